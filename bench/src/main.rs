@@ -1,0 +1,3 @@
+//! The engine against its rivals.
+#![forbid(unsafe_code)]
+fn main() {}

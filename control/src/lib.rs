@@ -1,0 +1,2 @@
+//! The task center.
+#![forbid(unsafe_code)]

@@ -1,0 +1,68 @@
+//! The journal: one file per job that says which ranges are durable, and what they hold.
+//!
+//! An unfinished journal is a checkpoint; a finished one is a receipt. `docs/format.md` owns the bytes. Memory holds
+//! one interval, never the whole list: runs are appended as they become durable and read back as a stream.
+
+use crate::error::named;
+use crate::extent::ByteRange;
+use crate::spec::DigestKind;
+use crate::volume::Identity;
+
+/// The digest of one leaf: XXH3-128 over its bytes.
+pub type LeafDigest = u128;
+
+/// What a journal says about its job, fixed when it is created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The volume that is read, as it was at the first start.
+    pub source: Identity,
+    /// The volume that is written. Its size and times are those at the first start.
+    pub destination: Identity,
+    /// Bytes of the copy: the source's size.
+    pub size_bytes: u64,
+    /// Bytes of a leaf, which is the block of the copy. The last leaf may be shorter.
+    pub leaf_bytes: u32,
+    /// Whether runs of data carry leaf digests.
+    pub digest: DigestKind,
+    /// When the job first started, in ns since the epoch.
+    pub started_ns: i64,
+}
+
+/// What a durable range holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Zeros only. Costs the same for a hole of any length.
+    Zeros,
+    /// Data, with the digest of each leaf in order.
+    Leaves(Vec<LeafDigest>),
+    /// Data that did not pass through the engine, or was not digested.
+    Undigested,
+}
+
+/// A durable range: starts at a multiple of the leaf size and ends at one or at the end of the copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Where.
+    pub range: ByteRange,
+    /// What.
+    pub content: Content,
+}
+
+named! {
+    /// How far a journal got.
+    JournalState {
+        /// A checkpoint.
+        Unfinished => "unfinished",
+        /// A receipt.
+        Finished => "finished",
+    }
+}
+
+/// The last record of a receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// BLAKE3 over the canonical sequence of leaves; `None` where some were not digested.
+    pub root: Option<[u8; 32]>,
+    /// When the job ended, in ns since the epoch.
+    pub finished_ns: i64,
+}

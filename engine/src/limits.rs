@@ -1,0 +1,55 @@
+//! Every bound of the engine, with its reason, and the relations that must hold between them.
+
+use std::time::Duration;
+
+/// The smallest block: the largest sector size of the volumes that are supported.
+pub(crate) const BLOCK_BYTES_MIN: u32 = 4 << 10;
+/// The largest block. A cancel waits for whole blocks, so this also bounds how long one takes.
+pub(crate) const BLOCK_BYTES_MAX: u32 = 64 << 20;
+/// Block for direct I/O: past it the rate no longer grows on the devices measured, and a cancel gets slower.
+pub(crate) const BLOCK_BYTES_DIRECT: u32 = 1 << 20;
+/// Block for cached copies and protected jobs: it stays in the second-level cache, and makes a finer window.
+pub(crate) const BLOCK_BYTES_SMALL: u32 = 256 << 10;
+
+/// Memory, file offsets and lengths of direct I/O are multiples of this where the volume does not say less is enough.
+pub(crate) const DIRECT_ALIGN_BYTES: u32 = 4 << 10;
+
+/// Buffers start at a multiple of this so that they are made of huge pages: direct I/O on small pages costs five
+/// times the CPU.
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Bytes of buffers per core by default. Deeper queues raise latency without raising the rate.
+pub(crate) const ARENA_BYTES_PER_CORE: u64 = 8 << 20;
+/// Slots per core. A slot's index must fit the token of an operation; 256 in flight saturate any device known.
+pub(crate) const SLOTS_PER_CORE_MAX: usize = 256;
+
+/// The smallest segment: below it cores would meet at the queue of segments too often.
+pub(crate) const SEGMENT_BYTES_MIN: u64 = 8 << 20;
+/// The largest segment, which is also the largest single request to zero a range: such a request cannot be
+/// cancelled, so it must stay short.
+pub(crate) const SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Segments queued ahead of the workers, per core: enough to hide a slow extent scan, small enough to stay cheap.
+pub(crate) const SEGMENTS_AHEAD_PER_CORE: usize = 8;
+/// Extents taken from a source in one scan.
+pub(crate) const EXTENTS_PER_SCAN: usize = 256;
+/// The largest piece cloned by one call, which cannot be cancelled either.
+pub(crate) const CLONE_BYTES_MAX: u64 = 1 << 30;
+
+/// Checkpoint at the latest after so many bytes: at most this much is copied again after a crash.
+pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Checkpoint at the latest after so long.
+pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
+
+/// How long a destination that is held by another copy is waited for.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How long an ending waits for operations in flight before it reports `quiesced: false` and leaks their memory.
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Deepest burst of a limited job: long enough to hide timer jitter, too short to be felt by others.
+pub(crate) const BURST: Duration = Duration::from_millis(20);
+/// How often workers look up from waiting, controllers adjust and jobs do their bookkeeping.
+pub(crate) const TICK: Duration = Duration::from_millis(20);
+
+const _: () = assert!(BLOCK_BYTES_MAX as u64 <= SEGMENT_BYTES_MAX, "a segment holds at least one block");
+const _: () = assert!(BLOCK_BYTES_DIRECT.is_power_of_two() && BLOCK_BYTES_SMALL.is_power_of_two());
+const _: () = assert!(DIRECT_ALIGN_BYTES <= BLOCK_BYTES_MIN, "a block is a whole number of aligned units");

@@ -1,0 +1,98 @@
+//! The seam between the engine and whatever carries out its operations.
+//!
+//! A [`Ring`] belongs to one worker. Operations are queued with [`Ring::push`], started and waited for with
+//! [`Ring::submit_and_wait`], and come back through [`Ring::reap`], each exactly once. Three faces: `uring` (io_uring),
+//! `threads` (a small pool of pread/pwrite threads, when io_uring is denied) and `sim` (seeded faults, in tests).
+//!
+//! **Ownership is the protocol.** An operation owns its [`Block`] from `push` until its [`Completion`] hands it back.
+//! Nobody can read, write, re-use or free a buffer that the kernel may still touch, because nobody has it. A ring that
+//! is dropped with operations in flight leaks their blocks, and with them the arena, instead of freeing them.
+
+use crate::buffer::Block;
+use nix::errno::Errno;
+use std::io;
+use std::time::Duration;
+
+/// The file an operation acts on: a descriptor number (or an index into the simulated world). Whoever pushes an
+/// operation keeps the volume behind it open until the completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId(pub(crate) i32);
+
+/// Time since the ring's clock started. Only differences mean anything.
+pub(crate) type Instant = Duration;
+
+/// What the owner of an operation recognises its completion by. Opaque to rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Token(pub(crate) u64);
+
+/// A part of a block that an operation fills or drains.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    /// Owned by the operation until it completes.
+    pub block: Block,
+    /// First byte within the block.
+    pub start: u32,
+    /// Bytes from there. Never 0, never past the block's end.
+    pub len: u32,
+}
+
+/// How a range is turned into zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ZeroMode {
+    /// Zeros that stay allocated.
+    Allocated,
+    /// Zeros without allocation.
+    Hole,
+}
+
+/// One operation.
+#[derive(Debug)]
+pub(crate) enum Op {
+    /// Read into the transfer from `offset` on. Completes with the bytes read; 0 at the end of the file.
+    Read { file: FileId, offset: u64, into: Transfer },
+    /// Write the transfer at `offset`. Completes with the bytes written.
+    Write { file: FileId, offset: u64, from: Transfer },
+    /// Make `offset..offset + len` read as zeros without changing the size. Completes with 0.
+    Zero { file: FileId, offset: u64, len: u64, mode: ZeroMode },
+    /// Make every write that completed before this was pushed durable. Completes with 0.
+    Flush { file: FileId },
+}
+
+/// The answer to one operation.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    /// As pushed.
+    pub token: Token,
+    /// Bytes moved (0 for zero and flush), or why not.
+    pub result: Result<u32, Errno>,
+    /// The operation's block, handed back.
+    pub block: Option<Block>,
+}
+
+/// A queue of operations of one worker. See the module's head for who owns what.
+pub(crate) trait Ring {
+    /// Queues an operation. Nothing starts before [`Ring::submit_and_wait`].
+    ///
+    /// # Panics
+    /// If more operations are in flight than the ring was made for: its owner counts its slots.
+    fn push(&mut self, token: Token, op: Op);
+
+    /// Starts everything queued and waits until `want` completions can be reaped or `limit` has passed. `want` is
+    /// clamped to the operations in flight; with 0 it does not wait. Returning early is allowed.
+    ///
+    /// # Errors
+    /// The ring itself is broken; operations that were started are still counted as in flight.
+    fn submit_and_wait(&mut self, want: usize, limit: Duration) -> io::Result<()>;
+
+    /// The next completion, if one has arrived.
+    fn reap(&mut self) -> Option<Completion>;
+
+    /// Operations pushed and not yet reaped.
+    fn in_flight(&self) -> usize;
+
+    /// The ring's clock.
+    fn now(&self) -> Instant;
+
+    /// System calls made so far.
+    fn syscalls(&self) -> u64;
+}

@@ -1,0 +1,123 @@
+//! Volumes: addressable bytes with a size.
+//!
+//! [`Volume`] is what the rest of the engine knows of one: everything a job must ask or change besides moving blocks.
+//! Moving blocks goes through a ring, which acts on [`Volume::file`]. Opening, locking, refusing and probing local
+//! volumes happens once, at the start of a job, in `open` and `route`; afterwards nobody asks what kind a volume is.
+
+mod identity;
+mod locator;
+
+pub use identity::Identity;
+pub use locator::Locator;
+
+use crate::error::{Operation, Result};
+use crate::extent::{ByteRange, Extent};
+use crate::ring::FileId;
+use std::fmt;
+
+/// What a volume is backed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VolumeKind {
+    /// A regular file.
+    File,
+    /// A block device.
+    Device,
+}
+
+/// Whether a range could be reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// It is, and reads as before (zeros where nothing was written).
+    Reserved,
+    /// The volume cannot reserve space; writes allocate as they go.
+    Unsupported,
+}
+
+/// An open volume.
+///
+/// All methods may block the calling thread and are called from job threads only, never from workers. The descriptor
+/// behind [`Volume::file`] stays open, and any lock it carries stays held, for as long as the value lives: whoever
+/// queues operations on it keeps the value until the kernel has answered all of them.
+pub trait Volume: Send + Sync + fmt::Debug {
+    /// How messages call it: the absolute path or URI.
+    fn name(&self) -> &str;
+
+    /// File or device.
+    fn kind(&self) -> VolumeKind;
+
+    /// Size in bytes when it was opened (or last resized by [`Volume::resize`]).
+    fn size_bytes(&self) -> u64;
+
+    /// What rings act on.
+    fn file(&self) -> FileId;
+
+    /// Offsets and lengths of operations on [`Volume::file`] must be multiples of this many bytes: 1 through the page
+    /// cache, a power of two up to 4096 with `O_DIRECT`.
+    fn align_bytes(&self) -> u32;
+
+    /// What it was when it was opened.
+    fn identity(&self) -> &Identity;
+
+    /// At most `max` extents from byte `from` on, in order and without gaps, the first one starting exactly at `from`,
+    /// the last one ending at or before `end`. Empty only if `from == end`. Volumes that cannot tell report data.
+    ///
+    /// # Errors
+    /// The scan failed; an offset past the end means the source shrank (`ESourceChanged`).
+    fn extents(&self, within: ByteRange, max: usize) -> Result<Vec<Extent>>;
+
+    /// Compares size, modification and change time with those at the start.
+    ///
+    /// # Errors
+    /// `ESourceChanged`, saying what changed.
+    fn check_unchanged(&self) -> Result<()>;
+
+    /// Reserves `range` without changing what it reads.
+    ///
+    /// # Errors
+    /// `ENoSpace` and whatever else the volume says, but not that it cannot.
+    fn allocate(&self, range: ByteRange) -> Result<Allocation>;
+
+    /// Sets the size of a file. A device is left alone.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn resize(&self, size_bytes: u64) -> Result<()>;
+
+    /// Makes the directory entry of a created file durable. A device has none.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn sync_parent(&self) -> Result<()>;
+
+    /// Shares `range` of `source` at the same place here. `range` starts at a multiple of the file system's block and
+    /// ends at one or at the end of the source.
+    ///
+    /// # Errors
+    /// `EUnsupported` where the two volumes cannot share.
+    fn clone_range(&self, source: &dyn Volume, range: ByteRange) -> Result<()>;
+
+    /// Makes later reads come from the device and not from memory, as far as the volume can; says what they come from.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn evict(&self) -> Result<ReadBack>;
+
+    /// A name for the operation on this volume in messages: "write /dev/sdb".
+    fn describe(&self, operation: Operation) -> String {
+        format!("{operation} {}", self.name())
+    }
+}
+
+/// Where the bytes of a verification come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadBack {
+    /// The device, past the page cache.
+    Device,
+    /// The device, as the cache was dropped first.
+    Evicted,
+    /// Memory: the volume has no other place (tmpfs).
+    Memory,
+    /// A server, which may answer from its memory.
+    Server,
+}
