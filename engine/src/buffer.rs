@@ -19,7 +19,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// One mapping, not yet cut.
 #[derive(Debug)]
@@ -133,14 +133,20 @@ impl Block {
         Ok(Arc::new(Arena::new(len)?).split(len, 1).pop().expect("the arena holds at least one block"))
     }
 
-    /// The address, for handing to the kernel together with ownership of the block.
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.start.as_ptr()
-    }
-
     /// Where the block lies in its arena, in bytes.
     pub(crate) fn offset_in_arena(&self) -> usize {
         self.start.as_ptr() as usize - self.arena.start.as_ptr() as usize
+    }
+
+    /// Whether the block was cut from that very arena, not from another one at the same address.
+    pub(crate) fn belongs_to(&self, arena: &Weak<Arena>) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.arena), arena.as_ptr())
+    }
+
+    /// How many blocks of its arena exist, this one included.
+    #[cfg(test)]
+    pub(crate) fn arena_users(&self) -> usize {
+        Arc::strong_count(&self.arena)
     }
 }
 
@@ -176,7 +182,7 @@ mod tests {
         let mut blocks = Arc::new(Arena::new(5 << 20).unwrap()).split(1 << 20, 5);
         assert_eq!(blocks.len(), 5);
         for (index, block) in blocks.iter_mut().enumerate() {
-            assert_eq!(block.as_mut_ptr() as usize % (1 << 20), 0);
+            assert_eq!(block.as_ptr() as usize % (1 << 20), 0);
             assert_eq!(block.offset_in_arena(), index << 20);
             block.fill(index as u8 + 1);
         }
@@ -187,8 +193,8 @@ mod tests {
 
     #[test]
     fn an_arena_starts_as_zeros_on_a_huge_page() {
-        let mut block = Block::alone(4096).unwrap();
-        assert_eq!(block.as_mut_ptr() as usize % HUGE_PAGE_BYTES, 0);
+        let block = Block::alone(4096).unwrap();
+        assert_eq!(block.as_ptr() as usize % HUGE_PAGE_BYTES, 0);
         assert!(block.iter().all(|&byte| byte == 0));
     }
 }

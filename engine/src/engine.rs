@@ -1,13 +1,35 @@
 //! The engine: worker threads that serve every job of the process.
+//!
+//! One engine per process is enough, and intended: its workers are pinned to cores, its memory is fixed when it
+//! starts (cores x slots x block), and any number of jobs share both, fairly by bytes.
 
-use crate::error::Result;
-use crate::job::JobHandle;
+use crate::buffer::{Arena, Block};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::job::control::Control;
+use crate::job::facilities::Facilities;
+use crate::job::round::lock;
+use crate::job::{JobHandle, JobState, compare, copy};
+use crate::journal::JournalService;
+use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, SLOTS_PER_CORE_MAX};
+use crate::progress::Report;
+use crate::ring::threads::ThreadRing;
+use crate::ring::uring::{UringConfig, UringRing};
 use crate::spec::{BlockSize, CopySpec, VerifySpec};
+use crate::worker::{EXTRA_OPERATIONS, Inbox, Worker};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+/// Threads of the pool that stands in for a ring, per core: enough to keep a device busy with 1 MiB blocks.
+const POOL_THREADS_PER_CORE: usize = 4;
 
 /// Which ring the workers use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Face {
-    /// io_uring, or threads where the host denies it.
+    /// io_uring, or threads where the host denies it (logged, and named in the report's `path`).
     #[default]
     Auto,
     /// io_uring, or starting fails with `EUnsupported`.
@@ -23,7 +45,8 @@ pub struct EngineConfig {
     pub cores: Option<usize>,
     /// Bytes of a slot: the largest block a job may use. Default 1 MiB.
     pub block_size: Option<BlockSize>,
-    /// Slots per core, 1 to 256: the queue depth. Default: 8 MiB worth of blocks, at least 8, at most 64.
+    /// Slots per core, 1 to 256: the queue depth. Default: 8 MiB worth of blocks, at least 4, at most 64. More raises
+    /// the memory, the latency of other users and of a cancel, and past the device's knee nothing else.
     pub depth: Option<usize>,
     /// Upper bound for all buffers together, in bytes: lowers the depth. Default: no bound of its own.
     pub memory_bytes: Option<u64>,
@@ -31,9 +54,23 @@ pub struct EngineConfig {
     pub face: Face,
 }
 
-/// Running workers. Dropping it stops them after their jobs have ended.
+/// Running workers. Dropping it waits for its jobs to end (cancel them first, or resume the paused ones), then stops
+/// the workers.
 #[derive(Debug)]
-pub struct Engine {}
+pub struct Engine {
+    facilities: Arc<Facilities>,
+    /// Threads of jobs, the ended ones until the next submission.
+    jobs: Mutex<Vec<JoinHandle<()>>>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// An [`EngineConfig`] that fits the host.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    block_bytes: u32,
+    slots: usize,
+    face: Face,
+}
 
 impl Engine {
     /// Starts the workers.
@@ -41,25 +78,222 @@ impl Engine {
     /// # Errors
     /// `EBadRequest` for a configuration outside its ranges; `EUnsupported` or `EOverloaded` if the host denies rings,
     /// threads or memory, with the remedy.
-    pub fn start(_config: EngineConfig) -> Result<Self> {
-        unimplemented!()
+    pub fn start(config: EngineConfig) -> Result<Self> {
+        let EngineConfig { cores, block_size, depth, memory_bytes, face } = config;
+        let cpus = usable_cpus();
+        let cores = cores.unwrap_or(cpus.len());
+        if cores == 0 || cores > cpus.len() {
+            return Err(Error::bad_request(format!(
+                "{cores} cores asked for, 1 to {} can be used by this process",
+                cpus.len()
+            )));
+        }
+        let block_bytes = block_size.map_or(BLOCK_BYTES_DIRECT, BlockSize::bytes);
+        let layout = Layout { block_bytes, slots: slots(block_bytes, depth, memory_bytes, cores)?, face };
+        let syscalls: Arc<[AtomicU64]> = (0..cores).map(|_| AtomicU64::new(0)).collect();
+        let crew: Arc<[Arc<Inbox>]> = (0..cores).map(|_| Arc::default()).collect();
+        let mut workers = Vec::new();
+        let mut threads = false;
+        let (ready, started) = channel();
+        for (index, (&cpu, inbox)) in cpus.iter().zip(crew.iter()).enumerate() {
+            let (inbox, syscalls, ready) = (Arc::clone(inbox), Arc::clone(&syscalls), ready.clone());
+            let body = move || serve(cpu, layout, inbox, &syscalls[index], &ready);
+            let spawned = std::thread::Builder::new().name(format!("worker-{index}")).spawn(body);
+            let spawned = spawned.inspect_err(|_| crew.iter().for_each(|inbox| inbox.stop()));
+            workers.push(
+                spawned.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a worker thread"))?,
+            );
+        }
+        drop(ready);
+        let mut failed = None;
+        for outcome in started.iter().take(cores) {
+            match outcome {
+                Ok(pool) => threads |= pool,
+                Err(error) => failed = Some(error),
+            }
+        }
+        let journals = match failed {
+            None => JournalService::start(),
+            Some(error) => Err(error),
+        };
+        let journals = journals.inspect_err(|_| crew.iter().for_each(|inbox| inbox.stop()))?;
+        let window_bytes = u64::from(block_bytes) * (layout.slots * cores) as u64;
+        let facilities = Facilities { crew, journals, block_bytes, window_bytes, threads, syscalls };
+        Ok(Self { facilities: Arc::new(facilities), jobs: Mutex::default(), workers })
     }
 
     /// Starts a copy. Everything that can go wrong with it is in its report.
     #[must_use]
-    pub fn submit(&self, _spec: CopySpec) -> JobHandle {
-        unimplemented!()
+    pub fn submit(&self, spec: CopySpec) -> JobHandle {
+        self.spawn(spec.limit_bytes_per_second, move |facilities, job| copy::copy(&spec, facilities, job))
     }
 
     /// Starts a comparison. Everything that can go wrong with it is in its report.
     #[must_use]
-    pub fn verify(&self, _spec: VerifySpec) -> JobHandle {
-        unimplemented!()
+    pub fn verify(&self, spec: VerifySpec) -> JobHandle {
+        self.spawn(spec.limit_bytes_per_second, move |facilities, job| compare::verify(&spec, facilities, job))
     }
 
     /// The number of workers.
     #[must_use]
     pub fn cores(&self) -> usize {
-        unimplemented!()
+        self.facilities.crew.len()
+    }
+
+    /// Gives the job a thread of its own.
+    fn spawn(
+        &self,
+        limit: Option<u64>,
+        body: impl FnOnce(&Facilities, &JobState) -> Report + Send + 'static,
+    ) -> JobHandle {
+        let job = Arc::new(JobState::new(Arc::new(Control::new(limit))));
+        let handle = JobHandle::new(Arc::clone(&job));
+        let (facilities, shared) = (Arc::clone(&self.facilities), Arc::clone(&job));
+        let spawned = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
+            let end = EndOfJob { job: &shared, cores: facilities.crew.len() };
+            let report = body(&facilities, &shared);
+            drop(facilities);
+            end.with(report);
+        });
+        match spawned {
+            Ok(thread) => {
+                let mut jobs = lock(&self.jobs);
+                jobs.retain(|job| !job.is_finished());
+                jobs.push(thread);
+            }
+            Err(error) => {
+                let error = Error::io(Side::Engine, Operation::Start, &error, "start a thread for the job")
+                    .with_code(Code::Overloaded);
+                job.end(Report::not_started(error, self.cores()));
+            }
+        }
+        handle
+    }
+}
+
+/// Sees to it that whoever waits for a job hears of its end, also if its thread panics where panics unwind.
+struct EndOfJob<'a> {
+    job: &'a JobState,
+    cores: usize,
+}
+
+impl EndOfJob<'_> {
+    fn with(self, report: Report) {
+        self.job.end(report);
+    }
+}
+
+impl Drop for EndOfJob<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error =
+                Error::internal(Operation::Stop, "the job's thread panicked: its words are on stderr").maybe_applied();
+            self.job.end(Report { quiesced: false, ..Report::not_started(error, self.cores) });
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Jobs first: between its two rounds a job has nothing with the workers, and still needs them.
+        for job in lock(&self.jobs).drain(..) {
+            let _ = job.join();
+        }
+        self.facilities.crew.iter().for_each(|inbox| inbox.stop());
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has said so; there is nothing left to wait for.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// A worker's thread, from its ring to its end. Says first whether the ring is the pool, or why there is none.
+fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, ready: &Sender<Result<bool>>) {
+    pin(cpu);
+    let refuse = |error| {
+        // Nobody hears it only if the engine's start was given up already.
+        let _ = ready.send(Err(error));
+    };
+    let arena = match Arena::new(layout.block_bytes as usize * layout.slots) {
+        Ok(arena) => Arc::new(arena),
+        Err(error) => return refuse(error),
+    };
+    let operations = layout.slots + 2 * EXTRA_OPERATIONS;
+    if layout.face != Face::Threads {
+        match UringRing::new(UringConfig { slots: operations, arena: Some(&arena) }) {
+            Ok(ring) => {
+                if ready.send(Ok(false)).is_ok() {
+                    Worker::new(ring, cut(arena, layout), inbox).run(syscalls);
+                }
+                return;
+            }
+            Err(denied) if layout.face == Face::Uring => {
+                let error =
+                    Error::new(Code::Unsupported, Side::Engine, Operation::Start, format!("no io_uring: {denied}"));
+                return refuse(error);
+            }
+            Err(denied) => tracing::warn!(%denied, "io_uring is not available: copying with threads"),
+        }
+    }
+    match ThreadRing::new(POOL_THREADS_PER_CORE, operations) {
+        Ok(ring) => {
+            if ready.send(Ok(true)).is_ok() {
+                Worker::new(ring, cut(arena, layout), inbox).run(syscalls);
+            }
+        }
+        Err(error) => refuse(Error::io(Side::Engine, Operation::Start, &error, "start a pool of I/O threads")),
+    }
+}
+
+fn cut(arena: Arc<Arena>, layout: Layout) -> Vec<Block> {
+    arena.split(layout.block_bytes as usize, layout.slots)
+}
+
+/// Keeps the thread, and the memory it touches first, on one core. Where that is not allowed it is only slower.
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}
+
+/// The CPUs this process may run on.
+fn usable_cpus() -> Vec<usize> {
+    let cpus: Vec<usize> = sched_getaffinity(Pid::from_raw(0)).map_or_else(
+        |_| Vec::new(),
+        |set| (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect(),
+    );
+    if cpus.is_empty() { (0..std::thread::available_parallelism().map_or(1, usize::from)).collect() } else { cpus }
+}
+
+fn slots(block_bytes: u32, depth: Option<usize>, memory: Option<u64>, cores: usize) -> Result<usize> {
+    let block = u64::from(block_bytes);
+    if let Some(depth) = depth.filter(|depth| *depth == 0 || *depth > SLOTS_PER_CORE_MAX) {
+        return Err(Error::bad_request(format!("depth {depth} is not between 1 and {SLOTS_PER_CORE_MAX}")));
+    }
+    let by_default = usize::try_from(ARENA_BYTES_PER_CORE / block).unwrap_or(SLOTS_PER_CORE_MAX).clamp(4, 64);
+    let wanted = depth.unwrap_or(by_default);
+    let Some(memory) = memory else { return Ok(wanted) };
+    match usize::try_from(memory / (block * cores as u64)).unwrap_or(usize::MAX) {
+        0 => Err(Error::bad_request(format!(
+            "{memory} bytes of memory do not hold one block of {block} bytes for each of {cores} cores: lower --block-size or --cores"
+        ))),
+        fit => Ok(wanted.min(fit)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_follows_the_block_and_the_memory() {
+        let mib = 1 << 20;
+        assert_eq!(slots(mib, None, None, 2), Ok(8));
+        assert_eq!(slots(64 << 10, None, None, 2), Ok(64));
+        assert_eq!(slots(64 << 20, None, None, 2), Ok(4));
+        assert_eq!(slots(mib, Some(200), Some(16 << 20), 2), Ok(8));
+        assert!(slots(mib, Some(0), None, 2).is_err() && slots(mib, Some(257), None, 2).is_err());
+        assert!(slots(mib, None, Some(mib.into()), 2).is_err());
     }
 }

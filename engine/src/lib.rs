@@ -1,14 +1,66 @@
 //! Copies storage volumes block by block through io_uring: one thread and one ring per core.
+//!
+//! An [`Engine`](engine::Engine) is started once per process. It takes a [`CopySpec`](spec::CopySpec), gives back a
+//! [`JobHandle`](job::JobHandle), and ends every job with a [`Report`](progress::Report): success means that every
+//! planned byte was read, written and flushed; anything else names a code, a side, an operation and a range.
+//!
+//! ```
+//! use blockhaul_engine::engine::{Engine, EngineConfig};
+//! use blockhaul_engine::job::Reason;
+//! use blockhaul_engine::progress::Status;
+//! use blockhaul_engine::spec::CopySpec;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let path = |name: &str| folder.path().join(name);
+//! std::fs::write(path("golden"), vec![7; 8 << 20])?;
+//!
+//! let engine = Engine::start(EngineConfig::default())?;
+//! let kept = engine.submit(CopySpec::new(path("golden").into(), path("kept").into()));
+//!
+//! // At 1 MiB a second the second copy cannot be done before it is cancelled.
+//! let slow = CopySpec { limit_bytes_per_second: Some(1 << 20), ..CopySpec::new(path("golden").into(), path("dropped").into()) };
+//! let dropped = engine.submit(slow);
+//! dropped.cancel(Reason::UserCancel);
+//!
+//! let report = kept.wait();
+//! assert_eq!(report.status, Status::Succeeded);
+//! assert_eq!(report.bytes.durable, report.bytes.planned);
+//!
+//! let report = dropped.wait();
+//! assert_eq!(report.status, Status::Cancelled);
+//! assert!(report.quiesced && report.bytes.durable < 8 << 20);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The way of the data
+//! ```text
+//! CopySpec -> Volume(source) -> ExtentMap (scanned in windows, ahead of the copy)
+//!                    Checkpoint (earlier run) --+--> Plan -> Segment ...
+//!             .------------------ one per core, no locks ------------------.
+//!  Segment -> | Worker -> Pipeline -> Slot(state) <-> Ring <-> kernel        | -> destination
+//!             '----- landed leaves ----------------------------------------'
+//!  Job <- landed leaves -> flush destination -> Journal (checkpoint, receipt) -> Progress / Report
+//! ```
+//! The modules below stand in that order; the seam is the ring, and buffers are owned by whoever may touch them.
 
-mod buffer;
-pub mod engine;
-pub mod error;
-pub mod extent;
-pub mod job;
-pub mod journal;
-mod limits;
-pub mod progress;
-mod ring;
-pub mod spec;
 pub mod units;
+mod limits;
+pub mod error;
+pub mod spec;
 pub mod volume;
+pub mod extent;
+mod plan;
+mod buffer;
+mod ring;
+mod channel;
+mod pipeline;
+mod worker;
+pub mod journal;
+pub mod progress;
+pub mod job;
+pub mod engine;
+pub mod host;
+#[cfg(test)]
+mod sim;

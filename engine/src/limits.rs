@@ -32,11 +32,16 @@ pub(crate) const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const SEGMENTS_AHEAD_PER_CORE: usize = 8;
 /// Extents taken from a source in one scan.
 pub(crate) const EXTENTS_PER_SCAN: usize = 256;
+/// Space reserved by one call: it cannot be cancelled, but large pieces are laid out better.
+pub(crate) const RESERVE_BYTES_MAX: u64 = 4 << 30;
 /// The largest piece cloned by one call, which cannot be cancelled either.
 pub(crate) const CLONE_BYTES_MAX: u64 = 1 << 30;
 
 /// Checkpoint at the latest after so many bytes: at most this much is copied again after a crash.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// Leaves that landed and are not recorded: past this a record is made whatever their bytes, past twice this no more
+/// are looked for. About 3 MiB.
+pub(crate) const LANDED_MAX: usize = 32 << 10;
 /// Checkpoint at the latest after so long.
 pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 

@@ -142,6 +142,33 @@ pub struct Report {
     pub journal: Option<String>,
 }
 
+impl Report {
+    /// The report of a job that could not even be started.
+    pub(crate) fn not_started(error: Error, cores: usize) -> Self {
+        Self {
+            status: Status::Failed,
+            quiesced: true,
+            error: Some(error),
+            bytes: Bytes::default(),
+            seconds: 0.0,
+            cpu_seconds: 0.0,
+            drain_seconds: 0.0,
+            rate_bytes_per_second: 0,
+            path: String::new(),
+            cores,
+            block_size_bytes: 0,
+            window_bytes_max: 0,
+            latency_us: LatencyUs::default(),
+            syscalls: 0,
+            digest: None,
+            digest_reason: None,
+            verified_from: None,
+            differences: Vec::new(),
+            journal: None,
+        }
+    }
+}
+
 fn digest_text<S: Serializer>(digest: &Option<[u8; 32]>, serializer: S) -> Result<S::Ok, S::Error> {
     match digest {
         Some(bytes) => serializer.serialize_str(&format_digest(bytes)),

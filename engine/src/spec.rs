@@ -239,6 +239,26 @@ impl CopySpec {
     }
 }
 
+impl CopySpec {
+    /// Finds wishes that contradict each other, whatever the volumes are. Jobs begin with it; callers may ask earlier.
+    ///
+    /// # Errors
+    /// `EBadRequest`, naming what does not go together.
+    pub fn check(&self) -> Result<()> {
+        if self.sync == Sync::No && (self.continuation == Continuation::Resume || self.receipt.is_some()) {
+            let what =
+                "a copy that is not flushed can neither be resumed nor leave a receipt: what is recorded is durable";
+            return Err(Error::bad_request(what));
+        }
+        if self.checkpoint_every.bytes == 0 || self.checkpoint_every.time.is_zero() {
+            return Err(Error::bad_request(
+                "a checkpoint interval of zero would record without end: name one above zero",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// What a volume is compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {

@@ -40,6 +40,29 @@ impl RangeSet {
         self.bytes += end - start;
     }
 
+    /// Takes every byte of `range` out; bytes that are not in the set stay out.
+    pub fn remove(&mut self, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
+        while let Some((&run_start, &run_end)) = self.runs.range(..range.end()).next_back() {
+            if run_end <= range.start() {
+                break;
+            }
+            self.runs.remove(&run_start);
+            self.bytes -= run_end - run_start;
+            for (start, end) in [(run_start, range.start()), (range.end(), run_end)] {
+                if start < end {
+                    self.runs.insert(start, end);
+                    self.bytes += end - start;
+                }
+            }
+            if run_start <= range.start() {
+                break;
+            }
+        }
+    }
+
     /// Number of bytes in the set.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -97,12 +120,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_the_set_of_its_bytes(ranges in prop::collection::vec((0_u64..60, 0_u64..20), 0..20), from in 0_u64..80, len in 0_u64..40) {
+        fn it_is_the_set_of_its_bytes(
+            ranges in prop::collection::vec((0_u64..60, 0_u64..20, prop::bool::weighted(0.7)), 0..20),
+            from in 0_u64..80,
+            len in 0_u64..40,
+        ) {
             let mut model = [false; 128];
             let mut set = RangeSet::new();
-            for (start, length) in ranges {
-                set.insert(ByteRange::at(start, length));
-                model[start as usize..(start + length) as usize].fill(true);
+            for (start, length, insert) in ranges {
+                let range = ByteRange::at(start, length);
+                if insert { set.insert(range) } else { set.remove(range) }
+                model[start as usize..(start + length) as usize].fill(insert);
             }
             let within = ByteRange::at(from, len);
             let missing: Vec<u64> = (within.start()..within.end()).filter(|&byte| !model[byte as usize]).collect();

@@ -1,10 +1,31 @@
 //! One copy or comparison inside the engine.
+//!
+//! A job has a thread of its own that opens, locks, refuses, plans, records and reports; it may block, and no block of
+//! data passes through it. What it shares with the workers is a `Round` for each pass over the volumes, and
+//! one `Control` for all of them.
+
+pub(crate) mod facilities;
+pub(crate) mod control;
+pub(crate) mod start;
+pub(crate) mod supply;
+pub(crate) mod round;
+pub(crate) mod conductor;
+pub(crate) mod ledger;
+pub(crate) mod pass;
+pub(crate) mod protection;
+pub(crate) mod account;
+pub(crate) mod copy;
+pub(crate) mod compare;
 
 use crate::error::named;
 use crate::progress::{Progress, Report};
+use control::Control;
+use round::lock;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 named! {
-    /// Why a job is to stop. The first reason given holds.
+    /// Why a job is to stop. The first reason given holds, and wins over errors that the stop itself provokes.
     Reason {
         /// The user asked.
         UserCancel => "ECancelled",
@@ -17,46 +38,101 @@ named! {
     }
 }
 
-/// The caller's end of a job. Dropping it cancels nothing.
+/// A job as its handles see it.
+#[derive(Debug)]
+pub(crate) struct JobState {
+    pub control: Arc<Control>,
+    report: Mutex<Option<Report>>,
+    ended: Condvar,
+}
+
+impl JobState {
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        Self { control, report: Mutex::default(), ended: Condvar::new() }
+    }
+
+    pub(crate) fn end(&self, report: Report) {
+        *lock(&self.report) = Some(report);
+        self.ended.notify_all();
+    }
+}
+
+/// The caller's end of a job. Clones are the same job. Dropping it cancels nothing.
 #[derive(Clone, Debug)]
-pub struct JobHandle {}
+pub struct JobHandle {
+    state: Arc<JobState>,
+}
 
 impl JobHandle {
+    pub(crate) fn new(state: Arc<JobState>) -> Self {
+        Self { state }
+    }
+
     /// Where it stands.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        unimplemented!()
+        self.state.control.progress()
     }
 
-    /// Changes the rate limit; `None` lifts it. Takes effect within 20 ms.
-    pub fn set_limit(&self, _bytes_per_second: Option<u64>) {
-        unimplemented!()
+    /// How its bytes travel, as in its report; `None` until that is chosen.
+    #[must_use]
+    pub fn path(&self) -> Option<String> {
+        self.state.control.path.get().cloned()
+    }
+
+    /// Changes the rate limit; `None` lifts it. Holds from the next block on. 0 is treated as 1 byte per second.
+    pub fn set_limit(&self, bytes_per_second: Option<u64>) {
+        self.state.control.bucket.set(bytes_per_second);
     }
 
     /// Issues no further block until [`JobHandle::resume`]. What is in flight completes.
     pub fn pause(&self) {
-        unimplemented!()
+        self.state.control.set_paused(true);
     }
 
     /// Goes on after [`JobHandle::pause`].
     pub fn resume(&self) {
-        unimplemented!()
+        self.state.control.set_paused(false);
     }
 
-    /// Asks the job to stop at the next block. Returns at once; [`JobHandle::wait`] says when it has stopped.
-    pub fn cancel(&self, _reason: Reason) {
-        unimplemented!()
+    /// Asks the job to stop at the next block. Returns at once; [`JobHandle::wait`] says when it has stopped, and
+    /// whether it had succeeded before. Also stops a job that waits for a lock or is paused.
+    pub fn cancel(&self, reason: Reason) {
+        self.state.control.cancel(reason);
     }
 
-    /// Waits for the end. Can be called from several threads and again later.
+    /// Waits for the end. Can be called from several threads, and again later.
     #[must_use]
     pub fn wait(&self) -> Report {
-        unimplemented!()
+        let mut report = lock(&self.state.report);
+        loop {
+            if let Some(report) = &*report {
+                return report.clone();
+            }
+            report = self.state.ended.wait(report).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
-    /// As [`JobHandle::wait`], for at most `limit`.
+    /// As [`JobHandle::wait`], but gives up after `limit` with `None`.
     #[must_use]
-    pub fn wait_for(&self, _limit: std::time::Duration) -> Option<Report> {
-        unimplemented!()
+    pub fn wait_for(&self, limit: Duration) -> Option<Report> {
+        let report = lock(&self.state.report);
+        let waited = self.state.ended.wait_timeout_while(report, limit, |report| report.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_length_of_time_can_be_waited() {
+        let state = Arc::new(JobState::new(Arc::new(Control::new(None))));
+        let job = JobHandle::new(Arc::clone(&state));
+        assert!(job.wait_for(Duration::ZERO).is_none());
+        let waiting = std::thread::spawn(move || job.wait_for(Duration::MAX));
+        state.end(Report::not_started(crate::error::Error::bad_request("x"), 1));
+        assert!(waiting.join().expect("no panic").is_some());
     }
 }

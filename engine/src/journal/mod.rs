@@ -3,6 +3,33 @@
 //! An unfinished journal is a checkpoint; a finished one is a receipt. `docs/format.md` owns the bytes. Memory holds
 //! one interval, never the whole list: runs are appended as they become durable and read back as a stream.
 
+pub(crate) mod append;
+#[cfg(test)]
+mod crash;
+mod disk;
+#[cfg(test)]
+mod documented;
+mod format;
+#[doc(hidden)]
+pub mod fuzz;
+mod place;
+mod read;
+mod record;
+mod root;
+mod runs;
+mod samples;
+mod service;
+#[cfg(test)]
+mod service_tests;
+mod span;
+mod writer;
+
+pub use place::default_checkpoint_path;
+pub(crate) use place::{Place, check_place};
+pub use read::JournalReader;
+pub use root::RootHasher;
+pub(crate) use service::{JournalFile, JournalService, Keep};
+
 use crate::error::named;
 use crate::extent::ByteRange;
 use crate::spec::DigestKind;
@@ -65,4 +92,19 @@ pub struct Finish {
     pub root: Option<[u8; 32]>,
     /// When the job ended, in ns since the epoch.
     pub finished_ns: i64,
+}
+
+impl Run {
+    /// The part of the run in `piece`, which lies inside of it and is made of whole leaves.
+    pub(crate) fn cut(&self, piece: ByteRange, leaf_bytes: u64) -> Self {
+        let content = match &self.content {
+            Content::Leaves(leaves) => {
+                let first = ((piece.start() - self.range.start()) / leaf_bytes) as usize;
+                let count = piece.len().div_ceil(leaf_bytes) as usize;
+                Content::Leaves(leaves[first..first + count].to_vec())
+            }
+            other => other.clone(),
+        };
+        Self { range: piece, content }
+    }
 }

@@ -8,6 +8,16 @@
 //! Nobody can read, write, re-use or free a buffer that the kernel may still touch, because nobody has it. A ring that
 //! is dropped with operations in flight leaks their blocks, and with them the arena, instead of freeing them.
 
+pub(crate) mod blocking;
+#[cfg(test)]
+mod contract;
+mod inflight;
+pub(crate) mod setup;
+#[cfg(test)]
+pub(crate) mod sim;
+pub(crate) mod threads;
+pub(crate) mod uring;
+
 use crate::buffer::Block;
 use nix::errno::Errno;
 use std::io;
@@ -20,6 +30,12 @@ pub struct FileId(pub(crate) i32);
 
 /// Time since the ring's clock started. Only differences mean anything.
 pub(crate) type Instant = Duration;
+
+/// The clock of all real rings, and of whoever talks to their workers: monotonic, since the first look at it.
+pub(crate) fn clock() -> Instant {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    START.get_or_init(std::time::Instant::now).elapsed()
+}
 
 /// What the owner of an operation recognises its completion by. Opaque to rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

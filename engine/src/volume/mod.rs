@@ -4,14 +4,42 @@
 //! Moving blocks goes through a ring, which acts on [`Volume::file`]. Opening, locking, refusing and probing local
 //! volumes happens once, at the start of a job, in `open` and `route`; afterwards nobody asks what kind a volume is.
 
+mod descriptor;
+mod device;
+mod file;
+pub(crate) mod filesystem;
 mod identity;
+mod local;
 mod locator;
+mod lock;
+mod node;
+mod open;
+mod resumable;
+pub(crate) mod route;
+mod same;
+mod space;
+#[cfg(test)]
+pub(crate) mod support;
+#[cfg(test)]
+mod tests;
+mod topology;
 
 pub use identity::Identity;
 pub use locator::Locator;
+pub use open::{open_source, open_verified};
+
+pub(crate) use descriptor::Descriptor;
+pub(crate) use device::{clone_range, write_without_waiting};
+pub(crate) use local::Local;
+pub(crate) use lock::Patience;
+pub(crate) use open::{DestinationContent, Opened, may_keep};
+pub(crate) use resumable::{is_destination, refuse_other};
+pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
+pub(crate) use space::refuse_full;
 
 use crate::error::{Operation, Result};
 use crate::extent::{ByteRange, Extent};
+use crate::limits::DIRECT_ALIGN_BYTES;
 use crate::ring::FileId;
 use std::fmt;
 
@@ -83,6 +111,12 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// As the file system says.
     fn resize(&self, size_bytes: u64) -> Result<()>;
 
+    /// Checks that the name of a file still leads to it. A device is known by its number, whatever its node is called.
+    ///
+    /// # Errors
+    /// `ENotFound` if the file was removed, renamed or replaced: its bytes are where nobody will look for them.
+    fn check_in_place(&self) -> Result<()>;
+
     /// Makes the directory entry of a created file durable. A device has none.
     ///
     /// # Errors
@@ -105,6 +139,15 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// A name for the operation on this volume in messages: "write /dev/sdb".
     fn describe(&self, operation: Operation) -> String {
         format!("{operation} {}", self.name())
+    }
+}
+
+/// Requests for zeros start and end at multiples of this. A device refuses parts of sectors, also where the page cache
+/// in front of it takes writes of any length; a file takes any range.
+pub(crate) fn zero_align(volume: &dyn Volume) -> u64 {
+    match volume.kind() {
+        VolumeKind::File => 1,
+        VolumeKind::Device => u64::from(volume.align_bytes().max(DIRECT_ALIGN_BYTES)),
     }
 }
 

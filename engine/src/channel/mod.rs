@@ -1,0 +1,82 @@
+//! An open path to one volume: what a worker needs to make operations on it, and to name what went wrong with them.
+//!
+//! A channel is _inline_ where the kernel would only hand its operations to a thread of its own (tmpfs, buffered ext4):
+//! then they run at submit, on the worker. It keeps its volume, and so the descriptor and the destination's lock, for as
+//! long as any worker has the round; a worker lets go of a round only when nothing of it is in flight. That is what it
+//! means that a channel has stopped.
+
+use crate::error::{Code, Effect, Error, Operation, Side};
+use crate::extent::ByteRange;
+use crate::pipeline::slot::Fault;
+use crate::ring::{FileId, Op, Transfer, ZeroMode};
+use crate::volume::{Volume, zero_align};
+use std::sync::Arc;
+
+/// How the operations of a channel start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// In the worker's ring.
+    Ring,
+    /// At once, on the worker.
+    Inline,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub start: Start,
+    /// Requests start and end at multiples of this many bytes.
+    pub align: u32,
+    /// Of requests for zeros; see [`zero_align`].
+    pub zero_align: u64,
+    file: FileId,
+    side: Side,
+    name: String,
+    /// Keeps the descriptor open.
+    _volume: Arc<dyn Volume>,
+}
+
+impl Channel {
+    pub(crate) fn new(side: Side, volume: &Arc<dyn Volume>, start: Start) -> Self {
+        Self {
+            start,
+            align: volume.align_bytes(),
+            zero_align: zero_align(&**volume),
+            file: volume.file(),
+            side,
+            name: volume.name().to_owned(),
+            _volume: Arc::clone(volume),
+        }
+    }
+
+    pub(crate) fn read(&self, offset: u64, into: Transfer) -> Op {
+        Op::Read { file: self.file, offset, into }
+    }
+
+    pub(crate) fn write(&self, offset: u64, from: Transfer) -> Op {
+        Op::Write { file: self.file, offset, from }
+    }
+
+    pub(crate) fn zero(&self, range: ByteRange, mode: ZeroMode) -> Op {
+        Op::Zero { file: self.file, offset: range.start(), len: range.len(), mode }
+    }
+
+    pub(crate) fn flush(&self) -> Op {
+        Op::Flush { file: self.file }
+    }
+
+    /// The error for an operation that failed.
+    pub(crate) fn fault(&self, operation: Operation, range: ByteRange, fault: Fault) -> Error {
+        let what = format!("{operation} {}", self.name);
+        let error = match (fault, operation, self.side) {
+            (Fault::Os(errno), ..) => Error::os(self.side, operation, errno, what),
+            (Fault::NoProgress, Operation::Read, Side::Source) => {
+                let message = format!("{what}: it ended before byte {}, it is shorter than at the start", range.end());
+                Error::new(Code::SourceChanged, self.side, operation, message)
+            }
+            (Fault::NoProgress, ..) => Error::new(Code::Io, self.side, operation, format!("{what}: no byte was moved")),
+        };
+        let effect = if operation == Operation::Read { Effect::NotApplied } else { Effect::Unknown };
+        Error { effect, ..error.at(range.start(), range.len()) }
+    }
+}

@@ -1,0 +1,193 @@
+//! What is known of a job while it runs, and its report when it has ended.
+
+use super::Reason;
+use super::conductor::{Conductor, Turn};
+use super::control::Control;
+use super::facilities::Facilities;
+use super::ledger::{FileLedger, Ledger};
+use super::round::Round;
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::pipeline::latency::Latency;
+use crate::progress::{Difference, Report, Status};
+use crate::ring::clock;
+use crate::volume::{ReadBack, Route};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is filled in while a job runs, and becomes its report.
+pub(crate) struct Account<'a> {
+    facilities: &'a Facilities,
+    control: &'a Control,
+    started: Duration,
+    cpu: Duration,
+    syscalls: u64,
+    latency: Latency,
+    path: String,
+    pub block_bytes: u32,
+    quiesced: bool,
+    drained_after: Duration,
+    pub digest: Option<[u8; 32]>,
+    pub digest_reason: Option<String>,
+    pub verified_from: Option<ReadBack>,
+    pub differences: Vec<Difference>,
+    pub journal: Option<String>,
+}
+
+impl<'a> Account<'a> {
+    pub(crate) fn open(facilities: &'a Facilities, control: &'a Control) -> Self {
+        control.conducted_here();
+        Self {
+            facilities,
+            control,
+            started: clock(),
+            cpu: cpu_time(),
+            syscalls: facilities.syscalls(),
+            latency: Latency::new(),
+            path: String::new(),
+            block_bytes: 0,
+            quiesced: true,
+            drained_after: Duration::ZERO,
+            digest: None,
+            digest_reason: None,
+            verified_from: None,
+            differences: Vec::new(),
+            journal: None,
+        }
+    }
+
+    /// Names the way of the bytes.
+    pub(crate) fn route(&mut self, route: &Route) {
+        self.name_path(route.to_string().replace("ring", self.ring()));
+    }
+
+    /// What the ring is called in a path.
+    pub(crate) fn ring(&self) -> &'static str {
+        if self.facilities.threads { "threads" } else { "ring" }
+    }
+
+    pub(crate) fn name_path(&mut self, path: String) {
+        let _ = self.control.path.set(path.clone());
+        self.path = path;
+    }
+
+    /// Leads a round to its end; gives back its ledger, which is closed as a checkpoint if the round did not complete.
+    pub(crate) fn conduct(&mut self, round: &Arc<Round>, mut conductor: Conductor<FileLedger>) -> Result<FileLedger> {
+        while let Turn::Wait(limit) = conductor.turn(clock()) {
+            if !limit.is_zero() {
+                std::thread::park_timeout(limit);
+            }
+        }
+        self.latency.merge(&round.latency());
+        self.drained_after = conductor.drain_time();
+        if !conductor.is_quiesced() {
+            self.quiesced = false;
+            // Its operations may still land: descriptors, and with them the lock, stay for the life of the process.
+            std::mem::forget(Arc::clone(round));
+        }
+        let outcome = outcome(round, &conductor);
+        let ledger = conductor.into_ledger();
+        let Err(error) = outcome else { return Ok(ledger) };
+        if self.quiesced
+            && let Err(error) = ledger.journal.close()
+        {
+            tracing::warn!(%error, "the checkpoint may be older than the report says");
+        }
+        Err(error)
+    }
+
+    /// The report.
+    pub(crate) fn close(self, outcome: Result<()>) -> Report {
+        let seconds = (clock() - self.started).as_secs_f64();
+        let bytes = self.control.bytes();
+        let (status, error) = judge(outcome, self.quiesced, self.differences.is_empty(), self.control.cancelled());
+        let moved = if status == Status::Succeeded { bytes.planned - bytes.resumed } else { bytes.written };
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate for people"
+        )]
+        let rate = if seconds > 0.0 { (moved as f64 / seconds) as u64 } else { 0 };
+        Report {
+            status,
+            quiesced: self.quiesced,
+            error,
+            bytes,
+            seconds,
+            cpu_seconds: cpu_time().saturating_sub(self.cpu).as_secs_f64(),
+            drain_seconds: self.drained_after.as_secs_f64(),
+            rate_bytes_per_second: rate,
+            path: self.path,
+            cores: self.facilities.crew.len(),
+            block_size_bytes: self.block_bytes,
+            window_bytes_max: self.control.window_max(),
+            latency_us: self.latency.summary(),
+            syscalls: self.facilities.syscalls() - self.syscalls,
+            digest: self.digest,
+            digest_reason: self.digest_reason,
+            verified_from: self.verified_from,
+            differences: self.differences,
+            journal: self.journal,
+        }
+    }
+}
+
+/// How a round that is over went: its first error, a stop that was asked for, or nothing if it is complete.
+pub(crate) fn outcome<L: Ledger>(round: &Round, conductor: &Conductor<L>) -> Result<()> {
+    if !conductor.is_quiesced() {
+        return Err(Error::new(
+            Code::Timeout,
+            Side::Engine,
+            Operation::Stop,
+            "a device did not answer within the drain limit: operations are still in flight and may land later; \
+             do not use the destination before this process has ended",
+        )
+        .maybe_applied());
+    }
+    if conductor.is_complete() {
+        return Ok(());
+    }
+    Err(round.failure().unwrap_or_else(|| stopped(round.control.cancelled())))
+}
+
+/// A stop that was asked for is the reason for whatever failed after it; completion beats interruption; and a job
+/// that is not quiet is never called interrupted, as nobody may take its place.
+pub(crate) fn judge(
+    outcome: Result<()>,
+    quiesced: bool,
+    same: bool,
+    cancelled: Option<Reason>,
+) -> (Status, Option<Error>) {
+    let error = match outcome {
+        Ok(()) if same => return (Status::Succeeded, None),
+        Ok(()) => return (Status::Differs, None),
+        Err(error) => error,
+    };
+    // What is known about the data no stop has provoked, and resuming would not heal it.
+    let cancelled = cancelled.filter(|_| !matches!(error.code, Code::VerifyMismatch | Code::SourceChanged));
+    match cancelled {
+        Some(Reason::UserCancel) if quiesced => (Status::Cancelled, Some(stopped(Some(Reason::UserCancel)))),
+        Some(reason) if quiesced => (Status::Interrupted, Some(stopped(Some(reason)))),
+        _ => (Status::Failed, Some(error)),
+    }
+}
+
+fn stopped(reason: Option<Reason>) -> Error {
+    let (code, what) = match reason {
+        Some(Reason::UserCancel) => (Code::Cancelled, "cancelled by the user"),
+        Some(Reason::RunnerInterrupt) => (Code::RunnerInterrupt, "interrupted: the runner stops"),
+        Some(Reason::LeaseLost) => (Code::LeaseLost, "interrupted: the right to write the destination was lost"),
+        Some(Reason::DeadlineExceeded) => (Code::Timeout, "interrupted: its deadline has passed"),
+        None => (Code::Internal, "the job ended without covering its volume and without an error"),
+    };
+    Error { retryable: reason.is_some(), ..Error::new(code, Side::Caller, Operation::Stop, what) }
+}
+
+fn cpu_time() -> Duration {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(Duration::ZERO, |usage| {
+        let us = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+        Duration::from_micros(u64::try_from(us).unwrap_or(0))
+    })
+}

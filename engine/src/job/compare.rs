@@ -1,0 +1,127 @@
+//! A comparison, of its own or at the end of a copy.
+
+use super::JobState;
+use super::account::Account;
+use super::control::Control;
+use super::copy::wall_clock_ns;
+use super::facilities::Facilities;
+use super::ledger::{FileLedger, Ledger};
+use super::pass::{Pair, Pass};
+use super::supply::Expectation;
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::journal::{Header, JournalReader, Place};
+use crate::limits::BLOCK_BYTES_DIRECT;
+use crate::progress::Report;
+use crate::ring::clock;
+use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
+use crate::volume::{Volume, VolumeKind, open_source, open_verified};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Runs a comparison to its end.
+pub(crate) fn verify(spec: &VerifySpec, facilities: &Facilities, job: &JobState) -> Report {
+    let mut account = Account::open(facilities, &job.control);
+    let outcome = compare(spec, facilities, &job.control, &mut account);
+    account.close(outcome)
+}
+
+impl Account<'_> {
+    /// A round that compares. Gives the root of what both hold, unless they differ.
+    pub(crate) fn compare(
+        &mut self,
+        facilities: &Facilities,
+        control: &Arc<Control>,
+        pair: &Pair<'_>,
+        expectation: Expectation,
+    ) -> Result<Option<[u8; 32]>> {
+        let header = Header {
+            source: pair.reference.identity().clone(),
+            destination: pair.target.identity().clone(),
+            size_bytes: pair.size,
+            leaf_bytes: pair.leaf,
+            digest: DigestKind::Xxh3,
+            started_ns: wall_clock_ns(),
+        };
+        let ledger = FileLedger::new(facilities.journals.create(Place::Scratch, &header)?, Arc::clone(control));
+        let pass = Pass::compare(pair, expectation, facilities.crew.len(), control);
+        let round = Arc::clone(&pass.round);
+        let conductor = pass.conducted(&facilities.crew, ledger, clock());
+        let ledger = self.conduct(&round, conductor)?;
+        self.differences = round.differences();
+        if self.differences.is_empty() { ledger.reader()?.root() } else { Ok(None) }
+    }
+}
+
+/// A comparison of its own.
+fn compare(
+    spec: &VerifySpec,
+    facilities: &Facilities,
+    control: &Arc<Control>,
+    account: &mut Account<'_>,
+) -> Result<()> {
+    let target = open_verified(&spec.volume, Side::Destination, spec.direct)?;
+    let wanted = spec.block_size.map_or(BLOCK_BYTES_DIRECT.min(facilities.block_bytes), |size| size.bytes());
+    let (reference, size, leaf, expectation) = match &spec.reference {
+        Reference::Volume(locator) => {
+            let reference = open_source(locator, spec.direct, LiveSource::Allow)?;
+            let size = reference.size_bytes();
+            (Arc::clone(&reference), size, wanted, Expectation::Volume(reference))
+        }
+        Reference::Receipt(path) => {
+            let receipt = JournalReader::open(path)?;
+            check_receipt(&receipt, path)?;
+            let Header { size_bytes, leaf_bytes, .. } = *receipt.header();
+            (Arc::clone(&target), size_bytes, leaf_bytes, Expectation::Journal(Box::new(receipt), None))
+        }
+    };
+    facilities.refuse_block(leaf)?;
+    account.block_bytes = leaf;
+    account.name_path(account.ring().to_owned());
+    control.counters.planned.store(size, Relaxed);
+    check_sizes(&spec.reference, &*reference, &*target, size)?;
+    account.verified_from = Some(target.evict()?);
+    let root = account.compare(
+        facilities,
+        control,
+        &Pair { reference: &reference, target: &target, size, leaf },
+        expectation,
+    )?;
+    account.digest = root;
+    account.digest_reason = root.is_none().then(|| "the volumes differ".to_owned());
+    Ok(())
+}
+
+fn check_receipt(receipt: &JournalReader, path: &Path) -> Result<()> {
+    match receipt.finish() {
+        Some(_) => Ok(()),
+        None => Err(Error::new(
+            Code::CheckpointCorrupt,
+            Side::Caller,
+            Operation::Journal,
+            format!(
+                "{} is the checkpoint of an unfinished copy, not a receipt: finish the copy with --resume --receipt first",
+                path.display()
+            ),
+        )),
+    }
+}
+
+/// Files must have one size; a device may be larger than what is compared with it.
+fn check_sizes(reference: &Reference, source: &dyn Volume, target: &dyn Volume, size: u64) -> Result<()> {
+    let found = target.size_bytes();
+    let larger_device = target.kind() == VolumeKind::Device && found > size;
+    if found == size || larger_device {
+        return Ok(());
+    }
+    let what = match reference {
+        Reference::Volume(_) => source.name().to_owned(),
+        Reference::Receipt(path) => format!("the copy of {}", path.display()),
+    };
+    Err(Error::new(
+        Code::SizeMismatch,
+        Side::Destination,
+        Operation::Verify,
+        format!("{} has {found} bytes, {what} has {size}", target.name()),
+    ))
+}

@@ -1,0 +1,200 @@
+//! The state of one job that its handle, its thread and all workers share, without locks.
+//!
+//! The cancellation token is one atomic that keeps the first reason given. Counters only grow; whoever reads several
+//! of them reads the later stage first, so that `issued >= written >= durable` holds in what they see.
+
+use super::Reason;
+use crate::pipeline::bucket::Bucket;
+use crate::progress::{Bytes, Progress};
+use std::sync::OnceLock;
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
+use std::thread::Thread;
+
+/// Bytes of a job by stage and by what was done with them. See [`Progress`] and [`Bytes`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub planned: AtomicU64,
+    pub issued: AtomicU64,
+    pub landed: AtomicU64,
+    pub durable: AtomicU64,
+    pub verified: AtomicU64,
+    pub read: AtomicU64,
+    pub written: AtomicU64,
+    pub zeroed: AtomicU64,
+    pub skipped: AtomicU64,
+    pub cloned: AtomicU64,
+    pub resumed: AtomicU64,
+    pub rate: AtomicU64,
+}
+
+/// What steers a job from outside, and what it shows.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// 0, or one more than the position of the first reason in [`Reason::ALL`].
+    reason: AtomicU8,
+    paused: AtomicBool,
+    pub bucket: Bucket,
+    pub counters: Counters,
+    /// Bytes that may be in flight; `u64::MAX` unless a protection narrows it.
+    window: AtomicU64,
+    in_flight: AtomicU64,
+    in_flight_max: AtomicU64,
+    /// How the bytes travel, once the probes have chosen.
+    pub path: OnceLock<String>,
+    /// Where data landed last, plus one; 0: nowhere yet.
+    sample: AtomicU64,
+    /// The thread that conducts the job; woken when something happened that it waits for.
+    conductor: OnceLock<Thread>,
+}
+
+impl Control {
+    pub(crate) fn new(limit_bytes_per_second: Option<u64>) -> Self {
+        Self {
+            reason: AtomicU8::new(0),
+            paused: AtomicBool::new(false),
+            bucket: Bucket::new(limit_bytes_per_second),
+            counters: Counters::default(),
+            window: AtomicU64::new(u64::MAX),
+            in_flight: AtomicU64::new(0),
+            in_flight_max: AtomicU64::new(0),
+            path: OnceLock::new(),
+            sample: AtomicU64::new(0),
+            conductor: OnceLock::new(),
+        }
+    }
+
+    /// Makes the calling thread the one that [`Control::notify`] wakes.
+    pub(crate) fn conducted_here(&self) {
+        let _ = self.conductor.set(std::thread::current());
+    }
+
+    /// Wakes the conductor.
+    pub(crate) fn notify(&self) {
+        if let Some(thread) = self.conductor.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Asks for a stop. The first reason holds.
+    pub(crate) fn cancel(&self, reason: Reason) {
+        let position = Reason::ALL.iter().position(|&each| each == reason).expect("every reason is listed");
+        let code = u8::try_from(position + 1).expect("there are few reasons");
+        let _ = self.reason.compare_exchange(0, code, AcqRel, Acquire);
+        self.notify();
+    }
+
+    /// Why the job is to stop, if it is.
+    pub(crate) fn cancelled(&self) -> Option<Reason> {
+        match self.reason.load(Acquire) {
+            0 => None,
+            code => Some(Reason::ALL[usize::from(code) - 1]),
+        }
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Release);
+        self.notify();
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Acquire)
+    }
+
+    pub(crate) fn set_window(&self, bytes: u64) {
+        self.window.store(bytes, Relaxed);
+    }
+
+    /// Takes room for `bytes` in the window; the first block always fits, so that a copy never starves.
+    pub(crate) fn enter(&self, bytes: u64) -> bool {
+        let window = self.window.load(Relaxed);
+        let entered = self.in_flight.fetch_update(Relaxed, Relaxed, |before| {
+            (before == 0 || before.saturating_add(bytes) <= window).then_some(before + bytes)
+        });
+        if let Ok(before) = entered {
+            self.in_flight_max.fetch_max(before + bytes, Relaxed);
+        }
+        entered.is_ok()
+    }
+
+    /// Gives room back.
+    pub(crate) fn leave(&self, bytes: u64) {
+        self.in_flight.fetch_sub(bytes, Relaxed);
+    }
+
+    pub(crate) fn window_max(&self) -> u64 {
+        self.in_flight_max.load(Relaxed)
+    }
+
+    /// Remembers a block that holds data, for probes.
+    pub(crate) fn note_data(&self, offset: u64) {
+        self.sample.store(offset + 1, Relaxed);
+    }
+
+    /// A block that holds data on both sides.
+    pub(crate) fn sample(&self) -> Option<u64> {
+        self.sample.load(Relaxed).checked_sub(1)
+    }
+
+    /// Counts bytes that need no I/O through all stages up to `landed`.
+    pub(crate) fn pass(&self, bytes: u64) {
+        self.counters.issued.fetch_add(bytes, Release);
+        self.counters.landed.fetch_add(bytes, Release);
+    }
+
+    /// Where the job stands.
+    pub(crate) fn progress(&self) -> Progress {
+        let counters = &self.counters;
+        let (durable, verified) = (counters.durable.load(Acquire), counters.verified.load(Acquire));
+        let written = counters.landed.load(Acquire);
+        let issued = counters.issued.load(Acquire);
+        let planned = counters.planned.load(Acquire);
+        let rate = counters.rate.load(Relaxed);
+        #[allow(clippy::cast_precision_loss, reason = "an estimate")]
+        let eta_seconds = (rate > 0).then(|| planned.saturating_sub(written) as f64 / rate as f64);
+        Progress { planned, issued, written, durable, verified, rate_bytes_per_second: rate, eta_seconds }
+    }
+
+    /// What was done with the bytes.
+    pub(crate) fn bytes(&self) -> Bytes {
+        let counters = &self.counters;
+        let of = |counter: &AtomicU64| counter.load(Acquire);
+        Bytes {
+            planned: of(&counters.planned),
+            read: of(&counters.read),
+            written: of(&counters.written),
+            zeroed: of(&counters.zeroed),
+            skipped: of(&counters.skipped),
+            cloned: of(&counters.cloned),
+            resumed: of(&counters.resumed),
+            durable: of(&counters.durable),
+            verified: of(&counters.verified),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_reason_holds() {
+        let control = Control::new(None);
+        assert_eq!(control.cancelled(), None);
+        control.cancel(Reason::LeaseLost);
+        control.cancel(Reason::UserCancel);
+        assert_eq!(control.cancelled(), Some(Reason::LeaseLost));
+    }
+
+    #[test]
+    fn a_window_smaller_than_a_block_lets_one_through() {
+        let control = Control::new(None);
+        control.set_window(10);
+        assert!(control.enter(100));
+        assert!(!control.enter(1));
+        control.leave(100);
+        assert!(control.enter(5) && control.enter(5) && !control.enter(1));
+        assert_eq!(control.window_max(), 100);
+    }
+}

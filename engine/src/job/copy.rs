@@ -1,0 +1,228 @@
+//! A copy from its spec to its report: what the job's thread does, in order.
+
+use super::JobState;
+use super::account::Account;
+use super::control::Control;
+use super::facilities::Facilities;
+use super::ledger::{FileLedger, Ledger};
+use super::pass::{CopyStart, Pair, Pass};
+use super::protection::Protection;
+use super::start::{Prepared, prepare};
+use super::supply::Expectation;
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Place};
+use crate::limits::BLOCK_BYTES_DIRECT;
+use crate::progress::{Difference, Report};
+use crate::ring::clock;
+use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, Sync, Verify};
+use crate::volume::{Volume, is_destination, open_verified, refuse_other};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Runs a copy to its end.
+pub(crate) fn copy(spec: &CopySpec, facilities: &Facilities, job: &JobState) -> Report {
+    let mut account = Account::open(facilities, &job.control);
+    let outcome =
+        Copy { spec, facilities, control: &job.control, account: &mut account, marker: None, protection: None }.run();
+    account.close(outcome)
+}
+
+/// A copy under way.
+struct Copy<'a, 'b> {
+    spec: &'a CopySpec,
+    facilities: &'a Facilities,
+    control: &'a Arc<Control>,
+    account: &'b mut Account<'a>,
+    /// The journal of a copy that records nothing in it.
+    marker: Option<JournalFile>,
+    /// Until the end: a verification reads as much as the copy did.
+    protection: Option<Protection>,
+}
+
+impl Copy<'_, '_> {
+    fn run(&mut self) -> Result<()> {
+        if self.was_finished()? {
+            return Ok(());
+        }
+        let control = Arc::clone(self.control);
+        let prepared = prepare(&fitted(self.spec, self.facilities)?, &self.facilities.journals, &|| {
+            control.cancelled().is_some()
+        })?;
+        self.facilities.refuse_block(prepared.leaf_bytes)?;
+        self.account.block_bytes = prepared.leaf_bytes;
+        self.account.route(&prepared.route);
+        if let Checkpoint::File(path) = &self.spec.checkpoint {
+            self.account.journal = Some(path.display().to_string());
+        }
+        let (source, destination) = (Arc::clone(&prepared.source), Arc::clone(&prepared.destination));
+        let (created, leaf_bytes) = (prepared.created, prepared.leaf_bytes);
+        let ledger = self.move_blocks(prepared)?;
+        destination.check_in_place()?;
+        if self.spec.sync == Sync::Yes && created {
+            destination.sync_parent()?;
+        }
+        let mut root = ledger.reader()?.root()?;
+        if self.spec.verify == Verify::Yes {
+            root = self.check(&ledger, &source, &destination, leaf_bytes)?.or(root);
+        }
+        self.name_digest(root);
+        self.finish(ledger, root)
+    }
+
+    /// Whether an earlier run finished the copy and was killed before it had put its journal away; does that then. Only
+    /// if both volumes are those of that copy: a receipt that was kept says nothing about a source of today.
+    fn was_finished(&mut self) -> Result<bool> {
+        let (Checkpoint::File(path), Continuation::Resume) = (&self.spec.checkpoint, self.spec.continuation) else {
+            return Ok(false);
+        };
+        let Ok(journal) = JournalReader::open(path) else { return Ok(false) };
+        if journal.state() != JournalState::Finished {
+            return Ok(false);
+        }
+        let header = journal.header();
+        let destination = open_verified(&self.spec.destination, Side::Destination, Direct::No)?;
+        if !is_destination(header, destination.identity()) {
+            let message = format!(
+                "{} is the receipt of a copy to another destination, {}",
+                path.display(),
+                header.destination.name
+            );
+            return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
+                .advise("name another file with --checkpoint"));
+        }
+        let source = open_verified(&self.spec.source, Side::Source, Direct::No)?;
+        refuse_other(header, journal.durable(), &*source, &*destination)?;
+        let (size, leaf_bytes) = (header.size_bytes, header.leaf_bytes);
+        drop(journal);
+        let finish = self.facilities.journals.finish_again(path, self.keep())?;
+        self.account.block_bytes = leaf_bytes;
+        let counters = &self.control.counters;
+        [&counters.planned, &counters.resumed, &counters.durable]
+            .iter()
+            .for_each(|counter| counter.store(size, Relaxed));
+        self.control.pass(size);
+        self.name_digest(finish.root);
+        self.account.journal = self.receipt();
+        Ok(true)
+    }
+
+    fn keep(&self) -> Keep<'_> {
+        match (&self.spec.receipt, &self.spec.checkpoint) {
+            (None, _) => Keep::No,
+            (Some(receipt), Checkpoint::File(checkpoint)) if receipt == checkpoint => Keep::InPlace,
+            (Some(receipt), _) => Keep::At(receipt),
+        }
+    }
+
+    fn receipt(&self) -> Option<String> {
+        self.spec.receipt.as_ref().map(|path| path.display().to_string())
+    }
+
+    /// The round that copies.
+    fn move_blocks(&mut self, prepared: Prepared) -> Result<FileLedger> {
+        let Prepared {
+            source,
+            destination,
+            created: _,
+            route,
+            leaf_bytes,
+            journal,
+            earlier,
+            durable,
+            known_zero,
+            tail,
+        } = prepared;
+        let digest = earlier.map_or(self.spec.digest, |earlier| earlier.header().digest);
+        self.protection = self.spec.protect.map(|target| {
+            Protection::start(
+                target,
+                &source,
+                &destination,
+                leaf_bytes,
+                self.facilities.window_bytes,
+                Arc::clone(self.control),
+            )
+        });
+        let journal = self.recorded_in(journal)?;
+        let start = CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail };
+        let Facilities { crew, window_bytes, .. } = self.facilities;
+        let pass = Pass::copy(self.spec, start, crew.len(), *window_bytes, self.control);
+        let round = Arc::clone(&pass.round);
+        let conductor = pass.conducted(crew, FileLedger::new(journal, Arc::clone(self.control)), clock());
+        self.account.conduct(&round, conductor)
+    }
+
+    /// Where ranges are recorded: the job's journal, unless nothing is flushed. Then the journal says no more than that
+    /// there is an unfinished copy, and what landed is kept aside for the digest.
+    fn recorded_in(&mut self, journal: JournalFile) -> Result<JournalFile> {
+        if self.spec.sync == Sync::Yes || self.spec.checkpoint == Checkpoint::None {
+            return Ok(journal);
+        }
+        let aside = self.facilities.journals.create(Place::Scratch, journal.reader()?.header())?;
+        self.marker = Some(journal);
+        Ok(aside)
+    }
+
+    /// The round that reads back. Gives the root of what it saw, where the copy itself saw no data.
+    fn check(
+        &mut self,
+        ledger: &FileLedger,
+        source: &Arc<dyn Volume>,
+        destination: &Arc<dyn Volume>,
+        leaf: u32,
+    ) -> Result<Option<[u8; 32]>> {
+        self.account.verified_from = Some(destination.evict()?);
+        let expectation = Expectation::Journal(Box::new(ledger.reader()?), Some(Arc::clone(source)));
+        let pair = Pair { reference: source, target: destination, size: source.size_bytes(), leaf };
+        let root = self.account.compare(self.facilities, self.control, &pair, expectation)?;
+        match self.account.differences.first().copied() {
+            None => Ok(root),
+            Some(Difference { offset, length }) => Err(Error::new(
+                Code::VerifyMismatch,
+                Side::Destination,
+                Operation::Verify,
+                format!("{} does not hold what was written to it", destination.name()),
+            )
+            .at(offset, length)
+            .advise("do not use it; copy again with --restart, and suspect the device or its path")),
+        }
+    }
+
+    fn name_digest(&mut self, root: Option<[u8; 32]>) {
+        self.account.digest = root;
+        self.account.digest_reason = root.is_none().then(|| match self.spec.digest {
+            DigestKind::None => "switched off by --digest none".to_owned(),
+            DigestKind::Xxh3 => {
+                "the data, or a part of it, did not pass through the engine; --verify reads it".to_owned()
+            }
+        });
+    }
+
+    /// The end of a copy that is complete: the journal becomes a receipt or goes away.
+    fn finish(&mut self, ledger: FileLedger, root: Option<[u8; 32]>) -> Result<()> {
+        self.account.journal = self.receipt();
+        let finish = Finish { root, finished_ns: wall_clock_ns() };
+        ledger.journal.finish(finish, self.keep())?;
+        self.marker.take().map_or(Ok(()), |marker| marker.finish(finish, Keep::No))
+    }
+}
+
+/// The spec without contradictions, with a block that fits the engine's slots.
+fn fitted(spec: &CopySpec, facilities: &Facilities) -> Result<CopySpec> {
+    spec.check()?;
+    let mut spec = spec.clone();
+    match spec.block_size {
+        Some(size) => facilities.refuse_block(size.bytes())?,
+        None if facilities.block_bytes < BLOCK_BYTES_DIRECT => {
+            spec.block_size = Some(BlockSize::new(facilities.block_bytes.into())?)
+        }
+        None => {}
+    }
+    Ok(spec)
+}
+
+/// Now, in ns since the epoch.
+pub(crate) fn wall_clock_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,40 @@
+//! What the engine lends to its jobs.
+
+use super::conductor::Crew;
+use crate::error::{Error, Result};
+use crate::journal::JournalService;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What jobs need of their engine.
+#[derive(Debug)]
+pub(crate) struct Facilities {
+    pub crew: Crew,
+    pub journals: JournalService,
+    /// Bytes of a slot.
+    pub block_bytes: u32,
+    /// Bytes of all slots together: the most that can be in flight.
+    pub window_bytes: u64,
+    /// Whether the ring is the pool of threads.
+    pub threads: bool,
+    /// System calls of each worker so far.
+    pub syscalls: Arc<[AtomicU64]>,
+}
+
+impl Facilities {
+    /// Of all workers together.
+    pub(crate) fn syscalls(&self) -> u64 {
+        self.syscalls.iter().map(|count| count.load(Relaxed)).sum()
+    }
+
+    /// Refuses blocks that do not fit a slot.
+    pub(crate) fn refuse_block(&self, bytes: u32) -> Result<()> {
+        if bytes <= self.block_bytes {
+            return Ok(());
+        }
+        Err(Error::bad_request(format!(
+            "blocks of {bytes} bytes are needed, the engine was started for {}: raise --block-size",
+            self.block_bytes
+        )))
+    }
+}

@@ -1,0 +1,54 @@
+//! Where a job's durable ranges are recorded: the journal's file, or the simulation's.
+
+use super::control::Control;
+use super::round::lock;
+use crate::error::Result;
+use crate::journal::{JournalFile, JournalReader, Run};
+use std::sync::{Arc, Mutex};
+
+/// One append at a time: [`Ledger::append`], then [`Ledger::appended`] until it answers.
+pub(crate) trait Ledger {
+    /// Starts recording runs, which are in ascending order.
+    fn append(&mut self, runs: Vec<Run>);
+
+    /// The outcome of the append, once it is recorded durably.
+    fn appended(&mut self) -> Option<Result<()>>;
+
+    /// What was recorded so far.
+    ///
+    /// # Errors
+    /// As [`JournalReader::open`].
+    fn reader(&self) -> Result<JournalReader>;
+}
+
+/// A journal's file, with the place where its thread leaves outcomes.
+#[derive(Debug)]
+pub(crate) struct FileLedger {
+    pub journal: JournalFile,
+    control: Arc<Control>,
+    outcome: Arc<Mutex<Option<Result<()>>>>,
+}
+
+impl FileLedger {
+    pub(crate) fn new(journal: JournalFile, control: Arc<Control>) -> Self {
+        Self { journal, control, outcome: Arc::default() }
+    }
+}
+
+impl Ledger for FileLedger {
+    fn append(&mut self, runs: Vec<Run>) {
+        let (outcome, control) = (Arc::clone(&self.outcome), Arc::clone(&self.control));
+        self.journal.append(runs, move |result| {
+            *lock(&outcome) = Some(result);
+            control.notify();
+        });
+    }
+
+    fn appended(&mut self) -> Option<Result<()>> {
+        lock(&self.outcome).take()
+    }
+
+    fn reader(&self) -> Result<JournalReader> {
+        self.journal.reader()
+    }
+}

@@ -1,0 +1,156 @@
+//! What a pass over two volumes is made of: the part of its start that touches nothing.
+//!
+//! The job's thread and the simulation build their rounds here, so that what is simulated is what runs.
+
+use super::conductor::{Conductor, Crew, Recording};
+use super::control::Control;
+use super::ledger::Ledger;
+use super::round::{Round, Terms};
+use super::supply::{CloneSupply, CompareSupply, CopySupply, Expectation, Reserve, Supply, ZeroPlan};
+use crate::channel::{Channel, Start};
+use crate::error::Side;
+use crate::extent::RangeSet;
+use crate::limits::SEGMENTS_AHEAD_PER_CORE;
+use crate::plan::Planner;
+use crate::ring::{Instant, ZeroMode};
+use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync};
+use crate::volume::route::{Cache, Lane, Offload, Route, Submit};
+use crate::volume::{KnownZero, Volume, VolumeKind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A round that nobody leads yet.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    pub round: Arc<Round>,
+    supply: Box<dyn Supply>,
+    recording: Recording,
+    done: u64,
+}
+
+/// What a copy starts from.
+#[derive(Debug)]
+pub(crate) struct CopyStart {
+    pub source: Arc<dyn Volume>,
+    pub destination: Arc<dyn Volume>,
+    pub route: Route,
+    pub leaf_bytes: u32,
+    /// Of the journal, which keeps the one it was started with: leaves with and without do not mix.
+    pub digest: DigestKind,
+    /// Never touched again.
+    pub durable: RangeSet,
+    pub known_zero: KnownZero,
+    /// See [`Terms::tail`].
+    pub tail: Vec<u8>,
+}
+
+/// Two volumes to compare.
+#[derive(Debug)]
+pub(crate) struct Pair<'a> {
+    pub reference: &'a Arc<dyn Volume>,
+    pub target: &'a Arc<dyn Volume>,
+    pub size: u64,
+    pub leaf: u32,
+}
+
+impl Pass {
+    /// The pass that copies, by `cores` workers whose slots hold `window_bytes`. Counts what was resumed.
+    pub(crate) fn copy(
+        spec: &CopySpec,
+        start: CopyStart,
+        cores: usize,
+        window_bytes: u64,
+        control: &Arc<Control>,
+    ) -> Self {
+        let CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail } = start;
+        let (size, done) = (source.size_bytes(), durable.bytes());
+        count_resumed(control, size, done, spec.sync);
+        let recording = recording(spec);
+        let known_zero = known_zero == KnownZero::Everything;
+        let terms = Terms {
+            size,
+            block_bytes: leaf_bytes,
+            digest: digest == DigestKind::Xxh3,
+            known_zero,
+            zero_mode: if spec.sparse == Sparse::Auto { ZeroMode::Hole } else { ZeroMode::Allocated },
+            tail,
+            unrecorded_max: recording.every.bytes.saturating_add(window_bytes),
+            copies: true,
+            low_water: low_water(cores),
+        };
+        let (from, to) =
+            (channel(Side::Source, &source, route.source), channel(Side::Destination, &destination, route.destination));
+        let supply: Box<dyn Supply> = if route.offload == Some(Offload::Reflink) {
+            Box::new(CloneSupply::new(source, destination, &durable))
+        } else {
+            let planner = Planner::new(size, leaf_bytes, cores, durable);
+            let zeros = if known_zero { ZeroPlan::Skip } else { ZeroPlan::Request };
+            let reserve = reserve(spec.sparse, &*destination, route.destination);
+            Box::new(CopySupply::new(source, destination, planner, zeros, reserve))
+        };
+        Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done }
+    }
+
+    /// The pass that compares, by `cores` workers.
+    pub(crate) fn compare(pair: &Pair<'_>, expectation: Expectation, cores: usize, control: &Arc<Control>) -> Self {
+        let terms = Terms {
+            size: pair.size,
+            block_bytes: pair.leaf,
+            digest: true,
+            known_zero: false,
+            zero_mode: ZeroMode::Hole,
+            tail: Vec::new(),
+            unrecorded_max: u64::MAX,
+            copies: false,
+            low_water: low_water(cores),
+        };
+        let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, Start::Ring);
+        let (from, to) = (channel(Side::Source, pair.reference), channel(Side::Destination, pair.target));
+        let supply = Box::new(CompareSupply::new(expectation, Arc::clone(pair.target), pair.size, pair.leaf));
+        let recording = Recording { every: CheckpointEvery::default(), flush_each: false, flush_last: false };
+        Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done: 0 }
+    }
+
+    /// Hands the round to the crew; the conductor leads it from there.
+    pub(crate) fn conducted<L: Ledger>(self, crew: &Crew, ledger: L, now: Instant) -> Conductor<L> {
+        Conductor::new(self.round, Arc::clone(crew), self.supply, ledger, self.recording, self.done, now)
+    }
+}
+
+fn count_resumed(control: &Control, size: u64, done: u64, sync: Sync) {
+    let counters = &control.counters;
+    counters.planned.store(size, Relaxed);
+    counters.resumed.store(done, Relaxed);
+    control.pass(done);
+    if sync == Sync::Yes {
+        counters.durable.store(done, Relaxed);
+    }
+}
+
+fn recording(spec: &CopySpec) -> Recording {
+    let sync = spec.sync == Sync::Yes;
+    let is_checkpoint = sync && spec.checkpoint != Checkpoint::None;
+    let every = if is_checkpoint { spec.checkpoint_every } else { CheckpointEvery::default() };
+    Recording { every, flush_each: is_checkpoint, flush_last: sync }
+}
+
+fn low_water(cores: usize) -> usize {
+    SEGMENTS_AHEAD_PER_CORE * cores / 2
+}
+
+fn channel(side: Side, volume: &Arc<dyn Volume>, lane: Lane) -> Channel {
+    let start = match lane.submit {
+        Submit::Ring => Start::Ring,
+        Submit::Inline => Start::Inline,
+    };
+    Channel::new(side, volume, start)
+}
+
+/// Direct writes want their space laid out beforehand; the page cache does that by itself.
+fn reserve(sparse: Sparse, destination: &dyn Volume, lane: Lane) -> Reserve {
+    match (destination.kind(), sparse) {
+        (VolumeKind::File, Sparse::Never) => Reserve::Everything,
+        (VolumeKind::File, Sparse::Auto) if lane.cache == Cache::Direct => Reserve::Data,
+        _ => Reserve::Nothing,
+    }
+}

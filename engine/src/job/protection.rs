@@ -1,0 +1,175 @@
+//! Keeps other users of the same devices fast: a thread that feels what they feel.
+//!
+//! Once a millisecond it reads 4 KiB past the page cache, where this job has already read or written, from each local
+//! device of the job. The p90 of these probes goes into the [`Controller`] every tick, and its window into the job.
+//! Devices that cannot be probed (no `O_DIRECT`) are left out; with none left the window stays as it is.
+
+use super::control::Control;
+use crate::buffer::Block;
+use crate::limits::{DRAIN_LIMIT, TICK};
+use crate::pipeline::window::Controller;
+use crate::volume::Volume;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::uio::pread;
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Between two probes of a device.
+const PROBE_EVERY: Duration = Duration::from_millis(1);
+const PROBE_BYTES: usize = 4096;
+/// Places to probe: enough that none stays in a device's cache.
+const PLACES: usize = 1024;
+/// Samples that the p90 is taken from: two ticks' worth.
+const SAMPLES: usize = 40;
+
+/// Runs while it lives.
+#[derive(Debug)]
+pub(crate) struct Protection {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Protection {
+    /// Keeps the p90 of probes to the devices of both volumes under `target`.
+    pub(crate) fn start(
+        target: Duration,
+        source: &Arc<dyn Volume>,
+        destination: &Arc<dyn Volume>,
+        block_bytes: u32,
+        cap_bytes: u64,
+        control: Arc<Control>,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut controller = Controller::new(target, block_bytes, cap_bytes);
+        let probes = probes(&[source, destination]);
+        if probes.is_empty() {
+            tracing::warn!("neither device can be probed past the page cache: the copy is not throttled by --protect");
+            return Self { stop, thread: None };
+        }
+        control.set_window(controller.bytes());
+        let stopping = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("protection".to_owned()).spawn(move || {
+            let mut prober = Prober {
+                probes,
+                places: VecDeque::new(),
+                next: 0,
+                samples: VecDeque::with_capacity(SAMPLES),
+                block_bytes,
+                block: None,
+            };
+            while !stopping.load(Relaxed) {
+                let until = Instant::now() + TICK;
+                let fresh = prober.probe_until(until, &control, &stopping);
+                controller.tick(if fresh { prober.p90() } else { None });
+                control.set_window(controller.bytes());
+            }
+        });
+        Self {
+            stop,
+            thread: thread
+                .inspect_err(|error| tracing::warn!(%error, "no thread for --protect: the copy is not throttled"))
+                .ok(),
+        }
+    }
+}
+
+impl Drop for Protection {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        let Some(thread) = self.thread.take() else { return };
+        // A probe that the device never answers must not keep the job from its end. It owns what it reads into.
+        let since = Instant::now();
+        while !thread.is_finished() && since.elapsed() < DRAIN_LIMIT {
+            std::thread::sleep(PROBE_EVERY);
+        }
+    }
+}
+
+/// One descriptor for each device below the volumes.
+fn probes(volumes: &[&Arc<dyn Volume>]) -> Vec<OwnedFd> {
+    let mut devices = Vec::new();
+    volumes
+        .iter()
+        .filter(|volume| {
+            let device = volume.identity().device;
+            let fresh = !devices.contains(&device);
+            devices.push(device);
+            fresh
+        })
+        .filter_map(|volume| {
+            open(volume.name(), OFlag::O_RDONLY | OFlag::O_DIRECT | OFlag::O_CLOEXEC, Mode::empty()).ok()
+        })
+        .collect()
+}
+
+#[derive(Debug)]
+struct Prober {
+    probes: Vec<OwnedFd>,
+    /// Blocks that hold data on both sides.
+    places: VecDeque<u64>,
+    next: usize,
+    samples: VecDeque<Duration>,
+    block_bytes: u32,
+    block: Option<Block>,
+}
+
+impl Prober {
+    /// Probes until then. Says whether it got a sample.
+    fn probe_until(&mut self, until: Instant, control: &Control, stop: &AtomicBool) -> bool {
+        let mut fresh = false;
+        while Instant::now() < until && !stop.load(Relaxed) {
+            self.learn(control);
+            let started = Instant::now();
+            fresh |= self.probe();
+            std::thread::sleep(PROBE_EVERY.saturating_sub(started.elapsed()));
+        }
+        fresh
+    }
+
+    fn learn(&mut self, control: &Control) {
+        let Some(place) = control.sample() else { return };
+        if self.places.back() != Some(&place) {
+            if self.places.len() == PLACES {
+                self.places.pop_front();
+            }
+            self.places.push_back(place);
+        }
+    }
+
+    /// One probe of every device, at a place that was not probed lately.
+    fn probe(&mut self) -> bool {
+        if self.places.is_empty() {
+            return false;
+        }
+        // A stride that shares no factor with the number of places visits all of them, far apart.
+        self.next = self.next.wrapping_add(997);
+        let place = self.places[self.next % self.places.len()];
+        let within = (self.next as u64 * PROBE_BYTES as u64) % u64::from(self.block_bytes);
+        let Some(block) = self.block.take().or_else(|| Block::alone(PROBE_BYTES).ok()) else { return false };
+        let block = self.block.insert(block);
+        let mut fresh = false;
+        for probe in &self.probes {
+            let started = Instant::now();
+            let offset = i64::try_from(place + within).unwrap_or(0);
+            if pread(probe, block, offset).is_ok_and(|bytes| bytes > 0) {
+                if self.samples.len() == SAMPLES {
+                    self.samples.pop_front();
+                }
+                self.samples.push_back(started.elapsed());
+                fresh = true;
+            }
+        }
+        fresh
+    }
+
+    fn p90(&self) -> Option<Duration> {
+        let mut sorted: Vec<_> = self.samples.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() * 9 / 10).or(sorted.last()).copied()
+    }
+}

@@ -1,0 +1,323 @@
+//! One pass over a volume: what a job and the workers tell each other while blocks move.
+//!
+//! A copy is one round, a verification after it a second one. The conductor fills the queue of segments, workers claim
+//! from it and report leaves that landed. A round ends in two steps, each acknowledged by every worker: _halt_ (no new
+//! blocks, none in flight; only flushes may follow) and _release_ (the worker forgets the round, and so its files).
+
+use super::control::Control;
+use crate::channel::Channel;
+use crate::error::{Error, Result};
+use crate::extent::ByteRange;
+use crate::journal::LeafDigest;
+use crate::pipeline::latency::Latency;
+use crate::progress::Difference;
+use crate::ring::ZeroMode;
+use std::collections::VecDeque;
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
+    Ordering::Release,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Ranges listed when volumes differ.
+const DIFFERENCES_MAX: usize = 100;
+
+/// What becomes of zeros in data, on a destination that is known to hold them already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FoundZeros {
+    /// Nothing.
+    Skip,
+    /// Their space was reserved: they give it back.
+    GiveBack,
+    /// They are to be allocated, and space could not be reserved: they are written.
+    Write,
+}
+
+/// What a core does with a segment.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Read `read`, write what is not zero.
+    Copy { read: ByteRange, found: FoundZeros },
+    /// Make it zeros.
+    Zero,
+    /// Make it zeros by writing them.
+    WriteZeros,
+    /// Compare with the same range of the source; only `read` of it holds data.
+    CompareSource { read: ByteRange },
+    /// Compare with these leaf digests.
+    CompareDigests(Vec<LeafDigest>),
+    /// Compare with zeros.
+    CompareZeros,
+}
+
+/// Leaves that one core claims at once.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// On the leaf grid.
+    pub range: ByteRange,
+    pub work: Work,
+}
+
+/// What a leaf turned out to hold when it landed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeafContent {
+    Zeros,
+    Digest(LeafDigest),
+    Undigested,
+}
+
+/// Leaves that the destination has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Landed {
+    pub range: ByteRange,
+    pub content: LeafContent,
+}
+
+/// What stays the same for a whole round.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub size: u64,
+    /// The block of the round, which is its leaf.
+    pub block_bytes: u32,
+    /// Whether leaves are digested.
+    pub digest: bool,
+    /// Whether every byte of the destination that this round does not write reads as zero.
+    pub known_zero: bool,
+    /// How the destination is zeroed, unless it can't.
+    pub zero_mode: ZeroMode,
+    /// What lies behind the end of the copy up to the destination's alignment. Shorter than that: zeros follow.
+    pub tail: Vec<u8>,
+    /// Bytes that may be issued and not yet recorded.
+    pub unrecorded_max: u64,
+    /// Whether the round copies, or only compares.
+    pub copies: bool,
+    /// Segments left at which the conductor is asked for more.
+    pub low_water: usize,
+}
+
+/// How the destination is zeroed: the ladder that EOPNOTSUPP leads down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zeroing {
+    Request(ZeroMode),
+    Data,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Round {
+    pub control: Arc<Control>,
+    pub source: Channel,
+    pub destination: Channel,
+    pub terms: Terms,
+    segments: Mutex<VecDeque<Segment>>,
+    landed: Mutex<Vec<Landed>>,
+    differences: Mutex<Vec<Difference>>,
+    failure: Mutex<Option<Error>>,
+    failed: AtomicBool,
+    halt: AtomicBool,
+    halted: AtomicUsize,
+    release: AtomicBool,
+    released: AtomicUsize,
+    flush_wanted: AtomicBool,
+    flushed: Mutex<Option<Result<()>>>,
+    unrecorded: AtomicU64,
+    /// Steps down the ladder of zeroing.
+    zeroing: AtomicU8,
+    latency: Mutex<Latency>,
+}
+
+impl Round {
+    pub(crate) fn new(control: Arc<Control>, source: Channel, destination: Channel, terms: Terms) -> Self {
+        Self {
+            control,
+            source,
+            destination,
+            terms,
+            segments: Mutex::default(),
+            landed: Mutex::default(),
+            differences: Mutex::default(),
+            failure: Mutex::default(),
+            failed: AtomicBool::new(false),
+            halt: AtomicBool::new(false),
+            halted: AtomicUsize::new(0),
+            release: AtomicBool::new(false),
+            released: AtomicUsize::new(0),
+            flush_wanted: AtomicBool::new(false),
+            flushed: Mutex::default(),
+            unrecorded: AtomicU64::new(0),
+            zeroing: AtomicU8::new(0),
+            latency: Mutex::new(Latency::new()),
+        }
+    }
+
+    // What the conductor does.
+
+    pub(crate) fn queued(&self) -> usize {
+        lock(&self.segments).len()
+    }
+
+    pub(crate) fn offer(&self, segments: impl IntoIterator<Item = Segment>) {
+        lock(&self.segments).extend(segments);
+    }
+
+    /// Moves what landed since the last call to the end of `into`.
+    pub(crate) fn collect(&self, into: &mut Vec<Landed>) {
+        into.append(&mut lock(&self.landed));
+    }
+
+    pub(crate) fn ask_flush(&self) {
+        self.flush_wanted.store(true, Release);
+    }
+
+    pub(crate) fn take_flushed(&self) -> Option<Result<()>> {
+        lock(&self.flushed).take()
+    }
+
+    /// `bytes` of what was issued are recorded.
+    pub(crate) fn recorded(&self, bytes: u64) {
+        self.unrecorded.fetch_sub(bytes, AcqRel);
+    }
+
+    pub(crate) fn ask_halt(&self) {
+        self.halt.store(true, Release);
+    }
+
+    pub(crate) fn halted_workers(&self) -> usize {
+        self.halted.load(Acquire)
+    }
+
+    pub(crate) fn ask_release(&self) {
+        self.release.store(true, Release);
+    }
+
+    pub(crate) fn released_workers(&self) -> usize {
+        self.released.load(Acquire)
+    }
+
+    /// Fails the round, unless it has failed before: the first error is the cause, later ones follow from it.
+    pub(crate) fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.failed.store(true, Release);
+        self.control.notify();
+    }
+
+    pub(crate) fn failure(&self) -> Option<Error> {
+        lock(&self.failure).clone()
+    }
+
+    pub(crate) fn differences(&self) -> Vec<Difference> {
+        let mut found = lock(&self.differences).clone();
+        found.sort_unstable_by_key(|difference| difference.offset);
+        found
+    }
+
+    pub(crate) fn latency(&self) -> Latency {
+        lock(&self.latency).clone()
+    }
+
+    // What workers do.
+
+    /// Whether no further block may be issued. Looked at before every block.
+    pub(crate) fn is_halting(&self) -> bool {
+        self.halt.load(Acquire) || self.failed.load(Acquire) || self.control.cancelled().is_some()
+    }
+
+    /// Whether the conductor has seen why and asks for the acknowledgement.
+    pub(crate) fn is_halt_asked(&self) -> bool {
+        self.halt.load(Acquire)
+    }
+
+    pub(crate) fn is_release_asked(&self) -> bool {
+        self.release.load(Acquire)
+    }
+
+    /// Claims the next segment; wakes the conductor when few are left.
+    pub(crate) fn claim(&self) -> Option<Segment> {
+        let mut segments = lock(&self.segments);
+        let segment = segments.pop_front();
+        let left = segments.len();
+        drop(segments);
+        if left <= self.terms.low_water {
+            self.control.notify();
+        }
+        segment
+    }
+
+    /// Takes room for `bytes` that will have to be recorded.
+    pub(crate) fn enter_unrecorded(&self, bytes: u64) -> bool {
+        let max = self.terms.unrecorded_max;
+        let entered = self.unrecorded.fetch_update(AcqRel, Acquire, |before| {
+            (before == 0 || before.saturating_add(bytes) <= max).then_some(before + bytes)
+        });
+        if entered.is_err() {
+            self.control.notify();
+        }
+        entered.is_ok()
+    }
+
+    /// Counts bytes that have to be recorded whether there is room or not.
+    pub(crate) fn force_unrecorded(&self, bytes: u64) {
+        self.unrecorded.fetch_add(bytes, AcqRel);
+    }
+
+    /// Reports leaves that landed; empties `batch`, keeping its memory.
+    pub(crate) fn land(&self, batch: &mut Vec<Landed>) {
+        if batch.is_empty() {
+            return;
+        }
+        if self.terms.copies {
+            let bytes: u64 = batch.iter().map(|landed| landed.range.len()).sum();
+            self.control.counters.landed.fetch_add(bytes, Release);
+        }
+        lock(&self.landed).append(batch);
+    }
+
+    pub(crate) fn differ(&self, range: ByteRange) {
+        let mut differences = lock(&self.differences);
+        if differences.len() < DIFFERENCES_MAX {
+            differences.push(Difference { offset: range.start(), length: range.len() });
+        }
+    }
+
+    /// Whether this worker is to flush the destination; one of them is.
+    pub(crate) fn take_flush(&self) -> bool {
+        self.flush_wanted.load(Relaxed) && self.flush_wanted.swap(false, AcqRel)
+    }
+
+    pub(crate) fn set_flushed(&self, result: Result<()>) {
+        *lock(&self.flushed) = Some(result);
+        self.control.notify();
+    }
+
+    /// How to zero now.
+    pub(crate) fn zeroing(&self) -> Zeroing {
+        match (self.zeroing.load(Relaxed), self.terms.zero_mode) {
+            (0, mode) => Zeroing::Request(mode),
+            (1, ZeroMode::Hole) => Zeroing::Request(ZeroMode::Allocated),
+            _ => Zeroing::Data,
+        }
+    }
+
+    /// A way of zeroing is not supported: the next one is used from now on.
+    pub(crate) fn give_up_zeroing(&self, mode: ZeroMode) {
+        let step = u8::from(mode != self.terms.zero_mode) + 1;
+        let last = if self.terms.zero_mode == ZeroMode::Hole { 2 } else { 1 };
+        self.zeroing.fetch_max(step.min(last), Relaxed);
+    }
+
+    pub(crate) fn acknowledge_halt(&self) {
+        self.halted.fetch_add(1, AcqRel);
+        self.control.notify();
+    }
+
+    pub(crate) fn acknowledge_release(&self, latency: &Latency) {
+        lock(&self.latency).merge(latency);
+        self.released.fetch_add(1, AcqRel);
+        self.control.notify();
+    }
+}
+
+/// No code panics while it holds one of these locks (release builds abort), so a poisoned lock is a test's doing.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,319 @@
+//! The start of a copy: from a spec to two open volumes, a journal and a route, in an order that a crash or a refusal
+//! can interrupt anywhere.
+//!
+//! Open or create the destination, lock it, make sure that its path still leads to it, refuse what must be refused,
+//! sync the directory, write and sync the journal's header, and only then change the destination: whenever it has been
+//! touched, there is a journal that says so. A refusal leaves it as it was and removes a file that it created.
+
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::RangeSet;
+use crate::journal::{Finish, Header, JournalFile, JournalReader, JournalService, JournalState, Keep, Place};
+use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
+use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
+use crate::volume::{
+    DestinationContent, Identity, KnownZero, Local, Opened, Patience, Route, Volume, VolumeKind, bypass_caches,
+    is_destination, may_keep, probe, refuse_contradiction, refuse_full, refuse_other,
+};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Everything a copy needs before its first block.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Open for reading.
+    pub source: Arc<dyn Volume>,
+    /// Open for writing, locked, with its final size.
+    pub destination: Arc<dyn Volume>,
+    /// Whether this run created the destination.
+    pub created: bool,
+    /// How the bytes travel.
+    pub route: Route,
+    /// Block of the copy: the spec's, or the journal's where there is one, or chosen by the route.
+    pub leaf_bytes: u32,
+    /// Open, locked, with its header on stable storage.
+    pub journal: JournalFile,
+    /// What an earlier run recorded.
+    pub earlier: Option<JournalReader>,
+    /// What an earlier run made durable. Never touched again.
+    pub durable: RangeSet,
+    /// What needs no zeroing.
+    pub known_zero: KnownZero,
+    /// Device: its bytes from the source's end to the next multiple of its alignment, so that the last block can be
+    /// written whole and keeps them. Fewer than 4096; empty for files.
+    pub tail: Vec<u8>,
+}
+
+/// Prepares a copy. Blocks: for the destination's lock up to the spec's `lock_wait`, else for a few disk accesses.
+///
+/// # Errors
+/// The refusals of a copy, in this order: `EBadRequest`, `ENotFound`, `EPermission`, `ESameVolume`, `EBusy`,
+/// `EReadOnly`, `ESizeMismatch`, `EExists`, `ENoSpace`; for a resumed one `ECheckpointCorrupt`, `ECheckpointMismatch`
+/// and `ESourceChanged` in place of a destination that holds data; `EUnsupported` for demands that cannot be met;
+/// `ECancelled` until the destination is touched.
+pub(crate) fn prepare(spec: &CopySpec, journals: &JournalService, cancelled: &dyn Fn() -> bool) -> Result<Prepared> {
+    refuse_contradiction(spec)?;
+    let mut opened = open(spec, cancelled)?;
+    refuse_journal_on_volume(spec, &opened)?;
+    let start = decide(spec, journals, &opened)?;
+    bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
+    refuse_full(&opened.source, &opened.destination, spec)?;
+    if cancelled() {
+        let message = "cancelled before the destination was touched";
+        return Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message));
+    }
+    if opened.is_created() {
+        opened.destination.volume().sync_parent()?;
+    }
+    match start {
+        Start::Resumed(journal, earlier) => go_on(spec, opened, journal, *earlier),
+        Start::Fresh => start_fresh(spec, opened, journals),
+    }
+}
+
+/// Where a copy starts.
+enum Start {
+    /// At the beginning, without a journal yet.
+    Fresh,
+    /// Where an earlier run stopped.
+    Resumed(JournalFile, Box<JournalReader>),
+}
+
+fn checkpoint(spec: &CopySpec) -> Option<&Path> {
+    match &spec.checkpoint {
+        Checkpoint::File(path) => Some(path),
+        Checkpoint::None => None,
+    }
+}
+
+fn is_empty_file(spec: &CopySpec) -> bool {
+    let found = checkpoint(spec).and_then(|path| path.metadata().ok());
+    found.is_some_and(|found| found.is_file() && found.len() == 0)
+}
+
+/// The journal of an earlier copy at the checkpoint's place, unlocked; `None` if there is none.
+fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
+    match checkpoint(spec).map(JournalReader::open) {
+        None => Ok(None),
+        Some(Err(error)) if error.code == Code::NotFound => Ok(None),
+        // Somebody made room for one; to go on from it would need more.
+        Some(Err(_)) if spec.continuation != Continuation::Resume && is_empty_file(spec) => Ok(None),
+        Some(reader) => reader.map(Some),
+    }
+}
+
+/// Opens both ends. A destination that a checkpoint is about must be there already.
+fn open(spec: &CopySpec, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
+    let rights = || refuse_unwritable_journal(spec);
+    let missing = || match (spec.continuation, earlier_journal(spec)) {
+        (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => Ok(()),
+        (Continuation::Resume, Err(error)) => Err(error),
+        (Continuation::Resume, Ok(Some(journal))) => {
+            let (was, is) = (&journal.header().destination.name, &spec.destination);
+            let message = format!("the checkpoint is about {was}, but {is} does not exist");
+            let error = Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message);
+            Err(error.advise("name the destination of the first start, or start over with --restart"))
+        }
+    };
+    Opened::open(spec, &Patience::new(spec.lock_wait, cancelled), &rights, &missing)
+}
+
+fn refuse_unwritable_journal(spec: &CopySpec) -> Result<()> {
+    if let Some(path) = checkpoint(spec) {
+        may_keep(path, "the checkpoint", "name a writable place with --checkpoint or --state-dir")?;
+    }
+    match &spec.receipt {
+        Some(path) => may_keep(path, "the receipt", "name a writable place with --receipt"),
+        None => Ok(()),
+    }
+}
+
+/// A journal replaces what its path leads to, which must be neither end of the copy.
+fn refuse_journal_on_volume(spec: &CopySpec, opened: &Opened) -> Result<()> {
+    let ends = [opened.source.volume().identity(), opened.destination.volume().identity()];
+    let files = [(checkpoint(spec), "--checkpoint"), (spec.receipt.as_deref(), "--receipt")];
+    for (path, flag) in files.into_iter().filter_map(|(path, flag)| Some((path?, flag))) {
+        let Ok(stat) = std::fs::metadata(path) else { continue };
+        let is_it =
+            |end: &&&Identity| end.kind == VolumeKind::File && (end.device, end.inode) == (stat.dev(), stat.ino());
+        if let Some(end) = ends.iter().find(is_it) {
+            let message = format!("{flag} {} is the volume {} itself; name another file", path.display(), end.name);
+            return Err(Error::bad_request(message));
+        }
+    }
+    Ok(())
+}
+
+/// Resumes, or applies the rules of a fresh start: an empty destination, then no unfinished journal.
+fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened) -> Result<Start> {
+    let earlier = earlier_journal(spec);
+    match (spec.continuation, checkpoint(spec)) {
+        (Continuation::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
+            let (journal, reader) = journals.reopen(path)?;
+            let (source, destination) = (opened.source.volume(), opened.destination.volume());
+            refuse_other(reader.header(), reader.durable(), source, destination)?;
+            Ok(Start::Resumed(journal, Box::new(reader)))
+        }
+        (Continuation::Restart, _) if is_leftover(&earlier, opened) => Ok(Start::Fresh),
+        (Continuation::Restart, _) => refuse_data(spec, opened, false).map(|()| Start::Fresh),
+        (Continuation::Refuse | Continuation::Resume, path) => {
+            refuse_data(spec, opened, matches!(earlier, Ok(Some(_))))?;
+            match (earlier?, path) {
+                (Some(journal), Some(path)) => Err(exists(path, &journal)),
+                (Some(_) | None, _) => Ok(Start::Fresh),
+            }
+        }
+    }
+}
+
+/// Whether the destination holds what an unfinished copy to it left there, which a restart may discard.
+fn is_leftover(earlier: &Result<Option<JournalReader>>, opened: &Opened) -> bool {
+    let Ok(Some(journal)) = earlier else { return false };
+    let identity = opened.destination.volume().identity();
+    journal.state() == JournalState::Unfinished && is_destination(journal.header(), identity)
+}
+
+fn exists(path: &Path, journal: &JournalReader) -> Error {
+    let what = match journal.state() {
+        JournalState::Unfinished => "an unfinished copy",
+        JournalState::Finished => "a finished copy",
+    };
+    let (path, to) = (path.display(), &journal.header().destination.name);
+    let message = format!("{path} is the journal of {what} to {to}");
+    let error = Error::new(Code::Exists, Side::Engine, Operation::Journal, message);
+    error.advise("go on with --resume, start over with --restart, or name another file with --checkpoint")
+}
+
+fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()> {
+    if spec.overwrite == Overwrite::Yes || opened.content()? != DestinationContent::Data {
+        return Ok(());
+    }
+    let volume = opened.destination.volume();
+    let (name, what) = match volume.kind() {
+        VolumeKind::File => (volume.name(), format!("holds {} bytes", volume.size_bytes())),
+        VolumeKind::Device => (volume.name(), String::from("holds data in its first MiB")),
+    };
+    let message = format!("the destination {name} is not empty: it {what}");
+    let error = Error::new(Code::Exists, Side::Destination, Operation::Open, message);
+    Err(match checkpoint(spec).filter(|_| has_journal) {
+        Some(path) => error.advise(format_args!(
+            "{} is the journal of an earlier copy: go on with --resume, start over with --restart, or write over it \
+             with --overwrite",
+            path.display()
+        )),
+        None => error.advise("write over it with --overwrite"),
+    })
+}
+
+fn start_fresh(spec: &CopySpec, opened: Opened, journals: &JournalService) -> Result<Prepared> {
+    let leaf_bytes = leaf_bytes(spec, &opened);
+    let place = match (checkpoint(spec), spec.continuation) {
+        (None, _) => Place::Scratch,
+        (Some(path), Continuation::Restart) => Place::Replace(path),
+        (Some(path), Continuation::Refuse | Continuation::Resume) => Place::File(path),
+    };
+    let journal = journals.create(place, &header(spec, &opened, leaf_bytes))?;
+    match touch(spec, &opened, true) {
+        Ok(touched) => Ok(prepared(opened, touched, leaf_bytes, journal, None)),
+        Err(error) => {
+            // Nothing of a created file is worth going on with; anything else is, once the cause is gone.
+            if opened.is_created()
+                && let Err(left) = journal.finish(Finish { root: None, finished_ns: now_ns() }, Keep::No)
+            {
+                tracing::warn!(error = %left, "the journal of a copy that could not start stays behind");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn go_on(spec: &CopySpec, opened: Opened, journal: JournalFile, earlier: JournalReader) -> Result<Prepared> {
+    let touched = touch(spec, &opened, false)?;
+    let leaf_bytes = earlier.header().leaf_bytes;
+    Ok(prepared(opened, touched, leaf_bytes, journal, Some(earlier)))
+}
+
+/// What changing the destination for the first time leads to.
+struct Touched {
+    route: Route,
+    known_zero: KnownZero,
+    tail: Vec<u8>,
+}
+
+/// The first changes to the destination: size, then the probes that need it.
+fn touch(spec: &CopySpec, opened: &Opened, is_fresh: bool) -> Result<Touched> {
+    let (source, destination) = (opened.source.volume(), opened.destination.volume());
+    let known_zero = match destination.kind() {
+        VolumeKind::File if is_fresh => {
+            destination.resize(0)?;
+            KnownZero::Everything
+        }
+        VolumeKind::File | VolumeKind::Device => KnownZero::Nothing,
+    };
+    destination.resize(source.size_bytes())?;
+    let route = probe(spec, &opened.source, &opened.destination, known_zero)?;
+    Ok(Touched { route, known_zero, tail: tail(&opened.destination, source.size_bytes())? })
+}
+
+/// See [`Prepared::tail`].
+fn tail(destination: &Local, end: u64) -> Result<Vec<u8>> {
+    let volume = destination.volume();
+    let align = u64::from(volume.align_bytes());
+    if volume.kind() == VolumeKind::File || end.is_multiple_of(align) {
+        return Ok(Vec::new());
+    }
+    let (start, stop) = (end / align * align, end.next_multiple_of(align));
+    let unit = destination.descriptor().read_range(start, stop).map_err(|errno| {
+        let what = volume.describe(Operation::Read);
+        Error::os(Side::Destination, Operation::Read, errno, what).at(start, align)
+    })?;
+    let kept = usize::try_from(end - start).expect("less than the alignment");
+    Ok(unit.get(kept..).unwrap_or_default().to_vec())
+}
+
+fn prepared(
+    opened: Opened,
+    touched: Touched,
+    leaf_bytes: u32,
+    journal: JournalFile,
+    earlier: Option<JournalReader>,
+) -> Prepared {
+    let Touched { route, known_zero, tail } = touched;
+    let created = opened.is_created();
+    let (source, destination) = opened.keep();
+    let durable = earlier.as_ref().map(|reader| reader.durable().clone()).unwrap_or_default();
+    let (source, destination) = (source.into_volume(), destination.into_volume());
+    Prepared { source, destination, created, route, leaf_bytes, journal, earlier, durable, known_zero, tail }
+}
+
+/// Decided before the journal is created, which records it: by the caches, not by the whole route.
+fn leaf_bytes(spec: &CopySpec, opened: &Opened) -> u32 {
+    let is_direct = opened.source.descriptor().is_direct() && opened.destination.descriptor().is_direct();
+    match spec.block_size {
+        Some(size) => size.bytes(),
+        None if is_direct && spec.protect.is_none() => BLOCK_BYTES_DIRECT,
+        None => BLOCK_BYTES_SMALL,
+    }
+}
+
+fn header(spec: &CopySpec, opened: &Opened, leaf_bytes: u32) -> Header {
+    let (source, destination) = (opened.source.volume(), opened.destination.volume());
+    Header {
+        source: source.identity().clone(),
+        destination: destination.identity().clone(),
+        size_bytes: source.size_bytes(),
+        leaf_bytes,
+        digest: spec.digest,
+        started_ns: now_ns(),
+    }
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "start_tests/mod.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+//! Journals of earlier copies: refused, discarded, or gone on with.
+
+use super::*;
+
+fn append(prepared: &mut Prepared, range: ByteRange) {
+    let (tell, told) = mpsc::channel();
+    prepared
+        .journal
+        .append(vec![Run { range, content: Content::Undigested }], move |result| tell.send(result).unwrap());
+    told.recv().unwrap().unwrap();
+}
+
+#[test]
+fn an_unfinished_journal_needs_a_decision() {
+    let (directory, source, destination) = pair();
+    let journal = directory.path().join("state/journal");
+    let checkpoint = Checkpoint::File(journal.clone());
+    let first = CopySpec { checkpoint, ..spec(&source, &destination) };
+    drop(start(&first).unwrap());
+    // The journal thread closes the file after its handle is gone; starting waits for that.
+    let name = journal.to_str().unwrap();
+    refused(&first, Code::Exists, &["not empty", name, "--resume", "--restart"]);
+    let overwriting = CopySpec { overwrite: Overwrite::Yes, ..first.clone() };
+    refused(&overwriting, Code::Exists, &["unfinished", name, "--resume", "--restart"]);
+    let restarted = start(&CopySpec { continuation: Continuation::Restart, ..first.clone() }).unwrap();
+    assert_eq!(restarted.known_zero, KnownZero::Everything);
+    drop(restarted);
+    let resumed = start(&CopySpec { continuation: Continuation::Resume, ..first.clone() }).unwrap();
+    assert!(resumed.earlier.is_some() && !resumed.created);
+    assert_eq!(resumed.known_zero, KnownZero::Nothing);
+}
+
+#[test]
+fn a_restart_without_a_journal_of_its_own_needs_an_empty_destination() {
+    let (directory, source, destination) = pair();
+    make_file(&destination, 10, &[(0, 10)]);
+    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let spec = CopySpec { checkpoint, continuation: Continuation::Restart, ..spec(&source, &destination) };
+    refused(&spec, Code::Exists, &["--overwrite"]);
+}
+
+#[test]
+fn a_resumed_copy_goes_on_with_the_same_volumes_only() {
+    let (directory, source, destination) = pair();
+    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
+    let mut first = start(&resume).expect("without a journal it is a fresh start");
+    let leaf = u64::from(first.leaf_bytes);
+    append(&mut first, ByteRange::new(0, leaf));
+    first.journal.close().unwrap();
+    drop((first.source, first.destination));
+
+    let other = directory.path().join("other");
+    let elsewhere = CopySpec { destination: other.as_path().into(), ..resume.clone() };
+    refused(&elsewhere, Code::CheckpointMismatch, &["does not exist", "--restart"]);
+    assert!(!other.exists());
+    make_file(&other, MIB, &[]);
+    refused(&elsewhere, Code::CheckpointMismatch, &["another destination", "--restart"]);
+
+    let again = start(&CopySpec { block_size: None, ..resume.clone() }).unwrap();
+    assert_eq!(again.durable.iter().collect::<Vec<_>>(), [ByteRange::new(0, leaf)]);
+    assert_eq!(u64::from(again.leaf_bytes), leaf);
+    drop(again);
+
+    File::options().write(true).open(&source).unwrap().write_all_at(&[1], 0).unwrap();
+    refused(&resume, Code::SourceChanged, &["modification time", "--restart"]);
+}
+
+#[test]
+fn a_destination_cut_below_its_durable_bytes_is_a_mismatch() {
+    let (directory, source, destination) = pair();
+    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
+    let mut first = start(&resume).unwrap();
+    append(&mut first, ByteRange::new(0, MIB));
+    first.journal.close().unwrap();
+    first.destination.resize(MIB - 1).unwrap();
+    drop((first.source, first.destination));
+    refused(&resume, Code::CheckpointMismatch, &["1048576 of 1048576 bytes recorded"]);
+}
+
+#[test]
+fn a_journal_on_one_of_the_volumes_is_refused() {
+    let (_directory, source, destination) = pair();
+    for end in [&source, &destination] {
+        let checkpoint = Checkpoint::File(end.clone());
+        refused(&CopySpec { checkpoint, ..spec(&source, &destination) }, Code::BadRequest, &["--checkpoint", "itself"]);
+        let receipt = Some(end.clone());
+        refused(&CopySpec { receipt, ..spec(&source, &destination) }, Code::BadRequest, &["--receipt", "itself"]);
+        assert!(!destination.exists());
+    }
+}
+
+#[test]
+fn a_resumed_copy_counts_what_it_wrote_as_room() {
+    let mounted = need!("a_resumed_copy_counts_what_it_wrote_as_room", Mounted::fresh("tmpfs", 4));
+    let (directory, source, _) = pair();
+    make_file(&source, 3 * MIB, &[(0, 3 << 20)]);
+    let destination = mounted.path().join("destination");
+    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let resume = CopySpec { checkpoint, continuation: Continuation::Resume, ..spec(&source, &destination) };
+    let first = start(&resume).unwrap();
+    first.destination.allocate(ByteRange::new(0, 3 * MIB)).unwrap();
+    first.journal.close().unwrap();
+    drop((first.source, first.destination));
+    start(&resume).unwrap();
+    make_file(&mounted.path().join("other"), MIB, &[(0, 1 << 20)]);
+    start(&resume).expect("it holds all that it needs");
+}

@@ -1,0 +1,60 @@
+//! Demands on the way of the bytes, and the way that is found without any.
+
+use super::*;
+
+#[test]
+fn demands_that_cannot_be_met_are_refused_before_anything_is_touched() {
+    let test = "demands_that_cannot_be_met_are_refused_before_anything_is_touched";
+    let (_directory, source, destination) = pair();
+    make_file(&destination, 10, &[(0, 10)]);
+    let overwrite = CopySpec { overwrite: Overwrite::Yes, ..spec(&source, &destination) };
+    let contradiction = CopySpec { path: PathChoice::Inline, direct: Direct::Yes, ..overwrite.clone() };
+    refused(&contradiction, Code::BadRequest, &["--path inline", "--direct yes"]);
+    let memory = need!(test, Mounted::fresh("tmpfs", 4));
+    let target = memory.path().join("destination");
+    make_file(&target, 10, &[(0, 10)]);
+    let overwrite = CopySpec { overwrite: Overwrite::Yes, ..spec(&source, &target) };
+    refused(&CopySpec { direct: Direct::Yes, ..overwrite.clone() }, Code::Unsupported, &["--direct auto"]);
+    refused(&CopySpec { reflink: Reflink::Always, ..overwrite }, Code::Unsupported, &["--reflink auto"]);
+}
+
+#[test]
+fn routes_follow_what_the_file_systems_can() {
+    let test = "routes_follow_what_the_file_systems_can";
+    let on = |kind: &str, change: &dyn Fn(&mut CopySpec)| -> std::result::Result<(String, u32), String> {
+        let mounted = Mounted::fresh(kind, if kind == "xfs" || kind == "btrfs" { 320 } else { 16 })?;
+        let (source, destination) = (mounted.path().join("source"), mounted.path().join("destination"));
+        make_file(&source, MIB, &[(0, 1 << 20)]).sync_all().unwrap();
+        let mut spec = spec(&source, &destination);
+        change(&mut spec);
+        let prepared = start(&spec).map_err(|error| error.to_string())?;
+        Ok((prepared.route.to_string(), prepared.leaf_bytes))
+    };
+    let buffered = |spec: &mut CopySpec| (spec.direct, spec.reflink) = (Direct::No, Reflink::Never);
+    let copied = |spec: &mut CopySpec| spec.reflink = Reflink::Never;
+    let inline = |spec: &mut CopySpec| (spec.path, spec.reflink) = (PathChoice::Inline, Reflink::Never);
+    let expect = |path: &str, leaf: u32| (path.to_owned(), leaf);
+    assert_eq!(need!(test, on("tmpfs", &|_| {})), expect("inline", BLOCK_BYTES_SMALL));
+    assert_eq!(need!(test, on("ext4", &|_| {})), expect("ring-direct", BLOCK_BYTES_DIRECT));
+    assert_eq!(need!(test, on("ext4", &buffered)), expect("ring-buffered>inline", BLOCK_BYTES_SMALL));
+    assert_eq!(need!(test, on("ext4", &inline)), expect("inline", BLOCK_BYTES_SMALL));
+    for (kind, cached) in [("xfs", "ring-buffered"), ("btrfs", "ring-buffered>inline")] {
+        assert_eq!(need!(test, on(kind, &|_| {})).0, "reflink");
+        assert_eq!(need!(test, on(kind, &copied)), expect("ring-direct", BLOCK_BYTES_DIRECT));
+        assert_eq!(need!(test, on(kind, &buffered)), expect(cached, BLOCK_BYTES_SMALL));
+    }
+}
+
+#[test]
+fn probes_leave_a_new_destination_without_data() {
+    let test = "probes_leave_a_new_destination_without_data";
+    for kind in ["ext4", "xfs", "btrfs", "tmpfs"] {
+        let mounted = need!(test, Mounted::fresh(kind, if kind == "xfs" || kind == "btrfs" { 320 } else { 16 }));
+        let (source, destination) = (mounted.path().join("source"), mounted.path().join("destination"));
+        make_file(&source, MIB, &[(0, 4096)]);
+        let spec = CopySpec { direct: Direct::No, reflink: Reflink::Never, ..spec(&source, &destination) };
+        let prepared = start(&spec).unwrap();
+        assert_eq!(fs::metadata(&destination).unwrap().blocks(), 0, "{kind}");
+        drop(prepared);
+    }
+}

@@ -1,0 +1,416 @@
+//! Where a journal lives: its name, its lock, its directory.
+//!
+//! A name never shows a half-written journal: a new one is written, synced and locked under the name with `.new` at
+//! its end, then renamed, then the directory is synced. Whoever uses a journal holds `flock(LOCK_EX)` on it from before
+//! it has its name until it is closed; after locking, the name is looked at again, as the file may have been replaced
+//! between open and lock. All calls block and belong on the caller's thread.
+
+use super::format::{HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SLOT_MAGIC, SLOT_OFFSETS};
+use crate::error::{Code, Error, Operation, Result, Side};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::ops::Deref;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a held lock is waited for: a killed copy keeps it until its last request is through, some 100 ms.
+/// Tests have no such copies, only ones that keep it.
+const LOCK_GRACE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(1) };
+/// How often it is tried.
+const LOCK_POLL: Duration = Duration::from_millis(5);
+/// How often a name may point to another file each time it was locked.
+const REPLACED_MAX: usize = 16;
+/// Bytes of a readable name in a checkpoint's file name.
+const TAIL_BYTES_MAX: usize = 48;
+
+/// A journal that nobody else may lock meanwhile. Readers of it keep descriptors of their own, which do not prolong
+/// the lock: it ends with this value.
+#[derive(Debug)]
+pub(super) struct Locked(File);
+
+impl Locked {
+    /// Locks `file`, which nobody else holds.
+    #[cfg(test)]
+    pub(super) fn alone(file: File) -> Self {
+        file.lock().expect("tests lock files of their own");
+        Self(file)
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "a journal stays locked until its last reader closes it");
+        }
+    }
+}
+
+/// Where to create a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place<'a> {
+    /// A file that must not exist; an empty or zeroed one left by a crash does not count.
+    File(&'a Path),
+    /// As `File`, but another journal there is replaced (`--restart`).
+    Replace(&'a Path),
+    /// A file without a name in the temporary directory, never synced.
+    Scratch,
+}
+
+/// The checkpoint of a copy to `destination_absolute`, an absolute path or a URI: always the same name for the same
+/// destination, with its readable tail in front.
+pub fn default_checkpoint_path(state_dir: &Path, destination_absolute: &str) -> PathBuf {
+    let hash = blake3::hash(destination_absolute.as_bytes()).to_hex();
+    let tail = destination_absolute.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let tail: String = tail.chars().map(|c| if is_plain(c) { c } else { '_' }).take(TAIL_BYTES_MAX).collect();
+    state_dir.join(format!("{}-{}.journal", tail.trim_start_matches('.'), &hash[..16]))
+}
+
+/// Refuses a place for a checkpoint or receipt that is there but no regular file, such as `/dev/null`: it would be
+/// replaced. To be asked before the first byte is written.
+///
+/// # Errors
+/// `EBadRequest`, and whatever the system says.
+pub(crate) fn check_place(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(Error::bad_request(format!(
+            "{} is not a regular file; a checkpoint or receipt needs one",
+            path.display()
+        ))),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&error, "look at", path)),
+        _ => Ok(()),
+    }
+}
+
+/// Creates a journal that starts with `start`, and its directories (0700) where missing. Locked and durable.
+///
+/// # Errors
+/// `EExists` if there is a journal and `place` does not say to replace it, or something that is no journal; `EBusy` if
+/// another copy holds it; whatever the system says.
+pub(super) fn create(place: Place<'_>, start: &[u8]) -> Result<Locked> {
+    match place {
+        Place::File(path) => create_named(path, false, start),
+        Place::Replace(path) => create_named(path, true, start),
+        Place::Scratch => create_scratch(start),
+    }
+}
+
+fn create_named(path: &Path, may_replace: bool, start: &[u8]) -> Result<Locked> {
+    check_place(path)?;
+    create_directory(directory_of(path))?;
+    for _ in 0..REPLACED_MAX {
+        // Held until the new file has the name: nobody else can replace or remove what is there meanwhile.
+        let previous = match open_locked(path) {
+            Err(error) if error.code == Code::NotFound => None,
+            previous => Some(previous?),
+        };
+        if let Some(previous) = &previous {
+            check_replaceable(path, previous, may_replace)?;
+        }
+        let fresh = fresh_name(path);
+        let file = write_fresh(&fresh, start)?;
+        let renamed = if previous.is_some() { fs::rename(&fresh, path) } else { rename_to_free_name(&fresh, path) };
+        match renamed {
+            Ok(()) => {
+                let synced = sync_directory(directory_of(path));
+                if synced.is_err() && previous.is_none() {
+                    // Nothing has been touched yet: the next run shall not find an unfinished copy.
+                    _ = fs::remove_file(path);
+                }
+                return synced.map(|()| file);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => _ = fs::remove_file(&fresh),
+            Err(error) => {
+                _ = fs::remove_file(&fresh);
+                return Err(failed(&error, "name the journal", path));
+            }
+        }
+    }
+    Err(busy(path))
+}
+
+/// A locked, written and synced file called `fresh`. One that a crash left there is used again.
+fn write_fresh(fresh: &Path, start: &[u8]) -> Result<Locked> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    let file = lock_as(fresh, || options.open(fresh))?;
+    let write = || {
+        file.set_len(0)?;
+        file.write_all_at(start, 0)?;
+        file.sync_all()
+    };
+    write().map_err(|error| {
+        _ = fs::remove_file(fresh);
+        failed(&error, "write the journal", fresh)
+    })?;
+    Ok(file)
+}
+
+/// Fails with `AlreadyExists` if somebody took the name meanwhile.
+fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // Not every file system knows the flag; a link has the same refusal.
+        Err(Errno::EINVAL | Errno::ENOSYS) => fs::hard_link(from, to).and_then(|()| fs::remove_file(from)),
+        result => Ok(result?),
+    }
+}
+
+/// A journal may be replaced when told so, what a crash left always, and anything else never.
+fn check_replaceable(path: &Path, file: &File, may_replace: bool) -> Result<()> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut start = vec![0; HEADER_OFFSET as usize + HEADER_BYTES_MAX + 1];
+        let mut filled = 0;
+        while filled < start.len() {
+            match file.read_at(&mut start[filled..], filled as u64)? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        start.truncate(filled);
+        Ok(start)
+    };
+    let start = read().map_err(|error| failed(&error, "read the journal", path))?;
+    let is_leftover = start.len() <= HEADER_OFFSET as usize + HEADER_BYTES_MAX && start.iter().all(|&byte| byte == 0);
+    let exists = |what: &str| {
+        let message = format!("{} {what}", path.display());
+        Error::new(Code::Exists, Side::Engine, Operation::Journal, message)
+    };
+    match (is_leftover, is_journal(&start), may_replace) {
+        (true, _, _) | (false, true, true) => Ok(()),
+        (false, true, false) => Err(exists("is the journal of an earlier copy")
+            .advise("continue it with --resume, start over with --restart, or name another with --checkpoint")),
+        (false, false, _) => {
+            Err(exists("is no journal and is left alone").advise("remove it or name another file with --checkpoint"))
+        }
+    }
+}
+
+/// Whether a file was a journal, however damaged: any of its three magics is enough.
+fn is_journal(start: &[u8]) -> bool {
+    let has = |offset: u64, magic: [u8; 8]| start.get(offset as usize..).is_some_and(|rest| rest.starts_with(&magic));
+    has(0, MAGIC) || SLOT_OFFSETS.iter().any(|&offset| has(offset, SLOT_MAGIC))
+}
+
+fn create_scratch(start: &[u8]) -> Result<Locked> {
+    let directory = std::env::temp_dir();
+    let file = open_scratch(&directory)
+        .and_then(|file| file.write_all_at(start, 0).map(|()| file))
+        .map_err(|error| failed(&error, "create a temporary journal in", &directory))?;
+    // Nobody else can open it: it needs no lock.
+    Ok(Locked(file))
+}
+
+fn open_scratch(directory: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.clone().custom_flags(OFlag::O_TMPFILE.bits()).open(directory) {
+        Err(error) if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EOPNOTSUPP | Errno::EISDIR)) => {
+            open_unlinked(&mut options, directory)
+        }
+        result => result,
+    }
+}
+
+/// For file systems without `O_TMPFILE`: a file that loses its name at once.
+fn open_unlinked(options: &mut OpenOptions, directory: &Path) -> io::Result<File> {
+    let mut attempt = 0_u32;
+    loop {
+        let path = directory.join(format!(".blockhaul-{}-{attempt}.journal", std::process::id()));
+        match options.create_new(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 1000 => attempt += 1,
+            result => return result.and_then(|file| fs::remove_file(&path).map(|()| file)),
+        }
+    }
+}
+
+/// Opens and locks the file that has the name `path` once the lock is held.
+///
+/// # Errors
+/// `ENotFound`; `EBadRequest` if it is no regular file; `EBusy` if another copy holds it; whatever the system says.
+pub(super) fn open_locked(path: &Path) -> Result<Locked> {
+    check_place(path)?;
+    lock_as(path, || OpenOptions::new().read(true).write(true).open(path))
+}
+
+fn lock_as(path: &Path, open: impl Fn() -> io::Result<File>) -> Result<Locked> {
+    for _ in 0..REPLACED_MAX {
+        let file = lock(open().map_err(|error| failed(&error, "open the journal", path))?, path)?;
+        if is_named(path, &file)? {
+            return Ok(file);
+        }
+    }
+    Err(busy(path))
+}
+
+/// `flock`: held until the last descriptor of this open file is closed.
+fn lock(file: File, path: &Path) -> Result<Locked> {
+    let deadline = Instant::now() + LOCK_GRACE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Locked(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(TryLockError::WouldBlock) => return Err(busy(path)),
+            Err(TryLockError::Error(error)) => return Err(failed(&error, "lock the journal", path)),
+        }
+    }
+}
+
+fn is_named(path: &Path, file: &File) -> Result<bool> {
+    let ours = file.metadata().map_err(|error| failed(&error, "look at the journal", path))?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed(&error, "look at the journal", path)),
+    }
+}
+
+/// Removes the journal `file` if `path` still names it.
+pub(super) fn remove(path: &Path, file: &File) -> Result<()> {
+    if !is_named(path, file)? {
+        return Ok(());
+    }
+    fs::remove_file(path).map_err(|error| failed(&error, "remove the journal", path))?;
+    sync_directory(directory_of(path))
+}
+
+/// Gives the synced journal `file`, called `from` if it has a name, the name `to`, replacing what was there.
+pub(super) fn publish(file: &File, from: Option<&Path>, to: &Path) -> Result<()> {
+    check_place(to)?;
+    create_directory(directory_of(to))?;
+    let Some(from) = from else { return copy(file, to) };
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            copy(file, to)?;
+            remove(from, file)
+        }
+        result => {
+            result.map_err(|error| failed(&error, "name the receipt", to))?;
+            sync_directory(directory_of(to))?;
+            sync_directory(directory_of(from))
+        }
+    }
+}
+
+fn copy(file: &File, to: &Path) -> Result<()> {
+    let fresh = fresh_name(to);
+    let target = write_fresh(&fresh, &[])?;
+    let fill = || -> io::Result<()> {
+        let (mut at, mut buffer) = (0, vec![0; 256 << 10]);
+        loop {
+            let count = file.read_at(&mut buffer, at)?;
+            if count == 0 {
+                break;
+            }
+            target.write_all_at(&buffer[..count], at)?;
+            at += count as u64;
+        }
+        target.sync_all()?;
+        fs::rename(&fresh, to)
+    };
+    fill().map_err(|error| {
+        _ = fs::remove_file(&fresh);
+        failed(&error, "write the receipt", to)
+    })?;
+    sync_directory(directory_of(to))
+}
+
+fn fresh_name(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".new");
+    name.into()
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Creates missing directories from the top, each durable before the next one.
+fn create_directory(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    create_directory(directory_of(path))?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        result => result.map_err(|error| failed(&error, "create the directory", path))?,
+    }
+    sync_directory(directory_of(path))
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| failed(&error, "sync the directory", path))
+}
+
+fn busy(path: &Path) -> Error {
+    Error::new(
+        Code::Busy,
+        Side::Engine,
+        Operation::Journal,
+        format!("another copy uses this journal: {}", path.display()),
+    )
+    .advise("wait for it to end, or name another file with --checkpoint")
+}
+
+fn failed(error: &io::Error, what: impl Display, path: &Path) -> Error {
+    Error::io(Side::Engine, Operation::Journal, error, format_args!("{what} {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn a_file_replaced_between_open_and_lock_is_not_taken() {
+        let home = tempfile::TempDir::new().unwrap();
+        let (path, other) = (home.path().join("journal"), home.path().join("other"));
+        fs::write(&path, "old").unwrap();
+        let opened = Cell::new(0);
+        let file = lock_as(&path, || {
+            let file = File::open(&path)?;
+            if opened.replace(opened.get() + 1) == 0 {
+                fs::write(&other, "new")?;
+                fs::rename(&other, &path)?;
+            }
+            Ok(file)
+        });
+        assert_eq!(opened.get(), 2);
+        assert_eq!(io::read_to_string(&*file.unwrap()).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_name_that_never_stays_is_busy() {
+        let home = tempfile::TempDir::new().unwrap();
+        let path = home.path().join("journal");
+        let error = lock_as(&path, || {
+            let file = File::create(&path)?;
+            fs::remove_file(&path)?;
+            Ok(file)
+        });
+        assert_eq!(error.unwrap_err().code, Code::Busy);
+    }
+
+    #[test]
+    fn without_unnamed_files_a_scratch_journal_loses_its_name_at_once() {
+        let home = tempfile::TempDir::new().unwrap();
+        let mut options = OpenOptions::new();
+        let file = open_unlinked(options.read(true).write(true), home.path()).unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+}

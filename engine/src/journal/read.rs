@@ -1,0 +1,409 @@
+//! Reading a journal: everything is checked once, front to back, before anything in it is believed.
+//!
+//! Memory holds one record at a time and an index of spans, never the digests: [`JournalReader::runs`] reads them
+//! again from the file, each under its own checksum. What is committed must be whole; behind it one record may be
+//! missing its end, as a crash leaves it, and is dropped. `docs/format.md` gives the rules and why they are safe.
+
+use super::format::{Damage, Geometry, HEADER_OFFSET, Lead, SECTOR_BYTES, SLOT_OFFSETS, Slot, decode_header};
+use super::record::{
+    RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RECORD_TAIL_BYTES, RecordHead, RecordKind, decode_finish, is_torn, walk_runs,
+};
+use super::runs::Runs;
+use super::span::{Span, SpanIndex};
+use super::{Finish, Header, JournalState, Run};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, RangeSet};
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Where the bytes of a journal come from: a file, or memory in a simulation.
+pub(crate) trait ReadAt: Send + Sync {
+    /// Bytes there are.
+    fn size_bytes(&self) -> io::Result<u64>;
+    /// Fills `buffer` from `offset` on, or fails with `UnexpectedEof`.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let bytes = start.checked_add(buffer.len()).and_then(|end| self.get(start..end));
+        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// The bytes of a journal, and how messages call them.
+pub(super) struct Store {
+    bytes: Box<dyn ReadAt>,
+    name: String,
+}
+
+impl Store {
+    /// # Errors
+    /// `ECheckpointCorrupt` if the file ends before, and whatever the system says.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let length = buffer.len() as u64;
+        self.bytes.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.corrupt(offset, length, "the file ends too early"),
+            _ => Error::io(Side::Engine, Operation::Journal, &error, format_args!("read the journal {}", self.name))
+                .at(offset, length),
+        })
+    }
+
+    fn size_bytes(&self) -> Result<u64> {
+        self.bytes.size_bytes().map_err(|error| {
+            Error::io(Side::Engine, Operation::Journal, &error, format_args!("ask for the size of {}", self.name))
+        })
+    }
+
+    fn read_array<const N: usize>(&self, offset: u64) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(&mut bytes, offset).map(|()| bytes)
+    }
+
+    pub(super) fn corrupt(&self, offset: u64, length: u64, what: &str) -> Error {
+        Error::new(
+            Code::CheckpointCorrupt,
+            Side::Engine,
+            Operation::Journal,
+            format!("the journal {} is damaged at byte {offset}: {what}", self.name),
+        )
+        .at(offset, length)
+        .advise("start over with --restart or remove the file")
+    }
+
+    fn damaged(&self, damage: Damage) -> Error {
+        match damage {
+            Damage::Corrupt { at, length, what } => self.corrupt(at, length, what),
+            Damage::OtherVersion(version) => Error::new(
+                Code::CheckpointMismatch,
+                Side::Engine,
+                Operation::Journal,
+                format!(
+                    "the journal {} has format version {version}, this program knows version {}",
+                    self.name,
+                    super::format::FORMAT_VERSION
+                ),
+            )
+            .advise("continue with the program that wrote it, or start over with --restart"),
+        }
+    }
+}
+
+/// A journal that was read and found whole.
+pub struct JournalReader {
+    store: Store,
+    header: Header,
+    lead: Lead,
+    finish: Option<Finish>,
+    durable: RangeSet,
+    spans: SpanIndex,
+    records: u64,
+    runs: u64,
+    end: u64,
+    slot_sequence: u64,
+}
+
+impl JournalReader {
+    /// Reads the checkpoint or receipt at `path`. It is not locked: a journal in use may have grown since.
+    ///
+    /// # Errors
+    /// `ENotFound` if there is no file, `EBadRequest` if it is no regular file, `ECheckpointCorrupt` if it is empty,
+    /// damaged or no journal, `ECheckpointMismatch` if another version wrote it, and whatever the system says.
+    pub fn open(path: &Path) -> Result<Self> {
+        super::check_place(path)?;
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|error| {
+            Error::io(Side::Engine, Operation::Journal, &error, format_args!("open the journal {name}"))
+        })?;
+        Self::from_store(Box::new(file), name, None)
+    }
+
+    /// As [`JournalReader::open`], from memory.
+    ///
+    /// # Errors
+    /// As [`JournalReader::open`].
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        Self::from_store(Box::new(bytes), "in memory".into(), None)
+    }
+
+    /// Reads at most the first `limit` bytes: what is behind them does not count yet.
+    pub(super) fn from_store(bytes: Box<dyn ReadAt>, name: String, limit: Option<u64>) -> Result<Self> {
+        let store = Store { bytes, name };
+        if store.size_bytes()? == 0 {
+            let message = format!("the file {} is empty: no journal in it", store.name);
+            let error = Error::new(Code::CheckpointCorrupt, Side::Engine, Operation::Journal, message);
+            return Err(error.advise("start over with --restart, or remove it"));
+        }
+        let (lead, header, slot) = read_start(&store)?;
+        // Asked after the slots were read: a journal in use grows before its slots say so.
+        let size = store.size_bytes()?;
+        let mut reader = Self {
+            store,
+            header,
+            lead,
+            finish: None,
+            durable: RangeSet::new(),
+            spans: SpanIndex::default(),
+            records: 0,
+            runs: 0,
+            end: lead.records_start(),
+            slot_sequence: slot.sequence,
+        };
+        reader.scan(&slot, limit.map_or(size, |limit| limit.min(size)))?;
+        Ok(reader)
+    }
+
+    /// What the journal says about its job.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Checkpoint or receipt.
+    #[must_use]
+    pub fn state(&self) -> JournalState {
+        if self.finish.is_some() { JournalState::Finished } else { JournalState::Unfinished }
+    }
+
+    /// The bytes of the destination that are durable.
+    #[must_use]
+    pub fn durable(&self) -> &RangeSet {
+        &self.durable
+    }
+
+    /// How the job ended; `None` for a checkpoint.
+    #[must_use]
+    pub fn finish(&self) -> Option<&Finish> {
+        self.finish.as_ref()
+    }
+
+    /// Number of records, the finish record included.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Number of runs recorded, those recorded again included.
+    #[must_use]
+    pub fn recorded_runs(&self) -> u64 {
+        self.runs
+    }
+
+    /// Bytes of the file that count. What follows was lost in a crash.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The recorded runs inside `within`, grown to whole leaves, in the order of offsets and without overlaps: where
+    /// something was recorded twice the later record wins. Reads the file again; ends after an error.
+    pub fn runs(&self, within: ByteRange) -> impl Iterator<Item = Result<Run>> + '_ {
+        let geometry = Geometry::of(&self.header);
+        let whole = ByteRange::new(0, geometry.size_bytes);
+        let within = within.intersect(whole).unwrap_or(ByteRange::new(0, 0));
+        let within = within.align_out(geometry.leaf_bytes, geometry.size_bytes);
+        Runs::new(&self.store, geometry, self.end, self.spans.within(within))
+    }
+
+    /// The root digest over every leaf; `None` where bytes are missing or were not digested. Reads the file again.
+    ///
+    /// # Errors
+    /// As [`JournalReader::open`].
+    pub fn root(&self) -> Result<Option<[u8; 32]>> {
+        let mut hasher = super::RootHasher::new(&self.header);
+        for run in self.runs(ByteRange::new(0, self.header.size_bytes)) {
+            hasher.push(&run?);
+        }
+        Ok(hasher.finish())
+    }
+
+    pub(super) fn slot_sequence(&self) -> u64 {
+        self.slot_sequence
+    }
+
+    fn scan(&mut self, slot: &Slot, limit: u64) -> Result<()> {
+        if slot.committed_bytes < self.lead.records_start() || slot.committed_bytes > limit {
+            return Err(self.store.corrupt(limit, 0, "the file is shorter than what was committed"));
+        }
+        while let Some(record) = self.next_record(slot.committed_bytes, limit)? {
+            self.accept(&record)?;
+        }
+        match (slot.state, self.finish) {
+            (JournalState::Finished, Some(_)) if self.end == slot.committed_bytes => Ok(()),
+            (JournalState::Unfinished, Some(_)) if self.end > slot.committed_bytes => Ok(()),
+            (JournalState::Unfinished, None) => Ok(()),
+            _ => Err(self.store.corrupt(slot.offset(), SECTOR_BYTES as u64, "the commit slot contradicts the records")),
+        }
+    }
+
+    /// The next record, or `None` at the end or before a dropped one.
+    fn next_record(&self, committed: u64, limit: u64) -> Result<Option<Record>> {
+        if self.end == limit {
+            return Ok(None);
+        }
+        if self.finish.is_some() {
+            return Err(self.store.corrupt(self.end, limit - self.end, "something follows the finish record"));
+        }
+        let is_committed = self.end < committed;
+        match self.load(limit)? {
+            Loaded::Whole(record) if is_committed && record.end() > committed => {
+                Err(self.store.corrupt(record.at, record.head.record_bytes(), "a record is committed in part"))
+            }
+            Loaded::Whole(record) => Ok(Some(record)),
+            Loaded::Incomplete if is_committed => {
+                Err(self.store.corrupt(self.end, limit - self.end, "a committed record is incomplete"))
+            }
+            Loaded::Incomplete => Ok(None),
+            Loaded::Spoiled { end, .. } if !is_committed && end == limit && self.is_torn(end)? => Ok(None),
+            Loaded::Spoiled { end, what } => Err(self.store.corrupt(self.end, end - self.end, what)),
+        }
+    }
+
+    /// The record at the end of what was accepted so far.
+    fn load(&self, limit: u64) -> Result<Loaded> {
+        let (at, rest) = (self.end, limit - self.end);
+        if rest < RECORD_HEAD_BYTES as u64 {
+            return Ok(Loaded::Incomplete);
+        }
+        let corrupt = |what| self.store.corrupt(at, RECORD_HEAD_BYTES as u64, what);
+        let Some(head) = RecordHead::decode(&self.store.read_array(at)?).map_err(corrupt)? else {
+            // Nobody knows how long it was meant to be: everything up to the end is looked at.
+            return Ok(Loaded::Spoiled { end: limit, what: "the checksum of a record's head is wrong" });
+        };
+        if head.sequence != self.records {
+            return Err(corrupt("a record is out of sequence"));
+        }
+        if head.record_bytes() > rest {
+            return Ok(Loaded::Incomplete);
+        }
+        let mut payload = vec![0; head.payload_bytes as usize + RECORD_TAIL_BYTES];
+        self.store.read(&mut payload, at + RECORD_HEAD_BYTES as u64)?;
+        let crc = payload.split_off(head.payload_bytes as usize);
+        if crc != crc32c::crc32c(&payload).to_le_bytes() {
+            return Ok(Loaded::Spoiled { end: at + head.record_bytes(), what: "the checksum of a record is wrong" });
+        }
+        Ok(Loaded::Whole(Record { at, head, payload }))
+    }
+
+    /// Whether what lies between the last record and `end` can be what a power cut leaves of one record.
+    fn is_torn(&self, end: u64) -> Result<bool> {
+        let length = end - self.end;
+        if length > RECORD_BYTES_MAX as u64 {
+            return Ok(false);
+        }
+        let mut append = vec![0; length as usize];
+        self.store.read(&mut append, self.end)?;
+        Ok(is_torn(&append, self.end))
+    }
+
+    fn accept(&mut self, record: &Record) -> Result<()> {
+        let what = match record.head.kind {
+            RecordKind::Runs => self.accept_runs(record).err(),
+            RecordKind::Finish => {
+                self.finish = decode_finish(&record.payload);
+                self.finish.is_none().then_some("a field of the finish record is out of its range")
+            }
+        };
+        if let Some(what) = what {
+            return Err(self.store.corrupt(record.at, record.head.record_bytes(), what));
+        }
+        self.records += 1;
+        self.end = record.end();
+        Ok(())
+    }
+
+    fn accept_runs(&mut self, record: &Record) -> Result<(), &'static str> {
+        let first = record.at + RECORD_HEAD_BYTES as u64;
+        let mut open: Option<Span> = None;
+        let (spans, durable) = (&mut self.spans, &mut self.durable);
+        let mut close = |span: Span| {
+            spans.overlay(span);
+            durable.insert(span.range);
+        };
+        walk_runs(&record.payload, record.head.runs, &Geometry::of(&self.header), |run, at| {
+            open = Some(match open {
+                Some(span) if span.range.end() == run.range.start() => {
+                    Span { range: ByteRange::new(span.range.start(), run.range.end()), ..span }
+                }
+                other => {
+                    other.into_iter().for_each(&mut close);
+                    Span { range: run.range, position: first + at as u64 }
+                }
+            });
+        })?;
+        open.into_iter().for_each(close);
+        self.runs += u64::from(record.head.runs);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for JournalReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JournalReader")
+            .field("name", &self.store.name)
+            .field("state", &self.state())
+            .field("records", &self.records)
+            .field("spans", &self.spans.len())
+            .field("durable_bytes", &self.durable.bytes())
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Lead, header and the newest slot.
+fn read_start(store: &Store) -> Result<(Lead, Header, Slot)> {
+    let damaged = |damage| store.damaged(damage);
+    let lead = Lead::decode(&store.read_array(0)?).map_err(damaged)?;
+    let [first, second] = SLOT_OFFSETS;
+    let slots = [Slot::decode(&store.read_array(first)?, first), Slot::decode(&store.read_array(second)?, second)];
+    let mut body = vec![0; lead.header_bytes as usize];
+    store.read(&mut body, HEADER_OFFSET)?;
+    let header = decode_header(lead, &body).map_err(damaged)?;
+    let newest = slots.into_iter().flatten().max_by_key(|slot| slot.sequence);
+    let slot = newest.ok_or_else(|| store.corrupt(first, 2 * SECTOR_BYTES as u64, "both commit slots are damaged"))?;
+    Ok((lead, header, slot))
+}
+
+/// A record whose checksums are right.
+struct Record {
+    at: u64,
+    head: RecordHead,
+    payload: Vec<u8>,
+}
+
+impl Record {
+    fn end(&self) -> u64 {
+        self.at + self.head.record_bytes()
+    }
+}
+
+/// What stands where a record should.
+enum Loaded {
+    Whole(Record),
+    /// The file ends before the record does.
+    Incomplete,
+    /// Its bytes up to `end` are there, but they are not what was written.
+    Spoiled {
+        end: u64,
+        what: &'static str,
+    },
+}

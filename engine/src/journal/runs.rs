@@ -1,0 +1,96 @@
+//! The runs of a journal, read again from its file in the order of offsets.
+
+use super::Run;
+use super::format::Geometry;
+use super::read::Store;
+use super::record::{RUN_HEAD_BYTES, RunHead};
+use super::span::Span;
+use crate::error::Result;
+use crate::extent::ByteRange;
+
+/// Bytes read at a time: many runs are short.
+const WINDOW_BYTES: u64 = 32 << 10;
+
+/// Iterates over the runs of `spans`, each cut to its span. Ends after the first error.
+pub(super) struct Runs<'a, I> {
+    store: &'a Store,
+    geometry: Geometry,
+    spans: I,
+    /// What is left of the span being read, and where its next run lies.
+    current: Option<Span>,
+    window: Window,
+}
+
+impl<'a, I: Iterator<Item = Span>> Runs<'a, I> {
+    /// `end` is where the records end in the file.
+    pub(super) fn new(store: &'a Store, geometry: Geometry, end: u64, spans: I) -> Self {
+        Self { store, geometry, spans, current: None, window: Window { bytes: Vec::new(), start: 0, end } }
+    }
+
+    /// The next run of `span` that has bytes in it, whole, and where the one after it lies.
+    fn next_in(&mut self, span: Span) -> Result<(Run, u64)> {
+        let mut at = span.position;
+        loop {
+            let corrupt = |what| self.store.corrupt(at, RUN_HEAD_BYTES as u64, what);
+            let head = self.window.take(self.store, at, RUN_HEAD_BYTES)?;
+            let head = RunHead::decode(head, &self.geometry).map_err(corrupt)?;
+            let after = at + head.run_bytes() as u64;
+            if head.range.end() <= span.range.start() {
+                at = after;
+                continue;
+            }
+            let bytes = self.window.take(self.store, at, head.run_bytes())?;
+            if !head.seals(bytes) || head.range.start() > span.range.start() {
+                return Err(corrupt("a run is not what it was a moment ago"));
+            }
+            return Ok((head.with_digests(&bytes[RUN_HEAD_BYTES..]), after));
+        }
+    }
+}
+
+impl<I: Iterator<Item = Span>> Iterator for Runs<'_, I> {
+    type Item = Result<Run>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let span = self.current.take().or_else(|| self.spans.next())?;
+        match self.next_in(span) {
+            Ok((run, position)) => {
+                let end = run.range.end().min(span.range.end());
+                let piece = run.cut(ByteRange::new(span.range.start(), end), self.geometry.leaf_bytes);
+                let rest = ByteRange::new(end, span.range.end());
+                self.current = (!rest.is_empty()).then_some(Span { range: rest, position });
+                Some(Ok(piece))
+            }
+            Err(error) => {
+                while self.spans.next().is_some() {}
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+/// Bytes of the file around where the reading is.
+struct Window {
+    bytes: Vec<u8>,
+    start: u64,
+    /// Nothing is read from here on.
+    end: u64,
+}
+
+impl Window {
+    /// `length` bytes at `at`.
+    fn take(&mut self, store: &Store, at: u64, length: usize) -> Result<&[u8]> {
+        let is_inside = self.start <= at && at + length as u64 <= self.start + self.bytes.len() as u64;
+        if !is_inside {
+            let ahead = WINDOW_BYTES.min(self.end.saturating_sub(at)).max(length as u64);
+            self.bytes.resize(ahead as usize, 0);
+            self.start = at;
+            // Emptied first, so that a failed read leaves nothing that looks like a window.
+            let mut bytes = std::mem::take(&mut self.bytes);
+            store.read(&mut bytes, at)?;
+            self.bytes = bytes;
+        }
+        let from = (at - self.start) as usize;
+        Ok(&self.bytes[from..from + length])
+    }
+}

@@ -1,0 +1,147 @@
+//! Journals made up from a seed, for tests and fuzz targets.
+#![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
+
+use super::append::{Appender, Commit, Write};
+use super::{Content, Finish, Header, LeafDigest, Run};
+use crate::extent::ByteRange;
+use crate::spec::DigestKind;
+use crate::volume::{Identity, VolumeKind};
+
+/// Numbers that only depend on the seed (SplitMix64).
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers(pub(crate) u64);
+
+impl Numbers {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// In `0..end`; 0 if that is empty.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+}
+
+/// A copy from a file without birth time to a device.
+pub(crate) fn header(size_bytes: u64, leaf_bytes: u32) -> Header {
+    let source = Identity {
+        name: "/volumes/source.img".into(),
+        kind: VolumeKind::File,
+        device: 0xfd01,
+        inode: 131_073,
+        born_ns: None,
+        size_bytes,
+        modified_ns: -1,
+        changed_ns: 1_700_000_000_000_000_001,
+    };
+    let destination = Identity {
+        name: "/dev/größe".into(),
+        kind: VolumeKind::Device,
+        born_ns: Some(1_600_000_000_000_000_002),
+        modified_ns: 0,
+        changed_ns: 0,
+        ..source.clone()
+    };
+    let started_ns = 1_800_000_000_000_000_003;
+    Header { source, destination, size_bytes, leaf_bytes, digest: DigestKind::Xxh3, started_ns }
+}
+
+/// The digest that samples give leaf `index`.
+pub(crate) fn leaf(index: u64) -> LeafDigest {
+    LeafDigest::from(index + 1) << 64 | LeafDigest::from(!index)
+}
+
+/// A run of `count` whole leaves of data, from leaf `first` on.
+pub(crate) fn leaves(first: u64, count: u64, leaf_bytes: u64) -> Run {
+    let range = ByteRange::at(first * leaf_bytes, count * leaf_bytes);
+    Run { range, content: Content::Leaves((first..first + count).map(leaf).collect()) }
+}
+
+/// A journal as the list of what was written to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    pub header: Header,
+    /// The runs of each commit; the finish has none.
+    pub batches: Vec<Vec<Run>>,
+    pub start: Write,
+    pub commits: Vec<Commit>,
+    pub finish: Option<Finish>,
+}
+
+impl Sample {
+    /// Up to six batches over up to 64 leaves, some recorded twice, some finished.
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut numbers = Numbers(seed);
+        let header = header(numbers.below(64 * 4096) + 1, 4096);
+        let (mut appender, start) = Appender::create(&header).expect("samples are in range");
+        let (mut batches, mut commits) = (Vec::new(), Vec::new());
+        for _ in 0..numbers.below(7) {
+            let batch = batch(&mut numbers, &header);
+            commits.extend(appender.append(batch.clone()).expect("samples are in order"));
+            batches.push(batch);
+        }
+        let finish = (numbers.below(2) == 1).then(|| Finish {
+            root: (numbers.below(2) == 1).then_some([7; 32]),
+            finished_ns: numbers.next().cast_signed(),
+        });
+        if let Some(finish) = &finish {
+            commits.push(appender.finish(finish));
+            batches.push(Vec::new());
+        }
+        Self { header, batches, start, commits, finish }
+    }
+
+    /// The file once everything was written.
+    pub(crate) fn file(&self) -> Vec<u8> {
+        let mut file = Vec::new();
+        apply(&mut file, &self.start);
+        for commit in &self.commits {
+            apply(&mut file, &commit.record);
+            apply(&mut file, &commit.slot);
+        }
+        file
+    }
+
+    /// Leaf by leaf, what the first `commits` say.
+    pub(crate) fn model(&self, commits: usize) -> Vec<Option<Content>> {
+        let leaf_bytes = u64::from(self.header.leaf_bytes);
+        let mut model = vec![None; self.header.size_bytes.div_ceil(leaf_bytes) as usize];
+        for run in self.batches[..commits].iter().flatten() {
+            for piece in run.range.split(leaf_bytes) {
+                model[(piece.start() / leaf_bytes) as usize] = Some(run.cut(piece, leaf_bytes).content);
+            }
+        }
+        model
+    }
+}
+
+/// At least one run, ascending, with gaps.
+fn batch(numbers: &mut Numbers, header: &Header) -> Vec<Run> {
+    let leaf_bytes = u64::from(header.leaf_bytes);
+    let end = header.size_bytes.div_ceil(leaf_bytes);
+    let (mut at, mut batch) = (numbers.below(end), Vec::new());
+    while at < end {
+        let count = numbers.below((end - at).min(9)) + 1;
+        let stop = ((at + count) * leaf_bytes).min(header.size_bytes);
+        let content = match numbers.below(4) {
+            0 => Content::Zeros,
+            1 => Content::Undigested,
+            // A leaf recorded again has another digest, so that a test can tell.
+            _ => Content::Leaves((0..count).map(|_| LeafDigest::from(numbers.next())).collect()),
+        };
+        batch.push(Run { range: ByteRange::new(at * leaf_bytes, stop), content });
+        at += count + numbers.below(8);
+    }
+    batch
+}
+
+/// Puts bytes into a file in memory.
+pub(crate) fn apply(file: &mut Vec<u8>, write: &Write) {
+    let start = write.offset as usize;
+    let end = start + write.bytes.len();
+    file.resize(file.len().max(end), 0);
+    file[start..end].copy_from_slice(&write.bytes);
+}

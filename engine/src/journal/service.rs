@@ -1,0 +1,322 @@
+//! The journal thread: one per engine, so that no worker and no job waits for a sync inside its loop.
+//!
+//! A [`JournalFile`] sends its orders to its own task on that thread, which carries them out one after the other; the
+//! tasks of different jobs run side by side. Creating, opening, renaming and removing happen on the caller's thread,
+//! before the task knows the file or after it has ended: callers of those wait anyway.
+//!
+//! Owners: the lock is shared by the [`JournalFile`] and its task and is released when both are gone, so never while a
+//! write may still land. The thread ends when the last service handle and the last journal are gone.
+
+use super::append::Appender;
+use super::disk::{Backend, Disk, Runtime};
+use super::place::{self, Locked, Place};
+use super::read::JournalReader;
+use super::writer::{Ending, Writer, journal_error};
+use super::{Finish, Header, JournalState, Run};
+use crate::error::{Code, Error, Operation, Result, Side};
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+
+/// What becomes of a journal whose job is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep<'a> {
+    /// It is removed. It is not even finished: a crash just before leaves a checkpoint with nothing left to do.
+    No,
+    /// It becomes a receipt where it is. Without a name it cannot be kept.
+    InPlace,
+    /// It becomes a receipt at this path, replacing what was there.
+    At(&'a Path),
+}
+
+impl Keep<'_> {
+    fn apply(self, file: &File, path: Option<&Path>) -> Result<()> {
+        match (self, path) {
+            (Self::No, Some(path)) => place::remove(path, file),
+            (Self::At(to), from) => place::publish(file, from, to),
+            (Self::No, None) | (Self::InPlace, _) => Ok(()),
+        }
+    }
+}
+
+/// A handle to the journal thread.
+#[derive(Clone, Debug)]
+pub(crate) struct JournalService {
+    thread: Arc<Thread>,
+}
+
+impl JournalService {
+    /// Starts the thread, on io_uring where this host has it.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(crate) fn start() -> Result<Self> {
+        match Backend::probe() {
+            Backend::Ring => Self::start_on(Backend::Ring).or_else(|error| {
+                tracing::info!(%error, "journal without io_uring");
+                Self::start_on(Backend::Plain)
+            }),
+            Backend::Plain => Self::start_on(Backend::Plain),
+        }
+    }
+
+    pub(super) fn start_on(backend: Backend) -> Result<Self> {
+        let failed = |error: io::Error| Error::io(Side::Engine, Operation::Start, &error, "start the journal thread");
+        let (desk, tasks) = unbounded_channel();
+        let (ready, is_ready) = mpsc::channel();
+        let body = move || match Runtime::new(backend) {
+            Ok(runtime) => {
+                _ = ready.send(Ok(()));
+                runtime.block_on(serve(tasks, backend));
+            }
+            Err(error) => _ = ready.send(Err(error)),
+        };
+        let join = thread::Builder::new().name("blockhaul-journal".into()).spawn(body).map_err(failed)?;
+        let thread = Arc::new(Thread { desk: Some(desk), join: Some(join) });
+        is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once"))).map_err(failed)?;
+        Ok(Self { thread })
+    }
+
+    /// Creates a journal, durable with its header and its name when this returns (scratch ones are never durable).
+    /// Blocks.
+    ///
+    /// # Errors
+    /// `EExists`, `EBusy` ("another copy uses this journal"), `EBadRequest` for a header that cannot be recorded, and
+    /// whatever the system says.
+    pub(crate) fn create(&self, place: Place<'_>, header: &Header) -> Result<JournalFile> {
+        let (appender, start) = Appender::create(header)?;
+        let file = place::create(place, &start.bytes)?;
+        let path = match place {
+            Place::File(path) | Place::Replace(path) => Some(path.to_owned()),
+            Place::Scratch => None,
+        };
+        self.open(file, path, appender)
+    }
+
+    /// Goes on with a checkpoint. What a crash tore off its end is cut off, the rest synced again: a killed process
+    /// may have left it in memory only. Blocks.
+    ///
+    /// # Errors
+    /// `ECheckpointMismatch` for a receipt, `EBusy` ("another copy uses this journal"), those of
+    /// [`JournalReader::open`], and whatever the system says.
+    pub(crate) fn reopen(&self, path: &Path) -> Result<(JournalFile, JournalReader)> {
+        let name = path.display().to_string();
+        let failed = |error: io::Error| journal_error(&error, &name);
+        let file = place::open_locked(path)?;
+        let reader = JournalReader::from_store(Box::new(file.try_clone().map_err(failed)?), name.clone(), None)?;
+        if reader.state() == JournalState::Finished {
+            let message = format!("the copy recorded in {name} has finished");
+            return Err(Error::new(Code::CheckpointMismatch, Side::Engine, Operation::Journal, message)
+                .advise("start over with --restart, or remove the file"));
+        }
+        if file.metadata().map_err(failed)?.len() > reader.end() {
+            file.set_len(reader.end()).map_err(failed)?;
+        }
+        file.sync_all().map_err(failed)?;
+        let journal = self.open(file, Some(path.to_owned()), Appender::resume(&reader))?;
+        Ok((journal, reader))
+    }
+
+    /// Does the rest of [`JournalFile::finish`] for a journal that was finished but not yet moved or removed when its
+    /// process was killed: nothing is left to copy. Blocks.
+    ///
+    /// # Errors
+    /// `ECheckpointMismatch` for a checkpoint, and otherwise as [`JournalService::reopen`].
+    pub(crate) fn finish_again(&self, path: &Path, keep: Keep<'_>) -> Result<Finish> {
+        let name = path.display().to_string();
+        let file = place::open_locked(path)?;
+        let copy = file.try_clone().map_err(|error| journal_error(&error, &name))?;
+        let finish = JournalReader::from_store(Box::new(copy), name.clone(), None)?.finish().copied();
+        let unfinished = || {
+            let message = format!("the copy recorded in {name} has not finished");
+            Error::new(Code::CheckpointMismatch, Side::Engine, Operation::Journal, message)
+                .advise("continue it with --resume")
+        };
+        let finish = finish.ok_or_else(unfinished)?;
+        file.sync_all().map_err(|error| journal_error(&error, &name))?;
+        keep.apply(&file, Some(path)).map(|()| finish)
+    }
+
+    /// Gives a locked journal its task.
+    pub(super) fn open(&self, file: Locked, path: Option<PathBuf>, appender: Appender) -> Result<JournalFile> {
+        let name = path.as_ref().map_or("(temporary)".into(), |path| path.display().to_string());
+        let file = Arc::new(file);
+        let written = file.try_clone().map_err(|error| journal_error(&error, &name))?;
+        let (orders, inbox) = unbounded_channel();
+        let task = Task {
+            name: name.clone(),
+            file: written,
+            lock: Arc::clone(&file),
+            appender,
+            is_synced: path.is_some(),
+            inbox,
+        };
+        let desk = self.thread.desk.as_ref().expect("the desk closes when the last handle is gone");
+        desk.send(task).map_err(|_| thread_gone())?;
+        Ok(JournalFile { orders, file, path, name, _thread: Arc::clone(&self.thread) })
+    }
+}
+
+/// The thread, joined when the last handle and the last journal are gone.
+struct Thread {
+    desk: Option<UnboundedSender<Task>>,
+    join: Option<JoinHandle<()>>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        drop(self.desk.take());
+        // A callback on the journal thread may hold the last handle: a thread cannot wait for itself.
+        if let Some(join) = self.join.take().filter(|join| join.thread().id() != thread::current().id()) {
+            _ = join.join();
+        }
+    }
+}
+
+impl fmt::Debug for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Thread")
+    }
+}
+
+/// An open, locked, unfinished journal. Dropping it is [`JournalFile::close`] without waiting. What blocks here waits
+/// for the journal thread and must not be called on it.
+#[derive(Debug)]
+pub(crate) struct JournalFile {
+    // Declared first: the task must hear that nobody orders any more before the thread is waited for.
+    orders: UnboundedSender<Order>,
+    file: Arc<Locked>,
+    path: Option<PathBuf>,
+    name: String,
+    _thread: Arc<Thread>,
+}
+
+impl JournalFile {
+    /// Records runs that are durable on the destination. Returns at once; `done` runs on the journal thread once the
+    /// record is synced, must be short and must not block. Batches are recorded in order. After an error every later
+    /// call fails with the same one. The caller bounds the queue: it keeps one or two batches under way.
+    pub(crate) fn append(&mut self, runs: Vec<Run>, done: impl FnOnce(Result<()>) + Send + 'static) {
+        let order = Order::Append(runs, Done(Some(Box::new(done))));
+        // An order that nobody takes is dropped, and tells its owner so.
+        _ = self.orders.send(order);
+    }
+
+    /// Reads what was appended so far, once it is synced. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`JournalReader::open`].
+    pub(crate) fn reader(&self) -> Result<JournalReader> {
+        let synced_end = self.ask(Order::SyncedEnd)?;
+        let file = self.file.try_clone().map_err(|error| journal_error(&error, &self.name))?;
+        JournalReader::from_store(Box::new(file), self.name.clone(), Some(synced_end))
+    }
+
+    /// Ends the journal of a job that is done. Blocks until what `keep` asks for is durable.
+    ///
+    /// # Errors
+    /// That of an earlier append, and whatever the system says. The file is left as it is then.
+    pub(crate) fn finish(self, finish: Finish, keep: Keep<'_>) -> Result<()> {
+        let ending = match keep {
+            Keep::No => Ending::Leave,
+            Keep::InPlace | Keep::At(_) => Ending::Finish(finish),
+        };
+        self.ask(|reply| Order::End(ending, reply))??;
+        keep.apply(&self.file, self.path.as_deref())
+    }
+
+    /// Leaves the journal as a checkpoint. Blocks until everything that was appended is synced and committed.
+    ///
+    /// # Errors
+    /// That of an earlier append, and whatever the system says. What was synced before still counts.
+    pub(crate) fn close(self) -> Result<()> {
+        self.ask(|reply| Order::End(Ending::Commit, reply))?
+    }
+
+    fn ask<T>(&self, order: impl FnOnce(mpsc::Sender<T>) -> Order) -> Result<T> {
+        let (reply, answer) = mpsc::channel();
+        _ = self.orders.send(order(reply));
+        answer.recv().map_err(|_| thread_gone())
+    }
+}
+
+/// What a journal file asks of its task.
+enum Order {
+    Append(Vec<Run>, Done),
+    SyncedEnd(mpsc::Sender<u64>),
+    End(Ending, mpsc::Sender<Result<()>>),
+}
+
+/// Somebody who waits for an append. Hears of it in any case, even if the order is dropped.
+struct Done(Option<Box<dyn FnOnce(Result<()>) + Send>>);
+
+impl Done {
+    fn tell(mut self, result: Result<()>) {
+        if let Some(done) = self.0.take() {
+            done(result);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(thread_gone()));
+        }
+    }
+}
+
+/// One journal on the journal thread.
+struct Task {
+    name: String,
+    file: File,
+    lock: Arc<Locked>,
+    appender: Appender,
+    /// Scratch journals die with the process and are never synced.
+    is_synced: bool,
+    inbox: UnboundedReceiver<Order>,
+}
+
+/// The thread's body: runs a task per journal until no handle is left and every journal is closed.
+async fn serve(mut desk: UnboundedReceiver<Task>, backend: Backend) {
+    let mut tasks = JoinSet::new();
+    while let Some(task) = desk.recv().await {
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_local(task.run(backend));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+impl Task {
+    async fn run(self, backend: Backend) {
+        let Self { name, file, lock, appender, is_synced, mut inbox } = self;
+        let mut writer = Writer::new(name, Disk::new(file, backend), appender, is_synced);
+        let mut waiting = None;
+        while let Some(order) = inbox.recv().await {
+            match order {
+                Order::Append(runs, done) => done.tell(writer.append(runs).await),
+                Order::SyncedEnd(reply) => _ = reply.send(writer.synced_end()),
+                Order::End(ending, reply) => {
+                    waiting = Some((writer.end(ending).await, reply));
+                    break;
+                }
+            }
+        }
+        if waiting.is_none() {
+            _ = writer.end(Ending::Commit).await;
+        }
+        writer.close().await;
+        drop(lock);
+        if let Some((result, reply)) = waiting {
+            _ = reply.send(result);
+        }
+    }
+}
+
+fn thread_gone() -> Error {
+    Error::internal(Operation::Journal, "the journal thread has ended")
+}

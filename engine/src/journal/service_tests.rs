@@ -1,0 +1,380 @@
+//! The journal thread on real files, on io_uring where this host has it and without.
+
+use super::disk::Backend;
+use super::format::SLOT_OFFSETS;
+use super::place::Locked;
+use super::samples::{Sample, header, leaves};
+use super::*;
+use crate::error::{Code, Effect, Result};
+use nix::errno::Errno;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::mpsc;
+use tempfile::TempDir;
+
+/// Each test runs on every backend that this host has.
+fn services() -> Vec<JournalService> {
+    let has_ring = Backend::probe() == Backend::Ring;
+    let backends = if has_ring { vec![Backend::Ring, Backend::Plain] } else { vec![Backend::Plain] };
+    backends.into_iter().map(|backend| JournalService::start_on(backend).unwrap()).collect()
+}
+
+/// Appends and waits.
+fn append(journal: &mut JournalFile, runs: Vec<Run>) -> Result<()> {
+    let (tell, told) = mpsc::channel();
+    journal.append(runs, move |result| tell.send(result).unwrap());
+    told.recv().unwrap()
+}
+
+fn whole(reader: &JournalReader) -> Vec<Run> {
+    reader.runs(ByteRange::new(0, reader.header().size_bytes)).map(|run| run.unwrap()).collect()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn small() -> Header {
+    header(40 * 4096, 4096)
+}
+
+const END: Finish = Finish { root: Some([5; 32]), finished_ns: 77 };
+
+#[test]
+fn the_file_is_what_the_appender_plans() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        for seed in 0..20 {
+            let (path, sample) = (home.path().join(format!("{seed}")), Sample::new(seed));
+            let mut journal = service.create(Place::Replace(&path), &sample.header).unwrap();
+            for batch in sample.batches.iter().filter(|batch| !batch.is_empty()) {
+                append(&mut journal, batch.clone()).unwrap();
+            }
+            match sample.finish {
+                Some(finish) => journal.finish(finish, Keep::InPlace).unwrap(),
+                None => journal.close().unwrap(),
+            }
+            assert_eq!(fs::read(&path).unwrap(), sample.file(), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_goes_on_where_it_stopped() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("deep/er/checkpoint");
+        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        append(&mut journal, vec![leaves(0, 10, 4096)]).unwrap();
+        journal.close().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(names(path.parent().unwrap()), ["checkpoint"]);
+        let (mut journal, reader) = service.reopen(&path).unwrap();
+        assert_eq!(reader.durable().bytes(), 10 * 4096);
+        append(&mut journal, vec![leaves(10, 30, 4096)]).unwrap();
+        let reader = journal.reader().unwrap();
+        assert_eq!(whole(&reader), [leaves(0, 10, 4096), leaves(10, 30, 4096)]);
+        journal.finish(Finish { root: reader.root().unwrap(), finished_ns: 1 }, Keep::InPlace).unwrap();
+        let receipt = JournalReader::open(&path).unwrap();
+        assert_eq!(receipt.state(), JournalState::Finished);
+        assert_eq!(receipt.finish().unwrap().root, receipt.root().unwrap());
+        assert_eq!(service.reopen(&path).unwrap_err().code, Code::CheckpointMismatch);
+    }
+}
+
+#[test]
+fn a_torn_end_is_cut_off_before_anything_is_appended() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        append(&mut journal, vec![leaves(0, 1, 4096)]).unwrap();
+        journal.close().unwrap();
+        let intact = fs::read(&path).unwrap();
+        fs::write(&path, [&intact[..], &[0; 700]].concat()).unwrap();
+        let (mut journal, reader) = service.reopen(&path).unwrap();
+        assert_eq!(reader.end(), intact.len() as u64);
+        assert_eq!(fs::metadata(&path).unwrap().len(), intact.len() as u64);
+        append(&mut journal, vec![leaves(1, 1, 4096)]).unwrap();
+        journal.close().unwrap();
+        assert_eq!(JournalReader::open(&path).unwrap().durable().bytes(), 2 * 4096);
+    }
+}
+
+#[test]
+fn a_reader_sees_what_was_appended_while_the_thread_goes_on() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        for place in [Place::Replace(&home.path().join("checkpoint")), Place::Scratch] {
+            let mut journal = service.create(place, &small()).unwrap();
+            for index in 0..20 {
+                journal.append(vec![leaves(index, 1, 4096)], |result| result.unwrap());
+            }
+            let reader = journal.reader().unwrap();
+            append(&mut journal, vec![leaves(20, 20, 4096)]).unwrap();
+            assert_eq!(whole(&reader), (0..20).map(|index| leaves(index, 1, 4096)).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn batches_are_recorded_in_order_and_each_is_answered() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let (tell, told) = mpsc::channel();
+        for index in 0..40 {
+            let tell = tell.clone();
+            journal.append(vec![leaves(index, 1, 4096)], move |result| tell.send((index, result)).unwrap());
+        }
+        drop((journal, tell));
+        assert_eq!(told.into_iter().collect::<Vec<_>>(), (0..40).map(|index| (index, Ok(()))).collect::<Vec<_>>());
+        drop(service);
+        assert_eq!(JournalReader::open(&path).unwrap().records(), 40);
+    }
+}
+
+#[test]
+fn after_an_error_everything_fails_with_it() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        append(&mut journal, vec![leaves(0, 1, 4096)]).unwrap();
+        let error = append(&mut journal, vec![leaves(39, 2, 4096)]).unwrap_err();
+        assert_eq!(error.code, Code::Internal);
+        assert_eq!(append(&mut journal, vec![leaves(1, 1, 4096)]), Err(error.clone()));
+        assert_eq!(journal.reader().unwrap().durable().bytes(), 4096);
+        assert_eq!(journal.finish(END, Keep::No), Err(error));
+        assert_eq!(JournalReader::open(&path).unwrap().durable().bytes(), 4096);
+    }
+}
+
+#[test]
+fn a_failed_write_is_reported_and_sticks() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let (appender, start) = append::Appender::create(&small()).unwrap();
+        let path = home.path().join("checkpoint");
+        fs::write(&path, start.bytes).unwrap();
+        let read_only = Locked::alone(fs::File::open(&path).unwrap());
+        let mut journal = service.open(read_only, Some(path.clone()), appender).unwrap();
+        let error = append(&mut journal, vec![leaves(0, 1, 4096)]).unwrap_err();
+        assert_eq!((error.errno, error.effect), (Some(Errno::EBADF as i32), Effect::Unknown));
+        assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+        assert_eq!(append(&mut journal, vec![leaves(0, 1, 4096)]), Err(error.clone()));
+        assert!(journal.reader().unwrap().durable().is_empty());
+        assert_eq!(journal.close(), Err(error));
+    }
+}
+
+#[test]
+fn a_journal_in_use_is_busy() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        let journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let busy = [
+            service.reopen(&path).map(drop),
+            service.create(Place::File(&path), &small()).map(drop),
+            service.create(Place::Replace(&path), &small()).map(drop),
+        ];
+        for error in busy.map(Result::unwrap_err) {
+            assert_eq!(error.code, Code::Busy);
+            assert!(error.message.contains("another copy uses this journal"), "{error}");
+        }
+        assert_eq!(names(home.path()), ["checkpoint"]);
+        journal.close().unwrap();
+        service.reopen(&path).unwrap().0.close().unwrap();
+    }
+}
+
+#[test]
+fn what_is_there_is_replaced_only_when_told_and_never_when_it_is_no_journal() {
+    let home = TempDir::new().unwrap();
+    let service = JournalService::start().unwrap();
+    let path = home.path().join("checkpoint");
+    for leftover in [vec![], vec![0; 100], vec![0; 1536]] {
+        fs::write(&path, leftover).unwrap();
+        service.create(Place::File(&path), &small()).unwrap().close().unwrap();
+        let error = service.create(Place::File(&path), &small()).unwrap_err();
+        assert_eq!(error.code, Code::Exists);
+        assert!(error.message.contains("--resume") && error.message.contains("checkpoint"), "{error}");
+    }
+    let inode = fs::metadata(&path).unwrap().ino();
+    fs::write(home.path().join("checkpoint.new"), "left by a crash").unwrap();
+    service.create(Place::Replace(&path), &small()).unwrap().close().unwrap();
+    assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
+    let mut damaged = fs::read(&path).unwrap();
+    damaged[3] ^= 8;
+    fs::write(&path, damaged).unwrap();
+    service.create(Place::Replace(&path), &small()).unwrap().close().unwrap();
+    for precious in [b"my thesis".to_vec(), vec![0; 20_000]] {
+        fs::write(&path, &precious).unwrap();
+        for place in [Place::File(&path), Place::Replace(&path)] {
+            assert_eq!(service.create(place, &small()).unwrap_err().code, Code::Exists);
+        }
+        assert_eq!(fs::read(&path).unwrap(), precious);
+    }
+    assert_eq!(names(home.path()), ["checkpoint"]);
+}
+
+#[test]
+fn what_is_no_regular_file_is_left_alone() {
+    let home = TempDir::new().unwrap();
+    let service = JournalService::start().unwrap();
+    let (fifo, path) = (home.path().join("fifo"), home.path().join("checkpoint"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let refused = [
+        service.create(Place::Replace(&fifo), &small()).map(drop),
+        service.reopen(&fifo).map(drop),
+        JournalReader::open(&fifo).map(drop),
+        JournalReader::open(home.path()).map(drop),
+        service.create(Place::File(&path), &small()).unwrap().finish(END, Keep::At(&fifo)),
+        check_place(home.path()),
+    ];
+    assert!(refused.into_iter().all(|refused| refused.unwrap_err().code == Code::BadRequest));
+    assert_eq!(names(home.path()), ["checkpoint", "fifo"]);
+}
+
+#[test]
+fn a_journal_in_use_can_be_inspected() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let (tell, told) = mpsc::channel();
+        for index in 0..200 {
+            let tell = tell.clone();
+            journal.append(vec![leaves(index % 40, 1, 4096)], move |_| tell.send(index).unwrap());
+        }
+        drop(tell);
+        while let Ok(index) = told.recv() {
+            assert!(JournalReader::open(&path).unwrap().records() > index);
+        }
+    }
+}
+
+#[test]
+fn a_finished_journal_is_removed_kept_or_moved() {
+    let home = TempDir::new().unwrap();
+    // Another file system, so that a rename cannot do it, where this host has one that is.
+    let elsewhere = TempDir::new_in("/dev/shm").unwrap_or_else(|_| TempDir::new().unwrap());
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        for to in [home.path().join("kept/receipt"), elsewhere.path().join("receipt")] {
+            for _ in 0..2 {
+                let journal = service.create(Place::File(&path), &small()).unwrap();
+                journal.finish(END, Keep::At(&to)).unwrap();
+                assert!(!path.exists());
+                assert_eq!(JournalReader::open(&to).unwrap().finish(), Some(&END));
+                assert_eq!(names(to.parent().unwrap()), ["receipt"]);
+            }
+        }
+        service.create(Place::File(&path), &small()).unwrap().finish(END, Keep::No).unwrap();
+        assert!(!path.exists());
+        let to = home.path().join("from-scratch");
+        let mut journal = service.create(Place::Scratch, &small()).unwrap();
+        append(&mut journal, vec![leaves(0, 40, 4096)]).unwrap();
+        journal.finish(END, Keep::At(&to)).unwrap();
+        assert_eq!(JournalReader::open(&to).unwrap().durable().bytes(), 40 * 4096);
+        service.create(Place::Scratch, &small()).unwrap().finish(END, Keep::No).unwrap();
+    }
+}
+
+#[test]
+fn the_lock_is_free_once_a_journal_is_closed() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        service.create(Place::Replace(&path), &small()).unwrap().close().unwrap();
+        for _ in 0..50 {
+            let (mut journal, _) = service.reopen(&path).unwrap();
+            append(&mut journal, vec![leaves(3, 1, 4096)]).unwrap();
+            journal.close().unwrap();
+        }
+        let slots = SLOT_OFFSETS.map(|offset| fs::read(&path).unwrap()[offset as usize]);
+        assert!(slots.iter().all(|&byte| byte == b'B'), "both slots are in use");
+    }
+}
+
+#[test]
+fn a_kill_between_finish_and_move_leaves_a_receipt_to_move() {
+    let home = TempDir::new().unwrap();
+    let service = JournalService::start().unwrap();
+    let (path, to) = (home.path().join("checkpoint"), home.path().join("receipt"));
+    service.create(Place::File(&path), &small()).unwrap().close().unwrap();
+    let error = service.finish_again(&path, Keep::At(&to)).unwrap_err();
+    assert_eq!((error.code, to.exists()), (Code::CheckpointMismatch, false));
+    service.reopen(&path).unwrap().0.finish(END, Keep::InPlace).unwrap();
+    assert_eq!(service.reopen(&path).unwrap_err().code, Code::CheckpointMismatch);
+    assert_eq!(service.finish_again(&path, Keep::At(&to)), Ok(END));
+    assert_eq!(names(home.path()), ["receipt"]);
+    assert_eq!(service.finish_again(&to, Keep::No), Ok(END));
+    assert_eq!(names(home.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_name_replaced_meanwhile_is_not_removed() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        let path = home.path().join("checkpoint");
+        let journal = service.create(Place::Replace(&path), &small()).unwrap();
+        fs::rename(&path, home.path().join("moved")).unwrap();
+        fs::write(&path, "somebody else's").unwrap();
+        journal.finish(END, Keep::No).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn two_creators_of_one_name_never_both_win() {
+    let home = TempDir::new().unwrap();
+    for service in services() {
+        for round in 0..20 {
+            let path = home.path().join(format!("{round}"));
+            let create = || service.create(Place::File(&path), &small());
+            let won: Vec<_> = std::thread::scope(|scope| {
+                let racers: Vec<_> = (0..4).map(|_| scope.spawn(create)).collect();
+                racers.into_iter().filter_map(|racer| racer.join().unwrap().ok()).collect()
+            });
+            assert_eq!(won.len(), 1, "round {round}");
+            assert_eq!(JournalReader::open(&path).unwrap().header(), &small());
+            won.into_iter().for_each(|journal| journal.finish(END, Keep::No).unwrap());
+        }
+        assert_eq!(names(home.path()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_thread_ends_with_its_last_user() {
+    for service in services() {
+        let mut journal = service.create(Place::Scratch, &small()).unwrap();
+        let (tell, told) = mpsc::channel::<()>();
+        let last = service.clone();
+        drop(service);
+        // The callback holds the last handle but for the journal: the thread must not wait for itself.
+        journal.append(vec![leaves(0, 1, 4096)], move |_| drop((last, tell)));
+        drop(journal);
+        assert!(told.recv().is_err());
+    }
+}
+
+#[test]
+fn the_default_name_is_stable_readable_and_its_own() {
+    let path = |name: &str| default_checkpoint_path(Path::new("/state"), name).display().to_string();
+    assert_eq!(path("/dev/sdb"), path("/dev/sdb"));
+    assert!(path("/dev/sdb").starts_with("/state/sdb-") && path("/dev/sdb").ends_with(".journal"));
+    assert_ne!(path("/a/disk.img"), path("/b/disk.img"));
+    assert!(path("nbd://host:10809/größe ../x y").starts_with("/state/x_y-"));
+    assert!(!path("/dev/..").contains(".."));
+    assert!(path(&format!("/{}", "n".repeat(5000))).len() < 100);
+    assert!(path("").starts_with("/state/-"));
+}

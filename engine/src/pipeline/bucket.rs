@@ -1,0 +1,102 @@
+//! The user's rate limit: a token bucket shared by all cores, without a lock.
+//!
+//! Kept as one number, the _theoretical arrival time_ (GCRA): when the bytes admitted so far would have arrived at
+//! exactly the limit. A block is admitted while that is at most one burst ahead of now; so a limit holds over any
+//! interval longer than the burst plus one block, and a change takes effect with the next block.
+
+use crate::limits::BURST;
+use crate::ring::Instant;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A rate limit that may change or be absent.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    /// Bytes per second; 0 is no limit.
+    rate: AtomicU64,
+    /// In ns of the rings' clock.
+    arrival: AtomicU64,
+}
+
+impl Bucket {
+    pub(crate) fn new(bytes_per_second: Option<u64>) -> Self {
+        Self { rate: AtomicU64::new(rate(bytes_per_second)), arrival: AtomicU64::new(0) }
+    }
+
+    /// `None` lifts the limit.
+    pub(crate) fn set(&self, bytes_per_second: Option<u64>) {
+        self.rate.store(rate(bytes_per_second), Relaxed);
+        // What was admitted under the old limit must not delay the new one.
+        self.arrival.store(0, Relaxed);
+    }
+
+    /// Takes `bytes`, or says how long to wait before asking again.
+    pub(crate) fn take(&self, bytes: u64, now: Instant) -> Result<(), Duration> {
+        let rate = self.rate.load(Relaxed);
+        if rate == 0 {
+            return Ok(());
+        }
+        let cost = u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX);
+        let (now, burst) = (as_nanos(now), as_nanos(BURST));
+        let take = |arrival: u64| (arrival <= now.saturating_add(burst)).then(|| arrival.max(now).saturating_add(cost));
+        match self.arrival.fetch_update(Relaxed, Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(arrival) => Err(Duration::from_nanos(arrival - now - burst)),
+        }
+    }
+}
+
+/// As it is kept. A limit of 0 would never let anything through: it is the least there is, not none.
+fn rate(bytes_per_second: Option<u64>) -> u64 {
+    bytes_per_second.map_or(0, |rate| rate.max(1))
+}
+
+fn as_nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes admitted in `seconds` by a caller that always asks, in blocks of `block`.
+    fn admitted(bucket: &Bucket, block: u64, from: Instant, seconds: u64) -> u64 {
+        let (mut now, mut bytes) = (from, 0);
+        while now < from + Duration::from_secs(seconds) {
+            match bucket.take(block, now) {
+                Ok(()) => bytes += block,
+                Err(wait) => now += wait.max(Duration::from_nanos(1)),
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_limit_holds_over_seconds_within_three_percent() {
+        for (rate, block) in [(200 << 20, 1 << 20), (10 << 20, 256 << 10), (1 << 30, 4096)] {
+            let bytes = admitted(&Bucket::new(Some(rate)), block, Duration::from_secs(5), 4);
+            let ideal = rate * 4;
+            assert!(bytes.abs_diff(ideal) <= ideal * 3 / 100 + block, "{bytes} of {ideal}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_not_no_limit() {
+        let bucket = Bucket::new(Some(0));
+        assert!(bucket.take(1 << 20, Duration::ZERO).is_ok());
+        assert!(bucket.take(1 << 20, Duration::from_secs(1)).is_err());
+    }
+
+    #[test]
+    fn a_change_takes_effect_at_once_and_none_is_unlimited() {
+        let bucket = Bucket::new(Some(1));
+        assert!(bucket.take(1 << 20, Duration::ZERO).is_ok(), "the first block never waits");
+        assert!(bucket.take(1 << 20, Duration::from_secs(1)).is_err());
+        bucket.set(Some(1 << 30));
+        assert!(bucket.take(1 << 20, Duration::from_secs(1)).is_ok());
+        bucket.set(None);
+        for _ in 0..1000 {
+            assert!(bucket.take(1 << 30, Duration::from_secs(1)).is_ok());
+        }
+    }
+}

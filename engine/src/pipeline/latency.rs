@@ -1,0 +1,81 @@
+//! Latencies of one worker's operations for one job, mergeable across workers.
+
+use crate::progress::{LatencyUs, Percentiles};
+use hdrhistogram::Histogram;
+use std::time::Duration;
+
+/// Two significant digits up to a minute: about 20 KiB a histogram.
+const HIGHEST_US: u64 = 60_000_000;
+
+/// Histograms by kind of operation, in microseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Latency {
+    read: Histogram<u64>,
+    write: Histogram<u64>,
+    flush: Histogram<u64>,
+}
+
+/// Which histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timed {
+    Read,
+    Write,
+    Flush,
+}
+
+impl Latency {
+    pub(crate) fn new() -> Self {
+        let histogram =
+            || Histogram::new_with_max(HIGHEST_US, 2).expect("the bounds are constants that the crate accepts");
+        Self { read: histogram(), write: histogram(), flush: histogram() }
+    }
+
+    pub(crate) fn record(&mut self, what: Timed, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        match what {
+            Timed::Read => self.read.saturating_record(us),
+            Timed::Write => self.write.saturating_record(us),
+            Timed::Flush => self.flush.saturating_record(us),
+        }
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in
+            [(&mut self.read, &other.read), (&mut self.write, &other.write), (&mut self.flush, &other.flush)]
+        {
+            mine.add(theirs).expect("all histograms have the same bounds");
+        }
+    }
+
+    pub(crate) fn summary(&self) -> LatencyUs {
+        LatencyUs { read: percentiles(&self.read), write: percentiles(&self.write), flush: percentiles(&self.flush) }
+    }
+}
+
+fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
+    if histogram.is_empty() {
+        return Percentiles::default();
+    }
+    let at = |percent| histogram.value_at_percentile(percent);
+    Percentiles { p50: at(50.0), p90: at(90.0), p99: at(99.0), max: histogram.max(), count: histogram.len() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_merge_into_one_summary() {
+        let (mut one, mut two) = (Latency::new(), Latency::new());
+        for us in 1..=50 {
+            one.record(Timed::Read, Duration::from_micros(us));
+            two.record(Timed::Read, Duration::from_micros(us + 50));
+        }
+        two.record(Timed::Flush, Duration::from_secs(3600));
+        one.merge(&two);
+        let summary = one.summary();
+        assert_eq!((summary.read.count, summary.read.p50, summary.read.max), (100, 50, 100));
+        assert_eq!(summary.write, Percentiles::default());
+        assert!(summary.flush.max >= HIGHEST_US, "a latency past the scale is counted at its end");
+    }
+}

@@ -1,0 +1,8 @@
+//! What one worker does to one block: read it, look at it, write what is not zero, or compare it.
+
+pub(crate) mod bucket;
+pub(crate) mod examine;
+pub(crate) mod latency;
+pub(crate) mod share;
+pub(crate) mod slot;
+pub(crate) mod window;

@@ -1,0 +1,418 @@
+//! One worker's part in one round: the segments it has claimed, and what it has to report.
+//!
+//! A share decides what comes next and keeps the books of its segments; the worker owns slots, blocks and the ring and
+//! carries it out. A segment is open from its claim until the last of its leaves has landed. Leaves of zeros that the
+//! destination must be told about are gathered per segment, so that neighbours become one request.
+
+use super::examine::{DataMap, Span};
+use super::latency::Latency;
+use crate::extent::{ByteRange, RangeSet};
+use crate::job::round::{FoundZeros, Landed, LeafContent, Round, Segment, Work, Zeroing};
+use crate::ring::{Instant, ZeroMode};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::time::Duration;
+
+/// What a worker does next for a share.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Start this block.
+    Block(BlockTask),
+    /// Zero this range, of this segment.
+    Zero { segment: u64, range: ByteRange, mode: ZeroMode },
+    /// Ask again then.
+    Wait(Duration),
+    /// Nothing until something else happens.
+    Nothing,
+}
+
+/// One leaf to copy or compare.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockTask {
+    pub segment: u64,
+    /// The leaf.
+    pub range: ByteRange,
+    /// Its part that has to be read; empty for leaves that are only written.
+    pub read: ByteRange,
+    pub kind: BlockKind,
+}
+
+/// What is done with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockKind {
+    Copy(FoundZeros),
+    WriteZeros,
+    CompareSource,
+    /// With a digest that is known, or with zeros.
+    Compare(LeafContent),
+}
+
+#[derive(Debug)]
+struct OpenSegment {
+    id: u64,
+    range: ByteRange,
+    work: Work,
+    /// Its bytes were counted as issued before: these are zeros that could not be requested.
+    admitted: bool,
+    /// The next leaf starts here.
+    cursor: u64,
+    /// Blocks and requests in flight.
+    outstanding: u32,
+    /// To be zeroed by request when all blocks were looked at.
+    zeros: RangeSet,
+    /// Leaves that land with those requests.
+    zero_leaves: RangeSet,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub id: u32,
+    pub round: Arc<Round>,
+    /// Bytes served so far: the worker serves the share that has had least.
+    pub served_bytes: u64,
+    /// Operations in flight, of any kind.
+    pub in_flight: usize,
+    pub latency: Latency,
+    open: Vec<OpenSegment>,
+    next_segment: u64,
+    landed: Vec<Landed>,
+    halted: bool,
+    busy: bool,
+}
+
+impl Share {
+    /// `served_bytes` is where the least served share of the worker stands: a new job does not starve the old ones.
+    pub(crate) fn new(id: u32, round: Arc<Round>, served_bytes: u64) -> Self {
+        Self {
+            id,
+            round,
+            served_bytes,
+            in_flight: 0,
+            latency: Latency::new(),
+            open: Vec::new(),
+            next_segment: 0,
+            landed: Vec::new(),
+            halted: false,
+            busy: false,
+        }
+    }
+
+    /// What to do next. Room in the windows is taken for a block that is returned.
+    pub(crate) fn next(&mut self, now: Instant) -> Next {
+        let next = self.decide(now);
+        self.busy = matches!(next, Next::Block(_) | Next::Zero { .. });
+        next
+    }
+
+    fn decide(&mut self, now: Instant) -> Next {
+        let round = &self.round;
+        if round.is_halting() || round.control.is_paused() {
+            return Next::Nothing;
+        }
+        if let Some(zero) = self.next_zero(|open| open.cursor == open.range.end()) {
+            return zero;
+        }
+        let Some(index) = self.segment_with_blocks() else { return Next::Nothing };
+        let leaf = self.leaf_at(index);
+        match self.admit(leaf, self.open[index].admitted, now) {
+            Admission::Granted => {
+                self.served_bytes += leaf.len();
+                Next::Block(self.open[index].take_block(leaf, self.round.terms.block_bytes))
+            }
+            Admission::Later(wait) => Next::Wait(wait),
+            Admission::Full => Next::Nothing,
+            // What waits for zeros takes room until it lands: asked for now, or the segment would never end.
+            Admission::Unrecorded => self.next_zero(|_| true).unwrap_or(Next::Nothing),
+        }
+    }
+
+    /// A source block was read and is not all zeros, or may not be treated so: which of it to write.
+    pub(crate) fn writable(&mut self, task: &BlockTask, map: DataMap, block_bytes: u32) -> DataMap {
+        let terms = &self.round.terms;
+        let len = u32::try_from(task.range.len()).expect("a leaf is at most a block");
+        let everything = DataMap::all(len, block_bytes);
+        if !terms.known_zero {
+            // Zeros in between are written too; a leaf of nothing but zeros is requested, unless its end is unaligned.
+            let aligned = task.range.end().is_multiple_of(self.round.destination.zero_align);
+            let by_request = map.is_zero() && aligned && self.round.zeroing() != Zeroing::Data;
+            if by_request {
+                self.segment(task.segment).zeros.insert(task.range);
+            }
+            return if by_request { map } else { everything };
+        }
+        match task.kind {
+            BlockKind::Copy(FoundZeros::Write) => return everything,
+            BlockKind::Copy(FoundZeros::GiveBack) => self.give_back(task, map),
+            BlockKind::Copy(FoundZeros::Skip)
+            | BlockKind::WriteZeros
+            | BlockKind::CompareSource
+            | BlockKind::Compare(_) => {}
+        }
+        map
+    }
+
+    /// Everything of a block that had to be written is; a leaf of zeros lands with the request for them, if there is
+    /// to be one.
+    pub(crate) fn land(&mut self, task: &BlockTask, content: LeafContent) {
+        // Zeros that were not known to be there, or are to be allocated, were written.
+        let is_left = self.round.terms.known_zero
+            && matches!(task.kind, BlockKind::Copy(FoundZeros::Skip | FoundZeros::GiveBack));
+        let open = self.finish_block(task);
+        if open.zeros.contains(task.range) {
+            open.zero_leaves.insert(task.range);
+            return;
+        }
+        if content == LeafContent::Zeros && is_left {
+            self.round.control.counters.skipped.fetch_add(task.range.len(), Relaxed);
+        }
+        if content != LeafContent::Zeros {
+            self.round.control.note_data(task.read.start());
+        }
+        self.landed.push(Landed { range: task.range, content });
+        self.retire();
+    }
+
+    /// A comparison of a block is over.
+    pub(crate) fn compared(&mut self, task: &BlockTask, expected: LeafContent, same: bool) {
+        self.finish_block(task);
+        if same {
+            self.round.control.counters.verified.fetch_add(task.range.len(), Release);
+        } else {
+            self.round.differ(task.range);
+        }
+        self.landed.push(Landed { range: task.range, content: expected });
+        self.retire();
+    }
+
+    /// A block failed or was abandoned.
+    pub(crate) fn drop_block(&mut self, task: &BlockTask) {
+        self.finish_block(task);
+    }
+
+    /// A range was zeroed: the leaves that waited for it land.
+    pub(crate) fn zeroed(&mut self, segment: u64, range: ByteRange) {
+        let known_zero = self.round.terms.known_zero;
+        let counters = &self.round.control.counters;
+        let counter = if known_zero { &counters.skipped } else { &counters.zeroed };
+        let open =
+            self.open.iter_mut().find(|open| open.id == segment).expect("a segment stays open while requests are out");
+        open.outstanding -= 1;
+        // A leaf is part of one request; its neighbours may have been found later, and wait for the next one.
+        let leaves: Vec<_> = open.zero_leaves.iter().filter_map(|leaves| leaves.intersect(range)).collect();
+        for leaves in leaves {
+            open.zero_leaves.remove(leaves);
+            counter.fetch_add(leaves.len(), Relaxed);
+            self.landed.push(Landed { range: leaves, content: LeafContent::Zeros });
+        }
+        self.retire();
+    }
+
+    /// The destination cannot be zeroed by request in this way: it is done in the next way, or was not needed.
+    pub(crate) fn not_zeroed(&mut self, segment: u64, range: ByteRange, mode: ZeroMode) {
+        // Zeros that are there already, and need not be allocated.
+        if self.round.terms.known_zero && mode == ZeroMode::Hole {
+            return self.zeroed(segment, range);
+        }
+        self.round.give_up_zeroing(mode);
+        self.postpone_zero(segment, range);
+    }
+
+    /// A request for zeros could not be made now, or has to be made again.
+    pub(crate) fn postpone_zero(&mut self, segment: u64, range: ByteRange) {
+        let open = self.segment(segment);
+        open.outstanding -= 1;
+        open.zeros.insert(range);
+    }
+
+    /// Passes what landed on to the round.
+    pub(crate) fn publish(&mut self) {
+        self.round.land(&mut self.landed);
+    }
+
+    /// Acknowledges a halt once nothing is in flight.
+    pub(crate) fn halt_if_asked(&mut self) {
+        if !self.halted && self.in_flight == 0 && self.round.is_halt_asked() {
+            self.publish();
+            self.open.clear();
+            self.halted = true;
+            self.round.acknowledge_halt();
+        }
+    }
+
+    /// Whether the share has been released and can be dropped.
+    pub(crate) fn release_if_asked(&self) -> bool {
+        let release = self.halted && self.in_flight == 0 && self.round.is_release_asked();
+        if release {
+            self.round.acknowledge_release(&self.latency);
+        }
+        release
+    }
+
+    /// Whether the job has ended without waiting for what is in flight here. To be asked after releases were looked at.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.round.is_release_asked()
+    }
+
+    /// Whether it had something to do when it was last asked, and so may have more.
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.busy && !self.round.is_halting()
+    }
+
+    fn segment(&mut self, id: u64) -> &mut OpenSegment {
+        self.open.iter_mut().find(|open| open.id == id).expect("a segment stays open while blocks are out")
+    }
+
+    /// Counts a block of an open segment as answered and gives its room back.
+    fn finish_block(&mut self, task: &BlockTask) -> &mut OpenSegment {
+        self.round.control.leave(task.range.len());
+        let open = self.segment(task.segment);
+        open.outstanding -= 1;
+        open
+    }
+
+    /// A request for zeros that is due: of a segment that has no block in flight and is `ripe`. The longer it waits,
+    /// the more neighbours become one request.
+    fn next_zero(&mut self, ripe: impl Fn(&OpenSegment) -> bool) -> Option<Next> {
+        let open = self.open.iter_mut().find(|open| open.outstanding == 0 && !open.zeros.is_empty() && ripe(open))?;
+        let range = open.zeros.iter().next().expect("not empty");
+        open.zeros.remove(range);
+        match self.round.zeroing() {
+            Zeroing::Request(mode) => {
+                open.outstanding += 1;
+                Some(Next::Zero { segment: open.id, range, mode })
+            }
+            Zeroing::Data => {
+                // Start over with what waits for zeros, this time writing them.
+                open.zero_leaves.remove(range);
+                let id = self.next_segment;
+                self.next_segment += 1;
+                self.open.push(OpenSegment {
+                    admitted: true,
+                    ..OpenSegment::new(id, Segment { range, work: Work::WriteZeros }, &self.round)
+                });
+                self.retire();
+                None
+            }
+        }
+    }
+
+    /// The segment to take a block from: one that is open, else a new one. First those that need no more room.
+    fn segment_with_blocks(&mut self) -> Option<usize> {
+        let has_blocks = |open: &OpenSegment| open.cursor < open.range.end();
+        let admitted = self.open.iter().position(|open| open.admitted && has_blocks(open));
+        if let Some(index) = admitted.or_else(|| self.open.iter().position(has_blocks)) {
+            return Some(index);
+        }
+        let segment = self.round.claim()?;
+        let id = self.next_segment;
+        self.next_segment += 1;
+        let open = OpenSegment::new(id, segment, &self.round);
+        // A request of its own takes no part in the windows, but is issued and will have to be recorded.
+        let requested = open.zeros.bytes();
+        self.round.force_unrecorded(requested);
+        self.round.control.counters.issued.fetch_add(requested, Release);
+        self.open.push(open);
+        self.open.iter().position(|open| open.cursor < open.range.end())
+    }
+
+    fn leaf_at(&self, index: usize) -> ByteRange {
+        let open = &self.open[index];
+        let leaf = u64::from(self.round.terms.block_bytes);
+        ByteRange::new(open.cursor, (open.cursor / leaf + 1).saturating_mul(leaf).min(open.range.end()))
+    }
+
+    /// Takes room for a leaf in the window in flight, then in what is not recorded yet, then from the rate limit.
+    fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> Admission {
+        let (control, bytes) = (&self.round.control, leaf.len());
+        if !control.enter(bytes) {
+            return Admission::Full;
+        }
+        if !admitted && !self.round.enter_unrecorded(bytes) {
+            control.leave(bytes);
+            return Admission::Unrecorded;
+        }
+        if let Err(wait) = control.bucket.take(bytes, now) {
+            control.leave(bytes);
+            if !admitted {
+                self.round.recorded(bytes);
+            }
+            return Admission::Later(wait);
+        }
+        if !admitted && self.round.terms.copies {
+            control.counters.issued.fetch_add(bytes, Release);
+        }
+        Admission::Granted
+    }
+
+    /// Zeros inside space that was reserved for data: gathered, to be punched.
+    fn give_back(&mut self, task: &BlockTask, map: DataMap) {
+        let start = task.range.start();
+        let segment = self.segment(task.segment);
+        for Span { start: at, len } in map.zero_runs() {
+            segment.zeros.insert(ByteRange::at(start + u64::from(at), u64::from(len)));
+        }
+    }
+
+    /// Closes segments that are done.
+    fn retire(&mut self) {
+        self.open.retain(|open| open.outstanding > 0 || open.cursor < open.range.end() || !open.zeros.is_empty());
+    }
+}
+
+enum Admission {
+    Granted,
+    Later(Duration),
+    /// Of bytes in flight.
+    Full,
+    /// Of bytes that are to be recorded.
+    Unrecorded,
+}
+
+impl OpenSegment {
+    fn new(id: u64, Segment { range, work }: Segment, round: &Round) -> Self {
+        let mut open = Self {
+            id,
+            range,
+            work,
+            admitted: false,
+            cursor: range.start(),
+            outstanding: 0,
+            zeros: RangeSet::new(),
+            zero_leaves: RangeSet::new(),
+        };
+        if matches!(open.work, Work::Zero) {
+            let request = zero_request(range, round);
+            open.cursor = request.end();
+            open.zeros.insert(request);
+            open.zero_leaves.insert(request);
+        }
+        open
+    }
+
+    fn take_block(&mut self, leaf: ByteRange, leaf_bytes: u32) -> BlockTask {
+        let within = |read: ByteRange| read.intersect(leaf).unwrap_or(ByteRange::new(leaf.start(), leaf.start()));
+        let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(leaf_bytes))
+            .expect("a segment has few leaves");
+        let (read, kind) = match &self.work {
+            Work::Copy { read, found } => (within(*read), BlockKind::Copy(*found)),
+            Work::Zero | Work::WriteZeros => (within(ByteRange::new(0, 0)), BlockKind::WriteZeros),
+            Work::CompareSource { read } => (within(*read), BlockKind::CompareSource),
+            Work::CompareDigests(leaves) => (leaf, BlockKind::Compare(LeafContent::Digest(leaves[index]))),
+            Work::CompareZeros => (leaf, BlockKind::Compare(LeafContent::Zeros)),
+        };
+        self.cursor = leaf.end();
+        self.outstanding += 1;
+        BlockTask { segment: self.id, range: leaf, read, kind }
+    }
+}
+
+/// The part of a segment of zeros that can be requested: without the last leaf of the copy if its end is unaligned,
+/// which is written then, together with what lies behind it.
+fn zero_request(range: ByteRange, round: &Round) -> ByteRange {
+    if range.end().is_multiple_of(round.destination.zero_align) {
+        return range;
+    }
+    let leaf = u64::from(round.terms.block_bytes);
+    ByteRange::new(range.start(), (range.end() / leaf * leaf).max(range.start()))
+}

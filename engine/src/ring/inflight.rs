@@ -1,0 +1,120 @@
+//! The operations that the kernel has not answered yet, and who owns their memory: this table does.
+//!
+//! Made once with a place for every slot; nothing is allocated afterwards. An operation is named to the kernel by its
+//! index (low half) and the generation of its place (high half), which changes with every use: an answer that comes
+//! twice, or for an operation that is already over, is a defect and stops the process before it hands out a block
+//! that somebody else owns.
+
+use super::Token;
+use crate::buffer::Block;
+
+/// What is kept of an operation until it is answered.
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// As pushed.
+    pub(super) token: Token,
+    /// The memory that the kernel may touch meanwhile.
+    pub(super) block: Option<Block>,
+}
+
+/// One place of the table.
+#[derive(Debug)]
+struct Place {
+    generation: u32,
+    owned: Option<Owned>,
+}
+
+/// A table of operations in flight, of fixed size.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    places: Box<[Place]>,
+    free: Vec<u32>,
+}
+
+impl InFlight {
+    /// Room for `slots` operations at a time.
+    pub(super) fn new(slots: usize) -> Self {
+        let count = u32::try_from(slots).expect("fewer slots than 2^32");
+        Self {
+            places: (0..slots).map(|_| Place { generation: 0, owned: None }).collect(),
+            free: (0..count).rev().collect(),
+        }
+    }
+
+    /// Takes an operation in and returns its name.
+    ///
+    /// # Panics
+    /// If every place is taken: the ring's owner counts its slots.
+    pub(super) fn insert(&mut self, owned: Owned) -> u64 {
+        let index = self.free.pop().expect("no more operations in flight than the ring has slots");
+        let place = &mut self.places[index as usize];
+        debug_assert!(place.owned.is_none(), "a free place is empty");
+        place.owned = Some(owned);
+        u64::from(place.generation) << 32 | u64::from(index)
+    }
+
+    /// Gives up the operation of that name.
+    ///
+    /// # Panics
+    /// If there is none: it was answered twice, or never asked.
+    pub(super) fn remove(&mut self, name: u64) -> Owned {
+        let index = name as u32;
+        let place = &mut self.places[index as usize];
+        assert_eq!(place.generation, (name >> 32) as u32, "an answer to an operation that is over");
+        let owned = place.owned.take().expect("an answer to an operation that is in flight");
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(index);
+        owned
+    }
+
+    /// Operations in the table.
+    pub(super) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    /// Gives up all operations without giving back their memory, for ever: the kernel may still touch it. Returns how
+    /// many there were.
+    pub(super) fn leak(&mut self) -> usize {
+        let taken = self.places.iter_mut().filter_map(|place| place.owned.take());
+        taken.map(std::mem::forget).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(number: u64) -> Owned {
+        Owned { token: Token(number), block: None }
+    }
+
+    #[test]
+    fn every_operation_comes_back_under_its_own_name() {
+        let mut table = InFlight::new(3);
+        let names: Vec<_> = (0..3).map(|number| table.insert(operation(number))).collect();
+        assert_eq!(table.len(), 3);
+        assert_eq!(table.remove(names[1]).token, Token(1));
+        let again = table.insert(operation(7));
+        assert_ne!(again, names[1], "a place that is used again has another name");
+        assert_eq!(table.remove(again).token, Token(7));
+        assert_eq!(table.len(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "an answer to an operation that is over")]
+    fn a_second_answer_is_a_defect() {
+        let mut table = InFlight::new(1);
+        let name = table.insert(operation(1));
+        table.remove(name);
+        table.insert(operation(2));
+        table.remove(name);
+    }
+
+    #[test]
+    #[should_panic(expected = "no more operations in flight")]
+    fn a_full_table_takes_nothing() {
+        let mut table = InFlight::new(1);
+        table.insert(operation(1));
+        table.insert(operation(2));
+    }
+}

@@ -1,0 +1,57 @@
+//! The face of the ring in simulations: operations act on a simulated world, when its clock says so.
+//!
+//! It never waits. Whoever drives the worker moves the clock, and asks again.
+
+use super::{Completion, Instant, Op, Ring, Token};
+use crate::sim::world::Shared;
+use std::io;
+use std::time::Duration;
+
+/// A ring of one simulated worker.
+#[derive(Debug)]
+pub(crate) struct SimRing {
+    world: Shared,
+    /// Its number in the world.
+    pub(crate) index: usize,
+    slots: usize,
+    in_flight: usize,
+}
+
+impl SimRing {
+    /// For at most `slots` operations in flight.
+    pub(crate) fn new(world: &Shared, slots: usize) -> Self {
+        let index = world.lock().add_ring();
+        Self { world: world.clone(), index, slots, in_flight: 0 }
+    }
+}
+
+impl Ring for SimRing {
+    fn push(&mut self, token: Token, op: Op) {
+        assert!(self.in_flight < self.slots, "more operations in flight than the ring was made for");
+        self.in_flight += 1;
+        self.world.lock().push(self.index, token, op);
+    }
+
+    fn submit_and_wait(&mut self, _want: usize, _limit: Duration) -> io::Result<()> {
+        self.world.lock().submit(self.index);
+        Ok(())
+    }
+
+    fn reap(&mut self) -> Option<Completion> {
+        let completion = self.world.lock().reap(self.index)?;
+        self.in_flight -= 1;
+        Some(completion)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn now(&self) -> Instant {
+        self.world.lock().now
+    }
+
+    fn syscalls(&self) -> u64 {
+        0
+    }
+}

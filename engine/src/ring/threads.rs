@@ -1,0 +1,277 @@
+//! The ring where io_uring is denied: a few threads that carry out one operation at a time.
+//!
+//! Its owner and its threads share one queue of operations and one of completions, both made for every slot at the
+//! start, so that nothing is allocated per operation. A thread owns the operation that it carries out, block included.
+//! A ring that is dropped meanwhile therefore waits for nobody and frees nothing: the thread ends, and gives the block
+//! back, when the system call does, if ever.
+//!
+//! Threads start with the owner's CPU affinity: a core's work stays on its core.
+
+use super::{Completion, Instant, Op, Ring, Token, blocking};
+use nix::errno::Errno;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Stack of a pool thread: system calls and little else.
+const STACK_BYTES: usize = 128 << 10;
+/// Longest wait in one call.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// How an operation is carried out.
+type Execute = fn(&mut Op) -> Result<u32, Errno>;
+
+/// What the owner and the threads have in common.
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to carry out, or the end has come.
+    work: Condvar,
+    /// There are as many completions as the owner waits for.
+    done: Condvar,
+    syscalls: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    todo: VecDeque<(Token, Op)>,
+    done: VecDeque<Completion>,
+    /// The owner sleeps until there are so many completions.
+    wanted: usize,
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The queues are consistent between any two statements under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of one thread.
+    fn serve(&self, execute: Execute) {
+        let mut state = self.lock();
+        loop {
+            state =
+                self.work.wait_while(state, |s| s.todo.is_empty() && !s.closed).unwrap_or_else(PoisonError::into_inner);
+            let Some((token, mut op)) = state.todo.pop_front() else { return };
+            drop(state);
+            self.syscalls.fetch_add(1, Ordering::Relaxed);
+            let result = execute(&mut op);
+            state = self.lock();
+            state.done.push_back(Completion { token, result, block: op.into_block() });
+            if state.done.len() >= state.wanted {
+                self.done.notify_one();
+            }
+        }
+    }
+}
+
+impl Op {
+    /// The memory that comes back with the completion.
+    fn into_block(self) -> Option<crate::buffer::Block> {
+        match self {
+            Self::Read { into: transfer, .. } | Self::Write { from: transfer, .. } => Some(transfer.block),
+            Self::Zero { .. } | Self::Flush { .. } => None,
+        }
+    }
+}
+
+/// A ring of threads. See the module's head.
+#[derive(Debug)]
+pub(crate) struct ThreadRing {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    slots: usize,
+    /// Pushed, and not yet given to the threads.
+    queued: VecDeque<(Token, Op)>,
+    /// Taken from the threads, and not yet reaped.
+    ready: VecDeque<Completion>,
+    in_flight: usize,
+    waits: u64,
+}
+
+impl ThreadRing {
+    /// Starts `threads` threads (2 to 4 serve a disk well) for `slots` operations in flight at most.
+    ///
+    /// # Errors
+    /// The system has no more threads.
+    pub(crate) fn new(threads: usize, slots: usize) -> io::Result<Self> {
+        Self::with_execute(threads, slots, blocking::execute)
+    }
+
+    fn with_execute(threads: usize, slots: usize, execute: Execute) -> io::Result<Self> {
+        let state = State {
+            todo: VecDeque::with_capacity(slots),
+            done: VecDeque::with_capacity(slots),
+            wanted: usize::MAX,
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            syscalls: AtomicU64::new(0),
+        });
+        let mut ring = Self {
+            shared,
+            threads: Vec::with_capacity(threads),
+            slots,
+            queued: VecDeque::with_capacity(slots),
+            ready: VecDeque::with_capacity(slots),
+            in_flight: 0,
+            waits: 0,
+        };
+        for _ in 0..threads.max(1) {
+            let shared = Arc::clone(&ring.shared);
+            let thread = std::thread::Builder::new().name("blockhaul-io".into()).stack_size(STACK_BYTES);
+            ring.threads.push(thread.spawn(move || shared.serve(execute))?);
+        }
+        Ok(ring)
+    }
+}
+
+impl Ring for ThreadRing {
+    fn push(&mut self, token: Token, op: Op) {
+        assert!(self.in_flight < self.slots, "no more operations in flight than the ring has slots");
+        self.in_flight += 1;
+        self.queued.push_back((token, op));
+    }
+
+    fn submit_and_wait(&mut self, want: usize, limit: Duration) -> io::Result<()> {
+        let mut state = self.shared.lock();
+        match self.queued.len() {
+            0 => {}
+            1 => self.shared.work.notify_one(),
+            _ => self.shared.work.notify_all(),
+        }
+        state.todo.extend(self.queued.drain(..));
+        let wanted = want.min(self.in_flight).saturating_sub(self.ready.len());
+        if state.done.len() < wanted {
+            self.waits += 1;
+            state.wanted = wanted;
+            let limit = limit.min(WAIT_MAX);
+            let waited = self.shared.done.wait_timeout_while(state, limit, |s| s.done.len() < wanted);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.wanted = usize::MAX;
+        }
+        self.ready.extend(state.done.drain(..));
+        Ok(())
+    }
+
+    fn reap(&mut self) -> Option<Completion> {
+        if self.ready.is_empty() && self.in_flight > self.queued.len() {
+            std::mem::swap(&mut self.ready, &mut self.shared.lock().done);
+        }
+        let completion = self.ready.pop_front()?;
+        self.in_flight -= 1;
+        Some(completion)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn now(&self) -> Instant {
+        super::clock()
+    }
+
+    /// Operations carried out, and waits for them. What threads need to wake each other is not counted.
+    fn syscalls(&self) -> u64 {
+        self.shared.syscalls.load(Ordering::Relaxed) + self.waits
+    }
+}
+
+impl Drop for ThreadRing {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        let never_started = state.todo.len() + self.queued.len();
+        let over = state.done.len() + self.ready.len();
+        state.todo.clear();
+        drop(state);
+        self.shared.work.notify_all();
+        let running = self.in_flight - never_started - over;
+        if running > 0 {
+            tracing::warn!(operations = running, "a ring ends before its operations: their threads are left behind");
+            return;
+        }
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::Block;
+    use crate::ring::{FileId, Transfer};
+
+    /// Long enough for anything that does happen.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Opened by the test, once: what `blocked` waits for.
+    static GATE: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+    /// A device that answers only when told.
+    fn blocked(op: &mut Op) -> Result<u32, Errno> {
+        drop(GATE.1.wait_while(GATE.0.lock().unwrap(), |open| !*open).unwrap());
+        let Op::Read { into, .. } = op else { return Err(Errno::EINVAL) };
+        into.block.fill(0xD1);
+        Ok(into.len)
+    }
+
+    #[test]
+    fn a_ring_that_ends_early_waits_for_nobody_and_frees_no_memory_in_use() {
+        let mut blocks = Arc::new(crate::buffer::Arena::new(8192).unwrap()).split(4096, 2);
+        let witness = blocks.pop().unwrap();
+        let block: Block = blocks.pop().unwrap();
+        let users = witness.arena_users();
+        let mut ring = ThreadRing::with_execute(1, 2, blocked).unwrap();
+        ring.push(Token(1), Op::Read { file: FileId(0), offset: 0, into: Transfer { block, start: 0, len: 4096 } });
+        ring.submit_and_wait(0, Duration::ZERO).unwrap();
+        while !ring.shared.lock().todo.is_empty() {
+            std::thread::yield_now();
+        }
+        let (shared, thread) = (Arc::clone(&ring.shared), ring.threads.pop().unwrap());
+        drop(ring);
+        assert_eq!(witness.arena_users(), users, "the thread still owns the block");
+        *GATE.0.lock().unwrap() = true;
+        GATE.1.notify_all();
+        thread.join().unwrap();
+        let late = shared.lock().done.pop_front().expect("the late completion");
+        assert!(late.block.unwrap().iter().all(|&byte| byte == 0xD1));
+        assert_eq!(witness.arena_users(), users - 1, "given back once the system call was over");
+    }
+
+    #[test]
+    fn a_ring_that_ends_drops_what_it_never_started() {
+        let block = Block::alone(4096).unwrap();
+        let mut ring = ThreadRing::new(2, 2).unwrap();
+        ring.push(Token(1), Op::Read { file: FileId(-1), offset: 0, into: Transfer { block, start: 0, len: 4096 } });
+        drop(ring);
+    }
+
+    #[test]
+    fn threads_end_with_the_ring() {
+        let ring = ThreadRing::new(4, 4).unwrap();
+        let shared = Arc::downgrade(&ring.shared);
+        drop(ring);
+        assert_eq!(shared.strong_count(), 0, "every thread has let go of the queues");
+    }
+
+    #[test]
+    fn one_wait_serves_many_completions() {
+        let mut ring = ThreadRing::new(2, 32).unwrap();
+        for token in 0..32 {
+            ring.push(Token(token), Op::Flush { file: FileId(-1) });
+        }
+        ring.submit_and_wait(32, PATIENCE).unwrap();
+        assert_eq!(std::iter::from_fn(|| ring.reap()).count(), 32);
+        assert!(ring.syscalls() <= 33, "32 operations and at most one wait");
+    }
+}

@@ -1,0 +1,264 @@
+//! What can go wrong with a ring of the kernel, one test each.
+//!
+//! Goal: no memory that the kernel may touch is ever used again; denials and limits are named or worked around; the
+//! ring stays with its thread. Method: real pipes and files; a seccomp filter on a thread of its own; this very program
+//! run again as a user who may lock next to no memory.
+
+use super::*;
+use crate::buffer::Block;
+use crate::ring::ZeroMode;
+use nix::libc;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+
+/// Long enough for anything that does happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Set for the process that stands for a user who may lock next to nothing.
+const POOR: &str = "BLOCKHAUL_TEST_MEMLOCK";
+
+const _: fn() = || {
+    /// Has one `check` for every type, and a second one for types that are `Send`.
+    trait AmbiguousIfSend<A> {
+        fn check() {}
+    }
+    impl<T: ?Sized> AmbiguousIfSend<()> for T {}
+    impl<T: ?Sized + Send> AmbiguousIfSend<u8> for T {}
+    // Does not compile if a ring can move to another thread.
+    let _ = <UringRing as AmbiguousIfSend<_>>::check;
+};
+
+/// A ring, or nothing on a host that denies them.
+fn ring(slots: usize, arena: Option<&Arc<Arena>>) -> Option<UringRing> {
+    match UringRing::new(UringConfig { slots, arena }) {
+        Ok(ring) => Some(ring),
+        Err(error @ SetupError::Denied(_)) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn read(file: &impl AsRawFd, block: Block) -> Op {
+    let len = u32::try_from(block.len()).unwrap();
+    Op::Read { file: FileId(file.as_raw_fd()), offset: 0, into: Transfer { block, start: 0, len } }
+}
+
+fn one(ring: &mut UringRing) -> Completion {
+    ring.submit_and_wait(1, PATIENCE).unwrap();
+    ring.reap().expect("a completion")
+}
+
+#[test]
+fn registered_and_other_blocks_serve_alike() {
+    let arena = Arc::new(Arena::new(2 << 20).unwrap());
+    let Some(mut ring) = ring(2, Some(&arena)) else { return };
+    let pinned = ring.registered_bytes();
+    assert!(pinned == 0 || pinned == 2 << 20, "{pinned}");
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[7; 4096]).unwrap();
+    let block = arena.split(1 << 20, 1).pop().unwrap();
+    for block in [block, Block::alone(4096).unwrap()] {
+        ring.push(Token(1), read(&file, block));
+        let completion = one(&mut ring);
+        assert_eq!(completion.result, Ok(4096));
+        let mut block = completion.block.unwrap();
+        assert!(block[..4096].iter().all(|&byte| byte == 7));
+        block[..4096].fill(8);
+        let from = Transfer { block, start: 0, len: 4096 };
+        ring.push(Token(2), Op::Write { file: FileId(file.as_raw_fd()), offset: 0, from });
+        assert_eq!(one(&mut ring).result, Ok(4096));
+        ring.push(Token(3), read(&file, Block::alone(4096).unwrap()));
+        assert!(one(&mut ring).block.unwrap().iter().all(|&byte| byte == 8));
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 0).unwrap();
+    }
+}
+
+#[test]
+fn an_arena_in_the_place_of_the_registered_one_is_not_taken_for_it() {
+    let arena = Arc::new(Arena::new(2 << 20).unwrap());
+    let Some(ring) = ring(1, Some(&arena)) else { return };
+    let whole = |block| Transfer { block, start: 0, len: 4096 };
+    let own = whole(arena.split(4096, 1).pop().unwrap());
+    assert_eq!(ring.is_registered(&own), ring.registered_bytes() > 0);
+    drop(own);
+    // Often mapped at the very address that has just become free.
+    assert!(!ring.is_registered(&whole(Block::alone(4096).unwrap())));
+}
+
+#[test]
+fn a_wait_ends_at_its_limit_and_the_operation_goes_on() {
+    let Some(mut ring) = ring(1, None) else { return };
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    ring.push(Token(1), read(&reader, Block::alone(4096).unwrap()));
+    for limit in [Duration::ZERO, Duration::from_millis(1)] {
+        ring.submit_and_wait(1, limit).unwrap();
+        assert!(ring.reap().is_none());
+        assert_eq!(ring.in_flight(), 1);
+    }
+    writer.write_all(&[9; 10]).unwrap();
+    let completion = one(&mut ring);
+    assert_eq!(completion.result, Ok(10));
+    assert!(completion.block.unwrap()[..10].iter().all(|&byte| byte == 9));
+}
+
+#[test]
+fn a_poll_without_a_wait_sees_what_arrived() {
+    let Some(mut ring) = ring(1, None) else { return };
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    ring.push(Token(1), read(&reader, Block::alone(4096).unwrap()));
+    ring.submit_and_wait(0, PATIENCE).unwrap();
+    writer.write_all(&[9; 10]).unwrap();
+    let completion = loop {
+        ring.submit_and_wait(0, PATIENCE).unwrap();
+        if let Some(completion) = ring.reap() {
+            break completion;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(completion.result, Ok(10));
+}
+
+#[test]
+fn a_ring_that_ends_early_never_gives_up_memory_in_use() {
+    let arena = Arc::new(Arena::new(4096).unwrap());
+    let Some(mut ring) = ring(2, Some(&arena)) else { return };
+    let mut blocks = arena.split(4096, 3);
+    let witness = blocks.pop().unwrap();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    ring.push(Token(1), read(&reader, blocks.pop().unwrap()));
+    ring.submit_and_wait(0, PATIENCE).unwrap();
+    ring.push(Token(2), read(&reader, blocks.pop().unwrap()));
+    drop(ring);
+    assert_eq!(witness.arena_users(), 2, "the one in flight is kept for ever, the one never started is not");
+    let place = witness.as_ptr() as usize;
+    drop(witness);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let is_mapped = maps.lines().any(|line| {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [start, end] = [start, end].map(|address| usize::from_str_radix(address, 16).unwrap());
+        (start..end).contains(&place)
+    });
+    assert!(is_mapped, "an operation in flight keeps its arena mapped");
+}
+
+#[test]
+fn buffers_poisoned_after_teardown_reach_no_disk() {
+    const BLOCK_BYTES: usize = 1 << 20;
+    const BLOCKS: usize = 16;
+    let arena = Arc::new(Arena::new(BLOCKS * BLOCK_BYTES).unwrap());
+    let Some(mut ring) = ring(BLOCKS, Some(&arena)) else { return };
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = directory.path().join("late");
+    // Written first, so that the kernel starts the writes itself instead of handing them to a worker.
+    std::fs::write(&path, vec![0x11; BLOCKS * BLOCK_BYTES]).unwrap();
+    let mut options = File::options();
+    options.read(true).write(true);
+    let direct = std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_DIRECT).open(&path);
+    let file = direct.unwrap_or_else(|_| File::options().read(true).write(true).open(&path).unwrap());
+    file.sync_all().unwrap();
+    for (index, mut block) in arena.split(BLOCK_BYTES, BLOCKS).into_iter().enumerate() {
+        block.fill(0xAA);
+        let from = Transfer { block, start: 0, len: BLOCK_BYTES as u32 };
+        let offset = (index * BLOCK_BYTES) as u64;
+        ring.push(Token(index as u64), Op::Write { file: FileId(file.as_raw_fd()), offset, from });
+    }
+    ring.submit_and_wait(0, PATIENCE).unwrap();
+    drop(ring);
+    let poisoned = Arc::new(Arena::new(BLOCKS * BLOCK_BYTES).unwrap()).split(BLOCK_BYTES, BLOCKS);
+    poisoned.into_iter().for_each(|mut block| block.fill(0x55));
+    // Shrinking a file waits for the direct writes to it.
+    file.set_len((BLOCKS * BLOCK_BYTES - 4096) as u64).unwrap();
+    let content = std::fs::read(&path).unwrap();
+    assert!(content.iter().all(|&byte| byte == 0x11 || byte == 0xAA), "a new owner's bytes were written");
+}
+
+#[test]
+fn completions_that_overflow_their_queue_arrive_all_the_same() {
+    const OPERATIONS: usize = 64;
+    if ring(1, None).is_none() {
+        return;
+    }
+    let queues = Queues { submission: 1, completions_per_entry: 1 };
+    let mut ring = UringRing::with_queues(UringConfig { slots: OPERATIONS, arena: None }, queues).unwrap();
+    let zeros = File::open("/dev/zero").unwrap();
+    let blocks = Arc::new(Arena::new(OPERATIONS * 4096).unwrap()).split(4096, OPERATIONS);
+    for (token, block) in blocks.into_iter().enumerate() {
+        ring.push(Token(token as u64), read(&zeros, block));
+    }
+    ring.submit_and_wait(OPERATIONS, PATIENCE).unwrap();
+    assert!(ring.ring.0.submission().cq_overflow(), "64 completions do not fit into a queue of one");
+    let mut tokens = Vec::new();
+    while ring.in_flight() > 0 {
+        ring.submit_and_wait(1, PATIENCE).unwrap();
+        tokens.extend(std::iter::from_fn(|| ring.reap()).map(|completion| completion.token.0));
+    }
+    tokens.sort_unstable();
+    assert!(tokens.into_iter().eq(0..OPERATIONS as u64));
+}
+
+#[test]
+fn the_kernel_refuses_another_thread() {
+    let Some(ring) = ring(1, None) else { return };
+    if !ring.ring.0.params().is_setup_single_issuer() {
+        eprintln!("skipped: the kernel has no IORING_SETUP_SINGLE_ISSUER");
+        return;
+    }
+    let inner = &ring.ring.0;
+    let refusal = std::thread::scope(|scope| scope.spawn(|| inner.submitter().submit_and_wait(1)).join().unwrap());
+    assert_eq!(refusal.unwrap_err().raw_os_error(), Some(libc::EEXIST));
+}
+
+#[test]
+fn a_denial_by_seccomp_is_named() {
+    let denied = std::thread::spawn(|| {
+        deny_io_uring();
+        UringRing::new(UringConfig { slots: 8, arena: None }).map(drop)
+    });
+    assert_eq!(denied.join().unwrap(), Err(SetupError::Denied(Errno::EPERM)));
+}
+
+#[test]
+fn little_locked_memory_means_unregistered_buffers_and_nothing_else() {
+    if std::env::var_os(POOR).is_some() {
+        return copies_with_next_to_no_locked_memory();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), everybody).unwrap();
+    let program = directory.path().join("tests");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let name = "ring::uring::hazards::little_locked_memory_means_unregistered_buffers_and_nothing_else";
+    let mut child = std::process::Command::new("sh");
+    child.args(["-c", "ulimit -l 64 && exec \"$@\"", "sh"]).arg(&program).args([name, "--exact", "--nocapture"]);
+    child.env(POOR, "1").current_dir("/");
+    if nix::unistd::geteuid().is_root() {
+        // A user of its own, as the limit counts per user: another run of this test must not use it up.
+        child.uid(100_000 + std::process::id()).gid(65534);
+    }
+    let output = child.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn copies_with_next_to_no_locked_memory() {
+    let arena = Arc::new(Arena::new(2 << 20).unwrap());
+    let Some(mut ring) = ring(256, Some(&arena)) else { return };
+    assert_eq!(ring.registered_bytes(), 0);
+    let mut others = Vec::new();
+    let refused = loop {
+        match UringRing::new(UringConfig { slots: 256, arena: None }) {
+            Ok(other) if others.len() < 16 => others.push(other),
+            Ok(_) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    assert!(matches!(refused, None | Some(SetupError::Exhausted(Errno::ENOMEM))), "{refused:?}");
+    let block = arena.split(1 << 20, 1).pop().unwrap();
+    ring.push(Token(1), read(&File::open("/proc/self/exe").unwrap(), block));
+    assert_eq!(one(&mut ring).token, Token(1));
+    ring.push(Token(2), Op::Zero { file: FileId(-1), offset: 0, len: 1, mode: ZeroMode::Hole });
+    assert_eq!(one(&mut ring).result, Err(Errno::EBADF));
+}

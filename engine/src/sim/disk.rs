@@ -1,0 +1,232 @@
+//! A simulated volume: what readers see, what a power cut leaves, and what it can do.
+//!
+//! A write changes what is _cached_; a flush makes what was cached when it was pushed _stable_. A flush that fails
+//! forgets, as kernels do: what it did not write stays readable until it is evicted, but no later flush writes it. A
+//! power cut keeps, sector by sector, either of the two.
+
+use super::image::{Image, PAGE, Page, SECTOR, pages};
+use crate::extent::{ByteRange, Extent, ExtentKind};
+use crate::volume::VolumeKind;
+use fastrand::Rng;
+use std::collections::BTreeMap;
+
+/// What a flush that was pushed has taken.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pages: Vec<(usize, u64, Page)>,
+    size: u64,
+}
+
+/// What the volume can do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Abilities {
+    /// Requests start and end at multiples of this.
+    pub align: u32,
+    pub zero_hole: bool,
+    pub zero_allocated: bool,
+    pub allocates: bool,
+    pub clones: bool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    pub kind: VolumeKind,
+    pub abilities: Abilities,
+    pub cached: Image,
+    pub stable: Image,
+    pub size: u64,
+    pub stable_size: u64,
+    /// Of a source: its map, finer than pages.
+    pub extents: Option<Vec<Extent>>,
+    /// How often its content was changed by somebody else.
+    pub changes: i64,
+    /// Cached and not stable, with the time of the last change.
+    dirty: BTreeMap<usize, u64>,
+    /// What is allocated, page by page.
+    kinds: Vec<ExtentKind>,
+    clock: u64,
+}
+
+impl Disk {
+    /// An empty volume with room for `capacity` bytes.
+    pub(crate) fn new(kind: VolumeKind, capacity: u64, size: u64, abilities: Abilities) -> Self {
+        let image = Image::new(capacity);
+        Self {
+            kind,
+            abilities,
+            kinds: vec![ExtentKind::Hole; pages(capacity)],
+            cached: image.clone(),
+            stable: image,
+            size,
+            stable_size: size,
+            extents: None,
+            changes: 0,
+            dirty: BTreeMap::new(),
+            clock: 0,
+        }
+    }
+
+    /// Puts content there that has been there for ever.
+    pub(crate) fn preload(&mut self, offset: u64, bytes: &[u8]) {
+        self.cached.write(offset, bytes);
+        self.stable.write(offset, bytes);
+        self.mark(offset, offset + bytes.len() as u64, ExtentKind::Data);
+        self.dirty.clear();
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let end = offset + bytes.len() as u64;
+        self.cached.write(offset, bytes);
+        self.mark(offset, end, ExtentKind::Data);
+        self.size = self.size.max(end);
+    }
+
+    /// Zeros a range without changing the size.
+    pub(crate) fn zero(&mut self, start: u64, end: u64, kind: ExtentKind) {
+        let end = end.min(self.size);
+        if start < end {
+            self.cached.zero(start, end);
+            // Pages that are touched in part stay what they are.
+            let (first, last) = (start.next_multiple_of(PAGE), if end == self.size { end } else { end / PAGE * PAGE });
+            self.mark(start, end, ExtentKind::Data);
+            self.mark(first, last.max(first), kind);
+        }
+    }
+
+    pub(crate) fn resize(&mut self, size: u64) {
+        if size < self.size {
+            self.cached.zero(size, self.size);
+            self.mark(size, self.size, ExtentKind::Data);
+            let first = size.next_multiple_of(PAGE);
+            self.mark(first, self.size.max(first), ExtentKind::Hole);
+        }
+        self.size = size;
+    }
+
+    /// Reserves a range; what it reads stays.
+    pub(crate) fn allocate(&mut self, range: ByteRange) {
+        let kinds = &mut self.kinds[(range.start() / PAGE) as usize..pages(range.end())];
+        kinds.iter_mut().filter(|kind| **kind == ExtentKind::Hole).for_each(|kind| *kind = ExtentKind::Zero);
+        self.size = self.size.max(range.end());
+    }
+
+    /// The first byte before `end` that is not allocated.
+    pub(crate) fn first_hole(&self, end: u64) -> Option<u64> {
+        self.kinds[..pages(end)].iter().position(|&kind| kind == ExtentKind::Hole).map(|page| page as u64 * PAGE)
+    }
+
+    /// What it holds within a range, in runs no longer than pages allow.
+    pub(crate) fn map(&self, within: ByteRange) -> Vec<Extent> {
+        match &self.extents {
+            Some(extents) => {
+                let first = extents.partition_point(|extent| extent.range.end() <= within.start());
+                let inside = extents[first..].iter().map_while(|extent| {
+                    extent.range.intersect(within).map(|range| Extent { range, kind: extent.kind })
+                });
+                inside.collect()
+            }
+            None => {
+                let mut runs: Vec<Extent> = Vec::new();
+                for range in within.split(PAGE) {
+                    let kind = self.kinds[(range.start() / PAGE) as usize];
+                    match runs.last_mut() {
+                        Some(last) if last.kind == kind => last.range = ByteRange::new(last.range.start(), range.end()),
+                        _ => runs.push(Extent { range, kind }),
+                    }
+                }
+                runs
+            }
+        }
+    }
+
+    /// What a flush that is pushed now promises to make stable.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let pages = self.dirty.iter().map(|(&page, &time)| (page, time, self.cached.page(page).clone())).collect();
+        Snapshot { pages, size: self.size }
+    }
+
+    pub(crate) fn flushed(&mut self, snapshot: Snapshot) {
+        for (page, time, content) in snapshot.pages {
+            self.stable.set(page, content);
+            if self.dirty.get(&page) == Some(&time) {
+                self.dirty.remove(&page);
+            }
+        }
+        self.stable_size = snapshot.size;
+    }
+
+    /// Some of it was written; the rest is lost, and no longer dirty.
+    pub(crate) fn flush_failed(&mut self, snapshot: Snapshot, rng: &mut Rng) {
+        for (page, time, content) in snapshot.pages {
+            if self.dirty.get(&page) == Some(&time) {
+                self.dirty.remove(&page);
+            }
+            if rng.bool() {
+                self.stable.set(page, content);
+            }
+        }
+    }
+
+    /// Later reads come from what is stable, except where writes are still to be flushed.
+    pub(crate) fn evict(&mut self) {
+        for page in (0..self.kinds.len()).filter(|page| !self.dirty.contains_key(page)) {
+            self.cached.set(page, self.stable.page(page).clone());
+        }
+    }
+
+    /// Changes a byte where nobody is looking.
+    pub(crate) fn corrupt(&mut self, offset: u64) {
+        let flipped = [self.cached.copy(offset, offset + 1)[0] ^ 0x5a];
+        let page = (offset / PAGE) as usize;
+        self.cached.write(offset, &flipped);
+        self.stable.write(offset, &flipped);
+        self.kinds[page] = ExtentKind::Data;
+    }
+
+    /// Somebody else writes to it.
+    pub(crate) fn change(&mut self, offset: u64, size: u64) {
+        let flipped = [self.cached.copy(offset, offset + 1)[0] ^ 0xa5];
+        self.preload(offset, &flipped);
+        self.extents = Some(vec![Extent { range: ByteRange::new(0, size), kind: ExtentKind::Data }]);
+        self.changes += 1;
+    }
+
+    /// Whether there is data in the page of this byte, as far as the map knows.
+    pub(crate) fn is_data(&self, offset: u64) -> bool {
+        self.kinds[(offset / PAGE) as usize] == ExtentKind::Data
+    }
+
+    /// Loses power: of every dirty sector either version survives, in this proportion.
+    pub(crate) fn power_cut(&mut self, survives: f64, rng: &mut Rng) {
+        for page in std::mem::take(&mut self.dirty).into_keys() {
+            let mut torn = *self.stable.bytes(page);
+            for sector in (0..PAGE as usize).step_by(SECTOR) {
+                if rng.f64() < survives {
+                    torn[sector..sector + SECTOR].copy_from_slice(&self.cached.bytes(page)[sector..sector + SECTOR]);
+                }
+            }
+            self.stable.write(page as u64 * PAGE, &torn);
+            self.kinds[page] = ExtentKind::Data;
+        }
+        if rng.f64() < survives {
+            self.stable_size = self.size;
+        }
+        self.stable.zero(self.stable_size, self.stable.capacity());
+        self.cached = self.stable.clone();
+        self.size = self.stable_size;
+    }
+
+    fn mark(&mut self, start: u64, end: u64, kind: ExtentKind) {
+        if start < end {
+            self.clock += 1;
+            for page in (start / PAGE) as usize..pages(end) {
+                self.dirty.insert(page, self.clock);
+                self.kinds[page] = kind;
+            }
+        }
+    }
+}

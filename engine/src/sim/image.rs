@@ -1,0 +1,120 @@
+//! The bytes of a simulated volume: pages that are shared until they are written, and nothing for pages of zeros.
+//!
+//! Copies of an image cost a pointer per page, so that a disk can hold what is cached, what is stable, and what a
+//! flush under way has taken.
+
+use std::sync::Arc;
+
+/// Bytes of a page.
+pub(crate) const PAGE: u64 = 4096;
+/// Sectors are the unit that a power cut keeps or loses whole.
+pub(crate) const SECTOR: usize = 512;
+
+/// `None` is a page of zeros.
+pub(crate) type Page = Option<Arc<[u8; PAGE as usize]>>;
+
+const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+
+/// Zeros up to its capacity, where nothing else was written.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pages: Vec<Page>,
+}
+
+impl Image {
+    /// Room for `bytes`, all zero.
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self { pages: vec![None; pages(bytes)] }
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.pages.len() as u64 * PAGE
+    }
+
+    pub(crate) fn page(&self, index: usize) -> &Page {
+        &self.pages[index]
+    }
+
+    pub(crate) fn bytes(&self, index: usize) -> &[u8; PAGE as usize] {
+        self.pages[index].as_deref().unwrap_or(&ZEROS)
+    }
+
+    pub(crate) fn set(&mut self, index: usize, page: Page) {
+        self.pages[index] = page;
+    }
+
+    /// Fills `into` from `offset` on.
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) {
+        let mut done = 0;
+        while done < into.len() {
+            let (index, within) = place(offset + done as u64);
+            let count = (into.len() - done).min(PAGE as usize - within);
+            into[done..done + count].copy_from_slice(&self.bytes(index)[within..within + count]);
+            done += count;
+        }
+    }
+
+    /// A part as one vector.
+    pub(crate) fn copy(&self, start: u64, end: u64) -> Vec<u8> {
+        let mut bytes = vec![0; (end - start) as usize];
+        self.read(start, &mut bytes);
+        bytes
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (index, within) = place(offset + done as u64);
+            let count = (bytes.len() - done).min(PAGE as usize - within);
+            let page = self.pages[index].get_or_insert_with(|| Arc::new(ZEROS));
+            Arc::make_mut(page)[within..within + count].copy_from_slice(&bytes[done..done + count]);
+            done += count;
+        }
+    }
+
+    pub(crate) fn zero(&mut self, start: u64, end: u64) {
+        let mut at = start;
+        while at < end {
+            let (index, within) = place(at);
+            let count = (end - at).min(PAGE - within as u64);
+            if count == PAGE {
+                self.pages[index] = None;
+            } else if let Some(page) = &mut self.pages[index] {
+                Arc::make_mut(page)[within..within + count as usize].fill(0);
+            }
+            at += count;
+        }
+    }
+
+    /// The first byte of `start..end` in which the two differ.
+    pub(crate) fn difference(&self, other: &Self, start: u64, end: u64) -> Option<u64> {
+        let mut at = start;
+        while at < end {
+            let (index, within) = place(at);
+            let count = (end - at).min(PAGE - within as u64) as usize;
+            let (mine, theirs) = (&self.pages[index], &other.pages[index]);
+            let shared = match (mine, theirs) {
+                (None, None) => true,
+                (Some(mine), Some(theirs)) => Arc::ptr_eq(mine, theirs),
+                _ => false,
+            };
+            let (mine, theirs) =
+                (&self.bytes(index)[within..within + count], &other.bytes(index)[within..within + count]);
+            if !shared && mine != theirs {
+                let first = mine.iter().zip(theirs).position(|(mine, theirs)| mine != theirs);
+                return first.map(|first| at + first as u64);
+            }
+            at += count as u64;
+        }
+        None
+    }
+}
+
+/// Pages that hold `bytes`.
+pub(crate) fn pages(bytes: u64) -> usize {
+    bytes.div_ceil(PAGE) as usize
+}
+
+fn place(offset: u64) -> (usize, usize) {
+    ((offset / PAGE) as usize, (offset % PAGE) as usize)
+}

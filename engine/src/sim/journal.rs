@@ -1,0 +1,242 @@
+//! A journal's file in a simulated world, and the ledger that writes it as the journal's thread does.
+//!
+//! The plans are those of the production appender, carried out step by step: write the record, sync, write the slot.
+//! A power cut loses sectors of what was not synced; a kill tears the write under way at any byte.
+
+use super::image::SECTOR;
+use super::judge;
+use super::world::{Shared, World};
+use crate::error::{Error, Operation, Result, Side};
+use crate::job::ledger::Ledger;
+use crate::journal::append::{Appender, Write};
+use crate::journal::{Header, JournalReader, Run};
+use crate::ring::Instant;
+use fastrand::Rng;
+use nix::errno::Errno;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+#[derive(Debug)]
+enum Step {
+    Write(Write),
+    Sync { end: u64 },
+}
+
+/// See the module's head. Empty: there is none.
+#[derive(Debug, Default)]
+pub(crate) struct JournalFile {
+    cached: Vec<u8>,
+    stable: Vec<u8>,
+    unsynced: Vec<Write>,
+    steps: VecDeque<Step>,
+    due: Instant,
+    /// Bytes that count.
+    end: u64,
+}
+
+impl JournalFile {
+    pub(crate) fn is_there(&self) -> bool {
+        !self.cached.is_empty()
+    }
+
+    /// What a reader sees, with all that is written.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.cached.clone()
+    }
+
+    /// Synced with its header.
+    fn create(&mut self, start: Write) {
+        *self =
+            Self { cached: start.bytes.clone(), end: start.bytes.len() as u64, stable: start.bytes, ..Self::default() };
+    }
+
+    /// As [`crate::journal::JournalService::reopen`]: cut to what counts, and synced.
+    fn reopen(&mut self, end: u64) {
+        self.cached.truncate(end as usize);
+        self.end = end;
+        self.sync();
+    }
+
+    fn write(&mut self, write: Write) {
+        apply(&mut self.cached, &write);
+        self.unsynced.push(write);
+    }
+
+    fn sync(&mut self) {
+        self.stable.clone_from(&self.cached);
+        self.unsynced.clear();
+    }
+
+    /// Of what was not synced, sectors are lost.
+    pub(crate) fn power_cut(&mut self, survives: f64, rng: &mut Rng) {
+        self.begin_next();
+        for Write { offset, bytes } in std::mem::take(&mut self.unsynced) {
+            let mut at = 0;
+            while at < bytes.len() {
+                let end = (at + SECTOR - (offset as usize + at) % SECTOR).min(bytes.len());
+                if rng.f64() < survives {
+                    apply(&mut self.stable, &Write { offset: offset + at as u64, bytes: bytes[at..end].to_vec() });
+                }
+                at = end;
+            }
+            // The size may be on disk before the data is.
+            if rng.f64() < survives {
+                let size = self.stable.len().max(offset as usize + bytes.len());
+                self.stable.resize(size, 0);
+            }
+        }
+        self.cached.clone_from(&self.stable);
+        self.steps.clear();
+    }
+
+    /// The write under way ends at any byte.
+    pub(crate) fn kill(&mut self, rng: &mut Rng) {
+        if let Some(Step::Write(Write { offset, mut bytes })) = self.steps.pop_front() {
+            bytes.truncate(rng.usize(0..=bytes.len()));
+            self.write(Write { offset, bytes });
+        }
+        self.steps.clear();
+    }
+
+    /// A write that was due may have begun.
+    fn begin_next(&mut self) {
+        if let Some(Step::Write(write)) = self.steps.pop_front() {
+            self.unsynced.push(write);
+        }
+    }
+
+    fn plan(&mut self, commits: Vec<crate::journal::append::Commit>) {
+        for commit in commits {
+            self.steps.extend([Step::Write(commit.record), Step::Sync { end: commit.end }, Step::Write(commit.slot)]);
+        }
+    }
+
+    /// Carries out what is due; the outcome when everything is.
+    fn proceed(&mut self, now: Instant, broken: f64, rng: &mut Rng) -> Option<Result<()>> {
+        while now >= self.due {
+            let Some(step) = self.steps.pop_front() else { return Some(Ok(())) };
+            if rng.f64() < broken {
+                self.steps.clear();
+                return Some(Err(Error::os(
+                    Side::Engine,
+                    Operation::Journal,
+                    Errno::EIO,
+                    "write the simulated journal",
+                )));
+            }
+            match step {
+                Step::Write(write) => self.write(write),
+                Step::Sync { end } => {
+                    self.sync();
+                    self.end = end;
+                }
+            }
+            self.due = now + Duration::from_micros(rng.u64(0..3_000));
+        }
+        None
+    }
+}
+
+/// The ledger of one simulated round.
+#[derive(Debug)]
+pub(crate) struct SimLedger {
+    world: Shared,
+    place: Place,
+    appender: Appender,
+    refused: Option<Error>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// This task's journal.
+    Task(usize),
+    /// Never seen again.
+    Scratch(Box<JournalFile>),
+}
+
+impl SimLedger {
+    /// A new journal of a task.
+    pub(crate) fn create(world: &Shared, task: usize, header: &Header) -> Self {
+        let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
+        world.lock().sites[task].journal.create(start);
+        Self { world: world.clone(), place: Place::Task(task), appender, refused: None }
+    }
+
+    /// A task's journal, gone on with.
+    pub(crate) fn resume(world: &Shared, task: usize, reader: &JournalReader) -> Self {
+        world.lock().sites[task].journal.reopen(reader.end());
+        Self { world: world.clone(), place: Place::Task(task), appender: Appender::resume(reader), refused: None }
+    }
+
+    /// A journal for one comparison.
+    pub(crate) fn scratch(world: &Shared, header: &Header) -> Self {
+        let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
+        let mut journal = JournalFile::default();
+        journal.create(start);
+        Self { world: world.clone(), place: Place::Scratch(Box::new(journal)), appender, refused: None }
+    }
+}
+
+impl Ledger for SimLedger {
+    fn append(&mut self, runs: Vec<Run>) {
+        let mut world = self.world.lock();
+        world.note(format_args!("{:?} records {} runs", self.place_name(), runs.len()));
+        if let Place::Task(task) = self.place {
+            judge::record(&world.sites[task], &runs, &world);
+        }
+        let now = world.now;
+        match self.appender.append(runs) {
+            Ok(commits) => {
+                let journal = match &mut self.place {
+                    Place::Task(task) => &mut world.sites[*task].journal,
+                    Place::Scratch(journal) => journal,
+                };
+                journal.plan(commits);
+                journal.due = now;
+            }
+            Err(error) => self.refused = Some(error),
+        }
+    }
+
+    fn appended(&mut self) -> Option<Result<()>> {
+        if let Some(error) = self.refused.take() {
+            return Some(Err(error));
+        }
+        let mut world = self.world.lock();
+        let World { now, rng, sites, .. } = &mut *world;
+        match &mut self.place {
+            Place::Scratch(journal) => journal.proceed(*now, 0.0, rng),
+            Place::Task(task) => {
+                let site = &mut sites[*task];
+                let outcome = site.journal.proceed(*now, site.faults.journal, rng);
+                site.books.troubles.extend(matches!(outcome, Some(Err(_))).then_some("the journal failed"));
+                outcome
+            }
+        }
+    }
+
+    fn reader(&self) -> Result<JournalReader> {
+        let world = self.world.lock();
+        let journal = match &self.place {
+            Place::Task(task) => &world.sites[*task].journal,
+            Place::Scratch(journal) => journal,
+        };
+        JournalReader::from_bytes(journal.cached[..journal.end as usize].to_vec())
+    }
+}
+
+impl SimLedger {
+    fn place_name(&self) -> Option<usize> {
+        match self.place {
+            Place::Task(task) => Some(task),
+            Place::Scratch(_) => None,
+        }
+    }
+}
+
+/// Puts bytes into a file.
+fn apply(file: &mut Vec<u8>, Write { offset, bytes }: &Write) {
+    let (start, end) = (*offset as usize, *offset as usize + bytes.len());
+    file.resize(file.len().max(end), 0);
+    file[start..end].copy_from_slice(bytes);
+}

@@ -1,0 +1,141 @@
+//! What must be true, by a model that knows nothing of the engine: bytes, digests, and who may be blamed.
+
+use super::image::Image;
+use super::world::{Site, World};
+use crate::extent::ByteRange;
+use crate::job::control::Control;
+use crate::journal::{Content, JournalReader, Run};
+use crate::progress::Progress;
+use crate::spec::{CopySpec, DigestKind, Sparse};
+use crate::volume::VolumeKind;
+use twox_hash::XxHash3_128;
+
+/// Runs that are about to be recorded: their bytes are stable, right, and as the digests say.
+pub(crate) fn record(site: &Site, runs: &[Run], world: &World) {
+    let destination = &site.disks[1];
+    let image = if site.checkpoints { &destination.stable } else { &destination.cached };
+    for run in runs {
+        world.note(format_args!("  {:?}", run.range));
+        content(run, image, site.books.leaf);
+        truth(site, image, run.range);
+    }
+}
+
+/// Everything that a journal calls durable is, and is right.
+pub(crate) fn durable(site: &Site, reader: &JournalReader) {
+    let leaf = u64::from(reader.header().leaf_bytes);
+    for run in reader.runs(ByteRange::new(0, reader.header().size_bytes)) {
+        let run = run.expect("a journal that could be opened can be read");
+        assert!(run.range.end() <= site.disks[1].stable_size, "{:?} is behind the end of the file", run.range);
+        content(&run, &site.disks[1].stable, leaf);
+        truth(site, &site.disks[1].stable, run.range);
+    }
+}
+
+fn content(run: &Run, image: &Image, leaf: u64) {
+    for (index, piece) in run.range.split(leaf).enumerate() {
+        let bytes = image.copy(piece.start(), piece.end());
+        match &run.content {
+            Content::Undigested => return,
+            Content::Zeros => assert!(bytes.iter().all(|&byte| byte == 0), "leaf {piece:?} is not stable zeros"),
+            Content::Leaves(leaves) => {
+                assert_eq!(leaves[index], XxHash3_128::oneshot(&bytes), "leaf {piece:?} is not what its digest says");
+            }
+        }
+    }
+}
+
+fn truth(site: &Site, image: &Image, range: ByteRange) {
+    if site.is_source_unchanged() {
+        let wrong = image.difference(&site.truth, range.start(), range.end());
+        assert_eq!(wrong, None, "recorded, but not what the source holds (first wrong byte)");
+    }
+}
+
+/// What lies behind the end of the copy is as it was.
+pub(crate) fn beyond(site: &Site, size: u64) {
+    let destination = &site.disks[1];
+    if destination.kind == VolumeKind::Device {
+        for image in [&destination.cached, &destination.stable] {
+            assert_eq!(
+                image.difference(&site.beyond, size, destination.size),
+                None,
+                "written behind the end of the copy"
+            );
+        }
+    }
+}
+
+/// A copy that is said to be complete.
+pub(crate) fn success(site: &Site, spec: &CopySpec, control: &Control, size: u64, root: Option<[u8; 32]>) {
+    let destination = &site.disks[1];
+    assert!(site.is_source_unchanged(), "success, though the source was changed before it was looked at again");
+    assert_eq!(destination.cached.difference(&site.truth, 0, size), None, "success with a wrong byte");
+    let is_file = destination.kind == VolumeKind::File;
+    assert!(!is_file || destination.size == size, "a file of {} bytes instead of {size}", destination.size);
+    if site.flushes {
+        assert_eq!(
+            destination.stable.difference(&site.truth, 0, size),
+            None,
+            "success with a wrong byte after a power cut"
+        );
+        assert!(!is_file || destination.stable_size == size, "the size is not stable");
+    }
+    beyond(site, size);
+    if is_file && spec.sparse == Sparse::Never {
+        assert_eq!(destination.first_hole(size), None, "--sparse never left a hole");
+    }
+    let bytes = control.bytes();
+    assert_eq!(bytes.durable, if site.flushes { size } else { 0 }, "durable bytes of a success");
+    let progress = control.progress();
+    assert_eq!((progress.planned, progress.issued, progress.written), (size, size, size), "progress of a success");
+    if spec.digest == DigestKind::Xxh3 && !destination.abilities.clones {
+        assert!(root.is_some(), "everything was digested");
+    }
+    if let Some(found) = root {
+        assert_eq!(found, self::root(&site.truth, size, site.books.leaf), "the root digest");
+    }
+}
+
+/// `docs/format.md`'s root digest, written down a second time.
+pub(crate) fn root(image: &Image, size: u64, leaf: u64) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"blockhaul root 1").update(&size.to_le_bytes()).update(&(leaf as u32).to_le_bytes());
+    let mut zeros = 0_u64;
+    let close = |hasher: &mut blake3::Hasher, zeros: u64| {
+        if zeros > 0 {
+            hasher.update(&[0]).update(&zeros.to_le_bytes());
+        }
+    };
+    for piece in ByteRange::new(0, size).split(leaf) {
+        let bytes = image.copy(piece.start(), piece.end());
+        if bytes.iter().all(|&byte| byte == 0) {
+            zeros += 1;
+        } else {
+            close(&mut hasher, zeros);
+            zeros = 0;
+            hasher.update(&[1]).update(&XxHash3_128::oneshot(&bytes).to_le_bytes());
+        }
+    }
+    close(&mut hasher, zeros);
+    *hasher.finalize().as_bytes()
+}
+
+/// `issued >= written >= durable`, and none of them falls.
+pub(crate) fn progress(before: &Progress, now: &Progress) {
+    assert!(now.planned >= now.issued && now.issued >= now.written && now.written >= now.durable, "{now:?}");
+    let grows = now.issued >= before.issued && now.written >= before.written && now.durable >= before.durable;
+    assert!(grows && now.verified >= before.verified, "{before:?}, then {now:?}");
+}
+
+/// After a crash: what was read and is not durable has to be copied again.
+pub(crate) fn redo(site: &Site, spec: &CopySpec, reader: &JournalReader, window: u64) {
+    let leaf = site.books.leaf;
+    let again = site.books.touched.iter().filter(|&&index| {
+        let end = ((index + 1) * leaf).min(reader.header().size_bytes);
+        index * leaf < end && !reader.durable().contains(ByteRange::new(index * leaf, end))
+    });
+    let bytes = again.count() as u64 * leaf;
+    let promised = spec.checkpoint_every.bytes.saturating_add(window).max(leaf);
+    assert!(bytes <= promised, "{bytes} bytes have to be copied again, {promised} are promised");
+}

@@ -1,0 +1,205 @@
+//! One computer: workers, jobs and a clock, driven step by step in an order that the seed chooses, and struck by blows.
+
+use super::scenario::{Blow, Scenario};
+use super::task::Task;
+use super::world::{Shared, World};
+use crate::buffer::Arena;
+use crate::job::conductor::Crew;
+use crate::ring::Instant;
+use crate::ring::sim::SimRing;
+use crate::worker::{EXTRA_OPERATIONS, Inbox, Rest, Worker};
+use fastrand::Rng;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// No run takes longer, whatever happens to it.
+const STEPS_MAX: u64 = 400_000;
+/// How long a worker sleeps that has nothing to do and is not woken.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// A worker, and what it waits for.
+#[derive(Debug)]
+struct Seat {
+    worker: Worker<SimRing>,
+    ring: usize,
+    want: usize,
+    wake: Instant,
+    parked: bool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    world: Shared,
+    scenario: Scenario,
+    crew: Crew,
+    seats: Vec<Seat>,
+    tasks: Vec<Task>,
+    /// Of a slot.
+    block_bytes: usize,
+    step: u64,
+    next_blow: usize,
+}
+
+impl Machine {
+    /// The computer that `seed` stands for.
+    pub(crate) fn new(seed: u64, trace: bool) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let (mut scenario, sites) = Scenario::draw(&mut rng);
+        let world = Shared::new(World::new(rng, sites, trace));
+        let slots_bytes = (scenario.workers * scenario.depth * scenario.block_bytes()) as u64;
+        let block_bytes = scenario.block_bytes();
+        let plans = std::mem::take(&mut scenario.plans);
+        let note = |plan| world.lock().note(format_args!("{plan:?}"));
+        plans.iter().for_each(note);
+        let tasks = plans.into_iter().enumerate();
+        let tasks = tasks.map(|(index, plan)| Task::new(&world, index, plan, slots_bytes)).collect();
+        let mut machine =
+            Self { world, scenario, crew: Arc::new([]), seats: Vec::new(), tasks, block_bytes, step: 0, next_blow: 0 };
+        machine.boot();
+        machine
+    }
+
+    /// Runs until every task is done.
+    pub(crate) fn run(&mut self) {
+        while !self.tasks.iter().all(Task::is_done) {
+            self.step += 1;
+            assert!(self.step < STEPS_MAX, "it does not end");
+            self.strike();
+            self.act();
+            self.tasks.iter_mut().for_each(Task::inspect);
+        }
+    }
+
+    fn boot(&mut self) {
+        let (workers, depth, block_bytes) = (self.scenario.workers, self.scenario.depth, self.block_bytes);
+        let inboxes: Vec<Arc<Inbox>> = (0..workers).map(|_| Arc::default()).collect();
+        let seat = |inbox: &Arc<Inbox>| {
+            let arena = Arc::new(Arena::new(block_bytes * depth).expect("a simulation needs little memory"));
+            let ring = SimRing::new(&self.world, depth + 2 * EXTRA_OPERATIONS);
+            let index = ring.index;
+            let worker = Worker::new(ring, arena.split(block_bytes, depth), Arc::clone(inbox));
+            Seat { worker, ring: index, want: 0, wake: Duration::ZERO, parked: false }
+        };
+        self.seats = inboxes.iter().map(seat).collect();
+        self.crew = inboxes.into();
+    }
+
+    /// Lets somebody who is ready do something, or lets time pass.
+    fn act(&mut self) {
+        let ready = self.ready();
+        let mut world = self.world.lock();
+        if ready.is_empty() {
+            let next = world.next_due().into_iter().chain(self.wakes()).min().expect("somebody waits for something");
+            world.note("time passes");
+            return world.advance(next);
+        }
+        let actor = ready[world.rng.usize(0..ready.len())];
+        if world.rng.u8(0..4) == 0 {
+            let later = world.now + Duration::from_micros(world.rng.u64(0..50));
+            world.advance(later);
+        }
+        drop(world);
+        match actor.checked_sub(self.seats.len()) {
+            None => self.work(actor),
+            Some(task) => self.conduct(task),
+        }
+    }
+
+    /// Workers, then tasks.
+    fn ready(&self) -> Vec<usize> {
+        let world = self.world.lock();
+        let is_ready = |seat: &Seat| {
+            let arrived = world.arrived(seat.ring);
+            seat.wake <= world.now || (!seat.parked && arrived > 0 && arrived >= seat.want)
+        };
+        let seats = self.seats.iter().map(is_ready);
+        let tasks = self.tasks.iter().map(|task| task.wake <= world.now && !task.is_done());
+        seats.chain(tasks).enumerate().filter_map(|(index, ready)| ready.then_some(index)).collect()
+    }
+
+    fn wakes(&self) -> impl Iterator<Item = Instant> {
+        let tasks = self.tasks.iter().filter(|task| !task.is_done()).map(|task| task.wake);
+        self.seats.iter().map(|seat| seat.wake).chain(tasks)
+    }
+
+    fn work(&mut self, index: usize) {
+        let seat = &mut self.seats[index];
+        let has_news = self.world.lock().arrived(seat.ring) > 0;
+        let rest = seat.worker.turn();
+        let now = self.world.lock().now;
+        (seat.want, seat.wake, seat.parked) = match rest {
+            Rest::Ring { want, limit } => {
+                seat.worker.wait(want, limit);
+                (want, now + limit, false)
+            }
+            Rest::Park(limit) => (0, now + limit.min(LONG), true),
+            Rest::End => panic!("nobody asked the worker to end"),
+        };
+        // What a worker reports wakes the conductors, now or soon. Without news they look when they want to.
+        for task in self.tasks.iter_mut().filter(|task| has_news && !task.is_stuck()) {
+            let soon = now + Duration::from_micros(self.world.lock().rng.u64(0..100));
+            task.wake = task.wake.min(soon);
+        }
+    }
+
+    fn conduct(&mut self, index: usize) {
+        self.tasks[index].turn(&self.crew);
+        let now = self.world.lock().now;
+        self.seats.iter_mut().filter(|seat| seat.parked).for_each(|seat| seat.wake = now);
+    }
+
+    /// The blow that is due, if one is; and what has to follow from an operation that is never answered.
+    fn strike(&mut self) {
+        for task in &mut self.tasks {
+            if task.hangs() && self.world.lock().rng.u8(0..200) == 0 {
+                task.cancel();
+            }
+        }
+        if self.tasks.iter().any(Task::is_stuck) && self.world.lock().rng.u8(0..100) == 0 {
+            return self.crash(false);
+        }
+        let Some(&(_, blow)) = self.scenario.blows.get(self.next_blow).filter(|(step, _)| *step <= self.step) else {
+            return;
+        };
+        self.next_blow += 1;
+        let (now, victim) = {
+            let world = &mut *self.world.lock();
+            world.note(format_args!("blow: {blow:?}"));
+            (world.now, world.rng.usize(0..self.tasks.len()))
+        };
+        let task = &mut self.tasks[victim];
+        match blow {
+            Blow::Cancel => task.cancel(),
+            Blow::Pause => {
+                let pause = Duration::from_micros(self.world.lock().rng.u64(0..200_000));
+                task.set_paused(Some(now + pause));
+            }
+            Blow::Limit => task.set_limit(),
+            Blow::Change => task.change_source(),
+            Blow::Kill => self.crash(false),
+            Blow::PowerCut => self.crash(true),
+        }
+    }
+
+    /// The process dies, or the whole computer.
+    fn crash(&mut self, power: bool) {
+        self.seats.clear();
+        {
+            let world = &mut *self.world.lock();
+            world.note(if power { "the power goes" } else { "the process is killed" });
+            world.abandon();
+            let survives = [0.0, 0.5, 1.0][world.rng.usize(0..3)];
+            for site in &mut world.sites {
+                if power {
+                    site.disks.iter_mut().for_each(|disk| disk.power_cut(survives, &mut world.rng));
+                    site.journal.power_cut(survives, &mut world.rng);
+                } else {
+                    site.journal.kill(&mut world.rng);
+                }
+            }
+        }
+        self.tasks.iter_mut().for_each(|task| task.crash(power));
+        self.boot();
+    }
+}

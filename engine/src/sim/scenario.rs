@@ -1,0 +1,250 @@
+//! What a seed stands for: the engine, its volumes, its jobs, and what will go wrong.
+
+use super::books::Books;
+use super::disk::{Abilities, Disk};
+use super::faults::Faults;
+use super::image::PAGE;
+use super::journal::JournalFile;
+use super::world::Site;
+use crate::extent::{ByteRange, Extent, ExtentKind};
+use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync, Verify};
+use crate::units::{KIB, MIB};
+use crate::volume::VolumeKind;
+use fastrand::Rng;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What happens to the engine from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blow {
+    Cancel,
+    Pause,
+    Limit,
+    Change,
+    Kill,
+    PowerCut,
+}
+
+/// One copy to be made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub spec: CopySpec,
+    pub size: u64,
+    pub leaf: u32,
+    pub window: Option<u64>,
+    /// Whether a byte is changed between the copy and its verification, the first time.
+    pub corrupt: bool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Scenario {
+    pub workers: usize,
+    pub depth: usize,
+    pub plans: Vec<Plan>,
+    /// At these steps.
+    pub blows: Vec<(u64, Blow)>,
+}
+
+/// How rough the seed is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weather {
+    Calm,
+    Windy,
+    Stormy,
+}
+
+impl Scenario {
+    pub(crate) fn draw(rng: &mut Rng) -> (Self, Vec<Site>) {
+        let weather = [Weather::Calm, Weather::Windy, Weather::Stormy][rng.usize(0..3)];
+        let (mut plans, mut sites) = (Vec::new(), Vec::new());
+        for _ in 0..*pick(rng, &[1, 1, 2, 3]) {
+            let plan = Plan::draw(rng);
+            sites.push(site(rng, &plan, weather));
+            plans.push(plan);
+        }
+        let workers = rng.usize(1..=3);
+        let depth = rng.usize(1..=8);
+        (Self { workers, depth, plans, blows: blows(rng) }, sites)
+    }
+
+    /// Bytes of a slot.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.plans.iter().map(|plan| plan.leaf).max().unwrap_or(0) as usize
+    }
+}
+
+impl Plan {
+    fn draw(rng: &mut Rng) -> Self {
+        // Past 64 KiB a block is written in several runs, around the zeros in it.
+        let mut leaf = *pick(rng, &[4_u32, 4, 8, 16, 32, 64, 256]) << 10;
+        let size = match rng.u8(0..40) {
+            0 => 0,
+            1 => 1,
+            2..5 => rng.u64(1..=5_000),
+            5..15 => rng.u64(1..=16) * u64::from(leaf),
+            15 => rng.u64(64 * MIB..140 * MIB),
+            16..28 => rng.u64(1..=2 * MIB),
+            _ => rng.u64(1..=256 * KIB),
+        };
+        if size > 4 * MIB {
+            // Few blocks, whatever has to be written.
+            leaf = 64 << 10;
+        }
+        let path = |name: &str| PathBuf::from(format!("/simulated/{name}"));
+        let mut spec = CopySpec::new(path("source").into(), path("destination").into());
+        spec.sparse = if rng.u8(0..4) == 0 { Sparse::Never } else { Sparse::Auto };
+        spec.digest = if rng.u8(0..4) == 0 { DigestKind::None } else { DigestKind::Xxh3 };
+        spec.sync = if rng.u8(0..8) == 0 { Sync::No } else { Sync::Yes };
+        spec.verify = if rng.u8(0..3) == 0 { Verify::Yes } else { Verify::No };
+        // A copy that is not flushed records nothing that a later run could go on from.
+        let is_lost = rng.u8(0..6) == 0 || spec.sync == Sync::No;
+        spec.checkpoint = if is_lost { Checkpoint::None } else { Checkpoint::File(path("journal")) };
+        spec.checkpoint_every = CheckpointEvery {
+            bytes: rng.u64(1..=16) * u64::from(leaf),
+            time: Duration::from_millis(*pick(rng, &[1, 20, 1000, 1000])),
+        };
+        spec.limit_bytes_per_second = (rng.u8(0..6) == 0).then(|| rate(rng, size));
+        let window = (rng.u8(0..6) == 0).then(|| rng.u64(1..=8) * u64::from(leaf));
+        let corrupt = spec.verify == Verify::Yes && rng.u8(0..3) == 0;
+        Self { spec, size, leaf, window, corrupt }
+    }
+}
+
+/// A rate at which a copy takes seconds at most.
+pub(crate) fn rate(rng: &mut Rng, size: u64) -> u64 {
+    (size.min(4 * MIB) / 2).max(100 * KIB) * rng.u64(1..=20)
+}
+
+fn site(rng: &mut Rng, plan: &Plan, weather: Weather) -> Site {
+    let source = source(rng, plan.size);
+    let destination = destination(rng, plan, source.kind);
+    Site {
+        truth: source.cached.clone(),
+        truth_changes: 0,
+        beyond: destination.cached.clone(),
+        disks: [source, destination],
+        faults: faults(rng, weather, plan.size),
+        books: Books::default(),
+        journal: JournalFile::default(),
+        flushes: plan.spec.sync == Sync::Yes,
+        checkpoints: plan.spec.checkpoint != Checkpoint::None,
+    }
+}
+
+fn abilities(rng: &mut Rng) -> Abilities {
+    Abilities {
+        align: *pick(rng, &[1, 512, 4096]),
+        zero_hole: rng.u8(0..3) > 0,
+        zero_allocated: rng.u8(0..3) > 0,
+        allocates: rng.u8(0..4) > 0,
+        clones: false,
+    }
+}
+
+fn source(rng: &mut Rng, size: u64) -> Disk {
+    let mut abilities = abilities(rng);
+    let is_device = size.is_multiple_of(512) && rng.bool();
+    if !size.is_multiple_of(4096) && is_device {
+        abilities.align = abilities.align.min(512);
+    }
+    let kind = if is_device { VolumeKind::Device } else { VolumeKind::File };
+    let mut disk = Disk::new(kind, size + 2 * PAGE, size, abilities);
+    let mut extents = Vec::new();
+    let unit = *pick(rng, &[1, 512, 4096, 16 * KIB, 64 * KIB]);
+    let (mut at, mut budget) = (0, 2 * MIB);
+    while at < size {
+        let longest = if unit == 1 { 9_000 } else { 24 };
+        let kind = if budget == 0 { ExtentKind::Hole } else { *pick(rng, &KINDS) };
+        let scale = if kind != ExtentKind::Data && size > 4 * MIB { 1 << 12 } else { 1 };
+        let end = at.saturating_add(rng.u64(1..=longest) * unit * scale).min(size);
+        if kind == ExtentKind::Data {
+            fill(rng, &mut disk, at, end);
+            budget = u64::saturating_sub(budget, end - at);
+        }
+        extents.push(Extent { range: ByteRange::new(at, end), kind });
+        at = end;
+    }
+    if size > 0 && size <= 4 * MIB && rng.u8(0..5) == 0 {
+        // A volume that cannot tell.
+        extents = vec![Extent { range: ByteRange::new(0, size), kind: ExtentKind::Data }];
+    }
+    disk.extents = Some(extents);
+    disk
+}
+
+const KINDS: [ExtentKind; 4] = [ExtentKind::Data, ExtentKind::Data, ExtentKind::Zero, ExtentKind::Hole];
+
+/// Data, in which there may be zeros.
+fn fill(rng: &mut Rng, disk: &mut Disk, start: u64, end: u64) {
+    let zeros = *pick(rng, &[0, 0, 4, 20]);
+    let mut at = start;
+    while at < end {
+        let stop = at.saturating_add(rng.u64(1..=128 * KIB)).min(end);
+        if rng.u8(0..20) >= zeros {
+            let mut bytes = vec![0; (stop - at) as usize];
+            rng.fill(&mut bytes);
+            disk.preload(at, &bytes);
+        }
+        at = stop;
+    }
+}
+
+fn destination(rng: &mut Rng, plan: &Plan, source: VolumeKind) -> Disk {
+    let mut abilities = abilities(rng);
+    let device = rng.bool();
+    let unit = u64::from(abilities.align).max(512);
+    let size = match device {
+        true => plan.size.next_multiple_of(unit) + rng.u64(0..4) * unit * rng.u64(0..20),
+        // What an earlier file of that name held.
+        false => rng.u64(0..=3) * plan.size.min(MIB) / 2,
+    };
+    abilities.clones = !device && source == VolumeKind::File && plan.spec.sparse == Sparse::Auto && rng.u8(0..10) == 0;
+    let kind = if device { VolumeKind::Device } else { VolumeKind::File };
+    let capacity = size.max(plan.size) + 2 * PAGE;
+    let mut disk = Disk::new(kind, capacity, size, abilities);
+    let mut page = vec![0; PAGE as usize];
+    let dirt = *pick(rng, &[0, 1, 4]);
+    for at in (0..size).step_by(PAGE as usize).filter(|at| *at < 4 * MIB || *at + 4 * MIB > size) {
+        if rng.u8(0..4) < dirt {
+            rng.fill(&mut page[..64]);
+            disk.preload(at, &page[..PAGE.min(size - at) as usize]);
+        }
+    }
+    disk
+}
+
+fn faults(rng: &mut Rng, weather: Weather, size: u64) -> Faults {
+    let mut faults = Faults::default();
+    // About so many operations are made: a fault now and then, not all the time.
+    let rare = 1.0 / (4.0 + size.min(2 * MIB) as f64 / 16_384.0);
+    if weather >= Weather::Windy {
+        faults.short = *pick(rng, &[0.0, 0.1, 0.5]);
+        faults.again = *pick(rng, &[0.0, 0.1, 0.3]);
+        faults.slow_flush = *pick(rng, &[0.0, 0.0, 0.0, 0.3]);
+    }
+    if weather == Weather::Stormy {
+        let each = |rng: &mut Rng| if rng.u8(0..4) == 0 { rare } else { 0.0 };
+        faults.io = each(rng);
+        faults.space = each(rng);
+        faults.stuck = each(rng);
+        faults.zero = each(rng);
+        faults.hang = each(rng) / 4.0;
+        faults.flush = if rng.u8(0..3) == 0 { 0.3 } else { 0.0 };
+        faults.journal = if rng.u8(0..6) == 0 { 0.1 } else { 0.0 };
+    }
+    faults
+}
+
+fn blows(rng: &mut Rng) -> Vec<(u64, Blow)> {
+    let kinds = [Blow::Cancel, Blow::Pause, Blow::Limit, Blow::Change, Blow::Kill, Blow::PowerCut, Blow::PowerCut];
+    let count = *pick(rng, &[0, 1, 2, 3, 6]);
+    let horizon = *pick(rng, &[30, 100, 400, 2_000]);
+    let mut blows: Vec<_> = (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &kinds))).collect();
+    blows.sort_unstable_by_key(|&(step, _)| step);
+    blows
+}
+
+pub(crate) fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
+    &from[rng.usize(0..from.len())]
+}

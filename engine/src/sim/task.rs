@@ -1,0 +1,508 @@
+//! One copy through all its attempts: what the job's thread does, in the order in which it does it, without a thread.
+//!
+//! ```text
+//! Idle -> Copying -> (Checking) -> Done
+//!   ^--------'------------'  failed, cancelled, crashed; Stuck until the machine restarts if not quiesced
+//! ```
+
+use super::faults::Faults;
+use super::journal::SimLedger;
+use super::judge;
+use super::scenario::{Plan, rate};
+use super::volume::SimVolume;
+use super::world::Shared;
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::RangeSet;
+use crate::job::Reason;
+use crate::job::account::{judge as verdict, outcome};
+use crate::job::conductor::{Conductor, Crew, Turn};
+use crate::job::control::Control;
+use crate::job::ledger::Ledger;
+use crate::job::pass::{CopyStart, Pair, Pass};
+use crate::job::round::Round;
+use crate::job::supply::Expectation;
+use crate::journal::{Header, JournalReader};
+use crate::limits::BURST;
+use crate::progress::{Progress, Status};
+use crate::ring::Instant;
+use crate::spec::{Checkpoint, DigestKind, Verify};
+use crate::volume::route::{Cache, Lane, Offload, Route, Submit};
+use crate::volume::{KnownZero, Volume, VolumeKind, refuse_other};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Attempts after which a task is left in peace.
+const ROUGH_ATTEMPTS: u32 = 3;
+
+/// A round under way.
+#[derive(Debug)]
+struct Running {
+    conductor: Conductor<SimLedger>,
+    round: Arc<Round>,
+    volumes: [Arc<dyn Volume>; 2],
+}
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    Copying(Running),
+    /// With the ledger and root of the copy.
+    Checking(Running, Option<[u8; 32]>),
+    /// Operations are in flight that nobody waits for any more.
+    Stuck,
+    Done,
+}
+
+/// A rate limit since when, and what had been read by then.
+#[derive(Debug)]
+struct Limit {
+    rate: u64,
+    since: Instant,
+    read: u64,
+    /// Admitted before.
+    slack: u64,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Task {
+    index: usize,
+    plan: Plan,
+    world: Shared,
+    phase: Phase,
+    control: Arc<Control>,
+    /// Looks again then.
+    pub wake: Instant,
+    /// Bytes of all slots.
+    slots_bytes: u64,
+    attempts: u32,
+    /// The next attempt discards the journal.
+    restart: bool,
+    corrupted: Option<u64>,
+    /// The journal that was found had recorded nothing.
+    earlier_is_empty: bool,
+    fresh_starts: u32,
+    reason: Option<Reason>,
+    seen: Option<Progress>,
+    limit: Option<Limit>,
+    /// Leaves read when the job was paused or cancelled: no more may follow.
+    frozen: Option<usize>,
+    pub resume_at: Option<Instant>,
+}
+
+impl Task {
+    pub(crate) fn new(world: &Shared, index: usize, plan: Plan, slots_bytes: u64) -> Self {
+        Self {
+            index,
+            plan,
+            world: world.clone(),
+            phase: Phase::Idle,
+            control: Arc::new(Control::new(None)),
+            wake: Duration::ZERO,
+            slots_bytes,
+            attempts: 0,
+            restart: false,
+            corrupted: None,
+            earlier_is_empty: false,
+            fresh_starts: 0,
+            reason: None,
+            seen: None,
+            limit: None,
+            frozen: None,
+            resume_at: None,
+        }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        matches!(self.phase, Phase::Stuck)
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Copying(_) | Phase::Checking(..))
+    }
+
+    /// One look of the job's thread.
+    pub(crate) fn turn(&mut self, crew: &Crew) {
+        let now = self.world.lock().now;
+        if self.resume_at.is_some_and(|at| now >= at) {
+            self.set_paused(None);
+        }
+        match &mut self.phase {
+            Phase::Idle => self.start(crew),
+            Phase::Copying(running) | Phase::Checking(running, _) => match running.conductor.turn(now) {
+                Turn::Wait(limit) => self.wake = now + limit,
+                Turn::Over => self.end_round(crew),
+            },
+            Phase::Stuck | Phase::Done => self.wake = Duration::MAX,
+        }
+    }
+
+    fn start(&mut self, crew: &Crew) {
+        self.control = Arc::new(Control::new(self.plan.spec.limit_bytes_per_second));
+        self.control.set_window(self.plan.window.unwrap_or(u64::MAX));
+        (self.reason, self.seen, self.frozen, self.resume_at) = (None, None, None, None);
+        self.note_limit(self.plan.spec.limit_bytes_per_second, 0);
+        let window = self.plan.window.unwrap_or(self.slots_bytes);
+        self.world.lock().sites[self.index].books.start(self.plan.leaf, window);
+        match self.prepare() {
+            Ok((start, ledger)) => {
+                let volumes = [Arc::clone(&start.source), Arc::clone(&start.destination)];
+                let pass = Pass::copy(&self.plan.spec, start, crew.len(), self.slots_bytes, &self.control);
+                self.phase = Phase::Copying(self.lead(pass, crew, ledger, volumes));
+            }
+            Err(error) => self.give_up(Err(error), true),
+        }
+    }
+
+    fn lead(&mut self, pass: Pass, crew: &Crew, ledger: SimLedger, volumes: [Arc<dyn Volume>; 2]) -> Running {
+        let round = Arc::clone(&pass.round);
+        let now = self.world.lock().now;
+        self.wake = now;
+        Running { conductor: pass.conducted(crew, ledger, now), round, volumes }
+    }
+
+    /// As `job/start.rs`, on simulated volumes.
+    fn prepare(&mut self) -> Result<(CopyStart, SimLedger)> {
+        let volumes = [0, 1].map(|side| SimVolume::open(&self.world, self.index as i32 * 2 + side));
+        let [source, destination] = &volumes;
+        let earlier = self.earlier();
+        self.earlier_is_empty = earlier.as_ref().is_some_and(|reader| reader.durable().is_empty());
+        if let Some(reader) = &earlier {
+            refuse_other(reader.header(), reader.durable(), &**source, &**destination)?;
+        }
+        let header = self.header(&volumes);
+        let ledger = match &earlier {
+            Some(reader) => SimLedger::resume(&self.world, self.index, reader),
+            None => {
+                self.forget();
+                SimLedger::create(&self.world, self.index, &header)
+            }
+        };
+        let mut known_zero = KnownZero::Nothing;
+        if destination.kind() == VolumeKind::File && earlier.is_none() {
+            destination.resize(0)?;
+            known_zero = KnownZero::Everything;
+        }
+        destination.resize(source.size_bytes())?;
+        let digest = earlier.as_ref().map_or(self.plan.spec.digest, |reader| reader.header().digest);
+        let durable = earlier.map_or_else(RangeSet::new, |reader| reader.durable().clone());
+        let (route, tail) = (self.route(&volumes), self.tail(&**destination));
+        let [source, destination] = volumes;
+        let leaf_bytes = self.plan.leaf;
+        Ok((CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail }, ledger))
+    }
+
+    /// A fresh start: the model takes the source as it is now.
+    fn forget(&mut self) {
+        let world = &mut *self.world.lock();
+        let site = &mut world.sites[self.index];
+        (site.truth, site.truth_changes) = (site.disks[0].cached.clone(), site.disks[0].changes);
+        self.fresh_starts += 1;
+        (self.restart, self.corrupted) = (false, None);
+        world.note(format_args!("task {} starts afresh", self.index));
+    }
+
+    /// The journal of an earlier attempt, unless it is discarded.
+    fn earlier(&self) -> Option<JournalReader> {
+        let journal = &self.world.lock().sites[self.index].journal;
+        let wanted = journal.is_there() && !self.restart && self.plan.spec.checkpoint != Checkpoint::None;
+        wanted.then(|| JournalReader::from_bytes(journal.bytes()).expect("a checkpoint can be read after any crash"))
+    }
+
+    fn header(&self, [source, destination]: &[Arc<dyn Volume>; 2]) -> Header {
+        Header {
+            source: source.identity().clone(),
+            destination: destination.identity().clone(),
+            size_bytes: source.size_bytes(),
+            leaf_bytes: self.plan.leaf,
+            digest: self.plan.spec.digest,
+            started_ns: 0,
+        }
+    }
+
+    fn route(&self, volumes: &[Arc<dyn Volume>; 2]) -> Route {
+        let lane = |volume: &Arc<dyn Volume>| Lane {
+            submit: Submit::Ring,
+            cache: if volume.align_bytes() > 1 { Cache::Direct } else { Cache::Buffered },
+        };
+        let clones = self.world.lock().sites[self.index].disks[1].abilities.clones;
+        Route { source: lane(&volumes[0]), destination: lane(&volumes[1]), offload: clones.then_some(Offload::Reflink) }
+    }
+
+    fn tail(&self, destination: &dyn Volume) -> Vec<u8> {
+        let (size, align) = (self.plan.size, u64::from(destination.align_bytes()));
+        match destination.kind() {
+            VolumeKind::File => Vec::new(),
+            VolumeKind::Device => {
+                self.world.lock().sites[self.index].disks[1].cached.copy(size, size.next_multiple_of(align))
+            }
+        }
+    }
+
+    fn end_round(&mut self, crew: &Crew) {
+        let (running, checked) = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Copying(running) => (running, None),
+            Phase::Checking(running, root) => (running, Some(root)),
+            other => panic!("no round ends in {other:?}"),
+        };
+        let Running { conductor, round, volumes } = running;
+        let quiesced = conductor.is_quiesced();
+        let outcome = outcome(&round, &conductor);
+        {
+            let world = self.world.lock();
+            let books = &world.sites[self.index].books;
+            assert!(!quiesced || books.flying == 0, "{} operations are in flight at the end", books.flying);
+            assert!(quiesced || books.hung, "not quiesced, though every operation was answered in time");
+            let stopped = self.reason.is_some() || round.failure().is_some();
+            assert!(quiesced || stopped, "not quiesced, though nobody asked for a stop");
+        }
+        let ledger = conductor.into_ledger();
+        match (outcome, checked) {
+            (Err(error), _) => self.give_up(Err(error), quiesced),
+            (Ok(()), None) => {
+                let root =
+                    ledger.reader().and_then(|reader| reader.root()).expect("a journal just written can be read");
+                match self.plan.spec.verify {
+                    Verify::Yes => self.check(crew, &ledger, volumes, root),
+                    Verify::No => self.succeed(root),
+                }
+            }
+            (Ok(()), Some(copied)) => self.end_check(&round, &ledger, copied),
+        }
+    }
+
+    /// The round that reads back.
+    fn check(&mut self, crew: &Crew, ledger: &SimLedger, volumes: [Arc<dyn Volume>; 2], root: Option<[u8; 32]>) {
+        self.corrupt();
+        volumes[1].evict().expect("simulated caches can be dropped");
+        let journal = Box::new(ledger.reader().expect("a journal just written can be read"));
+        let expectation = Expectation::Journal(journal, Some(Arc::clone(&volumes[0])));
+        let pair = Pair { reference: &volumes[0], target: &volumes[1], size: self.plan.size, leaf: self.plan.leaf };
+        let pass = Pass::compare(&pair, expectation, crew.len(), &self.control);
+        let header = Header { digest: DigestKind::Xxh3, ..self.header(&volumes) };
+        self.world.lock().sites[self.index].books.copying = false;
+        let scratch = SimLedger::scratch(&self.world, &header);
+        self.phase = Phase::Checking(self.lead(pass, crew, scratch, volumes), root);
+    }
+
+    /// Changes a byte behind the engine's back, if that is planned.
+    fn corrupt(&mut self) {
+        if !std::mem::take(&mut self.plan.corrupt) || self.plan.size == 0 {
+            return;
+        }
+        let world = &mut *self.world.lock();
+        let offset = world.rng.u64(0..self.plan.size);
+        let disk = &mut world.sites[self.index].disks[1];
+        if disk.is_data(offset) {
+            disk.corrupt(offset);
+            self.corrupted = Some(offset);
+            world.note(format_args!("task {}: byte {offset} is corrupted", self.index));
+        }
+    }
+
+    fn end_check(&mut self, round: &Round, ledger: &SimLedger, copied: Option<[u8; 32]>) {
+        let differences = round.differences();
+        if let Some(offset) = self.corrupted {
+            let found = differences.iter().any(|found| found.offset <= offset && offset < found.offset + found.length);
+            assert!(found, "byte {offset} was corrupted, {differences:?} was found");
+        }
+        match differences.first() {
+            None => {
+                let root =
+                    ledger.reader().and_then(|reader| reader.root()).expect("a journal just written can be read");
+                assert!(root.is_some(), "a comparison digests everything");
+                self.succeed(root.or(copied));
+            }
+            Some(difference) => {
+                self.world.lock().note(format_args!("task {}: {difference:?}", self.index));
+                let message = "it does not hold what was written to it";
+                self.give_up(
+                    Err(Error::new(Code::VerifyMismatch, Side::Destination, Operation::Verify, message)),
+                    true,
+                );
+            }
+        }
+    }
+
+    fn succeed(&mut self, root: Option<[u8; 32]>) {
+        let status = verdict(Ok(()), true, true, self.control.cancelled()).0;
+        assert_eq!(status, Status::Succeeded, "completion beats interruption");
+        let world = &mut *self.world.lock();
+        world.note(format_args!("task {} succeeds", self.index));
+        let site = &mut world.sites[self.index];
+        judge::success(site, &self.plan.spec, &self.control, self.plan.size, root);
+        site.journal = super::journal::JournalFile::default();
+        self.phase = Phase::Done;
+    }
+
+    /// An attempt is over without success.
+    fn give_up(&mut self, outcome: Result<()>, quiesced: bool) {
+        let (status, error) = verdict(outcome, quiesced, true, self.control.cancelled());
+        let error = error.expect("what did not succeed has an error");
+        self.blame(status, &error, quiesced);
+        self.attempts += 1;
+        self.restart |= matches!(error.code, Code::VerifyMismatch | Code::SourceChanged | Code::CheckpointMismatch);
+        self.restart |= self.corrupted.is_some();
+        let world = &mut *self.world.lock();
+        world.note(format_args!("task {}: {status:?}, {error}", self.index));
+        let site = &mut world.sites[self.index];
+        if self.attempts >= ROUGH_ATTEMPTS {
+            site.faults = Faults { short: site.faults.short, again: site.faults.again, ..Faults::default() };
+        }
+        if self.plan.spec.checkpoint == Checkpoint::None {
+            site.journal = super::journal::JournalFile::default();
+        }
+        self.phase = if quiesced { Phase::Idle } else { Phase::Stuck };
+        self.wake = world.now + Duration::from_micros(world.rng.u64(0..10_000));
+    }
+
+    /// A failure has a cause, and the first one is named; the reason of a stop wins over all of them but those
+    /// that say that the data is wrong.
+    fn blame(&self, status: Status, error: &Error, quiesced: bool) {
+        assert_eq!(self.control.cancelled(), self.reason, "the first reason is kept");
+        let is_about_data = matches!(error.code, Code::VerifyMismatch | Code::SourceChanged);
+        if let (Some(reason), true, false) = (self.reason, quiesced, is_about_data) {
+            let expected = if reason == Reason::UserCancel { Status::Cancelled } else { Status::Interrupted };
+            assert_eq!((status, error.code.as_str()), (expected, reason.as_str()), "the reason of a stop wins");
+            return;
+        }
+        assert_eq!(status, Status::Failed);
+        let world = self.world.lock();
+        let site = &world.sites[self.index];
+        let moved = matches!(error.operation, Operation::Read | Operation::Write | Operation::Zero);
+        if let (Some(errno), true) = (error.errno, moved) {
+            assert_eq!(
+                site.books.errors.first().map(|&first| first as i32),
+                Some(errno),
+                "the first error is kept: {error}"
+            );
+        }
+        let excused = match error.code {
+            Code::SourceChanged => site.disks[0].changes > 0 || !site.books.troubles.is_empty(),
+            Code::VerifyMismatch => self.corrupted.is_some() || site.disks[0].changes > 0,
+            // Two fresh starts before the first flush: a power cut may bring back a size that neither has seen last.
+            Code::CheckpointMismatch => self.earlier_is_empty && self.fresh_starts > 1,
+            Code::Timeout => !quiesced,
+            _ => !site.books.troubles.is_empty(),
+        };
+        assert!(excused, "failed without a cause: {error}");
+    }
+
+    /// The process is gone. Everything on disk is what a restart finds.
+    pub(crate) fn crash(&mut self, power: bool) {
+        if self.is_done() {
+            return;
+        }
+        self.attempts += 1;
+        let was_copying = matches!(self.phase, Phase::Copying(_));
+        let was_running = self.is_running();
+        self.phase = Phase::Idle;
+        let mut world = self.world.lock();
+        let now = world.now;
+        self.wake = now + Duration::from_micros(world.rng.u64(0..10_000));
+        let site = &mut world.sites[self.index];
+        if self.plan.spec.checkpoint == Checkpoint::None {
+            site.journal = super::journal::JournalFile::default();
+        }
+        if self.attempts >= ROUGH_ATTEMPTS {
+            site.faults = Faults { short: site.faults.short, again: site.faults.again, ..Faults::default() };
+        }
+        drop(world);
+        self.restart |= self.corrupted.is_some();
+        let Some(reader) = self.earlier() else { return };
+        let world = self.world.lock();
+        let site = &world.sites[self.index];
+        judge::beyond(site, self.plan.size);
+        if power {
+            judge::durable(site, &reader);
+        }
+        let counted = self.control.counters.durable.load(Relaxed);
+        assert!(!was_running || counted <= reader.durable().bytes(), "{counted} bytes were called durable");
+        if was_copying {
+            judge::redo(site, &self.plan.spec, &reader, self.slots_bytes);
+        }
+    }
+
+    /// What holds after every step.
+    pub(crate) fn inspect(&mut self) {
+        if !self.is_running() {
+            return;
+        }
+        let now = self.control.progress();
+        if let Some(before) = &self.seen {
+            judge::progress(before, &now);
+        }
+        self.seen = Some(now);
+        let world = self.world.lock();
+        let touched = world.sites[self.index].books.touched.len();
+        if self.control.is_paused() || self.control.cancelled().is_some() {
+            assert_eq!(*self.frozen.get_or_insert(touched), touched, "a block was read after a pause or a cancel");
+        }
+        if let Some(Limit { rate, since, read, slack }) = self.limit {
+            let allowed =
+                (world.now - since + BURST).as_secs_f64() * rate as f64 + (slack + u64::from(self.plan.leaf)) as f64;
+            let moved = self.control.counters.read.load(Relaxed) - read;
+            assert!(moved as f64 <= allowed, "{moved} bytes were read, {allowed} are allowed by the limit");
+        }
+    }
+
+    /// Asks for a stop, perhaps twice.
+    pub(crate) fn cancel(&mut self) {
+        if !self.is_running() {
+            return;
+        }
+        let mut world = self.world.lock();
+        for _ in 0..world.rng.usize(1..=2) {
+            let reason = Reason::ALL[world.rng.usize(0..Reason::ALL.len())];
+            world.note(format_args!("task {} is cancelled: {reason}", self.index));
+            self.control.cancel(reason);
+            self.reason.get_or_insert(reason);
+        }
+    }
+
+    /// Pauses until then, or goes on.
+    pub(crate) fn set_paused(&mut self, until: Option<Instant>) {
+        self.control.set_paused(until.is_some());
+        self.resume_at = until;
+        self.frozen = None;
+    }
+
+    /// Another limit, or none.
+    pub(crate) fn set_limit(&mut self) {
+        let rate = {
+            let rng = &mut self.world.lock().rng;
+            rng.bool().then(|| rate(rng, self.plan.size))
+        };
+        self.control.bucket.set(rate);
+        self.note_limit(rate, self.slots_bytes);
+    }
+
+    fn note_limit(&mut self, rate: Option<u64>, slack: u64) {
+        let since = self.world.lock().now;
+        let read = self.control.counters.read.load(Relaxed);
+        self.limit = rate.map(|rate| Limit { rate, since, read, slack });
+    }
+
+    /// Somebody writes to the source.
+    pub(crate) fn change_source(&mut self) {
+        let world = &mut *self.world.lock();
+        if self.plan.size > 0 && !self.is_done() {
+            let offset = world.rng.u64(0..self.plan.size);
+            world.note(format_args!("task {}: byte {offset} of the source changes", self.index));
+            let site = &mut world.sites[self.index];
+            site.disks[0].change(offset, self.plan.size);
+            // After the last look at the source nothing is read from it any more.
+            site.truth_changes += i64::from(site.books.looked_again && self.is_running());
+        }
+    }
+
+    /// Whether an operation will not be answered, and nobody has asked for a stop yet.
+    pub(crate) fn hangs(&self) -> bool {
+        self.is_running() && self.reason.is_none() && self.world.lock().sites[self.index].books.hung
+    }
+}

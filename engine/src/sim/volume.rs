@@ -1,0 +1,142 @@
+//! A volume of the simulated world, as jobs see it.
+
+use super::world::Shared;
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, Extent};
+use crate::ring::FileId;
+use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeKind};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// An open simulated volume.
+pub(crate) struct SimVolume {
+    world: Shared,
+    file: FileId,
+    identity: Identity,
+    align: u32,
+    size: AtomicU64,
+}
+
+impl SimVolume {
+    /// Opens volume `file`.
+    pub(crate) fn open(world: &Shared, file: i32) -> Arc<dyn Volume> {
+        let mut guard = world.lock();
+        let disk = guard.disk(FileId(file));
+        let identity = Identity {
+            name: format!("/simulated/{file}"),
+            kind: disk.kind,
+            device: 1,
+            inode: file as u64 + 1,
+            born_ns: None,
+            size_bytes: disk.size,
+            modified_ns: disk.changes,
+            changed_ns: disk.changes,
+        };
+        let (align, size) = (disk.abilities.align, AtomicU64::new(disk.size));
+        drop(guard);
+        Arc::new(Self { world: world.clone(), file: FileId(file), identity, align, size })
+    }
+
+    /// A reservation or resizing that runs out of space, as unlucky as the volume's writes.
+    fn run_out(&self, operation: Operation) -> Result<()> {
+        let world = &mut *self.world.lock();
+        let site = &mut world.sites[self.file.0 as usize / 2];
+        if world.rng.f64() < site.faults.space {
+            site.books.troubles.push("no space");
+            return Err(Error::os(Side::Destination, operation, nix::errno::Errno::ENOSPC, self.describe(operation)));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SimVolume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimVolume").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Volume for SimVolume {
+    fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    fn kind(&self) -> VolumeKind {
+        self.identity.kind
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size.load(Relaxed)
+    }
+
+    fn file(&self) -> FileId {
+        self.file
+    }
+
+    fn align_bytes(&self) -> u32 {
+        self.align
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn extents(&self, within: ByteRange, max: usize) -> Result<Vec<Extent>> {
+        let mut world = self.world.lock();
+        let mut runs = world.disk(self.file).map(within);
+        // A scan may end early, wherever a run ends.
+        let max = if world.rng.bool() { max } else { world.rng.usize(1..=max) };
+        runs.truncate(max);
+        Ok(runs)
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let mut world = self.world.lock();
+        if world.disk(self.file).changes == self.identity.changed_ns {
+            world.sites[self.file.0 as usize / 2].books.looked_again = true;
+            return Ok(());
+        }
+        Err(Error::new(Code::SourceChanged, Side::Source, Operation::Stat, "the source changed while it was copied"))
+    }
+
+    fn allocate(&self, range: ByteRange) -> Result<Allocation> {
+        self.run_out(Operation::Allocate)?;
+        let mut world = self.world.lock();
+        let disk = world.disk(self.file);
+        if !disk.abilities.allocates {
+            return Ok(Allocation::Unsupported);
+        }
+        disk.allocate(range);
+        Ok(Allocation::Reserved)
+    }
+
+    fn resize(&self, size_bytes: u64) -> Result<()> {
+        if self.identity.kind == VolumeKind::File {
+            self.run_out(Operation::Resize)?;
+            self.world.lock().disk(self.file).resize(size_bytes);
+            self.size.store(size_bytes, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn check_in_place(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn sync_parent(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn clone_range(&self, source: &dyn Volume, range: ByteRange) -> Result<()> {
+        self.run_out(Operation::Clone)?;
+        let mut world = self.world.lock();
+        let bytes = world.disk(source.file()).cached.copy(range.start(), range.end());
+        world.disk(self.file).write(range.start(), &bytes);
+        Ok(())
+    }
+
+    fn evict(&self) -> Result<ReadBack> {
+        self.world.lock().disk(self.file).evict();
+        Ok(ReadBack::Evicted)
+    }
+}

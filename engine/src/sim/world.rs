@@ -1,0 +1,299 @@
+//! Everything that a simulated engine acts on: one clock, one source of chance, volumes, and operations in flight.
+//!
+//! Operations take effect at the moment they are answered. Nothing happens by itself: the machine moves the clock.
+
+use super::books::Books;
+use super::disk::{Disk, Snapshot};
+use super::faults::Faults;
+use super::image::Image;
+use super::journal::JournalFile;
+use crate::extent::ExtentKind;
+use crate::job::round::lock;
+use crate::limits::SEGMENT_BYTES_MAX;
+use crate::ring::{Completion, FileId, Instant, Op, Token, Transfer, ZeroMode};
+use crate::volume::VolumeKind;
+use fastrand::Rng;
+use nix::errno::Errno;
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// The world as its parts share it. Only one thread uses it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    pub(crate) fn new(world: World) -> Self {
+        Self(Arc::new(Mutex::new(world)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, World> {
+        lock(&self.0)
+    }
+}
+
+/// An operation on its way.
+#[derive(Debug)]
+struct Flying {
+    ring: usize,
+    token: Token,
+    op: Op,
+    snapshot: Option<Snapshot>,
+    /// `None`: not submitted.
+    due: Option<Instant>,
+}
+
+/// One task's side of the world. Its source is volume `2 * task`, its destination the next one.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub disks: [Disk; 2],
+    pub faults: Faults,
+    pub books: Books,
+    pub journal: JournalFile,
+    /// What the source holds, by the model.
+    pub truth: Image,
+    /// [`Disk::changes`] of the source when that was so.
+    pub truth_changes: i64,
+    /// What the destination held beyond the end of the copy.
+    pub beyond: Image,
+    /// Whether a success has to be on stable storage.
+    pub flushes: bool,
+    /// Whether each record has to be: a later run may go on from it.
+    pub checkpoints: bool,
+}
+
+impl Site {
+    /// Whether the model still knows what the source holds.
+    pub(crate) fn is_source_unchanged(&self) -> bool {
+        self.disks[0].changes == self.truth_changes
+    }
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub rng: Rng,
+    pub now: Instant,
+    pub sites: Vec<Site>,
+    pub trace: bool,
+    flying: Vec<Flying>,
+    arrived: Vec<VecDeque<(usize, Completion)>>,
+}
+
+impl World {
+    pub(crate) fn new(rng: Rng, sites: Vec<Site>, trace: bool) -> Self {
+        Self { rng, now: Duration::from_secs(1), sites, trace, flying: Vec::new(), arrived: Vec::new() }
+    }
+
+    /// Says what happens, when a single seed is replayed.
+    pub(crate) fn note(&self, what: impl Display) {
+        if self.trace {
+            println!("{:>12} us  {what}", self.now.as_micros());
+        }
+    }
+
+    /// A place for the completions of one more ring.
+    pub(crate) fn add_ring(&mut self) -> usize {
+        self.arrived.push(VecDeque::new());
+        self.arrived.len() - 1
+    }
+
+    pub(crate) fn disk(&mut self, file: FileId) -> &mut Disk {
+        &mut self.sites[file.0 as usize / 2].disks[file.0 as usize % 2]
+    }
+
+    /// Takes an operation that a worker pushed.
+    pub(crate) fn push(&mut self, ring: usize, token: Token, op: Op) {
+        let file = file_of(&op);
+        let books = &mut self.sites[file.0 as usize / 2].books;
+        books.pushed(block_bytes(&op));
+        if let Op::Read { offset, .. } = op
+            && file.0 % 2 == 0
+        {
+            books.reads(offset);
+        }
+        let snapshot = matches!(op, Op::Flush { .. }).then(|| self.disk(file).snapshot());
+        self.note(format_args!("ring {ring} takes {}", Brief(&op)));
+        self.flying.push(Flying { ring, token, op, snapshot, due: None });
+    }
+
+    /// Starts what a ring has pushed.
+    pub(crate) fn submit(&mut self, ring: usize) {
+        for flying in self.flying.iter_mut().filter(|flying| flying.ring == ring && flying.due.is_none()) {
+            let site = &mut self.sites[file_of(&flying.op).0 as usize / 2];
+            let latency = site.faults.latency(&flying.op, &mut self.rng);
+            site.books.hung |= latency.is_none_or(|latency| latency > Duration::from_secs(8));
+            flying.due = Some(self.now + latency.unwrap_or(Duration::MAX / 4));
+        }
+    }
+
+    pub(crate) fn arrived(&self, ring: usize) -> usize {
+        self.arrived[ring].len()
+    }
+
+    pub(crate) fn reap(&mut self, ring: usize) -> Option<Completion> {
+        let (site, completion) = self.arrived[ring].pop_front()?;
+        self.sites[site].books.reaped(&completion);
+        Some(completion)
+    }
+
+    /// When the next operation is answered.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.flying.iter().filter_map(|flying| flying.due).min()
+    }
+
+    /// Moves the clock, and answers what is due by then.
+    pub(crate) fn advance(&mut self, to: Instant) {
+        self.now = self.now.max(to);
+        while let Some(index) = self.first_due() {
+            let flying = self.flying.swap_remove(index);
+            self.answer(flying);
+        }
+    }
+
+    fn first_due(&self) -> Option<usize> {
+        let due = self.flying.iter().enumerate().filter_map(|(index, flying)| Some((flying.due?, index)));
+        due.filter(|&(due, _)| due <= self.now).min().map(|(_, index)| index)
+    }
+
+    fn answer(&mut self, Flying { ring, token, mut op, snapshot, .. }: Flying) {
+        let site = file_of(&op).0 as usize / 2;
+        let result = self.carry_out(&mut op, snapshot);
+        self.note(format_args!("ring {ring} answers {} with {result:?}", Brief(&op)));
+        self.sites[site].books.answered(block_bytes(&op));
+        let block = match op {
+            Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => Some(transfer.block),
+            Op::Zero { .. } | Op::Flush { .. } => None,
+        };
+        self.arrived[ring].push_back((site, Completion { token, result, block }));
+    }
+
+    /// What is in flight ends without anybody to answer: done, done in part, or not at all. All rings are gone.
+    pub(crate) fn abandon(&mut self) {
+        for Flying { mut op, snapshot, due, .. } in std::mem::take(&mut self.flying) {
+            let site = file_of(&op).0 as usize / 2;
+            let bytes = block_bytes(&op);
+            if due.is_some() && self.rng.bool() {
+                let _ = self.carry_out(&mut op, snapshot);
+            }
+            self.sites[site].books.answered(bytes);
+        }
+        self.arrived.clear();
+    }
+
+    fn carry_out(&mut self, op: &mut Op, snapshot: Option<Snapshot>) -> Result<u32, Errno> {
+        let file = file_of(op);
+        let Site { disks, faults, books, .. } = &mut self.sites[file.0 as usize / 2];
+        let disk = &mut disks[file.0 as usize % 2];
+        let rng = &mut self.rng;
+        check(disk, op)?;
+        if let Some(errno) = faults.strike(op, rng) {
+            if !matches!(errno, Errno::EAGAIN | Errno::EINTR) {
+                books.troubles.push(name_of(op));
+                fail(disk, op, snapshot, rng);
+            }
+            return Err(errno);
+        }
+        let align = disk.abilities.align as usize;
+        match op {
+            Op::Read { offset, into: Transfer { block, start, len }, .. } => {
+                let there = disk.size.saturating_sub(*offset).min(u64::from(*len)) as usize;
+                let moved = if there == 0 { 0 } else { faults.portion(there, align, rng) };
+                disk.cached.read(*offset, &mut block[*start as usize..*start as usize + moved]);
+                books.troubles.extend((moved == 0).then_some("a read moved nothing"));
+                Ok(moved as u32)
+            }
+            Op::Write { offset, from: Transfer { block, start, len }, .. } => {
+                let moved = faults.portion(*len as usize, align, rng);
+                disk.write(*offset, &block[*start as usize..*start as usize + moved]);
+                books.wrote(*offset, moved as u64);
+                books.troubles.extend((moved == 0).then_some("a write moved nothing"));
+                Ok(moved as u32)
+            }
+            Op::Zero { offset, len, mode, .. } => {
+                assert!(*len <= SEGMENT_BYTES_MAX, "a request for {len} zeros");
+                assert!(books.copying, "a comparison writes zeros");
+                let kind = if *mode == ZeroMode::Hole { ExtentKind::Hole } else { ExtentKind::Zero };
+                disk.zero(*offset, *offset + *len, kind);
+                Ok(0)
+            }
+            Op::Flush { .. } => {
+                disk.flushed(snapshot.expect("taken when it was pushed"));
+                Ok(0)
+            }
+        }
+    }
+}
+
+/// What the kernel refuses by itself: that is the engine's doing, and no excuse for a failure.
+fn check(disk: &Disk, op: &Op) -> Result<(), Errno> {
+    let align = u64::from(disk.abilities.align);
+    let aligned = |offset: u64, len: u64, start: u64, align: u64| (offset | len | start).is_multiple_of(align);
+    match op {
+        Op::Read { offset, into: Transfer { start, len, .. }, .. } => {
+            aligned(*offset, u64::from(*len), u64::from(*start), align).then_some(()).ok_or(Errno::EINVAL)
+        }
+        Op::Write { offset, from: Transfer { start, len, .. }, .. } => {
+            let fits = disk.kind == VolumeKind::File || offset + u64::from(*len) <= disk.size;
+            let aligned = aligned(*offset, u64::from(*len), u64::from(*start), align);
+            aligned.then_some(()).ok_or(Errno::EINVAL)?;
+            fits.then_some(()).ok_or(Errno::ENOSPC)
+        }
+        Op::Zero { offset, len, mode, .. } => {
+            let sector = if disk.kind == VolumeKind::Device { align.max(512) } else { 1 };
+            let able = if *mode == ZeroMode::Hole { disk.abilities.zero_hole } else { disk.abilities.zero_allocated };
+            able.then_some(()).ok_or(Errno::EOPNOTSUPP)?;
+            aligned(*offset, *len, 0, sector).then_some(()).ok_or(Errno::EINVAL)
+        }
+        Op::Flush { .. } => Ok(()),
+    }
+}
+
+/// What an operation leaves that fails: any part of it may have been done.
+fn fail(disk: &mut Disk, op: &Op, snapshot: Option<Snapshot>, rng: &mut Rng) {
+    match op {
+        Op::Write { offset, from: Transfer { block, start, len }, .. } => {
+            let moved = rng.usize(0..=*len as usize);
+            disk.write(*offset, &block[*start as usize..*start as usize + moved]);
+        }
+        Op::Flush { .. } => disk.flush_failed(snapshot.expect("taken when it was pushed"), rng),
+        Op::Read { .. } | Op::Zero { .. } => {}
+    }
+}
+
+fn file_of(op: &Op) -> FileId {
+    match *op {
+        Op::Read { file, .. } | Op::Write { file, .. } | Op::Zero { file, .. } | Op::Flush { file } => file,
+    }
+}
+
+fn name_of(op: &Op) -> &'static str {
+    match op {
+        Op::Read { .. } => "a read failed",
+        Op::Write { .. } => "a write failed",
+        Op::Zero { .. } => "a request for zeros failed",
+        Op::Flush { .. } => "a flush failed",
+    }
+}
+
+fn block_bytes(op: &Op) -> u64 {
+    match op {
+        Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => transfer.len.into(),
+        Op::Zero { .. } | Op::Flush { .. } => 0,
+    }
+}
+
+/// An operation in one line.
+struct Brief<'a>(&'a Op);
+
+impl Display for Brief<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Op::Read { file, offset, into } => write!(f, "read of volume {}: {} at {offset}", file.0, into.len),
+            Op::Write { file, offset, from } => write!(f, "write to volume {}: {} at {offset}", file.0, from.len),
+            Op::Zero { file, offset, len, mode } => write!(f, "zero of volume {}: {len} at {offset} {mode:?}", file.0),
+            Op::Flush { file } => write!(f, "flush of volume {}", file.0),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The one descriptor of a volume, and whether it goes through the page cache.
+//!
+//! A destination is never opened twice: its lock belongs to the open file, and closing a second descriptor late or
+//! early would make that lock mean something else. So `O_DIRECT` is switched on the descriptor itself. Whatever the
+//! descriptor is, [`Descriptor::align_bytes`] is true of it.
+
+use super::ReadBack;
+use super::device::{direct_align_bytes, sector_bytes};
+use super::filesystem::FileSystem;
+use crate::error::{Error, Operation, Result, Side};
+use crate::limits::DIRECT_ALIGN_BYTES;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
+use nix::sys::uio::pread;
+use std::fs::File;
+
+/// An open file or device with its name.
+#[derive(Debug)]
+pub(crate) struct Descriptor {
+    file: File,
+    name: String,
+    filesystem: FileSystem,
+    align_bytes: u32,
+}
+
+impl Descriptor {
+    /// Takes over an open, buffered file. It may have been opened with `O_NONBLOCK`, which ends here: a ring would
+    /// fail operations with `EAGAIN` where the file system cannot start them without waiting.
+    pub(crate) fn new(file: File, name: String, side: Side) -> Result<Self> {
+        let filesystem = FileSystem::of(&file)
+            .map_err(|errno| Error::os(side, Operation::Stat, errno, format!("ask for the file system of {name}")))?;
+        set_flag(&file, OFlag::O_NONBLOCK, false)
+            .map_err(|errno| Error::os(side, Operation::Open, errno, format!("set the flags of {name}")))?;
+        Ok(Self { file, name, filesystem, align_bytes: 1 })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file system that the file, or the device's node, is in.
+    pub(crate) fn filesystem(&self) -> FileSystem {
+        self.filesystem
+    }
+
+    /// 1 through the page cache, else a power of two up to 4096.
+    pub(crate) fn align_bytes(&self) -> u32 {
+        self.align_bytes
+    }
+
+    /// Whether the page cache is bypassed.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.align_bytes > 1
+    }
+
+    /// Bypasses the page cache from now on, after a trial read has shown that it works. Returns why not, if not; the
+    /// descriptor then stays as it was.
+    pub(crate) fn bypass_cache(&mut self) -> Result<(), Errno> {
+        let align = self.direct_align_bytes()?;
+        set_flag(&self.file, OFlag::O_DIRECT, true)?;
+        self.align_bytes = align;
+        self.trial_read().inspect_err(|_| {
+            // Clearing a flag that was just set cannot fail; if it did, the alignment would still be honoured.
+            if set_flag(&self.file, OFlag::O_DIRECT, false).is_ok() {
+                self.align_bytes = 1;
+            }
+        })
+    }
+
+    fn direct_align_bytes(&self) -> Result<u32, Errno> {
+        if self.filesystem.is_memory() && sector_bytes(&self.file).is_err() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let sector = sector_bytes(&self.file).unwrap_or(512);
+        match direct_align_bytes(&self.file) {
+            Some(0) => Err(Errno::EOPNOTSUPP),
+            Some(align) => Ok(align.max(sector)),
+            None => Ok(DIRECT_ALIGN_BYTES),
+        }
+        .and_then(|align| {
+            let fits = align.is_power_of_two() && align <= DIRECT_ALIGN_BYTES;
+            if fits { Ok(align) } else { Err(Errno::EOPNOTSUPP) }
+        })
+    }
+
+    /// Reads the first aligned unit: file systems may accept the flag and refuse the I/O.
+    fn trial_read(&self) -> Result<(), Errno> {
+        let mut buffer = AlignedBuffer::new(self.align_bytes as usize);
+        pread(&self.file, buffer.bytes(), 0).map(drop)
+    }
+
+    /// The bytes from `start`, a multiple of the alignment, to `end` at most. Short only at the end of the volume.
+    pub(crate) fn read_range(&self, start: u64, end: u64) -> Result<Vec<u8>, Errno> {
+        let wanted = usize::try_from(end - start).map_err(|_| Errno::EINVAL)?;
+        let mut buffer = AlignedBuffer::new(wanted.next_multiple_of(DIRECT_ALIGN_BYTES as usize));
+        let mut done = 0;
+        while done < wanted {
+            let at = i64::try_from(start + done as u64).map_err(|_| Errno::EFBIG)?;
+            match pread(&self.file, &mut buffer.bytes()[done..], at) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(buffer.bytes()[..done.min(wanted)].to_vec())
+    }
+
+    /// See [`super::Volume::evict`].
+    pub(super) fn evict(&self) -> Result<ReadBack> {
+        if self.is_direct() {
+            return Ok(ReadBack::Device);
+        }
+        if self.filesystem.is_memory() && sector_bytes(&self.file).is_err() {
+            return Ok(ReadBack::Memory);
+        }
+        let failed =
+            |errno| Error::os(Side::Destination, Operation::Flush, errno, format!("drop {} from the cache", self.name));
+        // Only clean pages can be dropped.
+        nix::unistd::fdatasync(&self.file).map_err(failed)?;
+        posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(failed)?;
+        Ok(ReadBack::Evicted)
+    }
+}
+
+fn set_flag(file: &File, flag: OFlag, on: bool) -> Result<(), Errno> {
+    let mut flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    flags.set(flag, on);
+    fcntl(file, FcntlArg::F_SETFL(flags)).map(drop)
+}
+
+/// Memory that direct I/O accepts: starts at a multiple of [`DIRECT_ALIGN_BYTES`].
+struct AlignedBuffer {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuffer {
+    fn new(len: usize) -> Self {
+        let align = DIRECT_ALIGN_BYTES as usize;
+        let memory = vec![0; len + align];
+        let start = memory.as_ptr().align_offset(align);
+        Self { memory, start, len }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}

@@ -1,0 +1,254 @@
+//! Regular files: they have holes, can grow, and on some file systems share extents.
+
+use super::descriptor::Descriptor;
+use super::device::clone_range;
+use super::node::errno;
+use super::{Allocation, Identity, ReadBack, Volume, VolumeKind};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, Extent, ExtentKind};
+use crate::ring::FileId;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+use std::fs::{File, Metadata};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
+
+/// An open regular file.
+#[derive(Debug)]
+pub(crate) struct FileVolume {
+    pub(super) descriptor: Descriptor,
+    identity: Identity,
+    size_bytes: AtomicU64,
+}
+
+impl FileVolume {
+    /// Takes over an open file.
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    pub(super) fn new(file: File, name: String, side: Side) -> Result<Self> {
+        let stat = file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, format!("stat {name}")))?;
+        let identity = identity(&stat, &name);
+        let size_bytes = AtomicU64::new(stat.len());
+        Ok(Self { descriptor: Descriptor::new(file, name, side)?, identity, size_bytes })
+    }
+
+    /// Bytes that are allocated to it now.
+    pub(super) fn allocated_bytes(&self) -> Result<u64> {
+        Ok(self.stat(Side::Destination)?.blocks().saturating_mul(512))
+    }
+
+    fn stat(&self, side: Side) -> Result<Metadata> {
+        let file = self.descriptor.file();
+        file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, self.describe(Operation::Stat)))
+    }
+
+    /// The run that starts at `at`, up to `end`.
+    fn extent_at(&self, at: u64, end: u64) -> Result<Extent> {
+        let extent = |stop: u64, kind| Extent { range: ByteRange::new(at, stop.clamp(at + 1, end)), kind };
+        match self.seek(at, Whence::SeekData) {
+            Ok(data) if data > at => Ok(extent(data, ExtentKind::Hole)),
+            Ok(_) => match self.seek(at, Whence::SeekHole) {
+                Ok(hole) => Ok(extent(hole, ExtentKind::Data)),
+                Err(errno) => Err(self.map_failed(errno, at)),
+            },
+            // Nothing but a hole up to the end of the file, wherever that is now.
+            Err(Errno::ENXIO) => self.check_reaches(end).map(|()| extent(end, ExtentKind::Hole)),
+            Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(extent(end, ExtentKind::Data)),
+            Err(errno) => Err(self.map_failed(errno, at)),
+        }
+    }
+
+    fn seek(&self, at: u64, whence: Whence) -> Result<u64, Errno> {
+        let at = i64::try_from(at).map_err(|_| Errno::EFBIG)?;
+        // The position that this leaves behind is used by nobody: all I/O names its offset.
+        lseek(self.descriptor.file(), at, whence).map(i64::unsigned_abs)
+    }
+
+    fn map_failed(&self, errno: Errno, at: u64) -> Error {
+        let code = if errno == Errno::ENXIO { Code::SourceChanged } else { Code::Io };
+        Error::os(Side::Source, Operation::Map, errno, self.describe(Operation::Map)).with_code(code).at(at, 0)
+    }
+
+    fn check_reaches(&self, end: u64) -> Result<()> {
+        let now = self.stat(Side::Source)?.len();
+        if now >= end {
+            return Ok(());
+        }
+        let message = format!("the source {} shrank while it was read: it ends at {now} now", self.name());
+        Err(Error::new(Code::SourceChanged, Side::Source, Operation::Map, message).at(now, end - now))
+    }
+}
+
+/// What tells the file from others and from later states of itself.
+pub(super) fn identity(stat: &Metadata, name: &str) -> Identity {
+    let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
+    let born = stat.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Identity {
+        name: name.to_owned(),
+        kind: VolumeKind::File,
+        device: stat.dev(),
+        inode: stat.ino(),
+        born_ns: born.and_then(|since| i64::try_from(since.as_nanos()).ok()),
+        size_bytes: stat.len(),
+        modified_ns: ns(stat.mtime(), stat.mtime_nsec()),
+        changed_ns: ns(stat.ctime(), stat.ctime_nsec()),
+    }
+}
+
+/// Says how `now` differs from `before` in size, inode or times; `None` if it does not.
+pub(super) fn difference(before: &Identity, now: &Identity) -> Option<String> {
+    let differs = |what: &str, before: i128, now: i128| Some(format!("its {what} was {before} and is {now} now"));
+    if before.size_bytes != now.size_bytes {
+        return differs("size in bytes", before.size_bytes.into(), now.size_bytes.into());
+    }
+    if before.modified_ns != now.modified_ns {
+        return differs("modification time (ns)", before.modified_ns.into(), now.modified_ns.into());
+    }
+    if before.changed_ns != now.changed_ns {
+        return differs("change time (ns)", before.changed_ns.into(), now.changed_ns.into());
+    }
+    if before.inode != now.inode {
+        return differs("inode", before.inode.into(), now.inode.into());
+    }
+    None
+}
+
+/// Appends an extent, joined with the one before if they are of one kind.
+fn push_merged(extents: &mut Vec<Extent>, next: Extent) {
+    match extents.last_mut() {
+        Some(last) if last.kind == next.kind => last.range = ByteRange::new(last.range.start(), next.range.end()),
+        _ => extents.push(next),
+    }
+}
+
+impl Volume for FileVolume {
+    fn name(&self) -> &str {
+        self.descriptor.name()
+    }
+
+    fn kind(&self) -> VolumeKind {
+        VolumeKind::File
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    fn file(&self) -> FileId {
+        FileId(self.descriptor.file().as_raw_fd())
+    }
+
+    fn align_bytes(&self) -> u32 {
+        self.descriptor.align_bytes()
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn extents(&self, within: ByteRange, max: usize) -> Result<Vec<Extent>> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut at = within.start();
+        while at < within.end() && extents.len() < max {
+            let next = self.extent_at(at, within.end())?;
+            at = next.range.end();
+            push_merged(&mut extents, next);
+        }
+        Ok(extents)
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let now = identity(&self.stat(Side::Source)?, self.name());
+        match difference(&self.identity, &now) {
+            None => Ok(()),
+            Some(how) => {
+                let message = format!("the source {} changed while it was copied: {how}", self.name());
+                let error = Error::new(Code::SourceChanged, Side::Source, Operation::Stat, message);
+                Err(error.advise("copy a snapshot, or stop its writers and copy again"))
+            }
+        }
+    }
+
+    fn allocate(&self, range: ByteRange) -> Result<Allocation> {
+        let bounds = i64::try_from(range.start()).and_then(|start| Ok((start, i64::try_from(range.len())?)));
+        let (start, len) = bounds.map_err(|_| Error::internal(Operation::Allocate, "a range past 2^63"))?;
+        if range.is_empty() {
+            return Ok(Allocation::Reserved);
+        }
+        loop {
+            match fallocate(self.descriptor.file(), FallocateFlags::empty(), start, len) {
+                Ok(()) => return Ok(Allocation::Reserved),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(Allocation::Unsupported),
+                Err(errno) => {
+                    let what = format!("reserve space in {}", self.name());
+                    let error = Error::os(Side::Destination, Operation::Allocate, errno, what);
+                    return Err(error.at(range.start(), range.len()).maybe_applied());
+                }
+            }
+        }
+    }
+
+    fn resize(&self, size_bytes: u64) -> Result<()> {
+        self.descriptor.file().set_len(size_bytes).map_err(|e| {
+            let what = format!("set the size of {} to {size_bytes} bytes", self.name());
+            let error = Error::io(Side::Destination, Operation::Resize, &e, what);
+            if error.errno == Some(Errno::EFBIG as i32) {
+                error.with_code(Code::NoSpace).advise("its file system or the file size limit (ulimit -f) allows less")
+            } else {
+                error
+            }
+        })?;
+        self.size_bytes.store(size_bytes, Ordering::Release);
+        Ok(())
+    }
+
+    fn check_in_place(&self) -> Result<()> {
+        let now = match std::fs::metadata(self.name()) {
+            Ok(now) => Some((now.dev(), now.ino())),
+            Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => None,
+            Err(e) => {
+                let what = format!("stat {}", self.name());
+                return Err(Error::io(Side::Destination, Operation::Stat, &e, what));
+            }
+        };
+        if now == Some((self.identity.device, self.identity.inode)) {
+            return Ok(());
+        }
+        let how = if now.is_some() { "replaced" } else { "removed" };
+        let message = format!("the destination {} was {how} while it was written", self.name());
+        let error = Error::new(Code::NotFound, Side::Destination, Operation::Stat, message);
+        Err(error.advise("copy again, and keep others away from the destination until the copy has ended"))
+    }
+
+    fn sync_parent(&self) -> Result<()> {
+        let failed = |e: &std::io::Error| {
+            Error::io(Side::Destination, Operation::Flush, e, format!("sync the directory of {}", self.name()))
+        };
+        let path = std::fs::canonicalize(Path::new(self.name())).map_err(|e| failed(&e))?;
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        File::open(parent).and_then(|directory| directory.sync_all()).map_err(|e| failed(&e))
+    }
+
+    fn clone_range(&self, source: &dyn Volume, range: ByteRange) -> Result<()> {
+        clone_range(self.descriptor.file(), source.file().0, range).map_err(|errno| {
+            let what = format!("share extents of {} with {}", source.name(), self.name());
+            let error = Error::os(Side::Destination, Operation::Clone, errno, what).at(range.start(), range.len());
+            match errno {
+                Errno::EOPNOTSUPP | Errno::EXDEV | Errno::EINVAL | Errno::ENOTTY | Errno::ENOSYS => {
+                    error.with_code(Code::Unsupported)
+                }
+                _ => error.maybe_applied(),
+            }
+        })
+    }
+
+    fn evict(&self) -> Result<ReadBack> {
+        self.descriptor.evict()
+    }
+}

@@ -1,0 +1,62 @@
+//! What a file system says about itself, and what follows from its kind where no probe can tell.
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+use std::os::fd::AsFd;
+
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+/// `NFS_SUPER_MAGIC`, `CIFS_SUPER_MAGIC`, `SMB2_SUPER_MAGIC`, `CEPH_SUPER_MAGIC`.
+const SERVERS: [(i64, &str); 4] = [(0x6969, "nfs"), (0xff53_4d42, "cifs"), (0xfe53_4d42, "smb"), (0x00c3_6400, "ceph")];
+
+/// The file system of an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileSystem {
+    kind: FsType,
+    /// Bytes of an allocation unit.
+    pub block_bytes: u64,
+}
+
+impl FileSystem {
+    /// Asks the file system of `file`.
+    pub(crate) fn of(file: impl AsFd) -> Result<Self, Errno> {
+        let stat = fstatfs(file)?;
+        let block_bytes = u64::try_from(stat.block_size()).unwrap_or(0).max(512);
+        Ok(Self { kind: stat.filesystem_type(), block_bytes })
+    }
+
+    /// Whether files live in memory only: there is no device to bypass the cache to.
+    pub(crate) fn is_memory(self) -> bool {
+        self.kind == TMPFS_MAGIC || self.magic() == RAMFS_MAGIC
+    }
+
+    /// Whether buffered writes of a ring run without a kernel worker. Measured on 6.18: those of xfs do, btrfs wants to
+    /// wait for space, ext4 and tmpfs do not support it.
+    pub(crate) fn writes_without_worker(self) -> bool {
+        self.kind == XFS_SUPER_MAGIC
+    }
+
+    /// Whether both are of one kind. Only the kernel knows whether they are the same one.
+    pub(crate) fn same_kind(self, other: Self) -> bool {
+        self.kind == other.kind
+    }
+
+    /// Its usual name, or the magic number in hexadecimal digits.
+    pub(crate) fn name(self) -> String {
+        let known = [
+            (EXT4_SUPER_MAGIC.0, "ext4"),
+            (XFS_SUPER_MAGIC.0, "xfs"),
+            (BTRFS_SUPER_MAGIC.0, "btrfs"),
+            (TMPFS_MAGIC.0, "tmpfs"),
+            (RAMFS_MAGIC, "ramfs"),
+            (libc::OVERLAYFS_SUPER_MAGIC, "overlay"),
+        ];
+        let found = known.iter().chain(&SERVERS).find(|&&(magic, _)| magic == self.magic());
+        found.map_or_else(|| format!("{:#x}", self.magic()), |&(_, name)| name.to_owned())
+    }
+
+    fn magic(self) -> i64 {
+        self.kind.0
+    }
+}

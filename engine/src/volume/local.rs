@@ -1,0 +1,89 @@
+//! A local volume while it is being opened: the engine still asks what kind it is, and may still change how.
+
+use super::descriptor::Descriptor;
+use super::device::DeviceVolume;
+use super::file::FileVolume;
+use super::{Volume, VolumeKind};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::spec::Direct;
+use std::fs::File;
+use std::sync::Arc;
+
+/// An open file or device.
+#[derive(Debug)]
+pub(crate) enum Local {
+    /// A regular file.
+    File(FileVolume),
+    /// A block device.
+    Device(DeviceVolume),
+}
+
+impl Local {
+    /// Takes over a descriptor of a known kind.
+    pub(super) fn new(kind: VolumeKind, file: File, name: String, side: Side) -> Result<Self> {
+        Ok(match kind {
+            VolumeKind::File => Self::File(FileVolume::new(file, name, side)?),
+            VolumeKind::Device => Self::Device(DeviceVolume::new(file, name, side)?),
+        })
+    }
+
+    pub(crate) fn descriptor(&self) -> &Descriptor {
+        match self {
+            Self::File(file) => &file.descriptor,
+            Self::Device(device) => &device.descriptor,
+        }
+    }
+
+    fn descriptor_mut(&mut self) -> &mut Descriptor {
+        match self {
+            Self::File(file) => &mut file.descriptor,
+            Self::Device(device) => &mut device.descriptor,
+        }
+    }
+
+    pub(crate) fn volume(&self) -> &dyn Volume {
+        match self {
+            Self::File(file) => file,
+            Self::Device(device) => device,
+        }
+    }
+
+    /// Both as files; `None` if either is a device.
+    pub(crate) fn both_files<'a>(&'a self, other: &'a Self) -> Option<(&'a FileVolume, &'a FileVolume)> {
+        match (self, other) {
+            (Self::File(one), Self::File(two)) => Some((one, two)),
+            (Self::File(_) | Self::Device(_), _) => None,
+        }
+    }
+
+    /// Whether its bytes live in memory only.
+    pub(crate) fn is_memory(&self) -> bool {
+        matches!(self, Self::File(file) if file.descriptor.filesystem().is_memory())
+    }
+
+    /// Bypasses the page cache as wanted. What already bypasses it stays so.
+    ///
+    /// # Errors
+    /// `EUnsupported` if that is demanded and impossible.
+    pub(crate) fn bypass_cache(&mut self, wanted: Direct, side: Side) -> Result<()> {
+        if wanted == Direct::No || self.descriptor().is_direct() {
+            return Ok(());
+        }
+        match self.descriptor_mut().bypass_cache() {
+            Err(errno) if wanted == Direct::Yes => {
+                let what = format!("bypass the page cache for {}", self.volume().name());
+                let error = Error::os(side, Operation::Open, errno, what).with_code(Code::Unsupported);
+                Err(error.advise("use --direct auto to copy through the cache where it cannot be bypassed"))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Opening is over.
+    pub(crate) fn into_volume(self) -> Arc<dyn Volume> {
+        match self {
+            Self::File(file) => Arc::new(file),
+            Self::Device(device) => Arc::new(device),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The destination's lock: at most one copy writes a volume, and a killed copy's late writes are waited for.
+//!
+//! Operations in flight hold the open file, and the kernel gives up `flock` and `O_EXCL` only with the last holder. So
+//! whoever gets the lock knows that no earlier write can land any more, even if its writer was killed. That holds only
+//! while nobody unlocks explicitly: the lock is released by closing the descriptor and in no other way.
+
+use super::VolumeKind;
+use super::node::Node;
+use super::topology::{user_of, user_of_file};
+use crate::error::{Code, Error, Operation, Result, Side};
+use nix::errno::Errno;
+use nix::fcntl::FlockArg;
+use nix::libc;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Between two tries. Short against the 80 ms for which a killed copy's writes go on landing.
+const RETRY_EVERY: Duration = Duration::from_millis(10);
+
+/// How long a start waits for another copy to let go, and whether it is still wanted.
+pub(crate) struct Patience<'a> {
+    deadline: Instant,
+    wait: Duration,
+    cancelled: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Patience<'a> {
+    /// Waits for `wait` from now on, unless `cancelled`.
+    pub(crate) fn new(wait: Duration, cancelled: &'a dyn Fn() -> bool) -> Self {
+        let now = Instant::now();
+        // A wait past the end of time is one without end: a century is.
+        let deadline = now.checked_add(wait).unwrap_or(now + Duration::from_secs(100 * 365 * 86_400));
+        Self { deadline, wait, cancelled }
+    }
+
+    /// Sleeps until the next try.
+    ///
+    /// # Errors
+    /// `busy` with advice when the time is up, `ECancelled` when nobody waits for the result any more.
+    pub(crate) fn retry(&self, busy: Error) -> Result<()> {
+        if (self.cancelled)() {
+            let message = "cancelled while waiting for the destination's lock";
+            return Err(Error::new(Code::Cancelled, Side::Caller, Operation::Lock, message));
+        }
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let waited = format!("waited for {:?}: wait for its end, or longer with --lock-wait", self.wait);
+            return Err(busy.advise(waited));
+        }
+        std::thread::sleep(RETRY_EVERY.min(left));
+        Ok(())
+    }
+}
+
+fn busy(path: &Path, errno: Errno, who: &str) -> Error {
+    let message = format!("the destination {} is in use: {who}", path.display());
+    Error { errno: Some(errno as i32), ..Error::new(Code::Busy, Side::Destination, Operation::Lock, message) }
+}
+
+/// Refuses a destination that no waiting would free.
+///
+/// # Errors
+/// `EBusy`, naming who uses it.
+pub(super) fn refuse_claimed(node: &Node) -> Result<()> {
+    let (user, advice) = match node.kind() {
+        VolumeKind::Device => (user_of(node.rdev()), "unmount or detach that first"),
+        VolumeKind::File => (user_of_file(node.device(), node.inode()), "detach that first"),
+    };
+    match user {
+        None => Ok(()),
+        Some(who) => Err(Error { retryable: false, ..busy(node.path(), Errno::EBUSY, &who) }.advise(advice)),
+    }
+}
+
+/// Takes the lock of an open file.
+///
+/// # Errors
+/// `EBusy` if somebody else keeps it for too long, `ECancelled`.
+pub(super) fn lock_file(file: &File, path: &Path, patience: &Patience<'_>) -> Result<()> {
+    loop {
+        // The guard that replaces this function unlocks when it is dropped, which may be before the last write landed.
+        #[allow(deprecated, reason = "the lock must end with the last operation in flight, not with a value")]
+        match nix::fcntl::flock(file.as_raw_fd(), FlockArg::LockExclusiveNonblock) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno @ Errno::EWOULDBLOCK) => {
+                patience.retry(busy(path, errno, "another copy, or the last writes of one, holds its lock"))?;
+            }
+            Err(errno) => {
+                let what = format!("lock {}", path.display());
+                return Err(Error::os(Side::Destination, Operation::Lock, errno, what));
+            }
+        }
+    }
+}
+
+/// Opens a device for this copy alone.
+///
+/// # Errors
+/// `EBusy` if somebody else keeps it for too long, `ECancelled`, or why it cannot be opened.
+pub(super) fn open_device(node: &Node, patience: &Patience<'_>) -> Result<File> {
+    let path = node.path();
+    loop {
+        let flags = libc::O_EXCL | libc::O_CLOEXEC | libc::O_NONBLOCK;
+        match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+            Ok(file) => return Ok(file),
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                refuse_claimed(node)?;
+                patience.retry(busy(path, Errno::EBUSY, "another copy or program opened it exclusively"))?;
+            }
+            Err(e) => {
+                return Err(Error::io(Side::Destination, Operation::Open, &e, format!("open {}", path.display())));
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What a path leads to, looked up without opening it: devices may react to being opened, fifos may block.
+
+use super::{Locator, VolumeKind};
+use crate::error::{Code, Error, Operation, Result, Side};
+use nix::errno::Errno;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// A regular file or block device that exists.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    path: PathBuf,
+    kind: VolumeKind,
+    stat: Metadata,
+}
+
+impl Node {
+    /// Follows links to what `locator` names; `None` if there is nothing.
+    ///
+    /// # Errors
+    /// `EBadRequest` for a directory, `EUnsupported` for anything else that has no addressable bytes, `EPermission`
+    /// if a directory on the way cannot be searched.
+    pub(super) fn look_up(locator: &Locator, side: Side) -> Result<Option<Self>> {
+        let path = absolute(locator, side)?;
+        let stat = match std::fs::metadata(&path) {
+            Ok(stat) => stat,
+            Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+            Err(e) => return Err(Error::io(side, Operation::Open, &e, format!("look up {}", path.display()))),
+        };
+        let kind = stat.file_type();
+        let refused = |code, what: &str| {
+            let message = format!("the {side} {} is {what}", path.display());
+            Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
+        };
+        match () {
+            () if kind.is_file() => Ok(Some(Self { path, kind: VolumeKind::File, stat })),
+            () if kind.is_block_device() => Ok(Some(Self { path, kind: VolumeKind::Device, stat })),
+            () if kind.is_dir() => refused(Code::BadRequest, "a directory"),
+            () if kind.is_fifo() => refused(Code::Unsupported, "a fifo"),
+            () if kind.is_char_device() => refused(Code::Unsupported, "a character device"),
+            () if kind.is_socket() => refused(Code::Unsupported, "a socket"),
+            () => refused(Code::Unsupported, "of a kind that has no addressable bytes"),
+        }
+    }
+
+    /// As [`Node::look_up`], for what must exist.
+    ///
+    /// # Errors
+    /// `ENotFound` if there is nothing.
+    pub(super) fn existing(locator: &Locator, side: Side) -> Result<Self> {
+        Self::look_up(locator, side)?.ok_or_else(|| {
+            let message = format!("the {side} {locator} does not exist");
+            Error { errno: Some(Errno::ENOENT as i32), ..Error::new(Code::NotFound, side, Operation::Open, message) }
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn kind(&self) -> VolumeKind {
+        self.kind
+    }
+
+    /// Number of the file system that it is in.
+    pub(super) fn device(&self) -> u64 {
+        self.stat.dev()
+    }
+
+    pub(super) fn inode(&self) -> u64 {
+        self.stat.ino()
+    }
+
+    /// A device's own number.
+    pub(super) fn rdev(&self) -> u64 {
+        self.stat.rdev()
+    }
+
+    /// Permission bits for a file that takes over its content.
+    pub(super) fn mode(&self) -> u32 {
+        self.stat.mode() & 0o777
+    }
+
+    /// Whether `stat` is of the same file or device.
+    pub(super) fn is(&self, stat: &Metadata) -> bool {
+        let same_inode = (self.stat.dev(), self.stat.ino()) == (stat.dev(), stat.ino());
+        same_inode && self.stat.rdev() == stat.rdev() && self.stat.file_type() == stat.file_type()
+    }
+}
+
+/// The path with the working directory in front, links kept: how messages and journals name it.
+pub(super) fn absolute(locator: &Locator, side: Side) -> Result<PathBuf> {
+    std::path::absolute(locator.path())
+        .map_err(|e| Error::io(side, Operation::Open, &e, format!("find the working directory for {locator}")))
+}
+
+/// The number of an error of the standard library.
+pub(super) fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}

@@ -1,0 +1,139 @@
+//! Whether the volumes of today are those that a checkpoint is about.
+//!
+//! A checkpoint says which bytes of one destination are those of one state of one source. About anything else it says
+//! nothing, and going on from it would mix two volumes without a word.
+
+use super::file::difference;
+use super::{Identity, Volume, VolumeKind};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::RangeSet;
+use crate::journal::Header;
+use crate::limits::DIRECT_ALIGN_BYTES;
+
+/// Refuses to go on with other volumes than those of the first start, or with a source that changed since.
+///
+/// # Errors
+/// `ECheckpointMismatch` for the destination, `ESourceChanged` for the source.
+pub(crate) fn refuse_other(
+    header: &Header,
+    durable: &RangeSet,
+    source: &dyn Volume,
+    destination: &dyn Volume,
+) -> Result<()> {
+    refuse_other_destination(header, durable, destination.identity())?;
+    refuse_changed_source(&header.source, source.identity())
+}
+
+/// Whether the checkpoint is about this destination.
+pub(crate) fn is_destination(header: &Header, now: &Identity) -> bool {
+    let key = |it: &Identity| (it.kind, it.device, it.inode, it.born_ns);
+    key(&header.destination) == key(now)
+}
+
+fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity) -> Result<()> {
+    if !is_destination(header, now) {
+        return Err(mismatch(&format!(
+            "the checkpoint is about another destination: {} as it was then, not {} as it is now",
+            header.destination.name, now.name
+        )));
+    }
+    let recorded = durable.iter().last().map_or(0, |run| run.end());
+    let size_fits = match now.kind {
+        VolumeKind::Device => now.size_bytes == header.destination.size_bytes,
+        VolumeKind::File => {
+            let longest = header.size_bytes.next_multiple_of(u64::from(DIRECT_ALIGN_BYTES));
+            // A power cut before the first flush may bring back the size from before the first start.
+            let is_untouched = recorded == 0 && now.size_bytes == header.destination.size_bytes;
+            is_untouched || (recorded <= now.size_bytes && now.size_bytes <= longest)
+        }
+    };
+    if size_fits {
+        return Ok(());
+    }
+    Err(mismatch(&format!(
+        "the size of {} is {} bytes now, which is not how the copy left it ({recorded} of {} bytes recorded)",
+        now.name, now.size_bytes, header.size_bytes
+    )))
+}
+
+fn mismatch(message: &str) -> Error {
+    let error = Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message);
+    error.advise("name the destination of the first start, or start over with --restart")
+}
+
+fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<()> {
+    let how = if (then.kind, then.device) == (now.kind, now.device) {
+        // The node of a device may be made anew at every boot: its number is what counts.
+        let then = if then.kind == VolumeKind::Device { &Identity { inode: now.inode, ..then.clone() } } else { then };
+        difference(then, now)
+    } else {
+        Some(format!("the checkpoint is about {}", then.name))
+    };
+    let Some(how) = how else { return Ok(()) };
+    let message = format!("the source {} is not what it was when the copy started: {how}", now.name);
+    let error = Error::new(Code::SourceChanged, Side::Source, Operation::Journal, message);
+    Err(error.advise("start over with --restart"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extent::ByteRange;
+    use crate::spec::DigestKind;
+
+    fn file(inode: u64, size_bytes: u64) -> Identity {
+        let kind = VolumeKind::File;
+        let (name, born_ns) = (format!("/f{inode}"), Some(5));
+        Identity { name, kind, device: 1, inode, born_ns, size_bytes, modified_ns: 7, changed_ns: 7 }
+    }
+
+    fn header() -> Header {
+        let (source, destination) = (file(1, 5000), file(2, 0));
+        Header { source, destination, size_bytes: 5000, leaf_bytes: 4096, digest: DigestKind::Xxh3, started_ns: 0 }
+    }
+
+    fn destination_code(now: &Identity, durable_end: u64) -> Option<Code> {
+        let durable = RangeSet::from_iter([ByteRange::new(0, durable_end)]);
+        refuse_other_destination(&header(), &durable, now).err().map(|error| error.code)
+    }
+
+    #[test]
+    fn a_destination_may_be_as_the_copy_left_it_at_any_moment() {
+        for (size, durable) in [(0, 0), (4096, 4096), (5000, 4096), (5000, 5000), (8192, 5000)] {
+            assert_eq!(destination_code(&file(2, size), durable), None, "{size} bytes, {durable} durable");
+        }
+    }
+
+    #[test]
+    fn a_destination_may_be_longer_again_if_nothing_was_recorded() {
+        let header = Header { destination: file(2, 99_999), ..header() };
+        let refused = |durable_end| {
+            let durable = RangeSet::from_iter([ByteRange::new(0, durable_end)]);
+            refuse_other_destination(&header, &durable, &file(2, 99_999)).is_err()
+        };
+        assert!(!refused(0) && refused(4096));
+    }
+
+    #[test]
+    fn another_or_shortened_or_lengthened_destination_is_a_mismatch() {
+        let reborn = Identity { born_ns: Some(6), ..file(2, 5000) };
+        let moved = Identity { device: 2, ..file(2, 5000) };
+        for now in [file(3, 5000), reborn, moved, file(2, 8193)] {
+            assert_eq!(destination_code(&now, 0), Some(Code::CheckpointMismatch), "{now:?}");
+        }
+        assert_eq!(destination_code(&file(2, 4095), 4096), Some(Code::CheckpointMismatch), "recorded bytes are gone");
+    }
+
+    #[test]
+    fn any_difference_of_the_source_counts() {
+        let now = file(1, 5000);
+        assert_eq!(refuse_changed_source(&header().source, &now), Ok(()));
+        let later = Identity { modified_ns: 8, ..now.clone() };
+        let touched = Identity { changed_ns: 8, ..now.clone() };
+        for changed in [file(1, 4999), file(9, 5000), later, touched, Identity { device: 2, ..now }] {
+            let error = refuse_changed_source(&header().source, &changed).unwrap_err();
+            assert_eq!(error.code, Code::SourceChanged, "{changed:?}");
+            assert!(error.message.contains("--restart"), "{error}");
+        }
+    }
+}

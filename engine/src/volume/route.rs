@@ -1,0 +1,264 @@
+//! How the bytes of a copy travel, found out by probing both ends.
+//!
+//! The kernel knows what it can do only when it is asked: the same file system may share extents or not, accept
+//! `O_DIRECT` or not, hand every buffered write to one worker thread or not. Each probe leaves the destination reading
+//! as before. What a probe cannot tell without writing is taken from the file system's kind.
+
+use super::Volume;
+use super::device::{clone_range, write_without_waiting};
+use super::local::Local;
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::ByteRange;
+use crate::spec::{CopySpec, Direct, PathChoice, Reflink};
+use nix::libc;
+use nix::sys::uio::pwrite;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Trials before a file system counts as one that waits: a false yes is impossible, a false no takes as many ticks.
+const NOWAIT_TRIES: usize = 4;
+
+/// How operations on a volume reach the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Submit {
+    /// Through the worker's ring.
+    Ring,
+    /// At once, on the worker itself: the kernel would only hand them to a thread of its own.
+    Inline,
+}
+
+/// Whether operations on a volume pass through the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cache {
+    /// They do not (`O_DIRECT`).
+    Direct,
+    /// They do.
+    Buffered,
+}
+
+/// One end of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lane {
+    /// How operations start.
+    pub submit: Submit,
+    /// Where they go.
+    pub cache: Cache,
+}
+
+/// What may do the copying instead of the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offload {
+    /// The file system shares extents.
+    Reflink,
+}
+
+/// How the bytes of a copy travel. With an offload the lanes are what is left to the engine where it does not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// The volume that is read.
+    pub source: Lane,
+    /// The volume that is written.
+    pub destination: Lane,
+    /// Who copies data extents, if not the engine.
+    pub offload: Option<Offload>,
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.submit, self.cache) {
+            (Submit::Ring, Cache::Direct) => "ring-direct",
+            (Submit::Ring, Cache::Buffered) => "ring-buffered",
+            (Submit::Inline, Cache::Direct) => "inline-direct",
+            (Submit::Inline, Cache::Buffered) => "inline",
+        })
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.offload {
+            Some(Offload::Reflink) => f.write_str("reflink"),
+            None if self.source == self.destination => self.source.fmt(f),
+            None => write!(f, "{}>{}", self.source, self.destination),
+        }
+    }
+}
+
+/// Which bytes of the destination are zero without anybody having looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KnownZero {
+    /// All of them: this run created the file or truncated it to 0.
+    Everything,
+    /// None.
+    Nothing,
+}
+
+/// Refuses wishes that contradict each other, whatever the volumes are.
+///
+/// # Errors
+/// `EBadRequest`, naming both flags.
+pub(crate) fn refuse_contradiction(spec: &CopySpec) -> Result<()> {
+    if spec.path == PathChoice::Inline && spec.direct == Direct::Yes {
+        let message = "--path inline copies through the page cache, which --direct yes forbids; drop one of them";
+        return Err(Error::bad_request(message));
+    }
+    Ok(())
+}
+
+/// Bypasses the caches as wanted and possible. Changes nothing that a reader could see, so it may still refuse.
+///
+/// # Errors
+/// `EUnsupported` if `--direct yes` cannot be had, or `--reflink always` is certain to be impossible.
+pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut Local, destination: &mut Local) -> Result<()> {
+    let direct = if spec.path == PathChoice::Inline { Direct::No } else { spec.direct };
+    if spec.reflink == Reflink::Always && will_share(source, destination) == Some(false) {
+        return Err(cannot_share(source, destination, None));
+    }
+    source.bypass_cache(direct, Side::Source)?;
+    destination.bypass_cache(direct, Side::Destination)
+}
+
+/// Chooses the route. The destination has its final size; where `known_zero` says so it holds nothing but zeros, and
+/// does so afterwards (apart from a first block that is shared with the source).
+///
+/// # Errors
+/// `EUnsupported` if `--reflink always` cannot be had; errors of the destination.
+pub(crate) fn probe(spec: &CopySpec, source: &Local, destination: &Local, known_zero: KnownZero) -> Result<Route> {
+    let from = source_lane(spec.path, source);
+    let to = destination_lane(spec.path, destination, known_zero)?;
+    let offload = can_share(spec.reflink, source, destination)?.then_some(Offload::Reflink);
+    Ok(Route { source: from, destination: to, offload })
+}
+
+fn cache_of(volume: &Local) -> Cache {
+    if volume.descriptor().is_direct() { Cache::Direct } else { Cache::Buffered }
+}
+
+fn source_lane(path: PathChoice, source: &Local) -> Lane {
+    let submit = match path {
+        PathChoice::Inline => Submit::Inline,
+        PathChoice::Ring | PathChoice::Threads => Submit::Ring,
+        // Cached reads complete at submission, the others wait for their pages without a worker.
+        PathChoice::Auto if source.is_memory() => Submit::Inline,
+        PathChoice::Auto => Submit::Ring,
+    };
+    Lane { submit, cache: cache_of(source) }
+}
+
+fn destination_lane(path: PathChoice, destination: &Local, known_zero: KnownZero) -> Result<Lane> {
+    let cache = cache_of(destination);
+    let submit = match path {
+        PathChoice::Inline => Submit::Inline,
+        PathChoice::Ring | PathChoice::Threads => Submit::Ring,
+        PathChoice::Auto if cache == Cache::Direct => Submit::Ring,
+        PathChoice::Auto if destination.is_memory() => Submit::Inline,
+        PathChoice::Auto => buffered_writes(destination, known_zero)?,
+    };
+    Ok(Lane { submit, cache })
+}
+
+/// How buffered writes are best started: a trial where a block of zeros changes nothing, else by the file system.
+fn buffered_writes(destination: &Local, known_zero: KnownZero) -> Result<Submit> {
+    let Local::File(file) = destination else {
+        // Buffered writes to devices always go to a worker.
+        return Ok(Submit::Inline);
+    };
+    let size = file.size_bytes();
+    let len = usize::try_from(size.min(4096)).expect("at most 4096");
+    if known_zero == KnownZero::Nothing || len == 0 {
+        let without_worker = file.descriptor.filesystem().writes_without_worker();
+        return Ok(if without_worker { Submit::Ring } else { Submit::Inline });
+    }
+    let goes = try_without_waiting(file.descriptor.file(), &[0; 4096][..len]);
+    // Gives the block back: what is known to be zero may stay a hole.
+    file.resize(0)?;
+    file.resize(size)?;
+    Ok(if goes { Submit::Ring } else { Submit::Inline })
+}
+
+/// Writes at 0 twice, the second time without waiting. The first write takes the new modification time upon itself,
+/// which would make the second one wait; a clock tick between them does so all the same, hence several tries.
+fn try_without_waiting(file: &File, bytes: &[u8]) -> bool {
+    (0..NOWAIT_TRIES).any(|_| pwrite(file, bytes, 0).is_ok() && write_without_waiting(file, bytes, 0).is_ok())
+}
+
+/// Whether sharing is not out of the question. Subvolumes of one btrfs have different device numbers, so these say
+/// nothing; only the kernel knows.
+fn may_share(source: &Local, destination: &Local) -> bool {
+    let files = source.both_files(destination);
+    files.is_some_and(|(from, to)| from.descriptor.filesystem().same_kind(to.descriptor.filesystem()))
+        && !destination.is_memory()
+}
+
+/// Tries to share with a file that has no name, beside the destination; `None` if none can be made there.
+pub(super) fn will_share(source: &Local, destination: &Local) -> Option<bool> {
+    if !may_share(source, destination) {
+        return Some(false);
+    }
+    let directory = std::fs::canonicalize(destination.volume().name()).ok()?;
+    let unnamed = open_unnamed(directory.parent()?).ok()?;
+    Some(clone_range(&unnamed, source.volume().file().0, first_block(source)).is_ok())
+}
+
+/// A file without a name in `directory`, for trials that leave nothing behind.
+pub(crate) fn open_unnamed(directory: &Path) -> std::io::Result<File> {
+    let flags = libc::O_TMPFILE | libc::O_CLOEXEC;
+    OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(directory)
+}
+
+fn first_block(source: &Local) -> ByteRange {
+    let block = source.descriptor().filesystem().block_bytes.next_power_of_two().max(4096);
+    ByteRange::new(0, block.min(source.volume().size_bytes()))
+}
+
+/// Shares the first block, which the copy would do next anyway.
+fn can_share(wanted: Reflink, source: &Local, destination: &Local) -> Result<bool> {
+    let first = first_block(source);
+    if wanted == Reflink::Never || first.is_empty() || !may_share(source, destination) {
+        return Ok(false);
+    }
+    match destination.volume().clone_range(source.volume(), first) {
+        Ok(()) => Ok(true),
+        Err(error) if wanted == Reflink::Always => Err(cannot_share(source, destination, Some(error))),
+        Err(_) => Ok(false),
+    }
+}
+
+fn cannot_share(source: &Local, destination: &Local, cause: Option<Error>) -> Error {
+    let (from, to) = (source.volume().name(), destination.volume().name());
+    let message = format!("{from} and {to} cannot share extents: that takes two files on one xfs or btrfs");
+    let errno = cause.and_then(|error| error.errno);
+    let error = Error { errno, ..Error::new(Code::Unsupported, Side::Destination, Operation::Clone, message) };
+    error.advise("use --reflink auto to copy where they cannot")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIRECT: Lane = Lane { submit: Submit::Ring, cache: Cache::Direct };
+    const BUFFERED: Lane = Lane { submit: Submit::Ring, cache: Cache::Buffered };
+    const INLINE: Lane = Lane { submit: Submit::Inline, cache: Cache::Buffered };
+
+    #[test]
+    fn a_route_reads_as_reports_show_it() {
+        let route = |source, destination, offload| Route { source, destination, offload }.to_string();
+        assert_eq!(route(DIRECT, DIRECT, None), "ring-direct");
+        assert_eq!(route(BUFFERED, BUFFERED, None), "ring-buffered");
+        assert_eq!(route(INLINE, INLINE, None), "inline");
+        assert_eq!(route(INLINE, DIRECT, None), "inline>ring-direct");
+        assert_eq!(route(DIRECT, DIRECT, Some(Offload::Reflink)), "reflink");
+    }
+
+    #[test]
+    fn direct_and_inline_contradict_each_other() {
+        let locator = |name| crate::volume::Locator::parse(name).unwrap();
+        let mut spec = CopySpec::new(locator("a"), locator("b"));
+        spec.path = PathChoice::Inline;
+        assert_eq!(refuse_contradiction(&spec), Ok(()));
+        spec.direct = Direct::Yes;
+        assert!(refuse_contradiction(&spec).unwrap_err().message.contains("--direct yes"));
+    }
+}

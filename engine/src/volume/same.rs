@@ -1,0 +1,190 @@
+//! Whether two volumes are, or overlap on, the same bytes.
+//!
+//! Each volume has a _footing_: regions whose bytes are exactly its own (itself, the part of the disk that a partition
+//! is, the part of the file that a loop device shows), and regions that merely host it (the device under its file
+//! system, the components of an md or dm device). Two volumes clash if an exact region of one meets any region of the
+//! other. Two files on one disk do not: both are only hosted there.
+
+use super::VolumeKind;
+use super::node::Node;
+use super::topology::{Backing, components_of, devices_under, loop_of, partition_of};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::ByteRange;
+use std::path::Path;
+
+/// Deepest stack that is followed: loops on files on loops.
+const DEPTH_MAX: usize = 16;
+
+/// What a region is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ground {
+    /// A block device, by number.
+    Device(u64),
+    /// A file, by the number of its file system and its inode.
+    File(u64, u64),
+}
+
+/// Bytes of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Region {
+    ground: Ground,
+    range: ByteRange,
+}
+
+impl Region {
+    fn meets(&self, other: &Self) -> bool {
+        self.ground == other.ground && self.range.intersect(other.range).is_some()
+    }
+}
+
+/// Everything a volume lies on.
+#[derive(Debug, Default)]
+struct Footing {
+    exact: Vec<Region>,
+    hosting: Vec<Region>,
+}
+
+impl Footing {
+    fn of(node: &Node) -> Self {
+        let mut footing = Self::default();
+        match node.kind() {
+            VolumeKind::Device => footing.descend_device(node.rdev(), ByteRange::new(0, u64::MAX), true, 0),
+            VolumeKind::File => {
+                footing.descend_file(
+                    node.device(),
+                    node.inode(),
+                    Some(node.path()),
+                    ByteRange::new(0, u64::MAX),
+                    true,
+                    0,
+                );
+            }
+        }
+        footing
+    }
+
+    fn push(&mut self, region: Region, exactly: bool) {
+        if exactly { self.exact.push(region) } else { self.hosting.push(region) }
+    }
+
+    fn descend_file(
+        &mut self,
+        device: u64,
+        inode: u64,
+        path: Option<&Path>,
+        range: ByteRange,
+        exactly: bool,
+        depth: usize,
+    ) {
+        self.push(Region { ground: Ground::File(device, inode), range }, exactly);
+        for below in devices_under(device, path) {
+            self.descend_device(below, ByteRange::new(0, u64::MAX), false, depth + 1);
+        }
+    }
+
+    fn descend_device(&mut self, device: u64, range: ByteRange, exactly: bool, depth: usize) {
+        self.push(Region { ground: Ground::Device(device), range }, exactly);
+        if depth > DEPTH_MAX {
+            return;
+        }
+        if let Some(partition) = partition_of(device) {
+            self.descend_device(
+                partition.disk,
+                shift(range, partition.start_bytes, size_of(device)),
+                exactly,
+                depth + 1,
+            );
+        }
+        if let Some(shown) = loop_of(device) {
+            let range = shift(range, shown.offset, shown.length.or(size_of(device)));
+            match shown.backing {
+                Backing::Device(below) => self.descend_device(below, range, exactly, depth + 1),
+                Backing::File { device, inode } => {
+                    self.descend_file(device, inode, Some(&shown.path), range, exactly, depth + 1);
+                }
+            }
+        }
+        for component in components_of(device) {
+            self.descend_device(component, ByteRange::new(0, u64::MAX), false, depth + 1);
+        }
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        let any = |some: &[Region], others: &[Region]| some.iter().any(|one| others.iter().any(|two| one.meets(two)));
+        any(&self.exact, &other.exact) || any(&self.exact, &other.hosting) || any(&self.hosting, &other.exact)
+    }
+}
+
+/// The same bytes seen from the layer below, where the device starts at `offset` and has `length` bytes.
+fn shift(range: ByteRange, offset: u64, length: Option<u64>) -> ByteRange {
+    let end = range.end().min(length.unwrap_or(u64::MAX));
+    ByteRange::new(offset.saturating_add(range.start().min(end)), offset.saturating_add(end))
+}
+
+/// Size of a device in bytes, from sysfs, which needs no rights on the device.
+fn size_of(device: u64) -> Option<u64> {
+    use nix::sys::stat::{major, minor};
+    let text = std::fs::read_to_string(format!("/sys/dev/block/{}:{}/size", major(device), minor(device))).ok()?;
+    text.trim().parse::<u64>().ok()?.checked_mul(512)
+}
+
+/// Refuses two volumes that share bytes.
+///
+/// # Errors
+/// `ESameVolume`, naming both.
+pub(super) fn refuse_same(source: &Node, destination: &Node) -> Result<()> {
+    if !Footing::of(source).meets(&Footing::of(destination)) {
+        return Ok(());
+    }
+    let (from, to) = (source.path().display(), destination.path().display());
+    let message = format!("{from} and {to} are, or lie on, the same volume: copying would destroy the source");
+    Err(Error::new(Code::SameVolume, Side::Caller, Operation::Open, message).advise("name another destination"))
+}
+
+/// Refuses a source that lies under a file that is to be created in `directory`.
+///
+/// # Errors
+/// `ESameVolume`, naming both.
+pub(super) fn refuse_source_under(source: &Node, destination: &Path, directory: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(stat) = std::fs::metadata(directory) else { return Ok(()) };
+    let mut hosting = Footing::default();
+    hosting.descend_file(stat.dev(), stat.ino(), Some(directory), ByteRange::new(0, u64::MAX), false, 0);
+    if !Footing::of(source).meets(&hosting) {
+        return Ok(());
+    }
+    let (from, to) = (source.path().display(), destination.display());
+    let message = format!("{to} would lie on a file system on {from}: the copy would change its own source");
+    Err(Error::new(Code::SameVolume, Side::Caller, Operation::Open, message).advise("name another destination"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn footing(exact: &[(Ground, u64, u64)], hosting: &[Ground]) -> Footing {
+        let region = |ground, start, end| Region { ground, range: ByteRange::new(start, end) };
+        Footing {
+            exact: exact.iter().map(|&(ground, start, end)| region(ground, start, end)).collect(),
+            hosting: hosting.iter().map(|&ground| region(ground, 0, u64::MAX)).collect(),
+        }
+    }
+
+    #[test]
+    fn only_exact_bytes_clash() {
+        let disk = Ground::Device(1);
+        let file = |inode| footing(&[(Ground::File(1, inode), 0, u64::MAX)], &[disk]);
+        assert!(!file(1).meets(&file(2)), "two files on one disk");
+        assert!(file(1).meets(&file(1)), "one file");
+        let whole = footing(&[(disk, 0, u64::MAX)], &[]);
+        assert!(whole.meets(&file(1)) && file(1).meets(&whole), "a file and the disk under it");
+    }
+
+    #[test]
+    fn partitions_clash_where_they_overlap() {
+        let part = |start, end| footing(&[(Ground::Device(1), start, end)], &[]);
+        assert!(!part(0, 4096).meets(&part(4096, 8192)));
+        assert!(part(0, 4097).meets(&part(4096, 8192)));
+        assert_eq!(shift(ByteRange::new(0, u64::MAX), 512, Some(1024)), ByteRange::new(512, 1536));
+    }
+}

@@ -1,0 +1,83 @@
+//! Whether the destination's file system has room for the source's data.
+//!
+//! An early, honest no saves hours; it is no reservation. Most copies pass by the estimate, which is two system calls;
+//! only a source that seems too large is scanned extent by extent.
+
+use super::file::FileVolume;
+use super::local::Local;
+use super::route::will_share;
+use super::{Volume, VolumeKind};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, ExtentKind};
+use crate::limits::EXTENTS_PER_SCAN;
+use crate::spec::{CopySpec, Reflink, Sparse};
+use crate::units::format_size;
+use nix::errno::Errno;
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::geteuid;
+
+/// Refuses a copy that cannot fit: data extents (all bytes with [`Sparse::Never`]) against the free bytes and those
+/// that the destination holds already, be it data that this copy replaces or, when it is resumed, what it wrote before.
+///
+/// # Errors
+/// `ENoSpace` with both numbers.
+pub(crate) fn refuse_full(source: &Local, destination: &Local, spec: &CopySpec) -> Result<()> {
+    let Local::File(file) = destination else { return Ok(()) };
+    let Some(room) = room_bytes(file)? else { return Ok(()) };
+    if estimate_bytes(source, spec.sparse) <= room {
+        return Ok(());
+    }
+    let needed = exact_bytes(source.volume(), spec.sparse, room)?;
+    // Shared extents take no room.
+    if needed <= room || (spec.reflink != Reflink::Never && will_share(source, destination) == Some(true)) {
+        return Ok(());
+    }
+    let message = format!(
+        "the file system of {} has room for {} ({room} bytes), but the data of {} needs {} ({needed} bytes or more)",
+        file.name(),
+        format_size(room),
+        source.volume().name(),
+        format_size(needed)
+    );
+    let error = Error::new(Code::NoSpace, Side::Destination, Operation::Allocate, message);
+    Err(error.advise("free space there or name another destination"))
+}
+
+/// Free bytes for this user plus what the destination holds; `None` if there is no bound.
+fn room_bytes(destination: &FileVolume) -> Result<Option<u64>> {
+    let stat = fstatvfs(destination.descriptor.file()).map_err(|errno: Errno| {
+        let what = format!("ask for the free space of {}", destination.name());
+        Error::os(Side::Destination, Operation::Stat, errno, what)
+    })?;
+    if stat.blocks() == 0 {
+        return Ok(None);
+    }
+    let blocks = if geteuid().is_root() { stat.blocks_free() } else { stat.blocks_available() };
+    Ok(Some(blocks.saturating_mul(stat.fragment_size()).saturating_add(destination.allocated_bytes()?)))
+}
+
+/// What a source needs, without a scan: too much where space is reserved past its data, too little where its file
+/// system compresses.
+fn estimate_bytes(source: &Local, sparse: Sparse) -> u64 {
+    let size = source.volume().size_bytes();
+    match source {
+        Local::File(file) if sparse == Sparse::Auto => file.allocated_bytes().unwrap_or(size),
+        Local::File(_) | Local::Device(_) => size,
+    }
+}
+
+/// Bytes of data, counted until they exceed `enough`.
+fn exact_bytes(source: &dyn Volume, sparse: Sparse, enough: u64) -> Result<u64> {
+    let size = source.size_bytes();
+    if sparse == Sparse::Never || source.kind() == VolumeKind::Device {
+        return Ok(size);
+    }
+    let (mut needed, mut at) = (0_u64, 0);
+    while at < size && needed <= enough {
+        let extents = source.extents(ByteRange::new(at, size), EXTENTS_PER_SCAN)?;
+        let data = extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
+        needed += data.map(|extent| extent.range.len()).sum::<u64>();
+        at = extents.last().map_or(size, |extent| extent.range.end());
+    }
+    Ok(needed)
+}

@@ -1,0 +1,158 @@
+//! Real file systems and devices for tests: images in a temporary directory, attached and mounted, and taken down
+//! again when their guard is dropped. Where the host lacks the rights or a tool, the test says so by name and ends.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// Ends the calling test with its name and a reason, if `needs` cannot be had.
+macro_rules! need {
+    ($test:expr, $needs:expr) => {
+        match $needs {
+            Ok(it) => it,
+            Err(reason) => {
+                eprintln!("skipped: {}: {reason}", $test);
+                return;
+            }
+        }
+    };
+}
+pub(crate) use need;
+
+/// Runs a command to its end; its words on failure.
+pub(crate) fn run(command: &[&str]) -> Result<String, String> {
+    let output = Command::new(command[0]).args(&command[1..]).output();
+    let output = output.map_err(|error| format!("{}: {error}", command[0]))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{}: {}", command.join(" "), text(&output.stderr)))
+    }
+}
+
+/// A directory on the file system that the tests run on.
+pub(crate) fn scratch() -> TempDir {
+    tempfile::tempdir().expect("tests can write to the temporary directory")
+}
+
+/// A loop device, detached on drop.
+#[derive(Debug)]
+pub(crate) struct LoopDevice {
+    pub path: PathBuf,
+}
+
+impl LoopDevice {
+    /// Attaches `backing` with further options of losetup.
+    pub(crate) fn attach(backing: &Path, options: &[&str]) -> Result<Self, String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err("needs root for loop devices".into());
+        }
+        let backing = backing.to_str().ok_or("a path that is no text")?;
+        let command = [&["losetup", "--find", "--show"], options, &[backing]].concat();
+        // Between finding a free device and taking it, another process may take it.
+        let mut attached = run(&command);
+        for _ in 0..50 {
+            if attached.is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            attached = run(&command);
+        }
+        attached.map(|path| Self { path: path.into() })
+    }
+
+    /// A device of `size` zero bytes; keep the directory as long as the device.
+    pub(crate) fn blank(size: u64, options: &[&str]) -> Result<(Self, TempDir), String> {
+        let directory = scratch();
+        let image = directory.path().join("image");
+        make_file(&image, size, &[]);
+        Ok((Self::attach(&image, options)?, directory))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        if let Err(error) = run(&["losetup", "--detach", self.path.to_str().unwrap_or_default()]) {
+            eprintln!("left behind: {error}");
+        }
+    }
+}
+
+/// A mounted file system, unmounted on drop.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    directory: TempDir,
+    pub device: Option<LoopDevice>,
+}
+
+impl Mounted {
+    /// A fresh one of `kind` (`ext4`, `xfs`, `btrfs` or `tmpfs`) with `mib` MiB.
+    pub(crate) fn fresh(kind: &str, mib: u64) -> Result<Self, String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err("needs root to mount".into());
+        }
+        let directory = scratch();
+        if kind == "tmpfs" {
+            let point = directory.path().join("point");
+            fs::create_dir(&point).map_err(|error| error.to_string())?;
+            run(&["mount", "-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", point.to_str().unwrap()])?;
+            return Ok(Self { directory, device: None });
+        }
+        let image = directory.path().join("image");
+        make_file(&image, mib << 20, &[]);
+        let quiet = if kind == "ext4" { "-F" } else { "-f" };
+        run(&[&format!("mkfs.{kind}"), "-q", quiet, image.to_str().unwrap()])?;
+        let device = LoopDevice::attach(&image, &[])?;
+        Self::mount(directory, device, kind)
+    }
+
+    /// The file system that a device holds already.
+    pub(crate) fn over(device: LoopDevice, kind: &str) -> Result<Self, String> {
+        Self::mount(scratch(), device, kind)
+    }
+
+    fn mount(directory: TempDir, device: LoopDevice, kind: &str) -> Result<Self, String> {
+        let point = directory.path().join("point");
+        fs::create_dir(&point).map_err(|error| error.to_string())?;
+        run(&["mount", "-t", kind, device.path.to_str().unwrap(), point.to_str().unwrap()])?;
+        Ok(Self { directory, device: Some(device) })
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join("point")
+    }
+
+    pub(crate) fn remount(&self, options: &str) -> Result<String, String> {
+        run(&["mount", "-o", &format!("remount,{options}"), self.path().to_str().unwrap()])
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A command that another test starts holds every descriptor of this process for a moment.
+        let path = self.path();
+        let undone = (0..100).all(|_| {
+            let is_busy = run(&["umount", path.to_str().unwrap_or_default()]).is_err();
+            if is_busy {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            is_busy
+        });
+        if undone {
+            eprintln!("left behind: {}", path.display());
+        }
+    }
+}
+
+/// A file of `size` bytes with data in `data` (offset and length), and holes elsewhere.
+pub(crate) fn make_file(path: &Path, size: u64, data: &[(u64, usize)]) -> File {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    file.set_len(size).unwrap();
+    for &(offset, len) in data {
+        file.write_all_at(&vec![0xa5; len], offset).unwrap();
+    }
+    file
+}

@@ -1,0 +1,317 @@
+//! How volumes lie on each other, as the kernel tells: mounts, swap, partitions, loop devices, md and dm.
+//!
+//! Read from `/proc` and `/sys` at the start of a job. What cannot be read counts as absent: these facts only make
+//! refusals earlier and clearer, while the lock and `O_EXCL` are what keeps two users apart.
+
+use super::device::loop_status;
+use nix::libc::dev_t;
+use nix::sys::stat::{major, makedev, minor, stat};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// One line of `/proc/self/mountinfo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    id: u64,
+    /// The block device, or an anonymous number with major 0 (btrfs, tmpfs, overlay).
+    device: dev_t,
+    point: PathBuf,
+    kind: String,
+    source: PathBuf,
+    /// Whether its file system is writable, through this mount or another.
+    writable: bool,
+}
+
+impl Mount {
+    fn parse(line: &str) -> Option<Self> {
+        let (front, back) = line.split_once(" - ")?;
+        let front: Vec<&str> = front.split(' ').collect();
+        let mut back = back.split(' ');
+        Some(Self {
+            id: front.first()?.parse().ok()?,
+            device: parse_device(front.get(2)?)?,
+            point: unescape(front.get(4)?).into(),
+            kind: back.next()?.to_owned(),
+            source: unescape(back.next()?).into(),
+            writable: back.next()?.split(',').any(|option| option == "rw"),
+        })
+    }
+
+    /// The block devices below it. File systems with anonymous numbers name one as their source; a btrfs may have more.
+    fn block_devices(&self) -> Vec<dev_t> {
+        if major(self.device) != 0 {
+            return vec![self.device];
+        }
+        let Some(named) = self.source.is_absolute().then(|| block_device_at(&self.source)).flatten() else {
+            return Vec::new();
+        };
+        btrfs_pools().into_iter().find(|pool| pool.contains(&named)).unwrap_or_else(|| vec![named])
+    }
+
+    fn is_on(&self, devices: &BTreeSet<dev_t>) -> bool {
+        self.block_devices().iter().any(|device| devices.contains(device))
+    }
+}
+
+/// The devices of each btrfs that is mounted.
+fn btrfs_pools() -> Vec<Vec<dev_t>> {
+    let pools = fs::read_dir("/sys/fs/btrfs").into_iter().flatten().flatten();
+    let devices = |pool: fs::DirEntry| {
+        let links = fs::read_dir(pool.path().join("devices")).into_iter().flatten().flatten();
+        links.filter_map(|link| device_in(&link.path())).collect()
+    };
+    pools.map(devices).collect()
+}
+
+/// `8:1` as a device number.
+fn parse_device(text: &str) -> Option<dev_t> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Undoes the octal escapes (`\040`) of mount tables.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let octal = tail.get(..3).and_then(|code| std::str::from_utf8(code).ok());
+        match octal.and_then(|code| u8::from_str_radix(code, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn mounts() -> Vec<Mount> {
+    fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines().filter_map(Mount::parse).collect()
+}
+
+/// The number of the block device that `path` leads to.
+fn block_device_at(path: &Path) -> Option<dev_t> {
+    let node = fs::metadata(path).ok()?;
+    node.file_type().is_block_device().then(|| node.rdev())
+}
+
+/// A loop device that is in use.
+#[derive(Clone, Debug)]
+pub(super) struct Loop {
+    pub device: dev_t,
+    pub name: String,
+    pub backing: Backing,
+    /// First byte of the backing that it shows.
+    pub offset: u64,
+    /// Bytes of it that it shows at most.
+    pub length: Option<u64>,
+    /// Where the backing was when it was attached.
+    pub path: PathBuf,
+}
+
+/// What a loop device shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backing {
+    File { device: dev_t, inode: u64 },
+    Device(dev_t),
+}
+
+impl Loop {
+    /// `directory` is `/sys/block/loopN`.
+    fn read(directory: &Path) -> Option<Self> {
+        let name = directory.file_name()?.to_str()?.to_owned();
+        let attribute = |file: &str| fs::read_to_string(directory.join(file)).ok();
+        let path = PathBuf::from(attribute("loop/backing_file")?.trim_end_matches('\n'));
+        let device = parse_device(&attribute("dev")?)?;
+        let number = |file| attribute(file).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let (offset, limit) = (number("loop/offset"), number("loop/sizelimit"));
+        let backing = Self::asked(&name, device).or_else(|| Self::looked_up(&path))?;
+        Some(Self { device, name, backing, offset, length: (limit > 0).then_some(limit), path })
+    }
+
+    /// By the device itself: right even if the file was moved or lies in another mount namespace, but needs rights.
+    fn asked(name: &str, device: dev_t) -> Option<Backing> {
+        let path = Path::new("/dev").join(name);
+        let status = (block_device_at(&path)? == device).then(|| loop_status(&fs::File::open(path).ok()?).ok())??;
+        Some(match status.rdevice {
+            0 => Backing::File { device: status.device, inode: status.inode },
+            device => Backing::Device(device),
+        })
+    }
+
+    fn looked_up(path: &Path) -> Option<Backing> {
+        let node = fs::metadata(path).ok()?;
+        Some(match node.file_type().is_block_device() {
+            true => Backing::Device(node.rdev()),
+            false => Backing::File { device: node.dev(), inode: node.ino() },
+        })
+    }
+}
+
+fn loops() -> Vec<Loop> {
+    let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"loop"))
+        .filter_map(|entry| Loop::read(&entry.path()))
+        .collect()
+}
+
+/// The loop device with this number, if it is one and in use.
+pub(super) fn loop_of(device: dev_t) -> Option<Loop> {
+    loops().into_iter().find(|each| each.device == device)
+}
+
+/// A partition's place on its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Partition {
+    pub disk: dev_t,
+    pub start_bytes: u64,
+}
+
+/// Where `device` lies on its disk, if it is a partition.
+pub(super) fn partition_of(device: dev_t) -> Option<Partition> {
+    let directory = sys_directory(device)?;
+    directory.join("partition").exists().then_some(())?;
+    let start: u64 = fs::read_to_string(directory.join("start")).ok()?.trim().parse().ok()?;
+    // sysfs counts sectors of 512 bytes whatever the device's own are.
+    Some(Partition { disk: device_in(directory.parent()?)?, start_bytes: start.checked_mul(512)? })
+}
+
+/// The devices that an md, dm or other stacked device consists of.
+pub(super) fn components_of(device: dev_t) -> Vec<dev_t> {
+    neighbours(device, "slaves").into_iter().map(|(_, device)| device).collect()
+}
+
+/// The block devices that the file system numbered `device` lies on. `path` is a file in it, for file systems whose
+/// number is anonymous.
+pub(super) fn devices_under(device: dev_t, path: Option<&Path>) -> Vec<dev_t> {
+    if major(device) != 0 {
+        return vec![device];
+    }
+    let mounts = mounts();
+    let id = path.and_then(mount_id);
+    let mount = mounts.iter().find(|mount| Some(mount.id) == id).or(mounts.iter().find(|m| m.device == device));
+    mount.map(Mount::block_devices).unwrap_or_default()
+}
+
+/// The mount that a path is in. Comparing device numbers is not enough: those of btrfs subvolumes are in no table.
+fn mount_id(path: &Path) -> Option<u64> {
+    use nix::fcntl::{OFlag, open};
+    let handle: OwnedFd = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty()).ok()?;
+    let facts = fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_raw_fd())).ok()?;
+    facts.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
+/// Who uses a block device, one of its partitions, or the disk that it is a part of, in words; `None` if nobody does.
+pub(super) fn user_of(device: dev_t) -> Option<String> {
+    let family = family(device);
+    let mounted = mounts().into_iter().find(|mount| mount.is_on(&family));
+    if let Some(mount) = mounted {
+        return Some(format!("it is mounted at {} ({})", mount.point.display(), mount.kind));
+    }
+    if let Some(path) = swaps().into_iter().find(|path| block_device_at(path).is_some_and(|on| family.contains(&on))) {
+        return Some(format!("it is used as swap ({})", path.display()));
+    }
+    if let Some(name) = family.iter().find_map(|&each| Some(neighbours(each, "holders").first()?.0.clone())) {
+        return Some(format!("it is part of the device {name}"));
+    }
+    let shown = |each: &Loop| matches!(each.backing, Backing::Device(on) if family.contains(&on));
+    loops().into_iter().find(shown).map(|each| format!("the loop device /dev/{} is attached to it", each.name))
+}
+
+/// Who uses a regular file as a disk, in words.
+pub(super) fn user_of_file(device: dev_t, inode: u64) -> Option<String> {
+    let is_it = |path: &Path| stat(path).is_ok_and(|found| (found.st_dev, found.st_ino) == (device, inode));
+    if swaps().iter().any(|path| is_it(path)) {
+        return Some(String::from("it is used as swap"));
+    }
+    let shown = |each: &Loop| each.backing == Backing::File { device, inode };
+    loops().into_iter().find(shown).map(|each| format!("the loop device /dev/{} is attached to it", each.name))
+}
+
+/// Where a file system on the device, on a part of it or on a device made of it is mounted for writing.
+pub(super) fn writable_mount_of(device: dev_t) -> Option<PathBuf> {
+    let mut above = family(device);
+    let mut queue: Vec<dev_t> = above.iter().copied().collect();
+    while let Some(next) = queue.pop() {
+        let holders = neighbours(next, "holders").into_iter().map(|(_, device)| device);
+        queue.extend(holders.filter(|&holder| above.insert(holder)));
+    }
+    let live = |mount: &Mount| mount.writable && mount.is_on(&above);
+    mounts().into_iter().find(live).map(|mount| mount.point)
+}
+
+/// The device, its partitions, and the disk that it is a partition of.
+fn family(device: dev_t) -> BTreeSet<dev_t> {
+    let mut family = BTreeSet::from([device]);
+    family.extend(partition_of(device).map(|partition| partition.disk));
+    let children = sys_directory(device).and_then(|directory| fs::read_dir(directory).ok());
+    let children = children.into_iter().flatten().flatten().map(|entry| entry.path());
+    family.extend(children.filter(|path| path.join("partition").exists()).filter_map(|path| device_in(&path)));
+    family
+}
+
+/// Names and numbers of the devices that are linked in a subdirectory (`holders`, `slaves`).
+fn neighbours(device: dev_t, subdirectory: &str) -> Vec<(String, dev_t)> {
+    let directory = sys_directory(device).map(|directory| directory.join(subdirectory));
+    let entries = directory.and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((device_name(&entry.path()), device_in(&entry.path())?))).collect()
+}
+
+/// `vg-data (dm-0)` for device-mapper devices, which are known by that name, else `md0`.
+fn device_name(directory: &Path) -> String {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match fs::read_to_string(directory.join("dm/name")) {
+        Ok(mapped) => format!("{} ({name})", mapped.trim()),
+        Err(_) => name,
+    }
+}
+
+fn device_in(directory: &Path) -> Option<dev_t> {
+    parse_device(&fs::read_to_string(directory.join("dev")).ok()?)
+}
+
+fn sys_directory(device: dev_t) -> Option<PathBuf> {
+    fs::canonicalize(format!("/sys/dev/block/{}:{}", major(device), minor(device))).ok()
+}
+
+fn swaps() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    table.lines().skip(1).filter_map(|line| Some(unescape(line.split_whitespace().next()?).into())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_tables_are_read_with_their_escapes() {
+        let line = r"36 35 98:0 / /mnt/a\040b rw,noatime master:1 - ext4 /dev/root rw,errors=continue";
+        let mount = Mount::parse(line).unwrap();
+        assert_eq!((mount.id, mount.device, mount.kind.as_str()), (36, makedev(98, 0), "ext4"));
+        assert_eq!(mount.point, Path::new("/mnt/a b"));
+        assert!(mount.writable);
+        assert_eq!(Mount::parse("nonsense"), None);
+        assert_eq!(Mount::parse("1 2 3 - x"), None);
+    }
+
+    #[test]
+    fn a_read_only_mount_of_a_writable_file_system_counts_as_writable() {
+        let mount = Mount::parse("40 35 7:0 / /mnt ro,relatime - ext4 /dev/loop0 rw").unwrap();
+        assert!(mount.writable);
+        assert!(!Mount::parse("40 35 7:0 / /mnt ro,relatime - ext4 /dev/loop0 ro").unwrap().writable);
+    }
+
+    #[test]
+    fn every_line_of_this_hosts_table_is_understood() {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert_eq!(mounts().len(), table.lines().count());
+    }
+}

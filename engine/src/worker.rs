@@ -1,0 +1,509 @@
+//! One core's loop: it owns a ring, an arena and its slots, and serves every round of the process, fairly by bytes.
+//!
+//! A turn is: reap, act on what was reaped (which queues writes), start new blocks (which queues reads), report. Then
+//! the ring submits everything with one system call and waits. Nothing in a turn blocks, allocates per block or takes
+//! a lock for longer than a queue operation; the only way out for an operation is its completion.
+
+use crate::buffer::Block;
+use crate::channel::{Channel, Start};
+use crate::error::{Error, Operation, Side};
+use crate::extent::ByteRange;
+use crate::job::round::{LeafContent, Round, lock};
+use crate::limits::TICK;
+use crate::pipeline::examine::{DataMap, Span, is_zero, leaf_digest};
+use crate::pipeline::latency::Timed;
+use crate::pipeline::share::{BlockKind, BlockTask, Next, Share};
+use crate::pipeline::slot::{Action, Event, Fault, Role, Slot};
+use crate::ring::{Completion, Instant, Op, Ring, Token, Transfer, ZeroMode, blocking};
+use nix::errno::Errno;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::Thread;
+use std::time::Duration;
+
+/// Operations in flight besides those of slots: requests for zeros and flushes.
+pub(crate) const EXTRA_OPERATIONS: usize = 32;
+
+/// Where rounds are handed to a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    rounds: Mutex<Vec<Arc<Round>>>,
+    pending: AtomicBool,
+    stop: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Inbox {
+    pub(crate) fn serve(&self, round: Arc<Round>) {
+        lock(&self.rounds).push(round);
+        self.pending.store(true, Release);
+        self.wake();
+    }
+
+    /// The worker ends when its last round does.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Release);
+        self.wake();
+    }
+
+    /// Wakes the worker if nothing of its own would.
+    pub(crate) fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+/// What a worker does between turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// Submit, and wait for so many completions for so long.
+    Ring { want: usize, limit: Duration },
+    /// Nothing is in flight: sleep until woken, for so long at most.
+    Park(Duration),
+    /// Asked to stop, and nothing is left to do.
+    End,
+}
+
+/// A slot's current block.
+#[derive(Debug)]
+struct InSlot {
+    share: u32,
+    task: BlockTask,
+    slot: Slot,
+    /// What was found in it, or what should be.
+    content: LeafContent,
+    since: Instant,
+}
+
+/// A request for zeros in flight.
+#[derive(Clone, Copy, Debug)]
+struct InZero {
+    share: u32,
+    segment: u64,
+    range: ByteRange,
+    mode: ZeroMode,
+}
+
+/// A flush in flight.
+#[derive(Clone, Copy, Debug)]
+struct InFlush {
+    share: u32,
+    since: Instant,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Worker<R> {
+    ring: R,
+    inbox: Arc<Inbox>,
+    shares: Vec<Share>,
+    next_share: u32,
+    slots: Vec<Option<InSlot>>,
+    /// Slots that are free, with their blocks.
+    free: Vec<(usize, Block)>,
+    block_bytes: usize,
+    zeros: [Option<InZero>; EXTRA_OPERATIONS],
+    flushes: [Option<InFlush>; EXTRA_OPERATIONS],
+    /// Completions of operations that ran at submit.
+    inline: VecDeque<Completion>,
+    inline_calls: u64,
+    reaped: Vec<Completion>,
+    now: Instant,
+}
+
+/// Which table a token's index refers to.
+const SLOT: u64 = 0;
+const ZERO: u64 = 1;
+pub(crate) const FLUSH: u64 = 2;
+
+fn token(table: u64, index: usize) -> Token {
+    Token(table << 32 | index as u64)
+}
+
+impl<R: Ring> Worker<R> {
+    /// A worker over `ring` with one slot for each of `blocks`, which are of one size.
+    pub(crate) fn new(ring: R, blocks: Vec<Block>, inbox: Arc<Inbox>) -> Self {
+        let (count, now) = (blocks.len(), ring.now());
+        let block_bytes = blocks.first().map_or(0, |block| block.len());
+        Self {
+            ring,
+            inbox,
+            shares: Vec::new(),
+            next_share: 0,
+            slots: std::iter::repeat_with(|| None).take(count).collect(),
+            free: blocks.into_iter().enumerate().rev().collect(),
+            block_bytes,
+            zeros: [None; EXTRA_OPERATIONS],
+            flushes: [None; EXTRA_OPERATIONS],
+            inline: VecDeque::with_capacity(count),
+            inline_calls: 0,
+            reaped: Vec::with_capacity(count + EXTRA_OPERATIONS),
+            now,
+        }
+    }
+
+    /// Serves rounds until asked to stop. `syscalls` is kept up to date for reports.
+    pub(crate) fn run(mut self, syscalls: &std::sync::atomic::AtomicU64) {
+        let _ = self.inbox.thread.set(std::thread::current());
+        loop {
+            let rest = self.turn();
+            syscalls.store(self.ring.syscalls() + self.inline_calls, Relaxed);
+            match rest {
+                Rest::Ring { want, limit } => self.wait(want, limit),
+                Rest::Park(limit) => std::thread::park_timeout(limit),
+                Rest::End => return,
+            }
+        }
+    }
+
+    /// Submits what is queued and waits. A ring that is broken fails every round; its operations stay in flight.
+    pub(crate) fn wait(&mut self, want: usize, limit: Duration) {
+        if let Err(error) = self.ring.submit_and_wait(want, limit) {
+            let what = "submit to the ring (its operations cannot be waited for any more)";
+            self.shares
+                .iter()
+                .for_each(|share| share.round.fail(Error::io(Side::Engine, Operation::Start, &error, what)));
+            std::thread::sleep(TICK.min(limit));
+        }
+    }
+
+    /// One turn of the loop.
+    pub(crate) fn turn(&mut self) -> Rest {
+        self.now = self.ring.now();
+        self.take_rounds();
+        self.reap();
+        let wait = self.start_blocks();
+        self.start_flushes();
+        self.report();
+        self.rest(wait)
+    }
+
+    fn take_rounds(&mut self) {
+        if !self.inbox.pending.swap(false, Acquire) {
+            return;
+        }
+        for round in lock(&self.inbox.rounds).drain(..) {
+            assert!(
+                round.terms.block_bytes as usize <= self.block_bytes,
+                "the engine refuses blocks larger than its slots"
+            );
+            let served = self.shares.iter().map(|share| share.served_bytes).min().unwrap_or(0);
+            self.shares.push(Share::new(self.next_share, round, served));
+            self.next_share += 1;
+        }
+    }
+
+    fn reap(&mut self) {
+        while let Some(completion) = self.ring.reap() {
+            self.reaped.push(completion);
+        }
+        let mut reaped = std::mem::take(&mut self.reaped);
+        for completion in reaped.drain(..) {
+            self.complete(completion);
+        }
+        self.reaped = reaped;
+        self.run_inline();
+    }
+
+    /// Answers operations that ran at submit, and those that follow from them, before anything new is started: the
+    /// block is still in the cache.
+    fn run_inline(&mut self) {
+        while let Some(completion) = self.inline.pop_front() {
+            self.now = self.ring.now();
+            self.complete(completion);
+        }
+    }
+
+    /// Starts blocks until slots, windows or segments run out; says when a rate limit lets the next one through.
+    fn start_blocks(&mut self) -> Option<Duration> {
+        let mut wait: Option<Duration> = None;
+        // Inline blocks free their slot at once: bounded, so that a turn ends and reports.
+        let mut budget = self.slots.len().max(1);
+        let mut idle = 0;
+        while budget > 0 && !self.free.is_empty() && idle < self.shares.len() {
+            // The least served first; the `idle` ones that had nothing to do are behind it.
+            let Some(index) = self.least_served(idle) else { break };
+            match self.shares[index].next(self.now) {
+                Next::Block(task) => {
+                    budget -= 1;
+                    self.start(index, task);
+                    self.run_inline();
+                    continue;
+                }
+                Next::Zero { segment, range, mode } if self.start_zero(index, segment, range, mode) => {
+                    self.run_inline();
+                    continue;
+                }
+                Next::Wait(limit) => wait = Some(wait.map_or(limit, |wait| wait.min(limit))),
+                Next::Zero { .. } | Next::Nothing => {}
+            }
+            self.shares.swap(index, idle);
+            idle += 1;
+        }
+        wait
+    }
+
+    fn least_served(&self, from: usize) -> Option<usize> {
+        (from..self.shares.len()).min_by_key(|&index| self.shares[index].served_bytes)
+    }
+
+    fn start(&mut self, share: usize, task: BlockTask) {
+        let (index, mut block) = self.free.pop().expect("checked by the caller");
+        let round = &self.shares[share].round;
+        let start = task.range.start();
+        let read = || Span { start: part(task.read.start() - start), len: part(task.read.len()) };
+        let whole = Span { start: 0, len: part(task.range.len()) };
+        let mut content = LeafContent::Zeros;
+        let (slot, action) = match task.kind {
+            BlockKind::Copy(_) => Slot::read(Role::Source, read(), round.source.align),
+            BlockKind::CompareSource if task.read.is_empty() => {
+                Slot::read(Role::Target, whole, round.destination.align)
+            }
+            BlockKind::CompareSource => Slot::read(Role::Reference, read(), round.source.align),
+            BlockKind::Compare(expected) => {
+                content = expected;
+                Slot::read(Role::Target, whole, round.destination.align)
+            }
+            BlockKind::WriteZeros => {
+                block[..whole.len as usize].fill(0);
+                fill_tail(&mut block, &task, round);
+                Slot::write(DataMap::all(whole.len, round.terms.block_bytes), round.destination.align)
+            }
+        };
+        self.slots[index] = Some(InSlot { share: self.shares[share].id, task, slot, content, since: self.now });
+        self.act(index, block, action);
+    }
+
+    /// Carries out what a slot's transition asks for, up to the next operation or the end of the block.
+    fn act(&mut self, index: usize, mut block: Block, mut action: Action) {
+        let in_slot = self.slots[index].as_mut().expect("a slot that acts is in use");
+        let share =
+            self.shares.iter_mut().find(|share| share.id == in_slot.share).expect("a share stays while its blocks do");
+        while let Action::Look(role @ (Role::Source | Role::Reference)) = action {
+            let event;
+            (event, in_slot.content) = look(role, &in_slot.task, share, &mut block);
+            (in_slot.slot, action) = in_slot.slot.on(event);
+        }
+        let at = |span: Span| in_slot.task.range.start() + u64::from(span.start);
+        let (op, start) = match action {
+            Action::Read(role, span) => {
+                let channel = channel_of(&share.round, role);
+                (channel.read(at(span), transfer(block, span)), channel.start)
+            }
+            Action::Write(span) => {
+                let channel = &share.round.destination;
+                (channel.write(at(span), transfer(block, span)), channel.start)
+            }
+            Action::Look(_) => {
+                let same = is_as_expected(in_slot.content, &block[..part(in_slot.task.range.len()) as usize]);
+                share.compared(&in_slot.task, in_slot.content, same);
+                return self.release(index, block);
+            }
+            Action::Land => {
+                share.land(&in_slot.task, in_slot.content);
+                return self.release(index, block);
+            }
+            Action::Fail(role, fault) => {
+                let (channel, operation) = role.map_or((&share.round.destination, Operation::Write), |role| {
+                    (channel_of(&share.round, role), Operation::Read)
+                });
+                share.round.fail(channel.fault(operation, in_slot.task.range, fault));
+                share.drop_block(&in_slot.task);
+                return self.release(index, block);
+            }
+        };
+        share.in_flight += 1;
+        in_slot.since = self.now;
+        self.push(token(SLOT, index), op, start);
+    }
+
+    fn push(&mut self, token: Token, mut op: Op, start: Start) {
+        if start == Start::Ring {
+            return self.ring.push(token, op);
+        }
+        self.inline_calls += 1;
+        let result = blocking::execute(&mut op);
+        let block = match op {
+            Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => Some(transfer.block),
+            Op::Zero { .. } | Op::Flush { .. } => None,
+        };
+        self.inline.push_back(Completion { token, result, block });
+    }
+
+    fn release(&mut self, index: usize, block: Block) {
+        self.slots[index] = None;
+        self.free.push((index, block));
+    }
+
+    fn complete(&mut self, Completion { token: Token(token), result, block }: Completion) {
+        let index = usize::try_from(token & u64::from(u32::MAX)).expect("32 bits");
+        match (token >> 32, block) {
+            (SLOT, Some(block)) => self.complete_block(index, result, block),
+            (ZERO, None) => self.complete_zero(index, result),
+            (FLUSH, None) => self.complete_flush(index, result),
+            (table, _) => {
+                panic!("a completion of table {table} came back with or without a block, unlike its operation")
+            }
+        }
+    }
+
+    fn complete_block(&mut self, index: usize, result: Result<u32, Errno>, block: Block) {
+        let in_slot = self.slots[index].as_mut().expect("an operation completes once, and its slot waits for it");
+        let share = self
+            .shares
+            .iter_mut()
+            .find(|share| share.id == in_slot.share)
+            .expect("a share stays while its operations do");
+        share.in_flight -= 1;
+        let timed = if matches!(in_slot.slot, Slot::Writing { .. }) { Timed::Write } else { Timed::Read };
+        share.latency.record(timed, self.now.saturating_sub(in_slot.since));
+        let (slot, action) = in_slot.slot.on(Event::Completed(result));
+        let moved = u64::from(in_slot.slot.ended_by(action));
+        match in_slot.slot {
+            Slot::Writing { .. } => share.round.control.counters.written.fetch_add(moved, Relaxed),
+            Slot::Reading { role: Role::Source, .. } => share.round.control.counters.read.fetch_add(moved, Relaxed),
+            _ => 0,
+        };
+        in_slot.slot = slot;
+        self.act(index, block, action);
+    }
+
+    /// Queues a request for zeros; `false` if too many are in flight.
+    fn start_zero(&mut self, share: usize, segment: u64, range: ByteRange, mode: ZeroMode) -> bool {
+        let share = &mut self.shares[share];
+        let Some(index) = self.zeros.iter().position(Option::is_none) else {
+            share.postpone_zero(segment, range);
+            return false;
+        };
+        self.zeros[index] = Some(InZero { share: share.id, segment, range, mode });
+        share.in_flight += 1;
+        let channel = &share.round.destination;
+        let (op, start) = (channel.zero(range, mode), channel.start);
+        self.push(token(ZERO, index), op, start);
+        true
+    }
+
+    fn complete_zero(&mut self, index: usize, result: Result<u32, Errno>) {
+        let InZero { share, segment, range, mode } = self.zeros[index].take().expect("a request completes once");
+        let share =
+            self.shares.iter_mut().find(|each| each.id == share).expect("a share stays while its operations do");
+        share.in_flight -= 1;
+        match result {
+            Ok(_) => share.zeroed(segment, range),
+            Err(Errno::EOPNOTSUPP) => share.not_zeroed(segment, range, mode),
+            Err(Errno::EINTR | Errno::EAGAIN) => share.postpone_zero(segment, range),
+            Err(errno) => {
+                let error = share.round.destination.fault(Operation::Zero, range, Fault::Os(errno));
+                share.round.fail(error);
+            }
+        }
+    }
+
+    fn start_flushes(&mut self) {
+        for share in &mut self.shares {
+            let Some(index) = self.flushes.iter().position(Option::is_none) else { return };
+            if share.round.take_flush() {
+                self.flushes[index] = Some(InFlush { share: share.id, since: self.now });
+                share.in_flight += 1;
+                // Always through the ring: a flush takes long, and the worker has other rounds to serve.
+                self.ring.push(token(FLUSH, index), share.round.destination.flush());
+            }
+        }
+    }
+
+    fn complete_flush(&mut self, index: usize, result: Result<u32, Errno>) {
+        let InFlush { share, since } = self.flushes[index].take().expect("a flush completes once");
+        let share =
+            self.shares.iter_mut().find(|each| each.id == share).expect("a share stays while its operations do");
+        share.in_flight -= 1;
+        share.latency.record(Timed::Flush, self.now.saturating_sub(since));
+        let whole = ByteRange::new(0, share.round.terms.size);
+        share.round.set_flushed(
+            result.map(drop).map_err(|errno| share.round.destination.fault(Operation::Flush, whole, Fault::Os(errno))),
+        );
+    }
+
+    /// Passes results on, acknowledges halts and forgets rounds that are released.
+    fn report(&mut self) {
+        for share in &mut self.shares {
+            share.publish();
+            share.halt_if_asked();
+        }
+        self.shares.retain(|share| !share.release_if_asked());
+    }
+
+    fn rest(&self, wait: Option<Duration>) -> Rest {
+        let limit = wait.map_or(TICK, |wait| wait.min(TICK));
+        match self.ring.in_flight() {
+            _ if self.inbox.stop.load(Acquire) && self.shares.iter().all(Share::is_abandoned) => Rest::End,
+            0 if self.shares.is_empty() => Rest::Park(Duration::MAX),
+            // Slots are free and segments may be left: what ran inline waits for nobody.
+            _ if !self.free.is_empty() && self.shares.iter().any(Share::may_go_on) => {
+                Rest::Ring { want: 0, limit: Duration::ZERO }
+            }
+            0 => Rest::Park(limit),
+            in_flight => Rest::Ring { want: (in_flight / 4).clamp(1, 8), limit },
+        }
+    }
+}
+
+/// Looks at a block that was read: what to do with it, and what it holds.
+fn look(role: Role, task: &BlockTask, share: &mut Share, block: &mut Block) -> (Event, LeafContent) {
+    let len = part(task.range.len());
+    let start = task.range.start();
+    // Outside of its hull the leaf is zeros, whatever an earlier block left there.
+    block[..part(task.read.start() - start) as usize].fill(0);
+    block[part(task.read.end() - start) as usize..len as usize].fill(0);
+    let terms = &share.round.terms;
+    let (align, block_bytes) = (share.round.destination.align, terms.block_bytes);
+    let bytes = &block[..len as usize];
+    let map = DataMap::examine(bytes, block_bytes);
+    let content = match (map.is_zero(), terms.digest || role == Role::Reference) {
+        (true, _) => LeafContent::Zeros,
+        (false, true) => LeafContent::Digest(leaf_digest(bytes)),
+        (false, false) => LeafContent::Undigested,
+    };
+    if role == Role::Reference {
+        return (Event::Expected { need: Span { start: 0, len }, align }, content);
+    }
+    fill_tail(block, task, &share.round);
+    (Event::Mapped { map: share.writable(task, map, block_bytes), align }, content)
+}
+
+/// Completes the last block of an unaligned copy to the destination's alignment, with what lies behind it.
+fn fill_tail(block: &mut Block, task: &BlockTask, round: &Round) {
+    let len = part(task.range.len()) as usize;
+    let aligned = len.next_multiple_of(round.destination.align as usize);
+    if aligned > len {
+        let tail = &round.terms.tail;
+        let kept = tail.len().min(aligned - len);
+        block[len..len + kept].copy_from_slice(&tail[..kept]);
+        block[len + kept..aligned].fill(0);
+    }
+}
+
+fn channel_of(round: &Round, role: Role) -> &Channel {
+    match role {
+        Role::Source | Role::Reference => &round.source,
+        Role::Target => &round.destination,
+    }
+}
+
+fn is_as_expected(expected: LeafContent, bytes: &[u8]) -> bool {
+    match expected {
+        LeafContent::Zeros => is_zero(bytes),
+        LeafContent::Digest(expected) => leaf_digest(bytes) == expected,
+        LeafContent::Undigested => unreachable!("a comparison always knows what it expects"),
+    }
+}
+
+fn transfer(block: Block, span: Span) -> Transfer {
+    Transfer { block, start: span.start, len: span.len }
+}
+
+/// Offsets within a block, which is at most 64 MiB.
+fn part(bytes: u64) -> u32 {
+    u32::try_from(bytes).expect("within a block")
+}
