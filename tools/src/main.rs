@@ -1,3 +1,92 @@
-//! The command line.
+//! `blockhaul`: copies volumes, compares them and shows what the engine knows about them and about this host.
+//!
+//! A command takes its raw flags apart, asks the engine, and returns how the process is to end. Whatever fails before
+//! there is a job to report about comes back as an error and is shown here, once.
+
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod args;
+mod copy;
+mod doctor;
+mod exit;
+mod inspect;
+mod map;
+mod output;
+mod plan;
+mod progress;
+mod resume;
+mod signals;
+mod state_dir;
+mod summary;
+mod verify;
+
+use args::{Cli, Command, RawLog};
+use blockhaul_engine::error::{Error, Result};
+use clap::Parser;
+use clap::error::ErrorKind;
+use exit::Exit;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let json = output::asks_for_json(&arguments);
+    let exit = match Cli::try_parse_from(&arguments) {
+        Ok(Cli { command }) => run(command, &arguments).unwrap_or_else(|error| {
+            output::refuse(json, &error);
+            Exit::from(&error)
+        }),
+        Err(error) => usage(&error, json),
+    };
+    exit.into()
+}
+
+fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
+    match command {
+        Command::Copy(raw) => copy::run(*raw, arguments),
+        Command::Verify(raw) => verify::run(raw),
+        Command::Map(raw) => map::run(raw),
+        Command::Inspect(raw) => inspect::run(raw),
+        Command::Doctor(raw) => doctor::run(raw),
+    }
+}
+
+/// Help and version are answers; everything else that the parser says is a malformed request.
+fn usage(error: &clap::Error, json: bool) -> Exit {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // A reader that went away has seen enough.
+        let _ = error.print();
+        return Exit::Done;
+    }
+    let text = error.render().to_string();
+    let (message, hints) = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ("a command is needed", text.as_str()),
+        _ => text.split_once("\n\n").unwrap_or((&text, "")),
+    };
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let refusal = Error::bad_request(message.strip_prefix("error: ").unwrap_or(&message));
+    output::refuse(json, &refusal);
+    if !hints.trim().is_empty() {
+        // As with every other line on stderr: nobody is left to hear that it failed.
+        let _ = writeln!(std::io::stderr().lock(), "\n{}", hints.trim_end());
+    }
+    Exit::from(&refusal)
+}
+
+/// Logs to stderr: `--log`, else `$RUST_LOG`, else warnings.
+fn start_logging(RawLog { filter }: RawLog) -> Result<()> {
+    let builder = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
+    let filter = match filter {
+        Some(text) => {
+            builder.parse(&text).map_err(|error| Error::bad_request(format!("--log '{text}' is no filter: {error}")))?
+        }
+        None => builder.from_env_lossy(),
+    };
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    Ok(())
+}

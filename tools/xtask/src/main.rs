@@ -1,3 +1,51 @@
-//! Developer commands.
+//! `cargo xtask`: what developers and CI run.
+//!
+//! Each command is a list of steps. A step is a program with its arguments; it is printed before it runs, with its
+//! time after it, and a failed step does not hide what the following ones have to say.
+
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod fuzz;
+mod packages;
+mod sim;
+mod step;
+mod test;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  test [FILTER]              everything that CI checks; with FILTER (a package such as engine or tools, or part of a
+                             test's name) only the tests of that package or with that name
+  sim --seeds N [--seed S]   the simulation: N seeds from S on (S: default 0); a failure prints the seed that replays it
+  fuzz [SECONDS]             the fuzz targets, each for so long (default 10)
+
+Without root, `test` names the Debian packages that are missing instead of installing them.";
+
+/// A sentence for the one who typed the command.
+type Refused = String;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["test"] => test::all(),
+        ["test", filter] if !filter.starts_with('-') => test::only(filter),
+        ["sim", flags @ ..] => sim::Seeds::parse(flags).and_then(sim::run),
+        ["fuzz"] => fuzz::run("10"),
+        ["fuzz", seconds] => fuzz::run(seconds),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(step::Verdict::Passed)
+        }
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(step::Verdict::Passed) => ExitCode::SUCCESS,
+        Ok(step::Verdict::Failed) => ExitCode::FAILURE,
+        Err(refused) => {
+            eprintln!("{refused}");
+            ExitCode::from(2)
+        }
+    }
+}

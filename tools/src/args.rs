@@ -1,0 +1,286 @@
+//! The flags, exactly as they are typed: names, defaults and help, nothing else.
+//!
+//! Each command has one raw structure. A raw structure checks the spelling of single values (a size is a size) and
+//! which flags exclude each other; what a request means is settled where it is resolved, by taking the structure
+//! apart in full, so that a new flag does not compile until somebody decides what it does.
+
+use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
+use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const SIZES: &str = "Sizes are bytes (4096) or binary units (64KiB, 1MiB), rates are sizes per second (200MiB/s), \
+durations carry their unit (500ms, 10s).\n\nExit codes: 0 done; 1 failed; 2 usage; 3 volumes differ; 75 interrupted \
+or cancelled, resumable.";
+
+const VERIFY_USAGE: &str =
+    "blockhaul verify [OPTIONS] SRC DST\n       blockhaul verify [OPTIONS] --receipt FILE VOLUME";
+
+/// Copies storage volumes block by block through io_uring, resumably and never silently wrong.
+#[derive(Debug, Parser)]
+#[command(name = "blockhaul", version, after_help = SIZES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Copy a volume to another one
+    Copy(Box<RawCopy>),
+    /// Compare two volumes, or a volume with a receipt
+    Verify(RawVerify),
+    /// List the extents of a volume
+    Map(RawMap),
+    /// Show what a checkpoint or receipt says
+    Inspect(RawInspect),
+    /// Show what this host offers the engine and what to change
+    Doctor(RawDoctor),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SIZES)]
+pub(crate) struct RawCopy {
+    /// What is read: a regular file or a block device
+    #[arg(value_name = "SRC")]
+    pub(crate) source: OsString,
+    /// What is written; a missing regular file is created
+    #[arg(value_name = "DST")]
+    pub(crate) destination: OsString,
+
+    #[command(flatten)]
+    pub(crate) engine: RawEngine,
+    /// Copy at most so many bytes per second
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) limit: Option<u64>,
+    /// Keep the p90 latency of other readers of the same devices under this
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) protect: Option<Duration>,
+    /// Whether zeros may become holes
+    #[arg(long, value_name = "auto|never", default_value = "auto",
+        value_parser = one_of(Sparse::ALL, Sparse::as_str), hide_possible_values = true)]
+    pub(crate) sparse: Sparse,
+    /// Whether extents may be shared with the source
+    #[arg(long, value_name = "auto|never|always", default_value = "auto",
+        value_parser = one_of(Reflink::ALL, Reflink::as_str), hide_possible_values = true)]
+    pub(crate) reflink: Reflink,
+    /// Whether the page cache is bypassed
+    #[arg(long, value_name = "auto|yes|no", default_value = "auto",
+        value_parser = one_of(Direct::ALL, Direct::as_str), hide_possible_values = true)]
+    pub(crate) direct: Direct,
+    /// How operations reach the kernel
+    #[arg(long, value_name = "auto|ring|inline|threads", default_value = "auto",
+        value_parser = one_of(PathChoice::ALL, PathChoice::as_str), hide_possible_values = true)]
+    pub(crate) path: PathChoice,
+
+    /// Keep the checkpoint in this file [default: in the state directory, keyed by the destination]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// Record a checkpoint after so many bytes or so much time, whichever comes first; may be given once for each
+    /// [default: 256MiB and 1s]
+    #[arg(long, value_name = "SIZE|DURATION", value_parser = Interval::parse)]
+    pub(crate) checkpoint_every: Vec<Interval>,
+    /// Keep no checkpoint: the copy cannot be resumed
+    #[arg(long, conflicts_with_all = ["checkpoint", "resume", "restart"])]
+    pub(crate) no_checkpoint: bool,
+    /// Go on from the checkpoint of an earlier run; without one, start afresh
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Discard the checkpoint of an earlier run and copy everything again
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) restart: bool,
+    /// Where checkpoints are kept [default: $STATE_DIRECTORY, $XDG_STATE_HOME/blockhaul or ~/.local/state/blockhaul]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// Read the destination back past the cache and compare digests
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Digest of the data while it passes
+    #[arg(long, value_name = "xxh3|none", default_value = "xxh3",
+        value_parser = one_of(DigestKind::ALL, DigestKind::as_str), hide_possible_values = true)]
+    pub(crate) digest: DigestKind,
+    /// Keep the finished journal there, for `blockhaul verify --receipt`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt: Option<PathBuf>,
+    /// Do not flush at the end: the report says durable 0
+    #[arg(long)]
+    pub(crate) no_sync: bool,
+
+    /// Write over a destination that is not empty
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// How long to wait while another copy holds the destination [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) lock_wait: Option<Duration>,
+    /// Copy a source device that is mounted read-write
+    #[arg(long)]
+    pub(crate) allow_live_source: bool,
+    /// Print the plan and what would be refused; touch nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) output: RawOutput,
+    #[command(flatten)]
+    pub(crate) log: RawLog,
+}
+
+/// Shared by the commands that move or read every byte.
+#[derive(Debug, Args)]
+pub(crate) struct RawEngine {
+    /// Unit of I/O and of cancellation: a power of two from 4KiB to 64MiB [default: chosen by the engine]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) block_size: Option<u64>,
+    /// Blocks in flight per core, 1 to 256 [default: chosen by the engine]
+    #[arg(long, value_name = "N")]
+    pub(crate) depth: Option<usize>,
+    /// Worker threads, each pinned to a core [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) cores: Option<usize>,
+    /// Upper bound of all buffers together [default: chosen by the engine]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SIZES, override_usage = VERIFY_USAGE)]
+pub(crate) struct RawVerify {
+    /// SRC and DST, or with --receipt the one volume to check
+    #[arg(value_name = "VOLUME", required = true, num_args = 1..=2)]
+    pub(crate) volumes: Vec<OsString>,
+    /// Compare with this finished journal instead of with a source
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) engine: RawEngine,
+    /// Read at most so many bytes per second
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) limit: Option<u64>,
+    /// Whether the page cache is bypassed
+    #[arg(long, value_name = "auto|yes|no", default_value = "auto",
+        value_parser = one_of(Direct::ALL, Direct::as_str), hide_possible_values = true)]
+    pub(crate) direct: Direct,
+    #[command(flatten)]
+    pub(crate) output: RawOutput,
+    #[command(flatten)]
+    pub(crate) log: RawLog,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawMap {
+    /// The volume to look at
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: OsString,
+    /// One JSON object per extent
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) log: RawLog,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawInspect {
+    /// A checkpoint or receipt
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) log: RawLog,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawDoctor {
+    /// Files, devices or directories whose abilities matter
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) log: RawLog,
+}
+
+/// How a job shows itself.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct RawOutput {
+    /// JSON lines on stdout and nothing else there: progress every 250 ms, the report last
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A progress bar on stderr: auto shows one on a terminal
+    #[arg(long, value_name = "auto|bar|none", default_value = "auto", hide_possible_values = true)]
+    pub(crate) progress: ShowBar,
+}
+
+/// When to draw a bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ShowBar {
+    /// On a terminal, unless `--json` is given.
+    Auto,
+    /// Always.
+    Bar,
+    /// Never.
+    None,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct RawLog {
+    /// What to log to stderr, as in RUST_LOG: warn, debug, blockhaul_engine=trace [default: $RUST_LOG or warn]
+    #[arg(long = "log", value_name = "FILTER")]
+    pub(crate) filter: Option<String>,
+}
+
+/// One bound of a checkpoint interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interval {
+    Bytes(u64),
+    Time(Duration),
+}
+
+impl Interval {
+    /// A size (`64MiB`) or a duration (`10s`); more than nothing.
+    fn parse(text: &str) -> Result<Self, String> {
+        match parse_size(text).map(Self::Bytes).or_else(|_| parse_duration(text).map(Self::Time)) {
+            Ok(Self::Bytes(0)) => Err("a checkpoint after every 0 bytes never lets the copy go on".to_owned()),
+            Ok(Self::Time(Duration::ZERO)) => Err("a checkpoint after every 0 s never lets the copy go on".to_owned()),
+            Ok(interval) => Ok(interval),
+            Err(_) => Err(format!("'{text}' is neither a size (64MiB) nor a duration (500ms, 10s)")),
+        }
+    }
+}
+
+/// The spellings of one of the engine's closed sets.
+fn one_of<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(all.iter().map(|&value| name(value)))
+        .try_map(move |text| all.iter().copied().find(|&value| name(value) == text).ok_or("not one of the values"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_interval_is_a_size_or_a_duration() {
+        assert_eq!(Interval::parse("64MiB"), Ok(Interval::Bytes(64 << 20)));
+        assert_eq!(Interval::parse("5M"), Ok(Interval::Bytes(5 << 20)));
+        assert_eq!(Interval::parse("5m"), Ok(Interval::Time(Duration::from_secs(300))));
+        assert_eq!(Interval::parse("500ms"), Ok(Interval::Time(Duration::from_millis(500))));
+        for text in ["", "0", "0s", "soon", "1 s"] {
+            assert!(Interval::parse(text).is_err(), "{text}");
+        }
+    }
+}

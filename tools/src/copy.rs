@@ -1,0 +1,330 @@
+//! `blockhaul copy`: from flags to a job, and from its report to what the user reads.
+//!
+//! Resolving has no side effects and settles everything that flags alone can settle. The order of what may refuse is
+//! the design's: malformed input, a missing source, the state directory, then the engine's own rules.
+
+use crate::args::{Interval, RawCopy, RawEngine, RawOutput};
+use crate::exit::Exit;
+use crate::output::{self, tell};
+use crate::progress::{Display, follow};
+use crate::resume::{self, Again};
+use crate::signals::StopSignals;
+use crate::{plan, start_logging, state_dir, summary};
+use blockhaul_engine::engine::{Engine, EngineConfig, Face};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
+use blockhaul_engine::progress::{Report, Status};
+use blockhaul_engine::spec::{
+    BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, LiveSource, Overwrite, PathChoice, Sync, Verify,
+};
+use blockhaul_engine::volume::Locator;
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+/// A copy that flags alone have nothing more to say about.
+#[derive(Debug)]
+pub(crate) struct CopyRequest {
+    pub(crate) spec: CopySpec,
+    config: EngineConfig,
+    /// To be created before the checkpoint can be; `None` if the checkpoint lives elsewhere or nowhere.
+    pub(crate) state_dir: Option<PathBuf>,
+    dry_run: bool,
+    output: RawOutput,
+}
+
+/// Copies, or says what would be copied. `arguments` is the command line, for the command that resumes.
+///
+/// # Errors
+/// What was refused before there was a job.
+pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
+    start_logging(std::mem::take(&mut raw.log))?;
+    let request = resolve(raw, |name| std::env::var_os(name))?;
+    if request.dry_run {
+        return Ok(plan::show(&request, request.output.json));
+    }
+    let signals = StopSignals::catch()?;
+    let engine = Engine::start(sized(&request))?;
+    source_exists(&request.spec.source)?;
+    if let Some(directory) = &request.state_dir {
+        state_dir::prepare(directory)?;
+    }
+    let job = engine.submit(request.spec.clone());
+    signals.stop(job.clone())?;
+    let report = follow(&job, Display::choose(request.output));
+    conclude(&request, &report, arguments);
+    Ok(Exit::from(&report))
+}
+
+/// The engine of a copy that goes on needs slots for the blocks it was started with.
+fn sized(request: &CopyRequest) -> EngineConfig {
+    let CopyRequest { spec, config, .. } = request;
+    let (Checkpoint::File(file), Continuation::Resume, None) = (&spec.checkpoint, spec.continuation, config.block_size)
+    else {
+        return *config;
+    };
+    // What is wrong with the journal is for the job to say.
+    let earlier =
+        JournalReader::open(file).ok().and_then(|journal| BlockSize::new(journal.header().leaf_bytes.into()).ok());
+    EngineConfig { block_size: earlier, ..*config }
+}
+
+/// From flags to a request. Reads the environment through `variable` and nothing else.
+fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<CopyRequest> {
+    let RawCopy {
+        source,
+        destination,
+        engine,
+        limit,
+        protect,
+        sparse,
+        reflink,
+        direct,
+        path,
+        checkpoint,
+        checkpoint_every,
+        no_checkpoint,
+        resume,
+        restart,
+        state_dir,
+        verify,
+        digest,
+        receipt,
+        no_sync,
+        overwrite,
+        lock_wait,
+        allow_live_source,
+        dry_run,
+        output,
+        log: _,
+    } = raw;
+    let defaults = CopySpec::new(locator(&source)?, locator(&destination)?);
+    if protect.is_some_and(|target| target.is_zero()) {
+        return Err(Error::bad_request("--protect 0 would never let the copy go on: name a latency above zero"));
+    }
+    let config = engine_config(&engine, path)?;
+    let (checkpoint, state_dir) = match (checkpoint, no_checkpoint) {
+        (Some(file), _) => (Checkpoint::File(file), None),
+        (None, true) => (Checkpoint::None, None),
+        (None, false) => {
+            let directory = crate::state_dir::locate(state_dir.as_deref(), variable)?;
+            (Checkpoint::File(default_checkpoint_path(&directory, &key(&defaults.destination))), Some(directory))
+        }
+    };
+    let spec = CopySpec {
+        block_size: config.block_size,
+        limit_bytes_per_second: limit,
+        protect,
+        sparse,
+        reflink,
+        direct,
+        path,
+        checkpoint,
+        checkpoint_every: interval(&checkpoint_every),
+        continuation: match (resume, restart) {
+            (true, _) => Continuation::Resume,
+            (false, true) => Continuation::Restart,
+            (false, false) => Continuation::Refuse,
+        },
+        receipt,
+        verify: if verify { Verify::Yes } else { Verify::No },
+        digest,
+        sync: if no_sync { Sync::No } else { Sync::Yes },
+        overwrite: if overwrite { Overwrite::Yes } else { Overwrite::No },
+        lock_wait: lock_wait.unwrap_or(defaults.lock_wait),
+        live_source: if allow_live_source { LiveSource::Allow } else { LiveSource::Refuse },
+        ..defaults
+    };
+    spec.check()?;
+    Ok(CopyRequest { spec, config, state_dir, dry_run, output })
+}
+
+/// A volume as the command line names it. Paths need not be text; URIs are.
+///
+/// # Errors
+/// `EBadRequest` or `EUnsupported`.
+pub(crate) fn locator(name: &OsStr) -> Result<Locator> {
+    name.to_str().map_or_else(|| Ok(Locator::from(PathBuf::from(name))), Locator::parse)
+}
+
+/// What the flags say about the engine itself.
+///
+/// # Errors
+/// `EBadRequest`.
+pub(crate) fn engine_config(raw: &RawEngine, path: PathChoice) -> Result<EngineConfig> {
+    let RawEngine { block_size, depth, cores, memory } = *raw;
+    Ok(EngineConfig {
+        cores,
+        block_size: block_size.map(BlockSize::new).transpose()?,
+        depth,
+        memory_bytes: memory,
+        face: match path {
+            PathChoice::Threads => Face::Threads,
+            PathChoice::Ring => Face::Uring,
+            PathChoice::Auto | PathChoice::Inline => Face::Auto,
+        },
+    })
+}
+
+/// The last bound given of each kind; the other one keeps its default.
+fn interval(bounds: &[Interval]) -> CheckpointEvery {
+    bounds.iter().fold(CheckpointEvery::default(), |every, bound| match *bound {
+        Interval::Bytes(bytes) => CheckpointEvery { bytes, ..every },
+        Interval::Time(time) => CheckpointEvery { time, ..every },
+    })
+}
+
+/// What the checkpoint of a destination is found by.
+fn key(destination: &Locator) -> String {
+    state_dir::absolute_destination(destination.path()).to_string_lossy().into_owned()
+}
+
+/// A missing source is named before a state directory that cannot be written, and before one is created.
+fn source_exists(source: &Locator) -> Result<()> {
+    std::fs::metadata(source.path()).map(drop).map_err(|error| {
+        let missing = error.kind() == ErrorKind::NotFound;
+        let what = if missing { format!("find the source {source}") } else { format!("look at the source {source}") };
+        Error::io(Side::Source, Operation::Open, &error, what)
+    })
+}
+
+/// Shows the report, and for a copy that did not succeed how to go on.
+fn conclude(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
+    if let Some(error) = &report.error {
+        tell(error);
+    }
+    let touched = report.status == Status::Succeeded || touched(report);
+    if report.status != Status::Succeeded && touched {
+        tell(format_args!(
+            "the destination {} is incomplete; {}",
+            request.spec.destination,
+            advice(report, request.spec.sync, arguments)
+        ));
+    }
+    if request.output.json {
+        output::event("report", report);
+    } else if touched {
+        summary::copied(report).iter().for_each(output::say);
+    }
+}
+
+/// Whether the destination may differ from before. A refusal, or a cancel before the start, leaves neither a journal
+/// nor a plan.
+fn touched(report: &Report) -> bool {
+    report.journal.is_some() || report.bytes.planned > 0
+}
+
+fn advice(report: &Report, sync: Sync, arguments: &[OsString]) -> String {
+    let useless = matches!(
+        report.error.as_ref().map(|error| error.code),
+        Some(Code::SourceChanged | Code::VerifyMismatch | Code::CheckpointCorrupt | Code::CheckpointMismatch)
+    );
+    let (what, again) = match (&report.journal, useless || sync == Sync::No) {
+        (Some(_), false) => ("resume with", Again::Resume),
+        (Some(_), true) => ("what was copied cannot be resumed; start over with", Again::Restart),
+        (None, _) => ("there is no checkpoint to resume from; start over with", Again::Overwrite),
+    };
+    format!("{what}:\n  {}", resume::command(arguments.iter().cloned(), again))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+    use std::path::Path;
+    use std::time::Duration;
+
+    fn resolved(flags: &[&str]) -> Result<CopyRequest> {
+        let words = ["blockhaul", "copy"].iter().chain(flags).chain(&["src", "/nowhere/dst"]);
+        let Command::Copy(raw) = Cli::try_parse_from(words).unwrap().command else { unreachable!("it says copy") };
+        resolve(*raw, |name| (name == "HOME").then(|| OsString::from("/people/me")))
+    }
+
+    #[test]
+    fn without_flags_every_default_is_the_engines_but_the_checkpoint() {
+        let request = resolved(&[]).unwrap();
+        let state = Path::new("/people/me/.local/state/blockhaul");
+        assert_eq!(request.state_dir.as_deref(), Some(state));
+        let checkpoint = Checkpoint::File(default_checkpoint_path(state, "/nowhere/dst"));
+        let defaults = CopySpec::new(Locator::parse("src").unwrap(), Locator::parse("/nowhere/dst").unwrap());
+        assert_eq!(request.spec, CopySpec { checkpoint, ..defaults });
+        assert_eq!(request.config, EngineConfig::default());
+    }
+
+    #[test]
+    fn each_flag_changes_what_it_names() {
+        let request = resolved(&[
+            "--block-size=64KiB",
+            "--depth=4",
+            "--cores=1",
+            "--memory=8MiB",
+            "--limit=1MiB/s",
+            "--protect=2ms",
+            "--sparse=never",
+            "--reflink=always",
+            "--direct=yes",
+            "--path=threads",
+            "--checkpoint=c",
+            "--checkpoint-every=64MiB",
+            "--checkpoint-every=5s",
+            "--restart",
+            "--verify",
+            "--digest=none",
+            "--receipt=r",
+            "--overwrite",
+            "--lock-wait=0s",
+            "--allow-live-source",
+        ])
+        .unwrap();
+        let block_size = Some(BlockSize::new(64 << 10).unwrap());
+        let face = Face::Threads;
+        let config = EngineConfig { cores: Some(1), block_size, depth: Some(4), memory_bytes: Some(8 << 20), face };
+        assert_eq!(request.config, config);
+        assert_eq!(request.state_dir, None);
+        let expected = CopySpec {
+            block_size,
+            limit_bytes_per_second: Some(1 << 20),
+            protect: Some(Duration::from_millis(2)),
+            sparse: blockhaul_engine::spec::Sparse::Never,
+            reflink: blockhaul_engine::spec::Reflink::Always,
+            direct: blockhaul_engine::spec::Direct::Yes,
+            path: PathChoice::Threads,
+            checkpoint: Checkpoint::File("c".into()),
+            checkpoint_every: CheckpointEvery { bytes: 64 << 20, time: Duration::from_secs(5) },
+            continuation: Continuation::Restart,
+            receipt: Some("r".into()),
+            verify: Verify::Yes,
+            digest: blockhaul_engine::spec::DigestKind::None,
+            overwrite: Overwrite::Yes,
+            lock_wait: Duration::ZERO,
+            live_source: LiveSource::Allow,
+            ..CopySpec::new(Locator::parse("src").unwrap(), Locator::parse("/nowhere/dst").unwrap())
+        };
+        assert_eq!(request.spec, expected);
+    }
+
+    #[test]
+    fn senseless_values_are_bad_requests() {
+        assert_eq!(resolved(&["--no-sync"]).unwrap().spec.sync, Sync::No);
+        for flags in
+            [&["--protect=0ms"][..], &["--block-size=3000"], &["--no-sync", "--resume"], &["--no-sync", "--receipt=r"]]
+        {
+            assert_eq!(resolved(flags).unwrap_err().code, Code::BadRequest, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_useless_checkpoint_is_not_offered_again() {
+        let arguments: Vec<OsString> = ["blockhaul", "copy", "a", "b"].iter().map(OsString::from).collect();
+        let failed = |code| Report {
+            journal: Some("j".to_owned()),
+            ..output::refusal(Error::new(code, Side::Source, Operation::Read, "x"))
+        };
+        assert!(advice(&failed(Code::Io), Sync::Yes, &arguments).ends_with("blockhaul copy --resume a b"));
+        assert!(advice(&failed(Code::SourceChanged), Sync::Yes, &arguments).ends_with("blockhaul copy --restart a b"));
+        assert!(advice(&failed(Code::Io), Sync::No, &arguments).ends_with("blockhaul copy --restart a b"));
+        let lost = Report { journal: None, ..failed(Code::Io) };
+        assert!(advice(&lost, Sync::Yes, &arguments).ends_with("blockhaul copy --overwrite a b"));
+    }
+}

@@ -1,0 +1,193 @@
+//! `blockhaul inspect`: what a checkpoint or receipt says, in words or as one JSON object.
+
+use crate::args::RawInspect;
+use crate::exit::Exit;
+use crate::output::{json_line, say};
+use crate::start_logging;
+use blockhaul_engine::error::{Error, Operation, Result, Side};
+use blockhaul_engine::journal::JournalReader;
+use blockhaul_engine::journal::JournalState;
+use blockhaul_engine::progress::format_digest;
+use blockhaul_engine::spec::DigestKind;
+use blockhaul_engine::units::format_size;
+use blockhaul_engine::volume::{Identity, VolumeKind};
+use serde::Serialize;
+use std::io;
+
+/// Ranges listed for people; JSON has all of them.
+const RANGES_SHOWN_MAX: usize = 100;
+
+/// A journal as it is shown.
+#[derive(Serialize)]
+struct View<'a> {
+    state: JournalState,
+    source: Party<'a>,
+    destination: Party<'a>,
+    size_bytes: u64,
+    leaf_bytes: u32,
+    digest_kind: DigestKind,
+    /// ns since the epoch.
+    started_ns: i64,
+    durable_bytes: u64,
+    durable: Vec<Range>,
+    /// Digest of the whole, of a finished journal.
+    digest: Option<String>,
+    /// ns since the epoch, of a finished journal.
+    finished_ns: Option<i64>,
+}
+
+/// One volume of the copy.
+#[derive(Serialize)]
+struct Party<'a> {
+    name: &'a str,
+    kind: &'static str,
+    device: u64,
+    inode: u64,
+    born_ns: Option<i64>,
+    size_bytes: u64,
+    modified_ns: i64,
+    changed_ns: i64,
+}
+
+#[derive(Serialize)]
+struct Range {
+    offset: u64,
+    length: u64,
+}
+
+/// Decodes a journal.
+///
+/// # Errors
+/// The file cannot be read, or is no journal of this version (`ECheckpointCorrupt`, `ECheckpointMismatch`).
+pub(crate) fn run(raw: RawInspect) -> Result<Exit> {
+    let RawInspect { file, json, log } = raw;
+    start_logging(log)?;
+    let journal = JournalReader::open(&file)?;
+    let view = view(&journal);
+    if json {
+        json_line(&mut io::stdout().lock(), &view)
+            .map_err(|error| Error::io(Side::Caller, Operation::Write, &error, "write to stdout"))?;
+    } else {
+        describe(&view).iter().for_each(say);
+    }
+    Ok(Exit::Done)
+}
+
+fn view(journal: &JournalReader) -> View<'_> {
+    let header = journal.header();
+    let durable = journal.durable();
+    let finish = journal.finish();
+    View {
+        state: journal.state(),
+        source: side(&header.source),
+        destination: side(&header.destination),
+        size_bytes: header.size_bytes,
+        leaf_bytes: header.leaf_bytes,
+        digest_kind: header.digest,
+        started_ns: header.started_ns,
+        durable_bytes: durable.bytes(),
+        durable: durable.iter().map(|range| Range { offset: range.start(), length: range.len() }).collect(),
+        digest: finish.and_then(|finish| finish.root).map(|root| format_digest(&root)),
+        finished_ns: finish.map(|finish| finish.finished_ns),
+    }
+}
+
+fn side(identity: &Identity) -> Party<'_> {
+    let Identity { name, kind, device, inode, born_ns, size_bytes, modified_ns, changed_ns } = identity;
+    Party {
+        name,
+        kind: match kind {
+            VolumeKind::File => "file",
+            VolumeKind::Device => "device",
+        },
+        device: *device,
+        inode: *inode,
+        born_ns: *born_ns,
+        size_bytes: *size_bytes,
+        modified_ns: *modified_ns,
+        changed_ns: *changed_ns,
+    }
+}
+
+fn describe(view: &View<'_>) -> Vec<String> {
+    let role = match view.state {
+        JournalState::Unfinished => "checkpoint: the copy is not finished",
+        JournalState::Finished => "receipt: the copy is finished",
+    };
+    let mut lines = vec![
+        role.to_owned(),
+        volume("source", &view.source),
+        volume("destination", &view.destination),
+        format!("size         {} ({} bytes)", format_size(view.size_bytes), view.size_bytes),
+        format!("leaf         {}, digest {}", format_size(u64::from(view.leaf_bytes)), view.digest_kind),
+        format!("started      {}", since_epoch(view.started_ns)),
+    ];
+    lines.extend(view.finished_ns.map(|finished| format!("finished     {}", since_epoch(finished))));
+    lines.extend(view.digest.as_ref().map(|digest| format!("digest       {digest}")));
+    let runs = view.durable.len();
+    lines.push(format!("durable      {} in {runs} ranges", format_size(view.durable_bytes)));
+    lines.extend(
+        view.durable.iter().take(RANGES_SHOWN_MAX).map(|range| format!("  {:>20} {:>20}", range.offset, range.length)),
+    );
+    if runs > RANGES_SHOWN_MAX {
+        lines.push(format!("  and {} more; --json lists all", runs - RANGES_SHOWN_MAX));
+    }
+    lines
+}
+
+fn volume(role: &str, side: &Party<'_>) -> String {
+    let Party { name, kind, device, inode, size_bytes, .. } = side;
+    format!("{role:<12} {name} ({kind}, device {device:#x}, inode {inode}, {})", format_size(*size_bytes))
+}
+
+/// Seconds since the epoch with their fraction: the form that `date --date=@...` reads.
+fn since_epoch(ns: i64) -> String {
+    format!("@{}.{:09}", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(durable: Vec<Range>) -> View<'static> {
+        let volume = || Party {
+            name: "/srv/a",
+            kind: "file",
+            device: 0x801,
+            inode: 12,
+            born_ns: None,
+            size_bytes: 1 << 30,
+            modified_ns: 0,
+            changed_ns: 0,
+        };
+        View {
+            state: JournalState::Unfinished,
+            source: volume(),
+            destination: volume(),
+            size_bytes: 1 << 30,
+            leaf_bytes: 1 << 20,
+            digest_kind: DigestKind::Xxh3,
+            started_ns: 1_500_000_000,
+            durable_bytes: 8,
+            durable,
+            digest: None,
+            finished_ns: None,
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_described_with_both_volumes_and_its_ranges() {
+        let text = describe(&example(vec![Range { offset: 4096, length: 8 }])).join("\n");
+        for part in
+            ["not finished", "source       /srv/a (file, device 0x801, inode 12, 1.0 GiB)", "@1.500000000", "4096"]
+        {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_list_is_cut_for_people() {
+        let many = (0..150).map(|index| Range { offset: index, length: 1 }).collect();
+        assert!(describe(&example(many)).last().unwrap().contains("and 50 more"));
+    }
+}

@@ -1,0 +1,134 @@
+//! Following a job until its report: JSON lines, one bar on a terminal, or silence.
+
+use crate::args::{RawOutput, ShowBar};
+use crate::output;
+use blockhaul_engine::job::JobHandle;
+use blockhaul_engine::progress::{Progress, Report};
+use blockhaul_engine::units::format_size;
+use console::Term;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Between two JSON lines: often enough for a display, seldom enough for a log.
+const LINE_EVERY: Duration = Duration::from_millis(250);
+/// Between two looks of the bar.
+const BAR_EVERY: Duration = Duration::from_millis(100);
+
+/// How a running job shows itself.
+#[derive(Debug)]
+pub(crate) struct Display {
+    json: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Display {
+    /// What the flags ask for: JSON lines with `--json`; a bar on request, or by itself where stderr is a terminal
+    /// and no JSON is asked for.
+    pub(crate) fn choose(RawOutput { json, progress }: RawOutput) -> Self {
+        let target = match progress {
+            ShowBar::None => None,
+            // Unlike the plain target, this one also draws where there is no terminal.
+            ShowBar::Bar => Some(ProgressDrawTarget::term_like(Box::new(Term::stderr()))),
+            ShowBar::Auto => (!json && std::io::stderr().is_terminal()).then(ProgressDrawTarget::stderr),
+        };
+        Self { json, bar: target.map(new_bar) }
+    }
+
+    fn interval(&self) -> Duration {
+        if self.bar.is_some() && !self.json { BAR_EVERY } else { LINE_EVERY }
+    }
+
+    fn show(&self, job: &JobHandle) {
+        let progress = &job.progress();
+        if self.json {
+            output::event("progress", progress);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(progress.planned);
+            bar.set_position(progress.written);
+            bar.set_message(status_line(progress, job.path().as_deref()));
+        }
+    }
+
+    /// The bar goes: what stays on the screen is the summary.
+    fn finish(&self, progress: &Progress) {
+        if self.json {
+            output::event("progress", progress);
+        }
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows `job` until it has ended. The last line of progress is the state at the end, so that even the shortest job
+/// has one.
+pub(crate) fn follow(job: &JobHandle, display: Display) -> Report {
+    loop {
+        if let Some(report) = job.wait_for(display.interval()) {
+            display.finish(&job.progress());
+            return report;
+        }
+        display.show(job);
+    }
+}
+
+fn new_bar(target: ProgressDrawTarget) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg}").expect("the template is a constant");
+    ProgressBar::with_draw_target(Some(0), target).with_style(style)
+}
+
+/// `1.2 GiB of 4.0 GiB, 512.0 MiB/s, 6s left, ring-direct`; the path is missing until it is chosen.
+fn status_line(progress: &Progress, path: Option<&str>) -> String {
+    let Progress { planned, issued: _, written, durable: _, verified, rate_bytes_per_second, eta_seconds } = *progress;
+    let mut parts = vec![
+        format!("{} of {}", format_size(written), format_size(planned)),
+        format!("{}/s", format_size(rate_bytes_per_second)),
+    ];
+    if verified > 0 {
+        parts.push(format!("{} verified", format_size(verified)));
+    }
+    parts.extend(eta_seconds.map(|seconds| format!("{} left", format_seconds(seconds))));
+    parts.extend(path.map(str::to_owned));
+    parts.join(", ")
+}
+
+/// `6s`, `1m 05s`, `2h 03m`.
+fn format_seconds(seconds: f64) -> String {
+    // Saturates; a rate that makes a copy last longer than this is no rate.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown to the second, never negative")]
+    let whole = seconds.ceil() as u64;
+    match whole {
+        0..60 => format!("{whole}s"),
+        60..3600 => format!("{}m {:02}s", whole / 60, whole % 60),
+        _ => format!("{}h {:02}m", whole / 3600, whole / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_how_far_how_fast_and_how_long() {
+        let progress = Progress {
+            planned: 4 << 30,
+            written: 1 << 30,
+            rate_bytes_per_second: 512 << 20,
+            eta_seconds: Some(6.0),
+            ..Progress::default()
+        };
+        assert_eq!(
+            status_line(&progress, Some("ring-direct")),
+            "1.0 GiB of 4.0 GiB, 512.0 MiB/s, 6s left, ring-direct"
+        );
+        let stalled = Progress { rate_bytes_per_second: 0, eta_seconds: None, ..progress };
+        assert_eq!(status_line(&stalled, None), "1.0 GiB of 4.0 GiB, 0 B/s");
+    }
+
+    #[test]
+    fn times_read_well() {
+        assert_eq!([0.0, 59.2, 65.0, 7380.0].map(format_seconds), ["0s", "1m 00s", "1m 05s", "2h 03m"]);
+    }
+}

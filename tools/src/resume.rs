@@ -1,0 +1,101 @@
+//! The command that goes on where this one stopped, as text for a shell.
+//!
+//! It is the command line as it was given, with one flag more (or less), so that pasting it does what the user meant
+//! the first time. It must be run in the same directory and with the same environment.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
+
+/// How to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// From the checkpoint.
+    Resume,
+    /// From the start, as the checkpoint is of no use any more.
+    Restart,
+    /// From the start, as there is no checkpoint.
+    Overwrite,
+}
+
+impl Again {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Resume => "--resume",
+            Self::Restart => "--restart",
+            Self::Overwrite => "--overwrite",
+        }
+    }
+}
+
+/// `arguments`, the program's name first and the command second, changed to go on by `again`.
+pub(crate) fn command(arguments: impl IntoIterator<Item = OsString>, again: Again) -> String {
+    let mut operands = false;
+    let mut words: Vec<OsString> = arguments
+        .into_iter()
+        .filter(|word| {
+            operands |= word == "--";
+            operands || !replaced(word, again)
+        })
+        .collect();
+    words.insert(words.len().min(2), again.flag().into());
+    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether the flag is given anew, or excludes the one that is.
+fn replaced(word: &OsStr, again: Again) -> bool {
+    word == again.flag() || (again != Again::Overwrite && (word == "--resume" || word == "--restart"))
+}
+
+/// One word for a POSIX shell; bytes that cannot be printed are written as `$'\xNN'`, which bash, zsh and ksh know.
+fn quote(word: &OsStr) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:=,+@%".contains(byte);
+    match word.to_str() {
+        Some(text) if !text.is_empty() && text.bytes().all(|byte| plain(&byte)) => text.to_owned(),
+        Some(text) if !text.chars().any(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
+        _ => {
+            let escaped = word.as_bytes().iter().fold(String::new(), |mut text, byte| {
+                let _ = if plain(byte) { write!(text, "{}", char::from(*byte)) } else { write!(text, "\\x{byte:02x}") };
+                text
+            });
+            format!("$'{escaped}'")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &[&str]) -> Vec<OsString> {
+        text.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_flag_follows_the_command_and_its_opposite_goes() {
+        let given = words(&["blockhaul", "copy", "--restart", "--limit", "1MiB/s", "a b", "d'e"]);
+        assert_eq!(command(given.clone(), Again::Resume), r"blockhaul copy --resume --limit 1MiB/s 'a b' 'd'\''e'");
+        assert_eq!(command(given, Again::Restart), r"blockhaul copy --restart --limit 1MiB/s 'a b' 'd'\''e'");
+    }
+
+    #[test]
+    fn a_second_resume_is_the_same_command_and_operands_are_kept() {
+        let given = words(&["blockhaul", "copy", "--resume", "--", "--restart", "-x"]);
+        assert_eq!(command(given, Again::Resume), "blockhaul copy --resume -- --restart -x");
+    }
+
+    #[test]
+    fn without_a_checkpoint_the_copy_is_made_again() {
+        let given = words(&["blockhaul", "copy", "--no-checkpoint", "a", "b"]);
+        assert_eq!(command(given, Again::Overwrite), "blockhaul copy --overwrite --no-checkpoint a b");
+    }
+
+    #[test]
+    fn a_shell_reads_back_every_byte() {
+        for word in [&b"plain"[..], b"", b"two words", b"$HOME `x` \"y\"", b"it's", b"a\nb", b"\xff\xfe", b"~", b"*"] {
+            let script = format!("printf %s {}", quote(OsStr::from_bytes(word)));
+            let output = std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
+            assert_eq!(output.stdout, word, "{script}");
+        }
+    }
+}

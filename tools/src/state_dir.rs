@@ -1,0 +1,138 @@
+//! Where checkpoints live when no flag says so.
+//!
+//! `--state-dir`, else `$STATE_DIRECTORY` (systemd; the first one of a list), else `$XDG_STATE_HOME/blockhaul`, else
+//! `~/.local/state/blockhaul`. Finding the directory has no side effects; [`prepare`] creates it.
+
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+const ADVICE: &str =
+    "name another directory with --state-dir, a file with --checkpoint, or do without a checkpoint: --no-checkpoint";
+
+/// The state directory; it need not exist yet. `variable` reads the environment.
+///
+/// # Errors
+/// `EPermission` if neither a flag nor the environment names one.
+pub(crate) fn locate(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    // The XDG rules say that a relative path is to be ignored.
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    if let Some(directory) = flag {
+        Ok(directory.to_owned())
+    } else if let Some(list) = variable("STATE_DIRECTORY").filter(|list| !list.is_empty()) {
+        let first = list.as_bytes().split(|&byte| byte == b':').next().unwrap_or_default();
+        Ok(PathBuf::from(OsStr::from_bytes(first)))
+    } else if let Some(state) = absolute("XDG_STATE_HOME") {
+        Ok(state.join("blockhaul"))
+    } else if let Some(home) = absolute("HOME") {
+        Ok(home.join(".local/state/blockhaul"))
+    } else {
+        Err(Error::new(
+            Code::Permission,
+            Side::Caller,
+            Operation::Journal,
+            format!("there is no state directory for the checkpoint, as HOME is not set; {ADVICE}"),
+        ))
+    }
+}
+
+/// Creates the directory where it is missing (mode 0700) and makes sure that files can be created in it.
+///
+/// # Errors
+/// `EPermission`, naming the flags that help.
+pub(crate) fn prepare(directory: &Path) -> Result<()> {
+    let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    created.map_err(|error| {
+        let what = format!("create the state directory {}", directory.display());
+        Error::io(Side::Caller, Operation::Journal, &error, what).with_code(Code::Permission).advise(ADVICE)
+    })?;
+    writable(directory)
+}
+
+/// As [`prepare`], but touches nothing: of a missing directory its nearest parent is asked.
+///
+/// # Errors
+/// `EPermission`, naming the flags that help.
+pub(crate) fn examine(directory: &Path) -> Result<()> {
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    absolute.ancestors().find(|ancestor| ancestor.exists()).map_or(Ok(()), writable)
+}
+
+fn writable(directory: &Path) -> Result<()> {
+    let refused = |errno: Errno| {
+        let what = format!("write in the state directory {}", directory.display());
+        Error::os(Side::Caller, Operation::Journal, errno, what).with_code(Code::Permission).advise(ADVICE)
+    };
+    if !directory.is_dir() {
+        return Err(refused(Errno::ENOTDIR));
+    }
+    access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(refused)
+}
+
+/// The absolute form of a destination, which is the key of its checkpoint. Links in the directory part are followed,
+/// so that every spelling of one file has one key; a link in the last part is kept, as `/dev/disk/by-id/...` outlives
+/// the device number it points to.
+pub(crate) fn absolute_destination(destination: &Path) -> PathBuf {
+    let absolute = std::path::absolute(destination).unwrap_or_else(|_| destination.to_owned());
+    match (absolute.parent().map(Path::canonicalize), absolute.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => absolute,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment<'a>(pairs: &'a [(&str, &str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
+        |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+    }
+
+    #[test]
+    fn the_flag_wins_then_systemd_then_xdg_then_home() {
+        let all = [("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"), ("XDG_STATE_HOME", "/xdg"), ("HOME", "/people/me")];
+        let found = |flag: Option<&str>, skip| locate(flag.map(Path::new), environment(&all[skip..])).unwrap();
+        assert_eq!(found(Some("here"), 0), Path::new("here"));
+        assert_eq!(found(None, 0), Path::new("/var/lib/a"));
+        assert_eq!(found(None, 1), Path::new("/xdg/blockhaul"));
+        assert_eq!(found(None, 2), Path::new("/people/me/.local/state/blockhaul"));
+    }
+
+    #[test]
+    fn without_any_the_error_names_the_flags() {
+        let error = locate(None, environment(&[("XDG_STATE_HOME", "relative"), ("STATE_DIRECTORY", "")])).unwrap_err();
+        assert_eq!(error.code, Code::Permission);
+        for flag in ["--state-dir", "--checkpoint", "--no-checkpoint"] {
+            assert!(error.message.contains(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn preparing_creates_it_and_examining_does_not() {
+        let scratch = tempfile::tempdir().unwrap();
+        let missing = scratch.path().join("a/b");
+        examine(&missing).unwrap();
+        assert!(!missing.exists());
+        prepare(&missing).unwrap();
+        assert!(missing.is_dir());
+        std::fs::write(scratch.path().join("file"), "x").unwrap();
+        let error = prepare(&scratch.path().join("file")).unwrap_err();
+        assert_eq!(error.code, Code::Permission);
+        assert!(error.message.contains("--state-dir"), "{error}");
+    }
+
+    #[test]
+    fn every_spelling_of_a_file_has_one_key() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("d")).unwrap();
+        std::os::unix::fs::symlink(root.join("d"), root.join("link")).unwrap();
+        for spelling in ["d/x", "link/x", "d/../d/x", "./d/x"] {
+            assert_eq!(absolute_destination(&root.join(spelling)), root.join("d/x"), "{spelling}");
+        }
+    }
+}

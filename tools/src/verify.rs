@@ -1,0 +1,82 @@
+//! `blockhaul verify`: compares two volumes, or a volume with a receipt. Reads only.
+
+use crate::args::RawVerify;
+use crate::copy::{engine_config, locator};
+use crate::exit::Exit;
+use crate::output::{self, tell};
+use crate::progress::{Display, follow};
+use crate::signals::StopSignals;
+use crate::{start_logging, summary};
+use blockhaul_engine::engine::{Engine, EngineConfig};
+use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::spec::{PathChoice, Reference, VerifySpec};
+
+/// Compares; differences are listed (at most 100) and end with exit code 3.
+///
+/// # Errors
+/// What was refused before there was a job.
+pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
+    start_logging(std::mem::take(&mut raw.log))?;
+    let output = raw.output;
+    let (spec, config) = resolve(raw)?;
+    let signals = StopSignals::catch()?;
+    let engine = Engine::start(config)?;
+    let job = engine.verify(spec);
+    signals.stop(job.clone())?;
+    let report = follow(&job, Display::choose(output));
+    if let Some(error) = &report.error {
+        tell(error);
+    }
+    if output.json {
+        output::event("report", &report);
+    } else {
+        summary::compared(&report).iter().for_each(output::say);
+    }
+    Ok(Exit::from(&report))
+}
+
+fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
+    let RawVerify { volumes, receipt, engine, limit, direct, output: _, log: _ } = raw;
+    let (reference, volume) = match (receipt, volumes.as_slice()) {
+        (Some(receipt), [volume]) => (Reference::Receipt(receipt), volume),
+        (None, [source, destination]) => (Reference::Volume(locator(source)?), destination),
+        (Some(_), _) => return Err(Error::bad_request("with --receipt FILE, name the one volume to check")),
+        (None, _) => return Err(Error::bad_request("name two volumes to compare, or --receipt FILE and one volume")),
+    };
+    let config = engine_config(&engine, PathChoice::Auto)?;
+    let spec = VerifySpec {
+        block_size: config.block_size,
+        limit_bytes_per_second: limit,
+        direct,
+        ..VerifySpec::new(reference, locator(volume)?)
+    };
+    Ok((spec, config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use blockhaul_engine::error::Code;
+    use blockhaul_engine::volume::Locator;
+    use clap::Parser;
+
+    fn resolved(words: &[&str]) -> Result<VerifySpec> {
+        let line = ["blockhaul", "verify"].iter().chain(words);
+        let Command::Verify(raw) = Cli::try_parse_from(line).unwrap().command else { unreachable!("it says verify") };
+        resolve(raw).map(|(spec, _)| spec)
+    }
+
+    #[test]
+    fn two_volumes_or_a_receipt_and_one() {
+        let volume = |name| Locator::parse(name).unwrap();
+        assert_eq!(resolved(&["a", "b"]).unwrap(), VerifySpec::new(Reference::Volume(volume("a")), volume("b")));
+        assert_eq!(
+            resolved(&["--receipt", "r", "b"]).unwrap(),
+            VerifySpec::new(Reference::Receipt("r".into()), volume("b"))
+        );
+        for words in [&["a"][..], &["--receipt", "r", "a", "b"]] {
+            assert_eq!(resolved(words).unwrap_err().code, Code::BadRequest, "{words:?}");
+        }
+    }
+}

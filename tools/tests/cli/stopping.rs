@@ -1,0 +1,169 @@
+//! Copies that stop: by a signal, by SIGKILL, and how they go on.
+
+use crate::support::{MIB, Outcome, Scratch, noise, outcome};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+/// Slow enough to be met in the middle, and through blocks that are really moved.
+const SLOWLY: [&str; 8] =
+    ["--limit", "8MiB/s", "--reflink", "never", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
+
+/// Starts a slow copy from `a` to `b`, sends `signal` as soon as a progress line satisfies `when`, and waits.
+fn stop(scratch: &Scratch, flags: &[&str], signal: Signal, when: fn(&Value) -> bool) -> Outcome {
+    let words: Vec<&str> = ["copy", "a", "b", "--json"].iter().chain(flags).copied().collect();
+    let mut child =
+        scratch.process(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program was built");
+    let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));
+    let mut stdout = Vec::new();
+    let mut sent = false;
+    let mut lines = BufReader::new(child.stdout.take().expect("it was asked for"));
+    loop {
+        let mut line = Vec::new();
+        if lines.read_until(b'\n', &mut line).expect("the pipe is ours") == 0 {
+            break;
+        }
+        if !sent && serde_json::from_slice::<Value>(&line).is_ok_and(|progress| when(&progress)) {
+            kill(id, signal).expect("it still runs: nobody has waited for it");
+            sent = true;
+        }
+        stdout.append(&mut line);
+    }
+    let mut stderr = Vec::new();
+    child.stderr.take().expect("it was asked for").read_to_end(&mut stderr).expect("the pipe is ours");
+    let status = child.wait().expect("it is our child");
+    assert!(sent, "the copy ended before it could be stopped: {}", String::from_utf8_lossy(&stderr));
+    outcome(&std::process::Output { status, stdout, stderr })
+}
+
+fn has_written(progress: &Value) -> bool {
+    progress["event"] == "progress" && progress["written"].as_u64() > Some(0)
+}
+
+fn has_recorded(progress: &Value) -> bool {
+    progress["event"] == "progress" && progress["durable"].as_u64() > Some(0)
+}
+
+/// The command that was printed: the one line that asks to resume.
+fn printed_command(stderr: &str) -> String {
+    let mut commands = stderr.lines().filter(|line| line.contains(" copy --resume "));
+    let command = commands.next().unwrap_or_else(|| panic!("no command to resume with: {stderr}"));
+    assert!(commands.next().is_none(), "one command: {stderr}");
+    command.trim().to_owned()
+}
+
+#[test]
+fn a_signal_drains_records_and_names_the_command_that_goes_on() {
+    for (signal, status, code) in
+        [(Signal::SIGTERM, "interrupted", "ERunnerInterrupt"), (Signal::SIGINT, "cancelled", "ECancelled")]
+    {
+        let scratch = Scratch::new();
+        let data = noise(16 * MIB, 5);
+        scratch.file("a", &data);
+        let stopped = stop(&scratch, &SLOWLY, signal, has_written);
+        stopped.assert_failed(75, code);
+        let report = stopped.report();
+        assert_eq!((&report["status"], &report["quiesced"]), (&status.into(), &true.into()), "{report}");
+        assert!(report["bytes"]["durable"].as_u64() > Some(0), "what was written was recorded: {report}");
+        assert!(stopped.stderr.contains("incomplete"), "{stopped:?}");
+
+        let script = printed_command(&stopped.stderr);
+        let resumed = outcome(&scratch.shell(&script.replace("8MiB/s", "1GiB/s")).output().unwrap());
+        resumed.assert_done();
+        assert!(resumed.report()["bytes"]["resumed"].as_u64() > Some(0), "it went on: {resumed:?}");
+        assert!(scratch.read("b") == data);
+    }
+}
+
+#[test]
+fn a_copy_stopped_while_it_waits_for_the_lock_calls_nothing_incomplete() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(MIB, 5));
+    scratch.file("b", b"precious");
+    let held = Flock::lock(File::open(scratch.path("b")).unwrap(), FlockArg::LockExclusive).unwrap();
+    let stopped = stop(&scratch, &["--lock-wait", "60s"], Signal::SIGTERM, |line| line["event"] == "progress");
+    stopped.assert_failed(75, "ERunnerInterrupt");
+    assert!(!stopped.stderr.contains("incomplete") && !stopped.stderr.contains("--overwrite"), "{stopped:?}");
+    drop(held);
+    assert_eq!(scratch.read("b"), b"precious");
+}
+
+#[test]
+fn a_killed_copy_is_refused_then_resumed() {
+    let scratch = Scratch::new();
+    let data = noise(16 * MIB, 6);
+    scratch.file("a", &data);
+    let killed = stop(&scratch, &SLOWLY, Signal::SIGKILL, has_recorded);
+    assert_eq!(killed.code, None, "{killed:?}");
+
+    let again = scratch.json(&["copy", "a", "b"]);
+    again.assert_failed(1, "EExists");
+
+    let resumed = scratch.json(&["copy", "a", "b", "--resume", "--reflink", "never", "--block-size", "64KiB"]);
+    resumed.assert_done();
+    let bytes = &resumed.report()["bytes"];
+    assert!(bytes["resumed"].as_u64() > Some(0), "{resumed:?}");
+    assert_eq!(bytes["durable"], data.len(), "{resumed:?}");
+    assert!(scratch.read("b") == data);
+}
+
+#[test]
+fn a_restart_copies_everything_again() {
+    let scratch = Scratch::new();
+    let data = noise(16 * MIB, 8);
+    scratch.file("a", &data);
+    stop(&scratch, &SLOWLY, Signal::SIGTERM, has_written).assert_failed(75, "ERunnerInterrupt");
+    let restarted = scratch.json(&["copy", "a", "b", "--restart"]);
+    restarted.assert_done();
+    assert_eq!(restarted.report()["bytes"]["resumed"], 0);
+    assert!(scratch.read("b") == data);
+}
+
+#[test]
+fn without_a_checkpoint_the_command_starts_over() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(16 * MIB, 8));
+    let flags = ["--limit", "8MiB/s", "--reflink", "never", "--no-checkpoint"];
+    let stopped = stop(&scratch, &flags, Signal::SIGTERM, has_written);
+    assert_eq!(stopped.code, Some(75), "{stopped:?}");
+    assert!(stopped.stderr.contains(" copy --overwrite "), "{stopped:?}");
+    assert!(!stopped.stderr.contains("--resume"), "{stopped:?}");
+}
+
+#[test]
+fn resuming_without_a_checkpoint_is_a_fresh_start_under_the_same_rules() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(MIB, 8));
+    scratch.json(&["copy", "a", "b", "--resume"]).assert_done();
+    scratch.file("full", b"precious");
+    scratch.json(&["copy", "a", "full", "--resume"]).assert_failed(1, "EExists");
+    assert_eq!(scratch.read("full"), b"precious");
+}
+
+#[test]
+fn a_source_that_changed_is_not_resumed_but_started_over() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(16 * MIB, 8));
+    stop(&scratch, &SLOWLY, Signal::SIGTERM, has_written).assert_failed(75, "ERunnerInterrupt");
+    scratch.file("a", &noise(16 * MIB, 9));
+    let outcome = scratch.json(&["copy", "a", "b", "--resume"]);
+    outcome.assert_failed(1, "ESourceChanged");
+    scratch.json(&["copy", "a", "b", "--restart"]).assert_done();
+    assert!(scratch.read("b") == noise(16 * MIB, 9));
+}
+
+#[test]
+fn a_receipt_at_the_checkpoints_place_does_not_vouch_for_another_source() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(MIB, 8));
+    let words = ["copy", "a", "b", "--checkpoint", "kept", "--receipt", "kept", "--resume"];
+    scratch.json(&words).assert_done();
+    scratch.json(&words).assert_done();
+    scratch.file("a", &noise(MIB, 9));
+    scratch.json(&words).assert_failed(1, "ESourceChanged");
+    assert!(scratch.read("b") == noise(MIB, 8));
+}

@@ -1,0 +1,150 @@
+//! A scratch directory with volumes in it, and the program with nothing of the caller's environment.
+
+use assert_cmd::Command;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+
+pub(crate) const MIB: usize = 1 << 20;
+
+/// No command here needs a tenth of this: one that does hangs, and is killed so that the test can say so.
+const HANGS_AFTER: Duration = Duration::from_secs(120);
+
+/// One test's world. Everything in it goes away with it.
+pub(crate) struct Scratch(TempDir);
+
+/// What a run with `--json` left behind.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) lines: Vec<Value>,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    /// The last line, which is the report.
+    pub(crate) fn report(&self) -> &Value {
+        let report = self.lines.last().unwrap_or_else(|| panic!("nothing on stdout: {}", self.stderr));
+        assert_eq!(report["event"], "report", "the last line is the report: {report}");
+        report
+    }
+
+    /// The error's code; `null` without an error.
+    pub(crate) fn error_code(&self) -> &Value {
+        &self.report()["error"]["code"]
+    }
+
+    pub(crate) fn assert_done(&self) {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        assert_eq!(self.report()["status"], "succeeded", "{self:#?}");
+    }
+
+    /// Refused or failed with `code`, said on both channels.
+    pub(crate) fn assert_failed(&self, exit: i32, code: &str) {
+        assert_eq!(self.code, Some(exit), "{self:#?}");
+        assert_eq!(self.error_code(), code, "{self:#?}");
+        assert!(self.stderr.contains(&format!("blockhaul: {code}: ")), "{self:#?}");
+    }
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        // Next to the build, as the usual temporary directory is often memory: no direct I/O, little room.
+        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build directory can be written"))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A file with these bytes.
+    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, bytes).expect("the scratch directory can be written");
+        path
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("read {name}: {error}"))
+    }
+
+    /// The program, run in the scratch directory with its state in `state`.
+    pub(crate) fn blockhaul(&self, words: &[&str]) -> Command {
+        let mut command = Command::from_std(self.process(words));
+        command.timeout(HANGS_AFTER);
+        command
+    }
+
+    /// As [`Scratch::blockhaul`], for tests that talk to it while it runs.
+    pub(crate) fn process(&self, words: &[&str]) -> std::process::Command {
+        self.program(assert_cmd::cargo::cargo_bin!("blockhaul"), words)
+    }
+
+    /// A script, in the same surroundings.
+    pub(crate) fn shell(&self, script: &str) -> std::process::Command {
+        self.program(Path::new("sh"), &["-c", script])
+    }
+
+    fn program(&self, program: &Path, words: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(program);
+        command
+            .current_dir(self.0.path())
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("STATE_DIRECTORY", self.path("state"))
+            .args(words);
+        command
+    }
+
+    /// Runs a command with `--json` and reads its lines, each of which must be one object.
+    pub(crate) fn json(&self, words: &[&str]) -> Outcome {
+        outcome(&self.blockhaul(words).arg("--json").output().expect("the program was built"))
+    }
+
+    /// Every file with its content: what "touches nothing" is judged by.
+    pub(crate) fn snapshot(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+        let mut seen = BTreeMap::new();
+        walk(self.0.path(), &mut seen);
+        seen
+    }
+}
+
+fn walk(directory: &Path, seen: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
+    for entry in fs::read_dir(directory).expect("it was just listed") {
+        let path = entry.expect("nobody else changes it").path();
+        seen.insert(path.clone(), fs::read(&path).ok());
+        if path.is_dir() {
+            walk(&path, seen);
+        }
+    }
+}
+
+pub(crate) fn outcome(output: &std::process::Output) -> Outcome {
+    let stdout = String::from_utf8(output.stdout.clone()).expect("JSON is text");
+    let object = |line: &str| match serde_json::from_str(line) {
+        Ok(value @ Value::Object(_)) => value,
+        other => panic!("'{line}' is not one JSON object: {other:?}"),
+    };
+    Outcome {
+        code: output.status.code(),
+        lines: stdout.lines().map(object).collect(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Bytes without runs of zeros, the same for the same seed.
+pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut word = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| word()).collect();
+    bytes.truncate(length);
+    bytes
+}

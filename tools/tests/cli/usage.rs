@@ -1,0 +1,117 @@
+//! Flags: what is malformed ends with 2 before anything is touched, and every flag is in the help.
+
+use crate::support::Scratch;
+
+/// Every flag of the design, by command.
+const FLAGS: [(&str, &[&str]); 5] = [
+    (
+        "copy",
+        &[
+            "--block-size",
+            "--depth",
+            "--cores",
+            "--memory",
+            "--limit",
+            "--protect",
+            "--sparse",
+            "--reflink",
+            "--direct",
+            "--path",
+            "--checkpoint",
+            "--checkpoint-every",
+            "--no-checkpoint",
+            "--resume",
+            "--restart",
+            "--state-dir",
+            "--verify",
+            "--digest",
+            "--receipt",
+            "--no-sync",
+            "--overwrite",
+            "--lock-wait",
+            "--allow-live-source",
+            "--dry-run",
+            "--json",
+            "--progress",
+            "--log",
+        ],
+    ),
+    ("verify", &["--receipt", "--json", "--progress", "--log", "VOLUME"]),
+    ("map", &["--json", "--log", "VOLUME"]),
+    ("inspect", &["--json", "--log", "FILE"]),
+    ("doctor", &["--json", "--log", "PATH"]),
+];
+
+#[test]
+fn the_help_of_each_command_names_each_flag() {
+    let scratch = Scratch::new();
+    for (command, flags) in FLAGS {
+        let output = scratch.blockhaul(&[command, "--help"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        let help = String::from_utf8(output.stdout).unwrap();
+        for flag in flags {
+            let named = help.split(|c: char| c.is_whitespace() || "[]<>,.=".contains(c)).any(|word| word == *flag);
+            assert!(named, "{command} --help does not name {flag}:\n{help}");
+        }
+    }
+    let help = scratch.blockhaul(&["--help"]).output().unwrap();
+    let text = String::from_utf8(help.stdout).unwrap();
+    assert!(FLAGS.iter().all(|(command, _)| text.contains(command)), "{text}");
+    assert!(scratch.blockhaul(&["--version"]).output().unwrap().stdout.starts_with(b"blockhaul "));
+}
+
+#[test]
+fn malformed_requests_end_with_2_and_touch_nothing() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"data");
+    let before = scratch.snapshot();
+    let malformed: [&[&str]; 20] = [
+        &[],
+        &["copy"],
+        &["copy", "a"],
+        &["copy", "a", "b", "c"],
+        &["frobnicate"],
+        &["copy", "a", "b", "--no-such-flag"],
+        &["copy", "a", "b", "--block-size", "1MB"],
+        &["copy", "a", "b", "--block-size", "3000"],
+        &["copy", "a", "b", "--limit", "5MiB"],
+        &["copy", "a", "b", "--protect", "10"],
+        &["copy", "a", "b", "--sparse", "maybe"],
+        &["copy", "a", "b", "--path", "teleport"],
+        &["copy", "a", "b", "--depth", "-1"],
+        &["copy", "a", "b", "--resume", "--restart"],
+        &["copy", "a", "b", "--resume", "--no-checkpoint"],
+        &["copy", "a", "b", "--checkpoint-every", "0"],
+        &["copy", "", "b"],
+        &["copy", "a", "b", "--log", "==="],
+        &["verify", "a"],
+        &["verify", "--receipt", "r", "a", "b"],
+    ];
+    for words in malformed {
+        let output = scratch.blockhaul(words).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+        assert!(stderr.starts_with("blockhaul: EBadRequest: "), "{words:?}: {stderr}");
+    }
+    assert_eq!(scratch.snapshot(), before);
+}
+
+#[test]
+fn with_json_a_malformed_request_is_a_report_too() {
+    let scratch = Scratch::new();
+    for words in [&["copy", "a", "b", "--limit", "5MiB"][..], &["copy", "a"], &["verify", "a"], &["map"]] {
+        let outcome = scratch.json(words);
+        outcome.assert_failed(2, "EBadRequest");
+        assert_eq!(outcome.lines.len(), 1, "{outcome:?}");
+        assert_eq!(outcome.report()["status"], "failed");
+        assert_eq!(outcome.report()["error"]["side"], "caller");
+    }
+}
+
+#[test]
+fn a_scheme_that_is_not_built_in_is_named() {
+    let outcome = Scratch::new().json(&["copy", "ssh://host/volume", "b"]);
+    outcome.assert_failed(1, "EUnsupported");
+    assert!(outcome.stderr.contains("ssh://"), "{outcome:?}");
+}

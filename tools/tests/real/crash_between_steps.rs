@@ -1,0 +1,145 @@
+//! SIGKILL before every single step of the start, the records and the end of a copy.
+//!
+//! A debugger's view of the process stands in for a hook in the product: `strace` ends it on its way into the n-th
+//! call of one kind, for n = 1, 2, 3 ... until the copy gets through. Calls are counted for each thread, so every
+//! order of start, record and end is cut between any two of its steps. Each victim is followed by one that is killed
+//! while it resumes, then by one that is left alone.
+
+use crate::support::{MIB, Need, Room, assert_same, has, mixed, outcome, program, text, write_sparse};
+use std::path::Path;
+use std::process::Stdio;
+
+const SIZE: usize = 2 * MIB + 777;
+const FLAGS: [&str; 13] = [
+    "copy",
+    "a",
+    "b",
+    "--block-size",
+    "64KiB",
+    "--depth",
+    "2",
+    "--checkpoint-every",
+    "512KiB",
+    "--reflink",
+    "never",
+    "--receipt",
+    "receipt",
+];
+/// No call of a copy of [`SIZE`] is made more often by one thread.
+const STEPS_MAX: u32 = 400;
+
+/// Runs a copy that dies before its `step`-th `call`; whether it got through.
+fn run_until(room: &Room, call: &str, step: u32, resume: bool) -> bool {
+    let trace = format!("--trace={call}");
+    let inject = format!("--inject={call}:signal=KILL:when={step}");
+    let mut command = room.command(Path::new("strace"), &["-f", "-qqq", "-o", "trace", &trace, &inject]);
+    command.arg(program()).args(FLAGS).stdout(Stdio::null()).stderr(Stdio::null());
+    if resume {
+        command.arg("--resume");
+    }
+    command.status().expect("strace was found").success()
+}
+
+/// Kills at every `call`.
+fn crash_at_every(test: &str, call: &str) {
+    if !has(test, &[Need::Program("strace")]) {
+        return;
+    }
+    let source = mixed(SIZE, 31);
+    for step in 1..STEPS_MAX {
+        let room = Room::new();
+        write_sparse(&room.path("a"), &source);
+        if run_until(&room, call, step, false) {
+            assert!(step > 1, "no copy calls {call}: this test would test nothing");
+            return;
+        }
+        let what = format!("killed before {call} number {step}");
+        if !run_until(&room, call, step, true) {
+            go_on(&room, &what);
+        }
+        assert_same(&room.read("b"), &source, &what);
+        assert!(room.checkpoint_path().is_none(), "{what}: the checkpoint is gone");
+        let verified = room.blockhaul(&["verify", "--receipt", "receipt", "b"]);
+        assert_eq!(verified.code, Some(0), "{what}: {verified:#?}");
+    }
+    panic!("a copy of {SIZE} bytes makes {STEPS_MAX} calls of {call}");
+}
+
+/// The run that is left alone.
+fn go_on(room: &Room, what: &str) {
+    let was_finished = room.checkpoint_path().is_none() && room.path("receipt").exists();
+    let recorded = room.checkpoint().map_or(0, |found| found["durable_bytes"].as_u64().expect("it is a number"));
+    if was_finished {
+        return;
+    }
+    let words: Vec<&str> = FLAGS.iter().copied().chain(["--resume"]).collect();
+    let last = room.blockhaul(&words);
+    assert_eq!(last.code, Some(0), "{what}: {last:#?}");
+    assert!(last.bytes("resumed") >= recorded, "{what}: {recorded} bytes were recorded: {last:#?}");
+    assert!(last.bytes("read") <= SIZE as u64 - recorded, "{what}: nothing recorded is read again: {last:#?}");
+}
+
+#[test]
+fn killed_before_every_open() {
+    crash_at_every("killed_before_every_open", "openat");
+}
+
+#[test]
+fn killed_before_every_lock() {
+    crash_at_every("killed_before_every_lock", "flock");
+}
+
+#[test]
+fn killed_before_every_flush_of_the_job() {
+    crash_at_every("killed_before_every_flush_of_the_job", "fsync");
+}
+
+#[test]
+fn killed_before_every_change_of_size() {
+    crash_at_every("killed_before_every_change_of_size", "ftruncate");
+}
+
+#[test]
+fn killed_before_every_reservation() {
+    crash_at_every("killed_before_every_reservation", "fallocate");
+}
+
+#[test]
+fn killed_before_every_write_of_a_header() {
+    crash_at_every("killed_before_every_write_of_a_header", "pwrite64");
+}
+
+#[test]
+fn killed_before_every_renaming() {
+    crash_at_every("killed_before_every_renaming", "renameat2");
+}
+
+#[test]
+fn killed_before_every_turn_of_a_ring() {
+    crash_at_every("killed_before_every_turn_of_a_ring", "io_uring_enter");
+}
+
+#[test]
+fn a_checkpoint_that_outlives_its_copy_is_put_away_without_copying_again() {
+    let test = "a_checkpoint_that_outlives_its_copy_is_put_away_without_copying_again";
+    if !has(test, &[Need::Program("strace")]) {
+        return;
+    }
+    let room = Room::new();
+    let source = mixed(SIZE, 32);
+    write_sparse(&room.path("a"), &source);
+    let mut command = room.command(
+        Path::new("strace"),
+        &["-f", "-qqq", "-o", "trace", "--trace=unlink,unlinkat", "--inject=unlink,unlinkat:signal=KILL:when=1"],
+    );
+    let killed = command.arg(program()).args(["copy", "a", "b", "--json"]).output().expect("strace was found");
+    assert!(!killed.status.success(), "a copy ends with the removal of its checkpoint");
+    let checkpoint = room.checkpoint_path().expect("it was not removed");
+    assert_eq!(room.checkpoint().expect("it is there")["durable_bytes"], SIZE);
+    outcome(&room.command(&program(), &["copy", "a", "b", "--json"]).output().unwrap()).assert_failed(1, "EExists");
+    let resumed = room.blockhaul(&["copy", "a", "b", "--resume"]);
+    resumed.assert_done();
+    assert_eq!((resumed.bytes("read"), resumed.bytes("durable")), (0, SIZE as u64), "nothing is copied again");
+    assert!(!checkpoint.exists(), "{} is left", text(&checkpoint));
+    assert_same(&room.read("b"), &source, "the copy");
+}

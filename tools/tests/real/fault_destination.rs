@@ -1,0 +1,135 @@
+//! Destinations that are pulled away: a copy that nobody could find again is no success.
+
+use crate::support::{MIB, Need, Room, assert_same, has, moving, noise, recorded, run, text};
+use nix::sys::signal::Signal;
+
+const SIZE: usize = 12 * MIB;
+const SLOWLY: [&str; 9] =
+    ["copy", "a", "b", "--block-size", "64KiB", "--limit", "24MiB/s", "--checkpoint-every", "512KiB"];
+
+#[test]
+fn a_destination_deleted_during_the_copy_is_no_success() {
+    for (old, flags) in [(false, "auto"), (true, "auto"), (true, "threads")] {
+        let room = Room::new();
+        room.file("a", &noise(SIZE, 81));
+        if old {
+            room.file("b", b"");
+        }
+        let flags = ["--path", flags, "--reflink", "never"];
+        let mut copying = room.start(&[&SLOWLY[..], &flags].concat());
+        copying.until(recorded);
+        std::fs::remove_file(room.path("b")).expect("it was created");
+        let outcome = copying.end();
+        outcome.assert_failed(1, "ENotFound");
+        assert_eq!(outcome.report()["error"]["side"], "destination", "{outcome:#?}");
+        assert!(!room.path("b").exists(), "nothing is put in its place");
+    }
+}
+
+#[test]
+fn a_destination_replaced_during_the_copy_is_no_success() {
+    let room = Room::new();
+    room.file("a", &noise(SIZE, 82));
+    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    copying.until(recorded);
+    room.file("other", b"precious");
+    std::fs::rename(room.path("other"), room.path("b")).expect("both are there");
+    let outcome = copying.end();
+    outcome.assert_failed(1, "ENotFound");
+    assert_eq!(room.read("b"), b"precious", "what took its place is untouched");
+    let resumed = room.blockhaul(&[&SLOWLY[..], &["--resume"]].concat());
+    resumed.assert_failed(1, "ECheckpointMismatch");
+    assert_eq!(room.read("b"), b"precious", "also by a resume");
+}
+
+#[test]
+fn a_destination_deleted_between_two_runs_is_not_resumed() {
+    let room = Room::new();
+    let source = noise(SIZE, 83);
+    room.file("a", &source);
+    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    copying.until(recorded);
+    copying.crash();
+    std::fs::remove_file(room.path("b")).expect("it was created");
+    let resumed = room.blockhaul(&["copy", "a", "b", "--resume"]);
+    resumed.assert_failed(1, "ECheckpointMismatch");
+    assert!(!room.path("b").exists(), "a refusal creates nothing");
+    room.blockhaul(&["copy", "a", "b", "--restart"]).assert_done();
+    assert_same(&room.read("b"), &source, "the copy");
+}
+
+#[test]
+fn a_destination_cut_short_between_two_runs_is_not_called_complete() {
+    let room = Room::new();
+    let source = noise(SIZE, 84);
+    room.file("a", &source);
+    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    copying.until(recorded);
+    copying.crash();
+    std::fs::File::options().write(true).open(room.path("b")).and_then(|file| file.set_len(0)).expect("it was created");
+    let resumed = room.blockhaul(&["copy", "a", "b", "--resume"]);
+    if resumed.code == Some(0) {
+        assert_same(&room.read("b"), &source, "the copy");
+    } else {
+        resumed.assert_failed(1, "ECheckpointMismatch");
+    }
+}
+
+#[test]
+fn a_destination_whose_device_is_read_only_is_refused() {
+    let test = "a_destination_whose_device_is_read_only_is_refused";
+    if !has(test, &[Need::Root, Need::LoopDevices]) {
+        return;
+    }
+    let room = Room::new();
+    room.file("a", &noise(MIB, 85));
+    let backing = room.sparse("disk", SIZE as u64);
+    let device = run("losetup", &["--find", "--show", "--read-only", text(&backing)]);
+    room.blockhaul(&["copy", "a", device.trim()]).assert_failed(1, "EReadOnly");
+}
+
+#[test]
+fn a_file_system_that_turns_read_only_during_the_copy_ends_it() {
+    let test = "a_file_system_that_turns_read_only_during_the_copy_ends_it";
+    if !has(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("xfs_io")]) {
+        return;
+    }
+    let room = Room::new();
+    room.memory("images");
+    let source = noise(SIZE, 86);
+    room.file("a", &source);
+    let image = room.image("images/disk", "ext4", 64 << 20);
+    let disk = room.mount(&image, "disk");
+    let words = ["copy", "a", "disk/b", "--block-size", "64KiB", "--checkpoint-every", "512KiB", "--reflink", "never"];
+    let mut copying = room.start(&[&words[..], &["--limit", "24MiB/s"]].concat());
+    copying.until(moving);
+    // As after an error of the journal: everything fails from here on.
+    run("xfs_io", &["-x", "-c", "shutdown -f", text(&disk)]);
+    let failed = copying.end();
+    assert_eq!(failed.code, Some(1), "{failed:#?}");
+    let error = &failed.report()["error"];
+    assert_eq!(error["side"], "destination", "{error}");
+    assert!(error["code"] == "EIo" || error["code"] == "EReadOnly", "{error}");
+    assert_eq!(failed.report()["quiesced"], true, "{failed:#?}");
+
+    room.unmount(&disk);
+    let disk = room.mount(&image, "disk");
+    // The device number changes with the mount: the same file may be another one. Either is safe.
+    let resumed = room.blockhaul(&[&words[..], &["--resume"]].concat());
+    if resumed.code == Some(0) {
+        assert_same(&std::fs::read(disk.join("b")).expect("it is there"), &source, "the copy");
+    } else {
+        resumed.assert_failed(1, "ECheckpointMismatch");
+    }
+}
+
+#[test]
+fn a_copy_stopped_while_its_destination_is_gone_says_so() {
+    let room = Room::new();
+    room.file("a", &noise(SIZE, 87));
+    let mut copying = room.start(&[&SLOWLY[..], &["--reflink", "never"]].concat());
+    copying.until(recorded);
+    std::fs::remove_file(room.path("b")).expect("it was created");
+    copying.signal(Signal::SIGTERM);
+    assert_eq!(copying.end().code, Some(75));
+}

@@ -1,0 +1,143 @@
+//! Devices that fail: a loop device whose backing file cannot grow, and one whose backing file was cut short.
+
+use crate::support::{MIB, Need, Outcome, Room, assert_same, has, noise, run, text, write_sparse};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+const SIZE: usize = 24 * MIB;
+const NEEDS: [Need; 2] = [Need::Root, Need::LoopDevices];
+const PATHS: [&[&str]; 4] = [&[], &["--direct", "no"], &["--path", "threads"], &["--path", "inline"]];
+
+/// The part of the device that can be written.
+const GOOD: usize = 16 * MIB;
+
+/// A device that can be written up to [`GOOD`]: its backing file is preallocated up to there, on a full file system.
+fn half_writable(room: &Room) -> PathBuf {
+    let full = room.path("full");
+    std::fs::create_dir(&full).expect("it is new");
+    run("mount", &["-t", "tmpfs", "-o", "size=16m", "tmpfs", text(&full)]);
+    let backing = room.sparse("full/disk", SIZE as u64);
+    run("fallocate", &["--length", &GOOD.to_string(), "--keep-size", text(&backing)]);
+    room.loop_device(&backing, 512)
+}
+
+#[test]
+fn a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can() {
+    if !has("a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can", &NEEDS) {
+        return;
+    }
+    // The loop driver calls a short write to its backing file a success. One aligned block at a time never straddles
+    // the point where the device ends, as requests that the kernel merged would.
+    let one_by_one = ["--block-size", "64KiB", "--cores", "1", "--depth", "1", "--checkpoint-every", "512KiB"];
+    for flags in [&["--path", "ring"][..], &["--path", "threads"], &["--path", "inline"]] {
+        let room = Room::new();
+        let source = noise(SIZE, 51);
+        room.file("a", &source);
+        let device = half_writable(&room);
+        let words = ["copy", "a", text(&device)];
+        let failed = room.blockhaul(&[&words[..], &one_by_one, flags].concat());
+        assert_named(&failed, text(&device));
+        let recorded = failed.bytes("durable");
+        assert!(recorded > 0 && recorded <= GOOD as u64, "{failed:#?}");
+        let checkpoint = room.checkpoint().expect("a failed copy can be resumed");
+        let held = room.read("full/disk");
+        for range in checkpoint["durable"].as_array().expect("it is a list") {
+            let of = |field: &str| usize::try_from(range[field].as_u64().expect("a number")).expect("small");
+            let (start, end) = (of("offset"), of("offset") + of("length"));
+            assert_same(&held[start..end], &source[start..end], &format!("{start}..{end} is called durable"));
+        }
+
+        run("mount", &["-o", "remount,size=64m", text(&room.path("full"))]);
+        let resume = [&words[..], &one_by_one, &["--resume", "--verify"], flags].concat();
+        let mut resumed = room.blockhaul(&resume);
+        for _ in 0..3 {
+            // Cached writes that the kernel lost after the first run had ended are told to whoever flushes next.
+            if resumed.code == Some(0) || resumed.report()["error"]["operation"] != "flush" {
+                break;
+            }
+            resumed = room.blockhaul(&resume);
+        }
+        assert_eq!(resumed.code, Some(0), "{flags:?}: {resumed:#?}");
+        assert!(resumed.bytes("resumed") >= recorded, "{flags:?}");
+        assert_same(&std::fs::read(&device).expect("it is attached"), &source, "the device");
+    }
+}
+
+/// Failed at the destination, with all that helps to find out why.
+fn assert_named(failed: &Outcome, device: &str) {
+    assert_eq!(failed.code, Some(1), "{failed:#?}");
+    let error = &failed.report()["error"];
+    let is_named = error["code"] == "EIo" || error["code"] == "ENoSpace";
+    assert!(is_named && error["side"] == "destination", "{error}");
+    assert!(error["errno"].is_u64() && error["message"].as_str().is_some_and(|text| text.contains(device)), "{error}");
+    assert!(failed.stderr.contains("--resume"), "{failed:#?}");
+}
+
+#[test]
+fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
+    if !has("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS) {
+        return;
+    }
+    for flags in [&["--path", "ring"][..], &["--path", "threads"], &["--path", "inline"]] {
+        let room = Room::new();
+        room.file("a", &noise(SIZE, 52));
+        let device = half_writable(&room);
+        // Every write goes to memory; the device is met by the flush.
+        let words = ["copy", "a", text(&device), "--direct", "no", "--checkpoint-every", "1GiB", "--checkpoint-every"];
+        let failed = room.blockhaul(&[&words[..], &["1h"], flags].concat());
+        assert_named(&failed, text(&device));
+        assert_eq!(failed.report()["error"]["operation"], "flush", "{failed:#?}");
+        assert_eq!(failed.bytes("durable"), 0, "nothing since the last good flush counts: {failed:#?}");
+        let resumed = room.blockhaul(&["copy", "a", text(&device), "--resume", "--direct", "no"]);
+        assert_eq!(resumed.code, Some(1), "the device still fails: {resumed:#?}");
+        assert_eq!(resumed.bytes("resumed"), 0, "{resumed:#?}");
+    }
+}
+
+#[test]
+fn a_device_that_cannot_read_ends_the_copy() {
+    if !has("a_device_that_cannot_read_ends_the_copy", &NEEDS) {
+        return;
+    }
+    for flags in PATHS {
+        let room = Room::new();
+        let source = noise(SIZE, 53);
+        let backing = room.file("disk", &source);
+        let device = room.loop_device(&backing, 512);
+        File::options()
+            .write(true)
+            .open(&backing)
+            .and_then(|file| file.set_len(SIZE as u64 / 2))
+            .expect("it is a file");
+        let words = ["copy", text(&device), "b", "--block-size", "64KiB", "--checkpoint-every", "1MiB"];
+        let failed = room.blockhaul(&[&words[..], flags].concat());
+        failed.assert_failed(1, "EIo");
+        let error = &failed.report()["error"];
+        assert_eq!((&error["side"], &error["operation"]), (&"source".into(), &"read".into()), "{flags:?}: {error}");
+        assert_eq!(error["errno"], 5, "{error}");
+        assert!(error["offset"].as_u64() >= Some(SIZE as u64 / 2), "the first half can be read: {error}");
+
+        let file = File::options().write(true).open(&backing).expect("it is a file");
+        file.write_all_at(&source, 0).expect("there is room");
+        let resumed = room.blockhaul(&[&words[..], &["--resume"], flags].concat());
+        assert_eq!(resumed.code, Some(0), "{flags:?}: {resumed:#?}");
+        assert_same(&room.read("b"), &source, "the copy");
+    }
+}
+
+#[test]
+fn a_verification_meets_a_device_that_cannot_read() {
+    if !has("a_verification_meets_a_device_that_cannot_read", &NEEDS) {
+        return;
+    }
+    let room = Room::new();
+    let source = noise(SIZE, 54);
+    write_sparse(&room.path("a"), &source);
+    let backing = room.file("disk", &source);
+    let device = room.loop_device(&backing, 512);
+    File::options().write(true).open(&backing).and_then(|file| file.set_len(SIZE as u64 / 2)).expect("it is a file");
+    let failed = room.blockhaul(&["verify", "a", text(&device)]);
+    failed.assert_failed(1, "EIo");
+    assert_eq!(failed.report()["error"]["side"], "destination", "{failed:#?}");
+}

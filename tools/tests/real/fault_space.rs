@@ -1,0 +1,101 @@
+//! File systems that run full: the error says so, and what was recorded is gone on from when there is room.
+
+use crate::support::{MIB, Need, Room, assert_same, has, noise, run, text};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::File;
+use std::path::Path;
+
+const SIZE: usize = 48 * MIB;
+
+/// Takes all but about `left` bytes of a file system at once, or as much as others let it; see [`make_room`].
+fn fill(at: &Path, left: u64) {
+    let stat = nix::sys::statvfs::statvfs(at).expect("it is mounted");
+    let mut want = (stat.blocks_available() * stat.fragment_size()).saturating_sub(left);
+    let file = File::create(at.join("ballast")).expect("there is room for a name");
+    let mut end = 0;
+    while want > MIB as u64 {
+        let signed = |bytes: u64| i64::try_from(bytes).expect("disks of tests are small");
+        match fallocate(&file, FallocateFlags::empty(), signed(end), signed(want)) {
+            Ok(()) => end += want,
+            Err(_) => want /= 2,
+        }
+        want = want.min((stat.blocks_available() * stat.fragment_size()).saturating_sub(left + end));
+    }
+    file.sync_all().expect("its space is reserved");
+}
+
+/// Takes the filling away; some file systems free space only when they commit.
+fn make_room(at: &Path) {
+    std::fs::remove_file(at.join("ballast")).expect("it is there");
+    run("sync", &["--file-system", text(at)]);
+}
+
+/// Runs full in the middle, either refused before a byte is written or met on the way.
+fn run_full(test: &str, filesystem: &'static str) {
+    if !has(test, &[Need::Root, Need::LoopDevices, Need::Filesystem(filesystem)]) {
+        return;
+    }
+    let room = Room::new();
+    room.memory("images");
+    let image = room.image("images/disk", filesystem, 320 << 20);
+    let disk = room.mount(&image, "disk");
+    let source = noise(SIZE, 62);
+    room.file("a", &source);
+    fill(&disk, 30 << 20);
+    let refused = room.blockhaul(&["copy", "a", "disk/b"]);
+    refused.assert_failed(1, "ENoSpace");
+    // Some file systems promise more than they can keep: then it is met on the way.
+    let is_refused = refused.bytes("planned") == 0;
+    assert_eq!(is_refused, !disk.join("b").exists(), "a refusal removes what it created: {refused:#?}");
+    assert_eq!(is_refused, room.checkpoint_path().is_none(), "a refusal leaves no checkpoint: {refused:#?}");
+    make_room(&disk);
+    room.blockhaul(&["copy", "a", "disk/b", "--resume"]).assert_done();
+    std::fs::remove_file(disk.join("b")).expect("it is there");
+    run("sync", &["--file-system", text(&disk)]);
+    met_on_the_way(&room, &disk, &source);
+}
+
+/// The room is there at the start, and somebody else takes it during the copy.
+fn met_on_the_way(room: &Room, disk: &Path, source: &[u8]) {
+    for (number, flags) in
+        [&["--direct", "no"][..], &["--path", "threads", "--direct", "no"], &["--path", "inline", "--direct", "no"]]
+            .iter()
+            .enumerate()
+    {
+        let name = format!("disk/b{number}");
+        let words = ["copy", "a", &name, "--block-size", "64KiB", "--checkpoint-every", "1MiB"];
+        let mut copying = room.start(&[&words[..], &["--limit", "64MiB/s"], *flags].concat());
+        copying.until(|progress| progress["durable"].as_u64() > Some(0));
+        fill(disk, 4 << 20);
+        let failed = copying.end();
+        failed.assert_failed(1, "ENoSpace");
+        let error = &failed.report()["error"];
+        assert_eq!((&error["side"], &error["errno"]), (&"destination".into(), &28.into()), "{error}");
+        assert!(failed.stderr.contains("--resume"), "{failed:#?}");
+        let recorded = failed.bytes("durable");
+        assert!(recorded > 0 && recorded < SIZE as u64, "{failed:#?}");
+
+        make_room(disk);
+        let resumed = room.blockhaul(&[&words[..], &["--resume", "--verify"], *flags].concat());
+        resumed.assert_done();
+        assert_eq!(resumed.bytes("resumed"), recorded, "{resumed:#?}");
+        assert_same(&room.read(&name), source, "the copy");
+        std::fs::remove_file(room.path(&name)).expect("it is there");
+        run("sync", &["--file-system", text(disk)]);
+    }
+}
+
+#[test]
+fn ext4_runs_full() {
+    run_full("ext4_runs_full", "ext4");
+}
+
+#[test]
+fn xfs_runs_full() {
+    run_full("xfs_runs_full", "xfs");
+}
+
+#[test]
+fn btrfs_runs_full() {
+    run_full("btrfs_runs_full", "btrfs");
+}

@@ -1,0 +1,146 @@
+//! Every system call that a copy depends on fails once: at the first time, at the second, and so on until it is made
+//! no more. The copy ends well with the right bytes, or it says what failed and the next run makes it good; it never
+//! ends well with wrong ones. Flushes that fail always end the copy.
+
+use crate::support::{MIB, Need, Outcome, Room, assert_same, has, mixed, write_sparse};
+
+const SIZE: usize = MIB + 777;
+const FLAGS: [&str; 13] = [
+    "copy",
+    "a",
+    "b",
+    "--block-size",
+    "64KiB",
+    "--depth",
+    "2",
+    "--checkpoint-every",
+    "256KiB",
+    "--reflink",
+    "never",
+    "--cores",
+    "1",
+];
+/// No call is made more often by one thread.
+const TIMES_MAX: usize = 200;
+
+/// What the copy may do about the failure.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Answer {
+    /// Go on in another way, or end.
+    GoOnOrEnd,
+    /// End.
+    End,
+}
+
+/// Lets `call` fail with `errno` every `stride`-th time.
+fn fail_each(test: &str, call: &str, errno: &str, flags: &[&str], answer: Answer, stride: usize) {
+    if !has(test, &[Need::Program("strace")]) {
+        return;
+    }
+    let source = mixed(SIZE, 101);
+    for time in (1..TIMES_MAX).step_by(stride) {
+        let room = Room::new();
+        write_sparse(&room.path("a"), &source);
+        let words: Vec<&str> = FLAGS.iter().chain(flags).copied().collect();
+        let (outcome, was_made) = room.injected(&format!("{call}:error={errno}:when={time}"), &words);
+        if !was_made {
+            assert!(time > 1, "no copy calls {call}: this test would test nothing");
+            outcome.assert_done();
+            return;
+        }
+        if outcome.stderr.contains("loading shared libraries") {
+            continue;
+        }
+        let what = format!("{call} number {time} fails with {errno} {flags:?}");
+        assert!(outcome.code == Some(1) || answer == Answer::GoOnOrEnd, "{what}: {outcome:#?}");
+        make_good(&room, &outcome, &source, &words, &what);
+    }
+    panic!("a copy of {SIZE} bytes makes {TIMES_MAX} calls of {call}");
+}
+
+fn make_good(room: &Room, outcome: &Outcome, source: &[u8], words: &[&str], what: &str) {
+    if outcome.code != Some(0) {
+        assert_eq!(outcome.code, Some(1), "{what}: it fails in good order: {outcome:#?}");
+        assert!(outcome.error_code().is_string(), "{what}: {outcome:#?}");
+        assert!(outcome.stderr.contains("blockhaul: E"), "{what}: {outcome:#?}");
+        // Without a checkpoint the failure came before the first change, or after the last.
+        let again = if room.checkpoint_path().is_some() { "--resume" } else { "--overwrite" };
+        let next = room.blockhaul(&[words, &[again]].concat());
+        assert_eq!(next.code, Some(0), "{what}, then {again}: {next:#?}");
+    }
+    assert_same(&room.read("b"), source, what);
+}
+
+#[test]
+fn a_flush_of_data_that_fails_ends_the_copy() {
+    let test = "a_flush_of_data_that_fails_ends_the_copy";
+    fail_each(test, "fdatasync", "EIO", &["--path", "threads"], Answer::End, 1);
+    fail_each(test, "fdatasync", "ENOSPC", &["--path", "threads", "--direct", "no"], Answer::End, 1);
+}
+
+#[test]
+fn a_flush_of_the_journal_or_a_directory_that_fails_ends_the_copy() {
+    fail_each("a_flush_of_the_journal_or_a_directory_that_fails_ends_the_copy", "fsync", "EIO", &[], Answer::End, 1);
+}
+
+#[test]
+fn a_write_that_fails() {
+    let test = "a_write_that_fails";
+    fail_each(test, "pwrite64", "EIO", &["--path", "threads"], Answer::End, 3);
+    fail_each(test, "pwrite64", "ENOSPC", &["--path", "inline"], Answer::End, 5);
+    fail_each(test, "pwrite64", "EINTR", &["--path", "threads"], Answer::GoOnOrEnd, 5);
+}
+
+#[test]
+fn a_read_that_fails() {
+    let test = "a_read_that_fails";
+    fail_each(test, "pread64", "EIO", &["--path", "threads"], Answer::GoOnOrEnd, 3);
+    fail_each(test, "pread64", "EINTR", &["--path", "inline"], Answer::GoOnOrEnd, 5);
+}
+
+#[test]
+fn a_reservation_that_fails() {
+    let test = "a_reservation_that_fails";
+    for errno in ["EOPNOTSUPP", "ENOSYS", "EINTR", "ENOSPC"] {
+        fail_each(test, "fallocate", errno, &["--sparse", "never"], Answer::GoOnOrEnd, 1);
+        fail_each(test, "fallocate", errno, &["--path", "threads"], Answer::GoOnOrEnd, 1);
+    }
+}
+
+#[test]
+fn a_change_of_size_that_fails() {
+    fail_each("a_change_of_size_that_fails", "ftruncate", "EIO", &[], Answer::GoOnOrEnd, 1);
+}
+
+#[test]
+fn a_lock_that_cannot_be_taken() {
+    if !has("a_lock_that_cannot_be_taken", &[Need::Program("strace")]) {
+        return;
+    }
+    let source = mixed(SIZE, 102);
+    // The destination's and the journal's; what follows are the unlockings.
+    for (time, errno) in [(1, "ENOLCK"), (1, "EINTR"), (2, "ENOLCK"), (2, "EOPNOTSUPP")] {
+        let room = Room::new();
+        write_sparse(&room.path("a"), &source);
+        let (outcome, was_made) = room.injected(&format!("flock:error={errno}:when={time}"), &FLAGS);
+        let what = format!("flock number {time} fails with {errno}");
+        assert!(was_made, "{what}: {outcome:#?}");
+        make_good(&room, &outcome, &source, &FLAGS, &what);
+    }
+}
+
+#[test]
+fn a_renaming_that_fails() {
+    let test = "a_renaming_that_fails";
+    for errno in ["EINVAL", "ENOSPC", "ENOSYS"] {
+        fail_each(test, "renameat2", errno, &["--receipt", "r"], Answer::GoOnOrEnd, 1);
+    }
+}
+
+#[test]
+fn an_extent_scan_that_fails() {
+    let test = "an_extent_scan_that_fails";
+    for errno in ["EINVAL", "EIO", "EOPNOTSUPP"] {
+        fail_each(test, "lseek", errno, &[], Answer::GoOnOrEnd, 1);
+    }
+}

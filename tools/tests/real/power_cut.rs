@@ -1,0 +1,127 @@
+//! A power cut, seen from outside: the disk as it is at one moment is all that is left.
+//!
+//! The destination lies on a file system in an image, the image on a file system that can clone a file at one point
+//! in time. The clone is what the disk held then; pages that no flush had sent to it are lost. It is mounted when the
+//! first mount is gone, so that nothing but the clone answers.
+
+use crate::support::{MIB, Need, Room, assert_same, has, mixed, moving, recorded, run, text, write_sparse};
+use std::path::{Path, PathBuf};
+
+const SIZE: usize = 20 * MIB + 4321;
+/// The smallest that xfs takes is 300 MiB.
+const DISK: u64 = 320 << 20;
+
+/// A disk with a file system, mounted at `disk` in a room.
+struct Disk {
+    room: Room,
+    image: PathBuf,
+    mounted: PathBuf,
+}
+
+impl Disk {
+    fn new(filesystem: &str) -> Self {
+        let room = Room::new();
+        room.memory("memory");
+        let shelf = room.filesystem("memory/shelf", "xfs", 2 * DISK + (300 << 20));
+        let image = room.image("memory/shelf/disk.img", filesystem, DISK);
+        let mounted = room.mount(&image, "disk");
+        assert!(image.starts_with(shelf));
+        Self { room, image, mounted }
+    }
+
+    /// What the disk holds at this moment.
+    fn cut(&self) -> PathBuf {
+        let left = self.image.with_extension("left");
+        run("cp", &["--reflink=always", text(&self.image), text(&left)]);
+        left
+    }
+
+    /// Starts again with what was left.
+    fn restart(&self, left: &Path) -> PathBuf {
+        self.room.unmount(&self.mounted);
+        self.room.mount(left, "after")
+    }
+}
+
+fn needs(filesystem: &'static str) -> [Need; 4] {
+    [Need::Root, Need::LoopDevices, Need::Filesystem("xfs"), Need::Filesystem(filesystem)]
+}
+
+fn cut_when_copy_returns(test: &str, filesystem: &'static str) {
+    if !has(test, &needs(filesystem)) {
+        return;
+    }
+    let source = mixed(SIZE, 41);
+    for flags in [&[][..], &["--direct", "no"], &["--path", "threads"], &["--sparse", "never"], &["--path", "inline"]] {
+        let disk = Disk::new(filesystem);
+        write_sparse(&disk.room.path("a"), &source);
+        let copied = disk.room.blockhaul(&[&["copy", "a", "disk/b", "--receipt", "disk/receipt"], flags].concat());
+        let left = disk.cut();
+        copied.assert_done();
+        let after = disk.restart(&left);
+        let found = std::fs::read(after.join("b")).expect("a created file outlives a power cut");
+        assert_same(&found, &source, &format!("{filesystem} {flags:?} after a power cut"));
+        let verified = disk.room.blockhaul(&["verify", "--receipt", "after/receipt", "after/b"]);
+        assert_eq!(verified.code, Some(0), "{flags:?}: {verified:#?}");
+    }
+}
+
+#[test]
+fn power_cut_the_moment_copy_returns_on_ext4() {
+    cut_when_copy_returns("power_cut_the_moment_copy_returns_on_ext4", "ext4");
+}
+
+#[test]
+fn power_cut_the_moment_copy_returns_on_xfs() {
+    cut_when_copy_returns("power_cut_the_moment_copy_returns_on_xfs", "xfs");
+}
+
+#[test]
+fn power_cut_the_moment_copy_returns_on_btrfs() {
+    cut_when_copy_returns("power_cut_the_moment_copy_returns_on_btrfs", "btrfs");
+}
+
+/// Cuts the power in the middle of a copy whose checkpoint lies on the same disk.
+fn cut_in_the_middle(test: &str, filesystem: &'static str) {
+    if !has(test, &needs(filesystem)) {
+        return;
+    }
+    let source = mixed(SIZE, 42);
+    for (step, flags) in [&[][..], &["--direct", "no"], &["--path", "threads"]].into_iter().enumerate() {
+        let disk = Disk::new(filesystem);
+        write_sparse(&disk.room.path("a"), &source);
+        let words = ["copy", "a", "disk/b", "--checkpoint", "disk/checkpoint", "--block-size", "64KiB"];
+        let slowly = ["--limit", "24MiB/s", "--checkpoint-every", "1MiB", "--reflink", "never"];
+        let mut copying = disk.room.start(&[&words, &slowly[..], flags].concat());
+        let seen = if step == 0 { copying.until(moving) } else { copying.until(recorded) };
+        let left = disk.cut();
+        copying.crash();
+        let after = disk.restart(&left);
+        let what = format!("{filesystem} {flags:?} after a power cut");
+        let said = disk.room.blockhaul(&["inspect", "after/checkpoint"]);
+        let checkpoint = said.lines.first().unwrap_or_else(|| panic!("{what}: {said:#?}"));
+        let durable = checkpoint["durable_bytes"].as_u64().expect("it is a number");
+        assert!(durable >= seen["durable"].as_u64().expect("it is a number"), "{what}: recorded bytes are lost");
+        let found = std::fs::read(after.join("b")).expect("it was created before the checkpoint");
+        for range in checkpoint["durable"].as_array().expect("it is a list") {
+            let of = |field: &str| usize::try_from(range[field].as_u64().expect("a number")).expect("small");
+            let (start, end) = (of("offset"), of("offset") + of("length"));
+            assert_same(&found[start..end], &source[start..end], &format!("{what}: {start}..{end} is called durable"));
+        }
+    }
+}
+
+#[test]
+fn power_cut_in_the_middle_keeps_what_was_recorded_on_ext4() {
+    cut_in_the_middle("power_cut_in_the_middle_keeps_what_was_recorded_on_ext4", "ext4");
+}
+
+#[test]
+fn power_cut_in_the_middle_keeps_what_was_recorded_on_xfs() {
+    cut_in_the_middle("power_cut_in_the_middle_keeps_what_was_recorded_on_xfs", "xfs");
+}
+
+#[test]
+fn power_cut_in_the_middle_keeps_what_was_recorded_on_btrfs() {
+    cut_in_the_middle("power_cut_in_the_middle_keeps_what_was_recorded_on_btrfs", "btrfs");
+}

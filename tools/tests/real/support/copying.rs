@@ -1,0 +1,168 @@
+//! Runs the program in a room, alone or while the test does something to it.
+
+use super::room::{Room, text};
+use super::scratch::{Outcome, outcome};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+/// No command here needs a tenth of this: one that does hangs, and is killed so that the test can say so.
+const HANGS_AFTER: Duration = Duration::from_secs(120);
+
+/// The program, as it was built for this test.
+pub(crate) fn program() -> PathBuf {
+    assert_cmd::cargo::cargo_bin!("blockhaul").to_path_buf()
+}
+
+impl Room {
+    /// `program` with nothing of the caller's environment, in the room, with checkpoints in `state`.
+    pub(crate) fn command(&self, program: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir()).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("STATE_DIRECTORY", self.path("state")).stdin(Stdio::null()).args(words);
+        command
+    }
+
+    /// `blockhaul WORDS --json`, to its end.
+    pub(crate) fn blockhaul(&self, words: &[&str]) -> Outcome {
+        let mut command = self.command(&program(), words);
+        command.arg("--json");
+        let limited = assert_cmd::Command::from_std(command).timeout(HANGS_AFTER).output();
+        outcome(&limited.expect("the program was built"))
+    }
+
+    /// `WRAPPER blockhaul WORDS --json`, to its end.
+    pub(crate) fn wrapped(&self, wrapper: &[&str], words: &[&str]) -> Outcome {
+        let (first, rest) = wrapper.split_first().expect("a wrapper is a program");
+        let mut command = self.command(Path::new(first), rest);
+        command.arg(program()).args(words).arg("--json");
+        let limited = assert_cmd::Command::from_std(command).timeout(HANGS_AFTER).output();
+        outcome(&limited.expect("its need was checked"))
+    }
+
+    /// As [`Room::wrapped`], while `strace` lets a system call fail: `inject` is what follows `--inject=`. Says whether
+    /// the call was made.
+    pub(crate) fn injected(&self, inject: &str, words: &[&str]) -> (Outcome, bool) {
+        let call = inject.split(':').next().expect("there is always a first");
+        let (trace, inject) = (format!("--trace={call}"), format!("--inject={inject}"));
+        // A program that hangs must not outlive its tracer.
+        let watched = ["timeout", "--signal=KILL", "60"];
+        let outcome =
+            self.wrapped(&[&["strace", "-f", "-qqq", "-o", "trace", &trace, &inject], &watched[..]].concat(), words);
+        let was_made = std::fs::read_to_string(self.path("trace")).is_ok_and(|trace| trace.contains("INJECTED"));
+        (outcome, was_made)
+    }
+
+    /// A running `blockhaul WORDS --json`.
+    pub(crate) fn start(&self, words: &[&str]) -> Running {
+        Running::spawn(self.command(&program(), words).arg("--json"))
+    }
+
+    /// The checkpoint of an unfinished copy, decoded; `None` where there is none.
+    pub(crate) fn checkpoint(&self) -> Option<Value> {
+        let path = self.checkpoint_path()?;
+        let output = self.command(&program(), &["inspect", "--json", text(&path)]).output().expect("it was built");
+        assert!(output.status.success(), "inspect {}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+        Some(serde_json::from_slice(&output.stdout).expect("inspect prints JSON"))
+    }
+
+    /// Where the one checkpoint of this room is.
+    pub(crate) fn checkpoint_path(&self) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(self.path("state")).into_iter().flatten().flatten();
+        let mut journals =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "journal"));
+        let found = journals.next();
+        assert!(journals.next().is_none(), "one copy, one checkpoint");
+        found
+    }
+}
+
+/// A process of the test's own. Killed if the test forgets it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+    seen: Vec<u8>,
+}
+
+impl Running {
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program was built");
+        let lines = BufReader::new(child.stdout.take().expect("it was asked for"));
+        Self { child, lines, seen: Vec::new() }
+    }
+
+    pub(crate) fn id(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("ids are small"))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.id(), signal).expect("nobody has waited for it");
+    }
+
+    /// The next line of progress that satisfies `when`.
+    ///
+    /// # Panics
+    /// If the program ends before.
+    pub(crate) fn until(&mut self, when: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let mut line = Vec::new();
+            let length = self.lines.read_until(b'\n', &mut line).expect("the pipe is ours");
+            if length == 0 {
+                let mut said = String::new();
+                let _ = self.child.stderr.take().expect("it was asked for").read_to_string(&mut said);
+                panic!("it ended before the test had its chance: {} {said}", String::from_utf8_lossy(&self.seen));
+            }
+            self.seen.extend_from_slice(&line);
+            let value: Value = serde_json::from_slice(&line).expect("every line is an object");
+            if value["event"] == "progress" && when(&value) {
+                return value;
+            }
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(self) -> Outcome {
+        self.end_with_status().0
+    }
+
+    /// As [`Running::end`], for processes that end by a signal.
+    pub(crate) fn end_with_status(mut self) -> (Outcome, ExitStatus) {
+        let mut stdout = std::mem::take(&mut self.seen);
+        self.lines.read_to_end(&mut stdout).expect("the pipe is ours");
+        let mut stderr = Vec::new();
+        self.child.stderr.take().expect("it was asked for").read_to_end(&mut stderr).expect("the pipe is ours");
+        let status = self.child.wait().expect("it is our child");
+        // A killed process may leave half a line.
+        let whole = stdout.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        stdout.truncate(whole);
+        (outcome(&Output { status, stdout, stderr }), status)
+    }
+
+    /// Ends it at once, as a crash would.
+    pub(crate) fn crash(self) -> Outcome {
+        self.signal(Signal::SIGKILL);
+        self.end()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Has written something.
+pub(crate) fn moving(progress: &Value) -> bool {
+    progress["written"].as_u64() > Some(0)
+}
+
+/// Has recorded something.
+pub(crate) fn recorded(progress: &Value) -> bool {
+    progress["durable"].as_u64() > Some(0)
+}

@@ -1,0 +1,13 @@
+//! What tests on a real system share.
+
+mod content;
+mod copying;
+mod room;
+#[path = "../../cli/support.rs"]
+#[allow(dead_code, reason = "shared with the tests of the command line")]
+mod scratch;
+
+pub(crate) use content::{Dice, assert_same, iterations, mixed, write_sparse};
+pub(crate) use copying::{Running, moving, program, recorded};
+pub(crate) use room::{Need, Room, has, run, text};
+pub(crate) use scratch::{MIB, Outcome, noise, outcome};

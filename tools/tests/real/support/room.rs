@@ -1,0 +1,286 @@
+//! A directory of one test's own, with the file systems and loop devices that it needs. Whatever lies below the
+//! directory goes away with it: at the end of the test, also of one that fails; and after a test that was killed, in
+//! the next run.
+//!
+//! A room is swept by proof, not by memory: mounts whose mount point and loop devices whose backing file lie below it
+//! are its own, whoever set them up. A room whose test is gone is told from one in use by the lock that its test
+//! holds; the kernel drops the lock with the process. What cannot be proved to be abandoned is left alone.
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Uid;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Rooms lie next to the build: the usual temporary directory is often memory, with little of it.
+const ROOMS: &str = env!("CARGO_TARGET_TMPDIR");
+/// How the names of rooms begin.
+const PREFIX: &str = "blockhaul-room-";
+/// Held by the test that uses the room.
+const LOCK: &str = "in-use";
+/// Of a room's name within one process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Tries to unmount, 20 ms apart.
+const PATIENCE: u32 = 250;
+/// Abandoned rooms are looked for once in a process.
+static LEFTOVERS: Once = Once::new();
+
+/// What a test needs of its host.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Need {
+    Root,
+    /// A program on the path.
+    Program(&'static str),
+    /// A file system that can be made and mounted.
+    Filesystem(&'static str),
+    LoopDevices,
+}
+
+impl Need {
+    fn is_met(self) -> bool {
+        match self {
+            Self::Root => Uid::effective().is_root(),
+            Self::Program(name) => is_on_path(name),
+            Self::Filesystem(name) => {
+                let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+                known.split_whitespace().any(|known| known == name) && is_on_path(&format!("mkfs.{name}"))
+            }
+            Self::LoopDevices => Path::new("/dev/loop-control").exists() && is_on_path("losetup"),
+        }
+    }
+}
+
+impl std::fmt::Display for Need {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Root => f.write_str("root"),
+            Self::Program(name) => f.write_str(name),
+            Self::Filesystem(name) => write!(f, "the file system {name} and mkfs.{name}"),
+            Self::LoopDevices => f.write_str("loop devices"),
+        }
+    }
+}
+
+fn is_on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).any(|directory| directory.join(program).is_file())
+}
+
+/// Whether the host has all of `needs`; says what is missing, past the test harness, which swallows what passes.
+pub(crate) fn has(test: &str, needs: &[Need]) -> bool {
+    let missing: Vec<String> = needs.iter().filter(|need| !need.is_met()).map(Need::to_string).collect();
+    if !missing.is_empty() {
+        let _ = writeln!(std::io::stderr(), "skipped: {test} needs {}", missing.join(", "));
+    }
+    missing.is_empty()
+}
+
+/// One test's directory.
+#[derive(Debug)]
+pub(crate) struct Room {
+    path: PathBuf,
+    _in_use: Flock<File>,
+}
+
+impl Room {
+    /// An empty room.
+    pub(crate) fn new() -> Self {
+        Self::within(Path::new(ROOMS))
+    }
+
+    /// An empty room that every user can reach, which cannot be said of the build.
+    pub(crate) fn public() -> Self {
+        Self::within(&std::env::temp_dir())
+    }
+
+    fn within(place: &Path) -> Self {
+        LEFTOVERS.call_once(|| {
+            sweep_leftovers(Path::new(ROOMS));
+            sweep_leftovers(&std::env::temp_dir());
+        });
+        let number = NEXT.fetch_add(1, Relaxed);
+        let path = place.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        let lock = lock(&path).expect("nobody else knows the room yet");
+        Self { path, _in_use: lock }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// A file with these bytes.
+    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, bytes).unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
+        path
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("read {name}: {error}"))
+    }
+
+    /// A directory in memory, for images whose flushes should cost nothing.
+    pub(crate) fn memory(&self, name: &str) -> PathBuf {
+        let at = self.mount_point(name);
+        run("mount", &["-t", "tmpfs", "tmpfs", text(&at)]);
+        at
+    }
+
+    /// An image of a new file system, not mounted.
+    pub(crate) fn image(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
+        let image = self.sparse(name, bytes);
+        let quiet: &[&str] = match filesystem {
+            "xfs" => &["-q", "-f"],
+            "ext2" | "ext3" | "ext4" => &["-q", "-F", "-m", "0"],
+            "btrfs" => &["-q", "-f", "--mixed"],
+            _ => &[],
+        };
+        let words: Vec<&str> = quiet.iter().copied().chain([text(&image)]).collect();
+        run(&format!("mkfs.{filesystem}"), &words);
+        image
+    }
+
+    /// A new file system, mounted below the room at `name`. Its image lies beside it, as `name.img`.
+    pub(crate) fn filesystem(&self, name: &str, filesystem: &str, bytes: u64) -> PathBuf {
+        let image = self.image(&format!("{name}.img"), filesystem, bytes);
+        self.mount(&image, name)
+    }
+
+    /// Mounts an image. The loop device in between goes away with the mount.
+    pub(crate) fn mount(&self, image: &Path, name: &str) -> PathBuf {
+        let at = self.mount_point(name);
+        run("mount", &["-o", "loop", text(image), text(&at)]);
+        at
+    }
+
+    pub(crate) fn unmount(&self, at: &Path) {
+        assert!(at.starts_with(&self.path), "{} is not ours", at.display());
+        unmount(text(at));
+        assert!(!mounts_below(at).iter().any(|point| Path::new(point) == at), "{} is still in use", at.display());
+    }
+
+    /// A loop device over `backing`, a file of the room, with sectors of `sector` bytes.
+    pub(crate) fn loop_device(&self, backing: &Path, sector: u32) -> PathBuf {
+        assert!(backing.starts_with(&self.path), "{} is not ours: it would not be detached", backing.display());
+        let sector = sector.to_string();
+        PathBuf::from(run("losetup", &["--find", "--show", "--sector-size", &sector, text(backing)]).trim())
+    }
+
+    /// A file of `bytes`, all of them hole.
+    pub(crate) fn sparse(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.path(name);
+        File::create(&path)
+            .and_then(|file| file.set_len(bytes))
+            .unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        path
+    }
+
+    /// A new directory, to mount something at.
+    pub(crate) fn mount_point(&self, name: &str) -> PathBuf {
+        let at = self.path(name);
+        fs::create_dir_all(&at).unwrap_or_else(|error| panic!("create {}: {error}", at.display()));
+        at
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        sweep(&self.path);
+    }
+}
+
+fn lock(room: &Path) -> Option<Flock<File>> {
+    let file = File::options().create(true).append(true).open(room.join(LOCK)).ok()?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
+}
+
+/// Sweeps the rooms of tests that are gone.
+fn sweep_leftovers(place: &Path) {
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        // Without the lock's file the room is younger than its lock: somebody is just moving in.
+        if ours && path.join(LOCK).is_file() && lock(&path).is_some() {
+            sweep(&path);
+        }
+    }
+}
+
+/// Unmounts as soon as the kernel lets go of the files of processes that are gone: a killed ring is taken apart behind
+/// its process's back.
+fn unmount(at: &str) {
+    for _ in 0..PATIENCE {
+        let output = command("umount", &[at]).output();
+        if output.is_ok_and(|output| output.status.success()) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Takes down what lies below `room`, then the room. What is still in use stays for a later run.
+fn sweep(room: &Path) {
+    // The innermost mount was made last.
+    mounts_below(room).iter().rev().for_each(|mount| {
+        detach(mount.as_ref());
+        unmount(mount);
+    });
+    detach(room);
+    if mounts_below(room).is_empty() {
+        let _ = fs::remove_dir_all(room);
+    }
+}
+
+/// Detaches the loop devices over files below `place`; those of mounts go away with them.
+fn detach(place: &Path) {
+    for device in loop_devices_below(place) {
+        let _ = command("losetup", &["--detach", &device]).output();
+    }
+}
+
+fn mounts_below(room: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| Path::new(point).starts_with(room)).map(str::to_owned).collect()
+}
+
+fn loop_devices_below(room: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if Path::new(backing.trim_end()).starts_with(room) {
+            found.push(format!("/dev/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    found
+}
+
+/// A path as an argument; rooms have names in ASCII.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("rooms have plain names")
+}
+
+/// Runs a program of the system, which must succeed; gives what it printed.
+pub(crate) fn run(program: &str, words: &[&str]) -> String {
+    let output = command(program, words).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {}: {}: {said}", words.join(" "), output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn command(program: &str, words: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin")).args(words);
+    command
+}

@@ -1,0 +1,77 @@
+//! The real tools that tests use, as Debian packages.
+
+use crate::step::Verdict;
+use std::process::{Command, Stdio};
+
+/// Every package with the programs by which it is recognised, so that tools that came another way count too.
+const PACKAGES: [(&str, &[&str]); 10] = [
+    ("nbdkit", &["nbdkit"]),
+    ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
+    ("qemu-utils", &["qemu-img", "qemu-nbd"]),
+    ("fio", &["fio"]),
+    ("xfsprogs", &["mkfs.xfs"]),
+    ("btrfs-progs", &["mkfs.btrfs"]),
+    ("util-linux", &["losetup", "flock"]),
+    ("e2fsprogs", &["mkfs.ext4"]),
+    ("python3", &["python3"]),
+    ("strace", &["strace"]),
+];
+
+/// Where `mkfs.*` and `losetup` live; not on the path of every user.
+const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Installs what is missing when root; otherwise prints the one command to run.
+pub(crate) fn ensure() -> Verdict {
+    let missing = missing();
+    if missing.is_empty() {
+        return Verdict::Passed;
+    }
+    let install = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    if !is_root() {
+        println!("the tests need Debian packages that are missing; run this once:\n\n  sudo {install}\n");
+        return Verdict::Failed;
+    }
+    println!("== installing {}", missing.join(" "));
+    let script = format!("apt-get update -qq && {install}");
+    let status =
+        Command::new("sh").args(["-c", &script]).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).status();
+    match status {
+        Ok(status) if status.success() => Verdict::Passed,
+        Ok(status) => {
+            println!("{script}: {status}");
+            Verdict::Failed
+        }
+        Err(error) => {
+            println!("{script}: {error}");
+            Verdict::Failed
+        }
+    }
+}
+
+fn missing() -> Vec<&'static str> {
+    let absent = |programs: &[&str]| programs.iter().any(|program| !is_installed(program));
+    PACKAGES.iter().filter(|(_, programs)| absent(programs)).map(|(package, _)| *package).collect()
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(SYSTEM_DIRECTORIES.iter().map(Into::into))
+        .any(|directory| directory.join(program).is_file())
+}
+
+fn is_root() -> bool {
+    // The owner of a process's own entry is its effective user.
+    std::fs::metadata("/proc/self").is_ok_and(|entry| std::os::unix::fs::MetadataExt::uid(&entry) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_on_the_path_only() {
+        assert!(is_installed("sh"));
+        assert!(!is_installed("no-such-program-anywhere"));
+    }
+}

@@ -1,0 +1,148 @@
+//! One step of a command: a program that runs with its output shown, is timed, and whose tests are counted.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// How something ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Everything is right.
+    Passed,
+    /// Something is not.
+    Failed,
+}
+
+/// What passed and what failed so far. A step that runs no tests counts as one.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    passed: u64,
+    failed: u64,
+    failed_steps: Vec<String>,
+}
+
+impl Tally {
+    /// Runs a step and counts it.
+    pub(crate) fn run(&mut self, title: &str, command: &mut Command) {
+        println!("\n== {title}");
+        let start = Instant::now();
+        let (verdict, tests) = match run_counted(command) {
+            Ok(ended) => ended,
+            Err(error) => {
+                println!("cannot run {}: {error}", command.get_program().display());
+                (Verdict::Failed, Tests::default())
+            }
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        self.count(title, verdict, tests);
+        let word = if verdict == Verdict::Passed { "ok" } else { "FAILED" };
+        println!("== {title}: {word} in {seconds:.1} s");
+    }
+
+    fn count(&mut self, title: &str, verdict: Verdict, tests: Tests) {
+        self.passed += tests.passed;
+        self.failed += tests.failed;
+        match verdict {
+            Verdict::Passed if tests == Tests::default() => self.passed += 1,
+            Verdict::Passed => {}
+            Verdict::Failed => {
+                // A step can fail without a failing test: it did not compile, or was killed.
+                self.failed += u64::from(tests.failed == 0);
+                self.failed_steps.push(title.to_owned());
+            }
+        }
+    }
+
+    /// Prints the last line, `N passed, N failed`, and says how it ended.
+    pub(crate) fn conclude(&self) -> Verdict {
+        println!();
+        for title in &self.failed_steps {
+            println!("failed: {title}");
+        }
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if self.failed_steps.is_empty() { Verdict::Passed } else { Verdict::Failed }
+    }
+}
+
+/// Tests that a program reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tests {
+    passed: u64,
+    failed: u64,
+}
+
+impl Tests {
+    /// Adds the counts of a line such as `test result: ok. 12 passed; 0 failed; 0 ignored; ...`.
+    fn add_line(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else { return };
+        let words: Vec<&str> = counts.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            match (pair[0].parse::<u64>(), pair[1]) {
+                (Ok(count), "passed") => self.passed += count,
+                (Ok(count), "failed") => self.failed += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Shows stdout line by line while it counts what the tests say; stderr goes straight through.
+fn run_counted(command: &mut Command) -> std::io::Result<(Verdict, Tests)> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut tests = Tests::default();
+    let stdout = child.stdout.take().expect("it was asked for");
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        println!("{line}");
+        tests.add_line(&line);
+    }
+    let verdict = if child.wait()?.success() { Verdict::Passed } else { Verdict::Failed };
+    Ok((verdict, tests))
+}
+
+/// `cargo` with these arguments, at the root of the workspace.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// The root of the workspace.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("xtask lives two levels below the root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn the_tests_of_a_step_are_counted() {
+        let mut tally = Tally::default();
+        tally.run("tests", &mut shell("echo 'test result: ok. 12 passed; 0 failed; 1 ignored; finished in 0.1s'"));
+        tally.run("check", &mut shell("echo fine"));
+        assert_eq!((tally.passed, tally.failed, tally.conclude()), (13, 0, Verdict::Passed));
+    }
+
+    #[test]
+    fn a_step_that_fails_counts_even_without_a_failing_test() {
+        let mut tally = Tally::default();
+        tally.run("tests", &mut shell("echo 'test result: FAILED. 3 passed; 2 failed; 0 ignored'; exit 101"));
+        tally.run("build", &mut shell("exit 1"));
+        tally.run("missing", &mut Command::new("no-such-program-anywhere"));
+        assert_eq!((tally.passed, tally.failed, tally.conclude()), (3, 4, Verdict::Failed));
+        assert_eq!(tally.failed_steps, ["tests", "build", "missing"]);
+    }
+
+    #[test]
+    fn the_root_is_the_workspace() {
+        assert!(std::fs::read_to_string(root().join("Cargo.toml")).unwrap().contains("[workspace]"));
+    }
+}

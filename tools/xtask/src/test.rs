@@ -1,0 +1,74 @@
+//! `cargo xtask test`: everything that CI checks, in the order in which a developer wants to hear of it.
+
+use crate::step::{Tally, Verdict, cargo, root};
+use crate::{Refused, fuzz, packages, sim};
+
+/// Of each fuzz target: long enough to notice one that no longer works.
+const FUZZ_SECONDS: u32 = 5;
+
+/// Formatting, lints, documents, every test, the simulation, and the fuzz targets where they can run.
+///
+/// # Errors
+/// None of its own: what fails is counted.
+#[allow(clippy::unnecessary_wraps, reason = "all commands have one shape")]
+pub(crate) fn all() -> Result<Verdict, Refused> {
+    if packages::ensure() == Verdict::Failed {
+        return Ok(Verdict::Failed);
+    }
+    let mut tally = Tally::default();
+    tally.run("format", &mut cargo(&["fmt", "--all", "--check"]));
+    tally.run("lints", &mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]));
+    let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    tally.run("documents", docs.env("RUSTDOCFLAGS", "--deny warnings"));
+    tally.run("tests", &mut cargo(&["test", "--workspace", "--all-targets", "--no-fail-fast"]));
+    tally.run("examples in documents", &mut cargo(&["test", "--workspace", "--doc", "--no-fail-fast"]));
+    if let Err(reason) = sim::add(&mut tally, sim::Seeds::first(sim::SEEDS)) {
+        println!("\n== skipped: simulation: {reason}");
+    }
+    if let Err(reason) = fuzz::add(&mut tally, FUZZ_SECONDS) {
+        println!("\n== skipped: fuzz targets: {reason}");
+    }
+    Ok(tally.conclude())
+}
+
+/// The tests of one package, or those whose name contains `filter`.
+///
+/// # Errors
+/// None of its own: what fails is counted.
+#[allow(clippy::unnecessary_wraps, reason = "all commands have one shape")]
+pub(crate) fn only(filter: &str) -> Result<Verdict, Refused> {
+    let mut tally = Tally::default();
+    match package(filter) {
+        Some(package) => tally.run(&package, &mut cargo(&["test", "--package", &package, "--no-fail-fast"])),
+        None => tally.run(
+            &format!("tests named {filter}"),
+            &mut cargo(&["test", "--workspace", "--all-targets", "--no-fail-fast", "--", filter]),
+        ),
+    }
+    Ok(tally.conclude())
+}
+
+/// `engine` and `blockhaul-engine` both name the package; `xtask` names itself.
+fn package(filter: &str) -> Option<String> {
+    let area = filter.strip_prefix("blockhaul-").unwrap_or(filter);
+    match area {
+        "xtask" => Some(area.to_owned()),
+        "engine" | "control" | "bench" | "tools" if root().join(area).join("Cargo.toml").is_file() => {
+            Some(format!("blockhaul-{area}"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_area_is_a_package_and_anything_else_a_name() {
+        assert_eq!(package("engine").as_deref(), Some("blockhaul-engine"));
+        assert_eq!(package("blockhaul-tools").as_deref(), Some("blockhaul-tools"));
+        assert_eq!(package("xtask").as_deref(), Some("xtask"));
+        assert_eq!(package("journal"), None);
+    }
+}
