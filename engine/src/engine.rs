@@ -15,7 +15,7 @@ use crate::progress::Report;
 use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
 use crate::spec::{BlockSize, CopySpec, VerifySpec};
-use crate::worker::{EXTRA_OPERATIONS, Inbox, Worker};
+use crate::worker::{EXTRA_OPERATIONS, Inbox, WIRE_OPERATIONS, Worker};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::sync::atomic::AtomicU64;
@@ -218,7 +218,7 @@ fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, re
         Ok(arena) => Arc::new(arena),
         Err(error) => return refuse(error),
     };
-    let operations = layout.slots + 2 * EXTRA_OPERATIONS;
+    let operations = layout.slots + 2 * EXTRA_OPERATIONS + WIRE_OPERATIONS;
     if layout.face != Face::Threads {
         match UringRing::new(UringConfig { slots: operations, arena: Some(&arena) }) {
             Ok(ring) => {

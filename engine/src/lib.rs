@@ -54,6 +54,7 @@ pub mod extent;
 mod plan;
 mod buffer;
 mod ring;
+pub mod nbd;
 mod channel;
 mod pipeline;
 mod worker;

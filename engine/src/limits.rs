@@ -10,6 +10,8 @@ pub(crate) const BLOCK_BYTES_MAX: u32 = 64 << 20;
 pub(crate) const BLOCK_BYTES_DIRECT: u32 = 1 << 20;
 /// Block for cached copies and protected jobs: it stays in the second-level cache, and makes a finer window.
 pub(crate) const BLOCK_BYTES_SMALL: u32 = 256 << 10;
+/// Block for copies of changes: as fine as bitmaps usually are, so that little else is copied along.
+pub(crate) const BLOCK_BYTES_CHANGES: u32 = 64 << 10;
 
 /// Memory, file offsets and lengths of direct I/O are multiples of this where the volume does not say less is enough.
 pub(crate) const DIRECT_ALIGN_BYTES: u32 = 4 << 10;
@@ -40,7 +42,7 @@ pub(crate) const CLONE_BYTES_MAX: u64 = 1 << 30;
 /// Checkpoint at the latest after so many bytes: at most this much is copied again after a crash.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// Leaves that landed and are not recorded: past this a record is made whatever their bytes, past twice this no more
-/// are looked for. About 3 MiB.
+/// are looked for. About 4 MiB.
 pub(crate) const LANDED_MAX: usize = 32 << 10;
 /// Checkpoint at the latest after so long.
 pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
@@ -49,6 +51,40 @@ pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long an ending waits for operations in flight before it reports `quiesced: false` and leaks their memory.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Blocks in flight at least, between servers: enough for two workers to read one while another one is written.
+pub(crate) const PACED_BLOCKS_MIN: u64 = 4;
+/// Requests on a worker's first connection to a server from which on it uses its other ones as well: servers work on so
+/// many of one client's at a time.
+pub(crate) const REQUESTS_PER_CONNECTION: usize = 8;
+/// Slots per core where servers are reached: what a long path holds. A short one touches only a few of them.
+pub(crate) const SLOTS_FOR_SERVERS: usize = 64;
+/// Connections to one export at most, by default: past it the servers measured get no faster.
+pub(crate) const CONNECTIONS_MAX: usize = 4;
+/// How long one attempt to connect and negotiate may take.
+pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
+/// The same for connections beyond the first: a server that has no room may leave them waiting.
+pub(crate) const FURTHER_DIAL_LIMIT: Duration = Duration::from_secs(2);
+/// Between attempts to connect again: from this, doubled each time,
+pub(crate) const REDIAL_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// to this.
+pub(crate) const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long a request may be on its way through network and server after its sender has given it up.
+pub(crate) const REQUEST_LIFE: Duration = Duration::from_secs(30);
+/// Bytes that one question for block status covers: from this, doubled while the answers are short,
+pub(crate) const STATUS_WINDOW_MIN: u64 = 256 << 20;
+/// to this. Lengths have 32 bits.
+pub(crate) const STATUS_WINDOW_MAX: u64 = 2 << 30;
+/// Zeros asked for at a time where the server is no faster than with data: such a request must stay short.
+pub(crate) const SLOW_ZERO_BYTES: u64 = 8 << 20;
+/// Payloads from this size on are sent without a copy, where the kernel can.
+pub(crate) const ZERO_COPY_BYTES_MIN: u32 = 64 << 10;
+/// How long a lost connection is tried to be had again: a server that is restarted, or a switch, is back by then.
+pub(crate) const RETRY_FOR: Duration = Duration::from_secs(60);
+/// How long a request may take before its connection counts as lost: longer than a busy disk behind a server takes.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How soon a volume is asked again that did not know its extents yet, unless it says earlier that it does.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Deepest burst of a limited job: long enough to hide timer jitter, too short to be felt by others.
 pub(crate) const BURST: Duration = Duration::from_millis(20);

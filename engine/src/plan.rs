@@ -2,8 +2,9 @@
 //!
 //! The planner is pure. It is fed extents in order, in windows, and cuts them on the _leaf grid_: multiples of the
 //! block size, on which digests and checkpoints are kept. A leaf that holds any data becomes data as a whole; only the
-//! _hull_ of its data is read, the margins are zeros by the source's own word. So every piece it emits starts on the
-//! grid and ends there or at the end of the volume, and no two pieces share a leaf.
+//! _hull_ of its data is read, the margins are zeros by the source's own word. Where that word is that nothing has
+//! changed, it says nothing about the bytes: a leaf that is unchanged in part is read as a whole. So every piece it
+//! emits starts on the grid and ends there or at the end of the volume, and no two pieces share a leaf.
 
 use crate::extent::{ByteRange, Extent, ExtentKind, RangeSet};
 use crate::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -16,13 +17,15 @@ pub(crate) enum Piece {
     Data { range: ByteRange, read: ByteRange },
     /// Holds zeros only.
     Zeros { range: ByteRange },
+    /// Holds what the destination of an earlier copy holds.
+    Unchanged { range: ByteRange },
 }
 
 impl Piece {
     /// The leaves it covers.
     pub(crate) fn range(self) -> ByteRange {
         match self {
-            Self::Data { range, .. } | Self::Zeros { range } => range,
+            Self::Data { range, .. } | Self::Zeros { range } | Self::Unchanged { range } => range,
         }
     }
 
@@ -34,6 +37,7 @@ impl Piece {
                 None => Self::Zeros { range },
             },
             Self::Zeros { .. } => Self::Zeros { range },
+            Self::Unchanged { .. } => Self::Unchanged { range },
         }
     }
 }
@@ -112,57 +116,92 @@ impl Planner {
             range.start(),
             (range.start() / self.segment + 1).saturating_mul(self.segment).min(range.end()),
         );
-        // Zeros need nobody or one request each: they stay whole until the caller says how long a request may be.
-        if matches!(piece, Piece::Zeros { .. }) || head == range {
+        // The rest needs nobody or one request each: it stays whole until the caller says how long a request may be.
+        if !matches!(piece, Piece::Data { .. }) || head == range {
             return Some(piece);
         }
         self.found.push_front(piece.within(ByteRange::new(head.end(), range.end())));
         Some(piece.within(head))
     }
 
-    /// Lays the grid over the extents within `window`.
+    /// Lays the grid over the extents within `window`. What they leave free is zeros.
     fn cut(&mut self, extents: &[Extent], window: ByteRange) {
         let mut at = window.start();
-        let mut data: Option<(ByteRange, ByteRange)> = None;
-        let holds_data = extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
-        for read in holds_data.filter_map(|extent| extent.range.intersect(window)) {
-            let range = read.align_out(self.leaf, window.end());
-            data = match data {
+        let mut last: Option<Piece> = None;
+        let leaf = self.leaf;
+        for piece in joined(extents).flat_map(|extent| leaves_of(extent, leaf, window)).flatten() {
+            last = match (last, piece) {
                 // Sharing a leaf, or one run of data reported in two: one piece.
-                Some((before, hull)) if range.start() < before.end() || read.start() == hull.end() => {
-                    Some((ByteRange::new(before.start(), range.end()), ByteRange::new(hull.start(), read.end())))
+                (Some(Piece::Data { range: before, read: hull }), Piece::Data { range, read })
+                    if range.start() < before.end() || read.start() == hull.end() =>
+                {
+                    Some(Piece::Data { range: before.hull(range), read: hull.hull(read) })
                 }
-                before => {
+                (before, piece) => {
                     at = self.close(before, at);
-                    Some((range, read))
+                    Some(piece)
                 }
             };
         }
-        at = self.close(data, at);
+        at = self.close(last, at);
         if at < window.end() {
             self.push(Piece::Zeros { range: ByteRange::new(at, window.end()) });
         }
     }
 
-    /// Emits the zeros before a run of data, and the run; returns where it ends.
-    fn close(&mut self, data: Option<(ByteRange, ByteRange)>, at: u64) -> u64 {
-        let Some((range, read)) = data else { return at };
-        if at < range.start() {
-            self.push(Piece::Zeros { range: ByteRange::new(at, range.start()) });
+    /// Emits the zeros before a piece, and the piece; returns where it ends.
+    fn close(&mut self, piece: Option<Piece>, at: u64) -> u64 {
+        let Some(piece) = piece else { return at };
+        if at < piece.range().start() {
+            self.push(Piece::Zeros { range: ByteRange::new(at, piece.range().start()) });
         }
-        self.push(Piece::Data { range, read });
-        range.end()
+        self.push(piece);
+        piece.range().end()
     }
 
     fn push(&mut self, piece: Piece) {
         let todo = self.done.gaps(piece.range()).map(|gap| piece.within(gap));
         match (self.found.back_mut(), piece) {
             (Some(Piece::Zeros { range: before }), Piece::Zeros { range })
+            | (Some(Piece::Unchanged { range: before }), Piece::Unchanged { range })
                 if before.end() == range.start() && self.done.is_empty() =>
             {
-                *before = ByteRange::new(before.start(), range.end());
+                *before = before.hull(range);
             }
             _ => self.found.extend(todo),
+        }
+    }
+}
+
+/// Extents, with unchanged neighbours as one: each of them may end within a leaf.
+fn joined(extents: &[Extent]) -> impl Iterator<Item = Extent> {
+    let same = |one: &Extent, two: &Extent| one.kind == ExtentKind::Unchanged && one.kind == two.kind;
+    extents.chunk_by(same).filter_map(|run| {
+        let (first, last) = (run.first()?, run.last()?);
+        Some(Extent { range: first.range.hull(last.range), kind: first.kind })
+    })
+}
+
+/// What an extent makes of the leaves that it touches within `window`: up to three pieces, in order. The ends of what
+/// is unchanged share their leaves with something else, and are read with it.
+fn leaves_of(Extent { range, kind }: Extent, leaf: u64, window: ByteRange) -> [Option<Piece>; 3] {
+    let Some(range) = range.intersect(window) else { return [None; 3] };
+    let all = range.align_out(leaf, window.end());
+    match kind {
+        ExtentKind::Zero | ExtentKind::Hole => [None; 3],
+        ExtentKind::Data => [Some(Piece::Data { range: all, read: range }), None, None],
+        ExtentKind::Unchanged => {
+            let start = range.start().next_multiple_of(leaf).min(all.end());
+            let end = if range.end() == window.end() { range.end() } else { range.end() / leaf * leaf };
+            let whole = |start: u64, end: u64| {
+                let range = ByteRange::new(start, end);
+                (start < end).then_some(Piece::Data { range, read: range })
+            };
+            if end < start {
+                return [whole(all.start(), all.end()), None, None];
+            }
+            let within = (start < end).then(|| Piece::Unchanged { range: ByteRange::new(start, end) });
+            [whole(all.start(), start), within, whole(end, all.end())]
         }
     }
 }
@@ -264,19 +303,66 @@ mod tests {
         assert_eq!(planner.unscanned(), Some(ByteRange::new(MIB, 2 * MIB)));
     }
 
+    fn unchanged(start: u64, end: u64) -> Piece {
+        Piece::Unchanged { range: ByteRange::new(start, end) }
+    }
+
+    #[test]
+    fn only_leaves_that_are_unchanged_as_a_whole_are_left_alone() {
+        use ExtentKind::{Data, Hole, Unchanged};
+        let extents = [
+            extent(0, 2 * MIB, Unchanged),
+            extent(2 * MIB, 2 * MIB + 4096, Data),
+            // Margins of leaves, which are not zeros.
+            extent(2 * MIB + 4096, 5 * MIB - 4096, Unchanged),
+            extent(5 * MIB - 4096, 6 * MIB, Hole),
+            extent(6 * MIB, 6 * MIB + 4096, Unchanged),
+            extent(6 * MIB + 4096, 8 * MIB, Hole),
+            extent(8 * MIB, 8 * MIB + MIB / 2, Unchanged),
+            extent(8 * MIB + MIB / 2, 9 * MIB + 1, Unchanged),
+        ];
+        assert_eq!(
+            plan(9 * MIB + 1, RangeSet::new(), &extents),
+            [
+                unchanged(0, 2 * MIB),
+                data(2 * MIB, 3 * MIB, 2 * MIB, 3 * MIB),
+                unchanged(3 * MIB, 4 * MIB),
+                data(4 * MIB, 5 * MIB, 4 * MIB, 5 * MIB),
+                zeros(5 * MIB, 6 * MIB),
+                data(6 * MIB, 7 * MIB, 6 * MIB, 7 * MIB),
+                zeros(7 * MIB, 8 * MIB),
+                unchanged(8 * MIB, 9 * MIB + 1),
+            ]
+        );
+    }
+
+    #[test]
+    fn changes_within_one_leaf_are_read_with_all_that_surrounds_them() {
+        use ExtentKind::{Data, Unchanged, Zero};
+        let extents = [
+            extent(0, 4096, Zero),
+            extent(4096, 8192, Unchanged),
+            extent(8192, 12_288, Data),
+            extent(12_288, MIB + 4096, Unchanged),
+            extent(MIB + 4096, 2 * MIB, Data),
+        ];
+        assert_eq!(plan(2 * MIB, RangeSet::new(), &extents), [data(0, 2 * MIB, 0, 2 * MIB)]);
+    }
+
     proptest! {
         /// Whatever the extents and the scan windows: every leaf is planned once, and no data is left unread.
         #[test]
         fn pieces_cover_everything_once(
-            lengths in prop::collection::vec((1_u64..200, any::<bool>()), 1..60),
+            lengths in prop::collection::vec((1_u64..200, 0_usize..3), 1..60),
             scan in 1_usize..10,
             durable in prop::collection::vec(0_u64..64, 0..10),
         ) {
             let unit = 64 << 10;
             let mut extents = Vec::new();
             let mut at = 0;
-            for (length, is_data) in lengths {
-                extents.push(extent(at, at + length * unit, if is_data { ExtentKind::Data } else { ExtentKind::Hole }));
+            for (length, kind) in lengths {
+                let kind = [ExtentKind::Data, ExtentKind::Hole, ExtentKind::Unchanged][kind];
+                extents.push(extent(at, at + length * unit, kind));
                 at += length * unit;
             }
             let size = at;
@@ -286,6 +372,7 @@ mod tests {
             let mut planner = Planner::new(size, LEAF, 2, done.clone());
             let mut covered = done.clone();
             let mut read = RangeSet::new();
+            let mut left = RangeSet::new();
             loop {
                 while let Some(piece) = planner.next() {
                     let range = piece.range();
@@ -296,6 +383,9 @@ mod tests {
                         prop_assert!(range.contains(hull) && range.len() <= SEGMENT_BYTES_MAX);
                         read.insert(hull);
                     }
+                    if matches!(piece, Piece::Unchanged { .. }) {
+                        left.insert(range);
+                    }
                 }
                 let Some(todo) = planner.unscanned() else { break };
                 let unseen = |e: &Extent| Some(Extent { range: e.range.intersect(todo)?, kind: e.kind });
@@ -303,9 +393,17 @@ mod tests {
                 planner.add(&window);
             }
             prop_assert!(covered.contains(ByteRange::new(0, size)));
-            for extent in extents.iter().filter(|extent| extent.kind == ExtentKind::Data) {
+            for extent in &extents {
                 for todo in done.gaps(extent.range) {
-                    prop_assert!(read.contains(todo));
+                    match extent.kind {
+                        ExtentKind::Data => prop_assert!(read.contains(todo)),
+                        ExtentKind::Unchanged => {
+                            prop_assert!(left.gaps(todo).all(|part| read.contains(part)), "neither left nor read");
+                        }
+                        ExtentKind::Zero | ExtentKind::Hole => {
+                            prop_assert_eq!(left.gaps(todo).collect::<Vec<_>>(), vec![todo]);
+                        }
+                    }
                 }
             }
         }

@@ -44,13 +44,14 @@ named! {
 pub struct Bytes {
     /// The source's size, holes included.
     pub planned: u64,
-    /// Data read from the source by this run.
+    /// Data read from the source by this run; twice what was copied again, as a server may have lost it.
     pub read: u64,
-    /// Data written to the destination by this run.
+    /// Data written to the destination by this run; as `read`.
     pub written: u64,
-    /// Zeroed by request, without sending data.
+    /// Zeroed by request, without sending data; as `read`.
     pub zeroed: u64,
-    /// Zeros that needed nothing, as the destination was known to hold them.
+    /// Needed nothing: zeros where the destination is known to hold zeros, by what this run did to it or by what its
+    /// server says, and what is unchanged under `--changed-since`.
     pub skipped: u64,
     /// Shared with the source or copied by the kernel.
     pub cloned: u64,
@@ -102,7 +103,8 @@ pub struct Difference {
 pub struct Report {
     /// How it ended.
     pub status: Status,
-    /// Whether no operation of the job is in flight any more. `false` only if a device or peer never answered.
+    /// Whether no operation of the job is in flight any more. `false` only if a device or peer never answered, or a
+    /// server did not hang up: also a success may be so.
     pub quiesced: bool,
     /// What ended it, unless it succeeded.
     pub error: Option<Error>,

@@ -4,7 +4,9 @@
 //! the job. Two-valued choices are enums, so that a call site says what it chose.
 
 use crate::error::{Error, Result, named};
-use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, LOCK_WAIT};
+use crate::limits::{
+    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, LOCK_WAIT, REQUEST_TIMEOUT, RETRY_FOR,
+};
 use crate::volume::Locator;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -115,7 +117,7 @@ pub enum Continuation {
     Refuse,
     /// Go on from it; a fresh start if there is none.
     Resume,
-    /// Discard it; a regular destination file is truncated to 0 first.
+    /// Discard it; a regular destination file is truncated to 0 first, unless only changes are copied.
     Restart,
 }
 
@@ -140,6 +142,39 @@ pub struct CheckpointEvery {
 impl Default for CheckpointEvery {
     fn default() -> Self {
         Self { bytes: CHECKPOINT_BYTES, time: CHECKPOINT_TIME }
+    }
+}
+
+/// How volumes behind a network are reached. Local volumes take no notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkTerms {
+    /// How long a lost connection is tried to be had again before the job fails with `EUnreachable`, keeping its
+    /// checkpoint. Zero: not at all. Default 60 s.
+    pub retry_for: Duration,
+    /// A request that is not answered for so long counts as a lost connection. Above zero. Default 30 s. Shorter ones
+    /// find a stalled path earlier, and take a slow server for a dead one.
+    pub request_timeout: Duration,
+    /// Connections to each server at most, 1 or more; `None`: one for each core, up to 4, if the server permits it.
+    pub connections: Option<usize>,
+}
+
+impl Default for NetworkTerms {
+    fn default() -> Self {
+        Self { retry_for: RETRY_FOR, request_timeout: REQUEST_TIMEOUT, connections: None }
+    }
+}
+
+impl NetworkTerms {
+    fn check(&self) -> Result<()> {
+        if self.request_timeout.is_zero() {
+            return Err(Error::bad_request(
+                "a request timeout of zero would let no server answer: name one above zero",
+            ));
+        }
+        if self.connections == Some(0) {
+            return Err(Error::bad_request("no connections reach no server: name one or more"));
+        }
+        Ok(())
     }
 }
 
@@ -174,7 +209,8 @@ pub struct CopySpec {
     pub source: Locator,
     /// What is written. A regular file that does not exist is created.
     pub destination: Locator,
-    /// `None`: chosen for the path (1 MiB direct, 256 KiB otherwise or under `protect`). Larger blocks cost memory
+    /// `None`: chosen for the path (1 MiB direct, 256 KiB otherwise, under `protect` and with exports, 64 KiB with
+    /// `changed_since`). What a server takes at most cuts any wish. Larger blocks cost memory
     /// and latency of a cancel, smaller ones CPU per byte. Not larger than the engine's slots.
     pub block_size: Option<BlockSize>,
     /// Bytes per second over all cores; `None` is unlimited. Can be changed while the job runs.
@@ -209,6 +245,12 @@ pub struct CopySpec {
     pub lock_wait: Duration,
     /// Read a device that is mounted read-write.
     pub live_source: LiveSource,
+    /// How volumes behind a network are reached.
+    pub network: NetworkTerms,
+    /// Copy only what the source's dirty bitmap of this name calls changed; the destination holds the rest already,
+    /// from a copy of the state in which the bitmap was begun. Only exports have such bitmaps. Leaves in which nothing
+    /// has changed are neither read nor looked at, so there is no digest.
+    pub changed_since: Option<String>,
 }
 
 impl CopySpec {
@@ -235,6 +277,8 @@ impl CopySpec {
             overwrite: Overwrite::No,
             lock_wait: LOCK_WAIT,
             live_source: LiveSource::Refuse,
+            network: NetworkTerms::default(),
+            changed_since: None,
         }
     }
 }
@@ -255,7 +299,15 @@ impl CopySpec {
                 "a checkpoint interval of zero would record without end: name one above zero",
             ));
         }
-        Ok(())
+        if let Some(bitmap) = &self.changed_since
+            && (bitmap.is_empty() || self.source.path().is_some())
+        {
+            let source = &self.source;
+            return Err(Error::bad_request(format!(
+                "the changes since '{bitmap}' cannot be copied from {source}: only NBD exports have dirty bitmaps, by name"
+            )));
+        }
+        self.network.check()
     }
 }
 
@@ -281,12 +333,22 @@ pub struct VerifySpec {
     pub limit_bytes_per_second: Option<u64>,
     /// As in [`CopySpec`].
     pub direct: Direct,
+    /// As in [`CopySpec`].
+    pub network: NetworkTerms,
 }
 
 impl VerifySpec {
     /// A comparison with every default.
     #[must_use]
     pub fn new(reference: Reference, volume: Locator) -> Self {
-        Self { reference, volume, block_size: None, limit_bytes_per_second: None, direct: Direct::Auto }
+        let network = NetworkTerms::default();
+        Self { reference, volume, block_size: None, limit_bytes_per_second: None, direct: Direct::Auto, network }
+    }
+    /// As [`CopySpec::check`].
+    ///
+    /// # Errors
+    /// `EBadRequest`, naming what cannot be.
+    pub fn check(&self) -> Result<()> {
+        self.network.check()
     }
 }

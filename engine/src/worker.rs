@@ -5,16 +5,16 @@
 //! a lock for longer than a queue operation; the only way out for an operation is its completion.
 
 use crate::buffer::Block;
-use crate::channel::{Channel, Start};
+use crate::channel::{Channel, Start, WireOp};
 use crate::error::{Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::job::round::{LeafContent, Round, lock};
 use crate::limits::TICK;
 use crate::pipeline::examine::{DataMap, Span, is_zero, leaf_digest};
 use crate::pipeline::latency::Timed;
-use crate::pipeline::share::{BlockKind, BlockTask, Next, Share};
+use crate::pipeline::share::{BlockKind, BlockTask, Next, Share, ZeroTask};
 use crate::pipeline::slot::{Action, Event, Fault, Role, Slot};
-use crate::ring::{Completion, Instant, Op, Ring, Token, Transfer, ZeroMode, blocking};
+use crate::ring::{Completion, Instant, Op, Ring, Token, Transfer, blocking};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
@@ -24,6 +24,9 @@ use std::time::Duration;
 
 /// Operations in flight besides those of slots: requests for zeros and flushes.
 pub(crate) const EXTRA_OPERATIONS: usize = 32;
+
+/// Operations in flight for connections to servers, at most two for each.
+pub(crate) const WIRE_OPERATIONS: usize = 128;
 
 /// Where rounds are handed to a worker.
 #[derive(Debug, Default)]
@@ -74,6 +77,8 @@ struct InSlot {
     slot: Slot,
     /// What was found in it, or what should be.
     content: LeafContent,
+    started: Instant,
+    /// When the operation in flight was pushed.
     since: Instant,
 }
 
@@ -81,9 +86,7 @@ struct InSlot {
 #[derive(Clone, Copy, Debug)]
 struct InZero {
     share: u32,
-    segment: u64,
-    range: ByteRange,
-    mode: ZeroMode,
+    task: ZeroTask,
 }
 
 /// A flush in flight.
@@ -106,6 +109,8 @@ pub(crate) struct Worker<R> {
     block_bytes: usize,
     zeros: [Option<InZero>; EXTRA_OPERATIONS],
     flushes: [Option<InFlush>; EXTRA_OPERATIONS],
+    /// Of operations in the ring, those for connections.
+    wire_operations: usize,
     /// Completions of operations that ran at submit.
     inline: VecDeque<Completion>,
     inline_calls: u64,
@@ -117,6 +122,8 @@ pub(crate) struct Worker<R> {
 const SLOT: u64 = 0;
 const ZERO: u64 = 1;
 pub(crate) const FLUSH: u64 = 2;
+/// The first of those for wires, by the number of the wire's operation; the index is the share's.
+const WIRE: u64 = 3;
 
 fn token(table: u64, index: usize) -> Token {
     Token(table << 32 | index as u64)
@@ -137,6 +144,7 @@ impl<R: Ring> Worker<R> {
             block_bytes,
             zeros: [None; EXTRA_OPERATIONS],
             flushes: [None; EXTRA_OPERATIONS],
+            wire_operations: 0,
             inline: VecDeque::with_capacity(count),
             inline_calls: 0,
             reaped: Vec::with_capacity(count + EXTRA_OPERATIONS),
@@ -176,6 +184,7 @@ impl<R: Ring> Worker<R> {
         self.reap();
         let wait = self.start_blocks();
         self.start_flushes();
+        self.tend_wires();
         self.report();
         self.rest(wait)
     }
@@ -190,7 +199,8 @@ impl<R: Ring> Worker<R> {
                 "the engine refuses blocks larger than its slots"
             );
             let served = self.shares.iter().map(|share| share.served_bytes).min().unwrap_or(0);
-            self.shares.push(Share::new(self.next_share, round, served));
+            let slots = self.slots.len() + 2 * EXTRA_OPERATIONS;
+            self.shares.push(Share::new(self.next_share, round, served, slots));
             self.next_share += 1;
         }
     }
@@ -225,6 +235,11 @@ impl<R: Ring> Worker<R> {
         while budget > 0 && !self.free.is_empty() && idle < self.shares.len() {
             // The least served first; the `idle` ones that had nothing to do are behind it.
             let Some(index) = self.least_served(idle) else { break };
+            if !self.leaves_slots(index) {
+                self.shares.swap(index, idle);
+                idle += 1;
+                continue;
+            }
             match self.shares[index].next(self.now) {
                 Next::Block(task) => {
                     budget -= 1;
@@ -232,17 +247,24 @@ impl<R: Ring> Worker<R> {
                     self.run_inline();
                     continue;
                 }
-                Next::Zero { segment, range, mode } if self.start_zero(index, segment, range, mode) => {
+                Next::Zero(task) if self.start_zero(index, task) => {
                     self.run_inline();
                     continue;
                 }
                 Next::Wait(limit) => wait = Some(wait.map_or(limit, |wait| wait.min(limit))),
-                Next::Zero { .. } | Next::Nothing => {}
+                Next::Zero(_) | Next::Nothing => {}
             }
             self.shares.swap(index, idle);
             idle += 1;
         }
         wait
+    }
+
+    /// Whether a block more of a share leaves one for each that has none: what a server does not answer is held until
+    /// its job gives up, and the least served share would take all there is.
+    fn leaves_slots(&self, index: usize) -> bool {
+        let waiting = self.shares.iter().filter(|share| share.in_flight == 0 && share.may_start()).count();
+        self.shares[index].in_flight == 0 || self.free.len() > waiting
     }
 
     fn least_served(&self, from: usize) -> Option<usize> {
@@ -272,7 +294,8 @@ impl<R: Ring> Worker<R> {
                 Slot::write(DataMap::all(whole.len, round.terms.block_bytes), round.destination.align)
             }
         };
-        self.slots[index] = Some(InSlot { share: self.shares[share].id, task, slot, content, since: self.now });
+        self.slots[index] =
+            Some(InSlot { share: self.shares[share].id, task, slot, content, started: self.now, since: self.now });
         self.act(index, block, action);
     }
 
@@ -287,21 +310,25 @@ impl<R: Ring> Worker<R> {
             (in_slot.slot, action) = in_slot.slot.on(event);
         }
         let at = |span: Span| in_slot.task.range.start() + u64::from(span.start);
-        let (op, start) = match action {
+        let (op, side) = match action {
             Action::Read(role, span) => {
                 let channel = channel_of(&share.round, role);
-                (channel.read(at(span), transfer(block, span)), channel.start)
+                (channel.read(at(span), transfer(block, span)), channel.side())
             }
             Action::Write(span) => {
                 let channel = &share.round.destination;
-                (channel.write(at(span), transfer(block, span)), channel.start)
+                (channel.write(at(span), transfer(block, span)), channel.side())
             }
             Action::Look(_) => {
                 let same = is_as_expected(in_slot.content, &block[..part(in_slot.task.range.len()) as usize]);
+                let took = self.now.saturating_sub(in_slot.started);
+                share.round.control.note_block(in_slot.task.range.len(), took);
                 share.compared(&in_slot.task, in_slot.content, same);
                 return self.release(index, block);
             }
             Action::Land => {
+                let took = self.now.saturating_sub(in_slot.started);
+                share.round.control.note_block(in_slot.task.range.len(), took);
                 share.land(&in_slot.task, in_slot.content);
                 return self.release(index, block);
             }
@@ -314,22 +341,24 @@ impl<R: Ring> Worker<R> {
                 return self.release(index, block);
             }
         };
-        share.in_flight += 1;
         in_slot.since = self.now;
-        self.push(token(SLOT, index), op, start);
+        let id = in_slot.share;
+        self.push(id, side, token(SLOT, index), op);
     }
 
-    fn push(&mut self, token: Token, mut op: Op, start: Start) {
-        if start == Start::Ring {
-            return self.ring.push(token, op);
+    /// Starts an operation of a share on its source or destination.
+    fn push(&mut self, share: u32, side: Side, token: Token, mut op: Op) {
+        let share = self.shares.iter_mut().find(|each| each.id == share).expect("whoever starts it has the share");
+        share.in_flight += 1;
+        let channel = if side == Side::Source { &share.round.source } else { &share.round.destination };
+        match channel.start {
+            Start::Ring => return self.ring.push(token, op),
+            Start::Wire => return share.wires.accept(side, token, op),
+            Start::Inline => {}
         }
         self.inline_calls += 1;
         let result = blocking::execute(&mut op);
-        let block = match op {
-            Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => Some(transfer.block),
-            Op::Zero { .. } | Op::Flush { .. } => None,
-        };
-        self.inline.push_back(Completion { token, result, block });
+        self.inline.push_back(Completion::of(token, op, result));
     }
 
     fn release(&mut self, index: usize, block: Block) {
@@ -337,7 +366,12 @@ impl<R: Ring> Worker<R> {
         self.free.push((index, block));
     }
 
-    fn complete(&mut self, Completion { token: Token(token), result, block }: Completion) {
+    fn complete(&mut self, completion: Completion) {
+        let Token(token) = completion.token;
+        if let Some(op) = (token >> 32).checked_sub(WIRE).and_then(WireOp::of) {
+            return self.complete_wire(token as u32, op, completion);
+        }
+        let Completion { result, block, .. } = completion;
         let index = usize::try_from(token & u64::from(u32::MAX)).expect("32 bits");
         match (token >> 32, block) {
             (SLOT, Some(block)) => self.complete_block(index, result, block),
@@ -358,7 +392,15 @@ impl<R: Ring> Worker<R> {
             .expect("a share stays while its operations do");
         share.in_flight -= 1;
         let timed = if matches!(in_slot.slot, Slot::Writing { .. }) { Timed::Write } else { Timed::Read };
-        share.latency.record(timed, self.now.saturating_sub(in_slot.since));
+        let took = self.now.saturating_sub(in_slot.since);
+        share.latency.record(timed, took);
+        let channel = match in_slot.slot {
+            Slot::Writing { .. } | Slot::Reading { role: Role::Target, .. } => &share.round.destination,
+            Slot::Reading { .. } | Slot::Looking { .. } | Slot::Idle => &share.round.source,
+        };
+        if channel.start == Start::Wire {
+            share.round.control.note_request(took);
+        }
         let (slot, action) = in_slot.slot.on(Event::Completed(result));
         let moved = u64::from(in_slot.slot.ended_by(action));
         match in_slot.slot {
@@ -371,31 +413,29 @@ impl<R: Ring> Worker<R> {
     }
 
     /// Queues a request for zeros; `false` if too many are in flight.
-    fn start_zero(&mut self, share: usize, segment: u64, range: ByteRange, mode: ZeroMode) -> bool {
+    fn start_zero(&mut self, share: usize, task: ZeroTask) -> bool {
         let share = &mut self.shares[share];
         let Some(index) = self.zeros.iter().position(Option::is_none) else {
-            share.postpone_zero(segment, range);
+            share.postpone_zero(task);
             return false;
         };
-        self.zeros[index] = Some(InZero { share: share.id, segment, range, mode });
-        share.in_flight += 1;
-        let channel = &share.round.destination;
-        let (op, start) = (channel.zero(range, mode), channel.start);
-        self.push(token(ZERO, index), op, start);
+        self.zeros[index] = Some(InZero { share: share.id, task });
+        let (id, op) = (share.id, share.round.destination.zero(task.range, task.mode));
+        self.push(id, Side::Destination, token(ZERO, index), op);
         true
     }
 
     fn complete_zero(&mut self, index: usize, result: Result<u32, Errno>) {
-        let InZero { share, segment, range, mode } = self.zeros[index].take().expect("a request completes once");
+        let InZero { share, task } = self.zeros[index].take().expect("a request completes once");
         let share =
             self.shares.iter_mut().find(|each| each.id == share).expect("a share stays while its operations do");
         share.in_flight -= 1;
         match result {
-            Ok(_) => share.zeroed(segment, range),
-            Err(Errno::EOPNOTSUPP) => share.not_zeroed(segment, range, mode),
-            Err(Errno::EINTR | Errno::EAGAIN) => share.postpone_zero(segment, range),
+            Ok(_) => share.zeroed(task),
+            Err(Errno::EOPNOTSUPP) => share.not_zeroed(task),
+            Err(Errno::EINTR | Errno::EAGAIN) => share.postpone_zero(task),
             Err(errno) => {
-                let error = share.round.destination.fault(Operation::Zero, range, Fault::Os(errno));
+                let error = share.round.destination.fault(Operation::Zero, task.range, Fault::Os(errno));
                 share.round.fail(error);
             }
         }
@@ -404,13 +444,47 @@ impl<R: Ring> Worker<R> {
     fn start_flushes(&mut self) {
         for share in &mut self.shares {
             let Some(index) = self.flushes.iter().position(Option::is_none) else { return };
-            if share.round.take_flush() {
+            if share.take_flush() {
                 self.flushes[index] = Some(InFlush { share: share.id, since: self.now });
                 share.in_flight += 1;
-                // Always through the ring: a flush takes long, and the worker has other rounds to serve.
-                self.ring.push(token(FLUSH, index), share.round.destination.flush());
+                let (token, channel) = (token(FLUSH, index), &share.round.destination);
+                match channel.start {
+                    Start::Wire => share.wires.accept(Side::Destination, token, channel.flush()),
+                    // Never inline: a flush takes long, and the worker has other rounds to serve.
+                    Start::Ring | Start::Inline => self.ring.push(token, channel.flush()),
+                }
             }
         }
+    }
+
+    /// Looks after connections to servers: what they have answered, and what they have for the ring.
+    fn tend_wires(&mut self) {
+        for index in 0..self.shares.len() {
+            self.shares[index].tend_wires(self.now);
+            self.take_answers(index);
+            let share = &mut self.shares[index];
+            let give_up = share.round.is_given_up();
+            while self.wire_operations < WIRE_OPERATIONS
+                && let Some((wire, op)) = share.wires.next_op(self.now, give_up)
+            {
+                self.wire_operations += 1;
+                self.ring.push(Token((WIRE + wire.number()) << 32 | u64::from(share.id)), op);
+            }
+        }
+    }
+
+    /// Acts on what the servers of a share have answered, and on what follows at once.
+    fn take_answers(&mut self, share: usize) {
+        while let Some(completion) = self.shares[share].wires.answer() {
+            self.complete(completion);
+        }
+    }
+
+    fn complete_wire(&mut self, share: u32, op: WireOp, completion: Completion) {
+        self.wire_operations -= usize::from(!completion.more);
+        let index = self.shares.iter().position(|each| each.id == share).expect("a share stays while its wires work");
+        self.shares[index].wires.completed(op, completion);
+        self.take_answers(index);
     }
 
     fn complete_flush(&mut self, index: usize, result: Result<u32, Errno>) {
@@ -431,7 +505,7 @@ impl<R: Ring> Worker<R> {
             share.publish();
             share.halt_if_asked();
         }
-        self.shares.retain(|share| !share.release_if_asked());
+        self.shares.retain_mut(|share| !share.release_if_asked());
     }
 
     fn rest(&self, wait: Option<Duration>) -> Rest {
@@ -444,6 +518,8 @@ impl<R: Ring> Worker<R> {
                 Rest::Ring { want: 0, limit: Duration::ZERO }
             }
             0 => Rest::Park(limit),
+            // Peers answer when they please: what one has said is not kept waiting for another.
+            _ if self.wire_operations > 0 => Rest::Ring { want: 1, limit },
             in_flight => Rest::Ring { want: (in_flight / 4).clamp(1, 8), limit },
         }
     }

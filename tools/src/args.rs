@@ -44,15 +44,21 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = SIZES)]
 pub(crate) struct RawCopy {
-    /// What is read: a regular file or a block device
+    /// What is read: a regular file, a block device or an NBD export (nbd://HOST:PORT/EXPORT,
+    /// nbd+unix:///EXPORT?socket=PATH; nbds for TLS)
     #[arg(value_name = "SRC")]
     pub(crate) source: OsString,
-    /// What is written; a missing regular file is created
+    /// What is written: the same kinds; a missing regular file is created
     #[arg(value_name = "DST")]
     pub(crate) destination: OsString,
 
     #[command(flatten)]
     pub(crate) engine: RawEngine,
+    #[command(flatten)]
+    pub(crate) network: RawNetwork,
+    /// Copy only what the source's dirty bitmap of this name calls changed, over an older copy: of an NBD export of qemu
+    #[arg(long, value_name = "BITMAP")]
+    pub(crate) changed_since: Option<String>,
     /// Copy at most so many bytes per second
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit: Option<u64>,
@@ -132,7 +138,8 @@ pub(crate) struct RawCopy {
 /// Shared by the commands that move or read every byte.
 #[derive(Debug, Args)]
 pub(crate) struct RawEngine {
-    /// Unit of I/O and of cancellation: a power of two from 4KiB to 64MiB [default: chosen by the engine]
+    /// Unit of I/O and of cancellation: a power of two from 4KiB to 64MiB, cut to what a server takes [default: chosen by
+    /// the engine]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) block_size: Option<u64>,
     /// Blocks in flight per core, 1 to 256 [default: chosen by the engine]
@@ -146,6 +153,20 @@ pub(crate) struct RawEngine {
     pub(crate) memory: Option<u64>,
 }
 
+/// Shared by the commands that may reach servers.
+#[derive(Debug, Args)]
+pub(crate) struct RawNetwork {
+    /// How long a lost connection to a server is tried to be had again [default: 60s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) retry_for: Option<Duration>,
+    /// After how long without an answer a connection counts as lost [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) request_timeout: Option<Duration>,
+    /// Connections to each server at most [default: one for each core, up to 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) connections: Option<usize>,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = SIZES, override_usage = VERIFY_USAGE)]
 pub(crate) struct RawVerify {
@@ -157,6 +178,8 @@ pub(crate) struct RawVerify {
     pub(crate) receipt: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) engine: RawEngine,
+    #[command(flatten)]
+    pub(crate) network: RawNetwork,
     /// Read at most so many bytes per second
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit: Option<u64>,
@@ -172,10 +195,10 @@ pub(crate) struct RawVerify {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawMap {
-    /// The volume to look at
+    /// The volume to look at; of a server without the name of an export (nbd://HOST/), its list of exports
     #[arg(value_name = "VOLUME")]
     pub(crate) volume: OsString,
-    /// One JSON object per extent
+    /// One JSON object per extent, or per export
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]

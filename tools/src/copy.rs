@@ -3,7 +3,7 @@
 //! Resolving has no side effects and settles everything that flags alone can settle. The order of what may refuse is
 //! the design's: malformed input, a missing source, the state directory, then the engine's own rules.
 
-use crate::args::{Interval, RawCopy, RawEngine, RawOutput};
+use crate::args::{Interval, RawCopy, RawEngine, RawNetwork, RawOutput};
 use crate::exit::Exit;
 use crate::output::{self, tell};
 use crate::progress::{Display, follow};
@@ -15,9 +15,10 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
-    BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, LiveSource, Overwrite, PathChoice, Sync, Verify,
+    BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, LiveSource, NetworkTerms, Overwrite, PathChoice,
+    Sync, Verify,
 };
-use blockhaul_engine::volume::Locator;
+use blockhaul_engine::volume::{Locator, Reading, open_source, usual_block, usual_depth};
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     let engine = Engine::start(sized(&request))?;
     source_exists(&request.spec.source)?;
     if let Some(directory) = &request.state_dir {
-        state_dir::prepare(directory)?;
+        state_dir::prepare(directory).map_err(|error| missing_export(&request.spec).unwrap_or(error))?;
     }
     let job = engine.submit(request.spec.clone());
     signals.stop(job.clone())?;
@@ -56,17 +57,25 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     Ok(Exit::from(&report))
 }
 
-/// The engine of a copy that goes on needs slots for the blocks it was started with.
+/// The engine of a copy that goes on needs slots for the blocks it was started with, one that reaches servers has more
+/// and smaller ones.
 fn sized(request: &CopyRequest) -> EngineConfig {
     let CopyRequest { spec, config, .. } = request;
-    let (Checkpoint::File(file), Continuation::Resume, None) = (&spec.checkpoint, spec.continuation, config.block_size)
-    else {
-        return *config;
+    let volumes = [&spec.source, &spec.destination];
+    let usual = || usual_block(&volumes, spec.changed_since.is_some());
+    let earlier = || match (&spec.checkpoint, spec.continuation) {
+        // What is wrong with the journal is for the job to say.
+        (Checkpoint::File(file), Continuation::Resume) => {
+            let journal = JournalReader::open(file).ok()?;
+            BlockSize::new(journal.header().leaf_bytes.into()).ok()
+        }
+        (Checkpoint::File(_) | Checkpoint::None, _) => None,
     };
-    // What is wrong with the journal is for the job to say.
-    let earlier =
-        JournalReader::open(file).ok().and_then(|journal| BlockSize::new(journal.header().leaf_bytes.into()).ok());
-    EngineConfig { block_size: earlier, ..*config }
+    let block_size = config.block_size.or_else(|| earlier().or_else(usual));
+    // With larger blocks, or a bound on memory, the engine knows better.
+    let is_usual = block_size.is_some() && block_size <= usual() && config.memory_bytes.is_none();
+    let depth = config.depth.or_else(|| usual_depth(&volumes).filter(|_| is_usual));
+    EngineConfig { block_size, depth, ..*config }
 }
 
 /// From flags to a request. Reads the environment through `variable` and nothing else.
@@ -75,6 +84,8 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
         source,
         destination,
         engine,
+        network,
+        changed_since,
         limit,
         protect,
         sparse,
@@ -133,6 +144,8 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
         overwrite: if overwrite { Overwrite::Yes } else { Overwrite::No },
         lock_wait: lock_wait.unwrap_or(defaults.lock_wait),
         live_source: if allow_live_source { LiveSource::Allow } else { LiveSource::Refuse },
+        network: network_terms(&network),
+        changed_since,
         ..defaults
     };
     spec.check()?;
@@ -166,6 +179,17 @@ pub(crate) fn engine_config(raw: &RawEngine, path: PathChoice) -> Result<EngineC
     })
 }
 
+/// What the flags say about servers.
+pub(crate) fn network_terms(raw: &RawNetwork) -> NetworkTerms {
+    let RawNetwork { retry_for, request_timeout, connections } = *raw;
+    let usual = NetworkTerms::default();
+    NetworkTerms {
+        retry_for: retry_for.unwrap_or(usual.retry_for),
+        request_timeout: request_timeout.unwrap_or(usual.request_timeout),
+        connections,
+    }
+}
+
 /// The last bound given of each kind; the other one keeps its default.
 fn interval(bounds: &[Interval]) -> CheckpointEvery {
     bounds.iter().fold(CheckpointEvery::default(), |every, bound| match *bound {
@@ -176,16 +200,27 @@ fn interval(bounds: &[Interval]) -> CheckpointEvery {
 
 /// What the checkpoint of a destination is found by.
 fn key(destination: &Locator) -> String {
-    state_dir::absolute_destination(destination.path()).to_string_lossy().into_owned()
+    match destination.path() {
+        Some(path) => state_dir::absolute_destination(path).to_string_lossy().into_owned(),
+        None => destination.to_string(),
+    }
 }
 
 /// A missing source is named before a state directory that cannot be written, and before one is created.
 fn source_exists(source: &Locator) -> Result<()> {
-    std::fs::metadata(source.path()).map(drop).map_err(|error| {
+    let Some(path) = source.path() else { return Ok(()) };
+    std::fs::metadata(path).map(drop).map_err(|error| {
         let missing = error.kind() == ErrorKind::NotFound;
         let what = if missing { format!("find the source {source}") } else { format!("look at the source {source}") };
         Error::io(Side::Source, Operation::Open, &error, what)
     })
+}
+
+/// The error of a source that is behind a network and cannot be opened. Asked only once something else has failed that
+/// comes after it: there are servers that serve one client and end.
+fn missing_export(spec: &CopySpec) -> Option<Error> {
+    let how = Reading { network: spec.network, ..Reading::new(spec.direct) };
+    spec.source.path().is_none().then(|| open_source(&spec.source, &how).err())?
 }
 
 /// Shows the report, and for a copy that did not succeed how to go on.
@@ -274,6 +309,9 @@ mod tests {
             "--receipt=r",
             "--overwrite",
             "--lock-wait=0s",
+            "--retry-for=5m",
+            "--request-timeout=2s",
+            "--connections=3",
             "--allow-live-source",
         ])
         .unwrap();
@@ -299,6 +337,11 @@ mod tests {
             overwrite: Overwrite::Yes,
             lock_wait: Duration::ZERO,
             live_source: LiveSource::Allow,
+            network: NetworkTerms {
+                retry_for: Duration::from_secs(300),
+                request_timeout: Duration::from_secs(2),
+                connections: Some(3),
+            },
             ..CopySpec::new(Locator::parse("src").unwrap(), Locator::parse("/nowhere/dst").unwrap())
         };
         assert_eq!(request.spec, expected);
@@ -307,10 +350,34 @@ mod tests {
     #[test]
     fn senseless_values_are_bad_requests() {
         assert_eq!(resolved(&["--no-sync"]).unwrap().spec.sync, Sync::No);
-        for flags in
-            [&["--protect=0ms"][..], &["--block-size=3000"], &["--no-sync", "--resume"], &["--no-sync", "--receipt=r"]]
-        {
+        for flags in [
+            &["--protect=0ms"][..],
+            &["--block-size=3000"],
+            &["--no-sync", "--resume"],
+            &["--no-sync", "--receipt=r"],
+            &["--connections=0"],
+            &["--request-timeout=0s"],
+            &["--changed-since=monday"],
+        ] {
             assert_eq!(resolved(flags).unwrap_err().code, Code::BadRequest, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn exports_have_blocks_and_a_checkpoint_of_their_own() {
+        let words = |more: &[&str], destination: &str| {
+            let words = ["blockhaul", "copy", "nbd://HOST:10809/a"].iter().chain(more).copied().chain([destination]);
+            let Command::Copy(raw) = Cli::try_parse_from(words).unwrap().command else { unreachable!("it says copy") };
+            resolve(*raw, |name| (name == "HOME").then(|| OsString::from("/people/me"))).unwrap()
+        };
+        let block = |bytes| Some(BlockSize::new(bytes).unwrap());
+        assert_eq!(sized(&words(&[], "/nowhere/dst")).block_size, block(256 << 10));
+        assert_eq!(sized(&words(&["--changed-since=monday"], "/nowhere/dst")).block_size, block(64 << 10));
+        assert_eq!(sized(&words(&["--block-size=4MiB"], "/nowhere/dst")).block_size, block(4 << 20));
+        let state = Path::new("/people/me/.local/state/blockhaul");
+        let keyed = Checkpoint::File(default_checkpoint_path(state, "nbd://host/b"));
+        for spelling in ["nbd://host/b", "nbd://HOST:10809/b", "nbd://host/%62"] {
+            assert_eq!(words(&[], spelling).spec.checkpoint, keyed, "{spelling}");
         }
     }
 

@@ -99,6 +99,7 @@ fn side(identity: &Identity) -> Party<'_> {
         kind: match kind {
             VolumeKind::File => "file",
             VolumeKind::Device => "device",
+            VolumeKind::Export => "export",
         },
         device: *device,
         inode: *inode,
@@ -137,7 +138,9 @@ fn describe(view: &View<'_>) -> Vec<String> {
 
 fn volume(role: &str, side: &Party<'_>) -> String {
     let Party { name, kind, device, inode, size_bytes, .. } = side;
-    format!("{role:<12} {name} ({kind}, device {device:#x}, inode {inode}, {})", format_size(*size_bytes))
+    // A server tells of neither device nor inode.
+    let place = if *kind == "export" { String::new() } else { format!(" device {device:#x}, inode {inode},") };
+    format!("{role:<12} {name} ({kind},{place} {})", format_size(*size_bytes))
 }
 
 /// Seconds since the epoch with their fraction: the form that `date --date=@...` reads.
@@ -183,6 +186,12 @@ mod tests {
         {
             assert!(text.contains(part), "{part}:\n{text}");
         }
+    }
+
+    #[test]
+    fn an_export_has_neither_device_nor_inode() {
+        let export = Party { name: "nbd://host/a", kind: "export", ..example(Vec::new()).source };
+        assert_eq!(volume("source", &export), "source       nbd://host/a (export, 1.0 GiB)");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `blockhaul map`: the extents of a volume. Scanned and printed in windows, so that a volume with millions of
+//! `blockhaul map`: the extents of a volume, or the exports of a server. Scanned and printed in windows, so that a volume with millions of
 //! extents costs no more memory than one with two.
 
 use crate::args::RawMap;
@@ -6,16 +6,18 @@ use crate::copy::locator;
 use crate::exit::Exit;
 use crate::output::json_line;
 use crate::start_logging;
-use blockhaul_engine::error::{Error, Operation, Result, Side};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, Extent, ExtentKind};
 use blockhaul_engine::spec::{Direct, LiveSource};
-use blockhaul_engine::volume::Volume;
-use blockhaul_engine::volume::open_source;
+use blockhaul_engine::volume::{ListedExport, Locator, Reading, Volume, list_exports, open_source};
 use serde::Serialize;
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::time::Duration;
 
 /// Extents asked for at a time.
 const EXTENTS_PER_WINDOW: usize = 1024;
+/// After so long, extents that a server did not know yet are asked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// One line of the list.
 #[derive(Serialize)]
@@ -25,15 +27,20 @@ struct Line {
     kind: ExtentKind,
 }
 
-/// Lists the extents of a volume: offset, length, kind.
+/// Lists the extents of a volume: offset, length, kind. Of a server that has more to show than its default export, and
+/// was named without an export, the list of what it has.
 ///
 /// # Errors
 /// The volume cannot be opened or scanned, or stdout cannot be written. A closed pipe is the end, not an error.
 pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     let RawMap { volume, json, log } = raw;
     start_logging(log)?;
+    let locator = locator(&volume)?;
+    if let Some(listed) = exports(&locator)? {
+        return list(&listed, json);
+    }
     // Looking at a mounted device harms nobody.
-    let volume = open_source(&locator(&volume)?, Direct::No, LiveSource::Allow)?;
+    let volume = open_source(&locator, &Reading { live_source: LiveSource::Allow, ..Reading::new(Direct::No) })?;
     let mut out = BufWriter::new(io::stdout().lock());
     if !json && volume.size_bytes() > 0 {
         print(writeln!(out, "{:>20} {:>20} KIND", "OFFSET", "LENGTH"))?;
@@ -45,6 +52,61 @@ pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     }
     print(out.flush())?;
     Ok(Exit::Done)
+}
+
+/// What a server has, if that is what was asked for.
+fn exports(locator: &Locator) -> Result<Option<Vec<ListedExport>>> {
+    let uri = match locator {
+        Locator::Nbd(uri) if !uri.names_export() => uri,
+        Locator::Nbd(_) | Locator::Path(_) => return Ok(None),
+    };
+    match list_exports(uri) {
+        Ok(listed) if matches!(listed.as_slice(), [only] if only.name.is_empty()) => Ok(None),
+        // A server that keeps its list to itself may have a default export all the same.
+        Err(error) if matches!(error.code, Code::Permission | Code::Unsupported) => Ok(None),
+        listed => listed.map(Some),
+    }
+}
+
+/// One line of the list of exports.
+#[derive(Serialize)]
+struct ExportLine<'a> {
+    export: &'a str,
+    size: Option<u64>,
+    read_only: Option<bool>,
+    description: Option<&'a str>,
+}
+
+fn list(exports: &[ListedExport], json: bool) -> Result<Exit> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    if !json {
+        print(writeln!(out, "{:>20} {:<10} EXPORT", "SIZE", "ACCESS"))?;
+    }
+    for export in exports {
+        if print(write_export(&mut out, export, json))? == Reader::Gone {
+            return Ok(Exit::Done);
+        }
+    }
+    print(out.flush())?;
+    Ok(Exit::Done)
+}
+
+fn write_export(out: &mut impl Write, export: &ListedExport, json: bool) -> io::Result<()> {
+    let ListedExport { name, description, size_bytes, read_only } = export;
+    if json {
+        let description = description.as_deref();
+        return json_line(out, &ExportLine { export: name, size: *size_bytes, read_only: *read_only, description });
+    }
+    let size = size_bytes.map_or_else(|| "?".to_owned(), |size| size.to_string());
+    let access = match read_only {
+        Some(true) => "read-only",
+        Some(false) => "read-write",
+        None => "?",
+    };
+    // Names are a server's to choose: what would move a terminal's cursor is shown as an escape.
+    let shown = if name.is_empty() { "\"\"".to_owned() } else { name.escape_debug().to_string() };
+    let description = description.as_ref().map(|text| format!("  {}", text.escape_debug())).unwrap_or_default();
+    writeln!(out, "{size:>20} {access:<10} {shown}{description}")
 }
 
 /// Whether anybody still reads stdout.
@@ -71,6 +133,7 @@ fn write_extent(out: &mut impl Write, extent: Extent, json: bool) -> io::Result<
         ExtentKind::Data => "data",
         ExtentKind::Zero => "zero",
         ExtentKind::Hole => "hole",
+        ExtentKind::Unchanged => "unchanged",
     };
     writeln!(out, "{:>20} {:>20} {kind}", line.offset, line.length)
 }
@@ -81,7 +144,7 @@ pub(crate) fn extents(volume: &dyn Volume) -> impl Iterator<Item = Result<Extent
     let mut at = 0;
     let windows = std::iter::from_fn(move || {
         (at < end).then(|| {
-            let window = volume.extents(ByteRange::new(at, end), EXTENTS_PER_WINDOW);
+            let window = next_window(volume, ByteRange::new(at, end));
             // After an error, or a volume that stands still, there is no further window.
             at = window.as_ref().ok().and_then(|window| window.last()).map_or(end, |last| last.range.end());
             window
@@ -91,6 +154,16 @@ pub(crate) fn extents(volume: &dyn Volume) -> impl Iterator<Item = Result<Extent
         Ok(extents) => extents.into_iter().map(Ok).collect(),
         Err(error) => vec![Err(error)],
     }))
+}
+
+/// The extents at the start of a range, however long a server takes to tell them.
+fn next_window(volume: &dyn Volume, within: ByteRange) -> Result<Vec<Extent>> {
+    loop {
+        if let Some(window) = volume.extents(within, EXTENTS_PER_WINDOW)? {
+            return Ok(window);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Joins neighbours of one kind.
@@ -138,6 +211,29 @@ mod tests {
         let scan = [Ok(extent(0, 4, ExtentKind::Data)), Err(Error::bad_request("x"))];
         let listed: Vec<_> = join(scan.into_iter()).collect();
         assert!(matches!(listed[..], [Ok(_), Err(_)]));
+    }
+
+    #[test]
+    fn an_export_is_one_line_whatever_it_is_called() {
+        let export = ListedExport {
+            name: "a\u{1b}[2J\nb".to_owned(),
+            description: Some("of two\nlines".to_owned()),
+            size_bytes: Some(4096),
+            read_only: Some(true),
+        };
+        let line = |json| {
+            let mut out = Vec::new();
+            write_export(&mut out, &export, json).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let human = line(false);
+        assert!(human.contains("4096 read-only") && !human.contains('\u{1b}'), "{human}");
+        assert_eq!(human.matches('\n').count(), 1, "{human}");
+        let object: serde_json::Value = serde_json::from_str(&line(true)).unwrap();
+        let expected = serde_json::json!({
+            "export": export.name, "size": 4096, "read_only": true, "description": "of two\nlines"
+        });
+        assert_eq!(object, expected);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `blockhaul copy --dry-run`: what a copy would do and what it would be refused for. Touches nothing.
 //!
-//! Nothing is created, locked or opened for writing. So this cannot know everything that the start of a copy finds
-//! out: whether another copy holds the destination, whether a device is claimed by somebody, which path the probes
-//! choose. What it does refuse, a copy refuses too, in the same order.
+//! Nothing is created, locked or opened for writing; servers are connected to, and only read. So this cannot know
+//! everything that the start of a copy finds out: whether another copy holds the destination, whether a device is
+//! claimed by somebody, which path the probes choose. What it does refuse, a copy refuses too, in the same order.
 
 use crate::copy::CopyRequest;
 use crate::exit::Exit;
@@ -15,8 +15,9 @@ use blockhaul_engine::journal::JournalReader;
 use blockhaul_engine::journal::JournalState;
 use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Direct, Overwrite, PathChoice};
 use blockhaul_engine::units::format_size;
-use blockhaul_engine::volume::{Identity, Volume, VolumeKind};
-use blockhaul_engine::volume::{open_source, open_verified};
+use blockhaul_engine::volume::{
+    ExportFound, Identity, Locator, NbdUri, Reading, Volume, VolumeKind, look_at_export, open_source, open_verified,
+};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
@@ -39,6 +40,8 @@ struct Plan {
     data_bytes: u64,
     zero_bytes: u64,
     hole_bytes: u64,
+    /// What has not changed, where only changes are copied.
+    unchanged_bytes: u64,
     /// What a copy would be refused for; empty if nothing is known that stands in its way.
     refusals: Vec<Error>,
 }
@@ -69,9 +72,16 @@ fn draw(request: &CopyRequest) -> Plan {
         data_bytes: 0,
         zero_bytes: 0,
         hole_bytes: 0,
+        unchanged_bytes: 0,
         refusals: Vec::new(),
     };
-    let source = open_source(&spec.source, Direct::No, spec.live_source);
+    let how = Reading {
+        live_source: spec.live_source,
+        changed_since: spec.changed_since.as_deref(),
+        network: spec.network,
+        ..Reading::new(Direct::No)
+    };
+    let source = open_source(&spec.source, &how);
     if let Ok(source) = &source {
         let counted = plan.count(&**source);
         plan.refusals.extend(counted.err());
@@ -79,7 +89,7 @@ fn draw(request: &CopyRequest) -> Plan {
     let source = source.map_err(|error| plan.refusals.push(error)).ok();
     let state = request.state_dir.as_deref().map_or(Ok(()), state_dir::examine);
     plan.refusals.extend(state.err());
-    plan.refusals.extend(destination(spec, source.as_deref(), plan.data_bytes).err());
+    plan.refusals.extend(destination(spec, source.as_deref(), &plan, &how).err());
     plan
 }
 
@@ -92,6 +102,7 @@ impl Plan {
                 ExtentKind::Data => &mut self.data_bytes,
                 ExtentKind::Zero => &mut self.zero_bytes,
                 ExtentKind::Hole => &mut self.hole_bytes,
+                ExtentKind::Unchanged => &mut self.unchanged_bytes,
             } += range.len();
         }
         Ok(())
@@ -99,41 +110,81 @@ impl Plan {
 }
 
 /// The first thing about the destination that stands in the way.
-fn destination(spec: &CopySpec, source: Option<&dyn Volume>, data_bytes: u64) -> Result<()> {
-    let path = spec.destination.path();
+fn destination(spec: &CopySpec, source: Option<&dyn Volume>, plan: &Plan, how: &Reading<'_>) -> Result<()> {
+    let path = match &spec.destination {
+        Locator::Path(path) => path,
+        Locator::Nbd(uri) => {
+            export(spec, uri, source, how)?;
+            return unfinished_journal(spec);
+        }
+    };
     match path.metadata() {
-        Ok(_) => existing(spec, path, source)?,
+        Ok(_) => existing(spec, path, source, how)?,
+        Err(error) if error.kind() == ErrorKind::NotFound && spec.changed_since.is_some() => {
+            let message = format!("the destination {} does not exist, so it is no older copy", path.display());
+            return Err(Error::new(Code::NotFound, side(), Operation::Open, message));
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => may_write(parent(path))
             .map_err(|error| error.advise(format_args!("{} is to be created there", path.display())))?,
         Err(error) => return Err(Error::io(side(), Operation::Open, &error, format_args!("open {}", path.display()))),
     }
     unfinished_journal(spec)?;
-    if path.is_file() || !path.exists() { room(path, data_bytes) } else { Ok(()) }
+    if path.is_file() || !path.exists() { room(path, plan.data_bytes) } else { Ok(()) }
 }
 
-fn existing(spec: &CopySpec, path: &Path, source: Option<&dyn Volume>) -> Result<()> {
+fn existing(spec: &CopySpec, path: &Path, source: Option<&dyn Volume>, how: &Reading<'_>) -> Result<()> {
     may_write(path)?;
-    let volume = open_verified(&spec.destination, side(), Direct::No)?;
+    let volume = open_verified(&spec.destination, side(), how)?;
     if let Some(source) = source {
         if same(source.identity(), volume.identity()) {
-            let message = format!("{} and {} are the same volume", source.name(), volume.name());
-            return Err(Error::new(Code::SameVolume, Side::Caller, Operation::Open, message));
+            return Err(same_volume(source.name(), volume.name()));
         }
-        if volume.kind() == VolumeKind::Device && volume.size_bytes() < source.size_bytes() {
-            let (have, need) = (volume.size_bytes(), source.size_bytes());
-            let message = format!("{} holds {have} bytes, {} has {need}", volume.name(), source.name());
-            return Err(Error::new(Code::SizeMismatch, side(), Operation::Stat, message));
+        let grows = volume.kind() == VolumeKind::File && spec.changed_since.is_none();
+        if !grows {
+            large_enough(source, &*volume)?;
         }
     }
-    // With a checkpoint to go on from, data is what is expected.
-    let expected = spec.overwrite == Overwrite::Yes
-        || spec.continuation == Continuation::Restart
-        || (spec.continuation == Continuation::Resume && unfinished(spec).is_some());
-    if expected || empty(path, &*volume)? {
+    if data_is_expected(spec) || empty(path, &*volume)? { Ok(()) } else { Err(not_empty(volume.name())) }
+}
+
+/// Connects to what would be written, and writes nothing.
+fn export(spec: &CopySpec, uri: &NbdUri, source: Option<&dyn Volume>, how: &Reading<'_>) -> Result<()> {
+    if spec.source.to_string() == spec.destination.to_string() {
+        return Err(same_volume(&spec.source.to_string(), &uri.to_string()));
+    }
+    let ExportFound { volume, is_read_only, is_blank } = look_at_export(uri, how)?;
+    if is_read_only {
+        let message = format!("the destination {uri} is a read-only export");
+        return Err(Error::new(Code::ReadOnly, side(), Operation::Open, message));
+    }
+    source.map_or(Ok(()), |source| large_enough(source, &*volume))?;
+    if is_blank || data_is_expected(spec) { Ok(()) } else { Err(not_empty(volume.name())) }
+}
+
+fn same_volume(source: &str, destination: &str) -> Error {
+    let message = format!("{source} and {destination} are the same volume");
+    Error::new(Code::SameVolume, Side::Caller, Operation::Open, message)
+}
+
+fn large_enough(source: &dyn Volume, destination: &dyn Volume) -> Result<()> {
+    let (have, need) = (destination.size_bytes(), source.size_bytes());
+    if have >= need {
         return Ok(());
     }
-    let message = format!("{} is not empty; --overwrite writes over it", volume.name());
-    Err(Error::new(Code::Exists, side(), Operation::Open, message))
+    let message = format!("{} holds {have} bytes, {} has {need}", destination.name(), source.name());
+    Err(Error::new(Code::SizeMismatch, side(), Operation::Stat, message))
+}
+
+/// With a checkpoint to go on from, or an older copy to bring up to date, there is data.
+fn data_is_expected(spec: &CopySpec) -> bool {
+    spec.overwrite == Overwrite::Yes
+        || spec.changed_since.is_some()
+        || spec.continuation == Continuation::Restart
+        || (spec.continuation == Continuation::Resume && unfinished(spec).is_some())
+}
+
+fn not_empty(name: &str) -> Error {
+    Error::new(Code::Exists, side(), Operation::Open, format!("{name} is not empty; --overwrite writes over it"))
 }
 
 fn side() -> Side {
@@ -206,12 +257,16 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn describe(plan: &Plan) -> Vec<String> {
-    let Plan { source, destination, checkpoint, path, source_bytes, data_bytes, zero_bytes, hole_bytes, refusals } =
-        plan;
+    let Plan { source, destination, checkpoint, path, source_bytes, refusals, .. } = plan;
+    let Plan { data_bytes, zero_bytes, hole_bytes, unchanged_bytes, .. } = plan;
+    let unchanged = match unchanged_bytes {
+        0 => String::new(),
+        _ => format!(", unchanged {}", format_size(*unchanged_bytes)),
+    };
     vec![
         format!("source       {source}, {} ({source_bytes} bytes)", format_size(*source_bytes)),
         format!(
-            "             data {}, zeros {}, holes {}",
+            "             data {}, zeros {}, holes {}{unchanged}",
             format_size(*data_bytes),
             format_size(*zero_bytes),
             format_size(*hole_bytes)

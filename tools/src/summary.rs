@@ -66,7 +66,7 @@ fn by_kind(bytes: &Bytes) -> String {
         ("read", read),
         ("written", written),
         ("zeroed", zeroed),
-        ("skipped as zero", skipped),
+        ("skipped", skipped),
         ("cloned", cloned),
         ("resumed", resumed),
     ];
@@ -125,7 +125,7 @@ mod tests {
             ..report(Status::Succeeded)
         })
         .join("\n");
-        for part in ["copied 4.0 GiB in 2.00 s", "read 1.0 GiB", "skipped as zero 3.0 GiB", "ring-direct (2 cores"] {
+        for part in ["copied 4.0 GiB in 2.00 s", "read 1.0 GiB", "skipped 3.0 GiB", "ring-direct (2 cores"] {
             assert!(lines.contains(part), "{part}:\n{lines}");
         }
         assert!(lines.contains("digest blake3-xxh3:0707") && lines.contains("as read from evicted"), "{lines}");

@@ -1,7 +1,7 @@
 //! `blockhaul verify`: compares two volumes, or a volume with a receipt. Reads only.
 
 use crate::args::RawVerify;
-use crate::copy::{engine_config, locator};
+use crate::copy::{engine_config, locator, network_terms};
 use crate::exit::Exit;
 use crate::output::{self, tell};
 use crate::progress::{Display, follow};
@@ -10,6 +10,7 @@ use crate::{start_logging, summary};
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{PathChoice, Reference, VerifySpec};
+use blockhaul_engine::volume::usual_block;
 
 /// Compares; differences are listed (at most 100) and end with exit code 3.
 ///
@@ -36,7 +37,7 @@ pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
 }
 
 fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
-    let RawVerify { volumes, receipt, engine, limit, direct, output: _, log: _ } = raw;
+    let RawVerify { volumes, receipt, engine, network, limit, direct, output: _, log: _ } = raw;
     let (reference, volume) = match (receipt, volumes.as_slice()) {
         (Some(receipt), [volume]) => (Reference::Receipt(receipt), volume),
         (None, [source, destination]) => (Reference::Volume(locator(source)?), destination),
@@ -48,9 +49,21 @@ fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
         block_size: config.block_size,
         limit_bytes_per_second: limit,
         direct,
+        network: network_terms(&network),
         ..VerifySpec::new(reference, locator(volume)?)
     };
+    spec.check()?;
+    let config = sized(&spec, config);
     Ok((spec, config))
+}
+
+/// More and smaller slots where servers are reached; with a receipt, its own blocks decide.
+fn sized(spec: &VerifySpec, config: EngineConfig) -> EngineConfig {
+    let usual = match &spec.reference {
+        Reference::Volume(reference) => usual_block(&[reference, &spec.volume], false),
+        Reference::Receipt(_) => None,
+    };
+    EngineConfig { block_size: config.block_size.or(usual), ..config }
 }
 
 #[cfg(test)]

@@ -4,9 +4,19 @@
 //! then they run at submit, on the worker. It keeps its volume, and so the descriptor and the destination's lock, for as
 //! long as any worker has the round; a worker lets go of a round only when nothing of it is in flight. That is what it
 //! means that a channel has stopped.
+//!
+//! A channel to an export goes over a [`wire`](Wires) of each worker: its operations become requests to a server.
+
+mod live;
+mod request;
+mod wire;
+mod wires;
+
+pub(crate) use wires::{WireOp, Wires};
 
 use crate::error::{Code, Effect, Error, Operation, Side};
 use crate::extent::ByteRange;
+use crate::nbd::link::Link;
 use crate::pipeline::slot::Fault;
 use crate::ring::{FileId, Op, Transfer, ZeroMode};
 use crate::volume::{Volume, zero_align};
@@ -19,6 +29,8 @@ pub(crate) enum Start {
     Ring,
     /// At once, on the worker.
     Inline,
+    /// As requests over the worker's connection to a server.
+    Wire,
 }
 
 /// See the module's head.
@@ -33,11 +45,18 @@ pub(crate) struct Channel {
     side: Side,
     name: String,
     /// Keeps the descriptor open.
-    _volume: Arc<dyn Volume>,
+    volume: Arc<dyn Volume>,
 }
 
 impl Channel {
     pub(crate) fn new(side: Side, volume: &Arc<dyn Volume>, start: Start) -> Self {
+        let start = match volume.link() {
+            Some(link) => {
+                link.enter();
+                Start::Wire
+            }
+            None => start,
+        };
         Self {
             start,
             align: volume.align_bytes(),
@@ -45,8 +64,22 @@ impl Channel {
             file: volume.file(),
             side,
             name: volume.name().to_owned(),
-            _volume: Arc::clone(volume),
+            volume: Arc::clone(volume),
         }
+    }
+
+    /// The export that it leads to.
+    pub(crate) fn link(&self) -> Option<Arc<Link>> {
+        self.volume.link().map(Arc::clone)
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+
+    /// What [`Volume::generation`] says; 0 for volumes that lose nothing.
+    pub(crate) fn generation(&self) -> u64 {
+        self.volume.generation().unwrap_or(0)
     }
 
     pub(crate) fn read(&self, offset: u64, into: Transfer) -> Op {
@@ -67,6 +100,10 @@ impl Channel {
 
     /// The error for an operation that failed.
     pub(crate) fn fault(&self, operation: Operation, range: ByteRange, fault: Fault) -> Error {
+        if let Some(verdict) = self.volume.link().and_then(|link| link.verdict()) {
+            // What ended the link is the cause; this operation is only the first one to hear of it.
+            return Error { operation, ..verdict }.at(range.start(), range.len());
+        }
         let what = format!("{operation} {}", self.name);
         let error = match (fault, operation, self.side) {
             (Fault::Os(errno), ..) => Error::os(self.side, operation, errno, what),
@@ -78,5 +115,13 @@ impl Channel {
         };
         let effect = if operation == Operation::Read { Effect::NotApplied } else { Effect::Unknown };
         Error { effect, ..error.at(range.start(), range.len()) }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if let Some(link) = self.volume.link() {
+            link.leave();
+        }
     }
 }

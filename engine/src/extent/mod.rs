@@ -68,6 +68,12 @@ impl ByteRange {
         (start < end).then_some(Self { start, end })
     }
 
+    /// From the first byte of either to the last byte of either.
+    #[must_use]
+    pub fn hull(self, other: Self) -> Self {
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
+
     /// Whether every byte of `other` is in `self`.
     #[must_use]
     pub fn contains(self, other: Self) -> bool {
@@ -111,6 +117,8 @@ pub enum ExtentKind {
     Zero,
     /// Not allocated; reads as zeros.
     Hole,
+    /// What it held when the dirty bitmap of `--changed-since` was begun. Only told where a copy asks for that.
+    Unchanged,
 }
 
 /// A run of one kind.

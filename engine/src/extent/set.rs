@@ -63,6 +63,13 @@ impl RangeSet {
         }
     }
 
+    /// Takes the first run out.
+    pub fn take_first(&mut self) -> Option<ByteRange> {
+        let (start, end) = self.runs.pop_first()?;
+        self.bytes -= end - start;
+        Some(ByteRange::new(start, end))
+    }
+
     /// Number of bytes in the set.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -140,6 +147,9 @@ mod tests {
             prop_assert_eq!(set.bytes(), model.iter().filter(|&&byte| byte).count() as u64);
             let runs: Vec<_> = set.iter().collect();
             prop_assert!(runs.windows(2).all(|pair| pair[0].end() < pair[1].start()));
+            prop_assert_eq!(set.take_first(), runs.first().copied());
+            prop_assert_eq!(set.iter().collect::<Vec<_>>(), runs.get(1..).unwrap_or_default());
+            prop_assert_eq!(set.bytes(), runs.iter().skip(1).map(|run| run.len()).sum::<u64>());
         }
     }
 }

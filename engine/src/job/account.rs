@@ -7,10 +7,11 @@ use super::facilities::Facilities;
 use super::ledger::{FileLedger, Ledger};
 use super::round::Round;
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::limits::DRAIN_LIMIT;
 use crate::pipeline::latency::Latency;
 use crate::progress::{Difference, Report, Status};
 use crate::ring::clock;
-use crate::volume::{ReadBack, Route};
+use crate::volume::{ReadBack, Route, Volume};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub(crate) struct Account<'a> {
     pub verified_from: Option<ReadBack>,
     pub differences: Vec<Difference>,
     pub journal: Option<String>,
+    /// To be stopped at the end, whichever it is.
+    volumes: Vec<Arc<dyn Volume>>,
 }
 
 impl<'a> Account<'a> {
@@ -54,7 +57,13 @@ impl<'a> Account<'a> {
             verified_from: None,
             differences: Vec::new(),
             journal: None,
+            volumes: Vec::new(),
         }
+    }
+
+    /// Takes a volume on: it is stopped when the account is closed.
+    pub(crate) fn opened(&mut self, volume: &Arc<dyn Volume>) {
+        self.volumes.push(Arc::clone(volume));
     }
 
     /// Names the way of the bytes.
@@ -97,8 +106,25 @@ impl<'a> Account<'a> {
         Err(error)
     }
 
-    /// The report.
-    pub(crate) fn close(self, outcome: Result<()>) -> Report {
+    /// Stops the volumes, within what is left of the drain limit. None of them is waited for if operations are in
+    /// flight for ever.
+    fn stop(&mut self) {
+        let since = clock();
+        let limit = if self.quiesced { DRAIN_LIMIT.saturating_sub(self.drained_after) } else { Duration::ZERO };
+        for volume in std::mem::take(&mut self.volumes) {
+            if !volume.stop(limit.saturating_sub(clock() - since)) {
+                tracing::warn!(volume = volume.name(), "what was asked of it last may still take effect");
+                self.quiesced = false;
+            }
+        }
+        self.drained_after += clock() - since;
+    }
+
+    /// The report. Everything of the job is over then.
+    pub(crate) fn close(mut self, outcome: Result<()>) -> Report {
+        let drained = self.quiesced;
+        self.stop();
+        let outcome = if drained && !self.quiesced { outcome.map_err(not_stopped) } else { outcome };
         let seconds = (clock() - self.started).as_secs_f64();
         let bytes = self.control.bytes();
         let (status, error) = judge(outcome, self.quiesced, self.differences.is_empty(), self.control.cancelled());
@@ -174,6 +200,15 @@ pub(crate) fn judge(
     }
 }
 
+/// A stop that was asked for and is not one: nobody may take the place of this job.
+fn not_stopped(error: Error) -> Error {
+    if error.operation != Operation::Stop {
+        return error;
+    }
+    let what = "a server did not hang up within the drain limit: what was asked of it may still take effect";
+    Error::new(Code::Timeout, Side::Engine, Operation::Stop, what).maybe_applied()
+}
+
 fn stopped(reason: Option<Reason>) -> Error {
     let (code, what) = match reason {
         Some(Reason::UserCancel) => (Code::Cancelled, "cancelled by the user"),
@@ -190,4 +225,59 @@ fn cpu_time() -> Duration {
         let us = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
         Duration::from_micros(u64::try_from(us).unwrap_or(0))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::peer::Peer;
+    use super::super::round::lock;
+    use super::*;
+    use crate::journal::JournalService;
+
+    /// The report of a job over one such volume, and how long the peer was waited for.
+    fn ended(hangs_up: bool, quiesced: bool, reason: Option<Reason>, outcome: Result<()>) -> (Report, Vec<Duration>) {
+        let facilities = Facilities {
+            crew: Arc::new([]),
+            journals: JournalService::start().unwrap(),
+            block_bytes: 4096,
+            window_bytes: 4096,
+            threads: false,
+            syscalls: Arc::new([]),
+        };
+        let control = Control::new(None);
+        reason.into_iter().for_each(|reason| control.cancel(reason));
+        let peer = Arc::new(Peer { hangs_up, ..Peer::default() });
+        let volume: Arc<dyn Volume> = Arc::<Peer>::clone(&peer);
+        let mut account = Account::open(&facilities, &control);
+        account.opened(&volume);
+        account.quiesced = quiesced;
+        let report = account.close(outcome);
+        let waited = lock(&peer.waited).clone();
+        (report, waited)
+    }
+
+    #[test]
+    fn every_ending_stops_its_volumes_once() {
+        let failed = || Err(Error::bad_request("x"));
+        for outcome in [Ok(()), failed()] {
+            let (report, waited) = ended(true, true, None, outcome);
+            assert!(report.quiesced && waited.len() == 1 && waited[0] > Duration::from_secs(9), "{waited:?}");
+        }
+        // Operations are in flight for ever: nothing is worth waiting for.
+        let (report, waited) = ended(true, false, None, failed());
+        assert_eq!((report.quiesced, waited), (false, vec![Duration::ZERO]));
+    }
+
+    #[test]
+    fn a_job_whose_server_does_not_hang_up_is_not_quiet_and_never_interrupted() {
+        let (report, _) = ended(false, true, None, Ok(()));
+        assert_eq!((report.status, report.quiesced), (Status::Succeeded, false));
+        for reason in [Reason::UserCancel, Reason::RunnerInterrupt, Reason::LeaseLost] {
+            let (report, _) = ended(false, true, Some(reason), Err(stopped(Some(reason))));
+            let code = report.error.map(|error| error.code);
+            assert_eq!((report.status, report.quiesced, code), (Status::Failed, false, Some(Code::Timeout)));
+        }
+        let (report, _) = ended(true, true, Some(Reason::RunnerInterrupt), Err(stopped(Some(Reason::RunnerInterrupt))));
+        assert_eq!((report.status, report.quiesced), (Status::Interrupted, true));
+    }
 }

@@ -14,7 +14,7 @@ use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::Report;
 use crate::ring::clock;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
-use crate::volume::{Volume, VolumeKind, open_source, open_verified};
+use crate::volume::{Reading, Volume, VolumeKind, choose_block, open_source, open_verified, refuse_block};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -60,24 +60,37 @@ fn compare(
     control: &Arc<Control>,
     account: &mut Account<'_>,
 ) -> Result<()> {
-    let target = open_verified(&spec.volume, Side::Destination, spec.direct)?;
-    let wanted = spec.block_size.map_or(BLOCK_BYTES_DIRECT.min(facilities.block_bytes), |size| size.bytes());
+    spec.check()?;
+    let cancelled = || control.cancelled().is_some();
+    let how = Reading {
+        live_source: LiveSource::Allow,
+        network: spec.network,
+        cancelled: &cancelled,
+        ..Reading::new(spec.direct)
+    };
+    let target = open_verified(&spec.volume, Side::Destination, &how)?;
+    account.opened(&target);
+    let usual = BLOCK_BYTES_DIRECT.min(facilities.block_bytes);
     let (reference, size, leaf, expectation) = match &spec.reference {
         Reference::Volume(locator) => {
-            let reference = open_source(locator, spec.direct, LiveSource::Allow)?;
+            let reference = open_source(locator, &how)?;
+            account.opened(&reference);
             let size = reference.size_bytes();
+            let chosen = choose_block(spec.block_size, false, [&*reference, &*target])?.unwrap_or(usual);
+            let wanted = if spec.block_size.is_none() { chosen.min(facilities.block_bytes) } else { chosen };
             (Arc::clone(&reference), size, wanted, Expectation::Volume(reference))
         }
         Reference::Receipt(path) => {
             let receipt = JournalReader::open(path)?;
             check_receipt(&receipt, path)?;
             let Header { size_bytes, leaf_bytes, .. } = *receipt.header();
+            refuse_block(leaf_bytes, [&*target, &*target])?;
             (Arc::clone(&target), size_bytes, leaf_bytes, Expectation::Journal(Box::new(receipt), None))
         }
     };
     facilities.refuse_block(leaf)?;
     account.block_bytes = leaf;
-    account.name_path(account.ring().to_owned());
+    account.name_path(path(account.ring(), &*reference, &*target));
     control.counters.planned.store(size, Relaxed);
     check_sizes(&spec.reference, &*reference, &*target, size)?;
     account.verified_from = Some(target.evict()?);
@@ -107,10 +120,17 @@ fn check_receipt(receipt: &JournalReader, path: &Path) -> Result<()> {
     }
 }
 
-/// Files must have one size; a device may be larger than what is compared with it.
+/// How the bytes of both travel.
+fn path(ring: &str, reference: &dyn Volume, target: &dyn Volume) -> String {
+    let way = |volume: &dyn Volume| if volume.link().is_some() { "nbd" } else { ring };
+    let (from, to) = (way(reference), way(target));
+    if from == to { from.to_owned() } else { format!("{from}>{to}") }
+}
+
+/// Files must have one size; a device or export may be larger than what is compared with it.
 fn check_sizes(reference: &Reference, source: &dyn Volume, target: &dyn Volume, size: u64) -> Result<()> {
     let found = target.size_bytes();
-    let larger_device = target.kind() == VolumeKind::Device && found > size;
+    let larger_device = target.kind() != VolumeKind::File && found > size;
     if found == size || larger_device {
         return Ok(());
     }

@@ -11,18 +11,22 @@
 //! **The order of a record.** What to make durable is taken _before_ its flush is asked for; when the flush is done it
 //! is appended to the ledger; only when that is recorded does it count. A flush that failed is never repeated: the
 //! kernel may have dropped the pages, so nothing since the last good flush counts.
+//!
+//! **What a server may have lost.** Leaves carry the destination's generation of the moment they were started. It is
+//! compared once, after their flush was answered and before they are appended: if it has grown, nobody knows whether
+//! the server that flushed is the one that took them, and the supply has them done again. What was appended is stable.
+//! So on such a destination every record follows a flush, and workers are halted only when everything is recorded.
 
+use super::batch::{Batch, bytes_of};
 use super::ledger::Ledger;
-use super::round::{Landed, LeafContent, Round};
+use super::rate::{Pacing, Rate};
+use super::round::{Landed, Round};
 use super::supply::{Found, Supply};
 use crate::error::{Error, Result};
-use crate::extent::ByteRange;
-use crate::journal::{Content, Run};
-use crate::limits::{DRAIN_LIMIT, LANDED_MAX, SEGMENTS_AHEAD_PER_CORE, TICK};
+use crate::limits::{DRAIN_LIMIT, LANDED_MAX, LOOK_AGAIN, SEGMENTS_AHEAD_PER_CORE, TICK};
 use crate::ring::Instant;
 use crate::spec::CheckpointEvery;
 use crate::worker::Inbox;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
@@ -37,8 +41,10 @@ pub(crate) struct Recording {
     pub every: CheckpointEvery,
     /// Whether the destination is flushed before each record: then the record is a checkpoint.
     pub flush_each: bool,
-    /// Whether it is flushed before the last one.
+    /// Whether it is flushed before the last one. Then what was flushed is called durable.
     pub flush_last: bool,
+    /// Whether the destination may lose what was not flushed: see [`crate::volume::Volume::generation`].
+    pub may_lose: bool,
 }
 
 /// When the conductor wants to look again.
@@ -67,14 +73,6 @@ enum Cycle {
     Appending(Batch),
 }
 
-#[derive(Debug, Default)]
-struct Batch {
-    landed: Vec<Landed>,
-    /// Of these, bytes that workers moved.
-    moved: u64,
-    flushed: bool,
-}
-
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Conductor<L> {
@@ -99,7 +97,10 @@ pub(crate) struct Conductor<L> {
     sealed: bool,
     /// The supply settled leaves by itself the last time: it has more to do at once.
     unfinished: bool,
+    /// The supply waited for extents the last time.
+    waits: bool,
     rate: Rate,
+    pacing: Option<Pacing>,
 }
 
 impl<L: Ledger> Conductor<L> {
@@ -113,6 +114,7 @@ impl<L: Ledger> Conductor<L> {
         done: u64,
         now: Instant,
     ) -> Self {
+        let pacing = Pacing::of(&round, now);
         crew.iter().for_each(|inbox| inbox.serve(Arc::clone(&round)));
         Self {
             round,
@@ -131,15 +133,24 @@ impl<L: Ledger> Conductor<L> {
             quiesced: true,
             sealed: false,
             unfinished: false,
+            waits: false,
             rate: Rate::default(),
+            pacing,
         }
     }
 
     /// Whether every byte of the round is settled and recorded, and nothing spoke against it at the end: a source that
     /// has changed, a last flush that failed.
     pub(crate) fn is_complete(&self) -> bool {
-        let size = self.round.terms.size;
-        self.settled == size && self.recorded == size && !self.sealed
+        self.is_settled() && self.is_recorded() && !self.sealed
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled == self.round.terms.size
+    }
+
+    fn is_recorded(&self) -> bool {
+        self.recorded == self.round.terms.size
     }
 
     /// Whether nothing of the round is in flight. Only false at the end if a device did not answer.
@@ -169,6 +180,9 @@ impl<L: Ledger> Conductor<L> {
             Phase::Over => {}
         }
         self.rate.sample(now, &self.round);
+        if let Some(pacing) = &mut self.pacing {
+            pacing.tick(now, &self.round);
+        }
         if self.phase == Phase::Over { Turn::Over } else { Turn::Wait(self.patience(now)) }
     }
 
@@ -177,7 +191,7 @@ impl<L: Ledger> Conductor<L> {
             self.round.fail(error);
             false
         });
-        if self.round.is_halting() || self.settled == self.round.terms.size {
+        if self.round.is_halting() || (self.is_settled() && (!self.recording.may_lose || self.is_recorded())) {
             self.phase = Phase::Halting;
             self.stopping_since = now;
             self.round.ask_halt();
@@ -221,7 +235,7 @@ impl<L: Ledger> Conductor<L> {
     }
 
     fn give_up_if_late(&mut self, now: Instant) {
-        if self.settled == self.round.terms.size && self.round.control.cancelled().is_none() {
+        if self.is_settled() && self.round.control.cancelled().is_none() {
             // Nothing but a flush is under way: it may take long, and nobody has asked for a stop yet.
             self.stopping_since = now;
         }
@@ -235,11 +249,11 @@ impl<L: Ledger> Conductor<L> {
 
     /// Takes over what workers report.
     fn collect(&mut self) {
-        let before = self.next.landed.len();
-        self.round.collect(&mut self.next.landed);
-        let moved: u64 = self.next.landed[before..].iter().map(|landed| landed.range.len()).sum();
-        self.next.moved += moved;
-        self.settled += moved;
+        let before = self.next.moved.len();
+        self.round.collect(&mut self.next.moved);
+        let bytes = bytes_of(&self.next.moved[before..]);
+        self.next.moved_bytes += bytes;
+        self.settled += bytes;
     }
 
     /// Keeps the queue of segments filled, unless the job is paused: some supplies do the work themselves. Says whether
@@ -247,53 +261,59 @@ impl<L: Ledger> Conductor<L> {
     fn refill(&mut self) -> Result<bool> {
         let queued = self.round.queued();
         let wanted = SEGMENTS_AHEAD_PER_CORE * self.crew.len();
-        let full = queued > self.round.terms.low_water || self.next.landed.len() >= 2 * LANDED_MAX;
+        let full = queued > self.round.terms.low_water || self.next.len() >= 2 * LANDED_MAX;
         if full || self.round.is_halting() || self.round.control.is_paused() {
             return Ok(false);
         }
         let mut found = Found::default();
         self.supply.refill(wanted - queued, &mut found)?;
-        let more = !found.segments.is_empty();
-        self.unfinished = !found.landed.is_empty();
+        let more = found.waits || !found.segments.is_empty();
+        self.unfinished = !(found.skipped.is_empty() && found.cloned.is_empty());
+        self.waits = found.waits;
         self.round.offer(found.segments);
-        for landed in found.landed {
-            self.settle(landed);
+        let counters = &self.round.control.counters;
+        counters.cloned.fetch_add(bytes_of(&found.cloned), Relaxed);
+        if self.round.terms.copies {
+            counters.skipped.fetch_add(bytes_of(&found.skipped), Relaxed);
         }
+        self.settle(found.skipped);
+        self.settle(found.cloned);
         Ok(more)
     }
 
     /// Counts what needed no worker.
-    fn settle(&mut self, landed: Landed) {
-        let counters = &self.round.control.counters;
-        let bytes = landed.range.len();
+    fn settle(&mut self, landed: Vec<Landed>) {
+        let bytes = bytes_of(&landed);
         if self.round.terms.copies {
-            let counter = if landed.content == LeafContent::Zeros { &counters.skipped } else { &counters.cloned };
-            counter.fetch_add(bytes, Relaxed);
             self.round.control.pass(bytes);
         } else {
-            counters.verified.fetch_add(bytes, Release);
+            self.round.control.counters.verified.fetch_add(bytes, Release);
         }
         self.settled += bytes;
-        self.next.landed.push(landed);
+        self.next.settled.extend(landed);
     }
 
     fn start_cycle_if_due(&mut self, now: Instant) {
         let every = self.recording.every;
         // Half of each bound: while a record is being made, the other half may be written.
-        let due = self.next.moved >= every.bytes / 2
+        let due = self.next.moved_bytes >= every.bytes / 2
             || now.saturating_sub(self.last_record) >= every.time / 2
-            || self.next.landed.len() >= LANDED_MAX;
-        if due && self.phase == Phase::Moving && !self.next.landed.is_empty() {
-            self.start_cycle(self.recording.flush_each, now);
+            || self.next.len() >= LANDED_MAX
+            || self.is_settled();
+        if due && self.phase == Phase::Moving && !self.next.is_empty() {
+            let Recording { flush_each, flush_last, .. } = self.recording;
+            self.start_cycle(if self.is_settled() { flush_last } else { flush_each }, now);
         }
     }
 
     /// The last record: of what landed since the one before, and of the end of a complete round.
     fn seal(&mut self, now: Instant) {
-        let complete = self.settled == self.round.terms.size;
+        let complete = self.is_settled();
+        // What may get lost was flushed and recorded before workers were halted, and nothing was written since.
+        let flushed = self.recording.may_lose && self.is_recorded();
         if complete && let Err(error) = self.supply.seal() {
             self.lose(error);
-        } else if complete || !self.next.landed.is_empty() {
+        } else if (complete && !flushed) || !self.next.is_empty() {
             self.start_cycle(self.recording.flush_last, now);
         }
     }
@@ -329,19 +349,34 @@ impl<L: Ledger> Conductor<L> {
     }
 
     fn append(&mut self, mut batch: Batch, now: Instant) {
-        if batch.landed.is_empty() {
-            // The last flush of a round whose leaves were all recorded before.
+        // Looked at after the flush was, if there was one.
+        let lost = batch.split_lost(self.round.generation());
+        self.unsettle(lost);
+        if batch.is_empty() {
+            // The last flush of a round whose leaves were all recorded before, or all of it is to be done again.
             return self.count(&batch, now);
         }
-        self.ledger.append(runs_of(&mut batch.landed));
+        self.ledger.append(batch.runs());
         self.cycle = Cycle::Appending(batch);
     }
 
+    /// Has leaves done again that the destination may have lost.
+    fn unsettle(&mut self, lost: Batch) {
+        if lost.is_empty() {
+            return;
+        }
+        self.settled -= lost.bytes();
+        self.round.recorded(lost.moved_bytes);
+        self.round.control.take_back(lost.bytes());
+        self.round.control.counters.skipped.fetch_sub(bytes_of(&lost.settled), Relaxed);
+        self.supply.again(lost.leaves().map(|landed| landed.range).collect());
+    }
+
     fn count(&mut self, batch: &Batch, now: Instant) {
-        self.recorded += batch.landed.iter().map(|landed| landed.range.len()).sum::<u64>();
-        self.round.recorded(batch.moved);
+        self.recorded += batch.bytes();
+        self.round.recorded(batch.moved_bytes);
         self.last_record = now;
-        if batch.flushed {
+        if batch.flushed && self.recording.flush_last {
             // The flush covered what was recorded without one before.
             self.round.control.counters.durable.store(self.recorded, Release);
         }
@@ -361,64 +396,10 @@ impl<L: Ledger> Conductor<L> {
         if std::mem::take(&mut self.unfinished) && self.phase == Phase::Moving {
             return Duration::ZERO;
         }
+        if std::mem::take(&mut self.waits) && self.phase == Phase::Moving {
+            return LOOK_AGAIN;
+        }
         let due = self.last_record + self.recording.every.time / 2;
         due.saturating_sub(now).clamp(Duration::from_millis(1), TICK)
-    }
-}
-
-/// Leaves that landed, in any order, as the fewest runs.
-fn runs_of(landed: &mut [Landed]) -> Vec<Run> {
-    landed.sort_unstable_by_key(|landed| landed.range.start());
-    let mut runs: Vec<Run> = Vec::new();
-    for Landed { range, content } in landed.iter() {
-        let last = runs.last_mut().filter(|last| last.range.end() == range.start());
-        match (last, content) {
-            (Some(Run { range: run, content: Content::Zeros }), LeafContent::Zeros)
-            | (Some(Run { range: run, content: Content::Undigested }), LeafContent::Undigested) => {
-                *run = ByteRange::new(run.start(), range.end());
-            }
-            (Some(Run { range: run, content: Content::Leaves(leaves) }), LeafContent::Digest(digest)) => {
-                *run = ByteRange::new(run.start(), range.end());
-                leaves.push(*digest);
-            }
-            (_, content) => runs.push(Run {
-                range: *range,
-                content: match content {
-                    LeafContent::Zeros => Content::Zeros,
-                    LeafContent::Digest(digest) => Content::Leaves(vec![*digest]),
-                    LeafContent::Undigested => Content::Undigested,
-                },
-            }),
-        }
-    }
-    runs
-}
-
-/// The rate over the last second.
-#[derive(Debug, Default)]
-struct Rate {
-    samples: VecDeque<(Instant, u64)>,
-}
-
-impl Rate {
-    const WINDOW: Duration = Duration::from_secs(1);
-
-    fn sample(&mut self, now: Instant, round: &Round) {
-        let counters = &round.control.counters;
-        let bytes = counters.landed.load(Relaxed) + counters.verified.load(Relaxed);
-        if self.samples.back().is_some_and(|&(last, _)| now.saturating_sub(last) < TICK / 2) {
-            return;
-        }
-        self.samples.push_back((now, bytes));
-        while self.samples.len() > 2
-            && self.samples.get(1).is_some_and(|&(at, _)| now.saturating_sub(at) >= Self::WINDOW)
-        {
-            self.samples.pop_front();
-        }
-        if let Some(&(since, before)) = self.samples.front() {
-            let took = now.saturating_sub(since).as_micros();
-            let rate = (u128::from(bytes.saturating_sub(before)) * 1_000_000).checked_div(took).unwrap_or(0);
-            counters.rate.store(u64::try_from(rate).unwrap_or(u64::MAX), Relaxed);
-        }
     }
 }

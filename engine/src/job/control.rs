@@ -1,16 +1,22 @@
 //! The state of one job that its handle, its thread and all workers share, without locks.
 //!
-//! The cancellation token is one atomic that keeps the first reason given. Counters only grow; whoever reads several
-//! of them reads the later stage first, so that `issued >= written >= durable` holds in what they see.
+//! The cancellation token is one atomic that keeps the first reason given. Whoever reads several counters reads the
+//! later stage first, so that `issued >= written >= durable` holds in what they see. Counters grow, but for what a
+//! destination may have lost, which is taken back from `issued` and `landed` until it is moved once more.
 
 use super::Reason;
 use crate::pipeline::bucket::Bucket;
 use crate::progress::{Bytes, Progress};
 use std::sync::OnceLock;
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
+    Ordering::Release,
 };
 use std::thread::Thread;
+use std::time::Duration;
+
+/// Requests whose latency is remembered: two ticks' worth on a fast network.
+const REQUESTS_KEPT: usize = 64;
 
 /// Bytes of a job by stage and by what was done with them. See [`Progress`] and [`Bytes`].
 #[derive(Debug, Default)]
@@ -39,12 +45,24 @@ pub(crate) struct Control {
     pub counters: Counters,
     /// Bytes that may be in flight; `u64::MAX` unless a protection narrows it.
     window: AtomicU64,
+    /// The same, as servers are best served; `u64::MAX` without any.
+    pace: AtomicU64,
+    long_path: AtomicBool,
     in_flight: AtomicU64,
     in_flight_max: AtomicU64,
     /// How the bytes travel, once the probes have chosen.
     pub path: OnceLock<String>,
     /// Where data landed last, plus one; 0: nowhere yet.
     sample: AtomicU64,
+    /// What [`Control::progress`] has said, which never falls.
+    shown_issued: AtomicU64,
+    shown_written: AtomicU64,
+    /// How long the last requests to servers took, in us, and how many there were: for whoever keeps that low.
+    requests: [AtomicU32; REQUESTS_KEPT],
+    requests_made: AtomicUsize,
+    /// The shortest time that a block took lately, in us; `u32::MAX`: none has landed.
+    quickest_us: AtomicU32,
+    moved: AtomicU64,
     /// The thread that conducts the job; woken when something happened that it waits for.
     conductor: OnceLock<Thread>,
 }
@@ -57,10 +75,18 @@ impl Control {
             bucket: Bucket::new(limit_bytes_per_second),
             counters: Counters::default(),
             window: AtomicU64::new(u64::MAX),
+            pace: AtomicU64::new(u64::MAX),
+            long_path: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
             in_flight_max: AtomicU64::new(0),
             path: OnceLock::new(),
             sample: AtomicU64::new(0),
+            requests: std::array::from_fn(|_| AtomicU32::new(0)),
+            requests_made: AtomicUsize::new(0),
+            quickest_us: AtomicU32::new(u32::MAX),
+            moved: AtomicU64::new(0),
+            shown_issued: AtomicU64::new(0),
+            shown_written: AtomicU64::new(0),
             conductor: OnceLock::new(),
         }
     }
@@ -106,6 +132,41 @@ impl Control {
         self.window.store(bytes, Relaxed);
     }
 
+    pub(crate) fn set_pace(&self, bytes: u64, is_long: bool) {
+        self.pace.store(bytes, Relaxed);
+        self.long_path.store(is_long, Relaxed);
+    }
+
+    /// Whether spare connections are of use. On a short path they would only keep a server from working in order.
+    pub(crate) fn is_long_path(&self) -> bool {
+        self.long_path.load(Relaxed)
+    }
+
+    /// Bytes that may be in flight for servers' sake. To be shared evenly: a worker that had none of it would sleep.
+    pub(crate) fn pace(&self) -> u64 {
+        self.pace.load(Relaxed)
+    }
+
+    /// A block of so many bytes took so long from its start to its landing.
+    pub(crate) fn note_block(&self, bytes: u64, took: Duration) {
+        self.moved.fetch_add(bytes, Relaxed);
+        let us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX - 1);
+        if us < self.quickest_us.load(Relaxed) {
+            self.quickest_us.fetch_min(us, Relaxed);
+        }
+    }
+
+    /// Bytes of blocks that have landed: what servers and devices had to do with.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved.load(Relaxed)
+    }
+
+    /// The quickest block since the last call, if any has landed.
+    pub(crate) fn take_quickest(&self) -> Option<Duration> {
+        let us = self.quickest_us.swap(u32::MAX, Relaxed);
+        (us != u32::MAX).then(|| Duration::from_micros(us.into()))
+    }
+
     /// Takes room for `bytes` in the window; the first block always fits, so that a copy never starves.
     pub(crate) fn enter(&self, bytes: u64) -> bool {
         let window = self.window.load(Relaxed);
@@ -137,6 +198,27 @@ impl Control {
         self.sample.load(Relaxed).checked_sub(1)
     }
 
+    /// Takes bytes back that were counted up to `landed`: they are to be moved once more. [`Control::progress`] shows
+    /// the most there ever was.
+    pub(crate) fn take_back(&self, bytes: u64) {
+        self.counters.landed.fetch_sub(bytes, Release);
+        self.counters.issued.fetch_sub(bytes, Release);
+    }
+
+    /// A server has answered a request.
+    pub(crate) fn note_request(&self, took: Duration) {
+        let at = self.requests_made.fetch_add(1, Relaxed) % REQUESTS_KEPT;
+        self.requests[at].store(u32::try_from(took.as_micros()).unwrap_or(u32::MAX), Relaxed);
+    }
+
+    /// What the last requests took, of those that came after the first `seen`, and how many there were in all.
+    pub(crate) fn requests_after(&self, seen: usize) -> (usize, impl Iterator<Item = Duration>) {
+        let made = self.requests_made.load(Relaxed);
+        let first = seen.max(made.saturating_sub(REQUESTS_KEPT));
+        let took = |at: usize| Duration::from_micros(self.requests[at % REQUESTS_KEPT].load(Relaxed).into());
+        (made, (first..made).map(took))
+    }
+
     /// Counts bytes that need no I/O through all stages up to `landed`.
     pub(crate) fn pass(&self, bytes: u64) {
         self.counters.issued.fetch_add(bytes, Release);
@@ -147,8 +229,8 @@ impl Control {
     pub(crate) fn progress(&self) -> Progress {
         let counters = &self.counters;
         let (durable, verified) = (counters.durable.load(Acquire), counters.verified.load(Acquire));
-        let written = counters.landed.load(Acquire);
-        let issued = counters.issued.load(Acquire);
+        let written = most(&self.shown_written, counters.landed.load(Acquire));
+        let issued = most(&self.shown_issued, counters.issued.load(Acquire).max(written));
         let planned = counters.planned.load(Acquire);
         let rate = counters.rate.load(Relaxed);
         #[allow(clippy::cast_precision_loss, reason = "an estimate")]
@@ -174,6 +256,11 @@ impl Control {
     }
 }
 
+/// Raises what was shown to `now`; the most that ever was.
+fn most(shown: &AtomicU64, now: u64) -> u64 {
+    shown.fetch_max(now, AcqRel).max(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,6 +272,17 @@ mod tests {
         control.cancel(Reason::LeaseLost);
         control.cancel(Reason::UserCancel);
         assert_eq!(control.cancelled(), Some(Reason::LeaseLost));
+    }
+
+    #[test]
+    fn the_last_requests_are_remembered() {
+        let control = Control::new(None);
+        let us = Duration::from_micros;
+        (0..5).for_each(|took| control.note_request(us(took)));
+        let (made, took) = control.requests_after(3);
+        assert_eq!((made, took.collect::<Vec<_>>()), (5, vec![us(3), us(4)]));
+        (0..1000).for_each(|took| control.note_request(us(took)));
+        assert_eq!(control.requests_after(0).1.count(), REQUESTS_KEPT);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, Sync, Verify};
-use crate::volume::{Volume, is_destination, open_verified, refuse_other};
+use crate::volume::{Reading, Volume, is_destination, open_verified, refuse_other, source_identity};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -49,6 +49,7 @@ impl Copy<'_, '_> {
         let prepared = prepare(&fitted(self.spec, self.facilities)?, &self.facilities.journals, &|| {
             control.cancelled().is_some()
         })?;
+        [&prepared.source, &prepared.destination].into_iter().for_each(|volume| self.account.opened(volume));
         self.facilities.refuse_block(prepared.leaf_bytes)?;
         self.account.block_bytes = prepared.leaf_bytes;
         self.account.route(&prepared.route);
@@ -81,7 +82,11 @@ impl Copy<'_, '_> {
             return Ok(false);
         }
         let header = journal.header();
-        let destination = open_verified(&self.spec.destination, Side::Destination, Direct::No)?;
+        let control = Arc::clone(self.control);
+        let cancelled = || control.cancelled().is_some();
+        let reading = Reading { network: self.spec.network, cancelled: &cancelled, ..Reading::new(Direct::No) };
+        let destination = open_verified(&self.spec.destination, Side::Destination, &reading)?;
+        self.account.opened(&destination);
         if !is_destination(header, destination.identity()) {
             let message = format!(
                 "{} is the receipt of a copy to another destination, {}",
@@ -91,8 +96,10 @@ impl Copy<'_, '_> {
             return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
                 .advise("name another file with --checkpoint"));
         }
-        let source = open_verified(&self.spec.source, Side::Source, Direct::No)?;
-        refuse_other(header, journal.durable(), &*source, &*destination)?;
+        let source = open_verified(&self.spec.source, Side::Source, &reading)?;
+        self.account.opened(&source);
+        let source = source_identity(&*source, self.spec.changed_since.as_deref());
+        refuse_other(header, journal.durable(), &source, destination.identity())?;
         let (size, leaf_bytes) = (header.size_bytes, header.leaf_bytes);
         drop(journal);
         let finish = self.facilities.journals.finish_again(path, self.keep())?;
@@ -193,6 +200,9 @@ impl Copy<'_, '_> {
         self.account.digest = root;
         self.account.digest_reason = root.is_none().then(|| match self.spec.digest {
             DigestKind::None => "switched off by --digest none".to_owned(),
+            DigestKind::Xxh3 if self.spec.changed_since.is_some() => {
+                "only what has changed was copied, and passed through the engine; --verify reads it all".to_owned()
+            }
             DigestKind::Xxh3 => {
                 "the data, or a part of it, did not pass through the engine; --verify reads it".to_owned()
             }

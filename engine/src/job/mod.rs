@@ -9,6 +9,8 @@ pub(crate) mod control;
 pub(crate) mod start;
 pub(crate) mod supply;
 pub(crate) mod round;
+pub(crate) mod batch;
+pub(crate) mod rate;
 pub(crate) mod conductor;
 pub(crate) mod ledger;
 pub(crate) mod pass;
@@ -16,6 +18,8 @@ pub(crate) mod protection;
 pub(crate) mod account;
 pub(crate) mod copy;
 pub(crate) mod compare;
+#[cfg(test)]
+pub(crate) mod peer;
 
 use crate::error::named;
 use crate::progress::{Progress, Report};

@@ -65,7 +65,7 @@ impl Pass {
         let CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail } = start;
         let (size, done) = (source.size_bytes(), durable.bytes());
         count_resumed(control, size, done, spec.sync);
-        let recording = recording(spec);
+        let recording = recording(spec, destination.generation().is_some());
         let known_zero = known_zero == KnownZero::Everything;
         let terms = Terms {
             size,
@@ -76,6 +76,7 @@ impl Pass {
             tail,
             unrecorded_max: recording.every.bytes.saturating_add(window_bytes),
             copies: true,
+            lanes: lanes([&source, &destination], cores),
             low_water: low_water(cores),
         };
         let (from, to) =
@@ -84,9 +85,13 @@ impl Pass {
             Box::new(CloneSupply::new(source, destination, &durable))
         } else {
             let planner = Planner::new(size, leaf_bytes, cores, durable);
-            let zeros = if known_zero { ZeroPlan::Skip } else { ZeroPlan::Request };
+            let zeros = match known_zero {
+                true => ZeroPlan::Skip,
+                false if destination.tells_zeros() => ZeroPlan::Ask(spec.sparse),
+                false => ZeroPlan::Request,
+            };
             let reserve = reserve(spec.sparse, &*destination, route.destination);
-            Box::new(CopySupply::new(source, destination, planner, zeros, reserve))
+            Box::new(CopySupply::new(source, destination, planner, leaf_bytes, zeros, reserve))
         };
         Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done }
     }
@@ -102,12 +107,14 @@ impl Pass {
             tail: Vec::new(),
             unrecorded_max: u64::MAX,
             copies: false,
+            lanes: lanes([pair.reference, pair.target], cores),
             low_water: low_water(cores),
         };
         let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, Start::Ring);
         let (from, to) = (channel(Side::Source, pair.reference), channel(Side::Destination, pair.target));
         let supply = Box::new(CompareSupply::new(expectation, Arc::clone(pair.target), pair.size, pair.leaf));
-        let recording = Recording { every: CheckpointEvery::default(), flush_each: false, flush_last: false };
+        let recording =
+            Recording { every: CheckpointEvery::default(), flush_each: false, flush_last: false, may_lose: false };
         Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done: 0 }
     }
 
@@ -127,11 +134,19 @@ fn count_resumed(control: &Control, size: u64, done: u64, sync: Sync) {
     }
 }
 
-fn recording(spec: &CopySpec) -> Recording {
+fn recording(spec: &CopySpec, may_lose: bool) -> Recording {
     let sync = spec.sync == Sync::Yes;
     let is_checkpoint = sync && spec.checkpoint != Checkpoint::None;
     let every = if is_checkpoint { spec.checkpoint_every } else { CheckpointEvery::default() };
-    Recording { every, flush_each: is_checkpoint, flush_last: sync }
+    // What is recorded is never done again. So it has to be stable, even if nobody asked for a checkpoint or a sync.
+    Recording { every, flush_each: is_checkpoint || may_lose, flush_last: sync, may_lose }
+}
+
+/// How many of the workers take part: as many as get a connection to the servers of both sides. Makes these.
+fn lanes(volumes: [&Arc<dyn Volume>; 2], cores: usize) -> usize {
+    let links = || volumes.iter().filter_map(|volume| volume.link());
+    let allowed = links().map(|link| link.lanes(cores)).min().unwrap_or(cores);
+    links().fold(allowed, |lanes, link| lanes.min(link.connect(lanes)))
 }
 
 fn low_water(cores: usize) -> usize {

@@ -2,7 +2,8 @@
 //!
 //! Once a millisecond it reads 4 KiB past the page cache, where this job has already read or written, from each local
 //! device of the job. The p90 of these probes goes into the [`Controller`] every tick, and its window into the job.
-//! Devices that cannot be probed (no `O_DIRECT`) are left out; with none left the window stays as it is.
+//! Devices that cannot be probed (no `O_DIRECT`) are left out. A server is not probed: what the job's own requests to it
+//! take stands for what others feel. With neither the window stays as it is.
 
 use super::control::Control;
 use crate::buffer::Block;
@@ -47,7 +48,8 @@ impl Protection {
         let stop = Arc::new(AtomicBool::new(false));
         let mut controller = Controller::new(target, block_bytes, cap_bytes);
         let probes = probes(&[source, destination]);
-        if probes.is_empty() {
+        let has_server = [source, destination].iter().any(|volume| volume.link().is_some());
+        if probes.is_empty() && !has_server {
             tracing::warn!("neither device can be probed past the page cache: the copy is not throttled by --protect");
             return Self { stop, thread: None };
         }
@@ -58,7 +60,9 @@ impl Protection {
                 probes,
                 places: VecDeque::new(),
                 next: 0,
-                samples: VecDeque::with_capacity(SAMPLES),
+                probed: Samples::new(),
+                requested: Samples::new(),
+                requests_seen: 0,
                 block_bytes,
                 block: None,
             };
@@ -113,7 +117,9 @@ struct Prober {
     /// Blocks that hold data on both sides.
     places: VecDeque<u64>,
     next: usize,
-    samples: VecDeque<Duration>,
+    probed: Samples,
+    requested: Samples,
+    requests_seen: usize,
     block_bytes: u32,
     block: Option<Block>,
 }
@@ -125,9 +131,17 @@ impl Prober {
         while Instant::now() < until && !stop.load(Relaxed) {
             self.learn(control);
             let started = Instant::now();
-            fresh |= self.probe();
+            fresh |= self.probe() | self.look_at_requests(control);
             std::thread::sleep(PROBE_EVERY.saturating_sub(started.elapsed()));
         }
+        fresh
+    }
+
+    fn look_at_requests(&mut self, control: &Control) -> bool {
+        let (made, took) = control.requests_after(self.requests_seen);
+        took.for_each(|took| self.requested.add(took));
+        let fresh = made > self.requests_seen;
+        self.requests_seen = made;
         fresh
     }
 
@@ -157,18 +171,37 @@ impl Prober {
             let started = Instant::now();
             let offset = i64::try_from(place + within).unwrap_or(0);
             if pread(probe, block, offset).is_ok_and(|bytes| bytes > 0) {
-                if self.samples.len() == SAMPLES {
-                    self.samples.pop_front();
-                }
-                self.samples.push_back(started.elapsed());
+                self.probed.add(started.elapsed());
                 fresh = true;
             }
         }
         fresh
     }
 
+    /// Of the slower of both.
     fn p90(&self) -> Option<Duration> {
-        let mut sorted: Vec<_> = self.samples.iter().copied().collect();
+        self.probed.p90().max(self.requested.p90())
+    }
+}
+
+/// The last latencies of one kind.
+#[derive(Debug)]
+struct Samples(VecDeque<Duration>);
+
+impl Samples {
+    fn new() -> Self {
+        Self(VecDeque::with_capacity(SAMPLES))
+    }
+
+    fn add(&mut self, took: Duration) {
+        if self.0.len() == SAMPLES {
+            self.0.pop_front();
+        }
+        self.0.push_back(took);
+    }
+
+    fn p90(&self) -> Option<Duration> {
+        let mut sorted: Vec<_> = self.0.iter().copied().collect();
         sorted.sort_unstable();
         sorted.get(sorted.len() * 9 / 10).or(sorted.last()).copied()
     }

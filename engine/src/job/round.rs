@@ -5,7 +5,7 @@
 //! blocks, none in flight; only flushes may follow) and _release_ (the worker forgets the round, and so its files).
 
 use super::control::Control;
-use crate::channel::Channel;
+use crate::channel::{Channel, Start};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::journal::LeafDigest;
@@ -71,6 +71,9 @@ pub(crate) enum LeafContent {
 pub(crate) struct Landed {
     pub range: ByteRange,
     pub content: LeafContent,
+    /// Of the destination, when the first operation on these leaves was started: if it has grown since, and nothing
+    /// was flushed in between, they may be lost. `None`: they can't be.
+    pub generation: Option<u64>,
 }
 
 /// What stays the same for a whole round.
@@ -91,6 +94,8 @@ pub(crate) struct Terms {
     pub unrecorded_max: u64,
     /// Whether the round copies, or only compares.
     pub copies: bool,
+    /// Workers that take part: as many as the servers of both sides let in.
+    pub lanes: usize,
     /// Segments left at which the conductor is asked for more.
     pub low_water: usize,
 }
@@ -118,9 +123,15 @@ pub(crate) struct Round {
     halted: AtomicUsize,
     release: AtomicBool,
     released: AtomicUsize,
-    flush_wanted: AtomicBool,
-    flushed: Mutex<Option<Result<()>>>,
+    /// Flushes asked for so far.
+    flush: AtomicU64,
+    /// Workers that still have to take the last one.
+    flush_takers: AtomicUsize,
+    /// Workers that still have to answer it, and what the others have answered.
+    flushed: Mutex<(usize, Result<()>)>,
     unrecorded: AtomicU64,
+    /// Workers that may still take part.
+    lanes: AtomicUsize,
     /// Steps down the ladder of zeroing.
     zeroing: AtomicU8,
     latency: Mutex<Latency>,
@@ -132,7 +143,6 @@ impl Round {
             control,
             source,
             destination,
-            terms,
             segments: Mutex::default(),
             landed: Mutex::default(),
             differences: Mutex::default(),
@@ -142,10 +152,13 @@ impl Round {
             halted: AtomicUsize::new(0),
             release: AtomicBool::new(false),
             released: AtomicUsize::new(0),
-            flush_wanted: AtomicBool::new(false),
-            flushed: Mutex::default(),
+            flush: AtomicU64::new(0),
+            flush_takers: AtomicUsize::new(0),
+            flushed: Mutex::new((0, Ok(()))),
             unrecorded: AtomicU64::new(0),
+            lanes: AtomicUsize::new(terms.lanes),
             zeroing: AtomicU8::new(0),
+            terms,
             latency: Mutex::new(Latency::new()),
         }
     }
@@ -165,12 +178,24 @@ impl Round {
         into.append(&mut lock(&self.landed));
     }
 
-    pub(crate) fn ask_flush(&self) {
-        self.flush_wanted.store(true, Release);
+    /// Of the destination, now. A comparison has nothing to lose.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        self.terms.copies.then(|| self.destination.generation())
     }
 
+    /// Over connections every worker flushes what it wrote itself: only then it is known that no server was started
+    /// anew between the two, as one connection outlives none. Else one flush is for all.
+    pub(crate) fn ask_flush(&self) {
+        let takers = if self.destination.start == Start::Wire { self.terms.lanes } else { 1 };
+        *lock(&self.flushed) = (takers, Ok(()));
+        self.flush_takers.store(takers, Release);
+        self.flush.fetch_add(1, Release);
+    }
+
+    /// How the flush that was asked for went, once all have answered.
     pub(crate) fn take_flushed(&self) -> Option<Result<()>> {
-        lock(&self.flushed).take()
+        let (missing, result) = &*lock(&self.flushed);
+        (*missing == 0).then(|| result.clone())
     }
 
     /// `bytes` of what was issued are recorded.
@@ -220,6 +245,16 @@ impl Round {
     /// Whether no further block may be issued. Looked at before every block.
     pub(crate) fn is_halting(&self) -> bool {
         self.halt.load(Acquire) || self.failed.load(Acquire) || self.control.cancelled().is_some()
+    }
+
+    /// Whether the round will not be completed: nothing that is in flight is worth waiting for longer than it takes.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.failed.load(Acquire) || self.control.cancelled().is_some() || self.is_release_asked()
+    }
+
+    /// Whether one more worker takes part. The others only acknowledge.
+    pub(crate) fn enter_lane(&self) -> bool {
+        self.lanes.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
     }
 
     /// Whether the conductor has seen why and asks for the acknowledgement.
@@ -279,13 +314,20 @@ impl Round {
         }
     }
 
-    /// Whether this worker is to flush the destination; one of them is.
-    pub(crate) fn take_flush(&self) -> bool {
-        self.flush_wanted.load(Relaxed) && self.flush_wanted.swap(false, AcqRel)
+    /// Whether a worker that has looked at `seen` flushes is to make the next one.
+    pub(crate) fn take_flush(&self, seen: &mut u64) -> bool {
+        let asked = self.flush.load(Acquire);
+        let is_new = std::mem::replace(seen, asked) != asked;
+        is_new && self.flush_takers.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
     }
 
-    pub(crate) fn set_flushed(&self, result: Result<()>) {
-        *lock(&self.flushed) = Some(result);
+    /// The first failure counts.
+    pub(crate) fn set_flushed(&self, answer: Result<()>) {
+        let (missing, result) = &mut *lock(&self.flushed);
+        *missing -= 1;
+        if result.is_ok() {
+            *result = answer;
+        }
         self.control.notify();
     }
 

@@ -6,13 +6,14 @@
 //! touched, there is a journal that says so. A refusal leaves it as it was and removes a file that it created.
 
 use crate::error::{Code, Error, Operation, Result, Side};
-use crate::extent::RangeSet;
+use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Finish, Header, JournalFile, JournalReader, JournalService, JournalState, Keep, Place};
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
-    DestinationContent, Identity, KnownZero, Local, Opened, Patience, Route, Volume, VolumeKind, bypass_caches,
-    is_destination, may_keep, probe, refuse_contradiction, refuse_full, refuse_other,
+    DestinationContent, End, Identity, KnownZero, Opened, Patience, Route, Volume, VolumeKind, bypass_caches,
+    choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_full, refuse_half_copy,
+    refuse_other, source_identity,
 };
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -24,7 +25,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(crate) struct Prepared {
     /// Open for reading.
     pub source: Arc<dyn Volume>,
-    /// Open for writing, locked, with its final size.
+    /// Open for writing, with its final size; locked, unless it is an export.
     pub destination: Arc<dyn Volume>,
     /// Whether this run created the destination.
     pub created: bool,
@@ -40,18 +41,19 @@ pub(crate) struct Prepared {
     pub durable: RangeSet,
     /// What needs no zeroing.
     pub known_zero: KnownZero,
-    /// Device: its bytes from the source's end to the next multiple of its alignment, so that the last block can be
-    /// written whole and keeps them. Fewer than 4096; empty for files.
+    /// Its bytes from the source's end to the next multiple of its alignment, so that the last block can be written whole
+    /// and keeps them. Fewer than 64 KiB; empty for files, unless they are older copies.
     pub tail: Vec<u8>,
 }
 
-/// Prepares a copy. Blocks: for the destination's lock up to the spec's `lock_wait`, else for a few disk accesses.
+/// Prepares a copy. Blocks: for the destination's lock up to the spec's `lock_wait`, for servers up to their request
+/// timeout (connections that fail are not tried again), else for a few disk accesses.
 ///
 /// # Errors
 /// The refusals of a copy, in this order: `EBadRequest`, `ENotFound`, `EPermission`, `ESameVolume`, `EBusy`,
 /// `EReadOnly`, `ESizeMismatch`, `EExists`, `ENoSpace`; for a resumed one `ECheckpointCorrupt`, `ECheckpointMismatch`
 /// and `ESourceChanged` in place of a destination that holds data; `EUnsupported` for demands that cannot be met;
-/// `ECancelled` until the destination is touched.
+/// `ECancelled` until the destination is touched; `EUnreachable` and `EProtocol` of servers.
 pub(crate) fn prepare(spec: &CopySpec, journals: &JournalService, cancelled: &dyn Fn() -> bool) -> Result<Prepared> {
     refuse_contradiction(spec)?;
     let mut opened = open(spec, cancelled)?;
@@ -107,7 +109,7 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
 fn open(spec: &CopySpec, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
     let rights = || refuse_unwritable_journal(spec);
     let missing = || match (spec.continuation, earlier_journal(spec)) {
-        (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => Ok(()),
+        (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => refuse_missing(spec),
         (Continuation::Resume, Err(error)) => Err(error),
         (Continuation::Resume, Ok(Some(journal))) => {
             let (was, is) = (&journal.header().destination.name, &spec.destination);
@@ -117,6 +119,16 @@ fn open(spec: &CopySpec, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
         }
     };
     Opened::open(spec, &Patience::new(spec.lock_wait, cancelled), &rights, &missing)
+}
+
+/// Changes are of use to an older copy only.
+fn refuse_missing(spec: &CopySpec) -> Result<()> {
+    if spec.changed_since.is_none() {
+        return Ok(());
+    }
+    let message = format!("the destination {} does not exist, so it is no older copy", spec.destination);
+    let error = Error::new(Code::NotFound, Side::Destination, Operation::Open, message);
+    Err(error.advise("copy in full first, without --changed-since"))
 }
 
 fn refuse_unwritable_journal(spec: &CopySpec) -> Result<()> {
@@ -151,12 +163,18 @@ fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened) -> Result
     match (spec.continuation, checkpoint(spec)) {
         (Continuation::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
             let (journal, reader) = journals.reopen(path)?;
-            let (source, destination) = (opened.source.volume(), opened.destination.volume());
-            refuse_other(reader.header(), reader.durable(), source, destination)?;
+            let (source, destination) = (source_of(spec, opened), opened.destination.volume().identity());
+            refuse_other(reader.header(), reader.durable(), &source, destination)?;
+            refuse_block(reader.header().leaf_bytes, opened.volumes())?;
             Ok(Start::Resumed(journal, Box::new(reader)))
         }
-        (Continuation::Restart, _) if is_leftover(&earlier, opened) => Ok(Start::Fresh),
-        (Continuation::Restart, _) => refuse_data(spec, opened, false).map(|()| Start::Fresh),
+        (Continuation::Restart, _) => {
+            match leftover(&earlier, opened) {
+                Some(unfinished) => refuse_half_copy(spec, unfinished, opened.source.volume())?,
+                None => refuse_data(spec, opened, false)?,
+            }
+            Ok(Start::Fresh)
+        }
         (Continuation::Refuse | Continuation::Resume, path) => {
             refuse_data(spec, opened, matches!(earlier, Ok(Some(_))))?;
             match (earlier?, path) {
@@ -167,11 +185,17 @@ fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened) -> Result
     }
 }
 
-/// Whether the destination holds what an unfinished copy to it left there, which a restart may discard.
-fn is_leftover(earlier: &Result<Option<JournalReader>>, opened: &Opened) -> bool {
-    let Ok(Some(journal)) = earlier else { return false };
+/// The header of an unfinished copy to the destination: what that left there a restart may discard.
+fn leftover<'a>(earlier: &'a Result<Option<JournalReader>>, opened: &Opened) -> Option<&'a Header> {
+    let journal = earlier.as_ref().ok()?.as_ref()?;
     let identity = opened.destination.volume().identity();
-    journal.state() == JournalState::Unfinished && is_destination(journal.header(), identity)
+    let is_it = journal.state() == JournalState::Unfinished && is_destination(journal.header(), identity);
+    is_it.then(|| journal.header())
+}
+
+/// The source as the journal knows it.
+fn source_of(spec: &CopySpec, opened: &Opened) -> Identity {
+    source_identity(opened.source.volume(), spec.changed_since.as_deref())
 }
 
 fn exists(path: &Path, journal: &JournalReader) -> Error {
@@ -186,13 +210,14 @@ fn exists(path: &Path, journal: &JournalReader) -> Error {
 }
 
 fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()> {
-    if spec.overwrite == Overwrite::Yes || opened.content()? != DestinationContent::Data {
+    let is_expected = spec.overwrite == Overwrite::Yes || spec.changed_since.is_some();
+    if is_expected || opened.content()? != DestinationContent::Data {
         return Ok(());
     }
     let volume = opened.destination.volume();
     let (name, what) = match volume.kind() {
         VolumeKind::File => (volume.name(), format!("holds {} bytes", volume.size_bytes())),
-        VolumeKind::Device => (volume.name(), String::from("holds data in its first MiB")),
+        VolumeKind::Device | VolumeKind::Export => (volume.name(), String::from("holds data in its first MiB")),
     };
     let message = format!("the destination {name} is not empty: it {what}");
     let error = Error::new(Code::Exists, Side::Destination, Operation::Open, message);
@@ -206,15 +231,16 @@ fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()
     })
 }
 
-fn start_fresh(spec: &CopySpec, opened: Opened, journals: &JournalService) -> Result<Prepared> {
-    let leaf_bytes = leaf_bytes(spec, &opened);
+fn start_fresh(spec: &CopySpec, mut opened: Opened, journals: &JournalService) -> Result<Prepared> {
+    let leaf_bytes = leaf_bytes(spec, &opened)?;
     let place = match (checkpoint(spec), spec.continuation) {
         (None, _) => Place::Scratch,
         (Some(path), Continuation::Restart) => Place::Replace(path),
         (Some(path), Continuation::Refuse | Continuation::Resume) => Place::File(path),
     };
     let journal = journals.create(place, &header(spec, &opened, leaf_bytes))?;
-    match touch(spec, &opened, true) {
+    let before = opened.destination.volume().size_bytes();
+    match touch(spec, &mut opened, true, before) {
         Ok(touched) => Ok(prepared(opened, touched, leaf_bytes, journal, None)),
         Err(error) => {
             // Nothing of a created file is worth going on with; anything else is, once the cause is gone.
@@ -228,8 +254,8 @@ fn start_fresh(spec: &CopySpec, opened: Opened, journals: &JournalService) -> Re
     }
 }
 
-fn go_on(spec: &CopySpec, opened: Opened, journal: JournalFile, earlier: JournalReader) -> Result<Prepared> {
-    let touched = touch(spec, &opened, false)?;
+fn go_on(spec: &CopySpec, mut opened: Opened, journal: JournalFile, earlier: JournalReader) -> Result<Prepared> {
+    let touched = touch(spec, &mut opened, false, earlier.header().destination.size_bytes)?;
     let leaf_bytes = earlier.header().leaf_bytes;
     Ok(prepared(opened, touched, leaf_bytes, journal, Some(earlier)))
 }
@@ -241,33 +267,36 @@ struct Touched {
     tail: Vec<u8>,
 }
 
-/// The first changes to the destination: size, then the probes that need it.
-fn touch(spec: &CopySpec, opened: &Opened, is_fresh: bool) -> Result<Touched> {
+/// The first changes to the destination, which had so many bytes `before` the copy: size, then the probes that need it.
+fn touch(spec: &CopySpec, opened: &mut Opened, is_fresh: bool, before: u64) -> Result<Touched> {
+    let is_older_copy = spec.changed_since.is_some();
+    if is_older_copy {
+        opened.destination.keep_bytes(before);
+    }
     let (source, destination) = (opened.source.volume(), opened.destination.volume());
     let known_zero = match destination.kind() {
-        VolumeKind::File if is_fresh => {
+        VolumeKind::File if is_fresh && !is_older_copy => {
             destination.resize(0)?;
             KnownZero::Everything
         }
-        VolumeKind::File | VolumeKind::Device => KnownZero::Nothing,
+        VolumeKind::File | VolumeKind::Device | VolumeKind::Export => KnownZero::Nothing,
     };
     destination.resize(source.size_bytes())?;
     let route = probe(spec, &opened.source, &opened.destination, known_zero)?;
-    Ok(Touched { route, known_zero, tail: tail(&opened.destination, source.size_bytes())? })
+    let keeps_rest = is_older_copy || destination.kind() != VolumeKind::File;
+    let tail = if keeps_rest { tail(&opened.destination, source.size_bytes())? } else { Vec::new() };
+    Ok(Touched { route, known_zero, tail })
 }
 
 /// See [`Prepared::tail`].
-fn tail(destination: &Local, end: u64) -> Result<Vec<u8>> {
+fn tail(destination: &End, end: u64) -> Result<Vec<u8>> {
     let volume = destination.volume();
     let align = u64::from(volume.align_bytes());
-    if volume.kind() == VolumeKind::File || end.is_multiple_of(align) {
+    let (start, stop) = (end / align * align, end.next_multiple_of(align).min(volume.size_bytes()));
+    if stop <= end {
         return Ok(Vec::new());
     }
-    let (start, stop) = (end / align * align, end.next_multiple_of(align));
-    let unit = destination.descriptor().read_range(start, stop).map_err(|errno| {
-        let what = volume.describe(Operation::Read);
-        Error::os(Side::Destination, Operation::Read, errno, what).at(start, align)
-    })?;
+    let unit = destination.read(ByteRange::new(start, stop), Side::Destination)?;
     let kept = usize::try_from(end - start).expect("less than the alignment");
     Ok(unit.get(kept..).unwrap_or_default().to_vec())
 }
@@ -288,19 +317,17 @@ fn prepared(
 }
 
 /// Decided before the journal is created, which records it: by the caches, not by the whole route.
-fn leaf_bytes(spec: &CopySpec, opened: &Opened) -> u32 {
-    let is_direct = opened.source.descriptor().is_direct() && opened.destination.descriptor().is_direct();
-    match spec.block_size {
-        Some(size) => size.bytes(),
-        None if is_direct && spec.protect.is_none() => BLOCK_BYTES_DIRECT,
-        None => BLOCK_BYTES_SMALL,
-    }
+fn leaf_bytes(spec: &CopySpec, opened: &Opened) -> Result<u32> {
+    let is_direct = opened.source.is_direct() && opened.destination.is_direct();
+    let usual = if is_direct && spec.protect.is_none() { BLOCK_BYTES_DIRECT } else { BLOCK_BYTES_SMALL };
+    let chosen = choose_block(spec.block_size, spec.changed_since.is_some(), opened.volumes())?;
+    Ok(chosen.unwrap_or(usual))
 }
 
 fn header(spec: &CopySpec, opened: &Opened, leaf_bytes: u32) -> Header {
     let (source, destination) = (opened.source.volume(), opened.destination.volume());
     Header {
-        source: source.identity().clone(),
+        source: source_of(spec, opened),
         destination: destination.identity().clone(),
         size_bytes: source.size_bytes(),
         leaf_bytes,

@@ -5,6 +5,7 @@ use super::samples::{Sample, header, leaves};
 use super::*;
 use super::{format, record, root};
 use crate::limits::BLOCK_BYTES_MAX;
+use crate::volume::VolumeKind;
 
 const DOCUMENT: &str = include_str!("../../../docs/format.md");
 
@@ -113,6 +114,21 @@ fn lead_slots_and_header_are_as_documented() {
     let (source, destination) = body[24..].split_at(56 + header.source.name.len());
     check_identity(source, &header.source, [0, 0], [0, 0]);
     check_identity(destination, &header.destination, [1, 0], [1, 0]);
+}
+
+#[test]
+fn every_kind_of_volume_is_documented() {
+    let prose = "Kind is 0 for a regular file, 1 for a block device, 2 for an NBD export.";
+    assert!(DOCUMENT.contains(prose), "docs/format.md: {prose}");
+    for (number, kind) in [(0, VolumeKind::File), (1, VolumeKind::Device), (2, VolumeKind::Export)] {
+        let plain = header(4096, 4096);
+        let header = Header { source: Identity { kind, ..plain.source.clone() }, ..plain };
+        let (_, start) = Appender::create(&header).unwrap();
+        check_identity(&start.bytes[format::HEADER_OFFSET as usize + 24..], &header.source, [number, 0], [0, 0]);
+        let body = &start.bytes[format::HEADER_OFFSET as usize..];
+        let lead = format::Lead { header_bytes: body.len() as u32, header_crc: crc32c::crc32c(body) };
+        assert_eq!(format::decode_header(lead, body), Ok(header));
+    }
 }
 
 fn check_identity(bytes: &[u8], identity: &Identity, kind: [u8; 2], known: [u8; 2]) {

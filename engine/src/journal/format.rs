@@ -202,7 +202,7 @@ fn encode_header(header: &Header) -> Vec<u8> {
 }
 
 fn encode_identity(identity: &Identity, body: &mut Vec<u8>) {
-    body.extend(u16::from(identity.kind == VolumeKind::Device).to_le_bytes());
+    body.extend(kind_number(identity.kind).to_le_bytes());
     body.extend(u16::from(identity.born_ns.is_some()).to_le_bytes());
     body.extend(u32::try_from(identity.name.len()).expect("names are bounded").to_le_bytes());
     body.extend(identity.device.to_le_bytes());
@@ -212,6 +212,14 @@ fn encode_identity(identity: &Identity, body: &mut Vec<u8>) {
     body.extend(identity.modified_ns.to_le_bytes());
     body.extend(identity.changed_ns.to_le_bytes());
     body.extend(identity.name.as_bytes());
+}
+
+fn kind_number(kind: VolumeKind) -> u16 {
+    match kind {
+        VolumeKind::File => 0,
+        VolumeKind::Device => 1,
+        VolumeKind::Export => 2,
+    }
 }
 
 /// The header, from bytes of the length that the lead gives.
@@ -242,6 +250,7 @@ fn parse_identity(fields: &mut Fields<'_>) -> Option<Identity> {
     let kind = match fields.u16()? {
         0 => VolumeKind::File,
         1 => VolumeKind::Device,
+        2 => VolumeKind::Export,
         _ => return None,
     };
     let is_born_known = match fields.u16()? {

@@ -17,7 +17,7 @@ mod read;
 mod record;
 mod root;
 mod runs;
-mod samples;
+pub(crate) mod samples;
 mod service;
 #[cfg(test)]
 mod service_tests;

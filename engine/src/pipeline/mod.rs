@@ -3,6 +3,7 @@
 pub(crate) mod bucket;
 pub(crate) mod examine;
 pub(crate) mod latency;
+pub(crate) mod pace;
 pub(crate) mod share;
 pub(crate) mod slot;
 pub(crate) mod window;

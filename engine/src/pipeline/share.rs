@@ -6,6 +6,7 @@
 
 use super::examine::{DataMap, Span};
 use super::latency::Latency;
+use crate::channel::Wires;
 use crate::extent::{ByteRange, RangeSet};
 use crate::job::round::{FoundZeros, Landed, LeafContent, Round, Segment, Work, Zeroing};
 use crate::ring::{Instant, ZeroMode};
@@ -18,8 +19,8 @@ use std::time::Duration;
 pub(crate) enum Next {
     /// Start this block.
     Block(BlockTask),
-    /// Zero this range, of this segment.
-    Zero { segment: u64, range: ByteRange, mode: ZeroMode },
+    /// Request these zeros.
+    Zero(ZeroTask),
     /// Ask again then.
     Wait(Duration),
     /// Nothing until something else happens.
@@ -35,6 +36,18 @@ pub(crate) struct BlockTask {
     /// Its part that has to be read; empty for leaves that are only written.
     pub read: ByteRange,
     pub kind: BlockKind,
+    /// See [`Landed`].
+    pub generation: Option<u64>,
+}
+
+/// A range to zero by request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ZeroTask {
+    pub segment: u64,
+    pub range: ByteRange,
+    pub mode: ZeroMode,
+    /// See [`Landed`].
+    pub generation: Option<u64>,
 }
 
 /// What is done with a block.
@@ -74,6 +87,14 @@ pub(crate) struct Share {
     /// Operations in flight, of any kind.
     pub in_flight: usize,
     pub latency: Latency,
+    /// Connections to the servers of the round's volumes.
+    pub wires: Wires,
+    /// Bytes of blocks in flight.
+    bytes_in_flight: u64,
+    /// Whether this worker takes part; it acknowledges in any case.
+    takes_part: bool,
+    /// Flushes of the round that were looked at.
+    flushes_seen: u64,
     open: Vec<OpenSegment>,
     next_segment: u64,
     landed: Vec<Landed>,
@@ -83,13 +104,31 @@ pub(crate) struct Share {
 
 impl Share {
     /// `served_bytes` is where the least served share of the worker stands: a new job does not starve the old ones.
-    pub(crate) fn new(id: u32, round: Arc<Round>, served_bytes: u64) -> Self {
+    /// The wires take `slots` operations at a time.
+    pub(crate) fn new(id: u32, round: Arc<Round>, served_bytes: u64, slots: usize) -> Self {
+        let takes_part = round.enter_lane();
+        let wires = if takes_part {
+            Wires::new(&round.source, &round.destination, slots, round.terms.lanes)
+        } else {
+            Ok(Wires::default())
+        };
+        let (wires, takes_part) = match wires {
+            Ok(wires) => (wires, takes_part),
+            Err(error) => {
+                round.fail(error);
+                (Wires::default(), false)
+            }
+        };
         Self {
             id,
             round,
             served_bytes,
             in_flight: 0,
             latency: Latency::new(),
+            wires,
+            bytes_in_flight: 0,
+            takes_part,
+            flushes_seen: 0,
             open: Vec::new(),
             next_segment: 0,
             landed: Vec::new(),
@@ -101,13 +140,17 @@ impl Share {
     /// What to do next. Room in the windows is taken for a block that is returned.
     pub(crate) fn next(&mut self, now: Instant) -> Next {
         let next = self.decide(now);
-        self.busy = matches!(next, Next::Block(_) | Next::Zero { .. });
+        self.busy = matches!(next, Next::Block(_) | Next::Zero(_));
         next
     }
 
+    /// Whether it may have something to do.
+    pub(crate) fn may_start(&self) -> bool {
+        self.takes_part && !self.round.is_halting() && !self.round.control.is_paused()
+    }
+
     fn decide(&mut self, now: Instant) -> Next {
-        let round = &self.round;
-        if round.is_halting() || round.control.is_paused() {
+        if !self.may_start() {
             return Next::Nothing;
         }
         if let Some(zero) = self.next_zero(|open| open.cursor == open.range.end()) {
@@ -118,7 +161,8 @@ impl Share {
         match self.admit(leaf, self.open[index].admitted, now) {
             Admission::Granted => {
                 self.served_bytes += leaf.len();
-                Next::Block(self.open[index].take_block(leaf, self.round.terms.block_bytes))
+                self.bytes_in_flight += leaf.len();
+                Next::Block(self.open[index].take_block(leaf, &self.round))
             }
             Admission::Later(wait) => Next::Wait(wait),
             Admission::Full => Next::Nothing,
@@ -169,7 +213,7 @@ impl Share {
         if content != LeafContent::Zeros {
             self.round.control.note_data(task.read.start());
         }
-        self.landed.push(Landed { range: task.range, content });
+        self.landed.push(Landed { range: task.range, content, generation: task.generation });
         self.retire();
     }
 
@@ -181,7 +225,7 @@ impl Share {
         } else {
             self.round.differ(task.range);
         }
-        self.landed.push(Landed { range: task.range, content: expected });
+        self.landed.push(Landed { range: task.range, content: expected, generation: None });
         self.retire();
     }
 
@@ -191,7 +235,7 @@ impl Share {
     }
 
     /// A range was zeroed: the leaves that waited for it land.
-    pub(crate) fn zeroed(&mut self, segment: u64, range: ByteRange) {
+    pub(crate) fn zeroed(&mut self, ZeroTask { segment, range, generation, .. }: ZeroTask) {
         let known_zero = self.round.terms.known_zero;
         let counters = &self.round.control.counters;
         let counter = if known_zero { &counters.skipped } else { &counters.zeroed };
@@ -203,26 +247,39 @@ impl Share {
         for leaves in leaves {
             open.zero_leaves.remove(leaves);
             counter.fetch_add(leaves.len(), Relaxed);
-            self.landed.push(Landed { range: leaves, content: LeafContent::Zeros });
+            self.landed.push(Landed { range: leaves, content: LeafContent::Zeros, generation });
         }
         self.retire();
     }
 
     /// The destination cannot be zeroed by request in this way: it is done in the next way, or was not needed.
-    pub(crate) fn not_zeroed(&mut self, segment: u64, range: ByteRange, mode: ZeroMode) {
+    pub(crate) fn not_zeroed(&mut self, task: ZeroTask) {
         // Zeros that are there already, and need not be allocated.
-        if self.round.terms.known_zero && mode == ZeroMode::Hole {
-            return self.zeroed(segment, range);
+        if self.round.terms.known_zero && task.mode == ZeroMode::Hole {
+            return self.zeroed(task);
         }
-        self.round.give_up_zeroing(mode);
-        self.postpone_zero(segment, range);
+        self.round.give_up_zeroing(task.mode);
+        self.postpone_zero(task);
     }
 
     /// A request for zeros could not be made now, or has to be made again.
-    pub(crate) fn postpone_zero(&mut self, segment: u64, range: ByteRange) {
-        let open = self.segment(segment);
+    pub(crate) fn postpone_zero(&mut self, task: ZeroTask) {
+        let open = self.segment(task.segment);
         open.outstanding -= 1;
-        open.zeros.insert(range);
+        open.zeros.insert(task.range);
+    }
+
+    /// Whether this worker is to flush the destination.
+    pub(crate) fn take_flush(&mut self) -> bool {
+        self.takes_part && self.round.take_flush(&mut self.flushes_seen)
+    }
+
+    /// Looks after the connections. What is still in flight when the job has ended without it is given up.
+    pub(crate) fn tend_wires(&mut self, now: Instant) {
+        if self.is_abandoned() && self.in_flight > 0 {
+            self.wires.abandon();
+        }
+        self.wires.turn(now, self.round.is_given_up(), self.round.control.is_long_path());
     }
 
     /// Passes what landed on to the round.
@@ -241,9 +298,11 @@ impl Share {
     }
 
     /// Whether the share has been released and can be dropped.
-    pub(crate) fn release_if_asked(&self) -> bool {
-        let release = self.halted && self.in_flight == 0 && self.round.is_release_asked();
+    pub(crate) fn release_if_asked(&mut self) -> bool {
+        let asked = self.halted && self.in_flight == 0 && self.round.is_release_asked();
+        let release = asked && self.wires.are_still();
         if release {
+            self.wires.close();
             self.round.acknowledge_release(&self.latency);
         }
         release
@@ -266,6 +325,7 @@ impl Share {
     /// Counts a block of an open segment as answered and gives its room back.
     fn finish_block(&mut self, task: &BlockTask) -> &mut OpenSegment {
         self.round.control.leave(task.range.len());
+        self.bytes_in_flight -= task.range.len();
         let open = self.segment(task.segment);
         open.outstanding -= 1;
         open
@@ -280,7 +340,7 @@ impl Share {
         match self.round.zeroing() {
             Zeroing::Request(mode) => {
                 open.outstanding += 1;
-                Some(Next::Zero { segment: open.id, range, mode })
+                Some(Next::Zero(ZeroTask { segment: open.id, range, mode, generation: self.round.generation() }))
             }
             Zeroing::Data => {
                 // Start over with what waits for zeros, this time writing them.
@@ -325,7 +385,9 @@ impl Share {
     /// Takes room for a leaf in the window in flight, then in what is not recorded yet, then from the rate limit.
     fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> Admission {
         let (control, bytes) = (&self.round.control, leaf.len());
-        if !control.enter(bytes) {
+        let part = control.pace() / self.round.terms.lanes.max(1) as u64;
+        let is_paced = self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > part;
+        if is_paced || !control.enter(bytes) {
             return Admission::Full;
         }
         if !admitted && !self.round.enter_unrecorded(bytes) {
@@ -390,9 +452,9 @@ impl OpenSegment {
         open
     }
 
-    fn take_block(&mut self, leaf: ByteRange, leaf_bytes: u32) -> BlockTask {
+    fn take_block(&mut self, leaf: ByteRange, round: &Round) -> BlockTask {
         let within = |read: ByteRange| read.intersect(leaf).unwrap_or(ByteRange::new(leaf.start(), leaf.start()));
-        let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(leaf_bytes))
+        let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(round.terms.block_bytes))
             .expect("a segment has few leaves");
         let (read, kind) = match &self.work {
             Work::Copy { read, found } => (within(*read), BlockKind::Copy(*found)),
@@ -403,7 +465,7 @@ impl OpenSegment {
         };
         self.cursor = leaf.end();
         self.outstanding += 1;
-        BlockTask { segment: self.id, range: leaf, read, kind }
+        BlockTask { segment: self.id, range: leaf, read, kind, generation: round.generation() }
     }
 }
 
@@ -415,4 +477,59 @@ fn zero_request(range: ByteRange, round: &Round) -> ByteRange {
     }
     let leaf = u64::from(round.terms.block_bytes);
     ByteRange::new(range.start(), (range.end() / leaf * leaf).max(range.start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Channel, Start};
+    use crate::error::Side;
+    use crate::job::control::Control;
+    use crate::job::peer::Peer;
+    use crate::job::round::Terms;
+    use crate::volume::Volume;
+
+    const LEAF: u64 = 4096;
+
+    /// A share of a copy of two leaves to `peer`, of which the first holds data and the second zeros.
+    fn share(peer: &Arc<Peer>) -> Share {
+        let volume: Arc<dyn Volume> = Arc::<Peer>::clone(peer);
+        let terms = Terms {
+            size: 2 * LEAF,
+            block_bytes: LEAF as u32,
+            digest: false,
+            known_zero: false,
+            zero_mode: ZeroMode::Hole,
+            tail: Vec::new(),
+            unrecorded_max: u64::MAX,
+            lanes: 1,
+            copies: true,
+            low_water: 0,
+        };
+        let channel = |side| Channel::new(side, &volume, Start::Ring);
+        let control = Arc::new(Control::new(None));
+        let round = Round::new(control, channel(Side::Source), channel(Side::Destination), terms);
+        let data = ByteRange::new(0, LEAF);
+        let copy = Segment { range: data, work: Work::Copy { read: data, found: FoundZeros::Skip } };
+        round.offer([copy, Segment { range: ByteRange::new(LEAF, 2 * LEAF), work: Work::Zero }]);
+        Share::new(0, Arc::new(round), 0, 1)
+    }
+
+    /// What a server acknowledged before it was restarted may be heard of after it.
+    #[test]
+    fn leaves_land_with_the_generation_in_which_they_were_started() {
+        let peer = Arc::new(Peer::default());
+        let mut share = share(&peer);
+        let Next::Block(block) = share.next(Duration::ZERO) else { panic!("the first segment holds a block") };
+        assert!(matches!(share.next(Duration::ZERO), Next::Nothing), "the second one is claimed");
+        let Next::Zero(zero) = share.next(Duration::ZERO) else { panic!("and requested") };
+        peer.generation.store(1, Relaxed);
+        share.land(&block, LeafContent::Undigested);
+        share.zeroed(zero);
+        share.publish();
+        let mut landed = Vec::new();
+        share.round.collect(&mut landed);
+        assert_eq!(landed.iter().map(|landed| landed.generation).collect::<Vec<_>>(), [Some(0), Some(0)]);
+        assert_eq!(share.round.generation(), Some(1));
+    }
 }

@@ -52,10 +52,12 @@ pub(crate) fn execute(op: &mut Op) -> Result<u32, Errno> {
             let file = file.descriptor()?;
             uninterrupted(|| fdatasync(file)).map(|()| 0)
         }
+        // A peer may take for ever: nothing waits for it here.
+        Op::Send { .. } | Op::Receive { .. } => Err(Errno::EOPNOTSUPP),
     }
 }
 
-fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {
             Err(Errno::EINTR) => {}
@@ -68,6 +70,6 @@ fn signed(number: u64) -> Result<off_t, Errno> {
     off_t::try_from(number).map_err(|_| Errno::EINVAL)
 }
 
-fn bytes(count: usize) -> u32 {
+pub(super) fn bytes(count: usize) -> u32 {
     u32::try_from(count).expect("no more than the u32 that was asked for")
 }

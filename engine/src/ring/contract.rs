@@ -46,6 +46,8 @@ on_every_face! {
     a_ring_can_end_before_it_submits
 }
 
+mod sockets;
+
 /// Queues that hold one entry each.
 const TINY: Queues = Queues { submission: 1, completions_per_entry: 1 };
 

@@ -5,16 +5,31 @@
 //! twice, or for an operation that is already over, is a defect and stops the process before it hands out a block
 //! that somebody else owns.
 
-use super::Token;
-use crate::buffer::Block;
+use super::{Op, Token};
+use nix::errno::Errno;
+
+/// What one operation too many breaks.
+const FULL: &str = "no more operations in flight than the ring has slots";
+/// What an answer to nothing is.
+const OVER: &str = "an answer to an operation that is over";
 
 /// What is kept of an operation until it is answered.
 #[derive(Debug)]
 pub(super) struct Owned {
     /// As pushed.
     pub(super) token: Token,
-    /// The memory that the kernel may touch meanwhile.
-    pub(super) block: Option<Block>,
+    /// With the memory that the kernel may touch meanwhile.
+    pub(super) op: Op,
+    /// What became of a send without a copy, until the kernel lets go of the memory as well.
+    pub(super) sent: Option<Result<u32, Errno>>,
+    /// A send without a copy was refused, and is made again with one.
+    pub(super) copied: bool,
+}
+
+impl Owned {
+    pub(super) fn new(token: Token, op: Op) -> Self {
+        Self { token, op, sent: None, copied: false }
+    }
 }
 
 /// One place of the table.
@@ -41,16 +56,34 @@ impl InFlight {
         }
     }
 
-    /// Takes an operation in and returns its name.
+    /// The place that the next operation takes: less than the slots, and its own until it is given up.
     ///
     /// # Panics
     /// If every place is taken: the ring's owner counts its slots.
+    pub(super) fn next(&self) -> usize {
+        *self.free.last().expect(FULL) as usize
+    }
+
+    /// Takes an operation in and returns its name.
+    ///
+    /// # Panics
+    /// As [`InFlight::next`].
     pub(super) fn insert(&mut self, owned: Owned) -> u64 {
-        let index = self.free.pop().expect("no more operations in flight than the ring has slots");
+        let index = self.free.pop().expect(FULL);
         let place = &mut self.places[index as usize];
         debug_assert!(place.owned.is_none(), "a free place is empty");
         place.owned = Some(owned);
         u64::from(place.generation) << 32 | u64::from(index)
+    }
+
+    /// The operation of that name.
+    ///
+    /// # Panics
+    /// If there is none, as [`InFlight::remove`].
+    pub(super) fn get_mut(&mut self, name: u64) -> &mut Owned {
+        let place = &mut self.places[name as u32 as usize];
+        assert_eq!(place.generation, (name >> 32) as u32, "{OVER}");
+        place.owned.as_mut().expect("an answer to an operation that is in flight")
     }
 
     /// Gives up the operation of that name.
@@ -60,7 +93,7 @@ impl InFlight {
     pub(super) fn remove(&mut self, name: u64) -> Owned {
         let index = name as u32;
         let place = &mut self.places[index as usize];
-        assert_eq!(place.generation, (name >> 32) as u32, "an answer to an operation that is over");
+        assert_eq!(place.generation, (name >> 32) as u32, "{OVER}");
         let owned = place.owned.take().expect("an answer to an operation that is in flight");
         place.generation = place.generation.wrapping_add(1);
         self.free.push(index);
@@ -83,9 +116,10 @@ impl InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::FileId;
 
     fn operation(number: u64) -> Owned {
-        Owned { token: Token(number), block: None }
+        Owned::new(Token(number), Op::Flush { file: FileId(0) })
     }
 
     #[test]

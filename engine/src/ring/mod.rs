@@ -72,6 +72,29 @@ pub(crate) enum Op {
     Zero { file: FileId, offset: u64, len: u64, mode: ZeroMode },
     /// Make every write that completed before this was pushed durable. Completes with 0.
     Flush { file: FileId },
+    /// Send every byte of `head`, then of `body`, through a stream socket. Completes with the bytes sent: less than all
+    /// of them only if the connection broke or the kernel gave up early; the owner sends the rest. Of two sends through
+    /// one socket at a time, bytes mix.
+    Send {
+        /// A connected stream socket. `shutdown(2)` ends what is pending on it.
+        file: FileId,
+        head: Transfer,
+        body: Option<Transfer>,
+        /// Let the network read the blocks themselves where it can. The blocks come back when it has let go of them,
+        /// with [`Completion::copied`] saying whether that was of use. What the network has taken and the peer has not,
+        /// `shutdown(2)` does not end: a reset does, which is `SO_LINGER` of 0 and then closing every descriptor.
+        zero_copy: bool,
+    },
+    /// Receive from a stream socket into `head`, then into `body`; at least one is there. Completes with the bytes
+    /// received; 0 is the peer's end. Of two receives from one socket at a time, each gets some bytes.
+    Receive {
+        /// As for a send.
+        file: FileId,
+        head: Option<Transfer>,
+        body: Option<Transfer>,
+        /// Wait for every byte, or the connection's end; else for at least one byte.
+        all: bool,
+    },
 }
 
 /// The answer to one operation.
@@ -81,8 +104,30 @@ pub(crate) struct Completion {
     pub token: Token,
     /// Bytes moved (0 for zero and flush), or why not.
     pub result: Result<u32, Errno>,
-    /// The operation's block, handed back.
+    /// The operation's block, handed back: of a read or write, or of the body of a send or receive.
     pub block: Option<Block>,
+    /// The block of the head of a send or receive, handed back.
+    pub head: Option<Block>,
+    /// A send was to go without a copy, and the kernel made one all the same: asking for it is of no use on this
+    /// connection.
+    pub copied: bool,
+    /// The first of two answers, to a send without a copy: every byte is with the network, which still reads the
+    /// blocks. The second one hands them back.
+    pub more: bool,
+}
+
+impl Completion {
+    /// The answer to `op`, with its memory.
+    pub(crate) fn of(token: Token, op: Op, result: Result<u32, Errno>) -> Self {
+        let block = |transfer: Transfer| transfer.block;
+        let (head, block) = match op {
+            Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => (None, Some(transfer.block)),
+            Op::Zero { .. } | Op::Flush { .. } => (None, None),
+            Op::Send { head, body, .. } => (Some(head.block), body.map(block)),
+            Op::Receive { head, body, .. } => (head.map(block), body.map(block)),
+        };
+        Self { token, result, block, head, copied: false, more: false }
+    }
 }
 
 /// A queue of operations of one worker. See the module's head for who owns what.

@@ -1,14 +1,20 @@
-//! The ring where io_uring is denied: a few threads that carry out one operation at a time.
+//! The ring where io_uring is denied: a few threads that carry out one operation at a time, and one more for sockets.
 //!
 //! Its owner and its threads share one queue of operations and one of completions, both made for every slot at the
 //! start, so that nothing is allocated per operation. A thread owns the operation that it carries out, block included.
 //! A ring that is dropped meanwhile therefore waits for nobody and frees nothing: the thread ends, and gives the block
 //! back, when the system call does, if ever.
 //!
+//! Sends and receives wait for a peer as long as it likes, so they are not given to that pool but to one thread that
+//! polls all their sockets ([`Poller`]), started with the first of them.
+//!
 //! Threads start with the owner's CPU affinity: a core's work stays on its core.
+
+mod poller;
 
 use super::{Completion, Instant, Op, Ring, Token, blocking};
 use nix::errno::Errno;
+use poller::Poller;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,22 +66,18 @@ impl Shared {
             drop(state);
             self.syscalls.fetch_add(1, Ordering::Relaxed);
             let result = execute(&mut op);
-            state = self.lock();
-            state.done.push_back(Completion { token, result, block: op.into_block() });
-            if state.done.len() >= state.wanted {
-                self.done.notify_one();
-            }
+            state = self.complete(Completion::of(token, op, result));
         }
     }
-}
 
-impl Op {
-    /// The memory that comes back with the completion.
-    fn into_block(self) -> Option<crate::buffer::Block> {
-        match self {
-            Self::Read { into: transfer, .. } | Self::Write { from: transfer, .. } => Some(transfer.block),
-            Self::Zero { .. } | Self::Flush { .. } => None,
+    /// Passes a completion on.
+    fn complete(&self, completion: Completion) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.done.push_back(completion);
+        if state.done.len() >= state.wanted {
+            self.done.notify_one();
         }
+        state
     }
 }
 
@@ -87,6 +89,9 @@ pub(crate) struct ThreadRing {
     slots: usize,
     /// Pushed, and not yet given to the threads.
     queued: VecDeque<(Token, Op)>,
+    /// Pushed, and not yet given to the poller.
+    queued_sockets: Vec<(Token, Op)>,
+    poller: Option<Poller>,
     /// Taken from the threads, and not yet reaped.
     ready: VecDeque<Completion>,
     in_flight: usize,
@@ -120,6 +125,8 @@ impl ThreadRing {
             threads: Vec::with_capacity(threads),
             slots,
             queued: VecDeque::with_capacity(slots),
+            queued_sockets: Vec::with_capacity(slots),
+            poller: None,
             ready: VecDeque::with_capacity(slots),
             in_flight: 0,
             waits: 0,
@@ -131,16 +138,35 @@ impl ThreadRing {
         }
         Ok(ring)
     }
+
+    /// Gives the poller its part of what is queued.
+    fn submit_sockets(&mut self) -> io::Result<()> {
+        if self.queued_sockets.is_empty() {
+            return Ok(());
+        }
+        let poller = match self.poller.take() {
+            Some(poller) => poller,
+            None => Poller::start(self.slots, &self.shared)?,
+        };
+        self.poller.insert(poller).give(&mut self.queued_sockets);
+        Ok(())
+    }
 }
 
 impl Ring for ThreadRing {
     fn push(&mut self, token: Token, op: Op) {
         assert!(self.in_flight < self.slots, "no more operations in flight than the ring has slots");
         self.in_flight += 1;
-        self.queued.push_back((token, op));
+        match op {
+            Op::Read { .. } | Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } => {
+                self.queued.push_back((token, op));
+            }
+            Op::Send { .. } | Op::Receive { .. } => self.queued_sockets.push((token, op)),
+        }
     }
 
     fn submit_and_wait(&mut self, want: usize, limit: Duration) -> io::Result<()> {
+        self.submit_sockets()?;
         let mut state = self.shared.lock();
         match self.queued.len() {
             0 => {}
@@ -162,7 +188,7 @@ impl Ring for ThreadRing {
     }
 
     fn reap(&mut self) -> Option<Completion> {
-        if self.ready.is_empty() && self.in_flight > self.queued.len() {
+        if self.ready.is_empty() && self.in_flight > self.queued.len() + self.queued_sockets.len() {
             std::mem::swap(&mut self.ready, &mut self.shared.lock().done);
         }
         let completion = self.ready.pop_front()?;
@@ -186,9 +212,10 @@ impl Ring for ThreadRing {
 
 impl Drop for ThreadRing {
     fn drop(&mut self) {
+        let pending = self.poller.take().map_or(0, Poller::end);
         let mut state = self.shared.lock();
         state.closed = true;
-        let never_started = state.todo.len() + self.queued.len();
+        let never_started = state.todo.len() + self.queued.len() + self.queued_sockets.len() + pending;
         let over = state.done.len() + self.ready.len();
         state.todo.clear();
         drop(state);
@@ -254,6 +281,48 @@ mod tests {
         let mut ring = ThreadRing::new(2, 2).unwrap();
         ring.push(Token(1), Op::Read { file: FileId(-1), offset: 0, into: Transfer { block, start: 0, len: 4096 } });
         drop(ring);
+    }
+
+    #[test]
+    fn a_ring_that_ends_takes_its_sockets_memory_back() {
+        let arena = Arc::new(crate::buffer::Arena::new(4 * 4096).unwrap());
+        let mut blocks = arena.split(4096, 4);
+        let witness = blocks.pop().unwrap();
+        let mut transfer = || Transfer { block: blocks.pop().unwrap(), start: 0, len: 4096 };
+        let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut ring = ThreadRing::new(1, 2).unwrap();
+        let file = FileId(std::os::fd::AsRawFd::as_raw_fd(&near));
+        let (head, body) = (Some(transfer()), Some(transfer()));
+        ring.push(Token(1), Op::Receive { file, head, body, all: true });
+        ring.submit_and_wait(1, Duration::from_millis(1)).unwrap();
+        ring.push(Token(2), Op::Receive { file, head: None, body: Some(transfer()), all: true });
+        let shared = Arc::downgrade(&ring.shared);
+        drop(ring);
+        assert_eq!(witness.arena_users(), 1, "pending or never started, nobody touches it");
+        assert_eq!(shared.strong_count(), 0, "the poller has ended");
+    }
+
+    #[test]
+    fn a_pool_that_is_busy_does_not_hold_up_sockets() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let [pipe, near, far] = [&reader as &dyn std::os::fd::AsRawFd, &near, &far].map(|end| FileId(end.as_raw_fd()));
+        let transfer = || Transfer { block: Block::alone(4096).unwrap(), start: 0, len: 4096 };
+        let mut ring = ThreadRing::with_execute(1, 3, |op| match op {
+            Op::Read { file, .. } => Ok(nix::unistd::read(file.descriptor()?, &mut [0]).unwrap() as u32),
+            _ => Err(Errno::EINVAL),
+        })
+        .unwrap();
+        ring.push(Token(1), Op::Read { file: pipe, offset: 0, into: transfer() });
+        ring.push(Token(2), Op::Receive { file: far, head: None, body: Some(transfer()), all: true });
+        ring.push(Token(3), Op::Send { file: near, head: transfer(), body: None, zero_copy: false });
+        ring.submit_and_wait(2, PATIENCE).unwrap();
+        let mut tokens = [ring.reap(), ring.reap()].map(|completion| completion.expect("a completion").token.0);
+        tokens.sort_unstable();
+        assert_eq!(tokens, [2, 3]);
+        std::io::Write::write_all(&mut writer, &[1]).unwrap();
+        ring.submit_and_wait(1, PATIENCE).unwrap();
+        assert_eq!(ring.reap().unwrap().token, Token(1));
     }
 
     #[test]

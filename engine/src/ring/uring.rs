@@ -1,14 +1,16 @@
 //! The ring of io_uring: the data path.
 //!
 //! # Who owns what
-//! The table of operations in flight owns the block of every operation from `push` until its completion queue entry is
-//! read. A ring that is dropped before that leaks those blocks, as closing a ring waits for nothing: the kernel goes on
-//! reading and writing them. The ring itself is owned, and used, by the one thread that made it: it is not `Send`, and
-//! the kernel refuses everybody else (`EEXIST`).
+//! The table of operations in flight owns the blocks of every operation from `push` until its last completion queue
+//! entry is read: a send without a copy has two, the second when the network has let go of the memory. An operation of
+//! two parts is told to the kernel in a message ([`Messages`]) that is its own as long as its place in the table is. A
+//! ring that is dropped before that leaks those blocks and all messages, as closing a ring waits for nothing: the kernel
+//! goes on reading and writing them. The ring itself is owned, and used, by the one thread that made it: it is not
+//! `Send`, and the kernel refuses everybody else (`EEXIST`).
 //!
 //! # Why the `unsafe` here is sound
 //! * Addresses reach the kernel only in `push`, out of a block's slice (so they lie within it), together with ownership
-//!   of the block.
+//!   of the block; those of messages lie in a table that is freed only with no operation in flight.
 //! * The registered range is used only for blocks of the very arena that was registered, which is compared by identity,
 //!   not by address: another arena that is mapped at the same place later is not mistaken for it.
 //! * Nothing but the table names operations to the kernel, and an unknown name stops the process.
@@ -20,10 +22,12 @@ use super::inflight::{InFlight, Owned};
 use super::setup::{self, Queues, SetupError};
 use super::{Completion, FileId, Instant, Op, Ring, Token, Transfer};
 use crate::buffer::Arena;
+use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, cqueue, opcode};
+use messages::Messages;
 use nix::errno::Errno;
-use nix::libc::iovec;
+use nix::libc::{MSG_NOSIGNAL, MSG_WAITALL, iovec, msghdr};
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
@@ -42,6 +46,13 @@ const WAIT_MAX: Duration = Duration::from_secs(3600);
 const OFFSET_MAX: u64 = u64::MAX - 1;
 /// The arena's place in the table of registered buffers.
 const ARENA_INDEX: u16 = 0;
+
+/// A send neither stops at a part of the bytes nor kills the process when the peer is gone.
+const SEND_FLAGS: i32 = MSG_NOSIGNAL | MSG_WAITALL;
+/// `IORING_SEND_ZC_REPORT_USAGE`: the kernel says whether it did without a copy.
+const REPORT_USAGE: u16 = 1 << 3;
+/// `IORING_NOTIF_USAGE_ZC_COPIED`: it did not.
+const COPIED: u32 = 1 << 31;
 
 /// How a ring is set up.
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +78,10 @@ struct Registered {
 pub(crate) struct UringRing {
     ring: Uring,
     in_flight: InFlight,
+    /// One for each place of `in_flight`.
+    messages: Messages,
     /// Pushed, and not yet in the submission queue.
-    queued: VecDeque<squeue::Entry>,
+    queued: VecDeque<Entry>,
     registered: Option<Registered>,
     syscalls: u64,
     /// Not `Send`: the kernel knows the ring's thread.
@@ -103,6 +116,7 @@ impl UringRing {
         Ok(Self {
             ring: Uring(ring),
             in_flight: InFlight::new(config.slots),
+            messages: Messages::new(config.slots, blank()),
             queued: VecDeque::with_capacity(config.slots),
             registered,
             syscalls: 0,
@@ -124,7 +138,7 @@ impl UringRing {
         })
     }
 
-    fn read(&self, file: FileId, offset: u64, into: &mut Transfer) -> squeue::Entry {
+    fn read(&self, file: FileId, offset: u64, into: &mut Transfer) -> Entry {
         let fixed = self.is_registered(into);
         let (range, offset) = (into.range(), offset.min(OFFSET_MAX));
         let (file, start, len) = (Fd(file.0), into.block[range].as_mut_ptr(), into.len);
@@ -134,7 +148,7 @@ impl UringRing {
         }
     }
 
-    fn write(&self, file: FileId, offset: u64, from: &Transfer) -> squeue::Entry {
+    fn write(&self, file: FileId, offset: u64, from: &Transfer) -> Entry {
         let offset = offset.min(OFFSET_MAX);
         let (file, start, len) = (Fd(file.0), from.block[from.range()].as_ptr(), from.len);
         match self.is_registered(from) {
@@ -143,13 +157,99 @@ impl UringRing {
         }
     }
 
+    fn send(&self, index: usize, file: FileId, head: &mut Transfer, body: Option<&mut Transfer>, free: bool) -> Entry {
+        let (file, len, head) = (Fd(file.0), head.len, part(head));
+        let Some(body) = body else {
+            let start = head.iov_base.cast_const().cast();
+            return match free {
+                true => opcode::SendZc::new(file, start, len).flags(SEND_FLAGS).zc_flags(REPORT_USAGE).build(),
+                false => opcode::Send::new(file, start, len).flags(SEND_FLAGS).build(),
+            };
+        };
+        let message = self.messages.write(index, [head, part(body)]);
+        match free {
+            true => opcode::SendMsgZc::new(file, message).flags(SEND_FLAGS as u32).ioprio(REPORT_USAGE).build(),
+            false => opcode::SendMsg::new(file, message).flags(SEND_FLAGS as u32).build(),
+        }
+    }
+
+    fn receive(&self, index: usize, file: FileId, parts: [Option<&mut Transfer>; 2], all: bool) -> Entry {
+        let (file, flags) = (Fd(file.0), if all { MSG_WAITALL } else { 0 });
+        match parts {
+            [Some(head), Some(body)] => {
+                let message = self.messages.write(index, [part(head), part(body)]);
+                opcode::RecvMsg::new(file, message).flags(flags as u32).build()
+            }
+            [one, other] => {
+                let into = one.or(other).expect("a receive has memory");
+                opcode::Recv::new(file, part(into).iov_base.cast(), into.len).flags(flags).build()
+            }
+        }
+    }
+
+    /// What the kernel is told of an operation that takes the place `index`.
+    fn entry(&self, index: usize, op: &mut Op) -> Entry {
+        match op {
+            Op::Read { file, offset, into } => self.read(*file, *offset, into),
+            Op::Write { file, offset, from } => self.write(*file, *offset, from),
+            Op::Zero { file, offset, len, mode } => {
+                opcode::Fallocate::new(Fd(file.0), *len).offset(*offset).mode(mode.flags().bits()).build()
+            }
+            Op::Flush { file } => opcode::Fsync::new(Fd(file.0)).flags(FsyncFlags::DATASYNC).build(),
+            Op::Send { file, head, body, zero_copy } => self.send(index, *file, head, body.as_mut(), *zero_copy),
+            Op::Receive { file, head, body, all } => self.receive(index, *file, [head.as_mut(), body.as_mut()], *all),
+        }
+    }
+
+    /// Takes an operation in.
+    fn queue(&mut self, mut owned: Owned) {
+        let entry = self.entry(self.in_flight.next(), &mut owned.op);
+        let name = self.in_flight.insert(owned);
+        self.queued.push_back(entry.user_data(name));
+    }
+
+    /// What an entry of the kernel completes, if anything.
+    fn answer(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let name = entry.user_data();
+        if cqueue::notif(entry.flags()) {
+            let sent = self.in_flight.get_mut(name).sent.take().expect("a send is answered before its memory is free");
+            return self.finish(name, sent, entry.result() as u32 & COPIED != 0);
+        }
+        let result = u32::try_from(entry.result()).map_err(|_| Errno::from_raw(-entry.result()));
+        if cqueue::more(entry.flags()) {
+            let owned = self.in_flight.get_mut(name);
+            owned.sent = Some(result);
+            let sent = Completion { token: owned.token, result, block: None, head: None, copied: false, more: true };
+            return result.is_ok().then_some(sent);
+        }
+        self.finish(name, result, false)
+    }
+
+    /// The kernel has let go of the operation's memory.
+    fn finish(&mut self, name: u64, result: Result<u32, Errno>, copied: bool) -> Option<Completion> {
+        let mut owned = self.in_flight.remove(name);
+        if let (Op::Send { zero_copy, .. }, Err(errno)) = (&mut owned.op, result)
+            && *zero_copy
+            && is_refusal(errno)
+        {
+            *zero_copy = false;
+            owned.copied = true;
+            self.queue(owned);
+            return None;
+        }
+        let copied = copied || owned.copied;
+        Some(Completion { copied, ..Completion::of(owned.token, owned.op, result) })
+    }
+
     /// Moves what is queued into the submission queue, as far as it goes.
     fn fill(&mut self) {
         let mut submission = self.ring.0.submission();
         while !submission.is_full() {
             let Some(entry) = self.queued.pop_front() else { return };
-            // SAFETY: the entry's memory belongs to a block that `in_flight` owns until the entry's completion is
-            // read, and that is leaked if the ring goes away before; it would break if `push` let go of the block.
+            // SAFETY: the entry's memory belongs to blocks that `in_flight` owns until the entry's completion is read
+            // (of a send without a copy: the notification that follows it), and to the message of its place there,
+            // which no other operation gets before that. Both are leaked if the ring goes away before. It would break
+            // if `queue` let go of a block, if a message moved, or if a place was given up at the first of two answers.
             unsafe { submission.push(&entry) }.expect("the queue is not full");
         }
     }
@@ -188,16 +288,7 @@ impl UringRing {
 
 impl Ring for UringRing {
     fn push(&mut self, token: Token, op: Op) {
-        let (entry, block) = match op {
-            Op::Read { file, offset, mut into } => (self.read(file, offset, &mut into), Some(into.block)),
-            Op::Write { file, offset, from } => (self.write(file, offset, &from), Some(from.block)),
-            Op::Zero { file, offset, len, mode } => {
-                (opcode::Fallocate::new(Fd(file.0), len).offset(offset).mode(mode.flags().bits()).build(), None)
-            }
-            Op::Flush { file } => (opcode::Fsync::new(Fd(file.0)).flags(FsyncFlags::DATASYNC).build(), None),
-        };
-        let name = self.in_flight.insert(Owned { token, block });
-        self.queued.push_back(entry.user_data(name));
+        self.queue(Owned::new(token, op));
     }
 
     fn submit_and_wait(&mut self, want: usize, limit: Duration) -> io::Result<()> {
@@ -217,10 +308,12 @@ impl Ring for UringRing {
     }
 
     fn reap(&mut self) -> Option<Completion> {
-        let entry = self.ring.0.completion().next()?;
-        let Owned { token, block } = self.in_flight.remove(entry.user_data());
-        let result = u32::try_from(entry.result()).map_err(|_| Errno::from_raw(-entry.result()));
-        Some(Completion { token, result, block })
+        loop {
+            let entry = self.ring.0.completion().next()?;
+            if let Some(completion) = self.answer(&entry) {
+                return Some(completion);
+            }
+        }
     }
 
     fn in_flight(&self) -> usize {
@@ -238,18 +331,38 @@ impl Ring for UringRing {
 
 impl Drop for UringRing {
     fn drop(&mut self) {
+        while self.reap().is_some() {}
         while let Some(never_started) = self.queued.pop_front() {
             drop(self.in_flight.remove(never_started.get_user_data()));
         }
-        while self.reap().is_some() {}
         let leaked = self.in_flight.leak();
         if leaked > 0 {
+            self.messages.leak();
             tracing::warn!(operations = leaked, "a ring ends before its operations: their memory is never used again");
         } else if self.registered.is_some() {
             // Gives the locked memory back at once instead of some time after the close.
             let _ = self.ring.0.submitter().unregister_buffers();
         }
     }
+}
+
+/// The bytes of a transfer, as messages name them.
+fn part(transfer: &mut Transfer) -> iovec {
+    let range = transfer.range();
+    let bytes = &mut transfer.block[range];
+    iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
+}
+
+/// A message without name, parts and control data.
+fn blank() -> msghdr {
+    // SAFETY: it is made of integers and pointers, for which zeros are valid: no bytes, nowhere.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Whether a send may succeed once it is made with a copy: the socket or the kernel knows no other, or may not lock so
+/// much memory. No byte of it was sent.
+fn is_refusal(errno: Errno) -> bool {
+    matches!(errno, Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOMEM | Errno::ENOBUFS)
 }
 
 /// Has the kernel pin as much of the arena as the limit on locked memory allows. The ring works without.
@@ -307,3 +420,4 @@ fn deny_io_uring() {
 
 #[cfg(test)]
 mod hazards;
+mod messages;

@@ -5,6 +5,7 @@
 //! power cut keeps, sector by sector, either of the two.
 
 use super::image::{Image, PAGE, Page, SECTOR, pages};
+use super::server::Server;
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::volume::VolumeKind;
 use fastrand::Rng;
@@ -39,6 +40,8 @@ pub(crate) struct Disk {
     pub stable_size: u64,
     /// Of a source: its map, finer than pages.
     pub extents: Option<Vec<Extent>>,
+    /// What is in front of it.
+    pub server: Option<Server>,
     /// How often its content was changed by somebody else.
     pub changes: i64,
     /// Cached and not stable, with the time of the last change.
@@ -61,6 +64,7 @@ impl Disk {
             size,
             stable_size: size,
             extents: None,
+            server: None,
             changes: 0,
             dirty: BTreeMap::new(),
             clock: 0,
@@ -167,6 +171,9 @@ impl Disk {
             }
             if rng.bool() {
                 self.stable.set(page, content);
+            } else if self.server.is_some() {
+                // A server's map is that of its storage, which has lost the page.
+                self.kinds[page] = ExtentKind::Data;
             }
         }
     }

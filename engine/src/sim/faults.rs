@@ -1,5 +1,6 @@
 //! What goes wrong with a volume, how often, and what has gone wrong so far.
 
+use super::world::NO_SOCKETS;
 use crate::ring::Op;
 use fastrand::Rng;
 use nix::errno::Errno;
@@ -43,6 +44,7 @@ impl Faults {
             Op::Write { .. } => (self.io, self.space),
             Op::Zero { .. } => (self.zero, self.space),
             Op::Flush { .. } => (self.flush, 0.0),
+            Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
         };
         if hit(io, rng) { Some(Errno::EIO) } else { hit(space, rng).then_some(Errno::ENOSPC) }
     }

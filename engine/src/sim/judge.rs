@@ -8,12 +8,14 @@ use crate::journal::{Content, JournalReader, Run};
 use crate::progress::Progress;
 use crate::spec::{CopySpec, DigestKind, Sparse};
 use crate::volume::VolumeKind;
+use std::sync::atomic::Ordering::Relaxed;
 use twox_hash::XxHash3_128;
 
 /// Runs that are about to be recorded: their bytes are stable, right, and as the digests say.
 pub(crate) fn record(site: &Site, runs: &[Run], world: &World) {
     let destination = &site.disks[1];
-    let image = if site.checkpoints { &destination.stable } else { &destination.cached };
+    let is_stable = site.checkpoints || (site.flushes && destination.server.is_some());
+    let image = if is_stable { &destination.stable } else { &destination.cached };
     for run in runs {
         world.note(format_args!("  {:?}", run.range));
         content(run, image, site.books.leaf);
@@ -82,14 +84,16 @@ pub(crate) fn success(site: &Site, spec: &CopySpec, control: &Control, size: u64
         assert!(!is_file || destination.stable_size == size, "the size is not stable");
     }
     beyond(site, size);
-    if is_file && spec.sparse == Sparse::Never {
+    if spec.sparse == Sparse::Never && spec.changed_since.is_none() {
         assert_eq!(destination.first_hole(size), None, "--sparse never left a hole");
     }
     let bytes = control.bytes();
     assert_eq!(bytes.durable, if site.flushes { size } else { 0 }, "durable bytes of a success");
+    let counted = [&control.counters.issued, &control.counters.landed].map(|counter| counter.load(Relaxed));
+    assert_eq!(counted, [size, size], "counters of a success");
     let progress = control.progress();
     assert_eq!((progress.planned, progress.issued, progress.written), (size, size, size), "progress of a success");
-    if spec.digest == DigestKind::Xxh3 && !destination.abilities.clones {
+    if spec.digest == DigestKind::Xxh3 && !destination.abilities.clones && spec.changed_since.is_none() {
         assert!(root.is_some(), "everything was digested");
     }
     if let Some(found) = root {
@@ -128,7 +132,8 @@ pub(crate) fn progress(before: &Progress, now: &Progress) {
     assert!(grows && now.verified >= before.verified, "{before:?}, then {now:?}");
 }
 
-/// After a crash: what was read and is not durable has to be copied again.
+/// After a crash: what was read and is not durable has to be copied again. What a server has lost comes on top, and was
+/// to be copied again anyway.
 pub(crate) fn redo(site: &Site, spec: &CopySpec, reader: &JournalReader, window: u64) {
     let leaf = site.books.leaf;
     let again = site.books.touched.iter().filter(|&&index| {
@@ -137,5 +142,6 @@ pub(crate) fn redo(site: &Site, spec: &CopySpec, reader: &JournalReader, window:
     });
     let bytes = again.count() as u64 * leaf;
     let promised = spec.checkpoint_every.bytes.saturating_add(window).max(leaf);
+    let promised = promised.saturating_mul(1 + site.books.restarts);
     assert!(bytes <= promised, "{bytes} bytes have to be copied again, {promised} are promised");
 }

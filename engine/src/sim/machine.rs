@@ -45,7 +45,7 @@ impl Machine {
     /// The computer that `seed` stands for.
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let (mut scenario, sites) = Scenario::draw(&mut rng);
+        let (mut scenario, sites) = Scenario::draw(&mut rng, matches!(seed % 7, 0 | 2 | 5));
         let world = Shared::new(World::new(rng, sites, trace));
         let slots_bytes = (scenario.workers * scenario.depth * scenario.block_bytes()) as u64;
         let block_bytes = scenario.block_bytes();
@@ -162,6 +162,9 @@ impl Machine {
         let Some(&(_, blow)) = self.scenario.blows.get(self.next_blow).filter(|(step, _)| *step <= self.step) else {
             return;
         };
+        if blow == Blow::RestartUnheard && self.seats.iter().all(|seat| self.world.lock().arrived(seat.ring) == 0) {
+            return;
+        }
         self.next_blow += 1;
         let (now, victim) = {
             let world = &mut *self.world.lock();
@@ -177,6 +180,7 @@ impl Machine {
             }
             Blow::Limit => task.set_limit(),
             Blow::Change => task.change_source(),
+            Blow::Restart | Blow::RestartUnheard => task.restart_server(),
             Blow::Kill => self.crash(false),
             Blow::PowerCut => self.crash(true),
         }

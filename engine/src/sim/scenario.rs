@@ -5,6 +5,7 @@ use super::disk::{Abilities, Disk};
 use super::faults::Faults;
 use super::image::PAGE;
 use super::journal::JournalFile;
+use super::server::Server;
 use super::world::Site;
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync, Verify};
@@ -23,6 +24,9 @@ pub(crate) enum Blow {
     Change,
     Kill,
     PowerCut,
+    Restart,
+    /// As soon as an answer was given that nobody has heard yet.
+    RestartUnheard,
 }
 
 /// One copy to be made.
@@ -55,17 +59,28 @@ enum Weather {
 }
 
 impl Scenario {
-    pub(crate) fn draw(rng: &mut Rng) -> (Self, Vec<Site>) {
+    /// With `servers`, some volumes are behind one.
+    pub(crate) fn draw(rng: &mut Rng, servers: bool) -> (Self, Vec<Site>) {
         let weather = [Weather::Calm, Weather::Windy, Weather::Stormy][rng.usize(0..3)];
         let (mut plans, mut sites) = (Vec::new(), Vec::new());
         for _ in 0..*pick(rng, &[1, 1, 2, 3]) {
-            let plan = Plan::draw(rng);
-            sites.push(site(rng, &plan, weather));
+            let mut plan = Plan::draw(rng);
+            let mut site = site(rng, &plan, weather);
+            if servers {
+                site.disks.iter_mut().for_each(|disk| serve(rng, disk));
+                begin_bitmap(rng, &mut plan, &mut site);
+            }
+            sites.push(site);
             plans.push(plan);
         }
         let workers = rng.usize(1..=3);
         let depth = rng.usize(1..=8);
-        (Self { workers, depth, plans, blows: blows(rng) }, sites)
+        let mut blows = blows(rng);
+        if servers {
+            blows.extend(restarts(rng));
+            blows.sort_by_key(|&(step, _)| step);
+        }
+        (Self { workers, depth, plans, blows }, sites)
     }
 
     /// Bytes of a slot.
@@ -140,6 +155,31 @@ fn abilities(rng: &mut Rng) -> Abilities {
         allocates: rng.u8(0..4) > 0,
         clones: false,
     }
+}
+
+/// Puts a device behind a server, or leaves it here.
+fn serve(rng: &mut Rng, disk: &mut Disk) {
+    if disk.kind == VolumeKind::Device && rng.u8(0..4) > 0 {
+        disk.server = Some(Server::new(rng.bool()));
+    }
+}
+
+/// Makes it a copy of what has changed since an earlier one, if there is a server to ask, sometimes.
+fn begin_bitmap(rng: &mut Rng, plan: &mut Plan, site: &mut Site) {
+    let [source, destination] = &mut site.disks;
+    let is_small = plan.size <= 4 * MIB && destination.kind == VolumeKind::Device;
+    if source.server.is_none() || !is_small || rng.bool() {
+        return;
+    }
+    plan.spec.changed_since = Some(String::from("bitmap"));
+    // A byte that is corrupted in what has not changed no copy would mend.
+    plan.corrupt = false;
+    for extent in source.extents.iter_mut().flatten().filter(|_| rng.bool()) {
+        extent.kind = ExtentKind::Unchanged;
+        let (start, end) = (extent.range.start(), extent.range.end());
+        destination.preload(start, &source.cached.copy(start, end));
+    }
+    site.beyond = destination.cached.clone();
 }
 
 fn source(rng: &mut Rng, size: u64) -> Disk {
@@ -243,6 +283,12 @@ fn blows(rng: &mut Rng) -> Vec<(u64, Blow)> {
     let mut blows: Vec<_> = (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &kinds))).collect();
     blows.sort_unstable_by_key(|&(step, _)| step);
     blows
+}
+
+fn restarts(rng: &mut Rng) -> Vec<(u64, Blow)> {
+    let count = *pick(rng, &[0, 1, 1, 2, 4]);
+    let horizon = *pick(rng, &[100, 400, 2_000]);
+    (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &[Blow::Restart, Blow::RestartUnheard]))).collect()
 }
 
 pub(crate) fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {

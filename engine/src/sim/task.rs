@@ -24,8 +24,8 @@ use crate::job::supply::Expectation;
 use crate::journal::{Header, JournalReader};
 use crate::limits::BURST;
 use crate::progress::{Progress, Status};
-use crate::ring::Instant;
-use crate::spec::{Checkpoint, DigestKind, Verify};
+use crate::ring::{FileId, Instant};
+use crate::spec::{Checkpoint, DigestKind, Sync, Verify};
 use crate::volume::route::{Cache, Lane, Offload, Route, Submit};
 use crate::volume::{KnownZero, Volume, VolumeKind, refuse_other};
 use std::sync::Arc;
@@ -173,7 +173,7 @@ impl Task {
         let earlier = self.earlier();
         self.earlier_is_empty = earlier.as_ref().is_some_and(|reader| reader.durable().is_empty());
         if let Some(reader) = &earlier {
-            refuse_other(reader.header(), reader.durable(), &**source, &**destination)?;
+            refuse_other(reader.header(), reader.durable(), source.identity(), destination.identity())?;
         }
         let header = self.header(&volumes);
         let ledger = match &earlier {
@@ -238,7 +238,7 @@ impl Task {
         let (size, align) = (self.plan.size, u64::from(destination.align_bytes()));
         match destination.kind() {
             VolumeKind::File => Vec::new(),
-            VolumeKind::Device => {
+            VolumeKind::Device | VolumeKind::Export => {
                 self.world.lock().sites[self.index].disks[1].cached.copy(size, size.next_multiple_of(align))
             }
         }
@@ -498,6 +498,15 @@ impl Task {
             site.disks[0].change(offset, self.plan.size);
             // After the last look at the source nothing is read from it any more.
             site.truth_changes += i64::from(site.books.looked_again && self.is_running());
+        }
+    }
+
+    /// The destination's server is killed and started again.
+    pub(crate) fn restart_server(&mut self) {
+        // Without a flush at the end, success says nothing about what a server loses after that.
+        let is_over = self.plan.spec.sync == Sync::No && self.control.progress().written == self.plan.size;
+        if self.is_running() && !is_over {
+            self.world.restart(FileId(self.index as i32 * 2 + 1));
         }
     }
 

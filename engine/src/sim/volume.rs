@@ -3,11 +3,12 @@
 use super::world::Shared;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
+use crate::job::round::lock;
 use crate::ring::FileId;
 use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeKind};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 /// An open simulated volume.
 pub(crate) struct SimVolume {
@@ -16,6 +17,8 @@ pub(crate) struct SimVolume {
     identity: Identity,
     align: u32,
     size: AtomicU64,
+    /// A question to a server that waits for its answer, and what that will be.
+    asked: Mutex<Option<(ByteRange, Vec<Extent>)>>,
 }
 
 impl SimVolume {
@@ -23,6 +26,10 @@ impl SimVolume {
     pub(crate) fn open(world: &Shared, file: i32) -> Arc<dyn Volume> {
         let mut guard = world.lock();
         let disk = guard.disk(FileId(file));
+        if let Some(server) = &mut disk.server {
+            // Who connects for the first time has nothing to lose yet.
+            server.answers();
+        }
         let identity = Identity {
             name: format!("/simulated/{file}"),
             kind: disk.kind,
@@ -35,7 +42,7 @@ impl SimVolume {
         };
         let (align, size) = (disk.abilities.align, AtomicU64::new(disk.size));
         drop(guard);
-        Arc::new(Self { world: world.clone(), file: FileId(file), identity, align, size })
+        Arc::new(Self { world: world.clone(), file: FileId(file), identity, align, size, asked: Mutex::default() })
     }
 
     /// A reservation or resizing that runs out of space, as unlucky as the volume's writes.
@@ -48,6 +55,11 @@ impl SimVolume {
         }
         Ok(())
     }
+}
+
+fn first(max: usize, mut runs: Vec<Extent>) -> Vec<Extent> {
+    runs.truncate(max);
+    runs
 }
 
 impl fmt::Debug for SimVolume {
@@ -81,13 +93,37 @@ impl Volume for SimVolume {
         &self.identity
     }
 
-    fn extents(&self, within: ByteRange, max: usize) -> Result<Vec<Extent>> {
+    fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
         let mut world = self.world.lock();
+        let now = world.now;
+        if let Some(server) = world.disk(self.file).server {
+            let asked = lock(&self.asked).take().filter(|(range, _)| *range == within);
+            let waits = world.rng.bool();
+            match asked {
+                Some((_, answer)) if !waits => return Ok(Some(answer)),
+                None if server.starts(now) > now => return Ok(None),
+                None if !waits => world.disk(self.file).server.as_mut().expect("it is there").answers(),
+                asked => {
+                    // An answer is as old as its question at worst, and that may be from before a loss.
+                    let answer = asked.unwrap_or_else(|| (within, first(max, world.disk(self.file).map(within))));
+                    *lock(&self.asked) = Some(answer);
+                    return Ok(None);
+                }
+            }
+        }
         let mut runs = world.disk(self.file).map(within);
         // A scan may end early, wherever a run ends.
         let max = if world.rng.bool() { max } else { world.rng.usize(1..=max) };
         runs.truncate(max);
-        Ok(runs)
+        Ok(Some(runs))
+    }
+
+    fn generation(&self) -> Option<u64> {
+        self.world.lock().disk(self.file).server.map(|server| server.generation())
+    }
+
+    fn tells_zeros(&self) -> bool {
+        self.world.lock().disk(self.file).server.is_some_and(|server| server.tells)
     }
 
     fn check_unchanged(&self) -> Result<()> {

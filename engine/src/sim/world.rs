@@ -19,6 +19,9 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+/// Why nothing here knows what to do with a socket.
+pub(super) const NO_SOCKETS: &str = "simulated volumes are local: nothing is sent or received";
+
 /// The world as its parts share it. Only one thread uses it.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared(Arc<Mutex<World>>);
@@ -35,13 +38,25 @@ impl Shared {
 
 /// An operation on its way.
 #[derive(Debug)]
-struct Flying {
+pub(super) struct Flying {
     ring: usize,
     token: Token,
-    op: Op,
+    pub op: Op,
     snapshot: Option<Snapshot>,
     /// `None`: not submitted.
     due: Option<Instant>,
+}
+
+impl Flying {
+    pub(super) fn is_on(&self, file: FileId) -> bool {
+        file_of(&self.op) == file
+    }
+
+    /// To a server that was restarted, and answers then.
+    pub(super) fn send_again(&mut self, disk: &Disk, due: Instant) {
+        self.snapshot = self.snapshot.take().map(|_| disk.snapshot());
+        self.due = self.due.map(|_| due);
+    }
 }
 
 /// One task's side of the world. Its source is volume `2 * task`, its destination the next one.
@@ -77,7 +92,7 @@ pub(crate) struct World {
     pub now: Instant,
     pub sites: Vec<Site>,
     pub trace: bool,
-    flying: Vec<Flying>,
+    pub(super) flying: Vec<Flying>,
     arrived: Vec<VecDeque<(usize, Completion)>>,
 }
 
@@ -124,7 +139,9 @@ impl World {
             let site = &mut self.sites[file_of(&flying.op).0 as usize / 2];
             let latency = site.faults.latency(&flying.op, &mut self.rng);
             site.books.hung |= latency.is_none_or(|latency| latency > Duration::from_secs(8));
-            flying.due = Some(self.now + latency.unwrap_or(Duration::MAX / 4));
+            let server = site.disks[file_of(&flying.op).0 as usize % 2].server;
+            let start = server.map_or(self.now, |server| server.starts(self.now));
+            flying.due = Some(start + latency.unwrap_or(Duration::MAX / 4));
         }
     }
 
@@ -159,14 +176,13 @@ impl World {
 
     fn answer(&mut self, Flying { ring, token, mut op, snapshot, .. }: Flying) {
         let site = file_of(&op).0 as usize / 2;
+        if let Some(server) = &mut self.disk(file_of(&op)).server {
+            server.answers();
+        }
         let result = self.carry_out(&mut op, snapshot);
         self.note(format_args!("ring {ring} answers {} with {result:?}", Brief(&op)));
         self.sites[site].books.answered(block_bytes(&op));
-        let block = match op {
-            Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => Some(transfer.block),
-            Op::Zero { .. } | Op::Flush { .. } => None,
-        };
-        self.arrived[ring].push_back((site, Completion { token, result, block }));
+        self.arrived[ring].push_back((site, Completion::of(token, op, result)));
     }
 
     /// What is in flight ends without anybody to answer: done, done in part, or not at all. All rings are gone.
@@ -222,6 +238,7 @@ impl World {
                 disk.flushed(snapshot.expect("taken when it was pushed"));
                 Ok(0)
             }
+            Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
         }
     }
 }
@@ -247,6 +264,7 @@ fn check(disk: &Disk, op: &Op) -> Result<(), Errno> {
             aligned(*offset, *len, 0, sector).then_some(()).ok_or(Errno::EINVAL)
         }
         Op::Flush { .. } => Ok(()),
+        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -259,12 +277,14 @@ fn fail(disk: &mut Disk, op: &Op, snapshot: Option<Snapshot>, rng: &mut Rng) {
         }
         Op::Flush { .. } => disk.flush_failed(snapshot.expect("taken when it was pushed"), rng),
         Op::Read { .. } | Op::Zero { .. } => {}
+        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
 fn file_of(op: &Op) -> FileId {
     match *op {
         Op::Read { file, .. } | Op::Write { file, .. } | Op::Zero { file, .. } | Op::Flush { file } => file,
+        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -274,6 +294,7 @@ fn name_of(op: &Op) -> &'static str {
         Op::Write { .. } => "a write failed",
         Op::Zero { .. } => "a request for zeros failed",
         Op::Flush { .. } => "a flush failed",
+        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -281,6 +302,7 @@ fn block_bytes(op: &Op) -> u64 {
     match op {
         Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => transfer.len.into(),
         Op::Zero { .. } | Op::Flush { .. } => 0,
+        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -294,6 +316,7 @@ impl Display for Brief<'_> {
             Op::Write { file, offset, from } => write!(f, "write to volume {}: {} at {offset}", file.0, from.len),
             Op::Zero { file, offset, len, mode } => write!(f, "zero of volume {}: {len} at {offset} {mode:?}", file.0),
             Op::Flush { file } => write!(f, "flush of volume {}", file.0),
+            Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
         }
     }
 }

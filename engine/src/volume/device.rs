@@ -82,10 +82,10 @@ impl Volume for DeviceVolume {
         &self.identity
     }
 
-    fn extents(&self, within: ByteRange, max: usize) -> Result<Vec<Extent>> {
+    fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
         self.check_reaches(within.end())?;
         let all = Extent { range: within, kind: ExtentKind::Data };
-        Ok(if within.is_empty() || max == 0 { Vec::new() } else { vec![all] })
+        Ok(Some(if within.is_empty() || max == 0 { Vec::new() } else { vec![all] }))
     }
 
     fn check_unchanged(&self) -> Result<()> {

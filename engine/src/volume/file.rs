@@ -23,6 +23,8 @@ pub(crate) struct FileVolume {
     pub(super) descriptor: Descriptor,
     identity: Identity,
     size_bytes: AtomicU64,
+    /// See [`FileVolume::keep_bytes`].
+    kept_bytes: u64,
 }
 
 impl FileVolume {
@@ -34,7 +36,12 @@ impl FileVolume {
         let stat = file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, format!("stat {name}")))?;
         let identity = identity(&stat, &name);
         let size_bytes = AtomicU64::new(stat.len());
-        Ok(Self { descriptor: Descriptor::new(file, name, side)?, identity, size_bytes })
+        Ok(Self { descriptor: Descriptor::new(file, name, side)?, identity, size_bytes, kept_bytes: 0 })
+    }
+
+    /// From now on the file is not made shorter than `bytes`.
+    pub(super) fn keep_bytes(&mut self, bytes: u64) {
+        self.kept_bytes = bytes;
     }
 
     /// Bytes that are allocated to it now.
@@ -151,7 +158,7 @@ impl Volume for FileVolume {
         &self.identity
     }
 
-    fn extents(&self, within: ByteRange, max: usize) -> Result<Vec<Extent>> {
+    fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = within.start();
         while at < within.end() && extents.len() < max {
@@ -159,7 +166,7 @@ impl Volume for FileVolume {
             at = next.range.end();
             push_merged(&mut extents, next);
         }
-        Ok(extents)
+        Ok(Some(extents))
     }
 
     fn check_unchanged(&self) -> Result<()> {
@@ -195,6 +202,7 @@ impl Volume for FileVolume {
     }
 
     fn resize(&self, size_bytes: u64) -> Result<()> {
+        let size_bytes = size_bytes.max(self.kept_bytes);
         self.descriptor.file().set_len(size_bytes).map_err(|e| {
             let what = format!("set the size of {} to {size_bytes} bytes", self.name());
             let error = Error::io(Side::Destination, Operation::Resize, &e, what);

@@ -1,9 +1,10 @@
 //! A local volume while it is being opened: the engine still asks what kind it is, and may still change how.
 
+use super::Volume;
 use super::descriptor::Descriptor;
 use super::device::DeviceVolume;
 use super::file::FileVolume;
-use super::{Volume, VolumeKind};
+use super::node::NodeKind;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::Direct;
 use std::fs::File;
@@ -20,10 +21,10 @@ pub(crate) enum Local {
 
 impl Local {
     /// Takes over a descriptor of a known kind.
-    pub(super) fn new(kind: VolumeKind, file: File, name: String, side: Side) -> Result<Self> {
+    pub(super) fn new(kind: NodeKind, file: File, name: String, side: Side) -> Result<Self> {
         Ok(match kind {
-            VolumeKind::File => Self::File(FileVolume::new(file, name, side)?),
-            VolumeKind::Device => Self::Device(DeviceVolume::new(file, name, side)?),
+            NodeKind::File => Self::File(FileVolume::new(file, name, side)?),
+            NodeKind::Device => Self::Device(DeviceVolume::new(file, name, side)?),
         })
     }
 

@@ -1,6 +1,7 @@
 //! How a caller names a volume.
 
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::nbd::uri::NbdUri;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -9,35 +10,42 @@ use std::path::{Path, PathBuf};
 pub enum Locator {
     /// A regular file or block device of this host.
     Path(PathBuf),
+    /// An export of a server.
+    Nbd(NbdUri),
 }
 
 impl Locator {
-    /// A path, as the command line or a request names it.
+    /// A path or the URI of an export, as the command line or a request names it.
     ///
     /// # Errors
-    /// `EBadRequest` for an empty name or one with a NUL byte, `EUnsupported` for a URI scheme that is not built in.
+    /// `EBadRequest` for an empty name, one with a NUL byte or a malformed URI, `EUnsupported` for a URI scheme that is
+    /// not built in, and as [`NbdUri::parse`].
     pub fn parse(text: &str) -> Result<Self> {
         if text.is_empty() || text.contains('\0') {
             return Err(Error::bad_request("a volume's name is empty or contains a NUL byte"));
         }
+        if NbdUri::recognises(text) {
+            return NbdUri::parse(text).map(Self::Nbd);
+        }
         match text.split_once("://") {
-            Some((scheme @ ("nbd" | "nbds" | "nbd+unix" | "nbds+unix" | "http" | "https" | "ssh" | "file"), _)) => {
-                Err(Error::new(
-                    Code::Unsupported,
-                    Side::Caller,
-                    Operation::Parse,
-                    format!("{scheme}:// volumes are not supported: name a regular file or a block device by its path"),
-                ))
-            }
+            Some((scheme @ ("http" | "https" | "ssh" | "file"), _)) => Err(Error::new(
+                Code::Unsupported,
+                Side::Caller,
+                Operation::Parse,
+                format!(
+                    "{scheme}:// volumes are not supported: name a file or block device by its path, or an nbd:// URI"
+                ),
+            )),
             _ => Ok(Self::Path(PathBuf::from(text))),
         }
     }
 
-    /// The path of a local volume.
+    /// The path of a local volume; `None` for an export.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Path(path) => path,
+            Self::Path(path) => Some(path),
+            Self::Nbd(_) => None,
         }
     }
 }
@@ -56,6 +64,28 @@ impl From<PathBuf> for Locator {
 
 impl fmt::Display for Locator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path().display().fmt(f)
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Nbd(uri) => uri.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_path_unless_it_is_the_uri_of_an_export() {
+        for name in ["a", "/dev/sdb", "nbd", "nbd:x", "weird://x", "nbdx://h/"] {
+            assert_eq!(Locator::parse(name).unwrap().path(), Some(Path::new(name)));
+        }
+        for name in ["nbd://h/x", "nbds://h/x", "nbd+unix:///x?socket=/s", "nbds+unix:///x?socket=/s"] {
+            let locator = Locator::parse(name).unwrap();
+            assert_eq!((locator.path(), &*locator.to_string()), (None, name));
+        }
+        for (name, code) in [("", Code::BadRequest), ("nbd://", Code::BadRequest), ("ssh://h", Code::Unsupported)] {
+            assert_eq!(Locator::parse(name).unwrap_err().code, code, "{name}");
+        }
     }
 }

@@ -4,8 +4,7 @@
 //! whoever gets the lock knows that no earlier write can land any more, even if its writer was killed. That holds only
 //! while nobody unlocks explicitly: the lock is released by closing the descriptor and in no other way.
 
-use super::VolumeKind;
-use super::node::Node;
+use super::node::{Node, NodeKind};
 use super::topology::{user_of, user_of_file};
 use crate::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
@@ -34,6 +33,11 @@ impl<'a> Patience<'a> {
         // A wait past the end of time is one without end: a century is.
         let deadline = now.checked_add(wait).unwrap_or(now + Duration::from_secs(100 * 365 * 86_400));
         Self { deadline, wait, cancelled }
+    }
+
+    /// Whether nobody waits for the result any more.
+    pub(super) fn cancelled(&self) -> &'a dyn Fn() -> bool {
+        self.cancelled
     }
 
     /// Sleeps until the next try.
@@ -66,8 +70,8 @@ fn busy(path: &Path, errno: Errno, who: &str) -> Error {
 /// `EBusy`, naming who uses it.
 pub(super) fn refuse_claimed(node: &Node) -> Result<()> {
     let (user, advice) = match node.kind() {
-        VolumeKind::Device => (user_of(node.rdev()), "unmount or detach that first"),
-        VolumeKind::File => (user_of_file(node.device(), node.inode()), "detach that first"),
+        NodeKind::Device => (user_of(node.rdev()), "unmount or detach that first"),
+        NodeKind::File => (user_of_file(node.device(), node.inode()), "detach that first"),
     };
     match user {
         None => Ok(()),

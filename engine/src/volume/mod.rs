@@ -1,19 +1,25 @@
 //! Volumes: addressable bytes with a size.
 //!
 //! [`Volume`] is what the rest of the engine knows of one: everything a job must ask or change besides moving blocks.
-//! Moving blocks goes through a ring, which acts on [`Volume::file`]. Opening, locking, refusing and probing local
+//! Moving blocks goes through a ring, which acts on [`Volume::file`]. Opening, locking, refusing and probing
 //! volumes happens once, at the start of a job, in `open` and `route`; afterwards nobody asks what kind a volume is.
 
+mod block;
 mod descriptor;
+mod destination;
 mod device;
+mod end;
+mod export;
 mod file;
 pub(crate) mod filesystem;
 mod identity;
+mod increment;
 mod local;
 mod locator;
 mod lock;
 mod node;
 mod open;
+mod reading;
 mod resumable;
 pub(crate) mod route;
 mod same;
@@ -24,15 +30,21 @@ pub(crate) mod support;
 mod tests;
 mod topology;
 
+pub use crate::nbd::{ListedExport, NbdUri, list_exports};
+pub use block::{usual_block, usual_depth};
 pub use identity::Identity;
 pub use locator::Locator;
-pub use open::{open_source, open_verified};
+pub use open::{ExportFound, look_at_export};
+pub use reading::{Reading, open_source, open_verified};
 
+pub(crate) use block::{choose_block, refuse_block};
 pub(crate) use descriptor::Descriptor;
+pub(crate) use destination::may_keep;
 pub(crate) use device::{clone_range, write_without_waiting};
-pub(crate) use local::Local;
+pub(crate) use end::End;
+pub(crate) use increment::{refuse_half_copy, source_identity};
 pub(crate) use lock::Patience;
-pub(crate) use open::{DestinationContent, Opened, may_keep};
+pub(crate) use open::{DestinationContent, Opened};
 pub(crate) use resumable::{is_destination, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
 pub(crate) use space::refuse_full;
@@ -40,8 +52,11 @@ pub(crate) use space::refuse_full;
 use crate::error::{Operation, Result};
 use crate::extent::{ByteRange, Extent};
 use crate::limits::DIRECT_ALIGN_BYTES;
+use crate::nbd::link::Link;
 use crate::ring::FileId;
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// What a volume is backed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +65,8 @@ pub enum VolumeKind {
     File,
     /// A block device.
     Device,
+    /// An NBD export: what a server shows of a volume of its own.
+    Export,
 }
 
 /// Whether a range could be reserved.
@@ -70,28 +87,45 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// How messages call it: the absolute path or URI.
     fn name(&self) -> &str;
 
-    /// File or device.
+    /// File, device or export.
     fn kind(&self) -> VolumeKind;
 
     /// Size in bytes when it was opened (or last resized by [`Volume::resize`]).
     fn size_bytes(&self) -> u64;
 
-    /// What rings act on.
+    /// What rings act on. Of an export -1, which no ring takes: see [`Volume::link`].
     fn file(&self) -> FileId;
 
     /// Offsets and lengths of operations on [`Volume::file`] must be multiples of this many bytes: 1 through the page
-    /// cache, a power of two up to 4096 with `O_DIRECT`.
+    /// cache, a power of two up to 4096 with `O_DIRECT`, a power of two up to 64 KiB of an export (whose last request may
+    /// end where the export does).
     fn align_bytes(&self) -> u32;
 
     /// What it was when it was opened.
     fn identity(&self) -> &Identity;
 
-    /// At most `max` extents from byte `from` on, in order and without gaps, the first one starting exactly at `from`,
-    /// the last one ending at or before `end`. Empty only if `from == end`. Volumes that cannot tell report data.
+    /// At most `max` extents of `within`, in order and without gaps, the first one starting where `within` does, the
+    /// last one ending there or earlier. Empty only if `within` is. Volumes that cannot tell report data.
+    ///
+    /// `None`: a server was asked and has not answered yet; ask the same again soon. Only exports that workers serve
+    /// ever say so, as it is the workers that carry the question: whoever gets `None` wakes them. An answer is never
+    /// older than the first time it was asked for, nor than [`Volume::generation`] was then.
     ///
     /// # Errors
     /// The scan failed; an offset past the end means the source shrank (`ESourceChanged`).
-    fn extents(&self, within: ByteRange, max: usize) -> Result<Vec<Extent>>;
+    fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>>;
+
+    /// Grows whenever what was acknowledged and not flushed may have been lost: a server that is connected to again
+    /// may have been restarted. It grows before anything is acknowledged after the loss. `None`: the volume keeps what
+    /// it has acknowledged for as long as this host runs.
+    fn generation(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether [`Volume::extents`] of a destination says which ranges read as zeros already.
+    fn tells_zeros(&self) -> bool {
+        false
+    }
 
     /// Compares size, modification and change time with those at the start.
     ///
@@ -105,7 +139,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// `ENoSpace` and whatever else the volume says, but not that it cannot.
     fn allocate(&self, range: ByteRange) -> Result<Allocation>;
 
-    /// Sets the size of a file. A device is left alone.
+    /// Sets the size of a file. Devices and exports are left alone.
     ///
     /// # Errors
     /// As the file system says.
@@ -136,6 +170,19 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// As the file system says.
     fn evict(&self) -> Result<ReadBack>;
 
+    /// Ends what the volume has with others, once nobody makes operations on it any more: says goodbye to a server and
+    /// waits up to `limit` for it to hang up. With a limit of zero operations may still be in flight: then connections
+    /// are cut. `false`: something that was asked of it may still take effect. Called once.
+    fn stop(&self, limit: Duration) -> bool {
+        let _ = limit;
+        true
+    }
+
+    /// The connections to its server, where it has one: workers act on those, and not on [`Volume::file`].
+    fn link(&self) -> Option<&Arc<Link>> {
+        None
+    }
+
     /// A name for the operation on this volume in messages: "write /dev/sdb".
     fn describe(&self, operation: Operation) -> String {
         format!("{operation} {}", self.name())
@@ -143,11 +190,12 @@ pub trait Volume: Send + Sync + fmt::Debug {
 }
 
 /// Requests for zeros start and end at multiples of this. A device refuses parts of sectors, also where the page cache
-/// in front of it takes writes of any length; a file takes any range.
+/// in front of it takes writes of any length; a file takes any range; an export says what it takes.
 pub(crate) fn zero_align(volume: &dyn Volume) -> u64 {
     match volume.kind() {
         VolumeKind::File => 1,
         VolumeKind::Device => u64::from(volume.align_bytes().max(DIRECT_ALIGN_BYTES)),
+        VolumeKind::Export => u64::from(volume.align_bytes()),
     }
 }
 

@@ -1,28 +1,34 @@
 //! What a path leads to, looked up without opening it: devices may react to being opened, fifos may block.
 
-use super::{Locator, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+/// What a path may lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NodeKind {
+    File,
+    Device,
+}
+
 /// A regular file or block device that exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     path: PathBuf,
-    kind: VolumeKind,
+    kind: NodeKind,
     stat: Metadata,
 }
 
 impl Node {
-    /// Follows links to what `locator` names; `None` if there is nothing.
+    /// Follows links to what `name` leads to; `None` if there is nothing.
     ///
     /// # Errors
     /// `EBadRequest` for a directory, `EUnsupported` for anything else that has no addressable bytes, `EPermission`
     /// if a directory on the way cannot be searched.
-    pub(super) fn look_up(locator: &Locator, side: Side) -> Result<Option<Self>> {
-        let path = absolute(locator, side)?;
+    pub(super) fn look_up(name: &Path, side: Side) -> Result<Option<Self>> {
+        let path = absolute(name, side)?;
         let stat = match std::fs::metadata(&path) {
             Ok(stat) => stat,
             Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
@@ -34,8 +40,8 @@ impl Node {
             Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
         };
         match () {
-            () if kind.is_file() => Ok(Some(Self { path, kind: VolumeKind::File, stat })),
-            () if kind.is_block_device() => Ok(Some(Self { path, kind: VolumeKind::Device, stat })),
+            () if kind.is_file() => Ok(Some(Self { path, kind: NodeKind::File, stat })),
+            () if kind.is_block_device() => Ok(Some(Self { path, kind: NodeKind::Device, stat })),
             () if kind.is_dir() => refused(Code::BadRequest, "a directory"),
             () if kind.is_fifo() => refused(Code::Unsupported, "a fifo"),
             () if kind.is_char_device() => refused(Code::Unsupported, "a character device"),
@@ -48,9 +54,9 @@ impl Node {
     ///
     /// # Errors
     /// `ENotFound` if there is nothing.
-    pub(super) fn existing(locator: &Locator, side: Side) -> Result<Self> {
-        Self::look_up(locator, side)?.ok_or_else(|| {
-            let message = format!("the {side} {locator} does not exist");
+    pub(super) fn existing(name: &Path, side: Side) -> Result<Self> {
+        Self::look_up(name, side)?.ok_or_else(|| {
+            let message = format!("the {side} {} does not exist", name.display());
             Error { errno: Some(Errno::ENOENT as i32), ..Error::new(Code::NotFound, side, Operation::Open, message) }
         })
     }
@@ -59,7 +65,7 @@ impl Node {
         &self.path
     }
 
-    pub(super) fn kind(&self) -> VolumeKind {
+    pub(super) fn kind(&self) -> NodeKind {
         self.kind
     }
 
@@ -90,9 +96,9 @@ impl Node {
 }
 
 /// The path with the working directory in front, links kept: how messages and journals name it.
-pub(super) fn absolute(locator: &Locator, side: Side) -> Result<PathBuf> {
-    std::path::absolute(locator.path())
-        .map_err(|e| Error::io(side, Operation::Open, &e, format!("find the working directory for {locator}")))
+pub(super) fn absolute(name: &Path, side: Side) -> Result<PathBuf> {
+    std::path::absolute(name)
+        .map_err(|e| Error::io(side, Operation::Open, &e, format!("find the working directory for {}", name.display())))
 }
 
 /// The number of an error of the standard library.

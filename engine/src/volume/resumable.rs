@@ -4,30 +4,34 @@
 //! nothing, and going on from it would mix two volumes without a word.
 
 use super::file::difference;
-use super::{Identity, Volume, VolumeKind};
+use super::increment::is_increment;
+use super::{Identity, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
 use crate::journal::Header;
 use crate::limits::DIRECT_ALIGN_BYTES;
 
-/// Refuses to go on with other volumes than those of the first start, or with a source that changed since.
+/// Refuses to go on with other volumes than those of the first start, or with a source that changed since. `source` is
+/// what [`super::source_identity`] says of it.
 ///
 /// # Errors
 /// `ECheckpointMismatch` for the destination, `ESourceChanged` for the source.
 pub(crate) fn refuse_other(
     header: &Header,
     durable: &RangeSet,
-    source: &dyn Volume,
-    destination: &dyn Volume,
+    source: &Identity,
+    destination: &Identity,
 ) -> Result<()> {
-    refuse_other_destination(header, durable, destination.identity())?;
-    refuse_changed_source(&header.source, source.identity())
+    refuse_other_destination(header, durable, destination)?;
+    refuse_changed_source(&header.source, source)
 }
 
 /// Whether the checkpoint is about this destination.
 pub(crate) fn is_destination(header: &Header, now: &Identity) -> bool {
+    let then = &header.destination;
     let key = |it: &Identity| (it.kind, it.device, it.inode, it.born_ns);
-    key(&header.destination) == key(now)
+    // All that is known of an export is what it is called.
+    key(then) == key(now) && (now.kind != VolumeKind::Export || then.name == now.name)
 }
 
 fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity) -> Result<()> {
@@ -39,7 +43,8 @@ fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity)
     }
     let recorded = durable.iter().last().map_or(0, |run| run.end());
     let size_fits = match now.kind {
-        VolumeKind::Device => now.size_bytes == header.destination.size_bytes,
+        VolumeKind::Device | VolumeKind::Export => now.size_bytes == header.destination.size_bytes,
+        VolumeKind::File if is_increment(header) => now.size_bytes >= header.destination.size_bytes,
         VolumeKind::File => {
             let longest = header.size_bytes.next_multiple_of(u64::from(DIRECT_ALIGN_BYTES));
             // A power cut before the first flush may bring back the size from before the first start.
@@ -62,7 +67,8 @@ fn mismatch(message: &str) -> Error {
 }
 
 fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<()> {
-    let how = if (then.kind, then.device) == (now.kind, now.device) {
+    let is_same = (then.kind, then.device) == (now.kind, now.device);
+    let how = if is_same && (now.kind != VolumeKind::Export || then.name == now.name) {
         // The node of a device may be made anew at every boot: its number is what counts.
         let then = if then.kind == VolumeKind::Device { &Identity { inode: now.inode, ..then.clone() } } else { then };
         difference(then, now)
@@ -122,6 +128,38 @@ mod tests {
             assert_eq!(destination_code(&now, 0), Some(Code::CheckpointMismatch), "{now:?}");
         }
         assert_eq!(destination_code(&file(2, 4095), 4096), Some(Code::CheckpointMismatch), "recorded bytes are gone");
+    }
+
+    fn export(name: &str, size_bytes: u64) -> Identity {
+        let (kind, name) = (VolumeKind::Export, name.to_owned());
+        Identity { name, kind, device: 0, inode: 0, born_ns: None, size_bytes, modified_ns: 0, changed_ns: 0 }
+    }
+
+    #[test]
+    fn an_export_is_known_by_its_name_and_size() {
+        let here = || export("nbd://host/a", 5000);
+        let header = Header { source: here(), destination: export("nbd://host/b", 6000), ..header() };
+        let code = |source: &Identity, destination: &Identity| {
+            refuse_other(&header, &RangeSet::new(), source, destination).err().map(|error| error.code)
+        };
+        assert_eq!(code(&here(), &header.destination), None);
+        for other in [export("nbd://host/c", 6000), export("nbd://host/b", 6001), file(2, 6000)] {
+            assert_eq!(code(&here(), &other), Some(Code::CheckpointMismatch), "{other:?}");
+        }
+        let changes = export("nbd://host/a#changed-since=monday", 5000);
+        for other in [export("nbd://host/c", 5000), export("nbd://host/a", 5001), changes] {
+            assert_eq!(code(&other, &header.destination), Some(Code::SourceChanged), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_older_copy_keeps_its_size_whatever_is_recorded() {
+        let source = export("nbd://host/a#changed-since=monday", 5000);
+        let header = Header { source, destination: file(2, 9000), ..header() };
+        let durable = RangeSet::from_iter([ByteRange::new(0, 4096)]);
+        for (size, fits) in [(8999, false), (9000, true), (12_288, true)] {
+            assert_eq!(refuse_other_destination(&header, &durable, &file(2, size)).is_ok(), fits, "{size} bytes");
+        }
     }
 
     #[test]

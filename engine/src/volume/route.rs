@@ -6,6 +6,7 @@
 
 use super::Volume;
 use super::device::{clone_range, write_without_waiting};
+use super::end::End;
 use super::local::Local;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
@@ -36,6 +37,8 @@ pub(crate) enum Cache {
     Direct,
     /// They do.
     Buffered,
+    /// They go to a server, which has caches of its own.
+    Server,
 }
 
 /// One end of a copy.
@@ -68,6 +71,7 @@ pub(crate) struct Route {
 impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.submit, self.cache) {
+            (_, Cache::Server) => "nbd",
             (Submit::Ring, Cache::Direct) => "ring-direct",
             (Submit::Ring, Cache::Buffered) => "ring-buffered",
             (Submit::Inline, Cache::Direct) => "inline-direct",
@@ -111,7 +115,7 @@ pub(crate) fn refuse_contradiction(spec: &CopySpec) -> Result<()> {
 ///
 /// # Errors
 /// `EUnsupported` if `--direct yes` cannot be had, or `--reflink always` is certain to be impossible.
-pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut Local, destination: &mut Local) -> Result<()> {
+pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut End, destination: &mut End) -> Result<()> {
     let direct = if spec.path == PathChoice::Inline { Direct::No } else { spec.direct };
     if spec.reflink == Reflink::Always && will_share(source, destination) == Some(false) {
         return Err(cannot_share(source, destination, None));
@@ -125,31 +129,39 @@ pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut Local, destination: &m
 ///
 /// # Errors
 /// `EUnsupported` if `--reflink always` cannot be had; errors of the destination.
-pub(crate) fn probe(spec: &CopySpec, source: &Local, destination: &Local, known_zero: KnownZero) -> Result<Route> {
+pub(crate) fn probe(spec: &CopySpec, source: &End, destination: &End, known_zero: KnownZero) -> Result<Route> {
     let from = source_lane(spec.path, source);
     let to = destination_lane(spec.path, destination, known_zero)?;
     let offload = can_share(spec.reflink, source, destination)?.then_some(Offload::Reflink);
     Ok(Route { source: from, destination: to, offload })
 }
 
-fn cache_of(volume: &Local) -> Cache {
-    if volume.descriptor().is_direct() { Cache::Direct } else { Cache::Buffered }
+fn cache_of(volume: &End) -> Cache {
+    match volume {
+        End::Export(_) => Cache::Server,
+        End::Local(local) if local.descriptor().is_direct() => Cache::Direct,
+        End::Local(_) => Cache::Buffered,
+    }
 }
 
-fn source_lane(path: PathChoice, source: &Local) -> Lane {
+fn source_lane(path: PathChoice, source: &End) -> Lane {
+    let cache = cache_of(source);
     let submit = match path {
+        // A request to a server starts in the ring and nowhere else.
+        _ if cache == Cache::Server => Submit::Ring,
         PathChoice::Inline => Submit::Inline,
         PathChoice::Ring | PathChoice::Threads => Submit::Ring,
         // Cached reads complete at submission, the others wait for their pages without a worker.
         PathChoice::Auto if source.is_memory() => Submit::Inline,
         PathChoice::Auto => Submit::Ring,
     };
-    Lane { submit, cache: cache_of(source) }
+    Lane { submit, cache }
 }
 
-fn destination_lane(path: PathChoice, destination: &Local, known_zero: KnownZero) -> Result<Lane> {
+fn destination_lane(path: PathChoice, destination: &End, known_zero: KnownZero) -> Result<Lane> {
     let cache = cache_of(destination);
     let submit = match path {
+        _ if cache == Cache::Server => Submit::Ring,
         PathChoice::Inline => Submit::Inline,
         PathChoice::Ring | PathChoice::Threads => Submit::Ring,
         PathChoice::Auto if cache == Cache::Direct => Submit::Ring,
@@ -160,8 +172,8 @@ fn destination_lane(path: PathChoice, destination: &Local, known_zero: KnownZero
 }
 
 /// How buffered writes are best started: a trial where a block of zeros changes nothing, else by the file system.
-fn buffered_writes(destination: &Local, known_zero: KnownZero) -> Result<Submit> {
-    let Local::File(file) = destination else {
+fn buffered_writes(destination: &End, known_zero: KnownZero) -> Result<Submit> {
+    let End::Local(Local::File(file)) = destination else {
         // Buffered writes to devices always go to a worker.
         return Ok(Submit::Inline);
     };
@@ -184,19 +196,18 @@ fn try_without_waiting(file: &File, bytes: &[u8]) -> bool {
     (0..NOWAIT_TRIES).any(|_| pwrite(file, bytes, 0).is_ok() && write_without_waiting(file, bytes, 0).is_ok())
 }
 
-/// Whether sharing is not out of the question. Subvolumes of one btrfs have different device numbers, so these say
-/// nothing; only the kernel knows.
-fn may_share(source: &Local, destination: &Local) -> bool {
-    let files = source.both_files(destination);
-    files.is_some_and(|(from, to)| from.descriptor.filesystem().same_kind(to.descriptor.filesystem()))
-        && !destination.is_memory()
+/// Both as local volumes, if sharing is not out of the question. Subvolumes of one btrfs have different device numbers,
+/// so these say nothing; only the kernel knows.
+fn may_share<'a>(source: &'a End, destination: &'a End) -> Option<(&'a Local, &'a Local)> {
+    let (source, destination) = (source.local()?, destination.local()?);
+    let (from, to) = source.both_files(destination)?;
+    let alike = from.descriptor.filesystem().same_kind(to.descriptor.filesystem());
+    (alike && !destination.is_memory()).then_some((source, destination))
 }
 
 /// Tries to share with a file that has no name, beside the destination; `None` if none can be made there.
-pub(super) fn will_share(source: &Local, destination: &Local) -> Option<bool> {
-    if !may_share(source, destination) {
-        return Some(false);
-    }
+pub(super) fn will_share(source: &End, destination: &End) -> Option<bool> {
+    let Some((source, destination)) = may_share(source, destination) else { return Some(false) };
     let directory = std::fs::canonicalize(destination.volume().name()).ok()?;
     let unnamed = open_unnamed(directory.parent()?).ok()?;
     Some(clone_range(&unnamed, source.volume().file().0, first_block(source)).is_ok())
@@ -214,19 +225,22 @@ fn first_block(source: &Local) -> ByteRange {
 }
 
 /// Shares the first block, which the copy would do next anyway.
-fn can_share(wanted: Reflink, source: &Local, destination: &Local) -> Result<bool> {
-    let first = first_block(source);
-    if wanted == Reflink::Never || first.is_empty() || !may_share(source, destination) {
+fn can_share(wanted: Reflink, source: &End, destination: &End) -> Result<bool> {
+    let Some((from, to)) = may_share(source, destination).filter(|_| wanted != Reflink::Never) else {
+        return Ok(false);
+    };
+    let first = first_block(from);
+    if first.is_empty() {
         return Ok(false);
     }
-    match destination.volume().clone_range(source.volume(), first) {
+    match to.volume().clone_range(from.volume(), first) {
         Ok(()) => Ok(true),
         Err(error) if wanted == Reflink::Always => Err(cannot_share(source, destination, Some(error))),
         Err(_) => Ok(false),
     }
 }
 
-fn cannot_share(source: &Local, destination: &Local, cause: Option<Error>) -> Error {
+fn cannot_share(source: &End, destination: &End, cause: Option<Error>) -> Error {
     let (from, to) = (source.volume().name(), destination.volume().name());
     let message = format!("{from} and {to} cannot share extents: that takes two files on one xfs or btrfs");
     let errno = cause.and_then(|error| error.errno);
@@ -240,6 +254,7 @@ mod tests {
 
     const DIRECT: Lane = Lane { submit: Submit::Ring, cache: Cache::Direct };
     const BUFFERED: Lane = Lane { submit: Submit::Ring, cache: Cache::Buffered };
+    const SERVER: Lane = Lane { submit: Submit::Ring, cache: Cache::Server };
     const INLINE: Lane = Lane { submit: Submit::Inline, cache: Cache::Buffered };
 
     #[test]
@@ -249,6 +264,8 @@ mod tests {
         assert_eq!(route(BUFFERED, BUFFERED, None), "ring-buffered");
         assert_eq!(route(INLINE, INLINE, None), "inline");
         assert_eq!(route(INLINE, DIRECT, None), "inline>ring-direct");
+        assert_eq!(route(SERVER, DIRECT, None), "nbd>ring-direct");
+        assert_eq!(route(SERVER, SERVER, None), "nbd");
         assert_eq!(route(DIRECT, DIRECT, Some(Offload::Reflink)), "reflink");
     }
 

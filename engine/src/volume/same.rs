@@ -5,8 +5,7 @@
 //! system, the components of an md or dm device). Two volumes clash if an exact region of one meets any region of the
 //! other. Two files on one disk do not: both are only hosted there.
 
-use super::VolumeKind;
-use super::node::Node;
+use super::node::{Node, NodeKind};
 use super::topology::{Backing, components_of, devices_under, loop_of, partition_of};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
@@ -48,8 +47,8 @@ impl Footing {
     fn of(node: &Node) -> Self {
         let mut footing = Self::default();
         match node.kind() {
-            VolumeKind::Device => footing.descend_device(node.rdev(), ByteRange::new(0, u64::MAX), true, 0),
-            VolumeKind::File => {
+            NodeKind::Device => footing.descend_device(node.rdev(), ByteRange::new(0, u64::MAX), true, 0),
+            NodeKind::File => {
                 footing.descend_file(
                     node.device(),
                     node.inode(),

@@ -1,8 +1,10 @@
 //! Whether the destination's file system has room for the source's data.
 //!
 //! An early, honest no saves hours; it is no reservation. Most copies pass by the estimate, which is two system calls;
-//! only a source that seems too large is scanned extent by extent.
+//! only a source that seems too large is scanned extent by extent, and one behind a network not to its end if that takes
+//! many questions.
 
+use super::end::End;
 use super::file::FileVolume;
 use super::local::Local;
 use super::route::will_share;
@@ -16,13 +18,16 @@ use nix::errno::Errno;
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::geteuid;
 
+/// Questions to a server before a byte moves: enough for most volumes, and no long wait for an estimate.
+const QUESTIONS_MAX: u64 = 32;
+
 /// Refuses a copy that cannot fit: data extents (all bytes with [`Sparse::Never`]) against the free bytes and those
 /// that the destination holds already, be it data that this copy replaces or, when it is resumed, what it wrote before.
 ///
 /// # Errors
 /// `ENoSpace` with both numbers.
-pub(crate) fn refuse_full(source: &Local, destination: &Local, spec: &CopySpec) -> Result<()> {
-    let Local::File(file) = destination else { return Ok(()) };
+pub(crate) fn refuse_full(source: &End, destination: &End, spec: &CopySpec) -> Result<()> {
+    let End::Local(Local::File(file)) = destination else { return Ok(()) };
     let Some(room) = room_bytes(file)? else { return Ok(()) };
     if estimate_bytes(source, spec.sparse) <= room {
         return Ok(());
@@ -58,23 +63,25 @@ fn room_bytes(destination: &FileVolume) -> Result<Option<u64>> {
 
 /// What a source needs, without a scan: too much where space is reserved past its data, too little where its file
 /// system compresses.
-fn estimate_bytes(source: &Local, sparse: Sparse) -> u64 {
+fn estimate_bytes(source: &End, sparse: Sparse) -> u64 {
     let size = source.volume().size_bytes();
     match source {
-        Local::File(file) if sparse == Sparse::Auto => file.allocated_bytes().unwrap_or(size),
-        Local::File(_) | Local::Device(_) => size,
+        End::Local(Local::File(file)) if sparse == Sparse::Auto => file.allocated_bytes().unwrap_or(size),
+        End::Local(_) | End::Export(_) => size,
     }
 }
 
-/// Bytes of data, counted until they exceed `enough`.
+/// Bytes of data, counted until they exceed `enough`; of a server that tells little at a time, those found early.
 fn exact_bytes(source: &dyn Volume, sparse: Sparse, enough: u64) -> Result<u64> {
     let size = source.size_bytes();
     if sparse == Sparse::Never || source.kind() == VolumeKind::Device {
         return Ok(size);
     }
     let (mut needed, mut at) = (0_u64, 0);
-    while at < size && needed <= enough {
-        let extents = source.extents(ByteRange::new(at, size), EXTENTS_PER_SCAN)?;
+    let mut questions = if source.kind() == VolumeKind::Export { QUESTIONS_MAX } else { u64::MAX };
+    while at < size && needed <= enough && questions > 0 {
+        questions -= 1;
+        let extents = source.extents(ByteRange::new(at, size), EXTENTS_PER_SCAN)?.unwrap_or_default();
         let data = extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
         needed += data.map(|extent| extent.range.len()).sum::<u64>();
         at = extents.last().map_or(size, |extent| extent.range.end());

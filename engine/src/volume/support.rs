@@ -1,10 +1,12 @@
-//! Real file systems and devices for tests: images in a temporary directory, attached and mounted, and taken down
+//! Real file systems, devices and servers for tests: images in a temporary directory, attached and mounted, and taken down
 //! again when their guard is dropped. Where the host lacks the rights or a tool, the test says so by name and ends.
 
+use super::Locator;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Ends the calling test with its name and a reason, if `needs` cannot be had.
@@ -155,4 +157,57 @@ pub(crate) fn make_file(path: &Path, size: u64, data: &[(u64, usize)]) -> File {
         file.write_all_at(&vec![0xa5; len], offset).unwrap();
     }
     file
+}
+
+/// A server of NBD exports on a unix socket, ended on drop.
+#[derive(Debug)]
+pub(crate) struct Server {
+    process: Child,
+    directory: TempDir,
+}
+
+impl Server {
+    /// nbdkit with these words behind its own.
+    pub(crate) fn nbdkit(words: &[&str]) -> Result<Self, String> {
+        Self::start("nbdkit", "--foreground --unix", words)
+    }
+
+    /// qemu-nbd with these words behind its own. It outlives its clients.
+    pub(crate) fn qemu(words: &[&str]) -> Result<Self, String> {
+        Self::start("qemu-nbd", "--persistent --shared=0 --socket", words)
+    }
+
+    fn start(program: &str, own: &str, words: &[&str]) -> Result<Self, String> {
+        let directory = scratch();
+        let socket = directory.path().join("socket");
+        let mut command = Command::new(program);
+        command.args(own.split(' ')).arg(&socket).args(words).stderr(Stdio::null());
+        let process = command.spawn();
+        let mut server = Self { process: process.map_err(|error| format!("{program}: {error}"))?, directory };
+        for _ in 0..500 {
+            if socket.exists() {
+                return Ok(server);
+            }
+            if let Ok(Some(status)) = server.process.try_wait() {
+                return Err(format!("{program} {}: {status}", words.join(" ")));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(format!("{program} does not listen after 5 s"))
+    }
+
+    /// One of its exports.
+    pub(crate) fn export(&self, name: &str) -> Locator {
+        let socket = self.directory.path().join("socket");
+        Locator::parse(&format!("nbd+unix:///{name}?socket={}", socket.display())).expect("a plain URI")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let ended = self.process.kill().and_then(|()| self.process.wait());
+        if let Err(error) = ended {
+            eprintln!("left behind: {error}");
+        }
+    }
 }

@@ -1,11 +1,11 @@
 //! Goal: a volume reports what it holds, on every file system, and no more than it may.
 //! Method: random layouts against a byte map; real devices with 512-byte and 4 KiB sectors.
 
-use super::support::{LoopDevice, Mounted, make_file, need, scratch};
+use super::support::{LoopDevice, Mounted, Server, make_file, need, scratch};
 use super::*;
 use crate::error::{Code, Side};
-use crate::extent::ExtentKind;
-use crate::spec::{Direct, LiveSource};
+use crate::extent::{ExtentKind, RangeSet};
+use crate::spec::Direct;
 use proptest::test_runner::{Config, TestRunner};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,14 +15,14 @@ use std::sync::Arc;
 const MIB: u64 = 1 << 20;
 
 fn open(path: &Path) -> Arc<dyn Volume> {
-    open_source(&path.into(), Direct::No, LiveSource::Refuse).unwrap()
+    open_source(&path.into(), &Reading::new(Direct::No)).unwrap()
 }
 
 /// All extents of `within`, asked for `max` at a time; checks that they are in order, without gaps and maximal.
 fn scan(volume: &dyn Volume, within: ByteRange, max: usize) -> Vec<Extent> {
     let (mut all, mut at) = (Vec::new(), within.start());
     while at < within.end() {
-        let part = volume.extents(ByteRange::new(at, within.end()), max).unwrap();
+        let part = volume.extents(ByteRange::new(at, within.end()), max).unwrap().expect("local volumes know at once");
         assert!(!part.is_empty() && part.len() <= max);
         for (index, extent) in part.iter().enumerate() {
             assert_eq!(extent.range.start(), at, "gapless");
@@ -76,7 +76,7 @@ fn an_empty_file_has_no_extents() {
     let directory = scratch();
     let path = directory.path().join("empty");
     make_file(&path, 0, &[]);
-    assert_eq!(open(&path).extents(ByteRange::new(0, 0), 10).unwrap(), []);
+    assert_eq!(open(&path).extents(ByteRange::new(0, 0), 10).unwrap(), Some(vec![]));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_device_is_one_run_of_data_and_aligns_to_its_sectors() {
     let test = "a_device_is_one_run_of_data_and_aligns_to_its_sectors";
     for sector in ["512", "4096"] {
         let (device, image) = need!(test, LoopDevice::blank(2 * MIB, &["--sector-size", sector]));
-        let volume = open_source(&device.path.as_path().into(), Direct::Yes, LiveSource::Refuse).unwrap();
+        let volume = open_source(&device.path.as_path().into(), &Reading::new(Direct::Yes)).unwrap();
         assert_eq!((volume.kind(), volume.size_bytes()), (VolumeKind::Device, 2 * MIB));
         assert_eq!(volume.align_bytes().to_string(), sector);
         let within = ByteRange::new(4096, 2 * MIB);
@@ -126,15 +126,15 @@ fn read_back_says_where_from() {
     let path = directory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
     assert_eq!(
-        open_verified(&path.as_path().into(), Side::Destination, Direct::No).unwrap().evict(),
+        open_verified(&path.as_path().into(), Side::Destination, &Reading::new(Direct::No)).unwrap().evict(),
         Ok(ReadBack::Evicted)
     );
     let memory = need!("read_back_says_where_from", Mounted::fresh("tmpfs", 4));
     let path = memory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
-    let volume = open_verified(&path.as_path().into(), Side::Destination, Direct::Auto).unwrap();
+    let volume = open_verified(&path.as_path().into(), Side::Destination, &Reading::new(Direct::Auto)).unwrap();
     assert_eq!((volume.evict(), volume.align_bytes()), (Ok(ReadBack::Memory), 1));
-    let refused = open_verified(&path.as_path().into(), Side::Destination, Direct::Yes).unwrap_err();
+    let refused = open_verified(&path.as_path().into(), Side::Destination, &Reading::new(Direct::Yes)).unwrap_err();
     assert_eq!(refused.code, Code::Unsupported);
 }
 
@@ -169,4 +169,33 @@ fn files_share_extents_where_the_file_system_can() {
             Err(error) => assert_eq!((shares, error.code), (false, Code::Unsupported), "{kind}: {error}"),
         }
     }
+}
+
+#[test]
+fn an_export_tells_what_its_server_tells_and_leaves_the_rest() {
+    let test = "an_export_tells_what_its_server_tells_and_leaves_the_rest";
+    let directory = scratch();
+    let path = directory.path().join("image");
+    make_file(&path, 4 * MIB, &[(MIB, 65536), (3 * MIB, 1 << 20)]);
+    let server = need!(test, Server::nbdkit(&["file", path.to_str().unwrap()]));
+    let volume = open_source(&server.export(""), &Reading::new(Direct::Yes)).unwrap();
+    assert_eq!((volume.kind(), volume.size_bytes(), volume.file()), (VolumeKind::Export, 4 * MIB, FileId(-1)));
+    let here = open(&path);
+    let all = ByteRange::new(0, 4 * MIB);
+    let data = |extents: Vec<Extent>| {
+        let data = extents.into_iter().filter(|extent| extent.kind == ExtentKind::Data);
+        RangeSet::from_iter(data.map(|extent| extent.range))
+    };
+    for max in [1, 2, 100] {
+        assert_eq!(data(scan(&*volume, all, max)), data(scan(&*here, all, 100)), "{max} at a time");
+    }
+    let identity = volume.identity();
+    assert_eq!((identity.name.as_str(), identity.device, identity.inode), (volume.name(), 0, 0));
+    let refused = volume.clone_range(&*here, all).unwrap_err();
+    assert_eq!(refused.code, Code::Unsupported);
+    assert_eq!(volume.allocate(all), Ok(Allocation::Unsupported));
+    assert_eq!((volume.resize(1), volume.evict()), (Ok(()), Ok(ReadBack::Server)));
+    assert_eq!(volume.size_bytes(), 4 * MIB);
+    assert!(volume.stop(Duration::from_secs(10)), "it hangs up when it is said goodbye to");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 * MIB);
 }

@@ -1,8 +1,10 @@
-//! The command line as a script sees it: exit codes, stdout, stderr, files. Needs no root and no server.
+//! The command line as a script sees it: exit codes, stdout, stderr, files. Needs no root, and no
+//! server but for exports.
 
 #![forbid(unsafe_code)]
 
 mod copying;
+mod exports;
 mod looking;
 mod planning;
 mod refusing;

@@ -31,12 +31,19 @@ const FLAGS: [(&str, &[&str]); 5] = [
             "--lock-wait",
             "--allow-live-source",
             "--dry-run",
+            "--changed-since",
+            "--retry-for",
+            "--request-timeout",
+            "--connections",
             "--json",
             "--progress",
             "--log",
         ],
     ),
-    ("verify", &["--receipt", "--json", "--progress", "--log", "VOLUME"]),
+    (
+        "verify",
+        &["--receipt", "--retry-for", "--request-timeout", "--connections", "--json", "--progress", "--log", "VOLUME"],
+    ),
     ("map", &["--json", "--log", "VOLUME"]),
     ("inspect", &["--json", "--log", "FILE"]),
     ("doctor", &["--json", "--log", "PATH"]),
@@ -65,7 +72,7 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");
     let before = scratch.snapshot();
-    let malformed: [&[&str]; 20] = [
+    let malformed: [&[&str]; 25] = [
         &[],
         &["copy"],
         &["copy", "a"],
@@ -84,6 +91,11 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
         &["copy", "a", "b", "--checkpoint-every", "0"],
         &["copy", "", "b"],
         &["copy", "a", "b", "--log", "==="],
+        &["copy", "a", "nbd://"],
+        &["copy", "nbd://h/x?colour=red", "b"],
+        &["copy", "a", "b", "--changed-since", "monday"],
+        &["copy", "nbd://h/x", "b", "--connections", "0"],
+        &["verify", "nbd://h/x", "b", "--request-timeout", "0s"],
         &["verify", "a"],
         &["verify", "--receipt", "r", "a", "b"],
     ];

@@ -1,0 +1,171 @@
+//! A session in use: what is under way on it, and what the ring holds of it.
+
+use super::request::{Request, What};
+use crate::buffer::Block;
+use crate::limits::TICK;
+use crate::nbd::Session;
+use crate::nbd::link::Link;
+use crate::nbd::replies::Replies;
+use crate::ring::{FileId, Instant, Op, Transfer};
+use nix::errno::Errno;
+use std::os::fd::AsRawFd;
+
+/// A session in use.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// `None` once it is broken and closed.
+    pub session: Option<Session>,
+    pub generation: u64,
+    pub replies: Replies,
+    /// Sent and not answered, by their place in `replies`.
+    pub requests: Vec<Option<Request>>,
+    pub sending: Option<Sending>,
+    /// Sent, but the network still reads their memory.
+    pub lent: Vec<Sending>,
+    pub receiving: Option<Receiving>,
+    pub broken: bool,
+    /// Whether the server has answered anything on it. Half an answer is none: it may never say more.
+    pub heard: bool,
+    /// Whether it has answered a request since the last look, and when that was so last.
+    pub answers: bool,
+    pub answered: Instant,
+    /// When the request was sent that was sent last of those answered.
+    pub newest_answered: Instant,
+    pub zero_copy: bool,
+    pub next_look: Instant,
+}
+
+/// Heads and at most one body on their way out.
+#[derive(Debug)]
+pub(super) struct Sending {
+    /// Where its heads lie: what tells it from others.
+    pub outbox_at: usize,
+    pub head_len: u32,
+    /// The request whose payload it is: place, first byte in its block, length.
+    pub body: Option<(usize, u32, u32)>,
+    pub sent: u32,
+    pub since: Instant,
+    pub in_ring: bool,
+    /// The request was answered before the kernel gave its block back.
+    pub answered: Option<(Request, Result<(), Errno>)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Receiving {
+    Head,
+    Body { index: usize, since: Instant },
+}
+
+impl Sending {
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent >= self.head_len + self.body.map_or(0, |(_, _, len)| len)
+    }
+
+    /// Whether it has the payload of the request at that place, which is not answered yet.
+    pub(super) fn holds(&self, index: usize) -> bool {
+        self.answered.is_none() && self.body.is_some_and(|(of, ..)| of == index)
+    }
+}
+
+impl Live {
+    pub(super) fn new(session: Session, generation: u64, slots: usize, now: Instant) -> Self {
+        Self {
+            replies: Replies::new(session.style, session.contexts, slots),
+            zero_copy: session.is_tcp,
+            session: Some(session),
+            generation,
+            requests: std::iter::repeat_with(|| None).take(slots).collect(),
+            sending: None,
+            lent: Vec::new(),
+            receiving: None,
+            broken: false,
+            heard: false,
+            answers: false,
+            answered: now,
+            newest_answered: Instant::ZERO,
+            next_look: now + TICK,
+        }
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        self.session.as_ref().expect("only a broken connection is closed, and nothing is asked of it")
+    }
+
+    pub(super) fn file(&self) -> FileId {
+        FileId(self.session().socket.as_raw_fd())
+    }
+
+    /// Gives the payload of the send under way back to its request.
+    pub(super) fn put_back(&mut self, payload: Option<Block>) {
+        let Some(sending) = &mut self.sending else { return };
+        let (Some(block), Some((index, ..))) = (payload, sending.body) else { return };
+        match &mut sending.answered {
+            Some((request, _)) => request.block = Some(block),
+            None => self.requests[index].as_mut().expect("it was not answered yet").block = Some(block),
+        }
+    }
+
+    /// What a send that fell short has left.
+    pub(super) fn rest_of_send(&mut self, outboxes: &mut Vec<Block>) -> Option<Op> {
+        let file = self.file();
+        let sending = self.sending.as_mut()?;
+        sending.in_ring = true;
+        let payload = |requests: &mut Vec<Option<Request>>, answered: &mut Option<(Request, _)>, index: usize| {
+            let request = answered.as_mut().map(|(request, _)| request).or(requests[index].as_mut());
+            request.and_then(|request| request.block.take()).expect("the ring has given it back")
+        };
+        let head_left = sending.head_len.saturating_sub(sending.sent);
+        if head_left > 0 {
+            let at = outboxes.iter().position(|block| block.as_ptr() as usize == sending.outbox_at)?;
+            let head = Transfer { block: outboxes.swap_remove(at), start: sending.sent, len: head_left };
+            let body = sending.body.map(|(index, start, len)| Transfer {
+                block: payload(&mut self.requests, &mut sending.answered, index),
+                start,
+                len,
+            });
+            return Some(Op::Send { file, head, body, zero_copy: false });
+        }
+        let (index, start, len) = sending.body?;
+        let done = sending.sent - sending.head_len;
+        let block = payload(&mut self.requests, &mut sending.answered, index);
+        let head = Transfer { block, start: start + done, len: len - done };
+        Some(Op::Send { file, head, body: None, zero_copy: false })
+    }
+
+    /// Whether a request, or what is on its way, waits for longer than the link allows. A server that answers what was
+    /// sent before it in the meantime is slow, not gone: it may take longer over a window than over one request. One that
+    /// answers what was sent after it has lost it. Looked at once a tick.
+    pub(super) fn is_overdue(&mut self, now: Instant, link: &Link) -> bool {
+        if now < self.next_look {
+            return false;
+        }
+        self.next_look = now + TICK;
+        if std::mem::take(&mut self.answers) {
+            self.answered = now;
+        }
+        let limit = link.request_timeout();
+        let late = |since: Instant| now.saturating_sub(since) > limit;
+        let (body, body_late) = match self.receiving {
+            Some(Receiving::Body { index, since }) => (Some(index), late(since)),
+            Some(Receiving::Head) | None => (None, false),
+        };
+        let send_late = self.sending.as_ref().is_some_and(|sending| late(sending.since));
+        let waits = self.requests.iter().enumerate().filter(|(index, _)| Some(*index) != body);
+        body_late
+            || send_late
+            || waits.filter_map(|(_, request)| request.as_ref()).any(|request| {
+                let is_overtaken = request.sent < self.newest_answered;
+                late(request.sent.max(self.answered)) || (is_overtaken && late(request.sent))
+            })
+    }
+
+    /// When the last request that changes the export and is not answered was sent.
+    pub(super) fn last_change(&self) -> Option<Instant> {
+        self.requests
+            .iter()
+            .flatten()
+            .filter(|request| matches!(request.what, What::Write { .. } | What::Zero { .. }))
+            .map(|request| request.sent)
+            .max()
+    }
+}

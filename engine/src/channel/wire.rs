@@ -1,0 +1,549 @@
+//! One worker's connection to an export: operations of slots in, requests and replies on the ring, completions out.
+//!
+//! ```text
+//! accept -> queue -> [send] -> requests -> [receive head] -> events -> answers -> worker
+//!             ^                   |              `-> [receive body, straight into the slot's block]
+//!             `---- lost ---------'
+//! ```
+//! At most one send and one receive are in flight at a time, as a stream has an order. A send carries the headers of
+//! all requests that wait, up to and including the first one with a payload, which follows from the slot's own block.
+//!
+//! A connection that fails, stalls, or belongs to an older generation of its link is _broken_: shut down, which makes
+//! the kernel give back whatever it holds, then closed; its requests wait for the next session and are sent again. They
+//! are answered with an error only when the link is over or its job gives up.
+
+use super::live::{Live, Receiving, Sending};
+use super::request::{Request, What};
+use crate::buffer::Block;
+use crate::error::{Code, Error, Operation};
+use crate::extent::{ByteRange, Extent, ExtentKind};
+use crate::limits::ZERO_COPY_BYTES_MIN;
+use crate::nbd::Session;
+use crate::nbd::codec::REQUEST_BYTES_MAX;
+use crate::nbd::link::Link;
+use crate::nbd::replies::{Event, Replies, Violation, Wants};
+use crate::nbd::status::{Descriptors, merge};
+use crate::ring::{Completion, Instant, Op, Token, Transfer};
+use nix::errno::Errno;
+use nix::libc::linger;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+/// Sends without a copy on their way, and one more.
+const OUTBOXES_MAX: usize = 16;
+/// Bytes of a connection's buffer for headers, each way.
+const HEAD_BYTES: usize = 4096;
+
+/// Which way the bytes of a ring's operation go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Out,
+    In,
+}
+
+/// Whether a wire has to have a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// It waits for one.
+    First,
+    /// It takes one where there is one.
+    Spare,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    link: Arc<Link>,
+    rank: Rank,
+    live: Option<Live>,
+    /// Counted by the link among those that wait for a session.
+    waiting: bool,
+    /// To be sent.
+    queue: VecDeque<Request>,
+    /// Requests on one connection at most.
+    slots: usize,
+    /// For heads of replies; away while the ring has it.
+    inbox: Option<Block>,
+    /// For heads of requests; away while the ring has them.
+    outboxes: Vec<Block>,
+    /// How many of those there are.
+    outboxes_made: usize,
+    answers: VecDeque<Completion>,
+    events: Vec<Event>,
+}
+
+impl Wire {
+    /// A wire for at most `slots` operations at a time.
+    pub(super) fn new(link: Arc<Link>, rank: Rank, slots: usize) -> crate::error::Result<Self> {
+        Ok(Self {
+            link,
+            rank,
+            live: None,
+            waiting: false,
+            queue: VecDeque::with_capacity(slots),
+            slots,
+            inbox: Some(Block::alone(HEAD_BYTES)?),
+            outboxes: vec![Block::alone(HEAD_BYTES)?],
+            outboxes_made: 1,
+            answers: VecDeque::with_capacity(slots),
+            events: Vec::with_capacity(slots),
+        })
+    }
+
+    /// Takes an operation over. Its completion will be in [`Wire::answer`], exactly once.
+    pub(crate) fn accept(&mut self, token: Token, op: Op) {
+        let request = Request::of(token, op, &self.link);
+        match request.answer_at_once(&self.link) {
+            Some(result) => self.answers.push_back(request.answered(result)),
+            None => self.queue.push_back(request),
+        }
+    }
+
+    /// An operation that is over.
+    pub(crate) fn answer(&mut self) -> Option<Completion> {
+        self.answers.pop_front()
+    }
+
+    /// Looks after the connection. With `give_up` nothing waits for a new one.
+    pub(crate) fn turn(&mut self, now: Instant, give_up: bool) {
+        if let Some(live) = &mut self.live
+            && !live.broken
+        {
+            if self.link.is_over() {
+                self.break_off("the link is over", false);
+            } else if live.generation != self.link.generation() {
+                self.break_off("another connection to the same server was lost", false);
+            } else if live.is_overdue(now, &self.link) {
+                self.break_off("the server does not answer", false);
+            }
+        }
+        self.bury();
+        if self.live.is_some() {
+            return;
+        }
+        let is_over = self.link.is_over() || give_up;
+        if is_over {
+            self.fail_queue();
+        }
+        if is_over || (self.rank == Rank::First && self.queue.is_empty() && !self.link.is_wished()) {
+            self.link.wait_no_more(&mut self.waiting);
+            return;
+        }
+        let session = match self.rank {
+            Rank::First => self.link.take_or_wait(&mut self.waiting),
+            Rank::Spare => self.link.take_spare(),
+        };
+        if let Some((generation, session)) = session {
+            self.live = Some(Live::new(session, generation, self.slots, now));
+        }
+    }
+
+    /// Requests that wait for an answer, or to be sent.
+    pub(super) fn load(&self) -> usize {
+        self.queue.len() + self.live.as_ref().map_or(0, |live| live.replies.outstanding())
+    }
+
+    /// Whether it has a connection that works.
+    pub(super) fn is_up(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| !live.broken)
+    }
+
+    /// Whether it has a connection, or something to do.
+    pub(super) fn is_used(&self) -> bool {
+        self.live.is_some() || !self.queue.is_empty()
+    }
+
+    /// Without a connection, leaves what it has to another wire of the same link.
+    pub(super) fn hand_over(&mut self, first: &mut Self) {
+        if self.live.is_none() {
+            first.queue.append(&mut self.queue);
+        }
+    }
+
+    fn fail_queue(&mut self) {
+        while let Some(request) = self.queue.pop_front() {
+            match request.what {
+                What::Status { range, .. } => self.link.retract_wish(range),
+                What::Read { .. } | What::Write { .. } | What::Zero { .. } | What::Flush => {
+                    self.answers.push_back(request.answered(Err(Errno::EHOSTUNREACH)));
+                }
+            }
+        }
+    }
+
+    /// The next operation for the ring.
+    pub(crate) fn next_op(&mut self, now: Instant, give_up: bool) -> Option<(Direction, Op)> {
+        if self.live.as_ref().is_none_or(|live| live.broken) {
+            return None;
+        }
+        if !give_up && let Some(wish) = self.link.take_wish() {
+            self.queue.push_front(Request::status(wish));
+        }
+        let out = self.next_send(now).map(|op| (Direction::Out, op));
+        out.or_else(|| self.next_receive(now).map(|op| (Direction::In, op)))
+    }
+
+    fn next_send(&mut self, now: Instant) -> Option<Op> {
+        let live = self.live.as_mut()?;
+        match &live.sending {
+            Some(sending) if sending.in_ring => return None,
+            Some(_) => return live.rest_of_send(&mut self.outboxes),
+            None => {}
+        }
+        if self.queue.is_empty() || live.replies.outstanding() == self.slots {
+            return None;
+        }
+        if self.outboxes.is_empty() && self.outboxes_made < OUTBOXES_MAX {
+            self.outboxes.extend(Block::alone(HEAD_BYTES));
+            self.outboxes_made += self.outboxes.len();
+        }
+        let mut outbox = self.outboxes.pop()?;
+        let mut head_len = 0;
+        let (mut payload, mut body) = (None, None);
+        while payload.is_none()
+            && head_len + REQUEST_BYTES_MAX <= outbox.len()
+            && live.replies.outstanding() < self.slots
+            && let Some(mut request) = self.queue.pop_front()
+        {
+            let (mut header, expected) = request.header(&self.link);
+            header.cookie = live.replies.expect(expected);
+            let index = Replies::index(header.cookie);
+            head_len += header.encode(live.session().style, &mut outbox[head_len..]);
+            request.sent = now;
+            if let What::Write { .. } = request.what {
+                let block = request.block.take().expect("a write that waits has its block");
+                payload = Some(Transfer { block, start: request.start, len: request.len });
+                body = Some((index, request.start, request.len));
+            }
+            live.requests[index] = Some(request);
+        }
+        let head_len = u32::try_from(head_len).expect("within the buffer");
+        let zero_copy = live.zero_copy && payload.as_ref().is_some_and(|payload| payload.len >= ZERO_COPY_BYTES_MIN);
+        let outbox_at = outbox.as_ptr() as usize;
+        live.sending = Some(Sending { outbox_at, head_len, body, sent: 0, since: now, in_ring: true, answered: None });
+        let head = Transfer { block: outbox, start: 0, len: head_len };
+        Some(Op::Send { file: live.file(), head, body: payload, zero_copy })
+    }
+
+    fn next_receive(&mut self, now: Instant) -> Option<Op> {
+        let live = self.live.as_mut()?;
+        if live.receiving.is_some() || live.replies.outstanding() == 0 {
+            return None;
+        }
+        let file = live.file();
+        match live.replies.wants() {
+            Wants::Head { most } => {
+                let inbox = self.inbox.take()?;
+                let len = u32::try_from(most.min(inbox.len())).expect("within the buffer");
+                live.receiving = Some(Receiving::Head);
+                let head = Some(Transfer { block: inbox, start: 0, len });
+                Some(Op::Receive { file, head, body: None, all: false })
+            }
+            Wants::Body { index, at, len } => {
+                let request = live.requests[index].as_mut().expect("a body belongs to a request that waits for it");
+                let block = request.block.take().expect("a read that waits has its block");
+                live.receiving = Some(Receiving::Body { index, since: now });
+                let body = Some(Transfer { block, start: request.start + at, len });
+                Some(Op::Receive { file, head: None, body, all: true })
+            }
+        }
+    }
+
+    /// The ring has answered an operation.
+    pub(crate) fn completed(&mut self, direction: Direction, completion: Completion) {
+        match direction {
+            Direction::Out => self.sent(completion),
+            Direction::In => self.received(completion),
+        }
+        self.bury();
+    }
+
+    fn sent(&mut self, completion: Completion) {
+        let Completion { result, block, head, copied, more, .. } = completion;
+        let live = self.live.as_mut().expect("a connection stays while the ring works for it");
+        live.zero_copy &= !copied;
+        if more {
+            return self.lend(result);
+        }
+        let lent = head.as_ref().and_then(|head| {
+            let at = head.as_ptr() as usize;
+            live.lent.iter().position(|sending| sending.outbox_at == at)
+        });
+        if let Some(lent) = lent {
+            let sending = live.lent.swap_remove(lent);
+            self.outboxes.extend(head);
+            return self.hand_back(sending, block);
+        }
+        let sending = live.sending.as_mut().expect("a send completes once");
+        sending.in_ring = false;
+        // What was sent in a second go travels as the head.
+        let rest_of_body = block.is_none() && sending.sent >= sending.head_len;
+        let (outbox, payload) = if rest_of_body { (None, head) } else { (head, block) };
+        self.outboxes.extend(outbox);
+        live.put_back(payload);
+        let sending = live.sending.as_mut().expect("it is still there");
+        match result {
+            Ok(bytes) if bytes > 0 => sending.sent += bytes,
+            Ok(_) => return self.break_off("it takes no more bytes", true),
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => return self.break_off(errno.desc(), is_closed_by_peer(errno)),
+        }
+        if sending.is_sent() {
+            let finished = live.sending.take().and_then(|sending| sending.answered);
+            if let Some((request, result)) = finished {
+                self.finish(request, result);
+            }
+        }
+    }
+
+    /// Every byte of a send without a copy is on its way; the next one may follow.
+    fn lend(&mut self, result: Result<u32, Errno>) {
+        let live = self.live.as_mut().expect("a connection stays while the ring works for it");
+        let mut sending = live.sending.take().expect("a send is answered once");
+        sending.in_ring = false;
+        sending.sent += result.unwrap_or(0);
+        let is_sent = sending.is_sent();
+        live.lent.push(sending);
+        if !is_sent {
+            // The rest cannot follow while the memory is lent.
+            self.break_off("it takes no more bytes", true);
+        }
+    }
+
+    /// The network has let go of what was lent.
+    fn hand_back(&mut self, sending: Sending, block: Option<Block>) {
+        let (Some(block), Some((index, ..))) = (block, sending.body) else { return };
+        if let Some((mut request, result)) = sending.answered {
+            request.block = Some(block);
+            return self.finish(request, result);
+        }
+        let live = self.live.as_mut().expect("a connection stays while its memory is lent");
+        live.requests[index].as_mut().expect("it was not answered yet").block = Some(block);
+    }
+
+    fn received(&mut self, Completion { result, block, head, .. }: Completion) {
+        let live = self.live.as_mut().expect("a connection stays while the ring works for it");
+        let receiving = live.receiving.take().expect("a receive completes once");
+        if let (Receiving::Body { index, .. }, Some(block)) = (receiving, block) {
+            live.requests[index].as_mut().expect("its body was on its way").block = Some(block);
+        }
+        self.inbox = self.inbox.take().or(head);
+        if live.broken {
+            return;
+        }
+        let bytes = match result {
+            Ok(0) => return self.break_off("the server has closed the connection", true),
+            Ok(bytes) => bytes,
+            Err(Errno::EAGAIN | Errno::EINTR) => return,
+            Err(errno) => return self.break_off(errno.desc(), is_closed_by_peer(errno)),
+        };
+        let parsed = match (receiving, &self.inbox) {
+            (Receiving::Head, Some(inbox)) => live.replies.head(&inbox[..bytes as usize], &mut self.events),
+            (Receiving::Head, None) => unreachable!("the buffer has just come back"),
+            (Receiving::Body { .. }, _) => live.replies.body(bytes, &mut self.events),
+        };
+        self.act();
+        if let Err(violation) = parsed {
+            self.refuse(&violation);
+        }
+    }
+
+    /// Carries out what the replies say.
+    fn act(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            let Some(live) = self.live.as_mut() else { break };
+            match event {
+                Event::Hole { index, at, len } => {
+                    let request = live.requests[index].as_mut().expect("a reply belongs to a request");
+                    let start = (request.start + at) as usize;
+                    let block = request.block.as_mut().expect("no body of it is on its way");
+                    block[start..start + len as usize].fill(0);
+                }
+                Event::Early { index, from, at, len } => {
+                    // The receive had begun before there was a read that could be answered.
+                    let (Some(inbox), Some(request)) = (&self.inbox, live.requests[index].as_mut()) else { continue };
+                    let (start, len) = ((request.start + at) as usize, len as usize);
+                    let block = request.block.as_mut().expect("no body of it is on its way");
+                    block[start..start + len].copy_from_slice(&inbox[from..from + len]);
+                }
+                Event::Status { index, context, extents } => {
+                    let is_dirty = live.session().contexts.dirty == Some(context);
+                    let request = live.requests[index].as_mut().expect("a reply belongs to a request");
+                    match &mut request.what {
+                        What::Status { dirty, .. } if is_dirty => *dirty = Some(extents),
+                        What::Status { allocation, .. } => *allocation = Some(extents),
+                        What::Read { .. } | What::Write { .. } | What::Zero { .. } | What::Flush => {}
+                    }
+                }
+                Event::Done { index, result } => self.done(index, result),
+            }
+        }
+        self.events = events;
+    }
+
+    fn done(&mut self, index: usize, result: Result<(), Errno>) {
+        let Some(live) = self.live.as_mut() else { return };
+        live.answers = true;
+        if !std::mem::replace(&mut live.heard, true) {
+            self.link.heard();
+        }
+        let request = live.requests[index].take().expect("a request is answered once");
+        live.newest_answered = live.newest_answered.max(request.sent);
+        // Also if its block is back: what is left of its payload still has to be sent.
+        match live.sending.iter_mut().chain(&mut live.lent).find(|sending| sending.holds(index)) {
+            Some(sending) => sending.answered = Some((request, result)),
+            None => self.finish(request, result),
+        }
+    }
+
+    /// A request was answered and everything of it is ours again.
+    fn finish(&mut self, mut request: Request, result: Result<(), Errno>) {
+        if result == Err(Errno::ESHUTDOWN) {
+            self.queue.push_back(request);
+            // It may still be busy with the others.
+            return self.break_off("the server is shutting down", false);
+        }
+        match (&mut request.what, result) {
+            (What::Zero { left, .. }, Ok(())) => {
+                let rest = ByteRange::new(left.start() + u64::from(request.len), left.end());
+                *left = rest;
+                if !rest.is_empty() {
+                    return self.queue.push_front(request);
+                }
+            }
+            (What::Zero { fast: true, .. }, Err(Errno::EOPNOTSUPP)) => {
+                self.link.zeroes_slowly();
+                return self.queue.push_front(request);
+            }
+            (What::Status { range, allocation, dirty }, result) => {
+                let (range, scan) = (*range, (allocation.take(), dirty.take()));
+                return self.answer_wish(range, scan, result);
+            }
+            (What::Read { .. } | What::Write { .. } | What::Zero { .. } | What::Flush, _) => {}
+        }
+        let bytes = if matches!(request.what, What::Zero { .. }) { 0 } else { request.len };
+        self.answers.push_back(request.answered(result.map(|()| bytes)));
+    }
+
+    fn answer_wish(
+        &mut self,
+        range: ByteRange,
+        (allocation, dirty): (Option<Descriptors>, Option<Descriptors>),
+        result: Result<(), Errno>,
+    ) {
+        let Some(live) = &self.live else { return self.link.retract_wish(range) };
+        let (generation, has_bitmap) = (live.generation, live.session().contexts.dirty.is_some());
+        let scan = match result {
+            Ok(()) if has_bitmap && dirty.is_none() => {
+                return self.refuse(&Violation("a block status without the dirty bitmap"));
+            }
+            Ok(()) => Ok(merge(range, allocation, dirty)),
+            Err(errno) if has_bitmap => {
+                let what = format!("ask {} for its dirty bitmap", self.link.name());
+                Err(Error::os(self.link.side(), Operation::Map, errno, what).at(range.start(), range.len()))
+            }
+            // It cannot tell: then it is data.
+            Err(errno) => {
+                tracing::debug!(export = self.link.name(), offset = range.start(), %errno, "no block status");
+                Ok(vec![Extent { range, kind: ExtentKind::Data }])
+            }
+        };
+        self.link.answer_wish(generation, range, scan);
+    }
+
+    /// The server broke the protocol: nothing it says is believed any more.
+    fn refuse(&mut self, violation: &Violation) {
+        let message = format!("{} broke the protocol: {}", self.link.name(), violation.0);
+        let error = Error::new(Code::Protocol, self.link.side(), Operation::Read, message)
+            .advise("report it to whoever makes the server");
+        self.link.condemn(error);
+        self.break_off("it broke the protocol", false);
+    }
+
+    /// Gives the connection up. `closed`: by the peer, so that nothing of it can land later.
+    fn break_off(&mut self, why: &str, closed: bool) {
+        let Some(live) = self.live.as_mut().filter(|live| !live.broken) else { return };
+        live.broken = true;
+        let session = live.session();
+        // Whoever noticed first, a server that has ended has closed all of its connections.
+        let closed = closed || is_hung_up(session);
+        if session.is_tcp {
+            // What the kernel still has to send is dropped at the close, instead of being sent some time later.
+            let _ = setsockopt(&session.socket, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 });
+        }
+        // Ends what the ring does with it.
+        let _ = shutdown(session.socket.as_raw_fd(), Shutdown::Both);
+        if let Some(sent) = live.last_change().filter(|_| !closed) {
+            self.link.leave_unanswered(sent);
+        }
+        if !self.link.is_over() {
+            self.link.lose(live.generation, why);
+        }
+    }
+
+    /// Closes a broken connection once the ring has given everything back.
+    fn bury(&mut self) {
+        let is_out = |live: &Live| {
+            live.broken && live.receiving.is_none() && live.sending.as_ref().is_none_or(|sending| !sending.in_ring)
+        };
+        let Some(live) = self.live.as_mut().filter(|live| is_out(live)) else { return };
+        // Closing it is what makes the network let go of what is lent.
+        live.session = None;
+        if !live.lent.is_empty() {
+            return;
+        }
+        let Some(Live { requests, sending, .. }) = self.live.take() else { return };
+        let answered = sending.and_then(|sending| sending.answered);
+        for request in requests.into_iter().flatten().chain(answered.map(|(request, _)| request)) {
+            match request.what {
+                What::Status { range, .. } => self.link.retract_wish(range),
+                What::Read { .. } | What::Write { .. } | What::Zero { .. } | What::Flush => {
+                    self.queue.push_back(request);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn is_still(&self) -> bool {
+        let quiet = |live: &Live| {
+            !live.broken
+                && live.sending.is_none()
+                && live.lent.is_empty()
+                && live.receiving.is_none()
+                && live.replies.outstanding() == 0
+        };
+        self.queue.is_empty() && self.answers.is_empty() && self.live.as_ref().is_none_or(quiet)
+    }
+
+    /// Gives up whatever is under way: nobody waits for it any more.
+    pub(crate) fn abandon(&mut self) {
+        self.break_off("its job has given up", false);
+    }
+
+    /// Gives the session back. Call when [`Wire::is_still`].
+    pub(crate) fn close(mut self) {
+        self.link.wait_no_more(&mut self.waiting);
+        if let Some(Live { session: Some(session), generation, .. }) = self.live.take() {
+            self.link.give_back(generation, session);
+        }
+    }
+}
+
+/// Whether the peer has closed a connection, as far as is known here.
+fn is_hung_up(session: &Session) -> bool {
+    // The crate has no name for it, and no answer where it is set.
+    let half_closed = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
+    let mut fds = [PollFd::new(session.socket.as_fd(), half_closed)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        && fds[0].revents().is_none_or(|found| found.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
+}
+
+/// Whether a connection failed by the peer's doing. One that the network has lost may still be served.
+fn is_closed_by_peer(errno: Errno) -> bool {
+    matches!(errno, Errno::ECONNRESET | Errno::EPIPE)
+}

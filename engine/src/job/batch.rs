@@ -1,0 +1,108 @@
+//! Leaves that landed, on their way to being recorded.
+
+use super::round::{Landed, LeafContent};
+use crate::extent::ByteRange;
+use crate::journal::{Content, Run};
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// By workers.
+    pub moved: Vec<Landed>,
+    pub moved_bytes: u64,
+    /// Without them.
+    pub settled: Vec<Landed>,
+    /// Whether the destination is flushed before it is recorded.
+    pub flushed: bool,
+}
+
+impl Batch {
+    pub(crate) fn len(&self) -> usize {
+        self.moved.len() + self.settled.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Splits off what was started before this generation.
+    pub(crate) fn split_lost(&mut self, generation: Option<u64>) -> Self {
+        let is_lost = |landed: &mut Landed| landed.generation < generation && landed.generation.is_some();
+        let moved: Vec<_> = self.moved.extract_if(.., is_lost).collect();
+        let settled: Vec<_> = self.settled.extract_if(.., is_lost).collect();
+        let moved_bytes = bytes_of(&moved);
+        self.moved_bytes -= moved_bytes;
+        Self { moved, moved_bytes, settled, flushed: false }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.moved_bytes + bytes_of(&self.settled)
+    }
+
+    pub(crate) fn leaves(&self) -> impl Iterator<Item = &Landed> {
+        self.moved.iter().chain(&self.settled)
+    }
+
+    /// As the fewest runs.
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        runs_of(self.leaves().copied().collect())
+    }
+}
+
+pub(crate) fn bytes_of(landed: &[Landed]) -> u64 {
+    landed.iter().map(|landed| landed.range.len()).sum()
+}
+
+/// Leaves that landed, in any order, as the fewest runs.
+fn runs_of(mut landed: Vec<Landed>) -> Vec<Run> {
+    landed.sort_unstable_by_key(|landed| landed.range.start());
+    let mut runs: Vec<Run> = Vec::new();
+    for Landed { range, content, .. } in &landed {
+        let last = runs.last_mut().filter(|last| last.range.end() == range.start());
+        match (last, content) {
+            (Some(Run { range: run, content: Content::Zeros }), LeafContent::Zeros)
+            | (Some(Run { range: run, content: Content::Undigested }), LeafContent::Undigested) => {
+                *run = ByteRange::new(run.start(), range.end());
+            }
+            (Some(Run { range: run, content: Content::Leaves(leaves) }), LeafContent::Digest(digest)) => {
+                *run = ByteRange::new(run.start(), range.end());
+                leaves.push(*digest);
+            }
+            (_, content) => runs.push(Run {
+                range: *range,
+                content: match content {
+                    LeafContent::Zeros => Content::Zeros,
+                    LeafContent::Digest(digest) => Content::Leaves(vec![*digest]),
+                    LeafContent::Undigested => Content::Undigested,
+                },
+            }),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn landed(start: u64, end: u64, generation: Option<u64>) -> Landed {
+        Landed { range: ByteRange::new(start, end), content: LeafContent::Zeros, generation }
+    }
+
+    #[test]
+    fn what_was_started_before_a_loss_is_split_off_and_the_rest_stays() {
+        let mut batch = Batch {
+            moved: vec![landed(0, 10, Some(1)), landed(10, 20, Some(2)), landed(20, 30, None)],
+            moved_bytes: 30,
+            settled: vec![landed(30, 45, Some(0)), landed(45, 50, Some(2))],
+            flushed: true,
+        };
+        assert!(batch.split_lost(Some(0)).is_empty() && batch.split_lost(None).is_empty());
+        let lost = batch.split_lost(Some(2));
+        assert_eq!((lost.moved_bytes, lost.bytes()), (10, 25));
+        assert_eq!(lost.leaves().map(|landed| landed.range.start()).collect::<Vec<_>>(), [0, 30]);
+        assert_eq!((batch.moved_bytes, batch.bytes(), batch.flushed), (20, 25, true));
+        let runs = batch.runs().into_iter().map(|run| run.range).collect::<Vec<_>>();
+        assert_eq!(runs, [ByteRange::new(10, 30), ByteRange::new(45, 50)]);
+    }
+}

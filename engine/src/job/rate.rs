@@ -1,0 +1,78 @@
+//! How fast a round moves, and how much of it is let into flight on that account.
+
+use super::round::Round;
+use crate::limits::{PACED_BLOCKS_MIN, TICK};
+use crate::pipeline::pace::Pace;
+use crate::ring::Instant;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// The rate over the last second.
+#[derive(Debug, Default)]
+pub(crate) struct Rate {
+    samples: VecDeque<(Instant, u64)>,
+}
+
+impl Rate {
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    /// Looks at the counters, and leaves the rate there.
+    pub(crate) fn sample(&mut self, now: Instant, round: &Round) {
+        let counters = &round.control.counters;
+        let bytes = counters.landed.load(Relaxed) + counters.verified.load(Relaxed);
+        if self.samples.back().is_some_and(|&(last, _)| now.saturating_sub(last) < TICK / 2) {
+            return;
+        }
+        self.samples.push_back((now, bytes));
+        while self.samples.len() > 2
+            && self.samples.get(1).is_some_and(|&(at, _)| now.saturating_sub(at) >= Self::WINDOW)
+        {
+            self.samples.pop_front();
+        }
+        if let Some(&(since, before)) = self.samples.front() {
+            let took = now.saturating_sub(since).as_micros();
+            let rate = (u128::from(bytes.saturating_sub(before)) * 1_000_000).checked_div(took).unwrap_or(0);
+            counters.rate.store(u64::try_from(rate).unwrap_or(u64::MAX), Relaxed);
+        }
+    }
+}
+
+/// Keeps what is on its way to and from servers as little as it can be: see [`Pace`].
+#[derive(Debug)]
+pub(crate) struct Pacing {
+    pace: Pace,
+    last: Instant,
+    /// Bytes of blocks that had landed by then.
+    moved: u64,
+}
+
+impl Pacing {
+    /// For a round that reaches servers, else none.
+    pub(crate) fn of(round: &Round, now: Instant) -> Option<Self> {
+        let servers =
+            [&round.source, &round.destination].into_iter().filter(|channel| channel.link().is_some()).count();
+        let blocks = match servers {
+            0 => return None,
+            // A disk wants more than what a server on this host does.
+            1 => PACED_BLOCKS_MIN * 2,
+            _ => PACED_BLOCKS_MIN,
+        };
+        let pace = Pace::new(blocks * u64::from(round.terms.block_bytes));
+        round.control.set_pace(pace.bytes(), false);
+        Some(Self { pace, last: now, moved: round.control.moved() })
+    }
+
+    /// Looks at what has landed, once a tick.
+    pub(crate) fn tick(&mut self, now: Instant, round: &Round) {
+        let elapsed = now.saturating_sub(self.last);
+        if elapsed < TICK {
+            return;
+        }
+        let (moved, quickest) = (round.control.moved(), round.control.take_quickest());
+        self.pace.tick(moved - self.moved, elapsed, quickest);
+        tracing::trace!(moved = moved - self.moved, ?elapsed, ?quickest, window = self.pace.bytes(), "paced");
+        (self.last, self.moved) = (now, moved);
+        round.control.set_pace(self.pace.bytes(), self.pace.is_long());
+    }
+}

@@ -1,0 +1,47 @@
+//! Clones, which need no worker.
+
+use super::{Found, Supply, seal_copy};
+use crate::error::Result;
+use crate::extent::{ByteRange, RangeSet};
+use crate::job::round::{Landed, LeafContent};
+use crate::limits::CLONE_BYTES_MAX;
+use crate::volume::Volume;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct CloneSupply {
+    source: Arc<dyn Volume>,
+    destination: Arc<dyn Volume>,
+    todo: VecDeque<ByteRange>,
+}
+
+impl CloneSupply {
+    pub(crate) fn new(source: Arc<dyn Volume>, destination: Arc<dyn Volume>, done: &RangeSet) -> Self {
+        let todo = done.gaps(ByteRange::new(0, source.size_bytes())).collect();
+        Self { source, destination, todo }
+    }
+}
+
+impl Supply for CloneSupply {
+    fn again(&mut self, ranges: RangeSet) {
+        // Clones cannot be lost; if they were, they could be made again.
+        self.todo.extend(ranges.iter());
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        seal_copy(&*self.source, &*self.destination)
+    }
+
+    fn refill(&mut self, _room: usize, found: &mut Found) -> Result<()> {
+        let Some(gap) = self.todo.pop_front() else { return Ok(()) };
+        let range = gap.split(CLONE_BYTES_MAX).next().expect("gaps are not empty");
+        if range.end() < gap.end() {
+            self.todo.push_front(ByteRange::new(range.end(), gap.end()));
+        }
+        self.destination.clone_range(&*self.source, range)?;
+        found.cloned.push(Landed { range, content: LeafContent::Undigested, generation: None });
+        Ok(())
+    }
+}

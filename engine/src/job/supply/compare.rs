@@ -1,0 +1,173 @@
+//! Segments of a comparison: every byte is looked at that neither side knows to be zero.
+
+use super::{Found, SKIPPED_PER_REFILL, Supply, take_for_data};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, ExtentKind, RangeSet};
+use crate::job::round::{Landed, LeafContent, Segment, Work};
+use crate::journal::{Content, JournalReader, Run};
+use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
+use crate::plan::{Piece, Planner};
+use crate::volume::Volume;
+use std::sync::Arc;
+
+/// What a comparison expects.
+#[derive(Debug)]
+pub(crate) enum Expectation {
+    /// The bytes of this volume.
+    Volume(Arc<dyn Volume>),
+    /// What this journal recorded; where it has no digest, the bytes of the volume, if there is one.
+    Journal(Box<JournalReader>, Option<Arc<dyn Volume>>),
+}
+
+/// Segments of a comparison.
+#[derive(Debug)]
+pub(crate) struct CompareSupply {
+    expectation: Expectation,
+    target: Arc<dyn Volume>,
+    size: u64,
+    leaf: u32,
+    /// What the journal was asked up to.
+    cursor: u64,
+    /// The part being looked at: extents of the reference.
+    reference: Option<Planner>,
+    /// Zeros are expected here: extents of the target.
+    zeros: Option<Planner>,
+}
+
+impl CompareSupply {
+    /// Compares the first `size` bytes of `target`, in leaves of `leaf` bytes.
+    pub(crate) fn new(expectation: Expectation, target: Arc<dyn Volume>, size: u64, leaf: u32) -> Self {
+        let reference =
+            matches!(expectation, Expectation::Volume(_)).then(|| Planner::over(ByteRange::new(0, size), leaf));
+        let cursor = if reference.is_some() { size } else { 0 };
+        Self { expectation, target, size, leaf, cursor, reference, zeros: None }
+    }
+
+    fn reference_volume(&self) -> Result<&Arc<dyn Volume>> {
+        match &self.expectation {
+            Expectation::Volume(volume) | Expectation::Journal(_, Some(volume)) => Ok(volume),
+            Expectation::Journal(..) => Err(Error::new(
+                Code::Unsupported,
+                Side::Caller,
+                Operation::Verify,
+                "the receipt holds no digests for some of the data (it was cloned, or copied with --digest none); \
+                 compare with the source instead",
+            )),
+        }
+    }
+
+    /// Takes the next run of the journal. Says whether there was one.
+    fn next_run(&mut self, found: &mut Found) -> Result<bool> {
+        let Expectation::Journal(journal, _) = &self.expectation else { return Ok(false) };
+        if self.cursor >= self.size {
+            return Ok(false);
+        }
+        let whole = ByteRange::new(self.cursor, self.size);
+        let Some(run) = journal.runs(whole).next().transpose()? else { return Err(self.unrecorded()) };
+        if run.range.start() != self.cursor {
+            return Err(self.unrecorded());
+        }
+        let run = match &run.content {
+            // Only as many digests at a time as a segment has leaves.
+            Content::Leaves(_) if run.range.len() > SEGMENT_BYTES_MAX => {
+                let piece = whole.split(SEGMENT_BYTES_MAX).next().expect("not empty");
+                journal.runs(piece).next().transpose()?.ok_or_else(|| self.unrecorded())?
+            }
+            _ => run,
+        };
+        self.cursor = run.range.end();
+        let Run { range, content } = run;
+        match content {
+            Content::Zeros => self.zeros = Some(Planner::over(range, self.leaf)),
+            Content::Leaves(leaves) => found.segments.push(Segment { range, work: Work::CompareDigests(leaves) }),
+            Content::Undigested => self.reference = Some(Planner::over(range, self.leaf)),
+        }
+        Ok(true)
+    }
+
+    fn unrecorded(&self) -> Error {
+        Error::internal(
+            Operation::Verify,
+            format!("the journal says nothing about byte {} of a finished copy", self.cursor),
+        )
+        .with_code(Code::CheckpointCorrupt)
+    }
+}
+
+/// What a planner over a volume's extents says next.
+#[derive(Debug)]
+enum Sought {
+    Data {
+        range: ByteRange,
+        read: ByteRange,
+    },
+    Zeros {
+        range: ByteRange,
+    },
+    /// Nothing yet: the volume was asked.
+    Asked,
+    /// Nothing any more.
+    End,
+}
+
+fn next_piece(planner: &mut Planner, volume: &dyn Volume) -> Result<Sought> {
+    loop {
+        if let Some(piece) = planner.next() {
+            return Ok(match piece {
+                Piece::Data { range, read } => Sought::Data { range, read },
+                Piece::Zeros { range } => Sought::Zeros { range },
+                Piece::Unchanged { range } => Sought::Data { range, read: range },
+            });
+        }
+        let Some(todo) = planner.unscanned() else { return Ok(Sought::End) };
+        let Some(mut extents) = volume.extents(todo, EXTENTS_PER_SCAN)? else { return Ok(Sought::Asked) };
+        // What a copy leaves alone is compared all the same.
+        take_for_data(ExtentKind::Unchanged, &mut extents);
+        planner.add(&extents);
+    }
+}
+
+impl Supply for CompareSupply {
+    fn again(&mut self, _ranges: RangeSet) {
+        unreachable!("a comparison has nothing to lose");
+    }
+
+    fn refill(&mut self, room: usize, found: &mut Found) -> Result<()> {
+        while found.segments.len() < room && found.skipped.len() < SKIPPED_PER_REFILL {
+            if let Some(planner) = &mut self.zeros {
+                match next_piece(planner, &*self.target)? {
+                    Sought::Data { range, .. } => found.segments.push(Segment { range, work: Work::CompareZeros }),
+                    Sought::Zeros { range } => {
+                        found.skipped.push(Landed { range, content: LeafContent::Zeros, generation: None })
+                    }
+                    Sought::Asked => {
+                        found.waits = true;
+                        break;
+                    }
+                    Sought::End => self.zeros = None,
+                }
+                continue;
+            }
+            if let Some(mut planner) = self.reference.take() {
+                let sought = next_piece(&mut planner, &**self.reference_volume()?)?;
+                match sought {
+                    Sought::Data { range, read } => {
+                        found.segments.push(Segment { range, work: Work::CompareSource { read } })
+                    }
+                    Sought::Zeros { range } => self.zeros = Some(Planner::over(range, self.leaf)),
+                    Sought::Asked => found.waits = true,
+                    Sought::End => continue,
+                }
+                self.reference = Some(planner);
+                if found.waits {
+                    break;
+                }
+                continue;
+            }
+            if !self.next_run(found)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

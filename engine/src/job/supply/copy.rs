@@ -1,0 +1,159 @@
+//! Segments of a copy: what holds data is read, and zeros are told to the destination unless it holds them already.
+
+use super::reservation::{Reservation, Reserve};
+use super::zero_look::{Looked, ZeroLook};
+use super::{Found, SKIPPED_PER_REFILL, Supply, seal_copy, take_for_data};
+use crate::error::Result;
+use crate::extent::{ByteRange, ExtentKind, RangeSet};
+use crate::job::round::{Landed, LeafContent, Segment, Work};
+use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
+use crate::plan::{Piece, Planner};
+use crate::spec::Sparse;
+use crate::volume::Volume;
+use std::sync::Arc;
+
+/// What is done with zeros of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ZeroPlan {
+    /// The destination is known to hold them already.
+    Skip,
+    /// It must be told.
+    Request,
+    /// It must be told where it does not say that it holds them: allocated, unless holes will do.
+    Ask(Sparse),
+}
+
+/// Segments of a copy.
+#[derive(Debug)]
+pub(crate) struct CopySupply {
+    source: Arc<dyn Volume>,
+    planner: Planner,
+    leaf: u32,
+    /// Ranges that were lost, and have to be planned again.
+    lost: RangeSet,
+    /// One of them, which comes first.
+    again: Option<Planner>,
+    zeros: ZeroPlan,
+    /// Zeros that the destination may hold.
+    look: ZeroLook,
+    reservation: Reservation,
+    /// Zeros that still have to be cut into requests.
+    requests: Option<ByteRange>,
+}
+
+impl CopySupply {
+    pub(crate) fn new(
+        source: Arc<dyn Volume>,
+        destination: Arc<dyn Volume>,
+        planner: Planner,
+        leaf: u32,
+        zeros: ZeroPlan,
+        reserve: Reserve,
+    ) -> Self {
+        let size = source.size_bytes();
+        let sparse = if let ZeroPlan::Ask(sparse) = zeros { sparse } else { Sparse::Auto };
+        Self {
+            source,
+            planner,
+            leaf,
+            lost: RangeSet::new(),
+            again: None,
+            zeros,
+            look: ZeroLook::new(leaf, size, sparse),
+            reservation: Reservation::new(destination, size, reserve),
+            requests: None,
+        }
+    }
+
+    /// The next piece, of what was lost or of the volume; `None` at its end, or while extents are waited for.
+    fn next_piece(&mut self, found: &mut Found) -> Result<Option<Piece>> {
+        loop {
+            if self.again.is_none() {
+                self.again = self.lost.take_first().map(|range| Planner::over(range, self.leaf));
+            }
+            let planner = self.again.as_mut().unwrap_or(&mut self.planner);
+            if let Some(piece) = planner.next() {
+                return Ok(Some(piece));
+            }
+            let Some(todo) = planner.unscanned() else {
+                match self.again.take() {
+                    Some(_) => continue,
+                    None => return Ok(None),
+                }
+            };
+            let Some(mut extents) = self.source.extents(todo, EXTENTS_PER_SCAN)? else {
+                found.waits = true;
+                return Ok(None);
+            };
+            if self.zeros == ZeroPlan::Skip {
+                // The destination is new: it does not hold what has not changed.
+                take_for_data(ExtentKind::Unchanged, &mut extents);
+            }
+            self.reservation.note(&extents);
+            planner.add(&extents);
+        }
+    }
+
+    fn take(&mut self, piece: Piece, found: &mut Found) -> Result<()> {
+        match piece {
+            Piece::Data { range, read } => {
+                let found_zeros = self.reservation.reach(read.end())?;
+                found.segments.push(Segment { range, work: Work::Copy { read, found: found_zeros } });
+            }
+            Piece::Zeros { range } => {
+                self.reservation.reach(range.end())?;
+                // Reserving everything may have turned out impossible: then zeros are written.
+                match self.zeros {
+                    ZeroPlan::Skip if self.reservation.holds() => {
+                        found.skipped.push(Landed { range, content: LeafContent::Zeros, generation: None })
+                    }
+                    ZeroPlan::Skip | ZeroPlan::Request => self.requests = Some(range),
+                    ZeroPlan::Ask(_) => self.look.start(range),
+                }
+            }
+            Piece::Unchanged { range } => {
+                found.skipped.push(Landed { range, content: LeafContent::Undigested, generation: None })
+            }
+        }
+        Ok(())
+    }
+
+    fn next_request(&mut self) -> Option<Segment> {
+        let all = self.requests?;
+        let range = all.split(SEGMENT_BYTES_MAX).next()?;
+        self.requests = (range.end() < all.end()).then(|| ByteRange::new(range.end(), all.end()));
+        Some(Segment { range, work: Work::Zero })
+    }
+}
+
+impl Supply for CopySupply {
+    fn again(&mut self, ranges: RangeSet) {
+        ranges.iter().for_each(|range| self.lost.insert(range));
+    }
+
+    fn seal(&mut self) -> Result<()> {
+        seal_copy(&*self.source, &*self.reservation.destination)
+    }
+
+    fn refill(&mut self, room: usize, found: &mut Found) -> Result<()> {
+        while found.segments.len() < room && found.skipped.len() < SKIPPED_PER_REFILL {
+            if let Some(segment) = self.next_request() {
+                found.segments.push(segment);
+                continue;
+            }
+            match self.look.next(&*self.reservation.destination)? {
+                Looked::There(landed) => found.skipped.push(landed),
+                Looked::Missing(range) => self.requests = Some(range),
+                Looked::Asked => {
+                    found.waits = true;
+                    break;
+                }
+                Looked::End => {
+                    let Some(piece) = self.next_piece(found)? else { break };
+                    self.take(piece, found)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! Where the segments of a round come from.
+//!
+//! A supply runs on the job's thread, ahead of the workers: it scans extents, reserves space and turns what needs no
+//! worker (holes on a destination that is known to be zero, clones) into leaves that have landed.
+
+mod clone;
+mod compare;
+mod copy;
+mod reservation;
+mod zero_look;
+
+pub(crate) use clone::CloneSupply;
+pub(crate) use compare::{CompareSupply, Expectation};
+pub(crate) use copy::{CopySupply, ZeroPlan};
+pub(crate) use reservation::Reserve;
+
+use super::round::{Landed, Segment};
+use crate::error::Result;
+use crate::extent::{Extent, ExtentKind, RangeSet};
+use crate::volume::Volume;
+use std::fmt;
+
+/// Leaves are settled without workers in portions of about so many runs: in between the conductor looks up.
+const SKIPPED_PER_REFILL: usize = 256;
+
+/// What a supply has found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// For the workers.
+    pub segments: Vec<Segment>,
+    /// Settled without them, as the destination holds it already.
+    pub skipped: Vec<Landed>,
+    /// Settled without them, by cloning.
+    pub cloned: Vec<Landed>,
+    /// A volume was asked for extents that it does not know yet: workers have to be awake to carry the question.
+    pub waits: bool,
+}
+
+/// See the module's head.
+pub(crate) trait Supply: fmt::Debug {
+    /// Adds up to `room` segments, or a few leaves that landed; nothing once the volume is covered, or while it waits
+    /// for extents. Bounded in time, so that the job's thread keeps looking at cancels.
+    fn refill(&mut self, room: usize, found: &mut Found) -> Result<()>;
+
+    /// What landed in these ranges is lost: supplies it once more.
+    fn again(&mut self, ranges: RangeSet);
+
+    /// Called once, when everything has landed and before the last flush.
+    fn seal(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// After the last read and before the last flush of a copy: the source is what it was, and the destination loses what
+/// its last aligned write put behind the end.
+fn seal_copy(source: &dyn Volume, destination: &dyn Volume) -> Result<()> {
+    source.check_unchanged()?;
+    destination.resize(source.size_bytes())
+}
+
+/// What is of that kind has to be looked at.
+fn take_for_data(kind: ExtentKind, extents: &mut [Extent]) {
+    extents.iter_mut().filter(|extent| extent.kind == kind).for_each(|extent| extent.kind = ExtentKind::Data);
+}

@@ -1,0 +1,175 @@
+//! Which zeros of the source the destination holds already, by its server's own word.
+//!
+//! The server is asked for its extents from the first zeros on, as far as one answer reaches, and asked again where the
+//! answer ends: a volume of many short runs costs one question for many of them. Between question and use nobody
+//! changes these leaves: a copy writes elsewhere. Only a server that is restarted may take its answer back, so what it
+//! says is of the generation in which it was asked first, and is forgotten when that has grown.
+
+use crate::error::Result;
+use crate::extent::{ByteRange, Extent, ExtentKind};
+use crate::job::round::{Landed, LeafContent};
+use crate::limits::EXTENTS_PER_SCAN;
+use crate::plan::{Piece, Planner};
+use crate::spec::Sparse;
+use crate::volume::Volume;
+
+/// What is known of the next zeros.
+#[derive(Debug)]
+pub(crate) enum Looked {
+    /// They are there.
+    There(Landed),
+    /// The destination must be told.
+    Missing(ByteRange),
+    /// Nothing yet: the server was asked.
+    Asked,
+    /// There are no more zeros to look at.
+    End,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct ZeroLook {
+    leaf: u32,
+    size: u64,
+    /// Whether zeros that are not allocated will do.
+    sparse: Sparse,
+    /// The zeros that are looked at.
+    range: Option<Planner>,
+    /// When the question under way was asked first.
+    asked: Option<u64>,
+    /// The last answer, and the generation that it is of.
+    known: Vec<Extent>,
+    generation: u64,
+}
+
+impl ZeroLook {
+    /// Of a volume of which `size` bytes are copied in leaves of `leaf` bytes.
+    pub(crate) fn new(leaf: u32, size: u64, sparse: Sparse) -> Self {
+        Self { leaf, size, sparse, range: None, asked: None, known: Vec::new(), generation: 0 }
+    }
+
+    /// Looks at these zeros of the source, which are on the leaf grid. What was looked at before is over.
+    pub(crate) fn start(&mut self, range: ByteRange) {
+        self.range = Some(Planner::over(range, self.leaf));
+    }
+
+    /// What is known of them next, in order.
+    pub(crate) fn next(&mut self, destination: &dyn Volume) -> Result<Looked> {
+        let Some(planner) = &mut self.range else { return Ok(Looked::End) };
+        loop {
+            match planner.next() {
+                Some(Piece::Zeros { range }) => {
+                    let generation = Some(self.generation);
+                    return Ok(Looked::There(Landed { range, content: LeafContent::Zeros, generation }));
+                }
+                Some(Piece::Data { range, .. } | Piece::Unchanged { range }) => return Ok(Looked::Missing(range)),
+                None => {}
+            }
+            let Some(todo) = planner.unscanned() else {
+                self.range = None;
+                return Ok(Looked::End);
+            };
+            let now = destination.generation().unwrap_or(0);
+            let mut extents = if self.generation == now { within(&self.known, todo) } else { Vec::new() };
+            // Less than a leaf is as good as nothing: the next answer says more.
+            if extents.last().is_none_or(|last| last.range.end() < todo.end().min(todo.start() + u64::from(self.leaf)))
+            {
+                let asked = *self.asked.get_or_insert(now);
+                let rest = ByteRange::new(todo.start(), self.size);
+                let Some(mut answer) = destination.extents(rest, EXTENTS_PER_SCAN)? else { return Ok(Looked::Asked) };
+                if self.sparse == Sparse::Never {
+                    let holes = answer.iter_mut().filter(|extent| extent.kind == ExtentKind::Hole);
+                    holes.for_each(|extent| extent.kind = ExtentKind::Data);
+                }
+                (self.known, self.generation, self.asked) = (answer, asked, None);
+                extents = within(&self.known, todo);
+            }
+            planner.add(&extents);
+        }
+    }
+}
+
+/// The parts of extents that lie in a range; nothing if they begin behind its start.
+fn within(extents: &[Extent], range: ByteRange) -> Vec<Extent> {
+    let first = extents.partition_point(|extent| extent.range.end() <= range.start());
+    let parts = extents.get(first..).unwrap_or_default().iter();
+    let parts: Vec<_> = parts
+        .map_while(|extent| extent.range.intersect(range).map(|part| Extent { range: part, kind: extent.kind }))
+        .collect();
+    if parts.first().is_some_and(|part| part.range.start() == range.start()) { parts } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::peer::Peer;
+    use crate::job::round::lock;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    const LEAF: u64 = 4096;
+
+    fn leaves(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start * LEAF, end * LEAF)
+    }
+
+    fn extent(start: u64, end: u64, kind: ExtentKind) -> Extent {
+        Extent { range: leaves(start, end), kind }
+    }
+
+    fn look(sparse: Sparse) -> ZeroLook {
+        ZeroLook::new(LEAF as u32, 100 * LEAF, sparse)
+    }
+
+    /// Everything that is known of some zeros: what is there, of which generation, and what is missing.
+    fn known(look: &mut ZeroLook, peer: &Peer) -> Vec<(ByteRange, Option<u64>)> {
+        let mut all = Vec::new();
+        loop {
+            match look.next(peer).unwrap() {
+                Looked::There(Landed { range, generation, .. }) => all.push((range, generation)),
+                Looked::Missing(range) => all.push((range, None)),
+                Looked::Asked | Looked::End => return all,
+            }
+        }
+    }
+
+    #[test]
+    fn one_answer_serves_every_run_that_it_covers() {
+        let peer = Peer::default();
+        let answer =
+            vec![extent(2, 10, ExtentKind::Hole), extent(10, 20, ExtentKind::Data), extent(20, 30, ExtentKind::Zero)];
+        *lock(&peer.answers) = [Some(answer), Some(vec![extent(30, 100, ExtentKind::Hole)])].into();
+        let mut look = look(Sparse::Auto);
+        look.start(leaves(2, 4));
+        assert_eq!(known(&mut look, &peer), [(leaves(2, 4), Some(0))]);
+        look.start(leaves(6, 12));
+        assert_eq!(known(&mut look, &peer), [(leaves(6, 10), Some(0)), (leaves(10, 12), None)]);
+        assert_eq!(*lock(&peer.asked), [leaves(2, 100)]);
+        look.start(leaves(25, 40));
+        assert_eq!(known(&mut look, &peer), [(leaves(25, 30), Some(0)), (leaves(30, 40), Some(0))]);
+        assert_eq!(*lock(&peer.asked), [leaves(2, 100), leaves(30, 100)]);
+    }
+
+    #[test]
+    fn holes_will_not_do_where_every_byte_is_to_be_allocated() {
+        let peer = Peer::default();
+        *lock(&peer.answers) = [Some(vec![extent(0, 5, ExtentKind::Zero), extent(5, 100, ExtentKind::Hole)])].into();
+        let mut look = look(Sparse::Never);
+        look.start(leaves(0, 10));
+        assert_eq!(known(&mut look, &peer), [(leaves(0, 5), Some(0)), (leaves(5, 10), None)]);
+    }
+
+    #[test]
+    fn an_answer_is_of_the_generation_in_which_it_was_asked_and_forgotten_after_it() {
+        let peer = Peer::default();
+        let hole = || Some(vec![extent(0, 100, ExtentKind::Hole)]);
+        *lock(&peer.answers) = [None, hole(), hole()].into();
+        let mut look = look(Sparse::Auto);
+        look.start(leaves(0, 10));
+        assert!(known(&mut look, &peer).is_empty(), "asked, and not known yet");
+        peer.generation.store(1, Relaxed);
+        assert_eq!(known(&mut look, &peer), [(leaves(0, 10), Some(0))]);
+        look.start(leaves(0, 10));
+        assert_eq!(known(&mut look, &peer), [(leaves(0, 10), Some(1))]);
+        assert_eq!(lock(&peer.asked).len(), 3);
+    }
+}

@@ -1,0 +1,112 @@
+//! From an address to a connected socket, within a given time.
+//!
+//! Sockets are close-on-exec; they are connected without blocking and handed out blocking. A name is looked up on a
+//! thread of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the
+//! resolver gives up.
+
+use super::stream::Patience;
+use super::uri::Address;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::PollFlags;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, sockopt};
+use nix::sys::socket::{connect as start_connecting, getsockopt, setsockopt, socket};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+
+/// Seconds without a word before TCP asks whether the peer is still there.
+const KEEPALIVE_IDLE_S: u32 = 10;
+/// Seconds between such questions.
+const KEEPALIVE_INTERVAL_S: u32 = 5;
+/// Unanswered ones that end the connection.
+const KEEPALIVE_COUNT: u32 = 3;
+
+/// Connects to whoever listens at the address; every address of a name is tried.
+///
+/// # Errors
+/// What the last address said, with the operating system's number where there is one.
+pub(super) fn connect(address: &Address, patience: Patience<'_>) -> io::Result<OwnedFd> {
+    match address {
+        Address::Unix(path) => unix(path, patience),
+        Address::Tcp { host, port } => {
+            let addresses = resolve(host, *port, patience)?;
+            let mut outcome = Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
+            for (at, address) in addresses.iter().enumerate() {
+                outcome = tcp(*address, patience.share(addresses.len() - at));
+                if outcome.is_ok() || patience.piece().is_err() {
+                    break;
+                }
+            }
+            outcome
+        }
+    }
+}
+
+fn unix(path: &Path, patience: Patience<'_>) -> io::Result<OwnedFd> {
+    let address = UnixAddr::new(path)?;
+    loop {
+        let socket = unconnected(AddressFamily::Unix)?;
+        match start_connecting(socket.as_raw_fd(), &address) {
+            Ok(()) => return blocking(socket),
+            // The queue of the server is full, and nothing says when it no longer is.
+            Err(Errno::EAGAIN) => thread::sleep(patience.piece()?),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn tcp(address: SocketAddr, patience: Patience<'_>) -> io::Result<OwnedFd> {
+    let address = SockaddrStorage::from(address);
+    let family = address.family().ok_or(Errno::EAFNOSUPPORT)?;
+    let socket = unconnected(family)?;
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+    setsockopt(&socket, sockopt::KeepAlive, &true)?;
+    setsockopt(&socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_S)?;
+    setsockopt(&socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_S)?;
+    setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?;
+    match start_connecting(socket.as_raw_fd(), &address) {
+        Ok(()) => return blocking(socket),
+        Err(Errno::EINPROGRESS | Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    patience.wait(socket.as_fd(), PollFlags::POLLOUT)?;
+    match getsockopt(&socket, sockopt::SocketError)? {
+        0 => blocking(socket),
+        number => Err(io::Error::from_raw_os_error(number)),
+    }
+}
+
+fn unconnected(family: AddressFamily) -> io::Result<OwnedFd> {
+    Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
+}
+
+fn blocking(socket: OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+    fcntl(&socket, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(socket)
+}
+
+fn resolve(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let (sender, receiver) = mpsc::channel();
+    let name = host.to_owned();
+    thread::Builder::new().name("nbd-resolve".to_owned()).spawn(move || {
+        let addresses = (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
+        // Nobody may be waiting any more.
+        let _ = sender.send(addresses);
+    })?;
+    loop {
+        match receiver.recv_timeout(patience.piece()?) {
+            Ok(addresses) => return addresses,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the resolver ended without a word")),
+        }
+    }
+}

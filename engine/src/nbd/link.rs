@@ -1,0 +1,557 @@
+//! What the job, the workers and the dialer share of one export.
+//!
+//! A link owns the sessions that nobody uses. Workers take one each and give it back healthy, or say that it was lost.
+//! Then all sessions of the link are given up, its _generation_ grows, and a dialer's thread makes new ones, with
+//! growing pauses, until `retry_for` has passed without a single answer: whatever was written under an older generation
+//! and not flushed may be gone, as the server may have been started anew. What ends a link for good is its _verdict_.
+//!
+//! **Quiet.** Nothing of a link can land later once every request was answered, or its connection was closed by the
+//! peer, or [`REQUEST_LIFE`] has passed since it was sent.
+
+use super::converse::{self, Conversation};
+use super::dial::Dialer;
+use super::status::{Board, Scan};
+use super::{ExportFacts, NbdUri, Session};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, Extent, ExtentKind};
+use crate::job::round::lock;
+use crate::limits::{
+    CONNECTIONS_MAX, DIAL_LIMIT, DRAIN_LIMIT, FURTHER_DIAL_LIMIT, REDIAL_PAUSE_MAX, REDIAL_PAUSE_MIN, REQUEST_LIFE,
+    TICK,
+};
+use crate::ring::{Instant, clock};
+use crate::spec::NetworkTerms;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Link {
+    dialer: Dialer,
+    name: String,
+    side: Side,
+    terms: NetworkTerms,
+    facts: ExportFacts,
+    /// Grows with every loss.
+    generation: AtomicU64,
+    /// Channels over this link: while there are any, only workers use sessions.
+    served: AtomicUsize,
+    /// Whether there is a verdict.
+    over: AtomicBool,
+    /// Whether the server zeroes faster than it writes, as far as is known.
+    zeroes_fast: AtomicBool,
+    /// Whether somebody has asked for block status.
+    wished: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    idle: Vec<(u64, Session)>,
+    /// Workers that wait for a session.
+    waiting: usize,
+    /// Workers that have not taken the session that was made for them.
+    reserved: usize,
+    /// Further sessions that would be of use.
+    spare: usize,
+    /// Whether the dialer's thread runs.
+    dialing: bool,
+    /// The job is over: nobody waits for sessions any more.
+    closed: bool,
+    /// When the first session was lost since the last answer.
+    lost_since: Option<Instant>,
+    /// Losses since the last answer.
+    losses: u32,
+    verdict: Option<Error>,
+    /// From then on no request of a connection that was given up can land any more.
+    quiet_at: Instant,
+    board: Board,
+}
+
+impl Link {
+    /// Dials once.
+    ///
+    /// # Errors
+    /// As [`Dialer::dial`]; `ENotFound` if the server does not have the bitmap.
+    pub(crate) fn open(
+        uri: &NbdUri,
+        side: Side,
+        terms: NetworkTerms,
+        dirty_bitmap: Option<&str>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Arc<Self>> {
+        let dialer = Dialer::new(uri, side, dirty_bitmap)?;
+        let session = dialer.dial(DIAL_LIMIT, cancelled)?;
+        let facts = session.facts.clone();
+        if !facts.flags.can_flush() && !facts.flags.can_fua() && side == Side::Destination {
+            tracing::warn!(export = %uri, "the server can neither flush nor write through: it is trusted to have no cache");
+        }
+        Ok(Arc::new(Self {
+            dialer,
+            name: uri.to_string(),
+            side,
+            terms,
+            zeroes_fast: AtomicBool::new(facts.flags.can_fast_zero()),
+            facts,
+            generation: AtomicU64::new(0),
+            served: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+            wished: AtomicBool::new(false),
+            state: Mutex::new(State {
+                board: Board::new(session.contexts),
+                idle: vec![(0, session)],
+                waiting: 0,
+                reserved: 0,
+                spare: 0,
+                dialing: false,
+                closed: false,
+                lost_since: None,
+                losses: 0,
+                verdict: None,
+                quiet_at: Duration::ZERO,
+            }),
+        }))
+    }
+
+    pub(crate) fn facts(&self) -> &ExportFacts {
+        &self.facts
+    }
+
+    /// The canonical URI.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.terms.request_timeout
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
+    }
+
+    /// Whether block status is there to be asked for.
+    pub(crate) fn tells_extents(&self) -> bool {
+        lock(&self.state).board.is_useful()
+    }
+
+    // What the job's thread does.
+
+    /// Reads while no worker serves the link.
+    ///
+    /// # Errors
+    /// The server's, with the range; `EUnreachable`.
+    pub(crate) fn read(&self, range: ByteRange) -> Result<Vec<u8>> {
+        self.converse(|conversation| conversation.read(range)).map_err(|error| error.at(range.start(), range.len()))
+    }
+
+    /// At most `max` extents from the start of `within` on. `None`: the workers were asked, look again.
+    ///
+    /// # Errors
+    /// The server's; what ended the link.
+    pub(crate) fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
+        if within.is_empty() || !self.tells_extents() {
+            let data = Extent { range: within, kind: ExtentKind::Data };
+            return Ok(Some(if within.is_empty() { Vec::new() } else { vec![data] }));
+        }
+        if self.served.load(Acquire) > 0 {
+            if let Some(verdict) = self.verdict() {
+                return Err(verdict.at(within.start(), within.len()));
+            }
+            let answer = lock(&self.state).board.look(within, max);
+            self.wished.store(lock(&self.state).board.is_wished(), Release);
+            return answer.transpose();
+        }
+        loop {
+            let mut state = lock(&self.state);
+            if let Some(known) = state.board.look(within, max) {
+                return known.map(Some);
+            }
+            let Some(wish) = state.board.take_wish() else { continue };
+            drop(state);
+            let extents = self.converse(|conversation| conversation.status(wish))?;
+            lock(&self.state).board.answer(wish, Ok(extents));
+        }
+    }
+
+    /// How many workers may serve the link: what the flags and the caller's terms allow.
+    pub(crate) fn lanes(&self, workers: usize) -> usize {
+        let wanted = self.terms.connections.unwrap_or(CONNECTIONS_MAX).min(workers).max(1);
+        if self.facts.flags.can_multi_conn() { wanted } else { 1 }
+    }
+
+    /// Connections of each of `lanes` workers at most, spare ones included.
+    pub(crate) fn wires(&self, lanes: usize) -> usize {
+        let all = if self.facts.flags.can_multi_conn() { self.terms.connections.unwrap_or(CONNECTIONS_MAX) } else { 1 };
+        (all / lanes.max(1)).max(1)
+    }
+
+    /// Makes a session for each of `lanes` workers. Gives the number that the server has let in: it may have a limit of
+    /// its own, or be full. Spare ones are made meanwhile.
+    pub(crate) fn connect(self: &Arc<Self>, lanes: usize) -> usize {
+        let made = self.connect_first(lanes);
+        let mut state = lock(&self.state);
+        let idle = self.idle(&mut state).len();
+        state.reserved = made;
+        if made == lanes {
+            state.spare = (lanes * self.wires(lanes)).saturating_sub(idle);
+        }
+        if state.spare > 0 {
+            self.see_to_dialing(state);
+        }
+        made
+    }
+
+    fn connect_first(&self, lanes: usize) -> usize {
+        loop {
+            let sessions = self.idle(&mut lock(&self.state)).len();
+            if sessions >= lanes {
+                return lanes;
+            }
+            let generation = self.generation();
+            match self.redial(FURTHER_DIAL_LIMIT) {
+                Ok(session) => self.give_back(generation, session),
+                Err(error) => {
+                    tracing::info!(export = %self.name, sessions, %error, "no further connection");
+                    // Without any, it is the worker who tries again.
+                    return sessions.max(1);
+                }
+            }
+        }
+    }
+
+    /// A channel leads over the link: only workers use its sessions.
+    pub(crate) fn enter(&self) {
+        self.served.fetch_add(1, AcqRel);
+    }
+
+    /// It does no longer.
+    pub(crate) fn leave(&self) {
+        self.served.fetch_sub(1, AcqRel);
+    }
+
+    /// Ends the link: says goodbye on every session and waits for the peers' close. Says whether nothing of it can
+    /// land later.
+    pub(crate) fn stop(&self, limit: Duration) -> bool {
+        let until = clock() + limit;
+        let (sessions, quiet_at) = {
+            let mut state = lock(&self.state);
+            state.closed = true;
+            (std::mem::take(&mut state.idle), state.quiet_at)
+        };
+        let sockets: Vec<_> = sessions.into_iter().map(|(_, session)| session).collect();
+        let closed = converse::part(sockets, until);
+        closed && clock() >= quiet_at
+    }
+
+    // What workers do.
+
+    /// A session of the present generation, with that generation.
+    pub(crate) fn take(&self) -> Option<(u64, Session)> {
+        self.idle(&mut lock(&self.state)).pop()
+    }
+
+    /// The same, for a worker that cannot do without: while there is none it counts as waiting, which `waiting` keeps,
+    /// and sessions are made. To be asked again until there is one: others may have been faster.
+    pub(crate) fn take_or_wait(self: &Arc<Self>, waiting: &mut bool) -> Option<(u64, Session)> {
+        let mut state = lock(&self.state);
+        let taken = self.idle(&mut state).pop();
+        match (&taken, *waiting) {
+            (Some(_), true) => state.waiting -= 1,
+            (Some(_), false) => state.reserved = state.reserved.saturating_sub(1),
+            (None, false) => {
+                state.waiting += 1;
+                state.lost_since.get_or_insert(clock());
+            }
+            (None, true) => {}
+        }
+        *waiting = taken.is_none();
+        if *waiting {
+            self.see_to_dialing(state);
+        }
+        taken
+    }
+
+    /// The same, if nobody needs it more.
+    pub(crate) fn take_spare(&self) -> Option<(u64, Session)> {
+        let mut state = lock(&self.state);
+        let needed = state.waiting + state.reserved;
+        let idle = self.idle(&mut state);
+        if idle.len() > needed { idle.pop() } else { None }
+    }
+
+    /// Waits no longer.
+    pub(crate) fn wait_no_more(&self, waiting: &mut bool) {
+        if std::mem::take(waiting) {
+            lock(&self.state).waiting -= 1;
+        }
+    }
+
+    /// Gives back a session on which nothing is under way.
+    pub(crate) fn give_back(&self, generation: u64, session: Session) {
+        lock(&self.state).idle.push((generation, session));
+    }
+
+    /// A session of that generation was lost.
+    pub(crate) fn lose(&self, generation: u64, why: &str) {
+        let mut state = lock(&self.state);
+        if self.generation() == generation {
+            tracing::warn!(export = %self.name, generation, why, "connection lost");
+            self.generation.store(generation + 1, Release);
+            state.losses += 1;
+            state.reserved = 0;
+            state.board.forget();
+        }
+    }
+
+    /// Sessions of the present generation that nobody uses; the others are closed.
+    fn idle<'a>(&self, state: &'a mut State) -> &'a mut Vec<(u64, Session)> {
+        let generation = self.generation();
+        state.idle.retain(|(of, _)| *of == generation);
+        &mut state.idle
+    }
+
+    fn see_to_dialing(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        if state.dialing || state.closed || state.verdict.is_some() {
+            return;
+        }
+        state.dialing = true;
+        let link = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("dialer".to_owned()).spawn(move || link.dial_until_done());
+        if let Err(error) = spawned {
+            state.dialing = false;
+            let is_wanted = state.waiting > 0;
+            drop(state);
+            if !is_wanted {
+                tracing::info!(export = %self.name, %error, "no thread for spare connections");
+                return;
+            }
+            self.condemn(Error::io(self.side, Operation::Open, &error, "start a thread to dial again"));
+        }
+    }
+
+    /// The server has answered on the present generation: it is there.
+    pub(crate) fn heard(&self) {
+        let mut state = lock(&self.state);
+        (state.lost_since, state.losses) = (None, 0);
+    }
+
+    /// Requests that may still land were given up; the last of them was sent then.
+    pub(crate) fn leave_unanswered(&self, sent: Instant) {
+        let mut state = lock(&self.state);
+        state.quiet_at = state.quiet_at.max(sent + REQUEST_LIFE);
+    }
+
+    /// Ends the link. The first verdict holds.
+    pub(crate) fn condemn(&self, error: Error) {
+        lock(&self.state).verdict.get_or_insert(error);
+        self.over.store(true, Release);
+    }
+
+    /// What has ended the link.
+    pub(crate) fn verdict(&self) -> Option<Error> {
+        if self.over.load(Acquire) { lock(&self.state).verdict.clone() } else { None }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Acquire)
+    }
+
+    /// Whether somebody waits for block status.
+    pub(crate) fn is_wished(&self) -> bool {
+        self.wished.load(Relaxed)
+    }
+
+    /// A range that block status is wanted of: whoever takes it answers it or gives it back.
+    pub(crate) fn take_wish(&self) -> Option<ByteRange> {
+        if !self.wished.swap(false, AcqRel) {
+            return None;
+        }
+        lock(&self.state).board.take_wish()
+    }
+
+    /// What a server has said of it on a session of that generation; if that has grown, it has to be asked again.
+    pub(crate) fn answer_wish(&self, generation: u64, wish: ByteRange, scan: Scan) {
+        let mut state = lock(&self.state);
+        if self.generation() == generation {
+            return state.board.answer(wish, scan);
+        }
+        drop(state);
+        self.retract_wish(wish);
+    }
+
+    pub(crate) fn retract_wish(&self, wish: ByteRange) {
+        lock(&self.state).board.retract(wish);
+        self.wished.store(true, Release);
+    }
+
+    pub(crate) fn zeroes_fast(&self) -> bool {
+        self.zeroes_fast.load(Relaxed)
+    }
+
+    pub(crate) fn zeroes_slowly(&self) {
+        self.zeroes_fast.store(false, Relaxed);
+    }
+
+    // What the dialer does.
+
+    /// The life of the dialer's thread.
+    fn dial_until_done(&self) {
+        let (mut failures, mut since) = (0, clock());
+        while let Some(task) = self.next_dial(failures, since) {
+            match task {
+                Dial::Wanted { pause, deadline } => {
+                    self.sleep(pause);
+                    (failures, since) = if self.dial_wanted(deadline) { (0, clock()) } else { (failures + 1, since) };
+                }
+                Dial::Spare => self.dial_spare(),
+            }
+        }
+    }
+
+    /// What to dial next; `None` ends the thread. It has been making sessions, or trying to, since then.
+    fn next_dial(&self, failures: u32, since: Instant) -> Option<Dial> {
+        let mut state = lock(&self.state);
+        let is_wanted = state.waiting > self.idle(&mut state).len();
+        if state.closed || state.verdict.is_some() || !(is_wanted || state.spare > 0) {
+            state.dialing = false;
+            return None;
+        }
+        if !is_wanted {
+            return Some(Dial::Spare);
+        }
+        // Others may hear from the server while it lets in nobody more.
+        let since = state.lost_since.map_or(since, |lost| lost.min(since));
+        let pause = pause(failures.max(state.losses.saturating_sub(1)));
+        Some(Dial::Wanted { pause, deadline: since + self.terms.retry_for })
+    }
+
+    /// Tries once to make a session that is waited for. Says whether it has.
+    fn dial_wanted(&self, deadline: Instant) -> bool {
+        let generation = self.generation();
+        let dialed = self.redial(DIAL_LIMIT);
+        let late = clock() >= deadline;
+        match dialed {
+            Ok(_) if late => self.condemn(self.unreachable("it takes connections, but answers nothing")),
+            Ok(session) => {
+                self.give_back(generation, session);
+                return true;
+            }
+            Err(error) if matches!(error.code, Code::Protocol | Code::SourceChanged) => self.condemn(error),
+            Err(error) if late => self.condemn(self.unreachable(&error.message)),
+            Err(error) => tracing::info!(export = %self.name, %error, "dialed in vain"),
+        }
+        false
+    }
+
+    /// Tries once to make a session that would be of use. A server that does not let it in is not asked again.
+    fn dial_spare(&self) {
+        let generation = self.generation();
+        let dialed = self.redial(FURTHER_DIAL_LIMIT);
+        let mut state = lock(&self.state);
+        state.spare = if dialed.is_ok() { state.spare.saturating_sub(1) } else { 0 };
+        drop(state);
+        match dialed {
+            Ok(session) => self.give_back(generation, session),
+            Err(error) => tracing::info!(export = %self.name, %error, "no spare connection"),
+        }
+    }
+
+    /// A further session, which must be to the same export.
+    fn redial(&self, limit: Duration) -> Result<Session> {
+        let session = self.dialer.dial(limit.min(self.terms.retry_for), &|| lock(&self.state).closed)?;
+        let is_same = session.facts == self.facts && self.same_contexts(&session);
+        if is_same { Ok(session) } else { Err(self.changed(&session.facts)) }
+    }
+
+    fn same_contexts(&self, session: &Session) -> bool {
+        lock(&self.state).board.fits(session.contexts)
+    }
+
+    fn sleep(&self, pause: Duration) {
+        let until = clock() + pause;
+        while clock() < until && !lock(&self.state).closed {
+            std::thread::sleep(until.saturating_sub(clock()).min(TICK));
+        }
+    }
+
+    fn changed(&self, now: &ExportFacts) -> Error {
+        let (name, was) = (&self.name, &self.facts);
+        let message = format!(
+            "{name} is another export since the connection was lost: {} bytes with flags {:#x}, was {} bytes with flags {:#x}",
+            now.size_bytes, now.flags.0, was.size_bytes, was.flags.0
+        );
+        let code = if self.side == Side::Source { Code::SourceChanged } else { Code::Protocol };
+        Error::new(code, self.side, Operation::Open, message)
+            .advise("find out who changed it, and start over with --restart")
+    }
+
+    fn unreachable(&self, why: &str) -> Error {
+        let (name, limit) = (&self.name, self.terms.retry_for.as_secs_f64());
+        let message = format!("{name} did not come back within {limit} s: {why}");
+        Error::new(Code::Unreachable, self.side, Operation::Open, message)
+            .advise("go on with --resume when it is there again, or wait longer with --retry-for")
+            .maybe_applied()
+    }
+
+    /// Asks the server over an idle session, or over a new one.
+    fn converse<T>(&self, ask: impl FnOnce(&mut Conversation<'_>) -> Result<T>) -> Result<T> {
+        let (generation, session) = match self.take() {
+            Some(taken) => taken,
+            None => (self.generation(), self.redial(DIAL_LIMIT)?),
+        };
+        // Nobody looks at cancels meanwhile: a stop is not held up for longer than by anything else.
+        let limit = self.terms.request_timeout.min(DRAIN_LIMIT);
+        let mut conversation = Conversation::new(&session, self.side, &self.name, limit);
+        let answer = ask(&mut conversation);
+        // After a failure nobody knows what is still on its way.
+        if conversation.is_sound() {
+            self.give_back(generation, session);
+        }
+        answer
+    }
+}
+
+impl Drop for Link {
+    /// A link that nobody has stopped, as the job was refused: says goodbye, and waits for nobody.
+    fn drop(&mut self) {
+        let sessions = std::mem::take(&mut lock(&self.state).idle);
+        converse::part(sessions.into_iter().map(|(_, session)| session).collect(), Duration::ZERO);
+    }
+}
+
+/// What the dialer has to do.
+enum Dial {
+    /// A session that a worker waits for: after a pause, and until a deadline.
+    Wanted { pause: Duration, deadline: Instant },
+    /// One that would be of use.
+    Spare,
+}
+
+/// Before the attempt that follows on so many failed ones.
+fn pause(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        failures => (REDIAL_PAUSE_MIN * 2_u32.saturating_pow((failures - 1).min(16))).min(REDIAL_PAUSE_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_bound() {
+        assert_eq!(pause(0), Duration::ZERO);
+        assert_eq!(pause(1), REDIAL_PAUSE_MIN);
+        assert_eq!(pause(2), 2 * REDIAL_PAUSE_MIN);
+        assert_eq!(pause(100), REDIAL_PAUSE_MAX);
+    }
+}

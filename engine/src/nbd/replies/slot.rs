@@ -1,0 +1,71 @@
+//! One request under way: what has been said of it, and where its content goes.
+
+use super::arrived::Arrived;
+use super::{Expected, Violation};
+use crate::nbd::Contexts;
+use nix::errno::Errno;
+
+/// One request under way, or room for it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) expected: Expected,
+    /// Grows with every use: answers to an earlier request of the slot are not known.
+    pub(super) generation: u32,
+    pub(super) is_used: bool,
+    /// A chunk has come.
+    pub(super) is_begun: bool,
+    pub(super) error: Option<Errno>,
+    arrived: Arrived,
+    pub(super) has_allocation: bool,
+    pub(super) has_dirty: bool,
+}
+
+impl Slot {
+    pub(super) fn new() -> Self {
+        Self {
+            expected: Expected::Nothing,
+            generation: 0,
+            is_used: false,
+            is_begun: false,
+            error: None,
+            arrived: Arrived::new(),
+            has_allocation: false,
+            has_dirty: false,
+        }
+    }
+
+    pub(super) fn reset(&mut self, expected: Expected) {
+        self.expected = expected;
+        (self.is_used, self.is_begun, self.error) = (true, false, None);
+        (self.has_allocation, self.has_dirty) = (false, false);
+        self.arrived.clear();
+    }
+
+    /// Where in the buffer of a read `len` bytes at `offset` of the export go; they count as arrived from here on.
+    pub(super) fn place(&mut self, offset: u64, len: u64) -> Result<(u32, u32), Violation> {
+        let Expected::Read { offset: start, len: wanted } = self.expected else {
+            unreachable!("only reads are answered with content")
+        };
+        let at = offset.checked_sub(start).filter(|at| at.checked_add(len).is_some_and(|end| end <= u64::from(wanted)));
+        let at = at.ok_or(Violation("a chunk out of the request's range"))?;
+        self.arrived.add(at as u32, (at + len) as u32)?;
+        Ok((at as u32, len as u32))
+    }
+
+    /// How the request ended, all its chunks having come.
+    pub(super) fn outcome(&self, contexts: Contexts) -> Result<Result<(), Errno>, Violation> {
+        let is_answered = match self.expected {
+            _ if self.error.is_some() => true,
+            Expected::Read { len, .. } => self.arrived.is_all(len),
+            Expected::Nothing => true,
+            Expected::Status { .. } => {
+                self.has_allocation == contexts.allocation.is_some() && self.has_dirty == contexts.dirty.is_some()
+            }
+        };
+        match (is_answered, self.expected) {
+            (true, _) => Ok(self.error.map_or(Ok(()), Err)),
+            (false, Expected::Status { .. }) => Err(Violation("block status without an answer for every context")),
+            (false, _) => Err(Violation("a read was answered with bytes missing and no error")),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What is known of an export's extents: one window at a time, asked for ahead of whoever plans.
+//!
+//! The planner looks on the board; what is not there becomes a wish, which a worker (or the planner itself, while there
+//! are none) takes to the server. An answer that nobody wants any more is dropped.
+
+use super::Contexts;
+use crate::error::{Error, Result};
+use crate::extent::{ByteRange, Extent, ExtentKind};
+use crate::limits::{STATUS_WINDOW_MAX, STATUS_WINDOW_MIN};
+use std::collections::VecDeque;
+use std::thread::Thread;
+
+/// Descriptors of one context, from the start of a window on: length and flags.
+pub(crate) type Descriptors = Vec<(u64, u64)>;
+
+/// More than so many extents in one answer: the next window is smaller.
+const CROWDED: usize = 2048;
+/// `base:allocation`.
+const HOLE: u64 = 1;
+const ZERO: u64 = 2;
+/// `qemu:dirty-bitmap`.
+const DIRTY: u64 = 1;
+
+/// The answer to one question: extents from the start of the window on, at least one, or why there are none.
+pub(crate) type Scan = Result<Vec<Extent>>;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Board {
+    contexts: Contexts,
+    note: Note,
+    /// Bytes asked for at a time.
+    window: u64,
+    /// Whoever waits for the answer.
+    asker: Option<Thread>,
+}
+
+#[derive(Debug)]
+enum Note {
+    Nothing,
+    /// To be asked.
+    Wished(ByteRange),
+    /// Being asked.
+    Taken(ByteRange),
+    /// Contiguous; not empty.
+    Known(VecDeque<Extent>),
+    Failed(Error),
+}
+
+impl Board {
+    pub(crate) fn new(contexts: Contexts) -> Self {
+        Self { contexts, note: Note::Nothing, window: STATUS_WINDOW_MIN, asker: None }
+    }
+
+    /// Whether the server tells anything.
+    pub(crate) fn is_useful(&self) -> bool {
+        self.contexts.allocation.is_some() || self.contexts.dirty.is_some()
+    }
+
+    /// Whether another session tells the same things.
+    pub(crate) fn fits(&self, other: Contexts) -> bool {
+        (self.contexts.allocation.is_some(), self.contexts.dirty.is_some())
+            == (other.allocation.is_some(), other.dirty.is_some())
+    }
+
+    /// At most `max` extents from the start of `within` on; `None` if they are not known yet.
+    pub(crate) fn look(&mut self, within: ByteRange, max: usize) -> Option<Scan> {
+        let start = within.start();
+        if let Note::Known(extents) = &mut self.note
+            && extents.front().is_some_and(|first| first.range.start() == start)
+        {
+            let taken = take(extents, within.end(), max);
+            let reached = taken.last().map_or(start, |last| last.range.end());
+            if extents.is_empty() && reached < within.end() {
+                // Asked for ahead: whoever looked will want it next.
+                self.wish(ByteRange::new(reached, within.end()));
+            }
+            return Some(Ok(taken));
+        }
+        if matches!(self.note, Note::Failed(_))
+            && let Note::Failed(error) = std::mem::replace(&mut self.note, Note::Nothing)
+        {
+            return Some(Err(error));
+        }
+        let is_asked = matches!(&self.note, Note::Wished(range) | Note::Taken(range) if range.start() == start);
+        if !is_asked {
+            self.wish(within);
+        }
+        self.asker = Some(std::thread::current());
+        None
+    }
+
+    pub(crate) fn is_wished(&self) -> bool {
+        matches!(self.note, Note::Wished(_))
+    }
+
+    /// The range to ask about.
+    pub(crate) fn take_wish(&mut self) -> Option<ByteRange> {
+        let Note::Wished(range) = self.note else { return None };
+        self.note = Note::Taken(range);
+        Some(range)
+    }
+
+    /// What a server has said of a wish that was taken.
+    pub(crate) fn answer(&mut self, wish: ByteRange, scan: Scan) {
+        if !matches!(self.note, Note::Taken(range) if range == wish) {
+            return;
+        }
+        self.note = match scan {
+            Ok(extents) => {
+                let crowded = extents.len() > CROWDED;
+                let window = if crowded { self.window / 2 } else { self.window * 2 };
+                self.window = window.clamp(STATUS_WINDOW_MIN, STATUS_WINDOW_MAX);
+                Note::Known(extents.into())
+            }
+            Err(error) => Note::Failed(error),
+        };
+        if let Some(asker) = self.asker.take() {
+            asker.unpark();
+        }
+    }
+
+    /// A wish that was taken could not be asked.
+    pub(crate) fn retract(&mut self, wish: ByteRange) {
+        if matches!(self.note, Note::Taken(range) if range == wish) {
+            self.note = Note::Wished(wish);
+        }
+    }
+
+    /// The server may have been started anew: what it has said and nobody has looked at is of the one before.
+    pub(crate) fn forget(&mut self) {
+        if matches!(self.note, Note::Known(_)) {
+            self.note = Note::Nothing;
+        }
+    }
+
+    fn wish(&mut self, within: ByteRange) {
+        let len = within.len().min(self.window);
+        self.note = Note::Wished(ByteRange::at(within.start(), len));
+    }
+}
+
+/// Takes up to `max` extents from the front, none past `end`.
+fn take(extents: &mut VecDeque<Extent>, end: u64, max: usize) -> Vec<Extent> {
+    let mut taken = Vec::with_capacity(max.min(extents.len()));
+    while taken.len() < max.max(1)
+        && let Some(first) = extents.front_mut()
+        && let Some(range) = first.range.intersect(ByteRange::new(first.range.start(), end.max(first.range.start())))
+    {
+        taken.push(Extent { range, kind: first.kind });
+        if range == first.range {
+            extents.pop_front();
+        } else {
+            first.range = ByteRange::new(range.end(), first.range.end());
+        }
+    }
+    taken
+}
+
+/// What the contexts of one answer say together, as far as all of them reach. `allocation` is missing where the server
+/// was not asked for it, or did not answer it: then everything is data.
+pub(crate) fn merge(window: ByteRange, allocation: Option<Descriptors>, dirty: Option<Descriptors>) -> Vec<Extent> {
+    let everything = |flags| vec![(window.len(), flags)];
+    let mut allocation = VecDeque::from(allocation.unwrap_or_else(|| everything(0)));
+    let mut dirty = VecDeque::from(dirty.unwrap_or_else(|| everything(DIRTY)));
+    let mut extents: Vec<Extent> = Vec::with_capacity(allocation.len().max(dirty.len()));
+    let mut at = window.start();
+    while let (Some(a), Some(d)) = (allocation.front_mut(), dirty.front_mut())
+        && at < window.end()
+    {
+        let len = a.0.min(d.0).min(window.end() - at);
+        let kind = kind(a.1, d.1);
+        let range = ByteRange::at(at, len);
+        match extents.last_mut() {
+            Some(last) if last.kind == kind => last.range = ByteRange::new(last.range.start(), range.end()),
+            _ => extents.push(Extent { range, kind }),
+        }
+        at += len;
+        (a.0, d.0) = (a.0 - len, d.0 - len);
+        if a.0 == 0 {
+            allocation.pop_front();
+        }
+        if d.0 == 0 {
+            dirty.pop_front();
+        }
+    }
+    extents
+}
+
+fn kind(allocation: u64, dirty: u64) -> ExtentKind {
+    match (dirty & DIRTY != 0, allocation & ZERO != 0, allocation & HOLE != 0) {
+        (false, ..) => ExtentKind::Unchanged,
+        (true, true, true) => ExtentKind::Hole,
+        (true, true, false) => ExtentKind::Zero,
+        // A hole that does not promise zeros may hold anything.
+        (true, false, _) => ExtentKind::Data,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u64, end: u64, kind: ExtentKind) -> Extent {
+        Extent { range: ByteRange::new(start, end), kind }
+    }
+
+    fn board() -> Board {
+        Board::new(Contexts { allocation: Some(1), dirty: None })
+    }
+
+    #[test]
+    fn what_is_asked_for_is_wished_taken_and_answered_once() {
+        let mut board = board();
+        let all = ByteRange::new(0, 100);
+        assert!(board.look(all, 10).is_none() && board.is_wished());
+        let wish = board.take_wish().unwrap();
+        assert!(board.take_wish().is_none() && board.look(all, 10).is_none());
+        board.answer(wish, Ok(vec![extent(0, 40, ExtentKind::Data), extent(40, 60, ExtentKind::Hole)]));
+        assert_eq!(board.look(all, 1), Some(Ok(vec![extent(0, 40, ExtentKind::Data)])));
+        assert!(!board.is_wished(), "the rest is known");
+        assert_eq!(board.look(ByteRange::new(40, 100), 9), Some(Ok(vec![extent(40, 60, ExtentKind::Hole)])));
+        assert_eq!(board.take_wish(), Some(ByteRange::new(60, 100)), "asked for ahead");
+    }
+
+    #[test]
+    fn an_answer_to_an_older_question_is_dropped_and_a_retracted_one_asked_again() {
+        let mut board = board();
+        assert!(board.look(ByteRange::new(0, 100), 10).is_none());
+        let old = board.take_wish().unwrap();
+        assert!(board.look(ByteRange::new(50, 100), 10).is_none());
+        board.answer(old, Ok(vec![extent(0, 100, ExtentKind::Data)]));
+        let new = board.take_wish().unwrap();
+        assert_eq!(new, ByteRange::new(50, 100));
+        board.retract(new);
+        assert_eq!(board.take_wish(), Some(new));
+        board.answer(new, Err(Error::bad_request("x")));
+        assert!(board.look(new, 10).unwrap().is_err());
+    }
+
+    #[test]
+    fn an_extent_longer_than_the_question_is_cut() {
+        let mut board = board();
+        assert!(board.look(ByteRange::new(0, 100), 10).is_none());
+        let wish = board.take_wish().unwrap();
+        board.answer(wish, Ok(vec![extent(0, 100, ExtentKind::Zero)]));
+        assert_eq!(board.look(ByteRange::new(0, 30), 10), Some(Ok(vec![extent(0, 30, ExtentKind::Zero)])));
+        assert_eq!(board.look(ByteRange::new(30, 100), 10), Some(Ok(vec![extent(30, 100, ExtentKind::Zero)])));
+    }
+
+    #[test]
+    fn contexts_are_laid_over_each_other_as_far_as_both_reach() {
+        let window = ByteRange::new(1000, 2000);
+        let allocation = vec![(100, 0), (200, HOLE | ZERO), (700, ZERO), (5000, 0)];
+        let dirty = vec![(150, DIRTY), (350, 0), (100, DIRTY)];
+        assert_eq!(
+            merge(window, Some(allocation), Some(dirty)),
+            [
+                extent(1000, 1100, ExtentKind::Data),
+                extent(1100, 1150, ExtentKind::Hole),
+                extent(1150, 1500, ExtentKind::Unchanged),
+                extent(1500, 1600, ExtentKind::Zero),
+            ]
+        );
+        assert_eq!(merge(window, None, None), [extent(1000, 2000, ExtentKind::Data)]);
+        assert_eq!(merge(window, Some(vec![(3000, HOLE)]), None), [extent(1000, 2000, ExtentKind::Data)]);
+    }
+}

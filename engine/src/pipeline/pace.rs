@@ -1,0 +1,160 @@
+//! How much is on its way to and from servers: as much as keeps the path full, and no more.
+//!
+//! A server behind a long path needs many requests in flight; one on this host is served faster, and disturbed less,
+//! by few, whose bytes are still in a cache when they are passed on. What a path holds is its rate times the time that a
+//! block takes when nothing waits, its _base_ (as TCP Vegas has it); twice that leaves room for jitter and lets the
+//! window find out whether there is more. The base is the shortest time seen. As paths change, it is forgotten now and
+//! then, and found anew with as little in flight as possible (as BBR does): with more, blocks wait for each other, and a
+//! base that contains the window would let it grow for ever. Pure: it is fed once a tick.
+
+use std::time::Duration;
+
+/// Windows per path. Below one it would never be full, far above it everything only waits longer.
+const GAIN: u64 = 2;
+/// Floors to begin with: the first blocks wait for nobody, whatever the window.
+const FLOORS_AT_FIRST: u64 = 4;
+/// Between two looks for the base, in ticks: ten seconds.
+const PROBE_EVERY: u32 = 500;
+/// How long one takes, in ticks: two per cent of a long path's rate for a moment, nothing on average.
+const PROBE_TICKS: u32 = 2;
+
+/// From this base on a path is long: further than any disk.
+const LONG: Duration = Duration::from_millis(3);
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    floor: u64,
+    bytes: u64,
+    base: Option<Duration>,
+    /// While it looks for the base: the window to return to, and the shortest time so far.
+    probe: Option<(u64, Option<Duration>)>,
+    ticks: u32,
+}
+
+impl Pace {
+    /// A window of at least `floor` bytes.
+    pub(crate) fn new(floor: u64) -> Self {
+        Self { floor, bytes: floor * FLOORS_AT_FIRST, base: None, probe: None, ticks: 0 }
+    }
+
+    /// The window in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether a block takes so long, waiting for nobody, that a server is kept waiting as well: many requests have to be
+    /// under way, more than servers take over one connection.
+    pub(crate) fn is_long(&self) -> bool {
+        self.base.is_some_and(|base| base >= LONG)
+    }
+
+    /// `moved` bytes have landed in the last `elapsed`; the quickest of their blocks took `quickest`.
+    pub(crate) fn tick(&mut self, moved: u64, elapsed: Duration, quickest: Option<Duration>) {
+        self.ticks += 1;
+        let shorter = |one: Option<Duration>, other: Option<Duration>| [one, other].into_iter().flatten().min();
+        if let Some((before, seen)) = self.probe {
+            let seen = shorter(seen, quickest);
+            self.probe = Some((before, seen));
+            if self.ticks % PROBE_EVERY >= PROBE_TICKS {
+                (self.bytes, self.probe) = (before, None);
+                self.base = seen.or(self.base);
+            }
+            return;
+        }
+        self.base = shorter(self.base, quickest);
+        if let Some(base) = self.base.filter(|_| moved > 0 && !elapsed.is_zero()) {
+            let held = u128::from(moved) * base.as_nanos() / elapsed.as_nanos();
+            let wanted = u64::try_from(held).unwrap_or(u64::MAX).saturating_mul(GAIN);
+            // It may double, but a moment with few answers does not throw away what was learnt.
+            self.bytes = wanted.clamp(self.bytes / 4 * 3, self.bytes.saturating_mul(2)).max(self.floor);
+        }
+        if self.ticks.is_multiple_of(PROBE_EVERY) {
+            self.probe = Some((self.bytes, None));
+            self.bytes = self.floor;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(20);
+    const MIB: u64 = 1 << 20;
+
+    /// A path that takes `latency` for a block and carries `rate` bytes a second at most.
+    struct Path {
+        latency: Duration,
+        rate: u64,
+    }
+
+    impl Path {
+        /// Bytes in a tick, and how long a block took. What is in flight beyond what the path holds waits.
+        fn carry(&self, window: u64) -> (u64, Duration) {
+            let carried = (window as f64 / self.latency.as_secs_f64()).min(self.rate as f64);
+            let took = Duration::from_secs_f64(window as f64 / carried);
+            ((carried * TICK.as_secs_f64()) as u64, took)
+        }
+
+        /// The windows of so many ticks.
+        fn run(&self, pace: &mut Pace, ticks: usize) -> Vec<u64> {
+            let tick = |_| {
+                let (moved, took) = self.carry(pace.bytes());
+                pace.tick(moved, TICK, Some(took));
+                pace.bytes()
+            };
+            (0..ticks).map(tick).collect()
+        }
+    }
+
+    /// The first block of all waits for nobody.
+    fn begin(pace: &mut Pace, path: &Path) {
+        pace.tick(path.carry(pace.bytes()).0, TICK, Some(path.latency));
+    }
+
+    #[test]
+    fn a_long_path_is_filled_within_a_few_ticks() {
+        let path = Path { latency: Duration::from_millis(20), rate: 1 << 30 };
+        let mut pace = Pace::new(MIB);
+        begin(&mut pace, &path);
+        let window = *path.run(&mut pace, 6).last().unwrap();
+        assert!((20 * MIB..=50 * MIB).contains(&window), "it holds 20.5 MiB, the window is {window}");
+        assert!(pace.is_long());
+    }
+
+    #[test]
+    fn a_short_path_stays_at_the_floor_and_never_runs_away() {
+        let path = Path { latency: Duration::from_micros(100), rate: 2 << 30 };
+        let mut pace = Pace::new(MIB);
+        begin(&mut pace, &path);
+        assert_eq!(path.run(&mut pace, 100).last(), Some(&MIB));
+        assert!(!pace.is_long());
+        // Later bases contain the wait for the floor itself.
+        assert!(path.run(&mut pace, 5000).iter().all(|&window| window <= 4 * MIB));
+    }
+
+    #[test]
+    fn silence_holds_the_window() {
+        let path = Path { latency: Duration::from_millis(20), rate: 1 << 30 };
+        let mut pace = Pace::new(MIB);
+        let window = *path.run(&mut pace, 20).last().unwrap();
+        pace.tick(0, TICK, None);
+        assert_eq!(pace.bytes(), window);
+    }
+
+    #[test]
+    fn a_path_that_changes_is_found_out() {
+        let (long, short) = (
+            Path { latency: Duration::from_millis(20), rate: 1 << 30 },
+            Path { latency: Duration::from_micros(100), rate: 1 << 30 },
+        );
+        let mut pace = Pace::new(MIB);
+        begin(&mut pace, &short);
+        assert_eq!(short.run(&mut pace, 100).last(), Some(&MIB));
+        let found = long.run(&mut pace, 1000);
+        assert!(*found.last().unwrap() >= 20 * MIB, "{found:?}");
+        let found = short.run(&mut pace, 1000);
+        assert!(*found.last().unwrap() <= 4 * MIB);
+    }
+}

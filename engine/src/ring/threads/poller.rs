@@ -1,0 +1,246 @@
+//! The sockets of a ring of threads: one thread that carries out all sends and receives.
+//!
+//! A peer may take for ever, so a thread of the pool must not wait for one. The poller waits for all of them in one
+//! `poll(2)`, together with an event by which the owner says that there are more operations or that the end has come.
+//! None of its other calls blocks. It owns what is pending: a ring that ends wakes it, waits for it, and then nobody
+//! touches the memory any more.
+//!
+//! Nothing is allocated per operation: every list has room for all slots from the start.
+
+use super::super::blocking::{bytes, uninterrupted};
+use super::{STACK_BYTES, Shared};
+use crate::ring::{Completion, Op, Token, Transfer};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{MsgFlags, recvmsg, sendmsg};
+use std::cell::Cell;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Pause before another look at all sockets when the kernel is out of memory for a wait.
+const NAP: Duration = Duration::from_millis(1);
+
+/// What the owner hands over.
+#[derive(Debug)]
+struct Inbox {
+    arrivals: Mutex<Arrivals>,
+    /// There is something new.
+    event: EventFd,
+}
+
+#[derive(Debug)]
+struct Arrivals {
+    operations: Vec<(Token, Op)>,
+    closed: bool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Arrivals> {
+        // Consistent between any two statements under the lock.
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) {
+        // Fails only if the counter is full: then it has been rung.
+        let _ = uninterrupted(|| self.event.write(1));
+    }
+}
+
+/// The owner's hold on the thread.
+#[derive(Debug)]
+pub(super) struct Poller {
+    inbox: Arc<Inbox>,
+    thread: JoinHandle<usize>,
+}
+
+impl Poller {
+    /// Starts the thread, for at most `slots` operations at a time. Completions go to `shared`.
+    ///
+    /// # Errors
+    /// The system has no more threads or descriptors.
+    pub(super) fn start(slots: usize, shared: &Arc<Shared>) -> io::Result<Self> {
+        let arrivals = Arrivals { operations: Vec::with_capacity(slots), closed: false };
+        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let inbox = Arc::new(Inbox { arrivals: Mutex::new(arrivals), event });
+        let (of_thread, shared) = (Arc::clone(&inbox), Arc::clone(shared));
+        let thread = std::thread::Builder::new().name("blockhaul-net".into()).stack_size(STACK_BYTES);
+        let thread = thread.spawn(move || serve(&of_thread, &shared, slots))?;
+        Ok(Self { inbox, thread })
+    }
+
+    /// Hands operations over.
+    pub(super) fn give(&self, operations: &mut Vec<(Token, Op)>) {
+        self.inbox.lock().operations.append(operations);
+        self.inbox.ring();
+    }
+
+    /// Ends the thread, which waits for nothing. Returns how many operations end without a completion; their memory is
+    /// free, as nobody carries them out.
+    pub(super) fn end(self) -> usize {
+        self.inbox.lock().closed = true;
+        self.inbox.ring();
+        // A thread that panicked has said so on standard error, and has dropped its operations.
+        self.thread.join().unwrap_or(0)
+    }
+}
+
+/// The life of the thread. Returns how many operations are not over.
+fn serve(inbox: &Inbox, shared: &Shared, slots: usize) -> usize {
+    let mut arrived = Vec::with_capacity(slots);
+    let mut pending: Vec<Pending> = Vec::with_capacity(slots);
+    let mut memory = Vec::with_capacity(slots + 1);
+    loop {
+        let mut arrivals = inbox.lock();
+        if arrivals.closed {
+            return pending.len() + arrivals.operations.len();
+        }
+        std::mem::swap(&mut arrivals.operations, &mut arrived);
+        drop(arrivals);
+        pending.extend(arrived.drain(..).map(|(token, op)| Pending { token, op, moved: 0, ready: Cell::new(true) }));
+        advance(&mut pending, shared);
+        memory = wait(inbox, &pending, memory, shared);
+    }
+}
+
+/// Moves what can be moved without waiting, and completes what is over.
+fn advance(pending: &mut Vec<Pending>, shared: &Shared) {
+    let mut index = 0;
+    while let Some(operation) = pending.get_mut(index) {
+        let result = if operation.ready.get() { operation.advance(shared) } else { None };
+        let Some(result) = result else {
+            index += 1;
+            continue;
+        };
+        let Pending { token, op, .. } = pending.swap_remove(index);
+        let copied = matches!(op, Op::Send { zero_copy: true, .. });
+        drop(shared.complete(Completion { copied, ..Completion::of(token, op, result) }));
+    }
+}
+
+/// Waits until a socket is ready or the owner has something to say. `memory` is room for the list of descriptors, and
+/// is handed back.
+fn wait<'m>(inbox: &Inbox, pending: &[Pending], memory: Vec<PollFd<'_>>, shared: &Shared) -> Vec<PollFd<'m>> {
+    let mut sockets = emptied(memory);
+    sockets.push(PollFd::new(inbox.event.as_fd(), PollFlags::POLLIN));
+    sockets.extend(pending.iter().map(Pending::socket));
+    shared.syscalls.fetch_add(1, Ordering::Relaxed);
+    let waited = poll(&mut sockets, PollTimeout::NONE);
+    for (operation, socket) in pending.iter().zip(&sockets[1..]) {
+        operation.ready.set(waited.is_err() || socket.any() != Some(false));
+    }
+    match waited {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(_) => std::thread::sleep(NAP),
+    }
+    // Empty if nobody has rung.
+    let _ = inbox.event.read();
+    emptied(sockets)
+}
+
+/// The same room for descriptors that live shorter or longer: the standard library collects in place.
+fn emptied<'to>(mut list: Vec<PollFd<'_>>) -> Vec<PollFd<'to>> {
+    list.clear();
+    list.into_iter().map(|_| unreachable!("the list is empty")).collect()
+}
+
+/// An operation that is not over.
+#[derive(Debug)]
+struct Pending {
+    token: Token,
+    op: Op,
+    /// Bytes so far.
+    moved: usize,
+    /// Another attempt is worth it.
+    ready: Cell<bool>,
+}
+
+impl Pending {
+    /// What to wait for.
+    fn socket(&self) -> PollFd<'_> {
+        let (file, events) = match &self.op {
+            Op::Send { file, .. } => (file, PollFlags::POLLOUT),
+            Op::Receive { file, .. } => (file, PollFlags::POLLIN),
+            Op::Read { .. } | Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } => unreachable!("{ONLY_SOCKETS}"),
+        };
+        let file = file.descriptor().expect("an operation that waits has been attempted on a descriptor");
+        PollFd::new(file, events)
+    }
+
+    /// Goes on until the operation is over, with the result, or would have to wait. What was moved before an error
+    /// counts; the error comes again.
+    fn advance(&mut self, shared: &Shared) -> Option<Result<u32, Errno>> {
+        loop {
+            shared.syscalls.fetch_add(1, Ordering::Relaxed);
+            match uninterrupted(|| self.attempt()) {
+                Err(Errno::EAGAIN) => return None,
+                Err(errno) if self.moved == 0 => return Some(Err(errno)),
+                Err(_) | Ok(0) => return Some(Ok(bytes(self.moved))),
+                Ok(moved) => self.moved += moved,
+            }
+            if self.moved >= self.wanted() {
+                return Some(Ok(bytes(self.moved)));
+            }
+        }
+    }
+
+    /// One call that does not wait.
+    fn attempt(&mut self) -> Result<usize, Errno> {
+        match &mut self.op {
+            Op::Send { file, head, body, .. } => {
+                let mut parts = [Some(head), body.as_mut()].map(|part| IoSlice::new(slice(part)));
+                let mut parts = &mut parts[..];
+                IoSlice::advance_slices(&mut parts, self.moved);
+                let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+                sendmsg::<()>(file.descriptor()?.as_raw_fd(), parts, &[], flags, None)
+            }
+            Op::Receive { file, head, body, .. } => {
+                let mut parts = [head.as_mut(), body.as_mut()].map(|part| IoSliceMut::new(slice(part)));
+                let mut parts = &mut parts[..];
+                IoSliceMut::advance_slices(&mut parts, self.moved);
+                let message = recvmsg::<()>(file.descriptor()?.as_raw_fd(), parts, None, MsgFlags::MSG_DONTWAIT);
+                message.map(|message| message.bytes)
+            }
+            Op::Read { .. } | Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } => unreachable!("{ONLY_SOCKETS}"),
+        }
+    }
+
+    /// Bytes that make the operation complete.
+    fn wanted(&self) -> usize {
+        let len = |part: Option<&Transfer>| part.map_or(0, |part| part.len as usize);
+        match &self.op {
+            Op::Send { head, body, .. } => len(Some(head)) + len(body.as_ref()),
+            Op::Receive { head, body, all: true, .. } => len(head.as_ref()) + len(body.as_ref()),
+            Op::Receive { all: false, .. } => 1,
+            Op::Read { .. } | Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } => unreachable!("{ONLY_SOCKETS}"),
+        }
+    }
+}
+
+/// The bytes of a part, if there is one.
+fn slice(part: Option<&mut Transfer>) -> &mut [u8] {
+    part.map_or(&mut [], |part| {
+        let range = part.range();
+        &mut part.block[range]
+    })
+}
+
+/// Why nothing here knows what to do with a file.
+const ONLY_SOCKETS: &str = "the ring gives files to its pool";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_descriptors_keeps_its_memory() {
+        let list: Vec<PollFd<'_>> = Vec::with_capacity(100);
+        let place = list.as_ptr() as usize;
+        let list = emptied(list);
+        assert_eq!((list.as_ptr() as usize, list.capacity()), (place, 100));
+    }
+}

@@ -1,0 +1,101 @@
+//! A server in front of a simulated disk: it may be killed and started again, and takes acknowledged writes with it
+//! that nobody has flushed.
+//!
+//! Who uses it connects again by himself: operations that were in flight are sent once more and answered later. The
+//! generation has grown before anything is answered after the loss, now or at the last moment.
+
+use super::disk::Disk;
+use super::world::{Shared, World};
+use crate::extent::ExtentKind;
+use crate::ring::{FileId, Instant, Op, Transfer, ZeroMode};
+use std::time::Duration;
+
+/// See the module's head.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Server {
+    generation: u64,
+    /// The generation has still to grow.
+    lost: bool,
+    /// Nothing is answered before.
+    back: Instant,
+    /// Whether it says which ranges are zeros.
+    pub tells: bool,
+}
+
+impl Server {
+    pub(crate) fn new(tells: bool) -> Self {
+        Self { tells, ..Self::default() }
+    }
+
+    /// It is there again, and answers.
+    pub(crate) fn answers(&mut self) {
+        self.generation += u64::from(std::mem::take(&mut self.lost));
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// When what is asked now begins to be worked on.
+    pub(crate) fn starts(&self, now: Instant) -> Instant {
+        self.back.max(now)
+    }
+
+    fn is_restarted(&mut self, back: Instant, at_once: bool) {
+        // A loss that nobody has noticed yet is noticed with this one.
+        self.answers();
+        (self.lost, self.back) = (true, back);
+        if at_once {
+            self.answers();
+        }
+    }
+}
+
+impl Shared {
+    /// Kills the server in front of this volume, if there is one. Says whether there was.
+    pub(crate) fn restart(&self, file: FileId) -> bool {
+        let world = &mut *self.lock();
+        let is_served = world.disk(file).server.is_some();
+        if is_served {
+            world.note(format_args!("the server of volume {} is killed", file.0));
+            world.lose(file);
+        }
+        is_served
+    }
+}
+
+impl World {
+    fn lose(&mut self, file: FileId) {
+        let outage = Duration::from_micros(if self.rng.u8(0..8) == 0 { 1_000_000 } else { 20_000 });
+        let back = self.now + outage.mul_f64(self.rng.f64());
+        let survives = [0.0, 0.5, 1.0][self.rng.usize(0..3)];
+        let at_once = self.rng.bool();
+        let Self { rng, sites, flying, .. } = self;
+        let site = &mut sites[file.0 as usize / 2];
+        site.books.restarts += 1;
+        let disk = &mut site.disks[file.0 as usize % 2];
+        for flying in flying.iter().filter(|flying| flying.is_on(file)) {
+            // It may have been done, and nobody will hear of that.
+            if rng.bool() {
+                take_effect(disk, &flying.op);
+            }
+        }
+        disk.power_cut(survives, rng);
+        disk.server.as_mut().expect("looked at before").is_restarted(back, at_once);
+        for flying in flying.iter_mut().filter(|flying| flying.is_on(file)) {
+            flying.send_again(disk, back + Duration::from_micros(rng.u64(10..20_000)));
+        }
+    }
+}
+
+fn take_effect(disk: &mut Disk, op: &Op) {
+    match op {
+        Op::Write { offset, from: Transfer { block, start, len }, .. } => {
+            disk.write(*offset, &block[*start as usize..(*start + *len) as usize]);
+        }
+        Op::Zero { offset, len, mode: ZeroMode::Hole, .. } if disk.abilities.zero_hole => {
+            disk.zero(*offset, *offset + *len, ExtentKind::Hole);
+        }
+        Op::Read { .. } | Op::Zero { .. } | Op::Flush { .. } | Op::Send { .. } | Op::Receive { .. } => {}
+    }
+}

@@ -1,0 +1,220 @@
+//! Opening a local destination: found or created, locked, and still what its path leads to.
+//!
+//! Rights, same volume, busy, read-only: an earlier rule wins over a later one, so what a later rule would say is found
+//! out but kept back (a read-only file system must not hide that both volumes are the same).
+
+use super::end::End;
+use super::local::Local;
+use super::lock::{Patience, lock_file, open_device, refuse_claimed};
+use super::node::{Node, NodeKind, absolute, errno};
+use super::reading::Source;
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::spec::CopySpec;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::libc;
+use nix::unistd::{AccessFlags, faccessat};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// How often a destination may be replaced between being opened and being locked.
+const REPLACED_MAX: usize = 16;
+
+/// A file that is removed again unless the copy goes ahead.
+#[derive(Debug)]
+pub(super) struct CreatedFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    stays: bool,
+}
+
+impl CreatedFile {
+    /// The copy goes ahead.
+    pub(super) fn keep(mut self) {
+        self.stays = true;
+    }
+}
+
+impl Drop for CreatedFile {
+    fn drop(&mut self) {
+        let is_it = |stat: std::fs::Metadata| (stat.dev(), stat.ino()) == (self.device, self.inode);
+        if !self.stays
+            && std::fs::symlink_metadata(&self.path).is_ok_and(is_it)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "a file created for a refused copy stays behind");
+        }
+    }
+}
+
+/// A local destination, open and locked, and whether it was created.
+pub(super) fn open_destination(
+    spec: &CopySpec,
+    path: &Path,
+    source: &Source,
+    patience: &Patience<'_>,
+    missing: &dyn Fn() -> Result<()>,
+) -> Result<(End, Option<CreatedFile>)> {
+    for _ in 0..REPLACED_MAX {
+        if let Some((file, kind, created)) = try_destination(spec, path, source, patience, missing)? {
+            let name = absolute(path, Side::Destination)?.display().to_string();
+            return Ok((End::Local(Local::new(kind, file, name, Side::Destination)?), created));
+        }
+    }
+    let message = format!("the destination {} keeps being replaced while it is being opened", spec.destination);
+    Err(Error::new(Code::Busy, Side::Destination, Operation::Open, message).advise("stop whoever does that"))
+}
+
+/// The destination, open and locked, with its kind and whether it was created; `None` if it was replaced meanwhile.
+fn try_destination(
+    spec: &CopySpec,
+    path: &Path,
+    source: &Source,
+    patience: &Patience<'_>,
+    missing: &dyn Fn() -> Result<()>,
+) -> Result<Option<(File, NodeKind, Option<CreatedFile>)>> {
+    let Some(node) = Node::look_up(path, Side::Destination)? else {
+        missing()?;
+        let created = create_destination(spec, path, source, patience)?;
+        return Ok(created.map(|(file, guard)| (file, NodeKind::File, Some(guard))));
+    };
+    let writable = may_write(node.path(), AccessFlags::R_OK | AccessFlags::W_OK)?;
+    source.refuse_same(&node)?;
+    refuse_claimed(&node)?;
+    source.refuse_live(spec.live_source)?;
+    if let Writable::No(error) = writable {
+        return Err(error);
+    }
+    let file = match node.kind() {
+        NodeKind::Device if sysfs_read_only(node.rdev()) => return Err(read_only_device(node.path())),
+        NodeKind::Device => open_device(&node, patience)?,
+        NodeKind::File => {
+            let file = open_file(node.path())?;
+            lock_file(&file, node.path(), patience)?;
+            file
+        }
+    };
+    Ok(leads_to(&node, &file)?.then_some((file, node.kind(), None)))
+}
+
+/// Whether path, looked-up node and descriptor are still one: a file may be replaced between any two of these.
+fn leads_to(node: &Node, file: &File) -> Result<bool> {
+    let failed = |e: &std::io::Error| {
+        Error::io(Side::Destination, Operation::Stat, e, format!("stat {}", node.path().display()))
+    };
+    if !node.is(&file.metadata().map_err(|e| failed(&e))?) {
+        return Ok(false);
+    }
+    match std::fs::metadata(node.path()) {
+        Ok(now) => Ok(node.is(&now)),
+        Err(e) if errno(&e) == Errno::ENOENT => Ok(false),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+fn open_file(path: &Path) -> Result<File> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(|e| refused_writing(path, &e))
+}
+
+/// Creates the destination; `None` if somebody else just did, or replaced it.
+fn create_destination(
+    spec: &CopySpec,
+    path: &Path,
+    source: &Source,
+    patience: &Patience<'_>,
+) -> Result<Option<(File, CreatedFile)>> {
+    let path = absolute(path, Side::Destination)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let writable = may_write(directory, AccessFlags::W_OK | AccessFlags::X_OK)?;
+    source.refuse_under(&path, directory)?;
+    source.refuse_live(spec.live_source)?;
+    if let Writable::No(error) = writable {
+        return Err(error);
+    }
+    // No more readable than the source: the content is the same.
+    let mode = source.mode() | 0o600;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(mode).custom_flags(libc::O_CLOEXEC);
+    let file = match options.open(&path) {
+        Ok(file) => file,
+        Err(e) if errno(&e) == Errno::EEXIST => return refuse_dangling(&path).map(|()| None),
+        Err(e) => return Err(refused_writing(&path, &e)),
+    };
+    let stat = file.metadata().map_err(|e| refused_writing(&path, &e))?;
+    // Whoever holds the lock of the new file already uses it: without the lock, removing it is not ours to do.
+    lock_file(&file, &path, patience)?;
+    match std::fs::metadata(&path) {
+        Ok(now) if (now.dev(), now.ino()) == (stat.dev(), stat.ino()) => {
+            Ok(Some((file, CreatedFile { path, device: stat.dev(), inode: stat.ino(), stays: false })))
+        }
+        Ok(_) | Err(_) => Ok(None),
+    }
+}
+
+fn refuse_dangling(path: &Path) -> Result<()> {
+    let is_link = std::fs::symlink_metadata(path).is_ok_and(|stat| stat.is_symlink());
+    if !is_link || std::fs::metadata(path).is_ok() {
+        return Ok(());
+    }
+    let message = format!("the destination {} is a symbolic link to nothing", path.display());
+    let error = Error::new(Code::NotFound, Side::Destination, Operation::Open, message);
+    Err(error.advise("name the file itself, or remove the link"))
+}
+
+/// Whether a later rule will refuse to write.
+enum Writable {
+    Yes,
+    No(Error),
+}
+
+/// Refuses a place for a file of our own that cannot be written. `what` it is for and the `advice` go into the message.
+///
+/// # Errors
+/// `EPermission`.
+pub(crate) fn may_keep(path: &Path, what: &str, advice: &str) -> Result<()> {
+    let (place, rights) = match path.ancestors().find(|ancestor| ancestor.exists()) {
+        Some(existing) if existing == path => (existing, AccessFlags::R_OK | AccessFlags::W_OK),
+        Some(directory) => (directory, AccessFlags::W_OK | AccessFlags::X_OK),
+        None => (Path::new("."), AccessFlags::W_OK | AccessFlags::X_OK),
+    };
+    faccessat(AT_FDCWD, place, rights, AtFlags::AT_EACCESS).map_err(|errno| {
+        let what = format!("keep {what} at {}", path.display());
+        Error::os(Side::Engine, Operation::Journal, errno, what).with_code(Code::Permission).advise(advice)
+    })
+}
+
+/// Missing rights are an error at once, read-only is one for later.
+fn may_write(path: &Path, rights: AccessFlags) -> Result<Writable> {
+    let Err(errno) = faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS) else { return Ok(Writable::Yes) };
+    let error = refused_writing(path, &errno.into());
+    if error.code == Code::ReadOnly { Ok(Writable::No(error)) } else { Err(error) }
+}
+
+fn refused_writing(path: &Path, e: &std::io::Error) -> Error {
+    let error = Error::io(Side::Destination, Operation::Open, e, format!("write to {}", path.display()));
+    match errno(e) {
+        Errno::EACCES => error.advise("run as a user who may read and write it"),
+        Errno::EPERM => error
+            .with_code(Code::ReadOnly)
+            .advise("it or its directory is immutable or append-only: see lsattr, and chattr -i or -a"),
+        Errno::EROFS => error.advise("its file system is read-only: remount it read-write"),
+        Errno::ENOENT | Errno::ENOTDIR => error.advise("its directory does not exist: create it first"),
+        Errno::ETXTBSY => error.advise("it is a running program or used as swap"),
+        _ => error,
+    }
+}
+
+fn sysfs_read_only(device: u64) -> bool {
+    use nix::sys::stat::{major, minor};
+    let attribute = format!("/sys/dev/block/{}:{}/ro", major(device), minor(device));
+    std::fs::read_to_string(attribute).is_ok_and(|text| text.trim() == "1")
+}
+
+pub(super) fn read_only_device(path: &Path) -> Error {
+    let message = format!("the destination {} is a read-only device", path.display());
+    let error = Error::new(Code::ReadOnly, Side::Destination, Operation::Open, message);
+    error.advise("make it writable (blockdev --setrw) or name another")
+}

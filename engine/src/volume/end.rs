@@ -1,0 +1,88 @@
+//! One end of a copy while it is being opened: a volume of this host, or an export.
+//!
+//! What differs between the two is asked for here, once, and only up to the first block; afterwards an end is a
+//! [`Volume`] like any other.
+
+use super::Volume;
+use super::export::ExportVolume;
+use super::local::Local;
+use crate::error::{Error, Operation, Result, Side};
+use crate::extent::ByteRange;
+use crate::spec::Direct;
+use std::sync::Arc;
+
+/// An open volume that may still be asked what it is.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// A file or device.
+    Local(Local),
+    /// An export.
+    Export(ExportVolume),
+}
+
+impl End {
+    pub(crate) fn volume(&self) -> &dyn Volume {
+        match self {
+            Self::Local(local) => local.volume(),
+            Self::Export(export) => export,
+        }
+    }
+
+    /// The file or device; `None` if it is an export.
+    pub(super) fn local(&self) -> Option<&Local> {
+        match self {
+            Self::Local(local) => Some(local),
+            Self::Export(_) => None,
+        }
+    }
+
+    /// Whether its bytes live in this host's memory only.
+    pub(super) fn is_memory(&self) -> bool {
+        self.local().is_some_and(Local::is_memory)
+    }
+
+    /// Whether the page cache is bypassed. An export never goes through it.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.local().is_none_or(|local| local.descriptor().is_direct())
+    }
+
+    /// Bypasses the page cache as wanted.
+    ///
+    /// # Errors
+    /// `EUnsupported` if that is demanded and impossible.
+    pub(super) fn bypass_cache(&mut self, wanted: Direct, side: Side) -> Result<()> {
+        match self {
+            Self::Local(local) => local.bypass_cache(wanted, side),
+            Self::Export(_) => Ok(()),
+        }
+    }
+
+    /// A file is not made shorter than `bytes` any more: they are those of an older copy.
+    pub(crate) fn keep_bytes(&mut self, bytes: u64) {
+        if let Self::Local(Local::File(file)) = self {
+            file.keep_bytes(bytes);
+        }
+    }
+
+    /// The bytes of `range`, which starts at a multiple of the alignment. Short only at the end of the volume.
+    ///
+    /// # Errors
+    /// What the volume says.
+    pub(crate) fn read(&self, range: ByteRange, side: Side) -> Result<Vec<u8>> {
+        match self {
+            Self::Local(local) => local.descriptor().read_range(range.start(), range.end()).map_err(|errno| {
+                let what = self.volume().describe(Operation::Read);
+                Error::os(side, Operation::Read, errno, what).at(range.start(), range.len())
+            }),
+            Self::Export(export) => export.read(range),
+        }
+    }
+
+    /// Opening is over.
+    pub(crate) fn into_volume(self) -> Arc<dyn Volume> {
+        match self {
+            Self::Local(local) => local.into_volume(),
+            Self::Export(export) => Arc::new(export),
+        }
+    }
+}

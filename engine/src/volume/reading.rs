@@ -1,0 +1,151 @@
+//! Opening volumes that are only read: sources, both sides of a comparison, and what a look is taken at.
+//!
+//! A local volume is looked up first and opened then, as devices may react to being opened; an export is connected to.
+//! Nothing is locked here.
+
+use super::end::End;
+use super::export::ExportVolume;
+use super::local::Local;
+use super::node::{Node, NodeKind};
+use super::same::{refuse_same, refuse_source_under};
+use super::topology::writable_mount_of;
+use super::{Locator, NbdUri, Volume};
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::nbd::link::Link;
+use crate::spec::{Direct, LiveSource, NetworkTerms};
+use nix::libc;
+use std::fmt;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a volume is opened that is only read.
+#[derive(Clone, Copy)]
+pub struct Reading<'a> {
+    /// Whether the page cache is bypassed.
+    pub direct: Direct,
+    /// What to do with a device that is mounted read-write.
+    pub live_source: LiveSource,
+    /// The dirty bitmap of a source: what it calls clean is an extent of its own kind. Only exports have one.
+    pub changed_since: Option<&'a str>,
+    /// How an export is reached.
+    pub network: NetworkTerms,
+    /// Looked at every 100 ms while a server does not answer.
+    pub cancelled: &'a dyn Fn() -> bool,
+}
+
+impl Reading<'_> {
+    /// As the defaults of [`CopySpec`](crate::spec::CopySpec) but for `direct`; never cancelled.
+    #[must_use]
+    pub fn new(direct: Direct) -> Self {
+        let (live_source, network) = (LiveSource::Refuse, NetworkTerms::default());
+        Self { direct, live_source, changed_since: None, network, cancelled: &|| false }
+    }
+}
+
+impl fmt::Debug for Reading<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { direct, live_source, changed_since, network, cancelled: _ } = self;
+        f.debug_struct("Reading")
+            .field("direct", direct)
+            .field("live_source", live_source)
+            .field("changed_since", changed_since)
+            .field("network", network)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens what is to be read by a copy or a map. An export is connected to once, without retries.
+///
+/// # Errors
+/// `EBadRequest` and `EUnsupported` for what is neither file nor device, `ENotFound`, `EPermission`, `EBusy` for a
+/// device that is mounted read-write (unless allowed), `EUnsupported` if `direct` is demanded and impossible; of an
+/// export `EUnreachable` and `EProtocol` besides.
+pub fn open_source(locator: &Locator, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
+    let mut source = Source::open(locator, how)?;
+    source.refuse_live(how.live_source)?;
+    source.end.bypass_cache(how.direct, Side::Source)?;
+    Ok(source.end.into_volume())
+}
+
+/// Opens what is to be compared: for reading only, whoever uses it. Takes no lock.
+///
+/// # Errors
+/// As [`open_source`], but never `EBusy`; errors name `side`.
+pub fn open_verified(locator: &Locator, side: Side, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
+    let mut volume = match locator {
+        Locator::Path(path) => End::Local(open_reading(&Node::existing(path, side)?, side)?),
+        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how })?,
+    };
+    volume.bypass_cache(how.direct, side)?;
+    Ok(volume.into_volume())
+}
+
+/// A volume that is open for reading, and the node that a local one was found at.
+pub(super) struct Source {
+    pub end: End,
+    node: Option<Node>,
+}
+
+impl Source {
+    pub(super) fn open(locator: &Locator, how: &Reading<'_>) -> Result<Self> {
+        Ok(match locator {
+            Locator::Path(path) => {
+                let node = Node::existing(path, Side::Source)?;
+                Self { end: End::Local(open_reading(&node, Side::Source)?), node: Some(node) }
+            }
+            Locator::Nbd(uri) => {
+                let end = open_export(uri, Side::Source, how)?;
+                Self { end, node: None }
+            }
+        })
+    }
+
+    /// Permission bits of a file; none of what is no file.
+    pub(super) fn mode(&self) -> u32 {
+        self.node.as_ref().filter(|node| node.kind() == NodeKind::File).map_or(0, Node::mode)
+    }
+
+    pub(super) fn refuse_live(&self, live: LiveSource) -> Result<()> {
+        self.node.as_ref().map_or(Ok(()), |node| refuse_live(node, live))
+    }
+
+    pub(super) fn refuse_same(&self, destination: &Node) -> Result<()> {
+        self.node.as_ref().map_or(Ok(()), |node| refuse_same(node, destination))
+    }
+
+    pub(super) fn refuse_under(&self, destination: &Path, directory: &Path) -> Result<()> {
+        self.node.as_ref().map_or(Ok(()), |node| refuse_source_under(node, destination, directory))
+    }
+}
+
+pub(super) fn open_export(uri: &NbdUri, side: Side, how: &Reading<'_>) -> Result<End> {
+    let link = Link::open(uri, side, how.network, how.changed_since, how.cancelled)?;
+    Ok(End::Export(ExportVolume::new(link)))
+}
+
+fn open_reading(node: &Node, side: Side) -> Result<Local> {
+    let path = node.path();
+    let failed = |e: &std::io::Error| Error::io(side, Operation::Open, e, format!("open {}", path.display()));
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| {
+        let error = failed(&e);
+        if error.code == Code::Permission { error.advise("run as a user who may read it") } else { error }
+    })?;
+    if !node.is(&file.metadata().map_err(|e| failed(&e))?) {
+        let message = format!("{} was replaced while it was being opened", path.display());
+        return Err(Error::new(Code::Busy, side, Operation::Open, message).advise("try again"));
+    }
+    Local::new(node.kind(), file, path.display().to_string(), side)
+}
+
+fn refuse_live(source: &Node, live: LiveSource) -> Result<()> {
+    if source.kind() == NodeKind::File || live == LiveSource::Allow {
+        return Ok(());
+    }
+    let Some(point) = writable_mount_of(source.rdev()) else { return Ok(()) };
+    let message = format!("the source {} is mounted read-write at {}", source.path().display(), point.display());
+    let error = Error::new(Code::Busy, Side::Source, Operation::Open, message);
+    Err(error.advise("unmount it or mount it read-only, or accept a copy as after a crash with --allow-live-source"))
+}
