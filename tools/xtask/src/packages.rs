@@ -4,17 +4,19 @@ use crate::step::Verdict;
 use std::process::{Command, Stdio};
 
 /// Every package with the programs by which it is recognised, so that tools that came another way count too.
-const PACKAGES: [(&str, &[&str]); 10] = [
+const PACKAGES: [(&str, &[&str]); 12] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
-    ("qemu-utils", &["qemu-img", "qemu-nbd"]),
+    ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
+    ("nbd-server", &["nbd-server"]),
     ("fio", &["fio"]),
     ("xfsprogs", &["mkfs.xfs"]),
     ("btrfs-progs", &["mkfs.btrfs"]),
-    ("util-linux", &["losetup", "flock"]),
+    ("util-linux", &["losetup", "flock", "setpriv", "unshare"]),
     ("e2fsprogs", &["mkfs.ext4"]),
     ("python3", &["python3"]),
     ("strace", &["strace"]),
+    ("openssl", &["openssl"]),
 ];
 
 /// Where `mkfs.*` and `losetup` live; not on the path of every user.

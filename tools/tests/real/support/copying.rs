@@ -8,7 +8,8 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 /// No command here needs a tenth of this: one that does hangs, and is killed so that the test can say so.
 const HANGS_AFTER: Duration = Duration::from_secs(120);
@@ -85,15 +86,51 @@ impl Room {
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
-    lines: BufReader<std::process::ChildStdout>,
+    /// What it prints, line by line: a thread waits for them, so that nobody waits for ever.
+    lines: Receiver<Vec<u8>>,
     seen: Vec<u8>,
+    until: Instant,
 }
 
 impl Running {
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program was built");
-        let lines = BufReader::new(child.stdout.take().expect("it was asked for"));
-        Self { child, lines, seen: Vec::new() }
+        let stdout = BufReader::new(child.stdout.take().expect("it was asked for"));
+        let (print, lines) = channel();
+        // Ends with the process, or with the test that no longer listens.
+        std::thread::spawn(move || {
+            let mut stdout = stdout;
+            let mut line = Vec::new();
+            while stdout.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                if print.send(std::mem::take(&mut line)).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines, seen: Vec::new(), until: Instant::now() + HANGS_AFTER }
+    }
+
+    /// The next line; `None` at its end.
+    ///
+    /// # Panics
+    /// If it hangs.
+    fn line(&mut self) -> Option<Vec<u8>> {
+        match self.lines.recv_timeout(self.until.saturating_duration_since(Instant::now())) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = self.child.kill();
+                let said = self.said();
+                panic!("it hangs: {} {said}", String::from_utf8_lossy(&self.seen));
+            }
+        }
+    }
+
+    /// What it has said on its way, once it is gone.
+    fn said(&mut self) -> String {
+        let mut said = String::new();
+        let _ = self.child.stderr.take().expect("it was asked for").read_to_string(&mut said);
+        said
     }
 
     pub(crate) fn id(&self) -> Pid {
@@ -110,13 +147,10 @@ impl Running {
     /// If the program ends before.
     pub(crate) fn until(&mut self, when: impl Fn(&Value) -> bool) -> Value {
         loop {
-            let mut line = Vec::new();
-            let length = self.lines.read_until(b'\n', &mut line).expect("the pipe is ours");
-            if length == 0 {
-                let mut said = String::new();
-                let _ = self.child.stderr.take().expect("it was asked for").read_to_string(&mut said);
+            let Some(line) = self.line() else {
+                let said = self.said();
                 panic!("it ended before the test had its chance: {} {said}", String::from_utf8_lossy(&self.seen));
-            }
+            };
             self.seen.extend_from_slice(&line);
             let value: Value = serde_json::from_slice(&line).expect("every line is an object");
             if value["event"] == "progress" && when(&value) {
@@ -132,8 +166,10 @@ impl Running {
 
     /// As [`Running::end`], for processes that end by a signal.
     pub(crate) fn end_with_status(mut self) -> (Outcome, ExitStatus) {
+        while let Some(line) = self.line() {
+            self.seen.extend_from_slice(&line);
+        }
         let mut stdout = std::mem::take(&mut self.seen);
-        self.lines.read_to_end(&mut stdout).expect("the pipe is ours");
         let mut stderr = Vec::new();
         self.child.stderr.take().expect("it was asked for").read_to_end(&mut stderr).expect("the pipe is ours");
         let status = self.child.wait().expect("it is our child");

@@ -1,0 +1,123 @@
+//! Peers that break the protocol, one way at a time. Each ends the copy with a name, finds its connections closed, and has
+//! nothing of it called durable. What looks odd and is allowed is tried beside what is not.
+
+mod negotiation;
+mod replies;
+mod status;
+
+use crate::support::{
+    Act, Command, MIB, Manners, Offer, Outcome, Peer, Request, Seen, Site, assert_same, assert_whole, noise,
+};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+const SIZE: usize = MIB;
+const BLOCK: &str = "64KiB";
+/// So that what is taken for an outage does not last.
+const IMPATIENT: [&str; 4] = ["--retry-for", "1s", "--request-timeout", "2s"];
+
+const STRUCTURED: Offer = Offer { structured: true, multi_conn: true, blocks: None, further_flags: 0 };
+const SIMPLE: Offer = Offer { structured: false, ..STRUCTURED };
+
+/// A reply that is wrong.
+type Wrong = fn(&Request) -> Vec<u8>;
+
+/// Copies from a peer of these manners.
+fn copy_from(offer: Offer, manners: Manners) -> (Site, Peer, Outcome) {
+    let site = Site::new();
+    let peer = Peer::start(&site, "peer", noise(SIZE, 1), offer, manners);
+    let words = ["copy", &peer.uri(), "b", "--block-size", BLOCK];
+    let outcome = site.blockhaul(&[&words[..], &IMPATIENT].concat());
+    (site, peer, outcome)
+}
+
+/// Copies to a peer of these manners.
+fn copy_to(offer: Offer, manners: Manners) -> (Site, Peer, Outcome) {
+    let site = Site::new();
+    site.file("a", &noise(SIZE, 2));
+    let peer = Peer::start(&site, "peer", vec![0; SIZE], offer, manners);
+    let words = ["copy", "a", &peer.uri(), "--block-size", BLOCK];
+    let outcome = site.blockhaul(&[&words[..], &IMPATIENT].concat());
+    (site, peer, outcome)
+}
+
+/// It failed with one of `codes` on `side`, closed its connections and called nothing durable.
+fn assert_ended(what: &str, side: &str, codes: &[&str], run: (Site, Peer, Outcome)) {
+    assert_eq!(run.2.bytes("durable"), 0, "{what}: {:#?}", run.2);
+    assert_ended_early(what, side, codes, run);
+}
+
+/// As [`assert_ended`], where some of it went well: that may count, the whole may not.
+fn assert_ended_early(what: &str, side: &str, codes: &[&str], (_site, peer, outcome): (Site, Peer, Outcome)) {
+    assert_eq!(outcome.code, Some(1), "{what}: {outcome:#?}");
+    let code = outcome.error_code().as_str().unwrap_or_default();
+    assert!(codes.contains(&code), "{what}: not one of {codes:?}: {outcome:#?}");
+    assert_eq!(outcome.report()["status"], "failed", "{what}: {outcome:#?}");
+    assert_eq!(outcome.report()["error"]["side"], side, "{what}: {outcome:#?}");
+    assert!(outcome.bytes("durable") < SIZE as u64, "{what}: {outcome:#?}");
+    assert!(!peer.goodbyes().is_empty(), "{what}: it never came");
+    peer.assert_not_offended();
+}
+
+/// Answers reads with what `wrong` makes of them, and all else honestly.
+fn reads(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> Manners {
+    Manners::on_request(move |request| match request.command {
+        Command::Read => Act::Instead(wrong(request)),
+        _ => Act::Honest,
+    })
+}
+
+/// Answers questions for block status with what `wrong` makes of them, and all else honestly.
+fn statuses(wrong: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> Manners {
+    Manners::on_request(move |request| match request.command {
+        Command::Status => Act::Instead(wrong(request)),
+        _ => Act::Honest,
+    })
+}
+
+/// Does this with the first request of a kind, and is honest ever after.
+fn once(command: Command, act: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Manners {
+    let is_done = AtomicBool::new(false);
+    Manners::on_request(move |request| {
+        if request.command == command && !is_done.swap(true, SeqCst) { act(request) } else { Act::Honest }
+    })
+}
+
+fn whole(request: &Request) -> Vec<u8> {
+    vec![0x77; request.length as usize]
+}
+
+#[test]
+fn an_honest_peer_is_copied_from_and_to() {
+    for offer in [STRUCTURED, SIMPLE, Offer { multi_conn: false, ..STRUCTURED }] {
+        let (site, peer, outcome) = copy_from(offer, Manners::default());
+        assert_whole(&outcome, SIZE, "from an honest peer");
+        assert_same(&site.read("b"), peer.store().durable(), "from an honest peer");
+        peer.assert_not_offended();
+        let (site, peer, outcome) = copy_to(offer, Manners::default());
+        assert_whole(&outcome, SIZE, "to an honest peer");
+        assert_same(peer.store().durable(), &site.read("a"), "to an honest peer");
+        peer.assert_not_offended();
+    }
+}
+
+#[test]
+fn requests_respect_what_the_peer_says_of_blocks() {
+    for blocks in [(4096, 4096, 65536), (1, 512, 4096), (65536, 65536, 1 << 20)] {
+        let (least, _, most) = blocks;
+        let offer = Offer { blocks: Some(blocks), ..STRUCTURED };
+        let respects = move |request: &Request| {
+            let payload = matches!(request.command, Command::Read | Command::Write);
+            let aligned = request.offset.is_multiple_of(u64::from(least)) && request.length.is_multiple_of(least);
+            aligned && (!payload || request.length <= most)
+        };
+        for (site, peer, outcome) in [copy_from(offer, Manners::default()), copy_to(offer, Manners::default())] {
+            assert_whole(&outcome, SIZE, &format!("{blocks:?}"));
+            for seen in peer.seen() {
+                if let Seen::Asked(request) = seen {
+                    assert!(respects(&request), "{blocks:?}: {request:?}");
+                }
+            }
+            drop(site);
+        }
+    }
+}

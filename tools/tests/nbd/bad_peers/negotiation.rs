@@ -1,0 +1,97 @@
+//! Before the first request: greetings, options and facts that are wrong, and ones that never come.
+
+use super::{SIZE, STRUCTURED, assert_ended, copy_from, copy_to};
+use crate::support::wire::{self, answer, can, option};
+use crate::support::{Act, Manners, option_reply, option_reply_with};
+
+#[test]
+fn a_greeting_with_the_wrong_magic() {
+    let right = [wire::GREETING.to_be_bytes().to_vec(), wire::OPTION.to_be_bytes().to_vec(), vec![0, 3]].concat();
+    for at in [0, 7, 8, 15] {
+        let mut greeting = right.clone();
+        greeting[at] ^= 0x20;
+        let manners = Manners { greeting: Some(greeting), ..Manners::default() };
+        assert_ended(&format!("byte {at}"), "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+    }
+    let other =
+        Manners { greeting: Some(b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n".to_vec()), ..Manners::default() };
+    assert_ended("another protocol", "destination", &["EProtocol"], copy_to(STRUCTURED, other));
+}
+
+#[test]
+fn a_greeting_that_is_short_or_never_comes() {
+    for greeting in [Vec::new(), wire::GREETING.to_be_bytes().to_vec()] {
+        let what = format!("a greeting of {} bytes", greeting.len());
+        let manners = Manners { greeting: Some(greeting), ..Manners::default() };
+        assert_ended(&what, "source", &["EUnreachable", "ETimeout"], copy_from(STRUCTURED, manners));
+    }
+}
+
+#[test]
+fn a_negotiation_that_stalls() {
+    for silent in [option::GO, option::STRUCTURED_REPLY] {
+        let manners = Manners::on_option(move |chosen, _| if chosen == silent { Act::Silence } else { Act::Honest });
+        let what = format!("silence after option {silent}");
+        assert_ended(&what, "destination", &["EUnreachable", "ETimeout"], copy_to(STRUCTURED, manners));
+    }
+}
+
+#[test]
+fn an_option_reply_that_is_wrong() {
+    let reply = |magic: u64, chosen: u32, kind: u32| option_reply_with(magic, chosen, kind, &[]);
+    let cases: [(&str, u32, Vec<u8>); 6] = [
+        ("magic", option::GO, reply(wire::OPTION_REPLY ^ 1, option::GO, answer::ACK)),
+        ("for another option", option::GO, reply(wire::OPTION_REPLY, option::ABORT, answer::ACK)),
+        ("without facts", option::GO, reply(wire::OPTION_REPLY, option::GO, answer::ACK)),
+        ("of no known kind", option::GO, reply(wire::OPTION_REPLY, option::GO, 99)),
+        ("with more than it should say", option::STRUCTURED_REPLY, {
+            option_reply(option::STRUCTURED_REPLY, answer::ACK, &[0; 100])
+        }),
+        ("of another kind", option::STRUCTURED_REPLY, {
+            reply(wire::OPTION_REPLY, option::STRUCTURED_REPLY, answer::META_CONTEXT)
+        }),
+    ];
+    for (what, at, bytes) in cases {
+        let manners =
+            Manners::on_option(move |chosen, _| if chosen == at { Act::Instead(bytes.clone()) } else { Act::Honest });
+        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+    }
+}
+
+#[test]
+fn an_option_reply_that_never_ends_or_claims_too_much() {
+    let huge = [&option_reply(option::GO, answer::INFO, &[])[..16], &u32::MAX.to_be_bytes()].concat();
+    let facts = [&[0; 2][..], &(SIZE as u64).to_be_bytes(), &can::USUAL.to_be_bytes()].concat();
+    let endless = option_reply(option::GO, answer::INFO, &facts).repeat(200_000);
+    for (what, bytes) in [("4 GiB", huge), ("always more of it", endless)] {
+        let manners = Manners::on_option(
+            move |chosen, _| {
+                if chosen == option::GO { Act::Instead(bytes.clone()) } else { Act::Honest }
+            },
+        );
+        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+    }
+}
+
+#[test]
+fn facts_that_cannot_be() {
+    let size = |bytes: u64| [&[0; 2][..], &bytes.to_be_bytes(), &can::USUAL.to_be_bytes()].concat();
+    let blocks = |sizes: [u32; 3]| [vec![0, 3], sizes.map(u32::to_be_bytes).concat()].concat();
+    let cases = [
+        ("a size beyond what offsets can say", vec![size(1 << 63)]),
+        ("facts that are short", vec![size(SIZE as u64)[..8].to_vec()]),
+        ("no power of two", vec![size(SIZE as u64), blocks([3, 4096, 1 << 20])]),
+        ("nothing as a block", vec![size(SIZE as u64), blocks([0, 4096, 1 << 20])]),
+        ("a most that is less than the least", vec![size(SIZE as u64), blocks([4096, 4096, 512])]),
+    ];
+    for (what, infos) in cases {
+        let manners = Manners::on_option(move |chosen, _| {
+            if chosen != option::GO {
+                return Act::Honest;
+            }
+            let infos = infos.iter().map(|info| option_reply(chosen, answer::INFO, info));
+            Act::Instead(infos.chain([option_reply(chosen, answer::ACK, &[])]).collect::<Vec<_>>().concat())
+        });
+        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, manners));
+    }
+}

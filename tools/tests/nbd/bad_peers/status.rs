@@ -1,0 +1,56 @@
+//! Block status that stands still or speaks of something else.
+
+use super::{SIZE, STRUCTURED, Wrong, assert_ended, copy_from, statuses};
+use crate::support::wire::chunk;
+use crate::support::{assert_same, assert_whole, reply};
+
+#[test]
+fn block_status_that_never_advances() {
+    let cases: [(&str, Wrong); 6] = [
+        ("a length of nothing", |r| reply::status(r.cookie, reply::ALLOCATION, &[(0, 0)])),
+        ("nothing after something", |r| reply::status(r.cookie, reply::ALLOCATION, &[(4096, 0), (0, 3)])),
+        ("no descriptors", |r| reply::status(r.cookie, reply::ALLOCATION, &[])),
+        ("no chunk at all", |r| reply::done(r.cookie)),
+        ("half a descriptor", |r| {
+            reply::chunk(
+                r.cookie,
+                chunk::DONE,
+                chunk::STATUS,
+                &[&reply::ALLOCATION.to_be_bytes()[..], &[0; 4]].concat(),
+            )
+        }),
+        ("nothing but a context", |r| reply::chunk(r.cookie, chunk::DONE, chunk::STATUS, &[0; 2])),
+    ];
+    for (what, wrong) in cases {
+        assert_ended(what, "source", &["EProtocol"], copy_from(STRUCTURED, statuses(wrong)));
+    }
+}
+
+#[test]
+fn block_status_of_something_else() {
+    let other = statuses(|r| reply::status(r.cookie, reply::ALLOCATION + 1, &[(r.length, 0)]));
+    assert_ended("another context", "source", &["EProtocol"], copy_from(STRUCTURED, other));
+    let twice = statuses(|r| {
+        let mut first = reply::status(r.cookie, reply::ALLOCATION, &[(r.length, 0)]);
+        // Not the last chunk.
+        first[5] = 0;
+        [first, reply::status(r.cookie, reply::ALLOCATION, &[(r.length, 3)])].concat()
+    });
+    assert_ended("the same context twice", "source", &["EProtocol"], copy_from(STRUCTURED, twice));
+}
+
+#[test]
+fn block_status_that_says_less_or_more_than_was_asked_for_is_allowed() {
+    for (what, length) in [("a little at a time", 4096_u32), ("far past the end", u32::MAX - 4095)] {
+        let manners = statuses(move |r| {
+            reply::status(
+                r.cookie,
+                reply::ALLOCATION,
+                &[(length.min(if length == 4096 { r.length } else { length }), 0)],
+            )
+        });
+        let (site, peer, outcome) = copy_from(STRUCTURED, manners);
+        assert_whole(&outcome, SIZE, what);
+        assert_same(&site.read("b"), peer.store().durable(), what);
+    }
+}

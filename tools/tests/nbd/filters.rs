@@ -1,0 +1,320 @@
+//! Servers that lack an ability, fail, or take their time: nbdkit with its filters between the program and the bytes.
+
+use crate::support::{
+    Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, has, mixed, noise, text,
+};
+use std::path::PathBuf;
+
+const NEEDS: [Need; 3] = [Need::Program("nbdkit"), Need::Program("nbdcopy"), Need::Program("setpriv")];
+const SIZE: usize = 6 * MIB;
+
+/// A file server behind filters, over bytes that are there already.
+struct Filtered {
+    server: Server,
+    image: PathBuf,
+}
+
+impl Filtered {
+    fn new(site: &Site, name: &str, bytes: &[u8], filters: &[&str], parameters: &[&str]) -> Self {
+        let image = site.file(&format!("{name}.img"), bytes);
+        let filters: Vec<String> = filters.iter().map(|filter| format!("--filter={filter}")).collect();
+        let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
+        let file = format!("file={}", text(&image));
+        let server = Server::nbdkit(site, name, &[&filters[..], &["file", &file], parameters].concat());
+        Self { server, image }
+    }
+
+    fn uri(&self) -> String {
+        self.server.uri()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.image).expect("it is there")
+    }
+}
+
+fn copy(site: &Site, source: &str, destination: &str, flags: &[&str]) -> Outcome {
+    site.blockhaul(&[&["copy", source, destination, "--overwrite"], flags].concat())
+}
+
+/// Fails with this code and errno, on this side, at a place within the volume.
+fn assert_blames(failed: &Outcome, code: &str, errno: i32, side: &str, operations: &[&str]) {
+    failed.assert_failed(1, code);
+    let error = &failed.report()["error"];
+    assert_eq!((&error["side"], &error["errno"]), (&side.into(), &errno.into()), "{failed:#?}");
+    let operation = error["operation"].as_str().unwrap_or_default();
+    assert!(operations.contains(&operation), "{failed:#?}");
+    assert!(error["offset"].as_u64().is_some_and(|offset| offset < SIZE as u64), "{failed:#?}");
+    assert!(error["length"].as_u64().is_some_and(|length| length > 0), "{failed:#?}");
+    assert_eq!(failed.report()["quiesced"], true, "{failed:#?}");
+}
+
+#[test]
+fn a_source_without_extents_is_read_in_full() {
+    if !has("a_source_without_extents_is_read_in_full", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE + 1001, 1);
+    let source = Filtered::new(&site, "source", &bytes, &["noextents"], &[]);
+    let copied = copy(&site, &source.uri(), "b", &[]);
+    assert_whole(&copied, bytes.len(), "without extents");
+    assert_eq!(copied.bytes("read"), bytes.len() as u64, "{copied:#?}");
+    assert_same(&site.read("b"), &bytes, "without extents");
+}
+
+#[test]
+fn a_destination_without_extents_gets_its_zeros() {
+    if !has("a_destination_without_extents_gets_its_zeros", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE, 2);
+    site.file("a", &bytes);
+    let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["noextents"], &[]);
+    assert_whole(&copy(&site, "a", &destination.uri(), &["--verify"]), SIZE, "without extents");
+    assert_same(&destination.bytes(), &bytes, "without extents");
+}
+
+#[test]
+fn zeros_reach_servers_that_cannot_zero_or_not_fast() {
+    if !has("zeros_reach_servers_that_cannot_zero_or_not_fast", &NEEDS) {
+        return;
+    }
+    let modes: [&[&str]; 6] = [
+        &["zeromode=none"],
+        &["zeromode=emulate"],
+        &["zeromode=notrim"],
+        &["zeromode=emulate", "fastzeromode=none"],
+        &["zeromode=emulate", "fastzeromode=slow"],
+        &["zeromode=notrim", "fastzeromode=ignore"],
+    ];
+    for mode in modes {
+        for flags in [&[][..], &["--sparse", "never"]] {
+            let site = Site::new();
+            let bytes = mixed(SIZE, 3);
+            let source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
+            let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["nozero"], mode);
+            let what = format!("{mode:?} {flags:?}");
+            assert_whole(&copy(&site, &source.uri(), &destination.uri(), flags), SIZE, &what);
+            assert_same(&destination.bytes(), &bytes, &what);
+        }
+    }
+}
+
+#[test]
+fn servers_with_and_without_forced_unit_access() {
+    if !has("servers_with_and_without_forced_unit_access", &NEEDS) {
+        return;
+    }
+    for mode in ["fuamode=emulate", "fuamode=native", "fuamode=force"] {
+        let site = Site::new();
+        let bytes = mixed(SIZE, 4);
+        site.file("a", &bytes);
+        let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["fua"], &[mode]);
+        assert_whole(&copy(&site, "a", &destination.uri(), &[]), SIZE, mode);
+        assert_same(&destination.bytes(), &bytes, mode);
+    }
+}
+
+#[test]
+fn errors_of_a_source_are_named() {
+    if !has("errors_of_a_source_are_named", &NEEDS) {
+        return;
+    }
+    for (name, errno, code) in [("EIO", 5, "EIo"), ("EPERM", 1, "EPermission")] {
+        let site = Site::new();
+        let error = format!("error-pread={name}");
+        let parameters = [error.as_str(), "error-pread-rate=100%"];
+        let source = Filtered::new(&site, "source", &noise(SIZE, 5), &["error"], &parameters);
+        let failed = copy(&site, &source.uri(), "b", &[]);
+        assert_blames(&failed, code, errno, "source", &["read"]);
+        assert_eq!(failed.bytes("durable"), 0, "{failed:#?}");
+    }
+}
+
+#[test]
+fn errors_of_a_destination_are_named() {
+    if !has("errors_of_a_destination_are_named", &NEEDS) {
+        return;
+    }
+    for (name, errno, code) in [("EIO", 5, "EIo"), ("ENOSPC", 28, "ENoSpace")] {
+        for call in ["pwrite", "zero"] {
+            let site = Site::new();
+            // All zeros but the beginning: zeros are asked for as such.
+            let mut bytes = vec![0; SIZE];
+            bytes[..MIB].copy_from_slice(&noise(MIB, 6));
+            let source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
+            let (error, rate) = (format!("error-{call}={name}"), format!("error-{call}-rate=100%"));
+            let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["error"], &[&error, &rate]);
+            let failed = copy(&site, &source.uri(), &destination.uri(), &[]);
+            assert_blames(&failed, code, errno, "destination", &["write", "zero"]);
+        }
+    }
+}
+
+#[test]
+fn some_failed_writes_are_never_called_durable() {
+    if !has("some_failed_writes_are_never_called_durable", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = noise(SIZE, 7);
+    site.file("a", &bytes);
+    let parameters = ["error-pwrite=EIO", "error-pwrite-rate=10%"];
+    let destination = Filtered::new(&site, "destination", &vec![0; SIZE], &["error"], &parameters);
+    let words = ["--block-size", "64KiB", "--checkpoint-every", "256KiB"];
+    let failed = copy(&site, "a", &destination.uri(), &words);
+    assert_blames(&failed, "EIo", 5, "destination", &["write"]);
+    assert!(failed.bytes("durable") < SIZE as u64, "{failed:#?}");
+
+    // What the checkpoint calls durable is not copied again, and so has to be there.
+    drop(destination);
+    let image = site.path("destination.img");
+    let file = format!("file={}", text(&image));
+    let whole = Server::nbdkit(&site, "destination", &["file", &file]);
+    let resumed = site.blockhaul(&["copy", "a", &whole.uri(), "--resume"]);
+    assert_whole(&resumed, SIZE, "once the errors are gone");
+    assert_eq!(resumed.bytes("resumed"), failed.bytes("durable"), "{resumed:#?}");
+    assert_same(&content(&whole.uri()), &bytes, "once the errors are gone");
+}
+
+#[test]
+fn block_status_that_fails_is_an_error_or_data() {
+    if !has("block_status_that_fails_is_an_error_or_data", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE, 8);
+    let source = Filtered::new(&site, "source", &bytes, &["error"], &["error-extents=EIO", "error-extents-rate=100%"]);
+    let copied = copy(&site, &source.uri(), "b", &[]);
+    if copied.code == Some(0) {
+        assert_same(&site.read("b"), &bytes, "everything was taken for data");
+    } else {
+        copied.assert_failed(1, "EIo");
+        assert_eq!(copied.report()["error"]["side"], "source", "{copied:#?}");
+    }
+}
+
+#[test]
+fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
+    // The filter has no errors for flushes, a script of nbdkit has.
+    if !has("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    site.file("a", &noise(MIB, 9));
+    let image = site.file("destination.img", &vec![0; MIB]);
+    let image = text(&image);
+    let words = [
+        "eval",
+        "get_size=echo 1M",
+        "can_write=exit 0",
+        "can_flush=exit 0",
+        &format!("pread=dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"),
+        &format!("pwrite=dd of={image} oflag=seek_bytes conv=notrunc seek=$4 status=none"),
+        "flush=echo EIO the disk is gone >&2; exit 1",
+    ];
+    let destination = Server::nbdkit(&site, "destination", &words);
+    let failed = copy(&site, "a", &destination.uri(), &["--block-size", "256KiB"]);
+    failed.assert_failed(1, "EIo");
+    let error = &failed.report()["error"];
+    assert_eq!((&error["side"], &error["operation"]), (&"destination".into(), &"flush".into()), "{failed:#?}");
+    assert_eq!(failed.bytes("durable"), 0, "{failed:#?}");
+}
+
+#[test]
+fn every_request_may_take_its_time() {
+    if !has("every_request_may_take_its_time", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE, 10);
+    let delays = ["delay-read=10ms", "delay-write=10ms", "delay-zero=10ms", "delay-extents=10ms", "delay-open=20ms"];
+    let source = Filtered::new(&site, "source", &bytes, &["delay"], &delays);
+    let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["delay"], &delays);
+    assert_whole(&copy(&site, &source.uri(), &destination.uri(), &["--verify"]), SIZE, "with delays");
+    assert_same(&destination.bytes(), &bytes, "with delays");
+}
+
+#[test]
+fn a_server_that_serves_one_request_at_a_time_on_one_connection() {
+    if !has("a_server_that_serves_one_request_at_a_time_on_one_connection", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE, 11);
+    let serialised = ["serialize=connections"];
+    let source = Filtered::new(&site, "source", &bytes, &["noparallel"], &serialised);
+    let destination = Filtered::new(&site, "destination", &noise(SIZE, 99), &["noparallel"], &["serialize=requests"]);
+    assert_whole(&copy(&site, &source.uri(), &destination.uri(), &[]), SIZE, "one at a time");
+    assert_same(&destination.bytes(), &bytes, "one at a time");
+}
+
+#[test]
+fn a_read_only_export_is_refused_and_untouched() {
+    if !has("a_read_only_export_is_refused_and_untouched", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    site.file("a", &noise(SIZE, 12));
+    let old = noise(SIZE, 99);
+    let image = site.file("destination.img", &old);
+    let file = format!("file={}", text(&image));
+    let destination = Server::nbdkit(&site, "destination", &["--readonly", "file", &file]);
+    for flags in [&[][..], &["--overwrite"], &["--restart"]] {
+        let refused = site.blockhaul(&[&["copy", "a", &destination.uri()], flags].concat());
+        refused.assert_failed(1, "EReadOnly");
+        assert_eq!(refused.report()["error"]["side"], "destination", "{refused:#?}");
+    }
+    assert_same(&site.read("destination.img"), &old, "the export that is read-only");
+    // As a source it is as good as any.
+    assert_whole(&copy(&site, &destination.uri(), "b", &[]), SIZE, "from a read-only export");
+    assert_same(&site.read("b"), &old, "from a read-only export");
+}
+
+#[test]
+fn simple_replies_only() {
+    if !has("simple_replies_only", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE + 513, 13);
+    let image = site.file("source.img", &bytes);
+    let file = format!("file={}", text(&image));
+    // Masks structured replies, and with them block status.
+    let source = Server::nbdkit(&site, "source", &["--no-sr", "file", &file]);
+    assert_whole(&copy(&site, &source.uri(), "b", &["--verify"]), bytes.len(), "simple replies");
+    assert_same(&site.read("b"), &bytes, "simple replies");
+    // Masks the fixed newstyle: the old-fashioned way to choose an export, or a refusal that says so.
+    let size = format!("size={}", bytes.len());
+    let old = Server::nbdkit(&site, "old", &["--mask-handshake=0", "memory", &size]);
+    let refused = copy(&site, &source.uri(), &old.uri(), &[]);
+    refused.assert_failed(1, "EUnsupported");
+    let refused = copy(&site, &Server::nbdkit(&site, "oldest", &["--oldstyle", "memory", &size]).uri(), "c", &[]);
+    refused.assert_failed(1, "EUnsupported");
+}
+
+#[test]
+fn an_export_that_is_not_there_and_a_server_that_is_not() {
+    if !has("an_export_that_is_not_there_and_a_server_that_is_not", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    site.file("a", &noise(MIB, 14));
+    let words = ["--filter=exportname", "memory", "1M", "exportname-strict=true", "exportname=known"];
+    let server = Server::nbdkit(&site, "server", &words);
+    let socket = site.socket("server");
+    let known = format!("nbd+unix:///known?socket={}", text(&socket));
+    let unknown = format!("nbd+unix:///unknown?socket={}", text(&socket));
+    let nowhere = format!("nbd+unix:///?socket={}", text(&site.socket("nowhere")));
+    assert_whole(&site.blockhaul(&["copy", "a", &known]), MIB, "to a named export");
+    site.blockhaul(&["copy", &unknown, "b"]).assert_failed(1, "ENotFound");
+    site.blockhaul(&["copy", "a", &unknown]).assert_failed(1, "ENotFound");
+    site.blockhaul(&["copy", &nowhere, "b"]).assert_failed(1, "ENotFound");
+    let crate::support::Address::Tcp(port) = crate::support::Address::free_port() else { unreachable!("it is a port") };
+    let refused = site.blockhaul(&["copy", &format!("nbd://127.0.0.1:{port}/"), "b", "--retry-for", "1s"]);
+    refused.assert_failed(1, "EUnreachable");
+    assert!(!site.path("b").exists(), "a refusal leaves nothing behind");
+    drop(server);
+}

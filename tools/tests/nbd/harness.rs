@@ -1,0 +1,112 @@
+//! What the other tests stand on, tried with other clients than ours: servers start, end and start again, the proxy
+//! forwards and stalls, and the peer of the tests is a server that others understand.
+
+use crate::support::{
+    Address, Export, Kind, MIB, Manners, Need, Offer, Peer, Proxy, Seen, Site, assert_same, content, fill, has, mixed,
+    run, text,
+};
+use std::io::Read;
+use std::net::TcpStream;
+use std::time::Duration;
+
+const NEEDS: [Need; 7] = [
+    Need::Root,
+    Need::Program("nbdkit"),
+    Need::Program("nbdcopy"),
+    Need::Program("qemu-nbd"),
+    Need::Program("nbd-server"),
+    Need::Program("unshare"),
+    Need::Program("setpriv"),
+];
+
+#[test]
+fn every_server_holds_what_it_was_given_and_comes_back() {
+    if !has("every_server_holds_what_it_was_given_and_comes_back", &NEEDS) {
+        return;
+    }
+    for kind in Kind::ALL {
+        let site = Site::new();
+        let bytes = mixed(MIB.next_multiple_of(kind.granule()), 1);
+        let mut export = Export::with(&site, "export", kind, &bytes);
+        assert_same(&export.content(), &bytes, &format!("{kind:?}"));
+        let changed = mixed(bytes.len(), 2);
+        fill(text(&site.file("changed", &changed)), &export.uri());
+        assert_same(&export.content(), &changed, &format!("{kind:?} once it was written"));
+        match kind {
+            // It goes into the background, and takes no signals there from us.
+            Kind::NbdServer => export.server.kill(),
+            _ => export.server.end(),
+        }
+        export.server.restart();
+        if kind != Kind::NbdkitMemory {
+            assert_same(&export.content(), &changed, &format!("{kind:?} once it is back"));
+        }
+        let Address::Unix(socket) = export.server.address().clone() else { unreachable!("all of them are") };
+        drop(export);
+        assert!(std::os::unix::net::UnixStream::connect(socket).is_err(), "{kind:?}: nobody listens any more");
+    }
+}
+
+#[test]
+fn the_peer_is_a_server_to_others() {
+    if !has("the_peer_is_a_server_to_others", &NEEDS) {
+        return;
+    }
+    for structured in [true, false] {
+        for multi_conn in [true, false] {
+            let site = Site::new();
+            let bytes = mixed(3 * MIB, 3);
+            let offer = Offer { structured, multi_conn, blocks: Some((512, 4096, 1 << 20)), ..Offer::default() };
+            let peer = Peer::start(&site, "peer", bytes.clone(), offer, Manners::default());
+            assert_same(&content(&peer.uri()), &bytes, "what others read");
+            let changed = site.file("changed", &mixed(3 * MIB, 4));
+            run("nbdcopy", &["--flush", text(&changed), &peer.uri()]);
+            assert_same(peer.store().durable(), &site.read("changed"), "what others wrote and flushed");
+            run("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&changed), &peer.uri()]);
+            peer.assert_not_offended();
+            assert!(peer.goodbyes().values().all(|&said| said), "others say goodbye: {:?}", peer.goodbyes());
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_is_killed_forgets_what_was_not_flushed() {
+    if !has("a_peer_that_is_killed_forgets_what_was_not_flushed", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let mut peer = Peer::start(&site, "peer", vec![0; 8 * MIB], Offer::default(), Manners::default());
+    let changed = site.file("changed", &mixed(8 * MIB, 5));
+    run("nbdcopy", &[text(&changed), &peer.uri()]);
+    peer.kill();
+    peer.restart();
+    assert!(peer.store().lost() > 0);
+    assert!(content(&peer.uri()) != site.read("changed"), "something is missing");
+    assert_same(&content(&peer.uri()), peer.store().durable(), "what is left");
+}
+
+#[test]
+fn the_proxy_forwards_stalls_goes_on_and_cuts() {
+    if !has("the_proxy_forwards_stalls_goes_on_and_cuts", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(3 * MIB, 6);
+    let peer = Peer::start(&site, "peer", bytes.clone(), Offer::default(), Manners::default());
+    let proxy = Proxy::to(&peer.address());
+    assert_same(&content(&proxy.uri("")), &bytes, "through the proxy");
+
+    proxy.stall();
+    let Address::Tcp(port) = proxy.address() else { unreachable!("it listens on a port") };
+    let mut stalled = TcpStream::connect(("127.0.0.1", port)).expect("it accepts");
+    stalled.set_read_timeout(Some(Duration::from_millis(100))).expect("it is a socket");
+    assert!(stalled.read(&mut [0; 8]).is_err(), "no greeting comes through");
+    proxy.go_on();
+    stalled.set_read_timeout(Some(Duration::from_secs(30))).expect("it is a socket");
+    stalled.read_exact(&mut [0; 18]).expect("the greeting comes late");
+    proxy.cut();
+    assert!(matches!(stalled.read(&mut [0; 1]), Ok(0) | Err(_)), "it is closed");
+    let closed = |seen: &[Seen]| seen.iter().filter(|seen| matches!(seen, Seen::Closed(_))).count();
+    let opened = |seen: &[Seen]| seen.iter().filter(|seen| matches!(seen, Seen::Connected(_))).count();
+    peer.wait_until("that all are closed", |seen| closed(seen) == opened(seen));
+}

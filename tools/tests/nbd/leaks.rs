@@ -1,0 +1,58 @@
+//! Connections that are lost over and over: nothing of them may stay behind in the program.
+
+use crate::support::{Act, Command, MIB, Manners, Offer, Peer, Running, Seen, Site, assert_same, assert_whole, noise};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// What a process holds.
+#[derive(Clone, Copy, Debug)]
+struct Holdings {
+    descriptors: usize,
+    threads: u64,
+    resident_kib: u64,
+}
+
+impl Holdings {
+    fn of(process: &Running) -> Self {
+        let place = format!("/proc/{}", process.id());
+        let status = std::fs::read_to_string(format!("{place}/status")).expect("it runs");
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).expect("the kernel says it");
+            line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
+        };
+        let descriptors = std::fs::read_dir(format!("{place}/fd")).expect("it runs").count();
+        Self { descriptors, threads: field("Threads:"), resident_kib: field("VmRSS:") }
+    }
+
+    /// As many as before, give or take what a connection that is just being made takes.
+    fn assert_like(self, before: Self) {
+        assert!(self.descriptors <= before.descriptors + 12, "descriptors leak: {before:?}, then {self:?}");
+        assert!(self.threads <= before.threads + 6, "threads leak: {before:?}, then {self:?}");
+        assert!(self.resident_kib <= before.resident_kib + (16 << 10), "memory leaks: {before:?}, then {self:?}");
+    }
+}
+
+fn connections(seen: &[Seen]) -> usize {
+    seen.iter().filter(|seen| matches!(seen, Seen::Connected(_))).count()
+}
+
+/// A source that closes every connection instead of answering its second read.
+#[test]
+fn connections_that_are_lost_after_every_answer() {
+    const SIZE: usize = 2 * MIB;
+    let site = Site::new();
+    let bytes = noise(SIZE, 1);
+    let reads = AtomicU64::new(0);
+    let manners = Manners::on_request(move |request| match request.command {
+        Command::Read if reads.fetch_add(1, SeqCst) % 2 == 1 => Act::Close,
+        _ => Act::Honest,
+    });
+    let peer = Peer::start(&site, "peer", bytes.clone(), Offer::default(), manners);
+    let words = ["copy", &peer.uri(), "b", "--block-size", "64KiB", "--depth", "1", "--connections", "1"];
+    let copying = site.start(&words);
+    peer.wait_until("ten connections", |seen| connections(seen) > 10);
+    let before = Holdings::of(&copying);
+    peer.wait_until("twenty-five connections", |seen| connections(seen) > 25);
+    Holdings::of(&copying).assert_like(before);
+    assert_whole(&copying.end(), SIZE, "with a connection for every answer");
+    assert_same(&site.read("b"), &bytes, "with a connection for every answer");
+}

@@ -1,0 +1,100 @@
+//! A connection that is lost, or gets no answer, exactly while one kind of request is under way.
+
+use crate::support::{
+    Act, Command, MIB, Manners, Offer, Peer, Request, Site, assert_all_there, assert_same, mixed, noise,
+};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+const SIZE: usize = 4 * MIB;
+/// Small blocks and many flushes, so that there is always something else under way.
+const WORDS: [&str; 8] =
+    ["--block-size", "64KiB", "--checkpoint-every", "1MiB", "--request-timeout", "1s", "--retry-for", "20s"];
+
+/// Meets the first, the third and the sixth request of this kind with `act`, and is honest otherwise.
+fn now_and_then(command: Command, act: fn(&Request) -> Act) -> Manners {
+    let met = AtomicU64::new(0);
+    Manners::on_request(move |request| {
+        let is_met = request.command == command && [0, 2, 5].contains(&met.fetch_add(1, SeqCst));
+        if is_met { act(request) } else { Act::Honest }
+    })
+}
+
+/// Copies through losses on one side. `multi_conn` says how many connections there are.
+fn survives(what: &str, command: Command, as_source: bool, multi_conn: bool, act: fn(&Request) -> Act) {
+    let site = Site::new();
+    let bytes = mixed(SIZE, 1);
+    let offer = Offer { multi_conn, ..Offer::default() };
+    let held = if as_source { bytes.clone() } else { noise(SIZE, 99) };
+    let peer = Peer::start(&site, "peer", held, offer, now_and_then(command, act));
+    site.file("a", &bytes);
+    let uri = peer.uri();
+    let (source, destination) = if as_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
+    let copied = site.blockhaul(&[&["copy", source, destination, "--overwrite"], &WORDS[..]].concat());
+    let what = format!("{what} {command:?}, multi_conn {multi_conn}");
+    assert_all_there(&copied, SIZE, &what);
+    if as_source {
+        assert_same(&site.read("b"), &bytes, &what);
+    } else {
+        assert_same(peer.store().durable(), &bytes, &what);
+    }
+    peer.assert_not_offended();
+}
+
+#[test]
+fn closed_instead_of_answering_a_source() {
+    for multi_conn in [true, false] {
+        for command in [Command::Read, Command::Status] {
+            survives("closed at", command, true, multi_conn, |_| Act::Close);
+        }
+    }
+}
+
+#[test]
+fn closed_instead_of_answering_a_destination() {
+    for multi_conn in [true, false] {
+        for command in [Command::Write, Command::Zero] {
+            survives("closed at", command, false, multi_conn, |_| Act::Close);
+        }
+    }
+}
+
+#[test]
+fn closed_instead_of_answering_a_flush() {
+    for multi_conn in [true, false] {
+        survives("closed at", Command::Flush, false, multi_conn, |_| Act::Close);
+    }
+}
+
+#[test]
+fn no_answer_to_a_source() {
+    for command in [Command::Read, Command::Status] {
+        survives("no answer to", command, true, true, |_| Act::Silence);
+    }
+}
+
+#[test]
+fn no_answer_to_a_destination() {
+    for command in [Command::Write, Command::Zero] {
+        survives("no answer to", command, false, true, |_| Act::Silence);
+    }
+}
+
+#[test]
+fn no_answer_to_a_flush() {
+    survives("no answer to", Command::Flush, false, true, |_| Act::Silence);
+    survives("no answer to", Command::Flush, false, false, |_| Act::Silence);
+}
+
+/// Reads are lost on every connection, while block status is answered: that is no progress.
+#[test]
+fn answers_to_everything_but_reads_do_not_keep_a_copy_alive() {
+    let site = Site::new();
+    let manners = Manners::on_request(|request| match request.command {
+        Command::Read => Act::Close,
+        _ => Act::Honest,
+    });
+    let peer = Peer::start(&site, "peer", noise(SIZE, 2), Offer::default(), manners);
+    let failed = site.blockhaul(&["copy", &peer.uri(), "b", "--retry-for", "2s"]);
+    failed.assert_failed(1, "EUnreachable");
+    assert_eq!(failed.report()["error"]["side"], "source", "{failed:#?}");
+}

@@ -1,0 +1,450 @@
+//! Servers that crash, go away, come back as something else, or stop answering, in the middle of a copy.
+
+use crate::support::{
+    Dice, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Server, Site, Store,
+    assert_all_there, assert_same, assert_whole, content, has, iterations, mixed, moving, noise, recorded, text, wire,
+};
+use std::time::Duration;
+
+const NEEDS: [Need; 5] = [
+    Need::Root,
+    Need::Program("nbdkit"),
+    Need::Program("nbdcopy"),
+    Need::Program("qemu-nbd"),
+    Need::Program("setpriv"),
+];
+const SIZE: usize = 8 * MIB;
+/// Slow enough to be met in the middle.
+const SLOWLY: [&str; 6] = ["--limit", "6MiB/s", "--block-size", "64KiB", "--checkpoint-every", "512KiB"];
+
+fn start(site: &Site, source: &str, destination: &str, flags: &[&str]) -> Running {
+    site.start(&[&["copy", source, destination, "--overwrite"], &SLOWLY[..], flags].concat())
+}
+
+/// Has written a third.
+fn a_third(progress: &serde_json::Value) -> bool {
+    progress["written"].as_u64() > Some(SIZE as u64 / 3)
+}
+
+fn pause(milliseconds: u64) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+}
+
+/// Failed because a server is not there; what was copied is kept.
+fn assert_unreachable(failed: &Outcome, side: &str) {
+    failed.assert_failed(1, "EUnreachable");
+    assert_eq!(failed.report()["error"]["side"], side, "{failed:#?}");
+    assert!(failed.stderr.contains(" copy --resume "), "it says how to go on: {failed:#?}");
+}
+
+/// Kills and restarts servers of this kind on both sides, in turn.
+fn survives_restarts(test: &str, kind: Kind) {
+    if !has(test, &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = noise(SIZE, 1);
+    let mut source = Export::with(&site, "source", kind, &bytes);
+    let mut destination = Export::full_of_old_data(&site, "destination", kind, SIZE);
+    let mut copying = start(&site, &source.uri(), &destination.uri(), &[]);
+    copying.until(moving);
+    destination.server.kill();
+    pause(300);
+    destination.server.restart();
+    copying.until(a_third);
+    source.server.kill();
+    pause(100);
+    source.server.restart();
+    let copied = copying.end();
+    match kind {
+        Kind::NbdkitFileOneConnection => assert_whole(&copied, SIZE, test),
+        // Of several connections only the first to break is known to be closed by the server and not by us.
+        _ => assert_all_there(&copied, SIZE, test),
+    }
+    assert_same(&destination.content(), &bytes, test);
+}
+
+#[test]
+fn nbdkit_killed_and_restarted_on_either_side() {
+    survives_restarts("nbdkit_killed_and_restarted_on_either_side", Kind::NbdkitFile);
+}
+
+#[test]
+fn nbdkit_of_one_connection_killed_and_restarted_on_either_side() {
+    let test = "nbdkit_of_one_connection_killed_and_restarted_on_either_side";
+    survives_restarts(test, Kind::NbdkitFileOneConnection);
+}
+
+#[test]
+fn qemu_killed_and_restarted_on_either_side() {
+    survives_restarts("qemu_killed_and_restarted_on_either_side", Kind::QemuRaw);
+}
+
+#[test]
+fn nbd_server_killed_and_restarted_on_either_side() {
+    if has("nbd_server_killed_and_restarted_on_either_side", &[Need::Program("nbd-server"), Need::Program("unshare")]) {
+        survives_restarts("nbd_server_killed_and_restarted_on_either_side", Kind::NbdServer);
+    }
+}
+
+#[test]
+fn both_servers_at_once() {
+    if !has("both_servers_at_once", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE, 2);
+    let mut source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
+    let mut destination = Export::full_of_old_data(&site, "destination", Kind::QemuRaw, SIZE);
+    let mut copying = start(&site, &source.uri(), &destination.uri(), &[]);
+    copying.until(moving);
+    source.server.kill();
+    destination.server.kill();
+    pause(500);
+    destination.server.restart();
+    source.server.restart();
+    assert_all_there(&copying.end(), SIZE, "both at once");
+    assert_same(&destination.content(), &bytes, "both at once");
+}
+
+#[test]
+fn a_server_that_leaves_with_its_last_client() {
+    if !has("a_server_that_leaves_with_its_last_client", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = noise(SIZE, 3);
+    let image = site.file("source.img", &bytes);
+    let file = format!("file={}", text(&image));
+    let mut server = Server::nbdkit(&site, "source", &["--filter=exitlast", "file", &file]);
+    let proxy = Proxy::to(server.address());
+    let mut copying = start(&site, &proxy.uri(""), "b", &[]);
+    copying.until(moving);
+    proxy.cut();
+    server.restart();
+    assert_whole(&copying.end(), SIZE, "a server that leaves");
+    assert_same(&site.read("b"), &bytes, "a server that leaves");
+}
+
+/// A copy to a peer that loses what was not flushed whenever it is killed, which it is at moments that `seed` chooses.
+/// Gives what it has lost.
+fn to_a_forgetful_server(multi_conn: bool, flags: &[&str], seed: u64) -> u64 {
+    let site = Site::new();
+    let bytes = mixed(SIZE, seed);
+    site.file("a", &bytes);
+    let offer = Offer { multi_conn, ..Offer::default() };
+    let store = Store::new(noise(SIZE, 99), multi_conn, seed);
+    let mut peer = Peer::over(&site, "peer", store, offer, Manners::default());
+    let mut dice = Dice::new(seed);
+    let mut copying = start(&site, "a", &peer.uri(), flags);
+    copying.until(moving);
+    for _ in 0..3 {
+        pause(dice.below(250));
+        peer.kill();
+        pause(dice.below(60));
+        peer.restart();
+    }
+    let what = format!("seed {seed}, multi_conn {multi_conn}, {flags:?}");
+    assert_all_there(&copying.end(), SIZE, &what);
+    peer.assert_not_offended();
+    // Success means that it outlives the next crash as well.
+    assert_same(peer.store().durable(), &bytes, &what);
+    peer.store().lost()
+}
+
+#[test]
+fn acknowledged_writes_that_a_server_forgot_are_copied_again() {
+    let mut lost = 0;
+    for seed in 0..iterations("BLOCKHAUL_FORGETFUL", 2) {
+        lost += to_a_forgetful_server(true, &[], 3 * seed + 1);
+        // Without checkpoints in between there is one flush at the end: everything is at stake.
+        lost += to_a_forgetful_server(false, &["--no-checkpoint"], 3 * seed + 2);
+        lost += to_a_forgetful_server(false, &["--connections", "4"], 3 * seed + 3);
+    }
+    assert!(lost > 0, "nothing was ever lost: the test has shown nothing");
+}
+
+#[test]
+fn a_flush_counts_on_its_own_connection_only() {
+    // The store makes durable what came on the connection of the flush, and nothing else.
+    let site = Site::new();
+    let bytes = mixed(SIZE, 4);
+    site.file("a", &bytes);
+    let offer = Offer { multi_conn: false, ..Offer::default() };
+    let peer = Peer::start(&site, "peer", noise(SIZE, 99), offer, Manners::default());
+    let words = ["copy", "a", &peer.uri(), "--overwrite", "--connections", "4", "--checkpoint-every", "1MiB"];
+    assert_whole(&site.blockhaul(&words), SIZE, "without CAN_MULTI_CONN");
+    assert_same(peer.store().durable(), &bytes, "without CAN_MULTI_CONN");
+}
+
+#[test]
+fn a_crash_of_both_the_server_and_the_copy() {
+    for seed in 0..2 {
+        let site = Site::new();
+        let bytes = mixed(SIZE, 5 + seed);
+        site.file("a", &bytes);
+        let store = Store::new(noise(SIZE, 99), true, seed);
+        let mut peer = Peer::over(&site, "peer", store, Offer::default(), Manners::default());
+        let mut copying = start(&site, "a", &peer.uri(), &[]);
+        copying.until(recorded);
+        pause(40 * seed);
+        // In this order the checkpoint is older than what the server forgets.
+        copying.crash();
+        peer.kill();
+        peer.restart();
+        let resumed = site.blockhaul(&["copy", "a", &peer.uri(), "--resume"]);
+        assert_whole(&resumed, SIZE, "resumed");
+        assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
+        assert_same(peer.store().durable(), &bytes, "what was called durable was");
+    }
+}
+
+#[test]
+fn a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on() {
+    if !has("a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = noise(SIZE, 6);
+    site.file("a", &bytes);
+    let mut destination = Export::full_of_old_data(&site, "destination", Kind::NbdkitFile, SIZE);
+    let mut copying = start(&site, "a", &destination.uri(), &["--retry-for", "2s"]);
+    copying.until(|progress| a_third(progress) && recorded(progress));
+    destination.server.kill();
+    let failed = copying.end();
+    assert_unreachable(&failed, "destination");
+    let durable = failed.bytes("durable");
+    assert!(durable > 0 && durable < SIZE as u64, "{failed:#?}");
+    assert!(site.checkpoint().is_some(), "the checkpoint is kept: {failed:#?}");
+
+    destination.server.restart();
+    let resumed = site.blockhaul(&["copy", "a", &destination.uri(), "--resume", "--block-size", "64KiB"]);
+    assert_whole(&resumed, SIZE, "resumed");
+    assert_eq!(resumed.bytes("resumed"), durable, "{resumed:#?}");
+    assert_eq!(resumed.bytes("read"), SIZE as u64 - durable, "only what was missing: {resumed:#?}");
+    assert_same(&destination.content(), &bytes, "resumed");
+}
+
+#[test]
+fn a_source_that_stays_away_leaves_a_checkpoint_that_goes_on() {
+    if !has("a_source_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = noise(SIZE, 7);
+    let mut source = Export::with(&site, "source", Kind::QemuQcow2, &bytes);
+    let mut copying = start(&site, &source.uri(), "b", &["--retry-for", "1s"]);
+    copying.until(|progress| a_third(progress) && recorded(progress));
+    source.server.kill();
+    let failed = copying.end();
+    assert_unreachable(&failed, "source");
+    assert_eq!(failed.report()["quiesced"], true, "its destination is a file: {failed:#?}");
+    source.server.restart();
+    let resumed = site.blockhaul(&["copy", &source.uri(), "b", "--resume"]);
+    assert_whole(&resumed, SIZE, "resumed");
+    assert_eq!(resumed.bytes("resumed"), failed.bytes("durable"), "{resumed:#?}");
+    assert_same(&site.read("b"), &bytes, "resumed");
+}
+
+/// Stalls the connections that are open, on one side of a copy. QEMU's server: nbdkit 1.32 ends with a failed assertion
+/// when a client leaves in the middle of its replies.
+fn survives_a_stall(test: &str, as_source: bool) {
+    if !has(test, &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = noise(SIZE, 8);
+    site.file("a", &bytes);
+    let export = if as_source {
+        Export::with(&site, "export", Kind::QemuRaw, &bytes)
+    } else {
+        Export::full_of_old_data(&site, "export", Kind::QemuRaw, SIZE)
+    };
+    let proxy = Proxy::to(export.server.address());
+    let uri = proxy.uri("");
+    let (source, destination) = if as_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
+    let mut copying = start(&site, source, destination, &["--request-timeout", "1s"]);
+    copying.until(moving);
+    let before = proxy.connections();
+    proxy.stall_open();
+    copying.until(a_third);
+    assert!(proxy.connections() > before, "new connections took over");
+    let copied = copying.end();
+    assert_all_there(&copied, SIZE, test);
+    // Writes that were given up are still on their way; reads can do no harm.
+    assert_eq!(copied.report()["quiesced"], as_source, "{test}: {copied:#?}");
+    proxy.go_on();
+    pause(100);
+    let found = if as_source { site.read("b") } else { export.content() };
+    assert_same(&found, &bytes, test);
+}
+
+#[test]
+fn a_stalled_path_to_the_source_is_left() {
+    survives_a_stall("a_stalled_path_to_the_source_is_left", true);
+}
+
+#[test]
+fn a_stalled_path_to_the_destination_is_left() {
+    survives_a_stall("a_stalled_path_to_the_destination_is_left", false);
+}
+
+#[test]
+fn a_path_that_stalls_altogether_and_then_goes_on() {
+    if !has("a_path_that_stalls_altogether_and_then_goes_on", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = noise(SIZE, 9);
+    site.file("a", &bytes);
+    let export = Export::full_of_old_data(&site, "export", Kind::QemuRaw, SIZE);
+    let proxy = Proxy::to(export.server.address());
+    let mut copying = start(&site, "a", &proxy.uri(""), &["--request-timeout", "1s"]);
+    copying.until(moving);
+    proxy.stall();
+    pause(1500);
+    // What was held back on the old connections arrives late, and must do no harm.
+    proxy.go_on();
+    assert_all_there(&copying.end(), SIZE, "a path that goes on");
+    assert_same(&export.content(), &bytes, "a path that goes on");
+}
+
+#[test]
+fn a_path_that_is_cut_again_and_again() {
+    if !has("a_path_that_is_cut_again_and_again", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let bytes = mixed(SIZE, 10);
+    let source = Export::with(&site, "source", Kind::QemuRaw, &bytes);
+    let destination = Export::full_of_old_data(&site, "destination", Kind::QemuRaw, SIZE);
+    let (one, two) = (Proxy::to(source.server.address()), Proxy::to(destination.server.address()));
+    let mut copying = start(&site, &one.uri(""), &two.uri(""), &[]);
+    copying.until(moving);
+    let mut dice = Dice::new(10);
+    for round in 0..6 {
+        pause(dice.below(150));
+        if round % 2 == 0 { one.cut() } else { two.cut() }
+    }
+    assert_all_there(&copying.end(), SIZE, "cut again and again");
+    assert_same(&content(&destination.uri()), &bytes, "cut again and again");
+}
+
+/// A peer that is something else once it is back.
+fn comes_back_different(what: &str, side: &str, change: impl Fn(&Peer)) {
+    let site = Site::new();
+    site.file("a", &noise(SIZE, 11));
+    let is_source = side == "source";
+    let mut peer = Peer::start(&site, "peer", noise(SIZE, 12), Offer::default(), Manners::default());
+    let uri = peer.uri();
+    let (source, destination) = if is_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
+    let mut copying = start(&site, source, destination, &["--retry-for", "5s"]);
+    copying.until(moving);
+    peer.kill();
+    change(&peer);
+    peer.restart();
+    let failed = copying.end();
+    assert_eq!(failed.code, Some(1), "{what}: {failed:#?}");
+    let code = failed.error_code().as_str().unwrap_or_default();
+    let named = ["EProtocol", "ESourceChanged", "ESizeMismatch", "EReadOnly", "ECheckpointMismatch", "EUnsupported"];
+    assert!(named.contains(&code), "{what}: {failed:#?}");
+    assert_eq!(failed.report()["error"]["side"], side, "{what}: {failed:#?}");
+}
+
+#[test]
+fn an_export_that_comes_back_with_another_size_ends_the_copy() {
+    comes_back_different("a longer source", "source", |peer| peer.store().resize(SIZE + 4096));
+    comes_back_different("a shorter source", "source", |peer| peer.store().resize(SIZE - 4096));
+    comes_back_different("a longer destination", "destination", |peer| peer.store().resize(SIZE + 4096));
+    comes_back_different("a shorter destination", "destination", |peer| peer.store().resize(SIZE - 4096));
+}
+
+#[test]
+fn an_export_that_comes_back_with_other_flags_ends_the_copy() {
+    let read_only = Offer { further_flags: wire::can::READ_ONLY, ..Offer::default() };
+    comes_back_different("read-only", "destination", |peer| peer.offer(read_only));
+    let inconsistent = Offer { multi_conn: false, ..Offer::default() };
+    comes_back_different("without CAN_MULTI_CONN", "destination", |peer| peer.offer(inconsistent));
+    comes_back_different("without CAN_MULTI_CONN", "source", |peer| peer.offer(inconsistent));
+}
+
+#[test]
+fn a_copy_that_is_not_to_be_flushed_is_still_whole() {
+    let site = Site::new();
+    let bytes = mixed(SIZE, 14);
+    site.file("a", &bytes);
+    let store = Store::new(noise(SIZE, 99), true, 14);
+    let mut peer = Peer::over(&site, "peer", store, Offer::default(), Manners::default());
+    let mut copying = start(&site, "a", &peer.uri(), &["--no-sync"]);
+    copying.until(a_third);
+    peer.kill();
+    peer.restart();
+    let copied = copying.end();
+    copied.assert_done();
+    assert_eq!(copied.bytes("durable"), 0, "{copied:#?}");
+    assert!(peer.store().lost() > 0, "nothing was lost: the test has shown nothing");
+    assert_same(&content(&peer.uri()), &bytes, "without a flush");
+}
+
+#[test]
+fn a_server_that_crashes_while_it_is_read_back() {
+    let site = Site::new();
+    let bytes = noise(SIZE, 15);
+    let mut source = Peer::start(&site, "source", bytes.clone(), Offer::default(), Manners::default());
+    let mut destination = Peer::start(&site, "destination", vec![0; SIZE], Offer::default(), Manners::default());
+    let mut copying = start(&site, &source.uri(), &destination.uri(), &["--verify"]);
+    copying.until(|progress| progress["verified"].as_u64() > Some(0));
+    destination.kill();
+    destination.restart();
+    source.kill();
+    source.restart();
+    let copied = copying.end();
+    assert_whole(&copied, SIZE, "read back");
+    assert_eq!(copied.bytes("verified"), SIZE as u64, "{copied:#?}");
+    assert_same(destination.store().durable(), &bytes, "read back");
+}
+
+#[test]
+fn servers_that_crash_while_they_are_compared() {
+    let site = Site::new();
+    let bytes = noise(SIZE, 16);
+    let mut flipped = bytes.clone();
+    flipped[SIZE - 7] ^= 1;
+    for (other, exit) in [(bytes.clone(), 0), (flipped, 3)] {
+        let mut one = Peer::start(&site, "one", bytes.clone(), Offer::default(), Manners::default());
+        let mut two = Peer::start(&site, "two", other, Offer::default(), Manners::default());
+        let mut comparing = site.start(&["verify", &one.uri(), &two.uri(), "--limit", "6MiB/s"]);
+        comparing.until(|progress| progress["verified"].as_u64() > Some(SIZE as u64 / 4));
+        one.kill();
+        one.restart();
+        pause(200);
+        two.kill();
+        two.restart();
+        let compared = comparing.end();
+        assert_eq!(compared.code, Some(exit), "{compared:#?}");
+    }
+}
+
+#[test]
+fn progress_never_falls_over_an_outage() {
+    let site = Site::new();
+    let bytes = noise(SIZE, 13);
+    site.file("a", &bytes);
+    let mut peer = Peer::start(&site, "peer", vec![0; SIZE], Offer::default(), Manners::default());
+    // Nothing is flushed before the crash: all of it has to be copied again.
+    let mut copying = site.start(&["copy", "a", &peer.uri(), "--limit", "6MiB/s", "--block-size", "64KiB"]);
+    copying.until(a_third);
+    peer.kill();
+    peer.restart();
+    let copied = copying.end();
+    assert_all_there(&copied, SIZE, "over an outage");
+    let mut before = [0; 4];
+    for line in copied.lines.iter().filter(|line| line["event"] == "progress") {
+        let now = ["issued", "written", "durable", "verified"].map(|field| line[field].as_u64().expect("a number"));
+        assert!(now[0] >= now[1] && now[1] >= now[2], "{line}");
+        assert!(now.iter().zip(before).all(|(now, before)| *now >= before), "{line} after {before:?}");
+        assert!(now.iter().all(|&now| now <= SIZE as u64), "{line}");
+        before = now;
+    }
+    assert_same(peer.store().durable(), &bytes, "over an outage");
+}

@@ -1,0 +1,250 @@
+//! How copies to and from servers end: with a goodbye where the server answers, within bounds where it does not, and with
+//! the truth about it in the report.
+
+use crate::support::{
+    Act, Command, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Site, assert_same,
+    assert_whole, has, mixed, moving, noise, recorded,
+};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+const SIZE: usize = 16 * MIB;
+const SLOWLY: [&str; 6] = ["--limit", "8MiB/s", "--block-size", "64KiB", "--checkpoint-every", "512KiB"];
+/// Far above the limit that the program has for draining, and far below the time that an outage may last.
+const BOUND: Duration = Duration::from_secs(45);
+/// Of tests whose copy would wait for a server.
+const LONG: [&str; 2] = ["--retry-for", "10m"];
+
+/// Asks it to stop, and waits for its end, which must come within bounds.
+fn stop(copying: Running) -> Outcome {
+    let since = Instant::now();
+    copying.signal(Signal::SIGTERM);
+    let stopped = copying.end();
+    assert!(since.elapsed() < BOUND, "it took {:?}: {stopped:#?}", since.elapsed());
+    stopped
+}
+
+/// A job that is quiet is interrupted and can be resumed; one that is not has failed.
+fn assert_tells_the_truth(stopped: &Outcome) {
+    let report = stopped.report();
+    match report["quiesced"].as_bool() {
+        Some(true) => {
+            assert_eq!(stopped.code, Some(75), "{stopped:#?}");
+            assert_eq!(report["status"], "interrupted", "{stopped:#?}");
+        }
+        Some(false) => assert_not_quiet(stopped),
+        None => panic!("it does not say whether it is quiet: {stopped:#?}"),
+    }
+}
+
+fn assert_not_quiet(stopped: &Outcome) {
+    let report = stopped.report();
+    assert_eq!(report["quiesced"], false, "{stopped:#?}");
+    assert_eq!(stopped.code, Some(1), "what may still write is not called interrupted: {stopped:#?}");
+    assert_ne!(report["status"], "interrupted", "{stopped:#?}");
+    assert_ne!(report["error"]["code"], "ERunnerInterrupt", "{stopped:#?}");
+}
+
+fn assert_said_goodbye(peer: &Peer, what: &str) {
+    let goodbyes = peer.goodbyes();
+    assert!(!goodbyes.is_empty(), "{what}: it never came");
+    assert!(
+        goodbyes.values().all(|&said| said),
+        "{what}: connections and whether they were taken leave of: {goodbyes:?}"
+    );
+    peer.assert_not_offended();
+}
+
+#[test]
+fn an_interrupted_copy_drains_says_goodbye_and_goes_on_later() {
+    for multi_conn in [true, false] {
+        let site = Site::new();
+        let bytes = noise(SIZE, 1);
+        let offer = Offer { multi_conn, ..Offer::default() };
+        let source = Peer::start(&site, "source", bytes.clone(), offer, Manners::default());
+        let destination = Peer::start(&site, "destination", vec![0; SIZE], offer, Manners::default());
+        let mut copying = site.start(&[&["copy", &source.uri(), &destination.uri()], &SLOWLY[..]].concat());
+        copying.until(recorded);
+        let stopped = stop(copying);
+        stopped.assert_failed(75, "ERunnerInterrupt");
+        assert_eq!(stopped.report()["status"], "interrupted", "{stopped:#?}");
+        assert_eq!(stopped.report()["quiesced"], true, "{stopped:#?}");
+        assert_said_goodbye(&source, "the source");
+        assert_said_goodbye(&destination, "the destination");
+
+        let resumed = site.blockhaul(&["copy", &source.uri(), &destination.uri(), "--resume"]);
+        assert_whole(&resumed, SIZE, "resumed");
+        assert_eq!(resumed.bytes("resumed"), stopped.bytes("durable"), "{resumed:#?}");
+        assert!(resumed.bytes("resumed") > 0, "{resumed:#?}");
+        assert_same(destination.store().durable(), &bytes, "resumed");
+    }
+}
+
+#[test]
+fn a_copy_that_is_done_says_goodbye() {
+    let site = Site::new();
+    let bytes = mixed(4 * MIB, 2);
+    let source = Peer::start(&site, "source", bytes.clone(), Offer::default(), Manners::default());
+    let destination = Peer::start(&site, "destination", noise(4 * MIB, 99), Offer::default(), Manners::default());
+    let copied = site.blockhaul(&["copy", &source.uri(), &destination.uri(), "--overwrite", "--verify"]);
+    assert_whole(&copied, bytes.len(), "done");
+    assert_said_goodbye(&source, "the source");
+    assert_said_goodbye(&destination, "the destination");
+    assert_same(destination.store().durable(), &bytes, "done");
+
+    let verified = site.blockhaul(&["verify", &source.uri(), &destination.uri()]);
+    assert_eq!(verified.code, Some(0), "{verified:#?}");
+    assert_said_goodbye(&source, "the source of a comparison");
+    assert_said_goodbye(&destination, "the destination of a comparison");
+}
+
+#[test]
+fn a_copy_that_is_refused_says_goodbye() {
+    let site = Site::new();
+    site.file("a", &noise(MIB, 3));
+    let peer = Peer::start(&site, "peer", noise(MIB, 99), Offer::default(), Manners::default());
+    site.blockhaul(&["copy", "a", &peer.uri()]).assert_failed(1, "EExists");
+    assert_said_goodbye(&peer, "an export that is not empty");
+}
+
+#[test]
+fn a_dead_destination_cannot_hold_the_stop_and_the_report_says_so() {
+    if !has("a_dead_destination_cannot_hold_the_stop_and_the_report_says_so", &[Need::Program("qemu-nbd")]) {
+        return;
+    }
+    let site = Site::new();
+    site.file("a", &noise(SIZE, 4));
+    let export = Export::empty(&site, "export", Kind::QemuRaw, SIZE);
+    let proxy = Proxy::to(export.server.address());
+    let mut copying = site.start(&[&["copy", "a", &proxy.uri("")], &SLOWLY[..], &LONG].concat());
+    copying.until(recorded);
+    proxy.stall();
+    // Until it has nothing left to do but to wait.
+    std::thread::sleep(Duration::from_millis(500));
+    let stopped = stop(copying);
+    assert_not_quiet(&stopped);
+    assert!(stopped.bytes("durable") > 0, "what was recorded before stays so: {stopped:#?}");
+
+    // The writes that are still on their way land now: the same bytes, or ones that are copied again.
+    proxy.go_on();
+    let resumed = site.blockhaul(&["copy", "a", &proxy.uri(""), "--resume"]);
+    assert_whole(&resumed, SIZE, "resumed");
+    assert_same(&export.content(), &site.read("a"), "resumed");
+}
+
+#[test]
+fn writes_that_were_given_up_are_not_forgotten_at_the_stop() {
+    let test = "writes_that_were_given_up_are_not_forgotten_at_the_stop";
+    if !has(test, &[Need::Program("qemu-nbd"), Need::Program("nbdcopy"), Need::Program("setpriv")]) {
+        return;
+    }
+    let site = Site::new();
+    site.file("a", &noise(SIZE, 10));
+    let export = Export::empty(&site, "export", Kind::QemuRaw, SIZE);
+    let proxy = Proxy::to(export.server.address());
+    let uri = proxy.uri("");
+    let words = [&["copy", "a", &uri, "--request-timeout", "1s"], &SLOWLY[..]].concat();
+    let mut copying = site.start(&words);
+    let before = copying.until(moving)["written"].as_u64();
+    let connections = proxy.connections();
+    proxy.stall_open();
+    copying.until(|progress| proxy.connections() > connections && progress["written"].as_u64() > before);
+    // The copy goes on over new connections, all of which answer; the old one's writes are still held back.
+    let stopped = stop(copying);
+    assert_not_quiet(&stopped);
+    proxy.go_on();
+    let resumed = site.blockhaul(&["copy", "a", &uri, "--resume"]);
+    assert_whole(&resumed, SIZE, "resumed");
+    assert_same(&export.content(), &site.read("a"), "resumed");
+}
+
+#[test]
+fn a_dead_source_cannot_hold_the_stop() {
+    if !has("a_dead_source_cannot_hold_the_stop", &[Need::Program("nbdkit")]) {
+        return;
+    }
+    let site = Site::new();
+    let export = Export::with(&site, "export", Kind::NbdkitFile, &noise(SIZE, 5));
+    let proxy = Proxy::to(export.server.address());
+    let mut copying = site.start(&[&["copy", &proxy.uri(""), "b"], &SLOWLY[..], &LONG].concat());
+    copying.until(moving);
+    proxy.stall();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_tells_the_truth(&stop(copying));
+}
+
+#[test]
+fn a_server_that_is_away_cannot_hold_the_stop() {
+    for is_source in [true, false] {
+        let site = Site::new();
+        site.file("a", &noise(SIZE, 6));
+        let mut peer = Peer::start(&site, "peer", noise(SIZE, 99), Offer::default(), Manners::default());
+        let uri = peer.uri();
+        let (source, destination) = if is_source { (uri.as_str(), "b") } else { ("a", uri.as_str()) };
+        let words = [&["copy", source, destination, "--overwrite"], &SLOWLY[..], &LONG].concat();
+        let mut copying = site.start(&words);
+        copying.until(moving);
+        peer.kill();
+        std::thread::sleep(Duration::from_millis(700));
+        let stopped = stop(copying);
+        assert_tells_the_truth(&stopped);
+        if is_source {
+            assert_eq!(stopped.report()["quiesced"], true, "its destination is a file: {stopped:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_never_lets_go_cannot_hold_the_stop() {
+    // It answers everything, and does not close when it is told goodbye.
+    let site = Site::new();
+    site.file("a", &noise(SIZE, 7));
+    let manners = Manners::on_request(|request| match request.command {
+        Command::Disconnect => Act::Silence,
+        _ => Act::Honest,
+    });
+    let peer = Peer::start(&site, "peer", vec![0; SIZE], Offer::default(), manners);
+    let mut copying = site.start(&[&["copy", "a", &peer.uri()], &SLOWLY[..]].concat());
+    copying.until(recorded);
+    assert_tells_the_truth(&stop(copying));
+    peer.goodbyes();
+}
+
+#[test]
+fn a_server_that_answers_nothing_any_more_cannot_hold_the_stop() {
+    // It is alive, and so is its path; requests after the first few get no answer.
+    let site = Site::new();
+    site.file("a", &noise(SIZE, 8));
+    let manners = Manners::on_request(|request| match request.command {
+        Command::Write if request.offset > 4 * MIB as u64 => Act::Silence,
+        _ => Act::Honest,
+    });
+    let peer = Peer::start(&site, "peer", vec![0; SIZE], Offer::default(), manners);
+    let mut copying = site.start(&[&["copy", "a", &peer.uri()], &SLOWLY[..], &LONG].concat());
+    copying.until(recorded);
+    peer.wait_until("a write that gets no answer", |seen| {
+        let silent = |seen: &crate::support::Seen| match seen {
+            crate::support::Seen::Asked(request) => {
+                request.command == Command::Write && request.offset > 4 * MIB as u64
+            }
+            _ => false,
+        };
+        seen.iter().any(silent)
+    });
+    assert_tells_the_truth(&stop(copying));
+    peer.goodbyes();
+}
+
+#[test]
+fn a_negotiation_that_stalls_can_be_stopped() {
+    let site = Site::new();
+    site.file("a", &noise(MIB, 9));
+    let manners = Manners { greeting: Some(Vec::new()), ..Manners::default() };
+    let peer = Peer::start(&site, "peer", vec![0; MIB], Offer::default(), manners);
+    let copying = site.start(&[&["copy", "a", &peer.uri()], &LONG[..]].concat());
+    peer.wait_until("a connection", |seen| !seen.is_empty());
+    let stopped = stop(copying);
+    stopped.assert_failed(75, "ERunnerInterrupt");
+    assert_eq!(stopped.report()["quiesced"], true, "nothing was ever asked for: {stopped:#?}");
+    peer.goodbyes();
+}

@@ -1,0 +1,465 @@
+//! A server that does as it is told: an honest one, unless the test's manners say otherwise.
+//!
+//! Its bytes are in memory, behind a cache that a crash loses (see [`Store`]). It listens on a unix socket, serves every
+//! connection on a thread of its own, and writes down what it sees, so that a test can ask afterwards whether a client
+//! said goodbye and whether it closed. The client is not trusted either: what breaks the protocol is written down too.
+
+mod handshake;
+pub(crate) mod reply;
+mod store;
+pub(crate) mod wire;
+
+pub(crate) use handshake::{option_reply, option_reply_with};
+pub(crate) use store::Store;
+
+use super::server::Address;
+use super::site::Site;
+use handshake::Agreed;
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Nothing that a test waits for needs a tenth of this.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks for a client.
+const GLANCE: Duration = Duration::from_millis(2);
+/// Bytes of a request's payload that the peer takes.
+const PAYLOAD_MAX: u32 = 64 << 20;
+
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Read,
+    Write,
+    Disconnect,
+    Flush,
+    Trim,
+    Zero,
+    Status,
+    Other(u16),
+}
+
+/// A request as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) connection: u64,
+    pub(crate) command: Command,
+    pub(crate) flags: u16,
+    pub(crate) cookie: u64,
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+    /// Whether replies of this connection are structured.
+    pub(crate) structured: bool,
+}
+
+/// What happened, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Connected(u64),
+    Asked(Request),
+    /// The client has closed: an end of file or a reset.
+    Closed(u64),
+    /// The client broke the protocol.
+    Offended(u64, String),
+}
+
+/// What a peer does in a place where it may misbehave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// The right thing.
+    Honest,
+    /// The right thing, two times.
+    Twice,
+    /// These bytes, and not the right thing. What the right thing would have changed is not changed.
+    Instead(Vec<u8>),
+    /// These bytes, and then it closes the connection.
+    Last(Vec<u8>),
+    /// Nothing: it goes on reading.
+    Silence,
+    /// It closes the connection.
+    Close,
+}
+
+type OptionManner = Box<dyn Fn(u32, &[u8]) -> Act + Send + Sync>;
+type RequestManner = Box<dyn Fn(&Request) -> Act + Send + Sync>;
+
+/// Where and how a peer misbehaves. The default is nowhere.
+#[derive(Default)]
+pub(crate) struct Manners {
+    /// Instead of the right greeting.
+    pub(crate) greeting: Option<Vec<u8>>,
+    /// Decides on every option, by its number and the right answer.
+    pub(crate) on_option: Option<OptionManner>,
+    /// Decides on every request.
+    pub(crate) on_request: Option<RequestManner>,
+}
+
+impl Manners {
+    /// Misbehaves where a request is concerned.
+    pub(crate) fn on_request(manner: impl Fn(&Request) -> Act + Send + Sync + 'static) -> Self {
+        Self { on_request: Some(Box::new(manner)), ..Self::default() }
+    }
+
+    /// Misbehaves where an option is concerned.
+    pub(crate) fn on_option(manner: impl Fn(u32, &[u8]) -> Act + Send + Sync + 'static) -> Self {
+        Self { on_option: Some(Box::new(manner)), ..Self::default() }
+    }
+}
+
+/// What the export says of itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offer {
+    pub(crate) structured: bool,
+    /// A flush counts for every connection.
+    pub(crate) multi_conn: bool,
+    /// Least, preferred and most bytes of a request.
+    pub(crate) blocks: Option<(u32, u32, u32)>,
+    /// Transmission flags beyond the usual ones.
+    pub(crate) further_flags: u16,
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self { structured: true, multi_conn: true, blocks: None, further_flags: 0 }
+    }
+}
+
+/// A peer. Ends when it is dropped, with all its connections.
+pub(crate) struct Peer {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    accepting: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Mutex<Store>,
+    offer: Mutex<Offer>,
+    manners: Manners,
+    seen: Mutex<Vec<Seen>>,
+    happened: Condvar,
+    /// Connections that are open.
+    open: Mutex<BTreeMap<u64, UnixStream>>,
+    next: AtomicU64,
+    is_up: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A connection's thread that found the client at fault may have panicked; the test says so itself.
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn take<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes).map(|()| bytes)
+}
+
+impl Peer {
+    /// A peer over `bytes`, at the socket `name`.
+    pub(crate) fn start(site: &Site, name: &str, bytes: Vec<u8>, offer: Offer, manners: Manners) -> Self {
+        let seed = bytes.len() as u64;
+        Self::over(site, name, Store::new(bytes, offer.multi_conn, seed), offer, manners)
+    }
+
+    /// As [`Peer::start`], with a store of the test's own.
+    pub(crate) fn over(site: &Site, name: &str, store: Store, offer: Offer, manners: Manners) -> Self {
+        let shared = Arc::new(Shared {
+            store: Mutex::new(store),
+            offer: Mutex::new(offer),
+            manners,
+            seen: Mutex::default(),
+            happened: Condvar::new(),
+            open: Mutex::default(),
+            next: AtomicU64::new(0),
+            is_up: AtomicBool::new(false),
+        });
+        let mut peer = Self { shared, path: site.socket(name), accepting: None };
+        peer.restart();
+        peer
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        Address::Unix(self.path.clone())
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        self.address().uri("")
+    }
+
+    /// Listens again at the same place, with what the crash has left.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_file(&self.path);
+        let listener = UnixListener::bind(&self.path).expect("the room can be written");
+        listener.set_nonblocking(true).expect("it is a socket");
+        self.shared.is_up.store(true, SeqCst);
+        let shared = Arc::clone(&self.shared);
+        self.accepting = Some(std::thread::spawn(move || shared.accept(&listener)));
+    }
+
+    /// Crashes: nobody listens, all connections are gone, and so is what was not flushed.
+    pub(crate) fn kill(&mut self) {
+        self.shared.is_up.store(false, SeqCst);
+        if let Some(accepting) = self.accepting.take() {
+            accepting.join().expect("accepting does not panic");
+        }
+        // With the store in hand no connection writes on between the crash and its own end.
+        let mut store = lock(&self.shared.store);
+        let open = std::mem::take(&mut *lock(&self.shared.open));
+        store.crash();
+        drop(store);
+        for stream in open.into_values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        lock(&self.shared.store)
+    }
+
+    /// Changes what the next connections are told.
+    pub(crate) fn offer(&self, offer: Offer) {
+        *lock(&self.shared.offer) = offer;
+    }
+
+    /// All that it has seen.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        lock(&self.shared.seen).clone()
+    }
+
+    /// Waits until what it has seen satisfies `when`.
+    pub(crate) fn wait_until(&self, what: &str, when: impl Fn(&[Seen]) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        let mut seen = lock(&self.shared.seen);
+        while !when(&seen) {
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "the peer waited for nothing: {what}: it saw {:?}", last_of(&seen));
+            seen = self.shared.happened.wait_timeout(seen, left).expect("nobody panics with it").0;
+        }
+    }
+
+    /// Waits until every client has closed, and says whether each has said goodbye before: it sent a request to
+    /// disconnect, and nothing after it.
+    pub(crate) fn goodbyes(&self) -> BTreeMap<u64, bool> {
+        self.wait_until("that every client closes", |seen| {
+            let count = |matches: fn(&Seen) -> bool| seen.iter().filter(|&seen| matches(seen)).count();
+            count(|seen| matches!(seen, Seen::Connected(_))) == count(|seen| matches!(seen, Seen::Closed(_)))
+        });
+        let mut said = BTreeMap::new();
+        for seen in self.seen() {
+            match seen {
+                Seen::Connected(connection) => drop(said.insert(connection, false)),
+                Seen::Asked(request) => {
+                    said.insert(request.connection, request.command == Command::Disconnect);
+                }
+                Seen::Closed(_) | Seen::Offended(..) => {}
+            }
+        }
+        said
+    }
+
+    /// # Panics
+    /// If a client has broken the protocol.
+    pub(crate) fn assert_not_offended(&self) {
+        let offences: Vec<Seen> = self.seen().into_iter().filter(|seen| matches!(seen, Seen::Offended(..))).collect();
+        assert!(offences.is_empty(), "the client broke the protocol: {offences:?}");
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn last_of(seen: &[Seen]) -> &[Seen] {
+    &seen[seen.len().saturating_sub(20)..]
+}
+
+impl Shared {
+    fn note(&self, seen: Seen) {
+        lock(&self.seen).push(seen);
+        self.happened.notify_all();
+    }
+
+    fn accept(self: &Arc<Self>, listener: &UnixListener) {
+        while self.is_up.load(SeqCst) {
+            let Ok((stream, _)) = listener.accept() else {
+                std::thread::sleep(GLANCE);
+                continue;
+            };
+            let connection = self.next.fetch_add(1, SeqCst);
+            stream.set_nonblocking(false).expect("it is a socket");
+            lock(&self.open).insert(connection, stream.try_clone().expect("there are descriptors"));
+            self.note(Seen::Connected(connection));
+            let shared = Arc::clone(self);
+            // Ends with the connection, which ends with the peer.
+            std::thread::spawn(move || shared.serve(connection, stream));
+        }
+    }
+
+    fn serve(&self, connection: u64, stream: UnixStream) {
+        let mut line = Line { reader: BufReader::with_capacity(256 << 10, stream), connection, structured: false };
+        let ended =
+            self.negotiate(&mut line).and_then(|goes_on| if goes_on { self.transmit(&mut line) } else { Ok(()) });
+        match ended {
+            // The peer's own end of it: the client is still to close.
+            Ok(()) => {
+                let _ = line.stream().shutdown(Shutdown::Write);
+                let _ = io::copy(&mut line.reader, &mut io::sink());
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.note(Seen::Offended(connection, error.to_string()));
+            }
+            Err(_) => {}
+        }
+        let _ = line.stream().shutdown(Shutdown::Both);
+        lock(&self.open).remove(&connection);
+        self.note(Seen::Closed(connection));
+    }
+
+    fn negotiate(&self, line: &mut Line) -> io::Result<bool> {
+        let (offer, size) = (*lock(&self.offer), lock(&self.store).size() as u64);
+        let agreed = handshake::negotiate(line, &offer, size, &self.manners)?;
+        if let Agreed::Yes { structured } = agreed {
+            line.structured = structured;
+        }
+        Ok(agreed != Agreed::No)
+    }
+
+    /// Answers until the client says goodbye or the manners end it.
+    fn transmit(&self, line: &mut Line) -> io::Result<()> {
+        loop {
+            let (request, payload) = line.request()?;
+            self.note(Seen::Asked(request.clone()));
+            let act = self.manners.on_request.as_ref().map_or(Act::Honest, |manner| manner(&request));
+            match act {
+                Act::Honest | Act::Twice if request.command == Command::Disconnect => return Ok(()),
+                Act::Honest => line.write_all(&self.answer(&request, &payload)?)?,
+                Act::Twice => {
+                    let reply = self.answer(&request, &payload)?;
+                    line.write_all(&[&reply[..], &reply].concat())?;
+                }
+                Act::Instead(bytes) => line.write_all(&bytes)?,
+                Act::Last(bytes) => {
+                    line.write_all(&bytes)?;
+                    return Ok(());
+                }
+                Act::Silence => {}
+                Act::Close => return Ok(()),
+            }
+        }
+    }
+
+    /// Does what was asked for, and gives the reply. Nothing is done for a connection that a crash has ended.
+    fn answer(&self, request: &Request, payload: &[u8]) -> io::Result<Vec<u8>> {
+        let mut store = lock(&self.store);
+        if !lock(&self.open).contains_key(&request.connection) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        let Request { cookie, structured, connection, .. } = *request;
+        let range = request.range(store.size())?;
+        let through = request.flags & 1 != 0;
+        match request.command {
+            Command::Read if structured => {
+                return Ok(reply::data(cookie, wire::chunk::DONE, request.offset, store.read(range)));
+            }
+            Command::Read => return Ok(reply::simple(cookie, 0, store.read(range))),
+            Command::Write => store.write(connection, range, Some(payload), through),
+            Command::Zero => store.write(connection, range, None, through),
+            Command::Flush => store.flush(connection),
+            Command::Status => return Ok(reply::status(cookie, reply::ALLOCATION, &store.status(range))),
+            Command::Trim | Command::Disconnect => {}
+            Command::Other(_) => return Ok(refusal(request)),
+        }
+        Ok(if structured { reply::done(cookie) } else { reply::simple(cookie, 0, &[]) })
+    }
+}
+
+fn refusal(request: &Request) -> Vec<u8> {
+    if request.structured {
+        reply::error(request.cookie, wire::EINVAL, "no such command")
+    } else {
+        reply::simple(request.cookie, wire::EINVAL, &[])
+    }
+}
+
+impl Request {
+    /// # Errors
+    /// Past the end, where no client may ask for anything.
+    fn range(&self, size: usize) -> io::Result<std::ops::Range<usize>> {
+        let start = usize::try_from(self.offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(self.length as usize);
+        if end > size {
+            let what = format!("{:?} of {} bytes at {} of {size}", self.command, self.length, self.offset);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(start..end)
+    }
+}
+
+/// One connection.
+struct Line {
+    reader: BufReader<UnixStream>,
+    connection: u64,
+    structured: bool,
+}
+
+impl Line {
+    fn stream(&self) -> &UnixStream {
+        self.reader.get_ref()
+    }
+
+    /// The next request with its payload.
+    fn request(&mut self) -> io::Result<(Request, Vec<u8>)> {
+        let magic = u32::from_be_bytes(take(self)?);
+        if magic != wire::REQUEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a request begins with {magic:#x}")));
+        }
+        let flags = u16::from_be_bytes(take(self)?);
+        let command = match u16::from_be_bytes(take(self)?) {
+            0 => Command::Read,
+            1 => Command::Write,
+            2 => Command::Disconnect,
+            3 => Command::Flush,
+            4 => Command::Trim,
+            6 => Command::Zero,
+            7 => Command::Status,
+            other => Command::Other(other),
+        };
+        let cookie = u64::from_be_bytes(take(self)?);
+        let offset = u64::from_be_bytes(take(self)?);
+        let length = u32::from_be_bytes(take(self)?);
+        let mut payload = Vec::new();
+        if command == Command::Write {
+            if length > PAYLOAD_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a write of {length} bytes")));
+            }
+            payload = vec![0; length as usize];
+            self.read_exact(&mut payload)?;
+        }
+        let (connection, structured) = (self.connection, self.structured);
+        Ok((Request { connection, command, flags, cookie, offset, length, structured }, payload))
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(into)
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! What a peer keeps: bytes behind a cache that a crash loses.
+//!
+//! `now` is what reads see, `durable` is what a crash leaves. A flush makes durable what was acknowledged: of every
+//! connection under CAN_MULTI_CONN, otherwise only of the one that it came on; that is all that the specification
+//! promises, so it is all that this store does. Of what was not flushed, a crash loses every range or keeps it, by dice:
+//! real caches write back when they like.
+
+use super::super::real::Dice;
+use std::ops::Range;
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    /// Written and not flushed, with the connection that it came on, oldest first.
+    unflushed: Vec<(u64, Range<usize>)>,
+    multi_conn: bool,
+    dice: Dice,
+    lost: u64,
+}
+
+impl Store {
+    pub(crate) fn new(bytes: Vec<u8>, multi_conn: bool, seed: u64) -> Self {
+        let (durable, unflushed) = (bytes.clone(), Vec::new());
+        Self { now: bytes, durable, unflushed, multi_conn, dice: Dice::new(seed), lost: 0 }
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.now.len()
+    }
+
+    pub(crate) fn read(&self, range: Range<usize>) -> &[u8] {
+        &self.now[range]
+    }
+
+    /// Writes `bytes`, or zeros where there are none.
+    pub(crate) fn write(&mut self, connection: u64, range: Range<usize>, bytes: Option<&[u8]>, through: bool) {
+        match bytes {
+            Some(bytes) => self.now[range.clone()].copy_from_slice(bytes),
+            None => self.now[range.clone()].fill(0),
+        }
+        if through {
+            self.durable[range.clone()].copy_from_slice(&self.now[range]);
+        } else {
+            self.unflushed.push((connection, range));
+        }
+    }
+
+    pub(crate) fn flush(&mut self, connection: u64) {
+        let counts = |from: u64| self.multi_conn || from == connection;
+        for (_, range) in self.unflushed.iter().filter(|(from, _)| counts(*from)) {
+            self.durable[range.clone()].copy_from_slice(&self.now[range.clone()]);
+        }
+        let multi_conn = self.multi_conn;
+        self.unflushed.retain(|(from, _)| !multi_conn && *from != connection);
+    }
+
+    /// Power fails.
+    pub(crate) fn crash(&mut self) {
+        for (_, range) in std::mem::take(&mut self.unflushed) {
+            if self.dice.below(3) == 0 {
+                self.durable[range.clone()].copy_from_slice(&self.now[range]);
+            } else {
+                self.lost += range.len() as u64;
+            }
+        }
+        self.now.copy_from_slice(&self.durable);
+    }
+
+    /// Bytes that were acknowledged and lost.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// What a crash would leave.
+    pub(crate) fn durable(&self) -> &[u8] {
+        &self.durable
+    }
+
+    /// Another export under the same name.
+    pub(crate) fn resize(&mut self, size: usize) {
+        self.crash();
+        self.now.resize(size, 0);
+        self.durable.resize(size, 0);
+    }
+
+    /// Runs of data and of zeros in `range`, told in units of 64 KiB: length and flags of `base:allocation`.
+    pub(crate) fn status(&self, range: Range<usize>) -> Vec<(u32, u32)> {
+        const UNIT: usize = 64 << 10;
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        let mut at = range.start;
+        while at < range.end && runs.len() < 64 {
+            let end = (at / UNIT * UNIT + UNIT).min(range.end);
+            let flags = if self.now[at..end].iter().all(|&byte| byte == 0) { 3 } else { 0 };
+            let length = u32::try_from(end - at).expect("a unit is short");
+            match runs.last_mut() {
+                Some(last) if last.1 == flags => last.0 += length,
+                _ => runs.push((length, flags)),
+            }
+            at = end;
+        }
+        runs
+    }
+}

@@ -1,0 +1,202 @@
+//! A path between a client and a server that can stop forwarding, cut what goes through it, and go on.
+//!
+//! Every connection has its own state, so that those that are open can stall while new ones pass. Two threads carry a
+//! connection, one in each direction; both look at its state before every piece, and end when either side closes or the
+//! proxy goes.
+
+use super::real::text;
+use super::server::Address;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Between two looks at what was asked for.
+const GLANCE: Duration = Duration::from_millis(3);
+
+/// One client's way to the server.
+#[derive(Debug)]
+struct Way {
+    client: TcpStream,
+    server: UnixStream,
+    stalls: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    server: PathBuf,
+    port: u16,
+    ways: Mutex<Vec<Arc<Way>>>,
+    /// Whether connections that come stall from their first byte on.
+    stalls_new: AtomicBool,
+    over: AtomicBool,
+}
+
+/// Listens on a port of 127.0.0.1, and leads to a unix socket.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Leads to the server at `address`, which is a unix socket.
+    pub(crate) fn to(address: &Address) -> Self {
+        let Address::Unix(server) = address else { panic!("the proxy leads to unix sockets") };
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
+        listener.set_nonblocking(true).expect("it is a socket");
+        let port = listener.local_addr().expect("it is bound").port();
+        let ways = Mutex::new(Vec::new());
+        let (stalls_new, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::new(Shared { server: server.clone(), port, ways, stalls_new, over });
+        let accepting = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.accept(&listener)
+        });
+        Self { shared, accepting: Some(accepting) }
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        Address::Tcp(self.shared.port)
+    }
+
+    /// The export of this name, through the proxy.
+    pub(crate) fn uri(&self, export: &str) -> String {
+        self.address().uri(export)
+    }
+
+    /// Stops forwarding on the connections that are there; they stay open, and new ones pass.
+    pub(crate) fn stall_open(&self) {
+        self.shared.each(|way| way.stalls.store(true, SeqCst));
+    }
+
+    /// Stops forwarding altogether: connections are accepted and lead nowhere.
+    pub(crate) fn stall(&self) {
+        self.shared.stalls_new.store(true, SeqCst);
+        self.stall_open();
+    }
+
+    /// Forwards again, what was held back first.
+    pub(crate) fn go_on(&self) {
+        self.shared.stalls_new.store(false, SeqCst);
+        self.shared.each(|way| way.stalls.store(false, SeqCst));
+    }
+
+    /// Closes every connection, and forgets what was held back.
+    pub(crate) fn cut(&self) {
+        self.shared.each(Way::close);
+        self.shared.ways.lock().expect("nobody panics with it").clear();
+    }
+
+    /// Connections that have come so far and were not cut.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.ways.lock().expect("nobody panics with it").len()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.over.store(true, SeqCst);
+        self.cut();
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        self.cut();
+    }
+}
+
+impl Shared {
+    fn each(&self, change: impl Fn(&Way)) {
+        self.ways.lock().expect("nobody panics with it").iter().for_each(|way| change(way));
+    }
+
+    fn accept(self: &Arc<Self>, listener: &TcpListener) {
+        while !self.over.load(SeqCst) {
+            match listener.accept() {
+                Ok((client, _)) => self.open(client),
+                Err(_) => std::thread::sleep(GLANCE),
+            }
+        }
+    }
+
+    /// A client without a server meets a closed connection.
+    fn open(self: &Arc<Self>, client: TcpStream) {
+        let Ok(server) = UnixStream::connect(&self.server) else { return };
+        let _ = client.set_nodelay(true);
+        let limited = client
+            .set_nonblocking(false)
+            .and_then(|()| client.set_read_timeout(Some(GLANCE)))
+            .and_then(|()| server.set_read_timeout(Some(GLANCE)));
+        limited.unwrap_or_else(|error| panic!("a way to {}: {error}", text(&self.server)));
+        let stalls = AtomicBool::new(self.stalls_new.load(SeqCst));
+        let way = Arc::new(Way { client, server, stalls });
+        self.ways.lock().expect("nobody panics with it").push(Arc::clone(&way));
+        for carry in [Way::carry_requests, Way::carry_replies] {
+            let way = Arc::clone(&way);
+            // Ends with the connection, which ends with the proxy.
+            std::thread::spawn(move || carry(&way));
+        }
+    }
+}
+
+impl Way {
+    fn carry_requests(&self) {
+        self.carry(&self.client, &self.server);
+        self.close();
+    }
+
+    fn carry_replies(&self) {
+        self.carry(&self.server, &self.client);
+        self.close();
+    }
+
+    fn carry(&self, mut from: impl Read, mut to: impl Write) {
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            if self.stalls.load(SeqCst) {
+                std::thread::sleep(GLANCE);
+                // Somebody may have cut it; a stalled way does not look at what comes.
+                if self.is_closed() {
+                    return;
+                }
+                continue;
+            }
+            match from.read(&mut piece) {
+                Ok(0) => return,
+                Ok(length) => {
+                    self.hold();
+                    if to.write_all(&piece[..length]).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// What was read before the stall waits for its end.
+    fn hold(&self) {
+        while self.stalls.load(SeqCst) && !self.is_closed() {
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Whether the client, the server or the proxy has closed it.
+    fn is_closed(&self) -> bool {
+        let ended = |result: std::io::Result<usize>| match result {
+            Ok(length) => length == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        };
+        ended(self.client.peek(&mut [0]))
+    }
+
+    fn close(&self) {
+        let _ = self.client.shutdown(Shutdown::Both);
+        let _ = self.server.shutdown(Shutdown::Both);
+    }
+}

@@ -1,0 +1,204 @@
+//! A real server as a process of the test's own: started and waited for until it listens, killed when the test is over,
+//! and by the kernel when the test is killed.
+
+use super::real::text;
+use super::site::Site;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// No server needs a tenth of this to listen, or to go once it is told to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks.
+const GLANCE: Duration = Duration::from_millis(5);
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub(crate) enum Address {
+    Unix(PathBuf),
+    /// A port of 127.0.0.1.
+    Tcp(u16),
+}
+
+impl Address {
+    /// A port that nobody listens on right now.
+    pub(crate) fn free_port() -> Self {
+        let probe = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
+        Self::Tcp(probe.local_addr().expect("it is bound").port())
+    }
+
+    /// The export of this name there.
+    pub(crate) fn uri(&self, export: &str) -> String {
+        match self {
+            Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", text(path)),
+            Self::Tcp(port) => format!("nbd://127.0.0.1:{port}/{export}"),
+        }
+    }
+
+    /// Looked up and not tried: a connection would be a client's.
+    fn is_listened_on(&self) -> bool {
+        let has = |table: &str, what: &dyn Fn(&[&str]) -> bool| {
+            let table = fs::read_to_string(table).unwrap_or_default();
+            table.lines().any(|line| what(&line.split_whitespace().collect::<Vec<_>>()))
+        };
+        match self {
+            // The flag says that it accepts connections.
+            Self::Unix(path) => {
+                has("/proc/net/unix", &|line| line.get(3) == Some(&"00010000") && line.last() == Some(&text(path)))
+            }
+            Self::Tcp(port) => {
+                let wanted = format!("0100007F:{port:04X}");
+                let listens = |line: &[&str]| line.get(1) == Some(&wanted.as_str()) && line.get(3) == Some(&"0A");
+                has("/proc/net/tcp", &listens)
+            }
+        }
+    }
+}
+
+/// A server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    words: Vec<String>,
+    address: Address,
+    export: &'static str,
+    said: PathBuf,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Starts `words`, which must stay in the foreground and listen at `address`, and waits until it does.
+    pub(crate) fn start(site: &Site, name: &str, address: Address, words: &[&str]) -> Self {
+        let mut server = Self {
+            words: words.iter().map(|&word| word.to_owned()).collect(),
+            address,
+            export: "",
+            said: site.path(&format!("{name}.said")),
+            child: None,
+        };
+        server.restart();
+        server
+    }
+
+    /// `nbdkit WORDS` on a unix socket.
+    pub(crate) fn nbdkit(site: &Site, name: &str, words: &[&str]) -> Self {
+        Self::nbdkit_at(site, name, Address::Unix(site.socket(name)), words)
+    }
+
+    pub(crate) fn nbdkit_at(site: &Site, name: &str, address: Address, words: &[&str]) -> Self {
+        let place = match &address {
+            Address::Unix(path) => vec!["--unix".to_owned(), text(path).to_owned()],
+            Address::Tcp(port) => vec!["--ipaddr=127.0.0.1".to_owned(), "--port".to_owned(), port.to_string()],
+        };
+        let place: Vec<&str> = place.iter().map(String::as_str).collect();
+        let start = ["nbdkit", "--foreground"];
+        Self::start(site, name, address, &[&start[..], &place, words].concat())
+    }
+
+    /// `qemu-nbd WORDS` on a unix socket, for as many clients at a time as anybody wants.
+    pub(crate) fn qemu_nbd(site: &Site, name: &str, words: &[&str]) -> Self {
+        let socket = site.socket(name);
+        let start = ["qemu-nbd", "--persistent", "--shared=16", "--socket", text(&socket)];
+        Self::start(site, name, Address::Unix(socket.clone()), &[&start[..], words].concat())
+    }
+
+    /// `nbd-server` over the file `backing` as export `disk`. It goes into the background by itself and starts a process
+    /// for every client; in name spaces of their own, all of them end with the first one.
+    pub(crate) fn nbd_server(site: &Site, name: &str, backing: &Path) -> Self {
+        let socket = site.socket(name);
+        let configuration = format!(
+            "[generic]\nunixsock = {}\nallowlist = true\n[disk]\nexportname = {}\nflush = true\nfua = true\ntrim = true\n",
+            text(&socket),
+            text(backing)
+        );
+        let path = site.file(&format!("{name}.conf"), configuration.as_bytes());
+        let script = "nbd-server -C \"$0\" && exec sleep infinity";
+        let words = ["unshare", "--fork", "--pid", "--kill-child", "sh", "-c", script, text(&path)];
+        let mut server = Self::start(site, name, Address::Unix(socket), &words);
+        server.export = "disk";
+        server
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        self.address.uri(self.export)
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// What it has printed.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap_or_default()
+    }
+
+    /// Starts it again where it was.
+    ///
+    /// # Panics
+    /// If it ends instead of listening.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        if let Address::Unix(path) = &self.address {
+            let _ = fs::remove_file(path);
+        }
+        let said = File::create(&self.said).expect("the room can be written");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).args(&self.words).stdin(Stdio::null());
+        command.stdout(said.try_clone().expect("there are descriptors")).stderr(said);
+        self.child = Some(command.spawn().unwrap_or_else(|error| panic!("run setpriv: {error}")));
+        self.wait_until_it_listens();
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.address.is_listened_on() {
+            let child = self.child.as_mut().expect("it was just started");
+            let ended = child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "{} ended: {ended:?}: {}", self.words.join(" "), self.said());
+            assert!(Instant::now() < until, "{} does not listen: {}", self.words.join(" "), self.said());
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Ends it as a crash would, and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+            self.wait_until_nobody_listens();
+        }
+    }
+
+    /// What it has started ends a little later than itself.
+    fn wait_until_nobody_listens(&self) {
+        let until = Instant::now() + PATIENCE;
+        while self.address.is_listened_on() && Instant::now() < until {
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Asks it to end, and waits until it has: what it holds is written then.
+    pub(crate) fn end(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));
+        kill(id, Signal::SIGTERM).expect("nobody has waited for it");
+        let until = Instant::now() + PATIENCE;
+        while child.try_wait().expect("it is our child").is_none() {
+            if Instant::now() > until {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{} does not end: {}", self.words.join(" "), self.said());
+            }
+            std::thread::sleep(GLANCE);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

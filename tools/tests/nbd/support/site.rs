@@ -1,0 +1,31 @@
+//! The world of one test: a room for bytes, and a short path for sockets, whose names the kernel bounds to 107 bytes.
+
+use super::real::Room;
+use std::ops::Deref;
+use std::path::PathBuf;
+
+/// A room next to the build, with a place for sockets in the usual temporary directory. Both go away with it.
+#[derive(Debug)]
+pub(crate) struct Site {
+    room: Room,
+    sockets: Room,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        Self { room: Room::new(), sockets: Room::public() }
+    }
+
+    /// Where the socket of this name is, or will be.
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.sockets.path(name)
+    }
+}
+
+impl Deref for Site {
+    type Target = Room;
+
+    fn deref(&self) -> &Room {
+        &self.room
+    }
+}

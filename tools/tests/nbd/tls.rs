@@ -1,0 +1,238 @@
+//! `nbds://`: servers that prove who they are, servers that cannot, and servers that want us to. The certificates are made
+//! here.
+
+use crate::support::{
+    Address, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, has, mixed, noise, run, text,
+};
+use std::path::PathBuf;
+
+const NEEDS: [Need; 4] =
+    [Need::Program("nbdkit"), Need::Program("qemu-nbd"), Need::Program("openssl"), Need::Program("setpriv")];
+const SIZE: usize = 6 * MIB;
+
+/// A certificate authority with a directory of certificates, in the file names that NBD's programs share.
+struct Authority {
+    directory: PathBuf,
+}
+
+impl Authority {
+    fn new(site: &Site, name: &str) -> Self {
+        let authority = Self { directory: site.path(name) };
+        std::fs::create_dir(&authority.directory).expect("the room can be written");
+        let subject = format!("/CN=authority {name}");
+        let words =
+            ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
+        let (key, certificate) = (authority.path("ca-key.pem"), authority.path("ca-cert.pem"));
+        let extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign,cRLSign"];
+        let files = ["-keyout", &key, "-out", &certificate, "-subj", &subject];
+        run("openssl", &[&words[..], &extensions, &files].concat());
+        authority
+    }
+
+    fn path(&self, name: &str) -> String {
+        text(&self.directory.join(name)).to_owned()
+    }
+
+    /// A certificate for `role` (`server` or `client`) that bears these names.
+    fn certify(&self, role: &str, names: &str, days: &str) {
+        let (key, request) = (self.path(&format!("{role}-key.pem")), self.path("request.pem"));
+        let words = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=test"];
+        run("openssl", &[&words[..], &["-keyout", &key, "-out", &request]].concat());
+        let extensions = self.path("extensions");
+        let usage = format!("subjectAltName={names}\nextendedKeyUsage={role}Auth\nkeyUsage=digitalSignature\n");
+        std::fs::write(&extensions, usage).expect("the room can be written");
+        let (authority, authority_key) = (self.path("ca-cert.pem"), self.path("ca-key.pem"));
+        let certificate = self.path(&format!("{role}-cert.pem"));
+        let signed = ["x509", "-req", "-in", &request, "-CA", &authority, "-CAkey", &authority_key, "-CAcreateserial"];
+        run("openssl", &[&signed[..], &["-days", days, "-extfile", &extensions, "-out", &certificate]].concat());
+    }
+}
+
+/// A server over TLS, and nothing else, with what it serves.
+struct Secret {
+    server: Server,
+    bytes: Vec<u8>,
+    port: u16,
+}
+
+impl Secret {
+    fn new(site: &Site, authority: &Authority, flags: &[&str]) -> Self {
+        let bytes = mixed(SIZE, 90);
+        let image = site.file("secret.img", &bytes);
+        let address = Address::free_port();
+        let Address::Tcp(port) = address else { unreachable!("it is a port") };
+        let certificates = format!("--tls-certificates={}", text(&authority.directory));
+        let file = format!("file={}", text(&image));
+        let words = [&["--tls=require", &certificates], flags, &["file", &file]].concat();
+        Self { server: Server::nbdkit_at(site, "secret", address, &words), bytes, port }
+    }
+
+    fn uri(&self, host: &str, parameters: &str) -> String {
+        format!("nbds://{host}:{}/?{parameters}", self.port)
+    }
+}
+
+fn trusting(authority: &Authority) -> String {
+    format!("tls-certificates={}", text(&authority.directory))
+}
+
+fn copy(site: &Site, source: &str, destination: &str) -> Outcome {
+    site.blockhaul(&["copy", source, destination, "--overwrite", "--retry-for", "1s"])
+}
+
+/// It ends at once, names the source, and leaves nothing behind.
+fn assert_refused(site: &Site, refused: &Outcome, what: &str) {
+    assert_eq!(refused.code, Some(1), "{what}: {refused:#?}");
+    assert_eq!(refused.report()["error"]["side"], "source", "{what}: {refused:#?}");
+    assert!(!site.path("b").exists(), "{what}: nothing was created: {refused:#?}");
+}
+
+#[test]
+fn both_ways_through_tls() {
+    if !has("both_ways_through_tls", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let authority = Authority::new(&site, "authority");
+    authority.certify("server", "DNS:localhost,IP:127.0.0.1", "2");
+    let secret = Secret::new(&site, &authority, &[]);
+    for host in ["localhost", "127.0.0.1"] {
+        let copied = copy(&site, &secret.uri(host, &trusting(&authority)), "b");
+        assert_whole(&copied, SIZE, host);
+        assert_same(&site.read("b"), &secret.bytes, host);
+    }
+    let changed = mixed(SIZE, 91);
+    site.file("a", &changed);
+    let destination = secret.uri("localhost", &trusting(&authority));
+    assert_whole(&site.blockhaul(&["copy", "a", &destination, "--overwrite", "--verify"]), SIZE, "to a server");
+    assert_same(&site.read("secret.img"), &changed, "to a server");
+    let both = site.blockhaul(&["verify", "a", &destination]);
+    assert_eq!(both.code, Some(0), "{both:#?}");
+}
+
+#[test]
+fn through_a_unix_socket_under_a_name_that_is_given() {
+    if !has("through_a_unix_socket_under_a_name_that_is_given", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let authority = Authority::new(&site, "authority");
+    authority.certify("server", "DNS:storage.example", "2");
+    let bytes = mixed(SIZE, 92);
+    let image = site.file("secret.img", &bytes);
+    let object =
+        format!("--object=tls-creds-x509,id=tls,endpoint=server,verify-peer=off,dir={}", text(&authority.directory));
+    let words = [object.as_str(), "--tls-creds=tls", "--read-only", "--format=raw", text(&image)];
+    let server = Server::qemu_nbd(&site, "server", &words);
+    let socket = text(&site.socket("server")).to_owned();
+    let uri = format!("nbds+unix:///?socket={socket}&{}&tls-hostname=storage.example", trusting(&authority));
+    assert_whole(&copy(&site, &uri, "b"), SIZE, "qemu-nbd");
+    assert_same(&site.read("b"), &bytes, "qemu-nbd");
+    drop(server);
+}
+
+#[test]
+fn a_server_that_nobody_vouches_for_is_refused() {
+    if !has("a_server_that_nobody_vouches_for_is_refused", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
+    authority.certify("server", "DNS:storage.example", "2");
+    let secret = Secret::new(&site, &authority, &[]);
+    let cases = [
+        ("another authority", secret.uri("localhost", &trusting(&other))),
+        ("the authorities of the system", secret.uri("localhost", "")),
+        ("another name", secret.uri("localhost", &trusting(&authority))),
+    ];
+    for (what, uri) in cases {
+        assert_refused(&site, &copy(&site, &uri, "b"), what);
+    }
+    let named = format!("{}&tls-hostname=storage.example", trusting(&authority));
+    assert_whole(&copy(&site, &secret.uri("localhost", &named), "b"), SIZE, "under its own name");
+    assert_same(&site.read("b"), &secret.bytes, "under its own name");
+}
+
+#[test]
+fn not_looking_is_possible_and_said_in_the_log() {
+    if !has("not_looking_is_possible_and_said_in_the_log", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
+    authority.certify("server", "DNS:storage.example", "2");
+    let secret = Secret::new(&site, &authority, &[]);
+    let blind = format!("{}&tls-verify-peer=0", trusting(&other));
+    let copied = copy(&site, &secret.uri("localhost", &blind), "b");
+    assert_whole(&copied, SIZE, "without looking");
+    assert_same(&site.read("b"), &secret.bytes, "without looking");
+    assert!(copied.stderr.contains("WARN") && copied.stderr.contains("localhost"), "it warns: {copied:#?}");
+}
+
+#[test]
+fn a_server_that_wants_to_know_us() {
+    if !has("a_server_that_wants_to_know_us", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let (authority, stranger) = (Authority::new(&site, "authority"), Authority::new(&site, "stranger"));
+    authority.certify("server", "DNS:localhost", "2");
+    let secret = Secret::new(&site, &authority, &["--tls-verify-peer"]);
+    // Knows the server, but has nothing to show.
+    std::fs::copy(authority.path("ca-cert.pem"), stranger.path("ca-cert.pem")).expect("both are there");
+    assert_refused(&site, &copy(&site, &secret.uri("localhost", &trusting(&stranger)), "b"), "without a certificate");
+    authority.certify("client", "DNS:client.example", "2");
+    assert_whole(&copy(&site, &secret.uri("localhost", &trusting(&authority)), "b"), SIZE, "with a certificate");
+    assert_same(&site.read("b"), &secret.bytes, "with a certificate");
+}
+
+#[test]
+fn clear_text_and_tls_do_not_mix() {
+    if !has("clear_text_and_tls_do_not_mix", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let authority = Authority::new(&site, "authority");
+    authority.certify("server", "DNS:localhost", "2");
+    let secret = Secret::new(&site, &authority, &[]);
+    let refused = copy(&site, &secret.server.uri(), "b");
+    refused.assert_failed(1, "EUnsupported");
+    assert!(refused.stderr.contains("nbds://"), "it says what to do: {refused:#?}");
+
+    let address = Address::free_port();
+    let Address::Tcp(port) = address else { unreachable!("it is a port") };
+    let _plain = Server::nbdkit_at(&site, "plain", address, &["memory", "1M"]);
+    let uri = format!("nbds://localhost:{port}/?{}", trusting(&authority));
+    assert_refused(&site, &copy(&site, &uri, "b"), "a server without TLS");
+}
+
+#[test]
+fn keys_that_are_shared_are_not_supported_and_say_so() {
+    let site = Site::new();
+    for parameter in ["tls-psk-file=keys.psk", "tls-psk=keys.psk"] {
+        let refused = site.blockhaul(&["copy", &format!("nbds://localhost/?{parameter}"), "b"]);
+        assert_eq!(refused.error_code(), "EUnsupported", "{refused:#?}");
+        assert!(refused.stderr.to_lowercase().contains("psk") || refused.stderr.contains("shared"), "{refused:#?}");
+    }
+    site.file("a", &noise(MIB, 93));
+    let refused = site.blockhaul(&["copy", "a", "nbds://localhost/?tls-certificates=nowhere", "--retry-for", "1s"]);
+    refused.assert_failed(2, "EBadRequest");
+    assert!(refused.stderr.contains("nowhere"), "it names the directory: {refused:#?}");
+}
+
+#[test]
+fn a_connection_through_tls_that_is_lost_is_made_again() {
+    if !has("a_connection_through_tls_that_is_lost_is_made_again", &NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let authority = Authority::new(&site, "authority");
+    authority.certify("server", "DNS:localhost", "2");
+    let mut secret = Secret::new(&site, &authority, &[]);
+    let uri = secret.uri("localhost", &trusting(&authority));
+    let mut copying = site.start(&["copy", &uri, "b", "--limit", "4MiB/s", "--block-size", "64KiB"]);
+    copying.until(crate::support::moving);
+    secret.server.restart();
+    assert_whole(&copying.end(), SIZE, "with a server that was restarted");
+    assert_same(&site.read("b"), &secret.bytes, "with a server that was restarted");
+}
