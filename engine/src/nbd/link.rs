@@ -187,8 +187,12 @@ impl Link {
         if self.facts.flags.can_multi_conn() { wanted } else { 1 }
     }
 
-    /// Connections of each of `lanes` workers at most, spare ones included.
+    /// Connections of each of `lanes` workers at most, spare ones included. None are spare towards a destination: writes
+    /// over four connections to one file took twice as long as over two.
     pub(crate) fn wires(&self, lanes: usize) -> usize {
+        if self.side == Side::Destination {
+            return 1;
+        }
         let all = if self.facts.flags.can_multi_conn() { self.terms.connections.unwrap_or(CONNECTIONS_MAX) } else { 1 };
         (all / lanes.max(1)).max(1)
     }
