@@ -1,17 +1,15 @@
 //! The connections of one worker's share in a round: some for each side that is an export, none where it is local.
 //!
 //! The first connection of a side is the one that counts: it waits for a session for as long as the link allows. The
-//! others are spare. They are taken on a long path and used while the first one is busy; whatever they were doing when
-//! they break goes to the first. A flush goes over all that are up: each may be to a server
-//! that was started at another time, and what one has answered says nothing of what another one took.
+//! others are spare, and only for reading: a flush says what its own connection has made durable. They are taken on a long
+//! path and used while the first one is busy; whatever they were doing when they break goes to the first.
 
 use super::Channel;
 use super::wire::{Direction, Rank, Wire};
 use crate::error::{Result, Side};
 use crate::limits::REQUESTS_PER_CONNECTION;
 use crate::nbd::link::Link;
-use crate::ring::{Completion, FileId, Instant, Op, Token};
-use nix::errno::Errno;
+use crate::ring::{Completion, Instant, Op, Token};
 use std::sync::Arc;
 
 /// See the module's head.
@@ -19,18 +17,6 @@ use std::sync::Arc;
 pub(crate) struct Wires {
     source: Vec<Wire>,
     destination: Vec<Wire>,
-    /// Flushes that went over several connections.
-    flushes: Vec<Flush>,
-}
-
-/// One flush over several connections.
-#[derive(Debug)]
-struct Flush {
-    token: Token,
-    /// Connections that have not answered.
-    left: usize,
-    /// The first error, if any.
-    result: std::result::Result<u32, Errno>,
 }
 
 /// One of the ring's operations for wires: what tokens carry as a number.
@@ -70,7 +56,7 @@ impl Wires {
         let (from, to) = (source.link(), destination.link());
         // An export that is compared with a receipt stands for both; its server may let in one client only.
         let from = from.filter(|from| to.as_ref().is_none_or(|to| !Arc::ptr_eq(from, to)));
-        Ok(Self { source: wires(from)?, destination: wires(to)?, flushes: Vec::new() })
+        Ok(Self { source: wires(from)?, destination: wires(to)? })
     }
 
     fn of(&mut self, side: Side) -> &mut Vec<Wire> {
@@ -83,9 +69,6 @@ impl Wires {
 
     /// See [`Wire::accept`]. Takes the first connection until it is busy, then the one with the least to do.
     pub(crate) fn accept(&mut self, side: Side, token: Token, op: Op) {
-        if let Op::Flush { file } = op {
-            return self.flush(side, token, file);
-        }
         let wires = self.of(side);
         let (first, spare) = wires.split_first_mut().expect("a channel that goes over a wire has one");
         let least = spare.iter_mut().filter(|wire| wire.is_up()).min_by_key(|wire| wire.load());
@@ -94,19 +77,6 @@ impl Wires {
                 spare.accept(token, op);
             }
             Some(_) | None => first.accept(token, op),
-        }
-    }
-
-    fn flush(&mut self, side: Side, token: Token, file: FileId) {
-        let (first, spare) = self.of(side).split_first_mut().expect("a channel that goes over a wire has one");
-        first.accept(token, Op::Flush { file });
-        let mut left = 1;
-        for wire in spare.iter_mut().filter(|wire| wire.is_up()) {
-            wire.accept(token, Op::Flush { file });
-            left += 1;
-        }
-        if left > 1 {
-            self.flushes.push(Flush { token, left, result: Ok(0) });
         }
     }
 
@@ -124,18 +94,7 @@ impl Wires {
 
     /// See [`Wire::answer`].
     pub(crate) fn answer(&mut self) -> Option<Completion> {
-        loop {
-            let completion = self.each().find_map(Wire::answer)?;
-            let is_it = |flush: &Flush| completion.block.is_none() && flush.token == completion.token;
-            let Some(index) = self.flushes.iter().position(is_it) else { return Some(completion) };
-            let flush = &mut self.flushes[index];
-            flush.left -= 1;
-            flush.result = flush.result.and(completion.result);
-            if flush.left == 0 {
-                let Flush { result, .. } = self.flushes.swap_remove(index);
-                return Some(Completion { result, ..completion });
-            }
-        }
+        self.each().find_map(Wire::answer)
     }
 
     /// See [`Wire::next_op`].
