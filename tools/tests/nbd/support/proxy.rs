@@ -4,12 +4,10 @@
 //! connection, one in each direction; both look at its state before every piece, and end when either side closes or the
 //! proxy goes.
 
-use super::real::text;
 use super::server::Address;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -18,17 +16,24 @@ use std::time::Duration;
 /// Between two looks at what was asked for.
 const GLANCE: Duration = Duration::from_millis(3);
 
+/// A connection to the server.
+#[derive(Debug)]
+enum Upstream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
 /// One client's way to the server.
 #[derive(Debug)]
 struct Way {
     client: TcpStream,
-    server: UnixStream,
+    server: Upstream,
     stalls: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Shared {
-    server: PathBuf,
+    server: Address,
     port: u16,
     ways: Mutex<Vec<Arc<Way>>>,
     /// Whether connections that come stall from their first byte on.
@@ -36,7 +41,7 @@ struct Shared {
     over: AtomicBool,
 }
 
-/// Listens on a port of 127.0.0.1, and leads to a unix socket.
+/// Listens on a port of 127.0.0.1, and leads to a server of this host.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
@@ -44,15 +49,14 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Leads to the server at `address`, which is a unix socket.
+    /// Leads to the server at `address`.
     pub(crate) fn to(address: &Address) -> Self {
-        let Address::Unix(server) = address else { panic!("the proxy leads to unix sockets") };
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         listener.set_nonblocking(true).expect("it is a socket");
         let port = listener.local_addr().expect("it is bound").port();
         let ways = Mutex::new(Vec::new());
         let (stalls_new, over) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Arc::new(Shared { server: server.clone(), port, ways, stalls_new, over });
+        let shared = Arc::new(Shared { server: address.clone(), port, ways, stalls_new, over });
         let accepting = std::thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.accept(&listener)
@@ -125,13 +129,13 @@ impl Shared {
 
     /// A client without a server meets a closed connection.
     fn open(self: &Arc<Self>, client: TcpStream) {
-        let Ok(server) = UnixStream::connect(&self.server) else { return };
+        let Ok(server) = Upstream::connect(&self.server) else { return };
         let _ = client.set_nodelay(true);
         let limited = client
             .set_nonblocking(false)
             .and_then(|()| client.set_read_timeout(Some(GLANCE)))
             .and_then(|()| server.set_read_timeout(Some(GLANCE)));
-        limited.unwrap_or_else(|error| panic!("a way to {}: {error}", text(&self.server)));
+        limited.unwrap_or_else(|error| panic!("a way to {:?}: {error}", self.server));
         let stalls = AtomicBool::new(self.stalls_new.load(SeqCst));
         let way = Arc::new(Way { client, server, stalls });
         self.ways.lock().expect("nobody panics with it").push(Arc::clone(&way));
@@ -140,6 +144,55 @@ impl Shared {
             // Ends with the connection, which ends with the proxy.
             std::thread::spawn(move || carry(&way));
         }
+    }
+}
+
+impl Upstream {
+    fn connect(address: &Address) -> std::io::Result<Self> {
+        match address {
+            Address::Unix(path) => UnixStream::connect(path).map(Self::Unix),
+            Address::Tcp(port) => {
+                let stream = TcpStream::connect(("127.0.0.1", *port))?;
+                stream.set_nodelay(true)?;
+                Ok(Self::Tcp(stream))
+            }
+        }
+    }
+
+    fn set_read_timeout(&self, limit: Option<Duration>) -> std::io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_read_timeout(limit),
+            Self::Tcp(stream) => stream.set_read_timeout(limit),
+        }
+    }
+
+    fn shutdown(&self) {
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+impl Read for &Upstream {
+    fn read(&mut self, piece: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Upstream::Unix(stream) => (&*stream).read(piece),
+            Upstream::Tcp(stream) => (&*stream).read(piece),
+        }
+    }
+}
+
+impl Write for &Upstream {
+    fn write(&mut self, piece: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Upstream::Unix(stream) => (&*stream).write(piece),
+            Upstream::Tcp(stream) => (&*stream).write(piece),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -197,6 +250,6 @@ impl Way {
 
     fn close(&self) {
         let _ = self.client.shutdown(Shutdown::Both);
-        let _ = self.server.shutdown(Shutdown::Both);
+        self.server.shutdown();
     }
 }
