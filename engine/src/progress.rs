@@ -1,5 +1,7 @@
 //! What a job says about itself: progress while it runs, a report when it has ended.
 
+pub use crate::pipeline::latency::Latency;
+
 use crate::error::{Error, named};
 use crate::volume::ReadBack;
 use serde::{Serialize, Serializer};
@@ -128,6 +130,9 @@ pub struct Report {
     pub window_bytes_max: u64,
     /// Latencies.
     pub latency_us: LatencyUs,
+    /// The same in full, for callers that merge them over jobs; not part of the serialised report.
+    #[serde(skip)]
+    pub latency: Latency,
     /// System calls of the workers while the job ran.
     pub syscalls: u64,
     /// Digest of the whole, as `blake3-xxh3:HEX`; `None` with the reason in `digest_reason`.
@@ -161,6 +166,7 @@ impl Report {
             block_size_bytes: 0,
             window_bytes_max: 0,
             latency_us: LatencyUs::default(),
+            latency: Latency::default(),
             syscalls: 0,
             digest: None,
             digest_reason: None,

@@ -5,7 +5,7 @@
 //! A reader that went away (a closed pipe) never ends a copy.
 
 use blockhaul_engine::error::Error;
-use blockhaul_engine::progress::{Bytes, LatencyUs, Report, Status};
+use blockhaul_engine::progress::{Bytes, Latency, LatencyUs, Report, Status};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -79,6 +79,7 @@ pub(crate) fn refusal(error: Error) -> Report {
         block_size_bytes: 0,
         window_bytes_max: 0,
         latency_us: LatencyUs::default(),
+        latency: Latency::default(),
         syscalls: 0,
         digest: None,
         digest_reason: Some("nothing was copied".to_owned()),

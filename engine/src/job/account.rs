@@ -150,6 +150,7 @@ impl<'a> Account<'a> {
             block_size_bytes: self.block_bytes,
             window_bytes_max: self.control.window_max(),
             latency_us: self.latency.summary(),
+            latency: self.latency,
             syscalls: self.facilities.syscalls() - self.syscalls,
             digest: self.digest,
             digest_reason: self.digest_reason,

@@ -1,4 +1,4 @@
-//! Latencies of one worker's operations for one job, mergeable across workers.
+//! Latencies of one worker's operations for one job, mergeable across workers and jobs.
 
 use crate::progress::{LatencyUs, Percentiles};
 use hdrhistogram::Histogram;
@@ -7,9 +7,10 @@ use std::time::Duration;
 /// Two significant digits up to a minute: about 20 KiB a histogram.
 const HIGHEST_US: u64 = 60_000_000;
 
-/// Histograms by kind of operation, in microseconds.
+/// Histograms by kind of operation, from submission to completion, in microseconds: two significant digits, up to a
+/// minute. All of them have the same bounds, so that those of several jobs can be added up.
 #[derive(Clone, Debug)]
-pub(crate) struct Latency {
+pub struct Latency {
     read: Histogram<u64>,
     write: Histogram<u64>,
     flush: Histogram<u64>,
@@ -23,7 +24,31 @@ pub(crate) enum Timed {
     Flush,
 }
 
+impl Default for Latency {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Latency {
+    /// Of reads of a block.
+    #[must_use]
+    pub fn read(&self) -> &Histogram<u64> {
+        &self.read
+    }
+
+    /// Of writes of a run within a block.
+    #[must_use]
+    pub fn write(&self) -> &Histogram<u64> {
+        &self.write
+    }
+
+    /// Of flushes of the destination.
+    #[must_use]
+    pub fn flush(&self) -> &Histogram<u64> {
+        &self.flush
+    }
+
     pub(crate) fn new() -> Self {
         let histogram =
             || Histogram::new_with_max(HIGHEST_US, 2).expect("the bounds are constants that the crate accepts");
