@@ -4,12 +4,13 @@ use crate::step::Verdict;
 use std::process::{Command, Stdio};
 
 /// Every package with the programs by which it is recognised, so that tools that came another way count too.
-const PACKAGES: [(&str, &[&str]); 12] = [
+const PACKAGES: [(&str, &[&str]); 13] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
     ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
     ("nbd-server", &["nbd-server"]),
     ("fio", &["fio"]),
+    ("gddrescue", &["ddrescue"]),
     ("xfsprogs", &["mkfs.xfs"]),
     ("btrfs-progs", &["mkfs.btrfs"]),
     ("util-linux", &["losetup", "flock", "setpriv", "unshare"]),

@@ -1,0 +1,318 @@
+//! What the project promises about its speed and size, as formulas over a run: behind `--check`.
+//!
+//! A promise that could not be measured is not kept: a missing rival is nobody's win. Ratios above 1 mean that ours is
+//! faster. CPU here is that of processes; what the kernel's own threads do is an estimate, and shared with others.
+
+use crate::results::{Goal, Metric, Outcome, Results, Scenario, Sense, Target, Trial};
+use crate::scale::{GIB, MIB};
+use crate::stats;
+
+/// A promise.
+struct Promise {
+    /// The scenario, a slash, and what it is about.
+    name: &'static str,
+    about: &'static str,
+    sense: Sense,
+    bound: f64,
+    measure: fn(&Scenario) -> Option<f64>,
+}
+
+/// In the order of scenarios.
+const PROMISES: [Promise; 36] = [
+    at_least("dense-direct/qemu-img", "at least 1.3x as fast as qemu-img", 1.3, |it| {
+        faster(it, "blockhaul", "qemu-img")
+    }),
+    at_least("dense-direct/nbdcopy", "at least 1.3x as fast as nbdcopy", 1.3, |it| faster(it, "blockhaul", "nbdcopy")),
+    at_least("dense-direct/dd", "at least 1.3x as fast as dd", 1.3, |it| faster(it, "blockhaul", "dd")),
+    at_least("dense-direct/cp", "at least 4x as fast as cp and sync", 4.0, |it| faster(it, "blockhaul", "cp")),
+    at_least("dense-direct/fio", "at least 0.95 of the rate of fio at its best", 0.95, |it| {
+        faster(it, "engine", "fio")
+    }),
+    at_least("dense-direct/threads", "without io_uring at least 0.7 of the rate with it", 0.7, |it| {
+        faster(it, "engine-threads", "engine=")
+    }),
+    at_most("dense-direct/memory", "at most 40 MiB of memory", 40.0, |it| rss_mib(it, "blockhaul")),
+    at_most("dense-direct/calls", "at most 1 system call per MiB", 1.0, calls_per_mib),
+    at_least("tmpfs/cp", "in memory at least as fast as cp", 1.0, |it| faster(it, "blockhaul", "cp")),
+    at_least("sparse/qemu-img", "a sparse file at least 1.2x as fast as qemu-img", 1.2, |it| {
+        faster(it, "blockhaul", "qemu-img")
+    }),
+    at_most("sparse/memory", "at most 40 MiB of memory for a sparse file", 40.0, |it| rss_mib(it, "blockhaul")),
+    at_most("empty/seconds", "a huge empty file in less than 1 s", 1.0, |it| median(it, "blockhaul")),
+    at_most("empty/memory", "at most 40 MiB of memory for a huge file", 40.0, |it| rss_mib(it, "blockhaul")),
+    at_most("reflink/cp", "sharing extents takes at most 20 ms more than cp takes", 0.02, |it| {
+        Some(median(it, "blockhaul")? - median(it, "cp")?)
+    }),
+    at_least("nbd-unix/rivals", "export to export at least 1.1x as fast as the faster rival", 1.1, |it| {
+        faster(it, "blockhaul", "")
+    }),
+    at_most("nbd-unix/cpu", "export to export at most the CPU of nbdcopy", 1.0, |it| {
+        cpu_ratio(it, "blockhaul", "nbdcopy")
+    }),
+    at_most("nbd-unix/cpu-no-digest", "without digests at most 0.9 of the CPU of nbdcopy", 0.9, |it| {
+        cpu_ratio(it, "blockhaul-no-digest", "nbdcopy")
+    }),
+    at_least("nbd-tcp-in/rivals", "TCP to file at least 1.2x as fast as the faster rival", 1.2, |it| {
+        faster(it, "blockhaul", "")
+    }),
+    at_least("nbd-tcp-out/rivals", "file to TCP at least 1.2x as fast as the faster rival", 1.2, |it| {
+        faster(it, "blockhaul", "")
+    }),
+    at_least("nbd-sparse/nbdcopy", "a mostly empty export at least 1.2x as fast as nbdcopy", 1.2, |it| {
+        faster(it, "blockhaul", "nbdcopy")
+    }),
+    at_least("nbd-delay/nbdcopy", "on a long path at least as fast as nbdcopy tuned by hand", 1.0, |it| {
+        faster(it, "blockhaul", "nbdcopy")
+    }),
+    at_most("cancel/engine", "the p90 of stopping the engine at most 100 ms", 100.0, |it| p90_ms(it, "engine")),
+    at_most("cancel/blockhaul", "the p90 of stopping the command at most 100 ms", 100.0, |it| p90_ms(it, "blockhaul")),
+    at_most(
+        "resume/copied-again",
+        "after a kill at most 256 MiB and the window, 16 MiB, are copied again",
+        272.0,
+        |it| Some(ran(it, "blockhaul")?.figures.get("copied_again_bytes")? / MIB as f64),
+    ),
+    at_most("protection/engine", "others feel at most 3x what they feel alone", 3.0, |it| {
+        felt(it, "engine-protecting")
+    }),
+    at_most("protection/blockhaul", "others feel at most 3x what they feel alone", 3.0, |it| {
+        felt(it, "blockhaul-protecting")
+    }),
+    at_least("protection/rate", "a sparing copy keeps 0.7 of its rate", 0.7, |it| {
+        let rate = |name| ran(it, name)?.figures.get("copy_bytes_per_second").copied();
+        Some(rate("engine-protecting")? / rate("engine")?)
+    }),
+    at_most("digest/engine", "at most 0.12 s of CPU per GiB", 0.12, |it| cpu_per_gib(it, "engine")),
+    at_most("digest/engine-no-digest", "at most 0.05 s of CPU per GiB without digests", 0.05, |it| {
+        cpu_per_gib(it, "engine-no-digest")
+    }),
+    at_most("digest/blockhaul", "the command at most 0.12 s of CPU per GiB", 0.12, |it| cpu_per_gib(it, "blockhaul")),
+    at_most("digest/blockhaul-no-digest", "the command at most 0.05 s of CPU per GiB without digests", 0.05, |it| {
+        cpu_per_gib(it, "blockhaul-no-digest")
+    }),
+    at_most("digest/bare-loop", "without digests at most 1.1x the CPU of a bare loop", 1.1, |it| {
+        cpu_ratio(it, "engine-no-digest", "bare-loop")
+    }),
+    at_most("jobs/memory-1", "at most 40 MiB of memory for 1 job", 40.0, |it| rss_mib(it, "engine@1")),
+    at_most("jobs/memory-4", "at most 40 MiB of memory for 4 jobs", 40.0, |it| rss_mib(it, "engine@4")),
+    at_most("jobs/memory-16", "at most 40 MiB of memory for 16 jobs", 40.0, |it| rss_mib(it, "engine@16")),
+    at_most("jobs/memory-64", "at most 40 MiB of memory for 64 jobs", 40.0, |it| rss_mib(it, "engine@64")),
+];
+
+const fn at_least(
+    name: &'static str,
+    about: &'static str,
+    bound: f64,
+    measure: fn(&Scenario) -> Option<f64>,
+) -> Promise {
+    Promise { name, about, sense: Sense::AtLeast, bound, measure }
+}
+
+const fn at_most(
+    name: &'static str,
+    about: &'static str,
+    bound: f64,
+    measure: fn(&Scenario) -> Option<f64>,
+) -> Promise {
+    Promise { name, about, sense: Sense::AtMost, bound, measure }
+}
+
+/// What was promised about a scenario, and what was found.
+pub(crate) fn goals(scenario: &Scenario) -> Vec<Goal> {
+    let about_it = |promise: &&Promise| promise.name.split_once('/').is_some_and(|(name, _)| name == scenario.name);
+    PROMISES.iter().filter(about_it).map(|promise| promise.judge(scenario)).collect()
+}
+
+/// One line for each goal that was missed or not measured.
+pub(crate) fn misses(results: &Results) -> Vec<String> {
+    let goals = results.scenarios.iter().flat_map(|scenario| &scenario.goals);
+    let line = |goal: &Goal| match goal.measured {
+        Some(measured) => format!("missed: {}: {}: measured {measured:.3}", goal.name, goal.about),
+        None => format!("not measured: {}: {}", goal.name, goal.about),
+    };
+    goals.filter(|goal| goal.met != Some(true)).map(line).collect()
+}
+
+impl Promise {
+    fn judge(&self, scenario: &Scenario) -> Goal {
+        let measured = (self.measure)(scenario).filter(|value| value.is_finite());
+        let met = measured.map(|measured| match self.sense {
+            Sense::AtLeast => measured >= self.bound,
+            Sense::AtMost => measured <= self.bound,
+        });
+        let (name, about) = (self.name.to_owned(), self.about.to_owned());
+        Goal { name, about, measured, bound: self.bound, sense: self.sense, met }
+    }
+}
+
+/// The target of that name, if all of its trials count.
+fn ran<'a>(scenario: &'a Scenario, name: &str) -> Option<&'a Target> {
+    scenario.targets.iter().find(|target| target.name == name && target.outcome == Outcome::Ran)
+}
+
+fn median(scenario: &Scenario, name: &str) -> Option<f64> {
+    Some(ran(scenario, name)?.summary?.median)
+}
+
+/// How many times as fast ours is as the fastest of its rivals: those of this name and its variants, exactly this one
+/// if it ends in `=`, or all.
+fn faster(scenario: &Scenario, ours: &str, rivals: &str) -> Option<f64> {
+    let is_meant = |target: &&Target| match rivals.strip_suffix('=') {
+        Some(name) => target.name == name,
+        None if rivals.is_empty() => target.kind == crate::results::Kind::Rival,
+        None => target.name == rivals || target.name.strip_prefix(rivals).is_some_and(|rest| rest.starts_with('-')),
+    };
+    let meant: Vec<&Target> = scenario.targets.iter().filter(is_meant).collect();
+    // One that failed may have been the fastest.
+    let medians = meant.iter().map(|target| median(scenario, &target.name)).collect::<Option<Vec<f64>>>()?;
+    let ours = median(scenario, ours)?;
+    let ratios = medians.into_iter().map(|rival| match scenario.metric {
+        Metric::BytesPerSecond => ours / rival,
+        Metric::Seconds | Metric::CpuSecondsPerGib | Metric::Microseconds | Metric::Bytes => rival / ours,
+    });
+    ratios.min_by(f64::total_cmp)
+}
+
+/// The median of something over the trials of a target.
+fn over_trials(scenario: &Scenario, name: &str, of: impl Fn(&Trial) -> f64) -> Option<f64> {
+    stats::median(&ran(scenario, name)?.trials.iter().map(of).collect::<Vec<f64>>())
+}
+
+fn cpu_seconds(scenario: &Scenario, name: &str) -> Option<f64> {
+    over_trials(scenario, name, |trial| trial.user_seconds + trial.system_seconds)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "bytes of a volume")]
+fn cpu_per_gib(scenario: &Scenario, name: &str) -> Option<f64> {
+    Some(cpu_seconds(scenario, name)? * GIB as f64 / scenario.data_bytes as f64)
+}
+
+fn cpu_ratio(scenario: &Scenario, ours: &str, rival: &str) -> Option<f64> {
+    Some(cpu_seconds(scenario, ours)? / cpu_seconds(scenario, rival)?)
+}
+
+/// The most that any trial used.
+#[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
+fn rss_mib(scenario: &Scenario, name: &str) -> Option<f64> {
+    let peaks = ran(scenario, name)?.trials.iter().map(|trial| trial.peak_rss_bytes).collect::<Option<Vec<u64>>>()?;
+    peaks.into_iter().max().map(|bytes| bytes as f64 / MIB as f64)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "bytes of a volume")]
+fn calls_per_mib(scenario: &Scenario) -> Option<f64> {
+    let calls = ran(scenario, "engine")?.trials.iter().map(|trial| trial.system_calls.map(|calls| calls as f64));
+    Some(stats::median(&calls.collect::<Option<Vec<f64>>>()?)? * MIB as f64 / scenario.volume_bytes as f64)
+}
+
+fn p90_ms(scenario: &Scenario, name: &str) -> Option<f64> {
+    let values: Vec<f64> = ran(scenario, name)?.trials.iter().map(|trial| trial.value).collect();
+    stats::percentile(&values, 0.9).map(|us| us / 1e3)
+}
+
+/// What a reader feels beside a copy, in multiples of what it feels alone.
+fn felt(scenario: &Scenario, name: &str) -> Option<f64> {
+    Some(median(scenario, name)? / median(scenario, "nobody-copies")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::{Kind, Summary};
+    use std::collections::BTreeMap;
+
+    fn target(name: &str, kind: Kind, value: f64) -> Target {
+        let trial = Trial {
+            position: 0,
+            started_seconds: 0.0,
+            wall_seconds: 1.0,
+            user_seconds: 0.1,
+            system_seconds: 0.1,
+            kernel_worker_seconds: 5.0,
+            peak_rss_bytes: Some(30 << 20),
+            system_calls: Some(8),
+            bytes: 4 << 20,
+            value,
+        };
+        Target {
+            name: name.to_owned(),
+            kind,
+            step: None,
+            command: String::new(),
+            outcome: Outcome::Ran,
+            trials: vec![trial],
+            summary: Summary::of(&[value]),
+            latency: BTreeMap::new(),
+            timeline: Vec::new(),
+            window: Vec::new(),
+            figures: BTreeMap::new(),
+            doubts: Vec::new(),
+        }
+    }
+
+    fn scenario(name: &str, metric: Metric, targets: Vec<Target>) -> Scenario {
+        Scenario {
+            name: name.to_owned(),
+            about: String::new(),
+            metric,
+            volume_bytes: 4 << 20,
+            data_bytes: 1 << 30,
+            parameters: BTreeMap::new(),
+            axis: None,
+            targets,
+            goals: Vec::new(),
+            doubts: Vec::new(),
+        }
+    }
+
+    fn goal(scenario: &Scenario, name: &str) -> Goal {
+        goals(scenario).into_iter().find(|goal| goal.name == name).unwrap()
+    }
+
+    #[test]
+    fn every_promise_belongs_to_a_scenario_and_has_its_own_name() {
+        let mut names: Vec<_> = PROMISES.iter().map(|promise| promise.name).collect();
+        for name in &names {
+            let (scenario, _) = name.split_once('/').unwrap();
+            assert!(crate::scenario::named(scenario).is_some(), "{name}");
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), PROMISES.len());
+    }
+
+    #[test]
+    fn the_fastest_variant_of_a_rival_is_the_one_to_beat() {
+        let targets = vec![
+            target("blockhaul", Kind::Command, 200.0),
+            target("qemu-img", Kind::Rival, 100.0),
+            target("qemu-img-falloc", Kind::Rival, 160.0),
+        ];
+        let found = goal(&scenario("dense-direct", Metric::BytesPerSecond, targets.clone()), "dense-direct/qemu-img");
+        assert_eq!((found.measured, found.met), (Some(1.25), Some(false)));
+        let found = goal(&scenario("sparse", Metric::Seconds, targets), "sparse/qemu-img");
+        assert_eq!((found.measured, found.met), (Some(0.5), Some(false)));
+    }
+
+    #[test]
+    fn who_is_missing_or_wrong_is_not_beaten() {
+        let mut wrong = target("nbdcopy", Kind::Rival, 1.0);
+        wrong.outcome = Outcome::WrongBytes("byte 7".to_owned());
+        wrong.summary = None;
+        let targets = vec![target("blockhaul", Kind::Command, 200.0), wrong];
+        let scenario = scenario("dense-direct", Metric::BytesPerSecond, targets);
+        for name in ["dense-direct/nbdcopy", "dense-direct/dd"] {
+            let found = goal(&scenario, name);
+            assert_eq!((found.measured, found.met), (None, None), "{name}");
+        }
+    }
+
+    #[test]
+    fn memory_calls_and_cpu_are_those_of_the_process() {
+        let targets = vec![target("engine", Kind::Engine, 1.0), target("blockhaul", Kind::Command, 1.0)];
+        let dense = scenario("dense-direct", Metric::BytesPerSecond, targets.clone());
+        assert_eq!(goal(&dense, "dense-direct/memory").measured, Some(30.0));
+        assert_eq!(goal(&dense, "dense-direct/calls").measured, Some(2.0));
+        let digest = scenario("digest", Metric::CpuSecondsPerGib, targets);
+        assert_eq!(goal(&digest, "digest/engine").measured, Some(0.2));
+    }
+}

@@ -1,0 +1,340 @@
+//! Whether a later run is slower than an earlier one, or only another one.
+//!
+//! Our targets are compared by the raw samples of both runs, never by their summaries. A difference counts when the
+//! interval of the ratio leaves no room for "no difference", when it is large enough to matter, and when rivals that
+//! are the same programs as before did not move as far: if they did, the machine changed, and nothing can be said
+//! about ours. Runs of other machines, sizes or parameters are not compared at all.
+
+mod runs;
+mod text;
+
+use crate::results::{Doubt, Kind, Metric, Results, Scenario, Target};
+use crate::stats::{self, Ratio};
+use std::path::Path;
+
+pub(crate) use runs::Unusable;
+
+/// A difference below this share is not worth anybody's time, however sure it is.
+const MATTERS: f64 = 0.03;
+
+/// What a comparison comes to, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verdict {
+    Regression,
+    CannotBeCompared,
+    NoDifferenceSeen,
+    Improvement,
+}
+
+/// Two runs side by side.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    /// Our targets of both runs.
+    pub rows: Vec<Row>,
+    /// What makes all of it less trustworthy.
+    pub doubts: Vec<Doubt>,
+}
+
+/// One of our targets in both runs.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub scenario: String,
+    pub target: String,
+    pub metric: Metric,
+    /// Medians, in the unit of the metric.
+    pub old: Option<f64>,
+    pub new: Option<f64>,
+    /// How many times as good the new one is; `None` if it cannot be said.
+    pub ratio: Option<Ratio>,
+    /// The same, of the rivals that are the programs they were: what the machine did.
+    pub rivals: Option<f64>,
+    pub verdict: Verdict,
+    /// Why it cannot be compared.
+    pub why: Option<String>,
+}
+
+/// Compares two files of results, or two folders that hold a `results.json` each.
+///
+/// # Errors
+/// [`Unusable`] if one cannot be read, is no file of results, or was written under another schema.
+pub(crate) fn run(old: &Path, new: &Path) -> Result<Comparison, Unusable> {
+    Ok(Comparison::of(&runs::read(old)?, &runs::read(new)?))
+}
+
+impl Comparison {
+    /// Of two runs.
+    pub(crate) fn of(old: &Results, new: &Results) -> Self {
+        let pair = Pair { old, new, obstacle: runs::obstacle(&old.host, &new.host) };
+        let rows = new.scenarios.iter().flat_map(|scenario| pair.rows(scenario));
+        let gone = old.scenarios.iter().flat_map(|scenario| pair.gone(scenario));
+        Self { rows: rows.chain(gone).collect(), doubts: runs::doubts(old, new) }
+    }
+
+    /// What all rows come to: a regression if there is one, `CannotBeCompared` if nothing else can be said at all,
+    /// and otherwise whether something improved.
+    pub(crate) fn verdict(&self) -> Verdict {
+        let any = |verdict| self.rows.iter().any(|row| row.verdict == verdict);
+        let order = [Verdict::Regression, Verdict::Improvement, Verdict::NoDifferenceSeen];
+        order.into_iter().find(|verdict| any(*verdict)).unwrap_or(Verdict::CannotBeCompared)
+    }
+}
+
+/// Two runs, and what keeps any part of them from being compared.
+struct Pair<'a> {
+    old: &'a Results,
+    new: &'a Results,
+    obstacle: Option<String>,
+}
+
+impl Pair<'_> {
+    /// Our targets of a scenario of the new run.
+    fn rows(&self, scenario: &Scenario) -> Vec<Row> {
+        let before = self.old.scenarios.iter().find(|before| before.name == scenario.name);
+        let ours = scenario.targets.iter().filter(|target| is_ours(target));
+        ours.map(|target| match before {
+            None => refused(scenario, target, "the old run has no such scenario"),
+            Some(before) => self.row(before, scenario, target),
+        })
+        .collect()
+    }
+
+    fn row(&self, before: &Scenario, scenario: &Scenario, target: &Target) -> Row {
+        let Some(earlier) = before.targets.iter().find(|earlier| earlier.name == target.name) else {
+            return refused(scenario, target, "the old run has no such target");
+        };
+        let obstacle = self.obstacle.clone().or_else(|| other_work(before, scenario));
+        let why = obstacle.or_else(|| did_not_run("old", earlier)).or_else(|| did_not_run("new", target));
+        let rivals = if why.is_some() { None } else { self.rivals(before, scenario) };
+        let ratio = if why.is_some() { None } else { gain(earlier, target, scenario.metric) };
+        let (verdict, why) = why.map_or_else(|| judge(ratio, rivals), |why| (Verdict::CannotBeCompared, Some(why)));
+        Row {
+            old: earlier.summary.map(|summary| summary.median),
+            new: target.summary.map(|summary| summary.median),
+            ratio,
+            rivals,
+            verdict,
+            why,
+            ..refused(scenario, target, "")
+        }
+    }
+
+    /// Our targets that the new run lacks: a speed that nobody measures any more is not a speed that was kept.
+    fn gone(&self, before: &Scenario) -> Vec<Row> {
+        let after = self.new.scenarios.iter().find(|after| after.name == before.name);
+        let is_gone = |target: &&Target| {
+            is_ours(target) && !after.is_some_and(|after| after.targets.iter().any(|kept| kept.name == target.name))
+        };
+        let gone = before.targets.iter().filter(is_gone);
+        gone.map(|target| Row { new: None, ..refused(before, target, "the new run has no such target") })
+            .map(|row| Row { old: row.old.or(row.new), ..row })
+            .collect()
+    }
+
+    /// The median gain of the programs that are the ones they were.
+    fn rivals(&self, before: &Scenario, scenario: &Scenario) -> Option<f64> {
+        let unchanged = scenario.targets.iter().filter(|target| {
+            matches!(target.kind, Kind::Rival | Kind::Limit)
+                && target.ran()
+                && runs::version(self.old, &target.name) == runs::version(self.new, &target.name)
+        });
+        let gains = unchanged.filter_map(|target| {
+            let earlier = before.targets.iter().find(|earlier| earlier.name == target.name && earlier.ran())?;
+            Some(gain(earlier, target, scenario.metric)?.value)
+        });
+        stats::median(&gains.collect::<Vec<f64>>())
+    }
+}
+
+fn is_ours(target: &Target) -> bool {
+    matches!(target.kind, Kind::Engine | Kind::Command)
+}
+
+fn refused(scenario: &Scenario, target: &Target, why: &str) -> Row {
+    Row {
+        scenario: scenario.name.clone(),
+        target: target.name.clone(),
+        metric: scenario.metric,
+        old: None,
+        new: target.summary.map(|summary| summary.median),
+        ratio: None,
+        rivals: None,
+        verdict: Verdict::CannotBeCompared,
+        why: Some(why.to_owned()),
+    }
+}
+
+/// How the scenario's work differs between the runs.
+fn other_work(before: &Scenario, after: &Scenario) -> Option<String> {
+    let differs = |what: &str, same: bool| (!same).then(|| format!("{what} differs between the runs"));
+    differs("what is measured", before.metric == after.metric)
+        .or_else(|| differs("the volume's size", before.volume_bytes == after.volume_bytes))
+        .or_else(|| differs("the amount of data", before.data_bytes == after.data_bytes))
+        .or_else(|| {
+            let names = before.parameters.keys().chain(after.parameters.keys());
+            let mut other = names.filter(|name| before.parameters.get(*name) != after.parameters.get(*name));
+            other.next().map(|name| format!("parameter '{name}' differs between the runs"))
+        })
+}
+
+fn did_not_run(run: &str, target: &Target) -> Option<String> {
+    (!target.ran()).then(|| format!("it did not run well in the {run} run"))
+}
+
+/// How many times as good the later samples are.
+fn gain(earlier: &Target, later: &Target, metric: Metric) -> Option<Ratio> {
+    let ratio = Ratio::of_medians(&later.values(), &earlier.values())?;
+    Some(if metric.more_is_better() { ratio } else { ratio.inverted() })
+}
+
+fn judge(ratio: Option<Ratio>, rivals: Option<f64>) -> (Verdict, Option<String>) {
+    let Some(ratio) = ratio else {
+        return (Verdict::CannotBeCompared, Some("a sample is not a positive number".to_owned()));
+    };
+    if !ratio.high.is_finite() {
+        return (Verdict::CannotBeCompared, Some("one trial says nothing about noise: use --trials 5".to_owned()));
+    }
+    if ratio.holds_one() || (ratio.value - 1.0).abs() < MATTERS {
+        return (Verdict::NoDifferenceSeen, None);
+    }
+    let slower = ratio.value < 1.0;
+    let machine = |rivals: f64| if slower { rivals <= ratio.high } else { rivals >= ratio.low };
+    match rivals.filter(|rivals| (rivals - 1.0).abs() >= MATTERS && machine(*rivals)) {
+        Some(_) => (Verdict::CannotBeCompared, Some("rivals moved as far: the machine changed".to_owned())),
+        None if slower => (Verdict::Regression, None),
+        None => (Verdict::Improvement, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Outcome;
+    use crate::samples::{results, scale};
+
+    fn verdicts(comparison: &Comparison, wanted: Verdict) -> Vec<String> {
+        let rows = comparison.rows.iter().filter(|row| row.verdict == wanted);
+        rows.map(|row| format!("{}/{}", row.scenario, row.target)).collect()
+    }
+
+    #[test]
+    fn a_run_is_no_different_from_itself() {
+        let comparison = Comparison::of(&results(1), &results(1));
+        assert_eq!(comparison.verdict(), Verdict::NoDifferenceSeen);
+        assert_eq!(verdicts(&comparison, Verdict::NoDifferenceSeen).len(), comparison.rows.len());
+        assert!(comparison.doubts.is_empty(), "{:?}", comparison.doubts);
+    }
+
+    #[test]
+    fn noise_is_no_regression() {
+        for seed in 2..22 {
+            let comparison = Comparison::of(&results(1), &results(seed));
+            assert_eq!(verdicts(&comparison, Verdict::Regression), Vec::<String>::new(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_slower_copy_is_a_regression_and_a_faster_one_an_improvement() {
+        for seed in 2..12 {
+            let mut new = results(seed);
+            scale(&mut new, "dense-direct", "blockhaul", 0.85);
+            scale(&mut new, "cancel", "blockhaul", 1.25);
+            scale(&mut new, "sparse", "blockhaul", 1.2);
+            let comparison = Comparison::of(&results(1), &new);
+            assert_eq!(comparison.verdict(), Verdict::Regression);
+            assert_eq!(verdicts(&comparison, Verdict::Regression), ["dense-direct/blockhaul", "cancel/blockhaul"]);
+            assert_eq!(verdicts(&comparison, Verdict::Improvement), ["sparse/blockhaul"]);
+            let back = Comparison::of(&new, &results(1));
+            assert_eq!(verdicts(&back, Verdict::Regression), ["sparse/blockhaul"]);
+        }
+    }
+
+    #[test]
+    fn three_trials_show_a_large_regression_and_no_other() {
+        let few = |seed| {
+            let mut run = results(seed);
+            let targets = run.scenarios.iter_mut().flat_map(|scenario| &mut scenario.targets);
+            targets.for_each(|target| target.trials.truncate(3));
+            run
+        };
+        for seed in 2..12 {
+            let mut new = few(seed);
+            assert_eq!(
+                verdicts(&Comparison::of(&few(1), &new), Verdict::Regression),
+                Vec::<String>::new(),
+                "seed {seed}"
+            );
+            scale(&mut new, "sparse", "blockhaul", 0.7);
+            assert_eq!(
+                verdicts(&Comparison::of(&few(1), &new), Verdict::Regression),
+                ["sparse/blockhaul"],
+                "seed {seed}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_rival_that_got_worse_is_none_of_our_business() {
+        let mut new = results(2);
+        scale(&mut new, "dense-direct", "cp", 0.3);
+        assert_eq!(Comparison::of(&results(1), &new).verdict(), Verdict::NoDifferenceSeen);
+    }
+
+    #[test]
+    fn a_slower_machine_is_told_apart_from_a_slower_copy() {
+        let mut new = results(2);
+        let names: Vec<String> = new.scenarios[0].targets.iter().map(|target| target.name.clone()).collect();
+        names.iter().for_each(|name| scale(&mut new, "dense-direct", name, 0.7));
+        let comparison = Comparison::of(&results(1), &new);
+        assert_eq!(verdicts(&comparison, Verdict::CannotBeCompared), ["dense-direct/blockhaul", "dense-direct/engine"]);
+        scale(&mut new, "dense-direct", "blockhaul", 0.8);
+        let comparison = Comparison::of(&results(1), &new);
+        assert_eq!(verdicts(&comparison, Verdict::Regression), ["dense-direct/blockhaul"]);
+    }
+
+    #[test]
+    fn an_upgraded_rival_says_nothing_about_the_machine() {
+        let (old, mut new) = (results(1), results(2));
+        scale(&mut new, "jobs", "blockhaul x1", 0.8);
+        for jobs in ["1", "4", "16", "64"] {
+            scale(&mut new, "jobs", &format!("qemu-img x{jobs}"), 0.8);
+        }
+        assert_eq!(Comparison::of(&old, &new).verdict(), Verdict::NoDifferenceSeen);
+        new.programs[0].version = Some("qemu-img version 11.0.0".into());
+        let comparison = Comparison::of(&old, &new);
+        assert_eq!(verdicts(&comparison, Verdict::Regression), ["jobs/blockhaul x1"]);
+        assert!(comparison.doubts.iter().any(|doubt| doubt.what.contains("11.0.0")), "{:?}", comparison.doubts);
+    }
+
+    #[test]
+    fn what_is_not_the_same_work_is_not_compared() {
+        type Change = fn(&mut Results);
+        let changes: [(&str, Change); 8] = [
+            ("size differs", |run| run.scenarios[1].volume_bytes *= 2),
+            ("amount of data differs", |run| run.scenarios[1].data_bytes /= 2),
+            ("'fill' differs", |run| run.scenarios[1].parameters.remove("fill").map_or((), drop)),
+            ("what is measured differs", |run| run.scenarios[1].metric = Metric::Seconds),
+            ("did not run well", |run| run.scenarios[1].targets[0].outcome = Outcome::Failed("exit code 1".into())),
+            ("no such scenario", |run| run.scenarios[1].name = "sparse-2".into()),
+            ("no such target", |run| run.scenarios[1].targets[0].name = "blockhaul-2".into()),
+            ("one trial", |run| run.scenarios[1].targets[0].trials.truncate(1)),
+        ];
+        for (expected, change) in changes {
+            let mut new = results(2);
+            change(&mut new);
+            for comparison in [Comparison::of(&results(1), &new), Comparison::of(&new, &results(1))] {
+                let why = comparison.rows.iter().filter_map(|row| row.why.as_ref());
+                assert!(why.into_iter().any(|why| why.contains(expected)), "{expected}: {:?}", comparison.rows);
+                assert!(verdicts(&comparison, Verdict::CannotBeCompared).iter().all(|row| row.starts_with("sparse")));
+            }
+        }
+    }
+
+    #[test]
+    fn another_machine_is_compared_with_nothing() {
+        let mut new = results(2);
+        new.host.cpu = "another".into();
+        let comparison = Comparison::of(&results(1), &new);
+        assert_eq!(comparison.verdict(), Verdict::CannotBeCompared);
+        assert!(comparison.rows.iter().all(|row| row.why.as_ref().is_some_and(|why| why.contains("processor"))));
+    }
+}

@@ -1,0 +1,159 @@
+//! The two runs of a comparison: where they are read from, and what differs between them as a whole.
+
+use crate::results::{Doubt, Host, Results, SCHEMA};
+use std::fmt::{self, Display, Formatter};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The name of the file within the folder of a run.
+const FILE: &str = "results.json";
+
+/// Results that cannot be used.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// The file cannot be read.
+    Read(PathBuf, io::Error),
+    /// It holds something else.
+    Parse(PathBuf, serde_json::Error),
+    /// It was written by another version of this program.
+    Schema(PathBuf, u32),
+}
+
+impl Display for Unusable {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(path, error) => {
+                write!(out, "read {}: {error}: name a {FILE} or the folder of a run", path.display())
+            }
+            Self::Parse(path, error) => {
+                write!(out, "{} is no file of results: {error}: name the {FILE} of a run", path.display())
+            }
+            Self::Schema(path, schema) => write!(
+                out,
+                "{} has schema {schema}, this program reads {SCHEMA}: compare with the copy-bench that wrote it",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// The results in this file, or in this folder.
+pub(super) fn read(path: &Path) -> Result<Results, Unusable> {
+    let path = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
+    let text = fs::read(&path).map_err(|error| Unusable::Read(path.clone(), error))?;
+    // The schema is looked at first: another one is a reason, not damage.
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| Unusable::Parse(path.clone(), error))?;
+    let schema = value.get("schema").and_then(serde_json::Value::as_u64).and_then(|schema| u32::try_from(schema).ok());
+    if let Some(schema) = schema.filter(|schema| *schema != SCHEMA) {
+        return Err(Unusable::Schema(path, schema));
+    }
+    serde_json::from_value(value).map_err(|error| Unusable::Parse(path, error))
+}
+
+/// Why nothing on these hosts can be compared.
+pub(super) fn obstacle(old: &Host, new: &Host) -> Option<String> {
+    let facts = [
+        ("the processor", old.cpu == new.cpu && old.cpus == new.cpus),
+        ("the file system", old.filesystem == new.filesystem),
+        ("the device", old.device == new.device),
+    ];
+    let other = facts.into_iter().find(|(_, same)| !same);
+    other.map(|(what, _)| format!("{what} differs between the runs: run both on one machine"))
+}
+
+/// What makes a comparison of these runs less trustworthy.
+pub(super) fn doubts(old: &Results, new: &Results) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    let mut doubt = |kind: &str, what: String, advice: &str| {
+        doubts.push(Doubt { kind: kind.to_owned(), what, advice: advice.to_owned() });
+    };
+    for (run, name) in [(old, "old"), (new, "new")] {
+        if !run.run.complete {
+            doubt("incomplete", format!("the {name} run was stopped before its end"), "repeat it");
+        }
+        if run.build.profile != "release" {
+            doubt("debug-build", format!("the {name} run measured a {} build", run.build.profile), "use --release");
+        }
+        let contradictions = run.check();
+        if let Some(first) = contradictions.first() {
+            let what = format!("{} numbers of the {name} run do not add up, such as: {first}", contradictions.len());
+            doubt("contradiction", what, "repeat it: the file was changed or damaged");
+        }
+    }
+    if old.host.kernel != new.host.kernel {
+        let what = format!("the kernel was {} and is {}", old.host.kernel, new.host.kernel);
+        doubt("other-kernel", what, "repeat the old run on the new kernel to tell it from the build");
+    }
+    for program in &new.programs {
+        let (before, after) = (version(old, &program.name), program.version.as_deref());
+        if before != after {
+            let shown = |version: Option<&str>| version.unwrap_or("missing").to_owned();
+            let what = format!("{} was '{}' and is '{}'", program.name, shown(before), shown(after));
+            doubt("other-rival", what, "its numbers say nothing about the machine; those of other rivals do");
+        }
+    }
+    doubts
+}
+
+/// The version of the program behind a target: `qemu-img x4` is `qemu-img`.
+pub(super) fn version<'a>(results: &'a Results, target: &str) -> Option<&'a str> {
+    let named = |name: &str| {
+        let rest = target.strip_prefix(name);
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+    };
+    results.programs.iter().filter(|program| named(&program.name)).find_map(|program| program.version.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    #[test]
+    fn a_file_and_its_folder_are_the_same_run() {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let text = serde_json::to_string(&samples::results(1)).expect("it can be written");
+        fs::write(folder.path().join(FILE), text).expect("it can be written");
+        let scenarios = |path: &Path| read(path).expect("it can be read").scenarios.len();
+        assert_eq!(scenarios(folder.path()), scenarios(&folder.path().join(FILE)));
+    }
+
+    #[test]
+    fn what_is_no_run_is_named_with_advice() {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let refusal = |text: &str| {
+            let path = folder.path().join("odd.json");
+            fs::write(&path, text).expect("it can be written");
+            read(&path).expect_err("it is no run").to_string()
+        };
+        assert!(refusal("{").contains("no file of results"));
+        assert!(refusal("{\"schema\": 1}").contains("no file of results"));
+        assert!(refusal("{\"schema\": 99}").contains("schema 99"));
+        let missing = read(&folder.path().join("missing")).expect_err("it is not there").to_string();
+        assert!(missing.contains("missing") && missing.contains("os error 2"), "{missing}");
+    }
+
+    #[test]
+    fn runs_that_differ_as_a_whole_are_doubted() {
+        let (old, mut new) = (samples::results(1), samples::results(2));
+        new.run.complete = false;
+        new.build.profile = "debug".into();
+        new.host.kernel = "Linux 7.0".into();
+        new.scenarios[0].targets[0].trials[0].bytes = 1;
+        let kinds: Vec<String> = doubts(&old, &new).into_iter().map(|doubt| doubt.kind).collect();
+        assert_eq!(kinds, ["incomplete", "debug-build", "contradiction", "other-kernel"]);
+    }
+
+    #[test]
+    fn a_target_is_known_by_the_program_in_its_name() {
+        let run = samples::results(1);
+        assert_eq!(version(&run, "qemu-img x4"), Some("qemu-img version 10.0.2"));
+        assert_eq!(version(&run, "nbdcopy"), Some("nbdcopy 1.22.1"));
+        assert_eq!(version(&run, "nbdcopying"), None);
+        assert_eq!(version(&run, "ddrescue"), None);
+    }
+}

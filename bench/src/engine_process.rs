@@ -1,0 +1,258 @@
+//! The engine as a library, in a process of its own: an order comes as an argument, the answer goes to standard output.
+//!
+//! It is this program started once more, with nothing loaded but the engine, so that memory and CPU of a trial are the
+//! engine's and not those of the harness, and so that whatever ends it leaves the harness alive to clean up. Its clock
+//! runs from the first submission to the last report: whoever uses the library starts an engine once.
+
+use blockhaul_engine::engine::{Engine, EngineConfig, Face};
+use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::progress::{Report, Status};
+use blockhaul_engine::spec::{
+    BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, Overwrite, PathChoice, Reflink, Verify,
+};
+use blockhaul_engine::volume::{Locator, usual_block, usual_depth};
+use hdrhistogram::Histogram;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The hidden command under which the program is this process.
+pub(crate) const COMMAND: &str = "engine-process";
+
+/// Between two looks at progress.
+const GLANCE: Duration = Duration::from_millis(50);
+/// The same while the moment to cancel is awaited.
+const CLOSE_LOOK: Duration = Duration::from_micros(500);
+
+/// What the engine is to do.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Order {
+    /// Source, destination and the folder for the journal, of each job.
+    pub jobs: Vec<(String, String, String)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_bytes: Option<u64>,
+    /// As `--path`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// As `--direct`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct: Option<String>,
+    /// As `--reflink`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reflink: Option<String>,
+    #[serde(skip_serializing_if = "is_not")]
+    pub no_digest: bool,
+    #[serde(skip_serializing_if = "is_not")]
+    pub verify: bool,
+    #[serde(skip_serializing_if = "is_not")]
+    pub overwrite: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protect_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes_per_second: Option<u64>,
+    /// Cancel once so many bytes are written, and tell how long it took to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cancel_at_bytes: Option<u64>,
+}
+
+/// What is left out of an order that people read.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_not(choice: &bool) -> bool {
+    !choice
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// From the first submission to the last report.
+    pub seconds: f64,
+    /// What went wrong first.
+    pub error: Option<String>,
+    /// `succeeded`, or how the first job that did not succeed ended.
+    pub status: String,
+    pub quiesced: bool,
+    /// How the bytes of the first job travelled.
+    pub path: String,
+    pub system_calls: u64,
+    pub durable_bytes: u64,
+    /// From the cancel to the last report.
+    pub cancel_us: Option<u64>,
+    /// Seconds, bytes written so far, and bytes in flight.
+    pub progress: Vec<(f64, u64, u64)>,
+    /// Value in microseconds and count, by operation.
+    pub latency: BTreeMap<String, Vec<(u64, u64)>>,
+}
+
+impl Answer {
+    /// What a process printed.
+    ///
+    /// # Errors
+    /// It is not an answer, in words.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text.trim()).map_err(|error| format!("the engine's process gave no answer: {error}"))
+    }
+}
+
+/// Does what the order says and prints the answer; whether all jobs ended as they should.
+pub(crate) fn main(order: &str) -> bool {
+    // A harness that is killed takes it along; where that is denied, it comes to its own end.
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    let answer = serde_json::from_str(order)
+        .map_err(|error| format!("the order cannot be read: {error}"))
+        .and_then(|order: Order| carry_out(&order))
+        .unwrap_or_else(|error| Answer { status: "failed".to_owned(), error: Some(error), ..Answer::default() });
+    match serde_json::to_string(&answer) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("the answer cannot be written: {error}"),
+    }
+    answer.error.is_none()
+}
+
+fn carry_out(order: &Order) -> Result<Answer, String> {
+    let specs: Vec<CopySpec> = order.jobs.iter().map(|job| order.spec(job)).collect::<Result<_, _>>()?;
+    let engine = Engine::start(order.config(&specs)?).map_err(|error| error.to_string())?;
+    let start = Instant::now();
+    let jobs: Vec<JobHandle> = specs.into_iter().map(|spec| engine.submit(spec)).collect();
+    let (progress, cancelled) = watch(&jobs, order.cancel_at_bytes, start);
+    let reports: Vec<Report> = jobs.iter().map(JobHandle::wait).collect();
+    let ended = Instant::now();
+    let cancel_us = cancelled.map(|at| u64::try_from((ended - at).as_micros()).unwrap_or(u64::MAX));
+    Ok(Answer { seconds: (ended - start).as_secs_f64(), cancel_us, progress, ..sum_up(&reports, cancelled.is_some()) })
+}
+
+impl Order {
+    /// As the command sets the engine up by default: for exports it has more and smaller slots.
+    fn config(&self, specs: &[CopySpec]) -> Result<EngineConfig, String> {
+        let volumes: Vec<&Locator> = specs.iter().flat_map(|spec| [&spec.source, &spec.destination]).collect();
+        let wish = self.block_bytes.map(BlockSize::new).transpose().map_err(|error| error.to_string())?;
+        let block_size = wish.or_else(|| usual_block(&volumes, false));
+        let depth = if wish.is_none() { usual_depth(&volumes) } else { None };
+        let face = if self.path.as_deref() == Some("threads") { Face::Threads } else { Face::Auto };
+        Ok(EngineConfig { cores: self.cores, block_size, depth, face, ..EngineConfig::default() })
+    }
+
+    fn spec(&self, (source, destination, state): &(String, String, String)) -> Result<CopySpec, String> {
+        let volume = |name: &str| Locator::parse(name).map_err(|error| error.to_string());
+        Ok(CopySpec {
+            block_size: self.block_bytes.map(BlockSize::new).transpose().map_err(|error| error.to_string())?,
+            path: chosen(self.path.as_deref(), PathChoice::ALL, PathChoice::as_str)?.unwrap_or(PathChoice::Auto),
+            direct: chosen(self.direct.as_deref(), Direct::ALL, Direct::as_str)?.unwrap_or(Direct::Auto),
+            reflink: chosen(self.reflink.as_deref(), Reflink::ALL, Reflink::as_str)?.unwrap_or(Reflink::Auto),
+            digest: if self.no_digest { DigestKind::None } else { DigestKind::Xxh3 },
+            verify: if self.verify { Verify::Yes } else { Verify::No },
+            overwrite: if self.overwrite { Overwrite::Yes } else { Overwrite::No },
+            protect: self.protect_us.map(Duration::from_micros),
+            limit_bytes_per_second: self.limit_bytes_per_second,
+            // As the command does by default: a copy that can be resumed.
+            checkpoint: Checkpoint::File(Path::new(state).join("journal")),
+            continuation: Continuation::Refuse,
+            ..CopySpec::new(volume(source)?, volume(destination)?)
+        })
+    }
+}
+
+/// The value of that name.
+fn chosen<T: Copy>(name: Option<&str>, all: &[T], name_of: fn(T) -> &'static str) -> Result<Option<T>, String> {
+    let Some(name) = name else { return Ok(None) };
+    let found = all.iter().copied().find(|value| name_of(*value) == name);
+    found.map(Some).ok_or_else(|| format!("'{name}' is not one of the choices"))
+}
+
+/// Looks at the jobs until all have ended; when the cancel was sent, if one was.
+fn watch(jobs: &[JobHandle], cancel_at: Option<u64>, start: Instant) -> (Vec<(f64, u64, u64)>, Option<Instant>) {
+    let (mut seen, mut cancelled) = (Vec::new(), None);
+    for job in jobs {
+        loop {
+            let pause = if cancel_at.is_some() && cancelled.is_none() { CLOSE_LOOK } else { GLANCE };
+            if job.wait_for(pause).is_some() {
+                break;
+            }
+            let progress: Vec<_> = jobs.iter().map(JobHandle::progress).collect();
+            let written = progress.iter().map(|progress| progress.written).sum();
+            let issued: u64 = progress.iter().map(|progress| progress.issued).sum();
+            seen.push((start.elapsed().as_secs_f64(), written, issued.saturating_sub(written)));
+            if cancelled.is_none() && cancel_at.is_some_and(|bytes| written >= bytes) {
+                cancelled = Some(Instant::now());
+                jobs.iter().for_each(|job| job.cancel(Reason::RunnerInterrupt));
+            }
+        }
+    }
+    (seen, cancelled)
+}
+
+fn sum_up(reports: &[Report], cancelled: bool) -> Answer {
+    let expected = |status| status == Status::Succeeded || (cancelled && status == Status::Interrupted);
+    let bad = reports.iter().find(|report| !expected(report.status));
+    let told = bad.or_else(|| reports.iter().find(|report| report.status != Status::Succeeded));
+    let describe = |report: &Report| report.error.as_ref().map_or_else(|| report.status.to_string(), |e| e.to_string());
+    let mut latency: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
+    for report in reports {
+        let parts =
+            [("read", report.latency.read()), ("write", report.latency.write()), ("flush", report.latency.flush())];
+        for (name, histogram) in parts {
+            latency.entry(name.to_owned()).or_default().extend(counts(histogram));
+        }
+    }
+    Answer {
+        error: bad.map(describe),
+        status: told.map_or(Status::Succeeded, |report| report.status).to_string(),
+        quiesced: reports.iter().all(|report| report.quiesced),
+        path: reports.first().map(|report| report.path.clone()).unwrap_or_default(),
+        // Counted for the whole engine while each of them ran.
+        system_calls: reports.iter().map(|report| report.syscalls).max().unwrap_or_default(),
+        durable_bytes: reports.iter().map(|report| report.bytes.durable).sum(),
+        latency,
+        ..Answer::default()
+    }
+}
+
+fn counts(histogram: &Histogram<u64>) -> impl Iterator<Item = (u64, u64)> + '_ {
+    histogram.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(folder: &Path, bytes: usize) -> Order {
+        std::fs::write(folder.join("source"), vec![7; bytes]).unwrap();
+        let name = |name: &str| folder.join(name).display().to_string();
+        Order { jobs: vec![(name("source"), name("destination"), name(""))], ..Order::default() }
+    }
+
+    #[test]
+    fn an_order_survives_the_journey_and_is_carried_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = serde_json::to_string(&order(folder.path(), 3 << 20)).unwrap();
+        let answer = carry_out(&serde_json::from_str(&text).unwrap()).unwrap();
+        assert_eq!((answer.error.as_deref(), &*answer.status, answer.durable_bytes), (None, "succeeded", 3 << 20));
+        assert!(answer.quiesced && answer.seconds > 0.0 && !answer.latency["write"].is_empty());
+        assert_eq!(std::fs::read(folder.path().join("destination")).unwrap(), vec![7; 3 << 20]);
+    }
+
+    #[test]
+    fn a_cancelled_job_is_no_error_and_tells_how_long_it_took() {
+        let folder = tempfile::tempdir().unwrap();
+        let order = order(folder.path(), 8 << 20);
+        let order = Order { cancel_at_bytes: Some(1), limit_bytes_per_second: Some(4 << 20), ..order };
+        let answer = carry_out(&order).unwrap();
+        assert_eq!((answer.error.as_deref(), &*answer.status), (None, "interrupted"));
+        assert!(answer.cancel_us.is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = Order { direct: Some("sideways".to_owned()), ..order(folder.path(), 1) };
+        assert!(carry_out(&odd).unwrap_err().contains("sideways"));
+        let missing = Order { jobs: vec![("none".into(), "other".into(), "state".into())], ..Order::default() };
+        assert!(carry_out(&missing).unwrap().error.unwrap().contains("ENotFound"));
+        assert!(Answer::parse("nonsense").is_err());
+    }
+}

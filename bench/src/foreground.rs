@@ -1,0 +1,104 @@
+//! Somebody else on the same disk: reads 4 KiB at random places and feels how long each takes.
+//!
+//! The reads are due at fixed times, whether or not the last one was fast: a reader that waits for slow answers would
+//! ask less often just when it hurts. A late start counts as waiting.
+
+use crate::content::{ALIGN_BYTES, Aligned, open};
+use crate::histogram;
+use hdrhistogram::Histogram;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two reads that are due.
+const EVERY: Duration = Duration::from_micros(500);
+
+/// What the reader felt: seconds since it began, and microseconds, of each read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Felt(Vec<(f64, u64)>);
+
+/// Reads from the first `bytes` of a file until `stop` is set.
+///
+/// # Errors
+/// As reading a file.
+pub(crate) fn read(path: &Path, bytes: u64, seed: u64, stop: &AtomicBool) -> io::Result<Felt> {
+    let file = open(path, OpenOptions::new().read(true))?;
+    let (mut random, mut buffer) = (fastrand::Rng::with_seed(seed), Aligned::new(ALIGN_BYTES));
+    let blocks = (bytes / ALIGN_BYTES as u64).max(1);
+    let start = Instant::now();
+    let (mut due, mut felt) = (start, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        if now < due {
+            std::thread::sleep(due - now);
+        }
+        // Waking up late is the timer's fault, being late already is the disk's.
+        let begun = if now < due { Instant::now() } else { due };
+        file.read_exact_at(buffer.bytes(), random.u64(..blocks) * ALIGN_BYTES as u64)?;
+        let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        felt.push(((begun - start).as_secs_f64(), took));
+        due += EVERY;
+    }
+    Ok(Felt(felt))
+}
+
+/// What the reader feels in `span` while nobody else is at work.
+///
+/// # Errors
+/// As reading a file.
+pub(crate) fn read_for(path: &Path, bytes: u64, seed: u64, span: Duration) -> io::Result<Felt> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read(path, bytes, seed, &stop));
+        std::thread::sleep(span);
+        stop.store(true, Ordering::Relaxed);
+        reader.join().map_err(|_| io::Error::other("the reader panicked"))?
+    })
+}
+
+impl Felt {
+    pub(crate) fn histogram(&self) -> Histogram<u64> {
+        let mut all = histogram::empty();
+        self.0.iter().for_each(|(_, us)| all.saturating_record(*us));
+        all
+    }
+
+    /// The p90 of reads due in this span of seconds; `None` if there were none.
+    pub(crate) fn p90_between(&self, from: f64, to: f64) -> Option<f64> {
+        let within: Vec<_> = self.0.iter().filter(|(at, _)| (from..to).contains(at)).copied().collect();
+        (!within.is_empty()).then(|| Self(within).p90())
+    }
+
+    /// In microseconds; 0 if nothing was read.
+    pub(crate) fn p90(&self) -> f64 {
+        #[allow(clippy::cast_precision_loss, reason = "microseconds of a latency")]
+        let p90 = self.histogram().value_at_quantile(0.9) as f64;
+        p90
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_read_is_felt() {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, vec![0; 64 << 10]).unwrap();
+        let felt = read_for(&path, 64 << 10, 1, Duration::from_millis(50)).unwrap();
+        assert_eq!(felt.histogram().len(), felt.0.len() as u64);
+        assert!(!felt.0.is_empty() && felt.p90_between(-1.0, 0.0).is_none());
+        assert!(read_for(&folder.path().join("none"), 1, 1, Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn moments_are_told_apart() {
+        let felt = Felt(vec![(0.1, 10), (0.2, 20), (1.5, 500)]);
+        assert_eq!((felt.p90_between(0.0, 1.0), felt.p90_between(1.0, 2.0)), (Some(20.0), Some(501.0)));
+        assert_eq!(felt.p90_between(2.0, 3.0), None);
+    }
+}

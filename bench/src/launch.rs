@@ -1,0 +1,344 @@
+//! Starts programs, watches them, and measures them from outside.
+//!
+//! Every program gets a process group of its own: Ctrl-C on the terminal reaches this process alone, which then kills
+//! what it started, by id. A thread per invocation waits in `wait4`, so the time is taken when the kernel says so, not
+//! when somebody polls; the caller's watcher runs in between.
+
+use crate::contestant::Invocation;
+use crate::executor::Failure;
+use crate::interrupt::Interrupt;
+use crate::meter::peak_rss_bytes;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+use wait4::{ResUse, Wait4};
+
+/// Between two looks at programs that run.
+const GLANCE: Duration = Duration::from_millis(20);
+/// Of what a program has said, the end that is quoted.
+const QUOTED_CHARS: usize = 300;
+
+/// What it took to run a few programs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ran {
+    /// From the first start to the last end.
+    pub wall: Duration,
+    pub user: Duration,
+    pub system: Duration,
+    /// The largest step of each invocation, added up: at most so much at once. `None` if one was over too soon to see.
+    pub peak_rss_bytes: Option<u64>,
+    /// Standard output of each invocation.
+    pub outputs: Vec<String>,
+    /// How the last step of each invocation ended.
+    pub statuses: Vec<ExitStatus>,
+    /// When it ended, for each.
+    pub ended: Vec<Option<Instant>>,
+    /// What was said on standard error, of each.
+    pub complaints: Vec<String>,
+}
+
+/// What a watcher sees of programs that run.
+pub(crate) struct Glimpse {
+    pub since_start: Duration,
+    /// Ids of the programs that run now.
+    pub running: Vec<u32>,
+}
+
+impl Glimpse {
+    /// Sends a signal to all of them.
+    pub(crate) fn signal(&self, signal: Signal) {
+        for id in &self.running {
+            // Who has just ended needs none.
+            let _ = kill(pid(*id), signal);
+        }
+    }
+}
+
+/// How often the watcher looks, and what it sees.
+pub(crate) struct Watch<'a> {
+    pub every: Duration,
+    pub look: &'a mut dyn FnMut(&Glimpse),
+}
+
+/// Who is started, and where what they say is kept meanwhile.
+pub(crate) struct Launcher<'a> {
+    pub folder: &'a Path,
+    pub interrupt: &'a Interrupt,
+}
+
+impl Launcher<'_> {
+    /// Runs all at the same time, to their ends, whatever these are.
+    ///
+    /// # Errors
+    /// A program could not be started; the run is being stopped, and everything started is gone.
+    pub(crate) fn run(&self, invocations: &[Invocation], watch: Option<Watch<'_>>) -> Result<Ran, Failure> {
+        fs::create_dir_all(self.folder).map_err(|error| Failure::io("make a folder for what programs say", &error))?;
+        forget_own_peak();
+        let running: Vec<AtomicU32> = invocations.iter().map(|_| AtomicU32::new(0)).collect();
+        let (ended, ends) = channel();
+        let start = Instant::now();
+        let outcomes = std::thread::scope(|scope| {
+            for (at, invocation) in invocations.iter().enumerate() {
+                let (ended, slot) = (ended.clone(), &running[at]);
+                scope.spawn(move || self.follow(at, invocation, slot, &ended));
+            }
+            drop(ended);
+            self.wait(&ends, &running, start, watch)
+        })?;
+        let peak = |outcome: &Outcome| outcome.peaks.iter().filter_map(Peak::bytes).max();
+        let peak_rss_bytes = outcomes.iter().map(peak).sum();
+        let mut ran = Ran { wall: start.elapsed(), peak_rss_bytes, ..Ran::default() };
+        if let Some(last) = outcomes.iter().filter_map(|outcome| outcome.ended).max() {
+            ran.wall = last - start;
+        }
+        for outcome in outcomes {
+            ran.user += outcome.user;
+            ran.system += outcome.system;
+            ran.outputs.push(outcome.output);
+            ran.statuses.push(outcome.status);
+            ran.ended.push(outcome.ended);
+            ran.complaints.push(outcome.complaint);
+        }
+        Ok(ran)
+    }
+
+    /// Runs one, and expects it to succeed: for preparations.
+    ///
+    /// # Errors
+    /// As [`Launcher::run`], or it did not succeed.
+    pub(crate) fn call(&self, invocation: &Invocation) -> Result<String, Failure> {
+        let mut ran = self.run(std::slice::from_ref(invocation), None)?;
+        ran.succeeded().map_err(Failure::Failed)?;
+        Ok(ran.outputs.pop().unwrap_or_default())
+    }
+
+    /// The loop of the calling thread: looks around until all have ended.
+    fn wait(
+        &self,
+        ends: &std::sync::mpsc::Receiver<Outcome>,
+        running: &[AtomicU32],
+        start: Instant,
+        mut watch: Option<Watch<'_>>,
+    ) -> Result<Vec<Outcome>, Failure> {
+        let every = watch.as_ref().map_or(GLANCE, |watch| watch.every);
+        let mut outcomes: Vec<Option<Outcome>> = running.iter().map(|_| None).collect();
+        let mut peaks = BTreeMap::new();
+        let (mut left, mut stopped, mut denied) = (running.len(), false, None);
+        while left > 0 {
+            match ends.recv_timeout(every) {
+                Ok(mut outcome) => {
+                    left -= 1;
+                    outcome.peaks.iter_mut().for_each(|peak| peak.seen = peaks.get(&peak.id).copied());
+                    denied = denied.or_else(|| outcome.denied.clone());
+                    let at = outcome.at;
+                    outcomes[at] = Some(outcome);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let ids = || running.iter().map(|id| id.load(Ordering::Acquire)).filter(|id| *id != 0).collect::<Vec<_>>();
+            peaks.extend(ids().into_iter().filter_map(|id| Some((id, peak_rss_bytes(id)?))));
+            if self.interrupt.is_set() {
+                // Again at each look: a next step may have been started meanwhile.
+                for id in ids() {
+                    // Who has just ended needs none.
+                    let _ = killpg(pid(id), Signal::SIGKILL);
+                }
+                stopped = true;
+            } else if let Some(watch) = &mut watch {
+                (watch.look)(&Glimpse { since_start: start.elapsed(), running: ids() });
+            }
+        }
+        match (stopped, denied) {
+            (true, _) => Err(Failure::Stopped),
+            (false, Some(why)) => Err(Failure::Failed(why)),
+            (false, None) => Ok(outcomes.into_iter().flatten().collect()),
+        }
+    }
+
+    /// The life of one invocation.
+    fn follow(&self, at: usize, invocation: &Invocation, slot: &AtomicU32, ended: &Sender<Outcome>) {
+        let [output, complaint] = ["out", "err"].map(|name| self.folder.join(format!("{at}.{name}")));
+        let mut outcome = Outcome { at, ..Outcome::default() };
+        for step in &invocation.steps {
+            match start(step, &output, &complaint, slot) {
+                Ok((end, peak)) => {
+                    outcome.ended = Some(Instant::now());
+                    outcome.user += end.rusage.utime;
+                    outcome.system += end.rusage.stime;
+                    outcome.peaks.push(peak);
+                    outcome.status = end.status;
+                    if !end.status.success() || self.interrupt.is_set() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    outcome.denied = Some(format!("start {}: {error}", step.join(" ")));
+                    break;
+                }
+            }
+        }
+        let read = |path: &PathBuf| fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+        outcome.output = read(&output).unwrap_or_default();
+        outcome.complaint = read(&complaint).unwrap_or_default();
+        // The receiver waits for all of us.
+        let _ = ended.send(outcome);
+    }
+}
+
+/// How one invocation went.
+#[derive(Debug, Default)]
+struct Outcome {
+    at: usize,
+    user: Duration,
+    system: Duration,
+    /// Of its steps.
+    peaks: Vec<Peak>,
+    status: ExitStatus,
+    ended: Option<Instant>,
+    output: String,
+    complaint: String,
+    /// Why a step could not be started.
+    denied: Option<String>,
+}
+
+/// The most memory of one program. The kernel's number at its end begins with what the harness held when it started the
+/// program, so up to there only the last look at the living program can tell.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peak {
+    id: u32,
+    at_end: u64,
+    of_harness: u64,
+    seen: Option<u64>,
+}
+
+impl Peak {
+    /// `None` if it was over before anybody could look.
+    fn bytes(&self) -> Option<u64> {
+        if self.at_end > self.of_harness { Some(self.at_end) } else { self.seen.map(|seen| seen.min(self.at_end)) }
+    }
+}
+
+/// Runs one program to its end; its id is in `slot` meanwhile.
+fn start(step: &[String], output: &Path, complaint: &Path, slot: &AtomicU32) -> io::Result<(ResUse, Peak)> {
+    let [program, arguments @ ..] = step else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C").process_group(0).stdin(Stdio::null());
+    let mut child = command.stdout(File::create(output)?).stderr(File::create(complaint)?).spawn()?;
+    let id = child.id();
+    slot.store(id, Ordering::Release);
+    let of_harness = peak_rss_bytes(std::process::id()).unwrap_or(0);
+    let end = child.wait4();
+    slot.store(0, Ordering::Release);
+    let end = end?;
+    let peak = Peak { id, at_end: end.rusage.maxrss, of_harness, seen: None };
+    Ok((end, peak))
+}
+
+/// A process begins with the peak of the one that started it: what the harness once needed must not count for others.
+fn forget_own_peak() {
+    // A kernel without it shows the larger peak.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+fn pid(id: u32) -> Pid {
+    Pid::from_raw(i32::try_from(id).expect("the kernel's ids are positive numbers of 32 bits with sign"))
+}
+
+impl Ran {
+    /// # Errors
+    /// How the first program that failed did so, and what it said.
+    pub(crate) fn succeeded(&self) -> Result<(), String> {
+        let failed = self.statuses.iter().position(|status| !status.success());
+        failed.map_or(Ok(()), |at| Err(self.complaint(at)))
+    }
+
+    /// How an invocation ended, and the end of what it said.
+    pub(crate) fn complaint(&self, at: usize) -> String {
+        let end = match (self.statuses[at].code(), self.statuses[at].signal()) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("killed by signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        };
+        let said = self.complaints[at].trim();
+        let skipped = said.chars().count().saturating_sub(QUOTED_CHARS);
+        let said: String = said.chars().skip(skipped).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if said.is_empty() { end } else { format!("{end}: {said}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_launcher<T>(interrupt: &Interrupt, act: impl FnOnce(&Launcher<'_>) -> T) -> T {
+        let folder = tempfile::tempdir().unwrap();
+        act(&Launcher { folder: folder.path(), interrupt })
+    }
+
+    #[test]
+    fn steps_run_in_order_until_one_fails() {
+        with_launcher(&Interrupt::default(), |launcher| {
+            let good = Invocation::new(["true"]).then(["echo", "said"]);
+            let bad = Invocation::new(["sh", "-c", "echo no room >&2; exit 3"]).then(["echo", "never"]);
+            let ran = launcher.run(&[good, bad], None).unwrap();
+            assert_eq!(ran.outputs, ["said\n", ""]);
+            assert_eq!(ran.succeeded(), Err("exit code 3: no room".to_owned()));
+            assert!(ran.ended.iter().all(Option::is_some) && ran.wall > Duration::ZERO);
+        });
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_a_failure_in_words() {
+        with_launcher(&Interrupt::default(), |launcher| {
+            let failure = launcher.call(&Invocation::new(["no-such-program-anywhere"])).unwrap_err();
+            assert!(matches!(failure, Failure::Failed(why) if why.contains("no-such-program-anywhere")));
+        });
+    }
+
+    #[test]
+    fn a_stopped_run_ends_what_it_started_and_what_that_started() {
+        let interrupt = Interrupt::default();
+        with_launcher(&interrupt, |launcher| {
+            let mut seen = Vec::new();
+            let mut look = |glimpse: &Glimpse| {
+                seen.clone_from(&glimpse.running);
+                interrupt.set();
+            };
+            let sleeper = Invocation::new(["sh", "-c", "sleep 1000; true"]).then(["sleep", "1000"]);
+            let watch = Watch { every: Duration::from_millis(5), look: &mut look };
+            assert_eq!(launcher.run(&[sleeper], Some(watch)).unwrap_err(), Failure::Stopped);
+            for id in seen {
+                assert!(!Path::new(&format!("/proc/{id}")).exists());
+            }
+        });
+    }
+
+    #[test]
+    fn the_memory_of_the_harness_does_not_count() {
+        let seen = |at_end, seen| Peak { id: 1, at_end, of_harness: 30, seen }.bytes();
+        assert_eq!([seen(50, Some(40)), seen(30, Some(4)), seen(30, None)], [Some(50), Some(4), None]);
+        with_launcher(&Interrupt::default(), |launcher| {
+            let ballast = vec![1_u8; 64 << 20];
+            let ran = launcher.run(&[Invocation::new(["sleep", "0.2"])], None).unwrap();
+            assert!(ran.peak_rss_bytes.unwrap() < 32 << 20 && !ballast.is_empty(), "{ran:?}");
+        });
+    }
+
+    #[test]
+    fn cpu_time_is_that_of_the_programs() {
+        with_launcher(&Interrupt::default(), |launcher| {
+            let busy = Invocation::new(["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"]);
+            let ran = launcher.run(&[busy.clone(), busy], None).unwrap();
+            assert!(ran.user + ran.system > Duration::ZERO);
+        });
+    }
+}

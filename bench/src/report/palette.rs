@@ -1,0 +1,123 @@
+//! The colours of charts, in light and in dark.
+//!
+//! A chart carries its light colours as plain attributes, so that it can be seen anywhere. The page overrules each of
+//! them by its attribute (`[fill="#2563EB"]`), and the variable behind it changes with the reader's preference: one
+//! drawing serves both. The series were chosen to differ in lightness too, for those who see fewer hues.
+
+use plotters::style::RGBColor;
+use std::fmt::Write;
+
+/// A colour of charts; its light shade is what is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shade {
+    name: &'static str,
+    light: (u8, u8, u8),
+    dark: (u8, u8, u8),
+}
+
+/// Titles and numbers.
+pub(super) const INK: Shade = Shade { name: "ink", light: (31, 41, 55), dark: (229, 231, 235) };
+/// Axes and what is less important.
+pub(super) const MUTED: Shade = Shade { name: "muted", light: (100, 112, 133), dark: (156, 163, 175) };
+/// Lines behind the data.
+pub(super) const GRID: Shade = Shade { name: "grid", light: (226, 230, 236), dark: (50, 60, 78) };
+/// Ours, and what speaks for it.
+pub(super) const OURS: Shade = Shade { name: "ours", light: (37, 99, 235), dark: (96, 165, 250) };
+/// What speaks against ours.
+pub(super) const WORSE: Shade = Shade { name: "worse", light: (217, 83, 30), dark: (251, 146, 80) };
+/// What speaks neither way.
+pub(super) const EVEN: Shade = Shade { name: "even", light: (152, 162, 179), dark: (107, 119, 140) };
+
+/// As many as can be told apart in one chart.
+pub(super) const SERIES_MAX: usize = SERIES.len();
+
+/// Of lines and dots, in the order in which they are given out. Ours comes first.
+const SERIES: [Shade; 8] = [
+    OURS,
+    Shade { name: "series-1", light: (224, 122, 16), dark: (251, 191, 36) },
+    Shade { name: "series-2", light: (13, 148, 114), dark: (52, 211, 153) },
+    Shade { name: "series-3", light: (190, 50, 180), dark: (232, 121, 249) },
+    Shade { name: "series-4", light: (75, 85, 105), dark: (203, 213, 225) },
+    Shade { name: "series-5", light: (120, 53, 15), dark: (200, 140, 90) },
+    Shade { name: "series-6", light: (8, 135, 165), dark: (34, 211, 238) },
+    Shade { name: "series-7", light: (225, 29, 72), dark: (251, 113, 133) },
+];
+
+impl Shade {
+    /// Of the series at this position; colours repeat after [`SERIES_MAX`].
+    pub(super) fn of_series(at: usize) -> Self {
+        SERIES[at % SERIES.len()]
+    }
+
+    /// As it is drawn.
+    pub(super) fn drawn(self) -> RGBColor {
+        let (red, green, blue) = self.light;
+        RGBColor(red, green, blue)
+    }
+
+    /// Its variable, for legends outside of a drawing.
+    pub(super) fn variable(self) -> String {
+        format!("var(--{})", self.name)
+    }
+}
+
+/// The variables in both schemes, and the rules that apply them to drawings.
+pub(super) fn css() -> String {
+    let mut css = String::new();
+    let all: Vec<Shade> = [INK, MUTED, GRID, WORSE, EVEN].into_iter().chain(SERIES).collect();
+    let variables = |shade: fn(&Shade) -> (u8, u8, u8)| -> String {
+        all.iter().map(|each| format!("--{}:{};", each.name, hex(shade(each)))).collect()
+    };
+    let dark = variables(|each| each.dark);
+    let light = variables(|each| each.light);
+    // Writing to a string cannot fail.
+    let _ = writeln!(css, ":root{{{light}}}\n@media (prefers-color-scheme:dark){{:root{{{dark}}}}}");
+    for each in &all {
+        let (drawn, variable) = (hex(each.light), each.variable());
+        let _ = writeln!(css, "svg [fill=\"{drawn}\"]{{fill:{variable}}}svg [stroke=\"{drawn}\"]{{stroke:{variable}}}");
+    }
+    css
+}
+
+/// As the drawing library writes it.
+fn hex((red, green, blue): (u8, u8, u8)) -> String {
+    format!("#{red:02X}{green:02X}{blue:02X}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_colours_are_drawn_alike() {
+        let mut drawn: Vec<String> =
+            [INK, MUTED, GRID, WORSE, EVEN].iter().chain(&SERIES).map(|s| hex(s.light)).collect();
+        drawn.sort();
+        let all = drawn.len();
+        drawn.dedup();
+        assert_eq!(drawn.len(), all, "a rule by attribute cannot tell them apart");
+    }
+
+    /// Contrast as WCAG defines it: 3 for what is drawn, 4.5 for what is read.
+    #[test]
+    fn colours_stand_out_from_their_background() {
+        let text = [INK, MUTED];
+        for shade in text.iter().chain(&SERIES).chain(&[WORSE]) {
+            let needed = if text.contains(shade) { 4.5 } else { 3.0 };
+            for (colour, background) in [(shade.light, (255, 255, 255)), (shade.dark, (17, 24, 39))] {
+                let contrast = contrast(colour, background);
+                assert!(contrast >= needed, "{} has a contrast of {contrast:.1} on {background:?}", shade.name);
+            }
+        }
+    }
+
+    fn contrast(a: (u8, u8, u8), b: (u8, u8, u8)) -> f64 {
+        let linear = |channel: u8| {
+            let share = f64::from(channel) / 255.0;
+            if share <= 0.04045 { share / 12.92 } else { ((share + 0.055) / 1.055).powf(2.4) }
+        };
+        let luminance = |(r, g, b)| 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+        let (a, b): (f64, f64) = (luminance(a), luminance(b));
+        (a.max(b) + 0.05) / (a.min(b) + 0.05)
+    }
+}

@@ -1,0 +1,181 @@
+//! Bars of how many times as good ours is.
+//!
+//! A bar grows from 1 to the ratio on a logarithmic axis, so that twice and half are equally long. Its colour says
+//! whether the interval leaves room for "no difference"; the thin line across its end is that interval.
+
+use super::drawing::{Hold, Sheet, WIDTH, svg};
+use super::legend::{Entry, figure};
+use super::palette::{EVEN, GRID, INK, MUTED, OURS, Shade, WORSE};
+use crate::results::{Kind, Results, Scenario, Target};
+use crate::stats::Ratio;
+use maud::Markup;
+
+const LEFT: i32 = 330;
+const RIGHT: i32 = WIDTH - 340;
+const TOP: i32 = 20;
+const ROW: i32 = 56;
+const BAR: i32 = 30;
+/// Below the last row: ticks and the axis's title.
+const FOOT: i32 = 106;
+
+/// A bar to be.
+struct Row {
+    name: String,
+    ratio: Ratio,
+}
+
+/// Against each rival and limit of a scenario; `None` if none of them ran.
+pub(super) fn of_scenario(scenario: &Scenario) -> Option<Markup> {
+    let standings = scenario.standings().into_iter();
+    let others = standings.filter(|standing| matches!(standing.other.kind, Kind::Rival | Kind::Limit));
+    let rows: Vec<Row> = others.map(|standing| Row { name: name(standing.other), ratio: standing.ratio }).collect();
+    chart("Against each rival and limit", &format!("{}: how ours compares", scenario.name), &rows)
+}
+
+/// Against the closest rival of every scenario; `None` if there is none.
+pub(super) fn of_run(results: &Results) -> Option<Markup> {
+    let closest = results.scenarios.iter().filter_map(|scenario| Some((scenario, scenario.closest_rival()?)));
+    let rows: Vec<Row> = closest
+        .map(|(scenario, standing)| Row {
+            name: format!("{}, {}", scenario.name, standing.other.name),
+            ratio: standing.ratio,
+        })
+        .collect();
+    chart("Against the closest rival of each scenario", "How ours compares with the closest rivals", &rows)
+}
+
+/// Nobody beats a limit by much: its bars are read as a share.
+fn name(target: &Target) -> String {
+    let limit = if target.kind == Kind::Limit { " (limit)" } else { "" };
+    format!("{}{limit}", target.name)
+}
+
+fn chart(caption: &str, title: &str, rows: &[Row]) -> Option<Markup> {
+    let axis = Axis::around(rows)?;
+    let height = TOP + ROW * i32::try_from(rows.len()).ok()? + FOOT;
+    let drawing = svg(title, height, |sheet| draw(sheet, &axis, rows));
+    let entries = [(OURS, "ours is better"), (WORSE, "ours is worse"), (EVEN, "no difference seen")]
+        .map(|(shade, meaning)| Entry { shade, meaning: meaning.to_owned() });
+    let how = "How many times as good ours is; the thin line is the interval that holds the truth with 99 %.";
+    Some(figure(caption, how, &entries, drawing))
+}
+
+fn draw(sheet: &Sheet, axis: &Axis, rows: &[Row]) {
+    let bottom = TOP + ROW * rows.len() as i32;
+    for tick in axis.ticks() {
+        let at = axis.at(tick);
+        let (shade, width) = if tick == 1.0 { (MUTED, 3) } else { (GRID, 2) };
+        sheet.line(vec![(at, TOP), (at, bottom)], shade, width);
+        sheet.text(&format!("{tick}x"), (at, bottom + 26), Hold::Middle, MUTED);
+    }
+    for (at, row) in rows.iter().enumerate() {
+        draw_row(sheet, axis, row, TOP + ROW * at as i32 + ROW / 2);
+    }
+    sheet.text("how many times as good ours is (logarithmic)", ((LEFT + RIGHT) / 2, bottom + 78), Hold::Middle, INK);
+}
+
+fn draw_row(sheet: &Sheet, axis: &Axis, row: &Row, middle: i32) {
+    sheet.text(&shortened(&row.name), (LEFT - 20, middle), Hold::End, INK);
+    sheet.bar((axis.at(1.0), middle - BAR / 2), (axis.at(row.ratio.value), middle + BAR / 2), shade(row.ratio));
+    // Nobody knows the interval of a single trial.
+    if row.ratio.high.is_finite() {
+        let ends = [row.ratio.low, row.ratio.high];
+        sheet.line(ends.map(|end| (axis.at(end), middle)).to_vec(), INK, 2);
+        // One that goes on beyond the axis has no end to show.
+        for end in ends.into_iter().filter(|end| axis.holds(*end)).map(|end| axis.at(end)) {
+            sheet.line(vec![(end, middle - 7), (end, middle + 7)], INK, 2);
+        }
+    }
+    sheet.text(&row.ratio.to_string(), (RIGHT + 24, middle), Hold::Start, INK);
+}
+
+fn shade(ratio: Ratio) -> Shade {
+    match () {
+        () if ratio.holds_one() => EVEN,
+        () if ratio.value > 1.0 => OURS,
+        () => WORSE,
+    }
+}
+
+/// As much of a name as fits beside the bars.
+fn shortened(name: &str) -> String {
+    const FITS: usize = 24;
+    if name.chars().count() <= FITS {
+        return name.to_owned();
+    }
+    name.chars().take(FITS - 1).chain(['…']).collect()
+}
+
+/// Powers of two, or of ten where the ratios lie far apart.
+struct Axis {
+    low: f64,
+    high: f64,
+}
+
+impl Axis {
+    /// Around all ratios and 1; intervals may stick out. `None` if there is nothing to show.
+    fn around(rows: &[Row]) -> Option<Self> {
+        let values = || rows.iter().map(|row| row.ratio.value).filter(|value| value.is_finite() && *value > 0.0);
+        values().next()?;
+        let low = values().fold(1.0, f64::min).min(0.8);
+        let high = values().fold(1.0, f64::max).max(1.25);
+        Some(Self { low: low / 1.15, high: high * 1.15 })
+    }
+
+    /// The place of a number; one beyond the axis lies at its end.
+    fn at(&self, number: f64) -> i32 {
+        let share = (number / self.low).ln() / (self.high / self.low).ln();
+        let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
+        LEFT + (share * f64::from(RIGHT - LEFT)).round() as i32
+    }
+
+    fn holds(&self, number: f64) -> bool {
+        (self.low..=self.high).contains(&number)
+    }
+
+    fn ticks(&self) -> Vec<f64> {
+        let span = self.high / self.low;
+        let candidates: Vec<f64> = match span {
+            span if span < 3.0 => vec![0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5],
+            span if span < 12.0 => vec![0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0],
+            span if span < 100.0 => (-7..=7).map(|power| 2f64.powi(power)).collect(),
+            _ => (-12..=12).map(|power| 10f64.powi(power)).collect(),
+        };
+        candidates.into_iter().filter(|tick| self.holds(*tick)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(value: f64, low: f64, high: f64) -> Row {
+        Row { name: "rival".into(), ratio: Ratio { value, low, high } }
+    }
+
+    #[test]
+    fn colours_say_what_the_interval_says() {
+        assert_eq!(shade(row(1.4, 1.2, 1.6).ratio), OURS);
+        assert_eq!(shade(row(1.4, 0.9, 1.6).ratio), EVEN);
+        assert_eq!(shade(row(0.8, 0.7, 0.9).ratio), WORSE);
+        assert_eq!(shade(row(9.0, 0.0, f64::INFINITY).ratio), EVEN);
+    }
+
+    #[test]
+    fn one_is_always_a_tick_and_all_bars_fit() {
+        for rows in
+            [vec![row(1.01, 1.0, 1.02)], vec![row(0.1, 0.1, 0.1), row(70.0, 60.0, 80.0)], vec![row(1e6, 1.0, 1e9)]]
+        {
+            let axis = Axis::around(&rows).expect("there is something to show");
+            assert!(axis.ticks().contains(&1.0));
+            assert!(axis.ticks().len() <= 15, "{:?}", axis.ticks());
+            for row in &rows {
+                assert!(
+                    (LEFT..=RIGHT).contains(&axis.at(row.ratio.value))
+                        && (LEFT..=RIGHT).contains(&axis.at(row.ratio.high))
+                );
+            }
+        }
+        assert!(Axis::around(&[]).is_none());
+    }
+}

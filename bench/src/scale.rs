@@ -1,0 +1,38 @@
+//! How large a run is: sizes and numbers of trials, for the real thing, for a quick look, and for tests of the harness.
+
+/// Bytes in a MiB.
+pub(crate) const MIB: u64 = 1 << 20;
+/// Bytes in a GiB.
+pub(crate) const GIB: u64 = 1 << 30;
+
+/// The size of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// Sizes at which the device, not the start of programs, decides.
+    Full,
+    /// Under three minutes for everything; for a look, not for claims.
+    Quick,
+    /// A few MiB: shows that the harness works, and nothing else.
+    Tiny,
+}
+
+impl Scale {
+    /// The one of three that belongs to this scale.
+    pub(crate) fn of<T>(self, full: T, quick: T, tiny: T) -> T {
+        match self {
+            Self::Full => full,
+            Self::Quick => quick,
+            Self::Tiny => tiny,
+        }
+    }
+
+    /// Trials of each contestant unless the user or a scenario says otherwise.
+    pub(crate) fn trials(self) -> u32 {
+        self.of(5, 3, 2)
+    }
+
+    /// Memory to touch before the first trial: a virtual machine's first touch of a page costs its host time.
+    pub(crate) fn warm_up_bytes(self) -> u64 {
+        self.of(4 * GIB, GIB / 2, 0)
+    }
+}

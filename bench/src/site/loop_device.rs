@@ -1,0 +1,64 @@
+//! A file as a block device, for as long as this process lives.
+//!
+//! The device is detached right after it was attached, while we hold it open: the kernel then lets it go at the last
+//! close, also if this process is killed.
+
+use super::{Room, is_root};
+use crate::executor::Failure;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// An attached device.
+#[derive(Debug)]
+pub(crate) struct LoopDevice {
+    path: PathBuf,
+    _held: File,
+}
+
+impl LoopDevice {
+    /// Attaches `file`, past the page cache of the file system below where that is possible.
+    ///
+    /// # Errors
+    /// Without rights, or as `losetup`.
+    pub(crate) fn attach(room: &Room, file: &Path) -> Result<Self, Failure> {
+        if !is_root() {
+            return Err(Failure::Failed("loop devices need root".to_owned()));
+        }
+        let file = file.display().to_string();
+        let said = room.call(&["losetup", "--find", "--show", "--direct-io=on", &file])?;
+        let path = PathBuf::from(said.trim());
+        let held = File::open(&path).map_err(|error| Failure::io(format!("open {}", path.display()), &error));
+        let detached = room.call(&["losetup", "--detach", said.trim()]);
+        let held = held?;
+        detached?;
+        Ok(Self { path, _held: held })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::interrupt::Interrupt;
+    use crate::site::{Site, is_root};
+    use std::fs;
+
+    #[test]
+    fn a_device_goes_with_its_holder() {
+        if !is_root() {
+            eprintln!("skipped: loop devices need root");
+            return;
+        }
+        let site = Site::open("/var/tmp".as_ref(), &Interrupt::default()).unwrap();
+        let mut room = site.room("room").unwrap();
+        let file = room.reserved("file", 4 << 20).unwrap();
+        let device = room.loop_device(&file).unwrap();
+        let name = device.file_name().unwrap().to_owned();
+        let backing = std::path::Path::new("/sys/block").join(name).join("loop/backing_file");
+        assert!(fs::read_to_string(&backing).unwrap().contains(&*file.display().to_string()));
+        drop(room);
+        assert!(!fs::read_to_string(&backing).is_ok_and(|text| text.contains(&*file.display().to_string())));
+    }
+}

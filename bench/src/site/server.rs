@@ -1,0 +1,95 @@
+//! A server of exports for one scenario.
+
+use super::Room;
+use crate::executor::Failure;
+use std::fs::{self, File};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// No server needs a tenth of this to listen.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks.
+const GLANCE: Duration = Duration::from_millis(5);
+
+/// How clients reach a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listen {
+    Unix,
+    /// On a free port of the loopback interface.
+    Tcp,
+}
+
+/// A running server; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    uri: String,
+    socket: Option<PathBuf>,
+}
+
+impl Server {
+    /// Starts `nbdkit WORDS` and waits until it listens. To be called on the thread that lives longest: the kernel ends
+    /// the server with the thread that started it.
+    pub(super) fn start(
+        program: &str,
+        room: &Room,
+        number: usize,
+        listen: Listen,
+        words: &[&str],
+    ) -> Result<Self, Failure> {
+        let say = |error: io::Error| Failure::io("start nbdkit", &error);
+        let (ready, said) = (room.path(&format!("server-{number}.pid")), room.path(&format!("server-{number}.said")));
+        let mut command = Command::new(program);
+        command.args(["--foreground", "--exit-with-parent", "--pidfile"]).arg(&ready);
+        let (uri, socket) = match listen {
+            Listen::Unix => {
+                let name = room.path("").file_name().unwrap_or_default().to_os_string();
+                let socket = room.sockets().join(format!("{}-{number}", name.display()));
+                command.arg("--unix").arg(&socket);
+                (format!("nbd+unix:///?socket={}", socket.display()), Some(socket))
+            }
+            Listen::Tcp => {
+                let port = free_port().map_err(say)?.to_string();
+                command.args(["--ipaddr=127.0.0.1", "--port", &port]);
+                (format!("nbd://127.0.0.1:{port}/"), None)
+            }
+        };
+        let log = File::create(&said).map_err(say)?;
+        command.args(words).process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut server = Self { child: command.spawn().map_err(say)?, uri, socket };
+        let until = Instant::now() + PATIENCE;
+        // It writes its id when it can be connected to.
+        while fs::metadata(&ready).map_or(0, |file| file.len()) == 0 {
+            room.interrupt.check()?;
+            let ended = server.child.try_wait().map_err(say)?;
+            if ended.is_some() || Instant::now() > until {
+                let said = fs::read_to_string(&said).unwrap_or_default();
+                return Err(Failure::Failed(format!("nbdkit {} does not listen: {}", words.join(" "), said.trim())));
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Ok(server)
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        self.uri.clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(socket) = &self.socket {
+            let _ = fs::remove_file(socket);
+        }
+    }
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}

@@ -1,0 +1,176 @@
+//! How our copy stands against every other way of doing the same work.
+//!
+//! A rival is a command, so it is held against our command where that ran, and against the engine in process
+//! elsewhere; in a series, against the same step. Only a target whose every trial ended well has a standing: one that
+//! is missing, failed or wrote wrong bytes was not beaten.
+
+use crate::results::{Kind, Outcome, Scenario, Target, Trial};
+use crate::stats::{self, Ratio};
+use std::fmt::{self, Display, Formatter};
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Ours against another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing<'a> {
+    pub other: &'a Target,
+    /// How many times as good ours is, whichever way the metric goes: above 1 it is better.
+    pub ratio: Ratio,
+}
+
+impl Scenario {
+    /// The target that others are held against, among those of the same step.
+    pub(crate) fn ours_beside(&self, other: &Target) -> Option<&Target> {
+        let same_step = |target: &&Target| {
+            target.ran() && target.step.as_ref().map(|step| step.at) == other.step.as_ref().map(|step| step.at)
+        };
+        let of = |kind| self.targets.iter().filter(same_step).find(|target| target.kind == kind);
+        of(Kind::Command).or_else(|| of(Kind::Engine))
+    }
+
+    /// Against `other`; `None` if it did not run, if it is ours itself, or if there is nothing to divide.
+    pub(crate) fn standing<'a>(&'a self, other: &'a Target) -> Option<Standing<'a>> {
+        let ours = self.ours_beside(other).filter(|ours| !std::ptr::eq(*ours, other))?;
+        let comparable = other.ran() && other.kind != Kind::Null;
+        let ratio = comparable.then(|| Ratio::of_medians(&ours.values(), &other.values()))??;
+        Some(Standing { other, ratio: if self.metric.more_is_better() { ratio } else { ratio.inverted() } })
+    }
+
+    /// Against all others that ran, in the order of the results.
+    pub(crate) fn standings(&self) -> Vec<Standing<'_>> {
+        self.targets.iter().filter_map(|other| self.standing(other)).collect()
+    }
+
+    /// Against the best of the rivals that ran: the one that leaves ours the smallest lead.
+    pub(crate) fn closest_rival(&self) -> Option<Standing<'_>> {
+        let rivals = self.standings().into_iter().filter(|standing| standing.other.kind == Kind::Rival);
+        rivals.min_by(|a, b| a.ratio.value.total_cmp(&b.ratio.value))
+    }
+}
+
+impl Target {
+    /// Whether every trial ended well.
+    pub(crate) fn ran(&self) -> bool {
+        self.outcome == Outcome::Ran
+    }
+
+    /// Of its trials, in the unit of the scenario's metric.
+    pub(crate) fn values(&self) -> Vec<f64> {
+        self.trials.iter().map(|trial| trial.value).collect()
+    }
+}
+
+/// `1.42x (1.38 to 1.47)`, or without the interval where there is none.
+impl Display for Ratio {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let number = |ratio: f64| match ratio {
+            // Two digits behind the point are as much as a ratio below one deserves.
+            small if (0.0095..0.995).contains(&small) => format!("{small:.2}"),
+            other => crate::figure::significant(other),
+        };
+        write!(out, "{}x", number(self.value))?;
+        if !self.high.is_finite() {
+            return Ok(());
+        }
+        write!(out, " ({} to {})", number(self.low), number(self.high))
+    }
+}
+
+impl Trial {
+    /// CPU time of the processes and of the kernel's workers, by GiB of data; `None` where there is no data.
+    pub(crate) fn cpu_seconds_per_gib(&self, scenario: &Scenario) -> Option<f64> {
+        let seconds = self.user_seconds + self.system_seconds + self.kernel_worker_seconds;
+        (scenario.data_bytes > 0).then(|| seconds / (scenario.data_bytes as f64 / GIB))
+    }
+}
+
+/// Medians over the trials of what they cost, where it is known of all of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Costs {
+    pub cpu_seconds_per_gib: Option<f64>,
+    pub peak_rss_bytes: Option<f64>,
+    pub system_calls: Option<f64>,
+}
+
+impl Costs {
+    /// Of a target of this scenario.
+    pub(crate) fn of(target: &Target, scenario: &Scenario) -> Self {
+        let median = |cost: &dyn Fn(&Trial) -> Option<f64>| {
+            stats::median(&target.trials.iter().map(cost).collect::<Option<Vec<f64>>>()?)
+        };
+        Self {
+            cpu_seconds_per_gib: median(&|trial| trial.cpu_seconds_per_gib(scenario)),
+            peak_rss_bytes: median(&|trial| trial.peak_rss_bytes.map(|bytes| bytes as f64)),
+            system_calls: median(&|trial| trial.system_calls.map(|calls| calls as f64)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    fn scenario(name: &str) -> Scenario {
+        samples::results(1).scenarios.into_iter().find(|scenario| scenario.name == name).expect("it is in the run")
+    }
+
+    #[test]
+    fn a_command_is_held_against_our_command_and_a_step_against_the_same_step() {
+        let dense = scenario("dense-direct");
+        let ours = |scenario: &Scenario, standing: Standing| {
+            scenario.ours_beside(standing.other).map(|ours| ours.name.clone()).unwrap_or_default()
+        };
+        assert!(dense.standings().into_iter().all(|standing| ours(&dense, standing) == "blockhaul"));
+        let jobs = scenario("jobs");
+        let pairs: Vec<(String, &str)> =
+            jobs.standings().into_iter().map(|s| (ours(&jobs, s), s.other.name.as_str())).collect();
+        assert_eq!(pairs[1], ("blockhaul x4".to_owned(), "qemu-img x4"));
+        assert_eq!(pairs.len(), 4);
+    }
+
+    #[test]
+    fn above_one_is_better_whichever_way_the_metric_goes() {
+        let dense = scenario("dense-direct");
+        let slow = dense.standings().into_iter().find(|standing| standing.other.name == "cp").expect("cp ran");
+        assert!((4.0..6.0).contains(&slow.ratio.value) && slow.ratio.low > 1.0, "{:?}", slow.ratio);
+        let reflink = scenario("reflink");
+        let standing = reflink.closest_rival().expect("cp ran");
+        assert!((0.8..0.95).contains(&standing.ratio.value) && standing.ratio.high < 1.0, "{:?}", standing.ratio);
+    }
+
+    #[test]
+    fn who_did_not_copy_well_was_not_beaten() {
+        let nbd = scenario("nbd-unix");
+        let beaten: Vec<&str> = nbd.standings().iter().map(|standing| standing.other.name.as_str()).collect();
+        assert_eq!(beaten, ["nbdcopy", "dd"]);
+        assert_eq!(nbd.closest_rival().map(|standing| standing.other.name.as_str()), Some("nbdcopy"));
+        let mut without_ours = scenario("nbd-unix");
+        without_ours.targets[0].outcome = Outcome::Failed("exit code 1".into());
+        assert!(without_ours.standings().is_empty());
+    }
+
+    #[test]
+    fn the_harness_itself_is_nobody_to_beat() {
+        assert!(scenario("dense-direct").standings().iter().all(|standing| standing.other.kind != Kind::Null));
+    }
+
+    #[test]
+    fn ratios_are_shown_with_their_interval_where_there_is_one() {
+        assert_eq!(Ratio { value: 1.421, low: 1.38, high: 1.466 }.to_string(), "1.42x (1.38 to 1.47)");
+        assert_eq!(Ratio { value: 0.066, low: 0.0112, high: 0.39 }.to_string(), "0.07x (0.01 to 0.39)");
+        assert_eq!(Ratio { value: 12.0, low: 0.0, high: f64::INFINITY }.to_string(), "12.0x");
+    }
+
+    #[test]
+    fn costs_are_known_only_where_every_trial_knows_them() {
+        let mut sparse = scenario("sparse");
+        let costs = Costs::of(&sparse.targets[0], &sparse);
+        let expected =
+            stats::median(&sparse.targets[0].trials.iter().map(|trial| trial.wall_seconds * 0.1).collect::<Vec<_>>());
+        let (found, expected) = (costs.cpu_seconds_per_gib.expect("data was moved"), expected.expect("it ran"));
+        assert!((found - expected).abs() < 1e-9, "{found} is not {expected}, the cost of 1 GiB of data");
+        sparse.targets[0].trials[2].system_calls = None;
+        assert_eq!(Costs::of(&sparse.targets[0], &sparse).system_calls, None);
+    }
+}

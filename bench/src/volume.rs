@@ -1,0 +1,190 @@
+//! What is copied from and to: names for rivals, and the means to put them back and to look into them.
+
+use crate::content;
+use crate::interrupt::Interrupt;
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A volume of a scenario.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Volume {
+    /// A regular file. As a destination it is absent before each trial.
+    File(PathBuf),
+    /// A block device. As a destination it is all zero, and allocated, before each trial.
+    Device(PathBuf),
+    /// An export, and the file behind it that shows its bytes. As a destination that file is all zero, and allocated,
+    /// before each trial.
+    Export { uri: String, backing: Option<PathBuf> },
+}
+
+/// A source and a destination of the same size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub source: Volume,
+    pub destination: Volume,
+    /// Bytes of each, holes included.
+    pub bytes: u64,
+    /// A folder for journals and map files, emptied before each trial.
+    pub state: PathBuf,
+}
+
+impl Volume {
+    /// As programs take it: a path or a URI.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::File(path) | Self::Device(path) => path.display().to_string(),
+            Self::Export { uri, .. } => uri.clone(),
+        }
+    }
+
+    /// Whether a copy creates it.
+    pub(crate) fn is_created(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+
+    /// Whether it is reached through a server.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self, Self::Export { .. })
+    }
+
+    /// Where its bytes can be seen.
+    fn bytes_at(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) | Self::Device(path) => Some(path),
+            Self::Export { backing, .. } => backing.as_deref(),
+        }
+    }
+
+    /// Makes it what a destination is before a trial.
+    fn clear(&self, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::File(path) => match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()),
+            },
+            Self::Device(path) | Self::Export { backing: Some(path), .. } => zero(path, bytes),
+            Self::Export { backing: None, .. } => Ok(()),
+        }
+    }
+
+    /// Drops what the page cache holds of it.
+    fn cool(&self) -> io::Result<()> {
+        let Some(path) = self.bytes_at().filter(|path| path.exists()) else { return Ok(()) };
+        let file = File::open(path)?;
+        file.sync_all()?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)
+    }
+}
+
+/// Zeroes a file or device and keeps its space, as if it had been preallocated.
+fn zero(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let len = i64::try_from(bytes).map_err(io::Error::other)?;
+    let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&file, flags, 0, len).map_err(io::Error::from)?;
+    file.sync_all()
+}
+
+impl Pair {
+    /// Destination blank, caches cold, no state of earlier trials.
+    ///
+    /// # Errors
+    /// The first call that failed, in words.
+    pub(crate) fn reset(&self) -> Result<(), String> {
+        let say = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+        self.destination.clear(self.bytes).map_err(say("clear the destination"))?;
+        self.source.cool().map_err(say("drop the source from the cache"))?;
+        self.destination.cool().map_err(say("drop the destination from the cache"))?;
+        match fs::remove_dir_all(&self.state) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(say("clear the state")(error)),
+            _ => {}
+        }
+        fs::create_dir_all(&self.state).map_err(say("make a folder for state"))
+    }
+
+    /// Compares all bytes; `None` where the destination shows none.
+    ///
+    /// # Errors
+    /// What differs, or why it cannot be known, in words.
+    pub(crate) fn compare(&self, interrupt: &Interrupt) -> Result<Comparison, String> {
+        let (Some(source), Some(destination)) = (self.source.bytes_at(), self.destination.bytes_at()) else {
+            return Ok(Comparison::Impossible);
+        };
+        if let Volume::File(path) = &self.destination {
+            let len = fs::metadata(path).map_err(|error| format!("look at the destination: {error}"))?.len();
+            if len != self.bytes {
+                return Ok(Comparison::Differs(format!("the destination has {len} bytes instead of {}", self.bytes)));
+            }
+        }
+        match content::difference(source, destination, self.bytes, interrupt) {
+            Ok(None) => Ok(Comparison::Equal),
+            Ok(Some(offset)) => Ok(Comparison::Differs(format!("the bytes differ near offset {offset}"))),
+            Err(error) => Err(format!("compare the destination with the source: {error}")),
+        }
+    }
+
+    /// Calls the volumes of a command line SRC, DST and STATE.
+    pub(crate) fn shorten(&self, line: &str) -> String {
+        let state = self.state.display().to_string();
+        line.replace(&self.source.name(), "SRC").replace(&self.destination.name(), "DST").replace(&state, "STATE")
+    }
+}
+
+/// What a comparison found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Equal,
+    /// Where, in words.
+    Differs(String),
+    /// One side shows no bytes.
+    Impossible,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(folder: &Path) -> Pair {
+        let [source, destination] = ["source", "destination"].map(|name| Volume::File(folder.join(name)));
+        Pair { source, destination, bytes: 1 << 20, state: folder.join("state") }
+    }
+
+    #[test]
+    fn a_reset_leaves_no_destination_and_no_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = pair(folder.path());
+        fs::write(folder.path().join("source"), vec![1; 1 << 20]).unwrap();
+        pair.reset().unwrap();
+        fs::write(folder.path().join("destination"), "old").unwrap();
+        fs::write(pair.state.join("journal"), "old").unwrap();
+        pair.reset().unwrap();
+        assert!(!folder.path().join("destination").exists() && fs::read_dir(&pair.state).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn wrong_bytes_and_wrong_lengths_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = pair(folder.path());
+        fs::write(folder.path().join("source"), vec![1; 1 << 20]).unwrap();
+        let mut content = vec![1; 1 << 20];
+        let compare = |content: &[u8]| {
+            fs::write(folder.path().join("destination"), content).unwrap();
+            pair.compare(&Interrupt::default()).unwrap()
+        };
+        assert_eq!(compare(&content), Comparison::Equal);
+        assert!(matches!(compare(&content[1..]), Comparison::Differs(_)));
+        content[(1 << 20) - 1] = 2;
+        assert!(matches!(compare(&content), Comparison::Differs(_)));
+    }
+
+    #[test]
+    fn a_blank_destination_keeps_its_length() {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = folder.path().join("backing");
+        fs::write(&path, vec![1; 1 << 20]).unwrap();
+        Volume::Export { uri: String::new(), backing: Some(path.clone()) }.clear(1 << 20).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), vec![0; 1 << 20]);
+    }
+}
