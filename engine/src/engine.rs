@@ -15,6 +15,7 @@ use crate::progress::Report;
 use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
 use crate::spec::{BlockSize, CopySpec, VerifySpec};
+use crate::supervision::Supervision;
 use crate::worker::{EXTRA_OPERATIONS, Inbox, WIRE_OPERATIONS, Worker};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -125,13 +126,23 @@ impl Engine {
     /// Starts a copy. Everything that can go wrong with it is in its report.
     #[must_use]
     pub fn submit(&self, spec: CopySpec) -> JobHandle {
-        self.spawn(spec.limit_bytes_per_second, move |facilities, job| copy::copy(&spec, facilities, job))
+        self.submit_supervised(spec, Supervision::default())
+    }
+
+    /// Starts a copy for somebody who holds its right to write, or has opened its volumes. Everything that can go wrong
+    /// with it is in its report.
+    #[must_use]
+    pub fn submit_supervised(&self, spec: CopySpec, supervision: Supervision) -> JobHandle {
+        let control = Control::gated(spec.limit_bytes_per_second, supervision.gate.clone());
+        self.spawn(control, move |facilities, job| copy::copy(&spec, supervision, facilities, job))
     }
 
     /// Starts a comparison. Everything that can go wrong with it is in its report.
     #[must_use]
     pub fn verify(&self, spec: VerifySpec) -> JobHandle {
-        self.spawn(spec.limit_bytes_per_second, move |facilities, job| compare::verify(&spec, facilities, job))
+        self.spawn(Control::new(spec.limit_bytes_per_second), move |facilities, job| {
+            compare::verify(&spec, facilities, job)
+        })
     }
 
     /// The number of workers.
@@ -143,10 +154,10 @@ impl Engine {
     /// Gives the job a thread of its own.
     fn spawn(
         &self,
-        limit: Option<u64>,
+        control: Control,
         body: impl FnOnce(&Facilities, &JobState) -> Report + Send + 'static,
     ) -> JobHandle {
-        let job = Arc::new(JobState::new(Arc::new(Control::new(limit))));
+        let job = Arc::new(JobState::new(Arc::new(control)));
         let handle = JobHandle::new(Arc::clone(&job));
         let (facilities, shared) = (Arc::clone(&self.facilities), Arc::clone(&job));
         let spawned = std::thread::Builder::new().name("job".to_owned()).spawn(move || {

@@ -51,6 +51,8 @@ pub mod error;
 pub mod spec;
 pub mod volume;
 pub mod extent;
+pub mod gate;
+pub mod supervision;
 mod plan;
 mod buffer;
 mod ring;

@@ -44,6 +44,9 @@ pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// Leaves that landed and are not recorded: past this a record is made whatever their bytes, past twice this no more
 /// are looked for. About 4 MiB.
 pub(crate) const LANDED_MAX: usize = 32 << 10;
+/// Runs of what a job says is durable at most: the shorter ones are left out. Small enough to be sent and kept anywhere;
+/// a copy rarely has more than segments in hand.
+pub(crate) const DURABLE_RUNS_MAX: usize = 256;
 /// Checkpoint at the latest after so long.
 pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 
@@ -71,6 +74,8 @@ pub(crate) const REDIAL_PAUSE_MIN: Duration = Duration::from_millis(100);
 pub(crate) const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long a request may be on its way through network and server after its sender has given it up.
 pub(crate) const REQUEST_LIFE: Duration = Duration::from_secs(30);
+/// How long TCP keeps what a gated job has sent and nobody has acknowledged: shorter than any right to write is held.
+pub(crate) const GATED_USER_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Bytes that one question for block status covers: from this, doubled while the answers are short,
 pub(crate) const STATUS_WINDOW_MIN: u64 = 256 << 20;
 /// to this. Lengths have 32 bits.

@@ -82,6 +82,15 @@ struct InSlot {
     since: Instant,
 }
 
+/// An operation that changes the destination of a gated round, until it is submitted.
+#[derive(Debug)]
+struct Held {
+    share: u32,
+    start: Start,
+    token: Token,
+    op: Op,
+}
+
 /// A request for zeros in flight.
 #[derive(Clone, Copy, Debug)]
 struct InZero {
@@ -111,6 +120,8 @@ pub(crate) struct Worker<R> {
     flushes: [Option<InFlush>; EXTRA_OPERATIONS],
     /// Of operations in the ring, those for connections.
     wire_operations: usize,
+    /// What waits for the end of the turn, or for a gate.
+    held: VecDeque<Held>,
     /// Completions of operations that ran at submit.
     inline: VecDeque<Completion>,
     inline_calls: u64,
@@ -145,6 +156,7 @@ impl<R: Ring> Worker<R> {
             zeros: [None; EXTRA_OPERATIONS],
             flushes: [None; EXTRA_OPERATIONS],
             wire_operations: 0,
+            held: VecDeque::with_capacity(count + 2 * EXTRA_OPERATIONS),
             inline: VecDeque::with_capacity(count),
             inline_calls: 0,
             reaped: Vec::with_capacity(count + EXTRA_OPERATIONS),
@@ -186,6 +198,8 @@ impl<R: Ring> Worker<R> {
         self.start_flushes();
         self.tend_wires();
         self.report();
+        self.pass_gates();
+        self.serve_wires();
         self.rest(wait)
     }
 
@@ -350,6 +364,12 @@ impl<R: Ring> Worker<R> {
     fn push(&mut self, share: u32, side: Side, token: Token, mut op: Op) {
         let share = self.shares.iter_mut().find(|each| each.id == share).expect("whoever starts it has the share");
         share.in_flight += 1;
+        if let Some(gate) = &share.round.gate
+            && side == Side::Destination
+            && share.round.destination.is_held(gate)
+        {
+            return self.held.push_back(Held { share: share.id, start: share.round.destination.start, token, op });
+        }
         let channel = if side == Side::Source { &share.round.source } else { &share.round.destination };
         match channel.start {
             Start::Ring => return self.ring.push(token, op),
@@ -450,6 +470,10 @@ impl<R: Ring> Worker<R> {
                 let (token, channel) = (token(FLUSH, index), &share.round.destination);
                 match channel.start {
                     Start::Wire => share.wires.accept(Side::Destination, token, channel.flush()),
+                    _ if share.round.gate.is_some() => {
+                        let (share, op) = (share.id, channel.flush());
+                        self.held.push_back(Held { share, start: Start::Ring, token, op });
+                    }
                     // Never inline: a flush takes long, and the worker has other rounds to serve.
                     Start::Ring | Start::Inline => self.ring.push(token, channel.flush()),
                 }
@@ -457,12 +481,62 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Looks after connections to servers: what they have answered, and what they have for the ring.
+    /// Looks after connections to servers, and what they have answered.
     fn tend_wires(&mut self) {
         for index in 0..self.shares.len() {
             self.shares[index].tend_wires(self.now);
             self.take_answers(index);
-            let share = &mut self.shares[index];
+        }
+    }
+
+    /// Submits what gates have kept back, as the last thing before the ring does: a gate says nothing about later.
+    /// What is behind a closed one stays, unless its job has given up.
+    fn pass_gates(&mut self) {
+        if !self.held.is_empty() {
+            // What runs at once takes its time, and comes first.
+            self.pass_held(Start::Inline);
+            self.pass_held(Start::Ring);
+        }
+    }
+
+    fn pass_held(&mut self, start: Start) {
+        for _ in 0..self.held.len() {
+            let Some(mut held) = self.held.pop_front() else { return };
+            let share = self.shares.iter().find(|each| each.id == held.share).expect("a share stays while it waits");
+            let is_shut = share.round.is_shut();
+            if held.start != start || (is_shut && !share.round.is_given_up()) {
+                self.held.push_back(held);
+                continue;
+            }
+            let result = match (is_shut, start) {
+                (true, _) => Err(Errno::ECANCELED),
+                (false, Start::Inline) => {
+                    self.inline_calls += 1;
+                    blocking::execute(&mut held.op)
+                }
+                (false, Start::Ring | Start::Wire) => {
+                    self.count_from_now(held.token);
+                    self.ring.push(held.token, held.op);
+                    continue;
+                }
+            };
+            self.inline.push_back(Completion::of(held.token, held.op, result));
+        }
+    }
+
+    /// What an operation takes does not include what it has waited for.
+    fn count_from_now(&mut self, Token(token): Token) {
+        let index = usize::try_from(token & u64::from(u32::MAX)).expect("32 bits");
+        match token >> 32 {
+            SLOT => self.slots[index].iter_mut().for_each(|in_slot| in_slot.since = self.now),
+            FLUSH => self.flushes[index].iter_mut().for_each(|flush| flush.since = self.now),
+            _ => {}
+        }
+    }
+
+    /// Takes what connections to servers have for the ring.
+    fn serve_wires(&mut self) {
+        for share in &mut self.shares {
             let give_up = share.round.is_given_up();
             while self.wire_operations < WIRE_OPERATIONS
                 && let Some((wire, op)) = share.wires.next_op(self.now, give_up)
@@ -513,6 +587,8 @@ impl<R: Ring> Worker<R> {
         match self.ring.in_flight() {
             _ if self.inbox.stop.load(Acquire) && self.shares.iter().all(Share::is_abandoned) => Rest::End,
             0 if self.shares.is_empty() => Rest::Park(Duration::MAX),
+            // They are acted on in the next turn.
+            _ if !self.inline.is_empty() => Rest::Ring { want: 0, limit: Duration::ZERO },
             // Slots are free and segments may be left: what ran inline waits for nobody.
             _ if !self.free.is_empty() && self.shares.iter().any(Share::may_go_on) => {
                 Rest::Ring { want: 0, limit: Duration::ZERO }

@@ -4,6 +4,7 @@
 //! which flags exclude each other; what a request means is settled where it is resolved, by taking the structure
 //! apart in full, so that a new flag does not compile until somebody decides what it does.
 
+use crate::center::args::{RawAsk, RawDrain, RawFence, RawList, RawName, RawSet, RawSubmit};
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -39,6 +40,30 @@ pub(crate) enum Command {
     Inspect(RawInspect),
     /// Show what this host offers the engine and what to change
     Doctor(RawDoctor),
+    /// Ask a task center for a task
+    Submit(Box<RawSubmit>),
+    /// Show a task
+    Get(RawName),
+    /// Show a task as it changes, until it has ended; exits 0 done, 1 failed, 75 cancelled
+    Watch(RawName),
+    /// Give a task up
+    Cancel(RawName),
+    /// Let a copy wait: it keeps no slot
+    Pause(RawName),
+    /// Let a paused copy go on
+    Resume(RawName),
+    /// Change a copy while it runs
+    Set(RawSet),
+    /// List tasks
+    List(RawList),
+    /// List the nodes of a task center
+    Runners(RawAsk),
+    /// Keep new tasks from a node
+    Drain(RawDrain),
+    /// Say that a lost node is cut off, so that its tasks can go on elsewhere
+    Fence(RawFence),
+    /// Show a task center as a whole
+    Center(RawAsk),
 }
 
 #[derive(Debug, Args)]

@@ -1,4 +1,5 @@
-//! `blockhaul`: copies volumes, compares them and shows what the engine knows about them and about this host.
+//! `blockhaul`: copies volumes, compares them, shows what the engine knows about them and about this host, and asks task
+//! centers.
 //!
 //! A command takes its raw flags apart, asks the engine, and returns how the process is to end. Whatever fails before
 //! there is a job to report about comes back as an error and is shown here, once.
@@ -6,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod center;
 mod copy;
 mod doctor;
 mod exit;
@@ -52,6 +54,18 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Map(raw) => map::run(raw),
         Command::Inspect(raw) => inspect::run(raw),
         Command::Doctor(raw) => doctor::run(raw),
+        Command::Submit(raw) => center::submit(*raw),
+        Command::Get(raw) => center::get(raw),
+        Command::Watch(raw) => center::watch(raw),
+        Command::Cancel(raw) => center::cancel(raw),
+        Command::Pause(raw) => center::pause(raw),
+        Command::Resume(raw) => center::resume(raw),
+        Command::Set(raw) => center::set(raw),
+        Command::List(raw) => center::list(raw),
+        Command::Runners(raw) => center::runners(raw),
+        Command::Drain(raw) => center::drain(raw),
+        Command::Fence(raw) => center::fence(raw),
+        Command::Center(raw) => center::center(raw),
     }
 }
 

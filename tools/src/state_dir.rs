@@ -1,13 +1,11 @@
 //! Where checkpoints live when no flag says so.
 //!
-//! `--state-dir`, else `$STATE_DIRECTORY` (systemd; the first one of a list), else `$XDG_STATE_HOME/blockhaul`, else
-//! `~/.local/state/blockhaul`. Finding the directory has no side effects; [`prepare`] creates it.
+//! Finding the directory has no side effects; [`prepare`] creates it.
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -19,25 +17,10 @@ const ADVICE: &str =
 /// # Errors
 /// `EPermission` if neither a flag nor the environment names one.
 pub(crate) fn locate(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
-    // The XDG rules say that a relative path is to be ignored.
-    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(directory) = flag {
-        Ok(directory.to_owned())
-    } else if let Some(list) = variable("STATE_DIRECTORY").filter(|list| !list.is_empty()) {
-        let first = list.as_bytes().split(|&byte| byte == b':').next().unwrap_or_default();
-        Ok(PathBuf::from(OsStr::from_bytes(first)))
-    } else if let Some(state) = absolute("XDG_STATE_HOME") {
-        Ok(state.join("blockhaul"))
-    } else if let Some(home) = absolute("HOME") {
-        Ok(home.join(".local/state/blockhaul"))
-    } else {
-        Err(Error::new(
-            Code::Permission,
-            Side::Caller,
-            Operation::Journal,
-            format!("there is no state directory for the checkpoint, as HOME is not set; {ADVICE}"),
-        ))
-    }
+    blockhaul_control::state_dir::locate(flag, variable).ok_or_else(|| {
+        let message = format!("there is no state directory for the checkpoint, as HOME is not set; {ADVICE}");
+        Error::new(Code::Permission, Side::Caller, Operation::Journal, message)
+    })
 }
 
 /// Creates the directory where it is missing (mode 0700) and makes sure that files can be created in it.
@@ -90,16 +73,6 @@ mod tests {
 
     fn environment<'a>(pairs: &'a [(&str, &str)]) -> impl Fn(&str) -> Option<OsString> + 'a {
         |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
-    }
-
-    #[test]
-    fn the_flag_wins_then_systemd_then_xdg_then_home() {
-        let all = [("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"), ("XDG_STATE_HOME", "/xdg"), ("HOME", "/people/me")];
-        let found = |flag: Option<&str>, skip| locate(flag.map(Path::new), environment(&all[skip..])).unwrap();
-        assert_eq!(found(Some("here"), 0), Path::new("here"));
-        assert_eq!(found(None, 0), Path::new("/var/lib/a"));
-        assert_eq!(found(None, 1), Path::new("/xdg/blockhaul"));
-        assert_eq!(found(None, 2), Path::new("/people/me/.local/state/blockhaul"));
     }
 
     #[test]

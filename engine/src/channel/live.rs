@@ -23,6 +23,10 @@ pub(super) struct Live {
     /// Sent, but the network still reads their memory.
     pub lent: Vec<Sending>,
     pub receiving: Option<Receiving>,
+    /// Whether the socket takes nothing at the moment, of a connection whose sends do not wait; and whether the ring
+    /// has been asked to say when it does.
+    pub full: bool,
+    pub asks_for_room: bool,
     pub broken: bool,
     /// Whether the server has answered anything on it. Half an answer is none: it may never say more.
     pub heard: bool,
@@ -78,6 +82,8 @@ impl Live {
             sending: None,
             lent: Vec::new(),
             receiving: None,
+            full: false,
+            asks_for_room: false,
             broken: false,
             heard: false,
             answers: false,
@@ -106,7 +112,7 @@ impl Live {
     }
 
     /// What a send that fell short has left.
-    pub(super) fn rest_of_send(&mut self, outboxes: &mut Vec<Block>) -> Option<Op> {
+    pub(super) fn rest_of_send(&mut self, outboxes: &mut Vec<Block>, waits: bool) -> Option<Op> {
         let file = self.file();
         let sending = self.sending.as_mut()?;
         sending.in_ring = true;
@@ -123,13 +129,27 @@ impl Live {
                 start,
                 len,
             });
-            return Some(Op::Send { file, head, body, zero_copy: false });
+            return Some(Op::Send { file, head, body, zero_copy: false, waits });
         }
         let (index, start, len) = sending.body?;
         let done = sending.sent - sending.head_len;
         let block = payload(&mut self.requests, &mut sending.answered, index);
         let head = Transfer { block, start: start + done, len: len - done };
-        Some(Op::Send { file, head, body: None, zero_copy: false })
+        Some(Op::Send { file, head, body: None, zero_copy: false, waits })
+    }
+
+    /// Asks when the socket takes bytes again; once.
+    pub(super) fn ask_for_room(&mut self) -> Option<Op> {
+        let has_asked = std::mem::replace(&mut self.asks_for_room, true);
+        (!has_asked).then(|| Op::Writable { file: self.file() })
+    }
+
+    /// The rest of a send waits for a gate: the server is not to blame that it does not answer.
+    pub(super) fn hold_send(&mut self, now: Instant) {
+        let Some(sending) = &mut self.sending else { return };
+        let since = std::mem::replace(&mut sending.since, now);
+        let of_it = self.requests.iter_mut().flatten().filter(|request| request.sent == since);
+        of_it.for_each(|request| request.sent = now);
     }
 
     /// Whether a request, or what is on its way, waits for longer than the link allows. A server that answers what was
@@ -167,5 +187,43 @@ impl Live {
             .filter(|request| matches!(request.what, What::Write { .. } | What::Zero { .. }))
             .map(|request| request.sent)
             .max()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::{Contexts, ExportFacts, ExportFlags, ReplyStyle};
+    use crate::ring::Token;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_send_that_waits_for_a_gate_grows_no_older() {
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let facts = ExportFacts {
+            size_bytes: 1 << 20,
+            flags: ExportFlags(1),
+            min_block_bytes: 1,
+            preferred_block_bytes: 4096,
+            max_payload_bytes: 1 << 20,
+        };
+        let (style, contexts) = (ReplyStyle::Simple, Contexts::default());
+        let session = Session { socket: Arc::new(socket.into()), facts, style, contexts, is_tcp: false };
+        let at = Duration::from_secs;
+        let request = |sent| {
+            Some(Request { token: Token(0), what: What::Write { offset: 0 }, block: None, start: 0, len: 512, sent })
+        };
+        let mut live = Live::new(session, 0, 3, at(1));
+        live.requests = vec![request(at(5)), request(at(7)), None];
+        live.hold_send(at(20));
+        assert!(live.sending.is_none());
+        let body = Some((1, 0, 512));
+        let sending =
+            Sending { outbox_at: 0, head_len: 28, body, sent: 100, since: at(7), in_ring: false, answered: None };
+        live.sending = Some(sending);
+        live.hold_send(at(20));
+        let sent: Vec<_> = live.requests.iter().flatten().map(|request| request.sent).collect();
+        assert_eq!((sent, live.sending.map(|sending| sending.since)), (vec![at(5), at(20)], Some(at(20))));
     }
 }

@@ -16,6 +16,7 @@ pub(crate) use wires::{WireOp, Wires};
 
 use crate::error::{Code, Effect, Error, Operation, Side};
 use crate::extent::ByteRange;
+use crate::gate::Gate;
 use crate::nbd::link::Link;
 use crate::pipeline::slot::Fault;
 use crate::ring::{FileId, Op, Transfer, ZeroMode};
@@ -80,6 +81,16 @@ impl Channel {
     /// What [`Volume::generation`] says; 0 for volumes that lose nothing.
     pub(crate) fn generation(&self) -> u64 {
         self.volume.generation().unwrap_or(0)
+    }
+
+    /// Whether a gated worker keeps an operation on this destination back: what goes through the ring, until the ring
+    /// submits; what runs at once, only while the gate is closed. A wire looks at the gate by itself.
+    pub(crate) fn is_held(&self, gate: &Gate) -> bool {
+        match self.start {
+            Start::Ring => true,
+            Start::Inline => !gate.is_open(),
+            Start::Wire => false,
+        }
     }
 
     pub(crate) fn read(&self, offset: u64, into: Transfer) -> Op {

@@ -67,7 +67,9 @@ impl Request {
                 asks(What::Zero { left: ByteRange::at(offset, len), mode, fast: false })
             }
             Op::Flush { .. } => asks(What::Flush),
-            Op::Send { .. } | Op::Receive { .. } => unreachable!("those are what a wire gives to the ring"),
+            Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => {
+                unreachable!("those are what a wire gives to the ring")
+            }
         }
     }
 
@@ -80,6 +82,14 @@ impl Request {
             // Written through, or trusted to have no cache.
             What::Flush if !flags.can_flush() => Some(Ok(0)),
             What::Read { .. } | What::Write { .. } | What::Zero { .. } | What::Flush | What::Status { .. } => None,
+        }
+    }
+
+    /// Whether it changes the export, or what of it is on stable storage.
+    pub(super) fn changes(&self) -> bool {
+        match self.what {
+            What::Write { .. } | What::Zero { .. } | What::Flush => true,
+            What::Read { .. } | What::Status { .. } => false,
         }
     }
 

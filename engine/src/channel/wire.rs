@@ -120,6 +120,9 @@ impl Wire {
                 self.break_off("the server does not answer", false);
             }
         }
+        if give_up && self.link.is_shut() {
+            self.give_up_held();
+        }
         self.bury();
         if self.live.is_some() {
             return;
@@ -163,6 +166,15 @@ impl Wire {
         }
     }
 
+    /// The gate is closed and nobody waits for it: what was not sent never is.
+    fn give_up_held(&mut self) {
+        self.fail_queue();
+        let is_half_sent = |live: &Live| live.sending.as_ref().is_some_and(|sending| !sending.in_ring);
+        if self.live.as_ref().is_some_and(is_half_sent) {
+            self.sever(false);
+        }
+    }
+
     fn fail_queue(&mut self) {
         while let Some(request) = self.queue.pop_front() {
             match request.what {
@@ -187,13 +199,21 @@ impl Wire {
     }
 
     fn next_send(&mut self, now: Instant) -> Option<Op> {
+        // What the kernel goes on with by itself no gate can hold back.
+        let (is_shut, waits) = (self.link.is_shut(), !self.link.is_gated());
         let live = self.live.as_mut()?;
         match &live.sending {
             Some(sending) if sending.in_ring => return None,
-            Some(_) => return live.rest_of_send(&mut self.outboxes),
+            Some(_) if is_shut => {
+                live.hold_send(now);
+                return None;
+            }
+            Some(_) if live.full => return live.ask_for_room(),
+            Some(_) => return live.rest_of_send(&mut self.outboxes, waits),
             None => {}
         }
-        if self.queue.is_empty() || live.replies.outstanding() == self.slots {
+        let next = |queue: &VecDeque<Request>| queue.iter().position(|request| !(is_shut && request.changes()));
+        if next(&self.queue).is_none() || live.replies.outstanding() == self.slots {
             return None;
         }
         if self.outboxes.is_empty() && self.outboxes_made < OUTBOXES_MAX {
@@ -206,7 +226,7 @@ impl Wire {
         while payload.is_none()
             && head_len + REQUEST_BYTES_MAX <= outbox.len()
             && live.replies.outstanding() < self.slots
-            && let Some(mut request) = self.queue.pop_front()
+            && let Some(mut request) = next(&self.queue).and_then(|at| self.queue.remove(at))
         {
             let (mut header, expected) = request.header(&self.link);
             header.cookie = live.replies.expect(expected);
@@ -221,11 +241,12 @@ impl Wire {
             live.requests[index] = Some(request);
         }
         let head_len = u32::try_from(head_len).expect("within the buffer");
-        let zero_copy = live.zero_copy && payload.as_ref().is_some_and(|payload| payload.len >= ZERO_COPY_BYTES_MIN);
+        let zero_copy =
+            waits && live.zero_copy && payload.as_ref().is_some_and(|payload| payload.len >= ZERO_COPY_BYTES_MIN);
         let outbox_at = outbox.as_ptr() as usize;
         live.sending = Some(Sending { outbox_at, head_len, body, sent: 0, since: now, in_ring: true, answered: None });
         let head = Transfer { block: outbox, start: 0, len: head_len };
-        Some(Op::Send { file: live.file(), head, body: payload, zero_copy })
+        Some(Op::Send { file: live.file(), head, body: payload, zero_copy, waits })
     }
 
     fn next_receive(&mut self, now: Instant) -> Option<Op> {
@@ -264,6 +285,11 @@ impl Wire {
     fn sent(&mut self, completion: Completion) {
         let Completion { result, block, head, copied, more, .. } = completion;
         let live = self.live.as_mut().expect("a connection stays while the ring works for it");
+        if std::mem::take(&mut live.asks_for_room) {
+            // Whether it broke says the next send.
+            live.full = false;
+            return;
+        }
         live.zero_copy &= !copied;
         if more {
             return self.lend(result);
@@ -291,6 +317,7 @@ impl Wire {
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return self.break_off(errno.desc(), is_closed_by_peer(errno)),
         }
+        live.full = self.link.is_gated() && !sending.is_sent();
         if sending.is_sent() {
             let finished = live.sending.take().and_then(|sending| sending.answered);
             if let Some((request, result)) = finished {
@@ -466,11 +493,17 @@ impl Wire {
 
     /// Gives the connection up. `closed`: by the peer, so that nothing of it can land later.
     fn break_off(&mut self, why: &str, closed: bool) {
-        let Some(live) = self.live.as_mut().filter(|live| !live.broken) else { return };
+        let generation = self.sever(closed).filter(|_| !self.link.is_over());
+        generation.into_iter().for_each(|generation| self.link.lose(generation, why));
+    }
+
+    /// Ends the connection and says of which generation it was, unless there is none that works.
+    fn sever(&mut self, closed: bool) -> Option<u64> {
+        let live = self.live.as_mut().filter(|live| !live.broken)?;
         live.broken = true;
         let session = live.session();
-        // Whoever noticed first, a server that has ended has closed all of its connections.
-        let closed = closed || is_hung_up(session);
+        // Whoever noticed first, a server that has ended has closed all of its connections; one that was cut has not.
+        let closed = (closed || is_hung_up(session)) && !self.link.is_cut();
         if session.is_tcp {
             // What the kernel still has to send is dropped at the close, instead of being sent some time later.
             let _ = setsockopt(&session.socket, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 });
@@ -480,15 +513,16 @@ impl Wire {
         if let Some(sent) = live.last_change().filter(|_| !closed) {
             self.link.leave_unanswered(sent);
         }
-        if !self.link.is_over() {
-            self.link.lose(live.generation, why);
-        }
+        Some(live.generation)
     }
 
     /// Closes a broken connection once the ring has given everything back.
     fn bury(&mut self) {
         let is_out = |live: &Live| {
-            live.broken && live.receiving.is_none() && live.sending.as_ref().is_none_or(|sending| !sending.in_ring)
+            live.broken
+                && live.receiving.is_none()
+                && !live.asks_for_room
+                && live.sending.as_ref().is_none_or(|sending| !sending.in_ring)
         };
         let Some(live) = self.live.as_mut().filter(|live| is_out(live)) else { return };
         // Closing it is what makes the network let go of what is lent.

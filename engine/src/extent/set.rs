@@ -93,6 +93,17 @@ impl RangeSet {
         self.runs.iter().map(|(&start, &end)| ByteRange::new(start, end))
     }
 
+    /// At most `count` of the runs, the longest.
+    #[must_use]
+    pub fn longest(&self, count: usize) -> Self {
+        let mut runs: Vec<ByteRange> = self.iter().collect();
+        if runs.len() > count {
+            runs.sort_unstable_by_key(|run| std::cmp::Reverse(run.len()));
+            runs.truncate(count);
+        }
+        runs.into_iter().collect()
+    }
+
     /// The parts of `within` that are not in the set, in ascending order.
     pub fn gaps(&self, within: ByteRange) -> impl Iterator<Item = ByteRange> {
         let mut at = within.start();

@@ -14,7 +14,7 @@ use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::Report;
 use crate::ring::clock;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
-use crate::volume::{Reading, Volume, VolumeKind, choose_block, open_source, open_verified, refuse_block};
+use crate::volume::{Means, Reading, Volume, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -68,12 +68,13 @@ fn compare(
         cancelled: &cancelled,
         ..Reading::new(spec.direct)
     };
-    let target = open_verified(&spec.volume, Side::Destination, &how)?;
+    let means = Means::on(control.leash());
+    let target = open_verified_by(&spec.volume, Side::Destination, &how, &means)?;
     account.opened(&target);
     let usual = BLOCK_BYTES_DIRECT.min(facilities.block_bytes);
     let (reference, size, leaf, expectation) = match &spec.reference {
         Reference::Volume(locator) => {
-            let reference = open_source(locator, &how)?;
+            let reference = open_source_by(locator, &how, &means)?;
             account.opened(&reference);
             let size = reference.size_bytes();
             let chosen = choose_block(spec.block_size, false, [&*reference, &*target])?.unwrap_or(usual);

@@ -23,6 +23,7 @@ use super::rate::{Pacing, Rate};
 use super::round::{Landed, Round};
 use super::supply::{Found, Supply};
 use crate::error::{Error, Result};
+use crate::extent::{ByteRange, RangeSet};
 use crate::limits::{DRAIN_LIMIT, LANDED_MAX, LOOK_AGAIN, SEGMENTS_AHEAD_PER_CORE, TICK};
 use crate::ring::Instant;
 use crate::spec::CheckpointEvery;
@@ -89,6 +90,10 @@ pub(crate) struct Conductor<L> {
     settled: u64,
     /// Bytes recorded, of the round's size.
     recorded: u64,
+    /// Of these, what no flush has covered yet.
+    unflushed: RangeSet,
+    /// What is being appended.
+    appending: Vec<ByteRange>,
     last_record: Instant,
     stopping_since: Instant,
     drained_after: Duration,
@@ -127,6 +132,8 @@ impl<L: Ledger> Conductor<L> {
             next: Batch::default(),
             settled: done,
             recorded: done,
+            unflushed: RangeSet::new(),
+            appending: Vec::new(),
             last_record: now,
             stopping_since: now,
             drained_after: Duration::ZERO,
@@ -203,7 +210,9 @@ impl<L: Ledger> Conductor<L> {
     }
 
     fn halting(&mut self, now: Instant) {
-        if self.round.halted_workers() == self.crew.len() && matches!(self.cycle, Cycle::Idle) {
+        // The seal changes the destination: it waits for the gate, but for nobody who has given up.
+        let waits = self.round.is_shut() && !self.round.is_given_up();
+        if self.round.halted_workers() == self.crew.len() && matches!(self.cycle, Cycle::Idle) && !waits {
             self.collect();
             self.drained_after = now.saturating_sub(self.stopping_since);
             // The flush of what was drained has a limit of its own.
@@ -262,7 +271,7 @@ impl<L: Ledger> Conductor<L> {
         let queued = self.round.queued();
         let wanted = SEGMENTS_AHEAD_PER_CORE * self.crew.len();
         let full = queued > self.round.terms.low_water || self.next.len() >= 2 * LANDED_MAX;
-        if full || self.round.is_halting() || self.round.control.is_paused() {
+        if full || self.round.is_halting() || self.round.control.is_paused() || self.round.is_shut() {
             return Ok(false);
         }
         let mut found = Found::default();
@@ -311,7 +320,10 @@ impl<L: Ledger> Conductor<L> {
         let complete = self.is_settled();
         // What may get lost was flushed and recorded before workers were halted, and nothing was written since.
         let flushed = self.recording.may_lose && self.is_recorded();
-        if complete && let Err(error) = self.supply.seal() {
+        if complete && self.round.is_shut() {
+            // Cancelled just before: a later run has nothing to do but this.
+            self.sealed = true;
+        } else if complete && let Err(error) = self.supply.seal() {
             self.lose(error);
         } else if (complete && !flushed) || !self.next.is_empty() {
             self.start_cycle(self.recording.flush_last, now);
@@ -356,7 +368,9 @@ impl<L: Ledger> Conductor<L> {
             // The last flush of a round whose leaves were all recorded before, or all of it is to be done again.
             return self.count(&batch, now);
         }
-        self.ledger.append(batch.runs());
+        let runs = batch.runs();
+        self.appending.extend(runs.iter().map(|run| run.range));
+        self.ledger.append(runs);
         self.cycle = Cycle::Appending(batch);
     }
 
@@ -374,11 +388,13 @@ impl<L: Ledger> Conductor<L> {
 
     fn count(&mut self, batch: &Batch, now: Instant) {
         self.recorded += batch.bytes();
+        self.appending.drain(..).for_each(|range| self.unflushed.insert(range));
         self.round.recorded(batch.moved_bytes);
         self.last_record = now;
         if batch.flushed && self.recording.flush_last {
             // The flush covered what was recorded without one before.
             self.round.control.counters.durable.store(self.recorded, Release);
+            self.round.control.make_durable(std::mem::take(&mut self.unflushed).iter());
         }
         self.wake();
     }

@@ -5,13 +5,18 @@
 //! destination may have lost, which is taken back from `issued` and `landed` until it is moved once more.
 
 use super::Reason;
+use super::round::lock;
+use crate::extent::{ByteRange, RangeSet};
+use crate::gate::Gate;
+use crate::limits::DURABLE_RUNS_MAX;
+use crate::nbd::leash::Leash;
 use crate::pipeline::bucket::Bucket;
 use crate::progress::{Bytes, Progress};
-use std::sync::OnceLock;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release,
 };
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -63,12 +68,21 @@ pub(crate) struct Control {
     /// The shortest time that a block took lately, in us; `u32::MAX`: none has landed.
     quickest_us: AtomicU32,
     moved: AtomicU64,
+    /// Holds the gate and the connections to servers.
+    leash: Arc<Leash>,
+    /// What is durable on the destination.
+    durable: Mutex<RangeSet>,
     /// The thread that conducts the job; woken when something happened that it waits for.
     conductor: OnceLock<Thread>,
 }
 
 impl Control {
     pub(crate) fn new(limit_bytes_per_second: Option<u64>) -> Self {
+        Self::gated(limit_bytes_per_second, None)
+    }
+
+    /// Of a job that writes only while its gate is open.
+    pub(crate) fn gated(limit_bytes_per_second: Option<u64>, gate: Option<Arc<Gate>>) -> Self {
         Self {
             reason: AtomicU8::new(0),
             paused: AtomicBool::new(false),
@@ -87,8 +101,37 @@ impl Control {
             moved: AtomicU64::new(0),
             shown_issued: AtomicU64::new(0),
             shown_written: AtomicU64::new(0),
+            leash: Arc::new(Leash::new(gate)),
+            durable: Mutex::default(),
             conductor: OnceLock::new(),
         }
+    }
+
+    /// Until when what changes the destination may be submitted.
+    pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
+        self.leash.gate()
+    }
+
+    /// What its links hang on.
+    pub(crate) fn leash(&self) -> &Arc<Leash> {
+        &self.leash
+    }
+
+    /// See [`crate::job::JobHandle::cut`].
+    pub(crate) fn cut(&self) {
+        self.leash.cut();
+        self.notify();
+    }
+
+    /// Counts ranges as durable.
+    pub(crate) fn make_durable(&self, ranges: impl IntoIterator<Item = ByteRange>) {
+        let mut durable = lock(&self.durable);
+        ranges.into_iter().for_each(|range| durable.insert(range));
+    }
+
+    /// What is durable, as at most [`DURABLE_RUNS_MAX`] runs.
+    pub(crate) fn durable(&self) -> RangeSet {
+        lock(&self.durable).longest(DURABLE_RUNS_MAX)
     }
 
     /// Makes the calling thread the one that [`Control::notify`] wakes.

@@ -5,32 +5,47 @@ use super::account::Account;
 use super::control::Control;
 use super::facilities::Facilities;
 use super::ledger::{FileLedger, Ledger};
+use super::oversight::{Oversight, record_undigested};
 use super::pass::{CopyStart, Pair, Pass};
 use super::protection::Protection;
 use super::start::{Prepared, prepare};
 use super::supply::Expectation;
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Place};
 use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, Sync, Verify};
-use crate::volume::{Reading, Volume, is_destination, open_verified, refuse_other, source_identity};
+use crate::supervision::Supervision;
+use crate::volume::{Reading, Volume, is_destination, open_verified_by, refuse_other, source_identity};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs a copy to its end.
-pub(crate) fn copy(spec: &CopySpec, facilities: &Facilities, job: &JobState) -> Report {
+pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, facilities: &Facilities, job: &JobState) -> Report {
     let mut account = Account::open(facilities, &job.control);
-    let outcome =
-        Copy { spec, facilities, control: &job.control, account: &mut account, marker: None, protection: None }.run();
+    let outcome = Copy {
+        spec,
+        oversight: Oversight::new(supervision, job.control.leash()),
+        claims: false,
+        facilities,
+        control: &job.control,
+        account: &mut account,
+        marker: None,
+        protection: None,
+    }
+    .run();
     account.close(outcome)
 }
 
 /// A copy under way.
 struct Copy<'a, 'b> {
     spec: &'a CopySpec,
+    oversight: Oversight,
+    /// Whether a part of it is known to be durable by hearsay.
+    claims: bool,
     facilities: &'a Facilities,
     control: &'a Arc<Control>,
     account: &'b mut Account<'a>,
@@ -46,9 +61,10 @@ impl Copy<'_, '_> {
             return Ok(());
         }
         let control = Arc::clone(self.control);
-        let prepared = prepare(&fitted(self.spec, self.facilities)?, &self.facilities.journals, &|| {
-            control.cancelled().is_some()
-        })?;
+        let prepared =
+            prepare(&fitted(self.spec, self.facilities)?, &self.oversight, &self.facilities.journals, &|| {
+                control.cancelled().is_some()
+            })?;
         [&prepared.source, &prepared.destination].into_iter().for_each(|volume| self.account.opened(volume));
         self.facilities.refuse_block(prepared.leaf_bytes)?;
         self.account.block_bytes = prepared.leaf_bytes;
@@ -58,6 +74,7 @@ impl Copy<'_, '_> {
         }
         let (source, destination) = (Arc::clone(&prepared.source), Arc::clone(&prepared.destination));
         let (created, leaf_bytes) = (prepared.created, prepared.leaf_bytes);
+        self.claims = prepared.claims;
         let ledger = self.move_blocks(prepared)?;
         destination.check_in_place()?;
         if self.spec.sync == Sync::Yes && created {
@@ -85,7 +102,7 @@ impl Copy<'_, '_> {
         let control = Arc::clone(self.control);
         let cancelled = || control.cancelled().is_some();
         let reading = Reading { network: self.spec.network, cancelled: &cancelled, ..Reading::new(Direct::No) };
-        let destination = open_verified(&self.spec.destination, Side::Destination, &reading)?;
+        let destination = open_verified_by(&self.spec.destination, Side::Destination, &reading, &self.oversight.means)?;
         self.account.opened(&destination);
         if !is_destination(header, destination.identity()) {
             let message = format!(
@@ -96,7 +113,7 @@ impl Copy<'_, '_> {
             return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
                 .advise("name another file with --checkpoint"));
         }
-        let source = open_verified(&self.spec.source, Side::Source, &reading)?;
+        let source = open_verified_by(&self.spec.source, Side::Source, &reading, &self.oversight.means)?;
         self.account.opened(&source);
         let source = source_identity(&*source, self.spec.changed_since.as_deref());
         refuse_other(header, journal.durable(), &source, destination.identity())?;
@@ -109,6 +126,7 @@ impl Copy<'_, '_> {
             .iter()
             .for_each(|counter| counter.store(size, Relaxed));
         self.control.pass(size);
+        self.control.make_durable([ByteRange::new(0, size)]);
         self.name_digest(finish.root);
         self.account.journal = self.receipt();
         Ok(true)
@@ -137,6 +155,7 @@ impl Copy<'_, '_> {
             journal,
             earlier,
             durable,
+            claims: _,
             known_zero,
             tail,
         } = prepared;
@@ -151,7 +170,7 @@ impl Copy<'_, '_> {
                 Arc::clone(self.control),
             )
         });
-        let journal = self.recorded_in(journal)?;
+        let journal = self.recorded_in(journal, &durable)?;
         let start = CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail };
         let Facilities { crew, window_bytes, .. } = self.facilities;
         let pass = Pass::copy(self.spec, start, crew.len(), *window_bytes, self.control);
@@ -162,11 +181,15 @@ impl Copy<'_, '_> {
 
     /// Where ranges are recorded: the job's journal, unless nothing is flushed. Then the journal says no more than that
     /// there is an unfinished copy, and what landed is kept aside for the digest.
-    fn recorded_in(&mut self, journal: JournalFile) -> Result<JournalFile> {
+    fn recorded_in(&mut self, journal: JournalFile, durable: &RangeSet) -> Result<JournalFile> {
         if self.spec.sync == Sync::Yes || self.spec.checkpoint == Checkpoint::None {
             return Ok(journal);
         }
-        let aside = self.facilities.journals.create(Place::Scratch, journal.reader()?.header())?;
+        let mut aside = self.facilities.journals.create(Place::Scratch, journal.reader()?.header())?;
+        if !durable.is_empty() {
+            // Nothing is copied of it; a verification has to know that it is there.
+            record_undigested(&mut aside, durable)?;
+        }
         self.marker = Some(journal);
         Ok(aside)
     }
@@ -179,6 +202,10 @@ impl Copy<'_, '_> {
         destination: &Arc<dyn Volume>,
         leaf: u32,
     ) -> Result<Option<[u8; 32]>> {
+        if self.spec.sync == Sync::No {
+            // What was not flushed before is flushed now.
+            self.oversight.wait_for_gate(&|| self.control.cancelled().is_some())?;
+        }
         self.account.verified_from = Some(destination.evict()?);
         let expectation = Expectation::Journal(Box::new(ledger.reader()?), Some(Arc::clone(source)));
         let pair = Pair { reference: source, target: destination, size: source.size_bytes(), leaf };
@@ -200,6 +227,11 @@ impl Copy<'_, '_> {
         self.account.digest = root;
         self.account.digest_reason = root.is_none().then(|| match self.spec.digest {
             DigestKind::None => "switched off by --digest none".to_owned(),
+            DigestKind::Xxh3 if self.claims => {
+                "a part of the data was made durable by a run elsewhere, and did not pass through the engine here; \
+                 --verify reads it"
+                    .to_owned()
+            }
             DigestKind::Xxh3 if self.spec.changed_since.is_some() => {
                 "only what has changed was copied, and passed through the engine; --verify reads it all".to_owned()
             }

@@ -6,6 +6,7 @@
 
 pub(crate) mod facilities;
 pub(crate) mod control;
+pub(crate) mod oversight;
 pub(crate) mod start;
 pub(crate) mod supply;
 pub(crate) mod round;
@@ -22,6 +23,7 @@ pub(crate) mod compare;
 pub(crate) mod peer;
 
 use crate::error::named;
+use crate::extent::RangeSet;
 use crate::progress::{Progress, Report};
 use control::Control;
 use round::lock;
@@ -103,6 +105,22 @@ impl JobHandle {
     /// whether it had succeeded before. Also stops a job that waits for a lock or is paused.
     pub fn cancel(&self, reason: Reason) {
         self.state.control.cancel(reason);
+    }
+
+    /// What is durable on the destination: recorded in its journal, or flushed where there is none; what the job was
+    /// resumed from included. Never more than is so, and less where it would be many pieces: at most 256, the longest.
+    /// Empty until the job has begun to copy, and for a job that does not flush.
+    #[must_use]
+    pub fn durable_ranges(&self) -> RangeSet {
+        self.state.control.durable()
+    }
+
+    /// Resets the job's connections to servers at once: what was not sent is never sent, and no new ones are made. Local
+    /// volumes take no notice. For the end of the right to write, together with [`JobHandle::cancel`]; a job that is
+    /// not cancelled fails with `EUnreachable`. What servers had received and not answered may still take effect, and
+    /// the report says so by `quiesced: false`. Can be called at any time, and again.
+    pub fn cut(&self) {
+        self.state.control.cut();
     }
 
     /// Waits for the end. Can be called from several threads, and again later.

@@ -64,7 +64,7 @@ impl Pass {
     ) -> Self {
         let CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail } = start;
         let (size, done) = (source.size_bytes(), durable.bytes());
-        count_resumed(control, size, done, spec.sync);
+        count_resumed(control, size, &durable, spec.sync);
         let recording = recording(spec, destination.generation().is_some());
         let known_zero = known_zero == KnownZero::Everything;
         let terms = Terms {
@@ -124,13 +124,14 @@ impl Pass {
     }
 }
 
-fn count_resumed(control: &Control, size: u64, done: u64, sync: Sync) {
-    let counters = &control.counters;
+fn count_resumed(control: &Control, size: u64, durable: &RangeSet, sync: Sync) {
+    let (counters, done) = (&control.counters, durable.bytes());
     counters.planned.store(size, Relaxed);
     counters.resumed.store(done, Relaxed);
     control.pass(done);
     if sync == Sync::Yes {
         counters.durable.store(done, Relaxed);
+        control.make_durable(durable.iter());
     }
 }
 

@@ -8,6 +8,7 @@ use super::control::Control;
 use crate::channel::{Channel, Start};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
+use crate::gate::Gate;
 use crate::journal::LeafDigest;
 use crate::pipeline::latency::Latency;
 use crate::progress::Difference;
@@ -114,6 +115,8 @@ pub(crate) struct Round {
     pub source: Channel,
     pub destination: Channel,
     pub terms: Terms,
+    /// Until when what changes the destination may be submitted; `None`: always, or nothing does.
+    pub gate: Option<Arc<Gate>>,
     segments: Mutex<VecDeque<Segment>>,
     landed: Mutex<Vec<Landed>>,
     differences: Mutex<Vec<Difference>>,
@@ -139,10 +142,12 @@ pub(crate) struct Round {
 
 impl Round {
     pub(crate) fn new(control: Arc<Control>, source: Channel, destination: Channel, terms: Terms) -> Self {
+        let gate = control.gate().filter(|_| terms.copies).cloned();
         Self {
             control,
             source,
             destination,
+            gate,
             segments: Mutex::default(),
             landed: Mutex::default(),
             differences: Mutex::default(),
@@ -250,6 +255,11 @@ impl Round {
     /// Whether the round will not be completed: nothing that is in flight is worth waiting for longer than it takes.
     pub(crate) fn is_given_up(&self) -> bool {
         self.failed.load(Acquire) || self.control.cancelled().is_some() || self.is_release_asked()
+    }
+
+    /// Whether nothing that changes the destination may be submitted now. Looked at immediately before that is done.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| !gate.is_open())
     }
 
     /// Whether one more worker takes part. The others only acknowledge.

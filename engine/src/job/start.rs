@@ -2,9 +2,11 @@
 //! can interrupt anywhere.
 //!
 //! Open or create the destination, lock it, make sure that its path still leads to it, refuse what must be refused,
-//! sync the directory, write and sync the journal's header, and only then change the destination: whenever it has been
-//! touched, there is a journal that says so. A refusal leaves it as it was and removes a file that it created.
+//! ask whoever has to admit it, sync the directory, write and sync the journal's header, and only then change the
+//! destination: whenever it has been touched, there is a journal that says so. A refusal leaves it as it was and
+//! removes a file that it created.
 
+use super::oversight::Oversight;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Finish, Header, JournalFile, JournalReader, JournalService, JournalState, Keep, Place};
@@ -37,8 +39,10 @@ pub(crate) struct Prepared {
     pub journal: JournalFile,
     /// What an earlier run recorded.
     pub earlier: Option<JournalReader>,
-    /// What an earlier run made durable. Never touched again.
+    /// What earlier runs made durable. Never touched again.
     pub durable: RangeSet,
+    /// Whether some of that is only said to be so, and recorded without digests.
+    pub claims: bool,
     /// What needs no zeroing.
     pub known_zero: KnownZero,
     /// Its bytes from the source's end to the next multiple of its alignment, so that the last block can be written whole
@@ -47,31 +51,47 @@ pub(crate) struct Prepared {
 }
 
 /// Prepares a copy. Blocks: for the destination's lock up to the spec's `lock_wait`, for servers up to their request
-/// timeout (connections that fail are not tried again), else for a few disk accesses.
+/// timeout (connections that fail are not tried again), for an admission and a closed gate as long as they take, else for
+/// a few disk accesses.
 ///
 /// # Errors
 /// The refusals of a copy, in this order: `EBadRequest`, `ENotFound`, `EPermission`, `ESameVolume`, `EBusy`,
 /// `EReadOnly`, `ESizeMismatch`, `EExists`, `ENoSpace`; for a resumed one `ECheckpointCorrupt`, `ECheckpointMismatch`
 /// and `ESourceChanged` in place of a destination that holds data; `EUnsupported` for demands that cannot be met;
 /// `ECancelled` until the destination is touched; `EUnreachable` and `EProtocol` of servers.
-pub(crate) fn prepare(spec: &CopySpec, journals: &JournalService, cancelled: &dyn Fn() -> bool) -> Result<Prepared> {
+pub(crate) fn prepare(
+    spec: &CopySpec,
+    oversight: &Oversight,
+    journals: &JournalService,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Prepared> {
     refuse_contradiction(spec)?;
-    let mut opened = open(spec, cancelled)?;
+    oversight.refuse_unwanted(spec)?;
+    let mut opened = open(spec, oversight, cancelled)?;
     refuse_journal_on_volume(spec, &opened)?;
     let start = decide(spec, journals, &opened)?;
+    oversight.refuse_lost(&opened)?;
     bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
     refuse_full(&opened.source, &opened.destination, spec)?;
-    if cancelled() {
-        let message = "cancelled before the destination was touched";
-        return Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message));
-    }
+    refuse_cancelled(cancelled)?;
+    oversight.ask(&opened, matches!(start, Start::Resumed(..)))?;
+    refuse_cancelled(cancelled)?;
     if opened.is_created() {
         opened.destination.volume().sync_parent()?;
     }
+    let changes = Changes { spec, oversight, cancelled };
     match start {
-        Start::Resumed(journal, earlier) => go_on(spec, opened, journal, *earlier),
-        Start::Fresh => start_fresh(spec, opened, journals),
+        Start::Resumed(journal, earlier) => changes.go_on(opened, journal, *earlier),
+        Start::Fresh => changes.start_fresh(opened, journals),
     }
+}
+
+fn refuse_cancelled(cancelled: &dyn Fn() -> bool) -> Result<()> {
+    if !cancelled() {
+        return Ok(());
+    }
+    let message = "cancelled before the destination was touched";
+    Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message))
 }
 
 /// Where a copy starts.
@@ -106,10 +126,12 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
 }
 
 /// Opens both ends. A destination that a checkpoint is about must be there already.
-fn open(spec: &CopySpec, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
+fn open(spec: &CopySpec, oversight: &Oversight, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
     let rights = || refuse_unwritable_journal(spec);
     let missing = || match (spec.continuation, earlier_journal(spec)) {
-        (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => refuse_missing(spec),
+        (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => {
+            refuse_missing(spec).and_then(|()| oversight.refuse_missing(spec))
+        }
         (Continuation::Resume, Err(error)) => Err(error),
         (Continuation::Resume, Ok(Some(journal))) => {
             let (was, is) = (&journal.header().destination.name, &spec.destination);
@@ -118,7 +140,7 @@ fn open(spec: &CopySpec, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
             Err(error.advise("name the destination of the first start, or start over with --restart"))
         }
     };
-    Opened::open(spec, &Patience::new(spec.lock_wait, cancelled), &rights, &missing)
+    Opened::open(spec, &oversight.means, &Patience::new(spec.lock_wait, cancelled), &rights, &missing)
 }
 
 /// Changes are of use to an older copy only.
@@ -231,33 +253,79 @@ fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()
     })
 }
 
-fn start_fresh(spec: &CopySpec, mut opened: Opened, journals: &JournalService) -> Result<Prepared> {
-    let leaf_bytes = leaf_bytes(spec, &opened)?;
-    let place = match (checkpoint(spec), spec.continuation) {
-        (None, _) => Place::Scratch,
-        (Some(path), Continuation::Restart) => Place::Replace(path),
-        (Some(path), Continuation::Refuse | Continuation::Resume) => Place::File(path),
-    };
-    let journal = journals.create(place, &header(spec, &opened, leaf_bytes))?;
-    let before = opened.destination.volume().size_bytes();
-    match touch(spec, &mut opened, true, before) {
-        Ok(touched) => Ok(prepared(opened, touched, leaf_bytes, journal, None)),
-        Err(error) => {
-            // Nothing of a created file is worth going on with; anything else is, once the cause is gone.
-            if opened.is_created()
-                && let Err(left) = journal.finish(Finish { root: None, finished_ns: now_ns() }, Keep::No)
-            {
-                tracing::warn!(error = %left, "the journal of a copy that could not start stays behind");
-            }
-            Err(error)
-        }
-    }
+/// The first changes to a destination: whatever they are, the gate is looked at before each of them.
+struct Changes<'a> {
+    spec: &'a CopySpec,
+    oversight: &'a Oversight,
+    cancelled: &'a dyn Fn() -> bool,
 }
 
-fn go_on(spec: &CopySpec, mut opened: Opened, journal: JournalFile, earlier: JournalReader) -> Result<Prepared> {
-    let touched = touch(spec, &mut opened, false, earlier.header().destination.size_bytes)?;
-    let leaf_bytes = earlier.header().leaf_bytes;
-    Ok(prepared(opened, touched, leaf_bytes, journal, Some(earlier)))
+impl Changes<'_> {
+    fn start_fresh(&self, mut opened: Opened, journals: &JournalService) -> Result<Prepared> {
+        let spec = self.spec;
+        let leaf_bytes = leaf_bytes(spec, &opened)?;
+        let place = match (checkpoint(spec), spec.continuation) {
+            (None, _) => Place::Scratch,
+            (Some(path), Continuation::Restart) => Place::Replace(path),
+            (Some(path), Continuation::Refuse | Continuation::Resume) => Place::File(path),
+        };
+        let mut journal = journals.create(place, &header(spec, &opened, leaf_bytes))?;
+        let before = opened.destination.volume().size_bytes();
+        let is_fresh = !self.oversight.claims();
+        let touched = self.touch(&mut opened, is_fresh, before).and_then(|touched| {
+            let size = opened.source.volume().size_bytes();
+            let claimed = self.oversight.record(&mut journal, &RangeSet::new(), size, leaf_bytes)?;
+            Ok((touched, claimed))
+        });
+        match touched {
+            Ok((touched, claimed)) => Ok(prepared(opened, touched, leaf_bytes, journal, None, claimed)),
+            Err(error) => {
+                // Nothing of a created file is worth going on with; anything else is, once the cause is gone.
+                if opened.is_created()
+                    && let Err(left) = journal.finish(Finish { root: None, finished_ns: now_ns() }, Keep::No)
+                {
+                    tracing::warn!(error = %left, "the journal of a copy that could not start stays behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn go_on(&self, mut opened: Opened, mut journal: JournalFile, earlier: JournalReader) -> Result<Prepared> {
+        let touched = self.touch(&mut opened, false, earlier.header().destination.size_bytes)?;
+        let (size, leaf_bytes) = (earlier.header().size_bytes, earlier.header().leaf_bytes);
+        let claimed = self.oversight.record(&mut journal, earlier.durable(), size, leaf_bytes)?;
+        Ok(prepared(opened, touched, leaf_bytes, journal, Some(earlier), claimed))
+    }
+
+    /// The first changes to the destination, which had so many bytes `before` the copy: size, then the probes that
+    /// need it.
+    fn touch(&self, opened: &mut Opened, is_fresh: bool, before: u64) -> Result<Touched> {
+        let is_older_copy = self.spec.changed_since.is_some();
+        if is_older_copy {
+            opened.destination.keep_bytes(before);
+        }
+        let (source, destination) = (opened.source.volume(), opened.destination.volume());
+        let known_zero = match destination.kind() {
+            VolumeKind::File if is_fresh && !is_older_copy => {
+                self.wait_for_gate()?;
+                destination.resize(0)?;
+                KnownZero::Everything
+            }
+            VolumeKind::File | VolumeKind::Device | VolumeKind::Export => KnownZero::Nothing,
+        };
+        self.wait_for_gate()?;
+        destination.resize(source.size_bytes())?;
+        self.wait_for_gate()?;
+        let route = probe(self.spec, &opened.source, &opened.destination, known_zero)?;
+        let keeps_rest = is_older_copy || destination.kind() != VolumeKind::File;
+        let tail = if keeps_rest { tail(&opened.destination, source.size_bytes())? } else { Vec::new() };
+        Ok(Touched { route, known_zero, tail })
+    }
+
+    fn wait_for_gate(&self) -> Result<()> {
+        self.oversight.wait_for_gate(self.cancelled)
+    }
 }
 
 /// What changing the destination for the first time leads to.
@@ -265,27 +333,6 @@ struct Touched {
     route: Route,
     known_zero: KnownZero,
     tail: Vec<u8>,
-}
-
-/// The first changes to the destination, which had so many bytes `before` the copy: size, then the probes that need it.
-fn touch(spec: &CopySpec, opened: &mut Opened, is_fresh: bool, before: u64) -> Result<Touched> {
-    let is_older_copy = spec.changed_since.is_some();
-    if is_older_copy {
-        opened.destination.keep_bytes(before);
-    }
-    let (source, destination) = (opened.source.volume(), opened.destination.volume());
-    let known_zero = match destination.kind() {
-        VolumeKind::File if is_fresh && !is_older_copy => {
-            destination.resize(0)?;
-            KnownZero::Everything
-        }
-        VolumeKind::File | VolumeKind::Device | VolumeKind::Export => KnownZero::Nothing,
-    };
-    destination.resize(source.size_bytes())?;
-    let route = probe(spec, &opened.source, &opened.destination, known_zero)?;
-    let keeps_rest = is_older_copy || destination.kind() != VolumeKind::File;
-    let tail = if keeps_rest { tail(&opened.destination, source.size_bytes())? } else { Vec::new() };
-    Ok(Touched { route, known_zero, tail })
 }
 
 /// See [`Prepared::tail`].
@@ -307,13 +354,16 @@ fn prepared(
     leaf_bytes: u32,
     journal: JournalFile,
     earlier: Option<JournalReader>,
+    claimed: RangeSet,
 ) -> Prepared {
     let Touched { route, known_zero, tail } = touched;
     let created = opened.is_created();
     let (source, destination) = opened.keep();
-    let durable = earlier.as_ref().map(|reader| reader.durable().clone()).unwrap_or_default();
+    let mut durable = earlier.as_ref().map(|reader| reader.durable().clone()).unwrap_or_default();
+    claimed.iter().for_each(|range| durable.insert(range));
     let (source, destination) = (source.into_volume(), destination.into_volume());
-    Prepared { source, destination, created, route, leaf_bytes, journal, earlier, durable, known_zero, tail }
+    let claims = !claimed.is_empty();
+    Prepared { source, destination, created, route, leaf_bytes, journal, earlier, durable, claims, known_zero, tail }
 }
 
 /// Decided before the journal is created, which records it: by the caches, not by the whole route.

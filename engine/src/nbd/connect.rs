@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 /// Seconds without a word before TCP asks whether the peer is still there.
 const KEEPALIVE_IDLE_S: u32 = 10;
@@ -25,18 +26,23 @@ const KEEPALIVE_INTERVAL_S: u32 = 5;
 /// Unanswered ones that end the connection.
 const KEEPALIVE_COUNT: u32 = 3;
 
-/// Connects to whoever listens at the address; every address of a name is tried.
+/// Connects to whoever listens at the address; every address of a name is tried. TCP gives up on bytes that stay
+/// unacknowledged for `user_timeout`; without one, as the system does.
 ///
 /// # Errors
 /// What the last address said, with the operating system's number where there is one.
-pub(super) fn connect(address: &Address, patience: Patience<'_>) -> io::Result<OwnedFd> {
+pub(super) fn connect(
+    address: &Address,
+    user_timeout: Option<Duration>,
+    patience: Patience<'_>,
+) -> io::Result<OwnedFd> {
     match address {
         Address::Unix(path) => unix(path, patience),
         Address::Tcp { host, port } => {
             let addresses = resolve(host, *port, patience)?;
             let mut outcome = Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
             for (at, address) in addresses.iter().enumerate() {
-                outcome = tcp(*address, patience.share(addresses.len() - at));
+                outcome = tcp(*address, user_timeout, patience.share(addresses.len() - at));
                 if outcome.is_ok() || patience.piece().is_err() {
                     break;
                 }
@@ -60,7 +66,7 @@ fn unix(path: &Path, patience: Patience<'_>) -> io::Result<OwnedFd> {
     }
 }
 
-fn tcp(address: SocketAddr, patience: Patience<'_>) -> io::Result<OwnedFd> {
+fn tcp(address: SocketAddr, user_timeout: Option<Duration>, patience: Patience<'_>) -> io::Result<OwnedFd> {
     let address = SockaddrStorage::from(address);
     let family = address.family().ok_or(Errno::EAFNOSUPPORT)?;
     let socket = unconnected(family)?;
@@ -69,6 +75,9 @@ fn tcp(address: SocketAddr, patience: Patience<'_>) -> io::Result<OwnedFd> {
     setsockopt(&socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_S)?;
     setsockopt(&socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL_S)?;
     setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?;
+    if let Some(limit) = user_timeout {
+        setsockopt(&socket, sockopt::TcpUserTimeout, &u32::try_from(limit.as_millis()).unwrap_or(u32::MAX))?;
+    }
     match start_connecting(socket.as_raw_fd(), &address) {
         Ok(()) => return blocking(socket),
         Err(Errno::EINPROGRESS | Errno::EINTR) => {}

@@ -19,6 +19,7 @@ use rustls::{AlertDescription as Alert, CertificateError, ClientConnection, Stre
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a server may take to list its exports.
@@ -29,6 +30,7 @@ pub(crate) struct Dialer {
     uri: NbdUri,
     side: Side,
     dirty_bitmap: Option<String>,
+    user_timeout: Option<Duration>,
     tls: Option<Tls>,
 }
 
@@ -45,7 +47,12 @@ impl Dialer {
     /// `EBadRequest` for certificates that are missing or malformed, and names that no certificate can bear.
     pub(crate) fn new(uri: &NbdUri, side: Side, dirty_bitmap: Option<&str>) -> Result<Self> {
         let tls = uri.tls.as_ref().map(|terms| Tls::load(uri, terms, side)).transpose()?;
-        Ok(Self { uri: uri.clone(), side, dirty_bitmap: dirty_bitmap.map(str::to_owned), tls })
+        Ok(Self { uri: uri.clone(), side, dirty_bitmap: dirty_bitmap.map(str::to_owned), user_timeout: None, tls })
+    }
+
+    /// Has TCP connections end when the peer acknowledges nothing for so long.
+    pub(crate) fn with_user_timeout(self, user_timeout: Option<Duration>) -> Self {
+        Self { user_timeout, ..self }
     }
 
     /// Connects and negotiates within `limit` in all. Ends within 100 ms once `cancelled` says so.
@@ -68,12 +75,12 @@ impl Dialer {
         let Negotiated { facts, style, contexts } = negotiate::go(&mut transport, &wishes)?;
         let is_tcp = self.tls.is_none() && matches!(self.uri.address, Address::Tcp { .. });
         let socket = transport.into_socket().map_err(Failure::Pump)?;
-        Ok(Session { socket, facts, style, contexts, is_tcp })
+        Ok(Session { socket: Arc::new(socket), facts, style, contexts, is_tcp })
     }
 
     /// A connection on which options may be sent.
     fn transport<'a>(&self, patience: Patience<'a>) -> Result<Transport<'a>, Failure> {
-        let socket = connect::connect(&self.uri.address, patience).map_err(Failure::Connect)?;
+        let socket = connect::connect(&self.uri.address, self.user_timeout, patience).map_err(Failure::Connect)?;
         let mut stream = Stream::new(socket, patience);
         negotiate::greet(&mut stream)?;
         let Some(tls) = &self.tls else { return Ok(Transport::Plain(stream)) };

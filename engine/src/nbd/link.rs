@@ -10,6 +10,7 @@
 
 use super::converse::{self, Conversation};
 use super::dial::Dialer;
+use super::leash::Leash;
 use super::status::{Board, Scan};
 use super::{ExportFacts, NbdUri, Session};
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -34,6 +35,7 @@ pub struct Link {
     name: String,
     side: Side,
     terms: NetworkTerms,
+    leash: Arc<Leash>,
     facts: ExportFacts,
     /// Grows with every loss.
     generation: AtomicU64,
@@ -81,10 +83,16 @@ impl Link {
         side: Side,
         terms: NetworkTerms,
         dirty_bitmap: Option<&str>,
+        leash: &Arc<Leash>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Arc<Self>> {
-        let dialer = Dialer::new(uri, side, dirty_bitmap)?;
-        let session = dialer.dial(DIAL_LIMIT, cancelled)?;
+        let dialer = Dialer::new(uri, side, dirty_bitmap)?.with_user_timeout(leash.user_timeout());
+        let session = dialer.dial(DIAL_LIMIT, &|| cancelled() || leash.is_cut());
+        if leash.is_cut() {
+            return Err(leash.verdict(side, &uri.to_string()));
+        }
+        let session = session?;
+        leash.hold(&session.socket);
         let facts = session.facts.clone();
         if !facts.flags.can_flush() && !facts.flags.can_fua() && side == Side::Destination {
             tracing::warn!(export = %uri, "the server can neither flush nor write through: it is trusted to have no cache");
@@ -94,6 +102,7 @@ impl Link {
             name: uri.to_string(),
             side,
             terms,
+            leash: Arc::clone(leash),
             zeroes_fast: AtomicBool::new(facts.flags.can_fast_zero()),
             facts,
             generation: AtomicU64::new(0),
@@ -361,11 +370,29 @@ impl Link {
 
     /// What has ended the link.
     pub(crate) fn verdict(&self) -> Option<Error> {
-        if self.over.load(Acquire) { lock(&self.state).verdict.clone() } else { None }
+        match self.over.load(Acquire) {
+            true => lock(&self.state).verdict.clone(),
+            false => self.leash.is_cut().then(|| self.leash.verdict(self.side, &self.name)),
+        }
+    }
+
+    /// Whether the job's owner has cut its connections: what was sent and not answered may still land.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.leash.is_cut()
+    }
+
+    /// Whether what changes the export waits for a gate.
+    pub(crate) fn is_gated(&self) -> bool {
+        self.side == Side::Destination && self.leash.gate().is_some()
+    }
+
+    /// Whether nothing that changes the export may be sent now.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.side == Side::Destination && !self.leash.is_open()
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Acquire)
+        self.over.load(Acquire) || self.leash.is_cut()
     }
 
     /// Whether somebody waits for block status.
@@ -413,9 +440,15 @@ impl Link {
             match task {
                 Dial::Wanted { pause, deadline } => {
                     self.sleep(pause);
-                    (failures, since) = if self.dial_wanted(deadline) { (0, clock()) } else { (failures + 1, since) };
+                    let waited = self.wait_for_gate();
+                    since += waited;
+                    let is_made = self.dial_wanted(deadline + waited);
+                    (failures, since) = if is_made { (0, clock()) } else { (failures + 1, since) };
                 }
-                Dial::Spare => self.dial_spare(),
+                Dial::Spare => {
+                    self.wait_for_gate();
+                    self.dial_spare();
+                }
             }
         }
     }
@@ -424,7 +457,8 @@ impl Link {
     fn next_dial(&self, failures: u32, since: Instant) -> Option<Dial> {
         let mut state = lock(&self.state);
         let is_wanted = state.waiting > self.idle(&mut state).len();
-        if state.closed || state.verdict.is_some() || !(is_wanted || state.spare > 0) {
+        let is_over = state.closed || state.verdict.is_some() || self.leash.is_cut();
+        if is_over || !(is_wanted || state.spare > 0) {
             state.dialing = false;
             return None;
         }
@@ -468,9 +502,15 @@ impl Link {
         }
     }
 
-    /// A further session, which must be to the same export.
+    /// A further session, which must be to the same export. None is made while the gate is closed.
     fn redial(&self, limit: Duration) -> Result<Session> {
-        let session = self.dialer.dial(limit.min(self.terms.retry_for), &|| lock(&self.state).closed)?;
+        if !self.leash.is_open() {
+            let message = format!("{} is not connected to while the right to write is not held", self.name);
+            return Err(Error::new(Code::Unreachable, self.side, Operation::Open, message));
+        }
+        let is_over = || self.leash.is_cut() || lock(&self.state).closed;
+        let session = self.dialer.dial(limit.min(self.terms.retry_for), &is_over)?;
+        self.leash.hold(&session.socket);
         let is_same = session.facts == self.facts && self.same_contexts(&session);
         if is_same { Ok(session) } else { Err(self.changed(&session.facts)) }
     }
@@ -484,6 +524,18 @@ impl Link {
         while clock() < until && !lock(&self.state).closed {
             std::thread::sleep(until.saturating_sub(clock()).min(TICK));
         }
+    }
+
+    /// Waits until connections may be made. How long that took does not count as time without the server.
+    fn wait_for_gate(&self) -> Duration {
+        let since = clock();
+        while !self.leash.is_open() && !self.leash.is_cut() && !lock(&self.state).closed {
+            std::thread::sleep(TICK);
+        }
+        let waited = clock() - since;
+        let lost_since = &mut lock(&self.state).lost_since;
+        *lost_since = lost_since.map(|lost| lost + waited);
+        waited
     }
 
     fn changed(&self, now: &ExportFacts) -> Error {

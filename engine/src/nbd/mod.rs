@@ -19,6 +19,7 @@ mod dial_support;
 mod dial_tests;
 #[doc(hidden)]
 pub mod fuzz;
+pub(crate) mod leash;
 pub(crate) mod link;
 pub(crate) mod negotiate;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use negotiate::ListedExport;
 pub use uri::NbdUri;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// How a server frames its replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +119,7 @@ pub(crate) struct Contexts {
 #[derive(Debug)]
 pub(crate) struct Session {
     /// A stream socket, blocking, close-on-exec. Behind TLS: the plain end of a pair.
-    pub socket: OwnedFd,
+    pub socket: Arc<OwnedFd>,
     pub facts: ExportFacts,
     pub style: ReplyStyle,
     pub contexts: Contexts,

@@ -146,7 +146,7 @@ impl Share {
 
     /// Whether it may have something to do.
     pub(crate) fn may_start(&self) -> bool {
-        self.takes_part && !self.round.is_halting() && !self.round.control.is_paused()
+        self.takes_part && !self.round.is_halting() && !self.round.control.is_paused() && !self.round.is_shut()
     }
 
     fn decide(&mut self, now: Instant) -> Next {
@@ -315,7 +315,7 @@ impl Share {
 
     /// Whether it had something to do when it was last asked, and so may have more.
     pub(crate) fn may_go_on(&self) -> bool {
-        self.busy && !self.round.is_halting()
+        self.busy && self.may_start()
     }
 
     fn segment(&mut self, id: u64) -> &mut OpenSegment {

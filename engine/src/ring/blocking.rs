@@ -53,7 +53,7 @@ pub(crate) fn execute(op: &mut Op) -> Result<u32, Errno> {
             uninterrupted(|| fdatasync(file)).map(|()| 0)
         }
         // A peer may take for ever: nothing waits for it here.
-        Op::Send { .. } | Op::Receive { .. } => Err(Errno::EOPNOTSUPP),
+        Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => Err(Errno::EOPNOTSUPP),
     }
 }
 

@@ -84,7 +84,12 @@ pub(crate) enum Op {
         /// with [`Completion::copied`] saying whether that was of use. What the network has taken and the peer has not,
         /// `shutdown(2)` does not end: a reset does, which is `SO_LINGER` of 0 and then closing every descriptor.
         zero_copy: bool,
+        /// Wait for room in the socket until every byte is taken. Else what it takes at once is all, and where that is
+        /// nothing the answer is `EAGAIN`: what does not go now never goes by itself. Not together with `zero_copy`.
+        waits: bool,
     },
+    /// Wait until a stream socket takes bytes, or never will again. Completes with any number.
+    Writable { file: FileId },
     /// Receive from a stream socket into `head`, then into `body`; at least one is there. Completes with the bytes
     /// received; 0 is the peer's end. Of two receives from one socket at a time, each gets some bytes.
     Receive {
@@ -122,7 +127,7 @@ impl Completion {
         let block = |transfer: Transfer| transfer.block;
         let (head, block) = match op {
             Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => (None, Some(transfer.block)),
-            Op::Zero { .. } | Op::Flush { .. } => (None, None),
+            Op::Zero { .. } | Op::Flush { .. } | Op::Writable { .. } => (None, None),
             Op::Send { head, body, .. } => (Some(head.block), body.map(block)),
             Op::Receive { head, body, .. } => (head.map(block), body.map(block)),
         };

@@ -161,7 +161,7 @@ impl Ring for ThreadRing {
             Op::Read { .. } | Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } => {
                 self.queued.push_back((token, op));
             }
-            Op::Send { .. } | Op::Receive { .. } => self.queued_sockets.push((token, op)),
+            Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => self.queued_sockets.push((token, op)),
         }
     }
 
@@ -315,7 +315,7 @@ mod tests {
         .unwrap();
         ring.push(Token(1), Op::Read { file: pipe, offset: 0, into: transfer() });
         ring.push(Token(2), Op::Receive { file: far, head: None, body: Some(transfer()), all: true });
-        ring.push(Token(3), Op::Send { file: near, head: transfer(), body: None, zero_copy: false });
+        ring.push(Token(3), Op::Send { file: near, head: transfer(), body: None, zero_copy: false, waits: true });
         ring.submit_and_wait(2, PATIENCE).unwrap();
         let mut tokens = [ring.reap(), ring.reap()].map(|completion| completion.expect("a completion").token.0);
         tokens.sort_unstable();

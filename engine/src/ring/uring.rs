@@ -27,7 +27,7 @@ use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use messages::Messages;
 use nix::errno::Errno;
-use nix::libc::{MSG_NOSIGNAL, MSG_WAITALL, iovec, msghdr};
+use nix::libc::{MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLOUT, iovec, msghdr};
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
@@ -53,6 +53,15 @@ const SEND_FLAGS: i32 = MSG_NOSIGNAL | MSG_WAITALL;
 const REPORT_USAGE: u16 = 1 << 3;
 /// `IORING_NOTIF_USAGE_ZC_COPIED`: it did not.
 const COPIED: u32 = 1 << 31;
+
+/// How a send goes about it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SendHow {
+    Whole,
+    WithoutCopy,
+    /// The kernel neither waits nor comes back to it.
+    AtOnce,
+}
 
 /// How a ring is set up.
 #[derive(Clone, Copy, Debug)]
@@ -157,19 +166,21 @@ impl UringRing {
         }
     }
 
-    fn send(&self, index: usize, file: FileId, head: &mut Transfer, body: Option<&mut Transfer>, free: bool) -> Entry {
+    fn send(&self, index: usize, file: FileId, parts: (&mut Transfer, Option<&mut Transfer>), how: SendHow) -> Entry {
+        let ((head, body), free) = (parts, how == SendHow::WithoutCopy);
+        let flags = if how == SendHow::AtOnce { MSG_NOSIGNAL | MSG_DONTWAIT } else { SEND_FLAGS };
         let (file, len, head) = (Fd(file.0), head.len, part(head));
         let Some(body) = body else {
             let start = head.iov_base.cast_const().cast();
             return match free {
-                true => opcode::SendZc::new(file, start, len).flags(SEND_FLAGS).zc_flags(REPORT_USAGE).build(),
-                false => opcode::Send::new(file, start, len).flags(SEND_FLAGS).build(),
+                true => opcode::SendZc::new(file, start, len).flags(flags).zc_flags(REPORT_USAGE).build(),
+                false => opcode::Send::new(file, start, len).flags(flags).build(),
             };
         };
         let message = self.messages.write(index, [head, part(body)]);
         match free {
-            true => opcode::SendMsgZc::new(file, message).flags(SEND_FLAGS as u32).ioprio(REPORT_USAGE).build(),
-            false => opcode::SendMsg::new(file, message).flags(SEND_FLAGS as u32).build(),
+            true => opcode::SendMsgZc::new(file, message).flags(flags as u32).ioprio(REPORT_USAGE).build(),
+            false => opcode::SendMsg::new(file, message).flags(flags as u32).build(),
         }
     }
 
@@ -196,7 +207,15 @@ impl UringRing {
                 opcode::Fallocate::new(Fd(file.0), *len).offset(*offset).mode(mode.flags().bits()).build()
             }
             Op::Flush { file } => opcode::Fsync::new(Fd(file.0)).flags(FsyncFlags::DATASYNC).build(),
-            Op::Send { file, head, body, zero_copy } => self.send(index, *file, head, body.as_mut(), *zero_copy),
+            Op::Send { file, head, body, zero_copy, waits } => {
+                let how = match (*zero_copy, *waits) {
+                    (true, _) => SendHow::WithoutCopy,
+                    (false, true) => SendHow::Whole,
+                    (false, false) => SendHow::AtOnce,
+                };
+                self.send(index, *file, (head, body.as_mut()), how)
+            }
+            Op::Writable { file } => opcode::PollAdd::new(Fd(file.0), POLLOUT as u32).build(),
             Op::Receive { file, head, body, all } => self.receive(index, *file, [head.as_mut(), body.as_mut()], *all),
         }
     }

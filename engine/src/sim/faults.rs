@@ -44,7 +44,7 @@ impl Faults {
             Op::Write { .. } => (self.io, self.space),
             Op::Zero { .. } => (self.zero, self.space),
             Op::Flush { .. } => (self.flush, 0.0),
-            Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+            Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
         };
         if hit(io, rng) { Some(Errno::EIO) } else { hit(space, rng).then_some(Errno::ENOSPC) }
     }

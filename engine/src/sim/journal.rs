@@ -7,9 +7,10 @@ use super::image::SECTOR;
 use super::judge;
 use super::world::{Shared, World};
 use crate::error::{Error, Operation, Result, Side};
+use crate::extent::RangeSet;
 use crate::job::ledger::Ledger;
 use crate::journal::append::{Appender, Write};
-use crate::journal::{Header, JournalReader, Run};
+use crate::journal::{Content, Header, JournalReader, Run};
 use crate::ring::Instant;
 use fastrand::Rng;
 use nix::errno::Errno;
@@ -111,6 +112,23 @@ impl JournalFile {
         }
     }
 
+    /// Carries out everything.
+    fn carry_out(&mut self) {
+        while let Some(step) = self.steps.pop_front() {
+            self.take(step);
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Write(write) => self.write(write),
+            Step::Sync { end } => {
+                self.sync();
+                self.end = end;
+            }
+        }
+    }
+
     /// Carries out what is due; the outcome when everything is.
     fn proceed(&mut self, now: Instant, broken: f64, rng: &mut Rng) -> Option<Result<()>> {
         while now >= self.due {
@@ -124,13 +142,7 @@ impl JournalFile {
                     "write the simulated journal",
                 )));
             }
-            match step {
-                Step::Write(write) => self.write(write),
-                Step::Sync { end } => {
-                    self.sync();
-                    self.end = end;
-                }
-            }
+            self.take(step);
             self.due = now + Duration::from_micros(rng.u64(0..3_000));
         }
         None
@@ -166,6 +178,15 @@ impl SimLedger {
     pub(crate) fn resume(world: &Shared, task: usize, reader: &JournalReader) -> Self {
         world.lock().sites[task].journal.reopen(reader.end());
         Self { world: world.clone(), place: Place::Task(task), appender: Appender::resume(reader), refused: None }
+    }
+
+    /// Records at once what others say is durable.
+    pub(crate) fn record_claims(&mut self, claims: &RangeSet) {
+        let runs = claims.iter().map(|range| Run { range, content: Content::Undigested }).collect();
+        self.append(runs);
+        if let Place::Task(task) = self.place {
+            self.world.lock().sites[task].journal.carry_out();
+        }
     }
 
     /// A journal for one comparison.

@@ -45,7 +45,8 @@ impl Machine {
     /// The computer that `seed` stands for.
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let (mut scenario, sites) = Scenario::draw(&mut rng, matches!(seed % 7, 0 | 2 | 5));
+        let (mut scenario, sites) =
+            Scenario::draw(&mut rng, matches!(seed % 7, 0 | 2 | 5), matches!(seed % 11, 1 | 5 | 8));
         let world = Shared::new(World::new(rng, sites, trace));
         let slots_bytes = (scenario.workers * scenario.depth * scenario.block_bytes()) as u64;
         let block_bytes = scenario.block_bytes();
@@ -181,9 +182,26 @@ impl Machine {
             Blow::Limit => task.set_limit(),
             Blow::Change => task.change_source(),
             Blow::Restart | Blow::RestartUnheard => task.restart_server(),
+            Blow::Shut | Blow::ShutAmidst => {
+                let pause = self.shut_time();
+                self.tasks[victim].shut(pause, blow == Blow::ShutAmidst);
+            }
+            Blow::TakeOver => {
+                let power = self.world.lock().rng.bool();
+                self.tasks.iter_mut().for_each(Task::note_durable);
+                self.crash(power);
+                self.tasks.iter_mut().for_each(Task::take_over);
+            }
             Blow::Kill => self.crash(false),
             Blow::PowerCut => self.crash(true),
         }
+    }
+
+    /// Mostly short, now and then longer than anybody's patience.
+    fn shut_time(&self) -> Duration {
+        let rng = &mut self.world.lock().rng;
+        let most = if rng.u8(0..8) == 0 { 40_000_000 } else { 300_000 };
+        Duration::from_micros(rng.u64(0..most))
     }
 
     /// The process dies, or the whole computer.

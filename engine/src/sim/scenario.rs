@@ -1,5 +1,6 @@
 //! What a seed stands for: the engine, its volumes, its jobs, and what will go wrong.
 
+use super::barrier::Barrier;
 use super::books::Books;
 use super::disk::{Abilities, Disk};
 use super::faults::Faults;
@@ -27,6 +28,12 @@ pub(crate) enum Blow {
     Restart,
     /// As soon as an answer was given that nobody has heard yet.
     RestartUnheard,
+    /// The gate closes for a while.
+    Shut,
+    /// The same in the middle of a worker's turn.
+    ShutAmidst,
+    /// The process dies, and others go on with what they know to be durable.
+    TakeOver,
 }
 
 /// One copy to be made.
@@ -59,8 +66,8 @@ enum Weather {
 }
 
 impl Scenario {
-    /// With `servers`, some volumes are behind one.
-    pub(crate) fn draw(rng: &mut Rng, servers: bool) -> (Self, Vec<Site>) {
+    /// With `servers`, some volumes are behind one; with `gates`, destinations are.
+    pub(crate) fn draw(rng: &mut Rng, servers: bool, gates: bool) -> (Self, Vec<Site>) {
         let weather = [Weather::Calm, Weather::Windy, Weather::Stormy][rng.usize(0..3)];
         let (mut plans, mut sites) = (Vec::new(), Vec::new());
         for _ in 0..*pick(rng, &[1, 1, 2, 3]) {
@@ -78,6 +85,11 @@ impl Scenario {
         let mut blows = blows(rng);
         if servers {
             blows.extend(restarts(rng));
+            blows.sort_by_key(|&(step, _)| step);
+        }
+        if gates {
+            sites.iter_mut().for_each(|site| site.barrier = Some(Barrier::new()));
+            blows.extend(shuts(rng));
             blows.sort_by_key(|&(step, _)| step);
         }
         (Self { workers, depth, plans, blows }, sites)
@@ -144,6 +156,8 @@ fn site(rng: &mut Rng, plan: &Plan, weather: Weather) -> Site {
         journal: JournalFile::default(),
         flushes: plan.spec.sync == Sync::Yes,
         checkpoints: plan.spec.checkpoint != Checkpoint::None,
+        barrier: None,
+        has_claims: false,
     }
 }
 
@@ -289,6 +303,13 @@ fn restarts(rng: &mut Rng) -> Vec<(u64, Blow)> {
     let count = *pick(rng, &[0, 1, 1, 2, 4]);
     let horizon = *pick(rng, &[100, 400, 2_000]);
     (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &[Blow::Restart, Blow::RestartUnheard]))).collect()
+}
+
+fn shuts(rng: &mut Rng) -> Vec<(u64, Blow)> {
+    let kinds = [Blow::Shut, Blow::ShutAmidst, Blow::ShutAmidst, Blow::TakeOver];
+    let count = *pick(rng, &[1, 2, 4, 12]);
+    let horizon = *pick(rng, &[30, 100, 400, 2_000]);
+    (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &kinds))).collect()
 }
 
 pub(crate) fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {

@@ -96,6 +96,11 @@ fn take_effect(disk: &mut Disk, op: &Op) {
         Op::Zero { offset, len, mode: ZeroMode::Hole, .. } if disk.abilities.zero_hole => {
             disk.zero(*offset, *offset + *len, ExtentKind::Hole);
         }
-        Op::Read { .. } | Op::Zero { .. } | Op::Flush { .. } | Op::Send { .. } | Op::Receive { .. } => {}
+        Op::Read { .. }
+        | Op::Zero { .. }
+        | Op::Flush { .. }
+        | Op::Send { .. }
+        | Op::Receive { .. }
+        | Op::Writable { .. } => {}
     }
 }

@@ -10,7 +10,7 @@ use super::journal::SimLedger;
 use super::judge;
 use super::scenario::{Plan, rate};
 use super::volume::SimVolume;
-use super::world::Shared;
+use super::world::{Shared, Site};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
 use crate::job::Reason;
@@ -89,6 +89,10 @@ pub(crate) struct Task {
     /// Leaves read when the job was paused or cancelled: no more may follow.
     frozen: Option<usize>,
     pub resume_at: Option<Instant>,
+    /// What the run that was killed had made durable, when its journal is gone.
+    claims: RangeSet,
+    /// The same of the run under way.
+    durable: RangeSet,
 }
 
 impl Task {
@@ -111,6 +115,8 @@ impl Task {
             limit: None,
             frozen: None,
             resume_at: None,
+            claims: RangeSet::new(),
+            durable: RangeSet::new(),
         }
     }
 
@@ -132,6 +138,9 @@ impl Task {
         if self.resume_at.is_some_and(|at| now >= at) {
             self.set_paused(None);
         }
+        if self.site(|site| site.barrier.as_mut().is_some_and(|barrier| barrier.look(now))) {
+            self.frozen = None;
+        }
         match &mut self.phase {
             Phase::Idle => self.start(crew),
             Phase::Copying(running) | Phase::Checking(running, _) => match running.conductor.turn(now) {
@@ -142,8 +151,21 @@ impl Task {
         }
     }
 
+    fn site<T>(&self, look: impl FnOnce(&mut Site) -> T) -> T {
+        look(&mut self.world.lock().sites[self.index])
+    }
+
+    fn is_shut(&self) -> bool {
+        self.site(|site| site.barrier.as_ref().is_some_and(|barrier| !barrier.gate.is_open()))
+    }
+
     fn start(&mut self, crew: &Crew) {
-        self.control = Arc::new(Control::new(self.plan.spec.limit_bytes_per_second));
+        if let Some(opens_at) = self.site(|site| site.barrier.as_ref().and_then(|barrier| barrier.opens_at)) {
+            self.wake = opens_at;
+            return;
+        }
+        let gate = self.site(|site| site.barrier.as_ref().map(|barrier| Arc::clone(&barrier.gate)));
+        self.control = Arc::new(Control::gated(self.plan.spec.limit_bytes_per_second, gate));
         self.control.set_window(self.plan.window.unwrap_or(u64::MAX));
         (self.reason, self.seen, self.frozen, self.resume_at) = (None, None, None, None);
         self.note_limit(self.plan.spec.limit_bytes_per_second, 0);
@@ -176,25 +198,66 @@ impl Task {
             refuse_other(reader.header(), reader.durable(), source.identity(), destination.identity())?;
         }
         let header = self.header(&volumes);
+        let claims = self.take_claims();
         let ledger = match &earlier {
             Some(reader) => SimLedger::resume(&self.world, self.index, reader),
-            None => {
+            None if claims.is_empty() => {
                 self.forget();
                 SimLedger::create(&self.world, self.index, &header)
             }
+            None => {
+                let mut ledger = SimLedger::create(&self.world, self.index, &header);
+                ledger.record_claims(&claims);
+                ledger
+            }
         };
         let mut known_zero = KnownZero::Nothing;
-        if destination.kind() == VolumeKind::File && earlier.is_none() {
+        if destination.kind() == VolumeKind::File && earlier.is_none() && claims.is_empty() {
             destination.resize(0)?;
             known_zero = KnownZero::Everything;
         }
         destination.resize(source.size_bytes())?;
         let digest = earlier.as_ref().map_or(self.plan.spec.digest, |reader| reader.header().digest);
-        let durable = earlier.map_or_else(RangeSet::new, |reader| reader.durable().clone());
+        let durable = earlier.map_or(claims, |reader| reader.durable().clone());
         let (route, tail) = (self.route(&volumes), self.tail(&**destination));
         let [source, destination] = volumes;
         let leaf_bytes = self.plan.leaf;
         Ok((CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail }, ledger))
+    }
+
+    /// What is gone on from without a journal, unless the source has changed since.
+    fn take_claims(&mut self) -> RangeSet {
+        let claims = std::mem::take(&mut self.claims);
+        let restart = self.restart || claims.is_empty();
+        let holds = self.site(|site| {
+            let holds = !restart && site.is_source_unchanged();
+            site.has_claims |= holds;
+            holds
+        });
+        if holds { claims } else { RangeSet::new() }
+    }
+
+    /// Before a crash: what the outside world knows of a run.
+    pub(crate) fn note_durable(&mut self) {
+        let is_running = self.is_running() && self.site(|site| site.barrier.is_some());
+        self.durable = if is_running { self.control.durable() } else { RangeSet::new() };
+    }
+
+    /// After a crash: the journal is gone, too.
+    pub(crate) fn take_over(&mut self) {
+        let durable = std::mem::take(&mut self.durable);
+        if durable.is_empty() || self.is_done() {
+            return;
+        }
+        self.world.lock().note(format_args!("task {} is taken over: {durable:?}", self.index));
+        self.site(|site| site.journal = super::journal::JournalFile::default());
+        self.claims = durable;
+    }
+
+    /// Closes the gate, now or in the middle of a worker's next turn.
+    pub(crate) fn shut(&mut self, time: Duration, amidst: bool) {
+        let now = self.world.lock().now;
+        self.site(|site| site.barrier.iter_mut().for_each(|barrier| barrier.shut(now, time, amidst)));
     }
 
     /// A fresh start: the model takes the source as it is now.
@@ -202,6 +265,7 @@ impl Task {
         let world = &mut *self.world.lock();
         let site = &mut world.sites[self.index];
         (site.truth, site.truth_changes) = (site.disks[0].cached.clone(), site.disks[0].changes);
+        site.has_claims = false;
         self.fresh_starts += 1;
         (self.restart, self.corrupted) = (false, None);
         world.note(format_args!("task {} starts afresh", self.index));
@@ -422,6 +486,7 @@ impl Task {
             judge::durable(site, &reader);
         }
         let counted = self.control.counters.durable.load(Relaxed);
+        assert!(!was_running || self.control.durable().bytes() == counted, "durable ranges are not what is counted");
         assert!(!was_running || counted <= reader.durable().bytes(), "{counted} bytes were called durable");
         if was_copying {
             judge::redo(site, &self.plan.spec, &reader, self.slots_bytes);
@@ -440,12 +505,13 @@ impl Task {
         self.seen = Some(now);
         let world = self.world.lock();
         let touched = world.sites[self.index].books.touched.len();
-        if self.control.is_paused() || self.control.cancelled().is_some() {
+        drop(world);
+        if self.control.is_paused() || self.control.cancelled().is_some() || self.is_shut() {
             assert_eq!(*self.frozen.get_or_insert(touched), touched, "a block was read after a pause or a cancel");
         }
         if let Some(Limit { rate, since, read, slack }) = self.limit {
-            let allowed =
-                (world.now - since + BURST).as_secs_f64() * rate as f64 + (slack + u64::from(self.plan.leaf)) as f64;
+            let allowed = (self.world.lock().now - since + BURST).as_secs_f64() * rate as f64
+                + (slack + u64::from(self.plan.leaf)) as f64;
             let moved = self.control.counters.read.load(Relaxed) - read;
             assert!(moved as f64 <= allowed, "{moved} bytes were read, {allowed} are allowed by the limit");
         }

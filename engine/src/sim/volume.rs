@@ -138,6 +138,7 @@ impl Volume for SimVolume {
     fn allocate(&self, range: ByteRange) -> Result<Allocation> {
         self.run_out(Operation::Allocate)?;
         let mut world = self.world.lock();
+        world.sites[self.file.0 as usize / 2].assert_open("space is reserved");
         let disk = world.disk(self.file);
         if !disk.abilities.allocates {
             return Ok(Allocation::Unsupported);
@@ -149,6 +150,7 @@ impl Volume for SimVolume {
     fn resize(&self, size_bytes: u64) -> Result<()> {
         if self.identity.kind == VolumeKind::File {
             self.run_out(Operation::Resize)?;
+            self.world.lock().sites[self.file.0 as usize / 2].assert_open("the size is set");
             self.world.lock().disk(self.file).resize(size_bytes);
             self.size.store(size_bytes, Relaxed);
         }
@@ -166,6 +168,7 @@ impl Volume for SimVolume {
     fn clone_range(&self, source: &dyn Volume, range: ByteRange) -> Result<()> {
         self.run_out(Operation::Clone)?;
         let mut world = self.world.lock();
+        world.sites[self.file.0 as usize / 2].assert_open("a range is cloned");
         let bytes = world.disk(source.file()).cached.copy(range.start(), range.end());
         world.disk(self.file).write(range.start(), &bytes);
         Ok(())

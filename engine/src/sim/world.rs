@@ -2,6 +2,7 @@
 //!
 //! Operations take effect at the moment they are answered. Nothing happens by itself: the machine moves the clock.
 
+use super::barrier::Barrier;
 use super::books::Books;
 use super::disk::{Disk, Snapshot};
 use super::faults::Faults;
@@ -76,9 +77,19 @@ pub(crate) struct Site {
     pub flushes: bool,
     /// Whether each record has to be: a later run may go on from it.
     pub checkpoints: bool,
+    /// Before the destination, if there is one.
+    pub barrier: Option<Barrier>,
+    /// Whether a part was taken over from a run whose journal is gone.
+    pub has_claims: bool,
 }
 
 impl Site {
+    /// Nothing may change the destination while its gate is closed.
+    pub(crate) fn assert_open(&self, what: &str) {
+        let is_open = self.barrier.as_ref().is_none_or(|barrier| barrier.gate.is_open());
+        assert!(is_open, "{what} while the gate is closed");
+    }
+
     /// Whether the model still knows what the source holds.
     pub(crate) fn is_source_unchanged(&self) -> bool {
         self.disks[0].changes == self.truth_changes
@@ -127,6 +138,7 @@ impl World {
             && file.0 % 2 == 0
         {
             books.reads(offset);
+            self.pass_by(file);
         }
         let snapshot = matches!(op, Op::Flush { .. }).then(|| self.disk(file).snapshot());
         self.note(format_args!("ring {ring} takes {}", Brief(&op)));
@@ -137,6 +149,9 @@ impl World {
     pub(crate) fn submit(&mut self, ring: usize) {
         for flying in self.flying.iter_mut().filter(|flying| flying.ring == ring && flying.due.is_none()) {
             let site = &mut self.sites[file_of(&flying.op).0 as usize / 2];
+            if !matches!(flying.op, Op::Read { .. }) {
+                site.assert_open(&format!("{} is submitted", Brief(&flying.op)));
+            }
             let latency = site.faults.latency(&flying.op, &mut self.rng);
             site.books.hung |= latency.is_none_or(|latency| latency > Duration::from_secs(8));
             let server = site.disks[file_of(&flying.op).0 as usize % 2].server;
@@ -145,12 +160,20 @@ impl World {
         }
     }
 
+    /// A worker does something with a volume of that task, and will do more in the same turn.
+    fn pass_by(&mut self, file: FileId) {
+        let now = self.now;
+        let barrier = &mut self.sites[file.0 as usize / 2].barrier;
+        barrier.iter_mut().for_each(|barrier| barrier.pass_by(now));
+    }
+
     pub(crate) fn arrived(&self, ring: usize) -> usize {
         self.arrived[ring].len()
     }
 
     pub(crate) fn reap(&mut self, ring: usize) -> Option<Completion> {
         let (site, completion) = self.arrived[ring].pop_front()?;
+        self.pass_by(FileId(site as i32 * 2));
         self.sites[site].books.reaped(&completion);
         Some(completion)
     }
@@ -238,7 +261,7 @@ impl World {
                 disk.flushed(snapshot.expect("taken when it was pushed"));
                 Ok(0)
             }
-            Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+            Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
         }
     }
 }
@@ -264,7 +287,7 @@ fn check(disk: &Disk, op: &Op) -> Result<(), Errno> {
             aligned(*offset, *len, 0, sector).then_some(()).ok_or(Errno::EINVAL)
         }
         Op::Flush { .. } => Ok(()),
-        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+        Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -277,14 +300,14 @@ fn fail(disk: &mut Disk, op: &Op, snapshot: Option<Snapshot>, rng: &mut Rng) {
         }
         Op::Flush { .. } => disk.flush_failed(snapshot.expect("taken when it was pushed"), rng),
         Op::Read { .. } | Op::Zero { .. } => {}
-        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+        Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
 fn file_of(op: &Op) -> FileId {
     match *op {
         Op::Read { file, .. } | Op::Write { file, .. } | Op::Zero { file, .. } | Op::Flush { file } => file,
-        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+        Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -294,7 +317,7 @@ fn name_of(op: &Op) -> &'static str {
         Op::Write { .. } => "a write failed",
         Op::Zero { .. } => "a request for zeros failed",
         Op::Flush { .. } => "a flush failed",
-        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+        Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -302,7 +325,7 @@ fn block_bytes(op: &Op) -> u64 {
     match op {
         Op::Read { into: transfer, .. } | Op::Write { from: transfer, .. } => transfer.len.into(),
         Op::Zero { .. } | Op::Flush { .. } => 0,
-        Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+        Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
     }
 }
 
@@ -316,7 +339,7 @@ impl Display for Brief<'_> {
             Op::Write { file, offset, from } => write!(f, "write to volume {}: {} at {offset}", file.0, from.len),
             Op::Zero { file, offset, len, mode } => write!(f, "zero of volume {}: {len} at {offset} {mode:?}", file.0),
             Op::Flush { file } => write!(f, "flush of volume {}", file.0),
-            Op::Send { .. } | Op::Receive { .. } => unreachable!("{NO_SOCKETS}"),
+            Op::Send { .. } | Op::Receive { .. } | Op::Writable { .. } => unreachable!("{NO_SOCKETS}"),
         }
     }
 }

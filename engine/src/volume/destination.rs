@@ -10,11 +10,13 @@ use super::node::{Node, NodeKind, absolute, errno};
 use super::reading::Source;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::CopySpec;
+use crate::supervision::OpenedDestination;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc;
 use nix::unistd::{AccessFlags, faccessat};
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +30,17 @@ pub(super) struct CreatedFile {
     device: u64,
     inode: u64,
     stays: bool,
+}
+
+/// Who created the destination for this run.
+#[derive(Debug)]
+pub(super) enum Creation {
+    /// Nobody: it was there.
+    None,
+    /// We did, and remove it again unless the copy goes ahead.
+    Ours(CreatedFile),
+    /// Whoever has given it to us, and looks after it.
+    Theirs,
 }
 
 impl CreatedFile {
@@ -49,54 +62,84 @@ impl Drop for CreatedFile {
     }
 }
 
-/// A local destination, open and locked, and whether it was created.
+/// A local destination, open and locked, and who created it. One that was `given` is reached by its descriptor.
 pub(super) fn open_destination(
     spec: &CopySpec,
     path: &Path,
+    given: Option<&OpenedDestination>,
     source: &Source,
     patience: &Patience<'_>,
     missing: &dyn Fn() -> Result<()>,
-) -> Result<(End, Option<CreatedFile>)> {
+) -> Result<(End, Creation)> {
+    if let Some(given) = given {
+        return open_given(spec, path, given, source, patience);
+    }
     for _ in 0..REPLACED_MAX {
-        if let Some((file, kind, created)) = try_destination(spec, path, source, patience, missing)? {
+        if let Some((file, kind, creation)) = try_destination(spec, path, source, patience, missing)? {
             let name = absolute(path, Side::Destination)?.display().to_string();
-            return Ok((End::Local(Local::new(kind, file, name, Side::Destination)?), created));
+            return Ok((End::Local(Local::new(kind, file, name, Side::Destination)?), creation));
         }
     }
     let message = format!("the destination {} keeps being replaced while it is being opened", spec.destination);
     Err(Error::new(Code::Busy, Side::Destination, Operation::Open, message).advise("stop whoever does that"))
 }
 
-/// The destination, open and locked, with its kind and whether it was created; `None` if it was replaced meanwhile.
+/// The destination, open and locked, with its kind and who created it; `None` if it was replaced meanwhile.
 fn try_destination(
     spec: &CopySpec,
     path: &Path,
     source: &Source,
     patience: &Patience<'_>,
     missing: &dyn Fn() -> Result<()>,
-) -> Result<Option<(File, NodeKind, Option<CreatedFile>)>> {
+) -> Result<Option<(File, NodeKind, Creation)>> {
     let Some(node) = Node::look_up(path, Side::Destination)? else {
         missing()?;
         let created = create_destination(spec, path, source, patience)?;
-        return Ok(created.map(|(file, guard)| (file, NodeKind::File, Some(guard))));
+        return Ok(created.map(|(file, guard)| (file, NodeKind::File, Creation::Ours(guard))));
     };
-    let writable = may_write(node.path(), AccessFlags::R_OK | AccessFlags::W_OK)?;
-    source.refuse_same(&node)?;
-    refuse_claimed(&node)?;
+    let file = open_locked(spec, &node, source, patience)?;
+    Ok(leads_to(&node, &file)?.then_some((file, node.kind(), Creation::None)))
+}
+
+/// The destination that somebody else has opened: the same rules, but its name leads nowhere.
+fn open_given(
+    spec: &CopySpec,
+    path: &Path,
+    given: &OpenedDestination,
+    source: &Source,
+    patience: &Patience<'_>,
+) -> Result<(End, Creation)> {
+    let node = Node::opened(path, &given.file, Side::Destination)?;
+    let file = open_locked(spec, &node, source, patience)?;
+    let parent = given.parent.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| {
+        let what = format!("keep the directory of {}", path.display());
+        Error::io(Side::Destination, Operation::Open, &e, what)
+    })?;
+    let mut local = Local::new(node.kind(), file, node.path().display().to_string(), Side::Destination)?;
+    if let Local::File(file) = &mut local {
+        file.was_given(parent);
+    }
+    Ok((End::Local(local), if given.created { Creation::Theirs } else { Creation::None }))
+}
+
+/// What exists, open and locked.
+fn open_locked(spec: &CopySpec, node: &Node, source: &Source, patience: &Patience<'_>) -> Result<File> {
+    let writable = may_write(node, AccessFlags::R_OK | AccessFlags::W_OK)?;
+    source.refuse_same(node)?;
+    refuse_claimed(node)?;
     source.refuse_live(spec.live_source)?;
     if let Writable::No(error) = writable {
         return Err(error);
     }
-    let file = match node.kind() {
-        NodeKind::Device if sysfs_read_only(node.rdev()) => return Err(read_only_device(node.path())),
-        NodeKind::Device => open_device(&node, patience)?,
+    match node.kind() {
+        NodeKind::Device if sysfs_read_only(node.rdev()) => Err(read_only_device(node.path())),
+        NodeKind::Device => open_device(node, patience),
         NodeKind::File => {
-            let file = open_file(node.path())?;
+            let file = open_file(node)?;
             lock_file(&file, node.path(), patience)?;
-            file
+            Ok(file)
         }
-    };
-    Ok(leads_to(&node, &file)?.then_some((file, node.kind(), None)))
+    }
 }
 
 /// Whether path, looked-up node and descriptor are still one: a file may be replaced between any two of these.
@@ -114,9 +157,10 @@ fn leads_to(node: &Node, file: &File) -> Result<bool> {
     }
 }
 
-fn open_file(path: &Path) -> Result<File> {
+fn open_file(node: &Node) -> Result<File> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(|e| refused_writing(path, &e))
+    let opened = OpenOptions::new().read(true).write(true).custom_flags(flags).open(node.reach());
+    opened.map_err(|e| refused_writing(node.path(), &e))
 }
 
 /// Creates the destination; `None` if somebody else just did, or replaced it.
@@ -128,7 +172,7 @@ fn create_destination(
 ) -> Result<Option<(File, CreatedFile)>> {
     let path = absolute(path, Side::Destination)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let writable = may_write(directory, AccessFlags::W_OK | AccessFlags::X_OK)?;
+    let writable = may_access(directory, directory, AccessFlags::W_OK | AccessFlags::X_OK)?;
     source.refuse_under(&path, directory)?;
     source.refuse_live(spec.live_source)?;
     if let Writable::No(error) = writable {
@@ -187,9 +231,14 @@ pub(crate) fn may_keep(path: &Path, what: &str, advice: &str) -> Result<()> {
 }
 
 /// Missing rights are an error at once, read-only is one for later.
-fn may_write(path: &Path, rights: AccessFlags) -> Result<Writable> {
+fn may_write(node: &Node, rights: AccessFlags) -> Result<Writable> {
+    may_access(node.reach(), node.path(), rights)
+}
+
+/// The same of what is called `name` and found at `path`.
+fn may_access(path: &Path, name: &Path, rights: AccessFlags) -> Result<Writable> {
     let Err(errno) = faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS) else { return Ok(Writable::Yes) };
-    let error = refused_writing(path, &errno.into());
+    let error = refused_writing(name, &errno.into());
     if error.code == Code::ReadOnly { Ok(Writable::No(error)) } else { Err(error) }
 }
 

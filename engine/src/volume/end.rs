@@ -9,6 +9,7 @@ use super::local::Local;
 use crate::error::{Error, Operation, Result, Side};
 use crate::extent::ByteRange;
 use crate::spec::Direct;
+use std::fs::File;
 use std::sync::Arc;
 
 /// An open volume that may still be asked what it is.
@@ -34,6 +35,11 @@ impl End {
             Self::Local(local) => Some(local),
             Self::Export(_) => None,
         }
+    }
+
+    /// What is open of a file or device; `None` of an export.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.local().map(|local| local.descriptor().file())
     }
 
     /// Whether its bytes live in this host's memory only.

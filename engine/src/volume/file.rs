@@ -2,6 +2,7 @@
 
 use super::descriptor::Descriptor;
 use super::device::clone_range;
+use super::means::path_of;
 use super::node::errno;
 use super::{Allocation, Identity, ReadBack, Volume, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -11,9 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 use std::fs::{File, Metadata};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
@@ -25,6 +26,16 @@ pub(crate) struct FileVolume {
     size_bytes: AtomicU64,
     /// See [`FileVolume::keep_bytes`].
     kept_bytes: u64,
+    place: Place,
+}
+
+/// What leads to a file.
+#[derive(Debug)]
+enum Place {
+    /// Its name.
+    Name,
+    /// A descriptor that somebody has given: its name is no more than that. With its directory, perhaps.
+    Descriptor(Option<OwnedFd>),
 }
 
 impl FileVolume {
@@ -36,12 +47,31 @@ impl FileVolume {
         let stat = file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, format!("stat {name}")))?;
         let identity = identity(&stat, &name);
         let size_bytes = AtomicU64::new(stat.len());
-        Ok(Self { descriptor: Descriptor::new(file, name, side)?, identity, size_bytes, kept_bytes: 0 })
+        Ok(Self {
+            descriptor: Descriptor::new(file, name, side)?,
+            identity,
+            size_bytes,
+            kept_bytes: 0,
+            place: Place::Name,
+        })
     }
 
     /// From now on the file is not made shorter than `bytes`.
     pub(super) fn keep_bytes(&mut self, bytes: u64) {
         self.kept_bytes = bytes;
+    }
+
+    /// It was opened by a descriptor, and so is its directory: no name is looked up any more.
+    pub(super) fn was_given(&mut self, parent: Option<OwnedFd>) {
+        self.place = Place::Descriptor(parent);
+    }
+
+    /// A path to its directory; `None` if nobody has named it.
+    pub(super) fn directory(&self) -> Option<PathBuf> {
+        match &self.place {
+            Place::Name => std::fs::canonicalize(self.name()).ok()?.parent().map(Path::to_owned),
+            Place::Descriptor(parent) => parent.as_ref().map(path_of),
+        }
     }
 
     /// Bytes that are allocated to it now.
@@ -217,7 +247,13 @@ impl Volume for FileVolume {
     }
 
     fn check_in_place(&self) -> Result<()> {
-        let now = match std::fs::metadata(self.name()) {
+        let found = match self.place {
+            Place::Name => std::fs::metadata(self.name()),
+            Place::Descriptor(_) => self.descriptor.file().metadata(),
+        };
+        let now = match found {
+            // Somebody holds it, but no name leads to it any more.
+            Ok(now) if now.nlink() == 0 => None,
             Ok(now) => Some((now.dev(), now.ino())),
             Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => None,
             Err(e) => {
@@ -238,8 +274,14 @@ impl Volume for FileVolume {
         let failed = |e: &std::io::Error| {
             Error::io(Side::Destination, Operation::Flush, e, format!("sync the directory of {}", self.name()))
         };
-        let path = std::fs::canonicalize(Path::new(self.name())).map_err(|e| failed(&e))?;
-        let parent = path.parent().unwrap_or(Path::new("/"));
+        let parent = match &self.place {
+            Place::Name => {
+                let path = std::fs::canonicalize(Path::new(self.name())).map_err(|e| failed(&e))?;
+                path.parent().unwrap_or(Path::new("/")).to_owned()
+            }
+            Place::Descriptor(Some(parent)) => path_of(parent),
+            Place::Descriptor(None) => return Ok(()),
+        };
         File::open(parent).and_then(|directory| directory.sync_all()).map_err(|e| failed(&e))
     }
 

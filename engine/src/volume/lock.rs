@@ -109,7 +109,7 @@ pub(super) fn open_device(node: &Node, patience: &Patience<'_>) -> Result<File> 
     let path = node.path();
     loop {
         let flags = libc::O_EXCL | libc::O_CLOEXEC | libc::O_NONBLOCK;
-        match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
+        match OpenOptions::new().read(true).write(true).custom_flags(flags).open(node.reach()) {
             Ok(file) => return Ok(file),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                 refuse_claimed(node)?;

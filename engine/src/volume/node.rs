@@ -1,8 +1,11 @@
-//! What a path leads to, looked up without opening it: devices may react to being opened, fifos may block.
+//! What a path or a descriptor leads to, looked up without opening it: devices may react to being opened, fifos may
+//! block.
 
+use super::means::path_of;
 use crate::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
 use std::fs::Metadata;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +19,10 @@ pub(super) enum NodeKind {
 /// A regular file or block device that exists.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
+    /// Its name.
     path: PathBuf,
+    /// What is opened to reach it: the name, or a descriptor that somebody holds.
+    reach: PathBuf,
     kind: NodeKind,
     stat: Metadata,
 }
@@ -29,19 +35,36 @@ impl Node {
     /// if a directory on the way cannot be searched.
     pub(super) fn look_up(name: &Path, side: Side) -> Result<Option<Self>> {
         let path = absolute(name, side)?;
-        let stat = match std::fs::metadata(&path) {
-            Ok(stat) => stat,
-            Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
-            Err(e) => return Err(Error::io(side, Operation::Open, &e, format!("look up {}", path.display()))),
-        };
+        match std::fs::metadata(&path) {
+            Ok(stat) => Self::new(path.clone(), path, stat, side).map(Some),
+            Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+            Err(e) => Err(Error::io(side, Operation::Open, &e, format!("look up {}", path.display()))),
+        }
+    }
+
+    /// What `descriptor` leads to. `name` is only what it is called.
+    ///
+    /// # Errors
+    /// As [`Node::look_up`].
+    pub(super) fn opened(name: &Path, descriptor: &OwnedFd, side: Side) -> Result<Self> {
+        let path = absolute(name, side)?;
+        let reach = path_of(descriptor);
+        let stat = std::fs::metadata(&reach).map_err(|e| {
+            let what = format!("look at the descriptor given for {}, through {}", path.display(), reach.display());
+            Error::io(side, Operation::Stat, &e, what)
+        })?;
+        Self::new(path, reach, stat, side)
+    }
+
+    fn new(path: PathBuf, reach: PathBuf, stat: Metadata, side: Side) -> Result<Self> {
         let kind = stat.file_type();
         let refused = |code, what: &str| {
             let message = format!("the {side} {} is {what}", path.display());
             Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
         };
         match () {
-            () if kind.is_file() => Ok(Some(Self { path, kind: NodeKind::File, stat })),
-            () if kind.is_block_device() => Ok(Some(Self { path, kind: NodeKind::Device, stat })),
+            () if kind.is_file() => Ok(Self { path, reach, kind: NodeKind::File, stat }),
+            () if kind.is_block_device() => Ok(Self { path, reach, kind: NodeKind::Device, stat }),
             () if kind.is_dir() => refused(Code::BadRequest, "a directory"),
             () if kind.is_fifo() => refused(Code::Unsupported, "a fifo"),
             () if kind.is_char_device() => refused(Code::Unsupported, "a character device"),
@@ -63,6 +86,11 @@ impl Node {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What to open.
+    pub(super) fn reach(&self) -> &Path {
+        &self.reach
     }
 
     pub(super) fn kind(&self) -> NodeKind {

@@ -3,11 +3,12 @@
 //! Rights, same volume, busy, read-only, size. Until [`Opened::keep`] the destination holds what it held before, and a
 //! file that was created for it disappears again.
 
-use super::destination::{CreatedFile, open_destination, read_only_device};
+use super::destination::{Creation, open_destination, read_only_device};
 use super::end::End;
 use super::export::read_only_export;
 use super::local::Local;
 use super::lock::Patience;
+use super::means::Means;
 use super::node::Node;
 use super::reading::{Reading, Source, open_export};
 use super::{Locator, NbdUri, Volume, VolumeKind, device};
@@ -34,7 +35,7 @@ pub(crate) enum DestinationContent {
 #[derive(Debug)]
 pub(crate) struct Opened {
     // Dropped first: a refused file is removed while its lock is still held.
-    created: Option<CreatedFile>,
+    creation: Creation,
     /// Open for reading.
     pub source: End,
     /// Open for reading and writing; locked and buffered, unless it is an export.
@@ -50,27 +51,34 @@ impl Opened {
     /// `ESizeMismatch`; `ECancelled` while waiting. Nothing is left changed.
     pub(crate) fn open(
         spec: &CopySpec,
+        means: &Means,
         patience: &Patience<'_>,
         rights: &dyn Fn() -> Result<()>,
         missing: &dyn Fn() -> Result<()>,
     ) -> Result<Self> {
+        means.refuse_misplaced(&spec.source, &spec.destination)?;
         // A destination that could never be one comes before a source that is missing: the request is malformed.
-        if let Locator::Path(path) = &spec.destination {
-            Node::look_up(path, Side::Destination)?;
+        match (&spec.destination, &means.destination) {
+            (Locator::Path(path), Some(given)) => _ = Node::opened(path, &given.file, Side::Destination)?,
+            (Locator::Path(path), None) => _ = Node::look_up(path, Side::Destination)?,
+            (Locator::Nbd(_), _) => {}
         }
         let plain = Reading { network: spec.network, cancelled: patience.cancelled(), ..Reading::new(spec.direct) };
-        let source = Source::open(&spec.source, &Reading { changed_since: spec.changed_since.as_deref(), ..plain })?;
+        let source =
+            Source::open(&spec.source, &Reading { changed_since: spec.changed_since.as_deref(), ..plain }, means)?;
         rights()?;
-        let (destination, created) = match &spec.destination {
-            Locator::Path(path) => open_destination(spec, path, &source, patience, missing)?,
+        let (destination, creation) = match &spec.destination {
+            Locator::Path(path) => {
+                open_destination(spec, path, means.destination.as_ref(), &source, patience, missing)?
+            }
             Locator::Nbd(uri) => {
                 refuse_same_export(spec)?;
-                let end = open_export(uri, Side::Destination, &plain)?;
+                let end = open_export(uri, Side::Destination, &plain, &means.leash)?;
                 source.refuse_live(spec.live_source)?;
-                (end, None)
+                (end, Creation::None)
             }
         };
-        let opened = Self { created, source: source.end, destination };
+        let opened = Self { creation, source: source.end, destination };
         opened.refuse_read_only()?;
         opened.refuse_small(spec)?;
         Ok(opened)
@@ -81,15 +89,15 @@ impl Opened {
         [self.source.volume(), self.destination.volume()]
     }
 
-    /// Whether this run created the destination.
+    /// Whether the destination was created for this run.
     pub(crate) fn is_created(&self) -> bool {
-        self.created.is_some()
+        !matches!(self.creation, Creation::None)
     }
 
     /// The copy goes ahead: a created file stays.
     pub(crate) fn keep(self) -> (End, End) {
-        let Self { created, source, destination } = self;
-        if let Some(created) = created {
+        let Self { creation, source, destination } = self;
+        if let Creation::Ours(created) = creation {
             created.keep();
         }
         (source, destination)
@@ -170,7 +178,7 @@ pub struct ExportFound {
 /// # Errors
 /// As [`open_source`](super::open_source), on the side of the destination.
 pub fn look_at_export(uri: &NbdUri, how: &Reading<'_>) -> Result<ExportFound> {
-    let end = open_export(uri, Side::Destination, &Reading { changed_since: None, ..*how })?;
+    let end = open_export(uri, Side::Destination, &Reading { changed_since: None, ..*how }, &Arc::default())?;
     let is_read_only = matches!(&end, End::Export(export) if export.is_read_only());
     let is_blank = is_blank(&end)?;
     Ok(ExportFound { volume: end.into_volume(), is_read_only, is_blank })

@@ -6,11 +6,13 @@
 use super::end::End;
 use super::export::ExportVolume;
 use super::local::Local;
+use super::means::Means;
 use super::node::{Node, NodeKind};
 use super::same::{refuse_same, refuse_source_under};
 use super::topology::writable_mount_of;
 use super::{Locator, NbdUri, Volume};
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::nbd::leash::Leash;
 use crate::nbd::link::Link;
 use crate::spec::{Direct, LiveSource, NetworkTerms};
 use nix::libc;
@@ -63,7 +65,12 @@ impl fmt::Debug for Reading<'_> {
 /// device that is mounted read-write (unless allowed), `EUnsupported` if `direct` is demanded and impossible; of an
 /// export `EUnreachable` and `EProtocol` besides.
 pub fn open_source(locator: &Locator, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
-    let mut source = Source::open(locator, how)?;
+    open_source_by(locator, how, &Means::default())
+}
+
+/// As [`open_source`], by these means.
+pub(crate) fn open_source_by(locator: &Locator, how: &Reading<'_>, means: &Means) -> Result<Arc<dyn Volume>> {
+    let mut source = Source::open(locator, how, means)?;
     source.refuse_live(how.live_source)?;
     source.end.bypass_cache(how.direct, Side::Source)?;
     Ok(source.end.into_volume())
@@ -74,9 +81,19 @@ pub fn open_source(locator: &Locator, how: &Reading<'_>) -> Result<Arc<dyn Volum
 /// # Errors
 /// As [`open_source`], but never `EBusy`; errors name `side`.
 pub fn open_verified(locator: &Locator, side: Side, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
+    open_verified_by(locator, side, how, &Means::default())
+}
+
+/// As [`open_verified`], by these means.
+pub(crate) fn open_verified_by(
+    locator: &Locator,
+    side: Side,
+    how: &Reading<'_>,
+    means: &Means,
+) -> Result<Arc<dyn Volume>> {
     let mut volume = match locator {
-        Locator::Path(path) => End::Local(open_reading(&Node::existing(path, side)?, side)?),
-        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how })?,
+        Locator::Path(path) => End::Local(open_reading(&existing(path, side, means)?, side)?),
+        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how }, &means.leash)?,
     };
     volume.bypass_cache(how.direct, side)?;
     Ok(volume.into_volume())
@@ -89,14 +106,14 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn open(locator: &Locator, how: &Reading<'_>) -> Result<Self> {
+    pub(super) fn open(locator: &Locator, how: &Reading<'_>, means: &Means) -> Result<Self> {
         Ok(match locator {
             Locator::Path(path) => {
-                let node = Node::existing(path, Side::Source)?;
+                let node = existing(path, Side::Source, means)?;
                 Self { end: End::Local(open_reading(&node, Side::Source)?), node: Some(node) }
             }
             Locator::Nbd(uri) => {
-                let end = open_export(uri, Side::Source, how)?;
+                let end = open_export(uri, Side::Source, how, &means.leash)?;
                 Self { end, node: None }
             }
         })
@@ -120,8 +137,16 @@ impl Source {
     }
 }
 
-pub(super) fn open_export(uri: &NbdUri, side: Side, how: &Reading<'_>) -> Result<End> {
-    let link = Link::open(uri, side, how.network, how.changed_since, how.cancelled)?;
+/// What was given, or else what the path leads to.
+fn existing(path: &Path, side: Side, means: &Means) -> Result<Node> {
+    match means.of(side) {
+        Some(descriptor) => Node::opened(path, descriptor, side),
+        None => Node::existing(path, side),
+    }
+}
+
+pub(super) fn open_export(uri: &NbdUri, side: Side, how: &Reading<'_>, leash: &Arc<Leash>) -> Result<End> {
+    let link = Link::open(uri, side, how.network, how.changed_since, leash, how.cancelled)?;
     Ok(End::Export(ExportVolume::new(link)))
 }
 
@@ -129,7 +154,7 @@ fn open_reading(node: &Node, side: Side) -> Result<Local> {
     let path = node.path();
     let failed = |e: &std::io::Error| Error::io(side, Operation::Open, e, format!("open {}", path.display()));
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| {
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(node.reach()).map_err(|e| {
         let error = failed(&e);
         if error.code == Code::Permission { error.advise("run as a user who may read it") } else { error }
     })?;

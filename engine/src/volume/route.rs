@@ -208,8 +208,8 @@ fn may_share<'a>(source: &'a End, destination: &'a End) -> Option<(&'a Local, &'
 /// Tries to share with a file that has no name, beside the destination; `None` if none can be made there.
 pub(super) fn will_share(source: &End, destination: &End) -> Option<bool> {
     let Some((source, destination)) = may_share(source, destination) else { return Some(false) };
-    let directory = std::fs::canonicalize(destination.volume().name()).ok()?;
-    let unnamed = open_unnamed(directory.parent()?).ok()?;
+    let Local::File(file) = destination else { return None };
+    let unnamed = open_unnamed(&file.directory()?).ok()?;
     Some(clone_range(&unnamed, source.volume().file().0, first_block(source)).is_ok())
 }
 

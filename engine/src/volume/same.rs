@@ -52,7 +52,7 @@ impl Footing {
                 footing.descend_file(
                     node.device(),
                     node.inode(),
-                    Some(node.path()),
+                    Some(node.reach()),
                     ByteRange::new(0, u64::MAX),
                     true,
                     0,

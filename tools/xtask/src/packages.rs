@@ -1,10 +1,12 @@
 //! The real tools that tests use, as Debian packages.
 
 use crate::step::Verdict;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Every package with the programs by which it is recognised, so that tools that came another way count too.
-const PACKAGES: [(&str, &[&str]); 13] = [
+/// Every package with the programs by which it is recognised, so that tools that came another way count too. A name that
+/// starts with a slash is that file.
+const PACKAGES: [(&str, &[&str]); 15] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
     ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
@@ -18,6 +20,8 @@ const PACKAGES: [(&str, &[&str]); 13] = [
     ("python3", &["python3"]),
     ("strace", &["strace"]),
     ("openssl", &["openssl"]),
+    ("default-jre-headless", &["java"]),
+    ("zookeeper", &["/usr/share/java/zookeeper.jar"]),
 ];
 
 /// Where `mkfs.*` and `losetup` live; not on the path of every user.
@@ -57,6 +61,9 @@ fn missing() -> Vec<&'static str> {
 }
 
 fn is_installed(program: &str) -> bool {
+    if program.starts_with('/') {
+        return Path::new(program).is_file();
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(SYSTEM_DIRECTORIES.iter().map(Into::into))
@@ -73,8 +80,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_are_found_on_the_path_only() {
-        assert!(is_installed("sh"));
+    fn programs_are_found_on_the_path_and_files_where_they_are() {
+        assert!(is_installed("sh") && is_installed("/bin/sh"));
+        assert!(!is_installed("/bin") && !is_installed("/no/such/file.jar"));
         assert!(!is_installed("no-such-program-anywhere"));
     }
 }

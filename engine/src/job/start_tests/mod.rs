@@ -29,7 +29,7 @@ fn spec(source: &Path, destination: &Path) -> CopySpec {
 }
 
 fn start(spec: &CopySpec) -> Result<Prepared> {
-    prepare(spec, &JournalService::start().unwrap(), &|| false)
+    prepare(spec, &Oversight::default(), &JournalService::start().unwrap(), &|| false)
 }
 
 /// The refusal of a copy, which must have left the destination (if there is one) alone.

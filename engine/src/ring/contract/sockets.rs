@@ -18,6 +18,7 @@ on_every_face! {
     what_arrived_before_the_end_is_not_lost
     shutdown_ends_a_pending_receive_and_gives_the_memory_back
     shutdown_ends_a_pending_send_and_says_how_much_was_sent
+    a_send_that_does_not_wait_sends_what_fits_and_nothing_later
     a_send_to_a_peer_that_is_gone_is_an_error
     what_is_no_socket_is_an_error_of_its_operation
     a_send_without_a_copy_says_that_there_was_one
@@ -42,7 +43,7 @@ fn end(socket: &TcpStream) -> FileId {
 }
 
 fn send(socket: &TcpStream, head: Transfer, body: Option<Transfer>) -> Op {
-    Op::Send { file: end(socket), head, body, zero_copy: false }
+    Op::Send { file: end(socket), head, body, zero_copy: false, waits: true }
 }
 
 fn receive(socket: &TcpStream, head: Option<Transfer>, body: Option<Transfer>, all: bool) -> Op {
@@ -171,11 +172,46 @@ fn shutdown_ends_a_pending_receive_and_gives_the_memory_back(ring: &mut dyn Ring
     }
 }
 
+fn a_send_that_does_not_wait_sends_what_fits_and_nothing_later(ring: &mut dyn Ring) {
+    for (near, mut far) in connections() {
+        let (mut sent, whole) = (0, LARGE_BYTES);
+        let at_once = |ring: &mut dyn Ring, sent: usize| {
+            let head = patterned(whole - sent, sent);
+            ring.push(Token(1), Op::Send { file: end(&near), head, body: None, zero_copy: false, waits: false });
+            drain(ring).pop().unwrap().result
+        };
+        // The kernel may move what it holds and make room once more: until it stays full.
+        let mut refused = 0;
+        while refused < 5 {
+            match at_once(ring, sent) {
+                Ok(count) => (sent, refused) = (sent + count as usize, 0),
+                Err(errno) => {
+                    assert_eq!(errno, Errno::EAGAIN);
+                    refused += 1;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        assert!(sent > 0 && sent < whole, "{sent} of {whole} bytes fit");
+        ring.push(Token(2), Op::Writable { file: end(&near) });
+        ring.submit_and_wait(1, Duration::from_millis(20)).unwrap();
+        assert!(ring.reap().is_none(), "there is no room");
+        let mut arrived = vec![0; sent];
+        far.read_exact(&mut arrived).unwrap();
+        assert_eq!(drain(ring).len(), 1, "now there is");
+        near.shutdown(Shutdown::Both).unwrap();
+        far.read_to_end(&mut arrived).unwrap();
+        assert!(arrived.len() == sent && arrived.into_iter().eq(pattern(sent, 0)));
+        ring.push(Token(3), Op::Writable { file: end(&near) });
+        assert!(drain(ring).pop().unwrap().result.is_ok(), "nobody waits for room that never comes");
+    }
+}
+
 fn shutdown_ends_a_pending_send_and_says_how_much_was_sent(ring: &mut dyn Ring) {
     for zero_copy in [false, true] {
         for (near, mut far) in connections() {
             let (head, body) = (patterned(28, 0), Some(patterned(LARGE_BYTES, 28)));
-            ring.push(Token(1), Op::Send { file: end(&near), head, body, zero_copy });
+            ring.push(Token(1), Op::Send { file: end(&near), head, body, zero_copy, waits: true });
             // What the kernel holds is not enough: the send is under way, and the rest waits.
             far.set_nonblocking(true).unwrap();
             while far.peek(&mut [0]).is_err() {
@@ -206,7 +242,7 @@ fn a_send_to_a_peer_that_is_gone_is_an_error(ring: &mut dyn Ring) {
         drop(far);
         near.shutdown(Shutdown::Write).unwrap();
         for zero_copy in [false, true] {
-            let op = Op::Send { file: end(&near), head: empty(28), body: Some(empty(100)), zero_copy };
+            let op = Op::Send { file: end(&near), head: empty(28), body: Some(empty(100)), zero_copy, waits: true };
             let completion = complete(ring, op);
             assert_eq!(completion.result, Err(Errno::EPIPE));
             assert!(completion.head.is_some() && completion.block.is_some());
@@ -222,7 +258,8 @@ fn what_is_no_socket_is_an_error_of_its_operation(ring: &mut dyn Ring) {
             let receive = Op::Receive { file, head: Some(empty(28)), body: body(), all: true };
             assert_eq!(complete(ring, receive).result, Err(errno));
             for zero_copy in [false, true] {
-                let completion = complete(ring, Op::Send { file, head: empty(28), body: body(), zero_copy });
+                let completion =
+                    complete(ring, Op::Send { file, head: empty(28), body: body(), zero_copy, waits: true });
                 assert_eq!(completion.result, Err(errno));
                 assert_eq!((completion.head.is_some(), completion.block.is_some()), (true, body().is_some()));
             }
@@ -236,7 +273,7 @@ fn a_send_without_a_copy_says_that_there_was_one(ring: &mut dyn Ring) {
             let some = |transfer| (body_bytes > 0).then_some(transfer);
             ring.push(Token(0), receive(&far, Some(empty(28)), some(empty(body_bytes.max(1))), true));
             let (head, body) = (patterned(28, 0), some(patterned(body_bytes.max(1), 28)));
-            ring.push(Token(1), Op::Send { file: end(&near), head, body, zero_copy: true });
+            ring.push(Token(1), Op::Send { file: end(&near), head, body, zero_copy: true, waits: true });
             // The first of two answers, where there are two, says only that the bytes are on their way.
             let mut answers = sorted(ring);
             answers.retain(|answer| !answer.more || answer.head.is_some() || answer.block.is_some());

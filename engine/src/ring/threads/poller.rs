@@ -163,7 +163,7 @@ impl Pending {
     /// What to wait for.
     fn socket(&self) -> PollFd<'_> {
         let (file, events) = match &self.op {
-            Op::Send { file, .. } => (file, PollFlags::POLLOUT),
+            Op::Send { file, .. } | Op::Writable { file } => (file, PollFlags::POLLOUT),
             Op::Receive { file, .. } => (file, PollFlags::POLLIN),
             Op::Read { .. } | Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } => unreachable!("{ONLY_SOCKETS}"),
         };
@@ -177,6 +177,8 @@ impl Pending {
         loop {
             shared.syscalls.fetch_add(1, Ordering::Relaxed);
             match uninterrupted(|| self.attempt()) {
+                Err(Errno::EAGAIN) if !self.waits() && self.moved == 0 => return Some(Err(Errno::EAGAIN)),
+                Err(Errno::EAGAIN) if !self.waits() => return Some(Ok(bytes(self.moved))),
                 Err(Errno::EAGAIN) => return None,
                 Err(errno) if self.moved == 0 => return Some(Err(errno)),
                 Err(_) | Ok(0) => return Some(Ok(bytes(self.moved))),
@@ -188,6 +190,11 @@ impl Pending {
         }
     }
 
+    /// Whether it is worth waiting for.
+    fn waits(&self) -> bool {
+        !matches!(self.op, Op::Send { waits: false, .. })
+    }
+
     /// One call that does not wait.
     fn attempt(&mut self) -> Result<usize, Errno> {
         match &mut self.op {
@@ -197,6 +204,10 @@ impl Pending {
                 IoSlice::advance_slices(&mut parts, self.moved);
                 let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
                 sendmsg::<()>(file.descriptor()?.as_raw_fd(), parts, &[], flags, None)
+            }
+            Op::Writable { file } => {
+                let mut socket = [PollFd::new(file.descriptor()?, PollFlags::POLLOUT)];
+                if poll(&mut socket, PollTimeout::ZERO)? == 0 { Err(Errno::EAGAIN) } else { Ok(0) }
             }
             Op::Receive { file, head, body, .. } => {
                 let mut parts = [head.as_mut(), body.as_mut()].map(|part| IoSliceMut::new(slice(part)));
@@ -215,7 +226,7 @@ impl Pending {
         match &self.op {
             Op::Send { head, body, .. } => len(Some(head)) + len(body.as_ref()),
             Op::Receive { head, body, all: true, .. } => len(head.as_ref()) + len(body.as_ref()),
-            Op::Receive { all: false, .. } => 1,
+            Op::Receive { all: false, .. } | Op::Writable { .. } => 1,
             Op::Read { .. } | Op::Write { .. } | Op::Zero { .. } | Op::Flush { .. } => unreachable!("{ONLY_SOCKETS}"),
         }
     }

@@ -320,7 +320,7 @@ fn lend(ring: &mut UringRing, near: &TcpStream) -> bool {
     body.fill(7);
     let head = Transfer { block: Block::alone(28).unwrap(), start: 0, len: 28 };
     let file = FileId(near.as_raw_fd());
-    ring.push(Token(1), Op::Send { file, head, body: Some(transfer(body)), zero_copy: true });
+    ring.push(Token(1), Op::Send { file, head, body: Some(transfer(body)), zero_copy: true, waits: true });
     let first = at_last(ring);
     if !first.more {
         assert!(first.copied, "handed out while the network reads it");
@@ -407,7 +407,7 @@ fn a_send_that_may_not_go_without_a_copy_goes_with_one() {
     for round in 0..3 {
         let mut head = Block::alone(4096).unwrap();
         head.fill(round);
-        ring.push(Token(1), Op::Send { file, head: transfer(head), body: None, zero_copy: true });
+        ring.push(Token(1), Op::Send { file, head: transfer(head), body: None, zero_copy: true, waits: true });
         let completion = loop {
             let completion = at_last(&mut ring);
             if !completion.more {
@@ -429,7 +429,7 @@ fn a_ring_that_ends_with_a_refused_send_keeps_no_memory() {
     let witness = blocks.pop().unwrap();
     let (file, _near, _far) = connection();
     let (head, body) = (transfer(blocks.pop().unwrap()), blocks.pop().map(transfer));
-    ring.push(Token(1), Op::Send { file, head, body, zero_copy: true });
+    ring.push(Token(1), Op::Send { file, head, body, zero_copy: true, waits: true });
     // Refused at once on unix sockets; to be made again at the next submission, which never comes.
     loop {
         ring.submit_and_wait(1, PATIENCE).unwrap();

@@ -1,0 +1,82 @@
+//! Connections to other processes, one for each address, made when they are first needed and again when they are lost.
+
+use super::fault::Fault;
+use super::limits::{CONNECT_WAIT, KEEPALIVE_EVERY, KEEPALIVE_WAIT};
+use super::tls::Tls;
+use blockhaul_engine::error::Error;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tonic::transport::{Channel, Endpoint};
+
+/// Connections that are kept: every runner of a center. Above it, all are made anew as they are needed.
+const CHANNELS_MAX: usize = 2048;
+
+/// Cheap to clone; clones share their connections.
+#[derive(Clone, Debug, Default)]
+pub struct Channels {
+    tls: Option<Tls>,
+    open: Arc<Mutex<BTreeMap<String, Channel>>>,
+}
+
+impl Channels {
+    /// No connection yet.
+    #[must_use]
+    pub fn new(tls: Option<Tls>) -> Self {
+        Self { tls, open: Arc::default() }
+    }
+
+    /// The connection to `address`, `HOST:PORT`. It is made by the first call over it.
+    ///
+    /// # Errors
+    /// `EBadRequest` if that is no address, or the certificates are of no use.
+    pub fn to(&self, address: &str) -> Result<Channel, Fault> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = open.get(address) {
+            return Ok(channel.clone());
+        }
+        let channel = self.endpoint(address)?.connect_lazy();
+        if open.len() >= CHANNELS_MAX {
+            open.clear();
+        }
+        open.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    fn endpoint(&self, address: &str) -> Result<Endpoint, Fault> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let refused = |error: tonic::transport::Error| {
+            let why = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            Fault::from(Error::bad_request(format!("'{}' cannot be called: {error}{why}", address.escape_debug())))
+        };
+        if !address.contains(':') {
+            let message = format!("'{}' is no address: HOST:PORT", address.escape_debug());
+            return Err(Fault::from(Error::bad_request(message)));
+        }
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(refused)?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_WAIT)
+            .http2_keep_alive_interval(KEEPALIVE_EVERY)
+            .keep_alive_timeout(KEEPALIVE_WAIT)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true);
+        match &self.tls {
+            Some(tls) => endpoint.tls_config(tls.of_client()).map_err(refused),
+            None => Ok(endpoint),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_address_is_refused() {
+        let channels = Channels::default();
+        assert!(channels.to("127.0.0.1:1").is_ok());
+        assert!(channels.to("[::1]:1").is_ok());
+        for bad in ["", "host", "a b:1", "h:1\n"] {
+            assert!(channels.to(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Where the services listen: with bounds on everything, and an end that no peer can put off.
+//!
+//! Connections are accepted here and not by the transport, so that there are never too many of them, and none that says
+//! nothing holds its place. At the end streams are told first, then calls may finish for [`GOODBYE_MAX`]; what is still
+//! open then goes with the process.
+
+use super::center::CenterService;
+use super::desk::Roles;
+use super::limits::{
+    CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTIONS_MAX,
+    FIRST_BYTE_WAIT, GOODBYE_MAX, KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
+};
+use super::nodes::{DispatcherService, RunnerService};
+use super::tls::Tls;
+use super::wire::{
+    self, center_server::CenterServer, dispatcher_server::DispatcherServer, runner_server::RunnerServer,
+};
+use crate::record::NodeId;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Sleep, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::{Connected, Router, TcpConnectInfo};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tower::layer::util::{Identity, Stack};
+use tower::limit::GlobalConcurrencyLimitLayer;
+
+/// After a connection could not be accepted, as when there are no descriptors left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// The services of a node at one address.
+#[derive(Debug)]
+pub struct Listener {
+    address: SocketAddr,
+    stopping: watch::Sender<bool>,
+    tasks: [JoinHandle<()>; 3],
+}
+
+impl Listener {
+    /// Listens at `address`, port 0 being a free one. `here` is the node of plain paths where there is only one node.
+    ///
+    /// # Errors
+    /// `EBusy`, `EPermission`, `ENotFound` or another code of the system; `EBadRequest` for useless certificates.
+    pub async fn open(address: SocketAddr, tls: Option<&Tls>, roles: Roles, here: Option<NodeId>) -> Result<Self> {
+        let socket = bind(address).await?;
+        let address = socket.local_addr().map_err(|error| of_address(&error, address))?;
+        let (stopping, stopped) = watch::channel(false);
+        let (health, services) = services(tls, &roles, here, stopped.clone())?;
+        let (connections, incoming) = mpsc::channel(1);
+        let mut over = stopped.clone();
+        let goodbye = async move {
+            let _ = over.wait_for(|stopping| *stopping).await;
+        };
+        let serving = async move {
+            let served = services.serve_with_incoming_shutdown(ReceiverStream::new(incoming), goodbye).await;
+            served.unwrap_or_else(|error| tracing::error!(%error, "the services have ended"));
+        };
+        let tasks = [
+            tokio::spawn(accept(socket, connections, stopped.clone())),
+            tokio::spawn(serving),
+            tokio::spawn(report_health(health, roles, stopped)),
+        ];
+        Ok(Self { address, stopping, tasks })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections, ends streams, and lets open calls finish: within five seconds, whatever peers do.
+    pub async fn close(self) {
+        let Self { stopping, tasks, .. } = self;
+        stopping.send_replace(true);
+        let deadline = tokio::time::Instant::now() + GOODBYE_MAX;
+        for mut task in tasks {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| of_address(&error, address))
+}
+
+fn of_address(error: &io::Error, address: SocketAddr) -> Error {
+    let failed = Error::io(Side::Engine, Operation::Start, error, format!("listen at {address}"));
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            failed.with_code(Code::Busy).advise("another process listens there: use another --listen")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            failed.with_code(Code::NotFound).advise("this host has no such address: use another --listen")
+        }
+        _ => failed,
+    }
+}
+
+type Services = Router<Stack<GlobalConcurrencyLimitLayer, Identity>>;
+
+fn services(
+    tls: Option<&Tls>,
+    roles: &Roles,
+    here: Option<NodeId>,
+    stopping: watch::Receiver<bool>,
+) -> Result<(HealthReporter, Services)> {
+    let mut server = Server::builder()
+        .layer(GlobalConcurrencyLimitLayer::new(CALLS_MAX))
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+        .load_shed(true)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .timeout(CLIENT_CALL_WAIT)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WAIT))
+        .max_connection_age(CONNECTION_AGE_MAX)
+        .max_connection_age_grace(CONNECTION_GRACE);
+    if let Some(tls) = tls {
+        server = server.tls_config(tls.of_server()).map_err(|error| {
+            let why = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            Error::bad_request(format!("--tls-cert, --tls-key and --tls-ca are of no use together: {error}{why}"))
+        })?;
+    }
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| Error::internal(Operation::Start, format!("describe the protocol: {error}")))?;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let center = CenterServer::new(CenterService::new(roles.clone(), here, stopping));
+    let runner = RunnerServer::new(RunnerService::new(roles.clone()));
+    let dispatcher = DispatcherServer::new(DispatcherService::new(roles.clone()));
+    let services = server
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(center.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(runner.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(
+            dispatcher.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
+        );
+    Ok((reporter, services))
+}
+
+/// The whole process is healthy while it answers; a role is while it is there.
+async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: watch::Receiver<bool>) {
+    loop {
+        let is_over = *stopping.borrow_and_update();
+        let leads = roles.leadership.borrow_and_update().desk.is_some() && !is_over;
+        let runs = roles.floor.borrow_and_update().is_some() && !is_over;
+        for (service, serves) in [
+            ("", !is_over),
+            ("blockhaul.v1.Center", leads),
+            ("blockhaul.v1.Dispatcher", leads),
+            ("blockhaul.v1.Runner", runs),
+        ] {
+            let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+            health.set_service_status(service, status).await;
+        }
+        if is_over {
+            return;
+        }
+        tokio::select! {
+            biased;
+            _ = stopping.changed() => (),
+            changed = roles.leadership.changed() => if changed.is_err() { return },
+            changed = roles.floor.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Hands connections to the transport until the end; the backlog of the system holds what is too many.
+async fn accept(
+    socket: TcpListener,
+    connections: mpsc::Sender<io::Result<Guarded>>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let accepting = async {
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+            match socket.accept().await {
+                Ok((stream, _)) => {
+                    if connections.send(Ok(Guarded::new(stream, place))).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stopping| *stopping) => (),
+        () = accepting => (),
+    }
+}
+
+/// A connection that counts, and that must say something soon.
+struct Guarded {
+    stream: TcpStream,
+    /// Until its first byte.
+    silence: Option<Pin<Box<Sleep>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Guarded {
+    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+        // Small answers do not wait for more; a socket that refuses is slower, not wrong.
+        let _ = stream.set_nodelay(true);
+        Self { stream, silence: Some(Box::pin(sleep(FIRST_BYTE_WAIT))), _place: place }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            Poll::Ready(result) => {
+                self.silence = None;
+                Poll::Ready(result)
+            }
+            Poll::Pending => {
+                if let Some(silence) = &mut self.silence {
+                    ready!(silence.as_mut().poll(context));
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer said nothing")));
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl Connected for Guarded {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}

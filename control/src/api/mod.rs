@@ -1,0 +1,38 @@
+//! Tasks over gRPC: what clients ask, what nodes tell each other.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `wire` | what `proto/blockhaul.proto` describes |
+//! | `fault` | failures on their way over the wire |
+//! | `order` | what a client asks for, checked |
+//! | `records`, `view` | records as messages, tasks as their readers see them |
+//! | `desk` | what the services stand on: the dispatcher that leads, the runner of this node |
+//! | `center`, `nodes` | the services |
+//! | `listener`, `tls` | where they listen |
+//! | `channels`, `calls`, `client` | the other end |
+//!
+//! Nothing here decides anything: a call is checked, handed to whom it concerns, and its answer is packed. Everything
+//! that waits has a bound in [`limits`].
+
+pub mod calls;
+pub mod center;
+pub mod channels;
+pub mod client;
+pub mod desk;
+pub mod fault;
+pub mod limits;
+pub mod listener;
+pub mod nodes;
+pub mod order;
+pub mod records;
+pub mod tls;
+pub mod view;
+
+/// The messages and services of the protocol, as they are generated.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod wire {
+    tonic::include_proto!("blockhaul.v1");
+
+    /// The protocol's own description, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

@@ -1,0 +1,30 @@
+//! The two clocks of the task center, behind one seam so that a simulation owns both.
+//!
+//! Leases and delays use the boot-time clock, which counts a suspended machine's sleep and never jumps. The wall clock
+//! only labels records for people.
+
+use std::time::Duration;
+
+/// Where time comes from.
+pub trait Clock: Send + Sync + std::fmt::Debug {
+    /// Time since the node was started, the time it slept included.
+    fn boot_time(&self) -> Duration;
+    /// Milliseconds since 1970-01-01 UTC. May jump.
+    fn unix_ms(&self) -> u64;
+}
+
+/// The clocks of this host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostClock;
+
+impl Clock for HostClock {
+    fn boot_time(&self) -> Duration {
+        use nix::time::{ClockId, clock_gettime};
+        clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had this clock since 2.6.39").into()
+    }
+
+    fn unix_ms(&self) -> u64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,404 @@
+//! What a `taskd` is told: raw as it is typed, then resolved, with units, and nothing left to say.
+//!
+//! A value comes from its flag, else from the environment, else from the file of `--config`, else it has a default. The
+//! file has the flags' names without dashes in front, as TOML or JSON. Resolving reads files of keys and nothing else; what
+//! it refuses, it refuses before anything is touched.
+
+use crate::api::tls::{RawTls, Tls};
+use crate::record::NodeId;
+use crate::state_dir;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::units::{parse_duration, parse_size};
+use clap::Parser;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// As many copies as share two cores well.
+const SLOTS_DEFAULT: u32 = 4;
+/// More slots than that are a mistake in units.
+const SLOTS_MAX: u32 = 256;
+/// Long enough for a weekend's question, short enough for the store.
+const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Assumed life of a request in network and server.
+const QUIET_AFTER_DEFAULT: Duration = Duration::from_secs(30);
+/// Twice the window in which a cut ZooKeeper server still answers reads, with its usual settings.
+const SESSION_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// Below, leases would have no time for a single renewal.
+const SESSION_TIMEOUT_MIN: Duration = Duration::from_secs(6);
+/// Above, nobody would be replaced.
+const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// The loopback address: what is reachable from elsewhere is somebody's decision.
+const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
+/// A configuration is a page of text.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Runs copies as tasks: alone, or with others through ZooKeeper.
+#[derive(Debug, Default, Parser, Deserialize)]
+#[command(
+    name = "taskd",
+    version,
+    override_usage = "taskd --standalone --state-dir DIR --listen ADDR --allow-path DIR...\n       \
+        taskd --node-id ID --listen ADDR --zookeeper HOSTS/CHROOT --state-dir DIR --allow-path DIR...",
+    after_help = "A value comes from its flag, else from the environment, else from the file of --config. SIGTERM and SIGINT \
+        stop in good order: copies are given back and the process ends within 20 s; a second one ends at once."
+)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RawConfig {
+    /// Read what follows from this file too: TOML, or JSON if its name ends with .json
+    #[arg(long, value_name = "FILE", env = "TASKD_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// One process without ZooKeeper; the store is a file in the state directory
+    #[arg(long, env = "TASKD_STANDALONE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub standalone: Option<bool>,
+    /// Name of this node, the same after each restart [default with --standalone: the host's name]
+    #[arg(long, value_name = "ID", env = "TASKD_NODE_ID")]
+    pub node_id: Option<String>,
+    /// Where to listen for clients and other nodes; port 0 is a free one [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "ADDR", env = "TASKD_LISTEN")]
+    pub listen: Option<String>,
+    /// Where others reach this node [default: as --listen; of 0.0.0.0 the host's name]
+    #[arg(long, value_name = "ADDR", env = "TASKD_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// Servers of the ensemble and the center's root in it: a:2181,b:2181,c:2181/blockhaul
+    #[arg(long, value_name = "HOSTS/CHROOT", env = "TASKD_ZOOKEEPER", conflicts_with = "standalone")]
+    pub zookeeper: Option<String>,
+    /// File with SCHEME:CREDENTIALS, as digest:NAME:PASSWORD, that alone may write the center's records
+    #[arg(long, value_name = "FILE", env = "TASKD_ZOOKEEPER_AUTH")]
+    pub zookeeper_auth: Option<PathBuf>,
+    /// After how long without a sign of life a node counts as lost: 6s to 120s [default: 10s]
+    #[arg(long, value_name = "DURATION", env = "TASKD_SESSION_TIMEOUT")]
+    pub session_timeout: Option<String>,
+    /// Locks, journals and the store [default: $STATE_DIRECTORY, $XDG_STATE_HOME/blockhaul or ~/.local/state/blockhaul]
+    #[arg(long, value_name = "DIR", env = "TASKD_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Folders and devices that tasks may touch [default: none]
+    #[arg(long, value_name = "DIR", env = "TASKD_ALLOW_PATH", num_args = 1.., value_delimiter = ',')]
+    pub allow_path: Vec<PathBuf>,
+    /// Servers whose exports tasks may use [default: all]
+    #[arg(long, value_name = "HOST[:PORT]", env = "TASKD_ALLOW_NBD", num_args = 1.., value_delimiter = ',')]
+    pub allow_nbd: Vec<String>,
+    /// Tasks that run at once [default: 4]
+    #[arg(long, value_name = "N", env = "TASKD_SLOTS")]
+    pub slots: Option<u32>,
+    /// Remarks for operators, shown by `blockhaul runners`
+    #[arg(long, value_name = "KEY=VALUE", env = "TASKD_LABEL", value_delimiter = ',')]
+    pub label: Vec<String>,
+    /// How long finished tasks are kept [default: 7d]
+    #[arg(long, value_name = "DURATION", env = "TASKD_RETENTION")]
+    pub retention: Option<String>,
+    /// How long a request of a lost runner may still be on its way to a server [default: 30s]
+    #[arg(long, value_name = "DURATION", env = "TASKD_QUIET_AFTER")]
+    pub quiet_after: Option<String>,
+    /// Program that cuts a lost node off, for tasks with --fence command: called with the node's name, 0 is done
+    #[arg(long, value_name = "FILE", env = "TASKD_FENCE_COMMAND")]
+    pub fence_command: Option<PathBuf>,
+    /// Serve metrics for Prometheus there, over plain HTTP [default: not]
+    #[arg(long, value_name = "ADDR", env = "TASKD_METRICS")]
+    pub metrics: Option<String>,
+    /// Worker threads of the engine, each pinned to a core [default: all cores]
+    #[arg(long, value_name = "N", env = "TASKD_CORES")]
+    pub cores: Option<usize>,
+    /// Upper bound of all buffers of the engine together [default: chosen by the engine]
+    #[arg(long, value_name = "SIZE", env = "TASKD_MEMORY")]
+    pub memory: Option<String>,
+    /// Certificate of this process, as PEM, for where it listens and where it calls
+    #[arg(long, value_name = "FILE", env = "TASKD_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, as PEM
+    #[arg(long, value_name = "FILE", env = "TASKD_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
+    /// Certificates of the authorities that peers must be signed by, as PEM
+    #[arg(long, value_name = "FILE", env = "TASKD_TLS_CA")]
+    pub tls_ca: Option<PathBuf>,
+    /// Listen at addresses that other hosts reach, without TLS: whoever reaches them may do everything
+    #[arg(long, env = "TASKD_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub insecure: Option<bool>,
+    /// What to log to stderr, as in RUST_LOG [default: $RUST_LOG or info]
+    #[arg(long, value_name = "FILTER", env = "TASKD_LOG")]
+    pub log: Option<String>,
+}
+
+/// What a `taskd` is told, complete.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name.
+    pub node: NodeId,
+    /// Where the coordination service is.
+    pub store: Store,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where others reach it, as `HOST:PORT`; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// Absolute.
+    pub state_dir: PathBuf,
+    /// Absolute.
+    pub allow_paths: Vec<PathBuf>,
+    /// `HOST[:PORT]`; empty: all.
+    pub allow_nbd: Vec<String>,
+    /// 1 to 256.
+    pub slots: u32,
+    /// For operators.
+    pub labels: BTreeMap<String, String>,
+    /// How long finished tasks are kept.
+    pub retention: Duration,
+    /// Assumed life of a request in network and server.
+    pub quiet_after: Duration,
+    /// Absolute.
+    pub fence_command: Option<PathBuf>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// Of the engine; `None`: all.
+    pub cores: Option<usize>,
+    /// Of the engine, in bytes.
+    pub memory_bytes: Option<usize>,
+    /// Of all listeners and calls but the metrics.
+    pub tls: Option<Tls>,
+}
+
+/// Where the coordination service is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In the state directory: there is one node.
+    Embedded,
+    /// In an ensemble.
+    ZooKeeper {
+        /// `HOST:PORT[,HOST:PORT...][/CHROOT]`.
+        address: String,
+        /// The file with the credentials.
+        auth: Option<PathBuf>,
+        /// Asked for; the ensemble may grant another one.
+        session_timeout: Duration,
+    },
+}
+
+impl RawConfig {
+    /// The flags and the environment over the file that they name.
+    ///
+    /// # Errors
+    /// `ENotFound`, `EPermission` or `EBadRequest` if the file cannot be read or understood.
+    pub fn with_file(self) -> Result<Self> {
+        let Some(file) = self.config.clone() else { return Ok(self) };
+        let text = read_file(&file)?;
+        let of_file: Self = if file.extension().is_some_and(|ending| ending == "json") {
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        } else {
+            toml::from_str(&text).map_err(|error| error.to_string())
+        }
+        .map_err(|why| Error::bad_request(format!("{}: {}", file.display(), why.trim_end())))?;
+        Ok(self.over(of_file))
+    }
+
+    fn over(self, file: Self) -> Self {
+        let list = |flags: Vec<String>, file| if flags.is_empty() { file } else { flags };
+        Self {
+            config: self.config,
+            standalone: self.standalone.or(file.standalone.filter(|_| self.zookeeper.is_none())),
+            node_id: self.node_id.or(file.node_id),
+            listen: self.listen.or(file.listen),
+            advertise: self.advertise.or(file.advertise),
+            zookeeper: self.zookeeper.or(file.zookeeper.filter(|_| self.standalone != Some(true))),
+            zookeeper_auth: self.zookeeper_auth.or(file.zookeeper_auth),
+            session_timeout: self.session_timeout.or(file.session_timeout),
+            state_dir: self.state_dir.or(file.state_dir),
+            allow_path: if self.allow_path.is_empty() { file.allow_path } else { self.allow_path },
+            allow_nbd: list(self.allow_nbd, file.allow_nbd),
+            slots: self.slots.or(file.slots),
+            label: list(self.label, file.label),
+            retention: self.retention.or(file.retention),
+            quiet_after: self.quiet_after.or(file.quiet_after),
+            fence_command: self.fence_command.or(file.fence_command),
+            metrics: self.metrics.or(file.metrics),
+            cores: self.cores.or(file.cores),
+            memory: self.memory.or(file.memory),
+            tls_cert: self.tls_cert.or(file.tls_cert),
+            tls_key: self.tls_key.or(file.tls_key),
+            tls_ca: self.tls_ca.or(file.tls_ca),
+            insecure: self.insecure.or(file.insecure),
+            log: self.log.or(file.log),
+        }
+    }
+
+    /// Settles everything. Reads the environment through `variable`, and the files of keys.
+    ///
+    /// # Errors
+    /// `EBadRequest` naming the flag; `ENotFound` or `EPermission` for files of keys.
+    pub fn resolve(self, variable: impl Fn(&str) -> Option<OsString>) -> Result<Config> {
+        let Self {
+            config: _,
+            standalone,
+            node_id,
+            listen,
+            advertise,
+            zookeeper,
+            zookeeper_auth,
+            session_timeout,
+            state_dir,
+            allow_path,
+            allow_nbd,
+            slots,
+            label,
+            retention,
+            quiet_after,
+            fence_command,
+            metrics,
+            cores,
+            memory,
+            tls_cert,
+            tls_key,
+            tls_ca,
+            insecure,
+            log: _,
+        } = self;
+        let is_insecure = insecure.unwrap_or(false);
+        let is_alone = standalone.unwrap_or(false);
+        let tls = Tls::read(&RawTls { tls_cert, tls_key, tls_ca })?;
+        let listen = address("--listen", listen.as_deref().unwrap_or(LISTEN_DEFAULT))?;
+        let metrics = metrics.map(|text| address("--metrics", &text)).transpose()?;
+        protected("--listen", listen, tls.is_some() || is_insecure, "--tls-cert, --tls-key and --tls-ca")?;
+        metrics.map_or(Ok(()), |at| protected("--metrics", at, is_insecure, "an address of the loopback interface"))?;
+        Ok(Config {
+            node: node(node_id, is_alone)?,
+            store: store(is_alone, zookeeper, zookeeper_auth, session_timeout)?,
+            listen,
+            advertise: advertise.map(checked_advertise).transpose()?,
+            state_dir: state_directory(state_dir.as_deref(), variable)?,
+            allow_paths: allow_path.iter().map(|path| absolute("--allow-path", path)).collect::<Result<_>>()?,
+            allow_nbd: allow_nbd.into_iter().map(server).collect::<Result<_>>()?,
+            slots: checked_slots(slots)?,
+            labels: label.iter().map(|label| labelled(label)).collect::<Result<_>>()?,
+            retention: duration("--retention", retention, RETENTION_DEFAULT)?,
+            quiet_after: duration("--quiet-after", quiet_after, QUIET_AFTER_DEFAULT)?,
+            fence_command: fence_command.map(|path| absolute("--fence-command", &path)).transpose()?,
+            metrics,
+            cores,
+            memory_bytes: memory.map(|text| memory_bytes(&text)).transpose()?,
+            tls,
+        })
+    }
+}
+
+fn read_file(file: &Path) -> Result<String> {
+    let what = || format!("read the configuration {}", file.display());
+    let failed = |error: std::io::Error| Error::io(Side::Caller, Operation::Parse, &error, what());
+    if std::fs::metadata(file).map_err(failed)?.len() > FILE_BYTES_MAX {
+        return Err(Error::bad_request(format!("{}: it is larger than {FILE_BYTES_MAX} bytes", what())));
+    }
+    let bytes = std::fs::read(file).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|_| Error::bad_request(format!("{}: it is not text", what())))
+}
+
+fn node(given: Option<String>, is_alone: bool) -> Result<NodeId> {
+    match given {
+        Some(name) => NodeId::new(name),
+        None if is_alone => {
+            let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+            Ok(host.and_then(|name| NodeId::new(name).ok()).map_or_else(|| NodeId::new("local"), Ok)?)
+        }
+        None => Err(Error::bad_request("a node of a center needs a name that stays: use --node-id")),
+    }
+}
+
+fn store(
+    is_alone: bool,
+    zookeeper: Option<String>,
+    auth: Option<PathBuf>,
+    session_timeout: Option<String>,
+) -> Result<Store> {
+    let session_timeout = duration("--session-timeout", session_timeout, SESSION_TIMEOUT_DEFAULT)?;
+    if !(SESSION_TIMEOUT_MIN..=SESSION_TIMEOUT_MAX).contains(&session_timeout) {
+        return Err(Error::bad_request(
+            "--session-timeout is from 6s to 120s: leases and their margins are made of it",
+        ));
+    }
+    match (is_alone, zookeeper) {
+        (true, None) => Ok(Store::Embedded),
+        (false, Some(address)) => Ok(Store::ZooKeeper { address, auth, session_timeout }),
+        (true, Some(_)) => Err(Error::bad_request("--standalone and --zookeeper exclude each other")),
+        (false, None) => {
+            Err(Error::bad_request("nothing says where tasks are kept: use --zookeeper HOSTS/CHROOT or --standalone"))
+        }
+    }
+}
+
+/// The first address that a `HOST:PORT` stands for.
+fn address(flag: &str, text: &str) -> Result<SocketAddr> {
+    let refused = |why: String| Error::bad_request(format!("{flag} '{}': {why}", text.escape_debug()));
+    let mut found = text.to_socket_addrs().map_err(|error| refused(format!("{error}; an address is HOST:PORT")))?;
+    found.next().ok_or_else(|| refused(String::from("that host has no address")))
+}
+
+fn protected(flag: &str, address: SocketAddr, is_protected: bool, by: &str) -> Result<()> {
+    if is_protected || address.ip().is_loopback() {
+        return Ok(());
+    }
+    let message = format!("{flag} {address} is reached from other hosts without protection");
+    Err(Error::bad_request(message).advise(format!("use {by}, or --insecure on a network that you trust")))
+}
+
+fn checked_advertise(text: String) -> Result<String> {
+    let port = text.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+    match port {
+        Some((host, Ok(port))) if !host.is_empty() && port != 0 => Ok(text),
+        _ => Err(Error::bad_request(format!("--advertise '{}' is no HOST:PORT", text.escape_debug()))),
+    }
+}
+
+fn state_directory(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let found = state_dir::locate(flag, variable).ok_or_else(|| {
+        let message = "there is no state directory, as HOME is not set; name one with --state-dir";
+        Error::new(Code::Permission, Side::Caller, Operation::Journal, message)
+    })?;
+    absolute("--state-dir", &found)
+}
+
+fn absolute(flag: &str, path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::bad_request(format!("{flag} '{}': {error}", path.display())))
+}
+
+fn server(text: String) -> Result<String> {
+    let (host, port) = match text.rsplit_once(':') {
+        // The colons of an address of version 6 are inside of brackets.
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (text.as_str(), None),
+    };
+    if host.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(Error::bad_request(format!("--allow-nbd '{}' is no HOST[:PORT]", text.escape_debug())));
+    }
+    Ok(text)
+}
+
+fn labelled(text: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && text.len() <= 256 => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Error::bad_request(format!("--label '{}' is no KEY=VALUE of at most 256 bytes", text.escape_debug()))),
+    }
+}
+
+fn checked_slots(slots: Option<u32>) -> Result<u32> {
+    let slots = slots.unwrap_or(SLOTS_DEFAULT);
+    if (1..=SLOTS_MAX).contains(&slots) {
+        return Ok(slots);
+    }
+    Err(Error::bad_request(format!(
+        "--slots {slots}: a node runs 1 to {SLOTS_MAX} tasks at once; use drain to run none"
+    )))
+}
+
+fn duration(flag: &str, text: Option<String>, default: Duration) -> Result<Duration> {
+    let parse = |text: String| parse_duration(&text).map_err(|why| Error::bad_request(format!("{flag}: {why}")));
+    text.map_or(Ok(default), parse)
+}
+
+fn memory_bytes(text: &str) -> Result<usize> {
+    let bytes = parse_size(text).map_err(|why| Error::bad_request(format!("--memory: {why}")))?;
+    usize::try_from(bytes)
+        .map_err(|_| Error::bad_request(format!("--memory {text} is more than this host can address")))
+}
+
+#[cfg(test)]
+mod tests;

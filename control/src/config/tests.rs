@@ -1,0 +1,116 @@
+//! What is typed, in files and on command lines, and what comes of it.
+
+use super::*;
+use clap::CommandFactory;
+
+fn raw(arguments: &[&str]) -> RawConfig {
+    RawConfig::try_parse_from([&["taskd"], arguments].concat()).unwrap()
+}
+
+fn resolved(arguments: &[&str]) -> Result<Config> {
+    raw(arguments).with_file()?.resolve(|name| (name == "HOME").then(|| "/people/x".into()))
+}
+
+fn refusal(arguments: &[&str]) -> String {
+    let error = resolved(arguments).expect_err("it makes no sense");
+    assert!(matches!(error.code, Code::BadRequest | Code::NotFound), "{error}");
+    error.message
+}
+
+#[test]
+fn the_declaration_is_consistent() {
+    RawConfig::command().debug_assert();
+}
+
+#[test]
+fn defaults_are_those_of_the_design() {
+    let config =
+        resolved(&["--standalone", "--node-id", "n", "--allow-path", "/a", "/b", "--allow-path", "/c"]).unwrap();
+    assert_eq!(
+        (config.slots, config.retention, config.quiet_after),
+        (4, Duration::from_secs(604_800), Duration::from_secs(30))
+    );
+    assert_eq!(config.store, Store::Embedded);
+    assert_eq!(config.allow_paths, ["/a", "/b", "/c"].map(PathBuf::from));
+    assert_eq!(config.state_dir, Path::new("/people/x/.local/state/blockhaul"));
+    assert!(config.listen.ip().is_loopback() && config.tls.is_none() && config.metrics.is_none());
+}
+
+#[test]
+fn a_node_of_a_center_has_a_name_and_an_ensemble() {
+    let config = resolved(&["--node-id", "n1", "--zookeeper", "a:1,b:2/c", "--session-timeout", "20s"]).unwrap();
+    let session_timeout = Duration::from_secs(20);
+    assert_eq!(config.store, Store::ZooKeeper { address: "a:1,b:2/c".to_owned(), auth: None, session_timeout });
+    assert!(refusal(&["--zookeeper", "a:1"]).contains("--node-id"));
+    assert!(refusal(&["--node-id", "n"]).contains("--standalone"));
+    assert!(refusal(&["--node-id", "a/b", "--standalone"]).contains("a/b"));
+}
+
+#[test]
+fn what_other_hosts_reach_is_protected_or_said_to_be_insecure() {
+    assert!(refusal(&["--standalone", "--listen", "0.0.0.0:7400"]).contains("--insecure"));
+    assert!(refusal(&["--standalone", "--listen", "[::]:7400"]).contains("--tls-cert"));
+    assert!(refusal(&["--standalone", "--metrics", "0.0.0.0:9"]).contains("--metrics"));
+    assert!(resolved(&["--standalone", "--listen", "0.0.0.0:7400", "--insecure"]).is_ok());
+    assert!(resolved(&["--standalone", "--listen", "[::1]:7400"]).is_ok());
+}
+
+#[test]
+fn each_refusal_names_its_flag() {
+    for (flag, value) in [
+        ("--listen", "nowhere"),
+        ("--advertise", "host"),
+        ("--advertise", "host:0"),
+        ("--slots", "0"),
+        ("--slots", "257"),
+        ("--retention", "7"),
+        ("--quiet-after", "soon"),
+        ("--session-timeout", "5s"),
+        ("--allow-nbd", "host:port"),
+        ("--label", "plain"),
+        ("--memory", "much"),
+        ("--tls-cert", "/none"),
+    ] {
+        let message = refusal(&["--standalone", flag, value]);
+        assert!(message.contains(flag), "{flag} {value}: {message}");
+    }
+    assert!(refusal(&["--standalone", "--config", "/does/not/exist.toml"]).contains("/does/not/exist.toml"));
+}
+
+#[test]
+fn flags_win_over_the_file_whatever_its_kind() {
+    let scratch = tempfile::tempdir().unwrap();
+    let toml = "standalone = true\nnode-id = \"f\"\nslots = 9\nallow-path = [\"/f\"]\nretention = \"1h\"\n";
+    let json = r#"{"standalone": true, "node-id": "f", "slots": 9, "allow-path": ["/f"], "retention": "1h"}"#;
+    for (name, text) in [("c.toml", toml), ("c.json", json)] {
+        let file = scratch.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        let config = resolved(&["--config", file.to_str().unwrap(), "--slots", "2", "--node-id", "flag"]).unwrap();
+        assert_eq!((config.node.as_str(), config.slots, config.retention), ("flag", 2, Duration::from_secs(3600)));
+        assert_eq!((config.store, config.allow_paths), (Store::Embedded, vec![PathBuf::from("/f")]));
+    }
+}
+
+#[test]
+fn the_store_on_the_command_line_replaces_the_files() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("c");
+    std::fs::write(&file, "zookeeper = \"a:1\"\nnode-id = \"n\"\n").unwrap();
+    let path = file.to_str().unwrap();
+    assert_eq!(resolved(&["--config", path, "--standalone"]).unwrap().store, Store::Embedded);
+    std::fs::write(&file, "standalone = true\nnode-id = \"n\"\n").unwrap();
+    assert!(matches!(resolved(&["--config", path, "--zookeeper", "a:1"]).unwrap().store, Store::ZooKeeper { .. }));
+}
+
+#[test]
+fn a_file_that_says_something_else_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("c.toml");
+    for text in ["slot = 3", "slots = \"three\"", "[slots]", "config = \"x\"", "\u{0}", "standalone"] {
+        std::fs::write(&file, text).unwrap();
+        let message = refusal(&["--config", file.to_str().unwrap()]);
+        assert!(message.contains("c.toml"), "{text:?}: {message}");
+    }
+    std::fs::write(&file, [0xff, 0xfe]).unwrap();
+    assert!(refusal(&["--config", file.to_str().unwrap()]).contains("not text"));
+}

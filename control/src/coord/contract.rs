@@ -1,0 +1,510 @@
+//! What every face of the coordination service keeps: one suite of tests for all of them.
+//!
+//! Each function takes a center that nobody else uses meanwhile, works below a folder of its own, and panics if the
+//! center breaks its word. [`everything`] runs all of them. Faults are no part of it: a center that simulates them must
+//! be told not to.
+
+use super::{
+    Center, CoordError, Done, Ending, Life, MULTI_BYTES_MAX, NODE_BYTES_MAX, Node, Op, Refusal, Session, SessionState,
+    Stat, Watch,
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest wait for what must happen; no center needs a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Runs the whole suite.
+pub async fn everything(center: &dyn Center) {
+    nodes_come_change_and_go(center).await;
+    a_refusal_names_its_operation_and_nothing_is_done(center).await;
+    conditions_are_judged_in_one_order(center).await;
+    operations_see_those_before_them(center).await;
+    transactions_have_growing_numbers(center).await;
+    a_node_made_anew_starts_anew(center).await;
+    what_no_service_could_do_is_refused_at_once(center).await;
+    what_is_too_large_is_refused_at_once(center).await;
+    children_are_sorted(center).await;
+    ephemeral_nodes_live_as_long_as_their_session(center).await;
+    a_dropped_session_ends(center).await;
+    ephemeral_nodes_have_no_children(center).await;
+    a_closed_session_does_nothing(center).await;
+    watches_fire(center).await;
+    watches_of_children_fire(center).await;
+    a_dropped_watch_silences_no_other(center).await;
+    a_synchronised_session_sees_every_write(center).await;
+    one_of_two_creations_succeeds(center).await;
+    no_increment_is_lost(center).await;
+    many_writes_are_under_way_at_a_time(center).await;
+}
+
+/// A node is made, read, set with its version, and deleted with its version.
+pub async fn nodes_come_change_and_go(center: &dyn Center) {
+    let (session, at) = start(center, "life").await;
+    let node = at("node");
+    assert_eq!(session.get(&node).await, Ok(None));
+    assert_eq!(session.multi(vec![create(&node, b"one")]).await, Ok(vec![Done::Plain]));
+    let made = read(&*session, &node).await;
+    assert_eq!((&made.data[..], made.stat.version, made.stat.owner), (&b"one"[..], 0, None));
+    assert_eq!(made.stat.created, made.stat.modified);
+
+    let stat = set_one(&*session, set(&node, b"two", 0)).await;
+    assert_eq!((stat.version, stat.created, stat.owner), (1, made.stat.created, None));
+    assert_eq!(read(&*session, &node).await, Node { data: b"two".to_vec(), stat });
+    refused(&*session, vec![set(&node, b"three", 0)], 0, Refusal::BadVersion).await;
+    refused(&*session, vec![delete(&node, 0)], 0, Refusal::BadVersion).await;
+    refused(&*session, vec![check(&node, 2)], 0, Refusal::BadVersion).await;
+    assert_eq!(session.multi(vec![check(&node, 1)]).await, Ok(vec![Done::Plain]));
+    assert_eq!(session.multi(vec![delete(&node, 1)]).await, Ok(vec![Done::Plain]));
+
+    assert_eq!(session.get(&node).await, Ok(None));
+    refused(&*session, vec![set(&node, b"four", 1)], 0, Refusal::NoNode).await;
+    refused(&*session, vec![delete(&node, 1)], 0, Refusal::NoNode).await;
+    refused(&*session, vec![check(&node, 1)], 0, Refusal::NoNode).await;
+    assert_eq!(session.multi(Vec::new()).await, Ok(Vec::new()));
+    session.close().await;
+}
+
+/// Wherever in a multi the refused operation is, the others are not done.
+pub async fn a_refusal_names_its_operation_and_nothing_is_done(center: &dyn Center) {
+    let (session, at) = start(center, "atomic").await;
+    let (kept, gone, made) = (at("kept"), at("gone"), at("made"));
+    done(&*session, vec![create(&kept, b"as it was"), create(&gone, b"")]).await;
+    let before = (session.get(&kept).await, session.get(&gone).await, session.children(&at("")).await);
+    let good = [set(&kept, b"changed", 0), delete(&gone, 0), create(&made, b""), create(&format!("{made}/child"), b"")];
+    let bad = [
+        (check(&kept, 7), Refusal::BadVersion),
+        (set(&at("missing"), b"", 0), Refusal::NoNode),
+        (create(&at("missing/child"), b""), Refusal::NoNode),
+        (create(&at(""), b""), Refusal::NodeExists),
+        (delete(&at(""), 0), Refusal::NotEmpty),
+    ];
+    for (op, why) in bad {
+        for index in 0..=good.len() {
+            let mut ops = good.to_vec();
+            ops.insert(index, op.clone());
+            refused(&*session, ops, index, why).await;
+            let now = (session.get(&kept).await, session.get(&gone).await, session.children(&at("")).await);
+            assert_eq!(now, before, "{op:?} at {index}");
+        }
+    }
+    session.close().await;
+}
+
+/// Where several conditions do not hold, all centers name the same one.
+pub async fn conditions_are_judged_in_one_order(center: &dyn Center) {
+    let (session, at) = start(center, "order").await;
+    done(&*session, vec![create(&at("parent"), b""), create(&at("parent/child"), b"")]).await;
+    refused(&*session, vec![delete(&at("parent"), 5)], 0, Refusal::BadVersion).await;
+    refused(&*session, vec![delete(&at("parent"), 0)], 0, Refusal::NotEmpty).await;
+    let both = vec![create(&at("parent"), b""), set(&at("missing"), b"", 0)];
+    refused(&*session, both, 0, Refusal::NodeExists).await;
+    session.close().await;
+}
+
+/// Within a multi, versions and nodes are as the operations before have left them.
+pub async fn operations_see_those_before_them(center: &dyn Center) {
+    let (session, at) = start(center, "sequence").await;
+    let (node, child) = (at("node"), at("node/child"));
+    let ops = vec![
+        create(&node, b"0"),
+        create(&child, b""),
+        check(&node, 0),
+        set(&node, b"1", 0),
+        set(&node, b"2", 1),
+        check(&node, 2),
+        delete(&child, 0),
+        create(&child, b"again"),
+    ];
+    let results = done(&*session, ops).await;
+    let [.., Done::Set(first), Done::Set(second), Done::Plain, Done::Plain, Done::Plain] = results[..] else {
+        panic!("the sets say what they did: {results:?}");
+    };
+    assert_eq!((first.version, second.version), (1, 2));
+    assert_eq!(read(&*session, &node).await, Node { data: b"2".to_vec(), stat: second });
+    assert_eq!(read(&*session, &child).await.data, b"again");
+    refused(&*session, vec![delete(&child, 0), delete(&node, 2), create(&child, b"")], 2, Refusal::NoNode).await;
+    session.close().await;
+}
+
+/// All that a multi changes has its number, and numbers grow from one to the next, over all sessions.
+pub async fn transactions_have_growing_numbers(center: &dyn Center) {
+    let (session, at) = start(center, "numbers").await;
+    let other = open(center).await;
+    done(&*session, vec![create(&at("a"), b""), create(&at("b"), b"")]).await;
+    let mut last = read(&*session, &at("a")).await.stat.created;
+    for version in 0..10 {
+        let writer = if version % 2 == 0 { &session } else { &other };
+        let made = at(&format!("made{version}"));
+        let ops = vec![set(&at("a"), b"", version), create(&made, b""), set(&at("b"), b"", version)];
+        let results = done(&**writer, ops).await;
+        let [Done::Set(a), Done::Plain, Done::Set(b)] = results[..] else { panic!("{results:?}") };
+        let made = read(&**writer, &made).await.stat;
+        assert_eq!((a.modified, made.created, made.modified), (b.modified, b.modified, b.modified));
+        assert_eq!(read(&**writer, &at("b")).await.stat, b);
+        assert!(a.modified > last, "{:?} after {last:?}", a.modified);
+        last = a.modified;
+    }
+    other.close().await;
+    session.close().await;
+}
+
+/// Its version starts from 0 and its creation is a later one.
+pub async fn a_node_made_anew_starts_anew(center: &dyn Center) {
+    let (session, at) = start(center, "anew").await;
+    let node = at("node");
+    done(&*session, vec![create(&node, b"")]).await;
+    let first = set_one(&*session, set(&node, b"", 0)).await;
+    done(&*session, vec![delete(&node, 1)]).await;
+    done(&*session, vec![create(&node, b"")]).await;
+    let second = read(&*session, &node).await.stat;
+    assert_eq!(second.version, 0);
+    assert!(second.created > first.modified);
+    session.close().await;
+}
+
+/// Malformed paths and negative versions never reach a service, where they could mean something.
+pub async fn what_no_service_could_do_is_refused_at_once(center: &dyn Center) {
+    let (session, at) = start(center, "nonsense").await;
+    done(&*session, vec![create(&at("node"), b"")]).await;
+    for path in ["", "node", "//", "/node/", "/a//b", "/a/./b", "/a/../b", "/a\nb", "/a\0b"] {
+        refused(&*session, vec![check(&at("node"), 0), create(path, b"")], 1, Refusal::Impossible).await;
+        let impossible = CoordError::Refused { index: 0, why: Refusal::Impossible };
+        assert_eq!(session.get(path).await, Err(impossible.clone()), "{path:?}");
+        assert_eq!(session.children(path).await, Err(impossible), "{path:?}");
+    }
+    refused(&*session, vec![create("/", b"")], 0, Refusal::Impossible).await;
+    refused(&*session, vec![delete("/", 0)], 0, Refusal::Impossible).await;
+    for op in [check(&at("node"), -1), set(&at("node"), b"", -1), delete(&at("node"), -1)] {
+        refused(&*session, vec![op], 0, Refusal::BadVersion).await;
+    }
+    assert_eq!(read(&*session, &at("node")).await.stat.version, 0);
+    session.close().await;
+}
+
+/// What is as large as permitted is done; what is larger is refused, and the session is none the worse.
+pub async fn what_is_too_large_is_refused_at_once(center: &dyn Center) {
+    let (session, at) = start(center, "size").await;
+    let most = vec![7; NODE_BYTES_MAX];
+    done(&*session, vec![create(&at("node"), &most)]).await;
+    assert_eq!(read(&*session, &at("node")).await.data, most);
+    let over = [&most[..], &[7]].concat();
+    for op in [create(&at("other"), &over), set(&at("node"), &over, 0)] {
+        let error = session.multi(vec![op]).await.expect_err("a node is too large");
+        assert!(matches!(&error, CoordError::TooLarge { bytes, .. } if *bytes == over.len()), "{error}");
+    }
+    let many = MULTI_BYTES_MAX / NODE_BYTES_MAX;
+    let ops: Vec<Op> = (0..many).map(|index| create(&at(&format!("many{index}")), &most)).collect();
+    let error = session.multi(ops.clone()).await.expect_err("with its paths the multi is too large");
+    assert!(matches!(error, CoordError::TooLarge { limit: MULTI_BYTES_MAX, .. }), "{error}");
+    done(&*session, ops[1..].to_vec()).await;
+    assert!(session.states().borrow().is_connected());
+    assert_eq!(session.states().borrow().reconnects, 0);
+    session.close().await;
+}
+
+/// In order of their names; those of a node that does not exist are none.
+pub async fn children_are_sorted(center: &dyn Center) {
+    let (session, at) = start(center, "children").await;
+    let names = ["b", "a", "a-b", "a.b", "a0", "Z", "10", "9", "ä"];
+    done(&*session, names.map(|name| create(&at(name), b"")).to_vec()).await;
+    done(&*session, vec![create(&at("a/grandchild"), b"")]).await;
+    let mut sorted = names.map(str::to_owned).to_vec();
+    sorted.sort();
+    assert_eq!(session.children(&at("")).await, Ok(sorted.clone()));
+    let (watched, _watch) = session.children_and_watch(&at("")).await.expect("the folder exists");
+    assert_eq!(watched, sorted);
+    assert_eq!(session.children(&at("a")).await, Ok(vec!["grandchild".to_owned()]));
+    assert_eq!(session.children(&at("b")).await, Ok(Vec::new()));
+    assert_eq!(session.children(&at("missing")).await, Ok(Vec::new()));
+    let missing = session.children_and_watch(&at("missing")).await.expect_err("nothing to watch");
+    assert_eq!(missing, CoordError::Refused { index: 0, why: Refusal::NoNode });
+    session.close().await;
+}
+
+/// Others see them and whose they are, and see them go with their session, and only them.
+pub async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn Center) {
+    let (session, at) = start(center, "ephemeral").await;
+    let other = open(center).await;
+    assert_ne!(session.id(), other.id());
+    done(&*other, vec![ephemeral(&at("e"), b"0"), create(&at("p"), b""), ephemeral(&at("f"), b"")]).await;
+    let stat = set_one(&*other, set(&at("e"), b"1", 0)).await;
+    assert_eq!((stat.owner, stat.version), (Some(other.id()), 1));
+    synchronise(&*session).await;
+    assert_eq!(read(&*session, &at("e")).await, Node { data: b"1".to_vec(), stat });
+    // Whoever knows the version may remove it.
+    done(&*session, vec![delete(&at("f"), 0)]).await;
+    let (_, watch) = session.get_and_watch(&at("e")).await.expect("the session is connected");
+    other.close().await;
+    fires(watch).await;
+    synchronise(&*session).await;
+    assert_eq!(session.children(&at("")).await, Ok(vec!["p".to_owned()]));
+    session.close().await;
+}
+
+/// As if it had been closed.
+pub async fn a_dropped_session_ends(center: &dyn Center) {
+    let (session, at) = start(center, "dropped").await;
+    let other = open(center).await;
+    done(&*other, vec![ephemeral(&at("e"), b"")]).await;
+    synchronise(&*session).await;
+    let (node, watch) = session.get_and_watch(&at("e")).await.expect("the session is connected");
+    assert!(node.is_some());
+    drop(other);
+    fires(watch).await;
+    synchronise(&*session).await;
+    assert_eq!(session.get(&at("e")).await, Ok(None));
+    session.close().await;
+}
+
+/// Nor can they get any in the multi that makes them.
+pub async fn ephemeral_nodes_have_no_children(center: &dyn Center) {
+    let (session, at) = start(center, "childless").await;
+    done(&*session, vec![ephemeral(&at("e"), b"")]).await;
+    refused(&*session, vec![create(&at("e/child"), b"")], 0, Refusal::Impossible).await;
+    refused(&*session, vec![ephemeral(&at("f"), b""), create(&at("f/child"), b"")], 1, Refusal::Impossible).await;
+    session.close().await;
+}
+
+/// Every request says that it is over, its watches wake, and a second end is none.
+pub async fn a_closed_session_does_nothing(center: &dyn Center) {
+    let (session, at) = start(center, "closed").await;
+    done(&*session, vec![create(&at("node"), b"")]).await;
+    let mut states = session.states();
+    assert!(states.borrow_and_update().is_connected());
+    assert!(session.timeout() > Duration::ZERO);
+    let (_, watch) = session.get_and_watch(&at("node")).await.expect("the session is connected");
+    session.close().await;
+    fires(watch).await;
+    let over = tokio::time::timeout(PATIENCE, states.wait_for(SessionState::is_over)).await;
+    let over = *over.expect("the end is told").expect("the end is told before the sender goes");
+    assert_eq!(over.link, super::Link::Over(Ending::Closed));
+    let ended = CoordError::Ended(Ending::Closed);
+    assert_eq!(session.get(&at("node")).await, Err(ended.clone()));
+    assert_eq!(session.children(&at("")).await, Err(ended.clone()));
+    assert_eq!(session.get_and_watch(&at("node")).await.map(|(node, _)| node), Err(ended.clone()));
+    assert_eq!(session.children_and_watch(&at("")).await.map(|(names, _)| names), Err(ended.clone()));
+    assert_eq!(session.sync().await, Err(ended.clone()));
+    assert_eq!(session.multi(vec![create(&at("late"), b"")]).await, Err(ended));
+    session.close().await;
+    let other = open(center).await;
+    assert_eq!(other.get(&at("late")).await, Ok(None));
+    other.close().await;
+}
+
+/// When a node is created, set and deleted, by whomever.
+pub async fn watches_fire(center: &dyn Center) {
+    let (session, at) = start(center, "watches").await;
+    let other = open(center).await;
+    let node = at("node");
+    let mut data = None;
+    for op in [create(&node, b"0"), set(&node, b"1", 0), set(&node, b"2", 1), delete(&node, 2), create(&node, b"3")] {
+        let (seen, watch) = session.get_and_watch(&node).await.expect("the session is connected");
+        let (_, second) = session.get_and_watch(&node).await.expect("the session is connected");
+        assert_eq!(seen.map(|node| node.data), data);
+        data = match &op {
+            Op::Create { data, .. } | Op::Set { data, .. } => Some(data.clone()),
+            Op::Check { .. } | Op::Delete { .. } => None,
+        };
+        done(&*other, vec![op]).await;
+        fires(watch).await;
+        fires(second).await;
+    }
+    // A multi fires what its parts would.
+    let (_, watch) = session.get_and_watch(&node).await.expect("the session is connected");
+    done(&*session, vec![create(&at("aside"), b""), set(&node, b"4", 0)]).await;
+    fires(watch).await;
+    other.close().await;
+    session.close().await;
+}
+
+/// When a child comes or goes, and when the node itself goes.
+pub async fn watches_of_children_fire(center: &dyn Center) {
+    let (session, at) = start(center, "listings").await;
+    let other = open(center).await;
+    done(&*session, vec![create(&at("folder"), b"")]).await;
+    let child = at("folder/child");
+    let names = ["child".to_owned()];
+    let steps: [(Op, &[String]); 4] = [
+        (create(&child, b""), &[]),
+        (delete(&child, 0), &names),
+        (ephemeral(&child, b""), &[]),
+        (delete(&child, 0), &names),
+    ];
+    for (op, before) in steps {
+        let (seen, watch) = session.children_and_watch(&at("folder")).await.expect("the folder exists");
+        assert_eq!(seen, before);
+        done(&*other, vec![op]).await;
+        fires(watch).await;
+    }
+    let (_, watch) = session.children_and_watch(&at("folder")).await.expect("the folder exists");
+    done(&*other, vec![delete(&at("folder"), 0)]).await;
+    fires(watch).await;
+    other.close().await;
+    session.close().await;
+}
+
+/// Neither one that waits already nor one that comes later.
+pub async fn a_dropped_watch_silences_no_other(center: &dyn Center) {
+    let (session, at) = start(center, "silence").await;
+    let node = at("node");
+    done(&*session, vec![create(&node, b"")]).await;
+    for version in 0..20 {
+        let watch = async || session.get_and_watch(&node).await.expect("the session is connected").1;
+        let dropped = watch().await;
+        let kept = watch().await;
+        drop(dropped);
+        let later = watch().await;
+        done(&*session, vec![set(&node, b"", version)]).await;
+        fires(kept).await;
+        fires(later).await;
+    }
+    session.close().await;
+}
+
+/// Whatever was committed before.
+pub async fn a_synchronised_session_sees_every_write(center: &dyn Center) {
+    let (session, at) = start(center, "sync").await;
+    let other = open(center).await;
+    done(&*session, vec![create(&at("node"), b"")]).await;
+    for version in 0..20 {
+        let stat = set_one(&*session, set(&at("node"), b"", version)).await;
+        synchronise(&*other).await;
+        assert_eq!(read(&*other, &at("node")).await.stat, stat);
+    }
+    other.close().await;
+    session.close().await;
+}
+
+/// The other is told that the node exists.
+pub async fn one_of_two_creations_succeeds(center: &dyn Center) {
+    let (session, at) = start(center, "creation").await;
+    let other = open(center).await;
+    for round in 0..20 {
+        let node = at(&format!("node{round}"));
+        let (first, second) =
+            tokio::join!(session.multi(vec![ephemeral(&node, b"")]), other.multi(vec![ephemeral(&node, b"")]));
+        let exists = Err(CoordError::Refused { index: 0, why: Refusal::NodeExists });
+        let winner = if first.is_ok() { session.id() } else { other.id() };
+        assert!([&first, &second].contains(&&Ok(vec![Done::Plain])), "{first:?} {second:?}");
+        assert!([&first, &second].contains(&&exists), "{first:?} {second:?}");
+        synchronise(&*session).await;
+        assert_eq!(read(&*session, &node).await.stat.owner, Some(winner));
+    }
+    other.close().await;
+    session.close().await;
+}
+
+/// Two sessions that count by compare-and-set, each from what it reads: stale readings cost rounds and no count.
+pub async fn no_increment_is_lost(center: &dyn Center) {
+    const EACH: usize = 50;
+    let (session, at) = start(center, "count").await;
+    let other = open(center).await;
+    let node = at("node");
+    done(&*session, vec![create(&node, b"0")]).await;
+    let count = async |session: Arc<dyn Session>| {
+        synchronise(&*session).await;
+        let mut counted = 0;
+        while counted < EACH {
+            let now = read(&*session, &node).await;
+            let number: usize = String::from_utf8_lossy(&now.data).parse().expect("only numbers are written");
+            let next = (number + 1).to_string();
+            match session.multi(vec![set(&node, next.as_bytes(), now.stat.version)]).await {
+                Ok(_) => counted += 1,
+                Err(error) => assert_eq!(error, CoordError::Refused { index: 0, why: Refusal::BadVersion }),
+            }
+        }
+    };
+    tokio::join!(count(session.clone()), count(other.clone()));
+    synchronise(&*session).await;
+    let end = read(&*session, &node).await;
+    assert_eq!(end.data, (2 * EACH).to_string().into_bytes());
+    assert_eq!(end.stat.version, i32::try_from(2 * EACH).expect("it is small"));
+    other.close().await;
+    session.close().await;
+}
+
+/// None waits for the answer to another.
+pub async fn many_writes_are_under_way_at_a_time(center: &dyn Center) {
+    const MANY: usize = 256;
+    let (session, at) = start(center, "many").await;
+    let nodes: Vec<String> = (0..MANY).map(|index| at(&format!("node{index:03}"))).collect();
+    let mut writes = tokio::task::JoinSet::new();
+    for node in nodes {
+        let session = session.clone();
+        writes.spawn(async move { session.multi(vec![create(&node, b""), set(&node, b"1", 0)]).await });
+    }
+    let mut numbers = std::collections::BTreeSet::new();
+    for result in writes.join_all().await {
+        match result.as_deref() {
+            Ok([Done::Plain, Done::Set(stat)]) => assert!(numbers.insert(stat.modified), "each has its own number"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(session.children(&at("")).await.map(|names| names.len()), Ok(MANY));
+    session.close().await;
+}
+
+/// A session, and paths below a new folder of this name: the folder's own for the empty one.
+async fn start(center: &dyn Center, folder: &'static str) -> (Arc<dyn Session>, impl Fn(&str) -> String) {
+    let session = open(center).await;
+    let at = move |name: &str| if name.is_empty() { format!("/{folder}") } else { format!("/{folder}/{name}") };
+    done(&*session, vec![create(&at(""), b"")]).await;
+    (session, at)
+}
+
+async fn open(center: &dyn Center) -> Arc<dyn Session> {
+    center.open().await.expect("the center opens sessions")
+}
+
+async fn done(session: &dyn Session, ops: Vec<Op>) -> Vec<Done> {
+    let count = ops.len();
+    let results = session.multi(ops.clone()).await.unwrap_or_else(|error| panic!("{error}: {ops:?}"));
+    assert_eq!(results.len(), count, "one result for each operation");
+    results
+}
+
+async fn set_one(session: &dyn Session, op: Op) -> Stat {
+    match done(session, vec![op]).await[..] {
+        [Done::Set(stat)] => stat,
+        ref other => panic!("a set says what it did: {other:?}"),
+    }
+}
+
+async fn refused(session: &dyn Session, ops: Vec<Op>, index: usize, why: Refusal) {
+    let expected = Err(CoordError::Refused { index, why });
+    assert_eq!(session.multi(ops.clone()).await, expected, "{ops:?}");
+}
+
+async fn read(session: &dyn Session, path: &str) -> Node {
+    let node = session.get(path).await.unwrap_or_else(|error| panic!("{path}: {error}"));
+    node.unwrap_or_else(|| panic!("{path} exists"))
+}
+
+async fn synchronise(session: &dyn Session) {
+    session.sync().await.expect("the session is connected");
+}
+
+async fn fires(watch: Watch) {
+    tokio::time::timeout(PATIENCE, watch.fired()).await.expect("the watch fires");
+}
+
+fn check(path: &str, version: i32) -> Op {
+    Op::Check { path: path.to_owned(), version }
+}
+
+fn create(path: &str, data: &[u8]) -> Op {
+    Op::Create { path: path.to_owned(), data: data.to_vec(), life: Life::Persistent }
+}
+
+fn ephemeral(path: &str, data: &[u8]) -> Op {
+    Op::Create { path: path.to_owned(), data: data.to_vec(), life: Life::Ephemeral }
+}
+
+fn set(path: &str, data: &[u8], version: i32) -> Op {
+    Op::Set { path: path.to_owned(), data: data.to_vec(), version }
+}
+
+fn delete(path: &str, version: i32) -> Op {
+    Op::Delete { path: path.to_owned(), version }
+}

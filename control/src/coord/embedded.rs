@@ -1,0 +1,184 @@
+//! The coordination service of one process: a file on its disk.
+//!
+//! One thread owns everything: the tree in memory, its durable copy in a `redb` file, sessions and watches. Requests
+//! come to it in a queue. It takes all that are waiting, does them in memory in their order, makes what they changed
+//! durable as one transaction of the file, and only then answers any of them. So nobody is told what a crash could take
+//! back, and many writers share one flush of the disk.
+//!
+//! Sessions live as long as the process and their nodes are removed when the file is opened the next time. The file is
+//! locked against a second process. Transaction numbers count the writes that this file has ever seen.
+//!
+//! When the disk fails, what was under way is [`CoordError::Unknown`], every session is [`Link::Disconnected`], and the
+//! file is opened again once a second: what it says then is the truth.
+
+mod shelf;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use self::shelf::Shelf;
+pub use self::shelf::ShelfError;
+use self::store::{Reading, Request, Store};
+use super::{
+    Center, CoordError, Done, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch, check_ops, is_path,
+};
+use async_trait::async_trait;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What a session reports as its timeout. Nothing here expires; leases are counted by it.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a session's end to be durable.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// A store in a file. The file is free again once this and all of its sessions are dropped.
+#[derive(Debug)]
+pub struct Embedded(Arc<Owner>);
+
+/// The queue to the thread that owns the store, and the duty to end it.
+#[derive(Debug)]
+struct Owner {
+    /// Without a bound of its own: whoever puts a request in waits for its answer. None while it is dropped.
+    requests: Option<mpsc::UnboundedSender<Request>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Embedded {
+    /// Opens the store in the file at `path`, made if it is missing, and removes the nodes of the sessions before.
+    /// Reads the whole file: blocks for a moment.
+    ///
+    /// # Errors
+    /// [`ShelfError`]: it cannot be read or written, is another process's, or is no store.
+    pub fn open(path: &Path) -> Result<Self, ShelfError> {
+        Self::on(Shelf::at(path.to_owned()))
+    }
+
+    fn on(shelf: Shelf) -> Result<Self, ShelfError> {
+        let name = shelf.to_string();
+        let store = Store::open(shelf)?;
+        let (requests, queue) = mpsc::unbounded_channel();
+        let thread = std::thread::Builder::new().name("coord-store".to_owned()).spawn(move || store.serve(queue));
+        let thread = thread.map_err(|error| ShelfError::new(Path::new(&name), error))?;
+        Ok(Self(Arc::new(Owner { requests: Some(requests), thread: Some(thread) })))
+    }
+}
+
+impl Owner {
+    /// The answer of the store; none only if its thread is gone.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.as_ref()?.send(request(answer)).ok()?;
+        answered.await.ok()
+    }
+}
+
+impl Drop for Owner {
+    /// Waits for the write under way: the file must be free for whoever opens it next.
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[async_trait]
+impl Center for Embedded {
+    async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
+        let (report, states) = watch::channel(SessionState { link: Link::Connected, reconnects: 0 });
+        let opened = self.0.ask(|answer| Request::Open { report, answer }).await;
+        let id = opened.unwrap_or(Err(CoordError::NotConnected))?;
+        Ok(Arc::new(EmbeddedSession { id, states, owner: self.0.clone() }))
+    }
+}
+
+#[derive(Debug)]
+struct EmbeddedSession {
+    id: SessionId,
+    states: watch::Receiver<SessionState>,
+    owner: Arc<Owner>,
+}
+
+impl EmbeddedSession {
+    async fn read<T>(&self, path: &str, reading: impl FnOnce(oneshot::Sender<T>) -> Reading) -> Result<T, CoordError> {
+        if !is_path(path) {
+            return Err(CoordError::Refused { index: 0, why: Refusal::Impossible });
+        }
+        let (session, path) = (self.id, path.to_owned());
+        let asked = self.owner.ask(|answer| Request::Read { session, path, reading: reading(answer) });
+        asked.await.ok_or_else(|| self.without_answer())
+    }
+
+    /// The store drops the answer of a reading that it cannot do.
+    fn without_answer(&self) -> CoordError {
+        match self.states.borrow().link {
+            Link::Over(ending) => CoordError::Ended(ending),
+            Link::Connected | Link::Disconnected => CoordError::NotConnected,
+        }
+    }
+}
+
+#[async_trait]
+impl Session for EmbeddedSession {
+    fn id(&self) -> SessionId {
+        self.id
+    }
+
+    fn timeout(&self) -> Duration {
+        SESSION_TIMEOUT
+    }
+
+    fn states(&self) -> watch::Receiver<SessionState> {
+        self.states.clone()
+    }
+
+    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
+        self.read(path, |answer| Reading::Node { watch: None, answer }).await
+    }
+
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+        let (fire, watch) = Watch::new();
+        let node = self.read(path, |answer| Reading::Node { watch: Some(fire), answer }).await?;
+        Ok((node, watch))
+    }
+
+    async fn children(&self, path: &str) -> Result<Vec<String>, CoordError> {
+        let names = self.read(path, |answer| Reading::Children { watch: None, answer }).await?;
+        Ok(names.unwrap_or_default())
+    }
+
+    async fn children_and_watch(&self, path: &str) -> Result<(Vec<String>, Watch), CoordError> {
+        let (fire, watch) = Watch::new();
+        let names = self.read(path, |answer| Reading::Children { watch: Some(fire), answer }).await?;
+        let names = names.ok_or(CoordError::Refused { index: 0, why: Refusal::NoNode })?;
+        Ok((names, watch))
+    }
+
+    async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError> {
+        check_ops(&ops)?;
+        let session = self.id;
+        let done = self.owner.ask(|answer| Request::Multi { session, ops, answer }).await;
+        done.unwrap_or_else(|| Err(CoordError::Unknown("the store is gone".to_owned())))
+    }
+
+    async fn sync(&self) -> Result<(), CoordError> {
+        // Every reading sees every write that was answered before it.
+        self.get("/").await.map(|_| ())
+    }
+
+    async fn close(&self) {
+        let closed = self.owner.ask(|answer| Request::Close { session: self.id, answer: Some(answer) });
+        let _ = tokio::time::timeout(CLOSE_WAIT, closed).await;
+    }
+}
+
+impl Drop for EmbeddedSession {
+    fn drop(&mut self) {
+        if let Some(requests) = &self.owner.requests {
+            let _ = requests.send(Request::Close { session: self.id, answer: None });
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The file in which a store keeps its nodes: what is durable and how, and nothing of what it means.
+//!
+//! ```text
+//! table nodes: path -> (version, created, modified, owner's session, data)
+//! table meta:  "format" -> 1
+//!              "zxid"   -> number of the last transaction
+//! ```
+//!
+//! A transaction of the file carries all nodes that a batch of writes has touched together with the number of the last
+//! write: after a crash either all of it is there or nothing.
+
+use super::super::{Node, SessionId, Stat, Zxid};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Version, created, modified, owner, data.
+type Record<'a> = (i32, i64, i64, Option<i64>, &'a [u8]);
+
+const NODES: TableDefinition<'_, &str, Record<'_>> = TableDefinition::new("nodes");
+const META: TableDefinition<'_, &str, i64> = TableDefinition::new("meta");
+const FORMAT: &str = "format";
+const ZXID: &str = "zxid";
+/// Of the tables above.
+const FORMAT_VERSION: i64 = 1;
+
+/// Opens the file at a path, made if it is missing.
+type Opener = dyn Fn(&Path) -> Result<Database, redb::Error> + Send;
+
+/// Where a store keeps its nodes.
+pub(super) struct Shelf {
+    path: PathBuf,
+    open: Box<Opener>,
+}
+
+/// A shelf that is open, and locked against others.
+#[derive(Debug)]
+pub(super) struct OpenShelf {
+    database: Database,
+}
+
+/// All that a shelf holds.
+#[derive(Debug)]
+pub(super) struct Content {
+    /// Parents before their children.
+    pub(super) nodes: Vec<(String, Node)>,
+    pub(super) zxid: Zxid,
+}
+
+/// Why the file of a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("open the task center's store {}: {why}", path.display())]
+pub struct ShelfError {
+    /// Which file.
+    pub path: PathBuf,
+    /// For people.
+    pub why: String,
+}
+
+impl ShelfError {
+    pub(super) fn new(path: &Path, why: impl fmt::Display) -> Self {
+        Self { path: path.to_owned(), why: why.to_string() }
+    }
+}
+
+impl Shelf {
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path, open: Box::new(create) }
+    }
+
+    /// As [`Shelf::at`], opened another way.
+    #[cfg(test)]
+    pub(super) fn with(path: PathBuf, open: Box<Opener>) -> Self {
+        Self { path, open }
+    }
+
+    pub(super) fn error(&self, why: impl fmt::Display) -> ShelfError {
+        ShelfError::new(&self.path, why)
+    }
+
+    /// Opens the file, made if it is missing, and reads it.
+    pub(super) fn open(&self) -> Result<(OpenShelf, Content), ShelfError> {
+        let failed = |error: redb::Error| match error {
+            redb::Error::DatabaseAlreadyOpen => ShelfError::new(&self.path, "another process uses it"),
+            error => ShelfError::new(&self.path, error),
+        };
+        let database = (self.open)(&self.path).map_err(failed)?;
+        let shelf = OpenShelf { database };
+        let format = shelf.prepare().map_err(failed)?;
+        if format != FORMAT_VERSION {
+            return Err(
+                self.error(format!("it has format {format}, this program knows {FORMAT_VERSION}: use a newer one"))
+            );
+        }
+        let content = shelf.read().map_err(failed)?;
+        // What the library's checksums cannot know.
+        if let Some((path, _)) = content.nodes.iter().find(|(_, node)| node.stat.modified > content.zxid) {
+            return Err(self.error(format!("{path:?} is newer than the last write")));
+        }
+        Ok((shelf, content))
+    }
+}
+
+impl fmt::Debug for Shelf {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_tuple("Shelf").field(&self.path).finish()
+    }
+}
+
+impl fmt::Display for Shelf {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}", self.path.display())
+    }
+}
+
+impl OpenShelf {
+    /// Makes `changes` durable, `None` for a node that is gone, together with the number of the last write.
+    pub(super) fn write<'a>(
+        &self,
+        changes: impl Iterator<Item = (&'a str, Option<&'a Node>)>,
+        zxid: Zxid,
+    ) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut nodes = transaction.open_table(NODES)?;
+            for (path, node) in changes {
+                match node {
+                    Some(node) => nodes.insert(path, record(node))?,
+                    None => nodes.remove(path)?,
+                };
+            }
+            transaction.open_table(META)?.insert(ZXID, zxid.0)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Makes the tables of a new file. The format of the file.
+    fn prepare(&self) -> Result<i64, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            if let Some(format) = meta.get(FORMAT)? {
+                return Ok(format.value());
+            }
+            meta.insert(FORMAT, FORMAT_VERSION)?;
+            meta.insert(ZXID, 0)?;
+            transaction.open_table(NODES)?;
+        }
+        transaction.commit()?;
+        Ok(FORMAT_VERSION)
+    }
+
+    fn read(&self) -> Result<Content, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let mut nodes = Vec::new();
+        for entry in transaction.open_table(NODES)?.iter()? {
+            let (path, record) = entry?;
+            nodes.push((path.value().to_owned(), node(record.value())));
+        }
+        let zxid = transaction.open_table(META)?.get(ZXID)?.map_or(0, |zxid| zxid.value());
+        Ok(Content { nodes, zxid: Zxid(zxid) })
+    }
+}
+
+/// A new file's name is made durable too.
+fn create(path: &Path) -> Result<Database, redb::Error> {
+    let database = Database::create(path)?;
+    if let Some(parent) = path.parent() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent).and_then(|folder| folder.sync_all()).map_err(redb::Error::Io)?;
+    }
+    Ok(database)
+}
+
+fn record(node: &Node) -> Record<'_> {
+    let Stat { version, created, modified, owner } = node.stat;
+    (version, created.0, modified.0, owner.map(|session| session.0), &node.data)
+}
+
+fn node((version, created, modified, owner, data): Record<'_>) -> Node {
+    let stat = Stat { version, created: Zxid(created), modified: Zxid(modified), owner: owner.map(SessionId) };
+    Node { data: data.to_vec(), stat }
+}

@@ -1,0 +1,284 @@
+//! The thread that owns a store: takes requests, does them, makes them durable, answers.
+
+use super::super::tree::{Change, ChangeKind, Tree, Watches};
+use super::super::{CoordError, Done, Ending, Link, Node, Op, SessionId, SessionState, Zxid, is_path};
+use super::shelf::{Content, OpenShelf, Shelf, ShelfError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Most requests that share one transaction of the file: bounds how long the first of them waits.
+const BATCH_REQUESTS_MAX: usize = 256;
+/// Between two attempts to open a file again that has failed.
+const RETRY_WAIT: Duration = Duration::from_millis(250);
+
+/// What a session asks of the store. An answer that nobody waits for is dropped; the work is done.
+#[derive(Debug)]
+pub(super) enum Request {
+    Open { report: watch::Sender<SessionState>, answer: oneshot::Sender<Result<SessionId, CoordError>> },
+    Read { session: SessionId, path: String, reading: Reading },
+    Multi { session: SessionId, ops: Vec<Op>, answer: oneshot::Sender<Result<Vec<Done>, CoordError>> },
+    Close { session: SessionId, answer: Option<oneshot::Sender<()>> },
+}
+
+/// What to read of a node. The answer is dropped if there is none now.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Node { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Node>> },
+    Children { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Vec<String>>> },
+}
+
+/// An answer that waits for the batch to be durable.
+#[derive(Debug)]
+enum Pending {
+    Opened(Result<SessionId, CoordError>, oneshot::Sender<Result<SessionId, CoordError>>),
+    Node(Option<Node>, oneshot::Sender<Option<Node>>),
+    Children(Option<Vec<String>>, oneshot::Sender<Option<Vec<String>>>),
+    Multi(Result<Vec<Done>, CoordError>, oneshot::Sender<Result<Vec<Done>, CoordError>>),
+    Closed(oneshot::Sender<()>),
+}
+
+/// Everything, owned by one thread.
+#[derive(Debug)]
+pub(super) struct Store {
+    shelf: Shelf,
+    /// None while the disk fails. The tree is empty then.
+    open: Option<OpenShelf>,
+    tree: Tree,
+    /// Of the last write in `tree`.
+    zxid: Zxid,
+    /// Of the last write that is durable: at most `zxid`, and the same between two batches.
+    durable_zxid: Zxid,
+    sessions: BTreeMap<SessionId, watch::Sender<SessionState>>,
+    watches: Watches,
+    batch: Batch,
+}
+
+/// What waits for the next transaction of the file.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Paths that it has touched.
+    touched: BTreeSet<String>,
+    /// Watches that its changes fire.
+    fires: Vec<oneshot::Sender<()>>,
+    answers: Vec<Pending>,
+}
+
+impl Store {
+    /// Opens the shelf and takes over what it holds.
+    pub(super) fn open(shelf: Shelf) -> Result<Self, ShelfError> {
+        let mut store = Self {
+            shelf,
+            open: None,
+            tree: Tree::new(),
+            zxid: Zxid(0),
+            durable_zxid: Zxid(0),
+            sessions: BTreeMap::new(),
+            watches: Watches::default(),
+            batch: Batch::default(),
+        };
+        store.load()?;
+        Ok(store)
+    }
+
+    /// Serves until nobody can ask any more.
+    pub(super) fn serve(mut self, mut queue: mpsc::UnboundedReceiver<Request>) {
+        loop {
+            if self.open.is_none() {
+                std::thread::sleep(RETRY_WAIT);
+                if let Err(error) = self.load() {
+                    tracing::debug!(%error, "the store is not back yet");
+                }
+            } else {
+                let Some(first) = queue.blocking_recv() else { return };
+                self.take(first);
+            }
+            for _ in 1..BATCH_REQUESTS_MAX {
+                match queue.try_recv() {
+                    Ok(request) => self.take(request),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return self.settle(),
+                }
+            }
+            self.settle();
+        }
+    }
+
+    /// Reads the file, and removes the ephemeral nodes of sessions that are not there.
+    fn load(&mut self) -> Result<(), ShelfError> {
+        let (open, Content { nodes, zxid }) = self.shelf.open()?;
+        let mut tree = Tree::new();
+        for (path, node) in nodes {
+            if !is_path(&path) || !tree.put(&path, Some(node)) {
+                return Err(self.shelf.error(format!("{path:?} has no place in the tree")));
+            }
+        }
+        let gone = tree.ephemerals(|session| !self.sessions.contains_key(&session));
+        let next = if gone.is_empty() { zxid } else { Zxid(zxid.0 + 1) };
+        for path in &gone {
+            tree.put(path, None);
+        }
+        open.write(gone.iter().map(|path| (path.as_str(), None)), next).map_err(|error| self.shelf.error(error))?;
+        (self.open, self.tree, self.zxid, self.durable_zxid) = (Some(open), tree, next, next);
+        self.watches = Watches::default();
+        self.tell_all(Link::Connected);
+        Ok(())
+    }
+
+    fn tell_all(&self, link: Link) {
+        for report in self.sessions.values() {
+            report.send_modify(|state| {
+                state.link = link;
+                state.reconnects += u64::from(link == Link::Connected);
+            });
+        }
+    }
+
+    /// Does a request in memory; its answer waits for [`Store::settle`].
+    fn take(&mut self, request: Request) {
+        let answer = match request {
+            Request::Open { report, answer } => self.open_session(report, answer),
+            Request::Read { session, path, reading } => self.read(session, &path, reading),
+            Request::Multi { session, ops, answer } => Some(Pending::Multi(self.write(session, ops), answer)),
+            Request::Close { session, answer } => {
+                self.close(session);
+                answer.map(Pending::Closed)
+            }
+        };
+        self.batch.answers.extend(answer);
+    }
+
+    fn open_session(
+        &mut self,
+        report: watch::Sender<SessionState>,
+        answer: oneshot::Sender<Result<SessionId, CoordError>>,
+    ) -> Option<Pending> {
+        if self.open.is_none() {
+            return Some(Pending::Opened(Err(CoordError::NotConnected), answer));
+        }
+        // A transaction of its own, so that no other session ever gets the number, not even after a crash.
+        self.zxid = self.next_zxid();
+        let session = SessionId(self.zxid.0);
+        self.sessions.insert(session, report);
+        Some(Pending::Opened(Ok(session), answer))
+    }
+
+    fn next_zxid(&self) -> Zxid {
+        Zxid(self.zxid.0 + 1)
+    }
+
+    /// None, and the answer dropped, if nothing can be read now.
+    fn read(&mut self, session: SessionId, path: &str, reading: Reading) -> Option<Pending> {
+        if self.open.is_none() || !self.sessions.contains_key(&session) {
+            return None;
+        }
+        Some(match reading {
+            Reading::Node { watch, answer } => {
+                if let Some(fire) = watch {
+                    self.watches.add_to_node(path, session, fire);
+                }
+                Pending::Node(self.tree.get(path).cloned(), answer)
+            }
+            Reading::Children { watch, answer } => {
+                let names: Option<Vec<_>> = self.tree.children(path).map(|names| names.cloned().collect());
+                if let (Some(fire), Some(_)) = (watch, &names) {
+                    self.watches.add_to_children(path, session, fire);
+                }
+                Pending::Children(names, answer)
+            }
+        })
+    }
+
+    fn write(&mut self, session: SessionId, ops: Vec<Op>) -> Result<Vec<Done>, CoordError> {
+        if !self.sessions.contains_key(&session) {
+            return Err(CoordError::Ended(Ending::Closed));
+        }
+        if self.open.is_none() {
+            return Err(CoordError::NotConnected);
+        }
+        let zxid = self.next_zxid();
+        let (done, changes) =
+            self.tree.apply(ops, session, zxid).map_err(|(index, why)| CoordError::Refused { index, why })?;
+        self.note(changes, zxid);
+        Ok(done)
+    }
+
+    /// Ends a session; nothing if it has ended. While the disk fails its nodes stay until the file is read again.
+    fn close(&mut self, session: SessionId) {
+        let Some(report) = self.sessions.remove(&session) else { return };
+        let gone = self.tree.ephemerals(|owner| owner == session);
+        let changes = gone.into_iter().map(|path| {
+            self.tree.put(&path, None);
+            Change { path, kind: ChangeKind::Deleted }
+        });
+        let changes = changes.collect();
+        self.note(changes, self.next_zxid());
+        self.watches.end(session);
+        report.send_modify(|state| state.link = Link::Over(Ending::Closed));
+    }
+
+    /// Counts what was changed in memory towards the batch.
+    fn note(&mut self, changes: Vec<Change>, zxid: Zxid) {
+        if !changes.is_empty() {
+            self.zxid = zxid;
+        }
+        for change in changes {
+            self.batch.fires.extend(self.watches.take(&change));
+            self.batch.touched.insert(change.path);
+        }
+    }
+
+    /// Makes the batch durable, and answers.
+    fn settle(&mut self) {
+        let Batch { touched, fires, answers } = std::mem::take(&mut self.batch);
+        if let Some(open) = self.open.as_ref().filter(|_| self.zxid > self.durable_zxid) {
+            let changes = touched.iter().map(|path| (path.as_str(), self.tree.get(path)));
+            if let Err(error) = open.write(changes, self.zxid) {
+                return self.fail(answers, &error);
+            }
+            self.durable_zxid = self.zxid;
+        }
+        for fire in fires {
+            let _ = fire.send(());
+        }
+        for answer in answers {
+            answer.send();
+        }
+    }
+
+    /// The disk has failed: whether the batch is on it is not known before it can be read again.
+    fn fail(&mut self, answers: Vec<Pending>, error: &redb::Error) {
+        tracing::error!(%error, "the task center's store cannot write: {}", self.shelf);
+        (self.open, self.tree) = (None, Tree::new());
+        self.tell_all(Link::Disconnected);
+        for answer in answers {
+            if let Pending::Opened(Ok(session), _) = &answer {
+                self.sessions.remove(session);
+            }
+            answer.send_failed(error);
+        }
+    }
+}
+
+impl Pending {
+    fn send(self) {
+        match self {
+            Self::Opened(session, answer) => drop(answer.send(session)),
+            Self::Node(node, answer) => drop(answer.send(node)),
+            Self::Children(names, answer) => drop(answer.send(names)),
+            Self::Multi(done, answer) => drop(answer.send(done)),
+            Self::Closed(answer) => drop(answer.send(())),
+        }
+    }
+
+    /// Also a refusal is open then: it may rest on a write that has not happened.
+    fn send_failed(self, error: &redb::Error) {
+        match self {
+            Self::Opened(_, answer) => drop(answer.send(Err(CoordError::NotConnected))),
+            Self::Multi(_, answer) => drop(answer.send(Err(CoordError::Unknown(error.to_string())))),
+            Self::Closed(answer) => drop(answer.send(())),
+            Self::Node(..) | Self::Children(..) => {}
+        }
+    }
+}

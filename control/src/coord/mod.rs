@@ -1,0 +1,339 @@
+//! The coordination service: small nodes of bytes with versions, in a tree, held by a service that survives its servers.
+//!
+//! A [`Center`] opens [`Session`]s; a session ends ([`SessionState::is_over`]) and is replaced by a new one. Its faces:
+//! `zookeeper`, `embedded` (one process, one file) and `sim` (seeded faults, virtual time). One contract suite holds all
+//! of them to what is said here.
+//!
+//! What a caller may rely on:
+//! - Every write is a [`Session::multi`]: all of it happens, or nothing. Every change names a version.
+//! - [`CoordError::Unknown`] means that the write may have happened, or may happen later: read again and compare the
+//!   operation id in the record. Any other error means that it did not and will not happen.
+//! - Reads may be stale until [`Session::sync`]; decide by writes.
+//! - A watch fires at most once, may fire late, merged or not at all: it is a hint.
+//! - While a session is not connected, writes are refused with [`CoordError::NotConnected`] instead of being queued.
+
+#[doc(hidden)]
+pub mod contract;
+pub mod credentials;
+pub mod embedded;
+#[doc(hidden)]
+pub mod sim;
+mod tree;
+pub mod zookeeper;
+
+use async_trait::async_trait;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// Most bytes of one node; larger ones are refused before they are sent.
+pub const NODE_BYTES_MAX: usize = 8 << 10;
+
+/// Most bytes of all nodes in one [`Session::multi`].
+pub const MULTI_BYTES_MAX: usize = 256 << 10;
+
+/// Opens sessions.
+#[async_trait]
+pub trait Center: Send + Sync + std::fmt::Debug {
+    /// A new session, connected.
+    ///
+    /// # Errors
+    /// [`CoordError::NotConnected`] if no server answers in time; try again. [`CoordError::Ended`] with
+    /// [`Ending::AuthFailed`]. [`CoordError::Refused`] with [`Refusal::NoAuth`] if the center's folder may not be made.
+    async fn open(&self) -> Result<Arc<dyn Session>, CoordError>;
+}
+
+/// A session with the service. Its ephemeral nodes live as long as the service believes in it.
+#[async_trait]
+pub trait Session: Send + Sync + std::fmt::Debug {
+    /// Of this session; never that of another one.
+    fn id(&self) -> SessionId;
+
+    /// The negotiated time after which the service gives up a silent session.
+    fn timeout(&self) -> Duration;
+
+    /// What is known of it, now and at every change. Changes may be merged: `reconnects` counts them.
+    fn states(&self) -> watch::Receiver<SessionState>;
+
+    /// A node; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// Of every reading: [`CoordError::NotConnected`] also when the connection is lost under way,
+    /// [`CoordError::Ended`], [`CoordError::Refused`] with index 0.
+    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError>;
+
+    /// As [`Session::get`], and a watch on its data, its deletion, or its creation.
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError>;
+
+    /// Names of the children in order of the names; empty if the node does not exist.
+    async fn children(&self, path: &str) -> Result<Vec<String>, CoordError>;
+
+    /// As [`Session::children`], and a watch on their names and the node's deletion. The node must exist, else
+    /// [`CoordError::Refused`] with [`Refusal::NoNode`] and index 0.
+    async fn children_and_watch(&self, path: &str) -> Result<(Vec<String>, Watch), CoordError>;
+
+    /// Does all of `ops` in their order, or nothing. The request leaves when this is called for the first time, and
+    /// dropping the future does not call it back. On success one [`Done`] for each operation.
+    async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError>;
+
+    /// Makes later reads of this session see every write that had been committed before.
+    async fn sync(&self) -> Result<(), CoordError>;
+
+    /// Ends the session; its ephemeral nodes go at once if the service can be reached. Waits at most a second.
+    async fn close(&self);
+}
+
+/// Of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub i64);
+
+/// What is known of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionState {
+    /// Whether requests can be made.
+    pub link: Link,
+    /// How often it has been connected anew: whoever sees it grow reads everything again.
+    pub reconnects: u64,
+}
+
+impl SessionState {
+    /// Whether only a new session helps.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.link, Link::Over(_))
+    }
+
+    /// Whether requests can be made.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.link == Link::Connected
+    }
+}
+
+/// Whether a session can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Requests are sent.
+    Connected,
+    /// No server answers; the service may or may not have given it up.
+    Disconnected,
+    /// It is over.
+    Over(Ending),
+}
+
+/// Why a session is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The service has given it up, or must have by now.
+    Expired,
+    /// Closed here.
+    Closed,
+    /// The credentials were refused.
+    AuthFailed,
+}
+
+/// A node as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its content.
+    pub data: Vec<u8>,
+    /// What the service says about it.
+    pub stat: Stat,
+}
+
+/// What the service says about a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Counts changes of this incarnation of the node, from 0.
+    pub version: i32,
+    /// The transaction that created it.
+    pub created: Zxid,
+    /// The transaction that changed it last.
+    pub modified: Zxid,
+    /// The session that an ephemeral node belongs to.
+    pub owner: Option<SessionId>,
+}
+
+/// A transaction number: grows with every committed write of the whole service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Zxid(pub i64);
+
+/// One part of a [`Session::multi`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// The node exists with this version.
+    Check {
+        /// Absolute.
+        path: String,
+        /// Expected.
+        version: i32,
+    },
+    /// The node does not exist, its parent does, and is not ephemeral.
+    Create {
+        /// Absolute.
+        path: String,
+        /// At most [`NODE_BYTES_MAX`].
+        data: Vec<u8>,
+        /// How long it lives.
+        life: Life,
+    },
+    /// The node exists with this version; it gets this content.
+    Set {
+        /// Absolute.
+        path: String,
+        /// At most [`NODE_BYTES_MAX`].
+        data: Vec<u8>,
+        /// Expected.
+        version: i32,
+    },
+    /// The node exists with this version and has no children; it goes.
+    Delete {
+        /// Absolute.
+        path: String,
+        /// Expected.
+        version: i32,
+    },
+}
+
+/// How long a node lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Until it is deleted.
+    Persistent,
+    /// At most as long as the session that created it.
+    Ephemeral,
+}
+
+/// What one operation of a committed multi did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Of `Check`, `Create` and `Delete`: old servers say nothing more about a creation.
+    Plain,
+    /// Of `Set`: the node as it is now. Its `modified` is the transaction of the whole multi.
+    Set(Stat),
+}
+
+/// Why a request to the service failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CoordError {
+    /// A condition of the multi's operation at `index` did not hold; nothing was done.
+    #[error("operation {index} of the write was refused: {why}")]
+    Refused {
+        /// Position in the multi.
+        index: usize,
+        /// Which condition.
+        why: Refusal,
+    },
+    /// The session is over; open a new one.
+    #[error("the session is over: {0:?}")]
+    Ended(Ending),
+    /// There is no connection now; nothing was sent.
+    #[error("not connected to the coordination service")]
+    NotConnected,
+    /// The write may have happened or may still happen.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+    /// A node or multi over its bound; nothing was sent.
+    #[error("{path}: {bytes} bytes are more than the {limit} that a record may have")]
+    TooLarge {
+        /// Which node, or the first of the multi.
+        path: String,
+        /// What was asked for.
+        bytes: usize,
+        /// [`NODE_BYTES_MAX`] or [`MULTI_BYTES_MAX`].
+        limit: usize,
+    },
+}
+
+/// Which condition of an operation did not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The node, or the parent of one to create, does not exist.
+    #[error("no such node")]
+    NoNode,
+    /// It exists already.
+    #[error("the node exists")]
+    NodeExists,
+    /// It has another version.
+    #[error("the node has changed")]
+    BadVersion,
+    /// It has children.
+    #[error("the node has children")]
+    NotEmpty,
+    /// The access list does not permit it.
+    #[error("not permitted")]
+    NoAuth,
+    /// An ephemeral node cannot have children; or another rule of the service.
+    #[error("not possible")]
+    Impossible,
+}
+
+/// Fires at most once; a hint to look again.
+#[derive(Debug)]
+pub struct Watch(oneshot::Receiver<()>);
+
+impl Watch {
+    /// The sender fires it, or drops it when the session is over; both wake the waiter.
+    #[must_use]
+    pub fn new() -> (oneshot::Sender<()>, Self) {
+        let (fire, fired) = oneshot::channel();
+        (fire, Self(fired))
+    }
+
+    /// Waits until it fires or can fire no more.
+    pub async fn fired(self) {
+        let _ = self.0.await;
+    }
+}
+
+/// Refuses what no service could do, before it is sent: malformed paths ([`Refusal::Impossible`]), negative versions
+/// ([`Refusal::BadVersion`]; to the service they would mean any), and what is too large.
+///
+/// # Errors
+/// [`CoordError::Refused`], or as [`check_size`].
+pub fn check_ops(ops: &[Op]) -> Result<(), CoordError> {
+    for (index, op) in ops.iter().enumerate() {
+        check_op(op).map_err(|why| CoordError::Refused { index, why })?;
+    }
+    check_size(ops)
+}
+
+fn check_op(op: &Op) -> Result<(), Refusal> {
+    let (path, version, is_made_or_gone) = match op {
+        Op::Check { path, version } | Op::Set { path, version, .. } => (path, *version, false),
+        Op::Delete { path, version } => (path, *version, true),
+        Op::Create { path, .. } => (path, 0, true),
+    };
+    if !is_path(path) || (is_made_or_gone && path == "/") {
+        return Err(Refusal::Impossible);
+    }
+    if version < 0 { Err(Refusal::BadVersion) } else { Ok(()) }
+}
+
+/// Whether a node can have this path: absolute, no empty, `.` or `..` part, nothing that does not print.
+#[must_use]
+pub fn is_path(path: &str) -> bool {
+    let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.chars().any(char::is_control);
+    path == "/" || path.strip_prefix('/').is_some_and(|parts| parts.split('/').all(is_name))
+}
+
+/// Refuses what is too large for the service before it is sent: there it would look like a lost connection.
+///
+/// # Errors
+/// [`CoordError::TooLarge`].
+pub fn check_size(ops: &[Op]) -> Result<(), CoordError> {
+    let mut total = 0;
+    for op in ops {
+        let (path, bytes) = match op {
+            Op::Create { path, data, .. } | Op::Set { path, data, .. } => (path, data.len()),
+            Op::Check { path, .. } | Op::Delete { path, .. } => (path, 0),
+        };
+        total += bytes + path.len();
+        for (bytes, limit) in [(bytes, NODE_BYTES_MAX), (total, MULTI_BYTES_MAX)] {
+            if bytes > limit {
+                return Err(CoordError::TooLarge { path: path.clone(), bytes, limit });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! A session as its client sees it: what it has asked, what it watches, and whether it believes to be connected.
+
+use super::tree::Transaction;
+use crate::coord::{CoordError, Done, Ending, Link, Node, Op, SessionState, Zxid};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+/// Fires a watch.
+pub(super) type Fire = oneshot::Sender<()>;
+
+/// What a client asks its server.
+#[derive(Debug)]
+pub(super) enum Request {
+    Get { path: String, watch: Option<Fire> },
+    Children { path: String, watch: Option<Fire> },
+    Multi(Vec<Op>),
+    Sync,
+    Close,
+}
+
+/// What a server says.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Node(Option<Node>),
+    Names(Vec<String>),
+    Done(Vec<Done>),
+    Plain,
+}
+
+/// What travels to a client, in order.
+#[derive(Debug)]
+pub(super) enum Delivery {
+    Reply { id: u64, reply: Result<Reply, CoordError>, seen: Zxid },
+    Fire(Fire),
+}
+
+/// A watch that waits.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) path: String,
+    pub(super) subject: Subject,
+    /// Transactions that it has seen.
+    pub(super) since: usize,
+    pub(super) fire: Fire,
+}
+
+/// What is watched of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    Data,
+    Names,
+}
+
+impl Standing {
+    pub(super) fn is_about(&self, transaction: &Transaction) -> bool {
+        transaction.changes.iter().any(|(path, node)| match self.subject {
+            Subject::Data => **path == *self.path,
+            Subject::Names => {
+                let is_gone = node.is_none();
+                let is_new = node.as_ref().is_some_and(|node| node.stat.created == transaction.zxid);
+                let is_child = path.rsplit_once('/').is_some_and(|(parent, _)| parent == self.path);
+                (is_child && (is_new || is_gone)) || (**path == *self.path && is_gone)
+            }
+        })
+    }
+}
+
+/// A request on its way.
+pub(super) type Sent = (Instant, u64, Request);
+
+/// Of one session.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) node: String,
+    /// Whom it talks to.
+    pub(super) server: usize,
+    /// Counts connections: what was sent over an earlier one is answered by nobody.
+    pub(super) connection: u64,
+    /// When it last heard its server.
+    pub(super) heard: Instant,
+    /// The newest write that it has heard of.
+    pub(super) seen: Zxid,
+    pub(super) link: watch::Sender<SessionState>,
+    pub(super) pending: BTreeMap<u64, oneshot::Sender<Result<Reply, CoordError>>>,
+    pub(super) watches: Vec<Standing>,
+    /// Watches that will never fire: their waiters learn of the end of the session only.
+    pub(super) silenced: Vec<Fire>,
+    /// Events whose connection broke before they arrived.
+    pub(super) undelivered: Vec<Fire>,
+    pub(super) up: Option<mpsc::UnboundedSender<Sent>>,
+    pub(super) down: Option<mpsc::UnboundedSender<(Instant, Delivery)>>,
+    asked: u64,
+    last_arrival: Instant,
+}
+
+impl Client {
+    pub(super) fn new(node: &str, server: usize) -> Self {
+        let now = Instant::now();
+        Self {
+            node: node.to_owned(),
+            server,
+            connection: 0,
+            heard: now,
+            seen: Zxid(0),
+            link: watch::Sender::new(SessionState { link: Link::Connected, reconnects: 0 }),
+            pending: BTreeMap::new(),
+            watches: Vec::new(),
+            silenced: Vec::new(),
+            undelivered: Vec::new(),
+            up: None,
+            down: None,
+            asked: 0,
+            last_arrival: now,
+        }
+    }
+
+    pub(super) fn state(&self) -> SessionState {
+        *self.link.borrow()
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.state().is_connected()
+    }
+
+    /// Sends a request; its answer comes through the receiver.
+    pub(super) fn send(
+        &mut self,
+        request: Request,
+        latency: Duration,
+    ) -> Result<oneshot::Receiver<Result<Reply, CoordError>>, CoordError> {
+        match (self.state().link, &self.up) {
+            (Link::Over(ending), _) => Err(CoordError::Ended(ending)),
+            (Link::Connected, Some(up)) => {
+                self.last_arrival = self.last_arrival.max(Instant::now() + latency);
+                self.asked += 1;
+                let (answer, answered) = oneshot::channel();
+                self.pending.insert(self.asked, answer);
+                let _ = up.send((self.last_arrival, self.asked, request));
+                Ok(answered)
+            }
+            _ => Err(CoordError::NotConnected),
+        }
+    }
+
+    /// Something leaves the server for this client.
+    pub(super) fn deliver(&self, latency: Duration, delivery: Delivery) {
+        if let Some(down) = &self.down {
+            let _ = down.send((Instant::now() + latency, delivery));
+        }
+    }
+
+    /// Something has arrived.
+    pub(super) fn receive(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Fire(fire) => drop(fire.send(())),
+            Delivery::Reply { id, reply, seen } => {
+                self.seen = self.seen.max(seen);
+                let ended = if let Err(CoordError::Ended(ending)) = &reply { Some(*ending) } else { None };
+                if let Some(answer) = self.pending.remove(&id) {
+                    let _ = answer.send(reply);
+                }
+                if let Some(ending) = ended {
+                    self.end(ending);
+                }
+            }
+        }
+    }
+
+    /// The connection is gone, and the client knows.
+    pub(super) fn disconnect(&mut self) {
+        if self.is_connected() {
+            self.break_off("the connection was lost");
+            self.link.send_modify(|state| state.link = Link::Disconnected);
+        }
+    }
+
+    /// It is connected again, to that server.
+    pub(super) fn connect(&mut self, server: usize) {
+        self.server = server;
+        self.heard = Instant::now();
+        self.last_arrival = self.heard;
+        self.link
+            .send_modify(|state| *state = SessionState { link: Link::Connected, reconnects: state.reconnects + 1 });
+    }
+
+    /// Nothing comes after this.
+    pub(super) fn end(&mut self, ending: Ending) {
+        if !self.state().is_over() {
+            self.break_off("the session ended");
+            self.watches.clear();
+            self.silenced.clear();
+            self.undelivered.clear();
+            self.link.send_modify(|state| state.link = Link::Over(ending));
+        }
+    }
+
+    fn break_off(&mut self, why: &str) {
+        self.connection += 1;
+        (self.up, self.down) = (None, None);
+        for (_, answer) in std::mem::take(&mut self.pending) {
+            let _ = answer.send(Err(CoordError::Unknown(why.to_owned())));
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The coordination service of simulations: the whole ensemble in memory, on the time of [`tokio::time`], under a seed.
+//!
+//! Several nodes share one [`Ensemble`]; each has its own face of it ([`Ensemble::client`]) and its own faults. What a
+//! real ensemble was seen to do, this one does: a session outlives its connection on the service, and the client learns
+//! of its end late; a client beside an isolated server stays `Connected` for seconds while its writes stall; answers get
+//! lost after the write; a write that was given up happens later; watches come late, merged or not at all; reads are
+//! stale until [`Session::sync`]; and history may go backwards.
+//!
+//! ```text
+//! session -> uplink -> server (reads, watches) -> leader (judges, commits) -> log -> every server, each with its lag
+//!         <- downlink (answers and watches, in order)
+//! ```
+//! It needs a runtime of tokio, and replays exactly on a current-thread one whose time is paused.
+
+mod client;
+mod service;
+mod tree;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use service::Snapshot;
+
+use super::{
+    Center, CoordError, Done, Ending, Node, Op, Refusal, Session, SessionId, SessionState, Watch, Zxid, check_ops,
+    is_path,
+};
+use async_trait::async_trait;
+use client::{Client, Reply, Request};
+use service::Core;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// The leader's unit of time: sessions end at its multiples.
+const TICK: Duration = Duration::from_secs(1);
+/// Servers of an ensemble.
+const SERVERS: usize = 3;
+/// How long a client looks for a server.
+const DIAL: Duration = Duration::from_secs(2);
+/// How long a client that closes its session waits.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+type Shared = Arc<Mutex<Core>>;
+
+/// Is told of every committed write, before anybody else can see it. It must not use the ensemble.
+pub type Observer = Arc<dyn Fn(&Commit<'_>) + Send + Sync>;
+
+fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A committed write.
+#[derive(Debug)]
+pub struct Commit<'a> {
+    /// Its number.
+    pub zxid: Zxid,
+    /// Whose; also of the writes that end a session.
+    pub session: SessionId,
+    /// On which node.
+    pub node: &'a str,
+    /// Nodes as they are now, `None` for those that are gone.
+    pub changes: &'a [(&'a str, Option<&'a Node>)],
+    /// As they were asked for; none when the service ended a session.
+    pub ops: &'a [Op],
+}
+
+/// How often and how much the service troubles its clients.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// One way between client and server, in milliseconds: least and most.
+    pub latency_ms: (u64, u64),
+    /// Until a server has what was committed: least and most.
+    pub lag_ms: (u64, u64),
+    /// Share of writes that are carried out and not answered.
+    pub lost_reply: f64,
+    /// Share of writes on broken connections that are carried out later.
+    pub late_write: f64,
+    /// Share of watches that never fire.
+    pub lost_watch: f64,
+    /// Share of watches that fire up to 8 s late.
+    pub late_watch: f64,
+}
+
+impl Default for Weather {
+    /// Nothing goes wrong.
+    fn default() -> Self {
+        Self { latency_ms: (0, 1), lag_ms: (0, 3), lost_reply: 0.0, late_write: 0.0, lost_watch: 0.0, late_watch: 0.0 }
+    }
+}
+
+/// The service, and everything that can happen to it.
+#[derive(Clone, Debug)]
+pub struct Ensemble(Shared);
+
+impl Ensemble {
+    /// A service without nodes that gives silent sessions up after `timeout`. Its ticks end with its last clone.
+    #[must_use]
+    pub fn new(seed: u64, timeout: Duration) -> Self {
+        let shared = Arc::new(Mutex::new(Core::new(seed, SERVERS, timeout)));
+        tokio::spawn(wire::tick(Arc::downgrade(&shared)));
+        Self(shared)
+    }
+
+    /// The service as a node sees it.
+    #[must_use]
+    pub fn client(&self, node: &str) -> Arc<dyn Center> {
+        Arc::new(SimCenter { shared: self.0.clone(), node: node.to_owned() })
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        lock(&self.0)
+    }
+
+    /// From now on.
+    pub fn set_weather(&self, weather: Weather) {
+        self.core().weather = weather;
+    }
+
+    /// Who is told of every write.
+    pub fn set_observer(&self, observer: Observer) {
+        self.core().observer = Some(observer);
+    }
+
+    /// What is committed at a path, whatever the servers have seen of it.
+    #[must_use]
+    pub fn committed(&self, path: &str) -> Option<Node> {
+        self.core().tree().get(path).map(|node| (**node).clone())
+    }
+
+    /// Everything committed whose path begins with `prefix`, in order of the paths.
+    #[must_use]
+    pub fn committed_below(&self, prefix: &str) -> Vec<(String, Node)> {
+        self.core().tree().below(prefix).map(|(path, node)| (path.to_owned(), node.clone())).collect()
+    }
+
+    /// A node's packets go nowhere, without anybody being told.
+    pub fn cut(&self, node: &str) {
+        self.core().cut(node, true);
+    }
+
+    /// They go through again.
+    pub fn mend(&self, node: &str) {
+        self.core().cut(node, false);
+    }
+
+    /// A node's connections break; it may connect again.
+    pub fn reset(&self, node: &str) {
+        self.core().reset(|client| client.node == node);
+    }
+
+    /// The service gives a node's sessions up at once.
+    pub fn expire(&self, node: &str) {
+        let mut core = self.core();
+        core.expire(node);
+        wire::spread(&self.0, &mut core);
+    }
+
+    /// Servers that there are, for [`Ensemble::isolate`].
+    #[must_use]
+    pub fn servers(&self) -> usize {
+        SERVERS
+    }
+
+    /// A server no longer hears its leader: its clients read what once was, and their writes stall until it drops them.
+    pub fn isolate(&self, server: usize) {
+        self.core().isolate(server);
+    }
+
+    /// It hears its leader again.
+    pub fn restore(&self, server: usize) {
+        self.core().restore(server);
+    }
+
+    /// There is no leader for a while: writes wait, no session ends.
+    pub fn stall(&self, time: Duration) {
+        self.core().stall(time);
+    }
+
+    /// Every server stops.
+    pub fn stop(&self) {
+        self.core().set_up(false);
+    }
+
+    /// They are back, with everything that was committed; every session has its full time again.
+    pub fn start(&self) {
+        self.core().set_up(true);
+    }
+
+    /// All there is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.core().snapshot()
+    }
+
+    /// The service goes back to what once was, as from a backup: later transactions get numbers that were used before.
+    pub fn regress(&self, to: &Snapshot) {
+        self.core().regress(to);
+    }
+}
+
+/// The service as one node sees it.
+#[derive(Debug)]
+struct SimCenter {
+    shared: Shared,
+    node: String,
+}
+
+#[async_trait]
+impl Center for SimCenter {
+    async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
+        let deadline = Instant::now() + DIAL;
+        loop {
+            let latency = lock(&self.shared).latency();
+            sleep(latency * 2).await;
+            let admitted = {
+                let mut core = lock(&self.shared);
+                core.admit(&self.node).inspect(|&(id, server)| {
+                    core.clients.insert(id, Client::new(&self.node, server));
+                })
+            };
+            if let Some((id, _)) = admitted {
+                wire::connect(&self.shared, id);
+                let alive = Arc::new(());
+                crate::process::spawn(wire::keep(self.shared.clone(), id, Arc::downgrade(&alive)));
+                return Ok(Arc::new(SimSession { shared: self.shared.clone(), id, _alive: alive }));
+            }
+            if Instant::now() >= deadline {
+                return Err(CoordError::NotConnected);
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// A session of one node.
+#[derive(Debug)]
+struct SimSession {
+    shared: Shared,
+    id: SessionId,
+    _alive: Arc<()>,
+}
+
+impl SimSession {
+    async fn ask(&self, request: Request) -> Result<Reply, CoordError> {
+        wire::ask(&self.shared, self.id, request).await
+    }
+
+    /// A reading that nobody answers has done no harm.
+    async fn look(&self, request: Request) -> Result<Reply, CoordError> {
+        if let Request::Get { path, .. } | Request::Children { path, .. } = &request
+            && !is_path(path)
+        {
+            return Err(CoordError::Refused { index: 0, why: Refusal::Impossible });
+        }
+        self.ask(request).await.map_err(|error| match error {
+            CoordError::Unknown(_) => CoordError::NotConnected,
+            other => other,
+        })
+    }
+
+    async fn read(&self, path: &str, watch: Option<client::Fire>) -> Result<Option<Node>, CoordError> {
+        match self.look(Request::Get { path: path.to_owned(), watch }).await? {
+            Reply::Node(node) => Ok(node),
+            other => unreachable!("a read is answered with a node, not {other:?}"),
+        }
+    }
+
+    async fn list(&self, path: &str, watch: Option<client::Fire>) -> Result<Vec<String>, CoordError> {
+        match self.look(Request::Children { path: path.to_owned(), watch }).await? {
+            Reply::Names(names) => Ok(names),
+            other => unreachable!("a listing is answered with names, not {other:?}"),
+        }
+    }
+}
+
+#[async_trait]
+impl Session for SimSession {
+    fn id(&self) -> SessionId {
+        self.id
+    }
+
+    fn timeout(&self) -> Duration {
+        lock(&self.shared).timeout
+    }
+
+    fn states(&self) -> watch::Receiver<SessionState> {
+        lock(&self.shared).clients[&self.id].link.subscribe()
+    }
+
+    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
+        self.read(path, None).await
+    }
+
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+        let (fire, watch) = Watch::new();
+        Ok((self.read(path, Some(fire)).await?, watch))
+    }
+
+    async fn children(&self, path: &str) -> Result<Vec<String>, CoordError> {
+        self.list(path, None).await
+    }
+
+    async fn children_and_watch(&self, path: &str) -> Result<(Vec<String>, Watch), CoordError> {
+        let (fire, watch) = Watch::new();
+        Ok((self.list(path, Some(fire)).await?, watch))
+    }
+
+    async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError> {
+        check_ops(&ops)?;
+        match self.ask(Request::Multi(ops)).await? {
+            Reply::Done(done) => Ok(done),
+            other => unreachable!("a write is answered with what it did, not {other:?}"),
+        }
+    }
+
+    async fn sync(&self) -> Result<(), CoordError> {
+        self.look(Request::Sync).await.map(drop)
+    }
+
+    async fn close(&self) {
+        let _ = timeout_at(Instant::now() + GOODBYE, self.ask(Request::Close)).await;
+        let mut core = lock(&self.shared);
+        if let Some(client) = core.clients.get_mut(&self.id) {
+            client.end(Ending::Closed);
+        }
+    }
+}

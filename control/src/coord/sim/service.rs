@@ -1,0 +1,407 @@
+//! The simulated service itself: a leader that commits, servers that follow it, sessions that end by its ticks.
+//!
+//! What always holds: writes are judged by the leader's tree alone; a server replays them in order and never goes back,
+//! but for [`Core::regress`]; a session that has been given up changes nothing any more. A session lives between
+//! `T - tick/2` and `T + tick` after its last sign of life: followers forward those only with the leader's pings, and
+//! the leader counts in ticks.
+
+use super::client::{Client, Delivery, Reply, Request, Standing, Subject};
+use super::tree::{Transaction, Tree};
+use super::{Commit, Observer, TICK, Weather};
+use crate::coord::{CoordError, Done, Ending, Op, SessionId, Zxid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Time after which a server that has lost its leader drops its clients.
+const SYNC_LIMIT: Duration = Duration::from_secs(4);
+
+/// Everything of one service, behind one lock.
+pub(super) struct Core {
+    pub(super) rng: fastrand::Rng,
+    pub(super) weather: Weather,
+    pub(super) clients: BTreeMap<SessionId, Client>,
+    pub(super) observer: Option<Observer>,
+    pub(super) timeout: Duration,
+    tree: Tree,
+    log: Vec<Arc<Transaction>>,
+    /// Transactions that the servers have been told of.
+    spread: usize,
+    servers: Vec<Server>,
+    tenures: BTreeMap<SessionId, Tenure>,
+    /// Nodes whose packets go nowhere.
+    cut: BTreeSet<String>,
+    is_up: bool,
+    /// Without a leader until then.
+    stalled_until: Instant,
+    sessions_opened: i64,
+    zxid: Zxid,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("zxid", &self.zxid).finish_non_exhaustive()
+    }
+}
+
+/// A follower.
+#[derive(Debug, Default)]
+struct Server {
+    tree: Tree,
+    /// Transactions of the log that it has replayed.
+    replayed: usize,
+    /// Since when it has not heard its leader.
+    isolated: Option<Instant>,
+    /// It talks to no client.
+    is_mute: bool,
+}
+
+/// What the leader knows of a session.
+#[derive(Clone, Debug)]
+struct Tenure {
+    node: String,
+    /// The tick that ends it.
+    last_tick: u64,
+}
+
+/// A state of the service to go back to.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    tree: Tree,
+    zxid: Zxid,
+    tenures: BTreeMap<SessionId, Tenure>,
+}
+
+impl Core {
+    pub(super) fn new(seed: u64, servers: usize, timeout: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            rng: fastrand::Rng::with_seed(seed),
+            weather: Weather::default(),
+            clients: BTreeMap::new(),
+            observer: None,
+            timeout,
+            tree: Tree::default(),
+            log: Vec::new(),
+            spread: 0,
+            servers: (0..servers).map(|_| Server::default()).collect(),
+            tenures: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            is_up: true,
+            stalled_until: now,
+            sessions_opened: 0,
+            zxid: Zxid(0),
+            started: now,
+        }
+    }
+
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    pub(super) fn latency(&mut self) -> Duration {
+        let (least, most) = self.weather.latency_ms;
+        Duration::from_millis(self.rng.u64(least..=most))
+    }
+
+    /// Whether something of probability `share` happens.
+    pub(super) fn chance(&mut self, share: f64) -> bool {
+        share > 0.0 && self.rng.f64() < share
+    }
+
+    // Reachability.
+
+    /// Whether packets go between a node and a server.
+    pub(super) fn reaches(&self, node: &str, server: usize) -> bool {
+        self.is_up && !self.cut.contains(node) && !self.servers[server].is_mute
+    }
+
+    /// Whether a server's writes reach the leader.
+    pub(super) fn has_leader(&self, server: usize) -> bool {
+        self.is_up && self.servers[server].isolated.is_none() && Instant::now() >= self.stalled_until
+    }
+
+    /// A server that takes a client who has seen everything up to `seen`.
+    pub(super) fn any_server(&mut self, node: &str, seen: Zxid) -> Option<usize> {
+        let takes =
+            |server: &usize| self.reaches(node, *server) && self.has_leader(*server) && self.zxid_of(*server) >= seen;
+        let able: Vec<usize> = (0..self.servers.len()).filter(takes).collect();
+        self.rng.choice(able)
+    }
+
+    fn zxid_of(&self, server: usize) -> Zxid {
+        let replayed = self.servers[server].replayed;
+        if replayed == self.log.len() {
+            self.zxid
+        } else {
+            self.log[..replayed].last().map_or(Zxid(0), |last| last.zxid)
+        }
+    }
+
+    pub(super) fn cut(&mut self, node: &str, is_cut: bool) {
+        if is_cut {
+            self.cut.insert(node.to_owned())
+        } else {
+            self.cut.remove(node)
+        };
+    }
+
+    pub(super) fn isolate(&mut self, server: usize) {
+        self.servers[server].isolated.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn restore(&mut self, server: usize) {
+        self.servers[server].isolated = None;
+        self.servers[server].is_mute = false;
+        self.catch_up(server, self.log.len());
+    }
+
+    /// No leader for a while; the next one gives every session its full time.
+    pub(super) fn stall(&mut self, time: Duration) {
+        self.stalled_until = self.stalled_until.max(Instant::now() + time);
+        let tick = self.tick_after(time + self.timeout);
+        self.tenures.values_mut().for_each(|tenure| tenure.last_tick = tenure.last_tick.max(tick));
+    }
+
+    pub(super) fn set_up(&mut self, is_up: bool) {
+        if is_up && !self.is_up {
+            let tick = self.tick_after(self.timeout);
+            self.tenures.values_mut().for_each(|tenure| tenure.last_tick = tick);
+        }
+        self.is_up = is_up;
+        if !is_up {
+            self.reset(|_| true);
+        }
+    }
+
+    /// Connections break so that their clients notice.
+    pub(super) fn reset(&mut self, which: impl Fn(&Client) -> bool) {
+        self.clients.values_mut().filter(|client| which(client)).for_each(Client::disconnect);
+    }
+
+    // Sessions.
+
+    fn tick_after(&self, time: Duration) -> u64 {
+        let since = (Instant::now() + time).duration_since(self.started);
+        u64::try_from(since.as_millis() / TICK.as_millis()).expect("ticks of a simulation") + 1
+    }
+
+    /// A session for a node; needs a leader.
+    pub(super) fn admit(&mut self, node: &str) -> Option<(SessionId, usize)> {
+        let server = self.any_server(node, Zxid(0))?;
+        self.sessions_opened += 1;
+        let id = SessionId(0x1_0000 + self.sessions_opened);
+        self.zxid.0 += 1;
+        self.tenures.insert(id, Tenure { node: node.to_owned(), last_tick: self.tick_after(self.timeout) });
+        Some((id, server))
+    }
+
+    pub(super) fn is_alive(&self, session: SessionId) -> bool {
+        self.tenures.contains_key(&session)
+    }
+
+    /// A sign of life has come to the leader, with a follower's delay.
+    pub(super) fn touch(&mut self, session: SessionId) {
+        let lag = Duration::from_millis(self.rng.u64(0..=500)).min(TICK / 2);
+        let tick = self.tick_after(self.timeout.saturating_sub(lag));
+        if let Some(tenure) = self.tenures.get_mut(&session) {
+            tenure.last_tick = tenure.last_tick.max(tick);
+        }
+    }
+
+    /// Ends what a tick ends.
+    pub(super) fn tick(&mut self) {
+        if !self.is_up || Instant::now() < self.stalled_until {
+            return;
+        }
+        let tick = self.tick_after(Duration::ZERO) - 1;
+        let due: Vec<_> = self.tenures.iter().filter(|(_, t)| t.last_tick <= tick).map(|(id, _)| *id).collect();
+        due.into_iter().for_each(|session| self.give_up(session));
+        for server in 0..self.servers.len() {
+            let silent = self.servers[server].isolated.is_some_and(|since| since.elapsed() >= SYNC_LIMIT);
+            if silent && !self.servers[server].is_mute {
+                self.servers[server].is_mute = true;
+                self.reset(|client| client.server == server);
+            }
+        }
+    }
+
+    /// Ends every session of a node at once; the node learns it from the service.
+    pub(super) fn expire(&mut self, node: &str) {
+        let its: Vec<_> = self.tenures.iter().filter(|(_, t)| t.node == node).map(|(id, _)| *id).collect();
+        its.into_iter().for_each(|session| self.give_up(session));
+    }
+
+    /// Ends a session; its ephemeral nodes go.
+    pub(super) fn give_up(&mut self, session: SessionId) {
+        let Some(tenure) = self.tenures.remove(&session) else { return };
+        let gone = self.tree.owned_by(session);
+        let changes = gone.into_iter().map(|path| (path, None)).collect();
+        self.commit(session, &tenure.node, changes, &[]);
+    }
+
+    // Requests, at the server of the client.
+
+    /// What a session's server says to a request.
+    pub(super) fn serve(&mut self, session: SessionId, request: Request) -> Result<Reply, CoordError> {
+        let (server, node) =
+            self.clients.get(&session).map(|client| (client.server, client.node.clone())).ok_or(GONE)?;
+        match request {
+            Request::Get { path, watch } => {
+                let found = self.servers[server].tree.get(&path).map(|node| (**node).clone());
+                self.arm(session, path, Subject::Data, watch);
+                Ok(Reply::Node(found))
+            }
+            Request::Children { path, watch } => {
+                let names = self.servers[server].tree.children(&path);
+                if watch.is_some() && !self.servers[server].tree.exists(&path) {
+                    return Err(CoordError::Refused { index: 0, why: crate::coord::Refusal::NoNode });
+                }
+                self.arm(session, path, Subject::Names, watch);
+                Ok(Reply::Names(names))
+            }
+            Request::Multi(ops) => self.multi(session, &node, &ops, Some(server)).map(Reply::Done),
+            Request::Sync => {
+                self.catch_up(server, self.log.len());
+                Ok(Reply::Plain)
+            }
+            Request::Close => {
+                self.give_up(session);
+                Ok(Reply::Plain)
+            }
+        }
+    }
+
+    /// A write as the leader takes it; the session's server has it before it answers.
+    pub(super) fn multi(
+        &mut self,
+        session: SessionId,
+        node: &str,
+        ops: &[Op],
+        server: Option<usize>,
+    ) -> Result<Vec<Done>, CoordError> {
+        if !self.is_alive(session) {
+            return Err(GONE);
+        }
+        self.touch(session);
+        let (changes, done) = self.tree.judge(ops, session, Zxid(self.zxid.0 + 1))?;
+        self.commit(session, node, changes, ops);
+        if let Some(server) = server {
+            self.catch_up(server, self.log.len());
+        }
+        Ok(done)
+    }
+
+    fn commit(&mut self, session: SessionId, node: &str, changes: Vec<super::tree::Change>, ops: &[Op]) {
+        self.zxid.0 += 1;
+        let zxid = self.zxid;
+        if let Some(observer) = self.observer.clone() {
+            let changes: Vec<_> = changes.iter().map(|(path, node)| (&**path, node.as_deref())).collect();
+            observer(&Commit { zxid, session, node, changes: &changes, ops });
+        }
+        self.tree.replay(&changes);
+        self.log.push(Arc::new(Transaction { zxid, changes }));
+    }
+
+    /// What was committed since this was asked last: which server is to replay the log how far, and how much later.
+    pub(super) fn unspread(&mut self) -> Vec<(usize, usize, Duration)> {
+        let upto = self.log.len();
+        if upto == std::mem::replace(&mut self.spread, upto) {
+            return Vec::new();
+        }
+        let (least, most) = self.weather.lag_ms;
+        (0..self.servers.len())
+            .map(|server| (server, upto, Duration::from_millis(self.rng.u64(least..=most))))
+            .collect()
+    }
+
+    /// How many there are.
+    pub(super) fn servers(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// Silence after which a client no longer believes to be connected.
+    pub(super) fn patience(&self) -> Duration {
+        self.timeout / 5
+    }
+
+    /// A server replays the log up to a length, if it has a leader; its clients' watches fire.
+    pub(super) fn catch_up(&mut self, server: usize, upto: usize) {
+        if self.servers[server].isolated.is_some() {
+            return;
+        }
+        while self.servers[server].replayed < upto.min(self.log.len()) {
+            let transaction = self.log[self.servers[server].replayed].clone();
+            self.servers[server].tree.replay(&transaction.changes);
+            self.servers[server].replayed += 1;
+            self.fire(server, &transaction);
+        }
+    }
+
+    // Watches.
+
+    fn arm(&mut self, session: SessionId, path: String, subject: Subject, watch: Option<super::client::Fire>) {
+        let Some(fire) = watch else { return };
+        if let Some(client) = self.clients.get_mut(&session) {
+            let since = self.servers[client.server].replayed;
+            client.watches.push(Standing { path, subject, since, fire });
+        }
+    }
+
+    fn fire(&mut self, server: usize, transaction: &Transaction) {
+        let Weather { lost_watch, late_watch, .. } = self.weather;
+        let Self { clients, rng, .. } = self;
+        for client in clients.values_mut().filter(|client| client.server == server && client.is_connected()) {
+            for watch in client.watches.extract_if(.., |watch| watch.is_about(transaction)).collect::<Vec<_>>() {
+                if rng.f64() < lost_watch {
+                    client.silenced.push(watch.fire);
+                    continue;
+                }
+                let late = if rng.f64() < late_watch { rng.u64(100..=8000) } else { rng.u64(0..=2) };
+                client.deliver(Duration::from_millis(late), Delivery::Fire(watch.fire));
+            }
+        }
+    }
+
+    /// A client has come to a new server: what has changed since its watches were set fires now.
+    pub(super) fn rearm(&mut self, session: SessionId) {
+        let Some(client) = self.clients.get_mut(&session) else { return };
+        let log = &self.log[..self.servers[client.server].replayed];
+        let missed = |watch: &mut Standing| log.iter().skip(watch.since).any(|transaction| watch.is_about(transaction));
+        let fires: Vec<_> = client.watches.extract_if(.., missed).map(|watch| watch.fire).collect();
+        for fire in std::mem::take(&mut client.undelivered).into_iter().chain(fires) {
+            client.deliver(Duration::ZERO, Delivery::Fire(fire));
+        }
+    }
+
+    // History.
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot { tree: self.tree.clone(), zxid: self.zxid, tenures: self.tenures.clone() }
+    }
+
+    /// Goes back to what once was: the sessions of then have their full time again, and clients who have seen more are
+    /// not taken by any server.
+    pub(super) fn regress(&mut self, to: &Snapshot) {
+        self.reset(|_| true);
+        (self.tree, self.zxid, self.tenures) = (to.tree.clone(), to.zxid, to.tenures.clone());
+        self.log.clear();
+        self.spread = 0;
+        let tick = self.tick_after(self.timeout);
+        self.tenures.values_mut().for_each(|tenure| tenure.last_tick = tick);
+        for server in &mut self.servers {
+            *server = Server { tree: to.tree.clone(), ..Server::default() };
+        }
+        self.clients.values_mut().for_each(|client| client.watches.iter_mut().for_each(|watch| watch.since = 0));
+    }
+
+    /// The newest write that a server has.
+    pub(super) fn seen(&self, server: usize) -> Zxid {
+        self.zxid_of(server)
+    }
+}
+
+/// What a session that has been given up hears.
+pub(super) const GONE: CoordError = CoordError::Ended(Ending::Expired);

@@ -1,0 +1,152 @@
+//! The nodes of the simulated service, and the one function that judges a write.
+//!
+//! A [`Transaction`] is what a write came to: nodes as they are after it. The leader's tree makes them; every server's
+//! tree replays them in their order, so two trees that have replayed the same ones are equal.
+
+use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, SessionId, Stat, Zxid};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// A node after a write; `None` when it is gone.
+pub(super) type Change = (Arc<str>, Option<Arc<Node>>);
+
+/// A committed write.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    pub(super) zxid: Zxid,
+    pub(super) changes: Vec<Change>,
+}
+
+/// Nodes by path.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tree(BTreeMap<Arc<str>, Arc<Node>>);
+
+impl Tree {
+    /// The node there. The root always is, and is nobody's to change.
+    pub(super) fn get(&self, path: &str) -> Option<&Arc<Node>> {
+        self.0.get(path)
+    }
+
+    /// Names of the nodes right below, in order.
+    pub(super) fn children(&self, path: &str) -> Vec<String> {
+        let prefix = if path == "/" { String::from("/") } else { format!("{path}/") };
+        let below = self.from(&prefix).take_while(|(path, _)| path.starts_with(&prefix));
+        below.map(|(path, _)| &path[prefix.len()..]).filter(|name| !name.contains('/')).map(String::from).collect()
+    }
+
+    fn from(&self, path: &str) -> impl Iterator<Item = (&Arc<str>, &Arc<Node>)> {
+        self.0.range::<str, _>((Bound::Included(path), Bound::Unbounded))
+    }
+
+    /// Paths of what would end with a session.
+    pub(super) fn owned_by(&self, session: SessionId) -> Vec<Arc<str>> {
+        self.0.iter().filter(|(_, node)| node.stat.owner == Some(session)).map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Whether a node can have children there.
+    pub(super) fn exists(&self, path: &str) -> bool {
+        path == "/" || self.0.contains_key(path)
+    }
+
+    pub(super) fn replay(&mut self, changes: &[Change]) {
+        for (path, node) in changes {
+            match node {
+                Some(node) => self.0.insert(path.clone(), node.clone()),
+                None => self.0.remove(path),
+            };
+        }
+    }
+
+    /// Every node below a path, in order of the paths.
+    pub(super) fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Node)> {
+        let below = self.from(prefix).take_while(move |(path, _)| path.starts_with(prefix));
+        below.map(|(path, node)| (&**path, &**node))
+    }
+
+    /// What `ops` come to as transaction `zxid`; the tree stays as it is.
+    pub(super) fn judge(
+        &self,
+        ops: &[Op],
+        session: SessionId,
+        zxid: Zxid,
+    ) -> Result<(Vec<Change>, Vec<Done>), CoordError> {
+        let mut draft = Draft { tree: self, changed: BTreeMap::new(), order: Vec::new(), session, zxid };
+        let mut done = Vec::with_capacity(ops.len());
+        for (index, op) in ops.iter().enumerate() {
+            done.push(draft.apply(op).map_err(|why| CoordError::Refused { index, why })?);
+        }
+        let Draft { mut changed, order, .. } = draft;
+        let changes = order.into_iter().filter_map(|path| changed.remove(&path).map(|node| (path, node))).collect();
+        Ok((changes, done))
+    }
+}
+
+/// A tree with the first operations of a multi done.
+struct Draft<'a> {
+    tree: &'a Tree,
+    changed: BTreeMap<Arc<str>, Option<Arc<Node>>>,
+    order: Vec<Arc<str>>,
+    session: SessionId,
+    zxid: Zxid,
+}
+
+impl Draft<'_> {
+    fn get(&self, path: &str) -> Option<&Arc<Node>> {
+        self.changed.get(path).map_or_else(|| self.tree.get(path), Option::as_ref)
+    }
+
+    fn put(&mut self, path: &str, node: Option<Node>) {
+        let path: Arc<str> = path.into();
+        if self.changed.insert(path.clone(), node.map(Arc::new)).is_none() {
+            self.order.push(path);
+        }
+    }
+
+    fn expect(&self, path: &str, version: i32) -> Result<Arc<Node>, Refusal> {
+        let node = self.get(path).ok_or(Refusal::NoNode)?;
+        if node.stat.version == version { Ok(node.clone()) } else { Err(Refusal::BadVersion) }
+    }
+
+    fn has_children(&self, path: &str) -> bool {
+        let prefix = format!("{path}/");
+        let stands = |(path, _): (&str, &Node)| self.get(path).is_some();
+        let is_new = |(path, node): (&Arc<str>, &Option<Arc<Node>>)| path.starts_with(&prefix) && node.is_some();
+        self.tree.below(&prefix).any(stands) || self.changed.iter().any(is_new)
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<Done, Refusal> {
+        match op {
+            Op::Check { path, version } => self.expect(path, *version).map(|_| Done::Plain),
+            Op::Create { path, data, life } => self.create(path, data, *life),
+            Op::Set { path, data, version } => {
+                let old = self.expect(path, *version)?;
+                let stat = Stat { version: version.wrapping_add(1), modified: self.zxid, ..old.stat };
+                self.put(path, Some(Node { data: data.clone(), stat }));
+                Ok(Done::Set(stat))
+            }
+            Op::Delete { path, version } => {
+                self.expect(path, *version)?;
+                if self.has_children(path) {
+                    return Err(Refusal::NotEmpty);
+                }
+                self.put(path, None);
+                Ok(Done::Plain)
+            }
+        }
+    }
+
+    fn create(&mut self, path: &str, data: &[u8], life: Life) -> Result<Done, Refusal> {
+        let (parent, _) = path.rsplit_once('/').ok_or(Refusal::Impossible)?;
+        match self.get(parent) {
+            None if !parent.is_empty() => return Err(Refusal::NoNode),
+            _ if self.get(path).is_some() => return Err(Refusal::NodeExists),
+            Some(parent) if parent.stat.owner.is_some() => return Err(Refusal::Impossible),
+            _ => {}
+        }
+        let owner = (life == Life::Ephemeral).then_some(self.session);
+        let stat = Stat { version: 0, created: self.zxid, modified: self.zxid, owner };
+        self.put(path, Some(Node { data: data.to_vec(), stat }));
+        Ok(Done::Plain)
+    }
+}

@@ -1,0 +1,287 @@
+//! What travels: requests up and answers down, each in order, late, or not at all; and what happens by itself.
+//!
+//! A connection has one task each way. A request waits while its path is broken, as bytes in a socket do; when the
+//! connection is given up meanwhile, a write may still be carried out, long after its client was told that nobody knows.
+
+use super::client::{Delivery, Reply, Request, Sent};
+use super::service::Core;
+use super::{Shared, TICK, lock};
+use crate::coord::{CoordError, Ending, Link, SessionId};
+use std::sync::Weak;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Between two looks at a broken path.
+const RETRANSMIT: Duration = Duration::from_millis(40);
+/// Between two pings.
+const PING: Duration = Duration::from_millis(500);
+/// Longest time after which a write whose client has given up is still carried out.
+const LATE_MS_MAX: u64 = 9_000;
+
+/// Gives a session the two tasks of a new connection.
+pub(super) fn connect(shared: &Shared, session: SessionId) {
+    let (up, requests) = mpsc::unbounded_channel();
+    let (down, deliveries) = mpsc::unbounded_channel();
+    let mut core = lock(shared);
+    let Some(client) = core.clients.get_mut(&session) else { return };
+    (client.up, client.down) = (Some(up), Some(down));
+    let connection = client.connection;
+    drop(core);
+    tokio::spawn(uplink(shared.clone(), session, connection, requests));
+    tokio::spawn(downlink(shared.clone(), session, connection, deliveries));
+}
+
+/// What a broken or whole path means for what is on it.
+enum Passage {
+    Open,
+    Broken,
+    /// The connection is none any more.
+    Over,
+}
+
+fn passage(core: &Core, session: SessionId, connection: u64, needs_leader: bool) -> Passage {
+    let Some(client) = core.clients.get(&session) else { return Passage::Over };
+    if client.connection != connection {
+        return Passage::Over;
+    }
+    let is_open = core.reaches(&client.node, client.server) && (!needs_leader || core.has_leader(client.server));
+    if is_open { Passage::Open } else { Passage::Broken }
+}
+
+async fn uplink(shared: Shared, session: SessionId, connection: u64, mut requests: mpsc::UnboundedReceiver<Sent>) {
+    while let Some((arrival, id, request)) = requests.recv().await {
+        sleep_until(arrival).await;
+        let mut request = Some(request);
+        while !arrive(&shared, session, connection, id, &mut request) {
+            sleep(RETRANSMIT).await;
+        }
+    }
+}
+
+/// Whether a request has come through, or never will.
+fn arrive(shared: &Shared, session: SessionId, connection: u64, id: u64, request: &mut Option<Request>) -> bool {
+    let needs_leader = !matches!(request, Some(Request::Get { .. } | Request::Children { .. }));
+    let mut core = lock(shared);
+    match (passage(&core, session, connection, needs_leader), request.take()) {
+        (_, None) => {}
+        (Passage::Open, Some(request)) => {
+            answer(&mut core, session, id, request);
+            spread(shared, &mut core);
+        }
+        (Passage::Over, Some(request)) => strand(shared, &mut core, session, request),
+        (Passage::Broken, Some(still)) => {
+            *request = Some(still);
+            return false;
+        }
+    }
+    true
+}
+
+/// A request has come to its server.
+fn answer(core: &mut Core, session: SessionId, id: u64, request: Request) {
+    let is_write = matches!(request, Request::Multi(_));
+    let reply = core.serve(session, request);
+    let lost = core.weather.lost_reply;
+    if is_write && core.chance(lost) {
+        let breaks = core.rng.bool();
+        let Some(client) = core.clients.get_mut(&session) else { return };
+        if breaks {
+            client.disconnect();
+        } else if let Some(answer) = client.pending.remove(&id) {
+            let _ = answer.send(Err(CoordError::Unknown(String::from("no response"))));
+        }
+        return;
+    }
+    let latency = core.latency();
+    let Some(client) = core.clients.get(&session) else { return };
+    let seen = core.seen(client.server);
+    client.deliver(latency, Delivery::Reply { id, reply, seen });
+}
+
+/// A write that its client has given up may happen all the same.
+fn strand(shared: &Shared, core: &mut Core, session: SessionId, request: Request) {
+    let Request::Multi(ops) = request else { return };
+    let late = core.weather.late_write;
+    if !core.chance(late) {
+        return;
+    }
+    let wait = Duration::from_millis(core.rng.u64(0..=LATE_MS_MAX));
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        sleep(wait).await;
+        let mut core = lock(&shared);
+        let node = core.clients.get(&session).map(|client| client.node.clone()).unwrap_or_default();
+        if (0..core.servers()).any(|server| core.has_leader(server)) {
+            let _ = core.multi(session, &node, &ops, None);
+            spread(&shared, &mut core);
+        }
+    });
+}
+
+async fn downlink(
+    shared: Shared,
+    session: SessionId,
+    connection: u64,
+    mut deliveries: mpsc::UnboundedReceiver<(Instant, Delivery)>,
+) {
+    while let Some((arrival, delivery)) = deliveries.recv().await {
+        sleep_until(arrival).await;
+        let mut delivery = Some(delivery);
+        while !land(&shared, session, connection, &mut delivery, &mut deliveries) {
+            sleep(RETRANSMIT).await;
+        }
+    }
+}
+
+/// Whether a delivery has come through, or never will over this connection.
+fn land(
+    shared: &Shared,
+    session: SessionId,
+    connection: u64,
+    delivery: &mut Option<Delivery>,
+    rest: &mut mpsc::UnboundedReceiver<(Instant, Delivery)>,
+) -> bool {
+    let mut core = lock(shared);
+    match (passage(&core, session, connection, false), delivery.take()) {
+        (_, None) => {}
+        (Passage::Open, Some(delivery)) => {
+            if let Some(client) = core.clients.get_mut(&session) {
+                client.receive(delivery);
+            }
+        }
+        (Passage::Over, Some(delivery)) => requeue(&mut core, session, delivery, rest),
+        (Passage::Broken, Some(still)) => {
+            *delivery = Some(still);
+            return false;
+        }
+    }
+    true
+}
+
+/// The connection broke: events on it are told again over the next one, answers are not.
+fn requeue(
+    core: &mut Core,
+    session: SessionId,
+    first: Delivery,
+    rest: &mut mpsc::UnboundedReceiver<(Instant, Delivery)>,
+) {
+    let rest = std::iter::from_fn(|| rest.try_recv().ok().map(|(_, delivery)| delivery));
+    let fires = std::iter::once(first).chain(rest).filter_map(|delivery| match delivery {
+        Delivery::Fire(fire) => Some(fire),
+        Delivery::Reply { .. } => None,
+    });
+    let Some(client) = core.clients.get_mut(&session).filter(|client| !client.state().is_over()) else { return };
+    for fire in fires {
+        if client.is_connected() {
+            client.deliver(Duration::ZERO, Delivery::Fire(fire));
+        } else {
+            client.undelivered.push(fire);
+        }
+    }
+}
+
+/// Tells the servers of what was committed since the last time.
+pub(super) fn spread(shared: &Shared, core: &mut Core) {
+    for (server, upto, lag) in core.unspread() {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            sleep(lag).await;
+            lock(&shared).catch_up(server, upto);
+        });
+    }
+}
+
+/// Ends sessions by the leader's ticks, for as long as anybody has the service.
+pub(super) async fn tick(shared: Weak<std::sync::Mutex<Core>>) {
+    let mut next = Instant::now() + TICK;
+    loop {
+        sleep_until(next).await;
+        next += TICK;
+        let Some(shared) = shared.upgrade() else { return };
+        let mut core = lock(&shared);
+        core.tick();
+        spread(&shared, &mut core);
+    }
+}
+
+/// The client's own part: pings, notices silence, connects anew, gives up. Lives in the process of the client and as
+/// long as somebody holds the session, which is closed then if it can be.
+pub(super) async fn keep(shared: Shared, session: SessionId, alive: Weak<()>) {
+    while alive.strong_count() > 0 {
+        let wait = {
+            let mut core = lock(&shared);
+            let Some(client) = core.clients.get(&session) else { return };
+            match client.state().link {
+                Link::Over(_) => return,
+                Link::Connected => {
+                    ping(&mut core, session);
+                    PING
+                }
+                Link::Disconnected => Duration::from_millis(core.rng.u64(20..=300)),
+            }
+        };
+        sleep(wait).await;
+        let is_lost =
+            lock(&shared).clients.get(&session).is_some_and(|client| client.state().link == Link::Disconnected);
+        if is_lost && redial(&mut lock(&shared), session) {
+            connect(&shared, session);
+            let mut core = lock(&shared);
+            core.rearm(session);
+        }
+    }
+    let _ = tokio::time::timeout(super::GOODBYE, ask(&shared, session, Request::Close)).await;
+    if let Some(client) = lock(&shared).clients.get_mut(&session) {
+        client.end(Ending::Closed);
+    }
+}
+
+fn ping(core: &mut Core, session: SessionId) {
+    let patience = core.patience();
+    let Some(client) = core.clients.get(&session) else { return };
+    let (reaches, has_leader) = (core.reaches(&client.node, client.server), core.has_leader(client.server));
+    if Instant::now() - client.heard > patience {
+        return core.clients.get_mut(&session).into_iter().for_each(super::client::Client::disconnect);
+    }
+    if !reaches {
+        return;
+    }
+    if has_leader && !core.is_alive(session) {
+        return core.clients.get_mut(&session).into_iter().for_each(|client| client.end(Ending::Expired));
+    }
+    if has_leader {
+        core.touch(session);
+    }
+    core.clients.get_mut(&session).into_iter().for_each(|client| client.heard = Instant::now());
+}
+
+/// Tries another server. True if there is a connection to be made.
+fn redial(core: &mut Core, session: SessionId) -> bool {
+    let limit = core.timeout.mul_f64(1.4);
+    let Some(client) = core.clients.get(&session) else { return false };
+    let (node, seen, silent) = (client.node.clone(), client.seen, client.heard.elapsed());
+    let server = core.any_server(&node, seen);
+    let is_alive = core.is_alive(session);
+    let Some(client) = core.clients.get_mut(&session) else { return false };
+    match server {
+        Some(_) if !is_alive => client.end(Ending::Expired),
+        Some(server) => {
+            client.connect(server);
+            return true;
+        }
+        None if silent > limit => client.end(Ending::Expired),
+        None => {}
+    }
+    false
+}
+
+/// Asks, and waits for the answer.
+pub(super) async fn ask(shared: &Shared, session: SessionId, request: Request) -> Result<Reply, CoordError> {
+    let answered = {
+        let mut core = lock(shared);
+        let latency = core.latency();
+        let client = core.clients.get_mut(&session).ok_or(super::service::GONE)?;
+        client.send(request, latency)?
+    };
+    answered.await.unwrap_or_else(|_| Err(CoordError::Unknown(String::from("nobody answers any more"))))
+}

@@ -1,0 +1,371 @@
+//! The coordination service as a ZooKeeper ensemble, 3.5 or later.
+//!
+//! Only this folder knows the client library. What it does about the library and the servers:
+//!
+//! - It loses persistent watches at a reconnect: one-shot watches only.
+//! - It queues requests while disconnected, and they are done later even if nobody waits any more: requests are refused
+//!   at once then, and one that was under way is [`CoordError::Unknown`] as soon as the connection is lost.
+//! - A lost connection has many names: whatever is not a condition of an operation is [`CoordError::Unknown`].
+//! - It does not tell a short loss apart from the connection after it: every report of a connection counts as a new one.
+//! - A request of a MiB cuts the connection: sizes are judged before.
+//! - Servers before 3.8.2 say nothing of a node that a multi has made: nobody is told anything of it, [`Done::Plain`].
+//! - No call closes a session: all handles are dropped, and `Closed` is waited for. A session should be closed before
+//!   its runtime ends.
+
+mod reply;
+mod version;
+
+use self::reply::{link, node, sorted};
+use super::credentials::Credentials;
+use super::{
+    Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch,
+    check_ops, is_path,
+};
+use async_trait::async_trait;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use zookeeper_client as zk;
+
+/// Longest wait for the service to confirm that a session is closed.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// An ensemble, and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct ZooKeeper {
+    servers: String,
+    chroot: String,
+    settings: Settings,
+    /// Whether the operator has been told what is doubtful about the ensemble: once is enough.
+    is_judged: Arc<AtomicBool>,
+}
+
+/// How to talk to an ensemble.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long the service waits for a silent session before it gives it up; the service has bounds of its own for it.
+    /// Longer survives longer outages, shorter notices a dead node sooner. Default 10 s: twice the 4 s that a follower
+    /// may lag behind its leader, and some.
+    pub session_timeout: Duration,
+    /// How long a server may be silent before another one is tried. Default 2 s: what one bad server costs.
+    pub connection_timeout: Duration,
+    /// Who the center is. Default none: everybody who reaches the service can change the center's nodes.
+    pub credentials: Option<Credentials>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let (session_timeout, connection_timeout) = (Duration::from_secs(10), Duration::from_secs(2));
+        Self { session_timeout, connection_timeout, credentials: None }
+    }
+}
+
+/// The address of an ensemble makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{address:?}: expected HOST:PORT[,HOST:PORT...][/CHROOT]: {why}")]
+pub struct BadAddress {
+    /// What was given.
+    pub address: String,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+impl ZooKeeper {
+    /// The ensemble at `HOST:PORT[,HOST:PORT...][/CHROOT]`; the center's nodes are below the chroot, which a session
+    /// makes when it is missing. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`BadAddress`].
+    pub fn new(address: &str, settings: Settings) -> Result<Self, BadAddress> {
+        let bad = |why| BadAddress { address: address.to_owned(), why };
+        let (servers, chroot) = address.find('/').map_or((address, "/"), |at| address.split_at(at));
+        if !is_path(chroot) {
+            return Err(bad("the part from the first slash on is not a path"));
+        }
+        for server in servers.split(',') {
+            let (host, port) = server.rsplit_once(':').ok_or_else(|| bad("a server has no port"))?;
+            if host.is_empty() || host.contains(char::is_whitespace) {
+                return Err(bad("a server has no host"));
+            }
+            if port.parse::<u16>().map_or(true, |port| port == 0) {
+                return Err(bad("a server's port is not a number from 1 to 65535"));
+            }
+        }
+        let is_judged = Arc::default();
+        Ok(Self { servers: servers.to_owned(), chroot: chroot.to_owned(), settings, is_judged })
+    }
+
+    async fn connect(&self) -> Result<zk::Client, zk::Error> {
+        let Settings { session_timeout, connection_timeout, credentials } = &self.settings;
+        let mut connector =
+            zk::Client::connector().with_session_timeout(*session_timeout).with_connection_timeout(*connection_timeout);
+        if let Some(credentials) = credentials {
+            connector = connector.with_auth(credentials.scheme(), credentials.secret());
+        }
+        let client = connector.connect(&self.servers).await?;
+        if self.chroot == "/" {
+            return Ok(client);
+        }
+        // Asked for before it is made: who may not make it may well use it.
+        if client.check_stat(&self.chroot).await?.is_none() {
+            client.mkdir(&self.chroot, &zk::CreateMode::Persistent.with_acls(self.access())).await?;
+        }
+        Ok(client.chroot(self.chroot.clone()).expect("it was judged to be a path"))
+    }
+
+    fn access(&self) -> zk::Acls<'static> {
+        match self.settings.credentials {
+            Some(_) => zk::Acls::creator_all(),
+            None => zk::Acls::anyone_all(),
+        }
+    }
+
+    /// Tells the operator who can change the center's nodes besides the center.
+    async fn warn_if_open(&self, client: &zk::Client) {
+        if self.settings.credentials.is_none() {
+            tracing::warn!(servers = self.servers, "no ZooKeeper credentials: all clients of it can change the tasks");
+            return;
+        }
+        let strangers = zk::Permission::CREATE | zk::Permission::DELETE;
+        let is_open = |acl: &zk::Acl| acl.scheme() == "world" && (acl.permission() & strangers) != zk::Permission::NONE;
+        if client.get_acl("/").await.is_ok_and(|(acls, _)| acls.iter().any(is_open)) {
+            tracing::warn!(chroot = self.chroot, "the chroot lets all clients of ZooKeeper create and delete below it");
+        }
+    }
+}
+
+#[async_trait]
+impl Center for ZooKeeper {
+    async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
+        let client = self.connect().await.map_err(|error| {
+            tracing::debug!(servers = self.servers, %error, "no session");
+            match error {
+                zk::Error::AuthFailed => CoordError::Ended(Ending::AuthFailed),
+                zk::Error::NoAuth => CoordError::Refused { index: 0, why: Refusal::NoAuth },
+                _ => CoordError::NotConnected,
+            }
+        })?;
+        if !self.is_judged.swap(true, Ordering::Relaxed) {
+            self.warn_if_open(&client).await;
+            tokio::spawn(version::warn_of_defects(self.servers.clone()));
+        }
+        Ok(Arc::new(ZooKeeperSession::new(client, self.access())))
+    }
+}
+
+/// A session of the library's client.
+#[derive(Debug)]
+struct ZooKeeperSession {
+    id: SessionId,
+    timeout: Duration,
+    /// Of every node that is made.
+    access: zk::Acls<'static>,
+    /// None once it is closed here. Requests under way hold clones.
+    client: Mutex<Option<zk::Client>>,
+    report: Arc<watch::Sender<SessionState>>,
+}
+
+impl ZooKeeperSession {
+    fn new(client: zk::Client, access: zk::Acls<'static>) -> Self {
+        // Taken before the state is read: what comes later is reported, what came before is read.
+        let changes = client.state_watcher();
+        let now = link(client.state());
+        let report = Arc::new(watch::Sender::new(SessionState { link: now, reconnects: 0 }));
+        if !matches!(now, Link::Over(_)) {
+            tokio::spawn(follow(changes, report.clone()));
+        }
+        let (id, timeout) = (SessionId(client.session_id().0), client.session_timeout());
+        Self { id, timeout, access, client: Mutex::new(Some(client)), report }
+    }
+
+    /// The client, if requests can be made now.
+    fn client(&self) -> Result<zk::Client, CoordError> {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = client.ok_or(CoordError::Ended(Ending::Closed))?;
+        match link(client.state()) {
+            Link::Connected => Ok(client),
+            Link::Disconnected => Err(CoordError::NotConnected),
+            Link::Over(ending) => Err(CoordError::Ended(ending)),
+        }
+    }
+
+    /// What a reading says; `None` for a node that does not exist.
+    async fn read<T>(
+        &self,
+        client: &zk::Client,
+        request: impl Future<Output = Result<T, zk::Error>>,
+    ) -> Result<Option<T>, CoordError> {
+        match unless_lost(client, request, || zk::Error::ConnectionLoss).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(zk::Error::NoNode) => Ok(None),
+            Err(error) => Err(reply::reading_error(&error, link(client.state()))),
+        }
+    }
+}
+
+/// Reports the client's states until it is over.
+async fn follow(mut changes: zk::StateWatcher, report: Arc<watch::Sender<SessionState>>) {
+    while !report.borrow().is_over() {
+        let now = link(changes.changed().await);
+        tell(&report, now);
+    }
+}
+
+/// The first end that is told stays.
+fn tell(report: &watch::Sender<SessionState>, now: Link) {
+    report.send_if_modified(|state| {
+        let is_news = !state.is_over();
+        if is_news {
+            state.link = now;
+            state.reconnects += u64::from(now == Link::Connected);
+        }
+        is_news
+    });
+}
+
+/// The request's outcome, or `lost` as soon as the connection is: the library would keep an unsent request for the next
+/// connection, however late that comes.
+async fn unless_lost<T, E>(
+    client: &zk::Client,
+    request: impl Future<Output = Result<T, E>>,
+    lost: impl FnOnce() -> E,
+) -> Result<T, E> {
+    let mut changes = client.state_watcher();
+    let mut request = pin!(request);
+    let is_lost = async {
+        while link(changes.peek_state()) == Link::Connected {
+            changes.changed().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = &mut request => outcome,
+        () = is_lost => Err(lost()),
+    }
+}
+
+#[async_trait]
+impl Session for ZooKeeperSession {
+    fn id(&self) -> SessionId {
+        self.id
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    fn states(&self) -> watch::Receiver<SessionState> {
+        self.report.subscribe()
+    }
+
+    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
+        let client = self.client()?;
+        let answer = self.read(&client, client.get_data(path)).await?;
+        Ok(answer.map(|(data, stat)| node(data, &stat)))
+    }
+
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+        let client = self.client()?;
+        loop {
+            if let Some((data, stat, watcher)) = self.read(&client, client.get_and_watch_data(path)).await? {
+                return Ok((Some(node(data, &stat)), watch(watcher)));
+            }
+            // Only this request can watch for a creation. If that has just happened, the node is read anew.
+            let creation = self.read(&client, client.check_and_watch_stat(path)).await?;
+            if let Some((None, watcher)) = creation {
+                return Ok((None, watch(watcher)));
+            }
+        }
+    }
+
+    async fn children(&self, path: &str) -> Result<Vec<String>, CoordError> {
+        let client = self.client()?;
+        let names = self.read(&client, client.list_children(path)).await?;
+        Ok(sorted(names.unwrap_or_default()))
+    }
+
+    async fn children_and_watch(&self, path: &str) -> Result<(Vec<String>, Watch), CoordError> {
+        let client = self.client()?;
+        let answer = self.read(&client, client.list_and_watch_children(path)).await?;
+        let (names, watcher) = answer.ok_or(CoordError::Refused { index: 0, why: Refusal::NoNode })?;
+        Ok((sorted(names), watch(watcher)))
+    }
+
+    async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError> {
+        check_ops(&ops)?;
+        let client = self.client()?;
+        let mut writer = client.new_multi_writer();
+        for (index, op) in ops.iter().enumerate() {
+            let added = add(&mut writer, op, self.access);
+            added.map_err(|_| CoordError::Refused { index, why: Refusal::Impossible })?;
+        }
+        let lost = || zk::MultiWriteError::from(zk::Error::ConnectionLoss);
+        let results = unless_lost(&client, writer.commit(), lost).await.map_err(reply::writing_error)?;
+        Ok(results.iter().map(reply::done).collect())
+    }
+
+    async fn sync(&self) -> Result<(), CoordError> {
+        let client = self.client()?;
+        self.read(&client, client.sync("/")).await.map(|_| ())
+    }
+
+    async fn close(&self) {
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(client) = client else { return };
+        let mut changes = client.state_watcher();
+        if !client.state().is_terminated() {
+            drop(client);
+            let closed = async { while !changes.changed().await.is_terminated() {} };
+            // In vain when no server answers: the service gives the session up after its timeout then.
+            let _ = tokio::time::timeout(CLOSE_WAIT, closed).await;
+        }
+        tell(&self.report, Link::Over(Ending::Closed));
+    }
+}
+
+fn add(writer: &mut zk::MultiWriter<'_>, op: &Op, access: zk::Acls<'_>) -> Result<(), zk::Error> {
+    match op {
+        Op::Check { path, version } => writer.add_check_version(path, *version),
+        Op::Create { path, data, life } => {
+            let mode = match life {
+                Life::Persistent => zk::CreateMode::Persistent,
+                Life::Ephemeral => zk::CreateMode::Ephemeral,
+            };
+            writer.add_create(path, data, &mode.with_acls(access))
+        }
+        Op::Set { path, data, version } => writer.add_set_data(path, data, Some(*version)),
+        Op::Delete { path, version } => writer.add_delete(path, Some(*version)),
+    }
+}
+
+/// Hands a watch on; a dropped one is removed from the service.
+fn watch(watcher: zk::OneshotWatcher) -> Watch {
+    let (mut fire, watch) = Watch::new();
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = fire.closed() => {}
+            _ = watcher.changed() => drop(fire.send(())),
+        }
+    });
+    watch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_judged_before_anything_is_connected() {
+        let of =
+            |address: &str| ZooKeeper::new(address, Settings::default()).map(|center| (center.servers, center.chroot));
+        let pair = |servers: &str, chroot: &str| Ok((servers.to_owned(), chroot.to_owned()));
+        assert_eq!((of("a:1"), of("a:1/")), (pair("a:1", "/"), pair("a:1", "/")));
+        assert_eq!(of("a:1,[::1]:2/cell/7"), pair("a:1,[::1]:2", "/cell/7"));
+        for bad in ["", "a", ":1", "a:0", "a:70000", "a:1,", "a:1//b", "a:1/b/", "a:1/../b", "tcp://a:1"] {
+            assert_eq!(of(bad).map_err(|error| error.address), Err(bad.to_owned()));
+        }
+    }
+}

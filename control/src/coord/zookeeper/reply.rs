@@ -1,0 +1,89 @@
+//! What the client library's answers mean.
+
+use super::super::{CoordError, Done, Ending, Link, Node, Refusal, SessionId, Stat, Zxid};
+use zookeeper_client as zk;
+
+pub(super) fn link(state: zk::SessionState) -> Link {
+    match state {
+        zk::SessionState::SyncConnected => Link::Connected,
+        // A server without a quorum serves nothing that a decision could rest on; never asked for, besides.
+        zk::SessionState::Disconnected | zk::SessionState::ConnectedReadOnly => Link::Disconnected,
+        zk::SessionState::Expired => Link::Over(Ending::Expired),
+        zk::SessionState::Closed => Link::Over(Ending::Closed),
+        zk::SessionState::AuthFailed => Link::Over(Ending::AuthFailed),
+    }
+}
+
+/// Of a request that changes nothing, with the session as it is now.
+pub(super) fn reading_error(error: &zk::Error, now: Link) -> CoordError {
+    match (refusal(error), now) {
+        (Some(why), _) => CoordError::Refused { index: 0, why },
+        (None, Link::Over(ending)) => CoordError::Ended(ending),
+        (None, Link::Connected | Link::Disconnected) => CoordError::NotConnected,
+    }
+}
+
+/// The condition that an operation was refused for; `None` for anything that leaves its outcome open.
+fn refusal(error: &zk::Error) -> Option<Refusal> {
+    match error {
+        zk::Error::NoNode => Some(Refusal::NoNode),
+        zk::Error::NodeExists => Some(Refusal::NodeExists),
+        zk::Error::BadVersion => Some(Refusal::BadVersion),
+        zk::Error::NotEmpty => Some(Refusal::NotEmpty),
+        zk::Error::NoAuth => Some(Refusal::NoAuth),
+        zk::Error::NoChildrenForEphemerals
+        | zk::Error::InvalidAcl
+        | zk::Error::BadArguments(_)
+        | zk::Error::QuotaExceeded => Some(Refusal::Impossible),
+        _ => None,
+    }
+}
+
+/// Of a multi that was handed to the library.
+pub(super) fn writing_error(error: zk::MultiWriteError) -> CoordError {
+    match error {
+        zk::MultiWriteError::OperationFailed { index, source } => refusal(&source).map_or_else(
+            || CoordError::Unknown(format!("operation {index}: {source}")),
+            |why| CoordError::Refused { index, why },
+        ),
+        // Also an expiry: all that was under way is told of it, not only what was sent after it.
+        zk::MultiWriteError::RequestFailed { source } => CoordError::Unknown(source.to_string()),
+    }
+}
+
+pub(super) fn done(result: &zk::MultiWriteResult) -> Done {
+    match result {
+        zk::MultiWriteResult::SetData { stat: node } => Done::Set(stat(node)),
+        _ => Done::Plain,
+    }
+}
+
+pub(super) fn node(data: Vec<u8>, of: &zk::Stat) -> Node {
+    Node { data, stat: stat(of) }
+}
+
+fn stat(of: &zk::Stat) -> Stat {
+    let owner = (of.ephemeral_owner != 0).then_some(SessionId(of.ephemeral_owner));
+    Stat { version: of.version, created: Zxid(of.czxid), modified: Zxid(of.mzxid), owner }
+}
+
+pub(super) fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_not_a_condition_leaves_the_outcome_open() {
+        for source in [zk::Error::ConnectionLoss, zk::Error::SessionExpired, zk::Error::Timeout, zk::Error::Throttled] {
+            let error = writing_error(zk::MultiWriteError::OperationFailed { index: 1, source: source.clone() });
+            assert!(matches!(error, CoordError::Unknown(_)), "{error}");
+            assert!(matches!(writing_error(source.into()), CoordError::Unknown(_)));
+        }
+        let refused = zk::MultiWriteError::OperationFailed { index: 1, source: zk::Error::BadVersion };
+        assert_eq!(writing_error(refused), CoordError::Refused { index: 1, why: Refusal::BadVersion });
+    }
+}

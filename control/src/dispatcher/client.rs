@@ -1,0 +1,238 @@
+//! What clients and runners ask the leader for: a handle that any part of the server may hold.
+
+use super::status::{RunnerView, Status};
+use crate::record::{NodeId, Progress, State, TaskId, TaskRecord, TaskSpec};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Requests that wait for the dispatcher; more wait in their callers.
+const REQUESTS_MAX: usize = 1024;
+
+/// Most tasks of one page of a list.
+pub const PAGE_MAX: usize = 500;
+
+/// A new task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Submission {
+    /// Chosen by the client, so that it may ask again without harm; `None`: made up.
+    pub id: Option<TaskId>,
+    /// The work.
+    pub spec: TaskSpec,
+    /// 0 to 9; higher goes first.
+    pub priority: u8,
+    /// Failures after which it is given up: 1 to 1000.
+    pub max_attempts: u32,
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Only those of this state.
+    pub state: Option<State>,
+    /// Only those after this one in the order of ids.
+    pub after: Option<TaskId>,
+    /// At most so many; 0 and anything above [`PAGE_MAX`] mean [`PAGE_MAX`].
+    pub limit: usize,
+}
+
+/// A part of a list, in the order of ids.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Its tasks.
+    pub tasks: Vec<Arc<TaskRecord>>,
+    /// What to give as `after` for the next one; `None`: this was the last.
+    pub next: Option<TaskId>,
+}
+
+/// What an operator wants of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainWish {
+    /// Nothing new; what runs may end.
+    Soon,
+    /// Nothing new, and what runs is given back.
+    Now,
+    /// As before.
+    Undo,
+}
+
+/// What a client wants of one task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Cancel,
+    Pause,
+    Resume,
+    Limit(Option<u64>),
+    /// That node is off, an operator says.
+    Confirm(NodeId),
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// One request to the loop.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Submit(Submission, Reply<Arc<TaskRecord>>),
+    Get(TaskId, Reply<Arc<TaskRecord>>),
+    List(Query, Reply<Page>),
+    Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
+    Want(TaskId, Wanted, Reply<Arc<TaskRecord>>),
+    Runners(Reply<Vec<RunnerView>>),
+    Drain(NodeId, DrainWish, Reply<()>),
+    Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
+    Status(Reply<Status>),
+    Changed(Vec<TaskId>),
+    Progress(Vec<(TaskId, Progress)>),
+}
+
+/// The way to the dispatcher of one reign. When that is over, everything answers `ENotLeader`.
+#[derive(Clone, Debug)]
+pub struct DispatcherHandle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl DispatcherHandle {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        (Self { requests }, receiver)
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| not_leader())?;
+        answer.await.map_err(|_| not_leader())?
+    }
+
+    /// Stores a new task. The same submission again, by its id, gives the task that is there.
+    ///
+    /// # Errors
+    /// `EBadRequest`, `ESameVolume`, `EUnsupported`: it makes no sense, see [`crate::destination::check`]. `EExists`:
+    /// another task has that id. `EOverloaded`: there are too many tasks. `EUnreachable`: the store does not answer;
+    /// with an id it may be submitted again. `ENotLeader`, as from every call: ask the node that leads now.
+    pub async fn submit(&self, submission: Submission) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Submit(submission, reply)).await
+    }
+
+    /// A task.
+    ///
+    /// # Errors
+    /// `ENotFound`.
+    pub async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Get(task.clone(), reply)).await
+    }
+
+    /// A part of all tasks.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub async fn list(&self, query: Query) -> Result<Page> {
+        self.ask(|reply| Request::List(query, reply)).await
+    }
+
+    /// A task as it is now, and every change of it (merged, if the reader is slow), telemetry included. The sender is
+    /// dropped when the reign or the task's record is gone: then ask the node that leads.
+    ///
+    /// # Errors
+    /// `ENotFound`.
+    pub async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
+        self.ask(|reply| Request::Watch(task.clone(), reply)).await
+    }
+
+    /// Gives a task up. Of one that has ended, its final state.
+    ///
+    /// # Errors
+    /// `ENotFound`, `EUnreachable`.
+    pub async fn cancel(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.want(task, Wanted::Cancel).await
+    }
+
+    /// Lets a copy wait.
+    ///
+    /// # Errors
+    /// `EUnsupported`: it is no copy. `EBusy`: it has ended or is being cancelled. `ENotFound`, `EUnreachable`.
+    pub async fn pause(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.want(task, Wanted::Pause).await
+    }
+
+    /// Lets a copy go on.
+    ///
+    /// # Errors
+    /// As [`DispatcherHandle::pause`].
+    pub async fn resume(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.want(task, Wanted::Resume).await
+    }
+
+    /// Bounds a copy, in bytes per second; `None`: no more. At once, if it runs.
+    ///
+    /// # Errors
+    /// As [`DispatcherHandle::pause`]; `EBadRequest` for 0.
+    pub async fn set_limit(&self, task: &TaskId, limit: Option<u64>) -> Result<Arc<TaskRecord>> {
+        self.want(task, Wanted::Limit(limit)).await
+    }
+
+    async fn want(&self, task: &TaskId, wanted: Wanted) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Want(task.clone(), wanted, reply)).await
+    }
+
+    /// The runners that are registered, and nodes that drain.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub async fn runners(&self) -> Result<Vec<RunnerView>> {
+        self.ask(Request::Runners).await
+    }
+
+    /// Takes a node out of service, or back.
+    ///
+    /// # Errors
+    /// `ENotFound`: no such runner is registered. `EUnreachable`.
+    pub async fn drain(&self, node: &NodeId, wish: DrainWish) -> Result<()> {
+        self.ask(|reply| Request::Drain(node.clone(), wish, reply)).await
+    }
+
+    /// An operator says that a node is off and writes nothing any more. Returns the tasks that could go on because of it.
+    ///
+    /// # Errors
+    /// `EBusy`: the node is registered, so it is not off. `EUnreachable`.
+    pub async fn fence(&self, node: &NodeId) -> Result<usize> {
+        let answers = self.ask(|reply| Request::Fence(node.clone(), reply)).await?;
+        let count = answers.len();
+        for answer in answers {
+            answer.await.map_err(|_| not_leader())??;
+        }
+        Ok(count)
+    }
+
+    /// How the center is.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub async fn status(&self) -> Result<Status> {
+        self.ask(Request::Status).await
+    }
+
+    /// A runner says that it has changed these records.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub async fn changed(&self, tasks: Vec<TaskId>) -> Result<()> {
+        self.requests.send(Request::Changed(tasks)).await.map_err(|_| not_leader())
+    }
+
+    /// A runner says where its tasks are. Lost when there is no room.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub fn progress(&self, updates: Vec<(TaskId, Progress)>) -> Result<()> {
+        match self.requests.try_send(Request::Progress(updates)) {
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(not_leader()),
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(()),
+        }
+    }
+}
+
+/// What everything answers when the reign is over.
+pub(crate) fn not_leader() -> Error {
+    let message = "this node no longer leads: ask again";
+    Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }
+}

@@ -1,0 +1,234 @@
+//! Does what was decided: starts writes and calls, and changes the view so that it is not decided again.
+
+use super::decide::{ASK_EVERY, Decision};
+use super::outcome::{Outcome, Purpose};
+use super::view::{Cut, Now};
+use super::write::{Change, Writer};
+use super::{Dispatcher, tasks};
+use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing};
+use crate::record::{Holder, NodeId, TaskId, TaskRecord};
+use crate::task_state::{self, Event};
+use blockhaul_engine::error::Code;
+use std::future::Future;
+use std::time::Duration;
+
+/// After a decision that turns out to be impossible: a defect that must not spin.
+const DEFECT_REST: Duration = Duration::from_secs(5);
+
+/// What a call about a task is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Tell,
+    Ask,
+    Nudge,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(crate) enum Called {
+    Answered(Answer),
+    Stands(Standing),
+    Nudged,
+    /// The claim does not name the holder: the record has changed.
+    NoGrant,
+    Failed(CallError),
+}
+
+impl Dispatcher {
+    /// Does one thing.
+    pub(crate) fn enact(&mut self, decision: Decision, now: Now) {
+        match decision {
+            Decision::Move { task, events } => self.move_task(&task, events, now),
+            Decision::Purge(task) => self.purge(task),
+            Decision::Resolve(task, to) => self.resolve(task, to, now),
+            Decision::Tell(task, holder) => self.call(Call::Tell, task, holder),
+            Decision::Ask(task, holder) => self.call(Call::Ask, task, holder),
+            Decision::Nudge(task, holder) => self.call(Call::Nudge, task, holder),
+            Decision::Cut(holder) => self.cut(holder),
+            Decision::Interrupt(node) => self.interrupt(node, now.boot),
+            Decision::Queue(task, node) => {
+                self.view.calm(&task);
+                self.view.unqueue(&task);
+                self.view.unreserve(&task, now.boot);
+                if let Some(entry) = self.view.tasks.get_mut(&task) {
+                    entry.note.resolved = None;
+                    self.view.queue.push(&entry.record, node);
+                }
+            }
+            Decision::Block(task, claim) => self.view.block(&task, claim),
+            Decision::Nap(task, until) => {
+                self.view.calm(&task);
+                self.view.queue.remove(&task);
+                self.view.touch(&task, until);
+            }
+            Decision::Rest(task) => self.view.calm(&task),
+        }
+    }
+
+    /// Writes the record after `events`.
+    fn move_task(&mut self, id: &TaskId, events: Vec<Event>, now: Now) {
+        let Some(entry) = self.view.tasks.get(id) else { return };
+        let moved = events
+            .iter()
+            .try_fold((*entry.record).clone(), |record, event| task_state::next(&record, event.clone(), now.unix_ms));
+        let after = match moved {
+            Ok(after) => after,
+            Err(why) => {
+                tracing::error!(task = %id, %why, ?events, "decided what cannot be");
+                let until = now.boot + DEFECT_REST;
+                self.view.hold(id, until);
+                return;
+            }
+        };
+        let holder = entry.record.holder.clone();
+        for event in &events {
+            match (event, &holder) {
+                (Event::Assigned { to, claims }, _) => {
+                    self.view.unqueue(id);
+                    self.view.reserve(id, &to.node, claims);
+                }
+                (Event::Revoked { code: Code::Unreachable, .. }, Some(holder)) => {
+                    self.avoid(id, &holder.node, Code::Unreachable);
+                }
+                _ => {}
+            }
+        }
+        self.write(id, after, Purpose::Decided);
+    }
+
+    /// Starts the write of a record in place of the one that is known.
+    pub(crate) fn write(&mut self, id: &TaskId, after: TaskRecord, purpose: Purpose) {
+        self.view.calm(id);
+        let Some(entry) = self.view.tasks.get_mut(id) else { return };
+        entry.note.is_busy = true;
+        let change = Change { before: entry.record.clone(), version: entry.version, after };
+        let id = id.clone();
+        self.start_write(id, purpose, move |writer| writer.change(change));
+    }
+
+    /// Starts a write of a task's node.
+    pub(crate) fn start_write<F>(&mut self, task: TaskId, purpose: Purpose, write: impl FnOnce(Writer) -> F)
+    where
+        F: Future<Output = super::write::Written> + Send + 'static,
+    {
+        self.writes_inflight += 1;
+        let write = write(self.writer.clone());
+        let clock = self.clock.clone();
+        self.jobs.spawn(async move {
+            let started = clock.boot_time();
+            let written = write.await;
+            Outcome::Written { task, purpose, written, took: clock.boot_time().saturating_sub(started) }
+        });
+    }
+
+    fn purge(&mut self, id: TaskId) {
+        self.view.calm(&id);
+        let Some(entry) = self.view.tasks.get_mut(&id) else { return };
+        entry.note.is_busy = true;
+        let version = entry.version;
+        self.start_write(id.clone(), Purpose::Decided, move |writer| writer.purge(id, version));
+    }
+
+    fn resolve(&mut self, id: TaskId, to: Holder, now: Now) {
+        self.view.calm(&id);
+        self.view.unqueue(&id);
+        let Some(entry) = self.view.tasks.get_mut(&id) else { return };
+        let Some(address) = self.view.fleet.address(&to).map(str::to_owned) else {
+            self.view.touch(&id, now.boot);
+            return;
+        };
+        entry.note.is_calling = true;
+        let record = entry.record.clone();
+        self.view.reserve(&id, &to.node, &[]);
+        let (calls, leader) = (self.calls.clone(), self.writer.reign.epoch());
+        self.calls_inflight += 1;
+        self.jobs.spawn(async move {
+            let answer = calls.resolve(&address, leader, &record.spec).await;
+            Outcome::Resolved { task: id, to, answer }
+        });
+    }
+
+    fn call(&mut self, call: Call, id: TaskId, holder: Holder) {
+        self.view.calm(&id);
+        let address = self.view.fleet.address(&holder).map(str::to_owned);
+        let (Some(entry), Some(address)) = (self.view.tasks.get_mut(&id), address) else { return };
+        entry.note.is_calling = true;
+        let (record, grant) = (entry.record.clone(), entry.grant);
+        let (calls, writer) = (self.calls.clone(), self.writer.clone());
+        self.calls_inflight += 1;
+        self.jobs.spawn(async move {
+            let (grant, called) = called(call, &*calls, &writer, &address, &record, &holder, grant).await;
+            Outcome::Called { call, task: id, holder, grant, called }
+        });
+    }
+
+    /// Once for all tasks that were lost with that runner: its end is what makes them due again.
+    fn cut(&mut self, holder: Holder) {
+        self.view.calm_lost(&holder);
+        let key = (holder.node.clone(), holder.incarnation.0.clone());
+        let rest = match self.view.cuts.get(&key) {
+            Some(Cut::Running | Cut::Done) => return,
+            Some(Cut::Failed { rest, .. }) => *rest,
+            None => tasks::Rest::default(),
+        };
+        self.view.cuts.insert(key, Cut::Running);
+        let program = self.config.fence.clone();
+        let clock = self.clock.clone();
+        self.calls_inflight += 1;
+        self.jobs.spawn(async move {
+            let result = match program {
+                Some(program) => program.cut(&holder).await,
+                None => Err(String::from("taskd runs without --fence-command")),
+            };
+            let rest = rest.again(clock.boot_time());
+            let cut = result.map_or_else(|why| Cut::Failed { rest, why }, |()| Cut::Done);
+            Outcome::Cut(holder, cut)
+        });
+    }
+
+    fn interrupt(&mut self, node: NodeId, now: Duration) {
+        let is_wanted = self.view.fleet.drains.get(&node).is_some_and(|(drain, _)| drain.now);
+        let address = self.view.fleet.get(&node).map(|there| there.address.clone());
+        match address {
+            Some(address) if is_wanted && self.view.fleet.load(&node).0 > 0 => {
+                self.view.interrupts.insert(node.clone(), now + ASK_EVERY);
+                let (calls, leader) = (self.calls.clone(), self.writer.reign.epoch());
+                self.calls_inflight += 1;
+                self.jobs.spawn(async move {
+                    let result = calls.interrupt(&address, leader).await;
+                    Outcome::Interrupted(node, result)
+                });
+            }
+            _ => {
+                self.view.interrupts.remove(&node);
+            }
+        }
+    }
+}
+
+async fn called(
+    call: Call,
+    calls: &dyn RunnerCalls,
+    writer: &Writer,
+    address: &str,
+    record: &TaskRecord,
+    holder: &Holder,
+    grant: Option<crate::record::Epoch>,
+) -> (Option<crate::record::Epoch>, Called) {
+    let leader = writer.reign.epoch();
+    if call == Call::Nudge {
+        let answer = calls.nudge(address, leader, &record.id).await;
+        return (grant, answer.map_or_else(Called::Failed, |()| Called::Nudged));
+    }
+    let grant = match grant {
+        Some(grant) => Some(grant),
+        None => writer.grant(record).await.ok().flatten(),
+    };
+    let Some(epoch) = grant else { return (None, Called::NoGrant) };
+    let assignment = Assignment { task: record.id.clone(), epoch, incarnation: holder.incarnation.clone(), leader };
+    let called = match call {
+        Call::Tell => calls.assign(address, assignment).await.map(Called::Answered),
+        Call::Ask | Call::Nudge => calls.ask(address, assignment).await.map(Called::Stands),
+    };
+    (grant, called.unwrap_or_else(Called::Failed))
+}

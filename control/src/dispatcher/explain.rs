@@ -1,0 +1,75 @@
+//! Tasks as clients see them: the record, the holder's telemetry, and in words why a task is not running.
+
+use super::tasks::Entry;
+use super::view::{Cut, Now, View};
+use crate::destination::node_of;
+use crate::record::{Fence, State, TaskRecord};
+use std::sync::Arc;
+
+/// The record with what only the leader knows.
+pub(crate) fn shown(view: &View, entry: &Entry, now: Now) -> Arc<TaskRecord> {
+    let record = &entry.record;
+    let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
+    let reason = match record.state {
+        State::Pending => waits_for(view, entry, now),
+        State::Lost => fenced_by(view, record),
+        _ => None,
+    };
+    if live.is_none() && reason.is_none() {
+        return record.clone();
+    }
+    let mut shown = (**record).clone();
+    if let Some(live) = live {
+        shown.progress = live;
+    }
+    if let Some(reason) = reason {
+        shown.reason = if shown.reason.is_empty() { reason } else { format!("{reason} ({})", shown.reason) };
+    }
+    Arc::new(shown)
+}
+
+fn waits_for(view: &View, entry: &Entry, now: Now) -> Option<String> {
+    let (record, note) = (&entry.record, &entry.note);
+    if let Some(claim) = &note.waits_for {
+        let owner = view.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
+        return Some(format!("waits for {owner}, which has the destination"));
+    }
+    if record.not_before_ms > now.unix_ms {
+        let seconds = (record.not_before_ms - now.unix_ms).div_ceil(1000);
+        return Some(format!("is tried again in {seconds} s"));
+    }
+    let node = node_of(&record.spec).ok().flatten();
+    let avoided = note.avoid.iter().filter(|(_, rest)| rest.until > now.boot).map(|(node, _)| node.as_str());
+    let avoided: Vec<&str> = avoided.collect();
+    if let Some(node) = node {
+        return match view.fleet.get(&node) {
+            None => Some(format!("waits for {node}, which is not registered")),
+            Some(there) if there.stopping => Some(format!("waits for {node}, which is stopping")),
+            Some(_) if view.fleet.drains.contains_key(&node) => Some(format!("waits for {node}, which drains")),
+            Some(_) if !avoided.is_empty() => Some(format!("waits for {node}, which has refused it")),
+            Some(_) if view.fleet.fill(&node).is_none() => Some(format!("waits for {node}, which has no slot free")),
+            Some(_) => None,
+        };
+    }
+    if view.fleet.all().next().is_none() {
+        return Some(String::from("waits for a runner: none is registered"));
+    }
+    if view.fleet.open().is_empty() {
+        return Some(String::from("waits for a runner: all are full, draining or stopping"));
+    }
+    (!avoided.is_empty()).then(|| format!("waits: refused by {}", avoided.join(", ")))
+}
+
+fn fenced_by(view: &View, record: &TaskRecord) -> Option<String> {
+    let runner = &record.attempts.last()?.runner;
+    let node = &runner.node;
+    match record.spec.fence() {
+        Fence::Local => Some(format!("waits for {node} to come back: only there is the destination")),
+        Fence::Lease => Some(format!("waits until the lease of {node} is over")),
+        Fence::Manual => Some(format!("waits for 'blockhaul fence {node} --confirm': say that the node is off")),
+        Fence::Command => match view.cuts.get(&(node.clone(), runner.incarnation.0.clone())) {
+            Some(Cut::Failed { why, .. }) => Some(format!("could not cut {node} off: {why}")),
+            _ => Some(format!("waits for the fence program to cut {node} off")),
+        },
+    }
+}

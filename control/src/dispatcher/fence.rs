@@ -1,0 +1,46 @@
+//! The program that cuts a lost runner off, for tasks whose fence is `command`.
+
+use crate::record::Holder;
+use async_trait::async_trait;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// The program has so long; then it is killed and has failed.
+pub const FENCE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Cuts runners off: after it has succeeded no write of that runner can land any more.
+#[async_trait]
+pub trait FenceProgram: Send + Sync + std::fmt::Debug {
+    /// Cuts off one process of a node. May be called again for the same one.
+    ///
+    /// # Errors
+    /// What went wrong, for people; it will be tried again.
+    async fn cut(&self, runner: &Holder) -> Result<(), String>;
+}
+
+/// A program of this host, named on the command line of `taskd`: gets the node's name as its argument and
+/// `BLOCKHAUL_INCARNATION` in its environment, and has cut the runner off when it exits 0.
+#[derive(Clone, Debug)]
+pub struct FenceCommand(pub PathBuf);
+
+#[async_trait]
+impl FenceProgram for FenceCommand {
+    async fn cut(&self, runner: &Holder) -> Result<(), String> {
+        let name = self.0.display();
+        let mut command = Command::new(&self.0);
+        command.arg(runner.node.as_str()).env("BLOCKHAUL_INCARNATION", &runner.incarnation.0);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let child = command.spawn().map_err(|error| format!("start {name}: {error}"))?;
+        match tokio::time::timeout(FENCE_TIME_MAX, child.wait_with_output()).await {
+            Err(_) => Err(format!("{name} did not end in {} s", FENCE_TIME_MAX.as_secs())),
+            Ok(Err(error)) => Err(format!("wait for {name}: {error}")),
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => {
+                let said: String = String::from_utf8_lossy(&output.stderr).chars().take(200).collect();
+                Err(format!("{name}: {}: {}", output.status, said.trim()))
+            }
+        }
+    }
+}

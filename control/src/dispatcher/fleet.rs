@@ -1,0 +1,185 @@
+//! The runners that are there, what each has, and which have room.
+
+use super::tasks::Rest;
+use crate::record::{Drain, Holder, NodeId, Registration, TaskId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How full a runner is; the least full one sorts first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fill {
+    /// Sizes of the sources that it copies.
+    pub(crate) bytes: u64,
+    /// Slots in use.
+    pub(crate) used: u32,
+    /// Which runner.
+    pub(crate) node: NodeId,
+}
+
+/// Runners and their load. What a runner holds is counted also while it is not registered.
+#[derive(Debug, Default)]
+pub(crate) struct Fleet {
+    runners: BTreeMap<NodeId, Registration>,
+    /// Operators' wishes and the versions of their nodes.
+    pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
+    loads: BTreeMap<NodeId, Load>,
+    /// Tasks on their way to a runner.
+    reserved: BTreeMap<TaskId, NodeId>,
+    /// How long each runner was left alone last, until it accepts something.
+    rests: BTreeMap<NodeId, Rest>,
+    /// Those that are left alone now.
+    resting: BTreeSet<NodeId>,
+    open: BTreeSet<Fill>,
+    fills: BTreeMap<NodeId, Fill>,
+    /// Registrations that cannot be decoded, by path, and why.
+    pub(crate) undecodable: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default)]
+struct Load {
+    /// Bytes of each task that it holds.
+    tasks: BTreeMap<TaskId, u64>,
+    bytes: u64,
+    reserved: u32,
+}
+
+impl Fleet {
+    pub(crate) fn get(&self, node: &NodeId) -> Option<&Registration> {
+        self.runners.get(node)
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Registration> {
+        self.runners.values()
+    }
+
+    /// Where a holder can be reached; `None` if that process is not registered.
+    pub(crate) fn address(&self, holder: &Holder) -> Option<&str> {
+        self.get(&holder.node).filter(|there| there.incarnation == holder.incarnation).map(|there| &*there.address)
+    }
+
+    /// Tasks and bytes of a node.
+    pub(crate) fn load(&self, node: &NodeId) -> (usize, u64) {
+        self.loads.get(node).map_or((0, 0), |load| (load.tasks.len(), load.bytes))
+    }
+
+    /// Tasks that a node holds.
+    pub(crate) fn tasks(&self, node: &NodeId) -> impl Iterator<Item = &TaskId> {
+        self.loads.get(node).into_iter().flat_map(|load| load.tasks.keys())
+    }
+
+    /// Runners with room, the least full first.
+    pub(crate) fn open(&self) -> &BTreeSet<Fill> {
+        &self.open
+    }
+
+    /// How full a runner is, if it has room.
+    pub(crate) fn fill(&self, node: &NodeId) -> Option<&Fill> {
+        self.fills.get(node)
+    }
+
+    /// Replaces the registrations; returns the nodes whose process has come, gone or changed.
+    pub(crate) fn replace(&mut self, runners: BTreeMap<NodeId, Registration>) -> BTreeSet<NodeId> {
+        let before = std::mem::replace(&mut self.runners, runners);
+        let nodes: BTreeSet<NodeId> = before.keys().chain(self.runners.keys()).cloned().collect();
+        let process = |there: Option<&Registration>| there.map(|there| there.incarnation.clone());
+        let has_changed = |node: &NodeId| process(before.get(node)) != process(self.runners.get(node));
+        let changed: BTreeSet<NodeId> = nodes.iter().filter(|node| has_changed(node)).cloned().collect();
+        for node in &changed {
+            self.rests.remove(node);
+            self.resting.remove(node);
+        }
+        nodes.iter().for_each(|node| self.refresh(node));
+        changed
+    }
+
+    /// A task is held by a node.
+    pub(crate) fn hold(&mut self, node: &NodeId, task: &TaskId, bytes: u64) {
+        let load = self.loads.entry(node.clone()).or_default();
+        let before = load.tasks.insert(task.clone(), bytes).unwrap_or_default();
+        load.bytes = load.bytes - before + bytes;
+        self.refresh(node);
+    }
+
+    /// A task is no longer held by a node.
+    pub(crate) fn release(&mut self, node: &NodeId, task: &TaskId) {
+        let Some(load) = self.loads.get_mut(node) else { return };
+        load.bytes -= load.tasks.remove(task).unwrap_or_default();
+        if load.tasks.is_empty() && load.reserved == 0 {
+            self.loads.remove(node);
+        }
+        self.refresh(node);
+    }
+
+    /// A task is on its way to a node.
+    pub(crate) fn reserve(&mut self, node: &NodeId, task: &TaskId) {
+        self.unreserve(task);
+        self.reserved.insert(task.clone(), node.clone());
+        self.loads.entry(node.clone()).or_default().reserved += 1;
+        self.refresh(node);
+    }
+
+    /// A task is no longer on its way.
+    pub(crate) fn unreserve(&mut self, task: &TaskId) {
+        let Some(node) = self.reserved.remove(task) else { return };
+        if let Some(load) = self.loads.get_mut(&node) {
+            load.reserved -= 1;
+        }
+        self.refresh(&node);
+    }
+
+    /// A runner has refused for reasons of its own: it is left alone for a while.
+    pub(crate) fn rest(&mut self, node: &NodeId, now: Duration) {
+        let rest = self.rests.get(node).copied().unwrap_or_default().again(now);
+        self.rests.insert(node.clone(), rest);
+        self.resting.insert(node.clone());
+        self.refresh(node);
+    }
+
+    /// A runner has accepted a task.
+    pub(crate) fn praise(&mut self, node: &NodeId) {
+        if self.rests.remove(node).is_some() {
+            self.resting.remove(node);
+            self.refresh(node);
+        }
+    }
+
+    /// Takes the runners up again whose rest is over.
+    pub(crate) fn wake(&mut self, now: Duration) {
+        let is_over = |node: &NodeId| self.rests.get(node).is_none_or(|rest| rest.until <= now);
+        let over: Vec<NodeId> = self.resting.iter().filter(|node| is_over(node)).cloned().collect();
+        for node in over {
+            self.resting.remove(&node);
+            self.refresh(&node);
+        }
+    }
+
+    /// When the next rest ends.
+    pub(crate) fn next_wake(&self) -> Option<Duration> {
+        self.resting.iter().filter_map(|node| self.rests.get(node)).map(|rest| rest.until).min()
+    }
+
+    /// Sets or ends an operator's wish.
+    pub(crate) fn set_drain(&mut self, node: &NodeId, drain: Option<(Drain, i32)>) {
+        match drain {
+            Some(drain) => self.drains.insert(node.clone(), drain),
+            None => self.drains.remove(node),
+        };
+        self.refresh(node);
+    }
+
+    fn refresh(&mut self, node: &NodeId) {
+        if let Some(fill) = self.fills.remove(node) {
+            self.open.remove(&fill);
+        }
+        let Some(runner) = self.runners.get(node) else { return };
+        let load = self.loads.get(node);
+        let used = load.map_or(0, |load| u32::try_from(load.tasks.len()).unwrap_or(u32::MAX) + load.reserved);
+        let is_refused = runner.stopping || self.drains.contains_key(node) || self.resting.contains(node);
+        if is_refused || used >= runner.slots {
+            return;
+        }
+        let fill = Fill { bytes: load.map_or(0, |load| load.bytes), used, node: node.clone() };
+        self.open.insert(fill.clone());
+        self.fills.insert(node.clone(), fill);
+    }
+}

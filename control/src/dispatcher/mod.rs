@@ -1,0 +1,276 @@
+//! The leader's role: gives tasks to runners, takes them back when runners are lost, and answers clients.
+//!
+//! ```text
+//!  store, runners, clients --observe--> View --decide (pure)--> Decisions --enact--> writes and calls, pipelined
+//!           ^                                                                              |
+//!           `------------------------------------------------------------------------------'
+//! ```
+//!
+//! One [`Dispatcher`] lives as long as one [`Reign`] and is one asynchronous task of its caller. It starts by reading
+//! everything; afterwards hints (a watch on the runners, calls from them) and a full look every 30 s and after each
+//! reconnect keep it right. What always holds: a runner is told only of what is stored; every write checks the reign
+//! and the version of what it replaces; at most one write of a task is under way. Other parts of the server talk to it
+//! only through the [`DispatcherHandle`].
+
+mod client;
+mod decide;
+mod enact;
+mod explain;
+mod fence;
+mod fleet;
+mod outcome;
+mod place;
+mod queue;
+mod reads;
+mod serve;
+mod status;
+mod tasks;
+mod view;
+mod want;
+mod write;
+
+pub use client::{DispatcherHandle, DrainWish, PAGE_MAX, Page, Query, Submission};
+pub use fence::{FENCE_TIME_MAX, FenceCommand, FenceProgram};
+pub use status::{Latency, RunnerView, Status};
+
+use crate::clock::Clock;
+use crate::coord::Session;
+use crate::election::Reign;
+use crate::peers::RunnerCalls;
+use crate::record::{NodeId, TaskId, TaskRecord, TaskSpec};
+use client::{Reply, Request};
+use decide::{Room, Terms, decide};
+use outcome::Outcome;
+use reads::Reads;
+use status::Samples;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use view::{Now, View};
+use want::Wants;
+use write::Writer;
+
+/// Writes of the store under way at once: hides the 3 ms that one takes without flooding the ensemble.
+const WRITES_MAX: usize = 64;
+/// Calls of runners under way at once: each lasts at most 2 s.
+const CALLS_MAX: usize = 256;
+/// Requests that are served between two decisions.
+const REQUESTS_A_TURN: usize = 64;
+/// The loop looks at least so often, so that clocks that differ do no harm.
+const TURN_EVERY: Duration = Duration::from_secs(1);
+
+/// How a dispatcher works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Ended tasks are kept so long. Default 7 days.
+    pub retention: Duration,
+    /// After it no request of a lost runner is alive in any network or server. Default 30 s. Longer: tasks that lost a
+    /// runner succeed later. Shorter: a late write might hit a finished copy.
+    pub quiet_after: Duration,
+    /// From the loss of a runner to the next attempt under a lease. Default 2 s, by which its lease is over for sure.
+    pub hold_off: Duration,
+    /// A runner that has not answered so long after an assignment loses it. Default 15 s.
+    pub answer_within: Duration,
+    /// Everything is compared with the store so often, give or take a tenth. Default 30 s.
+    pub reconcile_every: Duration,
+    /// Tasks that may be there, ended ones included; more are `EOverloaded`. Default 100,000.
+    pub tasks_max: usize,
+    /// The node of plain paths, where there is only one. Default none.
+    pub implied_node: Option<NodeId>,
+    /// For tasks whose fence is `command`; without it they are refused. Default none.
+    pub fence: Option<Arc<dyn FenceProgram>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            retention: Duration::from_secs(7 * 24 * 60 * 60),
+            quiet_after: Duration::from_secs(30),
+            hold_off: Duration::from_secs(2),
+            answer_within: Duration::from_secs(15),
+            reconcile_every: Duration::from_secs(30),
+            tasks_max: 100_000,
+            implied_node: None,
+            fence: None,
+        }
+    }
+}
+
+/// Why a dispatcher has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It was asked to.
+    Stopped,
+    /// This node no longer leads.
+    Deposed,
+    /// The session is over.
+    SessionOver,
+}
+
+/// Who asked for a task that is being stored, and what exactly.
+type Submitter = (TaskSpec, Reply<Arc<TaskRecord>>);
+
+/// The dispatcher of one reign.
+#[derive(Debug)]
+pub struct Dispatcher {
+    writer: Writer,
+    calls: Arc<dyn RunnerCalls>,
+    clock: Arc<dyn Clock>,
+    config: Config,
+    terms: Terms,
+    view: View,
+    reads: Reads,
+    wants: Wants,
+    requests: mpsc::Receiver<Request>,
+    jobs: JoinSet<Outcome>,
+    writes_inflight: usize,
+    calls_inflight: usize,
+    /// Who waits for a new task to be stored, by its id, and for what work.
+    submitters: BTreeMap<TaskId, Vec<Submitter>>,
+    watchers: BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>,
+    store: Samples,
+    queue_wait: Samples,
+    assignment: Samples,
+    assignments: u64,
+    /// When it was decided last.
+    turned_at: Duration,
+    ending: Option<Ending>,
+}
+
+impl Dispatcher {
+    /// For one reign over one session, both of the same election. Nothing happens before [`Dispatcher::run`].
+    #[must_use]
+    pub fn new(
+        session: Arc<dyn Session>,
+        reign: Reign,
+        calls: Arc<dyn RunnerCalls>,
+        clock: Arc<dyn Clock>,
+        config: Config,
+    ) -> (Self, DispatcherHandle) {
+        let (handle, requests) = DispatcherHandle::new();
+        let terms = Terms {
+            retention: config.retention,
+            quiet_after: config.quiet_after,
+            hold_off: config.hold_off,
+            answer_within: config.answer_within,
+        };
+        let this = Self {
+            writer: Writer { session, reign },
+            calls,
+            clock,
+            config,
+            terms,
+            view: View::default(),
+            reads: Reads::default(),
+            wants: Wants::default(),
+            requests,
+            jobs: JoinSet::new(),
+            writes_inflight: 0,
+            calls_inflight: 0,
+            submitters: BTreeMap::new(),
+            watchers: BTreeMap::new(),
+            store: Samples::default(),
+            queue_wait: Samples::default(),
+            assignment: Samples::default(),
+            assignments: 0,
+            turned_at: Duration::ZERO,
+            ending: None,
+        };
+        (this, handle)
+    }
+
+    /// Leads until the reign or the session is over, or `shutdown` is ready. What is under way then is dropped: the
+    /// next leader finds out what became of it. Requests wait until everything has been read.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Ending {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut states = self.writer.session.states();
+        let mut reconnects = states.borrow_and_update().reconnects;
+        self.reads.reconcile_at = Some(Duration::ZERO);
+        loop {
+            self.turn(states.borrow().is_connected());
+            if let Some(ending) = self.ending {
+                return ending;
+            }
+            let (pause, is_loaded) = (self.pause(), self.reads.is_loaded);
+            tokio::select! {
+                biased;
+                () = &mut shutdown => return Ending::Stopped,
+                () = self.writer.reign.over() => return Ending::Deposed,
+                changed = states.changed() => {
+                    let state = *states.borrow_and_update();
+                    if changed.is_err() || state.is_over() {
+                        return Ending::SessionOver;
+                    }
+                    if state.reconnects != reconnects {
+                        reconnects = state.reconnects;
+                        self.reads.reconnected(self.clock.boot_time());
+                    }
+                }
+                () = self.reads.hinted() => {}
+                Some(outcome) = self.jobs.join_next() => self.take_all(outcome),
+                Some(request) = self.requests.recv(), if is_loaded => self.serve(request),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { boot: self.clock.boot_time(), unix_ms: self.clock.unix_ms() }
+    }
+
+    /// Everything that can be done without waiting.
+    fn turn(&mut self, is_connected: bool) {
+        let now = self.now();
+        self.turned_at = now.boot;
+        self.read(now.boot, is_connected);
+        if !self.reads.is_loaded {
+            return;
+        }
+        for _ in 0..REQUESTS_A_TURN {
+            let Ok(request) = self.requests.try_recv() else { break };
+            self.serve(request);
+        }
+        self.pursue_wants(now);
+        self.view.fleet.wake(now.boot);
+        // Every decision changes what the next one sees; the bound is for a defect that would make it spin.
+        for _ in 0..REQUESTS_A_TURN {
+            let writes = if is_connected { WRITES_MAX.saturating_sub(self.writes_inflight) } else { 0 };
+            let room = Room { writes, calls: CALLS_MAX.saturating_sub(self.calls_inflight) };
+            let decisions = decide(&self.view, &self.terms, now, room);
+            if decisions.is_empty() {
+                break;
+            }
+            decisions.into_iter().for_each(|decision| self.enact(decision, now));
+        }
+    }
+
+    /// How long there is nothing to do unless something happens.
+    fn pause(&self) -> Duration {
+        let due = self.view.next_due().filter(|_| self.reads.is_loaded);
+        let next = [due, self.reads.next_due(), self.wants.next_due()].into_iter().flatten().min();
+        match next {
+            // What was due already waits for room, which a job that ends will make, or for the connection.
+            Some(next) if next <= self.turned_at => TURN_EVERY,
+            Some(next) => next.saturating_sub(self.clock.boot_time()).clamp(Duration::from_millis(1), TURN_EVERY),
+            None => TURN_EVERY,
+        }
+    }
+
+    fn take_all(&mut self, first: Result<Outcome, tokio::task::JoinError>) {
+        let mut next = Some(first);
+        while let Some(outcome) = next {
+            match outcome {
+                Ok(outcome) => self.take(outcome),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+            next = self.jobs.try_join_next();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

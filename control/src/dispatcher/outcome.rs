@@ -1,0 +1,367 @@
+//! Takes what reads, writes and calls have brought, into the view and to those who wait.
+
+use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
+use super::enact::{Call, Called};
+use super::reads::FleetRead;
+use super::tasks::Told;
+use super::view::{Cut, Now};
+use super::want::Want;
+use super::write::Written;
+use super::{Dispatcher, Ending};
+use crate::coord::{CoordError, Node, Watch, Zxid};
+use crate::layout;
+use crate::peers::{Answer, CallError, Standing};
+use crate::record::{Drain, Epoch, Holder, NodeId, Record, State, TaskId, TaskRecord};
+use blockhaul_engine::error::Code;
+use std::time::Duration;
+
+/// After a write that failed.
+const WRITE_AGAIN: Duration = Duration::from_millis(250);
+/// After a write that met another task's claim, which this leader did not know of.
+const CLAIM_AGAIN: Duration = Duration::from_secs(5);
+
+/// What a job has brought.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Listed(Result<Vec<String>, CoordError>),
+    Read(Result<Option<Node>, CoordError>, TaskId),
+    Fleet(Result<(FleetRead, Watch), CoordError>),
+    Written {
+        task: TaskId,
+        purpose: Purpose,
+        written: Written,
+        took: Duration,
+    },
+    Resolved {
+        task: TaskId,
+        to: Holder,
+        answer: Result<Vec<String>, CallError>,
+    },
+    Called {
+        call: Call,
+        task: TaskId,
+        holder: Holder,
+        grant: Option<Epoch>,
+        called: Called,
+    },
+    Cut(Holder, Cut),
+    Interrupted(NodeId, Result<(), CallError>),
+    Drained {
+        node: NodeId,
+        result: Result<Option<(Drain, i32)>, blockhaul_engine::error::Error>,
+        reply: super::client::Reply<()>,
+    },
+}
+
+/// Whom a write is for.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    /// The dispatcher itself.
+    Decided,
+    /// A client.
+    Wanted(Want),
+    /// A client's new task.
+    Submitted,
+}
+
+impl Dispatcher {
+    /// Takes one.
+    pub(crate) fn take(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Listed(listed) => self.take_list(listed),
+            Outcome::Read(read, id) => self.take_read(&id, read),
+            Outcome::Fleet(read) => self.take_fleet(read),
+            Outcome::Written { task, purpose, written, took } => {
+                self.writes_inflight -= 1;
+                self.store.add(took);
+                self.take_written(&task, purpose, written);
+            }
+            Outcome::Resolved { task, to, answer } => {
+                self.calls_inflight -= 1;
+                self.take_resolved(&task, &to, answer);
+            }
+            Outcome::Called { call, task, holder, grant, called } => {
+                self.calls_inflight -= 1;
+                self.take_called(call, &task, &holder, grant, called);
+            }
+            Outcome::Cut(holder, cut) => {
+                self.calls_inflight -= 1;
+                if let Cut::Failed { why, .. } = &cut {
+                    tracing::error!(node = %holder.node, why, "could not cut a lost runner off");
+                }
+                self.view.cuts.insert((holder.node.clone(), holder.incarnation.0.clone()), cut);
+                self.view.touch_lost(&holder, self.clock.boot_time());
+            }
+            Outcome::Interrupted(node, result) => {
+                self.calls_inflight -= 1;
+                if let Err(error) = result {
+                    tracing::info!(%node, %error, "could not ask a runner to give back what it holds");
+                }
+            }
+            Outcome::Drained { node, result, reply } => self.take_drained(&node, result, reply),
+        }
+    }
+
+    /// Takes a record's node as it was read.
+    pub(crate) fn observe_node(&mut self, id: &TaskId, node: Option<Node>) {
+        let path = layout::task(id);
+        let Some(node) = node else {
+            self.view.tasks.undecodable.remove(&path);
+            if self.view.tasks.get(id).is_some_and(|entry| !entry.note.is_busy) {
+                self.forget(id);
+            }
+            return;
+        };
+        let record = match TaskRecord::decode(&node.data) {
+            Ok(record) if record.id == *id => record,
+            Ok(record) => return self.lose_sight(id, format!("it says that it is {}", record.id)),
+            Err(error) => return self.lose_sight(id, error.to_string()),
+        };
+        self.view.tasks.undecodable.remove(&path);
+        self.observe(record, node.stat.version, Some(node.stat.created));
+    }
+
+    /// A record that makes no sense any more is kept aside.
+    fn lose_sight(&mut self, id: &TaskId, why: String) {
+        self.forget(id);
+        self.keep_aside(layout::task(id), why);
+    }
+
+    /// Reports a record that cannot be decoded, once.
+    pub(crate) fn keep_aside(&mut self, path: String, why: String) {
+        if self.view.tasks.undecodable.get(&path) != Some(&why) {
+            tracing::error!(path, why, "a record cannot be decoded: it is kept aside");
+            self.view.tasks.undecodable.insert(path, why);
+        }
+    }
+
+    fn forget(&mut self, id: &TaskId) {
+        self.view.forget(id, self.clock.boot_time());
+        self.watchers.remove(id);
+    }
+
+    /// Takes a record, and tells who watches it.
+    pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>) {
+        let id = record.id.clone();
+        let before = self.view.tasks.get(&id).map(|entry| entry.record.state);
+        let now = self.now();
+        if !self.view.observe(record, version, created, now) {
+            return;
+        }
+        if let Some(entry) = self.view.tasks.get(&id)
+            && self.reads.is_loaded
+            && before != Some(entry.record.state)
+        {
+            let from = before.map_or("", State::as_str);
+            let node = entry.record.node().map_or("", NodeId::as_str);
+            let (to, attempt) = (entry.record.state.as_str(), entry.record.attempts.len());
+            let epoch = entry.record.epoch.map(|epoch| epoch.0);
+            tracing::info!(task = %id, from, to, node, attempt, epoch, reason = entry.record.reason, "task");
+        }
+        self.notify(&id);
+    }
+
+    /// Tells who watches a task.
+    pub(crate) fn notify(&mut self, id: &TaskId) {
+        let Some(watcher) = self.watchers.get(id) else { return };
+        match self.shown(id) {
+            Some(record) if watcher.receiver_count() > 0 => {
+                watcher.send_replace(record);
+            }
+            _ => {
+                self.watchers.remove(id);
+            }
+        }
+    }
+
+    fn take_written(&mut self, id: &TaskId, purpose: Purpose, written: Written) {
+        let now = self.now();
+        if let Some(entry) = self.view.tasks.get_mut(id) {
+            entry.note.is_busy = false;
+            entry.note.resolved = None;
+        }
+        match written {
+            Written::Done(record, version, grant) => {
+                self.count(&record, grant, now);
+                self.observe(*record, version, None);
+                self.view.unreserve(id, now.boot);
+                if let (Some(entry), Some(grant)) = (self.view.tasks.get_mut(id), grant) {
+                    entry.grant = Some(grant);
+                }
+                self.after_done(id, purpose);
+            }
+            Written::Changed(node) => {
+                // An older record than the known one: the store has lost what it had committed.
+                let known = self.view.tasks.get(id).map(|entry| entry.version);
+                if node.as_ref().is_some_and(|node| Some(node.stat.version) < known) {
+                    self.view.forget(id, now.boot);
+                }
+                let is_stuck = node.as_ref().is_some_and(|node| Some(node.stat.version) == known);
+                self.observe_node(id, node);
+                self.view.unreserve(id, now.boot);
+                self.view.touch(id, now.boot);
+                if is_stuck {
+                    // Not the record was in the way, but a claim that keeps changing.
+                    self.view.hold(id, now.boot + WRITE_AGAIN);
+                }
+                self.after_changed(id, purpose);
+            }
+            Written::Taken(claim) => {
+                self.view.unreserve(id, now.boot);
+                tracing::warn!(task = %id, claim, "the destination is claimed by a task that is not known");
+                self.view.hold(id, now.boot + CLAIM_AGAIN);
+                self.after_failed(id, purpose, &CoordError::NotConnected);
+            }
+            Written::Failed(error) => {
+                tracing::warn!(task = %id, %error, "could not write");
+                if let CoordError::Ended(_) = error {
+                    self.ending = Some(Ending::SessionOver);
+                }
+                self.view.unreserve(id, now.boot);
+                let is_hopeless = matches!(error, CoordError::TooLarge { .. });
+                self.view.hold(id, now.boot + if is_hopeless { CLAIM_AGAIN } else { WRITE_AGAIN });
+                self.after_failed(id, purpose, &error);
+            }
+            Written::Deposed => self.ending = Some(Ending::Deposed),
+        }
+    }
+
+    /// Measures how long tasks wait.
+    fn count(&mut self, after: &TaskRecord, grant: Option<Epoch>, now: Now) {
+        if grant.is_some() && after.state == State::Assigned {
+            self.assignments += 1;
+            let since = self.view.tasks.get(&after.id).map_or(now.unix_ms, |entry| entry.record.updated_ms);
+            self.queue_wait.add(Duration::from_millis(now.unix_ms.saturating_sub(since)));
+        }
+    }
+
+    fn take_resolved(&mut self, id: &TaskId, to: &Holder, answer: Result<Vec<String>, CallError>) {
+        let now = self.clock.boot_time();
+        let Some(entry) = self.view.tasks.get_mut(id) else {
+            return self.view.unreserve(id, now);
+        };
+        entry.note.is_calling = false;
+        let claims = match answer {
+            Ok(claims) if is_plausible(&claims) => claims,
+            Ok(claims) => {
+                let why = format!("{} names the destination in a way that cannot be: {claims:?}", to.node);
+                return self.refused(id, &to.node, Code::Protocol, why.chars().take(200).collect());
+            }
+            Err(CallError::Refused { code, why }) => return self.refused(id, &to.node, code, why),
+            Err(CallError::NoAnswer(why)) => return self.refused(id, &to.node, Code::Unreachable, why),
+        };
+        if entry.record.state != State::Pending || entry.note.is_busy {
+            self.view.unreserve(id, now);
+            return self.view.touch(id, now);
+        }
+        let is_foreign = |claim: &&String| self.view.claimed.get(*claim).is_some_and(|task| task != id);
+        if let Some(claim) = claims.iter().find(is_foreign).cloned() {
+            self.view.unreserve(id, now);
+            return self.view.block(id, claim);
+        }
+        self.view.reserve(id, &to.node, &claims);
+        if let Some(entry) = self.view.tasks.get_mut(id) {
+            entry.note.resolved = Some((to.clone(), claims));
+        }
+        self.view.touch(id, now);
+    }
+
+    /// A runner will not have a task that has not been given to it.
+    fn refused(&mut self, id: &TaskId, node: &NodeId, code: Code, why: String) {
+        let now = self.clock.boot_time();
+        self.view.unreserve(id, now);
+        self.avoid(id, node, code);
+        let is_pinned = self.view.tasks.get(id).is_some_and(|entry| {
+            entry.record.state == State::Pending
+                && matches!(crate::destination::node_of(&entry.record.spec), Ok(Some(_)))
+        });
+        if let Some(entry) = self.view.tasks.get_mut(id)
+            && is_pinned
+            && is_final(code)
+        {
+            entry.note.told = Told::Refused { code, why };
+        }
+        self.view.touch(id, now);
+    }
+
+    /// Whoever refused is left alone for a while: by that task, or by all if it is not about the task.
+    pub(crate) fn avoid(&mut self, id: &TaskId, node: &NodeId, code: Code) {
+        let now = self.clock.boot_time();
+        if matches!(code, Code::Overloaded | Code::RunnerInterrupt | Code::Fenced | Code::Unreachable) {
+            self.view.fleet.rest(node, now);
+            self.reads.want_fleet();
+        }
+        if let Some(entry) = self.view.tasks.get_mut(id) {
+            let rest = entry.note.avoid.get(node).copied().unwrap_or_default();
+            entry.note.avoid.insert(node.clone(), rest.again(now));
+        }
+    }
+
+    fn take_called(&mut self, call: Call, id: &TaskId, holder: &Holder, grant: Option<Epoch>, called: Called) {
+        let now = self.clock.boot_time();
+        let Some(entry) = self.view.tasks.get_mut(id) else { return };
+        entry.note.is_calling = false;
+        self.view.touch(id, now);
+        let Some(entry) = self.view.tasks.get_mut(id) else { return };
+        if entry.record.holder.as_ref() != Some(holder) || (entry.grant.is_some() && grant != entry.grant) {
+            return;
+        }
+        entry.grant = grant;
+        let (code, why) = match called {
+            Called::Answered(Answer::Accepted) => {
+                let took = now.saturating_sub(entry.note.since);
+                entry.note.avoid.clear();
+                (entry.note.told, entry.note.next_call) = (Told::Accepted, now + REMIND_EVERY);
+                self.assignment.add(took);
+                return self.view.fleet.praise(&holder.node);
+            }
+            Called::Stands(Standing::Held) => {
+                entry.note.next_call =
+                    now + if entry.record.state == State::Assigned { REMIND_EVERY } else { Duration::ZERO };
+                entry.note.told = Told::Accepted;
+                return;
+            }
+            Called::Nudged => {
+                entry.note.owes_nudge = false;
+                entry.note.next_call = now + ASK_EVERY;
+                if !entry.record.has_begun() {
+                    entry.note.told = Told::Unclear;
+                }
+                return;
+            }
+            Called::Stands(Standing::Ended) | Called::NoGrant => {
+                entry.note.next_call = now + ASK_EVERY;
+                return self.reads.want(id.clone());
+            }
+            Called::Failed(CallError::NoAnswer(why)) => {
+                tracing::debug!(task = %id, node = %holder.node, why, "no answer");
+                entry.note.next_call = now + ASK_EVERY;
+                if call != Call::Nudge && entry.note.told != Told::Accepted {
+                    entry.note.told = Told::Unclear;
+                }
+                return;
+            }
+            Called::Failed(CallError::Refused { why, .. }) if call == Call::Nudge => {
+                tracing::info!(task = %id, node = %holder.node, why, "a nudge was refused");
+                entry.note.next_call = now + ASK_EVERY;
+                return self.reads.want(id.clone());
+            }
+            // No fault of the runner: it has never heard of it, or has given it back.
+            Called::Stands(Standing::Unknown) => {
+                let why = String::from("it does not know the task");
+                entry.note.told = Told::Refused { code: Code::RunnerInterrupt, why };
+                return;
+            }
+            Called::Answered(Answer::Refused { code, why }) | Called::Failed(CallError::Refused { code, why }) => {
+                (code, why)
+            }
+        };
+        entry.note.told = Told::Refused { code, why };
+        self.avoid(id, &holder.node, code);
+    }
+}
+
+/// At most 8 names that fit into a record.
+fn is_plausible(claims: &[String]) -> bool {
+    (1..=8).contains(&claims.len()) && claims.iter().all(|claim| (1..=300).contains(&claim.len()))
+}

@@ -1,0 +1,147 @@
+//! Which ready task goes to which runner: the part of the decision that is not about one task alone. As pure as the rest.
+
+use super::decide::{Decision, Room};
+use super::fleet::Fill;
+use super::queue::Rank;
+use super::tasks::{Entry, Rest};
+use super::view::{Now, View};
+use crate::destination::known_claims;
+use crate::record::{Holder, NodeId};
+use crate::task_state::Event;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Where ready tasks come from, the best of each first.
+struct Heads<'a> {
+    lines: Vec<(Option<&'a NodeId>, std::collections::btree_set::Iter<'a, Rank>)>,
+    heads: BTreeSet<(&'a Rank, usize)>,
+}
+
+impl<'a> Heads<'a> {
+    /// Only lines that a runner with room could serve.
+    fn new(view: &'a View) -> Self {
+        let mut lines = Vec::new();
+        if !view.fleet.open().is_empty() {
+            lines.push((None, view.queue.any.iter()));
+            for (node, line) in &view.queue.pinned {
+                if view.fleet.fill(node).is_some() {
+                    lines.push((Some(node), line.iter()));
+                }
+            }
+        }
+        let mut this = Self { lines, heads: BTreeSet::new() };
+        (0..this.lines.len()).for_each(|line| this.advance(line));
+        this
+    }
+
+    fn advance(&mut self, line: usize) {
+        if let Some(rank) = self.lines[line].1.next() {
+            self.heads.insert((rank, line));
+        }
+    }
+}
+
+/// Gives ready tasks to runners with room, in the order of their ranks.
+pub(crate) fn fill(view: &View, now: Now, room: &mut Room, decisions: &mut Vec<Decision>) {
+    let mut heads = Heads::new(view);
+    let mut slots = Slots { view, taken: BTreeMap::new() };
+    let mut claims = BTreeSet::new();
+    while let Some((rank, line)) = heads.heads.pop_first() {
+        let Some(entry) = view.tasks.get(&rank.1).filter(|entry| !entry.note.is_busy) else {
+            heads.advance(line);
+            continue;
+        };
+        let pinned = heads.lines[line].0;
+        let decision = match slots.choose(entry, pinned, now) {
+            Choice::Full => continue,
+            Choice::Later(until) => Decision::Nap(rank.1.clone(), until),
+            Choice::Runner(to) => place(view, entry, to, &mut claims),
+        };
+        if !room.take(&decision) {
+            return;
+        }
+        if let Decision::Move { .. } | Decision::Resolve(..) = decision {
+            slots.take(&decision);
+        }
+        decisions.push(decision);
+        heads.advance(line);
+    }
+}
+
+/// What it takes to give a ready task to a runner.
+fn place(view: &View, entry: &Entry, to: Holder, fresh: &mut BTreeSet<String>) -> Decision {
+    let record = &entry.record;
+    let known =
+        if record.claims.is_empty() { known_claims(&record.id, &record.spec) } else { Some(record.claims.clone()) };
+    let Some(claims) = known else { return Decision::Resolve(record.id.clone(), to) };
+    let is_foreign = |claim: &&String| view.claimed.get(*claim).is_some_and(|task| *task != record.id);
+    if let Some(claim) = claims.iter().find(is_foreign) {
+        return Decision::Block(record.id.clone(), claim.clone());
+    }
+    if let Some(claim) = claims.iter().find(|claim| fresh.contains(*claim)) {
+        return Decision::Block(record.id.clone(), claim.clone());
+    }
+    fresh.extend(claims.iter().cloned());
+    Decision::Move { task: record.id.clone(), events: vec![Event::Assigned { to, claims }] }
+}
+
+enum Choice {
+    /// No runner with room is left for tasks like this.
+    Full,
+    /// None that it does not avoid; one of them may be tried again then.
+    Later(Duration),
+    Runner(Holder),
+}
+
+/// Room of the runners, less what this decision gives away.
+struct Slots<'a> {
+    view: &'a View,
+    taken: BTreeMap<&'a NodeId, u32>,
+}
+
+impl<'a> Slots<'a> {
+    fn choose(&self, entry: &Entry, pinned: Option<&NodeId>, now: Now) -> Choice {
+        let rest = |node: &NodeId| entry.note.avoid.get(node).filter(|rest| rest.until > now.boot);
+        if let Some(node) = pinned {
+            let fill = self.view.fleet.fill(node).and_then(|fill| self.with_taken(fill));
+            return fill.map_or(Choice::Full, |_| self.holder(node));
+        }
+        let fleet = &self.view.fleet;
+        let untouched = fleet.open().iter().filter(|fill| !self.taken.contains_key(&fill.node));
+        let touched = self.taken.keys().filter_map(|node| fleet.fill(node));
+        let is_welcome = |fill: &&Fill| rest(&fill.node).is_none();
+        let best = untouched.clone().find(is_welcome).cloned();
+        let best = touched.filter(is_welcome).filter_map(|fill| self.with_taken(fill)).chain(best).min();
+        if let Some(fill) = best {
+            return self.holder(&fill.node);
+        }
+        let wakes = untouched.filter_map(|fill| rest(&fill.node)).map(|rest: &Rest| rest.until).min();
+        wakes.map_or(Choice::Full, Choice::Later)
+    }
+
+    fn with_taken(&self, fill: &Fill) -> Option<Fill> {
+        let runner = self.view.fleet.get(&fill.node)?;
+        let used = fill.used + self.taken.get(&fill.node).copied().unwrap_or_default();
+        (used < runner.slots).then(|| Fill { used, ..fill.clone() })
+    }
+
+    fn holder(&self, node: &NodeId) -> Choice {
+        self.view.fleet.get(node).map_or(Choice::Full, |there| {
+            Choice::Runner(Holder { node: there.node.clone(), incarnation: there.incarnation.clone() })
+        })
+    }
+
+    fn take(&mut self, decision: &Decision) {
+        let node = match decision {
+            Decision::Resolve(_, to) => &to.node,
+            Decision::Move { events, .. } => match &events[..] {
+                [Event::Assigned { to, .. }] => &to.node,
+                _ => return,
+            },
+            _ => return,
+        };
+        if let Some(there) = self.view.fleet.get(node) {
+            *self.taken.entry(&there.node).or_default() += 1;
+        }
+    }
+}

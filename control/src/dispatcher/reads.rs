@@ -1,0 +1,295 @@
+//! Reading the store: everything at the start, what may have changed later, and what hints point at.
+//!
+//! Only a holder and this leader change a record. So a full look lists all tasks, but reads again only those that are
+//! held, unknown or undecodable.
+
+use super::Dispatcher;
+use super::outcome::Outcome;
+use crate::coord::{CoordError, Node, Session, Watch};
+use crate::layout;
+use crate::record::{Drain, NodeId, Record, Registration, TaskId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// Reads under way at once.
+const READS_MAX: usize = 256;
+/// After a read that failed.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+/// The runners are not listed more often, however many come and go.
+const FLEET_EVERY: Duration = Duration::from_millis(100);
+
+/// What is to be read.
+#[derive(Default)]
+pub(crate) struct Reads {
+    /// Everything has been read once.
+    pub(crate) is_loaded: bool,
+    /// When everything is compared next.
+    pub(crate) reconcile_at: Option<Duration>,
+    /// When the runners are read next.
+    pub(crate) fleet_at: Option<Duration>,
+    /// They are not read before.
+    fleet_rest: Duration,
+    is_listing: bool,
+    is_listed: bool,
+    is_reading_fleet: bool,
+    watch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    wanted: BTreeSet<TaskId>,
+    inflight: BTreeSet<TaskId>,
+    hold_until: Duration,
+}
+
+impl std::fmt::Debug for Reads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reads").field("is_loaded", &self.is_loaded).field("wanted", &self.wanted.len()).finish()
+    }
+}
+
+/// The runners and operators' wishes about them.
+#[derive(Debug, Default)]
+pub(crate) struct FleetRead {
+    pub(crate) runners: BTreeMap<NodeId, Registration>,
+    pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
+    pub(crate) undecodable: BTreeMap<String, String>,
+}
+
+impl Reads {
+    /// A task's record may have changed.
+    pub(crate) fn want(&mut self, id: TaskId) {
+        self.wanted.insert(id);
+    }
+
+    /// So many are under way or wait.
+    pub(crate) fn len(&self) -> usize {
+        self.wanted.len() + self.inflight.len()
+    }
+
+    /// The connection is back: watches may have been lost. Jittered, as every node does the same.
+    pub(crate) fn reconnected(&mut self, now: Duration) {
+        self.fleet_at = Some(now);
+        self.reconcile_at = Some(now + Duration::from_millis(fastrand::u64(0..1000)));
+    }
+
+    /// Waits for the watch on the runners; then they are to be read.
+    pub(crate) async fn hinted(&mut self) {
+        match &mut self.watch {
+            None => std::future::pending().await,
+            Some(watch) => watch.await,
+        }
+        self.watch = None;
+        self.want_fleet();
+    }
+
+    /// The runners should be read soon.
+    pub(crate) fn want_fleet(&mut self) {
+        self.fleet_at = Some(self.fleet_rest);
+    }
+
+    /// When there is something to read next.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        let tasks = (!self.wanted.is_empty()).then_some(self.hold_until);
+        let fleet = self.fleet_at.filter(|_| !self.is_reading_fleet);
+        let list = self.reconcile_at.filter(|_| !self.is_listing);
+        [tasks, fleet, list].into_iter().flatten().min().map(|at| at.max(self.hold_until))
+    }
+}
+
+impl Dispatcher {
+    /// Starts the reads that are due.
+    pub(crate) fn read(&mut self, now: Duration, is_connected: bool) {
+        if !is_connected || self.reads.hold_until > now {
+            return;
+        }
+        if !self.reads.is_listing && self.reads.reconcile_at.is_some_and(|at| at <= now) {
+            (self.reads.is_listing, self.reads.reconcile_at) = (true, None);
+            let session = self.writer.session.clone();
+            self.jobs.spawn(async move { Outcome::Listed(list(session).await) });
+        }
+        while self.reads.inflight.len() < READS_MAX {
+            let Some(id) = self.reads.wanted.iter().find(|id| !self.reads.inflight.contains(id)).cloned() else {
+                break;
+            };
+            self.reads.wanted.remove(&id);
+            self.reads.inflight.insert(id.clone());
+            let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
+            self.jobs.spawn(async move { Outcome::Read(read_task(&*session, &id, is_hint).await, id) });
+        }
+        // The runners after their tasks: a task that is held was seen later than its runner's registration.
+        let is_settled = self.reads.is_loaded || (self.reads.is_listed && self.reads.len() == 0);
+        if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
+            (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);
+            let session = self.writer.session.clone();
+            self.jobs.spawn(async move { Outcome::Fleet(read_fleet(session).await) });
+        }
+    }
+
+    /// All tasks have been listed: unknown ones and those that may have changed are read.
+    pub(crate) fn take_list(&mut self, listed: Result<Vec<String>, CoordError>) {
+        let now = self.clock.boot_time();
+        self.reads.is_listing = false;
+        let names = match listed {
+            Ok(names) => names,
+            Err(error) => return self.read_failed(&error, |reads| reads.reconcile_at = Some(now + RETRY_AFTER)),
+        };
+        let every = self.config.reconcile_every;
+        self.reads.reconcile_at = Some(now + every.mul_f64(0.9 + 0.2 * fastrand::f64()));
+        self.reads.is_listed = true;
+        self.reads.want_fleet();
+        let mut there = BTreeSet::new();
+        for name in names {
+            match TaskId::new(name.clone()) {
+                Ok(id) => {
+                    there.insert(id);
+                }
+                Err(error) => self.keep_aside(format!("{}/../{name}", layout::TASKS), error.message),
+            }
+        }
+        let held: Vec<TaskId> = self.view.tasks.held().cloned().collect();
+        let gone: Vec<TaskId> = self.view.tasks.ids().filter(|id| !there.contains(id)).cloned().collect();
+        self.reads.wanted.extend(held.into_iter().chain(gone));
+        self.reads.wanted.extend(there.into_iter().filter(|id| self.view.tasks.get(id).is_none()));
+    }
+
+    /// A record has been read.
+    pub(crate) fn take_read(&mut self, id: &TaskId, read: Result<Option<Node>, CoordError>) {
+        self.reads.inflight.remove(id);
+        match read {
+            Ok(node) => self.observe_node(id, node),
+            Err(error) => {
+                let id = id.clone();
+                self.read_failed(&error, |reads| reads.want(id));
+            }
+        }
+    }
+
+    /// The runners have been read.
+    pub(crate) fn take_fleet(&mut self, read: Result<(FleetRead, Watch), CoordError>) {
+        let now = self.clock.boot_time();
+        self.reads.is_reading_fleet = false;
+        let (fleet, watch) = match read {
+            Ok(read) => read,
+            Err(error) => return self.read_failed(&error, |reads| reads.fleet_at = Some(now + RETRY_AFTER)),
+        };
+        self.reads.watch = Some(Box::pin(watch.fired()));
+        self.reads.fleet_rest = now + FLEET_EVERY;
+        self.reads.fleet_at = self.reads.fleet_at.map(|at| at.max(now + FLEET_EVERY));
+        self.view.observe_runners(fleet.runners, now);
+        for (path, why) in &fleet.undecodable {
+            if self.view.fleet.undecodable.get(path) != Some(why) {
+                tracing::error!(path, why, "a record cannot be decoded: it is kept aside");
+            }
+        }
+        self.view.fleet.undecodable = fleet.undecodable;
+        if !self.reads.is_loaded {
+            for (node, drain) in fleet.drains {
+                if drain.0.now {
+                    self.view.interrupts.insert(node.clone(), now);
+                }
+                self.view.fleet.set_drain(&node, Some(drain));
+            }
+            self.reads.is_loaded = true;
+            tracing::info!(tasks = self.view.tasks.len(), epoch = self.writer.reign.epoch().0, "has read all tasks");
+        }
+    }
+
+    fn read_failed(&mut self, error: &CoordError, again: impl FnOnce(&mut Reads)) {
+        if let CoordError::Ended(_) = error {
+            self.ending = Some(super::Ending::SessionOver);
+        }
+        tracing::debug!(%error, "could not read");
+        again(&mut self.reads);
+        self.reads.hold_until = self.clock.boot_time() + RETRY_AFTER;
+    }
+}
+
+/// A record. A hint may be faster than what it hints at: then everything committed before is waited for.
+async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<Option<Node>, CoordError> {
+    if is_hint {
+        session.sync().await?;
+    }
+    session.get(&layout::task(id)).await
+}
+
+/// The names of all tasks.
+async fn list(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError> {
+    session.sync().await?;
+    let folders = layout::shards().map(|shard| format!("{}/{shard}", layout::TASKS));
+    let listed = at_once(folders.collect(), {
+        let session = session.clone();
+        move |folder| {
+            let session = session.clone();
+            async move { session.children(&folder).await }
+        }
+    });
+    Ok(listed.await?.into_values().flatten().collect())
+}
+
+/// The registered runners, operators' wishes, and a watch that fires when a runner comes or goes.
+async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), CoordError> {
+    session.sync().await?;
+    let (nodes, watch) = session.children_and_watch(layout::RUNNERS).await?;
+    let drains = session.children(layout::DRAINS).await?;
+    let paths = nodes.iter().map(|node| layout::runner(node)).chain(drains.iter().map(|node| layout::drain(node)));
+    let read = at_once(paths.collect(), {
+        let session = session.clone();
+        move |path| {
+            let session = session.clone();
+            async move { session.get(&path).await }
+        }
+    });
+    let mut fleet = FleetRead::default();
+    for (path, node) in read.await? {
+        let Some(node) = node else { continue };
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let taken = if path.starts_with(layout::RUNNERS) {
+            decode::<Registration>(&node.data, name).and_then(|(name, registration)| {
+                if registration.node != name {
+                    return Err(format!("it says that it is {}", registration.node));
+                }
+                fleet.runners.insert(name, registration);
+                Ok(())
+            })
+        } else {
+            decode::<Drain>(&node.data, name).map(|(name, drain)| {
+                fleet.drains.insert(name, (drain, node.stat.version));
+            })
+        };
+        if let Err(why) = taken {
+            fleet.undecodable.insert(path, why);
+        }
+    }
+    Ok((fleet, watch))
+}
+
+fn decode<R: Record>(data: &[u8], name: String) -> Result<(NodeId, R), String> {
+    let name = NodeId::new(name).map_err(|error| error.message)?;
+    R::decode(data).map(|record| (name, record)).map_err(|error| error.to_string())
+}
+
+/// Reads paths, many at once, in one result by path.
+async fn at_once<T, F>(paths: Vec<String>, read: impl Fn(String) -> F) -> Result<BTreeMap<String, T>, CoordError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, CoordError>> + Send + 'static,
+{
+    let mut jobs = JoinSet::new();
+    let mut found = BTreeMap::new();
+    let mut paths = paths.into_iter();
+    loop {
+        while jobs.len() < READS_MAX
+            && let Some(path) = paths.next()
+        {
+            let job = read(path.clone());
+            jobs.spawn(async move { (path, job.await) });
+        }
+        match jobs.join_next().await {
+            None => return Ok(found),
+            Some(Ok((path, read))) => found.insert(path, read?),
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Some(Err(_)) => None,
+        };
+    }
+}

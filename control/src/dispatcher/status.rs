@@ -1,0 +1,86 @@
+//! What the leader tells of itself.
+
+use crate::record::{Drain, Epoch, Leader, Registration, State};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Samples that a latency is taken from.
+const SAMPLES: usize = 512;
+
+/// How the center is.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// This node.
+    pub leader: Leader,
+    /// Of its reign.
+    pub epoch: Epoch,
+    /// Tasks in each state, in the order of [`State::ALL`].
+    pub tasks: Vec<(State, usize)>,
+    /// Paths of records that cannot be decoded, and why: they are kept aside.
+    pub undecodable: Vec<(String, String)>,
+    /// Registered runners.
+    pub runners: usize,
+    /// Slots of all of them.
+    pub slots: u64,
+    /// Of the last writes to the store.
+    pub store: Latency,
+    /// From a task's submission (or return) to its assignment, of the last ones.
+    pub queue_wait: Latency,
+    /// From the decision to give a task to a runner to the runner's acceptance, of the last ones.
+    pub assignment: Latency,
+    /// Tasks given to runners in this reign.
+    pub assignments: u64,
+    /// Writes under way.
+    pub writes_inflight: usize,
+    /// Tasks that are read again now.
+    pub reads_inflight: usize,
+}
+
+/// A runner and what the leader knows of it.
+#[derive(Clone, Debug)]
+pub struct RunnerView {
+    /// As it registered; `None`: it drains and is not there.
+    pub registration: Option<Registration>,
+    /// Its node.
+    pub node: crate::record::NodeId,
+    /// Tasks that it holds.
+    pub tasks: usize,
+    /// Sizes of the sources that it copies, in bytes.
+    pub bytes: u64,
+    /// The operator's wish, if there is one.
+    pub drain: Option<Drain>,
+}
+
+/// A distribution of the last durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// Half were at most this long.
+    pub p50: Duration,
+    /// 99 of 100 were at most this long.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+    /// How many were looked at.
+    pub count: usize,
+}
+
+/// The last durations of something.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(VecDeque<Duration>);
+
+impl Samples {
+    pub(crate) fn add(&mut self, duration: Duration) {
+        if self.0.len() == SAMPLES {
+            self.0.pop_front();
+        }
+        self.0.push_back(duration);
+    }
+
+    pub(crate) fn latency(&self) -> Latency {
+        let mut sorted: Vec<Duration> = self.0.iter().copied().collect();
+        sorted.sort_unstable();
+        let at = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)));
+        let at = |percent| at(percent).copied().unwrap_or_default();
+        Latency { p50: at(50), p99: at(99), max: at(100), count: sorted.len() }
+    }
+}

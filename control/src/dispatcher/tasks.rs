@@ -1,0 +1,161 @@
+//! Every task that the leader knows, as it was read or written last, and what only this leader knows of it.
+
+use crate::coord::Zxid;
+use crate::record::{Epoch, Holder, NodeId, Progress, State, TaskId, TaskRecord};
+use blockhaul_engine::error::Code;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A task.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// As it stands in the store, as far as is known.
+    pub(crate) record: Arc<TaskRecord>,
+    /// Of that record's node.
+    pub(crate) version: i32,
+    /// Of that node's creation, once it has been read: an id may be used again.
+    pub(crate) created: Option<Zxid>,
+    /// Of the holder's grant, where this leader has made or read it.
+    pub(crate) grant: Option<Epoch>,
+    /// Telemetry of the holder.
+    pub(crate) live: Option<Progress>,
+    /// What this leader has seen and done.
+    pub(crate) note: Note,
+}
+
+/// What one leader remembers of a task; the next one starts anew.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Note {
+    /// A write of the record is under way: no other one may be.
+    pub(crate) is_busy: bool,
+    /// A call about it is under way.
+    pub(crate) is_calling: bool,
+    /// When this state with this holder was first seen.
+    pub(crate) since: Duration,
+    /// What its runner says, while it is to begin or to stop.
+    pub(crate) told: Told,
+    /// No question or nudge before.
+    pub(crate) next_call: Duration,
+    /// Its holder should look at the record, and has not been told.
+    pub(crate) owes_nudge: bool,
+    /// Runners that have refused it, until when, and for how long they will be avoided next.
+    pub(crate) avoid: BTreeMap<NodeId, Rest>,
+    /// Ended attempts that may still write.
+    pub(crate) unquiet: Vec<Unquiet>,
+    /// Where it is to go and what its destination is called there.
+    pub(crate) resolved: Option<(Holder, Vec<String>)>,
+    /// A claim of another task that it waits for.
+    pub(crate) waits_for: Option<String>,
+    /// Nothing is written before: the last write failed.
+    pub(crate) hold_until: Duration,
+}
+
+/// The grant of an attempt that may still write, and since when this leader knows that it has ended.
+pub(crate) type Unquiet = (Option<Epoch>, Duration);
+
+/// How the runner of a task answered last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It has not been told.
+    #[default]
+    No,
+    /// There was no answer: it may or may not know.
+    Unclear,
+    /// It has it.
+    Accepted,
+    /// It does not have it and will not take it.
+    Refused {
+        /// Which error.
+        code: Code,
+        /// For people.
+        why: String,
+    },
+}
+
+/// A pause with a runner, doubling from 1 s to 30 s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rest {
+    /// When it ends.
+    pub(crate) until: Duration,
+    wait: Duration,
+}
+
+impl Rest {
+    /// The next, longer one.
+    pub(crate) fn again(self, now: Duration) -> Self {
+        let wait = (self.wait * 2).clamp(Duration::from_secs(1), Duration::from_secs(30));
+        Self { until: now + wait, wait }
+    }
+}
+
+/// All tasks, by id and by state.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks {
+    entries: BTreeMap<TaskId, Entry>,
+    by_state: [BTreeSet<TaskId>; State::ALL.len()],
+    /// Records that cannot be decoded, by path, and why.
+    pub(crate) undecodable: BTreeMap<String, String>,
+}
+
+impl Tasks {
+    pub(crate) fn get(&self, id: &TaskId) -> Option<&Entry> {
+        self.entries.get(id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: &TaskId) -> Option<&mut Entry> {
+        self.entries.get_mut(id)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &TaskId> {
+        self.entries.keys()
+    }
+
+    /// Tasks from `after` on in the order of their ids, all or of one state.
+    pub(crate) fn page(&self, state: Option<State>, after: Option<&TaskId>) -> Box<dyn Iterator<Item = &Entry> + '_> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let range = (after.map_or(Unbounded, Excluded), Unbounded);
+        match state {
+            None => Box::new(self.entries.range::<TaskId, _>(range).map(|(_, entry)| entry)),
+            Some(state) => Box::new(self.of(state).range::<TaskId, _>(range).filter_map(|id| self.entries.get(id))),
+        }
+    }
+
+    /// Ids of the tasks in a state.
+    pub(crate) fn of(&self, state: State) -> &BTreeSet<TaskId> {
+        &self.by_state[position(state)]
+    }
+
+    /// Ids of the tasks that a runner may change.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &TaskId> {
+        State::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
+    }
+
+    /// The entry that was there before.
+    pub(crate) fn insert(&mut self, entry: Entry) -> Option<Entry> {
+        let id = entry.record.id.clone();
+        self.by_state[position(entry.record.state)].insert(id.clone());
+        let state = entry.record.state;
+        let before = self.entries.insert(id.clone(), entry);
+        if let Some(before) = &before
+            && before.record.state != state
+        {
+            self.by_state[position(before.record.state)].remove(&id);
+        }
+        before
+    }
+
+    pub(crate) fn remove(&mut self, id: &TaskId) -> Option<Entry> {
+        let entry = self.entries.remove(id)?;
+        self.by_state[position(entry.record.state)].remove(id);
+        Some(entry)
+    }
+}
+
+fn position(state: State) -> usize {
+    State::ALL.iter().position(|each| *each == state).unwrap_or_default()
+}

@@ -1,0 +1,263 @@
+//! What clients and operators ask for.
+
+use super::stage::*;
+use crate::coord::Op;
+use crate::dispatcher::{Config, DrainWish, Ending, Query, Submission};
+use crate::layout;
+use crate::record::{Fence, NodeId, State, TaskId, TaskSpec, Wish};
+use crate::task_state::{Event, Mark};
+use blockhaul_engine::error::Code;
+use std::time::Duration;
+use tokio::time::sleep;
+
+fn id(name: &str) -> TaskId {
+    TaskId::new(name).unwrap()
+}
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_goes_from_submission_to_success_and_leaves_no_claim() {
+    let stage = Stage::new(1, Config::default()).await;
+    stage.runner("n1", "a", 2, Manner::Busy).await;
+    let mut watch = None;
+    for name in ["x", "y", "z"] {
+        stage.leader.submit(submission(name, noop(20))).await.unwrap();
+        watch = Some(stage.leader.watch(&id(name)).await.unwrap());
+    }
+    for name in ["x", "y", "z"] {
+        let done = stage.until(name, State::Succeeded).await;
+        assert_eq!((done.attempts.len(), done.holder, done.failures), (1, None, 0));
+        stage.leader.changed(vec![id(name)]).await.unwrap();
+    }
+    assert_eq!(stage.claims(), []);
+    let mut watch = watch.unwrap();
+    watch.wait_for(|record| record.state == State::Succeeded).await.unwrap();
+    let status = stage.leader.status().await.unwrap();
+    assert_eq!((status.runners, status.slots, status.assignments), (1, 2, 3));
+    assert!(status.tasks.contains(&(State::Succeeded, 3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_submission_is_the_same_task_and_another_one_is_refused() {
+    let stage = Stage::new(2, Config::default()).await;
+    let first = stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    let (again, other) =
+        tokio::join!(stage.leader.submit(submission("x", noop(1))), stage.leader.submit(submission("x", noop(2))));
+    assert_eq!(again.unwrap().created_ms, first.created_ms);
+    assert_eq!(other.unwrap_err().code, Code::Exists);
+    let made_up = Submission { id: None, ..submission("x", noop(1)) };
+    assert_ne!(stage.leader.submit(made_up).await.unwrap().id, first.id);
+    let same = TaskSpec::Copy(copy("nbd://h/a", "nbd://h/a"));
+    assert_eq!(stage.leader.submit(submission("y", same)).await.unwrap_err().code, Code::SameVolume);
+    let cut = TaskSpec::Copy(crate::record::CopyTask { fence: Fence::Command, ..copy("nbd://h/a", "nbd://h/b") });
+    assert_eq!(stage.leader.submit(submission("y", cut)).await.unwrap_err().code, Code::Unsupported);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wishes_are_obeyed_where_they_make_sense() {
+    let stage = Stage::new(3, Config::default()).await;
+    let leader = &stage.leader;
+    assert_eq!(leader.cancel(&id("none")).await.unwrap_err().code, Code::NotFound);
+    leader.submit(submission("noop", noop(1))).await.unwrap();
+    assert_eq!(leader.pause(&id("noop")).await.unwrap_err().code, Code::Unsupported);
+    assert_eq!(leader.get(&id("noop")).await.unwrap().reason, "waits for a runner: none is registered");
+    assert_eq!(leader.cancel(&id("noop")).await.unwrap().state, State::Cancelled);
+    assert_eq!(leader.cancel(&id("noop")).await.unwrap().state, State::Cancelled);
+    leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    assert_eq!(leader.pause(&id("copy")).await.unwrap().state, State::Paused);
+    assert_eq!(leader.set_limit(&id("copy"), Some(0)).await.unwrap_err().code, Code::BadRequest);
+    leader.set_limit(&id("copy"), Some(7)).await.unwrap();
+    let again = leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    assert!(matches!(&again.spec, TaskSpec::Copy(copy) if copy.limit == Some(7)));
+    let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
+    assert_eq!(leader.resume(&id("copy")).await.unwrap().wish, Wish::Run);
+    stage.begin(&runner, "copy").await;
+    sleep(Duration::from_millis(50)).await;
+    stage.world.heard();
+    assert_eq!(leader.pause(&id("copy")).await.unwrap().state, State::Running);
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(stage.world.heard(), ["n1 nudge copy"]);
+    let mark = Mark::default();
+    assert!(stage.step(&runner, "copy", Event::GivenBack { code: Code::Cancelled, mark: mark.clone() }).await);
+    assert_eq!(stage.stored("copy").state, State::Paused);
+    leader.resume(&id("copy")).await.unwrap();
+    stage.begin(&runner, "copy").await;
+    assert_eq!(leader.cancel(&id("copy")).await.unwrap().state, State::Cancelling);
+    assert!(stage.step(&runner, "copy", Event::GivenBack { code: Code::Cancelled, mark }).await);
+    let done = stage.stored("copy");
+    assert_eq!((done.state, done.failures, done.attempts.len()), (State::Cancelled, 0, 2));
+    assert_eq!(stage.claims(), []);
+    assert_eq!(leader.resume(&id("copy")).await.unwrap_err().code, Code::Busy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_comes_in_pages() {
+    let stage = Stage::new(4, Config::default()).await;
+    for index in 0..7 {
+        stage.leader.submit(submission(&format!("t{index}"), noop(1))).await.unwrap();
+    }
+    stage.leader.cancel(&id("t3")).await.unwrap();
+    let names = |page: &crate::dispatcher::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
+    let query = Query { state: Some(State::Pending), after: None, limit: 4 };
+    let page = stage.leader.list(query).await.unwrap();
+    assert_eq!(
+        (names(&page), page.next.clone()),
+        (["t0", "t1", "t2", "t4"].map(String::from).to_vec(), Some(id("t4")))
+    );
+    let page = stage.leader.list(Query { state: Some(State::Pending), after: page.next, limit: 4 }).await.unwrap();
+    assert_eq!((names(&page), page.next), (["t5", "t6"].map(String::from).to_vec(), None));
+    assert_eq!(stage.leader.list(Query::default()).await.unwrap().tasks.len(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_task_for_a_destination_waits_for_the_first() {
+    let stage = Stage::new(5, Config::default()).await;
+    let runner = stage.runner("n1", "a", 8, Manner::Willing).await;
+    for (name, source) in [("first", "nbd://h/a"), ("second", "nbd://h/c")] {
+        stage.leader.submit(submission(name, TaskSpec::Copy(copy(source, "nbd://h/b")))).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+    }
+    stage.leader.submit(submission("other", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/d")))).await.unwrap();
+    stage.until("other", State::Assigned).await;
+    let waiting = stage.leader.get(&id("second")).await.unwrap();
+    assert_eq!((waiting.state, &*waiting.reason), (State::Pending, "waits for task first, which has the destination"));
+    stage.begin(&runner, "first").await;
+    assert!(stage.step(&runner, "first", Event::Succeeded { mark: Mark::default(), report: None }).await);
+    stage.until("second", State::Assigned).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_destination_is_named_by_its_node_and_refused_by_it() {
+    let stage = Stage::new(6, Config::default()).await;
+    stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.runner("n2", "a", 9, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    let record = stage.until("x", State::Assigned).await;
+    assert_eq!((record.claims, record.holder.unwrap().node), (vec![String::from("inode:n1:file://n1/b")], node("n1")));
+    stage.leader.submit(submission("full", TaskSpec::Copy(copy("file://n1/c", "file://n1/d")))).await.unwrap();
+    stage.leader.submit(submission("gone", TaskSpec::Copy(copy("file://n3/c", "file://n3/d")))).await.unwrap();
+    let reason = |name: &'static str| {
+        let leader = stage.leader.clone();
+        async move { leader.get(&id(name)).await.unwrap().reason.clone() }
+    };
+    assert_eq!(reason("full").await, "waits for n1, which has no slot free");
+    assert_eq!(reason("gone").await, "waits for n3, which is not registered");
+    stage.world.set_manner("n2", Manner::Refusing(Code::Permission));
+    stage.leader.submit(submission("no", TaskSpec::Copy(copy("file://n2/c", "file://n2/d")))).await.unwrap();
+    let failed = stage.until("no", State::Failed).await;
+    assert_eq!((failed.error.unwrap().code, failed.attempts.len()), (Code::Permission, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_refuses_is_avoided_and_who_says_nothing_loses_the_task() {
+    let stage = Stage::new(7, Config::default()).await;
+    stage.runner("n1", "a", 9, Manner::Refusing(Code::Overloaded)).await;
+    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    sleep(Duration::from_secs(20)).await;
+    let record = stage.stored("x");
+    assert_eq!((record.state, record.failures), (State::Pending, 0));
+    assert!((4..=6).contains(&record.attempts.len()), "{} attempts after 20 s", record.attempts.len());
+    assert_eq!(record.attempts[0].outcome.as_deref(), Some("EOverloaded"));
+    stage.runner("n2", "a", 9, Manner::Silent).await;
+    let silent = stage.until("x", State::Assigned).await;
+    assert_eq!(silent.node(), Some(&node("n2")));
+    stage.world.set_manner("n1", Manner::Busy);
+    let done = stage.until("x", State::Succeeded).await;
+    let outcomes: Vec<_> = done.attempts.iter().rev().take(2).map(|attempt| attempt.outcome.clone().unwrap()).collect();
+    assert_eq!(outcomes, ["succeeded", "EUnreachable"]);
+    assert!(done.attempts.iter().all(|attempt| attempt.quiet));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_assignment_whose_answer_is_lost_is_asked_for() {
+    let stage = Stage::new(8, Config::default()).await;
+    stage.runner("n1", "a", 9, Manner::Silent).await;
+    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    sleep(Duration::from_secs(3)).await;
+    stage.world.set_manner("n1", Manner::Willing);
+    stage.world.heard();
+    sleep(Duration::from_secs(3)).await;
+    let heard = stage.world.heard();
+    assert_eq!(heard[0], "n1 ask x");
+    assert!(heard.contains(&String::from("n1 assign x")), "unknown to it, it was given anew: {heard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_drains_gets_nothing_and_gives_back_when_asked() {
+    let stage = Stage::new(9, Config::default()).await;
+    let runner = stage.runner("n1", "a", 9, Manner::Willing).await;
+    assert_eq!(stage.leader.drain(&node("n9"), DrainWish::Soon).await.unwrap_err().code, Code::NotFound);
+    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    stage.begin(&runner, "x").await;
+    stage.leader.drain(&node("n1"), DrainWish::Soon).await.unwrap();
+    stage.leader.submit(submission("y", noop(1))).await.unwrap();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(stage.stored("y").state, State::Pending);
+    stage.world.heard();
+    stage.leader.drain(&node("n1"), DrainWish::Now).await.unwrap();
+    sleep(Duration::from_millis(2500)).await;
+    assert_eq!(stage.world.heard(), ["n1 interrupt"; 3]);
+    assert!(stage.step(&runner, "x", Event::GivenBack { code: Code::RunnerInterrupt, mark: Mark::default() }).await);
+    sleep(Duration::from_secs(3)).await;
+    stage.world.heard();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(stage.world.heard(), [""; 0]);
+    let shown = stage.leader.runners().await.unwrap();
+    assert!(shown[0].drain.as_ref().unwrap().now && shown[0].tasks == 0);
+    stage.leader.drain(&node("n1"), DrainWish::Undo).await.unwrap();
+    stage.until("x", State::Assigned).await;
+    stage.until("y", State::Assigned).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ended_tasks_are_purged_and_their_ids_are_free_again() {
+    let config = Config { retention: Duration::from_secs(60), ..Config::default() };
+    let stage = Stage::new(10, config).await;
+    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    stage.leader.cancel(&id("x")).await.unwrap();
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(stage.leader.submit(submission("x", noop(2))).await.unwrap_err().code, Code::Exists);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(stage.leader.get(&id("x")).await.unwrap_err().code, Code::NotFound);
+    assert!(stage.ensemble.committed(&layout::task(&id("x"))).is_none());
+    stage.leader.submit(submission("x", noop(2))).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_that_make_no_sense_are_kept_aside() {
+    let mut stage = Stage::new(11, Config::default()).await;
+    stage.leader.submit(submission("good", noop(1))).await.unwrap();
+    stage.leader.submit(submission("bad", noop(1))).await.unwrap();
+    let session = stage.ensemble.client("operator").open().await.unwrap();
+    let path = layout::task(&id("bad"));
+    let version = stage.ensemble.committed(&path).unwrap().stat.version;
+    session.multi(vec![Op::Set { path: path.clone(), data: b"{}".to_vec(), version }]).await.unwrap();
+    assert_eq!(stage.change_leader("d2").await, Ending::Deposed);
+    stage.runner("n1", "a", 9, Manner::Busy).await;
+    stage.until("good", State::Succeeded).await;
+    let status = stage.leader.status().await.unwrap();
+    assert_eq!(status.undecodable.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), [path.as_str()]);
+    assert_eq!(stage.leader.submit(submission("bad", noop(1))).await.unwrap_err().code, Code::Exists);
+    assert_eq!(stage.ensemble.committed(&path).unwrap().data, b"{}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_higher_priority_goes_first_and_age_counts() {
+    let stage = Stage::new(12, Config::default()).await;
+    for (name, priority) in [("old", 3), ("low", 0), ("high", 9), ("high2", 9)] {
+        let submission = Submission { priority, ..submission(name, noop(1)) };
+        stage.leader.submit(submission).await.unwrap();
+        sleep(Duration::from_secs(if name == "old" { 7 * 60 } else { 1 })).await;
+    }
+    stage.runner("n1", "a", 1, Manner::Busy).await;
+    for name in ["old", "low", "high", "high2"] {
+        stage.until(name, State::Succeeded).await;
+        stage.leader.changed(vec![id(name)]).await.unwrap();
+    }
+    let assigned = stage.world.heard().into_iter().filter(|line| line.contains("assign"));
+    let order: Vec<String> = assigned.map(|line| line.replace("n1 assign ", "")).collect();
+    assert_eq!(order, ["old", "high", "high2", "low"]);
+}

@@ -1,0 +1,241 @@
+//! Golden tests of the decision: this view and time give exactly these lines.
+
+use super::stage::{copy, noop};
+use crate::dispatcher::decide::{Decision, Room, Terms, decide};
+use crate::dispatcher::serve::new_record;
+use crate::dispatcher::view::{Cut, Now, View};
+use crate::record::{
+    CopyTask, Drain, Epoch, Fence, Holder, Incarnation, NodeId, OpId, Registration, TaskId, TaskRecord, TaskSpec,
+};
+use crate::task_state::{Event, apply};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const TERMS: Terms = Terms {
+    retention: Duration::from_secs(1000),
+    quiet_after: Duration::from_secs(30),
+    hold_off: Duration::from_secs(2),
+    answer_within: Duration::from_secs(15),
+};
+const ROOM: Room = Room { writes: 64, calls: 64 };
+
+fn at(seconds: u64) -> Now {
+    Now { boot: Duration::from_secs(seconds), unix_ms: seconds * 1000 }
+}
+
+fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
+    let runner = |(node, life, slots): &(&str, &str, u32)| {
+        let node = NodeId::new(*node).unwrap();
+        let registration = Registration {
+            node: node.clone(),
+            incarnation: Incarnation((*life).to_owned()),
+            boot_id: String::new(),
+            address: node.to_string(),
+            slots: *slots,
+            labels: BTreeMap::new(),
+            allow_paths: Vec::new(),
+            allow_nbd: Vec::new(),
+            build: String::new(),
+            stopping: false,
+            op: OpId(String::new()),
+        };
+        (node, registration)
+    };
+    all.iter().map(runner).collect()
+}
+
+fn task(id: &str, spec: TaskSpec) -> TaskRecord {
+    new_record(TaskId::new(id).unwrap(), spec, 0, 3, 0)
+}
+
+fn export(id: &str, destination: &str, fence: Fence) -> TaskRecord {
+    task(id, TaskSpec::Copy(CopyTask { fence, ..copy("nbd://h/a", destination) }))
+}
+
+fn holder(node: &str, life: &str) -> Holder {
+    Holder { node: NodeId::new(node).unwrap(), incarnation: Incarnation(life.to_owned()) }
+}
+
+fn assigned(record: &TaskRecord, to: &str) -> TaskRecord {
+    let claims = vec![format!("claim of {}", record.id)];
+    apply(record, Event::Assigned { to: holder(to, "a"), claims }, 0).unwrap()
+}
+
+fn running(record: &TaskRecord, on: &str) -> TaskRecord {
+    apply(&assigned(record, on), Event::Began { epoch: Epoch(5) }, 0).unwrap()
+}
+
+fn view(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)]) -> View {
+    let mut view = View::default();
+    for record in tasks {
+        view.observe(record, 0, None, at(0));
+    }
+    view.observe_runners(runners(all), at(0).boot);
+    view
+}
+
+/// Decides, and enacts what changes only the view, until nothing else is left.
+fn lines(view: &mut View, now: Now, room: Room) -> Vec<String> {
+    let mut lines = Vec::new();
+    loop {
+        let decisions = decide(view, &TERMS, now, room);
+        let queued = decisions.iter().filter(|decision| matches!(decision, Decision::Queue(..))).count();
+        for decision in &decisions {
+            match decision {
+                Decision::Queue(id, node) => {
+                    view.calm(id);
+                    let record = view.tasks.get(id).unwrap().record.clone();
+                    view.queue.push(&record, node.clone());
+                }
+                other => {
+                    if let Decision::Rest(id) = other {
+                        view.calm(id);
+                    }
+                    lines.push(line(other));
+                }
+            }
+        }
+        if queued == 0 {
+            return lines;
+        }
+    }
+}
+
+fn line(decision: &Decision) -> String {
+    let event = |event: &Event| match event {
+        Event::Assigned { to, claims } => format!("assigned to {} claiming {}", to.node, claims.join(",")),
+        Event::Revoked { code, .. } => format!("revoked {code}"),
+        Event::Rejected(error) => format!("rejected {}", error.code),
+        Event::Quieted { attempt } => format!("quieted {attempt}"),
+        other => format!("{other:?}").to_lowercase(),
+    };
+    match decision {
+        Decision::Move { task, events } => {
+            format!("{task}: {}", events.iter().map(event).collect::<Vec<_>>().join(", "))
+        }
+        Decision::Purge(task) => format!("{task}: purge"),
+        Decision::Resolve(task, to) => format!("{task}: resolve on {}", to.node),
+        Decision::Tell(task, to) => format!("{task}: tell {}", to.node),
+        Decision::Ask(task, to) => format!("{task}: ask {}", to.node),
+        Decision::Nudge(task, to) => format!("{task}: nudge {}", to.node),
+        Decision::Cut(holder) => format!("cut {}", holder.node),
+        Decision::Interrupt(node) => format!("interrupt {node}"),
+        Decision::Queue(task, _) => format!("{task}: queue"),
+        Decision::Block(task, claim) => format!("{task}: blocked by {claim}"),
+        Decision::Nap(task, until) => format!("{task}: nap until {}", until.as_secs()),
+        Decision::Rest(task) => format!("{task}: rest"),
+    }
+}
+
+#[test]
+fn ready_tasks_go_to_the_least_full_runner_that_reaches_them() {
+    let mut big = running(&task("big", noop(1)), "n1");
+    big.progress.planned = 1 << 40;
+    let tasks = [
+        big,
+        task("any1", noop(1)),
+        task("any2", noop(1)),
+        task("any3", noop(1)),
+        task("pin", TaskSpec::Copy(copy("file://n1/a", "file://n1/b"))),
+        task("gone", TaskSpec::Copy(copy("file://n9/a", "file://n9/b"))),
+    ];
+    let mut view = view(tasks, &[("n1", "a", 2), ("n2", "a", 2)]);
+    let expected = [
+        "big: rest",
+        "any1: assigned to n2 claiming task:any1",
+        "any2: assigned to n2 claiming task:any2",
+        "any3: assigned to n1 claiming task:any3",
+    ];
+    assert_eq!(lines(&mut view, at(1), ROOM), expected);
+}
+
+#[test]
+fn priority_comes_before_age_and_a_minute_before_priority() {
+    let ranked = |id: &str, priority, created| {
+        let spec = TaskSpec::Noop(crate::record::NoopTask { milliseconds: 1, node: None });
+        new_record(TaskId::new(id).unwrap(), spec, priority, 3, created)
+    };
+    let tasks = [ranked("new", 1, 120_000), ranked("old", 0, 0), ranked("high", 9, 120_001), ranked("low", 0, 120_000)];
+    let mut view = view(tasks, &[("n1", "a", 9)]);
+    let order: Vec<String> =
+        lines(&mut view, at(200), ROOM).iter().map(|line| line[..line.find(':').unwrap()].into()).collect();
+    assert_eq!(order, ["high", "old", "new", "low"]);
+}
+
+#[test]
+fn one_destination_goes_to_one_task_even_within_one_decision() {
+    let tasks = ["a", "b"].map(|id| export(id, "nbd://h/same", Fence::Lease));
+    let mut view = view(tasks, &[("n1", "a", 9)]);
+    let expected = ["a: assigned to n1 claiming nbd://h/same", "b: blocked by nbd://h/same"];
+    assert_eq!(lines(&mut view, at(1), ROOM), expected);
+}
+
+#[test]
+fn no_more_is_decided_than_there_is_room_for() {
+    let tasks = ["a", "b", "c"].map(|id| task(id, noop(1)));
+    let mut view = view(tasks, &[("n1", "a", 9)]);
+    let room = Room { writes: 1, calls: 0 };
+    assert_eq!(lines(&mut view, at(1), room), ["a: assigned to n1 claiming task:a"]);
+}
+
+#[test]
+fn an_assigned_task_is_told_and_taken_back_when_nobody_answers() {
+    let mut view = view([assigned(&task("x", noop(1)), "n1")], &[("n1", "a", 9)]);
+    assert_eq!(lines(&mut view, at(1), ROOM), ["x: tell n1"]);
+    let id = TaskId::new("x").unwrap();
+    let note = &mut view.tasks.get_mut(&id).unwrap().note;
+    (note.told, note.next_call) = (crate::dispatcher::tasks::Told::Unclear, Duration::from_secs(4));
+    assert_eq!(lines(&mut view, at(3), ROOM), ["x: nap until 4"]);
+    assert_eq!(lines(&mut view, at(4), ROOM), ["x: ask n1"]);
+    assert_eq!(lines(&mut view, at(15), ROOM), ["x: revoked EUnreachable"]);
+}
+
+#[test]
+fn a_runner_that_is_gone_loses_what_it_held_by_the_kind_of_fence() {
+    let lost = |fence| {
+        let record = running(&export("x", "nbd://h/b", fence), "n1");
+        apply(&record, Event::Vanished, 0).unwrap()
+    };
+    let mut held = view([running(&export("x", "nbd://h/b", Fence::Lease), "n1")], &[("n1", "b", 1)]);
+    assert_eq!(lines(&mut held, at(1), ROOM), ["x: vanished"]);
+    let mut lease = view([lost(Fence::Lease)], &[]);
+    assert_eq!(lines(&mut lease, at(1), ROOM), ["x: nap until 2"]);
+    assert_eq!(lines(&mut lease, at(2), ROOM), ["x: fenced(leaseover)"]);
+    assert_eq!(lines(&mut lease, at(30), ROOM), ["x: quieted 0"]);
+    let mut manual = view([lost(Fence::Manual)], &[]);
+    assert_eq!(lines(&mut manual, at(1000), ROOM), ["x: rest"]);
+    let mut command = view([lost(Fence::Command)], &[]);
+    assert_eq!(lines(&mut command, at(1), ROOM), ["cut n1"]);
+    command.cuts.insert((NodeId::new("n1").unwrap(), String::from("a")), Cut::Done);
+    assert_eq!(lines(&mut command, at(1), ROOM), ["x: fenced(command)"]);
+}
+
+#[test]
+fn a_lost_local_copy_waits_for_its_node() {
+    let local = task("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")));
+    let lost = apply(&running(&local, "n1"), Event::Vanished, 0).unwrap();
+    let cancelled = apply(&lost, Event::CancelAsked, 0).unwrap();
+    assert_eq!(lines(&mut view([lost.clone()], &[]), at(1000), ROOM), ["x: rest"]);
+    assert_eq!(lines(&mut view([lost.clone()], &[("n1", "a", 1)]), at(1), ROOM), ["x: returned"]);
+    assert_eq!(lines(&mut view([lost], &[("n1", "b", 1)]), at(1), ROOM), ["x: fenced(nodeback)"]);
+    assert_eq!(lines(&mut view([cancelled.clone()], &[]), at(1), ROOM), ["x: nap until 30"]);
+    assert_eq!(lines(&mut view([cancelled], &[]), at(30), ROOM), ["x: fenced(waited)"]);
+}
+
+#[test]
+fn drained_full_and_stopping_runners_get_nothing() {
+    let mut view = view([task("x", noop(1))], &[("n1", "a", 1), ("n2", "a", 0)]);
+    let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
+    view.fleet.set_drain(&NodeId::new("n1").unwrap(), Some((drain, 0)));
+    assert_eq!(lines(&mut view, at(1), ROOM), [""; 0]);
+    view.fleet.set_drain(&NodeId::new("n1").unwrap(), None);
+    assert_eq!(lines(&mut view, at(1), ROOM), ["x: assigned to n1 claiming task:x"]);
+}
+
+#[test]
+fn ended_tasks_are_purged_after_their_time() {
+    let ended = apply(&task("x", noop(1)), Event::CancelAsked, 5000).unwrap();
+    let mut view = view([ended], &[]);
+    assert_eq!(lines(&mut view, at(1004), ROOM), ["x: nap until 1005"]);
+    assert_eq!(lines(&mut view, at(1005), ROOM), ["x: purge"]);
+}

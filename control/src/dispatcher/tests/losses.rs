@@ -1,0 +1,244 @@
+//! What becomes of tasks when runners, leaders and answers are lost.
+
+use super::stage::*;
+use crate::coord::sim::Weather;
+use crate::dispatcher::{Config, Ending};
+use crate::record::{CopyTask, Fence, NodeId, State, TaskId, TaskSpec};
+use crate::task_state::{Event, Mark};
+use blockhaul_engine::error::Code;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+fn id(name: &str) -> TaskId {
+    TaskId::new(name).unwrap()
+}
+
+fn done() -> Event {
+    Event::Succeeded { mark: Mark::default(), report: None }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_waited_out_and_success_waits_for_quiet() {
+    let stage = Stage::new(21, Config::default()).await;
+    let first = stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.begin(&first, "x").await;
+    let second = stage.runner("n2", "a", 1, Manner::Willing).await;
+    sleep(Duration::from_secs(1)).await;
+    let lost = Instant::now();
+    stage.lose(&first).await;
+    let record = stage.until("x", State::Lost).await;
+    assert_eq!((record.failures, record.holder, record.attempts[0].quiet), (1, None, false));
+    assert_eq!(record.attempts[0].outcome.as_deref(), Some("ELeaseLost"));
+    stage.begin(&second, "x").await;
+    assert!(lost.elapsed() >= Duration::from_secs(2), "{:?}", lost.elapsed());
+    let record = stage.until("x", State::Running).await;
+    assert!(record.attempts[1].epoch > record.attempts[0].epoch);
+    assert!(!stage.step(&second, "x", done()).await, "the first attempt is not quiet");
+    assert!(stage.step(&second, "x", Event::Written(Mark::default())).await);
+    stage.world.heard();
+    while !stage.stored("x").is_quiet() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!((30..34).contains(&lost.elapsed().as_secs()), "{:?}", lost.elapsed());
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(stage.world.heard(), ["n2 nudge x"]);
+    assert!(stage.step(&second, "x", done()).await);
+    assert_eq!(stage.claims(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_ends_keeps_its_destination_until_a_lost_attempt_is_quiet() {
+    let stage = Stage::new(22, Config::default()).await;
+    let first = stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.begin(&first, "x").await;
+    sleep(Duration::from_secs(1)).await;
+    let lost = Instant::now();
+    stage.lose(&first).await;
+    stage.until("x", State::Lost).await;
+    stage.leader.cancel(&id("x")).await.unwrap();
+    stage.until("x", State::Cancelled).await;
+    stage.runner("n2", "a", 1, Manner::Willing).await;
+    stage.leader.submit(submission("y", TaskSpec::Copy(copy("nbd://h/c", "nbd://h/b")))).await.unwrap();
+    stage.until("y", State::Assigned).await;
+    assert!(lost.elapsed() >= Duration::from_secs(30), "{:?}", lost.elapsed());
+    assert_eq!(stage.stored("x").claims, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_copy_goes_on_if_its_process_comes_back_and_is_given_anew_if_another_one_does() {
+    let stage = Stage::new(23, Config::default()).await;
+    let before = stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.runner("n2", "a", 9, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    stage.begin(&before, "x").await;
+    sleep(Duration::from_secs(1)).await;
+    stage.lose(&before).await;
+    let lost = stage.until("x", State::Lost).await;
+    sleep(Duration::from_secs(60)).await;
+    let back = stage.runner("n1", "a", 1, Manner::Willing).await;
+    let running = stage.until("x", State::Running).await;
+    assert_eq!((running.epoch, running.failures, running.attempts.len()), (lost.epoch, 0, 1));
+    sleep(Duration::from_secs(1)).await;
+    stage.lose(&back).await;
+    stage.until("x", State::Lost).await;
+    let anew = stage.runner("n1", "b", 1, Manner::Willing).await;
+    stage.begin(&anew, "x").await;
+    let record = stage.stored("x");
+    assert_eq!((record.failures, record.attempts.len()), (1, 2));
+    assert!(record.is_quiet(), "the lock was granted");
+    assert!(stage.step(&anew, "x", done()).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_local_copy_that_was_cancelled_ends_without_its_node() {
+    let stage = Stage::new(24, Config::default()).await;
+    let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    stage.begin(&runner, "x").await;
+    sleep(Duration::from_secs(1)).await;
+    stage.lose(&runner).await;
+    stage.until("x", State::Lost).await;
+    assert_eq!(stage.leader.cancel(&id("x")).await.unwrap().state, State::Lost);
+    stage.until("x", State::Cancelled).await;
+    assert_eq!(stage.claims(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_or_an_operator_fences_where_the_task_asks_for_it() {
+    let fence = Arc::new(TestFence::default());
+    let stage = Stage::new(25, Config { fence: Some(fence.clone()), ..Config::default() }).await;
+    let first = stage.runner("n1", "a", 9, Manner::Willing).await;
+    for (name, kind) in [("cut", Fence::Command), ("cut2", Fence::Command), ("man", Fence::Manual)] {
+        let copy = CopyTask { fence: kind, ..copy("nbd://h/a", &format!("nbd://h/{name}")) };
+        stage.leader.submit(submission(name, TaskSpec::Copy(copy))).await.unwrap();
+        stage.begin(&first, name).await;
+    }
+    stage.runner("n2", "a", 9, Manner::Willing).await;
+    let n1 = NodeId::new("n1").unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.leader.fence(&n1).await.unwrap_err().code, Code::Busy);
+    stage.lose(&first).await;
+    sleep(Duration::from_secs(100)).await;
+    for name in ["cut", "cut2", "man"] {
+        assert_eq!(stage.stored(name).state, State::Lost, "{name}");
+    }
+    let reason = stage.leader.get(&id("cut")).await.unwrap().reason.clone();
+    assert!(reason.starts_with("could not cut n1 off: the switch does not answer"), "{reason}");
+    let tries = fence.cut.lock().unwrap().len();
+    assert!((5..=9).contains(&tries), "{tries} tries in 100 s, one for both tasks");
+    *fence.works.lock().unwrap() = true;
+    for name in ["cut", "cut2"] {
+        assert!(stage.until(name, State::Assigned).await.is_quiet());
+    }
+    assert_eq!(stage.stored("man").state, State::Lost);
+    assert_eq!(stage.leader.fence(&n1).await.unwrap(), 1);
+    assert!(stage.until("man", State::Assigned).await.is_quiet());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_counted_to_the_end() {
+    let stage = Stage::new(26, Config::default()).await;
+    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    for round in 0..3 {
+        let runner = stage.runner("n1", &format!("life{round}"), 1, Manner::Willing).await;
+        stage.begin(&runner, "x").await;
+        sleep(Duration::from_secs(1)).await;
+        stage.lose(&runner).await;
+    }
+    let failed = stage.until("x", State::Failed).await;
+    assert_eq!((failed.failures, failed.error.unwrap().code), (3, Code::LeaseLost));
+    assert_eq!(stage.claims(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_gone_before_it_began_costs_nothing() {
+    let stage = Stage::new(27, Config::default()).await;
+    let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.until("x", State::Assigned).await;
+    stage.lose(&runner).await;
+    let record = stage.until("x", State::Pending).await;
+    assert_eq!((record.failures, record.is_quiet()), (0, true));
+    stage.runner("n1", "b", 1, Manner::Busy).await;
+    stage.until("x", State::Succeeded).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_tells_what_the_old_one_had_only_written() {
+    let mut stage = Stage::new(28, Config::default()).await;
+    let runner = stage.runner("n1", "a", 9, Manner::Silent).await;
+    for name in ["x", "running"] {
+        stage.leader.submit(submission(name, noop(1))).await.unwrap();
+        stage.until(name, State::Assigned).await;
+    }
+    stage.begin(&runner, "running").await;
+    let before = stage.stored("running");
+    assert_eq!(stage.change_leader("d2").await, Ending::Deposed);
+    stage.world.set_manner("n1", Manner::Willing);
+    stage.leader.status().await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(stage.world.heard(), ["n1 assign x"]);
+    assert_eq!(stage.stored("running"), before, "what runs is left alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_tasks_are_assigned_many_at_a_time() {
+    let weather = Weather { latency_ms: (1, 2), ..Weather::default() };
+    let stage = Stage::in_weather(29, Config::default(), weather).await;
+    let tasks = 2000;
+    for index in 0..tasks {
+        stage.leader.submit(submission(&format!("t{index}"), noop(1))).await.unwrap();
+    }
+    let start = Instant::now();
+    for runner in 0..50 {
+        stage.runner(&format!("n{runner}"), "a", 40, Manner::Willing).await;
+    }
+    while stage.leader.status().await.unwrap().tasks[1].1 < tasks {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let rate = f64::from(u32::try_from(tasks).unwrap()) / start.elapsed().as_secs_f64();
+    assert!(rate > 200.0, "{rate} assignments a (simulated) second");
+    let loads = stage.leader.runners().await.unwrap();
+    assert!(loads.iter().all(|runner| runner.tasks == 40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_task_ends_whatever_gets_lost() {
+    for seed in 0..30 {
+        let weather = Weather {
+            latency_ms: (0, 20),
+            lag_ms: (0, 50),
+            lost_reply: 0.1,
+            lost_watch: 0.2,
+            late_watch: 0.3,
+            late_write: 0.5,
+        };
+        let mut stage = Stage::in_weather(seed, Config::default(), weather).await;
+        for node in ["n1", "n2", "n3"] {
+            stage.runner(node, "a", 2, Manner::Busy).await;
+        }
+        let names: Vec<String> = (0..12).map(|index| format!("t{index}")).collect();
+        for (index, name) in names.iter().enumerate() {
+            while let Err(error) = stage.leader.submit(submission(name, noop(1))).await {
+                assert!(error.retryable, "seed {seed}: {error:?}");
+                sleep(Duration::from_millis(500)).await;
+            }
+            match (seed + index as u64) % 7 {
+                0 => stage.ensemble.reset("d1"),
+                1 => stage.ensemble.reset("n1"),
+                2 if index == 6 => {
+                    stage.change_leader("d2").await;
+                }
+                _ => {}
+            }
+        }
+        for name in &names {
+            let record = stage.until(name, State::Succeeded).await;
+            assert_eq!(record.claims, [""; 0], "seed {seed}");
+        }
+        assert_eq!(stage.claims(), [], "seed {seed}");
+    }
+}

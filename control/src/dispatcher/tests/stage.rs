@@ -1,0 +1,363 @@
+//! A simulated ensemble, one dispatcher and runners that do what a test tells them.
+
+use crate::clock::Clock;
+use crate::coord::sim::{Ensemble, Weather};
+use crate::coord::{CoordError, Life, Op, Session};
+use crate::destination::default_fence;
+use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram, Submission};
+use crate::election::{Election, Role};
+use crate::layout;
+use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing};
+use crate::record::{
+    Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Record, Registration, State, TaskId,
+    TaskRecord, TaskSpec,
+};
+use crate::task_state::{ClaimChange, Event, Mark, claim_change, next};
+use async_trait::async_trait;
+use blockhaul_engine::error::Code;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+pub(super) const T: Duration = Duration::from_secs(10);
+
+/// Virtual time.
+#[derive(Debug)]
+pub(super) struct TestClock(Instant);
+
+impl Clock for TestClock {
+    fn boot_time(&self) -> Duration {
+        Duration::from_secs(1000) + self.0.elapsed()
+    }
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).unwrap()
+    }
+}
+
+/// What a runner says.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Manner {
+    /// Accepts, and has what it has accepted.
+    Willing,
+    /// Accepts, and does the work at once.
+    Busy,
+    /// Refuses.
+    Refusing(Code),
+    /// Says nothing, and has not heard anything.
+    Silent,
+}
+
+#[derive(Debug)]
+struct Runner {
+    manner: Manner,
+    held: BTreeSet<TaskId>,
+}
+
+/// The runners as calls reach them.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    runners: Mutex<BTreeMap<String, Runner>>,
+    pub(super) log: Mutex<Vec<String>>,
+    sessions: Mutex<BTreeMap<String, Arc<dyn Session>>>,
+}
+
+impl World {
+    fn hear(&self, address: &str, what: String) -> Result<Manner, CallError> {
+        let runners = self.runners.lock().unwrap();
+        let silent = || CallError::NoAnswer(String::from("silence"));
+        let manner = runners.get(address).map(|runner| runner.manner.clone()).ok_or_else(silent)?;
+        if manner == Manner::Silent {
+            return Err(silent());
+        }
+        self.log.lock().unwrap().push(format!("{address} {what}"));
+        Ok(manner)
+    }
+
+    /// The log since the last time.
+    pub(super) fn heard(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+
+    pub(super) fn set_manner(&self, address: &str, manner: Manner) {
+        self.runners.lock().unwrap().get_mut(address).unwrap().manner = manner;
+    }
+}
+
+#[async_trait]
+impl RunnerCalls for World {
+    async fn assign(&self, address: &str, assignment: Assignment) -> Result<Answer, CallError> {
+        sleep(Duration::from_millis(1)).await;
+        let manner = self.hear(address, format!("assign {}", assignment.task))?;
+        if let Manner::Refusing(code) = manner {
+            return Ok(Answer::Refused { code, why: String::from("no") });
+        }
+        self.runners.lock().unwrap().get_mut(address).unwrap().held.insert(assignment.task.clone());
+        if manner == Manner::Busy {
+            let session = self.sessions.lock().unwrap()[address].clone();
+            tokio::spawn(async move {
+                let began = Event::Began { epoch: assignment.epoch };
+                if step(&*session, &assignment.task, began).await {
+                    sleep(Duration::from_millis(20)).await;
+                    let done = Event::Succeeded { mark: Mark::default(), report: None };
+                    step(&*session, &assignment.task, done).await;
+                }
+            });
+        }
+        Ok(Answer::Accepted)
+    }
+
+    async fn ask(&self, address: &str, assignment: Assignment) -> Result<Standing, CallError> {
+        sleep(Duration::from_millis(1)).await;
+        self.hear(address, format!("ask {}", assignment.task))?;
+        let is_held = self.runners.lock().unwrap()[address].held.contains(&assignment.task);
+        Ok(if is_held { Standing::Held } else { Standing::Unknown })
+    }
+
+    async fn nudge(&self, address: &str, _leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+        sleep(Duration::from_millis(1)).await;
+        self.hear(address, format!("nudge {task}")).map(|_| ())
+    }
+
+    async fn resolve(&self, address: &str, _leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+        sleep(Duration::from_millis(1)).await;
+        let TaskSpec::Copy(copy) = spec else { panic!("only copies have a destination") };
+        match self.hear(address, format!("resolve {}", copy.destination))? {
+            Manner::Refusing(code) => Err(CallError::Refused { code, why: String::from("no") }),
+            _ => Ok(vec![format!("inode:{address}:{}", copy.destination)]),
+        }
+    }
+
+    async fn interrupt(&self, address: &str, _leader: Epoch) -> Result<(), CallError> {
+        self.hear(address, String::from("interrupt")).map(|_| ())
+    }
+}
+
+/// What a runner writes: the record after `event`, and its claims. Whether it was written, found out however many answers
+/// are lost.
+pub(super) async fn step(session: &dyn Session, id: &TaskId, event: Event) -> bool {
+    let mut written = BTreeSet::new();
+    for _ in 0..300 {
+        match try_step(session, id, &event, &mut written).await {
+            Ok(is_written) => return is_written,
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+    false
+}
+
+async fn try_step(
+    session: &dyn Session,
+    id: &TaskId,
+    event: &Event,
+    written: &mut BTreeSet<String>,
+) -> Result<bool, CoordError> {
+    session.sync().await?;
+    let Some(node) = session.get(&layout::task(id)).await? else { return Ok(false) };
+    let before = TaskRecord::decode(&node.data).unwrap();
+    if written.contains(&before.op.0) {
+        return Ok(true);
+    }
+    let Ok(after) = next(&before, event.clone(), before.updated_ms + 1) else { return Ok(false) };
+    let mut ops = vec![Op::Set { path: layout::task(id), data: after.encode(), version: node.stat.version }];
+    for text in &before.claims {
+        let path = layout::claim(text);
+        let Some(node) = session.get(&path).await? else { return Ok(false) };
+        let version = node.stat.version;
+        ops.push(match claim_change(&before, &after) {
+            ClaimChange::Keep => Op::Check { path, version },
+            ClaimChange::Remove => Op::Delete { path, version },
+            ClaimChange::Set => {
+                let claim = Claim { holder: after.holder.clone(), ..Claim::decode(&node.data).unwrap() };
+                Op::Set { path, data: claim.encode(), version }
+            }
+        });
+    }
+    written.insert(after.op.0.clone());
+    session.multi(ops).await.map(|_| true)
+}
+
+/// One center.
+pub(super) struct Stage {
+    pub(super) ensemble: Ensemble,
+    pub(super) world: Arc<World>,
+    pub(super) clock: Arc<TestClock>,
+    pub(super) leader: DispatcherHandle,
+    pub(super) dispatcher: JoinHandle<Ending>,
+    stand: watch::Sender<bool>,
+    config: Config,
+}
+
+/// Makes the folders of a center.
+pub(super) async fn found(session: &dyn Session) {
+    let folder = |path: String| Op::Create { path, data: Vec::new(), life: Life::Persistent };
+    session.multi(layout::FOLDERS.iter().map(|path| folder((*path).to_owned())).collect()).await.unwrap();
+    let shards = |top: &str| layout::shards().map(|shard| folder(format!("{top}/{shard}"))).collect();
+    session.multi(shards(layout::CLAIMS)).await.unwrap();
+    session.multi(shards(layout::TASKS)).await.unwrap();
+}
+
+impl Stage {
+    /// A founded center with a leader and no runners.
+    pub(super) async fn new(seed: u64, config: Config) -> Self {
+        Self::in_weather(seed, config, Weather::default()).await
+    }
+
+    pub(super) async fn in_weather(seed: u64, config: Config, weather: Weather) -> Self {
+        fastrand::seed(seed);
+        let ensemble = Ensemble::new(seed, T);
+        found(&*ensemble.client("founder").open().await.unwrap()).await;
+        ensemble.set_weather(weather);
+        let (world, clock) = (Arc::new(World::default()), Arc::new(TestClock(Instant::now())));
+        let (leader, dispatcher, stand) = lead("d1", &ensemble, &world, &clock, &config).await;
+        Self { ensemble, world, clock, leader, dispatcher, stand, config }
+    }
+
+    /// The leader resigns, and another one takes over.
+    pub(super) async fn change_leader(&mut self, node: &str) -> Ending {
+        self.stand.send_replace(false);
+        let (leader, dispatcher, stand) = lead(node, &self.ensemble, &self.world, &self.clock, &self.config).await;
+        (self.leader, self.stand) = (leader, stand);
+        std::mem::replace(&mut self.dispatcher, dispatcher).await.unwrap()
+    }
+
+    /// A runner registers.
+    pub(super) async fn runner(&self, node: &str, incarnation: &str, slots: u32, manner: Manner) -> Arc<dyn Session> {
+        let session = self.ensemble.client(node).open().await.unwrap();
+        let registration = Registration {
+            node: NodeId::new(node).unwrap(),
+            incarnation: Incarnation(incarnation.to_owned()),
+            boot_id: String::from("boot"),
+            address: node.to_owned(),
+            slots,
+            labels: BTreeMap::new(),
+            allow_paths: Vec::new(),
+            allow_nbd: Vec::new(),
+            build: String::from("test"),
+            stopping: false,
+            op: OpId::fresh(),
+        };
+        let op = Op::Create { path: layout::runner(node), data: registration.encode(), life: Life::Ephemeral };
+        self.world.runners.lock().unwrap().insert(node.to_owned(), Runner { manner, held: BTreeSet::new() });
+        self.world.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
+        while session.multi(vec![op.clone()]).await.is_err() {
+            if self.ensemble.committed(&layout::runner(node)).is_some() {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        session
+    }
+
+    /// A runner's process is gone and its registration with it.
+    pub(super) async fn lose(&self, session: &Arc<dyn Session>) {
+        session.close().await;
+    }
+
+    /// The record as it is committed.
+    pub(super) fn stored(&self, id: &str) -> TaskRecord {
+        let path = layout::task(&TaskId::new(id).unwrap());
+        TaskRecord::decode(&self.ensemble.committed(&path).unwrap().data).unwrap()
+    }
+
+    /// Waits until a task is in that state, as committed.
+    pub(super) async fn until(&self, id: &str, state: State) -> TaskRecord {
+        let start = Instant::now();
+        loop {
+            let record = self.stored(id);
+            if record.state == state {
+                return record;
+            }
+            assert!(start.elapsed() < Duration::from_secs(300), "{id} stays {:?}: {}", record.state, record.reason);
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Begins a task on the runner that has it.
+    pub(super) async fn begin(&self, session: &Arc<dyn Session>, id: &str) {
+        let record = self.until(id, State::Assigned).await;
+        let grant = self.ensemble.committed(&layout::claim(&record.claims[0])).unwrap().stat.modified;
+        assert!(step(&**session, &record.id, Event::Began { epoch: grant.into() }).await, "begin {id}");
+        self.leader.changed(vec![record.id]).await.unwrap();
+    }
+
+    /// A runner's write, and the hint that follows it.
+    pub(super) async fn step(&self, session: &Arc<dyn Session>, id: &str, event: Event) -> bool {
+        let id = TaskId::new(id).unwrap();
+        let is_written = step(&**session, &id, event).await;
+        self.leader.changed(vec![id]).await.unwrap();
+        is_written
+    }
+
+    /// Claims that are committed.
+    pub(super) fn claims(&self) -> Vec<Claim> {
+        let below = self.ensemble.committed_below(&format!("{}/", layout::CLAIMS));
+        below
+            .into_iter()
+            .filter(|(_, node)| !node.data.is_empty())
+            .map(|(_, node)| Claim::decode(&node.data).unwrap())
+            .collect()
+    }
+}
+
+async fn lead(
+    node: &str,
+    ensemble: &Ensemble,
+    world: &Arc<World>,
+    clock: &Arc<TestClock>,
+    config: &Config,
+) -> (DispatcherHandle, JoinHandle<Ending>, watch::Sender<bool>) {
+    let session = ensemble.client(node).open().await.unwrap();
+    let (roles, (stand, stands)) = (Election::roles(), watch::channel(true));
+    let incarnation = Incarnation(format!("{node}-life"));
+    let election =
+        Election::new(session.clone(), NodeId::new(node).unwrap(), incarnation, format!("{node}:1"), roles.clone());
+    tokio::spawn(async move { election.run(stands).await });
+    let role = roles.subscribe().wait_for(|role| matches!(role, Role::Leader(_))).await.unwrap().clone();
+    let Role::Leader(reign) = role else { unreachable!("waited for it") };
+    let (dispatcher, handle) = Dispatcher::new(session, reign, world.clone(), clock.clone(), config.clone());
+    (handle, tokio::spawn(dispatcher.run(std::future::pending())), stand)
+}
+
+pub(super) fn noop(milliseconds: u64) -> TaskSpec {
+    TaskSpec::Noop(NoopTask { milliseconds, node: None })
+}
+
+pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
+    CopyTask {
+        source: source.to_owned(),
+        destination: destination.to_owned(),
+        node: None,
+        limit: None,
+        verify: false,
+        overwrite: false,
+        sparse: String::from("auto"),
+        reflink: String::from("auto"),
+        digest: String::from("xxh3"),
+        fence: default_fence(destination),
+        source_stable: true,
+        dest_id: None,
+    }
+}
+
+pub(super) fn submission(id: &str, spec: TaskSpec) -> Submission {
+    Submission { id: Some(TaskId::new(id).unwrap()), spec, priority: 5, max_attempts: 3 }
+}
+
+/// A program that fails until it is allowed to succeed.
+#[derive(Debug, Default)]
+pub(super) struct TestFence {
+    pub(super) works: Mutex<bool>,
+    pub(super) cut: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl FenceProgram for TestFence {
+    async fn cut(&self, runner: &Holder) -> Result<(), String> {
+        sleep(Duration::from_millis(5)).await;
+        self.cut.lock().unwrap().push(runner.node.to_string());
+        if *self.works.lock().unwrap() { Ok(()) } else { Err(String::from("the switch does not answer")) }
+    }
+}

@@ -1,0 +1,252 @@
+//! One write of a task's record and its claims, as one multi that checks the reign and every version.
+//!
+//! A write whose outcome is unknown is resolved here: the record is read until it says which write it is of. It is sent
+//! again only with the same versions and the same operation id, so that however often it arrives it happens once.
+
+use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Zxid};
+use crate::election::{CommitError, Reign};
+use crate::layout;
+use crate::record::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
+use crate::task_state::{ClaimChange, claim_change};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between attempts to find out what a write has done.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Times that a write is built anew because a claim was not as expected.
+const CLAIM_TRIES: usize = 4;
+
+/// A record to replace another.
+#[derive(Debug)]
+pub(crate) struct Change {
+    /// As it stands in the store, as far as is known.
+    pub(crate) before: Arc<TaskRecord>,
+    /// Of its node.
+    pub(crate) version: i32,
+    /// As it is to be.
+    pub(crate) after: TaskRecord,
+}
+
+/// How a write ended.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// It happened: the record and its version, and the grant if the claims got a holder.
+    Done(Box<TaskRecord>, i32, Option<Epoch>),
+    /// Somebody else has written the record: as it is now, `None` if it is gone.
+    Changed(Option<Node>),
+    /// Another task has that claim.
+    Taken(String),
+    /// Nothing happened.
+    Failed(CoordError),
+    /// Nothing happened, and nothing will: this node no longer leads.
+    Deposed,
+}
+
+/// What writes are made with.
+#[derive(Clone, Debug)]
+pub(crate) struct Writer {
+    pub(crate) session: Arc<dyn Session>,
+    pub(crate) reign: Reign,
+}
+
+impl Writer {
+    /// Replaces a record, and changes its claims as the transition means.
+    pub(crate) async fn change(self, change: Change) -> Written {
+        let mut is_first_grant = change.before.claims.is_empty();
+        for tries in 0..CLAIM_TRIES {
+            if tries > 0
+                && let Err(error) = self.session.sync().await
+            {
+                return Written::Failed(error);
+            }
+            let ops = match self.operations(&change, is_first_grant).await {
+                Ok(Ok(ops)) => ops,
+                Ok(Err(claim)) => return Written::Taken(claim),
+                Err(error) => return Written::Failed(error),
+            };
+            match self.settle(&change, ops).await {
+                Written::Failed(CoordError::Refused { index, .. }) if index > 0 => is_first_grant = false,
+                Written::Failed(CoordError::Refused { .. }) => return self.changed(&change).await,
+                written => return written,
+            }
+        }
+        // Somebody keeps changing the claims: look at the task again.
+        self.changed(&change).await
+    }
+
+    /// Sends a write until it is known what became of it.
+    async fn settle(&self, change: &Change, ops: Vec<Op>) -> Written {
+        loop {
+            match self.reign.commit(ops.clone()).await {
+                Ok(done) => return finished(change, &done),
+                Err(CommitError::Deposed) => return Written::Deposed,
+                Err(CommitError::Store(CoordError::Unknown(_))) => {}
+                Err(CommitError::Store(error)) => return Written::Failed(error),
+            }
+            let node = match self.look(&change.after.id).await {
+                Ok(node) => node,
+                Err(error) => return Written::Failed(error),
+            };
+            match node {
+                Some(node) if is_of(&node, &change.after.op) => {
+                    return finished(change, &[Done::Set(node.stat)]);
+                }
+                // Not there yet, or never: the same again. Should both arrive, the later one is refused.
+                Some(node) if node.stat.version == change.version => {}
+                node => return Written::Changed(node),
+            }
+        }
+    }
+
+    /// The record's node as every committed write has left it. Waits for the connection.
+    async fn look(&self, id: &TaskId) -> Result<Option<Node>, CoordError> {
+        let path = layout::task(id);
+        loop {
+            let looked = async {
+                self.session.sync().await?;
+                self.session.get(&path).await
+            };
+            match looked.await {
+                Err(CoordError::NotConnected | CoordError::Unknown(_)) if !self.reign.is_over() => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn changed(&self, change: &Change) -> Written {
+        match self.look(&change.after.id).await {
+            Ok(Some(node)) if is_of(&node, &change.after.op) => finished(change, &[Done::Set(node.stat)]),
+            Ok(node) => Written::Changed(node),
+            Err(error) => Written::Failed(error),
+        }
+    }
+
+    /// The operations of a change, the record's own first; or the claim that another task has.
+    async fn operations(&self, change: &Change, is_first: bool) -> Result<Result<Vec<Op>, String>, CoordError> {
+        let Change { before, version, after } = change;
+        let mut ops = vec![Op::Set { path: layout::task(&after.id), data: after.encode(), version: *version }];
+        let claims = if after.claims.is_empty() { &before.claims } else { &after.claims };
+        let kind = claim_change(before, after);
+        for text in claims.iter().filter(|_| kind != ClaimChange::Keep) {
+            let path = layout::claim(text);
+            let node = if is_first { None } else { self.session.get(&path).await? };
+            let claim = Claim {
+                destination: text.clone(),
+                task: after.id.clone(),
+                holder: after.holder.clone(),
+                op: after.op.clone(),
+            };
+            let foreign = node.as_ref().and_then(|node| foreign_owner(node, &after.id));
+            match (kind, node, foreign) {
+                (_, Some(node), Some(owner)) => {
+                    if kind == ClaimChange::Set {
+                        if self.is_claimed_by(&owner, text).await? {
+                            return Ok(Err(text.clone()));
+                        }
+                        ops.push(Op::Set { path, data: claim.encode(), version: node.stat.version });
+                    }
+                }
+                (ClaimChange::Set, Some(node), None) => {
+                    ops.push(Op::Set { path, data: claim.encode(), version: node.stat.version });
+                }
+                (ClaimChange::Set, None, _) => {
+                    ops.push(Op::Create { path, data: claim.encode(), life: Life::Persistent });
+                }
+                (ClaimChange::Remove, Some(node), None) => {
+                    ops.push(Op::Delete { path, version: node.stat.version });
+                }
+                (ClaimChange::Remove, None, _) | (ClaimChange::Keep, ..) => {}
+            }
+        }
+        Ok(Ok(ops))
+    }
+
+    /// Whether the record of that task has the claim: else what is left of it may be taken over.
+    async fn is_claimed_by(&self, owner: &Owner, text: &str) -> Result<bool, CoordError> {
+        let Owner::Task(id) = owner else { return Ok(true) };
+        self.session.sync().await?;
+        let Some(node) = self.session.get(&layout::task(id)).await? else { return Ok(false) };
+        Ok(TaskRecord::decode(&node.data).map_or(true, |record| record.claims.iter().any(|claim| claim == text)))
+    }
+
+    /// Stores a new task. `Changed`: there is one of that id already.
+    pub(crate) async fn create(self, record: TaskRecord) -> Written {
+        let path = layout::task(&record.id);
+        let ops = vec![Op::Create { path, data: record.encode(), life: Life::Persistent }];
+        loop {
+            let refused = match self.reign.commit(ops.clone()).await {
+                Ok(_) => return Written::Done(Box::new(record), 0, None),
+                Err(CommitError::Deposed) => return Written::Deposed,
+                Err(CommitError::Store(CoordError::Refused { why: Refusal::NodeExists, .. })) => true,
+                Err(CommitError::Store(CoordError::Unknown(_))) => false,
+                Err(CommitError::Store(error)) => return Written::Failed(error),
+            };
+            match self.look(&record.id).await {
+                Ok(Some(node)) if is_of(&node, &record.op) => {
+                    return Written::Done(Box::new(record), node.stat.version, None);
+                }
+                Ok(None) if !refused => {}
+                Ok(node) => return Written::Changed(node),
+                Err(error) => return Written::Failed(error),
+            }
+        }
+    }
+
+    /// Removes a record that is as it was.
+    pub(crate) async fn purge(self, id: TaskId, version: i32) -> Written {
+        let ops = vec![Op::Delete { path: layout::task(&id), version }];
+        match self.reign.commit(ops).await {
+            Ok(_) => Written::Changed(None),
+            Err(CommitError::Deposed) => Written::Deposed,
+            Err(CommitError::Store(CoordError::Refused { .. } | CoordError::Unknown(_))) => {
+                match self.look(&id).await {
+                    Ok(node) => Written::Changed(node),
+                    Err(error) => Written::Failed(error),
+                }
+            }
+            Err(CommitError::Store(error)) => Written::Failed(error),
+        }
+    }
+
+    /// The grant that a holder works under: of the task's first claim.
+    pub(crate) async fn grant(&self, record: &TaskRecord) -> Result<Option<Epoch>, CoordError> {
+        let Some(first) = record.claims.first() else { return Ok(None) };
+        let Some(node) = self.session.get(&layout::claim(first)).await? else { return Ok(None) };
+        let is_its = Claim::decode(&node.data)
+            .is_ok_and(|claim| claim.task == record.id && claim.holder.is_some() && claim.holder == record.holder);
+        Ok(is_its.then(|| node.stat.modified.into()))
+    }
+}
+
+/// Whose claim a node is, if not this task's.
+enum Owner {
+    Task(TaskId),
+    /// It cannot be decoded, or is of another destination.
+    Nobody,
+}
+
+fn foreign_owner(node: &Node, task: &TaskId) -> Option<Owner> {
+    match Claim::decode(&node.data) {
+        Ok(claim) if claim.task == *task => None,
+        Ok(claim) => Some(Owner::Task(claim.task)),
+        Err(_) => Some(Owner::Nobody),
+    }
+}
+
+fn is_of(node: &Node, op: &OpId) -> bool {
+    TaskRecord::decode(&node.data).is_ok_and(|record| record.op == *op)
+}
+
+fn finished(change: &Change, done: &[Done]) -> Written {
+    let stat = done.first().and_then(|done| match done {
+        Done::Set(stat) => Some(*stat),
+        Done::Plain => None,
+    });
+    let version = stat.map_or(change.version + 1, |stat| stat.version);
+    let is_granted = claim_change(&change.before, &change.after) == ClaimChange::Set && change.after.holder.is_some();
+    let grant = stat.filter(|_| is_granted).map(|stat| Epoch::from(Zxid(stat.modified.0)));
+    Written::Done(Box::new(change.after.clone()), version, grant)
+}

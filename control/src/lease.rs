@@ -1,0 +1,153 @@
+//! From committed renewals to the right to write: how long a runner may submit writes to destinations that others reach.
+//!
+//! A session ends on the servers' clocks. A runner that the service no longer hears has to stop before that, by its own
+//! clock, and the only thing that it can be sure of is when it had _sent_ a write that was committed later on: the
+//! service has heard of it then or after.
+//!
+//! ```text
+//!  sent            gate shuts                  lease ends        earliest end of the session
+//!   |----- writes may be submitted -----|-- drain ---|-- margin --|
+//!   0                                  6.0          8.5         10.0     seconds, of a session of 10 s
+//! ```
+//! Between the first two the answers to what was submitted come in; at the second everything that is still on its way
+//! is cut off. The margin pays for the servers' clock ticks and for how late they pass on that a session is alive.
+//!
+//! What always holds: `sent <= gate <= end < sent + session`, and neither ever moves back while the lease is held.
+
+use std::time::Duration;
+
+/// Between two renewals: of a session of 10 s or more.
+const RENEW_EVERY: Duration = Duration::from_millis(1500);
+/// Time in which submitted writes come to their end: of a session of 10 s or more.
+const DRAIN: Duration = Duration::from_millis(2500);
+/// Kept from the end of the session: a tick of the servers and a half. Measured: half a tick.
+const MARGIN: Duration = Duration::from_millis(1500);
+/// Shorter sessions get all three in proportion.
+const SESSION: Duration = Duration::from_secs(10);
+
+/// How long a committed renewal is good for, by the session's negotiated time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTerms {
+    /// Between two renewals.
+    pub renew_every: Duration,
+    /// After a renewal was sent, writes may be submitted for so long.
+    pub gate: Duration,
+    /// After a renewal was sent, the lease is held for so long.
+    pub end: Duration,
+}
+
+impl From<Duration> for LeaseTerms {
+    /// The terms of a session with this timeout.
+    fn from(session: Duration) -> Self {
+        let share = |whole: Duration| match session < SESSION {
+            true => whole * u32::try_from(session.as_millis()).unwrap_or(u32::MAX) / 10_000,
+            false => whole,
+        };
+        let end = session.saturating_sub(share(MARGIN));
+        Self { renew_every: share(RENEW_EVERY), gate: end.saturating_sub(share(DRAIN)), end }
+    }
+}
+
+/// A lease: extended by committed renewals, and by nothing else. Times are of the boot-time clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    terms: LeaseTerms,
+    sent: Option<Duration>,
+}
+
+impl Lease {
+    /// A lease that was never renewed.
+    #[must_use]
+    pub fn new(terms: LeaseTerms) -> Self {
+        Self { terms, sent: None }
+    }
+
+    /// A renewal that was sent at `sent` is known to be committed. An answer that comes after a later one changes nothing.
+    pub fn committed(&mut self, sent: Duration) {
+        self.sent = self.sent.max(Some(sent));
+    }
+
+    /// Until when writes may be submitted; `None` before the first renewal.
+    #[must_use]
+    pub fn gate(&self) -> Option<Duration> {
+        Some(self.sent?.saturating_add(self.terms.gate))
+    }
+
+    /// When it ends; `None` before the first renewal.
+    #[must_use]
+    pub fn end(&self) -> Option<Duration> {
+        Some(self.sent?.saturating_add(self.terms.end))
+    }
+
+    /// Whether writes may be submitted at `now`.
+    #[must_use]
+    pub fn is_open(&self, now: Duration) -> bool {
+        self.gate().is_some_and(|gate| now < gate)
+    }
+
+    /// What is left at `now` until it ends; zero before the first renewal and after the end.
+    #[must_use]
+    pub fn left(&self, now: Duration) -> Duration {
+        self.end().map_or(Duration::ZERO, |end| end.saturating_sub(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_session_of_ten_seconds_has_the_terms_that_were_measured() {
+        let terms = LeaseTerms::from(Duration::from_secs(10));
+        let expected = [1500, 6000, 8500].map(Duration::from_millis);
+        assert_eq!([terms.renew_every, terms.gate, terms.end], expected);
+        let terms = LeaseTerms::from(Duration::from_secs(20));
+        assert_eq!((terms.gate, terms.end), (Duration::from_secs(16), Duration::from_millis(18_500)));
+    }
+
+    #[test]
+    fn nothing_may_be_written_before_the_first_renewal() {
+        let lease = Lease::new(LeaseTerms::from(Duration::from_secs(10)));
+        assert!(!lease.is_open(Duration::ZERO));
+        assert_eq!((lease.gate(), lease.end(), lease.left(Duration::ZERO)), (None, None, Duration::ZERO));
+    }
+
+    proptest! {
+        #[test]
+        fn the_gate_shuts_in_time_for_the_drain_and_the_lease_ends_before_the_session(millis in 0_u64..100_000) {
+            let session = Duration::from_millis(millis);
+            let terms = LeaseTerms::from(session);
+            prop_assert!(terms.gate <= terms.end && terms.end <= session);
+            if millis >= 10_000 {
+                prop_assert_eq!((terms.end - terms.gate, session - terms.end), (DRAIN, MARGIN));
+            } else if millis >= 100 {
+                let tolerance = Duration::from_micros(1);
+                prop_assert!(session - terms.end + tolerance >= session * 3 / 20);
+                prop_assert!(terms.end - terms.gate + tolerance >= session / 4);
+            }
+            prop_assert!(terms.renew_every * 4 <= terms.gate + Duration::from_micros(1), "four tries before the gate shuts");
+        }
+
+        #[test]
+        fn whatever_order_answers_come_in_the_latest_renewal_counts(
+            sent in proptest::collection::vec(0_u64..1_000_000, 1..20),
+            millis in 1000_u64..20_000,
+            ahead in 0_u64..30_000,
+        ) {
+            let session = Duration::from_millis(millis);
+            let mut lease = Lease::new(LeaseTerms::from(session));
+            let mut before = (None, None);
+            for &at in &sent {
+                lease.committed(Duration::from_millis(at));
+                prop_assert!(lease.gate() >= before.0 && lease.end() >= before.1, "neither moves back");
+                before = (lease.gate(), lease.end());
+            }
+            let last = Duration::from_millis(*sent.iter().max().unwrap());
+            let now = last + Duration::from_millis(ahead);
+            prop_assert_eq!(lease.is_open(now), now - last < LeaseTerms::from(session).gate);
+            prop_assert!(!lease.is_open(now) || lease.left(now) > Duration::ZERO);
+            prop_assert!(lease.left(now) == Duration::ZERO || now < last + session);
+        }
+    }
+}

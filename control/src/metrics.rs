@@ -1,0 +1,225 @@
+//! Numbers for Prometheus, over plain HTTP at `/metrics`: what this node does, and while it leads, the center.
+//!
+//! Nothing is counted here: each request asks the roles how they stand.
+
+use crate::api::desk::{CenterNumbers, Roles};
+use crate::api::limits::GOODBYE_MAX;
+use crate::runner::RunnerHandle;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use blockhaul_engine::error::{Error, Operation, Result, Side};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// For the dispatcher to say how it stands.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+type Real = Gauge<f64, AtomicU64>;
+
+/// Where metrics are served.
+#[derive(Debug)]
+pub struct Metrics {
+    address: SocketAddr,
+    stopping: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Whom a request asks.
+#[derive(Clone, Debug)]
+struct Sources {
+    roles: Roles,
+    runner: RunnerHandle,
+}
+
+impl Metrics {
+    /// Serves at `address`, port 0 being a free one.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn open(address: SocketAddr, roles: Roles, runner: RunnerHandle) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            Error::io(Side::Engine, Operation::Start, &error, format!("serve metrics at {address}"))
+                .advise("use another --metrics")
+        };
+        let socket = TcpListener::bind(address).await.map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        let (stopping, mut stopped) = watch::channel(false);
+        let pages = Router::new().route("/metrics", get(page)).with_state(Sources { roles, runner });
+        let goodbye = async move {
+            let _ = stopped.wait_for(|stopping| *stopping).await;
+        };
+        let serving = async move {
+            let served = axum::serve(socket, pages).with_graceful_shutdown(goodbye).await;
+            served.unwrap_or_else(|error| tracing::warn!(%error, "metrics are served no more"));
+        };
+        Ok(Self { address, stopping, task: tokio::spawn(serving) })
+    }
+
+    /// Where they are served.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Lets open requests finish, bounded.
+    pub async fn close(self) {
+        let Self { stopping, mut task, .. } = self;
+        stopping.send_replace(true);
+        if timeout(GOODBYE_MAX, &mut task).await.is_err() {
+            task.abort();
+        }
+    }
+}
+
+async fn page(State(sources): State<Sources>) -> impl IntoResponse {
+    let registry = sources.registry().await;
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], format!("{error}\n")),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfState {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Quantile {
+    quantile: &'static str,
+}
+
+impl Sources {
+    async fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("blockhaul");
+        self.of_node(&mut registry);
+        let numbers = match self.roles.desk() {
+            Ok(desk) => timeout(ANSWER_WAIT, desk.numbers()).await.ok().and_then(Result::ok),
+            Err(_) => None,
+        };
+        let leads = Gauge::<i64>::default();
+        leads.set(numbers.is_some().into());
+        registry.register("leader", "Whether this node leads", leads);
+        if let Some(numbers) = numbers {
+            of_center(&mut registry, &numbers);
+        }
+        registry
+    }
+
+    fn of_node(&self, registry: &mut Registry) {
+        let count = |number: usize| {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+            gauge
+        };
+        registry.register("runner_tasks", "Tasks that this node holds", count(self.runner.held().len()));
+        registry.register("runner_registered", "Whether it is registered", count(self.runner.is_registered().into()));
+        let margin = real(self.runner.lease_left().as_secs_f64());
+        let help = "What is left of this node's lease; zero without one";
+        registry.register_with_unit("lease_margin", help, Unit::Seconds, margin);
+    }
+}
+
+fn of_center(registry: &mut Registry, numbers: &CenterNumbers) {
+    let epoch = Gauge::<i64>::default();
+    epoch.set(numbers.epoch.0);
+    registry.register("leader_epoch", "Of this reign: grows with every election", epoch);
+    let tasks = Family::<OfState, Gauge>::default();
+    for (state, count) in &numbers.tasks {
+        let gauge = tasks.get_or_create(&OfState { state: state.as_str() });
+        gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
+    }
+    registry.register("tasks", "Tasks by state", tasks);
+    let unreadable = Gauge::<i64>::default();
+    unreadable.set(i64::try_from(numbers.unreadable).unwrap_or(i64::MAX));
+    registry.register("unreadable_records", "Records that cannot be decoded and are left alone", unreadable);
+    for (name, help, bytes) in [
+        ("running_planned", "Sizes of the sources of running copies", numbers.planned_bytes),
+        ("running_durable", "What is durable of running copies", numbers.durable_bytes),
+    ] {
+        registry.register_with_unit(name, help, Unit::Bytes, whole(bytes));
+    }
+    registry.register("running_rate_bytes_per_second", "Of all running copies", whole(numbers.rate_bytes_per_second));
+    registry.register("assignments", "Tasks given to runners in this reign", whole(numbers.assignments));
+    for (name, help, latency) in [
+        ("queue_wait", "From submission to assignment, of the last ones", numbers.queue_wait),
+        ("assignment", "From the decision to the runner's acceptance, of the last ones", numbers.assignment),
+        ("coordination", "Writes to the coordination service, of the last ones", numbers.store),
+    ] {
+        let family = Family::<Quantile, Real>::default();
+        for (quantile, duration) in [("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)] {
+            family.get_or_create(&Quantile { quantile }).set(duration.as_secs_f64());
+        }
+        registry.register_with_unit(name, help, Unit::Seconds, family);
+    }
+}
+
+fn whole(number: u64) -> Gauge<u64, AtomicU64> {
+    let gauge = Gauge::default();
+    gauge.set(number);
+    gauge
+}
+
+fn real(number: f64) -> Real {
+    let gauge = Real::default();
+    gauge.set(number);
+    gauge
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatcher::Latency;
+    use crate::record::{Epoch, State as TaskState};
+
+    #[test]
+    fn every_number_of_a_center_has_a_line() {
+        let latency = Latency { p99: Duration::from_millis(250), ..Latency::default() };
+        let numbers = CenterNumbers {
+            epoch: Epoch(7),
+            tasks: vec![(TaskState::Pending, 3)],
+            unreadable: 1,
+            planned_bytes: 10,
+            durable_bytes: 4,
+            rate_bytes_per_second: 2,
+            assignments: 9,
+            queue_wait: latency,
+            assignment: latency,
+            store: latency,
+        };
+        let mut registry = Registry::with_prefix("blockhaul");
+        of_center(&mut registry, &numbers);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "blockhaul_leader_epoch 7",
+            "blockhaul_tasks{state=\"PENDING\"} 3",
+            "blockhaul_unreadable_records 1",
+            "blockhaul_running_durable_bytes 4",
+            "blockhaul_running_rate_bytes_per_second 2",
+            "blockhaul_assignments 9",
+            "blockhaul_queue_wait_seconds{quantile=\"0.99\"} 0.25",
+            "blockhaul_assignment_seconds{quantile=\"0.99\"} 0.25",
+            "blockhaul_coordination_seconds{quantile=\"0.99\"} 0.25",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What a runner may touch: `--allow-path` for local volumes, `--allow-nbd` for servers.
+//!
+//! Requests come from clients, and what a path leads to can change between a look at it and its use. So a path is
+//! resolved once, to a descriptor; the descriptor's own path, as the kernel tells it, is judged; and what the engine gets
+//! is that descriptor. A file that does not exist is created in its folder's judged descriptor, never through a link.
+//!
+//! What always holds: a descriptor that comes from here is of a regular file or block device, lies in one of the allowed
+//! folders or is one of the allowed devices, and was reached without `..` and without a magic link of `/proc`. Nobody
+//! looks its path up again.
+
+mod identity;
+mod opened;
+mod server;
+
+pub use identity::identities;
+pub use opened::{CreatedFile, OpenedVolume};
+
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use server::AllowedServer;
+use std::fs::{File, Metadata};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Where the system keeps its devices; links in it are the system's own.
+const DEVICES: &str = "/dev";
+
+/// Which local paths and servers a runner may use.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    paths: Vec<PathBuf>,
+    servers: Vec<AllowedServer>,
+}
+
+/// Something that a path led to, held open without having been opened for reading or writing.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Opened with `O_PATH`.
+    pub file: File,
+    /// What the kernel calls it.
+    pub real: PathBuf,
+    pub stat: Metadata,
+}
+
+impl Policy {
+    /// A policy. `paths`: absolute folders, with all that is in them, and devices. `servers`: `HOST` or `HOST:PORT`; an
+    /// empty list allows all.
+    ///
+    /// # Errors
+    /// `EBadRequest` for a relative path and for what is no host.
+    pub fn new(paths: &[PathBuf], servers: &[String]) -> Result<Self> {
+        if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
+            let message = format!("--allow-path {}: name an absolute path", path.display());
+            return Err(Error::bad_request(message));
+        }
+        let servers = servers.iter().map(|text| AllowedServer::parse(text)).collect::<Result<_>>()?;
+        Ok(Self { paths: paths.to_vec(), servers })
+    }
+
+    /// A local volume to read.
+    ///
+    /// # Errors
+    /// `EPermission` outside the policy, `ENotFound`, and what the system says.
+    pub fn open_source(&self, path: &Path) -> Result<OwnedFd> {
+        let found = self.find(path, Side::Source)?.ok_or_else(|| missing(path, Side::Source))?;
+        let file = opened::reopen(&found, OFlag::O_RDONLY, Side::Source)?;
+        Ok(file.into())
+    }
+
+    /// A local volume to write; a file that does not exist is created with `mode` (permission bits), empty.
+    ///
+    /// # Errors
+    /// `EPermission` outside the policy, and what the system says.
+    pub fn open_destination(&self, path: &Path, mode: u32) -> Result<OpenedVolume> {
+        if let Some(found) = self.find(path, Side::Destination)? {
+            let file = opened::reopen(&found, OFlag::O_RDWR, Side::Destination)?;
+            return Ok(OpenedVolume { file, created: None });
+        }
+        let (folder, name) = self.find_folder(path, Side::Destination)?;
+        CreatedFile::create(folder.file, name, mode, path)
+    }
+
+    /// What an allowed path leads to: a regular file or block device; `None` if there is nothing.
+    ///
+    /// # Errors
+    /// `EPermission` outside the policy, `EBadRequest` and `EUnsupported` for what is no volume.
+    pub(crate) fn find(&self, path: &Path, side: Side) -> Result<Option<Found>> {
+        check_spelling(path, side)?;
+        let Some(found) = look(path, side)? else { return Ok(None) };
+        self.judge(path, &found, side)?;
+        refuse_kind(path, &found.stat, side)?;
+        Ok(Some(found))
+    }
+
+    /// The allowed folder of a path that leads nowhere, and the name in it.
+    ///
+    /// # Errors
+    /// `EPermission` outside the policy, `ENotFound` without a folder, `EBadRequest` for a path without a name.
+    pub(crate) fn find_folder<'a>(&self, path: &'a Path, side: Side) -> Result<(Found, &'a std::ffi::OsStr)> {
+        check_spelling(path, side)?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Error::bad_request(format!("{} names no file", path.display())));
+        };
+        let folder = look(parent, side)?.ok_or_else(|| missing(parent, side))?;
+        if !folder.stat.is_dir() {
+            return Err(Error::os(side, Operation::Open, Errno::ENOTDIR, format!("open {}", parent.display())));
+        }
+        self.judge(path, &folder, side)?;
+        Ok((folder, name))
+    }
+
+    /// A unix socket or folder that a request names besides its volumes.
+    ///
+    /// # Errors
+    /// `EPermission` outside the policy, `ENotFound`.
+    pub(crate) fn find_other(&self, path: &Path, side: Side) -> Result<Found> {
+        check_spelling(path, side)?;
+        let found = look(path, side)?.ok_or_else(|| missing(path, side))?;
+        self.judge(path, &found, side)?;
+        Ok(found)
+    }
+
+    fn judge(&self, asked: &Path, found: &Found, side: Side) -> Result<()> {
+        let is_device = found.stat.file_type().is_block_device();
+        let is_allowed = self.paths.iter().any(|allowed| {
+            let real = std::fs::canonicalize(allowed).unwrap_or_else(|_| allowed.clone());
+            // `/dev/mapper/x` is a link to `/dev/dm-0`: whoever allows the folder means the devices.
+            let is_linked = is_device && allowed.starts_with(DEVICES) && asked.starts_with(allowed);
+            found.real.starts_with(&real) || is_linked
+        });
+        if is_allowed {
+            return Ok(());
+        }
+        let what = match asked == found.real {
+            true => format!("the {side} {} is not allowed on this node", asked.display()),
+            false => format!(
+                "the {side} {} leads to {}, which is not allowed on this node",
+                asked.display(),
+                found.real.display()
+            ),
+        };
+        Err(permission(side, what).advise("taskd allows folders and devices by --allow-path"))
+    }
+}
+
+/// What a path leads to, whatever it is; `None` if there is nothing.
+fn look(path: &Path, side: Side) -> Result<Option<Found>> {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let file = match openat2(AT_FDCWD, path, how) {
+        Ok(file) => File::from(file),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        Err(Errno::ELOOP) => {
+            let what = format!("{} leads through a link of /proc, or in circles", path.display());
+            return Err(permission(side, what));
+        }
+        Err(errno) => return Err(Error::os(side, Operation::Open, errno, format!("look up {}", path.display()))),
+    };
+    let described = |error| Error::io(side, Operation::Open, &error, format!("look at {}", path.display()));
+    let stat = file.metadata().map_err(described)?;
+    if std::os::unix::fs::MetadataExt::nlink(&stat) == 0 {
+        return Ok(None);
+    }
+    let real = std::fs::read_link(opened::by_descriptor(file.as_raw_fd())).map_err(described)?;
+    Ok(Some(Found { file, real, stat }))
+}
+
+fn check_spelling(path: &Path, side: Side) -> Result<()> {
+    if !path.is_absolute() {
+        return Err(Error::bad_request(format!("the {side} {} is no absolute path", path.display())));
+    }
+    if path.components().any(|component| component == Component::ParentDir) {
+        return Err(permission(side, format!("the {side} {} contains '..'", path.display())));
+    }
+    Ok(())
+}
+
+fn refuse_kind(path: &Path, stat: &Metadata, side: Side) -> Result<()> {
+    let kind = stat.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    let (code, what) = if kind.is_dir() { (Code::BadRequest, "a directory") } else { (Code::Unsupported, "no volume") };
+    let message = format!("the {side} {} is {what}", path.display());
+    Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
+}
+
+fn missing(path: &Path, side: Side) -> Error {
+    let message = format!("{} does not exist", path.display());
+    Error { errno: Some(Errno::ENOENT as i32), ..Error::new(Code::NotFound, side, Operation::Open, message) }
+}
+
+fn permission(side: Side, message: String) -> Error {
+    Error::new(Code::Permission, side, Operation::Open, message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! Which servers may be used: `--allow-nbd HOST[:PORT]`.
+
+use super::{Policy, permission};
+use blockhaul_engine::error::{Error, Result, Side};
+use blockhaul_engine::volume::NbdUri;
+use std::path::PathBuf;
+
+/// The port that is registered for NBD.
+const PORT: u16 = 10809;
+
+/// A host, at one port or all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AllowedServer {
+    host: String,
+    port: Option<u16>,
+}
+
+impl AllowedServer {
+    /// `HOST`, `HOST:PORT`, an IPv6 address in brackets.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let refused =
+            || Error::bad_request(format!("--allow-nbd {text}: name a host, or a host and a port as HOST:PORT"));
+        let (host, port) = authority(text).ok_or_else(refused)?;
+        if host.is_empty() || host.contains(['/', '@', '?', ' ']) {
+            return Err(refused());
+        }
+        Ok(Self { host: host.to_ascii_lowercase(), port })
+    }
+}
+
+/// Host and port of `HOST`, `HOST:PORT` and `[ADDRESS]:PORT`.
+fn authority(text: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            (host, if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) })
+        }
+        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    Some((host, port.map(str::parse).transpose().ok()?))
+}
+
+impl Policy {
+    /// Judges the server of an export: hosts by `--allow-nbd`, unix sockets and folders with certificates by
+    /// `--allow-path`. `text` is the URI as it was given.
+    ///
+    /// # Errors
+    /// `EPermission` outside the policy.
+    pub fn check_server(&self, text: &str, uri: &NbdUri, side: Side) -> Result<()> {
+        for path in local_paths(text) {
+            self.find_other(&path, side)?;
+        }
+        let canonical = uri.to_string();
+        let Some((scheme, rest)) = canonical.split_once("://") else {
+            return Err(Error::bad_request(format!("'{canonical}' is no URI")));
+        };
+        if scheme.ends_with("+unix") || self.servers.is_empty() {
+            return Ok(());
+        }
+        let server = authority(rest.split('/').next().unwrap_or_default());
+        let is_allowed = server.is_some_and(|(host, port)| {
+            let port = port.unwrap_or(PORT);
+            let matches = |allowed: &AllowedServer| allowed.host == host && allowed.port.is_none_or(|is| is == port);
+            self.servers.iter().any(matches)
+        });
+        if is_allowed {
+            return Ok(());
+        }
+        let what = format!("the server of the {side} {canonical} is not allowed on this node");
+        Err(permission(side, what).advise("taskd allows servers by --allow-nbd"))
+    }
+}
+
+/// Paths of this node that the parameters of a URI name.
+fn local_paths(text: &str) -> Vec<PathBuf> {
+    let query = text.split_once('?').map_or("", |(_, query)| query);
+    let named = query.split(['&', ';']).filter_map(|parameter| parameter.split_once('='));
+    let paths = named.filter(|(name, _)| ["socket", "tls-certificates"].contains(name));
+    paths.map(|(_, value)| PathBuf::from(decode(value))).collect()
+}
+
+/// Undoes `%XX`. Anything else stays: the engine's own parser has the last word on what is malformed.
+fn decode(value: &str) -> std::ffi::OsString {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = value.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = (bytes[at] == b'%').then(|| value.get(at + 1..at + 3)).flatten();
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                at += 3;
+            }
+            None => {
+                plain.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(plain)
+}

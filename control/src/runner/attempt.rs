@@ -1,0 +1,341 @@
+//! One assignment, from its acceptance to the last write about it.
+//!
+//! ```text
+//!  accepted -> record and claims read -> lease held, if it needs one -> copy started
+//!           -> it asks to write: RUNNING is stored -> it ends, or is stopped -> the end is stored
+//! ```
+//! What always holds: nothing is written to the destination before `RUNNING` stands in the store, and nothing to the
+//! record once the task is known to be somebody else's. Stopping goes straight to the copy and waits for nobody.
+
+use super::grant::{Grant, Written};
+use super::hub::Hub;
+use super::noop::Noop;
+use super::tenure::Tenure;
+use super::worker::{End, Outcome, Question, Running, Work, stopped_early};
+use crate::peers::Standing;
+use crate::record::{Epoch, Fence, Holder, State, TaskId, TaskRecord, TaskSpec, Wish};
+use crate::task_state::{self, Event, Mark};
+use blockhaul_engine::error::{Code, Error, Operation, Side};
+use blockhaul_engine::gate::Gate;
+use blockhaul_engine::job::Reason;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+
+/// Between two looks at whether the lease has been renewed.
+const LEASE_LOOK: Duration = Duration::from_millis(20);
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub grant: Grant,
+    control: Mutex<Control>,
+    signal: watch::Sender<Signal>,
+}
+
+/// What others do to an attempt.
+#[derive(Debug, Default)]
+struct Control {
+    running: Option<Arc<dyn Running>>,
+    leased: Leased,
+    abandoned: bool,
+    cut: bool,
+}
+
+/// Whether it lives by a lease.
+#[derive(Debug, Default)]
+enum Leased {
+    /// Not known yet, or its destination's lock is enough.
+    #[default]
+    No,
+    /// It waits for one.
+    Wanted,
+    /// By that of this registration.
+    By(Arc<Tenure>),
+}
+
+/// What an attempt is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Signal {
+    /// The first reason to stop.
+    stop: Option<Reason>,
+    /// Counts hints that its record has changed.
+    looks: u64,
+}
+
+impl Attempt {
+    pub(super) fn new(task: TaskId, epoch: Epoch, holder: Holder) -> Self {
+        let grant = Grant::new(task, epoch, holder);
+        Self { grant, control: Mutex::default(), signal: watch::Sender::new(Signal::default()) }
+    }
+
+    pub(super) fn task(&self) -> &TaskId {
+        &self.grant.task
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.grant.epoch
+    }
+
+    /// The copy, once it has been started.
+    pub(super) fn running(&self) -> Option<Arc<dyn Running>> {
+        self.control().running.clone()
+    }
+
+    /// Whether it lives by a lease, or is about to.
+    pub(super) fn needs_lease(&self) -> bool {
+        !matches!(self.control().leased, Leased::No)
+    }
+
+    /// The registration whose lease it lives by.
+    pub(super) fn tenure(&self) -> Option<Arc<Tenure>> {
+        match &self.control().leased {
+            Leased::By(tenure) => Some(Arc::clone(tenure)),
+            Leased::No | Leased::Wanted => None,
+        }
+    }
+
+    /// Stops it, at once and whatever it is waiting for. The first reason holds; a lost lease always cuts.
+    pub(super) fn stop(&self, reason: Reason) {
+        let mut control = self.control();
+        if reason == Reason::LeaseLost && !std::mem::replace(&mut control.cut, true) {
+            tracing::warn!(task = %self.task(), epoch = %self.epoch(), "the right to write has ended: the copy is cut off");
+        }
+        self.signal.send_modify(|signal| _ = signal.stop.get_or_insert(reason));
+        if let Some(running) = &control.running {
+            obey(&**running, reason);
+        }
+    }
+
+    /// Its record may have changed.
+    pub(super) fn look(&self) {
+        self.signal.send_modify(|signal| signal.looks += 1);
+    }
+
+    /// Lives it. Leaves the book at its end.
+    pub(super) async fn live(self: Arc<Self>, hub: Arc<Hub>) {
+        let standing = self.carry_out(&hub).await;
+        tracing::info!(task = %self.task(), epoch = %self.epoch(), ?standing, "an assignment is over");
+        hub.book.leave(&self, standing);
+        hub.renew.notify_one();
+    }
+
+    async fn carry_out(&self, hub: &Hub) -> Standing {
+        let read = tokio::select! { biased;
+            record = self.grant.read(hub) => record,
+            () = self.stopped_for(hub.config.stop_wait) => None,
+        };
+        let Some(record) = read else { return Standing::Unknown };
+        if let Some(reason) = self.told_to_stop() {
+            self.end(hub, stopped(reason)).await;
+            return Standing::Ended;
+        }
+        let gate = tokio::select! { biased;
+            gate = self.gate(hub, &record) => gate,
+            reason = self.stopped() => {
+                self.end(hub, stopped(reason)).await;
+                return Standing::Ended;
+            }
+        };
+        let (admission, question) = oneshot::channel();
+        let running = self.start(hub, &record, gate, admission);
+        let outcome = self.attend(hub, &*running, question).await;
+        tracing::info!(task = %self.task(), epoch = %self.epoch(), end = ?outcome.end, "a copy has ended");
+        self.conclude(hub, outcome).await;
+        Standing::Ended
+    }
+
+    /// The gate that it writes through: always open for what the destination's lock protects.
+    async fn gate(&self, hub: &Hub, record: &TaskRecord) -> Arc<Gate> {
+        if record.spec.fence() == Fence::Local {
+            let gate = Gate::closed();
+            gate.open_until(Duration::MAX);
+            return Arc::new(gate);
+        }
+        self.control().leased = Leased::Wanted;
+        loop {
+            hub.renew.notify_one();
+            let tenure = hub.seat().await.tenure;
+            if tenure.is_open(hub.now()) {
+                let gate = tenure.gate();
+                self.control().leased = Leased::By(tenure);
+                return gate;
+            }
+            sleep(LEASE_LOOK).await;
+        }
+    }
+
+    fn start(
+        &self,
+        hub: &Hub,
+        record: &TaskRecord,
+        gate: Arc<Gate>,
+        admission: oneshot::Sender<Question>,
+    ) -> Arc<dyn Running> {
+        let running: Arc<dyn Running> = match &record.spec {
+            TaskSpec::Noop(noop) => Arc::new(Noop::new(noop, admission)),
+            TaskSpec::Copy(copy) => hub.seams.worker.start(Work {
+                task: record.id.clone(),
+                created_ms: record.created_ms,
+                copy: copy.clone(),
+                epoch: self.epoch(),
+                admitted: record.admitted,
+                earlier: record.attempts.iter().filter_map(|attempt| attempt.epoch).collect(),
+                durable: record.map.clone(),
+                gate,
+                admission,
+            }),
+        };
+        let mut control = self.control();
+        control.running = Some(Arc::clone(&running));
+        // Told to stop between the last look and now.
+        if let Some(reason) = self.told_to_stop() {
+            obey(&*running, if control.cut { Reason::LeaseLost } else { reason });
+        }
+        running
+    }
+
+    /// Answers the copy's question and follows its record, until it ends.
+    async fn attend(&self, hub: &Hub, running: &dyn Running, mut question: oneshot::Receiver<Question>) -> Outcome {
+        let mut signals = self.signal.subscribe();
+        let mut seen = signals.borrow_and_update().looks;
+        let mut is_asked = false;
+        let mut ended = std::pin::pin!(running.ended());
+        loop {
+            tokio::select! { biased;
+                outcome = &mut ended => return outcome,
+                asked = &mut question, if !is_asked => {
+                    is_asked = true;
+                    if let Ok(Question { durable, answer }) = asked {
+                        let admitted = self.admit(hub, durable).await;
+                        // A copy that does not hear it has ended already.
+                        let _ = answer.send(admitted);
+                    }
+                }
+                _ = signals.changed() => {
+                    let looks = signals.borrow_and_update().looks;
+                    if looks != seen {
+                        seen = looks;
+                        tokio::select! { biased;
+                            outcome = &mut ended => return outcome,
+                            () = self.follow(hub) => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stores `RUNNING`: from then on the copy may write.
+    async fn admit(&self, hub: &Hub, durable: crate::record::DurableMap) -> Result<(), Error> {
+        let begin = |record: &TaskRecord| {
+            let began = task_state::next(record, Event::Began { epoch: self.epoch() }, hub.unix_ms())?;
+            // The destination may not be what the record was made of: then what it says of it ends here.
+            let mark = Mark { progress: began.progress, map: durable.clone() };
+            task_state::next(&began, Event::Checkpointed(mark), hub.unix_ms())
+        };
+        let written = tokio::select! { biased;
+            reason = self.stopped() => return Err(stopped_early(reason)),
+            written = self.grant.write(hub, begin) => written,
+        };
+        match written {
+            Written::Done(record) => {
+                tracing::info!(task = %self.task(), epoch = %self.epoch(), "a copy may write");
+                self.heed(&record);
+                hub.renew.notify_one();
+                Ok(())
+            }
+            Written::NotOurs => {
+                self.abandon();
+                let message = "the task was given to somebody else before it began";
+                Err(Error::new(Code::Fenced, Side::Coordination, Operation::Start, message))
+            }
+            Written::Illegal(_, record) if has_begun(&record) => Ok(()),
+            Written::Illegal(illegal, _) => {
+                let message = illegal.to_string();
+                Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message))
+            }
+        }
+    }
+
+    /// Looks at the record, and does what it says.
+    async fn follow(&self, hub: &Hub) {
+        match self.grant.read(hub).await {
+            Some(record) => self.heed(&record),
+            None => self.abandon(),
+        }
+    }
+
+    fn heed(&self, record: &TaskRecord) {
+        if let (Some(running), TaskSpec::Copy(copy)) = (self.running(), &record.spec) {
+            running.set_limit(copy.limit);
+        }
+        if record.wish != Wish::Run || record.state == State::Cancelling {
+            self.stop(Reason::UserCancel);
+        }
+    }
+
+    /// The task is somebody else's: the copy stops, and nothing is written about it any more.
+    fn abandon(&self) {
+        self.control().abandoned = true;
+        tracing::warn!(task = %self.task(), epoch = %self.epoch(), "the task is not this runner's any more");
+        self.stop(Reason::LeaseLost);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.control().abandoned
+    }
+
+    /// The reason to stop, if there is one.
+    pub(super) fn told_to_stop(&self) -> Option<Reason> {
+        self.signal.borrow().stop
+    }
+
+    /// Waits for a reason to stop.
+    pub(super) async fn stopped(&self) -> Reason {
+        let mut signals = self.signal.subscribe();
+        loop {
+            // The sender lives as long as this.
+            if let Ok(signal) = signals.wait_for(|signal| signal.stop.is_some()).await
+                && let Some(reason) = signal.stop
+            {
+                return reason;
+            }
+        }
+    }
+
+    /// Waits for a reason to stop, and then for what it interrupts.
+    async fn stopped_for(&self, wait: Duration) {
+        self.stopped().await;
+        sleep(wait).await;
+    }
+
+    /// Waits until its record may have changed, at most for `wait`.
+    pub(super) async fn looked_at(&self, wait: Duration) {
+        let mut signals = self.signal.subscribe();
+        signals.mark_unchanged();
+        let _ = timeout(wait, signals.changed()).await;
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an attempt of a record runs and may have written.
+pub(super) fn has_begun(record: &TaskRecord) -> bool {
+    record.has_begun() && matches!(record.state, State::Running | State::Verifying)
+}
+
+fn obey(running: &dyn Running, reason: Reason) {
+    running.cancel(reason);
+    if reason == Reason::LeaseLost {
+        running.cut();
+    }
+}
+
+/// The outcome of a copy that was stopped before it was started.
+fn stopped(reason: Reason) -> Outcome {
+    Outcome { end: End::Stopped(reason), ..Outcome::refused(&stopped_early(reason)) }
+}

@@ -1,0 +1,398 @@
+//! The worker that copies: the engine, behind the node's policy.
+//!
+//! Each copy has a thread of its own, for what may block: opening its volumes, and waiting for its end. The engine's own
+//! thread of the job blocks in the admission until the runner has stored `RUNNING`, or refused.
+//!
+//! ```text
+//!  runner --start--> thread: policy opens -> engine.submit -> waits ------------------------------> outcome
+//!                                              `- job's thread: rules, lock -> mark -> question .. answer -> copies
+//! ```
+
+use super::stored_epoch::StoredEpochs;
+use super::worker::{End, Outcome, Question, Running, Work, Worker, stopped_early};
+use crate::destination::Volume;
+use crate::policy::{CreatedFile, Policy, identities};
+use crate::record::{CopyTask, DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
+use async_trait::async_trait;
+use blockhaul_engine::engine::Engine;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::progress::{Report, Status};
+use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, DigestKind, Overwrite, Reflink, Sparse, Verify};
+use blockhaul_engine::supervision::{Admission, Admitted, Supervision};
+use blockhaul_engine::volume::Locator;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot;
+
+/// See the module's head. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct EngineWorker {
+    engine: Arc<Engine>,
+    site: Arc<Site>,
+}
+
+/// What copies need to know of the node.
+#[derive(Debug)]
+struct Site {
+    node: NodeId,
+    policy: Policy,
+    journals: PathBuf,
+    marks: Arc<StoredEpochs>,
+}
+
+/// A copy, as the runner sees it.
+#[derive(Debug)]
+struct Copying {
+    job: Mutex<Job>,
+    outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
+}
+
+/// The engine's job, or what it is to be told once there is one.
+#[derive(Debug, Default)]
+struct Job {
+    handle: Option<JobHandle>,
+    cancelled: Option<Reason>,
+    limit: Option<Option<u64>>,
+}
+
+/// Asks the runner whether the job may write.
+struct Gatekeeper {
+    question: Mutex<Option<oneshot::Sender<Question>>>,
+    durable: DurableMap,
+    epoch: Epoch,
+    marks: Arc<StoredEpochs>,
+    said_yes: AtomicBool,
+}
+
+/// Everything the engine is given for one copy.
+struct Prepared {
+    spec: CopySpec,
+    supervision: Supervision,
+    created: Option<CreatedFile>,
+    gatekeeper: Arc<Gatekeeper>,
+}
+
+impl EngineWorker {
+    /// A worker of `node`; keeps journals and marks in the state directory.
+    ///
+    /// # Errors
+    /// What cannot be created there.
+    pub fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
+        let journals = state_dir.join("journals");
+        std::fs::create_dir_all(&journals).map_err(|error| {
+            Error::io(Side::Caller, Operation::Journal, &error, format!("create {}", journals.display()))
+        })?;
+        let marks = Arc::new(StoredEpochs::new(state_dir)?);
+        Ok(Self { engine, site: Arc::new(Site { node, policy, journals, marks }) })
+    }
+}
+
+#[async_trait]
+impl Worker for EngineWorker {
+    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
+        let (site, copy) = (Arc::clone(&self.site), copy.clone());
+        let resolved = tokio::task::spawn_blocking(move || site.resolve(&copy)).await;
+        resolved.unwrap_or_else(|error| Err(Error::internal(Operation::Open, format!("resolving has failed: {error}"))))
+    }
+
+    fn start(&self, work: Work) -> Arc<dyn Running> {
+        let (tell, outcome) = oneshot::channel();
+        let copying = Arc::new(Copying { job: Mutex::default(), outcome: Mutex::new(Some(outcome)) });
+        let (worker, shared) = (self.clone(), Arc::clone(&copying));
+        let name = format!("copy {}", work.task);
+        let body = move || {
+            // Nobody listens if the runner has been dropped.
+            let _ = tell.send(worker.carry_out(work, &shared));
+        };
+        if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
+            // The sender went with the closure: the copy's end says that there was none.
+            tracing::error!(%error, "no thread for a copy");
+        }
+        copying
+    }
+
+    fn kept(&self) -> Vec<(TaskId, u64)> {
+        let Ok(entries) = std::fs::read_dir(&self.site.journals) else { return Vec::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut kept: Vec<_> = names
+            .filter_map(|name| {
+                let (task, created) = name.strip_suffix(".journal")?.rsplit_once('.')?;
+                Some((TaskId::new(task).ok()?, created.parse().ok()?))
+            })
+            .collect();
+        kept.sort();
+        kept
+    }
+
+    fn forget(&self, task: &TaskId, created_ms: u64) {
+        let path = self.site.journal(task, created_ms);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "a journal stays behind");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl EngineWorker {
+    /// One copy from beginning to end, on its own thread.
+    fn carry_out(&self, work: Work, copying: &Copying) -> Outcome {
+        let prepared = match self.site.prepare(work) {
+            Ok(prepared) => prepared,
+            Err(error) => return Outcome::refused(&error),
+        };
+        let Prepared { spec, supervision, created, gatekeeper } = prepared;
+        let outcome = match copying.submit(&self.engine, spec, supervision) {
+            Ok(job) => outcome(&job.wait(), &job),
+            Err(error) => Outcome::refused(&error),
+        };
+        if let Some(created) = created.filter(|_| !gatekeeper.said_yes.load(Relaxed)) {
+            created.remove();
+        }
+        outcome
+    }
+}
+
+impl Copying {
+    /// Hands the copy to the engine, unless it was cancelled before.
+    fn submit(&self, engine: &Engine, spec: CopySpec, supervision: Supervision) -> Result<JobHandle> {
+        let mut job = self.job();
+        if let Some(reason) = job.cancelled {
+            return Err(stopped_early(reason));
+        }
+        let handle = engine.submit_supervised(spec, supervision);
+        if let Some(limit) = job.limit {
+            handle.set_limit(limit);
+        }
+        job.handle = Some(handle.clone());
+        Ok(handle)
+    }
+
+    fn handle(&self) -> Option<JobHandle> {
+        self.job().handle.clone()
+    }
+
+    fn job(&self) -> MutexGuard<'_, Job> {
+        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Running for Copying {
+    fn progress(&self) -> Progress {
+        self.handle().map(|job| progress(&job)).unwrap_or_default()
+    }
+
+    fn durable(&self) -> DurableMap {
+        self.handle().map(|job| DurableMap::of(&job.durable_ranges())).unwrap_or_default()
+    }
+
+    fn set_limit(&self, bytes_per_second: Option<u64>) {
+        let mut job = self.job();
+        job.limit = Some(bytes_per_second);
+        if let Some(handle) = &job.handle {
+            handle.set_limit(bytes_per_second);
+        }
+    }
+
+    fn cancel(&self, reason: Reason) {
+        let mut job = self.job();
+        job.cancelled.get_or_insert(reason);
+        if let Some(handle) = &job.handle {
+            handle.cancel(reason);
+        }
+    }
+
+    fn cut(&self) {
+        if let Some(job) = self.handle() {
+            job.cut();
+        }
+    }
+
+    async fn ended(&self) -> Outcome {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let told = match outcome {
+            Some(outcome) => outcome.await.ok(),
+            None => None,
+        };
+        told.unwrap_or_else(|| {
+            let error =
+                Error::new(Code::Overloaded, Side::Engine, Operation::Start, "there was no thread for the copy");
+            Outcome::refused(&error)
+        })
+    }
+}
+
+impl Admission for Gatekeeper {
+    fn admit(&self, destination: &Admitted<'_>) -> Result<()> {
+        if let Some(file) = destination.file {
+            let file = file
+                .try_clone_to_owned()
+                .map(File::from)
+                .map_err(|error| Error::io(Side::Destination, Operation::Open, &error, "keep the destination open"))?;
+            self.marks.raise(&file, self.epoch)?;
+        }
+        let question = self.question.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (answer, answered) = oneshot::channel();
+        let asked = question.map(|question| question.send(Question { durable: self.durable.clone(), answer }));
+        if !matches!(asked, Some(Ok(()))) {
+            return Err(stopped_early(Reason::RunnerInterrupt));
+        }
+        answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
+        self.said_yes.store(true, Relaxed);
+        Ok(())
+    }
+}
+
+impl Site {
+    fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
+        match Volume::parse(&copy.destination, Some(&self.node))? {
+            Volume::Path { node, path } => {
+                self.is_here(&node)?;
+                identities(&self.policy, &self.node, &path)
+            }
+            Volume::Socket { node, uri } => {
+                self.is_here(&node)?;
+                self.policy.check_server(&copy.destination, &uri, Side::Destination)?;
+                Ok(vec![format!("unix:{}:{uri}", self.node)])
+            }
+            volume @ Volume::Network(_) => {
+                if let Volume::Network(uri) = &volume {
+                    self.policy.check_server(&copy.destination, uri, Side::Destination)?;
+                }
+                Ok(volume.canonical().into_iter().collect())
+            }
+        }
+    }
+
+    fn is_here(&self, node: &NodeId) -> Result<()> {
+        if *node == self.node {
+            return Ok(());
+        }
+        Err(Error::bad_request(format!("a volume of {node} cannot be reached on {}", self.node)))
+    }
+
+    fn prepare(&self, work: Work) -> Result<Prepared> {
+        let Work { task, created_ms, copy, epoch, admitted, earlier, durable, gate, admission } = work;
+        let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
+        let source = self.volume(&copy.source, Side::Source)?;
+        let destination = self.volume(&copy.destination, Side::Destination)?;
+        let mut mode = 0o600;
+        if let Locator::Path(path) = &source {
+            let file = File::from(self.policy.open_source(path)?);
+            let stat = file.metadata();
+            let stat = stat.map_err(|error| Error::io(Side::Source, Operation::Stat, &error, "look at the source"))?;
+            mode = if stat.is_file() { stat.mode() & 0o777 } else { mode };
+            supervision.source = Some(file.into());
+        }
+        let mut spec = spec(&copy, source, destination.clone(), admitted)?;
+        spec.checkpoint = Checkpoint::File(self.journal(&task, created_ms));
+        let mut created = None;
+        let mut durable = if admitted { durable } else { DurableMap::default() };
+        if let Locator::Path(path) = &destination {
+            let opened = self.policy.open_destination(path, mode)?;
+            let is_known = opened.created.is_none() && self.is_written_by(&opened.file, &earlier, &durable);
+            let (opened, new) = opened.split()?;
+            (supervision.destination, created) = (Some(opened), new);
+            durable = if is_known { durable } else { DurableMap::default() };
+        }
+        supervision.durable = (!durable.is_empty()).then(|| durable.to_ranges());
+        let gatekeeper = Arc::new(Gatekeeper {
+            question: Mutex::new(Some(admission)),
+            durable,
+            epoch,
+            marks: Arc::clone(&self.marks),
+            said_yes: AtomicBool::new(false),
+        });
+        supervision.admission = Some(Arc::clone(&gatekeeper) as Arc<dyn Admission>);
+        Ok(Prepared { spec, supervision, created, gatekeeper })
+    }
+
+    /// A volume of a task as the engine calls it, judged by the policy as far as it is no path.
+    fn volume(&self, text: &str, side: Side) -> Result<Locator> {
+        match Volume::parse(text, Some(&self.node))? {
+            Volume::Path { node, path } => {
+                self.is_here(&node)?;
+                Ok(Locator::Path(path))
+            }
+            Volume::Socket { node, uri } => {
+                self.is_here(&node)?;
+                self.policy.check_server(text, &uri, side)?;
+                Ok(Locator::Nbd(uri))
+            }
+            Volume::Network(uri) => {
+                self.policy.check_server(text, &uri, side)?;
+                Ok(Locator::Nbd(uri))
+            }
+        }
+    }
+
+    /// Whether a file or device is the one that an earlier attempt has written last, and long enough for what is said of it.
+    fn is_written_by(&self, file: &File, earlier: &[Epoch], durable: &DurableMap) -> bool {
+        let mark = self.marks.read(file).ok().flatten();
+        let end = durable.to_ranges().iter().last().map_or(0, |range| range.end());
+        let is_long = file.metadata().is_ok_and(|stat| !stat.is_file() || stat.len() >= end);
+        mark.is_some_and(|mark| earlier.contains(&mark)) && is_long
+    }
+
+    fn journal(&self, task: &TaskId, created_ms: u64) -> PathBuf {
+        self.journals.join(format!("{task}.{created_ms}.journal"))
+    }
+}
+
+/// What the engine is to do. Once its destination was admitted a copy goes on with whatever is there.
+fn spec(copy: &CopyTask, source: Locator, destination: Locator, admitted: bool) -> Result<CopySpec> {
+    let overwrite = if copy.overwrite || admitted { Overwrite::Yes } else { Overwrite::No };
+    Ok(CopySpec {
+        limit_bytes_per_second: copy.limit,
+        sparse: word("sparse", Sparse::ALL, Sparse::as_str, &copy.sparse)?,
+        reflink: word("reflink", Reflink::ALL, Reflink::as_str, &copy.reflink)?,
+        digest: word("digest", DigestKind::ALL, DigestKind::as_str, &copy.digest)?,
+        verify: if copy.verify { Verify::Yes } else { Verify::No },
+        continuation: Continuation::Resume,
+        overwrite,
+        ..CopySpec::new(source, destination)
+    })
+}
+
+fn word<T: Copy>(what: &str, all: &[T], as_str: impl Fn(T) -> &'static str, text: &str) -> Result<T> {
+    let found = all.iter().copied().find(|&value| as_str(value) == text);
+    found.ok_or_else(|| Error::bad_request(format!("'{text}' is no value of {what}")))
+}
+
+fn outcome(report: &Report, job: &JobHandle) -> Outcome {
+    let end = match (&report.error, report.status) {
+        (_, Status::Succeeded) => End::Succeeded,
+        (Some(error), _) => Outcome::refused(error).end,
+        (None, Status::Interrupted) => End::Stopped(Reason::RunnerInterrupt),
+        (None, Status::Cancelled) => End::Stopped(Reason::UserCancel),
+        (None, Status::Failed | Status::Differs) => {
+            End::Failed(Failure::from(&Error::internal(Operation::Stop, "the copy failed without saying why")))
+        }
+    };
+    Outcome {
+        end,
+        quiesced: report.quiesced,
+        progress: progress(job),
+        durable: DurableMap::of(&job.durable_ranges()),
+        report: serde_json::to_value(report).ok(),
+    }
+}
+
+fn progress(job: &JobHandle) -> Progress {
+    let blockhaul_engine::progress::Progress {
+        planned,
+        issued,
+        written,
+        durable,
+        verified,
+        rate_bytes_per_second,
+        eta_seconds,
+    } = job.progress();
+    Progress { planned, issued, written, durable, verified, rate_bytes_per_second, eta_seconds }
+}

@@ -1,0 +1,238 @@
+//! The record and the claims behind one assignment, as they were last read: what every write about it is checked against.
+//!
+//! A write is one multi: the registration stands, the claims are as they were granted, the record has its version. An
+//! outcome that is unknown is settled by reading: the record names the write that made it what it is.
+
+use super::hub::Hub;
+use super::tenure::Seat;
+use crate::coord::{CoordError, Done, Node, Op, Session, Stat};
+use crate::layout;
+use crate::record::{Claim, Epoch, Holder, OpId, Record, State, TaskId, TaskRecord};
+use crate::task_state::{ClaimChange, Illegal, claim_change};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
+
+/// Between two looks at a record that somebody else has to change first.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// The right to work on a task that a dispatcher has granted.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub task: TaskId,
+    pub epoch: Epoch,
+    pub holder: Holder,
+    /// `None` before the first reading and while the outcome of a write is not known.
+    known: Mutex<Option<Known>>,
+}
+
+/// What a reading has found.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub record: TaskRecord,
+    pub version: i32,
+    claims: Vec<GrantedClaim>,
+}
+
+#[derive(Clone, Debug)]
+struct GrantedClaim {
+    path: String,
+    claim: Claim,
+    version: i32,
+}
+
+/// What stands in the store.
+enum Reading {
+    /// The task is ours.
+    Ours(Known),
+    /// It is not, or not any more.
+    NotOurs(Option<TaskRecord>),
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// It stands in the store.
+    Done(Box<TaskRecord>),
+    /// The task is not ours any more; nothing more is to be written.
+    NotOurs,
+    /// The record does not permit it.
+    Illegal(Illegal, Box<TaskRecord>),
+}
+
+impl Grant {
+    pub(super) fn new(task: TaskId, epoch: Epoch, holder: Holder) -> Self {
+        Self { task, epoch, holder, known: Mutex::new(None) }
+    }
+
+    /// Reads the record and the claims anew; `None` if the task is not ours. Waits for a connection.
+    pub(super) async fn read(&self, hub: &Hub) -> Option<TaskRecord> {
+        let mut known = self.known.lock().await;
+        *known = None;
+        loop {
+            let seat = hub.seat().await;
+            match self.look(&*seat.session).await {
+                Ok(Reading::Ours(found)) => return Some(known.insert(found).record.clone()),
+                Ok(Reading::NotOurs(_)) => return None,
+                Err(error) => hub.outlast(&seat, &error).await,
+            }
+        }
+    }
+
+    /// The record as it is known, for a write together with other tasks; `None` if this one is being written for longer
+    /// than `patience`.
+    pub(super) async fn lock(&self, patience: Duration) -> Option<MutexGuard<'_, Option<Known>>> {
+        timeout(patience, self.known.lock()).await.ok()
+    }
+
+    /// Reads without waiting for a connection. Nothing is known afterwards if the task is not ours.
+    pub(super) async fn refresh(&self, session: &dyn Session, known: &mut Option<Known>) -> Result<(), CoordError> {
+        if known.is_none()
+            && let Reading::Ours(found) = self.look(session).await?
+        {
+            *known = Some(found);
+        }
+        Ok(())
+    }
+
+    /// Writes what `step` makes of the record; again until the outcome is known. Waits while the record is `LOST`: its
+    /// dispatcher has to take that back first.
+    pub(super) async fn write(&self, hub: &Hub, step: impl Fn(&TaskRecord) -> Result<TaskRecord, Illegal>) -> Written {
+        let mut known = self.known.lock().await;
+        let mut tried = BTreeSet::new();
+        loop {
+            let seat = hub.seat().await;
+            // Taken: a write that is dropped half-way leaves nothing behind that it has overtaken.
+            let current = match known.take() {
+                Some(current) => current,
+                None => match self.look(&*seat.session).await {
+                    Ok(Reading::Ours(current)) => current,
+                    Ok(Reading::NotOurs(Some(record))) if tried.contains(&record.op) => {
+                        return Written::Done(Box::new(record));
+                    }
+                    Ok(Reading::NotOurs(_)) => return Written::NotOurs,
+                    Err(error) => {
+                        hub.outlast(&seat, &error).await;
+                        continue;
+                    }
+                },
+            };
+            if tried.contains(&current.record.op) {
+                return Written::Done(Box::new(known.insert(current).record.clone()));
+            }
+            if current.record.state == State::Lost {
+                hub.hints.changed(&self.task);
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            let after = match step(&current.record) {
+                Ok(after) => after,
+                Err(illegal) => {
+                    let record = Box::new(current.record.clone());
+                    *known = Some(current);
+                    return Written::Illegal(illegal, record);
+                }
+            };
+            tried.insert(after.op.clone());
+            match self.commit(&seat, &current, &after).await {
+                Ok(stat) => {
+                    *known = current.after(after.clone(), stat);
+                    hub.hints.changed(&self.task);
+                    return Written::Done(Box::new(after));
+                }
+                Err(error) => hub.outlast(&seat, &error).await,
+            }
+        }
+    }
+
+    async fn commit(&self, seat: &Seat, current: &Known, after: &TaskRecord) -> Result<Stat, CoordError> {
+        let mut ops = vec![seat.check(&self.holder.node)];
+        ops.extend(current.ops(after));
+        match seat.session.multi(ops).await?.last() {
+            Some(Done::Set(stat)) => Ok(*stat),
+            Some(Done::Plain) | None => Err(CoordError::Unknown(String::from("an answer without the node's version"))),
+        }
+    }
+
+    /// What stands in the store now. What looks foreign may only be old: then it is looked at again after a sync.
+    async fn look(&self, session: &dyn Session) -> Result<Reading, CoordError> {
+        match self.look_once(session).await? {
+            Reading::NotOurs(_) => {
+                session.sync().await?;
+                self.look_once(session).await
+            }
+            ours @ Reading::Ours(_) => Ok(ours),
+        }
+    }
+
+    async fn look_once(&self, session: &dyn Session) -> Result<Reading, CoordError> {
+        let Some(Node { data, stat }) = session.get(&layout::task(&self.task)).await? else {
+            return Ok(Reading::NotOurs(None));
+        };
+        let record = match TaskRecord::decode(&data) {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::error!(task = %self.task, %error, "the task's record cannot be read: it is left alone");
+                return Ok(Reading::NotOurs(None));
+            }
+        };
+        let is_held = record.holder.as_ref() == Some(&self.holder);
+        if !is_held || record.claims.is_empty() || record.epoch.is_some_and(|epoch| epoch != self.epoch) {
+            return Ok(Reading::NotOurs(Some(record)));
+        }
+        let mut claims = Vec::with_capacity(record.claims.len());
+        for destination in &record.claims {
+            match self.look_at_claim(session, destination).await? {
+                Some(claim) => claims.push(claim),
+                None => return Ok(Reading::NotOurs(Some(record))),
+            }
+        }
+        Ok(Reading::Ours(Known { record, version: stat.version, claims }))
+    }
+
+    /// The claim on a destination, if it is the one that was granted.
+    async fn look_at_claim(
+        &self,
+        session: &dyn Session,
+        destination: &str,
+    ) -> Result<Option<GrantedClaim>, CoordError> {
+        let path = layout::claim(destination);
+        let Some(Node { data, stat }) = session.get(&path).await? else { return Ok(None) };
+        let Ok(claim) = Claim::decode(&data) else { return Ok(None) };
+        let is_ours = claim.task == self.task
+            && claim.holder.as_ref() == Some(&self.holder)
+            && Epoch::from(stat.modified) == self.epoch;
+        Ok(is_ours.then_some(GrantedClaim { path, claim, version: stat.version }))
+    }
+}
+
+impl Known {
+    /// Writes `after`, and what follows for the claims; the record comes last.
+    pub(super) fn ops(&self, after: &TaskRecord) -> Vec<Op> {
+        let change = claim_change(&self.record, after);
+        let claims = self.claims.iter().map(|claim| claim.op(change, after));
+        let path = layout::task(&after.id);
+        claims.chain([Op::Set { path, data: after.encode(), version: self.version }]).collect()
+    }
+
+    /// What is known once `after` has been written: nothing, if it has given the claims up.
+    pub(super) fn after(self, after: TaskRecord, stat: Stat) -> Option<Self> {
+        let is_kept = claim_change(&self.record, &after) == ClaimChange::Keep;
+        is_kept.then_some(Self { record: after, version: stat.version, claims: self.claims })
+    }
+}
+
+impl GrantedClaim {
+    fn op(&self, change: ClaimChange, after: &TaskRecord) -> Op {
+        let (path, version) = (self.path.clone(), self.version);
+        match change {
+            ClaimChange::Keep => Op::Check { path, version },
+            ClaimChange::Remove => Op::Delete { path, version },
+            ClaimChange::Set => {
+                let claim = Claim { holder: after.holder.clone(), op: OpId::fresh(), ..self.claim.clone() };
+                Op::Set { path, data: claim.encode(), version }
+            }
+        }
+    }
+}

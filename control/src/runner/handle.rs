@@ -1,0 +1,149 @@
+//! What a dispatcher may ask of a runner, wherever the call came from.
+//!
+//! Every call names the caller's epoch; a lower one than was heard before is refused, and a higher one is stored first.
+
+use super::attempt::Attempt;
+use super::book::Entry;
+use super::hub::{Hub, Mood};
+use crate::peers::{Answer, Assignment, CallError, Standing};
+use crate::record::{Epoch, TaskId, TaskSpec};
+use blockhaul_engine::error::Code;
+use blockhaul_engine::job::Reason;
+use std::sync::Arc;
+
+/// The calls of a runner. Clones are the same runner; it may have ended.
+#[derive(Clone, Debug)]
+pub struct RunnerHandle(Arc<Hub>);
+
+impl RunnerHandle {
+    pub(super) fn new(hub: Arc<Hub>) -> Self {
+        Self(hub)
+    }
+
+    /// As [`RunnerCalls::assign`](crate::peers::RunnerCalls::assign).
+    ///
+    /// # Errors
+    /// None so far: a refusal is an answer.
+    pub async fn assign(&self, assignment: Assignment) -> Result<Answer, CallError> {
+        Ok(match self.take(assignment) {
+            Ok(()) => Answer::Accepted,
+            Err((code, why)) => Answer::Refused { code, why },
+        })
+    }
+
+    fn take(&self, assignment: Assignment) -> Result<(), (Code, String)> {
+        let Assignment { task, epoch, incarnation, leader } = assignment;
+        let hub = &self.0;
+        hub.heed(leader)?;
+        let refused = |code, why: &str| Err((code, why.to_owned()));
+        if incarnation != hub.config.incarnation {
+            return refused(Code::Fenced, "the assignment is for another process of this node");
+        }
+        let attempt = Arc::new(Attempt::new(task, epoch, hub.holder()));
+        if hub.book.standing_of(&attempt).is_some() {
+            return Ok(());
+        }
+        if *hub.mood.borrow() != Mood::Serving {
+            return refused(Code::RunnerInterrupt, "the runner is stopping");
+        }
+        let is_connected = hub.seat.borrow().as_ref().is_some_and(|seat| seat.session.states().borrow().is_connected());
+        if !is_connected {
+            return refused(Code::Unreachable, "the runner has no connection to the coordination service");
+        }
+        match hub.book.enter(&attempt, hub.config.slots as usize) {
+            Entry::Added => {
+                if hub.starts.send(Arc::clone(&attempt)).is_err() {
+                    hub.book.leave(&attempt, Standing::Unknown);
+                    return refused(Code::RunnerInterrupt, "the runner has ended");
+                }
+                // It may have begun to stop between the two looks.
+                if *hub.mood.borrow() != Mood::Serving {
+                    attempt.stop(Reason::RunnerInterrupt);
+                }
+                Ok(())
+            }
+            Entry::Known => Ok(()),
+            Entry::Refused => refused(Code::Fenced, "the runner was asked about this grant before and did not know it"),
+            Entry::Busy => refused(Code::Busy, "an earlier attempt of this task has not come to rest here"),
+            Entry::Full => refused(Code::Overloaded, "all slots are taken"),
+        }
+    }
+
+    /// As [`RunnerCalls::ask`](crate::peers::RunnerCalls::ask).
+    ///
+    /// # Errors
+    /// `EFenced` with a lower epoch of the leader than was heard before.
+    pub async fn ask(&self, assignment: Assignment) -> Result<Standing, CallError> {
+        self.heed(assignment.leader)?;
+        if assignment.incarnation != self.0.config.incarnation {
+            return Ok(Standing::Unknown);
+        }
+        Ok(self.0.book.standing(&assignment.task, assignment.epoch))
+    }
+
+    /// As [`RunnerCalls::nudge`](crate::peers::RunnerCalls::nudge).
+    ///
+    /// # Errors
+    /// As [`RunnerHandle::ask`].
+    pub async fn nudge(&self, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+        self.heed(leader)?;
+        if let Some(attempt) = self.0.book.find(task) {
+            attempt.look();
+        }
+        Ok(())
+    }
+
+    /// As [`RunnerCalls::resolve`](crate::peers::RunnerCalls::resolve).
+    ///
+    /// # Errors
+    /// `EPermission` outside of the node's policy, and what is wrong with the destination's name.
+    pub async fn resolve(&self, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+        self.heed(leader)?;
+        let TaskSpec::Copy(copy) = spec else {
+            return Err(CallError::Refused {
+                code: Code::BadRequest,
+                why: String::from("only copies have destinations"),
+            });
+        };
+        let found = self.0.seams.worker.resolve(copy).await;
+        found.map_err(|error| CallError::Refused { code: error.code, why: error.message })
+    }
+
+    /// As [`RunnerCalls::interrupt`](crate::peers::RunnerCalls::interrupt). Returns at once. When everything is given
+    /// back the runner is there for new assignments: it is the node's drain record that keeps them away.
+    ///
+    /// # Errors
+    /// As [`RunnerHandle::ask`].
+    pub async fn interrupt(&self, leader: Epoch) -> Result<(), CallError> {
+        self.heed(leader)?;
+        self.0.interrupt.notify_one();
+        Ok(())
+    }
+
+    /// Whether this node leads: then its lease is renewed whether it copies or not.
+    pub fn set_leading(&self, leads: bool) {
+        self.0.set_leading(leads);
+    }
+
+    /// Tasks that it holds now, in the order of their names.
+    #[must_use]
+    pub fn held(&self) -> Vec<TaskId> {
+        self.0.book.all().iter().map(|attempt| attempt.task().clone()).collect()
+    }
+
+    /// Whether it is registered, and by a session that is connected.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.0.seat.borrow().as_ref().is_some_and(|seat| seat.session.states().borrow().is_connected())
+    }
+
+    /// What is left of the lease; zero without one. For metrics.
+    #[must_use]
+    pub fn lease_left(&self) -> std::time::Duration {
+        self.0.seat.borrow().as_ref().map(|seat| seat.tenure.left(self.0.now())).unwrap_or_default()
+    }
+
+    fn heed(&self, leader: Epoch) -> Result<(), CallError> {
+        self.0.heed(leader).map_err(|(code, why)| CallError::Refused { code, why })
+    }
+}

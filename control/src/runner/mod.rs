@@ -1,0 +1,268 @@
+//! The role that executes tasks: takes assignments, runs their copies, and gives back what it must not or cannot finish.
+//!
+//! ```text
+//!  dispatcher --assign--> book -> attempt -> worker (engine) -> outcome -> record
+//!                                    ^  gate
+//!  session -> registration -> tenure '  (lease: committed renewals)
+//! ```
+//! A runner is one future, [`Runner::run`], and the calls of its [`RunnerHandle`]. Dropping the future is a crash: all
+//! that it did ends where it is, and the store says what is known.
+//!
+//! What always holds:
+//! - Nothing is decided by a call. What counts is a write that checks the registration, the claims and the record.
+//! - A copy to a destination that others reach writes only while the lease of the registration is held under which it
+//!   was started; when that ends it is cut off. Copies behind a destination's lock know no lease.
+//! - An assignment is in the book until the last write about it; the registration goes when the book is empty, or with
+//!   its session.
+
+mod attempt;
+mod book;
+mod conclude;
+mod engine_worker;
+mod grant;
+mod handle;
+mod hints;
+mod hub;
+mod node_state;
+mod noop;
+mod registration;
+mod renewal;
+mod session;
+mod stored_epoch;
+mod tenure;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use engine_worker::EngineWorker;
+pub use handle::RunnerHandle;
+pub use node_state::{NodeState, StateDir, boot_id};
+pub use session::{SessionKeeper, Sessions};
+pub use worker::{End, Outcome, Question, Running, Work, Worker};
+
+use crate::clock::Clock;
+use crate::peers::LeaderCalls;
+use crate::record::{Incarnation, NodeId, TaskId};
+use attempt::Attempt;
+use blockhaul_engine::job::Reason;
+use hub::{Hub, Mood};
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// What a runner is, for all its life.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    /// Its node.
+    pub node: NodeId,
+    /// The life of its process.
+    pub incarnation: Incarnation,
+    /// Of the kernel: [`boot_id`].
+    pub boot_id: String,
+    /// Where the dispatcher reaches it, as `HOST:PORT`.
+    pub address: String,
+    /// Tasks that it runs at once. Default 4. More share the same devices and cores.
+    pub slots: u32,
+    /// Free text for operators.
+    pub labels: BTreeMap<String, String>,
+    /// As the policy's, for the dispatcher to read.
+    pub allow_paths: Vec<String>,
+    /// The same.
+    pub allow_nbd: Vec<String>,
+    /// Version of its program.
+    pub build: String,
+    /// When it stops, it waits so long for copies to come to rest and to be given back. Default 10 s.
+    pub stop_wait: Duration,
+    /// Assumed life of a request in network and server. Default 30 s.
+    pub quiet_after: Duration,
+}
+
+impl RunnerConfig {
+    /// A runner with every default.
+    #[must_use]
+    pub fn new(node: NodeId, incarnation: Incarnation, address: String) -> Self {
+        Self {
+            node,
+            incarnation,
+            boot_id: boot_id(),
+            address,
+            slots: 4,
+            labels: BTreeMap::new(),
+            allow_paths: Vec::new(),
+            allow_nbd: Vec::new(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            stop_wait: Duration::from_secs(10),
+            quiet_after: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Whom a runner works with.
+#[derive(Clone, Debug)]
+pub struct Seams {
+    /// Carries copies out.
+    pub worker: Arc<dyn Worker>,
+    /// The dispatcher, wherever it is.
+    pub leader: Arc<dyn LeaderCalls>,
+    /// The node's clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The node's memory.
+    pub state: Arc<dyn NodeState>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Runner {
+    hub: Arc<Hub>,
+    starts: mpsc::UnboundedReceiver<Arc<Attempt>>,
+}
+
+/// How a runner has stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// Tasks that could not be given back: their copies have not come to rest, or the store was out of reach. While
+    /// there are any the session must not be closed: it is left to expire.
+    pub left_behind: Vec<TaskId>,
+}
+
+impl Runner {
+    /// A runner that does nothing yet.
+    #[must_use]
+    pub fn new(config: RunnerConfig, seams: Seams) -> Self {
+        // Bounded by the slots: what is in it is in the book.
+        let (sender, starts) = mpsc::unbounded_channel();
+        Self { hub: Arc::new(Hub::new(config, seams, sender)), starts }
+    }
+
+    /// Its calls.
+    #[must_use]
+    pub fn handle(&self) -> RunnerHandle {
+        RunnerHandle::new(Arc::clone(&self.hub))
+    }
+
+    /// Runs until `shutdown`, and then until everything is given back or [`RunnerConfig::stop_wait`] has passed: at most
+    /// 6 s more than that.
+    pub async fn run(self, sessions: Sessions, shutdown: impl Future<Output = ()>) -> Stopped {
+        let Self { hub, mut starts } = self;
+        hub.mood.send_replace(Mood::Serving);
+        let work = async {
+            tokio::join!(
+                renewal::guard_leases(&hub),
+                registration::keep_registered(&hub, sessions),
+                renewal::renew(&hub),
+                attempts(&hub, &mut starts),
+                interrupts(&hub),
+                sweep(&hub),
+                hints::tell_changes(&hub),
+                hints::tell_progress(&hub),
+            )
+        };
+        let stop = async {
+            shutdown.await;
+            give_everything_back(&hub).await
+        };
+        let stopped = tokio::select! { biased;
+            stopped = stop => stopped,
+            _ = work => unreachable!("none of these ends"),
+        };
+        hub.mood.send_replace(Mood::Absent);
+        stopped
+    }
+}
+
+/// Lives all attempts, as a part of the runner's own future: who holds that still holds them, and who drops it ends them.
+async fn attempts(hub: &Arc<Hub>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
+    let mut living: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    loop {
+        // There are as many as slots: few enough to look at each whenever one of them has to go on.
+        let all = poll_fn(|context| {
+            living.retain_mut(|attempt| attempt.as_mut().poll(context).is_pending());
+            Poll::<()>::Pending
+        });
+        tokio::select! { biased;
+            Some(attempt) = starts.recv() => living.push(Box::pin(attempt.live(Arc::clone(hub)))),
+            () = all => {}
+        }
+    }
+}
+
+/// Gives everything back whenever that is asked for, and goes on.
+async fn interrupts(hub: &Hub) {
+    loop {
+        hub.interrupt.notified().await;
+        let turn = |from: Mood, to: Mood| {
+            hub.mood.send_if_modified(|mood| {
+                let turns = *mood == from;
+                if turns {
+                    *mood = to;
+                }
+                turns
+            })
+        };
+        if !turn(Mood::Serving, Mood::Stopping) {
+            continue;
+        }
+        tracing::info!(node = %hub.config.node, "asked to give back everything");
+        stop_all(hub, Reason::RunnerInterrupt).await;
+        if !hub.is_ending() {
+            turn(Mood::Stopping, Mood::Serving);
+        }
+    }
+}
+
+/// The order of a stop: marked, refusing, cancelled, at rest, given back, told, gone.
+async fn give_everything_back(hub: &Hub) -> Stopped {
+    hub.end();
+    let marked = hub.seat.borrow().as_ref().map(|seat| seat.version);
+    hub.mood.send_replace(Mood::Stopping);
+    if let Some(version) = marked {
+        let mut seats = hub.seat.subscribe();
+        let moved = seats.wait_for(|seat| seat.as_ref().is_none_or(|seat| seat.version != version));
+        let _ = timeout(Duration::from_secs(1), moved).await;
+    }
+    stop_all(hub, Reason::RunnerInterrupt).await;
+    let _ = timeout(Duration::from_secs(2), hub.hints.told()).await;
+    let left_behind: Vec<_> = hub.book.all().iter().map(|attempt| attempt.task().clone()).collect();
+    if left_behind.is_empty() {
+        hub.mood.send_replace(Mood::Absent);
+        match timeout(Duration::from_secs(2), registration::deregister(hub)).await {
+            Ok(Ok(())) => tracing::info!(node = %hub.config.node, "gone from the runners"),
+            Ok(Err(error)) => tracing::warn!(%error, "the registration stays until its session ends"),
+            Err(_) => tracing::warn!("no answer: the registration stays until its session ends"),
+        }
+    } else {
+        tracing::error!(?left_behind, "not everything could be given back: the registration is left to expire");
+    }
+    Stopped { left_behind }
+}
+
+/// Stops every attempt and waits, bounded, until all are over.
+async fn stop_all(hub: &Hub, reason: Reason) {
+    hub.book.all().iter().for_each(|attempt| attempt.stop(reason));
+    let mut held = hub.book.count();
+    let _ = timeout(hub.config.stop_wait, held.wait_for(|&count| count == 0)).await;
+}
+
+/// Drops what an earlier life has kept of tasks that nobody here will go on with.
+async fn sweep(hub: &Hub) {
+    for (task, created_ms) in hub.seams.worker.kept() {
+        let seat = hub.seat().await;
+        let path = crate::layout::task(&task);
+        let is_over = match seat.session.get(&path).await {
+            Ok(None) => true,
+            Ok(Some(node)) => <crate::record::TaskRecord as crate::record::Record>::decode(&node.data)
+                .is_ok_and(|record| record.state.is_terminal() || record.created_ms != created_ms),
+            // Kept until another time.
+            Err(_) => false,
+        };
+        if is_over {
+            hub.seams.worker.forget(&task, created_ms);
+        }
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,192 @@
+//! What a node remembers of itself across the lives of its `taskd`: who it was, and which leader it has heard.
+//!
+//! ```text
+//! STATE_DIR/node.lock      flock, held while this process lives: its predecessor is dead
+//!           incarnations   the last 16 lives of this node, one in a line, the latest last
+//!           leader_epoch   the highest epoch of a leader that was heard, as a decimal number
+//! ```
+//! What always holds: a life is written down before it is registered, and an epoch before it is acted on.
+
+use crate::record::{Epoch, Incarnation};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Lives that are remembered.
+const INCARNATIONS_KEPT: usize = 16;
+
+/// A node's memory. Whoever has one knows that no other process of the node has.
+pub trait NodeState: Send + Sync + std::fmt::Debug {
+    /// Lives of this node, the latest last.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    fn incarnations(&self) -> Result<Vec<Incarnation>>;
+
+    /// Adds a life; nothing if it is there.
+    ///
+    /// # Errors
+    /// What cannot be written: then it must not be registered.
+    fn remember(&self, incarnation: &Incarnation) -> Result<()>;
+
+    /// The highest epoch of a leader that was heard.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    fn leader_epoch(&self) -> Result<Epoch>;
+
+    /// Stores a higher epoch.
+    ///
+    /// # Errors
+    /// What cannot be written: then it must not be acted on.
+    fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()>;
+}
+
+/// The state directory of a node, locked.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl StateDir {
+    /// Takes the state directory for this process; creates it (0700) where it is missing.
+    ///
+    /// # Errors
+    /// `EBusy` while another process has it, and what the system says, with the flag that helps.
+    pub fn lock(path: &Path) -> Result<Self> {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| failed(&error, "create", path))?;
+        let name = path.join("node.lock");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&name);
+        let file = file.map_err(|error| failed(&error, "open", &name))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                let message = format!("another taskd of this node has the state directory {}", path.display());
+                let error = Error::new(Code::Busy, Side::Caller, Operation::Lock, message);
+                Err(error.advise("end that one first, or name another directory with --state-dir"))
+            }
+            Err((_, errno)) => Err(failed(&errno.into(), "lock", &name)),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.path.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(failed(&error, "read", &path)),
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        replace(&self.path, name, text)
+    }
+}
+
+impl NodeState for StateDir {
+    fn incarnations(&self) -> Result<Vec<Incarnation>> {
+        Ok(self.read("incarnations")?.lines().map(|line| Incarnation(line.to_owned())).collect())
+    }
+
+    fn remember(&self, incarnation: &Incarnation) -> Result<()> {
+        let mut known = self.incarnations()?;
+        if known.contains(incarnation) {
+            return Ok(());
+        }
+        known.push(incarnation.clone());
+        let surplus = known.len().saturating_sub(INCARNATIONS_KEPT);
+        let text: String = known[surplus..].iter().map(|Incarnation(name)| format!("{name}\n")).collect();
+        self.write("incarnations", &text)
+    }
+
+    fn leader_epoch(&self) -> Result<Epoch> {
+        let text = self.read("leader_epoch")?;
+        if text.is_empty() {
+            return Ok(Epoch(0));
+        }
+        text.trim().parse().map(Epoch).map_err(|_| {
+            let path = self.path.join("leader_epoch");
+            let message = format!("{} does not hold a number", path.display());
+            let error = Error::new(Code::CheckpointCorrupt, Side::Engine, Operation::Journal, message);
+            error.advise("make sure that no older leader is at work, then remove it")
+        })
+    }
+
+    fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()> {
+        self.write("leader_epoch", &format!("{epoch}\n"))
+    }
+}
+
+/// Replaces a file of a folder, durably: afterwards it holds `text`, or what it held before.
+pub(super) fn replace(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
+    let written = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, &path)?;
+        File::open(folder)?.sync_all()
+    };
+    written().map_err(|error| failed(&error, "write", &path))
+}
+
+/// The kernel's name for the time since it was started.
+#[must_use]
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn failed(error: &std::io::Error, verb: &str, path: &Path) -> Error {
+    let error = Error::io(Side::Caller, Operation::Journal, error, format!("{verb} {}", path.display()));
+    error.advise("taskd keeps its state in the directory named by --state-dir")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_directory_has_one_process_and_outlives_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("deep/state");
+        let state = StateDir::lock(&path).unwrap();
+        assert_eq!(StateDir::lock(&path).map(drop).unwrap_err().code, Code::Busy);
+        assert_eq!(state.leader_epoch().unwrap(), Epoch(0));
+        state.raise_leader_epoch(Epoch(1 << 40)).unwrap();
+        drop(state);
+        assert_eq!(StateDir::lock(&path).unwrap().leader_epoch().unwrap(), Epoch(1 << 40));
+    }
+
+    #[test]
+    fn the_last_lives_are_remembered_in_their_order_and_once() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::lock(root.path()).unwrap();
+        let life = |number: usize| Incarnation(format!("{number:032x}"));
+        for number in 0..20 {
+            state.remember(&life(number)).unwrap();
+            state.remember(&life(number)).unwrap();
+        }
+        assert_eq!(state.incarnations().unwrap(), (4..20).map(life).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_damaged_epoch_is_named_and_never_taken_for_a_low_one() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::lock(root.path()).unwrap();
+        std::fs::write(root.path().join("leader_epoch"), "12x").unwrap();
+        let error = state.leader_epoch().unwrap_err();
+        assert!(error.code == Code::CheckpointCorrupt && error.message.contains("leader_epoch"), "{error}");
+    }
+}

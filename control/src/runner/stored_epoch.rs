@@ -1,0 +1,197 @@
+//! The highest grant that has written a local destination, stored beside its content.
+//!
+//! The store of records can lose its history; a destination must not be written by an older grant because of it. A file
+//! has the extended attribute `user.blockhaul.epoch`, a decimal number; devices, and files of file systems without such
+//! attributes, have a record in the state directory. The same mark tells whether a destination is still the one that
+//! earlier attempts have written: what their record says of another one is worth nothing.
+//!
+//! What always holds: the mark never falls, and is durable before the first write under its grant.
+
+use super::node_state::replace;
+use crate::record::Epoch;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use nix::errno::Errno;
+use nix::sys::stat::{major, minor};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use xattr::FileExt;
+
+/// Of destination files.
+const ATTRIBUTE: &str = "user.blockhaul.epoch";
+
+/// Marks of destinations.
+#[derive(Debug)]
+pub(super) struct StoredEpochs {
+    folder: PathBuf,
+}
+
+impl StoredEpochs {
+    /// With records in `devices` of the state directory.
+    pub(super) fn new(state_dir: &Path) -> Result<Self> {
+        let folder = state_dir.join("devices");
+        std::fs::create_dir_all(&folder).map_err(|error| failed(&error, "create", &folder))?;
+        Ok(Self { folder })
+    }
+
+    /// The mark of a destination; `None` if it has none.
+    ///
+    /// # Errors
+    /// What cannot be read; `EFenced` for a mark that is none.
+    pub(super) fn read(&self, file: &File) -> Result<Option<Epoch>> {
+        let text = match self.attribute(file)? {
+            Some(attribute) => attribute,
+            None => self.record(file)?,
+        };
+        text.map(|text| parse(&text)).transpose()
+    }
+
+    /// Marks a destination as written under `epoch`, durably.
+    ///
+    /// # Errors
+    /// `EFenced` if it has been written under a later grant; what cannot be stored.
+    pub(super) fn raise(&self, file: &File, epoch: Epoch) -> Result<()> {
+        match self.read(file)? {
+            Some(stored) if stored > epoch => {
+                let message = format!("the destination was written under grant {stored}, this one is {epoch}");
+                tracing::error!(%stored, %epoch, "a destination was written under a later grant: nothing is written");
+                Err(fenced(message).advise(format!(
+                    "if the task center was set up anew, remove the attribute {ATTRIBUTE} of the file, or of a device its \
+                     record in devices/ of the state directory"
+                )))
+            }
+            Some(stored) if stored == epoch => Ok(()),
+            Some(_) | None => self.store(file, epoch),
+        }
+    }
+
+    fn store(&self, file: &File, epoch: Epoch) -> Result<()> {
+        if self.attribute(file)?.is_none() {
+            let text = format!("{epoch} {}\n", instance(file)?);
+            return replace(&self.folder, &name(file)?, &text);
+        }
+        let stored = file.set_xattr(ATTRIBUTE, epoch.to_string().as_bytes()).and_then(|()| file.sync_all());
+        stored.map_err(|error| {
+            let what = format!("store the attribute {ATTRIBUTE} of the destination");
+            Error::io(Side::Destination, Operation::Open, &error, what)
+        })
+    }
+
+    /// The attribute of a file, if there is one; `None` where there cannot be any.
+    fn attribute(&self, file: &File) -> Result<Option<Option<String>>> {
+        if stat(file)?.file_type().is_block_device() {
+            return Ok(None);
+        }
+        match file.get_xattr(ATTRIBUTE) {
+            Ok(value) => Ok(Some(value.map(|value| String::from_utf8_lossy(&value).into_owned()))),
+            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Ok(None),
+            Err(error) => {
+                let what = format!("read the attribute {ATTRIBUTE} of the destination");
+                Err(Error::io(Side::Destination, Operation::Open, &error, what))
+            }
+        }
+    }
+
+    /// The record in the state directory. That of a device that was attached anew is another device's.
+    fn record(&self, file: &File) -> Result<Option<String>> {
+        let path = self.folder.join(name(file)?);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(&error, "read", &path)),
+        };
+        let (epoch, of) = text.trim_end().split_once(' ').unwrap_or((text.trim_end(), ""));
+        Ok((of == instance(file)?).then(|| epoch.to_owned()))
+    }
+}
+
+fn parse(text: &str) -> Result<Epoch> {
+    text.trim().parse().map(Epoch).map_err(|_| {
+        let shown: String = text.chars().take(40).collect();
+        fenced(format!("the destination's mark '{}' is no number", shown.escape_debug()))
+            .advise(format!("find out who wrote it, then remove {ATTRIBUTE}"))
+    })
+}
+
+fn fenced(message: String) -> Error {
+    Error::new(Code::Fenced, Side::Destination, Operation::Open, message)
+}
+
+fn stat(file: &File) -> Result<std::fs::Metadata> {
+    file.metadata().map_err(|error| Error::io(Side::Destination, Operation::Stat, &error, "look at the destination"))
+}
+
+/// The name of a destination's record.
+fn name(file: &File) -> Result<String> {
+    let stat = stat(file)?;
+    let number = |device| format!("{}-{}", major(device), minor(device));
+    Ok(match stat.file_type().is_block_device() {
+        true => format!("device-{}", number(stat.rdev())),
+        false => format!("file-{}-{}", number(stat.dev()), stat.ino()),
+    })
+}
+
+/// Tells a device from the next one that gets its number: the kernel counts them.
+fn instance(file: &File) -> Result<String> {
+    let stat = stat(file)?;
+    if !stat.file_type().is_block_device() {
+        return Ok(String::from("-"));
+    }
+    let path = format!("/sys/dev/block/{}:{}/diskseq", major(stat.rdev()), minor(stat.rdev()));
+    let counted = std::fs::read_to_string(path).unwrap_or_default();
+    Ok(format!("{}-{}", super::boot_id(), counted.trim()))
+}
+
+fn failed(error: &std::io::Error, verb: &str, path: &Path) -> Error {
+    Error::io(Side::Engine, Operation::Journal, error, format!("{verb} {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_only_rises_and_is_the_files_own() {
+        let root = tempfile::tempdir().unwrap();
+        let marks = StoredEpochs::new(root.path()).unwrap();
+        let path = root.path().join("volume");
+        let file = File::create_new(&path).unwrap();
+        assert_eq!(marks.read(&file).unwrap(), None);
+        marks.raise(&file, Epoch(7)).unwrap();
+        marks.raise(&file, Epoch(7)).unwrap();
+        assert_eq!(marks.raise(&file, Epoch(6)).unwrap_err().code, Code::Fenced);
+        marks.raise(&file, Epoch(1 << 40)).unwrap();
+        let again = File::open(&path).unwrap();
+        assert_eq!(marks.read(&again).unwrap(), Some(Epoch(1 << 40)));
+        assert_eq!(file.metadata().unwrap().len(), 0, "nothing was written into the volume");
+
+        std::fs::remove_file(&path).unwrap();
+        let replaced = File::create_new(&path).unwrap();
+        assert_eq!(marks.read(&replaced).unwrap(), None, "another file of that name");
+    }
+
+    #[test]
+    fn a_mark_that_is_none_lets_nobody_write() {
+        let root = tempfile::tempdir().unwrap();
+        let marks = StoredEpochs::new(root.path()).unwrap();
+        let file = File::create_new(root.path().join("volume")).unwrap();
+        for bad in ["", "x", "12 13", "99999999999999999999"] {
+            file.set_xattr(ATTRIBUTE, bad.as_bytes()).unwrap();
+            assert_eq!(marks.raise(&file, Epoch(i64::MAX)).unwrap_err().code, Code::Fenced, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn where_there_are_no_attributes_the_state_directory_remembers() {
+        let root = tempfile::tempdir().unwrap();
+        let marks = StoredEpochs::new(root.path()).unwrap();
+        // /proc has none, and its files stay the same ones while they are open.
+        let file = File::open("/proc/self/status").unwrap();
+        assert_eq!(marks.read(&file).unwrap(), None);
+        marks.raise(&file, Epoch(7)).unwrap();
+        assert_eq!(marks.read(&file).unwrap(), Some(Epoch(7)));
+        assert_eq!(marks.raise(&file, Epoch(6)).unwrap_err().code, Code::Fenced);
+        assert_eq!(std::fs::read_dir(root.path().join("devices")).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,101 @@
+//! One registration, and the lease that its renewals extend.
+//!
+//! What always holds: the gate of a tenure is open only until what its lease says, and once the tenure has ended never
+//! again. Copies to destinations that others reach live in one tenure: a new registration does not carry them on, as
+//! nobody can tell what was decided between the two.
+
+use crate::coord::Session;
+use crate::lease::Lease;
+use blockhaul_engine::gate::Gate;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A registration that stands, and the session that it stands by.
+#[derive(Clone, Debug)]
+pub(super) struct Seat {
+    pub session: Arc<dyn Session>,
+    /// Of the registration's node.
+    pub version: i32,
+    pub tenure: Arc<Tenure>,
+}
+
+/// The right to write that a registration gives.
+#[derive(Debug)]
+pub(super) struct Tenure {
+    gate: Arc<Gate>,
+    /// `None` once it has ended.
+    lease: Mutex<Option<Lease>>,
+}
+
+impl Seat {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.tenure, &other.tenure) && self.version == other.version
+    }
+}
+
+impl Tenure {
+    pub(super) fn new(lease: Lease) -> Self {
+        let gate = Arc::new(Gate::closed());
+        let tenure = Self { gate, lease: Mutex::new(Some(lease)) };
+        tenure.apply(&lease);
+        tenure
+    }
+
+    /// A write that was sent at `sent` is known to be committed.
+    pub(super) fn committed(&self, sent: Duration) {
+        if let Some(lease) = &mut *self.lease() {
+            lease.committed(sent);
+            self.apply(lease);
+        }
+    }
+
+    /// Shuts the gate for good.
+    pub(super) fn end(&self) {
+        *self.lease() = None;
+        self.gate.close();
+    }
+
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// Whether writes may be submitted at `now`.
+    pub(super) fn is_open(&self, now: Duration) -> bool {
+        self.lease().is_some_and(|lease| lease.is_open(now))
+    }
+
+    /// Until the lease ends; zero when it has.
+    pub(super) fn left(&self, now: Duration) -> Duration {
+        self.lease().map_or(Duration::ZERO, |lease| lease.left(now))
+    }
+
+    fn apply(&self, lease: &Lease) {
+        if let Some(until) = lease.gate() {
+            self.gate.open_until(until);
+        }
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Option<Lease>> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::LeaseTerms;
+
+    #[test]
+    fn the_gate_follows_the_lease_and_never_opens_again_after_the_end() {
+        let tenure = Tenure::new(Lease::new(LeaseTerms::from(Duration::from_secs(10))));
+        assert!(!tenure.gate().is_open());
+        let now = Gate::now();
+        tenure.committed(now);
+        assert!(tenure.gate().is_open() && tenure.is_open(now) && !tenure.is_open(now + Duration::from_secs(6)));
+        assert_eq!(tenure.left(now), Duration::from_millis(8500));
+        tenure.end();
+        tenure.committed(now + Duration::from_secs(100));
+        assert!(!tenure.gate().is_open() && !tenure.is_open(now));
+        assert_eq!(tenure.left(now), Duration::ZERO);
+    }
+}

@@ -1,0 +1,213 @@
+//! A worker whose copies do what a test says, and a dispatcher that writes down what it is told.
+
+use crate::clock::Clock;
+use crate::peers::{CallError, LeaderCalls};
+use crate::record::{CopyTask, DurableMap, Epoch, Incarnation, Progress, TaskId};
+use crate::runner::{End, NodeState, Outcome, Question, Running, Work, Worker};
+use async_trait::async_trait;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::extent::{ByteRange, RangeSet};
+use blockhaul_engine::gate::Gate;
+use blockhaul_engine::job::Reason;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+/// Copies that run until they are told how to end.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    pub all: Mutex<BTreeMap<TaskId, Arc<Copy>>>,
+    pub forgotten: Mutex<Vec<TaskId>>,
+    pub kept: Mutex<Vec<(TaskId, u64)>>,
+    /// How long copies take until they ask whether they may write.
+    pub opening: Mutex<Duration>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct Copy {
+    pub work: Mutex<Option<Work>>,
+    pub opening: Duration,
+    pub gate: Arc<Gate>,
+    pub admitted: watch::Sender<Option<std::result::Result<(), Code>>>,
+    pub durable: Mutex<u64>,
+    pub limit: Mutex<Option<u64>>,
+    pub cancelled: watch::Sender<Option<Reason>>,
+    pub cuts: Mutex<u32>,
+    /// How it ends, other than by being cancelled.
+    pub end: watch::Sender<Option<End>>,
+    /// Whether it comes to rest when it ends.
+    pub rests: watch::Sender<bool>,
+}
+
+pub(super) fn bytes(end: u64) -> DurableMap {
+    let mut ranges = RangeSet::new();
+    if end > 0 {
+        ranges.insert(ByteRange::new(0, end));
+    }
+    DurableMap::of(&ranges)
+}
+
+#[async_trait]
+impl Worker for Copies {
+    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
+        if copy.destination.contains("forbidden") {
+            return Err(Error::new(Code::Permission, Side::Destination, Operation::Open, "not allowed"));
+        }
+        Ok(vec![format!("file:{}", copy.destination)])
+    }
+
+    fn start(&self, work: Work) -> Arc<dyn Running> {
+        let copy = Arc::new(Copy {
+            gate: Arc::clone(&work.gate),
+            durable: Mutex::new(0),
+            limit: Mutex::new(work.copy.limit),
+            work: Mutex::default(),
+            opening: *self.opening.lock().unwrap(),
+            admitted: watch::Sender::new(None),
+            cancelled: watch::Sender::new(None),
+            cuts: Mutex::new(0),
+            end: watch::Sender::new(None),
+            rests: watch::Sender::new(true),
+        });
+        self.all.lock().unwrap().insert(work.task.clone(), Arc::clone(&copy));
+        *copy.work.lock().unwrap() = Some(work);
+        copy
+    }
+
+    fn kept(&self) -> Vec<(TaskId, u64)> {
+        self.kept.lock().unwrap().clone()
+    }
+
+    fn forget(&self, task: &TaskId, _created_ms: u64) {
+        self.forgotten.lock().unwrap().push(task.clone());
+    }
+}
+
+impl Copy {
+    /// Waits until it may write, or is told that it may not.
+    pub(super) async fn is_admitted(&self) -> std::result::Result<(), Code> {
+        self.admitted.subscribe().wait_for(Option::is_some).await.unwrap().unwrap()
+    }
+
+    async fn ask(&self) -> Option<End> {
+        tokio::time::sleep(self.opening).await;
+        let work = self.work.lock().unwrap().take().unwrap();
+        let (answer, answered) = oneshot::channel();
+        assert!(work.admission.send(Question { durable: work.durable.clone(), answer }).is_ok());
+        let answer = answered.await.unwrap();
+        self.admitted.send_replace(Some(answer.as_ref().copied().map_err(|error| error.code)));
+        answer.err().map(|error| Outcome::refused(&error).end)
+    }
+}
+
+#[async_trait]
+impl Running for Copy {
+    fn progress(&self) -> Progress {
+        let durable = *self.durable.lock().unwrap();
+        Progress { planned: 100, issued: durable, written: durable, durable, ..Progress::default() }
+    }
+
+    fn durable(&self) -> DurableMap {
+        bytes(*self.durable.lock().unwrap())
+    }
+
+    fn set_limit(&self, bytes_per_second: Option<u64>) {
+        *self.limit.lock().unwrap() = bytes_per_second;
+    }
+
+    fn cancel(&self, reason: Reason) {
+        self.cancelled.send_modify(|cancelled| _ = cancelled.get_or_insert(reason));
+    }
+
+    fn cut(&self) {
+        *self.cuts.lock().unwrap() += 1;
+    }
+
+    async fn ended(&self) -> Outcome {
+        let mut end = self.end.subscribe();
+        let mut cancelled = self.cancelled.subscribe();
+        let end = match self.ask().await {
+            Some(end) => end,
+            None => tokio::select! { biased;
+                Ok(end) = end.wait_for(Option::is_some) => end.clone().unwrap(),
+                Ok(reason) = cancelled.wait_for(Option::is_some) => End::Stopped(reason.unwrap()),
+            },
+        };
+        let quiesced = *self.rests.borrow();
+        Outcome { end, quiesced, progress: self.progress(), durable: self.durable(), report: None }
+    }
+}
+
+/// What the dispatcher was told, and when.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub changed: Mutex<Vec<(Instant, TaskId)>>,
+    pub progress: Mutex<Vec<(Instant, TaskId, Progress)>>,
+    pub is_deaf: Mutex<bool>,
+}
+
+#[async_trait]
+impl LeaderCalls for Told {
+    async fn changed(&self, tasks: &[TaskId]) -> std::result::Result<(), CallError> {
+        if *self.is_deaf.lock().unwrap() {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            return Err(CallError::NoAnswer(String::from("deaf")));
+        }
+        let now = Instant::now();
+        self.changed.lock().unwrap().extend(tasks.iter().map(|task| (now, task.clone())));
+        Ok(())
+    }
+
+    async fn progress(&self, updates: &[(TaskId, Progress)]) -> std::result::Result<(), CallError> {
+        let now = Instant::now();
+        self.progress.lock().unwrap().extend(updates.iter().map(|(task, progress)| (now, task.clone(), *progress)));
+        Ok(())
+    }
+}
+
+/// The clock that goes with paused time.
+#[derive(Debug)]
+pub(super) struct TestClock(pub Instant);
+
+impl Clock for TestClock {
+    fn boot_time(&self) -> Duration {
+        self.0.elapsed() + Duration::from_secs(1000)
+    }
+
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).unwrap()
+    }
+}
+
+/// A node's memory.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    pub incarnations: Mutex<Vec<Incarnation>>,
+    pub epoch: Mutex<i64>,
+}
+
+impl NodeState for Memory {
+    fn incarnations(&self) -> Result<Vec<Incarnation>> {
+        Ok(self.incarnations.lock().unwrap().clone())
+    }
+
+    fn remember(&self, incarnation: &Incarnation) -> Result<()> {
+        let mut known = self.incarnations.lock().unwrap();
+        if !known.contains(incarnation) {
+            known.push(incarnation.clone());
+        }
+        Ok(())
+    }
+
+    fn leader_epoch(&self) -> Result<Epoch> {
+        Ok(Epoch(*self.epoch.lock().unwrap()))
+    }
+
+    fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()> {
+        *self.epoch.lock().unwrap() = epoch.0;
+        Ok(())
+    }
+}

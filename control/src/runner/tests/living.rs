@@ -1,0 +1,248 @@
+//! From an assignment to the last write about it.
+
+use super::*;
+use crate::peers::{CallError, Standing};
+use crate::record::Failure;
+use blockhaul_engine::error::{Code, Error, Operation, Side};
+
+fn failure(code: Code) -> End {
+    End::Failed(Failure::from(&Error::new(code, Side::Source, Operation::Read, "for a test")))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_without_work_runs_its_time_and_is_done() {
+    let stage = Stage::new().await;
+    stage.submit("t", noop(3000));
+    let assignment = stage.grant("t", "life");
+    let epoch = assignment.epoch;
+    assert_eq!(stage.handle.assign(assignment.clone()).await, Ok(Answer::Accepted));
+    assert_eq!(stage.handle.assign(assignment.clone()).await, Ok(Answer::Accepted), "again");
+    let record = stage.until("t", State::Running).await;
+    assert_eq!((record.epoch, record.attempts[0].epoch, record.attempts[0].quiet), (Some(epoch), Some(epoch), false));
+    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Held));
+    let began = Instant::now();
+    let record = stage.until("t", State::Succeeded).await;
+    assert!((2900..3200).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    assert_eq!((record.attempts.len(), record.attempts[0].outcome.as_deref()), (1, Some("succeeded")));
+    assert!(!stage.has_claim("t"), "its claim went with it");
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Ended));
+    assert_eq!(stage.handle.assign(assignment).await, Ok(Answer::Accepted), "it has been done");
+    assert_eq!(stage.told.changed.lock().unwrap().len(), 2, "one hint for each write");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_may_write_only_once_running_is_stored() {
+    let stage = Stage::new().await;
+    *stage.copies.opening.lock().unwrap() = Duration::from_secs(1);
+    stage.submit("t", copy_of(Fence::Local));
+    let assignment = stage.grant("t", "life");
+    stage.handle.assign(assignment).await.unwrap();
+    let copy = stage.copy("t").await;
+    assert_eq!(stage.record("t").state, State::Assigned);
+    assert!(copy.admitted.borrow().is_none());
+    copy.is_admitted().await.unwrap();
+    let record = stage.record("t");
+    assert!(record.state == State::Running && record.admitted);
+    assert!(copy.gate.is_open_at(Duration::from_secs(1 << 32)), "a lock is enough: no lease");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_replies_of_any_write_change_nothing() {
+    for nth in 1..=6 {
+        let stage = Stage::with(Store::default(), Arc::default(), "life").await;
+        stage.store.lose_every(nth);
+        if nth == 1 {
+            stage.store.lose_replies(3);
+        }
+        let copy = stage.running("t", copy_of(Fence::Lease)).await;
+        *copy.durable.lock().unwrap() = 50;
+        sleep(Duration::from_secs(12)).await;
+        assert_eq!(stage.record("t").map, copies::bytes(50), "every {nth}th reply lost");
+        copy.end.send_replace(Some(End::Succeeded));
+        let record = stage.until("t", State::Succeeded).await;
+        assert_eq!((record.attempts.len(), record.failures), (1, 0), "every {nth}th reply lost");
+        assert_eq!(*copy.cuts.lock().unwrap(), 0, "every {nth}th reply lost");
+        assert!(!stage.has_claim("t"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_assignment_that_was_taken_back_is_not_begun() {
+    let stage = Stage::new().await;
+    stage.submit("t", copy_of(Fence::Local));
+    let assignment = stage.grant("t", "life");
+    stage.revoke("t");
+    assert_eq!(stage.record("t").state, State::Pending);
+    stage.handle.assign(assignment.clone()).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert!(stage.copies.all.lock().unwrap().is_empty());
+    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Unknown));
+    let Ok(Answer::Refused { code, .. }) = stage.handle.assign(assignment).await else { panic!("taken again") };
+    assert_eq!(code, Code::Fenced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_assignment_that_is_taken_back_before_it_may_write_never_writes() {
+    let stage = Stage::new().await;
+    *stage.copies.opening.lock().unwrap() = Duration::from_secs(1);
+    stage.submit("t", copy_of(Fence::Local));
+    let assignment = stage.grant("t", "life");
+    stage.handle.assign(assignment).await.unwrap();
+    let copy = stage.copy("t").await;
+    stage.revoke("t");
+    assert_eq!(copy.is_admitted().await, Err(Code::Fenced));
+    sleep(Duration::from_secs(1)).await;
+    let record = stage.record("t");
+    assert_eq!((record.state, record.attempts.len()), (State::Pending, 1));
+    assert!(stage.handle.held().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_about_and_not_known_is_refused_ever_after() {
+    let stage = Stage::new().await;
+    stage.submit("t", noop(1));
+    let assignment = stage.grant("t", "life");
+    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Unknown));
+    assert!(matches!(stage.handle.assign(assignment).await, Ok(Answer::Refused { .. })));
+    assert_eq!(stage.record("t").state, State::Assigned);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lower_epochs_other_lives_and_full_slots_are_refused() {
+    let stage = Stage::new().await;
+    for task in ["a", "b", "c", "d"] {
+        stage.running(task, copy_of(Fence::Local)).await;
+    }
+    stage.submit("e", noop(1));
+    let assignment = stage.grant("e", "life");
+    let refused = |answer: Result<Answer, CallError>| match answer {
+        Ok(Answer::Refused { code, .. }) => code,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(stage.handle.assign(assignment.clone()).await), Code::Overloaded);
+    let other = Assignment { incarnation: Incarnation("other".into()), ..assignment.clone() };
+    assert_eq!(refused(stage.handle.assign(other).await), Code::Fenced);
+
+    stage.handle.nudge(Epoch(9), &id("a")).await.unwrap();
+    assert_eq!(stage.memory.leader_epoch().unwrap(), Epoch(9), "it outlives the process");
+    assert_eq!(refused(stage.handle.assign(assignment.clone()).await), Code::Fenced);
+    for answer in [
+        stage.handle.ask(assignment.clone()).await.map(drop),
+        stage.handle.nudge(Epoch(8), &id("a")).await,
+        stage.handle.interrupt(Epoch(8)).await,
+        stage.handle.resolve(Epoch(8), &copy_of(Fence::Local)).await.map(drop),
+    ] {
+        assert!(matches!(answer, Err(CallError::Refused { code: Code::Fenced, .. })), "{answer:?}");
+    }
+    assert!(stage.handle.resolve(Epoch(9), &copy_of(Fence::Local)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_tried_again_when_that_may_help() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Local)).await;
+    *copy.durable.lock().unwrap() = 40;
+    copy.end.send_replace(Some(failure(Code::Unreachable)));
+    let record = stage.until("t", State::Pending).await;
+    let wait = record.not_before_ms - record.updated_ms;
+    assert!(record.failures == 1 && (750..=1250).contains(&wait), "{wait} ms");
+    assert_eq!((record.map, record.holder), (copies::bytes(40), None));
+    assert!(stage.is_free("t"), "the claim stays the task's");
+    assert!(stage.copies.forgotten.lock().unwrap().is_empty(), "the journal is for the next attempt");
+
+    stage.copies.all.lock().unwrap().clear();
+    let again = stage.grant("t", "life");
+    stage.handle.assign(again).await.unwrap();
+    let copy = stage.copy("t").await;
+    copy.is_admitted().await.unwrap();
+    copy.end.send_replace(Some(failure(Code::NoSpace)));
+    let record = stage.until("t", State::Failed).await;
+    assert_eq!((record.failures, record.error.map(|error| error.code)), (2, Some(Code::NoSpace)));
+    assert!(!stage.has_claim("t"));
+    assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("t")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wishes_stop_a_copy_and_its_limit_follows_the_record() {
+    let stage = Stage::new().await;
+    let paused = stage.running("p", copy_of(Fence::Local)).await;
+    stage.happen("p", Event::LimitAsked(Some(77)));
+    stage.handle.nudge(Epoch(1), &id("p")).await.unwrap();
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(*paused.limit.lock().unwrap(), Some(77));
+    *paused.durable.lock().unwrap() = 30;
+    stage.happen("p", Event::PauseAsked);
+    stage.handle.nudge(Epoch(1), &id("p")).await.unwrap();
+    let record = stage.until("p", State::Paused).await;
+    assert_eq!((record.failures, record.map, record.holder), (0, copies::bytes(30), None));
+    assert_eq!(record.attempts[0].outcome.as_deref(), Some("ECancelled"));
+
+    stage.running("c", copy_of(Fence::Local)).await;
+    stage.happen("c", Event::CancelAsked);
+    stage.handle.nudge(Epoch(1), &id("c")).await.unwrap();
+    stage.until("c", State::Cancelled).await;
+    assert!(!stage.has_claim("c") && stage.has_claim("p"));
+
+    let done = stage.running("d", copy_of(Fence::Local)).await;
+    stage.happen("d", Event::CancelAsked);
+    done.end.send_replace(Some(End::Succeeded));
+    stage.until("d", State::Succeeded).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_waits_until_earlier_attempts_are_quiet() {
+    let stage = Stage::new().await;
+    stage.submit("t", copy_of(Fence::Lease));
+    stage.grant("t", "gone");
+    stage.happen("t", Event::Began { epoch: Epoch(1) });
+    stage.revoke("t");
+    stage.happen("t", Event::Fenced(task_state::Proof::LeaseOver));
+    let assignment = stage.grant("t", "life");
+    stage.handle.assign(assignment).await.unwrap();
+    let copy = stage.copy("t").await;
+    copy.is_admitted().await.unwrap();
+    copy.end.send_replace(Some(End::Succeeded));
+    stage.until("t", State::Verifying).await;
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(stage.record("t").state, State::Verifying);
+    stage.happen("t", Event::Quieted { attempt: 0 });
+    let record = stage.until("t", State::Succeeded).await;
+    assert_eq!(record.attempts.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn checkpoints_are_stored_and_progress_is_told_at_a_measured_pace() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Local)).await;
+    let writes = stage.store.writes();
+    for second in 1..=20_u64 {
+        for part in 0..20 {
+            *copy.durable.lock().unwrap() = second * 20 + part;
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    let record = stage.record("t");
+    assert!(
+        record.progress.durable >= 10 * 20 && record.map.bytes() == record.progress.durable,
+        "{:?}",
+        record.progress
+    );
+    let checkpoints = stage.store.writes() - writes;
+    assert!((2..=5).contains(&checkpoints), "{checkpoints}");
+    let told = stage.told.progress.lock().unwrap();
+    assert!((60..=81).contains(&told.len()), "{} reports in 20 s", told.len());
+    assert!(told.windows(2).all(|two| two[1].0 - two[0].0 >= Duration::from_millis(250)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_of_tasks_that_are_over_is_dropped() {
+    let (store, memory) = (Store::default(), Arc::new(Memory::default()));
+    let stage = Stage::raise(store, memory, "life");
+    stage.submit("open", noop(1));
+    stage.submit("later", noop(1));
+    let kept = [("open", 5), ("later", 4), ("unknown", 5)].map(|(task, created)| (id(task), created));
+    *stage.copies.kept.lock().unwrap() = kept.to_vec();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("later"), id("unknown")]);
+}

@@ -1,0 +1,243 @@
+//! The runner against a store, a worker and a dispatcher that are all made up.
+
+mod copies;
+mod copying;
+mod leasing;
+mod living;
+mod registering;
+mod stopping;
+mod store;
+
+use super::*;
+use crate::coord::{Done, Life, Op};
+use crate::layout;
+use crate::peers::{Answer, Assignment};
+use crate::record::{
+    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Progress, Record, Registration, State,
+    TaskRecord, TaskSpec, Wish,
+};
+use crate::task_state::{self, Event};
+use copies::{Copies, Copy, Memory, TestClock, Told};
+use store::Store;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+/// A store, and one node `n1` with a runner.
+struct Stage {
+    store: Store,
+    copies: Arc<Copies>,
+    told: Arc<Told>,
+    memory: Arc<Memory>,
+    clock: Arc<TestClock>,
+    handle: RunnerHandle,
+    keeper: Arc<SessionKeeper>,
+    stop: Option<oneshot::Sender<()>>,
+    runner: JoinHandle<Stopped>,
+}
+
+fn node() -> NodeId {
+    NodeId::new("n1").unwrap()
+}
+
+fn id(task: &str) -> TaskId {
+    TaskId::new(task).unwrap()
+}
+
+fn me(life: &str) -> Holder {
+    Holder { node: node(), incarnation: Incarnation(life.into()) }
+}
+
+fn copy_of(fence: Fence) -> TaskSpec {
+    TaskSpec::Copy(CopyTask {
+        source: "/in/a".into(),
+        destination: "/in/b".into(),
+        node: Some(node()),
+        limit: None,
+        verify: false,
+        overwrite: false,
+        sparse: "auto".into(),
+        reflink: "auto".into(),
+        digest: "none".into(),
+        fence,
+        source_stable: true,
+        dest_id: None,
+    })
+}
+
+fn noop(milliseconds: u64) -> TaskSpec {
+    TaskSpec::Noop(NoopTask { milliseconds, node: None })
+}
+
+impl Stage {
+    async fn new() -> Self {
+        Self::with(Store::default(), Arc::new(Memory::default()), "life").await
+    }
+
+    /// A runner that has registered.
+    async fn with(store: Store, memory: Arc<Memory>, life: &str) -> Self {
+        let stage = Self::raise(store, memory, life);
+        while !stage.handle.is_registered() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        stage
+    }
+
+    fn raise(store: Store, memory: Arc<Memory>, life: &str) -> Self {
+        fastrand::seed(7);
+        let (copies, told) = (Arc::new(Copies::default()), Arc::new(Told::default()));
+        let clock = Arc::new(TestClock(Instant::now()));
+        let config = RunnerConfig::new(node(), Incarnation(life.into()), "n1:1".into());
+        let seams = Seams {
+            worker: Arc::clone(&copies) as Arc<dyn Worker>,
+            leader: Arc::clone(&told) as Arc<dyn LeaderCalls>,
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+            state: Arc::clone(&memory) as Arc<dyn NodeState>,
+        };
+        let runner = Runner::new(config, seams);
+        let handle = runner.handle();
+        let keeper = Arc::new(SessionKeeper::new(Arc::new(store.clone())));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let sessions = keeper.sessions();
+        let kept = Arc::clone(&keeper);
+        let runner = tokio::spawn(async move {
+            tokio::select! { biased;
+                () = kept.run() => unreachable!("it never ends"),
+                stopped = runner.run(sessions, async { _ = stopped.await }) => stopped,
+            }
+        });
+        Self { store, copies, told, memory, clock, handle, keeper, stop: Some(stop), runner }
+    }
+
+    /// Stores a new task as `PENDING`.
+    fn submit(&self, task: &str, spec: TaskSpec) {
+        let record = TaskRecord {
+            id: id(task),
+            spec,
+            state: State::Pending,
+            wish: Wish::Run,
+            priority: 5,
+            max_attempts: 3,
+            failures: 0,
+            reason: String::new(),
+            not_before_ms: 0,
+            holder: None,
+            epoch: None,
+            claims: Vec::new(),
+            admitted: false,
+            attempts: Vec::new(),
+            progress: Progress::default(),
+            map: DurableMap::default(),
+            error: None,
+            report: None,
+            created_ms: 5,
+            updated_ms: 5,
+            op: OpId::fresh(),
+        };
+        let create = Op::Create { path: layout::task(&id(task)), data: record.encode(), life: Life::Persistent };
+        self.store.write(&[create]);
+    }
+
+    fn record(&self, task: &str) -> TaskRecord {
+        TaskRecord::decode(&self.store.get(&layout::task(&id(task))).unwrap().data).unwrap()
+    }
+
+    /// What a dispatcher writes of a task alone.
+    fn happen(&self, task: &str, event: Event) {
+        let node = self.store.get(&layout::task(&id(task))).unwrap();
+        let after = task_state::next(&TaskRecord::decode(&node.data).unwrap(), event, 7).unwrap();
+        self.store.write(&[Op::Set {
+            path: layout::task(&id(task)),
+            data: after.encode(),
+            version: node.stat.version,
+        }]);
+    }
+
+    /// Grants a task to a life of this node, as a dispatcher does.
+    fn grant(&self, task: &str, life: &str) -> Assignment {
+        let path = layout::task(&id(task));
+        let node = self.store.get(&path).unwrap();
+        let before = TaskRecord::decode(&node.data).unwrap();
+        let claims = vec![format!("test:{task}")];
+        let after = task_state::next(&before, Event::Assigned { to: me(life), claims: claims.clone() }, 6).unwrap();
+        let claim_path = layout::claim(&claims[0]);
+        let claim = Claim { destination: claims[0].clone(), task: id(task), holder: Some(me(life)), op: OpId::fresh() };
+        let claim_op = match self.store.get(&claim_path) {
+            None => Op::Create { path: claim_path, data: claim.encode(), life: Life::Persistent },
+            Some(old) => Op::Set { path: claim_path, data: claim.encode(), version: old.stat.version },
+        };
+        let done = self.store.write(&[claim_op, Op::Set { path, data: after.encode(), version: node.stat.version }]);
+        let Some(Done::Set(stat)) = done.last() else { panic!("{done:?}") };
+        Assignment {
+            task: id(task),
+            epoch: Epoch::from(stat.modified),
+            incarnation: Incarnation(life.into()),
+            leader: Epoch(1),
+        }
+    }
+
+    /// Takes a task away from its holder, as a dispatcher does that has seen the registration vanish.
+    fn revoke(&self, task: &str) {
+        let path = layout::task(&id(task));
+        let node = self.store.get(&path).unwrap();
+        let before = TaskRecord::decode(&node.data).unwrap();
+        let after = task_state::next(&before, Event::Vanished, 7).unwrap();
+        let claim_path = layout::claim(&before.claims[0]);
+        let claim = self.store.get(&claim_path).unwrap();
+        let free = Claim { holder: None, ..Claim::decode(&claim.data).unwrap() };
+        self.store.write(&[
+            Op::Set { path: claim_path, data: free.encode(), version: claim.stat.version },
+            Op::Set { path, data: after.encode(), version: node.stat.version },
+        ]);
+    }
+
+    /// Submits, grants and assigns a task, and waits until its copy may write.
+    async fn running(&self, task: &str, spec: TaskSpec) -> Arc<Copy> {
+        self.submit(task, spec);
+        let assignment = self.grant(task, "life");
+        assert_eq!(self.handle.assign(assignment).await, Ok(Answer::Accepted));
+        let copy = self.copy(task).await;
+        assert_eq!(copy.is_admitted().await, Ok(()));
+        copy
+    }
+
+    async fn copy(&self, task: &str) -> Arc<Copy> {
+        loop {
+            if let Some(copy) = self.copies.all.lock().unwrap().get(&id(task)) {
+                return Arc::clone(copy);
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until a task is in a state, for a minute at most.
+    async fn until(&self, task: &str, state: State) -> TaskRecord {
+        for _ in 0..12_000 {
+            let record = self.record(task);
+            if record.state == state {
+                return record;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it stays: {:?}", self.record(task));
+    }
+
+    fn registration(&self) -> Option<Registration> {
+        self.store.get(&layout::runner("n1")).map(|node| Registration::decode(&node.data).unwrap())
+    }
+
+    fn has_claim(&self, task: &str) -> bool {
+        self.store.get(&layout::claim(&format!("test:{task}"))).is_some()
+    }
+
+    fn is_free(&self, task: &str) -> bool {
+        let node = self.store.get(&layout::claim(&format!("test:{task}"))).unwrap();
+        Claim::decode(&node.data).unwrap().holder.is_none()
+    }
+
+    async fn stop(mut self) -> (Self, Stopped) {
+        drop(self.stop.take());
+        let stopped = (&mut self.runner).await.unwrap();
+        (self, stopped)
+    }
+}

@@ -1,0 +1,125 @@
+//! Giving everything back.
+
+use super::*;
+use blockhaul_engine::job::Reason;
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_stops_gives_everything_back_tells_it_and_is_gone() {
+    let stage = Stage::new().await;
+    let began = Instant::now();
+    let copies = [stage.running("l", copy_of(Fence::Local)).await, stage.running("r", copy_of(Fence::Lease)).await];
+    *copies[0].durable.lock().unwrap() = 60;
+    stage.submit("n", noop(60_000));
+    stage.handle.assign(stage.grant("n", "life")).await.unwrap();
+    stage.until("n", State::Running).await;
+    let handle = stage.handle.clone();
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!(stopped, Stopped { left_behind: vec![] });
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    for task in ["l", "r", "n"] {
+        let record = stage.record(task);
+        assert_eq!((record.state, record.failures, &record.holder), (State::Pending, 0, &None), "{task}");
+        assert_eq!(record.attempts[0].outcome.as_deref(), Some("ERunnerInterrupt"));
+        assert!(record.attempts[0].quiet && stage.is_free(task));
+        let told = stage.told.changed.lock().unwrap();
+        assert_eq!(told.iter().filter(|(_, changed)| *changed == id(task)).count(), 2, "{task}: begun, given back");
+    }
+    assert_eq!(stage.record("l").map, copies::bytes(60));
+    assert!(stage.registration().is_none());
+    assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("r")], "others go on with it");
+    stage.submit("x", noop(1));
+    let answer = handle.assign(stage.grant("x", "life")).await;
+    assert!(matches!(answer, Ok(Answer::Refused { .. })), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_says_so_before_it_stops_anything() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Local)).await;
+    let store = stage.store.clone();
+    let marked = tokio::spawn(async move {
+        copy.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
+        Registration::decode(&store.get(&layout::runner("n1")).unwrap().data).unwrap().stopping
+    });
+    stage.stop().await;
+    assert!(marked.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_whose_last_block_was_durable_is_done() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Local)).await;
+    copy.end.send_replace(Some(End::Succeeded));
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!(stopped.left_behind, []);
+    assert_eq!(stage.record("t").state, State::Succeeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_does_not_come_to_rest_is_never_given_back() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Local)).await;
+    copy.rests.send_replace(false);
+    let began = Instant::now();
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!(stopped.left_behind, [id("t")]);
+    assert!(began.elapsed() < Duration::from_secs(14), "{:?}", began.elapsed());
+    let record = stage.record("t");
+    assert_eq!((record.state, record.holder), (State::Running, Some(me("life"))));
+    assert!(stage.registration().is_some_and(|registration| registration.stopping), "it is left to expire");
+    assert!(!stage.is_free("t"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_server_late_requests_are_over_after_a_while() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Lease)).await;
+    copy.rests.send_replace(false);
+    stage.happen("t", Event::CancelAsked);
+    stage.handle.nudge(Epoch(1), &id("t")).await.unwrap();
+    sleep(Duration::from_secs(29)).await;
+    assert_eq!(stage.record("t").state, State::Cancelling);
+    stage.until("t", State::Cancelled).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_in_time_whoever_does_not_answer() {
+    let stage = Stage::new().await;
+    stage.running("t", copy_of(Fence::Local)).await;
+    *stage.told.is_deaf.lock().unwrap() = true;
+    stage.store.cut(true);
+    let began = Instant::now();
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!(stopped.left_behind, [id("t")]);
+    assert!(began.elapsed() <= Duration::from_secs(16), "{:?}", began.elapsed());
+    assert_eq!(stage.record("t").state, State::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_was_accepted_a_moment_ago_is_given_back_as_well() {
+    let stage = Stage::new().await;
+    stage.submit("t", copy_of(Fence::Lease));
+    stage.handle.assign(stage.grant("t", "life")).await.unwrap();
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!(stopped.left_behind, []);
+    let record = stage.record("t");
+    assert_eq!((record.state, record.failures, record.attempts[0].epoch), (State::Pending, 0, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interrupted_runner_gives_back_and_goes_on() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Local)).await;
+    stage.handle.interrupt(Epoch(1)).await.unwrap();
+    stage.handle.interrupt(Epoch(1)).await.unwrap();
+    let record = stage.until("t", State::Pending).await;
+    assert_eq!((record.failures, *copy.cancelled.borrow()), (0, Some(Reason::RunnerInterrupt)));
+    sleep(Duration::from_secs(1)).await;
+    assert!(!stage.registration().unwrap().stopping);
+    stage.submit("n", noop(1));
+    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(Answer::Accepted));
+    stage.until("n", State::Succeeded).await;
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!((stopped.left_behind.len(), stage.registration()), (0, None));
+    stage.keeper.close().await;
+}

@@ -1,0 +1,243 @@
+//! A store of records in memory: one server that can be cut off, lose replies, and give sessions up.
+
+use crate::coord::{
+    Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, Session, SessionId, SessionState, Stat, Watch,
+    Zxid,
+};
+use async_trait::async_trait;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+/// The server.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Store(Arc<Mutex<Server>>);
+
+#[derive(Debug, Default)]
+struct Server {
+    nodes: BTreeMap<String, Node>,
+    watches: BTreeMap<String, Vec<oneshot::Sender<()>>>,
+    zxid: i64,
+    sessions: i64,
+    open: BTreeMap<i64, watch::Sender<SessionState>>,
+    is_cut: bool,
+    /// Replies of this many writes are lost.
+    lose: usize,
+    /// Every `n`th reply is lost.
+    lose_every: Option<usize>,
+    writes: usize,
+}
+
+#[derive(Debug)]
+struct FakeSession {
+    id: i64,
+    store: Store,
+    states: watch::Sender<SessionState>,
+}
+
+impl Store {
+    fn server(&self) -> MutexGuard<'_, Server> {
+        self.0.lock().unwrap()
+    }
+
+    /// What a node holds.
+    pub(super) fn get(&self, path: &str) -> Option<Node> {
+        self.server().nodes.get(path).cloned()
+    }
+
+    /// Writes as somebody else.
+    pub(super) fn write(&self, ops: &[Op]) -> Vec<Done> {
+        self.server().commit(0, ops).unwrap()
+    }
+
+    /// Writes committed so far.
+    pub(super) fn writes(&self) -> usize {
+        self.server().writes
+    }
+
+    /// Cuts every session off, or brings them back.
+    pub(super) fn cut(&self, is_cut: bool) {
+        let mut server = self.server();
+        server.is_cut = is_cut;
+        let link = if is_cut { Link::Disconnected } else { Link::Connected };
+        for states in server.open.values() {
+            states.send_modify(|state| {
+                if !state.is_over() {
+                    state.reconnects += u64::from(!is_cut);
+                    state.link = link;
+                }
+            });
+        }
+    }
+
+    /// Gives every session up: their ephemeral nodes go.
+    pub(super) fn expire(&self) {
+        let mut server = self.server();
+        for (_, states) in std::mem::take(&mut server.open) {
+            states.send_modify(|state| state.link = Link::Over(Ending::Expired));
+        }
+        let gone: Vec<_> =
+            server.nodes.iter().filter(|(_, node)| node.stat.owner.is_some()).map(|(path, _)| path.clone()).collect();
+        for path in gone {
+            server.nodes.remove(&path);
+            server.touch(&path);
+        }
+    }
+
+    /// Loses the replies of the next writes.
+    pub(super) fn lose_replies(&self, count: usize) {
+        self.server().lose = count;
+    }
+
+    /// Loses every `n`th reply from now on.
+    pub(super) fn lose_every(&self, n: usize) {
+        self.server().lose_every = Some(n);
+    }
+}
+
+impl Server {
+    fn touch(&mut self, path: &str) {
+        self.watches.remove(path).into_iter().flatten().for_each(|watch| _ = watch.send(()));
+    }
+
+    fn commit(&mut self, session: i64, ops: &[Op]) -> Result<Vec<Done>, CoordError> {
+        let mut nodes = self.nodes.clone();
+        let zxid = Zxid(self.zxid + 1);
+        let mut done = Vec::new();
+        for (index, op) in ops.iter().enumerate() {
+            let result = apply(&mut nodes, zxid, session, op);
+            done.push(result.map_err(|why| CoordError::Refused { index, why })?);
+        }
+        (self.nodes, self.zxid) = (nodes, zxid.0);
+        self.writes += 1;
+        for op in ops {
+            let (Op::Create { path, .. } | Op::Set { path, .. } | Op::Delete { path, .. } | Op::Check { path, .. }) =
+                op;
+            if !matches!(op, Op::Check { .. }) {
+                self.touch(path);
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn apply(nodes: &mut BTreeMap<String, Node>, zxid: Zxid, session: i64, op: &Op) -> Result<Done, Refusal> {
+    let checked = |nodes: &BTreeMap<String, Node>, path: &str, version: i32| match nodes.get(path) {
+        None => Err(Refusal::NoNode),
+        Some(node) if node.stat.version != version => Err(Refusal::BadVersion),
+        Some(_) => Ok(()),
+    };
+    match op {
+        Op::Check { path, version } => checked(nodes, path, *version).map(|()| Done::Plain),
+        Op::Create { path, data, life } => {
+            if nodes.contains_key(path) {
+                return Err(Refusal::NodeExists);
+            }
+            let owner = (*life == Life::Ephemeral).then_some(SessionId(session));
+            let stat = Stat { version: 0, created: zxid, modified: zxid, owner };
+            nodes.insert(path.clone(), Node { data: data.clone(), stat });
+            Ok(Done::Plain)
+        }
+        Op::Set { path, data, version } => {
+            checked(nodes, path, *version)?;
+            let node = nodes.get_mut(path).unwrap();
+            node.data.clone_from(data);
+            (node.stat.version, node.stat.modified) = (version + 1, zxid);
+            Ok(Done::Set(node.stat))
+        }
+        Op::Delete { path, version } => {
+            checked(nodes, path, *version)?;
+            nodes.remove(path);
+            Ok(Done::Plain)
+        }
+    }
+}
+
+#[async_trait]
+impl Center for Store {
+    async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut server = self.server();
+        if server.is_cut {
+            return Err(CoordError::NotConnected);
+        }
+        server.sessions += 1;
+        let id = server.sessions;
+        let states = watch::Sender::new(SessionState { link: Link::Connected, reconnects: 0 });
+        server.open.insert(id, states.clone());
+        Ok(Arc::new(FakeSession { id, store: self.clone(), states }))
+    }
+}
+
+impl FakeSession {
+    /// The way to the server, if there is one.
+    async fn ask<T>(&self, work: impl FnOnce(&mut Server) -> T + Send) -> Result<T, CoordError> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let state = *self.states.borrow();
+        match state.link {
+            Link::Connected => Ok(work(&mut self.store.server())),
+            Link::Disconnected => Err(CoordError::NotConnected),
+            Link::Over(ending) => Err(CoordError::Ended(ending)),
+        }
+    }
+}
+
+#[async_trait]
+impl Session for FakeSession {
+    fn id(&self) -> SessionId {
+        SessionId(self.id)
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    fn states(&self) -> watch::Receiver<SessionState> {
+        self.states.subscribe()
+    }
+
+    async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
+        self.ask(|server| server.nodes.get(path).cloned()).await
+    }
+
+    async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
+        self.ask(|server| {
+            let (fire, watch) = Watch::new();
+            server.watches.entry(path.to_owned()).or_default().push(fire);
+            (server.nodes.get(path).cloned(), watch)
+        })
+        .await
+    }
+
+    async fn children(&self, _path: &str) -> Result<Vec<String>, CoordError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn children_and_watch(&self, _path: &str) -> Result<(Vec<String>, Watch), CoordError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError> {
+        crate::coord::check_size(&ops)?;
+        let id = self.id;
+        self.ask(move |server| {
+            let done = server.commit(id, &ops)?;
+            let is_lost = server.lose > 0 || server.lose_every.is_some_and(|n| server.writes.is_multiple_of(n));
+            server.lose = server.lose.saturating_sub(1);
+            if is_lost { Err(CoordError::Unknown(String::from("the reply was lost"))) } else { Ok(done) }
+        })
+        .await?
+    }
+
+    async fn sync(&self) -> Result<(), CoordError> {
+        self.ask(|_| ()).await
+    }
+
+    async fn close(&self) {
+        self.states.send_modify(|state| state.link = Link::Over(Ending::Closed));
+        let mut server = self.store.server();
+        server.open.remove(&self.id);
+        server.nodes.retain(|_, node| node.stat.owner != Some(SessionId(self.id)));
+    }
+}

@@ -1,0 +1,302 @@
+//! Simulated volumes, and the log of their writes that judges who wrote when.
+//!
+//! A volume is an array of blocks; a block holds a number that tells whose data it is. A write is submitted, is on its
+//! way for a while, and lands; the process that submitted it may be gone by then. What must be true of every volume:
+//!
+//! - No write of a grant is submitted after one of a later grant was (the epochs of submitted writes never fall).
+//! - Once a task has succeeded no write of its grant or an earlier one lands, and the volume holds its source's data
+//!   until a later grant writes.
+//!
+//! A local volume is locked by who writes it, and the lock is free only when the last write of a process that has ended
+//! has landed. A volume behind a server has no lock; what a cut-off client sent may land up to [`LATE`] later.
+
+use super::verdict::Verdict;
+use crate::record::{Epoch, Holder, TaskId};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+
+/// A write on its way lands at most so much later than its process has ended or was cut off: below the time after
+/// which the task center takes an earlier attempt for quiet.
+pub(super) const LATE: Duration = Duration::from_secs(25);
+
+/// Bytes of a block.
+pub(super) const BLOCK: u64 = 1 << 20;
+
+/// Who writes, by which right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Writer {
+    pub(super) task: TaskId,
+    pub(super) epoch: Epoch,
+    pub(super) holder: Holder,
+    /// Which of the processes of the simulation, and which of its jobs: the lock's owner.
+    pub(super) job: u64,
+}
+
+/// A volume.
+#[derive(Debug)]
+struct Volume {
+    /// The node that has it, or none behind a server.
+    node: Option<String>,
+    /// What each block holds, and what it would hold after a power cut.
+    blocks: Vec<u64>,
+    flushed: Vec<u64>,
+    /// Kept beside the content, as an attribute.
+    record: Option<Epoch>,
+    /// The job that has it open for writing.
+    lock: Option<u64>,
+    /// The latest grant that was written under.
+    newest: Option<Writer>,
+    /// The grant under which it was completed last, and with what.
+    sealed: Option<(Epoch, Vec<u64>)>,
+}
+
+/// A write on its way.
+#[derive(Debug)]
+struct Flight {
+    volume: String,
+    block: usize,
+    value: u64,
+    by: Writer,
+    lands_at: Instant,
+    /// Whether whoever submitted it still waits for it.
+    is_orphan: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    volumes: BTreeMap<String, Volume>,
+    flights: BTreeMap<u64, Flight>,
+    submitted: u64,
+}
+
+/// All volumes of a world.
+#[derive(Clone, Debug)]
+pub(super) struct Disks {
+    inner: Arc<Mutex<Inner>>,
+    verdict: Verdict,
+}
+
+impl Disks {
+    pub(super) fn new(verdict: Verdict) -> Self {
+        Self { inner: Arc::default(), verdict }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A volume with this content.
+    pub(super) fn add(&self, name: &str, node: Option<&str>, blocks: Vec<u64>) {
+        let flushed = blocks.clone();
+        let node = node.map(str::to_owned);
+        let volume = Volume { node, blocks, flushed, record: None, lock: None, newest: None, sealed: None };
+        self.lock().volumes.insert(name.to_owned(), volume);
+    }
+
+    pub(super) fn blocks(&self, name: &str) -> Vec<u64> {
+        self.lock().volumes.get(name).map(|volume| volume.blocks.clone()).unwrap_or_default()
+    }
+
+    /// Whether the rules of a copy call it empty.
+    pub(super) fn is_empty(&self, name: &str) -> bool {
+        self.lock().volumes.get(name).is_none_or(|volume| volume.blocks[0] == 0)
+    }
+
+    /// Whether a volume is behind a server.
+    pub(super) fn is_remote(&self, name: &str) -> bool {
+        self.lock().volumes.get(name).is_some_and(|volume| volume.node.is_none())
+    }
+
+    /// Opens a local volume for writing; true if nobody else has it open and nothing is on its way to it.
+    pub(super) fn try_lock(&self, name: &str, job: u64) -> bool {
+        let mut inner = self.lock();
+        let is_busy = inner.flights.values().any(|flight| flight.volume == name && flight.by.job != job);
+        let Some(volume) = inner.volumes.get_mut(name) else { return false };
+        if volume.node.is_none() {
+            return true;
+        }
+        if is_busy || volume.lock.is_some_and(|owner| owner != job) {
+            return false;
+        }
+        volume.lock = Some(job);
+        true
+    }
+
+    pub(super) fn unlock(&self, name: &str, job: u64) {
+        if let Some(volume) = self.lock().volumes.get_mut(name)
+            && volume.lock == Some(job)
+        {
+            volume.lock = None;
+        }
+    }
+
+    /// Sends a write on its way. The receiver hears of its landing, or fails if it is cut off.
+    pub(super) fn submit(
+        &self,
+        name: &str,
+        block: usize,
+        value: u64,
+        by: &Writer,
+        takes: Duration,
+    ) -> oneshot::Receiver<()> {
+        let lands_at = Instant::now() + takes;
+        let mut inner = self.lock();
+        let number = inner.submitted;
+        inner.submitted += 1;
+        let volume = inner.volumes.get_mut(name).expect("jobs write volumes that exist");
+        self.judge_submission(name, volume, by);
+        let flight =
+            Flight { volume: name.to_owned(), block, value, by: by.clone(), lands_at, is_orphan: false };
+        inner.flights.insert(number, flight);
+        let (landed, receiver) = oneshot::channel();
+        tokio::spawn(self.clone().fly(number, landed));
+        receiver
+    }
+
+    fn judge_submission(&self, name: &str, volume: &mut Volume, by: &Writer) {
+        if let Some(newest) = &volume.newest {
+            self.verdict.expect(by.epoch >= newest.epoch, || {
+                format!("{name}: a write of {} (epoch {}) was submitted after one of {newest:?}", by.holder.node, by.epoch)
+            });
+            self.verdict.expect(by.epoch > newest.epoch || by.holder == newest.holder, || {
+                format!("{name}: two holders wrote under epoch {}: {newest:?} and {by:?}", by.epoch)
+            });
+        }
+        if let Some((sealed, _)) = &volume.sealed {
+            self.verdict.expect(by.epoch > *sealed, || format!("{name}: {by:?} wrote after success under {sealed}"));
+        }
+        if volume.newest.as_ref().is_none_or(|newest| by.epoch > newest.epoch) {
+            self.verdict.note(format_args!("{name}: first write under epoch {} by {} for {}", by.epoch, by.holder.node, by.task));
+            volume.newest = Some(by.clone());
+        }
+    }
+
+    async fn fly(self, number: u64, landed: oneshot::Sender<()>) {
+        loop {
+            let Some(lands_at) = self.lock().flights.get(&number).map(|flight| flight.lands_at) else { return };
+            if lands_at > Instant::now() {
+                sleep_until(lands_at).await;
+                continue;
+            }
+            let mut inner = self.lock();
+            let Some(flight) = inner.flights.remove(&number) else { return };
+            self.land(&mut inner, &flight);
+            if !flight.is_orphan {
+                let _ = landed.send(());
+            }
+            return;
+        }
+    }
+
+    fn land(&self, inner: &mut Inner, flight: &Flight) {
+        let Flight { volume: name, block, value, by, .. } = flight;
+        let Some(volume) = inner.volumes.get_mut(name) else { return };
+        if let Some((sealed, _)) = &volume.sealed {
+            self.verdict.expect(by.epoch > *sealed, || format!("{name}: a write of {by:?} landed after success under {sealed}"));
+        }
+        volume.blocks[*block] = *value;
+    }
+
+    /// These blocks, which have landed, are durable.
+    pub(super) fn flush(&self, name: &str, blocks: &BTreeSet<usize>) {
+        if let Some(volume) = self.lock().volumes.get_mut(name) {
+            blocks.iter().for_each(|&block| volume.flushed[block] = volume.blocks[block]);
+        }
+    }
+
+    /// What is kept beside a local volume's content: the highest grant that it was opened under.
+    pub(super) fn check_record(&self, name: &str, epoch: Epoch) -> Result<()> {
+        let record = self.lock().volumes.get(name).and_then(|volume| volume.record);
+        match record {
+            Some(record) if record > epoch => {
+                let message = format!("{name} was written under epoch {record}, {epoch} is an earlier one");
+                Err(Error::new(Code::Fenced, Side::Destination, Operation::Open, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// From now on earlier grants are refused.
+    pub(super) fn raise_record(&self, name: &str, epoch: Epoch) {
+        if let Some(volume) = self.lock().volumes.get_mut(name).filter(|volume| volume.node.is_some()) {
+            volume.record = volume.record.max(Some(epoch));
+        }
+    }
+
+    /// A job's process has ended, or its connections were cut: nobody waits for what it had on its way, and that lands
+    /// later than it would have, or never. Gives how many there were.
+    pub(super) fn orphan(&self, which: impl Fn(&Writer) -> bool, rng: &mut fastrand::Rng) -> usize {
+        let mut inner = self.lock();
+        let Inner { volumes, flights, .. } = &mut *inner;
+        let mut lost = Vec::new();
+        let mut count = 0;
+        for (number, flight) in flights.iter_mut().filter(|(_, flight)| which(&flight.by) && !flight.is_orphan) {
+            flight.is_orphan = true;
+            count += 1;
+            let is_remote = volumes[&flight.volume].node.is_none();
+            let late = if is_remote { LATE } else { Duration::from_secs(3) };
+            match rng.u8(..4) {
+                0 => lost.push(*number),
+                1 => flight.lands_at = Instant::now() + late.mul_f64(rng.f64()),
+                _ => {}
+            }
+        }
+        lost.iter().for_each(|number| drop(flights.remove(number)));
+        count
+    }
+
+    /// The locks of jobs that have ended with their process are free.
+    pub(super) fn unlock_all(&self, jobs: &[u64]) {
+        for volume in self.lock().volumes.values_mut() {
+            volume.lock = volume.lock.filter(|job| !jobs.contains(job));
+        }
+    }
+
+    /// A node has lost power: what was not durable on its volumes may be gone.
+    pub(super) fn power_cut(&self, node: &str, rng: &mut fastrand::Rng) {
+        let mut inner = self.lock();
+        let Inner { volumes, flights, .. } = &mut *inner;
+        flights.retain(|_, flight| volumes[&flight.volume].node.as_deref() != Some(node));
+        for volume in volumes.values_mut().filter(|volume| volume.node.as_deref() == Some(node)) {
+            for (block, flushed) in volume.blocks.iter_mut().zip(&mut volume.flushed) {
+                if rng.bool() {
+                    *block = *flushed;
+                }
+                *flushed = *block;
+            }
+        }
+    }
+
+    /// A task has succeeded: its destination is judged, and sealed.
+    pub(super) fn seal(&self, name: &str, task: &TaskId, epoch: Epoch, expected: &[u64]) {
+        let mut inner = self.lock();
+        let Inner { volumes, flights, .. } = &mut *inner;
+        let Some(volume) = volumes.get_mut(name) else { return };
+        self.verdict.expect(volume.blocks == expected, || {
+            format!("{name}: {task} succeeded, but the destination is {:x?} and not {expected:x?}", volume.blocks)
+        });
+        self.verdict.expect(volume.flushed == expected, || format!("{name}: {task} succeeded before all was durable"));
+        let late = flights.values().find(|flight| flight.volume == name && flight.by.epoch <= epoch);
+        self.verdict.expect(late.is_none(), || format!("{name}: {task} succeeded while {late:?} was on its way"));
+        let newest = volume.newest.as_ref().map(|newest| newest.epoch);
+        self.verdict.expect(newest.is_none_or(|newest| newest <= epoch), || {
+            format!("{name}: {task} succeeded under {epoch}, but {newest:?} has written")
+        });
+        volume.sealed = Some((epoch, expected.to_vec()));
+    }
+
+    /// At the end: what was completed and not written since is as it was completed.
+    pub(super) fn judge_end(&self) {
+        for (name, volume) in &self.lock().volumes {
+            let Some((epoch, expected)) = &volume.sealed else { continue };
+            let is_rewritten = volume.newest.as_ref().is_some_and(|newest| newest.epoch > *epoch);
+            self.verdict.expect(is_rewritten || volume.blocks == *expected, || {
+                format!("{name}: changed after success under {epoch}: {:x?} and not {expected:x?}", volume.blocks)
+            });
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Simulated processes: what runs on one, and what it means to hold one still or to end it.
+//!
+//! A process is the set of its tasks. Each is wrapped in an [`Owned`], which is polled only while its process runs:
+//! wake-ups of a process that is held still are kept for later, and a process that is ended drops all it had at once,
+//! in the order in which it was started. Nothing else distinguishes a simulated process from a real one's tasks.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+thread_local! {
+    /// Whose task is being polled.
+    static CURRENT: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
+}
+
+/// One life of a node's process.
+#[derive(Default)]
+pub(crate) struct Process {
+    is_held: AtomicBool,
+    is_ended: AtomicBool,
+    started: AtomicU64,
+    /// Woken while it was held still.
+    woken: Mutex<Vec<Waker>>,
+    tasks: Mutex<BTreeMap<u64, Arc<dyn Body>>>,
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").field("is_held", &self.is_held).field("is_ended", &self.is_ended).finish()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Process {
+    /// Of the task that is being polled.
+    pub(crate) fn current() -> Option<Arc<Self>> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.is_ended.load(Relaxed)
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held.load(Relaxed)
+    }
+
+    /// Does something as this process, so that what it starts belongs to it.
+    pub(crate) fn enter<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
+        let outer = CURRENT.with_borrow_mut(|current| current.replace(self.clone()));
+        let result = work();
+        CURRENT.with_borrow_mut(|current| *current = outer);
+        result
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn hold(&self) {
+        self.is_held.store(true, Relaxed);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn release(&self) {
+        self.is_held.store(false, Relaxed);
+        std::mem::take(&mut *lock(&self.woken)).into_iter().for_each(Waker::wake);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn end(self: &Arc<Self>) {
+        self.is_ended.store(true, Relaxed);
+        let tasks = std::mem::take(&mut *lock(&self.tasks));
+        self.enter(|| tasks.values().for_each(|task| task.end()));
+        lock(&self.woken).clear();
+    }
+}
+
+/// A task that can be dropped from outside.
+trait Body: Send + Sync {
+    fn end(&self);
+}
+
+/// A future's place, empty once it is over.
+struct Slot<F>(Mutex<Option<Pin<Box<F>>>>);
+
+impl<F: Future + Send> Body for Slot<F> {
+    fn end(&self) {
+        let future = lock(&self.0).take();
+        drop(future);
+    }
+}
+
+/// A future that is part of a process.
+pub(crate) struct Owned<F: Future> {
+    home: Option<(Arc<Process>, u64)>,
+    slot: Arc<Slot<F>>,
+}
+
+impl<F: Future + Send + 'static> Owned<F> {
+    /// Part of the process that is running, if any is.
+    pub(crate) fn here(future: F) -> Self {
+        let slot = Arc::new(Slot(Mutex::new(Some(Box::pin(future)))));
+        let home = Process::current().map(|process| {
+            let number = process.started.fetch_add(1, Relaxed);
+            if process.is_ended() {
+                slot.end();
+            } else {
+                lock(&process.tasks).insert(number, slot.clone());
+            }
+            (process, number)
+        });
+        Self { home, slot }
+    }
+}
+
+impl<F: Future> Drop for Owned<F> {
+    fn drop(&mut self) {
+        let Some((process, number)) = &self.home else { return };
+        let task = lock(&process.tasks).remove(number);
+        process.enter(|| drop(task));
+        let future = lock(&self.slot.0).take();
+        process.enter(|| drop(future));
+    }
+}
+
+impl<F: Future> Future for Owned<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let mut slot = lock(&self.slot.0);
+        let Some(future) = slot.as_mut() else { return Poll::Pending };
+        let Some((process, _)) = &self.home else { return future.as_mut().poll(context) };
+        if process.is_held() {
+            lock(&process.woken).push(context.waker().clone());
+            return Poll::Pending;
+        }
+        let polled = process.enter(|| future.as_mut().poll(context));
+        if polled.is_ready() {
+            let done = slot.take();
+            drop(slot);
+            process.enter(|| drop(done));
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::{Instant, sleep};
+
+    /// A process whose tasks count, started by each other.
+    fn counter() -> (Arc<Process>, Arc<AtomicU64>) {
+        let (process, count) = (Arc::new(Process::default()), Arc::new(AtomicU64::new(0)));
+        let counted = count.clone();
+        process.enter(|| {
+            crate::process::spawn(async move {
+                let tick = async move {
+                    loop {
+                        sleep(Duration::from_secs(1)).await;
+                        counted.fetch_add(1, Relaxed);
+                    }
+                };
+                let _ = crate::process::spawn(tick).await;
+            })
+        });
+        (process, count)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_is_held_does_nothing_and_goes_on_where_it_was() {
+        let (process, count) = counter();
+        sleep(Duration::from_millis(5500)).await;
+        process.hold();
+        sleep(Duration::from_secs(100)).await;
+        assert_eq!(count.load(Relaxed), 5);
+        process.release();
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(count.load(Relaxed), 6, "its timer had fired");
+        sleep(Duration::from_millis(2500)).await;
+        assert_eq!(count.load(Relaxed), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_is_ended_drops_what_it_had_at_once() {
+        let start = Instant::now();
+        let (process, count) = counter();
+        sleep(Duration::from_millis(2500)).await;
+        let weak = Arc::downgrade(&count);
+        drop(count);
+        process.end();
+        assert!(weak.upgrade().is_none(), "everything of it is gone");
+        process.enter(|| crate::process::spawn(std::future::pending::<()>()));
+        assert_eq!(start.elapsed(), Duration::from_millis(2500));
+        assert!(lock(&process.tasks).is_empty(), "nothing starts on a process that has ended");
+    }
+}

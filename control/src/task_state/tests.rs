@@ -1,0 +1,230 @@
+//! What the head of the file says, under random events.
+
+use super::*;
+use crate::coord::NODE_BYTES_MAX;
+use crate::record::{CopyTask, Incarnation, NodeId, NoopTask, OpId, Record, TaskId};
+use blockhaul_engine::extent::{ByteRange, RangeSet};
+use proptest::prelude::*;
+
+fn copy(fence: Fence) -> TaskSpec {
+    TaskSpec::Copy(CopyTask {
+        source: String::from("nbd://h/a"),
+        destination: String::from("nbd://h/b"),
+        node: None,
+        limit: None,
+        verify: false,
+        overwrite: false,
+        sparse: String::from("auto"),
+        reflink: String::from("auto"),
+        digest: String::from("xxh3"),
+        fence,
+        source_stable: true,
+        dest_id: None,
+    })
+}
+
+fn task(spec: TaskSpec) -> TaskRecord {
+    TaskRecord {
+        id: TaskId::new("t").unwrap(),
+        spec,
+        state: State::Pending,
+        wish: Wish::Run,
+        priority: 0,
+        max_attempts: 3,
+        failures: 0,
+        reason: String::new(),
+        not_before_ms: 0,
+        holder: None,
+        epoch: None,
+        claims: Vec::new(),
+        admitted: false,
+        attempts: Vec::new(),
+        progress: Progress::default(),
+        map: DurableMap::default(),
+        error: None,
+        report: None,
+        created_ms: 0,
+        updated_ms: 0,
+        op: OpId(String::new()),
+    }
+}
+
+fn holder(life: &str) -> Holder {
+    Holder { node: NodeId::new("n1").unwrap(), incarnation: Incarnation(life.to_owned()) }
+}
+
+fn assigned(life: &str) -> Event {
+    Event::Assigned { to: holder(life), claims: vec![String::from("nbd://h/b")] }
+}
+
+fn error(retryable: bool) -> Failure {
+    let code = if retryable { Code::Busy } else { Code::Io };
+    Failure::from(&Error::new(code, Side::Destination, Operation::Write, "it did not work"))
+}
+
+fn done() -> Event {
+    Event::Succeeded { mark: Mark::default(), report: None }
+}
+
+fn after(start: &TaskRecord, events: impl IntoIterator<Item = Event>) -> TaskRecord {
+    events.into_iter().fold(start.clone(), |record, event| apply(&record, event, 1).unwrap())
+}
+
+const BEGAN: Event = Event::Began { epoch: Epoch(7) };
+
+#[test]
+fn the_plain_way_ends_in_success() {
+    let start = task(copy(Fence::Lease));
+    let running = after(&start, [assigned("a"), BEGAN]);
+    assert_eq!((running.state, running.epoch, running.admitted), (State::Running, Some(Epoch(7)), true));
+    assert_eq!(claim_change(&start, &running), ClaimChange::Set);
+    let ended = after(&running, [Event::Written(Mark::default()), done()]);
+    assert_eq!((ended.state, ended.holder.clone(), ended.attempts[0].quiet), (State::Succeeded, None, true));
+    assert_eq!(claim_change(&running, &ended), ClaimChange::Remove);
+    assert!(apply(&ended, Event::CancelAsked, 2).is_err());
+}
+
+#[test]
+fn a_given_back_task_goes_by_its_wish_and_is_charged_only_for_a_lost_lease() {
+    let back = |code| Event::GivenBack { code, mark: Mark::default() };
+    for (wish, state) in [
+        (Event::LimitAsked(None), State::Pending),
+        (Event::PauseAsked, State::Paused),
+        (Event::CancelAsked, State::Cancelled),
+    ] {
+        let record = after(&task(copy(Fence::Lease)), [assigned("a"), BEGAN, wish, back(Code::RunnerInterrupt)]);
+        assert_eq!((record.state, record.failures, record.is_quiet()), (state, 0, true));
+    }
+    let mut record = task(copy(Fence::Lease));
+    for _ in 0..3 {
+        record = after(&record, [assigned("a"), BEGAN, back(Code::LeaseLost)]);
+    }
+    assert_eq!((record.state, record.failures), (State::Failed, 3));
+}
+
+#[test]
+fn what_can_be_tried_again_is_tried_as_often_as_allowed() {
+    let failed = |retryable| Event::Failed {
+        error: error(retryable),
+        retry_at_ms: 99,
+        mark: Mark::default(),
+        report: Some(serde_json::json!({})),
+    };
+    let once = after(&task(copy(Fence::Local)), [assigned("a"), BEGAN, failed(true)]);
+    assert_eq!((once.state, once.failures, once.not_before_ms), (State::Pending, 1, 99));
+    let thrice = after(&once, [assigned("a"), failed(true), assigned("a"), BEGAN, failed(true)]);
+    assert_eq!((thrice.state, thrice.failures, thrice.claims), (State::Failed, 3, Vec::<String>::new()));
+    let at_once = after(&task(copy(Fence::Local)), [assigned("a"), failed(false)]);
+    assert_eq!((at_once.state, at_once.failures), (State::Failed, 1));
+}
+
+#[test]
+fn success_waits_for_an_earlier_attempt_that_may_write() {
+    let lost = [assigned("a"), BEGAN, Event::Vanished, Event::Fenced(Proof::LeaseOver), assigned("b"), BEGAN];
+    let record = after(&task(copy(Fence::Lease)), lost);
+    assert_eq!(apply(&record, done(), 1), Err(Illegal::NotQuiet));
+    assert_eq!(apply(&record, Event::Quieted { attempt: 1 }, 1), Err(Illegal::NoAttempt(1)));
+    assert_eq!(after(&record, [Event::Quieted { attempt: 0 }, done()]).state, State::Succeeded);
+    let local = [assigned("a"), BEGAN, Event::Vanished, Event::Fenced(Proof::NodeBack), assigned("b"), BEGAN, done()];
+    assert_eq!(after(&task(copy(Fence::Local)), local).state, State::Succeeded);
+}
+
+#[test]
+fn only_the_proof_of_its_fence_frees_a_lost_task() {
+    for fence in [Fence::Local, Fence::Lease, Fence::Command, Fence::Manual] {
+        let lost = after(&task(copy(fence)), [assigned("a"), BEGAN, Event::Vanished]);
+        assert_eq!(lost.state, State::Lost);
+        assert_eq!(lost.holder.is_some(), fence == Fence::Local);
+        for (proof, its) in [
+            (Proof::NodeBack, fence == Fence::Local),
+            (Proof::LeaseOver, fence == Fence::Lease),
+            (Proof::Command, fence == Fence::Command),
+            (Proof::Operator, true),
+            (Proof::Waited, false),
+        ] {
+            assert_eq!(apply(&lost, Event::Fenced(proof), 1).is_ok(), its, "{fence:?} {proof:?}");
+        }
+    }
+    let wished = after(&task(copy(Fence::Local)), [assigned("a"), BEGAN, Event::Vanished, Event::CancelAsked]);
+    assert_eq!(after(&wished, [Event::Fenced(Proof::Waited)]).state, State::Cancelled);
+    assert_eq!(after(&wished, [Event::Returned]).state, State::Cancelling);
+}
+
+#[test]
+fn only_copies_wait_and_are_limited() {
+    let noop = task(TaskSpec::Noop(NoopTask { milliseconds: 1, node: None }));
+    for event in [Event::PauseAsked, Event::ResumeAsked, Event::LimitAsked(Some(1))] {
+        assert!(matches!(apply(&noop, event, 1), Err(Illegal::NotACopy(_))));
+    }
+    assert_eq!(after(&noop, [assigned("a"), BEGAN, Event::Vanished]).state, State::Pending);
+}
+
+fn mark() -> impl Strategy<Value = Mark> {
+    proptest::collection::vec((0..1_u64 << 40, 1..1_u64 << 20), 0..200).prop_map(|ranges| {
+        let mut set = RangeSet::new();
+        ranges.iter().for_each(|(start, len)| set.insert(ByteRange::new(*start, start + len)));
+        Mark { progress: Progress::default(), map: DurableMap::of(&set) }
+    })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let report = || Some(serde_json::json!({ "text": "x".repeat(5000) }));
+    prop_oneof![
+        4 => "[ab]".prop_map(|life| assigned(&life)),
+        1 => Just(Event::Revoked { code: Code::Overloaded, why: "w".repeat(500) }),
+        1 => Just(Event::Rejected(error(false))),
+        2 => Just(Event::Vanished),
+        1 => Just(Event::Returned),
+        4 => prop_oneof![
+            Just(Proof::NodeBack), Just(Proof::LeaseOver), Just(Proof::Command), Just(Proof::Operator), Just(Proof::Waited)
+        ].prop_map(Event::Fenced),
+        2 => (0..20_usize).prop_map(|attempt| Event::Quieted { attempt }),
+        1 => Just(Event::CancelAsked),
+        1 => Just(Event::PauseAsked),
+        2 => Just(Event::ResumeAsked),
+        1 => proptest::option::of(1..9_u64).prop_map(Event::LimitAsked),
+        4 => (0..99_i64).prop_map(|epoch| Event::Began { epoch: Epoch(epoch) }),
+        2 => mark().prop_map(Event::Checkpointed),
+        1 => mark().prop_map(Event::Written),
+        1 => mark().prop_map(move |mark| Event::Succeeded { mark, report: report() }),
+        1 => (any::<bool>(), mark()).prop_map(move |(retryable, mark)| Event::Failed {
+            error: error(retryable), retry_at_ms: 0, mark, report: report(),
+        }),
+        1 => mark().prop_map(|mark| Event::GivenBack { code: Code::LeaseLost, mark }),
+    ]
+}
+
+fn spec() -> impl Strategy<Value = TaskSpec> {
+    prop_oneof![
+        Just(copy(Fence::Local)),
+        Just(copy(Fence::Lease)),
+        Just(copy(Fence::Command)),
+        Just(copy(Fence::Manual)),
+        Just(TaskSpec::Noop(NoopTask { milliseconds: 1, node: None })),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_a_record_is_sound(spec in spec(), attempts in 1..20_u32, events in proptest::collection::vec(event(), 1..60)) {
+        let mut record = TaskRecord { max_attempts: attempts, ..task(spec) };
+        for (now, event) in events.into_iter().enumerate() {
+            let Ok(next) = next(&record, event.clone(), now as u64) else { continue };
+            let at_work = next.attempts.iter().filter(|attempt| attempt.ended_ms.is_none()).count();
+            prop_assert_eq!(at_work, usize::from(next.holder.is_some()), "{:?}", event);
+            let is_at_work = matches!(next.state, State::Assigned | State::Running | State::Verifying | State::Cancelling);
+            prop_assert!(!is_at_work || next.holder.is_some());
+            prop_assert!(next.holder.is_none() || is_at_work || next.state == State::Lost && next.spec.fence() == Fence::Local);
+            prop_assert!(next.holder.is_none() || !next.claims.is_empty(), "who holds a task holds its claims");
+            prop_assert!(next.failures >= record.failures);
+            prop_assert!(!record.state.is_terminal() || next.state == record.state);
+            prop_assert!(next.state != State::Succeeded || next.is_quiet());
+            let may_write = next.spec.fence() == Fence::Lease && !next.is_quiet();
+            prop_assert!(!next.state.is_terminal() || next.claims.is_empty() || may_write);
+            prop_assert!(!may_write || !next.claims.is_empty(), "a destination that may be written stays claimed");
+            prop_assert!(next.encode().len() <= NODE_BYTES_MAX);
+            prop_assert_eq!(&TaskRecord::decode(&next.encode()).unwrap(), &next);
+            record = next;
+        }
+    }
+}

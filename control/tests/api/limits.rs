@@ -1,0 +1,134 @@
+//! What a peer may send, and how much of it: malformed, oversized, too many.
+
+use crate::mock::{MockDesk, Node, client, name, noop};
+use blockhaul_control::api::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, WATCHES_MAX};
+use blockhaul_control::api::wire::{self, center_client};
+use blockhaul_engine::error::Code;
+use std::sync::Arc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::{Request, Status};
+
+async fn leader() -> (Node, Arc<MockDesk>) {
+    let (node, desk) = (Node::start().await, Arc::new(MockDesk::default()));
+    node.lead(&desk);
+    (node, desk)
+}
+
+async fn channel(node: &Node) -> tonic::transport::Channel {
+    tonic::transport::Endpoint::from_shared(format!("http://{}", node.address())).unwrap().connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn an_oversized_request_is_refused_on_both_sides() {
+    let (node, desk) = leader().await;
+    let mut request = noop("t");
+    let long = wire::CopyWork { source: "x".repeat(MESSAGE_BYTES_MAX), ..wire::CopyWork::default() };
+    request.spec = Some(wire::Spec { work: Some(wire::spec::Work::Copy(long)) });
+    assert_eq!(client(&[node.address()]).submit(request.clone()).await.unwrap_err().error.code, Code::BadRequest);
+    let mut unbounded = center_client::CenterClient::new(channel(&node).await);
+    assert_eq!(unbounded.submit(request).await.unwrap_err().code(), tonic::Code::OutOfRange);
+    assert!(desk.tasks.lock().unwrap().is_empty());
+    assert!(client(&[node.address()]).submit(noop("t")).await.is_ok());
+}
+
+/// Sends bytes as they are.
+#[derive(Clone, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        bytes::BufMut::put_slice(buffer, &item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = ();
+    type Error = Status;
+    fn decode(&mut self, _: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
+        Ok(None)
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
+    let (node, desk) = leader().await;
+    let mut grpc = tonic::client::Grpc::new(channel(&node).await);
+    for (path, bytes) in [
+        ("/blockhaul.v1.Center/Submit", vec![0xff; 64]),
+        ("/blockhaul.v1.Center/Submit", vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+        ("/blockhaul.v1.Runner/Assign", vec![0x08, 0x80]),
+        ("/blockhaul.v1.Dispatcher/Progress", vec![0x0a, 0x02, 0x0a]),
+        ("/blockhaul.v1.Center/Conquer", Vec::new()),
+    ] {
+        grpc.ready().await.unwrap();
+        let answer = grpc.unary(Request::new(bytes), path.parse().unwrap(), Raw).await;
+        assert!(answer.is_err(), "{path}");
+    }
+    assert!(desk.tasks.lock().unwrap().is_empty());
+    assert!(client(&[node.address()]).submit(noop("t")).await.is_ok());
+}
+
+#[tokio::test]
+async fn too_many_calls_of_one_connection_are_refused_and_not_queued() {
+    use blockhaul_control::peers::Answer;
+    let node = Node::start().await;
+    node.floor.send_replace(Some(Arc::new(crate::mock::MockFloor { answer: Answer::Accepted })));
+    let stub = wire::runner_client::RunnerClient::new(channel(&node).await);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..CALLS_PER_CONNECTION_MAX + 16 {
+        let mut stub = stub.clone();
+        // The stand-in never answers.
+        calls.spawn(async move { stub.interrupt(wire::InterruptRequest { leader: 1 }).await });
+    }
+    let refused = calls.join_next().await.unwrap().unwrap().unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
+}
+
+#[tokio::test]
+async fn too_many_watches_are_refused_by_name() {
+    let (node, _desk) = leader().await;
+    client(&[node.address()]).submit(noop("t")).await.unwrap();
+    let mut streams = Vec::new();
+    let refused = 'full: loop {
+        let mut stub = center_client::CenterClient::new(channel(&node).await);
+        for _ in 0..100 {
+            match stub.watch(name("t")).await {
+                Ok(stream) => streams.push(stream),
+                Err(status) => break 'full status,
+            }
+        }
+    };
+    assert_eq!(blockhaul_control::api::fault::Fault::from(refused).error.code, Code::Overloaded);
+    assert_eq!(streams.len(), WATCHES_MAX);
+    drop(streams);
+    let mut stub = center_client::CenterClient::new(channel(&node).await);
+    while stub.watch(name("t")).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_carries_something_each_second() {
+    let (node, _desk) = leader().await;
+    client(&[node.address()]).submit(noop("t")).await.unwrap();
+    let mut stub = center_client::CenterClient::new(channel(&node).await);
+    let mut events = stub.watch(name("t")).await.unwrap().into_inner();
+    assert!(events.message().await.unwrap().unwrap().task.is_some());
+    assert!(events.message().await.unwrap().unwrap().task.is_none());
+}

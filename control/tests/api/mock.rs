@@ -1,0 +1,233 @@
+//! A dispatcher and a runner that remember what they are asked, and nodes made of them.
+
+use async_trait::async_trait;
+use blockhaul_control::api::channels::Channels;
+use blockhaul_control::api::client::CenterClient;
+use blockhaul_control::api::desk::{
+    CenterNumbers, CenterSeen, Change, Desk, Draining, Floor, Leadership, Roles, RunnerSeen,
+};
+use blockhaul_control::api::listener::Listener;
+use blockhaul_control::api::order::Order;
+use blockhaul_control::api::tls::Tls;
+use blockhaul_control::api::wire;
+use blockhaul_control::peers::{Answer, Assignment, Standing};
+use blockhaul_control::record::{
+    DurableMap, Epoch, Incarnation, NodeId, OpId, Progress, State, TaskId, TaskRecord, TaskSpec, Wish,
+};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+
+/// Tasks in memory; nothing ever runs.
+#[derive(Debug, Default)]
+pub(crate) struct MockDesk {
+    pub(crate) tasks: Mutex<BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>>,
+    pub(crate) changed: Mutex<Vec<TaskId>>,
+    pub(crate) progress: Mutex<Vec<(TaskId, Progress)>>,
+}
+
+impl MockDesk {
+    /// Changes a task behind everybody's back.
+    pub(crate) fn edit(&self, id: &str, change: impl FnOnce(&mut TaskRecord)) {
+        let tasks = self.tasks.lock().unwrap();
+        tasks[&TaskId::new(id).unwrap()].send_modify(|task| change(Arc::make_mut(task)));
+    }
+
+    /// Puts a task there.
+    pub(crate) fn put(&self, task: TaskRecord) {
+        self.tasks.lock().unwrap().insert(task.id.clone(), watch::Sender::new(Arc::new(task)));
+    }
+}
+
+pub(crate) fn record(id: &str) -> TaskRecord {
+    TaskRecord {
+        id: TaskId::new(id).unwrap(),
+        spec: TaskSpec::Noop(blockhaul_control::record::NoopTask { milliseconds: 1, node: None }),
+        state: State::Pending,
+        wish: Wish::Run,
+        priority: 0,
+        max_attempts: 5,
+        failures: 0,
+        reason: String::new(),
+        not_before_ms: 0,
+        holder: None,
+        epoch: None,
+        claims: Vec::new(),
+        admitted: false,
+        attempts: Vec::new(),
+        progress: Progress::default(),
+        map: DurableMap::default(),
+        error: None,
+        report: None,
+        created_ms: 0,
+        updated_ms: 0,
+        op: OpId(String::new()),
+    }
+}
+
+#[async_trait]
+impl Desk for MockDesk {
+    async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
+        let Ok(known) = self.get(&order.id).await else {
+            self.put(TaskRecord { spec: order.spec, priority: order.priority, ..record(order.id.as_str()) });
+            return self.get(&order.id).await;
+        };
+        if known.spec == order.spec {
+            return Ok(known);
+        }
+        Err(Error::new(Code::Exists, Side::Caller, Operation::Parse, "another task has that id"))
+    }
+
+    async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        Ok(Arc::clone(&self.watch(task).await?.borrow()))
+    }
+
+    async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
+        let missing = || Error::new(Code::NotFound, Side::Caller, Operation::Parse, format!("there is no task {task}"));
+        self.tasks.lock().unwrap().get(task).map(watch::Sender::subscribe).ok_or_else(missing)
+    }
+
+    async fn list(&self, state: Option<State>, after: Option<&TaskId>, most: usize) -> Result<Vec<Arc<TaskRecord>>> {
+        let tasks = self.tasks.lock().unwrap();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let later = tasks.range::<TaskId, _>((from, Bound::Unbounded)).map(|(_, task)| Arc::clone(&task.borrow()));
+        Ok(later.filter(|task| state.is_none_or(|state| task.state == state)).take(most).collect())
+    }
+
+    async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
+        match change {
+            Change::Cancel => self.edit(task.as_str(), |task| task.state = State::Cancelled),
+            Change::Pause | Change::Resume | Change::Limit(_) => {
+                return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, "only copies can do that"));
+            }
+        }
+        self.get(task).await
+    }
+
+    async fn runners(&self) -> Result<Vec<RunnerSeen>> {
+        let node = NodeId::new("n1")?;
+        Ok(vec![RunnerSeen { node, registration: None, draining: true, running: 3 }])
+    }
+
+    async fn drain(&self, _: &NodeId, _: Draining) -> Result<u32> {
+        Ok(3)
+    }
+
+    async fn fence(&self, _: &NodeId) -> Result<u32> {
+        Ok(2)
+    }
+
+    async fn status(&self) -> Result<CenterSeen> {
+        Ok(CenterSeen {
+            center: String::from("c"),
+            leader: NodeId::new("n1")?,
+            address: String::from("here:1"),
+            epoch: Epoch(9),
+            runners: 1,
+            tasks: vec![(State::Pending, 7)],
+            unreadable: vec![String::from("/tasks/00/x")],
+        })
+    }
+
+    async fn numbers(&self) -> Result<CenterNumbers> {
+        Err(Error::new(Code::Unsupported, Side::Caller, Operation::Stat, "the stand-in does not count"))
+    }
+
+    async fn changed(&self, tasks: Vec<TaskId>) -> Result<()> {
+        self.changed.lock().unwrap().extend(tasks);
+        Ok(())
+    }
+
+    async fn progress(&self, updates: Vec<(TaskId, Progress)>) -> Result<()> {
+        self.progress.lock().unwrap().extend(updates);
+        Ok(())
+    }
+}
+
+/// Says what it is told to say.
+#[derive(Debug)]
+pub(crate) struct MockFloor {
+    pub(crate) answer: Answer,
+}
+
+#[async_trait]
+impl Floor for MockFloor {
+    async fn assign(&self, _: Assignment) -> Result<Answer> {
+        Ok(self.answer.clone())
+    }
+
+    async fn ask(&self, assignment: Assignment) -> Result<Standing> {
+        Ok(if assignment.incarnation == Incarnation(String::from("mine")) { Standing::Held } else { Standing::Unknown })
+    }
+
+    async fn nudge(&self, leader: Epoch, _: TaskId) -> Result<()> {
+        if leader < Epoch(5) {
+            return Err(Error::new(Code::Fenced, Side::Coordination, Operation::Start, "a later leader has called"));
+        }
+        Ok(())
+    }
+
+    async fn resolve(&self, _: Epoch, spec: TaskSpec) -> Result<Vec<String>> {
+        Ok(vec![format!("{:?}", spec.fence())])
+    }
+
+    async fn interrupt(&self, _: Epoch) -> Result<()> {
+        std::future::pending().await
+    }
+}
+
+/// One node's services, with roles that a test changes.
+pub(crate) struct Node {
+    pub(crate) listener: Listener,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) floor: watch::Sender<Option<Arc<dyn Floor>>>,
+}
+
+impl Node {
+    pub(crate) async fn start() -> Self {
+        Self::with_tls(None).await
+    }
+
+    pub(crate) async fn with_tls(tls: Option<&Tls>) -> Self {
+        Self::at("127.0.0.1:0", tls).await
+    }
+
+    pub(crate) async fn at(address: &str, tls: Option<&Tls>) -> Self {
+        let (leadership, leadership_seen) = watch::channel(Leadership::default());
+        let (floor, floor_seen) = watch::channel(None);
+        let roles = Roles { leadership: leadership_seen, floor: floor_seen };
+        let listener = Listener::open(address.parse().unwrap(), tls, roles, None).await.unwrap();
+        Self { listener, leadership, floor }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.listener.address().to_string()
+    }
+
+    /// Makes it the leader, over these tasks.
+    pub(crate) fn lead(&self, desk: &Arc<MockDesk>) {
+        let desk: Arc<dyn Desk> = Arc::clone(desk) as _;
+        self.leadership.send_replace(Leadership { desk: Some(desk), address: Some(self.address()) });
+    }
+
+    /// Makes it a follower of another one.
+    pub(crate) fn follow(&self, leader: Option<&Self>) {
+        self.leadership.send_replace(Leadership { desk: None, address: leader.map(Self::address) });
+    }
+}
+
+pub(crate) fn client(addresses: &[String]) -> CenterClient {
+    CenterClient::new(addresses.to_vec(), Channels::default()).unwrap()
+}
+
+pub(crate) fn noop(id: &str) -> wire::SubmitRequest {
+    let work = wire::spec::Work::Noop(wire::NoopWork { milliseconds: 1, node: None });
+    let spec = Some(wire::Spec { work: Some(work) });
+    wire::SubmitRequest { id: id.to_owned(), spec, ..wire::SubmitRequest::default() }
+}
+
+pub(crate) fn name(id: &str) -> wire::TaskName {
+    wire::TaskName { id: id.to_owned() }
+}

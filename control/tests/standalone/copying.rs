@@ -1,0 +1,187 @@
+//! Copies from submission to their end, across the lives of the process.
+
+use crate::daemon::{Room, copy, noise, read_all};
+use blockhaul_control::api::view::TaskView;
+use blockhaul_control::api::wire;
+use blockhaul_engine::error::Code;
+use nix::sys::signal::Signal;
+use std::io::Write;
+
+const MIB: usize = 1 << 20;
+
+fn name(id: &str) -> wire::TaskName {
+    wire::TaskName { id: id.to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_done_and_its_record_says_so() {
+    let room = Room::new();
+    let bytes = noise(8 * MIB);
+    std::fs::write(room.volume("a"), &bytes).unwrap();
+    let daemon = room.start(&[]);
+    let mut client = daemon.client();
+    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
+    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
+        copy.verify = true;
+    }
+    client.submit(request.clone()).await.unwrap();
+    let task = TaskView::from(client.follow("t", |_| ()).await.unwrap());
+    assert_eq!((task.state.as_str(), task.error), ("SUCCEEDED", None));
+    assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
+    assert_eq!((task.progress.planned, task.progress.durable), (bytes.len() as u64, bytes.len() as u64));
+    assert_eq!((task.attempts.len(), task.attempts[0].outcome.as_deref()), (1, Some("succeeded")));
+    assert_eq!(task.report.unwrap()["status"], "succeeded");
+    assert_eq!(client.submit(request).await.unwrap().state, "SUCCEEDED", "asking again is no second copy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_outside_of_the_allowed_paths_fails_by_name() {
+    let room = Room::new();
+    std::fs::write(room.volume("a"), b"data").unwrap();
+    std::fs::write(room.path("secret"), b"secret").unwrap();
+    std::os::unix::fs::symlink(room.path("secret"), room.volume("link")).unwrap();
+    let daemon = room.start(&[]);
+    let mut client = daemon.client();
+    let outside = room.path("outside").to_str().unwrap().to_owned();
+    let dots = format!("{}/../outside", room.volume("."));
+    for (id, source, destination) in [
+        ("source", room.path("secret").to_str().unwrap().to_owned(), room.volume("b")),
+        ("link", room.volume("link"), room.volume("b")),
+        ("destination", room.volume("a"), outside.clone()),
+        ("dots", room.volume("a"), dots),
+    ] {
+        client.submit(copy(id, &source, &destination)).await.unwrap();
+        let task = TaskView::from(client.follow(id, |_| ()).await.unwrap());
+        assert_eq!(task.state, "FAILED", "{id}: {task:?}");
+        assert_eq!(task.error.map(|error| error.code).as_deref(), Some("EPermission"), "{id}");
+    }
+    assert!(!std::path::Path::new(&outside).exists() && !std::path::Path::new(&room.volume("b")).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_copy_is_paused_limited_and_goes_on() {
+    let room = Room::new();
+    let bytes = noise(64 * MIB);
+    std::fs::write(room.volume("a"), &bytes).unwrap();
+    let daemon = room.start(&[]);
+    let mut client = daemon.client();
+    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
+    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
+        (copy.limit, copy.reflink) = (Some(1 << 20), "never".to_owned());
+    }
+    client.submit(request).await.unwrap();
+    until(&mut client, "RUNNING").await;
+    client.pause(name("t")).await.unwrap();
+    let paused = until(&mut client, "PAUSED").await;
+    assert_eq!((paused.wish.as_str(), paused.attempts.len()), ("pause", 1));
+    assert_eq!(client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap().id, "t");
+    client.resume(name("t")).await.unwrap();
+    let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());
+    assert_eq!((done.state.as_str(), done.attempts.len(), done.limit), ("SUCCEEDED", 2, None));
+    assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
+    assert_eq!(client.cancel(name("t")).await.unwrap().state, "SUCCEEDED");
+}
+
+async fn until(client: &mut blockhaul_control::api::client::CenterClient, state: &str) -> TaskView {
+    loop {
+        let task = TaskView::from(client.get(name("t")).await.unwrap());
+        if task.state == state {
+            return task;
+        }
+        assert!(!task.is_over(), "{task:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_gives_the_copy_back_and_the_next_life_goes_on() {
+    let room = Room::new();
+    let bytes = noise(64 * MIB);
+    std::fs::write(room.volume("a"), &bytes).unwrap();
+    let mut daemon = room.start(&[]);
+    let mut client = daemon.client();
+    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
+    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
+        (copy.limit, copy.reflink) = (Some(8 << 20), "never".to_owned());
+    }
+    client.submit(request).await.unwrap();
+    until(&mut client, "RUNNING").await;
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.ended(), Some(0));
+    let daemon = room.start(&[]);
+    let mut client = daemon.client();
+    client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
+    let task = TaskView::from(client.follow("t", |_| ()).await.unwrap());
+    let outcomes: Vec<_> = task.attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
+    assert_eq!((task.state.as_str(), outcomes), ("SUCCEEDED", vec![Some("ERunnerInterrupt"), Some("succeeded")]));
+    assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_costs_an_attempt_and_the_next_life_goes_on() {
+    let room = Room::new();
+    let bytes = noise(64 * MIB);
+    std::fs::write(room.volume("a"), &bytes).unwrap();
+    let mut daemon = room.start(&[]);
+    let mut client = daemon.client();
+    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
+    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
+        (copy.limit, copy.reflink) = (Some(8 << 20), "never".to_owned());
+    }
+    client.submit(request).await.unwrap();
+    until(&mut client, "RUNNING").await;
+    daemon.signal(Signal::SIGKILL);
+    assert_eq!(daemon.ended(), None);
+    let daemon = room.start(&[]);
+    let mut client = daemon.client();
+    client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
+    let task = TaskView::from(client.follow("t", |_| ()).await.unwrap());
+    let outcomes: Vec<_> = task.attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
+    assert_eq!((task.state.as_str(), outcomes), ("SUCCEEDED", vec![Some("ELeaseLost"), Some("succeeded")]));
+    assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn noops_exercise_the_center_and_cannot_be_paused() {
+    let room = Room::new();
+    let daemon = room.start(&[]);
+    let mut client = daemon.client();
+    let noop = |id: &str, milliseconds| wire::SubmitRequest {
+        id: id.to_owned(),
+        spec: Some(wire::Spec { work: Some(wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: None })) }),
+        ..wire::SubmitRequest::default()
+    };
+    client.submit(noop("short", 1)).await.unwrap();
+    assert_eq!(client.follow("short", |_| ()).await.unwrap().state, "SUCCEEDED");
+    client.submit(noop("long", 600_000)).await.unwrap();
+    assert_eq!(client.pause(name("long")).await.unwrap_err().error.code, Code::Unsupported);
+    client.cancel(name("long")).await.unwrap();
+    assert_eq!(client.follow("long", |_| ()).await.unwrap().state, "CANCELLED");
+    assert_eq!(client.cancel(name("none")).await.unwrap_err().error.code, Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_and_the_center_say_how_it_stands() {
+    let room = Room::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let metrics = format!("127.0.0.1:{port}");
+    let daemon = room.start(&["--metrics", &metrics, "--label", "rack=7"]);
+    let mut client = daemon.client();
+    let status = client.status(wire::StatusRequest {}).await.unwrap();
+    assert_eq!((status.leader.as_str(), status.leader_address.as_str()), ("n1", daemon.address.as_str()));
+    assert_eq!(status.center.len(), 32);
+    let runner = loop {
+        let mut runners = client.runners(wire::RunnersRequest::default()).await.unwrap().runners;
+        if let Some(runner) = runners.pop() {
+            break runner;
+        }
+    };
+    assert_eq!((runner.node.as_str(), runner.slots, runner.registered), ("n1", 4, true));
+    assert_eq!(runner.labels["rack"], "7");
+    let mut stream = std::net::TcpStream::connect(&metrics).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let page = read_all(&mut stream);
+    for line in ["blockhaul_leader 1", "blockhaul_tasks{state=\"PENDING\"} 0", "blockhaul_runner_registered 1"] {
+        assert!(page.contains(line), "{line}:\n{page}");
+    }
+}

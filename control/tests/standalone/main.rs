@@ -1,0 +1,8 @@
+//! `taskd --standalone` as a process: what it takes, what it refuses, and how it ends.
+
+#![forbid(unsafe_code)]
+
+mod copying;
+mod daemon;
+mod ending;
+mod refusing;

@@ -1,0 +1,325 @@
+//! A real ZooKeeper of one or more servers, on free ports of 127.0.0.1, with folders of its own.
+//!
+//! Servers can be killed, paused and started again by their number. All of them go when the [`Ensemble`] is dropped, and
+//! the kernel kills them when the test's process ends in whatever way. Needs `java`, Debian's package `zookeeper`, and
+//! `setpriv` of `util-linux`.
+#![allow(dead_code, reason = "every test program uses its own part of this")]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// No server needs a tenth of this to start, nor an ensemble to elect.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks.
+const GLANCE: Duration = Duration::from_millis(20);
+/// A server that does not answer a question in this time is paused or gone.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// Below the ports that the kernel gives to outgoing connections: nobody takes one while its server is down.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// How an ensemble is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// How many servers; 1 or 3, say.
+    pub(crate) servers: usize,
+    /// ZooKeeper's unit of time: sessions last at least two of it, and expire at its multiples.
+    pub(crate) tick: Duration,
+    /// Ticks that a follower may lag behind the leader.
+    pub(crate) sync_limit: u32,
+    /// Ticks that a follower may take to join.
+    pub(crate) init_limit: u32,
+    /// Most memory of a server's heap.
+    pub(crate) heap_mib: u32,
+}
+
+impl Settings {
+    /// Quick enough for tests: half a second a tick, so that a session lasts at least one second.
+    pub(crate) fn new(servers: usize) -> Self {
+        Self { servers, tick: Duration::from_millis(500), sync_limit: 8, init_limit: 20, heap_mib: 128 }
+    }
+}
+
+/// What a server says that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Leader,
+    Follower,
+    /// The only one.
+    Standalone,
+}
+
+/// The servers.
+#[derive(Debug)]
+pub(crate) struct Ensemble {
+    servers: Vec<Server>,
+    settings: Settings,
+    folder: TempDir,
+}
+
+impl Ensemble {
+    /// Whether what it takes is installed; `cargo xtask test` installs it.
+    pub(crate) fn is_installed() -> bool {
+        let found = |folder: &Path| folder.join("java").is_file();
+        let java = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|path| found(&path));
+        java && Path::new("/usr/share/java/zookeeper.jar").is_file()
+    }
+
+    /// Starts `servers` of them and waits until they serve.
+    pub(crate) fn start(servers: usize) -> Self {
+        Self::with(Settings::new(servers))
+    }
+
+    /// As [`Ensemble::start`], with other settings.
+    pub(crate) fn with(settings: Settings) -> Self {
+        assert!(
+            Self::is_installed(),
+            "install the Debian packages zookeeper and default-jre-headless, or run xtask test"
+        );
+        let folder = TempDir::with_prefix("ensemble-").expect("temporary folders can be made");
+        let mut ports = free_ports(3 * settings.servers).into_iter();
+        let mut servers = Vec::new();
+        for index in 0..settings.servers {
+            let home = folder.path().join(format!("server{index}"));
+            let mut port = || ports.next().expect("three for each were asked for");
+            servers.push(Server { home, client: port(), peers: port(), votes: port(), child: None });
+        }
+        let mut ensemble = Self { servers, settings, folder };
+        for index in 0..ensemble.len() {
+            ensemble.write_configuration(index);
+            ensemble.launch(index);
+        }
+        for index in 0..ensemble.len() {
+            ensemble.wait_until_it_serves(index);
+        }
+        ensemble
+    }
+
+    /// How many servers.
+    pub(crate) fn len(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// `HOST:PORT,HOST:PORT...` of all servers.
+    pub(crate) fn addresses(&self) -> String {
+        (0..self.len()).map(|index| self.address(index)).collect::<Vec<_>>().join(",")
+    }
+
+    /// `HOST:PORT` of one.
+    pub(crate) fn address(&self, index: usize) -> String {
+        self.servers[index].address().to_string()
+    }
+
+    /// The process of a server.
+    ///
+    /// # Panics
+    /// If it has been killed.
+    pub(crate) fn pid(&self, index: usize) -> Pid {
+        let child = self.servers[index].child.as_ref().expect("the server runs");
+        Pid::from_raw(i32::try_from(child.id()).expect("ids are small"))
+    }
+
+    /// Ends a server as the loss of its machine would, and waits until it is gone. Nothing if it does not run.
+    pub(crate) fn kill(&mut self, index: usize) {
+        self.servers[index].kill();
+    }
+
+    /// Stops a server's time: it accepts connections and says nothing.
+    pub(crate) fn pause(&self, index: usize) {
+        kill(self.pid(index), Signal::SIGSTOP).expect("the server runs");
+    }
+
+    /// Lets a paused server go on.
+    pub(crate) fn resume(&self, index: usize) {
+        kill(self.pid(index), Signal::SIGCONT).expect("the server runs");
+    }
+
+    /// Starts a server with the data that it had, and does not wait: alone it may not be able to serve.
+    pub(crate) fn launch(&mut self, index: usize) {
+        self.servers[index].launch(self.settings.heap_mib);
+    }
+
+    /// Starts a server with the data that it had, killed before if it runs, and waits until it serves.
+    pub(crate) fn restart(&mut self, index: usize) {
+        self.kill(index);
+        self.launch(index);
+        self.wait_until_it_serves(index);
+    }
+
+    /// What a server is; `None` while it does not serve.
+    pub(crate) fn role(&self, index: usize) -> Option<Role> {
+        let said = self.servers[index].ask("srvr").ok()?;
+        let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "))?;
+        match mode {
+            "leader" => Some(Role::Leader),
+            "follower" => Some(Role::Follower),
+            "standalone" => Some(Role::Standalone),
+            _ => None,
+        }
+    }
+
+    /// The leader of now, or the only server. Waits for an election.
+    ///
+    /// # Panics
+    /// If there is none for five minutes.
+    pub(crate) fn leader(&self) -> usize {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let leads = |index: &usize| matches!(self.role(*index), Some(Role::Leader | Role::Standalone));
+            if let Some(index) = (0..self.len()).filter(|&index| self.servers[index].child.is_some()).find(leads) {
+                return index;
+            }
+            assert!(Instant::now() < until, "no server leads: {}", self.said());
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// The server that a session is connected to, by the session's number.
+    pub(crate) fn server_of(&self, session: i64) -> Option<usize> {
+        let wanted = format!("sid=0x{session:x},");
+        (0..self.len()).find(|&index| self.servers[index].ask("cons").is_ok_and(|said| said.contains(&wanted)))
+    }
+
+    /// Waits until a server answers, as part of a quorum.
+    ///
+    /// # Panics
+    /// If it ends, or does not for five minutes.
+    pub(crate) fn wait_until_it_serves(&mut self, index: usize) {
+        let until = Instant::now() + PATIENCE;
+        while self.role(index).is_none() {
+            let child = self.servers[index].child.as_mut().expect("it was started");
+            let ended = child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "server {index} ended: {ended:?}: {}", self.said());
+            assert!(Instant::now() < until, "server {index} does not serve: {}", self.said());
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// What the servers have logged, for a test that fails.
+    pub(crate) fn said(&self) -> String {
+        let logs = self.servers.iter().map(|server| {
+            let text = fs::read_to_string(server.home.join("log")).unwrap_or_default();
+            let last = text.lines().rev().take(30).collect::<Vec<_>>();
+            format!("\n{}:\n{}", server.home.display(), last.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        });
+        logs.collect()
+    }
+
+    fn write_configuration(&self, index: usize) {
+        let Server { home, client, .. } = &self.servers[index];
+        let Settings { tick, sync_limit, init_limit, servers, .. } = self.settings;
+        let mut text = format!(
+            "tickTime={}\nsyncLimit={sync_limit}\ninitLimit={init_limit}\nmaxSessionTimeout=600000\n\
+             dataDir={}\nclientPort={client}\nclientPortAddress=127.0.0.1\nmaxClientCnxns=0\n\
+             admin.enableServer=false\n4lw.commands.whitelist=srvr,ruok,mntr,cons,wchs\n",
+            tick.as_millis(),
+            home.join("data").display(),
+        );
+        if servers > 1 {
+            for (id, Server { peers, votes, .. }) in self.servers.iter().enumerate() {
+                text += &format!("server.{}=127.0.0.1:{peers}:{votes}\n", id + 1);
+            }
+        }
+        fs::create_dir_all(home.join("data")).expect("the temporary folder can be written");
+        fs::write(home.join("data/myid"), (index + 1).to_string()).expect("the temporary folder can be written");
+        fs::write(home.join("zoo.cfg"), text).expect("the temporary folder can be written");
+    }
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Server {
+    home: PathBuf,
+    client: u16,
+    peers: u16,
+    votes: u16,
+    child: Option<Child>,
+}
+
+impl Server {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.client))
+    }
+
+    fn launch(&mut self, heap_mib: u32) {
+        assert!(self.child.is_none(), "the server runs already");
+        let log = File::options().create(true).append(true).open(self.home.join("log")).expect("the folder is ours");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "java", &format!("-Xmx{heap_mib}m")]);
+        // Short lives on a shared machine: little compiling and collecting besides the work.
+        command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.preAllocSize=1024"]);
+        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]);
+        command.args(["-Dzookeeper.jmx.log4j.disable=true", "-cp", &class_path()]);
+        command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(self.home.join("zoo.cfg"));
+        command.current_dir(&self.home).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("there are descriptors")).stderr(log);
+        self.child = Some(spawn(command).unwrap_or_else(|error| panic!("run setpriv: {error}")));
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// A question of four letters.
+    fn ask(&self, question: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&self.address(), ANSWER_WAIT)?;
+        stream.set_read_timeout(Some(ANSWER_WAIT))?;
+        stream.write_all(question.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The folder of all jars, after those that a server takes its classes from: the others are hardly looked at then. Of the
+/// many back ends of the logger there the first one wins.
+fn class_path() -> String {
+    let first =
+        ["slf4j-simple", "slf4j-api", "zookeeper", "zookeeper-jute", "netty-all", "metrics-core", "snappy-java"];
+    let first = first.map(|name| format!("/usr/share/java/{name}.jar:"));
+    first.concat() + "/usr/share/java/*"
+}
+
+/// Ports of 127.0.0.1 that nobody listens on right now.
+fn free_ports(count: usize) -> Vec<u16> {
+    let mut held = Vec::new();
+    while held.len() < count {
+        held.extend(TcpListener::bind(("127.0.0.1", fastrand::u16(PORTS))));
+    }
+    held.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+}
+
+/// Starts a process from a thread that never ends: the kernel's promise to kill the child goes by the thread that
+/// started it, and those of a test or a runtime come and go.
+fn spawn(command: Command) -> io::Result<Child> {
+    type Order = (Command, mpsc::Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (orders, taken) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in taken {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let (answer, started) = mpsc::channel();
+    spawner.send((command, answer)).expect("the thread never ends");
+    started.recv().expect("every order is answered")
+}

@@ -1,0 +1,85 @@
+//! Until when a job may submit writes: a door that somebody else holds open.
+//!
+//! The right to write a destination may end by itself: a lease that nobody renewed. So a gate holds no yes or no but a
+//! point in time, and whoever holds it open moves that point on. It is told in `CLOCK_BOOTTIME`, which goes on while the
+//! host sleeps: a host that was suspended past the end of its right finds the gate closed when it wakes.
+//!
+//! Looking costs one atomic load and one read of the clock, without a system call. It is done immediately before
+//! operations are submitted, batch by batch: what was submitted before cannot be called back.
+
+use nix::time::{ClockId, clock_gettime};
+use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
+use std::time::Duration;
+
+/// See the module's head. Shared by whoever holds it open and the jobs behind it.
+#[derive(Debug, Default)]
+pub struct Gate(AtomicU64);
+
+impl Gate {
+    /// A gate that is closed.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self::default()
+    }
+
+    /// Opens it until that time, in `CLOCK_BOOTTIME` since boot; replaces what was set before, be it later or earlier.
+    /// [`Duration::MAX`] holds it open for ever, a time in the past closes it.
+    pub fn open_until(&self, boottime: Duration) {
+        self.0.store(u64::try_from(boottime.as_nanos()).unwrap_or(u64::MAX), Release);
+    }
+
+    /// Closes it at once, until it is opened again.
+    pub fn close(&self) {
+        self.0.store(0, Release);
+    }
+
+    /// Whether writes may be submitted now.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match self.0.load(Acquire) {
+            0 => false,
+            until => Self::now() < Duration::from_nanos(until),
+        }
+    }
+
+    /// Whether writes may be submitted at that time, of `CLOCK_BOOTTIME` or of a simulation's clock.
+    #[must_use]
+    pub fn is_open_at(&self, boottime: Duration) -> bool {
+        boottime < Duration::from_nanos(self.0.load(Acquire))
+    }
+
+    /// The time that gates go by: since the host was started, sleep included.
+    #[must_use]
+    pub fn now() -> Duration {
+        // Every Linux that has rings has this clock; without it no gate would ever open.
+        clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_is_open_until_its_time_and_no_longer() {
+        let gate = Gate::closed();
+        assert!(!gate.is_open());
+        gate.open_until(Gate::now() + Duration::from_secs(3600));
+        assert!(gate.is_open());
+        gate.open_until(Gate::now());
+        assert!(!gate.is_open(), "its time has come");
+        gate.open_until(Duration::from_secs(5));
+        assert!(gate.is_open_at(Duration::from_millis(4999)) && !gate.is_open_at(Duration::from_secs(5)));
+        gate.open_until(Duration::MAX);
+        assert!(gate.is_open());
+        gate.close();
+        assert!(!gate.is_open());
+    }
+
+    #[test]
+    fn its_clock_does_not_stand_still() {
+        let before = Gate::now();
+        while Gate::now() == before {}
+        assert!(Gate::now() > before && before > Duration::ZERO);
+    }
+}

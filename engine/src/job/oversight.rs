@@ -1,0 +1,175 @@
+//! A supervision as the start of a copy sees it: who is asked, what is believed, and when the destination may change.
+
+use crate::error::{Code, Error, Operation, Result, Side};
+use crate::extent::{ByteRange, RangeSet};
+use crate::journal::{Content, JournalFile, Run};
+use crate::limits::TICK;
+use crate::nbd::leash::Leash;
+use crate::spec::{Continuation, CopySpec, Overwrite};
+use crate::supervision::{Admission, Admitted, Supervision};
+use crate::volume::{DestinationContent, Means, Opened, VolumeKind};
+use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::{Arc, mpsc};
+
+/// See the module's head. By default nobody is asked and nothing believed.
+#[derive(Default)]
+pub(crate) struct Oversight {
+    pub means: Means,
+    admission: Option<Arc<dyn Admission>>,
+    durable: RangeSet,
+}
+
+impl fmt::Debug for Oversight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { means, admission, durable } = self;
+        let is_asked = admission.is_some();
+        f.debug_struct("Oversight").field("means", means).field("asks", &is_asked).field("durable", durable).finish()
+    }
+}
+
+impl Oversight {
+    /// Of a job on that leash, which has the gate.
+    pub(crate) fn new(supervision: Supervision, leash: &Arc<Leash>) -> Self {
+        let Supervision { gate: _, admission, durable, source, destination } = supervision;
+        let means = Means { leash: Arc::clone(leash), source, destination };
+        Self { means, admission, durable: durable.unwrap_or_default() }
+    }
+
+    /// Whether something is said to be durable without a journal that says so.
+    pub(crate) fn claims(&self) -> bool {
+        !self.durable.is_empty()
+    }
+
+    /// Refuses durable ranges for a copy that would not go on from them.
+    ///
+    /// # Errors
+    /// `EBadRequest`.
+    pub(crate) fn refuse_unwanted(&self, spec: &CopySpec) -> Result<()> {
+        let goes_on = spec.continuation == Continuation::Resume && spec.overwrite == Overwrite::Yes;
+        if goes_on || !self.claims() {
+            return Ok(());
+        }
+        let message = "durable ranges are given for a copy that does not go on from them";
+        Err(Error::bad_request(message).advise("give them together with resuming and overwriting, or not at all"))
+    }
+
+    /// Refuses a destination that cannot hold what is said to be durable on it.
+    ///
+    /// # Errors
+    /// `ECheckpointMismatch`.
+    pub(crate) fn refuse_lost(&self, opened: &Opened) -> Result<()> {
+        let [source, destination] = opened.volumes();
+        let claimed = self.durable.iter().last().map_or(0, |run| run.end()).min(source.size_bytes());
+        let is_short = destination.kind() == VolumeKind::File && destination.size_bytes() < claimed;
+        if claimed == 0 || !(opened.is_created() || is_short) {
+            return Ok(());
+        }
+        let how = if opened.is_created() {
+            "was not there".to_owned()
+        } else {
+            destination.size_bytes().to_string() + " bytes long"
+        };
+        Err(lost(destination.name(), &how))
+    }
+
+    /// The same of one that is missing.
+    ///
+    /// # Errors
+    /// `ECheckpointMismatch`.
+    pub(crate) fn refuse_missing(&self, spec: &CopySpec) -> Result<()> {
+        if self.claims() { Err(lost(&spec.destination.to_string(), "missing")) } else { Ok(()) }
+    }
+
+    /// Asks whether the destination may be changed. Blocks for as long as the answer takes.
+    ///
+    /// # Errors
+    /// The answer, or the destination cannot be read.
+    pub(crate) fn ask(&self, opened: &Opened, has_journal: bool) -> Result<()> {
+        let Some(admission) = &self.admission else { return Ok(()) };
+        let destination = opened.destination.volume();
+        admission.admit(&Admitted {
+            file: opened.destination.file().map(AsFd::as_fd),
+            kind: destination.kind(),
+            is_empty: opened.content()? != DestinationContent::Data,
+            has_journal,
+            size_bytes: destination.size_bytes(),
+        })
+    }
+
+    /// Waits until the destination may be changed. To be called immediately before it is.
+    ///
+    /// # Errors
+    /// `ECancelled`.
+    pub(crate) fn wait_for_gate(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
+        while !self.means.leash.is_open() {
+            if cancelled() {
+                let message = "cancelled while the right to write was not held";
+                return Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message));
+            }
+            std::thread::sleep(TICK);
+        }
+        Ok(())
+    }
+
+    /// What is said to be durable of a copy of `size` bytes and `journal` does not know: whole leaves, which are recorded
+    /// there, as data of unknown digest.
+    ///
+    /// # Errors
+    /// Of the journal.
+    pub(crate) fn record(&self, journal: &mut JournalFile, known: &RangeSet, size: u64, leaf: u32) -> Result<RangeSet> {
+        let claimed = whole_leaves(&self.durable, size, leaf.into());
+        let news: RangeSet = claimed.iter().flat_map(|run| known.gaps(run)).collect();
+        if !news.is_empty() {
+            record_undigested(journal, &news)?;
+        }
+        Ok(news)
+    }
+}
+
+fn lost(name: &str, how: &str) -> Error {
+    let message = format!("the destination {name} is not what an earlier run has written to: it is {how}");
+    let error = Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Open, message);
+    error.advise("name the destination of the earlier run, or copy in full")
+}
+
+/// Trimmed inwards; the last leaf may be shorter.
+fn whole_leaves(ranges: &RangeSet, size: u64, leaf: u64) -> RangeSet {
+    let whole = |run: ByteRange| {
+        let start = run.start().next_multiple_of(leaf);
+        let end = if run.end() >= size { size } else { run.end() / leaf * leaf };
+        (start < end).then(|| ByteRange::new(start, end))
+    };
+    ranges.iter().filter_map(whole).collect()
+}
+
+/// Records ranges as durable, without digests; waits until that is synced.
+///
+/// # Errors
+/// Of the journal.
+pub(crate) fn record_undigested(journal: &mut JournalFile, ranges: &RangeSet) -> Result<()> {
+    let runs = ranges.iter().map(|range| Run { range, content: Content::Undigested }).collect();
+    let (tell, answer) = mpsc::channel();
+    // Nobody hears it only if this thread is gone.
+    journal.append(runs, move |result| _ = tell.send(result));
+    answer.recv().unwrap_or_else(|_| Err(Error::internal(Operation::Journal, "the journal does not answer")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_trimmed_inwards_to_whole_leaves() {
+        let trimmed = |ranges: &[(u64, u64)], size| {
+            let ranges = ranges.iter().map(|&(start, end)| ByteRange::new(start, end)).collect();
+            whole_leaves(&ranges, size, 10).iter().map(|run| (run.start(), run.end())).collect::<Vec<_>>()
+        };
+        assert_eq!(trimmed(&[(0, 9), (11, 29), (30, 45)], 100), [(30, 40)]);
+        assert_eq!(trimmed(&[(1, 20), (41, 99)], 95), [(10, 20), (50, 95)], "the last leaf is short");
+        assert_eq!(trimmed(&[(90, 94), (96, 200)], 95), [], "not all of the last leaf");
+        assert_eq!(trimmed(&[(0, u64::MAX)], 95), [(0, 95)]);
+        assert_eq!(trimmed(&[(0, u64::MAX)], 0), []);
+        assert_eq!(trimmed(&[(u64::MAX - 5, u64::MAX)], 95), []);
+    }
+}

@@ -1,0 +1,164 @@
+//! What the owner of a job holds of its connections to servers: a gate that new ones wait for, and the end of all.
+//!
+//! Every link of a job shares one leash, and every session is known to it for as long as its socket is open. A _cut_ is
+//! for ever: it resets all sockets, whoever uses them at the moment, and none is made afterwards.
+
+use crate::error::{Code, Error, Operation, Side};
+use crate::gate::Gate;
+use crate::job::round::lock;
+use crate::limits::GATED_USER_TIMEOUT;
+use nix::libc::linger;
+use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(crate) struct Leash {
+    gate: Option<Arc<Gate>>,
+    is_cut: AtomicBool,
+    sockets: Mutex<Vec<Weak<OwnedFd>>>,
+}
+
+impl Leash {
+    pub(crate) fn new(gate: Option<Arc<Gate>>) -> Self {
+        Self { gate, ..Self::default() }
+    }
+
+    /// The gate, of a job that has one.
+    pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref()
+    }
+
+    /// Whether what changes a destination may be submitted.
+    pub(crate) fn is_open(&self) -> bool {
+        self.gate.as_ref().is_none_or(|gate| gate.is_open())
+    }
+
+    /// How long what a gated job has sent may stay unacknowledged by the peer's kernel, before the connection ends.
+    pub(crate) fn user_timeout(&self) -> Option<Duration> {
+        self.gate.as_ref().map(|_| GATED_USER_TIMEOUT)
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_cut.load(Acquire)
+    }
+
+    /// Takes note of the socket of a new session.
+    pub(crate) fn hold(&self, socket: &Arc<OwnedFd>) {
+        let mut sockets = lock(&self.sockets);
+        sockets.retain(|socket| socket.strong_count() > 0);
+        sockets.push(Arc::downgrade(socket));
+        if self.is_cut() {
+            reset(socket);
+        }
+    }
+
+    /// Resets every connection, and those that are being made as soon as they are.
+    pub(crate) fn cut(&self) {
+        let mut sockets = lock(&self.sockets);
+        self.is_cut.store(true, Release);
+        sockets.drain(..).filter_map(|socket| socket.upgrade()).for_each(|socket| reset(&socket));
+    }
+
+    /// What ends a link whose connections were cut.
+    pub(crate) fn verdict(&self, side: Side, name: &str) -> Error {
+        let message = format!("the connections to {name} were cut off: the right to use them has ended");
+        Error::new(Code::Unreachable, side, Operation::Stop, message).maybe_applied()
+    }
+}
+
+/// Ends a connection whatever is under way on it. Behind TLS the thread that encrypts resets the outer one.
+fn reset(socket: &OwnedFd) {
+    // A unix socket has none of it, and one that is gone takes nothing any more.
+    let _ = setsockopt(socket, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 });
+    // Drops what is queued and tells the peer at once, also while others hold the socket and have operations on it: a
+    // close would wait for them. Only TCP knows it.
+    let _ = rustix::net::connect_unspec(socket.as_fd());
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::connect::connect;
+    use super::super::stream::Patience;
+    use super::super::uri::Address;
+    use super::*;
+    use nix::sys::socket::getsockopt;
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    /// A connection whose receiver has not taken anything yet, and how much was sent.
+    fn filled() -> (Arc<OwnedFd>, TcpStream, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (receiver, _) = listener.accept().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = sender.write(&[7; 65536]) {
+            sent += count;
+        }
+        (Arc::new(OwnedFd::from(sender)), receiver, sent)
+    }
+
+    /// What a peer gets, and how it ends.
+    fn received(mut receiver: TcpStream) -> (usize, Option<ErrorKind>) {
+        let (mut got, mut buffer) = (0, vec![0; 65536]);
+        loop {
+            match receiver.read(&mut buffer) {
+                Ok(0) => return (got, None),
+                Ok(count) => got += count,
+                Err(error) => return (got, Some(error.kind())),
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_takes_back_what_is_queued_though_the_socket_stays_open() {
+        let leash = Leash::default();
+        let (socket, receiver, sent) = filled();
+        leash.hold(&socket);
+        leash.cut();
+        leash.cut();
+        let (got, end) = received(receiver);
+        assert!(got < sent, "{got} of {sent} bytes arrived");
+        assert_eq!(end, Some(ErrorKind::ConnectionReset));
+        drop(socket);
+    }
+
+    #[test]
+    fn what_is_connected_after_a_cut_is_reset_at_once() {
+        let leash = Leash::default();
+        leash.cut();
+        let (socket, receiver, sent) = filled();
+        leash.hold(&socket);
+        let (got, end) = received(receiver);
+        assert!(got < sent && end == Some(ErrorKind::ConnectionReset), "{got} of {sent} bytes, then {end:?}");
+    }
+
+    #[test]
+    fn sockets_that_are_closed_are_forgotten() {
+        let leash = Leash::default();
+        for _ in 0..3 {
+            let (socket, ..) = filled();
+            leash.hold(&socket);
+        }
+        assert_eq!(lock(&leash.sockets).len(), 1, "that of the last one, which nobody has looked at since");
+    }
+
+    #[test]
+    fn what_is_sent_behind_a_gate_is_not_tried_for_long() {
+        let gated = Leash::new(Some(Arc::default()));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
+        let timeout = |leash: &Leash| {
+            let patience = Patience::new(Duration::from_secs(60), &|| false);
+            let socket = connect(&address, leash.user_timeout(), patience).unwrap();
+            getsockopt(&socket, sockopt::TcpUserTimeout).unwrap()
+        };
+        assert_eq!((timeout(&gated), timeout(&Leash::default())), (2500, 0));
+        assert!(Leash::default().is_open() && !gated.is_open());
+    }
+}

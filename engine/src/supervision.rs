@@ -1,0 +1,94 @@
+//! What somebody who runs jobs for others may ask of one, besides what it copies.
+//!
+//! A [`CopySpec`](crate::spec::CopySpec) is plain data and says _what_ is copied. A supervision is alive: it says until
+//! when the job may write, who is asked before it writes at all, what others have done already, and by which descriptors
+//! it reaches its volumes. The engine knows nothing of why; without a supervision ([`Supervision::default`]) a job is
+//! as if all of this did not exist.
+//!
+//! What always holds: nothing is submitted that changes the destination while the gate is closed, or before the
+//! admission has said yes; and of a volume that was given as a descriptor no path is looked up.
+
+use crate::error::Result;
+use crate::extent::RangeSet;
+use crate::gate::Gate;
+use crate::volume::VolumeKind;
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// See the module's head. The default asks for nothing.
+#[derive(Default)]
+pub struct Supervision {
+    /// Until when what changes the destination may be submitted: writes, zeros, clones, flushes, its size. `None`: always.
+    /// While it is closed the job waits with what it has read, and goes on when it opens; cancelled while it is closed,
+    /// the job gives up what it had not submitted. Connections that are lost are made anew only while it is open.
+    pub gate: Option<Arc<Gate>>,
+    /// Asked once, when every rule has been passed and before the first change to the destination.
+    pub admission: Option<Arc<dyn Admission>>,
+    /// Bytes of the destination that an earlier run has made durable whose journal is not at hand: they are counted as
+    /// resumed and not copied again. Trimmed inwards to whole leaves. Only with `Continuation::Resume` and
+    /// `Overwrite::Yes`, else `EBadRequest`, and of no destination that is missing, created or too short
+    /// (`ECheckpointMismatch`). A journal that exists has to match as always; what it says is added. The digest is null
+    /// then, as not all data passed through this engine, and verifying compares with the source.
+    pub durable: Option<RangeSet>,
+    /// The source, open for reading; the spec's path is only its name. `EBadRequest` if the spec names an export.
+    pub source: Option<OwnedFd>,
+    /// The destination, open for reading and writing; the spec's path is only its name. `EBadRequest` if the spec names
+    /// an export.
+    pub destination: Option<OpenedDestination>,
+}
+
+impl fmt::Debug for Supervision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { gate, admission, durable, source, destination } = self;
+        f.debug_struct("Supervision")
+            .field("gate", gate)
+            .field("admission", &admission.as_ref().map(|_| "asked"))
+            .field("durable", durable)
+            .field("source", source)
+            .field("destination", destination)
+            .finish()
+    }
+}
+
+/// A local destination that somebody else has opened. The engine opens the same inode anew, through `/proc/self/fd`,
+/// and locks it there: it shares neither flags nor lock with other holders of this descriptor.
+#[derive(Debug)]
+pub struct OpenedDestination {
+    /// A regular file or block device. Its holder must not have its lock (`flock`), nor have opened a device with
+    /// `O_EXCL`: the engine takes both for itself.
+    pub file: OwnedFd,
+    /// Whether it was created for this job: then it counts as empty whatever it says, and `parent` is synced. Whoever
+    /// created it removes it if the job is refused; the engine never does.
+    pub created: bool,
+    /// The directory that it is in. Without it the directory of a created file is not synced: that is left to
+    /// whoever created it.
+    pub parent: Option<OwnedFd>,
+}
+
+/// Who says whether a job may change its destination.
+pub trait Admission: Send + Sync {
+    /// Called once, on the job's thread, with the destination open and locked (an export cannot be) and every rule of
+    /// a copy passed. May block for long; a cancel is looked at when it returns. Not called for a copy of which nothing
+    /// is left to do but putting its journal away.
+    ///
+    /// # Errors
+    /// What the job ends with. The destination is as it was then, and a file that the engine created is gone.
+    fn admit(&self, destination: &Admitted<'_>) -> Result<()>;
+}
+
+/// A destination before the first change to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted<'a> {
+    /// The file or device, for reading and writing what lies beside its content (attributes); `None` for an export.
+    pub file: Option<BorrowedFd<'a>>,
+    /// What it is.
+    pub kind: VolumeKind,
+    /// Whether the rules call it empty: a file that was created or has 0 bytes, a device or export whose first MiB
+    /// is zero.
+    pub is_empty: bool,
+    /// Whether the job goes on from a journal of its own.
+    pub has_journal: bool,
+    /// Its size now, in bytes.
+    pub size_bytes: u64,
+}

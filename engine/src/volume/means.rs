@@ -1,0 +1,55 @@
+//! By what a job reaches its volumes, besides their names: descriptors that somebody else has opened, and the leash of
+//! its connections.
+//!
+//! A given descriptor is opened anew through `/proc/self/fd`: that leads to the same inode whatever has become of its
+//! name, and gives a description of our own, with flags and a lock that nobody shares. The given one stays open for as
+//! long as the means do, so that the inode can be reached again (for a verification, say).
+
+use super::Locator;
+use crate::error::{Error, Result, Side};
+use crate::nbd::leash::Leash;
+use crate::supervision::OpenedDestination;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// See the module's head. By default there are names only.
+#[derive(Debug, Default)]
+pub(crate) struct Means {
+    pub leash: Arc<Leash>,
+    pub source: Option<OwnedFd>,
+    pub destination: Option<OpenedDestination>,
+}
+
+impl Means {
+    /// With nothing but a leash.
+    pub(crate) fn on(leash: &Arc<Leash>) -> Self {
+        Self { leash: Arc::clone(leash), ..Self::default() }
+    }
+
+    /// The descriptor of that side.
+    pub(super) fn of(&self, side: Side) -> Option<&OwnedFd> {
+        match side {
+            Side::Source => self.source.as_ref(),
+            _ => self.destination.as_ref().map(|destination| &destination.file),
+        }
+    }
+
+    /// Refuses a descriptor of what is reached by no descriptor.
+    ///
+    /// # Errors
+    /// `EBadRequest`.
+    pub(crate) fn refuse_misplaced(&self, source: &Locator, destination: &Locator) -> Result<()> {
+        for (side, locator) in [(Side::Source, source), (Side::Destination, destination)] {
+            if let (Some(_), Locator::Nbd(uri)) = (self.of(side), locator) {
+                return Err(Error::bad_request(format!("the {side} {uri} is an export: no descriptor leads to it")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path that leads to what is open, for as long as it is.
+pub(super) fn path_of(descriptor: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+}

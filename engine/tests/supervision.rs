@@ -1,0 +1,400 @@
+//! Goal: a supervised copy changes its destination only when it may, reaches the volumes that it was given, and goes on
+//! from what others have done. Method: local copies, with gates, admissions and descriptors in the hand of the test.
+
+use blockhaul_engine::engine::{Engine, EngineConfig, Face};
+use blockhaul_engine::error::{Code, Error, Result};
+use blockhaul_engine::extent::{ByteRange, RangeSet};
+use blockhaul_engine::gate::Gate;
+use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::progress::{Report, Status};
+use blockhaul_engine::spec::{
+    BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, Direct, Overwrite, Verify,
+};
+use blockhaul_engine::supervision::{Admission, Admitted, OpenedDestination, Supervision};
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 24 * MIB;
+
+/// A directory on a file system with `O_DIRECT`, a source of 24 MiB in it, and an engine.
+struct Room {
+    folder: tempfile::TempDir,
+    engine: Engine,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self::with(Face::Auto, Path::new("/var/tmp"))
+    }
+
+    fn with(face: Face, place: &Path) -> Self {
+        let folder = tempfile::tempdir_in(place).unwrap();
+        let engine = Engine::start(EngineConfig { cores: Some(1), face, ..EngineConfig::default() }).unwrap();
+        let room = Self { folder, engine };
+        fs::write(room.path("source"), bytes()).unwrap();
+        room
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Of small blocks, and records as often as can be.
+    fn spec(&self) -> CopySpec {
+        CopySpec {
+            block_size: Some(BlockSize::new(64 << 10).unwrap()),
+            checkpoint: Checkpoint::File(self.path("journal")),
+            checkpoint_every: CheckpointEvery { bytes: MIB, time: Duration::from_millis(1) },
+            ..CopySpec::new(self.path("source").into(), self.path("destination").into())
+        }
+    }
+
+    fn submit(&self, spec: CopySpec, supervision: Supervision) -> JobHandle {
+        self.engine.submit_supervised(spec, supervision)
+    }
+
+    fn refused(&self, spec: CopySpec, supervision: Supervision, code: Code) -> Report {
+        let report = self.submit(spec, supervision).wait();
+        assert_eq!(report.error.as_ref().map(|error| error.code), Some(code), "{report:?}");
+        report
+    }
+
+    fn assert_copied(&self, report: &Report) {
+        assert_eq!(report.status, Status::Succeeded, "{report:?}");
+        assert!(fs::read(self.path("destination")).unwrap() == bytes(), "the copy differs");
+    }
+
+    /// A run that is stopped after some of its data became durable, and what it said of that.
+    fn half_copied(&self) -> RangeSet {
+        let limit_bytes_per_second = Some(16 * MIB);
+        let job = self.submit(CopySpec { limit_bytes_per_second, ..self.spec() }, Supervision::default());
+        while job.durable_ranges().bytes() < 2 * MIB {
+            std::thread::yield_now();
+        }
+        job.cancel(Reason::RunnerInterrupt);
+        let report = job.wait();
+        assert_eq!((report.status, report.bytes.durable), (Status::Interrupted, job.durable_ranges().bytes()));
+        job.durable_ranges()
+    }
+
+    /// Goes on from the work of a run whose journal is elsewhere.
+    fn taken_over(&self) -> CopySpec {
+        CopySpec {
+            checkpoint: Checkpoint::File(self.path("journal of another host")),
+            continuation: Continuation::Resume,
+            overwrite: Overwrite::Yes,
+            ..self.spec()
+        }
+    }
+}
+
+fn bytes() -> Vec<u8> {
+    (0..SIZE).map(|at| (at % 251 + at / MIB) as u8 | 1).collect()
+}
+
+fn gated(gate: &Arc<Gate>) -> Supervision {
+    Supervision { gate: Some(Arc::clone(gate)), ..Supervision::default() }
+}
+
+fn claiming(durable: &RangeSet) -> Supervision {
+    Supervision { durable: Some(durable.clone()), ..Supervision::default() }
+}
+
+/// Far longer than any of these copies takes.
+fn is_held_up(job: &JobHandle) -> bool {
+    job.wait_for(Duration::from_millis(400)).is_none()
+}
+
+#[test]
+fn nothing_of_the_destination_changes_before_the_gate_opens() {
+    let room = Room::new();
+    fs::write(room.path("destination"), b"as it was").unwrap();
+    let gate = Arc::new(Gate::closed());
+    let job = room.submit(CopySpec { overwrite: Overwrite::Yes, ..room.spec() }, gated(&gate));
+    assert!(is_held_up(&job));
+    assert_eq!(fs::read(room.path("destination")).unwrap(), b"as it was");
+    gate.open_until(Duration::MAX);
+    room.assert_copied(&job.wait());
+}
+
+/// Closes the gate of a copy under way, sees that nothing changes, and lets it go on.
+fn closes_and_opens(room: &Room, direct: Direct) {
+    let gate = Arc::new(Gate::closed());
+    gate.open_until(Duration::MAX);
+    let limit_bytes_per_second = Some(32 * MIB);
+    let job = room.submit(CopySpec { direct, limit_bytes_per_second, ..room.spec() }, gated(&gate));
+    while job.progress().written < MIB {
+        std::thread::yield_now();
+    }
+    gate.close();
+    // What was submitted lands; then there is nothing more.
+    assert!(is_held_up(&job));
+    let (written, content) = (job.progress().written, fs::read(room.path("destination")).unwrap());
+    assert!(is_held_up(&job) && written < SIZE, "{:?}", job.progress());
+    assert!(job.progress().written == written && fs::read(room.path("destination")).unwrap() == content);
+    job.set_limit(None);
+    gate.open_until(Gate::now() + Duration::from_secs(3600));
+    let report = job.wait();
+    room.assert_copied(&report);
+    assert_eq!(job.durable_ranges(), RangeSet::from_iter([ByteRange::new(0, SIZE)]), "{report:?}");
+    fs::remove_file(room.path("destination")).unwrap();
+}
+
+#[test]
+fn a_copy_waits_at_a_closed_gate_and_goes_on_however_its_bytes_travel() {
+    for (face, place) in [(Face::Auto, "/var/tmp"), (Face::Auto, "/dev/shm"), (Face::Threads, "/var/tmp")] {
+        let room = Room::with(face, Path::new(place));
+        for direct in [Direct::Auto, Direct::No] {
+            closes_and_opens(&room, direct);
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_is_cancelled_behind_a_closed_gate_ends_by_its_reason_and_can_be_resumed() {
+    let room = Room::new();
+    let gate = Arc::new(Gate::closed());
+    gate.open_until(Duration::MAX);
+    let limit_bytes_per_second = Some(32 * MIB);
+    let job = room.submit(CopySpec { limit_bytes_per_second, ..room.spec() }, gated(&gate));
+    while job.durable_ranges().bytes() < MIB {
+        std::thread::yield_now();
+    }
+    gate.close();
+    assert!(is_held_up(&job));
+    job.cancel(Reason::LeaseLost);
+    let report = job.wait();
+    let code = report.error.as_ref().map(|error| error.code);
+    assert_eq!(
+        (report.status, code, report.quiesced),
+        (Status::Interrupted, Some(Code::LeaseLost), true),
+        "{report:?}"
+    );
+    let durable = job.durable_ranges();
+    assert!(durable.bytes() == report.bytes.durable && durable.bytes() >= MIB, "{report:?}");
+    let report = room.engine.submit(CopySpec { continuation: Continuation::Resume, ..room.spec() }).wait();
+    room.assert_copied(&report);
+    assert_eq!((report.bytes.resumed, report.digest.is_some()), (durable.bytes(), true));
+}
+
+#[test]
+fn a_copy_that_never_came_through_the_gate_leaves_the_destination_alone() {
+    let room = Room::new();
+    fs::write(room.path("destination"), b"as it was").unwrap();
+    let gate = Arc::new(Gate::closed());
+    for name in ["destination", "missing"] {
+        let destination = room.path(name).into();
+        let job = room.submit(CopySpec { overwrite: Overwrite::Yes, destination, ..room.spec() }, gated(&gate));
+        assert!(is_held_up(&job));
+        job.cancel(Reason::UserCancel);
+        assert_eq!(job.wait().status, Status::Cancelled);
+        let _ = fs::remove_file(room.path("journal"));
+    }
+    assert!(fs::read(room.path("destination")).unwrap() == b"as it was" && !room.path("missing").exists());
+}
+
+/// The inode, whether it is empty, whether there is a journal, and the size: as an admission was shown them.
+type Asked = (Option<u64>, bool, bool, u64);
+
+/// Notes what it is asked, and answers.
+struct Judge {
+    asked: Mutex<Vec<Asked>>,
+    answer: Result<()>,
+}
+
+impl Judge {
+    fn with(answer: Result<()>) -> (Arc<Self>, Supervision) {
+        let judge = Arc::new(Self { asked: Mutex::default(), answer });
+        let admission: Arc<dyn Admission> = Arc::<Self>::clone(&judge);
+        (judge, Supervision { admission: Some(admission), ..Supervision::default() })
+    }
+
+    fn asked(&self) -> Vec<(Option<u64>, bool, bool, u64)> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+impl Admission for Judge {
+    fn admit(&self, destination: &Admitted<'_>) -> Result<()> {
+        let Admitted { file, kind: _, is_empty, has_journal, size_bytes } = *destination;
+        let inode = file.map(|file| File::from(file.try_clone_to_owned().unwrap()).metadata().unwrap().ino());
+        self.asked.lock().unwrap().push((inode, is_empty, has_journal, size_bytes));
+        self.answer.clone()
+    }
+}
+
+#[test]
+fn who_admits_is_asked_once_and_before_the_first_change() {
+    let room = Room::new();
+    let refusal = || Err(Error::bad_request("not you"));
+    let (judge, supervision) = Judge::with(refusal());
+    room.refused(room.spec(), supervision, Code::BadRequest);
+    let asked = judge.asked();
+    assert!(matches!(asked[..], [(Some(_), true, false, 0)]), "{asked:?}");
+    assert!(!room.path("destination").exists() && !room.path("journal").exists(), "what was created is gone");
+
+    fs::write(room.path("destination"), b"as it was").unwrap();
+    let inode = fs::metadata(room.path("destination")).unwrap().ino();
+    let (judge, supervision) = Judge::with(refusal());
+    room.refused(CopySpec { overwrite: Overwrite::Yes, ..room.spec() }, supervision, Code::BadRequest);
+    assert_eq!(judge.asked(), [(Some(inode), false, false, 9)]);
+    assert_eq!(fs::read(room.path("destination")).unwrap(), b"as it was");
+
+    // A rule comes first.
+    let (judge, supervision) = Judge::with(Ok(()));
+    room.refused(room.spec(), supervision, Code::Exists);
+    assert_eq!(judge.asked(), []);
+
+    fs::remove_file(room.path("destination")).unwrap();
+    room.half_copied();
+    let (judge, supervision) = Judge::with(Ok(()));
+    let report = room.submit(CopySpec { continuation: Continuation::Resume, ..room.spec() }, supervision).wait();
+    room.assert_copied(&report);
+    let asked = judge.asked();
+    assert!(matches!(asked[..], [(Some(_), false, true, SIZE)]), "{asked:?}");
+}
+
+/// Both volumes by descriptor.
+fn opened(room: &Room, created: bool) -> Supervision {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(room.path("destination"));
+    let parent = Some(File::open(room.folder.path()).unwrap().into());
+    let destination = OpenedDestination { file: OwnedFd::from(file.unwrap()), created, parent };
+    let source = Some(File::open(room.path("source")).unwrap().into());
+    Supervision { source, destination: Some(destination), ..Supervision::default() }
+}
+
+#[test]
+fn a_copy_reaches_what_it_was_given_whatever_its_name_leads_to() {
+    for verify in [Verify::No, Verify::Yes] {
+        let room = Room::new();
+        let supervision = opened(&room, true);
+        for name in ["source", "destination"] {
+            fs::rename(room.path(name), room.path(&format!("moved {name}"))).unwrap();
+            fs::write(room.path(name), b"somebody else's").unwrap();
+        }
+        let report = room.submit(CopySpec { verify, ..room.spec() }, supervision).wait();
+        assert_eq!(report.status, Status::Succeeded, "{report:?}");
+        assert!(fs::read(room.path("moved destination")).unwrap() == bytes(), "the copy differs");
+        assert_eq!(fs::read(room.path("destination")).unwrap(), b"somebody else's");
+    }
+}
+
+#[test]
+fn a_given_destination_follows_the_rules_and_is_never_removed() {
+    let room = Room::new();
+    fs::write(room.path("destination"), b"as it was").unwrap();
+    room.refused(room.spec(), opened(&room, false), Code::Exists);
+    let (_, refusing) = Judge::with(Err(Error::bad_request("not you")));
+    let refusing = Supervision { admission: refusing.admission, ..opened(&room, true) };
+    room.refused(room.spec(), refusing, Code::BadRequest);
+    assert_eq!(fs::read(room.path("destination")).unwrap(), b"as it was");
+    // The same file on both sides, by other names.
+    let twice =
+        Supervision { source: Some(File::open(room.path("destination")).unwrap().into()), ..opened(&room, true) };
+    room.refused(room.spec(), twice, Code::SameVolume);
+    // Its name is gone before the copy ends: nobody would ever find it.
+    let supervision = opened(&room, true);
+    fs::remove_file(room.path("destination")).unwrap();
+    room.refused(room.spec(), supervision, Code::NotFound);
+}
+
+#[test]
+fn descriptors_of_what_is_no_volume_or_no_path_are_refused() {
+    let room = Room::new();
+    let folder = || Some(File::open(room.folder.path()).unwrap().into());
+    let given = Supervision { source: folder(), ..Supervision::default() };
+    room.refused(room.spec(), given, Code::BadRequest);
+    let export = blockhaul_engine::volume::Locator::parse("nbd://127.0.0.1:1/x").unwrap();
+    let spec = CopySpec { source: export, ..room.spec() };
+    let report = room.refused(spec, opened(&room, true), Code::BadRequest);
+    assert!(report.error.unwrap().message.contains("no descriptor"));
+}
+
+#[test]
+fn a_copy_by_descriptors_is_resumed_by_its_journal() {
+    let room = Room::new();
+    let durable = room.half_copied();
+    let spec = CopySpec { continuation: Continuation::Resume, ..room.spec() };
+    let report = room.submit(spec, opened(&room, false)).wait();
+    room.assert_copied(&report);
+    assert_eq!(report.bytes.resumed, durable.bytes());
+}
+
+#[test]
+fn what_another_run_made_durable_is_not_copied_again() {
+    for verify in [Verify::No, Verify::Yes] {
+        let room = Room::new();
+        let durable = room.half_copied();
+        // What is not durable may be anything.
+        let destination = File::options().write(true).open(room.path("destination")).unwrap();
+        durable.gaps(ByteRange::new(0, SIZE)).for_each(|gap| destination.write_all_at(b"rest", gap.start()).unwrap());
+        let spec = CopySpec { verify, ..room.taken_over() };
+        let report = room.submit(spec, claiming(&durable)).wait();
+        room.assert_copied(&report);
+        assert_eq!((report.bytes.resumed, report.bytes.written), (durable.bytes(), SIZE - durable.bytes()));
+        let reason = report.digest_reason.unwrap_or_default();
+        assert!(report.digest.is_some() == (verify == Verify::Yes), "{reason}");
+        assert!(verify == Verify::Yes || reason.contains("by a run elsewhere"), "{reason}");
+    }
+}
+
+#[test]
+fn a_verification_reads_what_another_run_is_said_to_have_made_durable() {
+    let room = Room::new();
+    let durable = room.half_copied();
+    let first = durable.iter().next().unwrap();
+    let destination = File::options().write(true).open(room.path("destination")).unwrap();
+    destination.write_all_at(b"\0", first.start() + 100).unwrap();
+    let spec = CopySpec { verify: Verify::Yes, ..room.taken_over() };
+    let error = room.refused(spec, claiming(&durable), Code::VerifyMismatch).error.unwrap();
+    assert_eq!(error.offset, Some(first.start()), "{error:?}");
+}
+
+#[test]
+fn claims_are_trimmed_to_leaves_and_added_to_what_the_journal_says() {
+    let room = Room::new();
+    let durable = room.half_copied();
+    let last = durable.iter().last().unwrap().end();
+    // The copy of the rest is made by hand; of its ends too little is claimed for a whole leaf.
+    let destination = File::options().write(true).open(room.path("destination")).unwrap();
+    let (start, end) = (last + MIB, SIZE - MIB);
+    destination.write_all_at(&bytes()[start as usize..end as usize], start).unwrap();
+    destination.sync_all().unwrap();
+    let claims = RangeSet::from_iter([ByteRange::new(start + 1, end - 1)]);
+    let spec = CopySpec { continuation: Continuation::Resume, overwrite: Overwrite::Yes, ..room.spec() };
+    let report = room.submit(spec, claiming(&claims)).wait();
+    room.assert_copied(&report);
+    assert_eq!(report.bytes.resumed, durable.bytes() + (end - start) - 2 * (64 << 10));
+}
+
+#[test]
+fn claims_about_what_cannot_hold_them_or_without_a_wish_to_go_on_are_refused() {
+    let room = Room::new();
+    let claims = RangeSet::from_iter([ByteRange::new(0, 4 * MIB)]);
+    let error = room.refused(room.taken_over(), claiming(&claims), Code::CheckpointMismatch).error.unwrap();
+    assert!(error.message.contains("missing") && !room.path("destination").exists(), "{error:?}");
+    room.refused(room.spec(), claiming(&claims), Code::BadRequest);
+    let created = Supervision { durable: Some(claims.clone()), ..opened(&room, true) };
+    room.refused(room.taken_over(), created, Code::CheckpointMismatch);
+    fs::write(room.path("destination"), vec![7; 4 * MIB as usize - 1]).unwrap();
+    let error = room.refused(room.taken_over(), claiming(&claims), Code::CheckpointMismatch).error.unwrap();
+    assert!(error.message.contains("4194303 bytes"), "{error:?}");
+    assert_eq!(fs::metadata(room.path("destination")).unwrap().len(), 4 * MIB - 1);
+    // No claims are none.
+    room.assert_copied(&room.submit(room.taken_over(), claiming(&RangeSet::new())).wait());
+}
+
+#[test]
+fn a_job_without_servers_takes_no_notice_of_a_cut() {
+    let room = Room::new();
+    let job = room.submit(room.spec(), Supervision::default());
+    job.cut();
+    let report = job.wait();
+    job.cut();
+    room.assert_copied(&report);
+}

@@ -1,0 +1,254 @@
+//! What a center answers, for people and for scripts.
+
+use crate::output::{json_line, say};
+use blockhaul_control::api::view::{AttemptView, TaskView};
+use blockhaul_control::api::wire;
+use blockhaul_engine::units::format_size;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io;
+
+/// One JSON object, or what people read.
+fn print<T: Serialize>(json: bool, object: &T, lines: impl FnOnce() -> Vec<String>) {
+    if !json {
+        lines().iter().for_each(say);
+    } else if let Err(error) = json_line(&mut io::stdout().lock(), object) {
+        tracing::debug!(%error, "write to stdout");
+    }
+}
+
+/// A task in full.
+pub(super) fn task(task: &TaskView, json: bool) {
+    print(json, task, || described(task));
+}
+
+/// A task that was asked for: its name alone, for a script that asks on.
+pub(super) fn submitted(task: &TaskView, json: bool) {
+    print(json, task, || vec![task.id.clone()]);
+}
+
+/// One of many.
+pub(super) fn line(task: &TaskView, json: bool) {
+    print(json, task, || vec![summary(task)]);
+}
+
+/// A task that is watched: for people only if it is news to them.
+pub(super) fn change(task: &TaskView, before: Option<&TaskView>, json: bool) {
+    let text = summary(task);
+    if json || before.is_none_or(|before| summary(before) != text) {
+        print(json, task, || vec![text]);
+    }
+}
+
+fn described(task: &TaskView) -> Vec<String> {
+    let TaskView {
+        id,
+        kind,
+        state,
+        wish,
+        reason,
+        priority,
+        fence,
+        source,
+        destination,
+        node,
+        attempt: _,
+        epoch,
+        progress: _,
+        limit,
+        error,
+        report: _,
+        created_at,
+        updated_at,
+        attempts,
+    } = task;
+    let field = |name: &str, value: &dyn std::fmt::Display| format!("{name:<12} {value}");
+    let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| field(name, value));
+    let mut lines = vec![field("task", id), field("kind", kind), field("state", state), field("wish", wish)];
+    lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
+    lines.extend(option("source", source));
+    lines.extend(option("destination", destination));
+    lines.extend(option("node", node));
+    lines.extend(epoch.map(|epoch| field("epoch", &epoch)));
+    lines.extend(source.is_some().then(|| field("progress", &how_far(task))));
+    lines.extend(limit.map(|limit| field("limit", &format!("{}/s", format_size(limit)))));
+    lines.extend(option("fence", fence));
+    lines.push(field("priority", priority));
+    lines.extend(error.as_ref().map(|error| field("error", &format!("{}: {}", error.code, error.message))));
+    lines.push(field("created", created_at));
+    lines.push(field("updated", updated_at));
+    lines.extend(attempts.iter().map(|attempt| field("attempt", &attempted(attempt))));
+    lines
+}
+
+fn attempted(attempt: &AttemptView) -> String {
+    let AttemptView { runner, epoch, started_at, ended_at, outcome } = attempt;
+    let grant = epoch.map(|epoch| format!(" epoch {epoch}")).unwrap_or_default();
+    let end = match (ended_at, outcome) {
+        (Some(ended_at), Some(outcome)) => format!(" to {ended_at}: {outcome}"),
+        (Some(ended_at), None) => format!(" to {ended_at}"),
+        (None, _) => String::from(", running"),
+    };
+    format!("on {runner}{grant} from {started_at}{end}")
+}
+
+/// `t1 RUNNING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s`.
+fn summary(task: &TaskView) -> String {
+    let mut parts = vec![task.id.clone(), task.state.clone()];
+    parts.extend(task.node.clone());
+    parts.extend((task.progress.planned > 0).then(|| how_far(task)));
+    match &task.error {
+        Some(error) if task.state == "FAILED" => parts.push(format!("({}: {})", error.code, error.message)),
+        _ if !task.reason.is_empty() => parts.push(format!("({})", task.reason)),
+        _ => (),
+    }
+    parts.join(" ")
+}
+
+fn how_far(task: &TaskView) -> String {
+    let progress = &task.progress;
+    let mut text = format!("{} of {}", format_size(progress.durable), format_size(progress.planned));
+    if !task.is_over() {
+        text += &format!(", {}/s", format_size(progress.rate_bytes_per_second));
+    }
+    text
+}
+
+/// A node, for scripts.
+#[derive(Serialize)]
+struct NodeView {
+    node: String,
+    address: Option<String>,
+    registered: bool,
+    stopping: bool,
+    draining: bool,
+    slots: u32,
+    running: u32,
+    build: Option<String>,
+    incarnation: Option<String>,
+    labels: BTreeMap<String, String>,
+    allow_paths: Vec<String>,
+    allow_nbd: Vec<String>,
+}
+
+/// A node of the center.
+pub(super) fn runner(node: wire::Node, json: bool) {
+    let word = |text: String| (!text.is_empty()).then_some(text);
+    let view = NodeView {
+        node: node.node,
+        address: word(node.address),
+        registered: node.registered,
+        stopping: node.stopping,
+        draining: node.draining,
+        slots: node.slots,
+        running: node.running,
+        build: word(node.build),
+        incarnation: word(node.incarnation),
+        labels: node.labels.into_iter().collect(),
+        allow_paths: node.allow_paths,
+        allow_nbd: node.allow_nbd,
+    };
+    print(json, &view, || vec![node_line(&view)]);
+}
+
+fn node_line(view: &NodeView) -> String {
+    let state = match (view.registered, view.stopping, view.draining) {
+        (false, _, _) => "gone",
+        (true, true, _) => "stopping",
+        (true, false, true) => "draining",
+        (true, false, false) => "ready",
+    };
+    let address = view.address.as_deref().unwrap_or("-");
+    let labels: String = view.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
+    format!("{} {state} {address} {} of {} slots{labels}", view.node, view.running, view.slots)
+}
+
+/// A node that is drained, or no longer.
+pub(super) fn drained(node: &str, draining: bool, running: u32, json: bool) {
+    #[derive(Serialize)]
+    struct Drained<'a> {
+        node: &'a str,
+        draining: bool,
+        running: u32,
+    }
+    print(json, &Drained { node, draining, running }, || {
+        let does = if draining { "takes no new tasks" } else { "takes tasks" };
+        vec![format!("{node} {does}; it holds {running}")]
+    });
+}
+
+/// A node that can write no more.
+pub(super) fn fenced(node: &str, tasks: u32, json: bool) {
+    #[derive(Serialize)]
+    struct Fenced<'a> {
+        node: &'a str,
+        tasks: u32,
+    }
+    print(json, &Fenced { node, tasks }, || vec![format!("{node} is fenced; {tasks} tasks go on elsewhere")]);
+}
+
+/// The center as a whole.
+pub(super) fn center(status: wire::CenterStatus, json: bool) {
+    #[derive(Serialize)]
+    struct CenterView {
+        center: String,
+        leader: String,
+        leader_address: String,
+        epoch: i64,
+        runners: u32,
+        tasks: BTreeMap<String, u64>,
+        unreadable: Vec<String>,
+        build: String,
+    }
+    let wire::CenterStatus { center, leader, leader_address, epoch, runners, tasks, unreadable, build } = status;
+    let tasks = tasks.into_iter().collect();
+    let view = CenterView { center, leader, leader_address, epoch, runners, tasks, unreadable, build };
+    print(json, &view, || {
+        let mut lines = vec![
+            format!("center       {}", view.center),
+            format!("leader       {} at {}, epoch {}", view.leader, view.leader_address, view.epoch),
+            format!("build        {}", view.build),
+            format!("runners      {}", view.runners),
+        ];
+        lines.extend(view.tasks.iter().map(|(state, count)| format!("{state:<12} {count}")));
+        lines.extend(view.unreadable.iter().map(|path| format!("unreadable   {path}")));
+        lines
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> TaskView {
+        TaskView::from(wire::Task {
+            id: "t1".to_owned(),
+            state: "RUNNING".to_owned(),
+            node: Some("n1".to_owned()),
+            progress: Some(wire::Progress {
+                planned: 4 << 30,
+                durable: 1 << 30,
+                rate_bytes_per_second: 512 << 20,
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_line_says_where_it_is_how_far_and_why_not() {
+        assert_eq!(summary(&running()), "t1 RUNNING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s");
+        let waiting = TaskView { state: "PENDING".to_owned(), reason: "no free slot".to_owned(), ..running() };
+        assert_eq!(summary(&waiting), "t1 PENDING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s (no free slot)");
+        let done = TaskView { state: "SUCCEEDED".to_owned(), ..running() };
+        assert_eq!(summary(&done), "t1 SUCCEEDED n1 1.0 GiB of 4.0 GiB");
+    }
+
+    #[test]
+    fn a_task_in_full_names_its_attempts() {
+        let attempt = wire::Attempt { runner: "n1".to_owned(), epoch: Some(7), ..Default::default() };
+        let task = wire::Task { id: "t".to_owned(), attempts: vec![attempt], ..Default::default() };
+        let lines = described(&TaskView::from(task));
+        assert!(lines.last().unwrap().ends_with("on n1 epoch 7 from 1970-01-01T00:00:00.000Z, running"), "{lines:?}");
+    }
+}

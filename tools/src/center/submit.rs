@@ -1,0 +1,95 @@
+//! `blockhaul submit`: from flags to a request.
+
+use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawWork};
+use blockhaul_control::api::client::fresh_id;
+use blockhaul_control::api::wire;
+
+/// A request, where it goes, and whether its end is waited for.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub(super) request: wire::SubmitRequest,
+    pub(super) center: RawCenter,
+    pub(super) wait: bool,
+}
+
+/// Takes the flags apart. What is left out, the center decides; what makes no sense, it refuses.
+pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Submission {
+    let (work, task, center) = match work {
+        RawWork::Copy(raw) => copy(*raw),
+        RawWork::Noop(RawNoopTask { duration, task, center }) => {
+            let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+            (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
+        }
+    };
+    let RawTask { id, node: _, priority, max_attempts, wait } = task;
+    let request = wire::SubmitRequest {
+        id: id.unwrap_or_else(fresh_id),
+        priority,
+        max_attempts: max_attempts.unwrap_or_default(),
+        spec: Some(wire::Spec { work: Some(work) }),
+    };
+    Submission { request, center, wait }
+}
+
+fn copy(raw: RawCopyTask) -> (wire::spec::Work, RawTask, RawCenter) {
+    let RawCopyTask {
+        source,
+        destination,
+        task,
+        limit,
+        verify,
+        overwrite,
+        sparse,
+        reflink,
+        digest,
+        fence,
+        source_stable,
+        dest_id,
+        center,
+    } = raw;
+    let work = wire::CopyWork {
+        source,
+        destination,
+        node: task.node.clone(),
+        limit,
+        verify,
+        overwrite,
+        sparse: sparse.unwrap_or_default(),
+        reflink: reflink.unwrap_or_default(),
+        digest: digest.unwrap_or_default(),
+        fence: fence.unwrap_or_default(),
+        source_stable,
+        dest_id,
+    };
+    (wire::spec::Work::Copy(work), task, center)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+
+    fn submission(arguments: &[&str]) -> Submission {
+        match Cli::try_parse_from([&["blockhaul", "submit"], arguments].concat()).unwrap().command {
+            Command::Submit(raw) => resolve(*raw),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_id_is_chosen_here_so_that_asking_twice_makes_one_task() {
+        let made = || submission(&["noop", "5s"]).request.id;
+        assert_ne!(made(), made());
+        assert_eq!(submission(&["noop", "--id", "x"]).request.id, "x");
+    }
+
+    #[test]
+    fn flags_become_the_request_and_the_rest_is_the_centers() {
+        let Submission { request, wait, .. } =
+            submission(&["copy", "/a", "nbd://h/b", "--node", "n", "--wait", "--verify"]);
+        let Some(wire::spec::Work::Copy(copy)) = request.spec.unwrap().work else { panic!("a copy was asked for") };
+        assert!(wait && copy.verify && !copy.overwrite);
+        assert_eq!((copy.node.as_deref(), copy.fence.as_str(), request.max_attempts), (Some("n"), "", 0));
+    }
+}
