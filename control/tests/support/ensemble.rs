@@ -1,10 +1,11 @@
 //! A real ZooKeeper of one or more servers, on free ports of 127.0.0.1, with folders of its own.
 //!
-//! Servers can be killed, paused and started again by their number. All of them go when the [`Ensemble`] is dropped, and
+//! Servers can be killed, paused, isolated from each other and started again by their number. All of them go when the [`Ensemble`] is dropped, and
 //! the kernel kills them when the test's process ends in whatever way. Needs `java`, Debian's package `zookeeper`, and
 //! `setpriv` of `util-linux`.
 #![allow(dead_code, reason = "every test program uses its own part of this")]
 
+use super::wire::{Mode, Wire};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -60,6 +61,8 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Ensemble {
     servers: Vec<Server>,
+    /// From each to each: the ways on which followers follow. What servers elect a leader by does not go there.
+    ways: Vec<Vec<Wire>>,
     settings: Settings,
     folder: TempDir,
 }
@@ -91,7 +94,9 @@ impl Ensemble {
             let mut port = || ports.next().expect("three for each were asked for");
             servers.push(Server { home, client: port(), peers: port(), votes: port(), child: None });
         }
-        let mut ensemble = Self { servers, settings, folder };
+        let ways_from = |_: &Server| servers.iter().map(|to| Wire::to(&format!("127.0.0.1:{}", to.peers))).collect();
+        let ways = servers.iter().map(ways_from).collect();
+        let mut ensemble = Self { servers, ways, settings, folder };
         for index in 0..ensemble.len() {
             ensemble.write_configuration(index);
             ensemble.launch(index);
@@ -139,6 +144,30 @@ impl Ensemble {
     /// Lets a paused server go on.
     pub(crate) fn resume(&self, index: usize) {
         kill(self.pid(index), Signal::SIGCONT).expect("the server runs");
+    }
+
+    /// Stops everything between a server and those that it follows or that follow it, without a word. It still hears its
+    /// clients.
+    pub(crate) fn isolate(&self, index: usize) {
+        self.ways_of(index).for_each(|way| way.set(Mode::Stall));
+    }
+
+    /// Lets it through again, on new connections.
+    pub(crate) fn rejoin(&self, index: usize) {
+        self.ways_of(index).for_each(|way| {
+            way.set(Mode::Cut);
+            way.set(Mode::Pass);
+        });
+    }
+
+    fn ways_of(&self, index: usize) -> impl Iterator<Item = &Wire> {
+        let towards = self.ways.iter().map(move |ways| &ways[index]);
+        self.ways[index].iter().chain(towards)
+    }
+
+    /// Where a server keeps what it has committed.
+    pub(crate) fn data(&self, index: usize) -> PathBuf {
+        self.servers[index].home.join("data")
     }
 
     /// Starts a server with the data that it had, and does not wait: alone it may not be able to serve.
@@ -224,7 +253,8 @@ impl Ensemble {
         );
         if servers > 1 {
             for (id, Server { peers, votes, .. }) in self.servers.iter().enumerate() {
-                text += &format!("server.{}=127.0.0.1:{peers}:{votes}\n", id + 1);
+                let follows = if id == index { format!("127.0.0.1:{peers}") } else { self.ways[index][id].address() };
+                text += &format!("server.{}={follows}:{votes}\n", id + 1);
             }
         }
         fs::create_dir_all(home.join("data")).expect("the temporary folder can be written");

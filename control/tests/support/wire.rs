@@ -39,6 +39,8 @@ struct Now {
     mode: Mode,
     /// Both ends of every connection.
     streams: Vec<TcpStream>,
+    /// Connections that neither end has closed.
+    open: usize,
 }
 
 impl Wire {
@@ -46,7 +48,7 @@ impl Wire {
     pub(crate) fn to(server: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         let address = listener.local_addr().expect("it is bound");
-        let now = Mutex::new(Now { mode: Mode::Pass, streams: Vec::new() });
+        let now = Mutex::new(Now { mode: Mode::Pass, streams: Vec::new(), open: 0 });
         let server = server.parse().expect("the address is numeric");
         let state = Arc::new(State { server, now, changed: Condvar::new() });
         let taker = state.clone();
@@ -71,6 +73,11 @@ impl Wire {
         }
         self.state.changed.notify_all();
     }
+
+    /// Connections that neither end has closed.
+    pub(crate) fn connections(&self) -> usize {
+        self.state.now().open
+    }
 }
 
 impl Drop for Wire {
@@ -86,10 +93,12 @@ impl State {
 
     fn connect(self: &Arc<Self>, client: TcpStream) {
         let Ok(server) = TcpStream::connect(self.server) else { return };
+        let (Ok(()), Ok(())) = (client.set_nodelay(true), server.set_nodelay(true)) else { return };
         let mut now = self.now();
         if now.mode == Mode::Cut {
             return;
         }
+        now.open += 1;
         for (from, to, answers) in [(&client, &server, false), (&server, &client, true)] {
             let (Ok(from), Ok(to), Ok(end)) = (from.try_clone(), to.try_clone(), from.try_clone()) else { return };
             now.streams.push(end);
@@ -111,5 +120,6 @@ impl State {
         }
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
+        self.now().open -= usize::from(answers);
     }
 }

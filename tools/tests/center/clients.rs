@@ -1,0 +1,119 @@
+//! What clients ask for, and what they are told.
+
+use crate::support::{Cell, MIB, NEEDS, Pair, Task, has};
+use std::time::Duration;
+
+#[test]
+fn a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused() {
+    if !has("a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    // Whichever node is asked first.
+    for node in [&cell.nodes[0], &cell.nodes[1], &cell.nodes[0]] {
+        let words = ["submit", "noop", "50ms", "--id", "same", "--center", &node.address()];
+        let outcome = cell.site.blockhaul(&words);
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    }
+    cell.wait_for_success("same");
+    let other = cell.blockhaul(&["submit", "noop", "60ms", "--id", "same"]);
+    assert_eq!(other.code, Some(1), "{other:?}");
+    assert!(other.stderr.contains("EExists"), "{other:?}");
+    assert_eq!(cell.ask(&["list"]).len(), 1);
+    assert_eq!(cell.ask(&["list", "--state", "SUCCEEDED"]).len(), 1);
+    assert_eq!(cell.task("same").outcomes(), ["succeeded"], "it ran once");
+}
+
+#[test]
+fn a_copy_is_paused_resumed_and_cancelled() {
+    if !has("a_copy_is_paused_resumed_and_cancelled", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    let pair = Pair::new(&cell, "paused", 48 * MIB);
+    pair.submit(&cell, "paused", &["--limit", "2MiB/s"]);
+    cell.wait_for_way("paused");
+    cell.ask(&["pause", "paused"]);
+    cell.wait_for("paused", "that it waits", |task| task.state() == "PAUSED");
+    let still = pair.writes();
+    cell.submit_noop("meanwhile", Duration::from_secs(1), &[]);
+    cell.wait_for_success("meanwhile");
+    assert_eq!(pair.writes(), still, "a paused copy writes nothing");
+    cell.ask(&["resume", "paused"]);
+    cell.hurry("paused");
+    let task = cell.wait_for_success("paused");
+    assert!(task.resumed() > 0, "{task:?}");
+    pair.assert_copied();
+
+    let pair = Pair::new(&cell, "dropped", 48 * MIB);
+    pair.submit(&cell, "dropped", &["--limit", "2MiB/s"]);
+    cell.wait_for_way("dropped");
+    let waiting = cell.launch(&["watch", "dropped"]);
+    cell.ask(&["cancel", "dropped"]);
+    let task = cell.wait_for("dropped", "its end", Task::is_over);
+    assert_eq!((task.state(), task.outcomes()), ("CANCELLED", vec!["ECancelled".to_owned()]), "{task:?}");
+    assert_eq!(waiting.end().code, Some(75), "as a copy that was interrupted");
+    let again = cell.ask(&["cancel", "dropped"]);
+    assert_eq!(again.last().expect("it is shown")["state"], "CANCELLED", "of a finished one, its final state");
+    let unknown = cell.blockhaul(&["cancel", "nobody"]);
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("ENotFound"), "{unknown:?}");
+}
+
+#[test]
+fn only_copies_can_be_paused() {
+    if !has("only_copies_can_be_paused", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(1, 1);
+    cell.submit_noop("noop", Duration::from_secs(2), &[]);
+    for words in [&["pause", "noop"][..], &["resume", "noop"], &["set", "noop", "--limit", "1MiB/s"]] {
+        let outcome = cell.blockhaul(words);
+        assert!(outcome.code == Some(1) && outcome.stderr.contains("EUnsupported"), "{outcome:?}");
+    }
+    assert_eq!(cell.wait_for_success("noop").outcomes(), ["succeeded"]);
+}
+
+#[test]
+fn tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones() {
+    if !has("tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(1, 1, &["--slots", "2"]);
+    let pair = Pair::new(&cell, "one", 32 * MIB);
+    pair.submit(&cell, "first", &["--limit", "2MiB/s"]);
+    cell.wait_for_way("first");
+    pair.submit(&cell, "second", &["--overwrite"]);
+    let task = cell.wait_for("second", "why it waits", |task| !task.reason().is_empty());
+    assert_eq!(task.state(), "PENDING", "two tasks never have one destination: {task:?}");
+    // It holds up nobody: neither those that have another one, nor those of the last slot by their urgency.
+    cell.submit_noop("now", Duration::from_secs(1), &[]);
+    cell.wait_for("now", "that it runs", |task| task.state() == "RUNNING");
+    for (id, priority) in [("low", "1"), ("high", "8")] {
+        cell.submit_noop(id, Duration::from_millis(10), &["--priority", priority]);
+    }
+    let waits = cell.task("high");
+    assert!(waits.is_over() || !waits.reason().is_empty(), "{waits:?}");
+    let began = |id: &str| cell.wait_for_success(id).0["attempts"][0]["started_at"].clone();
+    let (high, low) = (began("high"), began("low"));
+    assert!(high.as_str() <= low.as_str(), "the more urgent one goes first: {high} {low}");
+    assert_eq!(cell.task("second").state(), "PENDING");
+    cell.hurry("first");
+    cell.wait_for_success("first");
+    cell.wait_for_success("second");
+    pair.assert_copied();
+}
+
+#[test]
+fn a_task_that_nobody_can_take_says_why_and_holds_up_nobody() {
+    if !has("a_task_that_nobody_can_take_says_why_and_holds_up_nobody", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(1, 1);
+    cell.submit_noop("nowhere", Duration::ZERO, &["--node", "n9", "--priority", "9"]);
+    cell.submit_noop("somewhere", Duration::from_millis(10), &[]);
+    cell.wait_for_success("somewhere");
+    let task = cell.wait_for("nowhere", "a reason", |task| task.reason().contains("n9"));
+    assert_eq!(task.state(), "PENDING");
+    let ended = cell.ask(&["cancel", "nowhere"]);
+    assert_eq!(ended.last().expect("it is shown")["state"], "CANCELLED");
+}

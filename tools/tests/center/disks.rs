@@ -1,0 +1,74 @@
+//! Destinations that fail: the task ends with what the volume has said, is not tried for ever, and lets go of what it had
+//! claimed.
+
+use crate::support::{Address, Cell, MIB, NEEDS, Pair, Server, Task, has, noise, text};
+
+/// A copy with a pair whose destination fails from the first second on, with so many attempts.
+fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Task {
+    pair.submit(cell, id, &["--max-attempts", &attempts.to_string()]);
+    let task = cell.wait_for(id, "its end", Task::is_over);
+    assert_eq!((task.state(), task.error()), ("FAILED", code), "{task:?}");
+    assert!((1..=attempts).contains(&task.outcomes().len()), "{task:?}");
+    assert!(task.outcomes().iter().all(|outcome| outcome == code), "{task:?}");
+    assert!(cell.records().claims().is_empty(), "somebody else may have the destination");
+    task
+}
+
+#[test]
+fn a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next() {
+    if !has("a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    for (id, said, code) in [("io", "EIO", "EIo"), ("space", "ENOSPC", "ENoSpace")] {
+        let trigger = cell.site.file(&format!("{id}.trigger"), b"");
+        let parameters = ["write", "zero", "trim"].map(|call| {
+            let call = if call == "write" { "pwrite" } else { call };
+            let trigger = text(&trigger);
+            [format!("error-{call}={said}"), format!("error-{call}-rate=50%"), format!("error-{call}-file={trigger}")]
+        });
+        let parameters: Vec<&str> = parameters.iter().flatten().map(String::as_str).collect();
+        let pair = Pair::with(&cell, id, 4 * MIB, &["--filter=error"], &parameters);
+        let task = fails(&cell, &pair, id, 2, code);
+        assert_eq!((&task.0["error"]["side"], &task.0["error"]["operation"]), (&"destination".into(), &"write".into()));
+        // Nothing goes on behind the record: it is as it is.
+        let writes = pair.writes();
+        std::fs::remove_file(&trigger).expect("it was made above");
+        cell.submit_noop(&format!("{id}-after"), std::time::Duration::from_secs(2), &[]);
+        cell.wait_for_success(&format!("{id}-after"));
+        assert_eq!((pair.writes(), cell.task(id).0["attempts"].clone()), (writes, task.0["attempts"].clone()));
+        pair.submit(&cell, &format!("{id}-again"), &["--overwrite"]);
+        cell.wait_for_success(&format!("{id}-again"));
+        pair.assert_copied();
+    }
+}
+
+#[test]
+fn a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durable() {
+    if !has("a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durable", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    let golden = cell.site.file("golden", &noise(MIB, 9));
+    let image = cell.site.file("image", &vec![0; MIB]);
+    let image = text(&image);
+    let source = ["--readonly", "file", text(&golden)];
+    let source = Server::nbdkit_at(&cell.site, "source", Address::free_port(), &source);
+    let words = [
+        "eval",
+        "get_size=echo 1M",
+        "can_write=exit 0",
+        "can_flush=exit 0",
+        &format!("pread=dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"),
+        &format!("pwrite=dd of={image} oflag=seek_bytes conv=notrunc seek=$4 status=none"),
+        "flush=echo EIO the disk is gone >&2; exit 1",
+    ];
+    let destination = Server::nbdkit_at(&cell.site, "destination", Address::free_port(), &words);
+    cell.submit("flush", &source.uri(), &destination.uri(), &["--max-attempts", "2"]);
+    let task = cell.wait_for("flush", "its end", Task::is_over);
+    assert_eq!((task.state(), task.error()), ("FAILED", "EIo"), "{task:?}");
+    assert_eq!(task.0["error"]["operation"], "flush", "{task:?}");
+    assert_eq!(task.progress("durable"), 0, "{task:?}");
+    assert!(task.outcomes().len() <= 2 && task.outcomes().iter().all(|outcome| outcome == "EIo"), "{task:?}");
+    assert!(cell.records().claims().is_empty(), "somebody else may have the destination");
+}

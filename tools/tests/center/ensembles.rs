@@ -1,0 +1,180 @@
+//! What can happen to the coordination service: servers die, pause, lose their quorum, all of their processes, or their
+//! memory.
+
+use crate::support::{Cell, MIB, NEEDS, Node, Pair, QUICK, assert_same, has, mixed, run, text};
+use std::time::Duration;
+
+/// A network copy lives through `fault` without a word in its record.
+fn outlives(servers: usize, fault: impl FnOnce(&mut Cell, &Pair)) {
+    let mut cell = Cell::new(2, servers);
+    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    pair.submit(&cell, "steady", &["--limit", "3MiB/s"]);
+    cell.wait_for_way("steady");
+    fault(&mut cell, &pair);
+    cell.hurry("steady");
+    let task = cell.wait_for_success("steady");
+    assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
+    pair.assert_copied();
+    cell.submit_noop("after", Duration::from_millis(10), &[]);
+    cell.wait_for_success("after");
+}
+
+#[test]
+fn the_death_of_the_services_leader_ends_no_copy() {
+    if has("the_death_of_the_services_leader_ends_no_copy", &NEEDS) {
+        outlives(3, |cell, pair| {
+            let leader = cell.ensemble.leader();
+            cell.ensemble.kill(leader);
+            let writes = pair.writes();
+            assert_ne!(cell.ensemble.leader(), leader);
+            cell.wait_until("that it goes on", |_| pair.writes() > writes);
+        });
+    }
+}
+
+#[test]
+fn a_pause_of_the_services_leader_ends_no_copy() {
+    if has("a_pause_of_the_services_leader_ends_no_copy", &NEEDS) {
+        outlives(3, |cell, pair| {
+            let leader = cell.ensemble.leader();
+            cell.ensemble.pause(leader);
+            // Those that are left elect another one.
+            assert_ne!(cell.ensemble.leader(), leader);
+            let writes = pair.writes();
+            cell.wait_until("that it goes on", |_| pair.writes() > writes);
+            cell.ensemble.resume(leader);
+        });
+    }
+}
+
+#[test]
+fn without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits() {
+    if !has("without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(2, 3, &QUICK);
+    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let bytes = mixed(40 * MIB, 17);
+    cell.fill("source", &bytes);
+    cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "4MiB/s"]);
+    pair.submit(&cell, "network", &["--limit", "2MiB/s"]);
+    cell.wait_for_way("local");
+    cell.wait_for_checkpoint("network");
+    let old = pair.writers();
+    [0, 1].into_iter().for_each(|server| cell.ensemble.kill(server));
+    // The lease runs out, and the copy with it; the other one has no lease.
+    cell.wait_until("that it is cut off", |cell| {
+        cell.nodes.iter().any(|node| node.said().contains("the right to write has ended"))
+    });
+    let writes = pair.writes();
+    cell.wait_until("all of the local bytes", |cell| cell.read("destination") == bytes);
+    assert_eq!(pair.writes(), writes, "a network copy is written without a lease");
+    assert!(cell.nodes.iter_mut().all(Node::is_running));
+    [0, 1].into_iter().for_each(|server| cell.ensemble.restart(server));
+    cell.wait_until_complete();
+    let task = cell.wait_for_success("local");
+    assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
+    assert_same(&cell.read("destination"), &bytes, "the local destination");
+    cell.hurry("network");
+    let task = cell.wait_for_success("network");
+    assert!(task.resumed() > 0, "it went on: {task:?}");
+    pair.assert_one_after_the_other(&old);
+    pair.assert_copied();
+}
+
+#[test]
+fn an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again() {
+    if !has("an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(2, 1, &QUICK);
+    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let bytes = mixed(80 * MIB, 19);
+    cell.fill("source", &bytes);
+    cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "2MiB/s"]);
+    pair.submit(&cell, "network", &["--limit", "2MiB/s"]);
+    cell.wait_for_way("local");
+    cell.wait_for_checkpoint("network");
+    let old = pair.writers();
+    cell.ensemble.kill(0);
+    // As many as there are nodes.
+    cell.wait_until("that the sessions are over", |cell| {
+        cell.nodes.iter().all(|node| node.said().contains("the session is over"))
+    });
+    cell.ensemble.restart(0);
+    cell.wait_until_complete();
+    ["local", "network"].into_iter().for_each(|id| cell.hurry(id));
+    let task = cell.wait_for_success("local");
+    assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
+    assert_same(&cell.read("destination"), &bytes, "the local destination");
+    let task = cell.wait_for_success("network");
+    assert!(task.resumed() > 0, "it went on: {task:?}");
+    pair.assert_one_after_the_other(&old);
+    pair.assert_copied();
+}
+
+#[test]
+fn everything_is_killed_at_once_and_goes_on_when_it_is_back() {
+    if !has("everything_is_killed_at_once_and_goes_on_when_it_is_back", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(2, 3, &QUICK);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let bytes = mixed(64 * MIB, 23);
+    cell.fill("source", &bytes);
+    cell.submit("local", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--limit", "3MiB/s"]);
+    pair.submit(&cell, "network", &["--limit", "3MiB/s"]);
+    for id in ["local", "network"] {
+        cell.wait_for_checkpoint(id);
+    }
+    cell.nodes.iter_mut().for_each(Node::kill);
+    (0..3).for_each(|server| cell.ensemble.kill(server));
+    (0..3).for_each(|server| cell.ensemble.launch(server));
+    (0..3).for_each(|server| cell.ensemble.wait_until_it_serves(server));
+    cell.start();
+    for id in ["local", "network"] {
+        cell.hurry(id);
+        let task = cell.wait_for_success(id);
+        assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+        assert!(task.resumed() > 0, "it went on: {task:?}");
+    }
+    assert_same(&cell.read("destination"), &bytes, "the local destination");
+    pair.assert_copied();
+}
+
+#[test]
+fn a_service_that_has_lost_its_memory_is_not_obeyed() {
+    if !has("a_service_that_has_lost_its_memory_is_not_obeyed", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(1, 1, &QUICK);
+    let bytes = mixed(MIB, 29);
+    cell.fill("source", &bytes);
+    // What the ensemble is put back to: it knows of a copy that has not begun.
+    cell.ask(&["drain", "n0"]);
+    let (source, destination) = (cell.uri(0, "source"), cell.uri(0, "destination"));
+    cell.submit("early", &source, &destination, &[]);
+    cell.ensemble.kill(0);
+    let (data, kept) = (cell.ensemble.data(0), cell.site.path("kept"));
+    run("cp", &["-a", text(&data), text(&kept)]);
+    cell.ensemble.restart(0);
+    // What it forgets: the copy was done, and another reign began.
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    cell.start();
+    cell.ask(&["drain", "n0", "--undo"]);
+    cell.wait_for_success("early");
+    cell.fill("destination", b"whoever has it now");
+    cell.ensemble.kill(0);
+    std::fs::remove_dir_all(&data).expect("it is the ensemble's");
+    run("cp", &["-a", text(&kept), text(&data)]);
+    cell.ensemble.restart(0);
+    cell.wait_until_complete();
+    assert_eq!(cell.task("early").state(), "PENDING", "it is as it was");
+    cell.ask(&["drain", "n0", "--undo"]);
+    cell.wait_until("an alarm", |cell| {
+        cell.nodes[0].said().contains("a dispatcher with a lower epoch than was heard before is refused")
+    });
+    let task = cell.wait_for("early", "a reason", |task| !task.reason().is_empty());
+    assert!(!task.is_over() && task.outcomes().iter().all(|outcome| outcome != "succeeded"), "{task:?}");
+    assert_eq!(cell.read("destination"), b"whoever has it now");
+}

@@ -1,0 +1,44 @@
+//! The promise of the whole: a copy is submitted, its runner dies, and it finishes elsewhere, byte-equal.
+
+use crate::support::{Cell, MIB, NEEDS, Pair, QUICK, assert_same, has, mixed};
+
+#[test]
+fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
+    if !has("a_copy_moves_from_a_killed_runner_to_another_and_finishes", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(3, 3, &QUICK);
+    let pair = Pair::new(&cell, "moving", 64 * MIB);
+    let (source, destination) = (pair.source.uri(), pair.destination.uri());
+    let waiting =
+        cell.launch(&["submit", "copy", &source, &destination, "--id", "moving", "--limit", "4MiB/s", "--wait"]);
+    let first = cell.wait_for_checkpoint("moving");
+    cell.nodes[first].kill();
+    assert_ne!(cell.wait_for_second_attempt("moving"), first);
+    cell.hurry("moving");
+    let outcome = waiting.end();
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert_eq!(outcome.lines.last().expect("it shows the task")["state"], "SUCCEEDED", "{outcome:?}");
+    let task = cell.task("moving");
+    assert_eq!((task.state(), task.error()), ("SUCCEEDED", ""), "{task:?}");
+    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    assert!(task.resumed() > 0, "it went on where the other one had been: {task:?}");
+    pair.assert_copied();
+    assert!(cell.records().claims().is_empty(), "the destination is free again");
+}
+
+#[test]
+fn a_copy_between_files_of_one_node_is_done_there_and_verified() {
+    if !has("a_copy_between_files_of_one_node_is_done_there_and_verified", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    let bytes = mixed(9 * MIB + 4096, 3);
+    cell.fill("source", &bytes);
+    cell.submit("local", &cell.uri(1, "source"), &cell.uri(1, "destination"), &["--verify"]);
+    let task = cell.wait_for_success("local");
+    assert_eq!(task.runners(), ["n1"], "{task:?}");
+    assert_eq!(task.0["fence"], "local", "{task:?}");
+    assert_eq!(task.progress("verified"), bytes.len() as u64, "{task:?}");
+    assert_same(&cell.read("destination"), &bytes, "the destination");
+}

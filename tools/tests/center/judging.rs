@@ -1,0 +1,153 @@
+//! What makes no sense: requests that cannot be, volumes that are not allowed, records that nobody can read, and a store
+//! that says less than a node remembers.
+
+use crate::support::{Cell, MIB, NEEDS, Pair, Task, has, mixed, text};
+use blockhaul_control::layout;
+use blockhaul_control::record::TaskId;
+use std::path::Path;
+use std::time::Duration;
+
+#[test]
+fn a_request_that_cannot_be_is_refused_and_leaves_no_task() {
+    if !has("a_request_that_cannot_be_is_refused_and_leaves_no_task", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(1, 1);
+    cell.fill("volume", &mixed(MIB, 1));
+    let uri = cell.uri(0, "volume");
+    let pair = Pair::new(&cell, "pair", MIB);
+    let writable = pair.destination.uri();
+    let long = format!("file://n0/{}", "x".repeat(5000));
+    let refused: [(&[&str], &str); 13] = [
+        (&["submit", "copy", &uri, &uri], "ESameVolume"),
+        (&["submit", "copy", "nbd://127.0.0.1:1/a", "nbd://127.0.0.1:1/a"], "ESameVolume"),
+        (&["submit", "copy", &uri, "nbd://"], "EBadRequest"),
+        (&["submit", "copy", &uri, "nbd://host:port/x"], "EBadRequest"),
+        (&["submit", "copy", &uri, "gopher://host/x"], "EUnsupported"),
+        (&["submit", "copy", &uri, "/plain/path"], "EBadRequest"),
+        (&["submit", "copy", &uri, "file://n1/x"], "EBadRequest"),
+        (&["submit", "copy", &uri, &long], "EBadRequest"),
+        // A source that somebody may write while a late request of a lost runner is under way.
+        (&["submit", "copy", &writable, "nbd://127.0.0.1:1/b"], "EBadRequest"),
+        (&["submit", "noop", "1ms", "--id", "../etc"], "EBadRequest"),
+        (&["submit", "noop", "1ms", "--priority", "10"], "EBadRequest"),
+        (&["submit", "noop", "1ms", "--max-attempts", "101"], "EBadRequest"),
+        (&["get", "nobody"], "ENotFound"),
+    ];
+    for (words, code) in refused {
+        let outcome = cell.blockhaul(words);
+        assert!(matches!(outcome.code, Some(1 | 2)), "{words:?}: {outcome:?}");
+        assert!(outcome.stderr.contains(code), "{words:?}: {outcome:?}");
+    }
+    assert!(cell.ask(&["list"]).is_empty(), "nothing of it was stored");
+}
+
+#[test]
+fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
+    if !has("a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(1, 1, &["--allow-nbd", "127.0.0.2"]);
+    cell.fill("inside", &mixed(MIB, 1));
+    let outside = cell.site.file("outside", b"mine");
+    std::os::unix::fs::symlink(&outside, cell.volume("link")).expect("the folder is ours");
+    std::os::unix::fs::symlink(cell.site.path(""), cell.volume("folder")).expect("the folder is ours");
+    let pair = Pair::new(&cell, "pair", MIB);
+    let (inside, elsewhere) = (cell.uri(0, "inside"), pair.destination.uri());
+    let of = |path: &Path| format!("file://n0{}", text(path));
+    let destinations = [
+        ("direct", of(&outside)),
+        ("link", cell.uri(0, "link")),
+        ("folder", cell.uri(0, "folder/outside")),
+        ("new", cell.uri(0, "folder/new")),
+        ("around", cell.uri(0, "../outside")),
+        ("network", elsewhere),
+    ];
+    for (id, destination) in destinations {
+        cell.submit(id, &inside, &destination, &["--overwrite"]);
+        let task = cell.wait_for(id, "its refusal", Task::is_over);
+        assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
+    }
+    cell.submit("source", &of(&outside), &cell.uri(0, "copy"), &[]);
+    let task = cell.wait_for("source", "its refusal", Task::is_over);
+    assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
+    assert_eq!(cell.site.read("outside"), b"mine");
+    assert!(!cell.site.path("new").exists() && !cell.volume("copy").exists());
+    assert_eq!(pair.writes(), 0);
+}
+
+#[test]
+fn records_that_nobody_can_read_are_kept_aside_and_reported() {
+    if !has("records_that_nobody_can_read_are_kept_aside_and_reported", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(2, 1, &["--session-timeout", "6s"]);
+    let records = cell.records();
+    let path = |id: &str| layout::task(&TaskId::new(id).expect("it is sound"));
+    let bad: [(String, &[u8]); 4] = [
+        (path("garbage"), b"\xff\xfe not a record"),
+        (path("empty"), b""),
+        (layout::runner("n9"), b"{}"),
+        (layout::drain("n8"), b"[1, 2"),
+    ];
+    for (path, data) in &bad {
+        records.create(path, data).expect("anybody may write here");
+    }
+    // One that was good is lost as well.
+    cell.submit_noop("good", Duration::from_millis(10), &[]);
+    cell.wait_for_success("good");
+    records.set(&path("good"), b"{").expect("anybody may write here");
+    // Who leads next reads everything anew.
+    let leader = cell.leader().expect("somebody leads");
+    assert_eq!(cell.nodes[leader].stop().code(), Some(0));
+    let successor = cell.wait_for_successor(leader);
+    let unreadable = cell.center().expect("it leads")["unreadable"].clone();
+    let told: Vec<&str> = unreadable.as_array().into_iter().flatten().filter_map(|line| line.as_str()).collect();
+    for path in bad.iter().map(|(path, _)| path).chain([&path("good")]) {
+        assert!(told.iter().any(|line| line.starts_with(&**path)), "{path}: {told:?}");
+    }
+    assert!(cell.nodes[successor].said().contains("a record cannot be decoded: it is kept aside"));
+    cell.submit_noop("after", Duration::from_millis(10), &[]);
+    cell.wait_for_success("after");
+    let taken = cell.blockhaul(&["submit", "noop", "10ms", "--id", "garbage"]);
+    assert!(taken.code == Some(1) && taken.stderr.contains("EExists"), "its name is not free: {taken:?}");
+}
+
+#[test]
+fn a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed() {
+    if !has("a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::new(1, 1);
+    cell.submit_noop("before", Duration::from_millis(10), &[]);
+    cell.wait_for_success("before");
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    let stored = cell.nodes[0].state("leader_epoch");
+    let heard = std::fs::read_to_string(&stored).expect("it has heard a leader");
+    std::fs::write(&stored, i64::MAX.to_string()).expect("it is a file");
+    cell.start();
+    cell.submit_noop("refused", Duration::from_millis(10), &[]);
+    let task = cell.wait_for("refused", "a reason", |task| task.reason().contains("epoch"));
+    assert!(!task.is_over(), "{task:?}");
+    assert!(cell.nodes[0].said().contains("a dispatcher with a lower epoch than was heard before is refused"));
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    std::fs::write(&stored, heard).expect("it is a file");
+    cell.start();
+    cell.wait_for_success("refused");
+}
+
+#[test]
+fn a_volume_that_was_written_under_a_later_grant_is_not_written() {
+    if !has("a_volume_that_was_written_under_a_later_grant_is_not_written", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(1, 1);
+    cell.fill("source", &mixed(MIB, 1));
+    cell.fill("destination", b"of a later time");
+    let later = i64::MAX.to_string();
+    xattr::set(cell.volume("destination"), "user.blockhaul.epoch", later.as_bytes()).expect("files have attributes");
+    cell.submit("early", &cell.uri(0, "source"), &cell.uri(0, "destination"), &["--overwrite", "--max-attempts", "1"]);
+    let task = cell.wait_for("early", "its refusal", Task::is_over);
+    assert_eq!((task.state(), task.error()), ("FAILED", "EFenced"), "{task:?}");
+    assert_eq!(cell.read("destination"), b"of a later time");
+}

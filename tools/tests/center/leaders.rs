@@ -1,0 +1,103 @@
+//! Who leads after whom, and what becomes of what a leader had begun.
+
+use crate::support::{Cell, MIB, Mode, NEEDS, Pair, QUICK, has};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+#[test]
+fn a_killed_leader_is_replaced_and_running_copies_do_not_notice() {
+    if !has("a_killed_leader_is_replaced_and_running_copies_do_not_notice", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(3, 1, &QUICK);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let leader = cell.leader().expect("somebody leads");
+    let runner = (leader + 1) % 3;
+    pair.submit_on(&cell, "steady", runner, &["--limit", "4MiB/s"]);
+    assert_eq!(cell.wait_for_way("steady"), runner);
+    let watched = cell.launch(&["submit", "noop", "1ms", "--id", "next", "--node", &format!("n{runner}"), "--wait"]);
+    let watching = cell.launch(&["watch", "steady"]);
+    cell.nodes[leader].kill();
+    cell.wait_for_successor(leader);
+    let connections = pair.writers();
+    assert_eq!(watched.end().code, Some(0), "whoever waits for a task waits for whoever leads");
+    cell.hurry("steady");
+    let watching = watching.end();
+    assert_eq!(watching.code, Some(0), "{watching:?}");
+    assert_eq!(watching.lines.last().expect("it shows the task")["state"], "SUCCEEDED", "{watching:?}");
+    let task = cell.wait_for_success("steady");
+    assert_eq!((task.outcomes(), task.runners()), (vec!["succeeded".into()], vec![format!("n{runner}")]), "{task:?}");
+    assert_eq!(pair.writers(), connections, "it has not even connected anew");
+    pair.assert_copied();
+}
+
+#[test]
+fn a_leader_that_wakes_up_late_decides_nothing() {
+    if !has("a_leader_that_wakes_up_late_decides_nothing", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(3, 1, &QUICK);
+    let leader = cell.leader().expect("somebody leads");
+    cell.nodes[leader].signal(Signal::SIGSTOP);
+    let now = cell.wait_for_successor(leader);
+    cell.submit_noop("meanwhile", Duration::from_millis(10), &[]);
+    cell.wait_for_success("meanwhile");
+    let epoch = |cell: &Cell| cell.center().and_then(|center| center["epoch"].as_i64());
+    let reign = epoch(&cell);
+    cell.nodes[leader].signal(Signal::SIGCONT);
+    // What it is asked first thing it may not answer from what it remembers.
+    let asked = cell.site.blockhaul(&["get", "meanwhile", "--center", &cell.nodes[leader].address()]);
+    assert_eq!(asked.lines.last().map(|task| &task["state"]), Some(&"SUCCEEDED".into()), "{asked:?}");
+    cell.wait_until_complete();
+    assert_eq!((cell.leader(), epoch(&cell)), (Some(now), reign), "the new one goes on");
+    cell.submit_noop("after", Duration::from_millis(10), &[]);
+    for id in ["after", "meanwhile"] {
+        assert_eq!(cell.wait_for_success(id).outcomes(), ["succeeded"], "nothing runs twice");
+    }
+}
+
+#[test]
+fn a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones() {
+    if !has("a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(2, 1, &[&QUICK[..], &["--slots", "1"]].concat());
+    for index in 0..10 {
+        cell.submit_noop(&format!("task-{index}"), Duration::from_millis(500), &[]);
+    }
+    let first = cell.wait_for_success("task-0");
+    let leader = cell.leader().expect("somebody leads");
+    cell.nodes[leader].kill();
+    cell.wait_for_successor(leader);
+    assert_eq!(cell.ask(&["list"]).len(), 10);
+    for index in 0..10 {
+        cell.wait_for_success(&format!("task-{index}"));
+    }
+    assert_eq!(cell.task("task-0").0["attempts"], first.0["attempts"], "what was finished is not done again");
+}
+
+#[test]
+fn a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twice() {
+    if !has("a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twice", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(3, 1, &QUICK);
+    let pair = Pair::new(&cell, "pair", 8 * MIB);
+    let leader = cell.leader().expect("somebody leads");
+    let runner = (leader + 1) % 3;
+    // The decision is stored; the runner is not told.
+    cell.door(runner).set(Mode::Stall);
+    pair.submit(&cell, "decided", &["--node", &format!("n{runner}")]);
+    let task = cell.wait_for("decided", "the decision", |task| task.state() == "ASSIGNED");
+    assert_eq!(task.runners(), [format!("n{runner}")], "{task:?}");
+    cell.nodes[leader].kill();
+    cell.door(runner).set(Mode::Cut);
+    cell.door(runner).set(Mode::Pass);
+    cell.wait_for_successor(leader);
+    let task = cell.wait_for_success("decided");
+    let attempts = task.0["attempts"].as_array().expect("a list");
+    let began = attempts.iter().filter(|attempt| !attempt["epoch"].is_null()).count();
+    assert_eq!(began, 1, "one of them has written: {task:?}");
+    assert_eq!(task.outcomes().last().map(String::as_str), Some("succeeded"), "{task:?}");
+    pair.assert_copied();
+}

@@ -1,0 +1,188 @@
+//! Who can talk to whom: nodes that are cut off from the ensemble, from one of its servers, or from each other, while
+//! the volumes' servers hear all of them.
+
+use crate::support::{Cell, MIB, Mode, NEEDS, Pair, QUICK, assert_same, has, mixed};
+use std::time::Duration;
+
+#[test]
+fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
+    if !has("a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
+    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let first = (cell.leader().expect("somebody leads") + 1) % 3;
+    pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
+    assert_eq!(cell.wait_for_checkpoint("moving"), first);
+    let old = pair.writers();
+    cell.cut_off(first);
+    assert_ne!(cell.wait_for_second_attempt("moving"), first);
+    let writes = pair.writes();
+    cell.wait_until("that the other one writes", |_| pair.writes() > writes);
+    cell.let_in(first);
+    cell.wait_until_complete();
+    cell.hurry("moving");
+    let task = cell.wait_for_success("moving");
+    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    assert!(task.resumed() > 0, "{task:?}");
+    pair.assert_one_after_the_other(&old);
+    pair.assert_copied();
+}
+
+#[test]
+fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
+    if !has("a_leader_and_a_runner_both_cut_off_neither_decide_nor_write", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
+    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    let leader = cell.leader().expect("somebody leads");
+    let first = (leader + 1) % 3;
+    pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
+    assert_eq!(cell.wait_for_checkpoint("moving"), first);
+    let old = pair.writers();
+    // They hear each other: what the old leader says then is worth nothing.
+    [leader, first].into_iter().for_each(|node| cell.cut_off(node));
+    let third = 3 - leader - first;
+    assert_eq!(cell.wait_for_successor(leader), third);
+    assert_eq!(cell.wait_for_second_attempt("moving"), third);
+    let writes = pair.writes();
+    cell.wait_until("that the other one writes", |_| pair.writes() > writes);
+    [leader, first].into_iter().for_each(|node| cell.let_in(node));
+    cell.wait_until_complete();
+    assert_eq!(cell.leader(), Some(third), "whoever comes back follows");
+    cell.hurry("moving");
+    let task = cell.wait_for_success("moving");
+    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    pair.assert_one_after_the_other(&old);
+    pair.assert_copied();
+}
+
+#[test]
+fn a_local_copy_goes_on_without_the_center() {
+    if !has("a_local_copy_goes_on_without_the_center", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(2, 1, &QUICK);
+    let bytes = mixed(24 * MIB, 13);
+    cell.fill("source", &bytes);
+    let node = 1 - cell.leader().expect("somebody leads");
+    let (source, destination) = (cell.uri(node, "source"), cell.uri(node, "destination"));
+    cell.submit("local", &source, &destination, &["--limit", "4MiB/s"]);
+    cell.wait_for_way("local");
+    cell.cut_off(node);
+    cell.wait_for("local", "that it is thought lost", |task| task.state() == "LOST");
+    // Nobody tells it anything: it comes to its end by itself.
+    cell.wait_until("all bytes", |cell| cell.read("destination") == bytes);
+    assert_eq!(cell.task("local").state(), "LOST");
+    cell.let_in(node);
+    let task = cell.wait_for_success("local");
+    assert_eq!(task.outcomes(), ["succeeded"], "it never stopped: {task:?}");
+    assert_same(&cell.read("destination"), &bytes, "the destination");
+}
+
+#[test]
+fn a_runner_whose_server_falls_silent_finds_another() {
+    if !has("a_runner_whose_server_falls_silent_finds_another", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 3);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    pair.submit(&cell, "steady", &["--limit", "4MiB/s"]);
+    let first = cell.wait_for_way("steady");
+    let silent = cell.server_of(first).expect("it is connected");
+    cell.way(first, silent).set(Mode::Stall);
+    cell.wait_until("another server", |cell| (0..3).any(|server| server != silent && cell.way(first, server).connections() > 0));
+    let writes = pair.writes();
+    cell.wait_until("that it goes on", |_| pair.writes() > writes);
+    cell.hurry("steady");
+    let task = cell.wait_for_success("steady");
+    assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
+    pair.assert_copied();
+}
+
+#[test]
+fn a_runner_whose_server_lags_behind_the_others_keeps_its_copy_or_stops_in_time() {
+    if !has("a_runner_whose_server_lags_behind_the_others_keeps_its_copy_or_stops_in_time", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(2, 3, &["--quiet-after", "5s"]);
+    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
+    let first = cell.wait_for_checkpoint("steady");
+    let ahead = cell.ensemble.leader();
+    // A follower is what lags.
+    cell.way(first, ahead).set(Mode::Cut);
+    cell.wait_until("that it is with a follower", |cell| cell.server_of(first).is_some_and(|server| server != ahead));
+    let behind = cell.server_of(first).expect("it was just there");
+    cell.way(first, ahead).set(Mode::Pass);
+    let old = pair.writers();
+    cell.ensemble.isolate(behind);
+    // It reads from that server, and is told nothing; only what it writes is not answered.
+    cell.wait_until("that it leaves the server", |cell| cell.server_of(first).is_some_and(|server| server != behind));
+    let writes = pair.writes();
+    cell.wait_until("that somebody goes on", |_| pair.writes() > writes);
+    cell.ensemble.rejoin(behind);
+    cell.hurry("steady");
+    let task = cell.wait_for_success("steady");
+    if task.outcomes() != ["succeeded"] {
+        assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+        pair.assert_one_after_the_other(&old);
+    }
+    pair.assert_copied();
+}
+
+#[test]
+fn a_runner_that_its_leader_cannot_call_goes_on() {
+    if !has("a_runner_that_its_leader_cannot_call_goes_on", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    let pair = Pair::new(&cell, "pair", 32 * MIB);
+    let leader = cell.leader().expect("somebody leads");
+    let first = 1 - leader;
+    pair.submit_on(&cell, "steady", first, &["--limit", "4MiB/s"]);
+    cell.wait_for_way("steady");
+    [leader, first].into_iter().for_each(|node| cell.door(node).set(Mode::Stall));
+    // No call arrives, neither of the leader nor of the runner: the record says how it is.
+    let task = cell.wait_for_success("steady");
+    assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
+    pair.assert_copied();
+    for node in [leader, first] {
+        cell.door(node).set(Mode::Cut);
+        cell.door(node).set(Mode::Pass);
+    }
+    cell.submit_noop("after", Duration::from_millis(10), &["--node", &format!("n{first}")]);
+    cell.wait_for_success("after");
+}
+
+#[test]
+fn writes_whose_answers_are_lost_have_one_effect() {
+    if !has("writes_whose_answers_are_lost_have_one_effect", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    let leader = cell.leader().expect("somebody leads");
+    for round in 0..12 {
+        let id = format!("lost-{round}");
+        // In turn what the leader writes and what the runner does.
+        let way = cell.way(if round % 2 == 0 { leader } else { 1 - leader }, 0);
+        way.set(Mode::LoseAnswers);
+        let words = ["submit", "noop", "100ms", "--id", &id, "--node", &format!("n{}", 1 - leader)];
+        let asked = cell.launch(&words);
+        std::thread::sleep(Duration::from_millis(200 + 50 * round));
+        way.set(Mode::Cut);
+        way.set(Mode::Pass);
+        let outcome = asked.end();
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    }
+    for round in 0..12 {
+        let task = cell.wait_for_success(&format!("lost-{round}"));
+        let outcomes = task.outcomes();
+        let (last, earlier) = outcomes.split_last().expect("it has run");
+        assert_eq!(last, "succeeded", "{task:?}");
+        // A grant whose answer was lost may be taken back before it has begun; what had begun is done once.
+        assert!(earlier.iter().all(|outcome| outcome != "succeeded"), "{task:?}");
+    }
+    assert!(cell.records().claims().is_empty(), "nothing is left claimed");
+}

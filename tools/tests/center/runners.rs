@@ -1,0 +1,153 @@
+//! What can happen to a runner, alone: killed, stopped, held still, doubled.
+
+use crate::support::{Cell, MIB, NEEDS, Pair, QUICK, assert_same, has, mixed};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+#[test]
+fn a_killed_runner_that_is_restarted_goes_on_with_its_local_copy() {
+    if !has("a_killed_runner_that_is_restarted_goes_on_with_its_local_copy", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::new(2, 1);
+    let bytes = mixed(48 * MIB, 11);
+    cell.fill("source", &bytes);
+    cell.submit("local", &cell.uri(1, "source"), &cell.uri(1, "destination"), &["--limit", "4MiB/s"]);
+    assert_eq!(cell.wait_for_checkpoint("local"), 1);
+    cell.nodes[1].kill();
+    // It does not wait for its old registration to expire: it knows that it is its own.
+    cell.nodes[1].start();
+    cell.wait_for_second_attempt("local");
+    cell.hurry("local");
+    let task = cell.wait_for_success("local");
+    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    assert_eq!(task.runners(), ["n1", "n1"], "{task:?}");
+    assert!(task.resumed() > 0, "{task:?}");
+    assert_same(&cell.read("destination"), &bytes, "the destination");
+}
+
+#[test]
+fn a_killed_runner_that_stays_away_loses_its_network_copy_to_another() {
+    if !has("a_killed_runner_that_stays_away_loses_its_network_copy_to_another", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(2, 1, &QUICK);
+    let pair = Pair::new(&cell, "pair", 48 * MIB);
+    // The leader's own runner: its node takes both roles with it.
+    let leader = cell.leader().expect("somebody leads");
+    pair.submit_on(&cell, "moving", leader, &["--limit", "4MiB/s"]);
+    assert_eq!(cell.wait_for_checkpoint("moving"), leader);
+    let old = pair.writers();
+    cell.nodes[leader].kill();
+    assert_ne!(cell.wait_for_second_attempt("moving"), leader);
+    cell.hurry("moving");
+    let task = cell.wait_for_success("moving");
+    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    assert!(task.resumed() > 0, "{task:?}");
+    pair.assert_one_after_the_other(&old);
+    pair.assert_copied();
+}
+
+/// A copy that runs on the leader's node or on another one, which is then asked to stop.
+fn stops_and_gives_back(is_leader: bool) {
+    let mut cell = Cell::new(2, 1);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let leader = cell.leader().expect("somebody leads");
+    let first = if is_leader { leader } else { 1 - leader };
+    // One failure would end it.
+    pair.submit_on(&cell, "moving", first, &["--limit", "4MiB/s", "--max-attempts", "1"]);
+    assert_eq!(cell.wait_for_way("moving"), first);
+    let status = cell.nodes[first].stop();
+    assert_eq!(status.code(), Some(0), "{status:?}");
+    let old = pair.writers();
+    assert_ne!(cell.wait_for_second_attempt("moving"), first);
+    let moved = cell.task("moving");
+    assert_eq!((moved.error(), &*moved.outcomes()[0]), ("", "ERunnerInterrupt"), "{moved:?}");
+    assert!(moved.progress("durable") < 64 * MIB as u64, "a stop does not wait for the rest: {moved:?}");
+    cell.hurry("moving");
+    let task = cell.wait_for_success("moving");
+    assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
+    assert!(task.resumed() > 0, "{task:?}");
+    pair.assert_one_after_the_end_of_the_other(&old);
+    pair.assert_copied();
+}
+
+#[test]
+fn a_stopped_runner_gives_its_copy_back_at_once_and_without_blame() {
+    if has("a_stopped_runner_gives_its_copy_back_at_once_and_without_blame", &NEEDS) {
+        stops_and_gives_back(false);
+    }
+}
+
+#[test]
+fn a_stopped_leader_resigns_and_gives_its_copy_back() {
+    if has("a_stopped_leader_resigns_and_gives_its_copy_back", &NEEDS) {
+        stops_and_gives_back(true);
+    }
+}
+
+#[test]
+fn a_runner_that_pauses_shortly_keeps_its_copy() {
+    if !has("a_runner_that_pauses_shortly_keeps_its_copy", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    let pair = Pair::new(&cell, "pair", 48 * MIB);
+    pair.submit(&cell, "paused", &["--limit", "4MiB/s"]);
+    let first = cell.wait_for_way("paused");
+    cell.nodes[first].signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(3));
+    cell.nodes[first].signal(Signal::SIGCONT);
+    cell.hurry("paused");
+    let task = cell.wait_for_success("paused");
+    assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
+    pair.assert_copied();
+}
+
+#[test]
+fn a_runner_that_slept_past_its_lease_writes_no_more() {
+    if !has("a_runner_that_slept_past_its_lease_writes_no_more", &NEEDS) {
+        return;
+    }
+    let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
+    let pair = Pair::new(&cell, "pair", 96 * MIB);
+    pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
+    let first = cell.wait_for_checkpoint("moving");
+    let old = pair.writers();
+    cell.nodes[first].signal(Signal::SIGSTOP);
+    let asleep = std::time::Instant::now();
+    assert_ne!(cell.wait_for_second_attempt("moving"), first);
+    let writes = pair.writes();
+    cell.wait_until("that the other one writes", |_| pair.writes() > writes);
+    std::thread::sleep(Duration::from_secs(20).saturating_sub(asleep.elapsed()));
+    cell.nodes[first].signal(Signal::SIGCONT);
+    cell.wait_until("that it is a runner again", |cell| {
+        cell.nodes[first].said().matches("registered node=").count() > 1
+    });
+    cell.hurry("moving");
+    let task = cell.wait_for_success("moving");
+    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    pair.assert_one_after_the_other(&old);
+    pair.assert_copied();
+}
+
+#[test]
+fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
+    if !has("a_second_node_of_the_same_name_is_refused_until_the_first_is_gone", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::new(1, 1);
+    cell.add(&["--node-id", "n0"]);
+    cell.nodes[1].start();
+    cell.wait_until("an alarm", |cell| cell.nodes[1].said().contains("another taskd is registered under this node's name"));
+    let runners = cell.ask(&["runners"]);
+    assert_eq!(runners.len(), 1, "{runners:?}");
+    let first = runners[0]["incarnation"].clone();
+    cell.submit_noop("still", Duration::from_millis(10), &[]);
+    cell.wait_for_success("still");
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    cell.wait_until("that the second one takes the place", |cell| {
+        let runners = cell.ask(&["runners"]);
+        runners.len() == 1 && runners[0]["registered"] == true && runners[0]["incarnation"] != first
+    });
+}

@@ -1,0 +1,188 @@
+//! Stops in good order: of a runner with copies in flight, while one begins, while one ends, while their volumes fail; and
+//! how nodes are retired.
+
+use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, Wire, has};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+#[test]
+fn a_stop_with_copies_in_flight_ends_all_of_them_first() {
+    if !has("a_stop_with_copies_in_flight_ends_all_of_them_first", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::new(1, 1);
+    cell.add(&[]);
+    // Each write is under way for so long that some are when the stop comes.
+    let slow = ["delay-write=300ms", "delay-zero=300ms"];
+    let pair = |index| Pair::with(&cell, &format!("p{index}"), 48 * MIB, &["--filter=delay"], &slow);
+    let pairs: Vec<Pair> = (0..3).map(pair).collect();
+    let id = |index: usize| format!("copy-{index}");
+    for (index, pair) in pairs.iter().enumerate() {
+        pair.submit(&cell, &id(index), &["--limit", "4MiB/s"]);
+    }
+    (0..3).for_each(|index| assert_eq!(cell.wait_for_way(&id(index)), 0));
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    let at_the_end: Vec<_> = pairs.iter().map(|pair| (pair.writers(), pair.writes())).collect();
+    cell.nodes[1].start();
+    for (index, pair) in pairs.iter().enumerate() {
+        let (old, _) = &at_the_end[index];
+        cell.wait_for_second_attempt(&id(index));
+        cell.hurry(&id(index));
+        let task = cell.wait_for_success(&id(index));
+        assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
+        pair.assert_one_after_the_end_of_the_other(old);
+        pair.assert_copied();
+    }
+}
+
+#[test]
+fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
+    if !has("a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::new(2, 1);
+    let leader = cell.leader().expect("somebody leads");
+    let first = 1 - leader;
+    let pair = Pair::new(&cell, "pair", 8 * MIB);
+    // The destination accepts connections and says nothing: the copy does not come past its beginning.
+    let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
+    let wire = Wire::to(&format!("127.0.0.1:{port}"));
+    wire.set(Mode::Stall);
+    let destination = format!("nbd://{}/", wire.address());
+    cell.ask(&["drain", &format!("n{leader}")]);
+    cell.submit("late", &pair.source.uri(), &destination, &[]);
+    cell.wait_until("that it is begun", |_| wire.connections() > 0);
+    assert_eq!(cell.nodes[first].stop().code(), Some(0));
+    assert_eq!(wire.connections(), 0, "no channel outlives the process");
+    let task = cell.wait_for("late", "its interruption", |task| task.state() == "PENDING");
+    assert_eq!(task.outcomes(), ["ERunnerInterrupt"], "{task:?}");
+    assert_eq!((task.error(), pair.writes()), ("", 0), "{task:?}");
+    wire.set(Mode::Cut);
+    wire.set(Mode::Pass);
+    cell.ask(&["drain", &format!("n{leader}"), "--undo"]);
+    let task = cell.wait_for_success("late");
+    assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
+    pair.assert_copied();
+}
+
+#[test]
+fn a_volume_that_fails_during_a_stop_does_not_hide_the_reason() {
+    if !has("a_volume_that_fails_during_a_stop_does_not_hide_the_reason", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::new(2, 1);
+    let slow = ["delay-write=1", "delay-zero=1"];
+    let mut pair = Pair::with(&cell, "pair", 48 * MIB, &["--filter=delay"], &slow);
+    pair.submit(&cell, "stopped", &["--limit", "8MiB/s", "--max-attempts", "1"]);
+    let first = cell.wait_for_way("stopped");
+    cell.nodes[first].signal(Signal::SIGTERM);
+    // What is under way fails, and so would everything after it.
+    std::thread::sleep(Duration::from_millis(200));
+    pair.destination.kill();
+    assert_eq!(cell.nodes[first].wait().code(), Some(0));
+    let task = cell.wait_for("stopped", "the end of the first attempt", |task| !task.outcomes()[0].is_empty());
+    assert_eq!((task.outcomes()[0].as_str(), task.error()), ("ERunnerInterrupt", ""), "{task:?}");
+    assert!(!task.is_over(), "one failure would have ended it: {task:?}");
+}
+
+#[test]
+fn a_cancel_near_the_end_is_obeyed_or_comes_too_late() {
+    if !has("a_cancel_near_the_end_is_obeyed_or_comes_too_late", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    for round in 0..10 {
+        let (name, id) = (format!("p{round}"), format!("near-{round}"));
+        let pair = Pair::new(&cell, &name, 4 * MIB);
+        pair.submit(&cell, &id, &["--limit", "8MiB/s"]);
+        cell.wait_for(&id, "that it runs", |task| task.is_over() || task.progress("written") > 0);
+        std::thread::sleep(Duration::from_millis(40 * round));
+        cell.ask(&["cancel", &id]);
+        let task = cell.wait_for(&id, "its end", Task::is_over);
+        match task.state() {
+            "SUCCEEDED" => {
+                assert_eq!((task.outcomes(), task.progress("durable")), (vec!["succeeded".into()], 4 * MIB as u64));
+                pair.assert_copied();
+            }
+            "CANCELLED" => assert_eq!(task.outcomes(), ["ECancelled"], "{task:?}"),
+            _ => panic!("a cancelled task has not failed: {task:?}"),
+        }
+    }
+    assert!(cell.records().claims().is_empty(), "nothing is left claimed");
+}
+
+#[test]
+fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
+    if !has("a_node_that_is_drained_now_gives_its_copy_away_and_stays", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
+    let first = cell.wait_for_way("moving");
+    let old = pair.writers();
+    let name = format!("n{first}");
+    cell.ask(&["drain", &name, "--now"]);
+    assert_ne!(cell.wait_for_second_attempt("moving"), first);
+    assert_eq!(cell.runners().len(), 2, "a drained node is still there");
+    cell.hurry("moving");
+    let task = cell.wait_for_success("moving");
+    assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
+    pair.assert_one_after_the_end_of_the_other(&old);
+    pair.assert_copied();
+    cell.submit_noop("waits", Duration::from_millis(10), &["--node", &name]);
+    let task = cell.wait_for("waits", "a reason", |task| !task.reason().is_empty());
+    assert!(task.state() == "PENDING" && task.reason().contains("drain"), "{task:?}");
+    cell.ask(&["drain", &name, "--undo"]);
+    cell.wait_for_success("waits");
+}
+
+#[test]
+fn a_drained_node_finishes_what_it_has_and_gets_nothing_more() {
+    if !has("a_drained_node_finishes_what_it_has_and_gets_nothing_more", &NEEDS) {
+        return;
+    }
+    let cell = Cell::new(2, 1);
+    cell.submit_noop("long", Duration::from_secs(2), &["--node", "n1"]);
+    cell.wait_for("long", "that it runs", |task| task.state() == "RUNNING");
+    cell.ask(&["drain", "n1"]);
+    (0..4).for_each(|index| cell.submit_noop(&format!("other-{index}"), Duration::from_millis(10), &[]));
+    for index in 0..4 {
+        assert_eq!(cell.wait_for_success(&format!("other-{index}")).runners(), ["n0"]);
+    }
+    assert_eq!(cell.wait_for_success("long").outcomes(), ["succeeded"]);
+}
+
+#[test]
+fn a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_once() {
+    if !has("a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_once", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::with(2, 1, &["--session-timeout", "6s", "--quiet-after", "5s"]);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
+    let wire = Wire::to(&format!("127.0.0.1:{port}"));
+    cell.submit("stuck", &pair.source.uri(), &format!("nbd://{}/", wire.address()), &["--limit", "4MiB/s"]);
+    let first = cell.wait_for_way("stuck");
+    wire.set(Mode::Stall);
+    // Neither what was asked of the volume is answered, nor the ensemble: the stop has its bounds by itself.
+    cell.cut_off(first);
+    assert_eq!(cell.nodes[first].stop().code(), Some(0), "a stop never fails");
+    wire.set(Mode::Cut);
+    wire.set(Mode::Pass);
+    cell.let_in(first);
+    assert_ne!(cell.wait_for_second_attempt("stuck"), first);
+    // The same again, without patience.
+    let second = 1 - first;
+    wire.set(Mode::Stall);
+    cell.nodes[second].signal(Signal::SIGTERM);
+    cell.wait_until("that it stops", |cell| cell.nodes[second].said().contains("gives everything back"));
+    cell.nodes[second].signal(Signal::SIGTERM);
+    assert_eq!(cell.nodes[second].wait().code(), Some(0));
+    wire.set(Mode::Cut);
+    wire.set(Mode::Pass);
+    cell.start();
+    cell.hurry("stuck");
+    cell.wait_for_success("stuck");
+    pair.assert_copied();
+}

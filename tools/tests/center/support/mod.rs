@@ -1,0 +1,23 @@
+//! What tests of the task center share: a cell of nodes, and paths between them that can fail.
+
+mod cell;
+#[path = "../../../../control/tests/support/ensemble.rs"]
+mod ensemble;
+#[path = "../../nbd/support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "shared with the tests against servers")]
+mod nbd;
+mod node;
+mod pair;
+mod permit;
+mod records;
+mod task;
+#[path = "../../../../control/tests/support/wire.rs"]
+mod wire;
+
+pub(crate) use cell::{Cell, NEEDS, QUICK};
+pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, has, mixed, noise, run, text};
+pub(crate) use node::Node;
+pub(crate) use pair::Pair;
+pub(crate) use records::Records;
+pub(crate) use task::Task;
+pub(crate) use wire::{Mode, Wire};

@@ -1,0 +1,160 @@
+//! One `taskd` process of a test's own, with its state directory and its path to the coordination service.
+
+use super::{Address, Site, text};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// A stop may take 20 s; what takes three times that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const GLANCE: Duration = Duration::from_millis(5);
+/// Of a node's log, when its test fails.
+const LINES_SHOWN: usize = 120;
+
+/// The daemon, as it was built with this test.
+///
+/// A package's tests see the programs of that package only, so it is built here if it was not already.
+pub(crate) fn taskd() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let beside = assert_cmd::cargo::cargo_bin!("blockhaul").with_file_name("taskd");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--package", "blockhaul-control", "--bin", "taskd"]);
+        if beside.parent().and_then(Path::file_name).is_some_and(|folder| folder == "release") {
+            build.arg("--release");
+        }
+        let folder = beside.parent().and_then(Path::parent).expect("programs lie in a folder of the target");
+        build.arg("--target-dir").arg(folder).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let status = build.status().expect("cargo has started this test");
+        assert!(status.success() && beside.is_file(), "taskd cannot be built");
+        beside
+    })
+}
+
+/// A node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    port: u16,
+    words: Vec<String>,
+    state: PathBuf,
+    said: PathBuf,
+    child: Option<Child>,
+}
+
+impl Node {
+    /// A node that is not started yet.
+    pub(crate) fn new(site: &Site, id: &str) -> Self {
+        let Address::Tcp(port) = Address::free_port() else { unreachable!("it is a port") };
+        let state = site.path(&format!("{id}.state"));
+        let listen = format!("127.0.0.1:{port}");
+        let said = site.path(&format!("{id}.said"));
+        let mut node = Self { id: id.to_owned(), port, words: Vec::new(), state, said, child: None };
+        let state = text(&node.state).to_owned();
+        node.tell(&["--node-id", id, "--listen", &listen, "--state-dir", &state]);
+        node
+    }
+
+    /// More words of its command line: a flag that is there already is told anew.
+    pub(crate) fn tell(&mut self, words: &[&str]) {
+        for pair in words.chunks(2) {
+            if let Some(at) = self.words.iter().position(|word| word == pair[0]) {
+                self.words.drain(at..at + pair.len());
+            }
+            self.words.extend(pair.iter().map(|&word| word.to_owned()));
+        }
+    }
+
+    /// A file of its state directory.
+    pub(crate) fn state(&self, name: &str) -> PathBuf {
+        self.state.join(name)
+    }
+
+    /// Where its clients reach it.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts the process; does not wait for anything.
+    pub(crate) fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.id);
+        let said = File::options().create(true).append(true).open(&self.said).expect("the room can be written");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(taskd()).args(&self.words).stdin(Stdio::null());
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUST_BACKTRACE", "1");
+        command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| String::from("info")));
+        command.stdout(said.try_clone().expect("there are descriptors")).stderr(said);
+        self.child = Some(command.spawn().unwrap_or_else(|error| panic!("run setpriv: {error}")));
+    }
+
+    /// What it has logged in all its lives.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap_or_default()
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.id));
+        Pid::from_raw(i32::try_from(child.id()).expect("ids are small"))
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap_or_else(|error| panic!("signal {}: {error}", self.id));
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().unwrap_or_else(|| panic!("{} does not run", self.id));
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("it is our child") {
+                self.child = None;
+                return status;
+            }
+            assert!(Instant::now() < until, "{} does not end:\n{}", self.id, self.said());
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// Whether it was started, and not waited for since.
+    pub(crate) fn is_started(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Whether its process is there.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().expect("it is our child").is_none())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let said = self.said();
+            let lines: Vec<&str> = said.lines().collect();
+            let last = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
+            eprintln!("-- the last of what {} said:\n{last}", self.id);
+        }
+    }
+}

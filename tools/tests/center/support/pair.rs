@@ -1,0 +1,129 @@
+//! Two exports on ports of this host: a source that nobody can write, and a destination that writes down who asked what
+//! of it, in order.
+
+use super::{Address, Cell, Server, assert_same, mixed, text};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// What the log calls requests that change a volume.
+const CHANGES: [&str; 3] = ["Write", "Zero", "Trim"];
+
+/// What the destination's server has written down of a request that changes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Line {
+    /// The server's number of the connection that it came over.
+    connection: u64,
+    /// Of the request, within its connection.
+    id: u64,
+    /// Whether it is the answer, and not the request.
+    is_answer: bool,
+}
+
+/// A source and a destination of the same size.
+pub(crate) struct Pair {
+    pub(crate) source: Server,
+    pub(crate) destination: Server,
+    bytes: Vec<u8>,
+    image: PathBuf,
+    log: PathBuf,
+}
+
+impl Pair {
+    /// Exports of so many bytes.
+    pub(crate) fn new(cell: &Cell, name: &str, length: usize) -> Self {
+        Self::with(cell, name, length, &[], &[])
+    }
+
+    /// As [`Pair::new`]; the destination's server is started with `filters` and `parameters` besides. What they do to a
+    /// request happens between its line in the log and that of its answer.
+    pub(crate) fn with(cell: &Cell, name: &str, length: usize, filters: &[&str], parameters: &[&str]) -> Self {
+        let site = &cell.site;
+        let bytes = mixed(length, 7);
+        let golden = site.file(&format!("{name}.golden"), &bytes);
+        let image = site.sparse(&format!("{name}.image"), length as u64);
+        let log = site.path(&format!("{name}.log"));
+        let source = Server::nbdkit_at(
+            site,
+            &format!("{name}.source"),
+            Address::free_port(),
+            &["--readonly", "file", text(&golden)],
+        );
+        let logs = format!("logfile={}", text(&log));
+        let own = ["file", text(&image), &logs];
+        let destination = Server::nbdkit_at(
+            site,
+            &format!("{name}.destination"),
+            Address::free_port(),
+            &[&["--filter=log"], filters, &own[..], parameters].concat(),
+        );
+        Self { source, destination, bytes, image, log }
+    }
+
+    /// Submits the copy; `words` follow the volumes.
+    pub(crate) fn submit(&self, cell: &Cell, id: &str, words: &[&str]) {
+        cell.submit(id, &self.source.uri(), &self.destination.uri(), words);
+    }
+
+    /// Submits a copy that runs on this node first, though others may have it later.
+    pub(crate) fn submit_on(&self, cell: &Cell, id: &str, node: usize, words: &[&str]) {
+        let others = || cell.nodes.iter().enumerate().filter(|(index, _)| *index != node).map(|(_, other)| &other.id);
+        others().for_each(|other| drop(cell.ask(&["drain", other])));
+        self.submit(cell, id, words);
+        cell.wait_for(id, "that it is given to somebody", |task| !task.runners().is_empty());
+        others().for_each(|other| drop(cell.ask(&["drain", other, "--undo"])));
+    }
+
+    /// The destination holds what the source does.
+    pub(crate) fn assert_copied(&self) {
+        let found = std::fs::read(&self.image).expect("the image is a file of ours");
+        assert_same(&found, &self.bytes, "the destination");
+    }
+
+    /// Requests that have arrived to change the destination.
+    pub(crate) fn writes(&self) -> usize {
+        self.log().iter().filter(|line| !line.is_answer).count()
+    }
+
+    /// Connections that have changed something so far.
+    pub(crate) fn writers(&self) -> BTreeSet<u64> {
+        self.log().iter().map(|line| line.connection).collect()
+    }
+
+    /// Two runners have written, one after the other: after the first request of any other connection than those of the
+    /// first one, `old`, no request of `old` arrives.
+    pub(crate) fn assert_one_after_the_other(&self, old: &BTreeSet<u64>) {
+        let log = self.log();
+        let requests: Vec<&Line> = log.iter().filter(|line| !line.is_answer).collect();
+        let since = requests.iter().position(|line| !old.contains(&line.connection));
+        let since = since.unwrap_or_else(|| panic!("nobody else than {old:?} has written"));
+        let late: Vec<_> = requests[since..].iter().filter(|line| old.contains(&line.connection)).collect();
+        assert!(late.is_empty(), "writes of a runner that had lost its right: {late:?}");
+    }
+
+    /// As [`Pair::assert_one_after_the_other`], and before the first request of the second runner every request of the
+    /// first one was answered: nothing of it was left on its way.
+    pub(crate) fn assert_one_after_the_end_of_the_other(&self, old: &BTreeSet<u64>) {
+        self.assert_one_after_the_other(old);
+        let mut open = BTreeSet::new();
+        for Line { connection, id, is_answer } in self.log() {
+            match (old.contains(&connection), is_answer) {
+                (true, false) => assert!(open.insert((connection, id)), "a request has one number"),
+                (true, true) => assert!(open.remove(&(connection, id)), "an answer has its request"),
+                (false, _) => assert!(open.is_empty(), "somebody else writes while these are under way: {open:?}"),
+            }
+        }
+    }
+
+    fn log(&self) -> Vec<Line> {
+        std::fs::read_to_string(&self.log).unwrap_or_default().lines().filter_map(line_of).collect()
+    }
+}
+
+/// `DATE TIME connection=1 Write id=7 offset=0x0 count=0x10000 ...`, and for its answer `... connection=1 ...Write id=7
+/// return=0`.
+fn line_of(line: &str) -> Option<Line> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let verb = words.iter().find(|word| CHANGES.contains(&word.trim_start_matches('.')))?;
+    let number = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.parse().ok());
+    Some(Line { connection: number("connection=")?, id: number("id=")?, is_answer: verb.starts_with('.') })
+}

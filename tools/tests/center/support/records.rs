@@ -1,0 +1,69 @@
+//! The center's records as they stand in the store, read and written past every `taskd`: what clients do not see, and what
+//! only an accident writes.
+
+use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
+use blockhaul_control::coord::{Center, CoordError, Life, Op, Session};
+use blockhaul_control::layout;
+use blockhaul_control::record::{Record, TaskId, TaskRecord};
+use std::sync::Arc;
+use tokio::runtime::{Builder, Runtime};
+
+/// A session of the test's own. Anybody's: it has no credentials.
+#[derive(Debug)]
+pub(crate) struct Records {
+    runtime: Runtime,
+    session: Arc<dyn Session>,
+}
+
+impl Records {
+    /// Of the center below `HOSTS/CHROOT`.
+    pub(crate) fn of(address: &str) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("there are threads");
+        let center = ZooKeeper::new(address, Settings::default()).expect("the address is one");
+        let session = runtime.block_on(center.open()).expect("the ensemble answers");
+        Self { runtime, session }
+    }
+
+    /// A task's record; `None` if there is none.
+    pub(crate) fn task(&self, id: &str) -> Option<TaskRecord> {
+        let path = layout::task(&TaskId::new(id).expect("tests choose sound names"));
+        let node = self.runtime.block_on(self.session.get(&path)).expect("the ensemble answers")?;
+        Some(TaskRecord::decode(&node.data).expect("a taskd has written it"))
+    }
+
+    /// Names below a folder.
+    pub(crate) fn children(&self, folder: &str) -> Vec<String> {
+        self.runtime.block_on(self.session.children(folder)).expect("the ensemble answers")
+    }
+
+    /// Every claim that there is.
+    pub(crate) fn claims(&self) -> Vec<String> {
+        layout::shards().flat_map(|shard| self.children(&format!("{}/{shard}", layout::CLAIMS))).collect()
+    }
+
+    /// Makes a node.
+    ///
+    /// # Errors
+    /// As the service says.
+    pub(crate) fn create(&self, path: &str, data: &[u8]) -> Result<(), CoordError> {
+        let op = Op::Create { path: path.to_owned(), data: data.to_vec(), life: Life::Persistent };
+        self.runtime.block_on(self.session.multi(vec![op])).map(drop)
+    }
+
+    /// Replaces a node's content, whatever it is.
+    ///
+    /// # Errors
+    /// As the service says.
+    pub(crate) fn set(&self, path: &str, data: &[u8]) -> Result<(), CoordError> {
+        let node = self.runtime.block_on(self.session.get(path))?.expect("it is there");
+        let op = Op::Set { path: path.to_owned(), data: data.to_vec(), version: node.stat.version };
+        self.runtime.block_on(self.session.multi(vec![op])).map(drop)
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        self.runtime.block_on(self.session.close());
+    }
+}

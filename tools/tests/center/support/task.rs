@@ -1,0 +1,57 @@
+//! A task as `blockhaul get --json` shows it.
+
+use serde_json::Value;
+
+/// A look at a task.
+#[derive(Clone, Debug)]
+pub(crate) struct Task(pub(crate) Value);
+
+impl Task {
+    fn text(&self, field: &str) -> &str {
+        self.0[field].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn state(&self) -> &str {
+        self.text("state")
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        self.text("reason")
+    }
+
+    /// The node that holds it, or held it last; empty if nobody does.
+    pub(crate) fn node(&self) -> &str {
+        self.text("node")
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state(), "SUCCEEDED" | "FAILED" | "CANCELLED")
+    }
+
+    /// The code of the error it ended with, or of its last failure.
+    pub(crate) fn error(&self) -> &str {
+        self.0["error"]["code"].as_str().unwrap_or_default()
+    }
+
+    /// How its attempts ended, oldest first; empty text for one that runs.
+    pub(crate) fn outcomes(&self) -> Vec<String> {
+        let attempts = self.0["attempts"].as_array().cloned().unwrap_or_default();
+        attempts.iter().map(|attempt| attempt["outcome"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// Nodes of its attempts, oldest first.
+    pub(crate) fn runners(&self) -> Vec<String> {
+        let attempts = self.0["attempts"].as_array().cloned().unwrap_or_default();
+        attempts.iter().map(|attempt| attempt["runner"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// Bytes that its report says were there already when its last attempt began.
+    pub(crate) fn resumed(&self) -> u64 {
+        self.0["report"]["bytes"]["resumed"].as_u64().unwrap_or_default()
+    }
+
+    /// A number of its progress.
+    pub(crate) fn progress(&self, field: &str) -> u64 {
+        self.0["progress"][field].as_u64().unwrap_or_default()
+    }
+}
