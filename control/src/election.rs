@@ -175,12 +175,13 @@ pub struct Election {
     node: NodeId,
     incarnation: Incarnation,
     address: String,
+    /// Lives of this node that are over.
+    earlier: Vec<Incarnation>,
     roles: Arc<watch::Sender<Role>>,
 }
 
 impl Election {
-    /// For one session; a new session needs a new one, with the same `roles`. The caller holds the lock of its node, so that
-    /// a `/leader` of that node under another session is a dead one's. `address` is where clients reach this node.
+    /// For one session; a new session needs a new one, with the same `roles`. `address` is where clients reach this node.
     #[must_use]
     pub fn new(
         session: Arc<dyn Session>,
@@ -189,7 +190,15 @@ impl Election {
         address: String,
         roles: Arc<watch::Sender<Role>>,
     ) -> Self {
-        Self { session, node, incarnation, address, roles }
+        Self { session, node, incarnation, address, earlier: Vec::new(), roles }
+    }
+
+    /// With the lives of this node that are known to be over, as the caller holds the lock under which they were lived: a
+    /// `/leader` of theirs need not expire. Another node that has taken this one's name is none of them.
+    #[must_use]
+    pub fn after(self, lives: Vec<Incarnation>) -> Self {
+        let earlier = lives.into_iter().filter(|life| *life != self.incarnation).collect();
+        Self { earlier, ..self }
     }
 
     /// A channel for roles, before anything is known.
@@ -297,7 +306,7 @@ impl Election {
                     _ => self.remove(&node).await?,
                 },
                 Some(node) => match Leader::decode(&node.data) {
-                    Ok(leader) if leader.node == self.node => {
+                    Ok(leader) if leader.node == self.node && self.earlier.contains(&leader.incarnation) => {
                         info!("removes the leadership of an earlier life of this node");
                         self.remove(&node).await?;
                     }

@@ -14,6 +14,11 @@ struct Candidate {
 }
 
 async fn candidate(ensemble: &Ensemble, node: &str, life: &str) -> Candidate {
+    candidate_after(ensemble, node, life, &[]).await
+}
+
+/// One that knows of these lives of its node.
+async fn candidate_after(ensemble: &Ensemble, node: &str, life: &str, lives: &[&str]) -> Candidate {
     let center: Arc<dyn Center> = ensemble.client(node);
     let session = loop {
         match center.open().await {
@@ -24,6 +29,7 @@ async fn candidate(ensemble: &Ensemble, node: &str, life: &str) -> Candidate {
     let (roles, (stand, stands)) = (Election::roles(), watch::channel(true));
     let (name, incarnation) = (NodeId::new(node).unwrap(), Incarnation(life.to_owned()));
     let election = Election::new(session.clone(), name, incarnation, format!("{node}:1"), roles.clone());
+    let election = election.after(lives.iter().map(|&life| Incarnation(life.to_owned())).collect());
     tokio::spawn(async move { election.run(stands).await });
     Candidate { session, roles: roles.subscribe(), stand }
 }
@@ -126,9 +132,20 @@ async fn the_leadership_of_an_earlier_life_of_the_node_is_removed_at_once() {
     let mut dead = candidate(&ensemble, "a", "1").await;
     let old = dead.reign().await;
     let start = Instant::now();
-    let mut anew = candidate(&ensemble, "a", "2").await;
+    let mut anew = candidate_after(&ensemble, "a", "2", &["1", "2"]).await;
     assert!(anew.reign().await.epoch() > old.epoch());
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leadership_of_another_process_of_the_same_name_is_left_alone() {
+    let ensemble = Ensemble::new(6, T);
+    let mut first = candidate(&ensemble, "a", "1").await;
+    let reign = first.reign().await;
+    let mut double = candidate_after(&ensemble, "a", "x", &["w", "x"]).await;
+    double.follows("a:1").await;
+    sleep(T * 3).await;
+    assert_eq!(reign.commit(write("/x")).await.unwrap(), [Done::Plain]);
 }
 
 #[tokio::test(start_paused = true)]

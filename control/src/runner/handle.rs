@@ -6,7 +6,7 @@ use super::attempt::Attempt;
 use super::book::Entry;
 use super::hub::{Hub, Mood};
 use crate::peers::{Answer, Assignment, CallError, Standing};
-use crate::record::{Epoch, TaskId, TaskSpec};
+use crate::record::{Epoch, Incarnation, TaskId, TaskSpec};
 use blockhaul_engine::error::Code;
 use blockhaul_engine::job::Reason;
 use std::sync::Arc;
@@ -123,6 +123,13 @@ impl RunnerHandle {
     /// Whether this node leads: then its lease is renewed whether it copies or not.
     pub fn set_leading(&self, leads: bool) {
         self.0.set_leading(leads);
+    }
+
+    /// Lives of this node that it remembers, this one maybe among them: all others are over.
+    #[must_use]
+    pub fn lives(&self) -> Vec<Incarnation> {
+        let lives = self.0.seams.state.incarnations();
+        lives.inspect_err(|error| tracing::error!(%error, "cannot read this node's earlier lives")).unwrap_or_default()
     }
 
     /// Tasks that it holds now, in the order of their names.

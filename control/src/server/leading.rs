@@ -52,6 +52,7 @@ impl Leading {
         let seen = roles.subscribe();
         let (node, incarnation) = (self.node.clone(), self.incarnation.clone());
         let election = Election::new(Arc::clone(session), node, incarnation, self.address.clone(), roles);
+        let election = election.after(self.runner.lives());
         tokio::select! {
             biased;
             () = election.run(stands) => (),
