@@ -127,6 +127,14 @@ impl Fleet {
         self.refresh(&node);
     }
 
+    /// A runner gives back what it has: it gets nothing before its registration has been read anew.
+    pub(crate) fn doubt(&mut self, node: &NodeId) {
+        if let Some(runner) = self.runners.get_mut(node) {
+            runner.stopping = true;
+            self.refresh(node);
+        }
+    }
+
     /// A runner has refused for reasons of its own: it is left alone for a while.
     pub(crate) fn rest(&mut self, node: &NodeId, now: Duration) {
         let rest = self.rests.get(node).copied().unwrap_or_default().again(now);

@@ -143,10 +143,16 @@ impl Dispatcher {
     /// Takes a record, and tells who watches it.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>) {
         let id = record.id.clone();
-        let before = self.view.tasks.get(&id).map(|entry| entry.record.state);
+        let known = self.view.tasks.get(&id).map(|entry| entry.record.clone());
+        let before = known.as_ref().map(|record| record.state);
+        let giver = known.and_then(|before| gives_back(&before, &record).cloned());
         let now = self.now();
         if !self.view.observe(record, version, created, now) {
             return;
+        }
+        if let Some(node) = giver {
+            self.view.fleet.doubt(&node);
+            self.reads.want_fleet();
         }
         if let Some(entry) = self.view.tasks.get(&id)
             && self.reads.is_loaded
@@ -359,6 +365,13 @@ impl Dispatcher {
         entry.note.told = Told::Refused { code, why };
         self.avoid(id, &holder.node, code);
     }
+}
+
+/// The node that has given a task back because it stops: no watch tells that its registration says so.
+fn gives_back<'a>(before: &'a TaskRecord, after: &TaskRecord) -> Option<&'a NodeId> {
+    let outcome = after.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
+    let is_given = after.holder.is_none() && outcome == Some(Code::RunnerInterrupt.as_str());
+    before.node().filter(|_| is_given)
 }
 
 /// At most 8 names that fit into a record.

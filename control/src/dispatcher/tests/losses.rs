@@ -1,9 +1,11 @@
 //! What becomes of tasks when runners, leaders and answers are lost.
 
 use super::stage::*;
+use crate::coord::Op;
 use crate::coord::sim::Weather;
 use crate::dispatcher::{Config, Ending};
-use crate::record::{CopyTask, Fence, NodeId, State, TaskId, TaskSpec};
+use crate::layout;
+use crate::record::{CopyTask, Fence, NodeId, Record, Registration, State, TaskId, TaskSpec};
 use crate::task_state::{Event, Mark};
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
@@ -241,4 +243,26 @@ async fn every_task_ends_whatever_gets_lost() {
         }
         assert_eq!(stage.claims(), [], "seed {seed}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
+    let stage = Stage::new(29, Config::default()).await;
+    let first = stage.runner("n1", "a", 4, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.begin(&first, "x").await;
+    stage.runner("n2", "a", 4, Manner::Willing).await;
+    sleep(Duration::from_secs(1)).await;
+    stage.world.heard();
+    // Nobody is told that a registration has changed, and n1 is the first of two that have nothing.
+    let node = first.get(&layout::runner("n1")).await.unwrap().unwrap();
+    let mut marked = Registration::decode(&node.data).unwrap();
+    marked.stopping = true;
+    let mark = Op::Set { path: layout::runner("n1"), data: marked.encode(), version: node.stat.version };
+    first.multi(vec![mark]).await.unwrap();
+    let given = Event::GivenBack { code: Code::RunnerInterrupt, mark: Mark::default() };
+    assert!(stage.step(&first, "x", given).await);
+    stage.until("x", State::Assigned).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.world.heard(), ["n2 assign x"]);
 }
