@@ -57,9 +57,9 @@ fn stops_and_gives_back(is_leader: bool) {
     // One failure would end it.
     pair.submit_on(&cell, "moving", first, &["--limit", "4MiB/s", "--max-attempts", "1"]);
     assert_eq!(cell.wait_for_way("moving"), first);
+    let old = pair.writers();
     let status = cell.nodes[first].stop();
     assert_eq!(status.code(), Some(0), "{status:?}");
-    let old = pair.writers();
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
     let moved = cell.task("moving");
     assert_eq!((moved.error(), &*moved.outcomes()[0]), ("", "ERunnerInterrupt"), "{moved:?}");
