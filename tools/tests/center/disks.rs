@@ -1,7 +1,7 @@
 //! Destinations that fail: the task ends with what the volume has said, is not tried for ever, and lets go of what it had
 //! claimed.
 
-use crate::support::{Address, Cell, MIB, NEEDS, Pair, Server, Task, has, noise, text};
+use crate::support::{Cell, MIB, NEEDS, Pair, Server, Task, address, has, noise, text};
 
 /// A copy with a pair whose destination fails from the first second on, with so many attempts.
 fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Task {
@@ -53,7 +53,7 @@ fn a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durabl
     let image = cell.site.file("image", &vec![0; MIB]);
     let image = text(&image);
     let source = ["--readonly", "file", text(&golden)];
-    let source = Server::nbdkit_at(&cell.site, "source", Address::free_port(), &source);
+    let source = Server::nbdkit_at(&cell.site, "source", address(), &source);
     let words = [
         "eval",
         "get_size=echo 1M",
@@ -63,7 +63,7 @@ fn a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durabl
         &format!("pwrite=dd of={image} oflag=seek_bytes conv=notrunc seek=$4 status=none"),
         "flush=echo EIO the disk is gone >&2; exit 1",
     ];
-    let destination = Server::nbdkit_at(&cell.site, "destination", Address::free_port(), &words);
+    let destination = Server::nbdkit_at(&cell.site, "destination", address(), &words);
     cell.submit("flush", &source.uri(), &destination.uri(), &["--max-attempts", "2"]);
     let task = cell.wait_for("flush", "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EIo"), "{task:?}");

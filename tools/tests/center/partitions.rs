@@ -92,7 +92,9 @@ fn a_runner_whose_server_falls_silent_finds_another() {
     let first = cell.wait_for_way("steady");
     let silent = cell.server_of(first).expect("it is connected");
     cell.way(first, silent).set(Mode::Stall);
-    cell.wait_until("another server", |cell| (0..3).any(|server| server != silent && cell.way(first, server).connections() > 0));
+    cell.wait_until("another server", |cell| {
+        (0..3).any(|server| server != silent && cell.way(first, server).connections() > 0)
+    });
     let writes = pair.writes();
     cell.wait_until("that it goes on", |_| pair.writes() > writes);
     cell.hurry("steady");

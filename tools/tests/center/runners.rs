@@ -139,7 +139,9 @@ fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
     let mut cell = Cell::new(1, 1);
     cell.add(&["--node-id", "n0"]);
     cell.nodes[1].start();
-    cell.wait_until("an alarm", |cell| cell.nodes[1].said().contains("another taskd is registered under this node's name"));
+    cell.wait_until("an alarm", |cell| {
+        cell.nodes[1].said().contains("another taskd is registered under this node's name")
+    });
     let runners = cell.ask(&["runners"]);
     assert_eq!(runners.len(), 1, "{runners:?}");
     let first = runners[0]["incarnation"].clone();

@@ -55,8 +55,7 @@ impl Cell {
         let site = Site::new();
         std::fs::create_dir(site.path("volumes")).expect("the room is empty");
         let ensemble = Ensemble::start(servers);
-        let mut cell =
-            Self { nodes: Vec::new(), ways: Vec::new(), doors: Vec::new(), ensemble, site, _permit: permit };
+        let mut cell = Self { nodes: Vec::new(), ways: Vec::new(), doors: Vec::new(), ensemble, site, _permit: permit };
         (0..nodes).for_each(|_| cell.add(words));
         cell
     }
@@ -64,8 +63,7 @@ impl Cell {
     /// One more node, not started yet.
     pub(crate) fn add(&mut self, words: &[&str]) {
         let id = format!("n{}", self.nodes.len());
-        let ways: Vec<Wire> =
-            (0..self.ensemble.len()).map(|server| Wire::to(&self.ensemble.address(server))).collect();
+        let ways: Vec<Wire> = (0..self.ensemble.len()).map(|server| Wire::to(&self.ensemble.address(server))).collect();
         let hosts: Vec<String> = ways.iter().map(Wire::address).collect();
         let zookeeper = format!("{}/cell", hosts.join(","));
         let allowed = self.site.path("volumes");

@@ -9,6 +9,7 @@ mod nbd;
 mod node;
 mod pair;
 mod permit;
+mod port;
 mod records;
 mod task;
 #[path = "../../../../control/tests/support/wire.rs"]
@@ -18,6 +19,7 @@ pub(crate) use cell::{Cell, NEEDS, QUICK};
 pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, has, mixed, noise, run, text};
 pub(crate) use node::Node;
 pub(crate) use pair::Pair;
+pub(crate) use port::{address, port};
 pub(crate) use records::Records;
 pub(crate) use task::Task;
 pub(crate) use wire::{Mode, Wire};

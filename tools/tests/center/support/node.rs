@@ -1,6 +1,6 @@
 //! One `taskd` process of a test's own, with its state directory and its path to the coordination service.
 
-use super::{Address, Site, text};
+use super::{Site, port, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -53,7 +53,7 @@ pub(crate) struct Node {
 impl Node {
     /// A node that is not started yet.
     pub(crate) fn new(site: &Site, id: &str) -> Self {
-        let Address::Tcp(port) = Address::free_port() else { unreachable!("it is a port") };
+        let port = port();
         let state = site.path(&format!("{id}.state"));
         let listen = format!("127.0.0.1:{port}");
         let said = site.path(&format!("{id}.said"));

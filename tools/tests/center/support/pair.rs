@@ -1,7 +1,7 @@
 //! Two exports on ports of this host: a source that nobody can write, and a destination that writes down who asked what
 //! of it, in order.
 
-use super::{Address, Cell, Server, assert_same, mixed, text};
+use super::{Cell, Server, address, assert_same, mixed, text};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -42,18 +42,14 @@ impl Pair {
         let golden = site.file(&format!("{name}.golden"), &bytes);
         let image = site.sparse(&format!("{name}.image"), length as u64);
         let log = site.path(&format!("{name}.log"));
-        let source = Server::nbdkit_at(
-            site,
-            &format!("{name}.source"),
-            Address::free_port(),
-            &["--readonly", "file", text(&golden)],
-        );
+        let source =
+            Server::nbdkit_at(site, &format!("{name}.source"), address(), &["--readonly", "file", text(&golden)]);
         let logs = format!("logfile={}", text(&log));
         let own = ["file", text(&image), &logs];
         let destination = Server::nbdkit_at(
             site,
             &format!("{name}.destination"),
-            Address::free_port(),
+            address(),
             &[&["--filter=log"], filters, &own[..], parameters].concat(),
         );
         Self { source, destination, bytes, image, log }
