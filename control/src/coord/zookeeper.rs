@@ -7,6 +7,9 @@
 //!   at once then, and one that was under way is [`CoordError::Unknown`] as soon as the connection is lost.
 //! - A lost connection has many names: whatever is not a condition of an operation is [`CoordError::Unknown`].
 //! - It does not tell a short loss apart from the connection after it: every report of a connection counts as a new one.
+//! - It waits twice as long after each round over the servers, up to the end of the session: after a few seconds without
+//!   any server, many more pass before it notices that they are back. It is given each server several times over, so that
+//!   the rounds are long and the waits are short.
 //! - A request of a MiB cuts the connection: sizes are judged before.
 //! - Servers before 3.8.2 say nothing of a node that a multi has made: nobody is told anything of it, [`Done::Plain`].
 //! - No call closes a session: all handles are dropped, and `Closed` is waited for. A session should be closed before
@@ -31,6 +34,9 @@ use zookeeper_client as zk;
 
 /// Longest wait for the service to confirm that a session is closed.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// Least length of the list of servers that the library is given. In ten seconds without any it waits 2 s at most between
+/// two tries; of a list three times as long 1 s, but it would begin with as many tries at once.
+const HOSTS_MIN: usize = 12;
 
 /// An ensemble, and how to talk to it.
 #[derive(Clone, Debug)]
@@ -104,7 +110,7 @@ impl ZooKeeper {
         if let Some(credentials) = credentials {
             connector = connector.with_auth(credentials.scheme(), credentials.secret());
         }
-        let client = connector.connect(&self.servers).await?;
+        let client = connector.connect(&repeated(&self.servers)).await?;
         if self.chroot == "/" {
             return Ok(client);
         }
@@ -203,6 +209,12 @@ impl ZooKeeperSession {
             Err(error) => Err(reply::reading_error(&error, link(client.state()))),
         }
     }
+}
+
+/// The servers, each as often as it takes for [`HOSTS_MIN`].
+fn repeated(servers: &str) -> String {
+    let rounds = HOSTS_MIN.div_ceil(servers.split(',').count());
+    vec![servers; rounds].join(",")
 }
 
 /// Reports the client's states until it is over.
@@ -356,6 +368,14 @@ fn watch(watcher: zk::OneshotWatcher) -> Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_library_is_given_each_server_as_often_as_any_other() {
+        assert_eq!(repeated("a:1,b:2,c:3"), ["a:1,b:2,c:3"; 4].join(","));
+        assert_eq!(repeated("a:1"), ["a:1"; 12].join(","));
+        assert_eq!(repeated(&["a:1"; 13].join(",")), ["a:1"; 13].join(","));
+        assert_eq!(repeated(&["a:1"; 5].join(",")).split(',').count(), 15);
+    }
 
     #[test]
     fn addresses_are_judged_before_anything_is_connected() {
