@@ -39,12 +39,14 @@ pub(crate) struct Settings {
     pub(crate) init_limit: u32,
     /// Most memory of a server's heap.
     pub(crate) heap_mib: u32,
+    /// Whether followers follow by ways that can be cut: see [`Ensemble::isolate`].
+    pub(crate) wired: bool,
 }
 
 impl Settings {
     /// Quick enough for tests: half a second a tick, so that a session lasts at least one second.
     pub(crate) fn new(servers: usize) -> Self {
-        Self { servers, tick: Duration::from_millis(500), sync_limit: 8, init_limit: 20, heap_mib: 128 }
+        Self { servers, tick: Duration::from_millis(500), sync_limit: 8, init_limit: 20, heap_mib: 128, wired: false }
     }
 }
 
@@ -61,7 +63,8 @@ pub(crate) enum Role {
 #[derive(Debug)]
 pub(crate) struct Ensemble {
     servers: Vec<Server>,
-    /// From each to each: the ways on which followers follow. What servers elect a leader by does not go there.
+    /// From each to each: the ways on which followers follow, if they are wired. What servers elect a leader by does not go
+    /// there.
     ways: Vec<Vec<Wire>>,
     settings: Settings,
     folder: TempDir,
@@ -95,7 +98,7 @@ impl Ensemble {
             servers.push(Server { home, client: port(), peers: port(), votes: port(), child: None });
         }
         let ways_from = |_: &Server| servers.iter().map(|to| Wire::to(&format!("127.0.0.1:{}", to.peers))).collect();
-        let ways = servers.iter().map(ways_from).collect();
+        let ways = servers.iter().filter(|_| settings.wired).map(ways_from).collect();
         let mut ensemble = Self { servers, ways, settings, folder };
         for index in 0..ensemble.len() {
             ensemble.write_configuration(index);
@@ -148,6 +151,9 @@ impl Ensemble {
 
     /// Stops everything between a server and those that it follows or that follow it, without a word. It still hears its
     /// clients.
+    ///
+    /// # Panics
+    /// Unless they are wired.
     pub(crate) fn isolate(&self, index: usize) {
         self.ways_of(index).for_each(|way| way.set(Mode::Stall));
     }
@@ -161,6 +167,7 @@ impl Ensemble {
     }
 
     fn ways_of(&self, index: usize) -> impl Iterator<Item = &Wire> {
+        assert!(self.settings.wired, "these servers hear each other directly");
         let towards = self.ways.iter().map(move |ways| &ways[index]);
         self.ways[index].iter().chain(towards)
     }
@@ -253,7 +260,8 @@ impl Ensemble {
         );
         if servers > 1 {
             for (id, Server { peers, votes, .. }) in self.servers.iter().enumerate() {
-                let follows = if id == index { format!("127.0.0.1:{peers}") } else { self.ways[index][id].address() };
+                let way = self.ways.get(index).filter(|_| id != index);
+                let follows = way.map_or_else(|| format!("127.0.0.1:{peers}"), |ways| ways[id].address());
                 text += &format!("server.{}={follows}:{votes}\n", id + 1);
             }
         }

@@ -168,6 +168,10 @@ fn a_service_that_has_lost_its_memory_is_not_obeyed() {
     std::fs::remove_dir_all(&data).expect("it is the ensemble's");
     run("cp", &["-a", text(&kept), text(&data)]);
     cell.ensemble.restart(0);
+    // It will not have a session that has seen more than it knows.
+    let registered = |cell: &Cell| cell.nodes[0].said().matches("registered node=").count();
+    let before = registered(&cell);
+    cell.wait_until("another session", |cell| registered(cell) > before);
     cell.wait_until_complete();
     assert_eq!(cell.task("early").state(), "PENDING", "it is as it was");
     cell.ask(&["drain", "n0", "--undo"]);

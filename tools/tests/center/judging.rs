@@ -64,7 +64,7 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
         ("network", elsewhere),
     ];
     for (id, destination) in destinations {
-        cell.submit(id, &inside, &destination, &["--overwrite"]);
+        cell.submit(id, &inside, &destination, &["--overwrite", "--source-stable"]);
         let task = cell.wait_for(id, "its refusal", Task::is_over);
         assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
     }

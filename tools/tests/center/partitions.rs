@@ -108,7 +108,7 @@ fn a_runner_whose_server_lags_behind_the_others_keeps_its_copy_or_stops_in_time(
     if !has("a_runner_whose_server_lags_behind_the_others_keeps_its_copy_or_stops_in_time", &NEEDS) {
         return;
     }
-    let cell = Cell::with(2, 3, &["--quiet-after", "5s"]);
+    let cell = Cell::wired(2, 3, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_checkpoint("steady");

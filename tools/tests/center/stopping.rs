@@ -53,7 +53,6 @@ fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
     cell.submit("late", &pair.source.uri(), &destination, &[]);
     cell.wait_until("that it is begun", |_| wire.connections() > 0);
     assert_eq!(cell.nodes[first].stop().code(), Some(0));
-    assert_eq!(wire.connections(), 0, "no channel outlives the process");
     let task = cell.wait_for("late", "its interruption", |task| task.state() == "PENDING");
     assert_eq!(task.outcomes(), ["ERunnerInterrupt"], "{task:?}");
     assert_eq!((task.error(), pair.writes()), ("", 0), "{task:?}");

@@ -3,7 +3,7 @@
 //! Nodes reach each server of the ensemble through a wire of their own, and are reached by each other through one, so
 //! that any of them can be cut off alone. Clients reach them directly.
 
-use super::ensemble::Ensemble;
+use super::ensemble::{Ensemble, Settings};
 use super::nbd::{Need, Outcome, Running};
 use super::permit::Permit;
 use super::wire::{Mode, Wire};
@@ -51,10 +51,21 @@ impl Cell {
 
     /// As [`Cell::with`], but no node is started yet.
     pub(crate) fn idle(nodes: usize, servers: usize, words: &[&str]) -> Self {
+        Self::over(Settings::new(servers), nodes, words)
+    }
+
+    /// As [`Cell::with`], with servers that can be isolated from each other.
+    pub(crate) fn wired(nodes: usize, servers: usize, words: &[&str]) -> Self {
+        let mut cell = Self::over(Settings { wired: true, ..Settings::new(servers) }, nodes, words);
+        cell.start();
+        cell
+    }
+
+    fn over(servers: Settings, nodes: usize, words: &[&str]) -> Self {
         let permit = Permit::take();
         let site = Site::new();
         std::fs::create_dir(site.path("volumes")).expect("the room is empty");
-        let ensemble = Ensemble::start(servers);
+        let ensemble = Ensemble::with(servers);
         let mut cell = Self { nodes: Vec::new(), ways: Vec::new(), doors: Vec::new(), ensemble, site, _permit: permit };
         (0..nodes).for_each(|_| cell.add(words));
         cell

@@ -31,8 +31,10 @@ pub(crate) fn taskd() -> &'static Path {
         let folder = beside.parent().and_then(Path::parent).expect("programs lie in a folder of the target");
         build.arg("--target-dir").arg(folder).current_dir(env!("CARGO_MANIFEST_DIR"));
         // What cargo has told this test about itself: build scripts would take it for a change and run again.
-        let told = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
-        std::env::vars().filter(|(name, _)| told(name)).for_each(|(name, _)| drop(build.env_remove(name)));
+        let is_told = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
+        for (name, _) in std::env::vars().filter(|(name, _)| is_told(name)) {
+            build.env_remove(name);
+        }
         let status = build.status().expect("cargo has started this test");
         assert!(status.success() && beside.is_file(), "taskd cannot be built");
         beside
