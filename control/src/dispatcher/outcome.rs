@@ -191,6 +191,8 @@ impl Dispatcher {
                 self.count(&record, grant, now);
                 self.observe(*record, version, None);
                 self.view.unreserve(id, now.boot);
+                // A reading may have brought the record before: then it was news while the write was still under way.
+                self.view.touch(id, now.boot);
                 if let (Some(entry), Some(grant)) = (self.view.tasks.get_mut(id), grant) {
                     entry.grant = Some(grant);
                 }
