@@ -21,6 +21,8 @@ const READS_MAX: usize = 256;
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// The runners are not listed more often, however many come and go.
 const FLEET_EVERY: Duration = Duration::from_millis(100);
+/// They are listed so soon again while one of them is stopping: no watch tells when it is there for new tasks again.
+const STOPPING_LOOK: Duration = Duration::from_secs(1);
 
 /// What is to be read.
 #[derive(Default)]
@@ -176,6 +178,9 @@ impl Dispatcher {
         self.reads.watch = Some(Box::pin(watch.fired()));
         self.reads.fleet_rest = now + FLEET_EVERY;
         self.reads.fleet_at = self.reads.fleet_at.map(|at| at.max(now + FLEET_EVERY));
+        if fleet.runners.values().any(|there| there.stopping) {
+            self.reads.fleet_at.get_or_insert(now + STOPPING_LOOK);
+        }
         self.view.observe_runners(fleet.runners, now);
         for (path, why) in &fleet.undecodable {
             if self.view.fleet.undecodable.get(path) != Some(why) {

@@ -265,4 +265,12 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     stage.until("x", State::Assigned).await;
     sleep(Duration::from_secs(1)).await;
     assert_eq!(stage.world.heard(), ["n2 assign x"]);
+    // It has only been asked to give back what it had, and is there again.
+    marked.stopping = false;
+    let unmark = Op::Set { path: layout::runner("n1"), data: marked.encode(), version: node.stat.version + 1 };
+    first.multi(vec![unmark]).await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    stage.leader.submit(submission("y", noop(1))).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.world.heard(), ["n1 assign y"]);
 }
