@@ -1,7 +1,7 @@
 //! Who can talk to whom: nodes that are cut off from the ensemble, from one of its servers, or from each other, while
 //! the volumes' servers hear all of them.
 
-use crate::support::{Cell, MIB, Mode, NEEDS, Pair, QUICK, assert_same, has, mixed};
+use crate::support::{Cell, MIB, Mode, NEEDS, Pair, QUICK, Settings, assert_same, has, mixed};
 use std::time::Duration;
 
 #[test]
@@ -108,7 +108,7 @@ fn a_runner_whose_server_lags_behind_the_others_keeps_its_copy_or_stops_in_time(
     if !has("a_runner_whose_server_lags_behind_the_others_keeps_its_copy_or_stops_in_time", &NEEDS) {
         return;
     }
-    let cell = Cell::wired(2, 3, &["--quiet-after", "5s"]);
+    let cell = Cell::on(Settings { wired: true, ..Settings::new(3) }, 2, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_checkpoint("steady");

@@ -130,8 +130,8 @@ fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
     pair.assert_one_after_the_end_of_the_other(&old);
     pair.assert_copied();
     cell.submit_noop("waits", Duration::from_millis(10), &["--node", &name]);
-    let task = cell.wait_for("waits", "a reason", |task| !task.reason().is_empty());
-    assert!(task.state() == "PENDING" && task.reason().contains("drain"), "{task:?}");
+    let task = cell.wait_for("waits", "a reason", |task| task.reason().contains("drains"));
+    assert_eq!(task.state(), "PENDING", "{task:?}");
     cell.ask(&["drain", &name, "--undo"]);
     cell.wait_for_success("waits");
 }

@@ -54,9 +54,9 @@ impl Cell {
         Self::over(Settings::new(servers), nodes, words)
     }
 
-    /// As [`Cell::with`], with servers that can be isolated from each other.
-    pub(crate) fn wired(nodes: usize, servers: usize, words: &[&str]) -> Self {
-        let mut cell = Self::over(Settings { wired: true, ..Settings::new(servers) }, nodes, words);
+    /// As [`Cell::with`], over servers that are set up in this way.
+    pub(crate) fn on(servers: Settings, nodes: usize, words: &[&str]) -> Self {
+        let mut cell = Self::over(servers, nodes, words);
         cell.start();
         cell
     }
@@ -194,7 +194,11 @@ impl Cell {
 
     /// Lifts a copy's limit.
     pub(crate) fn hurry(&self, id: &str) {
-        self.ask(&["set", id, "--limit", "none"]);
+        let words = ["set", id, "--limit", "none"];
+        let outcome = self.blockhaul(&words);
+        // It may have come to its end without.
+        let is_late = outcome.stderr.contains("EBusy") && self.task(id).is_over();
+        assert!(outcome.code == Some(0) || is_late, "blockhaul {}: {outcome:?}", words.join(" "));
     }
 
     /// A task, if there is one of this name.

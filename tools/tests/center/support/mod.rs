@@ -16,6 +16,7 @@ mod task;
 mod wire;
 
 pub(crate) use cell::{Cell, NEEDS, QUICK};
+pub(crate) use ensemble::Settings;
 pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, has, mixed, noise, run, text};
 pub(crate) use node::Node;
 pub(crate) use pair::Pair;
