@@ -61,7 +61,7 @@ fn without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits() {
     pair.submit(&cell, "network", &["--limit", "2MiB/s"]);
     cell.wait_for_way("local");
     cell.wait_for_checkpoint("network");
-    let old = pair.writers();
+    let old = pair.connections();
     [0, 1].into_iter().for_each(|server| cell.ensemble.kill(server));
     // The lease runs out, and the copy with it; the other one has no lease.
     cell.wait_until("that it is cut off", |cell| {
@@ -96,7 +96,7 @@ fn an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again()
     pair.submit(&cell, "network", &["--limit", "2MiB/s"]);
     cell.wait_for_way("local");
     cell.wait_for_checkpoint("network");
-    let old = pair.writers();
+    let old = pair.connections();
     cell.ensemble.kill(0);
     // As many as there are nodes.
     cell.wait_until("that the sessions are over", |cell| {

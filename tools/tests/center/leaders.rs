@@ -19,7 +19,7 @@ fn a_killed_leader_is_replaced_and_running_copies_do_not_notice() {
     let watching = cell.launch(&["watch", "steady"]);
     cell.nodes[leader].kill();
     cell.wait_for_successor(leader);
-    let connections = pair.writers();
+    let connections = pair.connections();
     assert_eq!(watched.end().code, Some(0), "whoever waits for a task waits for whoever leads");
     cell.hurry("steady");
     let watching = watching.end();
@@ -27,7 +27,7 @@ fn a_killed_leader_is_replaced_and_running_copies_do_not_notice() {
     assert_eq!(watching.lines.last().expect("it shows the task")["state"], "SUCCEEDED", "{watching:?}");
     let task = cell.wait_for_success("steady");
     assert_eq!((task.outcomes(), task.runners()), (vec!["succeeded".into()], vec![format!("n{runner}")]), "{task:?}");
-    assert_eq!(pair.writers(), connections, "it has not even connected anew");
+    assert_eq!(pair.connections(), connections, "it has not even connected anew");
     pair.assert_copied();
 }
 

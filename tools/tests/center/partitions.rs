@@ -14,7 +14,7 @@ fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
     let first = (cell.leader().expect("somebody leads") + 1) % 3;
     pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("moving"), first);
-    let old = pair.writers();
+    let old = pair.connections();
     cell.cut_off(first);
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
     let writes = pair.writes();
@@ -40,7 +40,7 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
     let first = (leader + 1) % 3;
     pair.submit_on(&cell, "moving", first, &["--limit", "2MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("moving"), first);
-    let old = pair.writers();
+    let old = pair.connections();
     // They hear each other: what the old leader says then is worth nothing.
     [leader, first].into_iter().for_each(|node| cell.cut_off(node));
     let third = 3 - leader - first;
@@ -118,7 +118,7 @@ fn a_runner_whose_server_lags_behind_the_others_keeps_its_copy_or_stops_in_time(
     cell.wait_until("that it is with a follower", |cell| cell.server_of(first).is_some_and(|server| server != ahead));
     let behind = cell.server_of(first).expect("it was just there");
     cell.way(first, ahead).set(Mode::Pass);
-    let old = pair.writers();
+    let old = pair.connections();
     cell.ensemble.isolate(behind);
     // It reads from that server, and is told nothing; only what it writes is not answered.
     cell.wait_until("that it leaves the server", |cell| cell.server_of(first).is_some_and(|server| server != behind));

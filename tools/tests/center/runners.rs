@@ -37,7 +37,7 @@ fn a_killed_runner_that_stays_away_loses_its_network_copy_to_another() {
     let leader = cell.leader().expect("somebody leads");
     pair.submit_on(&cell, "moving", leader, &["--limit", "4MiB/s"]);
     assert_eq!(cell.wait_for_checkpoint("moving"), leader);
-    let old = pair.writers();
+    let old = pair.connections();
     cell.nodes[leader].kill();
     assert_ne!(cell.wait_for_second_attempt("moving"), leader);
     cell.hurry("moving");
@@ -57,7 +57,7 @@ fn stops_and_gives_back(is_leader: bool) {
     // One failure would end it.
     pair.submit_on(&cell, "moving", first, &["--limit", "4MiB/s", "--max-attempts", "1"]);
     assert_eq!(cell.wait_for_way("moving"), first);
-    let old = pair.writers();
+    let old = pair.connections();
     let status = cell.nodes[first].stop();
     assert_eq!(status.code(), Some(0), "{status:?}");
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
@@ -113,7 +113,7 @@ fn a_runner_that_slept_past_its_lease_writes_no_more() {
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_checkpoint("moving");
-    let old = pair.writers();
+    let old = pair.connections();
     cell.nodes[first].signal(Signal::SIGSTOP);
     let asleep = std::time::Instant::now();
     assert_ne!(cell.wait_for_second_attempt("moving"), first);

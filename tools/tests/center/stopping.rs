@@ -22,15 +22,14 @@ fn a_stop_with_copies_in_flight_ends_all_of_them_first() {
     }
     (0..3).for_each(|index| assert_eq!(cell.wait_for_way(&id(index)), 0));
     assert_eq!(cell.nodes[0].stop().code(), Some(0));
-    let at_the_end: Vec<_> = pairs.iter().map(|pair| (pair.writers(), pair.writes())).collect();
+    let first: Vec<_> = pairs.iter().map(Pair::connections).collect();
     cell.nodes[1].start();
     for (index, pair) in pairs.iter().enumerate() {
-        let (old, _) = &at_the_end[index];
         cell.wait_for_second_attempt(&id(index));
         cell.hurry(&id(index));
         let task = cell.wait_for_success(&id(index));
         assert_eq!(task.outcomes(), ["ERunnerInterrupt", "succeeded"], "{task:?}");
-        pair.assert_one_after_the_end_of_the_other(old);
+        pair.assert_one_after_the_end_of_the_other(&first[index]);
         pair.assert_copied();
     }
 }
@@ -119,7 +118,7 @@ fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
     let first = cell.wait_for_way("moving");
-    let old = pair.writers();
+    let old = pair.connections();
     let name = format!("n{first}");
     cell.ask(&["drain", &name, "--now"]);
     assert_ne!(cell.wait_for_second_attempt("moving"), first);

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
 const GLANCE: Duration = Duration::from_millis(5);
 /// Of a node's log, when its test fails.
-const LINES_SHOWN: usize = 120_000;
+const LINES_SHOWN: usize = 120;
 
 /// The daemon, as it was built with this test.
 ///

@@ -80,9 +80,11 @@ impl Pair {
         self.log().iter().filter(|line| !line.is_answer).count()
     }
 
-    /// Connections that have changed something so far.
-    pub(crate) fn writers(&self) -> BTreeSet<u64> {
-        self.log().iter().map(|line| line.connection).collect()
+    /// Connections that were made so far. A runner makes all of its own before it writes.
+    pub(crate) fn connections(&self) -> BTreeSet<u64> {
+        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let made = said.lines().filter(|line| line.contains(" Connect "));
+        made.filter_map(|line| number(line, "connection=")).collect()
     }
 
     /// Two runners have written, one after the other: after the first request of any other connection than those of the
@@ -120,6 +122,9 @@ impl Pair {
 fn line_of(line: &str) -> Option<Line> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let verb = words.iter().find(|word| CHANGES.contains(&word.trim_start_matches('.')))?;
-    let number = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.parse().ok());
-    Some(Line { connection: number("connection=")?, id: number("id=")?, is_answer: verb.starts_with('.') })
+    Some(Line { connection: number(line, "connection=")?, id: number(line, "id=")?, is_answer: verb.starts_with('.') })
+}
+
+fn number(line: &str, name: &str) -> Option<u64> {
+    line.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse().ok())
 }
