@@ -1,13 +1,13 @@
 //! What can happen to the coordination service: servers die, pause, lose their quorum, all of their processes, or their
 //! memory.
 
-use crate::support::{Cell, MIB, NEEDS, Node, Pair, QUICK, Settings, assert_same, has, mixed, run, text};
+use crate::support::{Cell, MIB, NEEDS, Node, PATIENT, Pair, QUICK, Settings, assert_same, has, mixed, run, text};
 use std::time::Duration;
 
 /// A network copy lives through `fault` without a word in its record.
 fn outlives(fault: impl FnOnce(&mut Cell, &Pair)) {
-    // Followers that are quick to leave a leader that says nothing: sooner than the lease ends on a host that is busy, too.
-    let mut cell = Cell::on(Settings { sync_limit: 4, ..Settings::new(3) }, 2, &[]);
+    // Followers that are quick to leave a leader that says nothing.
+    let mut cell = Cell::on(Settings { sync_limit: 4, ..Settings::new(3) }, 2, &PATIENT);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "3MiB/s"]);
     cell.wait_for_way("steady");

@@ -1,6 +1,6 @@
 //! What can happen to a runner, alone: killed, stopped, held still, doubled.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, QUICK, assert_same, has, mixed};
+use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, QUICK, assert_same, has, mixed};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ fn a_runner_that_pauses_shortly_keeps_its_copy() {
     if !has("a_runner_that_pauses_shortly_keeps_its_copy", &NEEDS) {
         return;
     }
-    let cell = Cell::new(2, 1);
+    let cell = Cell::with(2, 1, &PATIENT);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "4MiB/s"]);
     let first = cell.wait_for_way("paused");

@@ -16,11 +16,15 @@ use std::time::{Duration, Instant};
 pub(crate) const NEEDS: [Need; 4] =
     [Need::Root, Need::Program("java"), Need::Program("setpriv"), Need::Program("nbdkit")];
 
-/// For tests in which a node is lost for good: the shortest session there is, and as short a wait for its last writes.
-pub(crate) const QUICK: [&str; 4] = ["--session-timeout", "6s", "--quiet-after", "3s"];
+/// For tests in which a node is lost for good: a short session, but not so short that a host that is busy looks like a
+/// loss, and a short wait for its last writes.
+pub(crate) const QUICK: [&str; 4] = ["--session-timeout", "8s", "--quiet-after", "3s"];
+
+/// For tests in which nothing is to be lost, whatever the host does.
+pub(crate) const PATIENT: [&str; 2] = ["--session-timeout", "30s"];
 
 /// Nothing that is waited for takes half of this, whatever else the host does.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks: each is a process.
 const GLANCE: Duration = Duration::from_millis(100);
 

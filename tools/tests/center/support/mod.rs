@@ -15,7 +15,7 @@ mod task;
 #[path = "../../../../control/tests/support/wire.rs"]
 mod wire;
 
-pub(crate) use cell::{Cell, NEEDS, QUICK};
+pub(crate) use cell::{Cell, NEEDS, PATIENT, QUICK};
 pub(crate) use ensemble::Settings;
 pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, has, mixed, noise, run, text};
 pub(crate) use node::Node;
