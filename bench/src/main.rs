@@ -119,7 +119,8 @@ fn compare_runs(old: &Path, new: &Path) -> ExitCode {
     match compare::run(old, new) {
         Ok(comparison) => {
             let _ = comparison.print(&mut io::stdout().lock());
-            code(comparison.verdict() != Verdict::Regression)
+            // Nothing that can be compared is no good news.
+            code(!matches!(comparison.verdict(), Verdict::Regression | Verdict::CannotBeCompared))
         }
         Err(why) => {
             eprintln!("copy-bench: {why}");

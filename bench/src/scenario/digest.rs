@@ -21,7 +21,7 @@ pub(super) const VERIFY: Scenario = Scenario {
 };
 
 fn digest(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(4 * GIB, 96 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(2 * GIB, 96 * MIB, 4 * MIB);
     let room = setting.room(3 * bytes)?;
     let pairs = [setting.dense_pair(&room, bytes)?];
     let task = setting.task(&pairs, Caching::Direct);
@@ -39,7 +39,7 @@ fn digest(setting: &Setting<'_>) -> Result<Stage, Failure> {
 }
 
 fn verify(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 64 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(GIB, 64 * MIB, 4 * MIB);
     let room = setting.room(3 * bytes)?;
     let pairs = [setting.dense_pair(&room, bytes)?];
     let task = setting.task(&pairs, Caching::Direct);

@@ -29,7 +29,7 @@ pub(super) const TMPFS: Scenario = Scenario {
 };
 
 fn dense_direct(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(4 * GIB, 128 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
     let room = setting.room(3 * bytes)?;
     let pairs = [setting.dense_pair(&room, bytes)?];
     let task = setting.task(&pairs, Caching::Direct);
@@ -47,14 +47,13 @@ fn dense_direct(setting: &Setting<'_>) -> Result<Stage, Failure> {
         floor::bare_loop(&task),
         floor::null(&task),
     ];
-    let shapes: &[(u64, u32)] =
-        setting.scale.of(&[(MIB, 4), (MIB, 8), (MIB, 16), (MIB / 4, 32)], &[(MIB, 8)], &[(MIB, 8)]);
+    let shapes: &[(u64, u32)] = setting.scale.of(&[(MIB, 8), (MIB, 16)], &[(MIB, 8)], &[(MIB, 8)]);
     contestants.extend(shapes.iter().map(|(block, depth)| floor::fio(&task, *block, *depth)));
     Ok(setting.stage(room, bytes, contestants).counting_calls())
 }
 
 fn dense_buffered(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 64 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(GIB, 64 * MIB, 4 * MIB);
     let room = setting.room(3 * bytes)?;
     let pairs = [setting.dense_pair(&room, bytes)?];
     let task = setting.task(&pairs, Caching::Buffered);

@@ -15,7 +15,7 @@ pub(super) const LOOP_DEVICES: Scenario = Scenario {
 };
 
 fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(GIB, 128 * MIB, 4 * MIB);
     let mut room = setting.room(3 * bytes)?;
     let source = setting.file(&room, room.path("source"), bytes, std::iter::once(0..bytes))?;
     let destination = room.reserved("destination", bytes)?;

@@ -62,7 +62,7 @@ fn unix(setting: &Setting<'_>) -> Result<Stage, Failure> {
 }
 
 fn tcp_in(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(4 * GIB, 96 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(2 * GIB, 96 * MIB, 4 * MIB);
     let mut room = setting.room(3 * bytes)?;
     let file = setting.file(&room, room.path("source"), bytes, std::iter::once(0..bytes))?;
     let name = file.display().to_string();
@@ -73,7 +73,7 @@ fn tcp_in(setting: &Setting<'_>) -> Result<Stage, Failure> {
 }
 
 fn tcp_out(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(4 * GIB, 96 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(2 * GIB, 96 * MIB, 4 * MIB);
     let mut room = setting.room(3 * bytes)?;
     let source = setting.file(&room, room.path("source"), bytes, std::iter::once(0..bytes))?;
     let backing = room.reserved("backing", bytes)?;

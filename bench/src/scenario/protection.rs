@@ -27,7 +27,7 @@ const ALLOWED: f64 = 3.0;
 const STEP_SECONDS: f64 = 0.1;
 
 fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(8 * GIB, 256 * MIB, 8 * MIB);
+    let bytes = setting.scale.of(4 * GIB, 256 * MIB, 8 * MIB);
     let others = setting.scale.of(GIB, 64 * MIB, 4 * MIB);
     let room = setting.room(3 * bytes + others)?;
     let pairs = [setting.dense_pair(&room, bytes)?];

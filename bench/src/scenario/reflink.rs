@@ -15,7 +15,7 @@ pub(super) const REFLINK: Scenario = Scenario {
 };
 
 fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(GIB, 128 * MIB, 4 * MIB);
     // xfs refuses to be smaller than 300 MiB, and keeps a log.
     let disk = bytes + 512 * MIB;
     setting.programs.path("mkfs.xfs").map_err(Failure::Failed)?;

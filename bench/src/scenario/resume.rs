@@ -25,7 +25,7 @@ pub(super) const RESUME: Scenario = Scenario {
 const CLOSE_LOOK: Duration = Duration::from_millis(1);
 
 fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(4 * GIB, 256 * MIB, 16 * MIB);
+    let bytes = setting.scale.of(2 * GIB, 256 * MIB, 16 * MIB);
     let room = setting.room(3 * bytes)?;
     let pairs = [setting.dense_pair(&room, bytes)?];
     let task = setting.task(&pairs, Caching::Direct);

@@ -22,7 +22,7 @@ pub(super) const JOBS: Scenario = Scenario {
 };
 
 fn cores(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(GIB, 128 * MIB, 4 * MIB);
     let mut room = setting.room(0)?;
     let memory = room.tmpfs()?;
     let source = setting.file(&room, memory.join("source"), bytes, std::iter::once(0..bytes))?;
@@ -42,7 +42,7 @@ fn cores(setting: &Setting<'_>) -> Result<Stage, Failure> {
 }
 
 fn jobs(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 32 * MIB, 4 * MIB);
+    let bytes = setting.scale.of(GIB / 2, 32 * MIB, 4 * MIB);
     // The sources and destinations of all steps.
     let room = setting.room(8 * bytes)?;
     let mut contestants = Vec::new();
