@@ -2,6 +2,7 @@
 
 use super::stage::*;
 use crate::coord::Op;
+use crate::coord::sim::Weather;
 use crate::dispatcher::{Config, DrainWish, Ending, Query, Submission};
 use crate::layout;
 use crate::record::{Fence, NodeId, State, TaskId, TaskSpec, Wish};
@@ -91,6 +92,28 @@ async fn wishes_are_obeyed_where_they_make_sense() {
     assert_eq!((done.state, done.failures, done.attempts.len()), (State::Cancelled, 0, 2));
     assert_eq!(stage.claims(), []);
     assert_eq!(leader.resume(&id("copy")).await.unwrap_err().code, Code::Busy);
+}
+
+/// Method: the answer to the write is lost, and a hint has the record read before the loss is settled.
+#[tokio::test(start_paused = true)]
+async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
+    for seed in 0..8 {
+        let stage = Stage::new(seed, Config::default()).await;
+        let task = submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")));
+        stage.leader.submit(task).await.unwrap();
+        stage.leader.pause(&id("x")).await.unwrap();
+        stage.runner("n1", "a", 2, Manner::Willing).await;
+        stage.ensemble.set_weather(Weather { latency_ms: (50, 50), lost_reply: 1.0, ..Weather::default() });
+        let hint = async {
+            sleep(Duration::from_millis(10)).await;
+            stage.leader.changed(vec![id("x")]).await.unwrap();
+        };
+        let paused = id("x");
+        let (resumed, ()) = tokio::join!(stage.leader.resume(&paused), hint);
+        assert_eq!(resumed.unwrap().state, State::Pending);
+        stage.ensemble.set_weather(Weather::default());
+        stage.until("x", State::Assigned).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
