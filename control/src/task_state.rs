@@ -21,6 +21,10 @@
 
 use crate::record::{Attempt, DurableMap, Epoch, Failure, Fence, Holder, Progress, State, TaskRecord, TaskSpec, Wish};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
+use std::time::Duration;
+
+/// No task rests longer after a failure, whatever the clocks of its runner and its dispatcher say.
+pub(crate) const RETRY_REST_MAX: Duration = Duration::from_secs(75);
 
 /// What happened to a task.
 #[derive(Clone, Debug, PartialEq)]

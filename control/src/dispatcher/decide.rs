@@ -18,6 +18,9 @@ pub(crate) const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often a runner is asked that has accepted a task and not begun it.
 pub(crate) const REMIND_EVERY: Duration = Duration::from_secs(5);
 
+/// How often a task is looked at that rests after a failure.
+const REST_LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// Times and bounds of decisions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
@@ -179,8 +182,9 @@ fn pending(view: &View, entry: &Entry, now: Now) -> Decision {
     if let Told::Refused { code, why } = &note.told {
         return Decision::Move { task: id, events: vec![Event::Rejected(failure(*code, why))] };
     }
-    if record.not_before_ms > now.unix_ms {
-        return Decision::Nap(id, now.at_unix(record.not_before_ms));
+    if let Some(until) = entry.rests_until(now) {
+        // Looked at before that, in case that the clock is set meanwhile.
+        return Decision::Nap(id, until.min(now.boot + REST_LOOK_EVERY));
     }
     match node_of(&record.spec) {
         Err(error) => Decision::Move { task: id, events: vec![Event::Rejected(Failure::from(&error))] },

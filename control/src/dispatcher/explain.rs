@@ -34,8 +34,8 @@ fn waits_for(view: &View, entry: &Entry, now: Now) -> Option<String> {
         let owner = view.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
         return Some(format!("waits for {owner}, which has the destination"));
     }
-    if record.not_before_ms > now.unix_ms {
-        let seconds = (record.not_before_ms - now.unix_ms).div_ceil(1000);
+    if let Some(until) = entry.rests_until(now) {
+        let seconds = (until - now.boot).as_millis().div_ceil(1000);
         return Some(format!("is tried again in {seconds} s"));
     }
     let node = node_of(&record.spec).ok().flatten();

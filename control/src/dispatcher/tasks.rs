@@ -1,7 +1,9 @@
 //! Every task that the leader knows, as it was read or written last, and what only this leader knows of it.
 
+use super::view::Now;
 use crate::coord::Zxid;
 use crate::record::{Epoch, Holder, NodeId, Progress, State, TaskId, TaskRecord};
+use crate::task_state::RETRY_REST_MAX;
 use blockhaul_engine::error::Code;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +24,16 @@ pub(crate) struct Entry {
     pub(crate) live: Option<Progress>,
     /// What this leader has seen and done.
     pub(crate) note: Note,
+}
+
+impl Entry {
+    /// When a task that has failed may be tried again, if that is later than now. The record's time is of its runner's
+    /// clock: should that be ahead of this one's, the task rests no longer than any does.
+    pub(crate) fn rests_until(&self, now: Now) -> Option<Duration> {
+        let rested = self.note.since + RETRY_REST_MAX;
+        let until = now.at_unix(self.record.not_before_ms).min(rested);
+        (self.record.not_before_ms > now.unix_ms && until > now.boot).then_some(until)
+    }
 }
 
 /// What one leader remembers of a task; the next one starts anew.

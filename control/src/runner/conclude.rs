@@ -18,6 +18,7 @@ use std::time::Duration;
 const RETRY_FIRST_MS: u64 = 1000;
 /// At most, between two tries of a task.
 const RETRY_MAX_MS: u64 = 60_000;
+const _: () = assert!(RETRY_MAX_MS * 125 / 100 <= task_state::RETRY_REST_MAX.as_millis() as u64);
 /// Between two looks at whether earlier attempts are quiet.
 const QUIET_LOOK: Duration = Duration::from_secs(1);
 

@@ -191,6 +191,18 @@ fn an_assigned_task_is_told_and_taken_back_when_nobody_answers() {
 }
 
 #[test]
+fn a_failed_task_rests_by_its_runners_clock_but_not_for_long_if_that_is_ahead() {
+    let failed = |hour: u64| TaskRecord { not_before_ms: hour * 3_600_000 + 4000, ..task("a", noop(5)) };
+    let view_of = |hour| view([failed(hour)], &[("n1", "a", 4)]);
+    let mut near = view_of(0);
+    assert_eq!(lines(&mut near, at(1), ROOM), ["a: nap until 4"]);
+    assert_eq!(lines(&mut near, at(4), ROOM), ["a: assigned to n1 claiming task:a"]);
+    let mut ahead = view_of(1);
+    assert_eq!(lines(&mut ahead, at(1), ROOM), ["a: nap until 11"]);
+    assert_eq!(lines(&mut ahead, at(75), ROOM), ["a: assigned to n1 claiming task:a"]);
+}
+
+#[test]
 fn a_runner_that_is_gone_loses_what_it_held_by_the_kind_of_fence() {
     let lost = |fence| {
         let record = running(&export("x", "nbd://h/b", fence), "n1");
