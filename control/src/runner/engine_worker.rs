@@ -129,13 +129,7 @@ impl Worker for EngineWorker {
     }
 
     fn forget(&self, task: &TaskId, created_ms: u64) {
-        let path = self.site.journal(task, created_ms);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), %error, "a journal stays behind");
-            }
-            _ => {}
-        }
+        self.site.forget(task, created_ms);
     }
 }
 
@@ -299,7 +293,11 @@ impl Site {
             let is_known = opened.created.is_none() && self.is_written_by(&opened.file, &earlier, &durable);
             let (opened, new) = opened.split()?;
             (supervision.destination, created) = (Some(opened), new);
-            durable = if is_known { durable } else { DurableMap::default() };
+            if !is_known {
+                // Neither the record nor the journal of an earlier attempt is about what is there now.
+                self.forget(&task, created_ms);
+                durable = DurableMap::default();
+            }
         }
         supervision.durable = (!durable.is_empty()).then(|| durable.to_ranges());
         let gatekeeper = Arc::new(Gatekeeper {
@@ -338,6 +336,16 @@ impl Site {
         let end = durable.to_ranges().iter().last().map_or(0, |range| range.end());
         let is_long = file.metadata().is_ok_and(|stat| !stat.is_file() || stat.len() >= end);
         mark.is_some_and(|mark| earlier.contains(&mark)) && is_long
+    }
+
+    fn forget(&self, task: &TaskId, created_ms: u64) {
+        let path = self.journal(task, created_ms);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "a journal stays behind");
+            }
+            _ => {}
+        }
     }
 
     fn journal(&self, task: &TaskId, created_ms: u64) -> PathBuf {

@@ -226,6 +226,29 @@ async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_journal_is_worth_nothing_when_somebody_else_has_written_the_destination() {
+    let desk = Desk::new();
+    let (mut work, question) = desk.work("in/b");
+    work.copy.limit = Some(MIB);
+    let running = desk.worker.start(work);
+    question.await.unwrap().answer.send(Ok(())).unwrap();
+    while running.progress().written == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    running.cancel(Reason::RunnerInterrupt);
+    assert!(running.ended().await.durable.bytes() > 0);
+    std::fs::write(desk.path("in/b"), vec![7; content().len()]).unwrap();
+    let file = std::fs::File::open(desk.path("in/b")).unwrap();
+    file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
+
+    let (work, question) = desk.work("in/b");
+    let work = Work { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work };
+    let (durable, outcome) = desk.carry_out(work, question).await;
+    assert!(durable.is_empty() && outcome.end == End::Succeeded, "{outcome:?}");
+    assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
+}
+
+#[tokio::test]
 async fn destinations_are_resolved_by_who_can_see_them() {
     let desk = Desk::new();
     let resolve = async |destination: &str| {
