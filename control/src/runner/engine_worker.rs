@@ -224,12 +224,11 @@ impl Running for Copying {
 
 impl Admission for Gatekeeper {
     fn admit(&self, destination: &Admitted<'_>) -> Result<()> {
-        if let Some(file) = destination.file {
-            let file = file
-                .try_clone_to_owned()
-                .map(File::from)
-                .map_err(|error| Error::io(Side::Destination, Operation::Open, &error, "keep the destination open"))?;
-            self.marks.raise(&file, self.epoch)?;
+        let file = destination.file.map(|file| file.try_clone_to_owned().map(File::from)).transpose();
+        let file =
+            file.map_err(|error| Error::io(Side::Destination, Operation::Open, &error, "keep the destination open"))?;
+        if let Some(file) = &file {
+            self.marks.check(file, self.epoch)?;
         }
         let question = self.question.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (answer, answered) = oneshot::channel();
@@ -239,7 +238,9 @@ impl Admission for Gatekeeper {
         }
         answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
         self.said_yes.store(true, Relaxed);
-        Ok(())
+        // Not before the record names this grant: of a destination with a mark that the record does not know nothing would
+        // be gone on with.
+        file.map_or(Ok(()), |file| self.marks.raise(&file, self.epoch))
     }
 }
 

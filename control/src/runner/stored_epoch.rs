@@ -47,11 +47,11 @@ impl StoredEpochs {
         text.map(|text| parse(&text)).transpose()
     }
 
-    /// Marks a destination as written under `epoch`, durably.
+    /// The mark of a destination that may be written under `epoch`.
     ///
     /// # Errors
-    /// `EFenced` if it has been written under a later grant; what cannot be stored.
-    pub(super) fn raise(&self, file: &File, epoch: Epoch) -> Result<()> {
+    /// `EFenced` if it has been written under a later grant; what cannot be read.
+    pub(super) fn check(&self, file: &File, epoch: Epoch) -> Result<Option<Epoch>> {
         match self.read(file)? {
             Some(stored) if stored > epoch => {
                 let message = format!("the destination was written under grant {stored}, this one is {epoch}");
@@ -61,9 +61,16 @@ impl StoredEpochs {
                      record in devices/ of the state directory"
                 )))
             }
-            Some(stored) if stored == epoch => Ok(()),
-            Some(_) | None => self.store(file, epoch),
+            stored => Ok(stored),
         }
+    }
+
+    /// Marks a destination as written under `epoch`, durably.
+    ///
+    /// # Errors
+    /// As [`StoredEpochs::check`]; what cannot be stored.
+    pub(super) fn raise(&self, file: &File, epoch: Epoch) -> Result<()> {
+        if self.check(file, epoch)? == Some(epoch) { Ok(()) } else { self.store(file, epoch) }
     }
 
     fn store(&self, file: &File, epoch: Epoch) -> Result<()> {
