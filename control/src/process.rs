@@ -4,28 +4,24 @@
 //! (as SIGKILL), together with all that it has started, because all of it is started here and not by `tokio` directly.
 
 use std::future::Future;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
-/// Starts a task of this process.
-#[cfg(not(test))]
+/// Starts a task of the process that the caller belongs to.
 pub(crate) fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send> + Send + 'static,
 {
+    #[cfg(test)]
+    let future = crate::sim::process::Owned::here(future);
     tokio::spawn(future)
 }
 
-/// Starts a task of the process that the caller belongs to.
-#[cfg(test)]
-pub(crate) fn spawn<F>(future: F) -> JoinHandle<F::Output>
+/// As [`spawn`], into a set: the work ends with the set, too.
+pub(crate) fn spawn_into<F>(set: &mut JoinSet<F::Output>, future: F)
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    tokio::spawn(owned(future))
-}
-
-/// For work that is started by other means, as by a `JoinSet`: it belongs to the process of the caller.
-#[cfg(test)]
-pub(crate) fn owned<F: Future + Send + 'static>(future: F) -> crate::sim::process::Owned<F> {
-    crate::sim::process::Owned::here(future)
+    #[cfg(test)]
+    let future = crate::sim::process::Owned::here(future);
+    set.spawn(future);
 }

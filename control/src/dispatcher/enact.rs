@@ -37,6 +37,7 @@ pub(crate) enum Called {
 impl Dispatcher {
     /// Does one thing.
     pub(crate) fn enact(&mut self, decision: Decision, now: Now) {
+        tracing::trace!(?decision, "decided");
         match decision {
             Decision::Move { task, events } => self.move_task(&task, events, now),
             Decision::Purge(task) => self.purge(task),
@@ -114,7 +115,7 @@ impl Dispatcher {
         self.writes_inflight += 1;
         let write = write(self.writer.clone());
         let clock = self.clock.clone();
-        self.jobs.spawn(async move {
+        crate::process::spawn_into(&mut self.jobs, async move {
             let started = clock.boot_time();
             let written = write.await;
             Outcome::Written { task, purpose, written, took: clock.boot_time().saturating_sub(started) }
@@ -142,7 +143,7 @@ impl Dispatcher {
         self.view.reserve(&id, &to.node, &[]);
         let (calls, leader) = (self.calls.clone(), self.writer.reign.epoch());
         self.calls_inflight += 1;
-        self.jobs.spawn(async move {
+        crate::process::spawn_into(&mut self.jobs, async move {
             let answer = calls.resolve(&address, leader, &record.spec).await;
             Outcome::Resolved { task: id, to, answer }
         });
@@ -156,7 +157,7 @@ impl Dispatcher {
         let (record, grant) = (entry.record.clone(), entry.grant);
         let (calls, writer) = (self.calls.clone(), self.writer.clone());
         self.calls_inflight += 1;
-        self.jobs.spawn(async move {
+        crate::process::spawn_into(&mut self.jobs, async move {
             let (grant, called) = called(call, &*calls, &writer, &address, &record, &holder, grant).await;
             Outcome::Called { call, task: id, holder, grant, called }
         });
@@ -175,7 +176,7 @@ impl Dispatcher {
         let program = self.config.fence.clone();
         let clock = self.clock.clone();
         self.calls_inflight += 1;
-        self.jobs.spawn(async move {
+        crate::process::spawn_into(&mut self.jobs, async move {
             let result = match program {
                 Some(program) => program.cut(&holder).await,
                 None => Err(String::from("taskd runs without --fence-command")),
@@ -194,7 +195,7 @@ impl Dispatcher {
                 self.view.interrupts.insert(node.clone(), now + ASK_EVERY);
                 let (calls, leader) = (self.calls.clone(), self.writer.reign.epoch());
                 self.calls_inflight += 1;
-                self.jobs.spawn(async move {
+                crate::process::spawn_into(&mut self.jobs, async move {
                     let result = calls.interrupt(&address, leader).await;
                     Outcome::Interrupted(node, result)
                 });

@@ -108,7 +108,7 @@ impl Dispatcher {
         if !self.reads.is_listing && self.reads.reconcile_at.is_some_and(|at| at <= now) {
             (self.reads.is_listing, self.reads.reconcile_at) = (true, None);
             let session = self.writer.session.clone();
-            self.jobs.spawn(async move { Outcome::Listed(list(session).await) });
+            crate::process::spawn_into(&mut self.jobs, async move { Outcome::Listed(list(session).await) });
         }
         while self.reads.inflight.len() < READS_MAX {
             let Some(id) = self.reads.wanted.iter().find(|id| !self.reads.inflight.contains(id)).cloned() else {
@@ -117,14 +117,16 @@ impl Dispatcher {
             self.reads.wanted.remove(&id);
             self.reads.inflight.insert(id.clone());
             let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
-            self.jobs.spawn(async move { Outcome::Read(read_task(&*session, &id, is_hint).await, id) });
+            crate::process::spawn_into(&mut self.jobs, async move {
+                Outcome::Read(read_task(&*session, &id, is_hint).await, id)
+            });
         }
         // The runners after their tasks: a task that is held was seen later than its runner's registration.
         let is_settled = self.reads.is_loaded || (self.reads.is_listed && self.reads.len() == 0);
         if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
             (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);
             let session = self.writer.session.clone();
-            self.jobs.spawn(async move { Outcome::Fleet(read_fleet(session).await) });
+            crate::process::spawn_into(&mut self.jobs, async move { Outcome::Fleet(read_fleet(session).await) });
         }
     }
 
@@ -288,7 +290,7 @@ where
             && let Some(path) = paths.next()
         {
             let job = read(path.clone());
-            jobs.spawn(async move { (path, job.await) });
+            crate::process::spawn_into(&mut jobs, async move { (path, job.await) });
         }
         match jobs.join_next().await {
             None => return Ok(found),

@@ -215,7 +215,7 @@ impl Dispatcher {
         let drain = Drain { since_ms: self.clock.unix_ms(), now: wish == DrainWish::Now, op: OpId::fresh() };
         let drain = (wish != DrainWish::Undo).then_some(drain);
         let writer = self.writer.clone();
-        self.jobs.spawn(async move {
+        crate::process::spawn_into(&mut self.jobs, async move {
             let result = set_drain(&writer, &node, drain).await;
             Outcome::Drained { node, result, reply }
         });

@@ -14,27 +14,27 @@ use tokio::sync::watch;
 
 /// All that leading takes.
 #[derive(Debug)]
-pub(super) struct Leading {
-    pub(super) node: NodeId,
-    pub(super) incarnation: Incarnation,
+pub(crate) struct Leading {
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
     /// Where others reach this node.
-    pub(super) address: String,
-    pub(super) center: Arc<OnceLock<String>>,
-    pub(super) calls: Arc<dyn RunnerCalls>,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) dispatcher: DispatcherConfig,
+    pub(crate) address: String,
+    pub(crate) center: Arc<OnceLock<String>>,
+    pub(crate) calls: Arc<dyn RunnerCalls>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) dispatcher: DispatcherConfig,
     /// Told whether this node leads.
-    pub(super) runner: RunnerHandle,
+    pub(crate) runner: RunnerHandle,
     /// What the services look at.
-    pub(super) leadership: watch::Sender<Leadership>,
+    pub(crate) leadership: watch::Sender<Leadership>,
     /// Where the runner's calls go.
-    pub(super) leader: watch::Sender<Option<String>>,
+    pub(crate) leader: watch::Sender<Option<String>>,
 }
 
 impl Leading {
     /// Stands for election in every session while `stands` is true, and follows whoever leads otherwise. Ends never;
     /// dropped, it leaves its offices to the end of the session.
-    pub(super) async fn run(&self, mut sessions: Sessions, stands: watch::Receiver<bool>) {
+    pub(crate) async fn run(&self, mut sessions: Sessions, stands: watch::Receiver<bool>) {
         loop {
             let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
             let Ok(Some(session)) = open else { return std::future::pending().await };

@@ -17,6 +17,7 @@ mod founding;
 mod leading;
 mod stop;
 
+pub(crate) use leading::Leading;
 pub use stop::{Stop, Stopper};
 
 use crate::api::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
@@ -37,7 +38,6 @@ use crate::runner::{EngineWorker, NodeState, Runner, RunnerConfig, Seams, Sessio
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use founding::Founded;
-use leading::Leading;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -158,20 +158,10 @@ impl Ready {
     /// back. Asked for [`Stop::Fast`], its owner drops it.
     pub async fn run(self) {
         let Self { keeper, leading, runner, engine, listener, metrics, floor, stopper } = self;
-        let (stand, stands) = watch::channel(true);
         floor.send_replace(Some(Arc::new(runner.handle())));
-        let leader = leading.leader.subscribe();
-        let stopped = tokio::select! {
-            biased;
-            stopped = runner.run(keeper.sessions(), resigned(&stopper, stand, leader, leading.address.clone())) => stopped,
-            () = keeper.run() => unreachable!("it never ends"),
-            () = leading.run(keeper.sessions(), stands) => unreachable!("it never ends"),
-        };
+        let Stopped { left_behind } = play(&keeper, &leading, runner, &stopper).await;
         floor.send_replace(None);
-        let Stopped { left_behind } = stopped;
-        if left_behind.is_empty() {
-            keeper.close().await;
-        } else {
+        if !left_behind.is_empty() {
             // Closing the session, or waiting for the engine, would say or take what is not known to be so.
             std::mem::forget((keeper, engine));
         }
@@ -183,6 +173,23 @@ impl Ready {
         tokio::join!(listener.close(), metrics);
         tracing::info!("stopped");
     }
+}
+
+/// Plays all roles until a stop is asked for, and gives them up in order. The session is closed if nothing is left behind;
+/// else its owner leaves it as it is.
+pub(crate) async fn play(keeper: &SessionKeeper, leading: &Leading, runner: Runner, stopper: &Stopper) -> Stopped {
+    let (stand, stands) = watch::channel(true);
+    let leader = leading.leader.subscribe();
+    let stopped = tokio::select! {
+        biased;
+        stopped = runner.run(keeper.sessions(), resigned(stopper, stand, leader, leading.address.clone())) => stopped,
+        () = keeper.run() => unreachable!("it never ends"),
+        () = leading.run(keeper.sessions(), stands) => unreachable!("it never ends"),
+    };
+    if stopped.left_behind.is_empty() {
+        keeper.close().await;
+    }
+    stopped
 }
 
 /// Waits until a stop is asked for, resigns, and waits a moment until another node is known to lead.
@@ -201,7 +208,7 @@ async fn resigned(
         let _ = timeout(RESIGN_WAIT, another).await;
     }
     // Not dropped before: without it there is no election that says who leads now.
-    tokio::spawn(async move { stand.closed().await });
+    crate::process::spawn(async move { stand.closed().await });
 }
 
 /// A predecessor that was killed may still have requests in the kernel.

@@ -20,7 +20,7 @@ pub enum Stop {
 pub struct Stopper(Arc<watch::Sender<Stop>>);
 
 impl Stopper {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(watch::Sender::new(Stop::No)))
     }
 

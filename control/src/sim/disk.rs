@@ -4,6 +4,8 @@
 //! way for a while, and lands; the process that submitted it may be gone by then. What must be true of every volume:
 //!
 //! - No write of a grant is submitted after one of a later grant was (the epochs of submitted writes never fall).
+//! - When the first write of a grant is submitted, nobody waits for a write of an earlier one any more: its process has
+//!   ended, was cut off, or is held still.
 //! - Once a task has succeeded no write of its grant or an earlier one lands, and the volume holds its source's data
 //!   until a later grant writes.
 //!
@@ -11,8 +13,9 @@
 //! has landed. A volume behind a server has no lock; what a cut-off client sent may land up to [`LATE`] later.
 
 use super::verdict::Verdict;
-use crate::record::{Epoch, Holder, TaskId};
+use crate::record::{DurableMap, Epoch, Holder, Incarnation, TaskId};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::extent::ByteRange;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +26,9 @@ use tokio::time::{Instant, sleep_until};
 /// which the task center takes an earlier attempt for quiet.
 pub(super) const LATE: Duration = Duration::from_secs(25);
 
+/// A process that goes on after it was held still notices within this time what it has missed.
+const TO_NOTICE: Duration = Duration::from_millis(500);
+
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 1 << 20;
 
@@ -31,10 +37,22 @@ pub(super) const BLOCK: u64 = 1 << 20;
 pub(super) struct Writer {
     pub(super) task: TaskId,
     pub(super) epoch: Epoch,
+    /// How often history had gone back when it began: epochs grow within one era.
+    pub(super) era: u32,
     pub(super) holder: Holder,
     /// Which of the processes of the simulation, and which of its jobs: the lock's owner.
     pub(super) job: u64,
 }
+
+impl Writer {
+    /// Later grants are greater.
+    fn rank(&self) -> Rank {
+        (self.era, self.epoch)
+    }
+}
+
+/// Orders grants.
+type Rank = (u32, Epoch);
 
 /// A volume.
 #[derive(Debug)]
@@ -51,7 +69,7 @@ struct Volume {
     /// The latest grant that was written under.
     newest: Option<Writer>,
     /// The grant under which it was completed last, and with what.
-    sealed: Option<(Epoch, Vec<u64>)>,
+    sealed: Option<(Rank, Vec<u64>)>,
 }
 
 /// A write on its way.
@@ -71,6 +89,11 @@ struct Inner {
     volumes: BTreeMap<String, Volume>,
     flights: BTreeMap<u64, Flight>,
     submitted: u64,
+    era: u32,
+    /// Processes that no server listens to any more.
+    banned: Vec<Holder>,
+    /// Processes that were held still, and until when.
+    held: BTreeMap<Incarnation, Option<Instant>>,
 }
 
 /// All volumes of a world.
@@ -78,11 +101,13 @@ struct Inner {
 pub(super) struct Disks {
     inner: Arc<Mutex<Inner>>,
     verdict: Verdict,
+    late: Duration,
 }
 
 impl Disks {
-    pub(super) fn new(verdict: Verdict) -> Self {
-        Self { inner: Arc::default(), verdict }
+    /// No volumes yet; what is cut off lands at most so much later.
+    pub(super) fn new(verdict: Verdict, late: Duration) -> Self {
+        Self { inner: Arc::default(), verdict, late }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -145,32 +170,53 @@ impl Disks {
     ) -> oneshot::Receiver<()> {
         let lands_at = Instant::now() + takes;
         let mut inner = self.lock();
+        let (landed, receiver) = oneshot::channel();
+        if inner.banned.contains(&by.holder) && inner.volumes.get(name).is_some_and(|volume| volume.node.is_none()) {
+            return receiver;
+        }
         let number = inner.submitted;
         inner.submitted += 1;
         let volume = inner.volumes.get_mut(name).expect("jobs write volumes that exist");
-        self.judge_submission(name, volume, by);
-        let flight =
-            Flight { volume: name.to_owned(), block, value, by: by.clone(), lands_at, is_orphan: false };
+        // When history goes back only the destination itself can tell later grants from earlier ones.
+        if volume.node.is_some() || by.era == 0 {
+            self.judge_submission(name, volume, by);
+            let is_held = |flight: &Flight| match inner.held.get(&flight.by.holder.incarnation) {
+                Some(until) => until.is_none_or(|until| until.elapsed() < TO_NOTICE),
+                None => false,
+            };
+            let overlap = inner.flights.values().find(|flight| {
+                flight.volume == name && flight.by.rank() < by.rank() && !flight.is_orphan && !is_held(flight)
+            });
+            self.verdict.expect(overlap.is_none(), || {
+                format!("{name}: {} writes under {} and {overlap:?} is not over", by.holder.node, by.epoch)
+            });
+        }
+        let flight = Flight { volume: name.to_owned(), block, value, by: by.clone(), lands_at, is_orphan: false };
         inner.flights.insert(number, flight);
-        let (landed, receiver) = oneshot::channel();
         tokio::spawn(self.clone().fly(number, landed));
         receiver
     }
 
     fn judge_submission(&self, name: &str, volume: &mut Volume, by: &Writer) {
         if let Some(newest) = &volume.newest {
-            self.verdict.expect(by.epoch >= newest.epoch, || {
-                format!("{name}: a write of {} (epoch {}) was submitted after one of {newest:?}", by.holder.node, by.epoch)
+            self.verdict.expect(by.rank() >= newest.rank(), || {
+                format!(
+                    "{name}: a write of {} (epoch {}) was submitted after one of {newest:?}",
+                    by.holder.node, by.epoch
+                )
             });
-            self.verdict.expect(by.epoch > newest.epoch || by.holder == newest.holder, || {
+            self.verdict.expect(by.rank() > newest.rank() || by.holder == newest.holder, || {
                 format!("{name}: two holders wrote under epoch {}: {newest:?} and {by:?}", by.epoch)
             });
         }
         if let Some((sealed, _)) = &volume.sealed {
-            self.verdict.expect(by.epoch > *sealed, || format!("{name}: {by:?} wrote after success under {sealed}"));
+            self.verdict.expect(by.rank() > *sealed, || format!("{name}: {by:?} wrote after success under {sealed:?}"));
         }
-        if volume.newest.as_ref().is_none_or(|newest| by.epoch > newest.epoch) {
-            self.verdict.note(format_args!("{name}: first write under epoch {} by {} for {}", by.epoch, by.holder.node, by.task));
+        if volume.newest.as_ref().is_none_or(|newest| by.rank() > newest.rank()) {
+            self.verdict.note(format_args!(
+                "{name}: first write under epoch {} by {} for {}",
+                by.epoch, by.holder.node, by.task
+            ));
             volume.newest = Some(by.clone());
         }
     }
@@ -196,9 +242,14 @@ impl Disks {
         let Flight { volume: name, block, value, by, .. } = flight;
         let Some(volume) = inner.volumes.get_mut(name) else { return };
         if let Some((sealed, _)) = &volume.sealed {
-            self.verdict.expect(by.epoch > *sealed, || format!("{name}: a write of {by:?} landed after success under {sealed}"));
+            self.verdict.expect(by.rank() > *sealed, || {
+                format!("{name}: a write of {by:?} landed after success under {sealed:?}")
+            });
         }
         volume.blocks[*block] = *value;
+        if volume.newest.as_ref().is_some_and(|newest| by.rank() < newest.rank()) {
+            self.verdict.count("writes that landed after ones of a later grant");
+        }
     }
 
     /// These blocks, which have landed, are durable.
@@ -208,7 +259,13 @@ impl Disks {
         }
     }
 
-    /// What is kept beside a local volume's content: the highest grant that it was opened under.
+    /// Whether one of these grants was the last to open a local volume: else what is said of its content is about another.
+    pub(super) fn is_written_by(&self, name: &str, earlier: &[Epoch]) -> bool {
+        let inner = self.lock();
+        inner.volumes.get(name).and_then(|volume| volume.record).is_some_and(|record| earlier.contains(&record))
+    }
+
+    /// Refuses an earlier grant than a local volume was opened under last.
     pub(super) fn check_record(&self, name: &str, epoch: Epoch) -> Result<()> {
         let record = self.lock().volumes.get(name).and_then(|volume| volume.record);
         match record {
@@ -220,11 +277,23 @@ impl Disks {
         }
     }
 
-    /// From now on earlier grants are refused.
+    /// A local volume is opened for writing under a grant, which is kept beside its content.
     pub(super) fn raise_record(&self, name: &str, epoch: Epoch) {
         if let Some(volume) = self.lock().volumes.get_mut(name).filter(|volume| volume.node.is_some()) {
             volume.record = volume.record.max(Some(epoch));
         }
+    }
+
+    /// Blocks that a map calls durable and that are not.
+    pub(super) fn not_durable(&self, name: &str, map: &DurableMap, data: &[u64]) -> Vec<usize> {
+        let inner = self.lock();
+        let Some(volume) = inner.volumes.get(name) else { return Vec::new() };
+        let ranges = map.to_ranges();
+        let is_claimed = |block: &usize| {
+            let start = *block as u64 * BLOCK;
+            ranges.contains(ByteRange::new(start, start + BLOCK))
+        };
+        (0..data.len()).filter(is_claimed).filter(|&block| volume.flushed[block] != data[block]).collect()
     }
 
     /// A job's process has ended, or its connections were cut: nobody waits for what it had on its way, and that lands
@@ -238,7 +307,7 @@ impl Disks {
             flight.is_orphan = true;
             count += 1;
             let is_remote = volumes[&flight.volume].node.is_none();
-            let late = if is_remote { LATE } else { Duration::from_secs(3) };
+            let late = if is_remote { self.late } else { Duration::from_secs(3) };
             match rng.u8(..4) {
                 0 => lost.push(*number),
                 1 => flight.lands_at = Instant::now() + late.mul_f64(rng.f64()),
@@ -249,11 +318,53 @@ impl Disks {
         count
     }
 
+    /// Writes on their way of some jobs that somebody waits for.
+    pub(super) fn in_flight(&self, which: impl Fn(&Writer) -> bool) -> usize {
+        self.lock().flights.values().filter(|flight| which(&flight.by) && !flight.is_orphan).count()
+    }
+
     /// The locks of jobs that have ended with their process are free.
     pub(super) fn unlock_all(&self, jobs: &[u64]) {
         for volume in self.lock().volumes.values_mut() {
             volume.lock = volume.lock.filter(|job| !jobs.contains(job));
         }
+    }
+
+    /// Servers listen to a process no more, and drop what it had on its way.
+    pub(super) fn ban(&self, holder: &Holder) {
+        let mut inner = self.lock();
+        let Inner { volumes, flights, banned, .. } = &mut *inner;
+        banned.push(holder.clone());
+        flights.retain(|_, flight| flight.by.holder != *holder || volumes[&flight.volume].node.is_some());
+    }
+
+    /// A node is off, and so is everything of it that was on its way.
+    pub(super) fn switch_off(&self, node: &str) {
+        self.lock().flights.retain(|_, flight| flight.by.holder.node.as_str() != node);
+    }
+
+    /// A process is held still: it does nothing about what it has on its way.
+    pub(super) fn hold(&self, holder: &Holder) {
+        self.lock().held.insert(holder.incarnation.clone(), None);
+    }
+
+    /// It goes on.
+    pub(super) fn release(&self, holder: &Holder) {
+        if let Some(until) = self.lock().held.get_mut(&holder.incarnation) {
+            until.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// How often history has gone back.
+    pub(super) fn era(&self) -> u32 {
+        self.lock().era
+    }
+
+    /// History goes back: epochs will repeat.
+    pub(super) fn next_era(&self) {
+        let mut inner = self.lock();
+        inner.era += 1;
+        inner.volumes.values_mut().filter(|volume| volume.node.is_none()).for_each(|volume| volume.sealed = None);
     }
 
     /// A node has lost power: what was not durable on its volumes may be gone.
@@ -274,28 +385,33 @@ impl Disks {
     /// A task has succeeded: its destination is judged, and sealed.
     pub(super) fn seal(&self, name: &str, task: &TaskId, epoch: Epoch, expected: &[u64]) {
         let mut inner = self.lock();
-        let Inner { volumes, flights, .. } = &mut *inner;
+        let Inner { volumes, flights, era, .. } = &mut *inner;
+        let rank = (*era, epoch);
         let Some(volume) = volumes.get_mut(name) else { return };
+        if volume.node.is_none() && *era > 0 {
+            volume.sealed = None;
+            return;
+        }
         self.verdict.expect(volume.blocks == expected, || {
             format!("{name}: {task} succeeded, but the destination is {:x?} and not {expected:x?}", volume.blocks)
         });
         self.verdict.expect(volume.flushed == expected, || format!("{name}: {task} succeeded before all was durable"));
-        let late = flights.values().find(|flight| flight.volume == name && flight.by.epoch <= epoch);
+        let late = flights.values().find(|flight| flight.volume == name && flight.by.rank() <= rank);
         self.verdict.expect(late.is_none(), || format!("{name}: {task} succeeded while {late:?} was on its way"));
-        let newest = volume.newest.as_ref().map(|newest| newest.epoch);
-        self.verdict.expect(newest.is_none_or(|newest| newest <= epoch), || {
+        let newest = volume.newest.as_ref().map(Writer::rank);
+        self.verdict.expect(newest.is_none_or(|newest| newest <= rank), || {
             format!("{name}: {task} succeeded under {epoch}, but {newest:?} has written")
         });
-        volume.sealed = Some((epoch, expected.to_vec()));
+        volume.sealed = Some((rank, expected.to_vec()));
     }
 
     /// At the end: what was completed and not written since is as it was completed.
     pub(super) fn judge_end(&self) {
         for (name, volume) in &self.lock().volumes {
-            let Some((epoch, expected)) = &volume.sealed else { continue };
-            let is_rewritten = volume.newest.as_ref().is_some_and(|newest| newest.epoch > *epoch);
+            let Some((rank, expected)) = &volume.sealed else { continue };
+            let is_rewritten = volume.newest.as_ref().is_some_and(|newest| newest.rank() > *rank);
             self.verdict.expect(is_rewritten || volume.blocks == *expected, || {
-                format!("{name}: changed after success under {epoch}: {:x?} and not {expected:x?}", volume.blocks)
+                format!("{name}: changed after success under {rank:?}: {:x?} and not {expected:x?}", volume.blocks)
             });
         }
     }

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +22,10 @@ thread_local! {
 #[derive(Default)]
 pub(crate) struct Process {
     is_held: AtomicBool,
+    was_held: AtomicBool,
     is_ended: AtomicBool,
     started: AtomicU64,
+    panic: Mutex<Option<String>>,
     /// Woken while it was held still.
     woken: Mutex<Vec<Waker>>,
     tasks: Mutex<BTreeMap<u64, Arc<dyn Body>>>,
@@ -52,6 +55,16 @@ impl Process {
         self.is_held.load(Relaxed)
     }
 
+    /// Whether it has ever been held still.
+    pub(crate) fn was_held(&self) -> bool {
+        self.was_held.load(Relaxed)
+    }
+
+    /// What one of its tasks panicked with.
+    pub(crate) fn panic(&self) -> Option<String> {
+        lock(&self.panic).clone()
+    }
+
     /// Does something as this process, so that what it starts belongs to it.
     pub(crate) fn enter<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
         let outer = CURRENT.with_borrow_mut(|current| current.replace(self.clone()));
@@ -63,6 +76,7 @@ impl Process {
     /// SIGSTOP.
     pub(crate) fn hold(&self) {
         self.is_held.store(true, Relaxed);
+        self.was_held.store(true, Relaxed);
     }
 
     /// SIGCONT.
@@ -139,8 +153,13 @@ impl<F: Future> Future for Owned<F> {
             lock(&process.woken).push(context.waker().clone());
             return Poll::Pending;
         }
-        let polled = process.enter(|| future.as_mut().poll(context));
-        if polled.is_ready() {
+        let polled = process.enter(|| catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))));
+        let polled = polled.unwrap_or_else(|cause| {
+            let text = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
+            lock(&process.panic).get_or_insert_with(|| text.unwrap_or("without a message").to_owned());
+            Poll::Pending
+        });
+        if polled.is_ready() || process.panic().is_some() {
             let done = slot.take();
             drop(slot);
             process.enter(|| drop(done));

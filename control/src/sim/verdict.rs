@@ -1,9 +1,13 @@
 //! What a run has come to: the first thing that must not happen, and, for one seed alone, the story that led there.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// How often what was seen.
+pub(super) type Counts = BTreeMap<&'static str, u64>;
 
 /// Shared by everything that judges. The first failure counts: what follows it may be its consequence.
 #[derive(Clone, Debug)]
@@ -13,6 +17,8 @@ pub(super) struct Verdict {
     failure: Arc<Mutex<Option<String>>>,
     failed: Arc<Notify>,
     digest: Arc<Mutex<u64>>,
+    faults: Arc<Mutex<Counts>>,
+    events: Arc<Mutex<Counts>>,
 }
 
 impl Verdict {
@@ -23,6 +29,8 @@ impl Verdict {
             failure: Arc::default(),
             failed: Arc::default(),
             digest: Arc::default(),
+            faults: Arc::default(),
+            events: Arc::default(),
         }
     }
 
@@ -45,6 +53,26 @@ impl Verdict {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert_with(|| format!("at {:.3} s: {what}", self.start.elapsed().as_secs_f64()));
         self.failed.notify_one();
+    }
+
+    /// A fault of this kind has met somebody.
+    pub(super) fn struck(&self, kind: &'static str) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
+    }
+
+    /// How many there were of each kind.
+    pub(super) fn faults(&self) -> Counts {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Something has happened to a task or a volume that shows what a run has reached.
+    pub(super) fn count(&self, what: &'static str) {
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
+    }
+
+    /// How often what happened.
+    pub(super) fn events(&self) -> Counts {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Fails unless `holds`.

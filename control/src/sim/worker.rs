@@ -4,8 +4,10 @@
 //! node's clock, flushes before it calls anything durable, keeps a journal that outlives the process, drains when it is
 //! asked to stop, and says `quiesced: false` when it was cut off, or gave up waiting, with writes on their way.
 
-use super::disk::{BLOCK, Disks, Writer};
-use super::world::Place;
+use super::disk::{BLOCK, Writer};
+use super::node::Surroundings;
+use super::place::Place;
+use super::plant::Plant;
 use crate::clock::Clock;
 use crate::process::spawn;
 use crate::record::{CopyTask, DurableMap, Failure, Holder, Progress, TaskId};
@@ -15,7 +17,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::job::Reason;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
@@ -50,12 +52,11 @@ pub(super) struct Pace {
 #[derive(Debug)]
 pub(super) struct SimWorker {
     holder: Holder,
-    disks: Disks,
+    around: Surroundings,
     clock: Arc<dyn Clock>,
     journals: Journals,
-    pace: Arc<Mutex<Pace>>,
-    jobs: Arc<AtomicU64>,
     started: Mutex<Vec<u64>>,
+    wedged: Arc<AtomicBool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -63,15 +64,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SimWorker {
-    pub(super) fn new(
-        holder: Holder,
-        disks: Disks,
-        clock: Arc<dyn Clock>,
-        journals: Journals,
-        pace: Arc<Mutex<Pace>>,
-        jobs: Arc<AtomicU64>,
-    ) -> Self {
-        Self { holder, disks, clock, journals, pace, jobs, started: Mutex::default() }
+    pub(super) fn new(holder: Holder, around: Surroundings, clock: Arc<dyn Clock>, journals: Journals) -> Self {
+        Self { holder, around, clock, journals, started: Mutex::default(), wedged: Arc::default() }
+    }
+
+    /// Whether a copy of a local volume has not come to rest.
+    pub(super) fn is_wedged(&self) -> bool {
+        self.wedged.load(Relaxed)
     }
 
     /// Numbers of all jobs of this process.
@@ -93,26 +92,27 @@ impl Worker for SimWorker {
     }
 
     fn start(&self, work: Work) -> Arc<dyn Running> {
-        let number = self.jobs.fetch_add(1, Relaxed);
+        let Surroundings { disks, jobs, .. } = &self.around;
+        let number = jobs.fetch_add(1, Relaxed);
         lock(&self.started).push(number);
-        let by = Writer { task: work.task.clone(), epoch: work.epoch, holder: self.holder.clone(), job: number };
+        let (task, epoch, era) = (work.task.clone(), work.epoch, disks.era());
+        let by = Writer { task, epoch, era, holder: self.holder.clone(), job: number };
         let source = Place::parse(&work.copy.source, work.copy.node.as_ref());
         let destination = Place::parse(&work.copy.destination, work.copy.node.as_ref());
-        let state = Arc::new(State::new(self.disks.blocks(&source.name()).len()));
+        let state = Arc::new(State::new(disks.blocks(&source.name()).len()));
         let job = Job {
             state: state.clone(),
-            disks: self.disks.clone(),
+            around: self.around.clone(),
             clock: self.clock.clone(),
             journals: self.journals.clone(),
-            pace: self.pace.clone(),
             by,
             source: source.name(),
             destination: destination.name(),
             created_ms: work.created_ms,
-            work: Some(work),
+            wedged: self.wedged.clone(),
             flying: VecDeque::new(),
         };
-        spawn(job.run());
+        spawn(job.run(work));
         state
     }
 
@@ -198,15 +198,14 @@ impl Running for State {
 /// A copy at work.
 struct Job {
     state: Arc<State>,
-    disks: Disks,
+    around: Surroundings,
     clock: Arc<dyn Clock>,
     journals: Journals,
-    pace: Arc<Mutex<Pace>>,
     by: Writer,
     source: String,
     destination: String,
     created_ms: u64,
-    work: Option<Work>,
+    wedged: Arc<AtomicBool>,
     /// Writes on their way, oldest first.
     flying: VecDeque<(usize, oneshot::Receiver<()>)>,
 }
@@ -219,8 +218,7 @@ enum Stop {
 }
 
 impl Job {
-    async fn run(mut self) {
-        let work = self.work.take().expect("a job runs once");
+    async fn run(mut self, work: Work) {
         let outcome = match self.begin(work).await {
             Ok(gate) => {
                 let copied = self.copy(&gate).await;
@@ -228,39 +226,57 @@ impl Job {
             }
             Err(error) => Outcome::refused(&error),
         };
-        self.disks.unlock(&self.destination, self.by.job);
+        self.around.disks.unlock(&self.destination, self.by.job);
         self.state.outcome.send_replace(Some(outcome));
     }
 
     /// Everything before the first write.
     async fn begin(&self, work: Work) -> Result<Arc<blockhaul_engine::gate::Gate>> {
         self.take_lock().await?;
-        let is_empty = self.disks.is_empty(&self.destination);
+        let is_empty = self.around.disks.is_empty(&self.destination);
         if !work.admitted && !work.copy.overwrite && !is_empty {
             return Err(destination(Code::Exists, "the destination holds data"));
         }
-        self.disks.check_record(&self.destination, work.epoch)?;
+        let disks = &self.around.disks;
+        let is_known = disks.is_remote(&self.destination) || disks.is_written_by(&self.destination, &work.earlier);
+        let is_known = is_known && !self.has(Plant::ForgetfulCopies);
+        if !is_known {
+            lock(&self.journals).remove(&(work.task.clone(), work.created_ms));
+        }
+        disks.check_record(&self.destination, work.epoch)?;
         let journal = lock(&self.journals).get(&(work.task.clone(), work.created_ms)).cloned().unwrap_or_default();
-        let recorded = work.durable.to_ranges();
+        let recorded = if is_known { work.durable.to_ranges() } else { RangeSet::new() };
         let is_recorded = |block: &usize| {
             let start = *block as u64 * BLOCK;
             recorded.contains(ByteRange::new(start, start + BLOCK))
         };
+        if self.has(Plant::HastyCopies) && self.state.blocks > 0 {
+            self.around.judge.judge_writer(&self.by);
+        }
         let durable: BTreeSet<usize> =
             (0..self.state.blocks).filter(|block| journal.contains(block) || is_recorded(block)).collect();
+        let is_complete = durable.len() == self.state.blocks;
         *lock(&self.state.durable) = durable;
+        if is_complete && fastrand::bool() {
+            // As the engine, when nothing is left to be written.
+            return Ok(work.gate);
+        }
         let (answer, answered) = oneshot::channel();
         let question = Question { durable: self.state.durable(), answer };
         let no = || Error::new(Code::RunnerInterrupt, Side::Engine, Operation::Start, "nobody said that it may write");
         work.admission.send(question).map_err(|_| no())?;
         answered.await.map_err(|_| no())??;
-        self.disks.raise_record(&self.destination, work.epoch);
+        disks.raise_record(&self.destination, work.epoch);
         Ok(work.gate)
+    }
+
+    fn has(&self, plant: Plant) -> bool {
+        self.around.plant == Some(plant)
     }
 
     async fn take_lock(&self) -> Result<()> {
         let start = Instant::now();
-        while !self.disks.try_lock(&self.destination, self.by.job) {
+        while !self.around.disks.try_lock(&self.destination, self.by.job) {
             if let Some(reason) = self.state.reason() {
                 return Err(stopped(reason));
             }
@@ -273,21 +289,25 @@ impl Job {
     }
 
     async fn copy(&mut self, gate: &blockhaul_engine::gate::Gate) -> std::result::Result<(), Stop> {
-        let data = self.disks.blocks(&self.source);
-        let pace = *lock(&self.pace);
+        let data = self.around.disks.blocks(&self.source);
+        let pace = *lock(&self.around.pace);
         let fails_at = (fastrand::f64() < pace.fail).then(|| fastrand::usize(..data.len()));
         let durable = lock(&self.state.durable).clone();
         let mut todo: VecDeque<usize> = (0..data.len()).filter(|block| !durable.contains(block)).collect();
+        if self.has(Plant::LazyCopies) {
+            todo.pop_back();
+        }
         let mut written = BTreeSet::new();
         let mut checkpoint = Instant::now() + CHECKPOINT;
         while !todo.is_empty() || !self.flying.is_empty() {
-            if self.state.is_cut() && self.disks.is_remote(&self.destination) {
+            let is_deaf = self.has(Plant::DeafCopies);
+            if !is_deaf && self.state.is_cut() && self.around.disks.is_remote(&self.destination) {
                 return Err(Stop::Cut);
             }
-            if self.state.reason().is_some() {
+            if !is_deaf && self.state.reason().is_some() {
                 return Err(Stop::Asked);
             }
-            while self.flying.len() < WINDOW && gate.is_open_at(self.clock.boot_time()) {
+            while self.flying.len() < WINDOW && (is_deaf || gate.is_open_at(self.clock.boot_time())) {
                 let Some(block) = todo.pop_front() else { break };
                 if fails_at == Some(block) {
                     let error = Error::new(Code::Io, Side::Destination, Operation::Write, "the device failed");
@@ -298,6 +318,9 @@ impl Job {
             if let Some(block) = self.wait().await {
                 written.insert(block);
                 self.state.written.fetch_add(BLOCK, Relaxed);
+                if self.has(Plant::BoastingCopies) {
+                    lock(&self.state.durable).insert(block);
+                }
             }
             if Instant::now() >= checkpoint {
                 checkpoint = Instant::now() + CHECKPOINT;
@@ -309,12 +332,13 @@ impl Job {
     }
 
     fn submit(&mut self, block: usize, value: u64) {
-        let pace = *lock(&self.pace);
+        let pace = *lock(&self.around.pace);
         let millis = match fastrand::f64() < pace.hang {
             true => fastrand::u64(1_000..=15_000),
             false => fastrand::u64(pace.write_ms.0..=pace.write_ms.1),
         };
-        let landed = self.disks.submit(&self.destination, block, value, &self.by, Duration::from_millis(millis));
+        self.around.judge.judge_writer(&self.by);
+        let landed = self.around.disks.submit(&self.destination, block, value, &self.by, Duration::from_millis(millis));
         self.flying.push_back((block, landed));
     }
 
@@ -339,7 +363,7 @@ impl Job {
     /// What was written before the flush is durable after it.
     async fn checkpoint(&self, written: &mut BTreeSet<usize>) {
         sleep(Duration::from_millis(fastrand::u64(1..30))).await;
-        self.disks.flush(&self.destination, written);
+        self.around.disks.flush(&self.destination, written);
         let mut durable = lock(&self.state.durable);
         durable.append(written);
         lock(&self.journals).insert((self.by.task.clone(), self.created_ms), durable.clone());
@@ -350,8 +374,11 @@ impl Job {
         if copied.is_err() {
             let is_cut = matches!(copied, Err(Stop::Cut));
             quiesced = !is_cut && self.drain().await;
-            if !quiesced && self.disks.orphan(|by| by.job == self.by.job, &mut fastrand::Rng::new()) == 0 {
+            if !quiesced && self.around.disks.orphan(|by| by.job == self.by.job, &mut fastrand::Rng::new()) == 0 {
                 quiesced = true;
+            }
+            if !quiesced && !self.around.disks.is_remote(&self.destination) {
+                self.wedged.store(true, Relaxed);
             }
         }
         let end = match (copied, self.state.reason()) {
@@ -382,7 +409,7 @@ impl Job {
             let mut cut = self.state.cut.subscribe();
             let _ = cut.wait_for(|cut| *cut).await;
         };
-        let is_remote = self.disks.is_remote(&self.destination);
+        let is_remote = self.around.disks.is_remote(&self.destination);
         let is_quiet = tokio::select! {
             biased;
             () = landing => true,

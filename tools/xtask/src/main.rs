@@ -17,7 +17,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   test [FILTER]              everything that CI checks; with FILTER (a package such as engine or tools, or part of a
                              test's name) only the tests of that package or with that name
-  sim --seeds N [--seed S]   the simulation: N seeds from S on (S: default 0); a failure prints the seed that replays it
+  sim [engine|control] --seeds N [--seed S]
+                             the simulation of the engine, or of the task center: N seeds from S on (S: default 0); a
+                             failure prints the seed that replays it
   fuzz [SECONDS]             the fuzz targets, each for so long (default 10)
 
 Without root, `test` names the Debian packages that are missing instead of installing them.";

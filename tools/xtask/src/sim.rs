@@ -1,17 +1,38 @@
-//! The simulation: an engine test that reads its seeds from the environment.
+//! The simulations: tests that read their seeds from the environment.
 //!
-//! The test is called `sim::seeds` and lives in the engine (`engine/src/sim/mod.rs`). It reads `BLOCKHAUL_SIM_SEED`,
-//! the first seed, and `BLOCKHAUL_SIM_SEEDS`, how many, and prints the command that replays a seed that fails. It is
-//! built with optimisation: without it most of the time goes into hashing the model.
+//! Each is called `sim::seeds`: the engine's (`engine/src/sim/mod.rs`) and the task center's (`control/src/sim/mod.rs`).
+//! It reads `BLOCKHAUL_SIM_SEED`, the first seed, and `BLOCKHAUL_SIM_SEEDS`, how many, and prints the command that replays
+//! a seed that fails. The engine's is built as a release, as most of its time goes into hashing models. The task center's
+//! is built as its tests are: to optimise what it stands on, down to TLS, would take longer than thousands of seeds.
 
 use crate::Refused;
 use crate::step::{Tally, Verdict, cargo, root};
 
-/// Where the simulation lives.
-const FILE: &str = "engine/src/sim/mod.rs";
+/// What is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// Copies: workers, rings and volumes.
+    Engine,
+    /// The task center: dispatchers, runners and their coordination service.
+    Control,
+}
 
-/// Seeds of a simulation in the test command.
-pub(crate) const SEEDS: u64 = 10_000;
+impl Subject {
+    /// Seeds in the test command.
+    pub(crate) fn seeds(self) -> u64 {
+        match self {
+            Self::Engine => 10_000,
+            Self::Control => 2_000,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Control => "control",
+        }
+    }
+}
 
 /// Which seeds to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,17 +47,30 @@ impl Seeds {
         Self { first: 0, count }
     }
 
-    /// `--seeds N [--seed S]`; `--seed S` alone replays that one.
+    /// `[engine|control] --seeds N [--seed S]`; `--seed S` alone replays that one. `--first` is another name of `--seed`.
     ///
     /// # Errors
     /// A sentence about what was typed.
-    pub(crate) fn parse(flags: &[&str]) -> Result<Self, Refused> {
+    pub(crate) fn parse(words: &[&str]) -> Result<(Subject, Self), Refused> {
+        match words {
+            ["engine", flags @ ..] => Ok((Subject::Engine, Self::of(flags)?)),
+            ["control", flags @ ..] => Ok((Subject::Control, Self::of(flags)?)),
+            flags => Ok((Subject::Engine, Self::of(flags)?)),
+        }
+    }
+
+    fn of(flags: &[&str]) -> Result<Self, Refused> {
         let (mut first, mut count) = (None, None);
         for pair in flags.chunks(2) {
             let (target, text) = match *pair {
                 ["--seeds", text] => (&mut count, text),
-                ["--seed", text] => (&mut first, text),
-                _ => return Err(format!("sim takes --seeds N and --seed S, not '{}'", flags.join(" "))),
+                ["--seed" | "--first", text] => (&mut first, text),
+                _ => {
+                    return Err(format!(
+                        "sim takes engine or control, --seeds N and --seed S, not '{}'",
+                        flags.join(" ")
+                    ));
+                }
             };
             *target = Some(text.parse::<u64>().map_err(|_| format!("'{text}' is not a number of 64 bits"))?);
         }
@@ -52,28 +86,32 @@ impl Seeds {
 /// Runs the seeds as a command of its own.
 ///
 /// # Errors
-/// The engine has no simulation.
-pub(crate) fn run(seeds: Seeds) -> Result<Verdict, Refused> {
+/// There is no such simulation.
+pub(crate) fn run((subject, seeds): (Subject, Seeds)) -> Result<Verdict, Refused> {
     let mut tally = Tally::default();
-    add(&mut tally, seeds)?;
+    add(&mut tally, subject, seeds)?;
     Ok(tally.conclude())
 }
 
 /// Runs the seeds as a step.
 ///
 /// # Errors
-/// The engine has no simulation.
-pub(crate) fn add(tally: &mut Tally, seeds: Seeds) -> Result<(), Refused> {
-    if !root().join(FILE).is_file() {
-        return Err(format!("{FILE} does not exist"));
+/// There is no such simulation.
+pub(crate) fn add(tally: &mut Tally, subject: Subject, seeds: Seeds) -> Result<(), Refused> {
+    let name = subject.name();
+    let file = format!("{name}/src/sim/mod.rs");
+    if !root().join(&file).is_file() {
+        return Err(format!("{file} does not exist"));
     }
     let Seeds { first, count } = seeds;
-    let mut command =
-        cargo(&["test", "--release", "--package", "blockhaul-engine", "--lib", "sim::seeds", "--", "--nocapture"]);
+    let package = format!("blockhaul-{name}");
+    let profile: &[&str] = if subject == Subject::Engine { &["--release"] } else { &[] };
+    let test = ["--package", &package, "--lib", "sim::seeds", "--", "--exact", "--nocapture"];
+    let mut command = cargo(&[&["test"], profile, &test].concat());
     command.env("BLOCKHAUL_SIM_SEED", first.to_string()).env("BLOCKHAUL_SIM_SEEDS", count.to_string());
     // Linking across crates takes longer than it saves in so short a run.
     command.env("CARGO_PROFILE_RELEASE_LTO", "off");
-    tally.run(&format!("simulation, {count} seeds from {first}"), &mut command);
+    tally.run(&format!("simulation of the {name}, {count} seeds from {first}"), &mut command);
     Ok(())
 }
 
@@ -83,10 +121,13 @@ mod tests {
 
     #[test]
     fn seeds_are_a_count_a_start_or_both() {
-        assert_eq!(Seeds::parse(&["--seeds", "5"]), Ok(Seeds { first: 0, count: 5 }));
-        assert_eq!(Seeds::parse(&["--seed", "7"]), Ok(Seeds { first: 7, count: 1 }));
-        assert_eq!(Seeds::parse(&["--seed", "7", "--seeds", "5"]), Ok(Seeds { first: 7, count: 5 }));
-        for flags in [&[][..], &["--seeds"], &["--seeds", "0"], &["--seeds", "-1"], &["--speed", "1"]] {
+        let engine = |first, count| Ok((Subject::Engine, Seeds { first, count }));
+        assert_eq!(Seeds::parse(&["--seeds", "5"]), engine(0, 5));
+        assert_eq!(Seeds::parse(&["engine", "--seed", "7"]), engine(7, 1));
+        assert_eq!(Seeds::parse(&["--seed", "7", "--seeds", "5"]), engine(7, 5));
+        let control = Ok((Subject::Control, Seeds { first: 7, count: 5 }));
+        assert_eq!(Seeds::parse(&["control", "--seeds", "5", "--first", "7"]), control);
+        for flags in [&[][..], &["--seeds"], &["--seeds", "0"], &["--seeds", "-1"], &["--speed", "1"], &["control"]] {
             assert!(Seeds::parse(flags).is_err(), "{flags:?}");
         }
     }

@@ -22,8 +22,10 @@ pub(crate) fn all() -> Result<Verdict, Refused> {
     tally.run("documents", docs.env("RUSTDOCFLAGS", "--deny warnings"));
     tally.run("tests", &mut cargo(&["test", "--workspace", "--all-targets", "--no-fail-fast"]));
     tally.run("examples in documents", &mut cargo(&["test", "--workspace", "--doc", "--no-fail-fast"]));
-    if let Err(reason) = sim::add(&mut tally, sim::Seeds::first(sim::SEEDS)) {
-        println!("\n== skipped: simulation: {reason}");
+    for subject in [sim::Subject::Engine, sim::Subject::Control] {
+        if let Err(reason) = sim::add(&mut tally, subject, sim::Seeds::first(subject.seeds())) {
+            println!("\n== skipped: simulation: {reason}");
+        }
     }
     if let Err(reason) = fuzz::add(&mut tally, FUZZ_SECONDS) {
         println!("\n== skipped: fuzz targets: {reason}");

@@ -1,0 +1,131 @@
+//! Simulated clients and operators: they find the leader, ask until they are answered, and hold it to its word.
+
+use super::judge::Judge;
+use super::net::{CLIENT, Net, Port};
+use super::scenario::Want;
+use super::verdict::Verdict;
+use crate::api::desk::{Change, Desk, Draining};
+use crate::api::order::Order;
+use crate::record::{NodeId, TaskId, TaskSpec, Wish};
+use blockhaul_engine::error::{Code, Result};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// A client gives up after this time.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(400);
+
+/// Clones are the same client.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    pub(super) net: Net,
+    pub(super) judge: Judge,
+    pub(super) verdict: Verdict,
+}
+
+impl Client {
+    /// Asks the leader until it answers with something else than that it is none or that the store is away.
+    async fn ask<T, F>(&self, what: impl Fn(Arc<dyn Desk>) -> F + Send + Sync) -> Option<Result<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Some(leader) = self.judge.leader() {
+                let at_port = |port: Port| {
+                    let asked = port.desk().map(&what);
+                    let answer: std::pin::Pin<Box<dyn Future<Output = Option<Result<T>>> + Send>> = Box::pin(async {
+                        match asked {
+                            Some(asked) => Some(asked.await),
+                            None => None,
+                        }
+                    });
+                    answer
+                };
+                match self.net.call(CLIENT, leader.node.as_str(), at_port).await {
+                    Ok(Some(Err(error))) if matches!(error.code, Code::NotLeader | Code::Unreachable) => {}
+                    Ok(Some(answer)) => return Some(answer),
+                    Ok(None) | Err(_) => {}
+                }
+            }
+            sleep(RETRY).await;
+        }
+        None
+    }
+
+    /// Submits a task. What was accepted stands in the store.
+    pub(super) async fn submit(self, id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32) {
+        let order = Order { id: id.clone(), spec, priority, max_attempts };
+        let answer = self
+            .ask(|leader| {
+                let order = order.clone();
+                async move { leader.submit(order).await }
+            })
+            .await;
+        match answer {
+            Some(Ok(_)) => {
+                let is_there = self.judge.tasks().iter().any(|seen| seen.record.id == id) || self.judge.has_forgotten();
+                self.verdict.expect(is_there, || format!("{id} was accepted and is not in the store"));
+            }
+            Some(Err(error)) => self.verdict.fail(format_args!("{id} was refused: {error}")),
+            None => self.verdict.note(format_args!("{id}: nobody took it")),
+        }
+    }
+
+    /// Asks for something to be done with a task. What was acknowledged stands in the store.
+    pub(super) async fn want(self, id: TaskId, want: Want) {
+        let answer = self
+            .ask(|leader| {
+                let id = id.clone();
+                async move {
+                    let change = match want {
+                        Want::Cancel => Change::Cancel,
+                        Want::Pause => Change::Pause,
+                        Want::Resume => Change::Resume,
+                        Want::Limit => Change::Limit(Some(1 << 20)),
+                    };
+                    leader.change(&id, change).await
+                }
+            })
+            .await;
+        let said = answer.as_ref().map(|answer| answer.as_ref().map(|record| record.state).map_err(|error| error.code));
+        self.verdict.note(format_args!("{id}: {want:?} {said:?}"));
+        if let (Some(Ok(_)), Want::Cancel) = (answer, want) {
+            let is_heard = |seen: &super::judge::Seen| {
+                seen.record.id != id || seen.record.wish == Wish::Cancel || seen.record.state.is_terminal()
+            };
+            let is_kept = self.judge.tasks().iter().all(is_heard) || self.judge.has_forgotten();
+            self.verdict.expect(is_kept, || format!("{id}: the cancel was forgotten"));
+        }
+    }
+
+    pub(super) async fn drain(self, node: NodeId, wish: Draining) {
+        let answer = self
+            .ask(|leader| {
+                let node = node.clone();
+                async move { leader.drain(&node, wish).await }
+            })
+            .await;
+        self.verdict
+            .note(format_args!("drain {node} {wish:?}: {:?}", answer.map(|answer| answer.map_err(|error| error.code))));
+    }
+
+    /// Says that a node is off.
+    pub(super) async fn confirm(&self, node: &NodeId) -> bool {
+        let answer = self
+            .ask(|leader| {
+                let node = node.clone();
+                async move { leader.fence(&node).await }
+            })
+            .await;
+        self.verdict.note(format_args!(
+            "fence {node}: {:?}",
+            answer.as_ref().map(|answer| answer.as_ref().map_err(|error| error.code))
+        ));
+        matches!(answer, Some(Ok(_)))
+    }
+}

@@ -1,0 +1,47 @@
+//! The clocks of a simulated node: the boot-time clock goes with the simulation's time, the wall clock may jump.
+
+use crate::clock::Clock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The wall clock when a simulation begins.
+const EPOCH_MS: i64 = 1_800_000_000_000;
+
+/// See the module's head. Clones are the same clock.
+#[derive(Clone, Debug)]
+pub(super) struct SimClock {
+    start: Instant,
+    /// How long the node had been up.
+    uptime: Duration,
+    pace: f64,
+    skew_ms: Arc<AtomicI64>,
+}
+
+impl SimClock {
+    pub(super) fn new(uptime: Duration) -> Self {
+        Self { start: Instant::now(), uptime, pace: 1.0, skew_ms: Arc::default() }
+    }
+
+    /// The same clock, but that its boot time goes at another pace.
+    pub(super) fn at_pace(&self, pace: f64) -> Self {
+        Self { pace, ..self.clone() }
+    }
+
+    /// The wall clock jumps to so much before or after the right time.
+    pub(super) fn jump(&self, skew_ms: i64) {
+        self.skew_ms.store(skew_ms, Relaxed);
+    }
+}
+
+impl Clock for SimClock {
+    fn boot_time(&self) -> Duration {
+        self.uptime + self.start.elapsed().mul_f64(self.pace)
+    }
+
+    fn unix_ms(&self) -> u64 {
+        let since = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);
+        u64::try_from(EPOCH_MS + since + self.skew_ms.load(Relaxed)).unwrap_or(0)
+    }
+}

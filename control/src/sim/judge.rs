@@ -1,0 +1,511 @@
+//! What must be true of the records, looked at in every committed write before anybody can act on it.
+//!
+//! | invariant | what is looked at |
+//! | --- | --- |
+//! | I1 one holder | no two tasks with a holder have one destination; claims and record name the same holder |
+//! | I2 epochs | a record's epoch is the number of the write that granted its claims; [`Disks`] judges the writes |
+//! | I3 success | every attempt is quiet, and the destination holds the source's data ([`Disks::seal`]) |
+//! | I4 ends | a terminal state stays; failures and attempts never fall; interruptions are not charged |
+//! | I5 life | every task that can go on does, within a minute: [`Judge::stuck`], when nothing disturbs it |
+//! | I6 guards | every operation names a version; whoever changes a task or a claim checks its reign or registration |
+//!
+//! Also: a transition is one that its author may make, what a record calls durable is and is gone on with, a lost lease is waited for, and
+//! a claim goes only with its task's end. All of it is judged from what the specification says, by the committed data.
+
+use super::disk::{Disks, Writer};
+use super::place::Place;
+use super::verdict::Verdict;
+use crate::coord::sim::Commit;
+use crate::coord::{Node, Op, Zxid};
+use crate::layout;
+use crate::record::{
+    Claim, Epoch, Fence, Holder, Leader, NodeId, Record, Registration, State, TaskId, TaskRecord, TaskSpec, Wish,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Time that a task whose runner is lost is left alone under a lease.
+const HOLD_OFF: Duration = Duration::from_secs(2);
+/// A task that can go on does so within this time.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// Who has written a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Author {
+    Leader,
+    Runner,
+}
+
+/// A task as it was committed last.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) record: TaskRecord,
+    pub(super) changed: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    tasks: BTreeMap<TaskId, Seen>,
+    claims: BTreeMap<String, (Claim, Zxid)>,
+    /// Which write granted what to whom.
+    grants: BTreeMap<Epoch, BTreeMap<TaskId, Holder>>,
+    leader: Option<Leader>,
+    runners: BTreeMap<String, Registration>,
+    granted: BTreeMap<Epoch, Instant>,
+    /// Nodes that an operator has called off.
+    confirmed: BTreeSet<String>,
+    /// When registrations of a process went.
+    gone: BTreeMap<String, Vec<Instant>>,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug)]
+pub(super) struct Judge {
+    books: Arc<Mutex<Books>>,
+    disks: Disks,
+    verdict: Verdict,
+}
+
+impl Judge {
+    pub(super) fn new(disks: Disks, verdict: Verdict) -> Self {
+        Self { books: Arc::default(), disks, verdict }
+    }
+
+    fn books(&self) -> std::sync::MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tasks as they stand.
+    pub(super) fn tasks(&self) -> Vec<Seen> {
+        self.books().tasks.values().cloned().collect()
+    }
+
+    /// Who leads or led last.
+    pub(super) fn leader(&self) -> Option<Leader> {
+        self.books().leader.clone()
+    }
+
+    /// History went back: what stands now is all there ever was.
+    pub(super) fn restart(&self, nodes: &[(String, Node)]) {
+        let mut books = self.books();
+        let Books { confirmed, granted, gone, .. } = std::mem::take(&mut *books);
+        *books = Books { confirmed, granted, gone, ..Books::default() };
+        let now = Instant::now();
+        for (path, node) in nodes {
+            if let (true, Ok(record)) = (path.starts_with("/tasks/"), TaskRecord::decode(&node.data)) {
+                books.tasks.insert(record.id.clone(), Seen { record, changed: now });
+            } else if let (true, Ok(claim)) = (path.starts_with("/claims/"), Claim::decode(&node.data)) {
+                books.note_claim(path, claim, node.stat.modified);
+            } else if let (true, Ok(leader)) = (path == layout::LEADER_EPOCH, Leader::decode(&node.data)) {
+                books.leader = Some(leader);
+            } else if let (true, Ok(there)) = (path.starts_with("/runners/"), Registration::decode(&node.data)) {
+                books.runners.insert(path.clone(), there);
+            }
+        }
+    }
+
+    /// Whether history has gone back: then the store may not know any more what was acknowledged.
+    pub(super) fn has_forgotten(&self) -> bool {
+        self.disks.era() > 0
+    }
+
+    /// An operator says that a node is off.
+    pub(super) fn confirmed(&self, node: &NodeId) {
+        self.books().confirmed.insert(node.to_string());
+    }
+
+    /// Judges a write.
+    pub(super) fn observe(&self, commit: &Commit<'_>) {
+        let mut books = self.books();
+        self.judge_guards(&books, commit);
+        let author = if checks(commit, layout::LEADER_EPOCH) { Author::Leader } else { Author::Runner };
+        let mut ended = Vec::new();
+        for &(path, node) in commit.changes {
+            match path.split('/').nth(1) {
+                Some("claims") => self.observe_claim(&mut books, commit, path, node, &mut ended),
+                Some("runners") => self.observe_runner(&mut books, path, node),
+                _ if path == layout::LEADER_EPOCH => self.observe_leader(&mut books, commit, node),
+                _ => {}
+            }
+        }
+        let mut changed = Vec::new();
+        for &(path, node) in commit.changes.iter().filter(|(path, _)| path.starts_with("/tasks/") && is_leaf(path)) {
+            changed.extend(self.observe_task(&mut books, commit, author, path, node));
+        }
+        for id in changed {
+            self.judge_standing(&books, &id);
+        }
+        for claim in ended {
+            let is_over = books.tasks.get(&claim.task).is_none_or(|seen| seen.record.state.is_terminal());
+            self.verdict
+                .expect(is_over, || format!("the claim on {} went before {} ended", claim.destination, claim.task));
+        }
+    }
+
+    /// I6.
+    fn judge_guards(&self, books: &Books, commit: &Commit<'_>) {
+        let unversioned = commit.ops.iter().any(|op| match op {
+            Op::Check { version, .. } | Op::Set { version, .. } | Op::Delete { version, .. } => *version < 0,
+            Op::Create { .. } => false,
+        });
+        self.verdict.expect(!unversioned, || format!("a write without a version: {:?}", commit.ops));
+        let is_decision = |path: &str| (path.starts_with("/tasks/") || path.starts_with("/claims/")) && is_leaf(path);
+        if !commit.changes.iter().any(|(path, _)| is_decision(path)) {
+            return;
+        }
+        if checks(commit, layout::LEADER_EPOCH) {
+            let is_leader = books.leader.as_ref().is_some_and(|leader| leader.node.as_str() == commit.node);
+            self.verdict
+                .expect(is_leader, || format!("{} wrote as leader and is none: {:?}", commit.node, books.leader));
+            let is_first = matches!(commit.ops.first(), Some(Op::Check { path, .. }) if path == layout::LEADER_EPOCH);
+            self.verdict.expect(is_first, || format!("the reign is not checked first: {:?}", commit.ops));
+        } else {
+            let is_runner = checks(commit, &layout::runner(commit.node));
+            self.verdict
+                .expect(is_runner, || format!("{} wrote without reign or registration: {:?}", commit.node, commit.ops));
+        }
+    }
+
+    fn observe_leader(&self, books: &mut Books, commit: &Commit<'_>, node: Option<&Node>) {
+        books.leader = node.and_then(|node| Leader::decode(&node.data).ok());
+        self.verdict.note(format_args!("{} leads with epoch {}", commit.node, commit.zxid.0));
+    }
+
+    fn observe_runner(&self, books: &mut Books, path: &str, node: Option<&Node>) {
+        let registration = node.and_then(|node| Registration::decode(&node.data).ok());
+        let is_renewed = node.is_some_and(|node| node.stat.version == 0);
+        let before = books.runners.remove(path);
+        if let Some(before) = before.filter(|_| node.is_none() || is_renewed) {
+            books.gone.entry(before.incarnation.0).or_default().push(Instant::now());
+        }
+        match registration {
+            Some(there) => {
+                self.verdict.note(format_args!("{path}: {} stopping={}", &there.incarnation.0[..6], there.stopping));
+                books.runners.insert(path.to_owned(), there);
+            }
+            None => self.verdict.note(format_args!("{path}: gone")),
+        }
+    }
+
+    fn observe_claim(
+        &self,
+        books: &mut Books,
+        commit: &Commit<'_>,
+        path: &str,
+        node: Option<&Node>,
+        ended: &mut Vec<Claim>,
+    ) {
+        if !is_leaf(path) {
+            return;
+        }
+        let before = books.claims.remove(path);
+        let Some(node) = node else {
+            ended.extend(before.map(|(claim, _)| claim));
+            return;
+        };
+        let Ok(claim) = Claim::decode(&node.data) else {
+            return self.verdict.fail(format_args!("{path} cannot be read"));
+        };
+        if let Some((before, epoch)) = before {
+            self.verdict
+                .expect(before.task == claim.task, || format!("{path} went from {} to {}", before.task, claim.task));
+            self.verdict.expect(epoch < commit.zxid, || format!("{path}: its epoch fell"));
+        }
+        self.verdict
+            .expect(path == layout::claim(&claim.destination), || format!("{path} claims {}", claim.destination));
+        books.note_claim(path, claim, commit.zxid);
+    }
+
+    fn observe_task(
+        &self,
+        books: &mut Books,
+        commit: &Commit<'_>,
+        author: Author,
+        path: &str,
+        node: Option<&Node>,
+    ) -> Option<TaskId> {
+        let Some(node) = node else {
+            let gone = books.tasks.iter().find(|(id, _)| layout::task(id) == path).map(|(id, _)| id.clone())?;
+            let seen = books.tasks.remove(&gone)?;
+            self.verdict.expect(seen.record.state.is_terminal(), || {
+                format!("{gone} was removed while {:?}", seen.record.state)
+            });
+            return None;
+        };
+        let after = match TaskRecord::decode(&node.data) {
+            Ok(after) => after,
+            Err(error) => {
+                self.verdict.fail(format_args!("{path}: {error}"));
+                return None;
+            }
+        };
+        let before = books.tasks.get(&after.id).map(|seen| seen.record.clone());
+        if before.as_ref().map(|before| (before.state, &before.holder)) != Some((after.state, &after.holder)) {
+            let holder = after.holder.as_ref().map(|holder| holder.node.to_string()).unwrap_or_default();
+            self.verdict.note(format_args!(
+                "{}: {} -> {} {holder} by {author:?} {} failures={} {}",
+                after.id,
+                before.as_ref().map_or("", |before| before.state.as_str()),
+                after.state.as_str(),
+                commit.node,
+                after.failures,
+                after.reason
+            ));
+        }
+        match before {
+            None => {
+                let is_new = after.state == State::Pending && author == Author::Leader;
+                self.verdict.expect(is_new, || format!("{} began as {:?} by {author:?}", after.id, after.state));
+            }
+            Some(before) => self.judge_step(books, commit, author, &before, &after),
+        }
+        if after.state == State::Succeeded
+            && books.tasks.get(&after.id).is_none_or(|seen| seen.record.state != after.state)
+        {
+            self.judge_success(&after);
+        }
+        let id = after.id.clone();
+        books.tasks.insert(id.clone(), Seen { record: after, changed: Instant::now() });
+        Some(id)
+    }
+
+    fn judge_step(&self, books: &Books, commit: &Commit<'_>, author: Author, before: &TaskRecord, after: &TaskRecord) {
+        let id = &after.id;
+        let fail = |what: String| self.verdict.fail(format_args!("{id}: {what}"));
+        self.count(before, after);
+        if self.has_forgotten() {
+            // Versions repeat, too: of the records only what each of them says alone is promised.
+            return;
+        }
+        // I4.
+        if before.state.is_terminal()
+            && (after.state != before.state || after.report != before.report || after.map != before.map)
+        {
+            fail(format!("{:?} became {:?}", before.state, after.state));
+        }
+        if after.failures < before.failures || after.created_ms != before.created_ms {
+            fail(format!("failures fell from {} to {}", before.failures, after.failures));
+        }
+        if !is_allowed(author, before, after) {
+            fail(format!("{author:?} took it from {:?} to {:?}", before.state, after.state));
+        }
+        if after.failures > before.failures {
+            let outcome = after.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
+            if after.failures != before.failures + 1
+                || matches!(outcome, Some("ERunnerInterrupt" | "ECancelled" | "succeeded"))
+            {
+                fail(format!("{outcome:?} was charged: {} to {} failures", before.failures, after.failures));
+            }
+        }
+        if author == Author::Runner {
+            let is_holder = before.holder.as_ref().is_some_and(|holder| holder.node.as_str() == commit.node);
+            if !is_holder {
+                fail(format!("{} wrote the record of {:?}", commit.node, before.holder));
+            }
+        }
+        if before.state == State::Lost && after.state != State::Lost {
+            self.judge_fence(books, before, after);
+        }
+        if after.map != before.map {
+            self.judge_map(after);
+        }
+        if before.state == State::Assigned && after.state == State::Running && after.map.bytes() < before.map.bytes() {
+            let (kept, known) = (after.map.bytes(), before.map.bytes());
+            fail(format!("began with {kept} of {known} bytes that were durable"));
+        }
+    }
+
+    fn count(&self, before: &TaskRecord, after: &TaskRecord) {
+        let is_over = |record: &TaskRecord| record.attempts.last().is_some_and(|attempt| attempt.ended_ms.is_some());
+        let outcome = after.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
+        match after.state {
+            state if before.state == state => {}
+            State::Lost => self.verdict.count("tasks lost"),
+            State::Running if before.state == State::Lost => self.verdict.count("local copies taken up again"),
+            State::Running if !after.map.is_empty() => self.verdict.count("copies resumed from a map"),
+            State::Running => self.verdict.count("copies begun"),
+            State::Verifying => self.verdict.count("successes that waited for quiet"),
+            State::Succeeded => self.verdict.count("tasks succeeded"),
+            State::Failed => self.verdict.count("tasks failed"),
+            State::Cancelled => self.verdict.count("tasks cancelled"),
+            State::Pending | State::Assigned | State::Paused | State::Cancelling => {}
+        }
+        if !is_over(before) && is_over(after) && outcome == Some("ERunnerInterrupt") {
+            self.verdict.count("attempts given back or taken back");
+        }
+    }
+
+    /// Nobody else gets a task whose runner may still write.
+    fn judge_fence(&self, books: &Books, before: &TaskRecord, after: &TaskRecord) {
+        let Some(last) = before.attempts.last() else { return };
+        let granted = last.epoch.and_then(|epoch| books.granted.get(&epoch));
+        let is_since = |gone: &&Instant| granted.is_none_or(|granted| *gone >= granted);
+        let is_there = books.runners.values().any(|there| there.incarnation == last.runner.incarnation);
+        let gone = books.gone.get(&last.runner.incarnation.0).into_iter().flatten().find(is_since);
+        let is_back = matches!(after.state, State::Running | State::Cancelling) && after.holder.is_some();
+        let is_fine = match after.spec.fence() {
+            Fence::Local if is_back => is_there,
+            _ if books.confirmed.contains(last.runner.node.as_str()) => !is_back && gone.is_some(),
+            Fence::Lease => gone.is_some_and(|gone| gone.elapsed() >= HOLD_OFF),
+            Fence::Local | Fence::Command | Fence::Manual => !is_back && gone.is_some(),
+        };
+        self.verdict.expect(is_fine, || {
+            let since = gone.map(Instant::elapsed);
+            format!("{}: {:?} after LOST, its runner {is_there}, gone since {since:?}", after.id, after.state)
+        });
+    }
+
+    /// A record may forget what is durable, and never invent it.
+    fn judge_map(&self, after: &TaskRecord) {
+        let Some(name) = Place::destination(&after.spec) else { return };
+        if self.has_forgotten() && self.disks.is_remote(&name) {
+            // What others have written there since is in no record, and the volume has no memory of its own.
+            return;
+        }
+        let invented = self.disks.not_durable(&name, &after.map, &Place::data(&after.spec, &self.disks));
+        self.verdict
+            .expect(invented.is_empty(), || format!("{}: blocks {invented:?} of {name} are not durable", after.id));
+    }
+
+    fn judge_success(&self, after: &TaskRecord) {
+        let unquiet = after.attempts.iter().filter(|attempt| !attempt.quiet).count();
+        self.verdict.expect(unquiet == 0, || format!("{} succeeded with {unquiet} attempts that may write", after.id));
+        if let (Some(name), Some(epoch)) = (Place::destination(&after.spec), after.epoch) {
+            self.disks.seal(&name, &after.id, epoch, &Place::data(&after.spec, &self.disks));
+        } else if let TaskSpec::Copy(_) = after.spec {
+            self.verdict.fail(format_args!("{} succeeded without an epoch", after.id));
+        }
+    }
+
+    /// I1 and the epoch of I2, of a task as it stands after a write.
+    fn judge_standing(&self, books: &Books, id: &TaskId) {
+        let Some(Seen { record, .. }) = books.tasks.get(id) else { return };
+        if record.holder.is_none() || self.has_forgotten() {
+            return;
+        }
+        let destination = Place::destination(&record.spec);
+        for other in books.tasks.values().map(|seen| &seen.record) {
+            let is_rival = other.id != *id && other.holder.is_some() && destination.is_some();
+            if is_rival && Place::destination(&other.spec) == destination {
+                self.verdict.fail(format_args!("{id} and {} both hold {destination:?}", other.id));
+            }
+        }
+        for claimed in &record.claims {
+            let claim = books.claims.get(&layout::claim(claimed));
+            let is_right = claim.is_some_and(|(claim, epoch)| {
+                claim.task == *id
+                    && claim.holder == record.holder
+                    && record.epoch.is_none_or(|held| held == Epoch::from(*epoch))
+            });
+            self.verdict.expect(is_right, || {
+                format!(
+                    "{id} is {:?} by {:?} under {:?}, and its claim is {claim:?}",
+                    record.state, record.holder, record.epoch
+                )
+            });
+        }
+        self.verdict.expect(!record.claims.is_empty(), || format!("{id} has a holder and no claim"));
+    }
+
+    /// Whether the store has granted an epoch for a task to a process, and the task is known to have begun.
+    pub(super) fn judge_writer(&self, by: &Writer) {
+        if by.era != self.disks.era() {
+            return;
+        }
+        let Writer { task, epoch, holder, .. } = by;
+        let books = self.books();
+        let granted = books.grants.get(epoch).and_then(|tasks| tasks.get(task));
+        self.verdict.expect(granted == Some(holder), || format!("{by:?} writes by a grant to {granted:?}"));
+        let has_begun = books.tasks.get(task).is_some_and(|seen| {
+            seen.record.epoch == Some(*epoch)
+                || seen.record.attempts.iter().any(|attempt| attempt.epoch == Some(*epoch))
+        });
+        self.verdict.expect(has_begun, || format!("{task} was written under {epoch} before RUNNING was stored"));
+    }
+
+    /// I5: tasks that could go on and have not changed for a minute, when nothing disturbs them any more.
+    pub(super) fn stuck(&self, since: Instant, unix_ms: u64) -> Option<String> {
+        let books = self.books();
+        let is_stuck = |seen: &&Seen| {
+            let Seen { record, changed } = seen;
+            let waits = record.state == State::Pending && (record.not_before_ms > unix_ms || books.waits(record));
+            let is_asleep = record.state.is_terminal() || (record.state == State::Paused && record.wish == Wish::Pause);
+            !waits && !is_asleep && (*changed).max(since).elapsed() > STUCK
+        };
+        let stuck = books.tasks.values().find(is_stuck)?;
+        let Seen { record, changed } = stuck;
+        Some(format!(
+            "{} is {} for {:?} (wish {:?}, holder {:?}, reason '{}')",
+            record.id,
+            record.state.as_str(),
+            changed.elapsed(),
+            record.wish,
+            record.holder,
+            record.reason
+        ))
+    }
+
+    /// Whether every task has come to an end.
+    pub(super) fn all_done(&self) -> bool {
+        self.books().tasks.values().all(|seen| seen.record.state.is_terminal())
+    }
+}
+
+impl Books {
+    fn note_claim(&mut self, path: &str, claim: Claim, zxid: Zxid) {
+        if let Some(holder) = &claim.holder {
+            self.grants.entry(Epoch::from(zxid)).or_default().insert(claim.task.clone(), holder.clone());
+            self.granted.entry(Epoch::from(zxid)).or_insert_with(Instant::now);
+        }
+        self.claims.insert(path.to_owned(), (claim, zxid));
+    }
+
+    /// Whether a task waits for the destination of another one, or for a slot.
+    fn waits(&self, record: &TaskRecord) -> bool {
+        let destination = Place::destination(&record.spec);
+        let holds = |other: &TaskRecord| {
+            other.id != record.id && (other.state.is_held() || other.state == State::Paused || !other.claims.is_empty())
+        };
+        let mut others = self.tasks.values().map(|seen| &seen.record).filter(|other| holds(other));
+        others.any(|other| destination.is_some() && Place::destination(&other.spec) == destination)
+    }
+}
+
+fn is_leaf(path: &str) -> bool {
+    path.matches('/').count() == 3
+}
+
+/// Whether a write happens only if that node is as expected.
+fn checks(commit: &Commit<'_>, wanted: &str) -> bool {
+    commit.ops.iter().any(|op| match op {
+        Op::Check { path, .. } | Op::Set { path, .. } => path == wanted,
+        Op::Create { .. } | Op::Delete { .. } => false,
+    })
+}
+
+/// The state machine as it is specified, by who moves it.
+fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
+    use State::{Assigned, Cancelled, Cancelling, Failed, Lost, Paused, Pending, Running, Succeeded, Verifying};
+    let is_noop = matches!(after.spec, TaskSpec::Noop(_));
+    let to = after.state;
+    if before.state == to {
+        return true;
+    }
+    match (author, before.state) {
+        (Author::Leader, Pending) => matches!(to, Assigned | Cancelled | Paused | Failed),
+        (Author::Leader, Assigned) => matches!(to, Pending | Paused | Cancelled | Cancelling | Failed),
+        (Author::Leader, Running | Verifying) => {
+            matches!(to, Lost | Cancelling) || (is_noop && matches!(to, Pending | Failed))
+        }
+        (Author::Leader, Lost) => matches!(to, Pending | Paused | Cancelled | Failed | Running | Cancelling),
+        (Author::Leader, Cancelling) => matches!(to, Lost | Cancelled),
+        (Author::Leader, Paused) => matches!(to, Pending | Cancelled),
+        (Author::Runner, Assigned | Running | Verifying) => {
+            matches!(to, Running | Verifying | Succeeded | Failed | Pending | Paused | Cancelled)
+        }
+        (Author::Runner, Cancelling) => matches!(to, Cancelled | Succeeded | Failed),
+        (_, Succeeded | Failed | Cancelled) | (Author::Runner, Pending | Paused | Lost) => false,
+    }
+}

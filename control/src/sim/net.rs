@@ -1,0 +1,241 @@
+//! Calls between simulated nodes: late, lost on the way or on the way back, and made twice.
+//!
+//! A call is carried out as part of the process that is called, and answered only while that lives and both ends reach
+//! each other. The caller waits two seconds, as over the real wire.
+
+use super::process::Process;
+use crate::api::desk::{Desk, Leadership};
+use crate::peers::{Answer, Assignment, CallError, LeaderCalls, RunnerCalls, Standing};
+use crate::process::spawn;
+use crate::record::{Epoch, Progress, TaskId, TaskSpec};
+use crate::runner::RunnerHandle;
+use async_trait::async_trait;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+
+/// What every call is bounded by.
+const CALL_MAX: Duration = Duration::from_secs(2);
+
+/// Where clients are: nothing cuts them off.
+pub(super) const CLIENT: &str = "client";
+
+/// How the network behaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Noise {
+    /// Share of calls that do not arrive, and of answers.
+    pub(super) lost: f64,
+    /// Share of calls that arrive twice.
+    pub(super) twice: f64,
+    /// One way, at most, in milliseconds.
+    pub(super) delay_ms: u64,
+}
+
+/// A process that can be called.
+#[derive(Clone, Debug)]
+pub(super) struct Port {
+    pub(super) process: Arc<Process>,
+    pub(super) runner: RunnerHandle,
+    pub(super) leadership: watch::Receiver<Leadership>,
+}
+
+impl Port {
+    /// The dispatcher of this process, if it leads.
+    pub(super) fn desk(&self) -> Option<Arc<dyn Desk>> {
+        self.leadership.borrow().desk.clone()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ports: BTreeMap<String, Port>,
+    cut: BTreeSet<(String, String)>,
+    noise: Noise,
+}
+
+/// The network of a world.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Net(Arc<Mutex<Inner>>);
+
+type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl Net {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A process answers at its node's address from now on.
+    pub(super) fn listen(&self, node: &str, port: Port) {
+        self.lock().ports.insert(node.to_owned(), port);
+    }
+
+    /// Nobody answers at a node's address.
+    pub(super) fn hang_up(&self, node: &str) {
+        self.lock().ports.remove(node);
+    }
+
+    pub(super) fn set_noise(&self, noise: Noise) {
+        self.lock().noise = noise;
+    }
+
+    /// Two nodes do not reach each other, or do again.
+    pub(super) fn cut(&self, one: &str, other: &str, is_cut: bool) {
+        for pair in [(one, other), (other, one)].map(|(from, to)| (from.to_owned(), to.to_owned())) {
+            if is_cut {
+                self.lock().cut.insert(pair)
+            } else {
+                self.lock().cut.remove(&pair)
+            };
+        }
+    }
+
+    pub(super) fn mend_all(&self) {
+        self.lock().cut.clear();
+    }
+
+    fn reach(&self, from: &str, to: &str) -> Option<Port> {
+        let inner = self.lock();
+        let is_cut = inner.cut.contains(&(from.to_owned(), to.to_owned()));
+        inner.ports.get(to).filter(|_| !is_cut).cloned()
+    }
+
+    /// Makes a call of one node at another.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        from: &str,
+        to: &str,
+        work: impl Fn(Port) -> Work<T> + Send,
+    ) -> Result<T, CallError> {
+        let no_answer = |why: &str| CallError::NoAnswer(format!("{to}: {why}"));
+        let answered = timeout(CALL_MAX, async {
+            self.travel().await;
+            let port = self.reach(from, to)?;
+            if fastrand::f64() < self.lock().noise.twice {
+                carry_out(&port, work(port.clone()), Duration::from_millis(fastrand::u64(0..3000)));
+            }
+            let answer = carry_out(&port, work(port.clone()), Duration::ZERO).await.ok();
+            self.travel().await;
+            self.reach(from, to).and(answer)
+        });
+        match answered.await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(no_answer("the connection broke")),
+            Err(_) => Err(no_answer("it took too long")),
+        }
+    }
+
+    async fn travel(&self) {
+        let Noise { lost, delay_ms, .. } = self.lock().noise;
+        if fastrand::f64() < lost {
+            std::future::pending::<()>().await;
+        }
+        sleep(Duration::from_millis(fastrand::u64(0..=delay_ms))).await;
+    }
+}
+
+/// Does a call's work in the process that is called.
+fn carry_out<T: Send + 'static>(port: &Port, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
+    let (answer, answered) = oneshot::channel();
+    port.process.enter(|| {
+        spawn(async move {
+            sleep(after).await;
+            let _ = answer.send(work.await);
+        })
+    });
+    answered
+}
+
+/// The calls of one node's dispatcher and runner.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) net: Net,
+    pub(super) node: String,
+    pub(super) leader: watch::Receiver<Option<String>>,
+}
+
+#[async_trait]
+impl RunnerCalls for Calls {
+    async fn assign(&self, address: &str, assignment: Assignment) -> Result<Answer, CallError> {
+        let work = |port: Port| {
+            let assignment = assignment.clone();
+            Box::pin(async move { port.runner.assign(assignment).await }) as Work<_>
+        };
+        self.net.call(&self.node, address, work).await?
+    }
+
+    async fn ask(&self, address: &str, assignment: Assignment) -> Result<Standing, CallError> {
+        let work = |port: Port| {
+            let assignment = assignment.clone();
+            Box::pin(async move { port.runner.ask(assignment).await }) as Work<_>
+        };
+        self.net.call(&self.node, address, work).await?
+    }
+
+    async fn nudge(&self, address: &str, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+        let work = |port: Port| {
+            let task = task.clone();
+            Box::pin(async move { port.runner.nudge(leader, &task).await }) as Work<_>
+        };
+        self.net.call(&self.node, address, work).await?
+    }
+
+    async fn resolve(&self, address: &str, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+        let work = |port: Port| {
+            let spec = spec.clone();
+            Box::pin(async move { port.runner.resolve(leader, &spec).await }) as Work<_>
+        };
+        self.net.call(&self.node, address, work).await?
+    }
+
+    async fn interrupt(&self, address: &str, leader: Epoch) -> Result<(), CallError> {
+        let work = |port: Port| Box::pin(async move { port.runner.interrupt(leader).await }) as Work<_>;
+        self.net.call(&self.node, address, work).await?
+    }
+}
+
+impl Calls {
+    async fn tell<F>(&self, work: impl Fn(Arc<dyn Desk>) -> F + Send + Sync) -> Result<(), CallError>
+    where
+        F: Future<Output = blockhaul_engine::error::Result<()>> + Send + 'static,
+    {
+        let leader = self.leader.borrow().clone();
+        let Some(leader) = leader else { return Err(CallError::NoAnswer(String::from("nobody leads"))) };
+        let at_port = |port: Port| {
+            let told = port.desk().map(&work);
+            Box::pin(async move {
+                match told {
+                    Some(told) => {
+                        told.await.map_err(|error| CallError::Refused { code: error.code, why: error.message })
+                    }
+                    None => Err(CallError::NoAnswer(String::from("it does not lead"))),
+                }
+            }) as Work<_>
+        };
+        self.net.call(&self.node, &leader, at_port).await?
+    }
+}
+
+#[async_trait]
+impl LeaderCalls for Calls {
+    async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError> {
+        let tasks = tasks.to_vec();
+        self.tell(move |desk| {
+            let tasks = tasks.clone();
+            async move { desk.changed(tasks).await }
+        })
+        .await
+    }
+
+    async fn progress(&self, updates: &[(TaskId, Progress)]) -> Result<(), CallError> {
+        let updates = updates.to_vec();
+        self.tell(move |desk| {
+            let updates = updates.clone();
+            async move { desk.progress(updates).await }
+        })
+        .await
+    }
+}

@@ -1,0 +1,184 @@
+//! A simulated node: what stays when its process dies, and the lives of that process.
+//!
+//! A life is what `taskd` is: a session keeper, a runner, an election, and a dispatcher while it leads, all production
+//! code, down to how they are put together and stopped. What it stands on is simulated: service, network, engine, clock
+//! and the node's memory.
+
+use super::clock::SimClock;
+use super::disk::Disks;
+use super::judge::Judge;
+use super::net::{Calls, Net, Port};
+use super::plant::Plant;
+use super::process::Process;
+use super::worker::{Journals, Pace, SimWorker};
+use crate::api::desk::Leadership;
+use crate::coord::Center;
+use crate::dispatcher::{Config, FenceProgram};
+use crate::process::spawn;
+use crate::record::{Epoch, Holder, Incarnation, NodeId};
+use crate::runner::{NodeState, Runner, RunnerConfig, Seams, SessionKeeper, Stopped};
+use crate::server::{Leading, Stop, Stopper, play};
+use blockhaul_engine::error::Result;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// What all nodes of a world share.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    pub(super) net: Net,
+    pub(super) disks: Disks,
+    pub(super) judge: Judge,
+    pub(super) pace: Arc<Mutex<Pace>>,
+    pub(super) jobs: Arc<AtomicU64>,
+    pub(super) fence: Arc<dyn FenceProgram>,
+    pub(super) plant: Option<Plant>,
+}
+
+/// What stays.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) name: String,
+    pub(super) clock: Arc<SimClock>,
+    slots: u32,
+    center: Arc<dyn Center>,
+    memory: Arc<Memory>,
+    journals: Journals,
+    around: Surroundings,
+}
+
+/// One life of a node's process.
+#[derive(Debug)]
+pub(super) struct Life {
+    pub(super) process: Arc<Process>,
+    pub(super) holder: Holder,
+    worker: Arc<SimWorker>,
+    stopper: Stopper,
+    ended: Arc<Mutex<Option<Stopped>>>,
+    /// A session that was not closed is left to expire: not before the process is gone.
+    _keeper: Arc<SessionKeeper>,
+}
+
+/// A state directory.
+#[derive(Debug, Default)]
+struct Memory {
+    incarnations: Mutex<Vec<Incarnation>>,
+    leader_epoch: Mutex<i64>,
+}
+
+impl NodeState for Memory {
+    fn incarnations(&self) -> Result<Vec<Incarnation>> {
+        Ok(self.incarnations.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn remember(&self, incarnation: &Incarnation) -> Result<()> {
+        let mut known = self.incarnations.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(incarnation) {
+            known.push(incarnation.clone());
+        }
+        Ok(())
+    }
+
+    fn leader_epoch(&self) -> Result<Epoch> {
+        Ok(Epoch(*self.leader_epoch.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()> {
+        *self.leader_epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch.0;
+        Ok(())
+    }
+}
+
+impl Host {
+    pub(super) fn new(name: &str, slots: u32, center: Arc<dyn Center>, around: Surroundings) -> Self {
+        Self {
+            name: name.to_owned(),
+            clock: Arc::new(SimClock::new(Duration::from_secs(fastrand::u64(1..1_000_000)))),
+            slots,
+            center,
+            memory: Arc::default(),
+            journals: Journals::default(),
+            around,
+        }
+    }
+
+    /// Starts the node's process. The one before is dead: both would be this node.
+    pub(super) fn start(&self) -> Life {
+        let process = Arc::new(Process::default());
+        let incarnation = Incarnation(format!("{:032x}", fastrand::u128(..)));
+        let node = NodeId::new(self.name.as_str()).expect("a node's name");
+        let holder = Holder { node: node.clone(), incarnation: incarnation.clone() };
+        let around = &self.around;
+        let pace = if around.plant == Some(Plant::SlowClocks) { 0.2 } else { 1.0 };
+        let clock = Arc::new(self.clock.at_pace(pace));
+        let worker = Arc::new(SimWorker::new(holder.clone(), around.clone(), clock.clone(), self.journals.clone()));
+        let (leader, leader_seen) = watch::channel(None);
+        let calls = Arc::new(Calls { net: around.net.clone(), node: self.name.clone(), leader: leader_seen });
+        let config = RunnerConfig {
+            slots: self.slots,
+            ..RunnerConfig::new(node.clone(), incarnation.clone(), self.name.clone())
+        };
+        let seams = Seams { worker: worker.clone(), leader: calls.clone(), clock, state: self.memory.clone() };
+        let runner = Runner::new(config, seams);
+        let (leadership, leadership_seen) = watch::channel(Leadership::default());
+        let port = Port { process: process.clone(), runner: runner.handle(), leadership: leadership_seen };
+        around.net.listen(&self.name, port);
+        let leading = Leading {
+            node,
+            incarnation,
+            address: self.name.clone(),
+            center: Arc::default(),
+            calls,
+            clock: self.clock.clone(),
+            dispatcher: self.dispatcher_config(),
+            runner: runner.handle(),
+            leadership,
+            leader,
+        };
+        let (keeper, stopper) = (Arc::new(SessionKeeper::new(self.center.clone())), Stopper::new());
+        let ended = Arc::new(Mutex::new(None));
+        let (own, asked, told) = (keeper.clone(), stopper.clone(), ended.clone());
+        process.enter(|| {
+            spawn(async move {
+                let stopped = play(&own, &leading, runner, &asked).await;
+                *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
+            })
+        });
+        Life { process, holder, worker, stopper, ended, _keeper: keeper }
+    }
+}
+
+impl Host {
+    fn dispatcher_config(&self) -> Config {
+        let mut config = Config { fence: Some(self.around.fence.clone()), ..Config::default() };
+        match self.around.plant {
+            Some(Plant::Hurry) => config.quiet_after = Duration::ZERO,
+            Some(Plant::NoHoldOff) => config.hold_off = Duration::ZERO,
+            _ => {}
+        }
+        config
+    }
+}
+
+impl Life {
+    /// Asks the process to stop.
+    pub(super) fn stop(&self) {
+        self.stopper.stop(Stop::Drained);
+    }
+
+    /// How it has stopped, if it was asked to and has.
+    pub(super) fn ended(&self) -> Option<Stopped> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Every job that it has started.
+    pub(super) fn jobs(&self) -> Vec<u64> {
+        self.worker.jobs()
+    }
+
+    /// Whether a copy of a local volume has not come to rest: only the end of the process helps.
+    pub(super) fn is_wedged(&self) -> bool {
+        self.worker.is_wedged()
+    }
+}

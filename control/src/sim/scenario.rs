@@ -1,0 +1,255 @@
+//! What a seed stands for: nodes, volumes, tasks, what clients want of them, and what goes wrong when.
+
+use super::worker::Pace;
+use crate::record::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};
+use std::time::Duration;
+
+/// Time in which things go wrong.
+pub(super) const STORMY: Duration = Duration::from_secs(90);
+
+/// Everything that a seed decides beforehand.
+#[derive(Clone, Debug)]
+pub(super) struct Scenario {
+    pub(super) nodes: Vec<String>,
+    pub(super) slots: u32,
+    /// Names and blocks of volumes: sources hold data, destinations do not.
+    pub(super) volumes: Vec<(Option<String>, String, Vec<u64>)>,
+    pub(super) events: Vec<(Duration, Event)>,
+    pub(super) pace: Pace,
+    pub(super) latency_ms: (u64, u64),
+    /// Whether history goes back once: then nobody promises that all tasks end.
+    pub(super) regresses: bool,
+}
+
+/// Something that happens from outside.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Submit { id: String, spec: TaskSpec, priority: u8, max_attempts: u32 },
+    Want { id: String, want: Want },
+    Fault(Fault),
+}
+
+/// What a client wants of a task.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Want {
+    Cancel,
+    Pause,
+    Resume,
+    Limit,
+}
+
+/// What goes wrong, and for how long. Nodes by number.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// SIGKILL, or the node loses its power; back after a while.
+    Crash { node: usize, power: bool, down: Duration },
+    /// Asked to stop; back after a while.
+    Stop { node: usize, down: Duration },
+    /// SIGSTOP and SIGCONT.
+    Hold { node: usize, time: Duration },
+    /// Cut off from the coordination service, from the other nodes, or from both.
+    Cut { node: usize, center: bool, peers: bool, time: Duration },
+    /// Its connections to the service break.
+    Reset { node: usize },
+    /// A server of the service hears no leader.
+    Isolate { server: usize, time: Duration },
+    /// The service has no leader.
+    Stall { time: Duration },
+    /// The service is away.
+    Outage { time: Duration },
+    /// Answers and watches get lost, writes come late.
+    Storm { time: Duration },
+    /// Calls get lost, come late and twice.
+    Noise { time: Duration },
+    /// Writes take long, some very long.
+    Slow { time: Duration },
+    /// An operator takes a node out of service and back.
+    Drain { node: usize, now: bool, time: Duration },
+    /// A wall clock jumps.
+    Jump { node: usize, skew_ms: i64 },
+    /// The service goes back to what it was so long ago.
+    Regress { back: Duration },
+}
+
+impl Scenario {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let nodes: Vec<String> = (1..=rng.usize(3..=5)).map(|number| format!("n{number}")).collect();
+        let mut this = Self {
+            slots: rng.u32(1..=4),
+            volumes: Vec::new(),
+            events: Vec::new(),
+            pace: Pace { write_ms: (10, rng.u64(200..=3000)), hang: 0.0, fail: 0.02 },
+            latency_ms: (0, rng.u64(1..=20)),
+            regresses: rng.u8(..20) == 0,
+            nodes,
+        };
+        this.add_volumes(&mut rng);
+        this.add_tasks(&mut rng);
+        this.add_faults(&mut rng);
+        this.events.sort_by_key(|(at, _)| *at);
+        this
+    }
+
+    fn add_volumes(&mut self, rng: &mut fastrand::Rng) {
+        let blocks = rng.usize(4..=64);
+        let owners = self.nodes.iter().cloned().map(Some).chain([None]);
+        for (number, owner) in owners.enumerate() {
+            for index in 0..3 {
+                let data = |block: usize| ((number as u64 + 1) << 32) | ((index + 1) << 16) | (block as u64 + 1);
+                self.volumes.push((owner.clone(), format!("s{index}"), (0..blocks).map(data).collect()));
+                self.volumes.push((owner.clone(), format!("d{index}"), vec![0; blocks]));
+            }
+        }
+    }
+
+    fn add_tasks(&mut self, rng: &mut fastrand::Rng) {
+        for number in 0..rng.usize(10..=36) {
+            let at = Duration::from_millis(rng.u64(0..=75_000));
+            let id = format!("t{number:02}");
+            let spec = self.draw_spec(rng);
+            let priority = rng.u8(0..=9);
+            let is_copy = matches!(spec, TaskSpec::Copy(_));
+            let submit = Event::Submit { id: id.clone(), spec, priority, max_attempts: rng.u32(3..=6) };
+            self.events.push((at, submit));
+            let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=30_000));
+            match rng.u8(..20) {
+                0..=2 => self.events.push((later(rng), Event::Want { id, want: Want::Cancel })),
+                3..=5 if is_copy => {
+                    let pause = later(rng);
+                    let resume = pause + Duration::from_millis(rng.u64(100..=20_000));
+                    self.events.push((pause, Event::Want { id: id.clone(), want: Want::Pause }));
+                    self.events.push((resume, Event::Want { id, want: Want::Resume }));
+                }
+                6 if is_copy => self.events.push((later(rng), Event::Want { id, want: Want::Limit })),
+                _ => {}
+            }
+        }
+    }
+
+    fn draw_spec(&self, rng: &mut fastrand::Rng) -> TaskSpec {
+        let home = &self.nodes[rng.usize(..self.nodes.len())];
+        let node = |rng: &mut fastrand::Rng| rng.bool().then(|| NodeId::new(home.as_str()).expect("a node's name"));
+        if rng.u8(..10) == 0 {
+            return TaskSpec::Noop(NoopTask { milliseconds: rng.u64(10..=20_000), node: node(rng) });
+        }
+        let is_local = rng.u8(..10) < 4;
+        let local = |kind: char, rng: &mut fastrand::Rng| match rng.u8(..3) {
+            0 if kind == 'd' => format!("file://{home}/alias/{kind}{}", rng.u8(..3)),
+            _ => format!("file://{home}/vol/{kind}{}", rng.u8(..3)),
+        };
+        let export = |kind: char, rng: &mut fastrand::Rng| match rng.bool() {
+            true => format!("nbd://store:10809/{kind}{}", rng.u8(..3)),
+            false => format!("nbd://store/{kind}{}", rng.u8(..3)),
+        };
+        let source = if rng.bool() { local('s', rng) } else { export('s', rng) };
+        let destination = if is_local { local('d', rng) } else { export('d', rng) };
+        let fence = match rng.u8(..10) {
+            _ if is_local => Fence::Local,
+            0 => Fence::Command,
+            1 => Fence::Manual,
+            _ => Fence::Lease,
+        };
+        TaskSpec::Copy(CopyTask {
+            source,
+            destination,
+            node: None,
+            limit: None,
+            verify: rng.u8(..4) == 0,
+            overwrite: rng.u8(..8) > 0,
+            sparse: "auto".into(),
+            reflink: "auto".into(),
+            digest: "xxh3".into(),
+            fence,
+            source_stable: true,
+            dest_id: None,
+        })
+    }
+
+    fn add_faults(&mut self, rng: &mut fastrand::Rng) {
+        let last = STORMY.as_millis() as u64 - 5_000;
+        let mut before = None;
+        for _ in 0..rng.usize(6..=14) {
+            // Troubles come together: what one of them has begun the next one meets half-way.
+            let at_ms = match before {
+                Some(before) if rng.bool() => before + rng.u64(0..=12_000),
+                _ => rng.u64(2_000..=last),
+            };
+            before = Some(at_ms);
+            let at = Duration::from_millis(at_ms.min(last));
+            let fault = self.draw_fault(rng);
+            self.events.push((at, Event::Fault(fault)));
+        }
+        if self.regresses {
+            let at = Duration::from_millis(rng.u64(20_000..=70_000));
+            let back = Duration::from_millis(rng.u64(500..=15_000));
+            self.events.push((at, Event::Fault(Fault::Regress { back })));
+        }
+    }
+
+    fn draw_fault(&self, rng: &mut fastrand::Rng) -> Fault {
+        let node = rng.usize(..self.nodes.len());
+        let mut time = |least: u64, most: u64| Duration::from_millis(rng.u64(least..=most));
+        let (short, middle, long) = (time(100, 3_000), time(500, 14_000), time(1_000, 30_000));
+        let around = time(9_000, 15_000);
+        match rng.u8(..26) {
+            0..=4 => Fault::Crash { node, power: rng.u8(..3) == 0, down: if rng.bool() { short } else { long } },
+            5..=6 => Fault::Stop { node, down: short },
+            7..=9 => Fault::Hold { node, time: if rng.bool() { middle } else { long } },
+            10..=13 => {
+                let which = rng.u8(..4);
+                Fault::Cut { node, center: which != 0, peers: which != 1, time: if rng.bool() { middle } else { long } }
+            }
+            14 => Fault::Reset { node },
+            // As long as a session lives without a sign of life, give or take.
+            15 => Fault::Cut { node, center: true, peers: rng.bool(), time: around },
+            16..=17 => Fault::Isolate { server: rng.usize(..3), time: middle },
+            18 => Fault::Stall { time: short * 2 },
+            19 => Fault::Outage { time: if rng.bool() { short } else { long } },
+            20..=21 => Fault::Storm { time: long },
+            22 => Fault::Noise { time: long },
+            23 => Fault::Slow { time: long },
+            24 => Fault::Drain { node, now: rng.bool(), time: middle },
+            _ => Fault::Jump { node, skew_ms: rng.i64(-120_000..=120_000) },
+        }
+    }
+}
+
+impl Fault {
+    /// What it is called in the count of all seeds.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Crash { power: false, .. } => "crash",
+            Self::Crash { power: true, .. } => "power cut",
+            Self::Stop { .. } => "stop",
+            Self::Hold { .. } => "pause",
+            Self::Cut { center: true, peers: true, .. } => "partition from all",
+            Self::Cut { center: true, .. } => "partition from the service",
+            Self::Cut { .. } => "partition from nodes",
+            Self::Reset { .. } => "reset",
+            Self::Isolate { .. } => "isolated server",
+            Self::Stall { .. } => "no quorum",
+            Self::Outage { .. } => "outage",
+            Self::Storm { .. } => "lost answers, late writes and watches",
+            Self::Noise { .. } => "lost and doubled calls",
+            Self::Slow { .. } => "slow disks",
+            Self::Drain { .. } => "drain",
+            Self::Jump { .. } => "clock jump",
+            Self::Regress { .. } => "history regress",
+        }
+    }
+
+    /// The node whose process it is about.
+    pub(super) fn victim(&mut self) -> Option<&mut usize> {
+        match self {
+            Self::Crash { node, .. }
+            | Self::Stop { node, .. }
+            | Self::Hold { node, .. }
+            | Self::Cut { node, .. }
+            | Self::Reset { node } => Some(node),
+            Self::Isolate { .. } | Self::Stall { .. } | Self::Outage { .. } | Self::Storm { .. } => None,
+            Self::Noise { .. } | Self::Slow { .. } | Self::Drain { .. } | Self::Jump { .. } => None,
+            Self::Regress { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,561 @@
+//! A world of a seed: its service, network, volumes, nodes and clients, and the one that lets things happen to them.
+//!
+//! For 90 simulated seconds tasks come and things go wrong. Then everything is mended, and every task has to come to an
+//! end, none standing still for a minute. All of it is one thread's work on one clock that goes only when nobody has
+//! anything to do, so that a seed replays exactly.
+
+use super::client::Client;
+use super::disk::{Disks, LATE};
+use super::judge::Judge;
+use super::net::{Net, Noise};
+use super::node::{Host, Life, Surroundings};
+use super::place::Place;
+use super::plant::{self, Plant};
+use super::scenario::{Event, Fault, STORMY, Scenario, Want};
+use super::verdict::Verdict;
+use super::worker::Pace;
+use crate::api::desk::Draining;
+use crate::clock::Clock;
+use crate::coord::sim::{Ensemble, Snapshot, Weather};
+use crate::coord::{Life as NodeLife, Op};
+use crate::dispatcher::FenceProgram;
+use crate::layout;
+use crate::record::{Fence, Holder, NodeId, State, TaskId, Wish};
+use async_trait::async_trait;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Of a session.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// After the storm all tasks end within this time.
+const CALM: Duration = Duration::from_secs(300);
+/// A process that is asked to stop has ended within this time.
+const STOP_MAX: Duration = Duration::from_secs(20);
+/// Between two looks at whether it has.
+const STOP_LOOK: Duration = Duration::from_millis(250);
+/// Between two looks at what operators should do.
+const DUTY: u64 = 5;
+/// Between two looks at whether all is done.
+const LOOK: Duration = Duration::from_secs(1);
+/// Snapshots of the service, one a second, that history can go back to.
+const SNAPSHOTS: usize = 16;
+
+/// Every seed has at least so many.
+const FAULTS_MIN: u64 = 5;
+
+/// Everything of a seed.
+pub(super) struct World {
+    scenario: Scenario,
+    verdict: Verdict,
+    ensemble: Ensemble,
+    disks: Disks,
+    net: Net,
+    judge: Judge,
+    client: Client,
+    pace: Arc<Mutex<Pace>>,
+    hosts: Vec<Host>,
+    lives: Vec<Option<Life>>,
+    rng: fastrand::Rng,
+    /// What ends or begins later, in order.
+    later: BTreeMap<(Instant, u64), After>,
+    planned: u64,
+    cuts: mpsc::UnboundedReceiver<Cut>,
+    snapshots: VecDeque<(Instant, Snapshot)>,
+    plant: Option<Plant>,
+}
+
+/// What follows a fault.
+#[derive(Clone, Debug)]
+enum After {
+    Start(usize),
+    Release(usize),
+    MendCenter(usize),
+    MendPeers(usize),
+    Restore(usize),
+    ServiceUp,
+    Fair,
+    Quiet,
+    Fast,
+    Undrain(usize),
+    /// A fault that met nobody.
+    Strike(Fault),
+    LookStopped {
+        node: usize,
+        holder: Holder,
+        asked: Instant,
+        down: Duration,
+    },
+}
+
+/// A process to be cut off, and who waits for it.
+type Cut = (Holder, oneshot::Sender<()>);
+
+/// The program that cuts a runner off: by power, and at the servers.
+#[derive(Debug)]
+struct PowerSwitch(mpsc::UnboundedSender<Cut>);
+
+#[async_trait]
+impl FenceProgram for PowerSwitch {
+    async fn cut(&self, runner: &Holder) -> Result<(), String> {
+        sleep(Duration::from_millis(fastrand::u64(10..2000))).await;
+        if fastrand::u8(..5) == 0 {
+            return Err(String::from("the switch does not answer"));
+        }
+        let (done, is_done) = oneshot::channel();
+        self.0.send((runner.clone(), done)).map_err(|_| String::from("no switch"))?;
+        is_done.await.map_err(|_| String::from("no switch"))
+    }
+}
+
+/// How late writes may land.
+fn late(plant: Option<Plant>) -> Duration {
+    if plant == Some(Plant::LongLives) { Duration::from_secs(120) } else { LATE }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, trace: bool, plant: Option<Plant>) -> Self {
+        fastrand::seed(seed ^ 0x5eed);
+        let scenario = Scenario::new(seed);
+        let verdict = Verdict::new(trace);
+        let (net, disks) = (Net::default(), Disks::new(verdict.clone(), late(plant)));
+        let judge = Judge::new(disks.clone(), verdict.clone());
+        let ensemble = Ensemble::new(seed, TIMEOUT);
+        let watching = judge.clone();
+        ensemble.set_observer(Arc::new(move |commit| watching.observe(commit)));
+        let (switch, cuts) = mpsc::unbounded_channel();
+        let pace = Arc::new(Mutex::new(scenario.pace));
+        let around = Surroundings {
+            net: net.clone(),
+            disks: disks.clone(),
+            judge: judge.clone(),
+            pace: pace.clone(),
+            jobs: Arc::default(),
+            fence: Arc::new(PowerSwitch(switch)),
+            plant,
+        };
+        let host = |name: &String| Host::new(name, scenario.slots, ensemble.client(name), around.clone());
+        let hosts: Vec<_> = scenario.nodes.iter().map(host).collect();
+        for (node, name, blocks) in &scenario.volumes {
+            let place = match node {
+                Some(node) => Place::parse(&format!("file://{node}/vol/{name}"), None),
+                None => Place::parse(&format!("nbd://store/{name}"), None),
+            };
+            disks.add(&place.name(), node.as_deref(), blocks.clone());
+        }
+        let client = Client { net: net.clone(), judge: judge.clone(), verdict: verdict.clone() };
+        Self {
+            lives: hosts.iter().map(|_| None).collect(),
+            rng: fastrand::Rng::with_seed(seed ^ 0xfa17),
+            later: BTreeMap::new(),
+            planned: 0,
+            snapshots: VecDeque::new(),
+            scenario,
+            verdict,
+            ensemble,
+            disks,
+            net,
+            judge,
+            client,
+            pace,
+            hosts,
+            cuts,
+            plant,
+        }
+    }
+
+    /// Lets it all happen.
+    pub(super) async fn run(mut self) -> Verdict {
+        self.set_up().await;
+        let verdict = self.verdict.clone();
+        tokio::select! {
+            biased;
+            () = verdict.failed() => {}
+            () = self.live() => {}
+        }
+        for life in self.lives.iter().flatten() {
+            life.process.end();
+        }
+        self.verdict.clone()
+    }
+
+    async fn set_up(&mut self) {
+        let session = self.ensemble.client("installer").open().await.expect("nothing is wrong yet");
+        let shards = |folder: &'static str| layout::shards().map(move |shard| format!("{folder}/{shard}"));
+        let folders = layout::FOLDERS.iter().map(|&folder| folder.to_owned());
+        let paths = folders.chain(shards(layout::CLAIMS)).chain(shards(layout::TASKS));
+        let create = |path| Op::Create { path, data: Vec::new(), life: NodeLife::Persistent };
+        session.multi(paths.map(create).collect()).await.expect("nothing is wrong yet");
+        session.close().await;
+        let latency_ms = self.scenario.latency_ms;
+        self.ensemble.set_weather(Weather { latency_ms, ..Weather::default() });
+        self.net.set_noise(Noise { delay_ms: latency_ms.1, ..Noise::default() });
+        (0..self.hosts.len()).for_each(|node| self.start(node));
+        if let Some(plant) = self.plant {
+            tokio::spawn(plant::mischief(plant, self.ensemble.clone(), self.verdict.clone()));
+        }
+    }
+
+    async fn live(&mut self) {
+        self.storm().await;
+        self.mend().await;
+        self.settle().await;
+        sleep(late(self.plant)).await;
+        self.disks.judge_end();
+        let faults = self.verdict.faults().values().sum::<u64>();
+        self.verdict.expect(faults >= FAULTS_MIN, || format!("only {faults} faults"));
+    }
+
+    /// Plays the scenario.
+    async fn storm(&mut self) {
+        let start = Instant::now();
+        let mut events: VecDeque<_> = self.scenario.events.clone().into();
+        let mut snapshot = start;
+        while start.elapsed() < STORMY {
+            let event = events.front().map_or(start + STORMY, |(at, _)| start + *at);
+            let after = self.later.keys().next().map_or(event, |(at, _)| *at);
+            let next = event.min(after).min(snapshot).min(start + STORMY);
+            tokio::select! {
+                biased;
+                Some(cut) = self.cuts.recv() => self.cut_off(cut),
+                () = sleep_until(next) => {}
+            }
+            let now = Instant::now();
+            if snapshot <= now && self.scenario.regresses {
+                self.snapshots.push_back((now, self.ensemble.snapshot()));
+                if self.snapshots.len() > SNAPSHOTS {
+                    self.snapshots.pop_front();
+                }
+            }
+            if snapshot <= now {
+                snapshot = now + LOOK;
+            }
+            self.catch_up(now);
+            while events.front().is_some_and(|(at, _)| start + *at <= now) {
+                let (_, event) = events.pop_front().expect("it was there");
+                self.happen(event);
+            }
+            self.unwedge();
+        }
+    }
+
+    fn catch_up(&mut self, now: Instant) {
+        while let Some(entry) = self.later.first_entry().filter(|entry| entry.key().0 <= now) {
+            let after = entry.remove();
+            self.follow(after);
+        }
+    }
+
+    fn plan(&mut self, time: Duration, after: After) {
+        self.planned += 1;
+        self.later.insert((Instant::now() + time, self.planned), after);
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Submit { id, spec, priority, max_attempts } => {
+                let id = TaskId::new(id).expect("a task's name");
+                tokio::spawn(self.client.clone().submit(id, spec, priority, max_attempts));
+            }
+            Event::Want { id, want } => {
+                let id = TaskId::new(id).expect("a task's name");
+                tokio::spawn(self.client.clone().want(id, want));
+            }
+            Event::Fault(fault) => match self.aimed(fault.clone()) {
+                Some(fault) => {
+                    self.verdict.note(format_args!("FAULT {fault:?}"));
+                    self.verdict.struck(fault.kind());
+                    self.strike(fault);
+                }
+                None => self.plan(LOOK, After::Strike(fault)),
+            },
+        }
+    }
+
+    /// A fault that meets somebody: of a process, one that is there. None while there is none.
+    fn aimed(&self, mut fault: Fault) -> Option<Fault> {
+        if let Some(node) = fault.victim() {
+            let count = self.lives.len();
+            *node = (0..count).map(|step| (*node + step) % count).find(|&node| self.lives[node].is_some())?;
+        }
+        Some(fault)
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        match fault {
+            Fault::Crash { node, power, down } => self.crash(node, power, down),
+            Fault::Stop { node, down } => {
+                if let Some(life) = &self.lives[node] {
+                    life.stop();
+                    let (holder, asked) = (life.holder.clone(), Instant::now());
+                    self.plan(STOP_LOOK, After::LookStopped { node, holder, asked, down });
+                }
+            }
+            Fault::Hold { node, time } => {
+                if let Some(life) = &self.lives[node] {
+                    life.process.hold();
+                    self.disks.hold(&life.holder);
+                    self.plan(time, After::Release(node));
+                }
+            }
+            Fault::Cut { node, center, peers, time } => {
+                if center {
+                    self.ensemble.cut(&self.scenario.nodes[node]);
+                    self.plan(time, After::MendCenter(node));
+                }
+                if peers {
+                    self.cut_peers(node, true);
+                    self.plan(time, After::MendPeers(node));
+                }
+            }
+            Fault::Reset { node } => self.ensemble.reset(&self.scenario.nodes[node]),
+            Fault::Isolate { server, time } => {
+                self.ensemble.isolate(server);
+                self.plan(time, After::Restore(server));
+            }
+            Fault::Stall { time } => self.ensemble.stall(time),
+            Fault::Outage { time } => {
+                self.ensemble.stop();
+                self.plan(time, After::ServiceUp);
+            }
+            Fault::Drain { node, now, time } => {
+                let wish = if now { Draining::Now } else { Draining::Finish };
+                self.drain(node, wish);
+                self.plan(time, After::Undrain(node));
+            }
+            Fault::Jump { node, skew_ms } => self.hosts[node].clock.jump(skew_ms),
+            Fault::Regress { back } => self.regress(back),
+            Fault::Storm { time } => {
+                let latency_ms = (self.scenario.latency_ms.0, self.scenario.latency_ms.1 * 4);
+                let (lost_reply, late_write, lost_watch, late_watch) = (0.15, 0.7, 0.3, 0.3);
+                let weather = Weather { latency_ms, lag_ms: (0, 800), lost_reply, late_write, lost_watch, late_watch };
+                self.ensemble.set_weather(weather);
+                self.plan(time, After::Fair);
+            }
+            Fault::Noise { time } => {
+                self.net.set_noise(Noise { lost: 0.3, twice: 0.2, delay_ms: 1200 });
+                self.plan(time, After::Quiet);
+            }
+            Fault::Slow { time } => {
+                self.set_pace(Pace { write_ms: (100, 3_000), hang: 0.05, fail: 0.1 });
+                self.plan(time, After::Fast);
+            }
+        }
+    }
+
+    fn follow(&mut self, after: After) {
+        if !matches!(after, After::LookStopped { .. }) {
+            self.verdict.note(format_args!("{after:?}"));
+        }
+        match after {
+            After::Start(node) => {
+                if self.lives[node].is_none() {
+                    self.start(node);
+                }
+            }
+            After::LookStopped { node, holder, asked, down } => self.look_stopped(node, &holder, asked, down),
+            After::Release(node) => {
+                if let Some(life) = &self.lives[node] {
+                    life.process.release();
+                    self.disks.release(&life.holder);
+                }
+            }
+            After::MendCenter(node) => self.ensemble.mend(&self.scenario.nodes[node]),
+            After::MendPeers(node) => self.cut_peers(node, false),
+            After::Restore(server) => self.ensemble.restore(server),
+            After::ServiceUp => self.ensemble.start(),
+            After::Fair => {
+                let latency_ms = self.scenario.latency_ms;
+                self.ensemble.set_weather(Weather { latency_ms, ..Weather::default() });
+            }
+            After::Quiet => {
+                let delay_ms = self.scenario.latency_ms.1;
+                self.net.set_noise(Noise { delay_ms, ..Noise::default() });
+            }
+            After::Fast => self.set_pace(self.scenario.pace),
+            After::Undrain(node) => self.drain(node, Draining::Undo),
+            After::Strike(fault) => self.happen(Event::Fault(fault)),
+        }
+    }
+
+    /// A process that was asked to stop has 20 s; with nothing left behind nothing of it is on its way.
+    fn look_stopped(&mut self, node: usize, holder: &Holder, asked: Instant, down: Duration) {
+        let Some(life) = self.lives[node].as_ref().filter(|life| life.holder == *holder) else { return };
+        let is_late = asked.elapsed() >= STOP_MAX;
+        let Some(stopped) = life.ended() else {
+            if !is_late {
+                let holder = holder.clone();
+                return self.plan(STOP_LOOK, After::LookStopped { node, holder, asked, down });
+            }
+            self.verdict.expect(life.process.was_held(), || format!("{} did not stop in {STOP_MAX:?}", holder.node));
+            return self.crash(node, false, down);
+        };
+        self.verdict.note(format_args!("{} has stopped: {:?}", holder.node, stopped.left_behind));
+        let late = self.disks.in_flight(|by| by.holder == *holder);
+        self.verdict.expect(late == 0 || !stopped.left_behind.is_empty(), || {
+            format!("{} has stopped with {late} writes on their way", holder.node)
+        });
+        self.crash(node, false, down);
+    }
+
+    fn set_pace(&self, pace: Pace) {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = pace;
+    }
+
+    fn cut_peers(&self, node: usize, is_cut: bool) {
+        let nodes = &self.scenario.nodes;
+        nodes.iter().for_each(|other| self.net.cut(&nodes[node], other, is_cut && *other != nodes[node]));
+    }
+
+    fn drain(&self, node: usize, wish: Draining) {
+        let node = NodeId::new(self.scenario.nodes[node].as_str()).expect("a node's name");
+        tokio::spawn(self.client.clone().drain(node, wish));
+    }
+
+    fn start(&mut self, node: usize) {
+        let life = self.hosts[node].start();
+        self.verdict.note(format_args!("{} starts as {}", self.hosts[node].name, &life.holder.incarnation.0[..6]));
+        self.lives[node] = Some(life);
+    }
+
+    /// The end of a process; the node starts another one after a while.
+    fn crash(&mut self, node: usize, power: bool, down: Duration) {
+        let Some(life) = self.lives[node].take() else { return };
+        self.net.hang_up(&self.hosts[node].name);
+        life.process.end();
+        let holder = life.holder.clone();
+        let late = self.disks.orphan(|by| by.holder == holder, &mut self.rng);
+        self.disks.unlock_all(&life.jobs());
+        if power {
+            self.disks.power_cut(&self.hosts[node].name, &mut self.rng);
+        }
+        self.verdict.note(format_args!("{} is down, {late} writes on their way", self.hosts[node].name));
+        self.plan(down, After::Start(node));
+    }
+
+    /// The power switch was asked.
+    fn cut_off(&mut self, (holder, done): Cut) {
+        let is_it = |life: &Option<Life>| life.as_ref().is_some_and(|life| life.holder == holder);
+        if let Some(node) = self.lives.iter().position(is_it) {
+            self.crash(node, true, Duration::from_secs(3));
+        }
+        self.disks.ban(&holder);
+        self.verdict.note(format_args!("{} is cut off", holder.node));
+        let _ = done.send(());
+    }
+
+    /// A process with a copy that cannot come to rest is replaced by its operator.
+    fn unwedge(&mut self) {
+        for life in self.lives.iter().flatten() {
+            if let Some(panic) = life.process.panic() {
+                self.verdict.fail(format_args!("{} panicked: {panic}", life.holder.node));
+            }
+        }
+        for node in 0..self.lives.len() {
+            if self.lives[node].as_ref().is_some_and(Life::is_wedged) {
+                self.verdict.note(format_args!("{} is wedged", self.hosts[node].name));
+                self.crash(node, false, Duration::from_secs(5));
+            }
+        }
+    }
+
+    fn regress(&mut self, back: Duration) {
+        let past = self.snapshots.iter().rev().find(|(at, _)| at.elapsed() >= back);
+        let Some((_, snapshot)) = past else { return };
+        self.ensemble.regress(snapshot);
+        self.disks.next_era();
+        self.judge.restart(&self.ensemble.committed_below("/"));
+    }
+
+    /// Nothing is wrong any more.
+    async fn mend(&mut self) {
+        self.verdict.note("CALM");
+        if self.plant == Some(Plant::NoCalm) {
+            return self.scenario.nodes.iter().for_each(|node| self.ensemble.cut(node));
+        }
+        for after in std::mem::take(&mut self.later).into_values() {
+            if !matches!(after, After::Strike(_)) {
+                self.follow(after);
+            }
+        }
+        self.net.mend_all();
+        self.set_pace(Pace { write_ms: (5, 50), hang: 0.0, fail: 0.0 });
+        for node in 0..self.hosts.len() {
+            self.hosts[node].clock.jump(0);
+            self.ensemble.mend(&self.scenario.nodes[node]);
+            self.drain(node, Draining::Undo);
+            if let Some(life) = &self.lives[node] {
+                life.process.release();
+                self.disks.release(&life.holder);
+            } else {
+                self.start(node);
+            }
+        }
+    }
+
+    /// Waits for every task's end.
+    async fn settle(&mut self) {
+        let start = Instant::now();
+        while start.elapsed() < CALM {
+            tokio::select! {
+                biased;
+                Some(cut) = self.cuts.recv() => self.cut_off(cut),
+                () = sleep(LOOK) => {}
+            }
+            self.catch_up(Instant::now());
+            self.unwedge();
+            if self.scenario.regresses {
+                if start.elapsed() > Duration::from_secs(60) {
+                    return;
+                }
+                continue;
+            }
+            if self.judge.all_done() {
+                return;
+            }
+            if start.elapsed().as_secs().is_multiple_of(DUTY) {
+                self.resume_all();
+            }
+            self.confirm_lost().await;
+            if let Some(stuck) = self.judge.stuck(start, self.hosts[0].clock.unix_ms()) {
+                return self.verdict.fail(stuck);
+            }
+        }
+        self.verdict.fail("tasks are left when all was calm for long");
+    }
+
+    /// Clients want everything done, and operators every node used.
+    fn resume_all(&self) {
+        for seen in self.judge.tasks() {
+            if !seen.record.state.is_terminal() && seen.record.wish == Wish::Pause {
+                tokio::spawn(self.client.clone().want(seen.record.id, Want::Resume));
+            }
+        }
+        for (node, name) in self.scenario.nodes.iter().enumerate() {
+            if self.ensemble.committed(&layout::drain(name)).is_some() {
+                self.drain(node, Draining::Undo);
+            }
+        }
+    }
+
+    /// An operator takes the nodes off that tasks without another fence were lost on, says so, and puts them back.
+    async fn confirm_lost(&mut self) {
+        let is_manual =
+            |seen: &super::judge::Seen| seen.record.state == State::Lost && seen.record.spec.fence() == Fence::Manual;
+        let Some(lost) = self.judge.tasks().into_iter().find(is_manual) else { return };
+        let Some(runner) = lost.record.attempts.last().map(|attempt| attempt.runner.clone()) else { return };
+        let Some(node) = self.hosts.iter().position(|host| host.name == runner.node.as_str()) else { return };
+        self.crash(node, false, Duration::from_secs(600));
+        self.disks.switch_off(&self.hosts[node].name);
+        self.judge.confirmed(&runner.node);
+        for _ in 0..30 {
+            sleep(LOOK).await;
+            if self.client.confirm(&runner.node).await {
+                break;
+            }
+        }
+        self.start(node);
+    }
+}
