@@ -5,7 +5,9 @@
 //! it refuses, it refuses before anything is touched.
 
 use crate::api::tls::{RawTls, Tls};
+use crate::channel::{DataAddress, Terms};
 use crate::record::NodeId;
+use crate::server::Limits;
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::units::{parse_duration, parse_size};
@@ -33,18 +35,27 @@ const SESSION_TIMEOUT_MIN: Duration = Duration::from_secs(6);
 const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(120);
 /// The loopback address: what is reachable from elsewhere is somebody's decision.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
+/// Often enough to notice a loss within the timeout, whatever single packets are lost.
+const DATA_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+/// A switch that is replaced or a spanning tree that settles must not cost every node its roles.
+const DATA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// Below, probes would be load.
+const DATA_INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// Above, nobody would wait for it.
+const DATA_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// A configuration is a page of text.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Runs copies as tasks: alone, or with others through ZooKeeper.
-#[derive(Debug, Default, Parser, Deserialize)]
+#[derive(Clone, Debug, Default, Parser, Deserialize)]
 #[command(
     name = "taskd",
     version,
     override_usage = "taskd --standalone --state-dir DIR --listen ADDR --allow-path DIR...\n       \
         taskd --node-id ID --listen ADDR --zookeeper HOSTS/CHROOT --state-dir DIR --allow-path DIR...",
     after_help = "A value comes from its flag, else from the environment, else from the file of --config. SIGTERM and SIGINT \
-        stop in good order: copies are given back and the process ends within 20 s; a second one ends at once."
+        stop in good order: copies are given back and the process ends within 20 s; a second one ends at once. \
+        SIGHUP reads --slots and --log anew from the file of --config. SIGQUIT writes to the log how everything stands."
 )]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RawConfig {
@@ -100,6 +111,20 @@ pub struct RawConfig {
     /// Serve metrics for Prometheus there, over plain HTTP [default: not]
     #[arg(long, value_name = "ADDR", env = "TASKD_METRICS")]
     pub metrics: Option<String>,
+    /// Address or interface of this node in the storage network: probed by its peers; a node that reaches none of them gives
+    /// its roles up until it does [default: not probed]
+    #[arg(long, value_name = "ADDR|INTERFACE[:PORT]", env = "TASKD_DATA_ADDRESS")]
+    pub data_address: Option<String>,
+    /// Between two probes of a peer [default: 1s]
+    #[arg(long, value_name = "DURATION", env = "TASKD_DATA_CHANNEL_INTERVAL")]
+    pub data_channel_interval: Option<String>,
+    /// Silence of all peers after which the storage network counts as lost; judged only while there are two peers or more
+    /// [default: 5s]
+    #[arg(long, value_name = "DURATION", env = "TASKD_DATA_CHANNEL_TIMEOUT")]
+    pub data_channel_timeout: Option<String>,
+    /// Service address that is always on the node that leads; needs CAP_NET_ADMIN and CAP_NET_RAW [default: none]
+    #[arg(long, value_name = "ADDR/PREFIX@INTERFACE", env = "TASKD_VIP")]
+    pub vip: Option<String>,
     /// Worker threads of the engine, each pinned to a core [default: all cores]
     #[arg(long, value_name = "N", env = "TASKD_CORES")]
     pub cores: Option<usize>,
@@ -152,6 +177,10 @@ pub struct Config {
     pub fence_command: Option<PathBuf>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// The storage network; `None`: not watched.
+    pub data: Option<(DataAddress, Terms)>,
+    /// As it was typed: judged when the server is initialised, as it takes the host to do so.
+    pub vip: Option<String>,
     /// Of the engine; `None`: all.
     pub cores: Option<usize>,
     /// Of the engine, in bytes.
@@ -213,6 +242,10 @@ impl RawConfig {
             quiet_after: self.quiet_after.or(file.quiet_after),
             fence_command: self.fence_command.or(file.fence_command),
             metrics: self.metrics.or(file.metrics),
+            data_address: self.data_address.or(file.data_address),
+            data_channel_interval: self.data_channel_interval.or(file.data_channel_interval),
+            data_channel_timeout: self.data_channel_timeout.or(file.data_channel_timeout),
+            vip: self.vip.or(file.vip),
             cores: self.cores.or(file.cores),
             memory: self.memory.or(file.memory),
             tls_cert: self.tls_cert.or(file.tls_cert),
@@ -221,6 +254,14 @@ impl RawConfig {
             insecure: self.insecure.or(file.insecure),
             log: self.log.or(file.log),
         }
+    }
+
+    /// What can be changed without a restart.
+    ///
+    /// # Errors
+    /// `EBadRequest` naming the flag.
+    pub fn limits(&self) -> Result<Limits> {
+        Ok(Limits { slots: checked_slots(self.slots)? })
     }
 
     /// Settles everything. Reads the environment through `variable`, and the files of keys.
@@ -246,6 +287,10 @@ impl RawConfig {
             quiet_after,
             fence_command,
             metrics,
+            data_address,
+            data_channel_interval,
+            data_channel_timeout,
+            vip,
             cores,
             memory,
             tls_cert,
@@ -275,6 +320,8 @@ impl RawConfig {
             quiet_after: duration("--quiet-after", quiet_after, QUIET_AFTER_DEFAULT)?,
             fence_command: fence_command.map(|path| absolute("--fence-command", &path)).transpose()?,
             metrics,
+            data: data(data_address, data_channel_interval, data_channel_timeout)?,
+            vip,
             cores,
             memory_bytes: memory.map(|text| memory_bytes(&text)).transpose()?,
             tls,
@@ -392,6 +439,32 @@ fn checked_slots(slots: Option<u32>) -> Result<u32> {
 fn duration(flag: &str, text: Option<String>, default: Duration) -> Result<Duration> {
     let parse = |text: String| parse_duration(&text).map_err(|why| Error::bad_request(format!("{flag}: {why}")));
     text.map_or(Ok(default), parse)
+}
+
+/// The storage network, if it is to be watched.
+fn data(
+    address: Option<String>,
+    interval: Option<String>,
+    timeout: Option<String>,
+) -> Result<Option<(DataAddress, Terms)>> {
+    let Some(address) = address else {
+        if interval.is_some() || timeout.is_some() {
+            let message = "--data-channel-interval and --data-channel-timeout say nothing without --data-address";
+            return Err(Error::bad_request(message));
+        }
+        return Ok(None);
+    };
+    let interval = duration("--data-channel-interval", interval, DATA_INTERVAL_DEFAULT)?;
+    let timeout = duration("--data-channel-timeout", timeout, DATA_TIMEOUT_DEFAULT)?;
+    if interval < DATA_INTERVAL_MIN {
+        return Err(Error::bad_request("--data-channel-interval is at least 50ms: more often, probes would be load"));
+    }
+    if timeout < interval * 3 || timeout > DATA_TIMEOUT_MAX {
+        let message = "--data-channel-timeout is at least three times --data-channel-interval, and at most 60s: \
+            a lost packet or two must not cost a node its roles";
+        return Err(Error::bad_request(message));
+    }
+    Ok(Some((DataAddress::parse(&address)?, Terms { interval, timeout })))
 }
 
 fn memory_bytes(text: &str) -> Result<usize> {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod coord;
@@ -22,11 +23,13 @@ pub mod metrics;
 pub mod peers;
 pub mod policy;
 mod process;
+pub mod pulse;
 pub mod record;
 pub mod runner;
 pub mod server;
 pub mod state_dir;
 pub mod task_state;
+pub mod vip;
 
 #[cfg(test)]
 mod sim;

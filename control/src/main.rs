@@ -4,113 +4,159 @@
 //! runtime of its own, so whatever hangs there, a process that is asked to stop has ended within 20 s.
 #![forbid(unsafe_code)]
 
+mod logging;
+
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::server::{Server, Stop, Stopper};
+use blockhaul_control::server::{Control, Server, Stop};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use clap::Parser;
-use std::io::IsTerminal;
+use logging::Logging;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 /// From the first signal to the end of the process, at most.
 const STOP_MAX: Duration = Duration::from_secs(19);
+/// From the second one: for what a process that is gone cannot mend.
+const FAST_STOP_MAX: Duration = Duration::from_secs(2);
 
 /// What the owner waits for.
 enum Event {
-    /// A signal has arrived.
-    Signal,
+    /// This signal has arrived.
+    Signal(i32),
     /// The server has ended.
     Ended(Result<()>),
 }
 
-fn main() -> ExitCode {
-    match start() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("taskd: {error}");
-            ExitCode::from(if error.code == Code::BadRequest { 2 } else { 1 })
-        }
-    }
-}
+/// Says that the server has ended, even if it ends without a word.
+struct Ending(Sender<Event>, Option<Result<()>>);
 
-fn start() -> Result<()> {
-    let raw = RawConfig::parse().with_file()?;
-    start_logging(raw.log.as_deref())?;
-    let failed = |error: &std::io::Error, what| Error::io(Side::Engine, Operation::Start, error, what);
-    let runtime = Builder::new_multi_thread().enable_all().thread_name("taskd").build();
-    let runtime = runtime.map_err(|error| failed(&error, "start a runtime"))?;
-    let (events, seen) = channel();
-    {
-        let _inside = runtime.enter();
-        for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-            let caught = signal(kind).map_err(|error| failed(&error, "catch SIGTERM and SIGINT"))?;
-            runtime.spawn(forward(caught, events.clone()));
-        }
-    }
-    let server = Server::new(raw.resolve(|name| std::env::var_os(name))?);
-    let stopper = server.stopper();
-    let ended = events.clone();
-    runtime.spawn(async move {
-        let result = server.live().await;
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let silent = || Err(Error::internal(Operation::Stop, "the server has ended without a word"));
         // The owner may have given up waiting.
-        let _ = ended.send(Event::Ended(result));
+        let _ = self.0.send(Event::Ended(self.1.take().unwrap_or_else(silent)));
+    }
+}
+
+fn main() -> ExitCode {
+    // First of all: what arrives from here on is kept, whatever takes how long.
+    let (events, seen) = channel();
+    let caught = catch_signals(events.clone());
+    match caught.and_then(|()| start(events, &seen)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { error, is_usage }) => {
+            eprintln!("taskd: {error}");
+            ExitCode::from(if is_usage { 2 } else { 1 })
+        }
+    }
+}
+
+/// Why the process ends with another code than 0.
+struct Failure {
+    error: Error,
+    /// What was typed makes no sense; nothing has been touched.
+    is_usage: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, is_usage: false }
+    }
+}
+
+impl Failure {
+    fn of_usage(error: Error) -> Self {
+        let is_usage = error.code == Code::BadRequest;
+        Self { error, is_usage }
+    }
+}
+
+/// Handlers do nothing but wake a thread, which does nothing but wake the owner.
+fn catch_signals(events: Sender<Event>) -> std::result::Result<(), Failure> {
+    let failed = |error: std::io::Error, what| Error::io(Side::Engine, Operation::Start, &error, what);
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT]).map_err(|error| failed(error, "catch signals"))?;
+    let mut forward = move || signals.forever().map(Event::Signal).all(|event| events.send(event).is_ok());
+    let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || _ = forward());
+    thread.map_err(|error| failed(error, "start the signal thread"))?;
+    Ok(())
+}
+
+fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(), Failure> {
+    let raw = RawConfig::parse().with_file().map_err(Failure::of_usage)?;
+    let logging = Logging::start(raw.log.as_deref()).map_err(Failure::of_usage)?;
+    let runtime = Builder::new_multi_thread().enable_all().thread_name("taskd").build();
+    let runtime = runtime.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
+    let control = Control::default();
+    let controlled = control.clone();
+    let (resolved, config) = channel();
+    runtime.spawn(async move {
+        let mut ending = Ending(events, None);
+        // Names are looked up here, which may take longer than a signal may wait.
+        let looked_up = tokio::task::spawn_blocking(move || raw.resolve(|name| std::env::var_os(name))).await;
+        let config = looked_up.unwrap_or_else(|error| Err(Error::internal(Operation::Parse, error.to_string())));
+        let _ = resolved.send(config.is_ok());
+        ending.1 = Some(match config {
+            Ok(config) => Server::controlled_by(config, controlled).live().await,
+            Err(error) => Err(error),
+        });
     });
-    let result = own(&seen, &stopper);
-    runtime.shutdown_background();
-    result
+    let result = own(seen, &control, &logging);
+    // It goes with the process: taking it apart could wait for what hangs, and helps nobody.
+    std::mem::forget(runtime);
+    let is_resolved = config.try_recv().unwrap_or(true);
+    result.map_err(|error| if is_resolved { error.into() } else { Failure::of_usage(error) })
 }
 
-/// Signals do nothing but wake the owner.
-async fn forward(mut caught: Signal, events: Sender<Event>) {
-    while caught.recv().await.is_some() && events.send(Event::Signal).is_ok() {}
-}
-
-/// Waits for the server's end; asked to stop, only for so long; asked again, not at all.
-fn own(events: &Receiver<Event>, stopper: &Stopper) -> Result<()> {
+/// Waits for the server's end; asked to stop, only for so long; asked again, hardly at all.
+fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result<()> {
     let mut deadline: Option<Instant> = None;
     loop {
         let left =
             deadline.map_or(Duration::from_secs(3600), |deadline| deadline.saturating_duration_since(Instant::now()));
         match events.recv_timeout(left) {
             Ok(Event::Ended(result)) => return result,
-            Ok(Event::Signal) if deadline.is_none() => {
+            Ok(Event::Signal(SIGHUP)) => reload(control, logging),
+            Ok(Event::Signal(SIGQUIT)) => tracing::warn!(state = %control.state(), "asked how it stands"),
+            Ok(Event::Signal(_)) if deadline.is_none() => {
                 deadline = Some(Instant::now() + STOP_MAX);
-                stopper.stop(Stop::Drained);
+                control.stopper().stop(Stop::Drained);
             }
-            Ok(Event::Signal) => {
+            Ok(Event::Signal(_)) => {
                 tracing::warn!(
                     "asked twice: ends at once; what is not given back is taken over when the session expires"
                 );
-                stopper.stop(Stop::Fast);
-                return Ok(());
+                deadline = deadline.min(Some(Instant::now() + FAST_STOP_MAX));
+                control.stopper().stop(Stop::Fast);
             }
             Err(RecvTimeoutError::Timeout) if deadline.is_some() => {
-                tracing::error!("not stopped within {} s: ends as it is", STOP_MAX.as_secs());
+                tracing::error!("not stopped in time: ends as it is");
                 return Ok(());
             }
             Err(RecvTimeoutError::Timeout) => (),
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::internal(Operation::Stop, "the server has ended without a word"));
+                return Err(Error::internal(Operation::Stop, "nobody is left who could say anything"));
             }
         }
     }
 }
 
-/// Logs to stderr: `--log`, else `$RUST_LOG`, else what happens at all.
-fn start_logging(filter: Option<&str>) -> Result<()> {
-    let builder = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into());
-    let filter = match filter {
-        Some(text) => {
-            builder.parse(text).map_err(|error| Error::bad_request(format!("--log '{text}' is no filter: {error}")))?
+/// Reads the file of `--config` again. What cannot be understood changes nothing.
+fn reload(control: &Control, logging: &Logging) {
+    let read = || -> Result<()> {
+        let raw = RawConfig::try_parse().map_err(|error| Error::bad_request(error.to_string()))?.with_file()?;
+        let limits = raw.limits()?;
+        logging.change(raw.log.as_deref())?;
+        if !control.limit(limits) {
+            tracing::warn!("not started yet: the limits are those of the start");
         }
-        None => builder.from_env_lossy(),
+        Ok(())
     };
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    Ok(())
+    match read() {
+        Ok(()) => tracing::info!("has read its limits and its log level again"),
+        Err(error) => tracing::error!(%error, "nothing is changed"),
+    }
 }

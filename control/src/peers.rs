@@ -25,6 +25,11 @@ pub trait RunnerCalls: Send + Sync + std::fmt::Debug {
 
     /// Asks the runner to give back all it holds and to take nothing.
     async fn interrupt(&self, address: &str, leader: Epoch) -> Result<(), CallError>;
+
+    /// What the node's wall clock says, in milliseconds since 1970. Nothing is decided by it.
+    async fn clock(&self, _address: &str) -> Result<u64, CallError> {
+        Err(CallError::NoAnswer(String::from("nobody asks clocks here")))
+    }
 }
 
 /// Calls from a runner to the dispatcher, wherever that is now. Never block a copy.

@@ -59,6 +59,11 @@ impl RunnerCalls for GrpcRunnerCalls {
         let mut client = self.client(address)?;
         bounded(client.interrupt(request(wire::InterruptRequest { leader: leader.0 }))).await.map(drop)
     }
+
+    async fn clock(&self, address: &str) -> Result<u64, CallError> {
+        let mut client = self.client(address)?;
+        bounded(client.clock(request(wire::ClockRequest {}))).await.map(|reply| reply.unix_ms)
+    }
 }
 
 /// Calls to the dispatcher, wherever that is.

@@ -281,8 +281,16 @@ fn reply(task: &TaskRecord) -> Result<Response<wire::Task>, Status> {
 
 impl From<RunnerSeen> for wire::Node {
     fn from(seen: RunnerSeen) -> Self {
-        let RunnerSeen { node, registration, draining, running } = seen;
-        let base = Self { node: node.into(), running, draining, registered: registration.is_some(), ..Self::default() };
+        let RunnerSeen { node, registration, draining, running, clock } = seen;
+        let base = Self {
+            node: node.into(),
+            running,
+            draining,
+            registered: registration.is_some(),
+            clock_offset_ms: clock.map(|clock| clock.offset_ms),
+            clock_is_off: clock.is_some_and(|clock| clock.is_off),
+            ..Self::default()
+        };
         let Some(there) = registration else { return base };
         Self {
             address: there.address,
@@ -293,6 +301,8 @@ impl From<RunnerSeen> for wire::Node {
             labels: there.labels.into_iter().collect(),
             allow_paths: there.allow_paths,
             allow_nbd: there.allow_nbd,
+            restarts: there.restarts,
+            data_address: there.data.map(|address| address.to_string()),
             ..base
         }
     }
@@ -300,7 +310,7 @@ impl From<RunnerSeen> for wire::Node {
 
 impl From<CenterSeen> for wire::CenterStatus {
     fn from(seen: CenterSeen) -> Self {
-        let CenterSeen { center, leader, address, epoch, runners, tasks, mut unreadable } = seen;
+        let CenterSeen { center, leader, address, epoch, runners, restarts, tasks, mut unreadable } = seen;
         unreadable.truncate(PAGE_ITEMS_MAX);
         Self {
             center,
@@ -308,6 +318,7 @@ impl From<CenterSeen> for wire::CenterStatus {
             leader_address: address,
             epoch: epoch.0,
             runners,
+            restarts,
             tasks: tasks.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect(),
             unreadable,
             build: env!("CARGO_PKG_VERSION").to_owned(),

@@ -87,6 +87,17 @@ pub struct RunnerSeen {
     pub draining: bool,
     /// Tasks that it holds.
     pub running: u32,
+    /// Its wall clock against its peers', once it was asked.
+    pub clock: Option<ClockSeen>,
+}
+
+/// A node's wall clock as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockSeen {
+    /// By how many milliseconds it is ahead of its peers'.
+    pub offset_ms: i64,
+    /// Whether that is more than it should be.
+    pub is_off: bool,
 }
 
 /// The center as the dispatcher sees it.
@@ -102,6 +113,8 @@ pub struct CenterSeen {
     pub epoch: Epoch,
     /// Registered ones.
     pub runners: u32,
+    /// How often the processes of all registered nodes were started before.
+    pub restarts: u64,
     /// How many there are of each state.
     pub tasks: Vec<(State, u64)>,
     /// Records that cannot be read and are left alone.
@@ -166,6 +179,8 @@ pub struct Leadership {
 pub struct Roles {
     /// The dispatcher, here or elsewhere.
     pub leadership: watch::Receiver<Leadership>,
+    /// Whether this node has roles: not while it starts or stops, nor while its data channel is lost.
+    pub serving: watch::Receiver<bool>,
     /// The runner, once it can take calls.
     pub floor: watch::Receiver<Option<Arc<dyn Floor>>>,
 }

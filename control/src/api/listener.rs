@@ -154,14 +154,15 @@ fn services(
     Ok((reporter, services))
 }
 
-/// The whole process is healthy while it answers; a role is while it is there.
+/// The node is healthy while it has roles; a role is while it is there. Without any of them it still answers.
 async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: watch::Receiver<bool>) {
     loop {
         let is_over = *stopping.borrow_and_update();
         let leads = roles.leadership.borrow_and_update().desk.is_some() && !is_over;
-        let runs = roles.floor.borrow_and_update().is_some() && !is_over;
+        let serves = *roles.serving.borrow_and_update() && !is_over;
+        let runs = roles.floor.borrow_and_update().is_some() && serves;
         for (service, serves) in [
-            ("", !is_over),
+            ("", serves),
             ("blockhaul.v1.Center", leads),
             ("blockhaul.v1.Dispatcher", leads),
             ("blockhaul.v1.Runner", runs),
@@ -177,6 +178,7 @@ async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: w
             _ = stopping.changed() => (),
             changed = roles.leadership.changed() => if changed.is_err() { return },
             changed = roles.floor.changed() => if changed.is_err() { return },
+            changed = roles.serving.changed() => if changed.is_err() { return },
         }
     }
 }

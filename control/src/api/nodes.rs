@@ -4,6 +4,7 @@ use super::desk::{Floor, Roles};
 use super::fault::Fault;
 use super::records::{refusal, spec_of};
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
+use crate::clock::{Clock, HostClock};
 use crate::peers::Assignment;
 use crate::record::{Epoch, Progress, TaskId};
 use blockhaul_engine::error::{Code, Result};
@@ -62,6 +63,10 @@ impl Runner for RunnerService {
     async fn interrupt(&self, request: Request<wire::InterruptRequest>) -> Answer<wire::Done> {
         let wire::InterruptRequest { leader } = request.into_inner();
         done(self.floor()?.interrupt(Epoch(leader)).await)
+    }
+
+    async fn clock(&self, _: Request<wire::ClockRequest>) -> Answer<wire::ClockReply> {
+        Ok(Response::new(wire::ClockReply { unix_ms: HostClock.unix_ms() }))
     }
 }
 

@@ -69,6 +69,9 @@ fn each_refusal_names_its_flag() {
         ("--allow-nbd", "host:port"),
         ("--label", "plain"),
         ("--memory", "much"),
+        ("--data-address", "0.0.0.0"),
+        ("--data-channel-timeout", "5s"),
+        ("--data-channel-interval", "1s"),
         ("--tls-cert", "/none"),
     ] {
         let message = refusal(&["--standalone", flag, value]);
@@ -113,4 +116,22 @@ fn a_file_that_says_something_else_is_refused() {
     }
     std::fs::write(&file, [0xff, 0xfe]).unwrap();
     assert!(refusal(&["--config", file.to_str().unwrap()]).contains("not text"));
+}
+
+#[test]
+fn the_storage_network_is_watched_if_the_node_has_an_address_there() {
+    let config = |more: &[&str]| resolved(&[&["--standalone", "--data-address", "eth1:7401"], more].concat());
+    let (address, terms) = config(&[]).unwrap().data.unwrap();
+    assert_eq!(address.to_string(), "eth1:7401");
+    assert_eq!((terms.interval, terms.timeout), (Duration::from_secs(1), Duration::from_secs(5)));
+    for bad in [
+        &["--data-channel-interval", "49ms"][..],
+        &["--data-channel-timeout", "2s"],
+        &["--data-channel-timeout", "61s"],
+        &["--data-channel-interval", "2s", "--data-channel-timeout", "5s"],
+    ] {
+        let error = config(bad).expect_err("it would judge by chance");
+        assert!(error.code == Code::BadRequest && error.message.contains("--data-channel-"), "{bad:?}: {error}");
+    }
+    assert!(resolved(&["--standalone"]).unwrap().data.is_none());
 }

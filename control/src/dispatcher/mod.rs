@@ -37,6 +37,7 @@ use crate::clock::Clock;
 use crate::coord::Session;
 use crate::election::Reign;
 use crate::peers::RunnerCalls;
+use crate::pulse::Pulse;
 use crate::record::{NodeId, TaskId, TaskRecord, TaskSpec};
 use client::{Reply, Request};
 use decide::{Room, Terms, decide};
@@ -82,6 +83,8 @@ pub struct Config {
     pub implied_node: Option<NodeId>,
     /// For tasks whose fence is `command`; without it they are refused. Default none.
     pub fence: Option<Arc<dyn FenceProgram>>,
+    /// Beats with every turn.
+    pub pulse: Pulse,
 }
 
 impl Default for Config {
@@ -95,6 +98,7 @@ impl Default for Config {
             tasks_max: 100_000,
             implied_node: None,
             fence: None,
+            pulse: Pulse::default(),
         }
     }
 }
@@ -223,6 +227,7 @@ impl Dispatcher {
 
     /// Everything that can be done without waiting.
     fn turn(&mut self, is_connected: bool) {
+        self.config.pulse.beat();
         let now = self.now();
         self.turned_at = now.boot;
         self.read(now.boot, is_connected);

@@ -3,6 +3,7 @@
 use super::{Incarnation, NodeId, OpId, Record};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 /// The schema of all records, checked by every `taskd` before it does anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,12 @@ pub struct Registration {
     pub build: String,
     /// It gives back what it holds and takes nothing more.
     pub stopping: bool,
+    /// Where peers probe it in the storage network; none: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<SocketAddr>,
+    /// How often its `taskd` was started before, in the same state directory.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u64,
     /// Of the write that made it what it is.
     pub op: OpId,
 }
@@ -84,3 +91,46 @@ impl Record for Leader {}
 impl Record for Registration {}
 impl Record for Renewal {}
 impl Record for Drain {}
+
+/// What a node without a past leaves out, so that an older `taskd` still reads its record.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[cfg(test)]
+impl Registration {
+    /// Of a node that offers nothing.
+    pub(crate) fn example(name: &str) -> Self {
+        Self {
+            node: NodeId::new(name).expect("tests use plain names"),
+            incarnation: Incarnation(format!("{name}-life")),
+            boot_id: String::from("boot"),
+            address: format!("{name}:1"),
+            slots: 4,
+            labels: BTreeMap::new(),
+            allow_paths: Vec::new(),
+            allow_nbd: Vec::new(),
+            build: String::new(),
+            stopping: false,
+            data: None,
+            restarts: 0,
+            op: OpId(String::from("op")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registration_is_read_with_and_without_what_came_later() {
+        let plain = Registration::example("n");
+        let text = String::from_utf8(plain.encode()).unwrap();
+        assert!(!text.contains("data") && !text.contains("restarts"), "an older taskd reads it: {text}");
+        assert_eq!(Registration::decode(text.as_bytes()).unwrap(), plain);
+        let newer = Registration { data: Some("10.0.0.1:7401".parse().unwrap()), restarts: 3, ..plain };
+        assert_eq!(Registration::decode(&newer.encode()).unwrap(), newer);
+    }
+}

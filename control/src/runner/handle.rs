@@ -50,7 +50,7 @@ impl RunnerHandle {
         if !is_connected {
             return refused(Code::Unreachable, "the runner has no connection to the coordination service");
         }
-        match hub.book.enter(&attempt, hub.config.slots as usize) {
+        match hub.book.enter(&attempt, hub.slots() as usize) {
             Entry::Added => {
                 if hub.starts.send(Arc::clone(&attempt)).is_err() {
                     hub.book.leave(&attempt, Standing::Unknown);
@@ -118,6 +118,33 @@ impl RunnerHandle {
         self.heed(leader)?;
         self.0.interrupt.notify_one();
         Ok(())
+    }
+
+    /// Gives everything back and leaves the runners, with the process living on. Returns when it is gone from them, or was
+    /// asked back; without a connection that takes until its session is over.
+    pub async fn leave(&self) {
+        self.0.wanted.send_replace(false);
+        let mut away = self.0.is_away.subscribe();
+        tokio::select! { biased;
+            _ = away.wait_for(|&away| away) => {}
+            () = self.0.wanted_is(true) => {}
+        }
+    }
+
+    /// Is there again after [`RunnerHandle::leave`]; may be asked for at any time.
+    pub fn come_back(&self) {
+        self.0.wanted.send_replace(true);
+    }
+
+    /// Runs so many tasks at once from now on; those that run are not stopped.
+    pub fn set_slots(&self, slots: u32) {
+        self.0.set_slots(slots);
+    }
+
+    /// Tasks that it runs at once.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.0.slots()
     }
 
     /// Whether this node leads: then its lease is renewed whether it copies or not.

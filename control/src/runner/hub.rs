@@ -33,6 +33,12 @@ pub(super) struct Hub {
     pub doubt: Notify,
     /// Wakes whoever gives everything back without ending the runner.
     pub interrupt: Notify,
+    /// Whether the node wants a runner.
+    pub wanted: watch::Sender<bool>,
+    /// Whether it has left since, and is known to be gone.
+    pub is_away: watch::Sender<bool>,
+    /// Tasks that it runs at once.
+    slots: watch::Sender<u32>,
     /// Attempts that are in the book and have to be started.
     pub starts: mpsc::UnboundedSender<std::sync::Arc<super::attempt::Attempt>>,
     ends: AtomicBool,
@@ -57,6 +63,7 @@ impl Hub {
         seams: Seams,
         starts: mpsc::UnboundedSender<std::sync::Arc<super::attempt::Attempt>>,
     ) -> Self {
+        let slots = watch::Sender::new(config.slots);
         Self {
             config,
             seams,
@@ -67,6 +74,9 @@ impl Hub {
             renew: Notify::new(),
             doubt: Notify::new(),
             interrupt: Notify::new(),
+            wanted: watch::Sender::new(true),
+            is_away: watch::Sender::new(false),
+            slots,
             starts,
             ends: AtomicBool::new(false),
             leads: AtomicBool::new(false),
@@ -148,6 +158,40 @@ impl Hub {
         }
         *heard = Some(leader);
         Ok(())
+    }
+
+    /// Changes the mood if it is `from`; whether it was.
+    pub(super) fn turn(&self, from: Mood, to: Mood) -> bool {
+        self.mood.send_if_modified(|mood| {
+            let turns = *mood == from;
+            if turns {
+                *mood = to;
+            }
+            turns
+        })
+    }
+
+    /// Whether it is to be there.
+    pub(super) fn is_wanted(&self) -> bool {
+        *self.wanted.borrow() && !self.is_ending()
+    }
+
+    /// Waits until the node wants that.
+    pub(super) async fn wanted_is(&self, wanted: bool) {
+        // The sender lives as long as this hub.
+        let _ = self.wanted.subscribe().wait_for(|now| *now == wanted).await;
+    }
+
+    /// Tasks that it runs at once, now.
+    pub(super) fn slots(&self) -> u32 {
+        *self.slots.borrow()
+    }
+
+    /// Runs so many at once from now on. What runs already is not stopped.
+    pub(super) fn set_slots(&self, slots: u32) {
+        self.slots.send_replace(slots);
+        // The registration says so.
+        self.doubt.notify_one();
     }
 
     /// The runner has been asked to end, which nothing takes back.

@@ -16,6 +16,7 @@
 //!   its session.
 
 mod attempt;
+mod attendance;
 mod book;
 mod conclude;
 mod engine_worker;
@@ -42,12 +43,14 @@ pub use worker::{End, Outcome, Question, Running, Work, Worker};
 
 use crate::clock::Clock;
 use crate::peers::LeaderCalls;
+use crate::pulse::Pulse;
 use crate::record::{Incarnation, NodeId, TaskId};
 use attempt::Attempt;
 use blockhaul_engine::job::Reason;
 use hub::{Hub, Mood};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -76,6 +79,12 @@ pub struct RunnerConfig {
     pub allow_nbd: Vec<String>,
     /// Version of its program.
     pub build: String,
+    /// Where peers probe it in the storage network.
+    pub data: Option<SocketAddr>,
+    /// How often its process was started before.
+    pub restarts: u64,
+    /// Beats while the runner is alive.
+    pub pulse: Pulse,
     /// When it stops, it waits so long for copies to come to rest and to be given back. Default 10 s.
     pub stop_wait: Duration,
     /// Assumed life of a request in network and server. Default 30 s.
@@ -96,6 +105,9 @@ impl RunnerConfig {
             allow_paths: Vec::new(),
             allow_nbd: Vec::new(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
+            data: None,
+            restarts: 0,
+            pulse: Pulse::default(),
             stop_wait: Duration::from_secs(10),
             quiet_after: Duration::from_secs(30),
         }
@@ -149,14 +161,17 @@ impl Runner {
     /// 6 s more than that.
     pub async fn run(self, sessions: Sessions, shutdown: impl Future<Output = ()>) -> Stopped {
         let Self { hub, mut starts } = self;
-        hub.mood.send_replace(Mood::Serving);
+        if hub.is_wanted() {
+            hub.mood.send_replace(Mood::Serving);
+        }
         let work = async {
             tokio::join!(
                 renewal::guard_leases(&hub),
                 registration::keep_registered(&hub, sessions),
                 renewal::renew(&hub),
                 attempts(&hub, &mut starts),
-                interrupts(&hub),
+                attendance::attend(&hub),
+                hub.config.pulse.idle(|| true),
                 sweep(&hub),
                 hints::tell_changes(&hub),
                 hints::tell_progress(&hub),
@@ -191,35 +206,12 @@ async fn attempts(hub: &Arc<Hub>, starts: &mut mpsc::UnboundedReceiver<Arc<Attem
     }
 }
 
-/// Gives everything back whenever that is asked for, and goes on.
-async fn interrupts(hub: &Hub) {
-    loop {
-        hub.interrupt.notified().await;
-        let turn = |from: Mood, to: Mood| {
-            hub.mood.send_if_modified(|mood| {
-                let turns = *mood == from;
-                if turns {
-                    *mood = to;
-                }
-                turns
-            })
-        };
-        if !turn(Mood::Serving, Mood::Stopping) {
-            continue;
-        }
-        tracing::info!(node = %hub.config.node, "asked to give back everything");
-        stop_all(hub, Reason::RunnerInterrupt).await;
-        if !hub.is_ending() {
-            turn(Mood::Stopping, Mood::Serving);
-        }
-    }
-}
-
 /// The order of a stop: marked, refusing, cancelled, at rest, given back, told, gone.
 async fn give_everything_back(hub: &Hub) -> Stopped {
     hub.end();
     let marked = hub.seat.borrow().as_ref().map(|seat| seat.version);
-    hub.mood.send_replace(Mood::Stopping);
+    // One that is away stays there.
+    let marked = marked.filter(|_| hub.turn(Mood::Serving, Mood::Stopping));
     if let Some(version) = marked {
         let mut seats = hub.seat.subscribe();
         let moved = seats.wait_for(|seat| seat.as_ref().is_none_or(|seat| seat.version != version));

@@ -4,6 +4,7 @@
 //! STATE_DIR/node.lock      flock, held while this process lives: its predecessor is dead
 //!           incarnations   the last 16 lives of this node, one in a line, the latest last
 //!           leader_epoch   the highest epoch of a leader that was heard, as a decimal number
+//!           starts         how often a `taskd` was started here, as a decimal number
 //! ```
 //! What always holds: a life is written down before it is registered, and an epoch before it is acted on.
 
@@ -78,6 +79,16 @@ impl StateDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Counts this start; how many there were before. A count that cannot be read begins anew: nothing depends on it.
+    ///
+    /// # Errors
+    /// What cannot be written.
+    pub fn count_start(&self) -> Result<u64> {
+        let before = self.read("starts")?.trim().parse().unwrap_or(0_u64);
+        self.write("starts", &format!("{}\n", before.saturating_add(1)))?;
+        Ok(before)
     }
 
     fn read(&self, name: &str) -> Result<String> {
@@ -179,6 +190,16 @@ mod tests {
             state.remember(&life(number)).unwrap();
         }
         assert_eq!(state.incarnations().unwrap(), (4..20).map(life).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn starts_are_counted_across_lives() {
+        let root = tempfile::tempdir().unwrap();
+        for before in 0..3 {
+            assert_eq!(StateDir::lock(root.path()).unwrap().count_start().unwrap(), before);
+        }
+        std::fs::write(root.path().join("starts"), "many").unwrap();
+        assert_eq!(StateDir::lock(root.path()).unwrap().count_start().unwrap(), 0);
     }
 
     #[test]

@@ -21,6 +21,8 @@ use tokio::time::{sleep, timeout};
 
 /// Between two tries to register.
 const RETRY: Duration = Duration::from_secs(1);
+/// Between two tries to remove it.
+const WITHDRAW_AGAIN: Duration = Duration::from_millis(200);
 /// Between two looks at a registration that nobody has complained about.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -58,13 +60,14 @@ pub(super) async fn keep_registered(hub: &Hub, mut sessions: Sessions) {
             return std::future::pending().await;
         };
         let Some(session) = session else { continue };
+        let slots = hub.slots();
         match register(hub, &session).await {
             Ok(seat) => {
                 tracing::info!(node = %hub.config.node, session = ?session.id(), "registered");
                 hub.seat.send_replace(Some(seat));
                 // Whatever was decided meanwhile: everything that is held is looked at.
                 hub.book.all().iter().for_each(|attempt| attempt.look());
-                hold(hub, &session, &mut sessions).await;
+                hold(hub, &session, &mut sessions, slots).await;
                 give_up(hub);
             }
             Err(why) => {
@@ -100,6 +103,26 @@ pub(super) async fn deregister(hub: &Hub) -> Result<(), CoordError> {
     let path = layout::runner(hub.config.node.as_str());
     give_up(hub);
     seat.session.multi(vec![Op::Delete { path, version: seat.version }]).await.map(drop)
+}
+
+/// Removes the registration while the process lives on: tries until it is gone, or its session is.
+pub(super) async fn withdraw(hub: &Hub) {
+    let Some(Seat { session, mut version, .. }) = hub.seat.borrow().clone() else { return };
+    let path = layout::runner(hub.config.node.as_str());
+    give_up(hub);
+    loop {
+        match session.multi(vec![Op::Delete { path: path.clone(), version }]).await {
+            Ok(_) | Err(CoordError::Ended(_) | CoordError::Refused { why: Refusal::NoNode, .. }) => return,
+            Err(error) => tracing::debug!(%error, "cannot remove the registration yet"),
+        }
+        // Whatever became of it: if it stands, its version is read anew.
+        match session.get(&path).await {
+            Ok(Some(node)) if node.stat.owner == Some(session.id()) => version = node.stat.version,
+            Ok(_) | Err(CoordError::Ended(_)) => return,
+            Err(_) => {}
+        }
+        sleep(WITHDRAW_AGAIN).await;
+    }
 }
 
 async fn register(hub: &Hub, session: &Arc<dyn Session>) -> Result<Seat, NotRegistered> {
@@ -168,20 +191,22 @@ fn report(hub: &Hub, why: &NotRegistered) {
     }
 }
 
-/// Stays until the registration is gone or is to go, and keeps its mark of stopping as the runner's mood has it.
-async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions) {
+/// Stays until the registration is gone or is to go, and keeps saying there whether the runner is stopping
+/// and how many tasks it takes.
+async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
     let mut moods = hub.mood.subscribe();
-    let mut is_marked = false;
+    let mut said = (false, slots);
     loop {
         let mood = *moods.borrow_and_update();
-        if mood == Mood::Absent {
+        // Given up while nobody looked: there has to be another one.
+        if mood == Mood::Absent || hub.seat.borrow().is_none() {
             return;
         }
-        let wants_mark = mood == Mood::Stopping;
-        if wants_mark != is_marked {
-            match mark(hub, session, wants_mark).await {
-                Ok(()) => is_marked = wants_mark,
+        let to_say = (mood == Mood::Stopping, hub.slots());
+        if to_say != said {
+            match mark(hub, session, to_say.0).await {
+                Ok(()) => said = to_say,
                 Err(CoordError::Refused { .. } | CoordError::Ended(_)) => return,
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
@@ -265,12 +290,14 @@ fn registration(hub: &Hub) -> Registration {
         incarnation: config.incarnation.clone(),
         boot_id: config.boot_id.clone(),
         address: config.address.clone(),
-        slots: config.slots,
+        slots: hub.slots(),
         labels: config.labels.clone(),
         allow_paths: config.allow_paths.clone(),
         allow_nbd: config.allow_nbd.clone(),
         build: config.build.clone(),
         stopping: *hub.mood.borrow() == Mood::Stopping,
+        data: config.data,
+        restarts: config.restarts,
         op: OpId::fresh(),
     }
 }

@@ -1,6 +1,7 @@
 //! The dispatcher of this node's reign as the services know it, and the runner of this node.
 
-use crate::api::desk::{CenterNumbers, CenterSeen, Change, Desk, Draining, Floor, RunnerSeen};
+use super::clocks::{Clocks, is_off};
+use crate::api::desk::{CenterNumbers, CenterSeen, Change, ClockSeen, Desk, Draining, Floor, RunnerSeen};
 use crate::api::order::Order;
 use crate::dispatcher::{DispatcherHandle, DrainWish, Query, Status, Submission};
 use crate::peers::{Answer, Assignment, CallError, Standing};
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 pub(super) struct LeaderDesk {
     pub(super) dispatcher: DispatcherHandle,
     pub(super) center: Arc<OnceLock<String>>,
+    pub(super) clocks: Arc<Clocks>,
 }
 
 #[async_trait]
@@ -58,7 +60,12 @@ impl Desk for LeaderDesk {
 
     async fn runners(&self) -> Result<Vec<RunnerSeen>> {
         let views = self.dispatcher.runners().await?;
+        let clock = |node: &NodeId| {
+            let offset_ms = self.clocks.offset(node)?;
+            Some(ClockSeen { offset_ms, is_off: is_off(offset_ms) })
+        };
         let seen = views.into_iter().map(|view| RunnerSeen {
+            clock: clock(&view.node),
             node: view.node,
             registration: view.registration,
             draining: view.drain.is_some(),
@@ -83,12 +90,14 @@ impl Desk for LeaderDesk {
 
     async fn status(&self) -> Result<CenterSeen> {
         let Status { leader, epoch, tasks, undecodable, runners, .. } = self.dispatcher.status().await?;
+        let there = self.dispatcher.runners().await?.into_iter().filter_map(|view| view.registration);
         Ok(CenterSeen {
             center: self.center.get().cloned().unwrap_or_default(),
             leader: leader.node,
             address: leader.address,
             epoch,
             runners: u32::try_from(runners).unwrap_or(u32::MAX),
+            restarts: there.map(|there| there.restarts).fold(0, u64::saturating_add),
             tasks: tasks.into_iter().map(|(state, count)| (state, count as u64)).collect(),
             unreadable: undecodable.into_iter().map(|(path, why)| format!("{path}: {why}")).collect(),
         })

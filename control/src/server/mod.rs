@@ -9,22 +9,31 @@
 //! - Whoever wants it to stop asks the [`Stopper`]; nothing in here ends the process or waits for its own thread.
 //! - Roles come and go by what the session and the election say; the process stays. A role that cannot be made stops the
 //!   server with an error, one that an outage takes away comes back.
-//! - The order of a stop: leadership is resigned, the runner gives everything back, the session is closed, the listeners
-//!   say goodbye. What could not be given back keeps its session until that expires.
+//! - The order of a stop: deciding ends, the service address is taken off, leadership is resigned, the runner gives
+//!   everything back, the session is closed, the listeners say goodbye. What could not be given back keeps its session
+//!   until that expires. A lost data channel does the same, but the process stays, answers, and comes back.
 
+mod clocks;
+mod control;
 mod desk;
+mod duty;
 mod founding;
 mod leading;
+mod notify;
+mod overview;
+mod post;
 mod stop;
 
 pub(crate) use leading::Leading;
+pub use control::{Control, Limits};
 pub use stop::{Stop, Stopper};
 
 use crate::api::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
 use crate::api::channels::Channels;
 use crate::api::desk::{Floor, Leadership, Roles};
 use crate::api::listener::Listener;
-use crate::clock::HostClock;
+use crate::channel::DataChannel;
+use crate::clock::{Clock, HostClock};
 use crate::config::{Config, Store};
 use crate::coord::Center;
 use crate::coord::credentials::Credentials;
@@ -33,29 +42,31 @@ use crate::coord::zookeeper::{Settings, ZooKeeper};
 use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
 use crate::metrics::Metrics;
 use crate::policy::Policy;
+use crate::pulse::Pulses;
 use crate::record::{Incarnation, NodeId};
+use crate::vip::Vip;
 use crate::runner::{EngineWorker, NodeState, Runner, RunnerConfig, Seams, SessionKeeper, StateDir, Stopped, Worker};
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use founding::Founded;
+use overview::Overview;
+use post::NodePost;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
 
 /// How long a predecessor that was killed may take to let go of the state directory.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Between two tries to lock it.
 const LOCK_EVERY: Duration = Duration::from_millis(100);
-/// For the next leader to be known after a resignation: then it is told at once what is given back.
-const RESIGN_WAIT: Duration = Duration::from_secs(1);
 
 /// A `taskd`, not yet begun.
 #[derive(Debug)]
 pub struct Server {
     config: Config,
-    stopper: Stopper,
+    control: Control,
 }
 
 /// A `taskd` that has all it needs, and listens.
@@ -67,7 +78,12 @@ pub struct Ready {
     engine: Arc<Engine>,
     listener: Listener,
     metrics: Option<Metrics>,
+    channel: Option<DataChannel>,
     floor: watch::Sender<Option<Arc<dyn Floor>>>,
+    serving: watch::Sender<bool>,
+    failures: mpsc::Receiver<Error>,
+    pulses: Pulses,
+    overview: Overview,
     stopper: Stopper,
 }
 
@@ -75,19 +91,25 @@ impl Server {
     /// Touches nothing.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self { config, stopper: Stopper::new() }
+        Self::controlled_by(config, Control::default())
+    }
+
+    /// As [`Server::new`]; what `control` has been asked before is heard.
+    #[must_use]
+    pub fn controlled_by(config: Config, control: Control) -> Self {
+        Self { config, control }
     }
 
     /// To ask it to stop, from now on.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
+        self.control.stopper().clone()
     }
 
     /// From beginning to end: returns when it has stopped because it was asked to.
     ///
     /// # Errors
-    /// What could not be initialised.
+    /// What could not be initialised, or which role cannot be had on this node.
     pub async fn live(self) -> Result<()> {
         let stopper = self.stopper();
         let ready = tokio::select! {
@@ -95,7 +117,16 @@ impl Server {
             () = stopper.wait_for(Stop::Drained) => return Ok(()),
             ready = self.initialise() => ready?,
         };
-        ready.run().await;
+        let vip = ready.leading.vip.clone();
+        tokio::select! {
+            biased;
+            () = stopper.wait_for(Stop::Fast) => {}
+            result = ready.run() => return result,
+        }
+        if let Some(vip) = vip {
+            // The one thing that a process which is gone cannot mend.
+            vip.release().await;
+        }
         Ok(())
     }
 
@@ -104,13 +135,20 @@ impl Server {
     /// # Errors
     /// What is missing or wrong on this host, and what helps.
     pub async fn initialise(self) -> Result<Ready> {
-        let Self { config, stopper } = self;
+        let Self { config, control } = self;
         let state = Arc::new(lock(&config).await?);
+        let restarts = state.count_start()?;
+        let channel = match &config.data {
+            Some((address, terms)) => Some(DataChannel::open(address, *terms).await?),
+            None => None,
+        };
+        let vip = vip(&config, channel.as_ref()).await?;
         let service = center(&config, &state).await?;
         let (engine, worker) = worker(&config, &state).await?;
         let (floor, floor_seen) = watch::channel(None);
+        let (serving, serving_seen) = watch::channel(false);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
-        let roles = Roles { leadership: leadership_seen, floor: floor_seen };
+        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
         let listener = Listener::open(config.listen, config.tls.as_ref(), roles.clone(), here.clone()).await?;
         let address = advertised(&config, listener.address());
@@ -124,12 +162,27 @@ impl Server {
             clock: Arc::new(HostClock),
             state: Arc::clone(&state) as Arc<dyn NodeState>,
         };
-        let runner = Runner::new(runner_config(&config, &incarnation, &address), seams);
+        let data = channel.as_ref().map(DataChannel::address);
+        let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
+        let runner_pulse = runner_config.pulse.clone();
+        let runner = Runner::new(runner_config, seams);
         let metrics = match config.metrics {
-            Some(at) => Some(Metrics::open(at, roles, runner.handle()).await?),
+            Some(at) => Some(Metrics::open(at, roles.clone(), runner.handle()).await?),
             None => None,
         };
+        let overview = Overview {
+            node: config.node.clone(),
+            incarnation: incarnation.clone(),
+            started: Instant::now(),
+            restarts,
+            runner: runner.handle(),
+            leadership: roles.leadership,
+            serving: roles.serving,
+            channel: channel.as_ref().map(DataChannel::seen),
+            vip: vip.clone(),
+        };
         let name = Arc::new(OnceLock::new());
+        let (failed, failures) = mpsc::channel(1);
         let leading = Leading {
             dispatcher: dispatcher_config(&config, here),
             node: config.node,
@@ -141,9 +194,29 @@ impl Server {
             runner: runner.handle(),
             leadership,
             leader,
+            vip,
+            office: watch::Sender::new(false),
+            failed,
         };
+        let pulses = Pulses::of([runner_pulse, leading.dispatcher.pulse.clone()]);
         let keeper = SessionKeeper::new(Arc::new(Founded::new(service, name)));
-        Ok(Ready { keeper, leading, runner, engine, listener, metrics, floor, stopper })
+        let stopper = control.stopper().clone();
+        control.show(&overview);
+        Ok(Ready {
+            keeper,
+            leading,
+            runner,
+            engine,
+            listener,
+            metrics,
+            channel,
+            floor,
+            serving,
+            failures,
+            pulses,
+            overview,
+            stopper,
+        })
     }
 }
 
@@ -156,10 +229,42 @@ impl Ready {
 
     /// Runs until it is asked to stop, and stops: when this returns, nothing of it is left but what could not be given
     /// back. Asked for [`Stop::Fast`], its owner drops it.
-    pub async fn run(self) {
-        let Self { keeper, leading, runner, engine, listener, metrics, floor, stopper } = self;
+    ///
+    /// # Errors
+    /// Which role cannot be had on this node, and why; it has stopped then, too.
+    pub async fn run(self) -> Result<()> {
+        let Self { keeper, leading, runner, engine, listener, metrics, channel, floor, serving, .. } = self;
+        let Self { mut failures, pulses, overview, stopper, .. } = self;
+        let (stand, stands) = watch::channel(false);
         floor.send_replace(Some(Arc::new(runner.handle())));
-        let Stopped { left_behind } = play(&keeper, &leading, runner, &stopper).await;
+        let post = NodePost {
+            runner: runner.handle(),
+            serving,
+            stand,
+            office: leading.office.subscribe(),
+            leader: leading.leader.subscribe(),
+            address: leading.address.clone(),
+        };
+        let mut result = Ok(());
+        let on_duty = async {
+            let judged = channel.as_ref().map(DataChannel::seen);
+            duty::Post::take_up(&post);
+            result = duty::serve(&post, &stopper, judged, &mut failures).await;
+            notify::stopping(&overview);
+        };
+        let clock: Arc<dyn Clock> = Arc::new(HostClock);
+        let probing = async {
+            match &channel {
+                Some(channel) => channel.run(&leading.node, keeper.sessions(), &clock).await,
+                None => std::future::pending().await,
+            }
+        };
+        let stopped = tokio::select! {
+            biased;
+            stopped = play(&keeper, &leading, runner, stands, on_duty) => stopped,
+            () = probing => unreachable!("it never ends"),
+            () = notify::attend(&overview, pulses) => unreachable!("it never ends"),
+        };
         floor.send_replace(None);
         if !left_behind.is_empty() {
             // Closing the session, or waiting for the engine, would say or take what is not known to be so.
@@ -172,43 +277,32 @@ impl Ready {
         };
         tokio::join!(listener.close(), metrics);
         tracing::info!("stopped");
+        result
     }
 }
 
-/// Plays all roles until a stop is asked for, and gives them up in order. The session is closed if nothing is left behind;
-/// else its owner leaves it as it is.
-pub(crate) async fn play(keeper: &SessionKeeper, leading: &Leading, runner: Runner, stopper: &Stopper) -> Stopped {
-    let (stand, stands) = watch::channel(true);
-    let leader = leading.leader.subscribe();
-    let stopped = tokio::select! {
+/// Plays all roles until `on_duty` ends, and gives back what the runner has.
+pub(crate) async fn play(
+    keeper: &SessionKeeper,
+    leading: &Leading,
+    runner: Runner,
+    stands: watch::Receiver<bool>,
+    on_duty: impl Future<Output = ()>,
+) -> Stopped {
+    tokio::select! {
         biased;
-        stopped = runner.run(keeper.sessions(), resigned(stopper, stand, leader, leading.address.clone())) => stopped,
+        stopped = runner.run(keeper.sessions(), on_duty) => stopped,
         () = keeper.run() => unreachable!("it never ends"),
         () = leading.run(keeper.sessions(), stands) => unreachable!("it never ends"),
-    };
-    if stopped.left_behind.is_empty() {
-        keeper.close().await;
     }
-    stopped
 }
 
-/// Waits until a stop is asked for, resigns, and waits a moment until another node is known to lead.
-async fn resigned(
-    stopper: &Stopper,
-    stand: watch::Sender<bool>,
-    mut leader: watch::Receiver<Option<String>>,
-    here: String,
-) {
-    stopper.wait_for(Stop::Drained).await;
-    tracing::info!("stops: gives everything back");
-    stand.send_replace(false);
-    let is_led = leader.borrow().as_ref().is_some_and(|leader| *leader == here);
-    if is_led {
-        let another = leader.wait_for(|leader| leader.as_ref().is_none_or(|leader| *leader != here));
-        let _ = timeout(RESIGN_WAIT, another).await;
-    }
-    // Not dropped before: without it there is no election that says who leads now.
-    crate::process::spawn(async move { stand.closed().await });
+/// The service address, judged on this host and not among the addresses that the node needs itself.
+async fn vip(config: &Config, channel: Option<&DataChannel>) -> Result<Option<Vip>> {
+    let Some(text) = &config.vip else { return Ok(None) };
+    let own = [Some(config.listen), channel.map(DataChannel::address)];
+    let own: Vec<_> = own.into_iter().flatten().map(|address| address.ip()).collect();
+    Vip::open(text, &own).await.map(Some)
 }
 
 /// A predecessor that was killed may still have requests in the kernel.

@@ -19,9 +19,17 @@ pub enum Stop {
 #[derive(Clone, Debug)]
 pub struct Stopper(Arc<watch::Sender<Stop>>);
 
-impl Stopper {
-    pub(crate) fn new() -> Self {
+impl Default for Stopper {
+    fn default() -> Self {
         Self(Arc::new(watch::Sender::new(Stop::No)))
+    }
+}
+
+impl Stopper {
+    /// Of a server that is to be: what is asked before there is one is heard by it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Asks; never waits. Asking again for no more than was asked for changes nothing.

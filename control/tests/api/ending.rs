@@ -57,6 +57,11 @@ async fn health_follows_the_roles() {
     wait_for("blockhaul.v1.Center", ServingStatus::Serving).await;
     node.floor.send_replace(Some(Arc::new(MockFloor { answer: Answer::Accepted })));
     wait_for("blockhaul.v1.Runner", ServingStatus::Serving).await;
+    node.serving.send_replace(false);
+    wait_for("", ServingStatus::NotServing).await;
+    wait_for("blockhaul.v1.Runner", ServingStatus::NotServing).await;
+    node.serving.send_replace(true);
+    wait_for("", ServingStatus::Serving).await;
     node.follow(None);
     wait_for("blockhaul.v1.Center", ServingStatus::NotServing).await;
 }

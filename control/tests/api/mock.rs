@@ -108,7 +108,7 @@ impl Desk for MockDesk {
 
     async fn runners(&self) -> Result<Vec<RunnerSeen>> {
         let node = NodeId::new("n1")?;
-        Ok(vec![RunnerSeen { node, registration: None, draining: true, running: 3 }])
+        Ok(vec![RunnerSeen { node, registration: None, draining: true, running: 3, clock: None }])
     }
 
     async fn drain(&self, _: &NodeId, _: Draining) -> Result<u32> {
@@ -126,6 +126,7 @@ impl Desk for MockDesk {
             address: String::from("here:1"),
             epoch: Epoch(9),
             runners: 1,
+            restarts: 2,
             tasks: vec![(State::Pending, 7)],
             unreadable: vec![String::from("/tasks/00/x")],
         })
@@ -182,6 +183,7 @@ impl Floor for MockFloor {
 pub(crate) struct Node {
     pub(crate) listener: Listener,
     pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) serving: watch::Sender<bool>,
     pub(crate) floor: watch::Sender<Option<Arc<dyn Floor>>>,
 }
 
@@ -197,9 +199,10 @@ impl Node {
     pub(crate) async fn at(address: &str, tls: Option<&Tls>) -> Self {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (floor, floor_seen) = watch::channel(None);
-        let roles = Roles { leadership: leadership_seen, floor: floor_seen };
+        let (serving, serving_seen) = watch::channel(true);
+        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
         let listener = Listener::open(address.parse().unwrap(), tls, roles, None).await.unwrap();
-        Self { listener, leadership, floor }
+        Self { listener, leadership, serving, floor }
     }
 
     pub(crate) fn address(&self) -> String {

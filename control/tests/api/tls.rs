@@ -94,6 +94,7 @@ async fn a_key_that_does_not_fit_is_refused_when_listening_begins() {
     let raw = RawTls { tls_key: other.tls_key, ..node };
     let roles = blockhaul_control::api::desk::Roles {
         leadership: tokio::sync::watch::channel(Default::default()).1,
+        serving: tokio::sync::watch::channel(true).1,
         floor: tokio::sync::watch::channel(None).1,
     };
     let address = "127.0.0.1:0".parse().unwrap();

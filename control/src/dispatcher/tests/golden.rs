@@ -37,6 +37,8 @@ fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
             allow_nbd: Vec::new(),
             build: String::new(),
             stopping: false,
+            data: None,
+            restarts: 0,
             op: OpId(String::new()),
         };
         (node, registration)

@@ -237,6 +237,8 @@ impl Stage {
             allow_nbd: Vec::new(),
             build: String::from("test"),
             stopping: false,
+            data: None,
+            restarts: 0,
             op: OpId::fresh(),
         };
         let op = Op::Create { path: layout::runner(node), data: registration.encode(), life: Life::Ephemeral };

@@ -14,6 +14,8 @@ fn foreign(life: &str) -> Registration {
         allow_nbd: vec![],
         build: "1".into(),
         stopping: false,
+        data: None,
+        restarts: 0,
         op: OpId::fresh(),
     }
 }

@@ -1,0 +1,58 @@
+//! The roles of this node as its duty sees them.
+
+use super::duty::Post;
+use crate::runner::RunnerHandle;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// For an office to be given up: the service address taken off, and a write. After it the lease does the rest.
+const STEP_DOWN_MAX: Duration = Duration::from_secs(5);
+/// For the next leader to be known after a resignation: then it is told at once what is given back.
+const SUCCESSOR_WAIT: Duration = Duration::from_secs(1);
+
+/// See [`Post`].
+#[derive(Debug)]
+pub(super) struct NodePost {
+    pub(super) runner: RunnerHandle,
+    /// What health says.
+    pub(super) serving: watch::Sender<bool>,
+    /// Whether this node stands for election.
+    pub(super) stand: watch::Sender<bool>,
+    /// Whether it leads, or has not given up all of that yet.
+    pub(super) office: watch::Receiver<bool>,
+    /// Who leads.
+    pub(super) leader: watch::Receiver<Option<String>>,
+    /// Where others reach this node.
+    pub(super) address: String,
+}
+
+impl Post for NodePost {
+    fn take_up(&self) {
+        self.runner.come_back();
+        self.stand.send_replace(true);
+        self.serving.send_replace(true);
+    }
+
+    async fn step_down(&self) {
+        self.serving.send_replace(false);
+        self.stand.send_replace(false);
+        let had_office = *self.office.borrow();
+        let given_up = async {
+            // A sender that is gone has given everything up.
+            let _ = self.office.clone().wait_for(|office| !office).await;
+        };
+        if timeout(STEP_DOWN_MAX, given_up).await.is_err() {
+            tracing::error!("leadership is not given up in time: the lease will end it");
+        }
+        if had_office && !self.runner.held().is_empty() {
+            let is_another = |leader: &Option<String>| leader.as_ref().is_some_and(|leader| *leader != self.address);
+            let _ = timeout(SUCCESSOR_WAIT, self.leader.clone().wait_for(is_another)).await;
+        }
+    }
+
+    async fn leave(&self) {
+        tracing::warn!("off duty: the process stays, and comes back when its peers answer");
+        self.runner.leave().await;
+    }
+}

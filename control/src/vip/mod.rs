@@ -1,0 +1,284 @@
+//! The service address: one that clients use, and that is always on the node that leads.
+//!
+//! ```text
+//!  leads, lease held --> put on the interface, announced --> looked for every second, put back when it is gone
+//!                                                              |
+//!  stops deciding, leads no more, lease short <-- removed -----'
+//! ```
+//! What always holds: the address is put on only while the lease of this node has time left, and taken off with time to
+//! spare before anybody else can be elected; a leader that resigns takes it off first. What a killed process has left
+//! behind is cleaned when the next one starts.
+
+mod address;
+mod announce;
+mod netlink;
+
+pub use address::VipAddress;
+
+use async_trait::async_trait;
+use blockhaul_engine::error::{Code, Error, Result};
+use netlink::Netlink;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Between two looks at whether it is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks at whether it may be there.
+const GUARD_EVERY: Duration = Duration::from_millis(100);
+/// Looks after which it is announced again: a frame may be lost, a neighbour may come later.
+const ANNOUNCEMENTS: [u32; 3] = [0, 1, 3];
+/// After those, one in so many looks.
+const ANNOUNCE_EVERY: u32 = 15;
+/// What a lease must have left for the address to stay: a removal takes a moment.
+const SPARE: Duration = Duration::from_secs(2);
+/// For a removal; after it the next leader goes on without.
+const REMOVE_MAX: Duration = Duration::from_secs(2);
+/// After a removal that failed.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Addresses of interfaces: the kernel's, or a test's.
+#[async_trait]
+pub(crate) trait Network: Send + Sync + std::fmt::Debug {
+    /// Whether the address is on its interface.
+    async fn has(&self, vip: &VipAddress) -> Result<bool>;
+
+    /// Puts it there; nothing if it is.
+    async fn add(&self, vip: &VipAddress) -> Result<()>;
+
+    /// Takes it off; whether it was there.
+    async fn remove(&self, vip: &VipAddress) -> Result<bool>;
+
+    /// Tells the neighbours.
+    async fn announce(&self, vip: &VipAddress) -> Result<()>;
+}
+
+/// A service address of this node. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Vip {
+    address: VipAddress,
+    network: Arc<dyn Network>,
+    is_on: Arc<watch::Sender<bool>>,
+}
+
+impl Vip {
+    /// Judges the address on this host, and takes off what an earlier process has left. `own` are addresses that the node
+    /// needs itself.
+    ///
+    /// # Errors
+    /// `EBadRequest` for what cannot be a service address, `ENotFound` without the interface, `EPermission` without the
+    /// rights.
+    pub async fn open(text: &str, own: &[IpAddr]) -> Result<Self> {
+        Self::over(Arc::new(Netlink), VipAddress::parse(text)?, own).await
+    }
+
+    async fn over(network: Arc<dyn Network>, address: VipAddress, own: &[IpAddr]) -> Result<Self> {
+        if own.contains(&address.address) {
+            let message = format!("--vip {address}: it is this node's own address, and would go with the leader");
+            return Err(Error::bad_request(message));
+        }
+        let vip = Self { address, network, is_on: Arc::new(watch::Sender::new(false)) };
+        match vip.network.remove(&vip.address).await {
+            Ok(true) => tracing::warn!(vip = %vip.address, "a service address that an earlier process left is removed"),
+            Ok(false) => {}
+            Err(error) if is_final(&error) => return Err(error),
+            Err(error) => tracing::warn!(vip = %vip.address, %error, "cannot look for a left service address"),
+        }
+        Ok(vip)
+    }
+
+    /// Which one.
+    #[must_use]
+    pub fn address(&self) -> &VipAddress {
+        &self.address
+    }
+
+    /// Whether it is on this node, now and at every change.
+    #[must_use]
+    pub fn is_on(&self) -> watch::Receiver<bool> {
+        self.is_on.subscribe()
+    }
+
+    /// Keeps it on this node for as long as it is polled and `left`, what remains of the lease, is enough. Ends only with
+    /// an error that trying again does not help; [`Vip::release`] follows in any case.
+    pub async fn hold(&self, left: impl Fn() -> Duration) -> Error {
+        let mut looks = 0;
+        let mut look_at = Instant::now();
+        loop {
+            let may = left() >= SPARE;
+            if !may && *self.is_on.borrow() {
+                tracing::warn!(vip = %self.address, "the lease is short: the service address is taken off");
+                self.release().await;
+                (looks, look_at) = (0, Instant::now());
+            } else if may && look_at <= Instant::now() {
+                look_at = Instant::now() + LOOK_EVERY;
+                match self.keep(&mut looks).await {
+                    Ok(()) => {}
+                    Err(error) if is_final(&error) => return error,
+                    Err(error) => tracing::warn!(vip = %self.address, %error, "the service address: tried again"),
+                }
+            }
+            sleep(GUARD_EVERY).await;
+        }
+    }
+
+    async fn keep(&self, looks: &mut u32) -> Result<()> {
+        if !self.network.has(&self.address).await? {
+            self.network.add(&self.address).await?;
+            let was_on = self.is_on.send_replace(true);
+            *looks = 0;
+            match was_on {
+                true => tracing::warn!(vip = %self.address, "the service address was gone: it is put back"),
+                false => tracing::info!(vip = %self.address, "the service address is on this node"),
+            }
+        } else if !self.is_on.send_replace(true) {
+            *looks = 0;
+        }
+        let is_due = ANNOUNCEMENTS.contains(looks) || looks.is_multiple_of(ANNOUNCE_EVERY);
+        *looks += 1;
+        if is_due { self.network.announce(&self.address).await } else { Ok(()) }
+    }
+
+    /// Takes it off, for two seconds at most. Whoever leads next must not meet it here.
+    pub async fn release(&self) {
+        let removed = timeout(REMOVE_MAX, async {
+            loop {
+                match self.network.remove(&self.address).await {
+                    Ok(was_there) => return was_there,
+                    Err(error) => tracing::warn!(vip = %self.address, %error, "cannot remove the service address"),
+                }
+                sleep(RETRY).await;
+            }
+        });
+        match removed.await {
+            Ok(was_there) => {
+                if self.is_on.send_replace(false) || was_there {
+                    tracing::info!(vip = %self.address, "the service address is off this node");
+                }
+            }
+            Err(_) => tracing::error!(vip = %self.address, "the service address stays: remove it by hand"),
+        }
+    }
+}
+
+/// Whether an error is the user's to mend: trying again would change nothing.
+fn is_final(error: &Error) -> bool {
+    matches!(error.code, Code::BadRequest | Code::NotFound | Code::Permission)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockhaul_engine::error::{Operation, Side};
+    use std::sync::Mutex;
+
+    /// An interface that does as it is told, and writes down what it was told.
+    #[derive(Debug, Default)]
+    struct Scripted {
+        is_there: Mutex<bool>,
+        error: Mutex<Option<Code>>,
+        told: Mutex<Vec<&'static str>>,
+    }
+
+    impl Scripted {
+        fn tell(&self, verb: &'static str) -> Result<()> {
+            self.told.lock().unwrap().push(verb);
+            let code = *self.error.lock().unwrap();
+            code.map_or(Ok(()), |code| Err(Error::new(code, Side::Caller, Operation::Start, "as the test wants")))
+        }
+
+        fn take(&self) -> Vec<&'static str> {
+            std::mem::take(&mut *self.told.lock().unwrap())
+        }
+    }
+
+    #[async_trait]
+    impl Network for Scripted {
+        async fn has(&self, _: &VipAddress) -> Result<bool> {
+            let code = *self.error.lock().unwrap();
+            match code {
+                Some(code) => Err(Error::new(code, Side::Caller, Operation::Start, "as the test wants")),
+                None => Ok(*self.is_there.lock().unwrap()),
+            }
+        }
+
+        async fn add(&self, _: &VipAddress) -> Result<()> {
+            self.tell("add")?;
+            *self.is_there.lock().unwrap() = true;
+            Ok(())
+        }
+
+        async fn remove(&self, _: &VipAddress) -> Result<bool> {
+            self.tell("remove")?;
+            Ok(std::mem::take(&mut *self.is_there.lock().unwrap()))
+        }
+
+        async fn announce(&self, _: &VipAddress) -> Result<()> {
+            self.tell("announce")
+        }
+    }
+
+    async fn opened() -> (Vip, Arc<Scripted>) {
+        let network = Arc::new(Scripted::default());
+        let address = VipAddress::parse("10.0.0.100/24@eth0").unwrap();
+        let vip = Vip::over(Arc::clone(&network) as Arc<dyn Network>, address, &[]).await.unwrap();
+        network.take();
+        (vip, network)
+    }
+
+    async fn held(vip: &Vip, left: Duration, time: Duration) -> Option<Error> {
+        timeout(time, vip.hold(|| left)).await.ok()
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_process_left_is_cleaned_and_own_addresses_are_refused() {
+        let network = Arc::new(Scripted::default());
+        *network.is_there.lock().unwrap() = true;
+        let address = VipAddress::parse("10.0.0.100/24@eth0").unwrap();
+        let over = Arc::clone(&network) as Arc<dyn Network>;
+        let error = Vip::over(Arc::clone(&over), address.clone(), &[address.address]).await.unwrap_err();
+        assert!(error.code == Code::BadRequest && *network.is_there.lock().unwrap(), "{error}");
+        Vip::over(over, address, &[]).await.unwrap();
+        assert_eq!(network.take(), ["remove"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_put_on_announced_restored_and_taken_off() {
+        let (vip, network) = opened().await;
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
+        assert_eq!(network.take(), ["add", "announce"]);
+        assert!(*vip.is_on().borrow());
+        *network.is_there.lock().unwrap() = false;
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(1500)).await.is_none());
+        assert_eq!(network.take(), ["add", "announce", "announce"], "somebody removed it");
+        vip.release().await;
+        assert_eq!(network.take(), ["remove"]);
+        assert!(!*vip.is_on().borrow());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_lease_it_is_not_put_on_and_a_short_one_takes_it_off() {
+        let (vip, network) = opened().await;
+        assert!(held(&vip, Duration::from_secs(1), Duration::from_secs(5)).await.is_none());
+        assert!(network.take().is_empty());
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
+        network.take();
+        assert!(held(&vip, Duration::ZERO, Duration::from_millis(500)).await.is_none());
+        assert_eq!(network.take(), ["remove"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errors_of_the_network_are_outlasted_and_those_of_the_user_are_not() {
+        let (vip, network) = opened().await;
+        *network.error.lock().unwrap() = Some(Code::Io);
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_secs(3)).await.is_none());
+        *network.error.lock().unwrap() = None;
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
+        assert!(*vip.is_on().borrow());
+        *network.error.lock().unwrap() = Some(Code::NotFound);
+        let error = held(&vip, Duration::from_secs(8), Duration::from_secs(3)).await.expect("it gives up");
+        assert_eq!(error.code, Code::NotFound);
+    }
+}
