@@ -129,6 +129,10 @@ struct NodeView {
     labels: BTreeMap<String, String>,
     allow_paths: Vec<String>,
     allow_nbd: Vec<String>,
+    clock_offset_ms: Option<i64>,
+    clock_is_off: bool,
+    restarts: u64,
+    data_address: Option<String>,
 }
 
 /// A node of the center.
@@ -147,6 +151,10 @@ pub(super) fn runner(node: wire::Node, json: bool) {
         labels: node.labels.into_iter().collect(),
         allow_paths: node.allow_paths,
         allow_nbd: node.allow_nbd,
+        clock_offset_ms: node.clock_offset_ms,
+        clock_is_off: node.clock_is_off,
+        restarts: node.restarts,
+        data_address: node.data_address,
     };
     print(json, &view, || vec![node_line(&view)]);
 }
@@ -160,7 +168,15 @@ fn node_line(view: &NodeView) -> String {
     };
     let address = view.address.as_deref().unwrap_or("-");
     let labels: String = view.labels.iter().map(|(key, value)| format!(" {key}={value}")).collect();
-    format!("{} {state} {address} {} of {} slots{labels}", view.node, view.running, view.slots)
+    let clock = view.clock_offset_ms.filter(|_| view.clock_is_off).map(clock_text).unwrap_or_default();
+    format!("{} {state} {address} {} of {} slots{labels}{clock}", view.node, view.running, view.slots)
+}
+
+/// `, clock 12.3 s ahead of its peers'`.
+fn clock_text(offset_ms: i64) -> String {
+    let side = if offset_ms < 0 { "behind" } else { "ahead of" };
+    let seconds = std::time::Duration::from_millis(offset_ms.unsigned_abs()).as_secs_f64();
+    format!(", clock {seconds:.1} s {side} its peers'")
 }
 
 /// A node that is drained, or no longer.
@@ -199,16 +215,18 @@ pub(super) fn center(status: wire::CenterStatus, json: bool) {
         tasks: BTreeMap<String, u64>,
         unreadable: Vec<String>,
         build: String,
+        restarts: u64,
     }
-    let wire::CenterStatus { center, leader, leader_address, epoch, runners, tasks, unreadable, build } = status;
+    let wire::CenterStatus { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts } = status;
     let tasks = tasks.into_iter().collect();
-    let view = CenterView { center, leader, leader_address, epoch, runners, tasks, unreadable, build };
+    let view = CenterView { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts };
     print(json, &view, || {
         let mut lines = vec![
             format!("center       {}", view.center),
             format!("leader       {} at {}, epoch {}", view.leader, view.leader_address, view.epoch),
             format!("build        {}", view.build),
             format!("runners      {}", view.runners),
+            format!("restarts     {}", view.restarts),
         ];
         lines.extend(view.tasks.iter().map(|(state, count)| format!("{state:<12} {count}")));
         lines.extend(view.unreadable.iter().map(|path| format!("unreadable   {path}")));
@@ -242,6 +260,13 @@ mod tests {
         assert_eq!(summary(&waiting), "t1 PENDING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s (no free slot)");
         let done = TaskView { state: "SUCCEEDED".to_owned(), ..running() };
         assert_eq!(summary(&done), "t1 SUCCEEDED n1 1.0 GiB of 4.0 GiB");
+    }
+
+    #[test]
+    fn a_wrong_clock_is_shown_with_its_node() {
+        assert_eq!(clock_text(12_340), ", clock 12.3 s ahead of its peers'");
+        assert_eq!(clock_text(-6000), ", clock 6.0 s behind its peers'");
+        assert!(!clock_text(i64::MIN).is_empty());
     }
 
     #[test]

@@ -123,3 +123,74 @@ async fn an_interrupted_runner_gives_back_and_goes_on() {
     assert_eq!((stopped.left_behind.len(), stage.registration()), (0, None));
     stage.keeper.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_leaves_gives_back_is_gone_and_comes_back_in_the_same_life() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Lease)).await;
+    stage.handle.leave().await;
+    let record = stage.record("t");
+    assert_eq!((record.state, record.failures), (State::Pending, 0));
+    assert_eq!(*copy.cancelled.borrow(), Some(Reason::RunnerInterrupt));
+    assert_eq!(stage.registration(), None);
+    sleep(Duration::from_secs(60)).await;
+    assert!(stage.registration().is_none() && !stage.handle.is_registered(), "nothing but a wish brings it back");
+    stage.submit("n", noop(1));
+    let answer = stage.handle.assign(stage.grant("n", "life")).await.unwrap();
+    assert!(matches!(answer, Answer::Refused { code: blockhaul_engine::error::Code::RunnerInterrupt, .. }), "{answer:?}");
+    stage.handle.come_back();
+    while !stage.handle.is_registered() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(stage.registration().unwrap().incarnation, Incarnation("life".into()));
+    stage.submit("m", noop(1));
+    assert_eq!(stage.handle.assign(stage.grant("m", "life")).await, Ok(Answer::Accepted));
+    stage.until("m", State::Succeeded).await;
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!((stopped.left_behind.len(), stage.registration()), (0, None));
+    stage.keeper.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_away_stops_without_showing_itself() {
+    let stage = Stage::new().await;
+    stage.handle.leave().await;
+    let (stage, stopped) = stage.stop().await;
+    assert_eq!((stopped.left_behind.len(), stage.registration()), (0, None));
+    stage.keeper.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaving_and_coming_back_at_once_leaves_it_registered() {
+    let stage = Stage::new().await;
+    for _ in 0..20 {
+        let handle = stage.handle.clone();
+        let leaving = tokio::spawn(async move { handle.leave().await });
+        sleep(Duration::from_millis(fastrand::u64(0..5))).await;
+        stage.handle.come_back();
+        leaving.await.unwrap();
+    }
+    while !stage.handle.is_registered() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!stage.registration().unwrap().stopping);
+    stage.submit("n", noop(1));
+    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(Answer::Accepted));
+    stage.until("n", State::Succeeded).await;
+    stage.keeper.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_slots_are_registered_and_used_at_once() {
+    let stage = Stage::new().await;
+    stage.handle.set_slots(1);
+    while stage.registration().unwrap().slots != 1 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    stage.submit("a", noop(50));
+    stage.submit("b", noop(50));
+    assert_eq!(stage.handle.assign(stage.grant("a", "life")).await, Ok(Answer::Accepted));
+    let full = stage.handle.assign(stage.grant("b", "life")).await.unwrap();
+    assert!(matches!(full, Answer::Refused { code: blockhaul_engine::error::Code::Overloaded, .. }), "{full:?}");
+    stage.keeper.close().await;
+}

@@ -1,0 +1,175 @@
+//! Links that are cut: a node without its storage network gives its roles up, lives on, and takes them again.
+
+use crate::support::{Cell, apart, wait_until};
+use serde_json::Value;
+use std::time::Duration;
+
+/// Quick enough to lose the network often; with time for a busy host to answer.
+const QUICK: [&str; 6] = ["--data-channel-interval", "100ms", "--data-channel-timeout", "1s", "--slots", "1"];
+/// What is copied.
+const MIB: usize = 1 << 20;
+
+fn bytes(length: usize, seed: u8) -> Vec<u8> {
+    (0..length).map(|at| (at / 4096 + at % 251) as u8 ^ seed).collect()
+}
+
+/// The node that a task runs on.
+fn runner(task: &Value) -> usize {
+    task["node"].as_str().and_then(|name| name.strip_prefix('n')?.parse().ok()).unwrap_or_default()
+}
+
+/// How the attempts of a task ended, and where.
+fn attempts(task: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let all = task["attempts"].as_array().cloned().unwrap_or_default();
+    all.iter().map(|attempt| (text(&attempt["runner"]), text(&attempt["outcome"]))).collect()
+}
+
+/// With the usual patience: the address answers elsewhere within 15 s of the cut, what the leader copied is given back
+/// as interrupted and finishes elsewhere, the process stays, says that it does not serve, and comes back.
+#[test]
+fn t_zbs_8_a_leader_without_its_storage_network_hands_over() {
+    apart("networks::t_zbs_8_a_leader_without_its_storage_network_hands_over", &["zookeeper", "java", "nbdkit"], || {
+        let mut cell = Cell::new(&["--slots", "1"]);
+        let pids = cell.pids();
+        let volumes: Vec<_> = (1..=3_u8).map(|number| {
+            let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
+            let destination = cell.volume(&format!("d{number}"), &[]);
+            std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
+            let uri = |volume: &str| format!("nbd://10.87.0.254/{volume}{number}");
+            let id = format!("c{number}");
+            let words = ["submit", "copy", &uri("s"), &uri("d"), "--source-stable", "--limit", "2MiB/s", "--id", &id];
+            cell.ask(&words);
+            (id, source, destination)
+        }).collect();
+        for (id, ..) in &volumes {
+            cell.wait_for(id, "something durable", |task| {
+                task["state"] == "RUNNING" && task["progress"]["durable"].as_u64() > Some(0)
+            });
+        }
+        let leader = cell.leader();
+        let of_leader = volumes.iter().find(|(id, ..)| runner(&cell.task(id)) == leader).expect("each node has one").0.clone();
+        cell.network.cut("data", leader);
+        let (next, time) = cell.time_until_moved(leader);
+        println!("the service address answers on another node {:.2} s after the cut", time.as_secs_f64());
+        assert!(time <= Duration::from_secs(15), "{time:?}");
+        wait_until("the new leader is the one with the address", || cell.leader() == next);
+        wait_until("its metrics say that it is no runner", || cell.is_registered_by_metrics(leader) == Some(false));
+        assert!(!cell.is_healthy(leader) && cell.is_healthy(next));
+        for (id, ..) in &volumes {
+            cell.ask(&["set", id, "--limit", "none"]);
+        }
+        for (id, source, destination) in &volumes {
+            let task = cell.wait_for_success(id);
+            let attempts = attempts(&task);
+            if *id == of_leader {
+                let lost = (format!("n{leader}"), String::from("ERunnerInterrupt"));
+                assert!(attempts.len() == 2 && attempts[0] == lost && runner(&task) != leader, "{task}");
+            } else {
+                assert_eq!(attempts.len(), 1, "{task}");
+            }
+            assert!(std::fs::read(source).unwrap() == std::fs::read(destination).unwrap(), "{id}: other bytes");
+        }
+        assert!(!cell.registered().contains(&leader), "not while its link is cut");
+        cell.network.join("data", leader);
+        wait_until("it is a runner again", || cell.registered().len() == 3);
+        assert!(cell.is_healthy(leader));
+        cell.assert_sound(&pids);
+        cell.stop();
+    });
+}
+
+/// No process ends, so no start limit is ever reached; and each time everything moves and comes back.
+#[test]
+fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
+    apart("networks::t_zbs_9_ten_losses_in_a_row_end_no_process", &["zookeeper", "java", "nbdkit"], || {
+        let mut cell = Cell::new(&QUICK);
+        let pids = cell.pids();
+        let mut times = Vec::new();
+        for round in 0..10 {
+            let leader = cell.leader();
+            let ids: Vec<String> = (0..3).map(|number| format!("r{round}-{number}")).collect();
+            ids.iter().for_each(|id| _ = cell.ask(&["submit", "noop", "2500ms", "--id", id]));
+            let mut of_leader = String::new();
+            wait_until("the leader runs one of them", || {
+                let is_its = |id: &&String| {
+                    let task = cell.task(id);
+                    task["state"] == "RUNNING" && runner(&task) == leader
+                };
+                of_leader = ids.iter().find(is_its).cloned().unwrap_or_default();
+                !of_leader.is_empty()
+            });
+            cell.network.cut("data", leader);
+            let (_, time) = cell.time_until_moved(leader);
+            times.push(time);
+            for id in &ids {
+                let task = cell.wait_for_success(id);
+                let (failures, is_its) = (attempts(&task).len() - 1, *id == of_leader);
+                assert!(failures == usize::from(is_its) && (!is_its || runner(&task) != leader), "{round}: {task}");
+            }
+            cell.network.join("data", leader);
+            wait_until("all three are there", || cell.registered().len() == 3);
+        }
+        println!("the service address moved in {times:?}");
+        cell.assert_sound(&pids);
+        cell.stop();
+    });
+}
+
+/// Everything at once, again and again: the cell always comes back by itself.
+#[test]
+fn a_cell_outlasts_networks_that_come_and_go() {
+    apart("networks::a_cell_outlasts_networks_that_come_and_go", &["zookeeper", "java", "nbdkit"], || {
+        let mut cell = Cell::new(&[&QUICK[..], &["--session-timeout", "6s"]].concat());
+        let pids = cell.pids();
+        // All three storage links at once: who notices last may be alone by then, and goes on.
+        (1..=3).for_each(|number| cell.network.cut("data", number));
+        wait_until("two have noticed", || (1..=3).filter(|&number| losses(&mut cell, number) > 0).count() >= 2);
+        (1..=3).for_each(|number| cell.network.join("data", number));
+        wait_until("all three are there", || has_recovered(&cell));
+
+        // A link that comes and goes quicker than anybody judges costs nothing; a slower one costs a role a few times.
+        let leader = cell.leader();
+        let before = losses(&mut cell, leader);
+        for _ in 0..5 {
+            cell.network.cut("data", leader);
+            std::thread::sleep(Duration::from_millis(200));
+            cell.network.join("data", leader);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        assert_eq!(losses(&mut cell, leader), before, "its peers answered in time");
+        for _ in 0..6 {
+            cell.network.cut("data", leader);
+            std::thread::sleep(Duration::from_millis(1500));
+            cell.network.join("data", leader);
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let flaps = losses(&mut cell, leader) - before;
+        assert!((1..=4).contains(&flaps), "it was lost {flaps} times of six: it waits longer each time");
+        wait_until("all three are there", || has_recovered(&cell));
+
+        // Both networks: nobody can be told, and still the address is off before another one has it.
+        let leader = cell.leader();
+        cell.network.cut("data", leader);
+        cell.network.cut("mgmt", leader);
+        wait_until("its address is off", || !cell.holders().contains(&leader));
+        wait_until("another one leads", || cell.leader() != leader);
+        wait_until("and has the address", || cell.holders().len() == 1 && cell.vip_answers());
+        cell.ask(&["submit", "noop", "1ms", "--id", "meanwhile", "--wait"]);
+        cell.network.join("data", leader);
+        cell.network.join("mgmt", leader);
+        wait_until("all three are there", || has_recovered(&cell));
+        cell.ask(&["submit", "noop", "1ms", "--id", "afterwards", "--wait"]);
+        cell.assert_sound(&pids);
+        cell.stop();
+    });
+}
+
+fn has_recovered(cell: &Cell) -> bool {
+    cell.registered().len() == 3 && cell.holders().len() == 1 && cell.vip_answers()
+}
+
+/// How often a node has lost its data channel so far.
+fn losses(cell: &mut Cell, number: usize) -> usize {
+    cell.node(number).said().matches("the data channel is lost").count()
+}

@@ -1,0 +1,138 @@
+//! Roles that come and go while the process stays, and stops that come from anywhere.
+
+use crate::support::{Cell, apart, wait_until};
+use blockhaul_control::config::RawConfig;
+use blockhaul_control::server::{Server, Stop};
+use clap::Parser;
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+
+const MIB: usize = 1 << 20;
+
+/// A server that nobody else reaches, in this process.
+fn server(folder: &Path) -> Server {
+    let state = folder.join("state");
+    let words = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1", "--state-dir"];
+    let raw = RawConfig::try_parse_from(words.iter().map(|word| word.as_ref()).chain([state.as_os_str()])).unwrap();
+    Server::new(raw.resolve(|_| None).unwrap())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// A role's thread asks; the owner's one takes everything apart, and nobody waits for itself.
+#[test]
+fn t_zbs_10_a_stop_from_a_roles_thread_is_carried_out_by_the_owner() {
+    let room = tempfile::tempdir().unwrap();
+    for _ in 0..5 {
+        let (runtime, server) = (runtime(), server(room.path()));
+        let stopper = server.stopper();
+        // On the threads that the roles run on, and at the moment at which they are there.
+        let role = runtime.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stopper.stop(Stop::Drained);
+        });
+        assert_eq!(runtime.block_on(server.live()), Ok(()));
+        runtime.block_on(role).unwrap();
+    }
+}
+
+/// Before there is anything, while it starts, before it runs, and at once from two threads: one end, and the state
+/// directory is free for the next one.
+#[test]
+fn t_zbs_11_stops_from_everywhere_are_one_stop() {
+    let (room, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let early = server(room.path());
+    early.stopper().stop(Stop::Drained);
+    early.stopper().stop(Stop::Drained);
+    assert_eq!(runtime.block_on(early.live()), Ok(()));
+    assert!(!room.path().join("state").exists(), "nothing was begun");
+
+    let between = server(room.path());
+    let stopper = between.stopper();
+    let ready = runtime.block_on(between.initialise()).unwrap();
+    stopper.stop(Stop::Drained);
+    assert_eq!(runtime.block_on(ready.run()), Ok(()));
+
+    for wait in [0, 1, 5, 20, 50, 100] {
+        let server = server(room.path());
+        let stopping: Vec<_> = [Stop::Drained, Stop::Drained]
+            .map(|how| {
+                let stopper = server.stopper();
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(wait));
+                    stopper.stop(how);
+                })
+            })
+            .into();
+        assert_eq!(runtime.block_on(server.live()), Ok(()), "after {wait} ms");
+        stopping.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// The runner's half of T-ZBS-13; the dispatcher's is with the service address.
+#[test]
+fn t_zbs_13_a_runner_that_cannot_begin_stops_the_server() {
+    let (room, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let first = server(room.path());
+    let ready = runtime.block_on(first.initialise()).unwrap();
+    let error = runtime.block_on(server(room.path()).initialise()).map(drop).unwrap_err();
+    assert!(error.message.contains("another taskd of this node"), "{error}");
+    drop(ready);
+    std::fs::write(room.path().join("state/incarnations"), [0xff, 0xfe]).unwrap();
+    std::fs::remove_file(room.path().join("state/center.redb")).unwrap();
+    std::fs::create_dir(room.path().join("state/center.redb")).unwrap();
+    let error = runtime.block_on(server(room.path()).live()).unwrap_err();
+    assert!(!error.message.is_empty(), "{error}");
+}
+
+/// A leader that is cut off from the center: the dispatcher stops, copies to where others write are cut off, and a copy
+/// between files of the node goes on to its end, in one attempt.
+#[test]
+fn t_zbs_14_a_leader_that_is_deposed_goes_on_as_a_runner() {
+    apart("roles::t_zbs_14_a_leader_that_is_deposed_goes_on_as_a_runner", &["zookeeper", "java", "nbdkit"], || {
+        let mut cell = Cell::new(&["--session-timeout", "6s", "--data-channel-timeout", "30s"]);
+        let pids = cell.pids();
+        let (leader, noise) = (cell.leader(), vec![0x5a; 64 * MIB]);
+        let node = format!("n{leader}");
+        let [source, local, network] = ["source", "local", "network"].map(|name| cell.volume(name, &[]));
+        std::fs::write(&source, &noise).unwrap();
+        std::fs::File::options().write(true).open(&network).unwrap().set_len(64 * MIB as u64).unwrap();
+        let file = |path: &Path| format!("file://{node}{}", path.display());
+        let plain = ["--limit", "2MiB/s", "--reflink", "never"];
+        cell.ask(&[&["submit", "copy", &file(&source), &file(&local), "--id", "local"], &plain[..]].concat());
+        let (from, to) = ("nbd://10.88.0.254/source", "nbd://10.88.0.254/network");
+        let pinned = ["--node", &node, "--source-stable", "--id", "network"];
+        cell.ask(&[&["submit", "copy", from, to], &pinned[..], &plain[..2]].concat());
+        for id in ["local", "network"] {
+            cell.wait_for(id, "something durable", |task| task["progress"]["durable"].as_u64() > Some(0));
+        }
+        cell.network.cut("mgmt", leader);
+        cell.node(leader).says("leads no more");
+        cell.node(leader).says("the copy is cut off");
+        wait_until("another one leads", || cell.leader() != leader);
+        let before = written(&local);
+        wait_until("the local copy goes on", || written(&local) > before);
+        cell.network.join("mgmt", leader);
+        wait_until("it is a runner again", || cell.registered().len() == 3);
+        for id in ["local", "network"] {
+            cell.ask(&["set", id, "--limit", "none"]);
+        }
+        let outcomes = |id: &str| -> Vec<Value> {
+            let task = cell.wait_for_success(id);
+            task["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect()
+        };
+        assert_eq!(outcomes("local"), ["succeeded"]);
+        assert_eq!(outcomes("network"), ["ELeaseLost", "succeeded"]);
+        assert!(std::fs::read(&local).unwrap() == noise && std::fs::read(&network).unwrap() == noise);
+        cell.assert_sound(&pids);
+        cell.stop();
+    });
+}
+
+/// What of a file has been written so far.
+fn written(path: &Path) -> usize {
+    std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|&&byte| byte != 0).count())
+}

@@ -1,0 +1,101 @@
+//! Signals at any moment: a clean end, in time, and never a core file.
+
+use crate::support::{Daemon, apart, assert_no_core, catches, permit_cores, run};
+use nix::sys::signal::Signal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Processes that are signalled.
+const MOMENTS: u64 = 200;
+/// At once.
+const AT_ONCE: usize = 6;
+/// A process starts within that, and a little more.
+const START: Duration = Duration::from_millis(500);
+/// What was promised.
+const STOP_MAX: Duration = Duration::from_secs(20);
+
+/// A small generator: which moment is which should not change from run to run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Also a second signal, and those that ask for something else, at any moment before and after.
+#[test]
+fn t_zbs_12_a_signal_at_any_moment_ends_it_with_zero() {
+    apart("signals::t_zbs_12_a_signal_at_any_moment_ends_it_with_zero", &[], || {
+        permit_cores();
+        run("ip", &["link", "set", "lo", "up"]);
+        let next = Mutex::new(0..MOMENTS);
+        std::thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                scope.spawn(|| {
+                    while let Some(seed) = { next.lock().unwrap().next() } {
+                        one_life(seed);
+                    }
+                });
+            }
+        });
+    });
+}
+
+fn one_life(seed: u64) {
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let room = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::alone(room.path(), &["--metrics", "127.0.0.1:0"]);
+    let others = [Signal::SIGHUP, Signal::SIGQUIT];
+    while !catches(daemon.pid(), Signal::SIGTERM) || !catches(daemon.pid(), Signal::SIGQUIT) {
+        assert!(daemon.is_running(), "{seed}: {}", daemon.said());
+        std::thread::yield_now();
+    }
+    let wait = Duration::from_micros(dice.below(u64::try_from(START.as_micros()).unwrap()));
+    std::thread::sleep(wait / 2);
+    if dice.below(2) == 0 {
+        daemon.signal(others[usize::try_from(dice.below(2)).unwrap()]);
+    }
+    std::thread::sleep(wait / 2);
+    let asked = Instant::now();
+    daemon.signal(if dice.below(2) == 0 { Signal::SIGTERM } else { Signal::SIGINT });
+    for _ in 0..dice.below(3) {
+        std::thread::sleep(Duration::from_micros(dice.below(20_000)));
+        let signal = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT][usize::try_from(dice.below(4)).unwrap()];
+        daemon.signal(signal);
+    }
+    let code = daemon.ended();
+    assert!(code == Some(0) && asked.elapsed() <= STOP_MAX, "{seed}: {code:?} after {:?}: {}", asked.elapsed(), daemon.said());
+    assert_no_core(room.path());
+}
+
+/// SIGHUP reads the limits and the log level anew and keeps what it cannot understand; SIGQUIT tells how everything stands.
+#[test]
+fn sighup_reads_limits_and_log_level_and_sigquit_tells_how_it_stands() {
+    apart("signals::sighup_reads_limits_and_log_level_and_sigquit_tells_how_it_stands", &[], || {
+        run("ip", &["link", "set", "lo", "up"]);
+        let room = tempfile::tempdir().unwrap();
+        let file = room.path().join("taskd.toml");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        write("slots = 3\nlog = \"info\"\n");
+        let mut daemon = Daemon::alone(room.path(), &["--config", file.to_str().unwrap()]);
+        daemon.says("has read all tasks");
+        daemon.signal(Signal::SIGQUIT);
+        daemon.says("\"slots\":3");
+        for part in ["\"role\":\"leads\"", "\"registered\":true", "\"data_channel\":null", "\"stop\":\"no\""] {
+            assert!(daemon.said().contains(part), "{part}: {}", daemon.said());
+        }
+        write("slots = 7\nlog = \"debug\"\n");
+        daemon.signal(Signal::SIGHUP);
+        daemon.says("runs so many tasks at once");
+        daemon.says("has read its limits and its log level again");
+        write("slots = 0\n");
+        daemon.signal(Signal::SIGHUP);
+        daemon.says("nothing is changed");
+        daemon.signal(Signal::SIGQUIT);
+        daemon.says("\"slots\":7");
+        assert!(daemon.said().contains("DEBUG"), "{}", daemon.said());
+        assert_eq!(daemon.stop(), Some(0));
+    });
+}

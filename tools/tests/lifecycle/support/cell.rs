@@ -1,0 +1,219 @@
+//! Three nodes, two networks, a real ZooKeeper, and a service address.
+
+use super::store::Server;
+use super::{Daemon, Network, assert_no_core, blockhaul, taskd};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Where the one who leads is reached.
+pub(crate) const VIP: &str = "10.87.0.100";
+/// For what comes soon on any host, however busy.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// Between two looks.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// See the module's head. Nodes are numbered from 1.
+pub(crate) struct Cell {
+    nodes: Vec<Daemon>,
+    pub(crate) network: Network,
+    _servers: [Server; 2],
+    room: TempDir,
+}
+
+/// Waits for anything.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < until, "it does not come: {what}");
+        std::thread::sleep(GLANCE);
+    }
+}
+
+impl Cell {
+    /// Running nodes with an address in the storage network, and more flags; one of them leads and has the service address.
+    pub(crate) fn new(flags: &[&str]) -> Self {
+        super::permit_cores();
+        let room = tempfile::tempdir().expect("there is a temporary folder");
+        let home = room.path().to_owned();
+        std::fs::create_dir(home.join("volumes")).expect("the room is ours");
+        let network = Network::new(3);
+        let servers = [Server::zookeeper(&home), Server::nbd(&home.join("volumes"), &home)];
+        let mut cell = Self { nodes: Vec::new(), network, _servers: servers, room };
+        for number in 1..=3 {
+            let node = cell.launch(number, flags);
+            cell.nodes.push(node);
+        }
+        wait_until("somebody leads three nodes", || cell.registered().len() == 3);
+        wait_until("the service address is somewhere", || cell.holders().len() == 1);
+        cell
+    }
+
+    fn launch(&self, number: usize, flags: &[&str]) -> Daemon {
+        let home = self.room.path();
+        let mut command = self.network.on(number, taskd().to_str().expect("paths of programs are text"));
+        command.args(["--node-id", &format!("n{number}"), "--zookeeper", "10.87.0.254:2181/cell", "--insecure"]);
+        command.args(["--listen", "0.0.0.0:7400", "--advertise", &format!("10.87.0.{number}:7400")]);
+        command.args(["--metrics", "0.0.0.0:7401", "--data-address", "data", "--vip", &format!("{VIP}/24@mgmt")]);
+        command.args(["--cores", "1", "--memory", "16MiB", "--quiet-after", "1s"]);
+        command.arg("--state-dir").arg(home.join(format!("n{number}.state")));
+        command.arg("--allow-path").arg(home.join("volumes")).args(flags);
+        Daemon::start(command, &home.join(format!("n{number}.said")))
+    }
+
+    /// Starts a node again that has ended.
+    pub(crate) fn restart(&mut self, number: usize, flags: &[&str]) {
+        assert!(!self.nodes[number - 1].is_running(), "n{number} runs");
+        self.nodes[number - 1] = self.launch(number, flags);
+    }
+
+    pub(crate) fn node(&mut self, number: usize) -> &mut Daemon {
+        &mut self.nodes[number - 1]
+    }
+
+    /// A volume with these bytes.
+    pub(crate) fn volume(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.room.path().join("volumes").join(name);
+        std::fs::write(&path, bytes).expect("the room is ours");
+        path
+    }
+
+    /// `blockhaul WORDS --center ... --json`: its exit code, and the lines that it printed.
+    pub(crate) fn blockhaul(&self, center: &str, words: &[&str]) -> (Option<i32>, Vec<Value>) {
+        let mut command = Command::new(blockhaul());
+        command.args(words).args(["--center", center, "--json"]);
+        let output = command.output().expect("it was built with this test");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect("it prints JSON")).collect();
+        if output.status.code() != Some(0) {
+            println!("blockhaul {}: {}", words.join(" "), complaint.trim_end());
+        }
+        (output.status.code(), lines)
+    }
+
+    /// As [`Cell::blockhaul`] with every node's address; it must succeed.
+    pub(crate) fn ask(&self, words: &[&str]) -> Vec<Value> {
+        let (code, lines) = self.blockhaul("10.87.0.1:7400,10.87.0.2:7400,10.87.0.3:7400", words);
+        assert_eq!(code, Some(0), "blockhaul {}", words.join(" "));
+        lines
+    }
+
+    /// A task as `get` shows it.
+    pub(crate) fn task(&self, id: &str) -> Value {
+        self.ask(&["get", id]).pop().expect("get prints a task")
+    }
+
+    /// Waits until a task is as it should be, and shows it.
+    pub(crate) fn wait_for(&self, id: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let until = Instant::now() + SOON;
+        while Instant::now() < until {
+            last = self.task(id);
+            if holds(&last) {
+                return last;
+            }
+            std::thread::sleep(GLANCE);
+        }
+        panic!("{id}: it does not come: {what}: {last}")
+    }
+
+    /// Waits until a task has succeeded, and shows it.
+    pub(crate) fn wait_for_success(&self, id: &str) -> Value {
+        let is_over = |task: &Value| ["SUCCEEDED", "FAILED", "CANCELLED"].map(Value::from).contains(&task["state"]);
+        let task = self.wait_for(id, "its end", is_over);
+        assert_eq!(task["state"], "SUCCEEDED", "{task}");
+        task
+    }
+
+    /// Numbers of the nodes that are registered.
+    pub(crate) fn registered(&self) -> Vec<usize> {
+        let lines = self.ask(&["runners"]);
+        let there = lines.iter().filter(|line| line["registered"] == true && line["stopping"] == false);
+        there.map(|line| number_of(&line["node"])).collect()
+    }
+
+    /// The number of the node that leads.
+    pub(crate) fn leader(&self) -> usize {
+        number_of(&self.ask(&["center"]).pop().expect("center prints a line")["leader"])
+    }
+
+    /// Numbers of the nodes that have the service address: never more than one.
+    pub(crate) fn holders(&self) -> Vec<usize> {
+        let holders: Vec<usize> = (1..=3).filter(|&number| self.network.has(number, VIP)).collect();
+        assert!(holders.len() <= 1, "the service address is on {holders:?}");
+        holders
+    }
+
+    /// Whether the center answers at the service address.
+    pub(crate) fn vip_answers(&self) -> bool {
+        let address = format!("{VIP}:7400").parse().expect("it is an address");
+        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
+    }
+
+    /// Time until another node has the service address and answers there.
+    pub(crate) fn time_until_moved(&self, from: usize) -> (usize, Duration) {
+        let began = Instant::now();
+        let mut to = 0;
+        wait_until("another node answers at the service address", || {
+            to = self.holders().first().copied().unwrap_or(from);
+            to != from && self.vip_answers()
+        });
+        (to, began.elapsed())
+    }
+
+    /// What a node says of its health: whether it serves.
+    pub(crate) fn is_healthy(&self, number: usize) -> bool {
+        use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it takes nothing");
+        runtime.block_on(async {
+            let node = tonic::transport::Endpoint::from_shared(format!("http://10.87.0.{number}:7400"));
+            let node = node.expect("it is an address").connect().await.expect("the process answers, whatever it lost");
+            let asked = HealthClient::new(node).check(HealthCheckRequest { service: String::new() }).await;
+            asked.expect("the process answers, whatever it has lost").into_inner().status() == ServingStatus::Serving
+        })
+    }
+
+    /// Whether a node's metrics call it a registered runner; `None` if there are none.
+    pub(crate) fn is_registered_by_metrics(&self, number: usize) -> Option<bool> {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(format!("10.87.0.{number}:7401")).ok()?;
+        stream.set_read_timeout(Some(SOON)).ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).ok()?;
+        let line = page.lines().find_map(|line| line.strip_prefix("blockhaul_runner_registered "))?;
+        Some(line.trim() == "1")
+    }
+
+    /// Every node still is the process that it was, and none has left a core file.
+    pub(crate) fn assert_sound(&mut self, pids: &[nix::unistd::Pid]) {
+        for (node, pid) in self.nodes.iter_mut().zip(pids) {
+            assert!(node.is_running() && node.pid() == *pid, "a process has ended:\n{}", node.said());
+        }
+        assert_no_core(self.room.path());
+    }
+
+    pub(crate) fn pids(&self) -> Vec<nix::unistd::Pid> {
+        self.nodes.iter().map(Daemon::pid).collect()
+    }
+
+    /// Ends all nodes in good order.
+    pub(crate) fn stop(mut self) {
+        for node in &self.nodes {
+            node.signal(nix::sys::signal::Signal::SIGTERM);
+        }
+        for node in &mut self.nodes {
+            assert_eq!(node.ended(), Some(0), "{}", node.said());
+        }
+        assert_no_core(self.room.path());
+    }
+}
+
+/// Of `n1`, by itself or with more about that node.
+fn number_of(name: &Value) -> usize {
+    let name = name.as_str().or(name["node"].as_str()).unwrap_or_default();
+    name.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("'{name}' is no node"))
+}

@@ -1,0 +1,133 @@
+//! A `taskd` of a test's own, and the client's program.
+
+use super::cell::{SOON, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// The daemon, built if it was not already: a package's tests see the programs of that package only.
+pub(crate) fn taskd() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let beside = blockhaul().with_file_name("taskd");
+        if std::env::var_os(super::INSIDE).is_some() {
+            return beside;
+        }
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--package", "blockhaul-control", "--bin", "taskd"]);
+        if beside.parent().and_then(Path::file_name).is_some_and(|folder| folder == "release") {
+            build.arg("--release");
+        }
+        let folder = beside.parent().and_then(Path::parent).expect("programs lie in a folder of the target");
+        build.arg("--target-dir").arg(folder).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let status = build.status().expect("cargo has started this test");
+        assert!(status.success() && beside.is_file(), "taskd cannot be built");
+        beside
+    })
+}
+
+/// The client.
+pub(crate) fn blockhaul() -> PathBuf {
+    assert_cmd::cargo::cargo_bin!("blockhaul").to_owned()
+}
+
+/// A process that is killed when this is dropped.
+pub(crate) struct Daemon {
+    child: Child,
+    said: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it where core files would be found; its log goes to `said`.
+    pub(crate) fn start(mut command: Command, said: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(said).expect("the room is ours");
+        command.current_dir(said.parent().expect("it is in a folder")).stdin(Stdio::null());
+        command.env("RUST_BACKTRACE", "1").env("RUST_LOG", "info");
+        command.stdout(log.try_clone().expect("there are descriptors")).stderr(log);
+        let child = command.spawn().unwrap_or_else(|error| panic!("run {:?}: {error}", command.get_program()));
+        Self { child, said: said.to_owned() }
+    }
+
+    /// A node by itself in this folder, with more flags.
+    pub(crate) fn alone(folder: &Path, flags: &[&str]) -> Self {
+        Self::start(Self::command(folder, flags), &folder.join("said"))
+    }
+
+    /// What [`Daemon::alone`] runs.
+    pub(crate) fn command(folder: &Path, flags: &[&str]) -> Command {
+        let mut command = Command::new(taskd());
+        command.args(["--standalone", "--node-id", "n1", "--cores", "1", "--memory", "8MiB", "--state-dir"]);
+        command.arg(folder.join("state")).args(flags);
+        if !flags.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("ids are small"))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("it is our child, and not waited for");
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap_or_default()
+    }
+
+    /// Waits until it has said this.
+    pub(crate) fn says(&self, words: &str) {
+        wait_until(&format!("'{words}' in {}", self.said.display()), || self.said().contains(words));
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+
+    /// Its exit code, once it has ended; `None` if a signal has ended it.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        let until = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status.code();
+            }
+            assert!(Instant::now() < until, "it does not end:\n{}", self.said());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        self.signal(Signal::SIGTERM);
+        self.ended()
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("-- {}:\n{}", self.said.display(), self.said());
+        }
+    }
+}
+
+/// Whether a process has installed its handlers.
+pub(crate) fn catches(process: Pid, signal: Signal) -> bool {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim).unwrap_or("0");
+    u64::from_str_radix(mask, 16).is_ok_and(|mask| mask & (1 << (signal as u64 - 1)) != 0)
+}

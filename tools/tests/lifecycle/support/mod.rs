@@ -1,0 +1,79 @@
+//! What tests of the life cycle share: a place apart from the host's network and processes, three nodes in it with two
+//! networks, and a daemon alone.
+//!
+//! A test runs in a child of its own with new network, process and mount namespaces. Whatever becomes of it, the kernel
+//! ends all processes of the place and takes its links away: nothing is left to clean up.
+
+mod cell;
+mod daemon;
+mod network;
+mod notified;
+mod store;
+
+pub(crate) use cell::{Cell, VIP, wait_until};
+pub(crate) use daemon::{Daemon, blockhaul, catches, taskd};
+pub(crate) use network::Network;
+pub(crate) use notified::Notified;
+
+use nix::sys::resource::{Resource, setrlimit};
+use std::path::Path;
+use std::process::Command;
+
+/// Set inside of the place.
+const INSIDE: &str = "LIFECYCLE_TEST_INSIDE";
+
+/// Runs a test's body in a place of its own; says so and does nothing where that cannot be.
+pub(crate) fn apart(name: &str, needs: &[&str], body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return body();
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return println!("{name} is skipped: it takes root to make networks");
+    }
+    for need in needs.iter().chain(&["unshare", "nsenter", "ip"]) {
+        let is_there = match *need {
+            "zookeeper" => Path::new("/usr/share/java/zookeeper.jar").is_file(),
+            program => is_installed(program),
+        };
+        if !is_there {
+            return println!("{name} is skipped: install {need}, or run cargo xtask test");
+        }
+    }
+    // Built before, not in a place without a network.
+    let _ = taskd();
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child"]);
+    command.arg(std::env::current_exe().expect("this test runs"));
+    command.args(["--exact", name, "--nocapture", "--test-threads", "1"]).env(INSIDE, "1");
+    let output = command.output().expect("unshare is installed");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    println!("{}", said.concat());
+    assert!(output.status.success(), "{name} has failed: see above");
+    assert!(said[0].contains("1 passed"), "{name} has not run: its name is another one");
+}
+
+fn is_installed(program: &str) -> bool {
+    std::env::split_paths("/usr/sbin:/usr/bin:/sbin:/bin").any(|folder| folder.join(program).is_file())
+}
+
+/// Lets a process that crashes write its core file where it runs.
+pub(crate) fn permit_cores() {
+    // Where the limit cannot be raised a crash still shows by its exit.
+    let _ = setrlimit(Resource::RLIMIT_CORE, u64::MAX, u64::MAX);
+}
+
+/// No process that ran there has left a core file.
+pub(crate) fn assert_no_core(folder: &Path) {
+    let names = std::fs::read_dir(folder).expect("it can be read").map(|entry| entry.expect("it can be read").file_name());
+    let cores: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("core")).collect();
+    assert!(cores.is_empty(), "a process has crashed: {cores:?}");
+}
+
+/// Runs a program to its end, which must be a good one.
+pub(crate) fn run(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).output().unwrap_or_else(|error| panic!("run {program}: {error}"));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {}: {said}{complaint}", words.join(" "));
+    said
+}

@@ -1,0 +1,40 @@
+//! A service manager's end of the notification socket.
+
+use super::cell::SOON;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What `NOTIFY_SOCKET` names.
+pub(crate) struct Notified {
+    socket: UnixDatagram,
+    pub(crate) path: PathBuf,
+}
+
+impl Notified {
+    pub(crate) fn at(path: PathBuf) -> Self {
+        let socket = UnixDatagram::bind(&path).expect("the room is ours");
+        Self { socket, path }
+    }
+
+    /// The next message; `None` if there is none for so long.
+    pub(crate) fn next(&self, patience: Duration) -> Option<String> {
+        self.socket.set_read_timeout(Some(patience)).expect("it is a time");
+        let mut message = [0; 4096];
+        let length = self.socket.recv(&mut message).ok()?;
+        Some(String::from_utf8_lossy(&message[..length]).into_owned())
+    }
+
+    /// Waits for a message with this in it; everything that came before, too.
+    pub(crate) fn wait_for(&self, words: &str) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Some(message) = self.next(SOON) {
+            let is_it = message.contains(words);
+            all.push(message);
+            if is_it {
+                return all;
+            }
+        }
+        panic!("'{words}' never came: {all:?}")
+    }
+}

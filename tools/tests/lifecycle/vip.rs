@@ -1,0 +1,115 @@
+//! The service address: put back, handed over, cleaned; and addresses that cannot be.
+
+use crate::support::{Cell, Daemon, VIP, apart, permit_cores, run, wait_until};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+/// Removed by hand it is back within seconds; a leader that stops hands it over within two; one that was killed leaves it,
+/// and cleans it when it is started again.
+#[test]
+fn it_is_restored_handed_over_and_cleaned() {
+    apart("vip::it_is_restored_handed_over_and_cleaned", &["zookeeper", "java", "nbdkit"], || {
+        let mut cell = Cell::new(&["--session-timeout", "6s"]);
+        let leader = cell.leader();
+        assert_eq!(cell.holders(), [leader]);
+        cell.network.inside(leader, &["ip", "address", "del", &format!("{VIP}/24"), "dev", "mgmt"]);
+        assert!(cell.holders().is_empty());
+        wait_until("it is put back", || cell.holders() == [leader] && cell.vip_answers());
+
+        cell.node(leader).signal(Signal::SIGTERM);
+        let (next, time) = cell.time_until_moved(leader);
+        println!("the service address answers on another node {:.2} s after SIGTERM", time.as_secs_f64());
+        assert!(time <= Duration::from_secs(2), "{time:?}");
+        assert_eq!(cell.node(leader).ended(), Some(0));
+        cell.restart(leader, &["--session-timeout", "6s"]);
+        wait_until("all three are there", || cell.registered().len() == 3);
+        assert_eq!(cell.holders(), [next], "who comes back changes nothing");
+
+        cell.node(next).kill();
+        assert!(cell.network.has(next, VIP), "nobody was left to take it off");
+        wait_until("another one has it, too", || (1..=3).any(|number| number != next && cell.network.has(number, VIP)));
+        cell.restart(next, &["--session-timeout", "6s"]);
+        wait_until("the one that was left is cleaned", || !cell.network.has(next, VIP));
+        wait_until("all three are there", || cell.registered().len() == 3 && cell.holders().len() == 1);
+        let fast = cell.leader();
+        cell.node(fast).signal(Signal::SIGTERM);
+        cell.node(fast).signal(Signal::SIGINT);
+        assert_eq!(cell.node(fast).ended(), Some(0));
+        assert!(!cell.network.has(fast, VIP), "also a fast stop takes it off");
+    });
+}
+
+/// Each ends with 1 and a line that says what is wrong; none leaves a core file or an address.
+#[test]
+fn t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line() {
+    apart("vip::t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line", &[], || {
+        permit_cores();
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["link", "add", "lan", "type", "dummy"]);
+        let room = tempfile::tempdir().unwrap();
+        for (vip, code, why) in [
+            ("10.9.0.300/24@lan", "EBadRequest", "no IP address"),
+            ("10.9.0.0/24@lan", "EBadRequest", "address of a network"),
+            ("127.0.0.1/8@lan", "EBadRequest", "special"),
+            ("10.9.0.1/24", "EBadRequest", "ADDR/PREFIX@INTERFACE"),
+            ("10.9.0.1/24@wan", "ENotFound", "no such interface"),
+        ] {
+            let mut daemon = Daemon::alone(room.path(), &["--vip", vip]);
+            assert_eq!(daemon.ended(), Some(1), "{vip}");
+            let said = daemon.said();
+            let line = said.lines().last().unwrap_or_default();
+            assert!(line.contains(code) && line.contains(why) && line.contains("--vip"), "{vip}: {said}");
+        }
+        assert!(!run("ip", &["address", "show", "lan"]).contains("10.9."));
+        run("ip", &["address", "add", "10.9.0.7/24", "dev", "lan"]);
+        let own = ["--listen", "10.9.0.7:7400", "--insecure", "--vip", "10.9.0.7/24@lan"];
+        assert_eq!(Daemon::alone(room.path(), &own).ended(), Some(1));
+        assert!(run("ip", &["address", "show", "lan"]).contains("10.9.0.7/24"), "a node's own address is never taken off");
+        crate::support::assert_no_core(room.path());
+    });
+}
+
+/// The interface goes while the node leads: the role cannot be had here, so the server stops, in good order.
+#[test]
+fn t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server() {
+    apart("vip::t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server", &[], || {
+        permit_cores();
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["link", "add", "lan", "type", "dummy"]);
+        run("ip", &["link", "set", "lan", "up"]);
+        let room = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon::alone(room.path(), &["--vip", "10.9.0.1/24@lan"]);
+        daemon.says("the service address is on this node");
+        run("ip", &["link", "del", "lan"]);
+        assert_eq!(daemon.ended(), Some(1));
+        let said = daemon.said();
+        assert!(said.lines().last().unwrap_or_default().contains("ENotFound"), "{said}");
+        assert!(said.contains("gone from the runners") && said.contains("stopped"), "in good order: {said}");
+        crate::support::assert_no_core(room.path());
+    });
+}
+
+/// Without the rights it says which ones it needs; without a service address it needs none.
+#[test]
+fn only_a_service_address_takes_rights_and_it_says_which() {
+    apart("vip::only_a_service_address_takes_rights_and_it_says_which", &["setpriv"], || {
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["link", "add", "lan", "type", "dummy"]);
+        let room = tempfile::tempdir().unwrap();
+        std::fs::create_dir(room.path().join("state")).unwrap();
+        let start = |flags: &[&str]| {
+            let plain = Daemon::command(room.path(), flags);
+            let mut command = std::process::Command::new("setpriv");
+            command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+            command.arg(plain.get_program()).args(plain.get_args());
+            Daemon::start(command, &room.path().join("said"))
+        };
+        let mut refused = start(&["--vip", "10.9.0.1/24@lan"]);
+        assert_eq!(refused.ended(), Some(1));
+        let said = refused.said();
+        assert!(said.contains("EPermission") && said.contains("CAP_NET_ADMIN and CAP_NET_RAW"), "{said}");
+        let mut plain = start(&[]);
+        plain.says("leads");
+        assert_eq!(plain.stop(), Some(0));
+    });
+}
