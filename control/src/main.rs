@@ -78,7 +78,8 @@ impl Failure {
 /// Handlers do nothing but wake a thread, which does nothing but wake the owner.
 fn catch_signals(events: Sender<Event>) -> std::result::Result<(), Failure> {
     let failed = |error: std::io::Error, what| Error::io(Side::Engine, Operation::Start, &error, what);
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT]).map_err(|error| failed(error, "catch signals"))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT]).map_err(|error| failed(error, "catch signals"))?;
     let mut forward = move || signals.forever().map(Event::Signal).all(|event| events.send(event).is_ok());
     let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || _ = forward());
     thread.map_err(|error| failed(error, "start the signal thread"))?;

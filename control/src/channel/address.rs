@@ -124,7 +124,9 @@ mod tests {
         ] {
             assert_eq!(DataAddress::parse(text).unwrap().to_string(), shown, "{text}");
         }
-        for bad in ["", "0.0.0.0", "::", "224.0.0.1", "eth0:x", "a b", "this-is-longer-than-any", "eth0/1", "eth0:99999"] {
+        for bad in
+            ["", "0.0.0.0", "::", "224.0.0.1", "eth0:x", "a b", "this-is-longer-than-any", "eth0/1", "eth0:99999"]
+        {
             let error = DataAddress::parse(bad).unwrap_err();
             assert!(error.code == Code::BadRequest && error.message.contains("--data-address"), "{bad}: {error}");
         }

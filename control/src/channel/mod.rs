@@ -13,8 +13,8 @@ mod packet;
 mod roster;
 mod verdict;
 
-pub(crate) use address::is_interface;
 pub use address::DataAddress;
+pub(crate) use address::is_interface;
 pub use verdict::{Judge, Terms, Verdict};
 
 use crate::clock::Clock;
@@ -200,8 +200,12 @@ impl Probing<'_> {
 fn of_address(error: &io::Error, address: SocketAddr) -> Error {
     let failed = Error::io(Side::Engine, Operation::Start, error, format!("open the data channel at {address}"));
     let (code, advice) = match error.kind() {
-        io::ErrorKind::AddrInUse => (Code::Busy, "another process has that port: use another one, or none for a free one"),
-        io::ErrorKind::AddrNotAvailable => (Code::NotFound, "this host has no such address: use another --data-address"),
+        io::ErrorKind::AddrInUse => {
+            (Code::Busy, "another process has that port: use another one, or none for a free one")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            (Code::NotFound, "this host has no such address: use another --data-address")
+        }
         _ => return failed,
     };
     failed.with_code(code).advise(advice)

@@ -90,7 +90,9 @@ struct Peer {
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Since the channel came back; `None`: it was never lost.
-    Usable { since: Option<Duration> },
+    Usable {
+        since: Option<Duration>,
+    },
     Lost(Loss),
 }
 

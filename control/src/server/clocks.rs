@@ -72,7 +72,8 @@ fn difference(there: u64, here: u64) -> i64 {
 /// single wrong clock is nobody's fault but its own.
 fn off_peers(ahead: &BTreeMap<NodeId, i64>) -> Offsets {
     let of = |(node, own): (&NodeId, &i64)| {
-        let mut others: Vec<i64> = ahead.iter().filter(|(other, _)| *other != node).map(|(_, other)| own.saturating_sub(*other)).collect();
+        let mut others: Vec<i64> =
+            ahead.iter().filter(|(other, _)| *other != node).map(|(_, other)| own.saturating_sub(*other)).collect();
         others.sort_unstable();
         let middle = others.len() / 2;
         let candidates = others.get(middle.saturating_sub(usize::from(others.len().is_multiple_of(2)))..=middle);

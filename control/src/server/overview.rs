@@ -57,7 +57,8 @@ impl Overview {
                 peers.into_iter().map(|(peer, silent)| (peer.into(), json!(seconds(silent)))).collect();
             json!({ "lost": verdict == Verdict::Lost, "silent_seconds": peers })
         });
-        let vip = self.vip.as_ref().map(|vip| json!({ "address": vip.address().to_string(), "on": *vip.is_on().borrow() }));
+        let vip =
+            self.vip.as_ref().map(|vip| json!({ "address": vip.address().to_string(), "on": *vip.is_on().borrow() }));
         json!({
             "node": self.node.as_str(),
             "incarnation": self.incarnation.0,

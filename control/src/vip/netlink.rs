@@ -84,7 +84,8 @@ impl Network for Netlink {
         let sent = tokio::task::spawn_blocking(move || announce::send(link.index, mac, &frame)).await;
         let sent = sent.map_err(|error| Error::internal(Operation::Write, error.to_string()))?;
         sent.map_err(|error| {
-            let failed = Error::io(Side::Engine, Operation::Write, &error, format!("announce the service address {vip}"));
+            let failed =
+                Error::io(Side::Engine, Operation::Write, &error, format!("announce the service address {vip}"));
             if failed.code == Code::Permission { needs_rights(failed) } else { failed }
         })
     }

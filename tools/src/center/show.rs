@@ -217,7 +217,8 @@ pub(super) fn center(status: wire::CenterStatus, json: bool) {
         build: String,
         restarts: u64,
     }
-    let wire::CenterStatus { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts } = status;
+    let wire::CenterStatus { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts } =
+        status;
     let tasks = tasks.into_iter().collect();
     let view = CenterView { center, leader, leader_address, epoch, runners, tasks, unreadable, build, restarts };
     print(json, &view, || {

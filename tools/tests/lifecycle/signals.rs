@@ -62,11 +62,17 @@ fn one_life(seed: u64) {
     daemon.signal(if dice.below(2) == 0 { Signal::SIGTERM } else { Signal::SIGINT });
     for _ in 0..dice.below(3) {
         std::thread::sleep(Duration::from_micros(dice.below(20_000)));
-        let signal = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT][usize::try_from(dice.below(4)).unwrap()];
+        let signal =
+            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT][usize::try_from(dice.below(4)).unwrap()];
         daemon.signal(signal);
     }
     let code = daemon.ended();
-    assert!(code == Some(0) && asked.elapsed() <= STOP_MAX, "{seed}: {code:?} after {:?}: {}", asked.elapsed(), daemon.said());
+    assert!(
+        code == Some(0) && asked.elapsed() <= STOP_MAX,
+        "{seed}: {code:?} after {:?}: {}",
+        asked.elapsed(),
+        daemon.said()
+    );
     assert_no_core(room.path());
 }
 

@@ -85,14 +85,16 @@ fn the_unit_is_hardened_and_never_reaches_a_start_limit() {
         assert!(has(line), "{line}");
     }
     assert!(text.lines().any(|line| line.starts_with("WatchdogSec=")), "{text}");
-    let Ok(output) = Command::new("systemd-analyze").args(["security", "--offline=yes", "--no-pager"]).arg(unit()).output()
+    let Ok(output) =
+        Command::new("systemd-analyze").args(["security", "--offline=yes", "--no-pager"]).arg(unit()).output()
     else {
         return println!("the unit's exposure is not judged: install systemd, or run cargo xtask test");
     };
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let verdict = said.lines().find_map(|line| line.split("Overall exposure level for taskd.service:").nth(1));
     let verdict = verdict.unwrap_or_else(|| panic!("{said}{}", String::from_utf8_lossy(&output.stderr)));
-    let exposure: f64 = verdict.split_whitespace().next().and_then(|number| number.parse().ok()).expect("it is a number");
+    let exposure: f64 =
+        verdict.split_whitespace().next().and_then(|number| number.parse().ok()).expect("it is a number");
     println!("exposure: {exposure}");
     assert!(exposure <= EXPOSURE_MAX, "{exposure} is more than {EXPOSURE_MAX}:\n{said}");
 }

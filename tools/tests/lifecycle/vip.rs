@@ -45,7 +45,7 @@ fn t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line() {
     apart("vip::t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
-        run("ip", &["link", "add", "lan", "type", "dummy"]);
+        run("ip", &["link", "add", "lan", "type", "bridge"]);
         let room = tempfile::tempdir().unwrap();
         for (vip, code, why) in [
             ("10.9.0.300/24@lan", "EBadRequest", "no IP address"),
@@ -64,7 +64,10 @@ fn t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line() {
         run("ip", &["address", "add", "10.9.0.7/24", "dev", "lan"]);
         let own = ["--listen", "10.9.0.7:7400", "--insecure", "--vip", "10.9.0.7/24@lan"];
         assert_eq!(Daemon::alone(room.path(), &own).ended(), Some(1));
-        assert!(run("ip", &["address", "show", "lan"]).contains("10.9.0.7/24"), "a node's own address is never taken off");
+        assert!(
+            run("ip", &["address", "show", "lan"]).contains("10.9.0.7/24"),
+            "a node's own address is never taken off"
+        );
         crate::support::assert_no_core(room.path());
     });
 }
@@ -75,7 +78,7 @@ fn t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server() {
     apart("vip::t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
-        run("ip", &["link", "add", "lan", "type", "dummy"]);
+        run("ip", &["link", "add", "lan", "type", "bridge"]);
         run("ip", &["link", "set", "lan", "up"]);
         let room = tempfile::tempdir().unwrap();
         let mut daemon = Daemon::alone(room.path(), &["--vip", "10.9.0.1/24@lan"]);
@@ -94,7 +97,7 @@ fn t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server() {
 fn only_a_service_address_takes_rights_and_it_says_which() {
     apart("vip::only_a_service_address_takes_rights_and_it_says_which", &["setpriv"], || {
         run("ip", &["link", "set", "lo", "up"]);
-        run("ip", &["link", "add", "lan", "type", "dummy"]);
+        run("ip", &["link", "add", "lan", "type", "bridge"]);
         let room = tempfile::tempdir().unwrap();
         std::fs::create_dir(room.path().join("state")).unwrap();
         let start = |flags: &[&str]| {

@@ -137,7 +137,10 @@ async fn a_runner_that_leaves_gives_back_is_gone_and_comes_back_in_the_same_life
     assert!(stage.registration().is_none() && !stage.handle.is_registered(), "nothing but a wish brings it back");
     stage.submit("n", noop(1));
     let answer = stage.handle.assign(stage.grant("n", "life")).await.unwrap();
-    assert!(matches!(answer, Answer::Refused { code: blockhaul_engine::error::Code::RunnerInterrupt, .. }), "{answer:?}");
+    assert!(
+        matches!(answer, Answer::Refused { code: blockhaul_engine::error::Code::RunnerInterrupt, .. }),
+        "{answer:?}"
+    );
     stage.handle.come_back();
     while !stage.handle.is_registered() {
         sleep(Duration::from_millis(5)).await;

@@ -64,7 +64,8 @@ pub(crate) fn permit_cores() {
 
 /// No process that ran there has left a core file.
 pub(crate) fn assert_no_core(folder: &Path) {
-    let names = std::fs::read_dir(folder).expect("it can be read").map(|entry| entry.expect("it can be read").file_name());
+    let names =
+        std::fs::read_dir(folder).expect("it can be read").map(|entry| entry.expect("it can be read").file_name());
     let cores: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with("core")).collect();
     assert!(cores.is_empty(), "a process has crashed: {cores:?}");
 }

@@ -67,6 +67,7 @@ fn is_serving() -> bool {
 
 /// Of the many back ends of the logger in the folder the first one wins.
 fn class_path() -> String {
-    let first = ["slf4j-simple", "slf4j-api", "zookeeper", "zookeeper-jute", "netty-all", "metrics-core", "snappy-java"];
+    let first =
+        ["slf4j-simple", "slf4j-api", "zookeeper", "zookeeper-jute", "netty-all", "metrics-core", "snappy-java"];
     first.map(|name| format!("/usr/share/java/{name}.jar:")).concat() + "/usr/share/java/*"
 }
