@@ -13,6 +13,7 @@ use clap::Parser;
 use logging::Logging;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -49,7 +50,8 @@ fn main() -> ExitCode {
     match caught.and_then(|()| start(events, &seen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, is_usage }) => {
-            eprintln!("taskd: {error}");
+            // Whoever should read it may be gone, which is no reason to crash.
+            let _ = writeln!(std::io::stderr(), "taskd: {error}");
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
     }

@@ -131,6 +131,8 @@ impl Sources {
         };
         registry.register("runner_tasks", "Tasks that this node holds", count(self.runner.held().len()));
         registry.register("runner_registered", "Whether it is registered", count(self.runner.is_registered().into()));
+        let serves = count(usize::from(*self.roles.serving.borrow()));
+        registry.register("serving", "Whether this node has roles: not while its data channel is lost", serves);
         let margin = real(self.runner.lease_left().as_secs_f64());
         let help = "What is left of this node's lease; zero without one";
         registry.register_with_unit("lease_margin", help, Unit::Seconds, margin);

@@ -55,12 +55,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a predecessor that was killed may take to let go of the state directory.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Between two tries to lock it.
 const LOCK_EVERY: Duration = Duration::from_millis(100);
+
+/// What has been begun may end so long after a stop was asked for: threads cannot be called back.
+const INITIALISE_REST: Duration = Duration::from_secs(3);
 
 /// A `taskd`, not yet begun.
 #[derive(Debug)]
@@ -112,10 +115,18 @@ impl Server {
     /// What could not be initialised, or which role cannot be had on this node.
     pub async fn live(self) -> Result<()> {
         let stopper = self.stopper();
+        if stopper.asked() >= Stop::Drained {
+            return Ok(());
+        }
+        let mut initialising = Box::pin(self.initialise());
         let ready = tokio::select! {
             biased;
-            () = stopper.wait_for(Stop::Drained) => return Ok(()),
-            ready = self.initialise() => ready?,
+            ready = &mut initialising => ready?,
+            () = stopper.wait_for(Stop::Drained) => match timeout(INITIALISE_REST, initialising).await {
+                // It is taken apart in the one order that there is.
+                Ok(Ok(ready)) => ready,
+                Ok(Err(_)) | Err(_) => return Ok(()),
+            },
         };
         let vip = ready.leading.vip.clone();
         tokio::select! {

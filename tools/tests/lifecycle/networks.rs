@@ -119,6 +119,10 @@ fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
             wait_until("all three are there", || cell.registered().len() == 3);
         }
         println!("the service address moved in {times:?}");
+        wait_until("all clocks are compared, and agree", || {
+            let lines = cell.ask(&["runners"]);
+            lines.iter().all(|line| line["clock_offset_ms"].is_i64() && line["clock_is_off"] == false)
+        });
         cell.assert_sound(&pids);
         cell.stop();
     });

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// Every package with the programs by which it is recognised, so that tools that came another way count too. A name that
 /// starts with a slash is that file.
-const PACKAGES: [(&str, &[&str]); 15] = [
+const PACKAGES: [(&str, &[&str]); 17] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
     ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
@@ -15,7 +15,9 @@ const PACKAGES: [(&str, &[&str]); 15] = [
     ("gddrescue", &["ddrescue"]),
     ("xfsprogs", &["mkfs.xfs"]),
     ("btrfs-progs", &["mkfs.btrfs"]),
-    ("util-linux", &["losetup", "flock", "setpriv", "unshare"]),
+    ("util-linux", &["losetup", "flock", "setpriv", "unshare", "nsenter"]),
+    ("iproute2", &["ip"]),
+    ("systemd", &["systemd-analyze"]),
     ("e2fsprogs", &["mkfs.ext4"]),
     ("python3", &["python3"]),
     ("strace", &["strace"]),
