@@ -40,7 +40,8 @@ fn t_zbs_8_a_leader_without_its_storage_network_hands_over() {
                     let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
                     let destination = cell.volume(&format!("d{number}"), &[]);
                     std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
-                    let uri = |volume: &str| format!("nbd://10.87.0.254/{volume}{number}");
+                    // Over the storage network: what hangs in there when it is cut has to be given up, too.
+                    let uri = |volume: &str| format!("nbd://10.88.0.254/{volume}{number}");
                     let id = format!("c{number}");
                     let words =
                         ["submit", "copy", &uri("s"), &uri("d"), "--source-stable", "--limit", "2MiB/s", "--id", &id];
