@@ -1,6 +1,6 @@
 //! The service address: put back, handed over, cleaned; and addresses that cannot be.
 
-use crate::support::{Cell, Daemon, VIP, apart, permit_cores, run, wait_until};
+use crate::support::{Cell, Daemon, Network, VIP, apart, permit_cores, run, taskd, wait_until};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -114,5 +114,29 @@ fn only_a_service_address_takes_rights_and_it_says_which() {
         let mut plain = start(&[]);
         plain.says("leads");
         assert_eq!(plain.stop(), Some(0));
+    });
+}
+
+/// A neighbour that still sends to the last owner's card is told better, in both versions of the protocol.
+#[test]
+fn neighbours_learn_where_it_is() {
+    apart("vip::neighbours_learn_where_it_is", &[], || {
+        let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
+        run("ip", &["address", "add", "fd87::254/64", "dev", "mgmt", "nodad"]);
+        network.inside(1, &["ip", "address", "add", "fd87::1/64", "dev", "mgmt", "nodad"]);
+        let shown = network.inside(1, &["ip", "-o", "link", "show", "dev", "mgmt"]);
+        let card = shown.split("link/ether ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let card = card.expect("a pair of links has cards").to_owned();
+        for (address, prefix) in [("10.87.0.100", 24), ("fd87::100", 64)] {
+            run("ip", &["neighbour", "replace", address, "lladdr", "02:00:00:00:00:99", "nud", "stale", "dev", "mgmt"]);
+            let vip = format!("{address}/{prefix}@mgmt");
+            let plain = Daemon::command(room.path(), &["--vip", &vip]);
+            let mut command = network.on(1, taskd().to_str().expect("paths of programs are text"));
+            command.args(plain.get_args());
+            let mut daemon = Daemon::start(command, &room.path().join("said"));
+            wait_until("the neighbour knows the card", || run("ip", &["neighbour", "show", address]).contains(&card));
+            assert_eq!(daemon.stop(), Some(0));
+            assert!(!network.has(1, address));
+        }
     });
 }
