@@ -133,7 +133,11 @@ impl Probing<'_> {
                 }
                 _ = rounds.tick() => {
                     self.probe();
-                    self.judge();
+                    if self.judge() {
+                        // Peers of before that are not registered any more are forgotten.
+                        let roster = rosters.borrow().clone();
+                        self.observe(roster);
+                    }
                 }
             }
         }
@@ -179,21 +183,20 @@ impl Probing<'_> {
         }
     }
 
-    fn judge(&mut self) {
+    /// Whether the channel is back.
+    fn judge(&mut self) -> bool {
         let now = self.clock.boot_time();
         let verdict = self.judge.look(now, fastrand::f64());
         let peers = self.judge.silences(now).map(|(peer, silent)| (peer.clone(), silent)).collect();
         let seen = Seen { verdict, peers };
         let before = self.channel.seen.send_replace(seen).verdict;
-        match (before, verdict) {
-            (Verdict::Usable, Verdict::Lost) => {
-                tracing::error!(address = %self.channel.address, "the data channel is lost: no peer answers");
-            }
-            (Verdict::Lost, Verdict::Usable) => {
-                tracing::warn!(address = %self.channel.address, "the data channel is back");
-            }
-            (Verdict::Usable, Verdict::Usable) | (Verdict::Lost, Verdict::Lost) => {}
+        let is_back = (before, verdict) == (Verdict::Lost, Verdict::Usable);
+        if is_back {
+            tracing::warn!(address = %self.channel.address, "the data channel is back");
+        } else if before != verdict {
+            tracing::error!(address = %self.channel.address, "the data channel is lost: no peer answers");
         }
+        is_back
     }
 }
 
