@@ -223,6 +223,29 @@ impl Ensemble {
         (0..self.len()).find(|&index| self.servers[index].ask("cons").is_ok_and(|said| said.contains(&wanted)))
     }
 
+    /// Writes committed so far, in this reign of its leader.
+    ///
+    /// # Panics
+    /// If no server leads.
+    pub(crate) fn transactions(&self) -> u64 {
+        let said = self.servers[self.leader()].ask("srvr").expect("it has just answered");
+        let last = said.lines().find_map(|line| line.strip_prefix("Zxid: 0x")).expect("every server has one");
+        u64::from_str_radix(last, 16).expect("it is hexadecimal") & 0xffff_ffff
+    }
+
+    /// Watches that are set at all servers.
+    ///
+    /// # Panics
+    /// If a server does not answer.
+    pub(crate) fn watches(&self) -> u64 {
+        let of = |server: &Server| {
+            let said = server.ask("wchs").expect("it serves");
+            let total = said.lines().find_map(|line| line.strip_prefix("Total watches:")).expect("every server counts");
+            total.trim().parse::<u64>().expect("it is a number")
+        };
+        self.servers.iter().map(of).sum()
+    }
+
     /// Waits until a server answers, as part of a quorum.
     ///
     /// # Panics

@@ -8,6 +8,7 @@
 mod fuzz;
 mod packages;
 mod sim;
+mod soak;
 mod step;
 mod test;
 
@@ -20,6 +21,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   sim [engine|control] --seeds N [--seed S]
                              the simulation of the engine, or of the task center: N seeds from S on (S: default 0); a
                              failure prints the seed that replays it
+  soak [--trials N] [--cells N] [--tasks N] [--runners N] [NAME...]
+                             how fast a center of three nodes gets over losses, and how much it carries: distributions of
+                             N trials (default 100), with the goals that they have to meet
   fuzz [SECONDS]             the fuzz targets, each for so long (default 10)
 
 Without root, `test` names the Debian packages that are missing instead of installing them.";
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
         ["test"] => test::all(),
         ["test", filter] if !filter.starts_with('-') => test::only(filter),
         ["sim", flags @ ..] => sim::Seeds::parse(flags).and_then(sim::run),
+        ["soak", words @ ..] => soak::run(words),
         ["fuzz"] => fuzz::run("10"),
         ["fuzz", seconds] => fuzz::run(seconds),
         ["help" | "--help" | "-h"] => {

@@ -1,0 +1,44 @@
+//! The server that leads the ensemble is killed: how long until the center commits a write again, and whether copies pause.
+
+use crate::copies::Copies;
+use crate::measure::{Bound, Measure};
+use crate::options::Options;
+use std::time::{Duration, Instant};
+
+/// A copy writes a MiB eight times a second: a pause of a second is one.
+const PAUSE: Bound = Bound::AtMost(1e3);
+
+pub(crate) fn measure(options: &Options) -> Vec<Measure> {
+    let mut copies = Copies::new();
+    let mut all = copies.begin();
+    let (mut resumed, mut pauses) = (Vec::new(), Vec::new());
+    for number in 0..options.trials {
+        // They last for a dozen of trials.
+        if number % 5 == 4 {
+            copies.end(&all);
+            all = copies.begin();
+        }
+        let traffic = copies.traffic();
+        let server = copies.cell.ensemble.leader();
+        let start = Instant::now();
+        copies.cell.ensemble.kill(server);
+        copies.cell.submit_noop(&format!("write{number}"), Duration::from_millis(1), &[]);
+        let end = Instant::now();
+        resumed.push(end - start);
+        // Whoever has lost more than the connection would pause after it.
+        std::thread::sleep(Duration::from_secs(1));
+        let seen = Instant::now();
+        pauses.extend(all.iter().map(|copy| traffic[copy.index].longest_pause(start, seen)).max());
+        copies.cell.ensemble.restart(server);
+        copies.cell.wait_until("all are there", |cell| cell.leader().is_some());
+        for copy in &all {
+            let task = copies.cell.task(&copy.id);
+            assert_eq!(task.outcomes().len(), 1, "no copy is started again: {task:?}");
+        }
+    }
+    copies.end(&all);
+    vec![
+        Measure::of_times("ZooKeeper's leader killed to the next write", &resumed, Bound::P99AtMost(2e3)),
+        Measure::of_times("longest pause of copies meanwhile", &pauses, PAUSE),
+    ]
+}

@@ -1,0 +1,29 @@
+//! From the start of `blockhaul submit` to the first block on its destination, in an idle center of three nodes.
+
+use crate::measure::{Bound, Measure};
+use crate::options::Options;
+use crate::support::{Cell, MIB, Pair};
+use crate::traffic::Traffic;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+pub(crate) fn measure(options: &Options) -> Vec<Measure> {
+    let cell = Cell::new(3, 3);
+    let pair = Pair::new(&cell, "small", 4 * MIB);
+    let traffic = Traffic::of(&pair);
+    let mut before = BTreeSet::new();
+    let mut trial = |number: usize| {
+        let id = format!("first{number}");
+        let start = Instant::now();
+        pair.submit(&cell, &id, &["--overwrite"]);
+        let first = traffic.first_of_others(&before);
+        cell.wait_for_success(&id);
+        pair.assert_copied();
+        before = traffic.writers();
+        first - start
+    };
+    // The first one opens connections between the nodes.
+    trial(0);
+    let times: Vec<Duration> = (1..=options.trials).map(trial).collect();
+    vec![Measure::of_times("submit to first block written", &times, Bound::P99AtMost(100.0))]
+}

@@ -1,0 +1,45 @@
+//! The node that leads is killed: how long until a task is given to a runner again, and whether copies elsewhere pause.
+
+use crate::copies::Copies;
+use crate::measure::{Bound, Measure};
+use crate::options::Options;
+use std::time::{Duration, Instant};
+
+/// A copy writes a MiB eight times a second: a pause of a second is one.
+const PAUSE: Bound = Bound::AtMost(1e3);
+
+pub(crate) fn measure(options: &Options) -> Vec<Measure> {
+    let cells: Vec<_> = options
+        .shares()
+        .into_iter()
+        .map(|share| {
+            std::thread::spawn(move || {
+                let mut copies = Copies::new();
+                share.map(|number| trial(&mut copies, number)).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let both: Vec<_> = cells.into_iter().flat_map(|cell| cell.join().expect("a trial has failed")).collect();
+    let (assigned, pauses): (Vec<_>, Vec<_>) = both.into_iter().unzip();
+    vec![
+        Measure::of_times("SIGKILL of the leader to the next assignment", &assigned, Bound::P99AtMost(14e3)),
+        Measure::of_times("longest pause of copies on other nodes meanwhile", &pauses, PAUSE),
+    ]
+}
+
+fn trial(copies: &mut Copies, number: usize) -> (Duration, Duration) {
+    let all = copies.begin();
+    let traffic = copies.traffic();
+    let leader = copies.leader();
+    let id = format!("next{number}");
+    let start = Instant::now();
+    copies.cell.nodes[leader].kill();
+    copies.cell.submit_noop(&id, Duration::from_millis(1), &[]);
+    copies.cell.wait_for(&id, "its assignment", |task| !task.outcomes().is_empty());
+    let end = Instant::now();
+    let elsewhere = all.iter().filter(|copy| copy.node != leader);
+    let pause = elsewhere.map(|copy| traffic[copy.index].longest_pause(start, end)).max();
+    copies.end(&all);
+    copies.bring_back(leader);
+    (end - start, pause.unwrap_or_default())
+}

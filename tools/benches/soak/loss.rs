@@ -1,0 +1,75 @@
+//! A runner under load is stopped or killed: how long until its copy runs elsewhere. Every second time it is the node that
+//! leads as well. Every copy is finished and compared.
+
+use crate::copies::Copies;
+use crate::measure::{Bound, Measure};
+use crate::options::Options;
+use nix::sys::signal::Signal;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// How a runner goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Asked to: it gives its copy back.
+    Stopped,
+    /// Killed: its session has to expire.
+    Killed,
+}
+
+pub(crate) fn measure(options: &Options, way: Way) -> Vec<Measure> {
+    let cells: Vec<_> =
+        options.shares().into_iter().map(|share| std::thread::spawn(move || trials(share, way))).collect();
+    let both: Vec<_> = cells.into_iter().flat_map(|cell| cell.join().expect("a trial has failed")).collect();
+    let (moves, ends): (Vec<_>, Vec<_>) = both.into_iter().unzip();
+    match way {
+        Way::Stopped => vec![
+            Measure::of_times("graceful stop to the copy running elsewhere", &moves, Bound::P99AtMost(2e3)),
+            Measure::of_times("graceful stop to the end of the process", &ends, Bound::AtMost(2e4)),
+        ],
+        Way::Killed => {
+            vec![Measure::of_times("SIGKILL of a runner to the copy running elsewhere", &moves, Bound::P99AtMost(15e3))]
+        }
+    }
+}
+
+fn trials(share: Range<usize>, way: Way) -> Vec<(Duration, Duration)> {
+    let mut copies = Copies::new();
+    share.map(|number| trial(&mut copies, way, number % 2 == 0)).collect()
+}
+
+/// Times to the copy running elsewhere, and to the end of the process.
+fn trial(copies: &mut Copies, way: Way, of_leader: bool) -> (Duration, Duration) {
+    let all = copies.begin();
+    let traffic = copies.traffic();
+    let leader = copies.leader();
+    let victim = all
+        .iter()
+        .find(|copy| (copy.node == leader) == of_leader)
+        .unwrap_or_else(|| panic!("each node has a copy: {:?}", all.iter().map(|copy| copy.node).collect::<Vec<_>>()));
+    let (node, traffic) = (victim.node, &traffic[victim.index]);
+    // What its log held before.
+    std::thread::sleep(Duration::from_millis(50));
+    let before = traffic.writers();
+    let start = Instant::now();
+    let end = match way {
+        Way::Killed => {
+            copies.cell.nodes[node].kill();
+            None
+        }
+        Way::Stopped => {
+            copies.cell.nodes[node].signal(Signal::SIGTERM);
+            let status = copies.cell.nodes[node].wait();
+            assert!(status.success(), "a stop ends with {status}");
+            Some(start.elapsed())
+        }
+    };
+    let moved = traffic.first_of_others(&before) - start;
+    copies.finish(victim);
+    let task = copies.cell.task(&victim.id);
+    let expected = if way == Way::Killed { "ELeaseLost" } else { "ERunnerInterrupt" };
+    assert_eq!(task.outcomes(), [expected, "succeeded"], "{task:?}");
+    copies.end(&all);
+    copies.bring_back(node);
+    (moved, end.unwrap_or_default())
+}

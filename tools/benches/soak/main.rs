@@ -1,0 +1,65 @@
+//! How fast a center of three nodes gets over what happens to it, and how much it carries: distributions of many trials.
+//!
+//! Tests assert order and outcome; bounds in seconds are measured here, on real processes and a real ensemble:
+//!
+//! ```text
+//! cargo xtask soak [--trials N] [--cells N] [--tasks N] [--runners N] [NAME...]
+//! ```
+//! Prints one JSON object per measure with its samples, then a table; exits with 1 if a bound is exceeded. Started as a
+//! test, it makes one trial of the shortest measure, to show that it works.
+
+#![forbid(unsafe_code)]
+
+mod copies;
+mod ensemble;
+mod first_block;
+mod fleet;
+mod leader;
+mod load;
+mod loss;
+mod measure;
+mod options;
+mod queue;
+#[path = "../../tests/center/support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "shared with the tests of the center")]
+mod support;
+mod traffic;
+
+use measure::Measure;
+use options::Options;
+use std::process::ExitCode;
+
+/// What can be measured, by name, in the order in which it is.
+const ALL: [(&str, fn(&Options) -> Vec<Measure>); 7] = [
+    ("first-block", first_block::measure),
+    ("stop", |options| loss::measure(options, loss::Way::Stopped)),
+    ("kill", |options| loss::measure(options, loss::Way::Killed)),
+    ("leader", leader::measure),
+    ("ensemble", ensemble::measure),
+    ("queue", queue::measure),
+    ("load", load::measure),
+];
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1), &ALL.map(|(name, _)| name)) {
+        Ok(Some(options)) => options,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("{sentence}");
+            return ExitCode::from(2);
+        }
+    };
+    if !support::has("soak", &support::NEEDS) {
+        return ExitCode::SUCCESS;
+    }
+    let mut measures = Vec::new();
+    for (name, measure) in ALL.iter().filter(|(name, _)| options.wants(name)) {
+        eprintln!("{name} ...");
+        let some = measure(&options);
+        some.iter().for_each(|measure| println!("{}", measure.json()));
+        measures.extend(some);
+    }
+    println!("\n{}", Measure::heading());
+    measures.iter().for_each(|measure| println!("{}", measure.row()));
+    if options.is_soak && measures.iter().any(Measure::is_missed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

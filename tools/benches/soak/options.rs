@@ -1,0 +1,63 @@
+//! What to measure, and how often.
+
+/// As typed, or for one short look when it runs as a test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Trials of each distribution. Default 100.
+    pub(crate) trials: usize,
+    /// Cells (three nodes and three servers each) that share the trials of a loss, at once. Default 1.
+    pub(crate) cells: usize,
+    /// Tasks in the queue. Default 50,000.
+    pub(crate) tasks: usize,
+    /// Simulated runners that take them. Default 200.
+    pub(crate) runners: usize,
+    /// Whether bounds count.
+    pub(crate) is_soak: bool,
+    names: Vec<String>,
+}
+
+impl Options {
+    /// From the words after the program's name. `None`: there is nothing to do here.
+    ///
+    /// # Errors
+    /// A sentence about what was typed.
+    pub(crate) fn parse(words: impl Iterator<Item = String>, known: &[&str]) -> Result<Option<Self>, String> {
+        let words: Vec<String> = words.collect();
+        // What cargo adds when it is asked for a benchmark; tests are run without.
+        let is_soak = words.iter().any(|word| word == "--bench");
+        let mut words = words.into_iter().filter(|word| word != "--bench");
+        if !is_soak {
+            // A test's filter names tests, of which there are none here.
+            let look = Self { trials: 1, cells: 1, tasks: 50, runners: 2, is_soak, names: vec![known[0].to_owned()] };
+            return Ok(words.next().is_none().then_some(look));
+        }
+        let mut options = Self { trials: 100, cells: 1, tasks: 50_000, runners: 200, is_soak, names: Vec::new() };
+        while let Some(word) = words.next() {
+            let target = match word.as_str() {
+                "--trials" => &mut options.trials,
+                "--cells" => &mut options.cells,
+                "--tasks" => &mut options.tasks,
+                "--runners" => &mut options.runners,
+                name if known.contains(&name) => {
+                    options.names.push(word);
+                    continue;
+                }
+                _ => return Err(format!("soak measures {}, not '{word}'", known.join(", "))),
+            };
+            let number = words.next().and_then(|text| text.parse().ok()).filter(|&number| number > 0);
+            *target = number.ok_or_else(|| format!("{word} takes a number above zero"))?;
+        }
+        Ok(Some(options))
+    }
+
+    /// Whether this is to be measured.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
+    }
+
+    /// The trials of each cell, as even as can be.
+    pub(crate) fn shares(&self) -> Vec<std::ops::Range<usize>> {
+        let cells = self.cells.min(self.trials);
+        (0..cells).map(|cell| cell * self.trials / cells..(cell + 1) * self.trials / cells).collect()
+    }
+}

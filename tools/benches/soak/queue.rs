@@ -1,0 +1,95 @@
+//! A long queue: how long a dispatcher takes to read it, how fast it gives it to many runners, how much memory it needs.
+
+use crate::fleet;
+use crate::measure::{Bound, Measure};
+use crate::options::Options;
+use crate::support::Cell;
+use blockhaul_control::api::channels::Channels;
+use blockhaul_control::api::client::CenterClient;
+use blockhaul_control::api::wire::{NoopWork, Spec, StatusRequest, SubmitRequest, spec::Work};
+use nix::unistd::Pid;
+use std::time::{Duration, Instant};
+
+/// Submissions under way at once.
+const CLIENTS: usize = 32;
+/// Between two looks at the center.
+const GLANCE: Duration = Duration::from_millis(50);
+
+pub(crate) fn measure(options: &Options) -> Vec<Measure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be made");
+    let mut cell = Cell::new(1, 3);
+    // What is measured is the dispatcher: its own node takes no part.
+    cell.ask(&["drain", "n0"]);
+    let address = cell.nodes[0].address();
+    runtime.block_on(submit(options.tasks, &address));
+    cell.nodes[0].kill();
+    let start = Instant::now();
+    cell.nodes[0].start();
+    runtime.block_on(until(&address, |pending, _| pending >= options.tasks));
+    let reconciled = start.elapsed();
+    let folder = cell.site.path("fleet");
+    std::fs::create_dir(&folder).expect("the room is empty");
+    let zookeeper = format!("{}/cell", cell.ensemble.addresses());
+    runtime.block_on(fleet::launch(options.runners, &zookeeper, &address, &folder));
+    // Half of the queue at full speed: neither its beginning, while runners come, nor its end.
+    let quarter = options.tasks / 4;
+    runtime.block_on(until(&address, |pending, _| pending <= 3 * quarter));
+    let first = Instant::now();
+    runtime.block_on(until(&address, |pending, _| pending <= quarter));
+    #[allow(clippy::cast_precision_loss, reason = "counts are small")]
+    let rate = (2 * quarter) as f64 / first.elapsed().as_secs_f64();
+    runtime.block_on(until(&address, |_, succeeded| succeeded == options.tasks));
+    let memory = peak_mib(cell.nodes[0].pid());
+    runtime.shutdown_background();
+    vec![
+        Measure::of_times("start to the queue read", &[reconciled], Bound::AtMost(1e4)),
+        Measure::new("assignments committed", "1/s", vec![rate], Bound::AtLeast(200.0)),
+        Measure::new("peak memory of the dispatcher's process", "MiB", vec![memory], Bound::AtMost(512.0)),
+    ]
+}
+
+fn client(address: &str) -> CenterClient {
+    CenterClient::new(vec![address.to_owned()], Channels::new(None)).expect("there is an address")
+}
+
+/// Submits tasks that take no time.
+async fn submit(count: usize, address: &str) {
+    let clients = (0..CLIENTS).map(|first| {
+        let mut client = client(address);
+        tokio::spawn(async move {
+            for number in (first..count).step_by(CLIENTS) {
+                let spec = Some(Spec { work: Some(Work::Noop(NoopWork { milliseconds: 0, node: None })) });
+                let request = SubmitRequest { id: format!("queued{number}"), priority: 0, max_attempts: 0, spec };
+                client.submit(request).await.unwrap_or_else(|fault| panic!("submit a task: {fault:?}"));
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.expect("every task is taken");
+    }
+}
+
+/// Looks at the center until what is pending and what has succeeded is as it should be.
+async fn until(address: &str, holds: impl Fn(usize, usize) -> bool) {
+    let mut client = client(address);
+    let (deadline, mut last) = (Instant::now() + Duration::from_secs(900), None);
+    loop {
+        if let Ok(status) = client.status(StatusRequest {}).await {
+            let count =
+                |state: &str| usize::try_from(*status.tasks.get(state).unwrap_or(&0)).expect("counts are small");
+            if holds(count("PENDING"), count("SUCCEEDED")) {
+                return;
+            }
+            last = Some(status.tasks);
+        }
+        assert!(Instant::now() < deadline, "the queue does not move: {last:?}");
+        tokio::time::sleep(GLANCE).await;
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "sizes are small")]
+fn peak_mib(pid: Pid) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel counts it");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of KiB") as f64 / 1024.0
+}

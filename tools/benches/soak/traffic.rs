@@ -1,0 +1,103 @@
+//! When writes reach a destination's server: its log, read as it grows.
+
+use crate::support::Pair;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Between two looks at the log: how exact times are.
+const GLANCE: Duration = Duration::from_millis(1);
+/// Nothing that is waited for takes half of this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Connections that wrote something, and when that was seen, oldest first.
+type Seen = Arc<Mutex<Vec<(Instant, u64)>>>;
+
+/// Follows a destination's log until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    seen: Seen,
+    over: Arc<AtomicBool>,
+    follower: Option<JoinHandle<()>>,
+}
+
+impl Traffic {
+    /// Of this pair, whatever its log holds already included.
+    pub(crate) fn of(pair: &Pair) -> Self {
+        let (seen, over) = (Seen::default(), Arc::new(AtomicBool::new(false)));
+        let (log, into, until) = (pair.log_path().to_owned(), Arc::clone(&seen), Arc::clone(&over));
+        let follower = std::thread::spawn(move || {
+            let mut file = loop {
+                match File::open(&log) {
+                    Ok(file) => break file,
+                    Err(_) if until.load(Relaxed) => return,
+                    Err(_) => std::thread::sleep(GLANCE),
+                }
+            };
+            let mut text = String::new();
+            while !until.load(Relaxed) {
+                file.read_to_string(&mut text).expect("the log is text");
+                let whole = text.rfind('\n').map_or(0, |end| end + 1);
+                let (now, lines) = (Instant::now(), text.drain(..whole).collect::<String>());
+                let writes = lines.lines().filter_map(writer_of).map(|connection| (now, connection));
+                into.lock().unwrap_or_else(PoisonError::into_inner).extend(writes);
+                std::thread::sleep(GLANCE);
+            }
+        });
+        Self { seen, over, follower: Some(follower) }
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&[(Instant, u64)]) -> T) -> T {
+        look(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Connections that have written so far.
+    pub(crate) fn writers(&self) -> BTreeSet<u64> {
+        self.look(|seen| seen.iter().map(|(_, connection)| *connection).collect())
+    }
+
+    /// When somebody wrote first that is not one of `known`.
+    pub(crate) fn first_of_others(&self, known: &BTreeSet<u64>) -> Instant {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let first = self.look(|seen| seen.iter().find(|(_, connection)| !known.contains(connection)).copied());
+            if let Some((at, _)) = first {
+                return at;
+            }
+            assert!(Instant::now() < until, "nobody else has written in {} s", PATIENCE.as_secs());
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// The longest time without a write from `since` to `until`.
+    pub(crate) fn longest_pause(&self, since: Instant, until: Instant) -> Duration {
+        self.look(|seen| {
+            let within = seen.iter().map(|(at, _)| *at).filter(|at| (since..until).contains(at));
+            let times: Vec<Instant> = std::iter::once(since).chain(within).chain([until]).collect();
+            times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        })
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.over.store(true, Relaxed);
+        if let Some(follower) = self.follower.take() {
+            let _ = follower.join();
+        }
+    }
+}
+
+/// The connection that changes something, by a line of the log such as `DATE TIME connection=1 Write id=7 offset=0x0 ...`;
+/// the line of the answer has no offset.
+fn writer_of(line: &str) -> Option<u64> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let is_change = words.iter().any(|word| matches!(*word, "Write" | "Zero" | "Trim"));
+    let is_request = words.iter().any(|word| word.starts_with("offset="));
+    let connection = words.iter().find_map(|word| word.strip_prefix("connection="))?.parse().ok()?;
+    (is_change && is_request).then_some(connection)
+}

@@ -1,0 +1,20 @@
+//! The soak: what happens to a center of three nodes, many times, with the times that it takes.
+
+use crate::step::{Tally, Verdict, cargo};
+use crate::{Refused, packages};
+
+/// Builds everything with optimisation and measures what is asked for.
+///
+/// # Errors
+/// None of its own: what fails is counted.
+#[allow(clippy::unnecessary_wraps, reason = "all commands have one shape")]
+pub(crate) fn run(words: &[&str]) -> Result<Verdict, Refused> {
+    if packages::ensure() == Verdict::Failed {
+        return Ok(Verdict::Failed);
+    }
+    let mut tally = Tally::default();
+    tally.run("taskd", &mut cargo(&["build", "--release", "--package", "blockhaul-control", "--bin", "taskd"]));
+    let measure = ["bench", "--package", "blockhaul-tools", "--bench", "soak", "--"];
+    tally.run("soak", &mut cargo(&[&measure[..], words].concat()));
+    Ok(tally.conclude())
+}
