@@ -24,8 +24,9 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, leader: &str, folder: 
         let state = StateDir::lock(&folder).expect("the folder is ours");
         let (leads, leader) = watch::channel(Some(leader.to_owned()));
         let (floor, floor_seen) = watch::channel(None);
+        let (serving, serving_seen) = watch::channel(true);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
-        let roles = Roles { leadership: leadership_seen, floor: floor_seen };
+        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = Listener::open(anywhere, None, roles, None).await.expect("there are ports");
         let seams = Seams {
@@ -41,7 +42,7 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, leader: &str, folder: 
         let service = ZooKeeper::new(zookeeper, Settings::default()).expect("the ensemble's addresses");
         tokio::spawn(async move {
             let keeper = SessionKeeper::new(Arc::new(service));
-            let _kept = (leads, leadership, floor, listener);
+            let _kept = (leads, leadership, serving, floor, listener);
             tokio::join!(keeper.run(), runner.run(keeper.sessions(), std::future::pending()));
         });
     }

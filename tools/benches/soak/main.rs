@@ -29,8 +29,11 @@ use measure::Measure;
 use options::Options;
 use std::process::ExitCode;
 
-/// What can be measured, by name, in the order in which it is.
-const ALL: [(&str, fn(&Options) -> Vec<Measure>); 7] = [
+/// Something that can be measured, by its name.
+type Named = (&'static str, fn(&Options) -> Vec<Measure>);
+
+/// What can be measured, in the order in which it is.
+const ALL: [Named; 7] = [
     ("first-block", first_block::measure),
     ("stop", |options| loss::measure(options, loss::Way::Stopped)),
     ("kill", |options| loss::measure(options, loss::Way::Killed)),

@@ -29,7 +29,7 @@ impl Traffic {
     /// Of this pair, whatever its log holds already included.
     pub(crate) fn of(pair: &Pair) -> Self {
         let (seen, over) = (Seen::default(), Arc::new(AtomicBool::new(false)));
-        let (log, into, until) = (pair.log_path().to_owned(), Arc::clone(&seen), Arc::clone(&over));
+        let (log, into, until) = (pair.log.clone(), Arc::clone(&seen), Arc::clone(&over));
         let follower = std::thread::spawn(move || {
             let mut file = loop {
                 match File::open(&log) {

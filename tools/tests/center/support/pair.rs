@@ -3,7 +3,7 @@
 
 use super::{Cell, Server, address, assert_same, mixed, text};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What the log calls requests that change a volume.
 const CHANGES: [&str; 3] = ["Write", "Zero", "Trim"];
@@ -25,7 +25,8 @@ pub(crate) struct Pair {
     pub(crate) destination: Server,
     bytes: Vec<u8>,
     image: PathBuf,
-    log: PathBuf,
+    /// What the destination's server writes down, as it goes.
+    pub(crate) log: PathBuf,
 }
 
 impl Pair {
@@ -53,11 +54,6 @@ impl Pair {
             &[&["--filter=log"], filters, &own[..], parameters].concat(),
         );
         Self { source, destination, bytes, image, log }
-    }
-
-    /// What the destination's server writes down, as it goes.
-    pub(crate) fn log_path(&self) -> &Path {
-        &self.log
     }
 
     /// Submits the copy; `words` follow the volumes.
