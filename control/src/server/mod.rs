@@ -21,11 +21,13 @@ mod founding;
 mod leading;
 mod notify;
 mod overview;
+mod play;
 mod post;
 mod stop;
 
-pub(crate) use leading::Leading;
 pub use control::{Control, Limits};
+pub(crate) use leading::Leading;
+pub(crate) use play::Play;
 pub use stop::{Stop, Stopper};
 
 use crate::api::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
@@ -50,7 +52,6 @@ use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use founding::Founded;
 use overview::Overview;
-use post::NodePost;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -245,24 +246,10 @@ impl Ready {
     /// Which role cannot be had on this node, and why; it has stopped then, too.
     pub async fn run(self) -> Result<()> {
         let Self { keeper, leading, runner, engine, listener, metrics, channel, floor, serving, .. } = self;
-        let Self { mut failures, pulses, overview, stopper, .. } = self;
-        let (stand, stands) = watch::channel(false);
+        let Self { failures, pulses, overview, stopper, .. } = self;
         floor.send_replace(Some(Arc::new(runner.handle())));
-        let post = NodePost {
-            runner: runner.handle(),
-            serving,
-            stand,
-            office: leading.office.subscribe(),
-            leader: leading.leader.subscribe(),
-            address: leading.address.clone(),
-        };
-        let mut result = Ok(());
-        let on_duty = async {
-            let judged = channel.as_ref().map(DataChannel::seen);
-            duty::Post::take_up(&post);
-            result = duty::serve(&post, &stopper, judged, &mut failures).await;
-            notify::stopping(&overview);
-        };
+        let judged = channel.as_ref().map(DataChannel::seen);
+        let play = Play { keeper: &keeper, leading: &leading, serving, stopper: &stopper, channel: judged, failures };
         let clock: Arc<dyn Clock> = Arc::new(HostClock);
         let probing = async {
             match &channel {
@@ -270,9 +257,9 @@ impl Ready {
                 None => std::future::pending().await,
             }
         };
-        let stopped = tokio::select! {
+        let (Stopped { left_behind }, result) = tokio::select! {
             biased;
-            stopped = play(&keeper, &leading, runner, stands, on_duty) => stopped,
+            played = play.run(runner, || notify::stopping(&overview)) => played,
             () = probing => unreachable!("it never ends"),
             () = notify::attend(&overview, pulses) => unreachable!("it never ends"),
         };
@@ -289,22 +276,6 @@ impl Ready {
         tokio::join!(listener.close(), metrics);
         tracing::info!("stopped");
         result
-    }
-}
-
-/// Plays all roles until `on_duty` ends, and gives back what the runner has.
-pub(crate) async fn play(
-    keeper: &SessionKeeper,
-    leading: &Leading,
-    runner: Runner,
-    stands: watch::Receiver<bool>,
-    on_duty: impl Future<Output = ()>,
-) -> Stopped {
-    tokio::select! {
-        biased;
-        stopped = runner.run(keeper.sessions(), on_duty) => stopped,
-        () = keeper.run() => unreachable!("it never ends"),
-        () = leading.run(keeper.sessions(), stands) => unreachable!("it never ends"),
     }
 }
 

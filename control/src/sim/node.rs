@@ -17,12 +17,12 @@ use crate::dispatcher::{Config, FenceProgram};
 use crate::process::spawn;
 use crate::record::{Epoch, Holder, Incarnation, NodeId};
 use crate::runner::{NodeState, Runner, RunnerConfig, Seams, SessionKeeper, Stopped};
-use crate::server::{Leading, Stop, Stopper, play};
+use crate::server::{Leading, Play, Stop, Stopper};
 use blockhaul_engine::error::Result;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// What all nodes of a world share.
 #[derive(Clone, Debug)]
@@ -124,6 +124,8 @@ impl Host {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let port = Port { process: process.clone(), runner: runner.handle(), leadership: leadership_seen };
         around.net.listen(&self.name, port);
+        // No role fails for a reason of this host's.
+        let (failed, failures) = mpsc::channel(1);
         let leading = Leading {
             node,
             incarnation,
@@ -135,13 +137,18 @@ impl Host {
             runner: runner.handle(),
             leadership,
             leader,
+            vip: None,
+            office: watch::Sender::new(false),
+            failed,
         };
         let (keeper, stopper) = (Arc::new(SessionKeeper::new(self.center.clone())), Stopper::new());
         let ended = Arc::new(Mutex::new(None));
         let (own, asked, told) = (keeper.clone(), stopper.clone(), ended.clone());
         process.enter(|| {
             spawn(async move {
-                let stopped = play(&own, &leading, runner, &asked).await;
+                let serving = watch::Sender::new(false);
+                let play = Play { keeper: &own, leading: &leading, serving, stopper: &asked, channel: None, failures };
+                let (stopped, _) = play.run(runner, || ()).await;
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
             })
         });

@@ -1,0 +1,59 @@
+//! All roles of a node at once, for as long as it should have them, and given up in order.
+//!
+//! This is what a `taskd` does between its beginning and its end, apart from the services around it; a simulated node does
+//! the same.
+
+use super::duty::{self, Post};
+use super::leading::Leading;
+use super::post::NodePost;
+use super::stop::Stopper;
+use crate::channel::Seen;
+use crate::runner::{Runner, SessionKeeper, Stopped};
+use blockhaul_engine::error::{Error, Result};
+use tokio::sync::{mpsc, watch};
+
+/// What the roles stand on, and what takes them away.
+pub(crate) struct Play<'a> {
+    pub(crate) keeper: &'a SessionKeeper,
+    pub(crate) leading: &'a Leading,
+    /// What health says.
+    pub(crate) serving: watch::Sender<bool>,
+    pub(crate) stopper: &'a Stopper,
+    /// How the data channel stands, where there is one.
+    pub(crate) channel: Option<watch::Receiver<Seen>>,
+    /// Why a role cannot be had on this node.
+    pub(crate) failures: mpsc::Receiver<Error>,
+}
+
+impl Play<'_> {
+    /// Until a stop is asked for or a role has failed, which is the error; `stopping` is called when the node has stepped
+    /// down. The session is closed if nothing is left behind; else its owner leaves it as it is.
+    pub(crate) async fn run(self, runner: Runner, stopping: impl FnOnce()) -> (Stopped, Result<()>) {
+        let Self { keeper, leading, serving, stopper, channel, mut failures } = self;
+        let (stand, stands) = watch::channel(false);
+        let post = NodePost {
+            runner: runner.handle(),
+            serving,
+            stand,
+            office: leading.office.subscribe(),
+            leader: leading.leader.subscribe(),
+            address: leading.address.clone(),
+        };
+        let mut result = Ok(());
+        let on_duty = async {
+            post.take_up();
+            result = duty::serve(&post, stopper, channel, &mut failures).await;
+            stopping();
+        };
+        let stopped = tokio::select! {
+            biased;
+            stopped = runner.run(keeper.sessions(), on_duty) => stopped,
+            () = keeper.run() => unreachable!("it never ends"),
+            () = leading.run(keeper.sessions(), stands) => unreachable!("it never ends"),
+        };
+        if stopped.left_behind.is_empty() {
+            keeper.close().await;
+        }
+        (stopped, result)
+    }
+}
