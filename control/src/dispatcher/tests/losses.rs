@@ -3,10 +3,15 @@
 use super::stage::*;
 use crate::coord::Op;
 use crate::coord::sim::Weather;
+use crate::dispatcher::outcome::{Outcome, Purpose};
+use crate::dispatcher::serve::new_record;
+use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::layout;
-use crate::record::{CopyTask, Fence, NodeId, Record, Registration, State, TaskId, TaskSpec};
-use crate::task_state::{Event, Mark};
+use crate::record::{
+    CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Record, Registration, State, TaskId, TaskSpec,
+};
+use crate::task_state::{Event, Mark, next};
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,4 +278,27 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     stage.leader.submit(submission("y", noop(1))).await.unwrap();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(stage.world.heard(), ["n1 assign y"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
+    let stage = Stage::new(30, Config::default()).await;
+    let (mut dispatcher, _handle) = stage.idle_leader("d2").await;
+    let name = id("x");
+    let pending = new_record(name.clone(), noop(1), 0, 1, 0);
+    let to = Holder { node: NodeId::new("n1").unwrap(), incarnation: Incarnation(String::from("a")) };
+    let there = stage.registration("n1", "a", 1);
+    dispatcher.reads.is_loaded = true;
+    dispatcher.view.observe_runners([(to.node.clone(), there)].into(), dispatcher.now().boot);
+    dispatcher.observe(pending.clone(), 0, None);
+    dispatcher.turn(true);
+    assert!(dispatcher.view.tasks.get(&name).unwrap().note.is_busy, "it is being assigned");
+    let assigned = Event::Assigned { to, claims: vec![String::from("task:x")] };
+    let assigned = next(&pending, assigned, 0).unwrap();
+    dispatcher.observe(assigned.clone(), 1, None);
+    dispatcher.turn(true);
+    let written = Written::Done(Box::new(assigned), 1, Some(Epoch(7)));
+    dispatcher.take(Outcome::Written { task: name.clone(), purpose: Purpose::Decided, written, took: Duration::ZERO });
+    dispatcher.turn(true);
+    assert!(dispatcher.view.tasks.get(&name).unwrap().note.is_calling, "the runner is told");
 }

@@ -5,7 +5,7 @@ use crate::coord::sim::{Ensemble, Weather};
 use crate::coord::{CoordError, Life, Op, Session};
 use crate::destination::default_fence;
 use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram, Submission};
-use crate::election::{Election, Role};
+use crate::election::{Election, Reign, Role};
 use crate::layout;
 use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing};
 use crate::record::{
@@ -226,7 +226,22 @@ impl Stage {
     /// A runner registers.
     pub(super) async fn runner(&self, node: &str, incarnation: &str, slots: u32, manner: Manner) -> Arc<dyn Session> {
         let session = self.ensemble.client(node).open().await.unwrap();
-        let registration = Registration {
+        let registration = self.registration(node, incarnation, slots);
+        let op = Op::Create { path: layout::runner(node), data: registration.encode(), life: Life::Ephemeral };
+        self.world.runners.lock().unwrap().insert(node.to_owned(), Runner { manner, held: BTreeSet::new() });
+        self.world.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
+        while session.multi(vec![op.clone()]).await.is_err() {
+            if self.ensemble.committed(&layout::runner(node)).is_some() {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        session
+    }
+
+    /// What a runner says of itself.
+    pub(super) fn registration(&self, node: &str, incarnation: &str, slots: u32) -> Registration {
+        Registration {
             node: NodeId::new(node).unwrap(),
             incarnation: Incarnation(incarnation.to_owned()),
             boot_id: String::from("boot"),
@@ -240,17 +255,16 @@ impl Stage {
             data: None,
             restarts: 0,
             op: OpId::fresh(),
-        };
-        let op = Op::Create { path: layout::runner(node), data: registration.encode(), life: Life::Ephemeral };
-        self.world.runners.lock().unwrap().insert(node.to_owned(), Runner { manner, held: BTreeSet::new() });
-        self.world.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
-        while session.multi(vec![op.clone()]).await.is_err() {
-            if self.ensemble.committed(&layout::runner(node)).is_some() {
-                break;
-            }
-            sleep(Duration::from_millis(50)).await;
         }
-        session
+    }
+
+    /// A dispatcher of a new leader that does nothing by itself.
+    pub(super) async fn idle_leader(&self, node: &str) -> (Dispatcher, DispatcherHandle) {
+        self.stand.send_replace(false);
+        let (session, reign, stand) = elected(node, &self.ensemble).await;
+        // It leads for as long as the test lives.
+        std::mem::forget(stand);
+        Dispatcher::new(session, reign, self.world.clone(), self.clock.clone(), self.config.clone())
     }
 
     /// A runner's process is gone and its registration with it.
@@ -311,6 +325,12 @@ async fn lead(
     clock: &Arc<TestClock>,
     config: &Config,
 ) -> (DispatcherHandle, JoinHandle<Ending>, watch::Sender<bool>) {
+    let (session, reign, stand) = elected(node, ensemble).await;
+    let (dispatcher, handle) = Dispatcher::new(session, reign, world.clone(), clock.clone(), config.clone());
+    (handle, tokio::spawn(dispatcher.run(std::future::pending())), stand)
+}
+
+async fn elected(node: &str, ensemble: &Ensemble) -> (Arc<dyn Session>, Reign, watch::Sender<bool>) {
     let session = ensemble.client(node).open().await.unwrap();
     let (roles, (stand, stands)) = (Election::roles(), watch::channel(true));
     let incarnation = Incarnation(format!("{node}-life"));
@@ -319,8 +339,7 @@ async fn lead(
     tokio::spawn(async move { election.run(stands).await });
     let role = roles.subscribe().wait_for(|role| matches!(role, Role::Leader(_))).await.unwrap().clone();
     let Role::Leader(reign) = role else { unreachable!("waited for it") };
-    let (dispatcher, handle) = Dispatcher::new(session, reign, world.clone(), clock.clone(), config.clone());
-    (handle, tokio::spawn(dispatcher.run(std::future::pending())), stand)
+    (session, reign, stand)
 }
 
 pub(super) fn noop(milliseconds: u64) -> TaskSpec {
