@@ -57,6 +57,7 @@ pub(super) async fn serve(
         Some(error) = failures.recv() => Err(error),
         () = watching => Ok(()),
     };
+    tracing::info!("stops: gives everything back");
     post.step_down().await;
     result
 }
