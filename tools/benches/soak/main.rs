@@ -26,6 +26,7 @@ mod support;
 mod traffic;
 
 use measure::Measure;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use options::Options;
 use std::process::ExitCode;
 
@@ -55,6 +56,9 @@ fn main() -> ExitCode {
     if !support::has("soak", &support::NEEDS) {
         return ExitCode::SUCCESS;
     }
+    // Several cells and their proxies have thousands of connections.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("every process has limits");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("a limit may be raised as far as it goes");
     let mut measures = Vec::new();
     for (name, measure) in ALL.iter().filter(|(name, _)| options.wants(name)) {
         eprintln!("{name} ...");

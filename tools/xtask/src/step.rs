@@ -102,9 +102,19 @@ fn run_counted(command: &mut Command) -> std::io::Result<(Verdict, Tests)> {
 }
 
 /// `cargo` with these arguments, at the root of the workspace.
+///
+/// What cargo has told this program about itself is kept from it: build scripts that look at it would take it for a change
+/// against a build from a shell, and half of the dependencies would be built again.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let told =
+            name.to_str().is_some_and(|name| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_"));
+        if told {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
