@@ -15,6 +15,10 @@ use twox_hash::XxHash3_128;
 pub(crate) fn record(site: &Site, runs: &[Run], world: &World) {
     let destination = &site.disks[1];
     let is_stable = site.checkpoints || (site.flushes && destination.server.is_some());
+    if !is_stable && destination.server.is_some() && site.books.restarts > 0 {
+        // Nobody asked for stable bytes: a server that has started again may have forgotten any, as is said of such copies.
+        return;
+    }
     let image = if is_stable { &destination.stable } else { &destination.cached };
     for run in runs {
         world.note(format_args!("  {:?}", run.range));
