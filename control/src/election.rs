@@ -387,7 +387,13 @@ impl Election {
     }
 
     fn publish_follower(&self, leader: Option<Leader>) {
-        self.roles.send_replace(Role::Follower { leader });
+        self.roles.send_if_modified(|role| {
+            let is_known = matches!(role, Role::Follower { leader: known } if *known == leader);
+            if !is_known {
+                *role = Role::Follower { leader };
+            }
+            !is_known
+        });
     }
 }
 

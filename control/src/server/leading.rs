@@ -99,7 +99,8 @@ impl Leading {
             match role {
                 Role::Follower { leader } => {
                     self.follow(leader.map(|leader| leader.address));
-                    stand.send_replace(stands_now);
+                    // Only news: the election answers each with another campaign, and with the role that this waits for.
+                    stand.send_if_modified(|stand| std::mem::replace(stand, stands_now) != stands_now);
                     tokio::select! { biased;
                         changed = roles.changed() => if changed.is_err() { return },
                         changed = stands.changed() => if changed.is_err() { return },

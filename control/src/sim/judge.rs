@@ -497,7 +497,11 @@ fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
         (Author::Leader, Pending) => matches!(to, Assigned | Cancelled | Paused | Failed),
         (Author::Leader, Assigned) => matches!(to, Pending | Paused | Cancelled | Cancelling | Failed),
         (Author::Leader, Running | Verifying) => {
-            matches!(to, Lost | Cancelling) || (is_noop && matches!(to, Pending | Failed))
+            // Lost and fenced in one write, as an operator says that the node is off.
+            let is_cut_off = after.attempts.last().is_some_and(|attempt| attempt.quiet);
+            matches!(to, Lost | Cancelling)
+                || (is_noop && matches!(to, Pending | Failed))
+                || (is_cut_off && matches!(to, Pending | Paused | Cancelled | Failed))
         }
         (Author::Leader, Lost) => matches!(to, Pending | Paused | Cancelled | Failed | Running | Cancelling),
         (Author::Leader, Cancelling) => matches!(to, Lost | Cancelled),

@@ -67,10 +67,15 @@ fn log() -> tracing::subscriber::DefaultGuard {
     tracing::subscriber::set_default(logs.with_ansi(false).with_target(false).finish())
 }
 
+/// One thread, and a clock that goes only when nobody has anything to do.
+fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without sockets needs nothing")
+}
+
 /// Plays one seed.
 fn play(seed: u64, trace: bool, plant: Option<Plant>) -> Played {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = runtime.expect("a runtime without sockets needs nothing");
+    let runtime = runtime();
     let _logs = trace.then(log);
     let played =
         catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { World::new(seed, trace, plant).run().await })));
@@ -134,6 +139,15 @@ fn seeds() {
     println!("{count} seeds, {} faults: {}", total.faults.values().sum::<u64>(), listed(&total.faults));
     println!("seen: {}", listed(&total.events));
     assert_eq!(total.failed, 0, "of {count} seeds failed; each has printed how to replay it");
+}
+
+#[test]
+fn nodes_at_rest_leave_the_service_alone() {
+    for seed in 0..5 {
+        let requests = runtime().block_on(async { World::new(seed, false, None).requests_at_rest().await });
+        println!("seed {seed}: {requests:.2} requests a second and node");
+        assert!(requests < 10.0, "seed {seed}: {requests} requests a second and node");
+    }
 }
 
 #[test]

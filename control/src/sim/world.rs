@@ -181,6 +181,17 @@ impl World {
         self.verdict.clone()
     }
 
+    /// How many requests a node sends to the service each second when nothing happens.
+    pub(super) async fn requests_at_rest(mut self) -> f64 {
+        self.set_up().await;
+        sleep(STORMY).await;
+        let before = self.ensemble.requests();
+        sleep(STORMY).await;
+        let requests = self.ensemble.requests() - before;
+        self.lives.iter().flatten().for_each(|life| life.process.end());
+        requests as f64 / self.hosts.len() as f64 / STORMY.as_secs_f64()
+    }
+
     async fn set_up(&mut self) {
         let session = self.ensemble.client("installer").open().await.expect("nothing is wrong yet");
         let shards = |folder: &'static str| layout::shards().map(move |shard| format!("{folder}/{shard}"));

@@ -120,6 +120,11 @@ impl Client {
         *self.link.borrow()
     }
 
+    /// Sent so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.asked
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.state().is_connected()
     }

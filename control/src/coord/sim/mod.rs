@@ -136,6 +136,12 @@ impl Ensemble {
         self.core().tree().below(prefix).map(|(path, node)| (path.to_owned(), node.clone())).collect()
     }
 
+    /// How many requests all sessions have sent so far: reads, writes and goodbyes; pings are none.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.core().clients.values().map(client::Client::requests).sum()
+    }
+
     /// A node's packets go nowhere, without anybody being told.
     pub fn cut(&self, node: &str) {
         self.core().cut(node, true);
