@@ -9,9 +9,7 @@ use crate::coord::{CoordError, Life, Op};
 use crate::destination;
 use crate::election::CommitError;
 use crate::layout;
-use crate::record::{
-    Drain, DurableMap, Fence, NodeId, OpId, Progress, Record, State, TaskId, TaskRecord, TaskSpec, Wish,
-};
+use crate::record::{Drain, Fence, NodeId, OpId, Record, State, TaskId, TaskRecord, TaskSpec};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -107,7 +105,7 @@ impl Dispatcher {
             let message = format!("there are {} tasks already", self.view.tasks.len());
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
-        let record = new_record(id, spec, priority, max_attempts, self.clock.unix_ms());
+        let record = TaskRecord::new(id, spec, priority, max_attempts, self.clock.unix_ms());
         match record.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
@@ -232,33 +230,6 @@ impl Dispatcher {
             self.view.fleet.set_drain(node, drain);
         });
         let _ = reply.send(answer);
-    }
-}
-
-/// A task as it begins.
-pub(crate) fn new_record(id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32, now_ms: u64) -> TaskRecord {
-    TaskRecord {
-        id,
-        spec,
-        state: State::Pending,
-        wish: Wish::Run,
-        priority,
-        max_attempts,
-        failures: 0,
-        reason: String::new(),
-        not_before_ms: 0,
-        holder: None,
-        epoch: None,
-        claims: Vec::new(),
-        admitted: false,
-        attempts: Vec::new(),
-        progress: Progress::default(),
-        map: DurableMap::default(),
-        error: None,
-        report: None,
-        created_ms: now_ms,
-        updated_ms: now_ms,
-        op: OpId::fresh(),
     }
 }
 

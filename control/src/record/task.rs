@@ -179,6 +179,34 @@ pub struct Progress {
 }
 
 impl TaskRecord {
+    /// A task as it begins. `now_ms`: milliseconds since 1970.
+    #[must_use]
+    pub fn new(id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32, now_ms: u64) -> Self {
+        Self {
+            id,
+            spec,
+            state: State::Pending,
+            wish: Wish::Run,
+            priority,
+            max_attempts,
+            failures: 0,
+            reason: String::new(),
+            not_before_ms: 0,
+            holder: None,
+            epoch: None,
+            claims: Vec::new(),
+            admitted: false,
+            attempts: Vec::new(),
+            progress: Progress::default(),
+            map: DurableMap::default(),
+            error: None,
+            report: None,
+            created_ms: now_ms,
+            updated_ms: now_ms,
+            op: OpId::fresh(),
+        }
+    }
+
     /// Whether every earlier attempt is known to have stopped writing.
     #[must_use]
     pub fn is_quiet(&self) -> bool {

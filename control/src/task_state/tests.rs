@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::coord::NODE_BYTES_MAX;
-use crate::record::{CopyTask, Incarnation, NodeId, NoopTask, OpId, Record, TaskId};
+use crate::record::{CopyTask, Incarnation, NodeId, NoopTask, Record, TaskId};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use proptest::prelude::*;
 
@@ -24,29 +24,7 @@ fn copy(fence: Fence) -> TaskSpec {
 }
 
 fn task(spec: TaskSpec) -> TaskRecord {
-    TaskRecord {
-        id: TaskId::new("t").unwrap(),
-        spec,
-        state: State::Pending,
-        wish: Wish::Run,
-        priority: 0,
-        max_attempts: 3,
-        failures: 0,
-        reason: String::new(),
-        not_before_ms: 0,
-        holder: None,
-        epoch: None,
-        claims: Vec::new(),
-        admitted: false,
-        attempts: Vec::new(),
-        progress: Progress::default(),
-        map: DurableMap::default(),
-        error: None,
-        report: None,
-        created_ms: 0,
-        updated_ms: 0,
-        op: OpId(String::new()),
-    }
+    TaskRecord::new(TaskId::new("t").unwrap(), spec, 0, 3, 0)
 }
 
 fn holder(life: &str) -> Holder {

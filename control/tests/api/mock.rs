@@ -11,9 +11,7 @@ use blockhaul_control::api::order::Order;
 use blockhaul_control::api::tls::Tls;
 use blockhaul_control::api::wire;
 use blockhaul_control::peers::{Answer, Assignment, Standing};
-use blockhaul_control::record::{
-    DurableMap, Epoch, Incarnation, NodeId, OpId, Progress, State, TaskId, TaskRecord, TaskSpec, Wish,
-};
+use blockhaul_control::record::{Epoch, Incarnation, NodeId, NoopTask, Progress, State, TaskId, TaskRecord, TaskSpec};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -42,29 +40,8 @@ impl MockDesk {
 }
 
 pub(crate) fn record(id: &str) -> TaskRecord {
-    TaskRecord {
-        id: TaskId::new(id).unwrap(),
-        spec: TaskSpec::Noop(blockhaul_control::record::NoopTask { milliseconds: 1, node: None }),
-        state: State::Pending,
-        wish: Wish::Run,
-        priority: 0,
-        max_attempts: 5,
-        failures: 0,
-        reason: String::new(),
-        not_before_ms: 0,
-        holder: None,
-        epoch: None,
-        claims: Vec::new(),
-        admitted: false,
-        attempts: Vec::new(),
-        progress: Progress::default(),
-        map: DurableMap::default(),
-        error: None,
-        report: None,
-        created_ms: 0,
-        updated_ms: 0,
-        op: OpId(String::new()),
-    }
+    let spec = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None });
+    TaskRecord::new(TaskId::new(id).unwrap(), spec, 0, 5, 0)
 }
 
 #[async_trait]

@@ -2,7 +2,6 @@
 
 use super::stage::{copy, noop};
 use crate::dispatcher::decide::{Decision, Room, Terms, decide};
-use crate::dispatcher::serve::new_record;
 use crate::dispatcher::view::{Cut, Now, View};
 use crate::record::{
     CopyTask, Drain, Epoch, Fence, Holder, Incarnation, NodeId, OpId, Registration, TaskId, TaskRecord, TaskSpec,
@@ -47,7 +46,7 @@ fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
 }
 
 fn task(id: &str, spec: TaskSpec) -> TaskRecord {
-    new_record(TaskId::new(id).unwrap(), spec, 0, 3, 0)
+    TaskRecord::new(TaskId::new(id).unwrap(), spec, 0, 3, 0)
 }
 
 fn export(id: &str, destination: &str, fence: Fence) -> TaskRecord {
@@ -155,7 +154,7 @@ fn ready_tasks_go_to_the_least_full_runner_that_reaches_them() {
 fn priority_comes_before_age_and_a_minute_before_priority() {
     let ranked = |id: &str, priority, created| {
         let spec = TaskSpec::Noop(crate::record::NoopTask { milliseconds: 1, node: None });
-        new_record(TaskId::new(id).unwrap(), spec, priority, 3, created)
+        TaskRecord::new(TaskId::new(id).unwrap(), spec, priority, 3, created)
     };
     let tasks = [ranked("new", 1, 120_000), ranked("old", 0, 0), ranked("high", 9, 120_001), ranked("low", 0, 120_000)];
     let mut view = view(tasks, &[("n1", "a", 9)]);

@@ -4,12 +4,11 @@ use super::stage::*;
 use crate::coord::Op;
 use crate::coord::sim::Weather;
 use crate::dispatcher::outcome::{Outcome, Purpose};
-use crate::dispatcher::serve::new_record;
 use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::layout;
 use crate::record::{
-    CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Record, Registration, State, TaskId, TaskSpec,
+    CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Record, Registration, State, TaskId, TaskRecord, TaskSpec,
 };
 use crate::task_state::{Event, Mark, next};
 use blockhaul_engine::error::Code;
@@ -285,7 +284,7 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     let stage = Stage::new(30, Config::default()).await;
     let (mut dispatcher, _handle) = stage.idle_leader("d2").await;
     let name = id("x");
-    let pending = new_record(name.clone(), noop(1), 0, 1, 0);
+    let pending = TaskRecord::new(name.clone(), noop(1), 0, 1, 0);
     let to = Holder { node: NodeId::new("n1").unwrap(), incarnation: Incarnation(String::from("a")) };
     let there = stage.registration("n1", "a", 1);
     dispatcher.reads.is_loaded = true;

@@ -13,8 +13,8 @@ use crate::coord::{Done, Life, Op};
 use crate::layout;
 use crate::peers::{Answer, Assignment};
 use crate::record::{
-    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Progress, Record, Registration, State,
-    TaskRecord, TaskSpec, Wish,
+    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Record, Registration, State, TaskRecord,
+    TaskSpec,
 };
 use crate::task_state::{self, Event};
 use copies::{Copies, Copy, Memory, TestClock, Told};
@@ -111,29 +111,7 @@ impl Stage {
 
     /// Stores a new task as `PENDING`.
     fn submit(&self, task: &str, spec: TaskSpec) {
-        let record = TaskRecord {
-            id: id(task),
-            spec,
-            state: State::Pending,
-            wish: Wish::Run,
-            priority: 5,
-            max_attempts: 3,
-            failures: 0,
-            reason: String::new(),
-            not_before_ms: 0,
-            holder: None,
-            epoch: None,
-            claims: Vec::new(),
-            admitted: false,
-            attempts: Vec::new(),
-            progress: Progress::default(),
-            map: DurableMap::default(),
-            error: None,
-            report: None,
-            created_ms: 5,
-            updated_ms: 5,
-            op: OpId::fresh(),
-        };
+        let record = TaskRecord::new(id(task), spec, 5, 3, 5);
         let create = Op::Create { path: layout::task(&id(task)), data: record.encode(), life: Life::Persistent };
         self.store.write(&[create]);
     }
