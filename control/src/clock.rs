@@ -28,3 +28,27 @@ impl Clock for HostClock {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 }
+
+/// The clock that goes with a test's time.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct TestClock(tokio::time::Instant);
+
+#[cfg(test)]
+impl TestClock {
+    /// Of a node that is up for a while.
+    pub(crate) fn start() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+}
+
+#[cfg(test)]
+impl Clock for TestClock {
+    fn boot_time(&self) -> Duration {
+        Duration::from_secs(1000) + self.0.elapsed()
+    }
+
+    fn unix_ms(&self) -> u64 {
+        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).expect("tests are short")
+    }
+}

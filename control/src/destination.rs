@@ -282,20 +282,7 @@ mod tests {
     use crate::record::NoopTask;
 
     fn copy(source: &str, destination: &str) -> CopyTask {
-        CopyTask {
-            source: source.into(),
-            destination: destination.into(),
-            node: None,
-            limit: None,
-            verify: false,
-            overwrite: false,
-            sparse: "auto".into(),
-            reflink: "auto".into(),
-            digest: "xxh3".into(),
-            fence: default_fence(destination),
-            source_stable: true,
-            dest_id: None,
-        }
+        CopyTask { fence: default_fence(destination), ..CopyTask::example(source, destination) }
     }
 
     fn verdict(copy: CopyTask) -> Option<Code> {

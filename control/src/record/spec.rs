@@ -88,3 +88,24 @@ impl TaskSpec {
         }
     }
 }
+
+#[cfg(test)]
+impl CopyTask {
+    /// Of a source that does not change, with everything as it is by default, to a destination that a lock protects.
+    pub(crate) fn example(source: &str, destination: &str) -> Self {
+        Self {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            node: None,
+            limit: None,
+            verify: false,
+            overwrite: false,
+            sparse: String::from("auto"),
+            reflink: String::from("auto"),
+            digest: String::from("xxh3"),
+            fence: Fence::Local,
+            source_stable: true,
+            dest_id: None,
+        }
+    }
+}

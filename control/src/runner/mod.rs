@@ -37,6 +37,8 @@ mod worker;
 
 pub use engine_worker::EngineWorker;
 pub use handle::RunnerHandle;
+#[cfg(test)]
+pub(crate) use node_state::Memory;
 pub use node_state::{NodeState, StateDir, boot_id};
 pub use session::{SessionKeeper, Sessions};
 pub use worker::{End, Outcome, Question, Running, Work, Worker};

@@ -15,6 +15,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::sync::{Mutex, PoisonError};
 
 /// Lives that are remembered.
 const INCARNATIONS_KEPT: usize = 16;
@@ -136,6 +138,38 @@ impl NodeState for StateDir {
 
     fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()> {
         self.write("leader_epoch", &format!("{epoch}\n"))
+    }
+}
+
+/// A node's memory that ends with the test.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    incarnations: Mutex<Vec<Incarnation>>,
+    leader_epoch: Mutex<i64>,
+}
+
+#[cfg(test)]
+impl NodeState for Memory {
+    fn incarnations(&self) -> Result<Vec<Incarnation>> {
+        Ok(self.incarnations.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn remember(&self, incarnation: &Incarnation) -> Result<()> {
+        let mut known = self.incarnations.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(incarnation) {
+            known.push(incarnation.clone());
+        }
+        Ok(())
+    }
+
+    fn leader_epoch(&self) -> Result<Epoch> {
+        Ok(Epoch(*self.leader_epoch.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()> {
+        *self.leader_epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch.0;
+        Ok(())
     }
 }
 

@@ -15,10 +15,9 @@ use crate::api::desk::Leadership;
 use crate::coord::Center;
 use crate::dispatcher::{Config, FenceProgram};
 use crate::process::spawn;
-use crate::record::{Epoch, Holder, Incarnation, NodeId};
-use crate::runner::{NodeState, Runner, RunnerConfig, Seams, SessionKeeper, Stopped};
+use crate::record::{Holder, Incarnation, NodeId};
+use crate::runner::{Memory, Runner, RunnerConfig, Seams, SessionKeeper, Stopped};
 use crate::server::{Leading, Play, Stop, Stopper};
-use blockhaul_engine::error::Result;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -58,36 +57,6 @@ pub(super) struct Life {
     ended: Arc<Mutex<Option<Stopped>>>,
     /// A session that was not closed is left to expire: not before the process is gone.
     _keeper: Arc<SessionKeeper>,
-}
-
-/// A state directory.
-#[derive(Debug, Default)]
-struct Memory {
-    incarnations: Mutex<Vec<Incarnation>>,
-    leader_epoch: Mutex<i64>,
-}
-
-impl NodeState for Memory {
-    fn incarnations(&self) -> Result<Vec<Incarnation>> {
-        Ok(self.incarnations.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-
-    fn remember(&self, incarnation: &Incarnation) -> Result<()> {
-        let mut known = self.incarnations.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.contains(incarnation) {
-            known.push(incarnation.clone());
-        }
-        Ok(())
-    }
-
-    fn leader_epoch(&self) -> Result<Epoch> {
-        Ok(Epoch(*self.leader_epoch.lock().unwrap_or_else(PoisonError::into_inner)))
-    }
-
-    fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()> {
-        *self.leader_epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch.0;
-        Ok(())
-    }
 }
 
 impl Host {
@@ -154,9 +123,7 @@ impl Host {
         });
         Life { process, holder, worker, stopper, ended, _keeper: keeper }
     }
-}
 
-impl Host {
     fn dispatcher_config(&self) -> Config {
         let mut config = Config { fence: Some(self.around.fence.clone()), ..Config::default() };
         match self.around.plant {

@@ -151,18 +151,10 @@ impl Scenario {
             _ => Fence::Lease,
         };
         TaskSpec::Copy(CopyTask {
-            source,
-            destination,
-            node: None,
-            limit: None,
             verify: rng.u8(..4) == 0,
             overwrite: rng.u8(..8) > 0,
-            sparse: "auto".into(),
-            reflink: "auto".into(),
-            digest: "xxh3".into(),
             fence,
-            source_stable: true,
-            dest_id: None,
+            ..CopyTask::example(&source, &destination)
         })
     }
 

@@ -7,20 +7,7 @@ use blockhaul_engine::extent::{ByteRange, RangeSet};
 use proptest::prelude::*;
 
 fn copy(fence: Fence) -> TaskSpec {
-    TaskSpec::Copy(CopyTask {
-        source: String::from("nbd://h/a"),
-        destination: String::from("nbd://h/b"),
-        node: None,
-        limit: None,
-        verify: false,
-        overwrite: false,
-        sparse: String::from("auto"),
-        reflink: String::from("auto"),
-        digest: String::from("xxh3"),
-        fence,
-        source_stable: true,
-        dest_id: None,
-    })
+    TaskSpec::Copy(CopyTask { fence, ..CopyTask::example("nbd://h/a", "nbd://h/b") })
 }
 
 fn task(spec: TaskSpec) -> TaskRecord {

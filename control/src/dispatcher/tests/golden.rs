@@ -24,23 +24,9 @@ fn at(seconds: u64) -> Now {
 
 fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
     let runner = |(node, life, slots): &(&str, &str, u32)| {
-        let node = NodeId::new(*node).unwrap();
-        let registration = Registration {
-            node: node.clone(),
-            incarnation: Incarnation((*life).to_owned()),
-            boot_id: String::new(),
-            address: node.to_string(),
-            slots: *slots,
-            labels: BTreeMap::new(),
-            allow_paths: Vec::new(),
-            allow_nbd: Vec::new(),
-            build: String::new(),
-            stopping: false,
-            data: None,
-            restarts: 0,
-            op: OpId(String::new()),
-        };
-        (node, registration)
+        let registration =
+            Registration { incarnation: Incarnation((*life).to_owned()), slots: *slots, ..Registration::example(node) };
+        (registration.node.clone(), registration)
     };
     all.iter().map(runner).collect()
 }

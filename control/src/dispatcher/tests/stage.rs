@@ -1,6 +1,6 @@
 //! A simulated ensemble, one dispatcher and runners that do what a test tells them.
 
-use crate::clock::Clock;
+use crate::clock::TestClock;
 use crate::coord::sim::{Ensemble, Weather};
 use crate::coord::{CoordError, Life, Op, Session};
 use crate::destination::default_fence;
@@ -23,19 +23,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 pub(super) const T: Duration = Duration::from_secs(10);
-
-/// Virtual time.
-#[derive(Debug)]
-pub(super) struct TestClock(Instant);
-
-impl Clock for TestClock {
-    fn boot_time(&self) -> Duration {
-        Duration::from_secs(1000) + self.0.elapsed()
-    }
-    fn unix_ms(&self) -> u64 {
-        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).unwrap()
-    }
-}
 
 /// What a runner says.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,7 +197,7 @@ impl Stage {
         let ensemble = Ensemble::new(seed, T);
         found(&*ensemble.client("founder").open().await.unwrap()).await;
         ensemble.set_weather(weather);
-        let (world, clock) = (Arc::new(World::default()), Arc::new(TestClock(Instant::now())));
+        let (world, clock) = (Arc::new(World::default()), Arc::new(TestClock::start()));
         let (leader, dispatcher, stand) = lead("d1", &ensemble, &world, &clock, &config).await;
         Self { ensemble, world, clock, leader, dispatcher, stand, config }
     }
@@ -242,19 +229,11 @@ impl Stage {
     /// What a runner says of itself.
     pub(super) fn registration(&self, node: &str, incarnation: &str, slots: u32) -> Registration {
         Registration {
-            node: NodeId::new(node).unwrap(),
             incarnation: Incarnation(incarnation.to_owned()),
-            boot_id: String::from("boot"),
             address: node.to_owned(),
             slots,
-            labels: BTreeMap::new(),
-            allow_paths: Vec::new(),
-            allow_nbd: Vec::new(),
-            build: String::from("test"),
-            stopping: false,
-            data: None,
-            restarts: 0,
             op: OpId::fresh(),
+            ..Registration::example(node)
         }
     }
 
@@ -347,20 +326,7 @@ pub(super) fn noop(milliseconds: u64) -> TaskSpec {
 }
 
 pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
-    CopyTask {
-        source: source.to_owned(),
-        destination: destination.to_owned(),
-        node: None,
-        limit: None,
-        verify: false,
-        overwrite: false,
-        sparse: String::from("auto"),
-        reflink: String::from("auto"),
-        digest: String::from("xxh3"),
-        fence: default_fence(destination),
-        source_stable: true,
-        dest_id: None,
-    }
+    CopyTask { fence: default_fence(destination), ..CopyTask::example(source, destination) }
 }
 
 pub(super) fn submission(id: &str, spec: TaskSpec) -> Submission {

@@ -1,9 +1,8 @@
 //! A worker whose copies do what a test says, and a dispatcher that writes down what it is told.
 
-use crate::clock::Clock;
 use crate::peers::{CallError, LeaderCalls};
-use crate::record::{CopyTask, DurableMap, Epoch, Incarnation, Progress, TaskId};
-use crate::runner::{End, NodeState, Outcome, Question, Running, Work, Worker};
+use crate::record::{CopyTask, DurableMap, Progress, TaskId};
+use crate::runner::{End, Outcome, Question, Running, Work, Worker};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
@@ -164,50 +163,6 @@ impl LeaderCalls for Told {
     async fn progress(&self, updates: &[(TaskId, Progress)]) -> std::result::Result<(), CallError> {
         let now = Instant::now();
         self.progress.lock().unwrap().extend(updates.iter().map(|(task, progress)| (now, task.clone(), *progress)));
-        Ok(())
-    }
-}
-
-/// The clock that goes with paused time.
-#[derive(Debug)]
-pub(super) struct TestClock(pub Instant);
-
-impl Clock for TestClock {
-    fn boot_time(&self) -> Duration {
-        self.0.elapsed() + Duration::from_secs(1000)
-    }
-
-    fn unix_ms(&self) -> u64 {
-        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).unwrap()
-    }
-}
-
-/// A node's memory.
-#[derive(Debug, Default)]
-pub(super) struct Memory {
-    pub incarnations: Mutex<Vec<Incarnation>>,
-    pub epoch: Mutex<i64>,
-}
-
-impl NodeState for Memory {
-    fn incarnations(&self) -> Result<Vec<Incarnation>> {
-        Ok(self.incarnations.lock().unwrap().clone())
-    }
-
-    fn remember(&self, incarnation: &Incarnation) -> Result<()> {
-        let mut known = self.incarnations.lock().unwrap();
-        if !known.contains(incarnation) {
-            known.push(incarnation.clone());
-        }
-        Ok(())
-    }
-
-    fn leader_epoch(&self) -> Result<Epoch> {
-        Ok(Epoch(*self.epoch.lock().unwrap()))
-    }
-
-    fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()> {
-        *self.epoch.lock().unwrap() = epoch.0;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ mod stopping;
 mod store;
 
 use super::*;
+use crate::clock::TestClock;
 use crate::coord::{Done, Life, Op};
 use crate::layout;
 use crate::peers::{Answer, Assignment};
@@ -17,7 +18,7 @@ use crate::record::{
     TaskSpec,
 };
 use crate::task_state::{self, Event};
-use copies::{Copies, Copy, Memory, TestClock, Told};
+use copies::{Copies, Copy, Told};
 use store::Store;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -49,20 +50,7 @@ fn me(life: &str) -> Holder {
 }
 
 fn copy_of(fence: Fence) -> TaskSpec {
-    TaskSpec::Copy(CopyTask {
-        source: "/in/a".into(),
-        destination: "/in/b".into(),
-        node: Some(node()),
-        limit: None,
-        verify: false,
-        overwrite: false,
-        sparse: "auto".into(),
-        reflink: "auto".into(),
-        digest: "none".into(),
-        fence,
-        source_stable: true,
-        dest_id: None,
-    })
+    TaskSpec::Copy(CopyTask { node: Some(node()), digest: "none".into(), fence, ..CopyTask::example("/in/a", "/in/b") })
 }
 
 fn noop(milliseconds: u64) -> TaskSpec {
@@ -86,7 +74,7 @@ impl Stage {
     fn raise(store: Store, memory: Arc<Memory>, life: &str) -> Self {
         fastrand::seed(7);
         let (copies, told) = (Arc::new(Copies::default()), Arc::new(Told::default()));
-        let clock = Arc::new(TestClock(Instant::now()));
+        let clock = Arc::new(TestClock::start());
         let config = RunnerConfig::new(node(), Incarnation(life.into()), "n1:1".into());
         let seams = Seams {
             worker: Arc::clone(&copies) as Arc<dyn Worker>,
