@@ -1,8 +1,8 @@
 //! The coordination service: small nodes of bytes with versions, in a tree, held by a service that survives its servers.
 //!
 //! A [`Center`] opens [`Session`]s; a session ends ([`SessionState::is_over`]) and is replaced by a new one. Its faces:
-//! `zookeeper`, `embedded` (one process, one file) and `sim` (seeded faults, virtual time). One contract suite holds all
-//! of them to what is said here.
+//! `zookeeper`, `embedded` (one process, one file) and, for tests, `sim` (seeded faults, virtual time). One contract suite
+//! holds all of them to what is said here.
 //!
 //! What a caller may rely on:
 //! - Every write is a [`Session::multi`]: all of it happens, or nothing. Every change names a version.
@@ -16,8 +16,8 @@
 pub mod contract;
 pub mod credentials;
 pub mod embedded;
-#[doc(hidden)]
-pub mod sim;
+#[cfg(test)]
+pub(crate) mod sim;
 mod tree;
 pub mod zookeeper;
 

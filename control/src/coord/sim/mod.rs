@@ -14,13 +14,11 @@
 
 mod client;
 mod service;
+mod tests;
 mod tree;
 mod wire;
 
-#[cfg(test)]
-mod tests;
-
-pub use service::Snapshot;
+pub(crate) use service::Snapshot;
 
 use super::{
     Center, CoordError, Done, Ending, Node, Op, Refusal, Session, SessionId, SessionState, Watch, Zxid, check_ops,
@@ -46,7 +44,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 type Shared = Arc<Mutex<Core>>;
 
 /// Is told of every committed write, before anybody else can see it. It must not use the ensemble.
-pub type Observer = Arc<dyn Fn(&Commit<'_>) + Send + Sync>;
+pub(crate) type Observer = Arc<dyn Fn(&Commit<'_>) + Send + Sync>;
 
 fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
@@ -54,34 +52,34 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
 
 /// A committed write.
 #[derive(Debug)]
-pub struct Commit<'a> {
+pub(crate) struct Commit<'a> {
     /// Its number.
-    pub zxid: Zxid,
+    pub(crate) zxid: Zxid,
     /// Whose; also of the writes that end a session.
-    pub session: SessionId,
+    pub(crate) session: SessionId,
     /// On which node.
-    pub node: &'a str,
+    pub(crate) node: &'a str,
     /// Nodes as they are now, `None` for those that are gone.
-    pub changes: &'a [(&'a str, Option<&'a Node>)],
+    pub(crate) changes: &'a [(&'a str, Option<&'a Node>)],
     /// As they were asked for; none when the service ended a session.
-    pub ops: &'a [Op],
+    pub(crate) ops: &'a [Op],
 }
 
 /// How often and how much the service troubles its clients.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
+pub(crate) struct Weather {
     /// One way between client and server, in milliseconds: least and most.
-    pub latency_ms: (u64, u64),
+    pub(crate) latency_ms: (u64, u64),
     /// Until a server has what was committed: least and most.
-    pub lag_ms: (u64, u64),
+    pub(crate) lag_ms: (u64, u64),
     /// Share of writes that are carried out and not answered.
-    pub lost_reply: f64,
+    pub(crate) lost_reply: f64,
     /// Share of writes on broken connections that are carried out later.
-    pub late_write: f64,
+    pub(crate) late_write: f64,
     /// Share of watches that never fire.
-    pub lost_watch: f64,
+    pub(crate) lost_watch: f64,
     /// Share of watches that fire up to 8 s late.
-    pub late_watch: f64,
+    pub(crate) late_watch: f64,
 }
 
 impl Default for Weather {
@@ -93,12 +91,12 @@ impl Default for Weather {
 
 /// The service, and everything that can happen to it.
 #[derive(Clone, Debug)]
-pub struct Ensemble(Shared);
+pub(crate) struct Ensemble(Shared);
 
 impl Ensemble {
     /// A service without nodes that gives silent sessions up after `timeout`. Its ticks end with its last clone.
     #[must_use]
-    pub fn new(seed: u64, timeout: Duration) -> Self {
+    pub(crate) fn new(seed: u64, timeout: Duration) -> Self {
         let shared = Arc::new(Mutex::new(Core::new(seed, SERVERS, timeout)));
         tokio::spawn(wire::tick(Arc::downgrade(&shared)));
         Self(shared)
@@ -106,7 +104,7 @@ impl Ensemble {
 
     /// The service as a node sees it.
     #[must_use]
-    pub fn client(&self, node: &str) -> Arc<dyn Center> {
+    pub(crate) fn client(&self, node: &str) -> Arc<dyn Center> {
         Arc::new(SimCenter { shared: self.0.clone(), node: node.to_owned() })
     }
 
@@ -115,50 +113,50 @@ impl Ensemble {
     }
 
     /// From now on.
-    pub fn set_weather(&self, weather: Weather) {
+    pub(crate) fn set_weather(&self, weather: Weather) {
         self.core().weather = weather;
     }
 
     /// Who is told of every write.
-    pub fn set_observer(&self, observer: Observer) {
+    pub(crate) fn set_observer(&self, observer: Observer) {
         self.core().observer = Some(observer);
     }
 
     /// What is committed at a path, whatever the servers have seen of it.
     #[must_use]
-    pub fn committed(&self, path: &str) -> Option<Node> {
+    pub(crate) fn committed(&self, path: &str) -> Option<Node> {
         self.core().tree().get(path).map(|node| (**node).clone())
     }
 
     /// Everything committed whose path begins with `prefix`, in order of the paths.
     #[must_use]
-    pub fn committed_below(&self, prefix: &str) -> Vec<(String, Node)> {
+    pub(crate) fn committed_below(&self, prefix: &str) -> Vec<(String, Node)> {
         self.core().tree().below(prefix).map(|(path, node)| (path.to_owned(), node.clone())).collect()
     }
 
     /// How many requests all sessions have sent so far: reads, writes and goodbyes; pings are none.
     #[must_use]
-    pub fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.core().clients.values().map(client::Client::requests).sum()
     }
 
     /// A node's packets go nowhere, without anybody being told.
-    pub fn cut(&self, node: &str) {
+    pub(crate) fn cut(&self, node: &str) {
         self.core().cut(node, true);
     }
 
     /// They go through again.
-    pub fn mend(&self, node: &str) {
+    pub(crate) fn mend(&self, node: &str) {
         self.core().cut(node, false);
     }
 
     /// A node's connections break; it may connect again.
-    pub fn reset(&self, node: &str) {
+    pub(crate) fn reset(&self, node: &str) {
         self.core().reset(|client| client.node == node);
     }
 
     /// The service gives a node's sessions up at once.
-    pub fn expire(&self, node: &str) {
+    pub(crate) fn expire(&self, node: &str) {
         let mut core = self.core();
         core.expire(node);
         wire::spread(&self.0, &mut core);
@@ -166,43 +164,43 @@ impl Ensemble {
 
     /// Servers that there are, for [`Ensemble::isolate`].
     #[must_use]
-    pub fn servers(&self) -> usize {
+    pub(crate) fn servers(&self) -> usize {
         SERVERS
     }
 
     /// A server no longer hears its leader: its clients read what once was, and their writes stall until it drops them.
-    pub fn isolate(&self, server: usize) {
+    pub(crate) fn isolate(&self, server: usize) {
         self.core().isolate(server);
     }
 
     /// It hears its leader again.
-    pub fn restore(&self, server: usize) {
+    pub(crate) fn restore(&self, server: usize) {
         self.core().restore(server);
     }
 
     /// There is no leader for a while: writes wait, no session ends.
-    pub fn stall(&self, time: Duration) {
+    pub(crate) fn stall(&self, time: Duration) {
         self.core().stall(time);
     }
 
     /// Every server stops.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.core().set_up(false);
     }
 
     /// They are back, with everything that was committed; every session has its full time again.
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         self.core().set_up(true);
     }
 
     /// All there is now.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         self.core().snapshot()
     }
 
     /// The service goes back to what once was, as from a backup: later transactions get numbers that were used before.
-    pub fn regress(&self, to: &Snapshot) {
+    pub(crate) fn regress(&self, to: &Snapshot) {
         self.core().regress(to);
     }
 }

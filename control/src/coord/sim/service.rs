@@ -68,7 +68,7 @@ struct Tenure {
 
 /// A state of the service to go back to.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     tree: Tree,
     zxid: Zxid,
     tenures: BTreeMap<SessionId, Tenure>,
