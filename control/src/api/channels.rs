@@ -1,6 +1,6 @@
 //! Connections to other processes, one for each address, made when they are first needed and again when they are lost.
 
-use super::fault::Fault;
+use super::fault::{Fault, with_cause};
 use super::limits::{CONNECT_WAIT, KEEPALIVE_EVERY, KEEPALIVE_WAIT};
 use super::tls::Tls;
 use blockhaul_engine::error::Error;
@@ -45,8 +45,8 @@ impl Channels {
     fn endpoint(&self, address: &str) -> Result<Endpoint, Fault> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let refused = |error: tonic::transport::Error| {
-            let why = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            Fault::from(Error::bad_request(format!("'{}' cannot be called: {error}{why}", address.escape_debug())))
+            let message = format!("'{}' cannot be called: {}", address.escape_debug(), with_cause(&error));
+            Fault::from(Error::bad_request(message))
         };
         if !address.contains(':') {
             let message = format!("'{}' is no address: HOST:PORT", address.escape_debug());

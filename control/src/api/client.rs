@@ -7,6 +7,7 @@
 use super::channels::Channels;
 use super::fault::Fault;
 use super::limits::{CLIENT_CALL_WAIT, CLIENT_PATIENCE, MESSAGE_BYTES_MAX, STREAM_IDLE_MAX, WATCH_PATIENCE};
+use super::records::is_over;
 use super::wire::{self, center_client};
 use blockhaul_engine::error::{Code, Error, Result};
 use std::future::Future;
@@ -52,7 +53,8 @@ macro_rules! verbs {
 }
 
 verbs! {
-    /// Asks for a task. The request names its id: see [`fresh_id`].
+    /// Asks for a task. The request names its id, [`TaskId::fresh`](crate::record::TaskId::fresh) where nobody has chosen
+    /// one: repeated, it makes no second one.
     submit(SubmitRequest) -> Task;
     /// A task as it stands.
     get(TaskName) -> Task;
@@ -74,12 +76,6 @@ verbs! {
     fence(FenceRequest) -> FenceReply;
     /// The center as a whole.
     status(StatusRequest) -> CenterStatus;
-}
-
-/// A name for a task, so that a submission can be repeated without making two.
-#[must_use]
-pub fn fresh_id() -> String {
-    uuid::Uuid::new_v4().to_string()
 }
 
 /// Where a call goes.
@@ -156,7 +152,7 @@ impl CenterClient {
                 if last.as_ref() != Some(&task) {
                     each(&task);
                 }
-                if is_over(&task) {
+                if is_over(&task.state) {
                     return Ok(task);
                 }
                 last = Some(task);
@@ -224,8 +220,4 @@ async fn next_task(events: &mut Streaming<wire::WatchEvent>) -> Option<wire::Tas
             Ok(Ok(None) | Err(_)) | Err(_) => return None,
         }
     }
-}
-
-fn is_over(task: &wire::Task) -> bool {
-    super::records::state_of(&task.state).is_ok_and(crate::record::State::is_terminal)
 }

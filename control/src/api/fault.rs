@@ -4,7 +4,6 @@
 //! transport: then the call may have taken effect, unless it says otherwise.
 
 use super::wire;
-use crate::coord::CoordError;
 use crate::record::Failure;
 use blockhaul_engine::error::{Code, Effect, Error, Operation, Side};
 use prost::Message;
@@ -57,19 +56,6 @@ impl std::error::Error for Fault {}
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         Self { error, leader: None }
-    }
-}
-
-impl From<&CoordError> for Fault {
-    fn from(error: &CoordError) -> Self {
-        let code = match error {
-            CoordError::Refused { .. } => Code::Busy,
-            CoordError::Ended(_) | CoordError::NotConnected | CoordError::Unknown(_) => Code::Unreachable,
-            CoordError::TooLarge { .. } => Code::BadRequest,
-        };
-        let effect = if matches!(error, CoordError::Unknown(_)) { Effect::Unknown } else { Effect::NotApplied };
-        let message = format!("write to the coordination service: {error}");
-        Self::from(Error { effect, ..Error::new(code, Side::Coordination, Operation::Write, message) })
     }
 }
 
@@ -142,6 +128,11 @@ fn of_transport(status: &Status) -> Fault {
             Fault::no_answer(Code::Protocol, message)
         }
     }
+}
+
+/// A failure to set the transport up, with its cause, which it does not tell by itself.
+pub(super) fn with_cause(error: &tonic::transport::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 /// The transport's own words, causes included: it hides them one below the other.

@@ -6,6 +6,7 @@
 
 use super::center::CenterService;
 use super::desk::Roles;
+use super::fault::with_cause;
 use super::limits::{
     CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTIONS_MAX,
     FIRST_BYTE_WAIT, GOODBYE_MAX, KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
@@ -130,8 +131,8 @@ fn services(
         .max_connection_age_grace(CONNECTION_GRACE);
     if let Some(tls) = tls {
         server = server.tls_config(tls.of_server()).map_err(|error| {
-            let why = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            Error::bad_request(format!("--tls-cert, --tls-key and --tls-ca are of no use together: {error}{why}"))
+            let why = with_cause(&error);
+            Error::bad_request(format!("--tls-cert, --tls-key and --tls-ca are of no use together: {why}"))
         })?;
     }
     let reflection = tonic_reflection::server::Builder::configure()

@@ -33,7 +33,6 @@ impl Order {
     /// `EBadRequest` for names and numbers out of their ranges; and as [`check`].
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
         let wire::SubmitRequest { id, priority, max_attempts, spec } = request;
-        let id = if id.is_empty() { uuid::Uuid::new_v4().to_string() } else { id };
         let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
         let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
         if max_attempts > MAX_ATTEMPTS_MAX {
@@ -42,7 +41,7 @@ impl Order {
             )));
         }
         Ok(Self {
-            id: TaskId::new(id)?,
+            id: if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? },
             priority: priority.ok_or_else(|| Error::bad_request("a priority is a number from 0 to 9"))?,
             max_attempts,
             spec: checked(spec, here)?,

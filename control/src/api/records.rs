@@ -197,6 +197,11 @@ pub fn state_of(text: &str) -> Result<State> {
     })
 }
 
+/// Whether a task whose state has that name has ended.
+pub(super) fn is_over(state: &str) -> bool {
+    state_of(state).is_ok_and(State::is_terminal)
+}
+
 impl From<&Assignment> for wire::Assignment {
     fn from(assignment: &Assignment) -> Self {
         let Assignment { task, epoch, incarnation, leader } = assignment;
@@ -229,8 +234,7 @@ impl From<Answer> for wire::AssignReply {
 }
 
 /// A refusal of a node as a failure.
-#[must_use]
-pub fn refusal(code: Code, why: String) -> Fault {
+pub(super) fn refusal(code: Code, why: String) -> Fault {
     Fault::from(Error::new(code, Side::Engine, Operation::Start, why))
 }
 
@@ -276,15 +280,6 @@ impl From<Fault> for CallError {
         match effect {
             blockhaul_engine::error::Effect::Unknown => Self::NoAnswer(message),
             blockhaul_engine::error::Effect::NotApplied => Self::Refused { code, why: message },
-        }
-    }
-}
-
-impl From<CallError> for Fault {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::NoAnswer(why) => Self::no_answer(Code::Unreachable, why),
-            CallError::Refused { code, why } => refusal(code, why),
         }
     }
 }

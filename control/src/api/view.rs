@@ -1,5 +1,6 @@
 //! A task as its readers see it: the one JSON object of `get`, `list`, `watch` and `submit`.
 
+use super::records::is_over;
 use super::wire;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -126,7 +127,7 @@ impl TaskView {
     /// Whether it has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        ["SUCCEEDED", "FAILED", "CANCELLED"].contains(&self.state.as_str())
+        is_over(&self.state)
     }
 }
 

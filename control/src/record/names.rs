@@ -67,6 +67,14 @@ macro_rules! name {
 name!(TaskId, "task");
 name!(NodeId, "node");
 
+impl TaskId {
+    /// One that no other task has.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self(uuid::Uuid::new_v4().to_string())
+    }
+}
+
 /// A grant of leadership or of a claim: the number of the transaction that granted it, so that a later one is higher,
 /// whatever was deleted in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

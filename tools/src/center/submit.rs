@@ -1,8 +1,8 @@
 //! `blockhaul submit`: from flags to a request.
 
 use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawWork};
-use blockhaul_control::api::client::fresh_id;
 use blockhaul_control::api::wire;
+use blockhaul_control::record::TaskId;
 
 /// A request, where it goes, and whether its end is waited for.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Submission {
     };
     let RawTask { id, node: _, priority, max_attempts, wait } = task;
     let request = wire::SubmitRequest {
-        id: id.unwrap_or_else(fresh_id),
+        id: id.unwrap_or_else(|| TaskId::fresh().to_string()),
         priority,
         max_attempts: max_attempts.unwrap_or_default(),
         spec: Some(wire::Spec { work: Some(work) }),
