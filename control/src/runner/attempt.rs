@@ -13,7 +13,7 @@ use super::noop::Noop;
 use super::tenure::Tenure;
 use super::worker::{End, Outcome, Question, Running, Work, stopped_early};
 use crate::peers::Standing;
-use crate::record::{Epoch, Fence, Holder, State, TaskId, TaskRecord, TaskSpec, Wish};
+use crate::record::{DurableMap, Epoch, Fence, Holder, State, TaskId, TaskRecord, TaskSpec, Wish};
 use crate::task_state::{self, Event, Mark};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::gate::Gate;
@@ -228,7 +228,7 @@ impl Attempt {
     }
 
     /// Stores `RUNNING`: from then on the copy may write.
-    async fn admit(&self, hub: &Hub, durable: crate::record::DurableMap) -> Result<(), Error> {
+    async fn admit(&self, hub: &Hub, durable: DurableMap) -> Result<(), Error> {
         let begin = |record: &TaskRecord| {
             let began = task_state::next(record, Event::Began { epoch: self.epoch() }, hub.unix_ms())?;
             // The destination may not be what the record was made of: then what it says of it ends here.
@@ -337,5 +337,5 @@ fn obey(running: &dyn Running, reason: Reason) {
 
 /// The outcome of a copy that was stopped before it was started.
 fn stopped(reason: Reason) -> Outcome {
-    Outcome { end: End::Stopped(reason), ..Outcome::refused(&stopped_early(reason)) }
+    Outcome::untouched(End::Stopped(reason))
 }

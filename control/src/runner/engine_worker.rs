@@ -230,12 +230,7 @@ impl Admission for Gatekeeper {
         if let Some(file) = &file {
             self.marks.check(file, self.epoch)?;
         }
-        let question = self.question.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (answer, answered) = oneshot::channel();
-        let asked = question.map(|question| question.send(Question { durable: self.durable.clone(), answer }));
-        if !matches!(asked, Some(Ok(()))) {
-            return Err(stopped_early(Reason::RunnerInterrupt));
-        }
+        let answered = Question::ask(&self.question, self.durable.clone());
         answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
         self.said_yes.store(true, Relaxed);
         // Not before the record names this grant: of a destination with a mark that the record does not know nothing would
@@ -246,23 +241,24 @@ impl Admission for Gatekeeper {
 
 impl Site {
     fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
-        match Volume::parse(&copy.destination, Some(&self.node))? {
-            Volume::Path { node, path } => {
-                self.is_here(&node)?;
-                identities(&self.policy, &self.node, &path)
-            }
-            Volume::Socket { node, uri } => {
-                self.is_here(&node)?;
-                self.policy.check_server(&copy.destination, &uri, Side::Destination)?;
-                Ok(vec![format!("unix:{}:{uri}", self.node)])
-            }
-            volume @ Volume::Network(_) => {
-                if let Volume::Network(uri) = &volume {
-                    self.policy.check_server(&copy.destination, uri, Side::Destination)?;
-                }
-                Ok(volume.canonical().into_iter().collect())
-            }
+        match self.volume(&copy.destination, Side::Destination)? {
+            Volume::Path { path, .. } => identities(&self.policy, &self.node, &path),
+            Volume::Socket { uri, .. } => Ok(vec![format!("unix:{}:{uri}", self.node)]),
+            volume @ Volume::Network(_) => Ok(volume.canonical().into_iter().collect()),
         }
+    }
+
+    /// A volume of a task, judged as far as that goes without looking it up: it is of this node, or of a server that the
+    /// policy allows.
+    fn volume(&self, text: &str, side: Side) -> Result<Volume> {
+        let volume = Volume::parse(text, Some(&self.node))?;
+        if let Some(node) = volume.node() {
+            self.is_here(node)?;
+        }
+        if let Volume::Socket { uri, .. } | Volume::Network(uri) = &volume {
+            self.policy.check_server(text, uri, side)?;
+        }
+        Ok(volume)
     }
 
     fn is_here(&self, node: &NodeId) -> Result<()> {
@@ -275,8 +271,8 @@ impl Site {
     fn prepare(&self, work: Work) -> Result<Prepared> {
         let Work { task, created_ms, copy, epoch, admitted, earlier, durable, gate, admission } = work;
         let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
-        let source = self.volume(&copy.source, Side::Source)?;
-        let destination = self.volume(&copy.destination, Side::Destination)?;
+        let source = self.locator(&copy.source, Side::Source)?;
+        let destination = self.locator(&copy.destination, Side::Destination)?;
         let mut mode = 0o600;
         if let Locator::Path(path) = &source {
             let file = File::from(self.policy.open_source(path)?);
@@ -312,23 +308,12 @@ impl Site {
         Ok(Prepared { spec, supervision, created, gatekeeper })
     }
 
-    /// A volume of a task as the engine calls it, judged by the policy as far as it is no path.
-    fn volume(&self, text: &str, side: Side) -> Result<Locator> {
-        match Volume::parse(text, Some(&self.node))? {
-            Volume::Path { node, path } => {
-                self.is_here(&node)?;
-                Ok(Locator::Path(path))
-            }
-            Volume::Socket { node, uri } => {
-                self.is_here(&node)?;
-                self.policy.check_server(text, &uri, side)?;
-                Ok(Locator::Nbd(uri))
-            }
-            Volume::Network(uri) => {
-                self.policy.check_server(text, &uri, side)?;
-                Ok(Locator::Nbd(uri))
-            }
-        }
+    /// A volume of a task as the engine calls it.
+    fn locator(&self, text: &str, side: Side) -> Result<Locator> {
+        Ok(match self.volume(text, side)? {
+            Volume::Path { path, .. } => Locator::Path(path),
+            Volume::Socket { uri, .. } | Volume::Network(uri) => Locator::Nbd(uri),
+        })
     }
 
     /// Whether a file or device is the one that an earlier attempt has written last, and long enough for what is said of it.

@@ -1,5 +1,6 @@
 //! What all parts of a runner share: where it stands with the coordination service, what it holds, whom it talks to.
 
+use super::attempt::Attempt;
 use super::book::Book;
 use super::hints::Hints;
 use super::tenure::Seat;
@@ -8,7 +9,7 @@ use crate::coord::{CoordError, SessionState};
 use crate::record::{Epoch, Holder};
 use blockhaul_engine::error::{Code, Result};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
@@ -40,7 +41,7 @@ pub(super) struct Hub {
     /// Tasks that it runs at once.
     slots: watch::Sender<u32>,
     /// Attempts that are in the book and have to be started.
-    pub starts: mpsc::UnboundedSender<std::sync::Arc<super::attempt::Attempt>>,
+    pub starts: mpsc::UnboundedSender<Arc<Attempt>>,
     ends: AtomicBool,
     leads: AtomicBool,
     leader: Mutex<Option<Epoch>>,
@@ -58,11 +59,7 @@ pub(super) enum Mood {
 }
 
 impl Hub {
-    pub(super) fn new(
-        config: RunnerConfig,
-        seams: Seams,
-        starts: mpsc::UnboundedSender<std::sync::Arc<super::attempt::Attempt>>,
-    ) -> Self {
+    pub(super) fn new(config: RunnerConfig, seams: Seams, starts: mpsc::UnboundedSender<Arc<Attempt>>) -> Self {
         let slots = watch::Sender::new(config.slots);
         Self {
             config,

@@ -44,9 +44,10 @@ pub use session::{SessionKeeper, Sessions};
 pub use worker::{End, Outcome, Question, Running, Work, Worker};
 
 use crate::clock::Clock;
+use crate::layout;
 use crate::peers::LeaderCalls;
 use crate::pulse::Pulse;
-use crate::record::{Incarnation, NodeId, TaskId};
+use crate::record::{Incarnation, NodeId, Record, TaskId, TaskRecord};
 use attempt::Attempt;
 use blockhaul_engine::job::Reason;
 use hub::{Hub, Mood};
@@ -246,10 +247,10 @@ async fn stop_all(hub: &Hub, reason: Reason) {
 async fn sweep(hub: &Hub) {
     for (task, created_ms) in hub.seams.worker.kept() {
         let seat = hub.seat().await;
-        let path = crate::layout::task(&task);
+        let path = layout::task(&task);
         let is_over = match seat.session.get(&path).await {
             Ok(None) => true,
-            Ok(Some(node)) => <crate::record::TaskRecord as crate::record::Record>::decode(&node.data)
+            Ok(Some(node)) => TaskRecord::decode(&node.data)
                 .is_ok_and(|record| record.state.is_terminal() || record.created_ms != created_ms),
             // Kept until another time.
             Err(_) => false,

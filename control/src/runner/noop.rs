@@ -4,7 +4,7 @@ use super::worker::{End, Outcome, Question, Running};
 use crate::record::{DurableMap, NoopTask, Progress};
 use async_trait::async_trait;
 use blockhaul_engine::job::Reason;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
@@ -24,17 +24,10 @@ impl Noop {
 
     /// Asks to begin; the end if that is refused.
     async fn begin(&self) -> Result<(), End> {
-        let interrupted = || End::Stopped(Reason::RunnerInterrupt);
-        let admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (answer, answered) = oneshot::channel();
-        let asked = admission.map(|admission| admission.send(Question { durable: DurableMap::default(), answer }));
-        if !matches!(asked, Some(Ok(()))) {
-            return Err(interrupted());
-        }
-        match answered.await {
+        match Question::ask(&self.admission, DurableMap::default()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Outcome::refused(&error).end),
-            Err(_) => Err(interrupted()),
+            Err(_) => Err(End::Stopped(Reason::RunnerInterrupt)),
         }
     }
 
@@ -71,7 +64,6 @@ impl Running for Noop {
     fn cut(&self) {}
 
     async fn ended(&self) -> Outcome {
-        let end = self.wait().await;
-        Outcome { end, quiesced: true, progress: Progress::default(), durable: DurableMap::default(), report: None }
+        Outcome::untouched(self.wait().await)
     }
 }

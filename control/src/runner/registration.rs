@@ -10,7 +10,7 @@
 use super::hub::{Hub, Mood};
 use super::session::Sessions;
 use super::tenure::{Seat, Tenure};
-use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session};
+use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Watch};
 use crate::layout;
 use crate::lease::{Lease, LeaseTerms};
 use crate::record::{NodeId, OpId, Record, Registration, Renewal};
@@ -100,7 +100,7 @@ pub(super) fn give_up(hub: &Hub) {
 /// Why it stays; it goes with its session.
 pub(super) async fn deregister(hub: &Hub) -> Result<(), CoordError> {
     let Some(seat) = hub.seat.borrow().clone() else { return Ok(()) };
-    let path = layout::runner(hub.config.node.as_str());
+    let path = path(hub);
     give_up(hub);
     seat.session.multi(vec![Op::Delete { path, version: seat.version }]).await.map(drop)
 }
@@ -108,7 +108,7 @@ pub(super) async fn deregister(hub: &Hub) -> Result<(), CoordError> {
 /// Removes the registration while the process lives on: tries until it is gone, or its session is.
 pub(super) async fn withdraw(hub: &Hub) {
     let Some(Seat { session, mut version, .. }) = hub.seat.borrow().clone() else { return };
-    let path = layout::runner(hub.config.node.as_str());
+    let path = path(hub);
     give_up(hub);
     loop {
         match session.multi(vec![Op::Delete { path: path.clone(), version }]).await {
@@ -129,14 +129,14 @@ async fn register(hub: &Hub, session: &Arc<dyn Session>) -> Result<Seat, NotRegi
     let incarnation = &hub.config.incarnation;
     hub.seams.state.remember(incarnation).map_err(|error| NotRegistered::Refused(error.to_string()))?;
     let lease_version = lease_version(hub, &**session).await?;
-    let path = layout::runner(hub.config.node.as_str());
+    let path = path(hub);
     loop {
         let mine = registration(hub);
         let standing = session.get(&path).await?;
-        if let Some(Node { stat, .. }) = &standing
-            && stat.owner != Some(session.id())
+        if let Some(node) = &standing
+            && node.stat.owner != Some(session.id())
         {
-            judge(hub, standing.as_ref())?;
+            judge(hub, node)?;
         }
         let old = standing.map(|node| Op::Delete { path: path.clone(), version: node.stat.version });
         let data = mine.encode();
@@ -171,8 +171,7 @@ fn seat(session: &Arc<dyn Session>, sent: Duration) -> Seat {
 }
 
 /// Whether a registration of another session may be replaced.
-fn judge(hub: &Hub, standing: Option<&Node>) -> Result<(), NotRegistered> {
-    let Some(node) = standing else { return Ok(()) };
+fn judge(hub: &Hub, node: &Node) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
     let ours = hub.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
@@ -211,11 +210,9 @@ async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, sl
                 Err(_) => sleep(Duration::from_millis(50)).await,
             }
         }
-        let watched = watch_own(hub, session).await;
-        let watch = match watched {
+        let watch = match watch_own(hub, session).await {
             Ok(Some(watch)) => Some(watch),
-            Ok(None) => return,
-            Err(CoordError::Ended(_)) => return,
+            Ok(None) | Err(CoordError::Ended(_)) => return,
             Err(_) => None,
         };
         let fired = async {
@@ -236,8 +233,8 @@ async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, sl
 }
 
 /// Looks at the registration; `None` if it is not this session's any more. A version that has changed is taken over.
-async fn watch_own(hub: &Hub, session: &Arc<dyn Session>) -> Result<Option<crate::coord::Watch>, CoordError> {
-    let (found, watch) = session.get_and_watch(&layout::runner(hub.config.node.as_str())).await?;
+async fn watch_own(hub: &Hub, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
+    let (found, watch) = session.get_and_watch(&path(hub)).await?;
     let Some(Node { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
         return Ok(None);
     };
@@ -261,7 +258,7 @@ async fn mark(hub: &Hub, session: &Arc<dyn Session>, stopping: bool) -> Result<(
     let Some(version) = hub.seat.borrow().as_ref().map(|seat| seat.version) else { return Ok(()) };
     let mut marked = registration(hub);
     marked.stopping = stopping;
-    let path = layout::runner(hub.config.node.as_str());
+    let path = path(hub);
     match session.multi(vec![Op::Set { path: path.clone(), data: marked.encode(), version }]).await {
         Ok(done) => {
             if let Some(Done::Set(stat)) = done.last() {
@@ -300,6 +297,10 @@ fn registration(hub: &Hub) -> Registration {
         restarts: config.restarts,
         op: OpId::fresh(),
     }
+}
+
+fn path(hub: &Hub) -> String {
+    layout::runner(hub.config.node.as_str())
 }
 
 pub(super) fn lease_path(hub: &Hub) -> String {

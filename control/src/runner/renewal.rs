@@ -6,6 +6,7 @@
 //! written, and without copies nothing.
 
 use super::attempt::{Attempt, has_begun};
+use super::grant::Known;
 use super::hub::Hub;
 use super::registration;
 use super::tenure::Seat;
@@ -45,8 +46,8 @@ struct Rhythm {
 /// A checkpoint that is being written.
 struct Checkpoint<'a> {
     attempt: &'a Attempt,
-    known: MutexGuard<'a, Option<super::grant::Known>>,
-    current: super::grant::Known,
+    known: MutexGuard<'a, Option<Known>>,
+    current: Known,
     after: TaskRecord,
 }
 
@@ -216,7 +217,7 @@ async fn checkpoint<'a>(
     }
     let Some(mut known) = attempt.grant.lock(RECORD_WAIT).await else { return Ok(None) };
     attempt.grant.refresh(&*seat.session, &mut known).await?;
-    let is_due = |current: &&mut super::grant::Known| {
+    let is_due = |current: &&mut Known| {
         let record = &current.record;
         let is_at_work = has_begun(record) || record.state == State::Cancelling;
         is_at_work && (record.map != map || record.progress.durable != running.progress().durable)

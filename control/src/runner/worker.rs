@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::gate::Gate;
 use blockhaul_engine::job::Reason;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 /// Carries copies out.
@@ -61,6 +61,22 @@ pub struct Question {
     pub durable: DurableMap,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Result<(), Error>>,
+}
+
+impl Question {
+    /// Asks through what a [`Work`] has brought, for a copy that goes on from `durable`. An answer that can never come,
+    /// as nobody listens or it was asked before, is dropped.
+    pub(super) fn ask(
+        admission: &Mutex<Option<oneshot::Sender<Self>>>,
+        durable: DurableMap,
+    ) -> oneshot::Receiver<Result<(), Error>> {
+        let (answer, answered) = oneshot::channel();
+        if let Some(admission) = admission.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Comes back, and is dropped here, if nobody listens.
+            let _ = admission.send(Self { durable, answer });
+        }
+        answered
+    }
 }
 
 /// A copy that runs, or has ended.
@@ -123,15 +139,20 @@ pub(super) fn stopped_early(reason: Reason) -> Error {
 }
 
 impl Outcome {
+    /// The outcome of a copy that has touched nothing.
+    #[must_use]
+    pub fn untouched(end: End) -> Self {
+        Self { end, quiesced: true, progress: Progress::default(), durable: DurableMap::default(), report: None }
+    }
+
     /// The outcome of a copy that failed before it touched anything.
     #[must_use]
     pub fn refused(error: &Error) -> Self {
-        let end = match error.code {
+        Self::untouched(match error.code {
             Code::RunnerInterrupt => End::Stopped(Reason::RunnerInterrupt),
             Code::Cancelled => End::Stopped(Reason::UserCancel),
             Code::LeaseLost => End::Stopped(Reason::LeaseLost),
             _ => End::Failed(Failure::from(error)),
-        };
-        Self { end, quiesced: true, progress: Progress::default(), durable: DurableMap::default(), report: None }
+        })
     }
 }

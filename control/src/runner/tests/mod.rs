@@ -11,12 +11,8 @@ mod store;
 use super::*;
 use crate::clock::TestClock;
 use crate::coord::{Done, Life, Op};
-use crate::layout;
 use crate::peers::{Answer, Assignment};
-use crate::record::{
-    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Record, Registration, State, TaskRecord,
-    TaskSpec,
-};
+use crate::record::{Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Registration, State, TaskSpec};
 use crate::task_state::{self, Event};
 use copies::{Copies, Copy, Told};
 use store::Store;
