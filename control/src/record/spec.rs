@@ -1,5 +1,7 @@
 //! What a client asks for: one task.
 
+use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a volume's name that a record has room for.
@@ -87,6 +89,28 @@ impl TaskSpec {
             Self::Noop(_) => Fence::Local,
         }
     }
+}
+
+impl CopyTask {
+    /// What it says as words, as the engine calls it.
+    ///
+    /// # Errors
+    /// `EBadRequest` naming the word that the engine does not know.
+    pub fn words(&self) -> Result<(Sparse, Reflink, DigestKind)> {
+        Ok((
+            word("sparse", Sparse::ALL, Sparse::as_str, &self.sparse)?,
+            word("reflink", Reflink::ALL, Reflink::as_str, &self.reflink)?,
+            word("digest", DigestKind::ALL, DigestKind::as_str, &self.digest)?,
+        ))
+    }
+}
+
+fn word<T: Copy>(what: &str, all: &[T], as_str: impl Fn(T) -> &'static str, text: &str) -> Result<T> {
+    all.iter().copied().find(|&value| as_str(value) == text).ok_or_else(|| {
+        let known: Vec<_> = all.iter().copied().map(as_str).collect();
+        let text = text.chars().take(40).collect::<String>();
+        Error::bad_request(format!("{what} is '{}': use {}", text.escape_debug(), known.join(" or ")))
+    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use blockhaul_engine::engine::Engine;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::{JobHandle, Reason};
 use blockhaul_engine::progress::{Report, Status};
-use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, DigestKind, Overwrite, Reflink, Sparse, Verify};
+use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Overwrite, Verify};
 use blockhaul_engine::supervision::{Admission, Admitted, Supervision};
 use blockhaul_engine::volume::Locator;
 use std::fs::File;
@@ -342,21 +342,17 @@ impl Site {
 /// What the engine is to do. Once its destination was admitted a copy goes on with whatever is there.
 fn spec(copy: &CopyTask, source: Locator, destination: Locator, admitted: bool) -> Result<CopySpec> {
     let overwrite = if copy.overwrite || admitted { Overwrite::Yes } else { Overwrite::No };
+    let (sparse, reflink, digest) = copy.words()?;
     Ok(CopySpec {
         limit_bytes_per_second: copy.limit,
-        sparse: word("sparse", Sparse::ALL, Sparse::as_str, &copy.sparse)?,
-        reflink: word("reflink", Reflink::ALL, Reflink::as_str, &copy.reflink)?,
-        digest: word("digest", DigestKind::ALL, DigestKind::as_str, &copy.digest)?,
+        sparse,
+        reflink,
+        digest,
         verify: if copy.verify { Verify::Yes } else { Verify::No },
         continuation: Continuation::Resume,
         overwrite,
         ..CopySpec::new(source, destination)
     })
-}
-
-fn word<T: Copy>(what: &str, all: &[T], as_str: impl Fn(T) -> &'static str, text: &str) -> Result<T> {
-    let found = all.iter().copied().find(|&value| as_str(value) == text);
-    found.ok_or_else(|| Error::bad_request(format!("'{text}' is no value of {what}")))
 }
 
 fn outcome(report: &Report, job: &JobHandle) -> Outcome {
