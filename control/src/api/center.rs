@@ -3,10 +3,9 @@
 use super::desk::{CenterSeen, Change, Draining, Roles, RunnerSeen};
 use super::fault::Fault;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
-use super::order::Order;
 use super::records::state_of;
 use super::wire::{self, center_server::Center};
-use crate::record::{NodeId, TaskId, TaskRecord};
+use crate::record::{NodeId, Order, TaskId, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
 use blockhaul_engine::volume::{Locator, Reading, look_at_export};

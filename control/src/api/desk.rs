@@ -3,10 +3,9 @@
 //! Both come and go while the process lives. Services hold a [`watch`] of them and look at each call.
 
 use super::fault::Fault;
-use super::order::Order;
 use crate::dispatcher::Latency;
 use crate::peers::{Answer, Assignment, Standing};
-use crate::record::{Epoch, NodeId, Progress, Registration, State, TaskId, TaskRecord, TaskSpec};
+use crate::record::{Epoch, NodeId, Order, Progress, Registration, State, TaskId, TaskRecord, TaskSpec};
 use async_trait::async_trait;
 use blockhaul_engine::error::Result;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use super::records::{spec_of, spelling};
 use super::wire;
 use crate::destination::{check, default_fence, with_implied_node};
-use crate::record::{Fence, NodeId, TaskId, TaskSpec};
+use crate::record::{NodeId, Order, TaskId, TaskSpec};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 
@@ -12,19 +12,6 @@ pub const MAX_ATTEMPTS_DEFAULT: u32 = 5;
 
 /// Most that a task may ask for.
 pub const MAX_ATTEMPTS_MAX: u32 = 100;
-
-/// A task that is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// Chosen by the client, or made up.
-    pub id: TaskId,
-    /// 0 to 9; higher goes first.
-    pub priority: u8,
-    /// Failures after which it is given up: 1 to 100.
-    pub max_attempts: u32,
-    /// Complete: nothing is left to a default.
-    pub spec: TaskSpec,
-}
 
 impl Order {
     /// Checks a request. `here` is the node that plain paths are on where there is only one.
@@ -46,16 +33,6 @@ impl Order {
             max_attempts,
             spec: checked(spec, here)?,
         })
-    }
-
-    /// The source's name, if it must be looked at: a copy under a lease may write late what another one has written, so
-    /// its source must be read-only unless the client promises that it does not change.
-    #[must_use]
-    pub fn source_to_look_at(&self) -> Option<&str> {
-        match &self.spec {
-            TaskSpec::Copy(copy) if copy.fence == Fence::Lease && !copy.source_stable => Some(&copy.source),
-            TaskSpec::Copy(_) | TaskSpec::Noop(_) => None,
-        }
     }
 }
 
@@ -79,7 +56,7 @@ fn checked(mut spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::CopyTask;
+    use crate::record::{CopyTask, Fence};
     use blockhaul_engine::error::Code;
 
     fn request(source: &str, destination: &str) -> wire::SubmitRequest {

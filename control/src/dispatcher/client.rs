@@ -1,7 +1,7 @@
 //! What clients and runners ask the leader for: a handle that any part of the server may hold.
 
 use super::status::{RunnerView, Status};
-use crate::record::{NodeId, Progress, State, TaskId, TaskRecord, TaskSpec};
+use crate::record::{NodeId, Order, Progress, State, TaskId, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -11,19 +11,6 @@ const REQUESTS_MAX: usize = 1024;
 
 /// Most tasks of one page of a list.
 pub const PAGE_MAX: usize = 500;
-
-/// A new task.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Submission {
-    /// Chosen by the client, so that it may ask again without harm; `None`: made up.
-    pub id: Option<TaskId>,
-    /// The work.
-    pub spec: TaskSpec,
-    /// 0 to 9; higher goes first.
-    pub priority: u8,
-    /// Failures after which it is given up: 1 to 1000.
-    pub max_attempts: u32,
-}
 
 /// Which tasks to list.
 #[derive(Clone, Debug, Default)]
@@ -72,7 +59,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 /// One request to the loop.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Submit(Submission, Reply<Arc<TaskRecord>>),
+    Submit(Order, Reply<Arc<TaskRecord>>),
     Get(TaskId, Reply<Arc<TaskRecord>>),
     List(Query, Reply<Page>),
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
@@ -103,14 +90,14 @@ impl DispatcherHandle {
         answer.await.map_err(|_| not_leader())?
     }
 
-    /// Stores a new task. The same submission again, by its id, gives the task that is there.
+    /// Stores a new task. The same order again, by its id, gives the task that is there.
     ///
     /// # Errors
-    /// `EBadRequest`, `ESameVolume`, `EUnsupported`: it makes no sense, see [`crate::destination::check`]. `EExists`:
-    /// another task has that id. `EOverloaded`: there are too many tasks. `EUnreachable`: the store does not answer;
-    /// with an id it may be submitted again. `ENotLeader`, as from every call: ask the node that leads now.
-    pub async fn submit(&self, submission: Submission) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Submit(submission, reply)).await
+    /// `EBadRequest`: it is too long for a record. `EUnsupported`: there is no program to fence it by. `EExists`: another
+    /// task has that id. `EOverloaded`: there are too many tasks. `EUnreachable`: the store does not answer; it may be
+    /// submitted again. `ENotLeader`, as from every call: ask the node that leads now.
+    pub async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Submit(order, reply)).await
     }
 
     /// A task.

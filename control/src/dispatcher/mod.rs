@@ -29,7 +29,7 @@ mod view;
 mod want;
 mod write;
 
-pub use client::{DispatcherHandle, DrainWish, PAGE_MAX, Page, Query, Submission};
+pub use client::{DispatcherHandle, DrainWish, PAGE_MAX, Page, Query};
 pub use fence::{FENCE_TIME_MAX, FenceCommand, FenceProgram};
 pub use status::{Latency, RunnerView, Status};
 
@@ -38,7 +38,7 @@ use crate::coord::Session;
 use crate::election::Reign;
 use crate::peers::RunnerCalls;
 use crate::pulse::Pulse;
-use crate::record::{NodeId, TaskId, TaskRecord, TaskSpec};
+use crate::record::{TaskId, TaskRecord, TaskSpec};
 use client::{Reply, Request};
 use decide::{Room, Terms, decide};
 use outcome::Outcome;
@@ -79,8 +79,6 @@ pub struct Config {
     pub reconcile_every: Duration,
     /// Tasks that may be there, ended ones included; more are `EOverloaded`. Default 100,000.
     pub tasks_max: usize,
-    /// The node of plain paths, where there is only one. Default none.
-    pub implied_node: Option<NodeId>,
     /// For tasks whose fence is `command`; without it they are refused. Default none.
     pub fence: Option<Arc<dyn FenceProgram>>,
     /// Beats with every turn.
@@ -96,7 +94,6 @@ impl Default for Config {
             answer_within: Duration::from_secs(15),
             reconcile_every: Duration::from_secs(30),
             tasks_max: 100_000,
-            implied_node: None,
             fence: None,
             pulse: Pulse::default(),
         }

@@ -1,15 +1,14 @@
 //! Answers clients and takes what runners say.
 
-use super::client::{DrainWish, PAGE_MAX, Page, Query, Reply, Request, Submission, Wanted};
+use super::client::{DrainWish, PAGE_MAX, Page, Query, Reply, Request, Wanted};
 use super::outcome::{Outcome, Purpose};
 use super::status::{RunnerView, Status};
 use super::want::{not_found, unreachable};
 use super::{Dispatcher, explain};
 use crate::coord::{CoordError, Life, Op};
-use crate::destination;
 use crate::election::CommitError;
 use crate::layout;
-use crate::record::{Drain, Fence, NodeId, OpId, Record, State, TaskId, TaskRecord, TaskSpec};
+use crate::record::{Drain, Fence, NodeId, OpId, Order, Record, State, TaskId, TaskRecord, TaskSpec};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,10 +16,6 @@ use tokio::sync::{oneshot, watch};
 
 /// Bytes that a new task may have as a record: leaves room for its map, attempts and errors.
 const NEW_BYTES_MAX: usize = 4 << 10;
-/// Most failures that can be asked for.
-const ATTEMPTS_MAX: u32 = 1000;
-/// Highest priority.
-const PRIORITY_MAX: u8 = 9;
 /// Times that a wish about a node is written while somebody else changes it.
 const DRAIN_TRIES: usize = 4;
 
@@ -28,7 +23,7 @@ impl Dispatcher {
     /// Serves one request, or starts what it takes.
     pub(crate) fn serve(&mut self, request: Request) {
         match request {
-            Request::Submit(submission, reply) => self.submit(submission, reply),
+            Request::Submit(order, reply) => self.submit(order, reply),
             Request::Get(id, reply) => {
                 let _ = reply.send(self.shown(&id).ok_or_else(|| not_found(&id)));
             }
@@ -65,8 +60,8 @@ impl Dispatcher {
         self.view.tasks.get(id).map(|entry| explain::shown(&self.view, entry, self.now()))
     }
 
-    fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
-        let record = match self.new_record(submission) {
+    fn submit(&mut self, order: Order, reply: Reply<Arc<TaskRecord>>) {
+        let record = match self.new_record(order) {
             Ok(record) => record,
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -85,27 +80,16 @@ impl Dispatcher {
         self.start_write(id, Purpose::Submitted, move |writer| writer.create(record));
     }
 
-    fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
-        let Submission { id, spec, priority, max_attempts } = submission;
-        let spec = destination::with_implied_node(spec, self.config.implied_node.as_ref());
-        destination::check(&spec)?;
-        if priority > PRIORITY_MAX || !(1..=ATTEMPTS_MAX).contains(&max_attempts) {
-            let message = format!("a priority is 0 to {PRIORITY_MAX}, max-attempts 1 to {ATTEMPTS_MAX}");
-            return Err(Error::bad_request(message));
-        }
-        if spec.fence() == Fence::Command && self.config.fence.is_none() {
+    fn new_record(&self, order: Order) -> Result<TaskRecord> {
+        if order.spec.fence() == Fence::Command && self.config.fence.is_none() {
             let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }
-        let id = match id {
-            Some(id) => id,
-            None => TaskId::new(format!("t-{:016x}", fastrand::u64(..)))?,
-        };
-        if self.view.tasks.get(&id).is_none() && self.view.tasks.len() >= self.config.tasks_max {
+        if self.view.tasks.get(&order.id).is_none() && self.view.tasks.len() >= self.config.tasks_max {
             let message = format!("there are {} tasks already", self.view.tasks.len());
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
-        let record = TaskRecord::new(id, spec, priority, max_attempts, self.clock.unix_ms());
+        let record = TaskRecord::new(order, self.clock.unix_ms());
         match record.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),

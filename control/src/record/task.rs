@@ -1,6 +1,6 @@
 //! A task as the center knows it.
 
-use super::{DurableMap, Epoch, Failure, Holder, NodeId, OpId, Record, TaskId, TaskSpec};
+use super::{DurableMap, Epoch, Failure, Holder, NodeId, OpId, Order, Record, TaskId, TaskSpec};
 use blockhaul_engine::error::Code;
 use serde::{Deserialize, Serialize};
 
@@ -181,7 +181,8 @@ pub struct Progress {
 impl TaskRecord {
     /// A task as it begins. `now_ms`: milliseconds since 1970.
     #[must_use]
-    pub fn new(id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32, now_ms: u64) -> Self {
+    pub fn new(order: Order, now_ms: u64) -> Self {
+        let Order { id, priority, max_attempts, spec } = order;
         Self {
             id,
             spec,

@@ -2,10 +2,9 @@
 
 use super::clocks::{Clocks, is_off};
 use crate::api::desk::{CenterNumbers, CenterSeen, Change, ClockSeen, Desk, Draining, Floor, RunnerSeen};
-use crate::api::order::Order;
-use crate::dispatcher::{DispatcherHandle, DrainWish, Query, Status, Submission};
+use crate::dispatcher::{DispatcherHandle, DrainWish, Query, Status};
 use crate::peers::{Answer, Assignment, CallError, Standing};
-use crate::record::{Epoch, NodeId, Progress, State, TaskId, TaskRecord, TaskSpec};
+use crate::record::{Epoch, NodeId, Order, Progress, State, TaskId, TaskRecord, TaskSpec};
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Effect, Error, Operation, Result, Side};
@@ -23,8 +22,7 @@ pub(super) struct LeaderDesk {
 #[async_trait]
 impl Desk for LeaderDesk {
     async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
-        let Order { id, priority, max_attempts, spec } = order;
-        self.dispatcher.submit(Submission { id: Some(id), spec, priority, max_attempts }).await
+        self.dispatcher.submit(order).await
     }
 
     async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {

@@ -45,7 +45,7 @@ use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::pulse::Pulses;
-use crate::record::{Incarnation, NodeId};
+use crate::record::Incarnation;
 use crate::runner::{EngineWorker, NodeState, Runner, RunnerConfig, Seams, SessionKeeper, StateDir, Stopped, Worker};
 use crate::vip::Vip;
 use blockhaul_engine::engine::{Engine, EngineConfig};
@@ -162,7 +162,7 @@ impl Server {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
-        let listener = Listener::open(config.listen, config.tls.as_ref(), roles.clone(), here.clone()).await?;
+        let listener = Listener::open(config.listen, config.tls.as_ref(), roles.clone(), here).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listens");
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
@@ -196,7 +196,7 @@ impl Server {
         let name = Arc::new(OnceLock::new());
         let (failed, failures) = mpsc::channel(1);
         let leading = Leading {
-            dispatcher: dispatcher_config(&config, here),
+            dispatcher: dispatcher_config(&config),
             node: config.node,
             incarnation,
             address,
@@ -342,12 +342,11 @@ fn runner_config(config: &Config, incarnation: &Incarnation, address: &str) -> R
     }
 }
 
-fn dispatcher_config(config: &Config, implied_node: Option<NodeId>) -> DispatcherConfig {
+fn dispatcher_config(config: &Config) -> DispatcherConfig {
     let fence = config.fence_command.clone().map(|program| Arc::new(FenceCommand(program)) as Arc<dyn FenceProgram>);
     DispatcherConfig {
         retention: config.retention,
         quiet_after: config.quiet_after,
-        implied_node,
         fence,
         ..DispatcherConfig::default()
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::coord::NODE_BYTES_MAX;
-use crate::record::{CopyTask, Incarnation, NodeId, NoopTask, Record, TaskId};
+use crate::record::{CopyTask, Incarnation, NodeId, NoopTask, Order, Record, TaskId};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use proptest::prelude::*;
 
@@ -11,7 +11,7 @@ fn copy(fence: Fence) -> TaskSpec {
 }
 
 fn task(spec: TaskSpec) -> TaskRecord {
-    TaskRecord::new(TaskId::new("t").unwrap(), spec, 0, 3, 0)
+    TaskRecord::new(Order { id: TaskId::new("t").unwrap(), priority: 0, max_attempts: 3, spec }, 0)
 }
 
 fn holder(life: &str) -> Holder {

@@ -7,11 +7,12 @@ use blockhaul_control::api::desk::{
     CenterNumbers, CenterSeen, Change, Desk, Draining, Floor, Leadership, Roles, RunnerSeen,
 };
 use blockhaul_control::api::listener::Listener;
-use blockhaul_control::api::order::Order;
 use blockhaul_control::api::tls::Tls;
 use blockhaul_control::api::wire;
 use blockhaul_control::peers::{Answer, Assignment, Standing};
-use blockhaul_control::record::{Epoch, Incarnation, NodeId, NoopTask, Progress, State, TaskId, TaskRecord, TaskSpec};
+use blockhaul_control::record::{
+    Epoch, Incarnation, NodeId, NoopTask, Order, Progress, State, TaskId, TaskRecord, TaskSpec,
+};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -41,14 +42,14 @@ impl MockDesk {
 
 pub(crate) fn record(id: &str) -> TaskRecord {
     let spec = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None });
-    TaskRecord::new(TaskId::new(id).unwrap(), spec, 0, 5, 0)
+    TaskRecord::new(Order { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec }, 0)
 }
 
 #[async_trait]
 impl Desk for MockDesk {
     async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
         let Ok(known) = self.get(&order.id).await else {
-            self.put(TaskRecord { spec: order.spec, priority: order.priority, ..record(order.id.as_str()) });
+            self.put(TaskRecord::new(order.clone(), 0));
             return self.get(&order.id).await;
         };
         if known.spec == order.spec {

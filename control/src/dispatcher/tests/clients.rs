@@ -3,9 +3,9 @@
 use super::stage::*;
 use crate::coord::Op;
 use crate::coord::sim::Weather;
-use crate::dispatcher::{Config, DrainWish, Ending, Query, Submission};
+use crate::dispatcher::{Config, DrainWish, Ending, Query};
 use crate::layout;
-use crate::record::{Fence, NodeId, State, TaskId, TaskSpec, Wish};
+use crate::record::{Fence, NodeId, Order, State, TaskId, TaskSpec, Wish};
 use crate::task_state::{Event, Mark};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
@@ -25,7 +25,7 @@ async fn a_task_goes_from_submission_to_success_and_leaves_no_claim() {
     stage.runner("n1", "a", 2, Manner::Busy).await;
     let mut watch = None;
     for name in ["x", "y", "z"] {
-        stage.leader.submit(submission(name, noop(20))).await.unwrap();
+        stage.leader.submit(order(name, noop(20))).await.unwrap();
         watch = Some(stage.leader.watch(&id(name)).await.unwrap());
     }
     for name in ["x", "y", "z"] {
@@ -44,17 +44,13 @@ async fn a_task_goes_from_submission_to_success_and_leaves_no_claim() {
 #[tokio::test(start_paused = true)]
 async fn the_same_submission_is_the_same_task_and_another_one_is_refused() {
     let stage = Stage::new(2, Config::default()).await;
-    let first = stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    let first = stage.leader.submit(order("x", noop(1))).await.unwrap();
     let (again, other) =
-        tokio::join!(stage.leader.submit(submission("x", noop(1))), stage.leader.submit(submission("x", noop(2))));
+        tokio::join!(stage.leader.submit(order("x", noop(1))), stage.leader.submit(order("x", noop(2))));
     assert_eq!(again.unwrap().created_ms, first.created_ms);
     assert_eq!(other.unwrap_err().code, Code::Exists);
-    let made_up = Submission { id: None, ..submission("x", noop(1)) };
-    assert_ne!(stage.leader.submit(made_up).await.unwrap().id, first.id);
-    let same = TaskSpec::Copy(copy("nbd://h/a", "nbd://h/a"));
-    assert_eq!(stage.leader.submit(submission("y", same)).await.unwrap_err().code, Code::SameVolume);
     let cut = TaskSpec::Copy(crate::record::CopyTask { fence: Fence::Command, ..copy("nbd://h/a", "nbd://h/b") });
-    assert_eq!(stage.leader.submit(submission("y", cut)).await.unwrap_err().code, Code::Unsupported);
+    assert_eq!(stage.leader.submit(order("y", cut)).await.unwrap_err().code, Code::Unsupported);
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,16 +58,16 @@ async fn wishes_are_obeyed_where_they_make_sense() {
     let stage = Stage::new(3, Config::default()).await;
     let leader = &stage.leader;
     assert_eq!(leader.cancel(&id("none")).await.unwrap_err().code, Code::NotFound);
-    leader.submit(submission("noop", noop(1))).await.unwrap();
+    leader.submit(order("noop", noop(1))).await.unwrap();
     assert_eq!(leader.pause(&id("noop")).await.unwrap_err().code, Code::Unsupported);
     assert_eq!(leader.get(&id("noop")).await.unwrap().reason, "waits for a runner: none is registered");
     assert_eq!(leader.cancel(&id("noop")).await.unwrap().state, State::Cancelled);
     assert_eq!(leader.cancel(&id("noop")).await.unwrap().state, State::Cancelled);
-    leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    leader.submit(order("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     assert_eq!(leader.pause(&id("copy")).await.unwrap().state, State::Paused);
     assert_eq!(leader.set_limit(&id("copy"), Some(0)).await.unwrap_err().code, Code::BadRequest);
     leader.set_limit(&id("copy"), Some(7)).await.unwrap();
-    let again = leader.submit(submission("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    let again = leader.submit(order("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     assert!(matches!(&again.spec, TaskSpec::Copy(copy) if copy.limit == Some(7)));
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
     assert_eq!(leader.resume(&id("copy")).await.unwrap().wish, Wish::Run);
@@ -99,7 +95,7 @@ async fn wishes_are_obeyed_where_they_make_sense() {
 async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
     for seed in 0..8 {
         let stage = Stage::new(seed, Config::default()).await;
-        let task = submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")));
+        let task = order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")));
         stage.leader.submit(task).await.unwrap();
         stage.leader.pause(&id("x")).await.unwrap();
         stage.runner("n1", "a", 2, Manner::Willing).await;
@@ -120,7 +116,7 @@ async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
 async fn a_list_comes_in_pages() {
     let stage = Stage::new(4, Config::default()).await;
     for index in 0..7 {
-        stage.leader.submit(submission(&format!("t{index}"), noop(1))).await.unwrap();
+        stage.leader.submit(order(&format!("t{index}"), noop(1))).await.unwrap();
     }
     stage.leader.cancel(&id("t3")).await.unwrap();
     let names = |page: &crate::dispatcher::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
@@ -140,10 +136,10 @@ async fn a_second_task_for_a_destination_waits_for_the_first() {
     let stage = Stage::new(5, Config::default()).await;
     let runner = stage.runner("n1", "a", 8, Manner::Willing).await;
     for (name, source) in [("first", "nbd://h/a"), ("second", "nbd://h/c")] {
-        stage.leader.submit(submission(name, TaskSpec::Copy(copy(source, "nbd://h/b")))).await.unwrap();
+        stage.leader.submit(order(name, TaskSpec::Copy(copy(source, "nbd://h/b")))).await.unwrap();
         sleep(Duration::from_secs(1)).await;
     }
-    stage.leader.submit(submission("other", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/d")))).await.unwrap();
+    stage.leader.submit(order("other", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/d")))).await.unwrap();
     stage.until("other", State::Assigned).await;
     let waiting = stage.leader.get(&id("second")).await.unwrap();
     assert_eq!((waiting.state, &*waiting.reason), (State::Pending, "waits for task first, which has the destination"));
@@ -157,11 +153,11 @@ async fn a_local_destination_is_named_by_its_node_and_refused_by_it() {
     let stage = Stage::new(6, Config::default()).await;
     stage.runner("n1", "a", 1, Manner::Willing).await;
     stage.runner("n2", "a", 9, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
     let record = stage.until("x", State::Assigned).await;
     assert_eq!((record.claims, record.holder.unwrap().node), (vec![String::from("inode:n1:file://n1/b")], node("n1")));
-    stage.leader.submit(submission("full", TaskSpec::Copy(copy("file://n1/c", "file://n1/d")))).await.unwrap();
-    stage.leader.submit(submission("gone", TaskSpec::Copy(copy("file://n3/c", "file://n3/d")))).await.unwrap();
+    stage.leader.submit(order("full", TaskSpec::Copy(copy("file://n1/c", "file://n1/d")))).await.unwrap();
+    stage.leader.submit(order("gone", TaskSpec::Copy(copy("file://n3/c", "file://n3/d")))).await.unwrap();
     let reason = |name: &'static str| {
         let leader = stage.leader.clone();
         async move { leader.get(&id(name)).await.unwrap().reason.clone() }
@@ -169,7 +165,7 @@ async fn a_local_destination_is_named_by_its_node_and_refused_by_it() {
     assert_eq!(reason("full").await, "waits for n1, which has no slot free");
     assert_eq!(reason("gone").await, "waits for n3, which is not registered");
     stage.world.set_manner("n2", Manner::Refusing(Code::Permission));
-    stage.leader.submit(submission("no", TaskSpec::Copy(copy("file://n2/c", "file://n2/d")))).await.unwrap();
+    stage.leader.submit(order("no", TaskSpec::Copy(copy("file://n2/c", "file://n2/d")))).await.unwrap();
     let failed = stage.until("no", State::Failed).await;
     assert_eq!((failed.error.unwrap().code, failed.attempts.len()), (Code::Permission, 0));
 }
@@ -178,7 +174,7 @@ async fn a_local_destination_is_named_by_its_node_and_refused_by_it() {
 async fn who_refuses_is_avoided_and_who_says_nothing_loses_the_task() {
     let stage = Stage::new(7, Config::default()).await;
     stage.runner("n1", "a", 9, Manner::Refusing(Code::Overloaded)).await;
-    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
     sleep(Duration::from_secs(20)).await;
     let record = stage.stored("x");
     assert_eq!((record.state, record.failures), (State::Pending, 0));
@@ -198,7 +194,7 @@ async fn who_refuses_is_avoided_and_who_says_nothing_loses_the_task() {
 async fn an_assignment_whose_answer_is_lost_is_asked_for() {
     let stage = Stage::new(8, Config::default()).await;
     stage.runner("n1", "a", 9, Manner::Silent).await;
-    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
     sleep(Duration::from_secs(3)).await;
     stage.world.set_manner("n1", Manner::Willing);
     stage.world.heard();
@@ -213,10 +209,10 @@ async fn a_node_that_drains_gets_nothing_and_gives_back_when_asked() {
     let stage = Stage::new(9, Config::default()).await;
     let runner = stage.runner("n1", "a", 9, Manner::Willing).await;
     assert_eq!(stage.leader.drain(&node("n9"), DrainWish::Soon).await.unwrap_err().code, Code::NotFound);
-    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
     stage.begin(&runner, "x").await;
     stage.leader.drain(&node("n1"), DrainWish::Soon).await.unwrap();
-    stage.leader.submit(submission("y", noop(1))).await.unwrap();
+    stage.leader.submit(order("y", noop(1))).await.unwrap();
     sleep(Duration::from_secs(3)).await;
     assert_eq!(stage.stored("y").state, State::Pending);
     stage.world.heard();
@@ -239,21 +235,21 @@ async fn a_node_that_drains_gets_nothing_and_gives_back_when_asked() {
 async fn ended_tasks_are_purged_and_their_ids_are_free_again() {
     let config = Config { retention: Duration::from_secs(60), ..Config::default() };
     let stage = Stage::new(10, config).await;
-    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
     stage.leader.cancel(&id("x")).await.unwrap();
     sleep(Duration::from_secs(59)).await;
-    assert_eq!(stage.leader.submit(submission("x", noop(2))).await.unwrap_err().code, Code::Exists);
+    assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap_err().code, Code::Exists);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(stage.leader.get(&id("x")).await.unwrap_err().code, Code::NotFound);
     assert!(stage.ensemble.committed(&layout::task(&id("x"))).is_none());
-    stage.leader.submit(submission("x", noop(2))).await.unwrap();
+    stage.leader.submit(order("x", noop(2))).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn records_that_make_no_sense_are_kept_aside() {
     let mut stage = Stage::new(11, Config::default()).await;
-    stage.leader.submit(submission("good", noop(1))).await.unwrap();
-    stage.leader.submit(submission("bad", noop(1))).await.unwrap();
+    stage.leader.submit(order("good", noop(1))).await.unwrap();
+    stage.leader.submit(order("bad", noop(1))).await.unwrap();
     let session = stage.ensemble.client("operator").open().await.unwrap();
     let path = layout::task(&id("bad"));
     let version = stage.ensemble.committed(&path).unwrap().stat.version;
@@ -263,7 +259,7 @@ async fn records_that_make_no_sense_are_kept_aside() {
     stage.until("good", State::Succeeded).await;
     let status = stage.leader.status().await.unwrap();
     assert_eq!(status.undecodable.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), [path.as_str()]);
-    assert_eq!(stage.leader.submit(submission("bad", noop(1))).await.unwrap_err().code, Code::Exists);
+    assert_eq!(stage.leader.submit(order("bad", noop(1))).await.unwrap_err().code, Code::Exists);
     assert_eq!(stage.ensemble.committed(&path).unwrap().data, b"{}");
 }
 
@@ -271,8 +267,7 @@ async fn records_that_make_no_sense_are_kept_aside() {
 async fn the_higher_priority_goes_first_and_age_counts() {
     let stage = Stage::new(12, Config::default()).await;
     for (name, priority) in [("old", 3), ("low", 0), ("high", 9), ("high2", 9)] {
-        let submission = Submission { priority, ..submission(name, noop(1)) };
-        stage.leader.submit(submission).await.unwrap();
+        stage.leader.submit(Order { priority, ..order(name, noop(1)) }).await.unwrap();
         sleep(Duration::from_secs(if name == "old" { 7 * 60 } else { 1 })).await;
     }
     stage.runner("n1", "a", 1, Manner::Busy).await;

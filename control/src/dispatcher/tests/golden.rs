@@ -1,10 +1,10 @@
 //! Golden tests of the decision: this view and time give exactly these lines.
 
-use super::stage::{copy, noop};
+use super::stage::{copy, noop, order};
 use crate::dispatcher::decide::{Decision, Room, Terms, decide};
 use crate::dispatcher::view::{Cut, Now, View};
 use crate::record::{
-    CopyTask, Drain, Epoch, Fence, Holder, Incarnation, NodeId, OpId, Registration, TaskId, TaskRecord, TaskSpec,
+    CopyTask, Drain, Epoch, Fence, Holder, Incarnation, NodeId, OpId, Order, Registration, TaskId, TaskRecord, TaskSpec,
 };
 use crate::task_state::{Event, apply};
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
 }
 
 fn task(id: &str, spec: TaskSpec) -> TaskRecord {
-    TaskRecord::new(TaskId::new(id).unwrap(), spec, 0, 3, 0)
+    TaskRecord::new(order(id, spec), 0)
 }
 
 fn export(id: &str, destination: &str, fence: Fence) -> TaskRecord {
@@ -138,10 +138,7 @@ fn ready_tasks_go_to_the_least_full_runner_that_reaches_them() {
 
 #[test]
 fn priority_comes_before_age_and_a_minute_before_priority() {
-    let ranked = |id: &str, priority, created| {
-        let spec = TaskSpec::Noop(crate::record::NoopTask { milliseconds: 1, node: None });
-        TaskRecord::new(TaskId::new(id).unwrap(), spec, priority, 3, created)
-    };
+    let ranked = |id: &str, priority, created| TaskRecord::new(Order { priority, ..order(id, noop(1)) }, created);
     let tasks = [ranked("new", 1, 120_000), ranked("old", 0, 0), ranked("high", 9, 120_001), ranked("low", 0, 120_000)];
     let mut view = view(tasks, &[("n1", "a", 9)]);
     let order: Vec<String> =

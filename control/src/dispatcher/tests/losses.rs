@@ -28,7 +28,7 @@ fn done() -> Event {
 async fn a_lost_lease_is_waited_out_and_success_waits_for_quiet() {
     let stage = Stage::new(21, Config::default()).await;
     let first = stage.runner("n1", "a", 1, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     stage.begin(&first, "x").await;
     let second = stage.runner("n2", "a", 1, Manner::Willing).await;
     sleep(Duration::from_secs(1)).await;
@@ -58,7 +58,7 @@ async fn a_lost_lease_is_waited_out_and_success_waits_for_quiet() {
 async fn a_task_that_ends_keeps_its_destination_until_a_lost_attempt_is_quiet() {
     let stage = Stage::new(22, Config::default()).await;
     let first = stage.runner("n1", "a", 1, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     stage.begin(&first, "x").await;
     sleep(Duration::from_secs(1)).await;
     let lost = Instant::now();
@@ -67,7 +67,7 @@ async fn a_task_that_ends_keeps_its_destination_until_a_lost_attempt_is_quiet() 
     stage.leader.cancel(&id("x")).await.unwrap();
     stage.until("x", State::Cancelled).await;
     stage.runner("n2", "a", 1, Manner::Willing).await;
-    stage.leader.submit(submission("y", TaskSpec::Copy(copy("nbd://h/c", "nbd://h/b")))).await.unwrap();
+    stage.leader.submit(order("y", TaskSpec::Copy(copy("nbd://h/c", "nbd://h/b")))).await.unwrap();
     stage.until("y", State::Assigned).await;
     assert!(lost.elapsed() >= Duration::from_secs(30), "{:?}", lost.elapsed());
     assert_eq!(stage.stored("x").claims, [""; 0]);
@@ -78,7 +78,7 @@ async fn a_local_copy_goes_on_if_its_process_comes_back_and_is_given_anew_if_ano
     let stage = Stage::new(23, Config::default()).await;
     let before = stage.runner("n1", "a", 1, Manner::Willing).await;
     stage.runner("n2", "a", 9, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
     stage.begin(&before, "x").await;
     sleep(Duration::from_secs(1)).await;
     stage.lose(&before).await;
@@ -102,7 +102,7 @@ async fn a_local_copy_goes_on_if_its_process_comes_back_and_is_given_anew_if_ano
 async fn a_lost_local_copy_that_was_cancelled_ends_without_its_node() {
     let stage = Stage::new(24, Config::default()).await;
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
     stage.begin(&runner, "x").await;
     sleep(Duration::from_secs(1)).await;
     stage.lose(&runner).await;
@@ -119,7 +119,7 @@ async fn a_program_or_an_operator_fences_where_the_task_asks_for_it() {
     let first = stage.runner("n1", "a", 9, Manner::Willing).await;
     for (name, kind) in [("cut", Fence::Command), ("cut2", Fence::Command), ("man", Fence::Manual)] {
         let copy = CopyTask { fence: kind, ..copy("nbd://h/a", &format!("nbd://h/{name}")) };
-        stage.leader.submit(submission(name, TaskSpec::Copy(copy))).await.unwrap();
+        stage.leader.submit(order(name, TaskSpec::Copy(copy))).await.unwrap();
         stage.begin(&first, name).await;
     }
     stage.runner("n2", "a", 9, Manner::Willing).await;
@@ -147,7 +147,7 @@ async fn a_program_or_an_operator_fences_where_the_task_asks_for_it() {
 #[tokio::test(start_paused = true)]
 async fn failures_are_counted_to_the_end() {
     let stage = Stage::new(26, Config::default()).await;
-    stage.leader.submit(submission("x", noop(1))).await.unwrap();
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
     for round in 0..3 {
         let runner = stage.runner("n1", &format!("life{round}"), 1, Manner::Willing).await;
         stage.begin(&runner, "x").await;
@@ -163,7 +163,7 @@ async fn failures_are_counted_to_the_end() {
 async fn a_runner_that_is_gone_before_it_began_costs_nothing() {
     let stage = Stage::new(27, Config::default()).await;
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     stage.until("x", State::Assigned).await;
     stage.lose(&runner).await;
     let record = stage.until("x", State::Pending).await;
@@ -177,7 +177,7 @@ async fn a_new_leader_tells_what_the_old_one_had_only_written() {
     let mut stage = Stage::new(28, Config::default()).await;
     let runner = stage.runner("n1", "a", 9, Manner::Silent).await;
     for name in ["x", "running"] {
-        stage.leader.submit(submission(name, noop(1))).await.unwrap();
+        stage.leader.submit(order(name, noop(1))).await.unwrap();
         stage.until(name, State::Assigned).await;
     }
     stage.begin(&runner, "running").await;
@@ -196,7 +196,7 @@ async fn many_tasks_are_assigned_many_at_a_time() {
     let stage = Stage::in_weather(29, Config::default(), weather).await;
     let tasks = 2000;
     for index in 0..tasks {
-        stage.leader.submit(submission(&format!("t{index}"), noop(1))).await.unwrap();
+        stage.leader.submit(order(&format!("t{index}"), noop(1))).await.unwrap();
     }
     let start = Instant::now();
     for runner in 0..50 {
@@ -228,7 +228,7 @@ async fn every_task_ends_whatever_gets_lost() {
         }
         let names: Vec<String> = (0..12).map(|index| format!("t{index}")).collect();
         for (index, name) in names.iter().enumerate() {
-            while let Err(error) = stage.leader.submit(submission(name, noop(1))).await {
+            while let Err(error) = stage.leader.submit(order(name, noop(1))).await {
                 assert!(error.retryable, "seed {seed}: {error:?}");
                 sleep(Duration::from_millis(500)).await;
             }
@@ -253,7 +253,7 @@ async fn every_task_ends_whatever_gets_lost() {
 async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     let stage = Stage::new(29, Config::default()).await;
     let first = stage.runner("n1", "a", 4, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     stage.begin(&first, "x").await;
     stage.runner("n2", "a", 4, Manner::Willing).await;
     sleep(Duration::from_secs(1)).await;
@@ -274,7 +274,7 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     let unmark = Op::Set { path: layout::runner("n1"), data: marked.encode(), version: node.stat.version + 1 };
     first.multi(vec![unmark]).await.unwrap();
     sleep(Duration::from_secs(2)).await;
-    stage.leader.submit(submission("y", noop(1))).await.unwrap();
+    stage.leader.submit(order("y", noop(1))).await.unwrap();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(stage.world.heard(), ["n1 assign y"]);
 }
@@ -284,7 +284,7 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     let stage = Stage::new(30, Config::default()).await;
     let (mut dispatcher, _handle) = stage.idle_leader("d2").await;
     let name = id("x");
-    let pending = TaskRecord::new(name.clone(), noop(1), 0, 1, 0);
+    let pending = TaskRecord::new(order("x", noop(1)), 0);
     let to = Holder { node: NodeId::new("n1").unwrap(), incarnation: Incarnation(String::from("a")) };
     let there = stage.registration("n1", "a", 1);
     dispatcher.reads.is_loaded = true;

@@ -4,12 +4,12 @@ use crate::clock::TestClock;
 use crate::coord::sim::{Ensemble, Weather};
 use crate::coord::{CoordError, Life, Op, Session};
 use crate::destination::default_fence;
-use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram, Submission};
+use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
 use crate::election::{Election, Reign, Role};
 use crate::layout;
 use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing};
 use crate::record::{
-    Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Record, Registration, State, TaskId,
+    Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Order, Record, Registration, State, TaskId,
     TaskRecord, TaskSpec,
 };
 use crate::task_state::{ClaimChange, Event, Mark, claim_change, next};
@@ -329,8 +329,8 @@ pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
     CopyTask { fence: default_fence(destination), ..CopyTask::example(source, destination) }
 }
 
-pub(super) fn submission(id: &str, spec: TaskSpec) -> Submission {
-    Submission { id: Some(TaskId::new(id).unwrap()), spec, priority: 5, max_attempts: 3 }
+pub(super) fn order(id: &str, spec: TaskSpec) -> Order {
+    Order { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec }
 }
 
 /// A program that fails until it is allowed to succeed.

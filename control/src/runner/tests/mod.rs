@@ -12,7 +12,9 @@ use super::*;
 use crate::clock::TestClock;
 use crate::coord::{Done, Life, Op};
 use crate::peers::{Answer, Assignment};
-use crate::record::{Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Registration, State, TaskSpec};
+use crate::record::{
+    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Order, Registration, State, TaskSpec,
+};
 use crate::task_state::{self, Event};
 use copies::{Copies, Copy, Told};
 use store::Store;
@@ -95,7 +97,7 @@ impl Stage {
 
     /// Stores a new task as `PENDING`.
     fn submit(&self, task: &str, spec: TaskSpec) {
-        let record = TaskRecord::new(id(task), spec, 5, 3, 5);
+        let record = TaskRecord::new(Order { id: id(task), priority: 5, max_attempts: 3, spec }, 5);
         let create = Op::Create { path: layout::task(&id(task)), data: record.encode(), life: Life::Persistent };
         self.store.write(&[create]);
     }

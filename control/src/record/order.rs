@@ -1,0 +1,28 @@
+//! A task that is asked for, once it is known to make sense: what the services hand to the dispatcher.
+
+use super::{Fence, TaskId, TaskSpec};
+
+/// A task that is asked for. Whoever makes one has checked it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Chosen by the client, or made up.
+    pub id: TaskId,
+    /// 0 to 9; higher goes first.
+    pub priority: u8,
+    /// Failures after which it is given up: 1 to 100.
+    pub max_attempts: u32,
+    /// Complete: nothing is left to a default.
+    pub spec: TaskSpec,
+}
+
+impl Order {
+    /// The source's name, if it must be looked at: a copy under a lease may write late what another one has written, so
+    /// its source must be read-only unless the client promises that it does not change.
+    #[must_use]
+    pub fn source_to_look_at(&self) -> Option<&str> {
+        match &self.spec {
+            TaskSpec::Copy(copy) if copy.fence == Fence::Lease && !copy.source_stable => Some(&copy.source),
+            TaskSpec::Copy(_) | TaskSpec::Noop(_) => None,
+        }
+    }
+}
