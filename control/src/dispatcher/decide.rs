@@ -9,8 +9,8 @@ use super::tasks::{Entry, Told};
 use super::view::{Cut, Now, View};
 use crate::destination::node_of;
 use crate::record::{Attempt, Failure, Fence, Holder, NodeId, State, TaskId, TaskRecord, Wish};
-use crate::task_state::{Event, Proof};
-use blockhaul_engine::error::Code;
+use crate::task_state::{Event, Mark, Proof};
+use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
 /// How often a runner is asked or nudged that has not answered or obeyed.
@@ -303,11 +303,10 @@ pub(crate) fn is_final(code: Code) -> bool {
 }
 
 fn failure(code: Code, why: &str) -> Failure {
-    use blockhaul_engine::error::{Error, Operation, Side};
     Failure::from(&Error::new(code, Side::Caller, Operation::Open, why))
 }
 
 fn failed(record: &TaskRecord, error: Failure) -> Event {
-    let mark = crate::task_state::Mark { progress: record.progress, map: record.map.clone() };
+    let mark = Mark { progress: record.progress, map: record.map.clone() };
     Event::Failed { error, retry_at_ms: 0, mark, report: None }
 }

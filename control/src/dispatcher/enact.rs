@@ -3,10 +3,10 @@
 use super::decide::{ASK_EVERY, Decision};
 use super::outcome::{Outcome, Purpose};
 use super::view::{Cut, Now};
-use super::write::{Change, Writer};
+use super::write::{Change, Writer, Written};
 use super::{Dispatcher, tasks};
 use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing};
-use crate::record::{Holder, NodeId, TaskId, TaskRecord};
+use crate::record::{Epoch, Holder, NodeId, TaskId, TaskRecord};
 use crate::task_state::{self, Event};
 use blockhaul_engine::error::Code;
 use std::future::Future;
@@ -110,7 +110,7 @@ impl Dispatcher {
     /// Starts a write of a task's node.
     pub(crate) fn start_write<F>(&mut self, task: TaskId, purpose: Purpose, write: impl FnOnce(Writer) -> F)
     where
-        F: Future<Output = super::write::Written> + Send + 'static,
+        F: Future<Output = Written> + Send + 'static,
     {
         self.writes_inflight += 1;
         let write = write(self.writer.clone());
@@ -191,7 +191,7 @@ impl Dispatcher {
         let is_wanted = self.view.fleet.drains.get(&node).is_some_and(|(drain, _)| drain.now);
         let address = self.view.fleet.get(&node).map(|there| there.address.clone());
         match address {
-            Some(address) if is_wanted && self.view.fleet.load(&node).0 > 0 => {
+            Some(address) if is_wanted && self.view.fleet.tasks(&node).next().is_some() => {
                 self.view.interrupts.insert(node.clone(), now + ASK_EVERY);
                 let (calls, leader) = (self.calls.clone(), self.writer.reign.epoch());
                 self.calls_inflight += 1;
@@ -214,8 +214,8 @@ async fn called(
     address: &str,
     record: &TaskRecord,
     holder: &Holder,
-    grant: Option<crate::record::Epoch>,
-) -> (Option<crate::record::Epoch>, Called) {
+    grant: Option<Epoch>,
+) -> (Option<Epoch>, Called) {
     let leader = writer.reign.epoch();
     if call == Call::Nudge {
         let answer = calls.nudge(address, leader, &record.id).await;

@@ -57,11 +57,6 @@ impl Fleet {
         self.get(&holder.node).filter(|there| there.incarnation == holder.incarnation).map(|there| &*there.address)
     }
 
-    /// Tasks and bytes of a node.
-    pub(crate) fn load(&self, node: &NodeId) -> (usize, u64) {
-        self.loads.get(node).map_or((0, 0), |load| (load.tasks.len(), load.bytes))
-    }
-
     /// Tasks that a node holds.
     pub(crate) fn tasks(&self, node: &NodeId) -> impl Iterator<Item = &TaskId> {
         self.loads.get(node).into_iter().flat_map(|load| load.tasks.keys())

@@ -137,9 +137,9 @@ impl Dispatcher {
         let fleet = &self.view.fleet;
         let nodes: BTreeSet<&NodeId> = fleet.all().map(|there| &there.node).chain(fleet.drains.keys()).collect();
         let view = |node: &NodeId| {
-            let (tasks, bytes) = fleet.load(node);
             let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
-            RunnerView { registration: fleet.get(node).cloned(), node: node.clone(), tasks, bytes, drain }
+            let tasks = fleet.tasks(node).count();
+            RunnerView { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain }
         };
         nodes.into_iter().map(view).collect()
     }
@@ -153,13 +153,10 @@ impl Dispatcher {
             tasks: State::ALL.into_iter().map(|state| (state, self.view.tasks.of(state).len())).collect(),
             undecodable: undecodable.map(|(path, why)| (path.clone(), why.clone())).collect(),
             runners: fleet.all().count(),
-            slots: fleet.all().map(|there| u64::from(there.slots)).sum(),
             store: self.store.latency(),
             queue_wait: self.queue_wait.latency(),
             assignment: self.assignment.latency(),
             assignments: self.assignments,
-            writes_inflight: self.writes_inflight,
-            reads_inflight: self.reads.len(),
         }
     }
 

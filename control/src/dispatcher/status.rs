@@ -1,6 +1,6 @@
 //! What the leader tells of itself.
 
-use crate::record::{Drain, Epoch, Leader, Registration, State};
+use crate::record::{Drain, Epoch, Leader, NodeId, Registration, State};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -20,8 +20,6 @@ pub struct Status {
     pub undecodable: Vec<(String, String)>,
     /// Registered runners.
     pub runners: usize,
-    /// Slots of all of them.
-    pub slots: u64,
     /// Of the last writes to the store.
     pub store: Latency,
     /// From a task's submission (or return) to its assignment, of the last ones.
@@ -30,10 +28,6 @@ pub struct Status {
     pub assignment: Latency,
     /// Tasks given to runners in this reign.
     pub assignments: u64,
-    /// Writes under way.
-    pub writes_inflight: usize,
-    /// Tasks that are read again now.
-    pub reads_inflight: usize,
 }
 
 /// A runner and what the leader knows of it.
@@ -42,11 +36,9 @@ pub struct RunnerView {
     /// As it registered; `None`: it drains and is not there.
     pub registration: Option<Registration>,
     /// Its node.
-    pub node: crate::record::NodeId,
+    pub node: NodeId,
     /// Tasks that it holds.
     pub tasks: usize,
-    /// Sizes of the sources that it copies, in bytes.
-    pub bytes: u64,
     /// The operator's wish, if there is one.
     pub drain: Option<Drain>,
 }
@@ -60,8 +52,6 @@ pub struct Latency {
     pub p99: Duration,
     /// The longest.
     pub max: Duration,
-    /// How many were looked at.
-    pub count: usize,
 }
 
 /// The last durations of something.
@@ -81,6 +71,6 @@ impl Samples {
         sorted.sort_unstable();
         let at = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)));
         let at = |percent| at(percent).copied().unwrap_or_default();
-        Latency { p50: at(50), p99: at(99), max: at(100), count: sorted.len() }
+        Latency { p50: at(50), p99: at(99), max: at(100) }
     }
 }

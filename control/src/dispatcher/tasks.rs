@@ -147,18 +147,12 @@ impl Tasks {
         State::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
     }
 
-    /// The entry that was there before.
-    pub(crate) fn insert(&mut self, entry: Entry) -> Option<Entry> {
+    /// Takes an entry in; one of the same id was removed before.
+    pub(crate) fn insert(&mut self, entry: Entry) {
         let id = entry.record.id.clone();
         self.by_state[position(entry.record.state)].insert(id.clone());
-        let state = entry.record.state;
-        let before = self.entries.insert(id.clone(), entry);
-        if let Some(before) = &before
-            && before.record.state != state
-        {
-            self.by_state[position(before.record.state)].remove(&id);
-        }
-        before
+        let before = self.entries.insert(id, entry);
+        assert!(before.is_none(), "it would stay in the index of its state");
     }
 
     pub(crate) fn remove(&mut self, id: &TaskId) -> Option<Entry> {

@@ -3,7 +3,7 @@
 //! A write whose outcome is unknown is resolved here: the record is read until it says which write it is of. It is sent
 //! again only with the same versions and the same operation id, so that however often it arrives it happens once.
 
-use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Zxid};
+use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session};
 use crate::election::{CommitError, Reign};
 use crate::layout;
 use crate::record::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
@@ -247,6 +247,6 @@ fn finished(change: &Change, done: &[Done]) -> Written {
     });
     let version = stat.map_or(change.version + 1, |stat| stat.version);
     let is_granted = claim_change(&change.before, &change.after) == ClaimChange::Set && change.after.holder.is_some();
-    let grant = stat.filter(|_| is_granted).map(|stat| Epoch::from(Zxid(stat.modified.0)));
+    let grant = stat.filter(|_| is_granted).map(|stat| stat.modified.into());
     Written::Done(Box::new(change.after.clone()), version, grant)
 }
