@@ -28,6 +28,7 @@ use tokio::time::timeout;
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
 type Real = Gauge<f64, AtomicU64>;
+type Whole = Gauge<u64, AtomicU64>;
 
 /// Where metrics are served.
 #[derive(Debug)]
@@ -114,9 +115,7 @@ impl Sources {
             Ok(desk) => timeout(ANSWER_WAIT, desk.numbers()).await.ok().and_then(Result::ok),
             Err(_) => None,
         };
-        let leads = Gauge::<i64>::default();
-        leads.set(numbers.is_some().into());
-        registry.register("leader", "Whether this node leads", leads);
+        registry.register("leader", "Whether this node leads", whole(numbers.is_some().into()));
         if let Some(numbers) = numbers {
             of_center(&mut registry, &numbers);
         }
@@ -124,16 +123,12 @@ impl Sources {
     }
 
     fn of_node(&self, registry: &mut Registry) {
-        let count = |number: usize| {
-            let gauge = Gauge::<i64>::default();
-            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
-            gauge
-        };
-        registry.register("runner_tasks", "Tasks that this node holds", count(self.runner.held().len()));
-        registry.register("runner_registered", "Whether it is registered", count(self.runner.is_registered().into()));
-        let serves = count(usize::from(*self.roles.serving.borrow()));
+        registry.register("runner_tasks", "Tasks that this node holds", whole(self.runner.held().len() as u64));
+        registry.register("runner_registered", "Whether it is registered", whole(self.runner.is_registered().into()));
+        let serves = whole((*self.roles.serving.borrow()).into());
         registry.register("serving", "Whether this node has roles: not while its data channel is lost", serves);
-        let margin = real(self.runner.lease_left().as_secs_f64());
+        let margin = Real::default();
+        margin.set(self.runner.lease_left().as_secs_f64());
         let help = "What is left of this node's lease; zero without one";
         registry.register_with_unit("lease_margin", help, Unit::Seconds, margin);
     }
@@ -143,14 +138,12 @@ fn of_center(registry: &mut Registry, numbers: &CenterNumbers) {
     let epoch = Gauge::<i64>::default();
     epoch.set(numbers.epoch.0);
     registry.register("leader_epoch", "Of this reign: grows with every election", epoch);
-    let tasks = Family::<OfState, Gauge>::default();
+    let tasks = Family::<OfState, Whole>::default();
     for (state, count) in &numbers.tasks {
-        let gauge = tasks.get_or_create(&OfState { state: state.as_str() });
-        gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
+        tasks.get_or_create(&OfState { state: state.as_str() }).set(*count);
     }
     registry.register("tasks", "Tasks by state", tasks);
-    let unreadable = Gauge::<i64>::default();
-    unreadable.set(i64::try_from(numbers.unreadable).unwrap_or(i64::MAX));
+    let unreadable = whole(numbers.unreadable);
     registry.register("unreadable_records", "Records that cannot be decoded and are left alone", unreadable);
     for (name, help, bytes) in [
         ("running_planned", "Sizes of the sources of running copies", numbers.planned_bytes),
@@ -173,14 +166,8 @@ fn of_center(registry: &mut Registry, numbers: &CenterNumbers) {
     }
 }
 
-fn whole(number: u64) -> Gauge<u64, AtomicU64> {
-    let gauge = Gauge::default();
-    gauge.set(number);
-    gauge
-}
-
-fn real(number: f64) -> Real {
-    let gauge = Real::default();
+fn whole(number: u64) -> Whole {
+    let gauge = Whole::default();
     gauge.set(number);
     gauge
 }
