@@ -9,7 +9,7 @@
 //! locked against a second process. Transaction numbers count the writes that this file has ever seen.
 //!
 //! When the disk fails, what was under way is [`CoordError::Unknown`], every session is [`Link::Disconnected`], and the
-//! file is opened again once a second: what it says then is the truth.
+//! file is opened again until it can be: what it says then is the truth.
 
 mod shelf;
 mod store;

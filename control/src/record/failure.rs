@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Characters of a message that are kept.
 const MESSAGE_CHARS_MAX: usize = 400;
 
-/// The engine's error, short enough for a record. See `docs/errors.md` of the task center for its codes.
+/// The engine's error, short enough for a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What kind.
