@@ -192,14 +192,12 @@ pub fn apply(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecor
     Ok(after)
 }
 
-/// As [`apply`], made ready to be written: with a fresh `op`, and small enough for a node of the store.
+/// As [`apply`], [sealed](TaskRecord::sealed) to be written.
 ///
 /// # Errors
 /// As [`apply`].
 pub fn next(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
-    let mut after = apply(record, event, now_ms)?;
-    after.op = crate::record::OpId::fresh();
-    Ok(after.fitted())
+    apply(record, event, now_ms).map(TaskRecord::sealed)
 }
 
 /// What has to be done to the claims of `before` (or of `after`, when they are new) in the multi that writes `after`.

@@ -78,10 +78,9 @@ impl Dispatcher {
                 let _ = want.reply.send(Err(error));
             }
             Ok(after) if after == *entry.record => self.answer(id, want.reply),
-            Ok(mut after) => {
-                after.op = crate::record::OpId::fresh();
+            Ok(after) => {
                 self.view.unqueue(id);
-                self.write(id, after.fitted(), Purpose::Wanted(want));
+                self.write(id, after.sealed(), Purpose::Wanted(want));
             }
         }
     }

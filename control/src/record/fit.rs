@@ -1,16 +1,21 @@
-//! Makes a task's record small enough for a node of the store, by forgetting what can be forgotten.
+//! Makes a task's record ready for the store: small enough for a node of it, by forgetting what can be forgotten.
 
-use super::{Record, TaskRecord};
+use super::{OpId, Record, TaskRecord};
 use crate::coord::NODE_BYTES_MAX;
 
 /// Room that is left for what a later write may add without asking: a holder, an attempt, a wish.
 const SPARE_BYTES: usize = 512;
 
 impl TaskRecord {
+    /// The record as it is to be written: named by this write, and small enough.
+    #[must_use]
+    pub fn sealed(self) -> Self {
+        Self { op: OpId::fresh(), ..self }.fitted()
+    }
+
     /// The record, with as much as a node has room for: first the report goes, then ranges of the map (the shortest
     /// first), then the text of the error, then the reason. What a decision depends on always stays.
-    #[must_use]
-    pub fn fitted(mut self) -> Self {
+    fn fitted(mut self) -> Self {
         let is_fit = |record: &Self| record.encode().len() <= NODE_BYTES_MAX - SPARE_BYTES;
         if is_fit(&self) {
             return self;
