@@ -48,6 +48,13 @@ pub fn shards() -> impl Iterator<Item = String> {
     (0..=255_u8).map(|shard| format!("{shard:02x}"))
 }
 
+/// Everything that is there before the first record: [`FOLDERS`] and the shards.
+#[cfg(test)]
+pub(crate) fn all_folders() -> impl Iterator<Item = String> {
+    let sharded = [CLAIMS, TASKS].into_iter().flat_map(|folder| shards().map(move |shard| format!("{folder}/{shard}")));
+    FOLDERS.map(str::to_owned).into_iter().chain(sharded)
+}
+
 /// A runner's registration.
 #[must_use]
 pub fn runner(node: &str) -> String {

@@ -194,11 +194,8 @@ impl World {
 
     async fn set_up(&mut self) {
         let session = self.ensemble.client("installer").open().await.expect("nothing is wrong yet");
-        let shards = |folder: &'static str| layout::shards().map(move |shard| format!("{folder}/{shard}"));
-        let folders = layout::FOLDERS.iter().map(|&folder| folder.to_owned());
-        let paths = folders.chain(shards(layout::CLAIMS)).chain(shards(layout::TASKS));
         let create = |path| Op::Create { path, data: Vec::new(), life: NodeLife::Persistent };
-        session.multi(paths.map(create).collect()).await.expect("nothing is wrong yet");
+        session.multi(layout::all_folders().map(create).collect()).await.expect("nothing is wrong yet");
         session.close().await;
         let latency_ms = self.scenario.latency_ms;
         self.ensemble.set_weather(Weather { latency_ms, ..Weather::default() });

@@ -179,11 +179,8 @@ pub(super) struct Stage {
 
 /// Makes the folders of a center.
 pub(super) async fn found(session: &dyn Session) {
-    let folder = |path: String| Op::Create { path, data: Vec::new(), life: Life::Persistent };
-    session.multi(layout::FOLDERS.iter().map(|path| folder((*path).to_owned())).collect()).await.unwrap();
-    let shards = |top: &str| layout::shards().map(|shard| folder(format!("{top}/{shard}"))).collect();
-    session.multi(shards(layout::CLAIMS)).await.unwrap();
-    session.multi(shards(layout::TASKS)).await.unwrap();
+    let create = |path| Op::Create { path, data: Vec::new(), life: Life::Persistent };
+    session.multi(layout::all_folders().map(create).collect()).await.unwrap();
 }
 
 impl Stage {
