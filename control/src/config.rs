@@ -343,11 +343,15 @@ fn node(given: Option<String>, is_alone: bool) -> Result<NodeId> {
     match given {
         Some(name) => NodeId::new(name),
         None if is_alone => {
-            let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-            Ok(host.and_then(|name| NodeId::new(name).ok()).map_or_else(|| NodeId::new("local"), Ok)?)
+            host_name().and_then(|name| NodeId::new(name).ok()).map_or_else(|| NodeId::new("local"), Ok)
         }
         None => Err(Error::bad_request("a node of a center needs a name that stays: use --node-id")),
     }
+}
+
+/// What this host calls itself.
+pub(crate) fn host_name() -> Option<String> {
+    nix::unistd::gethostname().ok()?.into_string().ok()
 }
 
 fn store(

@@ -36,7 +36,7 @@ use crate::api::desk::{Floor, Leadership, Roles};
 use crate::api::listener::Listener;
 use crate::channel::DataChannel;
 use crate::clock::{Clock, HostClock};
-use crate::config::{Config, Store};
+use crate::config::{Config, Store, host_name};
 use crate::coord::Center;
 use crate::coord::credentials::Credentials;
 use crate::coord::embedded::Embedded;
@@ -360,6 +360,5 @@ fn advertised(config: &Config, listens: SocketAddr) -> String {
     if !listens.ip().is_unspecified() {
         return listens.to_string();
     }
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    format!("{}:{}", host.unwrap_or_else(|| String::from("localhost")), listens.port())
+    format!("{}:{}", host_name().unwrap_or_else(|| String::from("localhost")), listens.port())
 }
