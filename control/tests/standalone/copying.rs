@@ -1,6 +1,6 @@
 //! Copies from submission to their end, across the lives of the process.
 
-use crate::daemon::{Room, copy, noise, read_all};
+use crate::daemon::{Room, copy, noise, read_all, slow_copy, work};
 use blockhaul_control::api::view::TaskView;
 use blockhaul_control::api::wire;
 use blockhaul_engine::error::Code;
@@ -20,10 +20,8 @@ async fn a_copy_is_done_and_its_record_says_so() {
     std::fs::write(room.volume("a"), &bytes).unwrap();
     let daemon = room.start(&[]);
     let mut client = daemon.client();
-    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
-    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
-        copy.verify = true;
-    }
+    let work = wire::CopyWork { verify: true, ..work(&room.volume("a"), &room.volume("b")) };
+    let request = copy("t", work);
     client.submit(request.clone()).await.unwrap();
     let task = TaskView::from(client.follow("t", |_| ()).await.unwrap());
     assert_eq!((task.state.as_str(), task.error), ("SUCCEEDED", None));
@@ -50,7 +48,7 @@ async fn what_is_outside_of_the_allowed_paths_fails_by_name() {
         ("destination", room.volume("a"), outside.clone()),
         ("dots", room.volume("a"), dots),
     ] {
-        client.submit(copy(id, &source, &destination)).await.unwrap();
+        client.submit(copy(id, work(&source, &destination))).await.unwrap();
         let task = TaskView::from(client.follow(id, |_| ()).await.unwrap());
         assert_eq!(task.state, "FAILED", "{id}: {task:?}");
         assert_eq!(task.error.map(|error| error.code).as_deref(), Some("EPermission"), "{id}");
@@ -65,11 +63,7 @@ async fn a_running_copy_is_paused_limited_and_goes_on() {
     std::fs::write(room.volume("a"), &bytes).unwrap();
     let daemon = room.start(&[]);
     let mut client = daemon.client();
-    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
-    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
-        (copy.limit, copy.reflink) = (Some(1 << 20), "never".to_owned());
-    }
-    client.submit(request).await.unwrap();
+    client.submit(slow_copy("t", &room, 1 << 20)).await.unwrap();
     until(&mut client, "RUNNING").await;
     client.pause(name("t")).await.unwrap();
     let paused = until(&mut client, "PAUSED").await;
@@ -95,49 +89,31 @@ async fn until(client: &mut blockhaul_control::api::client::CenterClient, state:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_gives_the_copy_back_and_the_next_life_goes_on() {
-    let room = Room::new();
-    let bytes = noise(64 * MIB);
-    std::fs::write(room.volume("a"), &bytes).unwrap();
-    let mut daemon = room.start(&[]);
-    let mut client = daemon.client();
-    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
-    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
-        (copy.limit, copy.reflink) = (Some(8 << 20), "never".to_owned());
-    }
-    client.submit(request).await.unwrap();
-    until(&mut client, "RUNNING").await;
-    daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.ended(), Some(0));
-    let daemon = room.start(&[]);
-    let mut client = daemon.client();
-    client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
-    let task = TaskView::from(client.follow("t", |_| ()).await.unwrap());
-    let outcomes: Vec<_> = task.attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
-    assert_eq!((task.state.as_str(), outcomes), ("SUCCEEDED", vec![Some("ERunnerInterrupt"), Some("succeeded")]));
-    assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
+    goes_on_after(Signal::SIGTERM, Some(0), "ERunnerInterrupt").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_costs_an_attempt_and_the_next_life_goes_on() {
+    goes_on_after(Signal::SIGKILL, None, "ELeaseLost").await;
+}
+
+/// In the middle of a copy a signal ends the process, with this code; the next life of it ends the copy.
+async fn goes_on_after(signal: Signal, code: Option<i32>, outcome: &str) {
     let room = Room::new();
     let bytes = noise(64 * MIB);
     std::fs::write(room.volume("a"), &bytes).unwrap();
     let mut daemon = room.start(&[]);
     let mut client = daemon.client();
-    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
-    if let Some(wire::spec::Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
-        (copy.limit, copy.reflink) = (Some(8 << 20), "never".to_owned());
-    }
-    client.submit(request).await.unwrap();
+    client.submit(slow_copy("t", &room, 8 << 20)).await.unwrap();
     until(&mut client, "RUNNING").await;
-    daemon.signal(Signal::SIGKILL);
-    assert_eq!(daemon.ended(), None);
+    daemon.signal(signal);
+    assert_eq!(daemon.ended(), code);
     let daemon = room.start(&[]);
     let mut client = daemon.client();
     client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
     let task = TaskView::from(client.follow("t", |_| ()).await.unwrap());
     let outcomes: Vec<_> = task.attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
-    assert_eq!((task.state.as_str(), outcomes), ("SUCCEEDED", vec![Some("ELeaseLost"), Some("succeeded")]));
+    assert_eq!((task.state.as_str(), outcomes), ("SUCCEEDED", vec![Some(outcome), Some("succeeded")]));
     assert_eq!(std::fs::read(room.volume("b")).unwrap(), bytes);
 }
 

@@ -125,14 +125,24 @@ impl Drop for Daemon {
     }
 }
 
-/// A request for a copy.
-pub(crate) fn copy(id: &str, source: &str, destination: &str) -> wire::SubmitRequest {
-    let work = wire::CopyWork { source: source.to_owned(), destination: destination.to_owned(), ..Default::default() };
+/// A copy of one volume to another.
+pub(crate) fn work(source: &str, destination: &str) -> wire::CopyWork {
+    wire::CopyWork { source: source.to_owned(), destination: destination.to_owned(), ..Default::default() }
+}
+
+/// A request for that copy.
+pub(crate) fn copy(id: &str, work: wire::CopyWork) -> wire::SubmitRequest {
     wire::SubmitRequest {
         id: id.to_owned(),
         spec: Some(wire::Spec { work: Some(wire::spec::Work::Copy(work)) }),
         ..wire::SubmitRequest::default()
     }
+}
+
+/// A request for a copy from `a` to `b` that can be met on its way: it goes no faster than this, in bytes per second.
+pub(crate) fn slow_copy(id: &str, room: &Room, limit: u64) -> wire::SubmitRequest {
+    let work = work(&room.volume("a"), &room.volume("b"));
+    copy(id, wire::CopyWork { limit: Some(limit), reflink: "never".to_owned(), ..work })
 }
 
 /// Bytes that no two blocks share.

@@ -1,6 +1,6 @@
 //! A process that is asked to stop ends, with 0, whatever its peers do.
 
-use crate::daemon::{Room, copy, noise};
+use crate::daemon::{Room, noise, slow_copy};
 use nix::sys::signal::Signal;
 use std::net::TcpStream;
 
@@ -40,12 +40,7 @@ async fn bare_connections_and_watchers_do_not_hold_it() {
     std::fs::write(room.volume("a"), noise(32 << 20)).unwrap();
     let mut daemon = room.start(&[]);
     let mut client = daemon.client();
-    let mut request = copy("t", &room.volume("a"), &room.volume("b"));
-    use blockhaul_control::api::wire::spec::Work;
-    if let Some(Work::Copy(copy)) = request.spec.as_mut().and_then(|spec| spec.work.as_mut()) {
-        (copy.limit, copy.reflink) = (Some(1 << 20), "never".to_owned());
-    }
-    client.submit(request).await.unwrap();
+    client.submit(slow_copy("t", &room, 1 << 20)).await.unwrap();
     let watching = tokio::spawn(async move { client.follow("t", |_| ()).await });
     let _bare: Vec<_> = (0..8).map(|_| TcpStream::connect(&daemon.address).unwrap()).collect();
     daemon.signal(Signal::SIGTERM);
