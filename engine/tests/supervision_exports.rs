@@ -96,6 +96,18 @@ fn open_gate() -> (Arc<Gate>, Supervision) {
     (gate, supervision)
 }
 
+/// A copy that has begun to write and is far from its end, and its gate.
+fn on_its_way(engine: &Engine, folder: &Path, to: &Server) -> (JobHandle, Arc<Gate>) {
+    let (gate, supervision) = open_gate();
+    let limit_bytes_per_second = Some(8 * MIB);
+    let copy = CopySpec { limit_bytes_per_second, ..spec(source(folder), export(to)) };
+    let job = engine.submit_supervised(copy, supervision);
+    while job.progress().written == 0 {
+        std::thread::yield_now();
+    }
+    (job, gate)
+}
+
 /// Longer than a server may be gone or silent.
 fn is_held_up(job: &JobHandle) -> bool {
     job.wait_for(Duration::from_millis(2500)).is_none()
@@ -149,14 +161,8 @@ fn a_lost_connection_is_made_anew_when_the_gate_opens_and_the_time_until_then_do
     let folder = tempfile::tempdir().unwrap();
     let (store, count) = (Store::new(), Arc::default());
     let to = server(folder.path(), &store, &count);
-    let (gate, supervision) = open_gate();
     let engine = engine();
-    let limit_bytes_per_second = Some(8 * MIB);
-    let copy = CopySpec { limit_bytes_per_second, ..spec(source(folder.path()), export(&to)) };
-    let job = engine.submit_supervised(copy, supervision);
-    while job.progress().written == 0 {
-        std::thread::yield_now();
-    }
+    let (job, gate) = on_its_way(&engine, folder.path(), &to);
     gate.close();
     let before = count.load(SeqCst);
     to.cut_all();
@@ -176,14 +182,8 @@ fn a_copy_that_is_cancelled_behind_a_closed_gate_gives_up_what_was_not_sent() {
     let folder = tempfile::tempdir().unwrap();
     let (store, count) = (Store::new(), Arc::default());
     let to = server(folder.path(), &store, &count);
-    let (gate, supervision) = open_gate();
     let engine = engine();
-    let limit_bytes_per_second = Some(8 * MIB);
-    let copy = CopySpec { limit_bytes_per_second, ..spec(source(folder.path()), export(&to)) };
-    let job = engine.submit_supervised(copy, supervision);
-    while job.progress().written == 0 {
-        std::thread::yield_now();
-    }
+    let (job, gate) = on_its_way(&engine, folder.path(), &to);
     gate.close();
     assert!(is_held_up(&job));
     let changes = store.changes();
