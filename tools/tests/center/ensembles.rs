@@ -41,8 +41,7 @@ fn a_pause_of_the_services_leader_ends_no_copy() {
             cell.ensemble.pause(leader);
             // Those that are left elect another one.
             assert_ne!(cell.ensemble.leader(), leader);
-            let writes = pair.writes();
-            cell.wait_until("that it goes on", |_| pair.writes() > writes);
+            pair.wait_for_more_writes(cell);
             cell.ensemble.resume(leader);
         });
     }

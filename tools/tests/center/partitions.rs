@@ -17,16 +17,11 @@ fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
     let old = pair.connections();
     cell.cut_off(first);
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
-    let writes = pair.writes();
-    cell.wait_until("that the other one writes", |_| pair.writes() > writes);
+    pair.wait_for_more_writes(&cell);
     cell.let_in(first);
     cell.wait_until_complete();
-    cell.hurry("moving");
-    let task = cell.wait_for_success("moving");
-    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    let task = pair.assert_taken_over(&cell, "moving", &old);
     assert!(task.resumed() > 0, "{task:?}");
-    pair.assert_one_after_the_other(&old);
-    pair.assert_copied();
 }
 
 #[test]
@@ -46,16 +41,11 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
     let third = 3 - leader - first;
     assert_eq!(cell.wait_for_successor(leader), third);
     assert_eq!(cell.wait_for_second_attempt("moving"), third);
-    let writes = pair.writes();
-    cell.wait_until("that the other one writes", |_| pair.writes() > writes);
+    pair.wait_for_more_writes(&cell);
     [leader, first].into_iter().for_each(|node| cell.let_in(node));
     cell.wait_until_complete();
     assert_eq!(cell.leader(), Some(third), "whoever comes back follows");
-    cell.hurry("moving");
-    let task = cell.wait_for_success("moving");
-    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
-    pair.assert_one_after_the_other(&old);
-    pair.assert_copied();
+    pair.assert_taken_over(&cell, "moving", &old);
 }
 
 #[test]
@@ -95,8 +85,7 @@ fn a_runner_whose_server_falls_silent_finds_another() {
     cell.wait_until("another server", |cell| {
         (0..3).any(|server| server != silent && cell.way(first, server).connections() > 0)
     });
-    let writes = pair.writes();
-    cell.wait_until("that it goes on", |_| pair.writes() > writes);
+    pair.wait_for_more_writes(&cell);
     cell.hurry("steady");
     let task = cell.wait_for_success("steady");
     assert_eq!(task.outcomes(), ["succeeded"], "{task:?}");
@@ -121,8 +110,7 @@ fn a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy() {
     cell.ensemble.isolate(behind);
     // It reads from that server, and is told nothing; only what it writes is not answered.
     cell.wait_until("that it leaves the server", |cell| cell.server_of(first).is_some_and(|server| server != behind));
-    let writes = pair.writes();
-    cell.wait_until("that it goes on", |_| pair.writes() > writes);
+    pair.wait_for_more_writes(&cell);
     cell.ensemble.rejoin(behind);
     cell.hurry("steady");
     let task = cell.wait_for_success("steady");

@@ -40,12 +40,8 @@ fn a_killed_runner_that_stays_away_loses_its_network_copy_to_another() {
     let old = pair.connections();
     cell.nodes[leader].kill();
     assert_ne!(cell.wait_for_second_attempt("moving"), leader);
-    cell.hurry("moving");
-    let task = cell.wait_for_success("moving");
-    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+    let task = pair.assert_taken_over(&cell, "moving", &old);
     assert!(task.resumed() > 0, "{task:?}");
-    pair.assert_one_after_the_other(&old);
-    pair.assert_copied();
 }
 
 /// A copy that runs on the leader's node or on another one, which is then asked to stop.
@@ -117,18 +113,13 @@ fn a_runner_that_slept_past_its_lease_writes_no_more() {
     cell.nodes[first].signal(Signal::SIGSTOP);
     let asleep = std::time::Instant::now();
     assert_ne!(cell.wait_for_second_attempt("moving"), first);
-    let writes = pair.writes();
-    cell.wait_until("that the other one writes", |_| pair.writes() > writes);
+    pair.wait_for_more_writes(&cell);
     std::thread::sleep(Duration::from_secs(20).saturating_sub(asleep.elapsed()));
     cell.nodes[first].signal(Signal::SIGCONT);
     cell.wait_until("that it is a runner again", |cell| {
         cell.nodes[first].said().matches("registered node=").count() > 1
     });
-    cell.hurry("moving");
-    let task = cell.wait_for_success("moving");
-    assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
-    pair.assert_one_after_the_other(&old);
-    pair.assert_copied();
+    pair.assert_taken_over(&cell, "moving", &old);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Two exports on ports of this host: a source that nobody can write, and a destination that writes down who asked what
 //! of it, in order.
 
-use super::{Cell, Server, address, assert_same, mixed, text};
+use super::{Cell, Server, Task, address, assert_same, mixed, text};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -81,6 +81,12 @@ impl Pair {
         self.log().iter().filter(|line| !line.is_answer).count()
     }
 
+    /// Waits until another one has arrived.
+    pub(crate) fn wait_for_more_writes(&self, cell: &Cell) {
+        let writes = self.writes();
+        cell.wait_until("another write", |_| self.writes() > writes);
+    }
+
     /// Connections that were made so far. A runner makes all of its own before it writes.
     pub(crate) fn connections(&self) -> BTreeSet<u64> {
         let said = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -97,6 +103,17 @@ impl Pair {
         let since = since.unwrap_or_else(|| panic!("nobody else than {old:?} has written"));
         let late: Vec<_> = requests[since..].iter().filter(|line| old.contains(&line.connection)).collect();
         assert!(late.is_empty(), "writes of a runner that had lost its right: {late:?}");
+    }
+
+    /// The copy ends as one that was taken over from a runner that was lost and had the connections `old`: with every byte,
+    /// and nothing of the first runner after something of the second.
+    pub(crate) fn assert_taken_over(&self, cell: &Cell, id: &str, old: &BTreeSet<u64>) -> Task {
+        cell.hurry(id);
+        let task = cell.wait_for_success(id);
+        assert_eq!(task.outcomes(), ["ELeaseLost", "succeeded"], "{task:?}");
+        self.assert_one_after_the_other(old);
+        self.assert_copied();
+        task
     }
 
     /// As [`Pair::assert_one_after_the_other`], and before the first request of the second runner every request of the
