@@ -5,6 +5,7 @@
 //! package `zookeeper`, and `setpriv` of `util-linux`.
 #![allow(dead_code, reason = "every test program uses its own part of this")]
 
+use super::java;
 use super::wire::{Mode, Wire};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -313,12 +314,8 @@ impl Server {
         assert!(self.child.is_none(), "the server runs already");
         let log = File::options().create(true).append(true).open(self.home.join("log")).expect("the folder is ours");
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "java", &format!("-Xmx{heap_mib}m")]);
-        // Short lives on a shared machine: little compiling and collecting besides the work.
-        command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.preAllocSize=1024"]);
-        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true"]);
-        command.args(["-Dzookeeper.jmx.log4j.disable=true", "-cp", &class_path()]);
-        command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(self.home.join("zoo.cfg"));
+        command.args(["--pdeathsig", "KILL", "java"]);
+        java::serve(&mut command, heap_mib, &self.home.join("zoo.cfg"));
         command.current_dir(&self.home).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("there are descriptors")).stderr(log);
         self.child = Some(spawn(command).unwrap_or_else(|error| panic!("run setpriv: {error}")));
@@ -346,15 +343,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// The folder of all jars, after those that a server takes its classes from: the others are hardly looked at then. Of the
-/// many back ends of the logger there the first one wins.
-fn class_path() -> String {
-    let first =
-        ["slf4j-simple", "slf4j-api", "zookeeper", "zookeeper-jute", "netty-all", "metrics-core", "snappy-java"];
-    let first = first.map(|name| format!("/usr/share/java/{name}.jar:"));
-    first.concat() + "/usr/share/java/*"
 }
 
 /// Ports of 127.0.0.1 that nobody listens on right now.

@@ -1,4 +1,5 @@
 //! What the tests of the task center stand on.
 
 pub(crate) mod ensemble;
+mod java;
 pub(crate) mod wire;

@@ -3,6 +3,8 @@
 mod cell;
 #[path = "../../../../control/tests/support/ensemble.rs"]
 mod ensemble;
+#[path = "../../../../control/tests/support/java.rs"]
+mod java;
 #[path = "../../nbd/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the tests against servers")]
 mod nbd;
@@ -12,6 +14,8 @@ mod permit;
 mod port;
 mod records;
 mod task;
+#[path = "../../support/taskd.rs"]
+mod taskd;
 #[path = "../../../../control/tests/support/wire.rs"]
 mod wire;
 

@@ -1,12 +1,11 @@
 //! One `taskd` process of a test's own, with its state directory and its path to the coordination service.
 
-use super::{Site, port, text};
+use super::{Site, port, taskd, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A stop may take 20 s; what takes three times that hangs.
@@ -15,31 +14,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GLANCE: Duration = Duration::from_millis(5);
 /// Of a node's log, when its test fails.
 const LINES_SHOWN: usize = 120;
-
-/// The daemon, as it was built with this test.
-///
-/// A package's tests see the programs of that package only, so it is built here if it was not already.
-pub(crate) fn taskd() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let beside = assert_cmd::cargo::cargo_bin!("blockhaul").with_file_name("taskd");
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package", "blockhaul-control", "--bin", "taskd"]);
-        if beside.parent().and_then(Path::file_name).is_some_and(|folder| folder == "release") {
-            build.arg("--release");
-        }
-        let folder = beside.parent().and_then(Path::parent).expect("programs lie in a folder of the target");
-        build.arg("--target-dir").arg(folder).current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo has told this test about itself: build scripts would take it for a change and run again.
-        let is_told = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
-        for (name, _) in std::env::vars().filter(|(name, _)| is_told(name)) {
-            build.env_remove(name);
-        }
-        let status = build.status().expect("cargo has started this test");
-        assert!(status.success() && beside.is_file(), "taskd cannot be built");
-        beside
-    })
-}
 
 /// A node.
 #[derive(Debug)]
@@ -90,7 +64,7 @@ impl Node {
         assert!(self.child.is_none(), "{} runs already", self.id);
         let said = File::options().create(true).append(true).open(&self.said).expect("the room can be written");
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(taskd()).args(&self.words).stdin(Stdio::null());
+        command.args(["--pdeathsig", "KILL"]).arg(taskd::built()).args(&self.words).stdin(Stdio::null());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUST_BACKTRACE", "1");
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| String::from("info")));
         command.stdout(said.try_clone().expect("there are descriptors")).stderr(said);

@@ -1,33 +1,17 @@
 //! A `taskd` of a test's own, and the client's program.
 
+use super::built;
 use super::cell::{SOON, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::Instant;
 
-/// The daemon, built if it was not already: a package's tests see the programs of that package only.
-pub(crate) fn taskd() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let beside = blockhaul().with_file_name("taskd");
-        if std::env::var_os(super::INSIDE).is_some() {
-            return beside;
-        }
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package", "blockhaul-control", "--bin", "taskd"]);
-        if beside.parent().and_then(Path::file_name).is_some_and(|folder| folder == "release") {
-            build.arg("--release");
-        }
-        let folder = beside.parent().and_then(Path::parent).expect("programs lie in a folder of the target");
-        build.arg("--target-dir").arg(folder).current_dir(env!("CARGO_MANIFEST_DIR"));
-        let status = build.status().expect("cargo has started this test");
-        assert!(status.success() && beside.is_file(), "taskd cannot be built");
-        beside
-    })
+/// The daemon. Inside of the place nothing is built: it was, outside.
+pub(crate) fn taskd() -> PathBuf {
+    if std::env::var_os(super::INSIDE).is_some() { built::beside() } else { built::built().to_owned() }
 }
 
 /// The client.

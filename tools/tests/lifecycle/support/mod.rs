@@ -4,8 +4,12 @@
 //! A test runs in a child of its own with new network, process and mount namespaces. Whatever becomes of it, the kernel
 //! ends all processes of the place and takes its links away: nothing is left to clean up.
 
+#[path = "../../support/taskd.rs"]
+mod built;
 mod cell;
 mod daemon;
+#[path = "../../../../control/tests/support/java.rs"]
+mod java;
 mod network;
 mod notified;
 mod store;

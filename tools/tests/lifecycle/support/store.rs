@@ -1,6 +1,7 @@
 //! A ZooKeeper of one server in the management network, and exports of a folder's files in both networks.
 
 use super::cell::{SOON, wait_until};
+use super::java;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -22,10 +23,8 @@ impl Server {
         );
         fs::write(home.join("zoo.cfg"), text).expect("the room is ours");
         let mut command = Command::new("java");
-        command.args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dzookeeper.preAllocSize=1024"]);
-        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dzookeeper.jmx.log4j.disable=true"]);
-        command.args(["-cp", &class_path(), "org.apache.zookeeper.server.quorum.QuorumPeerMain"]);
-        let server = Self::start(command.arg(home.join("zoo.cfg")), home, "zookeeper.log");
+        java::serve(&mut command, 128, &home.join("zoo.cfg"));
+        let server = Self::start(&mut command, home, "zookeeper.log");
         wait_until("ZooKeeper serves", is_serving);
         server
     }
@@ -63,11 +62,4 @@ fn is_serving() -> bool {
         Ok(answer)
     };
     ask().is_ok_and(|answer| answer == "imok")
-}
-
-/// Of the many back ends of the logger in the folder the first one wins.
-fn class_path() -> String {
-    let first =
-        ["slf4j-simple", "slf4j-api", "zookeeper", "zookeeper-jute", "netty-all", "metrics-core", "snappy-java"];
-    first.map(|name| format!("/usr/share/java/{name}.jar:")).concat() + "/usr/share/java/*"
 }

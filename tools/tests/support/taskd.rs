@@ -1,0 +1,34 @@
+//! The daemon, as it was built with a test. A package's tests see the programs of that package only, so it is built by the
+//! first test that wants it, if it was not already.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Where it lies, once it is built.
+pub(crate) fn beside() -> PathBuf {
+    assert_cmd::cargo::cargo_bin!("blockhaul").with_file_name("taskd")
+}
+
+/// Builds it, once.
+pub(crate) fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let beside = beside();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--package", "blockhaul-control", "--bin", "taskd"]);
+        if beside.parent().and_then(Path::file_name).is_some_and(|folder| folder == "release") {
+            build.arg("--release");
+        }
+        let folder = beside.parent().and_then(Path::parent).expect("programs lie in a folder of the target");
+        build.arg("--target-dir").arg(folder).current_dir(env!("CARGO_MANIFEST_DIR"));
+        // What cargo has told this test about itself: build scripts would take it for a change and run again.
+        let is_told = |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|start| name.starts_with(start));
+        for (name, _) in std::env::vars().filter(|(name, _)| is_told(name)) {
+            build.env_remove(name);
+        }
+        let status = build.status().expect("cargo has started this test");
+        assert!(status.success() && beside.is_file(), "taskd cannot be built");
+        beside
+    })
+}
