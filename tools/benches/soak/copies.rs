@@ -1,7 +1,10 @@
 //! A copy on each of three nodes, on its way for as long as a trial lasts.
 
+use crate::measure::Bound;
+use crate::options::Options;
 use crate::support::{Cell, MIB, Pair, Task};
 use crate::traffic::Traffic;
+use std::ops::Range;
 use std::time::Duration;
 
 /// Nodes of a cell.
@@ -10,6 +13,9 @@ pub(crate) const NODES: usize = 3;
 const LIMIT: &str = "8MiB/s";
 /// What it does not copy in any trial.
 const LENGTH: usize = 384 * MIB;
+
+/// A copy writes a MiB eight times a second: a pause of a second is one.
+pub(crate) const PAUSE: Bound = Bound::AtMost(1e3);
 
 /// A cell with volumes for copies; they are used again and again.
 pub(crate) struct Copies {
@@ -25,6 +31,22 @@ pub(crate) struct Copy {
     pub(crate) index: usize,
     /// Of the node that has it.
     pub(crate) node: usize,
+}
+
+/// Carries out each trial in one of the cells, which share them; gives what each trial has brought.
+pub(crate) fn in_cells<T: Send + 'static>(
+    options: &Options,
+    trial: impl Fn(&mut Copies, usize) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    let carry_out = |share: Range<usize>| {
+        let trial = trial.clone();
+        std::thread::spawn(move || {
+            let mut copies = Copies::new();
+            share.map(|number| trial(&mut copies, number)).collect::<Vec<_>>()
+        })
+    };
+    let cells: Vec<_> = options.shares().into_iter().map(carry_out).collect();
+    cells.into_iter().flat_map(|cell| cell.join().expect("a trial has failed")).collect()
 }
 
 impl Copies {

@@ -1,12 +1,9 @@
 //! The server that leads the ensemble is killed: how long until the center commits a write again, and whether copies pause.
 
-use crate::copies::Copies;
+use crate::copies::{Copies, PAUSE};
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use std::time::{Duration, Instant};
-
-/// A copy writes a MiB eight times a second: a pause of a second is one.
-const PAUSE: Bound = Bound::AtMost(1e3);
 
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let mut copies = Copies::new();

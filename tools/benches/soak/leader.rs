@@ -1,26 +1,12 @@
 //! The node that leads is killed: how long until a task is given to a runner again, and whether copies elsewhere pause.
 
-use crate::copies::Copies;
+use crate::copies::{Copies, PAUSE, in_cells};
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use std::time::{Duration, Instant};
 
-/// A copy writes a MiB eight times a second: a pause of a second is one.
-const PAUSE: Bound = Bound::AtMost(1e3);
-
 pub(crate) fn measure(options: &Options) -> Vec<Measure> {
-    let cells: Vec<_> = options
-        .shares()
-        .into_iter()
-        .map(|share| {
-            std::thread::spawn(move || {
-                let mut copies = Copies::new();
-                share.map(|number| trial(&mut copies, number)).collect::<Vec<_>>()
-            })
-        })
-        .collect();
-    let both: Vec<_> = cells.into_iter().flat_map(|cell| cell.join().expect("a trial has failed")).collect();
-    let (assigned, pauses): (Vec<_>, Vec<_>) = both.into_iter().unzip();
+    let (assigned, pauses): (Vec<_>, Vec<_>) = in_cells(options, trial).into_iter().unzip();
     vec![
         Measure::of_times("SIGKILL of the leader to the next assignment", &assigned, Bound::P99AtMost(14e3)),
         Measure::of_times("longest pause of copies on other nodes meanwhile", &pauses, PAUSE),

@@ -1,11 +1,10 @@
 //! A runner under load is stopped or killed: how long until its copy runs elsewhere. Every second time it is the node that
 //! leads as well. Every copy is finished and compared.
 
-use crate::copies::Copies;
+use crate::copies::{Copies, in_cells};
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use nix::sys::signal::Signal;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// How a runner goes.
@@ -18,9 +17,7 @@ pub(crate) enum Way {
 }
 
 pub(crate) fn measure(options: &Options, way: Way) -> Vec<Measure> {
-    let cells: Vec<_> =
-        options.shares().into_iter().map(|share| std::thread::spawn(move || trials(share, way))).collect();
-    let both: Vec<_> = cells.into_iter().flat_map(|cell| cell.join().expect("a trial has failed")).collect();
+    let both = in_cells(options, move |copies, number| trial(copies, way, number % 2 == 0));
     let (moves, ends): (Vec<_>, Vec<_>) = both.into_iter().unzip();
     match way {
         Way::Stopped => vec![
@@ -31,11 +28,6 @@ pub(crate) fn measure(options: &Options, way: Way) -> Vec<Measure> {
             vec![Measure::of_times("SIGKILL of a runner to the copy running elsewhere", &moves, Bound::P99AtMost(15e3))]
         }
     }
-}
-
-fn trials(share: Range<usize>, way: Way) -> Vec<(Duration, Duration)> {
-    let mut copies = Copies::new();
-    share.map(|number| trial(&mut copies, way, number % 2 == 0)).collect()
 }
 
 /// Times to the copy running elsewhere, and to the end of the process.
