@@ -1,11 +1,11 @@
 //! The service for clients. Answered where the dispatcher is; everywhere else with its address.
 
-use super::desk::{CenterSeen, Change, Draining, Roles, RunnerSeen};
+use super::desk::{CenterSeen, Roles, RunnerSeen};
 use super::fault::Fault;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::records::state_of;
 use super::wire::{self, center_server::Center};
-use crate::record::{NodeId, Order, TaskId, TaskRecord};
+use crate::record::{Change, Draining, NodeId, Order, TaskId, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
 use blockhaul_engine::volume::{Locator, Reading, look_at_export};

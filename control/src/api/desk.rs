@@ -5,7 +5,9 @@
 use super::fault::Fault;
 use crate::dispatcher::Latency;
 use crate::peers::{Answer, Assignment, Standing};
-use crate::record::{Epoch, NodeId, Order, Progress, Registration, State, TaskId, TaskRecord, TaskSpec};
+use crate::record::{
+    Change, Draining, Epoch, NodeId, Order, Progress, Registration, State, TaskId, TaskRecord, TaskSpec,
+};
 use async_trait::async_trait;
 use blockhaul_engine::error::Result;
 use std::sync::Arc;
@@ -49,30 +51,6 @@ pub trait Desk: Send + Sync + std::fmt::Debug {
 
     /// Where running tasks stand.
     async fn progress(&self, updates: Vec<(TaskId, Progress)>) -> Result<()>;
-}
-
-/// What a client wants of a task that exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// That it is given up.
-    Cancel,
-    /// That it waits.
-    Pause,
-    /// That it goes on.
-    Resume,
-    /// That it goes no faster, in bytes per second.
-    Limit(Option<u64>),
-}
-
-/// What an operator wants of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Draining {
-    /// It takes nothing new and finishes what it has.
-    Finish,
-    /// It gives back what it has, too.
-    Now,
-    /// It takes tasks again.
-    Undo,
 }
 
 /// A node as the dispatcher sees it.

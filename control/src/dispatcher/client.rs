@@ -1,7 +1,7 @@
 //! What clients and runners ask the leader for: a handle that any part of the server may hold.
 
 use super::status::{RunnerView, Status};
-use crate::record::{NodeId, Order, Progress, State, TaskId, TaskRecord};
+use crate::record::{Change, Draining, NodeId, Order, Progress, State, TaskId, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,24 +32,11 @@ pub struct Page {
     pub next: Option<TaskId>,
 }
 
-/// What an operator wants of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DrainWish {
-    /// Nothing new; what runs may end.
-    Soon,
-    /// Nothing new, and what runs is given back.
-    Now,
-    /// As before.
-    Undo,
-}
-
-/// What a client wants of one task.
+/// What is wanted of one task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    Cancel,
-    Pause,
-    Resume,
-    Limit(Option<u64>),
+    /// What its client wants.
+    Change(Change),
     /// That node is off, an operator says.
     Confirm(NodeId),
 }
@@ -65,7 +52,7 @@ pub(crate) enum Request {
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
     Want(TaskId, Wanted, Reply<Arc<TaskRecord>>),
     Runners(Reply<Vec<RunnerView>>),
-    Drain(NodeId, DrainWish, Reply<()>),
+    Drain(NodeId, Draining, Reply<()>),
     Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
     Changed(Vec<TaskId>),
@@ -125,40 +112,13 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Watch(task.clone(), reply)).await
     }
 
-    /// Gives a task up. Of one that has ended, its final state.
+    /// Changes what is wanted of a task. Giving one up that has ended gives its final state.
     ///
     /// # Errors
-    /// `ENotFound`, `EUnreachable`.
-    pub async fn cancel(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
-        self.want(task, Wanted::Cancel).await
-    }
-
-    /// Lets a copy wait.
-    ///
-    /// # Errors
-    /// `EUnsupported`: it is no copy. `EBusy`: it has ended or is being cancelled. `ENotFound`, `EUnreachable`.
-    pub async fn pause(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
-        self.want(task, Wanted::Pause).await
-    }
-
-    /// Lets a copy go on.
-    ///
-    /// # Errors
-    /// As [`DispatcherHandle::pause`].
-    pub async fn resume(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
-        self.want(task, Wanted::Resume).await
-    }
-
-    /// Bounds a copy, in bytes per second; `None`: no more. At once, if it runs.
-    ///
-    /// # Errors
-    /// As [`DispatcherHandle::pause`]; `EBadRequest` for 0.
-    pub async fn set_limit(&self, task: &TaskId, limit: Option<u64>) -> Result<Arc<TaskRecord>> {
-        self.want(task, Wanted::Limit(limit)).await
-    }
-
-    async fn want(&self, task: &TaskId, wanted: Wanted) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Want(task.clone(), wanted, reply)).await
+    /// `EUnsupported`: it is no copy, and can only be given up. `EBusy`: it has ended or is being cancelled.
+    /// `EBadRequest`: a limit of 0. `ENotFound`, `EUnreachable`.
+    pub async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Want(task.clone(), Wanted::Change(change), reply)).await
     }
 
     /// The runners that are registered, and nodes that drain.
@@ -173,7 +133,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotFound`: no such runner is registered. `EUnreachable`.
-    pub async fn drain(&self, node: &NodeId, wish: DrainWish) -> Result<()> {
+    pub async fn drain(&self, node: &NodeId, wish: Draining) -> Result<()> {
         self.ask(|reply| Request::Drain(node.clone(), wish, reply)).await
     }
 

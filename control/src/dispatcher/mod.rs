@@ -29,7 +29,7 @@ mod view;
 mod want;
 mod write;
 
-pub use client::{DispatcherHandle, DrainWish, PAGE_MAX, Page, Query};
+pub use client::{DispatcherHandle, PAGE_MAX, Page, Query};
 pub use fence::{FENCE_TIME_MAX, FenceCommand, FenceProgram};
 pub use status::{Latency, RunnerView, Status};
 

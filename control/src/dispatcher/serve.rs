@@ -1,6 +1,6 @@
 //! Answers clients and takes what runners say.
 
-use super::client::{DrainWish, PAGE_MAX, Page, Query, Reply, Request, Wanted};
+use super::client::{PAGE_MAX, Page, Query, Reply, Request, Wanted};
 use super::outcome::{Outcome, Purpose};
 use super::status::{RunnerView, Status};
 use super::want::{not_found, unreachable};
@@ -8,7 +8,7 @@ use super::{Dispatcher, explain};
 use crate::coord::{CoordError, Life, Op};
 use crate::election::CommitError;
 use crate::layout;
-use crate::record::{Drain, Fence, NodeId, OpId, Order, Record, State, TaskId, TaskRecord, TaskSpec};
+use crate::record::{Drain, Draining, Fence, NodeId, OpId, Order, Record, State, TaskId, TaskRecord, TaskSpec};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -184,15 +184,15 @@ impl Dispatcher {
         Ok(answers)
     }
 
-    fn drain(&mut self, node: NodeId, wish: DrainWish, reply: Reply<()>) {
+    fn drain(&mut self, node: NodeId, wish: Draining, reply: Reply<()>) {
         let is_known = self.view.fleet.get(&node).is_some() || self.view.fleet.drains.contains_key(&node);
-        if !is_known && wish != DrainWish::Undo {
+        if !is_known && wish != Draining::Undo {
             let message = format!("no runner {node} is registered");
             let _ = reply.send(Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message)));
             return;
         }
-        let drain = Drain { since_ms: self.clock.unix_ms(), now: wish == DrainWish::Now, op: OpId::fresh() };
-        let drain = (wish != DrainWish::Undo).then_some(drain);
+        let drain = Drain { since_ms: self.clock.unix_ms(), now: wish == Draining::Now, op: OpId::fresh() };
+        let drain = (wish != Draining::Undo).then_some(drain);
         let writer = self.writer.clone();
         crate::process::spawn_into(&mut self.jobs, async move {
             let result = set_drain(&writer, &node, drain).await;

@@ -5,7 +5,7 @@ use super::client::{Reply, Wanted, not_leader};
 use super::outcome::Purpose;
 use super::view::Now;
 use crate::coord::CoordError;
-use crate::record::{NodeId, State, TaskId, TaskRecord};
+use crate::record::{Change, NodeId, State, TaskId, TaskRecord};
 use crate::task_state::{self, Event, Illegal, Proof};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::{BTreeMap, VecDeque};
@@ -142,12 +142,14 @@ impl Dispatcher {
 fn wished(record: &TaskRecord, wanted: &Wanted, now_ms: u64) -> Result<TaskRecord> {
     let step = |event| task_state::apply(record, event, now_ms).map_err(|illegal| refusal(record, &illegal));
     match wanted {
-        Wanted::Cancel if record.state.is_terminal() => Ok(record.clone()),
-        Wanted::Cancel => step(Event::CancelAsked),
-        Wanted::Pause => step(Event::PauseAsked),
-        Wanted::Resume => step(Event::ResumeAsked),
-        Wanted::Limit(Some(0)) => Err(Error::bad_request("a limit of 0 would never end: pause the task instead")),
-        Wanted::Limit(limit) => step(Event::LimitAsked(*limit)),
+        Wanted::Change(Change::Cancel) if record.state.is_terminal() => Ok(record.clone()),
+        Wanted::Change(Change::Cancel) => step(Event::CancelAsked),
+        Wanted::Change(Change::Pause) => step(Event::PauseAsked),
+        Wanted::Change(Change::Resume) => step(Event::ResumeAsked),
+        Wanted::Change(Change::Limit(Some(0))) => {
+            Err(Error::bad_request("a limit of 0 would never end: pause the task instead"))
+        }
+        Wanted::Change(Change::Limit(limit)) => step(Event::LimitAsked(*limit)),
         Wanted::Confirm(node) => confirmed(record, node, now_ms).map_err(|illegal| refusal(record, &illegal)),
     }
 }

@@ -19,7 +19,7 @@ pub use claim::{Claim, Holder};
 pub use failure::Failure;
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
-pub use order::Order;
+pub use order::{Change, Draining, Order};
 pub use ranges::DurableMap;
 pub use spec::{CopyTask, Fence, NoopTask, TaskSpec, VOLUME_NAME_BYTES_MAX};
 pub use task::{Attempt, Progress, State, TaskRecord, Wish};

@@ -1,4 +1,4 @@
-//! A task that is asked for, once it is known to make sense: what the services hand to the dispatcher.
+//! What clients and operators ask for, once it is known to make sense: what the services hand to the dispatcher.
 
 use super::{Fence, TaskId, TaskSpec};
 
@@ -25,4 +25,28 @@ impl Order {
             TaskSpec::Copy(_) | TaskSpec::Noop(_) => None,
         }
     }
+}
+
+/// What a client wants of a task that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// That it is given up.
+    Cancel,
+    /// That it waits.
+    Pause,
+    /// That it goes on.
+    Resume,
+    /// That it goes no faster, in bytes per second.
+    Limit(Option<u64>),
+}
+
+/// What an operator wants of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draining {
+    /// It takes nothing new and finishes what it has.
+    Finish,
+    /// It gives back what it has, too.
+    Now,
+    /// It takes tasks again.
+    Undo,
 }

@@ -1,10 +1,10 @@
 //! The dispatcher of this node's reign as the services know it, and the runner of this node.
 
 use super::clocks::{Clocks, is_off};
-use crate::api::desk::{CenterNumbers, CenterSeen, Change, ClockSeen, Desk, Draining, Floor, RunnerSeen};
-use crate::dispatcher::{DispatcherHandle, DrainWish, Query, Status};
+use crate::api::desk::{CenterNumbers, CenterSeen, ClockSeen, Desk, Floor, RunnerSeen};
+use crate::dispatcher::{DispatcherHandle, Query, Status};
 use crate::peers::{Answer, Assignment, CallError, Standing};
-use crate::record::{Epoch, NodeId, Order, Progress, State, TaskId, TaskRecord, TaskSpec};
+use crate::record::{Change, Draining, Epoch, NodeId, Order, Progress, State, TaskId, TaskRecord, TaskSpec};
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Effect, Error, Operation, Result, Side};
@@ -48,12 +48,7 @@ impl Desk for LeaderDesk {
     }
 
     async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
-        match change {
-            Change::Cancel => self.dispatcher.cancel(task).await,
-            Change::Pause => self.dispatcher.pause(task).await,
-            Change::Resume => self.dispatcher.resume(task).await,
-            Change::Limit(limit) => self.dispatcher.set_limit(task, limit).await,
-        }
+        self.dispatcher.change(task, change).await
     }
 
     async fn runners(&self) -> Result<Vec<RunnerSeen>> {
@@ -73,12 +68,7 @@ impl Desk for LeaderDesk {
     }
 
     async fn drain(&self, node: &NodeId, drain: Draining) -> Result<u32> {
-        let wish = match drain {
-            Draining::Finish => DrainWish::Soon,
-            Draining::Now => DrainWish::Now,
-            Draining::Undo => DrainWish::Undo,
-        };
-        self.dispatcher.drain(node, wish).await?;
+        self.dispatcher.drain(node, drain).await?;
         Ok(self.runners().await?.iter().find(|seen| seen.node == *node).map_or(0, |seen| seen.running))
     }
 

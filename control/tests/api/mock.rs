@@ -3,15 +3,13 @@
 use async_trait::async_trait;
 use blockhaul_control::api::channels::Channels;
 use blockhaul_control::api::client::CenterClient;
-use blockhaul_control::api::desk::{
-    CenterNumbers, CenterSeen, Change, Desk, Draining, Floor, Leadership, Roles, RunnerSeen,
-};
+use blockhaul_control::api::desk::{CenterNumbers, CenterSeen, Desk, Floor, Leadership, Roles, RunnerSeen};
 use blockhaul_control::api::listener::Listener;
 use blockhaul_control::api::tls::Tls;
 use blockhaul_control::api::wire;
 use blockhaul_control::peers::{Answer, Assignment, Standing};
 use blockhaul_control::record::{
-    Epoch, Incarnation, NodeId, NoopTask, Order, Progress, State, TaskId, TaskRecord, TaskSpec,
+    Change, Draining, Epoch, Incarnation, NodeId, NoopTask, Order, Progress, State, TaskId, TaskRecord, TaskSpec,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeMap;

@@ -3,9 +3,9 @@
 use super::stage::*;
 use crate::coord::Op;
 use crate::coord::sim::Weather;
-use crate::dispatcher::{Config, DrainWish, Ending, Query};
+use crate::dispatcher::{Config, Ending, Query};
 use crate::layout;
-use crate::record::{Fence, NodeId, Order, State, TaskId, TaskSpec, Wish};
+use crate::record::{Change, Draining, Fence, NodeId, Order, State, TaskId, TaskSpec, Wish};
 use crate::task_state::{Event, Mark};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
@@ -57,37 +57,37 @@ async fn the_same_submission_is_the_same_task_and_another_one_is_refused() {
 async fn wishes_are_obeyed_where_they_make_sense() {
     let stage = Stage::new(3, Config::default()).await;
     let leader = &stage.leader;
-    assert_eq!(leader.cancel(&id("none")).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(leader.change(&id("none"), Change::Cancel).await.unwrap_err().code, Code::NotFound);
     leader.submit(order("noop", noop(1))).await.unwrap();
-    assert_eq!(leader.pause(&id("noop")).await.unwrap_err().code, Code::Unsupported);
+    assert_eq!(leader.change(&id("noop"), Change::Pause).await.unwrap_err().code, Code::Unsupported);
     assert_eq!(leader.get(&id("noop")).await.unwrap().reason, "waits for a runner: none is registered");
-    assert_eq!(leader.cancel(&id("noop")).await.unwrap().state, State::Cancelled);
-    assert_eq!(leader.cancel(&id("noop")).await.unwrap().state, State::Cancelled);
+    assert_eq!(leader.change(&id("noop"), Change::Cancel).await.unwrap().state, State::Cancelled);
+    assert_eq!(leader.change(&id("noop"), Change::Cancel).await.unwrap().state, State::Cancelled);
     leader.submit(order("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
-    assert_eq!(leader.pause(&id("copy")).await.unwrap().state, State::Paused);
-    assert_eq!(leader.set_limit(&id("copy"), Some(0)).await.unwrap_err().code, Code::BadRequest);
-    leader.set_limit(&id("copy"), Some(7)).await.unwrap();
+    assert_eq!(leader.change(&id("copy"), Change::Pause).await.unwrap().state, State::Paused);
+    assert_eq!(leader.change(&id("copy"), Change::Limit(Some(0))).await.unwrap_err().code, Code::BadRequest);
+    leader.change(&id("copy"), Change::Limit(Some(7))).await.unwrap();
     let again = leader.submit(order("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     assert!(matches!(&again.spec, TaskSpec::Copy(copy) if copy.limit == Some(7)));
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
-    assert_eq!(leader.resume(&id("copy")).await.unwrap().wish, Wish::Run);
+    assert_eq!(leader.change(&id("copy"), Change::Resume).await.unwrap().wish, Wish::Run);
     stage.begin(&runner, "copy").await;
     sleep(Duration::from_millis(50)).await;
     stage.world.heard();
-    assert_eq!(leader.pause(&id("copy")).await.unwrap().state, State::Running);
+    assert_eq!(leader.change(&id("copy"), Change::Pause).await.unwrap().state, State::Running);
     sleep(Duration::from_millis(50)).await;
     assert_eq!(stage.world.heard(), ["n1 nudge copy"]);
     let mark = Mark::default();
     assert!(stage.step(&runner, "copy", Event::GivenBack { code: Code::Cancelled, mark: mark.clone() }).await);
     assert_eq!(stage.stored("copy").state, State::Paused);
-    leader.resume(&id("copy")).await.unwrap();
+    leader.change(&id("copy"), Change::Resume).await.unwrap();
     stage.begin(&runner, "copy").await;
-    assert_eq!(leader.cancel(&id("copy")).await.unwrap().state, State::Cancelling);
+    assert_eq!(leader.change(&id("copy"), Change::Cancel).await.unwrap().state, State::Cancelling);
     assert!(stage.step(&runner, "copy", Event::GivenBack { code: Code::Cancelled, mark }).await);
     let done = stage.stored("copy");
     assert_eq!((done.state, done.failures, done.attempts.len()), (State::Cancelled, 0, 2));
     assert_eq!(stage.claims(), []);
-    assert_eq!(leader.resume(&id("copy")).await.unwrap_err().code, Code::Busy);
+    assert_eq!(leader.change(&id("copy"), Change::Resume).await.unwrap_err().code, Code::Busy);
 }
 
 /// Method: the answer to the write is lost, and a hint has the record read before the loss is settled.
@@ -97,7 +97,7 @@ async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
         let stage = Stage::new(seed, Config::default()).await;
         let task = order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")));
         stage.leader.submit(task).await.unwrap();
-        stage.leader.pause(&id("x")).await.unwrap();
+        stage.leader.change(&id("x"), Change::Pause).await.unwrap();
         stage.runner("n1", "a", 2, Manner::Willing).await;
         stage.ensemble.set_weather(Weather { latency_ms: (50, 50), lost_reply: 1.0, ..Weather::default() });
         let hint = async {
@@ -105,7 +105,7 @@ async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
             stage.leader.changed(vec![id("x")]).await.unwrap();
         };
         let paused = id("x");
-        let (resumed, ()) = tokio::join!(stage.leader.resume(&paused), hint);
+        let (resumed, ()) = tokio::join!(stage.leader.change(&paused, Change::Resume), hint);
         assert_eq!(resumed.unwrap().state, State::Pending);
         stage.ensemble.set_weather(Weather::default());
         stage.until("x", State::Assigned).await;
@@ -118,7 +118,7 @@ async fn a_list_comes_in_pages() {
     for index in 0..7 {
         stage.leader.submit(order(&format!("t{index}"), noop(1))).await.unwrap();
     }
-    stage.leader.cancel(&id("t3")).await.unwrap();
+    stage.leader.change(&id("t3"), Change::Cancel).await.unwrap();
     let names = |page: &crate::dispatcher::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
     let query = Query { state: Some(State::Pending), after: None, limit: 4 };
     let page = stage.leader.list(query).await.unwrap();
@@ -208,15 +208,15 @@ async fn an_assignment_whose_answer_is_lost_is_asked_for() {
 async fn a_node_that_drains_gets_nothing_and_gives_back_when_asked() {
     let stage = Stage::new(9, Config::default()).await;
     let runner = stage.runner("n1", "a", 9, Manner::Willing).await;
-    assert_eq!(stage.leader.drain(&node("n9"), DrainWish::Soon).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(stage.leader.drain(&node("n9"), Draining::Finish).await.unwrap_err().code, Code::NotFound);
     stage.leader.submit(order("x", noop(1))).await.unwrap();
     stage.begin(&runner, "x").await;
-    stage.leader.drain(&node("n1"), DrainWish::Soon).await.unwrap();
+    stage.leader.drain(&node("n1"), Draining::Finish).await.unwrap();
     stage.leader.submit(order("y", noop(1))).await.unwrap();
     sleep(Duration::from_secs(3)).await;
     assert_eq!(stage.stored("y").state, State::Pending);
     stage.world.heard();
-    stage.leader.drain(&node("n1"), DrainWish::Now).await.unwrap();
+    stage.leader.drain(&node("n1"), Draining::Now).await.unwrap();
     sleep(Duration::from_millis(2500)).await;
     assert_eq!(stage.world.heard(), ["n1 interrupt"; 3]);
     assert!(stage.step(&runner, "x", Event::GivenBack { code: Code::RunnerInterrupt, mark: Mark::default() }).await);
@@ -226,7 +226,7 @@ async fn a_node_that_drains_gets_nothing_and_gives_back_when_asked() {
     assert_eq!(stage.world.heard(), [""; 0]);
     let shown = stage.leader.runners().await.unwrap();
     assert!(shown[0].drain.as_ref().unwrap().now && shown[0].tasks == 0);
-    stage.leader.drain(&node("n1"), DrainWish::Undo).await.unwrap();
+    stage.leader.drain(&node("n1"), Draining::Undo).await.unwrap();
     stage.until("x", State::Assigned).await;
     stage.until("y", State::Assigned).await;
 }
@@ -236,7 +236,7 @@ async fn ended_tasks_are_purged_and_their_ids_are_free_again() {
     let config = Config { retention: Duration::from_secs(60), ..Config::default() };
     let stage = Stage::new(10, config).await;
     stage.leader.submit(order("x", noop(1))).await.unwrap();
-    stage.leader.cancel(&id("x")).await.unwrap();
+    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
     sleep(Duration::from_secs(59)).await;
     assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap_err().code, Code::Exists);
     sleep(Duration::from_secs(2)).await;

@@ -8,7 +8,8 @@ use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::layout;
 use crate::record::{
-    CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Record, Registration, State, TaskId, TaskRecord, TaskSpec,
+    Change, CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Record, Registration, State, TaskId, TaskRecord,
+    TaskSpec,
 };
 use crate::task_state::{Event, Mark, next};
 use blockhaul_engine::error::Code;
@@ -64,7 +65,7 @@ async fn a_task_that_ends_keeps_its_destination_until_a_lost_attempt_is_quiet() 
     let lost = Instant::now();
     stage.lose(&first).await;
     stage.until("x", State::Lost).await;
-    stage.leader.cancel(&id("x")).await.unwrap();
+    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
     stage.until("x", State::Cancelled).await;
     stage.runner("n2", "a", 1, Manner::Willing).await;
     stage.leader.submit(order("y", TaskSpec::Copy(copy("nbd://h/c", "nbd://h/b")))).await.unwrap();
@@ -107,7 +108,7 @@ async fn a_lost_local_copy_that_was_cancelled_ends_without_its_node() {
     sleep(Duration::from_secs(1)).await;
     stage.lose(&runner).await;
     stage.until("x", State::Lost).await;
-    assert_eq!(stage.leader.cancel(&id("x")).await.unwrap().state, State::Lost);
+    assert_eq!(stage.leader.change(&id("x"), Change::Cancel).await.unwrap().state, State::Lost);
     stage.until("x", State::Cancelled).await;
     assert_eq!(stage.claims(), []);
 }
