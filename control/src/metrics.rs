@@ -33,7 +33,6 @@ type Whole = Gauge<u64, AtomicU64>;
 /// Where metrics are served.
 #[derive(Debug)]
 pub struct Metrics {
-    address: SocketAddr,
     stopping: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -56,7 +55,6 @@ impl Metrics {
                 .advise("use another --metrics")
         };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
-        let address = socket.local_addr().map_err(failed)?;
         let (stopping, mut stopped) = watch::channel(false);
         let pages = Router::new().route("/metrics", get(page)).with_state(Sources { roles, runner });
         let goodbye = async move {
@@ -66,18 +64,12 @@ impl Metrics {
             let served = axum::serve(socket, pages).with_graceful_shutdown(goodbye).await;
             served.unwrap_or_else(|error| tracing::warn!(%error, "metrics are served no more"));
         };
-        Ok(Self { address, stopping, task: tokio::spawn(serving) })
-    }
-
-    /// Where they are served.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        Ok(Self { stopping, task: tokio::spawn(serving) })
     }
 
     /// Lets open requests finish, bounded.
     pub async fn close(self) {
-        let Self { stopping, mut task, .. } = self;
+        let Self { stopping, mut task } = self;
         stopping.send_replace(true);
         if timeout(GOODBYE_MAX, &mut task).await.is_err() {
             task.abort();
