@@ -4,19 +4,9 @@
 //! (as SIGKILL), together with all that it has started, because all of it is started here and not by `tokio` directly.
 
 use std::future::Future;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
-/// Starts a task of the process that the caller belongs to.
-pub(crate) fn spawn<F>(future: F) -> JoinHandle<F::Output>
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    #[cfg(test)]
-    let future = crate::sim::process::Owned::here(future);
-    tokio::spawn(future)
-}
-
-/// As [`spawn`], into a set: the work ends with the set, too.
+/// Starts a task of the process that the caller belongs to, in a set: the work ends with the set, too.
 pub(crate) fn spawn_into<F>(set: &mut JoinSet<F::Output>, future: F)
 where
     F: Future<Output: Send> + Send + 'static,
@@ -24,4 +14,13 @@ where
     #[cfg(test)]
     let future = crate::sim::process::Owned::here(future);
     set.spawn(future);
+}
+
+/// The same by itself, for what only a simulation has.
+#[cfg(test)]
+pub(crate) fn spawn<F>(future: F) -> tokio::task::JoinHandle<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    tokio::spawn(crate::sim::process::Owned::here(future))
 }

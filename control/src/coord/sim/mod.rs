@@ -55,8 +55,6 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
 pub(crate) struct Commit<'a> {
     /// Its number.
     pub(crate) zxid: Zxid,
-    /// Whose; also of the writes that end a session.
-    pub(crate) session: SessionId,
     /// On which node.
     pub(crate) node: &'a str,
     /// Nodes as they are now, `None` for those that are gone.
@@ -160,12 +158,6 @@ impl Ensemble {
         let mut core = self.core();
         core.expire(node);
         wire::spread(&self.0, &mut core);
-    }
-
-    /// Servers that there are, for [`Ensemble::isolate`].
-    #[must_use]
-    pub(crate) fn servers(&self) -> usize {
-        SERVERS
     }
 
     /// A server no longer hears its leader: its clients read what once was, and their writes stall until it drops them.

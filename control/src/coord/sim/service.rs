@@ -239,7 +239,7 @@ impl Core {
         let Some(tenure) = self.tenures.remove(&session) else { return };
         let gone = self.tree.owned_by(session);
         let changes = gone.into_iter().map(|path| (path, None)).collect();
-        self.commit(session, &tenure.node, changes, &[]);
+        self.commit(&tenure.node, changes, &[]);
     }
 
     // Requests, at the server of the client.
@@ -287,19 +287,19 @@ impl Core {
         }
         self.touch(session);
         let (changes, done) = self.tree.judge(ops, session, Zxid(self.zxid.0 + 1))?;
-        self.commit(session, node, changes, ops);
+        self.commit(node, changes, ops);
         if let Some(server) = server {
             self.catch_up(server, self.log.len());
         }
         Ok(done)
     }
 
-    fn commit(&mut self, session: SessionId, node: &str, changes: Vec<super::tree::Change>, ops: &[Op]) {
+    fn commit(&mut self, node: &str, changes: Vec<super::tree::Change>, ops: &[Op]) {
         self.zxid.0 += 1;
         let zxid = self.zxid;
         if let Some(observer) = self.observer.clone() {
             let changes: Vec<_> = changes.iter().map(|(path, node)| (&**path, node.as_deref())).collect();
-            observer(&Commit { zxid, session, node, changes: &changes, ops });
+            observer(&Commit { zxid, node, changes: &changes, ops });
         }
         self.tree.replay(&changes);
         self.log.push(Arc::new(Transaction { zxid, changes }));
