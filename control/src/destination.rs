@@ -24,7 +24,7 @@ const DEST_ID_BYTES_MAX: usize = 200;
 
 /// A volume, by its name in a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Volume {
+pub(crate) enum Volume {
     /// A file or device of one node.
     Path {
         /// Which node.
@@ -49,7 +49,7 @@ impl Volume {
     /// # Errors
     /// `EBadRequest` for an empty, relative or overlong name, a malformed URI or node, and a path or socket without a
     /// node; `EUnsupported` for other schemes.
-    pub fn parse(text: &str, node: Option<&NodeId>) -> Result<Self> {
+    pub(crate) fn parse(text: &str, node: Option<&NodeId>) -> Result<Self> {
         if text.is_empty() || text.contains('\0') {
             return Err(Error::bad_request("a volume's name is empty or contains a NUL byte"));
         }
@@ -103,7 +103,7 @@ impl Volume {
 
     /// The only node that reaches it; `None`: every node.
     #[must_use]
-    pub fn node(&self) -> Option<&NodeId> {
+    pub(crate) fn node(&self) -> Option<&NodeId> {
         match self {
             Self::Path { node, .. } | Self::Socket { node, .. } => Some(node),
             Self::Network(_) => None,
@@ -112,7 +112,7 @@ impl Volume {
 
     /// The text by which the dispatcher itself can claim it; `None`: only its node knows.
     #[must_use]
-    pub fn canonical(&self) -> Option<String> {
+    pub(crate) fn canonical(&self) -> Option<String> {
         match self {
             Self::Path { .. } | Self::Socket { .. } => None,
             Self::Network(uri) => Some(plain_text(uri)),
@@ -158,14 +158,14 @@ fn plain_text(uri: &NbdUri) -> String {
 /// How a destination is fenced when the client does not say: by its lock if it is a path, by the runner's lease if it is
 /// an export (a server has no lock, and a killed runner's requests may still be on their way).
 #[must_use]
-pub fn default_fence(destination: &str) -> Fence {
+pub(crate) fn default_fence(destination: &str) -> Fence {
     if is_network_or_socket(destination) { Fence::Lease } else { Fence::Local }
 }
 
 /// The texts that stand for a task's destination, where nobody has to be asked: its `--dest-id`, an export's canonical
 /// URI, or the task itself when it writes nothing. `None`: the node of the destination knows.
 #[must_use]
-pub fn known_claims(id: &TaskId, spec: &TaskSpec) -> Option<Vec<String>> {
+pub(crate) fn known_claims(id: &TaskId, spec: &TaskSpec) -> Option<Vec<String>> {
     match spec {
         TaskSpec::Noop(_) => Some(vec![format!("task:{id}")]),
         TaskSpec::Copy(copy) => {
@@ -182,7 +182,7 @@ pub fn known_claims(id: &TaskId, spec: &TaskSpec) -> Option<Vec<String>> {
 ///
 /// # Errors
 /// `EBadRequest` if its volumes are of different nodes, or as [`Volume::parse`].
-pub fn node_of(spec: &TaskSpec) -> Result<Option<NodeId>> {
+pub(crate) fn node_of(spec: &TaskSpec) -> Result<Option<NodeId>> {
     let TaskSpec::Copy(copy) = spec else { return Ok(spec.node().cloned()) };
     let source = Volume::parse(&copy.source, copy.node.as_ref())?;
     let destination = Volume::parse(&copy.destination, copy.node.as_ref())?;
@@ -198,7 +198,7 @@ pub fn node_of(spec: &TaskSpec) -> Result<Option<NodeId>> {
 
 /// A task's spec with the node that is implied where there is only one (`--standalone`).
 #[must_use]
-pub fn with_implied_node(mut spec: TaskSpec, implied: Option<&NodeId>) -> TaskSpec {
+pub(crate) fn with_implied_node(mut spec: TaskSpec, implied: Option<&NodeId>) -> TaskSpec {
     if let (TaskSpec::Copy(copy), Some(implied)) = (&mut spec, implied) {
         let needs_one = |name: &str| matches!(Volume::parse(name, None), Err(error) if error.code == Code::BadRequest);
         if copy.node.is_none() && (needs_one(&copy.source) || needs_one(&copy.destination)) {
@@ -213,7 +213,7 @@ pub fn with_implied_node(mut spec: TaskSpec, implied: Option<&NodeId>) -> TaskSp
 /// # Errors
 /// `EBadRequest`: malformed names, volumes of different nodes, unknown words, a lease on a source that may change, a lock
 /// where there is none; `ESameVolume`: source and destination are one; `EUnsupported`: other schemes.
-pub fn check(spec: &TaskSpec) -> Result<()> {
+pub(crate) fn check(spec: &TaskSpec) -> Result<()> {
     match spec {
         TaskSpec::Copy(copy) => check_copy(copy).and_then(|()| node_of(spec).map(|_| ())),
         TaskSpec::Noop(noop) if noop.milliseconds > NOOP_MS_MAX => {

@@ -27,7 +27,7 @@ const SESSION: Duration = Duration::from_secs(10);
 
 /// How long a committed renewal is good for, by the session's negotiated time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseTerms {
+pub(crate) struct LeaseTerms {
     /// Between two renewals.
     pub renew_every: Duration,
     /// After a renewal was sent, writes may be submitted for so long.
@@ -50,7 +50,7 @@ impl From<Duration> for LeaseTerms {
 
 /// A lease: extended by committed renewals, and by nothing else. Times are of the boot-time clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
+pub(crate) struct Lease {
     terms: LeaseTerms,
     sent: Option<Duration>,
 }
@@ -58,36 +58,36 @@ pub struct Lease {
 impl Lease {
     /// A lease that was never renewed.
     #[must_use]
-    pub fn new(terms: LeaseTerms) -> Self {
+    pub(crate) fn new(terms: LeaseTerms) -> Self {
         Self { terms, sent: None }
     }
 
     /// A renewal that was sent at `sent` is known to be committed. An answer that comes after a later one changes nothing.
-    pub fn committed(&mut self, sent: Duration) {
+    pub(crate) fn committed(&mut self, sent: Duration) {
         self.sent = self.sent.max(Some(sent));
     }
 
     /// Until when writes may be submitted; `None` before the first renewal.
     #[must_use]
-    pub fn gate(&self) -> Option<Duration> {
+    pub(crate) fn gate(&self) -> Option<Duration> {
         Some(self.sent?.saturating_add(self.terms.gate))
     }
 
     /// When it ends; `None` before the first renewal.
     #[must_use]
-    pub fn end(&self) -> Option<Duration> {
+    pub(crate) fn end(&self) -> Option<Duration> {
         Some(self.sent?.saturating_add(self.terms.end))
     }
 
     /// Whether writes may be submitted at `now`.
     #[must_use]
-    pub fn is_open(&self, now: Duration) -> bool {
+    pub(crate) fn is_open(&self, now: Duration) -> bool {
         self.gate().is_some_and(|gate| now < gate)
     }
 
     /// What is left at `now` until it ends; zero before the first renewal and after the end.
     #[must_use]
-    pub fn left(&self, now: Duration) -> Duration {
+    pub(crate) fn left(&self, now: Duration) -> Duration {
         self.end().map_or(Duration::ZERO, |end| end.saturating_sub(now))
     }
 }

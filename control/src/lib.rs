@@ -10,26 +10,26 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
-pub mod channel;
+mod channel;
 pub mod clock;
 pub mod config;
 pub mod coord;
-pub mod destination;
-pub mod dispatcher;
+mod destination;
+mod dispatcher;
 pub mod election;
 pub mod layout;
-pub mod lease;
-pub mod metrics;
+mod lease;
+mod metrics;
 pub mod peers;
-pub mod policy;
+mod policy;
 mod process;
-pub mod pulse;
+mod pulse;
 pub mod record;
 pub mod runner;
 pub mod server;
 pub mod state_dir;
-pub mod task_state;
-pub mod vip;
+mod task_state;
+mod vip;
 
 #[cfg(test)]
 mod sim;

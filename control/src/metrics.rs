@@ -32,7 +32,7 @@ type Whole = Gauge<u64, AtomicU64>;
 
 /// Where metrics are served.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     stopping: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -45,11 +45,11 @@ struct Sources {
 }
 
 impl Metrics {
-    /// Serves at `address`, port 0 being a free one.
+    /// Serves at `address`.
     ///
     /// # Errors
     /// What the system says.
-    pub async fn open(address: SocketAddr, roles: Roles, runner: RunnerHandle) -> Result<Self> {
+    pub(crate) async fn open(address: SocketAddr, roles: Roles, runner: RunnerHandle) -> Result<Self> {
         let failed = |error: std::io::Error| {
             Error::io(Side::Engine, Operation::Start, &error, format!("serve metrics at {address}"))
                 .advise("use another --metrics")
@@ -68,7 +68,7 @@ impl Metrics {
     }
 
     /// Lets open requests finish, bounded.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         let Self { stopping, mut task } = self;
         stopping.send_replace(true);
         if timeout(GOODBYE_MAX, &mut task).await.is_err() {

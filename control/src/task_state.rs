@@ -28,7 +28,7 @@ pub(crate) const RETRY_REST_MAX: Duration = Duration::from_secs(75);
 
 /// What happened to a task.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub(crate) enum Event {
     /// Leader: a runner is to have it, together with the claims on all names of its destination.
     Assigned {
         /// Which runner.
@@ -102,7 +102,7 @@ pub enum Event {
 
 /// How far a copy is.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Mark {
+pub(crate) struct Mark {
     /// In numbers.
     pub progress: Progress,
     /// What is durable on the destination.
@@ -111,7 +111,7 @@ pub struct Mark {
 
 /// Why an earlier holder can do no more harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proof {
+pub(crate) enum Proof {
     /// `local`: another process of the same node is registered; the destination's lock does the rest.
     NodeBack,
     /// `lease`: its lease is over and the hold-off has passed. Requests of it may still be under way.
@@ -126,7 +126,7 @@ pub enum Proof {
 
 /// What a transition means for the claims on a task's destination, all written in the same multi as the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClaimChange {
+pub(crate) enum ClaimChange {
     /// They stay as they are. A holder checks their versions.
     Keep,
     /// They get the record's holder (create those that do not exist), or none.
@@ -137,7 +137,7 @@ pub enum ClaimChange {
 
 /// An event that cannot happen to a task as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Illegal {
+pub(crate) enum Illegal {
     /// Not in this state, or against its client's wish.
     #[error("a task that is {} and should {} cannot be {event}", .state.as_str(), wish_verb(*.wish))]
     State {
@@ -180,7 +180,7 @@ fn wish_verb(wish: Wish) -> &'static str {
 ///
 /// # Errors
 /// [`Illegal`]: the event cannot happen to this record; it is to be read again, or its asker told.
-pub fn apply(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
+pub(crate) fn apply(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
     let mut after = record.clone();
     after.advance(event, now_ms)?;
     if after.state != record.state {
@@ -196,13 +196,13 @@ pub fn apply(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecor
 ///
 /// # Errors
 /// As [`apply`].
-pub fn next(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
+pub(crate) fn next(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
     apply(record, event, now_ms).map(TaskRecord::sealed)
 }
 
 /// What has to be done to the claims of `before` (or of `after`, when they are new) in the multi that writes `after`.
 #[must_use]
-pub fn claim_change(before: &TaskRecord, after: &TaskRecord) -> ClaimChange {
+pub(crate) fn claim_change(before: &TaskRecord, after: &TaskRecord) -> ClaimChange {
     if after.claims.is_empty() && !before.claims.is_empty() {
         ClaimChange::Remove
     } else if after.holder != before.holder {

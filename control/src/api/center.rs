@@ -25,7 +25,7 @@ const WATCH_QUEUE: usize = 2;
 
 /// Answers clients.
 #[derive(Debug)]
-pub struct CenterService {
+pub(crate) struct CenterService {
     roles: Roles,
     here: Option<NodeId>,
     watches: Arc<Semaphore>,
@@ -35,7 +35,7 @@ pub struct CenterService {
 impl CenterService {
     /// `here` is the node of plain paths where there is only one node; streams end when `stopping` is true.
     #[must_use]
-    pub fn new(roles: Roles, here: Option<NodeId>, stopping: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(roles: Roles, here: Option<NodeId>, stopping: watch::Receiver<bool>) -> Self {
         Self { roles, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
     }
 

@@ -15,16 +15,16 @@
 //! that waits has a bound in [`limits`].
 
 pub mod calls;
-pub mod center;
+mod center;
 pub mod channels;
 pub mod client;
 pub mod desk;
 pub mod fault;
 pub mod limits;
 pub mod listener;
-pub mod nodes;
-pub mod order;
-pub mod records;
+mod nodes;
+mod order;
+mod records;
 pub mod tls;
 pub mod view;
 

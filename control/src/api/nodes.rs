@@ -15,12 +15,12 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 
 /// Answers the dispatcher.
 #[derive(Debug)]
-pub struct RunnerService(Roles);
+pub(crate) struct RunnerService(Roles);
 
 impl RunnerService {
     /// For the runner that `roles` has.
     #[must_use]
-    pub fn new(roles: Roles) -> Self {
+    pub(crate) fn new(roles: Roles) -> Self {
         Self(roles)
     }
 
@@ -72,12 +72,12 @@ impl Runner for RunnerService {
 
 /// Answers runners.
 #[derive(Debug)]
-pub struct DispatcherService(Roles);
+pub(crate) struct DispatcherService(Roles);
 
 impl DispatcherService {
     /// For the dispatcher that `roles` has.
     #[must_use]
-    pub fn new(roles: Roles) -> Self {
+    pub(crate) fn new(roles: Roles) -> Self {
         Self(roles)
     }
 }

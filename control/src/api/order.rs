@@ -8,16 +8,16 @@ use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 
 /// Failures of a task after which it is given up, unless it says otherwise.
-pub const MAX_ATTEMPTS_DEFAULT: u32 = 5;
+const MAX_ATTEMPTS_DEFAULT: u32 = 5;
 
 /// Most that a task may ask for.
-pub const MAX_ATTEMPTS_MAX: u32 = 100;
+const MAX_ATTEMPTS_MAX: u32 = 100;
 
 impl Order {
     /// Checks a request. `here` is the node that plain paths are on where there is only one.
     ///
     /// # Errors
-    /// `EBadRequest` for names and numbers out of their ranges; and as [`check`].
+    /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
     pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
         let wire::SubmitRequest { id, priority, max_attempts, spec } = request;
         let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);

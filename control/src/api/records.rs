@@ -135,7 +135,7 @@ fn copy_work(copy: &CopyTask) -> wire::CopyWork {
 ///
 /// # Errors
 /// `EBadRequest`.
-pub fn spec_of(spec: Option<wire::Spec>) -> Result<TaskSpec> {
+pub(super) fn spec_of(spec: Option<wire::Spec>) -> Result<TaskSpec> {
     match spec.and_then(|spec| spec.work) {
         Some(wire::spec::Work::Copy(copy)) => Ok(TaskSpec::Copy(copy_of(copy)?)),
         Some(wire::spec::Work::Noop(wire::NoopWork { milliseconds, node })) => {
@@ -180,7 +180,7 @@ fn copy_of(copy: wire::CopyWork) -> Result<CopyTask> {
 ///
 /// # Errors
 /// `EBadRequest`.
-pub fn fence_of(text: &str) -> Result<Fence> {
+fn fence_of(text: &str) -> Result<Fence> {
     serde_json::from_value(text.into()).map_err(|_| {
         Error::bad_request(format!("'{}' is no fence mode: local, lease, command or manual", text.escape_debug()))
     })
@@ -190,7 +190,7 @@ pub fn fence_of(text: &str) -> Result<Fence> {
 ///
 /// # Errors
 /// `EBadRequest`.
-pub fn state_of(text: &str) -> Result<State> {
+pub(super) fn state_of(text: &str) -> Result<State> {
     State::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
         let all = State::ALL.map(State::as_str).join(", ");
         Error::bad_request(format!("'{}' is no state of a task: {all}", text.escape_debug()))

@@ -13,9 +13,9 @@ mod packet;
 mod roster;
 mod verdict;
 
-pub use address::DataAddress;
+pub(crate) use address::DataAddress;
 pub(crate) use address::is_interface;
-pub use verdict::{Judge, Terms, Verdict};
+pub(crate) use verdict::{Terms, Verdict};
 
 use crate::clock::Clock;
 use crate::record::NodeId;
@@ -31,16 +31,17 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
+use verdict::Judge;
 
 /// Peers that a node probes. More would not make a verdict any better.
-pub const PEERS_MAX: usize = 8;
+const PEERS_MAX: usize = 8;
 
 /// After the socket itself has failed.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// What there is to know about the channel.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Whether it can be used.
     pub verdict: Verdict,
     /// Peers that are probed, and for how long each has been silent.
@@ -49,7 +50,7 @@ pub struct Seen {
 
 /// The socket of a node in the storage network.
 #[derive(Debug)]
-pub struct DataChannel {
+pub(crate) struct DataChannel {
     socket: UdpSocket,
     address: SocketAddr,
     terms: Terms,
@@ -78,7 +79,7 @@ impl DataChannel {
     /// # Errors
     /// `ENotFound` if this host has no such interface or address, `EBusy` if the port is taken, and what else the system
     /// says.
-    pub async fn open(address: &DataAddress, terms: Terms) -> Result<Self> {
+    pub(crate) async fn open(address: &DataAddress, terms: Terms) -> Result<Self> {
         let wanted = address.resolve()?;
         let socket = UdpSocket::bind(wanted).await.map_err(|error| of_address(&error, wanted))?;
         let address = socket.local_addr().map_err(|error| of_address(&error, wanted))?;
@@ -87,18 +88,18 @@ impl DataChannel {
 
     /// Where peers probe it.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// How it stands, now and at every change.
     #[must_use]
-    pub fn seen(&self) -> watch::Receiver<Seen> {
+    pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
         self.seen.subscribe()
     }
 
     /// Echoes, probes and judges for as long as it is polled.
-    pub async fn run(&self, me: &NodeId, sessions: Sessions, clock: &Arc<dyn Clock>) {
+    pub(crate) async fn run(&self, me: &NodeId, sessions: Sessions, clock: &Arc<dyn Clock>) {
         let (rosters, known) = watch::channel(Roster::default());
         let probing = Probing {
             channel: self,

@@ -6,7 +6,7 @@
 //!     `-- some peer answers steadily, or fewer than two are registered; not before the wait is over
 //! ```
 //! What always holds: time in which nobody looked (a stopped process, a paused machine) speaks against nobody. A channel
-//! that is lost again soon after it came back has to wait longer each time, up to [`Terms::wait_max`].
+//! that is lost again soon after it came back has to wait longer each time, up to a bound.
 
 use crate::record::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +26,7 @@ pub struct Terms {
 
 impl Terms {
     /// How long some peer has to answer without a gap before a lost channel is used again.
-    #[must_use]
-    pub fn steady(&self) -> Duration {
+    fn steady(&self) -> Duration {
         (self.interval * 3).max(self.timeout / 2)
     }
 
@@ -37,14 +36,12 @@ impl Terms {
     }
 
     /// The longest wait of a channel that comes and goes.
-    #[must_use]
-    pub fn wait_max(&self) -> Duration {
+    fn wait_max(&self) -> Duration {
         self.timeout * 6
     }
 
     /// A channel that was usable for so long has no past.
-    #[must_use]
-    pub fn calm(&self) -> Duration {
+    fn calm(&self) -> Duration {
         self.timeout * 12
     }
 
@@ -59,7 +56,7 @@ impl Terms {
 
 /// What is to be done about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The node has its roles.
     #[default]
     Usable,
@@ -69,7 +66,7 @@ pub enum Verdict {
 
 /// See the module's head. Times are of one clock that never goes back.
 #[derive(Debug)]
-pub struct Judge {
+pub(crate) struct Judge {
     terms: Terms,
     peers: BTreeMap<NodeId, Peer>,
     registered: usize,
@@ -117,14 +114,14 @@ impl Peer {
 impl Judge {
     /// A judge that knows nobody: the channel is usable.
     #[must_use]
-    pub fn new(terms: Terms) -> Self {
+    pub(crate) fn new(terms: Terms) -> Self {
         let state = State::Usable { since: None };
         Self { terms, peers: BTreeMap::new(), registered: 0, state, looked: None, losses: 0 }
     }
 
     /// These peers are registered and probed, of `registered` all together. While the channel is lost those from before
     /// are probed on: that they are gone from the register may be for the same reason.
-    pub fn observe(&mut self, now: Duration, probed: &BTreeSet<NodeId>, registered: usize) {
+    pub(crate) fn observe(&mut self, now: Duration, probed: &BTreeSet<NodeId>, registered: usize) {
         self.registered = registered;
         if matches!(self.state, State::Usable { .. }) {
             self.peers.retain(|peer, _| probed.contains(peer));
@@ -135,17 +132,17 @@ impl Judge {
     }
 
     /// Whom to probe.
-    pub fn probed(&self) -> impl Iterator<Item = &NodeId> {
+    pub(crate) fn probed(&self) -> impl Iterator<Item = &NodeId> {
         self.peers.keys()
     }
 
     /// Peers that are probed, and for how long each has been silent.
-    pub fn silences(&self, now: Duration) -> impl Iterator<Item = (&NodeId, Duration)> {
+    pub(crate) fn silences(&self, now: Duration) -> impl Iterator<Item = (&NodeId, Duration)> {
         self.peers.iter().map(move |(peer, seen)| (peer, seen.silent(now)))
     }
 
     /// A peer has answered.
-    pub fn answered(&mut self, now: Duration, peer: &NodeId) {
+    pub(crate) fn answered(&mut self, now: Duration, peer: &NodeId) {
         let Some(peer) = self.peers.get_mut(peer) else { return };
         peer.answered = Some(now);
         if let State::Lost(loss) = &mut self.state {
@@ -155,7 +152,7 @@ impl Judge {
     }
 
     /// How it stands; to be asked about once in an interval. `jitter` is from 0 to 1.
-    pub fn look(&mut self, now: Duration, jitter: f64) -> Verdict {
+    pub(crate) fn look(&mut self, now: Duration, jitter: f64) -> Verdict {
         self.forgive(now);
         match self.state {
             State::Usable { since } if self.is_silent(now) => self.lose(now, since, jitter),

@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 const REQUESTS_MAX: usize = 1024;
 
 /// Most tasks of one page of a list.
-pub const PAGE_MAX: usize = 500;
+pub(super) const PAGE_MAX: usize = 500;
 
 /// Which tasks to list.
 #[derive(Clone, Debug, Default)]
-pub struct Query {
+pub(crate) struct Query {
     /// Only those of this state.
     pub state: Option<State>,
     /// Only those after this one in the order of ids.
@@ -25,7 +25,7 @@ pub struct Query {
 
 /// A part of a list, in the order of ids.
 #[derive(Clone, Debug)]
-pub struct Page {
+pub(crate) struct Page {
     /// Its tasks.
     pub tasks: Vec<Arc<TaskRecord>>,
     /// What to give as `after` for the next one; `None`: this was the last.
@@ -61,7 +61,7 @@ pub(crate) enum Request {
 
 /// The way to the dispatcher of one reign. When that is over, everything answers `ENotLeader`.
 #[derive(Clone, Debug)]
-pub struct DispatcherHandle {
+pub(crate) struct DispatcherHandle {
     requests: mpsc::Sender<Request>,
 }
 
@@ -83,7 +83,7 @@ impl DispatcherHandle {
     /// `EBadRequest`: it is too long for a record. `EUnsupported`: there is no program to fence it by. `EExists`: another
     /// task has that id. `EOverloaded`: there are too many tasks. `EUnreachable`: the store does not answer; it may be
     /// submitted again. `ENotLeader`, as from every call: ask the node that leads now.
-    pub async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
+    pub(crate) async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
         self.ask(|reply| Request::Submit(order, reply)).await
     }
 
@@ -91,7 +91,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotFound`.
-    pub async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+    pub(crate) async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
         self.ask(|reply| Request::Get(task.clone(), reply)).await
     }
 
@@ -99,7 +99,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotLeader`.
-    pub async fn list(&self, query: Query) -> Result<Page> {
+    pub(crate) async fn list(&self, query: Query) -> Result<Page> {
         self.ask(|reply| Request::List(query, reply)).await
     }
 
@@ -108,7 +108,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotFound`.
-    pub async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
+    pub(crate) async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
         self.ask(|reply| Request::Watch(task.clone(), reply)).await
     }
 
@@ -117,7 +117,7 @@ impl DispatcherHandle {
     /// # Errors
     /// `EUnsupported`: it is no copy, and can only be given up. `EBusy`: it has ended or is being cancelled.
     /// `EBadRequest`: a limit of 0. `ENotFound`, `EUnreachable`.
-    pub async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
+    pub(crate) async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
         self.ask(|reply| Request::Want(task.clone(), Wanted::Change(change), reply)).await
     }
 
@@ -125,7 +125,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotLeader`.
-    pub async fn runners(&self) -> Result<Vec<RunnerView>> {
+    pub(crate) async fn runners(&self) -> Result<Vec<RunnerView>> {
         self.ask(Request::Runners).await
     }
 
@@ -133,7 +133,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotFound`: no such runner is registered. `EUnreachable`.
-    pub async fn drain(&self, node: &NodeId, wish: Draining) -> Result<()> {
+    pub(crate) async fn drain(&self, node: &NodeId, wish: Draining) -> Result<()> {
         self.ask(|reply| Request::Drain(node.clone(), wish, reply)).await
     }
 
@@ -141,7 +141,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `EBusy`: the node is registered, so it is not off. `EUnreachable`.
-    pub async fn fence(&self, node: &NodeId) -> Result<usize> {
+    pub(crate) async fn fence(&self, node: &NodeId) -> Result<usize> {
         let answers = self.ask(|reply| Request::Fence(node.clone(), reply)).await?;
         let count = answers.len();
         for answer in answers {
@@ -154,7 +154,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotLeader`.
-    pub async fn status(&self) -> Result<Status> {
+    pub(crate) async fn status(&self) -> Result<Status> {
         self.ask(Request::Status).await
     }
 
@@ -162,7 +162,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotLeader`.
-    pub async fn changed(&self, tasks: Vec<TaskId>) -> Result<()> {
+    pub(crate) async fn changed(&self, tasks: Vec<TaskId>) -> Result<()> {
         self.requests.send(Request::Changed(tasks)).await.map_err(|_| not_leader())
     }
 
@@ -170,7 +170,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotLeader`.
-    pub fn progress(&self, updates: Vec<(TaskId, Progress)>) -> Result<()> {
+    pub(crate) fn progress(&self, updates: Vec<(TaskId, Progress)>) -> Result<()> {
         match self.requests.try_send(Request::Progress(updates)) {
             Err(mpsc::error::TrySendError::Closed(_)) => Err(not_leader()),
             Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(()),

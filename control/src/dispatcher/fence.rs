@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::process::Command;
 
 /// The program has so long; then it is killed and has failed.
-pub const FENCE_TIME_MAX: Duration = Duration::from_secs(60);
+pub(crate) const FENCE_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Cuts runners off: after it has succeeded no write of that runner can land any more.
 #[async_trait]
-pub trait FenceProgram: Send + Sync + std::fmt::Debug {
+pub(crate) trait FenceProgram: Send + Sync + std::fmt::Debug {
     /// Cuts off one process of a node. May be called again for the same one.
     ///
     /// # Errors
@@ -23,7 +23,7 @@ pub trait FenceProgram: Send + Sync + std::fmt::Debug {
 /// A program of this host, named on the command line of `taskd`: gets the node's name as its argument and
 /// `BLOCKHAUL_INCARNATION` in its environment, and has cut the runner off when it exits 0.
 #[derive(Clone, Debug)]
-pub struct FenceCommand(pub PathBuf);
+pub(crate) struct FenceCommand(pub PathBuf);
 
 #[async_trait]
 impl FenceProgram for FenceCommand {

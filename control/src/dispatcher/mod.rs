@@ -29,9 +29,9 @@ mod view;
 mod want;
 mod write;
 
-pub use client::{DispatcherHandle, PAGE_MAX, Page, Query};
-pub use fence::{FENCE_TIME_MAX, FenceCommand, FenceProgram};
-pub use status::{Latency, RunnerView, Status};
+pub(crate) use client::{DispatcherHandle, Query};
+pub(crate) use fence::{FenceCommand, FenceProgram};
+pub(crate) use status::{Latency, Status};
 
 use crate::clock::Clock;
 use crate::coord::Session;
@@ -65,7 +65,7 @@ const TURN_EVERY: Duration = Duration::from_secs(1);
 
 /// How a dispatcher works.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Ended tasks are kept so long. Default 7 days.
     pub retention: Duration,
     /// After it no request of a lost runner is alive in any network or server. Default 30 s. Longer: tasks that lost a
@@ -102,7 +102,7 @@ impl Default for Config {
 
 /// Why a dispatcher has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// It was asked to.
     Stopped,
     /// This node no longer leads.
@@ -116,7 +116,7 @@ type Submitter = (TaskSpec, Reply<Arc<TaskRecord>>);
 
 /// The dispatcher of one reign.
 #[derive(Debug)]
-pub struct Dispatcher {
+pub(crate) struct Dispatcher {
     writer: Writer,
     calls: Arc<dyn RunnerCalls>,
     clock: Arc<dyn Clock>,
@@ -144,7 +144,7 @@ pub struct Dispatcher {
 impl Dispatcher {
     /// For one reign over one session, both of the same election. Nothing happens before [`Dispatcher::run`].
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         session: Arc<dyn Session>,
         reign: Reign,
         calls: Arc<dyn RunnerCalls>,
@@ -185,7 +185,7 @@ impl Dispatcher {
 
     /// Leads until the reign or the session is over, or `shutdown` is ready. What is under way then is dropped: the
     /// next leader finds out what became of it. Requests wait until everything has been read.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Ending {
+    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Ending {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut states = self.writer.session.states();
         let mut reconnects = states.borrow_and_update().reconnects;

@@ -9,7 +9,7 @@ const SAMPLES: usize = 512;
 
 /// How the center is.
 #[derive(Clone, Debug)]
-pub struct Status {
+pub(crate) struct Status {
     /// This node.
     pub leader: Leader,
     /// Of its reign.
@@ -32,7 +32,7 @@ pub struct Status {
 
 /// A runner and what the leader knows of it.
 #[derive(Clone, Debug)]
-pub struct RunnerView {
+pub(crate) struct RunnerView {
     /// As it registered; `None`: it drains and is not there.
     pub registration: Option<Registration>,
     /// Its node.

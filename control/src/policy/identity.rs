@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// As [`Policy::open_destination`], which it comes before; changes nothing.
-pub fn identities(policy: &Policy, node: &NodeId, path: &Path) -> Result<Vec<String>> {
+pub(crate) fn identities(policy: &Policy, node: &NodeId, path: &Path) -> Result<Vec<String>> {
     match policy.find(path, Side::Destination)? {
         Some(found) if found.stat.file_type().is_block_device() => Ok(vec![device(node, found.stat.rdev())]),
         Some(found) => {

@@ -12,8 +12,8 @@ mod identity;
 mod opened;
 mod server;
 
-pub use identity::identities;
-pub use opened::{CreatedFile, OpenedVolume};
+pub(crate) use identity::identities;
+pub(crate) use opened::{CreatedFile, OpenedVolume};
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
@@ -29,7 +29,7 @@ const DEVICES: &str = "/dev";
 
 /// Which local paths and servers a runner may use.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     paths: Vec<PathBuf>,
     servers: Vec<AllowedServer>,
 }
@@ -50,7 +50,7 @@ impl Policy {
     ///
     /// # Errors
     /// `EBadRequest` for a relative path and for what is no host.
-    pub fn new(paths: &[PathBuf], servers: &[String]) -> Result<Self> {
+    pub(crate) fn new(paths: &[PathBuf], servers: &[String]) -> Result<Self> {
         if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
             let message = format!("--allow-path {}: name an absolute path", path.display());
             return Err(Error::bad_request(message));
@@ -63,7 +63,7 @@ impl Policy {
     ///
     /// # Errors
     /// `EPermission` outside the policy, `ENotFound`, and what the system says.
-    pub fn open_source(&self, path: &Path) -> Result<OwnedFd> {
+    pub(crate) fn open_source(&self, path: &Path) -> Result<OwnedFd> {
         let found = self.find(path, Side::Source)?.ok_or_else(|| missing(path, Side::Source))?;
         let file = opened::reopen(&found, OFlag::O_RDONLY, Side::Source)?;
         Ok(file.into())
@@ -73,7 +73,7 @@ impl Policy {
     ///
     /// # Errors
     /// `EPermission` outside the policy, and what the system says.
-    pub fn open_destination(&self, path: &Path, mode: u32) -> Result<OpenedVolume> {
+    pub(crate) fn open_destination(&self, path: &Path, mode: u32) -> Result<OpenedVolume> {
         if let Some(found) = self.find(path, Side::Destination)? {
             let file = opened::reopen(&found, OFlag::O_RDWR, Side::Destination)?;
             return Ok(OpenedVolume { file, created: None });

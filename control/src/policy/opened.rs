@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// A destination, open for reading and writing.
 #[derive(Debug)]
-pub struct OpenedVolume {
+pub(crate) struct OpenedVolume {
     /// It.
     pub file: File,
     /// Set if it was created here.
@@ -24,7 +24,7 @@ pub struct OpenedVolume {
 
 /// A file that was created for a copy, and can be taken away again if the copy is refused.
 #[derive(Debug)]
-pub struct CreatedFile {
+pub(crate) struct CreatedFile {
     folder: File,
     name: OsString,
     inode: (u64, u64),
@@ -35,7 +35,7 @@ impl OpenedVolume {
     ///
     /// # Errors
     /// What the system says when there are no descriptors left.
-    pub fn split(self) -> Result<(OpenedDestination, Option<CreatedFile>)> {
+    pub(crate) fn split(self) -> Result<(OpenedDestination, Option<CreatedFile>)> {
         let Self { file, created } = self;
         let parent = created.as_ref().map(|created| created.folder.try_clone()).transpose();
         let parent =
@@ -71,7 +71,7 @@ impl CreatedFile {
     }
 
     /// Takes it away, if it is still there and nobody has written to it. What cannot be removed is logged and stays.
-    pub fn remove(self) {
+    pub(crate) fn remove(self) {
         let Self { folder, name, inode } = self;
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let Ok(file) = openat(&folder, &*name, flags, Mode::empty()).map(File::from) else { return };

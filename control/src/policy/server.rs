@@ -46,7 +46,7 @@ impl Policy {
     ///
     /// # Errors
     /// `EPermission` outside the policy.
-    pub fn check_server(&self, text: &str, uri: &NbdUri, side: Side) -> Result<()> {
+    pub(crate) fn check_server(&self, text: &str, uri: &NbdUri, side: Side) -> Result<()> {
         for path in local_paths(text) {
             self.find_other(&path, side)?;
         }

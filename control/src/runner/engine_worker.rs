@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 
 /// See the module's head. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct EngineWorker {
+pub(crate) struct EngineWorker {
     engine: Arc<Engine>,
     site: Arc<Site>,
 }
@@ -81,7 +81,7 @@ impl EngineWorker {
     ///
     /// # Errors
     /// What cannot be created there.
-    pub fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
+    pub(crate) fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
         let journals = state_dir.join("journals");
         std::fs::create_dir_all(&journals).map_err(|error| {
             Error::io(Side::Caller, Operation::Journal, &error, format!("create {}", journals.display()))

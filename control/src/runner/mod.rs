@@ -35,7 +35,7 @@ mod tenure;
 mod tests;
 mod worker;
 
-pub use engine_worker::EngineWorker;
+pub(crate) use engine_worker::EngineWorker;
 pub use handle::RunnerHandle;
 #[cfg(test)]
 pub(crate) use node_state::Memory;

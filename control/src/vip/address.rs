@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 /// Which address goes to which interface. It can be an address of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VipAddress {
+pub(crate) struct VipAddress {
     /// The address itself.
     pub address: IpAddr,
     /// Bits of its network.
@@ -21,7 +21,7 @@ impl VipAddress {
     ///
     /// # Errors
     /// `EBadRequest` for what is no address of one host, and for malformed text.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let refused = |why: &str| Error::bad_request(format!("--vip '{}': {why}", text.escape_debug()));
         let form = "it is ADDR/PREFIX@INTERFACE, as 10.0.0.100/24@eth0";
         let (network, interface) = text.split_once('@').ok_or_else(|| refused(form))?;

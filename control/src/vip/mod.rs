@@ -13,7 +13,7 @@ mod address;
 mod announce;
 mod netlink;
 
-pub use address::VipAddress;
+pub(crate) use address::VipAddress;
 
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Result};
@@ -57,7 +57,7 @@ pub(crate) trait Network: Send + Sync + std::fmt::Debug {
 
 /// A service address of this node. Clones are the same one.
 #[derive(Clone, Debug)]
-pub struct Vip {
+pub(crate) struct Vip {
     address: VipAddress,
     network: Arc<dyn Network>,
     is_on: Arc<watch::Sender<bool>>,
@@ -70,7 +70,7 @@ impl Vip {
     /// # Errors
     /// `EBadRequest` for what cannot be a service address, `ENotFound` without the interface, `EPermission` without the
     /// rights.
-    pub async fn open(text: &str, own: &[IpAddr]) -> Result<Self> {
+    pub(crate) async fn open(text: &str, own: &[IpAddr]) -> Result<Self> {
         Self::over(Arc::new(Netlink), VipAddress::parse(text)?, own).await
     }
 
@@ -91,19 +91,19 @@ impl Vip {
 
     /// Which one.
     #[must_use]
-    pub fn address(&self) -> &VipAddress {
+    pub(crate) fn address(&self) -> &VipAddress {
         &self.address
     }
 
     /// Whether it is on this node, now and at every change.
     #[must_use]
-    pub fn is_on(&self) -> watch::Receiver<bool> {
+    pub(crate) fn is_on(&self) -> watch::Receiver<bool> {
         self.is_on.subscribe()
     }
 
     /// Keeps it on this node for as long as it is polled and `left`, what remains of the lease, is enough. Ends only with
     /// an error that trying again does not help; [`Vip::release`] follows in any case.
-    pub async fn hold(&self, left: impl Fn() -> Duration) -> Error {
+    pub(crate) async fn hold(&self, left: impl Fn() -> Duration) -> Error {
         let mut looks = 0;
         let mut look_at = Instant::now();
         loop {
@@ -142,7 +142,7 @@ impl Vip {
     }
 
     /// Takes it off, for two seconds at most. Whoever leads next must not meet it here.
-    pub async fn release(&self) {
+    pub(crate) async fn release(&self) {
         let removed = timeout(REMOVE_MAX, async {
             loop {
                 match self.network.remove(&self.address).await {

@@ -119,7 +119,8 @@ async fn a_list_comes_in_pages() {
         stage.leader.submit(order(&format!("t{index}"), noop(1))).await.unwrap();
     }
     stage.leader.change(&id("t3"), Change::Cancel).await.unwrap();
-    let names = |page: &crate::dispatcher::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
+    let names =
+        |page: &crate::dispatcher::client::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
     let query = Query { state: Some(State::Pending), after: None, limit: 4 };
     let page = stage.leader.list(query).await.unwrap();
     assert_eq!(
