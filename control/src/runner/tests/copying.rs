@@ -53,6 +53,19 @@ impl Desk {
         (work, question)
     }
 
+    /// How a copy ends that is interrupted on its way.
+    async fn interrupted(&self, destination: &str) -> Outcome {
+        let (mut work, question) = self.work(destination);
+        work.copy.limit = Some(MIB);
+        let running = self.worker.start(work);
+        question.await.unwrap().answer.send(Ok(())).unwrap();
+        while running.progress().written == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        running.cancel(Reason::RunnerInterrupt);
+        running.ended().await
+    }
+
     /// Carries work out; its question is answered with yes. What it was going to go on from comes back as well.
     async fn carry_out(&self, work: Work, question: oneshot::Receiver<Question>) -> (DurableMap, Outcome) {
         let running = self.worker.start(work);
@@ -201,15 +214,7 @@ async fn a_cancel_holds_at_any_moment() {
 #[tokio::test]
 async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
     let desk = Desk::new();
-    let (mut work, question) = desk.work("in/b");
-    work.copy.limit = Some(MIB);
-    let running = desk.worker.start(work);
-    question.await.unwrap().answer.send(Ok(())).unwrap();
-    while running.progress().written == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
-    running.cancel(Reason::RunnerInterrupt);
-    let outcome = running.ended().await;
+    let outcome = desk.interrupted("in/b").await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Stopped(Reason::RunnerInterrupt), true));
     assert!(outcome.durable.bytes() > 0 && outcome.durable.bytes() < 4 * MIB, "{outcome:?}");
     assert_eq!(desk.worker.kept(), [(id("t"), 5)]);
@@ -228,15 +233,7 @@ async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
 #[tokio::test]
 async fn a_journal_is_worth_nothing_when_somebody_else_has_written_the_destination() {
     let desk = Desk::new();
-    let (mut work, question) = desk.work("in/b");
-    work.copy.limit = Some(MIB);
-    let running = desk.worker.start(work);
-    question.await.unwrap().answer.send(Ok(())).unwrap();
-    while running.progress().written == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
-    running.cancel(Reason::RunnerInterrupt);
-    assert!(running.ended().await.durable.bytes() > 0);
+    assert!(desk.interrupted("in/b").await.durable.bytes() > 0);
     std::fs::write(desk.path("in/b"), vec![7; content().len()]).unwrap();
     let file = std::fs::File::open(desk.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
