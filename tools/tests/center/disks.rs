@@ -50,20 +50,9 @@ fn a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durabl
     }
     let cell = Cell::new(2, 1);
     let golden = cell.site.file("golden", &noise(MIB, 9));
-    let image = cell.site.file("image", &vec![0; MIB]);
-    let image = text(&image);
     let source = ["--readonly", "file", text(&golden)];
     let source = Server::nbdkit_at(&cell.site, "source", address(), &source);
-    let words = [
-        "eval",
-        "get_size=echo 1M",
-        "can_write=exit 0",
-        "can_flush=exit 0",
-        &format!("pread=dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"),
-        &format!("pwrite=dd of={image} oflag=seek_bytes conv=notrunc seek=$4 status=none"),
-        "flush=echo EIO the disk is gone >&2; exit 1",
-    ];
-    let destination = Server::nbdkit_at(&cell.site, "destination", address(), &words);
+    let destination = Server::without_flush(&cell.site, "destination", address());
     cell.submit("flush", &source.uri(), &destination.uri(), &["--max-attempts", "2"]);
     let task = cell.wait_for("flush", "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", "EIo"), "{task:?}");

@@ -1,7 +1,8 @@
 //! Servers that lack an ability, fail, or take their time: nbdkit with its filters between the program and the bytes.
 
 use crate::support::{
-    Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, has, mixed, noise, text,
+    Address, Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, has, mixed, noise,
+    text,
 };
 use std::path::PathBuf;
 
@@ -198,24 +199,12 @@ fn block_status_that_fails_is_an_error_or_data() {
 
 #[test]
 fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
-    // The filter has no errors for flushes, a script of nbdkit has.
     if !has("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS) {
         return;
     }
     let site = Site::new();
     site.file("a", &noise(MIB, 9));
-    let image = site.file("destination.img", &vec![0; MIB]);
-    let image = text(&image);
-    let words = [
-        "eval",
-        "get_size=echo 1M",
-        "can_write=exit 0",
-        "can_flush=exit 0",
-        &format!("pread=dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"),
-        &format!("pwrite=dd of={image} oflag=seek_bytes conv=notrunc seek=$4 status=none"),
-        "flush=echo EIO the disk is gone >&2; exit 1",
-    ];
-    let destination = Server::nbdkit(&site, "destination", &words);
+    let destination = Server::without_flush(&site, "destination", Address::Unix(site.socket("destination")));
     let failed = copy(&site, "a", &destination.uri(), &["--block-size", "256KiB"]);
     failed.assert_failed(1, "EIo");
     let error = &failed.report()["error"];

@@ -98,6 +98,22 @@ impl Server {
         Self::start(site, name, address, &[&start[..], &place, words].concat())
     }
 
+    /// An export of a MiB that does everything but flush. The error filter has no errors for flushes, a script has.
+    pub(crate) fn without_flush(site: &Site, name: &str, address: Address) -> Self {
+        let image = site.file(&format!("{name}.image"), &vec![0; 1 << 20]);
+        let image = text(&image);
+        let words = [
+            "eval",
+            "get_size=echo 1M",
+            "can_write=exit 0",
+            "can_flush=exit 0",
+            &format!("pread=dd if={image} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"),
+            &format!("pwrite=dd of={image} oflag=seek_bytes conv=notrunc seek=$4 status=none"),
+            "flush=echo EIO the disk is gone >&2; exit 1",
+        ];
+        Self::nbdkit_at(site, name, address, &words)
+    }
+
     /// `qemu-nbd WORDS` on a unix socket, for as many clients at a time as anybody wants.
     pub(crate) fn qemu_nbd(site: &Site, name: &str, words: &[&str]) -> Self {
         let socket = site.socket(name);
