@@ -11,14 +11,13 @@ use crate::executor::Failure;
 use crate::histogram;
 use crate::host;
 use crate::interrupt::{Interrupt, Stopped};
-use crate::launch::Launcher;
 use crate::meter::busy_and_stolen_seconds;
 use crate::program::Programs;
 use crate::results::{Build, Kind, Outcome, Results, Run, SCHEMA, Scenario, Target};
 use crate::scale::Scale;
 use crate::scenario::{self, SEED, Stage};
 use crate::site::{Site, mount};
-use crate::warm_up::warm_up;
+use crate::warm_up::WarmedUp;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -67,14 +66,14 @@ pub(crate) fn run(asked: &Asked) -> Result<Done, String> {
     let programs = Programs::find();
     let site = Site::open(&asked.dir, &interrupt).map_err(say("make a folder for volumes"))?;
     let mut session = Session::open(asked, &programs, &site);
-    let mut stopped = warm_up_or_doubt(&mut session, &site, &interrupt).is_err();
+    let mut stopped = false;
     for (at, scenario) in asked.scenarios.iter().enumerate() {
         if stopped || interrupt.is_set() {
             stopped = true;
             break;
         }
         let bar = bar(scenario.name, at + 1, asked.scenarios.len());
-        stopped = session.play(scenario, &programs, &site, &bar)? == Played::Stopped;
+        stopped = session.play(scenario, &programs, &site, &interrupt, &bar)? == Played::Stopped;
         bar.finish_and_clear();
         session.save().map_err(say("write the results"))?;
     }
@@ -83,18 +82,6 @@ pub(crate) fn run(asked: &Asked) -> Result<Done, String> {
     let report = crate::report::render(&session.results);
     fs::write(asked.out.join("report.html"), report).map_err(say("write the report"))?;
     Ok(Done { results: session.results, stopped })
-}
-
-fn warm_up_or_doubt(session: &mut Session<'_>, site: &Site, interrupt: &Interrupt) -> Result<(), Stopped> {
-    let launcher = Launcher { folder: &site.path().join("warm-up"), interrupt };
-    match warm_up(&launcher, session.asked.scale.warm_up_bytes()) {
-        Ok(()) => Ok(()),
-        Err(Failure::Stopped) => Err(Stopped),
-        Err(failure) => {
-            session.results.doubts.push(Reason::Blind(format!("the cost of fresh memory ({failure})")).doubt());
-            Ok(())
-        }
-    }
 }
 
 /// Whether a scenario came to its end.
@@ -143,6 +130,7 @@ impl<'a> Session<'a> {
         scenario: &scenario::Scenario,
         programs: &Programs,
         site: &Site,
+        interrupt: &Interrupt,
         bar: &ProgressBar,
     ) -> Result<Played, String> {
         bar.set_message("is being staged");
@@ -163,7 +151,17 @@ impl<'a> Session<'a> {
             data_bytes: stage.data_bytes,
             run_started: self.started,
         };
-        let outcome = conduct(&stage.contestants, method, &mut *stage.executor, &mut Teller(bar));
+        let mut executor = WarmedUp {
+            executor: &mut *stage.executor,
+            folder: site.path().join("warm-up"),
+            interrupt,
+            bytes: self.asked.scale.own_memory_bytes() + stage.cached_bytes,
+            failed: None,
+        };
+        let outcome = conduct(&stage.contestants, method, &mut executor, &mut Teller(bar));
+        stage
+            .doubts
+            .extend(executor.failed.map(|why| Reason::Blind(format!("the cost of fresh memory ({why})")).doubt()));
         let (findings, played) = match outcome {
             Ok(findings) => (findings, Played::Whole),
             Err((findings, Stopped)) => (findings, Played::Stopped),

@@ -31,8 +31,8 @@ impl Scale {
         self.of(5, 3, 2)
     }
 
-    /// Memory to touch before the first trial: a virtual machine's first touch of a page costs its host time.
-    pub(crate) fn warm_up_bytes(self) -> u64 {
-        self.of(4 * GIB, GIB / 2, 0)
+    /// Memory that a trial may use apart from the page cache, and that is touched before it.
+    pub(crate) fn own_memory_bytes(self) -> u64 {
+        self.of(256 * MIB, 64 * MIB, 0)
     }
 }

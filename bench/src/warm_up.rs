@@ -1,22 +1,60 @@
-//! Memory of a virtual machine costs its host time at the first touch: it is paid before the first trial, not in it.
+//! Memory of a virtual machine costs its host time at the first touch, and is given back to it a while after it was freed:
+//! that time is paid before each trial, not in it.
 
-use crate::contestant::Invocation;
-use crate::executor::Failure;
+use crate::contestant::{Contestant, Invocation};
+use crate::executor::{Executor, Failure, Measured};
+use crate::interrupt::Interrupt;
 use crate::launch::Launcher;
 use crate::program::ourselves;
 use std::hint::black_box;
+use std::path::PathBuf;
 
-/// The hidden command under which the program does it: a process of its own, so that ours stays small.
+/// The hidden command under which the program touches memory: a process of its own, so that ours stays small.
 pub(crate) const COMMAND: &str = "warm-up";
 
 /// Touched once in each of these, it is there.
 const PAGE_BYTES: usize = 4096;
 
-/// Touches and frees so much memory, at most half of what is available.
-///
-/// # Errors
-/// As starting a process.
-pub(crate) fn warm_up(launcher: &Launcher<'_>, bytes: u64) -> Result<(), Failure> {
+/// An executor whose trials begin with memory that has been touched.
+pub(crate) struct WarmedUp<'a> {
+    pub executor: &'a mut dyn Executor,
+    /// For what the process says.
+    pub folder: PathBuf,
+    pub interrupt: &'a Interrupt,
+    /// Touched and freed before each trial, at most half of what is available.
+    pub bytes: u64,
+    /// Why it could not be done, if so.
+    pub failed: Option<String>,
+}
+
+impl Executor for WarmedUp<'_> {
+    fn reset(&mut self, contestant: &Contestant) -> Result<(), Failure> {
+        self.executor.reset(contestant)?;
+        let launcher = Launcher { folder: &self.folder, interrupt: self.interrupt };
+        match warm_up(&launcher, self.bytes) {
+            Err(Failure::Stopped) => Err(Failure::Stopped),
+            Err(failure) => {
+                self.failed = Some(failure.to_string());
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn perform(&mut self, contestant: &Contestant) -> Result<Measured, Failure> {
+        self.executor.perform(contestant)
+    }
+
+    fn judge(&mut self, contestant: &Contestant) -> Result<(), Failure> {
+        self.executor.judge(contestant)
+    }
+
+    fn count_calls(&mut self, contestant: &Contestant) -> Result<Option<u64>, Failure> {
+        self.executor.count_calls(contestant)
+    }
+}
+
+fn warm_up(launcher: &Launcher<'_>, bytes: u64) -> Result<(), Failure> {
     let bytes = bytes.min(available_bytes() / 2);
     if bytes == 0 {
         return Ok(());

@@ -30,5 +30,5 @@ fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
         dd::copy(&task),
         ddrescue::copy(&task),
     ];
-    Ok(setting.stage(room, bytes, contestants))
+    Ok(setting.stage(room, bytes, contestants).cached(2 * bytes))
 }

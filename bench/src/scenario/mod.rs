@@ -98,6 +98,8 @@ pub(crate) struct Stage {
     pub data_bytes: u64,
     pub parameters: BTreeMap<String, String>,
     pub axis: Option<Axis>,
+    /// What a trial may put into the page cache or the memory of a server.
+    pub cached_bytes: u64,
     /// Instead of the run's own number.
     pub trials: Option<u32>,
     /// Whether one more trial of each is worth the number of its system calls.
@@ -172,6 +174,7 @@ impl Setting<'_> {
             contestants,
             volume_bytes,
             data_bytes: volume_bytes,
+            cached_bytes: 0,
             parameters: BTreeMap::from([("seed".to_owned(), self.seed().to_string())]),
             axis: None,
             trials: None,
@@ -195,6 +198,11 @@ impl Stage {
 
     fn data(mut self, bytes: u64) -> Self {
         self.data_bytes = bytes;
+        self
+    }
+
+    fn cached(mut self, bytes: u64) -> Self {
+        self.cached_bytes = bytes;
         self
     }
 

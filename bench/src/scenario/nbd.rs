@@ -69,7 +69,7 @@ fn tcp_in(setting: &Setting<'_>) -> Result<Stage, Failure> {
     let source = serve(setting, &mut room, Listen::Tcp, &["file", &name], Some(file))?;
     let pairs = [room.pair(0, source, Volume::File(room.path("destination")), bytes)];
     let contestants = everybody(&setting.task(&pairs, Caching::Direct));
-    Ok(setting.stage(room, bytes, contestants).parameter("server", "nbdkit file"))
+    Ok(setting.stage(room, bytes, contestants).cached(2 * bytes).parameter("server", "nbdkit file"))
 }
 
 fn tcp_out(setting: &Setting<'_>) -> Result<Stage, Failure> {
@@ -81,7 +81,7 @@ fn tcp_out(setting: &Setting<'_>) -> Result<Stage, Failure> {
     let destination = serve(setting, &mut room, Listen::Tcp, &["file", &name], Some(backing))?;
     let pairs = [room.pair(0, Volume::File(source), destination, bytes)];
     let contestants = everybody(&setting.task(&pairs, Caching::Direct));
-    Ok(setting.stage(room, bytes, contestants).parameter("server", "nbdkit file"))
+    Ok(setting.stage(room, bytes, contestants).cached(2 * bytes).parameter("server", "nbdkit file"))
 }
 
 fn sparse(setting: &Setting<'_>) -> Result<Stage, Failure> {
@@ -94,7 +94,11 @@ fn sparse(setting: &Setting<'_>) -> Result<Stage, Failure> {
     let source = serve(setting, &mut room, Listen::Unix, &["file", &name], Some(file))?;
     let pairs = [room.pair(0, source, Volume::File(room.path("destination")), bytes)];
     let contestants = everybody(&setting.task(&pairs, Caching::Direct));
-    Ok(setting.stage(room, bytes, contestants).data(extents * MIB).parameter("extents", extents))
+    Ok(setting
+        .stage(room, bytes, contestants)
+        .data(extents * MIB)
+        .cached(2 * extents * MIB)
+        .parameter("extents", extents))
 }
 
 fn delay(setting: &Setting<'_>) -> Result<Stage, Failure> {

@@ -30,5 +30,8 @@ fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
         blockhaul::command(&task, &["--reflink", "always"]),
         cp::reflink(&task),
     ];
-    Ok(setting.stage(room, bytes, contestants).parameter("filesystem", "xfs in a file, over a loop device"))
+    Ok(setting
+        .stage(room, bytes, contestants)
+        .cached(2 * bytes)
+        .parameter("filesystem", "xfs in a file, over a loop device"))
 }

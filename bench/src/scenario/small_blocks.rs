@@ -36,5 +36,5 @@ fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
         ];
         contestants.extend(all.into_iter().map(|contestant| contestant.at(block / KIB)));
     }
-    Ok(setting.stage(room, bytes, contestants).axis("block size in KiB"))
+    Ok(setting.stage(room, bytes, contestants).cached(2 * bytes).axis("block size in KiB"))
 }

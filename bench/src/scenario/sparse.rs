@@ -46,5 +46,9 @@ fn holes(setting: &Setting<'_>, bytes: u64, extents: u64) -> Result<Stage, Failu
         nbdcopy::copy(&task),
         cp::sparse(&task),
     ];
-    Ok(setting.stage(room, bytes, contestants).data(extents * MIB).parameter("extents", extents))
+    Ok(setting
+        .stage(room, bytes, contestants)
+        .data(extents * MIB)
+        .cached(2 * extents * MIB)
+        .parameter("extents", extents))
 }

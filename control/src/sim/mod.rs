@@ -132,7 +132,7 @@ fn play_all(first: u64, count: u64) -> Total {
 }
 
 #[test]
-fn seeds() {
+fn seeds_of_centers() {
     let (first, count) = (number(FIRST), number(COUNT));
     let count = count.unwrap_or(if first.is_some() { 1 } else { SEEDS });
     let total = play_all(first.unwrap_or(0), count);

@@ -1,9 +1,9 @@
 //! The simulations: tests that read their seeds from the environment.
 //!
-//! Each is called `sim::seeds`: the engine's (`engine/src/sim/mod.rs`) and the task center's (`control/src/sim/mod.rs`).
-//! It reads `BLOCKHAUL_SIM_SEED`, the first seed, and `BLOCKHAUL_SIM_SEEDS`, how many, and prints the command that replays
-//! a seed that fails. The engine's is built as a release, as most of its time goes into hashing models. The task center's
-//! is built as its tests are: to optimise what it stands on, down to TLS, would take longer than thousands of seeds.
+//! Each reads `BLOCKHAUL_SIM_SEED`, the first seed, and `BLOCKHAUL_SIM_SEEDS`, how many, and prints the command that replays
+//! a seed that fails. The engine's (`engine/src/sim/mod.rs`) is built as a release, as most of its time goes into hashing
+//! models. The task center's (`control/src/sim/mod.rs`) is built as all tests are, with those of the workspace: to optimise
+//! what it stands on, down to TLS, or to build it once more for one package, would take longer than thousands of seeds.
 
 use crate::Refused;
 use crate::step::{Tally, Verdict, cargo, root};
@@ -104,10 +104,11 @@ pub(crate) fn add(tally: &mut Tally, subject: Subject, seeds: Seeds) -> Result<(
         return Err(format!("{file} does not exist"));
     }
     let Seeds { first, count } = seeds;
-    let package = format!("blockhaul-{name}");
-    let profile: &[&str] = if subject == Subject::Engine { &["--release"] } else { &[] };
-    let test = ["--package", &package, "--lib", "sim::seeds", "--", "--exact", "--nocapture"];
-    let mut command = cargo(&[&["test"], profile, &test].concat());
+    let test = match subject {
+        Subject::Engine => ["--release", "--package=blockhaul-engine", "--lib", "sim::seeds"],
+        Subject::Control => ["--workspace", "--exclude=xtask", "--lib", "sim::seeds_of_centers"],
+    };
+    let mut command = cargo(&[&["test"], &test[..], &["--", "--exact", "--nocapture"]].concat());
     command.env("BLOCKHAUL_SIM_SEED", first.to_string()).env("BLOCKHAUL_SIM_SEEDS", count.to_string());
     // Linking across crates takes longer than it saves in so short a run.
     command.env("CARGO_PROFILE_RELEASE_LTO", "off");
