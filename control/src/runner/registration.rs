@@ -23,6 +23,8 @@ use tokio::time::{sleep, timeout};
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two tries to remove it.
 const WITHDRAW_AGAIN: Duration = Duration::from_millis(200);
+/// Between two tries to say in it how the runner is.
+const SAY_AGAIN: Duration = Duration::from_millis(50);
 /// Between two looks at a registration that nobody has complained about.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -195,7 +197,7 @@ fn report(hub: &Hub, why: &NotRegistered) {
 async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
     let mut moods = hub.mood.subscribe();
-    let mut said = (false, slots);
+    let mut said = Some((false, slots));
     loop {
         let mood = *moods.borrow_and_update();
         // Given up while nobody looked: there has to be another one.
@@ -203,11 +205,16 @@ async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, sl
             return;
         }
         let to_say = (mood == Mood::Stopping, hub.slots());
-        if to_say != said {
+        if said != Some(to_say) {
             match mark(hub, session, to_say.0).await {
-                Ok(()) => said = to_say,
+                Ok(()) => said = Some(to_say),
                 Err(CoordError::Refused { .. } | CoordError::Ended(_)) => return,
-                Err(_) => sleep(Duration::from_millis(50)).await,
+                Err(_) => {
+                    // It may have been said or not: it is said again, whatever is to be said by then.
+                    said = None;
+                    sleep(SAY_AGAIN).await;
+                    continue;
+                }
             }
         }
         let watch = match watch_own(hub, session).await {

@@ -197,3 +197,27 @@ async fn more_slots_are_registered_and_used_at_once() {
     assert!(matches!(full, Answer::Refused { code: blockhaul_engine::error::Code::Overloaded, .. }), "{full:?}");
     stage.keeper.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_may_have_been_said_in_the_registration_is_taken_back() {
+    let stage = Stage::new().await;
+    stage.running("t", copy_of(Fence::Local)).await;
+    let store = stage.store.clone();
+    // The word that it stops arrives, its answer does not, and then there is no connection until it is there again.
+    let cutting = tokio::spawn(async move {
+        while !Registration::decode(&store.get(&layout::runner("n1")).unwrap().data).unwrap().stopping {
+            sleep(Duration::from_millis(1)).await;
+        }
+        store.cut(true);
+        sleep(Duration::from_millis(500)).await;
+        store.cut(false);
+    });
+    stage.store.lose_replies(1);
+    stage.handle.interrupt(Epoch(1)).await.unwrap();
+    cutting.await.unwrap();
+    stage.until("t", State::Pending).await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(!stage.registration().unwrap().stopping, "it is there for other tasks");
+    stage.submit("n", noop(1));
+    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(Answer::Accepted));
+}
