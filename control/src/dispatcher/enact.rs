@@ -1,6 +1,7 @@
 //! Does what was decided: starts writes and calls, and changes the view so that it is not decided again.
 
 use super::decide::{ASK_EVERY, Decision};
+use super::history::Known;
 use super::outcome::{Outcome, Purpose};
 use super::view::{Cut, Now};
 use super::write::{Change, Writer, Written};
@@ -102,7 +103,7 @@ impl Dispatcher {
         self.view.calm(id);
         let Some(entry) = self.view.tasks.get_mut(id) else { return };
         entry.note.is_busy = true;
-        let change = Change { before: entry.record.clone(), version: entry.version, after };
+        let change = Change { before: entry.record.clone(), known: Known::of(entry), after };
         let id = id.clone();
         self.start_write(id, purpose, move |writer| writer.change(change));
     }
@@ -126,8 +127,8 @@ impl Dispatcher {
         self.view.calm(&id);
         let Some(entry) = self.view.tasks.get_mut(&id) else { return };
         entry.note.is_busy = true;
-        let version = entry.version;
-        self.start_write(id.clone(), Purpose::Decided, move |writer| writer.purge(id, version));
+        let known = Known::of(entry);
+        self.start_write(id.clone(), Purpose::Decided, move |writer| writer.purge(id, known));
     }
 
     fn resolve(&mut self, id: TaskId, to: Holder, now: Now) {

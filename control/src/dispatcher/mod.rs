@@ -18,6 +18,7 @@ mod enact;
 mod explain;
 mod fence;
 mod fleet;
+mod history;
 mod outcome;
 mod place;
 mod queue;
@@ -109,6 +110,9 @@ pub(crate) enum Ending {
     Deposed,
     /// The session is over.
     SessionOver,
+    /// The coordination service has forgotten what this leader has seen committed: the office is to be given up, and
+    /// everything read again.
+    HistoryLost,
 }
 
 /// Who asked for a task that is being stored, and what exactly.
@@ -136,6 +140,8 @@ pub(crate) struct Dispatcher {
     queue_wait: Samples,
     assignment: Samples,
     assignments: u64,
+    /// The task of which there was news last.
+    latest: Option<TaskId>,
     /// When it was decided last.
     turned_at: Duration,
     ending: Option<Ending>,
@@ -177,42 +183,43 @@ impl Dispatcher {
             queue_wait: Samples::default(),
             assignment: Samples::default(),
             assignments: 0,
+            latest: None,
             turned_at: Duration::ZERO,
             ending: None,
         };
         (this, handle)
     }
 
-    /// Leads until the reign or the session is over, or `shutdown` is ready. What is under way then is dropped: the
-    /// next leader finds out what became of it. Requests wait until everything has been read.
+    /// Leads until the reign or the session is over, the store's history is lost, or `shutdown` is ready. What is under way
+    /// then is dropped: the next leader finds out what became of it. Requests wait until everything has been read.
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Ending {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut states = self.writer.session.states();
-        let mut reconnects = states.borrow_and_update().reconnects;
+        let mut reconnects = states.borrow().reconnects;
         self.reads.reconcile_at = Some(Duration::ZERO);
         loop {
-            self.turn(states.borrow().is_connected());
+            // Before anything is decided by what may be wrong.
             if let Some(ending) = self.ending {
                 return ending;
             }
-            let (pause, is_loaded) = (self.pause(), self.reads.is_loaded);
+            let state = *states.borrow_and_update();
+            if state.is_over() {
+                return Ending::SessionOver;
+            }
+            if state.reconnects != reconnects {
+                reconnects = state.reconnects;
+                self.reads.reconnected(self.clock.boot_time(), self.latest.clone());
+            }
+            self.turn(state.is_connected());
+            let (pause, is_settled) = (self.pause(), self.reads.is_settled());
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ending::Stopped,
                 () = self.writer.reign.over() => return Ending::Deposed,
-                changed = states.changed() => {
-                    let state = *states.borrow_and_update();
-                    if changed.is_err() || state.is_over() {
-                        return Ending::SessionOver;
-                    }
-                    if state.reconnects != reconnects {
-                        reconnects = state.reconnects;
-                        self.reads.reconnected(self.clock.boot_time());
-                    }
-                }
+                changed = states.changed() => if changed.is_err() { return Ending::SessionOver },
                 () = self.reads.hinted() => {}
                 Some(outcome) = self.jobs.join_next() => self.take_all(outcome),
-                Some(request) = self.requests.recv(), if is_loaded => self.serve(request),
+                Some(request) = self.requests.recv(), if is_settled => self.serve(request),
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -228,7 +235,7 @@ impl Dispatcher {
         let now = self.now();
         self.turned_at = now.boot;
         self.read(now.boot, is_connected);
-        if !self.reads.is_loaded {
+        if !self.reads.is_settled() {
             return;
         }
         for _ in 0..REQUESTS_A_TURN {

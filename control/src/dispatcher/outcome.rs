@@ -2,6 +2,7 @@
 
 use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
 use super::enact::{Call, Called};
+use super::history::Known;
 use super::reads::FleetRead;
 use super::tasks::Told;
 use super::view::{Cut, Now};
@@ -24,7 +25,12 @@ const CLAIM_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Listed(Result<Vec<String>, CoordError>),
-    Read(Result<Option<Node>, CoordError>, TaskId),
+    Read {
+        read: Result<Option<Node>, CoordError>,
+        task: TaskId,
+        /// When it was asked for.
+        known: Option<Known>,
+    },
     Fleet(Result<(FleetRead, Watch), CoordError>),
     Written {
         task: TaskId,
@@ -69,7 +75,7 @@ impl Dispatcher {
     pub(crate) fn take(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Listed(listed) => self.take_list(listed),
-            Outcome::Read(read, id) => self.take_read(&id, read),
+            Outcome::Read { read, task, known } => self.take_read(&task, known.as_ref(), read),
             Outcome::Fleet(read) => self.take_fleet(read),
             Outcome::Written { task, purpose, written, took } => {
                 self.writes_inflight -= 1;
@@ -140,9 +146,25 @@ impl Dispatcher {
         self.watchers.remove(id);
     }
 
+    /// The store is not what this leader knows: it does nothing more, and whoever is elected next reads everything.
+    pub(crate) fn lose_history(&mut self, id: &TaskId) {
+        if self.ending.replace(Ending::HistoryLost) == Some(Ending::HistoryLost) {
+            return;
+        }
+        tracing::warn!(
+            task = %id, epoch = self.writer.reign.epoch().0,
+            "the coordination service has forgotten what it had committed, as after a restored backup: resigns, and whoever \
+             leads next goes by what is stored now; look at tasks that were submitted, changed or ended lately"
+        );
+    }
+
     /// Takes a record, and tells who watches it.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>) {
         let id = record.id.clone();
+        let seen = Known { version, created, op: record.op.clone() };
+        if self.view.tasks.get(&id).is_some_and(|entry| Known::of(entry).clashes_with(&seen)) {
+            return self.lose_history(&id);
+        }
         let known = self.view.tasks.get(&id).map(|entry| entry.record.clone());
         let before = known.as_ref().map(|record| record.state);
         let giver = known.and_then(|before| gives_back(&before, &record).cloned());
@@ -150,6 +172,7 @@ impl Dispatcher {
         if !self.view.observe(record, version, created, now) {
             return;
         }
+        self.latest = Some(id.clone());
         if let Some(node) = giver {
             self.view.fleet.doubt(&node);
             self.reads.want_fleet();
@@ -187,9 +210,9 @@ impl Dispatcher {
             entry.note.resolved = None;
         }
         match written {
-            Written::Done(record, version, grant) => {
+            Written::Done { record, version, created, grant } => {
                 self.count(&record, grant, now);
-                self.observe(*record, version, None);
+                self.observe(*record, version, created);
                 self.view.unreserve(id, now.boot);
                 // A reading may have brought the record before: then it was news while the write was still under way.
                 self.view.touch(id, now.boot);
@@ -199,7 +222,7 @@ impl Dispatcher {
                 self.after_done(id, purpose);
             }
             Written::Changed(node) => {
-                // An older record than the known one: the store has lost what it had committed.
+                // An older record than the known one: nothing that is known is worth more than what refused the write.
                 let known = self.view.tasks.get(id).map(|entry| entry.version);
                 if node.as_ref().is_some_and(|node| Some(node.stat.version) < known) {
                     self.view.forget(id, now.boot);
@@ -231,6 +254,7 @@ impl Dispatcher {
                 self.after_failed(id, purpose, &error);
             }
             Written::Deposed => self.ending = Some(Ending::Deposed),
+            Written::HistoryLost => self.lose_history(id),
         }
     }
 

@@ -4,6 +4,7 @@
 //! held, unknown or undecodable.
 
 use super::Dispatcher;
+use super::history::Known;
 use super::outcome::Outcome;
 use crate::coord::{CoordError, Node, Session, Watch};
 use crate::layout;
@@ -38,6 +39,8 @@ pub(crate) struct Reads {
     is_listing: bool,
     is_listed: bool,
     is_reading_fleet: bool,
+    /// Read again after a reconnect before anything is decided: should history be lost, this record is likely to say so.
+    doubted: Option<TaskId>,
     watch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     wanted: BTreeSet<TaskId>,
     inflight: BTreeSet<TaskId>,
@@ -69,10 +72,18 @@ impl Reads {
         self.wanted.len() + self.inflight.len()
     }
 
-    /// The connection is back: watches may have been lost. Jittered, as every node does the same.
-    pub(crate) fn reconnected(&mut self, now: Duration) {
+    /// The connection is back: watches may have been lost. Jittered, as every node does the same. What changed `latest` is
+    /// read at once.
+    pub(crate) fn reconnected(&mut self, now: Duration, latest: Option<TaskId>) {
         self.fleet_at = Some(now);
         self.reconcile_at = Some(now + Duration::from_millis(fastrand::u64(0..1000)));
+        self.wanted.extend(latest.clone());
+        self.doubted = latest;
+    }
+
+    /// Whether everything has been read, and stands as far as can be told.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_loaded && self.doubted.is_none()
     }
 
     /// Waits for the watch on the runners; then they are to be read.
@@ -117,8 +128,9 @@ impl Dispatcher {
             self.reads.wanted.remove(&id);
             self.reads.inflight.insert(id.clone());
             let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
+            let known = self.view.tasks.get(&id).map(Known::of);
             crate::process::spawn_into(&mut self.jobs, async move {
-                Outcome::Read(read_task(&*session, &id, is_hint).await, id)
+                Outcome::Read { read: read_task(&*session, &id, is_hint).await, task: id, known }
             });
         }
         // The runners after their tasks: a task that is held was seen later than its runner's registration.
@@ -157,10 +169,16 @@ impl Dispatcher {
         self.reads.wanted.extend(there.into_iter().filter(|id| self.view.tasks.get(id).is_none()));
     }
 
-    /// A record has been read.
-    pub(crate) fn take_read(&mut self, id: &TaskId, read: Result<Option<Node>, CoordError>) {
+    /// A record has been read, of which that was known when it was asked for.
+    pub(crate) fn take_read(&mut self, id: &TaskId, known: Option<&Known>, read: Result<Option<Node>, CoordError>) {
         self.reads.inflight.remove(id);
+        let was_doubted = read.is_ok() && self.reads.doubted.take_if(|doubted| doubted == id).is_some();
+        if was_doubted && matches!(read, Ok(None)) {
+            // Whatever else is remembered may be gone, too.
+            self.reads.wanted.extend(self.view.tasks.ids().cloned());
+        }
         match read {
+            Ok(node) if known.is_some_and(|known| known.is_refuted(node.as_ref())) => self.lose_history(id),
             Ok(node) => self.observe_node(id, node),
             Err(error) => {
                 let id = id.clone();

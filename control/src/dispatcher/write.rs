@@ -1,9 +1,11 @@
 //! One write of a task's record and its claims, as one multi that checks the reign and every version.
 //!
 //! A write whose outcome is unknown is resolved here: the record is read until it says which write it is of. It is sent
-//! again only with the same versions and the same operation id, so that however often it arrives it happens once.
+//! again only with the same versions and the same operation id, so that however often it arrives it happens once. What is
+//! read then may show that the store's history is another one (see [`history`](super::history)): nothing is written on.
 
-use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session};
+use super::history::Known;
+use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Zxid};
 use crate::election::{CommitError, Reign};
 use crate::layout;
 use crate::record::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
@@ -23,7 +25,7 @@ pub(crate) struct Change {
     /// As it stands in the store, as far as is known.
     pub(crate) before: Arc<TaskRecord>,
     /// Of its node.
-    pub(crate) version: i32,
+    pub(crate) known: Known,
     /// As it is to be.
     pub(crate) after: TaskRecord,
 }
@@ -31,8 +33,17 @@ pub(crate) struct Change {
 /// How a write ended.
 #[derive(Debug)]
 pub(crate) enum Written {
-    /// It happened: the record and its version, and the grant if the claims got a holder.
-    Done(Box<TaskRecord>, i32, Option<Epoch>),
+    /// It happened.
+    Done {
+        /// As it stands now.
+        record: Box<TaskRecord>,
+        /// Of its node.
+        version: i32,
+        /// The node's creation, where the answer tells it.
+        created: Option<Zxid>,
+        /// If the claims got a holder.
+        grant: Option<Epoch>,
+    },
     /// Somebody else has written the record: as it is now, `None` if it is gone.
     Changed(Option<Node>),
     /// Another task has that claim.
@@ -41,6 +52,8 @@ pub(crate) enum Written {
     Failed(CoordError),
     /// Nothing happened, and nothing will: this node no longer leads.
     Deposed,
+    /// The store's history is another one than this leader's.
+    HistoryLost,
 }
 
 /// What writes are made with.
@@ -92,8 +105,9 @@ impl Writer {
                 Some(node) if is_of(&node, &change.after.op) => {
                     return finished(change, &[Done::Set(node.stat)]);
                 }
+                node if change.known.is_refuted(node.as_ref()) => return Written::HistoryLost,
                 // Not there yet, or never: the same again. Should both arrive, the later one is refused.
-                Some(node) if node.stat.version == change.version => {}
+                Some(node) if node.stat.version == change.known.version => {}
                 node => return Written::Changed(node),
             }
         }
@@ -119,14 +133,14 @@ impl Writer {
     async fn changed(&self, change: &Change) -> Written {
         match self.look(&change.after.id).await {
             Ok(Some(node)) if is_of(&node, &change.after.op) => finished(change, &[Done::Set(node.stat)]),
-            Ok(node) => Written::Changed(node),
+            Ok(node) => seen_instead(&change.known, node),
             Err(error) => Written::Failed(error),
         }
     }
 
     /// The operations of a change, the record's own first; or the claim that another task has.
     async fn operations(&self, change: &Change, is_first: bool) -> Result<Result<Vec<Op>, String>, CoordError> {
-        let Change { before, version, after } = change;
+        let Change { before, known: Known { version, .. }, after } = change;
         let mut ops = vec![Op::Set { path: layout::task(&after.id), data: after.encode(), version: *version }];
         let claims = if after.claims.is_empty() { &before.claims } else { &after.claims };
         let kind = claim_change(before, after);
@@ -178,7 +192,7 @@ impl Writer {
         let ops = vec![Op::Create { path, data: record.encode(), life: Life::Persistent }];
         loop {
             let refused = match self.reign.commit(ops.clone()).await {
-                Ok(_) => return Written::Done(Box::new(record), 0, None),
+                Ok(_) => return created(record, 0, None),
                 Err(CommitError::Deposed) => return Written::Deposed,
                 Err(CommitError::Store(CoordError::Refused { why: Refusal::NodeExists, .. })) => true,
                 Err(CommitError::Store(CoordError::Unknown(_))) => false,
@@ -186,7 +200,7 @@ impl Writer {
             };
             match self.look(&record.id).await {
                 Ok(Some(node)) if is_of(&node, &record.op) => {
-                    return Written::Done(Box::new(record), node.stat.version, None);
+                    return created(record, node.stat.version, Some(node.stat.created));
                 }
                 Ok(None) if !refused => {}
                 Ok(node) => return Written::Changed(node),
@@ -196,14 +210,14 @@ impl Writer {
     }
 
     /// Removes a record that is as it was.
-    pub(crate) async fn purge(self, id: TaskId, version: i32) -> Written {
-        let ops = vec![Op::Delete { path: layout::task(&id), version }];
+    pub(crate) async fn purge(self, id: TaskId, known: Known) -> Written {
+        let ops = vec![Op::Delete { path: layout::task(&id), version: known.version }];
         match self.reign.commit(ops).await {
             Ok(_) => Written::Changed(None),
             Err(CommitError::Deposed) => Written::Deposed,
             Err(CommitError::Store(CoordError::Refused { .. } | CoordError::Unknown(_))) => {
                 match self.look(&id).await {
-                    Ok(node) => Written::Changed(node),
+                    Ok(node) => seen_instead(&known, node),
                     Err(error) => Written::Failed(error),
                 }
             }
@@ -240,13 +254,22 @@ fn is_of(node: &Node, op: &OpId) -> bool {
     TaskRecord::decode(&node.data).is_ok_and(|record| record.op == *op)
 }
 
+/// What stands where something else was expected.
+fn seen_instead(known: &Known, node: Option<Node>) -> Written {
+    if known.is_refuted(node.as_ref()) { Written::HistoryLost } else { Written::Changed(node) }
+}
+
+fn created(record: TaskRecord, version: i32, created: Option<Zxid>) -> Written {
+    Written::Done { record: Box::new(record), version, created, grant: None }
+}
+
 fn finished(change: &Change, done: &[Done]) -> Written {
     let stat = done.first().and_then(|done| match done {
         Done::Set(stat) => Some(*stat),
         Done::Plain => None,
     });
-    let version = stat.map_or(change.version + 1, |stat| stat.version);
+    let version = stat.map_or(change.known.version + 1, |stat| stat.version);
     let is_granted = claim_change(&change.before, &change.after) == ClaimChange::Set && change.after.holder.is_some();
     let grant = stat.filter(|_| is_granted).map(|stat| stat.modified.into());
-    Written::Done(Box::new(change.after.clone()), version, grant)
+    Written::Done { record: Box::new(change.after.clone()), version, created: stat.map(|stat| stat.created), grant }
 }

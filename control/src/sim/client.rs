@@ -59,6 +59,7 @@ impl Client {
     /// Submits a task. What was accepted stands in the store.
     pub(super) async fn submit(self, id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32) {
         let order = Order { id: id.clone(), spec, priority, max_attempts };
+        let era = self.judge.era();
         let answer = self
             .ask(|leader| {
                 let order = order.clone();
@@ -67,7 +68,7 @@ impl Client {
             .await;
         match answer {
             Some(Ok(_)) => {
-                let is_there = self.judge.tasks().iter().any(|seen| seen.record.id == id) || self.judge.has_forgotten();
+                let is_there = self.judge.tasks().iter().any(|seen| seen.record.id == id) || self.judge.era() != era;
                 self.verdict.expect(is_there, || format!("{id} was accepted and is not in the store"));
             }
             Some(Err(error)) => self.verdict.fail(format_args!("{id} was refused: {error}")),

@@ -8,7 +8,7 @@ use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::layout;
 use crate::record::{
-    Change, CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Record, Registration, State, TaskId, TaskRecord,
+    Change, CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, State, TaskId, TaskRecord,
     TaskSpec,
 };
 use crate::task_state::{Event, Mark, next};
@@ -297,8 +297,48 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     let assigned = next(&pending, assigned, 0).unwrap();
     dispatcher.observe(assigned.clone(), 1, None);
     dispatcher.turn(true);
-    let written = Written::Done(Box::new(assigned), 1, Some(Epoch(7)));
+    let grant = Some(Epoch(7));
+    let written = Written::Done { record: Box::new(assigned), version: 1, created: None, grant };
     dispatcher.take(Outcome::Written { task: name.clone(), purpose: Purpose::Decided, written, took: Duration::ZERO });
     dispatcher.turn(true);
     assert!(dispatcher.view.tasks.get(&name).unwrap().note.is_calling, "the runner is told");
+}
+
+/// A leader whose session outlives its history: `versions` of the task's record are written anew.
+async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration) {
+    let stage = Stage::new(seed, Config::default()).await;
+    let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.leader.submit(submission("x", noop(60_000))).await.unwrap();
+    stage.begin(&runner, "x").await;
+    sleep(Duration::from_secs(1)).await;
+    let backup = stage.ensemble.snapshot();
+    let mark = |written| {
+        let progress = Progress { written, ..Progress::default() };
+        Event::Checkpointed(Mark { progress, ..Mark::default() })
+    };
+    assert!(stage.step(&runner, "x", mark(1)).await);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.leader.get(&id("x")).await.unwrap().progress.written, 1);
+    stage.ensemble.regress(&backup);
+    let lost = Instant::now();
+    // Others come: the service counts on, and takes the leader's session again.
+    let other = stage.ensemble.client("n2").open().await.unwrap();
+    for version in 0..versions {
+        assert!(step(&*other, &id("x"), mark(100 + u64::from(version))).await);
+    }
+    while !stage.dispatcher.is_finished() && lost.elapsed() < Duration::from_secs(60) {
+        stage.ensemble.client("n2").open().await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+    }
+    let after = lost.elapsed();
+    (stage.dispatcher.await.unwrap(), after)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_history_is_lost_resigns_before_it_acts_on_what_it_remembers() {
+    for (seed, versions) in [(31, 0), (32, 1)] {
+        let (ending, after) = leader_of_a_lost_history(seed, versions).await;
+        assert_eq!(ending, Ending::HistoryLost, "after {after:?}, with {versions} versions written anew");
+        assert!(after < Duration::from_secs(6), "{after:?}: it has noticed it by itself");
+    }
 }

@@ -1,0 +1,90 @@
+//! Whether the coordination service still has the history that this leader has seen.
+//!
+//! A service that is put back to a backup counts on from there: versions and transaction numbers of what it has lost are
+//! given again, to other records. To a leader whose session has outlived that a new record looks like an old reading, and
+//! its own next write, decided by what is lost, passes the check of the version. So it looks for what no single history can
+//! bring forth, and resigns when it finds it: the next reign reads everything.
+//!
+//! Nothing of this can come from answers that overtake each other, from servers that are behind or from lost answers:
+//! - every write of a record has an operation id of its own, so one version of one node has one;
+//! - the answers of one session come from one history in order, and a client is taken only by servers that have all that it
+//!   has seen: what was known when a request was sent is not undone by its answer.
+//!
+//! A node that is gone or was made later proves nothing: ids are used again, and operators remove nodes.
+
+use super::tasks::Entry;
+use crate::coord::{Node, Zxid};
+use crate::record::{OpId, Record, TaskRecord};
+
+/// What is known of a record's node at some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Of the node.
+    pub(crate) version: i32,
+    /// The node's creation, where it has been heard of.
+    pub(crate) created: Option<Zxid>,
+    /// Of the write that made the record what it is.
+    pub(crate) op: OpId,
+}
+
+impl Known {
+    /// What the leader knows now.
+    pub(crate) fn of(entry: &Entry) -> Self {
+        Self { version: entry.version, created: entry.created, op: entry.record.op.clone() }
+    }
+
+    /// What has been read; `None` of a record that cannot be decoded.
+    pub(crate) fn read(node: &Node) -> Option<Self> {
+        let record = TaskRecord::decode(&node.data).ok()?;
+        Some(Self { version: node.stat.version, created: Some(node.stat.created), op: record.op })
+    }
+
+    /// Whether the two are of different histories, whichever was first.
+    pub(crate) fn clashes_with(&self, other: &Self) -> bool {
+        let is_same = self.created.is_some() && self.created == other.created && self.version == other.version;
+        is_same && self.op != other.op
+    }
+
+    /// Whether an answer to what was sent when this was known is of another history.
+    pub(crate) fn is_contradicted_by(&self, answer: &Self) -> bool {
+        let (Some(before), Some(now)) = (self.created, answer.created) else { return false };
+        now < before || (now == before && answer.version < self.version) || self.clashes_with(answer)
+    }
+
+    /// As [`Known::is_contradicted_by`], of an answer as it came.
+    pub(crate) fn is_refuted(&self, answer: Option<&Node>) -> bool {
+        answer.and_then(Self::read).is_some_and(|answer| self.is_contradicted_by(&answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(version: i32, created: Option<i64>, op: &str) -> Known {
+        Known { version, created: created.map(Zxid), op: OpId(op.into()) }
+    }
+
+    #[test]
+    fn only_what_no_single_history_brings_forth_is_taken_for_another_one() {
+        let before = known(5, Some(7), "a");
+        // Of another history whenever it was asked for; only if it was asked for later.
+        let cases = [
+            (known(5, Some(7), "a"), false, false),
+            (known(6, Some(7), "b"), false, false),
+            (known(0, Some(8), "b"), false, false),
+            (known(5, Some(8), "b"), false, false),
+            (known(5, None, "b"), false, false),
+            (known(4, None, "b"), false, false),
+            (known(5, Some(7), "b"), true, true),
+            (known(4, Some(7), "b"), false, true),
+            (known(4, Some(7), "a"), false, true),
+            (known(9, Some(6), "b"), false, true),
+        ];
+        for (other, clashes, contradicts) in cases {
+            assert_eq!((before.clashes_with(&other), other.clashes_with(&before)), (clashes, clashes), "{other:?}");
+            assert_eq!(before.is_contradicted_by(&other), contradicts, "{other:?}");
+            assert!(!known(5, None, "a").is_contradicted_by(&other), "its own creation is not known: {other:?}");
+        }
+    }
+}
