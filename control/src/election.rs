@@ -210,10 +210,14 @@ impl Election {
     /// Holds elections while the session lives: leads whenever nobody else does and `stands` is true, and resigns when it
     /// becomes false. Ends when the session is over or `stands` is dropped (after resigning), as a follower.
     pub async fn run(&self, mut stands: watch::Receiver<bool>) {
+        let mut served = None;
         while !self.session.states().borrow().is_over() && stands.has_changed().is_ok() {
             let candidacy = *stands.borrow_and_update();
-            match self.campaign(candidacy).await {
-                Ok(Campaign::Won(reign, changed)) => self.lead(reign, changed, &mut stands).await,
+            match self.campaign(candidacy, served).await {
+                Ok(Campaign::Won(reign, changed)) => {
+                    served = Some(reign.epoch());
+                    self.lead(reign, changed, &mut stands).await;
+                }
                 Ok(Campaign::Lost(leader, changed)) => self.follow(leader, changed, &mut stands).await,
                 Err(error) => {
                     info!(%error, "could not look who leads");
@@ -240,7 +244,13 @@ impl Election {
         info!(epoch = reign.epoch().0, "leads");
         self.roles.send_replace(Role::Leader(reign.clone()));
         let mut changed = Box::pin(changed.fired());
+        let mut states = self.session.states();
+        let mut reconnects = states.borrow().reconnects;
         loop {
+            let reconnected = async {
+                let anew = states.wait_for(|state| state.reconnects != reconnects).await;
+                anew.map(|state| state.reconnects)
+            };
             tokio::select! {
                 biased;
                 () = reign.over() => break,
@@ -255,22 +265,35 @@ impl Election {
                         break;
                     }
                 }
-                () = &mut changed => match self.look_again(&reign).await {
-                    Some(watch) => changed = Box::pin(watch.fired()),
-                    None => break,
+                counted = reconnected => match counted {
+                    Ok(now) => reconnects = now,
+                    Err(_) => break,
                 },
+                () = &mut changed => {}
+            }
+            // The watch has fired, or may have been lost.
+            match self.look_again(&reign).await {
+                Some(watch) => changed = Box::pin(watch.fired()),
+                None => break,
             }
         }
         reign.step_down();
         self.publish_follower(None);
     }
 
-    /// `None` if `/leader` is ours no more.
+    /// `None` if `/leader` is ours no more, or the epoch is not that of the reign: somebody else has been elected, or the
+    /// service has gone back to a time before the election.
     async fn look_again(&self, reign: &Reign) -> Option<Watch> {
         loop {
-            match self.session.get_and_watch(LEADER).await {
-                Ok((Some(node), watch)) if self.is_mine(&node) => return Some(watch),
-                Ok(_) => return None,
+            let looked = async {
+                let (leader, watch) = self.session.get_and_watch(LEADER).await?;
+                let epoch = self.session.get(LEADER_EPOCH).await?;
+                let is_mine = leader.is_some_and(|node| self.is_mine(&node));
+                let is_standing = epoch.is_some_and(|node| Epoch::from(node.stat.modified) == reign.epoch());
+                Ok::<_, CoordError>((is_mine && is_standing).then_some(watch))
+            };
+            match looked.await {
+                Ok(watch) => return watch,
                 Err(_) if reign.is_over() || self.session.states().borrow().is_over() => return None,
                 Err(_) => tokio::select! {
                     biased;
@@ -296,13 +319,15 @@ impl Election {
         }
     }
 
-    async fn campaign(&self, stands: bool) -> Result<Campaign, CoordError> {
+    /// Stands, if it is to. A reign that was `served` and is over does not come back: whoever saw its end would take the
+    /// next one for it.
+    async fn campaign(&self, stands: bool, served: Option<Epoch>) -> Result<Campaign, CoordError> {
         loop {
             let (leader, watch) = self.session.get_and_watch(LEADER).await?;
             match leader {
                 // Of a campaign or a resignation whose outcome was unknown, or from before a long disconnection.
                 Some(node) if self.is_mine(&node) => match self.adopt(&node).await? {
-                    Some(reign) if stands => return Ok(Campaign::Won(reign, watch)),
+                    Some(reign) if stands && served != Some(reign.epoch()) => return Ok(Campaign::Won(reign, watch)),
                     _ => self.remove(&node).await?,
                 },
                 Some(node) => match Leader::decode(&node.data) {

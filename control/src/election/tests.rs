@@ -107,6 +107,25 @@ async fn a_leader_that_is_cut_off_steps_down_before_the_next_one_begins() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_stepped_down_and_still_holds_the_office_is_elected_anew() {
+    let ensemble = Ensemble::new(7, T);
+    let mut only = candidate(&ensemble, "a", "1").await;
+    let old = only.reign().await;
+    ensemble.cut("a");
+    old.over().await;
+    ensemble.mend("a");
+    // The session has outlived it, and with it the node that says who leads.
+    let start = Instant::now();
+    while only.reign().await.epoch() == old.epoch() && start.elapsed() < Duration::from_secs(60) {
+        sleep(Duration::from_millis(50)).await;
+    }
+    let (session, new) = (only.session.id(), only.reign().await);
+    assert_eq!(ensemble.committed(LEADER).unwrap().stat.owner, Some(session));
+    assert!(new.epoch() > old.epoch(), "{:?} after {:?}", new.epoch(), old.epoch());
+    assert_eq!(new.commit(write("/x")).await.unwrap(), [Done::Plain]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_zombie_writes_nothing() {
     let ensemble = Ensemble::new(4, T);
     let mut first = candidate(&ensemble, "a", "1").await;
@@ -180,5 +199,35 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
             }
         }
         assert!(written > 0, "seed {seed}: somebody leads");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_steps_down_when_the_service_goes_back_to_before_its_election() {
+    let ensemble = Ensemble::new(6, T);
+    // Its session is older than the backup, its election is not.
+    let mut only = candidate(&ensemble, "a", "1").await;
+    only.stand.send_replace(false);
+    while ensemble.committed(LEADER).is_some() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    let backup = ensemble.snapshot();
+    only.stand.send_replace(true);
+    let lost = only.reign().await;
+    ensemble.regress(&backup);
+    let start = Instant::now();
+    while !lost.is_over() && start.elapsed() < Duration::from_secs(60) {
+        // Others come, until the service has counted on to where the leader has been.
+        ensemble.client("b").open().await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(start.elapsed() < DISCONNECTED_MAX, "{:?}: by itself", start.elapsed());
+    assert_eq!(lost.commit(write("/x")).await, Err(CommitError::Deposed));
+    loop {
+        let reign = only.reign().await;
+        if reign.epoch() != lost.epoch() && reign.commit(write("/x")).await.is_ok() {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
     }
 }
