@@ -18,6 +18,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// A leader that has been without a connection for so long steps down: shorter than any session, so that it stops
@@ -29,6 +30,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// After a request that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// A failure that goes on is said again after so long.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// What this node is now.
 #[derive(Clone, Debug)]
@@ -162,6 +166,22 @@ impl Reign {
     }
 }
 
+/// What has been said of campaigns that fail: of a node that is cut off one does four times a second.
+#[derive(Debug, Default)]
+struct Trouble(Option<(CoordError, Instant)>);
+
+impl Trouble {
+    /// Whether how a campaign failed is worth a word: it did not before, or otherwise, or that was long ago.
+    fn is_news(&mut self, error: Option<&CoordError>, now: Instant) -> bool {
+        let is_said = |(said, at): &(CoordError, Instant)| Some(said) == error && now < *at + SAY_AGAIN;
+        let is_news = error.is_some() && !self.0.as_ref().is_some_and(is_said);
+        if is_news || error.is_none() {
+            self.0 = error.map(|error| (error.clone(), now));
+        }
+        is_news
+    }
+}
+
 /// How one campaign ended.
 enum Campaign {
     Won(Reign, Watch),
@@ -210,19 +230,22 @@ impl Election {
     /// Holds elections while the session lives: leads whenever nobody else does and `stands` is true, and resigns when it
     /// becomes false. Ends when the session is over or `stands` is dropped (after resigning), as a follower.
     pub async fn run(&self, mut stands: watch::Receiver<bool>) {
-        let mut served = None;
+        let (mut trouble, mut served) = (Trouble::default(), None);
         while !self.session.states().borrow().is_over() && stands.has_changed().is_ok() {
             let candidacy = *stands.borrow_and_update();
-            match self.campaign(candidacy, served).await {
+            let campaign = self.campaign(candidacy, served).await;
+            if trouble.is_news(campaign.as_ref().err(), Instant::now())
+                && let Err(error) = &campaign
+            {
+                info!(%error, "could not look who leads");
+            }
+            match campaign {
                 Ok(Campaign::Won(reign, changed)) => {
                     served = Some(reign.epoch());
                     self.lead(reign, changed, &mut stands).await;
                 }
                 Ok(Campaign::Lost(leader, changed)) => self.follow(leader, changed, &mut stands).await,
-                Err(error) => {
-                    info!(%error, "could not look who leads");
-                    tokio::time::sleep(RETRY_AFTER).await;
-                }
+                Err(_) => tokio::time::sleep(RETRY_AFTER).await,
             }
         }
         self.publish_follower(None);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::coord::Center;
 use crate::coord::sim::{Ensemble, Weather};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 const T: Duration = Duration::from_secs(10);
 
@@ -200,6 +200,22 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
         }
         assert!(written > 0, "seed {seed}: somebody leads");
     }
+}
+
+#[test]
+fn a_node_that_is_cut_off_says_so_now_and_then() {
+    let start = Instant::now();
+    let mut trouble = Trouble::default();
+    let mut said =
+        |error: Option<&CoordError>, second: f64| trouble.is_news(error, start + Duration::from_secs_f64(second));
+    let away = CoordError::NotConnected;
+    assert!(said(Some(&away), 0.0));
+    let repeated = (1..=480).filter(|quarter| said(Some(&away), f64::from(*quarter) / 4.0)).count();
+    assert_eq!(repeated, 4, "in two minutes");
+    let other = CoordError::Unknown(String::from("no answer"));
+    assert!(said(Some(&other), 120.25) && !said(Some(&other), 120.5), "another one is news");
+    assert!(!said(None, 120.75), "success is not");
+    assert!(said(Some(&other), 121.0), "what comes after it is");
 }
 
 #[tokio::test(start_paused = true)]
