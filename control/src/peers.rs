@@ -76,8 +76,23 @@ pub enum Standing {
     Unknown,
     /// It runs, or will.
     Held,
+    /// It will run, and has not begun: what it waits for.
+    Waits(Step),
     /// It has ended; the record says how, or will.
     Ended,
+}
+
+/// How far a runner is with an assignment that it has not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It reads the task's record.
+    Reading,
+    /// It has no right to write yet: its lease is to be renewed.
+    Leasing,
+    /// It opens the volumes and waits for the destination's lock.
+    Opening,
+    /// It is about to begin, and stores that.
+    Storing,
 }
 
 /// A call without an answer that can be relied on.

@@ -5,7 +5,7 @@
 
 use super::fault::Fault;
 use super::wire;
-use crate::peers::{Answer, Assignment, CallError, Standing};
+use crate::peers::{Answer, Assignment, CallError, Standing, Step};
 use crate::record::{
     Attempt, CopyTask, Epoch, Fence, Incarnation, NodeId, NoopTask, Progress, State, TaskId, TaskRecord, TaskSpec,
 };
@@ -249,12 +249,17 @@ impl From<wire::AssignReply> for Answer {
 
 impl From<Standing> for wire::AskReply {
     fn from(standing: Standing) -> Self {
-        let standing = match standing {
-            Standing::Unknown => wire::ask_reply::Standing::Unknown,
-            Standing::Held => wire::ask_reply::Standing::Held,
-            Standing::Ended => wire::ask_reply::Standing::Ended,
+        use wire::ask_reply::{Standing as Wired, Step as Next};
+        let (standing, step) = match standing {
+            Standing::Unknown => (Wired::Unknown, Next::None),
+            Standing::Held => (Wired::Held, Next::None),
+            Standing::Waits(Step::Reading) => (Wired::Held, Next::Reading),
+            Standing::Waits(Step::Leasing) => (Wired::Held, Next::Leasing),
+            Standing::Waits(Step::Opening) => (Wired::Held, Next::Opening),
+            Standing::Waits(Step::Storing) => (Wired::Held, Next::Storing),
+            Standing::Ended => (Wired::Ended, Next::None),
         };
-        Self { standing: standing.into() }
+        Self { standing: standing.into(), step: step.into() }
     }
 }
 
@@ -265,7 +270,14 @@ impl TryFrom<wire::AskReply> for Standing {
     fn try_from(reply: wire::AskReply) -> Result<Self, CallError> {
         match wire::ask_reply::Standing::try_from(reply.standing) {
             Ok(wire::ask_reply::Standing::Unknown) => Ok(Self::Unknown),
-            Ok(wire::ask_reply::Standing::Held) => Ok(Self::Held),
+            Ok(wire::ask_reply::Standing::Held) => Ok(match reply.step() {
+                // Or one that is not known here: they are for people only.
+                wire::ask_reply::Step::None => Self::Held,
+                wire::ask_reply::Step::Reading => Self::Waits(Step::Reading),
+                wire::ask_reply::Step::Leasing => Self::Waits(Step::Leasing),
+                wire::ask_reply::Step::Opening => Self::Waits(Step::Opening),
+                wire::ask_reply::Step::Storing => Self::Waits(Step::Storing),
+            }),
             Ok(wire::ask_reply::Standing::Ended) => Ok(Self::Ended),
             Err(error) => {
                 Err(CallError::NoAnswer(format!("the runner answers in words that are not known here: {error}")))
@@ -328,10 +340,14 @@ mod tests {
         for answer in [Answer::Accepted, Answer::Refused { code: Code::Fenced, why: "old".to_owned() }] {
             assert_eq!(Answer::from(wire::AssignReply::from(answer.clone())), answer);
         }
-        for standing in [Standing::Unknown, Standing::Held, Standing::Ended] {
+        let steps = [Step::Reading, Step::Leasing, Step::Opening, Step::Storing].map(Standing::Waits);
+        for standing in [Standing::Unknown, Standing::Held, Standing::Ended].into_iter().chain(steps) {
             assert_eq!(Standing::try_from(wire::AskReply::from(standing)).unwrap(), standing);
         }
-        assert!(matches!(Standing::try_from(wire::AskReply { standing: 9 }), Err(CallError::NoAnswer(_))));
+        let unheard = wire::AskReply { standing: 9, step: 0 };
+        assert!(matches!(Standing::try_from(unheard), Err(CallError::NoAnswer(_))));
+        let later = wire::AskReply { step: 9, ..wire::AskReply::from(Standing::Held) };
+        assert_eq!(Standing::try_from(later).unwrap(), Standing::Held);
     }
 
     #[test]

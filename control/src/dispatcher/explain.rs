@@ -1,10 +1,16 @@
 //! Tasks as clients see them: the record, the holder's telemetry, and in words why a task is not running.
 
-use super::tasks::Entry;
+use super::tasks::{Entry, Told};
 use super::view::{Cut, Now, View};
 use crate::destination::node_of;
+use crate::peers::Step;
 use crate::record::{Fence, State, TaskRecord};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A runner that has not begun after so long has a reason that a client wants to know. It is a matter of milliseconds where
+/// volumes and servers answer.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// The record with what only the leader knows.
 pub(crate) fn shown(view: &View, entry: &Entry, now: Now) -> Arc<TaskRecord> {
@@ -12,6 +18,7 @@ pub(crate) fn shown(view: &View, entry: &Entry, now: Now) -> Arc<TaskRecord> {
     let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
     let reason = match record.state {
         State::Pending => waits_for(view, entry, now),
+        State::Assigned | State::Cancelling if !record.has_begun() => not_begun(entry, now),
         State::Lost => fenced_by(view, record),
         _ => None,
     };
@@ -58,6 +65,28 @@ fn waits_for(view: &View, entry: &Entry, now: Now) -> Option<String> {
         return Some(String::from("waits for a runner: all are full, draining or stopping"));
     }
     (!avoided.is_empty()).then(|| format!("waits: refused by {}", avoided.join(", ")))
+}
+
+/// Why a task that was given to a runner has not begun. Nothing takes it from a runner that says that it has it: what is slow
+/// is a volume or a server, and would be on other nodes, too.
+fn not_begun(entry: &Entry, now: Now) -> Option<String> {
+    let (record, note) = (&entry.record, &entry.note);
+    let node = record.node()?;
+    let given = Duration::from_millis(now.unix_ms.saturating_sub(record.attempts.last()?.started_ms));
+    if given < SLOW {
+        return None;
+    }
+    let seconds = given.as_secs();
+    let what = match (&note.told, note.waits) {
+        (Told::Refused { .. }, _) => return None,
+        (Told::Accepted, None) => "has not said why",
+        (_, None) => return Some(format!("given to {node} {seconds} s ago, which has not answered")),
+        (_, Some(Step::Reading)) => "reads the task's record",
+        (_, Some(Step::Leasing)) => "waits for its lease to be renewed",
+        (_, Some(Step::Opening)) => "opens the volumes, or waits for the destination's lock",
+        (_, Some(Step::Storing)) => "stores that it begins",
+    };
+    Some(format!("given to {node} {seconds} s ago, which has it and has not begun to write: it {what}"))
 }
 
 fn fenced_by(view: &View, record: &TaskRecord) -> Option<String> {

@@ -347,10 +347,17 @@ impl Dispatcher {
                 self.assignment.add(took);
                 return self.view.fleet.praise(&holder.node);
             }
-            Called::Stands(Standing::Held) => {
+            Called::Stands(standing @ (Standing::Held | Standing::Waits(_))) => {
                 entry.note.next_call =
                     now + if entry.record.state == State::Assigned { REMIND_EVERY } else { Duration::ZERO };
                 entry.note.told = Told::Accepted;
+                let Standing::Waits(step) = standing else {
+                    // It has begun, and the hint has been lost.
+                    return self.reads.want(id.clone());
+                };
+                if entry.note.waits.replace(step) != Some(step) {
+                    self.notify(id);
+                }
                 return;
             }
             Called::Nudged => {

@@ -2,6 +2,7 @@
 
 use super::view::Now;
 use crate::coord::Zxid;
+use crate::peers::Step;
 use crate::record::{Epoch, Holder, NodeId, Progress, State, TaskId, TaskRecord};
 use crate::task_state::RETRY_REST_MAX;
 use blockhaul_engine::error::Code;
@@ -47,6 +48,8 @@ pub(crate) struct Note {
     pub(crate) since: Duration,
     /// What its runner says, while it is to begin or to stop.
     pub(crate) told: Told,
+    /// What its runner said that it waits for before it begins.
+    pub(crate) waits: Option<Step>,
     /// No question or nudge before.
     pub(crate) next_call: Duration,
     /// Its holder should look at the record, and has not been told.

@@ -271,6 +271,7 @@ fn renewed(
     note.unquiet = unquiet(&record, &note.unquiet, now);
     if old.state != record.state || !is_same_holder {
         (note.since, note.told, note.next_call) = (now, Told::No, Duration::ZERO);
+        note.waits = None;
     }
     note.owes_nudge &= is_same_holder;
     let (grant, live) = if is_same_holder { (before.grant, before.live) } else { (None, None) };

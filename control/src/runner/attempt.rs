@@ -12,7 +12,7 @@ use super::hub::Hub;
 use super::noop::Noop;
 use super::tenure::Tenure;
 use super::worker::{End, Outcome, Question, Running, Work, stopped_early};
-use crate::peers::Standing;
+use crate::peers::{Standing, Step};
 use crate::record::{DurableMap, Epoch, Fence, Holder, State, TaskId, TaskRecord, TaskSpec, Wish};
 use crate::task_state::{self, Event, Mark};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -37,6 +37,8 @@ pub(super) struct Attempt {
 /// What others do to an attempt.
 #[derive(Debug, Default)]
 struct Control {
+    /// What it waits for before it begins.
+    waits_for: Option<Step>,
     running: Option<Arc<dyn Running>>,
     leased: Leased,
     abandoned: bool,
@@ -67,7 +69,8 @@ struct Signal {
 impl Attempt {
     pub(super) fn new(task: TaskId, epoch: Epoch, holder: Holder) -> Self {
         let grant = Grant::new(task, epoch, holder);
-        Self { grant, control: Mutex::default(), signal: watch::Sender::new(Signal::default()) }
+        let control = Mutex::new(Control { waits_for: Some(Step::Reading), ..Control::default() });
+        Self { grant, control, signal: watch::Sender::new(Signal::default()) }
     }
 
     pub(super) fn task(&self) -> &TaskId {
@@ -76,6 +79,15 @@ impl Attempt {
 
     pub(super) fn epoch(&self) -> Epoch {
         self.grant.epoch
+    }
+
+    /// How an assignment stands that is held.
+    pub(super) fn standing(&self) -> Standing {
+        self.control().waits_for.map_or(Standing::Held, Standing::Waits)
+    }
+
+    fn waits_for(&self, step: Step) {
+        self.control().waits_for = Some(step);
     }
 
     /// The copy, once it has been started.
@@ -138,6 +150,7 @@ impl Attempt {
                 return Standing::Ended;
             }
         };
+        self.waits_for(Step::Opening);
         let (admission, question) = oneshot::channel();
         let running = self.start(hub, &record, gate, admission);
         let outcome = self.attend(hub, &*running, question).await;
@@ -153,6 +166,7 @@ impl Attempt {
             gate.open_until(Duration::MAX);
             return Arc::new(gate);
         }
+        self.waits_for(Step::Leasing);
         self.control().leased = Leased::Wanted;
         loop {
             hub.renew.notify_one();
@@ -208,6 +222,7 @@ impl Attempt {
                 asked = &mut question, if !is_asked => {
                     is_asked = true;
                     if let Ok(Question { durable, answer }) = asked {
+                        self.waits_for(Step::Storing);
                         let admitted = self.admit(hub, durable).await;
                         // A copy that does not hear it has ended already.
                         let _ = answer.send(admitted);
@@ -241,6 +256,7 @@ impl Attempt {
         };
         match written {
             Written::Done(record) => {
+                self.control().waits_for = None;
                 tracing::info!(task = %self.task(), epoch = %self.epoch(), "a copy may write");
                 self.heed(&record);
                 hub.renew.notify_one();

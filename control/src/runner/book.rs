@@ -83,8 +83,8 @@ impl Book {
     /// How an assignment stands. One that is unknown never will be known.
     pub(super) fn standing(&self, task: &TaskId, epoch: Epoch) -> Standing {
         let mut pages = self.pages();
-        if pages.held.get(task).is_some_and(|held| held.epoch() == epoch) {
-            return Standing::Held;
+        if let Some(held) = pages.held.get(task).filter(|held| held.epoch() == epoch) {
+            return held.standing();
         }
         match pages.past.get(task) {
             Some(&(past, standing)) if past == epoch => standing,
@@ -144,6 +144,7 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::Step;
     use crate::record::{Holder, Incarnation, NodeId};
 
     fn attempt(task: &str, epoch: i64) -> Arc<Attempt> {
@@ -162,7 +163,7 @@ mod tests {
         assert!(matches!(book.enter(&first, 2), Entry::Added));
         assert!(matches!(book.enter(&attempt("a", 5), 2), Entry::Known));
         assert!(matches!(book.enter(&attempt("a", 6), 2), Entry::Busy));
-        assert_eq!((standing(&book, "a", 5), *book.count().borrow()), (Standing::Held, 1));
+        assert_eq!((standing(&book, "a", 5), *book.count().borrow()), (Standing::Waits(Step::Reading), 1));
         book.leave(&first, Standing::Ended);
         assert_eq!((standing(&book, "a", 5), *book.count().borrow()), (Standing::Ended, 0));
         assert!(matches!(book.enter(&attempt("a", 5), 2), Entry::Known), "it has been done");
@@ -177,7 +178,7 @@ mod tests {
         assert!(matches!(book.enter(&attempt("a", 5), 2), Entry::Refused));
         assert!(matches!(book.enter(&attempt("a", 6), 2), Entry::Added));
         assert_eq!(standing(&book, "a", 5), Standing::Unknown, "the older grant");
-        assert_eq!(standing(&book, "a", 6), Standing::Held);
+        assert_eq!(standing(&book, "a", 6), Standing::Waits(Step::Reading));
     }
 
     #[test]

@@ -342,3 +342,27 @@ async fn a_leader_whose_history_is_lost_resigns_before_it_acts_on_what_it_rememb
         assert!(after < Duration::from_secs(6), "{after:?}: it has noticed it by itself");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_has_a_task_and_does_not_begin_keeps_it_and_says_why() {
+    let stage = Stage::new(33, Config::default()).await;
+    let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
+    stage.runner("n2", "a", 1, Manner::Willing).await;
+    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.until("x", State::Assigned).await;
+    let reason = async || stage.leader.get(&id("x")).await.unwrap().reason.clone();
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(reason().await, "", "nothing unusual yet");
+    sleep(Duration::from_secs(600)).await;
+    let why = reason().await;
+    assert!(why.starts_with("given to n1 604 s ago") && why.contains("opens the volumes"), "{why}");
+    let record = stage.stored("x");
+    assert_eq!((record.attempts.len(), record.reason.as_str()), (1, ""), "it may still begin: nobody else is given it");
+    stage.world.set_manner("n1", Manner::Silent);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(stage.stored("x").attempts.len(), 1, "it has the task, whether it answers or not");
+    stage.begin(&runner, "x").await;
+    stage.until("x", State::Running).await;
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(reason().await, "");
+}

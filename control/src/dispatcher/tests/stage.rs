@@ -7,7 +7,7 @@ use crate::destination::default_fence;
 use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
 use crate::election::{Election, Reign, Role};
 use crate::layout;
-use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing};
+use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing, Step};
 use crate::record::{
     Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Order, Record, Registration, State, TaskId,
     TaskRecord, TaskSpec,
@@ -100,7 +100,7 @@ impl RunnerCalls for World {
         sleep(Duration::from_millis(1)).await;
         self.hear(address, format!("ask {}", assignment.task))?;
         let is_held = self.runners.lock().unwrap()[address].held.contains(&assignment.task);
-        Ok(if is_held { Standing::Held } else { Standing::Unknown })
+        Ok(if is_held { Standing::Waits(Step::Opening) } else { Standing::Unknown })
     }
 
     async fn nudge(&self, address: &str, _leader: Epoch, task: &TaskId) -> Result<(), CallError> {

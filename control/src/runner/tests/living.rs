@@ -1,7 +1,7 @@
 //! From an assignment to the last write about it.
 
 use super::*;
-use crate::peers::{CallError, Standing};
+use crate::peers::{CallError, Standing, Step};
 use crate::record::Failure;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 
@@ -37,11 +37,13 @@ async fn a_copy_may_write_only_once_running_is_stored() {
     *stage.copies.opening.lock().unwrap() = Duration::from_secs(1);
     stage.submit("t", copy_of(Fence::Local));
     let assignment = stage.grant("t", "life");
-    stage.handle.assign(assignment).await.unwrap();
+    stage.handle.assign(assignment.clone()).await.unwrap();
     let copy = stage.copy("t").await;
     assert_eq!(stage.record("t").state, State::Assigned);
     assert!(copy.admitted.borrow().is_none());
+    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Waits(Step::Opening)));
     copy.is_admitted().await.unwrap();
+    assert_eq!(stage.handle.ask(assignment).await, Ok(Standing::Held));
     let record = stage.record("t");
     assert!(record.state == State::Running && record.admitted);
     assert!(copy.gate.is_open_at(Duration::from_secs(1 << 32)), "a lock is enough: no lease");
