@@ -5,7 +5,8 @@
 //!           -> it asks to write: RUNNING is stored -> it ends, or is stopped -> the end is stored
 //! ```
 //! What always holds: nothing is written to the destination before `RUNNING` stands in the store, and nothing to the
-//! record once the task is known to be somebody else's. Stopping goes straight to the copy and waits for nobody.
+//! record once the task is known to be somebody else's. Stopping goes straight to the copy and waits for nobody. Whatever is
+//! logged on the way is logged in the attempt's span.
 
 use super::grant::{Grant, Written};
 use super::hub::Hub;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
+use tracing::{Instrument, Span, field};
 
 /// Between two looks at whether the lease has been renewed.
 const LEASE_LOOK: Duration = Duration::from_millis(20);
@@ -30,6 +32,7 @@ const LEASE_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub grant: Grant,
+    span: Span,
     control: Mutex<Control>,
     signal: watch::Sender<Signal>,
 }
@@ -68,9 +71,11 @@ struct Signal {
 
 impl Attempt {
     pub(super) fn new(task: TaskId, epoch: Epoch, holder: Holder) -> Self {
+        // Of the highest level: whatever is logged at all says of what it is. Which attempt it is the record tells.
+        let span = tracing::error_span!(parent: None, "attempt", %task, attempt = field::Empty, %epoch);
         let grant = Grant::new(task, epoch, holder);
         let control = Mutex::new(Control { waits_for: Some(Step::Reading), ..Control::default() });
-        Self { grant, control, signal: watch::Sender::new(Signal::default()) }
+        Self { grant, span, control, signal: watch::Sender::new(Signal::default()) }
     }
 
     pub(super) fn task(&self) -> &TaskId {
@@ -79,6 +84,11 @@ impl Attempt {
 
     pub(super) fn epoch(&self) -> Epoch {
         self.grant.epoch
+    }
+
+    /// In which everything is logged that is done for it.
+    pub(super) fn span(&self) -> &Span {
+        &self.span
     }
 
     /// How an assignment stands that is held.
@@ -112,7 +122,8 @@ impl Attempt {
     pub(super) fn stop(&self, reason: Reason) {
         let mut control = self.control();
         if reason == Reason::LeaseLost && !std::mem::replace(&mut control.cut, true) {
-            tracing::warn!(task = %self.task(), epoch = %self.epoch(), "the right to write has ended: the copy is cut off");
+            let _in = self.span.enter();
+            tracing::warn!("the right to write has ended: the copy is cut off");
         }
         self.signal.send_modify(|signal| _ = signal.stop.get_or_insert(reason));
         if let Some(running) = &control.running {
@@ -127,8 +138,12 @@ impl Attempt {
 
     /// Lives it. Leaves the book at its end.
     pub(super) async fn live(self: Arc<Self>, hub: Arc<Hub>) {
-        let standing = self.carry_out(&hub).await;
-        tracing::info!(task = %self.task(), epoch = %self.epoch(), ?standing, "an assignment is over");
+        let life = async {
+            let standing = self.carry_out(&hub).await;
+            tracing::info!(?standing, "an assignment is over");
+            standing
+        };
+        let standing = life.instrument(self.span.clone()).await;
         hub.book.leave(&self, standing);
         hub.renew.notify_one();
     }
@@ -139,6 +154,7 @@ impl Attempt {
             () = self.stopped_for(hub.config.stop_wait) => None,
         };
         let Some(record) = read else { return Standing::Unknown };
+        self.span.record("attempt", record.attempts.len());
         if let Some(reason) = self.told_to_stop() {
             self.end(hub, stopped(reason)).await;
             return Standing::Ended;
@@ -154,7 +170,7 @@ impl Attempt {
         let (admission, question) = oneshot::channel();
         let running = self.start(hub, &record, gate, admission);
         let outcome = self.attend(hub, &*running, question).await;
-        tracing::info!(task = %self.task(), epoch = %self.epoch(), end = ?outcome.end, "a copy has ended");
+        tracing::info!(end = ?outcome.end, "a copy has ended");
         self.conclude(hub, outcome).await;
         Standing::Ended
     }
@@ -257,7 +273,7 @@ impl Attempt {
         match written {
             Written::Done(record) => {
                 self.control().waits_for = None;
-                tracing::info!(task = %self.task(), epoch = %self.epoch(), "a copy may write");
+                tracing::info!("a copy may write");
                 self.heed(&record);
                 hub.renew.notify_one();
                 Ok(())
@@ -295,7 +311,7 @@ impl Attempt {
     /// The task is somebody else's: the copy stops, and nothing is written about it any more.
     fn abandon(&self) {
         self.control().abandoned = true;
-        tracing::warn!(task = %self.task(), epoch = %self.epoch(), "the task is not this runner's any more");
+        tracing::warn!("the task is not this runner's any more");
         self.stop(Reason::LeaseLost);
     }
 

@@ -33,7 +33,7 @@ impl Attempt {
 
     /// Waits until nothing of a copy can land any more that its engine has not seen the end of.
     async fn come_to_rest(&self, hub: &Hub) {
-        tracing::error!(task = %self.task(), epoch = %self.epoch(), "a copy did not come to rest: its task is kept");
+        tracing::error!("a copy did not come to rest: its task is kept");
         if self.needs_lease() {
             tokio::time::sleep(hub.config.quiet_after).await;
         } else {
@@ -56,7 +56,7 @@ impl Attempt {
             Written::NotOurs => {}
             Written::Illegal(illegal, record) => {
                 let state = record.state;
-                tracing::error!(task = %self.task(), %illegal, ?state, "the end of a copy does not fit its record");
+                tracing::error!(%illegal, ?state, "the end of a copy does not fit its record");
             }
         }
     }

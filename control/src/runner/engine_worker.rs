@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
+use tracing::Span;
 
 /// See the module's head. Clones are the same.
 #[derive(Clone, Debug)]
@@ -65,6 +66,8 @@ struct Gatekeeper {
     durable: DurableMap,
     epoch: Epoch,
     marks: Arc<StoredEpochs>,
+    /// Of the attempt: the job's thread is the engine's.
+    span: Span,
     said_yes: AtomicBool,
 }
 
@@ -103,8 +106,9 @@ impl Worker for EngineWorker {
         let (tell, outcome) = oneshot::channel();
         let copying = Arc::new(Copying { job: Mutex::default(), outcome: Mutex::new(Some(outcome)) });
         let (worker, shared) = (self.clone(), Arc::clone(&copying));
-        let name = format!("copy {}", work.task);
+        let (name, span) = (format!("copy {}", work.task), Span::current());
         let body = move || {
+            let _in = span.enter();
             // Nobody listens if the runner has been dropped.
             let _ = tell.send(worker.carry_out(work, &shared));
         };
@@ -224,6 +228,7 @@ impl Running for Copying {
 
 impl Admission for Gatekeeper {
     fn admit(&self, destination: &Admitted<'_>) -> Result<()> {
+        let _in = self.span.enter();
         let file = destination.file.map(|file| file.try_clone_to_owned().map(File::from)).transpose();
         let file =
             file.map_err(|error| Error::io(Side::Destination, Operation::Open, &error, "keep the destination open"))?;
@@ -302,6 +307,7 @@ impl Site {
             durable,
             epoch,
             marks: Arc::clone(&self.marks),
+            span: Span::current(),
             said_yes: AtomicBool::new(false),
         });
         supervision.admission = Some(Arc::clone(&gatekeeper) as Arc<dyn Admission>);

@@ -173,7 +173,7 @@ impl Grant {
         let record = match TaskRecord::decode(&data) {
             Ok(record) => record,
             Err(error) => {
-                tracing::error!(task = %self.task, %error, "the task's record cannot be read: it is left alone");
+                tracing::error!(%error, "the task's record cannot be read: it is left alone");
                 return Ok(Reading::NotOurs(None));
             }
         };

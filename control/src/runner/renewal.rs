@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::Instrument;
 
 /// Between two checkpoints of a task.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
@@ -175,7 +176,7 @@ impl Rhythm {
             if last.is_some_and(|last| last.elapsed() < CHECKPOINT_EVERY) {
                 continue;
             }
-            if let Some(checkpoint) = checkpoint(hub, seat, attempt).await? {
+            if let Some(checkpoint) = checkpoint(hub, seat, attempt).instrument(attempt.span().clone()).await? {
                 bytes += checkpoint.after.encode().len() + 1024;
                 if bytes > MULTI_BYTES_MAX / 2 {
                     break;

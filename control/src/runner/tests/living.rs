@@ -248,3 +248,58 @@ async fn what_was_kept_of_tasks_that_are_over_is_dropped() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("later"), id("unknown")]);
 }
+
+/// What is logged on this thread, as `taskd` writes it.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// What was logged since the last time.
+    fn lines(&self) -> Vec<String> {
+        let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_is_logged_of_an_attempt_says_of_which() {
+    for (filter, expected) in [("info", 3), ("warn", 1)] {
+        let log = Log::default();
+        let writer = log.clone();
+        let logging = tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter);
+        let logging = logging.with_writer(move || writer.clone()).finish();
+        let _logging = tracing::subscriber::set_default(logging);
+        let stage = Stage::new().await;
+        stage.submit("t", copy_of(Fence::Lease));
+        let first = stage.grant("t", "life");
+        stage.revoke("t");
+        let assignment = stage.grant("t", "life");
+        assert!(first.epoch < assignment.epoch);
+        stage.handle.assign(assignment.clone()).await.unwrap();
+        let copy = stage.copy("t").await;
+        copy.is_admitted().await.unwrap();
+        log.lines();
+        // What others do to it counts, too: its lease ends.
+        stage.store.cut(true);
+        sleep(Duration::from_secs(15)).await;
+        stage.store.cut(false);
+        stage.until("t", State::Pending).await;
+        sleep(Duration::from_millis(10)).await;
+        let lines = log.lines();
+        let of_it = format!("attempt{{task=t epoch={} attempt=2}}", assignment.epoch);
+        let said: Vec<_> = lines.iter().filter(|line| line.contains(&of_it)).collect();
+        assert!(said.len() >= expected, "with {filter}: {lines:#?}");
+        assert!(said.iter().any(|line| line.contains("the copy is cut off")), "with {filter}: {lines:#?}");
+    }
+}
