@@ -28,6 +28,7 @@ pub mod record;
 pub mod runner;
 pub mod server;
 pub mod state_dir;
+mod stopping;
 mod task_state;
 mod vip;
 

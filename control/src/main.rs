@@ -19,8 +19,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
 
-/// From the first signal to the end of the process, at most.
+/// From the first signal to the end of the process, at most: for all stages of a stop, and what comes after them.
 const STOP_MAX: Duration = Duration::from_secs(19);
+const _: () = assert!(STOP_MAX.as_millis() > blockhaul_control::server::STOP_MAX.as_millis());
 /// From the second one: for what a process that is gone cannot mend.
 const FAST_STOP_MAX: Duration = Duration::from_secs(2);
 

@@ -81,7 +81,7 @@ impl Listener {
         self.address
     }
 
-    /// Takes no more connections, ends streams, and lets open calls finish: within five seconds, whatever peers do.
+    /// Takes no more connections, ends streams, and lets open calls finish: within [`GOODBYE_MAX`], whatever peers do.
     pub async fn close(self) {
         let Self { stopping, tasks, .. } = self;
         stopping.send_replace(true);

@@ -22,6 +22,7 @@ use self::store::{Reading, Request, Store};
 use super::{
     Center, CoordError, Done, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch, check_ops, is_path,
 };
+use crate::stopping::CLOSE_MAX;
 use async_trait::async_trait;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,8 +32,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// What a session reports as its timeout. Nothing here expires; leases are counted by it.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for a session's end to be durable.
-const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// A store in a file. The file is free again once this and all of its sessions are dropped.
 #[derive(Debug)]
@@ -171,7 +170,7 @@ impl Session for EmbeddedSession {
 
     async fn close(&self) {
         let closed = self.owner.ask(|answer| Request::Close { session: self.id, answer: Some(answer) });
-        let _ = tokio::time::timeout(CLOSE_WAIT, closed).await;
+        let _ = tokio::time::timeout(CLOSE_MAX, closed).await;
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch,
     check_ops, is_path,
 };
+use crate::stopping::CLOSE_MAX;
 use async_trait::async_trait;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,8 +33,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use zookeeper_client as zk;
 
-/// Longest wait for the service to confirm that a session is closed.
-const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Least length of the list of servers that the library is given. In ten seconds without any it waits 2 s at most between
 /// two tries; of a list three times as long 1 s, but it would begin with as many tries at once.
 const HOSTS_MIN: usize = 12;
@@ -330,8 +329,7 @@ impl Session for ZooKeeperSession {
         if !client.state().is_terminated() {
             drop(client);
             let closed = async { while !changes.changed().await.is_terminated() {} };
-            // In vain when no server answers: the service gives the session up after its timeout then.
-            let _ = tokio::time::timeout(CLOSE_WAIT, closed).await;
+            let _ = tokio::time::timeout(CLOSE_MAX, closed).await;
         }
         tell(&self.report, Link::Over(Ending::Closed));
     }

@@ -10,12 +10,9 @@
 
 use super::hub::{Hub, Mood};
 use super::{registration, stop_all};
+use crate::stopping::TELL_MAX;
 use blockhaul_engine::job::Reason;
-use std::time::Duration;
 use tokio::time::timeout;
-
-/// For the dispatcher to hear what was given back.
-const TELL_MAX: Duration = Duration::from_secs(1);
 
 /// Does what it is asked to, for as long as it is polled.
 pub(super) async fn attend(hub: &Hub) {

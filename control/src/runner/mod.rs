@@ -48,6 +48,7 @@ use crate::layout;
 use crate::peers::LeaderCalls;
 use crate::pulse::Pulse;
 use crate::record::{Incarnation, NodeId, Record, TaskId, TaskRecord};
+use crate::stopping::{LEAVE_MAX, MARK_MAX, REST_MAX, TELL_MAX};
 use attempt::Attempt;
 use blockhaul_engine::job::Reason;
 use hub::{Hub, Mood};
@@ -111,7 +112,7 @@ impl RunnerConfig {
             data: None,
             restarts: 0,
             pulse: Pulse::default(),
-            stop_wait: Duration::from_secs(10),
+            stop_wait: REST_MAX,
             quiet_after: Duration::from_secs(30),
         }
     }
@@ -161,7 +162,7 @@ impl Runner {
     }
 
     /// Runs until `shutdown`, and then until everything is given back or [`RunnerConfig::stop_wait`] has passed: at most
-    /// 6 s more than that.
+    /// 2 s more than that.
     pub async fn run(self, sessions: Sessions, shutdown: impl Future<Output = ()>) -> Stopped {
         let Self { hub, mut starts } = self;
         if hub.is_wanted() {
@@ -218,14 +219,14 @@ async fn give_everything_back(hub: &Hub) -> Stopped {
     if let Some(version) = marked {
         let mut seats = hub.seat.subscribe();
         let moved = seats.wait_for(|seat| seat.as_ref().is_none_or(|seat| seat.version != version));
-        let _ = timeout(Duration::from_secs(1), moved).await;
+        let _ = timeout(MARK_MAX, moved).await;
     }
     stop_all(hub, Reason::RunnerInterrupt).await;
-    let _ = timeout(Duration::from_secs(2), hub.hints.told()).await;
+    let _ = timeout(TELL_MAX, hub.hints.told()).await;
     let left_behind: Vec<_> = hub.book.all().iter().map(|attempt| attempt.task().clone()).collect();
     if left_behind.is_empty() {
         hub.mood.send_replace(Mood::Absent);
-        match timeout(Duration::from_secs(2), registration::deregister(hub)).await {
+        match timeout(LEAVE_MAX, registration::deregister(hub)).await {
             Ok(Ok(())) => tracing::info!(node = %hub.config.node, "gone from the runners"),
             Ok(Err(error)) => tracing::warn!(%error, "the registration stays until its session ends"),
             Err(_) => tracing::warn!("no answer: the registration stays until its session ends"),

@@ -25,6 +25,7 @@ mod play;
 mod post;
 mod stop;
 
+pub use crate::stopping::TOTAL_MAX as STOP_MAX;
 pub use control::{Control, Limits};
 pub(crate) use leading::Leading;
 pub(crate) use play::Play;
@@ -47,6 +48,7 @@ use crate::policy::Policy;
 use crate::pulse::Pulses;
 use crate::record::Incarnation;
 use crate::runner::{EngineWorker, NodeState, Runner, RunnerConfig, Seams, SessionKeeper, StateDir, Stopped, Worker};
+use crate::stopping::INITIALISE_MAX;
 use crate::vip::Vip;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -62,9 +64,6 @@ use tokio::time::{Instant, sleep, timeout};
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Between two tries to lock it.
 const LOCK_EVERY: Duration = Duration::from_millis(100);
-
-/// What has been begun may end so long after a stop was asked for: threads cannot be called back.
-const INITIALISE_REST: Duration = Duration::from_secs(3);
 
 /// A `taskd`, not yet begun.
 #[derive(Debug)]
@@ -123,7 +122,7 @@ impl Server {
         let ready = tokio::select! {
             biased;
             ready = &mut initialising => ready?,
-            () = stopper.wait_for(Stop::Drained) => match timeout(INITIALISE_REST, initialising).await {
+            () = stopper.wait_for(Stop::Drained) => match timeout(INITIALISE_MAX, initialising).await {
                 // It is taken apart in the one order that there is.
                 Ok(Ok(ready)) => ready,
                 Ok(Err(_)) | Err(_) => return Ok(()),

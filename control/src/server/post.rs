@@ -2,14 +2,9 @@
 
 use super::duty::Post;
 use crate::runner::RunnerHandle;
-use std::time::Duration;
+use crate::stopping::{OFFICE_MAX, SUCCESSOR_MAX};
 use tokio::sync::watch;
 use tokio::time::timeout;
-
-/// For an office to be given up: the service address taken off, and a write. After it the lease does the rest.
-const STEP_DOWN_MAX: Duration = Duration::from_secs(5);
-/// For the next leader to be known after a resignation: then it is told at once what is given back.
-const SUCCESSOR_WAIT: Duration = Duration::from_secs(1);
 
 /// See [`Post`].
 #[derive(Debug)]
@@ -42,12 +37,13 @@ impl Post for NodePost {
             // A sender that is gone has given everything up.
             let _ = self.office.clone().wait_for(|office| !office).await;
         };
-        if timeout(STEP_DOWN_MAX, given_up).await.is_err() {
+        if timeout(OFFICE_MAX, given_up).await.is_err() {
             tracing::error!("leadership is not given up in time: the lease will end it");
         }
+        // Known at once, the next leader is told at once what is given back.
         if had_office && !self.runner.held().is_empty() {
             let is_another = |leader: &Option<String>| leader.as_ref().is_some_and(|leader| *leader != self.address);
-            let _ = timeout(SUCCESSOR_WAIT, self.leader.clone().wait_for(is_another)).await;
+            let _ = timeout(SUCCESSOR_MAX, self.leader.clone().wait_for(is_another)).await;
         }
     }
 

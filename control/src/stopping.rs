@@ -1,0 +1,65 @@
+//! The stages of a stop, and how long each may take: all the bounds, so that somebody adds them up.
+//!
+//! | stage | for | whose |
+//! | --- | --- | --- |
+//! | office | the service address to be taken off and leadership to be resigned | [`OFFICE_MAX`] |
+//! | successor | the next leader to be known, if there is something to tell it | [`SUCCESSOR_MAX`] |
+//! | mark | the registration to say that the runner stops | [`MARK_MAX`] |
+//! | rest | copies to come to rest and to be given back in the store | [`REST_MAX`] |
+//! | tell | the leader to hear what was given back | [`TELL_MAX`] |
+//! | leave | the registration to be removed | [`LEAVE_MAX`] |
+//! | close | the session to be closed | [`CLOSE_MAX`] |
+//! | goodbye | open calls and streams to end | [`GOODBYE_MAX`] |
+//!
+//! What always holds: one stage follows the other and each is bounded by itself, whatever peers, servers and devices do, so
+//! that a stop takes at most [`TOTAL_MAX`]. The owner of the process waits a little longer than that, and then no more. What
+//! is asked to stop while it is still initialised has nothing to give up, rest or tell: [`INITIALISE_MAX`] takes their place.
+
+use std::time::Duration;
+
+/// After it the lease ends what could not be resigned. A service address has two seconds of it.
+pub(crate) const OFFICE_MAX: Duration = Duration::from_secs(3);
+/// An election is over in less where a node stands for it.
+pub(crate) const SUCCESSOR_MAX: Duration = Duration::from_secs(1);
+/// One write: after it assignments are refused all the same.
+pub(crate) const MARK_MAX: Duration = Duration::from_millis(500);
+/// As long as the engine waits for what is in flight; then the copy is left behind, with its registration.
+pub(crate) const REST_MAX: Duration = Duration::from_secs(10);
+/// Only a hint: a leader that does not hear it sees the registration go.
+pub(crate) const TELL_MAX: Duration = Duration::from_millis(500);
+/// One write; closing the session does the same.
+pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(1);
+/// In vain when no server answers: the service gives the session up after its timeout then.
+pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// Calls take milliseconds, and streams are told.
+pub(crate) const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+/// What has been begun when a stop is asked for may end: threads cannot be called back.
+pub(crate) const INITIALISE_MAX: Duration = Duration::from_secs(3);
+
+const STAGES: [Duration; 8] =
+    [OFFICE_MAX, SUCCESSOR_MAX, MARK_MAX, REST_MAX, TELL_MAX, LEAVE_MAX, CLOSE_MAX, GOODBYE_MAX];
+
+/// All stages of a stop together take no longer.
+pub const TOTAL_MAX: Duration = Duration::from_secs(18);
+
+const _: () = {
+    let (mut sum_ms, mut stage) = (0, 0);
+    while stage < STAGES.len() {
+        sum_ms += STAGES[stage].as_millis();
+        stage += 1;
+    }
+    assert!(sum_ms <= TOTAL_MAX.as_millis(), "the stages of a stop take too long together");
+    assert!(INITIALISE_MAX.as_millis() <= (OFFICE_MAX.as_millis() + REST_MAX.as_millis()));
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stages_of_a_stop_leave_two_of_the_twenty_seconds() {
+        assert!(STAGES.iter().sum::<Duration>() <= TOTAL_MAX, "{STAGES:?}");
+        assert_eq!(TOTAL_MAX, Duration::from_secs(18));
+    }
+}
