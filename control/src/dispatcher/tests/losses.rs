@@ -308,7 +308,7 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
 async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration) {
     let stage = Stage::new(seed, Config::default()).await;
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
-    stage.leader.submit(submission("x", noop(60_000))).await.unwrap();
+    stage.leader.submit(order("x", noop(60_000))).await.unwrap();
     stage.begin(&runner, "x").await;
     sleep(Duration::from_secs(1)).await;
     let backup = stage.ensemble.snapshot();
@@ -348,7 +348,7 @@ async fn a_runner_that_has_a_task_and_does_not_begin_keeps_it_and_says_why() {
     let stage = Stage::new(33, Config::default()).await;
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
     stage.runner("n2", "a", 1, Manner::Willing).await;
-    stage.leader.submit(submission("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     stage.until("x", State::Assigned).await;
     let reason = async || stage.leader.get(&id("x")).await.unwrap().reason.clone();
     sleep(Duration::from_secs(4)).await;

@@ -1,0 +1,222 @@
+//! The commands that ask a task center: what the flags alone show to be malformed ends with 2 and without a call; what the
+//! center refuses ends with 1 or 2, by its error, and one line.
+
+use crate::support::Scratch;
+use blockhaul_control::config::RawConfig;
+use blockhaul_control::server::{Server, Stop, Stopper};
+use clap::Parser;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// Every command, what it takes, and its flags.
+const COMMANDS: [(&[&str], &[&str]); 14] = [
+    (
+        &["submit", "copy"],
+        &[
+            "SRC",
+            "DST",
+            "--id",
+            "--node",
+            "--limit",
+            "--verify",
+            "--overwrite",
+            "--sparse",
+            "--reflink",
+            "--digest",
+            "--fence",
+            "--source-stable",
+            "--dest-id",
+            "--priority",
+            "--max-attempts",
+            "--wait",
+        ],
+    ),
+    (&["submit", "noop"], &["DURATION", "--id", "--node", "--priority", "--max-attempts", "--wait"]),
+    (&["get"], &["ID"]),
+    (&["watch"], &["ID"]),
+    (&["cancel"], &["ID"]),
+    (&["pause"], &["ID"]),
+    (&["resume"], &["ID"]),
+    (&["set"], &["ID", "--limit"]),
+    (&["list"], &["--state"]),
+    (&["runners"], &[]),
+    (&["drain"], &["NODE", "--now", "--undo"]),
+    (&["fence"], &["NODE", "--confirm"]),
+    (&["center"], &[]),
+    (&["submit"], &["copy", "noop"]),
+];
+
+/// Of all of them that make a call.
+const COMMON: [&str; 6] = ["--center", "--json", "--log", "--tls-cert", "--tls-key", "--tls-ca"];
+
+#[test]
+fn the_help_of_each_command_names_what_it_takes() {
+    let scratch = Scratch::new();
+    for (command, flags) in COMMANDS {
+        let output = scratch.blockhaul(&[command, &["--help"]].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        let help = String::from_utf8(output.stdout).unwrap();
+        let common = if command == ["submit"] { &[][..] } else { &COMMON[..] };
+        for flag in flags.iter().chain(common) {
+            let named = help.split(|c: char| c.is_whitespace() || "[]<>,.=|".contains(c)).any(|word| word == *flag);
+            assert!(named, "{command:?} --help does not name {flag}:\n{help}");
+        }
+    }
+}
+
+#[test]
+fn malformed_requests_end_with_2_and_ask_nobody() {
+    let malformed: [&[&str]; 36] = [
+        &["submit"],
+        &["submit", "move", "a", "b"],
+        &["submit", "copy"],
+        &["submit", "copy", "a"],
+        &["submit", "copy", "a", "b", "c"],
+        &["submit", "copy", "a", "b", "--priority", "high"],
+        &["submit", "copy", "a", "b", "--priority", "-1"],
+        &["submit", "copy", "a", "b", "--max-attempts", "0"],
+        &["submit", "copy", "a", "b", "--limit", "5MiB"],
+        &["submit", "copy", "a", "b", "--limit", "0/s"],
+        &["submit", "copy", "a", "b", "--no-such-flag"],
+        &["submit", "copy", "a", "b", "--id"],
+        &["submit", "noop", "soon"],
+        &["submit", "noop", "5s", "--limit", "1MiB/s"],
+        &["get"],
+        &["get", "a", "b"],
+        &["get", "a", "--state", "RUNNING"],
+        &["watch"],
+        &["cancel"],
+        &["pause"],
+        &["resume"],
+        &["set"],
+        &["set", "a"],
+        &["set", "a", "--limit", "fast"],
+        &["set", "a", "--limit", "0/s"],
+        &["set", "--limit", "none"],
+        &["list", "a"],
+        &["list", "--state"],
+        &["runners", "n1"],
+        &["drain"],
+        &["drain", "n1", "--now", "--undo"],
+        &["fence"],
+        &["fence", "n1"],
+        &["center", "now"],
+        &["status"],
+        &["get", "a", "--log", "==="],
+    ];
+    let scratch = Scratch::new();
+    for words in malformed {
+        let output = scratch.blockhaul(words).env("BLOCKHAUL_CENTER", "127.0.0.1:1").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+        assert!(stderr.starts_with("blockhaul: EBadRequest: "), "{words:?}: {stderr}");
+    }
+    for words in [&["get", "a", "--center", ""][..], &["get", "a", "--tls-key", "key.pem"]] {
+        let output = scratch.blockhaul(words).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{words:?}: {stderr}");
+    }
+}
+
+/// A task center of one node, in this process.
+struct Center {
+    address: String,
+    stopper: Stopper,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Center {
+    fn start(scratch: &Scratch) -> Self {
+        let (state, volumes) = (scratch.path("center"), scratch.path("volumes"));
+        std::fs::create_dir(&volumes).unwrap();
+        let words = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1"];
+        let places = ["--state-dir", state.to_str().unwrap(), "--allow-path", volumes.to_str().unwrap()];
+        let raw = RawConfig::try_parse_from(words.into_iter().chain(places)).unwrap();
+        let server = Server::new(raw.resolve(|_| None).unwrap());
+        let stopper = server.stopper();
+        let (tell, told) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let ready = server.initialise().await.unwrap();
+                tell.send(ready.address().to_string()).unwrap();
+                ready.run().await.unwrap();
+            });
+        });
+        Self { address: told.recv().expect("it listens"), stopper, thread: Some(thread) }
+    }
+}
+
+impl Drop for Center {
+    fn drop(&mut self) {
+        self.stopper.stop(Stop::Drained);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))), "the center has failed");
+    }
+}
+
+#[test]
+fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
+    let scratch = Scratch::new();
+    let center = Center::start(&scratch);
+    let (source, destination) = ("file://n1/volumes/a", "file://n1/volumes/b");
+    let long = "x".repeat(65);
+    let refused: [(&[&str], i32, &str); 29] = [
+        (&["submit", "noop", "--id", "a/b"], 2, "EBadRequest"),
+        (&["submit", "noop", "--id", &long], 2, "EBadRequest"),
+        (&["submit", "noop", "--priority", "10"], 2, "EBadRequest"),
+        (&["submit", "noop", "--max-attempts", "1001"], 2, "EBadRequest"),
+        (&["submit", "noop", "--node", "a/b"], 2, "EBadRequest"),
+        (&["submit", "noop", "9999h"], 2, "EBadRequest"),
+        (&["submit", "copy", source, "ssh://h/b"], 1, "EUnsupported"),
+        (&["submit", "copy", source, "nbd://"], 2, "EBadRequest"),
+        (&["submit", "copy", source, source], 1, "ESameVolume"),
+        (&["submit", "copy", source, "file://n2/volumes/b"], 2, "EBadRequest"),
+        (&["submit", "copy", source, destination, "--fence", "moat"], 2, "EBadRequest"),
+        (&["submit", "copy", source, destination, "--fence", "command"], 1, "EUnsupported"),
+        (&["submit", "copy", source, destination, "--sparse", "maybe"], 2, "EBadRequest"),
+        (&["submit", "copy", source, destination, "--reflink", "maybe"], 2, "EBadRequest"),
+        (&["submit", "copy", source, destination, "--digest", "md5"], 2, "EBadRequest"),
+        (&["submit", "copy", source, "nbd://127.0.0.1:1/x", "--fence", "local"], 2, "EBadRequest"),
+        (&["submit", "copy", source, "nbd://127.0.0.1:1/x"], 2, "EBadRequest"),
+        (&["submit", "copy", source, destination, "--dest-id", ""], 2, "EBadRequest"),
+        (&["get", "nobody"], 1, "ENotFound"),
+        (&["get", "a/b"], 2, "EBadRequest"),
+        (&["watch", "nobody"], 1, "ENotFound"),
+        (&["cancel", "nobody"], 1, "ENotFound"),
+        (&["pause", "nobody"], 1, "ENotFound"),
+        (&["resume", "nobody"], 1, "ENotFound"),
+        (&["set", "nobody", "--limit", "1MiB/s"], 1, "ENotFound"),
+        (&["list", "--state", "SLEEPING"], 2, "EBadRequest"),
+        (&["drain", "nobody"], 1, "ENotFound"),
+        (&["drain", "a/b"], 2, "EBadRequest"),
+        (&["fence", "a/b", "--confirm"], 2, "EBadRequest"),
+    ];
+    for (words, exit, code) in refused {
+        let output = scratch.blockhaul(&[words, &["--center", &center.address]].concat()).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{words:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+        let is_one_line = stderr.starts_with(&format!("blockhaul: {code}: ")) && stderr.lines().count() == 1;
+        assert!(is_one_line, "{words:?}: {stderr}");
+    }
+    let ask = |words: &[&str]| {
+        let output = scratch.blockhaul(&[words, &["--json", "--center", &center.address]].concat()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(ask(&["list"]), (Some(0), String::new()), "nothing of all that was stored");
+    assert_eq!(ask(&["submit", "noop", "--id", "x", "--wait"]).0, Some(0));
+    for (words, exit) in [(&["pause", "x"][..], 1), (&["resume", "x"], 1), (&["set", "x", "--limit", "none"], 1)] {
+        assert_eq!(ask(words).0, Some(exit), "{words:?}: only copies can be changed so");
+    }
+    assert_eq!(ask(&["cancel", "x"]).0, Some(0), "it has ended: its final state");
+    assert_eq!(ask(&["fence", "nobody", "--confirm"]).0, Some(0), "no task depends on it");
+    for words in [&["get", "x"][..], &["watch", "x"], &["list"], &["runners"], &["center"], &["drain", "n1"]] {
+        let (code, stdout) = ask(words);
+        assert_eq!(code, Some(0), "{words:?}: {stdout}");
+        let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value.is_object());
+        assert!(stdout.lines().count() > 0 && stdout.lines().all(is_json), "{words:?}: {stdout}");
+    }
+}
