@@ -232,6 +232,12 @@ impl Server {
 }
 
 impl Ready {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
     /// Runs until it is asked to stop, and stops: when this returns, nothing of it is left but what could not be given
     /// back. Asked for [`Stop::Fast`], its owner drops it.
     ///

@@ -8,8 +8,8 @@ use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::layout;
 use crate::record::{
-    Change, CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, State, TaskId, TaskRecord,
-    TaskSpec,
+    Change, CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, State, TaskId,
+    TaskRecord, TaskSpec,
 };
 use crate::task_state::{Event, Mark, next};
 use blockhaul_engine::error::Code;
