@@ -15,7 +15,6 @@ use clap::Parser;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,8 +35,6 @@ const SESSION_TIMEOUT_MIN: Duration = Duration::from_secs(6);
 const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(120);
 /// The loopback address: what is reachable from elsewhere is somebody's decision.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
-/// What protects a node that other hosts reach.
-const WITH_TLS: &str = "--tls-cert, --tls-key and --tls-ca";
 /// Often enough to notice a loss within the timeout, whatever single packets are lost.
 const DATA_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 /// A switch that is replaced or a spanning tree that settles must not cost every node its roles.
@@ -307,15 +304,8 @@ impl RawConfig {
         let tls = Tls::read(&RawTls { tls_cert, tls_key, tls_ca })?;
         let listen = address("--listen", listen.as_deref().unwrap_or(LISTEN_DEFAULT))?;
         let metrics = metrics.map(|text| address("--metrics", &text)).transpose()?;
-        let data = data(data_address, data_channel_interval, data_channel_timeout)?;
-        let is_guarded = tls.is_some() || is_insecure;
-        protected("--listen", &listen, listen.ip().is_loopback() || is_guarded, WITH_TLS)?;
-        if let Some(at) = &metrics {
-            protected("--metrics", at, at.ip().is_loopback() || is_insecure, "an address of the loopback interface")?;
-        }
-        if let Some((at, _)) = &data {
-            protected("--data-address", at, at.is_loopback() || is_guarded, WITH_TLS)?;
-        }
+        protected("--listen", listen, tls.is_some() || is_insecure, "--tls-cert, --tls-key and --tls-ca")?;
+        metrics.map_or(Ok(()), |at| protected("--metrics", at, is_insecure, "an address of the loopback interface"))?;
         Ok(Config {
             node: node(node_id, is_alone)?,
             store: store(is_alone, zookeeper, zookeeper_auth, session_timeout)?,
@@ -330,7 +320,7 @@ impl RawConfig {
             quiet_after: duration("--quiet-after", quiet_after, QUIET_AFTER_DEFAULT)?,
             fence_command: fence_command.map(|path| absolute("--fence-command", &path)).transpose()?,
             metrics,
-            data,
+            data: data(data_address, data_channel_interval, data_channel_timeout)?,
             vip,
             cores,
             memory_bytes: memory.map(|text| memory_bytes(&text)).transpose()?,
@@ -393,9 +383,8 @@ fn address(flag: &str, text: &str) -> Result<SocketAddr> {
     found.next().ok_or_else(|| refused(String::from("that host has no address")))
 }
 
-/// Refuses what other hosts reach and nothing protects.
-fn protected(flag: &str, address: &impl Display, is_protected: bool, by: &str) -> Result<()> {
-    if is_protected {
+fn protected(flag: &str, address: SocketAddr, is_protected: bool, by: &str) -> Result<()> {
+    if is_protected || address.ip().is_loopback() {
         return Ok(());
     }
     let message = format!("{flag} {address} is reached from other hosts without protection");

@@ -49,12 +49,6 @@ impl DataAddress {
         }
     }
 
-    /// Whether it is known to be out of other hosts' reach. An interface may have any address when it is used.
-    #[must_use]
-    pub fn is_loopback(&self) -> bool {
-        matches!(self.place, Place::Address(address) if address.is_loopback())
-    }
-
     /// The address as it is on this host now.
     ///
     /// # Errors
