@@ -10,7 +10,7 @@ use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::gate::Gate;
 use blockhaul_engine::job::{JobHandle, Reason};
 use blockhaul_engine::nbd::NbdUri;
-use blockhaul_engine::progress::Status;
+use blockhaul_engine::progress::{Progress, Status};
 use blockhaul_engine::spec::{BlockSize, Checkpoint, Continuation, CopySpec, NetworkTerms, Overwrite, Verify};
 use blockhaul_engine::supervision::Supervision;
 use blockhaul_engine::volume::Locator;
@@ -96,13 +96,16 @@ fn open_gate() -> (Arc<Gate>, Supervision) {
     (gate, supervision)
 }
 
-/// A copy that has begun to write and is far from its end, and its gate.
+/// A copy that has begun to write and is far from its end, and its gate. Its blocks are so small that a socket takes each of
+/// them at once: none is half sent when the gate closes.
 fn on_its_way(engine: &Engine, folder: &Path, to: &Server) -> (JobHandle, Arc<Gate>) {
     let (gate, supervision) = open_gate();
     let limit_bytes_per_second = Some(8 * MIB);
-    let copy = CopySpec { limit_bytes_per_second, ..spec(source(folder), export(to)) };
+    let block_size = Some(BlockSize::new(16 << 10).unwrap());
+    let copy = CopySpec { limit_bytes_per_second, block_size, ..spec(source(folder), export(to)) };
     let job = engine.submit_supervised(copy, supervision);
-    while job.progress().written == 0 {
+    let is_idle = |at: Progress| at.written > 0 && at.issued == at.written;
+    while !is_idle(job.progress()) {
         std::thread::yield_now();
     }
     (job, gate)
