@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
             executor: &mut *stage.executor,
             folder: site.path().join("warm-up"),
             interrupt,
-            bytes: self.asked.scale.own_memory_bytes() + stage.cached_bytes,
+            bytes: self.asked.scale.warm_up_bytes(stage.cached_bytes),
             failed: None,
         };
         let outcome = conduct(&stage.contestants, method, &mut executor, &mut Teller(bar));

@@ -31,8 +31,8 @@ impl Scale {
         self.of(5, 3, 2)
     }
 
-    /// Memory that a trial may use apart from the page cache, and that is touched before it.
-    pub(crate) fn own_memory_bytes(self) -> u64 {
-        self.of(256 * MIB, 64 * MIB, 0)
+    /// Memory to touch before a trial that may put so many bytes into the page cache. A quick look has no time for those.
+    pub(crate) fn warm_up_bytes(self, cached_bytes: u64) -> u64 {
+        self.of(256 * MIB + cached_bytes, 32 * MIB, 0)
     }
 }
