@@ -39,7 +39,7 @@ struct View<'a> {
 /// One volume of the copy.
 #[derive(Serialize)]
 struct Party<'a> {
-    name: &'a str,
+    name: String,
     kind: &'static str,
     device: u64,
     inode: u64,
@@ -47,6 +47,8 @@ struct Party<'a> {
     size_bytes: u64,
     modified_ns: i64,
     changed_ns: i64,
+    /// What stays when the volume is numbered anew, as `tag=value`.
+    ids: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -93,9 +95,9 @@ fn view(journal: &JournalReader) -> View<'_> {
 }
 
 fn side(identity: &Identity) -> Party<'_> {
-    let Identity { name, kind, device, inode, born_ns, size_bytes, modified_ns, changed_ns } = identity;
+    let Identity { name, kind, device, inode, born_ns, size_bytes, modified_ns, changed_ns, ids } = identity;
     Party {
-        name,
+        name: name.to_string(),
         kind: match kind {
             VolumeKind::File => "file",
             VolumeKind::Device => "device",
@@ -107,6 +109,7 @@ fn side(identity: &Identity) -> Party<'_> {
         size_bytes: *size_bytes,
         modified_ns: *modified_ns,
         changed_ns: *changed_ns,
+        ids: ids.lasting().lines().collect(),
     }
 }
 
@@ -154,7 +157,7 @@ mod tests {
 
     fn example(durable: Vec<Range>) -> View<'static> {
         let volume = || Party {
-            name: "/srv/a",
+            name: "/srv/a".to_owned(),
             kind: "file",
             device: 0x801,
             inode: 12,
@@ -162,6 +165,7 @@ mod tests {
             size_bytes: 1 << 30,
             modified_ns: 0,
             changed_ns: 0,
+            ids: Vec::new(),
         };
         View {
             state: JournalState::Unfinished,
@@ -190,7 +194,7 @@ mod tests {
 
     #[test]
     fn an_export_has_neither_device_nor_inode() {
-        let export = Party { name: "nbd://host/a", kind: "export", ..example(Vec::new()).source };
+        let export = Party { name: "nbd://host/a".to_owned(), kind: "export", ..example(Vec::new()).source };
         assert_eq!(volume("source", &export), "source       nbd://host/a (export, 1.0 GiB)");
     }
 

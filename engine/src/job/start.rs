@@ -13,7 +13,7 @@ use crate::journal::{Finish, Header, JournalFile, JournalReader, JournalService,
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
-    DestinationContent, End, Identity, KnownZero, Opened, Patience, Route, Volume, VolumeKind, bypass_caches,
+    DestinationContent, End, Identity, KnownZero, Opened, Patience, Route, Unproven, Volume, VolumeKind, bypass_caches,
     choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_full, refuse_half_copy,
     refuse_other, source_identity,
 };
@@ -186,7 +186,8 @@ fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened) -> Result
         (Continuation::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
             let (journal, reader) = journals.reopen(path)?;
             let (source, destination) = (source_of(spec, opened), opened.destination.volume().identity());
-            refuse_other(reader.header(), reader.durable(), &source, destination)?;
+            let unproven = refuse_other(reader.header(), reader.durable(), &source, destination)?;
+            refuse_unproven(unproven, opened)?;
             refuse_block(reader.header().leaf_bytes, opened.volumes())?;
             Ok(Start::Resumed(journal, Box::new(reader)))
         }
@@ -205,6 +206,21 @@ fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened) -> Result
             }
         }
     }
+}
+
+/// Refuses volumes of which nothing says that they are those of the journal.
+fn refuse_unproven(unproven: Unproven, opened: &Opened) -> Result<()> {
+    let refused = |code, side: Side, name: &str| {
+        let message = format!("nothing tells that the {side} {name} is still the volume that the checkpoint is about");
+        Err(Error::new(code, side, Operation::Journal, message).advise("start over with --restart"))
+    };
+    if unproven.destination {
+        return refused(Code::CheckpointMismatch, Side::Destination, opened.destination.volume().name());
+    }
+    if unproven.source {
+        return refused(Code::SourceChanged, Side::Source, opened.source.volume().name());
+    }
+    Ok(())
 }
 
 /// The header of an unfinished copy to the destination: what that left there a restart may discard.

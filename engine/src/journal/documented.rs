@@ -81,7 +81,7 @@ fn lead_slots_and_header_are_as_documented() {
         lead,
         &[
             ("magic", b"BHJOURNL"),
-            ("version", &[1, 0, 0, 0]),
+            ("version", &[2, 0, 0, 0]),
             ("header length", &length),
             ("header checksum", &crc(body)),
             ("zeros", &[0; 488]),
@@ -111,7 +111,8 @@ fn lead_slots_and_header_are_as_documented() {
             ("started", &header.started_ns.to_le_bytes()),
         ],
     );
-    let (source, destination) = body[24..].split_at(56 + header.source.name.len());
+    let (source, destination) =
+        body[24..].split_at(88 + header.source.name.as_bytes().len() + header.source.ids.lasting.len());
     check_identity(source, &header.source, [0, 0], [0, 0]);
     check_identity(destination, &header.destination, [1, 0], [1, 0]);
 }
@@ -138,14 +139,18 @@ fn check_identity(bytes: &[u8], identity: &Identity, kind: [u8; 2], known: [u8; 
         &[
             ("kind", &kind),
             ("birth time known", &known),
-            ("name length", &(identity.name.len() as u32).to_le_bytes()),
+            ("name length", &(identity.name.as_bytes().len() as u32).to_le_bytes()),
             ("device", &identity.device.to_le_bytes()),
             ("inode", &identity.inode.to_le_bytes()),
             ("birth time", &identity.born_ns.unwrap_or(0).to_le_bytes()),
             ("size", &identity.size_bytes.to_le_bytes()),
             ("modified", &identity.modified_ns.to_le_bytes()),
             ("changed", &identity.changed_ns.to_le_bytes()),
-            ("name", identity.name.as_bytes()),
+            ("boot id", &identity.ids.boot_id.to_le_bytes()),
+            ("disk sequence", &identity.ids.disk_sequence.to_le_bytes()),
+            ("ids length", &(identity.ids.lasting.len() as u32).to_le_bytes()),
+            ("zeros", &[0; 4]),
+            ("name and ids", &[identity.name.as_bytes(), identity.ids.lasting.as_bytes()].concat()),
         ],
     );
 }
@@ -206,9 +211,9 @@ fn check_record(bytes: &[u8], kind: u32, sequence: u64, runs: u32, payload: &[u8
 }
 
 #[test]
-fn the_bytes_of_version_1_do_not_change() {
+fn the_bytes_of_version_2_do_not_change() {
     // If this fails, journals that exist can no longer be read: the format needs a new version.
     let mut hasher = blake3::Hasher::new();
     (0..16).for_each(|seed| _ = hasher.update(&Sample::new(seed).file()));
-    assert_eq!(hasher.finalize().to_hex()[..16], *"29b45fb102192d4b");
+    assert_eq!(hasher.finalize().to_hex()[..16], *"d13cd4e90cba85cf");
 }

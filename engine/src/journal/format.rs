@@ -8,14 +8,14 @@ use super::{Header, JournalState};
 use crate::extent::ByteRange;
 use crate::limits::BLOCK_BYTES_MAX;
 use crate::spec::DigestKind;
-use crate::volume::{Identity, VolumeKind};
+use crate::volume::{IDS_BYTES_MAX, Identity, VolumeIds, VolumeKind, VolumeName};
 
 /// First bytes of a journal.
 pub(crate) const MAGIC: [u8; 8] = *b"BHJOURNL";
 /// First bytes of a commit slot.
 pub(crate) const SLOT_MAGIC: [u8; 8] = *b"BHCOMMIT";
 /// The only version that this program reads and writes.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 /// What storage writes whole or not at all: lead and slots are one sector each.
 pub(crate) const SECTOR_BYTES: usize = 512;
 /// Where the checksum of a lead or slot sector lies within it.
@@ -28,10 +28,11 @@ pub(crate) const HEADER_OFFSET: u64 = 1536;
 pub(crate) const NAME_BYTES_MAX: usize = 4096;
 /// Header without its two identities.
 pub(crate) const HEADER_FIXED_BYTES: usize = 24;
-/// Identity without its name.
-pub(crate) const IDENTITY_FIXED_BYTES: usize = 56;
+/// Identity without its name and ids.
+pub(crate) const IDENTITY_FIXED_BYTES: usize = 88;
 /// The longest header.
-pub(crate) const HEADER_BYTES_MAX: usize = HEADER_FIXED_BYTES + 2 * (IDENTITY_FIXED_BYTES + NAME_BYTES_MAX);
+pub(crate) const HEADER_BYTES_MAX: usize =
+    HEADER_FIXED_BYTES + 2 * (IDENTITY_FIXED_BYTES + NAME_BYTES_MAX + IDS_BYTES_MAX);
 
 /// Why bytes are not the journal that they should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,11 +174,9 @@ impl Slot {
 /// A sentence: a volume's name is too long, or the leaf size is out of range.
 pub(crate) fn encode_start(header: &Header) -> Result<Vec<u8>, String> {
     for name in [&header.source.name, &header.destination.name] {
-        if name.len() > NAME_BYTES_MAX {
-            return Err(format!(
-                "the name of a volume has {} bytes; at most {NAME_BYTES_MAX} can be recorded",
-                name.len()
-            ));
+        let length = name.as_bytes().len();
+        if length > NAME_BYTES_MAX {
+            return Err(format!("the name of a volume has {length} bytes; at most {NAME_BYTES_MAX} can be recorded"));
         }
     }
     if header.leaf_bytes == 0 || header.leaf_bytes > BLOCK_BYTES_MAX {
@@ -204,14 +203,20 @@ fn encode_header(header: &Header) -> Vec<u8> {
 fn encode_identity(identity: &Identity, body: &mut Vec<u8>) {
     body.extend(kind_number(identity.kind).to_le_bytes());
     body.extend(u16::from(identity.born_ns.is_some()).to_le_bytes());
-    body.extend(u32::try_from(identity.name.len()).expect("names are bounded").to_le_bytes());
+    body.extend(u32::try_from(identity.name.as_bytes().len()).expect("names are bounded").to_le_bytes());
     body.extend(identity.device.to_le_bytes());
     body.extend(identity.inode.to_le_bytes());
     body.extend(identity.born_ns.unwrap_or(0).to_le_bytes());
     body.extend(identity.size_bytes.to_le_bytes());
     body.extend(identity.modified_ns.to_le_bytes());
     body.extend(identity.changed_ns.to_le_bytes());
+    let VolumeIds { lasting, boot_id, disk_sequence } = &identity.ids;
+    body.extend(boot_id.to_le_bytes());
+    body.extend(disk_sequence.to_le_bytes());
+    body.extend(u32::try_from(lasting.len()).expect("ids are bounded").to_le_bytes());
+    body.extend([0; 4]);
     body.extend(identity.name.as_bytes());
+    body.extend(lasting.as_bytes());
 }
 
 fn kind_number(kind: VolumeKind) -> u16 {
@@ -261,9 +266,14 @@ fn parse_identity(fields: &mut Fields<'_>) -> Option<Identity> {
     let name_bytes = usize::try_from(fields.u32()?).ok().filter(|&length| length <= NAME_BYTES_MAX)?;
     let (device, inode, born_ns) = (fields.u64()?, fields.u64()?, fields.i64()?);
     let (size_bytes, modified_ns, changed_ns) = (fields.u64()?, fields.i64()?, fields.i64()?);
-    let name = String::from_utf8(fields.slice(name_bytes)?.to_vec()).ok()?;
+    let (boot_id, disk_sequence) = (u128::from_le_bytes(fields.array()?), fields.u64()?);
+    let ids_bytes = usize::try_from(fields.u32()?).ok().filter(|&length| length <= IDS_BYTES_MAX)?;
+    (fields.u32()? == 0).then_some(())?;
+    let name = VolumeName::from(fields.slice(name_bytes)?.to_vec());
+    let lasting = String::from_utf8(fields.slice(ids_bytes)?.to_vec()).ok()?;
+    let ids = VolumeIds { lasting, boot_id, disk_sequence };
     let born_ns = is_born_known.then_some(born_ns);
-    Some(Identity { name, kind, device, inode, born_ns, size_bytes, modified_ns, changed_ns })
+    Some(Identity { name, kind, device, inode, born_ns, size_bytes, modified_ns, changed_ns, ids })
 }
 
 /// Puts the checksum of the sector at its end.

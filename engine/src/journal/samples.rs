@@ -5,7 +5,7 @@ use super::append::{Appender, Commit, Write};
 use super::{Content, Finish, Header, LeafDigest, Run};
 use crate::extent::ByteRange;
 use crate::spec::DigestKind;
-use crate::volume::{Identity, VolumeKind};
+use crate::volume::{Identity, VolumeIds, VolumeKind};
 
 /// Numbers that only depend on the seed (SplitMix64).
 #[derive(Clone, Debug)]
@@ -36,6 +36,7 @@ pub(crate) fn header(size_bytes: u64, leaf_bytes: u32) -> Header {
         size_bytes,
         modified_ns: -1,
         changed_ns: 1_700_000_000_000_000_001,
+        ids: VolumeIds::of([("uuid", "0123456789abcdef".to_owned())]),
     };
     let destination = Identity {
         name: "/dev/größe".into(),
@@ -43,6 +44,7 @@ pub(crate) fn header(size_bytes: u64, leaf_bytes: u32) -> Header {
         born_ns: Some(1_600_000_000_000_000_002),
         modified_ns: 0,
         changed_ns: 0,
+        ids: VolumeIds { boot_id: 0x0102_0304, disk_sequence: 0x0506, ..VolumeIds::of([("wwid", "naa.5".to_owned())]) },
         ..source.clone()
     };
     let started_ns = 1_800_000_000_000_000_003;

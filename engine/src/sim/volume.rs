@@ -5,7 +5,7 @@ use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::job::round::lock;
 use crate::ring::FileId;
-use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeKind};
+use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct SimVolume {
     world: Shared,
     file: FileId,
+    name: String,
     identity: Identity,
     align: u32,
     size: AtomicU64,
@@ -30,8 +31,9 @@ impl SimVolume {
             // Who connects for the first time has nothing to lose yet.
             server.answers();
         }
+        let name = format!("/simulated/{file}");
         let identity = Identity {
-            name: format!("/simulated/{file}"),
+            name: name.as_str().into(),
             kind: disk.kind,
             device: 1,
             inode: file as u64 + 1,
@@ -39,10 +41,19 @@ impl SimVolume {
             size_bytes: disk.size,
             modified_ns: disk.changes,
             changed_ns: disk.changes,
+            ids: VolumeIds::of([("serial", file.to_string())]),
         };
         let (align, size) = (disk.abilities.align, AtomicU64::new(disk.size));
         drop(guard);
-        Arc::new(Self { world: world.clone(), file: FileId(file), identity, align, size, asked: Mutex::default() })
+        Arc::new(Self {
+            world: world.clone(),
+            file: FileId(file),
+            name,
+            identity,
+            align,
+            size,
+            asked: Mutex::default(),
+        })
     }
 
     /// A reservation or resizing that runs out of space, as unlucky as the volume's writes.
@@ -70,7 +81,7 @@ impl fmt::Debug for SimVolume {
 
 impl Volume for SimVolume {
     fn name(&self) -> &str {
-        &self.identity.name
+        &self.name
     }
 
     fn kind(&self) -> VolumeKind {

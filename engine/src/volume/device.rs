@@ -5,7 +5,7 @@
 //! that lives on this stack or in a slice, of which the kernel keeps nothing after it has returned.
 
 use super::descriptor::Descriptor;
-use super::{Allocation, Identity, ReadBack, Volume, VolumeKind};
+use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::ring::FileId;
@@ -32,7 +32,7 @@ impl DeviceVolume {
         let size_bytes = size_bytes(&file).map_err(refused)?;
         let stat = file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, format!("stat {name}")))?;
         let identity = Identity {
-            name: name.clone(),
+            name: name.as_str().into(),
             kind: VolumeKind::Device,
             device: stat.rdev(),
             inode: stat.ino(),
@@ -40,6 +40,7 @@ impl DeviceVolume {
             size_bytes,
             modified_ns: 0,
             changed_ns: 0,
+            ids: VolumeIds::of_device(stat.rdev()),
         };
         Ok(Self { descriptor: Descriptor::new(file, name, side)?, identity })
     }
@@ -127,7 +128,16 @@ mod calls {
     nix::ioctl_read_bad!(blkroget, nix::request_code_none!(0x12, 94), c_int);
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), c_int);
     nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, file_clone_range);
+    nix::ioctl_read!(fs_ioc_getfsuuid, 0x15, 0, super::FileSystemUuid);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, super::LoopStatus);
+}
+
+/// `struct fsuuid2` of linux/fs.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct FileSystemUuid {
+    length: u8,
+    bytes: [u8; 16],
 }
 
 /// `struct loop_info64` of linux/loop.h: what a loop device lies on.
@@ -181,6 +191,17 @@ pub(super) fn loop_status(file: &File) -> Result<LoopStatus, Errno> {
 }
 
 const _: () = assert!(size_of::<LoopStatus>() == 232, "struct loop_info64");
+
+/// The UUID of the file system that a regular file is in. Kernels before 6.9 do not tell.
+pub(super) fn file_system_uuid(file: &File) -> Result<Vec<u8>, Errno> {
+    let mut uuid = FileSystemUuid { length: 0, bytes: [0; 16] };
+    // SAFETY: `file` keeps the descriptor open; the kernel writes one fsuuid2 (17 bytes), which `FileSystemUuid` has the
+    // layout and size of, before it returns.
+    unsafe { calls::fs_ioc_getfsuuid(file.as_raw_fd(), &raw mut uuid) }?;
+    Ok(uuid.bytes.get(..usize::from(uuid.length)).unwrap_or_default().to_vec())
+}
+
+const _: () = assert!(size_of::<FileSystemUuid>() == 17, "struct fsuuid2");
 
 /// Shares `range` of `source` at the same place of `destination`.
 pub(crate) fn clone_range(destination: &File, source: RawFd, range: ByteRange) -> Result<(), Errno> {

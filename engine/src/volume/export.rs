@@ -5,7 +5,7 @@
 //! an export either; see [`super::lock`] for what does. All of its bytes pass over a [`Link`], which workers find
 //! through [`Volume::link`]: there is no descriptor that a ring could act on.
 
-use super::{Allocation, Identity, ReadBack, Volume, VolumeKind};
+use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::nbd::link::Link;
@@ -24,7 +24,7 @@ impl ExportVolume {
     /// Takes over a link that is connected.
     pub(crate) fn new(link: Arc<Link>) -> Self {
         let identity = Identity {
-            name: link.name().to_owned(),
+            name: link.name().into(),
             kind: VolumeKind::Export,
             device: 0,
             inode: 0,
@@ -32,6 +32,7 @@ impl ExportVolume {
             size_bytes: link.facts().size_bytes,
             modified_ns: 0,
             changed_ns: 0,
+            ids: VolumeIds::default(),
         };
         Self { link, identity }
     }
@@ -52,7 +53,7 @@ impl ExportVolume {
 
 impl Volume for ExportVolume {
     fn name(&self) -> &str {
-        &self.identity.name
+        self.link.name()
     }
 
     fn kind(&self) -> VolumeKind {

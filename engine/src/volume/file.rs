@@ -4,7 +4,7 @@ use super::descriptor::Descriptor;
 use super::device::clone_range;
 use super::means::path_of;
 use super::node::errno;
-use super::{Allocation, Identity, ReadBack, Volume, VolumeKind};
+use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::ring::FileId;
@@ -45,7 +45,7 @@ impl FileVolume {
     /// The file system does not answer.
     pub(super) fn new(file: File, name: String, side: Side) -> Result<Self> {
         let stat = file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, format!("stat {name}")))?;
-        let identity = identity(&stat, &name);
+        let identity = Identity { ids: VolumeIds::of_file(&file), ..identity(&stat, &name) };
         let size_bytes = AtomicU64::new(stat.len());
         Ok(Self {
             descriptor: Descriptor::new(file, name, side)?,
@@ -121,19 +121,25 @@ impl FileVolume {
     }
 }
 
-/// What tells the file from others and from later states of itself.
+/// When a file was created, in ns since the epoch, where its file system says.
+pub(super) fn born_ns(stat: &Metadata) -> Option<i64> {
+    let born = stat.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(born.as_nanos()).ok()
+}
+
+/// What tells the file from others and from later states of itself, apart from its file system.
 pub(super) fn identity(stat: &Metadata, name: &str) -> Identity {
     let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
-    let born = stat.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     Identity {
-        name: name.to_owned(),
+        name: name.into(),
         kind: VolumeKind::File,
         device: stat.dev(),
         inode: stat.ino(),
-        born_ns: born.and_then(|since| i64::try_from(since.as_nanos()).ok()),
+        born_ns: born_ns(stat),
         size_bytes: stat.len(),
         modified_ns: ns(stat.mtime(), stat.mtime_nsec()),
         changed_ns: ns(stat.ctime(), stat.ctime_nsec()),
+        ids: VolumeIds::default(),
     }
 }
 

@@ -3,12 +3,17 @@
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statvfs::fstatvfs;
 use std::os::fd::AsFd;
 
 /// `RAMFS_MAGIC` of linux/magic.h.
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
 /// `NFS_SUPER_MAGIC`, `CIFS_SUPER_MAGIC`, `SMB2_SUPER_MAGIC`, `CEPH_SUPER_MAGIC`.
-const SERVERS: [(i64, &str); 4] = [(0x6969, "nfs"), (0xff53_4d42, "cifs"), (0xfe53_4d42, "smb"), (0x00c3_6400, "ceph")];
+const SERVERS: [(i64, &str); 4] =
+    [(0x6969, "nfs"), (0xff53_4d42, "cifs"), (0xfe53_4d42, "smb"), (CEPH_SUPER_MAGIC, "ceph")];
+const CEPH_SUPER_MAGIC: i64 = 0x00c3_6400;
+const ZFS_SUPER_MAGIC: i64 = 0x2fc1_2fc1;
+const BCACHEFS_SUPER_MAGIC: i64 = 0xca45_1a4e;
 
 /// The file system of an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +40,19 @@ impl FileSystem {
     /// wait for space, ext4 and tmpfs do not support it.
     pub(crate) fn writes_without_worker(self) -> bool {
         self.kind == XFS_SUPER_MAGIC
+    }
+
+    /// Its id, where that is made of something that lies in it. Others make it from the number of the device below (xfs
+    /// does), or have none.
+    pub(super) fn lasting_id(self, file: impl AsFd) -> Option<u64> {
+        let is_kept = [EXT4_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC].contains(&self.kind)
+            || [ZFS_SUPER_MAGIC, BCACHEFS_SUPER_MAGIC, CEPH_SUPER_MAGIC].contains(&self.magic());
+        is_kept.then(|| fstatvfs(file).ok())?.map(|stat| stat.filesystem_id()).filter(|&id| id != 0)
+    }
+
+    /// Whether a server keeps its files, which is known by what was mounted.
+    pub(super) fn is_remote(self) -> bool {
+        SERVERS.iter().any(|&(magic, _)| magic == self.magic())
     }
 
     /// Whether both are of one kind. Only the kernel knows whether they are the same one.

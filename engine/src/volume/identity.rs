@@ -1,15 +1,18 @@
 //! Which volume it is, and whether it is still the same: what a checkpoint stores about both sides.
+//!
+//! Numbers of devices and of file systems are given out anew at every boot, mount and attachment: they identify nothing.
+//! What stays is compared instead, and where nothing is known to stay the answer is that nobody knows.
 
-use super::VolumeKind;
+use super::{VolumeIds, VolumeKind, VolumeName};
 
 /// Facts that tell one volume from another and one state of it from a later one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Absolute path, or canonical URI of an export.
-    pub name: String,
+    pub name: VolumeName,
     /// File, device or export.
     pub kind: VolumeKind,
-    /// File: the device number of its file system. Device: its own device number. Export: 0.
+    /// File: the device number of its file system. Device: its own device number. Export: 0. Says nothing later on.
     pub device: u64,
     /// Inode of the file or of the device node. Export: 0.
     pub inode: u64,
@@ -22,4 +25,107 @@ pub struct Identity {
     pub modified_ns: i64,
     /// File: last change of the inode, in ns since the epoch. Device and export: 0.
     pub changed_ns: i64,
+    /// What stays of the device, or of the file's file system. Export: nothing.
+    pub ids: VolumeIds,
+}
+
+/// Whether two identities are those of one volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Likeness {
+    /// They are.
+    Same,
+    /// Nothing that stays is known of it: only its content can tell.
+    Unknown,
+    /// They are not; how they differ.
+    Other(String),
+}
+
+impl Identity {
+    /// Whether `now` is the volume that this was, whatever it holds by now and however it is called and numbered. An
+    /// export is known by its name, as nothing else is known of it.
+    pub(crate) fn likeness(&self, now: &Self) -> Likeness {
+        if self.kind != now.kind {
+            return Likeness::Other("it is a volume of another kind".to_owned());
+        }
+        match self.kind {
+            VolumeKind::Export if self.name == now.name => Likeness::Same,
+            VolumeKind::Export => Likeness::Other(format!("it was {}", self.name)),
+            VolumeKind::Device => self.ids.likeness(&now.ids),
+            VolumeKind::File => self.file_likeness(now),
+        }
+    }
+
+    fn file_likeness(&self, now: &Self) -> Likeness {
+        if self.inode != now.inode {
+            return Likeness::Other(format!("its inode was {} and is {} now", self.inode, now.inode));
+        }
+        if let (Some(then), Some(now)) = (self.born_ns, now.born_ns)
+            && then != now
+        {
+            return Likeness::Other(format!("its time of birth (ns) was {then} and is {now} now"));
+        }
+        match self.ids.likeness(&now.ids) {
+            // A file system that does not name itself: two files with one inode are never born in the same nanosecond.
+            Likeness::Unknown if self.born_ns.is_some() && self.born_ns == now.born_ns => Likeness::Same,
+            likeness => likeness,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(kind: VolumeKind, ids: &[(&str, &str)]) -> Identity {
+        let ids = VolumeIds::of(ids.iter().map(|&(tag, value)| (tag, value.to_owned())));
+        let (name, born_ns) = ("/v".into(), Some(5));
+        Identity { name, kind, device: 1, inode: 2, born_ns, size_bytes: 9, modified_ns: 7, changed_ns: 7, ids }
+    }
+
+    #[test]
+    fn numbers_and_names_identify_nothing() {
+        for kind in [VolumeKind::File, VolumeKind::Device] {
+            let then = identity(kind, &[("uuid", "a")]);
+            let moved = Identity { device: 99, name: "/elsewhere".into(), ..then.clone() };
+            assert_eq!(then.likeness(&moved), Likeness::Same);
+            let other = identity(kind, &[("uuid", "b")]);
+            assert!(matches!(then.likeness(&other), Likeness::Other(_)), "same number, name and inode");
+        }
+    }
+
+    #[test]
+    fn a_file_is_known_by_inode_birth_and_file_system() {
+        let then = identity(VolumeKind::File, &[("uuid", "a")]);
+        for other in [Identity { inode: 3, ..then.clone() }, Identity { born_ns: Some(6), ..then.clone() }] {
+            assert!(matches!(then.likeness(&other), Likeness::Other(_)), "{other:?}");
+        }
+        let nameless = identity(VolumeKind::File, &[]);
+        assert_eq!(nameless.likeness(&nameless), Likeness::Same, "its birth tells");
+        let unborn = Identity { born_ns: None, ..nameless };
+        assert_eq!(unborn.likeness(&unborn), Likeness::Unknown);
+    }
+
+    #[test]
+    fn a_device_that_says_nothing_is_known_within_one_boot_only() {
+        let plain = identity(VolumeKind::Device, &[]);
+        assert_eq!(plain.likeness(&plain), Likeness::Unknown);
+        let seen = |boot_id, disk_sequence| {
+            let ids = VolumeIds { boot_id, disk_sequence, ..VolumeIds::default() };
+            Identity { ids, ..plain.clone() }
+        };
+        assert_eq!(seen(1, 7).likeness(&seen(1, 7)), Likeness::Same);
+        for now in [seen(1, 8), seen(2, 7), seen(1, 0)] {
+            assert_eq!(seen(1, 7).likeness(&now), Likeness::Unknown, "{now:?}");
+        }
+        assert_eq!(seen(0, 7).likeness(&seen(0, 7)), Likeness::Unknown, "a boot without an id");
+    }
+
+    #[test]
+    fn an_export_is_its_name_and_kinds_are_never_mixed() {
+        let export = identity(VolumeKind::Export, &[]);
+        assert_eq!(export.likeness(&export), Likeness::Same);
+        let renamed = Identity { name: "/w".into(), ..export.clone() };
+        assert!(matches!(export.likeness(&renamed), Likeness::Other(_)));
+        assert!(matches!(export.likeness(&identity(VolumeKind::File, &[])), Likeness::Other(_)));
+    }
 }

@@ -4,6 +4,7 @@
 //! nothing, and going on from it would mix two volumes without a word.
 
 use super::file::difference;
+use super::identity::Likeness;
 use super::increment::is_increment;
 use super::{Identity, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -11,8 +12,15 @@ use crate::extent::RangeSet;
 use crate::journal::Header;
 use crate::limits::DIRECT_ALIGN_BYTES;
 
+/// Which volumes may be those of the first start, as far as names, sizes and times go, without that anything proves it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unproven {
+    pub source: bool,
+    pub destination: bool,
+}
+
 /// Refuses to go on with other volumes than those of the first start, or with a source that changed since. `source` is
-/// what [`super::source_identity`] says of it.
+/// what [`super::source_identity`] says of it. Tells what is left for their content to prove.
 ///
 /// # Errors
 /// `ECheckpointMismatch` for the destination, `ESourceChanged` for the source.
@@ -21,23 +29,22 @@ pub(crate) fn refuse_other(
     durable: &RangeSet,
     source: &Identity,
     destination: &Identity,
-) -> Result<()> {
-    refuse_other_destination(header, durable, destination)?;
-    refuse_changed_source(&header.source, source)
+) -> Result<Unproven> {
+    let destination = refuse_other_destination(header, durable, destination)?;
+    let source = refuse_changed_source(&header.source, source)?;
+    Ok(Unproven { source, destination })
 }
 
-/// Whether the checkpoint is about this destination.
+/// Whether what stays of it proves that the checkpoint is about this destination.
 pub(crate) fn is_destination(header: &Header, now: &Identity) -> bool {
-    let then = &header.destination;
-    let key = |it: &Identity| (it.kind, it.device, it.inode, it.born_ns);
-    // All that is known of an export is what it is called.
-    key(then) == key(now) && (now.kind != VolumeKind::Export || then.name == now.name)
+    header.destination.likeness(now) == Likeness::Same
 }
 
-fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity) -> Result<()> {
-    if !is_destination(header, now) {
+fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity) -> Result<bool> {
+    let likeness = header.destination.likeness(now);
+    if let Likeness::Other(how) = likeness {
         return Err(mismatch(&format!(
-            "the checkpoint is about another destination: {} as it was then, not {} as it is now",
+            "the checkpoint is about another destination: {} as it was then, not {} as it is now: {how}",
             header.destination.name, now.name
         )));
     }
@@ -53,7 +60,7 @@ fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity)
         }
     };
     if size_fits {
-        return Ok(());
+        return Ok(likeness == Likeness::Unknown);
     }
     Err(mismatch(&format!(
         "the size of {} is {} bytes now, which is not how the copy left it ({recorded} of {} bytes recorded)",
@@ -66,16 +73,17 @@ fn mismatch(message: &str) -> Error {
     error.advise("name the destination of the first start, or start over with --restart")
 }
 
-fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<()> {
-    let is_same = (then.kind, then.device) == (now.kind, now.device);
-    let how = if is_same && (now.kind != VolumeKind::Export || then.name == now.name) {
-        // The node of a device may be made anew at every boot: its number is what counts.
-        let then = if then.kind == VolumeKind::Device { &Identity { inode: now.inode, ..then.clone() } } else { then };
-        difference(then, now)
-    } else {
-        Some(format!("the checkpoint is about {}", then.name))
+fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<bool> {
+    let likeness = then.likeness(now);
+    let how = match &likeness {
+        Likeness::Other(how) => Some(format!("the checkpoint is about {}: {how}", then.name)),
+        // The node of a device may be made anew at every boot: its inode says nothing.
+        Likeness::Same | Likeness::Unknown if then.kind == VolumeKind::Device => {
+            difference(&Identity { inode: now.inode, ..then.clone() }, now)
+        }
+        Likeness::Same | Likeness::Unknown => difference(then, now),
     };
-    let Some(how) = how else { return Ok(()) };
+    let Some(how) = how else { return Ok(likeness == Likeness::Unknown) };
     let message = format!("the source {} is not what it was when the copy started: {how}", now.name);
     let error = Error::new(Code::SourceChanged, Side::Source, Operation::Journal, message);
     Err(error.advise("start over with --restart"))
@@ -86,11 +94,12 @@ mod tests {
     use super::*;
     use crate::extent::ByteRange;
     use crate::spec::DigestKind;
+    use crate::volume::VolumeIds;
 
     fn file(inode: u64, size_bytes: u64) -> Identity {
-        let kind = VolumeKind::File;
-        let (name, born_ns) = (format!("/f{inode}"), Some(5));
-        Identity { name, kind, device: 1, inode, born_ns, size_bytes, modified_ns: 7, changed_ns: 7 }
+        let (kind, ids) = (VolumeKind::File, VolumeIds::of([("uuid", "1".to_owned())]));
+        let (name, born_ns) = (format!("/f{inode}").into(), Some(5));
+        Identity { name, kind, device: 1, inode, born_ns, size_bytes, modified_ns: 7, changed_ns: 7, ids }
     }
 
     fn header() -> Header {
@@ -123,16 +132,16 @@ mod tests {
     #[test]
     fn another_or_shortened_or_lengthened_destination_is_a_mismatch() {
         let reborn = Identity { born_ns: Some(6), ..file(2, 5000) };
-        let moved = Identity { device: 2, ..file(2, 5000) };
-        for now in [file(3, 5000), reborn, moved, file(2, 8193)] {
+        let elsewhere = Identity { ids: VolumeIds::of([("uuid", "2".to_owned())]), ..file(2, 5000) };
+        for now in [file(3, 5000), reborn, elsewhere, file(2, 8193)] {
             assert_eq!(destination_code(&now, 0), Some(Code::CheckpointMismatch), "{now:?}");
         }
         assert_eq!(destination_code(&file(2, 4095), 4096), Some(Code::CheckpointMismatch), "recorded bytes are gone");
     }
 
     fn export(name: &str, size_bytes: u64) -> Identity {
-        let (kind, name) = (VolumeKind::Export, name.to_owned());
-        Identity { name, kind, device: 0, inode: 0, born_ns: None, size_bytes, modified_ns: 0, changed_ns: 0 }
+        let (kind, name, ids) = (VolumeKind::Export, name.into(), VolumeIds::default());
+        Identity { name, kind, device: 0, inode: 0, born_ns: None, size_bytes, modified_ns: 0, changed_ns: 0, ids }
     }
 
     #[test]
@@ -165,10 +174,15 @@ mod tests {
     #[test]
     fn any_difference_of_the_source_counts() {
         let now = file(1, 5000);
-        assert_eq!(refuse_changed_source(&header().source, &now), Ok(()));
+        assert_eq!(refuse_changed_source(&header().source, &now), Ok(false));
+        let renumbered = Identity { device: 2, ..now.clone() };
+        assert_eq!(refuse_changed_source(&header().source, &renumbered), Ok(false), "by another number");
+        let nameless = Identity { ids: VolumeIds::default(), born_ns: None, ..now.clone() };
+        assert_eq!(refuse_changed_source(&nameless, &nameless), Ok(true), "nothing stays of it");
         let later = Identity { modified_ns: 8, ..now.clone() };
         let touched = Identity { changed_ns: 8, ..now.clone() };
-        for changed in [file(1, 4999), file(9, 5000), later, touched, Identity { device: 2, ..now }] {
+        let elsewhere = Identity { ids: VolumeIds::of([("uuid", "2".to_owned())]), ..now };
+        for changed in [file(1, 4999), file(9, 5000), later, touched, elsewhere] {
             let error = refuse_changed_source(&header().source, &changed).unwrap_err();
             assert_eq!(error.code, Code::SourceChanged, "{changed:?}");
             assert!(error.message.contains("--restart"), "{error}");

@@ -190,7 +190,7 @@ fn an_export_tells_what_its_server_tells_and_leaves_the_rest() {
         assert_eq!(data(scan(&*volume, all, max)), data(scan(&*here, all, 100)), "{max} at a time");
     }
     let identity = volume.identity();
-    assert_eq!((identity.name.as_str(), identity.device, identity.inode), (volume.name(), 0, 0));
+    assert_eq!((identity.name.to_string().as_str(), identity.device, identity.inode), (volume.name(), 0, 0));
     let refused = volume.clone_range(&*here, all).unwrap_err();
     assert_eq!(refused.code, Code::Unsupported);
     assert_eq!(volume.allocate(all), Ok(Allocation::Unsupported));
@@ -198,4 +198,65 @@ fn an_export_tells_what_its_server_tells_and_leaves_the_rest() {
     assert_eq!(volume.size_bytes(), 4 * MIB);
     assert!(volume.stop(Duration::from_secs(10)), "it hangs up when it is said goodbye to");
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 4 * MIB);
+}
+
+#[test]
+fn a_loop_device_is_the_part_of_the_file_that_it_shows() {
+    let test = "a_loop_device_is_the_part_of_the_file_that_it_shows";
+    let directory = scratch();
+    let [one, two] = ["one", "two"].map(|name| directory.path().join(name));
+    for path in [&one, &two] {
+        make_file(path, 2 * MIB, &[]);
+    }
+    let seen = |file: &Path, options: &[&str]| {
+        let device = LoopDevice::attach(file, options)?;
+        let identity = open(&device.path).identity().clone();
+        Ok::<_, String>((device, identity))
+    };
+    let (held, then) = need!(test, seen(&one, &[]));
+    let (_second, elsewhere) = need!(test, seen(&one, &[]));
+    assert_ne!(then.device, elsewhere.device);
+    assert_eq!(then.likeness(&elsewhere), identity::Likeness::Same, "{}", then.ids.lasting());
+    let (_shifted, shifted) = need!(test, seen(&one, &["--offset", "4096"]));
+    assert!(matches!(then.likeness(&shifted), identity::Likeness::Other(_)));
+    // The same number shows another file now.
+    let path = held.path.to_str().unwrap().to_owned();
+    support::run(&["losetup", "--detach", &path]).unwrap();
+    let again = support::run(&["losetup", &path, two.to_str().unwrap()]);
+    need!(test, again);
+    let other = open(&held.path).identity().clone();
+    assert_eq!(then.device, other.device);
+    assert!(matches!(then.likeness(&other), identity::Likeness::Other(_)), "{}", other.ids.lasting());
+}
+
+#[test]
+fn a_file_system_mounted_from_another_device_is_the_same() {
+    let test = "a_file_system_mounted_from_another_device_is_the_same";
+    for (kind, mib) in [("ext4", 32), ("xfs", 320), ("btrfs", 320)] {
+        let directory = scratch();
+        let image = directory.path().join("image");
+        make_file(&image, mib << 20, &[]);
+        let quiet = if kind == "ext4" { "-F" } else { "-f" };
+        need!(test, support::run(&[&format!("mkfs.{kind}"), "-q", quiet, image.to_str().unwrap()]));
+        let mut then: Option<(Identity, Identity)> = None;
+        // Something else has the number that the first mount used.
+        let mut taken = Vec::new();
+        for _ in 0..2 {
+            let mounted = need!(test, LoopDevice::attach(&image, &[]).and_then(|device| Mounted::over(device, kind)));
+            let [path, other] = ["file", "other"].map(|name| mounted.path().join(name));
+            for path in [&path, &other] {
+                if !path.exists() {
+                    make_file(path, MIB, &[]).sync_all().unwrap();
+                }
+            }
+            let (now, beside) = (open(&path).identity().clone(), open(&other).identity().clone());
+            if let Some((then, _)) = &then {
+                assert_eq!(then.likeness(&now), identity::Likeness::Same, "{kind}: {}", then.ids.lasting());
+                assert!(matches!(then.likeness(&beside), identity::Likeness::Other(_)), "{kind}");
+            }
+            then = Some((now, beside));
+            drop(mounted);
+            taken.push(need!(test, LoopDevice::blank(MIB, &[])));
+        }
+    }
 }

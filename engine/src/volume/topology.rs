@@ -163,6 +163,11 @@ fn loops() -> Vec<Loop> {
         .collect()
 }
 
+/// The loop device of that directory of sysfs, if it is one and in use.
+pub(super) fn loop_at(directory: &Path) -> Option<Loop> {
+    directory.file_name()?.as_encoded_bytes().starts_with(b"loop").then(|| Loop::read(directory))?
+}
+
 /// The loop device with this number, if it is one and in use.
 pub(super) fn loop_of(device: dev_t) -> Option<Loop> {
     loops().into_iter().find(|each| each.device == device)
@@ -201,10 +206,20 @@ pub(super) fn devices_under(device: dev_t, path: Option<&Path>) -> Vec<dev_t> {
     mount.map(Mount::block_devices).unwrap_or_default()
 }
 
+/// What the file system of an open file was mounted from (`server:/export`).
+pub(super) fn mount_source(file: &fs::File) -> Option<PathBuf> {
+    let id = mount_id_of(file)?;
+    mounts().into_iter().find(|mount| mount.id == id).map(|mount| mount.source)
+}
+
 /// The mount that a path is in. Comparing device numbers is not enough: those of btrfs subvolumes are in no table.
 fn mount_id(path: &Path) -> Option<u64> {
     use nix::fcntl::{OFlag, open};
     let handle: OwnedFd = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty()).ok()?;
+    mount_id_of(&handle)
+}
+
+fn mount_id_of(handle: &impl AsRawFd) -> Option<u64> {
     let facts = fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_raw_fd())).ok()?;
     facts.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
 }
@@ -278,7 +293,7 @@ fn device_in(directory: &Path) -> Option<dev_t> {
     parse_device(&fs::read_to_string(directory.join("dev")).ok()?)
 }
 
-fn sys_directory(device: dev_t) -> Option<PathBuf> {
+pub(super) fn sys_directory(device: dev_t) -> Option<PathBuf> {
     fs::canonicalize(format!("/sys/dev/block/{}:{}", major(device), minor(device))).ok()
 }
 
