@@ -10,6 +10,7 @@ use blockhaul_engine::nbd::NbdUri;
 use blockhaul_engine::progress::Status;
 use blockhaul_engine::spec::{BlockSize, Checkpoint, CopySpec, NetworkTerms, Reference, VerifySpec};
 use blockhaul_engine::volume::Locator;
+use blockhaul_testkit::need;
 use scripted::{Act, FLUSH, READ, Request, STATUS, Server, WRITE, ZERO};
 use std::fs::{self, File};
 use std::path::Path;
@@ -19,14 +20,9 @@ use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
-fn engine(cores: usize) -> Option<Engine> {
-    match Engine::start(EngineConfig { cores: Some(cores), ..EngineConfig::default() }) {
-        Ok(engine) => Some(engine),
-        Err(error) => {
-            eprintln!("skipped: {cores} cores: {error}");
-            None
-        }
-    }
+fn engine(cores: usize) -> Result<Engine, String> {
+    let engine = Engine::start(EngineConfig { cores: Some(cores), ..EngineConfig::default() });
+    engine.map_err(|error| format!("{cores} cores: {error}"))
 }
 
 fn export(server: &Server) -> Locator {
@@ -61,7 +57,7 @@ fn plain(request: &Request) -> Act {
 
 #[test]
 fn a_worker_that_waits_for_a_session_gets_one_whoever_is_faster() {
-    let Some(engine) = engine(2) else { return };
+    let engine = need!("a_worker_that_waits_for_a_session_gets_one_whoever_is_faster", engine(2));
     let folder = tempfile::tempdir().unwrap();
     let count = AtomicUsize::new(0);
     let size = 128 * MIB;
@@ -83,7 +79,7 @@ fn a_worker_that_waits_for_a_session_gets_one_whoever_is_faster() {
 
 #[test]
 fn a_server_that_lets_in_fewer_than_before_ends_the_job_in_time() {
-    let Some(engine) = engine(2) else { return };
+    let engine = need!("a_server_that_lets_in_fewer_than_before_ends_the_job_in_time", engine(2));
     let folder = tempfile::tempdir().unwrap();
     let lets_in = |number, open| number < 2 || open < 1;
     let server = Server::start(folder.path(), "s", 256 * MIB, lets_in, |request| {
@@ -102,7 +98,7 @@ fn a_server_that_lets_in_fewer_than_before_ends_the_job_in_time() {
 
 #[test]
 fn zeros_that_a_restarted_server_lost_are_not_skipped_by_its_word_of_before() {
-    let Some(engine) = engine(1) else { return };
+    let engine = need!("zeros_that_a_restarted_server_lost_are_not_skipped_by_its_word_of_before", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let (size, first) = (1024 * MIB, 256 * MIB);
     let source = folder.path().join("hole");
@@ -157,7 +153,7 @@ struct Disk {
 
 #[test]
 fn a_flush_over_a_later_connection_says_nothing_of_what_an_earlier_one_took() {
-    let Some(engine) = engine(2) else { return };
+    let engine = need!("a_flush_over_a_later_connection_says_nothing_of_what_an_earlier_one_took", engine(2));
     let folder = tempfile::tempdir().unwrap();
     let size = 32 * MIB;
     let content = bytes(0..size);
@@ -208,7 +204,7 @@ fn a_flush_over_a_later_connection_says_nothing_of_what_an_earlier_one_took() {
 
 #[test]
 fn a_comparison_with_a_receipt_needs_one_connection() {
-    let Some(engine) = engine(1) else { return };
+    let engine = need!("a_comparison_with_a_receipt_needs_one_connection", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let (source, receipt) = (folder.path().join("source"), folder.path().join("receipt"));
     File::create(&source).unwrap().set_len(64 * MIB).unwrap();
@@ -234,7 +230,7 @@ fn a_comparison_with_a_receipt_needs_one_connection() {
 
 #[test]
 fn a_server_that_takes_longer_over_a_window_than_over_a_request_is_slow_and_not_dead() {
-    let Some(engine) = engine(1) else { return };
+    let engine = need!("a_server_that_takes_longer_over_a_window_than_over_a_request_is_slow_and_not_dead", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&connections);
@@ -256,7 +252,7 @@ fn a_server_that_takes_longer_over_a_window_than_over_a_request_is_slow_and_not_
 
 #[test]
 fn a_request_that_is_overtaken_for_too_long_is_lost() {
-    let Some(engine) = engine(1) else { return };
+    let engine = need!("a_request_that_is_overtaken_for_too_long_is_lost", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let (swallowed, answered) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
     let first = Arc::clone(&answered);
@@ -283,7 +279,7 @@ fn a_request_that_is_overtaken_for_too_long_is_lost() {
 
 #[test]
 fn a_job_whose_server_is_silent_leaves_slots_to_the_others() {
-    let Some(engine) = engine(1) else { return };
+    let engine = need!("a_job_whose_server_is_silent_leaves_slots_to_the_others", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let count = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&count);
@@ -317,7 +313,7 @@ fn a_job_whose_server_is_silent_leaves_slots_to_the_others() {
 
 #[test]
 fn a_server_that_shuts_down_may_still_carry_out_what_it_has_not_answered() {
-    let Some(engine) = engine(1) else { return };
+    let engine = need!("a_server_that_shuts_down_may_still_carry_out_what_it_has_not_answered", engine(1));
     let folder = tempfile::tempdir().unwrap();
     let writes = AtomicUsize::new(0);
     let server = Server::start(

@@ -42,15 +42,13 @@ impl LoopDevice {
 #[cfg(test)]
 mod tests {
     use crate::interrupt::Interrupt;
-    use crate::site::{Site, is_root};
+    use crate::site::Site;
+    use blockhaul_testkit::{Need, need};
     use std::fs;
 
     #[test]
     fn a_device_goes_with_its_holder() {
-        if !is_root() {
-            eprintln!("skipped: loop devices need root");
-            return;
-        }
+        need!("a_device_goes_with_its_holder", &[Need::Root]);
         let site = Site::open("/var/tmp".as_ref(), &Interrupt::default()).unwrap();
         let mut room = site.room("room").unwrap();
         let file = room.reserved("file", 4 << 20).unwrap();

@@ -1,6 +1,7 @@
 //! Every scenario runs, with every target that belongs to it, and the numbers add up.
 
 use crate::support::{Room, errors, is_root, scenario_of, target};
+use blockhaul_testkit::unmet;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ fn every_scenario_runs_tiny_with_all_of_its_targets() {
     for scenario in results["scenarios"].as_array().unwrap() {
         let name = scenario["name"].as_str().unwrap();
         if !is_root() && FOR_ROOT.contains(&name) {
-            eprintln!("skipped: {name} needs root");
+            unmet(name, "needs root");
             assert_eq!(scenario["doubts"][0]["kind"], "skipped");
             continue;
         }

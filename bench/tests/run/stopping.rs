@@ -1,6 +1,7 @@
 //! A run that is stopped half way, politely or not, leaves no devices and no servers; politely, no files either.
 
-use crate::support::{Room, is_root};
+use crate::support::Room;
+use blockhaul_testkit::{Need, need};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -110,30 +111,21 @@ fn ctrl_c_leaves_no_servers_and_no_files() {
 
 #[test]
 fn ctrl_c_leaves_no_loop_devices() {
-    if !is_root() {
-        eprintln!("skipped: loop devices need root");
-        return;
-    }
+    need!("ctrl_c_leaves_no_loop_devices", &[Need::Root]);
     stop_politely("loop-devices", Signal::SIGINT, true);
 }
 
 #[test]
 fn sigterm_leaves_no_mounts() {
-    if !is_root() {
-        eprintln!("skipped: mounting needs root");
-        return;
-    }
+    need!("sigterm_leaves_no_mounts", &[Need::Root]);
     stop_politely("reflink", Signal::SIGTERM, true);
 }
 
 /// Nobody can remove files after SIGKILL; what the kernel holds for the run goes by itself.
 #[test]
 fn a_run_that_is_killed_leaves_no_servers_devices_or_mounts() {
+    need!("a_run_that_is_killed_leaves_no_servers_devices_or_mounts", &[Need::Root]);
     for scenario in ["nbd-tcp-in", "reflink"] {
-        if !is_root() && scenario == "reflink" {
-            eprintln!("skipped: mounting needs root");
-            continue;
-        }
         let room = Room::new();
         let mut running = Running::start(&room, scenario);
         running.wait_for_a_trial();

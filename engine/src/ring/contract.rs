@@ -2,13 +2,14 @@
 //!
 //! Goal: pipeline and journal can rely on the words of [`Ring`] whatever is behind it. Method: every test is a function
 //! of a ring, and runs on io_uring, on io_uring with queues of one entry (so that they overflow all the time), and on
-//! threads. On a host that denies io_uring those two say so and pass.
+//! threads.
 
 use super::setup::{Queues, SetupError};
 use super::threads::ThreadRing;
 use super::uring::{UringConfig, UringRing};
 use super::*;
 use crate::buffer::{Arena, Block};
+use blockhaul_testkit::unmet;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::AsRawFd;
@@ -23,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Runs each function on each face, as a test of its own.
 macro_rules! on_every_face {
     ($($test:ident)+) => {
-        mod uring { $(#[test] fn $test() { super::on_uring(super::$test, None); })+ }
-        mod tiny_uring { $(#[test] fn $test() { super::on_uring(super::$test, Some(super::TINY)); })+ }
+        mod uring { $(#[test] fn $test() { super::on_uring(stringify!($test), super::$test, None); })+ }
+        mod tiny_uring { $(#[test] fn $test() { super::on_uring(stringify!($test), super::$test, Some(super::TINY)); })+ }
         mod threads { $(#[test] fn $test() { super::$test(&mut super::ThreadRing::new(3, super::SLOTS).unwrap()); })+ }
     };
 }
@@ -52,7 +53,7 @@ mod sockets;
 const TINY: Queues = Queues { submission: 1, completions_per_entry: 1 };
 
 /// Runs a test on io_uring, if there is one.
-fn on_uring(test: fn(&mut dyn Ring), queues: Option<Queues>) {
+fn on_uring(name: &str, test: fn(&mut dyn Ring), queues: Option<Queues>) {
     let config = UringConfig { slots: SLOTS, arena: None };
     let ring = match queues {
         Some(queues) => UringRing::with_queues(config, queues),
@@ -60,7 +61,7 @@ fn on_uring(test: fn(&mut dyn Ring), queues: Option<Queues>) {
     };
     match ring {
         Ok(mut ring) => test(&mut ring),
-        Err(error @ SetupError::Denied(_)) => eprintln!("skipped: {error}"),
+        Err(error @ SetupError::Denied(_)) => unmet(name, &error.to_string()),
         Err(error) => panic!("{error}"),
     }
 }
@@ -260,7 +261,7 @@ fn zeroing_keeps_the_size_and_allocates_or_punches(ring: &mut dyn Ring) {
         let zero = Op::Zero { file: id(&file), offset: 4096, len: 8 << 20, mode };
         let completion = complete(ring, zero);
         if completion.result == Err(Errno::EOPNOTSUPP) {
-            eprintln!("skipped: the file system of /var/tmp has no {mode:?} zeroing");
+            unmet("zeroing", &format!("the file system of /var/tmp has no {mode:?} zeroing"));
             continue;
         }
         assert_eq!(completion.result, Ok(0));

@@ -1,5 +1,5 @@
 //! Real file systems, devices and servers for tests: images in a temporary directory, attached and mounted, and taken down
-//! again when their guard is dropped. Where the host lacks the rights or a tool, the test says so by name and ends.
+//! again when their guard is dropped.
 
 use super::Locator;
 use std::fs::{self, File};
@@ -9,19 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Ends the calling test with its name and a reason, if `needs` cannot be had.
-macro_rules! need {
-    ($test:expr, $needs:expr) => {
-        match $needs {
-            Ok(it) => it,
-            Err(reason) => {
-                eprintln!("skipped: {}: {reason}", $test);
-                return;
-            }
-        }
-    };
-}
-pub(crate) use need;
+pub(crate) use blockhaul_testkit::need;
 
 /// Runs a command to its end; its words on failure.
 pub(crate) fn run(command: &[&str]) -> Result<String, String> {

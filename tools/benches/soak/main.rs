@@ -25,6 +25,7 @@ mod queue;
 mod support;
 mod traffic;
 
+use blockhaul_testkit::{Requirement, unmet};
 use measure::Measure;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use options::Options;
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if !support::has("soak", &support::NEEDS) {
+    if let Err(missing) = support::NEEDS.as_slice().meet() {
+        unmet("soak", &missing);
         return ExitCode::SUCCESS;
     }
     // Several cells and their proxies have thousands of connections.

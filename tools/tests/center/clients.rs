@@ -1,13 +1,11 @@
 //! What clients ask for, and what they are told.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Task, has};
+use crate::support::{Cell, MIB, NEEDS, Pair, Task, need};
 use std::time::Duration;
 
 #[test]
 fn a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused() {
-    if !has("a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused", &NEEDS) {
-        return;
-    }
+    need!("a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused", &NEEDS);
     let cell = Cell::new(2, 1);
     // Whichever node is asked first.
     for node in [&cell.nodes[0], &cell.nodes[1], &cell.nodes[0]] {
@@ -26,9 +24,7 @@ fn a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused() {
 
 #[test]
 fn a_copy_is_paused_resumed_and_cancelled() {
-    if !has("a_copy_is_paused_resumed_and_cancelled", &NEEDS) {
-        return;
-    }
+    need!("a_copy_is_paused_resumed_and_cancelled", &NEEDS);
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "paused", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "2MiB/s"]);
@@ -61,9 +57,7 @@ fn a_copy_is_paused_resumed_and_cancelled() {
 
 #[test]
 fn only_copies_can_be_paused() {
-    if !has("only_copies_can_be_paused", &NEEDS) {
-        return;
-    }
+    need!("only_copies_can_be_paused", &NEEDS);
     let cell = Cell::new(1, 1);
     cell.submit_noop("noop", Duration::from_secs(2), &[]);
     for words in [&["pause", "noop"][..], &["resume", "noop"], &["set", "noop", "--limit", "1MiB/s"]] {
@@ -75,9 +69,7 @@ fn only_copies_can_be_paused() {
 
 #[test]
 fn tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones() {
-    if !has("tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones", &NEEDS) {
-        return;
-    }
+    need!("tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones", &NEEDS);
     let cell = Cell::with(1, 1, &["--slots", "2"]);
     let pair = Pair::new(&cell, "one", 32 * MIB);
     pair.submit(&cell, "first", &["--limit", "2MiB/s"]);
@@ -105,9 +97,7 @@ fn tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones() {
 
 #[test]
 fn a_task_that_nobody_can_take_says_why_and_holds_up_nobody() {
-    if !has("a_task_that_nobody_can_take_says_why_and_holds_up_nobody", &NEEDS) {
-        return;
-    }
+    need!("a_task_that_nobody_can_take_says_why_and_holds_up_nobody", &NEEDS);
     let cell = Cell::new(1, 1);
     cell.submit_noop("nowhere", Duration::ZERO, &["--node", "n9", "--priority", "9"]);
     cell.submit_noop("somewhere", Duration::from_millis(10), &[]);

@@ -1,7 +1,7 @@
 //! Destinations that fail: the task ends with what the volume has said, is not tried for ever, and lets go of what it had
 //! claimed.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Server, Task, address, has, noise, text};
+use crate::support::{Cell, MIB, NEEDS, Pair, Server, Task, address, need, noise, text};
 
 /// A copy with a pair whose destination fails from the first second on, with so many attempts.
 fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Task {
@@ -16,9 +16,7 @@ fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Tas
 
 #[test]
 fn a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next() {
-    if !has("a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next", &NEEDS) {
-        return;
-    }
+    need!("a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next", &NEEDS);
     let cell = Cell::new(2, 1);
     for (id, said, code) in [("io", "EIO", "EIo"), ("space", "ENOSPC", "ENoSpace")] {
         let trigger = cell.site.file(&format!("{id}.trigger"), b"");
@@ -45,9 +43,7 @@ fn a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next() {
 
 #[test]
 fn a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durable() {
-    if !has("a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durable", &NEEDS) {
-        return;
-    }
+    need!("a_destination_that_fails_to_flush_fails_the_task_and_nothing_counts_as_durable", &NEEDS);
     let cell = Cell::new(2, 1);
     let golden = cell.site.file("golden", &noise(MIB, 9));
     let source = ["--readonly", "file", text(&golden)];

@@ -1,7 +1,7 @@
 //! What can happen to the coordination service: servers die, pause, lose their quorum, all of their processes, or their
 //! memory.
 
-use crate::support::{Cell, MIB, NEEDS, Node, PATIENT, Pair, QUICK, Settings, assert_same, has, mixed, run, text};
+use crate::support::{Cell, MIB, NEEDS, Node, PATIENT, Pair, QUICK, Settings, assert_same, mixed, need, run, text};
 use std::time::Duration;
 
 /// A network copy lives through `fault` without a word in its record.
@@ -22,36 +22,32 @@ fn outlives(fault: impl FnOnce(&mut Cell, &Pair)) {
 
 #[test]
 fn the_death_of_the_services_leader_ends_no_copy() {
-    if has("the_death_of_the_services_leader_ends_no_copy", &NEEDS) {
-        outlives(|cell, pair| {
-            let leader = cell.ensemble.leader();
-            cell.ensemble.kill(leader);
-            let writes = pair.writes();
-            assert_ne!(cell.ensemble.leader(), leader);
-            cell.wait_until("that it goes on", |_| pair.writes() > writes);
-        });
-    }
+    need!("the_death_of_the_services_leader_ends_no_copy", &NEEDS);
+    outlives(|cell, pair| {
+        let leader = cell.ensemble.leader();
+        cell.ensemble.kill(leader);
+        let writes = pair.writes();
+        assert_ne!(cell.ensemble.leader(), leader);
+        cell.wait_until("that it goes on", |_| pair.writes() > writes);
+    });
 }
 
 #[test]
 fn a_pause_of_the_services_leader_ends_no_copy() {
-    if has("a_pause_of_the_services_leader_ends_no_copy", &NEEDS) {
-        outlives(|cell, pair| {
-            let leader = cell.ensemble.leader();
-            cell.ensemble.pause(leader);
-            // Those that are left elect another one.
-            assert_ne!(cell.ensemble.leader(), leader);
-            pair.wait_for_more_writes(cell);
-            cell.ensemble.resume(leader);
-        });
-    }
+    need!("a_pause_of_the_services_leader_ends_no_copy", &NEEDS);
+    outlives(|cell, pair| {
+        let leader = cell.ensemble.leader();
+        cell.ensemble.pause(leader);
+        // Those that are left elect another one.
+        assert_ne!(cell.ensemble.leader(), leader);
+        pair.wait_for_more_writes(cell);
+        cell.ensemble.resume(leader);
+    });
 }
 
 #[test]
 fn without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits() {
-    if !has("without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits", &NEEDS) {
-        return;
-    }
+    need!("without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits", &NEEDS);
     let mut cell = Cell::with(2, 3, &QUICK);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(40 * MIB, 17);
@@ -84,9 +80,7 @@ fn without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits() {
 
 #[test]
 fn an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again() {
-    if !has("an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again", &NEEDS) {
-        return;
-    }
+    need!("an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again", &NEEDS);
     let mut cell = Cell::with(2, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(80 * MIB, 19);
@@ -115,9 +109,7 @@ fn an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again()
 
 #[test]
 fn everything_is_killed_at_once_and_goes_on_when_it_is_back() {
-    if !has("everything_is_killed_at_once_and_goes_on_when_it_is_back", &NEEDS) {
-        return;
-    }
+    need!("everything_is_killed_at_once_and_goes_on_when_it_is_back", &NEEDS);
     let mut cell = Cell::with(2, 3, &QUICK);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let bytes = mixed(64 * MIB, 23);
@@ -144,9 +136,7 @@ fn everything_is_killed_at_once_and_goes_on_when_it_is_back() {
 
 #[test]
 fn a_service_that_has_lost_its_memory_is_not_obeyed() {
-    if !has("a_service_that_has_lost_its_memory_is_not_obeyed", &NEEDS) {
-        return;
-    }
+    need!("a_service_that_has_lost_its_memory_is_not_obeyed", &NEEDS);
     let mut cell = Cell::with(1, 1, &QUICK);
     let bytes = mixed(MIB, 29);
     cell.fill("source", &bytes);

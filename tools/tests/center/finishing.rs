@@ -1,12 +1,10 @@
 //! The promise of the whole: a copy is submitted, its runner dies, and it finishes elsewhere, byte-equal.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, QUICK, assert_same, has, mixed};
+use crate::support::{Cell, MIB, NEEDS, Pair, QUICK, assert_same, mixed, need};
 
 #[test]
 fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
-    if !has("a_copy_moves_from_a_killed_runner_to_another_and_finishes", &NEEDS) {
-        return;
-    }
+    need!("a_copy_moves_from_a_killed_runner_to_another_and_finishes", &NEEDS);
     let mut cell = Cell::with(3, 3, &QUICK);
     let pair = Pair::new(&cell, "moving", 64 * MIB);
     let (source, destination) = (pair.source.uri(), pair.destination.uri());
@@ -29,9 +27,7 @@ fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
 
 #[test]
 fn a_copy_between_files_of_one_node_is_done_there_and_verified() {
-    if !has("a_copy_between_files_of_one_node_is_done_there_and_verified", &NEEDS) {
-        return;
-    }
+    need!("a_copy_between_files_of_one_node_is_done_there_and_verified", &NEEDS);
     let cell = Cell::new(2, 1);
     let bytes = mixed(9 * MIB + 4096, 3);
     cell.fill("source", &bytes);

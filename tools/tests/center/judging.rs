@@ -1,7 +1,7 @@
 //! What makes no sense: requests that cannot be, volumes that are not allowed, records that nobody can read, and a store
 //! that says less than a node remembers.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Task, has, mixed, text};
+use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need, text};
 use blockhaul_control::layout;
 use blockhaul_control::record::TaskId;
 use std::path::Path;
@@ -9,9 +9,7 @@ use std::time::Duration;
 
 #[test]
 fn a_request_that_cannot_be_is_refused_and_leaves_no_task() {
-    if !has("a_request_that_cannot_be_is_refused_and_leaves_no_task", &NEEDS) {
-        return;
-    }
+    need!("a_request_that_cannot_be_is_refused_and_leaves_no_task", &NEEDS);
     let cell = Cell::new(1, 1);
     cell.fill("volume", &mixed(MIB, 1));
     let uri = cell.uri(0, "volume");
@@ -44,9 +42,7 @@ fn a_request_that_cannot_be_is_refused_and_leaves_no_task() {
 
 #[test]
 fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
-    if !has("a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched", &NEEDS) {
-        return;
-    }
+    need!("a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched", &NEEDS);
     let cell = Cell::with(1, 1, &["--allow-nbd", "127.0.0.2"]);
     cell.fill("inside", &mixed(MIB, 1));
     let outside = cell.site.file("outside", b"mine");
@@ -78,9 +74,7 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
 
 #[test]
 fn records_that_nobody_can_read_are_kept_aside_and_reported() {
-    if !has("records_that_nobody_can_read_are_kept_aside_and_reported", &NEEDS) {
-        return;
-    }
+    need!("records_that_nobody_can_read_are_kept_aside_and_reported", &NEEDS);
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s"]);
     let records = cell.records();
     let path = |id: &str| layout::task(&TaskId::new(id).expect("it is sound"));
@@ -115,9 +109,7 @@ fn records_that_nobody_can_read_are_kept_aside_and_reported() {
 
 #[test]
 fn a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed() {
-    if !has("a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed", &NEEDS) {
-        return;
-    }
+    need!("a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.submit_noop("before", Duration::from_millis(10), &[]);
     cell.wait_for_success("before");
@@ -138,9 +130,7 @@ fn a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed() {
 
 #[test]
 fn a_volume_that_was_written_under_a_later_grant_is_not_written() {
-    if !has("a_volume_that_was_written_under_a_later_grant_is_not_written", &NEEDS) {
-        return;
-    }
+    need!("a_volume_that_was_written_under_a_later_grant_is_not_written", &NEEDS);
     let cell = Cell::new(1, 1);
     cell.fill("source", &mixed(MIB, 1));
     cell.fill("destination", b"of a later time");

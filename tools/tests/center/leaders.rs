@@ -1,14 +1,12 @@
 //! Who leads after whom, and what becomes of what a leader had begun.
 
-use crate::support::{Cell, MIB, Mode, NEEDS, Pair, QUICK, has};
+use crate::support::{Cell, MIB, Mode, NEEDS, Pair, QUICK, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
 #[test]
 fn a_killed_leader_is_replaced_and_running_copies_do_not_notice() {
-    if !has("a_killed_leader_is_replaced_and_running_copies_do_not_notice", &NEEDS) {
-        return;
-    }
+    need!("a_killed_leader_is_replaced_and_running_copies_do_not_notice", &NEEDS);
     let mut cell = Cell::with(3, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let leader = cell.leader().expect("somebody leads");
@@ -33,9 +31,7 @@ fn a_killed_leader_is_replaced_and_running_copies_do_not_notice() {
 
 #[test]
 fn a_leader_that_wakes_up_late_decides_nothing() {
-    if !has("a_leader_that_wakes_up_late_decides_nothing", &NEEDS) {
-        return;
-    }
+    need!("a_leader_that_wakes_up_late_decides_nothing", &NEEDS);
     let cell = Cell::with(3, 1, &QUICK);
     let leader = cell.leader().expect("somebody leads");
     cell.nodes[leader].signal(Signal::SIGSTOP);
@@ -61,9 +57,7 @@ fn a_leader_that_wakes_up_late_decides_nothing() {
 
 #[test]
 fn a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones() {
-    if !has("a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones", &NEEDS) {
-        return;
-    }
+    need!("a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones", &NEEDS);
     let mut cell = Cell::with(2, 1, &[&QUICK[..], &["--slots", "1"]].concat());
     for index in 0..10 {
         cell.submit_noop(&format!("task-{index}"), Duration::from_millis(500), &[]);
@@ -81,9 +75,7 @@ fn a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones() {
 
 #[test]
 fn a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twice() {
-    if !has("a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twice", &NEEDS) {
-        return;
-    }
+    need!("a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twice", &NEEDS);
     let mut cell = Cell::with(3, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 8 * MIB);
     let leader = cell.leader().expect("somebody leads");

@@ -1,14 +1,12 @@
 //! Who can talk to whom: nodes that are cut off from the ensemble, from one of its servers, or from each other, while
 //! the volumes' servers hear all of them.
 
-use crate::support::{Cell, MIB, Mode, NEEDS, PATIENT, Pair, QUICK, Settings, assert_same, has, mixed};
+use crate::support::{Cell, MIB, Mode, NEEDS, PATIENT, Pair, QUICK, Settings, assert_same, mixed, need};
 use std::time::Duration;
 
 #[test]
 fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
-    if !has("a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts", &NEEDS) {
-        return;
-    }
+    need!("a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let first = (cell.leader().expect("somebody leads") + 1) % 3;
@@ -26,9 +24,7 @@ fn a_runner_cut_off_from_the_center_stops_writing_before_another_one_starts() {
 
 #[test]
 fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
-    if !has("a_leader_and_a_runner_both_cut_off_neither_decide_nor_write", &NEEDS) {
-        return;
-    }
+    need!("a_leader_and_a_runner_both_cut_off_neither_decide_nor_write", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let leader = cell.leader().expect("somebody leads");
@@ -50,9 +46,7 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
 
 #[test]
 fn a_local_copy_goes_on_without_the_center() {
-    if !has("a_local_copy_goes_on_without_the_center", &NEEDS) {
-        return;
-    }
+    need!("a_local_copy_goes_on_without_the_center", &NEEDS);
     let cell = Cell::with(2, 1, &QUICK);
     let bytes = mixed(24 * MIB, 13);
     cell.fill("source", &bytes);
@@ -73,9 +67,7 @@ fn a_local_copy_goes_on_without_the_center() {
 
 #[test]
 fn a_runner_whose_server_falls_silent_finds_another() {
-    if !has("a_runner_whose_server_falls_silent_finds_another", &NEEDS) {
-        return;
-    }
+    need!("a_runner_whose_server_falls_silent_finds_another", &NEEDS);
     let cell = Cell::with(2, 3, &PATIENT);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "steady", &["--limit", "4MiB/s"]);
@@ -94,9 +86,7 @@ fn a_runner_whose_server_falls_silent_finds_another() {
 
 #[test]
 fn a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy() {
-    if !has("a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy", &NEEDS) {
-        return;
-    }
+    need!("a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy", &NEEDS);
     let cell = Cell::on(Settings { wired: true, ..Settings::new(3) }, 2, &PATIENT);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
@@ -120,9 +110,7 @@ fn a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy() {
 
 #[test]
 fn a_runner_that_its_leader_cannot_call_goes_on() {
-    if !has("a_runner_that_its_leader_cannot_call_goes_on", &NEEDS) {
-        return;
-    }
+    need!("a_runner_that_its_leader_cannot_call_goes_on", &NEEDS);
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 32 * MIB);
     let leader = cell.leader().expect("somebody leads");
@@ -144,9 +132,7 @@ fn a_runner_that_its_leader_cannot_call_goes_on() {
 
 #[test]
 fn writes_whose_answers_are_lost_have_one_effect() {
-    if !has("writes_whose_answers_are_lost_have_one_effect", &NEEDS) {
-        return;
-    }
+    need!("writes_whose_answers_are_lost_have_one_effect", &NEEDS);
     let cell = Cell::new(2, 1);
     let leader = cell.leader().expect("somebody leads");
     for round in 0..12 {

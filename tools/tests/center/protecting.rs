@@ -1,6 +1,6 @@
 //! A center that not everybody may use: certificates between all its parts, credentials in the coordination service.
 
-use crate::support::{Cell, NEEDS, Need, Records, has, run, text};
+use crate::support::{Cell, NEEDS, Need, Records, need, run, text};
 use blockhaul_control::coord::{CoordError, Refusal};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,9 +28,7 @@ fn certificate(cell: &Cell, authority: &str, name: &str) -> Vec<String> {
 #[test]
 fn with_certificates_nodes_and_clients_know_each_other_and_nobody_else() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
-    if !has("with_certificates_nodes_and_clients_know_each_other_and_nobody_else", &needs) {
-        return;
-    }
+    need!("with_certificates_nodes_and_clients_know_each_other_and_nobody_else", &needs);
     let mut cell = Cell::idle(2, 1, &[]);
     for index in 0..2 {
         let flags = certificate(&cell, "ours", &format!("n{index}"));
@@ -63,9 +61,7 @@ fn with_certificates_nodes_and_clients_know_each_other_and_nobody_else() {
 
 #[test]
 fn with_credentials_only_the_center_writes_its_records() {
-    if !has("with_credentials_only_the_center_writes_its_records", &NEEDS) {
-        return;
-    }
+    need!("with_credentials_only_the_center_writes_its_records", &NEEDS);
     let mut cell = Cell::idle(2, 1, &[]);
     let file = cell.site.file("credentials", b"digest:center:secret\n");
     for node in &mut cell.nodes {

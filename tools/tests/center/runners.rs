@@ -1,14 +1,12 @@
 //! What can happen to a runner, alone: killed, stopped, held still, doubled.
 
-use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, QUICK, assert_same, has, mixed};
+use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, QUICK, assert_same, mixed, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
 #[test]
 fn a_killed_runner_that_is_restarted_goes_on_with_its_local_copy() {
-    if !has("a_killed_runner_that_is_restarted_goes_on_with_its_local_copy", &NEEDS) {
-        return;
-    }
+    need!("a_killed_runner_that_is_restarted_goes_on_with_its_local_copy", &NEEDS);
     let mut cell = Cell::new(2, 1);
     let bytes = mixed(48 * MIB, 11);
     cell.fill("source", &bytes);
@@ -28,9 +26,7 @@ fn a_killed_runner_that_is_restarted_goes_on_with_its_local_copy() {
 
 #[test]
 fn a_killed_runner_that_stays_away_loses_its_network_copy_to_another() {
-    if !has("a_killed_runner_that_stays_away_loses_its_network_copy_to_another", &NEEDS) {
-        return;
-    }
+    need!("a_killed_runner_that_stays_away_loses_its_network_copy_to_another", &NEEDS);
     let mut cell = Cell::with(2, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
     // The leader's own runner: its node takes both roles with it.
@@ -70,23 +66,19 @@ fn stops_and_gives_back(is_leader: bool) {
 
 #[test]
 fn a_stopped_runner_gives_its_copy_back_at_once_and_without_blame() {
-    if has("a_stopped_runner_gives_its_copy_back_at_once_and_without_blame", &NEEDS) {
-        stops_and_gives_back(false);
-    }
+    need!("a_stopped_runner_gives_its_copy_back_at_once_and_without_blame", &NEEDS);
+    stops_and_gives_back(false);
 }
 
 #[test]
 fn a_stopped_leader_resigns_and_gives_its_copy_back() {
-    if has("a_stopped_leader_resigns_and_gives_its_copy_back", &NEEDS) {
-        stops_and_gives_back(true);
-    }
+    need!("a_stopped_leader_resigns_and_gives_its_copy_back", &NEEDS);
+    stops_and_gives_back(true);
 }
 
 #[test]
 fn a_runner_that_pauses_shortly_keeps_its_copy() {
-    if !has("a_runner_that_pauses_shortly_keeps_its_copy", &NEEDS) {
-        return;
-    }
+    need!("a_runner_that_pauses_shortly_keeps_its_copy", &NEEDS);
     let cell = Cell::with(2, 1, &PATIENT);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "4MiB/s"]);
@@ -102,9 +94,7 @@ fn a_runner_that_pauses_shortly_keeps_its_copy() {
 
 #[test]
 fn a_runner_that_slept_past_its_lease_writes_no_more() {
-    if !has("a_runner_that_slept_past_its_lease_writes_no_more", &NEEDS) {
-        return;
-    }
+    need!("a_runner_that_slept_past_its_lease_writes_no_more", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
@@ -124,9 +114,7 @@ fn a_runner_that_slept_past_its_lease_writes_no_more() {
 
 #[test]
 fn a_second_node_of_the_same_name_is_refused_until_the_first_is_gone() {
-    if !has("a_second_node_of_the_same_name_is_refused_until_the_first_is_gone", &NEEDS) {
-        return;
-    }
+    need!("a_second_node_of_the_same_name_is_refused_until_the_first_is_gone", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.add(&["--node-id", "n0"]);
     cell.nodes[1].start();

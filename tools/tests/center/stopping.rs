@@ -1,15 +1,13 @@
 //! Stops in good order: of a runner with copies in flight, while one begins, while one ends, while their volumes fail; and
 //! how nodes are retired.
 
-use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, Wire, has};
+use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, Wire, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
 #[test]
 fn a_stop_with_copies_in_flight_ends_all_of_them_first() {
-    if !has("a_stop_with_copies_in_flight_ends_all_of_them_first", &NEEDS) {
-        return;
-    }
+    need!("a_stop_with_copies_in_flight_ends_all_of_them_first", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.add(&[]);
     // Each write is under way for so long that some are when the stop comes.
@@ -37,9 +35,7 @@ fn a_stop_with_copies_in_flight_ends_all_of_them_first() {
 
 #[test]
 fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
-    if !has("a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing", &NEEDS) {
-        return;
-    }
+    need!("a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing", &NEEDS);
     let mut cell = Cell::new(2, 1);
     let leader = cell.leader().expect("somebody leads");
     let first = 1 - leader;
@@ -66,9 +62,7 @@ fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
 
 #[test]
 fn a_volume_that_fails_during_a_stop_does_not_hide_the_reason() {
-    if !has("a_volume_that_fails_during_a_stop_does_not_hide_the_reason", &NEEDS) {
-        return;
-    }
+    need!("a_volume_that_fails_during_a_stop_does_not_hide_the_reason", &NEEDS);
     let mut cell = Cell::new(2, 1);
     let slow = ["delay-write=1", "delay-zero=1"];
     let mut pair = Pair::with(&cell, "pair", 48 * MIB, &["--filter=delay"], &slow);
@@ -90,9 +84,7 @@ fn a_volume_that_fails_during_a_stop_does_not_hide_the_reason() {
 
 #[test]
 fn a_cancel_near_the_end_is_obeyed_or_comes_too_late() {
-    if !has("a_cancel_near_the_end_is_obeyed_or_comes_too_late", &NEEDS) {
-        return;
-    }
+    need!("a_cancel_near_the_end_is_obeyed_or_comes_too_late", &NEEDS);
     let cell = Cell::new(2, 1);
     for round in 0..10 {
         let (name, id) = (format!("p{round}"), format!("near-{round}"));
@@ -116,9 +108,7 @@ fn a_cancel_near_the_end_is_obeyed_or_comes_too_late() {
 
 #[test]
 fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
-    if !has("a_node_that_is_drained_now_gives_its_copy_away_and_stays", &NEEDS) {
-        return;
-    }
+    need!("a_node_that_is_drained_now_gives_its_copy_away_and_stays", &NEEDS);
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
@@ -142,9 +132,7 @@ fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
 
 #[test]
 fn a_drained_node_finishes_what_it_has_and_gets_nothing_more() {
-    if !has("a_drained_node_finishes_what_it_has_and_gets_nothing_more", &NEEDS) {
-        return;
-    }
+    need!("a_drained_node_finishes_what_it_has_and_gets_nothing_more", &NEEDS);
     let cell = Cell::new(2, 1);
     cell.submit_noop("long", Duration::from_secs(2), &["--node", "n1"]);
     cell.wait_for("long", "that it runs", |task| task.state() == "RUNNING");
@@ -158,9 +146,7 @@ fn a_drained_node_finishes_what_it_has_and_gets_nothing_more() {
 
 #[test]
 fn a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_once() {
-    if !has("a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_once", &NEEDS) {
-        return;
-    }
+    need!("a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_once", &NEEDS);
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s", "--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };

@@ -1,7 +1,7 @@
-//! NBD exports as the command line sees them before a byte moves: refusals, lists, plans. Wants `nbdkit`; where that is
-//! missing, each test says so by name and ends.
+//! NBD exports as the command line sees them before a byte moves: refusals, lists, plans.
 
 use crate::support::{MIB, Scratch, noise};
+use blockhaul_testkit::{Need, need};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -14,22 +14,19 @@ struct Server {
 }
 
 impl Server {
-    /// `nbdkit` with these words behind its own; `None`, and said so, if there is none.
-    fn start(test: &str, scratch: &Scratch, name: &str, words: &[&str]) -> Option<Self> {
+    /// `nbdkit` with these words behind its own.
+    fn start(scratch: &Scratch, name: &str, words: &[&str]) -> Self {
         let socket = scratch.path(name);
         let mut command = Command::new("nbdkit");
         command.args(["--foreground", "--unix"]).arg(&socket).args(words).stderr(Stdio::null());
-        let Ok(process) = command.spawn() else {
-            eprintln!("skipped: {test}: needs nbdkit");
-            return None;
-        };
+        let process = command.spawn().expect("nbdkit starts");
         let server = Self { process, socket };
         let listens = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
             server.socket.exists()
         });
         assert!(listens, "nbdkit {words:?} listens");
-        Some(server)
+        server
     }
 
     fn uri(&self, export: &str) -> String {
@@ -51,8 +48,9 @@ fn refusals_of_exports_are_named_and_touch_nothing() {
     let scratch = Scratch::new();
     let image = scratch.file("image", &noise(MIB, 1));
     let file = ["file", image.to_str().unwrap()];
-    let Some(full) = Server::start(test, &scratch, "full", &file) else { return };
-    let read_only = Server::start(test, &scratch, "ro", &[&["--readonly"], &file[..]].concat()).unwrap();
+    need!(test, &[Need::Program("nbdkit")]);
+    let full = Server::start(&scratch, "full", &file);
+    let read_only = Server::start(&scratch, "ro", &[&["--readonly"], &file[..]].concat());
     let (full, read_only) = (full.uri(""), read_only.uri(""));
     let absent = format!("nbd+unix:///?socket={}", scratch.path("absent").display());
     scratch.file("a", &noise(MIB / 2, 2));
@@ -100,7 +98,8 @@ fn a_map_shows_the_extents_of_an_export() {
     let image = scratch.file("image", &noise(MIB, 1));
     std::fs::File::options().write(true).open(&image).unwrap().set_len(4 * MIB as u64).unwrap();
     let file = ["file", image.to_str().unwrap()];
-    let Some(server) = Server::start("a_map_shows_the_extents_of_an_export", &scratch, "s", &file) else { return };
+    need!("a_map_shows_the_extents_of_an_export", &[Need::Program("nbdkit")]);
+    let server = Server::start(&scratch, "s", &file);
     let expected = [
         json!({"offset": 0, "length": MIB, "kind": "data"}),
         json!({"offset": MIB, "length": 3 * MIB, "kind": "hole"}),
@@ -109,7 +108,7 @@ fn a_map_shows_the_extents_of_an_export() {
     assert_eq!((outcome.code, &outcome.lines[..]), (Some(0), &expected[..]), "the only export is the default one");
     // A server that does not tell has data throughout.
     let words = [&["--filter=noextents"], &file[..]].concat();
-    let silent = Server::start("a_map_shows_the_extents_of_an_export", &scratch, "silent", &words).unwrap();
+    let silent = Server::start(&scratch, "silent", &words);
     let outcome = scratch.json(&["map", &silent.uri("")]);
     assert_eq!(outcome.lines, [json!({"offset": 0, "length": 4 * MIB, "kind": "data"})]);
 }
@@ -122,7 +121,8 @@ fn a_server_is_mapped_to_its_exports() {
     scratch.file("images/two", &noise(MIB / 2, 2));
     let directory = format!("dir={}", scratch.path("images").display());
     let words = ["--readonly", "file", &directory];
-    let Some(server) = Server::start("a_server_is_mapped_to_its_exports", &scratch, "s", &words) else { return };
+    need!("a_server_is_mapped_to_its_exports", &[Need::Program("nbdkit")]);
+    let server = Server::start(&scratch, "s", &words);
     let mut outcome = scratch.json(&["map", &server.uri("")]);
     outcome.lines.sort_by_key(|line| line["export"].to_string());
     let line = |name: &str, size| json!({"export": name, "size": size, "read_only": true, "description": null});
@@ -140,10 +140,11 @@ fn a_plan_with_exports_connects_and_touches_nothing() {
     let scratch = Scratch::new();
     let image = scratch.file("image", &noise(MIB, 1));
     let file = ["file", image.to_str().unwrap()];
-    let Some(full) = Server::start(test, &scratch, "full", &file) else { return };
-    let blank = Server::start(test, &scratch, "blank", &["memory", "1M"]).unwrap();
-    let read_only = Server::start(test, &scratch, "ro", &[&["--readonly"], &file[..]].concat()).unwrap();
-    let small = Server::start(test, &scratch, "small", &["memory", "4k"]).unwrap();
+    need!(test, &[Need::Program("nbdkit")]);
+    let full = Server::start(&scratch, "full", &file);
+    let blank = Server::start(&scratch, "blank", &["memory", "1M"]);
+    let read_only = Server::start(&scratch, "ro", &[&["--readonly"], &file[..]].concat());
+    let small = Server::start(&scratch, "small", &["memory", "4k"]);
     let before = scratch.snapshot();
     let (full, blank) = (full.uri(""), blank.uri(""));
     let refusals = |words: &[&str]| {

@@ -1,7 +1,7 @@
 //! Servers that lack an ability, fail, or take their time: nbdkit with its filters between the program and the bytes.
 
 use crate::support::{
-    Address, Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, has, mixed, noise,
+    Address, Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, mixed, need, noise,
     text,
 };
 use std::path::PathBuf;
@@ -52,9 +52,7 @@ fn assert_blames(failed: &Outcome, code: &str, errno: i32, side: &str, operation
 
 #[test]
 fn a_source_without_extents_is_read_in_full() {
-    if !has("a_source_without_extents_is_read_in_full", &NEEDS) {
-        return;
-    }
+    need!("a_source_without_extents_is_read_in_full", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE + 1001, 1);
     let source = Filtered::new(&site, "source", &bytes, &["noextents"], &[]);
@@ -66,9 +64,7 @@ fn a_source_without_extents_is_read_in_full() {
 
 #[test]
 fn a_destination_without_extents_gets_its_zeros() {
-    if !has("a_destination_without_extents_gets_its_zeros", &NEEDS) {
-        return;
-    }
+    need!("a_destination_without_extents_gets_its_zeros", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 2);
     site.file("a", &bytes);
@@ -79,9 +75,7 @@ fn a_destination_without_extents_gets_its_zeros() {
 
 #[test]
 fn zeros_reach_servers_that_cannot_zero_or_not_fast() {
-    if !has("zeros_reach_servers_that_cannot_zero_or_not_fast", &NEEDS) {
-        return;
-    }
+    need!("zeros_reach_servers_that_cannot_zero_or_not_fast", &NEEDS);
     let modes: [&[&str]; 6] = [
         &["zeromode=none"],
         &["zeromode=emulate"],
@@ -105,9 +99,7 @@ fn zeros_reach_servers_that_cannot_zero_or_not_fast() {
 
 #[test]
 fn servers_with_and_without_forced_unit_access() {
-    if !has("servers_with_and_without_forced_unit_access", &NEEDS) {
-        return;
-    }
+    need!("servers_with_and_without_forced_unit_access", &NEEDS);
     for mode in ["fuamode=emulate", "fuamode=native", "fuamode=force"] {
         let site = Site::new();
         let bytes = mixed(SIZE, 4);
@@ -120,9 +112,7 @@ fn servers_with_and_without_forced_unit_access() {
 
 #[test]
 fn errors_of_a_source_are_named() {
-    if !has("errors_of_a_source_are_named", &NEEDS) {
-        return;
-    }
+    need!("errors_of_a_source_are_named", &NEEDS);
     for (name, errno, code) in [("EIO", 5, "EIo"), ("EPERM", 1, "EPermission")] {
         let site = Site::new();
         let error = format!("error-pread={name}");
@@ -136,9 +126,7 @@ fn errors_of_a_source_are_named() {
 
 #[test]
 fn errors_of_a_destination_are_named() {
-    if !has("errors_of_a_destination_are_named", &NEEDS) {
-        return;
-    }
+    need!("errors_of_a_destination_are_named", &NEEDS);
     for (name, errno, code) in [("EIO", 5, "EIo"), ("ENOSPC", 28, "ENoSpace")] {
         for call in ["pwrite", "zero"] {
             let site = Site::new();
@@ -156,9 +144,7 @@ fn errors_of_a_destination_are_named() {
 
 #[test]
 fn some_failed_writes_are_never_called_durable() {
-    if !has("some_failed_writes_are_never_called_durable", &NEEDS) {
-        return;
-    }
+    need!("some_failed_writes_are_never_called_durable", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 7);
     site.file("a", &bytes);
@@ -182,9 +168,7 @@ fn some_failed_writes_are_never_called_durable() {
 
 #[test]
 fn block_status_that_fails_is_an_error_or_data() {
-    if !has("block_status_that_fails_is_an_error_or_data", &NEEDS) {
-        return;
-    }
+    need!("block_status_that_fails_is_an_error_or_data", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 8);
     let source = Filtered::new(&site, "source", &bytes, &["error"], &["error-extents=EIO", "error-extents-rate=100%"]);
@@ -199,9 +183,7 @@ fn block_status_that_fails_is_an_error_or_data() {
 
 #[test]
 fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
-    if !has("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS) {
-        return;
-    }
+    need!("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS);
     let site = Site::new();
     site.file("a", &noise(MIB, 9));
     let destination = Server::without_flush(&site, "destination", Address::Unix(site.socket("destination")));
@@ -214,9 +196,7 @@ fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
 
 #[test]
 fn every_request_may_take_its_time() {
-    if !has("every_request_may_take_its_time", &NEEDS) {
-        return;
-    }
+    need!("every_request_may_take_its_time", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 10);
     let delays = ["delay-read=10ms", "delay-write=10ms", "delay-zero=10ms", "delay-extents=10ms", "delay-open=20ms"];
@@ -228,9 +208,7 @@ fn every_request_may_take_its_time() {
 
 #[test]
 fn a_server_that_serves_one_request_at_a_time_on_one_connection() {
-    if !has("a_server_that_serves_one_request_at_a_time_on_one_connection", &NEEDS) {
-        return;
-    }
+    need!("a_server_that_serves_one_request_at_a_time_on_one_connection", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 11);
     let serialised = ["serialize=connections"];
@@ -242,9 +220,7 @@ fn a_server_that_serves_one_request_at_a_time_on_one_connection() {
 
 #[test]
 fn a_read_only_export_is_refused_and_untouched() {
-    if !has("a_read_only_export_is_refused_and_untouched", &NEEDS) {
-        return;
-    }
+    need!("a_read_only_export_is_refused_and_untouched", &NEEDS);
     let site = Site::new();
     site.file("a", &noise(SIZE, 12));
     let old = noise(SIZE, 99);
@@ -264,9 +240,7 @@ fn a_read_only_export_is_refused_and_untouched() {
 
 #[test]
 fn simple_replies_only() {
-    if !has("simple_replies_only", &NEEDS) {
-        return;
-    }
+    need!("simple_replies_only", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE + 513, 13);
     let image = site.file("source.img", &bytes);
@@ -286,9 +260,7 @@ fn simple_replies_only() {
 
 #[test]
 fn an_export_that_is_not_there_and_a_server_that_is_not() {
-    if !has("an_export_that_is_not_there_and_a_server_that_is_not", &NEEDS) {
-        return;
-    }
+    need!("an_export_that_is_not_there_and_a_server_that_is_not", &NEEDS);
     let site = Site::new();
     site.file("a", &noise(MIB, 14));
     let words = ["--filter=exportname", "memory", "1M", "exportname-strict=true", "exportname=known"];

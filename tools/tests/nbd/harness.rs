@@ -2,7 +2,7 @@
 //! forwards and stalls, and the peer of the tests is a server that others understand.
 
 use crate::support::{
-    Address, Export, Kind, MIB, Manners, Need, Offer, Peer, Proxy, Seen, Site, assert_same, content, fill, has, mixed,
+    Address, Export, Kind, MIB, Manners, Need, Offer, Peer, Proxy, Seen, Site, assert_same, content, fill, mixed, need,
     run, text,
 };
 use std::io::Read;
@@ -21,9 +21,7 @@ const NEEDS: [Need; 7] = [
 
 #[test]
 fn every_server_holds_what_it_was_given_and_comes_back() {
-    if !has("every_server_holds_what_it_was_given_and_comes_back", &NEEDS) {
-        return;
-    }
+    need!("every_server_holds_what_it_was_given_and_comes_back", &NEEDS);
     for kind in Kind::ALL {
         let site = Site::new();
         let bytes = mixed(MIB.next_multiple_of(kind.granule()), 1);
@@ -49,9 +47,7 @@ fn every_server_holds_what_it_was_given_and_comes_back() {
 
 #[test]
 fn the_peer_is_a_server_to_others() {
-    if !has("the_peer_is_a_server_to_others", &NEEDS) {
-        return;
-    }
+    need!("the_peer_is_a_server_to_others", &NEEDS);
     for structured in [true, false] {
         for multi_conn in [true, false] {
             let site = Site::new();
@@ -71,9 +67,7 @@ fn the_peer_is_a_server_to_others() {
 
 #[test]
 fn a_peer_that_is_killed_forgets_what_was_not_flushed() {
-    if !has("a_peer_that_is_killed_forgets_what_was_not_flushed", &NEEDS) {
-        return;
-    }
+    need!("a_peer_that_is_killed_forgets_what_was_not_flushed", &NEEDS);
     let site = Site::new();
     let mut peer = Peer::start(&site, "peer", vec![0; 8 * MIB], Offer::default(), Manners::default());
     let changed = site.file("changed", &mixed(8 * MIB, 5));
@@ -87,9 +81,7 @@ fn a_peer_that_is_killed_forgets_what_was_not_flushed() {
 
 #[test]
 fn the_proxy_forwards_stalls_goes_on_and_cuts() {
-    if !has("the_proxy_forwards_stalls_goes_on_and_cuts", &NEEDS) {
-        return;
-    }
+    need!("the_proxy_forwards_stalls_goes_on_and_cuts", &NEEDS);
     let site = Site::new();
     let bytes = mixed(3 * MIB, 6);
     let peer = Peer::start(&site, "peer", bytes.clone(), Offer::default(), Manners::default());

@@ -2,7 +2,7 @@
 //! by QEMU.
 
 use crate::support::{
-    Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, has, mixed, noise, run, text,
+    Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, mixed, need, noise, run, text,
 };
 
 const NEEDS: [Need; 5] = [
@@ -64,9 +64,7 @@ const DIRTY_DATA: u64 = 256 << 10;
 
 #[test]
 fn only_what_has_changed_is_read_and_the_destination_equals() {
-    if !has("only_what_has_changed_is_read_and_the_destination_equals", &NEEDS) {
-        return;
-    }
+    need!("only_what_has_changed_is_read_and_the_destination_equals", &NEEDS);
     for to_file in [true, false] {
         let disk = Disk::with(&noise(SIZE, 80));
         let base = disk.serve(&[]);
@@ -91,9 +89,7 @@ fn only_what_has_changed_is_read_and_the_destination_equals() {
 
 #[test]
 fn the_bitmap_that_is_named_counts_among_several() {
-    if !has("the_bitmap_that_is_named_counts_among_several", &NEEDS) {
-        return;
-    }
+    need!("the_bitmap_that_is_named_counts_among_several", &NEEDS);
     let disk = Disk::with(&mixed(SIZE, 81));
     disk.remember("monday");
     disk.change(&["write -P 1 2M 64k"]);
@@ -117,9 +113,7 @@ fn the_bitmap_that_is_named_counts_among_several() {
 
 #[test]
 fn nothing_has_changed() {
-    if !has("nothing_has_changed", &NEEDS) {
-        return;
-    }
+    need!("nothing_has_changed", &NEEDS);
     let disk = Disk::with(&noise(4 * MIB, 82));
     disk.remember("since");
     let source = disk.serve(&["since"]);
@@ -134,9 +128,7 @@ fn nothing_has_changed() {
 
 #[test]
 fn a_changed_range_that_became_zeros_is_zeroed() {
-    if !has("a_changed_range_that_became_zeros_is_zeroed", &NEEDS) {
-        return;
-    }
+    need!("a_changed_range_that_became_zeros_is_zeroed", &NEEDS);
     let disk = Disk::with(&noise(4 * MIB, 83));
     let base = disk.serve(&[]);
     let export = Export::empty(&disk.site, "destination", Kind::QemuQcow2, 4 * MIB);
@@ -151,9 +143,7 @@ fn a_changed_range_that_became_zeros_is_zeroed() {
 
 #[test]
 fn a_source_that_crashes_while_its_changes_are_copied() {
-    if !has("a_source_that_crashes_while_its_changes_are_copied", &NEEDS) {
-        return;
-    }
+    need!("a_source_that_crashes_while_its_changes_are_copied", &NEEDS);
     let disk = Disk::with(&noise(SIZE, 86));
     let base = disk.serve(&[]);
     assert_whole(&disk.copy(&base, "b", &[]), SIZE, "the base");
@@ -174,9 +164,7 @@ fn a_source_that_crashes_while_its_changes_are_copied() {
 
 #[test]
 fn changes_that_were_interrupted_go_on_and_stay_changes() {
-    if !has("changes_that_were_interrupted_go_on_and_stay_changes", &NEEDS) {
-        return;
-    }
+    need!("changes_that_were_interrupted_go_on_and_stay_changes", &NEEDS);
     let disk = Disk::with(&noise(SIZE, 87));
     let base = disk.serve(&[]);
     assert_whole(&disk.copy(&base, "b", &[]), SIZE, "the base");
@@ -198,9 +186,7 @@ fn changes_that_were_interrupted_go_on_and_stay_changes() {
 
 #[test]
 fn a_bitmap_that_is_not_there_is_not_found() {
-    if !has("a_bitmap_that_is_not_there_is_not_found", &NEEDS) {
-        return;
-    }
+    need!("a_bitmap_that_is_not_there_is_not_found", &NEEDS);
     let disk = Disk::with(&noise(4 * MIB, 84));
     disk.remember("since");
     let old = noise(4 * MIB, 99);

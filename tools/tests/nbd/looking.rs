@@ -1,6 +1,6 @@
 //! What `blockhaul map` says of exports and of servers.
 
-use crate::support::{Export, Kind, MIB, Need, Server, Site, has, noise, run};
+use crate::support::{Export, Kind, MIB, Need, Server, Site, need, noise, run};
 use serde_json::Value;
 
 const NEEDS: [Need; 4] =
@@ -28,9 +28,7 @@ fn data_ranges(extents: &[(u64, u64, bool)]) -> Vec<(u64, u64)> {
 
 #[test]
 fn extents_are_those_that_another_client_sees() {
-    if !has("extents_are_those_that_another_client_sees", &NEEDS) {
-        return;
-    }
+    need!("extents_are_those_that_another_client_sees", &NEEDS);
     let mut bytes = vec![0; 12 * MIB];
     bytes[2 * MIB..3 * MIB].copy_from_slice(&noise(MIB, 70));
     bytes[7 * MIB..9 * MIB].copy_from_slice(&noise(2 * MIB, 71));
@@ -55,9 +53,7 @@ fn extents_are_those_that_another_client_sees() {
 
 #[test]
 fn a_server_lists_its_exports() {
-    if !has("a_server_lists_its_exports", &NEEDS) {
-        return;
-    }
+    need!("a_server_lists_its_exports", &NEEDS);
     let site = Site::new();
     std::fs::create_dir(site.path("images")).expect("the room can be written");
     site.file("images/first", &noise(MIB, 1));

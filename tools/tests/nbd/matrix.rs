@@ -1,7 +1,7 @@
 //! Every server as source and as destination of every other, of a file and of nothing at all; judged by another client.
 
 use crate::support::{
-    Export, Kind, MIB, Need, Outcome, Server, Site, allocated, assert_same, assert_whole, content, has, mixed, noise,
+    Export, Kind, MIB, Need, Outcome, Server, Site, allocated, assert_same, assert_whole, content, mixed, need, noise,
     run, text,
 };
 use std::os::unix::fs::FileExt;
@@ -50,9 +50,7 @@ fn copy(site: &Site, source: &str, destination: &str, flags: &[&str]) -> Outcome
 
 /// From one server to all of them.
 fn export_to_exports(test: &str, number: usize) {
-    if !has(test, &NEEDS) {
-        return;
-    }
+    need!(test, &NEEDS);
     let from = Kind::ALL[number];
     for (other, to) in Kind::ALL.into_iter().enumerate() {
         let site = Site::new();
@@ -108,9 +106,7 @@ fn nbd_server_to_every_server() {
 
 #[test]
 fn every_server_to_a_file() {
-    if !has("every_server_to_a_file", &NEEDS) {
-        return;
-    }
+    need!("every_server_to_a_file", &NEEDS);
     for (number, kind) in Kind::ALL.into_iter().enumerate() {
         let site = Site::new();
         let bytes = mixed(common_size(kind, kind), number as u64 + 20);
@@ -126,9 +122,7 @@ fn every_server_to_a_file() {
 
 #[test]
 fn a_file_to_every_server() {
-    if !has("a_file_to_every_server", &NEEDS) {
-        return;
-    }
+    need!("a_file_to_every_server", &NEEDS);
     for (number, kind) in Kind::ALL.into_iter().enumerate() {
         let site = Site::new();
         let bytes = mixed(common_size(kind, kind), number as u64 + 30);
@@ -144,9 +138,7 @@ fn a_file_to_every_server() {
 
 #[test]
 fn sparse_random_to_a_file_and_to_qcow2() {
-    if !has("sparse_random_to_a_file_and_to_qcow2", &NEEDS) {
-        return;
-    }
+    need!("sparse_random_to_a_file_and_to_qcow2", &NEEDS);
     let site = Site::new();
     let source =
         Server::nbdkit(&site, "source", &["sparse-random", "size=48M", "seed=7", "percent=20", "runlength=524288"]);
@@ -163,9 +155,7 @@ fn sparse_random_to_a_file_and_to_qcow2() {
 
 #[test]
 fn a_small_inline_export_of_data() {
-    if !has("a_small_inline_export_of_data", &NEEDS) {
-        return;
-    }
+    need!("a_small_inline_export_of_data", &NEEDS);
     let site = Site::new();
     // Odd in size, with a hole in the middle.
     let words = ["data", "data= ( 0x55 0xAA 7 )*1000 @70001 1 2 3 @131073 \"end\" "];
@@ -177,9 +167,7 @@ fn a_small_inline_export_of_data() {
 
 #[test]
 fn an_empty_export_and_a_single_byte() {
-    if !has("an_empty_export_and_a_single_byte", &NEEDS) {
-        return;
-    }
+    need!("an_empty_export_and_a_single_byte", &NEEDS);
     for size in [0, 1, 511, 4097] {
         let site = Site::new();
         let bytes = noise(size, 3);
@@ -195,9 +183,7 @@ fn an_empty_export_and_a_single_byte() {
 
 #[test]
 fn verify_finds_one_flipped_byte_on_either_side() {
-    if !has("verify_finds_one_flipped_byte_on_either_side", &NEEDS) {
-        return;
-    }
+    need!("verify_finds_one_flipped_byte_on_either_side", &NEEDS);
     for (number, kind) in Kind::ALL.into_iter().enumerate() {
         let other = Kind::ALL[(number + 3) % Kind::ALL.len()];
         let site = Site::new();
@@ -226,9 +212,7 @@ fn verify_finds_one_flipped_byte_on_either_side() {
 
 #[test]
 fn a_receipt_vouches_for_an_export() {
-    if !has("a_receipt_vouches_for_an_export", &NEEDS) {
-        return;
-    }
+    need!("a_receipt_vouches_for_an_export", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 50);
     site.file("a", &bytes);
@@ -244,9 +228,7 @@ fn a_receipt_vouches_for_an_export() {
 
 #[test]
 fn sparse_never_allocates_everything_and_auto_leaves_holes() {
-    if !has("sparse_never_allocates_everything_and_auto_leaves_holes", &NEEDS) {
-        return;
-    }
+    need!("sparse_never_allocates_everything_and_auto_leaves_holes", &NEEDS);
     const LARGE: usize = 16 * MIB;
     for kind in [Kind::QemuRaw, Kind::NbdkitFile] {
         let site = Site::new();
@@ -269,9 +251,7 @@ fn sparse_never_allocates_everything_and_auto_leaves_holes() {
 
 #[test]
 fn a_larger_export_keeps_its_rest() {
-    if !has("a_larger_export_keeps_its_rest", &NEEDS) {
-        return;
-    }
+    need!("a_larger_export_keeps_its_rest", &NEEDS);
     for kind in [Kind::NbdkitFile, Kind::NbdkitBlocks, Kind::QemuQcow2] {
         let site = Site::new();
         // The blocks of the server are larger than what is left at the end.
@@ -289,9 +269,7 @@ fn a_larger_export_keeps_its_rest() {
 #[test]
 fn what_does_not_fit_or_is_not_empty_is_refused_before_a_byte_is_written() {
     let test = "what_does_not_fit_or_is_not_empty_is_refused_before_a_byte_is_written";
-    if !has(test, &NEEDS) {
-        return;
-    }
+    need!(test, &NEEDS);
     let site = Site::new();
     let old = noise(SIZE, 99);
     site.file("a", &noise(SIZE, 62));
@@ -312,9 +290,7 @@ fn what_does_not_fit_or_is_not_empty_is_refused_before_a_byte_is_written() {
 
 #[test]
 fn over_tcp() {
-    if !has("over_tcp", &NEEDS) {
-        return;
-    }
+    need!("over_tcp", &NEEDS);
     let site = Site::new();
     let bytes = mixed(24 * MIB + 5, 64);
     let image = site.file("image", &bytes);
@@ -328,9 +304,7 @@ fn over_tcp() {
 
 #[test]
 fn an_export_is_not_copied_to_itself() {
-    if !has("an_export_is_not_copied_to_itself", &NEEDS) {
-        return;
-    }
+    need!("an_export_is_not_copied_to_itself", &NEEDS);
     let site = Site::new();
     let export = Export::full_of_old_data(&site, "one", Kind::NbdkitFile, MIB);
     let refused = site.blockhaul(&["copy", &export.uri(), &export.uri(), "--overwrite"]);

@@ -2,7 +2,7 @@
 
 use crate::support::{
     Dice, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Server, Site, Store,
-    assert_all_there, assert_same, assert_whole, content, has, iterations, mixed, moving, noise, recorded, text, wire,
+    assert_all_there, assert_same, assert_whole, content, iterations, mixed, moving, need, noise, recorded, text, wire,
 };
 use std::time::Duration;
 
@@ -39,9 +39,7 @@ fn assert_unreachable(failed: &Outcome, side: &str) {
 
 /// Kills and restarts servers of this kind on both sides, in turn.
 fn survives_restarts(test: &str, kind: Kind) {
-    if !has(test, &NEEDS) {
-        return;
-    }
+    need!(test, &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 1);
     let mut source = Export::with(&site, "source", kind, &bytes);
@@ -82,16 +80,13 @@ fn qemu_killed_and_restarted_on_either_side() {
 
 #[test]
 fn nbd_server_killed_and_restarted_on_either_side() {
-    if has("nbd_server_killed_and_restarted_on_either_side", &[Need::Program("nbd-server"), Need::Program("unshare")]) {
-        survives_restarts("nbd_server_killed_and_restarted_on_either_side", Kind::NbdServer);
-    }
+    need!("nbd_server_killed_and_restarted_on_either_side", &[Need::Program("nbd-server"), Need::Program("unshare")]);
+    survives_restarts("nbd_server_killed_and_restarted_on_either_side", Kind::NbdServer);
 }
 
 #[test]
 fn both_servers_at_once() {
-    if !has("both_servers_at_once", &NEEDS) {
-        return;
-    }
+    need!("both_servers_at_once", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 2);
     let mut source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
@@ -109,9 +104,7 @@ fn both_servers_at_once() {
 
 #[test]
 fn a_server_that_leaves_with_its_last_client() {
-    if !has("a_server_that_leaves_with_its_last_client", &NEEDS) {
-        return;
-    }
+    need!("a_server_that_leaves_with_its_last_client", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 3);
     let image = site.file("source.img", &bytes);
@@ -201,9 +194,7 @@ fn a_crash_of_both_the_server_and_the_copy() {
 
 #[test]
 fn a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on() {
-    if !has("a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS) {
-        return;
-    }
+    need!("a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 6);
     site.file("a", &bytes);
@@ -227,9 +218,7 @@ fn a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on() {
 
 #[test]
 fn a_source_that_stays_away_leaves_a_checkpoint_that_goes_on() {
-    if !has("a_source_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS) {
-        return;
-    }
+    need!("a_source_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 7);
     let mut source = Export::with(&site, "source", Kind::QemuQcow2, &bytes);
@@ -249,9 +238,7 @@ fn a_source_that_stays_away_leaves_a_checkpoint_that_goes_on() {
 /// Stalls the connections that are open, on one side of a copy. QEMU's server: nbdkit 1.32 ends with a failed assertion
 /// when a client leaves in the middle of its replies.
 fn survives_a_stall(test: &str, as_source: bool) {
-    if !has(test, &NEEDS) {
-        return;
-    }
+    need!(test, &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 8);
     site.file("a", &bytes);
@@ -291,9 +278,7 @@ fn a_stalled_path_to_the_destination_is_left() {
 
 #[test]
 fn a_path_that_stalls_altogether_and_then_goes_on() {
-    if !has("a_path_that_stalls_altogether_and_then_goes_on", &NEEDS) {
-        return;
-    }
+    need!("a_path_that_stalls_altogether_and_then_goes_on", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 9);
     site.file("a", &bytes);
@@ -311,9 +296,7 @@ fn a_path_that_stalls_altogether_and_then_goes_on() {
 
 #[test]
 fn a_path_that_is_cut_again_and_again() {
-    if !has("a_path_that_is_cut_again_and_again", &NEEDS) {
-        return;
-    }
+    need!("a_path_that_is_cut_again_and_again", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 10);
     let source = Export::with(&site, "source", Kind::QemuRaw, &bytes);

@@ -3,7 +3,7 @@
 
 use crate::support::{
     Act, Command, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Site, assert_same,
-    assert_whole, has, mixed, moving, noise, recorded,
+    assert_whole, mixed, moving, need, noise, recorded,
 };
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
@@ -109,9 +109,7 @@ fn a_copy_that_is_refused_says_goodbye() {
 
 #[test]
 fn a_dead_destination_cannot_hold_the_stop_and_the_report_says_so() {
-    if !has("a_dead_destination_cannot_hold_the_stop_and_the_report_says_so", &[Need::Program("qemu-nbd")]) {
-        return;
-    }
+    need!("a_dead_destination_cannot_hold_the_stop_and_the_report_says_so", &[Need::Program("qemu-nbd")]);
     let site = Site::new();
     site.file("a", &noise(SIZE, 4));
     let export = Export::empty(&site, "export", Kind::QemuRaw, SIZE);
@@ -135,9 +133,7 @@ fn a_dead_destination_cannot_hold_the_stop_and_the_report_says_so() {
 #[test]
 fn writes_that_were_given_up_are_not_forgotten_at_the_stop() {
     let test = "writes_that_were_given_up_are_not_forgotten_at_the_stop";
-    if !has(test, &[Need::Program("qemu-nbd"), Need::Program("nbdcopy"), Need::Program("setpriv")]) {
-        return;
-    }
+    need!(test, &[Need::Program("qemu-nbd"), Need::Program("nbdcopy"), Need::Program("setpriv")]);
     let site = Site::new();
     site.file("a", &noise(SIZE, 10));
     let export = Export::empty(&site, "export", Kind::QemuRaw, SIZE);
@@ -160,9 +156,7 @@ fn writes_that_were_given_up_are_not_forgotten_at_the_stop() {
 
 #[test]
 fn a_dead_source_cannot_hold_the_stop() {
-    if !has("a_dead_source_cannot_hold_the_stop", &[Need::Program("nbdkit")]) {
-        return;
-    }
+    need!("a_dead_source_cannot_hold_the_stop", &[Need::Program("nbdkit")]);
     let site = Site::new();
     let export = Export::with(&site, "export", Kind::NbdkitFile, &noise(SIZE, 5));
     let proxy = Proxy::to(export.server.address());

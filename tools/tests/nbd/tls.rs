@@ -2,7 +2,7 @@
 //! here.
 
 use crate::support::{
-    Address, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, has, mixed, noise, run, text,
+    Address, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, mixed, need, noise, run, text,
 };
 use std::path::PathBuf;
 
@@ -89,9 +89,7 @@ fn assert_refused(site: &Site, refused: &Outcome, what: &str) {
 
 #[test]
 fn both_ways_through_tls() {
-    if !has("both_ways_through_tls", &NEEDS) {
-        return;
-    }
+    need!("both_ways_through_tls", &NEEDS);
     let site = Site::new();
     let authority = Authority::new(&site, "authority");
     authority.certify("server", "DNS:localhost,IP:127.0.0.1", "2");
@@ -112,9 +110,7 @@ fn both_ways_through_tls() {
 
 #[test]
 fn through_a_unix_socket_under_a_name_that_is_given() {
-    if !has("through_a_unix_socket_under_a_name_that_is_given", &NEEDS) {
-        return;
-    }
+    need!("through_a_unix_socket_under_a_name_that_is_given", &NEEDS);
     let site = Site::new();
     let authority = Authority::new(&site, "authority");
     authority.certify("server", "DNS:storage.example", "2");
@@ -133,9 +129,7 @@ fn through_a_unix_socket_under_a_name_that_is_given() {
 
 #[test]
 fn a_server_that_nobody_vouches_for_is_refused() {
-    if !has("a_server_that_nobody_vouches_for_is_refused", &NEEDS) {
-        return;
-    }
+    need!("a_server_that_nobody_vouches_for_is_refused", &NEEDS);
     let site = Site::new();
     let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
     authority.certify("server", "DNS:storage.example", "2");
@@ -155,9 +149,7 @@ fn a_server_that_nobody_vouches_for_is_refused() {
 
 #[test]
 fn not_looking_is_possible_and_said_in_the_log() {
-    if !has("not_looking_is_possible_and_said_in_the_log", &NEEDS) {
-        return;
-    }
+    need!("not_looking_is_possible_and_said_in_the_log", &NEEDS);
     let site = Site::new();
     let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
     authority.certify("server", "DNS:storage.example", "2");
@@ -171,9 +163,7 @@ fn not_looking_is_possible_and_said_in_the_log() {
 
 #[test]
 fn a_server_that_wants_to_know_us() {
-    if !has("a_server_that_wants_to_know_us", &NEEDS) {
-        return;
-    }
+    need!("a_server_that_wants_to_know_us", &NEEDS);
     let site = Site::new();
     let (authority, stranger) = (Authority::new(&site, "authority"), Authority::new(&site, "stranger"));
     authority.certify("server", "DNS:localhost", "2");
@@ -188,9 +178,7 @@ fn a_server_that_wants_to_know_us() {
 
 #[test]
 fn clear_text_and_tls_do_not_mix() {
-    if !has("clear_text_and_tls_do_not_mix", &NEEDS) {
-        return;
-    }
+    need!("clear_text_and_tls_do_not_mix", &NEEDS);
     let site = Site::new();
     let authority = Authority::new(&site, "authority");
     authority.certify("server", "DNS:localhost", "2");
@@ -222,9 +210,7 @@ fn keys_that_are_shared_are_not_supported_and_say_so() {
 
 #[test]
 fn a_connection_through_tls_that_is_lost_is_made_again() {
-    if !has("a_connection_through_tls_that_is_lost_is_made_again", &NEEDS) {
-        return;
-    }
+    need!("a_connection_through_tls_that_is_lost_is_made_again", &NEEDS);
     let site = Site::new();
     let authority = Authority::new(&site, "authority");
     authority.certify("server", "DNS:localhost", "2");

@@ -5,7 +5,7 @@
 //! order of start, record and end is cut between any two of its steps. Each victim is followed by one that is killed
 //! while it resumes, then by one that is left alone.
 
-use crate::support::{MIB, Need, Room, assert_same, has, mixed, outcome, program, text, write_sparse};
+use crate::support::{MIB, Need, Room, assert_same, mixed, need, outcome, program, text, write_sparse};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -42,9 +42,7 @@ fn run_until(room: &Room, call: &str, step: u32, resume: bool) -> bool {
 
 /// Kills at every `call`.
 fn crash_at_every(test: &str, call: &str) {
-    if !has(test, &[Need::Program("strace")]) {
-        return;
-    }
+    need!(test, &[Need::Program("strace")]);
     let source = mixed(SIZE, 31);
     for step in 1..STEPS_MAX {
         let room = Room::new();
@@ -122,9 +120,7 @@ fn killed_before_every_turn_of_a_ring() {
 #[test]
 fn a_checkpoint_that_outlives_its_copy_is_put_away_without_copying_again() {
     let test = "a_checkpoint_that_outlives_its_copy_is_put_away_without_copying_again";
-    if !has(test, &[Need::Program("strace")]) {
-        return;
-    }
+    need!(test, &[Need::Program("strace")]);
     let room = Room::new();
     let source = mixed(SIZE, 32);
     write_sparse(&room.path("a"), &source);

@@ -1,6 +1,6 @@
 //! Every kind of volume to every other kind, every block size, every awkward length.
 
-use crate::support::{MIB, Need, Room, assert_same, has, mixed, noise, text, write_sparse};
+use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, text, write_sparse};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -64,9 +64,7 @@ impl Places {
 
 /// All pairs whose source is of one kind.
 fn copy_to_all(test: &str, from: &str) {
-    if !has(test, &NEEDS) {
-        return;
-    }
+    need!(test, &NEEDS);
     let places = Places::new();
     let (source, bytes) = places.source(from);
     let old = noise(LARGER, 99);
@@ -123,9 +121,7 @@ fn from_a_device_to_every_kind() {
 
 #[test]
 fn within_one_file_system_that_shares_extents() {
-    if !has("within_one_file_system_that_shares_extents", &NEEDS) {
-        return;
-    }
+    need!("within_one_file_system_that_shares_extents", &NEEDS);
     let places = Places::new();
     for kind in ["xfs", "btrfs"] {
         let (source, bytes) = places.source(kind);
@@ -179,9 +175,7 @@ fn every_block_size() {
 
 #[test]
 fn between_devices_with_large_and_small_sectors() {
-    if !has("between_devices_with_large_and_small_sectors", &[Need::Root, Need::LoopDevices]) {
-        return;
-    }
+    need!("between_devices_with_large_and_small_sectors", &[Need::Root, Need::LoopDevices]);
     let room = Room::new();
     room.memory("images");
     let old = noise(LARGER, 5);

@@ -1,6 +1,6 @@
 //! Destinations that are pulled away: a copy that nobody could find again is no success.
 
-use crate::support::{MIB, Need, Room, assert_same, has, moving, noise, recorded, run, text};
+use crate::support::{MIB, Need, Room, assert_same, moving, need, noise, recorded, run, text};
 use nix::sys::signal::Signal;
 
 const SIZE: usize = 12 * MIB;
@@ -78,9 +78,7 @@ fn a_destination_cut_short_between_two_runs_is_not_called_complete() {
 #[test]
 fn a_destination_whose_device_is_read_only_is_refused() {
     let test = "a_destination_whose_device_is_read_only_is_refused";
-    if !has(test, &[Need::Root, Need::LoopDevices]) {
-        return;
-    }
+    need!(test, &[Need::Root, Need::LoopDevices]);
     let room = Room::new();
     room.file("a", &noise(MIB, 85));
     let backing = room.sparse("disk", SIZE as u64);
@@ -91,9 +89,7 @@ fn a_destination_whose_device_is_read_only_is_refused() {
 #[test]
 fn a_file_system_that_turns_read_only_during_the_copy_ends_it() {
     let test = "a_file_system_that_turns_read_only_during_the_copy_ends_it";
-    if !has(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("xfs_io")]) {
-        return;
-    }
+    need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("xfs_io")]);
     let room = Room::new();
     room.memory("images");
     let source = noise(SIZE, 86);

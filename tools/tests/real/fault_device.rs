@@ -1,6 +1,6 @@
 //! Devices that fail: a loop device whose backing file cannot grow, and one whose backing file was cut short.
 
-use crate::support::{MIB, Need, Outcome, Room, assert_same, has, noise, run, text, write_sparse};
+use crate::support::{MIB, Need, Outcome, Room, assert_same, need, noise, run, text, write_sparse};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -24,9 +24,7 @@ fn half_writable(room: &Room) -> PathBuf {
 
 #[test]
 fn a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can() {
-    if !has("a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can", &NEEDS) {
-        return;
-    }
+    need!("a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can", &NEEDS);
     // The loop driver calls a short write to its backing file a success. One aligned block at a time never straddles
     // the point where the device ends, as requests that the kernel merged would.
     let one_by_one = ["--block-size", "64KiB", "--cores", "1", "--depth", "1", "--checkpoint-every", "512KiB"];
@@ -76,9 +74,7 @@ fn assert_named(failed: &Outcome, device: &str) {
 
 #[test]
 fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
-    if !has("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS) {
-        return;
-    }
+    need!("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS);
     for flags in [&["--path", "ring"][..], &["--path", "threads"], &["--path", "inline"]] {
         let room = Room::new();
         room.file("a", &noise(SIZE, 52));
@@ -97,9 +93,7 @@ fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
 
 #[test]
 fn a_device_that_cannot_read_ends_the_copy() {
-    if !has("a_device_that_cannot_read_ends_the_copy", &NEEDS) {
-        return;
-    }
+    need!("a_device_that_cannot_read_ends_the_copy", &NEEDS);
     for flags in PATHS {
         let room = Room::new();
         let source = noise(SIZE, 53);
@@ -128,9 +122,7 @@ fn a_device_that_cannot_read_ends_the_copy() {
 
 #[test]
 fn a_verification_meets_a_device_that_cannot_read() {
-    if !has("a_verification_meets_a_device_that_cannot_read", &NEEDS) {
-        return;
-    }
+    need!("a_verification_meets_a_device_that_cannot_read", &NEEDS);
     let room = Room::new();
     let source = noise(SIZE, 54);
     write_sparse(&room.path("a"), &source);

@@ -1,6 +1,6 @@
 //! Hosts that give little: no privilege, little locked memory, no io_uring.
 
-use crate::support::{MIB, Need, Room, assert_same, has, mixed, program, text, write_sparse};
+use crate::support::{MIB, Need, Room, assert_same, mixed, need, program, text, write_sparse};
 use std::os::unix::fs::PermissionsExt;
 
 const SIZE: usize = 6 * MIB + 4097;
@@ -27,9 +27,7 @@ fn as_nobody(room: &Room, limits: &[&str], words: &[&str]) -> crate::support::Ou
 #[test]
 fn an_unprivileged_user_with_64_kib_of_locked_memory() {
     let test = "an_unprivileged_user_with_64_kib_of_locked_memory";
-    if !has(test, &[Need::Root, Need::Program("setpriv"), Need::Program("prlimit")]) {
-        return;
-    }
+    need!(test, &[Need::Root, Need::Program("setpriv"), Need::Program("prlimit")]);
     let source = mixed(SIZE, 91);
     let room = public_room(&source);
     for (number, memlock) in ["--memlock=65536", "--memlock=0"].iter().enumerate() {
@@ -43,9 +41,7 @@ fn an_unprivileged_user_with_64_kib_of_locked_memory() {
 #[test]
 fn an_unprivileged_user_is_refused_what_is_not_his() {
     let test = "an_unprivileged_user_is_refused_what_is_not_his";
-    if !has(test, &[Need::Root, Need::Program("setpriv")]) {
-        return;
-    }
+    need!(test, &[Need::Root, Need::Program("setpriv")]);
     let room = public_room(b"data");
     room.file("mine", b"precious");
     std::fs::set_permissions(room.path("mine"), std::fs::Permissions::from_mode(0o600)).expect("it is ours");
@@ -60,9 +56,7 @@ fn an_unprivileged_user_is_refused_what_is_not_his() {
 
 #[test]
 fn io_uring_denied() {
-    if !has("io_uring_denied", &[Need::Program("strace")]) {
-        return;
-    }
+    need!("io_uring_denied", &[Need::Program("strace")]);
     let source = mixed(SIZE, 92);
     for errno in ["EPERM", "ENOSYS", "EACCES"] {
         let room = Room::new();
@@ -84,9 +78,7 @@ fn io_uring_denied() {
 
 #[test]
 fn io_uring_denied_in_the_middle_of_a_life() {
-    if !has("io_uring_denied_in_the_middle_of_a_life", &[Need::Program("strace")]) {
-        return;
-    }
+    need!("io_uring_denied_in_the_middle_of_a_life", &[Need::Program("strace")]);
     let room = Room::new();
     let source = mixed(SIZE, 93);
     write_sparse(&room.path("a"), &source);

@@ -1,6 +1,6 @@
 //! File systems that run full: the error says so, and what was recorded is gone on from when there is room.
 
-use crate::support::{MIB, Need, Room, assert_same, has, noise, run, text};
+use crate::support::{MIB, Need, Room, assert_same, need, noise, run, text};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::path::Path;
@@ -32,9 +32,7 @@ fn make_room(at: &Path) {
 
 /// Runs full in the middle, either refused before a byte is written or met on the way.
 fn run_full(test: &str, filesystem: &'static str) {
-    if !has(test, &[Need::Root, Need::LoopDevices, Need::Filesystem(filesystem)]) {
-        return;
-    }
+    need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem(filesystem)]);
     let room = Room::new();
     room.memory("images");
     let image = room.image("images/disk", filesystem, 320 << 20);

@@ -2,7 +2,7 @@
 //! no more. The copy ends well with the right bytes, or it says what failed and the next run makes it good; it never
 //! ends well with wrong ones. Flushes that fail always end the copy.
 
-use crate::support::{MIB, Need, Outcome, Room, assert_same, has, mixed, write_sparse};
+use crate::support::{MIB, Need, Outcome, Room, assert_same, mixed, need, write_sparse};
 
 const SIZE: usize = MIB + 777;
 const FLAGS: [&str; 13] = [
@@ -34,9 +34,7 @@ enum Answer {
 
 /// Lets `call` fail with `errno` every `stride`-th time.
 fn fail_each(test: &str, call: &str, errno: &str, flags: &[&str], answer: Answer, stride: usize) {
-    if !has(test, &[Need::Program("strace")]) {
-        return;
-    }
+    need!(test, &[Need::Program("strace")]);
     let source = mixed(SIZE, 101);
     for time in (1..TIMES_MAX).step_by(stride) {
         let room = Room::new();
@@ -114,9 +112,7 @@ fn a_change_of_size_that_fails() {
 
 #[test]
 fn a_lock_that_cannot_be_taken() {
-    if !has("a_lock_that_cannot_be_taken", &[Need::Program("strace")]) {
-        return;
-    }
+    need!("a_lock_that_cannot_be_taken", &[Need::Program("strace")]);
     let source = mixed(SIZE, 102);
     // The destination's and the journal's; what follows are the unlockings.
     for (time, errno) in [(1, "ENOLCK"), (1, "EINTR"), (2, "ENOLCK"), (2, "EOPNOTSUPP")] {

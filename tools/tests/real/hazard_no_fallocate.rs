@@ -1,13 +1,11 @@
 //! A destination, and a state directory, on a file system that reserves and punches nothing: ext2.
 
-use crate::support::{MIB, Need, Room, assert_same, has, mixed, noise, recorded, write_sparse};
+use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, recorded, write_sparse};
 
 #[test]
 fn a_file_system_without_fallocate_takes_every_copy() {
     let test = "a_file_system_without_fallocate_takes_every_copy";
-    if !has(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext2")]) {
-        return;
-    }
+    need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext2")]);
     let room = Room::new();
     room.memory("images");
     let image = room.image("images/disk", "ext2", 96 << 20);
@@ -38,9 +36,7 @@ fn a_file_system_without_fallocate_takes_every_copy() {
 #[test]
 fn a_file_system_without_fallocate_takes_a_resumed_copy() {
     let test = "a_file_system_without_fallocate_takes_a_resumed_copy";
-    if !has(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext2")]) {
-        return;
-    }
+    need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext2")]);
     let room = Room::new();
     room.memory("images");
     let image = room.image("images/disk", "ext2", 96 << 20);

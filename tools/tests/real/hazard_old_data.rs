@@ -1,6 +1,6 @@
 //! Old data where the source has zeros: it is zeroed on purpose, never by luck.
 
-use crate::support::{MIB, Need, Room, assert_same, has, mixed, noise, recorded, text, write_sparse};
+use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, recorded, text, write_sparse};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -32,9 +32,7 @@ fn sources() -> Vec<(usize, Vec<(usize, usize)>)> {
 
 #[test]
 fn old_data_under_zeros_is_overwritten_on_a_device() {
-    if !has("old_data_under_zeros_is_overwritten_on_a_device", &[Need::Root, Need::LoopDevices]) {
-        return;
-    }
+    need!("old_data_under_zeros_is_overwritten_on_a_device", &[Need::Root, Need::LoopDevices]);
     let room = Room::new();
     room.memory("images");
     let old = noise(DEVICE, 111);

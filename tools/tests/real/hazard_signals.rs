@@ -1,6 +1,6 @@
 //! Signals in the middle of a copy, and a destination that changes hands while a copy waits for it.
 
-use crate::support::{MIB, Need, Room, assert_same, has, mixed, noise, outcome, recorded, text, write_sparse};
+use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, outcome, recorded, text, write_sparse};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use std::fs::File;
@@ -134,9 +134,7 @@ fn a_destination_replaced_between_open_and_lock_is_looked_up_again() {
 
 #[test]
 fn a_device_held_by_somebody_else_is_busy() {
-    if !has("a_device_held_by_somebody_else_is_busy", &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4")]) {
-        return;
-    }
+    need!("a_device_held_by_somebody_else_is_busy", &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4")]);
     let room = Room::new();
     room.file("a", &noise(MIB, 142));
     let image = room.image("disk", "ext4", 32 << 20);

@@ -4,7 +4,7 @@
 //! in time. The clone is what the disk held then; pages that no flush had sent to it are lost. It is mounted when the
 //! first mount is gone, so that nothing but the clone answers.
 
-use crate::support::{MIB, Need, Room, assert_same, has, mixed, moving, recorded, run, text, write_sparse};
+use crate::support::{MIB, Need, Room, assert_same, mixed, moving, need, recorded, run, text, write_sparse};
 use std::path::{Path, PathBuf};
 
 const SIZE: usize = 20 * MIB + 4321;
@@ -48,9 +48,7 @@ fn needs(filesystem: &'static str) -> [Need; 4] {
 }
 
 fn cut_when_copy_returns(test: &str, filesystem: &'static str) {
-    if !has(test, &needs(filesystem)) {
-        return;
-    }
+    need!(test, &needs(filesystem));
     let source = mixed(SIZE, 41);
     for flags in [&[][..], &["--direct", "no"], &["--path", "threads"], &["--sparse", "never"], &["--path", "inline"]] {
         let disk = Disk::new(filesystem);
@@ -83,9 +81,7 @@ fn power_cut_the_moment_copy_returns_on_btrfs() {
 
 /// Cuts the power in the middle of a copy whose checkpoint lies on the same disk.
 fn cut_in_the_middle(test: &str, filesystem: &'static str) {
-    if !has(test, &needs(filesystem)) {
-        return;
-    }
+    need!(test, &needs(filesystem));
     let source = mixed(SIZE, 42);
     for (step, flags) in [&[][..], &["--direct", "no"], &["--path", "threads"]].into_iter().enumerate() {
         let disk = Disk::new(filesystem);

@@ -7,6 +7,7 @@
 use super::*;
 use crate::buffer::Block;
 use crate::ring::ZeroMode;
+use blockhaul_testkit::need;
 use nix::libc;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Linger, RcvBuf, SndBuf};
@@ -33,15 +34,11 @@ const _: fn() = || {
     let _ = <UringRing as AmbiguousIfSend<_>>::check;
 };
 
-/// A ring, or nothing on a host that denies them.
-fn ring(slots: usize, arena: Option<&Arc<Arena>>) -> Option<UringRing> {
+/// A ring; an error on a host that denies them.
+fn ring(slots: usize, arena: Option<&Arc<Arena>>) -> Result<UringRing, SetupError> {
     match UringRing::new(UringConfig { slots, arena }) {
-        Ok(ring) => Some(ring),
-        Err(error @ SetupError::Denied(_)) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
+        Err(error) if !matches!(error, SetupError::Denied(_)) => panic!("{error}"),
+        made_or_denied => made_or_denied,
     }
 }
 
@@ -58,7 +55,7 @@ fn one(ring: &mut UringRing) -> Completion {
 #[test]
 fn registered_and_other_blocks_serve_alike() {
     let arena = Arc::new(Arena::new(2 << 20).unwrap());
-    let Some(mut ring) = ring(2, Some(&arena)) else { return };
+    let mut ring = need!("registered_and_other_blocks_serve_alike", ring(2, Some(&arena)));
     let pinned = ring.registered_bytes();
     assert!(pinned == 0 || pinned == 2 << 20, "{pinned}");
     let mut file = tempfile::tempfile().unwrap();
@@ -83,7 +80,7 @@ fn registered_and_other_blocks_serve_alike() {
 #[test]
 fn an_arena_in_the_place_of_the_registered_one_is_not_taken_for_it() {
     let arena = Arc::new(Arena::new(2 << 20).unwrap());
-    let Some(ring) = ring(1, Some(&arena)) else { return };
+    let ring = need!("an_arena_in_the_place_of_the_registered_one_is_not_taken_for_it", ring(1, Some(&arena)));
     let whole = |block| Transfer { block, start: 0, len: 4096 };
     let own = whole(arena.split(4096, 1).pop().unwrap());
     assert_eq!(ring.is_registered(&own), ring.registered_bytes() > 0);
@@ -94,7 +91,7 @@ fn an_arena_in_the_place_of_the_registered_one_is_not_taken_for_it() {
 
 #[test]
 fn a_wait_ends_at_its_limit_and_the_operation_goes_on() {
-    let Some(mut ring) = ring(1, None) else { return };
+    let mut ring = need!("a_wait_ends_at_its_limit_and_the_operation_goes_on", ring(1, None));
     let (reader, mut writer) = std::io::pipe().unwrap();
     ring.push(Token(1), read(&reader, Block::alone(4096).unwrap()));
     for limit in [Duration::ZERO, Duration::from_millis(1)] {
@@ -110,7 +107,7 @@ fn a_wait_ends_at_its_limit_and_the_operation_goes_on() {
 
 #[test]
 fn a_poll_without_a_wait_sees_what_arrived() {
-    let Some(mut ring) = ring(1, None) else { return };
+    let mut ring = need!("a_poll_without_a_wait_sees_what_arrived", ring(1, None));
     let (reader, mut writer) = std::io::pipe().unwrap();
     ring.push(Token(1), read(&reader, Block::alone(4096).unwrap()));
     ring.submit_and_wait(0, PATIENCE).unwrap();
@@ -128,7 +125,7 @@ fn a_poll_without_a_wait_sees_what_arrived() {
 #[test]
 fn a_ring_that_ends_early_never_gives_up_memory_in_use() {
     let arena = Arc::new(Arena::new(4096).unwrap());
-    let Some(mut ring) = ring(2, Some(&arena)) else { return };
+    let mut ring = need!("a_ring_that_ends_early_never_gives_up_memory_in_use", ring(2, Some(&arena)));
     let mut blocks = arena.split(4096, 3);
     let witness = blocks.pop().unwrap();
     let (reader, _writer) = std::io::pipe().unwrap();
@@ -153,7 +150,7 @@ fn buffers_poisoned_after_teardown_reach_no_disk() {
     const BLOCK_BYTES: usize = 1 << 20;
     const BLOCKS: usize = 16;
     let arena = Arc::new(Arena::new(BLOCKS * BLOCK_BYTES).unwrap());
-    let Some(mut ring) = ring(BLOCKS, Some(&arena)) else { return };
+    let mut ring = need!("buffers_poisoned_after_teardown_reach_no_disk", ring(BLOCKS, Some(&arena)));
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let path = directory.path().join("late");
     // Written first, so that the kernel starts the writes itself instead of handing them to a worker.
@@ -182,9 +179,7 @@ fn buffers_poisoned_after_teardown_reach_no_disk() {
 #[test]
 fn completions_that_overflow_their_queue_arrive_all_the_same() {
     const OPERATIONS: usize = 64;
-    if ring(1, None).is_none() {
-        return;
-    }
+    need!("completions_that_overflow_their_queue_arrive_all_the_same", ring(1, None));
     let queues = Queues { submission: 1, completions_per_entry: 1 };
     let mut ring = UringRing::with_queues(UringConfig { slots: OPERATIONS, arena: None }, queues).unwrap();
     let zeros = File::open("/dev/zero").unwrap();
@@ -205,11 +200,9 @@ fn completions_that_overflow_their_queue_arrive_all_the_same() {
 
 #[test]
 fn the_kernel_refuses_another_thread() {
-    let Some(ring) = ring(1, None) else { return };
-    if !ring.ring.0.params().is_setup_single_issuer() {
-        eprintln!("skipped: the kernel has no IORING_SETUP_SINGLE_ISSUER");
-        return;
-    }
+    let ring = need!("the_kernel_refuses_another_thread", ring(1, None));
+    let has_it = ring.ring.0.params().is_setup_single_issuer();
+    need!("the_kernel_refuses_another_thread", has_it.then_some(()).ok_or("no IORING_SETUP_SINGLE_ISSUER"));
     let inner = &ring.ring.0;
     let refusal = std::thread::scope(|scope| scope.spawn(|| inner.submitter().submit_and_wait(1)).join().unwrap());
     assert_eq!(refusal.unwrap_err().raw_os_error(), Some(libc::EEXIST));
@@ -249,7 +242,7 @@ fn little_locked_memory_means_unregistered_buffers_and_nothing_else() {
 
 fn copies_with_next_to_no_locked_memory() {
     let arena = Arc::new(Arena::new(2 << 20).unwrap());
-    let Some(mut ring) = ring(256, Some(&arena)) else { return };
+    let mut ring = need!("copies_with_next_to_no_locked_memory", ring(256, Some(&arena)));
     assert_eq!(ring.registered_bytes(), 0);
     let mut others = Vec::new();
     let refused = loop {
@@ -281,7 +274,8 @@ fn transfer(block: Block) -> Transfer {
 #[test]
 fn a_ring_that_ends_before_its_receive_keeps_blocks_and_message_for_ever() {
     let arena = Arc::new(Arena::new(3 * 4096).unwrap());
-    let Some(mut ring) = ring(2, Some(&arena)) else { return };
+    let mut ring =
+        need!("a_ring_that_ends_before_its_receive_keeps_blocks_and_message_for_ever", ring(2, Some(&arena)));
     let mut blocks = arena.split(4096, 3);
     let witness = blocks.pop().unwrap();
     let (file, _near, _far) = connection();
@@ -296,7 +290,7 @@ fn a_ring_that_ends_before_its_receive_keeps_blocks_and_message_for_ever() {
 
 #[test]
 fn a_ring_that_ends_after_its_receive_keeps_nothing() {
-    let Some(mut ring) = ring(2, None) else { return };
+    let mut ring = need!("a_ring_that_ends_after_its_receive_keeps_nothing", ring(2, None));
     let (file, near, far) = connection();
     let block = || transfer(Block::alone(4096).unwrap());
     ring.push(Token(1), Op::Receive { file, head: Some(block()), body: Some(block()), all: true });
@@ -313,9 +307,9 @@ fn a_ring_that_ends_after_its_receive_keeps_nothing() {
 /// Bytes of a send that the kernel takes over whole although the peer takes next to nothing.
 const LENT_BYTES: usize = 256 << 10;
 
-/// Sends without a copy until the memory is only lent to the network, and the peer's end has not taken it. `false` if
-/// the kernel always makes a copy.
-fn lend(ring: &mut UringRing, near: &TcpStream) -> bool {
+/// Sends without a copy until the memory is only lent to the network, and the peer's end has not taken it. An error
+/// if the kernel always makes a copy.
+fn lend(ring: &mut UringRing, near: &TcpStream) -> Result<(), &'static str> {
     let mut body = Block::alone(LENT_BYTES).unwrap();
     body.fill(7);
     let head = Transfer { block: Block::alone(28).unwrap(), start: 0, len: 28 };
@@ -324,13 +318,12 @@ fn lend(ring: &mut UringRing, near: &TcpStream) -> bool {
     let first = at_last(ring);
     if !first.more {
         assert!(first.copied, "handed out while the network reads it");
-        eprintln!("skipped: the kernel cannot send without a copy");
-        return false;
+        return Err("the kernel cannot send without a copy");
     }
     assert_eq!(first.result, Ok(28 + LENT_BYTES as u32));
     assert!(first.head.is_none() && first.block.is_none(), "handed out while the network reads it");
     is_still_lent(ring);
-    true
+    Ok(())
 }
 
 fn is_still_lent(ring: &mut UringRing) {
@@ -351,11 +344,9 @@ fn at_last(ring: &mut UringRing) -> Completion {
 
 #[test]
 fn memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it() {
-    let Some(mut ring) = ring(1, None) else { return };
+    let mut ring = need!("memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it", ring(1, None));
     let (near, mut far) = narrow_connection();
-    if !lend(&mut ring, &near) {
-        return;
-    }
+    need!("memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it", lend(&mut ring, &near));
     let mut arrived = vec![0; 28 + LENT_BYTES];
     far.read_exact(&mut arrived).unwrap();
     assert!(arrived[28..].iter().all(|&byte| byte == 7));
@@ -366,11 +357,9 @@ fn memory_sent_without_a_copy_comes_back_when_the_network_lets_go_of_it() {
 
 #[test]
 fn only_a_reset_takes_back_what_a_peer_never_takes() {
-    let Some(mut ring) = ring(1, None) else { return };
+    let mut ring = need!("only_a_reset_takes_back_what_a_peer_never_takes", ring(1, None));
     let (near, _far) = narrow_connection();
-    if !lend(&mut ring, &near) {
-        return;
-    }
+    need!("only_a_reset_takes_back_what_a_peer_never_takes", lend(&mut ring, &near));
     near.shutdown(std::net::Shutdown::Both).unwrap();
     is_still_lent(&mut ring);
     setsockopt(&near, Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
@@ -381,11 +370,9 @@ fn only_a_reset_takes_back_what_a_peer_never_takes() {
 
 #[test]
 fn a_ring_that_ends_while_memory_is_lent_never_gives_it_up() {
-    let Some(mut ring) = ring(1, None) else { return };
+    let mut ring = need!("a_ring_that_ends_while_memory_is_lent_never_gives_it_up", ring(1, None));
     let (near, _far) = narrow_connection();
-    if !lend(&mut ring, &near) {
-        return;
-    }
+    need!("a_ring_that_ends_while_memory_is_lent_never_gives_it_up", lend(&mut ring, &near));
     let messages = ring.messages.witness();
     drop(ring);
     assert_eq!(messages.strong_count(), 1);
@@ -402,7 +389,7 @@ fn narrow_connection() -> (TcpStream, TcpStream) {
 
 #[test]
 fn a_send_that_may_not_go_without_a_copy_goes_with_one() {
-    let Some(mut ring) = ring(1, None) else { return };
+    let mut ring = need!("a_send_that_may_not_go_without_a_copy_goes_with_one", ring(1, None));
     let (file, _near, mut far) = connection();
     for round in 0..3 {
         let mut head = Block::alone(4096).unwrap();
@@ -424,7 +411,7 @@ fn a_send_that_may_not_go_without_a_copy_goes_with_one() {
 #[test]
 fn a_ring_that_ends_with_a_refused_send_keeps_no_memory() {
     let arena = Arc::new(Arena::new(3 * 4096).unwrap());
-    let Some(mut ring) = ring(1, None) else { return };
+    let mut ring = need!("a_ring_that_ends_with_a_refused_send_keeps_no_memory", ring(1, None));
     let mut blocks = arena.split(4096, 3);
     let witness = blocks.pop().unwrap();
     let (file, _near, _far) = connection();

@@ -13,8 +13,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// What every test with a cell needs.
-pub(crate) const NEEDS: [Need; 4] =
-    [Need::Root, Need::Program("java"), Need::Program("setpriv"), Need::Program("nbdkit")];
+pub(crate) const NEEDS: [Need; 5] = [
+    Need::Root,
+    Need::Program("java"),
+    Need::File("/usr/share/java/zookeeper.jar"),
+    Need::Program("setpriv"),
+    Need::Program("nbdkit"),
+];
 
 /// For tests in which a node is lost for good: a short session, but not so short that a host that is busy looks like a
 /// loss, and a short wait for its last writes.

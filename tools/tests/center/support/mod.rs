@@ -21,7 +21,7 @@ mod wire;
 
 pub(crate) use cell::{Cell, NEEDS, PATIENT, QUICK};
 pub(crate) use ensemble::Settings;
-pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, has, mixed, noise, run, text};
+pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, mixed, need, noise, run, text};
 pub(crate) use node::Node;
 pub(crate) use pair::Pair;
 pub(crate) use port::{address, port};

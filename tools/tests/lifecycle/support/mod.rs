@@ -19,6 +19,7 @@ pub(crate) use daemon::{Daemon, blockhaul, catches, taskd};
 pub(crate) use network::Network;
 pub(crate) use notified::Notified;
 
+use blockhaul_testkit::{Need, need};
 use nix::sys::resource::{Resource, setrlimit};
 use std::path::Path;
 use std::process::Command;
@@ -26,23 +27,17 @@ use std::process::Command;
 /// Set inside of the place.
 const INSIDE: &str = "LIFECYCLE_TEST_INSIDE";
 
-/// Runs a test's body in a place of its own; says so and does nothing where that cannot be.
-pub(crate) fn apart(name: &str, needs: &[&str], body: impl FnOnce()) {
+/// Runs a test's body in a place of its own. `zookeeper` among the `needs` is its Debian package, all others are programs.
+pub(crate) fn apart(name: &str, needs: &[&'static str], body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
-    if !nix::unistd::geteuid().is_root() {
-        return println!("{name} is skipped: it takes root to make networks");
-    }
-    for need in needs.iter().chain(&["unshare", "nsenter", "ip"]) {
-        let is_there = match *need {
-            "zookeeper" => Path::new("/usr/share/java/zookeeper.jar").is_file(),
-            program => is_installed(program),
-        };
-        if !is_there {
-            return println!("{name} is skipped: install {need}, or run cargo xtask test");
-        }
-    }
+    let mut all = vec![Need::Root, Need::Program("unshare"), Need::Program("nsenter"), Need::Program("ip")];
+    all.extend(needs.iter().map(|need| match *need {
+        "zookeeper" => Need::File("/usr/share/java/zookeeper.jar"),
+        program => Need::Program(program),
+    }));
+    need!(name, &all);
     // Built before, not in a place without a network.
     let _ = taskd();
     let mut command = Command::new("unshare");
@@ -54,10 +49,6 @@ pub(crate) fn apart(name: &str, needs: &[&str], body: impl FnOnce()) {
     println!("{}", said.concat());
     assert!(output.status.success(), "{name} has failed: see above");
     assert!(said[0].contains("1 passed"), "{name} has not run: its name is another one");
-}
-
-fn is_installed(program: &str) -> bool {
-    std::env::split_paths("/usr/sbin:/usr/bin:/sbin:/bin").any(|folder| folder.join(program).is_file())
 }
 
 /// Lets a process that crashes write its core file where it runs.

@@ -17,7 +17,8 @@ pub(crate) use peer::{
 };
 pub(crate) use proxy::Proxy;
 pub(crate) use real::{
-    Dice, MIB, Need, Outcome, Running, assert_same, has, iterations, mixed, moving, noise, program, recorded, run, text,
+    Dice, MIB, Need, Outcome, Running, assert_same, iterations, mixed, moving, need, noise, program, recorded, run,
+    text,
 };
 pub(crate) use server::{Address, Server};
 pub(crate) use site::Site;

@@ -7,7 +7,8 @@ mod room;
 #[allow(dead_code, reason = "shared with the tests of the command line")]
 mod scratch;
 
+pub(crate) use blockhaul_testkit::{Need, need};
 pub(crate) use content::{Dice, assert_same, iterations, mixed, write_sparse};
 pub(crate) use copying::{Running, moving, program, recorded};
-pub(crate) use room::{Need, Room, has, run, text};
+pub(crate) use room::{Room, run, text};
 pub(crate) use scratch::{MIB, Outcome, noise, outcome};

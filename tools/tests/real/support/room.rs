@@ -7,9 +7,7 @@
 //! holds; the kernel drops the lock with the process. What cannot be proved to be abandoned is left alone.
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::Uid;
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
@@ -28,57 +26,6 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 const PATIENCE: u32 = 250;
 /// Abandoned rooms are looked for once in a process.
 static LEFTOVERS: Once = Once::new();
-
-/// What a test needs of its host.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Need {
-    Root,
-    /// A program on the path.
-    Program(&'static str),
-    /// A file system that can be made and mounted.
-    Filesystem(&'static str),
-    LoopDevices,
-}
-
-impl Need {
-    fn is_met(self) -> bool {
-        match self {
-            Self::Root => Uid::effective().is_root(),
-            Self::Program(name) => is_on_path(name),
-            Self::Filesystem(name) => {
-                let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-                known.split_whitespace().any(|known| known == name) && is_on_path(&format!("mkfs.{name}"))
-            }
-            Self::LoopDevices => Path::new("/dev/loop-control").exists() && is_on_path("losetup"),
-        }
-    }
-}
-
-impl std::fmt::Display for Need {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Root => f.write_str("root"),
-            Self::Program(name) => f.write_str(name),
-            Self::Filesystem(name) => write!(f, "the file system {name} and mkfs.{name}"),
-            Self::LoopDevices => f.write_str("loop devices"),
-        }
-    }
-}
-
-fn is_on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(system).any(|directory| directory.join(program).is_file())
-}
-
-/// Whether the host has all of `needs`; says what is missing, past the test harness, which swallows what passes.
-pub(crate) fn has(test: &str, needs: &[Need]) -> bool {
-    let missing: Vec<String> = needs.iter().filter(|need| !need.is_met()).map(Need::to_string).collect();
-    if !missing.is_empty() {
-        let _ = writeln!(std::io::stderr(), "skipped: {test} needs {}", missing.join(", "));
-    }
-    missing.is_empty()
-}
 
 /// One test's directory.
 #[derive(Debug)]

@@ -1,0 +1,133 @@
+//! Names what a test needs of its host, and ends a test whose needs are not met.
+//!
+//! On a developer's machine such a test says so by name and passes. In CI (`CI` is set) it fails: a test that nobody runs
+//! proves nothing, and `cargo xtask test` installs all that is needed.
+
+use nix::unistd::Uid;
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Ends the calling test, which must return `()`, if `$needs` is not met; otherwise it is what was asked for.
+///
+/// `$needs` is a list of [`Need`]s, or the `Result` of an attempt to set something up whose error says what is missing.
+#[macro_export]
+macro_rules! need {
+    ($test:expr, $needs:expr) => {
+        match $crate::Requirement::meet($needs) {
+            Ok(met) => met,
+            Err(missing) => return $crate::unmet($test, &missing),
+        }
+    };
+}
+
+/// Says that `test` is skipped for want of `missing`.
+///
+/// # Panics
+/// In CI, where no test may be skipped.
+pub fn unmet(test: &str, missing: &str) {
+    let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+    assert!(!is_ci, "{test} cannot run, and CI skips no test: {missing}");
+    // Past the test harness, which swallows what passing tests print. Nobody may be listening.
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {missing}");
+}
+
+/// What a host has to have.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// The rights of root.
+    Root,
+    /// A program on the path or in a system directory.
+    Program(&'static str),
+    /// A file, by its absolute path.
+    File(&'static str),
+    /// A file system that can be made and mounted.
+    Filesystem(&'static str),
+    /// Loop devices can be attached.
+    LoopDevices,
+}
+
+impl Need {
+    fn is_met(self) -> bool {
+        match self {
+            Self::Root => Uid::effective().is_root(),
+            Self::Program(name) => is_on_path(name),
+            Self::File(path) => Path::new(path).is_file(),
+            Self::Filesystem(name) => {
+                let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+                known.split_whitespace().any(|known| known == name) && is_on_path(&format!("mkfs.{name}"))
+            }
+            Self::LoopDevices => Path::new("/dev/loop-control").exists() && is_on_path("losetup"),
+        }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => f.write_str("root"),
+            Self::Program(name) | Self::File(name) => f.write_str(name),
+            Self::Filesystem(name) => write!(f, "the file system {name} and mkfs.{name}"),
+            Self::LoopDevices => f.write_str("loop devices"),
+        }
+    }
+}
+
+fn is_on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).any(|directory| directory.join(program).is_file())
+}
+
+/// What [`need!`](crate::need) takes.
+pub trait Requirement {
+    /// What the test works with.
+    type Met;
+
+    /// # Errors
+    /// What the host lacks, in words.
+    fn meet(self) -> Result<Self::Met, String>;
+}
+
+impl<T, E: fmt::Display> Requirement for Result<T, E> {
+    type Met = T;
+
+    fn meet(self) -> Result<T, String> {
+        self.map_err(|missing| missing.to_string())
+    }
+}
+
+impl<N: AsRef<[Need]> + ?Sized> Requirement for &N {
+    type Met = ();
+
+    fn meet(self) -> Result<(), String> {
+        let missing: Vec<String> = self.as_ref().iter().filter(|need| !need.is_met()).map(Need::to_string).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("needs {}", missing.join(", "))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_met_and_all_that_is_missing_is_named() {
+        assert_eq!([Need::Program("sh"), Need::File("/bin/sh")].as_slice().meet(), Ok(()));
+        let needs =
+            &[Need::Program("sh"), Need::Program("no-such-program"), Need::Filesystem("nofs"), Need::File("/bin")];
+        assert_eq!(needs.meet(), Err("needs no-such-program, the file system nofs and mkfs.nofs, /bin".into()));
+        assert_eq!(Ok::<_, String>(3).meet(), Ok(3));
+        assert_eq!(Err::<u8, _>("nothing").meet(), Err("nothing".into()));
+    }
+
+    #[test]
+    fn a_test_ends_where_a_need_is_not_met() {
+        let end = |needs: Result<u8, &'static str>, then: fn(u8)| {
+            let test = move || then(need!("this test", needs));
+            std::thread::spawn(test).join().is_ok()
+        };
+        let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+        assert!(end(Ok(3), |met| assert_eq!(met, 3)));
+        assert_eq!(end(Err("missing"), |_| unreachable!("the test has ended")), !in_ci, "skipped here, failed in CI");
+    }
+}
