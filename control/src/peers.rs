@@ -1,33 +1,123 @@
 //! How nodes talk to each other: the seam below which there is gRPC, or a simulation.
 //!
 //! Calls are hints and telemetry: each can be lost, repeated or late without harm, because what they lead to is decided
-//! by a version-checked write. Every call of a dispatcher carries its epoch; a runner refuses a lower one than it has seen.
+//! by a version-checked write. Every call names whom it is for, and is refused without effect by anybody else: an address
+//! may have become another node's, or another center's. Every call of a dispatcher carries its epoch; a runner refuses a
+//! lower one than it has seen.
 
-use crate::record::{Epoch, Incarnation, Progress, TaskId, TaskSpec};
+use crate::record::{Epoch, Incarnation, Leader, NodeId, Progress, Registration, TaskId, TaskSpec};
 use async_trait::async_trait;
 use blockhaul_engine::error::Code;
+use std::sync::{Arc, OnceLock};
+
+/// The center that this process has joined, once it has; see [`Meta::center`](crate::record::Meta).
+pub type CenterId = Arc<OnceLock<String>>;
+
+/// One life of a node, and where it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// As `HOST:PORT`.
+    pub address: String,
+    /// Its node.
+    pub node: NodeId,
+    /// Its life.
+    pub incarnation: Incarnation,
+}
+
+impl From<&Registration> for Peer {
+    fn from(Registration { address, node, incarnation, .. }: &Registration) -> Self {
+        Self { address: address.clone(), node: node.clone(), incarnation: incarnation.clone() }
+    }
+}
+
+impl From<Leader> for Peer {
+    fn from(Leader { address, node, incarnation, .. }: Leader) -> Self {
+        Self { address, node, incarnation }
+    }
+}
+
+/// Whom a call is for. What is `None` was not said, as by a caller that is older than this, and is not judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addressee {
+    /// The center that the caller belongs to.
+    pub center: Option<String>,
+    /// The node that the caller means to reach.
+    pub node: Option<String>,
+    /// The life of that node.
+    pub incarnation: Option<String>,
+}
+
+impl Addressee {
+    /// A process, as a member of `center` knows it.
+    #[must_use]
+    pub fn new(center: &CenterId, peer: &Peer) -> Self {
+        Self {
+            center: center.get().cloned(),
+            node: Some(peer.node.to_string()),
+            incarnation: Some(peer.incarnation.0.clone()),
+        }
+    }
+}
+
+/// This process, as calls have to name it.
+#[derive(Clone, Debug)]
+pub struct LocalIdentity {
+    /// The center that it has joined.
+    pub center: CenterId,
+    /// Its node.
+    pub node: NodeId,
+    /// Its life.
+    pub incarnation: Incarnation,
+}
+
+impl LocalIdentity {
+    /// Whether a call is for this process.
+    ///
+    /// # Errors
+    /// [`CallError::Misdirected`], saying whom it is for and who this is.
+    pub fn check(&self, addressee: &Addressee) -> Result<(), CallError> {
+        let Addressee { center, node, incarnation } = addressee;
+        let is = |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|it| Some(it) == own);
+        let own = self.center.get().map(String::as_str);
+        if is(center, own) && is(node, Some(self.node.as_str())) && is(incarnation, Some(&self.incarnation.0)) {
+            return Ok(());
+        }
+        let shown = |text: &Option<String>| {
+            text.as_deref().unwrap_or("?").chars().take(80).collect::<String>().escape_debug().to_string()
+        };
+        Err(CallError::Misdirected(format!(
+            "the call is for node {}, process {}, of center {}; here is node {}, process {}, of {}",
+            shown(node),
+            shown(incarnation),
+            shown(center),
+            self.node,
+            self.incarnation.0,
+            own.map_or_else(|| String::from("no center yet"), |center| format!("center {center}")),
+        )))
+    }
+}
 
 /// Calls from the dispatcher to a runner. An implementation bounds every call (2 s).
 #[async_trait]
 pub trait RunnerCalls: Send + Sync + std::fmt::Debug {
     /// Tells a runner that a task is its own: the claim names it already.
-    async fn assign(&self, address: &str, assignment: Assignment) -> Result<Answer, CallError>;
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError>;
 
     /// What a runner knows of an assignment. A runner that knows nothing will refuse it from now on.
-    async fn ask(&self, address: &str, assignment: Assignment) -> Result<Standing, CallError>;
+    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError>;
 
     /// The record of a task has changed in a way that its holder should look at: wish or limit.
-    async fn nudge(&self, address: &str, leader: Epoch, task: &TaskId) -> Result<(), CallError>;
+    async fn nudge(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError>;
 
     /// The identities of a task's destination on that node, by which it is claimed: its own first, then other names for
     /// it. Judges the paths of the spec against the node's policy, and changes nothing.
-    async fn resolve(&self, address: &str, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError>;
+    async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError>;
 
     /// Asks the runner to give back all it holds and to take nothing.
-    async fn interrupt(&self, address: &str, leader: Epoch) -> Result<(), CallError>;
+    async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError>;
 
     /// What the node's wall clock says, in milliseconds since 1970. Nothing is decided by it.
-    async fn clock(&self, _address: &str) -> Result<u64, CallError> {
+    async fn clock(&self, _to: &Peer) -> Result<u64, CallError> {
         Err(CallError::NoAnswer(String::from("nobody asks clocks here")))
     }
 }
@@ -109,4 +199,38 @@ pub enum CallError {
         /// For people.
         why: String,
     },
+    /// Another process answers at that address than the one it is for; nothing was done.
+    #[error("somebody else answers: {0}")]
+    Misdirected(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(center: Option<&str>) -> LocalIdentity {
+        let node = NodeId::new("n1").unwrap();
+        let known = CenterId::default();
+        center.map(|center| known.set(center.to_owned()));
+        LocalIdentity { center: known, node, incarnation: Incarnation(String::from("i1")) }
+    }
+
+    #[test]
+    fn a_call_is_for_one_life_of_one_node_of_one_center() {
+        let here = identity(Some("c1"));
+        let peer = Peer { address: String::new(), node: here.node.clone(), incarnation: here.incarnation.clone() };
+        let addressee = Addressee::new(&here.center, &peer);
+        assert_eq!(here.check(&addressee), Ok(()));
+        for wrong in [
+            Addressee { center: Some(String::from("c2")), ..addressee.clone() },
+            Addressee { node: Some(String::from("n2")), ..addressee.clone() },
+            Addressee { incarnation: Some(String::from("i2")), ..addressee.clone() },
+        ] {
+            let Err(CallError::Misdirected(why)) = here.check(&wrong) else { panic!("{wrong:?}") };
+            assert!(why.contains("node n1, process i1, of center c1"), "{why}");
+        }
+        // Who has joined no center yet is not meant by a member of one.
+        assert!(identity(None).check(&addressee).is_err());
+        assert_eq!(here.check(&Addressee::default()), Ok(()), "an older caller says nothing");
+    }
 }

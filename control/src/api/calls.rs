@@ -1,10 +1,11 @@
 //! Calls between nodes over gRPC: each has its answer within two seconds, or none.
 
+use super::addressee;
 use super::channels::Channels;
 use super::fault::Fault;
 use super::limits::{MESSAGE_BYTES_MAX, NODE_CALL_WAIT, UPDATES_MAX};
 use super::wire::{self, dispatcher_client::DispatcherClient, runner_client::RunnerClient};
-use crate::peers::{Answer, Assignment, CallError, LeaderCalls, RunnerCalls, Standing};
+use crate::peers::{Addressee, Answer, Assignment, CallError, CenterId, LeaderCalls, Peer, RunnerCalls, Standing};
 use crate::record::{Epoch, Progress, TaskId, TaskSpec};
 use async_trait::async_trait;
 use blockhaul_engine::error::Code;
@@ -17,52 +18,57 @@ use tonic::{Request, Response, Status};
 #[derive(Clone, Debug)]
 pub struct GrpcRunnerCalls {
     channels: Channels,
+    center: CenterId,
 }
 
 impl GrpcRunnerCalls {
-    /// Over these connections.
+    /// Over these connections, as a member of this center.
     #[must_use]
-    pub fn new(channels: Channels) -> Self {
-        Self { channels }
+    pub fn new(channels: Channels, center: CenterId) -> Self {
+        Self { channels, center }
     }
 
-    fn client(&self, address: &str) -> Result<RunnerClient<Channel>, CallError> {
-        Ok(RunnerClient::new(self.channels.to(address)?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    fn client(&self, to: &Peer) -> Result<RunnerClient<Channel>, CallError> {
+        Ok(RunnerClient::new(self.channels.to(&to.address)?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    fn request<T>(&self, to: &Peer, message: T) -> Request<T> {
+        request(message, &Addressee::new(&self.center, to))
     }
 }
 
 #[async_trait]
 impl RunnerCalls for GrpcRunnerCalls {
-    async fn assign(&self, address: &str, assignment: Assignment) -> Result<Answer, CallError> {
-        let mut client = self.client(address)?;
-        bounded(client.assign(request(wire::Assignment::from(&assignment)))).await.map(Answer::from)
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.assign(self.request(to, wire::Assignment::from(&assignment)))).await.map(Answer::from)
     }
 
-    async fn ask(&self, address: &str, assignment: Assignment) -> Result<Standing, CallError> {
-        let mut client = self.client(address)?;
-        Standing::try_from(bounded(client.ask(request(wire::Assignment::from(&assignment)))).await?)
+    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError> {
+        let mut client = self.client(to)?;
+        Standing::try_from(bounded(client.ask(self.request(to, wire::Assignment::from(&assignment)))).await?)
     }
 
-    async fn nudge(&self, address: &str, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
-        let mut client = self.client(address)?;
+    async fn nudge(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+        let mut client = self.client(to)?;
         let nudge = wire::NudgeRequest { task: task.to_string(), leader: leader.0 };
-        bounded(client.nudge(request(nudge))).await.map(drop)
+        bounded(client.nudge(self.request(to, nudge))).await.map(drop)
     }
 
-    async fn resolve(&self, address: &str, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
-        let mut client = self.client(address)?;
+    async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+        let mut client = self.client(to)?;
         let resolve = wire::ResolveRequest { leader: leader.0, spec: Some(wire::Spec::from(spec)) };
-        bounded(client.resolve(request(resolve))).await.map(|reply| reply.identities)
+        bounded(client.resolve(self.request(to, resolve))).await.map(|reply| reply.identities)
     }
 
-    async fn interrupt(&self, address: &str, leader: Epoch) -> Result<(), CallError> {
-        let mut client = self.client(address)?;
-        bounded(client.interrupt(request(wire::InterruptRequest { leader: leader.0 }))).await.map(drop)
+    async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.interrupt(self.request(to, wire::InterruptRequest { leader: leader.0 }))).await.map(drop)
     }
 
-    async fn clock(&self, address: &str) -> Result<u64, CallError> {
-        let mut client = self.client(address)?;
-        bounded(client.clock(request(wire::ClockRequest {}))).await.map(|reply| reply.unix_ms)
+    async fn clock(&self, to: &Peer) -> Result<u64, CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.clock(self.request(to, wire::ClockRequest {}))).await.map(|reply| reply.unix_ms)
     }
 }
 
@@ -70,52 +76,55 @@ impl RunnerCalls for GrpcRunnerCalls {
 #[derive(Clone, Debug)]
 pub struct GrpcLeaderCalls {
     channels: Channels,
-    leader: watch::Receiver<Option<String>>,
+    center: CenterId,
+    leader: watch::Receiver<Option<Peer>>,
 }
 
 impl GrpcLeaderCalls {
-    /// `leader` says where it is, as `HOST:PORT`.
+    /// `leader` says who it is.
     #[must_use]
-    pub fn new(channels: Channels, leader: watch::Receiver<Option<String>>) -> Self {
-        Self { channels, leader }
+    pub fn new(channels: Channels, center: CenterId, leader: watch::Receiver<Option<Peer>>) -> Self {
+        Self { channels, center, leader }
     }
 
-    fn client(&self) -> Result<DispatcherClient<Channel>, CallError> {
+    fn client(&self) -> Result<(DispatcherClient<Channel>, Addressee), CallError> {
         let leader = self.leader.borrow().clone();
-        let address =
+        let leader =
             leader.ok_or_else(|| CallError::NoAnswer(String::from("no node leads, as far as is known here")))?;
-        Ok(DispatcherClient::new(self.channels.to(&address)?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        let client = DispatcherClient::new(self.channels.to(&leader.address)?);
+        Ok((client.max_decoding_message_size(MESSAGE_BYTES_MAX), Addressee::new(&self.center, &leader)))
     }
 }
 
 #[async_trait]
 impl LeaderCalls for GrpcLeaderCalls {
     async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError> {
-        let mut client = self.client()?;
+        let (mut client, addressee) = self.client()?;
         for some in tasks.chunks(UPDATES_MAX) {
             let tasks = some.iter().map(ToString::to_string).collect();
-            bounded(client.changed(request(wire::ChangedRequest { tasks }))).await?;
+            bounded(client.changed(request(wire::ChangedRequest { tasks }, &addressee))).await?;
         }
         Ok(())
     }
 
     async fn progress(&self, updates: &[(TaskId, Progress)]) -> Result<(), CallError> {
-        let mut client = self.client()?;
+        let (mut client, addressee) = self.client()?;
         for some in updates.chunks(UPDATES_MAX) {
             let update = |(task, progress): &(TaskId, Progress)| wire::Update {
                 task: task.to_string(),
                 progress: Some((*progress).into()),
             };
             let updates = some.iter().map(update).collect();
-            bounded(client.progress(request(wire::ProgressRequest { updates }))).await?;
+            bounded(client.progress(request(wire::ProgressRequest { updates }, &addressee))).await?;
         }
         Ok(())
     }
 }
 
-/// With the deadline for the other side to know.
-fn request<T>(message: T) -> Request<T> {
+/// With the deadline and the addressee, for the other side to know.
+fn request<T>(message: T, addressee: &Addressee) -> Request<T> {
     let mut request = Request::new(message);
+    addressee::name(request.metadata_mut(), addressee);
     request.set_timeout(NODE_CALL_WAIT);
     request
 }

@@ -16,6 +16,8 @@ pub struct Fault {
     pub error: Error,
     /// Of `ENotLeader`: `HOST:PORT` of the node that leads, if that is known.
     pub leader: Option<String>,
+    /// Of a call between nodes: another process answers than the one that it is for, and has done nothing.
+    pub is_misdirected: bool,
 }
 
 impl Fault {
@@ -27,14 +29,14 @@ impl Fault {
             None => String::from("no node leads at the moment: try again"),
         };
         let error = Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message);
-        Self { error: Error { retryable: true, ..error }, leader }
+        Self { error: Error { retryable: true, ..error }, leader, is_misdirected: false }
     }
 
     /// No answer came that can be relied on.
     #[must_use]
     pub fn no_answer(code: Code, message: impl Into<String>) -> Self {
         let error = Error::new(code, Side::Coordination, Operation::Start, message);
-        Self { error: Error { retryable: true, effect: Effect::Unknown, ..error }, leader: None }
+        Self::from(Error { retryable: true, effect: Effect::Unknown, ..error })
     }
 
     /// Whether asking again, or elsewhere, may help: nobody has judged the request.
@@ -55,7 +57,7 @@ impl std::error::Error for Fault {}
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        Self { error, leader: None }
+        Self { error, leader: None, is_misdirected: false }
     }
 }
 
@@ -67,7 +69,7 @@ impl From<Fault> for Status {
 }
 
 impl From<&Fault> for wire::Fault {
-    fn from(Fault { error, leader }: &Fault) -> Self {
+    fn from(Fault { error, leader, is_misdirected }: &Fault) -> Self {
         let Error { code, side, operation, offset, length, errno, retryable, effect: _, message } = error;
         Self {
             code: code.as_str().to_owned(),
@@ -79,6 +81,7 @@ impl From<&Fault> for wire::Fault {
             offset: *offset,
             length: *length,
             errno: *errno,
+            misdirected: *is_misdirected,
         }
     }
 }
@@ -86,7 +89,8 @@ impl From<&Fault> for wire::Fault {
 impl From<wire::Fault> for Fault {
     /// What a newer peer calls by a name that is not known here is `EInternal` with that name in its message.
     fn from(fault: wire::Fault) -> Self {
-        let wire::Fault { code, message, retryable, leader, side, operation, offset, length, errno } = fault;
+        let wire::Fault { code, message, retryable, leader, side, operation, offset, length, errno, misdirected } =
+            fault;
         let (code, message) = match Failure::parse_code(&code) {
             Some(code) => (code, message),
             None => (Code::Internal, format!("{code}: {message}")),
@@ -97,6 +101,7 @@ impl From<wire::Fault> for Fault {
         Self {
             error: Error { offset, length, errno, retryable, ..error },
             leader: (!leader.is_empty()).then_some(leader),
+            is_misdirected: misdirected,
         }
     }
 }
@@ -183,7 +188,8 @@ mod tests {
         for &code in Code::ALL {
             let error =
                 Error { errno: Some(5), ..Error::new(code, Side::Destination, Operation::Write, "what and where") };
-            let sent = Fault { error: error.at(4096, 512), leader: Some(String::from("b:1")) };
+            let is_misdirected = code == Code::Unreachable;
+            let sent = Fault { error: error.at(4096, 512), leader: Some(String::from("b:1")), is_misdirected };
             assert_eq!(Fault::from(Status::from(sent.clone())), sent, "{code}");
         }
     }

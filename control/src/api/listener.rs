@@ -4,6 +4,7 @@
 //! nothing holds its place. At the end streams are told first, then calls may finish for [`GOODBYE_MAX`]; what is still
 //! open then goes with the process.
 
+use super::addressee;
 use super::center::CenterService;
 use super::desk::Roles;
 use super::fault::with_cause;
@@ -16,6 +17,7 @@ use super::tls::Tls;
 use super::wire::{
     self, center_server::CenterServer, dispatcher_server::DispatcherServer, runner_server::RunnerServer,
 };
+use crate::peers::LocalIdentity;
 use crate::record::NodeId;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::io;
@@ -30,6 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router, TcpConnectInfo};
 use tonic_health::ServingStatus;
@@ -49,15 +52,22 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `address`, port 0 being a free one. `here` is the node of plain paths where there is only one node.
+    /// Listens at `address`, port 0 being a free one, as `identity`. `here` is the node of plain paths where there is only
+    /// one node.
     ///
     /// # Errors
     /// `EBusy`, `EPermission`, `ENotFound` or another code of the system; `EBadRequest` for useless certificates.
-    pub async fn open(address: SocketAddr, tls: Option<&Tls>, roles: Roles, here: Option<NodeId>) -> Result<Self> {
+    pub async fn open(
+        address: SocketAddr,
+        tls: Option<&Tls>,
+        identity: LocalIdentity,
+        roles: Roles,
+        here: Option<NodeId>,
+    ) -> Result<Self> {
         let socket = bind(address).await?;
         let address = socket.local_addr().map_err(|error| of_address(&error, address))?;
         let (stopping, stopped) = watch::channel(false);
-        let (health, services) = services(tls, &roles, here, stopped.clone())?;
+        let (health, services) = services(tls, identity, &roles, here, stopped.clone())?;
         let (connections, incoming) = mpsc::channel(1);
         let mut over = stopped.clone();
         let goodbye = async move {
@@ -115,6 +125,7 @@ type Services = Router<Stack<GlobalConcurrencyLimitLayer, Identity>>;
 
 fn services(
     tls: Option<&Tls>,
+    identity: LocalIdentity,
     roles: &Roles,
     here: Option<NodeId>,
     stopping: watch::Receiver<bool>,
@@ -148,10 +159,14 @@ fn services(
         .add_service(health)
         .add_service(reflection)
         .add_service(center.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(runner.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(
+        .add_service(InterceptedService::new(
+            runner.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
+            addressee::guard(identity.clone()),
+        ))
+        .add_service(InterceptedService::new(
             dispatcher.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
-        );
+            addressee::guard(identity),
+        ));
     Ok((reporter, services))
 }
 

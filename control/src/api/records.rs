@@ -66,6 +66,7 @@ impl From<&crate::record::Failure> for wire::Fault {
             offset: *offset,
             length: *length,
             errno: *errno,
+            misdirected: false,
         }
     }
 }
@@ -286,9 +287,23 @@ impl TryFrom<wire::AskReply> for Standing {
     }
 }
 
+impl From<CallError> for Fault {
+    fn from(error: CallError) -> Self {
+        let fault = |code, why| Self::from(Error::new(code, Side::Coordination, Operation::Start, why));
+        match error {
+            CallError::NoAnswer(why) => Self::no_answer(Code::Unreachable, why),
+            CallError::Refused { code, why } => fault(code, why),
+            CallError::Misdirected(why) => Self { is_misdirected: true, ..fault(Code::Unreachable, why) },
+        }
+    }
+}
+
 impl From<Fault> for CallError {
     fn from(fault: Fault) -> Self {
         let Error { code, effect, message, .. } = fault.error;
+        if fault.is_misdirected {
+            return Self::Misdirected(message);
+        }
         match effect {
             blockhaul_engine::error::Effect::Unknown => Self::NoAnswer(message),
             blockhaul_engine::error::Effect::NotApplied => Self::Refused { code, why: message },

@@ -141,7 +141,7 @@ impl From<wire::Progress> for ProgressView {
 
 impl From<wire::Fault> for ErrorView {
     fn from(fault: wire::Fault) -> Self {
-        let wire::Fault { code, message, retryable, leader: _, side, operation, offset, length, errno } = fault;
+        let wire::Fault { code, message, retryable, side, operation, offset, length, errno, .. } = fault;
         Self { code, side, operation, offset, length, errno, retryable, message }
     }
 }

@@ -227,6 +227,9 @@ pub enum CoordError {
     /// The session is over; open a new one.
     #[error("the session is over: {0:?}")]
     Ended(Ending),
+    /// Only of [`Center::open`]: the service was reached, and this node can or must do nothing with what is there.
+    #[error("{0}")]
+    Unusable(String),
     /// There is no connection now; nothing was sent.
     #[error("not connected to the coordination service")]
     NotConnected,

@@ -201,7 +201,7 @@ fn assigned(view: &View, entry: &Entry, terms: &Terms, now: Now) -> (Decision, O
     let (record, note) = (&entry.record, &entry.note);
     let Some(holder) = &record.holder else { return rest(record, None) };
     let moved = |event| (Decision::Move { task: record.id.clone(), events: vec![event] }, None);
-    if view.fleet.address(holder).is_none() {
+    if view.fleet.peer(holder).is_none() {
         return moved(Event::Vanished);
     }
     if let Told::Refused { code, why } = &note.told {
@@ -233,7 +233,7 @@ fn assigned(view: &View, entry: &Entry, terms: &Terms, now: Now) -> (Decision, O
 fn running(view: &View, entry: &Entry, now: Now) -> (Decision, Option<Duration>) {
     let (record, note) = (&entry.record, &entry.note);
     let Some(holder) = &record.holder else { return rest(record, None) };
-    if view.fleet.address(holder).is_none() {
+    if view.fleet.peer(holder).is_none() {
         return (Decision::Move { task: record.id.clone(), events: vec![Event::Vanished] }, None);
     }
     if (record.wish == Wish::Run && !note.owes_nudge) || note.is_calling {

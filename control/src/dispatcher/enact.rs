@@ -6,7 +6,7 @@ use super::outcome::{Outcome, Purpose};
 use super::view::{Cut, Now};
 use super::write::{Change, Writer, Written};
 use super::{Dispatcher, tasks};
-use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing};
+use crate::peers::{Answer, Assignment, CallError, Peer, RunnerCalls, Standing};
 use crate::record::{Epoch, Holder, NodeId, TaskId, TaskRecord};
 use crate::task_state::{self, Event};
 use blockhaul_engine::error::Code;
@@ -135,7 +135,7 @@ impl Dispatcher {
         self.view.calm(&id);
         self.view.unqueue(&id);
         let Some(entry) = self.view.tasks.get_mut(&id) else { return };
-        let Some(address) = self.view.fleet.address(&to).map(str::to_owned) else {
+        let Some(peer) = self.view.fleet.peer(&to) else {
             self.view.touch(&id, now.boot);
             return;
         };
@@ -145,21 +145,21 @@ impl Dispatcher {
         let (calls, leader) = (self.calls.clone(), self.writer.reign.epoch());
         self.calls_inflight += 1;
         crate::process::spawn_into(&mut self.jobs, async move {
-            let answer = calls.resolve(&address, leader, &record.spec).await;
+            let answer = calls.resolve(&peer, leader, &record.spec).await;
             Outcome::Resolved { task: id, to, answer }
         });
     }
 
     fn call(&mut self, call: Call, id: TaskId, holder: Holder) {
         self.view.calm(&id);
-        let address = self.view.fleet.address(&holder).map(str::to_owned);
-        let (Some(entry), Some(address)) = (self.view.tasks.get_mut(&id), address) else { return };
+        let peer = self.view.fleet.peer(&holder);
+        let (Some(entry), Some(peer)) = (self.view.tasks.get_mut(&id), peer) else { return };
         entry.note.is_calling = true;
         let (record, grant) = (entry.record.clone(), entry.grant);
         let (calls, writer) = (self.calls.clone(), self.writer.clone());
         self.calls_inflight += 1;
         crate::process::spawn_into(&mut self.jobs, async move {
-            let (grant, called) = called(call, &*calls, &writer, &address, &record, &holder, grant).await;
+            let (grant, called) = called(call, &*calls, &writer, &peer, &record, &holder, grant).await;
             Outcome::Called { call, task: id, holder, grant, called }
         });
     }
@@ -190,14 +190,14 @@ impl Dispatcher {
 
     fn interrupt(&mut self, node: NodeId, now: Duration) {
         let is_wanted = self.view.fleet.drains.get(&node).is_some_and(|(drain, _)| drain.now);
-        let address = self.view.fleet.get(&node).map(|there| there.address.clone());
-        match address {
-            Some(address) if is_wanted && self.view.fleet.tasks(&node).next().is_some() => {
+        let peer = self.view.fleet.get(&node).map(Peer::from);
+        match peer {
+            Some(peer) if is_wanted && self.view.fleet.tasks(&node).next().is_some() => {
                 self.view.interrupts.insert(node.clone(), now + ASK_EVERY);
                 let (calls, leader) = (self.calls.clone(), self.writer.reign.epoch());
                 self.calls_inflight += 1;
                 crate::process::spawn_into(&mut self.jobs, async move {
-                    let result = calls.interrupt(&address, leader).await;
+                    let result = calls.interrupt(&peer, leader).await;
                     Outcome::Interrupted(node, result)
                 });
             }
@@ -212,14 +212,14 @@ async fn called(
     call: Call,
     calls: &dyn RunnerCalls,
     writer: &Writer,
-    address: &str,
+    peer: &Peer,
     record: &TaskRecord,
     holder: &Holder,
     grant: Option<Epoch>,
 ) -> (Option<Epoch>, Called) {
     let leader = writer.reign.epoch();
     if call == Call::Nudge {
-        let answer = calls.nudge(address, leader, &record.id).await;
+        let answer = calls.nudge(peer, leader, &record.id).await;
         return (grant, answer.map_or_else(Called::Failed, |()| Called::Nudged));
     }
     let grant = match grant {
@@ -229,8 +229,8 @@ async fn called(
     let Some(epoch) = grant else { return (None, Called::NoGrant) };
     let assignment = Assignment { task: record.id.clone(), epoch, incarnation: holder.incarnation.clone(), leader };
     let called = match call {
-        Call::Tell => calls.assign(address, assignment).await.map(Called::Answered),
-        Call::Ask | Call::Nudge => calls.ask(address, assignment).await.map(Called::Stands),
+        Call::Tell => calls.assign(peer, assignment).await.map(Called::Answered),
+        Call::Ask | Call::Nudge => calls.ask(peer, assignment).await.map(Called::Stands),
     };
     (grant, called.unwrap_or_else(Called::Failed))
 }

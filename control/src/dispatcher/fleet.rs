@@ -1,6 +1,7 @@
 //! The runners that are there, what each has, and which have room.
 
 use super::tasks::Rest;
+use crate::peers::Peer;
 use crate::record::{Drain, Holder, NodeId, Registration, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -52,9 +53,9 @@ impl Fleet {
         self.runners.values()
     }
 
-    /// Where a holder can be reached; `None` if that process is not registered.
-    pub(crate) fn address(&self, holder: &Holder) -> Option<&str> {
-        self.get(&holder.node).filter(|there| there.incarnation == holder.incarnation).map(|there| &*there.address)
+    /// How a holder can be reached; `None` if that process is not registered.
+    pub(crate) fn peer(&self, holder: &Holder) -> Option<Peer> {
+        self.get(&holder.node).filter(|there| there.incarnation == holder.incarnation).map(Peer::from)
     }
 
     /// Tasks that a node holds.

@@ -280,7 +280,9 @@ impl Dispatcher {
                 return self.refused(id, &to.node, Code::Protocol, why.chars().take(200).collect());
             }
             Err(CallError::Refused { code, why }) => return self.refused(id, &to.node, code, why),
-            Err(CallError::NoAnswer(why)) => return self.refused(id, &to.node, Code::Unreachable, why),
+            Err(CallError::NoAnswer(why) | CallError::Misdirected(why)) => {
+                return self.refused(id, &to.node, Code::Unreachable, why);
+            }
         };
         if entry.record.state != State::Pending || entry.note.is_busy {
             self.view.unreserve(id, now);
@@ -372,7 +374,7 @@ impl Dispatcher {
                 entry.note.next_call = now + ASK_EVERY;
                 return self.reads.want(id.clone());
             }
-            Called::Failed(CallError::NoAnswer(why)) => {
+            Called::Failed(CallError::NoAnswer(why) | CallError::Misdirected(why)) => {
                 tracing::debug!(task = %id, node = %holder.node, why, "no answer");
                 entry.note.next_call = now + ASK_EVERY;
                 if call != Call::Nudge && entry.note.told != Told::Accepted {

@@ -34,11 +34,12 @@ impl RunnerHandle {
     fn take(&self, assignment: Assignment) -> Result<(), (Code, String)> {
         let Assignment { task, epoch, incarnation, leader } = assignment;
         let hub = &self.0;
-        hub.heed(leader)?;
         let refused = |code, why: &str| Err((code, why.to_owned()));
+        // Before anything is stored because of it.
         if incarnation != hub.config.incarnation {
             return refused(Code::Fenced, "the assignment is for another process of this node");
         }
+        hub.heed(leader)?;
         let attempt = Arc::new(Attempt::new(task, epoch, hub.holder()));
         if hub.book.standing_of(&attempt).is_some() {
             return Ok(());
@@ -74,10 +75,10 @@ impl RunnerHandle {
     /// # Errors
     /// `EFenced` with a lower epoch of the leader than was heard before.
     pub async fn ask(&self, assignment: Assignment) -> Result<Standing, CallError> {
-        self.heed(assignment.leader)?;
         if assignment.incarnation != self.0.config.incarnation {
             return Ok(Standing::Unknown);
         }
+        self.heed(assignment.leader)?;
         Ok(self.0.book.standing(&assignment.task, assignment.epoch))
     }
 

@@ -123,7 +123,7 @@ impl Hub {
             }
             // The record or a claim has changed: it is read again, and that says more.
             CoordError::Refused { .. } => {}
-            CoordError::Unknown(_) => {
+            CoordError::Unknown(_) | CoordError::Unusable(_) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 let _ = timeout(TRY_AGAIN * 10, seat.session.sync()).await;
             }

@@ -5,8 +5,10 @@
 //!           incarnations   the last 16 lives of this node, one in a line, the latest last
 //!           leader_epoch   the highest epoch of a leader that was heard, as a decimal number
 //!           starts         how often a `taskd` was started here, as a decimal number
+//!           center         the identity of the center that all of this belongs to
 //! ```
-//! What always holds: a life is written down before it is registered, and an epoch before it is acted on.
+//! What always holds: a life is written down before it is registered, an epoch before it is acted on, and the center before
+//! any session with it is used. Epochs, checkpoints and marks of one center mean nothing in another one.
 
 use crate::record::{Epoch, Incarnation};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -91,6 +93,30 @@ impl StateDir {
         let before = self.read("starts")?.trim().parse().unwrap_or(0_u64);
         self.write("starts", &format!("{}\n", before.saturating_add(1)))?;
         Ok(before)
+    }
+
+    /// Makes this the directory of a node of `center`, unless it has been one of a center before.
+    ///
+    /// # Errors
+    /// `EBadRequest` if it belongs to another center, with both identities; what cannot be read or written.
+    pub fn bind(&self, center: &str) -> Result<()> {
+        let known = self.read("center")?;
+        match known.trim() {
+            known if known == center => Ok(()),
+            "" => self.write("center", &format!("{center}\n")),
+            known => {
+                let folder = self.path.display();
+                let message = format!(
+                    "this node belongs to center {}, and the coordination service holds center {}: the node does nothing there",
+                    known.escape_debug(),
+                    center.escape_debug()
+                );
+                Err(Error::new(Code::BadRequest, Side::Coordination, Operation::Start, message).advise(format!(
+                    "correct --zookeeper; or, to make it a node of the new center (it was moved, or the center was set up \
+                     anew), stop it and remove {folder}/center and {folder}/leader_epoch: checkpoints of its earlier tasks go"
+                )))
+            }
+        }
     }
 
     fn read(&self, name: &str) -> Result<String> {
@@ -234,6 +260,28 @@ mod tests {
         }
         std::fs::write(root.path().join("starts"), "many").unwrap();
         assert_eq!(StateDir::lock(root.path()).unwrap().count_start().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_state_directory_belongs_to_one_center() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::lock(root.path()).unwrap();
+        state.raise_leader_epoch(Epoch(7)).unwrap();
+        state.bind("one").unwrap();
+        state.bind("one").unwrap();
+        drop(state);
+        let state = StateDir::lock(root.path()).unwrap();
+        let error = state.bind("two").unwrap_err();
+        assert_eq!(error.code, Code::BadRequest);
+        for part in ["center one", "center two", "--zookeeper", "/center and", "/leader_epoch"] {
+            assert!(error.message.contains(part), "{part}: {error}");
+        }
+        // What it says helps.
+        for name in ["center", "leader_epoch"] {
+            std::fs::remove_file(root.path().join(name)).unwrap();
+        }
+        state.bind("two").unwrap();
+        assert_eq!(state.leader_epoch().unwrap(), Epoch(0));
     }
 
     #[test]

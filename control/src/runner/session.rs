@@ -6,9 +6,13 @@ use crate::coord::{Center, CoordError, Ending, Session, SessionState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Between two tries to open one: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Between two words about the same trouble.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// The session that is open now; `None` while there is none.
 pub type Sessions = watch::Receiver<Option<Arc<dyn Session>>>;
@@ -55,17 +59,54 @@ impl SessionKeeper {
     }
 
     async fn open(&self) -> Arc<dyn Session> {
-        let mut wait = RETRY.0;
+        let (mut wait, mut said) = (RETRY.0, None);
         loop {
             match self.center.open().await {
                 Ok(session) => return session,
-                Err(CoordError::Ended(Ending::AuthFailed)) => {
-                    tracing::error!("the coordination service refuses the credentials: look at --zookeeper-auth");
-                }
-                Err(error) => tracing::debug!(%error, "no session yet"),
+                Err(error) if is_news(&mut said, &error, Instant::now()) => report(&error),
+                Err(_) => {}
             }
             tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             wait = (wait * 2).min(RETRY.1);
+        }
+    }
+}
+
+/// Whether an error is another one than the last that was said, or that was long ago.
+fn is_news(said: &mut Option<(CoordError, Instant)>, error: &CoordError, now: Instant) -> bool {
+    let is_said = said.as_ref().is_some_and(|(last, at)| last == error && now < *at + SAY_AGAIN);
+    if !is_said {
+        *said = Some((error.clone(), now));
+    }
+    !is_said
+}
+
+fn report(error: &CoordError) {
+    match error {
+        CoordError::Ended(Ending::AuthFailed) => {
+            tracing::error!("the coordination service refuses the credentials: look at --zookeeper-auth");
+        }
+        CoordError::Unusable(why) => tracing::error!(why, "the center cannot be used: this node has no role"),
+        error => tracing::warn!(%error, "no session with the coordination service: this node has no role"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_trouble_is_said_once_in_half_a_minute() {
+        let (mut said, start) = (None, Instant::now());
+        let other = CoordError::Unusable(String::from("why"));
+        for (error, seconds, is_said) in [
+            (&CoordError::NotConnected, 0, true),
+            (&CoordError::NotConnected, 29, false),
+            (&CoordError::NotConnected, 30, true),
+            (&other, 31, true),
+            (&other, 32, false),
+        ] {
+            assert_eq!(is_news(&mut said, error, start + Duration::from_secs(seconds)), is_said, "{seconds} s");
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::clock::Clock;
 use crate::dispatcher::DispatcherHandle;
-use crate::peers::RunnerCalls;
+use crate::peers::{Peer, RunnerCalls};
 use crate::record::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -41,7 +41,7 @@ impl Clocks {
             for runner in dispatcher.runners().await.unwrap_or_default() {
                 let Some(there) = runner.registration else { continue };
                 let asked = clock.boot_time();
-                let Ok(unix_ms) = calls.clock(&there.address).await else { continue };
+                let Ok(unix_ms) = calls.clock(&Peer::from(&there)).await else { continue };
                 let middle = (clock.boot_time().saturating_sub(asked) / 2).as_millis();
                 let here = clock.unix_ms().saturating_sub(u64::try_from(middle).unwrap_or(u64::MAX));
                 ahead.insert(runner.node, difference(unix_ms, here));

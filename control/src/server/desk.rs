@@ -3,19 +3,19 @@
 use super::clocks::{Clocks, is_off};
 use crate::api::desk::{CenterNumbers, CenterSeen, ClockSeen, Desk, Floor, RunnerSeen};
 use crate::dispatcher::{DispatcherHandle, Query, Status};
-use crate::peers::{Answer, Assignment, CallError, Standing};
+use crate::peers::{Answer, Assignment, CallError, CenterId, Standing};
 use crate::record::{Change, Draining, Epoch, NodeId, Order, Progress, State, TaskId, TaskRecord, TaskSpec};
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Effect, Error, Operation, Result, Side};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// The dispatcher of one reign.
 #[derive(Clone, Debug)]
 pub(super) struct LeaderDesk {
     pub(super) dispatcher: DispatcherHandle,
-    pub(super) center: Arc<OnceLock<String>>,
+    pub(super) center: CenterId,
     pub(super) clocks: Arc<Clocks>,
 }
 
@@ -145,6 +145,8 @@ impl Floor for RunnerHandle {
 fn refused(error: CallError) -> Error {
     match error {
         CallError::Refused { code, why } => Error::new(code, Side::Engine, Operation::Start, why),
-        CallError::NoAnswer(why) => Error { effect: Effect::Unknown, ..Error::internal(Operation::Start, why) },
+        CallError::NoAnswer(why) | CallError::Misdirected(why) => {
+            Error { effect: Effect::Unknown, ..Error::internal(Operation::Start, why) }
+        }
     }
 }

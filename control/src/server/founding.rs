@@ -1,14 +1,16 @@
 //! Makes a center where there is none: its identity and its folders, before any role sees a session.
 //!
-//! Several nodes may do so at once; what one has made, the others find. A center of another schema is left alone: then no
-//! session is handed out, and the log says why.
+//! Several nodes may do so at once; what one has made, the others find. A center of another schema, or another center than
+//! the one that the node's state directory belongs to, is left alone: then no session is handed out, and the error says why.
 
 use crate::coord::{Center, CoordError, Life, Op, Refusal, Session};
 use crate::layout::{CLAIMS, FOLDERS, META, TASKS, shards};
+use crate::peers::CenterId;
 use crate::record::{Meta, Record};
+use crate::runner::StateDir;
 use async_trait::async_trait;
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Of the records that this program reads and writes.
 const SCHEMA: u32 = 1;
@@ -17,13 +19,31 @@ const SCHEMA: u32 = 1;
 #[derive(Debug)]
 pub(super) struct Founded {
     service: Arc<dyn Center>,
-    name: Arc<OnceLock<String>>,
+    center: CenterId,
+    state: Arc<StateDir>,
 }
 
 impl Founded {
-    /// Over this service; `name` becomes the center's, once that is known.
-    pub(super) fn new(service: Arc<dyn Center>, name: Arc<OnceLock<String>>) -> Self {
-        Self { service, name }
+    /// Over this service; `center` becomes known with the first session, and `state` belongs to it from then on.
+    pub(super) fn new(service: Arc<dyn Center>, center: CenterId, state: Arc<StateDir>) -> Self {
+        Self { service, center, state }
+    }
+
+    /// Makes the node one of this center, before anything of it is acted on.
+    fn join(&self, meta: Meta) -> Result<(), CoordError> {
+        if meta.schema != SCHEMA {
+            let why = format!("the center is of schema {}, and this taskd knows {SCHEMA}: update it", meta.schema);
+            return Err(CoordError::Unusable(why));
+        }
+        self.state.bind(&meta.center).map_err(|error| CoordError::Unusable(error.message))?;
+        // The files were removed while it ran: what it remembers is still of the other center.
+        let joined = self.center.get_or_init(|| meta.center.clone());
+        if *joined != meta.center {
+            let why =
+                format!("this process works for center {joined}, and center {} is there now: restart it", meta.center);
+            return Err(CoordError::Unusable(why));
+        }
+        Ok(())
     }
 }
 
@@ -31,25 +51,12 @@ impl Founded {
 impl Center for Founded {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
         let session = self.service.open().await?;
-        match found(&*session).await {
-            Ok(meta) if meta.schema == SCHEMA => {
-                self.name.get_or_init(|| meta.center);
-                Ok(session)
-            }
-            Ok(meta) => {
-                tracing::error!(
-                    schema = meta.schema,
-                    "the center is of another schema than {SCHEMA}: update this taskd"
-                );
-                session.close().await;
-                Err(CoordError::NotConnected)
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the center's folders cannot be made or read");
-                session.close().await;
-                Err(error)
-            }
+        let founded = found(&*session).await.and_then(|meta| self.join(meta));
+        if let Err(error) = founded {
+            session.close().await;
+            return Err(error);
         }
+        Ok(session)
     }
 }
 
@@ -113,14 +120,21 @@ mod tests {
     use super::*;
     use crate::coord::embedded::Embedded;
 
-    #[tokio::test]
-    async fn a_center_is_made_once_and_completed_when_it_was_cut_short() {
+    /// A store, and the state directory of a node beside it.
+    fn place() -> (tempfile::TempDir, Arc<dyn Center>, Arc<StateDir>) {
         let scratch = tempfile::tempdir().unwrap();
         let service: Arc<dyn Center> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
-        let open = async |name: &Arc<OnceLock<String>>| {
-            Founded::new(Arc::clone(&service), Arc::clone(name)).open().await.unwrap()
+        let state = Arc::new(StateDir::lock(&scratch.path().join("state")).unwrap());
+        (scratch, service, state)
+    }
+
+    #[tokio::test]
+    async fn a_center_is_made_once_and_completed_when_it_was_cut_short() {
+        let (_scratch, service, state) = place();
+        let open = async |name: &CenterId| {
+            Founded::new(Arc::clone(&service), Arc::clone(name), Arc::clone(&state)).open().await.unwrap()
         };
-        let (first, second) = (Arc::default(), Arc::default());
+        let (first, second) = (CenterId::default(), CenterId::default());
         let session = open(&first).await;
         assert_eq!(session.children(TASKS).await.unwrap().len(), 256);
         let gone = format!("{CLAIMS}/7f");
@@ -131,9 +145,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_does_nothing_in_a_center_that_it_does_not_belong_to() {
+        let (_first_place, first, state) = place();
+        let (_second_place, second, _) = place();
+        let center = CenterId::default();
+        let open = |service: &Arc<dyn Center>, center: &CenterId| {
+            let founded = Founded::new(Arc::clone(service), Arc::clone(center), Arc::clone(&state));
+            async move { founded.open().await.map(drop) }
+        };
+        open(&first, &center).await.unwrap();
+        for center in [&center, &CenterId::default()] {
+            let Err(CoordError::Unusable(why)) = open(&second, center).await else { panic!("it was joined") };
+            assert!(why.contains(center.get().map_or("belongs to", |center| center)), "{why}");
+        }
+        // Made a node of the other one while it runs: its memory is still of the first.
+        std::fs::remove_file(state.path().join("center")).unwrap();
+        let Err(CoordError::Unusable(why)) = open(&second, &center).await else { panic!("it was joined") };
+        assert!(why.contains("restart"), "{why}");
+        open(&second, &CenterId::default()).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_center_of_another_schema_is_left_alone() {
-        let scratch = tempfile::tempdir().unwrap();
-        let service: Arc<dyn Center> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
+        let (_scratch, service, state) = place();
         let session = service.open().await.unwrap();
         for (version, data) in [(0, Meta { schema: 2, center: String::from("c") }.encode()), (1, b"?".to_vec())] {
             let path = META.to_owned();
@@ -142,8 +176,8 @@ mod tests {
                 _ => Op::Set { path, data, version: 0 },
             };
             session.multi(vec![op]).await.unwrap();
-            let founded = Founded::new(Arc::clone(&service), Arc::default());
-            assert!(matches!(founded.open().await, Err(CoordError::NotConnected)));
+            let founded = Founded::new(Arc::clone(&service), CenterId::default(), Arc::clone(&state));
+            assert!(matches!(founded.open().await, Err(CoordError::Unusable(_))));
             assert!(session.get(TASKS).await.unwrap().is_none());
         }
     }

@@ -10,13 +10,13 @@ use crate::clock::Clock;
 use crate::coord::Session;
 use crate::dispatcher::{Config as DispatcherConfig, Dispatcher};
 use crate::election::{Election, Reign, Role};
-use crate::peers::RunnerCalls;
+use crate::peers::{CenterId, Peer, RunnerCalls};
 use crate::record::{Incarnation, NodeId};
 use crate::runner::{RunnerHandle, Sessions};
 use crate::vip::Vip;
 use blockhaul_engine::error::Error;
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 /// All that leading takes.
@@ -26,7 +26,7 @@ pub(crate) struct Leading {
     pub(crate) incarnation: Incarnation,
     /// Where others reach this node.
     pub(crate) address: String,
-    pub(crate) center: Arc<OnceLock<String>>,
+    pub(crate) center: CenterId,
     pub(crate) calls: Arc<dyn RunnerCalls>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) dispatcher: DispatcherConfig,
@@ -35,7 +35,7 @@ pub(crate) struct Leading {
     /// What the services look at.
     pub(crate) leadership: watch::Sender<Leadership>,
     /// Where the runner's calls go.
-    pub(crate) leader: watch::Sender<Option<String>>,
+    pub(crate) leader: watch::Sender<Option<Peer>>,
     /// The service address.
     pub(crate) vip: Option<Vip>,
     /// Whether this node has the office, from the election until everything of it is given up.
@@ -98,7 +98,7 @@ impl Leading {
             let stands_now = *stands.borrow_and_update();
             match role {
                 Role::Follower { leader } => {
-                    self.follow(leader.map(|leader| leader.address));
+                    self.follow(leader.map(Peer::from));
                     // Only news: the election answers each with another campaign, and with the role that this waits for.
                     stand.send_if_modified(|stand| std::mem::replace(stand, stands_now) != stands_now);
                     tokio::select! { biased;
@@ -131,7 +131,7 @@ impl Leading {
             clocks: Arc::clone(&clocks),
         });
         self.runner.set_leading(true);
-        self.leader.send_replace(Some(self.address.clone()));
+        self.leader.send_replace(Some(Peer::from(reign.leader().clone())));
         self.leadership.send_replace(Leadership { desk: Some(desk), address: Some(self.address.clone()) });
         let resigned = async {
             // Nobody who could want it any more is as good as a wish to stop.
@@ -176,9 +176,10 @@ impl Leading {
         self.office.send_replace(false);
     }
 
-    fn follow(&self, leader: Option<String>) {
+    fn follow(&self, leader: Option<Peer>) {
         self.runner.set_leading(false);
-        self.leader.send_replace(leader.clone());
-        self.leadership.send_replace(Leadership { desk: None, address: leader });
+        let address = leader.as_ref().map(|leader| leader.address.clone());
+        self.leader.send_replace(leader);
+        self.leadership.send_replace(Leadership { desk: None, address });
     }
 }

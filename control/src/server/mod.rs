@@ -44,6 +44,7 @@ use crate::coord::embedded::Embedded;
 use crate::coord::zookeeper::{Settings, ZooKeeper};
 use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
 use crate::metrics::Metrics;
+use crate::peers::{CenterId, LocalIdentity};
 use crate::policy::Policy;
 use crate::pulse::Pulses;
 use crate::record::Incarnation;
@@ -55,7 +56,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use founding::Founded;
 use overview::Overview;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -161,15 +162,18 @@ impl Server {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
-        let listener = Listener::open(config.listen, config.tls.as_ref(), roles.clone(), here).await?;
+        let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
+        let center = CenterId::default();
+        let identity =
+            LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
+        let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listens");
-        let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
         let seams = Seams {
             worker,
-            leader: Arc::new(GrpcLeaderCalls::new(channels.clone(), leader_seen)),
+            leader: Arc::new(GrpcLeaderCalls::new(channels.clone(), center.clone(), leader_seen)),
             clock: Arc::new(HostClock),
             state: Arc::clone(&state) as Arc<dyn NodeState>,
         };
@@ -192,15 +196,14 @@ impl Server {
             channel: channel.as_ref().map(DataChannel::seen),
             vip: vip.clone(),
         };
-        let name = Arc::new(OnceLock::new());
         let (failed, failures) = mpsc::channel(1);
         let leading = Leading {
             dispatcher: dispatcher_config(&config),
             node: config.node,
             incarnation,
             address,
-            center: Arc::clone(&name),
-            calls: Arc::new(GrpcRunnerCalls::new(channels)),
+            center: center.clone(),
+            calls: Arc::new(GrpcRunnerCalls::new(channels, center.clone())),
             clock: Arc::new(HostClock),
             runner: runner.handle(),
             leadership,
@@ -210,7 +213,7 @@ impl Server {
             failed,
         };
         let pulses = Pulses::of([runner_pulse, leading.dispatcher.pulse.clone()]);
-        let keeper = SessionKeeper::new(Arc::new(Founded::new(service, name)));
+        let keeper = SessionKeeper::new(Arc::new(Founded::new(service, center, state)));
         let stopper = control.stopper().clone();
         control.show(&overview);
         Ok(Ready {

@@ -1,6 +1,7 @@
 //! The roles of this node as its duty sees them.
 
 use super::duty::Post;
+use crate::peers::Peer;
 use crate::runner::RunnerHandle;
 use crate::stopping::{OFFICE_MAX, SUCCESSOR_MAX};
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ pub(super) struct NodePost {
     /// Whether it leads, or has not given up all of that yet.
     pub(super) office: watch::Receiver<bool>,
     /// Who leads.
-    pub(super) leader: watch::Receiver<Option<String>>,
+    pub(super) leader: watch::Receiver<Option<Peer>>,
     /// Where others reach this node.
     pub(super) address: String,
 }
@@ -42,7 +43,8 @@ impl Post for NodePost {
         }
         // Known at once, the next leader is told at once what is given back.
         if had_office && !self.runner.held().is_empty() {
-            let is_another = |leader: &Option<String>| leader.as_ref().is_some_and(|leader| *leader != self.address);
+            let is_another =
+                |leader: &Option<Peer>| leader.as_ref().is_some_and(|leader| leader.address != self.address);
             let _ = timeout(SUCCESSOR_MAX, self.leader.clone().wait_for(is_another)).await;
         }
     }

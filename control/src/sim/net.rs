@@ -5,7 +5,9 @@
 
 use super::process::Process;
 use crate::api::desk::{Desk, Leadership};
-use crate::peers::{Answer, Assignment, CallError, LeaderCalls, RunnerCalls, Standing};
+use crate::peers::{
+    Addressee, Answer, Assignment, CallError, CenterId, LeaderCalls, LocalIdentity, Peer, RunnerCalls, Standing,
+};
 use crate::process::spawn;
 use crate::record::{Epoch, Progress, TaskId, TaskSpec};
 use crate::runner::RunnerHandle;
@@ -39,6 +41,7 @@ pub(super) struct Noise {
 #[derive(Clone, Debug)]
 pub(super) struct Port {
     pub(super) process: Arc<Process>,
+    pub(super) identity: LocalIdentity,
     pub(super) runner: RunnerHandle,
     pub(super) leadership: watch::Receiver<Leadership>,
 }
@@ -154,50 +157,64 @@ fn carry_out<T: Send + 'static>(port: &Port, work: Work<T>, after: Duration) -> 
 pub(super) struct Calls {
     pub(super) net: Net,
     pub(super) node: String,
-    pub(super) leader: watch::Receiver<Option<String>>,
+    pub(super) leader: watch::Receiver<Option<Peer>>,
 }
 
 #[async_trait]
 impl RunnerCalls for Calls {
-    async fn assign(&self, address: &str, assignment: Assignment) -> Result<Answer, CallError> {
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError> {
         let work = |port: Port| {
             let assignment = assignment.clone();
             Box::pin(async move { port.runner.assign(assignment).await }) as Work<_>
         };
-        self.net.call(&self.node, address, work).await?
+        self.at_process(to, work).await
     }
 
-    async fn ask(&self, address: &str, assignment: Assignment) -> Result<Standing, CallError> {
+    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError> {
         let work = |port: Port| {
             let assignment = assignment.clone();
             Box::pin(async move { port.runner.ask(assignment).await }) as Work<_>
         };
-        self.net.call(&self.node, address, work).await?
+        self.at_process(to, work).await
     }
 
-    async fn nudge(&self, address: &str, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+    async fn nudge(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         let work = |port: Port| {
             let task = task.clone();
             Box::pin(async move { port.runner.nudge(leader, &task).await }) as Work<_>
         };
-        self.net.call(&self.node, address, work).await?
+        self.at_process(to, work).await
     }
 
-    async fn resolve(&self, address: &str, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+    async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
         let work = |port: Port| {
             let spec = spec.clone();
             Box::pin(async move { port.runner.resolve(leader, &spec).await }) as Work<_>
         };
-        self.net.call(&self.node, address, work).await?
+        self.at_process(to, work).await
     }
 
-    async fn interrupt(&self, address: &str, leader: Epoch) -> Result<(), CallError> {
+    async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError> {
         let work = |port: Port| Box::pin(async move { port.runner.interrupt(leader).await }) as Work<_>;
-        self.net.call(&self.node, address, work).await?
+        self.at_process(to, work).await
     }
 }
 
 impl Calls {
+    /// Makes a call at one process: any other that answers there refuses it.
+    async fn at_process<T: Send + 'static>(
+        &self,
+        to: &Peer,
+        work: impl Fn(Port) -> Work<Result<T, CallError>> + Send + Sync,
+    ) -> Result<T, CallError> {
+        let addressee = Addressee::new(&CenterId::default(), to);
+        let guarded = |port: Port| match port.identity.check(&addressee) {
+            Ok(()) => work(port),
+            Err(error) => Box::pin(std::future::ready(Err(error))) as Work<_>,
+        };
+        self.net.call(&self.node, &to.address, guarded).await?
+    }
+
     async fn tell<F>(&self, work: impl Fn(Arc<dyn Desk>) -> F + Send + Sync) -> Result<(), CallError>
     where
         F: Future<Output = blockhaul_engine::error::Result<()>> + Send + 'static,
@@ -215,7 +232,7 @@ impl Calls {
                 }
             }) as Work<_>
         };
-        self.net.call(&self.node, &leader, at_port).await?
+        self.at_process(&leader, at_port).await
     }
 }
 

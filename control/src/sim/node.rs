@@ -14,6 +14,7 @@ use super::worker::{Journals, Pace, SimWorker};
 use crate::api::desk::Leadership;
 use crate::coord::Center;
 use crate::dispatcher::{Config, FenceProgram};
+use crate::peers::{CenterId, LocalIdentity};
 use crate::process::spawn;
 use crate::record::{Holder, Incarnation, NodeId};
 use crate::runner::{Memory, Runner, RunnerConfig, Seams, SessionKeeper, Stopped};
@@ -91,7 +92,10 @@ impl Host {
         let seams = Seams { worker: worker.clone(), leader: calls.clone(), clock, state: self.memory.clone() };
         let runner = Runner::new(config, seams);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
-        let port = Port { process: process.clone(), runner: runner.handle(), leadership: leadership_seen };
+        let identity =
+            LocalIdentity { center: CenterId::default(), node: node.clone(), incarnation: incarnation.clone() };
+        let runner_handle = runner.handle();
+        let port = Port { process: process.clone(), identity, runner: runner_handle, leadership: leadership_seen };
         around.net.listen(&self.name, port);
         // No role fails for a reason of this host's.
         let (failed, failures) = mpsc::channel(1);
@@ -99,7 +103,7 @@ impl Host {
             node,
             incarnation,
             address: self.name.clone(),
-            center: Arc::default(),
+            center: CenterId::default(),
             calls,
             clock: self.clock.clone(),
             dispatcher: self.dispatcher_config(),

@@ -7,7 +7,7 @@ use blockhaul_control::api::desk::{CenterNumbers, CenterSeen, Desk, Floor, Leade
 use blockhaul_control::api::listener::Listener;
 use blockhaul_control::api::tls::Tls;
 use blockhaul_control::api::wire;
-use blockhaul_control::peers::{Answer, Assignment, Standing};
+use blockhaul_control::peers::{Answer, Assignment, CenterId, LocalIdentity, Peer, Standing};
 use blockhaul_control::record::{
     Change, Draining, Epoch, Incarnation, NodeId, NoopTask, Order, Progress, State, TaskId, TaskRecord, TaskSpec,
 };
@@ -177,12 +177,18 @@ impl Node {
         let (floor, floor_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
         let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
-        let listener = Listener::open(address.parse().unwrap(), tls, roles, None).await.unwrap();
+        let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None).await.unwrap();
         Self { listener, leadership, serving, floor }
     }
 
     pub(crate) fn address(&self) -> String {
         self.listener.address().to_string()
+    }
+
+    /// The process that it is, as its own center knows it.
+    pub(crate) fn peer(&self) -> Peer {
+        let LocalIdentity { node, incarnation, .. } = identity();
+        Peer { address: self.address(), node, incarnation }
     }
 
     /// Makes it the leader, over these tasks.
@@ -195,6 +201,19 @@ impl Node {
     pub(crate) fn follow(&self, leader: Option<&Self>) {
         self.leadership.send_replace(Leadership { desk: None, address: leader.map(Self::address) });
     }
+}
+
+/// A center with this identity.
+pub(crate) fn center(name: &str) -> CenterId {
+    let center = CenterId::default();
+    center.set(name.to_owned()).unwrap();
+    center
+}
+
+/// Of every node here.
+pub(crate) fn identity() -> LocalIdentity {
+    let (node, incarnation) = (NodeId::new("n1").unwrap(), Incarnation(String::from("mine")));
+    LocalIdentity { center: center("c"), node, incarnation }
 }
 
 pub(crate) fn client(addresses: &[String]) -> CenterClient {

@@ -1,10 +1,10 @@
 //! Calls between nodes: each answer means one thing, and none keeps its caller.
 
-use crate::mock::{MockDesk, MockFloor, Node};
+use crate::mock::{MockDesk, MockFloor, Node, center};
 use blockhaul_control::api::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
 use blockhaul_control::api::channels::Channels;
-use blockhaul_control::peers::{Answer, Assignment, CallError, LeaderCalls, RunnerCalls, Standing};
-use blockhaul_control::record::{Epoch, Incarnation, NoopTask, Progress, TaskId, TaskSpec};
+use blockhaul_control::peers::{Answer, Assignment, CallError, LeaderCalls, Peer, RunnerCalls, Standing};
+use blockhaul_control::record::{Epoch, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskSpec};
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ fn assignment(incarnation: &str) -> Assignment {
 async fn floor(answer: Answer) -> (Node, GrpcRunnerCalls) {
     let node = Node::start().await;
     node.floor.send_replace(Some(Arc::new(MockFloor { answer })));
-    (node, GrpcRunnerCalls::new(Channels::default()))
+    (node, GrpcRunnerCalls::new(Channels::default(), center("c")))
 }
 
 #[tokio::test]
@@ -28,38 +28,38 @@ async fn a_runner_accepts_or_says_why_not() {
     let refusal = Answer::Refused { code: Code::Overloaded, why: "no slot".to_owned() };
     for answer in [Answer::Accepted, refusal] {
         let (node, calls) = floor(answer.clone()).await;
-        assert_eq!(calls.assign(&node.address(), assignment("mine")).await, Ok(answer));
+        assert_eq!(calls.assign(&node.peer(), assignment("mine")).await, Ok(answer));
     }
 }
 
 #[tokio::test]
 async fn what_a_runner_knows_is_told_apart_from_what_it_never_heard_of() {
     let (node, calls) = floor(Answer::Accepted).await;
-    assert_eq!(calls.ask(&node.address(), assignment("mine")).await, Ok(Standing::Held));
-    assert_eq!(calls.ask(&node.address(), assignment("another")).await, Ok(Standing::Unknown));
+    assert_eq!(calls.ask(&node.peer(), assignment("mine")).await, Ok(Standing::Held));
+    assert_eq!(calls.ask(&node.peer(), assignment("another")).await, Ok(Standing::Unknown));
     let noop = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None });
-    assert_eq!(calls.resolve(&node.address(), Epoch(6), &noop).await, Ok(vec!["Local".to_owned()]));
+    assert_eq!(calls.resolve(&node.peer(), Epoch(6), &noop).await, Ok(vec!["Local".to_owned()]));
 }
 
 #[tokio::test]
 async fn a_refusal_is_no_silence() {
     let (node, calls) = floor(Answer::Accepted).await;
-    let refused = calls.nudge(&node.address(), Epoch(4), &task()).await.unwrap_err();
+    let refused = calls.nudge(&node.peer(), Epoch(4), &task()).await.unwrap_err();
     assert!(matches!(refused, CallError::Refused { code: Code::Fenced, .. }), "{refused}");
-    assert_eq!(calls.nudge(&node.address(), Epoch(5), &task()).await, Ok(()));
+    assert_eq!(calls.nudge(&node.peer(), Epoch(5), &task()).await, Ok(()));
     node.floor.send_replace(None);
-    let gone = calls.nudge(&node.address(), Epoch(5), &task()).await.unwrap_err();
+    let gone = calls.nudge(&node.peer(), Epoch(5), &task()).await.unwrap_err();
     assert!(matches!(gone, CallError::Refused { code: Code::RunnerInterrupt, .. }), "{gone}");
 }
 
 #[tokio::test]
 async fn a_node_that_hangs_or_is_gone_gives_no_answer() {
     let (node, calls) = floor(Answer::Accepted).await;
-    let address = node.address();
-    let hangs = calls.interrupt(&address, Epoch(6)).await.unwrap_err();
+    let peer = node.peer();
+    let hangs = calls.interrupt(&peer, Epoch(6)).await.unwrap_err();
     assert!(matches!(hangs, CallError::NoAnswer(_)), "{hangs}");
     node.listener.close().await;
-    let gone = GrpcRunnerCalls::new(Channels::default()).ask(&address, assignment("mine")).await.unwrap_err();
+    let gone = GrpcRunnerCalls::new(Channels::default(), center("c")).ask(&peer, assignment("mine")).await.unwrap_err();
     assert!(matches!(gone, CallError::NoAnswer(_)), "{gone}");
 }
 
@@ -69,17 +69,55 @@ async fn what_runners_tell_reaches_the_leader_wherever_it_is_now() {
     let desk = Arc::new(MockDesk::default());
     first.lead(&desk);
     let (leader, seen) = watch::channel(None);
-    let calls = GrpcLeaderCalls::new(Channels::default(), seen);
+    let calls = GrpcLeaderCalls::new(Channels::default(), center("c"), seen);
     assert!(matches!(calls.changed(&[task()]).await, Err(CallError::NoAnswer(_))));
-    leader.send_replace(Some(first.address()));
+    leader.send_replace(Some(first.peer()));
     calls.changed(&[task()]).await.unwrap();
     first.follow(Some(&second));
     second.lead(&desk);
     let told_off = calls.changed(&[task()]).await.unwrap_err();
     assert!(matches!(told_off, CallError::Refused { code: Code::NotLeader, .. }), "{told_off}");
-    leader.send_replace(Some(second.address()));
+    leader.send_replace(Some(second.peer()));
     let many = vec![(task(), Progress { durable: 4096, ..Progress::default() }); 5000];
     calls.progress(&many).await.unwrap();
     assert_eq!(desk.changed.lock().unwrap().len(), 1);
     assert_eq!(*desk.progress.lock().unwrap(), many);
+}
+
+#[tokio::test]
+async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
+    let (node, own) = floor(Answer::Accepted).await;
+    let (desk, mine) = (Arc::new(MockDesk::default()), node.peer());
+    node.lead(&desk);
+    let foreign = GrpcRunnerCalls::new(Channels::default(), center("another"));
+    let other_node = Peer { node: NodeId::new("n2").unwrap(), ..mine.clone() };
+    let other_life = Peer { incarnation: Incarnation("another".to_owned()), ..mine.clone() };
+    for (calls, peer) in [(&foreign, &mine), (&own, &other_node), (&own, &other_life)] {
+        // The first one would be a lower epoch, the second one has an answer: neither is looked at.
+        let refusals = [
+            calls.nudge(peer, Epoch(4), &task()).await.unwrap_err(),
+            calls.assign(peer, assignment("mine")).await.unwrap_err(),
+            calls.ask(peer, assignment("mine")).await.unwrap_err(),
+            calls.interrupt(peer, Epoch(9)).await.unwrap_err(),
+            calls.clock(peer).await.unwrap_err(),
+        ];
+        for refused in refusals {
+            let CallError::Misdirected(why) = refused else { panic!("{refused:?}") };
+            assert!(why.contains("here is node n1, process mine, of center c"), "{why}");
+        }
+        let (_leader, seen) = watch::channel(Some(peer.clone()));
+        let center = if peer == &mine { center("another") } else { center("c") };
+        let told = GrpcLeaderCalls::new(Channels::default(), center, seen).changed(&[task()]).await;
+        assert!(matches!(told, Err(CallError::Misdirected(_))), "{told:?}");
+    }
+    assert!(desk.changed.lock().unwrap().is_empty());
+}
+
+/// Nodes of an earlier version name nobody; they are heard until they are updated.
+#[tokio::test]
+async fn a_call_that_names_nobody_is_heard() {
+    use blockhaul_control::api::wire::{ClockRequest, runner_client::RunnerClient};
+    let (node, _) = floor(Answer::Accepted).await;
+    let mut old = RunnerClient::connect(format!("http://{}", node.address())).await.unwrap();
+    assert!(old.clock(ClockRequest {}).await.unwrap().into_inner().unix_ms > 0);
 }

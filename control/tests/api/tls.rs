@@ -99,6 +99,7 @@ async fn a_key_that_does_not_fit_is_refused_when_listening_begins() {
     };
     let address = "127.0.0.1:0".parse().unwrap();
     let tls = read(&raw);
-    let listening = blockhaul_control::api::listener::Listener::open(address, Some(&tls), roles, None);
+    let listening =
+        blockhaul_control::api::listener::Listener::open(address, Some(&tls), crate::mock::identity(), roles, None);
     assert!(listening.await.unwrap_err().message.contains("--tls-key"));
 }

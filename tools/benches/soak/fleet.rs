@@ -7,8 +7,11 @@ use blockhaul_control::api::channels::Channels;
 use blockhaul_control::api::desk::{Floor, Leadership, Roles};
 use blockhaul_control::api::listener::Listener;
 use blockhaul_control::clock::HostClock;
+use blockhaul_control::coord::Center;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
-use blockhaul_control::record::{CopyTask, Incarnation, NodeId, TaskId};
+use blockhaul_control::layout;
+use blockhaul_control::peers::{CenterId, LocalIdentity, Peer};
+use blockhaul_control::record::{CopyTask, Incarnation, Leader, Meta, NodeId, Record, TaskId};
 use blockhaul_control::runner::{Runner, RunnerConfig, Running, Seams, SessionKeeper, StateDir, Work, Worker};
 use blockhaul_engine::error::{Error, Result};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,27 +19,30 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Starts `count` runners that serve the node at `leader` until the runtime ends; returns when all listen.
-pub(crate) async fn launch(count: usize, zookeeper: &str, leader: &str, folder: &Path) {
+/// Starts `count` runners that serve the node that leads now until the runtime ends; returns when all listen.
+pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
+    let (center, leading) = members(zookeeper).await;
     for number in 0..count {
         let id = format!("simulated{number}");
         let folder = folder.join(&id);
         let state = StateDir::lock(&folder).expect("the folder is ours");
-        let (leads, leader) = watch::channel(Some(leader.to_owned()));
+        let (leads, leader) = watch::channel(Some(leading.clone()));
         let (floor, floor_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
+        let node = NodeId::new(&id).expect("a short name");
+        let incarnation = Incarnation(id);
+        let identity = LocalIdentity { center: center.clone(), node: node.clone(), incarnation: incarnation.clone() };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let listener = Listener::open(anywhere, None, roles, None).await.expect("there are ports");
+        let listener = Listener::open(anywhere, None, identity, roles, None).await.expect("there are ports");
         let seams = Seams {
             worker: Arc::new(NoCopies),
-            leader: Arc::new(GrpcLeaderCalls::new(Channels::new(None), leader)),
+            leader: Arc::new(GrpcLeaderCalls::new(Channels::new(None), center.clone(), leader)),
             clock: Arc::new(HostClock),
             state: Arc::new(state),
         };
-        let node = NodeId::new(&id).expect("a short name");
-        let config = RunnerConfig::new(node, Incarnation(id), listener.address().to_string());
+        let config = RunnerConfig::new(node, incarnation, listener.address().to_string());
         let runner = Runner::new(config, seams);
         floor.send_replace(Some(Arc::new(runner.handle()) as Arc<dyn Floor>));
         let service = ZooKeeper::new(zookeeper, Settings::default()).expect("the ensemble's addresses");
@@ -46,6 +52,17 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, leader: &str, folder: 
             tokio::join!(keeper.run(), runner.run(keeper.sessions(), std::future::pending()));
         });
     }
+}
+
+/// The center's identity, and who leads it.
+async fn members(zookeeper: &str) -> (CenterId, Peer) {
+    let service = ZooKeeper::new(zookeeper, Settings::default()).expect("the ensemble's addresses");
+    let session = service.open().await.expect("the ensemble serves");
+    let read = async |path| session.get(path).await.expect("the ensemble serves").expect("a node leads");
+    let meta = Meta::decode(&read(layout::META).await.data).expect("it is a center");
+    let leader = Leader::decode(&read(layout::LEADER).await.data).expect("it is a center");
+    session.close().await;
+    (CenterId::new(meta.center.into()), Peer::from(leader))
 }
 
 /// Has no volumes.

@@ -30,7 +30,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Measure> {
     let folder = cell.site.path("fleet");
     std::fs::create_dir(&folder).expect("the room is empty");
     let zookeeper = format!("{}/cell", cell.ensemble.addresses());
-    runtime.block_on(fleet::launch(options.runners, &zookeeper, &address, &folder));
+    runtime.block_on(fleet::launch(options.runners, &zookeeper, &folder));
     // Half of the queue at full speed: neither its beginning, while runners come, nor its end.
     let quarter = options.tasks / 4;
     runtime.block_on(until(&address, |pending, _| pending <= 3 * quarter));

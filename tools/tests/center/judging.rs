@@ -129,6 +129,37 @@ fn a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed() {
 }
 
 #[test]
+fn a_node_that_is_pointed_at_another_center_does_nothing_there_until_it_is_made_its_node() {
+    if !has("a_node_that_is_pointed_at_another_center_does_nothing_there_until_it_is_made_its_node", &NEEDS) {
+        return;
+    }
+    let mut cell = Cell::new(1, 1);
+    cell.submit_noop("here", Duration::from_millis(10), &[]);
+    cell.wait_for_success("here");
+    let identity = |cell: &Cell| cell.center().expect("it leads")["center"].as_str().unwrap_or_default().to_owned();
+    let first = identity(&cell);
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    // Its epochs are far higher than those of the other center will ever be.
+    std::fs::write(cell.nodes[0].state("leader_epoch"), i64::MAX.to_string()).expect("it is a file");
+    let other = format!("{}/other", cell.way(0, 0).address());
+    cell.nodes[0].tell(&["--zookeeper", &other]);
+    cell.nodes[0].start();
+    cell.wait_until("it says which center it belongs to", |cell| {
+        let said = cell.nodes[0].said();
+        said.contains(&format!("this node belongs to center {first}, and")) && said.contains("/leader_epoch")
+    });
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    assert!(!cell.nodes[0].said().contains("a dispatcher with a lower epoch"), "it has heard nobody");
+    for name in ["center", "leader_epoch"] {
+        std::fs::remove_file(cell.nodes[0].state(name)).expect("it is there");
+    }
+    cell.start();
+    assert_ne!(identity(&cell), first);
+    cell.submit_noop("there", Duration::from_millis(10), &[]);
+    cell.wait_for_success("there");
+}
+
+#[test]
 fn a_volume_that_was_written_under_a_later_grant_is_not_written() {
     need!("a_volume_that_was_written_under_a_later_grant_is_not_written", &NEEDS);
     let cell = Cell::new(1, 1);

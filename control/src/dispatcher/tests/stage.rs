@@ -7,7 +7,7 @@ use crate::destination::default_fence;
 use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
 use crate::election::{Election, Reign, Role};
 use crate::layout;
-use crate::peers::{Answer, Assignment, CallError, RunnerCalls, Standing, Step};
+use crate::peers::{Answer, Assignment, CallError, Peer, RunnerCalls, Standing, Step};
 use crate::record::{
     Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Order, Record, Registration, State, TaskId,
     TaskRecord, TaskSpec,
@@ -75,7 +75,8 @@ impl World {
 
 #[async_trait]
 impl RunnerCalls for World {
-    async fn assign(&self, address: &str, assignment: Assignment) -> Result<Answer, CallError> {
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError> {
+        let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         let manner = self.hear(address, format!("assign {}", assignment.task))?;
         if let Manner::Refusing(code) = manner {
@@ -96,19 +97,22 @@ impl RunnerCalls for World {
         Ok(Answer::Accepted)
     }
 
-    async fn ask(&self, address: &str, assignment: Assignment) -> Result<Standing, CallError> {
+    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError> {
+        let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         self.hear(address, format!("ask {}", assignment.task))?;
         let is_held = self.runners.lock().unwrap()[address].held.contains(&assignment.task);
         Ok(if is_held { Standing::Waits(Step::Opening) } else { Standing::Unknown })
     }
 
-    async fn nudge(&self, address: &str, _leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+    async fn nudge(&self, to: &Peer, _leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+        let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         self.hear(address, format!("nudge {task}")).map(|_| ())
     }
 
-    async fn resolve(&self, address: &str, _leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+    async fn resolve(&self, to: &Peer, _leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+        let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         let TaskSpec::Copy(copy) = spec else { panic!("only copies have a destination") };
         match self.hear(address, format!("resolve {}", copy.destination))? {
@@ -117,7 +121,8 @@ impl RunnerCalls for World {
         }
     }
 
-    async fn interrupt(&self, address: &str, _leader: Epoch) -> Result<(), CallError> {
+    async fn interrupt(&self, to: &Peer, _leader: Epoch) -> Result<(), CallError> {
+        let address = &*to.address;
         self.hear(address, String::from("interrupt")).map(|_| ())
     }
 }
