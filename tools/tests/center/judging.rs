@@ -130,9 +130,7 @@ fn a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed() {
 
 #[test]
 fn a_node_that_is_pointed_at_another_center_does_nothing_there_until_it_is_made_its_node() {
-    if !has("a_node_that_is_pointed_at_another_center_does_nothing_there_until_it_is_made_its_node", &NEEDS) {
-        return;
-    }
+    need!("a_node_that_is_pointed_at_another_center_does_nothing_there_until_it_is_made_its_node", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.submit_noop("here", Duration::from_millis(10), &[]);
     cell.wait_for_success("here");
