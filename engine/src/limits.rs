@@ -50,6 +50,15 @@ pub(crate) const DURABLE_RUNS_MAX: usize = 256;
 /// Checkpoint at the latest after so long.
 pub(crate) const CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 
+/// Bytes of each volume that are read again before a copy goes on: few enough to be read in no time from anywhere,
+pub(crate) const SAMPLE_BYTES: u64 = 8 << 20;
+/// but so many leaves at least, however large,
+pub(crate) const SAMPLE_LEAVES_MIN: usize = 2;
+/// and so many at most, however small.
+pub(crate) const SAMPLE_LEAVES_MAX: usize = 16;
+/// Of them read at a time: what has no room for a leaf of 64 MiB.
+pub(crate) const SAMPLE_READ_BYTES: u64 = 1 << 20;
+
 /// How long a destination that is held by another copy is waited for.
 pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long an ending waits for operations in flight before it reports `quiesced: false` and leaks their memory.

@@ -3,6 +3,7 @@
 use super::JobState;
 use super::account::Account;
 use super::control::Control;
+use super::evidence::Evidence;
 use super::facilities::Facilities;
 use super::ledger::{FileLedger, Ledger};
 use super::oversight::{Oversight, record_undigested};
@@ -16,9 +17,9 @@ use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Pla
 use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
-use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, Sync, Verify};
+use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, PathChoice, Sync, Verify};
 use crate::supervision::Supervision;
-use crate::volume::{Reading, Volume, is_destination, open_verified_by, refuse_other, source_identity};
+use crate::volume::{Likeness, Reading, Volume, open_verified_end, refuse_other, source_identity};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -82,7 +83,7 @@ impl Copy<'_, '_> {
         }
         let mut root = ledger.reader()?.root()?;
         if self.spec.verify == Verify::Yes {
-            root = self.check(&ledger, &source, &destination, leaf_bytes)?.or(root);
+            root = self.check(ledger.reader()?, &source, &destination, leaf_bytes)?.or(root);
         }
         self.name_digest(root);
         self.finish(ledger, root)
@@ -101,33 +102,42 @@ impl Copy<'_, '_> {
         let header = journal.header();
         let control = Arc::clone(self.control);
         let cancelled = || control.cancelled().is_some();
-        let reading = Reading { network: self.spec.network, cancelled: &cancelled, ..Reading::new(Direct::No) };
-        let destination = open_verified_by(&self.spec.destination, Side::Destination, &reading, &self.oversight.means)?;
-        self.account.opened(&destination);
-        if !is_destination(header, destination.identity()) {
+        let direct = if self.spec.path == PathChoice::Inline { Direct::No } else { self.spec.direct };
+        let reading = Reading { network: self.spec.network, cancelled: &cancelled, ..Reading::new(direct) };
+        let means = &self.oversight.means;
+        let destination = open_verified_end(&self.spec.destination, Side::Destination, &reading, means)?;
+        if let Likeness::Other(how) = header.destination.likeness(destination.volume().identity()) {
             let message = format!(
-                "{} is the receipt of a copy to another destination, {}",
+                "{} is the receipt of a copy to another destination, {}: {how}",
                 path.display(),
                 header.destination.name
             );
             return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
                 .advise("name another file with --checkpoint"));
         }
-        let source = open_verified_by(&self.spec.source, Side::Source, &reading, &self.oversight.means)?;
-        self.account.opened(&source);
-        let source = source_identity(&*source, self.spec.changed_since.as_deref());
-        refuse_other(header, journal.durable(), &source, destination.identity())?;
+        let source = open_verified_end(&self.spec.source, Side::Source, &reading, means)?;
+        let identity = source_identity(source.volume(), self.spec.changed_since.as_deref());
+        let unproven = refuse_other(header, journal.durable(), &identity, destination.volume().identity())?;
+        // What was true when it was finished may not be true any more.
+        Evidence::of(&journal, &cancelled)?.refuse_others(&source, &destination, unproven)?;
         let (size, leaf_bytes) = (header.size_bytes, header.leaf_bytes);
-        drop(journal);
-        let finish = self.facilities.journals.finish_again(path, self.keep())?;
+        let (source, destination) = (source.into_volume(), destination.into_volume());
+        [&source, &destination].into_iter().for_each(|volume| self.account.opened(volume));
         self.account.block_bytes = leaf_bytes;
+        let mut root = None;
+        if self.spec.verify == Verify::Yes {
+            self.facilities.refuse_block(leaf_bytes)?;
+            self.control.counters.planned.store(size, Relaxed);
+            root = self.check(journal, &source, &destination, leaf_bytes)?;
+        }
+        let finish = self.facilities.journals.finish_again(path, self.keep())?;
         let counters = &self.control.counters;
         [&counters.planned, &counters.resumed, &counters.durable]
             .iter()
             .for_each(|counter| counter.store(size, Relaxed));
         self.control.pass(size);
         self.control.make_durable([ByteRange::new(0, size)]);
-        self.name_digest(finish.root);
+        self.name_digest(root.or(finish.root));
         self.account.journal = self.receipt();
         Ok(true)
     }
@@ -197,7 +207,7 @@ impl Copy<'_, '_> {
     /// The round that reads back. Gives the root of what it saw, where the copy itself saw no data.
     fn check(
         &mut self,
-        ledger: &FileLedger,
+        journal: JournalReader,
         source: &Arc<dyn Volume>,
         destination: &Arc<dyn Volume>,
         leaf: u32,
@@ -207,7 +217,7 @@ impl Copy<'_, '_> {
             self.oversight.wait_for_gate(&|| self.control.cancelled().is_some())?;
         }
         self.account.verified_from = Some(destination.evict()?);
-        let expectation = Expectation::Journal(Box::new(ledger.reader()?), Some(Arc::clone(source)));
+        let expectation = Expectation::Journal(Box::new(journal), Some(Arc::clone(source)));
         let pair = Pair { reference: source, target: destination, size: source.size_bytes(), leaf };
         let root = self.account.compare(self.facilities, self.control, &pair, expectation)?;
         match self.account.differences.first().copied() {

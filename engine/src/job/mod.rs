@@ -7,6 +7,7 @@
 pub(crate) mod facilities;
 pub(crate) mod control;
 pub(crate) mod oversight;
+pub(crate) mod evidence;
 pub(crate) mod start;
 pub(crate) mod supply;
 pub(crate) mod round;

@@ -6,6 +6,7 @@
 //! destination: whenever it has been touched, there is a journal that says so. A refusal leaves it as it was and
 //! removes a file that it created.
 
+use super::evidence::Evidence;
 use super::oversight::Oversight;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
@@ -69,9 +70,12 @@ pub(crate) fn prepare(
     oversight.refuse_unwanted(spec)?;
     let mut opened = open(spec, oversight, cancelled)?;
     refuse_journal_on_volume(spec, &opened)?;
-    let start = decide(spec, journals, &opened)?;
+    let start = decide(spec, journals, &opened, cancelled)?;
     oversight.refuse_lost(&opened)?;
     bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
+    if let Start::Resumed(_, earlier, unproven) = &start {
+        refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
+    }
     refuse_full(&opened.source, &opened.destination, spec)?;
     refuse_cancelled(cancelled)?;
     oversight.ask(&opened, matches!(start, Start::Resumed(..)))?;
@@ -81,7 +85,7 @@ pub(crate) fn prepare(
     }
     let changes = Changes { spec, oversight, cancelled };
     match start {
-        Start::Resumed(journal, earlier) => changes.go_on(opened, journal, *earlier),
+        Start::Resumed(journal, earlier, _) => changes.go_on(opened, journal, *earlier),
         Start::Fresh => changes.start_fresh(opened, journals),
     }
 }
@@ -98,8 +102,8 @@ fn refuse_cancelled(cancelled: &dyn Fn() -> bool) -> Result<()> {
 enum Start {
     /// At the beginning, without a journal yet.
     Fresh,
-    /// Where an earlier run stopped.
-    Resumed(JournalFile, Box<JournalReader>),
+    /// Where an earlier run stopped; what is left to prove by content.
+    Resumed(JournalFile, Box<JournalReader>, Unproven),
 }
 
 fn checkpoint(spec: &CopySpec) -> Option<&Path> {
@@ -180,19 +184,18 @@ fn refuse_journal_on_volume(spec: &CopySpec, opened: &Opened) -> Result<()> {
 }
 
 /// Resumes, or applies the rules of a fresh start: an empty destination, then no unfinished journal.
-fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened) -> Result<Start> {
+fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened, cancelled: &dyn Fn() -> bool) -> Result<Start> {
     let earlier = earlier_journal(spec);
     match (spec.continuation, checkpoint(spec)) {
         (Continuation::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
             let (journal, reader) = journals.reopen(path)?;
             let (source, destination) = (source_of(spec, opened), opened.destination.volume().identity());
             let unproven = refuse_other(reader.header(), reader.durable(), &source, destination)?;
-            refuse_unproven(unproven, opened)?;
             refuse_block(reader.header().leaf_bytes, opened.volumes())?;
-            Ok(Start::Resumed(journal, Box::new(reader)))
+            Ok(Start::Resumed(journal, Box::new(reader), unproven))
         }
         (Continuation::Restart, _) => {
-            match leftover(&earlier, opened) {
+            match leftover(&earlier, opened, cancelled) {
                 Some(unfinished) => refuse_half_copy(spec, unfinished, opened.source.volume())?,
                 None => refuse_data(spec, opened, false)?,
             }
@@ -208,27 +211,33 @@ fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened) -> Result
     }
 }
 
-/// Refuses volumes of which nothing says that they are those of the journal.
-fn refuse_unproven(unproven: Unproven, opened: &Opened) -> Result<()> {
-    let refused = |code, side: Side, name: &str| {
-        let message = format!("nothing tells that the {side} {name} is still the volume that the checkpoint is about");
-        Err(Error::new(code, side, Operation::Journal, message).advise("start over with --restart"))
-    };
-    if unproven.destination {
-        return refused(Code::CheckpointMismatch, Side::Destination, opened.destination.volume().name());
+/// Refuses to go on where a volume does not hold what the journal says, or nothing tells that it is the one. Nothing
+/// recorded is nothing to mix: then a destination that may be another one is judged as that of a fresh start.
+fn refuse_other_content(
+    spec: &CopySpec,
+    earlier: &JournalReader,
+    unproven: Unproven,
+    opened: &Opened,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<()> {
+    if earlier.durable().is_empty() {
+        return if unproven.destination { refuse_data(spec, opened, true) } else { Ok(()) };
     }
-    if unproven.source {
-        return refused(Code::SourceChanged, Side::Source, opened.source.volume().name());
-    }
-    Ok(())
+    Evidence::of(earlier, cancelled)?.refuse_others(&opened.source, &opened.destination, unproven)
 }
 
-/// The header of an unfinished copy to the destination: what that left there a restart may discard.
-fn leftover<'a>(earlier: &'a Result<Option<JournalReader>>, opened: &Opened) -> Option<&'a Header> {
+/// The header of an unfinished copy to the destination: what that left there a restart may discard. Where nothing of it
+/// is left, there is somebody's data.
+fn leftover<'a>(
+    earlier: &'a Result<Option<JournalReader>>,
+    opened: &Opened,
+    cancelled: &dyn Fn() -> bool,
+) -> Option<&'a Header> {
     let journal = earlier.as_ref().ok()?.as_ref()?;
     let identity = opened.destination.volume().identity();
     let is_it = journal.state() == JournalState::Unfinished && is_destination(journal.header(), identity);
-    is_it.then(|| journal.header())
+    let evidence = Evidence::of(journal, cancelled).ok()?;
+    (is_it && evidence.holds_some(&opened.destination, Side::Destination)).then(|| journal.header())
 }
 
 /// The source as the journal knows it.

@@ -12,6 +12,7 @@ mod documented;
 mod format;
 #[doc(hidden)]
 pub mod fuzz;
+mod picks;
 mod place;
 mod read;
 mod record;

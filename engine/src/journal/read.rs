@@ -5,6 +5,7 @@
 //! missing its end, as a crash leaves it, and is dropped. `docs/format.md` gives the rules and why they are safe.
 
 use super::format::{Damage, Geometry, HEADER_OFFSET, Lead, SECTOR_BYTES, SLOT_OFFSETS, Slot, decode_header};
+use super::picks::Picks;
 use super::record::{
     RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RECORD_TAIL_BYTES, RecordHead, RecordKind, decode_finish, is_torn, walk_runs,
 };
@@ -116,6 +117,7 @@ pub struct JournalReader {
     finish: Option<Finish>,
     durable: RangeSet,
     spans: SpanIndex,
+    picks: Picks,
     records: u64,
     runs: u64,
     end: u64,
@@ -156,6 +158,7 @@ impl JournalReader {
         let (lead, header, slot) = read_start(&store)?;
         // Asked after the slots were read: a journal in use grows before its slots say so.
         let size = store.size_bytes()?;
+        let picks = Picks::new(header.leaf_bytes.into(), header.started_ns.cast_unsigned());
         let mut reader = Self {
             store,
             header,
@@ -163,6 +166,7 @@ impl JournalReader {
             finish: None,
             durable: RangeSet::new(),
             spans: SpanIndex::default(),
+            picks,
             records: 0,
             runs: 0,
             end: lead.records_start(),
@@ -222,6 +226,12 @@ impl JournalReader {
         let within = within.intersect(whole).unwrap_or(ByteRange::new(0, 0));
         let within = within.align_out(geometry.leaf_bytes, geometry.size_bytes);
         Runs::new(&self.store, geometry, self.end, self.spans.within(within))
+    }
+
+    /// Single leaves by which its volumes can be known again, the most telling first. Reads the file again.
+    pub(crate) fn telling_leaves(&self) -> impl Iterator<Item = Result<Run>> + '_ {
+        // Of one byte the run is the leaf that it is in.
+        self.picks.offsets().into_iter().filter_map(|offset| self.runs(ByteRange::at(offset, 1)).next())
     }
 
     /// The root digest over every leaf; `None` where bytes are missing or were not digested. Reads the file again.
@@ -334,12 +344,13 @@ impl JournalReader {
     fn accept_runs(&mut self, record: &Record) -> Result<(), &'static str> {
         let first = record.at + RECORD_HEAD_BYTES as u64;
         let mut open: Option<Span> = None;
-        let (spans, durable) = (&mut self.spans, &mut self.durable);
+        let (spans, durable, picks) = (&mut self.spans, &mut self.durable, &mut self.picks);
         let mut close = |span: Span| {
             spans.overlay(span);
             durable.insert(span.range);
         };
         walk_runs(&record.payload, record.head.runs, &Geometry::of(&self.header), |run, at| {
+            picks.add(run.range, run.is_zeros());
             open = Some(match open {
                 Some(span) if span.range.end() == run.range.start() => {
                     Span { range: ByteRange::new(span.range.start(), run.range.end()), ..span }

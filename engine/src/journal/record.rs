@@ -166,6 +166,11 @@ impl RunHead {
         Run { range: self.range, content }
     }
 
+    /// Whether it is one of zeros.
+    pub(crate) fn is_zeros(&self) -> bool {
+        self.kind == ContentKind::Zeros
+    }
+
     /// Bytes of the whole run.
     pub(crate) fn run_bytes(&self) -> usize {
         RUN_HEAD_BYTES + self.digest_bytes

@@ -94,7 +94,7 @@ impl VolumeIds {
             self.disk_sequence = read(&disk.join("diskseq")).and_then(|text| text.parse().ok()).unwrap_or(0);
         }
         for (file, tag) in ATTRIBUTES {
-            if let Some(value) = read(&disk.join(file)) {
+            if let Some(value) = read(&disk.join(file)).filter(|value| !is_nil(value)) {
                 self.push(&format!("{under}{tag}"), &value);
             }
         }
@@ -127,8 +127,8 @@ impl VolumeIds {
     }
 
     fn add_file_system(&mut self, file: &File, under: &str) {
-        if let Ok(uuid) = device::file_system_uuid(file) {
-            self.push(&format!("{under}uuid"), &hex(&uuid));
+        if let Some(uuid) = device::file_system_uuid(file).ok().map(|uuid| hex(&uuid)).filter(|uuid| !is_nil(uuid)) {
+            self.push(&format!("{under}uuid"), &uuid);
         }
         let Ok(found) = filesystem::FileSystem::of(file) else { return };
         if let Some(id) = found.lasting_id(file) {
@@ -169,6 +169,11 @@ fn open_backing(path: &Path, device: u64, inode: u64) -> Option<File> {
 
 fn read(path: &PathBuf) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// Whether it is what somebody says who has no id: zeros.
+fn is_nil(value: &str) -> bool {
+    value.chars().all(|char| "0-.: ".contains(char))
 }
 
 fn hex(bytes: &[u8]) -> String {

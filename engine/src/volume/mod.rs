@@ -41,13 +41,14 @@ pub use locator::Locator;
 pub use name::VolumeName;
 pub use open::{ExportFound, look_at_export};
 pub use reading::{Reading, open_source, open_verified};
-pub(crate) use reading::{open_source_by, open_verified_by};
+pub(crate) use reading::{open_source_by, open_verified_by, open_verified_end};
 
 pub(crate) use block::{choose_block, refuse_block};
 pub(crate) use descriptor::Descriptor;
 pub(crate) use destination::may_keep;
 pub(crate) use device::{clone_range, write_without_waiting};
 pub(crate) use end::End;
+pub(crate) use identity::Likeness;
 pub(crate) use ids::IDS_BYTES_MAX;
 pub(crate) use increment::{refuse_half_copy, source_identity};
 pub(crate) use lock::Patience;

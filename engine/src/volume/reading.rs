@@ -91,12 +91,17 @@ pub(crate) fn open_verified_by(
     how: &Reading<'_>,
     means: &Means,
 ) -> Result<Arc<dyn Volume>> {
+    open_verified_end(locator, side, how, means).map(End::into_volume)
+}
+
+/// As [`open_verified_by`], while it may still be asked what it is.
+pub(crate) fn open_verified_end(locator: &Locator, side: Side, how: &Reading<'_>, means: &Means) -> Result<End> {
     let mut volume = match locator {
         Locator::Path(path) => End::Local(open_reading(&existing(path, side, means)?, side)?),
         Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how }, &means.leash)?,
     };
     volume.bypass_cache(how.direct, side)?;
-    Ok(volume.into_volume())
+    Ok(volume)
 }
 
 /// A volume that is open for reading, and the node that a local one was found at.

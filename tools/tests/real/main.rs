@@ -8,6 +8,7 @@ mod crash_between_steps;
 mod every_pair;
 mod fault_destination;
 mod fault_device;
+mod fault_replaced;
 mod fault_rights;
 mod fault_source;
 mod fault_space;

@@ -250,3 +250,39 @@ fn only_exports_have_changes() {
     let unnamed = CopySpec { source: Locator::parse("nbd://host/a").unwrap(), ..changes("") };
     assert_eq!(unnamed.check().unwrap_err().code, Code::BadRequest);
 }
+
+#[test]
+fn an_export_with_another_file_behind_it_is_not_gone_on_with() {
+    let test = "an_export_with_another_file_behind_it_is_not_gone_on_with";
+    let (server, image) = need!(test, image(MIB, &[], &[]));
+    let (directory, local, _) = pair();
+    let checkpoint = Checkpoint::File(directory.path().join("journal"));
+    let block_size = Some(crate::spec::BlockSize::new(65536).unwrap());
+    let destination = directory.path().join("destination");
+    for (source, destination, code) in [
+        (server.export(""), destination.as_path().into(), Code::SourceChanged),
+        (local.as_path().into(), server.export(""), Code::CheckpointMismatch),
+    ] {
+        let copy = CopySpec { checkpoint: checkpoint.clone(), block_size, ..between(source, destination) };
+        let again = CopySpec { continuation: Continuation::Restart, overwrite: Overwrite::Yes, ..copy.clone() };
+        let mut first = start(&again).unwrap();
+        let content = Content::Leaves(vec![crate::pipeline::examine::leaf_digest(&[0xa5; 65536])]);
+        let (tell, told) = mpsc::channel();
+        let run = Run { range: ByteRange::new(0, 65536), content };
+        first.journal.append(vec![run], move |result| tell.send(result).unwrap());
+        told.recv().unwrap().unwrap();
+        first.journal.close().unwrap();
+        if let Some(path) = copy.destination.path() {
+            File::options().write(true).open(path).unwrap().write_all_at(&[0xa5; 65536], 0).unwrap();
+        }
+        drop((first.source, first.destination));
+        let resume = CopySpec { continuation: Continuation::Resume, ..copy };
+        drop(start(&resume).expect("nothing has changed"));
+        let other = image.path().join("other");
+        make_file(&other, MIB, &[(4096, 65536)]);
+        fs::rename(&other, image.path().join("image")).unwrap();
+        refused_with(&resume, code, &["written to since"]);
+        make_file(&other, MIB, &[(0, 65536)]);
+        fs::rename(&other, image.path().join("image")).unwrap();
+    }
+}

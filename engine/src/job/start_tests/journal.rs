@@ -1,6 +1,7 @@
 //! Journals of earlier copies: refused, discarded, or gone on with.
 
 use super::*;
+use crate::pipeline::examine::leaf_digest;
 
 fn append(prepared: &mut Prepared, range: ByteRange) {
     let (tell, told) = mpsc::channel();
@@ -49,6 +50,7 @@ fn a_resumed_copy_goes_on_with_the_same_volumes_only() {
     append(&mut first, ByteRange::new(0, leaf));
     first.journal.close().unwrap();
     drop((first.source, first.destination));
+    fs::write(&destination, fs::read(&source).unwrap()).unwrap();
 
     let other = directory.path().join("other");
     let elsewhere = CopySpec { destination: other.as_path().into(), ..resume.clone() };
@@ -106,4 +108,39 @@ fn a_resumed_copy_counts_what_it_wrote_as_room() {
     start(&resume).unwrap();
     make_file(&mounted.path().join("other"), MIB, &[(0, 1 << 20)]);
     start(&resume).expect("it holds all that it needs");
+}
+
+#[test]
+fn without_identities_only_data_that_is_equal_proves_a_volume() {
+    let unproven = Unproven { source: true, destination: true };
+    let zeros = || Content::Zeros;
+    let data = || Content::Leaves(vec![leaf_digest(&[0xa5; 65536])]);
+    let none = || Content::Undigested;
+    for (content, at, proves) in [(zeros(), 1, false), (data(), 0, true), (none(), 0, true), (none(), 1, false)] {
+        let (directory, source, destination) = pair();
+        let checkpoint = Checkpoint::File(directory.path().join("journal"));
+        let block_size = Some(crate::spec::BlockSize::new(65536).unwrap());
+        let mut first = start(&CopySpec { checkpoint, block_size, ..spec(&source, &destination) }).unwrap();
+        fs::write(&destination, fs::read(&source).unwrap()).unwrap();
+        let (tell, told) = mpsc::channel();
+        let run = Run { range: ByteRange::at(at * 65536, 65536), content };
+        first.journal.append(vec![run.clone()], move |result| tell.send(result).unwrap());
+        told.recv().unwrap().unwrap();
+        let journal = first.journal.reader().unwrap();
+        let [from, to] = [(&source, Side::Source), (&destination, Side::Destination)].map(|(path, side)| {
+            let reading = crate::volume::Reading::new(Direct::No);
+            crate::volume::open_verified_end(&path.as_path().into(), side, &reading, &Default::default()).unwrap()
+        });
+        let evidence = Evidence::of(&journal, &|| false).unwrap();
+        assert_eq!(evidence.refuse_others(&from, &to, Unproven::default()), Ok(()), "{run:?}");
+        let refused = evidence.refuse_others(&from, &to, unproven);
+        assert_eq!(refused.as_ref().err().map(|error| error.code), (!proves).then_some(Code::CheckpointMismatch));
+        // A difference is one whatever the identities say.
+        File::options().write(true).open(&destination).unwrap().write_all_at(&[1], at * 65536 + 9).unwrap();
+        let error = evidence.refuse_others(&from, &to, Unproven::default()).unwrap_err();
+        assert_eq!(error.code, Code::CheckpointMismatch, "{run:?}");
+        let cancelled = Evidence::of(&journal, &|| true).unwrap();
+        let error = cancelled.refuse_others(&from, &to, Unproven::default()).unwrap_err();
+        assert_eq!(error.code, Code::Cancelled);
+    }
 }

@@ -1,0 +1,177 @@
+//! Volumes that are not what they were when a copy goes on: other disks under the same number, the same disk under another
+//! one, and content that was replaced under a name that stays.
+
+use crate::support::{MIB, Need, Outcome, Room, assert_same, need, noise, recorded, run, text};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const SIZE: usize = 16 * MIB;
+const NEEDS: [Need; 2] = [Need::Root, Need::LoopDevices];
+const SLOWLY: [&str; 6] = ["--limit", "16MiB/s", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
+
+/// A copy that is stopped after a part of it was recorded.
+fn half_copied(room: &Room, words: &[&str]) {
+    let mut running = room.start(&[&["copy"][..], words, &SLOWLY].concat());
+    running.until(recorded);
+    running.crash();
+}
+
+fn resumed(room: &Room, words: &[&str]) -> Outcome {
+    room.blockhaul(&[&["copy", "--resume"][..], words].concat())
+}
+
+fn assert_refused(outcome: &Outcome, code: &str) {
+    assert_eq!(outcome.code, Some(1), "{outcome:#?}");
+    assert_eq!(outcome.report()["error"]["code"], code, "{outcome:#?}");
+}
+
+fn assert_gone_on(outcome: &Outcome) {
+    assert_eq!(outcome.code, Some(0), "{outcome:#?}");
+    assert!(outcome.bytes("resumed") > 0, "{outcome:#?}");
+}
+
+/// Attaches another file to a device that is free.
+fn swap(device: &Path, backing: &Path) {
+    run("losetup", &["--detach", text(device)]);
+    // Another test may have taken the number: it gives it back.
+    let attached = (0..1200).any(|_| {
+        let losetup = Command::new("losetup").args([device, backing]).stderr(Stdio::null()).status();
+        let is_attached = losetup.is_ok_and(|status| status.success());
+        if !is_attached {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        is_attached
+    });
+    assert!(attached, "{} stays busy", device.display());
+}
+
+#[test]
+fn another_disk_under_the_same_number_is_not_gone_on_with() {
+    need!("another_disk_under_the_same_number_is_not_gone_on_with", &NEEDS);
+    let room = Room::new();
+    let [first, second] = [1, 2].map(|seed| noise(SIZE, seed));
+    let (a, b) = (room.file("a", &first), room.file("b", &second));
+    let (d, e) = (room.sparse("d", SIZE as u64), room.sparse("e", SIZE as u64));
+    let (source, destination) = (room.loop_device(&a, 512), room.loop_device(&d, 512));
+    let words = [text(&source), text(&destination)];
+    half_copied(&room, &words);
+    swap(&source, &b);
+    assert_refused(&resumed(&room, &words), "ESourceChanged");
+    swap(&source, &a);
+    swap(&destination, &e);
+    assert_refused(&resumed(&room, &words), "ECheckpointMismatch");
+    assert_same(&room.read("e"), &vec![0; SIZE], "the other disk");
+    swap(&destination, &d);
+    assert_gone_on(&resumed(&room, &[&words[..], &["--verify"]].concat()));
+    assert_same(&room.read("d"), &first, "the destination");
+}
+
+#[test]
+fn the_same_disks_under_other_numbers_are_gone_on_with() {
+    need!("the_same_disks_under_other_numbers_are_gone_on_with", &NEEDS);
+    let room = Room::new();
+    let data = noise(SIZE, 3);
+    let (a, d) = (room.file("a", &data), room.sparse("d", SIZE as u64));
+    let (source, destination) = (room.loop_device(&a, 512), room.loop_device(&d, 512));
+    half_copied(&room, &[text(&source), text(&destination), "--checkpoint", "journal"]);
+    [&source, &destination].into_iter().for_each(|device| _ = run("losetup", &["--detach", text(device)]));
+    let spare = room.sparse("spare", 4096);
+    // Takes a number that one of the disks had, unless another test was faster.
+    room.loop_device(&spare, 512);
+    let (source, destination) = (room.loop_device(&a, 512), room.loop_device(&d, 512));
+    assert_gone_on(&resumed(&room, &[text(&source), text(&destination), "--checkpoint", "journal"]));
+    assert_same(&room.read("d"), &data, "the destination");
+}
+
+#[test]
+fn files_are_gone_on_with_after_their_file_system_was_mounted_anew() {
+    let needs = [Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Filesystem("btrfs")];
+    need!("files_are_gone_on_with_after_their_file_system_was_mounted_anew", &needs);
+    for filesystem in ["ext4", "btrfs"] {
+        let room = Room::new();
+        let data = noise(SIZE, 4);
+        let image = room.image("image", filesystem, 320 << 20);
+        let at = room.mount(&image, "mounted");
+        std::fs::write(at.join("a"), &data).expect("there is room");
+        let words = ["mounted/a", "mounted/b", "--reflink", "never"];
+        half_copied(&room, &words);
+        room.unmount(&at);
+        let spare = room.image("spare", filesystem, 320 << 20);
+        room.mount(&spare, "elsewhere");
+        room.mount(&image, "mounted");
+        assert_gone_on(&resumed(&room, &words));
+        assert_same(&std::fs::read(at.join("b")).expect("it is mounted"), &data, filesystem);
+    }
+}
+
+#[test]
+fn a_destination_whose_content_was_replaced_is_a_mismatch() {
+    for options in [&[][..], &["--digest", "none"], &["--direct", "no"]] {
+        let room = Room::new();
+        let data = noise(SIZE, 5);
+        room.file("a", &data);
+        let words = [&["a", "b", "--reflink", "never"][..], options].concat();
+        half_copied(&room, &words);
+        let file = File::options().write(true).open(room.path("b")).expect("it was copied to");
+        let length = file.metadata().expect("it is open").len();
+        file.set_len(0).and_then(|()| file.set_len(length)).expect("it is ours");
+        assert_refused(&resumed(&room, &words), "ECheckpointMismatch");
+        assert_same(&room.read("b"), &vec![0; length as usize], "what was refused");
+        if !words.contains(&"none") {
+            let restarted = room.blockhaul(&[&["copy", "--restart"][..], &words].concat());
+            assert_refused(&restarted, "EExists");
+        }
+        let restarted = room.blockhaul(&[&["copy", "--restart", "--overwrite"][..], &words].concat());
+        assert_eq!(restarted.code, Some(0), "{restarted:#?}");
+        assert_same(&room.read("b"), &data, "the destination");
+    }
+}
+
+#[test]
+fn a_source_device_that_was_written_to_has_changed() {
+    need!("a_source_device_that_was_written_to_has_changed", &NEEDS);
+    let room = Room::new();
+    let a = room.file("a", &noise(SIZE, 6));
+    let source = room.loop_device(&a, 512);
+    let words = [text(&source), "b"];
+    half_copied(&room, &words);
+    let device = File::options().write(true).open(&source).expect("it is attached");
+    device.write_all_at(&noise(SIZE, 7), 0).and_then(|()| device.sync_all()).expect("it can be written");
+    assert_refused(&resumed(&room, &words), "ESourceChanged");
+}
+
+/// A copy that has finished and left its receipt where its checkpoint was, as a kill before the last rename does.
+const FINISHED: [&str; 6] = ["a", "b", "--checkpoint", "kept", "--receipt", "kept"];
+
+#[test]
+fn a_finished_copy_is_verified_again_if_that_is_asked_for() {
+    let room = Room::new();
+    let data = noise(SIZE, 8);
+    room.file("a", &data);
+    assert_eq!(room.blockhaul(&[&["copy"], &FINISHED[..]].concat()).code, Some(0));
+    let verified = resumed(&room, &[&FINISHED[..], &["--verify"]].concat());
+    assert_gone_on(&verified);
+    assert_eq!(verified.bytes("verified"), SIZE as u64, "{verified:#?}");
+    assert!(verified.report()["verified_from"].is_string(), "{verified:#?}");
+
+    // Where no sample is taken, perhaps.
+    let file = File::options().write(true).open(room.path("b")).expect("it was copied to");
+    file.write_all_at(b"other", 5 * MIB as u64 + 77).expect("it is ours");
+    let differs = resumed(&room, &[&FINISHED[..], &["--verify"]].concat());
+    let code = &differs.report()["error"]["code"];
+    assert!(code == "EVerifyMismatch" || code == "ECheckpointMismatch", "{differs:#?}");
+}
+
+#[test]
+fn a_finished_copy_is_looked_at_before_it_is_believed() {
+    let room = Room::new();
+    room.file("a", &noise(SIZE, 9));
+    assert_eq!(room.blockhaul(&[&["copy"], &FINISHED[..]].concat()).code, Some(0));
+    assert_gone_on(&resumed(&room, &FINISHED));
+    let file = File::options().write(true).open(room.path("b")).expect("it was copied to");
+    file.write_all_at(&noise(SIZE, 10), 0).expect("it is ours");
+    assert_refused(&resumed(&room, &FINISHED), "ECheckpointMismatch");
+}
