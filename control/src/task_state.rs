@@ -19,7 +19,10 @@
 //! - Who holds a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier attempt may
 //!   still write: no other task may have the destination before.
 
-use crate::record::{Attempt, DurableMap, Epoch, Failure, Fence, Holder, Progress, State, TaskRecord, TaskSpec, Wish};
+use crate::destination::node_of;
+use crate::record::{
+    Attempt, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, State, TaskRecord, TaskSpec, Wish,
+};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
@@ -259,6 +262,7 @@ impl TaskRecord {
             ended_ms: None,
             outcome: None,
             quiet: true,
+            node_fault: None,
         });
         self.holder = Some(to);
         Ok(())
@@ -268,6 +272,9 @@ impl TaskRecord {
         let is_given = matches!(self.state, State::Assigned | State::Cancelling);
         self.expect(is_given && !self.has_begun(), "revoked")?;
         self.release(code, true, now_ms);
+        if code == Code::Unreachable {
+            self.blame(NodeFault::Passing);
+        }
         self.settle();
         self.reason = why;
         Ok(())
@@ -275,6 +282,11 @@ impl TaskRecord {
 
     fn rejected(&mut self, error: Failure) -> Result<(), Illegal> {
         self.expect(self.state == State::Pending, "rejected")?;
+        let error = if error.node_fault().is_some() && !self.failed_nodes().is_empty() {
+            self.naming_nodes(error)
+        } else {
+            error
+        };
         self.state = State::Failed;
         self.reason = error.to_string();
         self.error = Some(error);
@@ -426,16 +438,45 @@ impl TaskRecord {
     fn failed(&mut self, error: Failure, retry_at_ms: u64, mark: Mark, now_ms: u64) -> Result<(), Illegal> {
         self.expect(self.state.is_held() && self.state != State::Lost, "failed")?;
         self.mark(mark);
+        let is_pinned = !matches!(node_of(&self.spec), Ok(None));
+        let is_final = match error.node_fault() {
+            None => !error.retryable,
+            Some(NodeFault::Passing) => false,
+            // Whether another node is left is for the leader to say, who knows them.
+            Some(NodeFault::Lasting) => is_pinned,
+        };
         self.release(error.code, true, now_ms);
+        if let Some(fault) = error.node_fault() {
+            self.blame(fault);
+        }
         self.failures = self.failures.saturating_add(1);
         self.not_before_ms = retry_at_ms;
-        self.reason = error.to_string();
         self.settle();
-        if !error.retryable && self.state != State::Cancelled {
+        if is_final && self.state != State::Cancelled {
             self.state = State::Failed;
         }
+        let is_given_up = self.state == State::Failed && error.node_fault().is_some() && !is_pinned;
+        let error = if is_given_up { self.naming_nodes(error) } else { error };
+        self.reason = error.to_string();
         self.error = Some(error);
         Ok(())
+    }
+
+    /// What failed last was the fault of its node.
+    fn blame(&mut self, fault: NodeFault) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.node_fault = Some(fault);
+        }
+    }
+
+    /// The final error of a task that nodes have failed: says which.
+    fn naming_nodes(&self, error: Failure) -> Failure {
+        let nodes: Vec<&str> = self.failed_nodes().into_iter().map(NodeId::as_str).collect();
+        let message = match &nodes[..] {
+            [only] => format!("only {only} has tried it: {}", error.message),
+            _ => format!("{} have failed it, the last one with: {}", nodes.join(", "), error.message),
+        };
+        error.with_message(&message)
     }
 
     fn given_back(&mut self, code: Code, mark: Mark, now_ms: u64) -> Result<(), Illegal> {

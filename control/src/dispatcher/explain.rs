@@ -1,16 +1,20 @@
 //! Tasks as clients see them: the record, the holder's telemetry, and in words why a task is not running.
 
+use super::place::{Able, able};
 use super::tasks::{Entry, Told};
 use super::view::{Cut, Now, View};
 use crate::destination::node_of;
 use crate::peers::Step;
-use crate::record::{Fence, State, TaskRecord};
+use crate::record::{Fence, NodeId, State, TaskRecord};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A runner that has not begun after so long has a reason that a client wants to know. It is a matter of milliseconds where
 /// volumes and servers answer.
 const SLOW: Duration = Duration::from_secs(5);
+
+/// Nodes that a reason names; there may be a thousand.
+const NODES_NAMED_MAX: usize = 4;
 
 /// The record with what only the leader knows.
 pub(crate) fn shown(view: &View, entry: &Entry, now: Now) -> Arc<TaskRecord> {
@@ -43,7 +47,8 @@ fn waits_for(view: &View, entry: &Entry, now: Now) -> Option<String> {
     }
     if let Some(until) = entry.rests_until(now) {
         let seconds = (until - now.boot).as_millis().div_ceil(1000);
-        return Some(format!("is tried again in {seconds} s"));
+        let where_ = failed_on(view, record).map(|failed| format!("; {failed}")).unwrap_or_default();
+        return Some(format!("is tried again in {seconds} s{where_}"));
     }
     let node = node_of(&record.spec).ok().flatten();
     let avoided = note.avoid.iter().filter(|(_, rest)| rest.until > now.boot).map(|(node, _)| node.as_str());
@@ -61,10 +66,32 @@ fn waits_for(view: &View, entry: &Entry, now: Now) -> Option<String> {
     if view.fleet.all().next().is_none() {
         return Some(String::from("waits for a runner: none is registered"));
     }
+    if let Some(failed) = failed_on(view, record) {
+        return Some(format!("waits for a runner: {failed}"));
+    }
     if view.fleet.open().is_empty() {
         return Some(String::from("waits for a runner: all are full, draining or stopping"));
     }
     (!avoided.is_empty()).then(|| format!("waits: refused by {}", avoided.join(", ")))
+}
+
+/// Which nodes have failed a task by faults of their own, and which are to try it next.
+fn failed_on(view: &View, record: &TaskRecord) -> Option<String> {
+    let failed = record.failed_nodes();
+    if failed.is_empty() || !matches!(node_of(&record.spec), Ok(None)) {
+        return None;
+    }
+    let failed: Vec<&str> = failed.into_iter().map(NodeId::as_str).collect();
+    let failed = failed.join(", ");
+    let next = match able(view, record) {
+        Able::These(nodes) if view.fleet.all().count() > 1 => {
+            let nodes: Vec<&str> = nodes.into_iter().take(NODES_NAMED_MAX).map(NodeId::as_str).collect();
+            format!("next on {}", nodes.join(", "))
+        }
+        Able::These(_) | Able::All => String::from("no other node is registered"),
+        Able::None => String::from("no other node is left"),
+    };
+    Some(format!("{failed} could not do it, {next}"))
 }
 
 /// Why a task that was given to a runner has not begun. Nothing takes it from a runner that says that it has it: what is slow

@@ -6,10 +6,15 @@ use super::queue::Rank;
 use super::tasks::{Entry, Rest};
 use super::view::{Now, View};
 use crate::destination::known_claims;
-use crate::record::{Holder, NodeId};
+use crate::record::{Failure, Holder, NodeId, Registration, TaskRecord};
 use crate::task_state::Event;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Tasks that a decision passes over because only nodes that have failed them have room; others are looked at again later.
+const PASSED_OVER_MAX: usize = 256;
+/// When those are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Where ready tasks come from, the best of each first.
 struct Heads<'a> {
@@ -46,6 +51,7 @@ pub(crate) fn fill(view: &View, now: Now, room: &mut Room, decisions: &mut Vec<D
     let mut heads = Heads::new(view);
     let mut slots = Slots { view, taken: BTreeMap::new() };
     let mut claims = BTreeSet::new();
+    let mut passed_over = 0;
     while let Some((rank, line)) = heads.heads.pop_first() {
         let Some(entry) = view.tasks.get(&rank.1).filter(|entry| !entry.note.is_busy) else {
             heads.advance(line);
@@ -55,6 +61,13 @@ pub(crate) fn fill(view: &View, now: Now, room: &mut Room, decisions: &mut Vec<D
         let decision = match slots.choose(entry, pinned, now) {
             Choice::Full => continue,
             Choice::Later(until) => Decision::Nap(rank.1.clone(), until),
+            Choice::Other if passed_over < PASSED_OVER_MAX => {
+                passed_over += 1;
+                heads.advance(line);
+                continue;
+            }
+            Choice::Other => Decision::Nap(rank.1.clone(), now.boot + LOOK_AGAIN),
+            Choice::Nobody(error) => Decision::Move { task: rank.1.clone(), events: vec![Event::Rejected(error)] },
             Choice::Runner(to) => place(view, entry, to, &mut claims),
         };
         if !room.take(&decision) {
@@ -90,6 +103,10 @@ enum Choice {
     Full,
     /// None that it does not avoid; one of them may be tried again then.
     Later(Duration),
+    /// Those with room have failed it; another one may still do better.
+    Other,
+    /// Every registered node has failed it for good: the last error.
+    Nobody(Failure),
     Runner(Holder),
 }
 
@@ -107,8 +124,14 @@ impl<'a> Slots<'a> {
             return fill.map_or(Choice::Full, |_| self.holder(node));
         }
         let fleet = &self.view.fleet;
+        let able = able(self.view, &entry.record);
+        if let (Able::None, Some(error)) = (&able, &entry.record.error) {
+            return Choice::Nobody(error.clone());
+        }
         let untouched = fleet.open().iter().filter(|fill| !self.taken.contains_key(&fill.node));
         let touched = self.taken.keys().filter_map(|node| fleet.fill(node));
+        let (untouched, touched) =
+            (untouched.filter(|fill| able.has(&fill.node)), touched.filter(|fill| able.has(&fill.node)));
         let is_welcome = |fill: &&Fill| rest(&fill.node).is_none();
         let best = untouched.clone().find(is_welcome).cloned();
         let best = touched.filter(is_welcome).filter_map(|fill| self.with_taken(fill)).chain(best).min();
@@ -116,7 +139,11 @@ impl<'a> Slots<'a> {
             return self.holder(&fill.node);
         }
         let wakes = untouched.filter_map(|fill| rest(&fill.node)).map(|rest: &Rest| rest.until).min();
-        wakes.map_or(Choice::Full, Choice::Later)
+        match wakes {
+            Some(until) => Choice::Later(until),
+            None if matches!(able, Able::All) => Choice::Full,
+            None => Choice::Other,
+        }
     }
 
     fn with_taken(&self, fill: &Fill) -> Option<Fill> {
@@ -144,4 +171,46 @@ impl<'a> Slots<'a> {
             *self.taken.entry(&there.node).or_default() += 1;
         }
     }
+}
+
+/// Which nodes may try a task that any node could run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Able<'a> {
+    /// Every one: none has failed it by a fault of its own.
+    All,
+    /// These have failed it least often, and not for good.
+    These(BTreeSet<&'a NodeId>),
+    /// All that are registered have failed it for good.
+    None,
+}
+
+impl Able<'_> {
+    fn has(&self, node: &NodeId) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(nodes) => nodes.contains(node),
+            Self::None => false,
+        }
+    }
+}
+
+/// Whom a task may go to that nodes have failed: those that have failed it least often. One that takes nothing now does not
+/// keep a task from one that has failed in passing, and one that may do better keeps it from being given up.
+pub(crate) fn able<'a>(view: &'a View, record: &TaskRecord) -> Able<'a> {
+    if record.attempts.iter().all(|attempt| attempt.node_fault.is_none()) {
+        return Able::All;
+    }
+    let fleet = &view.fleet;
+    let faults = |there: &Registration| {
+        record.faults_of(&Holder { node: there.node.clone(), incarnation: there.incarnation.clone() })
+    };
+    let left: Vec<_> =
+        fleet.all().map(|there| (there, faults(there))).filter(|(_, faults)| !faults.is_lasting).collect();
+    if left.is_empty() {
+        return Able::None;
+    }
+    let takes = |there: &Registration| !there.stopping && !fleet.drains.contains_key(&there.node);
+    let least = left.iter().filter(|(there, _)| takes(there)).map(|(_, faults)| faults.passing).min();
+    let is_least = |passing: usize| least.is_none_or(|least| passing <= least);
+    Able::These(left.into_iter().filter(|(_, faults)| is_least(faults.passing)).map(|(there, _)| &there.node).collect())
 }

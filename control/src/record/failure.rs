@@ -34,6 +34,12 @@ fn code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Code, D::Error> {
 }
 
 impl Failure {
+    /// The same with other words, cut to what a record has room for.
+    #[must_use]
+    pub fn with_message(self, message: &str) -> Self {
+        Self { message: message.chars().take(MESSAGE_CHARS_MAX).collect(), ..self }
+    }
+
     /// The code of that name.
     #[must_use]
     pub fn parse_code(text: &str) -> Option<Code> {

@@ -11,6 +11,7 @@ mod fit;
 mod names;
 mod node;
 mod order;
+mod origin;
 mod ranges;
 mod spec;
 mod task;
@@ -20,9 +21,10 @@ pub use failure::Failure;
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use order::{Change, Draining, Order};
+pub use origin::{NodeFault, Origin};
 pub use ranges::DurableMap;
 pub use spec::{CopyTask, Fence, NoopTask, TaskSpec, VOLUME_NAME_BYTES_MAX};
-pub use task::{Attempt, Progress, State, TaskRecord, Wish};
+pub use task::{Attempt, Faults, Progress, State, TaskRecord, Wish};
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -1,6 +1,6 @@
 //! A task as the center knows it.
 
-use super::{DurableMap, Epoch, Failure, Holder, NodeId, OpId, Order, Record, TaskId, TaskSpec};
+use super::{DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Order, Record, TaskId, TaskSpec};
 use blockhaul_engine::error::Code;
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +156,18 @@ pub struct Attempt {
     pub outcome: Option<String>,
     /// Whether it is known that no write of it can land any more. Always so for one that never began.
     pub quiet: bool,
+    /// What was wrong with its node, if it was the node that failed and not the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_fault: Option<NodeFault>,
+}
+
+/// How often a process has failed a task by faults of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// By what may be gone another time.
+    pub passing: usize,
+    /// Whether it will never succeed.
+    pub is_lasting: bool,
 }
 
 /// Where a task stands, in bytes: as the engine's progress.
@@ -218,6 +230,28 @@ impl TaskRecord {
     #[must_use]
     pub fn node(&self) -> Option<&NodeId> {
         self.holder.as_ref().map(|holder| &holder.node)
+    }
+
+    /// How a process has failed this task so far by faults of its own.
+    #[must_use]
+    pub fn faults_of(&self, holder: &Holder) -> Faults {
+        let its = self.attempts.iter().filter(|attempt| attempt.runner == *holder);
+        its.filter_map(|attempt| attempt.node_fault).fold(Faults::default(), |faults, fault| match fault {
+            NodeFault::Passing => Faults { passing: faults.passing + 1, ..faults },
+            NodeFault::Lasting => Faults { is_lasting: true, ..faults },
+        })
+    }
+
+    /// Nodes that have failed it by faults of their own, in the order of their first failures.
+    #[must_use]
+    pub fn failed_nodes(&self) -> Vec<&NodeId> {
+        let mut nodes: Vec<&NodeId> = Vec::new();
+        for attempt in self.attempts.iter().filter(|attempt| attempt.node_fault.is_some()) {
+            if !nodes.contains(&&attempt.runner.node) {
+                nodes.push(&attempt.runner.node);
+            }
+        }
+        nodes
     }
 
     /// The attempt that runs.

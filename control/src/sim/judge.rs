@@ -19,7 +19,8 @@ use crate::coord::sim::Commit;
 use crate::coord::{Node, Op, Zxid};
 use crate::layout;
 use crate::record::{
-    Claim, Epoch, Fence, Holder, Leader, NodeId, Record, Registration, State, TaskId, TaskRecord, TaskSpec, Wish,
+    Attempt, Claim, Epoch, Fence, Holder, Leader, NodeFault, NodeId, Record, Registration, State, TaskId, TaskRecord,
+    TaskSpec, Wish,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -307,6 +308,13 @@ impl Judge {
                 fail(format!("{} wrote the record of {:?}", commit.node, before.holder));
             }
         }
+        if before.state == State::Pending && after.state == State::Assigned {
+            let is_its = |attempt: &&Attempt| Some(&attempt.runner) == after.holder.as_ref();
+            let is_unfit = |attempt: &Attempt| attempt.node_fault == Some(NodeFault::Lasting);
+            if before.attempts.iter().filter(is_its).any(is_unfit) {
+                fail(format!("was given to {:?} again, which cannot do it", after.holder));
+            }
+        }
         if before.state == State::Lost && after.state != State::Lost {
             self.judge_fence(books, before, after);
         }
@@ -327,6 +335,9 @@ impl Judge {
         match after.state {
             state if before.state == state => {}
             State::Lost => self.verdict.count("tasks lost"),
+            State::Pending if after.attempts.last().is_some_and(|last| last.node_fault.is_some()) => {
+                self.verdict.count("tasks that their nodes could not do");
+            }
             State::Running if before.state == State::Lost => self.verdict.count("local copies taken up again"),
             State::Running if !after.map.is_empty() => self.verdict.count("copies resumed from a map"),
             State::Running => self.verdict.count("copies begun"),

@@ -79,7 +79,7 @@ impl Scenario {
             slots: rng.u32(1..=4),
             volumes: Vec::new(),
             events: Vec::new(),
-            pace: Pace { write_ms: (10, rng.u64(200..=3000)), hang: 0.0, fail: 0.02 },
+            pace: Pace { write_ms: (10, rng.u64(200..=3000)), hang: 0.0, fail: 0.02, unfit: 0.02 },
             latency_ms: (0, rng.u64(1..=20)),
             regresses: rng.u8(..20) == 0,
             nodes,

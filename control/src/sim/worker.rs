@@ -46,6 +46,8 @@ pub(super) struct Pace {
     pub(super) hang: f64,
     /// Share of jobs that fail on the way.
     pub(super) fail: f64,
+    /// Share of jobs of exports that their node cannot do, and another one maybe can.
+    pub(super) unfit: f64,
 }
 
 /// The engine of one process.
@@ -232,6 +234,11 @@ impl Job {
 
     /// Everything before the first write.
     async fn begin(&self, work: Work) -> Result<Arc<blockhaul_engine::gate::Gate>> {
+        let unfit = lock(&self.around.pace).unfit;
+        if self.around.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
+            let code = if fastrand::bool() { Code::Permission } else { Code::Unreachable };
+            return Err(destination(code, "not from this node"));
+        }
         self.take_lock().await?;
         let is_empty = self.around.disks.is_empty(&self.destination);
         if !work.admitted && !work.copy.overwrite && !is_empty {

@@ -346,7 +346,7 @@ impl World {
                 self.plan(time, After::Quiet);
             }
             Fault::Slow { time } => {
-                self.set_pace(Pace { write_ms: (100, 3_000), hang: 0.05, fail: 0.1 });
+                self.set_pace(Pace { write_ms: (100, 3_000), hang: 0.05, fail: 0.1, unfit: 0.1 });
                 self.plan(time, After::Fast);
             }
         }
@@ -488,7 +488,7 @@ impl World {
             }
         }
         self.net.mend_all();
-        self.set_pace(Pace { write_ms: (5, 50), hang: 0.0, fail: 0.0 });
+        self.set_pace(Pace { write_ms: (5, 50), hang: 0.0, fail: 0.0, unfit: 0.0 });
         for node in 0..self.hosts.len() {
             self.hosts[node].clock.jump(0);
             self.ensemble.mend(&self.scenario.nodes[node]);

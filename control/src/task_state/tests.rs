@@ -83,6 +83,57 @@ fn what_can_be_tried_again_is_tried_as_often_as_allowed() {
     assert_eq!((at_once.state, at_once.failures), (State::Failed, 1));
 }
 
+fn on(node: &str) -> Event {
+    let to = Holder { node: NodeId::new(node).unwrap(), incarnation: Incarnation(node.to_owned()) };
+    Event::Assigned { to, claims: vec![String::from("nbd://h/b")] }
+}
+
+fn failed_with(code: Code) -> Event {
+    let error = Failure::from(&Error::new(code, Side::Source, Operation::Open, "no way from here"));
+    Event::Failed { error, retry_at_ms: 0, mark: Mark::default(), report: None }
+}
+
+#[test]
+fn what_is_wrong_with_a_node_does_not_end_a_task_that_others_can_run() {
+    let refused = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Permission)]);
+    assert_eq!((refused.state, refused.failures), (State::Pending, 1));
+    assert_eq!(refused.attempts[0].node_fault, Some(NodeFault::Lasting));
+    let again = after(&refused, [on("n2"), BEGAN, failed_with(Code::Unreachable)]);
+    assert_eq!((again.state, again.attempts[1].node_fault), (State::Pending, Some(NodeFault::Passing)));
+    let error = again.error.clone().unwrap();
+    let ended = after(&again, [Event::Rejected(error)]);
+    assert_eq!(ended.state, State::Failed);
+    assert_eq!(ended.reason, "EUnreachable: n1, n2 have failed it, the last one with: no way from here");
+    // Attempts that are used up end it, too.
+    let ended = after(&again, [on("n2"), failed_with(Code::Unreachable)]);
+    assert_eq!((ended.state, ended.failures), (State::Failed, 3));
+    assert!(ended.error.unwrap().message.starts_with("n1, n2 have failed it"), "{}", ended.reason);
+    let alone = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Unreachable)]);
+    let alone = after(&alone, [on("n1"), failed_with(Code::Unreachable), on("n1"), failed_with(Code::Unreachable)]);
+    assert_eq!(alone.reason, "EUnreachable: only n1 has tried it: no way from here");
+}
+
+#[test]
+fn a_task_of_one_node_ends_with_what_stays_wrong_there_and_tries_what_passes_again() {
+    let spec =
+        TaskSpec::Copy(CopyTask { node: Some(NodeId::new("n1").unwrap()), ..CopyTask::example("/a", "nbd://h/b") });
+    let refused = after(&task(spec.clone()), [on("n1"), failed_with(Code::Permission)]);
+    assert_eq!((refused.state, &*refused.reason), (State::Failed, "EPermission: no way from here"));
+    let full = Error::new(Code::NoSpace, Side::Engine, Operation::Journal, "no space for the journal");
+    let full = Event::Failed { error: (&full).into(), retry_at_ms: 9, mark: Mark::default(), report: None };
+    let waits = after(&task(spec), [on("n1"), BEGAN, full]);
+    assert_eq!((waits.state, waits.not_before_ms), (State::Pending, 9));
+}
+
+#[test]
+fn a_record_without_faults_of_nodes_is_what_it_was() {
+    let failed = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Busy)]);
+    let text = String::from_utf8(failed.encode()).unwrap();
+    assert!(!text.contains("node_fault"), "an older taskd reads it: {text}");
+    let refused = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Permission)]);
+    assert_eq!(TaskRecord::decode(&refused.encode()).unwrap(), refused);
+}
+
 #[test]
 fn success_waits_for_an_earlier_attempt_that_may_write() {
     let lost = [assigned("a"), BEGAN, Event::Vanished, Event::Fenced(Proof::LeaseOver), assigned("b"), BEGAN];

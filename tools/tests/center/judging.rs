@@ -1,7 +1,7 @@
 //! What makes no sense: requests that cannot be, volumes that are not allowed, records that nobody can read, and a store
 //! that says less than a node remembers.
 
-use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need, text};
+use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need, run, text};
 use blockhaul_control::layout;
 use blockhaul_control::record::TaskId;
 use std::path::Path;
@@ -70,6 +70,51 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
     assert_eq!(cell.site.read("outside"), b"mine");
     assert!(!cell.site.path("new").exists() && !cell.volume("copy").exists());
     assert_eq!(pair.writes(), 0);
+}
+
+/// n0 may not use the servers, n1 has no space for a journal: both are tried before n2, which can do it.
+#[test]
+fn what_a_node_may_not_or_cannot_do_another_one_does() {
+    need!("what_a_node_may_not_or_cannot_do_another_one_does", &NEEDS);
+    let mut cell = Cell::idle(1, 1, &["--allow-nbd", "127.0.0.2"]);
+    cell.add(&[]);
+    cell.add(&[]);
+    let journals = cell.nodes[1].state("journals");
+    std::fs::create_dir_all(&journals).expect("the room can be written");
+    let _full = FullFolder::mount(&journals);
+    cell.start();
+    let pair = Pair::new(&cell, "pair", MIB);
+    pair.submit(&cell, "x", &[]);
+    let task = cell.wait_for_success("x");
+    assert_eq!(task.outcomes(), ["EPermission", "ENoSpace", "succeeded"], "{task:?}");
+    assert_eq!(task.runners(), ["n0", "n1", "n2"], "{task:?}");
+    pair.assert_copied();
+    // Without n2 nobody is left that could do it: that ends a task only where it cannot change by itself.
+    assert_eq!(cell.nodes[2].stop().code(), Some(0));
+    assert_eq!(cell.nodes[1].stop().code(), Some(0));
+    cell.wait_until("that n0 is alone", |cell| cell.runners() == ["n0"]);
+    pair.submit(&cell, "alone", &["--overwrite"]);
+    let task = cell.wait_for("alone", "its end", Task::is_over);
+    assert_eq!((task.state(), task.error()), ("FAILED", "EPermission"), "{task:?}");
+    assert!(task.reason().contains("only n0 has tried it"), "{task:?}");
+}
+
+/// A folder without space for a single byte, until it is dropped.
+struct FullFolder(String);
+
+impl FullFolder {
+    fn mount(at: &Path) -> Self {
+        let at = text(at).to_owned();
+        run("mount", &["-t", "tmpfs", "-o", "size=4k", "tmpfs", &at]);
+        std::fs::write(Path::new(&at).join("full"), [0; 4096]).expect("there is room for this");
+        Self(at)
+    }
+}
+
+impl Drop for FullFolder {
+    fn drop(&mut self) {
+        run("umount", &["--lazy", &self.0]);
+    }
 }
 
 #[test]

@@ -4,9 +4,11 @@ use super::stage::{copy, noop, order};
 use crate::dispatcher::decide::{Decision, Room, Terms, decide};
 use crate::dispatcher::view::{Cut, Now, View};
 use crate::record::{
-    CopyTask, Drain, Epoch, Fence, Holder, Incarnation, NodeId, OpId, Order, Registration, TaskId, TaskRecord, TaskSpec,
+    CopyTask, Drain, Epoch, Failure, Fence, Holder, Incarnation, NodeId, OpId, Order, Registration, State, TaskId,
+    TaskRecord, TaskSpec,
 };
-use crate::task_state::{Event, apply};
+use crate::task_state::{Event, Mark, apply};
+use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -226,6 +228,53 @@ fn drained_full_and_stopping_runners_get_nothing() {
     assert_eq!(lines(&mut view, at(1), ROOM), [""; 0]);
     view.fleet.set_drain(&NodeId::new("n1").unwrap(), None);
     assert_eq!(lines(&mut view, at(1), ROOM), ["x: assigned to n1 claiming task:x"]);
+}
+
+/// After an attempt on each of these nodes that failed by a fault of the node.
+fn failed_on(id: &str, nodes: &[(&str, Code)]) -> TaskRecord {
+    nodes.iter().fold(export(id, "nbd://h/b", Fence::Lease), |record, (node, code)| {
+        let error = Failure::from(&Error::new(*code, Side::Source, Operation::Open, "not from here"));
+        let failed = Event::Failed { error, retry_at_ms: 0, mark: Mark::default(), report: None };
+        apply(&assigned(&record, node), failed, 0).unwrap()
+    })
+}
+
+#[test]
+fn a_task_goes_where_it_has_not_failed_by_a_fault_of_the_node() {
+    let given = |tasks: Vec<TaskRecord>, all: &[(&str, &str, u32)]| lines(&mut view(tasks, all), at(1), ROOM);
+    let unreachable = || failed_on("x", &[("n1", Code::Unreachable)]);
+    let on = |node: &str| vec![format!("x: assigned to {node} claiming claim of x")];
+    assert_eq!(given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 1)]), on("n2"));
+    assert_eq!(given(vec![unreachable()], &[("n1", "a", 9)]), on("n1"), "there is no other one");
+    assert_eq!(given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 0)]), [""; 0], "it waits for room there");
+    let twice = failed_on("x", &[("n1", Code::Unreachable), ("n2", Code::Unreachable), ("n2", Code::Unreachable)]);
+    let twice = TaskRecord { max_attempts: 5, state: State::Pending, error: None, ..twice };
+    let twice = TaskRecord { claims: vec![String::from("claim of x")], ..twice };
+    assert_eq!(given(vec![twice], &[("n1", "a", 1), ("n2", "a", 9)]), on("n1"), "least often there");
+    // Others are not kept from the room that it does not want.
+    let other = task("y", noop(1));
+    let all = [("n1", "a", 9), ("n2", "a", 0)];
+    assert_eq!(given(vec![unreachable(), other], &all), ["y: assigned to n1 claiming task:y"]);
+}
+
+#[test]
+fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
+    let refused = |nodes: &[&str]| {
+        let nodes: Vec<_> = nodes.iter().map(|node| (*node, Code::Permission)).collect();
+        failed_on("x", &nodes)
+    };
+    let given = |record, all: &[(&str, &str, u32)]| lines(&mut view([record], all), at(1), ROOM);
+    let both = [("n1", "a", 1), ("n2", "a", 1)];
+    assert_eq!(given(refused(&["n1"]), &both), ["x: assigned to n2 claiming claim of x"]);
+    assert_eq!(given(refused(&["n1", "n2"]), &both), ["x: rejected EPermission"]);
+    assert_eq!(given(refused(&["n1"]), &[("n1", "a", 1)]), ["x: rejected EPermission"]);
+    // Another process of the node may have been told otherwise.
+    assert_eq!(given(refused(&["n1"]), &[("n1", "b", 1)]), ["x: assigned to n1 claiming claim of x"]);
+    // One that takes nothing now may do it later.
+    let mut view = view([refused(&["n1"])], &both);
+    let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
+    view.fleet.set_drain(&NodeId::new("n2").unwrap(), Some((drain, 0)));
+    assert_eq!(lines(&mut view, at(1), ROOM), [""; 0]);
 }
 
 #[test]

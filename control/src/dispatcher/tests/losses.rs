@@ -8,11 +8,11 @@ use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
 use crate::layout;
 use crate::record::{
-    Change, CopyTask, Epoch, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, State, TaskId,
-    TaskRecord, TaskSpec,
+    Change, CopyTask, Epoch, Failure, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, State,
+    TaskId, TaskRecord, TaskSpec,
 };
 use crate::task_state::{Event, Mark, next};
-use blockhaul_engine::error::Code;
+use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -158,6 +158,34 @@ async fn failures_are_counted_to_the_end() {
     let failed = stage.until("x", State::Failed).await;
     assert_eq!((failed.failures, failed.error.unwrap().code), (3, Code::LeaseLost));
     assert_eq!(stage.claims(), []);
+}
+
+/// Method: n1 is the emptier one and fails everything at once; n2 has no room for a while.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_everything_ends_no_task_that_another_node_can_run() {
+    let stage = Stage::new(31, Config::default()).await;
+    let bad = stage.runner("n1", "a", 9, Manner::Willing).await;
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    let failed = || {
+        let error = Failure::from(&Error::new(Code::Unreachable, Side::Source, Operation::Open, "it does not resolve"));
+        Event::Failed { error, retry_at_ms: 0, mark: Mark::default(), report: None }
+    };
+    stage.until("x", State::Assigned).await;
+    assert!(stage.step(&bad, "x", failed()).await);
+    let again = stage.until("x", State::Assigned).await;
+    assert_eq!(again.node().unwrap().as_str(), "n1", "it is the only one");
+    let good = stage.runner("n2", "a", 0, Manner::Willing).await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(stage.step(&bad, "x", failed()).await);
+    sleep(Duration::from_secs(60)).await;
+    let waits = stage.leader.get(&id("x")).await.unwrap();
+    assert_eq!((waits.state, waits.failures), (State::Pending, 2), "{}", waits.reason);
+    assert!(waits.reason.starts_with("waits for a runner: n1 could not do it, next on n2"), "{}", waits.reason);
+    stage.lose(&good).await;
+    let good = stage.runner("n2", "b", 1, Manner::Willing).await;
+    stage.begin(&good, "x").await;
+    assert!(stage.step(&good, "x", done()).await);
+    assert_eq!(stage.stored("x").state, State::Succeeded);
 }
 
 #[tokio::test(start_paused = true)]

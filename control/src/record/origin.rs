@@ -1,0 +1,140 @@
+//! Tells what is wrong with a task from what is wrong with the node that tried it.
+//!
+//! | failure | origin |
+//! | --- | --- |
+//! | side `engine`; the node's own state directory; a resource limit of its system | the node |
+//! | `EPermission` (its policy, or a server that does not admit it), `EUnreachable` (from there), `EOverloaded` | the node |
+//! | everything else: volumes, their contents, the request itself | the task |
+//!
+//! What is wrong with a task is wrong on every node. What is wrong with a node says nothing about the others: the task goes
+//! there next.
+
+use super::Failure;
+use blockhaul_engine::error::{Code, Operation, Side};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+/// Where the cause of a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Every node would fail.
+    Task,
+    /// Another node may succeed.
+    Node,
+}
+
+/// What is wrong with a node that has failed a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeFault {
+    /// It may be gone another time.
+    Passing,
+    /// It stays for as long as that process lives.
+    Lasting,
+}
+
+impl Failure {
+    /// Whose fault it was.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        let is_local = self.side == Side::Engine.as_str()
+            || (self.side == Side::Caller.as_str() && self.operation == Operation::Journal.as_str())
+            || self.is_resource_limit();
+        match self.code {
+            Code::Cancelled | Code::SourceChanged | Code::VerifyMismatch | Code::BadRequest | Code::Fenced => {
+                Origin::Task
+            }
+            Code::Permission | Code::Unreachable | Code::Overloaded => Origin::Node,
+            Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => Origin::Node,
+            Code::Timeout
+            | Code::Io
+            | Code::NoSpace
+            | Code::ReadOnly
+            | Code::SizeMismatch
+            | Code::SameVolume
+            | Code::Busy
+            | Code::Exists
+            | Code::NotFound
+            | Code::CheckpointCorrupt
+            | Code::CheckpointMismatch
+            | Code::Protocol
+            | Code::Unsupported
+            | Code::Internal => {
+                if is_local {
+                    Origin::Node
+                } else {
+                    Origin::Task
+                }
+            }
+        }
+    }
+
+    /// What it says about the node that failed; `None` if it is the task's own fault.
+    #[must_use]
+    pub fn node_fault(&self) -> Option<NodeFault> {
+        let is_passing = self.retryable || self.code == Code::NoSpace || self.is_resource_limit();
+        match self.origin() {
+            Origin::Task => None,
+            Origin::Node if is_passing => Some(NodeFault::Passing),
+            Origin::Node => Some(NodeFault::Lasting),
+        }
+    }
+
+    /// Descriptors, memory or processes had run out, which other work of the node gives back.
+    fn is_resource_limit(&self) -> bool {
+        let errno = self.errno.map(Errno::from_raw);
+        matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::ENOBUFS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockhaul_engine::error::Error;
+
+    fn failure(code: Code, side: Side, operation: Operation) -> Failure {
+        Failure::from(&Error::new(code, side, operation, "no"))
+    }
+
+    #[test]
+    fn every_code_of_a_volume_is_the_tasks_fault_but_those_that_depend_on_where_it_is_tried() {
+        for &code in Code::ALL {
+            for side in [Side::Source, Side::Destination] {
+                let expected = match code {
+                    Code::Permission | Code::Unreachable | Code::Overloaded => Origin::Node,
+                    Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => Origin::Node,
+                    _ => Origin::Task,
+                };
+                assert_eq!(failure(code, side, Operation::Open).origin(), expected, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_nodes_engine_and_state_directory_fail_at_is_the_nodes_fault() {
+        for &code in Code::ALL {
+            let is_about_task =
+                [Code::Cancelled, Code::SourceChanged, Code::VerifyMismatch, Code::BadRequest, Code::Fenced];
+            let expected = if is_about_task.contains(&code) { Origin::Task } else { Origin::Node };
+            assert_eq!(failure(code, Side::Engine, Operation::Journal).origin(), expected, "{code}");
+            assert_eq!(failure(code, Side::Caller, Operation::Journal).origin(), expected, "{code}");
+        }
+        // The journal belongs to another destination than the one that is there now.
+        assert_eq!(failure(Code::CheckpointMismatch, Side::Destination, Operation::Journal).origin(), Origin::Task);
+    }
+
+    #[test]
+    fn a_resource_limit_passes_and_a_policy_stays() {
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EAGAIN] {
+            let error = Error::os(Side::Source, Operation::Open, errno, "open a");
+            assert_eq!(Failure::from(&error).node_fault(), Some(NodeFault::Passing), "{errno}");
+        }
+        let fault = |code, side, operation| failure(code, side, operation).node_fault();
+        assert_eq!(fault(Code::Unreachable, Side::Source, Operation::Open), Some(NodeFault::Passing));
+        assert_eq!(fault(Code::NoSpace, Side::Engine, Operation::Journal), Some(NodeFault::Passing));
+        assert_eq!(fault(Code::Permission, Side::Source, Operation::Open), Some(NodeFault::Lasting));
+        assert_eq!(fault(Code::Unsupported, Side::Engine, Operation::Start), Some(NodeFault::Lasting));
+        assert_eq!(fault(Code::NoSpace, Side::Destination, Operation::Write), None);
+        assert_eq!(fault(Code::Io, Side::Destination, Operation::Write), None);
+    }
+}
