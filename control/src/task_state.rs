@@ -15,7 +15,8 @@
 //! What always holds of a record that came from here:
 //! - There is a holder exactly while an attempt runs: in `ASSIGNED`, `RUNNING`, `VERIFYING`, `CANCELLING`, and in `LOST`
 //!   while a local copy may come back.
-//! - A terminal state stays, `failures` never falls, and `SUCCEEDED` has only quiet attempts.
+//! - A terminal state stays, and `SUCCEEDED` has only quiet attempts.
+//! - `failures` falls only when more is durable than ever before: what does not get further is given up after `max_attempts`.
 //! - Who holds a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier attempt may
 //!   still write: no other task may have the destination before.
 
@@ -449,7 +450,10 @@ impl TaskRecord {
         if let Some(fault) = error.node_fault() {
             self.blame(fault);
         }
-        self.failures = self.failures.saturating_add(1);
+        // Room comes back when somebody makes some: that is waited for, however long it takes.
+        if !error.is_node_full() {
+            self.failures = self.failures.saturating_add(1);
+        }
         self.not_before_ms = retry_at_ms;
         self.settle();
         if is_final && self.state != State::Cancelled {
@@ -493,9 +497,13 @@ impl TaskRecord {
 
     fn mark(&mut self, mark: Mark) {
         // An attempt that ends before it has begun knows nothing of what earlier ones have done.
-        if self.has_begun() {
-            (self.progress, self.map) = (mark.progress, mark.map);
+        if !self.has_begun() {
+            return;
         }
+        if mark.progress.durable > self.durable_best {
+            (self.durable_best, self.failures) = (mark.progress.durable, 0);
+        }
+        (self.progress, self.map) = (mark.progress, mark.map);
     }
 
     /// The holder is no more; what it has cost is for the caller to say.

@@ -1,6 +1,6 @@
 //! What nodes say of themselves and operators of nodes.
 
-use super::{Incarnation, NodeId, OpId, Record};
+use super::{Incarnation, NodeId, OpId, Record, is_zero};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -91,12 +91,6 @@ impl Record for Leader {}
 impl Record for Registration {}
 impl Record for Renewal {}
 impl Record for Drain {}
-
-/// What a node without a past leaves out, so that an older `taskd` still reads its record.
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
 
 #[cfg(test)]
 impl Registration {

@@ -80,6 +80,12 @@ impl Failure {
         }
     }
 
+    /// Whether its node has no space for what it must remember of the task.
+    #[must_use]
+    pub fn is_node_full(&self) -> bool {
+        self.code == Code::NoSpace && self.origin() == Origin::Node
+    }
+
     /// Descriptors, memory or processes had run out, which other work of the node gives back.
     fn is_resource_limit(&self) -> bool {
         let errno = self.errno.map(Errno::from_raw);

@@ -1,6 +1,6 @@
 //! A task as the center knows it.
 
-use super::{DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Order, Record, TaskId, TaskSpec};
+use super::{DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Order, Record, TaskId, TaskSpec, is_zero};
 use blockhaul_engine::error::Code;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +21,9 @@ pub struct TaskRecord {
     pub wish: Wish,
     /// 0 to 9; higher goes first.
     pub priority: u8,
-    /// Failures after which it is given up; interruptions do not count.
+    /// Failures without progress in between after which it is given up; interruptions do not count.
     pub max_attempts: u32,
-    /// Failures and losses so far.
+    /// Failures and losses since more of it became durable than ever before.
     pub failures: u32,
     /// Why it is not running, for people; empty if there is nothing to say.
     pub reason: String,
@@ -43,6 +43,9 @@ pub struct TaskRecord {
     pub progress: Progress,
     /// What is durable on the destination.
     pub map: DurableMap,
+    /// The most bytes that were ever durable: whoever gets further has made progress.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub durable_best: u64,
     /// Of the last failure.
     pub error: Option<Failure>,
     /// The engine's report of the attempt that ended it, without what would not fit.
@@ -212,6 +215,7 @@ impl TaskRecord {
             attempts: Vec::new(),
             progress: Progress::default(),
             map: DurableMap::default(),
+            durable_best: 0,
             error: None,
             report: None,
             created_ms: now_ms,

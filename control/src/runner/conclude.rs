@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// After the first failure; doubled with each.
 const RETRY_FIRST_MS: u64 = 1000;
+/// Until a node without space for journals is tried again: nobody is told when there is some.
+const FULL_REST_MS: u64 = 10_000;
 /// At most, between two tries of a task.
 const RETRY_MAX_MS: u64 = 60_000;
 const _: () = assert!(RETRY_MAX_MS * 125 / 100 <= task_state::RETRY_REST_MAX.as_millis() as u64);
@@ -87,9 +89,10 @@ impl Attempt {
     async fn fail(&self, hub: &Hub, outcome: &Outcome, failure: &Failure) -> Written {
         let fail = |record: &TaskRecord| {
             let now_ms = hub.unix_ms();
+            let rest_ms = if failure.is_node_full() { FULL_REST_MS } else { retry_after_ms(record.failures) };
             let event = Event::Failed {
                 error: failure.clone(),
-                retry_at_ms: now_ms.saturating_add(retry_after_ms(record.failures)),
+                retry_at_ms: now_ms.saturating_add(rest_ms),
                 mark: mark(record, outcome),
                 report: outcome.report.clone(),
             };

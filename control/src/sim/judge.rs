@@ -5,7 +5,7 @@
 //! | I1 one holder | no two tasks with a holder have one destination; claims and record name the same holder |
 //! | I2 epochs | a record's epoch is the number of the write that granted its claims; [`Disks`] judges the writes |
 //! | I3 success | every attempt is quiet, and the destination holds the source's data ([`Disks::seal`]) |
-//! | I4 ends | a terminal state stays; failures and attempts never fall; interruptions are not charged |
+//! | I4 ends | a terminal state stays; failures fall only with progress; interruptions are not charged |
 //! | I5 life | every task that can go on does, within a minute: [`Judge::stuck`], when nothing disturbs it |
 //! | I6 guards | every operation names a version; whoever changes a task or a claim checks its reign or registration |
 //!
@@ -287,8 +287,13 @@ impl Judge {
         {
             fail(format!("{:?} became {:?}", before.state, after.state));
         }
-        if after.failures < before.failures || after.created_ms != before.created_ms {
+        let has_progressed = after.durable_best > before.durable_best && after.progress.durable >= after.durable_best;
+        let fell = after.failures < before.failures && !(has_progressed && after.failures <= 1);
+        if fell || after.durable_best < before.durable_best || after.created_ms != before.created_ms {
             fail(format!("failures fell from {} to {}", before.failures, after.failures));
+        }
+        if after.failures < before.failures {
+            self.verdict.count("failures forgiven after progress");
         }
         // Versions repeat when history has gone back: what a runner remembers may fit another record than its own.
         if !is_allowed(author, before, after) && (author == Author::Leader || !self.has_forgotten()) {

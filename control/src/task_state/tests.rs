@@ -122,7 +122,36 @@ fn a_task_of_one_node_ends_with_what_stays_wrong_there_and_tries_what_passes_aga
     let full = Error::new(Code::NoSpace, Side::Engine, Operation::Journal, "no space for the journal");
     let full = Event::Failed { error: (&full).into(), retry_at_ms: 9, mark: Mark::default(), report: None };
     let waits = after(&task(spec), [on("n1"), BEGAN, full]);
-    assert_eq!((waits.state, waits.not_before_ms), (State::Pending, 9));
+    assert_eq!((waits.state, waits.not_before_ms, waits.failures), (State::Pending, 9, 0));
+}
+
+fn so_far(durable: u64) -> Mark {
+    Mark { progress: Progress { planned: 100, durable, ..Progress::default() }, map: DurableMap::default() }
+}
+
+#[test]
+fn losses_count_only_while_nothing_gets_further() {
+    let loss = |durable| {
+        [assigned("a"), BEGAN, Event::Checkpointed(so_far(durable)), Event::Vanished, Event::Fenced(Proof::LeaseOver)]
+    };
+    let mut record = task(copy(Fence::Lease));
+    for durable in 1..10 {
+        record = after(&record, loss(durable));
+        assert_eq!((record.state, record.failures), (State::Pending, 1), "after {durable}");
+    }
+    // The same again, or less because the destination was made anew, is no progress.
+    record = after(&record, loss(9));
+    assert_eq!((record.state, record.failures), (State::Pending, 2));
+    record = after(&record, loss(3));
+    assert_eq!((record.state, record.failures, record.durable_best), (State::Failed, 3, 9));
+    // What is said at the end of an attempt counts as well as what was said on its way.
+    let failed = |durable| Event::Failed { error: error(true), retry_at_ms: 0, mark: so_far(durable), report: None };
+    let mut record = task(copy(Fence::Lease));
+    for durable in 1..10 {
+        record = after(&record, [assigned("a"), BEGAN, failed(durable)]);
+        assert_eq!((record.state, record.failures), (State::Pending, 1), "after {durable}");
+    }
+    assert!(!String::from_utf8(task(copy(Fence::Lease)).encode()).unwrap().contains("durable_best"));
 }
 
 #[test]
@@ -232,7 +261,9 @@ proptest! {
             prop_assert!(!is_at_work || next.holder.is_some());
             prop_assert!(next.holder.is_none() || is_at_work || next.state == State::Lost && next.spec.fence() == Fence::Local);
             prop_assert!(next.holder.is_none() || !next.claims.is_empty(), "who holds a task holds its claims");
-            prop_assert!(next.failures >= record.failures);
+            let has_progressed = next.durable_best > record.durable_best;
+            prop_assert!(next.failures >= record.failures || has_progressed, "{:?}", event);
+            prop_assert!(next.durable_best >= record.durable_best);
             prop_assert!(!record.state.is_terminal() || next.state == record.state);
             prop_assert!(next.state != State::Succeeded || next.is_quiet());
             let may_write = next.spec.fence() == Fence::Lease && !next.is_quiet();

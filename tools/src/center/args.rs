@@ -53,7 +53,7 @@ pub(crate) struct RawTask {
     /// 0 to 9; higher goes first, and waiting counts one a minute
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) priority: u32,
-    /// Failures after which it is given up, 1 to 100; interruptions do not count [default: 5]
+    /// Failures without progress in between after which it is given up, 1 to 100; interruptions do not count [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_attempts: Option<u32>,
     /// Show the task until it has ended; exits 0 done, 1 failed, 75 cancelled
