@@ -264,8 +264,11 @@ pub enum Refusal {
     #[error("the node has children")]
     NotEmpty,
     /// The access list does not permit it.
-    #[error("not permitted")]
+    #[error("not permitted by the access list of the node (NoAuth)")]
     NoAuth,
+    /// There would be more nodes or bytes than an operator allows.
+    #[error("a quota is used up (QuotaExceeded)")]
+    QuotaExceeded,
     /// An ephemeral node cannot have children; or another rule of the service.
     #[error("not possible")]
     Impossible,
@@ -274,6 +277,30 @@ pub enum Refusal {
 /// Fires at most once; a hint to look again.
 #[derive(Debug)]
 pub struct Watch(oneshot::Receiver<()>);
+
+impl Refusal {
+    /// Whether the nodes are not as expected: then looking again says more. Else the service will not, whatever they are.
+    #[must_use]
+    pub fn is_condition(self) -> bool {
+        match self {
+            Self::NoNode | Self::NodeExists | Self::BadVersion | Self::NotEmpty => true,
+            Self::NoAuth | Self::QuotaExceeded | Self::Impossible => false,
+        }
+    }
+}
+
+impl Op {
+    /// Of the node that it is about.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Check { path, .. }
+            | Self::Create { path, .. }
+            | Self::Set { path, .. }
+            | Self::Delete { path, .. } => path,
+        }
+    }
+}
 
 impl Watch {
     /// The sender fires it, or drops it when the session is over; both wake the waiter.

@@ -20,12 +20,15 @@ const NODES_NAMED_MAX: usize = 4;
 pub(crate) fn shown(view: &View, entry: &Entry, now: Now) -> Arc<TaskRecord> {
     let record = &entry.record;
     let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
-    let reason = match record.state {
+    let is_held = entry.note.hold_until > now.boot || entry.note.is_busy;
+    let impeded = entry.note.impeded.as_ref().filter(|_| is_held && !record.state.is_terminal());
+    let impeded = impeded.map(|impeded| format!("cannot be written: {}", impeded.why));
+    let reason = impeded.or_else(|| match record.state {
         State::Pending => waits_for(view, entry, now),
         State::Assigned | State::Cancelling if !record.has_begun() => not_begun(entry, now),
         State::Lost => fenced_by(view, record),
         _ => None,
-    };
+    });
     if live.is_none() && reason.is_none() {
         return record.clone();
     }

@@ -4,7 +4,7 @@ use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
 use super::enact::{Call, Called};
 use super::history::Known;
 use super::reads::FleetRead;
-use super::tasks::Told;
+use super::tasks::{Impediment, Told};
 use super::view::{Cut, Now};
 use super::want::Want;
 use super::write::Written;
@@ -20,6 +20,9 @@ use std::time::Duration;
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
 /// After a write that met another task's claim, which this leader did not know of.
 const CLAIM_AGAIN: Duration = Duration::from_secs(5);
+
+/// The log says again so often that a task cannot be written.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// What a job has brought.
 #[derive(Debug)]
@@ -208,6 +211,9 @@ impl Dispatcher {
         if let Some(entry) = self.view.tasks.get_mut(id) {
             entry.note.is_busy = false;
             entry.note.resolved = None;
+            if matches!(written, Written::Done { .. } | Written::Changed(_)) {
+                entry.note.impeded = None;
+            }
         }
         match written {
             Written::Done { record, version, created, grant } => {
@@ -237,14 +243,20 @@ impl Dispatcher {
                 }
                 self.after_changed(id, purpose);
             }
+            Written::Denied(denial) => {
+                self.view.unreserve(id, now.boot);
+                self.impede(id, format!("{denial}; change that, and it goes on by itself"), now.boot);
+                self.view.hold(id, now.boot + CLAIM_AGAIN);
+                self.after_denied(id, purpose, &denial);
+            }
             Written::Taken(claim) => {
                 self.view.unreserve(id, now.boot);
-                tracing::warn!(task = %id, claim, "the destination is claimed by a task that is not known");
+                self.impede(id, format!("the destination is claimed by a task that is not known: {claim}"), now.boot);
                 self.view.hold(id, now.boot + CLAIM_AGAIN);
                 self.after_failed(id, purpose, &CoordError::NotConnected);
             }
             Written::Failed(error) => {
-                tracing::warn!(task = %id, %error, "could not write");
+                self.impede(id, error.to_string(), now.boot);
                 if let CoordError::Ended(_) = error {
                     self.ending = Some(Ending::SessionOver);
                 }
@@ -255,6 +267,20 @@ impl Dispatcher {
             }
             Written::Deposed => self.ending = Some(Ending::Deposed),
             Written::HistoryLost => self.lose_history(id),
+        }
+    }
+
+    /// Nothing can be written of a task: its reason says so until something is, and the log now and then.
+    fn impede(&mut self, id: &TaskId, why: String, now: Duration) {
+        let said = self.view.tasks.get(id).and_then(|entry| entry.note.impeded.as_ref());
+        let is_said = said.is_some_and(|said| said.why == why && now < said.at + SAY_AGAIN);
+        if !is_said {
+            tracing::warn!(task = %id, why, "could not write");
+        }
+        let Some(entry) = self.view.tasks.get_mut(id) else { return };
+        if !is_said {
+            entry.note.impeded = Some(Impediment { why, at: now });
+            self.notify(id);
         }
     }
 

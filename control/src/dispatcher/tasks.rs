@@ -64,6 +64,17 @@ pub(crate) struct Note {
     pub(crate) waits_for: Option<String>,
     /// Nothing is written before: the last write failed.
     pub(crate) hold_until: Duration,
+    /// Why nothing could be written last.
+    pub(crate) impeded: Option<Impediment>,
+}
+
+/// Why nothing can be written of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Impediment {
+    /// In the words of the coordination service.
+    pub(crate) why: String,
+    /// When the log said so last.
+    pub(crate) at: Duration,
 }
 
 /// The grant of an attempt that may still write, and since when this leader knows that it has ended.

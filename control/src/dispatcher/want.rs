@@ -4,7 +4,8 @@ use super::Dispatcher;
 use super::client::{Reply, Wanted, not_leader};
 use super::outcome::Purpose;
 use super::view::Now;
-use crate::coord::CoordError;
+use super::write::Denial;
+use crate::coord::{CoordError, Refusal};
 use crate::record::{Change, NodeId, State, TaskId, TaskRecord};
 use crate::task_state::{self, Event, Illegal, Proof};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -119,6 +120,19 @@ impl Dispatcher {
             Purpose::Decided => {}
             Purpose::Wanted(want) => self.wants.0.entry(id.clone()).or_default().push_front(want),
             Purpose::Submitted => self.answer_submitters(id),
+        }
+    }
+
+    /// Nothing was written, and asking again does not help before an operator has changed something.
+    pub(crate) fn after_denied(&mut self, id: &TaskId, purpose: Purpose, denial: &Denial) {
+        let code = if denial.why == Refusal::QuotaExceeded { Code::NoSpace } else { Code::Permission };
+        let error = Error::new(code, Side::Coordination, Operation::Write, format!("{denial}: nothing has changed"));
+        match purpose {
+            Purpose::Decided => {}
+            Purpose::Wanted(want) => {
+                let _ = want.reply.send(Err(error));
+            }
+            Purpose::Submitted => self.refuse_submitters(id, &error),
         }
     }
 

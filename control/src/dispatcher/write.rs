@@ -48,12 +48,32 @@ pub(crate) enum Written {
     Changed(Option<Node>),
     /// Another task has that claim.
     Taken(String),
+    /// Nothing happened, and will not before an operator changes something: what the service says, and of which node.
+    Denied(Denial),
     /// Nothing happened.
     Failed(CoordError),
     /// Nothing happened, and nothing will: this node no longer leads.
     Deposed,
     /// The store's history is another one than this leader's.
     HistoryLost,
+}
+
+/// A write that the coordination service will not do, whatever the records say.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the coordination service refuses to write {path}: {why}")]
+pub(crate) struct Denial {
+    /// Which node, or the first of a write that as a whole is refused.
+    pub(crate) path: String,
+    /// In the service's words.
+    pub(crate) why: Refusal,
+}
+
+impl Denial {
+    /// Of the operation at `index`.
+    fn of(ops: &[Op], index: usize, why: Refusal) -> Self {
+        let path = ops.get(index).map_or_else(String::new, |op| op.path().to_owned());
+        Self { path, why }
+    }
 }
 
 /// What writes are made with.
@@ -78,7 +98,10 @@ impl Writer {
                 Ok(Err(claim)) => return Written::Taken(claim),
                 Err(error) => return Written::Failed(error),
             };
-            match self.settle(&change, ops).await {
+            match self.settle(&change, &ops).await {
+                Written::Failed(CoordError::Refused { index, why }) if !why.is_condition() => {
+                    return Written::Denied(Denial::of(&ops, index, why));
+                }
                 Written::Failed(CoordError::Refused { index, .. }) if index > 0 => is_first_grant = false,
                 Written::Failed(CoordError::Refused { .. }) => return self.changed(&change).await,
                 written => return written,
@@ -89,9 +112,9 @@ impl Writer {
     }
 
     /// Sends a write until it is known what became of it.
-    async fn settle(&self, change: &Change, ops: Vec<Op>) -> Written {
+    async fn settle(&self, change: &Change, ops: &[Op]) -> Written {
         loop {
-            match self.reign.commit(ops.clone()).await {
+            match self.reign.commit(ops.to_vec()).await {
                 Ok(done) => return finished(change, &done),
                 Err(CommitError::Deposed) => return Written::Deposed,
                 Err(CommitError::Store(CoordError::Unknown(_))) => {}
@@ -195,6 +218,9 @@ impl Writer {
                 Ok(_) => return created(record, 0, None),
                 Err(CommitError::Deposed) => return Written::Deposed,
                 Err(CommitError::Store(CoordError::Refused { why: Refusal::NodeExists, .. })) => true,
+                Err(CommitError::Store(CoordError::Refused { index, why })) if !why.is_condition() => {
+                    return Written::Denied(Denial::of(&ops, index, why));
+                }
                 Err(CommitError::Store(CoordError::Unknown(_))) => false,
                 Err(CommitError::Store(error)) => return Written::Failed(error),
             };
@@ -212,9 +238,12 @@ impl Writer {
     /// Removes a record that is as it was.
     pub(crate) async fn purge(self, id: TaskId, known: Known) -> Written {
         let ops = vec![Op::Delete { path: layout::task(&id), version: known.version }];
-        match self.reign.commit(ops).await {
+        match self.reign.commit(ops.clone()).await {
             Ok(_) => Written::Changed(None),
             Err(CommitError::Deposed) => Written::Deposed,
+            Err(CommitError::Store(CoordError::Refused { index, why })) if !why.is_condition() => {
+                Written::Denied(Denial::of(&ops, index, why))
+            }
             Err(CommitError::Store(CoordError::Refused { .. } | CoordError::Unknown(_))) => {
                 match self.look(&id).await {
                     Ok(node) => seen_instead(&known, node),

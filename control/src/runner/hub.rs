@@ -17,6 +17,9 @@ use tokio::time::timeout;
 /// The longest wait before something is tried again that no event announces.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
+/// Before a write is tried again that an operator has to permit first.
+const DENIED_AGAIN: Duration = Duration::from_secs(10);
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Hub {
@@ -116,6 +119,10 @@ impl Hub {
                 let usable = states.wait_for(|state: &SessionState| state.is_connected() || state.is_over());
                 tokio::select! { biased; _ = moved => {}, _ = usable => {} }
                 tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            CoordError::Refused { why, .. } if !why.is_condition() => {
+                tracing::error!(%error, "the coordination service refuses what this runner has to store: change that");
+                let _ = timeout(DENIED_AGAIN, moved).await;
             }
             CoordError::Ended(_) | CoordError::Refused { index: 0, .. } => {
                 self.doubt.notify_one();

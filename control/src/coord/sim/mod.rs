@@ -132,6 +132,11 @@ impl Ensemble {
         self.core().tree().below(prefix).map(|(path, node)| (path.to_owned(), node.clone())).collect()
     }
 
+    /// Refuses every write below `prefix`, as an access list does; none: no more.
+    pub(crate) fn forbid(&self, prefix: Option<&str>) {
+        self.core().forbidden = prefix.map(str::to_owned);
+    }
+
     /// How many requests all sessions have sent so far: reads, writes and goodbyes; pings are none.
     #[must_use]
     pub(crate) fn requests(&self) -> u64 {

@@ -23,6 +23,8 @@ pub(super) struct Core {
     pub(super) weather: Weather,
     pub(super) clients: BTreeMap<SessionId, Client>,
     pub(super) observer: Option<Observer>,
+    /// Nobody may write below it.
+    pub(super) forbidden: Option<String>,
     pub(super) timeout: Duration,
     tree: Tree,
     log: Vec<Arc<Transaction>>,
@@ -82,6 +84,7 @@ impl Core {
             weather: Weather::default(),
             clients: BTreeMap::new(),
             observer: None,
+            forbidden: None,
             timeout,
             tree: Tree::default(),
             log: Vec::new(),
@@ -286,6 +289,12 @@ impl Core {
             return Err(GONE);
         }
         self.touch(session);
+        let is_forbidden = |op: &Op| {
+            !matches!(op, Op::Check { .. }) && self.forbidden.as_ref().is_some_and(|path| op.path().starts_with(path))
+        };
+        if let Some(index) = ops.iter().position(is_forbidden) {
+            return Err(CoordError::Refused { index, why: crate::coord::Refusal::NoAuth });
+        }
         let (changes, done) = self.tree.judge(ops, session, Zxid(self.zxid.0 + 1))?;
         self.commit(node, changes, ops);
         if let Some(server) = server {

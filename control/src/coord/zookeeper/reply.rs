@@ -31,10 +31,10 @@ fn refusal(error: &zk::Error) -> Option<Refusal> {
         zk::Error::BadVersion => Some(Refusal::BadVersion),
         zk::Error::NotEmpty => Some(Refusal::NotEmpty),
         zk::Error::NoAuth => Some(Refusal::NoAuth),
-        zk::Error::NoChildrenForEphemerals
-        | zk::Error::InvalidAcl
-        | zk::Error::BadArguments(_)
-        | zk::Error::QuotaExceeded => Some(Refusal::Impossible),
+        zk::Error::NoChildrenForEphemerals | zk::Error::InvalidAcl | zk::Error::BadArguments(_) => {
+            Some(Refusal::Impossible)
+        }
+        zk::Error::QuotaExceeded => Some(Refusal::QuotaExceeded),
         _ => None,
     }
 }

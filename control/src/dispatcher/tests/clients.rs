@@ -280,3 +280,29 @@ async fn the_higher_priority_goes_first_and_age_counts() {
     let order: Vec<String> = assigned.map(|line| line.replace("n1 assign ", "")).collect();
     assert_eq!(order, ["old", "high", "high2", "low"]);
 }
+
+/// Method: the access list of the claims is changed, and later back.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_the_service_refuses_is_the_reason_of_its_task() {
+    let stage = Stage::new(13, Config::default()).await;
+    stage.runner("n1", "a", 9, Manner::Busy).await;
+    stage.ensemble.forbid(Some("/claims/"));
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    let waits = stage.leader.get(&id("x")).await.unwrap();
+    assert_eq!(waits.state, State::Pending);
+    assert!(
+        waits.reason.starts_with("cannot be written: the coordination service refuses to write /claims/"),
+        "{}",
+        waits.reason
+    );
+    assert!(waits.reason.contains("not permitted by the access list of the node (NoAuth)"), "{}", waits.reason);
+    stage.ensemble.forbid(Some("/tasks/"));
+    let refused = stage.leader.submit(order("y", noop(1))).await.unwrap_err();
+    assert!(refused.code == Code::Permission && refused.message.contains("NoAuth"), "{refused}");
+    let refused = stage.leader.change(&id("x"), Change::Cancel).await.unwrap_err();
+    assert!(refused.code == Code::Permission && !refused.retryable, "{refused}");
+    stage.ensemble.forbid(None);
+    let done = stage.until("x", State::Succeeded).await;
+    assert_eq!((done.failures, &*done.reason), (0, ""));
+}
