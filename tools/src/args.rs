@@ -58,7 +58,7 @@ pub(crate) enum Command {
     List(RawList),
     /// List the nodes of a task center
     Runners(RawAsk),
-    /// Keep new tasks from a node
+    /// Keep new tasks from a node, also from one that is away, for when it returns
     Drain(RawDrain),
     /// Say that a lost node is cut off, so that its tasks can go on elsewhere
     Fence(RawFence),

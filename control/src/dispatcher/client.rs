@@ -132,7 +132,7 @@ impl DispatcherHandle {
     /// Takes a node out of service, or back.
     ///
     /// # Errors
-    /// `ENotFound`: no such runner is registered. `EUnreachable`.
+    /// `ENotFound`: no such node has ever registered. `EUnreachable`.
     pub(crate) async fn drain(&self, node: &NodeId, wish: Draining) -> Result<()> {
         self.ask(|reply| Request::Drain(node.clone(), wish, reply)).await
     }

@@ -185,12 +185,6 @@ impl Dispatcher {
     }
 
     fn drain(&mut self, node: NodeId, wish: Draining, reply: Reply<()>) {
-        let is_known = self.view.fleet.get(&node).is_some() || self.view.fleet.drains.contains_key(&node);
-        if !is_known && wish != Draining::Undo {
-            let message = format!("no runner {node} is registered");
-            let _ = reply.send(Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message)));
-            return;
-        }
         let drain = Drain { since_ms: self.clock.unix_ms(), now: wish == Draining::Now, op: OpId::fresh() };
         let drain = (wish != Draining::Undo).then_some(drain);
         let writer = self.writer.clone();
@@ -226,7 +220,17 @@ fn is_same_work(one: &TaskSpec, other: &TaskSpec) -> bool {
     unlimited(one) == unlimited(other)
 }
 
-/// Stores the wish about a node, or removes it.
+/// Whether a node is there or was once: its renewals stay.
+async fn has_registered(writer: &super::Writer, node: &NodeId) -> Result<bool> {
+    for path in [layout::lease(node.as_str()), layout::runner(node.as_str())] {
+        if writer.session.get(&path).await.map_err(|error| unreachable(&error))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Stores the wish about a node, or removes it. The node need not be there: it takes nothing when it returns.
 async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) -> Result<Option<(Drain, i32)>> {
     let path = layout::drain(node.as_str());
     let mut last = CoordError::NotConnected;
@@ -235,6 +239,10 @@ async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) 
             Ok(there) => there,
             Err(error) => return Err(unreachable(&error)),
         };
+        if there.is_none() && !has_registered(writer, node).await? {
+            let message = format!("no node {node} has ever been here: 'blockhaul runners' names those that are");
+            return Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message));
+        }
         let (op, version) = match (&drain, there) {
             (Some(drain), Some(there)) if Drain::decode(&there.data).is_ok_and(|stored| stored.op == drain.op) => {
                 return Ok(Some((drain.clone(), there.stat.version)));

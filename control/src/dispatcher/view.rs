@@ -184,6 +184,10 @@ impl View {
         let mut concerned: BTreeSet<TaskId> = BTreeSet::new();
         for node in &changed {
             concerned.extend(self.fleet.tasks(node).cloned());
+            let is_asked_back = self.fleet.drains.get(node).is_some_and(|(drain, _)| drain.now);
+            if is_asked_back && self.fleet.get(node).is_some() {
+                self.interrupts.insert(node.clone(), now);
+            }
             if let Some(there) = self.fleet.get(node) {
                 self.cuts.remove(&(node.clone(), there.incarnation.0.clone()));
             }

@@ -191,6 +191,7 @@ fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
         (&["set", "nobody", "--limit", "1MiB/s"], 1, "ENotFound"),
         (&["list", "--state", "SLEEPING"], 2, "EBadRequest"),
         (&["drain", "nobody"], 1, "ENotFound"),
+        (&["drain", "nobody", "--undo"], 1, "ENotFound"),
         (&["drain", "a/b"], 2, "EBadRequest"),
         (&["fence", "a/b", "--confirm"], 2, "EBadRequest"),
     ];

@@ -233,6 +233,35 @@ async fn a_node_that_drains_gets_nothing_and_gives_back_when_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_is_away_is_drained_for_when_it_returns() {
+    let stage = Stage::new(14, Config::default()).await;
+    let drain = |name: &'static str, wish| {
+        let leader = stage.leader.clone();
+        async move { leader.drain(&node(name), wish).await }
+    };
+    let runner = stage.runner("n1", "a", 9, Manner::Willing).await;
+    stage.leader.submit(order("local", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    stage.begin(&runner, "local").await;
+    stage.lose(&runner).await;
+    stage.until("local", State::Lost).await;
+    drain("n1", Draining::Now).await.unwrap();
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
+    stage.world.heard();
+    // The same process again: what it still has it gives back.
+    stage.runner("n1", "a", 9, Manner::Willing).await;
+    stage.until("local", State::Running).await;
+    sleep(Duration::from_secs(3)).await;
+    assert!(stage.world.heard().contains(&String::from("n1 interrupt")));
+    assert_eq!(stage.stored("x").state, State::Pending);
+    drain("n1", Draining::Undo).await.unwrap();
+    drain("n1", Draining::Undo).await.unwrap();
+    stage.until("x", State::Assigned).await;
+    for wish in [Draining::Finish, Draining::Now, Draining::Undo] {
+        assert_eq!(drain("nobody", wish).await.unwrap_err().code, Code::NotFound);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn ended_tasks_are_purged_and_their_ids_are_free_again() {
     let config = Config { retention: Duration::from_secs(60), ..Config::default() };
     let stage = Stage::new(10, config).await;

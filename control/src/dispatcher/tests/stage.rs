@@ -219,6 +219,9 @@ impl Stage {
         let op = Op::Create { path: layout::runner(node), data: registration.encode(), life: Life::Ephemeral };
         self.world.runners.lock().unwrap().insert(node.to_owned(), Runner { manner, held: BTreeSet::new() });
         self.world.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
+        // The first registration of a node leaves its lease behind.
+        let lease = Op::Create { path: layout::lease(node), data: Vec::new(), life: Life::Persistent };
+        let _ = session.multi(vec![lease]).await;
         while session.multi(vec![op.clone()]).await.is_err() {
             if self.ensemble.committed(&layout::runner(node)).is_some() {
                 break;
