@@ -21,6 +21,8 @@ use tokio::time::{sleep, timeout};
 
 /// Between two tries to register.
 const RETRY: Duration = Duration::from_secs(1);
+/// The log says so often why the node is not registered.
+const REPORT_EVERY: Duration = Duration::from_secs(30);
 /// Between two tries to remove it.
 const WITHDRAW_AGAIN: Duration = Duration::from_millis(200);
 /// Between two tries to say in it how the runner is.
@@ -55,6 +57,7 @@ impl Seat {
 /// Keeps the node registered while the runner wants to be there, for as long as it is polled.
 pub(super) async fn keep_registered(hub: &Hub, mut sessions: Sessions) {
     let mut moods = hub.mood.subscribe();
+    let mut said: Option<(String, Duration)> = None;
     loop {
         let _ = moods.wait_for(|&mood| mood != Mood::Absent).await;
         let Ok(session) = sessions.wait_for(Option::is_some).await.map(|session| session.clone()) else {
@@ -66,6 +69,7 @@ pub(super) async fn keep_registered(hub: &Hub, mut sessions: Sessions) {
         match register(hub, &session).await {
             Ok(seat) => {
                 tracing::info!(node = %hub.config.node, session = ?session.id(), "registered");
+                said = None;
                 hub.seat.send_replace(Some(seat));
                 // Whatever was decided meanwhile: everything that is held is looked at.
                 hub.book.all().iter().for_each(|attempt| attempt.look());
@@ -73,7 +77,11 @@ pub(super) async fn keep_registered(hub: &Hub, mut sessions: Sessions) {
                 give_up(hub);
             }
             Err(why) => {
-                report(hub, &why);
+                let (news, now) = (format!("{why:?}"), hub.now());
+                if said.as_ref().is_none_or(|(before, at)| *before != news || now >= *at + REPORT_EVERY) {
+                    report(hub, &why);
+                    said = Some((news, now));
+                }
                 let mut states = session.states();
                 let over = states.wait_for(|state| state.is_over());
                 if timeout(RETRY, over).await.is_ok() {

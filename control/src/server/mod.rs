@@ -149,7 +149,10 @@ impl Server {
     pub async fn initialise(self) -> Result<Ready> {
         let Self { config, control } = self;
         let state = Arc::new(lock(&config).await?);
-        let restarts = state.count_start()?;
+        let restarts = state.count_start().unwrap_or_else(|error| {
+            tracing::warn!(%error, "this start is not counted");
+            0
+        });
         let channel = match &config.data {
             Some((address, terms)) => Some(DataChannel::open(address, *terms).await?),
             None => None,

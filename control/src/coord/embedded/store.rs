@@ -4,7 +4,7 @@ use super::super::tree::{Change, ChangeKind, Tree, Watches};
 use super::super::{CoordError, Done, Ending, Link, Node, Op, SessionId, SessionState, Zxid, is_path};
 use super::shelf::{Content, OpenShelf, Shelf, ShelfError};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -12,6 +12,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 const BATCH_REQUESTS_MAX: usize = 256;
 /// Between two attempts to open a file again that has failed.
 const RETRY_WAIT: Duration = Duration::from_millis(250);
+
+/// The log says so often that the disk fails.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// What a session asks of the store. An answer that nobody waits for is dropped; the work is done.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub(super) struct Store {
     sessions: BTreeMap<SessionId, watch::Sender<SessionState>>,
     watches: Watches,
     batch: Batch,
+    /// When the log said last that the disk fails.
+    said: Option<Instant>,
 }
 
 /// What waits for the next transaction of the file.
@@ -77,6 +82,7 @@ impl Store {
             sessions: BTreeMap::new(),
             watches: Watches::default(),
             batch: Batch::default(),
+            said: None,
         };
         store.load()?;
         Ok(store)
@@ -88,7 +94,7 @@ impl Store {
             if self.open.is_none() {
                 std::thread::sleep(RETRY_WAIT);
                 if let Err(error) = self.load() {
-                    tracing::debug!(%error, "the store is not back yet");
+                    self.say(&error);
                 }
             } else {
                 let Some(first) = queue.blocking_recv() else { return };
@@ -247,9 +253,17 @@ impl Store {
         }
     }
 
+    /// A disk that is full fails several times a second, with small writes succeeding in between.
+    fn say(&mut self, error: &ShelfError) {
+        if self.said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+            self.said = Some(Instant::now());
+            tracing::error!(%error, "the task center's store fails: it is opened again until it can be written");
+        }
+    }
+
     /// The disk has failed: whether the batch is on it is not known before it can be read again.
     fn fail(&mut self, answers: Vec<Pending>, error: &redb::Error) {
-        tracing::error!(%error, "the task center's store cannot write: {}", self.shelf);
+        self.say(&self.shelf.error(error));
         (self.open, self.tree) = (None, Tree::new());
         self.tell_all(Link::Disconnected);
         for answer in answers {
