@@ -4,7 +4,7 @@
 //! which flags exclude each other; what a request means is settled where it is resolved, by taking the structure
 //! apart in full, so that a new flag does not compile until somebody decides what it does.
 
-use crate::center::args::{RawAsk, RawDrain, RawFence, RawList, RawName, RawSet, RawSubmit};
+use crate::center::args::{RawAsk, RawDrain, RawFence, RawList, RawName, RawRemove, RawSet, RawSubmit};
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Pause(RawName),
     /// Let a paused copy go on
     Resume(RawName),
+    /// Remove tasks that have ended; their names are free again
+    Remove(RawRemove),
     /// Change a copy while it runs
     Set(RawSet),
     /// List tasks

@@ -60,6 +60,7 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
         Command::Cancel(raw) => center::cancel(raw),
         Command::Pause(raw) => center::pause(raw),
         Command::Resume(raw) => center::resume(raw),
+        Command::Remove(raw) => center::remove(raw),
         Command::Set(raw) => center::set(raw),
         Command::List(raw) => center::list(raw),
         Command::Runners(raw) => center::runners(raw),

@@ -108,6 +108,14 @@ impl Center for CenterService {
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn remove(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
+        let desk = self.roles.desk()?;
+        let id = TaskId::new(request.into_inner().id).map_err(Fault::from)?;
+        let task = desk.remove(&id).await.map_err(Fault::from)?;
+        reply(&task)
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn set_limit(&self, request: Request<wire::SetLimitRequest>) -> Answer<wire::Task> {
         let wire::SetLimitRequest { id, limit } = request.into_inner();
         if limit == Some(0) {

@@ -66,6 +66,8 @@ verbs! {
     pause(TaskName) -> Task;
     /// Lets a paused copy go on.
     resume(TaskName) -> Task;
+    /// Deletes a task that has ended.
+    remove(TaskName) -> Task;
     /// Changes a copy's limit.
     set_limit(SetLimitRequest) -> Task;
     /// One page of nodes.

@@ -31,6 +31,9 @@ pub trait Desk: Send + Sync + std::fmt::Debug {
     /// Changes what is wanted of a task. `ENotFound`; `EUnsupported` if its kind cannot do that.
     async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>>;
 
+    /// Deletes a task that has ended; what it said last. `ENotFound`, `EBusy`.
+    async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>>;
+
     /// Every node that is registered, drains, or holds a task, in the order of their names.
     async fn runners(&self) -> Result<Vec<RunnerSeen>>;
 

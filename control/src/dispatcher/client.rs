@@ -39,6 +39,8 @@ pub(crate) enum Wanted {
     Change(Change),
     /// That node is off, an operator says.
     Confirm(NodeId),
+    /// That its record goes, as it has ended.
+    Remove,
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -81,7 +83,7 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `EBadRequest`: it is too long for a record. `EUnsupported`: there is no program to fence it by. `EExists`: another
-    /// task has that id. `EOverloaded`: there are too many tasks. `EUnreachable`: the store does not answer; it may be
+    /// task has that id. `EOverloaded`: there are too many tasks that have not ended. `EUnreachable`: the store does not answer; it may be
     /// submitted again. `ENotLeader`, as from every call: ask the node that leads now.
     pub(crate) async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
         self.ask(|reply| Request::Submit(order, reply)).await
@@ -119,6 +121,14 @@ impl DispatcherHandle {
     /// `EBadRequest`: a limit of 0. `ENotFound`, `EUnreachable`.
     pub(crate) async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
         self.ask(|reply| Request::Want(task.clone(), Wanted::Change(change), reply)).await
+    }
+
+    /// Deletes the record of a task that has ended; what it said last.
+    ///
+    /// # Errors
+    /// `EBusy`: it has not ended, or an earlier attempt may still write its destination. `ENotFound`, `EUnreachable`.
+    pub(crate) async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Want(task.clone(), Wanted::Remove, reply)).await
     }
 
     /// The runners that are registered, and nodes that drain.

@@ -32,6 +32,8 @@ pub(crate) struct Terms {
     pub(crate) hold_off: Duration,
     /// The same.
     pub(crate) answer_within: Duration,
+    /// The same.
+    pub(crate) tasks_max: usize,
 }
 
 /// What is to be done.
@@ -85,8 +87,28 @@ pub(crate) fn decide(view: &View, terms: &Terms, now: Now, room: Room) -> Vec<De
         }
         decisions.push(decision);
     }
+    purge_surplus(view, terms, now, &mut room, &mut decisions);
     place::fill(view, now, &mut room, &mut decisions);
     decisions
+}
+
+/// Makes room by the tasks that ended and came first, where there are more than there should be.
+fn purge_surplus(view: &View, terms: &Terms, now: Now, room: &mut Room, decisions: &mut Vec<Decision>) {
+    let surplus = view.tasks.len().saturating_sub(terms.tasks_max);
+    if surplus == 0 {
+        return;
+    }
+    let is_settled = |id: &&TaskId| view.tasks.get(id).is_some_and(|entry| entry.record.claims.is_empty());
+    for id in view.tasks.ended().filter(is_settled).take(surplus) {
+        let is_free = |entry: &Entry| !entry.note.is_busy && entry.note.hold_until <= now.boot;
+        let decision = Decision::Purge(id.clone());
+        if view.tasks.get(id).is_some_and(is_free) && !decisions.contains(&decision) {
+            if !room.take(&decision) {
+                return;
+            }
+            decisions.push(decision);
+        }
+    }
 }
 
 /// How many more requests may be sent.

@@ -41,7 +41,13 @@ impl Dispatcher {
         tracing::trace!(?decision, "decided");
         match decision {
             Decision::Move { task, events } => self.move_task(&task, events, now),
-            Decision::Purge(task) => self.purge(task),
+            Decision::Purge(task) => {
+                if let Some(entry) = self.view.tasks.get(&task) {
+                    let (state, ended_ms) = (entry.record.state.as_str(), entry.record.updated_ms);
+                    tracing::info!(%task, state, ended_ms, tasks = self.view.tasks.len(), "purges an ended task");
+                }
+                self.delete(&task, Purpose::Decided);
+            }
             Decision::Resolve(task, to) => self.resolve(task, to, now),
             Decision::Tell(task, holder) => self.call(Call::Tell, task, holder),
             Decision::Ask(task, holder) => self.call(Call::Ask, task, holder),
@@ -123,12 +129,13 @@ impl Dispatcher {
         });
     }
 
-    fn purge(&mut self, id: TaskId) {
-        self.view.calm(&id);
-        let Some(entry) = self.view.tasks.get_mut(&id) else { return };
+    /// Starts the removal of a record as it is known.
+    pub(crate) fn delete(&mut self, id: &TaskId, purpose: Purpose) {
+        self.view.calm(id);
+        let Some(entry) = self.view.tasks.get_mut(id) else { return };
         entry.note.is_busy = true;
-        let known = Known::of(entry);
-        self.start_write(id.clone(), Purpose::Decided, move |writer| writer.purge(id, known));
+        let (known, task) = (Known::of(entry), id.clone());
+        self.start_write(id.clone(), purpose, move |writer| writer.purge(task, known));
     }
 
     fn resolve(&mut self, id: TaskId, to: Holder, now: Now) {

@@ -78,7 +78,8 @@ pub(crate) struct Config {
     pub answer_within: Duration,
     /// Everything is compared with the store so often, give or take a tenth. Default 30 s.
     pub reconcile_every: Duration,
-    /// Tasks that may be there, ended ones included; more are `EOverloaded`. Default 100,000.
+    /// Tasks that may be there. With more, those that have ended go early, the oldest first; more that have not ended are
+    /// `EOverloaded`. Default 100,000.
     pub tasks_max: usize,
     /// For tasks whose fence is `command`; without it they are refused. Default none.
     pub fence: Option<Arc<dyn FenceProgram>>,
@@ -163,6 +164,7 @@ impl Dispatcher {
             quiet_after: config.quiet_after,
             hold_off: config.hold_off,
             answer_within: config.answer_within,
+            tasks_max: config.tasks_max,
         };
         let this = Self {
             writer: Writer { session, reign },

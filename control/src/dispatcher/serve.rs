@@ -85,8 +85,9 @@ impl Dispatcher {
             let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }
-        if self.view.tasks.get(&order.id).is_none() && self.view.tasks.len() >= self.config.tasks_max {
-            let message = format!("there are {} tasks already", self.view.tasks.len());
+        let live = self.view.tasks.len() - self.view.tasks.ended().len();
+        if self.view.tasks.get(&order.id).is_none() && live >= self.config.tasks_max {
+            let message = format!("there are {live} tasks already that have not ended: wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
         let record = TaskRecord::new(order, self.clock.unix_ms());

@@ -120,6 +120,8 @@ impl Rest {
 pub(crate) struct Tasks {
     entries: BTreeMap<TaskId, Entry>,
     by_state: [BTreeSet<TaskId>; State::ALL.len()],
+    /// Those that have ended, in the order of their submissions.
+    ended: BTreeSet<(Zxid, TaskId)>,
     /// Records that cannot be decoded, by path, and why.
     pub(crate) undecodable: BTreeMap<String, String>,
 }
@@ -156,6 +158,21 @@ impl Tasks {
         &self.by_state[position(state)]
     }
 
+    /// Tasks that have ended, the first that was submitted first.
+    pub(crate) fn ended(&self) -> impl ExactSizeIterator<Item = &TaskId> {
+        self.ended.iter().map(|(_, id)| id)
+    }
+
+    /// When a task's node was created becomes known.
+    pub(crate) fn learn_created(&mut self, id: &TaskId, created: Zxid) {
+        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.created.is_none()) else { return };
+        let before = age(entry);
+        entry.created = Some(created);
+        if self.ended.remove(&before) {
+            self.ended.insert((created, id.clone()));
+        }
+    }
+
     /// Ids of the tasks that a runner may change.
     pub(crate) fn held(&self) -> impl Iterator<Item = &TaskId> {
         State::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
@@ -165,6 +182,9 @@ impl Tasks {
     pub(crate) fn insert(&mut self, entry: Entry) {
         let id = entry.record.id.clone();
         self.by_state[position(entry.record.state)].insert(id.clone());
+        if entry.record.state.is_terminal() {
+            self.ended.insert(age(&entry));
+        }
         let before = self.entries.insert(id, entry);
         assert!(before.is_none(), "it would stay in the index of its state");
     }
@@ -172,8 +192,14 @@ impl Tasks {
     pub(crate) fn remove(&mut self, id: &TaskId) -> Option<Entry> {
         let entry = self.entries.remove(id)?;
         self.by_state[position(entry.record.state)].remove(id);
+        self.ended.remove(&age(&entry));
         Some(entry)
     }
+}
+
+/// By which tasks are ordered as they were submitted: a node whose creation nobody has told of is new.
+fn age(entry: &Entry) -> (Zxid, TaskId) {
+    (entry.created.unwrap_or(Zxid(i64::MAX)), entry.record.id.clone())
 }
 
 fn position(state: State) -> usize {

@@ -66,11 +66,12 @@ impl View {
     /// Takes a record as it was read or written. `created` is known only when it was read. Returns whether it is news.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>, now: Now) -> bool {
         let id = record.id.clone();
-        let before = self.tasks.get_mut(&id);
-        if let Some(before) = before {
+        if let Some(before) = self.tasks.get(&id) {
             let is_same_node = created.is_none() || before.created.is_none() || before.created == created;
             if is_same_node && version <= before.version {
-                before.created = before.created.or(created);
+                if let Some(created) = created {
+                    self.tasks.learn_created(&id, created);
+                }
                 return false;
             }
         }

@@ -22,6 +22,8 @@ pub(crate) struct Want {
     wanted: Wanted,
     until: Duration,
     reply: Reply<Arc<TaskRecord>>,
+    /// What a task that is to be removed said last: its removal is under way, or has happened.
+    removed: Option<Arc<TaskRecord>>,
 }
 
 /// Wishes that wait for their turn.
@@ -39,7 +41,7 @@ impl Dispatcher {
     /// A client wants something of a task.
     pub(crate) fn want(&mut self, id: TaskId, wanted: Wanted, reply: Reply<Arc<TaskRecord>>) {
         let until = self.clock.boot_time() + PATIENCE;
-        self.wants.0.entry(id).or_default().push_back(Want { wanted, until, reply });
+        self.wants.0.entry(id).or_default().push_back(Want { wanted, until, reply, removed: None });
     }
 
     /// Starts the writes of all wishes whose tasks are free.
@@ -71,9 +73,12 @@ impl Dispatcher {
 
     fn pursue(&mut self, id: &TaskId, want: Want, now: Now) {
         let Some(entry) = self.view.tasks.get(id) else {
-            let _ = want.reply.send(Err(not_found(id)));
+            let _ = want.reply.send(want.removed.ok_or_else(|| not_found(id)));
             return;
         };
+        if want.wanted == Wanted::Remove {
+            return self.remove(id, want);
+        }
         match wished(&entry.record, &want.wanted, now.unix_ms) {
             Err(error) => {
                 let _ = want.reply.send(Err(error));
@@ -84,6 +89,30 @@ impl Dispatcher {
                 self.write(id, after.sealed(), Purpose::Wanted(want));
             }
         }
+    }
+
+    /// Deletes a task's record, unless it is needed.
+    fn remove(&mut self, id: &TaskId, want: Want) {
+        let Some(entry) = self.view.tasks.get(id) else { return };
+        let record = entry.record.clone();
+        let refused = match want.removed {
+            // Another task has the name by now.
+            Some(removed) if !record.state.is_terminal() => Some(Ok(removed)),
+            _ if !record.state.is_terminal() => {
+                Some(Err(busy(format!("{id} is {}: cancel it first", record.state.as_str()))))
+            }
+            _ if !record.claims.is_empty() => {
+                let message = format!("an earlier attempt of {id} may still write its destination: ask again later");
+                Some(Err(Error { retryable: true, ..busy(message) }))
+            }
+            _ => None,
+        };
+        if let Some(answer) = refused {
+            let _ = want.reply.send(answer);
+            return;
+        }
+        tracing::info!(task = %id, "is removed as its client asks");
+        self.delete(id, Purpose::Wanted(Want { removed: Some(record), ..want }));
     }
 
     fn answer(&mut self, id: &TaskId, reply: Reply<Arc<TaskRecord>>) {
@@ -164,6 +193,7 @@ fn wished(record: &TaskRecord, wanted: &Wanted, now_ms: u64) -> Result<TaskRecor
             Err(Error::bad_request("a limit of 0 would never end: pause the task instead"))
         }
         Wanted::Change(Change::Limit(limit)) => step(Event::LimitAsked(*limit)),
+        Wanted::Remove => Ok(record.clone()),
         Wanted::Confirm(node) => confirmed(record, node, now_ms).map_err(|illegal| refusal(record, &illegal)),
     }
 }
@@ -192,8 +222,12 @@ fn refusal(record: &TaskRecord, illegal: &Illegal) -> Error {
         Illegal::NotACopy(_) => Code::Unsupported,
         Illegal::State { .. } | Illegal::NotQuiet | Illegal::NoProof { .. } | Illegal::NoAttempt(_) => Code::Busy,
     };
-    let message = format!("{}: {illegal}", record.id);
-    Error { retryable: false, ..Error::new(code, Side::Caller, Operation::Parse, message) }
+    Error { code, ..busy(format!("{}: {illegal}", record.id)) }
+}
+
+/// Not as the task is.
+fn busy(message: String) -> Error {
+    Error { retryable: false, ..Error::new(Code::Busy, Side::Caller, Operation::Parse, message) }
 }
 
 /// There is no such task.

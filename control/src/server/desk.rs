@@ -51,6 +51,10 @@ impl Desk for LeaderDesk {
         self.dispatcher.change(task, change).await
     }
 
+    async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.dispatcher.remove(task).await
+    }
+
     async fn runners(&self) -> Result<Vec<RunnerSeen>> {
         let views = self.dispatcher.runners().await?;
         let clock = |node: &NodeId| {

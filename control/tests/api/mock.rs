@@ -82,6 +82,12 @@ impl Desk for MockDesk {
         self.get(task).await
     }
 
+    async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        let last = self.get(task).await?;
+        self.tasks.lock().unwrap().remove(task);
+        Ok(last)
+    }
+
     async fn runners(&self) -> Result<Vec<RunnerSeen>> {
         let node = NodeId::new("n1")?;
         Ok(vec![RunnerSeen { node, registration: None, draining: true, running: 3, clock: None }])

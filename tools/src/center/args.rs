@@ -123,6 +123,15 @@ pub(crate) struct RawName {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RawRemove {
+    /// The tasks
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RawSet {
     /// The task
     #[arg(value_name = "ID")]

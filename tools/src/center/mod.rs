@@ -1,5 +1,5 @@
-//! The commands that ask a task center: `submit`, `get`, `watch`, `cancel`, `pause`, `resume`, `set`, `list`, `runners`,
-//! `drain`, `fence` and `center`.
+//! The commands that ask a task center: `submit`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`, `list`,
+//! `runners`, `drain`, `fence` and `center`.
 //!
 //! Each takes its flags apart, makes its call, and shows the answer. Finding the node that leads, and trying again, is the
 //! client's business.
@@ -11,7 +11,7 @@ mod submit;
 use crate::exit::Exit;
 use crate::output::tell;
 use crate::start_logging;
-use args::{RawAsk, RawCenter, RawDrain, RawFence, RawList, RawName, RawSet, RawSubmit};
+use args::{RawAsk, RawCenter, RawDrain, RawFence, RawList, RawName, RawRemove, RawSet, RawSubmit};
 use blockhaul_control::api::channels::Channels;
 use blockhaul_control::api::client::CenterClient;
 use blockhaul_control::api::fault::Fault;
@@ -120,6 +120,25 @@ pub(crate) fn resume(RawName { id, center }: RawName) -> Result<Exit> {
     let mut desk = Desk::open(center)?;
     let task = ask!(desk, resume, wire::TaskName { id })?;
     Ok(desk.show(task))
+}
+
+/// Each by itself: one that cannot be removed keeps no other one. The first failure is the outcome.
+pub(crate) fn remove(RawRemove { ids, center }: RawRemove) -> Result<Exit> {
+    let mut desk = Desk::open(center)?;
+    let mut failed = None;
+    for id in ids {
+        match ask!(desk, remove, wire::TaskName { id }) {
+            Ok(task) => show::removed(&TaskView::from(task), desk.json),
+            Err(error) => {
+                // The last words of the program are those of the first one.
+                if failed.is_some() {
+                    tell(format_args!("{error}"));
+                }
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    failed.map_or(Ok(Exit::Done), Err)
 }
 
 pub(crate) fn set(RawSet { id, limit, center }: RawSet) -> Result<Exit> {

@@ -27,6 +27,11 @@ pub(super) fn submitted(task: &TaskView, json: bool) {
     print(json, task, || vec![task.id.clone()]);
 }
 
+/// A task that is gone: its name, for a script that counts them.
+pub(super) fn removed(task: &TaskView, json: bool) {
+    print(json, task, || vec![task.id.clone()]);
+}
+
 /// One of many.
 pub(super) fn line(task: &TaskView, json: bool) {
     print(json, task, || vec![summary(task)]);

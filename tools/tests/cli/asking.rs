@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 /// Every command, what it takes, and its flags.
-const COMMANDS: [(&[&str], &[&str]); 14] = [
+const COMMANDS: [(&[&str], &[&str]); 15] = [
     (
         &["submit", "copy"],
         &[
@@ -37,6 +37,7 @@ const COMMANDS: [(&[&str], &[&str]); 14] = [
     (&["cancel"], &["ID"]),
     (&["pause"], &["ID"]),
     (&["resume"], &["ID"]),
+    (&["remove"], &["ID"]),
     (&["set"], &["ID", "--limit"]),
     (&["list"], &["--state"]),
     (&["runners"], &[]),
@@ -66,7 +67,7 @@ fn the_help_of_each_command_names_what_it_takes() {
 
 #[test]
 fn malformed_requests_end_with_2_and_ask_nobody() {
-    let malformed: [&[&str]; 36] = [
+    let malformed: [&[&str]; 37] = [
         &["submit"],
         &["submit", "move", "a", "b"],
         &["submit", "copy"],
@@ -88,6 +89,7 @@ fn malformed_requests_end_with_2_and_ask_nobody() {
         &["cancel"],
         &["pause"],
         &["resume"],
+        &["remove"],
         &["set"],
         &["set", "a"],
         &["set", "a", "--limit", "fast"],
@@ -163,7 +165,7 @@ fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
     let center = Center::start(&scratch);
     let (source, destination) = ("file://n1/volumes/a", "file://n1/volumes/b");
     let long = "x".repeat(65);
-    let refused: [(&[&str], i32, &str); 29] = [
+    let refused: [(&[&str], i32, &str); 31] = [
         (&["submit", "noop", "--id", "a/b"], 2, "EBadRequest"),
         (&["submit", "noop", "--id", &long], 2, "EBadRequest"),
         (&["submit", "noop", "--priority", "10"], 2, "EBadRequest"),
@@ -188,6 +190,7 @@ fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
         (&["cancel", "nobody"], 1, "ENotFound"),
         (&["pause", "nobody"], 1, "ENotFound"),
         (&["resume", "nobody"], 1, "ENotFound"),
+        (&["remove", "nobody"], 1, "ENotFound"),
         (&["set", "nobody", "--limit", "1MiB/s"], 1, "ENotFound"),
         (&["list", "--state", "SLEEPING"], 2, "EBadRequest"),
         (&["drain", "nobody"], 1, "ENotFound"),
@@ -220,4 +223,7 @@ fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
         let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value.is_object());
         assert!(stdout.lines().count() > 0 && stdout.lines().all(is_json), "{words:?}: {stdout}");
     }
+    let (code, stdout) = ask(&["remove", "nobody", "x"]);
+    assert!(code == Some(1) && stdout.contains("\"id\":\"x\""), "one that is not there keeps no other one: {stdout}");
+    assert_eq!(ask(&["get", "x"]).0, Some(1), "it is gone");
 }

@@ -335,3 +335,46 @@ async fn a_write_that_the_service_refuses_is_the_reason_of_its_task() {
     let done = stage.until("x", State::Succeeded).await;
     assert_eq!((done.failures, &*done.reason), (0, ""));
 }
+
+#[tokio::test(start_paused = true)]
+async fn ended_tasks_keep_no_new_ones_away() {
+    let stage = Stage::new(15, Config { tasks_max: 4, ..Config::default() }).await;
+    for index in 0..12 {
+        let name = format!("t{index}");
+        stage.leader.submit(order(&name, noop(1))).await.unwrap();
+        stage.leader.change(&id(&name), Change::Cancel).await.unwrap();
+    }
+    for name in ["a", "b", "c", "d"] {
+        stage.leader.submit(order(name, noop(1))).await.unwrap();
+    }
+    assert_eq!(stage.leader.submit(order("e", noop(1))).await.unwrap_err().code, Code::Overloaded);
+    sleep(Duration::from_secs(1)).await;
+    let left = stage.leader.list(Query::default()).await.unwrap().tasks;
+    assert_eq!(left.iter().map(|task| task.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_has_ended_is_removed_when_asked() {
+    let stage = Stage::new(16, Config::default()).await;
+    let runner = stage.runner("n1", "a", 9, Manner::Willing).await;
+    let remove = |name: &'static str| {
+        let leader = stage.leader.clone();
+        async move { leader.remove(&id(name)).await }
+    };
+    assert_eq!(remove("x").await.unwrap_err().code, Code::NotFound);
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
+    stage.begin(&runner, "x").await;
+    let refused = remove("x").await.unwrap_err();
+    assert!(refused.code == Code::Busy && refused.message.contains("cancel it first"), "{refused}");
+    stage.lose(&runner).await;
+    stage.until("x", State::Lost).await;
+    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
+    stage.until("x", State::Cancelled).await;
+    let refused = remove("x").await.unwrap_err();
+    assert!(refused.code == Code::Busy && refused.retryable, "its runner may still write: {refused}");
+    sleep(Duration::from_secs(40)).await;
+    assert_eq!(remove("x").await.unwrap().state, State::Cancelled);
+    assert!(stage.ensemble.committed(&layout::task(&id("x"))).is_none());
+    assert_eq!(remove("x").await.unwrap_err().code, Code::NotFound);
+    assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap().state, State::Pending);
+}

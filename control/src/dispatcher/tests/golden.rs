@@ -1,6 +1,7 @@
 //! Golden tests of the decision: this view and time give exactly these lines.
 
 use super::stage::{copy, noop, order};
+use crate::coord::Zxid;
 use crate::dispatcher::decide::{Decision, Room, Terms, decide};
 use crate::dispatcher::view::{Cut, Now, View};
 use crate::record::{
@@ -17,6 +18,7 @@ const TERMS: Terms = Terms {
     quiet_after: Duration::from_secs(30),
     hold_off: Duration::from_secs(2),
     answer_within: Duration::from_secs(15),
+    tasks_max: 4,
 };
 const ROOM: Room = Room { writes: 64, calls: 64 };
 
@@ -275,6 +277,33 @@ fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
     let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
     view.fleet.set_drain(&NodeId::new("n2").unwrap(), Some((drain, 0)));
     assert_eq!(lines(&mut view, at(1), ROOM), [""; 0]);
+}
+
+#[test]
+fn where_there_are_too_many_tasks_the_oldest_that_have_ended_go_early() {
+    let mut view = View::default();
+    let ended = |id: &str| apply(&task(id, noop(1)), Event::CancelAsked, 5000).unwrap();
+    // Names and times of any order: what counts is which the store has created first.
+    for (id, created) in [("c", 1), ("b", 2), ("a", 3)] {
+        view.observe(ended(id), 0, Some(Zxid(created)), at(6));
+    }
+    for (id, created) in [("new", 4), ("new2", 5), ("new3", 6)] {
+        view.observe(task(id, noop(1)), 0, Some(Zxid(created)), at(6));
+    }
+    let purged = |view: &mut View| {
+        lines(view, at(6), ROOM);
+        let lines = lines(view, at(6), ROOM);
+        lines.into_iter().filter(|line| line.ends_with("purge")).collect::<Vec<_>>()
+    };
+    assert_eq!(purged(&mut view), ["c: purge", "b: purge"]);
+    // One that keeps its destination because an earlier attempt may write stays.
+    let id = TaskId::new("c").unwrap();
+    let claimed = TaskRecord { claims: vec![String::from("claim")], ..ended("c") };
+    view.observe(claimed, 1, Some(Zxid(1)), at(6));
+    assert_eq!(purged(&mut view), ["b: purge", "a: purge"]);
+    view.forget(&id, at(6).boot);
+    view.forget(&TaskId::new("new").unwrap(), at(6).boot);
+    assert_eq!(purged(&mut view), [""; 0]);
 }
 
 #[test]
