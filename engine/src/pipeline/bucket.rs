@@ -6,7 +6,7 @@
 
 use crate::limits::BURST;
 use crate::ring::Instant;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::time::Duration;
 
 /// A rate limit that may change or be absent.
@@ -27,20 +27,31 @@ impl Bucket {
     pub(crate) fn set(&self, bytes_per_second: Option<u64>) {
         self.rate.store(rate(bytes_per_second), Relaxed);
         // What was admitted under the old limit must not delay the new one.
-        self.arrival.store(0, Relaxed);
+        self.arrival.store(0, Release);
     }
 
     /// Takes `bytes`, or says how long to wait before asking again.
     pub(crate) fn take(&self, bytes: u64, now: Instant) -> Result<(), Duration> {
-        let rate = self.rate.load(Relaxed);
+        self.take_at(self.rate.load(Relaxed), bytes, now)
+    }
+
+    /// The same at the rate that was looked up before. If it has been changed since, the bytes cost nothing: at the old
+    /// rate they might delay the new one for days.
+    fn take_at(&self, rate: u64, bytes: u64, now: Instant) -> Result<(), Duration> {
         if rate == 0 {
             return Ok(());
         }
         let cost = u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(rate)).unwrap_or(u64::MAX);
         let (now, burst) = (as_nanos(now), as_nanos(BURST));
         let take = |arrival: u64| (arrival <= now.saturating_add(burst)).then(|| arrival.max(now).saturating_add(cost));
-        match self.arrival.fetch_update(Relaxed, Relaxed, take) {
-            Ok(_) => Ok(()),
+        // Acquires what `set` has released: either `set` overwrites this arrival, or its rate is seen below.
+        match self.arrival.fetch_update(AcqRel, Acquire, take) {
+            Ok(_) => {
+                if self.rate.load(Relaxed) != rate {
+                    self.arrival.store(0, Relaxed);
+                }
+                Ok(())
+            }
             Err(arrival) => Err(Duration::from_nanos(arrival - now - burst)),
         }
     }
@@ -97,6 +108,18 @@ mod tests {
         bucket.set(None);
         for _ in 0..1000 {
             assert!(bucket.take(1 << 30, Duration::from_secs(1)).is_ok());
+        }
+    }
+
+    /// A worker looks the rate up, somebody changes it, and only then the worker takes its block.
+    #[test]
+    fn a_block_that_is_being_taken_does_not_delay_the_new_limit() {
+        for new in [Some(1 << 30), Some(2), None] {
+            let bucket = Bucket::new(Some(1));
+            let seen = bucket.rate.load(Relaxed);
+            bucket.set(new);
+            assert!(bucket.take_at(seen, 1 << 20, Duration::ZERO).is_ok());
+            assert!(bucket.take(1, Duration::ZERO).is_ok(), "{new:?}: the block at the old rate delays it");
         }
     }
 }
