@@ -342,7 +342,7 @@ impl Changes<'_> {
         self.wait_for_gate()?;
         destination.resize(source.size_bytes())?;
         self.wait_for_gate()?;
-        let route = probe(self.spec, &opened.source, &opened.destination, known_zero)?;
+        let route = probe(self.spec, &opened.source, &opened.destination)?;
         let keeps_rest = is_older_copy || destination.kind() != VolumeKind::File;
         let tail = if keeps_rest { tail(&opened.destination, source.size_bytes())? } else { Vec::new() };
         Ok(Touched { route, known_zero, tail })

@@ -1,5 +1,5 @@
 //! One operation carried out by the calling thread: what the threads of the pool do, and what inline channels do where
-//! the kernel would only hand the operation to a worker thread of its own.
+//! the kernel would only hand the operation to a worker thread of its own, and the medium is memory.
 
 use super::{Op, Transfer, ZeroMode};
 use nix::errno::Errno;

@@ -36,12 +36,6 @@ impl FileSystem {
         self.kind == TMPFS_MAGIC || self.magic() == RAMFS_MAGIC
     }
 
-    /// Whether buffered writes of a ring run without a kernel worker. Measured on 6.18: those of xfs do, btrfs wants to
-    /// wait for space, ext4 and tmpfs do not support it.
-    pub(crate) fn writes_without_worker(self) -> bool {
-        self.kind == XFS_SUPER_MAGIC
-    }
-
     /// Its id, where that is made of something that lies in it. Others make it from the number of the device below (xfs
     /// does), or have none.
     pub(super) fn lasting_id(self, file: impl AsFd) -> Option<u64> {

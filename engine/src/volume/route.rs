@@ -1,32 +1,26 @@
 //! How the bytes of a copy travel, found out by probing both ends.
 //!
 //! The kernel knows what it can do only when it is asked: the same file system may share extents or not, accept
-//! `O_DIRECT` or not, hand every buffered write to one worker thread or not. Each probe leaves the destination reading
-//! as before. What a probe cannot tell without writing is taken from the file system's kind.
+//! `O_DIRECT` or not. Each probe leaves the destination reading as before.
 
-use super::Volume;
-use super::device::{clone_range, write_without_waiting};
+use super::device::clone_range;
 use super::end::End;
 use super::local::Local;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
 use crate::spec::{CopySpec, Direct, PathChoice, Reflink};
 use nix::libc;
-use nix::sys::uio::pwrite;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-
-/// Trials before a file system counts as one that waits: a false yes is impossible, a false no takes as many ticks.
-const NOWAIT_TRIES: usize = 4;
 
 /// How operations on a volume reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Submit {
     /// Through the worker's ring.
     Ring,
-    /// At once, on the worker itself: the kernel would only hand them to a thread of its own.
+    /// At once, on the worker itself, which stands still meanwhile. Only memory answers soon whatever happens.
     Inline,
 }
 
@@ -124,14 +118,14 @@ pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut End, destination: &mut
     destination.bypass_cache(direct, Side::Destination)
 }
 
-/// Chooses the route. The destination has its final size; where `known_zero` says so it holds nothing but zeros, and
-/// does so afterwards (apart from a first block that is shared with the source).
+/// Chooses the route. The destination has its final size, and keeps what it holds, apart from a first block that is
+/// shared with the source.
 ///
 /// # Errors
 /// `EUnsupported` if `--reflink always` cannot be had; errors of the destination.
-pub(crate) fn probe(spec: &CopySpec, source: &End, destination: &End, known_zero: KnownZero) -> Result<Route> {
+pub(crate) fn probe(spec: &CopySpec, source: &End, destination: &End) -> Result<Route> {
     let from = source_lane(spec.path, source);
-    let to = destination_lane(spec.path, destination, known_zero)?;
+    let to = destination_lane(spec.path, destination);
     let offload = can_share(spec.reflink, source, destination)?.then_some(Offload::Reflink);
     Ok(Route { source: from, destination: to, offload })
 }
@@ -158,42 +152,20 @@ fn source_lane(path: PathChoice, source: &End) -> Lane {
     Lane { submit, cache }
 }
 
-fn destination_lane(path: PathChoice, destination: &End, known_zero: KnownZero) -> Result<Lane> {
+fn destination_lane(path: PathChoice, destination: &End) -> Lane {
     let cache = cache_of(destination);
     let submit = match path {
         _ if cache == Cache::Server => Submit::Ring,
         PathChoice::Inline => Submit::Inline,
         PathChoice::Ring | PathChoice::Threads => Submit::Ring,
         PathChoice::Auto if cache == Cache::Direct => Submit::Ring,
+        // The kernel would only hand them to a thread of its own.
         PathChoice::Auto if destination.is_memory() => Submit::Inline,
-        PathChoice::Auto => buffered_writes(destination, known_zero)?,
+        // It hands these to one as well, which costs little: a device that stalls holds that thread up, and not the
+        // worker, which has other jobs to serve.
+        PathChoice::Auto => Submit::Ring,
     };
-    Ok(Lane { submit, cache })
-}
-
-/// How buffered writes are best started: a trial where a block of zeros changes nothing, else by the file system.
-fn buffered_writes(destination: &End, known_zero: KnownZero) -> Result<Submit> {
-    let End::Local(Local::File(file)) = destination else {
-        // Buffered writes to devices always go to a worker.
-        return Ok(Submit::Inline);
-    };
-    let size = file.size_bytes();
-    let len = usize::try_from(size.min(4096)).expect("at most 4096");
-    if known_zero == KnownZero::Nothing || len == 0 {
-        let without_worker = file.descriptor.filesystem().writes_without_worker();
-        return Ok(if without_worker { Submit::Ring } else { Submit::Inline });
-    }
-    let goes = try_without_waiting(file.descriptor.file(), &[0; 4096][..len]);
-    // Gives the block back: what is known to be zero may stay a hole.
-    file.resize(0)?;
-    file.resize(size)?;
-    Ok(if goes { Submit::Ring } else { Submit::Inline })
-}
-
-/// Writes at 0 twice, the second time without waiting. The first write takes the new modification time upon itself,
-/// which would make the second one wait; a clock tick between them does so all the same, hence several tries.
-fn try_without_waiting(file: &File, bytes: &[u8]) -> bool {
-    (0..NOWAIT_TRIES).any(|_| pwrite(file, bytes, 0).is_ok() && write_without_waiting(file, bytes, 0).is_ok())
+    Lane { submit, cache }
 }
 
 /// Both as local volumes, if sharing is not out of the question. Subvolumes of one btrfs have different device numbers,
