@@ -133,6 +133,14 @@ impl Block {
         Ok(Arc::new(Arena::new(len)?).split(len, 1).pop().expect("the arena holds at least one block"))
     }
 
+    /// Gives the block's memory back to the system until it is used again; then it reads as zeros, or as it was where the
+    /// system would not have it.
+    pub(crate) fn give_back(&mut self) {
+        // SAFETY: the range is this block's own part of a mapping of anonymous memory, and `&mut self` says that nobody
+        // reads it meanwhile. What the kernel drops it replaces by zeros.
+        let _ = unsafe { madvise(self.start.cast(), self.len, MmapAdvise::MADV_DONTNEED) };
+    }
+
     /// Where the block lies in its arena, in bytes.
     pub(crate) fn offset_in_arena(&self) -> usize {
         self.start.as_ptr() as usize - self.arena.start.as_ptr() as usize

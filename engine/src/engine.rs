@@ -3,7 +3,7 @@
 //! One engine per process is enough, and intended: its workers are pinned to cores, its memory is fixed when it
 //! starts (cores x slots x block), and any number of jobs share both, fairly by bytes.
 
-use crate::buffer::{Arena, Block};
+use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::job::control::Control;
 use crate::job::facilities::Facilities;
@@ -49,7 +49,8 @@ pub struct EngineConfig {
     /// Slots per core, 1 to 256: the queue depth. Default: 8 MiB worth of blocks, at least 4, at most 64. More raises
     /// the memory, the latency of other users and of a cancel, and past the device's knee nothing else.
     pub depth: Option<usize>,
-    /// Upper bound for all buffers together, in bytes: lowers the depth. Default: no bound of its own.
+    /// Upper bound for all buffers together, in bytes: lowers the depth, and leaves fewer spare slots. Default: no bound of
+    /// its own, and as many spare slots as usual ones, which take memory only in place of those whose device does not answer.
     pub memory_bytes: Option<u64>,
     /// Which ring.
     pub face: Face,
@@ -69,8 +70,17 @@ pub struct Engine {
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     block_bytes: u32,
-    slots: usize,
+    slots: Slots,
     face: Face,
+}
+
+/// Of each core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slots {
+    /// The queue depth.
+    usual: usize,
+    /// In place of those whose device does not answer. They take no memory before.
+    spare: usize,
 }
 
 impl Engine {
@@ -118,7 +128,7 @@ impl Engine {
             Some(error) => Err(error),
         };
         let journals = journals.inspect_err(|_| crew.iter().for_each(|inbox| inbox.stop()))?;
-        let window_bytes = u64::from(block_bytes) * (layout.slots * cores) as u64;
+        let window_bytes = u64::from(block_bytes) * (layout.slots.usual * cores) as u64;
         let facilities = Facilities { crew, journals, block_bytes, window_bytes, threads, syscalls };
         Ok(Self { facilities: Arc::new(facilities), jobs: Mutex::default(), workers })
     }
@@ -225,16 +235,19 @@ fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, re
         // Nobody hears it only if the engine's start was given up already.
         let _ = ready.send(Err(error));
     };
-    let arena = match Arena::new(layout.block_bytes as usize * layout.slots) {
-        Ok(arena) => Arc::new(arena),
-        Err(error) => return refuse(error),
+    let Slots { usual, spare } = layout.slots;
+    let block_bytes = layout.block_bytes as usize;
+    let (arena, aside) = match (Arena::new(block_bytes * usual), Arena::new(block_bytes * spare)) {
+        (Ok(arena), Ok(aside)) => (Arc::new(arena), Arc::new(aside)),
+        (Err(error), _) | (_, Err(error)) => return refuse(error),
     };
-    let operations = layout.slots + 2 * EXTRA_OPERATIONS + WIRE_OPERATIONS;
+    let spares = aside.split(block_bytes, spare);
+    let operations = usual + spare + 2 * EXTRA_OPERATIONS + WIRE_OPERATIONS;
     if layout.face != Face::Threads {
         match UringRing::new(UringConfig { slots: operations, arena: Some(&arena) }) {
             Ok(ring) => {
                 if ready.send(Ok(false)).is_ok() {
-                    Worker::new(ring, cut(arena, layout), inbox).run(syscalls);
+                    Worker::new(ring, arena.split(block_bytes, usual), spares, inbox).run(syscalls);
                 }
                 return;
             }
@@ -249,15 +262,11 @@ fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, re
     match ThreadRing::new(POOL_THREADS_PER_CORE, operations) {
         Ok(ring) => {
             if ready.send(Ok(true)).is_ok() {
-                Worker::new(ring, cut(arena, layout), inbox).run(syscalls);
+                Worker::new(ring, arena.split(block_bytes, usual), spares, inbox).run(syscalls);
             }
         }
         Err(error) => refuse(Error::io(Side::Engine, Operation::Start, &error, "start a pool of I/O threads")),
     }
-}
-
-fn cut(arena: Arc<Arena>, layout: Layout) -> Vec<Block> {
-    arena.split(layout.block_bytes as usize, layout.slots)
 }
 
 /// Keeps the thread, and the memory it touches first, on one core. Where that is not allowed it is only slower.
@@ -277,19 +286,23 @@ fn usable_cpus() -> Vec<usize> {
     if cpus.is_empty() { (0..std::thread::available_parallelism().map_or(1, usize::from)).collect() } else { cpus }
 }
 
-fn slots(block_bytes: u32, depth: Option<usize>, memory: Option<u64>, cores: usize) -> Result<usize> {
+/// With a bound on memory the spare slots are within it: one at least, wherever there are two.
+fn slots(block_bytes: u32, depth: Option<usize>, memory: Option<u64>, cores: usize) -> Result<Slots> {
     let block = u64::from(block_bytes);
     if let Some(depth) = depth.filter(|depth| *depth == 0 || *depth > SLOTS_PER_CORE_MAX) {
         return Err(Error::bad_request(format!("depth {depth} is not between 1 and {SLOTS_PER_CORE_MAX}")));
     }
     let by_default = usize::try_from(ARENA_BYTES_PER_CORE / block).unwrap_or(SLOTS_PER_CORE_MAX).clamp(4, 64);
     let wanted = depth.unwrap_or(by_default);
-    let Some(memory) = memory else { return Ok(wanted) };
+    let Some(memory) = memory else { return Ok(Slots { usual: wanted, spare: wanted }) };
     match usize::try_from(memory / (block * cores as u64)).unwrap_or(usize::MAX) {
         0 => Err(Error::bad_request(format!(
             "{memory} bytes of memory do not hold one block of {block} bytes for each of {cores} cores: lower --block-size or --cores"
         ))),
-        fit => Ok(wanted.min(fit)),
+        fit => {
+            let usual = wanted.min(fit.saturating_sub(1)).max(1);
+            Ok(Slots { usual, spare: usual.min(fit - usual) })
+        }
     }
 }
 
@@ -300,10 +313,13 @@ mod tests {
     #[test]
     fn depth_follows_the_block_and_the_memory() {
         let mib = 1 << 20;
-        assert_eq!(slots(mib, None, None, 2), Ok(8));
-        assert_eq!(slots(64 << 10, None, None, 2), Ok(64));
-        assert_eq!(slots(64 << 20, None, None, 2), Ok(4));
-        assert_eq!(slots(mib, Some(200), Some(16 << 20), 2), Ok(8));
+        let of = |usual, spare| Ok(Slots { usual, spare });
+        assert_eq!(slots(mib, None, None, 2), of(8, 8));
+        assert_eq!(slots(64 << 10, None, None, 2), of(64, 64));
+        assert_eq!(slots(64 << 20, None, None, 2), of(4, 4));
+        assert_eq!(slots(mib, Some(200), Some(16 << 20), 2), of(7, 1));
+        assert_eq!(slots(mib, None, Some(20 << 20), 2), of(8, 2));
+        assert_eq!(slots(mib, None, Some(2 << 20), 2), of(1, 0));
         assert!(slots(mib, Some(0), None, 2).is_err() && slots(mib, Some(257), None, 2).is_err());
         assert!(slots(mib, None, Some(mib.into()), 2).is_err());
     }

@@ -64,6 +64,12 @@ pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long an ending waits for operations in flight before it reports `quiesced: false` and leaks their memory.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long an operation may take before its device counts as one that does not answer: longer than a busy disk takes for
+/// a block. Until then it may cost other jobs slots and threads, afterwards only its own job.
+pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// Requests for zeros of one job that a worker has in flight: as many as the kernel carries out side by side.
+pub(crate) const ZEROS_PER_JOB: usize = 4;
+
 /// Blocks in flight at least, between servers: enough for two workers to read one while another one is written.
 pub(crate) const PACED_BLOCKS_MIN: u64 = 4;
 /// Requests on a worker's first connection to a server from which on it uses its other ones as well: servers work on so

@@ -3,60 +3,44 @@
 //! A turn is: reap, act on what was reaped (which queues writes), start new blocks (which queues reads), report. Then
 //! the ring submits everything with one system call and waits. Nothing in a turn blocks, allocates per block or takes
 //! a lock for longer than a queue operation; the only way out for an operation is its completion.
+//!
+//! **A device that does not answer costs its own job only.** A job alone may have every slot. When there are others, slots
+//! whose operations are late are replaced by spare ones, their job gets no more until they are answered, and of what is
+//! left no job takes more than half: the next one may be on the same device. Late operations do not count among those that
+//! a wait is for, and the ring has threads in place of those that carry them out.
+
+mod inbox;
+mod look;
+mod slots;
+
+pub(crate) use inbox::Inbox;
 
 use crate::buffer::Block;
 use crate::channel::{Channel, Start, WireOp};
 use crate::error::{Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::job::round::{LeafContent, Round, lock};
-use crate::limits::TICK;
-use crate::pipeline::examine::{DataMap, Span, is_zero, leaf_digest};
+use crate::limits::{STALLED_AFTER, TICK};
+use crate::pipeline::examine::{DataMap, Span};
 use crate::pipeline::latency::Timed;
 use crate::pipeline::share::{BlockKind, BlockTask, Next, Share, ZeroTask};
 use crate::pipeline::slot::{Action, Event, Fault, Role, Slot};
 use crate::ring::{Completion, Instant, Op, Ring, Token, Transfer, blocking};
+use look::{fill_tail, is_as_expected, look};
 use nix::errno::Errno;
+use slots::SlotPool;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::Thread;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering::Acquire, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Operations in flight besides those of slots: requests for zeros and flushes.
 pub(crate) const EXTRA_OPERATIONS: usize = 32;
 
-/// Operations in flight for connections to servers, at most two for each.
-pub(crate) const WIRE_OPERATIONS: usize = 128;
-
-/// Where rounds are handed to a worker.
-#[derive(Debug, Default)]
-pub(crate) struct Inbox {
-    rounds: Mutex<Vec<Arc<Round>>>,
-    pending: AtomicBool,
-    stop: AtomicBool,
-    thread: OnceLock<Thread>,
-}
-
-impl Inbox {
-    pub(crate) fn serve(&self, round: Arc<Round>) {
-        lock(&self.rounds).push(round);
-        self.pending.store(true, Release);
-        self.wake();
-    }
-
-    /// The worker ends when its last round does.
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Release);
-        self.wake();
-    }
-
-    /// Wakes the worker if nothing of its own would.
-    pub(crate) fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-}
+/// Operations in flight for connections to servers. One takes two, and more while the network reads what was sent.
+pub(crate) const WIRE_OPERATIONS: usize = 256;
+/// Those that a job has whatever the others take.
+const WIRE_OPERATIONS_MIN: usize = 4;
 
 /// What a worker does between turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +80,7 @@ struct Held {
 struct InZero {
     share: u32,
     task: ZeroTask,
+    since: Instant,
 }
 
 /// A flush in flight.
@@ -113,8 +98,9 @@ pub(crate) struct Worker<R> {
     shares: Vec<Share>,
     next_share: u32,
     slots: Vec<Option<InSlot>>,
-    /// Slots that are free, with their blocks.
-    free: Vec<(usize, Block)>,
+    pool: SlotPool,
+    /// When late operations are looked for next.
+    next_look: Instant,
     block_bytes: usize,
     zeros: [Option<InZero>; EXTRA_OPERATIONS],
     flushes: [Option<InFlush>; EXTRA_OPERATIONS],
@@ -141,17 +127,18 @@ fn token(table: u64, index: usize) -> Token {
 }
 
 impl<R: Ring> Worker<R> {
-    /// A worker over `ring` with one slot for each of `blocks`, which are of one size.
-    pub(crate) fn new(ring: R, blocks: Vec<Block>, inbox: Arc<Inbox>) -> Self {
-        let (count, now) = (blocks.len(), ring.now());
-        let block_bytes = blocks.first().map_or(0, |block| block.len());
+    /// A worker over `ring` with one slot for each of `blocks` and `spare`, which are of one size.
+    pub(crate) fn new(ring: R, blocks: Vec<Block>, spare: Vec<Block>, inbox: Arc<Inbox>) -> Self {
+        let (pool, now) = (SlotPool::new(blocks, spare), ring.now());
+        let (count, block_bytes) = (pool.count(), pool.block_bytes());
         Self {
             ring,
             inbox,
             shares: Vec::new(),
             next_share: 0,
             slots: std::iter::repeat_with(|| None).take(count).collect(),
-            free: blocks.into_iter().enumerate().rev().collect(),
+            pool,
+            next_look: now,
             block_bytes,
             zeros: [None; EXTRA_OPERATIONS],
             flushes: [None; EXTRA_OPERATIONS],
@@ -164,8 +151,9 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Serves rounds until asked to stop. `syscalls` is kept up to date for reports.
-    pub(crate) fn run(mut self, syscalls: &std::sync::atomic::AtomicU64) {
+    /// Serves rounds until asked to stop, and says whether everything was answered then. `syscalls` is kept up to date for
+    /// reports.
+    pub(crate) fn run(mut self, syscalls: &std::sync::atomic::AtomicU64) -> bool {
         let _ = self.inbox.thread.set(std::thread::current());
         loop {
             let rest = self.turn();
@@ -173,9 +161,19 @@ impl<R: Ring> Worker<R> {
             match rest {
                 Rest::Ring { want, limit } => self.wait(want, limit),
                 Rest::Park(limit) => std::thread::park_timeout(limit),
-                Rest::End => return,
+                Rest::End => return self.leave(),
             }
         }
+    }
+
+    /// Keeps for the life of the process what operations are in flight on: their descriptors, and so the locks.
+    fn leave(self) -> bool {
+        let mut is_quiet = true;
+        for share in self.shares.iter().filter(|share| share.in_flight > 0) {
+            is_quiet = false;
+            std::mem::forget(Arc::clone(&share.round));
+        }
+        is_quiet
     }
 
     /// Submits what is queued and waits. A ring that is broken fails every round; its operations stay in flight.
@@ -194,6 +192,7 @@ impl<R: Ring> Worker<R> {
         self.now = self.ring.now();
         self.take_rounds();
         self.reap();
+        self.look_for_stalls();
         let wait = self.start_blocks();
         self.start_flushes();
         self.tend_wires();
@@ -213,7 +212,8 @@ impl<R: Ring> Worker<R> {
                 "the engine refuses blocks larger than its slots"
             );
             let served = self.shares.iter().map(|share| share.served_bytes).min().unwrap_or(0);
-            let slots = self.slots.len() + 2 * EXTRA_OPERATIONS;
+            let slots = self.pool.depth() + 2 * EXTRA_OPERATIONS;
+            self.next_look = self.now;
             self.shares.push(Share::new(self.next_share, round, served, slots));
             self.next_share += 1;
         }
@@ -246,7 +246,7 @@ impl<R: Ring> Worker<R> {
         // Inline blocks free their slot at once: bounded, so that a turn ends and reports.
         let mut budget = self.slots.len().max(1);
         let mut idle = 0;
-        while budget > 0 && !self.free.is_empty() && idle < self.shares.len() {
+        while budget > 0 && self.pool.free() > 0 && idle < self.shares.len() {
             // The least served first; the `idle` ones that had nothing to do are behind it.
             let Some(index) = self.least_served(idle) else { break };
             if !self.leaves_slots(index) {
@@ -274,11 +274,46 @@ impl<R: Ring> Worker<R> {
         wait
     }
 
-    /// Whether a block more of a share leaves one for each that has none: what a server does not answer is held until
-    /// its job gives up, and the least served share would take all there is.
+    /// Finds the operations that are late, once a tick, and has slots and threads replaced that wait for them. A job alone
+    /// delays nobody.
+    fn look_for_stalls(&mut self) {
+        if self.now < self.next_look {
+            return;
+        }
+        self.next_look = self.now + TICK;
+        self.shares.iter_mut().for_each(|share| (share.late, share.is_stalled) = (0, false));
+        let stalled = if self.shares.len() > 1 { self.count_late() } else { 0 };
+        self.ring.tolerate(self.shares.iter().map(|share| share.late).sum());
+        self.pool.set_stalled(stalled);
+    }
+
+    /// Counts late operations by share; gives the slots among them.
+    fn count_late(&mut self) -> usize {
+        let Self { shares, slots, zeros, flushes, now, .. } = self;
+        let mut stalled = 0;
+        let is_late = |since: Instant| now.saturating_sub(since) > STALLED_AFTER;
+        let of_slots = slots.iter().flatten().filter(|in_slot| is_late(in_slot.since)).map(|it| (it.share, true));
+        let of_zeros = zeros.iter().flatten().filter(|zero| is_late(zero.since)).map(|it| (it.share, false));
+        let of_flushes = flushes.iter().flatten().filter(|flush| is_late(flush.since)).map(|it| (it.share, false));
+        for (id, has_slot) in of_slots.chain(of_zeros).chain(of_flushes) {
+            let share = share_of(shares, id);
+            share.late += 1;
+            // Zeros and flushes may take their time: they hold no slot.
+            share.is_stalled |= has_slot;
+            stalled += usize::from(has_slot);
+        }
+        stalled
+    }
+
+    /// Whether a share may have one more slot. A block more leaves one for each share that has none: what a server does
+    /// not answer is held until its job gives up, and the least served share would take all there is.
     fn leaves_slots(&self, index: usize) -> bool {
+        let share = &self.shares[index];
+        if share.is_stalled || share.slots >= self.pool.most_for_one() {
+            return false;
+        }
         let waiting = self.shares.iter().filter(|share| share.in_flight == 0 && share.may_start()).count();
-        self.shares[index].in_flight == 0 || self.free.len() > waiting
+        share.in_flight == 0 || self.pool.free() > waiting
     }
 
     fn least_served(&self, from: usize) -> Option<usize> {
@@ -286,7 +321,8 @@ impl<R: Ring> Worker<R> {
     }
 
     fn start(&mut self, share: usize, task: BlockTask) {
-        let (index, mut block) = self.free.pop().expect("checked by the caller");
+        let (index, mut block) = self.pool.take();
+        self.shares[share].slots += 1;
         let round = &self.shares[share].round;
         let start = task.range.start();
         let read = || Span { start: part(task.read.start() - start), len: part(task.read.len()) };
@@ -316,12 +352,17 @@ impl<R: Ring> Worker<R> {
     /// Carries out what a slot's transition asks for, up to the next operation or the end of the block.
     fn act(&mut self, index: usize, mut block: Block, mut action: Action) {
         let in_slot = self.slots[index].as_mut().expect("a slot that acts is in use");
-        let share =
-            self.shares.iter_mut().find(|share| share.id == in_slot.share).expect("a share stays while its blocks do");
+        let share = share_of(&mut self.shares, in_slot.share);
         while let Action::Look(role @ (Role::Source | Role::Reference)) = action {
             let event;
             (event, in_slot.content) = look(role, &in_slot.task, share, &mut block);
             (in_slot.slot, action) = in_slot.slot.on(event);
+        }
+        if share.is_abandoned() && matches!(action, Action::Read(..) | Action::Write(_)) {
+            // Nobody waits for it any more: what was reported as it was stays so.
+            let (id, task) = (in_slot.share, in_slot.task);
+            share.drop_block(&task);
+            return self.release(index, id, block);
         }
         let at = |span: Span| in_slot.task.range.start() + u64::from(span.start);
         let (op, side) = match action {
@@ -338,13 +379,15 @@ impl<R: Ring> Worker<R> {
                 let took = self.now.saturating_sub(in_slot.started);
                 share.round.control.note_block(in_slot.task.range.len(), took);
                 share.compared(&in_slot.task, in_slot.content, same);
-                return self.release(index, block);
+                let id = in_slot.share;
+                return self.release(index, id, block);
             }
             Action::Land => {
                 let took = self.now.saturating_sub(in_slot.started);
                 share.round.control.note_block(in_slot.task.range.len(), took);
                 share.land(&in_slot.task, in_slot.content);
-                return self.release(index, block);
+                let id = in_slot.share;
+                return self.release(index, id, block);
             }
             Action::Fail(role, fault) => {
                 let (channel, operation) = role.map_or((&share.round.destination, Operation::Write), |role| {
@@ -352,7 +395,8 @@ impl<R: Ring> Worker<R> {
                 });
                 share.round.fail(channel.fault(operation, in_slot.task.range, fault));
                 share.drop_block(&in_slot.task);
-                return self.release(index, block);
+                let id = in_slot.share;
+                return self.release(index, id, block);
             }
         };
         in_slot.since = self.now;
@@ -362,7 +406,7 @@ impl<R: Ring> Worker<R> {
 
     /// Starts an operation of a share on its source or destination.
     fn push(&mut self, share: u32, side: Side, token: Token, mut op: Op) {
-        let share = self.shares.iter_mut().find(|each| each.id == share).expect("whoever starts it has the share");
+        let share = share_of(&mut self.shares, share);
         share.in_flight += 1;
         if let Some(gate) = &share.round.gate
             && side == Side::Destination
@@ -381,9 +425,11 @@ impl<R: Ring> Worker<R> {
         self.inline.push_back(Completion::of(token, op, result));
     }
 
-    fn release(&mut self, index: usize, block: Block) {
+    fn release(&mut self, index: usize, share: u32, block: Block) {
         self.slots[index] = None;
-        self.free.push((index, block));
+        let share = share_of(&mut self.shares, share);
+        share.slots -= 1;
+        self.pool.put_back(index, block);
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -405,11 +451,7 @@ impl<R: Ring> Worker<R> {
 
     fn complete_block(&mut self, index: usize, result: Result<u32, Errno>, block: Block) {
         let in_slot = self.slots[index].as_mut().expect("an operation completes once, and its slot waits for it");
-        let share = self
-            .shares
-            .iter_mut()
-            .find(|share| share.id == in_slot.share)
-            .expect("a share stays while its operations do");
+        let share = share_of(&mut self.shares, in_slot.share);
         share.in_flight -= 1;
         let timed = if matches!(in_slot.slot, Slot::Writing { .. }) { Timed::Write } else { Timed::Read };
         let took = self.now.saturating_sub(in_slot.since);
@@ -439,17 +481,18 @@ impl<R: Ring> Worker<R> {
             share.postpone_zero(task);
             return false;
         };
-        self.zeros[index] = Some(InZero { share: share.id, task });
+        share.zeros += 1;
+        self.zeros[index] = Some(InZero { share: share.id, task, since: self.now });
         let (id, op) = (share.id, share.round.destination.zero(task.range, task.mode));
         self.push(id, Side::Destination, token(ZERO, index), op);
         true
     }
 
     fn complete_zero(&mut self, index: usize, result: Result<u32, Errno>) {
-        let InZero { share, task } = self.zeros[index].take().expect("a request completes once");
-        let share =
-            self.shares.iter_mut().find(|each| each.id == share).expect("a share stays while its operations do");
+        let InZero { share, task, .. } = self.zeros[index].take().expect("a request completes once");
+        let share = share_of(&mut self.shares, share);
         share.in_flight -= 1;
+        share.zeros -= 1;
         match result {
             Ok(_) => share.zeroed(task),
             Err(Errno::EOPNOTSUPP) => share.not_zeroed(task),
@@ -538,10 +581,13 @@ impl<R: Ring> Worker<R> {
     fn serve_wires(&mut self) {
         for share in &mut self.shares {
             let give_up = share.round.is_given_up();
+            // Never more than it leaves: a server that takes nothing holds what it was sent.
             while self.wire_operations < WIRE_OPERATIONS
+                && share.wire_operations < (WIRE_OPERATIONS - self.wire_operations).max(WIRE_OPERATIONS_MIN)
                 && let Some((wire, op)) = share.wires.next_op(self.now, give_up)
             {
                 self.wire_operations += 1;
+                share.wire_operations += 1;
                 self.ring.push(Token((WIRE + wire.number()) << 32 | u64::from(share.id)), op);
             }
         }
@@ -555,16 +601,16 @@ impl<R: Ring> Worker<R> {
     }
 
     fn complete_wire(&mut self, share: u32, op: WireOp, completion: Completion) {
-        self.wire_operations -= usize::from(!completion.more);
         let index = self.shares.iter().position(|each| each.id == share).expect("a share stays while its wires work");
+        self.wire_operations -= usize::from(!completion.more);
+        self.shares[index].wire_operations -= usize::from(!completion.more);
         self.shares[index].wires.completed(op, completion);
         self.take_answers(index);
     }
 
     fn complete_flush(&mut self, index: usize, result: Result<u32, Errno>) {
         let InFlush { share, since } = self.flushes[index].take().expect("a flush completes once");
-        let share =
-            self.shares.iter_mut().find(|each| each.id == share).expect("a share stays while its operations do");
+        let share = share_of(&mut self.shares, share);
         share.in_flight -= 1;
         share.latency.record(Timed::Flush, self.now.saturating_sub(since));
         let whole = ByteRange::new(0, share.round.terms.size);
@@ -590,64 +636,34 @@ impl<R: Ring> Worker<R> {
             // They are acted on in the next turn.
             _ if !self.inline.is_empty() => Rest::Ring { want: 0, limit: Duration::ZERO },
             // Slots are free and segments may be left: what ran inline waits for nobody.
-            _ if !self.free.is_empty() && self.shares.iter().any(Share::may_go_on) => {
-                Rest::Ring { want: 0, limit: Duration::ZERO }
-            }
+            _ if self.pool.free() > 0 && self.may_go_on() => Rest::Ring { want: 0, limit: Duration::ZERO },
             0 => Rest::Park(limit),
             // Peers answer when they please: what one has said is not kept waiting for another.
             _ if self.wire_operations > 0 => Rest::Ring { want: 1, limit },
-            in_flight => Rest::Ring { want: (in_flight / 4).clamp(1, 8), limit },
+            in_flight => Rest::Ring { want: (self.least_in_flight().min(in_flight) / 4).clamp(1, 8), limit },
         }
     }
+
+    fn may_go_on(&self) -> bool {
+        (0..self.shares.len()).any(|index| self.shares[index].may_go_on() && self.leaves_slots(index))
+    }
+
+    /// Of the shares that something is in flight for: none is kept waiting for the answers of another one's device.
+    fn least_in_flight(&self) -> usize {
+        let counts = self.shares.iter().map(|share| share.in_flight - share.late.min(share.in_flight));
+        counts.filter(|&count| count > 0).min().unwrap_or(1)
+    }
 }
 
-/// Looks at a block that was read: what to do with it, and what it holds.
-fn look(role: Role, task: &BlockTask, share: &mut Share, block: &mut Block) -> (Event, LeafContent) {
-    let len = part(task.range.len());
-    let start = task.range.start();
-    // Outside of its hull the leaf is zeros, whatever an earlier block left there.
-    block[..part(task.read.start() - start) as usize].fill(0);
-    block[part(task.read.end() - start) as usize..len as usize].fill(0);
-    let terms = &share.round.terms;
-    let (align, block_bytes) = (share.round.destination.align, terms.block_bytes);
-    let bytes = &block[..len as usize];
-    let map = DataMap::examine(bytes, block_bytes);
-    let content = match (map.is_zero(), terms.digest || role == Role::Reference) {
-        (true, _) => LeafContent::Zeros,
-        (false, true) => LeafContent::Digest(leaf_digest(bytes)),
-        (false, false) => LeafContent::Undigested,
-    };
-    if role == Role::Reference {
-        return (Event::Expected { need: Span { start: 0, len }, align }, content);
-    }
-    fill_tail(block, task, &share.round);
-    (Event::Mapped { map: share.writable(task, map, block_bytes), align }, content)
-}
-
-/// Completes the last block of an unaligned copy to the destination's alignment, with what lies behind it.
-fn fill_tail(block: &mut Block, task: &BlockTask, round: &Round) {
-    let len = part(task.range.len()) as usize;
-    let aligned = len.next_multiple_of(round.destination.align as usize);
-    if aligned > len {
-        let tail = &round.terms.tail;
-        let kept = tail.len().min(aligned - len);
-        block[len..len + kept].copy_from_slice(&tail[..kept]);
-        block[len + kept..aligned].fill(0);
-    }
+/// A share stays while anything of it is under way.
+fn share_of(shares: &mut [Share], id: u32) -> &mut Share {
+    shares.iter_mut().find(|share| share.id == id).expect("whoever has something under way has the share")
 }
 
 fn channel_of(round: &Round, role: Role) -> &Channel {
     match role {
         Role::Source | Role::Reference => &round.source,
         Role::Target => &round.destination,
-    }
-}
-
-fn is_as_expected(expected: LeafContent, bytes: &[u8]) -> bool {
-    match expected {
-        LeafContent::Zeros => is_zero(bytes),
-        LeafContent::Digest(expected) => leaf_digest(bytes) == expected,
-        LeafContent::Undigested => unreachable!("a comparison always knows what it expects"),
     }
 }
 

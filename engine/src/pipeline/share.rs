@@ -9,6 +9,7 @@ use super::latency::Latency;
 use crate::channel::Wires;
 use crate::extent::{ByteRange, RangeSet};
 use crate::job::round::{FoundZeros, Landed, LeafContent, Round, Segment, Work, Zeroing};
+use crate::limits::ZEROS_PER_JOB;
 use crate::ring::{Instant, ZeroMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -86,6 +87,15 @@ pub(crate) struct Share {
     pub served_bytes: u64,
     /// Operations in flight, of any kind.
     pub in_flight: usize,
+    /// Of these, those that are not answered in any usual time.
+    pub late: usize,
+    /// Slots that it has, and whether the operation of one is late.
+    pub slots: usize,
+    pub is_stalled: bool,
+    /// Requests for zeros in flight.
+    pub zeros: usize,
+    /// Operations in the ring for its connections.
+    pub wire_operations: usize,
     pub latency: Latency,
     /// Connections to the servers of the round's volumes.
     pub wires: Wires,
@@ -124,6 +134,11 @@ impl Share {
             round,
             served_bytes,
             in_flight: 0,
+            late: 0,
+            slots: 0,
+            is_stalled: false,
+            zeros: 0,
+            wire_operations: 0,
             latency: Latency::new(),
             wires,
             bytes_in_flight: 0,
@@ -153,7 +168,8 @@ impl Share {
         if !self.may_start() {
             return Next::Nothing;
         }
-        if let Some(zero) = self.next_zero(|open| open.cursor == open.range.end()) {
+        let may_zero = self.zeros < ZEROS_PER_JOB;
+        if may_zero && let Some(zero) = self.next_zero(|open| open.cursor == open.range.end()) {
             return zero;
         }
         let Some(index) = self.segment_with_blocks() else { return Next::Nothing };
@@ -167,7 +183,8 @@ impl Share {
             Admission::Later(wait) => Next::Wait(wait),
             Admission::Full => Next::Nothing,
             // What waits for zeros takes room until it lands: asked for now, or the segment would never end.
-            Admission::Unrecorded => self.next_zero(|_| true).unwrap_or(Next::Nothing),
+            Admission::Unrecorded if may_zero => self.next_zero(|_| true).unwrap_or(Next::Nothing),
+            Admission::Unrecorded => Next::Nothing,
         }
     }
 
@@ -264,6 +281,8 @@ impl Share {
 
     /// A request for zeros could not be made now, or has to be made again.
     pub(crate) fn postpone_zero(&mut self, task: ZeroTask) {
+        // Asked again in the next turn, and not at once: room comes with an answer.
+        self.busy = false;
         let open = self.segment(task.segment);
         open.outstanding -= 1;
         open.zeros.insert(task.range);
@@ -363,6 +382,11 @@ impl Share {
         let admitted = self.open.iter().position(|open| open.admitted && has_blocks(open));
         if let Some(index) = admitted.or_else(|| self.open.iter().position(has_blocks)) {
             return Some(index);
+        }
+        // What waits for its zeros is not piled up: others may have room for it.
+        let waiting = self.open.iter().filter(|open| open.outstanding == 0 && !open.zeros.is_empty()).count();
+        if waiting >= ZEROS_PER_JOB {
+            return None;
         }
         let segment = self.round.claim()?;
         let id = self.next_segment;

@@ -156,6 +156,10 @@ pub(crate) trait Ring {
     /// Operations pushed and not yet reaped.
     fn in_flight(&self) -> usize;
 
+    /// Says how many of these are not answered in any usual time. Whatever carries operations out in threads adds as many:
+    /// else the few that it has would all wait for one device, and everything else for them.
+    fn tolerate(&mut self, unanswered: usize);
+
     /// The ring's clock.
     fn now(&self) -> Instant;
 

@@ -47,6 +47,8 @@ impl Ring for SimRing {
         self.in_flight
     }
 
+    fn tolerate(&mut self, _unanswered: usize) {}
+
     fn now(&self) -> Instant {
         self.world.lock().now
     }

@@ -47,7 +47,17 @@ struct State {
     done: VecDeque<Completion>,
     /// The owner sleeps until there are so many completions.
     wanted: usize,
+    /// Threads that live, and that should.
+    threads: usize,
+    threads_wanted: usize,
     closed: bool,
+}
+
+impl State {
+    /// Whether a thread has nothing to do and is to stay.
+    fn rests(&self) -> bool {
+        self.todo.is_empty() && !self.closed && self.threads <= self.threads_wanted
+    }
 }
 
 impl Shared {
@@ -60,9 +70,11 @@ impl Shared {
     fn serve(&self, execute: Execute) {
         let mut state = self.lock();
         loop {
-            state =
-                self.work.wait_while(state, |s| s.todo.is_empty() && !s.closed).unwrap_or_else(PoisonError::into_inner);
-            let Some((token, mut op)) = state.todo.pop_front() else { return };
+            state = self.work.wait_while(state, |state| state.rests()).unwrap_or_else(PoisonError::into_inner);
+            let Some((token, mut op)) = state.todo.pop_front() else {
+                state.threads -= 1;
+                return;
+            };
             drop(state);
             self.syscalls.fetch_add(1, Ordering::Relaxed);
             let result = execute(&mut op);
@@ -86,6 +98,9 @@ impl Shared {
 pub(crate) struct ThreadRing {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Threads that there are at least.
+    threads_min: usize,
+    execute: Execute,
     slots: usize,
     /// Pushed, and not yet given to the threads.
     queued: VecDeque<(Token, Op)>,
@@ -112,6 +127,8 @@ impl ThreadRing {
             todo: VecDeque::with_capacity(slots),
             done: VecDeque::with_capacity(slots),
             wanted: usize::MAX,
+            threads: 0,
+            threads_wanted: threads.max(1),
             closed: false,
         };
         let shared = Arc::new(Shared {
@@ -123,6 +140,8 @@ impl ThreadRing {
         let mut ring = Self {
             shared,
             threads: Vec::with_capacity(threads),
+            threads_min: threads.max(1),
+            execute,
             slots,
             queued: VecDeque::with_capacity(slots),
             queued_sockets: Vec::with_capacity(slots),
@@ -131,12 +150,19 @@ impl ThreadRing {
             in_flight: 0,
             waits: 0,
         };
-        for _ in 0..threads.max(1) {
-            let shared = Arc::clone(&ring.shared);
-            let thread = std::thread::Builder::new().name("blockhaul-io".into()).stack_size(STACK_BYTES);
-            ring.threads.push(thread.spawn(move || shared.serve(execute))?);
+        for _ in 0..ring.threads_min {
+            ring.add_thread()?;
         }
         Ok(ring)
+    }
+
+    fn add_thread(&mut self) -> io::Result<()> {
+        let (shared, execute) = (Arc::clone(&self.shared), self.execute);
+        let thread = std::thread::Builder::new().name("blockhaul-io".into()).stack_size(STACK_BYTES);
+        self.shared.lock().threads += 1;
+        let spawned = thread.spawn(move || shared.serve(execute));
+        self.threads.push(spawned.inspect_err(|_| self.shared.lock().threads -= 1)?);
+        Ok(())
     }
 
     /// Gives the poller its part of what is queued.
@@ -198,6 +224,27 @@ impl Ring for ThreadRing {
 
     fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Threads beyond the usual ones end when they have nothing to do and are not needed any more.
+    fn tolerate(&mut self, unanswered: usize) {
+        let wanted = self.threads_min + unanswered;
+        let mut state = self.shared.lock();
+        let (missing, surplus) = (wanted.saturating_sub(state.threads), wanted < state.threads_wanted);
+        state.threads_wanted = wanted;
+        drop(state);
+        if surplus {
+            self.shared.work.notify_all();
+        }
+        if missing > 0 {
+            self.threads.retain(|thread| !thread.is_finished());
+        }
+        for _ in 0..missing {
+            if let Err(error) = self.add_thread() {
+                tracing::warn!(%error, "no further thread for I/O: a device that does not answer may delay other jobs");
+                return;
+            }
+        }
     }
 
     fn now(&self) -> Instant {
@@ -331,6 +378,36 @@ mod tests {
         let shared = Arc::downgrade(&ring.shared);
         drop(ring);
         assert_eq!(shared.strong_count(), 0, "every thread has let go of the queues");
+    }
+
+    /// Whatever waits for a device that does not answer, the next operation is carried out.
+    #[test]
+    fn threads_that_wait_for_ever_are_replaced_and_the_surplus_ends() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let pipe = FileId(std::os::fd::AsRawFd::as_raw_fd(&reader));
+        let transfer = || Transfer { block: Block::alone(4096).unwrap(), start: 0, len: 4096 };
+        let mut ring = ThreadRing::with_execute(2, 6, |op| match op {
+            Op::Read { file, .. } => Ok(nix::unistd::read(file.descriptor()?, &mut [0]).unwrap() as u32),
+            _ => Ok(0),
+        })
+        .unwrap();
+        for token in 0..3 {
+            ring.push(Token(token), Op::Read { file: pipe, offset: 0, into: transfer() });
+        }
+        ring.push(Token(7), Op::Flush { file: pipe });
+        ring.submit_and_wait(0, Duration::ZERO).unwrap();
+        ring.tolerate(3);
+        ring.submit_and_wait(1, PATIENCE).unwrap();
+        assert_eq!(ring.reap().expect("a completion").token, Token(7));
+        drop(writer);
+        ring.submit_and_wait(3, PATIENCE).unwrap();
+        ring.tolerate(0);
+        let until = std::time::Instant::now() + PATIENCE;
+        while ring.shared.lock().threads > 2 {
+            assert!(std::time::Instant::now() < until, "threads stay that nobody needs");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(std::iter::from_fn(|| ring.reap()).count(), 3);
     }
 
     #[test]

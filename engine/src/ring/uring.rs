@@ -22,7 +22,7 @@ use super::inflight::{InFlight, Owned};
 use super::setup::{self, Queues, SetupError};
 use super::{Completion, FileId, Instant, Op, Ring, Token, Transfer};
 use crate::buffer::Arena;
-use io_uring::squeue::Entry;
+use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 use messages::Messages;
@@ -36,8 +36,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// Kernel threads at most for operations that would block at submission, so that a file system that always does
-/// cannot call up a crowd.
+/// cannot call up a crowd. Those that wait for a device which does not answer do not count.
 const KERNEL_WORKERS_MAX: u32 = 4;
+/// The name of an operation that does nothing, on a thread of the kernel. No place of the table has it.
+const NUDGE: u64 = u64::MAX;
 /// Pause when the kernel is out of memory for requests and nothing has completed.
 const NAP: Duration = Duration::from_millis(1);
 /// Longest wait in one call.
@@ -93,6 +95,10 @@ pub(crate) struct UringRing {
     queued: VecDeque<Entry>,
     registered: Option<Registered>,
     syscalls: u64,
+    /// What [`Ring::tolerate`] was told last.
+    tolerated: usize,
+    /// Whether the kernel is to look whether it needs more threads.
+    nudges: bool,
     /// Not `Send`: the kernel knows the ring's thread.
     of_one_thread: PhantomData<*const ()>,
 }
@@ -129,6 +135,8 @@ impl UringRing {
             queued: VecDeque::with_capacity(config.slots),
             registered,
             syscalls: 0,
+            tolerated: 0,
+            nudges: false,
             of_one_thread: PhantomData,
         })
     }
@@ -230,6 +238,9 @@ impl UringRing {
     /// What an entry of the kernel completes, if anything.
     fn answer(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let name = entry.user_data();
+        if name == NUDGE {
+            return None;
+        }
         if cqueue::notif(entry.flags()) {
             let sent = self.in_flight.get_mut(name).sent.take().expect("a send is answered before its memory is free");
             return self.finish(name, sent, entry.result() as u32 & COPIED != 0);
@@ -263,6 +274,12 @@ impl UringRing {
     /// Moves what is queued into the submission queue, as far as it goes.
     fn fill(&mut self) {
         let mut submission = self.ring.0.submission();
+        if self.nudges && !submission.is_full() {
+            let nudge = opcode::Nop::new().build().flags(Flags::ASYNC).user_data(NUDGE);
+            // SAFETY: it names no memory.
+            unsafe { submission.push(&nudge) }.expect("the queue is not full");
+            self.nudges = false;
+        }
         while !submission.is_full() {
             let Some(entry) = self.queued.pop_front() else { return };
             // SAFETY: the entry's memory belongs to blocks that `in_flight` owns until the entry's completion is read
@@ -337,6 +354,21 @@ impl Ring for UringRing {
 
     fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// The kernel starts a thread when work arrives and none is left to run, not when it is allowed more of them: after a
+    /// raise it is given something to do.
+    fn tolerate(&mut self, unanswered: usize) {
+        if unanswered == self.tolerated {
+            return;
+        }
+        self.syscalls += 1;
+        let workers = KERNEL_WORKERS_MAX.saturating_add(u32::try_from(unanswered).unwrap_or(u32::MAX));
+        if let Err(error) = self.ring.0.submitter().register_iowq_max_workers(&mut [workers, 0]) {
+            tracing::debug!(%error, workers, "the kernel's workers are not bounded anew");
+        }
+        self.nudges |= unanswered > self.tolerated;
+        self.tolerated = unanswered;
     }
 
     fn now(&self) -> Instant {

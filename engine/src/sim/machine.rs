@@ -1,5 +1,6 @@
 //! One computer: workers, jobs and a clock, driven step by step in an order that the seed chooses, and struck by blows.
 
+use super::faults::Faults;
 use super::scenario::{Blow, Scenario};
 use super::task::Task;
 use super::world::{Shared, World};
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 /// No run takes longer, whatever happens to it.
 const STEPS_MAX: u64 = 400_000;
+/// As long a device has time to swallow all that it can.
+const STEPS_ALONE: u64 = 500;
 /// How long a worker sleeps that has nothing to do and is not woken.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -72,14 +75,36 @@ impl Machine {
         }
     }
 
+    /// Nothing of what follows happens but this: the devices of the first task leave one operation in two without an answer,
+    /// and nobody stops it. Runs until every other task is done; `false` if there is no other.
+    pub(crate) fn run_beside_a_dead_device(&mut self) -> bool {
+        let faults = |index| Faults { hang: if index == 0 { 0.5 } else { 0.0 }, ..Faults::default() };
+        (0..).zip(&mut self.world.lock().sites).for_each(|(index, site)| site.faults = faults(index));
+        // It has all that it can have before the others begin.
+        while !self.tasks[0].is_done() && self.step < STEPS_ALONE {
+            self.step += 1;
+            self.tasks[1..].iter_mut().for_each(|task| task.wake = Duration::MAX);
+            self.act();
+        }
+        self.tasks[1..].iter_mut().for_each(|task| task.wake = Duration::ZERO);
+        while !self.tasks[1..].iter().all(Task::is_done) {
+            self.step += 1;
+            assert!(self.step < STEPS_MAX, "a device that does not answer stops a job that does not need it");
+            self.act();
+            self.tasks.iter_mut().for_each(Task::inspect);
+        }
+        self.tasks.len() > 1
+    }
+
     fn boot(&mut self) {
         let (workers, depth, block_bytes) = (self.scenario.workers, self.scenario.depth, self.block_bytes);
         let inboxes: Vec<Arc<Inbox>> = (0..workers).map(|_| Arc::default()).collect();
         let seat = |inbox: &Arc<Inbox>| {
-            let arena = Arc::new(Arena::new(block_bytes * depth).expect("a simulation needs little memory"));
-            let ring = SimRing::new(&self.world, depth + 2 * EXTRA_OPERATIONS);
+            let arena = || Arc::new(Arena::new(block_bytes * depth).expect("a simulation needs little memory"));
+            let ring = SimRing::new(&self.world, 2 * depth + 2 * EXTRA_OPERATIONS);
             let index = ring.index;
-            let worker = Worker::new(ring, arena.split(block_bytes, depth), Arc::clone(inbox));
+            let [slots, spare] = [arena(), arena()].map(|arena| arena.split(block_bytes, depth));
+            let worker = Worker::new(ring, slots, spare, Arc::clone(inbox));
             Seat { worker, ring: index, want: 0, wake: Duration::ZERO, parked: false }
         };
         self.seats = inboxes.iter().map(seat).collect();

@@ -77,6 +77,14 @@ fn seeds() {
     assert_eq!(failed.into_inner(), 0, "seeds of {count} failed; each has printed how to replay it");
 }
 
+/// The operations of one job that are never answered take nothing from the others, whatever a seed stands for otherwise.
+#[test]
+fn a_dead_device_stops_its_own_job_only() {
+    let beside = |seed| Machine::new(seed, false).run_beside_a_dead_device();
+    let looked: usize = (0..SEEDS).map(|seed| usize::from(beside(seed))).sum();
+    assert!(looked > 50, "only {looked} seeds have more than one job");
+}
+
 /// Each of these seeds failed before a defect was mended. Whoever changes what a seed stands for takes the mending
 /// back once, and looks for the first seed that notices.
 const FOUND: [(u64, &str); 9] = [

@@ -15,7 +15,7 @@ const PACKAGES: [(&str, &[&str]); 17] = [
     ("gddrescue", &["ddrescue"]),
     ("xfsprogs", &["mkfs.xfs"]),
     ("btrfs-progs", &["mkfs.btrfs"]),
-    ("util-linux", &["losetup", "flock", "setpriv", "unshare", "nsenter"]),
+    ("util-linux", &["losetup", "flock", "setpriv", "unshare", "nsenter", "fsfreeze"]),
     ("iproute2", &["ip"]),
     ("systemd", &["systemd-analyze"]),
     ("e2fsprogs", &["mkfs.ext4"]),

@@ -1,0 +1,52 @@
+//! Looks into blocks that were read: finds their zeros, digests them, compares them, and completes the last one.
+
+use super::part;
+use crate::buffer::Block;
+use crate::job::round::{LeafContent, Round};
+use crate::pipeline::examine::{DataMap, Span, is_zero, leaf_digest};
+use crate::pipeline::share::{BlockTask, Share};
+use crate::pipeline::slot::{Event, Role};
+
+/// Looks at a block that was read: what to do with it, and what it holds.
+pub(super) fn look(role: Role, task: &BlockTask, share: &mut Share, block: &mut Block) -> (Event, LeafContent) {
+    let len = part(task.range.len());
+    let start = task.range.start();
+    // Outside of its hull the leaf is zeros, whatever an earlier block left there.
+    block[..part(task.read.start() - start) as usize].fill(0);
+    block[part(task.read.end() - start) as usize..len as usize].fill(0);
+    let terms = &share.round.terms;
+    let (align, block_bytes) = (share.round.destination.align, terms.block_bytes);
+    let bytes = &block[..len as usize];
+    let map = DataMap::examine(bytes, block_bytes);
+    let content = match (map.is_zero(), terms.digest || role == Role::Reference) {
+        (true, _) => LeafContent::Zeros,
+        (false, true) => LeafContent::Digest(leaf_digest(bytes)),
+        (false, false) => LeafContent::Undigested,
+    };
+    if role == Role::Reference {
+        return (Event::Expected { need: Span { start: 0, len }, align }, content);
+    }
+    fill_tail(block, task, &share.round);
+    (Event::Mapped { map: share.writable(task, map, block_bytes), align }, content)
+}
+
+/// Completes the last block of an unaligned copy to the destination's alignment, with what lies behind it.
+pub(super) fn fill_tail(block: &mut Block, task: &BlockTask, round: &Round) {
+    let len = part(task.range.len()) as usize;
+    let aligned = len.next_multiple_of(round.destination.align as usize);
+    if aligned > len {
+        let tail = &round.terms.tail;
+        let kept = tail.len().min(aligned - len);
+        block[len..len + kept].copy_from_slice(&tail[..kept]);
+        block[len + kept..aligned].fill(0);
+    }
+}
+
+/// Whether a block that was read for a comparison is what it should be.
+pub(super) fn is_as_expected(expected: LeafContent, bytes: &[u8]) -> bool {
+    match expected {
+        LeafContent::Zeros => is_zero(bytes),
+        LeafContent::Digest(expected) => leaf_digest(bytes) == expected,
+        LeafContent::Undigested => unreachable!("a comparison always knows what it expects"),
+    }
+}

@@ -1,0 +1,167 @@
+//! Holds the free slots of a worker, and the spare ones that replace slots whose device does not answer.
+//!
+//! Slots below the depth are the usual ones; those from the depth on are spare and take no memory until they are lent. As many
+//! are lent as slots are stalled, as far as they go, so that those who do get answers have as many slots as ever. Of these no
+//! job takes more than half while any slot is stalled: the next job may be on the same device.
+
+use crate::buffer::Block;
+
+/// A free slot: its number and its block.
+type Free = (usize, Block);
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct SlotPool {
+    free: Vec<Free>,
+    spare: Vec<Free>,
+    depth: usize,
+    spares: usize,
+    /// Slots in use whose operation is late.
+    stalled: usize,
+}
+
+impl SlotPool {
+    /// A usual slot for each of `blocks`, a spare one for each of `spare`.
+    pub(super) fn new(blocks: Vec<Block>, spare: Vec<Block>) -> Self {
+        let (depth, spares) = (blocks.len(), spare.len());
+        let most = depth + spares;
+        Self { free: numbered(blocks, 0, most), spare: numbered(spare, depth, most), depth, spares, stalled: 0 }
+    }
+
+    /// Bytes of a slot.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.free.first().map_or(0, |(_, block)| block.len())
+    }
+
+    /// Slots at most, numbered from 0 on.
+    pub(super) fn count(&self) -> usize {
+        self.depth + self.spares
+    }
+
+    /// Usual slots: what one job may have in flight.
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// A free slot.
+    ///
+    /// # Panics
+    /// If there is none: the caller has looked.
+    pub(super) fn take(&mut self) -> Free {
+        self.free.pop().expect("checked by the caller")
+    }
+
+    /// A slot that is not in use any more.
+    pub(super) fn put_back(&mut self, index: usize, block: Block) {
+        if index >= self.depth && self.lent() > self.stalled {
+            return self.put_aside((index, block));
+        }
+        self.free.push((index, block));
+    }
+
+    /// So many slots in use are stalled: lends spare ones for them, or takes back what is not needed any more and is free.
+    pub(super) fn set_stalled(&mut self, stalled: usize) {
+        self.stalled = stalled;
+        while self.lent() < stalled
+            && let Some(slot) = self.spare.pop()
+        {
+            self.free.push(slot);
+        }
+        while self.lent() > stalled
+            && let Some(at) = self.free.iter().position(|(index, _)| *index >= self.depth)
+        {
+            let slot = self.free.swap_remove(at);
+            self.put_aside(slot);
+        }
+    }
+
+    /// Slots that one job may have.
+    pub(super) fn most_for_one(&self) -> usize {
+        match self.stalled {
+            0 => self.depth,
+            stalled => (self.depth + self.lent()).saturating_sub(stalled).div_ceil(2).clamp(1, self.depth),
+        }
+    }
+
+    /// Spare slots that are in use or free.
+    fn lent(&self) -> usize {
+        self.spares - self.spare.len()
+    }
+
+    /// A spare slot is not needed any more, nor is its memory.
+    fn put_aside(&mut self, (index, mut block): Free) {
+        block.give_back();
+        self.spare.push((index, block));
+    }
+}
+
+/// Slots from the number `first` on, the first one last; with room for `most`.
+fn numbered(blocks: Vec<Block>, first: usize, most: usize) -> Vec<Free> {
+    let mut slots = Vec::with_capacity(most);
+    slots.extend((first..).zip(blocks));
+    slots.reverse();
+    slots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::Arena;
+    use std::sync::Arc;
+
+    fn pool(depth: usize, spares: usize) -> SlotPool {
+        let blocks = |count: usize| Arc::new(Arena::of_small_pages(4096 * count.max(1)).unwrap()).split(4096, count);
+        SlotPool::new(blocks(depth), blocks(spares))
+    }
+
+    /// One dead device after the other takes all it can: each takes half of what the one before has left, and there is a slot
+    /// for whoever comes next.
+    #[test]
+    fn every_stalled_job_leaves_half() {
+        let mut pool = pool(8, 8);
+        let (mut stalled, mut taken) = (Vec::new(), Vec::new());
+        while pool.free() > 0 {
+            let most = pool.most_for_one().min(pool.free());
+            taken.push(most);
+            (0..most).for_each(|_| stalled.push(pool.take()));
+            pool.set_stalled(stalled.len());
+        }
+        assert_eq!(taken, [8, 4, 2, 1, 1]);
+        for (index, block) in stalled {
+            pool.put_back(index, block);
+        }
+        pool.set_stalled(0);
+        assert_eq!((pool.free(), pool.lent(), pool.most_for_one()), (8, 0, 8));
+        assert!(pool.free.iter().all(|(index, _)| *index < 8), "the usual ones are back");
+    }
+
+    #[test]
+    fn spare_slots_go_back_when_the_answers_come() {
+        let mut pool = pool(4, 4);
+        let stalled: Vec<_> = (0..4).map(|_| pool.take()).collect();
+        pool.set_stalled(4);
+        assert_eq!((pool.free(), pool.most_for_one()), (4, 2));
+        let (spare, mut block) = pool.take();
+        block.fill(1);
+        pool.set_stalled(0);
+        assert_eq!((pool.free(), pool.lent()), (0, 1), "one is still in use");
+        pool.put_back(spare, block);
+        stalled.into_iter().for_each(|(index, block)| pool.put_back(index, block));
+        assert_eq!((pool.free(), pool.lent()), (4, 0));
+        assert!(pool.spare.iter().all(|(_, block)| block.iter().all(|&byte| byte == 0)), "without their memory");
+    }
+
+    #[test]
+    fn without_spare_slots_there_is_still_one_for_each() {
+        let mut pool = pool(1, 0);
+        let (index, block) = pool.take();
+        pool.set_stalled(1);
+        assert_eq!((pool.free(), pool.most_for_one()), (0, 1));
+        pool.put_back(index, block);
+        assert_eq!(pool.free(), 1);
+    }
+}
