@@ -10,7 +10,7 @@ use crate::job::facilities::Facilities;
 use crate::job::round::lock;
 use crate::job::{JobHandle, JobState, compare, copy};
 use crate::journal::JournalService;
-use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, SLOTS_PER_CORE_MAX};
+use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, DRAIN_LIMIT, SLOTS_PER_CORE_MAX};
 use crate::progress::Report;
 use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
@@ -20,7 +20,7 @@ use crate::worker::{EXTRA_OPERATIONS, Inbox, WIRE_OPERATIONS, Worker};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -56,14 +56,22 @@ pub struct EngineConfig {
     pub face: Face,
 }
 
-/// Running workers. Dropping it waits for its jobs to end (cancel them first, or resume the paused ones), then stops
-/// the workers.
+/// Running workers. Dropping it waits for the reports of its jobs (cancel them first, or resume the paused ones), then
+/// stops the workers. It waits for nothing that is in flight on a device that does not answer: the threads that do are left
+/// behind, with what they use.
 #[derive(Debug)]
 pub struct Engine {
     facilities: Arc<Facilities>,
-    /// Threads of jobs, the ended ones until the next submission.
-    jobs: Mutex<Vec<JoinHandle<()>>>,
-    workers: Vec<JoinHandle<()>>,
+    /// Jobs with their threads, the ended ones until the next submission.
+    jobs: Mutex<Vec<(Arc<JobState>, JoinHandle<()>)>>,
+    workers: Vec<WorkerThread>,
+}
+
+/// A worker's thread, and how it says that it ends and whether everything was answered.
+#[derive(Debug)]
+struct WorkerThread {
+    thread: JoinHandle<()>,
+    ended: Mutex<Receiver<bool>>,
 }
 
 /// An [`EngineConfig`] that fits the host.
@@ -108,12 +116,13 @@ impl Engine {
         let (ready, started) = channel();
         for (index, (&cpu, inbox)) in cpus.iter().zip(crew.iter()).enumerate() {
             let (inbox, syscalls, ready) = (Arc::clone(inbox), Arc::clone(&syscalls), ready.clone());
-            let body = move || serve(cpu, layout, inbox, &syscalls[index], &ready);
+            let (tell, ended) = channel();
+            // Nobody hears it only if the engine is gone.
+            let body = move || _ = tell.send(serve(cpu, layout, inbox, &syscalls[index], &ready));
             let spawned = std::thread::Builder::new().name(format!("worker-{index}")).spawn(body);
             let spawned = spawned.inspect_err(|_| crew.iter().for_each(|inbox| inbox.stop()));
-            workers.push(
-                spawned.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a worker thread"))?,
-            );
+            let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "start a worker thread");
+            workers.push(WorkerThread { thread: spawned.map_err(failed)?, ended: Mutex::new(ended) });
         }
         drop(ready);
         let mut failed = None;
@@ -167,7 +176,7 @@ impl Engine {
         control: Control,
         body: impl FnOnce(&Facilities, &JobState) -> Report + Send + 'static,
     ) -> JobHandle {
-        let job = Arc::new(JobState::new(Arc::new(control)));
+        let job = Arc::new(JobState::new(Arc::new(control), self.cores()));
         let handle = JobHandle::new(Arc::clone(&job));
         let (facilities, shared) = (Arc::clone(&self.facilities), Arc::clone(&job));
         let spawned = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
@@ -175,12 +184,13 @@ impl Engine {
             let report = body(&facilities, &shared);
             drop(facilities);
             end.with(report);
+            shared.settle();
         });
         match spawned {
             Ok(thread) => {
                 let mut jobs = lock(&self.jobs);
-                jobs.retain(|job| !job.is_finished());
-                jobs.push(thread);
+                jobs.retain(|(_, thread)| !thread.is_finished());
+                jobs.push((job, thread));
             }
             Err(error) => {
                 let error = Error::io(Side::Engine, Operation::Start, &error, "start a thread for the job")
@@ -217,23 +227,33 @@ impl Drop for EndOfJob<'_> {
 impl Drop for Engine {
     fn drop(&mut self) {
         // Jobs first: between its two rounds a job has nothing with the workers, and still needs them.
-        for job in lock(&self.jobs).drain(..) {
-            let _ = job.join();
+        for (job, thread) in lock(&self.jobs).drain(..) {
+            if job.wait().quiesced {
+                let _ = thread.join();
+            }
         }
         self.facilities.crew.iter().for_each(|inbox| inbox.stop());
-        for worker in self.workers.drain(..) {
-            // A worker that panicked has said so; there is nothing left to wait for.
-            let _ = worker.join();
+        for WorkerThread { thread, ended } in self.workers.drain(..) {
+            match lock(&ended).recv_timeout(DRAIN_LIMIT) {
+                // A thread ends, for the kernel, when its operations are answered.
+                Ok(false) | Err(RecvTimeoutError::Timeout) => {
+                    tracing::warn!("a worker is left behind with operations that are not answered");
+                }
+                // A worker that panicked has said so; there is nothing left to wait for.
+                Ok(true) | Err(RecvTimeoutError::Disconnected) => _ = thread.join(),
+            }
         }
     }
 }
 
-/// A worker's thread, from its ring to its end. Says first whether the ring is the pool, or why there is none.
-fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, ready: &Sender<Result<bool>>) {
+/// A worker's thread, from its ring to its end. Says first whether the ring is the pool, or why there is none; in the end,
+/// whether everything was answered.
+fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, ready: &Sender<Result<bool>>) -> bool {
     pin(cpu);
     let refuse = |error| {
         // Nobody hears it only if the engine's start was given up already.
         let _ = ready.send(Err(error));
+        true
     };
     let Slots { usual, spare } = layout.slots;
     let block_bytes = layout.block_bytes as usize;
@@ -246,10 +266,8 @@ fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, re
     if layout.face != Face::Threads {
         match UringRing::new(UringConfig { slots: operations, arena: Some(&arena) }) {
             Ok(ring) => {
-                if ready.send(Ok(false)).is_ok() {
-                    Worker::new(ring, arena.split(block_bytes, usual), spares, inbox).run(syscalls);
-                }
-                return;
+                return ready.send(Ok(false)).is_err()
+                    || Worker::new(ring, arena.split(block_bytes, usual), spares, inbox).run(syscalls);
             }
             Err(denied) if layout.face == Face::Uring => {
                 let error =
@@ -261,9 +279,8 @@ fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, re
     }
     match ThreadRing::new(POOL_THREADS_PER_CORE, operations) {
         Ok(ring) => {
-            if ready.send(Ok(true)).is_ok() {
-                Worker::new(ring, arena.split(block_bytes, usual), spares, inbox).run(syscalls);
-            }
+            ready.send(Ok(true)).is_err()
+                || Worker::new(ring, arena.split(block_bytes, usual), spares, inbox).run(syscalls)
         }
         Err(error) => refuse(Error::io(Side::Engine, Operation::Start, &error, "start a pool of I/O threads")),
     }

@@ -64,6 +64,12 @@ pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long an ending waits for operations in flight before it reports `quiesced: false` and leaks their memory.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long the job's thread may be in one call after a stop was asked for, before it is reported as one that does not come
+/// back: the drain limit, and a little for what keeps that limit by itself.
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(11);
+/// Between two looks of whoever waits for a job at whether its thread still comes back.
+pub(crate) const LOOK_AT_THREAD: Duration = Duration::from_millis(250);
+
 /// How long an operation may take before its device counts as one that does not answer: longer than a busy disk takes for
 /// a block. Until then it may cost other jobs slots and threads, afterwards only its own job.
 pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(1);
@@ -113,4 +119,5 @@ pub(crate) const TICK: Duration = Duration::from_millis(20);
 
 const _: () = assert!(BLOCK_BYTES_MAX as u64 <= SEGMENT_BYTES_MAX, "a segment holds at least one block");
 const _: () = assert!(BLOCK_BYTES_DIRECT.is_power_of_two() && BLOCK_BYTES_SMALL.is_power_of_two());
+const _: () = assert!(CALL_LIMIT.as_millis() > DRAIN_LIMIT.as_millis(), "a drain ends by itself");
 const _: () = assert!(DIRECT_ALIGN_BYTES <= BLOCK_BYTES_MIN, "a block is a whole number of aligned units");

@@ -1,11 +1,11 @@
 //! What is known of a job while it runs, and its report when it has ended.
 
-use super::Reason;
 use super::conductor::{Conductor, Turn};
 use super::control::Control;
 use super::facilities::Facilities;
 use super::ledger::{FileLedger, Ledger};
 use super::round::Round;
+use super::{JobState, Reason};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::limits::DRAIN_LIMIT;
 use crate::pipeline::latency::Latency;
@@ -20,6 +20,7 @@ use std::time::Duration;
 /// What is filled in while a job runs, and becomes its report.
 pub(crate) struct Account<'a> {
     facilities: &'a Facilities,
+    job: &'a JobState,
     control: &'a Control,
     started: Duration,
     cpu: Duration,
@@ -39,10 +40,12 @@ pub(crate) struct Account<'a> {
 }
 
 impl<'a> Account<'a> {
-    pub(crate) fn open(facilities: &'a Facilities, control: &'a Control) -> Self {
+    pub(crate) fn open(facilities: &'a Facilities, job: &'a JobState) -> Self {
+        let control = &*job.control;
         control.conducted_here();
         Self {
             facilities,
+            job,
             control,
             started: clock(),
             cpu: cpu_time(),
@@ -87,13 +90,15 @@ impl<'a> Account<'a> {
             if !limit.is_zero() {
                 std::thread::park_timeout(limit);
             }
+            self.control.seen();
         }
+        self.control.seen();
         self.latency.merge(&round.latency());
         self.drained_after = conductor.drain_time();
         if !conductor.is_quiesced() {
             self.quiesced = false;
-            // Its operations may still land: descriptors, and with them the lock, stay for the life of the process.
-            std::mem::forget(Arc::clone(round));
+            // Its operations may still land: descriptors, and with them the lock, stay until the last one is answered.
+            self.job.keep(Arc::clone(round));
         }
         let outcome = outcome(round, &conductor);
         let ledger = conductor.into_ledger();
@@ -110,10 +115,12 @@ impl<'a> Account<'a> {
     /// flight for ever.
     fn stop(&mut self) {
         let since = clock();
+        self.control.seen();
         let limit = if self.quiesced { DRAIN_LIMIT.saturating_sub(self.drained_after) } else { Duration::ZERO };
         for volume in std::mem::take(&mut self.volumes) {
             if !volume.stop(limit.saturating_sub(clock() - since)) {
                 tracing::warn!(volume = volume.name(), "what was asked of it last may still take effect");
+                self.job.never_quiet();
                 self.quiesced = false;
             }
         }
@@ -245,11 +252,11 @@ mod tests {
             threads: false,
             syscalls: Arc::new([]),
         };
-        let control = Control::new(None);
-        reason.into_iter().for_each(|reason| control.cancel(reason));
+        let job = JobState::new(Arc::new(Control::new(None)), 0);
+        reason.into_iter().for_each(|reason| job.control.cancel(reason));
         let peer = Arc::new(Peer { hangs_up, ..Peer::default() });
         let volume: Arc<dyn Volume> = Arc::<Peer>::clone(&peer);
-        let mut account = Account::open(&facilities, &control);
+        let mut account = Account::open(&facilities, &job);
         account.opened(&volume);
         account.quiesced = quiesced;
         let report = account.close(outcome);

@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Runs a comparison to its end.
 pub(crate) fn verify(spec: &VerifySpec, facilities: &Facilities, job: &JobState) -> Report {
-    let mut account = Account::open(facilities, &job.control);
+    let mut account = Account::open(facilities, job);
     let outcome = compare(spec, facilities, &job.control, &mut account);
     account.close(outcome)
 }

@@ -12,6 +12,7 @@ use crate::limits::DURABLE_RUNS_MAX;
 use crate::nbd::leash::Leash;
 use crate::pipeline::bucket::Bucket;
 use crate::progress::{Bytes, Progress};
+use crate::ring::{Instant, clock};
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release,
@@ -45,6 +46,9 @@ pub(crate) struct Counters {
 pub(crate) struct Control {
     /// 0, or one more than the position of the first reason in [`Reason::ALL`].
     reason: AtomicU8,
+    /// When the stop was asked for, and when the job's thread was last seen between two calls, in ns of the rings' clock.
+    asked_ns: AtomicU64,
+    seen_ns: AtomicU64,
     paused: AtomicBool,
     pub bucket: Bucket,
     pub counters: Counters,
@@ -57,6 +61,8 @@ pub(crate) struct Control {
     in_flight_max: AtomicU64,
     /// How the bytes travel, once the probes have chosen.
     pub path: OnceLock<String>,
+    /// The journal that a later run can go on from, once there is one.
+    pub journal: OnceLock<String>,
     /// Where data landed last, plus one; 0: nowhere yet.
     sample: AtomicU64,
     /// What [`Control::progress`] has said, which never falls.
@@ -85,6 +91,8 @@ impl Control {
     pub(crate) fn gated(limit_bytes_per_second: Option<u64>, gate: Option<Arc<Gate>>) -> Self {
         Self {
             reason: AtomicU8::new(0),
+            asked_ns: AtomicU64::new(0),
+            seen_ns: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             bucket: Bucket::new(limit_bytes_per_second),
             counters: Counters::default(),
@@ -94,6 +102,7 @@ impl Control {
             in_flight: AtomicU64::new(0),
             in_flight_max: AtomicU64::new(0),
             path: OnceLock::new(),
+            journal: OnceLock::new(),
             sample: AtomicU64::new(0),
             requests: std::array::from_fn(|_| AtomicU32::new(0)),
             requests_made: AtomicUsize::new(0),
@@ -150,8 +159,22 @@ impl Control {
     pub(crate) fn cancel(&self, reason: Reason) {
         let position = Reason::ALL.iter().position(|&each| each == reason).expect("every reason is listed");
         let code = u8::try_from(position + 1).expect("there are few reasons");
+        // Before the reason: whoever sees that there is one sees since when.
+        let _ = self.asked_ns.compare_exchange(0, nanos(clock()).max(1), AcqRel, Acquire);
         let _ = self.reason.compare_exchange(0, code, AcqRel, Acquire);
         self.notify();
+    }
+
+    /// The job's thread is here, and not in a call that may never return.
+    pub(crate) fn seen(&self) {
+        self.seen_ns.store(nanos(clock()), Relaxed);
+    }
+
+    /// For how long the job's thread has been in one call although a stop was asked for; `None` unless one was.
+    pub(crate) fn silent_after_stop(&self, now: Instant) -> Option<Duration> {
+        self.cancelled()?;
+        let since = self.asked_ns.load(Acquire).max(self.seen_ns.load(Relaxed));
+        Some(now.saturating_sub(Duration::from_nanos(since)))
     }
 
     /// Why the job is to stop, if it is.
@@ -299,6 +322,10 @@ impl Control {
     }
 }
 
+fn nanos(time: Instant) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Raises what was shown to `now`; the most that ever was.
 fn most(shown: &AtomicU64, now: u64) -> u64 {
     shown.fetch_max(now, AcqRel).max(now)
@@ -315,6 +342,21 @@ mod tests {
         control.cancel(Reason::LeaseLost);
         control.cancel(Reason::UserCancel);
         assert_eq!(control.cancelled(), Some(Reason::LeaseLost));
+    }
+
+    #[test]
+    fn a_thread_is_silent_from_the_stop_or_its_last_sign_on() {
+        let control = Control::new(None);
+        let late = clock() + Duration::from_secs(100);
+        assert_eq!(control.silent_after_stop(late), None, "nobody asked for a stop");
+        control.cancel(Reason::UserCancel);
+        let silent = control.silent_after_stop(late).expect("a stop was asked for");
+        std::thread::sleep(Duration::from_millis(2));
+        control.cancel(Reason::LeaseLost);
+        assert_eq!(control.silent_after_stop(late), Some(silent), "the first stop counts");
+        control.seen();
+        assert!(control.silent_after_stop(late).expect("as before") < silent);
+        assert_eq!(control.silent_after_stop(Duration::ZERO), Some(Duration::ZERO));
     }
 
     #[test]

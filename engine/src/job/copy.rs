@@ -26,7 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs a copy to its end.
 pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, facilities: &Facilities, job: &JobState) -> Report {
-    let mut account = Account::open(facilities, &job.control);
+    let mut account = Account::open(facilities, job);
     let outcome = Copy {
         spec,
         oversight: Oversight::new(supervision, job.control.leash()),
@@ -71,7 +71,8 @@ impl Copy<'_, '_> {
         self.account.block_bytes = prepared.leaf_bytes;
         self.account.route(&prepared.route);
         if let Checkpoint::File(path) = &self.spec.checkpoint {
-            self.account.journal = Some(path.display().to_string());
+            let path = self.control.journal.get_or_init(|| path.display().to_string());
+            self.account.journal = Some(path.clone());
         }
         let (source, destination) = (Arc::clone(&prepared.source), Arc::clone(&prepared.destination));
         let (created, leaf_bytes) = (prepared.created, prepared.leaf_bytes);

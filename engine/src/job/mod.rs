@@ -23,12 +23,15 @@ pub(crate) mod compare;
 #[cfg(test)]
 pub(crate) mod peer;
 
-use crate::error::named;
+use crate::error::{Code, Error, Operation, Side, named};
 use crate::extent::RangeSet;
+use crate::limits::{CALL_LIMIT, LOOK_AT_THREAD};
 use crate::progress::{Progress, Report};
+use crate::ring::clock;
 use control::Control;
-use round::lock;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use round::{Round, lock};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 named! {
@@ -46,21 +49,116 @@ named! {
 }
 
 /// A job as its handles see it.
+///
+/// A job ends twice: when its report is there, and when it is _quiet_, which is later if a device did not answer. The
+/// job's thread sees to both. Where it does not come back from a call after a stop was asked for, whoever waits makes the
+/// report instead, once the limit has passed; the thread makes the job quiet whenever it returns.
 #[derive(Debug)]
 pub(crate) struct JobState {
     pub control: Arc<Control>,
-    report: Mutex<Option<Report>>,
-    ended: Condvar,
+    cores: usize,
+    ending: Mutex<Ending>,
+    changed: Condvar,
+    /// Rounds that were over with operations in flight.
+    unanswered: Mutex<Vec<Arc<Round>>>,
+    is_left_open: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Ending {
+    report: Option<Report>,
+    is_quiet: bool,
 }
 
 impl JobState {
-    pub(crate) fn new(control: Arc<Control>) -> Self {
-        Self { control, report: Mutex::default(), ended: Condvar::new() }
+    /// Of a job that `cores` workers serve.
+    pub(crate) fn new(control: Arc<Control>, cores: usize) -> Self {
+        Self {
+            control,
+            cores,
+            ending: Mutex::default(),
+            changed: Condvar::new(),
+            unanswered: Mutex::default(),
+            is_left_open: AtomicBool::new(false),
+        }
     }
 
+    /// The report is there, unless somebody made one before.
     pub(crate) fn end(&self, report: Report) {
-        *lock(&self.report) = Some(report);
-        self.ended.notify_all();
+        let mut ending = lock(&self.ending);
+        ending.is_quiet |= report.quiesced;
+        ending.report.get_or_insert(report);
+        self.changed.notify_all();
+    }
+
+    /// Keeps a round that is over with operations in flight, and what they are in flight on.
+    pub(crate) fn keep(&self, round: Arc<Round>) {
+        lock(&self.unanswered).push(round);
+    }
+
+    /// What was asked of a server last may still take effect, and nobody will know when it has: the job is never quiet.
+    pub(crate) fn never_quiet(&self) {
+        self.is_left_open.store(true, Relaxed);
+    }
+
+    /// Waits, on the job's thread and for however long it takes, until the last operation in flight is answered; closes
+    /// what they were in flight on, and says that the job is quiet.
+    pub(crate) fn settle(&self) {
+        for mut round in std::mem::take(&mut *lock(&self.unanswered)) {
+            // A worker lets go of it when everything of its part is answered.
+            while Arc::get_mut(&mut round).is_none() {
+                std::thread::park_timeout(LOOK_AT_THREAD);
+            }
+        }
+        if !self.is_left_open.load(Relaxed) {
+            lock(&self.ending).is_quiet = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until `done` says so of the ending, at most for `limit`; says whether it did.
+    fn wait_until(&self, limit: Option<Duration>, done: impl Fn(&Ending) -> bool) -> MutexGuard<'_, Ending> {
+        let started = clock();
+        let mut ending = lock(&self.ending);
+        let mut is_suspected = false;
+        loop {
+            let silent = self.control.silent_after_stop(clock()).filter(|silent| *silent > CALL_LIMIT);
+            if let (None, Some(silent)) = (&ending.report, silent) {
+                // Not at the first look: a process that was stopped for long goes on with any of its threads.
+                if std::mem::replace(&mut is_suspected, true) {
+                    ending.report = Some(self.overdue_report(silent));
+                }
+            }
+            let left =
+                limit.map_or(LOOK_AT_THREAD, |limit| limit.saturating_sub(clock() - started).min(LOOK_AT_THREAD));
+            if done(&ending) || left.is_zero() {
+                return ending;
+            }
+            ending = self.changed.wait_timeout(ending, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The report of a job whose thread has not come back for so long.
+    fn overdue_report(&self, silent: Duration) -> Report {
+        let message = "a system call for the job did not return within the drain limit: it may still take effect; do not \
+                       use the destination before this process has ended";
+        let error = Error::new(Code::Timeout, Side::Engine, Operation::Stop, message).maybe_applied();
+        tracing::warn!(%error, "the job's thread is left behind");
+        Report {
+            quiesced: false,
+            bytes: self.control.bytes(),
+            path: self.control.path.get().cloned().unwrap_or_default(),
+            journal: self.control.journal.get().cloned(),
+            drain_seconds: silent.as_secs_f64(),
+            window_bytes_max: self.control.window_max(),
+            ..Report::not_started(error, self.cores)
+        }
+    }
+
+    /// Waits for the report.
+    pub(crate) fn wait(&self) -> Report {
+        let ending = self.wait_until(None, |ending| ending.report.is_some());
+        ending.report.clone().expect("it was waited for")
     }
 }
 
@@ -124,24 +222,31 @@ impl JobHandle {
         self.state.control.cut();
     }
 
-    /// Waits for the end. Can be called from several threads, and again later.
+    /// Waits for the end: when the report is there, or ten seconds after a stop was asked for if the job does not come back
+    /// from a call. Can be called from several threads, and again later.
     #[must_use]
     pub fn wait(&self) -> Report {
-        let mut report = lock(&self.state.report);
-        loop {
-            if let Some(report) = &*report {
-                return report.clone();
-            }
-            report = self.state.ended.wait(report).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.state.wait()
     }
 
     /// As [`JobHandle::wait`], but gives up after `limit` with `None`.
     #[must_use]
     pub fn wait_for(&self, limit: Duration) -> Option<Report> {
-        let report = lock(&self.state.report);
-        let waited = self.state.ended.wait_timeout_while(report, limit, |report| report.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.state.wait_until(Some(limit), |ending| ending.report.is_some()).report.clone()
+    }
+
+    /// Waits until the job is quiet, at most for `limit`, and says whether it is: nothing of it is in flight, its volumes
+    /// are closed and the destination's lock is released. A job whose report says so is quiet at once. Another one is when
+    /// its devices have answered; when they do not, or a server was left without an answer, it never is.
+    #[must_use]
+    pub fn wait_quiet_for(&self, limit: Duration) -> bool {
+        self.state.wait_until(Some(limit), |ending| ending.is_quiet).is_quiet
+    }
+
+    /// Whether it is quiet or may still become so: `false` once a server was left without an answer.
+    #[must_use]
+    pub fn may_become_quiet(&self) -> bool {
+        !self.state.is_left_open.load(Relaxed)
     }
 }
 
@@ -151,7 +256,7 @@ mod tests {
 
     #[test]
     fn any_length_of_time_can_be_waited() {
-        let state = Arc::new(JobState::new(Arc::new(Control::new(None))));
+        let state = Arc::new(JobState::new(Arc::new(Control::new(None)), 1));
         let job = JobHandle::new(Arc::clone(&state));
         assert!(job.wait_for(Duration::ZERO).is_none());
         let waiting = std::thread::spawn(move || job.wait_for(Duration::MAX));
