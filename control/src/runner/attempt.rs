@@ -171,7 +171,7 @@ impl Attempt {
         let running = self.start(hub, &record, gate, admission);
         let outcome = self.attend(hub, &*running, question).await;
         tracing::info!(end = ?outcome.end, "a copy has ended");
-        self.conclude(hub, outcome).await;
+        self.conclude(hub, &*running, outcome).await;
         Standing::Ended
     }
 

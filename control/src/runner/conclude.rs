@@ -1,13 +1,13 @@
 //! The end of an attempt: what its copy came to, stored.
 //!
 //! What always holds: nothing is given back before it is quiet. A copy that did not come to rest keeps its task: of a
-//! server its late requests are over after a while; of a local volume only the end of this process and the destination's
-//! lock tell.
+//! server its late requests are over after a while; of a local volume the worker tells, when the device has answered, or
+//! the end of this process and the destination's lock do.
 
 use super::attempt::Attempt;
 use super::grant::Written;
 use super::hub::Hub;
-use super::worker::{End, Outcome};
+use super::worker::{End, Outcome, Running};
 use crate::record::{Failure, Fence, State, TaskRecord};
 use crate::task_state::{self, Event, Illegal, Mark};
 use blockhaul_engine::error::Code;
@@ -26,21 +26,26 @@ const QUIET_LOOK: Duration = Duration::from_secs(1);
 
 impl Attempt {
     /// Stores the outcome, unless the task is somebody else's.
-    pub(super) async fn conclude(&self, hub: &Hub, outcome: Outcome) {
+    pub(super) async fn conclude(&self, hub: &Hub, running: &dyn Running, mut outcome: Outcome) {
         if !outcome.quiesced && !self.is_abandoned() {
-            self.come_to_rest(hub).await;
+            self.come_to_rest(hub, running).await;
+            if let (Some(reason), End::Failed(_)) = (self.told_to_stop(), &outcome.end) {
+                // It failed to come to rest in time, and for no other reason.
+                outcome.end = End::Stopped(reason);
+            }
         }
         self.end(hub, outcome).await;
     }
 
     /// Waits until nothing of a copy can land any more that its engine has not seen the end of.
-    async fn come_to_rest(&self, hub: &Hub) {
-        tracing::error!("a copy did not come to rest: its task is kept");
+    async fn come_to_rest(&self, hub: &Hub, running: &dyn Running) {
+        tracing::error!("a copy did not come to rest: its task is kept until its devices answer");
         if self.needs_lease() {
             tokio::time::sleep(hub.config.quiet_after).await;
         } else {
-            std::future::pending::<()>().await;
+            running.quiet().await;
         }
+        tracing::info!("a copy has come to rest");
     }
 
     /// Stores the outcome of a copy that is quiet.

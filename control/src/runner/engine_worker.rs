@@ -26,8 +26,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::oneshot;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
 use tracing::Span;
+
+/// How long opening a copy's volumes may take after a stop was asked for, before they count as on a device that does not
+/// answer: as long as the engine waits for one.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks at whether a copy has become quiet.
+const QUIET_LOOK: Duration = Duration::from_secs(60);
 
 /// See the module's head. Clones are the same.
 #[derive(Clone, Debug)]
@@ -50,6 +57,9 @@ struct Site {
 struct Copying {
     job: Mutex<Job>,
     outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
+    /// Whether its thread was asked to stop and has not begun a job, whose end the engine would tell.
+    hangs: watch::Sender<bool>,
+    is_quiet: watch::Sender<bool>,
 }
 
 /// The engine's job, or what it is to be told once there is one.
@@ -104,13 +114,17 @@ impl Worker for EngineWorker {
 
     fn start(&self, work: Work) -> Arc<dyn Running> {
         let (tell, outcome) = oneshot::channel();
-        let copying = Arc::new(Copying { job: Mutex::default(), outcome: Mutex::new(Some(outcome)) });
+        let copying = Arc::new(Copying {
+            job: Mutex::default(),
+            outcome: Mutex::new(Some(outcome)),
+            hangs: watch::Sender::new(false),
+            is_quiet: watch::Sender::new(false),
+        });
         let (worker, shared) = (self.clone(), Arc::clone(&copying));
         let (name, span) = (format!("copy {}", work.task), Span::current());
         let body = move || {
             let _in = span.enter();
-            // Nobody listens if the runner has been dropped.
-            let _ = tell.send(worker.carry_out(work, &shared));
+            worker.carry_out(work, &shared, tell);
         };
         if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
             // The sender went with the closure: the copy's end says that there was none.
@@ -138,21 +152,43 @@ impl Worker for EngineWorker {
 }
 
 impl EngineWorker {
-    /// One copy from beginning to end, on its own thread.
-    fn carry_out(&self, work: Work, copying: &Copying) -> Outcome {
+    /// One copy from beginning to end, on its own thread. Tells how it ended, and when it is quiet.
+    fn carry_out(&self, work: Work, copying: &Copying, tell: oneshot::Sender<Outcome>) {
+        // Nobody listens if the runner has been dropped, or has given up waiting.
+        let tell = move |outcome| _ = tell.send(outcome);
         let prepared = match self.site.prepare(work) {
             Ok(prepared) => prepared,
-            Err(error) => return Outcome::refused(&error),
+            Err(error) => {
+                tell(Outcome::refused(&error));
+                return copying.be_quiet();
+            }
         };
         let Prepared { spec, supervision, created, gatekeeper } = prepared;
-        let outcome = match copying.submit(&self.engine, spec, supervision) {
-            Ok(job) => outcome(&job.wait(), &job),
-            Err(error) => Outcome::refused(&error),
+        let (outcome, job) = match copying.submit(&self.engine, spec, supervision) {
+            Ok(job) => (outcome(&job.wait(), &job), Some(job)),
+            Err(error) => (Outcome::refused(&error), None),
         };
-        if let Some(created) = created.filter(|_| !gatekeeper.said_yes.load(Relaxed)) {
-            created.remove();
+        let clean_up = || {
+            if let Some(created) = created.filter(|_| !gatekeeper.said_yes.load(Relaxed)) {
+                created.remove();
+            }
+        };
+        match job.filter(|_| !outcome.quiesced) {
+            None => {
+                clean_up();
+                tell(outcome);
+            }
+            Some(job) => {
+                tell(outcome);
+                while !job.wait_quiet_for(QUIET_LOOK) {
+                    if !job.may_become_quiet() {
+                        return;
+                    }
+                }
+                clean_up();
+            }
         }
-        outcome
+        copying.be_quiet();
     }
 }
 
@@ -169,6 +205,24 @@ impl Copying {
         }
         job.handle = Some(handle.clone());
         Ok(handle)
+    }
+
+    fn be_quiet(&self) {
+        self.is_quiet.send_replace(true);
+    }
+
+    /// Waits until a stop was asked for and the thread has had its time to open the volumes, or to give up.
+    async fn overdue(&self) -> Outcome {
+        // The sender lives as long as self.
+        let _ = self.hangs.subscribe().wait_for(|hangs| *hangs).await;
+        tokio::time::sleep(OPEN_LIMIT).await;
+        if self.handle().is_some() {
+            // The engine keeps the limit for its job.
+            return std::future::pending().await;
+        }
+        let message = "opening the volumes did not end within the drain limit: a device does not answer";
+        let error = Error::new(Code::Timeout, Side::Engine, Operation::Open, message);
+        Outcome { quiesced: false, ..Outcome::refused(&error) }
     }
 
     fn handle(&self) -> Option<JobHandle> {
@@ -201,8 +255,9 @@ impl Running for Copying {
     fn cancel(&self, reason: Reason) {
         let mut job = self.job();
         job.cancelled.get_or_insert(reason);
-        if let Some(handle) = &job.handle {
-            handle.cancel(reason);
+        match &job.handle {
+            Some(handle) => handle.cancel(reason),
+            None => _ = self.hangs.send_replace(true),
         }
     }
 
@@ -215,7 +270,10 @@ impl Running for Copying {
     async fn ended(&self) -> Outcome {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         let told = match outcome {
-            Some(outcome) => outcome.await.ok(),
+            Some(outcome) => tokio::select! { biased;
+                outcome = outcome => outcome.ok(),
+                outcome = self.overdue() => Some(outcome),
+            },
             None => None,
         };
         told.unwrap_or_else(|| {
@@ -223,6 +281,11 @@ impl Running for Copying {
                 Error::new(Code::Overloaded, Side::Engine, Operation::Start, "there was no thread for the copy");
             Outcome::refused(&error)
         })
+    }
+
+    async fn quiet(&self) {
+        // The sender lives as long as self.
+        let _ = self.is_quiet.subscribe().wait_for(|is_quiet| *is_quiet).await;
     }
 }
 

@@ -99,6 +99,11 @@ pub trait Running: Send + Sync + std::fmt::Debug {
 
     /// Waits for its end. Called once.
     async fn ended(&self) -> Outcome;
+
+    /// After an end that was not quiet: waits until nothing of it can happen any more, for ever if nobody can tell.
+    async fn quiet(&self) {
+        std::future::pending().await
+    }
 }
 
 /// How a copy ended.

@@ -1,7 +1,7 @@
 //! A worker whose copies do what a test says, and a dispatcher that writes down what it is told.
 
 use crate::peers::{CallError, LeaderCalls};
-use crate::record::{CopyTask, DurableMap, Progress, TaskId};
+use crate::record::{CopyTask, DurableMap, Failure, Progress, TaskId};
 use crate::runner::{End, Outcome, Question, Running, Work, Worker};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -136,7 +136,19 @@ impl Running for Copy {
             },
         };
         let quiesced = *self.rests.borrow();
+        let end = match end {
+            // As the engine has it: what does not come to rest is never called stopped.
+            End::Stopped(_) if !quiesced => {
+                let error = Error::new(Code::Timeout, Side::Engine, Operation::Stop, "a device does not answer");
+                End::Failed(Failure::from(&error))
+            }
+            end => end,
+        };
         Outcome { end, quiesced, progress: self.progress(), durable: self.durable(), report: None }
+    }
+
+    async fn quiet(&self) {
+        self.rests.subscribe().wait_for(|rests| *rests).await.unwrap();
     }
 }
 

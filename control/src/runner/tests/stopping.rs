@@ -71,6 +71,20 @@ async fn a_copy_that_does_not_come_to_rest_is_never_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_that_comes_to_rest_later_ends_as_it_was_asked_to() {
+    let stage = Stage::new().await;
+    let copy = stage.running("t", copy_of(Fence::Local)).await;
+    copy.rests.send_replace(false);
+    stage.happen("t", Event::CancelAsked);
+    stage.handle.nudge(Epoch(1), &id("t")).await.unwrap();
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(stage.record("t").state, State::Cancelling, "nothing is given back before it is quiet");
+    assert!(!stage.is_free("t"));
+    copy.rests.send_replace(true);
+    stage.until("t", State::Cancelled).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_a_server_late_requests_are_over_after_a_while() {
     let stage = Stage::new().await;
     let copy = stage.running("t", copy_of(Fence::Lease)).await;
