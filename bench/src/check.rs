@@ -18,7 +18,7 @@ struct Promise {
 }
 
 /// In the order of scenarios.
-const PROMISES: [Promise; 36] = [
+const PROMISES: [Promise; 37] = [
     at_least("dense-direct/qemu-img", "at least 1.3x as fast as qemu-img", 1.3, |it| {
         faster(it, "blockhaul", "qemu-img")
     }),
@@ -46,6 +46,7 @@ const PROMISES: [Promise; 36] = [
     at_least("nbd-unix/rivals", "export to export at least 1.1x as fast as the faster rival", 1.1, |it| {
         faster(it, "blockhaul", "")
     }),
+    at_most("nbd-unix/memory", "export to export at most 48 MiB of memory", 48.0, |it| rss_mib(it, "blockhaul")),
     at_most("nbd-unix/cpu", "export to export at most the CPU of nbdcopy", 1.0, |it| {
         cpu_ratio(it, "blockhaul", "nbdcopy")
     }),

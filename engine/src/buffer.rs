@@ -1,6 +1,7 @@
 //! The memory that I/O goes through: one arena per core, cut into blocks that are owned like values.
 //!
-//! An [`Arena`] is one anonymous mapping, aligned to and advised as huge pages. [`Arena::split`] cuts it into
+//! An [`Arena`] is one anonymous mapping: of huge pages for blocks that data goes through, of small ones for headers and
+//! other buffers that would each take a huge page. [`Arena::split`] cuts it into
 //! [`Block`]s, once. A block is the only way to its bytes: it is moved into an operation and comes back with the
 //! completion, so the borrow checker sees to it that nobody touches memory the kernel may still write. The mapping goes
 //! away with the last block; a block that is never handed back (a device that never answers) keeps it alive for ever,
@@ -13,7 +14,7 @@
 //! * The kernel is given addresses only through rings, which own the block meanwhile.
 
 use crate::error::{Code, Error, Operation, Result, Side};
-use crate::limits::HUGE_PAGE_BYTES;
+use crate::limits::{HUGE_PAGE_BYTES, SMALL_PAGE_BYTES};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -39,15 +40,26 @@ impl Arena {
     /// # Errors
     /// `EOverloaded` if the address space or memory limit is used up.
     pub(crate) fn new(len: usize) -> Result<Self> {
+        Self::map(len, HUGE_PAGE_BYTES, MmapAdvise::MADV_HUGEPAGE)
+    }
+
+    /// The same on small pages (rounded up to 4 KiB), of which only those take memory that are touched.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub(crate) fn of_small_pages(len: usize) -> Result<Self> {
+        Self::map(len, SMALL_PAGE_BYTES, MmapAdvise::MADV_NOHUGEPAGE)
+    }
+
+    fn map(len: usize, page: usize, pages: MmapAdvise) -> Result<Self> {
         let no_memory = |errno| {
             Error::os(Side::Engine, Operation::Start, errno, format!("map {len} bytes of buffers"))
                 .with_code(Code::Overloaded)
                 .advise("lower --memory, --depth or --block-size")
         };
-        let len =
-            len.max(1).checked_next_multiple_of(HUGE_PAGE_BYTES).ok_or_else(|| no_memory(nix::errno::Errno::ENOMEM))?;
-        let len = NonZeroUsize::new(len).expect("at least one huge page");
-        let slack = NonZeroUsize::new(len.get() + HUGE_PAGE_BYTES).expect("larger than len");
+        let len = len.max(1).checked_next_multiple_of(page).ok_or_else(|| no_memory(nix::errno::Errno::ENOMEM))?;
+        let len = NonZeroUsize::new(len).expect("at least one page");
+        let slack = NonZeroUsize::new(len.get() + page).expect("larger than len");
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no memory in use.
         let raw = unsafe {
             mmap_anonymous(
@@ -59,9 +71,9 @@ impl Arena {
         }
         .map_err(no_memory)?
         .cast::<u8>();
-        let head = raw.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        let tail = HUGE_PAGE_BYTES - head;
-        // SAFETY: `head` is less than the 2 MiB of slack, so the aligned start lies within the mapping.
+        let head = raw.as_ptr().align_offset(page);
+        let tail = page - head;
+        // SAFETY: `head` is less than the page of slack, so the aligned start lies within the mapping.
         let start = unsafe { raw.add(head) };
         // SAFETY: both ends lie in the mapping made above, outside of `start..start + len`, and nothing points there.
         // Failing would only waste address space.
@@ -74,7 +86,7 @@ impl Arena {
             }
         }
         let arena = Self { start, len };
-        for advice in [MmapAdvise::MADV_HUGEPAGE, MmapAdvise::MADV_DONTFORK] {
+        for advice in [pages, MmapAdvise::MADV_DONTFORK] {
             // SAFETY: the range is exactly the mapping; both advices keep its content. Kernels without them say so,
             // and the copy is then merely slower.
             let _ = unsafe { madvise(arena.start.cast(), arena.len.get(), advice) };
@@ -125,12 +137,12 @@ pub(crate) struct Block {
 unsafe impl Send for Block {}
 
 impl Block {
-    /// A block of its own, outside of any core's arena: for tests and one-off reads.
+    /// A block of its own on small pages, outside of any core's arena: for tests and one-off reads.
     ///
     /// # Errors
     /// As [`Arena::new`].
     pub(crate) fn alone(len: usize) -> Result<Self> {
-        Ok(Arc::new(Arena::new(len)?).split(len, 1).pop().expect("the arena holds at least one block"))
+        Ok(Arc::new(Arena::of_small_pages(len)?).split(len, 1).pop().expect("the arena holds at least one block"))
     }
 
     /// Gives the block's memory back to the system until it is used again; then it reads as zeros, or as it was where the
@@ -201,8 +213,24 @@ mod tests {
 
     #[test]
     fn an_arena_starts_as_zeros_on_a_huge_page() {
-        let block = Block::alone(4096).unwrap();
+        let block = Arc::new(Arena::new(4096).unwrap()).split(4096, 1).pop().unwrap();
         assert_eq!(block.as_ptr() as usize % HUGE_PAGE_BYTES, 0);
         assert!(block.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_small_block_is_a_page_long_and_as_aligned() {
+        let mut block = Block::alone(100).unwrap();
+        assert_eq!((block.len(), block.arena.len.get()), (100, SMALL_PAGE_BYTES));
+        assert_eq!(block.as_ptr() as usize % SMALL_PAGE_BYTES, 0);
+        block.fill(1);
+    }
+
+    #[test]
+    fn memory_that_was_given_back_reads_as_zeros() {
+        let mut blocks = Arc::new(Arena::of_small_pages(2 * SMALL_PAGE_BYTES).unwrap()).split(SMALL_PAGE_BYTES, 2);
+        blocks.iter_mut().for_each(|block| block.fill(1));
+        blocks[0].give_back();
+        assert!(blocks[0].iter().all(|&byte| byte == 0) && blocks[1].iter().all(|&byte| byte == 1));
     }
 }

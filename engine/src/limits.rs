@@ -20,6 +20,9 @@ pub(crate) const DIRECT_ALIGN_BYTES: u32 = 4 << 10;
 /// times the CPU.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
+/// Buffers for headers and probes start at, and are made of, pages of this size.
+pub(crate) const SMALL_PAGE_BYTES: usize = 4 << 10;
+
 /// Bytes of buffers per core by default. Deeper queues raise latency without raising the rate.
 pub(crate) const ARENA_BYTES_PER_CORE: u64 = 8 << 20;
 /// Slots per core. A slot's index must fit the token of an operation; 256 in flight saturate any device known.

@@ -14,7 +14,7 @@
 
 use super::live::{Live, Receiving, Sending};
 use super::request::{Request, What};
-use crate::buffer::Block;
+use crate::buffer::{Arena, Block};
 use crate::error::{Code, Error, Operation};
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::limits::ZERO_COPY_BYTES_MIN;
@@ -69,8 +69,6 @@ pub(crate) struct Wire {
     inbox: Option<Block>,
     /// For heads of requests; away while the ring has them.
     outboxes: Vec<Block>,
-    /// How many of those there are.
-    outboxes_made: usize,
     answers: VecDeque<Completion>,
     events: Vec<Event>,
 }
@@ -78,6 +76,8 @@ pub(crate) struct Wire {
 impl Wire {
     /// A wire for at most `slots` operations at a time.
     pub(super) fn new(link: Arc<Link>, rank: Rank, slots: usize) -> crate::error::Result<Self> {
+        let arena = Arc::new(Arena::of_small_pages((1 + OUTBOXES_MAX) * HEAD_BYTES)?);
+        let mut heads = arena.split(HEAD_BYTES, 1 + OUTBOXES_MAX);
         Ok(Self {
             link,
             rank,
@@ -85,9 +85,8 @@ impl Wire {
             waiting: false,
             queue: VecDeque::with_capacity(slots),
             slots,
-            inbox: Some(Block::alone(HEAD_BYTES)?),
-            outboxes: vec![Block::alone(HEAD_BYTES)?],
-            outboxes_made: 1,
+            inbox: heads.pop(),
+            outboxes: heads,
             answers: VecDeque::with_capacity(slots),
             events: Vec::with_capacity(slots),
         })
@@ -215,10 +214,6 @@ impl Wire {
         let next = |queue: &VecDeque<Request>| queue.iter().position(|request| !(is_shut && request.changes()));
         if next(&self.queue).is_none() || live.replies.outstanding() == self.slots {
             return None;
-        }
-        if self.outboxes.is_empty() && self.outboxes_made < OUTBOXES_MAX {
-            self.outboxes.extend(Block::alone(HEAD_BYTES));
-            self.outboxes_made += self.outboxes.len();
         }
         let mut outbox = self.outboxes.pop()?;
         let mut head_len = 0;
