@@ -6,7 +6,8 @@
 
 use crate::api::tls::{RawTls, Tls};
 use crate::channel::{DataAddress, Terms};
-use crate::record::NodeId;
+use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
+use crate::record::{Incarnation, NodeId, OpId, Record, Registration};
 use crate::server::Limits;
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -29,10 +30,8 @@ const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
 const QUIET_AFTER_DEFAULT: Duration = Duration::from_secs(30);
 /// Twice the window in which a cut ZooKeeper server still answers reads, with its usual settings.
 const SESSION_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-/// Below, leases would have no time for a single renewal.
-const SESSION_TIMEOUT_MIN: Duration = Duration::from_secs(6);
-/// Above, nobody would be replaced.
-const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// Longest name of a host that Linux knows.
+const HOST_NAME_MAX: usize = 64;
 /// The loopback address: what is reachable from elsewhere is somebody's decision.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
 /// Often enough to notice a loss within the timeout, whatever single packets are lost.
@@ -306,7 +305,7 @@ impl RawConfig {
         let metrics = metrics.map(|text| address("--metrics", &text)).transpose()?;
         protected("--listen", listen, tls.is_some() || is_insecure, "--tls-cert, --tls-key and --tls-ca")?;
         metrics.map_or(Ok(()), |at| protected("--metrics", at, is_insecure, "an address of the loopback interface"))?;
-        Ok(Config {
+        let config = Config {
             node: node(node_id, is_alone)?,
             store: store(is_alone, zookeeper, zookeeper_auth, session_timeout)?,
             listen,
@@ -325,8 +324,46 @@ impl RawConfig {
             cores,
             memory_bytes: memory.map(|text| memory_bytes(&text)).transpose()?,
             tls,
-        })
+        };
+        registrable(&config)?;
+        Ok(config)
     }
+}
+
+/// Refuses what would not fit into the node's registration: it is one record of the store.
+fn registrable(config: &Config) -> Result<()> {
+    let paths: Vec<String> = config.allow_paths.iter().map(|path| path.display().to_string()).collect();
+    // What is not known yet is as long as it can get.
+    let longest = Registration {
+        node: config.node.clone(),
+        incarnation: Incarnation("0".repeat(32)),
+        boot_id: "0".repeat(36),
+        address: config.advertise.clone().unwrap_or_else(|| "0".repeat(HOST_NAME_MAX + ":65535".len())),
+        slots: SLOTS_MAX,
+        labels: config.labels.clone(),
+        allow_paths: paths.clone(),
+        allow_nbd: config.allow_nbd.clone(),
+        build: String::from(env!("CARGO_PKG_VERSION")),
+        stopping: false,
+        data: config.data.as_ref().map(|_| SocketAddr::from(([u16::MAX; 8], u16::MAX))),
+        restarts: u64::MAX,
+        op: OpId::fresh(),
+    };
+    let bytes = longest.encode().len();
+    if bytes <= NODE_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "what this node says of itself takes {bytes} bytes, and a record has {NODE_BYTES_MAX}: {} --allow-path take {}, \
+         {} --allow-nbd {}, {} --label {}",
+        paths.len(),
+        paths.iter().map(String::len).sum::<usize>(),
+        config.allow_nbd.len(),
+        config.allow_nbd.iter().map(String::len).sum::<usize>(),
+        config.labels.len(),
+        config.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>(),
+    );
+    Err(Error::bad_request(message).advise("name the folders above them, or fewer and shorter ones"))
 }
 
 fn read_file(file: &Path) -> Result<String> {

@@ -135,3 +135,19 @@ fn the_storage_network_is_watched_if_the_node_has_an_address_there() {
     }
     assert!(resolved(&["--standalone"]).unwrap().data.is_none());
 }
+
+/// A registration is one record: what does not fit is refused here instead of being retried for ever.
+#[test]
+fn what_a_registration_has_no_room_for_is_refused_with_the_sizes() {
+    let paths: Vec<String> = (0..150).map(|number| format!("/srv/volumes/of/some/customer/{number:032}")).collect();
+    let words: Vec<&str> =
+        ["--standalone", "--allow-path"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let message = refusal(&words);
+    for part in ["8192", "150 --allow-path take 9300", "0 --label", "folders above"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert!(resolved(&words[..100]).is_ok());
+    let labels: Vec<String> = (0..40).map(|number| format!("--label=key{number}={}", "v".repeat(240))).collect();
+    let words: Vec<&str> = ["--standalone"].into_iter().chain(labels.iter().map(String::as_str)).collect();
+    assert!(refusal(&words).contains("40 --label"));
+}

@@ -32,6 +32,12 @@ pub const NODE_BYTES_MAX: usize = 8 << 10;
 /// Most bytes of all nodes in one [`Session::multi`].
 pub const MULTI_BYTES_MAX: usize = 256 << 10;
 
+/// Shortest time after which a silent session is given up: below, leases would have no time for a single renewal.
+pub const SESSION_TIMEOUT_MIN: Duration = Duration::from_secs(6);
+
+/// Longest one: above, nobody would be replaced.
+pub const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
 /// Opens sessions.
 #[async_trait]
 pub trait Center: Send + Sync + std::fmt::Debug {
@@ -41,6 +47,11 @@ pub trait Center: Send + Sync + std::fmt::Debug {
     /// [`CoordError::NotConnected`] if no server answers in time; try again. [`CoordError::Ended`] with
     /// [`Ending::AuthFailed`]. [`CoordError::Refused`] with [`Refusal::NoAuth`] if the center's folder may not be made.
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError>;
+
+    /// Where it is looked for, and what is answered there, for people who wonder why there is no session. Bounded.
+    async fn diagnose(&self) -> String {
+        String::from("it is in this process")
+    }
 }
 
 /// A session with the service. Its ephemeral nodes live as long as the service believes in it.
