@@ -15,14 +15,15 @@
 //! - No call closes a session: all handles are dropped, and `Closed` is waited for. A session should be closed before
 //!   its runtime ends.
 
+mod reach;
 mod reply;
 mod version;
 
 use self::reply::{link, node, sorted};
 use super::credentials::Credentials;
 use super::{
-    Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch,
-    check_ops, is_path,
+    Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN, Session,
+    SessionId, SessionState, Watch, check_ops, is_path,
 };
 use crate::stopping::CLOSE_MAX;
 use async_trait::async_trait;
@@ -155,8 +156,14 @@ impl Center for ZooKeeper {
         if !self.is_judged.swap(true, Ordering::Relaxed) {
             self.warn_if_open(&client).await;
             tokio::spawn(version::warn_of_defects(self.servers.clone()));
+            warn_of_timeout(client.session_timeout(), self.settings.session_timeout);
         }
         Ok(Arc::new(ZooKeeperSession::new(client, self.access())))
+    }
+
+    async fn diagnose(&self) -> String {
+        let answers = reach::answers(&self.servers).await;
+        format!("chroot {}; {answers}", self.chroot)
     }
 }
 
@@ -207,6 +214,18 @@ impl ZooKeeperSession {
             Err(zk::Error::NoNode) => Ok(None),
             Err(error) => Err(reply::reading_error(&error, link(client.state()))),
         }
+    }
+}
+
+/// Servers have bounds of their own for what is asked of them.
+fn warn_of_timeout(granted: Duration, asked: Duration) {
+    if !(SESSION_TIMEOUT_MIN..=SESSION_TIMEOUT_MAX).contains(&granted) {
+        tracing::warn!(
+            ?granted,
+            ?asked,
+            "the servers grant a session timeout outside of 6s to 120s: leases last as long as it does; look at \
+             minSessionTimeout, maxSessionTimeout and tickTime of ZooKeeper"
+        );
     }
 }
 

@@ -2,14 +2,17 @@
 //!
 //! Roles take the receiver and act on what they see; only the keeper opens and closes.
 
-use crate::coord::{Center, CoordError, Ending, Session, SessionState};
+use crate::coord::{Center, CoordError, Ending, Refusal, Session, SessionState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Between two tries to open one: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// For a service that says nothing: then that is worth a word. With what it takes to find out why, at most 5 s.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Between two words about the same trouble.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
@@ -61,19 +64,58 @@ impl SessionKeeper {
     async fn open(&self) -> Arc<dyn Session> {
         let (mut wait, mut said) = (RETRY.0, None);
         loop {
-            match self.center.open().await {
+            match self.opened(&mut said).await {
                 Ok(session) => return session,
-                Err(error) if is_news(&mut said, &error, Instant::now()) => report(&error),
-                Err(_) => {}
+                Err(error) => self.say(&mut said, &error).await,
             }
             tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             wait = (wait * 2).min(RETRY.1);
         }
     }
+
+    /// Opens one, and says when that takes long: a service that nobody reaches is waited for in silence otherwise.
+    async fn opened(&self, said: &mut Option<Said>) -> Result<Arc<dyn Session>, CoordError> {
+        let mut opening = self.center.open();
+        let mut patience = SILENCE_MAX;
+        loop {
+            match timeout(patience, &mut opening).await {
+                Ok(opened) => return opened,
+                Err(_) => self.say(said, &CoordError::NotConnected).await,
+            }
+            patience = SAY_AGAIN;
+        }
+    }
+
+    /// Says why there is no session, unless that was said a moment ago.
+    async fn say(&self, said: &mut Option<Said>, error: &CoordError) {
+        if !is_news(said, error, Instant::now()) {
+            return;
+        }
+        let tried = self.center.diagnose().await;
+        match error {
+            CoordError::Ended(Ending::AuthFailed) => {
+                tracing::error!("the coordination service refuses the credentials: look at --zookeeper-auth");
+            }
+            CoordError::Refused { why: Refusal::NoAuth, .. } => tracing::error!(
+                tried,
+                "the center's records are not open to this node's credentials: look at --zookeeper-auth, and at the access \
+                 list of the chroot; this node has no role"
+            ),
+            CoordError::Unusable(why) => tracing::error!(why, "the center cannot be used: this node has no role"),
+            error => tracing::warn!(
+                %error,
+                tried,
+                "no session with the coordination service: this node has no role"
+            ),
+        }
+    }
 }
 
+/// What was said last, and when.
+type Said = (CoordError, Instant);
+
 /// Whether an error is another one than the last that was said, or that was long ago.
-fn is_news(said: &mut Option<(CoordError, Instant)>, error: &CoordError, now: Instant) -> bool {
+fn is_news(said: &mut Option<Said>, error: &CoordError, now: Instant) -> bool {
     let is_said = said.as_ref().is_some_and(|(last, at)| last == error && now < *at + SAY_AGAIN);
     if !is_said {
         *said = Some((error.clone(), now));
@@ -81,19 +123,10 @@ fn is_news(said: &mut Option<(CoordError, Instant)>, error: &CoordError, now: In
     !is_said
 }
 
-fn report(error: &CoordError) {
-    match error {
-        CoordError::Ended(Ending::AuthFailed) => {
-            tracing::error!("the coordination service refuses the credentials: look at --zookeeper-auth");
-        }
-        CoordError::Unusable(why) => tracing::error!(why, "the center cannot be used: this node has no role"),
-        error => tracing::warn!(%error, "no session with the coordination service: this node has no role"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn the_same_trouble_is_said_once_in_half_a_minute() {
@@ -107,6 +140,32 @@ mod tests {
             (&other, 32, false),
         ] {
             assert_eq!(is_news(&mut said, error, start + Duration::from_secs(seconds)), is_said, "{seconds} s");
+        }
+    }
+
+    /// A service that answers nobody, and counts how often somebody wonders why.
+    #[derive(Debug, Default)]
+    struct Silent(AtomicUsize);
+
+    #[async_trait::async_trait]
+    impl Center for Silent {
+        async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
+            std::future::pending().await
+        }
+
+        async fn diagnose(&self) -> String {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            String::new()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_says_nothing_is_named_within_five_seconds_and_every_half_minute() {
+        for (seconds, said) in [(5, 1), (35, 2), (95, 4)] {
+            let center = Arc::new(Silent::default());
+            let keeper = SessionKeeper::new(Arc::clone(&center) as Arc<dyn Center>);
+            assert!(timeout(Duration::from_secs(seconds), keeper.run()).await.is_err());
+            assert_eq!(center.0.load(Ordering::Relaxed), said, "after {seconds} s");
         }
     }
 }

@@ -58,6 +58,10 @@ impl Center for Founded {
         }
         Ok(session)
     }
+
+    async fn diagnose(&self) -> String {
+        self.service.diagnose().await
+    }
 }
 
 /// Makes what is missing.

@@ -1,7 +1,9 @@
 //! A center that not everybody may use: certificates between all its parts, credentials in the coordination service.
 
-use crate::support::{Cell, NEEDS, Need, Records, need, run, text};
+use crate::support::{Cell, NEEDS, Need, Records, need, port, run, text};
 use blockhaul_control::coord::{CoordError, Refusal};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -76,4 +78,34 @@ fn with_credentials_only_the_center_writes_its_records() {
         assert_eq!(stranger.create(path, b"{}"), Err(refused.clone()), "{path}");
     }
     assert_eq!(stranger.set("/cell/leader_epoch", b"{}").map_err(|_| ()), Err(()));
+}
+
+#[test]
+fn a_center_that_cannot_be_used_is_named_with_what_it_answers() {
+    need!("a_center_that_cannot_be_used_is_named_with_what_it_answers", &NEEDS);
+    let mut cell = Cell::idle(2, 1, &[]);
+    let own = cell.site.file("credentials", b"digest:center:secret\n");
+    let wrong = cell.site.file("wrong", b"digest:center:guessed\n");
+    let metrics = format!("127.0.0.1:{}", port());
+    cell.nodes[0].tell(&["--zookeeper-auth", text(&own)]);
+    cell.nodes[0].start();
+    cell.wait_until("one leads", |cell| cell.leader().is_some());
+    cell.nodes[1].tell(&["--zookeeper-auth", text(&wrong), "--metrics", &metrics]);
+    cell.nodes[1].start();
+    cell.wait_until("the wrong password is named", |cell| cell.nodes[1].said().contains("look at --zookeeper-auth"));
+    let mut page = String::new();
+    let mut stream = TcpStream::connect(&metrics).expect("metrics are served");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");
+    stream.read_to_string(&mut page).expect("it answers");
+    assert!(page.lines().any(|line| line == "blockhaul_serving 0"), "{page}");
+    assert_eq!(cell.nodes[1].stop().code(), Some(0));
+    // Something that is no ZooKeeper, and nothing at all.
+    let (other, nobody) = (cell.nodes[0].address(), format!("127.0.0.1:{}", port()));
+    cell.nodes[1].tell(&["--zookeeper", &format!("{nobody},{other}/cell")]);
+    cell.nodes[1].start();
+    cell.wait_until("what is tried and what is answered", |cell| {
+        let said = cell.nodes[1].said();
+        said.contains(&format!("{nobody}: Connection refused")) && said.contains(&format!("{other}: "))
+    });
+    assert_eq!(cell.nodes[1].stop().code(), Some(0));
 }

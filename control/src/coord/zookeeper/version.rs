@@ -23,7 +23,7 @@ pub(super) async fn warn_of_defects(servers: String) {
 }
 
 /// `srvr` is what servers answer unless they are told otherwise.
-async fn ask(server: &str) -> std::io::Result<String> {
+pub(super) async fn ask(server: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(b"srvr").await?;
     let mut said = Vec::new();

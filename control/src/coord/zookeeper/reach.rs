@@ -1,0 +1,91 @@
+//! Asks every server of an ensemble by itself how it stands, for people who wonder why there is no session: the client
+//! library tries all of them in silence.
+
+use super::version;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// For one server; all are asked at once.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// Characters of an answer that makes no sense.
+const SHOWN_MAX: usize = 60;
+
+/// Each of `servers`, `HOST:PORT,...`, with what it answers.
+pub(super) async fn answers(servers: &str) -> String {
+    let asked = servers.split(',').map(str::to_owned).map(|server| {
+        tokio::spawn(async move {
+            let answer = match timeout(ANSWER_WAIT, version::ask(&server)).await {
+                Ok(Ok(said)) => meaning(&said),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", ANSWER_WAIT.as_secs()),
+            };
+            format!("{server}: {answer}")
+        })
+    });
+    let asked: Vec<_> = asked.collect();
+    let mut answers = Vec::new();
+    for answer in asked {
+        answers.push(answer.await.unwrap_or_else(|error| error.to_string()));
+    }
+    answers.join("; ")
+}
+
+/// What an answer to `srvr` says of the server.
+fn meaning(said: &str) -> String {
+    let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "));
+    if said.starts_with("Zookeeper version: ") {
+        let mode: String = mode.unwrap_or("unknown").chars().take(SHOWN_MAX).collect();
+        return format!("a ZooKeeper that serves, mode {}", mode.trim().escape_debug());
+    }
+    if said.contains("not currently serving requests") {
+        return String::from("a ZooKeeper that does not serve: its ensemble has no quorum");
+    }
+    if said.contains("is not in the whitelist") {
+        return String::from("a ZooKeeper");
+    }
+    if said.is_empty() {
+        return String::from("it closes the connection: no ZooKeeper, or one that has too many connections");
+    }
+    let shown: String = said.chars().take(SHOWN_MAX).collect();
+    format!("no ZooKeeper: it says '{}'", shown.escape_debug())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn an_answer_says_what_the_server_is() {
+        for (said, part) in [
+            ("Zookeeper version: 3.8.0-1, built on 2024\nMode: follower\nNode count: 5\n", "serves, mode follower"),
+            ("This ZooKeeper instance is not currently serving requests\n", "no quorum"),
+            ("srvr is not executed because it is not in the whitelist.\n", "a ZooKeeper"),
+            ("", "closes the connection"),
+            (
+                "HTTP/1.1 400 Bad Request\r\n\u{1b}[2J",
+                "no ZooKeeper: it says 'HTTP/1.1 400 Bad Request\\r\\n\\u{1b}[2J'",
+            ),
+        ] {
+            assert!(meaning(said).contains(part), "{}", meaning(said));
+        }
+    }
+
+    #[tokio::test]
+    async fn each_server_is_named_with_its_answer() {
+        let (talks, refuses) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let (there, gone) = (talks.local_addr().unwrap(), refuses.local_addr().unwrap());
+        drop(refuses);
+        tokio::spawn(async move {
+            let (mut stream, _) = talks.accept().await.unwrap();
+            stream.read_exact(&mut [0; 4]).await.unwrap();
+            stream.write_all(b"NBDMAGIC").await.unwrap();
+        });
+        let answers = answers(&format!("{there},{gone}")).await;
+        assert!(answers.contains(&format!("{there}: no ZooKeeper: it says 'NBDMAGIC'")), "{answers}");
+        assert!(answers.contains(&format!("{gone}: Connection refused")), "{answers}");
+    }
+}
