@@ -1,9 +1,11 @@
 //! Numbers for Prometheus, over plain HTTP at `/metrics`: what this node does, and while it leads, the center.
 //!
-//! Nothing is counted here: each request asks the roles how they stand.
+//! Nothing is counted here: each request asks the roles how they stand. Each connection carries one request and is closed,
+//! so that the bound of [`Admission`] for its first one is the bound of all of it.
 
+use crate::api::admission::{Admission, Guarded};
 use crate::api::desk::{CenterNumbers, Roles};
-use crate::api::limits::GOODBYE_MAX;
+use crate::api::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
 use crate::runner::RunnerHandle;
 use axum::Router;
 use axum::extract::State;
@@ -26,6 +28,9 @@ use tokio::time::timeout;
 
 /// For the dispatcher to say how it stands.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// One request is all that a connection has time for.
+const CLOSE: (header::HeaderName, &str) = (header::CONNECTION, "close");
 
 type Real = Gauge<f64, AtomicU64>;
 type Whole = Gauge<u64, AtomicU64>;
@@ -61,7 +66,8 @@ impl Metrics {
             let _ = stopped.wait_for(|stopping| *stopping).await;
         };
         let serving = async move {
-            let served = axum::serve(socket, pages).with_graceful_shutdown(goodbye).await;
+            let door = Door { socket, admission: Admission::new(METRICS_CONNECTIONS_MAX) };
+            let served = axum::serve(door, pages).with_graceful_shutdown(goodbye).await;
             served.unwrap_or_else(|error| tracing::warn!(%error, "metrics are served no more"));
         };
         Ok(Self { stopping, task: tokio::spawn(serving) })
@@ -77,15 +83,43 @@ impl Metrics {
     }
 }
 
+/// Lets in as many as there are places.
+struct Door {
+    socket: TcpListener,
+    admission: Admission,
+}
+
+impl axum::serve::Listener for Door {
+    type Io = Guarded;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Guarded, SocketAddr) {
+        loop {
+            let stream = self.admission.accept(&self.socket).await;
+            // One that is gone already has no address.
+            if let Ok(peer) = stream.peer_addr() {
+                return (stream, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
 async fn page(State(sources): State<Sources>) -> impl IntoResponse {
     let registry = sources.registry().await;
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text)
+            (StatusCode::OK, [(header::CONTENT_TYPE, kind), CLOSE], text)
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], format!("{error}\n")),
+        Err(error) => {
+            let kind = (header::CONTENT_TYPE, "text/plain");
+            (StatusCode::INTERNAL_SERVER_ERROR, [kind, CLOSE], format!("{error}\n"))
+        }
     }
 }
 
@@ -117,8 +151,10 @@ impl Sources {
     fn of_node(&self, registry: &mut Registry) {
         registry.register("runner_tasks", "Tasks that this node holds", whole(self.runner.held().len() as u64));
         registry.register("runner_registered", "Whether it is registered", whole(self.runner.is_registered().into()));
-        let serves = whole((*self.roles.serving.borrow()).into());
-        registry.register("serving", "Whether this node has roles: not while its data channel is lost", serves);
+        let leads = self.roles.leadership.borrow().desk.is_some();
+        let serves = *self.roles.serving.borrow() && (leads || self.runner.is_registered());
+        let help = "Whether this node has a role: not without a session, nor while its data channel is lost";
+        registry.register("serving", help, whole(serves.into()));
         let margin = Real::default();
         margin.set(self.runner.lease_left().as_secs_f64());
         let help = "What is left of this node's lease; zero without one";

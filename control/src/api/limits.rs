@@ -23,8 +23,15 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 128;
 /// Calls that are worked on at once, of all connections.
 pub const CALLS_MAX: usize = 1024;
 
-/// Connections at once: a thousand runners, and as many clients again twice.
+/// Connections at once: a thousand runners, and as many clients again twice. Fewer where the process has not twice as many
+/// descriptors: the other half is for copies.
 pub const CONNECTIONS_MAX: usize = 4096;
+
+/// One peer address has one of so many parts of all connections: a host that fills its own part keeps nobody else out.
+pub const PEER_SHARE: usize = 4;
+
+/// Connections at once to the metrics: those who collect them are few.
+pub const METRICS_CONNECTIONS_MAX: usize = 64;
 
 /// Tasks watched at once.
 pub const WATCHES_MAX: usize = 1024;
@@ -38,8 +45,9 @@ pub const KEEPALIVE_WAIT: Duration = Duration::from_secs(2);
 /// For a connection, its handshake included.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(2);
 
-/// For the first byte of a new connection: one that says nothing holds its place no longer.
-pub const FIRST_BYTE_WAIT: Duration = Duration::from_secs(10);
+/// From a new connection to its first complete request, all handshakes included: one that asks nothing holds its place no
+/// longer, whatever it has sent. Slow links and busy hosts have time enough.
+pub const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(10);
 
 /// For calls between nodes.
 pub const NODE_CALL_WAIT: Duration = Duration::from_secs(2);
@@ -72,4 +80,5 @@ pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 pub const CONNECTION_GRACE: Duration = Duration::from_secs(30);
 
 const _: () = assert!(PAGE_BYTES_MAX + (64 << 10) < MESSAGE_BYTES_MAX);
+const _: () = assert!(CONNECT_WAIT.as_millis() * 3 < FIRST_REQUEST_WAIT.as_millis());
 const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 3 < STREAM_IDLE_MAX.as_millis());

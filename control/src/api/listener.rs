@@ -1,16 +1,17 @@
 //! Where the services listen: with bounds on everything, and an end that no peer can put off.
 //!
-//! Connections are accepted here and not by the transport, so that there are never too many of them, and none that says
-//! nothing holds its place. At the end streams are told first, then calls may finish for [`GOODBYE_MAX`]; what is still
-//! open then goes with the process.
+//! Connections are accepted here and not by the transport, so that there are never too many of them, and none that asks
+//! nothing holds its place ([`super::admission`]). At the end streams are told first, then calls may finish for
+//! [`GOODBYE_MAX`]; what is still open then goes with the process.
 
 use super::addressee;
+use super::admission::{Admission, Asked, Guarded, connections_max, raise_descriptors};
 use super::center::CenterService;
 use super::desk::Roles;
 use super::fault::with_cause;
 use super::limits::{
-    CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTIONS_MAX,
-    FIRST_BYTE_WAIT, GOODBYE_MAX, KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
+    CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, GOODBYE_MAX,
+    KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
 };
 use super::nodes::{DispatcherService, RunnerService};
 use super::tls::Tls;
@@ -22,26 +23,20 @@ use crate::record::NodeId;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::{Connected, Router, TcpConnectInfo};
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::layer::util::{Identity, Stack};
 use tower::limit::GlobalConcurrencyLimitLayer;
-
-/// After a connection could not be accepted, as when there are no descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+use tower::util::MapRequestLayer;
 
 /// The services of a node at one address.
 #[derive(Debug)]
@@ -69,6 +64,7 @@ impl Listener {
         let (stopping, stopped) = watch::channel(false);
         let (health, services) = services(tls, identity, &roles, here, stopped.clone())?;
         let (connections, incoming) = mpsc::channel(1);
+        let admission = Admission::new(connections_max(raise_descriptors()));
         let mut over = stopped.clone();
         let goodbye = async move {
             let _ = over.wait_for(|stopping| *stopping).await;
@@ -78,7 +74,7 @@ impl Listener {
             served.unwrap_or_else(|error| tracing::error!(%error, "the services have ended"));
         };
         let tasks = [
-            tokio::spawn(accept(socket, connections, stopped.clone())),
+            tokio::spawn(accept(socket, admission, connections, stopped.clone())),
             tokio::spawn(serving),
             tokio::spawn(report_health(health, roles, stopped)),
         ];
@@ -121,7 +117,11 @@ fn of_address(error: &io::Error, address: SocketAddr) -> Error {
     }
 }
 
-type Services = Router<Stack<GlobalConcurrencyLimitLayer, Identity>>;
+type Request = http::Request<Body>;
+
+type Seen = MapRequestLayer<fn(Request) -> Request>;
+
+type Services = Router<Stack<GlobalConcurrencyLimitLayer, Stack<Seen, Identity>>>;
 
 fn services(
     tls: Option<&Tls>,
@@ -131,6 +131,7 @@ fn services(
     stopping: watch::Receiver<bool>,
 ) -> Result<(HealthReporter, Services)> {
     let mut server = Server::builder()
+        .layer(MapRequestLayer::new(seen as fn(Request) -> Request))
         .layer(GlobalConcurrencyLimitLayer::new(CALLS_MAX))
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
         .load_shed(true)
@@ -199,28 +200,14 @@ async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: w
     }
 }
 
-/// Hands connections to the transport until the end; the backlog of the system holds what is too many.
+/// Hands connections to the transport until the end.
 async fn accept(
     socket: TcpListener,
+    admission: Admission,
     connections: mpsc::Sender<io::Result<Guarded>>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let accepting = async {
-        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-            match socket.accept().await {
-                Ok((stream, _)) => {
-                    if connections.send(Ok(Guarded::new(stream, place))).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    sleep(ACCEPT_AGAIN).await;
-                }
-            }
-        }
-    };
+    let accepting = async { while connections.send(Ok(admission.accept(&socket).await)).await.is_ok() {} };
     tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => (),
@@ -228,62 +215,10 @@ async fn accept(
     }
 }
 
-/// A connection that counts, and that must say something soon.
-struct Guarded {
-    stream: TcpStream,
-    /// Until its first byte.
-    silence: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Guarded {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
-        // Small answers do not wait for more; a socket that refuses is slower, not wrong.
-        let _ = stream.set_nodelay(true);
-        Self { stream, silence: Some(Box::pin(sleep(FIRST_BYTE_WAIT))), _place: place }
+/// Sees a request: its connection may stay.
+fn seen(request: Request) -> Request {
+    if let Some(asked) = request.extensions().get::<Asked>() {
+        asked.set();
     }
-}
-
-impl AsyncRead for Guarded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match Pin::new(&mut self.stream).poll_read(context, buffer) {
-            Poll::Ready(result) => {
-                self.silence = None;
-                Poll::Ready(result)
-            }
-            Poll::Pending => {
-                if let Some(silence) = &mut self.silence {
-                    ready!(silence.as_mut().poll(context));
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer said nothing")));
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Guarded {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-impl Connected for Guarded {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
+    request
 }

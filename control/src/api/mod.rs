@@ -9,13 +9,14 @@
 //! | `desk` | what the services stand on: the dispatcher that leads, the runner of this node |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | whom a call between nodes is for |
-//! | `listener`, `tls` | where they listen |
+//! | `admission`, `listener`, `tls` | where they listen, and for how many |
 //! | `channels`, `calls`, `client` | the other end |
 //!
 //! Nothing here decides anything: a call is checked, handed to whom it concerns, and its answer is packed. Everything
 //! that waits has a bound in [`limits`].
 
 mod addressee;
+pub(crate) mod admission;
 pub mod calls;
 mod center;
 pub mod channels;

@@ -132,3 +132,23 @@ async fn a_stream_carries_something_each_second() {
     assert!(events.message().await.unwrap().unwrap().task.is_some());
     assert!(events.message().await.unwrap().unwrap().task.is_none());
 }
+
+/// All of them send something, and none asks anything: a preface of HTTP/2 is no request yet.
+#[tokio::test]
+async fn who_sends_a_byte_or_a_preface_is_ended_and_who_has_asked_stays() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (node, _desk) = leader().await;
+    client(&[node.address()]).submit(noop("t")).await.unwrap();
+    let mut stub = center_client::CenterClient::new(channel(&node).await);
+    let mut events = stub.watch(name("t")).await.unwrap().into_inner();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for said in [&b"P"[..], preface] {
+        let mut stranger = tokio::net::TcpStream::connect(node.address()).await.unwrap();
+        stranger.write_all(said).await.unwrap();
+        // What is answered does not matter, but that there is an end.
+        let _ = stranger.read_to_end(&mut Vec::new()).await;
+    }
+    for _ in 0..3 {
+        assert!(events.message().await.unwrap().is_some(), "a connection that has asked is as old, and lives");
+    }
+}
