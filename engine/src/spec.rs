@@ -231,7 +231,7 @@ pub struct CopySpec {
     pub checkpoint_every: CheckpointEvery,
     /// What to do with an unfinished journal.
     pub continuation: Continuation,
-    /// Keep the finished journal here; `None` removes it on success.
+    /// Keep the finished journal here; `None` removes it on success. An older receipt is replaced, no other file is.
     pub receipt: Option<PathBuf>,
     /// Read back and compare.
     pub verify: Verify,

@@ -136,7 +136,7 @@ pub(crate) struct RawCopy {
     #[arg(long, value_name = "xxh3|none", default_value = "xxh3",
         value_parser = one_of(DigestKind::ALL, DigestKind::as_str), hide_possible_values = true)]
     pub(crate) digest: DigestKind,
-    /// Keep the finished journal there, for `blockhaul verify --receipt`
+    /// Keep the finished journal there, for `blockhaul verify --receipt`; an older receipt is replaced, no other file is
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt: Option<PathBuf>,
     /// Do not flush at the end: the report says durable 0

@@ -11,8 +11,7 @@ use crate::output::{self, tell};
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{Extent, ExtentKind};
-use blockhaul_engine::journal::JournalReader;
-use blockhaul_engine::journal::JournalState;
+use blockhaul_engine::journal::{JournalReader, JournalState, refuse_receipt};
 use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Direct, Overwrite, PathChoice};
 use blockhaul_engine::units::format_size;
 use blockhaul_engine::volume::{
@@ -89,6 +88,7 @@ fn draw(request: &CopyRequest) -> Plan {
     let source = source.map_err(|error| plan.refusals.push(error)).ok();
     let state = request.state_dir.as_deref().map_or(Ok(()), state_dir::examine);
     plan.refusals.extend(state.err());
+    plan.refusals.extend(receipt(spec).err());
     plan.refusals.extend(destination(spec, source.as_deref(), &plan, &how).err());
     plan
 }
@@ -106,6 +106,15 @@ impl Plan {
             } += range.len();
         }
         Ok(())
+    }
+}
+
+/// A file that a receipt would not replace.
+fn receipt(spec: &CopySpec) -> Result<()> {
+    let is_checkpoint = |path: &Path| matches!(&spec.checkpoint, Checkpoint::File(file) if file == path);
+    match spec.receipt.as_deref().filter(|path| !is_checkpoint(path)) {
+        Some(path) => refuse_receipt(path),
+        None => Ok(()),
     }
 }
 

@@ -10,15 +10,16 @@ use super::evidence::Evidence;
 use super::oversight::Oversight;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
-use crate::journal::{Finish, Header, JournalFile, JournalReader, JournalService, JournalState, Keep, Place};
+use crate::journal::{
+    Finish, Header, JournalFile, JournalReader, JournalService, JournalState, Keep, Place, check_place, refuse_receipt,
+};
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
     DestinationContent, End, Identity, KnownZero, Opened, Patience, Route, Unproven, Volume, VolumeKind, bypass_caches,
-    choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_full, refuse_half_copy,
-    refuse_other, source_identity,
+    choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of, refuse_full,
+    refuse_half_copy, refuse_other, source_identity,
 };
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -160,27 +161,28 @@ fn refuse_missing(spec: &CopySpec) -> Result<()> {
 fn refuse_unwritable_journal(spec: &CopySpec) -> Result<()> {
     if let Some(path) = checkpoint(spec) {
         may_keep(path, "the checkpoint", "name a writable place with --checkpoint or --state-dir")?;
+        check_place(path)?;
     }
     match &spec.receipt {
-        Some(path) => may_keep(path, "the receipt", "name a writable place with --receipt"),
+        Some(path) => {
+            may_keep(path, "the receipt", "name a writable place with --receipt")?;
+            check_place(path)
+        }
         None => Ok(()),
     }
 }
 
-/// A journal replaces what its path leads to, which must be neither end of the copy.
+/// A journal replaces what its path leads to: neither an end of the copy, nor what one lies on, nor anybody's file.
 fn refuse_journal_on_volume(spec: &CopySpec, opened: &Opened) -> Result<()> {
-    let ends = [opened.source.volume().identity(), opened.destination.volume().identity()];
     let files = [(checkpoint(spec), "--checkpoint"), (spec.receipt.as_deref(), "--receipt")];
     for (path, flag) in files.into_iter().filter_map(|(path, flag)| Some((path?, flag))) {
-        let Ok(stat) = std::fs::metadata(path) else { continue };
-        let is_it =
-            |end: &&&Identity| end.kind == VolumeKind::File && (end.device, end.inode) == (stat.dev(), stat.ino());
-        if let Some(end) = ends.iter().find(is_it) {
-            let message = format!("{flag} {} is the volume {} itself; name another file", path.display(), end.name);
-            return Err(Error::bad_request(message));
-        }
+        refuse_file_of(path, flag, opened.volumes())?;
     }
-    Ok(())
+    // What lies at the checkpoint's own place is for the rules of going on.
+    match &spec.receipt {
+        Some(receipt) if checkpoint(spec) != Some(receipt) => refuse_receipt(receipt),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Resumes, or applies the rules of a fresh start: an empty destination, then no unfinished journal.

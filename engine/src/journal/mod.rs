@@ -10,6 +10,7 @@ mod disk;
 #[cfg(test)]
 mod documented;
 mod format;
+mod found;
 #[doc(hidden)]
 pub mod fuzz;
 mod picks;
@@ -25,6 +26,7 @@ mod service_tests;
 mod span;
 mod writer;
 
+pub use found::refuse_receipt;
 pub use place::default_checkpoint_path;
 pub(crate) use place::{Place, check_place};
 pub use read::JournalReader;

@@ -5,7 +5,7 @@
 //! it has its name until it is closed; after locking, the name is looked at again, as the file may have been replaced
 //! between open and lock. All calls block and belong on the caller's thread.
 
-use super::format::{HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SLOT_MAGIC, SLOT_OFFSETS};
+use super::found::{check_checkpoint, check_fresh, check_receipt, exists};
 use crate::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
@@ -80,18 +80,22 @@ pub fn default_checkpoint_path(state_dir: &Path, destination_absolute: &str) -> 
 }
 
 /// Refuses a place for a checkpoint or receipt that is there but no regular file, such as `/dev/null`: it would be
-/// replaced. To be asked before the first byte is written.
+/// replaced. To be asked before the first byte is written. So is a symbolic link to nothing: the link would be.
 ///
 /// # Errors
 /// `EBadRequest`, and whatever the system says.
 pub(crate) fn check_place(path: &Path) -> Result<()> {
+    let refused = |what: &str| {
+        let path = path.display();
+        Err(Error::bad_request(format!(
+            "{path} is {what}; a checkpoint or receipt needs a regular file or a free name"
+        )))
+    };
     match fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err(Error::bad_request(format!(
-            "{} is not a regular file; a checkpoint or receipt needs one",
-            path.display()
-        ))),
+        Ok(found) if !found.is_file() => refused("not a regular file"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => refused("a link to nothing"),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&error, "look at", path)),
-        _ => Ok(()),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -118,7 +122,7 @@ fn create_named(path: &Path, may_replace: bool, start: &[u8]) -> Result<Locked> 
             previous => Some(previous?),
         };
         if let Some(previous) = &previous {
-            check_replaceable(path, previous, may_replace)?;
+            check_checkpoint(path, previous, may_replace)?;
         }
         let fresh = fresh_name(path);
         let file = write_fresh(&fresh, start)?;
@@ -147,6 +151,7 @@ fn write_fresh(fresh: &Path, start: &[u8]) -> Result<Locked> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
     let file = lock_as(fresh, || options.open(fresh))?;
+    check_fresh(fresh, &file)?;
     let write = || {
         file.set_len(0)?;
         file.write_all_at(start, 0)?;
@@ -166,42 +171,6 @@ fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
         Err(Errno::EINVAL | Errno::ENOSYS) => fs::hard_link(from, to).and_then(|()| fs::remove_file(from)),
         result => Ok(result?),
     }
-}
-
-/// A journal may be replaced when told so, what a crash left always, and anything else never.
-fn check_replaceable(path: &Path, file: &File, may_replace: bool) -> Result<()> {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut start = vec![0; HEADER_OFFSET as usize + HEADER_BYTES_MAX + 1];
-        let mut filled = 0;
-        while filled < start.len() {
-            match file.read_at(&mut start[filled..], filled as u64)? {
-                0 => break,
-                count => filled += count,
-            }
-        }
-        start.truncate(filled);
-        Ok(start)
-    };
-    let start = read().map_err(|error| failed(&error, "read the journal", path))?;
-    let is_leftover = start.len() <= HEADER_OFFSET as usize + HEADER_BYTES_MAX && start.iter().all(|&byte| byte == 0);
-    let exists = |what: &str| {
-        let message = format!("{} {what}", path.display());
-        Error::new(Code::Exists, Side::Engine, Operation::Journal, message)
-    };
-    match (is_leftover, is_journal(&start), may_replace) {
-        (true, _, _) | (false, true, true) => Ok(()),
-        (false, true, false) => Err(exists("is the journal of an earlier copy")
-            .advise("continue it with --resume, start over with --restart, or name another with --checkpoint")),
-        (false, false, _) => {
-            Err(exists("is no journal and is left alone").advise("remove it or name another file with --checkpoint"))
-        }
-    }
-}
-
-/// Whether a file was a journal, however damaged: any of its three magics is enough.
-fn is_journal(start: &[u8]) -> bool {
-    let has = |offset: u64, magic: [u8; 8]| start.get(offset as usize..).is_some_and(|rest| rest.starts_with(&magic));
-    has(0, MAGIC) || SLOT_OFFSETS.iter().any(|&offset| has(offset, SLOT_MAGIC))
 }
 
 fn create_scratch(start: &[u8]) -> Result<Locked> {
@@ -286,22 +255,44 @@ pub(super) fn remove(path: &Path, file: &File) -> Result<()> {
     sync_directory(directory_of(path))
 }
 
-/// Gives the synced journal `file`, called `from` if it has a name, the name `to`, replacing what was there.
+/// Gives the synced journal `file`, called `from` if it has a name, the name `to`, replacing an older receipt.
+///
+/// # Errors
+/// `EBadRequest` and `EExists` if something else came there meanwhile: it is left alone, and so is the journal.
 pub(super) fn publish(file: &File, from: Option<&Path>, to: &Path) -> Result<()> {
     check_place(to)?;
     create_directory(directory_of(to))?;
     let Some(from) = from else { return copy(file, to) };
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+    if is_named(to, file)? {
+        return Ok(());
+    }
+    match take_name(from, to) {
+        Err(error) if error.errno == Some(Errno::EXDEV as i32) => {
             copy(file, to)?;
             remove(from, file)
         }
         result => {
-            result.map_err(|error| failed(&error, "name the receipt", to))?;
+            result?;
             sync_directory(directory_of(to))?;
             sync_directory(directory_of(from))
         }
     }
+}
+
+/// Renames a finished journal to a name that is free or an older receipt's.
+fn take_name(from: &Path, to: &Path) -> Result<()> {
+    let previous = match open_locked(to) {
+        Err(error) if error.code == Code::NotFound => None,
+        previous => Some(previous?),
+    };
+    if let Some(previous) = &previous {
+        check_receipt(to, previous)?;
+    }
+    let renamed = if previous.is_some() { fs::rename(from, to) } else { rename_to_free_name(from, to) };
+    renamed.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => exists(to, "came there while the copy was running and is left alone"),
+        _ => failed(&error, "name the receipt", to),
+    })
 }
 
 fn copy(file: &File, to: &Path) -> Result<()> {
@@ -317,17 +308,14 @@ fn copy(file: &File, to: &Path) -> Result<()> {
             target.write_all_at(&buffer[..count], at)?;
             at += count as u64;
         }
-        target.sync_all()?;
-        fs::rename(&fresh, to)
+        target.sync_all()
     };
-    fill().map_err(|error| {
-        _ = fs::remove_file(&fresh);
-        failed(&error, "write the receipt", to)
-    })?;
+    let filled = fill().map_err(|error| failed(&error, "write the receipt", to));
+    filled.and_then(|()| take_name(&fresh, to)).inspect_err(|_| _ = fs::remove_file(&fresh))?;
     sync_directory(directory_of(to))
 }
 
-fn fresh_name(path: &Path) -> PathBuf {
+pub(super) fn fresh_name(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".new");
     name.into()
@@ -366,7 +354,7 @@ fn busy(path: &Path) -> Error {
     .advise("wait for it to end, or name another file with --checkpoint")
 }
 
-fn failed(error: &io::Error, what: impl Display, path: &Path) -> Error {
+pub(super) fn failed(error: &io::Error, what: impl Display, path: &Path) -> Error {
     Error::io(Side::Engine, Operation::Journal, error, format_args!("{what} {}", path.display()))
 }
 

@@ -8,7 +8,7 @@ use super::*;
 use crate::error::{Code, Effect, Result};
 use nix::errno::Errno;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::mpsc;
 use tempfile::TempDir;
@@ -208,7 +208,12 @@ fn what_is_there_is_replaced_only_when_told_and_never_when_it_is_no_journal() {
         assert!(error.message.contains("--resume") && error.message.contains("checkpoint"), "{error}");
     }
     let inode = fs::metadata(&path).unwrap().ino();
-    fs::write(home.path().join("checkpoint.new"), "left by a crash").unwrap();
+    let fresh = home.path().join("checkpoint.new");
+    fs::write(&fresh, "somebody's file").unwrap();
+    assert_eq!(service.create(Place::Replace(&path), &small()).unwrap_err().code, Code::Exists);
+    assert_eq!(fs::read(&fresh).unwrap(), b"somebody's file");
+    // Left by a crash.
+    fs::write(&fresh, &fs::read(&path).unwrap()[..700]).unwrap();
     service.create(Place::Replace(&path), &small()).unwrap().close().unwrap();
     assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
     let mut damaged = fs::read(&path).unwrap();
@@ -286,6 +291,49 @@ fn a_finished_journal_is_removed_kept_or_moved() {
         assert_eq!(JournalReader::open(&to).unwrap().durable().bytes(), 40 * 4096);
         service.create(Place::Scratch, &small()).unwrap().finish(END, Keep::No).unwrap();
     }
+}
+
+#[test]
+fn a_receipt_takes_no_name_of_what_came_there_meanwhile() {
+    let home = TempDir::new().unwrap();
+    let elsewhere = TempDir::new_in("/dev/shm").unwrap_or_else(|_| TempDir::new().unwrap());
+    let service = JournalService::start().unwrap();
+    let path = home.path().join("checkpoint");
+    let unfinished = || {
+        let other = home.path().join("other");
+        service.create(Place::Replace(&other), &small()).unwrap().close().unwrap();
+        fs::read(other).unwrap()
+    };
+    for to in [home.path().join("receipt"), elsewhere.path().join("receipt")] {
+        for precious in [b"my thesis".to_vec(), unfinished()] {
+            assert_eq!(refuse_receipt(&to), Ok(()));
+            let journal = service.create(Place::Replace(&path), &small()).unwrap();
+            fs::write(&to, &precious).unwrap();
+            assert_eq!(refuse_receipt(&to).unwrap_err().code, Code::Exists);
+            let error = journal.finish(END, Keep::At(&to)).unwrap_err();
+            assert_eq!((error.code, fs::read(&to).unwrap()), (Code::Exists, precious));
+            assert_eq!(JournalReader::open(&path).unwrap().finish(), Some(&END), "the receipt is not lost");
+            let fresh = to.with_extension("new");
+            assert!(!fresh.exists());
+            fs::write(&fresh, "my notes").unwrap();
+            fs::remove_file(&to).unwrap();
+            assert_eq!(refuse_receipt(&to).unwrap_err().code, Code::Exists);
+            fs::remove_file(fresh).unwrap();
+        }
+        symlink(home.path().join("nowhere"), &to).unwrap();
+        assert_eq!(refuse_receipt(&to).unwrap_err().code, Code::BadRequest);
+        fs::remove_file(to).unwrap();
+    }
+}
+
+#[test]
+fn a_receipt_by_another_name_of_its_checkpoint_stays_where_it_is() {
+    let home = TempDir::new().unwrap();
+    let service = JournalService::start().unwrap();
+    let path = home.path().join("checkpoint");
+    let same = home.path().join("../").join(home.path().file_name().unwrap()).join("checkpoint");
+    service.create(Place::File(&path), &small()).unwrap().finish(END, Keep::At(&same)).unwrap();
+    assert_eq!(JournalReader::open(&path).unwrap().finish(), Some(&END));
 }
 
 #[test]

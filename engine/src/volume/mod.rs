@@ -42,6 +42,7 @@ pub use name::VolumeName;
 pub use open::{ExportFound, look_at_export};
 pub use reading::{Reading, open_source, open_verified};
 pub(crate) use reading::{open_source_by, open_verified_by, open_verified_end};
+pub use same::refuse_file_of;
 
 pub(crate) use block::{choose_block, refuse_block};
 pub(crate) use descriptor::Descriptor;

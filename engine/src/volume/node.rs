@@ -47,8 +47,15 @@ impl Node {
     /// # Errors
     /// As [`Node::look_up`].
     pub(super) fn opened(name: &Path, descriptor: &OwnedFd, side: Side) -> Result<Self> {
+        Self::reached(name, path_of(descriptor), side)
+    }
+
+    /// What `reach` leads to, which is called `name`.
+    ///
+    /// # Errors
+    /// As [`Node::look_up`].
+    pub(super) fn reached(name: &Path, reach: PathBuf, side: Side) -> Result<Self> {
         let path = absolute(name, side)?;
-        let reach = path_of(descriptor);
         let stat = std::fs::metadata(&reach).map_err(|e| {
             let what = format!("look at the descriptor given for {}, through {}", path.display(), reach.display());
             Error::io(side, Operation::Stat, &e, what)

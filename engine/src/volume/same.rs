@@ -5,11 +5,12 @@
 //! system, the components of an md or dm device). Two volumes clash if an exact region of one meets any region of the
 //! other. Two files on one disk do not: both are only hosted there.
 
+use super::Volume;
 use super::node::{Node, NodeKind};
 use super::topology::{Backing, components_of, devices_under, loop_of, partition_of};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Deepest stack that is followed: loops on files on loops.
 const DEPTH_MAX: usize = 16;
@@ -60,6 +61,12 @@ impl Footing {
             }
         }
         footing
+    }
+
+    /// Of a file or device that is open.
+    fn of_volume(volume: &dyn Volume) -> Option<Self> {
+        let reach = PathBuf::from(format!("/proc/self/fd/{}", volume.file().0));
+        Node::reached(Path::new(volume.name()), reach, Side::Engine).ok().map(|node| Self::of(&node))
     }
 
     fn push(&mut self, region: Region, exactly: bool) {
@@ -155,6 +162,24 @@ pub(super) fn refuse_source_under(source: &Node, destination: &Path, directory: 
     let (from, to) = (source.path().display(), destination.display());
     let message = format!("{to} would lie on a file system on {from}: the copy would change its own source");
     Err(Error::new(Code::SameVolume, Side::Caller, Operation::Open, message).advise("name another destination"))
+}
+
+/// Refuses a file of our own at `path` that is one of the volumes, or that one of them lies on (the file behind a loop
+/// device): it would be replaced. `flag` has named it.
+///
+/// # Errors
+/// `EBadRequest`, naming both.
+pub fn refuse_file_of(path: &Path, flag: &str, volumes: [&dyn Volume; 2]) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(stat) = std::fs::metadata(path) else { return Ok(()) };
+    // Only the file itself counts: what its file system lies on may well be copied while it is mounted.
+    let whole = Region { ground: Ground::File(stat.dev(), stat.ino()), range: ByteRange::new(0, u64::MAX) };
+    let file = Footing { exact: vec![whole], hosting: Vec::new() };
+    let lies_on_it = |volume: &&dyn Volume| Footing::of_volume(*volume).is_some_and(|footing| footing.meets(&file));
+    let Some(volume) = volumes.into_iter().find(lies_on_it) else { return Ok(()) };
+    let (path, name) = (path.display(), volume.name());
+    let message = format!("{flag} {path} is the volume {name} itself, or holds its bytes; name another file");
+    Err(Error::bad_request(message))
 }
 
 #[cfg(test)]

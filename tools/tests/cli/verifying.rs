@@ -75,6 +75,32 @@ fn a_receipt_stands_for_the_source() {
 }
 
 #[test]
+fn a_receipt_replaces_an_older_one_and_nothing_else() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(MIB, 1));
+    scratch.file("thesis", b"my thesis");
+    std::fs::create_dir(scratch.path("directory")).unwrap();
+    let before = scratch.snapshot();
+    for (receipt, exit, code) in
+        [("thesis", 1, "EExists"), ("directory", 2, "EBadRequest"), ("/dev/null", 2, "EBadRequest")]
+    {
+        let words = ["copy", "a", "b", "--receipt", receipt, "--reflink", "never"];
+        let planned = scratch.blockhaul(&[&words[..], &["--dry-run"]].concat()).output().unwrap();
+        let stderr = String::from_utf8(planned.stderr).unwrap();
+        assert!(planned.status.code() == Some(exit) && stderr.contains(code), "{receipt}: {stderr}");
+        assert_eq!(scratch.snapshot(), before, "{receipt}");
+        scratch.json(&words).assert_failed(exit, code);
+        std::fs::remove_dir_all(scratch.path("state")).unwrap();
+        assert_eq!(scratch.snapshot(), before, "{receipt}");
+    }
+    for seed in [1, 2] {
+        scratch.file("a", &noise(MIB, seed));
+        scratch.json(&["copy", "a", "b", "--receipt", "r", "--overwrite"]).assert_done();
+        scratch.json(&["verify", "--receipt", "r", "b"]).assert_done();
+    }
+}
+
+#[test]
 fn what_is_missing_or_no_receipt_fails_with_1() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");

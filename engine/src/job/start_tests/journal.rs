@@ -94,6 +94,47 @@ fn a_journal_on_one_of_the_volumes_is_refused() {
 }
 
 #[test]
+fn a_journal_on_what_a_volume_lies_on_is_refused() {
+    let (directory, source, destination) = pair();
+    let (image, link) = (directory.path().join("image"), directory.path().join("link"));
+    make_file(&image, MIB, &[]);
+    symlink(&image, &link).unwrap();
+    let device = need!("a_journal_on_what_a_volume_lies_on_is_refused", LoopDevice::attach(&image, &[]));
+    for (from, to) in [(device.path.clone(), destination.clone()), (source, device.path.clone())] {
+        for file in [&image, &link] {
+            let receipt = Some(file.clone());
+            refused(&CopySpec { receipt, ..spec(&from, &to) }, Code::BadRequest, &["--receipt", "holds its bytes"]);
+            let checkpoint = Checkpoint::File(file.clone());
+            refused(&CopySpec { checkpoint, ..spec(&from, &to) }, Code::BadRequest, &["--checkpoint"]);
+        }
+    }
+    assert_eq!(fs::metadata(&image).unwrap().len(), MIB);
+    assert!(!destination.exists());
+}
+
+#[test]
+fn a_receipt_replaces_nothing_but_an_older_receipt() {
+    let (directory, source, destination) = pair();
+    let file = directory.path().join("file");
+    let with = |receipt: &Path| CopySpec { receipt: Some(receipt.to_owned()), ..spec(&source, &destination) };
+    for (path, words) in [(directory.path(), "not a regular file"), (Path::new("/dev/null"), "not a regular file")] {
+        refused(&with(path), Code::BadRequest, &[words]);
+    }
+    fs::write(&file, "my thesis").unwrap();
+    refused(&with(&file), Code::Exists, &["is no journal", "another file"]);
+    assert_eq!(fs::read(&file).unwrap(), b"my thesis");
+    fs::remove_file(&file).unwrap();
+    // The checkpoint of another copy.
+    let other = spec(&source, &directory.path().join("other"));
+    drop(start(&CopySpec { checkpoint: Checkpoint::File(file.clone()), ..other }).unwrap());
+    refused(&with(&file), Code::Exists, &["unfinished copy", "--receipt"]);
+    assert!(!destination.exists());
+    // Its own, on the other hand, becomes the receipt.
+    let checkpoint = Checkpoint::File(directory.path().join("own"));
+    start(&CopySpec { checkpoint, ..with(&directory.path().join("own")) }).unwrap();
+}
+
+#[test]
 fn a_resumed_copy_counts_what_it_wrote_as_room() {
     let mounted = need!("a_resumed_copy_counts_what_it_wrote_as_room", Mounted::fresh("tmpfs", 4));
     let (directory, source, _) = pair();

@@ -1,0 +1,160 @@
+//! Tells what lies where a journal is to be: nothing of worth, a journal, or a file of somebody else.
+//!
+//! A file of somebody else is never replaced, whoever asks for it: a receipt or checkpoint that names a disk image by
+//! mistake would destroy the image. The same is asked before the first byte of a copy and again when the name is taken.
+
+use super::JournalState;
+use super::format::{HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SECTOR_BYTES, SLOT_MAGIC, SLOT_OFFSETS, Slot};
+use super::place::{check_place, failed, fresh_name};
+use crate::error::{Code, Error, Operation, Result, Side};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// The longest start of a journal, before its first record.
+const START_BYTES_MAX: usize = HEADER_OFFSET as usize + HEADER_BYTES_MAX;
+
+/// See the module's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Empty, or the zeros that a crash left of a new journal.
+    Leftover,
+    /// A journal, however damaged.
+    Journal(JournalState),
+    /// Anything else.
+    Foreign,
+}
+
+impl Found {
+    fn of(file: &File, path: &Path) -> Result<Self> {
+        let start = read_start(file).map_err(|error| failed(&error, "read the journal", path))?;
+        Ok(Self::decode(&start))
+    }
+
+    /// `start` is one byte longer than the start of a journal, if the file is.
+    fn decode(start: &[u8]) -> Self {
+        if start.len() <= START_BYTES_MAX && start.iter().all(|&byte| byte == 0) {
+            return Self::Leftover;
+        }
+        let at = |offset: u64| start.get(offset as usize..).unwrap_or_default();
+        let slots = || SLOT_OFFSETS.into_iter().map(|offset| (offset, at(offset)));
+        // Any of the three magics is enough.
+        if !at(0).starts_with(&MAGIC) && !slots().any(|(_, slot)| slot.starts_with(&SLOT_MAGIC)) {
+            return Self::Foreign;
+        }
+        let decoded = |(offset, slot): (u64, &[u8])| Slot::decode(slot.first_chunk::<SECTOR_BYTES>()?, offset);
+        let newest = slots().filter_map(decoded).max_by_key(|slot| slot.sequence);
+        Self::Journal(newest.map_or(JournalState::Unfinished, |slot| slot.state))
+    }
+}
+
+fn read_start(file: &File) -> io::Result<Vec<u8>> {
+    let mut start = vec![0; START_BYTES_MAX + 1];
+    let mut filled = 0;
+    while filled < start.len() {
+        match file.read_at(&mut start[filled..], filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    start.truncate(filled);
+    Ok(start)
+}
+
+/// A checkpoint may be replaced when told so, what a crash left always, and anything else never.
+///
+/// # Errors
+/// `EExists`.
+pub(super) fn check_checkpoint(path: &Path, file: &File, may_replace: bool) -> Result<()> {
+    match (Found::of(file, path)?, may_replace) {
+        (Found::Leftover, _) | (Found::Journal(_), true) => Ok(()),
+        (Found::Journal(_), false) => Err(exists(path, "is the journal of an earlier copy")
+            .advise("continue it with --resume, start over with --restart, or name another with --checkpoint")),
+        (Found::Foreign, _) => Err(foreign(path)),
+    }
+}
+
+/// An older receipt may be replaced, what a crash left as well, and anything else never.
+///
+/// # Errors
+/// `EExists`.
+pub(super) fn check_receipt(path: &Path, file: &File) -> Result<()> {
+    match Found::of(file, path)? {
+        Found::Leftover | Found::Journal(JournalState::Finished) => Ok(()),
+        Found::Journal(JournalState::Unfinished) => Err(exists(path, "is the checkpoint of an unfinished copy")
+            .advise("finish that copy with --resume, or name another file with --receipt")),
+        Found::Foreign => Err(foreign(path)),
+    }
+}
+
+/// What is written before it gets a name may be what a crash left of the same.
+///
+/// # Errors
+/// `EExists`.
+pub(super) fn check_fresh(path: &Path, file: &File) -> Result<()> {
+    if Found::of(file, path)? == Found::Foreign { Err(foreign(path)) } else { Ok(()) }
+}
+
+/// Refuses a place for a receipt that a finished copy could not use: to be asked before the first byte.
+///
+/// # Errors
+/// `EBadRequest` for what is no regular file, `EExists` for one that is neither empty nor an older receipt, and whatever
+/// the system says.
+pub fn refuse_receipt(path: &Path) -> Result<()> {
+    refuse_by(path, check_receipt)?;
+    refuse_by(&fresh_name(path), check_fresh)
+}
+
+fn refuse_by(path: &Path, check: impl Fn(&Path, &File) -> Result<()>) -> Result<()> {
+    check_place(path)?;
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        file => check(path, &file.map_err(|error| failed(&error, "open", path))?),
+    }
+}
+
+fn foreign(path: &Path) -> Error {
+    exists(path, "is no journal and is left alone").advise("remove it or name another file")
+}
+
+pub(super) fn exists(path: &Path, what: &str) -> Error {
+    let message = format!("{} {what}", path.display());
+    Error::new(Code::Exists, Side::Engine, Operation::Journal, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::Sample;
+    use super::*;
+
+    #[test]
+    fn a_journal_is_known_by_any_of_its_magics_and_its_state_by_the_newest_slot() {
+        for seed in 0..50 {
+            let sample = Sample::new(seed);
+            let file = sample.file();
+            let state = if sample.finish.is_some() { JournalState::Finished } else { JournalState::Unfinished };
+            assert_eq!(Found::decode(&file), Found::Journal(state), "seed {seed}");
+            let mut damaged = file.clone();
+            damaged[3] ^= 8;
+            assert_eq!(Found::decode(&damaged), Found::Journal(state), "seed {seed}");
+            damaged[SLOT_OFFSETS[0] as usize + 1] ^= 8;
+            damaged[SLOT_OFFSETS[1] as usize + 1] ^= 8;
+            assert_eq!(Found::decode(&damaged), Found::Foreign, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_a_leftover_but_few_zeros() {
+        for (start, found) in [
+            (vec![], Found::Leftover),
+            (vec![0; 100], Found::Leftover),
+            (vec![0; START_BYTES_MAX], Found::Leftover),
+            (vec![0; START_BYTES_MAX + 1], Found::Foreign),
+            (b"my thesis".to_vec(), Found::Foreign),
+            ([vec![0; 5000], vec![1]].concat(), Found::Foreign),
+        ] {
+            assert_eq!(Found::decode(&start), found, "{} bytes", start.len());
+        }
+    }
+}
