@@ -84,8 +84,8 @@ pub struct Admitted<'a> {
     pub file: Option<BorrowedFd<'a>>,
     /// What it is.
     pub kind: VolumeKind,
-    /// Whether the rules call it empty: a file that was created or has 0 bytes, a device or export whose first MiB
-    /// is zero.
+    /// Whether the rules call it empty: a file that was created or has 0 bytes, a device or export on which no data was
+    /// found.
     pub is_empty: bool,
     /// Whether the job goes on from a journal of its own.
     pub has_journal: bool,

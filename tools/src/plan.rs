@@ -15,17 +15,15 @@ use blockhaul_engine::journal::{JournalReader, JournalState, refuse_receipt};
 use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Direct, Overwrite, PathChoice};
 use blockhaul_engine::units::format_size;
 use blockhaul_engine::volume::{
-    ExportFound, Identity, Locator, NbdUri, Reading, Volume, VolumeKind, look_at_export, open_source, open_verified,
+    ExportFound, Identity, Locator, NbdUri, Reading, Volume, VolumeKind, look_at_device, look_at_export, open_source,
+    open_verified,
 };
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::fmt::Display;
+use std::io::ErrorKind;
 use std::path::Path;
-
-/// A device counts as empty if so many bytes at its start are zero.
-const EMPTY_BYTES: u64 = 1 << 20;
 
 /// What would be done.
 #[derive(Debug, Serialize)]
@@ -153,7 +151,15 @@ fn existing(spec: &CopySpec, path: &Path, source: Option<&dyn Volume>, how: &Rea
             large_enough(source, &*volume)?;
         }
     }
-    if data_is_expected(spec) || empty(path, &*volume)? { Ok(()) } else { Err(not_empty(volume.name())) }
+    if data_is_expected(spec) {
+        return Ok(());
+    }
+    let found = match (volume.kind(), volume.size_bytes()) {
+        (VolumeKind::File, 0) => None,
+        (VolumeKind::File, bytes) => Some(format!("{bytes} bytes")),
+        (VolumeKind::Device | VolumeKind::Export, _) => look_at_device(path)?.map(|found| found.to_string()),
+    };
+    found.map_or(Ok(()), |found| Err(not_empty(volume.name(), found)))
 }
 
 /// Connects to what would be written, and writes nothing.
@@ -161,13 +167,16 @@ fn export(spec: &CopySpec, uri: &NbdUri, source: Option<&dyn Volume>, how: &Read
     if spec.source.to_string() == spec.destination.to_string() {
         return Err(same_volume(&spec.source.to_string(), &uri.to_string()));
     }
-    let ExportFound { volume, is_read_only, is_blank } = look_at_export(uri, how)?;
+    let ExportFound { volume, is_read_only, occupied } = look_at_export(uri, how)?;
     if is_read_only {
         let message = format!("the destination {uri} is a read-only export");
         return Err(Error::new(Code::ReadOnly, side(), Operation::Open, message));
     }
     source.map_or(Ok(()), |source| large_enough(source, &*volume))?;
-    if is_blank || data_is_expected(spec) { Ok(()) } else { Err(not_empty(volume.name())) }
+    match occupied.filter(|_| !data_is_expected(spec)) {
+        Some(found) => Err(not_empty(volume.name(), found)),
+        None => Ok(()),
+    }
 }
 
 fn same_volume(source: &str, destination: &str) -> Error {
@@ -192,8 +201,9 @@ fn data_is_expected(spec: &CopySpec) -> bool {
         || (spec.continuation == Continuation::Resume && unfinished(spec).is_some())
 }
 
-fn not_empty(name: &str) -> Error {
-    Error::new(Code::Exists, side(), Operation::Open, format!("{name} is not empty; --overwrite writes over it"))
+fn not_empty(name: &str, holds: impl Display) -> Error {
+    let message = format!("the destination {name} is not empty: it holds {holds}");
+    Error::new(Code::Exists, side(), Operation::Open, message).advise("write over it with --overwrite")
 }
 
 fn side() -> Side {
@@ -204,18 +214,6 @@ fn same(source: &Identity, destination: &Identity) -> bool {
     source.kind == destination.kind
         && source.device == destination.device
         && (source.kind == VolumeKind::Device || source.inode == destination.inode)
-}
-
-/// A file without bytes, or a device that begins with zeros.
-fn empty(path: &Path, volume: &dyn Volume) -> Result<bool> {
-    if volume.kind() == VolumeKind::File {
-        return Ok(volume.size_bytes() == 0);
-    }
-    let mut start = Vec::new();
-    File::open(path)
-        .and_then(|device| device.take(EMPTY_BYTES).read_to_end(&mut start))
-        .map_err(|error| Error::io(side(), Operation::Read, &error, volume.describe(Operation::Read)))?;
-    Ok(start.iter().all(|&byte| byte == 0))
 }
 
 fn may_write(path: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::limits::TICK;
 use crate::nbd::leash::Leash;
 use crate::spec::{Continuation, CopySpec, Overwrite};
 use crate::supervision::{Admission, Admitted, Supervision};
-use crate::volume::{DestinationContent, Means, Opened, VolumeKind};
+use crate::volume::{Means, Opened, VolumeKind};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
@@ -91,7 +91,7 @@ impl Oversight {
         admission.admit(&Admitted {
             file: opened.destination.file().map(AsFd::as_fd),
             kind: destination.kind(),
-            is_empty: opened.content()? != DestinationContent::Data,
+            is_empty: opened.content()?.is_empty(),
             has_journal,
             size_bytes: destination.size_bytes(),
         })

@@ -16,9 +16,9 @@ use crate::journal::{
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
-    DestinationContent, End, Identity, KnownZero, Opened, Patience, Route, Unproven, Volume, VolumeKind, bypass_caches,
-    choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of, refuse_full,
-    refuse_half_copy, refuse_other, source_identity,
+    End, Identity, KnownZero, Opened, Patience, Route, Unproven, Volume, VolumeKind, bypass_caches, choose_block,
+    is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of, refuse_full, refuse_half_copy,
+    refuse_other, source_identity,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -260,15 +260,14 @@ fn exists(path: &Path, journal: &JournalReader) -> Error {
 
 fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()> {
     let is_expected = spec.overwrite == Overwrite::Yes || spec.changed_since.is_some();
-    if is_expected || opened.content()? != DestinationContent::Data {
+    if is_expected {
         return Ok(());
     }
-    let volume = opened.destination.volume();
-    let (name, what) = match volume.kind() {
-        VolumeKind::File => (volume.name(), format!("holds {} bytes", volume.size_bytes())),
-        VolumeKind::Device | VolumeKind::Export => (volume.name(), String::from("holds data in its first MiB")),
-    };
-    let message = format!("the destination {name} is not empty: it {what}");
+    let content = opened.content()?;
+    if content.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the destination {} is not empty: it holds {content}", opened.destination.volume().name());
     let error = Error::new(Code::Exists, Side::Destination, Operation::Open, message);
     Err(match checkpoint(spec).filter(|_| has_journal) {
         Some(path) => error.advise(format_args!(

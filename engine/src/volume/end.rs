@@ -4,13 +4,19 @@
 //! [`Volume`] like any other.
 
 use super::Volume;
+use super::backing::BackingFile;
 use super::export::ExportVolume;
 use super::local::Local;
+use super::occupied::{Occupiable, Occupied, occupied};
 use crate::error::{Error, Operation, Result, Side};
-use crate::extent::ByteRange;
+use crate::extent::{ByteRange, Extent};
+use crate::limits::DIRECT_ALIGN_BYTES;
 use crate::spec::Direct;
 use std::fs::File;
 use std::sync::Arc;
+
+/// Extents of an export that are looked at in one go.
+const MAP_EXTENTS_AT_ONCE: usize = 1024;
 
 /// An open volume that may still be asked what it is.
 #[derive(Debug)]
@@ -84,11 +90,48 @@ impl End {
         }
     }
 
+    /// What a destination that is no file holds.
+    ///
+    /// # Errors
+    /// What the volume says.
+    pub(super) fn occupied(&self) -> Result<Option<Occupied>> {
+        occupied(&Look { end: self, backing: self.file().and_then(BackingFile::of) })
+    }
+
     /// Opening is over.
     pub(crate) fn into_volume(self) -> Arc<dyn Volume> {
         match self {
             Self::Local(local) => local.into_volume(),
             Self::Export(export) => Arc::new(export),
+        }
+    }
+}
+
+/// An end as something that may hold data.
+struct Look<'a> {
+    end: &'a End,
+    backing: Option<BackingFile>,
+}
+
+impl Occupiable for Look<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.end.volume().size_bytes()
+    }
+
+    fn unit_bytes(&self) -> u64 {
+        self.end.volume().align_bytes().max(DIRECT_ALIGN_BYTES).into()
+    }
+
+    fn read(&self, range: ByteRange) -> Result<Vec<u8>> {
+        self.end.read(range, Side::Destination)
+    }
+
+    fn map(&self, within: ByteRange) -> Result<Option<Vec<Extent>>> {
+        match self.end {
+            // No worker serves it yet, so that it answers at once.
+            End::Export(export) if export.tells_zeros() => export.extents(within, MAP_EXTENTS_AT_ONCE),
+            End::Export(_) => Ok(None),
+            End::Local(_) => Ok(self.backing.as_ref().and_then(|file| file.map(within))),
         }
     }
 }

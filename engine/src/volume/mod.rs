@@ -4,6 +4,7 @@
 //! Moving blocks goes through a ring, which acts on [`Volume::file`]. Opening, locking, refusing and probing
 //! volumes happens once, at the start of a job, in `open` and `route`; afterwards nobody asks what kind a volume is.
 
+mod backing;
 mod block;
 mod descriptor;
 mod destination;
@@ -21,11 +22,13 @@ mod lock;
 mod means;
 mod name;
 mod node;
+mod occupied;
 mod open;
 mod reading;
 mod resumable;
 pub(crate) mod route;
 mod same;
+mod signature;
 mod space;
 #[cfg(test)]
 pub(crate) mod support;
@@ -39,7 +42,8 @@ pub use identity::Identity;
 pub use ids::VolumeIds;
 pub use locator::Locator;
 pub use name::VolumeName;
-pub use open::{ExportFound, look_at_export};
+pub use occupied::Occupied;
+pub use open::{ExportFound, look_at_device, look_at_export};
 pub use reading::{Reading, open_source, open_verified};
 pub(crate) use reading::{open_source_by, open_verified_by, open_verified_end};
 pub use same::refuse_file_of;
@@ -54,7 +58,7 @@ pub(crate) use ids::IDS_BYTES_MAX;
 pub(crate) use increment::{refuse_half_copy, source_identity};
 pub(crate) use lock::Patience;
 pub(crate) use means::Means;
-pub(crate) use open::{DestinationContent, Opened};
+pub(crate) use open::Opened;
 pub(crate) use resumable::{Unproven, is_destination, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
 pub(crate) use space::refuse_full;

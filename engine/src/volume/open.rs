@@ -10,25 +10,49 @@ use super::local::Local;
 use super::lock::Patience;
 use super::means::Means;
 use super::node::Node;
-use super::reading::{Reading, Source, open_export};
+use super::occupied::Occupied;
+use super::reading::{Reading, Source, open_export, open_reading};
 use super::{Locator, NbdUri, Volume, VolumeKind, device};
 use crate::error::{Code, Error, Operation, Result, Side};
-use crate::extent::ByteRange;
 use crate::spec::CopySpec;
+use std::cell::OnceCell;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 /// What the destination held before the copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DestinationContent {
     /// A file that this run created.
     Created,
     /// A file of 0 bytes.
     Empty,
-    /// A device or export whose first MiB is zero.
+    /// A device or export on which nothing was found.
     Blank,
-    /// Anything else.
-    Data,
+    /// A file of so many bytes.
+    Bytes(u64),
+    /// A device or export on which this was found.
+    Occupied(Occupied),
+}
+
+impl DestinationContent {
+    /// Whether a copy may go ahead without consent.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Created | Self::Empty | Self::Blank => true,
+            Self::Bytes(_) | Self::Occupied(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for DestinationContent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Created | Self::Empty | Self::Blank => f.write_str("nothing"),
+            Self::Bytes(bytes) => write!(f, "{bytes} bytes"),
+            Self::Occupied(found) => found.fmt(f),
+        }
+    }
 }
 
 /// Both ends of a copy; the destination locked.
@@ -40,6 +64,8 @@ pub(crate) struct Opened {
     pub source: End,
     /// Open for reading and writing; locked and buffered, unless it is an export.
     pub destination: End,
+    /// What the destination held, once somebody has looked.
+    content: OnceCell<DestinationContent>,
 }
 
 impl Opened {
@@ -78,7 +104,7 @@ impl Opened {
                 (end, Creation::None)
             }
         };
-        let opened = Self { creation, source: source.end, destination };
+        let opened = Self { creation, source: source.end, destination, content: OnceCell::new() };
         opened.refuse_read_only()?;
         opened.refuse_small(spec)?;
         Ok(opened)
@@ -96,29 +122,37 @@ impl Opened {
 
     /// The copy goes ahead: a created file stays.
     pub(crate) fn keep(self) -> (End, End) {
-        let Self { creation, source, destination } = self;
+        let Self { creation, source, destination, content: _ } = self;
         if let Creation::Ours(created) = creation {
             created.keep();
         }
         (source, destination)
     }
 
-    /// What the destination holds.
+    /// What the destination holds. Looked at once.
     ///
     /// # Errors
-    /// The device cannot be read.
-    pub(crate) fn content(&self) -> Result<DestinationContent> {
+    /// The device or export cannot be read.
+    pub(crate) fn content(&self) -> Result<&DestinationContent> {
+        if self.content.get().is_none() {
+            let found = self.look()?;
+            return Ok(self.content.get_or_init(|| found));
+        }
+        Ok(self.content.get().expect("it was just looked at"))
+    }
+
+    fn look(&self) -> Result<DestinationContent> {
         if self.is_created() {
             return Ok(DestinationContent::Created);
         }
         let volume = self.destination.volume();
-        match volume.kind() {
-            VolumeKind::File if volume.size_bytes() == 0 => Ok(DestinationContent::Empty),
-            VolumeKind::File => Ok(DestinationContent::Data),
-            VolumeKind::Device | VolumeKind::Export => {
-                Ok(if is_blank(&self.destination)? { DestinationContent::Blank } else { DestinationContent::Data })
+        Ok(match (volume.kind(), volume.size_bytes()) {
+            (VolumeKind::File, 0) => DestinationContent::Empty,
+            (VolumeKind::File, bytes) => DestinationContent::Bytes(bytes),
+            (VolumeKind::Device | VolumeKind::Export, _) => {
+                self.destination.occupied()?.map_or(DestinationContent::Blank, DestinationContent::Occupied)
             }
-        }
+        })
     }
 
     fn refuse_read_only(&self) -> Result<()> {
@@ -169,8 +203,8 @@ pub struct ExportFound {
     pub volume: Arc<dyn Volume>,
     /// Whether its server takes no writes.
     pub is_read_only: bool,
-    /// Whether its first MiB is zeros.
-    pub is_blank: bool,
+    /// What was found on it; `None`: it counts as empty.
+    pub occupied: Option<Occupied>,
 }
 
 /// Looks at an export that may become a destination, and changes nothing.
@@ -180,12 +214,15 @@ pub struct ExportFound {
 pub fn look_at_export(uri: &NbdUri, how: &Reading<'_>) -> Result<ExportFound> {
     let end = open_export(uri, Side::Destination, &Reading { changed_since: None, ..*how }, &Arc::default())?;
     let is_read_only = matches!(&end, End::Export(export) if export.is_read_only());
-    let is_blank = is_blank(&end)?;
-    Ok(ExportFound { volume: end.into_volume(), is_read_only, is_blank })
+    let occupied = end.occupied()?;
+    Ok(ExportFound { volume: end.into_volume(), is_read_only, occupied })
 }
 
-/// Whether the first MiB of a destination is zeros.
-fn is_blank(end: &End) -> Result<bool> {
-    let first = ByteRange::new(0, end.volume().size_bytes().min(1 << 20));
-    Ok(end.read(first, Side::Destination)?.iter().all(|&byte| byte == 0))
+/// What a look at a device says of it as a destination; changes nothing. `None`: it counts as empty.
+///
+/// # Errors
+/// As [`open_verified`](super::open_verified).
+pub fn look_at_device(path: &Path) -> Result<Option<Occupied>> {
+    let node = Node::existing(path, Side::Destination)?;
+    End::Local(open_reading(&node, Side::Destination)?).occupied()
 }

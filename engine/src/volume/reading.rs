@@ -155,7 +155,7 @@ pub(super) fn open_export(uri: &NbdUri, side: Side, how: &Reading<'_>, leash: &A
     Ok(End::Export(ExportVolume::new(link)))
 }
 
-fn open_reading(node: &Node, side: Side) -> Result<Local> {
+pub(super) fn open_reading(node: &Node, side: Side) -> Result<Local> {
     let path = node.path();
     let failed = |e: &std::io::Error| Error::io(side, Operation::Open, e, format!("open {}", path.display()));
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;

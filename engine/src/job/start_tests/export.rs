@@ -57,8 +57,29 @@ fn a_larger_export_keeps_what_follows_an_unaligned_end() {
     let server = need!(test, Server::nbdkit(&[&words[..], &["blocksize-error-policy=error"]].concat()));
     let (_directory, source, _) = pair();
     make_file(&source, MIB + 5000, &[(0, 4096)]);
-    let prepared = start(&between(source.as_path().into(), server.export(""))).unwrap();
+    let fresh = between(source.as_path().into(), server.export(""));
+    refused_with(&fresh, Code::Exists, &["data at byte 1048577"]);
+    let prepared = start(&CopySpec { overwrite: Overwrite::Yes, ..fresh }).unwrap();
     assert_eq!((prepared.destination.align_bytes(), &prepared.tail[..]), (4096, &rest[5000..8192]));
+}
+
+#[test]
+fn an_export_with_data_anywhere_needs_consent() {
+    let test = "an_export_with_data_anywhere_needs_consent";
+    let (_directory, source, _) = pair();
+    for (at, len, filter) in [(50 * MIB + 512, 512, &[][..]), (77 * MIB + 5000, 1 << 20, &["--filter=noextents"])] {
+        let directory = scratch();
+        let image = directory.path().join("image");
+        make_file(&image, 256 * MIB, &[]);
+        let server = need!(test, Server::nbdkit(&[filter, &["file", image.to_str().unwrap()]].concat()));
+        drop(start(&between(source.as_path().into(), server.export(""))).unwrap());
+        make_file(&image, 256 * MIB, &[(at, len)]);
+        refused_with(
+            &between(source.as_path().into(), server.export("")),
+            Code::Exists,
+            &["holds data", "--overwrite"],
+        );
+    }
 }
 
 #[test]
@@ -84,7 +105,7 @@ fn an_earlier_rule_wins_over_a_later_one_with_exports() {
     make_file(&local, MIB, &[]);
     let into_full = CopySpec { checkpoint: Checkpoint::File(directory.path().join("journal")), ..into_full };
     let before = fs::read(full_image.path().join("image")).unwrap();
-    refused_with(&into_full, Code::Exists, &["first MiB", "--overwrite"]);
+    refused_with(&into_full, Code::Exists, &["holds data at byte", "--overwrite"]);
     let overwrite = CopySpec { overwrite: Overwrite::Yes, ..into_full };
     drop(start(&overwrite).unwrap());
     refused_with(&overwrite, Code::Exists, &["unfinished", "--resume"]);

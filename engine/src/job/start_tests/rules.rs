@@ -85,17 +85,40 @@ fn a_destination_that_holds_data_needs_consent() {
 }
 
 #[test]
-fn a_device_with_data_in_its_first_mib_needs_consent() {
-    let test = "a_device_with_data_in_its_first_mib_needs_consent";
-    let (device, image) = need!(test, LoopDevice::blank(4 * MIB, &[]));
+fn a_device_with_data_anywhere_needs_consent() {
+    let test = "a_device_with_data_anywhere_needs_consent";
+    let (device, _image) = need!(test, LoopDevice::blank(256 * MIB, &[]));
     let (_directory, source, _) = pair();
     assert_eq!(start(&spec(&source, &device.path)).unwrap().known_zero, KnownZero::Nothing);
-    let backing = File::options().write(true).open(image.path().join("image")).unwrap();
-    backing.write_all_at(&[1], 2 * MIB).unwrap();
-    start(&spec(&source, &device.path)).expect("only the first MiB counts");
-    File::options().write(true).open(&device.path).unwrap().write_all_at(&[1; 512], MIB - 512).unwrap();
-    refused(&spec(&source, &device.path), Code::Exists, &["first MiB", "--overwrite"]);
+    let block = File::options().write(true).open(&device.path).unwrap();
+    // Where nothing is allocated, one byte is found at once, also before anybody has flushed it.
+    block.write_all_at(&[1; 512], 50 * MIB + 4096).unwrap();
+    refused(&spec(&source, &device.path), Code::Exists, &["data at byte 52432896 (50.0 MiB)", "--overwrite"]);
+    block.write_all_at(&[0; 512], 50 * MIB + 4096).unwrap();
+    start(&spec(&source, &device.path)).expect("what is allocated may be zeros");
+    // Where everything is, samples tell.
+    let zeros = vec![0; 1 << 20];
+    (0..256).for_each(|part| block.write_all_at(&zeros, part * MIB).unwrap());
+    start(&spec(&source, &device.path)).expect("zeros are nothing");
+    block.write_all_at(&vec![1; 1 << 20], 77 * MIB + 5000).unwrap();
+    refused(&spec(&source, &device.path), Code::Exists, &["holds data at byte", "--overwrite"]);
     start(&CopySpec { overwrite: Overwrite::Yes, ..spec(&source, &device.path) }).unwrap();
+}
+
+#[test]
+fn what_a_device_holds_is_named() {
+    let test = "what_a_device_holds_is_named";
+    for (make, word) in [
+        (&["mkfs.ext4", "-q", "-F"][..], "ext4 file system"),
+        (&["mkfs.xfs", "-q", "-f"], "xfs file system"),
+        (&["mkfs.btrfs", "-q", "-f"], "btrfs file system"),
+        (&["mkswap", "-q"], "swap space"),
+    ] {
+        let (device, _image) = need!(test, LoopDevice::blank(384 * MIB, &[]));
+        let (_directory, source, _) = pair();
+        need!(test, run(&[make, &[device.path.to_str().unwrap()]].concat()));
+        refused(&spec(&source, &device.path), Code::Exists, &[word, "--overwrite"]);
+    }
 }
 
 #[test]
@@ -106,7 +129,8 @@ fn an_unaligned_end_on_a_device_keeps_what_follows() {
     make_file(&source, MIB + 5000, &[(0, 4096)]);
     let rest: Vec<u8> = (0..8192_u32).map(|at| at as u8).collect();
     File::options().write(true).open(&device.path).unwrap().write_all_at(&rest, MIB).unwrap();
-    let direct = CopySpec { direct: Direct::Yes, ..spec(&source, &device.path) };
+    let overwrite = Overwrite::Yes;
+    let direct = CopySpec { direct: Direct::Yes, overwrite, ..spec(&source, &device.path) };
     let prepared = start(&direct).unwrap();
     assert_eq!(prepared.destination.align_bytes(), 4096);
     assert_eq!(prepared.tail, rest[5000..8192]);
