@@ -61,6 +61,10 @@ fn waits_for(view: &View, entry: &Entry, now: Now) -> Option<String> {
             None => Some(format!("waits for {node}, which is not registered")),
             Some(there) if there.stopping => Some(format!("waits for {node}, which is stopping")),
             Some(_) if view.fleet.drains.contains_key(&node) => Some(format!("waits for {node}, which drains")),
+            Some(there) if view.fleet.rival(&node).is_some() && !avoided.is_empty() => {
+                let rival = view.fleet.rival(&node).map_or("another node", NodeId::as_str);
+                Some(format!("waits for {node}: {rival} has named the same address, {}", there.address))
+            }
             Some(_) if !avoided.is_empty() => Some(format!("waits for {node}, which has refused it")),
             Some(_) if view.fleet.fill(&node).is_none() => Some(format!("waits for {node}, which has no slot free")),
             Some(_) => None,

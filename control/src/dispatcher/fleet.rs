@@ -32,6 +32,8 @@ pub(crate) struct Fleet {
     resting: BTreeSet<NodeId>,
     open: BTreeSet<Fill>,
     fills: BTreeMap<NodeId, Fill>,
+    /// Nodes that have named one address, by that address, as they were reported last.
+    pub(crate) conflicts: BTreeMap<String, BTreeSet<NodeId>>,
     /// Registrations that cannot be decoded, by path, and why.
     pub(crate) undecodable: BTreeMap<String, String>,
 }
@@ -86,6 +88,24 @@ impl Fleet {
         }
         nodes.iter().for_each(|node| self.refresh(node));
         changed
+    }
+
+    /// Addresses that several nodes have named: at most one of them can be reached there. What is news of it comes back, too.
+    pub(crate) fn find_conflicts(&mut self) -> Vec<(String, BTreeSet<NodeId>)> {
+        let mut nodes: BTreeMap<String, BTreeSet<NodeId>> = BTreeMap::new();
+        for there in self.runners.values() {
+            nodes.entry(there.address.clone()).or_default().insert(there.node.clone());
+        }
+        nodes.retain(|_, nodes| nodes.len() > 1);
+        let before = std::mem::replace(&mut self.conflicts, nodes);
+        let is_news = |(address, nodes): &(&String, &BTreeSet<NodeId>)| before.get(*address) != Some(nodes);
+        self.conflicts.iter().filter(is_news).map(|(address, nodes)| (address.clone(), nodes.clone())).collect()
+    }
+
+    /// Who else has named the address of a node.
+    pub(crate) fn rival(&self, node: &NodeId) -> Option<&NodeId> {
+        let nodes = self.conflicts.get(&self.get(node)?.address)?;
+        nodes.iter().find(|other| *other != node)
     }
 
     /// A task is held by a node.

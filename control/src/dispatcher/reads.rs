@@ -202,6 +202,10 @@ impl Dispatcher {
             self.reads.fleet_at.get_or_insert(now + STOPPING_LOOK);
         }
         self.view.observe_runners(fleet.runners, now);
+        for (address, nodes) in self.view.fleet.find_conflicts() {
+            let nodes = nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!(address, nodes, "several nodes have named one address: give each its own by --advertise");
+        }
         for (path, why) in &fleet.undecodable {
             if self.view.fleet.undecodable.get(path) != Some(why) {
                 tracing::error!(path, why, "a record cannot be decoded: it is kept aside");

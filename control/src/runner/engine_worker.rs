@@ -333,7 +333,9 @@ impl Site {
         if *node == self.node {
             return Ok(());
         }
-        Err(Error::bad_request(format!("a volume of {node} cannot be reached on {}", self.node)))
+        // The request was for that node: this one has its address, or had it told to somebody.
+        let message = format!("a volume of {node} cannot be reached on {}: the call was for {node}", self.node);
+        Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
     }
 
     fn prepare(&self, work: Work) -> Result<Prepared> {

@@ -5,7 +5,7 @@ use crate::coord::Op;
 use crate::coord::sim::Weather;
 use crate::dispatcher::{Config, Ending, Query};
 use crate::layout;
-use crate::record::{Change, Draining, Fence, NodeId, Order, State, TaskId, TaskSpec, Wish};
+use crate::record::{Change, Draining, Fence, NodeId, Order, Record, State, TaskId, TaskSpec, Wish};
 use crate::task_state::{Event, Mark};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
@@ -377,4 +377,25 @@ async fn a_task_that_has_ended_is_removed_when_asked() {
     assert!(stage.ensemble.committed(&layout::task(&id("x"))).is_none());
     assert_eq!(remove("x").await.unwrap_err().code, Code::NotFound);
     assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap().state, State::Pending);
+}
+
+/// Method: n3 has taken the address of n1 over, and says what it thinks of a call for n1.
+#[tokio::test(start_paused = true)]
+async fn a_task_waits_for_its_node_when_another_one_answers_at_its_address() {
+    let stage = Stage::new(18, Config::default()).await;
+    stage.runner("n1", "a", 9, Manner::Refusing(Code::Unreachable)).await;
+    let session = stage.ensemble.client("n3").open().await.unwrap();
+    let mut other = stage.registration("n3", "a", 0);
+    other.address = String::from("n1");
+    let path = layout::runner("n3");
+    let create = Op::Create { path: path.clone(), data: other.encode(), life: crate::coord::Life::Ephemeral };
+    session.multi(vec![create]).await.unwrap();
+    stage.leader.submit(order("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    let waits = stage.leader.get(&id("x")).await.unwrap();
+    assert_eq!((waits.state, waits.failures), (State::Pending, 0));
+    assert_eq!(waits.reason, "waits for n1: n3 has named the same address, n1");
+    session.multi(vec![Op::Delete { path, version: 0 }]).await.unwrap();
+    stage.world.set_manner("n1", Manner::Busy);
+    stage.until("x", State::Succeeded).await;
 }

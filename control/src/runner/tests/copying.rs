@@ -257,7 +257,7 @@ async fn destinations_are_resolved_by_who_can_see_them() {
     let names = resolve(path.to_str().unwrap()).await.unwrap();
     assert!(names.len() == 2 && names[0].starts_with("file:n1:"), "{names:?}");
     assert_eq!(resolve(&format!("file://n1{}", path.display())).await.unwrap(), names);
-    assert_eq!(resolve(&format!("file://n2{}", path.display())).await, Err(Code::BadRequest));
+    assert_eq!(resolve(&format!("file://n2{}", path.display())).await, Err(Code::Unreachable));
     assert_eq!(resolve("/etc/passwd").await, Err(Code::Permission));
     assert_eq!(resolve("nbds://Store/x").await, Ok(vec![String::from("nbd://store/x")]));
     assert_eq!(resolve("nbd+unix:///x?socket=/nowhere").await, Err(Code::NotFound));
