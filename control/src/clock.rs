@@ -32,13 +32,18 @@ impl Clock for HostClock {
 /// The clock that goes with a test's time.
 #[cfg(test)]
 #[derive(Debug)]
-pub(crate) struct TestClock(tokio::time::Instant);
+pub(crate) struct TestClock(tokio::time::Instant, std::sync::atomic::AtomicU64);
 
 #[cfg(test)]
 impl TestClock {
     /// Of a node that is up for a while.
     pub(crate) fn start() -> Self {
-        Self(tokio::time::Instant::now())
+        Self(tokio::time::Instant::now(), std::sync::atomic::AtomicU64::new(0))
+    }
+
+    /// The wall clock is ahead by so many milliseconds from now on.
+    pub(crate) fn jump(&self, ahead_ms: u64) {
+        self.1.store(ahead_ms, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -49,6 +54,7 @@ impl Clock for TestClock {
     }
 
     fn unix_ms(&self) -> u64 {
-        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).expect("tests are short")
+        let ahead_ms = self.1.load(std::sync::atomic::Ordering::Relaxed);
+        1_700_000_000_000 + ahead_ms + u64::try_from(self.0.elapsed().as_millis()).expect("tests are short")
     }
 }

@@ -18,6 +18,11 @@ pub(crate) const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often a runner is asked that has accepted a task and not begun it.
 pub(crate) const REMIND_EVERY: Duration = Duration::from_secs(5);
 
+/// And at least so often before its retention has passed.
+const RETENTION_LOOK_MAX: Duration = Duration::from_secs(60 * 60);
+/// How often an ended task is looked at while nobody knows what time it is.
+const RETENTION_LOOK: Duration = Duration::from_secs(10);
+
 /// How often a task is looked at that rests after a failure.
 const REST_LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -299,10 +304,13 @@ fn ended(record: &TaskRecord, terms: &Terms, now: Now) -> Decision {
     }
     let retention_ms = u64::try_from(terms.retention.as_millis()).unwrap_or(u64::MAX);
     let end_ms = record.updated_ms.saturating_add(retention_ms);
-    if end_ms <= now.unix_ms {
-        return Decision::Purge(record.id.clone());
-    }
-    Decision::Nap(record.id.clone(), now.at_unix(end_ms))
+    let left = match now.sure_ms {
+        Some(sure_ms) if end_ms <= sure_ms => return Decision::Purge(record.id.clone()),
+        // Clocks may be set right meanwhile.
+        Some(sure_ms) => Duration::from_millis(end_ms - sure_ms).min(RETENTION_LOOK_MAX),
+        None => RETENTION_LOOK,
+    };
+    Decision::Nap(record.id.clone(), now.boot + left)
 }
 
 fn rest(record: &TaskRecord, again: Option<Duration>) -> (Decision, Option<Duration>) {

@@ -60,7 +60,7 @@ impl Dispatcher {
                 self.view.unreserve(&task, now.boot);
                 if let Some(entry) = self.view.tasks.get_mut(&task) {
                     entry.note.resolved = None;
-                    self.view.queue.push(&entry.record, node);
+                    self.view.enqueue(&task, node);
                 }
             }
             Decision::Block(task, claim) => self.view.block(&task, claim),

@@ -12,6 +12,7 @@
 //! and the version of what it replaces; at most one write of a task is under way. Other parts of the server talk to it
 //! only through the [`DispatcherHandle`].
 
+mod age;
 mod client;
 mod decide;
 mod enact;
@@ -81,6 +82,9 @@ pub(crate) struct Config {
     /// Tasks that may be there. With more, those that have ended go early, the oldest first; more that have not ended are
     /// `EOverloaded`. Default 100,000.
     pub tasks_max: usize,
+    /// By how many milliseconds this node's wall clock is ahead of the slowest one of the center, once that is known. Default
+    /// none: it is the only one.
+    pub clock_ahead: Option<watch::Receiver<Option<u64>>>,
     /// For tasks whose fence is `command`; without it they are refused. Default none.
     pub fence: Option<Arc<dyn FenceProgram>>,
     /// Beats with every turn.
@@ -96,6 +100,7 @@ impl Default for Config {
             answer_within: Duration::from_secs(15),
             reconcile_every: Duration::from_secs(30),
             tasks_max: 100_000,
+            clock_ahead: None,
             fence: None,
             pulse: Pulse::default(),
         }
@@ -145,6 +150,8 @@ pub(crate) struct Dispatcher {
     latest: Option<TaskId>,
     /// When it was decided last.
     turned_at: Duration,
+    /// The least that the wall clock was ahead of the boot-time clock in this reign: leaps of it do not count.
+    wall_lead_ms: u64,
     ending: Option<Ending>,
 }
 
@@ -187,6 +194,7 @@ impl Dispatcher {
             assignments: 0,
             latest: None,
             turned_at: Duration::ZERO,
+            wall_lead_ms: u64::MAX,
             ending: None,
         };
         (this, handle)
@@ -228,13 +236,19 @@ impl Dispatcher {
     }
 
     fn now(&self) -> Now {
-        Now { boot: self.clock.boot_time(), unix_ms: self.clock.unix_ms() }
+        let (boot, unix_ms) = (self.clock.boot_time(), self.clock.unix_ms());
+        let boot_ms = u64::try_from(boot.as_millis()).unwrap_or(u64::MAX);
+        let steady_ms = boot_ms.saturating_add(self.wall_lead_ms.min(unix_ms.saturating_sub(boot_ms)));
+        let ahead_ms = self.config.clock_ahead.as_ref().map_or(Some(0), |ahead| *ahead.borrow());
+        Now { boot, unix_ms, sure_ms: ahead_ms.map(|ahead_ms| steady_ms.saturating_sub(ahead_ms)) }
     }
 
     /// Everything that can be done without waiting.
     fn turn(&mut self, is_connected: bool) {
         self.config.pulse.beat();
         let now = self.now();
+        let boot_ms = u64::try_from(now.boot.as_millis()).unwrap_or(u64::MAX);
+        self.wall_lead_ms = self.wall_lead_ms.min(now.unix_ms.saturating_sub(boot_ms));
         self.turned_at = now.boot;
         self.read(now.boot, is_connected);
         if !self.reads.is_settled() {

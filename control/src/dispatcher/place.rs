@@ -53,21 +53,21 @@ pub(crate) fn fill(view: &View, now: Now, room: &mut Room, decisions: &mut Vec<D
     let mut claims = BTreeSet::new();
     let mut passed_over = 0;
     while let Some((rank, line)) = heads.heads.pop_first() {
-        let Some(entry) = view.tasks.get(&rank.1).filter(|entry| !entry.note.is_busy) else {
+        let Some(entry) = view.tasks.get(&rank.task).filter(|entry| !entry.note.is_busy) else {
             heads.advance(line);
             continue;
         };
         let pinned = heads.lines[line].0;
         let decision = match slots.choose(entry, pinned, now) {
             Choice::Full => continue,
-            Choice::Later(until) => Decision::Nap(rank.1.clone(), until),
+            Choice::Later(until) => Decision::Nap(rank.task.clone(), until),
             Choice::Other if passed_over < PASSED_OVER_MAX => {
                 passed_over += 1;
                 heads.advance(line);
                 continue;
             }
-            Choice::Other => Decision::Nap(rank.1.clone(), now.boot + LOOK_AGAIN),
-            Choice::Nobody(error) => Decision::Move { task: rank.1.clone(), events: vec![Event::Rejected(error)] },
+            Choice::Other => Decision::Nap(rank.task.clone(), now.boot + LOOK_AGAIN),
+            Choice::Nobody(error) => Decision::Move { task: rank.task.clone(), events: vec![Event::Rejected(error)] },
             Choice::Runner(to) => place(view, entry, to, &mut claims),
         };
         if !room.take(&decision) {

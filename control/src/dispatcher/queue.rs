@@ -1,18 +1,30 @@
 //! Tasks that could run if a runner had room, and those that wait for another task's destination.
 
-use crate::record::{NodeId, TaskId, TaskRecord};
+use crate::coord::Zxid;
+use crate::record::{NodeId, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Milliseconds of waiting that count as much as one step of priority.
 const STEP_MS: i64 = 60_000;
 
-/// A place in the queue; lower goes first. Priority grows by one a minute for everybody, so that places never change.
-pub(crate) type Rank = (i64, TaskId);
+/// A place in the queue; lower goes first. Priority grows by one a minute for everybody, so that places change only when
+/// clocks turn out to differ.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    /// Milliseconds since 1970 from which it waits, less what its priority is worth.
+    place: i64,
+    /// Which came first.
+    created: Zxid,
+    /// Which task.
+    pub(crate) task: TaskId,
+}
 
-/// The rank of a task.
-pub(crate) fn rank(record: &TaskRecord) -> Rank {
-    let created = i64::try_from(record.created_ms).unwrap_or(i64::MAX);
-    (created.saturating_sub(STEP_MS * i64::from(record.priority)), record.id.clone())
+impl Rank {
+    /// Of a task that waits since then.
+    pub(crate) fn new(task: TaskId, created: Zxid, priority: u8, since_ms: u64) -> Self {
+        let since = i64::try_from(since_ms).unwrap_or(i64::MAX);
+        Self { place: since.saturating_sub(STEP_MS * i64::from(priority)), created, task }
+    }
 }
 
 /// Ready tasks by where they can run, each in the order of their ranks.
@@ -29,14 +41,18 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// A task becomes ready, on `node` or anywhere.
-    pub(crate) fn push(&mut self, record: &TaskRecord, node: Option<NodeId>) {
-        self.remove(&record.id);
-        let rank = rank(record);
+    pub(crate) fn push(&mut self, rank: Rank, node: Option<NodeId>) {
+        self.remove(&rank.task);
         match &node {
             None => self.any.insert(rank.clone()),
             Some(node) => self.pinned.entry(node.clone()).or_default().insert(rank.clone()),
         };
-        self.places.insert(record.id.clone(), (node, rank));
+        self.places.insert(rank.task.clone(), (node, rank));
+    }
+
+    /// Where a task that is ready can run.
+    pub(crate) fn place(&self, id: &TaskId) -> Option<&Option<NodeId>> {
+        self.places.get(id).map(|(node, _)| node)
     }
 
     /// A task is no longer ready.

@@ -1,5 +1,7 @@
 //! Every task that the leader knows, as it was read or written last, and what only this leader knows of it.
 
+use super::age::{Ages, Creation, UNKNOWN};
+use super::queue::Rank;
 use super::view::Now;
 use crate::coord::Zxid;
 use crate::peers::Step;
@@ -121,7 +123,9 @@ pub(crate) struct Tasks {
     entries: BTreeMap<TaskId, Entry>,
     by_state: [BTreeSet<TaskId>; State::ALL.len()],
     /// Those that have ended, in the order of their submissions.
-    ended: BTreeSet<(Zxid, TaskId)>,
+    ended: BTreeSet<Creation>,
+    /// Since when the others wait.
+    ages: Ages,
     /// Records that cannot be decoded, by path, and why.
     pub(crate) undecodable: BTreeMap<String, String>,
 }
@@ -163,14 +167,28 @@ impl Tasks {
         self.ended.iter().map(|(_, id)| id)
     }
 
-    /// When a task's node was created becomes known.
-    pub(crate) fn learn_created(&mut self, id: &TaskId, created: Zxid) {
-        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.created.is_none()) else { return };
-        let before = age(entry);
+    /// When a task's node was created becomes known. Returns as [`Tasks::insert`].
+    pub(crate) fn learn_created(&mut self, id: &TaskId, created: Zxid) -> Vec<TaskId> {
+        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.created.is_none()) else { return Vec::new() };
+        let before = creation(entry);
         entry.created = Some(created);
+        let now = creation(entry);
         if self.ended.remove(&before) {
-            self.ended.insert((created, id.clone()));
+            self.ended.insert(now);
+            return Vec::new();
         }
+        self.ages.remove(&before);
+        let mut aged = self.ages.insert(now, entry.record.created_ms);
+        aged.push(id.clone());
+        aged
+    }
+
+    /// The place in the queue of a task that has not ended.
+    pub(crate) fn rank(&self, id: &TaskId) -> Option<Rank> {
+        let entry = self.entries.get(id)?;
+        let creation = creation(entry);
+        let since_ms = self.ages.since(&creation)?;
+        Some(Rank::new(id.clone(), creation.0, entry.record.priority, since_ms))
     }
 
     /// Ids of the tasks that a runner may change.
@@ -178,28 +196,34 @@ impl Tasks {
         State::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
     }
 
-    /// Takes an entry in; one of the same id was removed before.
-    pub(crate) fn insert(&mut self, entry: Entry) {
+    /// Takes an entry in; one of the same id was removed before. Returns tasks whose places in the queue have changed.
+    pub(crate) fn insert(&mut self, entry: Entry) -> Vec<TaskId> {
         let id = entry.record.id.clone();
         self.by_state[position(entry.record.state)].insert(id.clone());
-        if entry.record.state.is_terminal() {
-            self.ended.insert(age(&entry));
-        }
+        let aged = if entry.record.state.is_terminal() {
+            self.ended.insert(creation(&entry));
+            Vec::new()
+        } else {
+            self.ages.insert(creation(&entry), entry.record.created_ms)
+        };
         let before = self.entries.insert(id, entry);
         assert!(before.is_none(), "it would stay in the index of its state");
+        aged
     }
 
     pub(crate) fn remove(&mut self, id: &TaskId) -> Option<Entry> {
         let entry = self.entries.remove(id)?;
         self.by_state[position(entry.record.state)].remove(id);
-        self.ended.remove(&age(&entry));
+        let creation = creation(&entry);
+        self.ended.remove(&creation);
+        self.ages.remove(&creation);
         Some(entry)
     }
 }
 
-/// By which tasks are ordered as they were submitted: a node whose creation nobody has told of is new.
-fn age(entry: &Entry) -> (Zxid, TaskId) {
-    (entry.created.unwrap_or(Zxid(i64::MAX)), entry.record.id.clone())
+/// A node whose creation nobody has told of is new.
+fn creation(entry: &Entry) -> Creation {
+    (entry.created.unwrap_or(UNKNOWN), entry.record.id.clone())
 }
 
 fn position(state: State) -> usize {

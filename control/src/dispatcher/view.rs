@@ -19,6 +19,9 @@ pub(crate) struct Now {
     pub(crate) boot: Duration,
     /// For what records say, in milliseconds since 1970.
     pub(crate) unix_ms: u64,
+    /// The same by the slowest clock that is known of, and without leaps: the time that has surely come. `None` as long as
+    /// nobody was asked.
+    pub(crate) sure_ms: Option<u64>,
 }
 
 impl Now {
@@ -70,7 +73,8 @@ impl View {
             let is_same_node = created.is_none() || before.created.is_none() || before.created == created;
             if is_same_node && version <= before.version {
                 if let Some(created) = created {
-                    self.tasks.learn_created(&id, created);
+                    let aged = self.tasks.learn_created(&id, created);
+                    self.rank_anew(&aged);
                 }
                 return false;
             }
@@ -83,7 +87,8 @@ impl View {
         let freed: Vec<String> = before.as_ref().map(|before| before.record.claims.clone()).unwrap_or_default();
         let entry = renewed(before, Arc::new(record), version, created, now.boot);
         self.index(&entry);
-        self.tasks.insert(entry);
+        let aged = self.tasks.insert(entry);
+        self.rank_anew(&aged);
         self.free(freed.iter(), now.boot);
         self.touch(&id, now.boot);
         true
@@ -124,6 +129,21 @@ impl View {
         for claim in claims {
             if !self.claimed.contains_key(claim) {
                 self.queue.freed(claim).iter().for_each(|id| self.touch(id, now));
+            }
+        }
+    }
+
+    /// A task is ready, to run on `node` or anywhere.
+    pub(crate) fn enqueue(&mut self, id: &TaskId, node: Option<NodeId>) {
+        if let Some(rank) = self.tasks.rank(id) {
+            self.queue.push(rank, node);
+        }
+    }
+
+    fn rank_anew(&mut self, ids: &[TaskId]) {
+        for id in ids {
+            if let Some(node) = self.queue.place(id).cloned() {
+                self.enqueue(id, node);
             }
         }
     }

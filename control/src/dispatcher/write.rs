@@ -212,10 +212,15 @@ impl Writer {
     /// Stores a new task. `Changed`: there is one of that id already.
     pub(crate) async fn create(self, record: TaskRecord) -> Written {
         let path = layout::task(&record.id);
-        let ops = vec![Op::Create { path, data: record.encode(), life: Life::Persistent }];
+        let ops = vec![Op::Create { path: path.clone(), data: record.encode(), life: Life::Persistent }];
         loop {
             let refused = match self.reign.commit(ops.clone()).await {
-                Ok(_) => return created(record, 0, None),
+                Ok(_) => {
+                    // Old servers do not tell what they have created: the order of submissions is read.
+                    let node = self.session.get(&path).await.ok().flatten();
+                    let created_by = node.filter(|node| is_of(node, &record.op)).map(|node| node.stat.created);
+                    return created(record, 0, created_by);
+                }
                 Err(CommitError::Deposed) => return Written::Deposed,
                 Err(CommitError::Store(CoordError::Refused { why: Refusal::NodeExists, .. })) => true,
                 Err(CommitError::Store(CoordError::Refused { index, why })) if !why.is_condition() => {

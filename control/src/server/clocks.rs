@@ -1,5 +1,5 @@
-//! How far the wall clocks of nodes are apart: shown and warned about, as they label what people read. Nothing is decided
-//! by them: leases and delays go by each node's boot-time clock.
+//! How far the wall clocks of nodes are apart: shown and warned about, as they label what people read. Leases and delays go
+//! by each node's boot-time clock; what ended long ago by this clock is purged only when the slowest of all says so, too.
 //!
 //! The leader asks every runner for its time and takes the middle of question and answer for the moment that it was told.
 
@@ -10,6 +10,7 @@ use crate::record::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// Between two rounds of questions.
@@ -23,10 +24,19 @@ const OFF_MAX_MS: i64 = 5000;
 pub(super) type Offsets = BTreeMap<NodeId, i64>;
 
 /// What the leader knows of clocks.
-#[derive(Debug, Default)]
-pub(super) struct Clocks(Mutex<Offsets>);
+#[derive(Debug)]
+pub(super) struct Clocks {
+    offsets: Mutex<Offsets>,
+    /// By how many milliseconds this node's clock is ahead of the slowest one, once somebody has answered.
+    ahead: watch::Sender<Option<u64>>,
+}
 
 impl Clocks {
+    /// Nobody was asked yet. `ahead` gets by how many milliseconds this node's clock is ahead of the slowest one.
+    pub(super) fn new(ahead: watch::Sender<Option<u64>>) -> Self {
+        Self { offsets: Mutex::default(), ahead }
+    }
+
     /// By how many milliseconds a clock is off, if it was asked.
     pub(super) fn offset(&self, node: &NodeId) -> Option<i64> {
         self.offsets().get(node).copied()
@@ -46,6 +56,9 @@ impl Clocks {
                 let here = clock.unix_ms().saturating_sub(u64::try_from(middle).unwrap_or(u64::MAX));
                 ahead.insert(runner.node, difference(unix_ms, here));
             }
+            if let Some(slowest) = ahead.values().min() {
+                self.ahead.send_replace(Some(slowest.min(&0).unsigned_abs()));
+            }
             let offsets = off_peers(&ahead);
             warn(&offsets, &mut warned);
             *self.offsets() = offsets;
@@ -54,7 +67,7 @@ impl Clocks {
     }
 
     fn offsets(&self) -> std::sync::MutexGuard<'_, Offsets> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -121,9 +121,10 @@ impl Leading {
     ) {
         self.office.send_replace(true);
         let (calls, clock) = (Arc::clone(&self.calls), Arc::clone(&self.clock));
-        let (dispatcher, handle) =
-            Dispatcher::new(Arc::clone(session), reign.clone(), calls, clock, self.dispatcher.clone());
-        let clocks = Arc::new(Clocks::default());
+        let (ahead, clock_ahead) = watch::channel(None);
+        let config = DispatcherConfig { clock_ahead: Some(clock_ahead), ..self.dispatcher.clone() };
+        let (dispatcher, handle) = Dispatcher::new(Arc::clone(session), reign.clone(), calls, clock, config);
+        let clocks = Arc::new(Clocks::new(ahead));
         let watching = clocks.watch(&handle, &*self.calls, &*self.clock);
         let desk: Arc<dyn Desk> = Arc::new(LeaderDesk {
             dispatcher: handle.clone(),

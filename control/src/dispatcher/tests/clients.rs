@@ -399,3 +399,27 @@ async fn a_task_waits_for_its_node_when_another_one_answers_at_its_address() {
     stage.world.set_manner("n1", Manner::Busy);
     stage.until("x", State::Succeeded).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
+    let (ahead, asked) = tokio::sync::watch::channel(None);
+    let retention = Duration::from_secs(60);
+    let stage = Stage::new(17, Config { retention, clock_ahead: Some(asked), ..Config::default() }).await;
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
+    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
+    let is_there = || stage.ensemble.committed(&layout::task(&id("x"))).is_some();
+    sleep(Duration::from_secs(100)).await;
+    assert!(is_there(), "nobody was asked for the time");
+    ahead.send_replace(Some(8 * 86_400_000));
+    sleep(Duration::from_secs(100)).await;
+    assert!(is_there(), "another node's clock says otherwise");
+    ahead.send_replace(Some(0));
+    while is_there() {
+        sleep(Duration::from_secs(1)).await;
+    }
+    stage.leader.submit(order("x", noop(1))).await.unwrap();
+    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
+    stage.clock.jump(8 * 86_400_000);
+    sleep(Duration::from_secs(50)).await;
+    assert!(is_there(), "the clock has leapt");
+}

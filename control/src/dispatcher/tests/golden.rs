@@ -23,7 +23,7 @@ const TERMS: Terms = Terms {
 const ROOM: Room = Room { writes: 64, calls: 64 };
 
 fn at(seconds: u64) -> Now {
-    Now { boot: Duration::from_secs(seconds), unix_ms: seconds * 1000 }
+    Now { boot: Duration::from_secs(seconds), unix_ms: seconds * 1000, sure_ms: Some(seconds * 1000) }
 }
 
 fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
@@ -75,8 +75,7 @@ fn lines(view: &mut View, now: Now, room: Room) -> Vec<String> {
             match decision {
                 Decision::Queue(id, node) => {
                     view.calm(id);
-                    let record = view.tasks.get(id).unwrap().record.clone();
-                    view.queue.push(&record, node.clone());
+                    view.enqueue(id, node.clone());
                 }
                 other => {
                     if let Decision::Rest(id) = other {
@@ -277,6 +276,50 @@ fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
     let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
     view.fleet.set_drain(&NodeId::new("n2").unwrap(), Some((drain, 0)));
     assert_eq!(lines(&mut view, at(1), ROOM), [""; 0]);
+}
+
+/// Submitted in this order, to leaders whose clocks differed by a day.
+#[test]
+fn who_came_first_goes_first_whatever_the_clocks_said() {
+    let day = 86_400_000;
+    let submitted = [("z", day + 1), ("y", 5), ("x", 2 * day), ("w", 6), ("v", 7)];
+    let of = |order: &[usize]| {
+        let mut view = view([], &[("n1", "a", 9)]);
+        for &index in order {
+            let (id, created_ms) = submitted[index];
+            let zxid = Zxid(i64::try_from(index).unwrap());
+            view.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
+        }
+        lines(&mut view, at(1), ROOM).iter().map(|line| line[..1].to_owned()).collect::<String>()
+    };
+    assert_eq!(of(&[0, 1, 2, 3, 4]), "zyxwv");
+    assert_eq!(of(&[4, 3, 2, 1, 0]), "zyxwv");
+    assert_eq!(of(&[2, 4, 0, 3, 1]), "zyxwv");
+    // Learnt later, as of a node that was made in this reign.
+    let mut view = view([], &[("n1", "a", 9)]);
+    for (id, created_ms) in submitted {
+        view.observe(TaskRecord::new(order_of(id), created_ms), 0, None, at(1));
+    }
+    for (index, (id, created_ms)) in submitted.into_iter().enumerate() {
+        let zxid = Zxid(i64::try_from(index).unwrap());
+        view.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
+    }
+    let lines = lines(&mut view, at(1), ROOM);
+    assert_eq!(lines.iter().map(|line| &line[..1]).collect::<String>(), "zyxwv");
+}
+
+fn order_of(id: &str) -> Order {
+    order(id, noop(1))
+}
+
+#[test]
+fn nothing_is_purged_before_its_time_by_every_clock() {
+    let ended = apply(&task("x", noop(1)), Event::CancelAsked, 5000).unwrap();
+    let mut view = view([ended], &[]);
+    let at_least = |sure_ms| Now { sure_ms, ..at(90_000) };
+    assert_eq!(lines(&mut view, at_least(None), ROOM), ["x: nap until 90010"], "nobody was asked yet");
+    assert_eq!(lines(&mut view, at_least(Some(1_004_000)), ROOM), ["x: nap until 90001"], "another clock says so");
+    assert_eq!(lines(&mut view, at_least(Some(1_005_000)), ROOM), ["x: purge"]);
 }
 
 #[test]

@@ -1,0 +1,84 @@
+//! How long tasks have waited, in the order in which the coordination service has created them.
+//!
+//! A task's time of submission is of the clock of whoever led then. One that was ahead made tasks look younger than those
+//! that came later. So a task is as old as the oldest of all that came after it: by its own time where clocks agree, and
+//! never behind a later one where they do not.
+//!
+//! What always holds: in the order of creation, times never fall.
+
+use crate::coord::Zxid;
+use crate::record::TaskId;
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+
+/// By which tasks are in order: the transaction that created the record, or [`UNKNOWN`].
+pub(crate) type Creation = (Zxid, TaskId);
+
+/// Of a record that nobody has told the creation of: it is as old as it says.
+pub(crate) const UNKNOWN: Zxid = Zxid(i64::MAX);
+
+/// Since when each task that has not ended waits, in milliseconds since 1970.
+#[derive(Debug, Default)]
+pub(crate) struct Ages(BTreeMap<Creation, u64>);
+
+impl Ages {
+    /// Takes a task in. Returns those before it that looked younger, and are as old as it from now on.
+    pub(crate) fn insert(&mut self, creation: Creation, submitted_ms: u64) -> Vec<TaskId> {
+        if creation.0 == UNKNOWN {
+            self.0.insert(creation, submitted_ms);
+            return Vec::new();
+        }
+        let later = self.0.range((Excluded(&creation), Unbounded)).next();
+        let later = later.filter(|((created, _), _)| *created != UNKNOWN).map(|(_, ms)| *ms);
+        let since = later.map_or(submitted_ms, |later| later.min(submitted_ms));
+        let mut aged = Vec::new();
+        for ((_, task), ms) in self.0.range_mut(..&creation).rev() {
+            if *ms <= since {
+                break;
+            }
+            *ms = since;
+            aged.push(task.clone());
+        }
+        self.0.insert(creation, since);
+        aged
+    }
+
+    pub(crate) fn remove(&mut self, creation: &Creation) -> Option<u64> {
+        self.0.remove(creation)
+    }
+
+    /// Since when a task waits.
+    pub(crate) fn since(&self, creation: &Creation) -> Option<u64> {
+        self.0.get(creation).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn creation(number: i64) -> Creation {
+        (Zxid(number), TaskId::new(format!("t{number}")).unwrap())
+    }
+
+    #[test]
+    fn a_task_is_never_younger_than_one_that_came_later() {
+        let mut ages = Ages::default();
+        assert!(ages.insert(creation(1), 100).is_empty());
+        // Of a leader a day ahead, and of the next one.
+        assert!(ages.insert(creation(2), 86_400_000).is_empty());
+        assert_eq!(ages.insert(creation(3), 200), [creation(2).1]);
+        let since = |ages: &Ages| [1, 2, 3].map(|number| ages.since(&creation(number)).unwrap());
+        assert_eq!(since(&ages), [100, 200, 200]);
+        // Read in any order.
+        let mut other = Ages::default();
+        for (number, ms) in [(3, 200), (1, 100), (2, 86_400_000)] {
+            other.insert(creation(number), ms);
+        }
+        assert_eq!(since(&other), since(&ages));
+        // One that was behind makes those before it no older than themselves.
+        assert_eq!(ages.insert(creation(4), 50).len(), 3);
+        assert_eq!((since(&ages), ages.since(&creation(4))), ([50; 3], Some(50)));
+        assert_eq!((ages.remove(&creation(4)), ages.since(&creation(4))), (Some(50), None));
+    }
+}
