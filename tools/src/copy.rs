@@ -21,7 +21,7 @@ use blockhaul_engine::spec::{
 use blockhaul_engine::volume::{Locator, Reading, open_source, usual_block, usual_depth};
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A copy that flags alone have nothing more to say about.
 #[derive(Debug)]
@@ -39,6 +39,9 @@ pub(crate) struct CopyRequest {
 /// # Errors
 /// What was refused before there was a job.
 pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
+    let volumes = [&raw.source, &raw.destination].map(Path::new);
+    let journals = [&raw.checkpoint, &raw.receipt].into_iter().flatten().map(PathBuf::as_path);
+    output::stay_out_of(volumes.into_iter().chain(journals))?;
     start_logging(std::mem::take(&mut raw.log))?;
     let request = resolve(raw, |name| std::env::var_os(name))?;
     if request.dry_run {
@@ -267,7 +270,6 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
     use clap::Parser;
-    use std::path::Path;
     use std::time::Duration;
 
     fn resolved(flags: &[&str]) -> Result<CopyRequest> {

@@ -5,12 +5,13 @@
 
 use crate::args::RawDoctor;
 use crate::exit::Exit;
-use crate::output::{json_line, say};
+use crate::output::{json_line, say, stay_out_of};
 use crate::start_logging;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::host;
 use serde_json::Value;
 use std::io;
+use std::path::PathBuf;
 
 /// The field that lists what to change.
 const REMEDIES: &str = "remedies";
@@ -21,6 +22,7 @@ const REMEDIES: &str = "remedies";
 /// stdout cannot be written.
 pub(crate) fn run(raw: RawDoctor) -> Result<Exit> {
     let RawDoctor { paths, json, log } = raw;
+    stay_out_of(paths.iter().map(PathBuf::as_path))?;
     start_logging(log)?;
     let report = host::examine(&paths);
     if json {

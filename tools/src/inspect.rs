@@ -2,7 +2,7 @@
 
 use crate::args::RawInspect;
 use crate::exit::Exit;
-use crate::output::{json_line, say};
+use crate::output::{json_line, say, stay_out_of};
 use crate::start_logging;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::journal::JournalReader;
@@ -63,6 +63,7 @@ struct Range {
 /// The file cannot be read, or is no journal of this version (`ECheckpointCorrupt`, `ECheckpointMismatch`).
 pub(crate) fn run(raw: RawInspect) -> Result<Exit> {
     let RawInspect { file, json, log } = raw;
+    stay_out_of([file.as_path()])?;
     start_logging(log)?;
     let journal = JournalReader::open(&file)?;
     let view = view(&journal);

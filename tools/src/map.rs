@@ -4,7 +4,7 @@
 use crate::args::RawMap;
 use crate::copy::locator;
 use crate::exit::Exit;
-use crate::output::json_line;
+use crate::output::{json_line, stay_out_of};
 use crate::start_logging;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, Extent, ExtentKind};
@@ -12,6 +12,7 @@ use blockhaul_engine::spec::{Direct, LiveSource};
 use blockhaul_engine::volume::{ListedExport, Locator, Reading, Volume, list_exports, open_source};
 use serde::Serialize;
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::Path;
 use std::time::Duration;
 
 /// Extents asked for at a time.
@@ -34,6 +35,7 @@ struct Line {
 /// The volume cannot be opened or scanned, or stdout cannot be written. A closed pipe is the end, not an error.
 pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     let RawMap { volume, json, log } = raw;
+    stay_out_of([Path::new(&volume)])?;
     start_logging(log)?;
     let locator = locator(&volume)?;
     if let Some(listed) = exports(&locator)? {

@@ -4,12 +4,39 @@
 //! that failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, the bar.
 //! A reader that went away (a closed pipe) never ends a copy.
 
-use blockhaul_engine::error::Error;
+use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::progress::{Bytes, Latency, LatencyUs, Report, Status};
+use blockhaul_engine::volume::StandardStream;
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Set once stdout was found to lead to a volume: nothing more is written to it.
+static OUTPUT_IS_A_VOLUME: AtomicBool = AtomicBool::new(false);
+/// The same of stderr.
+static ERROR_IS_A_VOLUME: AtomicBool = AtomicBool::new(false);
+
+/// Comes before the first line of a command that names these volumes and journals: neither stdout nor stderr may lead to
+/// one of them. One that does stays silent from then on, the refusal itself included.
+///
+/// # Errors
+/// `EBadRequest`.
+pub(crate) fn stay_out_of<'a>(places: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let mut refusal = None;
+    for place in places {
+        for stream in StandardStream::leading_to(place) {
+            match stream {
+                StandardStream::Output => OUTPUT_IS_A_VOLUME.store(true, Relaxed),
+                StandardStream::Error => ERROR_IS_A_VOLUME.store(true, Relaxed),
+            }
+            refusal.get_or_insert_with(|| stream.refusal(place));
+        }
+    }
+    refusal.map_or(Ok(()), Err)
+}
 
 /// An object with its event.
 #[derive(Serialize)]
@@ -37,6 +64,9 @@ pub(crate) fn json_line<T: Serialize>(out: &mut impl Write, body: &T) -> io::Res
 /// A line of a job, such as `{"event":"progress",...}`. A reader that went away is no reason to stop: failures to
 /// write are logged only.
 pub(crate) fn event<T: Serialize>(event: &'static str, body: &T) {
+    if OUTPUT_IS_A_VOLUME.load(Relaxed) {
+        return;
+    }
     if let Err(error) = json_line(&mut io::stdout().lock(), &Event { event, body }) {
         tracing::debug!(event, %error, "write to stdout");
     }
@@ -44,6 +74,9 @@ pub(crate) fn event<T: Serialize>(event: &'static str, body: &T) {
 
 /// A line for people on stdout.
 pub(crate) fn say(line: impl Display) {
+    if OUTPUT_IS_A_VOLUME.load(Relaxed) {
+        return;
+    }
     if let Err(error) = writeln!(io::stdout().lock(), "{line}") {
         tracing::debug!(%error, "write to stdout");
     }
@@ -51,6 +84,9 @@ pub(crate) fn say(line: impl Display) {
 
 /// A line for people on stderr.
 pub(crate) fn tell(line: impl Display) {
+    if ERROR_IS_A_VOLUME.load(Relaxed) {
+        return;
+    }
     // Nobody is left to hear about a stderr that cannot be written.
     let _ = writeln!(io::stderr().lock(), "blockhaul: {line}");
 }
@@ -60,6 +96,8 @@ pub(crate) fn refuse(json: bool, error: &Error) {
     tell(error);
     if json {
         event("report", &refusal(error.clone()));
+    } else if ERROR_IS_A_VOLUME.load(Relaxed) {
+        say(format_args!("blockhaul: {error}"));
     }
 }
 

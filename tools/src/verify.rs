@@ -11,12 +11,14 @@ use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{PathChoice, Reference, VerifySpec};
 use blockhaul_engine::volume::usual_block;
+use std::path::Path;
 
 /// Compares; differences are listed (at most 100) and end with exit code 3.
 ///
 /// # Errors
 /// What was refused before there was a job.
 pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
+    output::stay_out_of(raw.volumes.iter().map(Path::new).chain(raw.receipt.as_deref()))?;
     start_logging(std::mem::take(&mut raw.log))?;
     let output = raw.output;
     let (spec, config) = resolve(raw)?;

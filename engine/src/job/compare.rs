@@ -14,7 +14,9 @@ use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::Report;
 use crate::ring::clock;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
-use crate::volume::{Means, Reading, Volume, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block};
+use crate::volume::{
+    Means, Reading, Volume, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block, refuse_streams,
+};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -69,6 +71,12 @@ fn compare(
         ..Reading::new(spec.direct)
     };
     let means = Means::on(control.leash());
+    let (reference, receipt) = match &spec.reference {
+        Reference::Volume(locator) => (Some((locator, Side::Source)), None),
+        Reference::Receipt(path) => (None, Some(path.as_path())),
+    };
+    let volumes: Vec<_> = reference.into_iter().chain([(&spec.volume, Side::Destination)]).collect();
+    refuse_streams(&volumes, &[receipt], &means)?;
     let target = open_verified_by(&spec.volume, Side::Destination, &how, &means)?;
     account.opened(&target);
     let usual = BLOCK_BYTES_DIRECT.min(facilities.block_bytes);

@@ -19,7 +19,7 @@ use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, PathChoice, Sync, Verify};
 use crate::supervision::Supervision;
-use crate::volume::{Likeness, Reading, Volume, open_verified_end, refuse_other, source_identity};
+use crate::volume::{Likeness, Reading, Volume, open_verified_end, refuse_other, refuse_streams, source_identity};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -58,6 +58,10 @@ struct Copy<'a, 'b> {
 
 impl Copy<'_, '_> {
     fn run(&mut self) -> Result<()> {
+        let CopySpec { source, destination, checkpoint, receipt, .. } = self.spec;
+        let checkpoint = if let Checkpoint::File(path) = checkpoint { Some(path.as_path()) } else { None };
+        let volumes = [(source, Side::Source), (destination, Side::Destination)];
+        refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.oversight.means)?;
         if self.was_finished()? {
             return Ok(());
         }

@@ -30,6 +30,7 @@ pub(crate) mod route;
 mod same;
 mod signature;
 mod space;
+mod streams;
 #[cfg(test)]
 pub(crate) mod support;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use reading::{Reading, open_source, open_verified};
 pub(crate) use reading::{open_source_by, open_verified_by, open_verified_end};
 pub use same::refuse_file_of;
 
+pub use streams::StandardStream;
 pub(crate) use block::{choose_block, refuse_block};
 pub(crate) use descriptor::Descriptor;
 pub(crate) use destination::may_keep;
@@ -63,6 +65,7 @@ pub(crate) use resumable::{Unproven, is_destination, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
 pub(crate) use space::refuse_full;
 
+pub(crate) use streams::refuse_streams;
 use crate::error::{Operation, Result};
 use crate::extent::{ByteRange, Extent};
 use crate::limits::DIRECT_ALIGN_BYTES;

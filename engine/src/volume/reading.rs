@@ -143,7 +143,7 @@ impl Source {
 }
 
 /// What was given, or else what the path leads to.
-fn existing(path: &Path, side: Side, means: &Means) -> Result<Node> {
+pub(super) fn existing(path: &Path, side: Side, means: &Means) -> Result<Node> {
     match means.of(side) {
         Some(descriptor) => Node::opened(path, descriptor, side),
         None => Node::existing(path, side),

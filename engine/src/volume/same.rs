@@ -116,9 +116,12 @@ impl Footing {
     }
 
     fn meets(&self, other: &Self) -> bool {
-        let any = |some: &[Region], others: &[Region]| some.iter().any(|one| others.iter().any(|two| one.meets(two)));
-        any(&self.exact, &other.exact) || any(&self.exact, &other.hosting) || any(&self.hosting, &other.exact)
+        meet(&self.exact, &other.exact) || meet(&self.exact, &other.hosting) || meet(&self.hosting, &other.exact)
     }
+}
+
+fn meet(some: &[Region], others: &[Region]) -> bool {
+    some.iter().any(|one| others.iter().any(|two| one.meets(two)))
 }
 
 /// The same bytes seen from the layer below, where the device starts at `offset` and has `length` bytes.
@@ -132,6 +135,16 @@ fn size_of(device: u64) -> Option<u64> {
     use nix::sys::stat::{major, minor};
     let text = std::fs::read_to_string(format!("/sys/dev/block/{}:{}/size", major(device), minor(device))).ok()?;
     text.trim().parse::<u64>().ok()?.checked_mul(512)
+}
+
+/// Whether some bytes of both are the same, however they are reached. A file and the device below its file system share
+/// none, unless the device itself is what is written to as `one`.
+pub(super) fn share_bytes(one: &Node, other: &Node) -> bool {
+    let (writer, other) = (Footing::of(one), Footing::of(other));
+    match one.kind() {
+        NodeKind::Device => writer.meets(&other),
+        NodeKind::File => meet(&writer.exact, &other.exact),
+    }
 }
 
 /// Refuses two volumes that share bytes.

@@ -10,6 +10,7 @@ mod looking;
 mod planning;
 mod refusing;
 mod stopping;
+mod streams;
 mod support;
 mod usage;
 mod verifying;

@@ -1,0 +1,85 @@
+//! Keeps what this process prints out of what it copies: standard output and standard error must lead to no volume and
+//! no journal of a job.
+//!
+//! A message that is printed into a volume lands there after the last look at it, or over its first bytes, and nothing
+//! that is verified later is what was copied. Pipes, terminals and `/dev/null` hold no volume, and a descriptor that is
+//! only open for reading prints nothing.
+
+use super::means::Means;
+use super::node::Node;
+use super::same::share_bytes;
+use super::{Locator, reading};
+use crate::error::{Error, Result, Side};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// One of the two descriptors that a process prints to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StandardStream {
+    /// Descriptor 1.
+    Output,
+    /// Descriptor 2.
+    Error,
+}
+
+impl StandardStream {
+    const ALL: [Self; 2] = [Self::Output, Self::Error];
+
+    /// Those that lead to bytes of the file or device at `path`: through links, `/dev/fd`, partitions and loop devices,
+    /// too. None if nothing is there.
+    #[must_use]
+    pub fn leading_to(path: &Path) -> Vec<Self> {
+        let there = Node::look_up(path, Side::Caller).ok().flatten();
+        there.map(|node| Self::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect()).unwrap_or_default()
+    }
+
+    /// Why nothing may be printed to `path`.
+    #[must_use]
+    pub fn refusal(self, path: &Path) -> Error {
+        let what = format!("{} leads to {}: what is printed there would damage it", self.name(), path.display());
+        Error::bad_request(what).advise("send it elsewhere, such as to another file, a pipe or /dev/null")
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Output => "standard output",
+            Self::Error => "standard error",
+        }
+    }
+
+    fn leads_to(self, node: &Node) -> bool {
+        let Some(held) = self.writable() else { return false };
+        let own = Node::opened(Path::new(self.name()), &held, Side::Caller);
+        own.is_ok_and(|own| share_bytes(&own, node))
+    }
+
+    /// The descriptor, if it can be written to.
+    fn writable(self) -> Option<OwnedFd> {
+        let held = match self {
+            Self::Output => std::io::stdout().as_fd().try_clone_to_owned(),
+            Self::Error => std::io::stderr().as_fd().try_clone_to_owned(),
+        };
+        let held = held.ok()?;
+        let flags = OFlag::from_bits_retain(fcntl(&held, FcntlArg::F_GETFL).ok()?);
+        (flags & OFlag::O_ACCMODE != OFlag::O_RDONLY).then_some(held)
+    }
+}
+
+/// Refuses a job that this process would print into: into its volumes, however they are reached, or its `files`.
+///
+/// # Errors
+/// `EBadRequest`, naming the stream and the place.
+pub(crate) fn refuse_streams(volumes: &[(&Locator, Side)], files: &[Option<&Path>], means: &Means) -> Result<()> {
+    let refused = |path: &Path, streams: &[StandardStream]| match streams {
+        [stream, ..] => Err(stream.refusal(path)),
+        [] => Ok(()),
+    };
+    for (path, side) in volumes.iter().filter_map(|&(locator, side)| Some((locator.path()?, side))) {
+        // What cannot be looked up is refused where it is opened, in the order of the rules.
+        let Ok(node) = reading::existing(path, side, means) else { continue };
+        let streams: Vec<_> = StandardStream::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect();
+        refused(path, &streams)?;
+    }
+    files.iter().copied().flatten().try_for_each(|path| refused(path, &StandardStream::leading_to(path)))
+}

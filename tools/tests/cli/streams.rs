@@ -1,0 +1,92 @@
+//! What the program prints never lands in a volume or a journal that it was given: such a request is refused, and not
+//! even the refusal is printed there.
+
+use crate::support::{MIB, Scratch, noise};
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+/// Runs the program with one of its streams at the start of `file`, whose bytes stay, or open for reading only.
+fn printing_to(scratch: &Scratch, words: &[&str], descriptor: u8, file: &Path, writable: bool) -> Output {
+    let held = File::options().read(true).write(writable).open(file).expect("it is there");
+    let mut command = scratch.process(words);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    match descriptor {
+        1 => command.stdout(held),
+        _ => command.stderr(held),
+    };
+    command.spawn().and_then(std::process::Child::wait_with_output).expect("the program was built")
+}
+
+#[test]
+fn nothing_is_printed_into_a_volume_or_a_journal() {
+    let scratch = Scratch::new();
+    for name in ["s.img", "o.img", "journal"] {
+        scratch.file(name, &noise(MIB, 3));
+    }
+    symlink(scratch.path("o.img"), scratch.path("link")).unwrap();
+    std::fs::hard_link(scratch.path("o.img"), scratch.path("hard")).unwrap();
+    let before = scratch.snapshot();
+    let requests: [(&[&str], &str); 14] = [
+        (&["copy", "s.img", "o.img", "--overwrite"], "o.img"),
+        (&["copy", "s.img", "o.img", "--overwrite"], "s.img"),
+        (&["copy", "s.img", "link", "--overwrite"], "o.img"),
+        (&["copy", "s.img", "hard", "--overwrite"], "o.img"),
+        (&["copy", "s.img", "o.img", "--overwrite", "--dry-run"], "o.img"),
+        (&["copy", "s.img", "new", "--receipt", "journal"], "journal"),
+        (&["copy", "s.img", "new", "--checkpoint", "journal", "--resume"], "journal"),
+        (&["copy", "s.img", "o.img", "--protect", "0ms"], "s.img"),
+        (&["verify", "s.img", "o.img"], "s.img"),
+        (&["verify", "s.img", "o.img"], "o.img"),
+        (&["verify", "--receipt", "journal", "o.img"], "journal"),
+        (&["map", "s.img"], "s.img"),
+        (&["inspect", "journal"], "journal"),
+        (&["doctor", "s.img"], "s.img"),
+    ];
+    for (words, file) in requests {
+        for (descriptor, stream) in [(1, "standard output"), (2, "standard error")] {
+            for json in [&[][..], &["--json"]] {
+                let words = [words, json].concat();
+                let output = printing_to(&scratch, &words, descriptor, &scratch.path(file), true);
+                assert_eq!(output.status.code(), Some(2), "{words:?} with {stream} in {file}: {output:?}");
+                let said = if descriptor == 1 { &output.stderr } else { &output.stdout };
+                let said = String::from_utf8_lossy(said);
+                assert!(said.contains(&format!("{stream} leads to ")), "{words:?}: {said}");
+                assert!(scratch.snapshot() == before, "{words:?} with {stream} in {file} changed something");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_stream_itself_is_no_destination() {
+    let scratch = Scratch::new();
+    scratch.file("s.img", &noise(MIB, 3));
+    scratch.file("o.img", b"");
+    let before = scratch.snapshot();
+    for destination in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+        for json in [&[][..], &["--json"]] {
+            let words = [&["copy", "s.img", destination], json].concat();
+            let output = printing_to(&scratch, &words, 1, &scratch.path("o.img"), true);
+            assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+            assert!(scratch.snapshot() == before, "{words:?} changed something");
+        }
+    }
+}
+
+#[test]
+fn streams_that_lead_elsewhere_are_nobodys_business() {
+    let scratch = Scratch::new();
+    let bytes = noise(MIB, 3);
+    scratch.file("s.img", &bytes);
+    scratch.file("log", b"");
+    for (descriptor, file, writable) in
+        [(1, "log", true), (2, "log", true), (1, "/dev/null", true), (1, "s.img", false)]
+    {
+        let words = ["copy", "s.img", "o.img", "--overwrite", "--json"];
+        let output = printing_to(&scratch, &words, descriptor, &scratch.path(file), writable);
+        assert_eq!(output.status.code(), Some(0), "{descriptor}>{file}: {output:?}");
+        assert!(scratch.read("o.img") == bytes && scratch.read("s.img") == bytes, "{descriptor}>{file}");
+    }
+}
