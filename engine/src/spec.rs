@@ -12,12 +12,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 named! {
-    /// Whether zeros may become holes.
+    /// Whether zeros may become holes, and what they are known by.
     Sparse {
-        /// Blocks of zeros are left or made unallocated.
+        /// Blocks of zeros are left or made unallocated. What the source's map calls a hole is not read.
         Auto => "auto",
-        /// Every byte of the destination is allocated.
+        /// Every byte of the destination is allocated. What the source's map calls a hole is not read.
         Never => "never",
+        /// As `auto`, but the map is not believed: every byte is read, and zeros are what was read as zeros. For file
+        /// systems whose maps are wrong; costs the time to read the holes.
+        Read => "read",
     }
 }
 
@@ -333,6 +336,8 @@ pub struct VerifySpec {
     pub limit_bytes_per_second: Option<u64>,
     /// As in [`CopySpec`].
     pub direct: Direct,
+    /// What holes are known by, as in [`CopySpec`]: [`Sparse::Auto`] or [`Sparse::Read`].
+    pub sparse: Sparse,
     /// As in [`CopySpec`].
     pub network: NetworkTerms,
 }
@@ -341,14 +346,26 @@ impl VerifySpec {
     /// A comparison with every default.
     #[must_use]
     pub fn new(reference: Reference, volume: Locator) -> Self {
-        let network = NetworkTerms::default();
-        Self { reference, volume, block_size: None, limit_bytes_per_second: None, direct: Direct::Auto, network }
+        Self {
+            reference,
+            volume,
+            block_size: None,
+            limit_bytes_per_second: None,
+            direct: Direct::Auto,
+            sparse: Sparse::Auto,
+            network: NetworkTerms::default(),
+        }
     }
+
     /// As [`CopySpec::check`].
     ///
     /// # Errors
     /// `EBadRequest`, naming what cannot be.
     pub fn check(&self) -> Result<()> {
+        if self.sparse == Sparse::Never {
+            let what = "a comparison allocates nothing: --sparse is auto, or read to look at holes, too";
+            return Err(Error::bad_request(what));
+        }
         self.network.check()
     }
 }

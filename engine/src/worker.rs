@@ -330,9 +330,6 @@ impl<R: Ring> Worker<R> {
         let mut content = LeafContent::Zeros;
         let (slot, action) = match task.kind {
             BlockKind::Copy(_) => Slot::read(Role::Source, read(), round.source.align),
-            BlockKind::CompareSource if task.read.is_empty() => {
-                Slot::read(Role::Target, whole, round.destination.align)
-            }
             BlockKind::CompareSource => Slot::read(Role::Reference, read(), round.source.align),
             BlockKind::Compare(expected) => {
                 content = expected;

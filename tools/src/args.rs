@@ -92,8 +92,8 @@ pub(crate) struct RawCopy {
     /// Keep the p90 latency of other readers of the same devices under this
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) protect: Option<Duration>,
-    /// Whether zeros may become holes
-    #[arg(long, value_name = "auto|never", default_value = "auto",
+    /// Whether zeros may become holes; read looks for them itself, and believes no map of the source's holes
+    #[arg(long, value_name = "auto|never|read", default_value = "auto",
         value_parser = one_of(Sparse::ALL, Sparse::as_str), hide_possible_values = true)]
     pub(crate) sparse: Sparse,
     /// Whether extents may be shared with the source
@@ -214,6 +214,10 @@ pub(crate) struct RawVerify {
     #[arg(long, value_name = "auto|yes|no", default_value = "auto",
         value_parser = one_of(Direct::ALL, Direct::as_str), hide_possible_values = true)]
     pub(crate) direct: Direct,
+    /// Whether what both volumes call a hole is taken for equal (auto) or read
+    #[arg(long, value_name = "auto|read", default_value = "auto",
+        value_parser = one_of(Sparse::ALL, Sparse::as_str), hide_possible_values = true)]
+    pub(crate) sparse: Sparse,
     #[command(flatten)]
     pub(crate) output: RawOutput,
     #[command(flatten)]

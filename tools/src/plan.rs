@@ -80,7 +80,7 @@ fn draw(request: &CopyRequest) -> Plan {
     };
     let source = open_source(&spec.source, &how);
     if let Ok(source) = &source {
-        let counted = plan.count(&**source);
+        let counted = plan.count(&**source).and_then(|()| source.check_end(Side::Source));
         plan.refusals.extend(counted.err());
     }
     let source = source.map_err(|error| plan.refusals.push(error)).ok();

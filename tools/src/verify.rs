@@ -39,7 +39,7 @@ pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
 }
 
 fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
-    let RawVerify { volumes, receipt, engine, network, limit, direct, output: _, log: _ } = raw;
+    let RawVerify { volumes, receipt, engine, network, limit, direct, sparse, output: _, log: _ } = raw;
     let (reference, volume) = match (receipt, volumes.as_slice()) {
         (Some(receipt), [volume]) => (Reference::Receipt(receipt), volume),
         (None, [source, destination]) => (Reference::Volume(locator(source)?), destination),
@@ -51,6 +51,7 @@ fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
         block_size: config.block_size,
         limit_bytes_per_second: limit,
         direct,
+        sparse,
         network: network_terms(&network),
         ..VerifySpec::new(reference, locator(volume)?)
     };

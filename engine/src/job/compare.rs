@@ -102,13 +102,15 @@ fn compare(
     account.name_path(path(account.ring(), &*reference, &*target));
     control.counters.planned.store(size, Relaxed);
     check_sizes(&spec.reference, &*reference, &*target, size)?;
+    check_ends(&*reference, &*target)?;
     account.verified_from = Some(target.evict()?);
     let root = account.compare(
         facilities,
         control,
-        &Pair { reference: &reference, target: &target, size, leaf },
+        &Pair { reference: &reference, target: &target, size, leaf, sparse: spec.sparse },
         expectation,
     )?;
+    check_ends(&*reference, &*target)?;
     account.digest = root;
     account.digest_reason = root.is_none().then(|| "the volumes differ".to_owned());
     Ok(())
@@ -127,6 +129,12 @@ fn check_receipt(receipt: &JournalReader, path: &Path) -> Result<()> {
             ),
         )),
     }
+}
+
+/// Both end where their sizes say: at first, and still when they were read.
+fn check_ends(reference: &dyn Volume, target: &dyn Volume) -> Result<()> {
+    target.check_end(Side::Destination)?;
+    reference.check_end(Side::Source)
 }
 
 /// How the bytes of both travel.

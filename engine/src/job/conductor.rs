@@ -100,7 +100,7 @@ pub(crate) struct Conductor<L> {
     quiesced: bool,
     /// A flush, an append or the last look at the source failed: nothing can be recorded any more.
     sealed: bool,
-    /// The supply settled leaves by itself the last time: it has more to do at once.
+    /// The supply settled leaves by itself the last time, or scanned as much as it may: it has more to do at once.
     unfinished: bool,
     /// The supply waited for extents the last time.
     waits: bool,
@@ -277,7 +277,7 @@ impl<L: Ledger> Conductor<L> {
         let mut found = Found::default();
         self.supply.refill(wanted - queued, &mut found)?;
         let more = found.waits || !found.segments.is_empty();
-        self.unfinished = !(found.skipped.is_empty() && found.cloned.is_empty());
+        self.unfinished = found.has_scanned() || !(found.skipped.is_empty() && found.cloned.is_empty());
         self.waits = found.waits;
         self.round.offer(found.segments);
         let counters = &self.round.control.counters;

@@ -17,7 +17,9 @@ use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Pla
 use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
-use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, PathChoice, Sync, Verify};
+use crate::spec::{
+    BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, PathChoice, Sparse, Sync, Verify,
+};
 use crate::supervision::Supervision;
 use crate::volume::{Likeness, Reading, Volume, open_verified_end, refuse_other, refuse_streams, source_identity};
 use std::sync::Arc;
@@ -223,7 +225,9 @@ impl Copy<'_, '_> {
         }
         self.account.verified_from = Some(destination.evict()?);
         let expectation = Expectation::Journal(Box::new(journal), Some(Arc::clone(source)));
-        let pair = Pair { reference: source, target: destination, size: source.size_bytes(), leaf };
+        // What no byte was allocated for is allocated now, and a comparison does not mind.
+        let sparse = if self.spec.sparse == Sparse::Read { Sparse::Read } else { Sparse::Auto };
+        let pair = Pair { reference: source, target: destination, size: source.size_bytes(), leaf, sparse };
         let root = self.account.compare(self.facilities, self.control, &pair, expectation)?;
         match self.account.differences.first().copied() {
             None => Ok(root),

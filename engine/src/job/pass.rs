@@ -51,6 +51,8 @@ pub(crate) struct Pair<'a> {
     pub target: &'a Arc<dyn Volume>,
     pub size: u64,
     pub leaf: u32,
+    /// Whether maps are believed.
+    pub sparse: Sparse,
 }
 
 impl Pass {
@@ -72,7 +74,7 @@ impl Pass {
             block_bytes: leaf_bytes,
             digest: digest == DigestKind::Xxh3,
             known_zero,
-            zero_mode: if spec.sparse == Sparse::Auto { ZeroMode::Hole } else { ZeroMode::Allocated },
+            zero_mode: if spec.sparse == Sparse::Never { ZeroMode::Allocated } else { ZeroMode::Hole },
             tail,
             unrecorded_max: recording.every.bytes.saturating_add(window_bytes),
             copies: true,
@@ -87,11 +89,11 @@ impl Pass {
             let planner = Planner::new(size, leaf_bytes, cores, durable);
             let zeros = match known_zero {
                 true => ZeroPlan::Skip,
-                false if destination.tells_zeros() => ZeroPlan::Ask(spec.sparse),
+                false if destination.tells_zeros() => ZeroPlan::Ask,
                 false => ZeroPlan::Request,
             };
             let reserve = reserve(spec.sparse, &*destination, route.destination);
-            Box::new(CopySupply::new(source, destination, planner, leaf_bytes, zeros, reserve))
+            Box::new(CopySupply::new(source, destination, planner, leaf_bytes, zeros, spec.sparse, reserve))
         };
         Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done }
     }
@@ -112,7 +114,8 @@ impl Pass {
         };
         let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, Start::Ring);
         let (from, to) = (channel(Side::Source, pair.reference), channel(Side::Destination, pair.target));
-        let supply = Box::new(CompareSupply::new(expectation, Arc::clone(pair.target), pair.size, pair.leaf));
+        let target = Arc::clone(pair.target);
+        let supply = Box::new(CompareSupply::new(expectation, target, pair.size, pair.leaf, pair.sparse));
         let recording =
             Recording { every: CheckpointEvery::default(), flush_each: false, flush_last: false, may_lose: false };
         Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done: 0 }
@@ -166,7 +169,7 @@ fn channel(side: Side, volume: &Arc<dyn Volume>, lane: Lane) -> Channel {
 fn reserve(sparse: Sparse, destination: &dyn Volume, lane: Lane) -> Reserve {
     match (destination.kind(), sparse) {
         (VolumeKind::File, Sparse::Never) => Reserve::Everything,
-        (VolumeKind::File, Sparse::Auto) if lane.cache == Cache::Direct => Reserve::Data,
+        (VolumeKind::File, Sparse::Auto | Sparse::Read) if lane.cache == Cache::Direct => Reserve::Data,
         _ => Reserve::Nothing,
     }
 }

@@ -43,8 +43,8 @@ pub(crate) enum Work {
     Zero,
     /// Make it zeros by writing them.
     WriteZeros,
-    /// Compare with the same range of the source; only `read` of it holds data.
-    CompareSource { read: ByteRange },
+    /// Compare with the same range of the source.
+    CompareSource,
     /// Compare with these leaf digests.
     CompareDigests(Vec<LeafDigest>),
     /// Compare with zeros.

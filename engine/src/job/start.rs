@@ -74,6 +74,7 @@ pub(crate) fn prepare(
     let start = decide(spec, journals, &opened, cancelled)?;
     oversight.refuse_lost(&opened)?;
     bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
+    opened.source.volume().check_end(Side::Source)?;
     if let Start::Resumed(_, earlier, unproven) = &start {
         refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
     }

@@ -483,7 +483,7 @@ impl OpenSegment {
         let (read, kind) = match &self.work {
             Work::Copy { read, found } => (within(*read), BlockKind::Copy(*found)),
             Work::Zero | Work::WriteZeros => (within(ByteRange::new(0, 0)), BlockKind::WriteZeros),
-            Work::CompareSource { read } => (within(*read), BlockKind::CompareSource),
+            Work::CompareSource => (leaf, BlockKind::CompareSource),
             Work::CompareDigests(leaves) => (leaf, BlockKind::Compare(LeafContent::Digest(leaves[index]))),
             Work::CompareZeros => (leaf, BlockKind::Compare(LeafContent::Zeros)),
         };

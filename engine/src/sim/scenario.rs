@@ -120,7 +120,7 @@ impl Plan {
         }
         let path = |name: &str| PathBuf::from(format!("/simulated/{name}"));
         let mut spec = CopySpec::new(path("source").into(), path("destination").into());
-        spec.sparse = if rng.u8(0..4) == 0 { Sparse::Never } else { Sparse::Auto };
+        spec.sparse = *pick(rng, &[Sparse::Never, Sparse::Read, Sparse::Auto, Sparse::Auto]);
         spec.digest = if rng.u8(0..4) == 0 { DigestKind::None } else { DigestKind::Xxh3 };
         spec.sync = if rng.u8(0..8) == 0 { Sync::No } else { Sync::Yes };
         spec.verify = if rng.u8(0..3) == 0 { Verify::Yes } else { Verify::No };

@@ -25,7 +25,7 @@ use crate::journal::{Header, JournalReader};
 use crate::limits::BURST;
 use crate::progress::{Progress, Status};
 use crate::ring::{FileId, Instant};
-use crate::spec::{Checkpoint, DigestKind, Sync, Verify};
+use crate::spec::{Checkpoint, DigestKind, Sparse, Sync, Verify};
 use crate::volume::route::{Cache, Lane, Offload, Route, Submit};
 use crate::volume::{KnownZero, Volume, VolumeKind, refuse_other};
 use std::sync::Arc;
@@ -346,7 +346,8 @@ impl Task {
         volumes[1].evict().expect("simulated caches can be dropped");
         let journal = Box::new(ledger.reader().expect("a journal just written can be read"));
         let expectation = Expectation::Journal(journal, Some(Arc::clone(&volumes[0])));
-        let pair = Pair { reference: &volumes[0], target: &volumes[1], size: self.plan.size, leaf: self.plan.leaf };
+        let Plan { size, leaf, .. } = self.plan;
+        let pair = Pair { reference: &volumes[0], target: &volumes[1], size, leaf, sparse: Sparse::Auto };
         let pass = Pass::compare(&pair, expectation, crew.len(), &self.control);
         let header = Header { digest: DigestKind::Xxh3, ..self.header(&volumes) };
         self.world.lock().sites[self.index].books.copying = false;

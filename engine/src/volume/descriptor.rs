@@ -113,6 +113,27 @@ impl Descriptor {
     /// See [`super::Volume::evict`].
     pub(super) fn evict(&self) -> Result<ReadBack> {
         if self.is_direct() {
+    /// Whether a read at `end` finds anything: a size is what a file system says, and what it gives may be more.
+    pub(super) fn goes_on_behind(&self, end: u64) -> Result<bool, Errno> {
+        let align = self.align_bytes as usize;
+        let before = (end % u64::from(self.align_bytes)) as usize;
+        let mut buffer = AlignedBuffer::new(align);
+        let Some(start) = i64::try_from(end).ok().filter(|end| end.checked_add(align as i64).is_some()) else {
+            return Ok(false);
+        };
+        let start = start - before as i64;
+        // Some files of the kernel wait for news at their end: nothing of a job is in flight here that would mind.
+        set_flag(&self.file, OFlag::O_NONBLOCK, true)?;
+        let read = loop {
+            match pread(&self.file, buffer.bytes(), start) {
+                Err(Errno::EINTR) => {}
+                read => break read,
+            }
+        };
+        set_flag(&self.file, OFlag::O_NONBLOCK, false)?;
+        Ok(read? > before)
+    }
+
             return Ok(ReadBack::Device);
         }
         if self.filesystem.is_memory() && sector_bytes(&self.file).is_err() {

@@ -1,4 +1,8 @@
 //! Regular files: they have holes, can grow, and on some file systems share extents.
+//!
+//! What a file system says about a file is evidence, not proof. A map that speaks of holes where every byte is allocated
+//! is not believed, nor is one that makes no progress: both are read. And a file ends where a read says so: one that
+//! goes on behind its size is no source.
 
 use super::descriptor::Descriptor;
 use super::device::clone_range;
@@ -18,12 +22,20 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
+/// A flush may move the times itself (of a network file system), and whoever was just writing ends meanwhile.
+const FLUSH_TRIES: usize = 3;
+/// The least that a file system allocates.
+const SECTOR_BYTES: u64 = 512;
+
 /// An open regular file.
 #[derive(Debug)]
 pub(crate) struct FileVolume {
     pub(super) descriptor: Descriptor,
     identity: Identity,
     size_bytes: AtomicU64,
+    /// Whether as much is allocated as the file is long: then it has no holes, whatever its map says. Space that is
+    /// reserved and not written is read with the rest.
+    is_full: bool,
     /// See [`FileVolume::keep_bytes`].
     kept_bytes: u64,
     place: Place,
@@ -51,6 +63,7 @@ impl FileVolume {
             descriptor: Descriptor::new(file, name, side)?,
             identity,
             size_bytes,
+            is_full: is_full(&stat),
             kept_bytes: 0,
             place: Place::Name,
         })
@@ -84,13 +97,16 @@ impl FileVolume {
         file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, self.describe(Operation::Stat)))
     }
 
-    /// The run that starts at `at`, up to `end`.
+    /// The run that starts at `at`, up to `end`. No file system allocates less than a sector: where the map goes on by
+    /// less, or back, it makes no progress, and all of it is data.
     fn extent_at(&self, at: u64, end: u64) -> Result<Extent> {
-        let extent = |stop: u64, kind| Extent { range: ByteRange::new(at, stop.clamp(at + 1, end)), kind };
+        let extent = |stop: u64, kind| Extent { range: ByteRange::new(at, stop.min(end)), kind };
+        let goes_on = |stop: u64| stop >= at.saturating_add(SECTOR_BYTES).min(end);
         match self.seek(at, Whence::SeekData) {
-            Ok(data) if data > at => Ok(extent(data, ExtentKind::Hole)),
-            Ok(_) => match self.seek(at, Whence::SeekHole) {
-                Ok(hole) => Ok(extent(hole, ExtentKind::Data)),
+            Ok(data) if goes_on(data) => Ok(extent(data, ExtentKind::Hole)),
+            Ok(data) => match self.seek(data.max(at), Whence::SeekHole) {
+                Ok(hole) if goes_on(hole) => Ok(extent(hole, ExtentKind::Data)),
+                Ok(_) => Ok(extent(end, ExtentKind::Data)),
                 Err(errno) => Err(self.map_failed(errno, at)),
             },
             // Nothing but a hole up to the end of the file, wherever that is now.
@@ -155,6 +171,10 @@ pub(super) fn difference(before: &Identity, now: &Identity) -> Option<String> {
     if before.changed_ns != now.changed_ns {
         return differs("change time (ns)", before.changed_ns.into(), now.changed_ns.into());
     }
+fn is_full(stat: &Metadata) -> bool {
+    stat.blocks().saturating_mul(512) >= stat.len()
+}
+
     if before.inode != now.inode {
         return differs("inode", before.inode.into(), now.inode.into());
     }
@@ -197,7 +217,11 @@ impl Volume for FileVolume {
     fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = within.start();
-        while at < within.end() && extents.len() < max {
+        // Questions are counted, not extents: a run that is told in small parts is one extent.
+        for _ in 0..max {
+            if at >= within.end() {
+                break;
+            }
             let next = self.extent_at(at, within.end())?;
             at = next.range.end();
             push_merged(&mut extents, next);
@@ -208,7 +232,7 @@ impl Volume for FileVolume {
     fn check_unchanged(&self) -> Result<()> {
         let now = identity(&self.stat(Side::Source)?, self.name());
         match difference(&self.identity, &now) {
-            None => Ok(()),
+            None => self.check_end(Side::Source),
             Some(how) => {
                 let message = format!("the source {} changed while it was copied: {how}", self.name());
                 let error = Error::new(Code::SourceChanged, Side::Source, Operation::Stat, message);
@@ -230,6 +254,11 @@ impl Volume for FileVolume {
                 Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(Allocation::Unsupported),
                 Err(errno) => {
                     let what = format!("reserve space in {}", self.name());
+        if self.is_full && !within.is_empty() && max > 0 {
+            self.check_reaches(within.end())?;
+            extents.push(Extent { range: within, kind: ExtentKind::Data });
+            return Ok(Some(extents));
+        }
                     let error = Error::os(Side::Destination, Operation::Allocate, errno, what);
                     return Err(error.at(range.start(), range.len()).maybe_applied());
                 }
@@ -251,6 +280,25 @@ impl Volume for FileVolume {
         self.size_bytes.store(size_bytes, Ordering::Release);
         Ok(())
     }
+    fn check_end(&self, side: Side) -> Result<()> {
+        let size = self.size_bytes();
+        match self.descriptor.goes_on_behind(size) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let message =
+                    format!("the {side} {} goes on behind byte {size}, where its size says it ends", self.name());
+                let error = Error::new(Code::SourceChanged, side, Operation::Read, message).at(size, 0);
+                Err(error.advise(
+                    "stop its writers, or, where its file system does not know its size, copy what `cat` reads of it",
+                ))
+            }
+            Err(errno) => {
+                let what = format!("look for the end of {}", self.name());
+                Err(Error::os(side, Operation::Read, errno, what).at(size, 0))
+            }
+        }
+    }
+
 
     fn check_in_place(&self) -> Result<()> {
         let found = match self.place {

@@ -66,7 +66,7 @@ pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, ref
 pub(crate) use space::refuse_full;
 
 pub(crate) use streams::refuse_streams;
-use crate::error::{Operation, Result};
+use crate::error::{Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::limits::DIRECT_ALIGN_BYTES;
 use crate::nbd::link::Link;
@@ -144,13 +144,24 @@ pub trait Volume: Send + Sync + fmt::Debug {
         false
     }
 
-    /// Compares size, modification and change time with those at the start.
+    /// Compares size, modification and change time with those at the start, and looks for the end of a file where it has
+    /// to be.
     ///
     /// # Errors
     /// `ESourceChanged`, saying what changed.
     fn check_unchanged(&self) -> Result<()>;
 
     /// Reserves `range` without changing what it reads.
+    /// Reads where a file has to end: its size may be less than what can be read of it. Devices and exports end where
+    /// they say.
+    ///
+    /// # Errors
+    /// `ESourceChanged`, whichever `side` it is, if there is more; the read failed.
+    fn check_end(&self, side: Side) -> Result<()> {
+        let _ = side;
+        Ok(())
+    }
+
     ///
     /// # Errors
     /// `ENoSpace` and whatever else the volume says, but not that it cannot.

@@ -66,7 +66,7 @@ fn room_bytes(destination: &FileVolume) -> Result<Option<u64>> {
 fn estimate_bytes(source: &End, sparse: Sparse) -> u64 {
     let size = source.volume().size_bytes();
     match source {
-        End::Local(Local::File(file)) if sparse == Sparse::Auto => file.allocated_bytes().unwrap_or(size),
+        End::Local(Local::File(file)) if sparse != Sparse::Never => file.allocated_bytes().unwrap_or(size),
         End::Local(_) | End::Export(_) => size,
     }
 }

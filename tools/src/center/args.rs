@@ -81,7 +81,7 @@ pub(crate) struct RawCopyTask {
     #[arg(long)]
     pub(crate) overwrite: bool,
     /// Whether zeros may become holes [default: auto]
-    #[arg(long, value_name = "auto|never")]
+    #[arg(long, value_name = "auto|never|read")]
     pub(crate) sparse: Option<String>,
     /// Whether extents may be shared with the source [default: auto]
     #[arg(long, value_name = "auto|never|always")]

@@ -42,7 +42,17 @@ const FLAGS: [(&str, &[&str]); 5] = [
     ),
     (
         "verify",
-        &["--receipt", "--retry-for", "--request-timeout", "--connections", "--json", "--progress", "--log", "VOLUME"],
+        &[
+            "--receipt",
+            "--sparse",
+            "--retry-for",
+            "--request-timeout",
+            "--connections",
+            "--json",
+            "--progress",
+            "--log",
+            "VOLUME",
+        ],
     ),
     ("map", &["--json", "--log", "VOLUME"]),
     ("inspect", &["--json", "--log", "FILE"]),
@@ -72,7 +82,7 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");
     let before = scratch.snapshot();
-    let malformed: [&[&str]; 25] = [
+    let malformed: [&[&str]; 26] = [
         &[],
         &["copy"],
         &["copy", "a"],
@@ -97,6 +107,7 @@ fn malformed_requests_end_with_2_and_touch_nothing() {
         &["copy", "nbd://h/x", "b", "--connections", "0"],
         &["verify", "nbd://h/x", "b", "--request-timeout", "0s"],
         &["verify", "a"],
+        &["verify", "a", "b", "--sparse", "never"],
         &["verify", "--receipt", "r", "a", "b"],
     ];
     for words in malformed {

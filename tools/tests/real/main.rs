@@ -18,4 +18,6 @@ mod hazard_no_fallocate;
 mod hazard_old_data;
 mod hazard_signals;
 mod power_cut;
+mod hazard_streams;
+mod hazard_wrong_maps;
 mod support;

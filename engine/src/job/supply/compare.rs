@@ -1,12 +1,16 @@
-//! Segments of a comparison: every byte is looked at that neither side knows to be zero.
+//! Segments of a comparison: every byte is looked at that one of the sides does not know to be zero.
+//!
+//! Where the map of either volume says that there is data, both are read: a map that is wrong about one of them is found
+//! out, whichever is named first. What a journal recorded as zeros needs no second volume.
 
-use super::{Found, SKIPPED_PER_REFILL, Supply, take_for_data};
+use super::{Found, SKIPPED_PER_REFILL, Supply, distrust, take_for_data};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
 use crate::job::round::{Landed, LeafContent, Segment, Work};
 use crate::journal::{Content, JournalReader, Run};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
 use crate::plan::{Piece, Planner};
+use crate::spec::Sparse;
 use crate::volume::Volume;
 use std::sync::Arc;
 
@@ -17,6 +21,15 @@ pub(crate) enum Expectation {
     Volume(Arc<dyn Volume>),
     /// What this journal recorded; where it has no digest, the bytes of the volume, if there is one.
     Journal(Box<JournalReader>, Option<Arc<dyn Volume>>),
+}
+
+/// Who says that there are zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ZerosBy {
+    /// The reference's map, which may be wrong.
+    Map,
+    /// A journal.
+    Record,
 }
 
 /// Segments of a comparison.
@@ -31,16 +44,18 @@ pub(crate) struct CompareSupply {
     /// The part being looked at: extents of the reference.
     reference: Option<Planner>,
     /// Zeros are expected here: extents of the target.
-    zeros: Option<Planner>,
+    zeros: Option<(Planner, ZerosBy)>,
+    /// Whether maps are believed.
+    sparse: Sparse,
 }
 
 impl CompareSupply {
     /// Compares the first `size` bytes of `target`, in leaves of `leaf` bytes.
-    pub(crate) fn new(expectation: Expectation, target: Arc<dyn Volume>, size: u64, leaf: u32) -> Self {
+    pub(crate) fn new(expectation: Expectation, target: Arc<dyn Volume>, size: u64, leaf: u32, sparse: Sparse) -> Self {
         let reference =
             matches!(expectation, Expectation::Volume(_)).then(|| Planner::over(ByteRange::new(0, size), leaf));
         let cursor = if reference.is_some() { size } else { 0 };
-        Self { expectation, target, size, leaf, cursor, reference, zeros: None }
+        Self { expectation, target, size, leaf, cursor, reference, zeros: None, sparse }
     }
 
     fn reference_volume(&self) -> Result<&Arc<dyn Volume>> {
@@ -78,7 +93,7 @@ impl CompareSupply {
         self.cursor = run.range.end();
         let Run { range, content } = run;
         match content {
-            Content::Zeros => self.zeros = Some(Planner::over(range, self.leaf)),
+            Content::Zeros => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Record)),
             Content::Leaves(leaves) => found.segments.push(Segment { range, work: Work::CompareDigests(leaves) }),
             Content::Undigested => self.reference = Some(Planner::over(range, self.leaf)),
         }
@@ -99,7 +114,6 @@ impl CompareSupply {
 enum Sought {
     Data {
         range: ByteRange,
-        read: ByteRange,
     },
     Zeros {
         range: ByteRange,
@@ -110,19 +124,20 @@ enum Sought {
     End,
 }
 
-fn next_piece(planner: &mut Planner, volume: &dyn Volume) -> Result<Sought> {
+fn next_piece(planner: &mut Planner, volume: &dyn Volume, sparse: Sparse, found: &mut Found) -> Result<Sought> {
     loop {
         if let Some(piece) = planner.next() {
             return Ok(match piece {
-                Piece::Data { range, read } => Sought::Data { range, read },
+                Piece::Data { range, .. } | Piece::Unchanged { range } => Sought::Data { range },
                 Piece::Zeros { range } => Sought::Zeros { range },
-                Piece::Unchanged { range } => Sought::Data { range, read: range },
             });
         }
         let Some(todo) = planner.unscanned() else { return Ok(Sought::End) };
+        found.scans += 1;
         let Some(mut extents) = volume.extents(todo, EXTENTS_PER_SCAN)? else { return Ok(Sought::Asked) };
         // What a copy leaves alone is compared all the same.
         take_for_data(ExtentKind::Unchanged, &mut extents);
+        distrust(sparse, &mut extents);
         planner.add(&extents);
     }
 }
@@ -133,10 +148,13 @@ impl Supply for CompareSupply {
     }
 
     fn refill(&mut self, room: usize, found: &mut Found) -> Result<()> {
-        while found.segments.len() < room && found.skipped.len() < SKIPPED_PER_REFILL {
-            if let Some(planner) = &mut self.zeros {
-                match next_piece(planner, &*self.target)? {
-                    Sought::Data { range, .. } => found.segments.push(Segment { range, work: Work::CompareZeros }),
+        while found.segments.len() < room && found.skipped.len() < SKIPPED_PER_REFILL && !found.has_scanned() {
+            if let Some((planner, by)) = &mut self.zeros {
+                match next_piece(planner, &*self.target, self.sparse, found)? {
+                    Sought::Data { range } => {
+                        let work = if *by == ZerosBy::Map { Work::CompareSource } else { Work::CompareZeros };
+                        found.segments.push(Segment { range, work });
+                    }
                     Sought::Zeros { range } => {
                         found.skipped.push(Landed { range, content: LeafContent::Zeros, generation: None })
                     }
@@ -149,12 +167,10 @@ impl Supply for CompareSupply {
                 continue;
             }
             if let Some(mut planner) = self.reference.take() {
-                let sought = next_piece(&mut planner, &**self.reference_volume()?)?;
+                let sought = next_piece(&mut planner, &**self.reference_volume()?, self.sparse, found)?;
                 match sought {
-                    Sought::Data { range, read } => {
-                        found.segments.push(Segment { range, work: Work::CompareSource { read } })
-                    }
-                    Sought::Zeros { range } => self.zeros = Some(Planner::over(range, self.leaf)),
+                    Sought::Data { range } => found.segments.push(Segment { range, work: Work::CompareSource }),
+                    Sought::Zeros { range } => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Map)),
                     Sought::Asked => found.waits = true,
                     Sought::End => continue,
                 }

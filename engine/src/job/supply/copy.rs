@@ -2,7 +2,7 @@
 
 use super::reservation::{Reservation, Reserve};
 use super::zero_look::{Looked, ZeroLook};
-use super::{Found, SKIPPED_PER_REFILL, Supply, seal_copy, take_for_data};
+use super::{Found, SKIPPED_PER_REFILL, Supply, distrust, seal_copy, take_for_data};
 use crate::error::Result;
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
 use crate::job::round::{Landed, LeafContent, Segment, Work};
@@ -20,7 +20,7 @@ pub(crate) enum ZeroPlan {
     /// It must be told.
     Request,
     /// It must be told where it does not say that it holds them: allocated, unless holes will do.
-    Ask(Sparse),
+    Ask,
 }
 
 /// Segments of a copy.
@@ -34,6 +34,8 @@ pub(crate) struct CopySupply {
     /// One of them, which comes first.
     again: Option<Planner>,
     zeros: ZeroPlan,
+    /// Whether the source's map is believed.
+    sparse: Sparse,
     /// Zeros that the destination may hold.
     look: ZeroLook,
     reservation: Reservation,
@@ -48,10 +50,10 @@ impl CopySupply {
         planner: Planner,
         leaf: u32,
         zeros: ZeroPlan,
+        sparse: Sparse,
         reserve: Reserve,
     ) -> Self {
         let size = source.size_bytes();
-        let sparse = if let ZeroPlan::Ask(sparse) = zeros { sparse } else { Sparse::Auto };
         Self {
             source,
             planner,
@@ -59,13 +61,15 @@ impl CopySupply {
             lost: RangeSet::new(),
             again: None,
             zeros,
+            sparse,
             look: ZeroLook::new(leaf, size, sparse),
             reservation: Reservation::new(destination, size, reserve),
             requests: None,
         }
     }
 
-    /// The next piece, of what was lost or of the volume; `None` at its end, or while extents are waited for.
+    /// The next piece, of what was lost or of the volume; `None` at its end, while extents are waited for, or when
+    /// enough was scanned for once.
     fn next_piece(&mut self, found: &mut Found) -> Result<Option<Piece>> {
         loop {
             if self.again.is_none() {
@@ -81,6 +85,10 @@ impl CopySupply {
                     None => return Ok(None),
                 }
             };
+            if found.has_scanned() {
+                return Ok(None);
+            }
+            found.scans += 1;
             let Some(mut extents) = self.source.extents(todo, EXTENTS_PER_SCAN)? else {
                 found.waits = true;
                 return Ok(None);
@@ -89,6 +97,7 @@ impl CopySupply {
                 // The destination is new: it does not hold what has not changed.
                 take_for_data(ExtentKind::Unchanged, &mut extents);
             }
+            distrust(self.sparse, &mut extents);
             self.reservation.note(&extents);
             planner.add(&extents);
         }
@@ -108,7 +117,7 @@ impl CopySupply {
                         found.skipped.push(Landed { range, content: LeafContent::Zeros, generation: None })
                     }
                     ZeroPlan::Skip | ZeroPlan::Request => self.requests = Some(range),
-                    ZeroPlan::Ask(_) => self.look.start(range),
+                    ZeroPlan::Ask => self.look.start(range),
                 }
             }
             Piece::Unchanged { range } => {

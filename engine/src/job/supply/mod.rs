@@ -17,11 +17,15 @@ pub(crate) use reservation::Reserve;
 use super::round::{Landed, Segment};
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind, RangeSet};
+use crate::spec::Sparse;
 use crate::volume::Volume;
 use std::fmt;
 
 /// Leaves are settled without workers in portions of about so many runs: in between the conductor looks up.
 const SKIPPED_PER_REFILL: usize = 256;
+/// Scans for extents in one go. Each is a few hundred system calls, which may be slow ones: a cancel is looked at in
+/// between.
+const SCANS_PER_REFILL: usize = 8;
 
 /// What a supply has found.
 #[derive(Debug, Default)]
@@ -34,6 +38,15 @@ pub(crate) struct Found {
     pub cloned: Vec<Landed>,
     /// A volume was asked for extents that it does not know yet: workers have to be awake to carry the question.
     pub waits: bool,
+    /// How often extents were asked for.
+    pub scans: usize,
+}
+
+impl Found {
+    /// Whether so much was scanned that the conductor should look up before more is: there is more to do at once.
+    pub(crate) fn has_scanned(&self) -> bool {
+        self.scans >= SCANS_PER_REFILL
+    }
 }
 
 /// See the module's head.
@@ -61,4 +74,12 @@ fn seal_copy(source: &dyn Volume, destination: &dyn Volume) -> Result<()> {
 /// What is of that kind has to be looked at.
 fn take_for_data(kind: ExtentKind, extents: &mut [Extent]) {
     extents.iter_mut().filter(|extent| extent.kind == kind).for_each(|extent| extent.kind = ExtentKind::Data);
+}
+
+/// Where maps are not believed, what they call zeros has to be looked at.
+fn distrust(sparse: Sparse, extents: &mut [Extent]) {
+    if sparse == Sparse::Read {
+        take_for_data(ExtentKind::Hole, extents);
+        take_for_data(ExtentKind::Zero, extents);
+    }
 }
