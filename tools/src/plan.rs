@@ -16,7 +16,7 @@ use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Direct, Overwri
 use blockhaul_engine::units::format_size;
 use blockhaul_engine::volume::{
     ExportFound, Identity, Locator, NbdUri, Reading, Volume, VolumeKind, look_at_device, look_at_export, open_source,
-    open_verified,
+    open_verified, refuse_kernel_directory,
 };
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
@@ -131,7 +131,8 @@ fn destination(spec: &CopySpec, source: Option<&dyn Volume>, plan: &Plan, how: &
             let message = format!("the destination {} does not exist, so it is no older copy", path.display());
             return Err(Error::new(Code::NotFound, side(), Operation::Open, message));
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => may_write(parent(path))
+        Err(error) if error.kind() == ErrorKind::NotFound => refuse_kernel_directory(parent(path), path, side())
+            .and_then(|()| may_write(parent(path)))
             .map_err(|error| error.advise(format_args!("{} is to be created there", path.display())))?,
         Err(error) => return Err(Error::io(side(), Operation::Open, &error, format_args!("open {}", path.display()))),
     }

@@ -16,6 +16,7 @@ pub(crate) use identity::identities;
 pub(crate) use opened::{CreatedFile, OpenedVolume};
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::volume::refuse_kernel_directory;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use server::AllowedServer;
@@ -79,6 +80,7 @@ impl Policy {
             return Ok(OpenedVolume { file, created: None });
         }
         let (folder, name) = self.find_folder(path, Side::Destination)?;
+        refuse_kernel_directory(&opened::by_descriptor(folder.file.as_raw_fd()), path, Side::Destination)?;
         CreatedFile::create(folder.file, name, mode, path)
     }
 

@@ -190,3 +190,13 @@ fn sockets_and_certificates_are_local_paths() {
     assert_eq!(judged(&format!("nbds://h/x?tls-certificates={root}/in/deep")), Ok(()));
     assert_eq!(judged("nbd://h/x"), Ok(()), "every server, as none is listed");
 }
+
+#[test]
+fn a_device_that_is_not_there_is_not_made_a_file() {
+    let policy = Policy::new(&[PathBuf::from("/dev")], &[]).unwrap();
+    let path = PathBuf::from(format!("/dev/blockhaul-no-such-device-{}", std::process::id()));
+    let error = policy.open_destination(&path, 0o600).unwrap_err();
+    assert_eq!(error.code, Code::NotFound, "{error}");
+    assert!(error.message.contains("no device"), "{error}");
+    assert!(!path.exists(), "a file was created in /dev");
+}

@@ -8,6 +8,7 @@ use super::local::Local;
 use super::lock::{Patience, lock_file, open_device, refuse_claimed};
 use super::node::{Node, NodeKind, absolute, errno};
 use super::reading::Source;
+use super::topology::kernel_filesystem;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::CopySpec;
 use crate::supervision::OpenedDestination;
@@ -172,6 +173,7 @@ fn create_destination(
 ) -> Result<Option<(File, CreatedFile)>> {
     let path = absolute(path, Side::Destination)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
+    refuse_kernel_directory(directory, &path, Side::Destination)?;
     let writable = may_access(directory, directory, AccessFlags::W_OK | AccessFlags::X_OK)?;
     source.refuse_under(&path, directory)?;
     source.refuse_live(spec.live_source)?;
@@ -221,13 +223,29 @@ enum Writable {
 pub(crate) fn may_keep(path: &Path, what: &str, advice: &str) -> Result<()> {
     let (place, rights) = match path.ancestors().find(|ancestor| ancestor.exists()) {
         Some(existing) if existing == path => (existing, AccessFlags::R_OK | AccessFlags::W_OK),
-        Some(directory) => (directory, AccessFlags::W_OK | AccessFlags::X_OK),
+        Some(directory) => {
+            refuse_kernel_directory(directory, path, Side::Engine)?;
+            (directory, AccessFlags::W_OK | AccessFlags::X_OK)
+        }
         None => (Path::new("."), AccessFlags::W_OK | AccessFlags::X_OK),
     };
     faccessat(AT_FDCWD, place, rights, AtFlags::AT_EACCESS).map_err(|errno| {
         let what = format!("keep {what} at {}", path.display());
         Error::os(Side::Engine, Operation::Journal, errno, what).with_code(Code::Permission).advise(advice)
     })
+}
+
+/// Refuses to create the missing file `path` in a `directory` that the kernel fills: its name is that of a device that is
+/// not there, and a file in its place would fill memory.
+///
+/// # Errors
+/// `ENotFound`.
+pub fn refuse_kernel_directory(directory: &Path, path: &Path, side: Side) -> Result<()> {
+    let Some(kind) = kernel_filesystem(directory) else { return Ok(()) };
+    let (path, place) = (path.display(), path.parent().unwrap_or(directory).display());
+    let message = format!("there is no device {path}, and {place} ({kind}) is the kernel's: no file is created there");
+    let error = Error::new(Code::NotFound, side, Operation::Open, message);
+    Err(error.advise("name a device that exists (lsblk lists them), or a file somewhere else"))
 }
 
 /// Missing rights are an error at once, read-only is one for later.

@@ -39,6 +39,7 @@ mod topology;
 
 pub use crate::nbd::{ListedExport, NbdUri, list_exports};
 pub use block::{usual_block, usual_depth};
+pub use destination::refuse_kernel_directory;
 pub use identity::Identity;
 pub use ids::VolumeIds;
 pub use locator::Locator;
@@ -48,8 +49,8 @@ pub use open::{ExportFound, look_at_device, look_at_export};
 pub use reading::{Reading, open_source, open_verified};
 pub(crate) use reading::{open_source_by, open_verified_by, open_verified_end};
 pub use same::refuse_file_of;
-
 pub use streams::StandardStream;
+
 pub(crate) use block::{choose_block, refuse_block};
 pub(crate) use descriptor::Descriptor;
 pub(crate) use destination::may_keep;
@@ -64,8 +65,8 @@ pub(crate) use open::Opened;
 pub(crate) use resumable::{Unproven, is_destination, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
 pub(crate) use space::refuse_full;
-
 pub(crate) use streams::refuse_streams;
+
 use crate::error::{Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::limits::DIRECT_ALIGN_BYTES;
@@ -151,7 +152,6 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// `ESourceChanged`, saying what changed.
     fn check_unchanged(&self) -> Result<()>;
 
-    /// Reserves `range` without changing what it reads.
     /// Reads where a file has to end: its size may be less than what can be read of it. Devices and exports end where
     /// they say.
     ///
@@ -162,6 +162,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Reserves `range` without changing what it reads.
     ///
     /// # Errors
     /// `ENoSpace` and whatever else the volume says, but not that it cannot.

@@ -229,6 +229,21 @@ pub(super) fn user_of(device: dev_t) -> Option<String> {
     let family = family(device);
     let mounted = mounts().into_iter().find(|mount| mount.is_on(&family));
     if let Some(mount) = mounted {
+/// File systems that the kernel fills: what is created there is no volume.
+const KERNEL_FILESYSTEMS: [&str; 13] = [
+    "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs", "mqueue", "proc", "pstore",
+    "sysfs", "tracefs",
+];
+
+/// The kind of the file system that `directory` is in, if the kernel fills it. `/dev` is its, whatever it is: in a container
+/// often a tmpfs.
+pub(super) fn kernel_filesystem(directory: &Path) -> Option<String> {
+    let id = mount_id(directory)?;
+    let mount = mounts().into_iter().find(|mount| mount.id == id)?;
+    let is_kernels = KERNEL_FILESYSTEMS.contains(&mount.kind.as_str()) || mount.point == Path::new("/dev");
+    is_kernels.then_some(mount.kind)
+}
+
         return Some(format!("it is mounted at {} ({})", mount.point.display(), mount.kind));
     }
     if let Some(path) = swaps().into_iter().find(|path| block_device_at(path).is_some_and(|on| family.contains(&on))) {
