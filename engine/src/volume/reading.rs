@@ -9,7 +9,7 @@ use super::local::Local;
 use super::means::Means;
 use super::node::{Node, NodeKind};
 use super::same::{refuse_same, refuse_source_under};
-use super::topology::writable_mount_of;
+use super::topology::{claimed_elsewhere, writable_mount_of};
 use super::{Locator, NbdUri, Volume};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::nbd::leash::Leash;
@@ -174,8 +174,23 @@ fn refuse_live(source: &Node, live: LiveSource) -> Result<()> {
     if source.kind() == NodeKind::File || live == LiveSource::Allow {
         return Ok(());
     }
-    let Some(point) = writable_mount_of(source.rdev()) else { return Ok(()) };
-    let message = format!("the source {} is mounted read-write at {}", source.path().display(), point.display());
-    let error = Error::new(Code::Busy, Side::Source, Operation::Open, message);
-    Err(error.advise("unmount it or mount it read-only, or accept a copy as after a crash with --allow-live-source"))
+    let busy = |how: String, advice: &str| {
+        let message = format!("the source {} is {how}", source.path().display());
+        let error = Error::new(Code::Busy, Side::Source, Operation::Open, message);
+        Err(error.advise(format_args!("{advice}, or accept a copy as after a crash with --allow-live-source")))
+    };
+    if let Some(point) = writable_mount_of(source.rdev()) {
+        return busy(format!("mounted read-write at {}", point.display()), "unmount it or mount it read-only");
+    }
+    match claimed_elsewhere(source.rdev()) {
+        None => Ok(()),
+        Some(claimed) => busy(
+            format!(
+                "in use: {} is mounted in another mount namespace (a container, a service), or a program has opened it \
+                 for itself alone",
+                claimed.display()
+            ),
+            "unmount it there, or end that program",
+        ),
+    }
 }

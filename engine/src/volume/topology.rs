@@ -4,13 +4,18 @@
 //! refusals earlier and clearer, while the lock and `O_EXCL` are what keeps two users apart.
 
 use super::device::loop_status;
-use nix::libc::dev_t;
+use nix::libc::{self, dev_t};
 use nix::sys::stat::{major, makedev, minor, stat};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Tries to open a device exclusively before it counts as somebody else's, and the pause between two.
+const CLAIM_TRIES: usize = 20;
+const CLAIM_WAIT: Duration = Duration::from_millis(10);
 
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,11 +229,6 @@ fn mount_id_of(handle: &impl AsRawFd) -> Option<u64> {
     facts.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
 }
 
-/// Who uses a block device, one of its partitions, or the disk that it is a part of, in words; `None` if nobody does.
-pub(super) fn user_of(device: dev_t) -> Option<String> {
-    let family = family(device);
-    let mounted = mounts().into_iter().find(|mount| mount.is_on(&family));
-    if let Some(mount) = mounted {
 /// File systems that the kernel fills: what is created there is no volume.
 const KERNEL_FILESYSTEMS: [&str; 13] = [
     "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs", "mqueue", "proc", "pstore",
@@ -244,16 +244,25 @@ pub(super) fn kernel_filesystem(directory: &Path) -> Option<String> {
     is_kernels.then_some(mount.kind)
 }
 
+/// Who uses a block device, one of its partitions, or the disk that it is a part of, in words; `None` if nobody does.
+pub(super) fn user_of(device: dev_t) -> Option<String> {
+    let family = family(device);
+    let shown = |each: &Loop| matches!(each.backing, Backing::Device(on) if family.contains(&on));
+    let attached = || loops().into_iter().find(shown);
+    claimant_of(&family).or_else(|| Some(format!("the loop device /dev/{} is attached to it", attached()?.name)))
+}
+
+/// Who has opened one of these devices for himself alone: a mount of this namespace, the swap, a device made of it.
+fn claimant_of(devices: &BTreeSet<dev_t>) -> Option<String> {
+    let mounted = mounts().into_iter().find(|mount| mount.is_on(devices));
+    if let Some(mount) = mounted {
         return Some(format!("it is mounted at {} ({})", mount.point.display(), mount.kind));
     }
-    if let Some(path) = swaps().into_iter().find(|path| block_device_at(path).is_some_and(|on| family.contains(&on))) {
+    if let Some(path) = swaps().into_iter().find(|path| block_device_at(path).is_some_and(|on| devices.contains(&on))) {
         return Some(format!("it is used as swap ({})", path.display()));
     }
-    if let Some(name) = family.iter().find_map(|&each| Some(neighbours(each, "holders").first()?.0.clone())) {
-        return Some(format!("it is part of the device {name}"));
-    }
-    let shown = |each: &Loop| matches!(each.backing, Backing::Device(on) if family.contains(&on));
-    loops().into_iter().find(shown).map(|each| format!("the loop device /dev/{} is attached to it", each.name))
+    let holder = devices.iter().find_map(|&each| Some(neighbours(each, "holders").first()?.0.clone()))?;
+    Some(format!("it is part of the device {holder}"))
 }
 
 /// Who uses a regular file as a disk, in words.
@@ -268,24 +277,66 @@ pub(super) fn user_of_file(device: dev_t, inode: u64) -> Option<String> {
 
 /// Where a file system on the device, on a part of it or on a device made of it is mounted for writing.
 pub(super) fn writable_mount_of(device: dev_t) -> Option<PathBuf> {
-    let mut above = family(device);
-    let mut queue: Vec<dev_t> = above.iter().copied().collect();
-    while let Some(next) = queue.pop() {
-        let holders = neighbours(next, "holders").into_iter().map(|(_, device)| device);
-        queue.extend(holders.filter(|&holder| above.insert(holder)));
-    }
+    let above = with_above(family(device));
     let live = |mount: &Mount| mount.writable && mount.is_on(&above);
     mounts().into_iter().find(live).map(|mount| mount.point)
+}
+
+/// What of a device somebody has opened for himself alone whom nothing in this mount namespace names: the device, a part
+/// of it, or a device made of it. A mount of another namespace does that, and so does a program that writes to it.
+pub(super) fn claimed_elsewhere(device: dev_t) -> Option<PathBuf> {
+    // Not its disk: another part of that is nobody's business, and the whole of it claims this part, too.
+    let mut own = BTreeSet::from([device]);
+    own.extend(partitions_of(device));
+    let claimed = |&each: &dev_t| claimant_of(&family(each)).is_none() && is_claimed(each);
+    with_above(own).into_iter().find(claimed).and_then(node_of)
+}
+
+/// Whether a device cannot be opened exclusively for reading. Others who try the same hold it for a moment each.
+fn is_claimed(device: dev_t) -> bool {
+    let Some(path) = node_of(device) else { return false };
+    let flags = libc::O_EXCL | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    (0..CLAIM_TRIES).all(|tries| {
+        if tries > 0 {
+            std::thread::sleep(CLAIM_WAIT);
+        }
+        let opened = fs::OpenOptions::new().read(true).custom_flags(flags).open(&path);
+        opened.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+    })
+}
+
+/// Where a device is found by its usual name.
+fn node_of(device: dev_t) -> Option<PathBuf> {
+    // In sysfs the separator of a name such as `cciss/c0d0` is another.
+    let name = sys_directory(device)?.file_name()?.to_str()?.replace('!', "/");
+    let path = Path::new("/dev").join(name);
+    (block_device_at(&path)? == device).then_some(path)
+}
+
+/// These devices and all that are made of them, loop devices included.
+fn with_above(mut devices: BTreeSet<dev_t>) -> BTreeSet<dev_t> {
+    let loops = loops();
+    let mut queue: Vec<dev_t> = devices.iter().copied().collect();
+    while let Some(next) = queue.pop() {
+        let holders = neighbours(next, "holders").into_iter().map(|(_, device)| device);
+        let shown = loops.iter().filter(|each| each.backing == Backing::Device(next)).map(|each| each.device);
+        queue.extend(holders.chain(shown).filter(|&above| devices.insert(above)));
+    }
+    devices
 }
 
 /// The device, its partitions, and the disk that it is a partition of.
 fn family(device: dev_t) -> BTreeSet<dev_t> {
     let mut family = BTreeSet::from([device]);
     family.extend(partition_of(device).map(|partition| partition.disk));
+    family.extend(partitions_of(device));
+    family
+}
+
+fn partitions_of(device: dev_t) -> Vec<dev_t> {
     let children = sys_directory(device).and_then(|directory| fs::read_dir(directory).ok());
     let children = children.into_iter().flatten().flatten().map(|entry| entry.path());
-    family.extend(children.filter(|path| path.join("partition").exists()).filter_map(|path| device_in(&path)));
-    family
+    children.filter(|path| path.join("partition").exists()).filter_map(|path| device_in(&path)).collect()
 }
 
 /// Names and numbers of the devices that are linked in a subdirectory (`holders`, `slaves`).
