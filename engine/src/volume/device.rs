@@ -239,3 +239,44 @@ pub(crate) fn write_without_waiting(file: &File, bytes: &[u8], offset: u64) -> R
     let result = unsafe { libc::pwritev2(file.as_raw_fd(), &raw const vector, 1, offset, libc::RWF_NOWAIT) };
     Errno::result(result).map(isize::unsigned_abs)
 }
+
+/// `struct cachestat_range` of linux/mman.h.
+#[repr(C)]
+struct CacheRange {
+    offset: u64,
+    /// 0: to the end.
+    length: u64,
+}
+
+/// `struct cachestat` of linux/mman.h.
+#[repr(C)]
+#[derive(Default)]
+struct CacheStatus {
+    cached: u64,
+    dirty: u64,
+    writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// `__NR_cachestat`, the same for every architecture that Linux 6.5 had.
+const CACHESTAT: libc::c_long = 451;
+
+/// How many pages of `file` are in the page cache. `ENOSYS` before Linux 6.5.
+pub(super) fn cached_pages(file: &File) -> Result<u64, Errno> {
+    let (range, mut status) = (CacheRange { offset: 0, length: 0 }, CacheStatus::default());
+    // SAFETY: `file` keeps the descriptor open; the kernel reads `range` and writes one `cachestat` (five u64) into
+    // `status` before it returns.
+    let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut status, 0) };
+    Errno::result(result).map(|_| status.cached)
+}
+
+/// Has a network file system ask its server for the attributes of `file`, which a later `fstat` gives.
+pub(super) fn refresh_attributes(file: &File) {
+    // SAFETY: all-zero bytes are a valid `statx`, which consists of integers only.
+    let mut answer: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC;
+    // SAFETY: `file` keeps the descriptor open, the path is an empty C string, and the kernel writes one `statx` into
+    // `answer` before it returns. What fails here fails in `fstat`, too, which says so.
+    _ = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_BASIC_STATS, &raw mut answer) };
+}

@@ -69,6 +69,17 @@ impl End {
         }
     }
 
+    /// Begins to watch the times of a file that is the source of a copy.
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    pub(super) fn watch(&mut self) -> Result<()> {
+        match self {
+            Self::Local(Local::File(file)) => file.watch(),
+            Self::Local(Local::Device(_)) | Self::Export(_) => Ok(()),
+        }
+    }
+
     /// A file is not made shorter than `bytes` any more: they are those of an older copy.
     pub(crate) fn keep_bytes(&mut self, bytes: u64) {
         if let Self::Local(Local::File(file)) = self {

@@ -5,7 +5,7 @@
 //! goes on behind its size is no source.
 
 use super::descriptor::Descriptor;
-use super::device::clone_range;
+use super::device::{clone_range, refresh_attributes};
 use super::means::path_of;
 use super::node::errno;
 use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
@@ -69,6 +69,37 @@ impl FileVolume {
         })
     }
 
+    /// Begins to watch the times of a source. What a process has written to the file's mapped pages is flushed: that
+    /// write-protects them, so that its next store moves the times, as stores to a page that is dirty already do not.
+    /// Compared later are the times from before the flush: a page that is dirtied again between a flush and a look moves
+    /// nothing after it. Memory (tmpfs) does not protect pages: there such stores are never seen.
+    ///
+    /// # Errors
+    /// The file system does not answer.
+    pub(super) fn watch(&mut self) -> Result<()> {
+        let mut after = self.stat(Side::Source)?;
+        for _ in 0..FLUSH_TRIES {
+            let before = after;
+            let Identity { size_bytes, modified_ns, changed_ns, .. } = identity(&before, self.name());
+            self.identity = Identity { size_bytes, modified_ns, changed_ns, ..self.identity.clone() };
+            *self.size_bytes.get_mut() = size_bytes;
+            self.is_full = is_full(&before);
+            match self.descriptor.file().sync_data() {
+                // Files of the kernel have nothing to flush.
+                Err(error) if errno(&error) != Errno::EINVAL => {
+                    // Copying away from a file system that is full or broken is what somebody may be about to do.
+                    tracing::warn!(source = %self.name(), %error, "what others have written to the source is not flushed");
+                }
+                Ok(()) | Err(_) => {}
+            }
+            after = self.stat(Side::Source)?;
+            if difference(&self.identity, &identity(&after, self.name())).is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// From now on the file is not made shorter than `bytes`.
     pub(super) fn keep_bytes(&mut self, bytes: u64) {
         self.kept_bytes = bytes;
@@ -94,6 +125,9 @@ impl FileVolume {
 
     fn stat(&self, side: Side) -> Result<Metadata> {
         let file = self.descriptor.file();
+        if side == Side::Source {
+            refresh_attributes(file);
+        }
         file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, self.describe(Operation::Stat)))
     }
 
@@ -137,6 +171,10 @@ impl FileVolume {
     }
 }
 
+fn is_full(stat: &Metadata) -> bool {
+    stat.blocks().saturating_mul(512) >= stat.len()
+}
+
 /// When a file was created, in ns since the epoch, where its file system says.
 pub(super) fn born_ns(stat: &Metadata) -> Option<i64> {
     let born = stat.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
@@ -171,10 +209,6 @@ pub(super) fn difference(before: &Identity, now: &Identity) -> Option<String> {
     if before.changed_ns != now.changed_ns {
         return differs("change time (ns)", before.changed_ns.into(), now.changed_ns.into());
     }
-fn is_full(stat: &Metadata) -> bool {
-    stat.blocks().saturating_mul(512) >= stat.len()
-}
-
     if before.inode != now.inode {
         return differs("inode", before.inode.into(), now.inode.into());
     }
@@ -216,6 +250,11 @@ impl Volume for FileVolume {
 
     fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
         let mut extents: Vec<Extent> = Vec::new();
+        if self.is_full && !within.is_empty() && max > 0 {
+            self.check_reaches(within.end())?;
+            extents.push(Extent { range: within, kind: ExtentKind::Data });
+            return Ok(Some(extents));
+        }
         let mut at = within.start();
         // Questions are counted, not extents: a run that is told in small parts is one extent.
         for _ in 0..max {
@@ -241,6 +280,25 @@ impl Volume for FileVolume {
         }
     }
 
+    fn check_end(&self, side: Side) -> Result<()> {
+        let size = self.size_bytes();
+        match self.descriptor.goes_on_behind(size) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let message =
+                    format!("the {side} {} goes on behind byte {size}, where its size says it ends", self.name());
+                let error = Error::new(Code::SourceChanged, side, Operation::Read, message).at(size, 0);
+                Err(error.advise(
+                    "stop its writers, or, where its file system does not know its size, copy what `cat` reads of it",
+                ))
+            }
+            Err(errno) => {
+                let what = format!("look for the end of {}", self.name());
+                Err(Error::os(side, Operation::Read, errno, what).at(size, 0))
+            }
+        }
+    }
+
     fn allocate(&self, range: ByteRange) -> Result<Allocation> {
         let bounds = i64::try_from(range.start()).and_then(|start| Ok((start, i64::try_from(range.len())?)));
         let (start, len) = bounds.map_err(|_| Error::internal(Operation::Allocate, "a range past 2^63"))?;
@@ -254,11 +312,6 @@ impl Volume for FileVolume {
                 Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(Allocation::Unsupported),
                 Err(errno) => {
                     let what = format!("reserve space in {}", self.name());
-        if self.is_full && !within.is_empty() && max > 0 {
-            self.check_reaches(within.end())?;
-            extents.push(Extent { range: within, kind: ExtentKind::Data });
-            return Ok(Some(extents));
-        }
                     let error = Error::os(Side::Destination, Operation::Allocate, errno, what);
                     return Err(error.at(range.start(), range.len()).maybe_applied());
                 }
@@ -280,25 +333,6 @@ impl Volume for FileVolume {
         self.size_bytes.store(size_bytes, Ordering::Release);
         Ok(())
     }
-    fn check_end(&self, side: Side) -> Result<()> {
-        let size = self.size_bytes();
-        match self.descriptor.goes_on_behind(size) {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                let message =
-                    format!("the {side} {} goes on behind byte {size}, where its size says it ends", self.name());
-                let error = Error::new(Code::SourceChanged, side, Operation::Read, message).at(size, 0);
-                Err(error.advise(
-                    "stop its writers, or, where its file system does not know its size, copy what `cat` reads of it",
-                ))
-            }
-            Err(errno) => {
-                let what = format!("look for the end of {}", self.name());
-                Err(Error::os(side, Operation::Read, errno, what).at(size, 0))
-            }
-        }
-    }
-
 
     fn check_in_place(&self) -> Result<()> {
         let found = match self.place {

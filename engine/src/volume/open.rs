@@ -90,9 +90,10 @@ impl Opened {
             (Locator::Nbd(_), _) => {}
         }
         let plain = Reading { network: spec.network, cancelled: patience.cancelled(), ..Reading::new(spec.direct) };
-        let source =
+        let mut source =
             Source::open(&spec.source, &Reading { changed_since: spec.changed_since.as_deref(), ..plain }, means)?;
         rights()?;
+        source.end.watch()?;
         let (destination, creation) = match &spec.destination {
             Locator::Path(path) => {
                 open_destination(spec, path, means.destination.as_ref(), &source, patience, missing)?
