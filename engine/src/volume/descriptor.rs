@@ -5,7 +5,7 @@
 //! descriptor is, [`Descriptor::align_bytes`] is true of it.
 
 use super::ReadBack;
-use super::device::{direct_align_bytes, sector_bytes};
+use super::device::{cached_pages, direct_align_bytes, sector_bytes};
 use super::filesystem::FileSystem;
 use crate::error::{Error, Operation, Result, Side};
 use crate::limits::DIRECT_ALIGN_BYTES;
@@ -13,6 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::sys::uio::pread;
 use std::fs::File;
+
+/// Pages that somebody was just reading may go the second time.
+const EVICT_TRIES: usize = 3;
 
 /// An open file or device with its name.
 #[derive(Debug)]
@@ -110,9 +113,6 @@ impl Descriptor {
         Ok(buffer.bytes()[..done.min(wanted)].to_vec())
     }
 
-    /// See [`super::Volume::evict`].
-    pub(super) fn evict(&self) -> Result<ReadBack> {
-        if self.is_direct() {
     /// Whether a read at `end` finds anything: a size is what a file system says, and what it gives may be more.
     pub(super) fn goes_on_behind(&self, end: u64) -> Result<bool, Errno> {
         let align = self.align_bytes as usize;
@@ -134,6 +134,9 @@ impl Descriptor {
         Ok(read? > before)
     }
 
+    /// See [`super::Volume::evict`].
+    pub(super) fn evict(&self) -> Result<ReadBack> {
+        if self.is_direct() {
             return Ok(ReadBack::Device);
         }
         if self.filesystem.is_memory() && sector_bytes(&self.file).is_err() {
@@ -143,8 +146,14 @@ impl Descriptor {
             |errno| Error::os(Side::Destination, Operation::Flush, errno, format!("drop {} from the cache", self.name));
         // Only clean pages can be dropped.
         nix::unistd::fdatasync(&self.file).map_err(failed)?;
-        posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(failed)?;
-        Ok(ReadBack::Evicted)
+        for _ in 0..EVICT_TRIES {
+            posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(failed)?;
+            // Advice is not an order: pages that are mapped or in use stay, and a file system may ignore it.
+            if cached_pages(&self.file) == Ok(0) {
+                return Ok(ReadBack::Evicted);
+            }
+        }
+        Ok(ReadBack::Memory)
     }
 }
 

@@ -234,9 +234,10 @@ pub(crate) fn zero_align(volume: &dyn Volume) -> u64 {
 pub enum ReadBack {
     /// The device, past the page cache.
     Device,
-    /// The device, as the cache was dropped first.
+    /// The device, as the cache was dropped first: the kernel has said that nothing of the volume was left in it.
     Evicted,
-    /// Memory: the volume has no other place (tmpfs).
+    /// Memory, or some of it from there: the volume has no other place (tmpfs), the cache kept pages that somebody uses,
+    /// or the kernel (before Linux 6.5) does not tell whether they went.
     Memory,
     /// A server, which may answer from its memory.
     Server,

@@ -1,0 +1,165 @@
+//! Sources that somebody uses whom only a second look finds: mounts of another namespace, and processes that write to
+//! mapped pages.
+
+use crate::support::{MIB, Need, Room, Running, need, noise, program, run, text};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+/// A process that said that it is ready, ended with its test.
+struct Other(Child);
+
+impl Other {
+    fn start(room: &Room, program: &str, words: &[&str]) -> Self {
+        let mut command = room.command(Path::new(program), words);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("its need was checked");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("asked for")).read_line(&mut line).expect("it is ours");
+        assert_eq!(line, "ready\n", "{program} {words:?}");
+        Self(child)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // Its input ends; it ends with that, and is waited for: its mounts are gone then.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_source_that_is_mounted_in_another_namespace_is_live() {
+    let test = "a_source_that_is_mounted_in_another_namespace_is_live";
+    need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("unshare")]);
+    let room = Room::new();
+    let image = room.image("disk.img", "ext4", 16 << 20);
+    let device = room.loop_device(&image, 512);
+    let point = room.mount_point("point");
+    let (from, at) = (text(&device), text(&point));
+    let script = format!("mount {from} {at} && echo ready && read end; umount {at}");
+    let mounted = Other::start(&room, "unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("procfs is there");
+    assert!(!table.contains(text(&point)), "the mount is not in this namespace");
+    for flags in [&[][..], &["--dry-run"]] {
+        let words = [&["copy", text(&device), "copy"], flags].concat();
+        let outcome = room.blockhaul(&words);
+        assert_eq!(outcome.code, Some(1), "{words:?}: {outcome:#?}");
+        assert!(outcome.stderr.contains("blockhaul: EBusy: "), "{words:?}: {outcome:#?}");
+        assert!(outcome.stderr.contains("another mount namespace"), "{words:?}: {outcome:#?}");
+        assert!(outcome.stderr.contains("--allow-live-source"), "{words:?}: {outcome:#?}");
+        assert!(!room.path("copy").exists(), "{words:?}");
+    }
+    room.blockhaul(&["copy", text(&device), "copy", "--allow-live-source"]).assert_done();
+    drop(mounted);
+    room.blockhaul(&["copy", text(&device), "copy", "--overwrite"]).assert_done();
+}
+
+/// A disk of 512-byte sectors with two partitions of 16 MiB, from 1 MiB on.
+fn partitioned() -> Vec<u8> {
+    let mut disk = vec![0; 40 * MIB];
+    for (entry, start) in [(446, 2048_u32), (462, 2048 + 32768)] {
+        disk[entry + 4] = 0x83;
+        disk[entry + 8..entry + 12].copy_from_slice(&start.to_le_bytes());
+        disk[entry + 12..entry + 16].copy_from_slice(&32768_u32.to_le_bytes());
+    }
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
+#[test]
+fn a_partition_that_is_mounted_in_another_namespace_makes_its_disk_live() {
+    let test = "a_partition_that_is_mounted_in_another_namespace_makes_its_disk_live";
+    need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Program("partx")]);
+    let room = Room::new();
+    let image = room.file("disk.img", &partitioned());
+    // Detached with the room, as its backing file lies there.
+    let device = run("losetup", &["--find", "--show", "--partscan", text(&image)]);
+    // The kernel may have been built without the format of the table: then partx reads it.
+    run("partx", &["--update", device.trim()]);
+    let part = |number: u8| format!("{}p{number}", device.trim());
+    if !Path::new(&part(2)).exists() {
+        // Neither udev nor devtmpfs makes the nodes of partitions here: a container.
+        return blockhaul_testkit::unmet(test, "the nodes of partitions");
+    }
+    run("mkfs.ext4", &["-q", "-F", &part(1)]);
+    let point = room.mount_point("point");
+    let script = format!("mount {} {point} && echo ready && read end; umount {point}", part(1), point = text(&point));
+    let mounted = Other::start(&room, "unshare", &["--mount", "--propagation", "private", "sh", "-c", &script]);
+    for source in [device.trim().to_owned(), part(1)] {
+        room.blockhaul(&["copy", &source, "copy"]).assert_failed(1, "EBusy");
+    }
+    // Its neighbour is nobody's.
+    room.blockhaul(&["copy", &part(2), "copy"]).assert_done();
+    drop(mounted);
+    room.blockhaul(&["copy", &part(1), "copy", "--overwrite"]).assert_done();
+}
+
+#[test]
+fn a_source_that_is_mounted_read_only_is_copied() {
+    let test = "a_source_that_is_mounted_read_only_is_copied";
+    need!(test, &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4")]);
+    let room = Room::new();
+    let image = room.image("disk.img", "ext4", 16 << 20);
+    let device = room.loop_device(&image, 512);
+    let point = room.mount_point("point");
+    run("mount", &["-o", "ro", text(&device), text(&point)]);
+    room.blockhaul(&["copy", text(&device), "copy"]).assert_done();
+    room.unmount(&point);
+}
+
+/// Dirties every page of a mapped file, says so, and goes on until its input ends.
+const REWRITER: &str = "
+import mmap, os, select, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+size = os.fstat(file).st_size
+pages = mmap.mmap(file, size)
+def rewrite(value):
+    for at in range(0, size, 4096):
+        pages[at] = value
+rewrite(1)
+print('ready', flush=True)
+value = 1
+while not select.select([0], [], [], 0)[0]:
+    value = (value + 1) % 256
+    rewrite(value)
+";
+
+#[test]
+fn a_source_whose_mapped_pages_are_rewritten_has_changed() {
+    let test = "a_source_whose_mapped_pages_are_rewritten_has_changed";
+    need!(test, &[Need::Program("python3")]);
+    let room = Room::new();
+    room.file("a", &noise(4 * MIB, 9));
+    let rewriter = Other::start(&room, "python3", &["-c", REWRITER, text(&room.path("a"))]);
+    let words = ["copy", "a", "b", "--direct", "no", "--reflink", "never", "--limit", "8MiB/s", "--json"];
+    let outcome = Running::spawn(&mut room.command(&program(), &words)).end();
+    drop(rewriter);
+    assert_eq!((outcome.code, outcome.error_code()), (Some(1), &"ESourceChanged".into()), "{outcome:#?}");
+}
+
+/// Maps a file, touches every page, and keeps it until its input ends.
+const HOLDER: &str = "
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+pages = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+seen = sum(pages[at] for at in range(0, len(pages), 4096))
+print('ready', flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn what_the_cache_keeps_was_not_read_from_the_device() {
+    let test = "what_the_cache_keeps_was_not_read_from_the_device";
+    need!(test, &[Need::Program("python3")]);
+    let room = Room::new();
+    let bytes = noise(MIB, 10);
+    room.file("a", &bytes);
+    room.file("b", &bytes);
+    let verify = || room.blockhaul(&["verify", "a", "b", "--direct", "no"]);
+    let holder = Other::start(&room, "python3", &["-c", HOLDER, text(&room.path("b"))]);
+    let outcome = verify();
+    outcome.assert_done();
+    assert_eq!(outcome.report()["verified_from"], "memory", "mapped pages stay: {outcome:#?}");
+    drop(holder);
+}
