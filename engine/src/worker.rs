@@ -622,7 +622,7 @@ impl<R: Ring> Worker<R> {
             share.publish();
             share.halt_if_asked();
         }
-        self.shares.retain_mut(|share| !share.release_if_asked());
+        self.shares.extract_if(.., |share| share.may_release()).for_each(Share::release);
     }
 
     fn rest(&self, wait: Option<Duration>) -> Rest {

@@ -103,12 +103,18 @@ impl<'a> Account<'a> {
         let outcome = outcome(round, &conductor);
         let ledger = conductor.into_ledger();
         let Err(error) = outcome else { return Ok(ledger) };
+        self.leave(ledger);
+        Err(error)
+    }
+
+    /// Leaves the journal as a checkpoint. It is closed, and its lock released, when this returns, unless something is in
+    /// flight for ever.
+    pub(crate) fn leave(&self, ledger: FileLedger) {
         if self.quiesced
             && let Err(error) = ledger.journal.close()
         {
             tracing::warn!(%error, "the checkpoint may be older than the report says");
         }
-        Err(error)
     }
 
     /// Stops the volumes, within what is left of the drain limit. None of them is waited for if operations are in

@@ -84,16 +84,26 @@ impl Copy<'_, '_> {
         let (created, leaf_bytes) = (prepared.created, prepared.leaf_bytes);
         self.claims = prepared.claims;
         let ledger = self.move_blocks(prepared)?;
-        destination.check_in_place()?;
-        if self.spec.sync == Sync::Yes && created {
-            destination.sync_parent()?;
+        let checked = destination.check_in_place().and_then(|()| {
+            if self.spec.sync == Sync::Yes && created {
+                destination.sync_parent()?;
+            }
+            let root = ledger.reader()?.root()?;
+            match self.spec.verify {
+                Verify::Yes => Ok(self.check(ledger.reader()?, &source, &destination, leaf_bytes)?.or(root)),
+                Verify::No => Ok(root),
+            }
+        });
+        match checked {
+            Ok(root) => {
+                self.name_digest(root);
+                self.finish(ledger, root)
+            }
+            Err(error) => {
+                self.account.leave(ledger);
+                Err(error)
+            }
         }
-        let mut root = ledger.reader()?.root()?;
-        if self.spec.verify == Verify::Yes {
-            root = self.check(ledger.reader()?, &source, &destination, leaf_bytes)?.or(root);
-        }
-        self.name_digest(root);
-        self.finish(ledger, root)
     }
 
     /// Whether an earlier run finished the copy and was killed before it had put its journal away; does that then. Only

@@ -125,7 +125,8 @@ pub(crate) struct Round {
     halt: AtomicBool,
     halted: AtomicUsize,
     release: AtomicBool,
-    released: AtomicUsize,
+    /// Counted when the worker holds the round no more.
+    released: Arc<AtomicUsize>,
     /// Flushes asked for so far.
     flush: AtomicU64,
     /// Workers that still have to take the last one.
@@ -156,7 +157,7 @@ impl Round {
             halt: AtomicBool::new(false),
             halted: AtomicUsize::new(0),
             release: AtomicBool::new(false),
-            released: AtomicUsize::new(0),
+            released: Arc::default(),
             flush: AtomicU64::new(0),
             flush_takers: AtomicUsize::new(0),
             flushed: Mutex::new((0, Ok(()))),
@@ -362,10 +363,15 @@ impl Round {
         self.control.notify();
     }
 
-    pub(crate) fn acknowledge_release(&self, latency: &Latency) {
+    /// How the release is acknowledged, by a call of what is given back once the round has been let go of: whoever waits
+    /// for all releases relies on it that nobody else holds the files, and their locks.
+    pub(crate) fn release(&self, latency: &Latency) -> impl FnOnce() + use<> {
         lock(&self.latency).merge(latency);
-        self.released.fetch_add(1, AcqRel);
-        self.control.notify();
+        let (released, control) = (Arc::clone(&self.released), Arc::clone(&self.control));
+        move || {
+            released.fetch_add(1, AcqRel);
+            control.notify();
+        }
     }
 }
 

@@ -316,15 +316,17 @@ impl Share {
         }
     }
 
-    /// Whether the share has been released and can be dropped.
-    pub(crate) fn release_if_asked(&mut self) -> bool {
-        let asked = self.halted && self.in_flight == 0 && self.round.is_release_asked();
-        let release = asked && self.wires.are_still();
-        if release {
-            self.wires.close();
-            self.round.acknowledge_release(&self.latency);
-        }
-        release
+    /// Whether the share is to be released, and can be.
+    pub(crate) fn may_release(&self) -> bool {
+        self.halted && self.in_flight == 0 && self.round.is_release_asked() && self.wires.are_still()
+    }
+
+    /// Forgets the round, and so its files, and says so after that.
+    pub(crate) fn release(mut self) {
+        self.wires.close();
+        let acknowledge = self.round.release(&self.latency);
+        drop(self);
+        acknowledge();
     }
 
     /// Whether the job has ended without waiting for what is in flight here. To be asked after releases were looked at.
@@ -555,5 +557,21 @@ mod tests {
         share.round.collect(&mut landed);
         assert_eq!(landed.iter().map(|landed| landed.generation).collect::<Vec<_>>(), [Some(0), Some(0)]);
         assert_eq!(share.round.generation(), Some(1));
+    }
+
+    /// Whoever waits for releases may close the files, or take their lock, at once.
+    #[test]
+    fn a_release_is_acknowledged_when_the_files_are_held_no_more() {
+        let mut share = share(&Arc::new(Peer::default()));
+        let round = Arc::clone(&share.round);
+        assert!(!share.may_release());
+        share.halted = true;
+        round.ask_release();
+        assert!(share.may_release());
+        let acknowledge = round.release(&share.latency);
+        assert_eq!(round.released_workers(), 0);
+        acknowledge();
+        share.release();
+        assert_eq!((round.released_workers(), Arc::strong_count(&round)), (2, 1));
     }
 }
