@@ -88,6 +88,8 @@ pub(crate) const REQUESTS_PER_CONNECTION: usize = 8;
 pub(crate) const SLOTS_FOR_SERVERS: usize = 64;
 /// Connections to one export at most, by default: past it the servers measured get no faster.
 pub(crate) const CONNECTIONS_MAX: usize = 4;
+/// Connections to one export that may be asked for: each takes descriptors and memory on both ends.
+pub(crate) const CONNECTIONS_ASKED_MAX: usize = 256;
 /// How long one attempt to connect and negotiate may take.
 pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// The same for connections beyond the first: a server that has no room may leave them waiting.

@@ -5,8 +5,10 @@
 
 use crate::error::{Error, Result, named};
 use crate::limits::{
-    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, LOCK_WAIT, REQUEST_TIMEOUT, RETRY_FOR,
+    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, CONNECTIONS_ASKED_MAX, LOCK_WAIT,
+    REQUEST_TIMEOUT, RETRY_FOR,
 };
+use crate::units::DURATION_MAX;
 use crate::volume::Locator;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -157,7 +159,7 @@ pub struct NetworkTerms {
     /// A request that is not answered for so long counts as a lost connection. Above zero. Default 30 s. Shorter ones
     /// find a stalled path earlier, and take a slow server for a dead one.
     pub request_timeout: Duration,
-    /// Connections to each server at most, 1 or more; `None`: one for each core, up to 4, if the server permits it.
+    /// Connections to each server at most, 1 to 256; `None`: one for each core, up to 4, if the server permits it.
     pub connections: Option<usize>,
 }
 
@@ -174,11 +176,22 @@ impl NetworkTerms {
                 "a request timeout of zero would let no server answer: name one above zero",
             ));
         }
-        if self.connections == Some(0) {
-            return Err(Error::bad_request("no connections reach no server: name one or more"));
+        bounded("retry_for", self.retry_for)?;
+        bounded("request_timeout", self.request_timeout)?;
+        if self.connections.is_some_and(|connections| !(1..=CONNECTIONS_ASKED_MAX).contains(&connections)) {
+            return Err(Error::bad_request(format!("name 1 to {CONNECTIONS_ASKED_MAX} connections to a server")));
         }
         Ok(())
     }
+}
+
+/// Durations are added to times.
+fn bounded(name: &str, duration: Duration) -> Result<()> {
+    if duration <= DURATION_MAX {
+        return Ok(());
+    }
+    let longest = DURATION_MAX.as_secs() / 86_400;
+    Err(Error::bad_request(format!("{name} is too long: name at most {longest} days")))
 }
 
 /// The unit of I/O, cancellation and digest leaves: a power of two from 4 KiB to 64 MiB.
@@ -302,6 +315,9 @@ impl CopySpec {
                 "a checkpoint interval of zero would record without end: name one above zero",
             ));
         }
+        bounded("checkpoint_every", self.checkpoint_every.time)?;
+        bounded("lock_wait", self.lock_wait)?;
+        self.protect.map_or(Ok(()), |target| bounded("protect", target))?;
         if let Some(bitmap) = &self.changed_since
             && (bitmap.is_empty() || self.source.path().is_some())
         {

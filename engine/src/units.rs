@@ -12,6 +12,10 @@ pub const MIB: u64 = 1 << 20;
 /// 1 GiB in bytes.
 pub const GIB: u64 = 1 << 30;
 
+/// The longest duration there is, a century: it means "for ever", and whatever is added to it or made of it still fits
+/// every clock.
+pub const DURATION_MAX: Duration = Duration::from_secs(36_500 * 86_400);
+
 /// Binary first: `1M` means 1 MiB, as in every storage tool, and `MB` is refused because it is read both ways.
 const SIZE_SUFFIXES: [(&str, u32); 10] = [
     ("KiB", 10),
@@ -74,7 +78,7 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Reads a duration: `500us`, `500ms`, `10s`, `5m`, `2h`, `7d`.
+/// Reads a duration: `500us`, `500ms`, `10s`, `5m`, `2h`, `7d`. At most [`DURATION_MAX`].
 ///
 /// # Errors
 /// A sentence that names the text and the accepted forms. A number without a unit is refused: it is read both ways.
@@ -84,17 +88,21 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         || format!("'{text}' is not a duration: write a whole number and a unit (500us, 500ms, 10s, 5m, 2h, 7d)");
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refused)?;
     let (number, unit) = text.split_at(digits);
-    let value = parse_digits(number).ok_or_else(refused)?;
-    let seconds = |scale: u64| value.checked_mul(scale).map(Duration::from_secs).ok_or_else(refused);
-    match unit {
-        "us" => Ok(Duration::from_micros(value)),
-        "ms" => Ok(Duration::from_millis(value)),
-        "s" => seconds(1),
-        "m" => seconds(60),
-        "h" => seconds(3600),
-        "d" => seconds(86_400),
-        _ => Err(refused()),
+    let (of_unit, seconds): (fn(u64) -> Duration, u64) = match unit {
+        "us" => (Duration::from_micros, 1),
+        "ms" => (Duration::from_millis, 1),
+        "s" => (Duration::from_secs, 1),
+        "m" => (Duration::from_secs, 60),
+        "h" => (Duration::from_secs, 3600),
+        "d" => (Duration::from_secs, 86_400),
+        _ => return Err(refused()),
+    };
+    if number.is_empty() {
+        return Err(refused());
     }
+    let value = parse_digits(number).and_then(|value| value.checked_mul(seconds)).map(of_unit);
+    let longest = DURATION_MAX.as_secs() / 86_400;
+    value.filter(|value| *value <= DURATION_MAX).ok_or_else(|| format!("'{text}' is too long: at most {longest}d"))
 }
 
 /// Writes a size for people: `0 B`, `4.0 KiB`, `1.5 GiB`.
@@ -113,6 +121,7 @@ pub fn format_size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn sizes_are_binary_and_exact() {
@@ -148,6 +157,30 @@ mod tests {
         assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
         for text in ["", "10", "s", "1.5s", "-1s", "10 s", "99999999999999999999s", "999999999999999999d"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_duration("36500d"), Ok(DURATION_MAX));
+        assert!(parse_duration("36501d").unwrap_err().contains("at most 36500d"));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_no_parser_overflows(number in any::<u128>(), digits in 0..40_usize, unit in "[a-zA-Z/.]{0,4}") {
+            let number = number.to_string();
+            let text = format!("{}{unit}", &number[..digits.min(number.len())]);
+            let _ = (parse_size(&text), parse_rate(&text));
+            if let Ok(duration) = parse_duration(&text) {
+                prop_assert!(duration <= DURATION_MAX);
+                let _ = std::time::Instant::now() + duration * 12;
+            }
+        }
+
+        #[test]
+        fn a_duration_is_as_many_seconds_as_it_says(number in any::<u64>(), unit in 0..4_usize) {
+            let (name, seconds) = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)][unit];
+            let expected = u128::from(number) * seconds;
+            let fits = expected <= u128::from(DURATION_MAX.as_secs());
+            let parsed = parse_duration(&format!("{number}{name}")).ok().map(|duration| u128::from(duration.as_secs()));
+            prop_assert_eq!(parsed, fits.then_some(expected));
         }
     }
 

@@ -442,7 +442,7 @@ impl Link {
                     self.sleep(pause);
                     let waited = self.wait_for_gate();
                     since += waited;
-                    let is_made = self.dial_wanted(deadline + waited);
+                    let is_made = self.dial_wanted(deadline.saturating_add(waited));
                     (failures, since) = if is_made { (0, clock()) } else { (failures + 1, since) };
                 }
                 Dial::Spare => {
@@ -468,7 +468,7 @@ impl Link {
         // Others may hear from the server while it lets in nobody more.
         let since = state.lost_since.map_or(since, |lost| lost.min(since));
         let pause = pause(failures.max(state.losses.saturating_sub(1)));
-        Some(Dial::Wanted { pause, deadline: since + self.terms.retry_for })
+        Some(Dial::Wanted { pause, deadline: since.saturating_add(self.terms.retry_for) })
     }
 
     /// Tries once to make a session that is waited for. Says whether it has.

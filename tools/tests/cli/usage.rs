@@ -1,6 +1,6 @@
 //! Flags: what is malformed ends with 2 before anything is touched, and every flag is in the help.
 
-use crate::support::Scratch;
+use crate::support::{MIB, Scratch, noise};
 
 /// Every flag of the design, by command.
 const FLAGS: [(&str, &[&str]); 5] = [
@@ -137,4 +137,34 @@ fn a_scheme_that_is_not_built_in_is_named() {
     let outcome = Scratch::new().json(&["copy", "ssh://host/volume", "b"]);
     outcome.assert_failed(1, "EUnsupported");
     assert!(outcome.stderr.contains("ssh://"), "{outcome:?}");
+}
+
+/// The largest numbers that there are, and the longest duration that is taken.
+#[test]
+fn no_number_is_too_large_to_be_refused_or_obeyed() {
+    let (bare, seconds, days) = ("18446744073709551615", "18446744073709551615s", "36500d");
+    let times = [seconds, "18446744073709551615ms", "18446744073709551615us", "213503982334601d", days];
+    let scratch = Scratch::new();
+    let data = noise(MIB, 3);
+    scratch.file("a", &data);
+    let numbers = ["--block-size", "--depth", "--cores", "--memory", "--checkpoint-every", "--connections"];
+    let durations = ["--retry-for", "--request-timeout", "--lock-wait", "--protect", "--checkpoint-every"];
+    let flags = numbers.iter().map(|flag| (*flag, bare)).chain([("--limit", "18446744073709551615/s")]);
+    let flags = flags.chain(durations.iter().flat_map(|flag| times.map(|time| (*flag, time))));
+    for (flag, value) in flags {
+        let ran = scratch.json(&["copy", "a", "b", "--overwrite", "--restart", flag, value]);
+        assert!(matches!(ran.code, Some(0 | 2)), "{flag} {value}: {ran:#?}");
+        assert!(ran.code == Some(2) || scratch.read("b") == data, "{flag} {value}");
+        assert!(ran.code == Some(0) || value != days, "{flag} {value}: {ran:#?}");
+    }
+    for time in times {
+        let lost = scratch.json(&["copy", "nbd://127.0.0.1:1/x", "c", "--retry-for", time, "--request-timeout", time]);
+        assert!(matches!(lost.code, Some(1 | 2)), "{time}: {lost:#?}");
+        let code = scratch.blockhaul(&["submit", "noop", time, "--center", ""]).output().unwrap().status.code();
+        assert_eq!(code, Some(2), "{time}");
+    }
+    for (flag, code) in [("--priority", 2), ("--max-attempts", 2)] {
+        let words = ["submit", "noop", "--center", "", flag, "4294967295"];
+        assert_eq!(scratch.blockhaul(&words).output().unwrap().status.code(), Some(code), "{flag}");
+    }
 }
