@@ -4,6 +4,7 @@
 //! ([`Operation`], offset, length), may the caller try again, and may it have taken effect anyway ([`Effect`]). It is
 //! built where errno, offset and side are known and is passed on unchanged.
 
+use crate::resource::Exhausted;
 use nix::errno::Errno;
 use serde::Serialize;
 use std::fmt;
@@ -214,15 +215,23 @@ impl Error {
     }
 
     /// An error of the operating system. The code follows from the errno; `what` is a verb phrase with the object,
-    /// such as "open /dev/sdb".
+    /// such as "open /dev/sdb". A limit that is behind it is named.
     pub fn os(side: Side, operation: Operation, errno: Errno, what: impl fmt::Display) -> Self {
+        if let Some(exhausted) = Exhausted::behind(errno, operation) {
+            let message = format!("{what}: {}; {}", errno.desc(), exhausted.describe());
+            let retryable = exhausted != Exhausted::FileSize;
+            let error = Self::new(Code::Overloaded, side, operation, message);
+            return Self { errno: Some(errno as i32), retryable, ..error };
+        }
         let code = match errno {
-            Errno::ENOENT | Errno::ENOTDIR | Errno::ENXIO | Errno::ENODEV => Code::NotFound,
+            Errno::ENOENT | Errno::ENOTDIR | Errno::ENXIO | Errno::ENODEV | Errno::ELOOP => Code::NotFound,
             Errno::EACCES | Errno::EPERM => Code::Permission,
             Errno::EROFS => Code::ReadOnly,
             Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => Code::NoSpace,
             Errno::EBUSY | Errno::ETXTBSY => Code::Busy,
-            Errno::EOPNOTSUPP => Code::Unsupported,
+            Errno::EEXIST => Code::Exists,
+            Errno::EISDIR => Code::BadRequest,
+            Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::ENAMETOOLONG => Code::Unsupported,
             _ => Code::Io,
         };
         Self { errno: Some(errno as i32), ..Self::new(code, side, operation, format!("{what}: {}", errno.desc())) }
@@ -298,6 +307,18 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), Code::ALL.len());
         assert!(names.iter().all(|name| name.starts_with('E')));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_name_does_not_blame_the_device() {
+        for (errno, code) in [
+            (Errno::ELOOP, Code::NotFound),
+            (Errno::ENAMETOOLONG, Code::Unsupported),
+            (Errno::EISDIR, Code::BadRequest),
+            (Errno::EEXIST, Code::Exists),
+        ] {
+            assert_eq!(Error::os(Side::Source, Operation::Open, errno, "open x").code, code, "{errno}");
+        }
     }
 
     #[test]

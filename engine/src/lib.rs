@@ -48,6 +48,7 @@
 pub mod units;
 mod limits;
 pub mod error;
+pub mod resource;
 pub mod spec;
 pub mod volume;
 pub mod extent;

@@ -3,6 +3,7 @@
 //! The ring belongs to `tokio-uring` and is never the data path's. It is made without `DEFER_TASKRUN`, with which this
 //! runtime waits forever for operations that the kernel finishes on another thread.
 
+use crate::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -59,7 +60,11 @@ impl Runtime {
     /// As the system says: no ring, no descriptors.
     pub(super) fn new(backend: Backend) -> io::Result<Self> {
         match backend {
-            Backend::Ring => tokio_uring::Runtime::new(tokio_uring::builder().entries(RING_ENTRIES)).map(Self::Ring),
+            // It panics where it has no descriptors for what it starts, signals included.
+            Backend::Ring => require_descriptors(RUNTIME_DESCRIPTORS, "start the journal's ring")
+                .map_err(io::Error::other)
+                .and_then(|()| tokio_uring::Runtime::new(tokio_uring::builder().entries(RING_ENTRIES)))
+                .map(Self::Ring),
             Backend::Plain => tokio::runtime::Builder::new_current_thread().build().map(Self::Plain),
         }
     }

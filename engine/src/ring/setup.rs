@@ -6,9 +6,11 @@
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::limits::HUGE_PAGE_BYTES;
+use crate::resource::Exhausted;
 use io_uring::{Builder, IoUring, Probe, cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
+use std::borrow::Cow;
 use std::fmt;
 use std::thread::sleep;
 use std::time::Duration;
@@ -49,16 +51,17 @@ impl SetupError {
     }
 
     /// What the user can change.
-    pub(crate) fn remedy(self) -> &'static str {
+    fn remedy(self) -> Cow<'static, str> {
         match self {
-            Self::Denied(Errno::ENOSYS) => "run on a kernel built with CONFIG_IO_URING",
-            Self::Denied(_) => {
-                "set sysctl kernel.io_uring_disabled=0, or allow io_uring_setup, io_uring_enter and io_uring_register \
-                 in the container's seccomp profile"
-            }
-            Self::Lacking(_) => "run on Linux 5.11 or later",
-            Self::Exhausted(Errno::ENOMEM) => "raise the limit on locked memory (ulimit -l)",
-            Self::Exhausted(_) => "raise the limit on open files (ulimit -n)",
+            Self::Denied(Errno::ENOSYS) => "run on a kernel built with CONFIG_IO_URING".into(),
+            Self::Denied(_) => "set sysctl kernel.io_uring_disabled=0, or allow io_uring_setup, io_uring_enter and \
+                 io_uring_register in the container's seccomp profile"
+                .into(),
+            Self::Lacking(_) => "run on Linux 5.11 or later".into(),
+            Self::Exhausted(errno) => match Exhausted::behind(errno, Operation::Start) {
+                Some(exhausted) => exhausted.describe().into(),
+                None => "try again later".into(),
+            },
         }
     }
 }

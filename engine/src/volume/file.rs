@@ -324,11 +324,7 @@ impl Volume for FileVolume {
         self.descriptor.file().set_len(size_bytes).map_err(|e| {
             let what = format!("set the size of {} to {size_bytes} bytes", self.name());
             let error = Error::io(Side::Destination, Operation::Resize, &e, what);
-            if error.errno == Some(Errno::EFBIG as i32) {
-                error.with_code(Code::NoSpace).advise("its file system or the file size limit (ulimit -f) allows less")
-            } else {
-                error
-            }
+            if error.code == Code::NoSpace { error.advise("its file system allows less") } else { error }
         })?;
         self.size_bytes.store(size_bytes, Ordering::Release);
         Ok(())
