@@ -7,6 +7,7 @@
 use crate::api::tls::{RawTls, Tls};
 use crate::channel::{DataAddress, Terms};
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
+use crate::host_port::HostPort;
 use crate::record::{Incarnation, NodeId, OpId, Record, Registration};
 use crate::server::Limits;
 use crate::state_dir;
@@ -382,7 +383,8 @@ fn node(given: Option<String>, is_alone: bool) -> Result<NodeId> {
         None if is_alone => {
             host_name().and_then(|name| NodeId::new(name).ok()).map_or_else(|| NodeId::new("local"), Ok)
         }
-        None => Err(Error::bad_request("a node of a center needs a name that stays: use --node-id")),
+        None => Err(Error::bad_request("a node of a center needs a name that stays")
+            .advise("use --node-id NAME, or --standalone for one node by itself")),
     }
 }
 
@@ -416,6 +418,7 @@ fn store(
 /// The first address that a `HOST:PORT` stands for.
 fn address(flag: &str, text: &str) -> Result<SocketAddr> {
     let refused = |why: String| Error::bad_request(format!("{flag} '{}': {why}", text.escape_debug()));
+    HostPort::parse(text).map_err(|why| refused(why.to_owned()))?;
     let mut found = text.to_socket_addrs().map_err(|error| refused(format!("{error}; an address is HOST:PORT")))?;
     found.next().ok_or_else(|| refused(String::from("that host has no address")))
 }
@@ -429,10 +432,9 @@ fn protected(flag: &str, address: SocketAddr, is_protected: bool, by: &str) -> R
 }
 
 fn checked_advertise(text: String) -> Result<String> {
-    let port = text.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
-    match port {
-        Some((host, Ok(port))) if !host.is_empty() && port != 0 => Ok(text),
-        _ => Err(Error::bad_request(format!("--advertise '{}' is no HOST:PORT", text.escape_debug()))),
+    match HostPort::parse_peer(&text) {
+        Ok(peer) => Ok(peer.to_string()),
+        Err(why) => Err(Error::bad_request(format!("--advertise '{}': {why}", text.escape_debug()))),
     }
 }
 

@@ -17,6 +17,7 @@ pub mod coord;
 mod destination;
 mod dispatcher;
 pub mod election;
+pub mod host_port;
 pub mod layout;
 mod lease;
 mod metrics;

@@ -3,6 +3,7 @@
 use super::fault::{Fault, with_cause};
 use super::limits::{CONNECT_WAIT, KEEPALIVE_EVERY, KEEPALIVE_WAIT};
 use super::tls::Tls;
+use crate::host_port::HostPort;
 use blockhaul_engine::error::Error;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,16 +43,21 @@ impl Channels {
         Ok(channel)
     }
 
+    /// Whether peers are called through TLS.
+    pub(super) fn are_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
     fn endpoint(&self, address: &str) -> Result<Endpoint, Fault> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let peer = address.escape_debug();
         let refused = |error: tonic::transport::Error| {
-            let message = format!("'{}' cannot be called: {}", address.escape_debug(), with_cause(&error));
+            let message = format!("{peer} cannot be called: {}", with_cause(&error));
             Fault::from(Error::bad_request(message))
         };
-        if !address.contains(':') {
-            let message = format!("'{}' is no address: HOST:PORT", address.escape_debug());
-            return Err(Fault::from(Error::bad_request(message)));
-        }
+        let address = HostPort::parse_peer(address).map_err(|why| {
+            Fault::from(Error::bad_request(format!("'{}' is no address: {why}", address.escape_debug())))
+        })?;
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(refused)?;
         let endpoint = endpoint
             .connect_timeout(CONNECT_WAIT)
@@ -75,7 +81,7 @@ mod tests {
         let channels = Channels::default();
         assert!(channels.to("127.0.0.1:1").is_ok());
         assert!(channels.to("[::1]:1").is_ok());
-        for bad in ["", "host", "a b:1", "h:1\n"] {
+        for bad in ["", "host", "a b:1", "h:1\n", "h:90936", "h:0"] {
             assert!(channels.to(bad).is_err(), "{bad:?}");
         }
     }

@@ -8,7 +8,9 @@ use super::channels::Channels;
 use super::fault::Fault;
 use super::limits::{CLIENT_CALL_WAIT, CLIENT_PATIENCE, MESSAGE_BYTES_MAX, STREAM_IDLE_MAX, WATCH_PATIENCE};
 use super::records::is_over;
+use super::trouble::probe;
 use super::wire::{self, center_client};
+use crate::host_port::HostPort;
 use blockhaul_engine::error::{Code, Error, Result};
 use std::future::Future;
 use std::time::Duration;
@@ -22,6 +24,9 @@ const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 type Stub = center_client::CenterClient<Channel>;
 
+/// Before somebody who waits hears why, at the latest.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
 /// Calls a center.
 #[derive(Debug)]
 pub struct CenterClient {
@@ -30,6 +35,8 @@ pub struct CenterClient {
     /// Where the next call goes.
     next: Target,
     patience: Duration,
+    /// Hears what a call waits for, once for each.
+    waits: fn(&str),
 }
 
 /// Calls of the protocol with one request and one answer.
@@ -93,8 +100,13 @@ impl CenterClient {
     /// For a center that is reached by any of `addresses`, each `HOST:PORT`.
     ///
     /// # Errors
-    /// `EBadRequest` if there is none.
+    /// `EBadRequest` if there is none, or one is no address.
     pub fn new(addresses: Vec<String>, channels: Channels) -> Result<Self> {
+        let checked = |text: String| match HostPort::parse_peer(&text) {
+            Ok(peer) => Ok(peer.to_string()),
+            Err(why) => Err(Error::bad_request(format!("--center '{}': {why}", text.escape_debug()))),
+        };
+        let addresses = addresses.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
         if addresses.is_empty() {
             return Err(
                 Error::bad_request("no address of a center is given").advise("use --center or BLOCKHAUL_CENTER")
@@ -102,7 +114,13 @@ impl CenterClient {
         }
         // So that many clients do not all knock at the first one.
         let first = fastrand::usize(..addresses.len());
-        Ok(Self { channels, addresses, next: Target::Listed(first), patience: CLIENT_PATIENCE })
+        Ok(Self { channels, addresses, next: Target::Listed(first), patience: CLIENT_PATIENCE, waits: |_| () })
+    }
+
+    /// Tells `hears` at once when a call has come to nothing everywhere, and is made again.
+    #[must_use]
+    pub fn telling(self, hears: fn(&str)) -> Self {
+        Self { waits: hears, ..self }
     }
 
     /// Makes `call` until somebody has judged it.
@@ -114,8 +132,10 @@ impl CenterClient {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let deadline = Instant::now() + self.patience;
+        let begun = Instant::now();
+        let deadline = begun + self.patience;
         let (mut wait, mut failures) = (RETRY_WAIT, 0);
+        let (mut is_told, mut found) = (false, None);
         loop {
             let answer = match self.stub() {
                 Ok(stub) => answer(call(stub)).await,
@@ -127,12 +147,19 @@ impl CenterClient {
                 Err(fault) => fault,
             };
             if Instant::now() + wait > deadline {
-                return Err(self.at(fault));
+                return Err(self.at(advised(fault, found)));
             }
+            let asked = self.address().to_owned();
             if self.turn(&fault) {
                 continue;
             }
             failures += 1;
+            if !is_told && (failures >= self.addresses.len() || begun.elapsed() >= SILENCE_MAX) {
+                is_told = true;
+                found = self.look_at(&asked, &fault).await;
+                let Fault { error, .. } = advised(fault, found);
+                (self.waits)(&format!("waiting for the task center at {asked}: {}", error.message));
+            }
             if failures % self.addresses.len() == 0 {
                 sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 wait = (wait * 2).min(RETRY_WAIT_MAX);
@@ -164,12 +191,21 @@ impl CenterClient {
         }
     }
 
-    fn stub(&self) -> Result<Stub, Fault> {
-        let address = match &self.next {
+    fn address(&self) -> &str {
+        match &self.next {
             Target::Listed(index) => &self.addresses[*index],
             Target::Pointed(address, _) => address,
-        };
-        Ok(Stub::new(self.channels.to(address)?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        }
+    }
+
+    /// What is where nobody has answered as a center does.
+    async fn look_at(&self, address: &str, fault: &Fault) -> Option<&'static str> {
+        let is_mute = matches!(fault.error.code, Code::Unreachable | Code::Protocol | Code::Timeout);
+        if is_mute && !self.channels.are_secure() { probe(address).await } else { None }
+    }
+
+    fn stub(&self) -> Result<Stub, Fault> {
+        Ok(Stub::new(self.channels.to(self.address())?).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// Chooses where to go after a failure. True if it was pointed to a node that it did not ask just now.
@@ -195,6 +231,13 @@ impl CenterClient {
         fault.error =
             fault.error.advise(format!("no answer of a center within {} s at {tried}", self.patience.as_secs()));
         fault
+    }
+}
+
+fn advised(fault: Fault, found: Option<&'static str>) -> Fault {
+    match found {
+        Some(advice) => Fault { error: fault.error.advise(advice), ..fault },
+        None => fault,
     }
 }
 

@@ -110,7 +110,13 @@ impl From<Status> for Fault {
     fn from(status: Status) -> Self {
         match wire::Fault::decode(status.details()) {
             Ok(fault) if !fault.code.is_empty() => Self::from(fault),
-            Ok(_) | Err(_) => of_transport(&status),
+            Ok(_) | Err(_) => {
+                let fault = of_transport(&status);
+                match super::trouble::advice(&status) {
+                    Some(advice) => Self { error: fault.error.advise(advice), ..fault },
+                    None => fault,
+                }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@
 //! | `center`, `nodes` | the services |
 //! | `addressee` | whom a call between nodes is for |
 //! | `admission`, `listener`, `tls` | where they listen, and for how many |
-//! | `channels`, `calls`, `client` | the other end |
+//! | `channels`, `calls`, `client`, `trouble` | the other end, and why it cannot be had |
 //!
 //! Nothing here decides anything: a call is checked, handed to whom it concerns, and its answer is packed. Everything
 //! that waits has a bound in [`limits`].
@@ -29,6 +29,7 @@ mod nodes;
 mod order;
 mod records;
 pub mod tls;
+mod trouble;
 pub mod view;
 
 /// The messages and services of the protocol, as they are generated.

@@ -42,6 +42,7 @@ fn a_node_of_a_center_has_a_name_and_an_ensemble() {
     let session_timeout = Duration::from_secs(20);
     assert_eq!(config.store, Store::ZooKeeper { address: "a:1,b:2/c".to_owned(), auth: None, session_timeout });
     assert!(refusal(&["--zookeeper", "a:1"]).contains("--node-id"));
+    assert!(refusal(&[]).contains("--standalone") && refusal(&[]).contains("--node-id"));
     assert!(refusal(&["--node-id", "n"]).contains("--standalone"));
     assert!(refusal(&["--node-id", "a/b", "--standalone"]).contains("a/b"));
 }
@@ -56,10 +57,30 @@ fn what_other_hosts_reach_is_protected_or_said_to_be_insecure() {
 }
 
 #[test]
+fn no_duration_is_too_long_to_be_refused_or_obeyed() {
+    let flags =
+        ["--retention", "--quiet-after", "--session-timeout", "--data-channel-interval", "--data-channel-timeout"];
+    for flag in flags {
+        for time in ["18446744073709551615s", "18446744073709551615ms", "213503982334601d", "36500d"] {
+            let words = ["--standalone", "--node-id", "n", "--data-address", "127.0.0.1", flag, time];
+            if let Err(error) = resolved(&words) {
+                assert!(error.code == Code::BadRequest && error.message.contains(flag), "{error}");
+            } else {
+                assert!(time == "36500d" && ["--retention", "--quiet-after"].contains(&flag), "{flag} {time}");
+            }
+        }
+    }
+}
+
+#[test]
 fn each_refusal_names_its_flag() {
     for (flag, value) in [
         ("--listen", "nowhere"),
+        ("--listen", "127.0.0.1:90936"),
+        ("--metrics", "127.0.0.1:+80"),
+        ("--data-address", "127.0.0.1:90936"),
         ("--advertise", "host"),
+        ("--advertise", "host:90936"),
         ("--advertise", "host:0"),
         ("--slots", "0"),
         ("--slots", "257"),

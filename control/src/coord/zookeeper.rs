@@ -25,6 +25,7 @@ use super::{
     Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN, Session,
     SessionId, SessionState, Watch, check_ops, is_path,
 };
+use crate::host_port::HostPort;
 use crate::stopping::CLOSE_MAX;
 use async_trait::async_trait;
 use std::pin::pin;
@@ -90,15 +91,7 @@ impl ZooKeeper {
         if !is_path(chroot) {
             return Err(bad("the part from the first slash on is not a path"));
         }
-        for server in servers.split(',') {
-            let (host, port) = server.rsplit_once(':').ok_or_else(|| bad("a server has no port"))?;
-            if host.is_empty() || host.contains(char::is_whitespace) {
-                return Err(bad("a server has no host"));
-            }
-            if port.parse::<u16>().map_or(true, |port| port == 0) {
-                return Err(bad("a server's port is not a number from 1 to 65535"));
-            }
-        }
+        servers.split(',').try_for_each(|server| HostPort::parse_peer(server).map(drop)).map_err(bad)?;
         let is_judged = Arc::default();
         Ok(Self { servers: servers.to_owned(), chroot: chroot.to_owned(), settings, is_judged })
     }

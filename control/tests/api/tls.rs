@@ -78,13 +78,17 @@ async fn only_certificates_of_the_authority_are_taken_on_either_side() {
 
     assert!(asks(&node, None).await.is_err(), "a caller without TLS");
     let stranger = foreign.certify("stranger");
-    assert!(asks(&node, Some(read(&stranger))).await.is_err(), "both of another authority");
+    let refused = asks(&node, Some(read(&stranger))).await.expect_err("both of another authority");
+    assert!(refused.contains("no authority in --tls-ca"), "{refused}");
     let unsigned = RawTls { tls_ca: caller.tls_ca.clone(), ..stranger.clone() };
-    assert!(asks(&node, Some(read(&unsigned))).await.is_err(), "a caller that our authority did not sign");
+    let refused = asks(&node, Some(read(&unsigned))).await.expect_err("a caller that our authority did not sign");
+    assert!(refused.contains("--tls-cert"), "{refused}");
     let distrustful = RawTls { tls_ca: stranger.tls_ca, ..caller.clone() };
-    assert!(asks(&node, Some(read(&distrustful))).await.is_err(), "a node that its authority did not sign");
+    let refused = asks(&node, Some(read(&distrustful))).await.expect_err("a node that its authority did not sign");
+    assert!(refused.contains("no authority in --tls-ca"), "{refused}");
     let plain = Node::start().await;
-    assert!(asks(&plain, Some(read(&caller))).await.is_err(), "a node without TLS");
+    let refused = asks(&plain, Some(read(&caller))).await.expect_err("a node without TLS");
+    assert!(refused.contains("speaks no TLS"), "{refused}");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use blockhaul_control::api::tls::Tls;
 use blockhaul_control::api::view::TaskView;
 use blockhaul_control::api::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
 use tokio::runtime::{Builder, Runtime};
 
 /// A connection to a center, and how its answers are shown.
@@ -32,10 +33,11 @@ impl Desk {
     fn open(raw: RawCenter) -> Result<Self> {
         let RawCenter { center, tls, json, log } = raw;
         start_logging(log)?;
+        require_descriptors(RUNTIME_DESCRIPTORS, "start a runtime")?;
         let built = Builder::new_current_thread().enable_all().build();
         let runtime = built.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
         let addresses = center.into_iter().filter(|address| !address.is_empty()).collect();
-        let client = CenterClient::new(addresses, Channels::new(Tls::read(&tls)?))?;
+        let client = CenterClient::new(addresses, Channels::new(Tls::read(&tls)?))?.telling(|line| tell(line));
         Ok(Self { runtime, client, json })
     }
 

@@ -1,0 +1,160 @@
+//! Says what a connection that came to nothing most likely means, and what the caller can do about it.
+//!
+//! Known from the types of the errors where there are some. What comes over a connection that was made already has passed
+//! through a library that keeps only the words. A library for HTTP/2 says of everything that is none only that
+//! a frame is invalid, so what is at that address is asked once more, by itself ([`probe`]).
+
+use super::limits::CONNECT_WAIT;
+use rustls::{AlertDescription, CertificateError, Error as TlsError};
+use std::error::Error;
+use std::io;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// The first words of HTTP/2, and an empty frame of settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// What to do about an error of the transport, if one of its causes tells.
+pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<io::Error>().and_then(of_io) {
+            return Some(found);
+        }
+        if let Some(found) = error.downcast_ref::<TlsError>().and_then(of_tls) {
+            return Some(found);
+        }
+        if let Some(found) = of_words(&error.to_string()) {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// An alert after the handshake, by which a server of TLS 1.3 refuses a certificate.
+fn of_words(words: &str) -> Option<&'static str> {
+    let (_, alert) = words.split_once("received fatal alert: ")?;
+    let known = [
+        AlertDescription::CertificateExpired,
+        AlertDescription::UnknownCA,
+        AlertDescription::BadCertificate,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::CertificateRequired,
+        AlertDescription::DecryptError,
+    ];
+    known
+        .into_iter()
+        .find(|known| alert.trim() == format!("{known:?}"))
+        .and_then(|known| of_tls(&TlsError::AlertReceived(known)))
+}
+
+fn of_io(error: &io::Error) -> Option<&'static str> {
+    if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
+        return of_tls(tls);
+    }
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            Some("no taskd listens there: start it, or name the address where one does")
+        }
+        _ => None,
+    }
+}
+
+fn of_tls(error: &TlsError) -> Option<&'static str> {
+    match error {
+        TlsError::InvalidMessage(_) => Some(
+            "what answers there speaks no TLS: leave --tls-cert, --tls-key and --tls-ca away, or name another port",
+        ),
+        TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            Some("the certificate of that node has expired, or a clock is wrong: renew it there")
+        }
+        TlsError::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
+            Some("the certificate of that node is not valid yet, or a clock is wrong")
+        }
+        TlsError::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => Some("the certificate of that node bears other names: call it by one of those"),
+        TlsError::InvalidCertificate(_) => Some("the certificate of that node is of no authority in --tls-ca"),
+        TlsError::AlertReceived(AlertDescription::CertificateExpired) => {
+            Some("the certificate in --tls-cert has expired, or a clock is wrong: renew it")
+        }
+        TlsError::AlertReceived(
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateRequired
+            | AlertDescription::DecryptError,
+        ) => Some("that node does not take the certificate in --tls-cert: is it signed by the center's authority?"),
+        _ => None,
+    }
+}
+
+/// What is at an address that was called without TLS, if it is no task center.
+pub(super) async fn probe(address: &str) -> Option<&'static str> {
+    let asked = async {
+        let mut peer = TcpStream::connect(address).await?;
+        peer.write_all(PREFACE).await?;
+        let mut head = [0; 5];
+        let mut len = 0;
+        while len < head.len() {
+            match peer.read(&mut head[len..]).await? {
+                0 => break,
+                some => len += some,
+            }
+        }
+        io::Result::Ok(known(&head[..len]))
+    };
+    timeout(CONNECT_WAIT, asked).await.ok()?.ok()?
+}
+
+/// By the first bytes of its answer.
+fn known(head: &[u8]) -> Option<&'static str> {
+    const TLS_ALERT: u8 = 21;
+    const SETTINGS: u8 = 4;
+    match head {
+        [TLS_ALERT, 3, ..] => Some("what answers there speaks TLS: give --tls-cert, --tls-key and --tls-ca"),
+        [b'H', b'T', b'T', b'P', ..] => Some("another HTTP server answers there: name the address of a taskd"),
+        [_, _, _, SETTINGS, ..] | [] => None,
+        _ => Some("what answers there is no task center: name the address of a taskd"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_found_below_others() {
+        let refused = io::Error::other(io::Error::from(io::ErrorKind::ConnectionRefused));
+        assert!(advice(refused.get_ref().unwrap()).unwrap().contains("no taskd"));
+        for (error, word) in [
+            (TlsError::InvalidMessage(rustls::InvalidMessage::InvalidContentType), "no TLS"),
+            (TlsError::InvalidCertificate(CertificateError::Expired), "expired"),
+            (TlsError::InvalidCertificate(CertificateError::UnknownIssuer), "authority"),
+            (TlsError::AlertReceived(AlertDescription::CertificateExpired), "--tls-cert has expired"),
+            (TlsError::AlertReceived(AlertDescription::UnknownCA), "center's authority"),
+        ] {
+            let found = advice(&io::Error::new(io::ErrorKind::InvalidData, error)).unwrap();
+            assert!(found.contains(word), "{word}: {found}");
+        }
+        assert_eq!(advice(&io::Error::from(io::ErrorKind::BrokenPipe)), None);
+        let only_words = io::Error::other("connection error: received fatal alert: CertificateExpired");
+        assert!(advice(&only_words).unwrap().contains("--tls-cert has expired"));
+    }
+
+    #[test]
+    fn the_first_bytes_tell_who_it_is() {
+        for (head, word) in [
+            (&[21, 3, 3, 0, 2][..], Some("speaks TLS")),
+            (b"HTTP/", Some("HTTP server")),
+            (b"SSH-2", Some("no task center")),
+            (&[0, 0, 18, 4, 0], None),
+            (&[], None),
+        ] {
+            assert_eq!(known(head).is_some(), word.is_some());
+            assert!(known(head).zip(word).is_none_or(|(found, word)| found.contains(word)), "{head:?}");
+        }
+    }
+}

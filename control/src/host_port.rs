@@ -1,0 +1,93 @@
+//! Reads `HOST:PORT` in the one way that flags, registrations and answers share.
+//!
+//! What a library makes of an address that it half understands (another port, for one) is never dialled.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+/// A host and one of its ports. An IPv6 address is written in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// As it was written, brackets included.
+    host: String,
+    port: u16,
+}
+
+impl HostPort {
+    /// Reads one. Port 0 is one here, and up to the caller.
+    ///
+    /// # Errors
+    /// What is wrong with the text, for a sentence that names it.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let (host, port) = text.rsplit_once(':').ok_or("it has no port: write HOST:PORT")?;
+        let is_host = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+            Some(inner) => inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok()),
+            None => !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)),
+        };
+        if !is_host {
+            return Err("its host is no name and no address: write HOST:PORT, an IPv6 address in brackets");
+        }
+        // `str::parse` would take a sign, too.
+        let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+        let port = digits.and_then(|digits| digits.parse().ok()).ok_or("its port is no number from 0 to 65535")?;
+        Ok(Self { host: host.to_owned(), port })
+    }
+
+    /// The same where somebody is to be called.
+    ///
+    /// # Errors
+    /// As [`HostPort::parse`]; also for port 0.
+    pub fn parse_peer(text: &str) -> Result<Self, &'static str> {
+        match Self::parse(text)? {
+            Self { port: 0, .. } => Err("nobody can be called at port 0"),
+            peer => Ok(peer),
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_is_what_was_written() {
+        for text in ["host:7400", "10.0.0.1:1", "[::1]:65535", "a-b.c_d:0", "[2001:db8::7]:80"] {
+            assert_eq!(HostPort::parse(text).unwrap().to_string(), text);
+        }
+        assert!(HostPort::parse_peer("host:0").is_err() && HostPort::parse_peer("host:1").is_ok());
+    }
+
+    #[test]
+    fn the_rest_is_refused() {
+        for text in [
+            "",
+            "host",
+            ":1",
+            "host:",
+            "host:90936",
+            "host:+80",
+            "host:-1",
+            "host:8 0",
+            "h ost:1",
+            "host:1\n",
+            "::1:80",
+            "[::1]",
+            "[::1]80",
+            "[x]:1",
+            "[[::1]:1",
+            "a/b:1",
+            "user@host:1",
+            "http://host:1",
+            "host:1/path",
+            "host?:1",
+        ] {
+            assert!(HostPort::parse(text).is_err(), "{text:?}");
+        }
+    }
+}
