@@ -30,6 +30,7 @@ pub mod runner;
 pub mod server;
 pub mod state_dir;
 mod stopping;
+pub mod streams;
 mod task_state;
 mod vip;
 

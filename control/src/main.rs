@@ -8,20 +8,23 @@ mod logging;
 
 use blockhaul_control::config::RawConfig;
 use blockhaul_control::server::{Control, Server, Stop};
+use blockhaul_control::streams::{self, Weight};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
 use clap::Parser;
 use logging::Logging;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
 
 /// From the first signal to the end of the process, at most: for all stages of a stop, and what comes after them.
-const STOP_MAX: Duration = Duration::from_secs(19);
+const STOP_MAX: Duration = Duration::from_millis(18_500);
 const _: () = assert!(STOP_MAX.as_millis() > blockhaul_control::server::STOP_MAX.as_millis());
+const _: () = assert!(STOP_MAX.as_millis() + streams::AFTER_STOP_MAX.as_millis() < 20_000);
 /// From the second one: for what a process that is gone cannot mend.
 const FAST_STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -48,14 +51,17 @@ fn main() -> ExitCode {
     // First of all: what arrives from here on is kept, whatever takes how long.
     let (events, seen) = channel();
     let caught = catch_signals(events.clone());
-    match caught.and_then(|()| start(events, &seen)) {
+    let code = match caught.and_then(|()| start(events, &seen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, is_usage }) => {
-            // Whoever should read it may be gone, which is no reason to crash.
-            let _ = writeln!(std::io::stderr(), "taskd: {error}");
+            streams::to_stderr(Weight::Result, format_args!("taskd: {error}"));
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
-    }
+    };
+    streams::stop();
+    // Whoever should read the last lines may be gone, which is no reason to stay.
+    let _ = streams::stderr().settle();
+    code
 }
 
 /// Why the process ends with another code than 0.
@@ -81,8 +87,10 @@ impl Failure {
 /// Handlers do nothing but wake a thread, which does nothing but wake the owner.
 fn catch_signals(events: Sender<Event>) -> std::result::Result<(), Failure> {
     let failed = |error: std::io::Error, what| Error::io(Side::Engine, Operation::Start, &error, what);
+    // A handler that does nothing, so that a write past the limit on the size of files fails instead of killing.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(|error| failed(error, "catch signals"))?;
     let mut signals =
-        Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT]).map_err(|error| failed(error, "catch signals"))?;
+        Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1]).map_err(|error| failed(error, "catch signals"))?;
     let mut forward = move || signals.forever().map(Event::Signal).all(|event| events.send(event).is_ok());
     let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || _ = forward());
     thread.map_err(|error| failed(error, "start the signal thread"))?;
@@ -92,6 +100,7 @@ fn catch_signals(events: Sender<Event>) -> std::result::Result<(), Failure> {
 fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(), Failure> {
     let raw = RawConfig::parse().with_file().map_err(Failure::of_usage)?;
     let logging = Logging::start(raw.log.as_deref()).map_err(Failure::of_usage)?;
+    require_descriptors(RUNTIME_DESCRIPTORS, "start a runtime")?;
     let runtime = Builder::new_multi_thread().enable_all().thread_name("taskd").build();
     let runtime = runtime.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
     let control = Control::default();
@@ -124,7 +133,7 @@ fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result
         match events.recv_timeout(left) {
             Ok(Event::Ended(result)) => return result,
             Ok(Event::Signal(SIGHUP)) => reload(control, logging),
-            Ok(Event::Signal(SIGQUIT)) => tracing::warn!(state = %control.state(), "asked how it stands"),
+            Ok(Event::Signal(SIGQUIT | SIGUSR1)) => tracing::warn!(state = %control.state(), "asked how it stands"),
             Ok(Event::Signal(_)) if deadline.is_none() => {
                 deadline = Some(Instant::now() + STOP_MAX);
                 control.stopper().stop(Stop::Drained);

@@ -5,12 +5,11 @@
 
 use crate::args::RawDoctor;
 use crate::exit::Exit;
-use crate::output::{json_line, say, stay_out_of};
+use crate::output::{object, say, stay_out_of};
 use crate::start_logging;
-use blockhaul_engine::error::{Error, Operation, Result, Side};
+use blockhaul_engine::error::{Error, Operation, Result};
 use blockhaul_engine::host;
 use serde_json::Value;
-use std::io;
 use std::path::PathBuf;
 
 /// The field that lists what to change.
@@ -19,15 +18,14 @@ const REMEDIES: &str = "remedies";
 /// Examines the host, and the file systems of the paths given. Lacks are findings, not failures: exit code 0.
 ///
 /// # Errors
-/// stdout cannot be written.
+/// The facts cannot be shown.
 pub(crate) fn run(raw: RawDoctor) -> Result<Exit> {
     let RawDoctor { paths, json, log } = raw;
     stay_out_of(paths.iter().map(PathBuf::as_path))?;
     start_logging(log)?;
     let report = host::examine(&paths);
     if json {
-        json_line(&mut io::stdout().lock(), &report)
-            .map_err(|error| Error::io(Side::Caller, Operation::Write, &error, "write to stdout"))?;
+        object(&report);
     } else {
         let facts = serde_json::to_value(&report)
             .map_err(|error| Error::internal(Operation::Start, format!("show the host report: {error}")))?;

@@ -2,9 +2,9 @@
 
 use crate::args::RawInspect;
 use crate::exit::Exit;
-use crate::output::{json_line, say, stay_out_of};
+use crate::output::{object, say, stay_out_of};
 use crate::start_logging;
-use blockhaul_engine::error::{Error, Operation, Result, Side};
+use blockhaul_engine::error::Result;
 use blockhaul_engine::journal::JournalReader;
 use blockhaul_engine::journal::JournalState;
 use blockhaul_engine::progress::format_digest;
@@ -12,7 +12,6 @@ use blockhaul_engine::spec::DigestKind;
 use blockhaul_engine::units::format_size;
 use blockhaul_engine::volume::{Identity, VolumeKind};
 use serde::Serialize;
-use std::io;
 
 /// Ranges listed for people; JSON has all of them.
 const RANGES_SHOWN_MAX: usize = 100;
@@ -68,8 +67,7 @@ pub(crate) fn run(raw: RawInspect) -> Result<Exit> {
     let journal = JournalReader::open(&file)?;
     let view = view(&journal);
     if json {
-        json_line(&mut io::stdout().lock(), &view)
-            .map_err(|error| Error::io(Side::Caller, Operation::Write, &error, "write to stdout"))?;
+        object(&view);
     } else {
         describe(&view).iter().for_each(say);
     }

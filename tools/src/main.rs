@@ -23,13 +23,13 @@ mod summary;
 mod verify;
 
 use args::{Cli, Command, RawLog};
+use blockhaul_control::streams::LogWriter;
 use blockhaul_engine::error::{Error, Result};
 use clap::Parser;
 use clap::error::ErrorKind;
 use exit::Exit;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::io::Write;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         }),
         Err(error) => usage(&error, json),
     };
-    exit.into()
+    output::settle(exit).into()
 }
 
 fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
@@ -86,8 +86,7 @@ fn usage(error: &clap::Error, json: bool) -> Exit {
     let refusal = Error::bad_request(message.strip_prefix("error: ").unwrap_or(&message));
     output::refuse(json, &refusal);
     if !hints.trim().is_empty() {
-        // As with every other line on stderr: nobody is left to hear that it failed.
-        let _ = writeln!(std::io::stderr().lock(), "\n{}", hints.trim_end());
+        output::hint(hints.trim_end());
     }
     Exit::from(&refusal)
 }
@@ -102,6 +101,6 @@ fn start_logging(RawLog { filter }: RawLog) -> Result<()> {
         None => builder.from_env_lossy(),
     };
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(LogWriter::default).init();
     Ok(())
 }

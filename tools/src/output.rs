@@ -2,15 +2,20 @@
 //!
 //! With `--json`, stdout carries JSON objects, one per line, and nothing else; the last one of a job, or of a command
 //! that failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, the bar.
-//! A reader that went away (a closed pipe) never ends a copy.
+//!
+//! Nothing here waits but [`settle`], which is the end of every command: a reader that is slow or does not read holds up
+//! neither a copy nor its stop ([`streams`]). What cannot be written makes a success a failure, except for a reader that
+//! went away (a closed pipe), who has seen enough.
 
-use blockhaul_engine::error::{Error, Result};
+use crate::exit::Exit;
+use blockhaul_control::streams::{self, Weight};
+use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::progress::{Bytes, Latency, LatencyUs, Report, Status};
 use blockhaul_engine::volume::StandardStream;
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -54,41 +59,80 @@ pub(crate) fn asks_for_json<S: AsRef<OsStr>>(arguments: &[S]) -> bool {
 /// One JSON object on a line of its own, written in one piece.
 ///
 /// # Errors
-/// As stdout says; a closed pipe is `BrokenPipe`.
-pub(crate) fn json_line<T: Serialize>(out: &mut impl Write, body: &T) -> io::Result<()> {
-    let mut line = serde_json::to_vec(body).map_err(io::Error::other)?;
+/// As `out` says; a closed pipe is `BrokenPipe`.
+pub(crate) fn json_line<T: Serialize>(out: &mut impl Write, body: &T) -> std::io::Result<()> {
+    let mut line = json(body);
     line.push(b'\n');
     out.write_all(&line)
 }
 
-/// A line of a job, such as `{"event":"progress",...}`. A reader that went away is no reason to stop: failures to
-/// write are logged only.
+fn json<T: Serialize>(body: &T) -> Vec<u8> {
+    serde_json::to_vec(body).expect("what is shown has text for keys, and fails nowhere")
+}
+
+/// All that reaches stdout.
+fn to_stdout(weight: Weight, line: Vec<u8>) {
+    if !OUTPUT_IS_A_VOLUME.load(Relaxed) {
+        streams::to_stdout(weight, line);
+    }
+}
+
+/// All that reaches stderr, but for logs and the bar, which begin after [`stay_out_of`].
+fn to_stderr(weight: Weight, line: impl Display) {
+    if !ERROR_IS_A_VOLUME.load(Relaxed) {
+        streams::to_stderr(weight, line);
+    }
+}
+
+/// A line of a job, such as `{"event":"report",...}`.
 pub(crate) fn event<T: Serialize>(event: &'static str, body: &T) {
-    if OUTPUT_IS_A_VOLUME.load(Relaxed) {
-        return;
-    }
-    if let Err(error) = json_line(&mut io::stdout().lock(), &Event { event, body }) {
-        tracing::debug!(event, %error, "write to stdout");
-    }
+    to_stdout(Weight::Result, json(&Event { event, body }));
+}
+
+/// Where a job stands, unless nobody has read the last line yet.
+pub(crate) fn progress<T: Serialize>(body: &T) {
+    to_stdout(Weight::Progress, json(&Event { event: "progress", body }));
+}
+
+/// One JSON object on stdout.
+pub(crate) fn object<T: Serialize>(body: &T) {
+    to_stdout(Weight::Result, json(body));
 }
 
 /// A line for people on stdout.
 pub(crate) fn say(line: impl Display) {
-    if OUTPUT_IS_A_VOLUME.load(Relaxed) {
-        return;
-    }
-    if let Err(error) = writeln!(io::stdout().lock(), "{line}") {
-        tracing::debug!(%error, "write to stdout");
-    }
+    to_stdout(Weight::Result, line.to_string().into_bytes());
 }
 
 /// A line for people on stderr.
 pub(crate) fn tell(line: impl Display) {
-    if ERROR_IS_A_VOLUME.load(Relaxed) {
-        return;
-    }
+    to_stderr(Weight::Result, format_args!("blockhaul: {line}"));
+}
+
+/// The same from a thread that must never wait, whatever else is to be written.
+pub(crate) fn mention(line: impl Display) {
+    to_stderr(Weight::Log, format_args!("blockhaul: {line}"));
+}
+
+/// More lines after one that said what is wrong.
+pub(crate) fn hint(lines: &str) {
+    to_stderr(Weight::Result, format_args!("\n{lines}"));
+}
+
+/// Waits for what is still to be written, as long as no stop was asked for, and says how the process ends then.
+pub(crate) fn settle(exit: Exit) -> Exit {
+    let exit = match streams::stdout().settle() {
+        Ok(()) => exit,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => exit,
+        Err(error) => {
+            let error = Error::io(Side::Caller, Operation::Write, &error, "write the answer to stdout");
+            tell(error.advise("what was asked for is done as far as it was; only its answer is lost"));
+            if exit == Exit::Done { Exit::Failed } else { exit }
+        }
+    };
     // Nobody is left to hear about a stderr that cannot be written.
-    let _ = writeln!(io::stderr().lock(), "blockhaul: {line}");
+    let _ = streams::stderr().settle();
+    exit
 }
 
 /// A request that ended before there was a job: the one line, and with `--json` a report that carries the error.

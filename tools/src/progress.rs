@@ -2,6 +2,7 @@
 
 use crate::args::{RawOutput, ShowBar};
 use crate::output;
+use blockhaul_control::streams::{self, Weight};
 use blockhaul_engine::job::JobHandle;
 use blockhaul_engine::progress::{Progress, Report};
 use blockhaul_engine::units::format_size;
@@ -40,14 +41,19 @@ impl Display {
     }
 
     fn show(&self, job: &JobHandle) {
-        let progress = &job.progress();
+        let progress = job.progress();
         if self.json {
-            output::event("progress", progress);
+            output::progress(&progress);
         }
-        if let Some(bar) = &self.bar {
-            bar.set_length(progress.planned);
-            bar.set_position(progress.written);
-            bar.set_message(status_line(progress, job.path().as_deref()));
+        if let Some(bar) = self.bar.clone() {
+            let line = line(job);
+            // Where stderr is written: a terminal may be stopped.
+            streams::stderr().send(Weight::Progress, move || {
+                bar.set_length(progress.planned);
+                bar.set_position(progress.written);
+                bar.set_message(line);
+                Ok(())
+            });
         }
     }
 
@@ -56,10 +62,18 @@ impl Display {
         if self.json {
             output::event("progress", progress);
         }
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+        if let Some(bar) = self.bar.clone() {
+            streams::stderr().send(Weight::Result, move || {
+                bar.finish_and_clear();
+                Ok(())
+            });
         }
     }
+}
+
+/// Where a job stands, for people.
+pub(crate) fn line(job: &JobHandle) -> String {
+    status_line(&job.progress(), job.path().as_deref())
 }
 
 /// Shows `job` until it has ended. The last line of progress is the state at the end, so that even the shortest job

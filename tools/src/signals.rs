@@ -1,28 +1,41 @@
-//! SIGINT and SIGTERM: the first one stops the job in good order, the second one ends the process at once.
+//! Signals of a job: the first one that asks for a stop stops it in good order, the second one ends the process at once.
+//!
+//! | signal | effect |
+//! | --- | --- |
+//! | SIGINT | a stop: the user has pressed ^C |
+//! | SIGTERM, SIGHUP | a stop: a service manager asks, or the terminal is gone; SIGHUP stays ignored where it was (`nohup`) |
+//! | SIGUSR1 | one line on stderr says where the job stands |
+//! | SIGXFSZ | none: the write that was past the limit fails, and the job says why |
 //!
 //! Signals are caught before the engine starts, so that one that arrives in between is kept and not lost. A process
 //! that ends by the second signal leaves what SIGKILL would leave: the last checkpoint holds.
 
-use crate::output::tell;
+use crate::output::mention;
+use crate::progress;
+use blockhaul_control::streams;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::job::{JobHandle, Reason};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
+use std::sync::Arc;
 
 /// Signals that were caught and not yet acted on.
 #[derive(Debug)]
 pub(crate) struct StopSignals(Signals);
 
 impl StopSignals {
-    /// Catches SIGINT and SIGTERM from here on.
+    /// Catches them from here on.
     ///
     /// # Errors
     /// The system denied a handler or the pipe behind it.
     pub(crate) fn catch() -> Result<Self> {
-        Signals::new([SIGINT, SIGTERM])
-            .map(Self)
-            .map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "catch SIGINT and SIGTERM"))
+        let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "catch signals");
+        // A handler that does nothing. Ignoring the signal would be inherited by other programs.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hang_up = (!is_ignored(&status, SIGHUP)).then_some(SIGHUP);
+        Signals::new([SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hang_up)).map(Self).map_err(failed)
     }
 
     /// Lets them act on `job`, from a thread that lives as long as the process.
@@ -32,16 +45,20 @@ impl StopSignals {
     pub(crate) fn stop(self, job: JobHandle) -> Result<()> {
         let Self(mut signals) = self;
         let act = move || {
-            let mut arrived = signals.forever();
-            if let Some(signal) = arrived.next() {
-                // First of all: whoever reads stderr may be slow, or gone.
-                job.cancel(reason(signal));
-                tell("stopping: blocks in flight are finished and recorded; a second signal ends at once");
-            }
-            if let Some(signal) = arrived.next() {
-                // Ends the process the way the shell expects of this signal.
-                let _ = emulate_default_handler(signal);
-                std::process::abort();
+            let mut asked = false;
+            for signal in signals.forever() {
+                if signal == SIGUSR1 {
+                    mention(progress::line(&job));
+                } else if asked {
+                    // Ends the process the way the shell expects of this signal.
+                    let _ = emulate_default_handler(signal);
+                    std::process::abort();
+                } else {
+                    job.cancel(reason(signal));
+                    streams::stop();
+                    mention("stopping: blocks in flight are finished and recorded; a second signal ends at once");
+                    asked = true;
+                }
             }
         };
         std::thread::Builder::new()
@@ -52,9 +69,16 @@ impl StopSignals {
     }
 }
 
-/// People press ^C; service managers and runners send SIGTERM.
+/// People press ^C; service managers and runners send SIGTERM, and a terminal that goes SIGHUP.
 fn reason(signal: i32) -> Reason {
     if signal == SIGINT { Reason::UserCancel } else { Reason::RunnerInterrupt }
+}
+
+/// Whether the process was started with this signal ignored, by its `/proc/PID/status`.
+fn is_ignored(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).map(str::trim);
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    mask & (1 << (signal - 1)) != 0
 }
 
 #[cfg(test)]
@@ -63,6 +87,14 @@ mod tests {
 
     #[test]
     fn the_signal_says_who_asked() {
-        assert_eq!((reason(SIGINT), reason(SIGTERM)), (Reason::UserCancel, Reason::RunnerInterrupt));
+        let asked = [SIGINT, SIGTERM, SIGHUP].map(reason);
+        assert_eq!(asked, [Reason::UserCancel, Reason::RunnerInterrupt, Reason::RunnerInterrupt]);
+    }
+
+    #[test]
+    fn what_was_ignored_is_known() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000000\n";
+        assert_eq!([SIGHUP, SIGINT, 13].map(|signal| is_ignored(status, signal)), [true, false, true]);
+        assert!(!is_ignored("", SIGHUP));
     }
 }

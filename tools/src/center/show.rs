@@ -1,19 +1,18 @@
 //! What a center answers, for people and for scripts.
 
-use crate::output::{json_line, say};
+use crate::output;
 use blockhaul_control::api::view::{AttemptView, TaskView};
 use blockhaul_control::api::wire;
 use blockhaul_engine::units::format_size;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io;
 
 /// One JSON object, or what people read.
 fn print<T: Serialize>(json: bool, object: &T, lines: impl FnOnce() -> Vec<String>) {
-    if !json {
-        lines().iter().for_each(say);
-    } else if let Err(error) = json_line(&mut io::stdout().lock(), object) {
-        tracing::debug!(%error, "write to stdout");
+    if json {
+        output::object(object);
+    } else {
+        lines().iter().for_each(output::say);
     }
 }
 

@@ -6,11 +6,15 @@
 mod asking;
 mod copying;
 mod exports;
+#[path = "../support/full_pipe.rs"]
+mod full_pipe;
+mod limits;
 mod looking;
 mod planning;
 mod refusing;
 mod stopping;
 mod streams;
 mod support;
+mod unread;
 mod usage;
 mod verifying;

@@ -7,17 +7,23 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 /// Slow enough to be met in the middle, and through blocks that are really moved.
-const SLOWLY: [&str; 8] =
+pub(crate) const SLOWLY: [&str; 8] =
     ["--limit", "8MiB/s", "--reflink", "never", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
 
 /// Starts a slow copy from `a` to `b`, sends `signal` as soon as a progress line satisfies `when`, and waits.
 fn stop(scratch: &Scratch, flags: &[&str], signal: Signal, when: fn(&Value) -> bool) -> Outcome {
     let words: Vec<&str> = ["copy", "a", "b", "--json"].iter().chain(flags).copied().collect();
-    let mut child =
-        scratch.process(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program was built");
+    let mut command = scratch.process(&words);
+    command.stderr(Stdio::piped());
+    stop_by(command, signal, when)
+}
+
+/// The same for any command that writes JSON.
+pub(crate) fn stop_by(mut command: Command, signal: Signal, when: fn(&Value) -> bool) -> Outcome {
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("the program was built");
     let id = Pid::from_raw(i32::try_from(child.id()).expect("ids are small"));
     let mut stdout = Vec::new();
     let mut sent = false;
@@ -34,13 +40,15 @@ fn stop(scratch: &Scratch, flags: &[&str], signal: Signal, when: fn(&Value) -> b
         stdout.append(&mut line);
     }
     let mut stderr = Vec::new();
-    child.stderr.take().expect("it was asked for").read_to_end(&mut stderr).expect("the pipe is ours");
+    if let Some(mut said) = child.stderr.take() {
+        said.read_to_end(&mut stderr).expect("the pipe is ours");
+    }
     let status = child.wait().expect("it is our child");
     assert!(sent, "the copy ended before it could be stopped: {}", String::from_utf8_lossy(&stderr));
     outcome(&std::process::Output { status, stdout, stderr })
 }
 
-fn has_written(progress: &Value) -> bool {
+pub(crate) fn has_written(progress: &Value) -> bool {
     progress["event"] == "progress" && progress["written"].as_u64() > Some(0)
 }
 
@@ -58,9 +66,11 @@ fn printed_command(stderr: &str) -> String {
 
 #[test]
 fn a_signal_drains_records_and_names_the_command_that_goes_on() {
-    for (signal, status, code) in
-        [(Signal::SIGTERM, "interrupted", "ERunnerInterrupt"), (Signal::SIGINT, "cancelled", "ECancelled")]
-    {
+    for (signal, status, code) in [
+        (Signal::SIGTERM, "interrupted", "ERunnerInterrupt"),
+        (Signal::SIGHUP, "interrupted", "ERunnerInterrupt"),
+        (Signal::SIGINT, "cancelled", "ECancelled"),
+    ] {
         let scratch = Scratch::new();
         let data = noise(16 * MIB, 5);
         scratch.file("a", &data);
@@ -77,6 +87,31 @@ fn a_signal_drains_records_and_names_the_command_that_goes_on() {
         assert!(resumed.report()["bytes"]["resumed"].as_u64() > Some(0), "it went on: {resumed:?}");
         assert!(scratch.read("b") == data);
     }
+}
+
+#[test]
+fn below_nohup_the_end_of_the_terminal_is_ignored() {
+    let scratch = Scratch::new();
+    let data = noise(4 * MIB, 5);
+    scratch.file("a", &data);
+    let program = assert_cmd::cargo::cargo_bin!("blockhaul").display();
+    let script = format!("trap '' HUP; exec '{program}' copy a b --json {}", SLOWLY.join(" "));
+    let mut command = scratch.shell(&script);
+    command.stderr(Stdio::piped());
+    stop_by(command, Signal::SIGHUP, has_written).assert_done();
+    assert!(scratch.read("b") == data);
+}
+
+#[test]
+fn sigusr1_asks_where_the_copy_stands_and_nothing_else() {
+    let scratch = Scratch::new();
+    let data = noise(4 * MIB, 5);
+    scratch.file("a", &data);
+    let asked = stop(&scratch, &SLOWLY, Signal::SIGUSR1, has_written);
+    asked.assert_done();
+    let lines: Vec<_> = asked.stderr.lines().filter(|line| line.contains(" of 4.0 MiB, ")).collect();
+    assert!(matches!(lines[..], [line] if line.starts_with("blockhaul: ")), "{asked:?}");
+    assert!(scratch.read("b") == data);
 }
 
 #[test]

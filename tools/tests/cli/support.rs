@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -54,6 +54,11 @@ impl Scratch {
     pub(crate) fn new() -> Self {
         // Next to the build, as the usual temporary directory is often memory: no direct I/O, little room.
         Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build directory can be written"))
+    }
+
+    /// Where every user gets to.
+    pub(crate) fn public() -> Self {
+        Self(tempfile::tempdir_in("/var/tmp").expect("it can be written"))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -132,6 +137,15 @@ pub(crate) fn outcome(output: &std::process::Output) -> Outcome {
         code: output.status.code(),
         lines: stdout.lines().map(object).collect(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Waits for something that is bound to come.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < HANGS_AFTER, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

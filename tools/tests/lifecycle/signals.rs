@@ -1,6 +1,6 @@
 //! Signals at any moment: a clean end, in time, and never a core file.
 
-use crate::support::{Daemon, apart, assert_no_core, catches, permit_cores, run};
+use crate::support::{Daemon, apart, assert_no_core, catches, full_pipe, permit_cores, run, wait_until};
 use nix::sys::signal::Signal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ fn one_life(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let room = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::alone(room.path(), &["--metrics", "127.0.0.1:0"]);
-    let others = [Signal::SIGHUP, Signal::SIGQUIT];
+    let others = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGXFSZ];
     while !catches(daemon.pid(), Signal::SIGTERM) || !catches(daemon.pid(), Signal::SIGQUIT) {
         assert!(daemon.is_running(), "{seed}: {}", daemon.said());
         std::thread::yield_now();
@@ -55,7 +55,7 @@ fn one_life(seed: u64) {
     let wait = Duration::from_micros(dice.below(u64::try_from(START.as_micros()).unwrap()));
     std::thread::sleep(wait / 2);
     if dice.below(2) == 0 {
-        daemon.signal(others[usize::try_from(dice.below(2)).unwrap()]);
+        daemon.signal(others[usize::try_from(dice.below(4)).unwrap()]);
     }
     std::thread::sleep(wait / 2);
     let asked = Instant::now();
@@ -99,9 +99,30 @@ fn sighup_reads_limits_and_log_level_and_sigquit_tells_how_it_stands() {
         write("slots = 0\n");
         daemon.signal(Signal::SIGHUP);
         daemon.says("nothing is changed");
-        daemon.signal(Signal::SIGQUIT);
+        daemon.signal(Signal::SIGUSR1);
         daemon.says("\"slots\":7");
         assert!(daemon.said().contains("DEBUG"), "{}", daemon.said());
         assert_eq!(daemon.stop(), Some(0));
     });
+}
+
+/// What it logs to is full, and nobody reads.
+#[test]
+fn a_log_that_nobody_reads_holds_up_no_stop() {
+    apart("signals::a_log_that_nobody_reads_holds_up_no_stop", &[], || {
+        run("ip", &["link", "set", "lo", "up"]);
+        let room = tempfile::tempdir().unwrap();
+        let (_reader, writer) = full_pipe();
+        let mut daemon = Daemon::alone_logging_to(room.path(), writer);
+        wait_until("a line of the log that waits", || has_thread(daemon.pid(), "output"));
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.ended(), Some(0));
+    });
+}
+
+fn has_thread(process: nix::unistd::Pid, name: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok())
+        .any(|comm| comm.trim() == name)
 }

@@ -5,6 +5,7 @@ use super::cell::{SOON, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
+use std::io::PipeWriter;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -39,6 +40,13 @@ impl Daemon {
     /// A node by itself in this folder, with more flags.
     pub(crate) fn alone(folder: &Path, flags: &[&str]) -> Self {
         Self::start(Self::command(folder, flags), &folder.join("said"))
+    }
+
+    /// The same, with its log going elsewhere.
+    pub(crate) fn alone_logging_to(folder: &Path, log: PipeWriter) -> Self {
+        let mut command = Self::command(folder, &[]);
+        let child = command.stdin(Stdio::null()).stderr(log).spawn().expect("it was built");
+        Self { child, said: folder.join("said") }
     }
 
     /// What [`Daemon::alone`] runs.

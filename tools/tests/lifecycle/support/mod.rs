@@ -8,6 +8,8 @@
 mod built;
 mod cell;
 mod daemon;
+#[path = "../../support/full_pipe.rs"]
+mod full_pipe;
 #[path = "../../../../control/tests/support/java.rs"]
 mod java;
 mod network;
@@ -16,6 +18,7 @@ mod store;
 
 pub(crate) use cell::{Cell, VIP, wait_until};
 pub(crate) use daemon::{Daemon, blockhaul, catches, taskd};
+pub(crate) use full_pipe::full_pipe;
 pub(crate) use network::Network;
 pub(crate) use notified::Notified;
 

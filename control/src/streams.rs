@@ -1,0 +1,283 @@
+//! Writes to stdout and stderr from a thread of each, so that a reader that does not read holds up nobody.
+//!
+//! What is given to one stream is written in the order in which it was given. What always holds: progress and logs never
+//! wait (what finds no room is dropped, logs with a note that says how many), a result waits for its reader as long as no
+//! stop was asked for, and for [`AFTER_STOP_MAX`] once one was. Where no thread can be started, the caller writes.
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// For a reader that is slow, once a stop was asked for: from that, or from the end of what was stopped.
+pub const AFTER_STOP_MAX: Duration = Duration::from_secs(1);
+/// Entries that wait for a reader at most: a burst of logs fits.
+const WAITING_MAX: usize = 1024;
+/// Between two looks at whether a stop was asked for meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What becomes of something that its reader is not ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// Dropped: what comes next says more.
+    Progress,
+    /// Kept while there is room.
+    Log,
+    /// Kept; the caller waits for room.
+    Result,
+}
+
+type Action = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// One of the two streams of this process.
+#[derive(Debug)]
+pub struct Stream {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    waiting: VecDeque<Action>,
+    writer: Writer,
+    dropped_logs: u64,
+    /// The first one.
+    failure: Option<io::Error>,
+    /// When a stop was asked for.
+    stop: Option<Instant>,
+}
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    /// Nobody has had to yet.
+    None,
+    Idle,
+    Writing,
+    /// No thread can be started.
+    Caller,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { waiting, writer, dropped_logs, failure, stop } = self;
+        let mut shown = f.debug_struct("State");
+        shown.field("waiting", &waiting.len()).field("writer", writer).field("dropped_logs", dropped_logs);
+        shown.field("failure", failure).field("stop", stop).finish()
+    }
+}
+
+static STDOUT: Stream = Stream::new();
+static STDERR: Stream = Stream::new();
+
+/// The process's stdout.
+#[must_use]
+pub fn stdout() -> &'static Stream {
+    &STDOUT
+}
+
+/// The process's stderr.
+#[must_use]
+pub fn stderr() -> &'static Stream {
+    &STDERR
+}
+
+/// A stop was asked for: readers that do not read are waited for no longer than [`AFTER_STOP_MAX`].
+pub fn stop() {
+    STDOUT.stop();
+    STDERR.stop();
+}
+
+/// A line on stdout. The line's end is added.
+pub fn to_stdout(weight: Weight, mut line: Vec<u8>) {
+    line.push(b'\n');
+    STDOUT.send(weight, move || write_all(io::stdout(), &line));
+}
+
+/// A line on stderr. The line's end is added.
+pub fn to_stderr(weight: Weight, line: impl std::fmt::Display) {
+    let line = format!("{line}\n");
+    STDERR.send(weight, move || write_all(io::stderr(), line.as_bytes()));
+}
+
+impl Stream {
+    const fn new() -> Self {
+        let state =
+            State { waiting: VecDeque::new(), writer: Writer::None, dropped_logs: 0, failure: None, stop: None };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Gives it something that writes to the stream, and to nothing else.
+    pub fn send(&'static self, weight: Weight, action: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        let mut state = self.lock();
+        while weight == Weight::Result && state.waiting.len() >= WAITING_MAX && state.stop.is_none() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        match weight {
+            Weight::Progress if !state.waiting.is_empty() => return,
+            Weight::Log if state.waiting.len() >= WAITING_MAX => {
+                state.dropped_logs += 1;
+                return;
+            }
+            Weight::Progress | Weight::Log | Weight::Result => (),
+        }
+        if state.writer == Writer::None {
+            let serve = || self.serve();
+            let started = std::thread::Builder::new().name(String::from("output")).spawn(serve);
+            state.writer = if started.is_ok() { Writer::Idle } else { Writer::Caller };
+        }
+        if state.writer == Writer::Caller {
+            drop(state);
+            let done = action();
+            self.lock().note(done);
+            return;
+        }
+        state.waiting.push_back(Box::new(action));
+        self.changed.notify_all();
+    }
+
+    /// Waits until everything that was given has been written, or a stop leaves no more time. Says once what failed.
+    ///
+    /// # Errors
+    /// The first one of a write; `TimedOut` if nobody has read everything in time.
+    pub fn settle(&self) -> io::Result<()> {
+        let begun = Instant::now();
+        let mut state = self.lock();
+        while !state.waiting.is_empty() || state.writer == Writer::Writing {
+            if state.stop.is_some_and(|stop| stop.max(begun).elapsed() >= AFTER_STOP_MAX) {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has read it in time"));
+            }
+            state = self.changed.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.failure.take().map_or(Ok(()), Err)
+    }
+
+    fn stop(&self) {
+        self.lock().stop.get_or_insert_with(Instant::now);
+        self.changed.notify_all();
+    }
+
+    /// The life of its thread.
+    fn serve(&self) {
+        let mut state = self.lock();
+        loop {
+            let Some(action) = state.waiting.pop_front() else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state.writer = Writer::Writing;
+            drop(state);
+            let done = action();
+            state = self.lock();
+            state.writer = Writer::Idle;
+            state.note(done);
+            let dropped = std::mem::take(&mut state.dropped_logs);
+            if dropped > 0 {
+                let note = format!("{dropped} lines of the log were dropped here: nobody read stderr in time\n");
+                state.waiting.push_back(Box::new(move || write_all(io::stderr(), note.as_bytes())));
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Consistent between any two statements under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn note(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
+            self.failure.get_or_insert(error);
+        }
+    }
+}
+
+/// Past the buffers of the standard library, whose locks nobody may hold while a reader does not read.
+fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(&to, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::EINTR) => (),
+            // Somebody who shares it wants no waiting in the kernel.
+            Err(Errno::EAGAIN) => {
+                let _ = poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE);
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes logs to stderr, each event in one piece.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let event = bytes.to_vec();
+        STDERR.send(Weight::Log, move || write_all(io::stderr(), &event));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    /// A stream of its own; nobody gives it back.
+    fn stream() -> &'static Stream {
+        Box::leak(Box::new(Stream::new()))
+    }
+
+    #[test]
+    fn everything_is_written_in_its_order_and_the_first_failure_is_said_once() {
+        let (stream, (said, heard)) = (stream(), channel());
+        for number in 0..100 {
+            let said = said.clone();
+            stream.send(Weight::Result, move || {
+                said.send(number).unwrap();
+                if number < 98 { Ok(()) } else { Err(io::Error::other(number.to_string())) }
+            });
+        }
+        assert_eq!(stream.settle().unwrap_err().to_string(), "98");
+        assert!(stream.settle().is_ok());
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn with_a_reader_that_does_not_read_only_results_wait_and_a_stop_ends_that() {
+        let (stream, (open, gate)) = (stream(), channel::<()>());
+        let (entered, is_in) = channel();
+        stream.send(Weight::Result, move || {
+            entered.send(()).unwrap();
+            let _ = gate.recv();
+            Ok(())
+        });
+        is_in.recv().unwrap();
+        for _ in 0..3 * WAITING_MAX {
+            stream.send(Weight::Progress, || Ok(()));
+            stream.send(Weight::Log, || Ok(()));
+        }
+        let (waiting, dropped) = {
+            let state = stream.lock();
+            (state.waiting.len(), state.dropped_logs)
+        };
+        assert_eq!((waiting, dropped > 0), (WAITING_MAX, true));
+        let late = std::thread::spawn(|| stream.send(Weight::Result, || Ok(())));
+        stream.stop();
+        late.join().unwrap();
+        assert_eq!(stream.settle().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(open);
+        assert!(stream.settle().is_ok());
+    }
+}

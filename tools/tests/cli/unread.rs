@@ -1,0 +1,111 @@
+//! What is written to a reader that does not read, is slow, or is gone, and to a stdout that takes nothing.
+
+use crate::full_pipe::full_pipe;
+use crate::stopping::{SLOWLY, has_written, stop_by};
+use crate::support::{MIB, Scratch, noise, outcome, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Child, Stdio};
+
+fn ended(child: &mut Child) -> Option<i32> {
+    let mut status = None;
+    until("the program ends", || {
+        status = child.try_wait().expect("it is our child");
+        status.is_some()
+    });
+    status.expect("it has ended").code()
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_holds_up_no_stop() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(16 * MIB, 5));
+    let (_reader, writer) = full_pipe();
+    let words = [&["copy", "a", "b", "--json", "--progress", "bar", "--log", "trace"][..], &SLOWLY].concat();
+    let mut command = scratch.process(&words);
+    command.stderr(writer);
+    let stopped = stop_by(command, Signal::SIGTERM, has_written);
+    assert_eq!(stopped.code, Some(75), "{stopped:?}");
+    assert_eq!(stopped.report()["status"], "interrupted");
+}
+
+#[test]
+fn a_stdout_that_nobody_reads_holds_up_no_stop() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(16 * MIB, 5));
+    let (_reader, writer) = full_pipe();
+    let mut command = scratch.process(&[&["copy", "a", "b", "--json"][..], &SLOWLY].concat());
+    let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().expect("the program was built");
+    until("something is written", || scratch.path("b").metadata().is_ok_and(|file| file.blocks() > 0));
+    kill(Pid::from_raw(i32::try_from(child.id()).expect("ids are small")), Signal::SIGTERM).expect("it is our child");
+    assert_eq!(ended(&mut child), Some(75));
+    let mut said = String::new();
+    child.stderr.take().expect("it was asked for").read_to_string(&mut said).expect("the pipe is ours");
+    assert!(said.contains("ERunnerInterrupt") && said.contains("stdout"), "{said}");
+}
+
+#[test]
+fn a_reader_that_is_slow_gets_the_report_all_the_same() {
+    let scratch = Scratch::new();
+    let data = noise(MIB, 5);
+    scratch.file("a", &data);
+    let (mut reader, writer) = full_pipe();
+    let mut command = scratch.process(&["copy", "a", "b", "--json"]);
+    let mut child = command.stdout(writer).stderr(Stdio::null()).spawn().expect("the program was built");
+    drop(command);
+    until("the copy is done", || std::fs::read(scratch.path("b")).is_ok_and(|bytes| bytes == data));
+    let mut said = String::new();
+    reader.read_to_string(&mut said).expect("the pipe is ours");
+    let report: Value = serde_json::from_str(said.lines().last().expect("there is a report")).expect("it is JSON");
+    assert_eq!((&report["event"], &report["status"]), (&"report".into(), &"succeeded".into()));
+    assert_eq!(ended(&mut child), Some(0));
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_no_success_and_leaves_the_copy_alone() {
+    let scratch = Scratch::new();
+    let data = noise(MIB, 7);
+    scratch.file("a", &data);
+    scratch.json(&["copy", "a", "b", "--receipt", "r"]).assert_done();
+    for words in [
+        &["copy", "a", "c"][..],
+        &["copy", "a", "d", "--json"],
+        &["copy", "a", "e", "--dry-run"],
+        &["copy", "a", "e", "--dry-run", "--json"],
+        &["verify", "a", "b"],
+        &["verify", "a", "b", "--json"],
+        &["map", "a"],
+        &["map", "a", "--json"],
+        &["inspect", "r"],
+        &["inspect", "r", "--json"],
+        &["doctor"],
+        &["doctor", "--json"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").expect("every host has it");
+        let output = scratch.process(words).stdout(full).output().expect("the program was built");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+        assert!(said.contains("stdout"), "{words:?}: {said}");
+    }
+    assert!(scratch.read("c") == data && scratch.read("d") == data);
+    assert!(!scratch.path("e").exists());
+}
+
+#[test]
+fn a_reader_that_went_away_has_seen_enough() {
+    let scratch = Scratch::new();
+    let data = noise(MIB, 7);
+    scratch.file("a", &data);
+    for (words, code) in [(&["copy", "a", "b", "--json"][..], 0), (&["doctor"], 0), (&["verify", "a", "a2"], 3)] {
+        scratch.file("a2", &noise(MIB, 8));
+        let (reader, writer) = std::io::pipe().expect("there are descriptors");
+        drop(reader);
+        let output = scratch.process(words).stdout(writer).output().expect("the program was built");
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {:?}", outcome(&output));
+    }
+    assert!(scratch.read("b") == data);
+}
