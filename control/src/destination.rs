@@ -137,7 +137,7 @@ fn no_node(name: &str) -> Error {
     Error::bad_request(format!("{name} is of one node: say which, by --node or as file://NODE/PATH"))
 }
 
-fn is_network_or_socket(text: &str) -> bool {
+pub(crate) fn is_network_or_socket(text: &str) -> bool {
     let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
     ["nbd", "nbds"].contains(&scheme.split('+').next().unwrap_or(""))
 }
@@ -250,8 +250,8 @@ fn check_fence(copy: &CopyTask, source: &Volume, destination: &Volume) -> Result
         }
         // Whether the server exports it read-only is seen by the runner, when it opens it.
         (Fence::Lease, _) if !copy.source_stable && matches!(source, Volume::Path { .. }) => {
-            "late writes of a lost runner are harmless only while the source does not change: promise it by \
-             --source-stable, or copy from an export that is read-only, or use the fence command or manual"
+            "late writes of a lost runner are harmless only while the source does not change: copy a snapshot and \
+             promise it by --source-stable, or copy from an export that is read-only, or use the fence command or manual"
         }
         _ => return Ok(()),
     };

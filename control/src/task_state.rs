@@ -30,6 +30,10 @@ use std::time::Duration;
 /// No task rests longer after a failure, whatever the clocks of its runner and its dispatcher say.
 pub(crate) const RETRY_REST_MAX: Duration = Duration::from_secs(75);
 
+/// The reason of a copy of which nothing would tell that its source has changed between two attempts.
+const STARTS_OVER: &str = "another attempt would start over: nothing would tell whether the source has changed since; digests, or \
+                           --verify, let it go on; so does --source-stable, if nothing writes to the source";
+
 /// What happened to a task.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
@@ -405,6 +409,11 @@ impl TaskRecord {
         self.state = State::Running;
         self.epoch = Some(epoch);
         self.admitted = true;
+        if let TaskSpec::Copy(copy) = &self.spec
+            && copy.starts_over()
+        {
+            self.reason = STARTS_OVER.to_owned();
+        }
         Ok(())
     }
 

@@ -9,7 +9,7 @@
 //! admission has said yes; and of a volume that was given as a descriptor no path is looked up.
 
 use crate::error::Result;
-use crate::extent::RangeSet;
+use crate::extent::{ByteRange, RangeSet};
 use crate::gate::Gate;
 use crate::volume::VolumeKind;
 use std::fmt;
@@ -31,6 +31,9 @@ pub struct Supervision {
     /// (`ECheckpointMismatch`). A journal that exists has to match as always; what it says is added. The digest is null
     /// then, as not all data passed through this engine, and verifying compares with the source.
     pub durable: Option<RangeSet>,
+    /// By what the volumes of that earlier run are known again. Everything in it has to hold (`ESourceChanged`,
+    /// `ECheckpointMismatch`). Without leaves, both volumes are compared with each other at some of the durable ranges.
+    pub evidence: VolumeEvidence,
     /// The source, open for reading; the spec's path is only its name. `EBadRequest` if the spec names an export.
     pub source: Option<OwnedFd>,
     /// The destination, open for reading and writing; the spec's path is only its name. `EBadRequest` if the spec names
@@ -40,15 +43,34 @@ pub struct Supervision {
 
 impl fmt::Debug for Supervision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { gate, admission, durable, source, destination } = self;
+        let Self { gate, admission, durable, evidence, source, destination } = self;
         f.debug_struct("Supervision")
             .field("gate", gate)
             .field("admission", &admission.as_ref().map(|_| "asked"))
             .field("durable", durable)
+            .field("evidence", evidence)
             .field("source", source)
             .field("destination", destination)
             .finish()
     }
+}
+
+/// What a run leaves for others to know its volumes by. The default knows nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeEvidence {
+    /// The source as that run found it, as text that only this crate reads.
+    pub source: Option<String>,
+    /// Leaves that are durable.
+    pub leaves: Vec<DurableLeaf>,
+}
+
+/// A durable leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DurableLeaf {
+    /// Where.
+    pub range: ByteRange,
+    /// XXH3-128 of its bytes; `None`: they are zeros.
+    pub digest: Option<u128>,
 }
 
 /// A local destination that somebody else has opened. The engine opens the same inode anew, through `/proc/self/fd`,

@@ -73,7 +73,7 @@ impl Room {
     fn half_copied(&self) -> RangeSet {
         let limit_bytes_per_second = Some(16 * MIB);
         let job = self.submit(CopySpec { limit_bytes_per_second, ..self.spec() }, Supervision::default());
-        while job.durable_ranges().bytes() < 2 * MIB {
+        while job.durable_ranges().bytes() < 4 * MIB {
             std::thread::yield_now();
         }
         job.cancel(Reason::RunnerInterrupt);
@@ -349,10 +349,14 @@ fn a_verification_reads_what_another_run_is_said_to_have_made_durable() {
     let durable = room.half_copied();
     let first = durable.iter().next().unwrap();
     let destination = File::options().write(true).open(room.path("destination")).unwrap();
-    destination.write_all_at(b"\0", first.start() + 100).unwrap();
+    // Between the ends, where nobody has looked before.
+    destination.write_all_at(b"\0", first.start() + MIB + 100).unwrap();
     let spec = CopySpec { verify: Verify::Yes, ..room.taken_over() };
-    let error = room.refused(spec, claiming(&durable), Code::VerifyMismatch).error.unwrap();
-    assert_eq!(error.offset, Some(first.start()), "{error:?}");
+    let error = room.refused(spec.clone(), claiming(&durable), Code::VerifyMismatch).error.unwrap();
+    assert_eq!(error.offset, Some(first.start() + MIB), "{error:?}");
+    destination.write_all_at(b"\0", first.start() + 100).unwrap();
+    fs::remove_file(room.path("journal of another host")).unwrap();
+    room.refused(spec, claiming(&durable), Code::CheckpointMismatch);
 }
 
 #[test]

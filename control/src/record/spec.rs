@@ -92,6 +92,14 @@ impl TaskSpec {
 }
 
 impl CopyTask {
+    /// Whether every attempt begins with the first byte, as nothing would tell that the source is still what it was:
+    /// a server tells of no changes, there are no digests to compare a sample with, and nobody promises anything.
+    #[must_use]
+    pub fn starts_over(&self) -> bool {
+        let is_told = self.digest != "none" || self.verify || self.source_stable;
+        !is_told && crate::destination::is_network_or_socket(&self.source)
+    }
+
     /// What it says as words, as the engine calls it.
     ///
     /// # Errors

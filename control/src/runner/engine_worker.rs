@@ -241,7 +241,7 @@ impl Running for Copying {
     }
 
     fn durable(&self) -> DurableMap {
-        self.handle().map(|job| DurableMap::of(&job.durable_ranges())).unwrap_or_default()
+        self.handle().map(|job| durable(&job)).unwrap_or_default()
     }
 
     fn set_limit(&self, bytes_per_second: Option<u64>) {
@@ -351,10 +351,13 @@ impl Site {
             mode = if stat.is_file() { stat.mode() & 0o777 } else { mode };
             supervision.source = Some(file.into());
         }
+        let mut durable = if admitted && !copy.starts_over() { durable } else { DurableMap::default() };
+        if copy.starts_over() {
+            self.forget(&task, created_ms);
+        }
         let mut spec = spec(&copy, source, destination.clone(), admitted)?;
         spec.checkpoint = Checkpoint::File(self.journal(&task, created_ms));
         let mut created = None;
-        let mut durable = if admitted { durable } else { DurableMap::default() };
         if let Locator::Path(path) = &destination {
             let opened = self.policy.open_destination(path, mode)?;
             let is_known = opened.created.is_none() && self.is_written_by(&opened.file, &earlier, &durable);
@@ -364,9 +367,12 @@ impl Site {
                 // Neither the record nor the journal of an earlier attempt is about what is there now.
                 self.forget(&task, created_ms);
                 durable = DurableMap::default();
+                // Nobody has judged what is there now. Nor has anything been written that somebody could go on with.
+                spec.overwrite = if copy.overwrite { Overwrite::Yes } else { Overwrite::No };
             }
         }
         supervision.durable = (!durable.is_empty()).then(|| durable.to_ranges());
+        supervision.evidence = durable.evidence().clone();
         let gatekeeper = Arc::new(Gatekeeper {
             question: Mutex::new(Some(admission)),
             durable,
@@ -440,9 +446,15 @@ fn outcome(report: &Report, job: &JobHandle) -> Outcome {
         end,
         quiesced: report.quiesced,
         progress: progress(job),
-        durable: DurableMap::of(&job.durable_ranges()),
+        durable: durable(job),
         report: serde_json::to_value(report).ok(),
     }
+}
+
+/// What is durable, and by what it is known again: asked for in this order, so that no leaf is outside of the ranges.
+fn durable(job: &JobHandle) -> DurableMap {
+    let evidence = job.evidence();
+    DurableMap::of(&job.durable_ranges()).known_by(evidence)
 }
 
 fn progress(job: &JobHandle) -> Progress {

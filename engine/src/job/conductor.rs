@@ -21,6 +21,7 @@ use super::batch::{Batch, bytes_of};
 use super::ledger::Ledger;
 use super::rate::{Pacing, Rate};
 use super::round::{Landed, Round};
+use super::sample::DurableSample;
 use super::supply::{Found, Supply};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
@@ -92,6 +93,8 @@ pub(crate) struct Conductor<L> {
     recorded: u64,
     /// Of these, what no flush has covered yet.
     unflushed: RangeSet,
+    /// Leaves of what is being appended, or appended and not covered by a flush yet.
+    staged: DurableSample,
     /// What is being appended.
     appending: Vec<ByteRange>,
     last_record: Instant,
@@ -133,6 +136,7 @@ impl<L: Ledger> Conductor<L> {
             settled: done,
             recorded: done,
             unflushed: RangeSet::new(),
+            staged: DurableSample::default(),
             appending: Vec::new(),
             last_record: now,
             stopping_since: now,
@@ -370,6 +374,10 @@ impl<L: Ledger> Conductor<L> {
         }
         let runs = batch.runs();
         self.appending.extend(runs.iter().map(|run| run.range));
+        let leaf_bytes = self.round.terms.block_bytes.into();
+        if self.round.terms.copies {
+            runs.iter().for_each(|run| self.staged.add_run(run, leaf_bytes));
+        }
         self.ledger.append(runs);
         self.cycle = Cycle::Appending(batch);
     }
@@ -395,6 +403,7 @@ impl<L: Ledger> Conductor<L> {
             // The flush covered what was recorded without one before.
             self.round.control.counters.durable.store(self.recorded, Release);
             self.round.control.make_durable(std::mem::take(&mut self.unflushed).iter());
+            self.round.control.make_known(&std::mem::take(&mut self.staged));
         }
         self.wake();
     }

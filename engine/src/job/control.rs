@@ -6,6 +6,7 @@
 
 use super::Reason;
 use super::round::lock;
+use super::sample::DurableSample;
 use crate::extent::{ByteRange, RangeSet};
 use crate::gate::Gate;
 use crate::limits::DURABLE_RUNS_MAX;
@@ -13,6 +14,7 @@ use crate::nbd::leash::Leash;
 use crate::pipeline::bucket::Bucket;
 use crate::progress::{Bytes, Progress};
 use crate::ring::{Instant, clock};
+use crate::supervision::VolumeEvidence;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release,
@@ -78,6 +80,10 @@ pub(crate) struct Control {
     leash: Arc<Leash>,
     /// What is durable on the destination.
     durable: Mutex<RangeSet>,
+    /// A few leaves of that.
+    sampled: Mutex<DurableSample>,
+    /// The source as it was when the job opened it, once it has.
+    source: OnceLock<String>,
     /// The thread that conducts the job; woken when something happened that it waits for.
     conductor: OnceLock<Thread>,
 }
@@ -112,6 +118,8 @@ impl Control {
             shown_written: AtomicU64::new(0),
             leash: Arc::new(Leash::new(gate)),
             durable: Mutex::default(),
+            sampled: Mutex::default(),
+            source: OnceLock::new(),
             conductor: OnceLock::new(),
         }
     }
@@ -141,6 +149,21 @@ impl Control {
     /// What is durable, as at most [`DURABLE_RUNS_MAX`] runs.
     pub(crate) fn durable(&self) -> RangeSet {
         lock(&self.durable).longest(DURABLE_RUNS_MAX)
+    }
+
+    /// Leaves that are durable by now.
+    pub(crate) fn make_known(&self, sample: &DurableSample) {
+        lock(&self.sampled).absorb(sample);
+    }
+
+    /// What the source is.
+    pub(crate) fn reads(&self, source: String) {
+        let _ = self.source.set(source);
+    }
+
+    /// See [`crate::job::JobHandle::evidence`].
+    pub(crate) fn evidence(&self) -> VolumeEvidence {
+        VolumeEvidence { source: self.source.get().cloned(), leaves: lock(&self.sampled).leaves() }
     }
 
     /// Makes the calling thread the one that [`Control::notify`] wakes.

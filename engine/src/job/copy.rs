@@ -9,12 +9,13 @@ use super::ledger::{FileLedger, Ledger};
 use super::oversight::{Oversight, record_undigested};
 use super::pass::{CopyStart, Pair, Pass};
 use super::protection::Protection;
+use super::sample::DurableSample;
 use super::start::{Prepared, prepare};
 use super::supply::Expectation;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Place};
-use crate::limits::BLOCK_BYTES_DIRECT;
+use crate::limits::{BLOCK_BYTES_DIRECT, SAMPLE_LEAVES_MAX};
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::spec::{
@@ -83,6 +84,15 @@ impl Copy<'_, '_> {
         let (source, destination) = (Arc::clone(&prepared.source), Arc::clone(&prepared.destination));
         let (created, leaf_bytes) = (prepared.created, prepared.leaf_bytes);
         self.claims = prepared.claims;
+        if let Some(earlier) = &prepared.earlier {
+            let mut known = DurableSample::default();
+            for leaf in earlier.telling_leaves().take(SAMPLE_LEAVES_MAX) {
+                known.add_run(&leaf?, leaf_bytes.into());
+            }
+            control.make_known(&known);
+        }
+        control.make_known(&self.oversight.known());
+        control.reads(source_identity(&*source, self.spec.changed_since.as_deref()).to_text());
         let ledger = self.move_blocks(prepared)?;
         let checked = destination.check_in_place().and_then(|()| {
             if self.spec.sync == Sync::Yes && created {

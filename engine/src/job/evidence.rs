@@ -55,6 +55,17 @@ impl<'a> Evidence<'a> {
         Ok(Self { leaves, cancelled })
     }
 
+    /// Of leaves that somebody else has kept. As many as fit the bound are looked at.
+    pub(crate) fn of_leaves(mut leaves: Vec<Run>, cancelled: &'a dyn Fn() -> bool) -> Self {
+        leaves.truncate(SAMPLE_LEAVES_MAX);
+        while leaves.len() > SAMPLE_LEAVES_MIN
+            && leaves.iter().map(|leaf| leaf.range.len()).fold(0, u64::saturating_add) > SAMPLE_BYTES
+        {
+            leaves.pop();
+        }
+        Self { leaves, cancelled }
+    }
+
     /// Refuses volumes that differ from the journal, or of which neither identity nor content tells that they are its own.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub(crate) mod facilities;
 pub(crate) mod control;
 pub(crate) mod oversight;
 pub(crate) mod evidence;
+pub(crate) mod sample;
 pub(crate) mod start;
 pub(crate) mod supply;
 pub(crate) mod round;
@@ -28,6 +29,7 @@ use crate::extent::RangeSet;
 use crate::limits::{CALL_LIMIT, LOOK_AT_THREAD};
 use crate::progress::{Progress, Report};
 use crate::ring::clock;
+use crate::supervision::VolumeEvidence;
 use control::Control;
 use round::{Round, lock};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -212,6 +214,13 @@ impl JobHandle {
     #[must_use]
     pub fn durable_ranges(&self) -> RangeSet {
         self.state.control.durable()
+    }
+
+    /// By what whoever goes on from [`JobHandle::durable_ranges`] without the job's journal knows its volumes again. Ask
+    /// for it before those: then it tells of nothing that they do not have. Small; says nothing before the job has begun.
+    #[must_use]
+    pub fn evidence(&self) -> VolumeEvidence {
+        self.state.control.evidence()
     }
 
     /// Resets the job's connections to servers at once: what was not sent is never sent, and no new ones are made. Local

@@ -1,13 +1,15 @@
 //! A supervision as the start of a copy sees it: who is asked, what is believed, and when the destination may change.
 
+use super::evidence::Evidence;
+use super::sample::DurableSample;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Content, JournalFile, Run};
-use crate::limits::TICK;
+use crate::limits::{SAMPLE_READ_BYTES, TICK};
 use crate::nbd::leash::Leash;
 use crate::spec::{Continuation, CopySpec, Overwrite};
-use crate::supervision::{Admission, Admitted, Supervision};
-use crate::volume::{Means, Opened, VolumeKind};
+use crate::supervision::{Admission, Admitted, DurableLeaf, Supervision, VolumeEvidence};
+use crate::volume::{Identity, Means, Opened, Unproven, VolumeKind, refuse_changed_source};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
@@ -18,11 +20,12 @@ pub(crate) struct Oversight {
     pub means: Means,
     admission: Option<Arc<dyn Admission>>,
     durable: RangeSet,
+    evidence: VolumeEvidence,
 }
 
 impl fmt::Debug for Oversight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { means, admission, durable } = self;
+        let Self { means, admission, durable, evidence: _ } = self;
         let is_asked = admission.is_some();
         f.debug_struct("Oversight").field("means", means).field("asks", &is_asked).field("durable", durable).finish()
     }
@@ -31,9 +34,9 @@ impl fmt::Debug for Oversight {
 impl Oversight {
     /// Of a job on that leash, which has the gate.
     pub(crate) fn new(supervision: Supervision, leash: &Arc<Leash>) -> Self {
-        let Supervision { gate: _, admission, durable, source, destination } = supervision;
+        let Supervision { gate: _, admission, durable, evidence, source, destination } = supervision;
         let means = Means { leash: Arc::clone(leash), source, destination };
-        Self { means, admission, durable: durable.unwrap_or_default() }
+        Self { means, admission, durable: durable.unwrap_or_default(), evidence }
     }
 
     /// Whether something is said to be durable without a journal that says so.
@@ -73,6 +76,29 @@ impl Oversight {
         Err(lost(destination.name(), &how))
     }
 
+    /// Refuses volumes that are not those of the run that made it durable, by what that run has left of them.
+    ///
+    /// # Errors
+    /// `ESourceChanged`, `ECheckpointMismatch`, `ECancelled`, and what the volumes say to being read.
+    pub(crate) fn refuse_others(&self, opened: &Opened, cancelled: &dyn Fn() -> bool) -> Result<()> {
+        if !self.claims() {
+            return Ok(());
+        }
+        let now = opened.source.volume().identity();
+        let then = self.evidence.source.as_deref().and_then(|text| Identity::from_text(text, now.name.clone()));
+        let source = then.map_or(Ok(false), |then| refuse_changed_source(&then, now))?;
+        let leaves = match &self.evidence.leaves[..] {
+            [] => compared(&self.durable, now.size_bytes),
+            leaves => leaves.iter().map(of_leaf).collect(),
+        };
+        // Whoever keeps the ranges knows the destination by other means; its content is looked at all the same.
+        Evidence::of_leaves(leaves, cancelled).refuse_others(
+            &opened.source,
+            &opened.destination,
+            Unproven { source, destination: false },
+        )
+    }
+
     /// The same of one that is missing.
     ///
     /// # Errors
@@ -95,6 +121,15 @@ impl Oversight {
             has_journal,
             size_bytes: destination.size_bytes(),
         })
+    }
+
+    /// The leaves that are said to be durable.
+    pub(crate) fn known(&self) -> DurableSample {
+        let mut known = DurableSample::default();
+        if self.claims() {
+            self.evidence.leaves.iter().for_each(|leaf| known.add_run(&of_leaf(leaf), leaf.range.len()));
+        }
+        known
     }
 
     /// Waits until the destination may be changed. To be called immediately before it is.
@@ -131,6 +166,27 @@ fn lost(name: &str, how: &str) -> Error {
     let message = format!("the destination {name} is not what an earlier run has written to: it is {how}");
     let error = Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Open, message);
     error.advise("name the destination of the earlier run, or copy in full")
+}
+
+fn of_leaf(leaf: &DurableLeaf) -> Run {
+    let content = leaf.digest.map_or(Content::Zeros, |digest| Content::Leaves(vec![digest]));
+    Run { range: leaf.range, content }
+}
+
+/// Where nobody has kept a digest: the ends of the first, the last and the longest range.
+fn compared(durable: &RangeSet, size: u64) -> Vec<Run> {
+    let durable = whole_leaves(durable, size, SAMPLE_READ_BYTES);
+    let (first, last) = (durable.iter().next(), durable.iter().last());
+    let longest = durable.iter().max_by_key(|run| run.len());
+    let piece = |start: u64, end: u64| ByteRange::new(start, end.min(start + SAMPLE_READ_BYTES));
+    let ends = |run: ByteRange| {
+        let last = (run.end() - 1) / SAMPLE_READ_BYTES * SAMPLE_READ_BYTES;
+        [piece(run.start(), run.end()), piece(last, run.end())]
+    };
+    let mut pieces: Vec<ByteRange> = [first, last, longest].into_iter().flatten().flat_map(ends).collect();
+    pieces.sort_unstable_by_key(|piece| piece.start());
+    pieces.dedup();
+    pieces.into_iter().map(|range| Run { range, content: Content::Undigested }).collect()
 }
 
 /// Trimmed inwards; the last leaf may be shorter.

@@ -78,6 +78,7 @@ pub(crate) fn prepare(
     if let Start::Resumed(_, earlier, unproven) = &start {
         refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
     }
+    oversight.refuse_others(&opened, cancelled)?;
     refuse_full(&opened.source, &opened.destination, spec)?;
     refuse_cancelled(cancelled)?;
     oversight.ask(&opened, matches!(start, Start::Resumed(..)))?;

@@ -31,6 +31,7 @@ pub use place::default_checkpoint_path;
 pub(crate) use place::{Place, check_place};
 pub use read::JournalReader;
 pub use root::RootHasher;
+pub(crate) use samples::Numbers;
 pub(crate) use service::{JournalFile, JournalService, Keep};
 
 use crate::error::named;

@@ -55,6 +55,42 @@ impl Identity {
         }
     }
 
+    /// As text, without its name: a line of numbers, then the ids.
+    pub(crate) fn to_text(&self) -> String {
+        let Self { name: _, kind, device: _, inode, born_ns, size_bytes, modified_ns, changed_ns, ids } = self;
+        let kind = match kind {
+            VolumeKind::File => "file",
+            VolumeKind::Device => "device",
+            VolumeKind::Export => "export",
+        };
+        let born = born_ns.map_or("-".to_owned(), |born| born.to_string());
+        let VolumeIds { lasting, boot_id, disk_sequence } = ids;
+        let medium = format!("{boot_id:x} {disk_sequence}");
+        format!("{kind} {inode} {born} {size_bytes} {modified_ns} {changed_ns} {medium}\n{lasting}")
+    }
+
+    /// From [`Identity::to_text`], under this name; `None` if it is not that.
+    pub(crate) fn from_text(text: &str, name: VolumeName) -> Option<Self> {
+        let (numbers, lasting) = text.split_once('\n')?;
+        let mut fields = numbers.split(' ');
+        let kind = match fields.next()? {
+            "file" => VolumeKind::File,
+            "device" => VolumeKind::Device,
+            "export" => VolumeKind::Export,
+            _ => return None,
+        };
+        let inode = fields.next()?.parse().ok()?;
+        let born_ns = match fields.next()? {
+            "-" => None,
+            born => Some(born.parse().ok()?),
+        };
+        let size_bytes = fields.next()?.parse().ok()?;
+        let (modified_ns, changed_ns) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let boot_id = u128::from_str_radix(fields.next()?, 16).ok()?;
+        let ids = VolumeIds { lasting: lasting.to_owned(), boot_id, disk_sequence: fields.next()?.parse().ok()? };
+        Some(Self { name, kind, device: 0, inode, born_ns, size_bytes, modified_ns, changed_ns, ids })
+    }
+
     fn file_likeness(&self, now: &Self) -> Likeness {
         if self.inode != now.inode {
             return Likeness::Other(format!("its inode was {} and is {} now", self.inode, now.inode));
@@ -103,6 +139,21 @@ mod tests {
         assert_eq!(nameless.likeness(&nameless), Likeness::Same, "its birth tells");
         let unborn = Identity { born_ns: None, ..nameless };
         assert_eq!(unborn.likeness(&unborn), Likeness::Unknown);
+    }
+
+    #[test]
+    fn an_identity_is_the_same_as_text() {
+        let ids = VolumeIds { boot_id: 0xabc, disk_sequence: 9, ..VolumeIds::of([("uuid", "a b".to_owned())]) };
+        let plain = Identity { device: 0, ids, ..identity(VolumeKind::File, &[]) };
+        for kind in [VolumeKind::File, VolumeKind::Device, VolumeKind::Export] {
+            for born_ns in [None, Some(-5)] {
+                let identity = Identity { kind, born_ns, ..plain.clone() };
+                assert_eq!(Identity::from_text(&identity.to_text(), "/v".into()), Some(identity));
+            }
+        }
+        for bad in ["", "file", "file 1 2 3\n", "disk 1 - 3 4 5 0 0\n"] {
+            assert_eq!(Identity::from_text(bad, "/v".into()), None, "{bad}");
+        }
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub(crate) use increment::{refuse_half_copy, source_identity};
 pub(crate) use lock::Patience;
 pub(crate) use means::Means;
 pub(crate) use open::Opened;
-pub(crate) use resumable::{Unproven, is_destination, refuse_other};
+pub(crate) use resumable::{Unproven, is_destination, refuse_changed_source, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
 pub(crate) use space::refuse_full;
 pub(crate) use streams::refuse_streams;

@@ -73,7 +73,8 @@ fn mismatch(message: &str) -> Error {
     error.advise("name the destination of the first start, or start over with --restart")
 }
 
-fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<bool> {
+/// Whether content has to prove that it is the same source.
+pub(crate) fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<bool> {
     let likeness = then.likeness(now);
     let how = match &likeness {
         Likeness::Other(how) => Some(format!("the checkpoint is about {}: {how}", then.name)),

@@ -13,6 +13,7 @@ mod judging;
 mod leaders;
 mod partitions;
 mod protecting;
+mod replaced;
 mod runners;
 mod stopping;
 mod support;

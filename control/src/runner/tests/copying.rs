@@ -54,8 +54,9 @@ impl Desk {
     }
 
     /// How a copy ends that is interrupted on its way.
-    async fn interrupted(&self, destination: &str) -> Outcome {
+    async fn interrupted(&self, destination: &str, digest: &str) -> Outcome {
         let (mut work, question) = self.work(destination);
+        work.copy.digest = digest.to_owned();
         work.copy.limit = Some(MIB);
         let running = self.worker.start(work);
         question.await.unwrap().answer.send(Ok(())).unwrap();
@@ -163,31 +164,67 @@ async fn a_later_grant_keeps_an_older_one_off() {
     assert_eq!((desk.mark("in/b").as_deref(), std::fs::metadata(desk.path("in/b")).unwrap().len()), (Some("11"), 0));
 }
 
-/// A destination whose first half was copied under grant `mark`, as another process left it: marked with zeros, so that
-/// it can be told whether it was copied again.
-async fn gone_on_with(mark: &str, length: u64) -> (DurableMap, Vec<u8>) {
+/// A destination whose first half was copied under grant `mark`, as another process left it.
+async fn gone_on_with(mark: &str, length: u64) -> (DurableMap, Outcome) {
     let desk = Desk::new();
-    let mut there = vec![0; usize::try_from(2 * MIB).unwrap()];
-    there.extend_from_slice(&content()[there.len()..]);
+    let mut there = content()[..usize::try_from(2 * MIB).unwrap()].to_vec();
+    there.resize(usize::try_from(4 * MIB).unwrap(), 0);
     there.truncate(usize::try_from(length).unwrap());
     std::fs::write(desk.path("in/b"), &there).unwrap();
     let file = std::fs::File::open(desk.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", mark.as_bytes()).unwrap();
     let (work, question) = desk.work("in/b");
     let work = Work { admitted: true, earlier: vec![Epoch(3), Epoch(7)], durable: copies::bytes(2 * MIB), ..work };
-    let (durable, outcome) = desk.carry_out(work, question).await;
+    let running = desk.worker.start(work);
+    let Ok(Question { durable, answer }) = question.await else {
+        return (DurableMap::default(), running.ended().await);
+    };
+    answer.send(Ok(())).unwrap();
+    let outcome = running.ended().await;
     assert_eq!(outcome.end, End::Succeeded, "{outcome:?}");
-    (durable, std::fs::read(desk.path("in/b")).unwrap())
+    assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
+    (durable, outcome)
 }
 
 #[tokio::test]
 async fn what_the_record_calls_durable_holds_only_of_the_file_that_it_was_said_of() {
-    let (durable, bytes) = gone_on_with("7", 4 * MIB).await;
+    let (durable, outcome) = gone_on_with("7", 4 * MIB).await;
     assert_eq!(durable, copies::bytes(2 * MIB));
-    assert!(bytes[..100] == [0; 100] && bytes[3 << 20..] == content()[3 << 20..], "not copied again");
+    assert_eq!(outcome.report.unwrap()["bytes"]["resumed"], 2 * MIB, "not copied again");
     for (mark, length) in [("5", 4 * MIB), ("7", MIB)] {
-        let (durable, bytes) = gone_on_with(mark, length).await;
-        assert!(durable.is_empty() && bytes == content(), "of another file, or of a longer one");
+        let (durable, outcome) = gone_on_with(mark, length).await;
+        let End::Failed(failure) = outcome.end else { panic!("of another file, or of a longer one: {outcome:?}") };
+        assert!(durable.is_empty() && failure.code == Code::Exists, "nobody has judged it: {failure:?}");
+    }
+    let (durable, _) = gone_on_with("5", 0).await;
+    assert!(durable.is_empty(), "an empty one is copied to from the beginning");
+}
+
+/// What the record would have of a copy that was interrupted, and what that has left.
+async fn known(desk: &Desk, digest: &str) -> DurableMap {
+    let outcome = desk.interrupted("in/b", digest).await;
+    assert_eq!(outcome.durable.evidence().leaves.is_empty(), digest == "none", "{outcome:?}");
+    assert!(outcome.durable.evidence().source.is_some(), "{outcome:?}");
+    // Another node has no journal.
+    desk.worker.forget(&id("t"), 5);
+    outcome.durable
+}
+
+#[tokio::test]
+async fn volumes_that_were_replaced_between_two_attempts_are_noticed() {
+    let (source, destination) = (("in/a", Code::SourceChanged), ("in/b", Code::CheckpointMismatch));
+    for (digest, (replaced, code)) in [("xxh3", source), ("xxh3", destination), ("none", source), ("none", destination)]
+    {
+        let desk = Desk::new();
+        let durable = known(&desk, digest).await;
+        let file = std::fs::File::options().write(true).open(desk.path(replaced)).unwrap();
+        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xee; length], 0).unwrap();
+        let (work, _question) = desk.work("in/b");
+        let work = Work { admitted: true, earlier: vec![Epoch(10)], durable, ..work };
+        let outcome = desk.worker.start(work).ended().await;
+        let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
+        assert_eq!(failure.code, code, "{failure:?}");
     }
 }
 
@@ -214,7 +251,7 @@ async fn a_cancel_holds_at_any_moment() {
 #[tokio::test]
 async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
     let desk = Desk::new();
-    let outcome = desk.interrupted("in/b").await;
+    let outcome = desk.interrupted("in/b", "none").await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Stopped(Reason::RunnerInterrupt), true));
     assert!(outcome.durable.bytes() > 0 && outcome.durable.bytes() < 4 * MIB, "{outcome:?}");
     assert_eq!(desk.worker.kept(), [(id("t"), 5)]);
@@ -233,14 +270,21 @@ async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
 #[tokio::test]
 async fn a_journal_is_worth_nothing_when_somebody_else_has_written_the_destination() {
     let desk = Desk::new();
-    assert!(desk.interrupted("in/b").await.durable.bytes() > 0);
+    assert!(desk.interrupted("in/b", "none").await.durable.bytes() > 0);
     std::fs::write(desk.path("in/b"), vec![7; content().len()]).unwrap();
     let file = std::fs::File::open(desk.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
 
-    let (work, question) = desk.work("in/b");
-    let work = Work { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work };
-    let (durable, outcome) = desk.carry_out(work, question).await;
+    let again = |work: Work| Work { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work };
+    let (work, _question) = desk.work("in/b");
+    let outcome = desk.worker.start(again(work)).ended().await;
+    let End::Failed(failure) = outcome.end else { panic!("somebody else's data: {outcome:?}") };
+    assert_eq!(failure.code, Code::Exists, "{failure:?}");
+    assert!(std::fs::read(desk.path("in/b")).unwrap() == vec![7; content().len()]);
+
+    let (mut work, question) = desk.work("in/b");
+    work.copy.overwrite = true;
+    let (durable, outcome) = desk.carry_out(again(work), question).await;
     assert!(durable.is_empty() && outcome.end == End::Succeeded, "{outcome:?}");
     assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
 }

@@ -1,0 +1,111 @@
+//! Volumes that are replaced or written to between two attempts of a task, on one node and on two.
+
+use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const SIZE: usize = 48 * MIB;
+const SLOWLY: [&str; 2] = ["--limit", "4MiB/s"];
+
+/// Other bytes, where the first attempt has copied already and far beyond.
+fn overwrite(path: &Path) {
+    let file = File::options().write(true).open(path).expect("a file of ours");
+    file.write_all_at(&mixed(SIZE / 2, 99), 0).and_then(|()| file.sync_all()).expect("there is room");
+}
+
+/// Pauses a task once the store knows of something durable.
+fn pause(cell: &Cell, id: &str) {
+    cell.wait_for_checkpoint(id);
+    cell.ask(&["pause", id]);
+    let task = cell.wait_for(id, "that it waits", |task| task.state() == "PAUSED" || task.is_over());
+    assert_eq!(task.state(), "PAUSED", "{task:?}");
+}
+
+fn assert_fails(cell: &Cell, id: &str, code: &str) {
+    cell.ask(&["resume", id]);
+    let task = cell.wait_for(id, "its end", Task::is_over);
+    assert_eq!((task.state(), task.error()), ("FAILED", code), "{task:?}");
+}
+
+#[test]
+fn a_source_file_that_is_written_to_while_its_task_is_paused_fails_it() {
+    need!("a_source_file_that_is_written_to_while_its_task_is_paused_fails_it", &NEEDS);
+    let cell = Cell::new(1, 1);
+    cell.fill("source", &mixed(SIZE, 3));
+    let pair = Pair::new(&cell, "pair", SIZE);
+    let words = [&SLOWLY[..], &["--fence", "manual"]].concat();
+    cell.submit("file", &cell.uri(0, "source"), &pair.destination.uri(), &words);
+    pause(&cell, "file");
+    overwrite(&cell.volume("source"));
+    assert_fails(&cell, "file", "ESourceChanged");
+}
+
+#[test]
+fn another_node_notices_that_an_export_was_replaced() {
+    need!("another_node_notices_that_an_export_was_replaced", &NEEDS);
+    for (name, replaced, code) in [("from", "from.golden", "ESourceChanged"), ("to", "to.image", "ECheckpointMismatch")]
+    {
+        let cell = Cell::new(2, 1);
+        let pair = Pair::new(&cell, name, SIZE);
+        pair.submit_on(&cell, name, 0, &SLOWLY);
+        pause(&cell, name);
+        overwrite(&cell.site.path(replaced));
+        cell.ask(&["drain", &cell.nodes[0].id]);
+        assert_fails(&cell, name, code);
+        let runners = cell.task(name).runners();
+        assert_eq!(runners.last(), Some(&cell.nodes[1].id), "{runners:?}");
+    }
+}
+
+#[test]
+fn a_local_destination_that_was_replaced_is_not_written_over() {
+    need!("a_local_destination_that_was_replaced_is_not_written_over", &NEEDS);
+    let mut cell = Cell::new(1, 1);
+    cell.fill("source", &mixed(SIZE, 3));
+    let copy = |cell: &Cell, id: &str| {
+        cell.submit(id, &cell.uri(0, "source"), &cell.uri(0, id), &[&SLOWLY[..], &["--reflink", "never"]].concat());
+    };
+    copy(&cell, "content");
+    pause(&cell, "content");
+    overwrite(&cell.volume("content"));
+    assert_fails(&cell, "content", "ECheckpointMismatch");
+
+    copy(&cell, "file");
+    cell.wait_for_checkpoint("file");
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
+    std::fs::remove_file(cell.volume("file")).expect("it was copied to");
+    let others = mixed(MIB, 5);
+    cell.fill("file", &others);
+    cell.nodes[0].start();
+    let task = cell.wait_for("file", "its end", Task::is_over);
+    assert_eq!((task.state(), task.error()), ("FAILED", "EExists"), "{task:?}");
+    assert!(cell.read("file") == others, "somebody else's file");
+}
+
+#[test]
+fn a_copy_that_nothing_could_vouch_for_says_so_and_starts_over() {
+    need!("a_copy_that_nothing_could_vouch_for_says_so_and_starts_over", &NEEDS);
+    let cell = Cell::new(1, 1);
+    let pair = Pair::new(&cell, "pair", SIZE);
+    pair.submit(&cell, "blind", &[&SLOWLY[..], &["--digest", "none"]].concat());
+    cell.wait_for_checkpoint("blind");
+    let task = cell.task("blind");
+    for word in ["start over", "--verify", "--source-stable"] {
+        assert!(task.reason().contains(word), "{task:?}");
+    }
+    pause(&cell, "blind");
+    cell.ask(&["resume", "blind"]);
+    cell.hurry("blind");
+    let task = cell.wait_for_success("blind");
+    assert_eq!(task.resumed(), 0, "{task:?}");
+    pair.assert_copied();
+
+    pair.submit(&cell, "stable", &[&SLOWLY[..], &["--digest", "none", "--source-stable", "--overwrite"]].concat());
+    pause(&cell, "stable");
+    assert!(!cell.task("stable").reason().contains("start over"));
+    cell.ask(&["resume", "stable"]);
+    cell.hurry("stable");
+    assert!(cell.wait_for_success("stable").resumed() > 0);
+    pair.assert_copied();
+}
