@@ -203,6 +203,8 @@ fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => bytes = &bytes[written..],
             Err(Errno::EINTR) => (),
+            // Closed, or open for reading only: there is no such stream, as the standard library has it.
+            Err(Errno::EBADF) => return Ok(()),
             // Somebody who shares it wants no waiting in the kernel.
             Err(Errno::EAGAIN) => {
                 let _ = poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE);
