@@ -4,4 +4,4 @@
 
 mod need;
 
-pub use need::{Need, Requirement, unmet};
+pub use need::{Need, Requirement, skipped, unmet};

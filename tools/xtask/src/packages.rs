@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// Every package with the programs by which it is recognised, so that tools that came another way count too. A name that
 /// starts with a slash is that file.
-const PACKAGES: [(&str, &[&str]); 17] = [
+const PACKAGES: [(&str, &[&str]); 18] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
     ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
@@ -19,6 +19,7 @@ const PACKAGES: [(&str, &[&str]); 17] = [
     ("iproute2", &["ip"]),
     ("systemd", &["systemd-analyze"]),
     ("e2fsprogs", &["mkfs.ext4"]),
+    ("dmsetup", &["dmsetup"]),
     ("python3", &["python3"]),
     ("strace", &["strace"]),
     ("openssl", &["openssl"]),

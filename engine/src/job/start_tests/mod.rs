@@ -14,7 +14,7 @@ use crate::journal::{Content, Run};
 use crate::spec::{Direct, LiveSource, PathChoice, Reflink, Sparse};
 use crate::volume::Locator;
 use crate::volume::support::{LoopDevice, Mounted, make_file, need, run, scratch};
-use blockhaul_testkit::{Need, unmet};
+use blockhaul_testkit::{Need, skipped, unmet};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
