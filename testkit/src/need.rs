@@ -84,7 +84,7 @@ fn is_on_path(program: &str) -> bool {
     std::env::split_paths(&path).chain(system).any(|directory| directory.join(program).is_file())
 }
 
-/// What [`need!`](crate::need) takes.
+/// What [`need!`](macro@crate::need) takes.
 pub trait Requirement {
     /// What the test works with.
     type Met;
