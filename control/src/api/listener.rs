@@ -1,7 +1,7 @@
 //! Where the services listen: with bounds on everything, and an end that no peer can put off.
 //!
 //! Connections are accepted here and not by the transport, so that there are never too many of them, and none that asks
-//! nothing holds its place ([`super::admission`]). At the end streams are told first, then calls may finish for
+//! nothing holds its place (`admission`). At the end streams are told first, then calls may finish for
 //! [`GOODBYE_MAX`]; what is still open then goes with the process.
 
 use super::addressee;
