@@ -279,11 +279,13 @@ fn what_does_not_fit_or_is_not_empty_is_refused_before_a_byte_is_written() {
     site.blockhaul(&["copy", "a", &full.uri()]).assert_failed(1, "EExists");
     assert_same(&full.content(), &old, "the export that refused");
 
-    // Only what lies at its beginning is looked at.
+    // Wherever its data lies.
     let mut behind = vec![0; SIZE];
     behind[2 * MIB..].copy_from_slice(&old[2 * MIB..]);
     let started = Export::with(&site, "started", Kind::QemuRaw, &behind);
-    let copied = site.blockhaul(&["copy", "a", &started.uri()]);
+    site.blockhaul(&["copy", "a", &started.uri()]).assert_failed(1, "EExists");
+    assert_same(&started.content(), &behind, "the export that begins with zeros");
+    let copied = site.blockhaul(&["copy", "a", &started.uri(), "--overwrite"]);
     assert_whole(&copied, SIZE, "to an export that begins with zeros");
     assert_same(&started.content(), &site.read("a"), "to an export that begins with zeros");
 }
