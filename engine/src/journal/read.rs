@@ -7,10 +7,11 @@
 use super::format::{Damage, Geometry, HEADER_OFFSET, Lead, SECTOR_BYTES, SLOT_OFFSETS, Slot, decode_header};
 use super::picks::Picks;
 use super::record::{
-    RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RECORD_TAIL_BYTES, RecordHead, RecordKind, decode_finish, is_torn, walk_runs,
+    RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RECORD_TAIL_BYTES, RecordHead, RecordKind, RunHead, decode_finish, is_torn,
+    walk_runs,
 };
 use super::runs::Runs;
-use super::span::{Span, SpanIndex};
+use super::span::{SPANS_MAX, Span, SpanIndex};
 use super::{Finish, Header, JournalState, Run};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
@@ -19,6 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Where the bytes of a journal come from: a file, or memory in a simulation.
 pub(crate) trait ReadAt: Send + Sync {
@@ -116,7 +118,9 @@ pub struct JournalReader {
     lead: Lead,
     finish: Option<Finish>,
     durable: RangeSet,
-    spans: SpanIndex,
+    /// Of a part of the copy: see [`SpanIndex`].
+    spans: Mutex<SpanIndex>,
+    spans_max: usize,
     picks: Picks,
     records: u64,
     runs: u64,
@@ -165,7 +169,8 @@ impl JournalReader {
             lead,
             finish: None,
             durable: RangeSet::new(),
-            spans: SpanIndex::default(),
+            spans: Mutex::new(SpanIndex::starting_at(0, SPANS_MAX)),
+            spans_max: SPANS_MAX,
             picks,
             records: 0,
             runs: 0,
@@ -225,7 +230,44 @@ impl JournalReader {
         let whole = ByteRange::new(0, geometry.size_bytes);
         let within = within.intersect(whole).unwrap_or(ByteRange::new(0, 0));
         let within = within.align_out(geometry.leaf_bytes, geometry.size_bytes);
-        Runs::new(&self.store, geometry, self.end, self.spans.within(within))
+        Runs::new(self, geometry, within)
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The first span in `within`, cut to it. Reads the records again if the index does not reach there.
+    pub(super) fn first_span(&self, within: ByteRange) -> Result<Option<Span>> {
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = within.start();
+        while at < within.end() {
+            let known = spans.known();
+            if !(known.start() <= at && at < known.end()) {
+                *spans = self.index(at)?;
+            }
+            let part = ByteRange::new(at, within.end().min(spans.known().end()));
+            if let Some(span) = spans.first_in(part) {
+                return Ok(Some(span));
+            }
+            at = part.end();
+        }
+        Ok(None)
+    }
+
+    /// What the records say from byte `start` of the copy on, as far as an index reaches.
+    fn index(&self, start: u64) -> Result<SpanIndex> {
+        let mut index = SpanIndex::starting_at(start, self.spans_max);
+        let (mut at, mut sequence) = (self.lead.records_start(), 0);
+        while at < self.end {
+            let Loaded::Whole(record) = self.load(at, sequence, self.end)? else {
+                return Err(self.store.corrupt(at, 0, "a record is not what it was a moment ago"));
+            };
+            let walked = record.walk_spans(&self.header, |_| (), |span| index.overlay(span));
+            walked.map_err(|what| self.store.corrupt(at, record.head.record_bytes(), what))?;
+            (at, sequence) = (record.end(), sequence + 1);
+        }
+        Ok(index)
     }
 
     /// Single leaves by which its volumes can be known again, the most telling first. Reads the file again.
@@ -274,7 +316,7 @@ impl JournalReader {
             return Err(self.store.corrupt(self.end, limit - self.end, "something follows the finish record"));
         }
         let is_committed = self.end < committed;
-        match self.load(limit)? {
+        match self.load(self.end, self.records, limit)? {
             Loaded::Whole(record) if is_committed && record.end() > committed => {
                 Err(self.store.corrupt(record.at, record.head.record_bytes(), "a record is committed in part"))
             }
@@ -288,9 +330,9 @@ impl JournalReader {
         }
     }
 
-    /// The record at the end of what was accepted so far.
-    fn load(&self, limit: u64) -> Result<Loaded> {
-        let (at, rest) = (self.end, limit - self.end);
+    /// The record at `at`, which is to have this sequence number.
+    fn load(&self, at: u64, sequence: u64, limit: u64) -> Result<Loaded> {
+        let rest = limit - at;
         if rest < RECORD_HEAD_BYTES as u64 {
             return Ok(Loaded::Incomplete);
         }
@@ -299,7 +341,7 @@ impl JournalReader {
             // Nobody knows how long it was meant to be: everything up to the end is looked at.
             return Ok(Loaded::Spoiled { end: limit, what: "the checksum of a record's head is wrong" });
         };
-        if head.sequence != self.records {
+        if head.sequence != sequence {
             return Err(corrupt("a record is out of sequence"));
         }
         if head.record_bytes() > rest {
@@ -342,26 +384,13 @@ impl JournalReader {
     }
 
     fn accept_runs(&mut self, record: &Record) -> Result<(), &'static str> {
-        let first = record.at + RECORD_HEAD_BYTES as u64;
-        let mut open: Option<Span> = None;
-        let (spans, durable, picks) = (&mut self.spans, &mut self.durable, &mut self.picks);
-        let mut close = |span: Span| {
+        let spans = self.spans.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (durable, picks) = (&mut self.durable, &mut self.picks);
+        let close = |span: Span| {
             spans.overlay(span);
             durable.insert(span.range);
         };
-        walk_runs(&record.payload, record.head.runs, &Geometry::of(&self.header), |run, at| {
-            picks.add(run.range, run.is_zeros());
-            open = Some(match open {
-                Some(span) if span.range.end() == run.range.start() => {
-                    Span { range: ByteRange::new(span.range.start(), run.range.end()), ..span }
-                }
-                other => {
-                    other.into_iter().for_each(&mut close);
-                    Span { range: run.range, position: first + at as u64 }
-                }
-            });
-        })?;
-        open.into_iter().for_each(close);
+        record.walk_spans(&self.header, |run| picks.add(run.range, run.is_zeros()), close)?;
         self.runs += u64::from(record.head.runs);
         Ok(())
     }
@@ -373,7 +402,7 @@ impl fmt::Debug for JournalReader {
             .field("name", &self.store.name)
             .field("state", &self.state())
             .field("records", &self.records)
-            .field("spans", &self.spans.len())
+            .field("spans_max", &self.spans_max)
             .field("durable_bytes", &self.durable.bytes())
             .field("end", &self.end)
             .finish_non_exhaustive()
@@ -405,6 +434,34 @@ impl Record {
     fn end(&self) -> u64 {
         self.at + self.head.record_bytes()
     }
+
+    /// Calls `run_found` with every run of it and `each` with every span, in order. The finish record has none.
+    fn walk_spans(
+        &self,
+        header: &Header,
+        mut run_found: impl FnMut(&RunHead),
+        mut each: impl FnMut(Span),
+    ) -> Result<(), &'static str> {
+        if self.head.kind == RecordKind::Finish {
+            return Ok(());
+        }
+        let first = self.at + RECORD_HEAD_BYTES as u64;
+        let mut open: Option<Span> = None;
+        walk_runs(&self.payload, self.head.runs, &Geometry::of(header), |run, at| {
+            run_found(&run);
+            open = Some(match open {
+                Some(span) if span.range.end() == run.range.start() => {
+                    Span { range: ByteRange::new(span.range.start(), run.range.end()), ..span }
+                }
+                other => {
+                    other.into_iter().for_each(&mut each);
+                    Span { range: run.range, position: first + at as u64 }
+                }
+            });
+        })?;
+        open.into_iter().for_each(each);
+        Ok(())
+    }
 }
 
 /// What stands where a record should.
@@ -417,4 +474,67 @@ enum Loaded {
         end: u64,
         what: &'static str,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::append::Appender;
+    use super::super::samples::{Sample, header};
+    use super::super::{Content, JournalReader};
+    use super::*;
+
+    /// Each leaf with what it holds.
+    fn leaves(reader: &JournalReader) -> Vec<(u64, Content)> {
+        let leaf = u64::from(reader.header().leaf_bytes);
+        let whole = ByteRange::new(0, reader.header().size_bytes);
+        let runs = reader.runs(whole).map(|run| run.unwrap());
+        runs.flat_map(|run| {
+            run.range.split(leaf).map(move |piece| (piece.start(), run.cut(piece, leaf).content)).collect::<Vec<_>>()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn what_does_not_fit_the_index_is_read_again() {
+        for seed in 0..40 {
+            let sample = Sample::new(seed);
+            let whole = leaves(&JournalReader::from_bytes(sample.file()).unwrap());
+            for most in 1..4 {
+                let mut reader = JournalReader::from_bytes(sample.file()).unwrap();
+                reader.spans_max = most;
+                let forgetful = SpanIndex::starting_at(u64::MAX, most);
+                *reader.spans.get_mut().unwrap() = forgetful;
+                assert_eq!(leaves(&reader), whole, "seed {seed}, {most} spans");
+            }
+        }
+    }
+
+    /// 32 stretches grow side by side, as on many cores: no two neighbours are of one record.
+    #[test]
+    fn the_index_of_eight_terabytes_is_bounded_and_misses_nothing() {
+        const PIECE: u64 = 8 << 20;
+        const RECORDS: u64 = 32_768;
+        let header = Header { digest: crate::spec::DigestKind::None, ..header(8 << 40, 1 << 20) };
+        let (mut appender, start) = Appender::create(&header).unwrap();
+        let mut file = start.bytes;
+        for record in 0..RECORDS {
+            let piece = |stretch: u64| Run {
+                range: ByteRange::at((stretch * RECORDS + record) * PIECE, PIECE),
+                content: Content::Undigested,
+            };
+            for commit in appender.append((0..32).map(piece).collect()).unwrap() {
+                file.extend(&commit.record.bytes);
+            }
+        }
+        let reader = JournalReader::from_bytes(file).unwrap();
+        assert_eq!(reader.durable().bytes(), 8 << 40);
+        let mut at = 0;
+        for run in reader.runs(ByteRange::new(0, 8 << 40)) {
+            let range = run.unwrap().range;
+            assert_eq!(range.start(), at);
+            at = range.end();
+            assert!(reader.spans.lock().unwrap().len() <= SPANS_MAX);
+        }
+        assert_eq!(at, 8 << 40);
+    }
 }

@@ -2,44 +2,59 @@
 
 use super::Run;
 use super::format::Geometry;
-use super::read::Store;
+use super::read::{JournalReader, Store};
 use super::record::{RUN_HEAD_BYTES, RunHead};
 use super::span::Span;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 
 /// Bytes read at a time: many runs are short.
 const WINDOW_BYTES: u64 = 32 << 10;
 
-/// Iterates over the runs of `spans`, each cut to its span. Ends after the first error.
-pub(super) struct Runs<'a, I> {
-    store: &'a Store,
+/// Iterates over the runs of a part of the copy, each cut to its span. Ends after the first error.
+pub(super) struct Runs<'a> {
+    reader: &'a JournalReader,
     geometry: Geometry,
-    spans: I,
+    /// What no span was taken of yet.
+    rest: ByteRange,
     /// What is left of the span being read, and where its next run lies.
     current: Option<Span>,
     window: Window,
 }
 
-impl<'a, I: Iterator<Item = Span>> Runs<'a, I> {
-    /// `end` is where the records end in the file.
-    pub(super) fn new(store: &'a Store, geometry: Geometry, end: u64, spans: I) -> Self {
-        Self { store, geometry, spans, current: None, window: Window { bytes: Vec::new(), start: 0, end } }
+impl<'a> Runs<'a> {
+    /// `within` is made of whole leaves.
+    pub(super) fn new(reader: &'a JournalReader, geometry: Geometry, within: ByteRange) -> Self {
+        let window = Window { bytes: Vec::new(), start: 0, end: reader.end() };
+        Self { reader, geometry, rest: within, current: None, window }
+    }
+
+    fn next_span(&mut self) -> Result<Option<Span>> {
+        let span = self.reader.first_span(self.rest)?;
+        let end = span.map_or(self.rest.end(), |span| span.range.end());
+        self.rest = ByteRange::new(end, self.rest.end());
+        Ok(span)
+    }
+
+    fn end_after(&mut self, error: Error) -> Error {
+        self.rest = ByteRange::new(self.rest.end(), self.rest.end());
+        error
     }
 
     /// The next run of `span` that has bytes in it, whole, and where the one after it lies.
     fn next_in(&mut self, span: Span) -> Result<(Run, u64)> {
         let mut at = span.position;
         loop {
-            let corrupt = |what| self.store.corrupt(at, RUN_HEAD_BYTES as u64, what);
-            let head = self.window.take(self.store, at, RUN_HEAD_BYTES)?;
+            let store = self.reader.store();
+            let corrupt = |what| store.corrupt(at, RUN_HEAD_BYTES as u64, what);
+            let head = self.window.take(store, at, RUN_HEAD_BYTES)?;
             let head = RunHead::decode(head, &self.geometry).map_err(corrupt)?;
             let after = at + head.run_bytes() as u64;
             if head.range.end() <= span.range.start() {
                 at = after;
                 continue;
             }
-            let bytes = self.window.take(self.store, at, head.run_bytes())?;
+            let bytes = self.window.take(store, at, head.run_bytes())?;
             if !head.seals(bytes) || head.range.start() > span.range.start() {
                 return Err(corrupt("a run is not what it was a moment ago"));
             }
@@ -48,11 +63,14 @@ impl<'a, I: Iterator<Item = Span>> Runs<'a, I> {
     }
 }
 
-impl<I: Iterator<Item = Span>> Iterator for Runs<'_, I> {
+impl Iterator for Runs<'_> {
     type Item = Result<Run>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let span = self.current.take().or_else(|| self.spans.next())?;
+        let span = match self.current.take().map_or_else(|| self.next_span(), |span| Ok(Some(span))) {
+            Ok(span) => span?,
+            Err(error) => return Some(Err(self.end_after(error))),
+        };
         match self.next_in(span) {
             Ok((run, position)) => {
                 let end = run.range.end().min(span.range.end());
@@ -61,10 +79,7 @@ impl<I: Iterator<Item = Span>> Iterator for Runs<'_, I> {
                 self.current = (!rest.is_empty()).then_some(Span { range: rest, position });
                 Some(Ok(piece))
             }
-            Err(error) => {
-                while self.spans.next().is_some() {}
-                Some(Err(error))
-            }
+            Err(error) => Some(Err(self.end_after(error))),
         }
     }
 }

@@ -4,10 +4,16 @@
 //! position of the first run in it. Spans never overlap; what is recorded later replaces what was there.
 //!
 //! Size: 24 bytes per span plus the tree's slack, at most 56 bytes per span. A record of one unbroken stretch is one
-//! span however its zeros and data alternate; 8 TiB recorded in stretches of 64 MiB take 131,072 spans, 7 MiB at most.
+//! span however its zeros and data alternate, but every core adds one to each record: 8 TiB on 16 cores are some million.
+//! So an index holds at most [`SPANS_MAX`], 7 MiB: it forgets those at the highest offsets and says up to where it
+//! knows everything. Whoever gets there reads the records once more for the next part.
 
 use crate::extent::ByteRange;
 use std::collections::BTreeMap;
+
+/// Most spans that one index holds. More would cost memory; with fewer, long journals are read from their start more
+/// often: once for each part that an index of this size reaches over.
+pub(crate) const SPANS_MAX: usize = 128 << 10;
 
 /// A stretch of bytes and where its runs lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,17 +24,32 @@ pub(crate) struct Span {
     pub position: u64,
 }
 
-/// Disjoint spans in the order of offsets.
-#[derive(Debug, Default)]
+/// Disjoint spans in the order of offsets: all that there are in a part of the copy.
+#[derive(Debug)]
 pub(crate) struct SpanIndex {
     /// Start to (end, position).
     spans: BTreeMap<u64, (u64, u64)>,
+    /// Where everything is known.
+    known: ByteRange,
+    spans_max: usize,
 }
 
 impl SpanIndex {
+    /// An empty one that is to know what lies from `start` on.
+    pub(crate) fn starting_at(start: u64, spans_max: usize) -> Self {
+        assert!(spans_max > 0, "an index that holds nothing gets nowhere");
+        Self { spans: BTreeMap::new(), known: ByteRange::new(start, u64::MAX), spans_max }
+    }
+
+    /// Where everything is known. Never empty.
+    pub(crate) fn known(&self) -> ByteRange {
+        self.known
+    }
+
     /// Adds a span, which wins over everything that was there.
     pub(crate) fn overlay(&mut self, span: Span) {
-        let (start, end) = (span.range.start(), span.range.end());
+        let Some(range) = span.range.intersect(self.known) else { return };
+        let (start, end) = (range.start(), range.end());
         while let Some((&old_start, &(old_end, position))) = self.spans.range(..end).next_back() {
             if old_end <= start {
                 break;
@@ -43,6 +64,11 @@ impl SpanIndex {
             }
         }
         self.spans.insert(start, (end, span.position));
+        while self.spans.len() > self.spans_max
+            && let Some((forgotten, _)) = self.spans.pop_last()
+        {
+            self.known = ByteRange::new(self.known.start(), forgotten);
+        }
     }
 
     /// The spans that share bytes with `within`, cut to it, in order.
@@ -54,7 +80,13 @@ impl SpanIndex {
             .filter_map(|(range, position)| range.map(|range| Span { range, position }))
     }
 
+    /// The first span in `within`, cut to it.
+    pub(crate) fn first_in(&self, within: ByteRange) -> Option<Span> {
+        self.within(within).next()
+    }
+
     /// Number of spans.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.spans.len()
     }
@@ -67,13 +99,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_later_span_wins(spans in prop::collection::vec((0_u64..60, 1_u64..30), 0..24), from in 0_u64..80, len in 0_u64..60) {
+        fn the_later_span_wins(
+            spans in prop::collection::vec((0_u64..60, 1_u64..30), 0..24),
+            from in 0_u64..80,
+            len in 0_u64..60,
+            most in 1_usize..6,
+        ) {
             let mut model = [None; 160];
-            let mut index = SpanIndex::default();
+            let indexed = |start, most| {
+                let mut index = SpanIndex::starting_at(start, most);
+                for (position, &(start, length)) in spans.iter().enumerate() {
+                    index.overlay(Span { range: ByteRange::at(start, length), position: position as u64 });
+                }
+                index
+            };
             for (position, &(start, length)) in spans.iter().enumerate() {
-                index.overlay(Span { range: ByteRange::at(start, length), position: position as u64 });
                 model[start as usize..(start + length) as usize].fill(Some(position as u64));
             }
+            let index = indexed(0, SPANS_MAX);
             let mut seen = [None; 160];
             let within = ByteRange::at(from, len);
             let mut last = 0;
@@ -86,6 +129,19 @@ mod tests {
                 let is_within = within.start() <= byte && byte < within.end();
                 prop_assert_eq!(seen[byte as usize], model[byte as usize].filter(|_| is_within));
             }
+            // Part after part, each no larger than its bound.
+            let mut seen = [None; 160];
+            let mut at = 0;
+            while at < 160 {
+                let index = indexed(at, most);
+                prop_assert!(index.len() <= most && index.known().start() == at && !index.known().is_empty());
+                let part = ByteRange::new(at, index.known().end().min(160));
+                for span in index.within(part) {
+                    seen[span.range.start() as usize..span.range.end() as usize].fill(Some(span.position));
+                }
+                at = part.end();
+            }
+            prop_assert_eq!(seen, model);
         }
     }
 }
