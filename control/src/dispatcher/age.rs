@@ -1,4 +1,4 @@
-//! How long tasks have waited, in the order in which the coordination service has created them.
+//! Tells how long tasks have waited, in the order in which the coordination service has created them.
 //!
 //! A task's time of submission is of the clock of whoever led then. One that was ahead made tasks look younger than those
 //! that came later. So a task is as old as the oldest of all that came after it: by its own time where clocks agree, and

@@ -1,5 +1,5 @@
-//! How far the wall clocks of nodes are apart: shown and warned about, as they label what people read. Leases and delays go
-//! by each node's boot-time clock; what ended long ago by this clock is purged only when the slowest of all says so, too.
+//! Measures how far the wall clocks of nodes are apart, shows it and warns, as these clocks label what people read. Leases and
+//! delays go by each node's boot-time clock; what ended long ago by this clock is purged only when the slowest of all says so, too.
 //!
 //! The leader asks every runner for its time and takes the middle of question and answer for the moment that it was told.
 

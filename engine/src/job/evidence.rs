@@ -1,4 +1,4 @@
-//! Whether both volumes still hold what a journal says: a few of its leaves are read again, on both sides.
+//! Checks that both volumes still hold what a journal says, by reading a few of its leaves again on both sides.
 //!
 //! Identities can be equal where the content is not (a file that was overwritten, an export with another file behind it, a
 //! disk whose serial is not its own), and unknown where it is. So every copy that goes on looks before it changes
