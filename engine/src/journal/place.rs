@@ -7,6 +7,7 @@
 
 use super::found::{check_checkpoint, check_fresh, check_receipt, exists};
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::volume::filesystem::FileSystem;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use std::ffi::OsString;
@@ -25,6 +26,8 @@ const LOCK_GRACE: Duration = if cfg!(test) { Duration::from_millis(20) } else { 
 const LOCK_POLL: Duration = Duration::from_millis(5);
 /// How often a name may point to another file each time it was locked.
 const REPLACED_MAX: usize = 16;
+/// For large temporary files: kept on a disk by convention.
+const DISK_DIRECTORY: &str = "/var/tmp";
 /// Bytes of a readable name in a checkpoint's file name.
 const TAIL_BYTES_MAX: usize = 48;
 
@@ -65,7 +68,7 @@ pub(crate) enum Place<'a> {
     File(&'a Path),
     /// As `File`, but another journal there is replaced (`--restart`).
     Replace(&'a Path),
-    /// A file without a name in the temporary directory, never synced.
+    /// A file without a name, never synced: in the temporary directory, or in `/var/tmp` if that one is in memory.
     Scratch,
 }
 
@@ -175,11 +178,21 @@ fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
 
 fn create_scratch(start: &[u8]) -> Result<Locked> {
     let directory = std::env::temp_dir();
-    let file = open_scratch(&directory)
+    let file = open_on_disk(&directory, Path::new(DISK_DIRECTORY))
         .and_then(|file| file.write_all_at(start, 0).map(|()| file))
         .map_err(|error| failed(&error, "create a temporary journal in", &directory))?;
     // Nobody else can open it: it needs no lock.
     Ok(Locked(file))
+}
+
+/// In `preferred`, unless its files are in memory and those of `other` are not: a journal takes 64 MiB for each TiB.
+fn open_on_disk(preferred: &Path, other: &Path) -> io::Result<File> {
+    let is_on_disk = |file: &File| FileSystem::of(file).is_ok_and(|system| !system.is_memory());
+    let file = open_scratch(preferred)?;
+    if is_on_disk(&file) {
+        return Ok(file);
+    }
+    Ok(open_scratch(other).ok().filter(is_on_disk).unwrap_or(file))
 }
 
 fn open_scratch(directory: &Path) -> io::Result<File> {
@@ -391,6 +404,19 @@ mod tests {
             Ok(file)
         });
         assert_eq!(error.unwrap_err().code, Code::Busy);
+    }
+
+    #[test]
+    fn a_scratch_journal_is_on_a_disk_if_there_is_one() {
+        let (memory, disk) = (tempfile::tempdir_in("/dev/shm").unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
+        let is_in_memory = |preferred: &Path, other: &Path| {
+            FileSystem::of(open_on_disk(preferred, other).unwrap()).unwrap().is_memory()
+        };
+        assert!(!is_in_memory(memory.path(), disk.path()));
+        assert!(!is_in_memory(disk.path(), memory.path()));
+        assert!(is_in_memory(memory.path(), memory.path()), "there is no other one");
+        assert!(is_in_memory(memory.path(), &disk.path().join("missing")));
+        assert_eq!(fs::read_dir(disk.path()).unwrap().count() + fs::read_dir(memory.path()).unwrap().count(), 0);
     }
 
     #[test]
