@@ -28,7 +28,10 @@ fn a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next() {
         let parameters: Vec<&str> = parameters.iter().flatten().map(String::as_str).collect();
         let pair = Pair::with(&cell, id, 4 * MIB, &["--filter=error"], &parameters);
         let task = fails(&cell, &pair, id, 2, code);
-        assert_eq!((&task.0["error"]["side"], &task.0["error"]["operation"]), (&"destination".into(), &"write".into()));
+        // The source has data and zeros, and either may be what fails first.
+        assert_eq!(task.0["error"]["side"], "destination", "{task:?}");
+        let operation = task.0["error"]["operation"].as_str().unwrap_or_default();
+        assert!(["write", "zero"].contains(&operation), "{task:?}");
         // Nothing goes on behind the record: it is as it is.
         let writes = pair.writes();
         std::fs::remove_file(&trigger).expect("it was made above");
