@@ -13,6 +13,33 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
     fn unix_ms(&self) -> u64;
 }
 
+/// How far a node's wall clock is from its peers': as the node was told, corrected by how the clock was set since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockOffset {
+    told_ms: i64,
+    /// The wall clock less the boot-time clock then: changes only when the wall clock is set.
+    epoch_ms: i64,
+}
+
+impl ClockOffset {
+    /// Ahead by so many milliseconds now.
+    #[must_use]
+    pub fn told(told_ms: i64, clock: &dyn Clock) -> Self {
+        Self { told_ms, epoch_ms: epoch_ms(clock) }
+    }
+
+    /// Ahead by so many milliseconds.
+    #[must_use]
+    pub fn ms(&self, clock: &dyn Clock) -> i64 {
+        self.told_ms.saturating_add(epoch_ms(clock).saturating_sub(self.epoch_ms))
+    }
+}
+
+fn epoch_ms(clock: &dyn Clock) -> i64 {
+    let boot_ms = i64::try_from(clock.boot_time().as_millis()).unwrap_or(i64::MAX);
+    i64::try_from(clock.unix_ms()).unwrap_or(i64::MAX).saturating_sub(boot_ms)
+}
+
 /// The clocks of this host.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostClock;

@@ -29,6 +29,10 @@ const SLOTS_MAX: u32 = 256;
 const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Assumed life of a request in network and server.
 const QUIET_AFTER_DEFAULT: Duration = Duration::from_secs(30);
+/// Far more than NTP leaves, and far less than what anybody would want tasks labelled by.
+const CLOCK_OFF_DEFAULT: Duration = Duration::from_secs(60);
+/// Below, delays of the network would end leaderships.
+const CLOCK_OFF_MIN: Duration = Duration::from_secs(10);
 /// Twice the window in which a cut ZooKeeper server still answers reads, with its usual settings.
 const SESSION_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// Longest name of a host that Linux knows.
@@ -105,6 +109,10 @@ pub struct RawConfig {
     /// How long a request of a lost runner may still be on its way to a server [default: 30s]
     #[arg(long, value_name = "DURATION", env = "TASKD_QUIET_AFTER")]
     pub quiet_after: Option<String>,
+    /// How far this node's wall clock may be from the median of its peers' clocks while it leads or stands for election: 10s
+    /// or more; judged only among three nodes or more [default: 1m]
+    #[arg(long, value_name = "DURATION", env = "TASKD_CLOCK_OFF")]
+    pub clock_off: Option<String>,
     /// Program that cuts a lost node off, for tasks with --fence command: called with the node's name, 0 is done
     #[arg(long, value_name = "FILE", env = "TASKD_FENCE_COMMAND")]
     pub fence_command: Option<PathBuf>,
@@ -173,6 +181,8 @@ pub struct Config {
     pub retention: Duration,
     /// Assumed life of a request in network and server.
     pub quiet_after: Duration,
+    /// By how much this node's wall clock may be off its peers' while it leads.
+    pub clock_off: Duration,
     /// Absolute.
     pub fence_command: Option<PathBuf>,
     /// Where metrics are served.
@@ -240,6 +250,7 @@ impl RawConfig {
             label: list(self.label, file.label),
             retention: self.retention.or(file.retention),
             quiet_after: self.quiet_after.or(file.quiet_after),
+            clock_off: self.clock_off.or(file.clock_off),
             fence_command: self.fence_command.or(file.fence_command),
             metrics: self.metrics.or(file.metrics),
             data_address: self.data_address.or(file.data_address),
@@ -285,6 +296,7 @@ impl RawConfig {
             label,
             retention,
             quiet_after,
+            clock_off,
             fence_command,
             metrics,
             data_address,
@@ -318,6 +330,7 @@ impl RawConfig {
             labels: label.iter().map(|label| labelled(label)).collect::<Result<_>>()?,
             retention: duration("--retention", retention, RETENTION_DEFAULT)?,
             quiet_after: duration("--quiet-after", quiet_after, QUIET_AFTER_DEFAULT)?,
+            clock_off: checked_clock_off(clock_off)?,
             fence_command: fence_command.map(|path| absolute("--fence-command", &path)).transpose()?,
             metrics,
             data: data(data_address, data_channel_interval, data_channel_timeout)?,
@@ -391,6 +404,14 @@ fn node(given: Option<String>, is_alone: bool) -> Result<NodeId> {
 /// What this host calls itself.
 pub(crate) fn host_name() -> Option<String> {
     nix::unistd::gethostname().ok()?.into_string().ok()
+}
+
+fn checked_clock_off(given: Option<String>) -> Result<Duration> {
+    let off = duration("--clock-off", given, CLOCK_OFF_DEFAULT)?;
+    if off < CLOCK_OFF_MIN {
+        return Err(Error::bad_request("--clock-off is 10s or more: the clocks are compared over the network"));
+    }
+    Ok(off)
 }
 
 fn store(

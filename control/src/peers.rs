@@ -116,8 +116,8 @@ pub trait RunnerCalls: Send + Sync + std::fmt::Debug {
     /// Asks the runner to give back all it holds and to take nothing.
     async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError>;
 
-    /// What the node's wall clock says, in milliseconds since 1970. Nothing is decided by it.
-    async fn clock(&self, _to: &Peer) -> Result<u64, CallError> {
+    /// What the node's wall clock says, in milliseconds since 1970. Tells the node by how many it was ahead of its peers'.
+    async fn clock(&self, _to: &Peer, _offset_ms: Option<i64>) -> Result<u64, CallError> {
         Err(CallError::NoAnswer(String::from("nobody asks clocks here")))
     }
 }

@@ -66,9 +66,9 @@ impl RunnerCalls for GrpcRunnerCalls {
         bounded(client.interrupt(self.request(to, wire::InterruptRequest { leader: leader.0 }))).await.map(drop)
     }
 
-    async fn clock(&self, to: &Peer) -> Result<u64, CallError> {
+    async fn clock(&self, to: &Peer, offset_ms: Option<i64>) -> Result<u64, CallError> {
         let mut client = self.client(to)?;
-        bounded(client.clock(self.request(to, wire::ClockRequest {}))).await.map(|reply| reply.unix_ms)
+        bounded(client.clock(self.request(to, wire::ClockRequest { offset_ms }))).await.map(|reply| reply.unix_ms)
     }
 }
 

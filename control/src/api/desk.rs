@@ -3,6 +3,7 @@
 //! Both come and go while the process lives. Services hold a [`watch`] of them and look at each call.
 
 use super::fault::Fault;
+use crate::clock::ClockOffset;
 use crate::dispatcher::Latency;
 use crate::peers::{Answer, Assignment, Standing};
 use crate::record::{
@@ -163,6 +164,8 @@ pub struct Roles {
     pub serving: watch::Receiver<bool>,
     /// The runner, once it can take calls.
     pub floor: watch::Receiver<Option<Arc<dyn Floor>>>,
+    /// How far this node's wall clock is from its peers', once a leader has told it.
+    pub clock: watch::Sender<Option<ClockOffset>>,
 }
 
 impl Roles {

@@ -4,7 +4,7 @@ use super::desk::{Floor, Roles};
 use super::fault::Fault;
 use super::records::{refusal, spec_of};
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
-use crate::clock::{Clock, HostClock};
+use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::peers::Assignment;
 use crate::record::{Epoch, Progress, TaskId};
 use blockhaul_engine::error::{Code, Result};
@@ -65,7 +65,10 @@ impl Runner for RunnerService {
         done(self.floor()?.interrupt(Epoch(leader)).await)
     }
 
-    async fn clock(&self, _: Request<wire::ClockRequest>) -> Answer<wire::ClockReply> {
+    async fn clock(&self, request: Request<wire::ClockRequest>) -> Answer<wire::ClockReply> {
+        if let Some(offset_ms) = request.into_inner().offset_ms {
+            self.0.clock.send_replace(Some(ClockOffset::told(offset_ms, &HostClock)));
+        }
         Ok(Response::new(wire::ClockReply { unix_ms: HostClock.unix_ms() }))
     }
 }

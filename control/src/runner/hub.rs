@@ -7,7 +7,7 @@ use super::tenure::Seat;
 use super::{RunnerConfig, Seams};
 use crate::coord::{CoordError, SessionState};
 use crate::record::{Epoch, Holder};
-use blockhaul_engine::error::{Code, Result};
+use blockhaul_engine::error::{Code, Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -144,13 +144,15 @@ impl Hub {
     /// Whether a dispatcher with this epoch may be listened to: stores a higher one, refuses a lower one.
     ///
     /// # Errors
-    /// `EFenced` with a lower epoch than was heard before, in this life of the node or an earlier one.
+    /// `EFenced` with a lower epoch than was heard before, in this life of the node or an earlier one. `EOverloaded` if the
+    /// state directory cannot be read or written now: the task is not to blame, and may wait for it.
     pub(super) fn heed(&self, leader: Epoch) -> Result<(), (Code, String)> {
+        let of_state = |error: Error| (Code::Overloaded, error.to_string());
         let mut heard = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &self.seams.state;
         let highest = match *heard {
             Some(highest) => highest,
-            None => state.leader_epoch().map_err(|error| (error.code, error.message))?,
+            None => state.leader_epoch().map_err(of_state)?,
         };
         if leader < highest {
             tracing::error!(%leader, %highest, "a dispatcher with a lower epoch than was heard before is refused");
@@ -158,7 +160,7 @@ impl Hub {
             return Err((Code::Fenced, why));
         }
         if leader > highest {
-            state.raise_leader_epoch(leader).map_err(|error| (error.code, error.message))?;
+            state.raise_leader_epoch(leader).map_err(of_state)?;
         }
         *heard = Some(leader);
         Ok(())

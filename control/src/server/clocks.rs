@@ -1,12 +1,15 @@
-//! Measures how far the wall clocks of nodes are apart, shows it and warns, as these clocks label what people read. Leases and
-//! delays go by each node's boot-time clock; what ended long ago by this clock is purged only when the slowest of all says so, too.
+//! Measures how far the wall clocks of nodes are apart, shows it, warns and tells each node, as these clocks label what people
+//! read. Leases and delays go by each node's boot-time clock; what ended long ago by this clock is purged only when the slowest of
+//! all says so, too.
 //!
 //! The leader asks every runner for its time and takes the middle of question and answer for the moment that it was told.
 
 use crate::clock::Clock;
 use crate::dispatcher::DispatcherHandle;
 use crate::peers::{Peer, RunnerCalls};
-use crate::record::NodeId;
+use crate::record::{NodeId, Registration};
+use futures_util::StreamExt;
+use futures_util::stream;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +22,11 @@ const ASK_EVERY: Duration = Duration::from_secs(10);
 const ASK_FIRST: Duration = Duration::from_secs(1);
 /// Further off its peers, a clock is wrong.
 const OFF_MAX_MS: i64 = 5000;
+
+/// With fewer clocks nobody knows which one is wrong.
+const JUDGED_MIN: usize = 3;
+/// Nodes that are asked at once: each may take as long as a call may.
+const ASKED_AT_ONCE: usize = 32;
 
 /// Milliseconds by which the clock of each node is ahead of most others', as far as it was asked.
 pub(super) type Offsets = BTreeMap<NodeId, i64>;
@@ -47,15 +55,14 @@ impl Clocks {
         let mut warned = BTreeSet::new();
         sleep(ASK_FIRST).await;
         loop {
-            let mut ahead = BTreeMap::new();
-            for runner in dispatcher.runners().await.unwrap_or_default() {
-                let Some(there) = runner.registration else { continue };
-                let asked = clock.boot_time();
-                let Ok(unix_ms) = calls.clock(&Peer::from(&there)).await else { continue };
-                let middle = (clock.boot_time().saturating_sub(asked) / 2).as_millis();
-                let here = clock.unix_ms().saturating_sub(u64::try_from(middle).unwrap_or(u64::MAX));
-                ahead.insert(runner.node, difference(unix_ms, here));
-            }
+            let told = self.offsets().clone();
+            let runners = dispatcher.runners().await.unwrap_or_default();
+            let asked = runners.into_iter().filter_map(|runner| runner.registration).map(|there| {
+                let offset_ms = told.get(&there.node).copied().filter(|_| told.len() >= JUDGED_MIN);
+                async move { Some((there.node.clone(), ask(&there, offset_ms, calls, clock).await?)) }
+            });
+            let answered = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+            let ahead: BTreeMap<NodeId, i64> = answered.filter_map(std::future::ready).collect().await;
             if let Some(slowest) = ahead.values().min() {
                 self.ahead.send_replace(Some(slowest.min(&0).unsigned_abs()));
             }
@@ -69,6 +76,15 @@ impl Clocks {
     fn offsets(&self) -> std::sync::MutexGuard<'_, Offsets> {
         self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// By how many milliseconds that node's clock is ahead of this one's, if it answers.
+async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerCalls, clock: &dyn Clock) -> Option<i64> {
+    let asked = clock.boot_time();
+    let unix_ms = calls.clock(&Peer::from(there), offset_ms).await.ok()?;
+    let middle = (clock.boot_time().saturating_sub(asked) / 2).as_millis();
+    let here = clock.unix_ms().saturating_sub(u64::try_from(middle).unwrap_or(u64::MAX));
+    Some(difference(unix_ms, here))
 }
 
 /// Whether a clock that is so far off its peers' is wrong.

@@ -17,6 +17,7 @@ use crate::vip::Vip;
 use blockhaul_engine::error::Error;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// All that leading takes.
@@ -29,6 +30,8 @@ pub(crate) struct Leading {
     pub(crate) center: CenterId,
     pub(crate) calls: Arc<dyn RunnerCalls>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// By how much this node's wall clock may be off its peers' while it leads.
+    pub(crate) clock_off: Duration,
     pub(crate) dispatcher: DispatcherConfig,
     /// Told whether this node leads.
     pub(crate) runner: RunnerHandle,

@@ -13,6 +13,7 @@
 //!   everything back, the session is closed, the listeners say goodbye. What could not be given back keeps its session
 //!   until that expires. A lost data channel does the same, but the process stays, answers, and comes back.
 
+mod candidacy;
 mod clocks;
 mod control;
 mod desk;
@@ -36,7 +37,7 @@ use crate::api::channels::Channels;
 use crate::api::desk::{Floor, Leadership, Roles};
 use crate::api::listener::Listener;
 use crate::channel::DataChannel;
-use crate::clock::{Clock, HostClock};
+use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::config::{Config, Store, host_name};
 use crate::coord::Center;
 use crate::coord::credentials::Credentials;
@@ -85,6 +86,7 @@ pub struct Ready {
     channel: Option<DataChannel>,
     floor: watch::Sender<Option<Arc<dyn Floor>>>,
     serving: watch::Sender<bool>,
+    clock_told: watch::Receiver<Option<ClockOffset>>,
     failures: mpsc::Receiver<Error>,
     pulses: Pulses,
     overview: Overview,
@@ -163,7 +165,8 @@ impl Server {
         let (floor, floor_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(false);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
-        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
+        let (clock, clock_told) = watch::channel(None);
+        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let center = CenterId::default();
@@ -208,6 +211,7 @@ impl Server {
             center: center.clone(),
             calls: Arc::new(GrpcRunnerCalls::new(channels, center.clone())),
             clock: Arc::new(HostClock),
+            clock_off: config.clock_off,
             runner: runner.handle(),
             leadership,
             leader,
@@ -229,6 +233,7 @@ impl Server {
             channel,
             floor,
             serving,
+            clock_told,
             failures,
             pulses,
             overview,
@@ -251,10 +256,18 @@ impl Ready {
     /// Which role cannot be had on this node, and why; it has stopped then, too.
     pub async fn run(self) -> Result<()> {
         let Self { keeper, leading, runner, engine, listener, metrics, channel, floor, serving, .. } = self;
-        let Self { failures, pulses, overview, stopper, .. } = self;
+        let Self { clock_told, failures, pulses, overview, stopper, .. } = self;
         floor.send_replace(Some(Arc::new(runner.handle())));
         let judged = channel.as_ref().map(DataChannel::seen);
-        let play = Play { keeper: &keeper, leading: &leading, serving, stopper: &stopper, channel: judged, failures };
+        let play = Play {
+            keeper: &keeper,
+            leading: &leading,
+            serving,
+            stopper: &stopper,
+            channel: judged,
+            clock_told,
+            failures,
+        };
         let clock: Arc<dyn Clock> = Arc::new(HostClock);
         let probing = async {
             match &channel {

@@ -3,11 +3,13 @@
 //! This is what a `taskd` does between its beginning and its end, apart from the services around it; a simulated node does
 //! the same.
 
+use super::candidacy::Candidacy;
 use super::duty::{self, Post};
 use super::leading::Leading;
 use super::post::NodePost;
 use super::stop::Stopper;
 use crate::channel::Seen;
+use crate::clock::ClockOffset;
 use crate::runner::{Runner, SessionKeeper, Stopped};
 use blockhaul_engine::error::{Error, Result};
 use tokio::sync::{mpsc, watch};
@@ -21,6 +23,8 @@ pub(crate) struct Play<'a> {
     pub(crate) stopper: &'a Stopper,
     /// How the data channel stands, where there is one.
     pub(crate) channel: Option<watch::Receiver<Seen>>,
+    /// How far this node's wall clock is off, once a leader has told it.
+    pub(crate) clock_told: watch::Receiver<Option<ClockOffset>>,
     /// Why a role cannot be had on this node.
     pub(crate) failures: mpsc::Receiver<Error>,
 }
@@ -29,8 +33,9 @@ impl Play<'_> {
     /// Until a stop is asked for or a role has failed, which is the error; `stopping` is called when the node has stepped
     /// down. The session is closed if nothing is left behind; else its owner leaves it as it is.
     pub(crate) async fn run(self, runner: Runner, stopping: impl FnOnce()) -> (Stopped, Result<()>) {
-        let Self { keeper, leading, serving, stopper, channel, mut failures } = self;
-        let (stand, stands) = watch::channel(false);
+        let Self { keeper, leading, serving, stopper, channel, clock_told, mut failures } = self;
+        let (stand, on_duty) = watch::channel(false);
+        let (stands, candidacy) = watch::channel(false);
         let post = NodePost {
             runner: runner.handle(),
             serving,
@@ -38,6 +43,14 @@ impl Play<'_> {
             office: leading.office.subscribe(),
             leader: leading.leader.subscribe(),
             address: leading.address.clone(),
+        };
+        let decision = Candidacy {
+            on_duty,
+            told: clock_told,
+            leader: leading.leader.subscribe(),
+            address: &leading.address,
+            clock: &*leading.clock,
+            off_max: leading.clock_off,
         };
         let mut result = Ok(());
         let on_duty = async {
@@ -49,7 +62,8 @@ impl Play<'_> {
             biased;
             stopped = runner.run(keeper.sessions(), on_duty) => stopped,
             () = keeper.run() => unreachable!("it never ends"),
-            () = leading.run(keeper.sessions(), stands) => unreachable!("it never ends"),
+            () = decision.decide(&stands) => unreachable!("it never ends"),
+            () = leading.run(keeper.sessions(), candidacy) => unreachable!("it never ends"),
         };
         if stopped.left_behind.is_empty() {
             keeper.close().await;

@@ -106,6 +106,7 @@ impl Host {
             center: CenterId::default(),
             calls,
             clock: self.clock.clone(),
+            clock_off: Duration::MAX,
             dispatcher: self.dispatcher_config(),
             runner: runner.handle(),
             leadership,
@@ -120,7 +121,15 @@ impl Host {
         process.enter(|| {
             spawn(async move {
                 let serving = watch::Sender::new(false);
-                let play = Play { keeper: &own, leading: &leading, serving, stopper: &asked, channel: None, failures };
+                let play = Play {
+                    keeper: &own,
+                    leading: &leading,
+                    serving,
+                    stopper: &asked,
+                    channel: None,
+                    clock_told: watch::channel(None).1,
+                    failures,
+                };
                 let (stopped, _) = play.run(runner, || ()).await;
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
             })

@@ -1,6 +1,6 @@
 //! Who leads after whom, and what becomes of what a leader had begun.
 
-use crate::support::{Cell, MIB, Mode, NEEDS, Pair, QUICK, need};
+use crate::support::{Cell, MIB, Mode, NEEDS, Need, Pair, QUICK, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -95,4 +95,33 @@ fn a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twic
     assert_eq!(began, 1, "one of them has written: {task:?}");
     assert_eq!(task.outcomes().last().map(String::as_str), Some("succeeded"), "{task:?}");
     pair.assert_copied();
+}
+
+#[test]
+fn a_leader_whose_clock_is_off_resigns_and_leads_no_more_until_the_clock_is_set() {
+    let needs = [&NEEDS[..], &[Need::Program("faketime")]].concat();
+    need!("a_leader_whose_clock_is_off_resigns_and_leads_no_more_until_the_clock_is_set", &needs);
+    let mut cell = Cell::idle(3, 1, &QUICK);
+    let clock = cell.site.file("clock", b"+0d\n");
+    cell.nodes[0].fake_clock(&clock);
+    cell.nodes[0].start();
+    cell.wait_until("that it leads", |cell| cell.leader() == Some(0));
+    cell.start();
+    std::fs::write(&clock, "+1d\n").expect("it was made above");
+    let next = cell.wait_for_successor(0);
+    cell.wait_until("that it says so", |cell| cell.nodes[0].said().contains("does not stand for election"));
+    cell.wait_until("that others see it, too", |cell| {
+        let runners = cell.ask(&["runners"]);
+        runners
+            .iter()
+            .any(|runner| runner["clock_is_off"] == true && runner["clock_offset_ms"].as_i64() > Some(86_000_000))
+    });
+    cell.nodes[next].kill();
+    let last = cell.wait_for_successor(next);
+    assert_eq!(last, 3 - next, "it is not the one whose clock is off");
+    std::fs::write(&clock, "+0d\n").expect("it was made above");
+    cell.wait_until("that its clock is good again", |cell| cell.nodes[0].said().contains("agrees with its peers'"));
+    cell.nodes[last].kill();
+    assert_eq!(cell.wait_for_successor(last), 0);
+    assert_eq!(cell.nodes[0].said().matches("does not stand for election").count(), 1, "{}", cell.nodes[0].said());
 }

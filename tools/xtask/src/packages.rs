@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 /// Every package with the programs by which it is recognised, so that tools that came another way count too. A name that
 /// starts with a slash is that file.
-const PACKAGES: [(&str, &[&str]); 18] = [
+const PACKAGES: [(&str, &[&str]); 19] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
     ("qemu-utils", &["qemu-img", "qemu-io", "qemu-nbd"]),
@@ -23,6 +23,7 @@ const PACKAGES: [(&str, &[&str]); 18] = [
     ("python3", &["python3"]),
     ("strace", &["strace"]),
     ("openssl", &["openssl"]),
+    ("faketime", &["faketime"]),
     ("default-jre-headless", &["java"]),
     ("zookeeper", &["/usr/share/java/zookeeper.jar"]),
 ];

@@ -3,8 +3,9 @@
 use super::{Site, port, taskd, text};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,12 +16,19 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// Of a node's log, when its test fails.
 const LINES_SHOWN: usize = 120;
 
+/// The library that fakes a clock.
+pub(crate) fn fake_clock_library() -> String {
+    format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH)
+}
+
 /// A node.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: String,
     port: u16,
     words: Vec<String>,
+    /// Contents of its environment besides what every node gets.
+    variables: Vec<(&'static str, OsString)>,
     state: PathBuf,
     said: PathBuf,
     child: Option<Child>,
@@ -33,7 +41,8 @@ impl Node {
         let state = site.path(&format!("{id}.state"));
         let listen = format!("127.0.0.1:{port}");
         let said = site.path(&format!("{id}.said"));
-        let mut node = Self { id: id.to_owned(), port, words: Vec::new(), state, said, child: None };
+        let mut node =
+            Self { id: id.to_owned(), port, words: Vec::new(), variables: Vec::new(), state, said, child: None };
         let state = text(&node.state).to_owned();
         node.tell(&["--node-id", id, "--listen", &listen, "--state-dir", &state]);
         node
@@ -47,6 +56,16 @@ impl Node {
             }
             self.words.extend(pair.iter().map(|&word| word.to_owned()));
         }
+    }
+
+    /// Has its wall clock faked from its next start on: the file says by how much, as `+1d`, and may be written anew.
+    pub(crate) fn fake_clock(&mut self, file: &Path) {
+        self.variables = vec![
+            ("LD_PRELOAD", OsString::from(fake_clock_library())),
+            ("FAKETIME_TIMESTAMP_FILE", file.into()),
+            ("FAKETIME_NO_CACHE", "1".into()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+        ];
     }
 
     /// A file of its state directory.
@@ -67,6 +86,7 @@ impl Node {
         command.args(["--pdeathsig", "KILL"]).arg(taskd::built()).args(&self.words).stdin(Stdio::null());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUST_BACKTRACE", "1");
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| String::from("info")));
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.stdout(said.try_clone().expect("there are descriptors")).stderr(said);
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("run setpriv: {error}")));
     }
