@@ -79,7 +79,7 @@ pub(crate) fn prepare(
         refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
     }
     oversight.refuse_others(&opened, cancelled)?;
-    refuse_full(&opened.source, &opened.destination, spec)?;
+    refuse_full(&opened.source, &opened.destination, spec, cancelled)?;
     refuse_cancelled(cancelled)?;
     oversight.ask(&opened, matches!(start, Start::Resumed(..)))?;
     refuse_cancelled(cancelled)?;

@@ -24,15 +24,22 @@ const QUESTIONS_MAX: u64 = 32;
 /// Refuses a copy that cannot fit: data extents (all bytes with [`Sparse::Never`]) against the free bytes and those
 /// that the destination holds already, be it data that this copy replaces or, when it is resumed, what it wrote before.
 ///
+/// Counts no more once it is `cancelled`.
+///
 /// # Errors
 /// `ENoSpace` with both numbers.
-pub(crate) fn refuse_full(source: &End, destination: &End, spec: &CopySpec) -> Result<()> {
+pub(crate) fn refuse_full(
+    source: &End,
+    destination: &End,
+    spec: &CopySpec,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<()> {
     let End::Local(Local::File(file)) = destination else { return Ok(()) };
     let Some(room) = room_bytes(file)? else { return Ok(()) };
     if estimate_bytes(source, spec.sparse) <= room {
         return Ok(());
     }
-    let needed = exact_bytes(source.volume(), spec.sparse, room)?;
+    let needed = exact_bytes(source.volume(), spec.sparse, room, cancelled)?;
     // Shared extents take no room.
     if needed <= room || (spec.reflink != Reflink::Never && will_share(source, destination) == Some(true)) {
         return Ok(());
@@ -71,15 +78,16 @@ fn estimate_bytes(source: &End, sparse: Sparse) -> u64 {
     }
 }
 
-/// Bytes of data, counted until they exceed `enough`; of a server that tells little at a time, those found early.
-fn exact_bytes(source: &dyn Volume, sparse: Sparse, enough: u64) -> Result<u64> {
+/// Bytes of data, counted until they exceed `enough` or nobody wants to know any more; of a server that tells little at a
+/// time, those found early.
+fn exact_bytes(source: &dyn Volume, sparse: Sparse, enough: u64, cancelled: &dyn Fn() -> bool) -> Result<u64> {
     let size = source.size_bytes();
     if sparse == Sparse::Never || source.kind() == VolumeKind::Device {
         return Ok(size);
     }
     let (mut needed, mut at) = (0_u64, 0);
     let mut questions = if source.kind() == VolumeKind::Export { QUESTIONS_MAX } else { u64::MAX };
-    while at < size && needed <= enough && questions > 0 {
+    while at < size && needed <= enough && questions > 0 && !cancelled() {
         questions -= 1;
         let extents = source.extents(ByteRange::new(at, size), EXTENTS_PER_SCAN)?.unwrap_or_default();
         let data = extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
@@ -87,4 +95,33 @@ fn exact_bytes(source: &dyn Volume, sparse: Sparse, enough: u64) -> Result<u64> 
         at = extents.last().map_or(size, |extent| extent.range.end());
     }
     Ok(needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Direct;
+    use crate::volume::support::{make_file, scratch};
+    use crate::volume::{Reading, open_source};
+    use std::cell::Cell;
+
+    #[test]
+    fn a_count_of_many_extents_ends_when_it_is_cancelled() {
+        let (directory, extents) = (scratch(), 4 * EXTENTS_PER_SCAN as u64);
+        let path = directory.path().join("source");
+        let data: Vec<(u64, usize)> = (0..extents).map(|index| (index << 16, 4096)).collect();
+        make_file(&path, extents << 16, &data);
+        let source = open_source(&path.into(), &Reading::new(Direct::No)).unwrap();
+        let (asked, most) = (Cell::new(0), Cell::new(usize::MAX));
+        let count = || {
+            asked.set(0);
+            let cancelled = || asked.replace(asked.get() + 1) >= most.get();
+            exact_bytes(&*source, Sparse::Auto, u64::MAX, &cancelled).unwrap()
+        };
+        let all = count();
+        assert!(all >= extents * 4096 && asked.get() > 4, "{all} in {} parts", asked.get());
+        most.set(1);
+        let some = count();
+        assert!(some > 0 && some < all / 2, "{some} of {all}");
+    }
 }
