@@ -24,21 +24,35 @@ fn pause(cell: &Cell, id: &str) {
 
 fn assert_fails(cell: &Cell, id: &str, code: &str) {
     cell.ask(&["resume", id]);
+    assert_ends(cell, id, code);
+}
+
+fn assert_ends(cell: &Cell, id: &str, code: &str) {
     let task = cell.wait_for(id, "its end", Task::is_over);
     assert_eq!((task.state(), task.error()), ("FAILED", code), "{task:?}");
 }
 
 #[test]
-fn a_source_file_that_is_written_to_while_its_task_is_paused_fails_it() {
-    need!("a_source_file_that_is_written_to_while_its_task_is_paused_fails_it", &NEEDS);
-    let cell = Cell::new(1, 1);
-    cell.fill("source", &mixed(SIZE, 3));
+fn a_source_file_that_is_written_to_between_two_attempts_fails_its_task() {
+    need!("a_source_file_that_is_written_to_between_two_attempts_fails_its_task", &NEEDS);
+    let mut cell = Cell::with(1, 1, &["--fence-command", "/bin/true"]);
     let pair = Pair::new(&cell, "pair", SIZE);
-    let words = [&SLOWLY[..], &["--fence", "manual"]].concat();
-    cell.submit("file", &cell.uri(0, "source"), &pair.destination.uri(), &words);
-    pause(&cell, "file");
+    for (id, fence) in [("by-hand", "manual"), ("by-program", "command")] {
+        cell.fill("source", &mixed(SIZE, 3));
+        let words = [&SLOWLY[..], &["--fence", fence, "--overwrite"]].concat();
+        cell.submit(id, &cell.uri(0, "source"), &pair.destination.uri(), &words);
+        pause(&cell, id);
+        overwrite(&cell.volume("source"));
+        assert_fails(&cell, id, "ESourceChanged");
+    }
+    cell.fill("source", &mixed(SIZE, 3));
+    let words = [&SLOWLY[..], &["--fence", "manual", "--overwrite"]].concat();
+    cell.submit("restarted", &cell.uri(0, "source"), &pair.destination.uri(), &words);
+    cell.wait_for_checkpoint("restarted");
+    assert_eq!(cell.nodes[0].stop().code(), Some(0));
     overwrite(&cell.volume("source"));
-    assert_fails(&cell, "file", "ESourceChanged");
+    cell.start();
+    assert_ends(&cell, "restarted", "ESourceChanged");
 }
 
 #[test]
