@@ -7,6 +7,7 @@
 use crate::error::Side;
 use crate::extent::ByteRange;
 use crate::limits::ARENA_BYTES_PER_CORE;
+use crate::shown::Shown;
 use crate::units::format_size;
 use crate::volume::filesystem::FileSystem;
 use crate::volume::{Descriptor, clone_range, open_unnamed, write_without_waiting};
@@ -14,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{Whence, lseek};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -58,7 +59,8 @@ pub struct IoUring {
 /// What the file system of a path offers.
 #[derive(Clone, Debug, Serialize)]
 pub struct PathReport {
-    /// As asked for.
+    /// As asked for; in JSON as it is shown.
+    #[serde(serialize_with = "serialize_shown")]
     pub path: PathBuf,
     /// Why nothing could be tried.
     pub error: Option<String>,
@@ -91,6 +93,10 @@ pub struct Remedy {
     pub remedy: String,
 }
 
+fn serialize_shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.shown())
+}
+
 /// Looks at this host, and at the file systems of `paths` (directories, or files and devices in them).
 #[must_use]
 pub fn examine(paths: &[PathBuf]) -> HostReport {
@@ -121,7 +127,9 @@ fn examine_io_uring() -> IoUring {
 }
 
 fn seccomp() -> Option<String> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    // The name of the process stands there, too, which may be no text.
+    let status = fs::read("/proc/self/status").ok()?;
+    let status = String::from_utf8_lossy(&status);
     let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"))?.trim();
     Some(match mode {
         "0" => "off".into(),
@@ -190,7 +198,7 @@ fn try_path(path: &Path, report: &mut PathReport) -> std::io::Result<()> {
 const TRIAL_BYTES: usize = 64 << 10;
 
 fn direct_align(directory: &Path) -> std::io::Result<Option<u32>> {
-    let Ok(mut descriptor) = Descriptor::new(open_unnamed(directory)?, String::from("trial"), Side::Caller) else {
+    let Ok(mut descriptor) = Descriptor::new(open_unnamed(directory)?, "trial".into(), Side::Caller) else {
         return Ok(None);
     };
     Ok(descriptor.bypass_cache().is_ok().then(|| descriptor.align_bytes()))
@@ -291,7 +299,7 @@ fn huge_page_remedy(setting: Option<&str>) -> Option<Remedy> {
 }
 
 fn path_remedies(report: &PathReport) -> Vec<Remedy> {
-    let path = report.path.display();
+    let path = report.path.shown();
     if let Some(error) = &report.error {
         let lack = format!("{path} could not be tried: {error}");
         return vec![remedy(lack, "what its file system can is unknown", "name a directory that you may write to")];

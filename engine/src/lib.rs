@@ -46,6 +46,7 @@
 //! The modules below stand in that order; the seam is the ring, and buffers are owned by whoever may touch them.
 
 pub mod units;
+pub mod shown;
 mod limits;
 pub mod error;
 pub mod resource;

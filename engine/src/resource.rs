@@ -4,10 +4,13 @@
 //! are used up.
 
 use crate::error::{Error, Operation, Result, Side};
+use crate::shown::Shown;
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Descriptors that an asynchronous runtime opens, signals included, and some more: other threads open theirs meanwhile.
@@ -102,26 +105,27 @@ fn number(file: &str) -> String {
 
 /// The lowest bound on threads of the control groups that this process is in.
 fn group_limit() -> String {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let bounds = groups.lines().filter_map(group_folder).flat_map(|(root, group)| {
-        let group = group.trim_start_matches('/').to_owned();
-        let parents: Vec<PathBuf> = Path::new(&group).ancestors().map(|part| Path::new(root).join(part)).collect();
+    let groups = fs::read("/proc/self/cgroup").unwrap_or_default();
+    let bounds = groups.split(|&byte| byte == b'\n').filter_map(group_folder).flat_map(|(root, group)| {
+        let group = group.strip_prefix("/").unwrap_or(group);
+        let parents: Vec<PathBuf> = group.ancestors().map(|part| Path::new(root).join(part)).collect();
         parents.into_iter().filter_map(|folder| {
             let bound: u64 = fs::read_to_string(folder.join("pids.max")).ok()?.trim().parse().ok()?;
             Some((bound, folder))
         })
     });
     match bounds.min() {
-        Some((bound, folder)) => format!("its control group {} {bound} (pids.max)", folder.display()),
+        Some((bound, folder)) => format!("its control group {} {bound} (pids.max)", folder.shown()),
         None => String::from("its control group any number"),
     }
 }
 
 /// Where the group of one line of `/proc/PID/cgroup` is found, if it can bound threads.
-fn group_folder(line: &str) -> Option<(&'static str, &str)> {
-    match line.splitn(3, ':').collect::<Vec<_>>()[..] {
-        [_, "", group] => Some(("/sys/fs/cgroup", group)),
-        [_, "pids", group] => Some(("/sys/fs/cgroup/pids", group)),
+fn group_folder(line: &[u8]) -> Option<(&'static str, &Path)> {
+    let path = |group| Path::new(OsStr::from_bytes(group));
+    match line.splitn(3, |&byte| byte == b':').collect::<Vec<_>>()[..] {
+        [_, b"", group] => Some(("/sys/fs/cgroup", path(group))),
+        [_, b"pids", group] => Some(("/sys/fs/cgroup/pids", path(group))),
         _ => None,
     }
 }
@@ -155,9 +159,10 @@ mod tests {
 
     #[test]
     fn groups_of_both_hierarchies_are_found() {
-        assert_eq!(group_folder("0::/a/b"), Some(("/sys/fs/cgroup", "/a/b")));
-        assert_eq!(group_folder("8:pids:/c"), Some(("/sys/fs/cgroup/pids", "/c")));
-        assert_eq!(group_folder("4:memory:/d"), None);
+        let path = |bytes| Path::new(OsStr::from_bytes(bytes));
+        assert_eq!(group_folder(b"0::/a/\xff:b"), Some(("/sys/fs/cgroup", path(b"/a/\xff:b"))));
+        assert_eq!(group_folder(b"8:pids:/c"), Some(("/sys/fs/cgroup/pids", path(b"/c"))));
+        assert_eq!(group_folder(b"4:memory:/d"), None);
     }
 
     #[test]

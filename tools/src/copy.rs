@@ -18,8 +18,8 @@ use blockhaul_engine::spec::{
     BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, LiveSource, NetworkTerms, Overwrite, PathChoice,
     Sync, Verify,
 };
-use blockhaul_engine::volume::{Locator, Reading, open_source, usual_block, usual_depth};
-use std::ffi::{OsStr, OsString};
+use blockhaul_engine::volume::{Locator, Reading, VolumeName, open_source, usual_block, usual_depth};
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -112,7 +112,7 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
         output,
         log: _,
     } = raw;
-    let defaults = CopySpec::new(locator(&source)?, locator(&destination)?);
+    let defaults = CopySpec::new(Locator::parse(&source)?, Locator::parse(&destination)?);
     if protect.is_some_and(|target| target.is_zero()) {
         return Err(Error::bad_request("--protect 0 would never let the copy go on: name a latency above zero"));
     }
@@ -155,14 +155,6 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
     Ok(CopyRequest { spec, config, state_dir, dry_run, output })
 }
 
-/// A volume as the command line names it. Paths need not be text; URIs are.
-///
-/// # Errors
-/// `EBadRequest` or `EUnsupported`.
-pub(crate) fn locator(name: &OsStr) -> Result<Locator> {
-    name.to_str().map_or_else(|| Ok(Locator::from(PathBuf::from(name))), Locator::parse)
-}
-
 /// What the flags say about the engine itself.
 ///
 /// # Errors
@@ -202,10 +194,10 @@ fn interval(bounds: &[Interval]) -> CheckpointEvery {
 }
 
 /// What the checkpoint of a destination is found by.
-fn key(destination: &Locator) -> String {
-    match destination.path() {
-        Some(path) => state_dir::absolute_destination(path).to_string_lossy().into_owned(),
-        None => destination.to_string(),
+fn key(destination: &Locator) -> VolumeName {
+    match destination {
+        Locator::Path(path) => state_dir::absolute_destination(path).as_path().into(),
+        Locator::Nbd(uri) => uri.to_string().into(),
     }
 }
 
@@ -233,11 +225,11 @@ fn conclude(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
     }
     let touched = report.status == Status::Succeeded || touched(report);
     if report.status != Status::Succeeded && touched {
-        tell(format_args!(
-            "the destination {} is incomplete; {}",
-            request.spec.destination,
-            advice(report, request.spec.sync, arguments)
-        ));
+        let (what, command) = advice(report, request.spec.sync, arguments);
+        output::tell_command(
+            format_args!("the destination {} is incomplete; {what}:", request.spec.destination),
+            command,
+        );
     }
     if request.output.json {
         output::event("report", report);
@@ -252,7 +244,8 @@ fn touched(report: &Report) -> bool {
     report.journal.is_some() || report.bytes.planned > 0
 }
 
-fn advice(report: &Report, sync: Sync, arguments: &[OsString]) -> String {
+/// What can be done, and the command that does it.
+fn advice(report: &Report, sync: Sync, arguments: &[OsString]) -> (&'static str, String) {
     let useless = matches!(
         report.error.as_ref().map(|error| error.code),
         Some(Code::SourceChanged | Code::VerifyMismatch | Code::CheckpointCorrupt | Code::CheckpointMismatch)
@@ -262,7 +255,7 @@ fn advice(report: &Report, sync: Sync, arguments: &[OsString]) -> String {
         (Some(_), true) => ("what was copied cannot be resumed; start over with", Again::Restart),
         (None, _) => ("there is no checkpoint to resume from; start over with", Again::Overwrite),
     };
-    format!("{what}:\n  {}", resume::command(arguments.iter().cloned(), again))
+    (what, resume::command(arguments.iter().cloned(), again))
 }
 
 #[cfg(test)]
@@ -283,7 +276,7 @@ mod tests {
         let request = resolved(&[]).unwrap();
         let state = Path::new("/people/me/.local/state/blockhaul");
         assert_eq!(request.state_dir.as_deref(), Some(state));
-        let checkpoint = Checkpoint::File(default_checkpoint_path(state, "/nowhere/dst"));
+        let checkpoint = Checkpoint::File(default_checkpoint_path(state, &"/nowhere/dst".into()));
         let defaults = CopySpec::new(Locator::parse("src").unwrap(), Locator::parse("/nowhere/dst").unwrap());
         assert_eq!(request.spec, CopySpec { checkpoint, ..defaults });
         assert_eq!(request.config, EngineConfig::default());
@@ -377,7 +370,7 @@ mod tests {
         assert_eq!(sized(&words(&["--changed-since=monday"], "/nowhere/dst")).block_size, block(64 << 10));
         assert_eq!(sized(&words(&["--block-size=4MiB"], "/nowhere/dst")).block_size, block(4 << 20));
         let state = Path::new("/people/me/.local/state/blockhaul");
-        let keyed = Checkpoint::File(default_checkpoint_path(state, "nbd://host/b"));
+        let keyed = Checkpoint::File(default_checkpoint_path(state, &"nbd://host/b".into()));
         for spelling in ["nbd://host/b", "nbd://HOST:10809/b", "nbd://host/%62"] {
             assert_eq!(words(&[], spelling).spec.checkpoint, keyed, "{spelling}");
         }
@@ -390,10 +383,10 @@ mod tests {
             journal: Some("j".to_owned()),
             ..output::refusal(Error::new(code, Side::Source, Operation::Read, "x"))
         };
-        assert!(advice(&failed(Code::Io), Sync::Yes, &arguments).ends_with("blockhaul copy --resume a b"));
-        assert!(advice(&failed(Code::SourceChanged), Sync::Yes, &arguments).ends_with("blockhaul copy --restart a b"));
-        assert!(advice(&failed(Code::Io), Sync::No, &arguments).ends_with("blockhaul copy --restart a b"));
+        assert_eq!(advice(&failed(Code::Io), Sync::Yes, &arguments).1, "blockhaul copy --resume a b");
+        assert_eq!(advice(&failed(Code::SourceChanged), Sync::Yes, &arguments).1, "blockhaul copy --restart a b");
+        assert_eq!(advice(&failed(Code::Io), Sync::No, &arguments).1, "blockhaul copy --restart a b");
         let lost = Report { journal: None, ..failed(Code::Io) };
-        assert!(advice(&lost, Sync::Yes, &arguments).ends_with("blockhaul copy --overwrite a b"));
+        assert_eq!(advice(&lost, Sync::Yes, &arguments).1, "blockhaul copy --overwrite a b");
     }
 }

@@ -2,12 +2,12 @@
 //! extents costs no more memory than one with two.
 
 use crate::args::RawMap;
-use crate::copy::locator;
 use crate::exit::Exit;
 use crate::output::{json_line, stay_out_of};
 use crate::start_logging;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, Extent, ExtentKind};
+use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{Direct, LiveSource};
 use blockhaul_engine::volume::{ListedExport, Locator, Reading, Volume, list_exports, open_source};
 use serde::Serialize;
@@ -37,7 +37,7 @@ pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     let RawMap { volume, json, log } = raw;
     stay_out_of([Path::new(&volume)])?;
     start_logging(log)?;
-    let locator = locator(&volume)?;
+    let locator = Locator::parse(&volume)?;
     if let Some(listed) = exports(&locator)? {
         return list(&listed, json);
     }
@@ -105,9 +105,8 @@ fn write_export(out: &mut impl Write, export: &ListedExport, json: bool) -> io::
         Some(false) => "read-write",
         None => "?",
     };
-    // Names are a server's to choose: what would move a terminal's cursor is shown as an escape.
-    let shown = if name.is_empty() { "\"\"".to_owned() } else { name.escape_debug().to_string() };
-    let description = description.as_ref().map(|text| format!("  {}", text.escape_debug())).unwrap_or_default();
+    let shown = if name.is_empty() { "\"\"".to_owned() } else { name.shown().to_string() };
+    let description = description.as_ref().map(|text| format!("  {}", text.shown())).unwrap_or_default();
     writeln!(out, "{size:>20} {access:<10} {shown}{description}")
 }
 

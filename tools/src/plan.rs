@@ -12,6 +12,7 @@ use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{Extent, ExtentKind};
 use blockhaul_engine::journal::{JournalReader, JournalState, refuse_receipt};
+use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Direct, Overwrite, PathChoice};
 use blockhaul_engine::units::format_size;
 use blockhaul_engine::volume::{
@@ -61,7 +62,7 @@ fn draw(request: &CopyRequest) -> Plan {
         source: spec.source.to_string(),
         destination: spec.destination.to_string(),
         checkpoint: match &spec.checkpoint {
-            Checkpoint::File(file) => Some(file.display().to_string()),
+            Checkpoint::File(file) => Some(file.shown().to_string()),
             Checkpoint::None => None,
         },
         path: (spec.path != PathChoice::Auto).then_some(spec.path),
@@ -128,13 +129,13 @@ fn destination(spec: &CopySpec, source: Option<&dyn Volume>, plan: &Plan, how: &
     match path.metadata() {
         Ok(_) => existing(spec, path, source, how)?,
         Err(error) if error.kind() == ErrorKind::NotFound && spec.changed_since.is_some() => {
-            let message = format!("the destination {} does not exist, so it is no older copy", path.display());
+            let message = format!("the destination {} does not exist, so it is no older copy", path.shown());
             return Err(Error::new(Code::NotFound, side(), Operation::Open, message));
         }
         Err(error) if error.kind() == ErrorKind::NotFound => refuse_kernel_directory(parent(path), path, side())
             .and_then(|()| may_write(parent(path)))
-            .map_err(|error| error.advise(format_args!("{} is to be created there", path.display())))?,
-        Err(error) => return Err(Error::io(side(), Operation::Open, &error, format_args!("open {}", path.display()))),
+            .map_err(|error| error.advise(format_args!("{} is to be created there", path.shown())))?,
+        Err(error) => return Err(Error::io(side(), Operation::Open, &error, format_args!("open {}", path.shown()))),
     }
     unfinished_journal(spec)?;
     if path.is_file() || !path.exists() { room(path, plan.data_bytes) } else { Ok(()) }
@@ -165,8 +166,8 @@ fn existing(spec: &CopySpec, path: &Path, source: Option<&dyn Volume>, how: &Rea
 
 /// Connects to what would be written, and writes nothing.
 fn export(spec: &CopySpec, uri: &NbdUri, source: Option<&dyn Volume>, how: &Reading<'_>) -> Result<()> {
-    if spec.source.to_string() == spec.destination.to_string() {
-        return Err(same_volume(&spec.source.to_string(), &uri.to_string()));
+    if matches!(&spec.source, Locator::Nbd(source) if source.to_string() == uri.to_string()) {
+        return Err(same_volume(&spec.source, uri));
     }
     let ExportFound { volume, is_read_only, occupied } = look_at_export(uri, how)?;
     if is_read_only {
@@ -180,7 +181,7 @@ fn export(spec: &CopySpec, uri: &NbdUri, source: Option<&dyn Volume>, how: &Read
     }
 }
 
-fn same_volume(source: &str, destination: &str) -> Error {
+fn same_volume(source: impl Display, destination: impl Display) -> Error {
     let message = format!("{source} and {destination} are the same volume");
     Error::new(Code::SameVolume, Side::Caller, Operation::Open, message)
 }
@@ -202,7 +203,7 @@ fn data_is_expected(spec: &CopySpec) -> bool {
         || (spec.continuation == Continuation::Resume && unfinished(spec).is_some())
 }
 
-fn not_empty(name: &str, holds: impl Display) -> Error {
+fn not_empty(name: impl Display, holds: impl Display) -> Error {
     let message = format!("the destination {name} is not empty: it holds {holds}");
     Error::new(Code::Exists, side(), Operation::Open, message).advise("write over it with --overwrite")
 }
@@ -219,7 +220,7 @@ fn same(source: &Identity, destination: &Identity) -> bool {
 
 fn may_write(path: &Path) -> Result<()> {
     access(path, AccessFlags::W_OK)
-        .map_err(|errno| Error::os(side(), Operation::Open, errno, format_args!("write to {}", path.display())))
+        .map_err(|errno| Error::os(side(), Operation::Open, errno, format_args!("write to {}", path.shown())))
 }
 
 fn unfinished_journal(spec: &CopySpec) -> Result<()> {
@@ -230,7 +231,7 @@ fn unfinished_journal(spec: &CopySpec) -> Result<()> {
             Operation::Journal,
             format!(
                 "{} holds the checkpoint of an unfinished copy; --resume goes on, --restart discards it",
-                file.display()
+                file.shown()
             ),
         )),
         _ => Ok(()),
@@ -247,7 +248,7 @@ fn unfinished(spec: &CopySpec) -> Option<&Path> {
 fn room(path: &Path, data_bytes: u64) -> Result<()> {
     let directory = parent(path);
     let facts = statvfs(directory)
-        .map_err(|errno| Error::os(side(), Operation::Stat, errno, format_args!("ask {}", directory.display())))?;
+        .map_err(|errno| Error::os(side(), Operation::Stat, errno, format_args!("ask {}", directory.shown())))?;
     // What an existing file holds is given back before it is written over.
     let own = path.metadata().map_or(0, |metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512);
     let free = facts.blocks_available() as u64 * facts.fragment_size() as u64 + own;
@@ -255,7 +256,7 @@ fn room(path: &Path, data_bytes: u64) -> Result<()> {
         return Ok(());
     }
     let message =
-        format!("{} has {} free, the data needs {}", directory.display(), format_size(free), format_size(data_bytes));
+        format!("{} has {} free, the data needs {}", directory.shown(), format_size(free), format_size(data_bytes));
     Err(Error::new(Code::NoSpace, side(), Operation::Allocate, message))
 }
 

@@ -3,6 +3,7 @@
 //! It is the command line as it was given, with one flag more (or less), so that pasting it does what the user meant
 //! the first time. It must be run in the same directory and with the same environment.
 
+use blockhaul_engine::shown::is_printable;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -52,7 +53,7 @@ fn quote(word: &OsStr) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:=,+@%".contains(byte);
     match word.to_str() {
         Some(text) if !text.is_empty() && text.bytes().all(|byte| plain(&byte)) => text.to_owned(),
-        Some(text) if !text.chars().any(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
+        Some(text) if text.chars().all(is_printable) => format!("'{}'", text.replace('\'', r"'\''")),
         _ => {
             let escaped = word.as_bytes().iter().fold(String::new(), |mut text, byte| {
                 let _ = if plain(byte) { write!(text, "{}", char::from(*byte)) } else { write!(text, "\\x{byte:02x}") };

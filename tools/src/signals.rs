@@ -33,8 +33,9 @@ impl StopSignals {
         let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "catch signals");
         // A handler that does nothing. Ignoring the signal would be inherited by other programs.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let hang_up = (!is_ignored(&status, SIGHUP)).then_some(SIGHUP);
+        // The name of the process stands there, too, which may be no text.
+        let status = std::fs::read("/proc/self/status").unwrap_or_default();
+        let hang_up = (!is_ignored(&String::from_utf8_lossy(&status), SIGHUP)).then_some(SIGHUP);
         Signals::new([SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hang_up)).map(Self).map_err(failed)
     }
 

@@ -1,7 +1,7 @@
 //! `blockhaul verify`: compares two volumes, or a volume with a receipt. Reads only.
 
 use crate::args::RawVerify;
-use crate::copy::{engine_config, locator, network_terms};
+use crate::copy::{engine_config, network_terms};
 use crate::exit::Exit;
 use crate::output::{self, tell};
 use crate::progress::{Display, follow};
@@ -10,7 +10,7 @@ use crate::{start_logging, summary};
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{PathChoice, Reference, VerifySpec};
-use blockhaul_engine::volume::usual_block;
+use blockhaul_engine::volume::{Locator, usual_block};
 use std::path::Path;
 
 /// Compares; differences are listed (at most 100) and end with exit code 3.
@@ -42,7 +42,7 @@ fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
     let RawVerify { volumes, receipt, engine, network, limit, direct, sparse, output: _, log: _ } = raw;
     let (reference, volume) = match (receipt, volumes.as_slice()) {
         (Some(receipt), [volume]) => (Reference::Receipt(receipt), volume),
-        (None, [source, destination]) => (Reference::Volume(locator(source)?), destination),
+        (None, [source, destination]) => (Reference::Volume(Locator::parse(source)?), destination),
         (Some(_), _) => return Err(Error::bad_request("with --receipt FILE, name the one volume to check")),
         (None, _) => return Err(Error::bad_request("name two volumes to compare, or --receipt FILE and one volume")),
     };
@@ -53,7 +53,7 @@ fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
         direct,
         sparse,
         network: network_terms(&network),
-        ..VerifySpec::new(reference, locator(volume)?)
+        ..VerifySpec::new(reference, Locator::parse(volume)?)
     };
     spec.check()?;
     let config = sized(&spec, config);

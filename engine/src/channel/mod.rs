@@ -44,7 +44,6 @@ pub(crate) struct Channel {
     pub zero_align: u64,
     file: FileId,
     side: Side,
-    name: String,
     /// Keeps the descriptor open.
     volume: Arc<dyn Volume>,
 }
@@ -64,7 +63,6 @@ impl Channel {
             zero_align: zero_align(&**volume),
             file: volume.file(),
             side,
-            name: volume.name().to_owned(),
             volume: Arc::clone(volume),
         }
     }
@@ -115,7 +113,7 @@ impl Channel {
             // What ended the link is the cause; this operation is only the first one to hear of it.
             return Error { operation, ..verdict }.at(range.start(), range.len());
         }
-        let what = format!("{operation} {}", self.name);
+        let what = format!("{operation} {}", self.volume.name());
         let error = match (fault, operation, self.side) {
             (Fault::Os(errno), ..) => Error::os(self.side, operation, errno, what),
             (Fault::NoProgress, Operation::Read, Side::Source) => {

@@ -13,6 +13,7 @@ use crate::journal::{Header, JournalReader, Place};
 use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::Report;
 use crate::ring::clock;
+use crate::shown::Shown;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
 use crate::volume::{
     Means, Reading, Volume, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block, refuse_streams,
@@ -125,7 +126,7 @@ fn check_receipt(receipt: &JournalReader, path: &Path) -> Result<()> {
             Operation::Journal,
             format!(
                 "{} is the checkpoint of an unfinished copy, not a receipt: finish the copy with --resume --receipt first",
-                path.display()
+                path.shown()
             ),
         )),
     }
@@ -152,8 +153,8 @@ fn check_sizes(reference: &Reference, source: &dyn Volume, target: &dyn Volume, 
         return Ok(());
     }
     let what = match reference {
-        Reference::Volume(_) => source.name().to_owned(),
-        Reference::Receipt(path) => format!("the copy of {}", path.display()),
+        Reference::Volume(_) => source.name().to_string(),
+        Reference::Receipt(path) => format!("the copy of {}", path.shown()),
     };
     Err(Error::new(
         Code::SizeMismatch,

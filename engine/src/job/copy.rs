@@ -18,6 +18,7 @@ use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Pla
 use crate::limits::{BLOCK_BYTES_DIRECT, SAMPLE_LEAVES_MAX};
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
+use crate::shown::Shown;
 use crate::spec::{
     BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, PathChoice, Sparse, Sync, Verify,
 };
@@ -78,7 +79,7 @@ impl Copy<'_, '_> {
         self.account.block_bytes = prepared.leaf_bytes;
         self.account.route(&prepared.route);
         if let Checkpoint::File(path) = &self.spec.checkpoint {
-            let path = self.control.journal.get_or_init(|| path.display().to_string());
+            let path = self.control.journal.get_or_init(|| path.shown().to_string());
             self.account.journal = Some(path.clone());
         }
         let (source, destination) = (Arc::clone(&prepared.source), Arc::clone(&prepared.destination));
@@ -136,7 +137,7 @@ impl Copy<'_, '_> {
         if let Likeness::Other(how) = header.destination.likeness(destination.volume().identity()) {
             let message = format!(
                 "{} is the receipt of a copy to another destination, {}: {how}",
-                path.display(),
+                path.shown(),
                 header.destination.name
             );
             return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
@@ -178,7 +179,7 @@ impl Copy<'_, '_> {
     }
 
     fn receipt(&self) -> Option<String> {
-        self.spec.receipt.as_ref().map(|path| path.display().to_string())
+        self.spec.receipt.as_ref().map(|path| path.shown().to_string())
     }
 
     /// The round that copies.

@@ -10,7 +10,7 @@ use crate::nbd::leash::Leash;
 use crate::spec::{Continuation, CopySpec, Overwrite};
 use crate::supervision::{Admission, Admitted, DurableLeaf, Supervision, VolumeEvidence};
 use crate::volume::{Identity, Means, Opened, Unproven, VolumeKind, refuse_changed_source};
-use std::fmt;
+use std::fmt::{self, Display};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 
@@ -104,7 +104,7 @@ impl Oversight {
     /// # Errors
     /// `ECheckpointMismatch`.
     pub(crate) fn refuse_missing(&self, spec: &CopySpec) -> Result<()> {
-        if self.claims() { Err(lost(&spec.destination.to_string(), "missing")) } else { Ok(()) }
+        if self.claims() { Err(lost(&spec.destination, "missing")) } else { Ok(()) }
     }
 
     /// Asks whether the destination may be changed. Blocks for as long as the answer takes.
@@ -162,7 +162,7 @@ impl Oversight {
     }
 }
 
-fn lost(name: &str, how: &str) -> Error {
+fn lost(name: &impl Display, how: &str) -> Error {
     let message = format!("the destination {name} is not what an earlier run has written to: it is {how}");
     let error = Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Open, message);
     error.advise("name the destination of the earlier run, or copy in full")

@@ -4,10 +4,10 @@ use super::round::lock;
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent};
 use crate::ring::FileId;
-use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeKind};
+use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeKind, VolumeName};
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 /// See the module's head.
@@ -23,8 +23,9 @@ pub(crate) struct Peer {
 }
 
 impl Volume for Peer {
-    fn name(&self) -> &str {
-        "nbd://peer/"
+    fn name(&self) -> &VolumeName {
+        static NAME: LazyLock<VolumeName> = LazyLock::new(|| "nbd://peer/".into());
+        &NAME
     }
 
     fn kind(&self) -> VolumeKind {

@@ -106,7 +106,7 @@ fn probes(volumes: &[&Arc<dyn Volume>]) -> Vec<OwnedFd> {
             fresh
         })
         .filter_map(|volume| {
-            open(volume.name(), OFlag::O_RDONLY | OFlag::O_DIRECT | OFlag::O_CLOEXEC, Mode::empty()).ok()
+            open(volume.name().as_path(), OFlag::O_RDONLY | OFlag::O_DIRECT | OFlag::O_CLOEXEC, Mode::empty()).ok()
         })
         .collect()
 }

@@ -14,6 +14,7 @@ use crate::journal::{
     Finish, Header, JournalFile, JournalReader, JournalService, JournalState, Keep, Place, check_place, refuse_receipt,
 };
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
+use crate::shown::Shown;
 use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
     End, Identity, KnownZero, Opened, Patience, Route, Unproven, Volume, VolumeKind, bypass_caches, choose_block,
@@ -254,7 +255,7 @@ fn exists(path: &Path, journal: &JournalReader) -> Error {
         JournalState::Unfinished => "an unfinished copy",
         JournalState::Finished => "a finished copy",
     };
-    let (path, to) = (path.display(), &journal.header().destination.name);
+    let (path, to) = (path.shown(), &journal.header().destination.name);
     let message = format!("{path} is the journal of {what} to {to}");
     let error = Error::new(Code::Exists, Side::Engine, Operation::Journal, message);
     error.advise("go on with --resume, start over with --restart, or name another file with --checkpoint")
@@ -275,7 +276,7 @@ fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()
         Some(path) => error.advise(format_args!(
             "{} is the journal of an earlier copy: go on with --resume, start over with --restart, or write over it \
              with --overwrite",
-            path.display()
+            path.shown()
         )),
         None => error.advise("write over it with --overwrite"),
     })

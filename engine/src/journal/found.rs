@@ -7,6 +7,7 @@ use super::JournalState;
 use super::format::{HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SECTOR_BYTES, SLOT_MAGIC, SLOT_OFFSETS, Slot};
 use super::place::{check_place, failed, fresh_name};
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -119,7 +120,7 @@ fn foreign(path: &Path) -> Error {
 }
 
 pub(super) fn exists(path: &Path, what: &str) -> Error {
-    let message = format!("{} {what}", path.display());
+    let message = format!("{} {what}", path.shown());
     Error::new(Code::Exists, Side::Engine, Operation::Journal, message)
 }
 

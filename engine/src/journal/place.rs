@@ -7,6 +7,8 @@
 
 use super::found::{check_checkpoint, check_fresh, check_receipt, exists};
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
+use crate::volume::VolumeName;
 use crate::volume::filesystem::FileSystem;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
@@ -72,11 +74,13 @@ pub(crate) enum Place<'a> {
     Scratch,
 }
 
-/// The checkpoint of a copy to `destination_absolute`, an absolute path or a URI: always the same name for the same
-/// destination, with its readable tail in front.
-pub fn default_checkpoint_path(state_dir: &Path, destination_absolute: &str) -> PathBuf {
-    let hash = blake3::hash(destination_absolute.as_bytes()).to_hex();
-    let tail = destination_absolute.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+/// The checkpoint of a copy to `destination`: always the same name for the same destination, with its readable tail in
+/// front.
+pub fn default_checkpoint_path(state_dir: &Path, destination: &VolumeName) -> PathBuf {
+    let hash = blake3::hash(destination.as_bytes()).to_hex();
+    // Only a help for the eye: the hash tells names apart.
+    let text = String::from_utf8_lossy(destination.as_bytes());
+    let tail = text.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let tail: String = tail.chars().map(|c| if is_plain(c) { c } else { '_' }).take(TAIL_BYTES_MAX).collect();
     state_dir.join(format!("{}-{}.journal", tail.trim_start_matches('.'), &hash[..16]))
@@ -89,7 +93,7 @@ pub fn default_checkpoint_path(state_dir: &Path, destination_absolute: &str) -> 
 /// `EBadRequest`, and whatever the system says.
 pub(crate) fn check_place(path: &Path) -> Result<()> {
     let refused = |what: &str| {
-        let path = path.display();
+        let path = path.shown();
         Err(Error::bad_request(format!(
             "{path} is {what}; a checkpoint or receipt needs a regular file or a free name"
         )))
@@ -362,13 +366,13 @@ fn busy(path: &Path) -> Error {
         Code::Busy,
         Side::Engine,
         Operation::Journal,
-        format!("another copy uses this journal: {}", path.display()),
+        format!("another copy uses this journal: {}", path.shown()),
     )
     .advise("wait for it to end, or name another file with --checkpoint")
 }
 
 pub(super) fn failed(error: &io::Error, what: impl Display, path: &Path) -> Error {
-    Error::io(Side::Engine, Operation::Journal, error, format_args!("{what} {}", path.display()))
+    Error::io(Side::Engine, Operation::Journal, error, format_args!("{what} {}", path.shown()))
 }
 
 #[cfg(test)]

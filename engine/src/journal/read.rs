@@ -15,6 +15,7 @@ use super::span::{SPANS_MAX, Span, SpanIndex};
 use super::{Finish, Header, JournalState, Run};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
+use crate::shown::Shown;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -136,7 +137,7 @@ impl JournalReader {
     /// damaged or no journal, `ECheckpointMismatch` if another version wrote it, and whatever the system says.
     pub fn open(path: &Path) -> Result<Self> {
         super::check_place(path)?;
-        let name = path.display().to_string();
+        let name = path.shown().to_string();
         let file = File::open(path).map_err(|error| {
             Error::io(Side::Engine, Operation::Journal, &error, format_args!("open the journal {name}"))
         })?;

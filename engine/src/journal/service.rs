@@ -14,6 +14,7 @@ use super::read::JournalReader;
 use super::writer::{Ending, Writer, journal_error};
 use super::{Finish, Header, JournalState, Run};
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -105,7 +106,7 @@ impl JournalService {
     /// `ECheckpointMismatch` for a receipt, `EBusy` ("another copy uses this journal"), those of
     /// [`JournalReader::open`], and whatever the system says.
     pub(crate) fn reopen(&self, path: &Path) -> Result<(JournalFile, JournalReader)> {
-        let name = path.display().to_string();
+        let name = path.shown().to_string();
         let failed = |error: io::Error| journal_error(&error, &name);
         let file = place::open_locked(path)?;
         let reader = JournalReader::from_store(Box::new(file.try_clone().map_err(failed)?), name.clone(), None)?;
@@ -128,7 +129,7 @@ impl JournalService {
     /// # Errors
     /// `ECheckpointMismatch` for a checkpoint, and otherwise as [`JournalService::reopen`].
     pub(crate) fn finish_again(&self, path: &Path, keep: Keep<'_>) -> Result<Finish> {
-        let name = path.display().to_string();
+        let name = path.shown().to_string();
         let file = place::open_locked(path)?;
         let copy = file.try_clone().map_err(|error| journal_error(&error, &name))?;
         let finish = JournalReader::from_store(Box::new(copy), name.clone(), None)?.finish().copied();
@@ -144,7 +145,7 @@ impl JournalService {
 
     /// Gives a locked journal its task.
     pub(super) fn open(&self, file: Locked, path: Option<PathBuf>, appender: Appender) -> Result<JournalFile> {
-        let name = path.as_ref().map_or("(temporary)".into(), |path| path.display().to_string());
+        let name = path.as_ref().map_or("(temporary)".into(), |path| path.shown().to_string());
         let file = Arc::new(file);
         let written = file.try_clone().map_err(|error| journal_error(&error, &name))?;
         let (orders, inbox) = unbounded_channel();

@@ -417,7 +417,7 @@ fn the_thread_ends_with_its_last_user() {
 
 #[test]
 fn the_default_name_is_stable_readable_and_its_own() {
-    let path = |name: &str| default_checkpoint_path(Path::new("/state"), name).display().to_string();
+    let path = |name: &str| default_checkpoint_path(Path::new("/state"), &name.into()).display().to_string();
     assert_eq!(path("/dev/sdb"), path("/dev/sdb"));
     assert!(path("/dev/sdb").starts_with("/state/sdb-") && path("/dev/sdb").ends_with(".journal"));
     assert_ne!(path("/a/disk.img"), path("/b/disk.img"));

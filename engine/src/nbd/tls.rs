@@ -7,6 +7,7 @@
 use super::stream::Stream;
 use super::uri::{Address, NbdUri, TlsTerms};
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -117,9 +118,9 @@ impl Files<'_> {
         };
         let path = directory.join("ca-cert.pem");
         let authorities: Vec<CertificateDer<'static>> =
-            self.all_in("ca-cert.pem")?.ok_or_else(|| self.bad(format!("{} does not exist", path.display())))?;
+            self.all_in("ca-cert.pem")?.ok_or_else(|| self.bad(format!("{} does not exist", path.shown())))?;
         for authority in authorities {
-            roots.add(authority).map_err(|error| self.bad(format!("{}: {error}", path.display())))?;
+            roots.add(authority).map_err(|error| self.bad(format!("{}: {error}", path.shown())))?;
         }
         Ok(roots)
     }
@@ -149,7 +150,7 @@ impl Files<'_> {
     }
 
     fn unreadable(&self, path: &Path, why: &dyn fmt::Display) -> Error {
-        self.bad(format!("read {}: {why}", path.display()))
+        self.bad(format!("read {}: {why}", path.shown()))
     }
 
     fn bad(&self, message: String) -> Error {
@@ -159,7 +160,7 @@ impl Files<'_> {
 
 impl fmt::Display for Files<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.directory.unwrap_or(Path::new("")).display().fmt(f)
+        self.directory.unwrap_or(Path::new("")).shown().fmt(f)
     }
 }
 

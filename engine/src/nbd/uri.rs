@@ -10,6 +10,7 @@
 //! it. `parse(display(x)) = x` for every `x` without parameters of TLS.
 
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
@@ -271,7 +272,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
         return Err(bad("a path contains a NUL byte"));
     }
     std::path::absolute(path).map_err(|error| {
-        Error::io(Side::Caller, Operation::Parse, &error, format!("find the working directory for {}", path.display()))
+        Error::io(Side::Caller, Operation::Parse, &error, format!("find the working directory for {}", path.shown()))
     })
 }
 

@@ -193,7 +193,9 @@ pub(super) fn registrable_bytes(arena_bytes: usize) -> usize {
 }
 
 fn may_lock_any() -> bool {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    // The name of the thread stands there, too, which may be no text.
+    let status = std::fs::read("/proc/thread-self/status").unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     effective
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())

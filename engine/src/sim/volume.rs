@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct SimVolume {
     world: Shared,
     file: FileId,
-    name: String,
     identity: Identity,
     align: u32,
     size: AtomicU64,
@@ -31,9 +30,8 @@ impl SimVolume {
             // Who connects for the first time has nothing to lose yet.
             server.answers();
         }
-        let name = format!("/simulated/{file}");
         let identity = Identity {
-            name: name.as_str().into(),
+            name: format!("/simulated/{file}").into(),
             kind: disk.kind,
             device: 1,
             inode: file as u64 + 1,
@@ -45,15 +43,7 @@ impl SimVolume {
         };
         let (align, size) = (disk.abilities.align, AtomicU64::new(disk.size));
         drop(guard);
-        Arc::new(Self {
-            world: world.clone(),
-            file: FileId(file),
-            name,
-            identity,
-            align,
-            size,
-            asked: Mutex::default(),
-        })
+        Arc::new(Self { world: world.clone(), file: FileId(file), identity, align, size, asked: Mutex::default() })
     }
 
     /// A reservation or resizing that runs out of space, as unlucky as the volume's writes.
@@ -80,10 +70,6 @@ impl fmt::Debug for SimVolume {
 }
 
 impl Volume for SimVolume {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
     fn kind(&self) -> VolumeKind {
         self.identity.kind
     }

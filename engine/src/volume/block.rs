@@ -51,7 +51,8 @@ pub(crate) fn refuse_block(block: u32, pair: Pair<'_>) -> Result<()> {
     if (least.max(BLOCK_BYTES_MIN)..=most).contains(&block) {
         return Ok(());
     }
-    let names: Vec<_> = pair.iter().filter(|volume| volume.link().is_some()).map(|volume| volume.name()).collect();
+    let names: Vec<_> =
+        pair.iter().filter(|volume| volume.link().is_some()).map(|volume| volume.name().to_string()).collect();
     let message = format!(
         "a request to {} may have {least} to {most} bytes, which leaves no room for blocks of {block}",
         names.join(" and to ")
@@ -80,7 +81,7 @@ impl Bounds {
     /// `minimum of nbd://host/export`
     fn least_of(self, pair: Pair<'_>) -> String {
         let is_it = |volume: &&dyn Volume| volume.link().is_some_and(|link| link.facts().min_block_bytes == self.least);
-        let name = pair.into_iter().find(is_it).map_or("", |volume| volume.name());
+        let name = pair.into_iter().find(is_it).map_or_else(String::new, |volume| volume.name().to_string());
         format!("{} that {name}", self.least)
     }
 }

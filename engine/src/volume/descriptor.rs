@@ -4,9 +4,9 @@
 //! early would make that lock mean something else. So `O_DIRECT` is switched on the descriptor itself. Whatever the
 //! descriptor is, [`Descriptor::align_bytes`] is true of it.
 
-use super::ReadBack;
 use super::device::{cached_pages, direct_align_bytes, sector_bytes};
 use super::filesystem::FileSystem;
+use super::{ReadBack, VolumeName};
 use crate::error::{Error, Operation, Result, Side};
 use crate::limits::DIRECT_ALIGN_BYTES;
 use nix::errno::Errno;
@@ -21,7 +21,7 @@ const EVICT_TRIES: usize = 3;
 #[derive(Debug)]
 pub(crate) struct Descriptor {
     file: File,
-    name: String,
+    name: VolumeName,
     filesystem: FileSystem,
     align_bytes: u32,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Descriptor {
 impl Descriptor {
     /// Takes over an open, buffered file. It may have been opened with `O_NONBLOCK`, which ends here: a ring would
     /// fail operations with `EAGAIN` where the file system cannot start them without waiting.
-    pub(crate) fn new(file: File, name: String, side: Side) -> Result<Self> {
+    pub(crate) fn new(file: File, name: VolumeName, side: Side) -> Result<Self> {
         let filesystem = FileSystem::of(&file)
             .map_err(|errno| Error::os(side, Operation::Stat, errno, format!("ask for the file system of {name}")))?;
         set_flag(&file, OFlag::O_NONBLOCK, false)
@@ -39,10 +39,6 @@ impl Descriptor {
 
     pub(crate) fn file(&self) -> &File {
         &self.file
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
     }
 
     /// The file system that the file, or the device's node, is in.

@@ -10,6 +10,7 @@ use super::node::{Node, NodeKind, absolute, errno};
 use super::reading::Source;
 use super::topology::kernel_filesystem;
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
 use crate::spec::CopySpec;
 use crate::supervision::OpenedDestination;
 use nix::errno::Errno;
@@ -58,7 +59,7 @@ impl Drop for CreatedFile {
             && std::fs::symlink_metadata(&self.path).is_ok_and(is_it)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "a file created for a refused copy stays behind");
+            tracing::warn!(path = %self.path.shown(), %error, "a file created for a refused copy stays behind");
         }
     }
 }
@@ -77,7 +78,7 @@ pub(super) fn open_destination(
     }
     for _ in 0..REPLACED_MAX {
         if let Some((file, kind, creation)) = try_destination(spec, path, source, patience, missing)? {
-            let name = absolute(path, Side::Destination)?.display().to_string();
+            let name = absolute(path, Side::Destination)?.as_path().into();
             return Ok((End::Local(Local::new(kind, file, name, Side::Destination)?), creation));
         }
     }
@@ -113,10 +114,10 @@ fn open_given(
     let node = Node::opened(path, &given.file, Side::Destination)?;
     let file = open_locked(spec, &node, source, patience)?;
     let parent = given.parent.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| {
-        let what = format!("keep the directory of {}", path.display());
+        let what = format!("keep the directory of {}", path.shown());
         Error::io(Side::Destination, Operation::Open, &e, what)
     })?;
-    let mut local = Local::new(node.kind(), file, node.path().display().to_string(), Side::Destination)?;
+    let mut local = Local::new(node.kind(), file, node.path().into(), Side::Destination)?;
     if let Local::File(file) = &mut local {
         file.was_given(parent);
     }
@@ -145,9 +146,8 @@ fn open_locked(spec: &CopySpec, node: &Node, source: &Source, patience: &Patienc
 
 /// Whether path, looked-up node and descriptor are still one: a file may be replaced between any two of these.
 fn leads_to(node: &Node, file: &File) -> Result<bool> {
-    let failed = |e: &std::io::Error| {
-        Error::io(Side::Destination, Operation::Stat, e, format!("stat {}", node.path().display()))
-    };
+    let failed =
+        |e: &std::io::Error| Error::io(Side::Destination, Operation::Stat, e, format!("stat {}", node.path().shown()));
     if !node.is(&file.metadata().map_err(|e| failed(&e))?) {
         return Ok(false);
     }
@@ -205,7 +205,7 @@ fn refuse_dangling(path: &Path) -> Result<()> {
     if !is_link || std::fs::metadata(path).is_ok() {
         return Ok(());
     }
-    let message = format!("the destination {} is a symbolic link to nothing", path.display());
+    let message = format!("the destination {} is a symbolic link to nothing", path.shown());
     let error = Error::new(Code::NotFound, Side::Destination, Operation::Open, message);
     Err(error.advise("name the file itself, or remove the link"))
 }
@@ -230,7 +230,7 @@ pub(crate) fn may_keep(path: &Path, what: &str, advice: &str) -> Result<()> {
         None => (Path::new("."), AccessFlags::W_OK | AccessFlags::X_OK),
     };
     faccessat(AT_FDCWD, place, rights, AtFlags::AT_EACCESS).map_err(|errno| {
-        let what = format!("keep {what} at {}", path.display());
+        let what = format!("keep {what} at {}", path.shown());
         Error::os(Side::Engine, Operation::Journal, errno, what).with_code(Code::Permission).advise(advice)
     })
 }
@@ -242,7 +242,7 @@ pub(crate) fn may_keep(path: &Path, what: &str, advice: &str) -> Result<()> {
 /// `ENotFound`.
 pub fn refuse_kernel_directory(directory: &Path, path: &Path, side: Side) -> Result<()> {
     let Some(kind) = kernel_filesystem(directory) else { return Ok(()) };
-    let (path, place) = (path.display(), path.parent().unwrap_or(directory).display());
+    let (path, place) = (path.shown(), path.parent().unwrap_or(directory).shown());
     let message = format!("there is no device {path}, and {place} ({kind}) is the kernel's: no file is created there");
     let error = Error::new(Code::NotFound, side, Operation::Open, message);
     Err(error.advise("name a device that exists (lsblk lists them), or a file somewhere else"))
@@ -261,7 +261,7 @@ fn may_access(path: &Path, name: &Path, rights: AccessFlags) -> Result<Writable>
 }
 
 fn refused_writing(path: &Path, e: &std::io::Error) -> Error {
-    let error = Error::io(Side::Destination, Operation::Open, e, format!("write to {}", path.display()));
+    let error = Error::io(Side::Destination, Operation::Open, e, format!("write to {}", path.shown()));
     match errno(e) {
         Errno::EACCES => error.advise("run as a user who may read and write it"),
         Errno::EPERM => error
@@ -281,7 +281,7 @@ fn sysfs_read_only(device: u64) -> bool {
 }
 
 pub(super) fn read_only_device(path: &Path) -> Error {
-    let message = format!("the destination {} is a read-only device", path.display());
+    let message = format!("the destination {} is a read-only device", path.shown());
     let error = Error::new(Code::ReadOnly, Side::Destination, Operation::Open, message);
     error.advise("make it writable (blockdev --setrw) or name another")
 }

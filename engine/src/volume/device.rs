@@ -5,7 +5,7 @@
 //! that lives on this stack or in a slice, of which the kernel keeps nothing after it has returned.
 
 use super::descriptor::Descriptor;
-use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
+use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::ring::FileId;
@@ -27,12 +27,12 @@ impl DeviceVolume {
     ///
     /// # Errors
     /// Whatever the device says to being asked for its size.
-    pub(super) fn new(file: File, name: String, side: Side) -> Result<Self> {
+    pub(super) fn new(file: File, name: VolumeName, side: Side) -> Result<Self> {
         let refused = |errno| Error::os(side, Operation::Stat, errno, format!("ask for the size of {name}"));
         let size_bytes = size_bytes(&file).map_err(refused)?;
         let stat = file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, format!("stat {name}")))?;
         let identity = Identity {
-            name: name.as_str().into(),
+            name: name.clone(),
             kind: VolumeKind::Device,
             device: stat.rdev(),
             inode: stat.ino(),
@@ -53,16 +53,12 @@ impl DeviceVolume {
     }
 }
 
-fn changed(name: &str, before: u64, now: u64) -> Error {
+fn changed(name: &VolumeName, before: u64, now: u64) -> Error {
     let message = format!("the source {name} changed: its size was {before} bytes and is {now} now");
     Error::new(Code::SourceChanged, Side::Source, Operation::Stat, message)
 }
 
 impl Volume for DeviceVolume {
-    fn name(&self) -> &str {
-        self.descriptor.name()
-    }
-
     fn kind(&self) -> VolumeKind {
         VolumeKind::Device
     }

@@ -5,7 +5,7 @@
 //! an export either; see [`super::lock`] for what does. All of its bytes pass over a [`Link`], which workers find
 //! through [`Volume::link`]: there is no descriptor that a ring could act on.
 
-use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
+use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::nbd::link::Link;
@@ -52,10 +52,6 @@ impl ExportVolume {
 }
 
 impl Volume for ExportVolume {
-    fn name(&self) -> &str {
-        self.link.name()
-    }
-
     fn kind(&self) -> VolumeKind {
         VolumeKind::Export
     }
@@ -128,7 +124,7 @@ impl Volume for ExportVolume {
 }
 
 /// The refusal of a destination that its server shows for reading only.
-pub(super) fn read_only_export(name: &str) -> Error {
+pub(super) fn read_only_export(name: &VolumeName) -> Error {
     let message = format!("the destination {name} is a read-only export");
     let error = Error::new(Code::ReadOnly, Side::Destination, Operation::Open, message);
     error.advise("let its server export it for writing, or name another")

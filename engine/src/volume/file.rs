@@ -8,7 +8,7 @@ use super::descriptor::Descriptor;
 use super::device::{clone_range, refresh_attributes};
 use super::means::path_of;
 use super::node::errno;
-use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
+use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::ring::FileId;
@@ -55,7 +55,7 @@ impl FileVolume {
     ///
     /// # Errors
     /// The file system does not answer.
-    pub(super) fn new(file: File, name: String, side: Side) -> Result<Self> {
+    pub(super) fn new(file: File, name: VolumeName, side: Side) -> Result<Self> {
         let stat = file.metadata().map_err(|e| Error::io(side, Operation::Stat, &e, format!("stat {name}")))?;
         let identity = Identity { ids: VolumeIds::of_file(&file), ..identity(&stat, &name) };
         let size_bytes = AtomicU64::new(stat.len());
@@ -113,7 +113,7 @@ impl FileVolume {
     /// A path to its directory; `None` if nobody has named it.
     pub(super) fn directory(&self) -> Option<PathBuf> {
         match &self.place {
-            Place::Name => std::fs::canonicalize(self.name()).ok()?.parent().map(Path::to_owned),
+            Place::Name => std::fs::canonicalize(self.name().as_path()).ok()?.parent().map(Path::to_owned),
             Place::Descriptor(parent) => parent.as_ref().map(path_of),
         }
     }
@@ -182,10 +182,10 @@ pub(super) fn born_ns(stat: &Metadata) -> Option<i64> {
 }
 
 /// What tells the file from others and from later states of itself, apart from its file system.
-pub(super) fn identity(stat: &Metadata, name: &str) -> Identity {
+pub(super) fn identity(stat: &Metadata, name: &VolumeName) -> Identity {
     let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
     Identity {
-        name: name.into(),
+        name: name.clone(),
         kind: VolumeKind::File,
         device: stat.dev(),
         inode: stat.ino(),
@@ -224,10 +224,6 @@ fn push_merged(extents: &mut Vec<Extent>, next: Extent) {
 }
 
 impl Volume for FileVolume {
-    fn name(&self) -> &str {
-        self.descriptor.name()
-    }
-
     fn kind(&self) -> VolumeKind {
         VolumeKind::File
     }
@@ -332,7 +328,7 @@ impl Volume for FileVolume {
 
     fn check_in_place(&self) -> Result<()> {
         let found = match self.place {
-            Place::Name => std::fs::metadata(self.name()),
+            Place::Name => std::fs::metadata(self.name().as_path()),
             Place::Descriptor(_) => self.descriptor.file().metadata(),
         };
         let now = match found {
@@ -360,7 +356,7 @@ impl Volume for FileVolume {
         };
         let parent = match &self.place {
             Place::Name => {
-                let path = std::fs::canonicalize(Path::new(self.name())).map_err(|e| failed(&e))?;
+                let path = std::fs::canonicalize(self.name().as_path()).map_err(|e| failed(&e))?;
                 path.parent().unwrap_or(Path::new("/")).to_owned()
             }
             Place::Descriptor(Some(parent)) => path_of(parent),

@@ -6,7 +6,9 @@
 
 use super::identity::Likeness;
 use super::{device, filesystem, topology};
+use crate::shown::Escaped;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -137,7 +139,10 @@ impl VolumeIds {
         if found.is_remote()
             && let Some(source) = topology::mount_source(file)
         {
-            self.push(&format!("{under}mount"), &format!("{} {}", found.name(), source.display()));
+            self.push(
+                &format!("{under}mount"),
+                &format!("{} {}", found.name(), text(source.into_os_string().into_vec())),
+            );
         }
     }
 
@@ -168,7 +173,12 @@ fn open_backing(path: &Path, device: u64, inode: u64) -> Option<File> {
 }
 
 fn read(path: &PathBuf) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    fs::read(path).ok().map(|value| text(value).trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// An id as it is, or, where it is no text, as it is shown: journals keep ids, so text is never changed.
+fn text(value: Vec<u8>) -> String {
+    String::from_utf8(value).unwrap_or_else(|no_text| Escaped::from(no_text.as_bytes().trim_ascii()).to_string())
 }
 
 /// Whether it is what somebody says who has no id: zeros.

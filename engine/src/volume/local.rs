@@ -1,10 +1,10 @@
 //! A local volume while it is being opened: the engine still asks what kind it is, and may still change how.
 
-use super::Volume;
 use super::descriptor::Descriptor;
 use super::device::DeviceVolume;
 use super::file::FileVolume;
 use super::node::NodeKind;
+use super::{Volume, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::Direct;
 use std::fs::File;
@@ -21,7 +21,7 @@ pub(crate) enum Local {
 
 impl Local {
     /// Takes over a descriptor of a known kind.
-    pub(super) fn new(kind: NodeKind, file: File, name: String, side: Side) -> Result<Self> {
+    pub(super) fn new(kind: NodeKind, file: File, name: VolumeName, side: Side) -> Result<Self> {
         Ok(match kind {
             NodeKind::File => Self::File(FileVolume::new(file, name, side)?),
             NodeKind::Device => Self::Device(DeviceVolume::new(file, name, side)?),

@@ -7,6 +7,7 @@
 use super::node::{Node, NodeKind};
 use super::topology::{user_of, user_of_file};
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
 use nix::errno::Errno;
 use nix::fcntl::FlockArg;
 use nix::libc;
@@ -60,7 +61,7 @@ impl<'a> Patience<'a> {
 }
 
 fn busy(path: &Path, errno: Errno, who: &str) -> Error {
-    let message = format!("the destination {} is in use: {who}", path.display());
+    let message = format!("the destination {} is in use: {who}", path.shown());
     Error { errno: Some(errno as i32), ..Error::new(Code::Busy, Side::Destination, Operation::Lock, message) }
 }
 
@@ -94,7 +95,7 @@ pub(super) fn lock_file(file: &File, path: &Path, patience: &Patience<'_>) -> Re
                 patience.retry(busy(path, errno, "another copy, or the last writes of one, holds its lock"))?;
             }
             Err(errno) => {
-                let what = format!("lock {}", path.display());
+                let what = format!("lock {}", path.shown());
                 return Err(Error::os(Side::Destination, Operation::Lock, errno, what));
             }
         }
@@ -116,7 +117,7 @@ pub(super) fn open_device(node: &Node, patience: &Patience<'_>) -> Result<File> 
                 patience.retry(busy(path, Errno::EBUSY, "another copy or program opened it exclusively"))?;
             }
             Err(e) => {
-                return Err(Error::io(Side::Destination, Operation::Open, &e, format!("open {}", path.display())));
+                return Err(Error::io(Side::Destination, Operation::Open, &e, format!("open {}", path.shown())));
             }
         }
     }

@@ -103,7 +103,9 @@ pub enum Allocation {
 /// queues operations on it keeps the value until the kernel has answered all of them.
 pub trait Volume: Send + Sync + fmt::Debug {
     /// How messages call it: the absolute path or URI.
-    fn name(&self) -> &str;
+    fn name(&self) -> &VolumeName {
+        &self.identity().name
+    }
 
     /// File, device or export.
     fn kind(&self) -> VolumeKind;

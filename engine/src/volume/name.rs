@@ -1,11 +1,12 @@
 //! The name of a volume: bytes, as the system has it, and text only where people read it.
 
+use crate::shown::Escaped;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// An absolute path, or the canonical URI of an export. Shown with control characters and what is no UTF-8 escaped.
+/// An absolute path, or the canonical URI of an export. Shown as [`crate::shown`] says.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct VolumeName(Vec<u8>);
 
@@ -59,13 +60,7 @@ impl From<&Path> for VolumeName {
 
 impl fmt::Display for VolumeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.0.utf8_chunks() {
-            for char in chunk.valid().chars() {
-                if char.is_control() { write!(f, "{}", char.escape_default())? } else { write!(f, "{char}")? }
-            }
-            chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
-        }
-        Ok(())
+        Escaped::from(&*self.0).fmt(f)
     }
 }
 
@@ -82,7 +77,7 @@ mod tests {
     #[test]
     fn a_name_keeps_its_bytes_and_is_shown_escaped() {
         let name = VolumeName::from(b"/gr\xc3\xb6\xc3\x9fe\n\xff\x1b[2J".to_vec());
-        assert_eq!(name.to_string(), "/größe\\n\\xff\\u{1b}[2J");
+        assert_eq!(name.to_string(), "/größe\\n\\xff\\x1b[2J");
         assert_eq!(VolumeName::from(name.as_path()), name);
         assert!(name.contains("größe") && !name.contains("/x") && !VolumeName::from("").contains("x"));
     }

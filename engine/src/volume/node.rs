@@ -3,6 +3,7 @@
 
 use super::means::path_of;
 use crate::error::{Code, Error, Operation, Result, Side};
+use crate::shown::Shown;
 use nix::errno::Errno;
 use std::fs::Metadata;
 use std::os::fd::OwnedFd;
@@ -38,7 +39,7 @@ impl Node {
         match std::fs::metadata(&path) {
             Ok(stat) => Self::new(path.clone(), path, stat, side).map(Some),
             Err(e) if matches!(errno(&e), Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-            Err(e) => Err(Error::io(side, Operation::Open, &e, format!("look up {}", path.display()))),
+            Err(e) => Err(Error::io(side, Operation::Open, &e, format!("look up {}", path.shown()))),
         }
     }
 
@@ -57,7 +58,7 @@ impl Node {
     pub(super) fn reached(name: &Path, reach: PathBuf, side: Side) -> Result<Self> {
         let path = absolute(name, side)?;
         let stat = std::fs::metadata(&reach).map_err(|e| {
-            let what = format!("look at the descriptor given for {}, through {}", path.display(), reach.display());
+            let what = format!("look at the descriptor given for {}, through {}", path.shown(), reach.shown());
             Error::io(side, Operation::Stat, &e, what)
         })?;
         Self::new(path, reach, stat, side)
@@ -66,7 +67,7 @@ impl Node {
     fn new(path: PathBuf, reach: PathBuf, stat: Metadata, side: Side) -> Result<Self> {
         let kind = stat.file_type();
         let refused = |code, what: &str| {
-            let message = format!("the {side} {} is {what}", path.display());
+            let message = format!("the {side} {} is {what}", path.shown());
             Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
         };
         match () {
@@ -86,7 +87,7 @@ impl Node {
     /// `ENotFound` if there is nothing.
     pub(super) fn existing(name: &Path, side: Side) -> Result<Self> {
         Self::look_up(name, side)?.ok_or_else(|| {
-            let message = format!("the {side} {} does not exist", name.display());
+            let message = format!("the {side} {} does not exist", name.shown());
             Error { errno: Some(Errno::ENOENT as i32), ..Error::new(Code::NotFound, side, Operation::Open, message) }
         })
     }
@@ -133,7 +134,7 @@ impl Node {
 /// The path with the working directory in front, links kept: how messages and journals name it.
 pub(super) fn absolute(name: &Path, side: Side) -> Result<PathBuf> {
     std::path::absolute(name)
-        .map_err(|e| Error::io(side, Operation::Open, &e, format!("find the working directory for {}", name.display())))
+        .map_err(|e| Error::io(side, Operation::Open, &e, format!("find the working directory for {}", name.shown())))
 }
 
 /// The number of an error of the standard library.

@@ -159,7 +159,7 @@ impl Opened {
     fn refuse_read_only(&self) -> Result<()> {
         match &self.destination {
             End::Local(Local::Device(volume)) if device::is_read_only(volume.descriptor.file()).unwrap_or(false) => {
-                Err(read_only_device(Path::new(volume.name())))
+                Err(read_only_device(volume.name().as_path()))
             }
             End::Export(export) if export.is_read_only() => Err(read_only_export(export.name())),
             End::Local(_) | End::Export(_) => Ok(()),

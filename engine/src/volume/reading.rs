@@ -14,6 +14,7 @@ use super::{Locator, NbdUri, Volume};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::nbd::leash::Leash;
 use crate::nbd::link::Link;
+use crate::shown::Shown;
 use crate::spec::{Direct, LiveSource, NetworkTerms};
 use nix::libc;
 use std::fmt;
@@ -157,17 +158,17 @@ pub(super) fn open_export(uri: &NbdUri, side: Side, how: &Reading<'_>, leash: &A
 
 pub(super) fn open_reading(node: &Node, side: Side) -> Result<Local> {
     let path = node.path();
-    let failed = |e: &std::io::Error| Error::io(side, Operation::Open, e, format!("open {}", path.display()));
+    let failed = |e: &std::io::Error| Error::io(side, Operation::Open, e, format!("open {}", path.shown()));
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(node.reach()).map_err(|e| {
         let error = failed(&e);
         if error.code == Code::Permission { error.advise("run as a user who may read it") } else { error }
     })?;
     if !node.is(&file.metadata().map_err(|e| failed(&e))?) {
-        let message = format!("{} was replaced while it was being opened", path.display());
+        let message = format!("{} was replaced while it was being opened", path.shown());
         return Err(Error::new(Code::Busy, side, Operation::Open, message).advise("try again"));
     }
-    Local::new(node.kind(), file, path.display().to_string(), side)
+    Local::new(node.kind(), file, path.into(), side)
 }
 
 fn refuse_live(source: &Node, live: LiveSource) -> Result<()> {
@@ -175,12 +176,12 @@ fn refuse_live(source: &Node, live: LiveSource) -> Result<()> {
         return Ok(());
     }
     let busy = |how: String, advice: &str| {
-        let message = format!("the source {} is {how}", source.path().display());
+        let message = format!("the source {} is {how}", source.path().shown());
         let error = Error::new(Code::Busy, Side::Source, Operation::Open, message);
         Err(error.advise(format_args!("{advice}, or accept a copy as after a crash with --allow-live-source")))
     };
     if let Some(point) = writable_mount_of(source.rdev()) {
-        return busy(format!("mounted read-write at {}", point.display()), "unmount it or mount it read-only");
+        return busy(format!("mounted read-write at {}", point.shown()), "unmount it or mount it read-only");
     }
     match claimed_elsewhere(source.rdev()) {
         None => Ok(()),
@@ -188,7 +189,7 @@ fn refuse_live(source: &Node, live: LiveSource) -> Result<()> {
             format!(
                 "in use: {} is mounted in another mount namespace (a container, a service), or a program has opened it \
                  for itself alone",
-                claimed.display()
+                claimed.shown()
             ),
             "unmount it there, or end that program",
         ),

@@ -10,6 +10,7 @@ use super::node::{Node, NodeKind};
 use super::topology::{Backing, components_of, devices_under, loop_of, partition_of};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
+use crate::shown::Shown;
 use std::path::{Path, PathBuf};
 
 /// Deepest stack that is followed: loops on files on loops.
@@ -66,7 +67,7 @@ impl Footing {
     /// Of a file or device that is open.
     fn of_volume(volume: &dyn Volume) -> Option<Self> {
         let reach = PathBuf::from(format!("/proc/self/fd/{}", volume.file().0));
-        Node::reached(Path::new(volume.name()), reach, Side::Engine).ok().map(|node| Self::of(&node))
+        Node::reached(volume.name().as_path(), reach, Side::Engine).ok().map(|node| Self::of(&node))
     }
 
     fn push(&mut self, region: Region, exactly: bool) {
@@ -155,7 +156,7 @@ pub(super) fn refuse_same(source: &Node, destination: &Node) -> Result<()> {
     if !Footing::of(source).meets(&Footing::of(destination)) {
         return Ok(());
     }
-    let (from, to) = (source.path().display(), destination.path().display());
+    let (from, to) = (source.path().shown(), destination.path().shown());
     let message = format!("{from} and {to} are, or lie on, the same volume: copying would destroy the source");
     Err(Error::new(Code::SameVolume, Side::Caller, Operation::Open, message).advise("name another destination"))
 }
@@ -172,7 +173,7 @@ pub(super) fn refuse_source_under(source: &Node, destination: &Path, directory: 
     if !Footing::of(source).meets(&hosting) {
         return Ok(());
     }
-    let (from, to) = (source.path().display(), destination.display());
+    let (from, to) = (source.path().shown(), destination.shown());
     let message = format!("{to} would lie on a file system on {from}: the copy would change its own source");
     Err(Error::new(Code::SameVolume, Side::Caller, Operation::Open, message).advise("name another destination"))
 }
@@ -190,7 +191,7 @@ pub fn refuse_file_of(path: &Path, flag: &str, volumes: [&dyn Volume; 2]) -> Res
     let file = Footing { exact: vec![whole], hosting: Vec::new() };
     let lies_on_it = |volume: &&dyn Volume| Footing::of_volume(*volume).is_some_and(|footing| footing.meets(&file));
     let Some(volume) = volumes.into_iter().find(lies_on_it) else { return Ok(()) };
-    let (path, name) = (path.display(), volume.name());
+    let (path, name) = (path.shown(), volume.name());
     let message = format!("{flag} {path} is the volume {name} itself, or holds its bytes; name another file");
     Err(Error::bad_request(message))
 }

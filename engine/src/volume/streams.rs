@@ -10,6 +10,7 @@ use super::node::Node;
 use super::same::share_bytes;
 use super::{Locator, reading};
 use crate::error::{Error, Result, Side};
+use crate::shown::Shown;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -37,7 +38,7 @@ impl StandardStream {
     /// Why nothing may be printed to `path`.
     #[must_use]
     pub fn refusal(self, path: &Path) -> Error {
-        let what = format!("{} leads to {}: what is printed there would damage it", self.name(), path.display());
+        let what = format!("{} leads to {}: what is printed there would damage it", self.name(), path.shown());
         Error::bad_request(what).advise("send it elsewhere, such as to another file, a pipe or /dev/null")
     }
 

@@ -2,6 +2,8 @@
 //! again when their guard is dropped.
 
 use super::Locator;
+use crate::shown::Shown;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,13 +14,14 @@ use tempfile::TempDir;
 pub(crate) use blockhaul_testkit::need;
 
 /// Runs a command to its end; its words on failure.
-pub(crate) fn run(command: &[&str]) -> Result<String, String> {
-    let output = Command::new(command[0]).args(&command[1..]).output();
-    let output = output.map_err(|error| format!("{}: {error}", command[0]))?;
+pub(crate) fn run<S: AsRef<OsStr>>(command: &[S]) -> Result<String, String> {
+    let output = Command::new(&command[0]).args(&command[1..]).output();
+    let output = output.map_err(|error| format!("{}: {error}", command[0].shown()))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() {
         Ok(text(&output.stdout))
     } else {
+        let command: Vec<String> = command.iter().map(|word| word.shown().to_string()).collect();
         Err(format!("{}: {}", command.join(" "), text(&output.stderr)))
     }
 }
@@ -40,8 +43,8 @@ impl LoopDevice {
         if !nix::unistd::geteuid().is_root() {
             return Err("needs root for loop devices".into());
         }
-        let backing = backing.to_str().ok_or("a path that is no text")?;
-        let command = [&["losetup", "--find", "--show"], options, &[backing]].concat();
+        let words = ["losetup", "--find", "--show"].iter().chain(options).map(OsStr::new);
+        let command: Vec<&OsStr> = words.chain([backing.as_os_str()]).collect();
         // Between finding a free device and taking it, another process may take it.
         let mut attached = run(&command);
         for _ in 0..50 {
@@ -74,45 +77,55 @@ impl Drop for LoopDevice {
 /// A mounted file system, unmounted on drop.
 #[derive(Debug)]
 pub(crate) struct Mounted {
-    directory: TempDir,
+    /// The mount point is in it.
+    _directory: TempDir,
+    point: PathBuf,
     pub device: Option<LoopDevice>,
 }
 
 impl Mounted {
     /// A fresh one of `kind` (`ext4`, `xfs`, `btrfs` or `tmpfs`) with `mib` MiB.
     pub(crate) fn fresh(kind: &str, mib: u64) -> Result<Self, String> {
+        Self::named(OsStr::new("point"), kind, mib)
+    }
+
+    /// The same at a mount point of this name.
+    pub(crate) fn named(name: &OsStr, kind: &str, mib: u64) -> Result<Self, String> {
         if !nix::unistd::geteuid().is_root() {
             return Err("needs root to mount".into());
         }
         let directory = scratch();
         if kind == "tmpfs" {
-            let point = directory.path().join("point");
-            fs::create_dir(&point).map_err(|error| error.to_string())?;
-            run(&["mount", "-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", point.to_str().unwrap()])?;
-            return Ok(Self { directory, device: None });
+            return Self::mount(directory, name, None, &["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]);
         }
         let image = directory.path().join("image");
         make_file(&image, mib << 20, &[]);
         let quiet = if kind == "ext4" { "-F" } else { "-f" };
         run(&[&format!("mkfs.{kind}"), "-q", quiet, image.to_str().unwrap()])?;
         let device = LoopDevice::attach(&image, &[])?;
-        Self::mount(directory, device, kind)
+        Self::on(directory, name, device, kind)
     }
 
     /// The file system that a device holds already.
     pub(crate) fn over(device: LoopDevice, kind: &str) -> Result<Self, String> {
-        Self::mount(scratch(), device, kind)
+        Self::on(scratch(), OsStr::new("point"), device, kind)
     }
 
-    fn mount(directory: TempDir, device: LoopDevice, kind: &str) -> Result<Self, String> {
-        let point = directory.path().join("point");
+    fn on(directory: TempDir, name: &OsStr, device: LoopDevice, kind: &str) -> Result<Self, String> {
+        let from = device.path.to_str().expect("devices have plain names").to_owned();
+        Self::mount(directory, name, Some(device), &["-t", kind, &from])
+    }
+
+    fn mount(directory: TempDir, name: &OsStr, device: Option<LoopDevice>, words: &[&str]) -> Result<Self, String> {
+        let point = directory.path().join(name);
         fs::create_dir(&point).map_err(|error| error.to_string())?;
-        run(&["mount", "-t", kind, device.path.to_str().unwrap(), point.to_str().unwrap()])?;
-        Ok(Self { directory, device: Some(device) })
+        let command: Vec<&OsStr> = ["mount"].iter().chain(words).map(OsStr::new).chain([point.as_os_str()]).collect();
+        run(&command)?;
+        Ok(Self { _directory: directory, point, device })
     }
 
     pub(crate) fn path(&self) -> PathBuf {
-        self.directory.path().join("point")
+        self.point.clone()
     }
 
     pub(crate) fn remount(&self, options: &str) -> Result<String, String> {
@@ -125,7 +138,7 @@ impl Drop for Mounted {
         // A command that another test starts holds every descriptor of this process for a moment.
         let path = self.path();
         let undone = (0..100).all(|_| {
-            let is_busy = run(&["umount", path.to_str().unwrap_or_default()]).is_err();
+            let is_busy = run(&[OsStr::new("umount"), path.as_os_str()]).is_err();
             if is_busy {
                 std::thread::sleep(std::time::Duration::from_millis(20));
             }

@@ -143,7 +143,7 @@ fn reserved_space_reads_as_before_and_a_full_file_system_says_so() {
     let mounted = need!("reserved_space_reads_as_before_and_a_full_file_system_says_so", Mounted::fresh("tmpfs", 4));
     let path = mounted.path().join("file");
     let file = make_file(&path, 64 * MIB, &[(0, 4096)]);
-    let volume = file::FileVolume::new(file, path.display().to_string(), Side::Destination).unwrap();
+    let volume = file::FileVolume::new(file, (&*path).into(), Side::Destination).unwrap();
     assert_eq!(volume.allocate(ByteRange::new(0, MIB)).unwrap(), Allocation::Reserved);
     let mut byte = [0];
     File::open(&path).unwrap().read_exact_at(&mut byte, 0).unwrap();
@@ -160,7 +160,7 @@ fn files_share_extents_where_the_file_system_can() {
         let (from, to) = (mounted.path().join("from"), mounted.path().join("to"));
         make_file(&from, MIB + 100, &[(0, (1 << 20) + 100)]);
         let file = make_file(&to, 0, &[]);
-        let destination = file::FileVolume::new(file, to.display().to_string(), Side::Destination).unwrap();
+        let destination = file::FileVolume::new(file, (&*to).into(), Side::Destination).unwrap();
         destination.resize(MIB + 100).unwrap();
         match destination.clone_range(&*open(&from), ByteRange::new(0, MIB + 100)) {
             Ok(()) => {
@@ -190,7 +190,7 @@ fn an_export_tells_what_its_server_tells_and_leaves_the_rest() {
         assert_eq!(data(scan(&*volume, all, max)), data(scan(&*here, all, 100)), "{max} at a time");
     }
     let identity = volume.identity();
-    assert_eq!((identity.name.to_string().as_str(), identity.device, identity.inode), (volume.name(), 0, 0));
+    assert_eq!((&identity.name, identity.device, identity.inode), (volume.name(), 0, 0));
     let refused = volume.clone_range(&*here, all).unwrap_err();
     assert_eq!(refused.code, Code::Unsupported);
     assert_eq!(volume.allocate(all), Ok(Allocation::Unsupported));

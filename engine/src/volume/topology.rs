@@ -1,14 +1,18 @@
 //! How volumes lie on each other, as the kernel tells: mounts, swap, partitions, loop devices, md and dm.
 //!
 //! Read from `/proc` and `/sys` at the start of a job. What cannot be read counts as absent: these facts only make
-//! refusals earlier and clearer, while the lock and `O_EXCL` are what keeps two users apart.
+//! refusals earlier and clearer, while the lock and `O_EXCL` are what keeps two users apart. Names in these tables are
+//! bytes, and one that is no text must not hide the others.
 
 use super::device::loop_status;
+use crate::shown::{Escaped, Shown};
 use nix::libc::{self, dev_t};
 use nix::sys::stat::{major, makedev, minor, stat};
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,17 +35,17 @@ struct Mount {
 }
 
 impl Mount {
-    fn parse(line: &str) -> Option<Self> {
-        let (front, back) = line.split_once(" - ")?;
-        let front: Vec<&str> = front.split(' ').collect();
-        let mut back = back.split(' ');
+    fn parse(line: &[u8]) -> Option<Self> {
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+        // Between the options and this mark there are any number of fields.
+        let mark = 6 + fields.get(6..)?.iter().position(|field| *field == b"-")?;
         Some(Self {
-            id: front.first()?.parse().ok()?,
-            device: parse_device(front.get(2)?)?,
-            point: unescape(front.get(4)?).into(),
-            kind: back.next()?.to_owned(),
-            source: unescape(back.next()?).into(),
-            writable: back.next()?.split(',').any(|option| option == "rw"),
+            id: text(fields[0])?.parse().ok()?,
+            device: parse_device(text(fields[2])?)?,
+            point: unescape(fields[4]),
+            kind: unescape(fields.get(mark + 1)?).shown().to_string(),
+            source: unescape(fields.get(mark + 2)?),
+            writable: fields.get(mark + 3)?.split(|&byte| byte == b',').any(|option| option == b"rw"),
         })
     }
 
@@ -77,28 +81,32 @@ fn parse_device(text: &str) -> Option<dev_t> {
     Some(makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Undoes the octal escapes (`\040`) of mount tables.
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+/// Undoes the octal escapes (`\040`) of the kernel's tables.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
     while let [first, tail @ ..] = rest {
-        let octal = tail.get(..3).and_then(|code| std::str::from_utf8(code).ok());
-        match octal.and_then(|code| u8::from_str_radix(code, 8).ok()).filter(|_| *first == b'\\') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+        let octal = tail.get(..3).and_then(text).and_then(|code| u8::from_str_radix(code, 8).ok());
+        (rest, _) = match octal.filter(|_| *first == b'\\') {
+            Some(byte) => (&tail[3..], bytes.push(byte)),
+            None => (tail, bytes.push(*first)),
+        };
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    OsString::from_vec(bytes).into()
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+/// The lines of a table of the kernel; none if it cannot be read.
+fn table(path: &str) -> Vec<Vec<u8>> {
+    let table = fs::read(path).unwrap_or_default();
+    table.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
 }
 
 fn mounts() -> Vec<Mount> {
-    fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines().filter_map(Mount::parse).collect()
+    table("/proc/self/mountinfo").iter().filter_map(|line| Mount::parse(line)).collect()
 }
 
 /// The number of the block device that `path` leads to.
@@ -133,7 +141,10 @@ impl Loop {
     fn read(directory: &Path) -> Option<Self> {
         let name = directory.file_name()?.to_str()?.to_owned();
         let attribute = |file: &str| fs::read_to_string(directory.join(file)).ok();
-        let path = PathBuf::from(attribute("loop/backing_file")?.trim_end_matches('\n'));
+        let mut path = fs::read(directory.join("loop/backing_file")).ok()?;
+        // One line's end is the kernel's, more are the name's.
+        path.pop_if(|last| *last == b'\n');
+        let path = PathBuf::from(OsString::from_vec(path));
         let device = parse_device(&attribute("dev")?)?;
         let number = |file| attribute(file).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         let (offset, limit) = (number("loop/offset"), number("loop/sizelimit"));
@@ -256,10 +267,10 @@ pub(super) fn user_of(device: dev_t) -> Option<String> {
 fn claimant_of(devices: &BTreeSet<dev_t>) -> Option<String> {
     let mounted = mounts().into_iter().find(|mount| mount.is_on(devices));
     if let Some(mount) = mounted {
-        return Some(format!("it is mounted at {} ({})", mount.point.display(), mount.kind));
+        return Some(format!("it is mounted at {} ({})", mount.point.shown(), mount.kind));
     }
     if let Some(path) = swaps().into_iter().find(|path| block_device_at(path).is_some_and(|on| devices.contains(&on))) {
-        return Some(format!("it is used as swap ({})", path.display()));
+        return Some(format!("it is used as swap ({})", path.shown()));
     }
     let holder = devices.iter().find_map(|&each| Some(neighbours(each, "holders").first()?.0.clone()))?;
     Some(format!("it is part of the device {holder}"))
@@ -348,10 +359,10 @@ fn neighbours(device: dev_t, subdirectory: &str) -> Vec<(String, dev_t)> {
 
 /// `vg-data (dm-0)` for device-mapper devices, which are known by that name, else `md0`.
 fn device_name(directory: &Path) -> String {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    match fs::read_to_string(directory.join("dm/name")) {
-        Ok(mapped) => format!("{} ({name})", mapped.trim()),
-        Err(_) => name,
+    let name = directory.file_name().unwrap_or_default().shown();
+    match fs::read(directory.join("dm/name")) {
+        Ok(mapped) => format!("{} ({name})", Escaped::from(mapped.trim_ascii())),
+        Err(_) => name.to_string(),
     }
 }
 
@@ -364,8 +375,12 @@ pub(super) fn sys_directory(device: dev_t) -> Option<PathBuf> {
 }
 
 fn swaps() -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    table.lines().skip(1).filter_map(|line| Some(unescape(line.split_whitespace().next()?).into())).collect()
+    table("/proc/swaps").iter().skip(1).filter_map(|line| swap(line)).collect()
+}
+
+/// The first field, which blanks follow.
+fn swap(line: &[u8]) -> Option<PathBuf> {
+    line.split(|byte| matches!(byte, b' ' | b'\t')).next().map(unescape)
 }
 
 #[cfg(test)]
@@ -374,25 +389,38 @@ mod tests {
 
     #[test]
     fn mount_tables_are_read_with_their_escapes() {
-        let line = r"36 35 98:0 / /mnt/a\040b rw,noatime master:1 - ext4 /dev/root rw,errors=continue";
-        let mount = Mount::parse(line).unwrap();
+        let mount =
+            Mount::parse(br"36 35 98:0 / /mnt/a\040b rw,noatime master:1 - ext4 /dev/root rw,errors=continue").unwrap();
         assert_eq!((mount.id, mount.device, mount.kind.as_str()), (36, makedev(98, 0), "ext4"));
         assert_eq!(mount.point, Path::new("/mnt/a b"));
         assert!(mount.writable);
-        assert_eq!(Mount::parse("nonsense"), None);
-        assert_eq!(Mount::parse("1 2 3 - x"), None);
+        for line in [&b""[..], b"nonsense", b"1 2 3 - x", b"36 35 98:0 / /mnt rw - ext4 /dev/root"] {
+            assert_eq!(Mount::parse(line), None);
+        }
+    }
+
+    #[test]
+    fn names_in_tables_are_bytes() {
+        let bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
+        let line = b"36 35 0:9 / /mnt/\xff\\134\\012\\377 rw - fuse.\xfe host:/\xfd rw";
+        let found = Mount::parse(line).unwrap();
+        assert_eq!(bytes(&found.point), b"/mnt/\xff\\\n\xff");
+        assert_eq!(bytes(&found.source), b"host:/\xfd");
+        assert_eq!(found.kind, r"fuse.\xfe");
+        // Mounted from nothing, under a name like the mark.
+        assert_eq!(Mount::parse(b"36 35 0:9 - - rw - tmpfs  rw").unwrap().source, Path::new(""));
+        let swap = swap(b"/swap\\040\xff\\040(deleted)      file\t\t1024\t\t0\t\t-2").unwrap();
+        assert_eq!(bytes(&swap), b"/swap \xff (deleted)");
     }
 
     #[test]
     fn a_read_only_mount_of_a_writable_file_system_counts_as_writable() {
-        let mount = Mount::parse("40 35 7:0 / /mnt ro,relatime - ext4 /dev/loop0 rw").unwrap();
-        assert!(mount.writable);
-        assert!(!Mount::parse("40 35 7:0 / /mnt ro,relatime - ext4 /dev/loop0 ro").unwrap().writable);
+        assert!(Mount::parse(b"40 35 7:0 / /mnt ro,relatime - ext4 /dev/loop0 rw").unwrap().writable);
+        assert!(!Mount::parse(b"40 35 7:0 / /mnt ro,relatime - ext4 /dev/loop0 ro").unwrap().writable);
     }
 
     #[test]
     fn every_line_of_this_hosts_table_is_understood() {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert_eq!(mounts().len(), table.lines().count());
+        assert_eq!(mounts().len(), table("/proc/self/mountinfo").len());
     }
 }

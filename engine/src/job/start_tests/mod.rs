@@ -4,6 +4,7 @@
 mod busy;
 mod export;
 mod journal;
+mod names;
 mod route;
 mod rules;
 mod same;
