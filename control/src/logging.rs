@@ -1,6 +1,6 @@
 //! The log of the process, on stderr, with a filter that can be changed.
 
-use blockhaul_control::streams::LogWriter;
+use blockhaul_control::streams::{LogWriter, log_fields};
 use blockhaul_engine::error::{Error, Result};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
@@ -14,7 +14,7 @@ impl Logging {
     pub(crate) fn start(wanted: Option<&str>) -> Result<Self> {
         let colours = std::io::stderr().is_terminal();
         let log = tracing_subscriber::fmt().with_ansi(colours).with_writer(LogWriter::default);
-        let log = log.with_env_filter(filter(wanted)?).with_filter_reloading();
+        let log = log.fmt_fields(log_fields()).with_env_filter(filter(wanted)?).with_filter_reloading();
         let reloading = log.reload_handle();
         log.init();
         let change = move |filter| {

@@ -11,6 +11,7 @@ use blockhaul_control::server::{Control, Server, Stop};
 use blockhaul_control::streams::{self, Weight};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
+use blockhaul_engine::shown::line;
 use clap::Parser;
 use logging::Logging;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXFSZ};
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
     let code = match caught.and_then(|()| start(events, &seen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, is_usage }) => {
-            streams::to_stderr(Weight::Result, format_args!("taskd: {error}"));
+            streams::to_stderr(Weight::Result, format_args!("taskd: {}", line(error)));
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
     };

@@ -4,13 +4,19 @@
 //! wait (what finds no room is dropped, logs with a note that says how many), a result waits for its reader as long as no
 //! stop was asked for, and for [`AFTER_STOP_MAX`] once one was. Where no thread can be started, the caller writes.
 
+use blockhaul_engine::shown::line;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{self, debug_fn};
 
 /// For a reader that is slow, once a stop was asked for: from that, or from the end of what was stopped.
 pub const AFTER_STOP_MAX: Duration = Duration::from_secs(1);
@@ -231,10 +237,46 @@ impl Write for LogWriter {
     }
 }
 
+/// Shows the message and the fields of an event on one line, with nothing in them that a terminal would act on: names and
+/// the words of others stand there.
+pub fn log_fields() -> impl for<'writer> FormatFields<'writer> + 'static {
+    let shown = |writer: &mut format::Writer<'_>, field: &Field, value: &dyn Debug| match field.name() {
+        "message" => writer.write_str(&line(format_args!("{value:?}"))),
+        // Where in the code of a library a line comes from: its target says enough.
+        name if name.starts_with("log.") => Ok(()),
+        name => write!(writer, "{name}={}", line(format_args!("{value:?}"))),
+    };
+    debug_fn(shown).delimited(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
+
+    #[test]
+    fn an_event_of_the_log_is_one_line_whatever_it_says() {
+        static TEXT: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+        struct Kept;
+        impl Write for Kept {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                TEXT.lock().unwrap().extend(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Kept).fmt_fields(log_fields()).finish();
+        tracing::subscriber::with_default(log, || {
+            let reason = "gone\u{1b}[2J\nforged \u{9b}\u{202e}";
+            tracing::warn!(node = %reason, quoted = "a\nb", number = 7, "lost {reason}");
+        });
+        let text = String::from_utf8(TEXT.lock().unwrap().clone()).unwrap();
+        let said = r"gone\x1b[2J\nforged \xc2\x9b\xe2\x80\xae";
+        assert!(text.trim_end().ends_with(&format!("lost {said} node={said} quoted=\"a\\nb\" number=7")), "{text:?}");
+        assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+    }
 
     /// A stream of its own; nobody gives it back.
     fn stream() -> &'static Stream {

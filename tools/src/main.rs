@@ -23,7 +23,7 @@ mod summary;
 mod verify;
 
 use args::{Cli, Command, RawLog};
-use blockhaul_control::streams::LogWriter;
+use blockhaul_control::streams::{LogWriter, log_fields};
 use blockhaul_engine::error::{Error, Result};
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -101,6 +101,7 @@ fn start_logging(RawLog { filter }: RawLog) -> Result<()> {
         None => builder.from_env_lossy(),
     };
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(LogWriter::default).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(LogWriter::default);
+    log.fmt_fields(log_fields()).init();
     Ok(())
 }

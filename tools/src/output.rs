@@ -3,6 +3,9 @@
 //! With `--json`, stdout carries JSON objects, one per line, and nothing else; the last one of a job, or of a command
 //! that failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, the bar.
 //!
+//! Whatever a line is made of, the words of a server or a task center included, it is one line and nothing in it acts on
+//! a terminal: text passes [`shown::line`], and JSON spells what is not printable `\uXXXX`.
+//!
 //! Nothing here waits but [`settle`], which is the end of every command: a reader that is slow or does not read holds up
 //! neither a copy nor its stop ([`streams`]). What cannot be written makes a success a failure, except for a reader that
 //! went away (a closed pipe), who has seen enough.
@@ -11,8 +14,10 @@ use crate::exit::Exit;
 use blockhaul_control::streams::{self, Weight};
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::progress::{Bytes, Latency, LatencyUs, Report, Status};
+use blockhaul_engine::shown::{self, is_printable};
 use blockhaul_engine::volume::StandardStream;
 use serde::Serialize;
+use serde_json::ser::Formatter;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
@@ -67,7 +72,25 @@ pub(crate) fn json_line<T: Serialize>(out: &mut impl Write, body: &T) -> std::io
 }
 
 fn json<T: Serialize>(body: &T) -> Vec<u8> {
-    serde_json::to_vec(body).expect("what is shown has text for keys, and fails nowhere")
+    let mut line = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut line, Printable);
+    body.serialize(&mut serializer).expect("what is shown has text for keys, and fails nowhere");
+    line
+}
+
+/// JSON in which every character is printable. The standard only asks for the first 32 to be escaped.
+struct Printable;
+
+impl Formatter for Printable {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> std::io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, char)) = rest.char_indices().find(|(_, char)| !is_printable(*char)) {
+            out.write_all(&rest.as_bytes()[..at])?;
+            char.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
+            rest = &rest[at + char.len_utf8()..];
+        }
+        out.write_all(rest.as_bytes())
+    }
 }
 
 /// All that reaches stdout.
@@ -101,22 +124,28 @@ pub(crate) fn object<T: Serialize>(body: &T) {
 
 /// A line for people on stdout.
 pub(crate) fn say(line: impl Display) {
-    to_stdout(Weight::Result, line.to_string().into_bytes());
+    to_stdout(Weight::Result, shown::line(line).into_bytes());
 }
 
 /// A line for people on stderr.
 pub(crate) fn tell(line: impl Display) {
-    to_stderr(Weight::Result, format_args!("blockhaul: {line}"));
+    to_stderr(Weight::Result, format_args!("blockhaul: {}", shown::line(line)));
+}
+
+/// The same, and below it a command that can be copied.
+pub(crate) fn tell_command(line: impl Display, command: impl Display) {
+    to_stderr(Weight::Result, format_args!("blockhaul: {}\n  {}", shown::line(line), shown::line(command)));
 }
 
 /// The same from a thread that must never wait, whatever else is to be written.
 pub(crate) fn mention(line: impl Display) {
-    to_stderr(Weight::Log, format_args!("blockhaul: {line}"));
+    to_stderr(Weight::Log, format_args!("blockhaul: {}", shown::line(line)));
 }
 
 /// More lines after one that said what is wrong.
 pub(crate) fn hint(lines: &str) {
-    to_stderr(Weight::Result, format_args!("\n{lines}"));
+    let lines: Vec<String> = lines.lines().map(shown::line).collect();
+    to_stderr(Weight::Result, format_args!("\n{}", lines.join("\n")));
 }
 
 /// Waits for what is still to be written, as long as no stop was asked for, and says how the process ends then.
@@ -179,6 +208,15 @@ mod tests {
     fn json_is_asked_for_before_the_double_dash_only() {
         assert!(asks_for_json(&["copy", "--json", "a"]));
         assert!(!asks_for_json(&["copy", "--", "--json"]));
+    }
+
+    #[test]
+    fn json_acts_on_no_terminal_and_means_the_same() {
+        let text = "\u{9b}31m\u{7f}\u{1b}\u{202e}\u{e0041}\u{ad}größe \\ \"q\" 🙂\n";
+        let line = String::from_utf8(json(&text)).unwrap();
+        assert!(line.chars().all(is_printable), "{line:?}");
+        assert!(line.contains(r"\u009b31m\u007f") && line.contains("größe") && line.contains('🙂'), "{line}");
+        assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::output;
 use blockhaul_control::streams::{self, Weight};
 use blockhaul_engine::job::JobHandle;
 use blockhaul_engine::progress::{Progress, Report};
+use blockhaul_engine::shown;
 use blockhaul_engine::units::format_size;
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -46,7 +47,7 @@ impl Display {
             output::progress(&progress);
         }
         if let Some(bar) = self.bar.clone() {
-            let line = line(job);
+            let line = shown::line(line(job));
             // Where stderr is written: a terminal may be stopped.
             streams::stderr().send(Weight::Progress, move || {
                 bar.set_length(progress.planned);
