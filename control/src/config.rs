@@ -12,6 +12,7 @@ use crate::record::{Incarnation, NodeId, OpId, Record, Registration};
 use crate::server::Limits;
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use blockhaul_engine::units::{parse_duration, parse_size};
 use clap::Parser;
 use serde::Deserialize;
@@ -228,7 +229,7 @@ impl RawConfig {
         } else {
             toml::from_str(&text).map_err(|error| error.to_string())
         }
-        .map_err(|why| Error::bad_request(format!("{}: {}", file.display(), why.trim_end())))?;
+        .map_err(|why| Error::bad_request(format!("{}: {}", file.shown(), why.trim_end())))?;
         Ok(self.over(of_file))
     }
 
@@ -346,7 +347,7 @@ impl RawConfig {
 
 /// Refuses what would not fit into the node's registration: it is one record of the store.
 fn registrable(config: &Config) -> Result<()> {
-    let paths: Vec<String> = config.allow_paths.iter().map(|path| path.display().to_string()).collect();
+    let paths: Vec<String> = config.allow_paths.iter().map(|path| path.shown().to_string()).collect();
     // What is not known yet is as long as it can get.
     let longest = Registration {
         node: config.node.clone(),
@@ -381,7 +382,7 @@ fn registrable(config: &Config) -> Result<()> {
 }
 
 fn read_file(file: &Path) -> Result<String> {
-    let what = || format!("read the configuration {}", file.display());
+    let what = || format!("read the configuration {}", file.shown());
     let failed = |error: std::io::Error| Error::io(Side::Caller, Operation::Parse, &error, what());
     if std::fs::metadata(file).map_err(failed)?.len() > FILE_BYTES_MAX {
         return Err(Error::bad_request(format!("{}: it is larger than {FILE_BYTES_MAX} bytes", what())));
@@ -468,7 +469,7 @@ fn state_directory(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsStri
 }
 
 fn absolute(flag: &str, path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(|error| Error::bad_request(format!("{flag} '{}': {error}", path.display())))
+    std::path::absolute(path).map_err(|error| Error::bad_request(format!("{flag} '{}': {error}", path.shown())))
 }
 
 fn server(text: String) -> Result<String> {

@@ -3,6 +3,7 @@
 //! Finding the directory has no side effects; [`prepare`] creates it.
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use std::ffi::OsString;
@@ -30,7 +31,7 @@ pub(crate) fn locate(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsSt
 pub(crate) fn prepare(directory: &Path) -> Result<()> {
     let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     created.map_err(|error| {
-        let what = format!("create the state directory {}", directory.display());
+        let what = format!("create the state directory {}", directory.shown());
         Error::io(Side::Caller, Operation::Journal, &error, what).with_code(Code::Permission).advise(ADVICE)
     })?;
     writable(directory)
@@ -47,7 +48,7 @@ pub(crate) fn examine(directory: &Path) -> Result<()> {
 
 fn writable(directory: &Path) -> Result<()> {
     let refused = |errno: Errno| {
-        let what = format!("write in the state directory {}", directory.display());
+        let what = format!("write in the state directory {}", directory.shown());
         Error::os(Side::Caller, Operation::Journal, errno, what).with_code(Code::Permission).advise(ADVICE)
     };
     if !directory.is_dir() {

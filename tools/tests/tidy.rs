@@ -193,6 +193,23 @@ fn unsafe_lives_where_it_is_argued() {
 }
 
 #[test]
+fn names_are_shown_escaped() {
+    // What a path becomes by these, a terminal may act on, and two names may become one.
+    let laws = [concat!(".displ", "ay()"), concat!(".to_string_", "lossy()")];
+    let is_judged = |name: &str| {
+        let shown = ["engine/src/", "control/src/", "tools/src/"].iter().any(|folder| name.starts_with(folder));
+        shown && !name.split(['/', '_', '.']).any(|part| ["tests", "support"].contains(&part))
+    };
+    let mut breaches = Vec::new();
+    for file in sources(&["rs"]).into_iter().filter(|file| is_judged(&file.name)) {
+        let code = file.text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = code.lines().enumerate().filter(|(_, line)| laws.iter().any(|law| line.contains(law)));
+        breaches.extend(lines.map(|(at, _)| format!("{}:{}: show it with `Shown::shown`", file.name, at + 1)));
+    }
+    assert_none(&breaches);
+}
+
+#[test]
 fn crates_without_need_forbid_it() {
     let law = concat!("#![forbid(un", "safe_code)]");
     let roots = [

@@ -5,6 +5,7 @@
 //! only. Who has a certificate of that authority may do everything.
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
@@ -70,13 +71,13 @@ impl Tls {
 }
 
 fn pem(file: &Path, kind: &str) -> Result<Vec<u8>> {
-    let what = format!("read {}", file.display());
+    let what = format!("read {}", file.shown());
     let text = std::fs::read(file).map_err(|error| Error::io(Side::Caller, Operation::Parse, &error, what))?;
     let holds = |wanted: &str| text.windows(wanted.len()).any(|window| window == wanted.as_bytes());
     if holds("-----BEGIN ") && holds(&format!("{kind}-----")) {
         return Ok(text);
     }
-    let message = format!("{} holds no {kind} in PEM", file.display());
+    let message = format!("{} holds no {kind} in PEM", file.shown());
     Err(Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message))
 }
 

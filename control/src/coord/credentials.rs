@@ -1,5 +1,6 @@
 //! Who the center is towards ZooKeeper: read once from a file, never printed.
 
+use blockhaul_engine::shown::Shown;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ pub struct Credentials {
 
 /// Why there are no credentials.
 #[derive(Debug, thiserror::Error)]
-#[error("read the ZooKeeper credentials in {}: {why}", path.display())]
+#[error("read the ZooKeeper credentials in {}: {why}", path.shown())]
 pub struct CredentialsError {
     /// Which file.
     pub path: PathBuf,

@@ -2,6 +2,7 @@
 
 use crate::record::Holder;
 use async_trait::async_trait;
+use blockhaul_engine::shown::Shown;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub(crate) struct FenceCommand(pub PathBuf);
 #[async_trait]
 impl FenceProgram for FenceCommand {
     async fn cut(&self, runner: &Holder) -> Result<(), String> {
-        let name = self.0.display();
+        let name = self.0.shown();
         let mut command = Command::new(&self.0);
         command.arg(runner.node.as_str()).env("BLOCKHAUL_INCARNATION", &runner.incarnation.0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);

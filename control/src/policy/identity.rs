@@ -14,6 +14,7 @@
 use super::{Found, Policy};
 use crate::record::NodeId;
 use blockhaul_engine::error::{Result, Side};
+use blockhaul_engine::shown::Shown;
 use nix::sys::stat::{major, minor};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ pub(crate) fn identities(policy: &Policy, node: &NodeId, path: &Path) -> Result<
 }
 
 fn entry(node: &NodeId, folder: &Found, name: &std::ffi::OsStr) -> String {
-    format!("name:{node}:{}:{}/{}", number(folder.stat.dev()), folder.stat.ino(), name.display())
+    format!("name:{node}:{}:{}/{}", number(folder.stat.dev()), folder.stat.ino(), name.shown())
 }
 
 fn number(device: u64) -> String {

@@ -16,6 +16,7 @@ pub(crate) use identity::identities;
 pub(crate) use opened::{CreatedFile, OpenedVolume};
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use blockhaul_engine::volume::refuse_kernel_directory;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
@@ -53,7 +54,7 @@ impl Policy {
     /// `EBadRequest` for a relative path and for what is no host.
     pub(crate) fn new(paths: &[PathBuf], servers: &[String]) -> Result<Self> {
         if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
-            let message = format!("--allow-path {}: name an absolute path", path.display());
+            let message = format!("--allow-path {}: name an absolute path", path.shown());
             return Err(Error::bad_request(message));
         }
         let servers = servers.iter().map(|text| AllowedServer::parse(text)).collect::<Result<_>>()?;
@@ -103,11 +104,11 @@ impl Policy {
     pub(crate) fn find_folder<'a>(&self, path: &'a Path, side: Side) -> Result<(Found, &'a std::ffi::OsStr)> {
         check_spelling(path, side)?;
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Error::bad_request(format!("{} names no file", path.display())));
+            return Err(Error::bad_request(format!("{} names no file", path.shown())));
         };
         let folder = look(parent, side)?.ok_or_else(|| missing(parent, side))?;
         if !folder.stat.is_dir() {
-            return Err(Error::os(side, Operation::Open, Errno::ENOTDIR, format!("open {}", parent.display())));
+            return Err(Error::os(side, Operation::Open, Errno::ENOTDIR, format!("open {}", parent.shown())));
         }
         self.judge(path, &folder, side)?;
         Ok((folder, name))
@@ -136,11 +137,11 @@ impl Policy {
             return Ok(());
         }
         let what = match asked == found.real {
-            true => format!("the {side} {} is not allowed on this node", asked.display()),
+            true => format!("the {side} {} is not allowed on this node", asked.shown()),
             false => format!(
                 "the {side} {} leads to {}, which is not allowed on this node",
-                asked.display(),
-                found.real.display()
+                asked.shown(),
+                found.real.shown()
             ),
         };
         Err(permission(side, what).advise("taskd allows folders and devices by --allow-path"))
@@ -154,12 +155,12 @@ fn look(path: &Path, side: Side) -> Result<Option<Found>> {
         Ok(file) => File::from(file),
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(Errno::ELOOP) => {
-            let what = format!("{} leads through a link of /proc, or in circles", path.display());
+            let what = format!("{} leads through a link of /proc, or in circles", path.shown());
             return Err(permission(side, what));
         }
-        Err(errno) => return Err(Error::os(side, Operation::Open, errno, format!("look up {}", path.display()))),
+        Err(errno) => return Err(Error::os(side, Operation::Open, errno, format!("look up {}", path.shown()))),
     };
-    let described = |error| Error::io(side, Operation::Open, &error, format!("look at {}", path.display()));
+    let described = |error| Error::io(side, Operation::Open, &error, format!("look at {}", path.shown()));
     let stat = file.metadata().map_err(described)?;
     if std::os::unix::fs::MetadataExt::nlink(&stat) == 0 {
         return Ok(None);
@@ -170,10 +171,10 @@ fn look(path: &Path, side: Side) -> Result<Option<Found>> {
 
 fn check_spelling(path: &Path, side: Side) -> Result<()> {
     if !path.is_absolute() {
-        return Err(Error::bad_request(format!("the {side} {} is no absolute path", path.display())));
+        return Err(Error::bad_request(format!("the {side} {} is no absolute path", path.shown())));
     }
     if path.components().any(|component| component == Component::ParentDir) {
-        return Err(permission(side, format!("the {side} {} contains '..'", path.display())));
+        return Err(permission(side, format!("the {side} {} contains '..'", path.shown())));
     }
     Ok(())
 }
@@ -184,12 +185,12 @@ fn refuse_kind(path: &Path, stat: &Metadata, side: Side) -> Result<()> {
         return Ok(());
     }
     let (code, what) = if kind.is_dir() { (Code::BadRequest, "a directory") } else { (Code::Unsupported, "no volume") };
-    let message = format!("the {side} {} is {what}", path.display());
+    let message = format!("the {side} {} is {what}", path.shown());
     Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
 }
 
 fn missing(path: &Path, side: Side) -> Error {
-    let message = format!("{} does not exist", path.display());
+    let message = format!("{} does not exist", path.shown());
     Error { errno: Some(Errno::ENOENT as i32), ..Error::new(Code::NotFound, side, Operation::Open, message) }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Found, permission};
 use blockhaul_engine::error::{Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use blockhaul_engine::supervision::OpenedDestination;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
@@ -48,7 +49,7 @@ impl OpenedVolume {
 impl CreatedFile {
     /// Creates a file in a folder that was judged.
     pub(super) fn create(looked: File, name: &OsStr, mode: u32, path: &Path) -> Result<OpenedVolume> {
-        let failed = |errno| Error::os(Side::Destination, Operation::Open, errno, format!("create {}", path.display()));
+        let failed = |errno| Error::os(Side::Destination, Operation::Open, errno, format!("create {}", path.shown()));
         // The folder was found with O_PATH, which cannot be synced.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let folder = File::from(open(&by_descriptor(looked.as_raw_fd()), flags, Mode::empty()).map_err(failed)?);
@@ -57,14 +58,14 @@ impl CreatedFile {
             Ok(file) => File::from(file),
             // Nothing was found by that path, and yet there is something: a link to nothing, or one that came just now.
             Err(Errno::EEXIST) => {
-                let what = format!("the destination {} is a link that leads nowhere", path.display());
+                let what = format!("the destination {} is a link that leads nowhere", path.shown());
                 return Err(permission(Side::Destination, what));
             }
             Err(errno) => return Err(failed(errno)),
         };
         let stat = file.metadata();
         let stat = stat.map_err(|error| {
-            Error::io(Side::Destination, Operation::Stat, &error, format!("look at {}", path.display()))
+            Error::io(Side::Destination, Operation::Stat, &error, format!("look at {}", path.shown()))
         })?;
         let created = Self { folder, name: name.to_owned(), inode: (stat.dev(), stat.ino()) };
         Ok(OpenedVolume { file, created: Some(created) })
@@ -91,7 +92,7 @@ pub(super) fn reopen(found: &Found, access: OFlag, side: Side) -> Result<File> {
     let flags = access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = open(&by_descriptor(found.file.as_raw_fd()), flags, Mode::empty());
     let file = file.map_err(|errno| {
-        let what = format!("open {}", found.real.display());
+        let what = format!("open {}", found.real.shown());
         Error::os(side, Operation::Open, errno, what)
     })?;
     Ok(File::from(file))

@@ -18,6 +18,7 @@ use blockhaul_engine::engine::Engine;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::{JobHandle, Reason};
 use blockhaul_engine::progress::{Report, Status};
+use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Overwrite, Verify};
 use blockhaul_engine::supervision::{Admission, Admitted, Supervision};
 use blockhaul_engine::volume::Locator;
@@ -97,7 +98,7 @@ impl EngineWorker {
     pub(crate) fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
         let journals = state_dir.join("journals");
         std::fs::create_dir_all(&journals).map_err(|error| {
-            Error::io(Side::Caller, Operation::Journal, &error, format!("create {}", journals.display()))
+            Error::io(Side::Caller, Operation::Journal, &error, format!("create {}", journals.shown()))
         })?;
         let marks = Arc::new(StoredEpochs::new(state_dir)?);
         Ok(Self { engine, site: Arc::new(Site { node, policy, journals, marks }) })
@@ -405,7 +406,7 @@ impl Site {
         let path = self.journal(task, created_ms);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), %error, "a journal stays behind");
+                tracing::warn!(path = %path.shown(), %error, "a journal stays behind");
             }
             _ => {}
         }

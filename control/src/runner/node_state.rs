@@ -12,6 +12,7 @@
 
 use crate::record::{Epoch, Incarnation};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -71,7 +72,7 @@ impl StateDir {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                let message = format!("another taskd of this node has the state directory {}", path.display());
+                let message = format!("another taskd of this node has the state directory {}", path.shown());
                 let error = Error::new(Code::Busy, Side::Caller, Operation::Lock, message);
                 Err(error.advise("end that one first, or name another directory with --state-dir"))
             }
@@ -105,7 +106,7 @@ impl StateDir {
             known if known == center => Ok(()),
             "" => self.write("center", &format!("{center}\n")),
             known => {
-                let folder = self.path.display();
+                let folder = self.path.shown();
                 let message = format!(
                     "this node belongs to center {}, and the coordination service holds center {}: the node does nothing there",
                     known.escape_debug(),
@@ -156,7 +157,7 @@ impl NodeState for StateDir {
         }
         text.trim().parse().map(Epoch).map_err(|_| {
             let path = self.path.join("leader_epoch");
-            let message = format!("{} does not hold a number", path.display());
+            let message = format!("{} does not hold a number", path.shown());
             let error = Error::new(Code::CheckpointCorrupt, Side::Engine, Operation::Journal, message);
             error.advise("make sure that no older leader is at work, then remove it")
         })
@@ -220,7 +221,7 @@ pub fn boot_id() -> String {
 }
 
 fn failed(error: &std::io::Error, verb: &str, path: &Path) -> Error {
-    let error = Error::io(Side::Caller, Operation::Journal, error, format!("{verb} {}", path.display()));
+    let error = Error::io(Side::Caller, Operation::Journal, error, format!("{verb} {}", path.shown()));
     error.advise("taskd keeps its state in the directory named by --state-dir")
 }
 

@@ -10,6 +10,7 @@
 use super::node_state::replace;
 use crate::record::Epoch;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 use std::fs::File;
@@ -151,7 +152,7 @@ fn instance(file: &File) -> Result<String> {
 }
 
 fn failed(error: &std::io::Error, verb: &str, path: &Path) -> Error {
-    Error::io(Side::Engine, Operation::Journal, error, format!("{verb} {}", path.display()))
+    Error::io(Side::Engine, Operation::Journal, error, format!("{verb} {}", path.shown()))
 }
 
 #[cfg(test)]

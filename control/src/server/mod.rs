@@ -54,6 +54,7 @@ use crate::stopping::INITIALISE_MAX;
 use crate::vip::Vip;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
 use founding::Founded;
 use overview::Overview;
 use std::net::SocketAddr;
@@ -353,7 +354,7 @@ fn runner_config(config: &Config, incarnation: &Incarnation, address: &str) -> R
     RunnerConfig {
         slots: config.slots,
         labels: config.labels.clone(),
-        allow_paths: config.allow_paths.iter().map(|path| path.display().to_string()).collect(),
+        allow_paths: config.allow_paths.iter().map(|path| path.shown().to_string()).collect(),
         allow_nbd: config.allow_nbd.clone(),
         quiet_after: config.quiet_after,
         ..RunnerConfig::new(config.node.clone(), incarnation.clone(), address.to_owned())

@@ -4,6 +4,7 @@ use crate::args::RawLog;
 use blockhaul_control::api::tls::RawTls;
 use blockhaul_engine::units::{parse_duration, parse_rate};
 use clap::{Args, Subcommand};
+use std::ffi::OsString;
 use std::time::Duration;
 
 /// Where a center is, and how it answers.
@@ -65,10 +66,10 @@ pub(crate) struct RawTask {
 pub(crate) struct RawCopyTask {
     /// What is read: file://NODE/PATH, a path of --node, or an NBD export (nbd://HOST:PORT/EXPORT)
     #[arg(value_name = "SRC")]
-    pub(crate) source: String,
+    pub(crate) source: OsString,
     /// What is written: the same kinds; a missing regular file is created
     #[arg(value_name = "DST")]
-    pub(crate) destination: String,
+    pub(crate) destination: OsString,
     #[command(flatten)]
     pub(crate) task: RawTask,
     /// Copy at most so many bytes per second

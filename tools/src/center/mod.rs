@@ -86,7 +86,7 @@ fn ending(task: &TaskView) -> Exit {
 }
 
 pub(crate) fn submit(raw: RawSubmit) -> Result<Exit> {
-    let submit::Submission { request, center, wait } = submit::resolve(raw);
+    let submit::Submission { request, center, wait } = submit::resolve(raw)?;
     let mut desk = Desk::open(center)?;
     let task = ask!(desk, submit, request)?;
     if wait {

@@ -3,6 +3,9 @@
 use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawWork};
 use blockhaul_control::api::wire;
 use blockhaul_control::record::TaskId;
+use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::shown::Shown;
+use std::ffi::OsString;
 
 /// A request, where it goes, and whether its end is waited for.
 #[derive(Debug)]
@@ -13,9 +16,12 @@ pub(super) struct Submission {
 }
 
 /// Takes the flags apart. What is left out, the center decides; what makes no sense, it refuses.
-pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Submission {
+///
+/// # Errors
+/// `EBadRequest` for a volume whose name is no text: nothing is sent.
+pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Result<Submission> {
     let (work, task, center) = match work {
-        RawWork::Copy(raw) => copy(*raw),
+        RawWork::Copy(raw) => copy(*raw)?,
         RawWork::Noop(RawNoopTask { duration, task, center }) => {
             let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
@@ -28,10 +34,18 @@ pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Submission {
         max_attempts: max_attempts.unwrap_or_default(),
         spec: Some(wire::Spec { work: Some(work) }),
     };
-    Submission { request, center, wait }
+    Ok(Submission { request, center, wait })
 }
 
-fn copy(raw: RawCopyTask) -> (wire::spec::Work, RawTask, RawCenter) {
+/// The name of a volume, as a task can hold it.
+fn text(name: OsString) -> Result<String> {
+    name.into_string().map_err(|name| {
+        let message = format!("{}: a task names volumes by text, and this is not UTF-8", name.shown());
+        Error::bad_request(message).advise("name a link to it, or copy it with `blockhaul copy` on its node")
+    })
+}
+
+fn copy(raw: RawCopyTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> {
     let RawCopyTask {
         source,
         destination,
@@ -48,8 +62,8 @@ fn copy(raw: RawCopyTask) -> (wire::spec::Work, RawTask, RawCenter) {
         center,
     } = raw;
     let work = wire::CopyWork {
-        source,
-        destination,
+        source: text(source)?,
+        destination: text(destination)?,
         node: task.node.clone(),
         limit,
         verify,
@@ -61,18 +75,20 @@ fn copy(raw: RawCopyTask) -> (wire::spec::Work, RawTask, RawCenter) {
         source_stable,
         dest_id,
     };
-    (wire::spec::Work::Copy(work), task, center)
+    Ok((wire::spec::Work::Copy(work), task, center))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::args::{Cli, Command};
+    use blockhaul_engine::error::Code;
     use clap::Parser;
+    use std::os::unix::ffi::OsStringExt;
 
     fn submission(arguments: &[&str]) -> Submission {
         match Cli::try_parse_from([&["blockhaul", "submit"], arguments].concat()).unwrap().command {
-            Command::Submit(raw) => resolve(*raw),
+            Command::Submit(raw) => resolve(*raw).unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -82,6 +98,15 @@ mod tests {
         let made = || submission(&["noop", "5s"]).request.id;
         assert_ne!(made(), made());
         assert_eq!(submission(&["noop", "--id", "x"]).request.id, "x");
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_refused_before_anything_is_sent() {
+        let words = ["blockhaul", "submit", "copy", "/a", "--node", "n"].map(OsString::from);
+        let words = words.into_iter().chain([OsString::from_vec(b"/bad\xff".to_vec())]);
+        let Command::Submit(raw) = Cli::try_parse_from(words).unwrap().command else { unreachable!("it says submit") };
+        let error = resolve(*raw).unwrap_err();
+        assert!(error.code == Code::BadRequest && error.message.starts_with(r"/bad\xff: "), "{error}");
     }
 
     #[test]

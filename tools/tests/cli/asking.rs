@@ -178,19 +178,19 @@ fn malformed_requests_end_with_2_and_ask_nobody() {
 }
 
 /// A task center of one node, in this process.
-struct Center {
-    address: String,
+pub(crate) struct Center {
+    pub(crate) address: String,
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Center {
-    fn start(scratch: &Scratch) -> Self {
+    pub(crate) fn start(scratch: &Scratch, more: &[&str]) -> Self {
         let (state, volumes) = (scratch.path("center"), scratch.path("volumes"));
         std::fs::create_dir(&volumes).unwrap();
         let words = ["taskd", "--standalone", "--node-id", "n1", "--listen", "127.0.0.1:0", "--cores", "1"];
         let places = ["--state-dir", state.to_str().unwrap(), "--allow-path", volumes.to_str().unwrap()];
-        let raw = RawConfig::try_parse_from(words.into_iter().chain(places)).unwrap();
+        let raw = RawConfig::try_parse_from(words.into_iter().chain(places).chain(more.iter().copied())).unwrap();
         let server = Server::new(raw.resolve(|_| None).unwrap());
         let stopper = server.stopper();
         let (tell, told) = mpsc::channel();
@@ -217,7 +217,7 @@ impl Drop for Center {
 #[test]
 fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
     let scratch = Scratch::new();
-    let center = Center::start(&scratch);
+    let center = Center::start(&scratch, &[]);
     let (source, destination) = ("file://n1/volumes/a", "file://n1/volumes/b");
     let long = "x".repeat(65);
     let refused: [(&[&str], i32, &str); 31] = [

@@ -10,6 +10,7 @@ mod exports;
 mod full_pipe;
 mod limits;
 mod looking;
+mod names;
 mod planning;
 mod refusing;
 mod stopping;

@@ -52,12 +52,12 @@ pub(crate) fn has_written(progress: &Value) -> bool {
     progress["event"] == "progress" && progress["written"].as_u64() > Some(0)
 }
 
-fn has_recorded(progress: &Value) -> bool {
+pub(crate) fn has_recorded(progress: &Value) -> bool {
     progress["event"] == "progress" && progress["durable"].as_u64() > Some(0)
 }
 
 /// The command that was printed: the one line that asks to resume.
-fn printed_command(stderr: &str) -> String {
+pub(crate) fn printed_command(stderr: &str) -> String {
     let mut commands = stderr.lines().filter(|line| line.contains(" copy --resume "));
     let command = commands.next().unwrap_or_else(|| panic!("no command to resume with: {stderr}"));
     assert!(commands.next().is_none(), "one command: {stderr}");

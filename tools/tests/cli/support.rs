@@ -3,6 +3,7 @@
 use assert_cmd::Command;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -61,30 +62,31 @@ impl Scratch {
         Self(tempfile::tempdir_in("/var/tmp").expect("it can be written"))
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// A file with these bytes.
-    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub(crate) fn file(&self, name: impl AsRef<Path>, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, bytes).expect("the scratch directory can be written");
         path
     }
 
-    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
-        fs::read(self.path(name)).unwrap_or_else(|error| panic!("read {name}: {error}"))
+    pub(crate) fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
+        let path = self.path(name);
+        fs::read(&path).unwrap_or_else(|error| panic!("read {path:?}: {error}"))
     }
 
     /// The program, run in the scratch directory with its state in `state`.
-    pub(crate) fn blockhaul(&self, words: &[&str]) -> Command {
+    pub(crate) fn blockhaul<S: AsRef<OsStr>>(&self, words: &[S]) -> Command {
         let mut command = Command::from_std(self.process(words));
         command.timeout(HANGS_AFTER);
         command
     }
 
     /// As [`Scratch::blockhaul`], for tests that talk to it while it runs.
-    pub(crate) fn process(&self, words: &[&str]) -> std::process::Command {
+    pub(crate) fn process<S: AsRef<OsStr>>(&self, words: &[S]) -> std::process::Command {
         self.program(assert_cmd::cargo::cargo_bin!("blockhaul"), words)
     }
 
@@ -93,7 +95,7 @@ impl Scratch {
         self.program(Path::new("sh"), &["-c", script])
     }
 
-    fn program(&self, program: &Path, words: &[&str]) -> std::process::Command {
+    fn program<S: AsRef<OsStr>>(&self, program: &Path, words: &[S]) -> std::process::Command {
         let mut command = std::process::Command::new(program);
         command
             .current_dir(self.0.path())
@@ -105,7 +107,7 @@ impl Scratch {
     }
 
     /// Runs a command with `--json` and reads its lines, each of which must be one object.
-    pub(crate) fn json(&self, words: &[&str]) -> Outcome {
+    pub(crate) fn json<S: AsRef<OsStr>>(&self, words: &[S]) -> Outcome {
         outcome(&self.blockhaul(words).arg("--json").output().expect("the program was built"))
     }
 

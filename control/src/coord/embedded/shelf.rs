@@ -10,6 +10,7 @@
 //! write: after a crash either all of it is there or nothing.
 
 use super::super::{Node, SessionId, Stat, Zxid};
+use blockhaul_engine::shown::Shown;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::fmt;
 use std::fs::File;
@@ -50,7 +51,7 @@ pub(super) struct Content {
 
 /// Why the file of a store cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("open the task center's store {}: {why}", path.display())]
+#[error("open the task center's store {}: {why}", path.shown())]
 pub struct ShelfError {
     /// Which file.
     pub path: PathBuf,
@@ -110,7 +111,7 @@ impl fmt::Debug for Shelf {
 
 impl fmt::Display for Shelf {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(to, "{}", self.path.display())
+        write!(to, "{}", self.path.shown())
     }
 }
 
