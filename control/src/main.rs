@@ -10,18 +10,22 @@ use blockhaul_control::config::RawConfig;
 use blockhaul_control::server::{Control, Server, Stop};
 use blockhaul_control::streams::{self, Weight};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
-use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
+use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors, require_threads};
 use blockhaul_engine::shown::line;
 use clap::Parser;
 use logging::Logging;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
 
+/// Threads of the runtime besides one for each core: for names, files and the store, while all of these are used at once.
+const BLOCKING_THREADS: usize = 4;
 /// From the first signal to the end of the process, at most: for all stages of a stop, and what comes after them.
 const STOP_MAX: Duration = Duration::from_millis(18_500);
 const _: () = assert!(STOP_MAX.as_millis() > blockhaul_control::server::STOP_MAX.as_millis());
@@ -102,6 +106,7 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
     let raw = RawConfig::parse().with_file().map_err(Failure::of_usage)?;
     let logging = Logging::start(raw.log.as_deref()).map_err(Failure::of_usage)?;
     require_descriptors(RUNTIME_DESCRIPTORS, "start a runtime")?;
+    require_threads(available_parallelism().map_or(1, NonZero::get) + BLOCKING_THREADS, "start a runtime")?;
     let runtime = Builder::new_multi_thread().enable_all().thread_name("taskd").build();
     let runtime = runtime.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
     let control = Control::default();

@@ -12,6 +12,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// Descriptors that an asynchronous runtime opens, signals included, and some more: other threads open theirs meanwhile.
 pub const RUNTIME_DESCRIPTORS: usize = 12;
@@ -85,6 +86,22 @@ pub fn require_descriptors(count: usize, what: &str) -> Result<()> {
     let some = fs::File::open("/").map_err(|error| Error::io(Side::Engine, Operation::Start, &error, what))?;
     let more: nix::Result<Vec<OwnedFd>> = (1..count).map(|_| nix::unistd::dup(&some)).collect();
     more.map(drop).map_err(failed)
+}
+
+/// Makes sure that so many more threads are to be had at once, for a library that panics when they are not.
+///
+/// # Errors
+/// `EOverloaded`, naming the limits.
+pub fn require_threads(count: usize, what: &str) -> Result<()> {
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        // Nobody ends before the last one has started.
+        let _closed = gate.lock();
+        (0..count).try_for_each(|_| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, || drop(gate.lock()));
+            thread.map(drop).map_err(|error| Error::io(Side::Engine, Operation::Start, &error, what))
+        })
+    })
 }
 
 fn soft(resource: Resource) -> Option<u64> {

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod limits;
 mod networks;
 mod roles;
 mod signals;
