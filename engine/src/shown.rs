@@ -7,7 +7,7 @@
 //!
 //! [`line`] is the last gate before a terminal or a log. It takes whole sentences, in which names are shown already, and
 //! escapes in the same way what is still not printable: the words of a server, an argument as it was typed. Backslashes
-//! stay as they are there, so that passing the gate twice changes nothing.
+//! stay as they are there, so that passing the gate twice changes nothing. Why: docs/design/0011.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Write};

@@ -7,7 +7,9 @@
 //! holds; the kernel drops the lock with the process. What cannot be proved to be abandoned is left alone.
 
 use nix::fcntl::{Flock, FlockArg};
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
@@ -196,7 +198,9 @@ fn detach(place: &Path) {
 }
 
 fn mounts_below(room: &Path) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // Others have mount points and files with names that are no text.
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let table = String::from_utf8_lossy(&table);
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(room)).map(str::to_owned).collect()
 }
@@ -204,8 +208,8 @@ fn mounts_below(room: &Path) -> Vec<String> {
 fn loop_devices_below(room: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
-        if Path::new(backing.trim_end()).starts_with(room) {
+        let backing = fs::read(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if Path::new(OsStr::from_bytes(backing.trim_ascii_end())).starts_with(room) {
             found.push(format!("/dev/{}", entry.file_name().to_string_lossy()));
         }
     }
