@@ -6,6 +6,7 @@
 
 use crate::api::tls::{RawTls, Tls};
 use crate::channel::{DataAddress, Terms};
+use crate::clock::HostClock;
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
 use crate::host_port::HostPort;
 use crate::record::{Incarnation, NodeId, OpId, Record, Registration};
@@ -60,7 +61,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
         taskd --node-id ID --listen ADDR --zookeeper HOSTS/CHROOT --state-dir DIR --allow-path DIR...",
     after_help = "A value comes from its flag, else from the environment, else from the file of --config. SIGTERM and SIGINT \
         stop in good order: copies are given back and the process ends within 20 s; a second one ends at once. \
-        SIGHUP reads --slots and --log anew from the file of --config. SIGQUIT writes to the log how everything stands."
+        SIGHUP reads --slots and --log anew from the file of --config, and the certificates. \
+        SIGQUIT writes to the log how everything stands."
 )]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RawConfig {
@@ -140,7 +142,8 @@ pub struct RawConfig {
     /// Upper bound of all buffers of the engine together [default: chosen by the engine]
     #[arg(long, value_name = "SIZE", env = "TASKD_MEMORY")]
     pub memory: Option<String>,
-    /// Certificate of this process, as PEM, for where it listens and where it calls
+    /// Certificate of this process, as PEM, for where it listens and where it calls; read again when a file of certificates
+    /// changes
     #[arg(long, value_name = "FILE", env = "TASKD_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
     /// Private key of that certificate, as PEM
@@ -314,7 +317,7 @@ impl RawConfig {
         } = self;
         let is_insecure = insecure.unwrap_or(false);
         let is_alone = standalone.unwrap_or(false);
-        let tls = Tls::read(&RawTls { tls_cert, tls_key, tls_ca })?;
+        let tls = Tls::read(&RawTls { tls_cert, tls_key, tls_ca }, &HostClock)?;
         let listen = address("--listen", listen.as_deref().unwrap_or(LISTEN_DEFAULT))?;
         let metrics = metrics.map(|text| address("--metrics", &text)).transpose()?;
         protected("--listen", listen, tls.is_some() || is_insecure, "--tls-cert, --tls-key and --tls-ca")?;

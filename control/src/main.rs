@@ -163,8 +163,9 @@ fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result
     }
 }
 
-/// Reads the file of `--config` again. What cannot be understood changes nothing.
+/// Reads the file of `--config` and the certificates again. What cannot be understood changes nothing.
 fn reload(control: &Control, logging: &Logging) {
+    control.read_certificates();
     let read = || -> Result<()> {
         let raw = RawConfig::try_parse().map_err(|error| Error::bad_request(error.to_string()))?.with_file()?;
         let limits = raw.limits()?;

@@ -6,6 +6,7 @@
 use crate::api::admission::{Admission, Guarded};
 use crate::api::desk::{CenterNumbers, Roles};
 use crate::api::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
+use crate::api::tls::Tls;
 use crate::runner::RunnerHandle;
 use axum::Router;
 use axum::extract::State;
@@ -47,6 +48,7 @@ pub(crate) struct Metrics {
 struct Sources {
     roles: Roles,
     runner: RunnerHandle,
+    tls: Option<Tls>,
 }
 
 impl Metrics {
@@ -54,14 +56,19 @@ impl Metrics {
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) async fn open(address: SocketAddr, roles: Roles, runner: RunnerHandle) -> Result<Self> {
+    pub(crate) async fn open(
+        address: SocketAddr,
+        roles: Roles,
+        runner: RunnerHandle,
+        tls: Option<Tls>,
+    ) -> Result<Self> {
         let failed = |error: std::io::Error| {
             Error::io(Side::Engine, Operation::Start, &error, format!("serve metrics at {address}"))
                 .advise("use another --metrics")
         };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let (stopping, mut stopped) = watch::channel(false);
-        let pages = Router::new().route("/metrics", get(page)).with_state(Sources { roles, runner });
+        let pages = Router::new().route("/metrics", get(page)).with_state(Sources { roles, runner, tls });
         let goodbye = async move {
             let _ = stopped.wait_for(|stopping| *stopping).await;
         };
@@ -159,6 +166,10 @@ impl Sources {
         margin.set(self.runner.lease_left().as_secs_f64());
         let help = "What is left of this node's lease; zero without one";
         registry.register_with_unit("lease_margin", help, Unit::Seconds, margin);
+        if let Some(tls) = &self.tls {
+            let help = "When the first certificate of this node expires, since 1970";
+            registry.register_with_unit("tls_not_after", help, Unit::Seconds, whole(tls.expires().as_secs()));
+        }
     }
 }
 

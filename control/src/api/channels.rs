@@ -12,11 +12,18 @@ use tonic::transport::{Channel, Endpoint};
 /// Connections that are kept: every runner of a center. Above it, all are made anew as they are needed.
 const CHANNELS_MAX: usize = 2048;
 
-/// Cheap to clone; clones share their connections.
+/// Cheap to clone; clones share their connections. Once certificates were read again, calls go over new ones.
 #[derive(Clone, Debug, Default)]
 pub struct Channels {
     tls: Option<Tls>,
-    open: Arc<Mutex<BTreeMap<String, Channel>>>,
+    open: Arc<Mutex<Open>>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    channels: BTreeMap<String, Channel>,
+    /// Of the certificates that these were made with.
+    reading: u64,
 }
 
 impl Channels {
@@ -32,14 +39,18 @@ impl Channels {
     /// `EBadRequest` if that is no address, or the certificates are of no use.
     pub fn to(&self, address: &str) -> Result<Channel, Fault> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = open.get(address) {
+        let reading = self.tls.as_ref().map_or(0, Tls::reading);
+        if open.reading != reading {
+            *open = Open { channels: BTreeMap::new(), reading };
+        }
+        if let Some(channel) = open.channels.get(address) {
             return Ok(channel.clone());
         }
         let channel = self.endpoint(address)?.connect_lazy();
-        if open.len() >= CHANNELS_MAX {
-            open.clear();
+        if open.channels.len() >= CHANNELS_MAX {
+            open.channels.clear();
         }
-        open.insert(address.to_owned(), channel.clone());
+        open.channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
 
@@ -66,7 +77,7 @@ impl Channels {
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
         match &self.tls {
-            Some(tls) => endpoint.tls_config(tls.of_client()).map_err(refused),
+            Some(tls) => endpoint.tls_config(tls.client()).map_err(refused),
             None => Ok(endpoint),
         }
     }

@@ -228,6 +228,8 @@ impl CenterClient {
 
     fn at(&self, mut fault: Fault) -> Fault {
         let tried = self.addresses.join(", ");
+        // Of several nodes it is not the same.
+        fault.error.message = format!("{}: {}", self.address(), fault.error.message);
         fault.error =
             fault.error.advise(format!("no answer of a center within {} s at {tried}", self.patience.as_secs()));
         fault

@@ -5,10 +5,10 @@
 //! [`GOODBYE_MAX`]; what is still open then goes with the process.
 
 use super::addressee;
-use super::admission::{Admission, Asked, Guarded, connections_max, raise_descriptors};
+use super::admission::{Admission, Asked, connections_max, raise_descriptors};
 use super::center::CenterService;
 use super::desk::Roles;
-use super::fault::with_cause;
+use super::handshake::{Connection, shake_hands};
 use super::limits::{
     CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, GOODBYE_MAX,
     KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
@@ -51,7 +51,7 @@ impl Listener {
     /// one node.
     ///
     /// # Errors
-    /// `EBusy`, `EPermission`, `ENotFound` or another code of the system; `EBadRequest` for useless certificates.
+    /// `EBusy`, `EPermission`, `ENotFound` or another code of the system.
     pub async fn open(
         address: SocketAddr,
         tls: Option<&Tls>,
@@ -62,7 +62,7 @@ impl Listener {
         let socket = bind(address).await?;
         let address = socket.local_addr().map_err(|error| of_address(&error, address))?;
         let (stopping, stopped) = watch::channel(false);
-        let (health, services) = services(tls, identity, &roles, here, stopped.clone())?;
+        let (health, services) = services(identity, &roles, here, stopped.clone())?;
         let (connections, incoming) = mpsc::channel(1);
         let admission = Admission::new(connections_max(raise_descriptors()));
         let mut over = stopped.clone();
@@ -74,7 +74,7 @@ impl Listener {
             served.unwrap_or_else(|error| tracing::error!(%error, "the services have ended"));
         };
         let tasks = [
-            tokio::spawn(accept(socket, admission, connections, stopped.clone())),
+            tokio::spawn(accept(socket, admission, tls.cloned(), connections, stopped.clone())),
             tokio::spawn(serving),
             tokio::spawn(report_health(health, roles, stopped)),
         ];
@@ -124,7 +124,6 @@ type Seen = MapRequestLayer<fn(Request) -> Request>;
 type Services = Router<Stack<GlobalConcurrencyLimitLayer, Stack<Seen, Identity>>>;
 
 fn services(
-    tls: Option<&Tls>,
     identity: LocalIdentity,
     roles: &Roles,
     here: Option<NodeId>,
@@ -141,12 +140,6 @@ fn services(
         .http2_keepalive_timeout(Some(KEEPALIVE_WAIT))
         .max_connection_age(CONNECTION_AGE_MAX)
         .max_connection_age_grace(CONNECTION_GRACE);
-    if let Some(tls) = tls {
-        server = server.tls_config(tls.of_server()).map_err(|error| {
-            let why = with_cause(&error);
-            Error::bad_request(format!("--tls-cert, --tls-key and --tls-ca are of no use together: {why}"))
-        })?;
-    }
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -200,18 +193,29 @@ async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: w
     }
 }
 
-/// Hands connections to the transport until the end.
+/// Hands connections to the transport until the end, each as soon as its handshake is over.
 async fn accept(
     socket: TcpListener,
     admission: Admission,
-    connections: mpsc::Sender<io::Result<Guarded>>,
+    tls: Option<Tls>,
+    connections: mpsc::Sender<io::Result<Connection>>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let accepting = async { while connections.send(Ok(admission.accept(&socket).await)).await.is_ok() {} };
+    let accepting = async {
+        loop {
+            let (stream, tls, connections) = (admission.accept(&socket).await, tls.clone(), connections.clone());
+            tokio::spawn(async move {
+                if let Some(connection) = shake_hands(stream, tls.as_ref()).await {
+                    // The services have ended meanwhile: so does the connection.
+                    let _ = connections.send(Ok(connection)).await;
+                }
+            });
+        }
+    };
     tokio::select! {
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => (),
-        () = accepting => (),
+        () = accepting => unreachable!("it never ends"),
     }
 }
 

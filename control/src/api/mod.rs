@@ -9,7 +9,8 @@
 //! | `desk` | what the services stand on: the dispatcher that leads, the runner of this node |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | whom a call between nodes is for |
-//! | `admission`, `listener`, `tls` | where they listen, and for how many |
+//! | `admission`, `listener`, `handshake` | where they listen, and for how many |
+//! | `tls`, `certificates` | by what both ends of a connection know each other, and until when |
 //! | `channels`, `calls`, `client`, `trouble` | the other end, and why it cannot be had |
 //!
 //! Nothing here decides anything: a call is checked, handed to whom it concerns, and its answer is packed. Everything
@@ -19,10 +20,12 @@ mod addressee;
 pub(crate) mod admission;
 pub mod calls;
 mod center;
+mod certificates;
 pub mod channels;
 pub mod client;
 pub mod desk;
 pub mod fault;
+mod handshake;
 pub mod limits;
 pub mod listener;
 mod nodes;

@@ -4,8 +4,10 @@
 //! through a library that keeps only the words. A library for HTTP/2 says of everything that is none only that
 //! a frame is invalid, so what is at that address is asked once more, by itself ([`probe`]).
 
+use super::certificates::date;
 use super::limits::CONNECT_WAIT;
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,7 +18,7 @@ use tokio::time::timeout;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// What to do about an error of the transport, if one of its causes tells.
-pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
+pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(found) = error.downcast_ref::<io::Error>().and_then(of_io) {
@@ -34,7 +36,7 @@ pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
 }
 
 /// An alert after the handshake, by which a server of TLS 1.3 refuses a certificate.
-fn of_words(words: &str) -> Option<&'static str> {
+fn of_words(words: &str) -> Option<Cow<'static, str>> {
     let (_, alert) = words.split_once("received fatal alert: ")?;
     let known = [
         AlertDescription::CertificateExpired,
@@ -50,24 +52,30 @@ fn of_words(words: &str) -> Option<&'static str> {
         .and_then(|known| of_tls(&TlsError::AlertReceived(known)))
 }
 
-fn of_io(error: &io::Error) -> Option<&'static str> {
+fn of_io(error: &io::Error) -> Option<Cow<'static, str>> {
     if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
         return of_tls(tls);
     }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => {
-            Some("no taskd listens there: start it, or name the address where one does")
+            Some("no taskd listens there: start it, or name the address where one does".into())
         }
         _ => None,
     }
 }
 
-fn of_tls(error: &TlsError) -> Option<&'static str> {
-    match error {
+fn of_tls(error: &TlsError) -> Option<Cow<'static, str>> {
+    if let TlsError::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) = error {
+        let at = date(not_after.as_secs());
+        return Some(
+            format!("the certificate of that node has expired at {at}, or a clock is wrong: renew it there").into(),
+        );
+    }
+    let known = match error {
         TlsError::InvalidMessage(_) => Some(
             "what answers there speaks no TLS: leave --tls-cert, --tls-key and --tls-ca away, or name another port",
         ),
-        TlsError::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+        TlsError::InvalidCertificate(CertificateError::Expired) => {
             Some("the certificate of that node has expired, or a clock is wrong: renew it there")
         }
         TlsError::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
@@ -88,7 +96,8 @@ fn of_tls(error: &TlsError) -> Option<&'static str> {
             | AlertDescription::DecryptError,
         ) => Some("that node does not take the certificate in --tls-cert: is it signed by the center's authority?"),
         _ => None,
-    }
+    };
+    known.map(Cow::Borrowed)
 }
 
 /// What is at an address that was called without TLS, if it is no task center.

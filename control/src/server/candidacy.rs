@@ -1,8 +1,10 @@
-//! Decides whether this node stands for election: it is on duty, and its wall clock is not off its peers'.
+//! Decides whether this node stands for election: it is on duty, its certificates are valid, and its wall clock is not off its
+//! peers'.
 //!
 //! A leader tells every node how far its clock is off. A node whose clock is off by more than `--clock-off` resigns if it
 //! leads, and stands no more until its clock is set. If nobody has led for [`UNOPPOSED_AFTER`], it stands all the same, and
-//! stays until another node leads: a leader with a wrong clock is better than none.
+//! stays until another node leads: a leader with a wrong clock is better than none. One whose certificates are not valid is
+//! not: nobody can call it.
 
 use crate::clock::{Clock, ClockOffset};
 use crate::peers::Peer;
@@ -19,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Candidacy<'a> {
     pub(super) on_duty: watch::Receiver<bool>,
+    /// Whether this node's certificates are valid.
+    pub(super) certified: watch::Receiver<bool>,
     pub(super) told: watch::Receiver<Option<ClockOffset>>,
     /// Who leads.
     pub(super) leader: watch::Receiver<Option<Peer>>,
@@ -35,6 +39,7 @@ impl Candidacy<'_> {
         let mut state = State { nobody_since: Some(Instant::now()), ..State::default() };
         loop {
             let on_duty = *self.on_duty.borrow_and_update();
+            let certified = *self.certified.borrow_and_update();
             let off_ms = self.told.borrow_and_update().map(|offset| offset.ms(self.clock));
             let off_ms = off_ms.filter(|ms| u128::from(ms.unsigned_abs()) > self.off_max.as_millis());
             let leads = self.leader.borrow_and_update().as_ref().map(|leader| leader.address == self.address);
@@ -54,11 +59,12 @@ impl Candidacy<'_> {
                 }
                 _ => (),
             }
-            let stands_now = on_duty && !state.is_held_back;
+            let stands_now = on_duty && certified && !state.is_held_back;
             stands.send_if_modified(|stands| std::mem::replace(stands, stands_now) != stands_now);
             let changed = async {
                 tokio::select! { biased;
                     changed = self.on_duty.changed() => changed,
+                    changed = self.certified.changed() => changed,
                     changed = self.told.changed() => changed,
                     changed = self.leader.changed() => changed,
                 }
@@ -107,6 +113,7 @@ mod tests {
 
     struct Stage {
         on_duty: watch::Sender<bool>,
+        certified: watch::Sender<bool>,
         told: watch::Sender<Option<ClockOffset>>,
         leader: watch::Sender<Option<Peer>>,
         clock: &'static TestClock,
@@ -116,6 +123,7 @@ mod tests {
     /// The candidacy of `n1`, which is on duty.
     fn stage() -> Stage {
         let (on_duty, on_duty_seen) = watch::channel(true);
+        let (certified, certified_seen) = watch::channel(true);
         let (told, told_seen) = watch::channel(None);
         let (leader, leader_seen) = watch::channel(None);
         let (stands, stands_seen) = watch::channel(false);
@@ -125,6 +133,7 @@ mod tests {
             let off_max = Duration::from_secs(60);
             let parts = Candidacy {
                 on_duty: on_duty_seen,
+                certified: certified_seen,
                 told: told_seen,
                 leader: leader_seen,
                 address: "n1:1",
@@ -133,7 +142,7 @@ mod tests {
             };
             parts.decide(&stands).await;
         });
-        Stage { on_duty, told, leader, clock, stands: stands_seen }
+        Stage { on_duty, certified, told, leader, clock, stands: stands_seen }
     }
 
     impl Stage {
@@ -164,6 +173,19 @@ mod tests {
         stage.on_duty.send_replace(false);
         stage.told.send_replace(Some(ClockOffset::told(0, stage.clock)));
         assert!(!stage.stands_after(6).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_without_valid_certificates_does_not_stand_even_where_nobody_else_leads() {
+        let stage = stage();
+        assert!(stage.stands_after(1).await);
+        stage.certified.send_replace(false);
+        assert!(!stage.stands_after(3600).await);
+        stage.on_duty.send_replace(false);
+        stage.certified.send_replace(true);
+        assert!(!stage.stands_after(1).await, "it is off duty");
+        stage.on_duty.send_replace(true);
+        assert!(stage.stands_after(1).await);
     }
 
     #[tokio::test(start_paused = true)]

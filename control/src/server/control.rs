@@ -43,6 +43,13 @@ impl Control {
         true
     }
 
+    /// Reads the certificates again, where there are some. A server that has not started yet will read them anyway.
+    pub fn read_certificates(&self) {
+        if let Some(tls) = self.overview.get().and_then(|overview| overview.tls.as_ref()) {
+            tls.read_again();
+        }
+    }
+
     /// How it stands, as one JSON object.
     #[must_use]
     pub fn state(&self) -> String {

@@ -36,6 +36,7 @@ use crate::api::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
 use crate::api::channels::Channels;
 use crate::api::desk::{Floor, Leadership, Roles};
 use crate::api::listener::Listener;
+use crate::api::tls::Tls;
 use crate::channel::DataChannel;
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::config::{Config, Store, host_name};
@@ -188,10 +189,7 @@ impl Server {
         let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
         let runner_pulse = runner_config.pulse.clone();
         let runner = Runner::new(runner_config, seams);
-        let metrics = match config.metrics {
-            Some(at) => Some(Metrics::open(at, roles.clone(), runner.handle()).await?),
-            None => None,
-        };
+        let metrics = metrics(&config, &roles, &runner).await?;
         let overview = Overview {
             node: config.node.clone(),
             incarnation: incarnation.clone(),
@@ -202,6 +200,7 @@ impl Server {
             serving: roles.serving,
             channel: channel.as_ref().map(DataChannel::seen),
             vip: vip.clone(),
+            tls: config.tls.clone(),
         };
         let (failed, failures) = mpsc::channel(1);
         let leading = Leading {
@@ -260,6 +259,8 @@ impl Ready {
         let Self { clock_told, failures, pulses, overview, stopper, .. } = self;
         floor.send_replace(Some(Arc::new(runner.handle())));
         let judged = channel.as_ref().map(DataChannel::seen);
+        let tls = overview.tls.clone();
+        let certified = tls.as_ref().map(Tls::valid);
         let play = Play {
             keeper: &keeper,
             leading: &leading,
@@ -267,6 +268,7 @@ impl Ready {
             stopper: &stopper,
             channel: judged,
             clock_told,
+            certified,
             failures,
         };
         let clock: Arc<dyn Clock> = Arc::new(HostClock);
@@ -276,10 +278,17 @@ impl Ready {
                 None => std::future::pending().await,
             }
         };
+        let renewing = async {
+            match &tls {
+                Some(tls) => tls.keep(&*clock).await,
+                None => std::future::pending().await,
+            }
+        };
         let (Stopped { left_behind }, result) = tokio::select! {
             biased;
             played = play.run(runner, || notify::stopping(&overview)) => played,
             () = probing => unreachable!("it never ends"),
+            () = renewing => unreachable!("it never ends"),
             () = notify::attend(&overview, pulses) => unreachable!("it never ends"),
         };
         floor.send_replace(None);
@@ -296,6 +305,11 @@ impl Ready {
         tracing::info!("stopped");
         result
     }
+}
+
+async fn metrics(config: &Config, roles: &Roles, runner: &Runner) -> Result<Option<Metrics>> {
+    let Some(at) = config.metrics else { return Ok(None) };
+    Metrics::open(at, roles.clone(), runner.handle(), config.tls.clone()).await.map(Some)
 }
 
 /// The service address, judged on this host and not among the addresses that the node needs itself.

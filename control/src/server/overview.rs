@@ -1,6 +1,7 @@
 //! How a node stands: for whoever watches the process, and for the log when it is asked.
 
 use crate::api::desk::Leadership;
+use crate::api::tls::Tls;
 use crate::channel::{Seen, Verdict};
 use crate::record::{Incarnation, NodeId};
 use crate::runner::RunnerHandle;
@@ -22,6 +23,7 @@ pub(super) struct Overview {
     pub(super) serving: watch::Receiver<bool>,
     pub(super) channel: Option<watch::Receiver<Seen>>,
     pub(super) vip: Option<Vip>,
+    pub(super) tls: Option<Tls>,
 }
 
 impl Overview {
@@ -29,7 +31,8 @@ impl Overview {
     pub(super) fn line(&self) -> String {
         let held = self.runner.held().len();
         let running = format!("{held} of {} tasks", self.runner.slots());
-        format!("{}; {running}", self.role())
+        let certificates = if self.is_certified() { "" } else { "; its certificate has expired" };
+        format!("{}; {running}{certificates}", self.role())
     }
 
     fn role(&self) -> String {
@@ -42,6 +45,10 @@ impl Overview {
             (true, None, None) if self.runner.is_registered() => String::from("nobody leads"),
             (true, None, None) => String::from("waits for the coordination service"),
         }
+    }
+
+    fn is_certified(&self) -> bool {
+        self.tls.as_ref().is_none_or(|tls| *tls.valid().borrow())
     }
 
     fn is_cut_off(&self) -> bool {
@@ -59,6 +66,10 @@ impl Overview {
         });
         let vip =
             self.vip.as_ref().map(|vip| json!({ "address": vip.address().to_string(), "on": *vip.is_on().borrow() }));
+        let certificates = self
+            .tls
+            .as_ref()
+            .map(|tls| json!({ "valid": *tls.valid().borrow(), "not_after_seconds": tls.expires().as_secs() }));
         json!({
             "node": self.node.as_str(),
             "incarnation": self.incarnation.0,
@@ -72,6 +83,7 @@ impl Overview {
             "tasks": self.runner.held().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "data_channel": channel,
             "vip": vip,
+            "certificates": certificates,
         })
     }
 }

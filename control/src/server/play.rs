@@ -25,6 +25,8 @@ pub(crate) struct Play<'a> {
     pub(crate) channel: Option<watch::Receiver<Seen>>,
     /// How far this node's wall clock is off, once a leader has told it.
     pub(crate) clock_told: watch::Receiver<Option<ClockOffset>>,
+    /// Whether this node's certificates are valid, where it has some.
+    pub(crate) certified: Option<watch::Receiver<bool>>,
     /// Why a role cannot be had on this node.
     pub(crate) failures: mpsc::Receiver<Error>,
 }
@@ -33,9 +35,10 @@ impl Play<'_> {
     /// Until a stop is asked for or a role has failed, which is the error; `stopping` is called when the node has stepped
     /// down. The session is closed if nothing is left behind; else its owner leaves it as it is.
     pub(crate) async fn run(self, runner: Runner, stopping: impl FnOnce()) -> (Stopped, Result<()>) {
-        let Self { keeper, leading, serving, stopper, channel, clock_told, mut failures } = self;
+        let Self { keeper, leading, serving, stopper, channel, clock_told, certified, mut failures } = self;
         let (stand, on_duty) = watch::channel(false);
         let (stands, candidacy) = watch::channel(false);
+        let uncertified = watch::Sender::new(true);
         let post = NodePost {
             runner: runner.handle(),
             serving,
@@ -46,6 +49,7 @@ impl Play<'_> {
         };
         let decision = Candidacy {
             on_duty,
+            certified: certified.unwrap_or_else(|| uncertified.subscribe()),
             told: clock_told,
             leader: leading.leader.subscribe(),
             address: &leading.address,

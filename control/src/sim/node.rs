@@ -128,6 +128,7 @@ impl Host {
                     stopper: &asked,
                     channel: None,
                     clock_told: watch::channel(None).1,
+                    certified: None,
                     failures,
                 };
                 let (stopped, _) = play.run(runner, || ()).await;

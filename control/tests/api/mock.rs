@@ -182,7 +182,12 @@ impl Node {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (floor, floor_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
-        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
+        let roles = Roles {
+            leadership: leadership_seen,
+            serving: serving_seen,
+            floor: floor_seen,
+            clock: watch::Sender::new(None),
+        };
         let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None).await.unwrap();
         Self { listener, leadership, serving, floor }
     }

@@ -99,7 +99,7 @@ async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
             calls.assign(peer, assignment("mine")).await.unwrap_err(),
             calls.ask(peer, assignment("mine")).await.unwrap_err(),
             calls.interrupt(peer, Epoch(9)).await.unwrap_err(),
-            calls.clock(peer).await.unwrap_err(),
+            calls.clock(peer, None).await.unwrap_err(),
         ];
         for refused in refusals {
             let CallError::Misdirected(why) = refused else { panic!("{refused:?}") };
@@ -119,5 +119,5 @@ async fn a_call_that_names_nobody_is_heard() {
     use blockhaul_control::api::wire::{ClockRequest, runner_client::RunnerClient};
     let (node, _) = floor(Answer::Accepted).await;
     let mut old = RunnerClient::connect(format!("http://{}", node.address())).await.unwrap();
-    assert!(old.clock(ClockRequest {}).await.unwrap().into_inner().unix_ms > 0);
+    assert!(old.clock(ClockRequest { offset_ms: None }).await.unwrap().into_inner().unix_ms > 0);
 }

@@ -1,61 +1,49 @@
-//! Mutual TLS: who has no certificate of the authority is not listened to, and does not listen.
+//! Mutual TLS: who has no valid certificate of the authority is not listened to, and does not listen.
+
+#[path = "../support/authority.rs"]
+mod authority;
 
 use crate::mock::{MockDesk, Node, name, noop};
+use authority::{Authority, Identity};
 use blockhaul_control::api::channels::Channels;
 use blockhaul_control::api::client::CenterClient;
 use blockhaul_control::api::tls::{RawTls, Tls};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use blockhaul_control::clock::{Clock, HostClock};
 use std::sync::Arc;
-use tempfile::TempDir;
+use std::time::{Duration, SystemTime};
 
-/// A certificate authority in a folder of its own.
-struct Authority(TempDir);
+const HOUR: Duration = Duration::from_secs(3600);
 
-impl Authority {
-    fn new() -> Self {
-        let authority = Self(tempfile::tempdir().unwrap());
-        let extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign,cRLSign"];
-        let (key, certificate) = (authority.path("ca-key.pem"), authority.path("ca.pem"));
-        let files = ["-subj", "/CN=authority", "-keyout", text(&key), "-out", text(&certificate)];
-        openssl(&[&["req", "-x509", "-days", "2"], &NEW_KEY[..], &extensions, &files].concat());
-        authority
+fn raw(identity: &Identity) -> RawTls {
+    let Identity { certificate, key, authority } = identity.clone();
+    RawTls { tls_cert: Some(certificate), tls_key: Some(key), tls_ca: Some(authority) }
+}
+
+fn read(identity: &Identity) -> Tls {
+    Tls::read(&raw(identity), &HostClock).unwrap().unwrap()
+}
+
+/// A clock that is two hours slow, so that certificates which have expired seem to be valid.
+#[derive(Debug)]
+struct SlowClock;
+
+impl Clock for SlowClock {
+    fn boot_time(&self) -> Duration {
+        HostClock.boot_time()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// A process's certificate, for listening and for calling.
-    fn certify(&self, name: &str) -> RawTls {
-        let (key, request) = (self.path(&format!("{name}-key.pem")), self.path("request.pem"));
-        let certificate = self.path(&format!("{name}.pem"));
-        let files = ["-subj", "/CN=node", "-keyout", text(&key), "-out", text(&request)];
-        openssl(&[&["req"], &NEW_KEY[..], &files].concat());
-        let extensions = self.path("extensions");
-        let usage = "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n";
-        std::fs::write(&extensions, usage).unwrap();
-        let (ca, ca_key) = (self.path("ca.pem"), self.path("ca-key.pem"));
-        let signed = ["x509", "-req", "-days", "2", "-in", text(&request), "-CA", text(&ca), "-CAkey", text(&ca_key)];
-        let out = ["-CAcreateserial", "-extfile", text(&extensions), "-out", text(&certificate)];
-        openssl(&[&signed[..], &out].concat());
-        RawTls { tls_cert: Some(certificate), tls_key: Some(key), tls_ca: Some(ca) }
+    fn unix_ms(&self) -> u64 {
+        HostClock.unix_ms() - 2 * u64::try_from(HOUR.as_millis()).unwrap()
     }
 }
 
-const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn openssl(arguments: &[&str]) {
-    let output = Command::new("openssl").args(arguments).output().expect("openssl is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn read(raw: &RawTls) -> Tls {
-    Tls::read(raw).unwrap().unwrap()
+/// As a process with a slow clock reads a certificate that has expired an hour ago.
+fn read_expired(authority: &Authority, name: &str) -> Tls {
+    let now = SystemTime::now();
+    let expired = raw(&authority.certify_for(name, now - 24 * HOUR, now - HOUR));
+    let error = Tls::read(&expired, &HostClock).expect_err("the clock of this host is right");
+    assert!(error.message.contains("has expired at"), "{error}");
+    Tls::read(&expired, &SlowClock).unwrap().unwrap()
 }
 
 /// One try, without the patience of a client.
@@ -80,10 +68,10 @@ async fn only_certificates_of_the_authority_are_taken_on_either_side() {
     let stranger = foreign.certify("stranger");
     let refused = asks(&node, Some(read(&stranger))).await.expect_err("both of another authority");
     assert!(refused.contains("no authority in --tls-ca"), "{refused}");
-    let unsigned = RawTls { tls_ca: caller.tls_ca.clone(), ..stranger.clone() };
+    let unsigned = Identity { authority: caller.authority.clone(), ..stranger.clone() };
     let refused = asks(&node, Some(read(&unsigned))).await.expect_err("a caller that our authority did not sign");
     assert!(refused.contains("--tls-cert"), "{refused}");
-    let distrustful = RawTls { tls_ca: stranger.tls_ca, ..caller.clone() };
+    let distrustful = Identity { authority: stranger.authority, ..caller.clone() };
     let refused = asks(&node, Some(read(&distrustful))).await.expect_err("a node that its authority did not sign");
     assert!(refused.contains("no authority in --tls-ca"), "{refused}");
     let plain = Node::start().await;
@@ -91,19 +79,39 @@ async fn only_certificates_of_the_authority_are_taken_on_either_side() {
     assert!(refused.contains("speaks no TLS"), "{refused}");
 }
 
+/// Whose clock is right refuses the certificate of whose clock is slow, and the caller hears which one it is.
 #[tokio::test]
-async fn a_key_that_does_not_fit_is_refused_when_listening_begins() {
+async fn an_expired_certificate_is_named_on_either_side() {
     let ours = Authority::new();
-    let (node, other) = (ours.certify("node"), ours.certify("other"));
-    let raw = RawTls { tls_key: other.tls_key, ..node };
-    let roles = blockhaul_control::api::desk::Roles {
-        leadership: tokio::sync::watch::channel(Default::default()).1,
-        serving: tokio::sync::watch::channel(true).1,
-        floor: tokio::sync::watch::channel(None).1,
-    };
-    let address = "127.0.0.1:0".parse().unwrap();
-    let tls = read(&raw);
-    let listening =
-        blockhaul_control::api::listener::Listener::open(address, Some(&tls), crate::mock::identity(), roles, None);
-    assert!(listening.await.unwrap_err().message.contains("--tls-key"));
+    let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
+    node.lead(&Arc::new(MockDesk::default()));
+    let old = read_expired(&ours, "old");
+    for _ in 0..10 {
+        let refused = asks(&node, Some(old.clone())).await.expect_err("the caller's has expired");
+        assert!(refused.contains("the certificate in --tls-cert has expired"), "{refused}");
+    }
+    let lapsed = Node::with_tls(Some(&read_expired(&ours, "lapsed"))).await;
+    let refused = asks(&lapsed, Some(read(&ours.certify("caller")))).await.expect_err("the node's has expired");
+    assert!(refused.contains("the certificate of that node has expired at 20"), "{refused}");
+}
+
+/// Peers that connect and say nothing, or begin and stop, hold up nobody.
+#[tokio::test]
+async fn a_handshake_that_stalls_holds_up_nobody() {
+    let ours = Authority::new();
+    let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
+    node.lead(&Arc::new(MockDesk::default()));
+    let mut stalled = Vec::new();
+    for first in [&b""[..], b"\x16\x03\x01"] {
+        let mut stream = tokio::net::TcpStream::connect(node.address()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, first).await.unwrap();
+        stalled.push(stream);
+    }
+    let caller = read(&ours.certify("caller"));
+    let mut client = CenterClient::new(vec![node.address()], Channels::new(Some(caller))).unwrap();
+    assert_eq!(client.submit(noop("t")).await.unwrap().id, "t");
+    for mut stream in stalled {
+        let end = tokio::io::AsyncReadExt::read(&mut stream, &mut [0]).await;
+        assert_eq!(end.unwrap_or(0), 0, "it is given up");
+    }
 }

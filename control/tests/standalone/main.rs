@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod certificates;
 mod copying;
 mod daemon;
 mod ending;

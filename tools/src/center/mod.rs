@@ -18,6 +18,7 @@ use blockhaul_control::api::fault::Fault;
 use blockhaul_control::api::tls::Tls;
 use blockhaul_control::api::view::TaskView;
 use blockhaul_control::api::wire;
+use blockhaul_control::clock::HostClock;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
 use tokio::runtime::{Builder, Runtime};
@@ -37,7 +38,8 @@ impl Desk {
         let built = Builder::new_current_thread().enable_all().build();
         let runtime = built.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
         let addresses = center.into_iter().filter(|address| !address.is_empty()).collect();
-        let client = CenterClient::new(addresses, Channels::new(Tls::read(&tls)?))?.telling(|line| tell(line));
+        let client =
+            CenterClient::new(addresses, Channels::new(Tls::read(&tls, &HostClock)?))?.telling(|line| tell(line));
         Ok(Self { runtime, client, json })
     }
 
