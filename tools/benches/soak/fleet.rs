@@ -30,7 +30,8 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
         let (floor, floor_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
-        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen };
+        let clock = watch::Sender::new(None);
+        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
         let node = NodeId::new(&id).expect("a short name");
         let incarnation = Incarnation(id);
         let identity = LocalIdentity { center: center.clone(), node: node.clone(), incarnation: incarnation.clone() };
