@@ -8,7 +8,7 @@ use crate::api::tls::{RawTls, Tls};
 use crate::channel::{DataAddress, Terms};
 use crate::clock::HostClock;
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
-use crate::host_port::HostPort;
+use crate::host_port::{HostPort, parse_server};
 use crate::record::{Incarnation, NodeId, OpId, Record, Registration};
 use crate::server::Limits;
 use crate::state_dir;
@@ -476,15 +476,10 @@ fn absolute(flag: &str, path: &Path) -> Result<PathBuf> {
 }
 
 fn server(text: String) -> Result<String> {
-    let (host, port) = match text.rsplit_once(':') {
-        // The colons of an address of version 6 are inside of brackets.
-        Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        _ => (text.as_str(), None),
-    };
-    if host.is_empty() || port.is_some_and(|port| port.parse::<u16>().is_err()) {
-        return Err(Error::bad_request(format!("--allow-nbd '{}' is no HOST[:PORT]", text.escape_debug())));
+    match parse_server(&text) {
+        Ok(_) => Ok(text),
+        Err(why) => Err(Error::bad_request(format!("--allow-nbd '{}': {why}", text.escape_debug()))),
     }
-    Ok(text)
 }
 
 fn labelled(text: &str) -> Result<(String, String)> {

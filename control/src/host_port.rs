@@ -20,17 +20,7 @@ impl HostPort {
     /// What is wrong with the text, for a sentence that names it.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let (host, port) = text.rsplit_once(':').ok_or("it has no port: write HOST:PORT")?;
-        let is_host = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
-            Some(inner) => inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok()),
-            None => !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)),
-        };
-        if !is_host {
-            return Err("its host is no name and no address: write HOST:PORT, an IPv6 address in brackets");
-        }
-        // `str::parse` would take a sign, too.
-        let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-        let port = digits.and_then(|digits| digits.parse().ok()).ok_or("its port is no number from 0 to 65535")?;
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self { host: parse_host(host)?, port: parse_port(port)? })
     }
 
     /// The same where somebody is to be called.
@@ -43,6 +33,38 @@ impl HostPort {
             peer => Ok(peer),
         }
     }
+}
+
+/// Reads a host that may have a port: `HOST` or `HOST:PORT`.
+///
+/// # Errors
+/// As [`HostPort::parse_peer`].
+pub(crate) fn parse_server(text: &str) -> Result<(String, Option<u16>), &'static str> {
+    // The colons of an IPv6 address are inside of its brackets.
+    if text.contains(':') && !text.ends_with(']') {
+        let HostPort { host, port } = HostPort::parse_peer(text)?;
+        return Ok((host, Some(port)));
+    }
+    Ok((parse_host(text)?, None))
+}
+
+/// Reads a port alone: digits, where `str::parse` would take a sign, too.
+///
+/// # Errors
+/// What is wrong with the text.
+pub(crate) fn parse_port(text: &str) -> Result<u16, &'static str> {
+    let digits = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).ok_or("its port is no number from 0 to 65535")
+}
+
+fn parse_host(host: &str) -> Result<String, &'static str> {
+    let is_host = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)),
+    };
+    is_host
+        .then(|| host.to_owned())
+        .ok_or("its host is no name and no address: write HOST:PORT, an IPv6 address in brackets")
 }
 
 impl fmt::Display for HostPort {
@@ -61,6 +83,23 @@ mod tests {
             assert_eq!(HostPort::parse(text).unwrap().to_string(), text);
         }
         assert!(HostPort::parse_peer("host:0").is_err() && HostPort::parse_peer("host:1").is_ok());
+    }
+
+    #[test]
+    fn a_server_may_have_a_port() {
+        for (text, host, port) in [
+            ("host", "host", None),
+            ("host:80", "host", Some(80)),
+            ("[::1]", "[::1]", None),
+            ("[::1]:9", "[::1]", Some(9)),
+        ] {
+            assert_eq!(parse_server(text), Ok((host.to_owned(), port)));
+        }
+        for text in
+            ["", ":80", "host:", "host:+80", "host:0", "host:99999", "::1", "[::1]x", "[x]", "a/b", "u@h", "a b"]
+        {
+            assert!(parse_server(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

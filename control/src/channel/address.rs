@@ -1,5 +1,6 @@
 //! The address of a node in the storage network: named, or that of an interface.
 
+use crate::host_port::parse_port;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use nix::ifaddrs::getifaddrs;
 use std::fmt;
@@ -28,22 +29,26 @@ impl DataAddress {
     /// # Errors
     /// `EBadRequest` for anything else, and for addresses that peers cannot answer.
     pub fn parse(text: &str) -> Result<Self> {
-        let refused = |why: &str| Err(Error::bad_request(format!("--data-address '{}' {why}", text.escape_debug())));
-        let (place, port) = if let Ok(address) = text.parse::<SocketAddr>() {
-            (Place::Address(address.ip()), address.port())
-        } else if let Ok(address) = text.trim_start_matches('[').trim_end_matches(']').parse() {
-            (Place::Address(address), 0)
+        let refused = |why: &str| Error::bad_request(format!("--data-address '{}': {why}", text.escape_debug()));
+        let (place, port) = match text.rsplit_once(':') {
+            // The colons of an address of version 6, with brackets or without.
+            _ if text.ends_with(']') || text.parse::<Ipv6Addr>().is_ok() => (text, 0),
+            Some((place, port)) => (place, parse_port(port).map_err(refused)?),
+            None => (text, 0),
+        };
+        let inner = place.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let place = if let Some(address) = inner.and_then(|inner| inner.parse().ok()) {
+            Place::Address(IpAddr::V6(address))
+        } else if let Ok(address) = place.parse() {
+            Place::Address(address)
+        } else if is_interface(place) && !place.contains(['[', ']']) {
+            Place::Interface(place.to_owned())
         } else {
-            let (name, port) = text.split_once(':').map_or((text, Ok(0)), |(name, port)| (name, port.parse()));
-            let Ok(port) = port else { return refused("has no port after its colon") };
-            if !is_interface(name) {
-                return refused("is no address and no interface: use ADDR[:PORT] or INTERFACE[:PORT]");
-            }
-            (Place::Interface(name.to_owned()), port)
+            return Err(refused("that is no address and no interface: use ADDR[:PORT] or INTERFACE[:PORT]"));
         };
         match place {
             Place::Address(address) if address.is_unspecified() || address.is_multicast() => {
-                refused("is no address of one node: peers need one that they can answer")
+                Err(refused("that is no address of one node: peers need one that they can answer"))
             }
             place => Ok(Self { place, port }),
         }
@@ -124,9 +129,24 @@ mod tests {
         ] {
             assert_eq!(DataAddress::parse(text).unwrap().to_string(), shown, "{text}");
         }
-        for bad in
-            ["", "0.0.0.0", "::", "224.0.0.1", "eth0:x", "a b", "this-is-longer-than-any", "eth0/1", "eth0:99999"]
-        {
+        for bad in [
+            "",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "eth0:x",
+            "eth0:+80",
+            "10.0.0.1:+80",
+            "[fd00::1]:+80",
+            "[10.0.0.1]",
+            "[[fd00::1]]",
+            "fd00::1]",
+            "eth0:",
+            "a b",
+            "this-is-longer-than-any",
+            "eth0/1",
+            "eth0:99999",
+        ] {
             let error = DataAddress::parse(bad).unwrap_err();
             assert!(error.code == Code::BadRequest && error.message.contains("--data-address"), "{bad}: {error}");
         }

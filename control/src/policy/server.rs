@@ -1,6 +1,7 @@
 //! Which servers may be used: `--allow-nbd HOST[:PORT]`.
 
 use super::{Policy, permission};
+use crate::host_port::parse_server;
 use blockhaul_engine::error::{Error, Result, Side};
 use blockhaul_engine::volume::NbdUri;
 use std::path::PathBuf;
@@ -18,26 +19,10 @@ pub(super) struct AllowedServer {
 impl AllowedServer {
     /// `HOST`, `HOST:PORT`, an IPv6 address in brackets.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let refused =
-            || Error::bad_request(format!("--allow-nbd {text}: name a host, or a host and a port as HOST:PORT"));
-        let (host, port) = authority(text).ok_or_else(refused)?;
-        if host.is_empty() || host.contains(['/', '@', '?', ' ']) {
-            return Err(refused());
-        }
+        let (host, port) = parse_server(text)
+            .map_err(|why| Error::bad_request(format!("--allow-nbd '{}': {why}", text.escape_debug())))?;
         Ok(Self { host: host.to_ascii_lowercase(), port })
     }
-}
-
-/// Host and port of `HOST`, `HOST:PORT` and `[ADDRESS]:PORT`.
-fn authority(text: &str) -> Option<(&str, Option<u16>)> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(']')?;
-            (host, if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) })
-        }
-        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
-    };
-    Some((host, port.map(str::parse).transpose().ok()?))
 }
 
 impl Policy {
@@ -57,8 +42,7 @@ impl Policy {
         if scheme.ends_with("+unix") || self.servers.is_empty() {
             return Ok(());
         }
-        let server = authority(rest.split('/').next().unwrap_or_default());
-        let is_allowed = server.is_some_and(|(host, port)| {
+        let is_allowed = parse_server(rest.split('/').next().unwrap_or_default()).is_ok_and(|(host, port)| {
             let port = port.unwrap_or(PORT);
             let matches = |allowed: &AllowedServer| allowed.host == host && allowed.port.is_none_or(|is| is == port);
             self.servers.iter().any(matches)
