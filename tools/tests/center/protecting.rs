@@ -1,51 +1,31 @@
 //! A center that not everybody may use: certificates between all its parts, credentials in the coordination service.
 
-use crate::support::{Cell, NEEDS, Need, Records, need, port, run, text};
+use crate::support::{Authority, Cell, Identity, MIB, NEEDS, Need, QUICK, Records, Site, need, noise, port, text};
 use blockhaul_control::coord::{CoordError, Refusal};
+use nix::sys::signal::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-/// A certificate for `127.0.0.1`, signed by the authority of that name, which is made when it is missing; the flags that
-/// name its files.
-fn certificate(cell: &Cell, authority: &str, name: &str) -> Vec<String> {
-    let path = |file: &str| cell.site.path(file);
-    let (ca, ca_key) = (path(&format!("{authority}.pem")), path(&format!("{authority}.key")));
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout"];
-    let request = |file: &PathBuf, more: &[&str]| {
-        run("openssl", &[&["req", "-x509", "-days", "2"], &key[..], &[text(file)], more].concat());
-    };
-    if !ca.exists() {
-        request(&ca_key, &["-subj", &format!("/CN={authority}"), "-out", text(&ca)]);
-    }
-    let (own, own_key) = (path(&format!("{name}.pem")), path(&format!("{name}.key")));
-    let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
-    let signer = ["-CA", text(&ca), "-CAkey", text(&ca_key), "-subj", "/CN=node", "-out", text(&own)];
-    request(&own_key, &[&names[..], &signer].concat());
-    let flags = ["--tls-cert", text(&own), "--tls-key", text(&own_key), "--tls-ca", text(&ca)];
-    flags.map(str::to_owned).to_vec()
-}
+const HOUR: Duration = Duration::from_secs(3600);
+/// Of a certificate that is to expire soon, but not before it is read.
+const BRIEF: Duration = Duration::from_secs(5);
 
 #[test]
 fn with_certificates_nodes_and_clients_know_each_other_and_nobody_else() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
     need!("with_certificates_nodes_and_clients_know_each_other_and_nobody_else", &needs);
-    let mut cell = Cell::idle(2, 1, &[]);
+    let (mut cell, ours) = (Cell::idle(2, 1, &[]), Authority::new());
     for index in 0..2 {
-        let flags = certificate(&cell, "ours", &format!("n{index}"));
-        cell.nodes[index].tell(&flags.iter().map(String::as_str).collect::<Vec<_>>());
+        cell.nodes[index].tell(&ours.certify(&format!("n{index}")).flags());
         cell.nodes[index].start();
     }
-    let client = certificate(&cell, "ours", "client");
-    let stranger = certificate(&cell, "theirs", "stranger");
-    let ask = |words: &[&str], flags: &[String]| {
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        cell.blockhaul(&[words, &flags].concat())
-    };
+    let client = ours.certify("client");
+    let theirs = Authority::new();
+    let stranger = theirs.certify("stranger");
+    let ask = |words: &[&str], identity: &Identity| cell.blockhaul(&[words, &identity.flags()].concat());
     // They try for as long as a client does, one with a certificate of its own and one without any.
-    let stranger: Vec<&str> = stranger.iter().map(String::as_str).collect();
-    let strangers = [&stranger[..], &[]].map(|flags| cell.launch(&[&["center"], flags].concat()));
+    let strangers = [&stranger.flags()[..], &[]].map(|flags| cell.launch(&[&["center"], flags].concat()));
     cell.wait_until("both nodes", |_| {
         let seen = ask(&["runners"], &client).lines;
         seen.iter().filter(|node| node["registered"] == true).count() == 2
@@ -59,6 +39,77 @@ fn with_certificates_nodes_and_clients_know_each_other_and_nobody_else() {
         let refused = stranger.end();
         assert_eq!(refused.code, Some(1), "{refused:?}");
     }
+}
+
+/// It stands for election no more, and its copies go on; with a new certificate it is as good as before.
+#[test]
+fn a_leader_whose_certificate_expires_hands_over_and_its_copies_go_on() {
+    let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
+    need!("a_leader_whose_certificate_expires_hands_over_and_its_copies_go_on", &needs);
+    let (mut cell, ours) = (Cell::idle(2, 1, &QUICK), Authority::new());
+    let live: Vec<Identity> = (0..2).map(|index| ours.certify(&format!("n{index}"))).collect();
+    let client = ours.certify("client");
+    let ask = |cell: &Cell, words: &[&str]| cell.blockhaul(&[words, &client.flags()].concat());
+    let leader = |cell: &Cell| ask(cell, &["center"]).lines.last().map(|center| center["leader"].clone());
+    for (node, identity) in cell.nodes.iter_mut().zip(&live) {
+        node.tell(&identity.flags());
+    }
+    cell.nodes[0].start();
+    cell.wait_until("the first one leads", |cell| leader(cell).is_some_and(|leader| leader == "n0"));
+    let (source, destination) = (cell.uri(0, "source"), cell.uri(0, "destination"));
+    cell.fill("source", &noise(32 * MIB, 7));
+    let slow = ["--id", "copy", "--limit", "128KiB/s", "--reflink", "never"];
+    let submitted = ask(&cell, &[&["submit", "copy", &source, &destination], &slow[..]].concat());
+    assert_eq!(submitted.code, Some(0), "{submitted:?}");
+    cell.nodes[1].start();
+    cell.wait_until("both are registered", |cell| {
+        let seen = ask(cell, &["runners"]).lines;
+        seen.iter().filter(|node| node["registered"] == true).count() == 2
+    });
+    cell.wait_until("a certificate that is about to expire", |cell| {
+        let now = SystemTime::now();
+        live[0].replace(&ours.certify_for("brief", now - HOUR, now + BRIEF));
+        cell.nodes[0].signal(Signal::SIGHUP);
+        std::thread::sleep(BRIEF);
+        cell.nodes[0].said().contains("does not lead: the certificate")
+    });
+    cell.wait_until("the other one leads", |cell| leader(cell).is_some_and(|leader| leader == "n1"));
+    assert!(cell.nodes[0].said().contains("leads no more"), "it has resigned");
+    // Whoever calls it alone hears why nothing is to be had there, from the second on that the certificate names.
+    cell.wait_until("that its certificate is taken by nobody", |cell| {
+        let address = cell.nodes[0].address();
+        let alone = cell.site.blockhaul(&[&["center", "--center", &address], &client.flags()[..]].concat());
+        let words = "the certificate of that node has expired at";
+        alone.code == Some(1) && alone.stderr.contains(words) && alone.stderr.contains(&address)
+    });
+    live[0].replace(&ours.certify("next"));
+    // The new leader reaches it again: its copy is hurried, and something else runs there.
+    let hurried = ask(&cell, &["set", "copy", "--limit", "none"]);
+    assert_eq!(hurried.code, Some(0), "{hurried:?}");
+    let done = ask(&cell, &["watch", "copy"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let attempts = done.lines.last().expect("it shows the task")["attempts"].as_array().map(Vec::len);
+    assert_eq!(attempts, Some(1), "{done:?}");
+    assert_eq!(cell.read("destination"), cell.read("source"));
+    let done = ask(&cell, &["submit", "noop", "10ms", "--id", "after", "--node", "n0", "--wait"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+}
+
+#[test]
+fn a_command_with_an_expired_certificate_says_so_and_makes_no_call() {
+    need!("a_command_with_an_expired_certificate_says_so_and_makes_no_call", &[Need::Program("openssl")]);
+    let (site, ours, now) = (Site::new(), Authority::new(), SystemTime::now());
+    let lapsed = ours.certify_for("lapsed", now - HOUR * 2, now - HOUR);
+    // Nobody listens there, and nobody is waited for.
+    let address = format!("127.0.0.1:{}", port());
+    let refused = site.blockhaul(&[&["center", "--center", &address], &lapsed.flags()[..]].concat());
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let said = &refused.stderr;
+    assert!(
+        said.contains("EPermission") && said.contains("'CN=lapsed' in ") && said.contains("has expired at"),
+        "{said}"
+    );
+    assert!(!said.contains("waiting for"), "{said}");
 }
 
 #[test]

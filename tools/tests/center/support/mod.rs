@@ -1,5 +1,7 @@
 //! What tests of the task center share: a cell of nodes, and paths between them that can fail.
 
+#[path = "../../../../control/tests/support/authority.rs"]
+mod authority;
 mod cell;
 #[path = "../../../../control/tests/support/ensemble.rs"]
 mod ensemble;
@@ -19,6 +21,7 @@ mod taskd;
 #[path = "../../../../control/tests/support/wire.rs"]
 mod wire;
 
+pub(crate) use authority::{Authority, Identity};
 pub(crate) use cell::{Cell, NEEDS, PATIENT, QUICK};
 pub(crate) use ensemble::Settings;
 pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, mixed, need, noise, run, text};
