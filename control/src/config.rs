@@ -19,6 +19,7 @@ use clap::Parser;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -49,6 +50,8 @@ const DATA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 const DATA_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// Above, nobody would wait for it.
 const DATA_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// What protects what is listened at.
+const CERTIFICATES: &str = "--tls-cert, --tls-key and --tls-ca";
 /// A configuration is a page of text.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -133,7 +136,8 @@ pub struct RawConfig {
     /// [default: 5s]
     #[arg(long, value_name = "DURATION", env = "TASKD_DATA_CHANNEL_TIMEOUT")]
     pub data_channel_timeout: Option<String>,
-    /// Service address that is always on the node that leads; needs CAP_NET_ADMIN and CAP_NET_RAW [default: none]
+    /// Service address that is always on the node that leads, which answers there at the port of --listen; needs CAP_NET_ADMIN
+    /// and CAP_NET_RAW [default: none]
     #[arg(long, value_name = "ADDR/PREFIX@INTERFACE", env = "TASKD_VIP")]
     pub vip: Option<String>,
     /// Worker threads of the engine, each pinned to a core [default: all cores]
@@ -320,8 +324,12 @@ impl RawConfig {
         let tls = Tls::read(&RawTls { tls_cert, tls_key, tls_ca }, &HostClock)?;
         let listen = address("--listen", listen.as_deref().unwrap_or(LISTEN_DEFAULT))?;
         let metrics = metrics.map(|text| address("--metrics", &text)).transpose()?;
-        protected("--listen", listen, tls.is_some() || is_insecure, "--tls-cert, --tls-key and --tls-ca")?;
-        metrics.map_or(Ok(()), |at| protected("--metrics", at, is_insecure, "an address of the loopback interface"))?;
+        let is_protected = tls.is_some() || is_insecure;
+        protected("--listen", listen, is_protected || listen.ip().is_loopback(), CERTIFICATES)?;
+        vip.as_ref().map_or(Ok(()), |vip| protected("--vip", vip.escape_debug(), is_protected, CERTIFICATES))?;
+        metrics.map_or(Ok(()), |at| {
+            protected("--metrics", at, is_insecure || at.ip().is_loopback(), "an address of the loopback interface")
+        })?;
         let config = Config {
             node: node(node_id, is_alone)?,
             store: store(is_alone, zookeeper, zookeeper_auth, session_timeout)?,
@@ -448,8 +456,8 @@ fn address(flag: &str, text: &str) -> Result<SocketAddr> {
     found.next().ok_or_else(|| refused(String::from("that host has no address")))
 }
 
-fn protected(flag: &str, address: SocketAddr, is_protected: bool, by: &str) -> Result<()> {
-    if is_protected || address.ip().is_loopback() {
+fn protected(flag: &str, address: impl Display, is_protected: bool, by: &str) -> Result<()> {
+    if is_protected {
         return Ok(());
     }
     let message = format!("{flag} {address} is reached from other hosts without protection");

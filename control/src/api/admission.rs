@@ -24,6 +24,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::transport::server::Connected;
 
 /// After a connection could not be accepted, as when there are no descriptors left.
@@ -163,6 +165,8 @@ pub(crate) struct Guarded {
     asked: Asked,
     /// For its first request; `None` once that is there.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Ends it from outside.
+    end: Option<(Pin<Box<WaitForCancellationFutureOwned>>, TaskTrackerToken)>,
     _place: Place,
 }
 
@@ -171,12 +175,29 @@ impl Guarded {
         // Small answers do not wait for more; a socket that refuses is slower, not wrong.
         let _ = stream.set_nodelay(true);
         let deadline = Some(Box::pin(sleep(FIRST_REQUEST_WAIT)));
-        Self { stream, asked: Asked::default(), deadline, _place: place }
+        Self { stream, asked: Asked::default(), deadline, end: None, _place: place }
+    }
+
+    /// Lets it end when `cancelled` does, whatever it does then; `counted` goes with it.
+    pub(super) fn end_with(&mut self, cancelled: WaitForCancellationFutureOwned, counted: TaskTrackerToken) {
+        self.end = Some((Box::pin(cancelled), counted));
     }
 
     /// Who is at the other end.
     pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
+    }
+
+    /// This end of it.
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// Ready with an error when it was told to end.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let Some((cancelled, _)) = &mut self.end else { return Poll::Pending };
+        ready!(cancelled.as_mut().poll(context));
+        Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the service address is off this node"))
     }
 
     /// Ready with an error when it has had its time and has not asked anything.
@@ -196,6 +217,9 @@ impl AsyncRead for Guarded {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Poll::Ready(error) = self.poll_end(context) {
+            return Poll::Ready(Err(error));
+        }
         if let Poll::Ready(error) = self.poll_deadline(context) {
             return Poll::Ready(Err(error));
         }
@@ -205,6 +229,9 @@ impl AsyncRead for Guarded {
 
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(error) = self.poll_end(context) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

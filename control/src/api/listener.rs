@@ -14,6 +14,7 @@ use super::limits::{
     KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
 };
 use super::nodes::{DispatcherService, RunnerService};
+use super::service_endpoint::ServiceEndpoint;
 use super::tls::Tls;
 use super::wire::{
     self, center_server::CenterServer, dispatcher_server::DispatcherServer, runner_server::RunnerServer,
@@ -22,7 +23,7 @@ use crate::peers::LocalIdentity;
 use crate::record::NodeId;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -42,13 +43,14 @@ use tower::util::MapRequestLayer;
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
+    service: Option<ServiceEndpoint>,
     stopping: watch::Sender<bool>,
-    tasks: [JoinHandle<()>; 3],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Listener {
     /// Listens at `address`, port 0 being a free one, as `identity`. `here` is the node of plain paths where there is only
-    /// one node.
+    /// one node. `service` is the service address, where the same is served at the same port.
     ///
     /// # Errors
     /// `EBusy`, `EPermission`, `ENotFound` or another code of the system.
@@ -58,8 +60,10 @@ impl Listener {
         identity: LocalIdentity,
         roles: Roles,
         here: Option<NodeId>,
+        service: Option<IpAddr>,
     ) -> Result<Self> {
         let socket = bind(address).await?;
+        let (service, second) = service.map(|ip| ServiceEndpoint::open(ip, &socket)).transpose()?.unzip();
         let address = socket.local_addr().map_err(|error| of_address(&error, address))?;
         let (stopping, stopped) = watch::channel(false);
         let (health, services) = services(identity, &roles, here, stopped.clone())?;
@@ -73,12 +77,21 @@ impl Listener {
             let served = services.serve_with_incoming_shutdown(ReceiverStream::new(incoming), goodbye).await;
             served.unwrap_or_else(|error| tracing::error!(%error, "the services have ended"));
         };
-        let tasks = [
-            tokio::spawn(accept(socket, admission, tls.cloned(), connections, stopped.clone())),
-            tokio::spawn(serving),
-            tokio::spawn(report_health(health, roles, stopped)),
-        ];
-        Ok(Self { address, stopping, tasks })
+        let accept = |socket| {
+            let (admission, service, tls) = (admission.clone(), service.clone(), tls.cloned());
+            accept(socket, admission, service, tls, connections.clone(), stopped.clone())
+        };
+        let accepting = [Some(socket), second.flatten()].into_iter().flatten().map(accept).map(tokio::spawn);
+        let mut tasks: Vec<_> = accepting.collect();
+        drop(connections);
+        tasks.push(tokio::spawn(serving));
+        tasks.push(tokio::spawn(report_health(health, roles, stopped)));
+        Ok(Self { address, service, stopping, tasks })
+    }
+
+    /// The service address, if there is one.
+    pub(crate) fn service(&self) -> Option<ServiceEndpoint> {
+        self.service.clone()
     }
 
     /// Where it listens.
@@ -197,13 +210,20 @@ async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: w
 async fn accept(
     socket: TcpListener,
     admission: Admission,
+    service: Option<ServiceEndpoint>,
     tls: Option<Tls>,
     connections: mpsc::Sender<io::Result<Connection>>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let accepting = async {
         loop {
-            let (stream, tls, connections) = (admission.accept(&socket).await, tls.clone(), connections.clone());
+            let stream = admission.accept(&socket).await;
+            let taken = match &service {
+                Some(service) => service.take(stream),
+                None => Some(stream),
+            };
+            let Some(stream) = taken else { continue };
+            let (tls, connections) = (tls.clone(), connections.clone());
             tokio::spawn(async move {
                 if let Some(connection) = shake_hands(stream, tls.as_ref()).await {
                     // The services have ended meanwhile: so does the connection.

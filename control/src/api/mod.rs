@@ -9,7 +9,7 @@
 //! | `desk` | what the services stand on: the dispatcher that leads, the runner of this node |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | whom a call between nodes is for |
-//! | `admission`, `listener`, `handshake` | where they listen, and for how many |
+//! | `admission`, `listener`, `service_endpoint`, `handshake` | where they listen, and for how many |
 //! | `tls`, `certificates` | by what both ends of a connection know each other, and until when |
 //! | `channels`, `calls`, `client`, `trouble` | the other end, and why it cannot be had |
 //!
@@ -31,6 +31,7 @@ pub mod listener;
 mod nodes;
 mod order;
 mod records;
+mod service_endpoint;
 pub mod tls;
 mod trouble;
 pub mod view;

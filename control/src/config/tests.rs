@@ -54,6 +54,11 @@ fn what_other_hosts_reach_is_protected_or_said_to_be_insecure() {
     assert!(refusal(&["--standalone", "--metrics", "0.0.0.0:9"]).contains("--metrics"));
     assert!(resolved(&["--standalone", "--listen", "0.0.0.0:7400", "--insecure"]).is_ok());
     assert!(resolved(&["--standalone", "--listen", "[::1]:7400"]).is_ok());
+    // A service address is answered, wherever else this node listens.
+    let vip = ["--standalone", "--listen", "127.0.0.1:7400", "--vip", "10.0.0.100/24@eth0"];
+    let why = refusal(&vip);
+    assert!(["--vip", "--tls-cert", "--insecure"].iter().all(|word| why.contains(word)), "{why}");
+    assert!(resolved(&[&vip[..], &["--insecure"]].concat()).is_ok());
 }
 
 #[test]

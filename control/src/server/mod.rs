@@ -52,7 +52,7 @@ use crate::pulse::Pulses;
 use crate::record::Incarnation;
 use crate::runner::{EngineWorker, NodeState, Runner, RunnerConfig, Seams, SessionKeeper, StateDir, Stopped, Worker};
 use crate::stopping::INITIALISE_MAX;
-use crate::vip::Vip;
+use crate::vip::{Vip, VipAddress};
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
@@ -157,11 +157,8 @@ impl Server {
             tracing::warn!(%error, "this start is not counted");
             0
         });
-        let channel = match &config.data {
-            Some((address, terms)) => Some(DataChannel::open(address, *terms).await?),
-            None => None,
-        };
-        let vip = vip(&config, channel.as_ref()).await?;
+        let channel = data_channel(&config).await?;
+        let vip = config.vip.as_deref().map(VipAddress::parse).transpose()?;
         let service = center(&config, &state).await?;
         let (engine, worker) = worker(&config, &state).await?;
         let (floor, floor_seen) = watch::channel(None);
@@ -174,9 +171,11 @@ impl Server {
         let center = CenterId::default();
         let identity =
             LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
-        let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here).await?;
+        let also = vip.as_ref().map(|vip| vip.address);
+        let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here, also).await?;
         let address = advertised(&config, listener.address());
         tracing::info!(node = %config.node, listen = %listener.address(), %address, "listens");
+        let vip = service_address(vip, &listener, channel.as_ref()).await?;
         let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
         let seams = Seams {
@@ -221,7 +220,6 @@ impl Server {
         };
         let pulses = Pulses::of([runner_pulse, leading.dispatcher.pulse.clone()]);
         let keeper = SessionKeeper::new(Arc::new(Founded::new(service, center, state)));
-        let stopper = control.stopper().clone();
         control.show(&overview);
         Ok(Ready {
             keeper,
@@ -237,7 +235,7 @@ impl Server {
             failures,
             pulses,
             overview,
-            stopper,
+            stopper: control.stopper().clone(),
         })
     }
 }
@@ -312,12 +310,23 @@ async fn metrics(config: &Config, roles: &Roles, runner: &Runner) -> Result<Opti
     Metrics::open(at, roles.clone(), runner.handle(), config.tls.clone()).await.map(Some)
 }
 
+async fn data_channel(config: &Config) -> Result<Option<DataChannel>> {
+    match &config.data {
+        Some((address, terms)) => DataChannel::open(address, *terms).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// The service address, judged on this host and not among the addresses that the node needs itself.
-async fn vip(config: &Config, channel: Option<&DataChannel>) -> Result<Option<Vip>> {
-    let Some(text) = &config.vip else { return Ok(None) };
-    let own = [Some(config.listen), channel.map(DataChannel::address)];
+async fn service_address(
+    vip: Option<VipAddress>,
+    listener: &Listener,
+    channel: Option<&DataChannel>,
+) -> Result<Option<Vip>> {
+    let Some((vip, endpoint)) = vip.zip(listener.service()) else { return Ok(None) };
+    let own = [Some(listener.address()), channel.map(DataChannel::address)];
     let own: Vec<_> = own.into_iter().flatten().map(|address| address.ip()).collect();
-    Vip::open(text, &own).await.map(Some)
+    Vip::open(vip, &own, Arc::new(endpoint)).await.map(Some)
 }
 
 /// A predecessor that was killed may still have requests in the kernel.

@@ -49,6 +49,9 @@ fn judge(address: IpAddr, prefix: u8) -> std::result::Result<(), &'static str> {
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err("clients cannot reach that address: it is a special one");
     }
+    if matches!(address, IpAddr::V6(six) if six.is_unicast_link_local() || six.to_ipv4_mapped().is_some()) {
+        return Err("clients cannot call that address: it is a link-local or a mapped one");
+    }
     if let IpAddr::V4(four) = address {
         let host = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
         let own = u32::from(four) & host;
@@ -89,6 +92,8 @@ mod tests {
             ("127.0.0.1/8@lo", "special"),
             ("224.0.0.1/24@eth0", "special"),
             ("::/64@eth0", "special"),
+            ("fe80::1/64@eth0", "link-local"),
+            ("::ffff:10.0.0.1/128@eth0", "mapped"),
             ("10.0.0.0/24@eth0", "network"),
             ("10.0.0.255/24@eth0", "broadcast"),
             ("255.255.255.255/32@eth0", "broadcast"),

@@ -1,13 +1,13 @@
 //! The service address: one that clients use, and that is always on the node that leads.
 //!
 //! ```text
-//!  leads, lease held --> put on the interface, announced --> looked for every second, put back when it is gone
-//!                                                              |
-//!  stops deciding, leads no more, lease short <-- removed -----'
+//!  leads, lease held --> put on the interface, answered, announced --> looked for every second, put back when it is gone
+//!                                                                        |
+//!  stops deciding, leads no more, lease short <-- connections closed, removed
 //! ```
 //! What always holds: the address is put on only while the lease of this node has time left, and taken off with time to
-//! spare before anybody else can be elected; a leader that resigns takes it off first. What a killed process has left
-//! behind is cleaned when the next one starts.
+//! spare before anybody else can be elected; a leader that resigns takes it off first. It is announced only when this process
+//! answers through it, and taken off until it does. What a killed process has left behind is cleaned when the next one starts.
 
 mod address;
 mod announce;
@@ -36,6 +36,8 @@ const ANNOUNCE_EVERY: u32 = 15;
 const SPARE: Duration = Duration::from_secs(2);
 /// For a removal; after it the next leader goes on without.
 const REMOVE_MAX: Duration = Duration::from_secs(2);
+/// After it was not answered.
+const ANSWER_EVERY: Duration = Duration::from_secs(5);
 /// After a removal that failed.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -55,11 +57,22 @@ pub(crate) trait Network: Send + Sync + std::fmt::Debug {
     async fn announce(&self, vip: &VipAddress) -> Result<()>;
 }
 
+/// The services as they are reached through the address: this process's, or a test's.
+#[async_trait]
+pub(crate) trait Endpoint: Send + Sync + std::fmt::Debug {
+    /// Takes connections through the address, which is on this node now, and checks that this process is what answers.
+    async fn begin(&self) -> Result<()>;
+
+    /// Ends the connections through the address, and takes no more.
+    async fn end(&self);
+}
+
 /// A service address of this node. Clones are the same one.
 #[derive(Clone, Debug)]
 pub(crate) struct Vip {
     address: VipAddress,
     network: Arc<dyn Network>,
+    endpoint: Arc<dyn Endpoint>,
     is_on: Arc<watch::Sender<bool>>,
 }
 
@@ -70,16 +83,21 @@ impl Vip {
     /// # Errors
     /// `EBadRequest` for what cannot be a service address, `ENotFound` without the interface, `EPermission` without the
     /// rights.
-    pub(crate) async fn open(text: &str, own: &[IpAddr]) -> Result<Self> {
-        Self::over(Arc::new(Netlink), VipAddress::parse(text)?, own).await
+    pub(crate) async fn open(address: VipAddress, own: &[IpAddr], endpoint: Arc<dyn Endpoint>) -> Result<Self> {
+        Self::over(Arc::new(Netlink), address, own, endpoint).await
     }
 
-    async fn over(network: Arc<dyn Network>, address: VipAddress, own: &[IpAddr]) -> Result<Self> {
+    async fn over(
+        network: Arc<dyn Network>,
+        address: VipAddress,
+        own: &[IpAddr],
+        endpoint: Arc<dyn Endpoint>,
+    ) -> Result<Self> {
         if own.contains(&address.address) {
             let message = format!("--vip {address}: it is this node's own address, and would go with the leader");
             return Err(Error::bad_request(message));
         }
-        let vip = Self { address, network, is_on: Arc::new(watch::Sender::new(false)) };
+        let vip = Self { address, network, endpoint, is_on: Arc::new(watch::Sender::new(false)) };
         match vip.network.remove(&vip.address).await {
             Ok(true) => tracing::warn!(vip = %vip.address, "a service address that an earlier process left is removed"),
             Ok(false) => {}
@@ -117,6 +135,11 @@ impl Vip {
                 match self.keep(&mut looks).await {
                     Ok(()) => {}
                     Err(error) if is_final(&error) => return error,
+                    Err(error) if error.code == Code::Unreachable => {
+                        tracing::error!(vip = %self.address, %error, "the service address is not answered: it is taken off");
+                        self.release().await;
+                        look_at = Instant::now() + ANSWER_EVERY;
+                    }
                     Err(error) => tracing::warn!(vip = %self.address, %error, "the service address: tried again"),
                 }
             }
@@ -125,16 +148,18 @@ impl Vip {
     }
 
     async fn keep(&self, looks: &mut u32) -> Result<()> {
-        if !self.network.has(&self.address).await? {
+        let (is_there, was_on) = (self.network.has(&self.address).await?, *self.is_on.borrow());
+        if !is_there {
             self.network.add(&self.address).await?;
-            let was_on = self.is_on.send_replace(true);
+        }
+        if !(is_there && was_on) {
+            self.endpoint.begin().await?;
+            self.is_on.send_replace(true);
             *looks = 0;
             match was_on {
                 true => tracing::warn!(vip = %self.address, "the service address was gone: it is put back"),
                 false => tracing::info!(vip = %self.address, "the service address is on this node"),
             }
-        } else if !self.is_on.send_replace(true) {
-            *looks = 0;
         }
         let is_due = ANNOUNCEMENTS.contains(looks) || looks.is_multiple_of(ANNOUNCE_EVERY);
         *looks += 1;
@@ -144,6 +169,8 @@ impl Vip {
     /// Takes it off, for two seconds at most. Whoever leads next must not meet it here.
     pub(crate) async fn release(&self) {
         let removed = timeout(REMOVE_MAX, async {
+            // While the address is here: nothing could be sent from it afterwards.
+            self.endpoint.end().await;
             loop {
                 match self.network.remove(&self.address).await {
                     Ok(was_there) => return was_there,
@@ -174,11 +201,12 @@ mod tests {
     use blockhaul_engine::error::{Operation, Side};
     use std::sync::Mutex;
 
-    /// An interface that does as it is told, and writes down what it was told.
+    /// An interface, and services, that do as they are told, and write down what they were told.
     #[derive(Debug, Default)]
     struct Scripted {
         is_there: Mutex<bool>,
         error: Mutex<Option<Code>>,
+        is_deaf: Mutex<bool>,
         told: Mutex<Vec<&'static str>>,
     }
 
@@ -220,10 +248,27 @@ mod tests {
         }
     }
 
+    #[async_trait]
+    impl Endpoint for Scripted {
+        async fn begin(&self) -> Result<()> {
+            self.tell("begin")?;
+            assert!(*self.is_there.lock().unwrap(), "an address that is not here cannot be checked");
+            if *self.is_deaf.lock().unwrap() {
+                return Err(Error::new(Code::Unreachable, Side::Engine, Operation::Start, "as the test wants"));
+            }
+            Ok(())
+        }
+
+        async fn end(&self) {
+            self.told.lock().unwrap().push("end");
+        }
+    }
+
     async fn opened() -> (Vip, Arc<Scripted>) {
         let network = Arc::new(Scripted::default());
         let address = VipAddress::parse("10.0.0.100/24@eth0").unwrap();
-        let vip = Vip::over(Arc::clone(&network) as Arc<dyn Network>, address, &[]).await.unwrap();
+        let endpoint = Arc::clone(&network) as Arc<dyn Endpoint>;
+        let vip = Vip::over(Arc::clone(&network) as Arc<dyn Network>, address, &[], endpoint).await.unwrap();
         network.take();
         (vip, network)
     }
@@ -238,9 +283,11 @@ mod tests {
         *network.is_there.lock().unwrap() = true;
         let address = VipAddress::parse("10.0.0.100/24@eth0").unwrap();
         let over = Arc::clone(&network) as Arc<dyn Network>;
-        let error = Vip::over(Arc::clone(&over), address.clone(), &[address.address]).await.unwrap_err();
+        let endpoint = || Arc::clone(&network) as Arc<dyn Endpoint>;
+        let own = [address.address];
+        let error = Vip::over(Arc::clone(&over), address.clone(), &own, endpoint()).await.unwrap_err();
         assert!(error.code == Code::BadRequest && *network.is_there.lock().unwrap(), "{error}");
-        Vip::over(over, address, &[]).await.unwrap();
+        Vip::over(over, address, &[], endpoint()).await.unwrap();
         assert_eq!(network.take(), ["remove"]);
     }
 
@@ -248,13 +295,13 @@ mod tests {
     async fn it_is_put_on_announced_restored_and_taken_off() {
         let (vip, network) = opened().await;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
-        assert_eq!(network.take(), ["add", "announce"]);
+        assert_eq!(network.take(), ["add", "begin", "announce"]);
         assert!(*vip.is_on().borrow());
         *network.is_there.lock().unwrap() = false;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(1500)).await.is_none());
-        assert_eq!(network.take(), ["add", "announce", "announce"], "somebody removed it");
+        assert_eq!(network.take(), ["add", "begin", "announce", "announce"], "somebody removed it");
         vip.release().await;
-        assert_eq!(network.take(), ["remove"]);
+        assert_eq!(network.take(), ["end", "remove"]);
         assert!(!*vip.is_on().borrow());
     }
 
@@ -266,7 +313,23 @@ mod tests {
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
         network.take();
         assert!(held(&vip, Duration::ZERO, Duration::from_millis(500)).await.is_none());
-        assert_eq!(network.take(), ["remove"]);
+        assert_eq!(network.take(), ["end", "remove"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_answers_is_not_announced_and_tried_again() {
+        let (vip, network) = opened().await;
+        *network.is_deaf.lock().unwrap() = true;
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(4500)).await.is_none());
+        assert_eq!(network.take(), ["add", "begin", "end", "remove"]);
+        assert!(!*vip.is_on().borrow() && !*network.is_there.lock().unwrap());
+        // Somebody else has put it on meanwhile: that is no answer either.
+        *network.is_there.lock().unwrap() = true;
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(4500)).await.is_none());
+        assert_eq!(network.take(), ["begin", "end", "remove"]);
+        *network.is_deaf.lock().unwrap() = false;
+        assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
+        assert_eq!(network.take(), ["add", "begin", "announce"]);
     }
 
     #[tokio::test(start_paused = true)]

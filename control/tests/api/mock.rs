@@ -188,7 +188,7 @@ impl Node {
             floor: floor_seen,
             clock: watch::Sender::new(None),
         };
-        let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None).await.unwrap();
+        let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None, None).await.unwrap();
         Self { listener, leadership, serving, floor }
     }
 

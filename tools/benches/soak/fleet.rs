@@ -36,7 +36,7 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
         let incarnation = Incarnation(id);
         let identity = LocalIdentity { center: center.clone(), node: node.clone(), incarnation: incarnation.clone() };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let listener = Listener::open(anywhere, None, identity, roles, None).await.expect("there are ports");
+        let listener = Listener::open(anywhere, None, identity, roles, None, None).await.expect("there are ports");
         let seams = Seams {
             worker: Arc::new(NoCopies),
             leader: Arc::new(GrpcLeaderCalls::new(Channels::new(None), center.clone(), leader)),

@@ -1,8 +1,47 @@
-//! The service address: put back, handed over, cleaned; and addresses that cannot be.
+//! The service address: answered, put back, handed over, cleaned; and addresses that cannot be.
 
-use crate::support::{Cell, Daemon, Network, VIP, apart, permit_cores, run, taskd, wait_until};
+use crate::support::{Cell, Daemon, Network, SOON, VIP, apart, blockhaul, permit_cores, run, taskd, wait_until};
 use nix::sys::signal::Signal;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+
+/// Who leads, as it is told at the service address.
+fn leader_by_vip(cell: &Cell) -> usize {
+    let (code, lines) = cell.blockhaul(&format!("{VIP}:7400"), &["center"]);
+    assert_eq!(code, Some(0), "nobody answers at the service address");
+    let leader = lines[0]["leader"]["node"].as_str().or(lines[0]["leader"].as_str()).unwrap_or_default();
+    leader.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("{}", lines[0]))
+}
+
+/// What is open through the service address.
+struct Stream {
+    runtime: tokio::runtime::Runtime,
+    stream: tonic::Streaming<HealthCheckResponse>,
+}
+
+impl Stream {
+    fn through_vip() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it takes nothing");
+        let stream = runtime.block_on(async {
+            let center = tonic::transport::Endpoint::from_shared(format!("http://{VIP}:7400"));
+            let center = center.expect("it is an address").connect().await.expect("it is answered");
+            let asked = HealthClient::new(center).watch(HealthCheckRequest { service: String::new() }).await;
+            let mut stream = asked.expect("it is answered").into_inner();
+            stream.message().await.expect("it is answered").expect("a stream begins with how it stands");
+            stream
+        });
+        Self { runtime, stream }
+    }
+
+    /// It does not wait for somebody who cannot send any more.
+    fn assert_ended(mut self) {
+        let ended = async { while matches!(self.stream.message().await, Ok(Some(_))) {} };
+        let ended = self.runtime.block_on(async { tokio::time::timeout(SOON, ended).await });
+        assert!(ended.is_ok(), "a stream through the service address goes on after that is gone");
+    }
+}
 
 /// Removed by hand it is back within seconds; a leader that stops hands it over within two; one that was killed leaves it,
 /// and cleans it when it is started again.
@@ -16,8 +55,13 @@ fn it_is_restored_handed_over_and_cleaned() {
         assert!(cell.holders().is_empty());
         wait_until("it is put back", || cell.holders() == [leader] && cell.vip_answers());
 
+        assert_eq!(leader_by_vip(&cell), leader);
+        let stream = Stream::through_vip();
+
         cell.node(leader).signal(Signal::SIGTERM);
         let (next, time) = cell.time_until_moved(leader);
+        assert_eq!(leader_by_vip(&cell), next, "the one that has it answers");
+        stream.assert_ended();
         println!("the service address answers on another node {:.2} s after SIGTERM", time.as_secs_f64());
         assert!(time <= Duration::from_secs(2), "{time:?}");
         assert_eq!(cell.node(leader).ended(), Some(0));
@@ -54,7 +98,7 @@ fn t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line() {
             ("10.9.0.1/24", "EBadRequest", "ADDR/PREFIX@INTERFACE"),
             ("10.9.0.1/24@wan", "ENotFound", "no such interface"),
         ] {
-            let mut daemon = Daemon::alone(room.path(), &["--vip", vip]);
+            let mut daemon = Daemon::alone(room.path(), &["--insecure", "--vip", vip]);
             assert_eq!(daemon.ended(), Some(1), "{vip}");
             let said = daemon.said();
             let line = said.lines().last().unwrap_or_default();
@@ -81,7 +125,7 @@ fn t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server() {
         run("ip", &["link", "add", "lan", "type", "bridge"]);
         run("ip", &["link", "set", "lan", "up"]);
         let room = tempfile::tempdir().unwrap();
-        let mut daemon = Daemon::alone(room.path(), &["--vip", "10.9.0.1/24@lan"]);
+        let mut daemon = Daemon::alone(room.path(), &["--insecure", "--vip", "10.9.0.1/24@lan"]);
         daemon.says("the service address is on this node");
         run("ip", &["link", "del", "lan"]);
         assert_eq!(daemon.ended(), Some(1));
@@ -107,13 +151,89 @@ fn only_a_service_address_takes_rights_and_it_says_which() {
             command.arg(plain.get_program()).args(plain.get_args());
             Daemon::start(command, &room.path().join("said"))
         };
-        let mut refused = start(&["--vip", "10.9.0.1/24@lan"]);
+        let mut refused = start(&["--insecure", "--vip", "10.9.0.1/24@lan"]);
         assert_eq!(refused.ended(), Some(1));
         let said = refused.said();
         assert!(said.contains("EPermission") && said.contains("CAP_NET_ADMIN and CAP_NET_RAW"), "{said}");
         let mut plain = start(&[]);
         plain.says("leads");
         assert_eq!(plain.stop(), Some(0));
+    });
+}
+
+/// A node by itself on the first host.
+fn on_host(network: &Network, room: &Path, flags: &[&str]) -> Daemon {
+    let mut command = network.on(1, taskd().to_str().expect("paths of programs are text"));
+    command.args(Daemon::command(room, flags).get_args());
+    Daemon::start(command, &room.join("said"))
+}
+
+/// At the node's own address, at all of them, at none that others reach: clients are answered at the service address.
+#[test]
+fn it_is_answered_wherever_the_node_listens() {
+    apart("vip::it_is_answered_wherever_the_node_listens", &[], || {
+        let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
+        run("ip", &["address", "add", "fd87::254/64", "dev", "mgmt", "nodad"]);
+        network.inside(1, &["ip", "address", "add", "fd87::1/64", "dev", "mgmt", "nodad"]);
+        for listen in ["10.87.0.1:7400", "0.0.0.0:7400", "127.0.0.1:7400", "[fd87::1]:7400", "[::]:7400"] {
+            for (address, prefix, at) in [(VIP, 24, "10.87.0.100:7400"), ("fd87::100", 64, "[fd87::100]:7400")] {
+                let vip = format!("{address}/{prefix}@mgmt");
+                let mut daemon = on_host(&network, room.path(), &["--listen", listen, "--insecure", "--vip", &vip]);
+                wait_until("it is put on", || network.has(1, address));
+                let asked = Command::new(blockhaul()).args(["center", "--center", at]).output().unwrap();
+                assert!(asked.status.success(), "{listen}, {at}: {asked:?}");
+                assert_eq!(daemon.stop(), Some(0));
+                assert!(!network.has(1, address));
+            }
+        }
+    });
+}
+
+/// What the node cannot reach itself is not announced; it is as soon as that is mended.
+#[test]
+fn what_nobody_answers_is_taken_off_and_said() {
+    apart("vip::what_nobody_answers_is_taken_off_and_said", &[], || {
+        let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
+        // What a host sends to its own addresses goes this way.
+        network.inside(1, &["ip", "link", "set", "lo", "down"]);
+        let vip = format!("{VIP}/24@mgmt");
+        let mut daemon = on_host(&network, room.path(), &["--listen", "10.87.0.1:7400", "--insecure", "--vip", &vip]);
+        daemon.says("the service address is not answered");
+        wait_until("it is taken off", || !network.has(1, VIP));
+        assert!(!daemon.said().contains("the service address is on this node"), "{}", daemon.said());
+        network.inside(1, &["ip", "link", "set", "lo", "up"]);
+        daemon.says("the service address is on this node");
+        assert_eq!(daemon.stop(), Some(0));
+    });
+}
+
+/// Found when it starts, not when it leads: another process at that address and port, and a node without protection.
+#[test]
+fn who_cannot_serve_there_does_not_start() {
+    apart("vip::who_cannot_serve_there_does_not_start", &[], || {
+        run("ip", &["link", "set", "lo", "up"]);
+        for (link, address) in [("lan", "10.9.0.7/24"), ("other", "10.9.0.1/32")] {
+            run("ip", &["link", "add", link, "type", "bridge"]);
+            run("ip", &["address", "add", address, "dev", link]);
+        }
+        let room = tempfile::tempdir().unwrap();
+        let vip = ["--vip", "10.9.0.1/24@lan"];
+        let occupied = std::net::TcpListener::bind("10.9.0.1:7400").unwrap();
+        let flags = [&["--listen", "10.9.0.7:7400", "--insecure"], &vip[..]].concat();
+        let mut daemon = Daemon::alone(room.path(), &flags);
+        assert_eq!(daemon.ended(), Some(1));
+        let said = daemon.said();
+        let line = said.lines().last().unwrap_or_default();
+        assert!(["EBusy", "10.9.0.1:7400", "--vip"].iter().all(|word| line.contains(word)), "{said}");
+        drop(occupied);
+        run("ip", &["link", "del", "other"]);
+
+        let mut daemon = Daemon::alone(room.path(), &[&["--listen", "127.0.0.1:7400"], &vip[..]].concat());
+        assert_eq!(daemon.ended(), Some(2));
+        let said = daemon.said();
+        let line = said.lines().last().unwrap_or_default();
+        assert!(["EBadRequest", "--vip", "--insecure"].iter().all(|word| line.contains(word)), "{said}");
+        assert!(!run("ip", &["address", "show", "lan"]).contains("10.9.0.1"));
     });
 }
 
@@ -130,10 +250,7 @@ fn neighbours_learn_where_it_is() {
         for (address, prefix) in [("10.87.0.100", 24), ("fd87::100", 64)] {
             run("ip", &["neighbour", "replace", address, "lladdr", "02:00:00:00:00:99", "nud", "stale", "dev", "mgmt"]);
             let vip = format!("{address}/{prefix}@mgmt");
-            let plain = Daemon::command(room.path(), &["--vip", &vip]);
-            let mut command = network.on(1, taskd().to_str().expect("paths of programs are text"));
-            command.args(plain.get_args());
-            let mut daemon = Daemon::start(command, &room.path().join("said"));
+            let mut daemon = on_host(&network, room.path(), &["--insecure", "--vip", &vip]);
             wait_until("the neighbour knows the card", || run("ip", &["neighbour", "show", address]).contains(&card));
             assert_eq!(daemon.stop(), Some(0));
             assert!(!network.has(1, address));

@@ -55,7 +55,7 @@ impl Cell {
         let home = self.room.path();
         let mut command = self.network.on(number, taskd().to_str().expect("paths of programs are text"));
         command.args(["--node-id", &format!("n{number}"), "--zookeeper", "10.87.0.254:2181/cell", "--insecure"]);
-        command.args(["--listen", "0.0.0.0:7400", "--advertise", &format!("10.87.0.{number}:7400")]);
+        command.args(["--listen", &format!("10.87.0.{number}:7400")]);
         command.args(["--metrics", "0.0.0.0:7401", "--data-address", "data", "--vip", &format!("{VIP}/24@mgmt")]);
         command.args(["--cores", "1", "--memory", "16MiB", "--quiet-after", "1s"]);
         command.arg("--state-dir").arg(home.join(format!("n{number}.state")));

@@ -16,7 +16,7 @@ mod network;
 mod notified;
 mod store;
 
-pub(crate) use cell::{Cell, VIP, wait_until};
+pub(crate) use cell::{Cell, SOON, VIP, wait_until};
 pub(crate) use daemon::{Daemon, blockhaul, catches, taskd};
 pub(crate) use full_pipe::full_pipe;
 pub(crate) use network::Network;
