@@ -5,7 +5,7 @@
 //! `\xNN`: a control character, one that changes the direction or the width of text, and what is no UTF-8. Different names
 //! are shown differently, and `printf '%b'` gives the bytes back.
 //!
-//! [`line`] is the last gate before a terminal or a log. It takes whole sentences, in which names are shown already, and
+//! [`line()`] is the last gate before a terminal or a log. It takes whole sentences, in which names are shown already, and
 //! escapes in the same way what is still not printable: the words of a server, an argument as it was typed. Backslashes
 //! stay as they are there, so that passing the gate twice changes nothing. Why: docs/design/0011.
 
