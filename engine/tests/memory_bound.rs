@@ -1,4 +1,4 @@
-//! Sixteen jobs at once take the memory of one: cores x slots x block, and a little for the rest.
+//! Sixteen jobs at once share the buffers of one: cores x slots x block, and a little for each of them.
 //!
 //! Measured in a process of its own, this binary started again: the peak of a process never falls. Servers are threads of the
 //! first process.
@@ -19,9 +19,11 @@ const JOBS: usize = 16;
 /// Of each source; a half of it is hole.
 const SIZE: u64 = 24 << 20;
 /// What the engine may take beside its buffers.
-const REST_KIB: u64 = 8 << 10;
-/// And for each job between servers: tables and headers of its connections, one to each side for every core.
-const JOB_KIB: u64 = 512;
+const REST_KIB: u64 = 5 << 10;
+/// And for each job at once: the stack of its thread, and what the allocator keeps for that thread.
+const JOB_KIB: u64 = 384;
+/// And for each that is between servers: tables and headers of its connections, one to each side for every core.
+const SERVERS_KIB: u64 = 384;
 /// Tells the second process what to do.
 const ROLE: &str = "BLOCKHAUL_MEMORY_FOLDER";
 
@@ -89,7 +91,7 @@ fn measure_servers(folder: &Path) {
         overwrite: blockhaul_engine::spec::Overwrite::Yes,
         ..CopySpec::new(export(format!("s{job}")), export(format!("d{job}")))
     };
-    measure_jobs(spec, JOB_KIB);
+    measure_jobs(spec, JOB_KIB + SERVERS_KIB);
 }
 
 /// In the second process: the peak with all jobs at once against the bound.
@@ -99,7 +101,7 @@ fn measure(folder: &Path) {
         let checkpoint = Checkpoint::File(folder.join(format!("checkpoint-{job}")));
         CopySpec { checkpoint, reflink: Reflink::Never, ..CopySpec::new(source.into(), copy.into()) }
     };
-    measure_jobs(spec, 0);
+    measure_jobs(spec, JOB_KIB);
 }
 
 fn measure_jobs(spec: impl Fn(usize) -> CopySpec, job_kib: u64) {
