@@ -13,10 +13,12 @@ use std::process::{Command, Stdio};
 pub(crate) const SLOWLY: [&str; 8] =
     ["--limit", "8MiB/s", "--reflink", "never", "--block-size", "64KiB", "--checkpoint-every", "256KiB"];
 
-/// Starts a slow copy from `a` to `b`, sends `signal` as soon as a progress line satisfies `when`, and waits.
+/// Starts a slow copy from `a` to `b`, sends `signal` as soon as a progress line satisfies `when`, and waits. The copy ignores no
+/// signal from its start, even if these tests do: below `nohup` they ignore SIGHUP.
 fn stop(scratch: &Scratch, flags: &[&str], signal: Signal, when: fn(&Value) -> bool) -> Outcome {
-    let words: Vec<&str> = ["copy", "a", "b", "--json"].iter().chain(flags).copied().collect();
-    let mut command = scratch.process(&words);
+    let program = assert_cmd::cargo::cargo_bin!("blockhaul").display();
+    let script = format!("exec env --default-signal '{program}' copy a b --json {}", flags.join(" "));
+    let mut command = scratch.shell(&script);
     command.stderr(Stdio::piped());
     stop_by(command, signal, when)
 }
