@@ -4,13 +4,13 @@
 //! file has the flags' names without dashes in front, as TOML or JSON. Resolving reads files of keys and nothing else; what
 //! it refuses, it refuses before anything is touched.
 
-use crate::api::tls::{RawTls, Tls};
-use crate::channel::{DataAddress, Terms};
 use crate::clock::HostClock;
+use crate::cluster::storage_probe::{DataAddress, Terms};
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
 use crate::host_port::{HostPort, parse_server};
-use crate::record::{Incarnation, NodeId, OpId, Record, Registration};
-use crate::server::Limits;
+use crate::model::{Incarnation, NodeId, OpId, Record, Registration};
+use crate::node::Limits;
+use crate::rpc::tls::{RawTls, Tls};
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;

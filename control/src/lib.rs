@@ -9,30 +9,24 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod api;
-mod channel;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod coord;
-mod destination;
 mod dispatcher;
-pub mod election;
 pub mod host_port;
-pub mod layout;
-mod lease;
+mod liveness;
 mod metrics;
+pub mod model;
+pub mod node;
 pub mod peers;
 mod policy;
 mod process;
-mod pulse;
-pub mod record;
+pub mod rpc;
 pub mod runner;
-pub mod server;
+pub mod standard_streams;
 pub mod state_dir;
 mod stopping;
-pub mod streams;
-mod task_state;
-mod vip;
 
 #[cfg(test)]
 mod sim;

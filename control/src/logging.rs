@@ -1,6 +1,6 @@
 //! The log of the process, on stderr, with a filter that can be changed.
 
-use blockhaul_control::streams::{LogWriter, log_fields};
+use blockhaul_control::standard_streams::{LogWriter, log_fields};
 use blockhaul_engine::error::{Error, Result};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;

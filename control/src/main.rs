@@ -7,8 +7,8 @@
 mod logging;
 
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::server::{Control, Server, Stop};
-use blockhaul_control::streams::{self, Weight};
+use blockhaul_control::node::{Control, Server, Stop};
+use blockhaul_control::standard_streams::{self, Weight};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors, require_threads};
 use blockhaul_engine::shown::line;
@@ -28,8 +28,8 @@ use tokio::runtime::Builder;
 const BLOCKING_THREADS: usize = 4;
 /// From the first signal to the end of the process, at most: for all stages of a stop, and what comes after them.
 const STOP_MAX: Duration = Duration::from_millis(18_500);
-const _: () = assert!(STOP_MAX.as_millis() > blockhaul_control::server::STOP_MAX.as_millis());
-const _: () = assert!(STOP_MAX.as_millis() + streams::AFTER_STOP_MAX.as_millis() < 20_000);
+const _: () = assert!(STOP_MAX.as_millis() > blockhaul_control::node::STOP_MAX.as_millis());
+const _: () = assert!(STOP_MAX.as_millis() + standard_streams::AFTER_STOP_MAX.as_millis() < 20_000);
 /// From the second one: for what a process that is gone cannot mend.
 const FAST_STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -59,13 +59,13 @@ fn main() -> ExitCode {
     let code = match caught.and_then(|()| start(events, &seen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, is_usage }) => {
-            streams::to_stderr(Weight::Result, format_args!("taskd: {}", line(error)));
+            standard_streams::to_stderr(Weight::Result, format_args!("taskd: {}", line(error)));
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
     };
-    streams::stop();
+    standard_streams::stop();
     // Whoever should read the last lines may be gone, which is no reason to stay.
-    let _ = streams::stderr().settle();
+    let _ = standard_streams::stderr().settle();
     code
 }
 

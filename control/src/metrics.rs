@@ -3,10 +3,10 @@
 //! Nothing is counted here: each request asks the roles how they stand. Each connection carries one request and is closed,
 //! so that the bound of [`Admission`] for its first one is the bound of all of it.
 
-use crate::api::admission::{Admission, Guarded};
-use crate::api::desk::{CenterNumbers, Roles};
-use crate::api::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
-use crate::api::tls::Tls;
+use crate::rpc::admission::{Admission, Guarded};
+use crate::rpc::desk::{CenterNumbers, Roles};
+use crate::rpc::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
+use crate::rpc::tls::Tls;
 use crate::runner::RunnerHandle;
 use axum::Router;
 use axum::extract::State;
@@ -215,7 +215,7 @@ fn whole(number: u64) -> Whole {
 mod tests {
     use super::*;
     use crate::dispatcher::Latency;
-    use crate::record::{Epoch, State as TaskState};
+    use crate::model::{Epoch, State as TaskState};
 
     #[test]
     fn every_number_of_a_center_has_a_line() {

@@ -5,12 +5,12 @@
 //! may have become another node's, or another center's. Every call of a dispatcher carries its epoch; a runner refuses a
 //! lower one than it has seen.
 
-use crate::record::{Epoch, Incarnation, Leader, NodeId, Progress, Registration, TaskId, TaskSpec};
+use crate::model::{Epoch, Incarnation, Leader, NodeId, Progress, Registration, TaskId, TaskSpec};
 use async_trait::async_trait;
 use blockhaul_engine::error::Code;
 use std::sync::{Arc, OnceLock};
 
-/// The center that this process has joined, once it has; see [`Meta::center`](crate::record::Meta).
+/// The center that this process has joined, once it has; see [`Meta::center`](crate::model::Meta).
 pub type CenterId = Arc<OnceLock<String>>;
 
 /// One life of a node, and where it is reached.

@@ -23,7 +23,7 @@ mod summary;
 mod verify;
 
 use args::{Cli, Command, RawLog};
-use blockhaul_control::streams::{LogWriter, log_fields};
+use blockhaul_control::standard_streams::{LogWriter, log_fields};
 use blockhaul_engine::error::{Error, Result};
 use clap::Parser;
 use clap::error::ErrorKind;

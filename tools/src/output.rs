@@ -11,7 +11,7 @@
 //! went away (a closed pipe), who has seen enough.
 
 use crate::exit::Exit;
-use blockhaul_control::streams::{self, Weight};
+use blockhaul_control::standard_streams::{self, Weight};
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::progress::{Bytes, Latency, LatencyUs, Report, Status};
 use blockhaul_engine::shown::{self, is_printable};
@@ -96,14 +96,14 @@ impl Formatter for Printable {
 /// All that reaches stdout.
 fn to_stdout(weight: Weight, line: Vec<u8>) {
     if !OUTPUT_IS_A_VOLUME.load(Relaxed) {
-        streams::to_stdout(weight, line);
+        standard_streams::to_stdout(weight, line);
     }
 }
 
 /// All that reaches stderr, but for logs and the bar, which begin after [`stay_out_of`].
 fn to_stderr(weight: Weight, line: impl Display) {
     if !ERROR_IS_A_VOLUME.load(Relaxed) {
-        streams::to_stderr(weight, line);
+        standard_streams::to_stderr(weight, line);
     }
 }
 
@@ -150,7 +150,7 @@ pub(crate) fn hint(lines: &str) {
 
 /// Waits for what is still to be written, as long as no stop was asked for, and says how the process ends then.
 pub(crate) fn settle(exit: Exit) -> Exit {
-    let exit = match streams::stdout().settle() {
+    let exit = match standard_streams::stdout().settle() {
         Ok(()) => exit,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => exit,
         Err(error) => {
@@ -160,7 +160,7 @@ pub(crate) fn settle(exit: Exit) -> Exit {
         }
     };
     // Nobody is left to hear about a stderr that cannot be written.
-    let _ = streams::stderr().settle();
+    let _ = standard_streams::stderr().settle();
     exit
 }
 

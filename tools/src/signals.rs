@@ -12,7 +12,7 @@
 
 use crate::output::mention;
 use crate::progress;
-use blockhaul_control::streams;
+use blockhaul_control::standard_streams;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::job::{JobHandle, Reason};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
@@ -56,7 +56,7 @@ impl StopSignals {
                     std::process::abort();
                 } else {
                     job.cancel(reason(signal));
-                    streams::stop();
+                    standard_streams::stop();
                     mention("stopping: blocks in flight are finished and recorded; a second signal ends at once");
                     asked = true;
                 }

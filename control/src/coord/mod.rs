@@ -12,10 +12,13 @@
 //! - A watch fires at most once, may fire late, merged or not at all: it is a hint.
 //! - While a session is not connected, writes are refused with [`CoordError::NotConnected`] instead of being queued.
 
+pub(crate) mod bootstrap;
 #[doc(hidden)]
 pub mod contract;
 pub mod credentials;
 pub mod embedded;
+pub mod paths;
+pub mod session_keeper;
 #[cfg(test)]
 pub(crate) mod sim;
 mod tree;

@@ -7,7 +7,7 @@
 //! What always holds: in the order of creation, times never fall.
 
 use crate::coord::Zxid;
-use crate::record::TaskId;
+use crate::model::TaskId;
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 

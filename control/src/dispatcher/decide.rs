@@ -4,12 +4,12 @@
 //! tasks as with fifty thousand. Whoever enacts a decision changes the view, so that it is not made twice; `decide` is
 //! called until it says nothing more.
 
+use super::cluster_state::{Cut, Now, View};
 use super::place;
 use super::tasks::{Entry, Told};
-use super::view::{Cut, Now, View};
-use crate::destination::node_of;
-use crate::record::{Attempt, Failure, Fence, Holder, NodeId, State, TaskId, TaskRecord, Wish};
-use crate::task_state::{Event, Mark, Proof};
+use crate::model::state_machine::{Event, Mark, Proof};
+use crate::model::volume::node_of;
+use crate::model::{Attempt, Failure, Fence, Holder, NodeId, State, TaskId, TaskRecord, Wish};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 

@@ -1,14 +1,14 @@
 //! Does what was decided: starts writes and calls, and changes the view so that it is not decided again.
 
+use super::cluster_state::{Cut, Now};
 use super::decide::{ASK_EVERY, Decision};
 use super::history::Known;
 use super::outcome::{Outcome, Purpose};
-use super::view::{Cut, Now};
 use super::write::{Change, Writer, Written};
 use super::{Dispatcher, tasks};
+use crate::model::state_machine::{self, Event};
+use crate::model::{Epoch, Holder, NodeId, TaskId, TaskRecord};
 use crate::peers::{Answer, Assignment, CallError, Peer, RunnerCalls, Standing};
-use crate::record::{Epoch, Holder, NodeId, TaskId, TaskRecord};
-use crate::task_state::{self, Event};
 use blockhaul_engine::error::Code;
 use std::future::Future;
 use std::time::Duration;
@@ -76,9 +76,9 @@ impl Dispatcher {
     /// Writes the record after `events`.
     fn move_task(&mut self, id: &TaskId, events: Vec<Event>, now: Now) {
         let Some(entry) = self.view.tasks.get(id) else { return };
-        let moved = events
-            .iter()
-            .try_fold((*entry.record).clone(), |record, event| task_state::next(&record, event.clone(), now.unix_ms));
+        let moved = events.iter().try_fold((*entry.record).clone(), |record, event| {
+            state_machine::next(&record, event.clone(), now.unix_ms)
+        });
         let after = match moved {
             Ok(after) => after,
             Err(why) => {

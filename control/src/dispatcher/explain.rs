@@ -1,11 +1,11 @@
 //! Tasks as clients see them: the record, the holder's telemetry, and in words why a task is not running.
 
+use super::cluster_state::{Cut, Now, View};
 use super::place::{Able, able};
 use super::tasks::{Entry, Told};
-use super::view::{Cut, Now, View};
-use crate::destination::node_of;
+use crate::model::volume::node_of;
+use crate::model::{Fence, NodeId, State, TaskRecord};
 use crate::peers::Step;
-use crate::record::{Fence, NodeId, State, TaskRecord};
 use std::sync::Arc;
 use std::time::Duration;
 

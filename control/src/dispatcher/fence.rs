@@ -1,6 +1,6 @@
 //! The program that cuts a lost runner off, for tasks whose fence is `command`.
 
-use crate::record::Holder;
+use crate::model::Holder;
 use async_trait::async_trait;
 use blockhaul_engine::shown::Shown;
 use std::path::PathBuf;

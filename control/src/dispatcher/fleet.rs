@@ -1,8 +1,8 @@
 //! The runners that are there, what each has, and which have room.
 
 use super::tasks::Rest;
+use crate::model::{Drain, Holder, NodeId, Registration, TaskId};
 use crate::peers::Peer;
-use crate::record::{Drain, Holder, NodeId, Registration, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

@@ -14,7 +14,7 @@
 
 use super::tasks::Entry;
 use crate::coord::{Node, Zxid};
-use crate::record::{OpId, Record, TaskRecord};
+use crate::model::{OpId, Record, TaskRecord};
 
 /// What is known of a record's node at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,37 +13,39 @@
 //! only through the [`DispatcherHandle`].
 
 mod age;
-mod client;
+mod cluster_state;
 mod decide;
 mod enact;
 mod explain;
 mod fence;
 mod fleet;
+mod handle;
 mod history;
 mod outcome;
+mod pending_mutations;
 mod place;
 mod queue;
 mod reads;
-mod serve;
+mod requests;
 mod status;
 mod tasks;
-mod view;
-mod want;
 mod write;
 
-pub(crate) use client::{DispatcherHandle, Query};
 pub(crate) use fence::{FenceCommand, FenceProgram};
+pub(crate) use handle::{DispatcherHandle, Query};
 pub(crate) use status::{Latency, Status};
 
 use crate::clock::Clock;
+use crate::cluster::election::Reign;
 use crate::coord::Session;
-use crate::election::Reign;
+use crate::liveness::Pulse;
+use crate::model::{TaskId, TaskRecord, TaskSpec};
 use crate::peers::RunnerCalls;
-use crate::pulse::Pulse;
-use crate::record::{TaskId, TaskRecord, TaskSpec};
-use client::{Reply, Request};
+use cluster_state::{Now, View};
 use decide::{Room, Terms, decide};
+use handle::{Reply, Request};
 use outcome::Outcome;
+use pending_mutations::Wants;
 use reads::Reads;
 use status::Samples;
 use std::collections::BTreeMap;
@@ -52,8 +54,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use view::{Now, View};
-use want::Wants;
 use write::Writer;
 
 /// Writes of the store under way at once: hides the 3 ms that one takes without flooding the ensemble.

@@ -1,18 +1,18 @@
 //! Takes what reads, writes and calls have brought, into the view and to those who wait.
 
+use super::cluster_state::{Cut, Now};
 use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
 use super::enact::{Call, Called};
 use super::history::Known;
+use super::pending_mutations::Want;
 use super::reads::FleetRead;
 use super::tasks::{Impediment, Told};
-use super::view::{Cut, Now};
-use super::want::Want;
 use super::write::Written;
 use super::{Dispatcher, Ending};
+use crate::coord::paths;
 use crate::coord::{CoordError, Node, Watch, Zxid};
-use crate::layout;
+use crate::model::{Drain, Epoch, Holder, NodeId, Record, State, TaskId, TaskRecord};
 use crate::peers::{Answer, CallError, Standing};
-use crate::record::{Drain, Epoch, Holder, NodeId, Record, State, TaskId, TaskRecord};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ pub(crate) enum Outcome {
     Drained {
         node: NodeId,
         result: Result<Option<(Drain, i32)>, blockhaul_engine::error::Error>,
-        reply: super::client::Reply<()>,
+        reply: super::handle::Reply<()>,
     },
 }
 
@@ -113,7 +113,7 @@ impl Dispatcher {
 
     /// Takes a record's node as it was read.
     pub(crate) fn observe_node(&mut self, id: &TaskId, node: Option<Node>) {
-        let path = layout::task(id);
+        let path = paths::task(id);
         let Some(node) = node else {
             self.view.tasks.undecodable.remove(&path);
             if self.view.tasks.get(id).is_some_and(|entry| !entry.note.is_busy) {
@@ -133,7 +133,7 @@ impl Dispatcher {
     /// A record that makes no sense any more is kept aside.
     fn lose_sight(&mut self, id: &TaskId, why: String) {
         self.forget(id);
-        self.keep_aside(layout::task(id), why);
+        self.keep_aside(paths::task(id), why);
     }
 
     /// Reports a record that cannot be decoded, once.
@@ -333,7 +333,7 @@ impl Dispatcher {
         self.avoid(id, node, code);
         let is_pinned = self.view.tasks.get(id).is_some_and(|entry| {
             entry.record.state == State::Pending
-                && matches!(crate::destination::node_of(&entry.record.spec), Ok(Some(_)))
+                && matches!(crate::model::volume::node_of(&entry.record.spec), Ok(Some(_)))
         });
         if let Some(entry) = self.view.tasks.get_mut(id)
             && is_pinned

@@ -1,13 +1,13 @@
 //! Which ready task goes to which runner: the part of the decision that is not about one task alone. As pure as the rest.
 
+use super::cluster_state::{Now, View};
 use super::decide::{Decision, Room};
 use super::fleet::Fill;
 use super::queue::Rank;
 use super::tasks::{Entry, Rest};
-use super::view::{Now, View};
-use crate::destination::known_claims;
-use crate::record::{Failure, Holder, NodeId, Registration, TaskRecord};
-use crate::task_state::Event;
+use crate::model::state_machine::Event;
+use crate::model::volume::known_claims;
+use crate::model::{Failure, Holder, NodeId, Registration, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

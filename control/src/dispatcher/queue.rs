@@ -1,7 +1,7 @@
 //! Tasks that could run if a runner had room, and those that wait for another task's destination.
 
 use crate::coord::Zxid;
-use crate::record::{NodeId, TaskId};
+use crate::model::{NodeId, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Milliseconds of waiting that count as much as one step of priority.

@@ -6,9 +6,9 @@
 use super::Dispatcher;
 use super::history::Known;
 use super::outcome::Outcome;
+use crate::coord::paths;
 use crate::coord::{CoordError, Node, Session, Watch};
-use crate::layout;
-use crate::record::{Drain, NodeId, Record, Registration, TaskId};
+use crate::model::{Drain, NodeId, Record, Registration, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -160,7 +160,7 @@ impl Dispatcher {
                 Ok(id) => {
                     there.insert(id);
                 }
-                Err(error) => self.keep_aside(format!("{}/../{name}", layout::TASKS), error.message),
+                Err(error) => self.keep_aside(format!("{}/../{name}", paths::TASKS), error.message),
             }
         }
         let held: Vec<TaskId> = self.view.tasks.held().cloned().collect();
@@ -239,13 +239,13 @@ async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<
     if is_hint {
         session.sync().await?;
     }
-    session.get(&layout::task(id)).await
+    session.get(&paths::task(id)).await
 }
 
 /// The names of all tasks.
 async fn list(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError> {
     session.sync().await?;
-    let folders = layout::shards().map(|shard| format!("{}/{shard}", layout::TASKS));
+    let folders = paths::shards().map(|shard| format!("{}/{shard}", paths::TASKS));
     let listed = at_once(folders.collect(), {
         let session = session.clone();
         move |folder| {
@@ -259,9 +259,9 @@ async fn list(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError> {
 /// The registered runners, operators' wishes, and a watch that fires when a runner comes or goes.
 async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), CoordError> {
     session.sync().await?;
-    let (nodes, watch) = session.children_and_watch(layout::RUNNERS).await?;
-    let drains = session.children(layout::DRAINS).await?;
-    let paths = nodes.iter().map(|node| layout::runner(node)).chain(drains.iter().map(|node| layout::drain(node)));
+    let (nodes, watch) = session.children_and_watch(paths::RUNNERS).await?;
+    let drains = session.children(paths::DRAINS).await?;
+    let paths = nodes.iter().map(|node| paths::runner(node)).chain(drains.iter().map(|node| paths::drain(node)));
     let read = at_once(paths.collect(), {
         let session = session.clone();
         move |path| {
@@ -273,7 +273,7 @@ async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), Coo
     for (path, node) in read.await? {
         let Some(node) = node else { continue };
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        let taken = if path.starts_with(layout::RUNNERS) {
+        let taken = if path.starts_with(paths::RUNNERS) {
             decode::<Registration>(&node.data, name).and_then(|(name, registration)| {
                 if registration.node != name {
                     return Err(format!("it says that it is {}", registration.node));

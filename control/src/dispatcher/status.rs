@@ -1,6 +1,6 @@
 //! What the leader tells of itself.
 
-use crate::record::{Drain, Epoch, Leader, NodeId, Registration, State};
+use crate::model::{Drain, Epoch, Leader, NodeId, Registration, State};
 use std::collections::VecDeque;
 use std::time::Duration;
 

@@ -1,12 +1,12 @@
 //! Every task that the leader knows, as it was read or written last, and what only this leader knows of it.
 
 use super::age::{Ages, Creation, UNKNOWN};
+use super::cluster_state::Now;
 use super::queue::Rank;
-use super::view::Now;
 use crate::coord::Zxid;
+use crate::model::state_machine::RETRY_REST_MAX;
+use crate::model::{Epoch, Holder, NodeId, Progress, State, TaskId, TaskRecord};
 use crate::peers::Step;
-use crate::record::{Epoch, Holder, NodeId, Progress, State, TaskId, TaskRecord};
-use crate::task_state::RETRY_REST_MAX;
 use blockhaul_engine::error::Code;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

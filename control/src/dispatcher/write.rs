@@ -5,11 +5,11 @@
 //! read then may show that the store's history is another one (see [`history`](super::history)): nothing is written on.
 
 use super::history::Known;
+use crate::cluster::election::{CommitError, Reign};
+use crate::coord::paths;
 use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Zxid};
-use crate::election::{CommitError, Reign};
-use crate::layout;
-use crate::record::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
-use crate::task_state::{ClaimChange, claim_change};
+use crate::model::state_machine::{ClaimChange, claim_change};
+use crate::model::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,7 +138,7 @@ impl Writer {
 
     /// The record's node as every committed write has left it. Waits for the connection.
     async fn look(&self, id: &TaskId) -> Result<Option<Node>, CoordError> {
-        let path = layout::task(id);
+        let path = paths::task(id);
         loop {
             let looked = async {
                 self.session.sync().await?;
@@ -164,11 +164,11 @@ impl Writer {
     /// The operations of a change, the record's own first; or the claim that another task has.
     async fn operations(&self, change: &Change, is_first: bool) -> Result<Result<Vec<Op>, String>, CoordError> {
         let Change { before, known: Known { version, .. }, after } = change;
-        let mut ops = vec![Op::Set { path: layout::task(&after.id), data: after.encode(), version: *version }];
+        let mut ops = vec![Op::Set { path: paths::task(&after.id), data: after.encode(), version: *version }];
         let claims = if after.claims.is_empty() { &before.claims } else { &after.claims };
         let kind = claim_change(before, after);
         for text in claims.iter().filter(|_| kind != ClaimChange::Keep) {
-            let path = layout::claim(text);
+            let path = paths::claim(text);
             let node = if is_first { None } else { self.session.get(&path).await? };
             let claim = Claim {
                 destination: text.clone(),
@@ -205,13 +205,13 @@ impl Writer {
     async fn is_claimed_by(&self, owner: &Owner, text: &str) -> Result<bool, CoordError> {
         let Owner::Task(id) = owner else { return Ok(true) };
         self.session.sync().await?;
-        let Some(node) = self.session.get(&layout::task(id)).await? else { return Ok(false) };
+        let Some(node) = self.session.get(&paths::task(id)).await? else { return Ok(false) };
         Ok(TaskRecord::decode(&node.data).map_or(true, |record| record.claims.iter().any(|claim| claim == text)))
     }
 
     /// Stores a new task. `Changed`: there is one of that id already.
     pub(crate) async fn create(self, record: TaskRecord) -> Written {
-        let path = layout::task(&record.id);
+        let path = paths::task(&record.id);
         let ops = vec![Op::Create { path: path.clone(), data: record.encode(), life: Life::Persistent }];
         loop {
             let refused = match self.reign.commit(ops.clone()).await {
@@ -242,7 +242,7 @@ impl Writer {
 
     /// Removes a record that is as it was.
     pub(crate) async fn purge(self, id: TaskId, known: Known) -> Written {
-        let ops = vec![Op::Delete { path: layout::task(&id), version: known.version }];
+        let ops = vec![Op::Delete { path: paths::task(&id), version: known.version }];
         match self.reign.commit(ops.clone()).await {
             Ok(_) => Written::Changed(None),
             Err(CommitError::Deposed) => Written::Deposed,
@@ -262,7 +262,7 @@ impl Writer {
     /// The grant that a holder works under: of the task's first claim.
     pub(crate) async fn grant(&self, record: &TaskRecord) -> Result<Option<Epoch>, CoordError> {
         let Some(first) = record.claims.first() else { return Ok(None) };
-        let Some(node) = self.session.get(&layout::claim(first)).await? else { return Ok(None) };
+        let Some(node) = self.session.get(&paths::claim(first)).await? else { return Ok(None) };
         let is_its = Claim::decode(&node.data)
             .is_ok_and(|claim| claim.task == record.id && claim.holder.is_some() && claim.holder == record.holder);
         Ok(is_its.then(|| node.stat.modified.into()))

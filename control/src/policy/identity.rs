@@ -12,7 +12,7 @@
 //! A file has both names, as the task that creates it has claimed it by the second one.
 
 use super::{Found, Policy};
-use crate::record::NodeId;
+use crate::model::NodeId;
 use blockhaul_engine::error::{Result, Side};
 use blockhaul_engine::shown::Shown;
 use nix::sys::stat::{major, minor};

@@ -1,7 +1,7 @@
 //! The policy against real files, links and descriptors.
 
 use super::*;
-use crate::record::NodeId;
+use crate::model::NodeId;
 use blockhaul_engine::volume::NbdUri;
 use std::os::unix::fs::{MetadataExt, symlink};
 

@@ -8,14 +8,14 @@
 //! record once the task is known to be somebody else's. Stopping goes straight to the copy and waits for nobody. Whatever is
 //! logged on the way is logged in the attempt's span.
 
+use super::context::Hub;
+use super::executor::{End, Outcome, Question, Running, Work, stopped_early};
 use super::grant::{Grant, Written};
-use super::hub::Hub;
 use super::noop::Noop;
 use super::tenure::Tenure;
-use super::worker::{End, Outcome, Question, Running, Work, stopped_early};
+use crate::model::state_machine::{self, Event, Mark};
+use crate::model::{DurableMap, Epoch, Fence, Holder, State, TaskId, TaskRecord, TaskSpec, Wish};
 use crate::peers::{Standing, Step};
-use crate::record::{DurableMap, Epoch, Fence, Holder, State, TaskId, TaskRecord, TaskSpec, Wish};
-use crate::task_state::{self, Event, Mark};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::gate::Gate;
 use blockhaul_engine::job::Reason;
@@ -261,10 +261,10 @@ impl Attempt {
     /// Stores `RUNNING`: from then on the copy may write.
     async fn admit(&self, hub: &Hub, durable: DurableMap) -> Result<(), Error> {
         let begin = |record: &TaskRecord| {
-            let began = task_state::next(record, Event::Began { epoch: self.epoch() }, hub.unix_ms())?;
+            let began = state_machine::next(record, Event::Began { epoch: self.epoch() }, hub.unix_ms())?;
             // The destination may not be what the record was made of: then what it says of it ends here.
             let mark = Mark { progress: began.progress, map: durable.clone() };
-            task_state::next(&began, Event::Checkpointed(mark), hub.unix_ms())
+            state_machine::next(&began, Event::Checkpointed(mark), hub.unix_ms())
         };
         let written = tokio::select! { biased;
             reason = self.stopped() => return Err(stopped_early(reason)),

@@ -8,7 +8,7 @@
 //! of another. A copy that has not come to rest in time loses its lease before the registration goes, as it would with its
 //! session: nothing it does later is believed.
 
-use super::hub::{Hub, Mood};
+use super::context::{Hub, Mood};
 use super::{registration, stop_all};
 use crate::stopping::TELL_MAX;
 use blockhaul_engine::job::Reason;

@@ -3,12 +3,12 @@
 //! A write is one multi: the registration stands, the claims are as they were granted, the record has its version. An
 //! outcome that is unknown is settled by reading: the record names the write that made it what it is.
 
-use super::hub::Hub;
+use super::context::Hub;
 use super::tenure::Seat;
+use crate::coord::paths;
 use crate::coord::{CoordError, Done, Node, Op, Session, Stat};
-use crate::layout;
-use crate::record::{Claim, Epoch, Holder, OpId, Record, State, TaskId, TaskRecord};
-use crate::task_state::{ClaimChange, Illegal, claim_change};
+use crate::model::state_machine::{ClaimChange, Illegal, claim_change};
+use crate::model::{Claim, Epoch, Holder, OpId, Record, State, TaskId, TaskRecord};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
@@ -167,7 +167,7 @@ impl Grant {
     }
 
     async fn look_once(&self, session: &dyn Session) -> Result<Reading, CoordError> {
-        let Some(Node { data, stat }) = session.get(&layout::task(&self.task)).await? else {
+        let Some(Node { data, stat }) = session.get(&paths::task(&self.task)).await? else {
             return Ok(Reading::NotOurs(None));
         };
         let record = match TaskRecord::decode(&data) {
@@ -197,7 +197,7 @@ impl Grant {
         session: &dyn Session,
         destination: &str,
     ) -> Result<Option<GrantedClaim>, CoordError> {
-        let path = layout::claim(destination);
+        let path = paths::claim(destination);
         let Some(Node { data, stat }) = session.get(&path).await? else { return Ok(None) };
         let Ok(claim) = Claim::decode(&data) else { return Ok(None) };
         let is_ours = claim.task == self.task
@@ -212,7 +212,7 @@ impl Known {
     pub(super) fn ops(&self, after: &TaskRecord) -> Vec<Op> {
         let change = claim_change(&self.record, after);
         let claims = self.claims.iter().map(|claim| claim.op(change, after));
-        let path = layout::task(&after.id);
+        let path = paths::task(&after.id);
         claims.chain([Op::Set { path, data: after.encode(), version: self.version }]).collect()
     }
 

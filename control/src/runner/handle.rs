@@ -2,11 +2,11 @@
 //!
 //! Every call names the caller's epoch; a lower one than was heard before is refused, and a higher one is stored first.
 
+use super::assignments::Entry;
 use super::attempt::Attempt;
-use super::book::Entry;
-use super::hub::{Hub, Mood};
+use super::context::{Hub, Mood};
+use crate::model::{Epoch, Incarnation, TaskId, TaskSpec};
 use crate::peers::{Answer, Assignment, CallError, Standing};
-use crate::record::{Epoch, Incarnation, TaskId, TaskSpec};
 use blockhaul_engine::error::Code;
 use blockhaul_engine::job::Reason;
 use std::sync::Arc;

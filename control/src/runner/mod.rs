@@ -17,41 +17,40 @@
 
 mod attempt;
 mod attendance;
-mod book;
-mod conclude;
-mod engine_worker;
+mod assignments;
+mod context;
+mod copy_executor;
+mod executor;
+mod finish;
 mod grant;
 mod handle;
-mod hints;
-mod hub;
+mod leader_notifier;
 mod node_state;
 mod noop;
 mod registration;
 mod renewal;
-mod session;
 mod stored_epoch;
 mod tenure;
 #[cfg(test)]
 mod tests;
-mod worker;
 
-pub(crate) use engine_worker::EngineWorker;
+pub(crate) use copy_executor::EngineWorker;
+pub use executor::{End, Outcome, Question, Running, Work, Worker};
 pub use handle::RunnerHandle;
 #[cfg(test)]
 pub(crate) use node_state::Memory;
 pub use node_state::{NodeState, StateDir, boot_id};
-pub use session::{SessionKeeper, Sessions};
-pub use worker::{End, Outcome, Question, Running, Work, Worker};
 
 use crate::clock::Clock;
-use crate::layout;
+use crate::coord::paths;
+use crate::coord::session_keeper::Sessions;
+use crate::liveness::Pulse;
+use crate::model::{Incarnation, NodeId, Record, TaskId, TaskRecord};
 use crate::peers::LeaderCalls;
-use crate::pulse::Pulse;
-use crate::record::{Incarnation, NodeId, Record, TaskId, TaskRecord};
 use crate::stopping::{LEAVE_MAX, MARK_MAX, REST_MAX, TELL_MAX};
 use attempt::Attempt;
 use blockhaul_engine::job::Reason;
-use hub::{Hub, Mood};
+use context::{Hub, Mood};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -177,8 +176,8 @@ impl Runner {
                 attendance::attend(&hub),
                 hub.config.pulse.idle(|| true),
                 sweep(&hub),
-                hints::tell_changes(&hub),
-                hints::tell_progress(&hub),
+                leader_notifier::tell_changes(&hub),
+                leader_notifier::tell_progress(&hub),
             )
         };
         let stop = async {
@@ -248,7 +247,7 @@ async fn stop_all(hub: &Hub, reason: Reason) {
 async fn sweep(hub: &Hub) {
     for (task, created_ms) in hub.seams.worker.kept() {
         let seat = hub.seat().await;
-        let path = layout::task(&task);
+        let path = paths::task(&task);
         let is_over = match seat.session.get(&path).await {
             Ok(None) => true,
             Ok(Some(node)) => TaskRecord::decode(&node.data)

@@ -10,7 +10,7 @@
 //! What always holds: a life is written down before it is registered, an epoch before it is acted on, and the center before
 //! any session with it is used. Epochs, checkpoints and marks of one center mean nothing in another one.
 
-use crate::record::{Epoch, Incarnation};
+use crate::model::{Epoch, Incarnation};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
 use nix::fcntl::{Flock, FlockArg};

@@ -1,7 +1,7 @@
 //! The task that does nothing: it asks to begin like a copy, waits, and is done. It exercises the center without an engine.
 
-use super::worker::{End, Outcome, Question, Running};
-use crate::record::{DurableMap, NoopTask, Progress};
+use super::executor::{End, Outcome, Question, Running};
+use crate::model::{DurableMap, NoopTask, Progress};
 use async_trait::async_trait;
 use blockhaul_engine::job::Reason;
 use std::sync::Mutex;

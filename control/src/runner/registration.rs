@@ -7,13 +7,13 @@
 //! What always holds: when a registration is gone, its tenure ends first, and with it every copy that lives by its lease;
 //! only then there can be another one.
 
-use super::hub::{Hub, Mood};
-use super::session::Sessions;
+use super::context::{Hub, Mood};
 use super::tenure::{Seat, Tenure};
+use crate::cluster::lease::{Lease, LeaseTerms};
+use crate::coord::paths;
+use crate::coord::session_keeper::Sessions;
 use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Watch};
-use crate::layout;
-use crate::lease::{Lease, LeaseTerms};
-use crate::record::{NodeId, OpId, Record, Registration, Renewal};
+use crate::model::{NodeId, OpId, Record, Registration, Renewal};
 use blockhaul_engine::job::Reason;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl From<CoordError> for NotRegistered {
 impl Seat {
     /// That the registration stands: the first operation of every write.
     pub(super) fn check(&self, node: &NodeId) -> Op {
-        Op::Check { path: layout::runner(node.as_str()), version: self.version }
+        Op::Check { path: paths::runner(node.as_str()), version: self.version }
     }
 }
 
@@ -315,11 +315,11 @@ fn registration(hub: &Hub) -> Registration {
 }
 
 fn path(hub: &Hub) -> String {
-    layout::runner(hub.config.node.as_str())
+    paths::runner(hub.config.node.as_str())
 }
 
 pub(super) fn lease_path(hub: &Hub) -> String {
-    layout::lease(hub.config.node.as_str())
+    paths::lease(hub.config.node.as_str())
 }
 
 pub(super) fn renewal(hub: &Hub, count: u64) -> Renewal {

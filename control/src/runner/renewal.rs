@@ -6,14 +6,14 @@
 //! written, and without copies nothing.
 
 use super::attempt::{Attempt, has_begun};
+use super::context::Hub;
 use super::grant::Known;
-use super::hub::Hub;
 use super::registration;
 use super::tenure::Seat;
+use crate::cluster::lease::LeaseTerms;
 use crate::coord::{CoordError, Done, MULTI_BYTES_MAX, Op, Stat};
-use crate::lease::LeaseTerms;
-use crate::record::{Record, Renewal, State, TaskId, TaskRecord};
-use crate::task_state::{self, Event, Mark};
+use crate::model::state_machine::{self, Event, Mark};
+use crate::model::{Record, Renewal, State, TaskId, TaskRecord};
 use blockhaul_engine::job::Reason;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -232,7 +232,7 @@ async fn checkpoint<'a>(
     }
     let Some(current) = known.take() else { return Ok(None) };
     let mark = Mark { progress: running.progress(), map };
-    match task_state::next(&current.record, Event::Checkpointed(mark), hub.unix_ms()) {
+    match state_machine::next(&current.record, Event::Checkpointed(mark), hub.unix_ms()) {
         Ok(after) => Ok(Some(Checkpoint { attempt, known, current, after })),
         Err(_) => {
             *known = Some(current);

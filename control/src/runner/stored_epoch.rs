@@ -8,7 +8,7 @@
 //! What always holds: the mark never falls, and is durable before the first write under its grant.
 
 use super::node_state::replace;
-use crate::record::Epoch;
+use crate::model::Epoch;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
 use nix::errno::Errno;

@@ -4,8 +4,8 @@
 //! again. Copies to destinations that others reach live in one tenure: a new registration does not carry them on, as
 //! nobody can tell what was decided between the two.
 
+use crate::cluster::lease::Lease;
 use crate::coord::Session;
-use crate::lease::Lease;
 use blockhaul_engine::gate::Gate;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -83,7 +83,7 @@ impl Tenure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::LeaseTerms;
+    use crate::cluster::lease::LeaseTerms;
 
     #[test]
     fn the_gate_follows_the_lease_and_never_opens_again_after_the_end() {

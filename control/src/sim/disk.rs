@@ -13,7 +13,7 @@
 //! has landed. A volume behind a server has no lock; what a cut-off client sent may land up to [`LATE`] later.
 
 use super::verdict::Verdict;
-use crate::record::{DurableMap, Epoch, Holder, Incarnation, TaskId};
+use crate::model::{DurableMap, Epoch, Holder, Incarnation, TaskId};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::ByteRange;
 use std::collections::{BTreeMap, BTreeSet};

@@ -15,10 +15,10 @@
 use super::disk::{Disks, Writer};
 use super::place::Place;
 use super::verdict::Verdict;
+use crate::coord::paths;
 use crate::coord::sim::Commit;
 use crate::coord::{Node, Op, Zxid};
-use crate::layout;
-use crate::record::{
+use crate::model::{
     Attempt, Claim, Epoch, Fence, Holder, Leader, NodeFault, NodeId, Record, Registration, State, TaskId, TaskRecord,
     TaskSpec, Wish,
 };
@@ -99,7 +99,7 @@ impl Judge {
                 books.tasks.insert(record.id.clone(), Seen { record, changed: now });
             } else if let (true, Ok(claim)) = (path.starts_with("/claims/"), Claim::decode(&node.data)) {
                 books.note_claim(path, claim, node.stat.modified);
-            } else if let (true, Ok(leader)) = (path == layout::LEADER_EPOCH, Leader::decode(&node.data)) {
+            } else if let (true, Ok(leader)) = (path == paths::LEADER_EPOCH, Leader::decode(&node.data)) {
                 books.leader = Some(leader);
             } else if let (true, Ok(there)) = (path.starts_with("/runners/"), Registration::decode(&node.data)) {
                 books.runners.insert(path.clone(), there);
@@ -126,13 +126,13 @@ impl Judge {
     pub(super) fn observe(&self, commit: &Commit<'_>) {
         let mut books = self.books();
         self.judge_guards(&books, commit);
-        let author = if checks(commit, layout::LEADER_EPOCH) { Author::Leader } else { Author::Runner };
+        let author = if checks(commit, paths::LEADER_EPOCH) { Author::Leader } else { Author::Runner };
         let mut ended = Vec::new();
         for &(path, node) in commit.changes {
             match path.split('/').nth(1) {
                 Some("claims") => self.observe_claim(&mut books, commit, path, node, &mut ended),
                 Some("runners") => self.observe_runner(&mut books, path, node),
-                _ if path == layout::LEADER_EPOCH => self.observe_leader(&mut books, commit, node),
+                _ if path == paths::LEADER_EPOCH => self.observe_leader(&mut books, commit, node),
                 _ => {}
             }
         }
@@ -161,14 +161,14 @@ impl Judge {
         if !commit.changes.iter().any(|(path, _)| is_decision(path)) {
             return;
         }
-        if checks(commit, layout::LEADER_EPOCH) {
+        if checks(commit, paths::LEADER_EPOCH) {
             let is_leader = books.leader.as_ref().is_some_and(|leader| leader.node.as_str() == commit.node);
             self.verdict
                 .expect(is_leader, || format!("{} wrote as leader and is none: {:?}", commit.node, books.leader));
-            let is_first = matches!(commit.ops.first(), Some(Op::Check { path, .. }) if path == layout::LEADER_EPOCH);
+            let is_first = matches!(commit.ops.first(), Some(Op::Check { path, .. }) if path == paths::LEADER_EPOCH);
             self.verdict.expect(is_first, || format!("the reign is not checked first: {:?}", commit.ops));
         } else {
-            let is_runner = checks(commit, &layout::runner(commit.node));
+            let is_runner = checks(commit, &paths::runner(commit.node));
             self.verdict
                 .expect(is_runner, || format!("{} wrote without reign or registration: {:?}", commit.node, commit.ops));
         }
@@ -220,7 +220,7 @@ impl Judge {
             self.verdict.expect(epoch < commit.zxid, || format!("{path}: its epoch fell"));
         }
         self.verdict
-            .expect(path == layout::claim(&claim.destination), || format!("{path} claims {}", claim.destination));
+            .expect(path == paths::claim(&claim.destination), || format!("{path} claims {}", claim.destination));
         books.note_claim(path, claim, commit.zxid);
     }
 
@@ -233,7 +233,7 @@ impl Judge {
         node: Option<&Node>,
     ) -> Option<TaskId> {
         let Some(node) = node else {
-            let gone = books.tasks.iter().find(|(id, _)| layout::task(id) == path).map(|(id, _)| id.clone())?;
+            let gone = books.tasks.iter().find(|(id, _)| paths::task(id) == path).map(|(id, _)| id.clone())?;
             let seen = books.tasks.remove(&gone)?;
             self.verdict.expect(seen.record.state.is_terminal(), || {
                 format!("{gone} was removed while {:?}", seen.record.state)
@@ -413,7 +413,7 @@ impl Judge {
             }
         }
         for claimed in &record.claims {
-            let claim = books.claims.get(&layout::claim(claimed));
+            let claim = books.claims.get(&paths::claim(claimed));
             let is_right = claim.is_some_and(|(claim, epoch)| {
                 claim.task == *id
                     && claim.holder == record.holder

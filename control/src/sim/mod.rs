@@ -20,14 +20,14 @@ mod judge;
 mod net;
 mod node;
 mod place;
-mod plant;
+mod defect;
 pub(crate) mod process;
 mod scenario;
 mod verdict;
-mod worker;
+mod executor;
 mod world;
 
-use plant::Plant;
+use defect::Plant;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;

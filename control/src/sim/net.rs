@@ -4,12 +4,12 @@
 //! each other. The caller waits two seconds, as over the real wire.
 
 use super::process::Process;
-use crate::api::desk::{Desk, Leadership};
+use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::{
     Addressee, Answer, Assignment, CallError, CenterId, LeaderCalls, LocalIdentity, Peer, RunnerCalls, Standing,
 };
 use crate::process::spawn;
-use crate::record::{Epoch, Progress, TaskId, TaskSpec};
+use crate::rpc::desk::{Desk, Leadership};
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,20 +5,21 @@
 //! and the node's memory.
 
 use super::clock::SimClock;
+use super::defect::Plant;
 use super::disk::Disks;
+use super::executor::{Journals, Pace, SimWorker};
 use super::judge::Judge;
 use super::net::{Calls, Net, Port};
-use super::plant::Plant;
 use super::process::Process;
-use super::worker::{Journals, Pace, SimWorker};
-use crate::api::desk::Leadership;
 use crate::coord::Center;
+use crate::coord::session_keeper::SessionKeeper;
 use crate::dispatcher::{Config, FenceProgram};
+use crate::model::{Holder, Incarnation, NodeId};
+use crate::node::{Leading, Play, Stop, Stopper};
 use crate::peers::{CenterId, LocalIdentity};
 use crate::process::spawn;
-use crate::record::{Holder, Incarnation, NodeId};
-use crate::runner::{Memory, Runner, RunnerConfig, Seams, SessionKeeper, Stopped};
-use crate::server::{Leading, Play, Stop, Stopper};
+use crate::rpc::desk::Leadership;
+use crate::runner::{Memory, Runner, RunnerConfig, Seams, Stopped};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Where a volume of the simulated world is, by any of the names that a task may give it.
 
 use super::disk::Disks;
-use crate::record::{NodeId, TaskSpec};
+use crate::model::{NodeId, TaskSpec};
 
 /// Exports of the world are on one server.
 const SERVER: &str = "nbd://store:10809/";

@@ -1,7 +1,7 @@
 //! What a seed stands for: nodes, volumes, tasks, what clients want of them, and what goes wrong when.
 
-use super::worker::Pace;
-use crate::record::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};
+use super::executor::Pace;
+use crate::model::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};
 use std::time::Duration;
 
 /// Time in which things go wrong.

@@ -5,21 +5,21 @@
 //! anything to do, so that a seed replays exactly.
 
 use super::client::Client;
+use super::defect::{self, Plant};
 use super::disk::{Disks, LATE};
+use super::executor::Pace;
 use super::judge::Judge;
 use super::net::{Net, Noise};
 use super::node::{Host, Life, Surroundings};
 use super::place::Place;
-use super::plant::{self, Plant};
 use super::scenario::{Event, Fault, STORMY, Scenario, Want};
 use super::verdict::Verdict;
-use super::worker::Pace;
 use crate::clock::Clock;
+use crate::coord::paths;
 use crate::coord::sim::{Ensemble, Snapshot, Weather};
 use crate::coord::{Life as NodeLife, Op};
 use crate::dispatcher::FenceProgram;
-use crate::layout;
-use crate::record::{Draining, Fence, Holder, NodeId, State, TaskId, Wish};
+use crate::model::{Draining, Fence, Holder, NodeId, State, TaskId, Wish};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -194,14 +194,14 @@ impl World {
     async fn set_up(&mut self) {
         let session = self.ensemble.client("installer").open().await.expect("nothing is wrong yet");
         let create = |path| Op::Create { path, data: Vec::new(), life: NodeLife::Persistent };
-        session.multi(layout::all_folders().map(create).collect()).await.expect("nothing is wrong yet");
+        session.multi(paths::all_folders().map(create).collect()).await.expect("nothing is wrong yet");
         session.close().await;
         let latency_ms = self.scenario.latency_ms;
         self.ensemble.set_weather(Weather { latency_ms, ..Weather::default() });
         self.net.set_noise(Noise { delay_ms: latency_ms.1, ..Noise::default() });
         (0..self.hosts.len()).for_each(|node| self.start(node));
         if let Some(plant) = self.plant {
-            tokio::spawn(plant::mischief(plant, self.ensemble.clone(), self.verdict.clone()));
+            tokio::spawn(defect::mischief(plant, self.ensemble.clone(), self.verdict.clone()));
         }
     }
 
@@ -541,7 +541,7 @@ impl World {
             }
         }
         for (node, name) in self.scenario.nodes.iter().enumerate() {
-            if self.ensemble.committed(&layout::drain(name)).is_some() {
+            if self.ensemble.committed(&paths::drain(name)).is_some() {
                 self.drain(node, Draining::Undo);
             }
         }

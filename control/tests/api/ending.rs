@@ -1,9 +1,9 @@
 //! The end of a listener comes soon, whatever its peers do; and health says how it stands.
 
 use crate::mock::{MockDesk, MockFloor, Node, client, name, noop};
-use blockhaul_control::api::limits::GOODBYE_MAX;
-use blockhaul_control::api::wire::{self, center_client};
 use blockhaul_control::peers::Answer;
+use blockhaul_control::rpc::limits::GOODBYE_MAX;
+use blockhaul_control::rpc::wire::{self, center_client};
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};

@@ -1,8 +1,8 @@
 //! Clients find the node that leads, and stay with a task when that changes.
 
 use crate::mock::{MockDesk, Node, client, name, noop, record};
-use blockhaul_control::api::wire;
-use blockhaul_control::record::{State, TaskRecord};
+use blockhaul_control::model::{State, TaskRecord};
+use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! What a peer may send, and how much of it: malformed, oversized, too many.
 
 use crate::mock::{MockDesk, Node, client, name, noop};
-use blockhaul_control::api::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, WATCHES_MAX};
-use blockhaul_control::api::wire::{self, center_client};
+use blockhaul_control::rpc::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, WATCHES_MAX};
+use blockhaul_control::rpc::wire::{self, center_client};
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -114,7 +114,7 @@ async fn too_many_watches_are_refused_by_name() {
             }
         }
     };
-    assert_eq!(blockhaul_control::api::fault::Fault::from(refused).error.code, Code::Overloaded);
+    assert_eq!(blockhaul_control::rpc::error::Fault::from(refused).error.code, Code::Overloaded);
     assert_eq!(streams.len(), WATCHES_MAX);
     drop(streams);
     let mut stub = center_client::CenterClient::new(channel(&node).await);

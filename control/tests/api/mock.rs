@@ -1,16 +1,16 @@
 //! A dispatcher and a runner that remember what they are asked, and nodes made of them.
 
 use async_trait::async_trait;
-use blockhaul_control::api::channels::Channels;
-use blockhaul_control::api::client::CenterClient;
-use blockhaul_control::api::desk::{CenterNumbers, CenterSeen, Desk, Floor, Leadership, Roles, RunnerSeen};
-use blockhaul_control::api::listener::Listener;
-use blockhaul_control::api::tls::Tls;
-use blockhaul_control::api::wire;
-use blockhaul_control::peers::{Answer, Assignment, CenterId, LocalIdentity, Peer, Standing};
-use blockhaul_control::record::{
+use blockhaul_control::model::{
     Change, Draining, Epoch, Incarnation, NodeId, NoopTask, Order, Progress, State, TaskId, TaskRecord, TaskSpec,
 };
+use blockhaul_control::peers::{Answer, Assignment, CenterId, LocalIdentity, Peer, Standing};
+use blockhaul_control::rpc::channels::Channels;
+use blockhaul_control::rpc::client::CenterClient;
+use blockhaul_control::rpc::desk::{CenterNumbers, CenterSeen, Desk, Floor, Leadership, Roles, RunnerSeen};
+use blockhaul_control::rpc::listener::Listener;
+use blockhaul_control::rpc::tls::Tls;
+use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeMap;
 use std::ops::Bound;

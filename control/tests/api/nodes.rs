@@ -1,10 +1,10 @@
 //! Calls between nodes: each answer means one thing, and none keeps its caller.
 
 use crate::mock::{MockDesk, MockFloor, Node, center};
-use blockhaul_control::api::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
-use blockhaul_control::api::channels::Channels;
+use blockhaul_control::model::{Epoch, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskSpec};
 use blockhaul_control::peers::{Answer, Assignment, CallError, LeaderCalls, Peer, RunnerCalls, Standing};
-use blockhaul_control::record::{Epoch, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskSpec};
+use blockhaul_control::rpc::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
+use blockhaul_control::rpc::channels::Channels;
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -116,7 +116,7 @@ async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
 /// Nodes of an earlier version name nobody; they are heard until they are updated.
 #[tokio::test]
 async fn a_call_that_names_nobody_is_heard() {
-    use blockhaul_control::api::wire::{ClockRequest, runner_client::RunnerClient};
+    use blockhaul_control::rpc::wire::{ClockRequest, runner_client::RunnerClient};
     let (node, _) = floor(Answer::Accepted).await;
     let mut old = RunnerClient::connect(format!("http://{}", node.address())).await.unwrap();
     assert!(old.clock(ClockRequest { offset_ms: None }).await.unwrap().into_inner().unix_ms > 0);

@@ -5,10 +5,10 @@ mod authority;
 
 use crate::mock::{MockDesk, Node, name, noop};
 use authority::{Authority, Identity};
-use blockhaul_control::api::channels::Channels;
-use blockhaul_control::api::client::CenterClient;
-use blockhaul_control::api::tls::{RawTls, Tls};
 use blockhaul_control::clock::{Clock, HostClock};
+use blockhaul_control::rpc::channels::Channels;
+use blockhaul_control::rpc::client::CenterClient;
+use blockhaul_control::rpc::tls::{RawTls, Tls};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -48,10 +48,10 @@ fn read_expired(authority: &Authority, name: &str) -> Tls {
 
 /// One try, without the patience of a client.
 async fn asks(node: &Node, tls: Option<Tls>) -> Result<(), String> {
-    use blockhaul_control::api::wire::center_client::CenterClient as Stub;
+    use blockhaul_control::rpc::wire::center_client::CenterClient as Stub;
     let channel = Channels::new(tls).to(&node.address()).map_err(|fault| fault.to_string())?;
     let answer = Stub::new(channel).get(name("t")).await;
-    answer.map(drop).map_err(|status| blockhaul_control::api::fault::Fault::from(status).to_string())
+    answer.map(drop).map_err(|status| blockhaul_control::rpc::error::Fault::from(status).to_string())
 }
 
 #[tokio::test]

@@ -5,12 +5,12 @@ mod authority;
 
 use crate::daemon::{Daemon, Room, noise, read_all, slow_copy};
 use authority::{Authority, Identity};
-use blockhaul_control::api::channels::Channels;
-use blockhaul_control::api::client::CenterClient;
-use blockhaul_control::api::tls::{RawTls, Tls};
-use blockhaul_control::api::view::TaskView;
-use blockhaul_control::api::wire;
 use blockhaul_control::clock::HostClock;
+use blockhaul_control::rpc::channels::Channels;
+use blockhaul_control::rpc::client::CenterClient;
+use blockhaul_control::rpc::task_view::TaskView;
+use blockhaul_control::rpc::tls::{RawTls, Tls};
+use blockhaul_control::rpc::wire;
 use nix::sys::signal::Signal;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};

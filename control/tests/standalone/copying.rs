@@ -1,8 +1,8 @@
 //! Copies from submission to their end, across the lives of the process.
 
 use crate::daemon::{Room, copy, noise, read_all, slow_copy, work};
-use blockhaul_control::api::view::TaskView;
-use blockhaul_control::api::wire;
+use blockhaul_control::rpc::task_view::TaskView;
+use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::Code;
 use nix::sys::signal::Signal;
 use std::io::Write;
@@ -76,7 +76,7 @@ async fn a_running_copy_is_paused_limited_and_goes_on() {
     assert_eq!(client.cancel(name("t")).await.unwrap().state, "SUCCEEDED");
 }
 
-async fn until(client: &mut blockhaul_control::api::client::CenterClient, state: &str) -> TaskView {
+async fn until(client: &mut blockhaul_control::rpc::client::CenterClient, state: &str) -> TaskView {
     loop {
         let task = TaskView::from(client.get(name("t")).await.unwrap());
         if task.state == state {

@@ -1,8 +1,8 @@
 //! One `taskd` in a room of its own.
 
-use blockhaul_control::api::channels::Channels;
-use blockhaul_control::api::client::CenterClient;
-use blockhaul_control::api::wire;
+use blockhaul_control::rpc::channels::Channels;
+use blockhaul_control::rpc::client::CenterClient;
+use blockhaul_control::rpc::wire;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Read};

@@ -2,17 +2,18 @@
 //! an engine. They take tasks that do nothing.
 
 use async_trait::async_trait;
-use blockhaul_control::api::calls::GrpcLeaderCalls;
-use blockhaul_control::api::channels::Channels;
-use blockhaul_control::api::desk::{Floor, Leadership, Roles};
-use blockhaul_control::api::listener::Listener;
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::coord::Center;
+use blockhaul_control::coord::paths;
+use blockhaul_control::coord::session_keeper::SessionKeeper;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
-use blockhaul_control::layout;
+use blockhaul_control::model::{CopyTask, Incarnation, Leader, Meta, NodeId, Record, TaskId};
 use blockhaul_control::peers::{CenterId, LocalIdentity, Peer};
-use blockhaul_control::record::{CopyTask, Incarnation, Leader, Meta, NodeId, Record, TaskId};
-use blockhaul_control::runner::{Runner, RunnerConfig, Running, Seams, SessionKeeper, StateDir, Work, Worker};
+use blockhaul_control::rpc::calls::GrpcLeaderCalls;
+use blockhaul_control::rpc::channels::Channels;
+use blockhaul_control::rpc::desk::{Floor, Leadership, Roles};
+use blockhaul_control::rpc::listener::Listener;
+use blockhaul_control::runner::{Runner, RunnerConfig, Running, Seams, StateDir, Work, Worker};
 use blockhaul_engine::error::{Error, Result};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -60,8 +61,8 @@ async fn members(zookeeper: &str) -> (CenterId, Peer) {
     let service = ZooKeeper::new(zookeeper, Settings::default()).expect("the ensemble's addresses");
     let session = service.open().await.expect("the ensemble serves");
     let read = async |path| session.get(path).await.expect("the ensemble serves").expect("a node leads");
-    let meta = Meta::decode(&read(layout::META).await.data).expect("it is a center");
-    let leader = Leader::decode(&read(layout::LEADER).await.data).expect("it is a center");
+    let meta = Meta::decode(&read(paths::META).await.data).expect("it is a center");
+    let leader = Leader::decode(&read(paths::LEADER).await.data).expect("it is a center");
     session.close().await;
     (CenterId::new(meta.center.into()), Peer::from(leader))
 }

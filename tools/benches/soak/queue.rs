@@ -4,9 +4,9 @@ use crate::fleet;
 use crate::measure::{Bound, Measure};
 use crate::options::Options;
 use crate::support::Cell;
-use blockhaul_control::api::channels::Channels;
-use blockhaul_control::api::client::CenterClient;
-use blockhaul_control::api::wire::{NoopWork, Spec, StatusRequest, SubmitRequest, spec::Work};
+use blockhaul_control::rpc::channels::Channels;
+use blockhaul_control::rpc::client::CenterClient;
+use blockhaul_control::rpc::wire::{NoopWork, Spec, StatusRequest, SubmitRequest, spec::Work};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 

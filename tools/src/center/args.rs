@@ -1,7 +1,7 @@
 //! The flags of the commands that ask a task center.
 
 use crate::args::RawLog;
-use blockhaul_control::api::tls::RawTls;
+use blockhaul_control::rpc::tls::RawTls;
 use blockhaul_engine::units::{parse_duration, parse_rate};
 use clap::{Args, Subcommand};
 use std::ffi::OsString;

@@ -1,8 +1,8 @@
 //! What a center answers, for people and for scripts.
 
 use crate::output;
-use blockhaul_control::api::view::{AttemptView, TaskView};
-use blockhaul_control::api::wire;
+use blockhaul_control::rpc::task_view::{AttemptView, TaskView};
+use blockhaul_control::rpc::wire;
 use blockhaul_engine::units::format_size;
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! `blockhaul submit`: from flags to a request.
 
 use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawWork};
-use blockhaul_control::api::wire;
-use blockhaul_control::record::TaskId;
+use blockhaul_control::model::TaskId;
+use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::shown::Shown;
 use std::ffi::OsString;

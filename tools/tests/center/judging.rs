@@ -2,8 +2,8 @@
 //! that says less than a node remembers.
 
 use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need, run, text};
-use blockhaul_control::layout;
-use blockhaul_control::record::TaskId;
+use blockhaul_control::coord::paths;
+use blockhaul_control::model::TaskId;
 use std::path::Path;
 use std::time::Duration;
 
@@ -122,12 +122,12 @@ fn records_that_nobody_can_read_are_kept_aside_and_reported() {
     need!("records_that_nobody_can_read_are_kept_aside_and_reported", &NEEDS);
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s"]);
     let records = cell.records();
-    let path = |id: &str| layout::task(&TaskId::new(id).expect("it is sound"));
+    let path = |id: &str| paths::task(&TaskId::new(id).expect("it is sound"));
     let bad: [(String, &[u8]); 4] = [
         (path("garbage"), b"\xff\xfe not a record"),
         (path("empty"), b""),
-        (layout::runner("n9"), b"{}"),
-        (layout::drain("n8"), b"[1, 2"),
+        (paths::runner("n9"), b"{}"),
+        (paths::drain("n8"), b"[1, 2"),
     ];
     for (path, data) in &bad {
         records.create(path, data).expect("anybody may write here");

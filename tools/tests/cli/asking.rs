@@ -3,7 +3,7 @@
 
 use crate::support::Scratch;
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::server::{Server, Stop, Stopper};
+use blockhaul_control::node::{Server, Stop, Stopper};
 use clap::Parser;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

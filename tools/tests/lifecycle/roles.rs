@@ -2,7 +2,7 @@
 
 use crate::support::{Cell, apart, wait_until};
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::server::{Server, Stop};
+use blockhaul_control::node::{Server, Stop};
 use clap::Parser;
 use serde_json::Value;
 use std::path::Path;

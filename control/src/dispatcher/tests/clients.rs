@@ -2,11 +2,11 @@
 
 use super::stage::*;
 use crate::coord::Op;
+use crate::coord::paths;
 use crate::coord::sim::Weather;
 use crate::dispatcher::{Config, Ending, Query};
-use crate::layout;
-use crate::record::{Change, Draining, Fence, NodeId, Order, Record, State, TaskId, TaskSpec, Wish};
-use crate::task_state::{Event, Mark};
+use crate::model::state_machine::{Event, Mark};
+use crate::model::{Change, Draining, Fence, NodeId, Order, Record, State, TaskId, TaskSpec, Wish};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -49,7 +49,7 @@ async fn the_same_submission_is_the_same_task_and_another_one_is_refused() {
         tokio::join!(stage.leader.submit(order("x", noop(1))), stage.leader.submit(order("x", noop(2))));
     assert_eq!(again.unwrap().created_ms, first.created_ms);
     assert_eq!(other.unwrap_err().code, Code::Exists);
-    let cut = TaskSpec::Copy(crate::record::CopyTask { fence: Fence::Command, ..copy("nbd://h/a", "nbd://h/b") });
+    let cut = TaskSpec::Copy(crate::model::CopyTask { fence: Fence::Command, ..copy("nbd://h/a", "nbd://h/b") });
     assert_eq!(stage.leader.submit(order("y", cut)).await.unwrap_err().code, Code::Unsupported);
 }
 
@@ -120,7 +120,7 @@ async fn a_list_comes_in_pages() {
     }
     stage.leader.change(&id("t3"), Change::Cancel).await.unwrap();
     let names =
-        |page: &crate::dispatcher::client::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
+        |page: &crate::dispatcher::handle::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
     let query = Query { state: Some(State::Pending), after: None, limit: 4 };
     let page = stage.leader.list(query).await.unwrap();
     assert_eq!(
@@ -271,7 +271,7 @@ async fn ended_tasks_are_purged_and_their_ids_are_free_again() {
     assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap_err().code, Code::Exists);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(stage.leader.get(&id("x")).await.unwrap_err().code, Code::NotFound);
-    assert!(stage.ensemble.committed(&layout::task(&id("x"))).is_none());
+    assert!(stage.ensemble.committed(&paths::task(&id("x"))).is_none());
     stage.leader.submit(order("x", noop(2))).await.unwrap();
 }
 
@@ -281,7 +281,7 @@ async fn records_that_make_no_sense_are_kept_aside() {
     stage.leader.submit(order("good", noop(1))).await.unwrap();
     stage.leader.submit(order("bad", noop(1))).await.unwrap();
     let session = stage.ensemble.client("operator").open().await.unwrap();
-    let path = layout::task(&id("bad"));
+    let path = paths::task(&id("bad"));
     let version = stage.ensemble.committed(&path).unwrap().stat.version;
     session.multi(vec![Op::Set { path: path.clone(), data: b"{}".to_vec(), version }]).await.unwrap();
     assert_eq!(stage.change_leader("d2").await, Ending::Deposed);
@@ -374,7 +374,7 @@ async fn a_task_that_has_ended_is_removed_when_asked() {
     assert!(refused.code == Code::Busy && refused.retryable, "its runner may still write: {refused}");
     sleep(Duration::from_secs(40)).await;
     assert_eq!(remove("x").await.unwrap().state, State::Cancelled);
-    assert!(stage.ensemble.committed(&layout::task(&id("x"))).is_none());
+    assert!(stage.ensemble.committed(&paths::task(&id("x"))).is_none());
     assert_eq!(remove("x").await.unwrap_err().code, Code::NotFound);
     assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap().state, State::Pending);
 }
@@ -387,7 +387,7 @@ async fn a_task_waits_for_its_node_when_another_one_answers_at_its_address() {
     let session = stage.ensemble.client("n3").open().await.unwrap();
     let mut other = stage.registration("n3", "a", 0);
     other.address = String::from("n1");
-    let path = layout::runner("n3");
+    let path = paths::runner("n3");
     let create = Op::Create { path: path.clone(), data: other.encode(), life: crate::coord::Life::Ephemeral };
     session.multi(vec![create]).await.unwrap();
     stage.leader.submit(order("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
@@ -407,7 +407,7 @@ async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
     let stage = Stage::new(17, Config { retention, clock_ahead: Some(asked), ..Config::default() }).await;
     stage.leader.submit(order("x", noop(1))).await.unwrap();
     stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
-    let is_there = || stage.ensemble.committed(&layout::task(&id("x"))).is_some();
+    let is_there = || stage.ensemble.committed(&paths::task(&id("x"))).is_some();
     sleep(Duration::from_secs(100)).await;
     assert!(is_there(), "nobody was asked for the time");
     ahead.send_replace(Some(8 * 86_400_000));

@@ -2,13 +2,13 @@
 
 use super::stage::{copy, noop, order};
 use crate::coord::Zxid;
+use crate::dispatcher::cluster_state::{Cut, Now, View};
 use crate::dispatcher::decide::{Decision, Room, Terms, decide};
-use crate::dispatcher::view::{Cut, Now, View};
-use crate::record::{
+use crate::model::state_machine::{Event, Mark, apply};
+use crate::model::{
     CopyTask, Drain, Epoch, Failure, Fence, Holder, Incarnation, NodeId, OpId, Order, Registration, State, TaskId,
     TaskRecord, TaskSpec,
 };
-use crate::task_state::{Event, Mark, apply};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::collections::BTreeMap;
 use std::time::Duration;

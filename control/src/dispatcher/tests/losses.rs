@@ -2,16 +2,16 @@
 
 use super::stage::*;
 use crate::coord::Op;
+use crate::coord::paths;
 use crate::coord::sim::Weather;
 use crate::dispatcher::outcome::{Outcome, Purpose};
 use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
-use crate::layout;
-use crate::record::{
+use crate::model::state_machine::{Event, Mark, next};
+use crate::model::{
     Change, CopyTask, Epoch, Failure, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, State,
     TaskId, TaskRecord, TaskSpec,
 };
-use crate::task_state::{Event, Mark, next};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::sync::Arc;
 use std::time::Duration;
@@ -288,10 +288,10 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     sleep(Duration::from_secs(1)).await;
     stage.world.heard();
     // Nobody is told that a registration has changed, and n1 is the first of two that have nothing.
-    let node = first.get(&layout::runner("n1")).await.unwrap().unwrap();
+    let node = first.get(&paths::runner("n1")).await.unwrap().unwrap();
     let mut marked = Registration::decode(&node.data).unwrap();
     marked.stopping = true;
-    let mark = Op::Set { path: layout::runner("n1"), data: marked.encode(), version: node.stat.version };
+    let mark = Op::Set { path: paths::runner("n1"), data: marked.encode(), version: node.stat.version };
     first.multi(vec![mark]).await.unwrap();
     let given = Event::GivenBack { code: Code::RunnerInterrupt, mark: Mark::default() };
     assert!(stage.step(&first, "x", given).await);
@@ -300,7 +300,7 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     assert_eq!(stage.world.heard(), ["n2 assign x"]);
     // It has only been asked to give back what it had, and is there again.
     marked.stopping = false;
-    let unmark = Op::Set { path: layout::runner("n1"), data: marked.encode(), version: node.stat.version + 1 };
+    let unmark = Op::Set { path: paths::runner("n1"), data: marked.encode(), version: node.stat.version + 1 };
     first.multi(vec![unmark]).await.unwrap();
     sleep(Duration::from_secs(2)).await;
     stage.leader.submit(order("y", noop(1))).await.unwrap();

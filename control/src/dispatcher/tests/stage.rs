@@ -1,18 +1,18 @@
 //! A simulated ensemble, one dispatcher and runners that do what a test tells them.
 
 use crate::clock::TestClock;
+use crate::cluster::election::{Election, Reign, Role};
+use crate::coord::paths;
 use crate::coord::sim::{Ensemble, Weather};
 use crate::coord::{CoordError, Life, Op, Session};
-use crate::destination::default_fence;
 use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
-use crate::election::{Election, Reign, Role};
-use crate::layout;
-use crate::peers::{Answer, Assignment, CallError, Peer, RunnerCalls, Standing, Step};
-use crate::record::{
+use crate::model::state_machine::{ClaimChange, Event, Mark, claim_change, next};
+use crate::model::volume::default_fence;
+use crate::model::{
     Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Order, Record, Registration, State, TaskId,
     TaskRecord, TaskSpec,
 };
-use crate::task_state::{ClaimChange, Event, Mark, claim_change, next};
+use crate::peers::{Answer, Assignment, CallError, Peer, RunnerCalls, Standing, Step};
 use async_trait::async_trait;
 use blockhaul_engine::error::Code;
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,15 +147,15 @@ async fn try_step(
     written: &mut BTreeSet<String>,
 ) -> Result<bool, CoordError> {
     session.sync().await?;
-    let Some(node) = session.get(&layout::task(id)).await? else { return Ok(false) };
+    let Some(node) = session.get(&paths::task(id)).await? else { return Ok(false) };
     let before = TaskRecord::decode(&node.data).unwrap();
     if written.contains(&before.op.0) {
         return Ok(true);
     }
     let Ok(after) = next(&before, event.clone(), before.updated_ms + 1) else { return Ok(false) };
-    let mut ops = vec![Op::Set { path: layout::task(id), data: after.encode(), version: node.stat.version }];
+    let mut ops = vec![Op::Set { path: paths::task(id), data: after.encode(), version: node.stat.version }];
     for text in &before.claims {
-        let path = layout::claim(text);
+        let path = paths::claim(text);
         let Some(node) = session.get(&path).await? else { return Ok(false) };
         let version = node.stat.version;
         ops.push(match claim_change(&before, &after) {
@@ -185,7 +185,7 @@ pub(super) struct Stage {
 /// Makes the folders of a center.
 pub(super) async fn found(session: &dyn Session) {
     let create = |path| Op::Create { path, data: Vec::new(), life: Life::Persistent };
-    session.multi(layout::all_folders().map(create).collect()).await.unwrap();
+    session.multi(paths::all_folders().map(create).collect()).await.unwrap();
 }
 
 impl Stage {
@@ -216,14 +216,14 @@ impl Stage {
     pub(super) async fn runner(&self, node: &str, incarnation: &str, slots: u32, manner: Manner) -> Arc<dyn Session> {
         let session = self.ensemble.client(node).open().await.unwrap();
         let registration = self.registration(node, incarnation, slots);
-        let op = Op::Create { path: layout::runner(node), data: registration.encode(), life: Life::Ephemeral };
+        let op = Op::Create { path: paths::runner(node), data: registration.encode(), life: Life::Ephemeral };
         self.world.runners.lock().unwrap().insert(node.to_owned(), Runner { manner, held: BTreeSet::new() });
         self.world.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
         // The first registration of a node leaves its lease behind.
-        let lease = Op::Create { path: layout::lease(node), data: Vec::new(), life: Life::Persistent };
+        let lease = Op::Create { path: paths::lease(node), data: Vec::new(), life: Life::Persistent };
         let _ = session.multi(vec![lease]).await;
         while session.multi(vec![op.clone()]).await.is_err() {
-            if self.ensemble.committed(&layout::runner(node)).is_some() {
+            if self.ensemble.committed(&paths::runner(node)).is_some() {
                 break;
             }
             sleep(Duration::from_millis(50)).await;
@@ -258,7 +258,7 @@ impl Stage {
 
     /// The record as it is committed.
     pub(super) fn stored(&self, id: &str) -> TaskRecord {
-        let path = layout::task(&TaskId::new(id).unwrap());
+        let path = paths::task(&TaskId::new(id).unwrap());
         TaskRecord::decode(&self.ensemble.committed(&path).unwrap().data).unwrap()
     }
 
@@ -278,7 +278,7 @@ impl Stage {
     /// Begins a task on the runner that has it.
     pub(super) async fn begin(&self, session: &Arc<dyn Session>, id: &str) {
         let record = self.until(id, State::Assigned).await;
-        let grant = self.ensemble.committed(&layout::claim(&record.claims[0])).unwrap().stat.modified;
+        let grant = self.ensemble.committed(&paths::claim(&record.claims[0])).unwrap().stat.modified;
         assert!(step(&**session, &record.id, Event::Began { epoch: grant.into() }).await, "begin {id}");
         self.leader.changed(vec![record.id]).await.unwrap();
     }
@@ -293,7 +293,7 @@ impl Stage {
 
     /// Claims that are committed.
     pub(super) fn claims(&self) -> Vec<Claim> {
-        let below = self.ensemble.committed_below(&format!("{}/", layout::CLAIMS));
+        let below = self.ensemble.committed_below(&format!("{}/", paths::CLAIMS));
         below
             .into_iter()
             .filter(|(_, node)| !node.data.is_empty())

@@ -1,7 +1,7 @@
 //! A worker whose copies do what a test says, and a dispatcher that writes down what it is told.
 
+use crate::model::{CopyTask, DurableMap, Failure, Progress, TaskId};
 use crate::peers::{CallError, LeaderCalls};
-use crate::record::{CopyTask, DurableMap, Failure, Progress, TaskId};
 use crate::runner::{End, Outcome, Question, Running, Work, Worker};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};

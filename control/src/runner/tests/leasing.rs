@@ -101,11 +101,11 @@ async fn a_local_copy_that_was_given_to_another_life_stops() {
     stage.store.expire();
     stage.happen("t", Event::Vanished);
     // An operator has called the node dead.
-    let path = layout::claim("test:t");
+    let path = paths::claim("test:t");
     let claim = stage.store.get(&path).unwrap();
     let free = Claim { holder: None, ..Claim::decode(&claim.data).unwrap() };
     stage.store.write(&[Op::Set { path, data: free.encode(), version: claim.stat.version }]);
-    stage.happen("t", Event::Fenced(task_state::Proof::Operator));
+    stage.happen("t", Event::Fenced(state_machine::Proof::Operator));
     let given = stage.record("t");
     copy.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
     sleep(Duration::from_secs(5)).await;

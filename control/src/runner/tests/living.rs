@@ -1,8 +1,8 @@
 //! From an assignment to the last write about it.
 
 use super::*;
+use crate::model::Failure;
 use crate::peers::{CallError, Standing, Step};
-use crate::record::Failure;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 
 fn failure(code: Code) -> End {
@@ -199,7 +199,7 @@ async fn success_waits_until_earlier_attempts_are_quiet() {
     stage.grant("t", "gone");
     stage.happen("t", Event::Began { epoch: Epoch(1) });
     stage.revoke("t");
-    stage.happen("t", Event::Fenced(task_state::Proof::LeaseOver));
+    stage.happen("t", Event::Fenced(state_machine::Proof::LeaseOver));
     let assignment = stage.grant("t", "life");
     stage.handle.assign(assignment).await.unwrap();
     let copy = stage.copy("t").await;

@@ -10,12 +10,13 @@ mod store;
 
 use super::*;
 use crate::clock::TestClock;
+use crate::coord::session_keeper::SessionKeeper;
 use crate::coord::{Done, Life, Op};
-use crate::peers::{Answer, Assignment};
-use crate::record::{
+use crate::model::state_machine::{self, Event};
+use crate::model::{
     Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Order, Registration, State, TaskSpec,
 };
-use crate::task_state::{self, Event};
+use crate::peers::{Answer, Assignment};
 use copies::{Copies, Copy, Told};
 use store::Store;
 use tokio::sync::oneshot;
@@ -98,33 +99,29 @@ impl Stage {
     /// Stores a new task as `PENDING`.
     fn submit(&self, task: &str, spec: TaskSpec) {
         let record = TaskRecord::new(Order { id: id(task), priority: 5, max_attempts: 3, spec }, 5);
-        let create = Op::Create { path: layout::task(&id(task)), data: record.encode(), life: Life::Persistent };
+        let create = Op::Create { path: paths::task(&id(task)), data: record.encode(), life: Life::Persistent };
         self.store.write(&[create]);
     }
 
     fn record(&self, task: &str) -> TaskRecord {
-        TaskRecord::decode(&self.store.get(&layout::task(&id(task))).unwrap().data).unwrap()
+        TaskRecord::decode(&self.store.get(&paths::task(&id(task))).unwrap().data).unwrap()
     }
 
     /// What a dispatcher writes of a task alone.
     fn happen(&self, task: &str, event: Event) {
-        let node = self.store.get(&layout::task(&id(task))).unwrap();
-        let after = task_state::next(&TaskRecord::decode(&node.data).unwrap(), event, 7).unwrap();
-        self.store.write(&[Op::Set {
-            path: layout::task(&id(task)),
-            data: after.encode(),
-            version: node.stat.version,
-        }]);
+        let node = self.store.get(&paths::task(&id(task))).unwrap();
+        let after = state_machine::next(&TaskRecord::decode(&node.data).unwrap(), event, 7).unwrap();
+        self.store.write(&[Op::Set { path: paths::task(&id(task)), data: after.encode(), version: node.stat.version }]);
     }
 
     /// Grants a task to a life of this node, as a dispatcher does.
     fn grant(&self, task: &str, life: &str) -> Assignment {
-        let path = layout::task(&id(task));
+        let path = paths::task(&id(task));
         let node = self.store.get(&path).unwrap();
         let before = TaskRecord::decode(&node.data).unwrap();
         let claims = vec![format!("test:{task}")];
-        let after = task_state::next(&before, Event::Assigned { to: me(life), claims: claims.clone() }, 6).unwrap();
-        let claim_path = layout::claim(&claims[0]);
+        let after = state_machine::next(&before, Event::Assigned { to: me(life), claims: claims.clone() }, 6).unwrap();
+        let claim_path = paths::claim(&claims[0]);
         let claim = Claim { destination: claims[0].clone(), task: id(task), holder: Some(me(life)), op: OpId::fresh() };
         let claim_op = match self.store.get(&claim_path) {
             None => Op::Create { path: claim_path, data: claim.encode(), life: Life::Persistent },
@@ -142,11 +139,11 @@ impl Stage {
 
     /// Takes a task away from its holder, as a dispatcher does that has seen the registration vanish.
     fn revoke(&self, task: &str) {
-        let path = layout::task(&id(task));
+        let path = paths::task(&id(task));
         let node = self.store.get(&path).unwrap();
         let before = TaskRecord::decode(&node.data).unwrap();
-        let after = task_state::next(&before, Event::Vanished, 7).unwrap();
-        let claim_path = layout::claim(&before.claims[0]);
+        let after = state_machine::next(&before, Event::Vanished, 7).unwrap();
+        let claim_path = paths::claim(&before.claims[0]);
         let claim = self.store.get(&claim_path).unwrap();
         let free = Claim { holder: None, ..Claim::decode(&claim.data).unwrap() };
         self.store.write(&[
@@ -187,15 +184,15 @@ impl Stage {
     }
 
     fn registration(&self) -> Option<Registration> {
-        self.store.get(&layout::runner("n1")).map(|node| Registration::decode(&node.data).unwrap())
+        self.store.get(&paths::runner("n1")).map(|node| Registration::decode(&node.data).unwrap())
     }
 
     fn has_claim(&self, task: &str) -> bool {
-        self.store.get(&layout::claim(&format!("test:{task}"))).is_some()
+        self.store.get(&paths::claim(&format!("test:{task}"))).is_some()
     }
 
     fn is_free(&self, task: &str) -> bool {
-        let node = self.store.get(&layout::claim(&format!("test:{task}"))).unwrap();
+        let node = self.store.get(&paths::claim(&format!("test:{task}"))).unwrap();
         Claim::decode(&node.data).unwrap().holder.is_none()
     }
 

@@ -25,7 +25,7 @@ async fn taken_by(life: &str) -> Store {
     let store = Store::default();
     let session = crate::coord::Center::open(&store).await.unwrap();
     let data = foreign(life).encode();
-    session.multi(vec![Op::Create { path: layout::runner("n1"), data, life: Life::Ephemeral }]).await.unwrap();
+    session.multi(vec![Op::Create { path: paths::runner("n1"), data, life: Life::Ephemeral }]).await.unwrap();
     store
 }
 
@@ -58,8 +58,8 @@ async fn another_process_of_the_same_name_is_left_alone_until_it_is_gone() {
     stage.submit("t", noop(1));
     let answer = stage.handle.assign(stage.grant("t", "life")).await;
     assert!(matches!(answer, Ok(Answer::Refused { .. })), "{answer:?}");
-    let version = stage.store.get(&layout::runner("n1")).unwrap().stat.version;
-    stage.store.write(&[Op::Delete { path: layout::runner("n1"), version }]);
+    let version = stage.store.get(&paths::runner("n1")).unwrap().stat.version;
+    stage.store.write(&[Op::Delete { path: paths::runner("n1"), version }]);
     sleep(Duration::from_millis(1500)).await;
     assert_eq!(stage.registration().unwrap().incarnation, Incarnation("life".into()));
 }
@@ -68,8 +68,8 @@ async fn another_process_of_the_same_name_is_left_alone_until_it_is_gone() {
 async fn a_registration_that_somebody_removes_is_made_anew() {
     let stage = Stage::new().await;
     let remote = stage.running("r", copy_of(Fence::Lease)).await;
-    let version = stage.store.get(&layout::runner("n1")).unwrap().stat.version;
-    stage.store.write(&[Op::Delete { path: layout::runner("n1"), version }]);
+    let version = stage.store.get(&paths::runner("n1")).unwrap().stat.version;
+    stage.store.write(&[Op::Delete { path: paths::runner("n1"), version }]);
     sleep(Duration::from_millis(100)).await;
     assert!(stage.registration().is_some());
     assert!(remote.cancelled.borrow().is_some(), "what lived by the old one has ended");

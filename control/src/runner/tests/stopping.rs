@@ -39,7 +39,7 @@ async fn it_says_so_before_it_stops_anything() {
     let store = stage.store.clone();
     let marked = tokio::spawn(async move {
         copy.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
-        Registration::decode(&store.get(&layout::runner("n1")).unwrap().data).unwrap().stopping
+        Registration::decode(&store.get(&paths::runner("n1")).unwrap().data).unwrap().stopping
     });
     stage.stop().await;
     assert!(marked.await.unwrap());
@@ -219,7 +219,7 @@ async fn what_may_have_been_said_in_the_registration_is_taken_back() {
     let store = stage.store.clone();
     // The word that it stops arrives, its answer does not, and then there is no connection until it is there again.
     let cutting = tokio::spawn(async move {
-        while !Registration::decode(&store.get(&layout::runner("n1")).unwrap().data).unwrap().stopping {
+        while !Registration::decode(&store.get(&paths::runner("n1")).unwrap().data).unwrap().stopping {
             sleep(Duration::from_millis(1)).await;
         }
         store.cut(true);

@@ -1,10 +1,10 @@
 //! The center's records as they stand in the store, read and written past every `taskd`: what clients do not see, and what
 //! only an accident writes.
 
+use blockhaul_control::coord::paths;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::coord::{Center, CoordError, Life, Op, Session};
-use blockhaul_control::layout;
-use blockhaul_control::record::{Record, TaskId, TaskRecord};
+use blockhaul_control::model::{Record, TaskId, TaskRecord};
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 
@@ -27,7 +27,7 @@ impl Records {
 
     /// A task's record; `None` if there is none.
     pub(crate) fn task(&self, id: &str) -> Option<TaskRecord> {
-        let path = layout::task(&TaskId::new(id).expect("tests choose sound names"));
+        let path = paths::task(&TaskId::new(id).expect("tests choose sound names"));
         let node = self.runtime.block_on(self.session.get(&path)).expect("the ensemble answers")?;
         Some(TaskRecord::decode(&node.data).expect("a taskd has written it"))
     }
@@ -39,7 +39,7 @@ impl Records {
 
     /// Every claim that there is.
     pub(crate) fn claims(&self) -> Vec<String> {
-        layout::shards().flat_map(|shard| self.children(&format!("{}/{shard}", layout::CLAIMS))).collect()
+        paths::shards().flat_map(|shard| self.children(&format!("{}/{shard}", paths::CLAIMS))).collect()
     }
 
     /// Makes a node.

@@ -1,0 +1,162 @@
+//! Measures how far the wall clocks of nodes are apart, shows it, warns and tells each node, as these clocks label what people
+//! read. Leases and delays go by each node's boot-time clock; what ended long ago by this clock is purged only when the slowest of
+//! all says so, too.
+//!
+//! The leader asks every runner for its time and takes the middle of question and answer for the moment that it was told.
+
+use crate::clock::Clock;
+use crate::dispatcher::DispatcherHandle;
+use crate::model::{NodeId, Registration};
+use crate::peers::{Peer, RunnerCalls};
+use futures_util::StreamExt;
+use futures_util::stream;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// Between two rounds of questions.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+/// Before the first one: nodes register when a leader is new.
+const ASK_FIRST: Duration = Duration::from_secs(1);
+/// Further off its peers, a clock is wrong.
+const OFF_MAX_MS: i64 = 5000;
+
+/// With fewer clocks nobody knows which one is wrong.
+const JUDGED_MIN: usize = 3;
+/// Nodes that are asked at once: each may take as long as a call may.
+const ASKED_AT_ONCE: usize = 32;
+
+/// Milliseconds by which the clock of each node is ahead of most others', as far as it was asked.
+pub(crate) type Offsets = BTreeMap<NodeId, i64>;
+
+/// What the leader knows of clocks.
+#[derive(Debug)]
+pub(crate) struct Clocks {
+    offsets: Mutex<Offsets>,
+    /// By how many milliseconds this node's clock is ahead of the slowest one, once somebody has answered.
+    ahead: watch::Sender<Option<u64>>,
+}
+
+impl Clocks {
+    /// Nobody was asked yet. `ahead` gets by how many milliseconds this node's clock is ahead of the slowest one.
+    pub(crate) fn new(ahead: watch::Sender<Option<u64>>) -> Self {
+        Self { offsets: Mutex::default(), ahead }
+    }
+
+    /// By how many milliseconds a clock is off, if it was asked.
+    pub(crate) fn offset(&self, node: &NodeId) -> Option<i64> {
+        self.offsets().get(node).copied()
+    }
+
+    /// Asks and warns for as long as it is polled.
+    pub(crate) async fn watch(&self, dispatcher: &DispatcherHandle, calls: &dyn RunnerCalls, clock: &dyn Clock) {
+        let mut warned = BTreeSet::new();
+        sleep(ASK_FIRST).await;
+        loop {
+            let told = self.offsets().clone();
+            let runners = dispatcher.runners().await.unwrap_or_default();
+            let asked = runners.into_iter().filter_map(|runner| runner.registration).map(|there| {
+                let offset_ms = told.get(&there.node).copied().filter(|_| told.len() >= JUDGED_MIN);
+                async move { Some((there.node.clone(), ask(&there, offset_ms, calls, clock).await?)) }
+            });
+            let answered = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+            let ahead: BTreeMap<NodeId, i64> = answered.filter_map(std::future::ready).collect().await;
+            if let Some(slowest) = ahead.values().min() {
+                self.ahead.send_replace(Some(slowest.min(&0).unsigned_abs()));
+            }
+            let offsets = off_peers(&ahead);
+            warn(&offsets, &mut warned);
+            *self.offsets() = offsets;
+            sleep(ASK_EVERY).await;
+        }
+    }
+
+    fn offsets(&self) -> std::sync::MutexGuard<'_, Offsets> {
+        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// By how many milliseconds that node's clock is ahead of this one's, if it answers.
+async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerCalls, clock: &dyn Clock) -> Option<i64> {
+    let asked = clock.boot_time();
+    let unix_ms = calls.clock(&Peer::from(there), offset_ms).await.ok()?;
+    let middle = (clock.boot_time().saturating_sub(asked) / 2).as_millis();
+    let here = clock.unix_ms().saturating_sub(u64::try_from(middle).unwrap_or(u64::MAX));
+    Some(difference(unix_ms, here))
+}
+
+/// Whether a clock that is so far off its peers' is wrong.
+pub(crate) fn is_off(offset_ms: i64) -> bool {
+    offset_ms.saturating_abs() > OFF_MAX_MS
+}
+
+fn difference(there: u64, here: u64) -> i64 {
+    let number = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    number(there).saturating_sub(number(here))
+}
+
+/// How far each is ahead of its peers: of the one in the middle, and of two in the middle of the nearer one, so that a
+/// single wrong clock is nobody's fault but its own.
+fn off_peers(ahead: &BTreeMap<NodeId, i64>) -> Offsets {
+    let of = |(node, own): (&NodeId, &i64)| {
+        let mut others: Vec<i64> =
+            ahead.iter().filter(|(other, _)| *other != node).map(|(_, other)| own.saturating_sub(*other)).collect();
+        others.sort_unstable();
+        let middle = others.len() / 2;
+        let candidates = others.get(middle.saturating_sub(usize::from(others.len().is_multiple_of(2)))..=middle);
+        let nearest = candidates.unwrap_or_default().iter().copied().min_by_key(|offset| offset.saturating_abs());
+        (node.clone(), nearest.unwrap_or(0))
+    };
+    ahead.iter().map(of).collect()
+}
+
+/// Once for each node and each time that it goes wrong.
+fn warn(offsets: &Offsets, warned: &mut BTreeSet<NodeId>) {
+    for (node, &offset) in offsets {
+        if is_off(offset) && warned.insert(node.clone()) {
+            tracing::warn!(%node, offset_ms = offset, "a node's wall clock is off its peers': set it by NTP");
+        }
+    }
+    warned.retain(|node| offsets.get(node).is_some_and(|&offset| is_off(offset)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offsets(ahead: &[i64]) -> Vec<i64> {
+        let name = |index: usize| NodeId::new(format!("n{index}")).unwrap();
+        let ahead = ahead.iter().enumerate().map(|(index, &ahead)| (name(index), ahead)).collect();
+        off_peers(&ahead).into_values().collect()
+    }
+
+    #[test]
+    fn a_wrong_clock_is_told_from_those_of_its_peers() {
+        assert_eq!(offsets(&[]), [0_i64; 0]);
+        assert_eq!(offsets(&[77]), [0]);
+        assert_eq!(offsets(&[0, 9000]), [-9000, 9000], "of two nobody knows which");
+        assert_eq!(offsets(&[0, 10, 9000]), [-10, 10, 8990]);
+        // The leader's own clock is the wrong one.
+        assert_eq!(offsets(&[0, 9000, 9010]), [-9000, -10, 10]);
+        assert_eq!(offsets(&[0, 1, 2, 9000]), [-2, -1, 1, 8999]);
+        assert!(is_off(5001) && is_off(i64::MIN) && !is_off(-5000));
+    }
+
+    #[test]
+    fn each_failure_is_warned_about_once() {
+        let node = NodeId::new("n").unwrap();
+        let mut warned = BTreeSet::new();
+        warn(&Offsets::from([(node.clone(), 6000)]), &mut warned);
+        assert!(warned.contains(&node));
+        warn(&Offsets::from([(node.clone(), 10)]), &mut warned);
+        assert!(warned.is_empty());
+    }
+
+    #[test]
+    fn times_of_any_size_are_compared() {
+        assert_eq!(difference(u64::MAX, 0), i64::MAX);
+        assert_eq!(difference(0, u64::MAX), -i64::MAX);
+    }
+}

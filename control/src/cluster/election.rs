@@ -1,0 +1,449 @@
+//! Who leads: one election at a time over one session, with an epoch that every write of a leader checks.
+//!
+//! ```text
+//!  Follower(leader?) --- /leader absent: multi { create /leader, set /leader_epoch } --> Leader(Reign)
+//!       ^                                                                                    |
+//!       `---- write refused by the epoch, /leader not ours, disconnected for 6 s, resigned --'
+//! ```
+//!
+//! What always holds: a leader's write happens only if nobody has been elected since ([`Reign::commit`] checks the
+//! version of `/leader_epoch` in the same multi), so a leader that does not know yet that it is none does no harm.
+//! `/leader` only says that somebody leads and where; it decides nothing. The server owns the loop ([`Election::run`]), says
+//! whether this node stands for election, and starts and stops the dispatcher by the [`Role`] that is published.
+
+use crate::coord::paths::{LEADER, LEADER_EPOCH};
+use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Watch};
+use crate::model::{Epoch, Incarnation, Leader, NodeId, OpId, Record};
+use blockhaul_engine::error::{Code, Error, Operation, Side};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// A leader that has been without a connection for so long steps down: shorter than any session, so that it stops
+/// sending calls before another one begins.
+pub const DISCONNECTED_MAX: Duration = Duration::from_secs(6);
+
+/// A follower looks at least so often, as watches may be lost.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// After a request that failed.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+
+/// A failure that goes on is said again after so long.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+
+/// What this node is now.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// Somebody else leads, or nobody that is known.
+    Follower {
+        /// Where clients should go.
+        leader: Option<Leader>,
+    },
+    /// This node leads, until the reign is over.
+    Leader(Reign),
+}
+
+impl Role {
+    /// What a client is told that asked a follower.
+    #[must_use]
+    pub fn not_leader(&self) -> Error {
+        let message = match self {
+            Self::Leader(reign) => format!("{} leads", reign.leader().address),
+            Self::Follower { leader: Some(leader) } => format!("{} leads: ask there", leader.address),
+            Self::Follower { leader: None } => String::from("no node leads now: ask again"),
+        };
+        Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }
+    }
+
+    /// Who leads, as far as is known.
+    #[must_use]
+    pub fn leader(&self) -> Option<&Leader> {
+        match self {
+            Self::Leader(reign) => Some(reign.leader()),
+            Self::Follower { leader } => leader.as_ref(),
+        }
+    }
+}
+
+/// The right to decide, from one election to the next. Clones are the same reign.
+#[derive(Clone, Debug)]
+pub struct Reign {
+    session: Arc<dyn Session>,
+    leader: Leader,
+    epoch: Epoch,
+    version: i32,
+    is_over: Arc<watch::Sender<bool>>,
+}
+
+/// Why a leader's write was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// Another election has been held, or this node has stepped down; nothing was done.
+    #[error("this node no longer leads")]
+    Deposed,
+    /// Anything else. Indices are those of the operations that were given.
+    #[error(transparent)]
+    Store(#[from] CoordError),
+}
+
+impl Reign {
+    fn new(session: Arc<dyn Session>, leader: Leader, epoch: Epoch, version: i32) -> Self {
+        Self { session, leader, epoch, version, is_over: Arc::new(watch::Sender::new(false)) }
+    }
+
+    /// Higher than that of every reign before. Every call of the leader carries it.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// This node, as others see it.
+    #[must_use]
+    pub fn leader(&self) -> &Leader {
+        &self.leader
+    }
+
+    /// Whether this node has learnt that it no longer leads.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        *self.is_over.borrow()
+    }
+
+    /// Waits until this node knows that it no longer leads.
+    pub async fn over(&self) {
+        // The sender lives as long as self: it cannot fail.
+        let _ = self.is_over.subscribe().wait_for(|over| *over).await;
+    }
+
+    /// Says that this node no longer leads: nothing is committed after it.
+    pub fn step_down(&self) {
+        self.is_over.send_replace(true);
+    }
+
+    /// Does all of `ops` if this reign still holds, or nothing. Results and indices are those of `ops`.
+    ///
+    /// # Errors
+    /// [`CommitError::Deposed`]: stop. Others as [`Session::multi`].
+    pub async fn commit(&self, ops: Vec<Op>) -> Result<Vec<Done>, CommitError> {
+        if self.is_over() {
+            return Err(CommitError::Deposed);
+        }
+        let check = Op::Check { path: LEADER_EPOCH.to_owned(), version: self.version };
+        let guarded = std::iter::once(check).chain(ops).collect();
+        match self.session.multi(guarded).await {
+            Ok(mut done) => {
+                done.remove(0);
+                Ok(done)
+            }
+            Err(CoordError::Refused { index: 0, why }) => {
+                warn!(epoch = self.epoch.0, %why, "another leader has been elected");
+                self.step_down();
+                Err(CommitError::Deposed)
+            }
+            Err(CoordError::Refused { index, why }) => Err(CoordError::Refused { index: index - 1, why }.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives leadership up, so that another node takes over at once.
+    async fn resign(&self) {
+        self.step_down();
+        let Ok(Some(node)) = self.session.get(LEADER).await else { return };
+        if node.stat.owner != Some(self.session.id()) {
+            return;
+        }
+        let ops = vec![
+            Op::Check { path: LEADER_EPOCH.to_owned(), version: self.version },
+            Op::Delete { path: LEADER.to_owned(), version: node.stat.version },
+        ];
+        match self.session.multi(ops).await {
+            Ok(_) => info!(epoch = self.epoch.0, "resigned"),
+            Err(error) => warn!(epoch = self.epoch.0, %error, "could not resign: the session's end will do it"),
+        }
+    }
+}
+
+/// What has been said of campaigns that fail: of a node that is cut off one does four times a second.
+#[derive(Debug, Default)]
+struct Trouble(Option<(CoordError, Instant)>);
+
+impl Trouble {
+    /// Whether how a campaign failed is worth a word: it did not before, or otherwise, or that was long ago.
+    fn is_news(&mut self, error: Option<&CoordError>, now: Instant) -> bool {
+        let is_said = |(said, at): &(CoordError, Instant)| Some(said) == error && now < *at + SAY_AGAIN;
+        let is_news = error.is_some() && !self.0.as_ref().is_some_and(is_said);
+        if is_news || error.is_none() {
+            self.0 = error.map(|error| (error.clone(), now));
+        }
+        is_news
+    }
+}
+
+/// How one campaign ended.
+enum Campaign {
+    Won(Reign, Watch),
+    Lost(Option<Leader>, Watch),
+}
+
+/// Elections over one session.
+#[derive(Debug)]
+pub struct Election {
+    session: Arc<dyn Session>,
+    node: NodeId,
+    incarnation: Incarnation,
+    address: String,
+    /// Lives of this node that are over.
+    earlier: Vec<Incarnation>,
+    roles: Arc<watch::Sender<Role>>,
+}
+
+impl Election {
+    /// For one session; a new session needs a new one, with the same `roles`. `address` is where clients reach this node.
+    #[must_use]
+    pub fn new(
+        session: Arc<dyn Session>,
+        node: NodeId,
+        incarnation: Incarnation,
+        address: String,
+        roles: Arc<watch::Sender<Role>>,
+    ) -> Self {
+        Self { session, node, incarnation, address, earlier: Vec::new(), roles }
+    }
+
+    /// With the lives of this node that are known to be over, as the caller holds the lock under which they were lived: a
+    /// `/leader` of theirs need not expire. Another node that has taken this one's name is none of them.
+    #[must_use]
+    pub fn after(self, lives: Vec<Incarnation>) -> Self {
+        let earlier = lives.into_iter().filter(|life| *life != self.incarnation).collect();
+        Self { earlier, ..self }
+    }
+
+    /// A channel for roles, before anything is known.
+    #[must_use]
+    pub fn roles() -> Arc<watch::Sender<Role>> {
+        Arc::new(watch::Sender::new(Role::Follower { leader: None }))
+    }
+
+    /// Holds elections while the session lives: leads whenever nobody else does and `stands` is true, and resigns when it
+    /// becomes false. Ends when the session is over or `stands` is dropped (after resigning), as a follower.
+    pub async fn run(&self, mut stands: watch::Receiver<bool>) {
+        let (mut trouble, mut served) = (Trouble::default(), None);
+        while !self.session.states().borrow().is_over() && stands.has_changed().is_ok() {
+            let candidacy = *stands.borrow_and_update();
+            let campaign = self.campaign(candidacy, served).await;
+            if trouble.is_news(campaign.as_ref().err(), Instant::now())
+                && let Err(error) = &campaign
+            {
+                info!(%error, "could not look who leads");
+            }
+            match campaign {
+                Ok(Campaign::Won(reign, changed)) => {
+                    served = Some(reign.epoch());
+                    self.lead(reign, changed, &mut stands).await;
+                }
+                Ok(Campaign::Lost(leader, changed)) => self.follow(leader, changed, &mut stands).await,
+                Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+            }
+        }
+        self.publish_follower(None);
+    }
+
+    async fn follow(&self, leader: Option<Leader>, changed: Watch, stands: &mut watch::Receiver<bool>) {
+        self.publish_follower(leader);
+        let mut states = self.session.states();
+        tokio::select! {
+            biased;
+            () = changed.fired() => {}
+            _ = states.wait_for(|state| state.is_over()) => {}
+            _ = stands.changed() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+
+    async fn lead(&self, reign: Reign, changed: Watch, stands: &mut watch::Receiver<bool>) {
+        info!(epoch = reign.epoch().0, "leads");
+        self.roles.send_replace(Role::Leader(reign.clone()));
+        let mut changed = Box::pin(changed.fired());
+        let mut states = self.session.states();
+        let mut reconnects = states.borrow().reconnects;
+        loop {
+            let reconnected = async {
+                let anew = states.wait_for(|state| state.reconnects != reconnects).await;
+                anew.map(|state| state.reconnects)
+            };
+            tokio::select! {
+                biased;
+                () = reign.over() => break,
+                () = self.given_up() => {
+                    warn!(epoch = reign.epoch().0, "no connection: steps down");
+                    reign.step_down();
+                    break;
+                }
+                stand = stands.changed() => {
+                    if stand.is_err() || !*stands.borrow_and_update() {
+                        reign.resign().await;
+                        break;
+                    }
+                }
+                counted = reconnected => match counted {
+                    Ok(now) => reconnects = now,
+                    Err(_) => break,
+                },
+                () = &mut changed => {}
+            }
+            // The watch has fired, or may have been lost.
+            match self.look_again(&reign).await {
+                Some(watch) => changed = Box::pin(watch.fired()),
+                None => break,
+            }
+        }
+        reign.step_down();
+        self.publish_follower(None);
+    }
+
+    /// `None` if `/leader` is ours no more, or the epoch is not that of the reign: somebody else has been elected, or the
+    /// service has gone back to a time before the election.
+    async fn look_again(&self, reign: &Reign) -> Option<Watch> {
+        loop {
+            let looked = async {
+                let (leader, watch) = self.session.get_and_watch(LEADER).await?;
+                let epoch = self.session.get(LEADER_EPOCH).await?;
+                let is_mine = leader.is_some_and(|node| self.is_mine(&node));
+                let is_standing = epoch.is_some_and(|node| Epoch::from(node.stat.modified) == reign.epoch());
+                Ok::<_, CoordError>((is_mine && is_standing).then_some(watch))
+            };
+            match looked.await {
+                Ok(watch) => return watch,
+                Err(_) if reign.is_over() || self.session.states().borrow().is_over() => return None,
+                Err(_) => tokio::select! {
+                    biased;
+                    () = self.given_up() => return None,
+                    () = tokio::time::sleep(RETRY_AFTER) => {}
+                },
+            }
+        }
+    }
+
+    /// Returns when the session is over, or has been without a connection for too long.
+    async fn given_up(&self) {
+        let mut states = self.session.states();
+        loop {
+            if states.wait_for(|state| !state.is_connected()).await.is_err() || states.borrow().is_over() {
+                return;
+            }
+            let back = states.wait_for(|state| state.is_connected() || state.is_over());
+            match tokio::time::timeout(DISCONNECTED_MAX, back).await {
+                Ok(Ok(state)) if state.is_connected() => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Stands, if it is to. A reign that was `served` and is over does not come back: whoever saw its end would take the
+    /// next one for it.
+    async fn campaign(&self, stands: bool, served: Option<Epoch>) -> Result<Campaign, CoordError> {
+        loop {
+            let (leader, watch) = self.session.get_and_watch(LEADER).await?;
+            match leader {
+                // Of a campaign or a resignation whose outcome was unknown, or from before a long disconnection.
+                Some(node) if self.is_mine(&node) => match self.adopt(&node).await? {
+                    Some(reign) if stands && served != Some(reign.epoch()) => return Ok(Campaign::Won(reign, watch)),
+                    _ => self.remove(&node).await?,
+                },
+                Some(node) => match Leader::decode(&node.data) {
+                    Ok(leader) if leader.node == self.node && self.earlier.contains(&leader.incarnation) => {
+                        info!("removes the leadership of an earlier life of this node");
+                        self.remove(&node).await?;
+                    }
+                    Ok(leader) => return Ok(Campaign::Lost(Some(leader), watch)),
+                    Err(error) => {
+                        warn!(%error, "{LEADER} cannot be decoded: waits for its end");
+                        return Ok(Campaign::Lost(None, watch));
+                    }
+                },
+                None if !stands => return Ok(Campaign::Lost(None, watch)),
+                None => {
+                    if let Some(reign) = self.stand().await? {
+                        let (_, watch) = self.session.get_and_watch(LEADER).await?;
+                        return Ok(Campaign::Won(reign, watch));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tries to become leader; `None`: look again.
+    async fn stand(&self) -> Result<Option<Reign>, CoordError> {
+        let leader = Leader {
+            node: self.node.clone(),
+            incarnation: self.incarnation.clone(),
+            address: self.address.clone(),
+            op: OpId::fresh(),
+        };
+        let data = leader.encode();
+        let epoch = self.session.get(LEADER_EPOCH).await?;
+        let path = LEADER_EPOCH.to_owned();
+        let mut ops = Vec::new();
+        if epoch.is_none() {
+            ops.push(Op::Create { path: path.clone(), data: data.clone(), life: Life::Persistent });
+        }
+        ops.push(Op::Create { path: LEADER.to_owned(), data: data.clone(), life: Life::Ephemeral });
+        ops.push(Op::Set { path, data, version: epoch.map_or(0, |node| node.stat.version) });
+        match self.session.multi(ops).await {
+            Ok(done) => match done.last() {
+                Some(Done::Set(stat)) => {
+                    Ok(Some(Reign::new(self.session.clone(), leader, stat.modified.into(), stat.version)))
+                }
+                _ => Ok(None),
+            },
+            Err(CoordError::Refused { why: Refusal::NodeExists | Refusal::BadVersion | Refusal::NoNode, .. }) => {
+                Ok(None)
+            }
+            Err(CoordError::Unknown(why)) => {
+                info!(why, "does not know whether it was elected: looks");
+                self.session.sync().await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The reign that `/leader` of this session belongs to, if the epoch is of the same write.
+    async fn adopt(&self, node: &Node) -> Result<Option<Reign>, CoordError> {
+        let Some(epoch) = self.session.get(LEADER_EPOCH).await? else { return Ok(None) };
+        let (Ok(leader), Ok(elected)) = (Leader::decode(&node.data), Leader::decode(&epoch.data)) else {
+            return Ok(None);
+        };
+        let is_same = leader.op == elected.op && leader.incarnation == self.incarnation;
+        let reign = || Reign::new(self.session.clone(), leader, epoch.stat.modified.into(), epoch.stat.version);
+        Ok(is_same.then(reign))
+    }
+
+    async fn remove(&self, node: &Node) -> Result<(), CoordError> {
+        let delete = Op::Delete { path: LEADER.to_owned(), version: node.stat.version };
+        match self.session.multi(vec![delete]).await {
+            Ok(_) | Err(CoordError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_mine(&self, node: &Node) -> bool {
+        node.stat.owner == Some(self.session.id())
+    }
+
+    fn publish_follower(&self, leader: Option<Leader>) {
+        self.roles.send_if_modified(|role| {
+            let is_known = matches!(role, Role::Follower { leader: known } if *known == leader);
+            if !is_known {
+                *role = Role::Follower { leader };
+            }
+            !is_known
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,373 @@
+//! Whether the data channel is there: a judgement over who has answered when, without any input of its own.
+//!
+//! ```text
+//!  Usable --- two or more peers are registered, and none has answered for the timeout ---> Lost
+//!     ^                                                                                     |
+//!     `-- some peer answers steadily, or fewer than two are registered; not before the wait is over
+//! ```
+//! What always holds: time in which nobody looked (a stopped process, a paused machine) speaks against nobody. A channel
+//! that is lost again soon after it came back has to wait longer each time, up to a bound.
+
+use crate::model::NodeId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Fewer peers than these judge nobody: a lone survivor goes on.
+const JUDGES: usize = 2;
+
+/// How patient a judgement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Between two probes of a peer.
+    pub interval: Duration,
+    /// Silence of all peers after which the channel is lost. Longer: fewer false alarms, a later change of the leader.
+    pub timeout: Duration,
+}
+
+impl Terms {
+    /// How long some peer has to answer without a gap before a lost channel is used again.
+    fn steady(&self) -> Duration {
+        (self.interval * 3).max(self.timeout / 2)
+    }
+
+    /// Answers further apart than that are not steady.
+    fn gap(&self) -> Duration {
+        self.interval * 5 / 2
+    }
+
+    /// The longest wait of a channel that comes and goes.
+    fn wait_max(&self) -> Duration {
+        self.timeout * 6
+    }
+
+    /// A channel that was usable for so long has no past.
+    fn calm(&self) -> Duration {
+        self.timeout * 12
+    }
+
+    /// From the loss to the earliest return, after so many losses in a row before.
+    fn wait(&self, losses: u32) -> Duration {
+        match losses {
+            0 => Duration::ZERO,
+            _ => self.timeout.saturating_mul(1 << (losses - 1).min(8)).min(self.wait_max()),
+        }
+    }
+}
+
+/// What is to be done about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The node has its roles.
+    #[default]
+    Usable,
+    /// The node gives its roles up.
+    Lost,
+}
+
+/// See the module's head. Times are of one clock that never goes back.
+#[derive(Debug)]
+pub(crate) struct Judge {
+    terms: Terms,
+    peers: BTreeMap<NodeId, Peer>,
+    registered: usize,
+    state: State,
+    looked: Option<Duration>,
+    /// Losses in a row, each soon after the channel had come back.
+    losses: u32,
+}
+
+/// A peer that is probed.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    /// Since when silence counts against it.
+    since: Duration,
+    answered: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Since the channel came back; `None`: it was never lost.
+    Usable {
+        since: Option<Duration>,
+    },
+    Lost(Loss),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    since: Duration,
+    wait: Duration,
+    /// A share of the timeout, so that nodes that lost each other do not return at the same moment.
+    jitter: f64,
+    /// Answers without a gap: the first one, the last one.
+    heard: Option<(Duration, Duration)>,
+    /// Since when too few are registered.
+    alone: Option<Duration>,
+}
+
+impl Peer {
+    fn silent(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.answered.map_or(self.since, |answered| answered.max(self.since)))
+    }
+}
+
+impl Judge {
+    /// A judge that knows nobody: the channel is usable.
+    #[must_use]
+    pub(crate) fn new(terms: Terms) -> Self {
+        let state = State::Usable { since: None };
+        Self { terms, peers: BTreeMap::new(), registered: 0, state, looked: None, losses: 0 }
+    }
+
+    /// These peers are registered and probed, of `registered` all together. While the channel is lost those from before
+    /// are probed on: that they are gone from the register may be for the same reason.
+    pub(crate) fn observe(&mut self, now: Duration, probed: &BTreeSet<NodeId>, registered: usize) {
+        self.registered = registered;
+        if matches!(self.state, State::Usable { .. }) {
+            self.peers.retain(|peer, _| probed.contains(peer));
+        }
+        for peer in probed {
+            self.peers.entry(peer.clone()).or_insert(Peer { since: now, answered: None });
+        }
+    }
+
+    /// Whom to probe.
+    pub(crate) fn probed(&self) -> impl Iterator<Item = &NodeId> {
+        self.peers.keys()
+    }
+
+    /// Peers that are probed, and for how long each has been silent.
+    pub(crate) fn silences(&self, now: Duration) -> impl Iterator<Item = (&NodeId, Duration)> {
+        self.peers.iter().map(move |(peer, seen)| (peer, seen.silent(now)))
+    }
+
+    /// A peer has answered.
+    pub(crate) fn answered(&mut self, now: Duration, peer: &NodeId) {
+        let Some(peer) = self.peers.get_mut(peer) else { return };
+        peer.answered = Some(now);
+        if let State::Lost(loss) = &mut self.state {
+            let first = loss.heard.filter(|(_, last)| now.saturating_sub(*last) <= self.terms.gap());
+            loss.heard = Some((first.map_or(now, |(first, _)| first), now));
+        }
+    }
+
+    /// How it stands; to be asked about once in an interval. `jitter` is from 0 to 1.
+    pub(crate) fn look(&mut self, now: Duration, jitter: f64) -> Verdict {
+        self.forgive(now);
+        match self.state {
+            State::Usable { since } if self.is_silent(now) => self.lose(now, since, jitter),
+            State::Usable { .. } => Verdict::Usable,
+            State::Lost(loss) => self.reconsider(now, loss),
+        }
+    }
+
+    /// Nobody could be heard while nobody listened.
+    fn forgive(&mut self, now: Duration) {
+        let last = self.looked.replace(now).unwrap_or(now);
+        if now.saturating_sub(last) <= self.terms.gap() {
+            return;
+        }
+        self.peers.values_mut().for_each(|peer| peer.since = now);
+        if let State::Lost(loss) = &mut self.state {
+            (loss.heard, loss.alone) = (None, None);
+        }
+    }
+
+    fn is_silent(&self, now: Duration) -> bool {
+        self.registered >= JUDGES && self.peers.values().all(|peer| peer.silent(now) >= self.terms.timeout)
+    }
+
+    fn lose(&mut self, now: Duration, usable_since: Option<Duration>, jitter: f64) -> Verdict {
+        let is_again = usable_since.is_some_and(|since| now.saturating_sub(since) < self.terms.calm());
+        self.losses = if is_again { self.losses.saturating_add(1) } else { 0 };
+        let wait = self.terms.wait(self.losses);
+        self.state = State::Lost(Loss { since: now, wait, jitter, heard: None, alone: None });
+        Verdict::Lost
+    }
+
+    fn reconsider(&mut self, now: Duration, mut loss: Loss) -> Verdict {
+        let Terms { timeout, .. } = self.terms;
+        loss.alone = (self.registered < JUDGES).then(|| loss.alone.unwrap_or(now));
+        let is_steady = loss.heard.is_some_and(|(first, last)| {
+            now.saturating_sub(last) <= self.terms.gap() && now.saturating_sub(first) >= self.terms.steady()
+        });
+        let is_alone = loss.alone.is_some_and(|since| now.saturating_sub(since) >= timeout.mul_f64(1.0 + loss.jitter));
+        if (is_steady || is_alone) && now.saturating_sub(loss.since) >= loss.wait {
+            self.state = State::Usable { since: Some(now) };
+            self.peers.values_mut().for_each(|peer| peer.since = now);
+            return Verdict::Usable;
+        }
+        self.state = State::Lost(loss);
+        Verdict::Lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TERMS: Terms = Terms { interval: Duration::from_secs(1), timeout: Duration::from_secs(5) };
+
+    /// A virtual clock that ticks once in an interval, and who answers.
+    struct Stage {
+        judge: Judge,
+        now: Duration,
+        registered: Vec<&'static str>,
+        answering: Vec<&'static str>,
+    }
+
+    impl Stage {
+        fn new(registered: &[&'static str]) -> Self {
+            let (registered, answering) = (registered.to_vec(), registered.to_vec());
+            Self { judge: Judge::new(TERMS), now: Duration::from_secs(1000), registered, answering }
+        }
+
+        fn tick(&mut self) -> Verdict {
+            self.now += TERMS.interval;
+            let probed: BTreeSet<NodeId> = self.registered.iter().map(|name| NodeId::new(*name).unwrap()).collect();
+            self.judge.observe(self.now, &probed, probed.len());
+            let known: Vec<NodeId> = self.judge.probed().cloned().collect();
+            for peer in known.iter().filter(|peer| self.answering.contains(&peer.as_str())) {
+                self.judge.answered(self.now, peer);
+            }
+            self.judge.look(self.now, 0.5)
+        }
+
+        /// Seconds until the verdict is this one.
+        fn until(&mut self, verdict: Verdict) -> u32 {
+            let ticks = (1..=600).find(|_| self.tick() == verdict);
+            ticks.unwrap_or_else(|| panic!("never {verdict:?}: {:?}", self.judge))
+        }
+
+        fn stays(&mut self, verdict: Verdict, ticks: u32) {
+            (0..ticks).for_each(|tick| assert_eq!(self.tick(), verdict, "after {tick}: {:?}", self.judge));
+        }
+    }
+
+    #[test]
+    fn it_is_lost_when_nobody_has_answered_for_the_timeout() {
+        let mut stage = Stage::new(&["a", "b"]);
+        stage.stays(Verdict::Usable, 60);
+        stage.answering = vec!["b"];
+        stage.stays(Verdict::Usable, 60);
+        stage.answering.clear();
+        assert_eq!(stage.until(Verdict::Lost), 5);
+    }
+
+    #[test]
+    fn fewer_than_two_peers_judge_nobody() {
+        for peers in [&[][..], &["a"]] {
+            let mut stage = Stage::new(peers);
+            stage.answering.clear();
+            stage.stays(Verdict::Usable, 60);
+        }
+        let mut stage = Stage::new(&["a"]);
+        stage.answering.clear();
+        stage.stays(Verdict::Usable, 60);
+        stage.registered = vec!["a", "b"];
+        assert_eq!(stage.until(Verdict::Lost), 6, "a new peer has its time to answer");
+    }
+
+    #[test]
+    fn it_comes_back_when_somebody_answers_steadily() {
+        let mut stage = Stage::new(&["a", "b"]);
+        stage.answering.clear();
+        stage.until(Verdict::Lost);
+        stage.stays(Verdict::Lost, 100);
+        stage.answering = vec!["a"];
+        stage.tick();
+        stage.answering.clear();
+        stage.stays(Verdict::Lost, 20);
+        stage.answering = vec!["a"];
+        assert_eq!(stage.until(Verdict::Usable), 4, "three intervals without a gap");
+    }
+
+    #[test]
+    fn peers_that_left_the_register_meanwhile_still_prove_the_channel() {
+        let mut stage = Stage::new(&["a", "b", "c"]);
+        stage.answering.clear();
+        stage.until(Verdict::Lost);
+        stage.registered = vec!["x", "y"];
+        stage.stays(Verdict::Lost, 30);
+        stage.answering = vec!["b"];
+        stage.until(Verdict::Usable);
+        assert_eq!(stage.judge.probed().count(), 5);
+        stage.answering = vec!["x"];
+        stage.tick();
+        assert_eq!(stage.judge.probed().count(), 2, "they are forgotten when the channel is back");
+    }
+
+    #[test]
+    fn a_lone_survivor_goes_on() {
+        let mut stage = Stage::new(&["a", "b"]);
+        stage.answering.clear();
+        stage.until(Verdict::Lost);
+        stage.registered = vec!["a"];
+        assert_eq!(stage.until(Verdict::Usable), 9, "its timeout and its jitter");
+        stage.stays(Verdict::Usable, 60);
+    }
+
+    #[test]
+    fn a_flapping_channel_waits_longer_each_time_and_is_forgiven_in_the_end() {
+        let mut stage = Stage::new(&["a", "b"]);
+        let mut away = Vec::new();
+        for _ in 0..6 {
+            stage.answering.clear();
+            stage.until(Verdict::Lost);
+            stage.answering = vec!["a", "b"];
+            away.push(stage.until(Verdict::Usable));
+        }
+        assert_eq!(away, [4, 5, 10, 20, 30, 30]);
+        stage.stays(Verdict::Usable, 60);
+        stage.answering.clear();
+        stage.until(Verdict::Lost);
+        stage.answering = vec!["a", "b"];
+        assert_eq!(stage.until(Verdict::Usable), 4);
+    }
+
+    #[test]
+    fn a_process_that_stood_still_blames_nobody() {
+        let mut stage = Stage::new(&["a", "b"]);
+        stage.stays(Verdict::Usable, 10);
+        stage.now += Duration::from_secs(600);
+        stage.stays(Verdict::Usable, 10);
+        stage.answering.clear();
+        stage.now += Duration::from_secs(600);
+        assert_eq!(stage.until(Verdict::Lost), 6, "silence counts from the first look on");
+    }
+
+    proptest! {
+        /// Whatever comes and goes: no loss without two judges and a silence of all for the timeout, no return before the
+        /// wait is over, and a channel that works is used in the end.
+        #[test]
+        fn no_verdict_without_its_reasons(steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_u64..30), 1..80)) {
+            const NAMES: [&str; 3] = ["a", "b", "c"];
+            let mut stage = Stage::new(&[]);
+            let mut last_answer = stage.now;
+            let mut before = Verdict::Usable;
+            for (registered, answering, gap) in steps {
+                stage.registered = NAMES[..registered.min(3)].to_vec();
+                stage.answering = NAMES[..answering.min(3)].to_vec();
+                stage.now += Duration::from_secs(gap / 10 * 7);
+                let verdict = stage.tick();
+                if stage.registered.iter().any(|name| stage.answering.contains(name)) {
+                    last_answer = stage.now;
+                }
+                if (before, verdict) == (Verdict::Usable, Verdict::Lost) {
+                    prop_assert!(registered >= 2 && stage.now - last_answer >= TERMS.timeout);
+                }
+                before = verdict;
+            }
+            (stage.registered, stage.answering) = (NAMES.to_vec(), NAMES.to_vec());
+            stage.stays_usable_in_the_end();
+        }
+    }
+
+    impl Stage {
+        fn stays_usable_in_the_end(&mut self) {
+            (0..=u32::try_from(TERMS.wait_max().as_secs()).unwrap()).for_each(|_| _ = self.tick());
+            self.stays(Verdict::Usable, 20);
+        }
+    }
+}

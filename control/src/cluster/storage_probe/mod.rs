@@ -1,0 +1,311 @@
+//! The data channel: whether this node still reaches its peers over the storage network.
+//!
+//! ```text
+//!  register --roster--> probe every interval ---> peer's echo ---> answer with the nonce --> judge --> verdict
+//! ```
+//! Every node echoes what its peers send to its own socket, whatever it has lost itself, and sends probes of its own to up
+//! to [`PEERS_MAX`] of them. What follows from the verdict is the server's business: nothing in here ends anything.
+//!
+//! What always holds: an answer counts only if it carries the nonce of a probe and comes from where that was sent to.
+
+mod address;
+mod packet;
+mod failure_detector;
+mod peers;
+
+pub(crate) use address::DataAddress;
+pub(crate) use address::is_interface;
+pub(crate) use failure_detector::{Terms, Verdict};
+
+use crate::clock::Clock;
+use crate::coord::session_keeper::Sessions;
+use crate::model::NodeId;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use failure_detector::Judge;
+use packet::{LENGTH, Nonce, Packet};
+use peers::Roster;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+/// Peers that a node probes. More would not make a verdict any better.
+const PEERS_MAX: usize = 8;
+
+/// After the socket itself has failed.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What there is to know about the channel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Seen {
+    /// Whether it can be used.
+    pub verdict: Verdict,
+    /// Peers that are probed, and for how long each has been silent.
+    pub peers: Vec<(NodeId, Duration)>,
+}
+
+/// The socket of a node in the storage network.
+#[derive(Debug)]
+pub(crate) struct DataChannel {
+    socket: UdpSocket,
+    address: SocketAddr,
+    terms: Terms,
+    seen: watch::Sender<Seen>,
+}
+
+/// Probing, from one packet to the next.
+struct Probing<'a> {
+    channel: &'a DataChannel,
+    clock: &'a dyn Clock,
+    judge: Judge,
+    addresses: BTreeMap<NodeId, SocketAddr>,
+    /// Probes that may still be answered.
+    open: HashMap<Nonce, Probe>,
+}
+
+struct Probe {
+    peer: NodeId,
+    address: SocketAddr,
+    sent: Duration,
+}
+
+impl DataChannel {
+    /// Binds the socket.
+    ///
+    /// # Errors
+    /// `ENotFound` if this host has no such interface or address, `EBusy` if the port is taken, and what else the system
+    /// says.
+    pub(crate) async fn open(address: &DataAddress, terms: Terms) -> Result<Self> {
+        let wanted = address.resolve()?;
+        let socket = UdpSocket::bind(wanted).await.map_err(|error| of_address(&error, wanted))?;
+        let address = socket.local_addr().map_err(|error| of_address(&error, wanted))?;
+        Ok(Self { socket, address, terms, seen: watch::Sender::new(Seen::default()) })
+    }
+
+    /// Where peers probe it.
+    #[must_use]
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How it stands, now and at every change.
+    #[must_use]
+    pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
+        self.seen.subscribe()
+    }
+
+    /// Echoes, probes and judges for as long as it is polled.
+    pub(crate) async fn run(&self, me: &NodeId, sessions: Sessions, clock: &Arc<dyn Clock>) {
+        let (rosters, known) = watch::channel(Roster::default());
+        let probing = Probing {
+            channel: self,
+            clock: &**clock,
+            judge: Judge::new(self.terms),
+            addresses: BTreeMap::new(),
+            open: HashMap::new(),
+        };
+        tokio::join!(peers::follow(me, sessions, &rosters), probing.run(known));
+    }
+}
+
+impl Probing<'_> {
+    async fn run(mut self, mut rosters: watch::Receiver<Roster>) {
+        let mut rounds = interval(self.channel.terms.interval);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One byte more than a packet has: what is longer is none.
+        let mut buffer = [0; LENGTH + 1];
+        loop {
+            tokio::select! { biased;
+                received = self.channel.socket.recv_from(&mut buffer) => match received {
+                    Ok((length, from)) => self.receive(&buffer[..length], from),
+                    Err(error) => {
+                        tracing::debug!(%error, "the data channel's socket fails");
+                        sleep(RETRY).await;
+                    }
+                },
+                Ok(()) = rosters.changed() => {
+                    let roster = rosters.borrow_and_update().clone();
+                    self.observe(roster);
+                    self.probe();
+                }
+                _ = rounds.tick() => {
+                    self.probe();
+                    if self.judge() {
+                        // Peers of before that are not registered any more are forgotten.
+                        let roster = rosters.borrow().clone();
+                        self.observe(roster);
+                    }
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8], from: SocketAddr) {
+        match Packet::decode(bytes) {
+            Some(Packet::Probe(nonce)) => self.send(Packet::Answer(nonce), from),
+            Some(Packet::Answer(nonce)) => {
+                if self.open.get(&nonce).is_some_and(|probe| probe.address == from)
+                    && let Some(probe) = self.open.remove(&nonce)
+                {
+                    self.judge.answered(self.clock.boot_time(), &probe.peer);
+                }
+            }
+            None => tracing::debug!(%from, "a packet that is no probe"),
+        }
+    }
+
+    fn observe(&mut self, Roster(peers): Roster) {
+        let probed = peers.keys().cloned().collect();
+        self.judge.observe(self.clock.boot_time(), &probed, peers.len());
+        self.addresses.extend(peers);
+    }
+
+    fn probe(&mut self) {
+        let (now, timeout) = (self.clock.boot_time(), self.channel.terms.timeout);
+        self.open.retain(|_, probe| now.saturating_sub(probe.sent) < timeout);
+        let peers: Vec<NodeId> = self.judge.probed().cloned().collect();
+        self.addresses.retain(|peer, _| peers.contains(peer));
+        for peer in peers {
+            let Some(&address) = self.addresses.get(&peer) else { continue };
+            let nonce = Nonce::fresh();
+            self.open.insert(nonce, Probe { peer, address, sent: now });
+            self.send(Packet::Probe(nonce), address);
+        }
+    }
+
+    /// What cannot be sent now is as good as lost under way.
+    fn send(&self, packet: Packet, to: SocketAddr) {
+        if let Err(error) = self.channel.socket.try_send_to(&packet.encode(), to) {
+            tracing::trace!(%to, %error, "a packet could not be sent");
+        }
+    }
+
+    /// Whether the channel is back.
+    fn judge(&mut self) -> bool {
+        let now = self.clock.boot_time();
+        let verdict = self.judge.look(now, fastrand::f64());
+        let peers = self.judge.silences(now).map(|(peer, silent)| (peer.clone(), silent)).collect();
+        let seen = Seen { verdict, peers };
+        let before = self.channel.seen.send_replace(seen).verdict;
+        let is_back = (before, verdict) == (Verdict::Lost, Verdict::Usable);
+        if is_back {
+            tracing::warn!(address = %self.channel.address, "the data channel is back");
+        } else if before != verdict {
+            tracing::error!(address = %self.channel.address, "the data channel is lost: no peer answers");
+        }
+        is_back
+    }
+}
+
+fn of_address(error: &io::Error, address: SocketAddr) -> Error {
+    let failed = Error::io(Side::Engine, Operation::Start, error, format!("open the data channel at {address}"));
+    let (code, advice) = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            (Code::Busy, "another process has that port: use another one, or none for a free one")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            (Code::NotFound, "this host has no such address: use another --data-address")
+        }
+        _ => return failed,
+    };
+    failed.with_code(code).advise(advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::HostClock;
+    use crate::coord::embedded::Embedded;
+    use crate::coord::paths;
+    use crate::coord::session_keeper::SessionKeeper;
+    use crate::coord::{Center, Life, Op};
+    use crate::model::{Record, Registration};
+
+    const TERMS: Terms = Terms { interval: Duration::from_millis(20), timeout: Duration::from_millis(200) };
+
+    fn registration(name: &str, data: Option<SocketAddr>) -> Op {
+        let mut registration = Registration::example(name);
+        registration.data = data;
+        let (path, data) = (paths::runner(name), registration.encode());
+        Op::Create { path, data, life: Life::Persistent }
+    }
+
+    async fn bound(address: &str) -> DataChannel {
+        DataChannel::open(&DataAddress::parse(address).unwrap(), TERMS).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_only_with_its_nonce_and_from_its_peer() {
+        let channel = bound("127.0.0.1").await;
+        let (peer, stranger) = (bound("127.0.0.1").await, bound("127.0.0.1").await);
+        let name = NodeId::new("peer").unwrap();
+        let mut probing = Probing {
+            channel: &channel,
+            clock: &HostClock,
+            judge: Judge::new(TERMS),
+            addresses: BTreeMap::new(),
+            open: HashMap::new(),
+        };
+        probing.observe(Roster([(name.clone(), peer.address())].into()));
+        probing.probe();
+        let sent = *probing.open.keys().next().unwrap();
+        probing.receive(&Packet::Answer(Nonce::fresh()).encode(), peer.address());
+        probing.receive(&Packet::Answer(sent).encode(), stranger.address());
+        probing.receive(b"BHC1 and something else", peer.address());
+        assert!(probing.open.contains_key(&sent), "none of these answers it");
+        probing.receive(&Packet::Answer(sent).encode(), peer.address());
+        assert!(probing.open.is_empty(), "a nonce is good for one answer");
+    }
+
+    /// Three nodes on the loopback interface; the socket of one of them goes deaf and hears again.
+    #[tokio::test]
+    async fn a_node_that_nobody_answers_notices_and_recovers() {
+        let scratch = tempfile::tempdir().unwrap();
+        let service: Arc<dyn Center> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
+        let session = service.open().await.unwrap();
+        let folder = Op::Create { path: paths::RUNNERS.to_owned(), data: Vec::new(), life: Life::Persistent };
+        let (me, others) = (bound("127.0.0.1").await, [bound("127.0.0.1").await, bound("127.0.0.1").await]);
+        let ops = vec![
+            folder,
+            registration("a", Some(me.address())),
+            registration("b", Some(others[0].address())),
+            registration("c", Some(others[1].address())),
+            registration("without", None),
+        ];
+        session.multi(ops).await.unwrap();
+        let keeper = SessionKeeper::new(service);
+        let (sessions, clock) = (keeper.sessions(), Arc::new(HostClock) as Arc<dyn Clock>);
+        let (hears, is_heard) = watch::channel(true);
+        let echo = async |channel: &DataChannel| {
+            let mut buffer = [0; LENGTH];
+            loop {
+                let (length, from) = channel.socket.recv_from(&mut buffer).await.unwrap();
+                if let (Some(Packet::Probe(nonce)), true) = (Packet::decode(&buffer[..length]), *is_heard.borrow()) {
+                    channel.socket.send_to(&Packet::Answer(nonce).encode(), from).await.unwrap();
+                }
+            }
+        };
+        let name = NodeId::new("a").unwrap();
+        let script = async {
+            let mut seen = me.seen();
+            seen.wait_for(|seen| seen.peers.len() == 2).await.unwrap();
+            sleep(TERMS.timeout * 2).await;
+            assert_eq!(seen.borrow().verdict, Verdict::Usable);
+            hears.send_replace(false);
+            seen.wait_for(|seen| seen.verdict == Verdict::Lost).await.unwrap();
+            hears.send_replace(true);
+            seen.wait_for(|seen| seen.verdict == Verdict::Usable).await.unwrap();
+        };
+        tokio::select! {
+            () = script => {}
+            () = me.run(&name, sessions, &clock) => unreachable!("it never ends"),
+            () = keeper.run() => unreachable!("it never ends"),
+            () = echo(&others[0]) => {}
+            () = echo(&others[1]) => {}
+        }
+    }
+}

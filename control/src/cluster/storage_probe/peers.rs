@@ -1,0 +1,94 @@
+//! Which peers a node probes: of all that are registered with an address in the storage network, the next ones after it.
+//!
+//! Names are taken as a ring, so that everybody is probed by as many as probe others, however many there are, and nobody
+//! reads more of the register than it needs.
+
+use super::PEERS_MAX;
+use crate::coord::paths;
+use crate::coord::session_keeper::Sessions;
+use crate::coord::{CoordError, Session, Watch};
+use crate::model::{NodeId, Record, Registration};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// Watches may be lost.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// After a reading that failed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Peers that are registered and probed: at most [`PEERS_MAX`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Roster(pub(super) BTreeMap<NodeId, SocketAddr>);
+
+/// Keeps the roster as the register is, for as long as it is polled. Without a session it stays as it was.
+pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch::Sender<Roster>) {
+    loop {
+        let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
+        let Ok(Some(session)) = open else { return std::future::pending().await };
+        let mut states = session.states();
+        match read(me, &session).await {
+            Ok((roster, watch)) => {
+                rosters.send_if_modified(|known| {
+                    let is_new = *known != roster;
+                    *known = roster;
+                    is_new
+                });
+                tokio::select! { biased;
+                    _ = states.wait_for(|state| state.is_over()) => {}
+                    () = watch.fired() => {}
+                    () = sleep(LOOK_EVERY) => {}
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot read who is registered");
+                sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn read(me: &NodeId, session: &Arc<dyn Session>) -> Result<(Roster, Watch), CoordError> {
+    let (names, watch) = session.children_and_watch(paths::RUNNERS).await?;
+    let mut roster = Roster::default();
+    for name in after(me, &names) {
+        if roster.0.len() == PEERS_MAX {
+            break;
+        }
+        let Some(node) = session.get(&paths::runner(name)).await? else { continue };
+        // What cannot be read is no peer that could be probed.
+        let Ok(Registration { node, data: Some(data), .. }) = Registration::decode(&node.data) else { continue };
+        roster.0.insert(node, data);
+    }
+    Ok((roster, watch))
+}
+
+/// All others, beginning after this one.
+fn after<'a>(me: &NodeId, names: &'a [String]) -> impl Iterator<Item = &'a String> {
+    let own = me.as_str().to_owned();
+    let later = names.iter().filter({
+        let own = own.clone();
+        move |name| **name > own
+    });
+    later.chain(names.iter().filter(move |name| **name < own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_is_probed_by_as_many_as_probe_others() {
+        let names: Vec<String> = (0..40).map(|number| format!("n{number:02}")).collect();
+        let mut probes = BTreeMap::<&String, usize>::new();
+        for me in &names {
+            let chosen: Vec<_> = after(&NodeId::new(me.clone()).unwrap(), &names).take(PEERS_MAX).collect();
+            assert!(chosen.len() == PEERS_MAX && !chosen.contains(&me));
+            chosen.into_iter().for_each(|peer| *probes.entry(peer).or_default() += 1);
+        }
+        assert!(probes.len() == 40 && probes.values().all(|&count| count == PEERS_MAX), "{probes:?}");
+    }
+}

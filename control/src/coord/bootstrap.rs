@@ -1,0 +1,188 @@
+//! Makes a center where there is none: its identity and its folders, before any role sees a session.
+//!
+//! Several nodes may do so at once; what one has made, the others find. A center of another schema, or another center than
+//! the one that the node's state directory belongs to, is left alone: then no session is handed out, and the error says why.
+
+use crate::coord::paths::{CLAIMS, FOLDERS, META, TASKS, shards};
+use crate::coord::{Center, CoordError, Life, Op, Refusal, Session};
+use crate::model::{Meta, Record};
+use crate::peers::CenterId;
+use crate::runner::StateDir;
+use async_trait::async_trait;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Of the records that this program reads and writes.
+const SCHEMA: u32 = 1;
+
+/// Opens sessions with a center that is complete.
+#[derive(Debug)]
+pub(crate) struct Founded {
+    service: Arc<dyn Center>,
+    center: CenterId,
+    state: Arc<StateDir>,
+}
+
+impl Founded {
+    /// Over this service; `center` becomes known with the first session, and `state` belongs to it from then on.
+    pub(crate) fn new(service: Arc<dyn Center>, center: CenterId, state: Arc<StateDir>) -> Self {
+        Self { service, center, state }
+    }
+
+    /// Makes the node one of this center, before anything of it is acted on.
+    fn join(&self, meta: Meta) -> Result<(), CoordError> {
+        if meta.schema != SCHEMA {
+            let why = format!("the center is of schema {}, and this taskd knows {SCHEMA}: update it", meta.schema);
+            return Err(CoordError::Unusable(why));
+        }
+        self.state.bind(&meta.center).map_err(|error| CoordError::Unusable(error.message))?;
+        // The files were removed while it ran: what it remembers is still of the other center.
+        let joined = self.center.get_or_init(|| meta.center.clone());
+        if *joined != meta.center {
+            let why =
+                format!("this process works for center {joined}, and center {} is there now: restart it", meta.center);
+            return Err(CoordError::Unusable(why));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Center for Founded {
+    async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
+        let session = self.service.open().await?;
+        let founded = found(&*session).await.and_then(|meta| self.join(meta));
+        if let Err(error) = founded {
+            session.close().await;
+            return Err(error);
+        }
+        Ok(session)
+    }
+
+    async fn diagnose(&self) -> String {
+        self.service.diagnose().await
+    }
+}
+
+/// Makes what is missing.
+async fn found(session: &dyn Session) -> Result<Meta, CoordError> {
+    let meta = meta(session).await?;
+    if meta.schema != SCHEMA {
+        return Ok(meta);
+    }
+    for folder in FOLDERS {
+        if session.get(folder).await?.is_none() {
+            create(session, vec![folder.to_owned()]).await?;
+        }
+    }
+    for folder in [CLAIMS, TASKS] {
+        let there: BTreeSet<String> = session.children(folder).await?.into_iter().collect();
+        let missing: Vec<_> = shards().filter(|shard| !there.contains(shard)).collect();
+        if !missing.is_empty() {
+            create(session, missing.iter().map(|shard| format!("{folder}/{shard}")).collect()).await?;
+        }
+    }
+    Ok(meta)
+}
+
+async fn meta(session: &dyn Session) -> Result<Meta, CoordError> {
+    loop {
+        if let Some(node) = session.get(META).await? {
+            return Ok(Meta::decode(&node.data).unwrap_or_else(|error| {
+                tracing::error!(%error, "{META} cannot be decoded");
+                Meta { schema: 0, center: String::new() }
+            }));
+        }
+        let meta = Meta { schema: SCHEMA, center: uuid::Uuid::new_v4().simple().to_string() };
+        let op = Op::Create { path: META.to_owned(), data: meta.encode(), life: Life::Persistent };
+        match session.multi(vec![op]).await {
+            Ok(_) => tracing::info!(center = meta.center, "a new center"),
+            Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => session.sync().await?,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes folders; where another node has made one of them in between, one by one.
+async fn create(session: &dyn Session, paths: Vec<String>) -> Result<(), CoordError> {
+    let op = |path: &String| Op::Create { path: path.clone(), data: Vec::new(), life: Life::Persistent };
+    match session.multi(paths.iter().map(op).collect()).await {
+        Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => (),
+        result => return result.map(drop),
+    }
+    for path in &paths {
+        match session.multi(vec![op(path)]).await {
+            Ok(_) | Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => (),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coord::embedded::Embedded;
+
+    /// A store, and the state directory of a node beside it.
+    fn place() -> (tempfile::TempDir, Arc<dyn Center>, Arc<StateDir>) {
+        let scratch = tempfile::tempdir().unwrap();
+        let service: Arc<dyn Center> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
+        let state = Arc::new(StateDir::lock(&scratch.path().join("state")).unwrap());
+        (scratch, service, state)
+    }
+
+    #[tokio::test]
+    async fn a_center_is_made_once_and_completed_when_it_was_cut_short() {
+        let (_scratch, service, state) = place();
+        let open = async |name: &CenterId| {
+            Founded::new(Arc::clone(&service), Arc::clone(name), Arc::clone(&state)).open().await.unwrap()
+        };
+        let (first, second) = (CenterId::default(), CenterId::default());
+        let session = open(&first).await;
+        assert_eq!(session.children(TASKS).await.unwrap().len(), 256);
+        let gone = format!("{CLAIMS}/7f");
+        session.multi(vec![Op::Delete { path: gone.clone(), version: 0 }]).await.unwrap();
+        let again = open(&second).await;
+        assert!(again.get(&gone).await.unwrap().is_some());
+        assert_eq!(first.get(), second.get());
+    }
+
+    #[tokio::test]
+    async fn a_node_does_nothing_in_a_center_that_it_does_not_belong_to() {
+        let (_first_place, first, state) = place();
+        let (_second_place, second, _) = place();
+        let center = CenterId::default();
+        let open = |service: &Arc<dyn Center>, center: &CenterId| {
+            let founded = Founded::new(Arc::clone(service), Arc::clone(center), Arc::clone(&state));
+            async move { founded.open().await.map(drop) }
+        };
+        open(&first, &center).await.unwrap();
+        for center in [&center, &CenterId::default()] {
+            let Err(CoordError::Unusable(why)) = open(&second, center).await else { panic!("it was joined") };
+            assert!(why.contains(center.get().map_or("belongs to", |center| center)), "{why}");
+        }
+        // Made a node of the other one while it runs: its memory is still of the first.
+        std::fs::remove_file(state.path().join("center")).unwrap();
+        let Err(CoordError::Unusable(why)) = open(&second, &center).await else { panic!("it was joined") };
+        assert!(why.contains("restart"), "{why}");
+        open(&second, &CenterId::default()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_center_of_another_schema_is_left_alone() {
+        let (_scratch, service, state) = place();
+        let session = service.open().await.unwrap();
+        for (version, data) in [(0, Meta { schema: 2, center: String::from("c") }.encode()), (1, b"?".to_vec())] {
+            let path = META.to_owned();
+            let op = match version {
+                0 => Op::Create { path, data, life: Life::Persistent },
+                _ => Op::Set { path, data, version: 0 },
+            };
+            session.multi(vec![op]).await.unwrap();
+            let founded = Founded::new(Arc::clone(&service), CenterId::default(), Arc::clone(&state));
+            assert!(matches!(founded.open().await, Err(CoordError::Unusable(_))));
+            assert!(session.get(TASKS).await.unwrap().is_none());
+        }
+    }
+}

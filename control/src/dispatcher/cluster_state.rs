@@ -1,0 +1,311 @@
+//! All that the leader knows, indexed for its decisions: what has been observed goes in, [`decide()`](super::decide()) reads.
+//!
+//! What always holds: an index says the same as the records; a record is replaced only by a newer one; every task that
+//! is not at rest is due at some time, in the queue, blocked by a claim, or has a write or call under way.
+
+use super::fleet::Fleet;
+use super::queue::Queue;
+use super::tasks::{Entry, Note, Tasks, Told, Unquiet};
+use crate::coord::Zxid;
+use crate::model::{Holder, NodeId, Progress, Registration, State, TaskId, TaskRecord};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The two clocks, read together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Now {
+    /// For waiting: never jumps.
+    pub(crate) boot: Duration,
+    /// For what records say, in milliseconds since 1970.
+    pub(crate) unix_ms: u64,
+    /// The same by the slowest clock that is known of, and without leaps: the time that has surely come. `None` as long as
+    /// nobody was asked.
+    pub(crate) sure_ms: Option<u64>,
+}
+
+impl Now {
+    /// When the wall clock will show `unix_ms`, if it does not jump.
+    pub(crate) fn at_unix(self, unix_ms: u64) -> Duration {
+        self.boot + Duration::from_millis(unix_ms.saturating_sub(self.unix_ms))
+    }
+}
+
+/// How far the fencing of a lost runner by the program is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The program runs.
+    Running,
+    /// It exited 0.
+    Done,
+    /// It did not; it will be run again.
+    Failed {
+        /// When.
+        rest: super::tasks::Rest,
+        /// What it said.
+        why: String,
+    },
+}
+
+/// What the leader knows.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) tasks: Tasks,
+    pub(crate) fleet: Fleet,
+    pub(crate) queue: Queue,
+    /// Which task has a claim, or is about to.
+    pub(crate) claimed: BTreeMap<String, TaskId>,
+    /// Lost runners that the program has been sent for.
+    pub(crate) cuts: BTreeMap<(NodeId, String), Cut>,
+    /// When nodes that drain at once are asked again.
+    pub(crate) interrupts: BTreeMap<NodeId, Duration>,
+    /// Claims of tasks that are being assigned.
+    reserved: BTreeMap<TaskId, Vec<String>>,
+    due: BTreeSet<(Duration, TaskId)>,
+    dues: BTreeMap<TaskId, Duration>,
+}
+
+impl View {
+    /// Takes a record as it was read or written. `created` is known only when it was read. Returns whether it is news.
+    pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>, now: Now) -> bool {
+        let id = record.id.clone();
+        if let Some(before) = self.tasks.get(&id) {
+            let is_same_node = created.is_none() || before.created.is_none() || before.created == created;
+            if is_same_node && version <= before.version {
+                if let Some(created) = created {
+                    let aged = self.tasks.learn_created(&id, created);
+                    self.rank_anew(&aged);
+                }
+                return false;
+            }
+        }
+        self.unqueue(&id);
+        let before = self.tasks.remove(&id);
+        if let Some(before) = &before {
+            self.unindex(&before.record);
+        }
+        let freed: Vec<String> = before.as_ref().map(|before| before.record.claims.clone()).unwrap_or_default();
+        let entry = renewed(before, Arc::new(record), version, created, now.boot);
+        self.index(&entry);
+        let aged = self.tasks.insert(entry);
+        self.rank_anew(&aged);
+        self.free(freed.iter(), now.boot);
+        self.touch(&id, now.boot);
+        true
+    }
+
+    /// A task is no longer in the store.
+    pub(crate) fn forget(&mut self, id: &TaskId, now: Duration) {
+        self.unqueue(id);
+        let Some(entry) = self.tasks.remove(id) else { return };
+        self.unindex(&entry.record);
+        self.calm(id);
+        self.free(entry.record.claims.iter(), now);
+    }
+
+    fn index(&mut self, entry: &Entry) {
+        let record = &entry.record;
+        if let Some(node) = record.node() {
+            self.fleet.hold(node, &record.id, bytes(entry));
+        }
+        for claim in &record.claims {
+            self.claimed.insert(claim.clone(), record.id.clone());
+        }
+    }
+
+    fn unindex(&mut self, record: &TaskRecord) {
+        if let Some(node) = record.node() {
+            self.fleet.release(node, &record.id);
+        }
+        for claim in &record.claims {
+            if self.claimed.get(claim) == Some(&record.id) {
+                self.claimed.remove(claim);
+            }
+        }
+    }
+
+    /// Those of `claims` that nobody has any more: who waited for them is looked at.
+    fn free<'a>(&mut self, claims: impl Iterator<Item = &'a String>, now: Duration) {
+        for claim in claims {
+            if !self.claimed.contains_key(claim) {
+                self.queue.freed(claim).iter().for_each(|id| self.touch(id, now));
+            }
+        }
+    }
+
+    /// A task is ready, to run on `node` or anywhere.
+    pub(crate) fn enqueue(&mut self, id: &TaskId, node: Option<NodeId>) {
+        if let Some(rank) = self.tasks.rank(id) {
+            self.queue.push(rank, node);
+        }
+    }
+
+    fn rank_anew(&mut self, ids: &[TaskId]) {
+        for id in ids {
+            if let Some(node) = self.queue.place(id).cloned() {
+                self.enqueue(id, node);
+            }
+        }
+    }
+
+    /// A task is neither ready nor blocked.
+    pub(crate) fn unqueue(&mut self, id: &TaskId) {
+        self.queue.remove(id);
+        let waits_for = self.tasks.get_mut(id).and_then(|entry| entry.note.waits_for.take());
+        if let Some(claim) = waits_for {
+            self.queue.unblock(id, &claim);
+        }
+    }
+
+    /// Claims and a slot are set aside for a task that is being assigned.
+    pub(crate) fn reserve(&mut self, id: &TaskId, node: &NodeId, claims: &[String]) {
+        self.fleet.reserve(node, id);
+        for claim in claims {
+            self.claimed.insert(claim.clone(), id.clone());
+        }
+        self.reserved.insert(id.clone(), claims.to_vec());
+    }
+
+    /// What was set aside is free again, but for what the task's record has.
+    pub(crate) fn unreserve(&mut self, id: &TaskId, now: Duration) {
+        let Some(claims) = self.reserved.remove(id) else { return };
+        self.fleet.unreserve(id);
+        let kept = self.tasks.get(id).map(|entry| entry.record.claims.clone()).unwrap_or_default();
+        let gone: Vec<&String> = claims.iter().filter(|claim| !kept.contains(claim)).collect();
+        for claim in &gone {
+            if self.claimed.get(*claim) == Some(id) {
+                self.claimed.remove(*claim);
+            }
+        }
+        self.free(gone.into_iter(), now);
+    }
+
+    /// A task waits for a claim of another one.
+    pub(crate) fn block(&mut self, id: &TaskId, claim: String) {
+        self.calm(id);
+        self.unqueue(id);
+        let Some(entry) = self.tasks.get_mut(id) else { return };
+        self.queue.block(id, &claim);
+        entry.note.waits_for = Some(claim);
+    }
+
+    /// Nothing is written of a task until then.
+    pub(crate) fn hold(&mut self, id: &TaskId, until: Duration) {
+        self.calm(id);
+        self.unqueue(id);
+        if let Some(entry) = self.tasks.get_mut(id) {
+            entry.note.hold_until = until;
+        }
+        self.touch(id, until);
+    }
+
+    /// Takes the registrations as they were read.
+    pub(crate) fn observe_runners(&mut self, runners: BTreeMap<NodeId, Registration>, now: Duration) {
+        let changed = self.fleet.replace(runners);
+        let mut concerned: BTreeSet<TaskId> = BTreeSet::new();
+        for node in &changed {
+            concerned.extend(self.fleet.tasks(node).cloned());
+            let is_asked_back = self.fleet.drains.get(node).is_some_and(|(drain, _)| drain.now);
+            if is_asked_back && self.fleet.get(node).is_some() {
+                self.interrupts.insert(node.clone(), now);
+            }
+            if let Some(there) = self.fleet.get(node) {
+                self.cuts.remove(&(node.clone(), there.incarnation.0.clone()));
+            }
+        }
+        if !changed.is_empty() {
+            concerned.extend(self.tasks.of(State::Lost).iter().cloned());
+        }
+        concerned.iter().for_each(|id| self.touch(id, now));
+    }
+
+    /// Telemetry of a holder.
+    pub(crate) fn observe_progress(&mut self, id: &TaskId, progress: Progress) -> bool {
+        let Some(entry) = self.tasks.get_mut(id) else { return false };
+        let Some(node) = entry.record.node().cloned() else { return false };
+        entry.live = Some(progress);
+        let bytes = bytes(entry);
+        self.fleet.hold(&node, id, bytes);
+        true
+    }
+
+    /// A task is looked at at `at`, or before.
+    pub(crate) fn touch(&mut self, id: &TaskId, at: Duration) {
+        if self.tasks.get(id).is_some() && self.dues.get(id).is_none_or(|due| *due > at) {
+            self.calm(id);
+            self.due.insert((at, id.clone()));
+            self.dues.insert(id.clone(), at);
+        }
+    }
+
+    /// A task is not looked at until something touches it.
+    pub(crate) fn calm(&mut self, id: &TaskId) {
+        if let Some(due) = self.dues.remove(id) {
+            self.due.remove(&(due, id.clone()));
+        }
+    }
+
+    /// Tasks that are to be looked at, the longest due first.
+    pub(crate) fn due(&self, now: Duration) -> impl Iterator<Item = &TaskId> {
+        self.due.iter().take_while(move |(at, _)| *at <= now).map(|(_, id)| id)
+    }
+
+    /// When there is something to decide next.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        let task = self.due.first().map(|(at, _)| *at);
+        let interrupt = self.interrupts.values().min().copied();
+        [task, self.fleet.next_wake(), interrupt].into_iter().flatten().min()
+    }
+
+    /// Looks at every task that had the process as its runner.
+    pub(crate) fn touch_lost(&mut self, holder: &Holder, now: Duration) {
+        self.lost_with(holder).iter().for_each(|id| self.touch(id, now));
+    }
+
+    /// Looks at none of them until they are touched.
+    pub(crate) fn calm_lost(&mut self, holder: &Holder) {
+        self.lost_with(holder).iter().for_each(|id| self.calm(id));
+    }
+
+    fn lost_with(&self, holder: &Holder) -> Vec<TaskId> {
+        let of = |entry: &Entry| entry.record.attempts.last().is_some_and(|attempt| attempt.runner == *holder);
+        self.tasks.of(State::Lost).iter().filter(|id| self.tasks.get(id).is_some_and(of)).cloned().collect()
+    }
+}
+
+fn bytes(entry: &Entry) -> u64 {
+    entry.live.unwrap_or(entry.record.progress).planned.max(entry.record.progress.planned)
+}
+
+/// The entry with a newer record: what was seen and done for the old state counts no more.
+fn renewed(
+    before: Option<Entry>,
+    record: Arc<TaskRecord>,
+    version: i32,
+    created: Option<Zxid>,
+    now: Duration,
+) -> Entry {
+    let Some(before) = before else {
+        let note = Note { since: now, unquiet: unquiet(&record, &[], now), ..Note::default() };
+        return Entry { record, version, created, grant: None, live: None, note };
+    };
+    let old = &before.record;
+    let attempt = |record: &TaskRecord| (record.attempts.len(), record.attempts.last().map(|last| last.started_ms));
+    let is_same_holder = old.holder == record.holder && attempt(old) == attempt(&record);
+    let mut note = before.note;
+    note.unquiet = unquiet(&record, &note.unquiet, now);
+    if old.state != record.state || !is_same_holder {
+        (note.since, note.told, note.next_call) = (now, Told::No, Duration::ZERO);
+        note.waits = None;
+    }
+    note.owes_nudge &= is_same_holder;
+    let (grant, live) = if is_same_holder { (before.grant, before.live) } else { (None, None) };
+    Entry { record, version, created: created.or(before.created), grant, live, note }
+}
+
+/// Since when each ended attempt that may still write was seen as such; their grants tell them apart.
+fn unquiet(record: &TaskRecord, seen: &[Unquiet], now: Duration) -> Vec<Unquiet> {
+    let waiting = record.attempts.iter().filter(|attempt| !attempt.quiet && attempt.ended_ms.is_some());
+    let since = |grant| seen.iter().find(|(known, _)| *known == grant).map_or(now, |(_, since)| *since);
+    waiting.map(|attempt| (attempt.epoch, since(attempt.epoch))).collect()
+}

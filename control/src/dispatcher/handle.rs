@@ -1,0 +1,195 @@
+//! What clients and runners ask the leader for: a handle that any part of the server may hold.
+
+use super::status::{RunnerView, Status};
+use crate::model::{Change, Draining, NodeId, Order, Progress, State, TaskId, TaskRecord};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Requests that wait for the dispatcher; more wait in their callers.
+const REQUESTS_MAX: usize = 1024;
+
+/// Most tasks of one page of a list.
+pub(super) const PAGE_MAX: usize = 500;
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Query {
+    /// Only those of this state.
+    pub state: Option<State>,
+    /// Only those after this one in the order of ids.
+    pub after: Option<TaskId>,
+    /// At most so many; 0 and anything above [`PAGE_MAX`] mean [`PAGE_MAX`].
+    pub limit: usize,
+}
+
+/// A part of a list, in the order of ids.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    /// Its tasks.
+    pub tasks: Vec<Arc<TaskRecord>>,
+    /// What to give as `after` for the next one; `None`: this was the last.
+    pub next: Option<TaskId>,
+}
+
+/// What is wanted of one task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What its client wants.
+    Change(Change),
+    /// That node is off, an operator says.
+    Confirm(NodeId),
+    /// That its record goes, as it has ended.
+    Remove,
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// One request to the loop.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Submit(Order, Reply<Arc<TaskRecord>>),
+    Get(TaskId, Reply<Arc<TaskRecord>>),
+    List(Query, Reply<Page>),
+    Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
+    Want(TaskId, Wanted, Reply<Arc<TaskRecord>>),
+    Runners(Reply<Vec<RunnerView>>),
+    Drain(NodeId, Draining, Reply<()>),
+    Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
+    Status(Reply<Status>),
+    Changed(Vec<TaskId>),
+    Progress(Vec<(TaskId, Progress)>),
+}
+
+/// The way to the dispatcher of one reign. When that is over, everything answers `ENotLeader`.
+#[derive(Clone, Debug)]
+pub(crate) struct DispatcherHandle {
+    requests: mpsc::Sender<Request>,
+}
+
+impl DispatcherHandle {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        (Self { requests }, receiver)
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| not_leader())?;
+        answer.await.map_err(|_| not_leader())?
+    }
+
+    /// Stores a new task. The same order again, by its id, gives the task that is there.
+    ///
+    /// # Errors
+    /// `EBadRequest`: it is too long for a record. `EUnsupported`: there is no program to fence it by. `EExists`: another
+    /// task has that id. `EOverloaded`: there are too many tasks that have not ended. `EUnreachable`: the store does not answer; it may be
+    /// submitted again. `ENotLeader`, as from every call: ask the node that leads now.
+    pub(crate) async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Submit(order, reply)).await
+    }
+
+    /// A task.
+    ///
+    /// # Errors
+    /// `ENotFound`.
+    pub(crate) async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Get(task.clone(), reply)).await
+    }
+
+    /// A part of all tasks.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn list(&self, query: Query) -> Result<Page> {
+        self.ask(|reply| Request::List(query, reply)).await
+    }
+
+    /// A task as it is now, and every change of it (merged, if the reader is slow), telemetry included. The sender is
+    /// dropped when the reign or the task's record is gone: then ask the node that leads.
+    ///
+    /// # Errors
+    /// `ENotFound`.
+    pub(crate) async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
+        self.ask(|reply| Request::Watch(task.clone(), reply)).await
+    }
+
+    /// Changes what is wanted of a task. Giving one up that has ended gives its final state.
+    ///
+    /// # Errors
+    /// `EUnsupported`: it is no copy, and can only be given up. `EBusy`: it has ended or is being cancelled.
+    /// `EBadRequest`: a limit of 0. `ENotFound`, `EUnreachable`.
+    pub(crate) async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Want(task.clone(), Wanted::Change(change), reply)).await
+    }
+
+    /// Deletes the record of a task that has ended; what it said last.
+    ///
+    /// # Errors
+    /// `EBusy`: it has not ended, or an earlier attempt may still write its destination. `ENotFound`, `EUnreachable`.
+    pub(crate) async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Want(task.clone(), Wanted::Remove, reply)).await
+    }
+
+    /// The runners that are registered, and nodes that drain.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn runners(&self) -> Result<Vec<RunnerView>> {
+        self.ask(Request::Runners).await
+    }
+
+    /// Takes a node out of service, or back.
+    ///
+    /// # Errors
+    /// `ENotFound`: no such node has ever registered. `EUnreachable`.
+    pub(crate) async fn drain(&self, node: &NodeId, wish: Draining) -> Result<()> {
+        self.ask(|reply| Request::Drain(node.clone(), wish, reply)).await
+    }
+
+    /// An operator says that a node is off and writes nothing any more. Returns the tasks that could go on because of it.
+    ///
+    /// # Errors
+    /// `EBusy`: the node is registered, so it is not off. `EUnreachable`.
+    pub(crate) async fn fence(&self, node: &NodeId) -> Result<usize> {
+        let answers = self.ask(|reply| Request::Fence(node.clone(), reply)).await?;
+        let count = answers.len();
+        for answer in answers {
+            answer.await.map_err(|_| not_leader())??;
+        }
+        Ok(count)
+    }
+
+    /// How the center is.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn status(&self) -> Result<Status> {
+        self.ask(Request::Status).await
+    }
+
+    /// A runner says that it has changed these records.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) async fn changed(&self, tasks: Vec<TaskId>) -> Result<()> {
+        self.requests.send(Request::Changed(tasks)).await.map_err(|_| not_leader())
+    }
+
+    /// A runner says where its tasks are. Lost when there is no room.
+    ///
+    /// # Errors
+    /// `ENotLeader`.
+    pub(crate) fn progress(&self, updates: Vec<(TaskId, Progress)>) -> Result<()> {
+        match self.requests.try_send(Request::Progress(updates)) {
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(not_leader()),
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(()),
+        }
+    }
+}
+
+/// What everything answers when the reign is over.
+pub(crate) fn not_leader() -> Error {
+    let message = "this node no longer leads: ask again";
+    Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }
+}

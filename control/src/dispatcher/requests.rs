@@ -1,0 +1,267 @@
+//! Answers clients and takes what runners say.
+
+use super::handle::{PAGE_MAX, Page, Query, Reply, Request, Wanted};
+use super::outcome::{Outcome, Purpose};
+use super::pending_mutations::{not_found, unreachable};
+use super::status::{RunnerView, Status};
+use super::{Dispatcher, explain};
+use crate::cluster::election::CommitError;
+use crate::coord::paths;
+use crate::coord::{CoordError, Life, Op};
+use crate::model::{Drain, Draining, Fence, NodeId, OpId, Order, Record, State, TaskId, TaskRecord, TaskSpec};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::sync::{oneshot, watch};
+
+/// Bytes that a new task may have as a record: leaves room for its map, attempts and errors.
+const NEW_BYTES_MAX: usize = 4 << 10;
+/// Times that a wish about a node is written while somebody else changes it.
+const DRAIN_TRIES: usize = 4;
+
+impl Dispatcher {
+    /// Serves one request, or starts what it takes.
+    pub(crate) fn serve(&mut self, request: Request) {
+        match request {
+            Request::Submit(order, reply) => self.submit(order, reply),
+            Request::Get(id, reply) => {
+                let _ = reply.send(self.shown(&id).ok_or_else(|| not_found(&id)));
+            }
+            Request::List(query, reply) => {
+                let _ = reply.send(Ok(self.list(&query)));
+            }
+            Request::Watch(id, reply) => {
+                let _ = reply.send(self.watch(&id));
+            }
+            Request::Want(id, wanted, reply) => self.want(id, wanted, reply),
+            Request::Runners(reply) => {
+                let _ = reply.send(Ok(self.runners()));
+            }
+            Request::Drain(node, wish, reply) => self.drain(node, wish, reply),
+            Request::Fence(node, reply) => {
+                let _ = reply.send(self.fence(&node));
+            }
+            Request::Status(reply) => {
+                let _ = reply.send(Ok(self.status()));
+            }
+            Request::Changed(ids) => ids.into_iter().for_each(|id| self.reads.want(id)),
+            Request::Progress(updates) => {
+                for (id, progress) in updates {
+                    if self.view.observe_progress(&id, progress) {
+                        self.notify(&id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A task as clients see it: with telemetry, and with the reason why it is not running.
+    pub(crate) fn shown(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
+        self.view.tasks.get(id).map(|entry| explain::shown(&self.view, entry, self.now()))
+    }
+
+    fn submit(&mut self, order: Order, reply: Reply<Arc<TaskRecord>>) {
+        let record = match self.new_record(order) {
+            Ok(record) => record,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let id = record.id.clone();
+        let line = self.submitters.entry(id.clone()).or_default();
+        line.push((record.spec.clone(), reply));
+        if line.len() > 1 {
+            return;
+        }
+        if self.view.tasks.get(&id).is_some() {
+            return self.answer_submitters(&id);
+        }
+        self.start_write(id, Purpose::Submitted, move |writer| writer.create(record));
+    }
+
+    fn new_record(&self, order: Order) -> Result<TaskRecord> {
+        if order.spec.fence() == Fence::Command && self.config.fence.is_none() {
+            let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
+            return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
+        }
+        let live = self.view.tasks.len() - self.view.tasks.ended().len();
+        if self.view.tasks.get(&order.id).is_none() && live >= self.config.tasks_max {
+            let message = format!("there are {live} tasks already that have not ended: wait for some, or cancel them");
+            return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
+        }
+        let record = TaskRecord::new(order, self.clock.unix_ms());
+        match record.encode().len() {
+            0..=NEW_BYTES_MAX => Ok(record),
+            bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
+        }
+    }
+
+    /// A task is stored, or was there: whoever submitted the same work gets it.
+    pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
+        for (spec, reply) in self.submitters.remove(id).unwrap_or_default() {
+            let answer = match self.view.tasks.get(id) {
+                Some(entry) if is_same_work(&entry.record.spec, &spec) => self.shown(id).ok_or_else(|| not_found(id)),
+                _ => {
+                    let message = format!("there is another task {id}: choose another id");
+                    Err(Error::new(Code::Exists, Side::Caller, Operation::Parse, message))
+                }
+            };
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// A task could not be stored.
+    pub(crate) fn refuse_submitters(&mut self, id: &TaskId, error: &Error) {
+        for (_, reply) in self.submitters.remove(id).unwrap_or_default() {
+            let _ = reply.send(Err(error.clone()));
+        }
+    }
+
+    fn list(&self, query: &Query) -> Page {
+        let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
+        let now = self.now();
+        let mut entries = self.view.tasks.page(query.state, query.after.as_ref());
+        let tasks: Vec<_> = entries.by_ref().take(limit).map(|entry| explain::shown(&self.view, entry, now)).collect();
+        let next = entries.next().and_then(|_| tasks.last().map(|last| last.id.clone()));
+        Page { tasks, next }
+    }
+
+    fn watch(&mut self, id: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
+        let shown = self.shown(id).ok_or_else(|| not_found(id))?;
+        let watcher = self.watchers.entry(id.clone()).or_insert_with(|| watch::Sender::new(shown.clone()));
+        watcher.send_replace(shown);
+        Ok(watcher.subscribe())
+    }
+
+    fn runners(&self) -> Vec<RunnerView> {
+        let fleet = &self.view.fleet;
+        let nodes: BTreeSet<&NodeId> = fleet.all().map(|there| &there.node).chain(fleet.drains.keys()).collect();
+        let view = |node: &NodeId| {
+            let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
+            let tasks = fleet.tasks(node).count();
+            RunnerView { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain }
+        };
+        nodes.into_iter().map(view).collect()
+    }
+
+    fn status(&self) -> Status {
+        let fleet = &self.view.fleet;
+        let undecodable = self.view.tasks.undecodable.iter().chain(&fleet.undecodable);
+        Status {
+            leader: self.writer.reign.leader().clone(),
+            epoch: self.writer.reign.epoch(),
+            tasks: State::ALL.into_iter().map(|state| (state, self.view.tasks.of(state).len())).collect(),
+            undecodable: undecodable.map(|(path, why)| (path.clone(), why.clone())).collect(),
+            runners: fleet.all().count(),
+            store: self.store.latency(),
+            queue_wait: self.queue_wait.latency(),
+            assignment: self.assignment.latency(),
+            assignments: self.assignments,
+        }
+    }
+
+    fn fence(&mut self, node: &NodeId) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
+        if self.view.fleet.get(node).is_some() {
+            let message = format!("{node} is registered, so it is not off: stop it, or wait until it is gone");
+            return Err(Error { retryable: true, ..Error::new(Code::Busy, Side::Caller, Operation::Parse, message) });
+        }
+        let concerns = |id: &&TaskId| {
+            let Some(entry) = self.view.tasks.get(id) else { return false };
+            let record = &entry.record;
+            let is_lost =
+                record.state == State::Lost && record.attempts.last().is_some_and(|last| last.runner.node == *node);
+            let is_loud = record.attempts.iter().any(|attempt| attempt.runner.node == *node && !attempt.quiet);
+            is_lost || is_loud || record.node() == Some(node)
+        };
+        let ids: Vec<TaskId> = self.view.tasks.ids().filter(concerns).cloned().collect();
+        let mut answers = Vec::new();
+        for id in ids {
+            let (reply, answer) = oneshot::channel();
+            self.want(id, Wanted::Confirm(node.clone()), reply);
+            answers.push(answer);
+        }
+        tracing::warn!(%node, tasks = answers.len(), "an operator says that the node is off");
+        Ok(answers)
+    }
+
+    fn drain(&mut self, node: NodeId, wish: Draining, reply: Reply<()>) {
+        let drain = Drain { since_ms: self.clock.unix_ms(), now: wish == Draining::Now, op: OpId::fresh() };
+        let drain = (wish != Draining::Undo).then_some(drain);
+        let writer = self.writer.clone();
+        crate::process::spawn_into(&mut self.jobs, async move {
+            let result = set_drain(&writer, &node, drain).await;
+            Outcome::Drained { node, result, reply }
+        });
+    }
+
+    /// A wish about a node is stored.
+    pub(crate) fn take_drained(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<()>) {
+        let now = self.clock.boot_time();
+        let answer = result.map(|drain| {
+            self.view.interrupts.remove(node);
+            if drain.as_ref().is_some_and(|(drain, _)| drain.now) {
+                self.view.interrupts.insert(node.clone(), now);
+            }
+            self.view.fleet.set_drain(node, drain);
+        });
+        let _ = reply.send(answer);
+    }
+}
+
+/// Whether two specs ask for the same; a limit may have been changed since.
+fn is_same_work(one: &TaskSpec, other: &TaskSpec) -> bool {
+    let unlimited = |spec: &TaskSpec| match spec.clone() {
+        TaskSpec::Copy(mut copy) => {
+            copy.limit = None;
+            TaskSpec::Copy(copy)
+        }
+        noop @ TaskSpec::Noop(_) => noop,
+    };
+    unlimited(one) == unlimited(other)
+}
+
+/// Whether a node is there or was once: its renewals stay.
+async fn has_registered(writer: &super::Writer, node: &NodeId) -> Result<bool> {
+    for path in [paths::lease(node.as_str()), paths::runner(node.as_str())] {
+        if writer.session.get(&path).await.map_err(|error| unreachable(&error))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Stores the wish about a node, or removes it. The node need not be there: it takes nothing when it returns.
+async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) -> Result<Option<(Drain, i32)>> {
+    let path = paths::drain(node.as_str());
+    let mut last = CoordError::NotConnected;
+    for _ in 0..DRAIN_TRIES {
+        let there = match writer.session.get(&path).await {
+            Ok(there) => there,
+            Err(error) => return Err(unreachable(&error)),
+        };
+        if there.is_none() && !has_registered(writer, node).await? {
+            let message = format!("no node {node} has ever been here: 'blockhaul runners' names those that are");
+            return Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message));
+        }
+        let (op, version) = match (&drain, there) {
+            (Some(drain), Some(there)) if Drain::decode(&there.data).is_ok_and(|stored| stored.op == drain.op) => {
+                return Ok(Some((drain.clone(), there.stat.version)));
+            }
+            (Some(drain), Some(there)) => {
+                let version = there.stat.version;
+                (Op::Set { path: path.clone(), data: drain.encode(), version }, version + 1)
+            }
+            (Some(drain), None) => (Op::Create { path: path.clone(), data: drain.encode(), life: Life::Persistent }, 0),
+            (None, Some(there)) => (Op::Delete { path: path.clone(), version: there.stat.version }, 0),
+            (None, None) => return Ok(None),
+        };
+        match writer.reign.commit(vec![op]).await {
+            Ok(_) => return Ok(drain.map(|drain| (drain, version))),
+            Err(CommitError::Deposed) => return Err(super::handle::not_leader()),
+            Err(CommitError::Store(error @ (CoordError::Refused { .. } | CoordError::Unknown(_)))) => last = error,
+            Err(CommitError::Store(error)) => return Err(unreachable(&error)),
+        }
+    }
+    Err(unreachable(&last))
+}

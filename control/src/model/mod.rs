@@ -1,0 +1,53 @@
+//! What the center knows, as it stands in the coordination service: one file per record.
+//!
+//! Records are JSON, so that an operator can read them with any client of the service, and at most
+//! [`NODE_BYTES_MAX`](crate::coord::NODE_BYTES_MAX) long. Whoever writes one puts a fresh [`OpId`] into it: after an
+//! unknown outcome the record says whether it was this write. A record that cannot be decoded is reported and left
+//! alone; it never stops the dispatcher. Unknown fields are refused rather than dropped by a later write.
+
+mod claim;
+mod durable_map;
+mod failure;
+mod names;
+mod node;
+mod node_fault;
+mod request;
+mod size_limit;
+mod spec;
+pub(crate) mod state_machine;
+mod task;
+pub(crate) mod volume;
+
+pub use claim::{Claim, Holder};
+pub use durable_map::DurableMap;
+pub use failure::Failure;
+pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
+pub use node::{Drain, Leader, Meta, Registration, Renewal};
+pub use node_fault::{NodeFault, Origin};
+pub use request::{Change, Draining, Order};
+pub use spec::{CopyTask, Fence, NoopTask, TaskSpec, VOLUME_NAME_BYTES_MAX};
+pub use task::{Attempt, Faults, Progress, State, TaskRecord, Wish};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A record that stands in a node of the coordination service.
+pub trait Record: Serialize + DeserializeOwned {
+    /// As it is stored.
+    fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("records have no keys but strings")
+    }
+
+    /// As it was stored.
+    ///
+    /// # Errors
+    /// What is wrong with it and where.
+    fn decode(data: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(data)
+    }
+}
+
+/// What a record leaves out that has none of it, so that an older `taskd` still reads it.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}

@@ -1,0 +1,555 @@
+//! How a task goes from one state to the next: one pure function, used by the dispatcher and by the runners alike.
+//!
+//! ```text
+//!            Assigned          Began            Written           Succeeded
+//!  PENDING ----------> ASSIGNED ----> RUNNING ----------> VERIFYING ----------> SUCCEEDED
+//!   ^  ^ \               |  |           |  `---- Failed, GivenBack: by wish and failures ---> PENDING PAUSED FAILED CANCELLED
+//!   |  |  `- PauseAsked  |  |           |
+//!   |  |        v        |  |           |  Vanished                Fenced
+//!   |  `----- PAUSED     |  |           `----------> LOST ---------------------------------> PENDING PAUSED FAILED CANCELLED
+//!   |      ResumeAsked   |  |                        |  Returned (local copies)
+//!   `--- Revoked --------'  |  CancelAsked           `----------> RUNNING, or CANCELLING by wish
+//!                           `------------> CANCELLING -- Succeeded, Failed, GivenBack, Revoked, Vanished --> ...
+//! ```
+//!
+//! What always holds of a record that came from here:
+//! - There is a holder exactly while an attempt runs: in `ASSIGNED`, `RUNNING`, `VERIFYING`, `CANCELLING`, and in `LOST`
+//!   while a local copy may come back.
+//! - A terminal state stays, and `SUCCEEDED` has only quiet attempts.
+//! - `failures` falls only when more is durable than ever before: what does not get further is given up after `max_attempts`.
+//! - Who holds a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier attempt may
+//!   still write: no other task may have the destination before.
+
+use crate::model::volume::node_of;
+use crate::model::{
+    Attempt, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, State, TaskRecord, TaskSpec, Wish,
+};
+use blockhaul_engine::error::{Code, Error, Operation, Side};
+use std::time::Duration;
+
+/// No task rests longer after a failure, whatever the clocks of its runner and its dispatcher say.
+pub(crate) const RETRY_REST_MAX: Duration = Duration::from_secs(75);
+
+/// The reason of a copy of which nothing would tell that its source has changed between two attempts.
+const STARTS_OVER: &str = "another attempt would start over: nothing would tell whether the source has changed since; digests, or \
+                           --verify, let it go on; so does --source-stable, if nothing writes to the source";
+
+/// What happened to a task.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Event {
+    /// Leader: a runner is to have it, together with the claims on all names of its destination.
+    Assigned {
+        /// Which runner.
+        to: Holder,
+        /// The destination's own identity first; all that the record has already among them.
+        claims: Vec<String>,
+    },
+    /// Leader: the runner refused it or does not know it, before it began.
+    Revoked {
+        /// Why, for programs: the outcome of the attempt.
+        code: Code,
+        /// Why, for people.
+        why: String,
+    },
+    /// Leader: nobody that it could be given to may or can do it, and that will not change by itself.
+    Rejected(Failure),
+    /// Leader: the holder's registration is gone, or is another process's.
+    Vanished,
+    /// Leader: the process that held a local copy is registered again.
+    Returned,
+    /// Leader: the earlier holder writes no more, or its late writes do no harm.
+    Fenced(Proof),
+    /// Leader: no write of this ended attempt can land any more, because enough time has passed.
+    Quieted {
+        /// Position in the record's attempts.
+        attempt: usize,
+    },
+    /// Client: give it up.
+    CancelAsked,
+    /// Client: let it wait.
+    PauseAsked,
+    /// Client: go on.
+    ResumeAsked,
+    /// Client: as fast as this, in bytes per second; `None`: as fast as possible.
+    LimitAsked(Option<u64>),
+    /// Runner: the destination is open, locked and judged; writing may begin once this is stored.
+    Began {
+        /// The grant of its claims.
+        epoch: Epoch,
+    },
+    /// Runner: it is so far.
+    Checkpointed(Mark),
+    /// Runner: everything is written; it waits for earlier attempts, or reads back.
+    Written(Mark),
+    /// Runner: every byte is there. Only when all earlier attempts are quiet.
+    Succeeded {
+        /// How far it was: all of it.
+        mark: Mark,
+        /// The engine's report.
+        report: Option<serde_json::Value>,
+    },
+    /// Runner: the copy has drained and failed. Counts as a failure.
+    Failed {
+        /// How; `retryable` decides whether it is tried again.
+        error: Failure,
+        /// Not before this, in milliseconds since 1970.
+        retry_at_ms: u64,
+        /// How far it was.
+        mark: Mark,
+        /// The engine's report.
+        report: Option<serde_json::Value>,
+    },
+    /// Runner: the copy has drained, and somebody else, or nobody, is to go on. Counts as a failure if it is `ELeaseLost`.
+    GivenBack {
+        /// The outcome of the attempt: `ERunnerInterrupt`, `ECancelled`, `ELeaseLost`.
+        code: Code,
+        /// How far it was.
+        mark: Mark,
+    },
+}
+
+/// How far a copy is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Mark {
+    /// In numbers.
+    pub progress: Progress,
+    /// What is durable on the destination.
+    pub map: DurableMap,
+}
+
+/// Why an earlier holder can do no more harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// `local`: another process of the same node is registered; the destination's lock does the rest.
+    NodeBack,
+    /// `lease`: its lease is over and the hold-off has passed. Requests of it may still be under way.
+    LeaseOver,
+    /// `command`: the program has cut it off.
+    Command,
+    /// Any: an operator says that the node is off.
+    Operator,
+    /// `local`, when the task is not to run again: it was gone for long enough; the lock keeps everybody else off.
+    Waited,
+}
+
+/// What a transition means for the claims on a task's destination, all written in the same multi as the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClaimChange {
+    /// They stay as they are. A holder checks their versions.
+    Keep,
+    /// They get the record's holder (create those that do not exist), or none.
+    Set,
+    /// They are deleted.
+    Remove,
+}
+
+/// An event that cannot happen to a task as it is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Illegal {
+    /// Not in this state, or against its client's wish.
+    #[error("a task that is {} and should {} cannot be {event}", .state.as_str(), wish_verb(*.wish))]
+    State {
+        /// How it is.
+        state: State,
+        /// What its client wants.
+        wish: Wish,
+        /// What it cannot be.
+        event: &'static str,
+    },
+    /// An earlier attempt may still write.
+    #[error("an earlier attempt may still write")]
+    NotQuiet,
+    /// Only copies can be paused and limited.
+    #[error("only copies can be {0}")]
+    NotACopy(&'static str),
+    /// The proof is none for this kind of fence.
+    #[error("{proof:?} proves nothing for a task that is fenced by {fence:?}")]
+    NoProof {
+        /// What was said.
+        proof: Proof,
+        /// How the task is fenced.
+        fence: Fence,
+    },
+    /// There is no such attempt, or it has nothing to become.
+    #[error("attempt {0} is not waiting to become quiet")]
+    NoAttempt(usize),
+}
+
+fn wish_verb(wish: Wish) -> &'static str {
+    match wish {
+        Wish::Run => "run",
+        Wish::Pause => "pause",
+        Wish::Cancel => "be cancelled",
+    }
+}
+
+/// The record after `event`. Its `op` is still the old one: use [`next`] for a record that is to be written. An event
+/// that changes nothing (a second cancel, a resume of what runs) gives an equal record: then there is nothing to write.
+///
+/// # Errors
+/// [`Illegal`]: the event cannot happen to this record; it is to be read again, or its asker told.
+pub(crate) fn apply(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
+    let mut after = record.clone();
+    after.advance(event, now_ms)?;
+    if after.state != record.state {
+        after.updated_ms = now_ms;
+    }
+    if after.state.is_terminal() && (after.is_quiet() || after.spec.fence() != Fence::Lease) {
+        after.claims.clear();
+    }
+    Ok(after)
+}
+
+/// As [`apply`], [sealed](TaskRecord::sealed) to be written.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) fn next(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
+    apply(record, event, now_ms).map(TaskRecord::sealed)
+}
+
+/// What has to be done to the claims of `before` (or of `after`, when they are new) in the multi that writes `after`.
+#[must_use]
+pub(crate) fn claim_change(before: &TaskRecord, after: &TaskRecord) -> ClaimChange {
+    if after.claims.is_empty() && !before.claims.is_empty() {
+        ClaimChange::Remove
+    } else if after.holder != before.holder {
+        ClaimChange::Set
+    } else {
+        ClaimChange::Keep
+    }
+}
+
+impl TaskRecord {
+    /// Whether its holder may have written: its attempt is known to have begun.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.attempts.iter().rfind(|attempt| attempt.ended_ms.is_none()).is_some_and(|attempt| attempt.epoch.is_some())
+    }
+
+    fn advance(&mut self, event: Event, now_ms: u64) -> Result<(), Illegal> {
+        match event {
+            Event::Assigned { to, claims } => self.assigned(to, claims, now_ms),
+            Event::Revoked { code, why } => self.revoked(code, why, now_ms),
+            Event::Rejected(error) => self.rejected(error),
+            Event::Vanished => self.vanished(now_ms),
+            Event::Returned => self.returned(),
+            Event::Fenced(proof) => self.fenced(proof, now_ms),
+            Event::Quieted { attempt } => self.quieted(attempt),
+            Event::CancelAsked => self.cancel_asked(),
+            Event::PauseAsked => self.pause_asked(),
+            Event::ResumeAsked => self.resume_asked(),
+            Event::LimitAsked(limit) => self.limit_asked(limit),
+            Event::Began { epoch } => self.began(epoch),
+            Event::Checkpointed(mark) => self.checkpointed(mark),
+            Event::Written(mark) => self.written(mark),
+            Event::Succeeded { mark, report } => self.succeeded(mark, report, now_ms),
+            Event::Failed { error, retry_at_ms, mark, report } => {
+                self.failed(error, retry_at_ms, mark, now_ms)?;
+                self.report = report;
+                Ok(())
+            }
+            Event::GivenBack { code, mark } => self.given_back(code, mark, now_ms),
+        }
+    }
+
+    fn assigned(&mut self, to: Holder, claims: Vec<String>, now_ms: u64) -> Result<(), Illegal> {
+        // Claims that are dropped here would never be removed.
+        let keeps_claims = !claims.is_empty() && self.claims.iter().all(|claim| claims.contains(claim));
+        self.expect(self.state == State::Pending && self.wish == Wish::Run && keeps_claims, "assigned")?;
+        self.state = State::Assigned;
+        self.reason.clear();
+        self.claims = claims;
+        self.attempts.push(Attempt {
+            runner: to.clone(),
+            epoch: None,
+            started_ms: now_ms,
+            ended_ms: None,
+            outcome: None,
+            quiet: true,
+            node_fault: None,
+        });
+        self.holder = Some(to);
+        Ok(())
+    }
+
+    fn revoked(&mut self, code: Code, why: String, now_ms: u64) -> Result<(), Illegal> {
+        let is_given = matches!(self.state, State::Assigned | State::Cancelling);
+        self.expect(is_given && !self.has_begun(), "revoked")?;
+        self.release(code, true, now_ms);
+        if code == Code::Unreachable {
+            self.blame(NodeFault::Passing);
+        }
+        self.settle();
+        self.reason = why;
+        Ok(())
+    }
+
+    fn rejected(&mut self, error: Failure) -> Result<(), Illegal> {
+        self.expect(self.state == State::Pending, "rejected")?;
+        let error = if error.node_fault().is_some() && !self.failed_nodes().is_empty() {
+            self.naming_nodes(error)
+        } else {
+            error
+        };
+        self.state = State::Failed;
+        self.reason = error.to_string();
+        self.error = Some(error);
+        Ok(())
+    }
+
+    fn vanished(&mut self, now_ms: u64) -> Result<(), Illegal> {
+        self.expect(self.state.is_held() && self.state != State::Lost, "lost")?;
+        let node = self.node().map(ToString::to_string).unwrap_or_default();
+        if !self.has_begun() {
+            return self.revoked(Code::LeaseLost, format!("{node} was lost before it began"), now_ms);
+        }
+        if matches!(self.spec, TaskSpec::Noop(_)) {
+            self.charge_loss(true, now_ms);
+            self.settle();
+            return Ok(());
+        }
+        if self.spec.fence() != Fence::Local {
+            self.charge_loss(false, now_ms);
+        }
+        self.state = State::Lost;
+        self.reason = format!("{node} is lost and may still write");
+        Ok(())
+    }
+
+    fn returned(&mut self) -> Result<(), Illegal> {
+        self.expect(self.state == State::Lost && self.holder.is_some(), "taken up again")?;
+        self.state = if self.wish == Wish::Cancel { State::Cancelling } else { State::Running };
+        self.reason.clear();
+        Ok(())
+    }
+
+    fn fenced(&mut self, proof: Proof, now_ms: u64) -> Result<(), Illegal> {
+        self.expect(self.state == State::Lost, "fenced")?;
+        let fence = self.spec.fence();
+        let is_proof = match proof {
+            Proof::NodeBack => fence == Fence::Local,
+            Proof::LeaseOver => fence == Fence::Lease,
+            Proof::Command => fence == Fence::Command,
+            Proof::Operator => true,
+            Proof::Waited => fence == Fence::Local && self.wish != Wish::Run,
+        };
+        if !is_proof {
+            return Err(Illegal::NoProof { proof, fence });
+        }
+        if self.holder.is_some() {
+            self.charge_loss(false, now_ms);
+        }
+        if matches!(proof, Proof::Command | Proof::Operator)
+            && let Some(attempt) = self.attempts.last_mut()
+        {
+            attempt.quiet = true;
+        }
+        self.settle();
+        Ok(())
+    }
+
+    fn quieted(&mut self, index: usize) -> Result<(), Illegal> {
+        match self.attempts.get_mut(index) {
+            Some(attempt) if !attempt.quiet && attempt.ended_ms.is_some() => attempt.quiet = true,
+            _ => return Err(Illegal::NoAttempt(index)),
+        }
+        Ok(())
+    }
+
+    fn cancel_asked(&mut self) -> Result<(), Illegal> {
+        self.expect(!self.state.is_terminal(), "cancelled")?;
+        self.wish = Wish::Cancel;
+        match self.state {
+            State::Pending | State::Paused => self.settle(),
+            State::Assigned | State::Running | State::Verifying => self.state = State::Cancelling,
+            State::Lost | State::Cancelling => {}
+            State::Succeeded | State::Failed | State::Cancelled => unreachable!("refused above"),
+        }
+        Ok(())
+    }
+
+    fn pause_asked(&mut self) -> Result<(), Illegal> {
+        self.expect_copy("paused")?;
+        self.expect(!self.state.is_terminal() && self.wish != Wish::Cancel, "paused")?;
+        self.wish = Wish::Pause;
+        if self.state == State::Pending {
+            self.settle();
+        }
+        Ok(())
+    }
+
+    fn resume_asked(&mut self) -> Result<(), Illegal> {
+        self.expect_copy("resumed")?;
+        self.expect(!self.state.is_terminal() && self.wish != Wish::Cancel, "resumed")?;
+        self.wish = Wish::Run;
+        if self.state == State::Paused {
+            self.settle();
+        }
+        Ok(())
+    }
+
+    fn limit_asked(&mut self, limit: Option<u64>) -> Result<(), Illegal> {
+        self.expect(!self.state.is_terminal(), "limited")?;
+        let TaskSpec::Copy(copy) = &mut self.spec else { return Err(Illegal::NotACopy("limited")) };
+        copy.limit = limit;
+        Ok(())
+    }
+
+    fn began(&mut self, epoch: Epoch) -> Result<(), Illegal> {
+        self.expect(self.state == State::Assigned && self.wish == Wish::Run, "begun")?;
+        let has_lock = self.spec.fence() == Fence::Local;
+        for attempt in &mut self.attempts {
+            match attempt.ended_ms {
+                // The destination's lock is granted only after the last write of whoever had it before.
+                Some(_) => attempt.quiet |= has_lock,
+                None => (attempt.epoch, attempt.quiet) = (Some(epoch), false),
+            }
+        }
+        self.state = State::Running;
+        self.epoch = Some(epoch);
+        self.admitted = true;
+        if let TaskSpec::Copy(copy) = &self.spec
+            && copy.starts_over()
+        {
+            self.reason = STARTS_OVER.to_owned();
+        }
+        Ok(())
+    }
+
+    fn checkpointed(&mut self, mark: Mark) -> Result<(), Illegal> {
+        let is_at_work = matches!(self.state, State::Running | State::Verifying | State::Cancelling);
+        self.expect(is_at_work && self.has_begun(), "checkpointed")?;
+        self.mark(mark);
+        Ok(())
+    }
+
+    fn written(&mut self, mark: Mark) -> Result<(), Illegal> {
+        self.expect(matches!(self.state, State::Running | State::Verifying), "verified")?;
+        self.mark(mark);
+        self.state = State::Verifying;
+        Ok(())
+    }
+
+    fn succeeded(&mut self, mark: Mark, report: Option<serde_json::Value>, now_ms: u64) -> Result<(), Illegal> {
+        let is_at_work = matches!(self.state, State::Running | State::Verifying | State::Cancelling);
+        self.expect(is_at_work && self.has_begun(), "done")?;
+        if !self.is_quiet() {
+            return Err(Illegal::NotQuiet);
+        }
+        self.mark(mark);
+        self.end_attempt(Ok(()), true, now_ms);
+        (self.holder, self.error, self.report) = (None, None, report);
+        self.state = State::Succeeded;
+        self.reason.clear();
+        Ok(())
+    }
+
+    fn failed(&mut self, error: Failure, retry_at_ms: u64, mark: Mark, now_ms: u64) -> Result<(), Illegal> {
+        self.expect(self.state.is_held() && self.state != State::Lost, "failed")?;
+        self.mark(mark);
+        let is_pinned = !matches!(node_of(&self.spec), Ok(None));
+        let is_final = match error.node_fault() {
+            None => !error.retryable,
+            Some(NodeFault::Passing) => false,
+            // Whether another node is left is for the leader to say, who knows them.
+            Some(NodeFault::Lasting) => is_pinned,
+        };
+        self.release(error.code, true, now_ms);
+        if let Some(fault) = error.node_fault() {
+            self.blame(fault);
+        }
+        // Room comes back when somebody makes some: that is waited for, however long it takes.
+        if !error.is_node_full() {
+            self.failures = self.failures.saturating_add(1);
+        }
+        self.not_before_ms = retry_at_ms;
+        self.settle();
+        if is_final && self.state != State::Cancelled {
+            self.state = State::Failed;
+        }
+        let is_given_up = self.state == State::Failed && error.node_fault().is_some() && !is_pinned;
+        let error = if is_given_up { self.naming_nodes(error) } else { error };
+        self.reason = error.to_string();
+        self.error = Some(error);
+        Ok(())
+    }
+
+    /// What failed last was the fault of its node.
+    fn blame(&mut self, fault: NodeFault) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.node_fault = Some(fault);
+        }
+    }
+
+    /// The final error of a task that nodes have failed: says which.
+    fn naming_nodes(&self, error: Failure) -> Failure {
+        let nodes: Vec<&str> = self.failed_nodes().into_iter().map(NodeId::as_str).collect();
+        let message = match &nodes[..] {
+            [only] => format!("only {only} has tried it: {}", error.message),
+            _ => format!("{} have failed it, the last one with: {}", nodes.join(", "), error.message),
+        };
+        error.with_message(&message)
+    }
+
+    fn given_back(&mut self, code: Code, mark: Mark, now_ms: u64) -> Result<(), Illegal> {
+        self.expect(self.state.is_held() && self.state != State::Lost, "given back")?;
+        self.mark(mark);
+        self.release(code, true, now_ms);
+        if code == Code::LeaseLost {
+            self.failures = self.failures.saturating_add(1);
+        }
+        self.reason = format!("given back with {code}");
+        self.settle();
+        Ok(())
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        // An attempt that ends before it has begun knows nothing of what earlier ones have done.
+        if !self.has_begun() {
+            return;
+        }
+        if mark.progress.durable > self.durable_best {
+            (self.durable_best, self.failures) = (mark.progress.durable, 0);
+        }
+        (self.progress, self.map) = (mark.progress, mark.map);
+    }
+
+    /// The holder is no more; what it has cost is for the caller to say.
+    fn release(&mut self, outcome: Code, quiet: bool, now_ms: u64) {
+        let quiet = quiet || !self.has_begun();
+        self.end_attempt(Err(outcome), quiet, now_ms);
+        (self.holder, self.epoch) = (None, None);
+    }
+
+    fn charge_loss(&mut self, quiet: bool, now_ms: u64) {
+        let node = self.node().map(ToString::to_string).unwrap_or_default();
+        let message = format!("{node} was lost while it had the task");
+        self.release(Code::LeaseLost, quiet, now_ms);
+        self.failures = self.failures.saturating_add(1);
+        self.error =
+            Some(Failure::from(&Error::new(Code::LeaseLost, Side::Coordination, Operation::Write, message.as_str())));
+        self.reason = message;
+    }
+
+    /// Where a task without a holder belongs.
+    fn settle(&mut self) {
+        self.state = match self.wish {
+            Wish::Cancel => State::Cancelled,
+            _ if self.failures >= self.max_attempts => State::Failed,
+            Wish::Pause => State::Paused,
+            Wish::Run => State::Pending,
+        };
+    }
+
+    fn expect(&self, holds: bool, event: &'static str) -> Result<(), Illegal> {
+        if holds { Ok(()) } else { Err(Illegal::State { state: self.state, wish: self.wish, event }) }
+    }
+
+    fn expect_copy(&self, event: &'static str) -> Result<(), Illegal> {
+        if matches!(self.spec, TaskSpec::Copy(_)) { Ok(()) } else { Err(Illegal::NotACopy(event)) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! Decides whether this node stands for election: it is on duty, its certificates are valid, and its wall clock is not off its
+//! peers'.
+//!
+//! A leader tells every node how far its clock is off. A node whose clock is off by more than `--clock-off` resigns if it
+//! leads, and stands no more until its clock is set. If nobody has led for [`UNOPPOSED_AFTER`], it stands all the same, and
+//! stays until another node leads: a leader with a wrong clock is better than none. One whose certificates are not valid is
+//! not: nobody can call it.
+
+use crate::clock::{Clock, ClockOffset};
+use crate::peers::Peer;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Longer than any election that has a candidate.
+const UNOPPOSED_AFTER: Duration = Duration::from_secs(30);
+/// A clock may be set at any time, and nobody says so.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What the decision is made of.
+#[derive(Debug)]
+pub(super) struct Candidacy<'a> {
+    pub(super) on_duty: watch::Receiver<bool>,
+    /// Whether this node's certificates are valid.
+    pub(super) certified: watch::Receiver<bool>,
+    pub(super) told: watch::Receiver<Option<ClockOffset>>,
+    /// Who leads.
+    pub(super) leader: watch::Receiver<Option<Peer>>,
+    /// Where others reach this node.
+    pub(super) address: &'a str,
+    pub(super) clock: &'a dyn Clock,
+    /// Further off its peers', a clock is no leader's.
+    pub(super) off_max: Duration,
+}
+
+impl Candidacy<'_> {
+    /// Says in `stands` whether this node stands, for as long as it is polled.
+    pub(super) async fn decide(mut self, stands: &watch::Sender<bool>) {
+        let mut state = State { nobody_since: Some(Instant::now()), ..State::default() };
+        loop {
+            let on_duty = *self.on_duty.borrow_and_update();
+            let certified = *self.certified.borrow_and_update();
+            let off_ms = self.told.borrow_and_update().map(|offset| offset.ms(self.clock));
+            let off_ms = off_ms.filter(|ms| u128::from(ms.unsigned_abs()) > self.off_max.as_millis());
+            let leads = self.leader.borrow_and_update().as_ref().map(|leader| leader.address == self.address);
+            let was_held_back = state.is_held_back;
+            state.see(off_ms.is_some(), leads, Instant::now());
+            match off_ms {
+                Some(off_ms) if state.is_held_back && !was_held_back => tracing::error!(
+                    off_ms,
+                    "this node's wall clock is off its peers': it does not stand for election until the clock is set; set it by NTP"
+                ),
+                Some(off_ms) if !state.is_held_back && was_held_back => tracing::error!(
+                    off_ms,
+                    "this node's wall clock is off its peers', but nobody else leads: it stands for election; set it by NTP"
+                ),
+                None if was_held_back => {
+                    tracing::info!("this node's wall clock agrees with its peers': it stands for election")
+                }
+                _ => (),
+            }
+            let stands_now = on_duty && certified && !state.is_held_back;
+            stands.send_if_modified(|stands| std::mem::replace(stands, stands_now) != stands_now);
+            let changed = async {
+                tokio::select! { biased;
+                    changed = self.on_duty.changed() => changed,
+                    changed = self.certified.changed() => changed,
+                    changed = self.told.changed() => changed,
+                    changed = self.leader.changed() => changed,
+                }
+            };
+            // Of senders that are gone nothing more is heard.
+            if let Ok(Err(_)) = timeout(LOOK_EVERY, changed).await {
+                sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+}
+
+/// What is remembered between two looks.
+#[derive(Debug, Default)]
+struct State {
+    /// Since when nobody is known to lead.
+    nobody_since: Option<Instant>,
+    /// Nobody else has led for so long that this node stands, whatever its clock says.
+    is_unopposed: bool,
+    is_held_back: bool,
+}
+
+impl State {
+    /// `leads`: whether it is this node that leads, if anybody does.
+    fn see(&mut self, is_off: bool, leads: Option<bool>, now: Instant) {
+        self.nobody_since = if leads.is_none() { self.nobody_since.or(Some(now)) } else { None };
+        self.is_unopposed = match leads {
+            Some(true) => self.is_unopposed,
+            Some(false) => false,
+            None => self.is_unopposed || self.nobody_since.is_some_and(|since| now - since >= UNOPPOSED_AFTER),
+        };
+        self.is_held_back = is_off && !self.is_unopposed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TestClock;
+    use crate::model::{Incarnation, NodeId};
+
+    fn peer(name: &str) -> Peer {
+        let (node, incarnation) = (NodeId::new(name).unwrap(), Incarnation(String::from("1")));
+        Peer { address: format!("{name}:1"), node, incarnation }
+    }
+
+    struct Stage {
+        on_duty: watch::Sender<bool>,
+        certified: watch::Sender<bool>,
+        told: watch::Sender<Option<ClockOffset>>,
+        leader: watch::Sender<Option<Peer>>,
+        clock: &'static TestClock,
+        stands: watch::Receiver<bool>,
+    }
+
+    /// The candidacy of `n1`, which is on duty.
+    fn stage() -> Stage {
+        let (on_duty, on_duty_seen) = watch::channel(true);
+        let (certified, certified_seen) = watch::channel(true);
+        let (told, told_seen) = watch::channel(None);
+        let (leader, leader_seen) = watch::channel(None);
+        let (stands, stands_seen) = watch::channel(false);
+        let clock: &'static TestClock = Box::leak(Box::new(TestClock::start()));
+        clock.jump(100_000);
+        tokio::spawn(async move {
+            let off_max = Duration::from_secs(60);
+            let parts = Candidacy {
+                on_duty: on_duty_seen,
+                certified: certified_seen,
+                told: told_seen,
+                leader: leader_seen,
+                address: "n1:1",
+                clock,
+                off_max,
+            };
+            parts.decide(&stands).await;
+        });
+        Stage { on_duty, certified, told, leader, clock, stands: stands_seen }
+    }
+
+    impl Stage {
+        /// Whether it stands, so many seconds later.
+        async fn stands_after(&self, seconds: u64) -> bool {
+            sleep(Duration::from_secs(seconds)).await;
+            *self.stands.borrow()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_whose_clock_is_off_stands_again_when_the_clock_is_set() {
+        let stage = stage();
+        assert!(stage.stands_after(1).await, "nobody has told it anything");
+        stage.leader.send_replace(Some(peer("n1")));
+        stage.told.send_replace(Some(ClockOffset::told(60_000, stage.clock)));
+        assert!(stage.stands_after(1).await);
+        stage.told.send_replace(Some(ClockOffset::told(60_001, stage.clock)));
+        assert!(!stage.stands_after(1).await);
+        stage.leader.send_replace(Some(peer("n2")));
+        assert!(!stage.stands_after(3600).await);
+        stage.clock.jump(40_000);
+        assert!(stage.stands_after(6).await);
+        stage.clock.jump(0);
+        assert!(stage.stands_after(6).await, "40 s behind are few enough");
+        stage.told.send_replace(Some(ClockOffset::told(-60_001, stage.clock)));
+        assert!(!stage.stands_after(6).await);
+        stage.on_duty.send_replace(false);
+        stage.told.send_replace(Some(ClockOffset::told(0, stage.clock)));
+        assert!(!stage.stands_after(6).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_without_valid_certificates_does_not_stand_even_where_nobody_else_leads() {
+        let stage = stage();
+        assert!(stage.stands_after(1).await);
+        stage.certified.send_replace(false);
+        assert!(!stage.stands_after(3600).await);
+        stage.on_duty.send_replace(false);
+        stage.certified.send_replace(true);
+        assert!(!stage.stands_after(1).await, "it is off duty");
+        stage.on_duty.send_replace(true);
+        assert!(stage.stands_after(1).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_nobody_else_leads_a_wrong_clock_does() {
+        let stage = stage();
+        stage.leader.send_replace(Some(peer("n1")));
+        stage.told.send_replace(Some(ClockOffset::told(i64::MIN, stage.clock)));
+        assert!(!stage.stands_after(1).await);
+        stage.leader.send_replace(None);
+        assert!(!stage.stands_after(25).await);
+        assert!(stage.stands_after(10).await);
+        stage.leader.send_replace(Some(peer("n1")));
+        assert!(stage.stands_after(3600).await, "it was the only one");
+        stage.leader.send_replace(Some(peer("n2")));
+        assert!(!stage.stands_after(1).await);
+    }
+}

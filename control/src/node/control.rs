@@ -1,0 +1,64 @@
+//! What the owner of a server asks of it while it lives: to stop, to say how it stands, to take new limits.
+//!
+//! Everything may be asked from any thread, before there is a server, while it starts, and after its end; nothing waits.
+
+use super::overview::Overview;
+use super::shutdown::Stopper;
+use std::sync::{Arc, OnceLock};
+
+/// Limits that change without a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tasks that run at once, 1 to 256.
+    pub slots: u32,
+}
+
+/// Controls one server. Clones control the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    stopper: Stopper,
+    overview: Arc<OnceLock<Overview>>,
+}
+
+impl Control {
+    /// To ask it to stop.
+    #[must_use]
+    pub fn stopper(&self) -> &Stopper {
+        &self.stopper
+    }
+
+    /// The server is initialised.
+    pub(super) fn show(&self, overview: &Overview) {
+        // There is one server, and it is initialised once.
+        let _ = self.overview.set(overview.clone());
+    }
+
+    /// Takes these limits from now on; what runs already is not stopped. Whether there was a server to take them.
+    pub fn limit(&self, limits: Limits) -> bool {
+        let Some(overview) = self.overview.get() else { return false };
+        if overview.runner.slots() != limits.slots {
+            tracing::info!(slots = limits.slots, before = overview.runner.slots(), "runs so many tasks at once");
+            overview.runner.set_slots(limits.slots);
+        }
+        true
+    }
+
+    /// Reads the certificates again, where there are some. A server that has not started yet will read them anyway.
+    pub fn read_certificates(&self) {
+        if let Some(tls) = self.overview.get().and_then(|overview| overview.tls.as_ref()) {
+            tls.read_again();
+        }
+    }
+
+    /// How it stands, as one JSON object.
+    #[must_use]
+    pub fn state(&self) -> String {
+        let asked = format!("{:?}", self.stopper.asked()).to_lowercase();
+        let mut state = match self.overview.get() {
+            Some(overview) => overview.dump(),
+            None => serde_json::json!({ "role": "starts" }),
+        };
+        state["stop"] = asked.into();
+        state.to_string()
+    }
+}

@@ -1,0 +1,190 @@
+//! Elections and the dispatcher: stands for election in every session, leads while it is elected, follows otherwise.
+//!
+//! The end of a reign has one order: the dispatcher stops and the services see none, the service address is taken off, and
+//! only then the office is given up, so that the next leader meets neither.
+
+use super::desk::LeaderDesk;
+use crate::clock::Clock;
+use crate::cluster::clock_skew::Clocks;
+use crate::cluster::election::{Election, Reign, Role};
+use crate::cluster::service_address::Vip;
+use crate::coord::Session;
+use crate::coord::session_keeper::Sessions;
+use crate::dispatcher::{Config as DispatcherConfig, Dispatcher};
+use crate::model::{Incarnation, NodeId};
+use crate::peers::{CenterId, Peer, RunnerCalls};
+use crate::rpc::desk::{Desk, Leadership};
+use crate::runner::RunnerHandle;
+use blockhaul_engine::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// All that leading takes.
+#[derive(Debug)]
+pub(crate) struct Leading {
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+    /// Where others reach this node.
+    pub(crate) address: String,
+    pub(crate) center: CenterId,
+    pub(crate) calls: Arc<dyn RunnerCalls>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// By how much this node's wall clock may be off its peers' while it leads.
+    pub(crate) clock_off: Duration,
+    pub(crate) dispatcher: DispatcherConfig,
+    /// Told whether this node leads.
+    pub(crate) runner: RunnerHandle,
+    /// What the services look at.
+    pub(crate) leadership: watch::Sender<Leadership>,
+    /// Where the runner's calls go.
+    pub(crate) leader: watch::Sender<Option<Peer>>,
+    /// The service address.
+    pub(crate) vip: Option<Vip>,
+    /// Whether this node has the office, from the election until everything of it is given up.
+    pub(crate) office: watch::Sender<bool>,
+    /// Why the role cannot be had on this node.
+    pub(crate) failed: mpsc::Sender<Error>,
+}
+
+impl Leading {
+    /// Stands for election in every session while `stands` is true, and follows whoever leads otherwise. Ends never;
+    /// dropped, it leaves its offices to the end of the session.
+    pub(crate) async fn run(&self, sessions: Sessions, stands: watch::Receiver<bool>) {
+        let has_no_office = || !*self.office.borrow();
+        tokio::join!(self.hold_offices(sessions, stands), self.dispatcher.pulse.idle(has_no_office));
+    }
+
+    async fn hold_offices(&self, mut sessions: Sessions, stands: watch::Receiver<bool>) {
+        loop {
+            let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
+            let Ok(Some(session)) = open else { return std::future::pending().await };
+            self.serve(&session, stands.clone()).await;
+            self.follow(None);
+            // The keeper replaces it when it sees the end, too.
+            let is_other = |now: &Option<Arc<dyn Session>>| now.as_ref().is_none_or(|now| now.id() != session.id());
+            let _ = sessions.wait_for(is_other).await;
+        }
+    }
+
+    /// Until the session is over.
+    async fn serve(&self, session: &Arc<dyn Session>, stands: watch::Receiver<bool>) {
+        let roles = Election::roles();
+        let seen = roles.subscribe();
+        let (node, incarnation) = (self.node.clone(), self.incarnation.clone());
+        let election = Election::new(Arc::clone(session), node, incarnation, self.address.clone(), roles);
+        let election = election.after(self.runner.lives());
+        // What the election is told: that it does not stand any more only when nothing is left of the office.
+        let (stand, candidacy) = watch::channel(*stands.borrow());
+        tokio::select! {
+            biased;
+            () = election.run(candidacy) => (),
+            () = self.act(session, seen, stands, &stand) => (),
+        }
+        // The session is over, and the office with it: what was put on for it goes now.
+        if *self.office.borrow() {
+            self.follow(None);
+            self.vacate().await;
+        }
+    }
+
+    /// Is what the election says, for as long as it says so.
+    async fn act(
+        &self,
+        session: &Arc<dyn Session>,
+        mut roles: watch::Receiver<Role>,
+        mut stands: watch::Receiver<bool>,
+        stand: &watch::Sender<bool>,
+    ) {
+        loop {
+            let role = roles.borrow_and_update().clone();
+            let stands_now = *stands.borrow_and_update();
+            match role {
+                Role::Follower { leader } => {
+                    self.follow(leader.map(Peer::from));
+                    // Only news: the election answers each with another campaign, and with the role that this waits for.
+                    stand.send_if_modified(|stand| std::mem::replace(stand, stands_now) != stands_now);
+                    tokio::select! { biased;
+                        changed = roles.changed() => if changed.is_err() { return },
+                        changed = stands.changed() => if changed.is_err() { return },
+                    }
+                }
+                Role::Leader(reign) => self.lead(session, reign, &mut roles, &mut stands, stand).await,
+            }
+        }
+    }
+
+    async fn lead(
+        &self,
+        session: &Arc<dyn Session>,
+        reign: Reign,
+        roles: &mut watch::Receiver<Role>,
+        stands: &mut watch::Receiver<bool>,
+        stand: &watch::Sender<bool>,
+    ) {
+        self.office.send_replace(true);
+        let (calls, clock) = (Arc::clone(&self.calls), Arc::clone(&self.clock));
+        let (ahead, clock_ahead) = watch::channel(None);
+        let config = DispatcherConfig { clock_ahead: Some(clock_ahead), ..self.dispatcher.clone() };
+        let (dispatcher, handle) = Dispatcher::new(Arc::clone(session), reign.clone(), calls, clock, config);
+        let clocks = Arc::new(Clocks::new(ahead));
+        let watching = clocks.watch(&handle, &*self.calls, &*self.clock);
+        let desk: Arc<dyn Desk> = Arc::new(LeaderDesk {
+            dispatcher: handle.clone(),
+            center: Arc::clone(&self.center),
+            clocks: Arc::clone(&clocks),
+        });
+        self.runner.set_leading(true);
+        self.leader.send_replace(Some(Peer::from(reign.leader().clone())));
+        self.leadership.send_replace(Leadership { desk: Some(desk), address: Some(self.address.clone()) });
+        let resigned = async {
+            // Nobody who could want it any more is as good as a wish to stop.
+            let _ = stands.wait_for(|stands| !stands).await;
+        };
+        tokio::select! {
+            biased;
+            ending = dispatcher.run(resigned) => tracing::info!(epoch = reign.epoch().0, ?ending, "leads no more"),
+            () = self.hold_vip() => tracing::error!(epoch = reign.epoch().0, "cannot lead on this node"),
+            () = watching => (),
+        }
+        self.follow(None);
+        self.vacate_with(|| async {
+            // The election gives the office up, if it has not lost it, and says who leads then.
+            if !reign.is_over() {
+                stand.send_replace(false);
+            }
+            let is_over = |role: &Role| !matches!(role, Role::Leader(now) if now.epoch() == reign.epoch());
+            let _ = roles.wait_for(is_over).await;
+        })
+        .await;
+    }
+
+    /// Keeps the service address on this node; ends when that cannot be, which ends the server.
+    async fn hold_vip(&self) {
+        let Some(vip) = &self.vip else { return std::future::pending().await };
+        let error = vip.hold(|| self.runner.lease_left()).await;
+        // One reason is enough.
+        let _ = self.failed.try_send(error);
+    }
+
+    /// Takes off what an office has put on.
+    async fn vacate(&self) {
+        self.vacate_with(|| std::future::ready(())).await;
+    }
+
+    async fn vacate_with<F: Future<Output = ()>>(&self, give_up: impl FnOnce() -> F) {
+        if let Some(vip) = &self.vip {
+            vip.release().await;
+        }
+        give_up().await;
+        self.office.send_replace(false);
+    }
+
+    fn follow(&self, leader: Option<Peer>) {
+        self.runner.set_leading(false);
+        let address = leader.as_ref().map(|leader| leader.address.clone());
+        self.leader.send_replace(leader);
+        self.leadership.send_replace(Leadership { desk: None, address });
+    }
+}

@@ -1,0 +1,405 @@
+//! The life of a `taskd`: one owner constructs, initialises, runs, stops and joins it.
+//!
+//! ```text
+//!  new --> initialise --> run: { session, runner, election and dispatcher, services } --> stop --> join
+//!               |                                                                          ^
+//!               `-- an error, or asked to stop ---------------------------------------------'
+//! ```
+//! What always holds:
+//! - Whoever wants it to stop asks the [`Stopper`]; nothing in here ends the process or waits for its own thread.
+//! - Roles come and go by what the session and the election say; the process stays. A role that cannot be made stops the
+//!   server with an error, one that an outage takes away comes back.
+//! - The order of a stop: deciding ends, the service address is taken off, leadership is resigned, the runner gives
+//!   everything back, the session is closed, the listeners say goodbye. What could not be given back keeps its session
+//!   until that expires. A lost data channel does the same, but the process stays, answers, and comes back.
+
+mod candidacy;
+mod control;
+mod desk;
+mod duty;
+mod leader_role;
+mod overview;
+mod post;
+mod roles;
+mod service_manager;
+mod shutdown;
+
+pub use crate::stopping::TOTAL_MAX as STOP_MAX;
+pub use control::{Control, Limits};
+pub(crate) use leader_role::Leading;
+pub(crate) use roles::Play;
+pub use shutdown::{Stop, Stopper};
+
+use crate::clock::{Clock, ClockOffset, HostClock};
+use crate::cluster::service_address::{Vip, VipAddress};
+use crate::cluster::storage_probe::DataChannel;
+use crate::config::{Config, Store, host_name};
+use crate::coord::Center;
+use crate::coord::bootstrap::Founded;
+use crate::coord::credentials::Credentials;
+use crate::coord::embedded::Embedded;
+use crate::coord::session_keeper::SessionKeeper;
+use crate::coord::zookeeper::{Settings, ZooKeeper};
+use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
+use crate::liveness::Pulses;
+use crate::metrics::Metrics;
+use crate::model::Incarnation;
+use crate::peers::{CenterId, LocalIdentity};
+use crate::policy::Policy;
+use crate::rpc::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
+use crate::rpc::channels::Channels;
+use crate::rpc::desk::{Floor, Leadership, Roles};
+use crate::rpc::listener::Listener;
+use crate::rpc::tls::Tls;
+use crate::runner::{EngineWorker, NodeState, Runner, RunnerConfig, Seams, StateDir, Stopped, Worker};
+use crate::stopping::INITIALISE_MAX;
+use blockhaul_engine::engine::{Engine, EngineConfig};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::shown::Shown;
+use overview::Overview;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a predecessor that was killed may take to let go of the state directory.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Between two tries to lock it.
+const LOCK_EVERY: Duration = Duration::from_millis(100);
+
+/// A `taskd`, not yet begun.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    control: Control,
+}
+
+/// A `taskd` that has all it needs, and listens.
+#[derive(Debug)]
+pub struct Ready {
+    keeper: SessionKeeper,
+    leading: Leading,
+    runner: Runner,
+    engine: Arc<Engine>,
+    listener: Listener,
+    metrics: Option<Metrics>,
+    channel: Option<DataChannel>,
+    floor: watch::Sender<Option<Arc<dyn Floor>>>,
+    serving: watch::Sender<bool>,
+    clock_told: watch::Receiver<Option<ClockOffset>>,
+    failures: mpsc::Receiver<Error>,
+    pulses: Pulses,
+    overview: Overview,
+    stopper: Stopper,
+}
+
+impl Server {
+    /// Touches nothing.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self::controlled_by(config, Control::default())
+    }
+
+    /// As [`Server::new`]; what `control` has been asked before is heard.
+    #[must_use]
+    pub fn controlled_by(config: Config, control: Control) -> Self {
+        Self { config, control }
+    }
+
+    /// To ask it to stop, from now on.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.control.stopper().clone()
+    }
+
+    /// From beginning to end: returns when it has stopped because it was asked to.
+    ///
+    /// # Errors
+    /// What could not be initialised, or which role cannot be had on this node.
+    pub async fn live(self) -> Result<()> {
+        let stopper = self.stopper();
+        if stopper.asked() >= Stop::Drained {
+            return Ok(());
+        }
+        let mut initialising = Box::pin(self.initialise());
+        let ready = tokio::select! {
+            biased;
+            ready = &mut initialising => ready?,
+            () = stopper.wait_for(Stop::Drained) => match timeout(INITIALISE_MAX, initialising).await {
+                // It is taken apart in the one order that there is.
+                Ok(Ok(ready)) => ready,
+                Ok(Err(_)) | Err(_) => return Ok(()),
+            },
+        };
+        let vip = ready.leading.vip.clone();
+        tokio::select! {
+            biased;
+            () = stopper.wait_for(Stop::Fast) => {}
+            result = ready.run() => return result,
+        }
+        if let Some(vip) = vip {
+            // The one thing that a process which is gone cannot mend.
+            vip.release().await;
+        }
+        Ok(())
+    }
+
+    /// Takes the state directory, starts the engine and listens. The coordination service need not be there.
+    ///
+    /// # Errors
+    /// What is missing or wrong on this host, and what helps.
+    pub async fn initialise(self) -> Result<Ready> {
+        let Self { config, control } = self;
+        let state = Arc::new(lock(&config).await?);
+        let restarts = state.count_start().unwrap_or_else(|error| {
+            tracing::warn!(%error, "this start is not counted");
+            0
+        });
+        let channel = data_channel(&config).await?;
+        let vip = config.vip.as_deref().map(VipAddress::parse).transpose()?;
+        let service = center(&config, &state).await?;
+        let (engine, worker) = worker(&config, &state).await?;
+        let (floor, floor_seen) = watch::channel(None);
+        let (serving, serving_seen) = watch::channel(false);
+        let (leadership, leadership_seen) = watch::channel(Leadership::default());
+        let (clock, clock_told) = watch::channel(None);
+        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
+        let here = (config.store == Store::Embedded).then(|| config.node.clone());
+        let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
+        let center = CenterId::default();
+        let identity =
+            LocalIdentity { center: center.clone(), node: config.node.clone(), incarnation: incarnation.clone() };
+        let also = vip.as_ref().map(|vip| vip.address);
+        let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here, also).await?;
+        let address = advertised(&config, listener.address());
+        tracing::info!(node = %config.node, listen = %listener.address(), %address, "listens");
+        let vip = service_address(vip, &listener, channel.as_ref()).await?;
+        let channels = Channels::new(config.tls.clone());
+        let (leader, leader_seen) = watch::channel(None);
+        let seams = Seams {
+            worker,
+            leader: Arc::new(GrpcLeaderCalls::new(channels.clone(), center.clone(), leader_seen)),
+            clock: Arc::new(HostClock),
+            state: Arc::clone(&state) as Arc<dyn NodeState>,
+        };
+        let data = channel.as_ref().map(DataChannel::address);
+        let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
+        let runner_pulse = runner_config.pulse.clone();
+        let runner = Runner::new(runner_config, seams);
+        let metrics = metrics(&config, &roles, &runner).await?;
+        let overview = Overview {
+            node: config.node.clone(),
+            incarnation: incarnation.clone(),
+            started: Instant::now(),
+            restarts,
+            runner: runner.handle(),
+            leadership: roles.leadership,
+            serving: roles.serving,
+            channel: channel.as_ref().map(DataChannel::seen),
+            vip: vip.clone(),
+            tls: config.tls.clone(),
+        };
+        let (failed, failures) = mpsc::channel(1);
+        let leading = Leading {
+            dispatcher: dispatcher_config(&config),
+            node: config.node,
+            incarnation,
+            address,
+            center: center.clone(),
+            calls: Arc::new(GrpcRunnerCalls::new(channels, center.clone())),
+            clock: Arc::new(HostClock),
+            clock_off: config.clock_off,
+            runner: runner.handle(),
+            leadership,
+            leader,
+            vip,
+            office: watch::Sender::new(false),
+            failed,
+        };
+        let pulses = Pulses::of([runner_pulse, leading.dispatcher.pulse.clone()]);
+        let keeper = SessionKeeper::new(Arc::new(Founded::new(service, center, state)));
+        control.show(&overview);
+        Ok(Ready {
+            keeper,
+            leading,
+            runner,
+            engine,
+            listener,
+            metrics,
+            channel,
+            floor,
+            serving,
+            clock_told,
+            failures,
+            pulses,
+            overview,
+            stopper: control.stopper().clone(),
+        })
+    }
+}
+
+impl Ready {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    /// Runs until it is asked to stop, and stops: when this returns, nothing of it is left but what could not be given
+    /// back. Asked for [`Stop::Fast`], its owner drops it.
+    ///
+    /// # Errors
+    /// Which role cannot be had on this node, and why; it has stopped then, too.
+    pub async fn run(self) -> Result<()> {
+        let Self { keeper, leading, runner, engine, listener, metrics, channel, floor, serving, .. } = self;
+        let Self { clock_told, failures, pulses, overview, stopper, .. } = self;
+        floor.send_replace(Some(Arc::new(runner.handle())));
+        let judged = channel.as_ref().map(DataChannel::seen);
+        let tls = overview.tls.clone();
+        let certified = tls.as_ref().map(Tls::valid);
+        let play = Play {
+            keeper: &keeper,
+            leading: &leading,
+            serving,
+            stopper: &stopper,
+            channel: judged,
+            clock_told,
+            certified,
+            failures,
+        };
+        let clock: Arc<dyn Clock> = Arc::new(HostClock);
+        let probing = async {
+            match &channel {
+                Some(channel) => channel.run(&leading.node, keeper.sessions(), &clock).await,
+                None => std::future::pending().await,
+            }
+        };
+        let renewing = async {
+            match &tls {
+                Some(tls) => tls.keep(&*clock).await,
+                None => std::future::pending().await,
+            }
+        };
+        let (Stopped { left_behind }, result) = tokio::select! {
+            biased;
+            played = play.run(runner, || service_manager::stopping(&overview)) => played,
+            () = probing => unreachable!("it never ends"),
+            () = renewing => unreachable!("it never ends"),
+            () = service_manager::attend(&overview, pulses) => unreachable!("it never ends"),
+        };
+        floor.send_replace(None);
+        if !left_behind.is_empty() {
+            // Closing the session, or waiting for the engine, would say or take what is not known to be so.
+            std::mem::forget((keeper, engine));
+        }
+        let metrics = async {
+            if let Some(metrics) = metrics {
+                metrics.close().await;
+            }
+        };
+        tokio::join!(listener.close(), metrics);
+        tracing::info!("stopped");
+        result
+    }
+}
+
+async fn metrics(config: &Config, roles: &Roles, runner: &Runner) -> Result<Option<Metrics>> {
+    let Some(at) = config.metrics else { return Ok(None) };
+    Metrics::open(at, roles.clone(), runner.handle(), config.tls.clone()).await.map(Some)
+}
+
+async fn data_channel(config: &Config) -> Result<Option<DataChannel>> {
+    match &config.data {
+        Some((address, terms)) => DataChannel::open(address, *terms).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The service address, judged on this host and not among the addresses that the node needs itself.
+async fn service_address(
+    vip: Option<VipAddress>,
+    listener: &Listener,
+    channel: Option<&DataChannel>,
+) -> Result<Option<Vip>> {
+    let Some((vip, endpoint)) = vip.zip(listener.service()) else { return Ok(None) };
+    let own = [Some(listener.address()), channel.map(DataChannel::address)];
+    let own: Vec<_> = own.into_iter().flatten().map(|address| address.ip()).collect();
+    Vip::open(vip, &own, Arc::new(endpoint)).await.map(Some)
+}
+
+/// A predecessor that was killed may still have requests in the kernel.
+async fn lock(config: &Config) -> Result<StateDir> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match StateDir::lock(&config.state_dir) {
+            Err(error) if error.code == Code::Busy && Instant::now() < deadline => sleep(LOCK_EVERY).await,
+            result => return result,
+        }
+    }
+}
+
+async fn center(config: &Config, state: &StateDir) -> Result<Arc<dyn Center>> {
+    match &config.store {
+        Store::Embedded => {
+            let file = state.path().join("center.redb");
+            let failed = |why: String| Error::new(Code::Io, Side::Coordination, Operation::Start, why);
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(&file)).await;
+            let store = opened.map_err(|error| failed(error.to_string()))?;
+            Ok(Arc::new(store.map_err(|error| failed(error.to_string()))?))
+        }
+        Store::ZooKeeper { address, auth, session_timeout } => {
+            let credentials = auth.as_deref().map(Credentials::read).transpose();
+            let credentials = credentials.map_err(|error| Error::bad_request(error.to_string()))?;
+            if credentials.is_none() {
+                tracing::warn!("everybody who reaches ZooKeeper can change the center's records: use --zookeeper-auth");
+            }
+            let settings = Settings { session_timeout: *session_timeout, credentials, ..Settings::default() };
+            let ensemble = ZooKeeper::new(address, settings);
+            Ok(Arc::new(ensemble.map_err(|error| Error::bad_request(format!("--zookeeper: {error}")))?))
+        }
+    }
+}
+
+async fn worker(config: &Config, state: &StateDir) -> Result<(Arc<Engine>, Arc<dyn Worker>)> {
+    let policy = Policy::new(&config.allow_paths, &config.allow_nbd)?;
+    let memory_bytes = config.memory_bytes.map(|bytes| bytes as u64);
+    let sizes = EngineConfig { cores: config.cores, memory_bytes, ..EngineConfig::default() };
+    let started = tokio::task::spawn_blocking(move || Engine::start(sizes)).await;
+    let engine = started.map_err(|error| Error::internal(Operation::Start, error.to_string()))?;
+    let engine = Arc::new(engine?);
+    let worker = EngineWorker::new(Arc::clone(&engine), policy, config.node.clone(), state.path())?;
+    Ok((engine, Arc::new(worker)))
+}
+
+fn runner_config(config: &Config, incarnation: &Incarnation, address: &str) -> RunnerConfig {
+    RunnerConfig {
+        slots: config.slots,
+        labels: config.labels.clone(),
+        allow_paths: config.allow_paths.iter().map(|path| path.shown().to_string()).collect(),
+        allow_nbd: config.allow_nbd.clone(),
+        quiet_after: config.quiet_after,
+        ..RunnerConfig::new(config.node.clone(), incarnation.clone(), address.to_owned())
+    }
+}
+
+fn dispatcher_config(config: &Config) -> DispatcherConfig {
+    let fence = config.fence_command.clone().map(|program| Arc::new(FenceCommand(program)) as Arc<dyn FenceProgram>);
+    DispatcherConfig {
+        retention: config.retention,
+        quiet_after: config.quiet_after,
+        fence,
+        ..DispatcherConfig::default()
+    }
+}
+
+/// Where others reach this node: as it was told, else where it listens; of all addresses, the host's name.
+fn advertised(config: &Config, listens: SocketAddr) -> String {
+    if let Some(address) = &config.advertise {
+        return address.clone();
+    }
+    if !listens.ip().is_unspecified() {
+        return listens.to_string();
+    }
+    format!("{}:{}", host_name().unwrap_or_else(|| String::from("localhost")), listens.port())
+}

@@ -1,0 +1,89 @@
+//! How a node stands: for whoever watches the process, and for the log when it is asked.
+
+use crate::cluster::service_address::Vip;
+use crate::cluster::storage_probe::{Seen, Verdict};
+use crate::model::{Incarnation, NodeId};
+use crate::rpc::desk::Leadership;
+use crate::rpc::tls::Tls;
+use crate::runner::RunnerHandle;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Looks at all roles of a node; holds none of them.
+#[derive(Clone, Debug)]
+pub(super) struct Overview {
+    pub(super) node: NodeId,
+    pub(super) incarnation: Incarnation,
+    pub(super) started: Instant,
+    pub(super) restarts: u64,
+    pub(super) runner: RunnerHandle,
+    pub(super) leadership: watch::Receiver<Leadership>,
+    pub(super) serving: watch::Receiver<bool>,
+    pub(super) channel: Option<watch::Receiver<Seen>>,
+    pub(super) vip: Option<Vip>,
+    pub(super) tls: Option<Tls>,
+}
+
+impl Overview {
+    /// One line for people: the role and what runs.
+    pub(super) fn line(&self) -> String {
+        let held = self.runner.held().len();
+        let running = format!("{held} of {} tasks", self.runner.slots());
+        let certificates = if self.is_certified() { "" } else { "; its certificate has expired" };
+        format!("{}; {running}{certificates}", self.role())
+    }
+
+    fn role(&self) -> String {
+        let Leadership { desk, address } = self.leadership.borrow().clone();
+        match (*self.serving.borrow(), desk, address) {
+            (false, _, _) if self.is_cut_off() => String::from("off duty: the data channel is lost"),
+            (false, _, _) => String::from("has no roles"),
+            (true, Some(_), _) => String::from("leads"),
+            (true, None, Some(address)) => format!("follows {address}"),
+            (true, None, None) if self.runner.is_registered() => String::from("nobody leads"),
+            (true, None, None) => String::from("waits for the coordination service"),
+        }
+    }
+
+    fn is_certified(&self) -> bool {
+        self.tls.as_ref().is_none_or(|tls| *tls.valid().borrow())
+    }
+
+    fn is_cut_off(&self) -> bool {
+        self.channel.as_ref().is_some_and(|channel| channel.borrow().verdict == Verdict::Lost)
+    }
+
+    /// Everything, on one line for the log.
+    pub(super) fn dump(&self) -> Value {
+        let seconds = |duration: Duration| (duration.as_secs_f64() * 1000.0).round() / 1000.0;
+        let channel = self.channel.as_ref().map(|channel| {
+            let Seen { verdict, peers } = channel.borrow().clone();
+            let peers: serde_json::Map<_, _> =
+                peers.into_iter().map(|(peer, silent)| (peer.into(), json!(seconds(silent)))).collect();
+            json!({ "lost": verdict == Verdict::Lost, "silent_seconds": peers })
+        });
+        let vip =
+            self.vip.as_ref().map(|vip| json!({ "address": vip.address().to_string(), "on": *vip.is_on().borrow() }));
+        let certificates = self
+            .tls
+            .as_ref()
+            .map(|tls| json!({ "valid": *tls.valid().borrow(), "not_after_seconds": tls.expires().as_secs() }));
+        json!({
+            "node": self.node.as_str(),
+            "incarnation": self.incarnation.0,
+            "up_seconds": seconds(self.started.elapsed()),
+            "restarts": self.restarts,
+            "serving": *self.serving.borrow(),
+            "role": self.role(),
+            "registered": self.runner.is_registered(),
+            "lease_left_seconds": seconds(self.runner.lease_left()),
+            "slots": self.runner.slots(),
+            "tasks": self.runner.held().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "data_channel": channel,
+            "vip": vip,
+            "certificates": certificates,
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! Calls between nodes over gRPC: each has its answer within two seconds, or none.
+
+use super::addressee;
+use super::channels::Channels;
+use super::error::Fault;
+use super::limits::{MESSAGE_BYTES_MAX, NODE_CALL_WAIT, UPDATES_MAX};
+use super::wire::{self, dispatcher_client::DispatcherClient, runner_client::RunnerClient};
+use crate::model::{Epoch, Progress, TaskId, TaskSpec};
+use crate::peers::{Addressee, Answer, Assignment, CallError, CenterId, LeaderCalls, Peer, RunnerCalls, Standing};
+use async_trait::async_trait;
+use blockhaul_engine::error::Code;
+use std::future::Future;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+/// Calls to runners.
+#[derive(Clone, Debug)]
+pub struct GrpcRunnerCalls {
+    channels: Channels,
+    center: CenterId,
+}
+
+impl GrpcRunnerCalls {
+    /// Over these connections, as a member of this center.
+    #[must_use]
+    pub fn new(channels: Channels, center: CenterId) -> Self {
+        Self { channels, center }
+    }
+
+    fn client(&self, to: &Peer) -> Result<RunnerClient<Channel>, CallError> {
+        Ok(RunnerClient::new(self.channels.to(&to.address)?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    fn request<T>(&self, to: &Peer, message: T) -> Request<T> {
+        request(message, &Addressee::new(&self.center, to))
+    }
+}
+
+#[async_trait]
+impl RunnerCalls for GrpcRunnerCalls {
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.assign(self.request(to, wire::Assignment::from(&assignment)))).await.map(Answer::from)
+    }
+
+    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError> {
+        let mut client = self.client(to)?;
+        Standing::try_from(bounded(client.ask(self.request(to, wire::Assignment::from(&assignment)))).await?)
+    }
+
+    async fn nudge(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+        let mut client = self.client(to)?;
+        let nudge = wire::NudgeRequest { task: task.to_string(), leader: leader.0 };
+        bounded(client.nudge(self.request(to, nudge))).await.map(drop)
+    }
+
+    async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
+        let mut client = self.client(to)?;
+        let resolve = wire::ResolveRequest { leader: leader.0, spec: Some(wire::Spec::from(spec)) };
+        bounded(client.resolve(self.request(to, resolve))).await.map(|reply| reply.identities)
+    }
+
+    async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.interrupt(self.request(to, wire::InterruptRequest { leader: leader.0 }))).await.map(drop)
+    }
+
+    async fn clock(&self, to: &Peer, offset_ms: Option<i64>) -> Result<u64, CallError> {
+        let mut client = self.client(to)?;
+        bounded(client.clock(self.request(to, wire::ClockRequest { offset_ms }))).await.map(|reply| reply.unix_ms)
+    }
+}
+
+/// Calls to the dispatcher, wherever that is.
+#[derive(Clone, Debug)]
+pub struct GrpcLeaderCalls {
+    channels: Channels,
+    center: CenterId,
+    leader: watch::Receiver<Option<Peer>>,
+}
+
+impl GrpcLeaderCalls {
+    /// `leader` says who it is.
+    #[must_use]
+    pub fn new(channels: Channels, center: CenterId, leader: watch::Receiver<Option<Peer>>) -> Self {
+        Self { channels, center, leader }
+    }
+
+    fn client(&self) -> Result<(DispatcherClient<Channel>, Addressee), CallError> {
+        let leader = self.leader.borrow().clone();
+        let leader =
+            leader.ok_or_else(|| CallError::NoAnswer(String::from("no node leads, as far as is known here")))?;
+        let client = DispatcherClient::new(self.channels.to(&leader.address)?);
+        Ok((client.max_decoding_message_size(MESSAGE_BYTES_MAX), Addressee::new(&self.center, &leader)))
+    }
+}
+
+#[async_trait]
+impl LeaderCalls for GrpcLeaderCalls {
+    async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError> {
+        let (mut client, addressee) = self.client()?;
+        for some in tasks.chunks(UPDATES_MAX) {
+            let tasks = some.iter().map(ToString::to_string).collect();
+            bounded(client.changed(request(wire::ChangedRequest { tasks }, &addressee))).await?;
+        }
+        Ok(())
+    }
+
+    async fn progress(&self, updates: &[(TaskId, Progress)]) -> Result<(), CallError> {
+        let (mut client, addressee) = self.client()?;
+        for some in updates.chunks(UPDATES_MAX) {
+            let update = |(task, progress): &(TaskId, Progress)| wire::Update {
+                task: task.to_string(),
+                progress: Some((*progress).into()),
+            };
+            let updates = some.iter().map(update).collect();
+            bounded(client.progress(request(wire::ProgressRequest { updates }, &addressee))).await?;
+        }
+        Ok(())
+    }
+}
+
+/// With the deadline and the addressee, for the other side to know.
+fn request<T>(message: T, addressee: &Addressee) -> Request<T> {
+    let mut request = Request::new(message);
+    addressee::name(request.metadata_mut(), addressee);
+    request.set_timeout(NODE_CALL_WAIT);
+    request
+}
+
+/// The answer to a call, or none in time.
+async fn bounded<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallError> {
+    match tokio::time::timeout(NODE_CALL_WAIT, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Fault::from(status).into()),
+        Err(_) => {
+            let message = format!("nothing within {} s", NODE_CALL_WAIT.as_secs());
+            Err(Fault::no_answer(Code::Timeout, message).into())
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The service for clients. Answered where the dispatcher is; everywhere else with its address.
+
+use super::convert::state_of;
+use super::desk::{CenterSeen, Roles, RunnerSeen};
+use super::error::Fault;
+use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
+use super::wire::{self, center_server::Center};
+use crate::model::{Change, Draining, NodeId, Order, TaskId, TaskRecord};
+use blockhaul_engine::error::{Code, Error, Operation, Side};
+use blockhaul_engine::spec::Direct;
+use blockhaul_engine::volume::{Locator, Reading, look_at_export};
+use prost::Message;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// For a look at the export that a task reads.
+const LOOK_WAIT: Duration = Duration::from_secs(3);
+
+/// Messages of a watched task that wait for a slow reader: the newest state is looked up when there is room again.
+const WATCH_QUEUE: usize = 2;
+
+/// Answers clients.
+#[derive(Debug)]
+pub(crate) struct CenterService {
+    roles: Roles,
+    here: Option<NodeId>,
+    watches: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl CenterService {
+    /// `here` is the node of plain paths where there is only one node; streams end when `stopping` is true.
+    #[must_use]
+    pub(crate) fn new(roles: Roles, here: Option<NodeId>, stopping: watch::Receiver<bool>) -> Self {
+        Self { roles, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
+    }
+
+    async fn change(&self, id: String, change: Change) -> Result<Response<wire::Task>, Status> {
+        let desk = self.roles.desk()?;
+        let id = TaskId::new(id).map_err(Fault::from)?;
+        let task = desk.change(&id, change).await.map_err(Fault::from)?;
+        reply(&task)
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Center for CenterService {
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn submit(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::Task> {
+        let desk = self.roles.desk()?;
+        let order = Order::check(request.into_inner(), self.here.as_ref()).map_err(Fault::from)?;
+        // What is known already was looked at when it was new.
+        if desk.get(&order.id).await.is_err() {
+            look_at_source(&order).await.map_err(Fault::from)?;
+        }
+        let task = desk.submit(order).await.map_err(Fault::from)?;
+        reply(&task)
+    }
+
+    async fn get(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
+        let desk = self.roles.desk()?;
+        let id = TaskId::new(request.into_inner().id).map_err(Fault::from)?;
+        let task = desk.get(&id).await.map_err(Fault::from)?;
+        reply(&task)
+    }
+
+    async fn list(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListReply> {
+        let desk = self.roles.desk()?;
+        let wire::ListRequest { state, after } = request.into_inner();
+        let state = (!state.is_empty()).then(|| state_of(&state)).transpose().map_err(Fault::from)?;
+        let after = (!after.is_empty()).then(|| TaskId::new(after)).transpose().map_err(Fault::from)?;
+        let found = desk.list(state, after.as_ref(), PAGE_ITEMS_MAX + 1).await.map_err(Fault::from)?;
+        let (tasks, next) = page(found.iter().map(|task| wire::Task::from(&**task)), |task| task.id.clone());
+        Ok(Response::new(wire::ListReply { tasks, next }))
+    }
+
+    type WatchStream = ReceiverStream<Result<wire::WatchEvent, Status>>;
+
+    async fn watch(&self, request: Request<wire::TaskName>) -> Answer<Self::WatchStream> {
+        let desk = self.roles.desk()?;
+        let id = TaskId::new(request.into_inner().id).map_err(Fault::from)?;
+        let task = desk.watch(&id).await.map_err(Fault::from)?;
+        let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
+        let (events, stream) = mpsc::channel(WATCH_QUEUE);
+        tokio::spawn(Watching { task, events, stopping: self.stopping.clone(), _place: place }.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn cancel(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
+        self.change(request.into_inner().id, Change::Cancel).await
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn pause(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
+        self.change(request.into_inner().id, Change::Pause).await
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn resume(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
+        self.change(request.into_inner().id, Change::Resume).await
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn remove(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
+        let desk = self.roles.desk()?;
+        let id = TaskId::new(request.into_inner().id).map_err(Fault::from)?;
+        let task = desk.remove(&id).await.map_err(Fault::from)?;
+        reply(&task)
+    }
+
+    #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
+    async fn set_limit(&self, request: Request<wire::SetLimitRequest>) -> Answer<wire::Task> {
+        let wire::SetLimitRequest { id, limit } = request.into_inner();
+        if limit == Some(0) {
+            let error = Error::bad_request("a limit of 0 would never let the copy go on: pause it, or name a rate");
+            return Err(Fault::from(error).into());
+        }
+        self.change(id, Change::Limit(limit)).await
+    }
+
+    async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {
+        let desk = self.roles.desk()?;
+        let wire::RunnersRequest { after } = request.into_inner();
+        let seen = desk.runners().await.map_err(Fault::from)?;
+        let later = seen.into_iter().filter(|runner| runner.node.as_str() > after.as_str());
+        let (runners, next) = page(later.map(wire::Node::from), |runner| runner.node.clone());
+        Ok(Response::new(wire::RunnersReply { runners, next }))
+    }
+
+    #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
+    async fn drain(&self, request: Request<wire::DrainRequest>) -> Answer<wire::DrainReply> {
+        let desk = self.roles.desk()?;
+        let wire::DrainRequest { node, now, undo } = request.into_inner();
+        let drain = match (now, undo) {
+            (false, false) => Draining::Finish,
+            (true, false) => Draining::Now,
+            (false, true) => Draining::Undo,
+            (true, true) => {
+                return Err(Fault::from(Error::bad_request("a drain cannot be asked for and undone at once")).into());
+            }
+        };
+        let node = NodeId::new(node).map_err(Fault::from)?;
+        let running = desk.drain(&node, drain).await.map_err(Fault::from)?;
+        Ok(Response::new(wire::DrainReply { running }))
+    }
+
+    #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
+    async fn fence(&self, request: Request<wire::FenceRequest>) -> Answer<wire::FenceReply> {
+        let desk = self.roles.desk()?;
+        let wire::FenceRequest { node, confirm } = request.into_inner();
+        if !confirm {
+            let advice = "cut it off or power it off first, then say so with --confirm";
+            let error = Error::bad_request(format!("nothing says that {node} can write no more")).advise(advice);
+            return Err(Fault::from(error).into());
+        }
+        let node = NodeId::new(node).map_err(Fault::from)?;
+        let tasks = desk.fence(&node).await.map_err(Fault::from)?;
+        Ok(Response::new(wire::FenceReply { tasks }))
+    }
+
+    async fn status(&self, _: Request<wire::StatusRequest>) -> Answer<wire::CenterStatus> {
+        let seen = self.roles.desk()?.status().await.map_err(Fault::from)?;
+        Ok(Response::new(wire::CenterStatus::from(seen)))
+    }
+}
+
+/// One watched task on its way to one reader.
+struct Watching {
+    task: watch::Receiver<Arc<TaskRecord>>,
+    events: mpsc::Sender<Result<wire::WatchEvent, Status>>,
+    stopping: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// What there is to say to a reader.
+enum News {
+    Changed,
+    Nothing,
+    NodeStops,
+    ReaderGone,
+    NoLongerHere,
+}
+
+impl Watching {
+    /// Shows the task until it has ended or its reader is gone. A reader that is slow gets the newest state when it has
+    /// taken the older one.
+    async fn run(mut self) {
+        let mut task = Arc::clone(&self.task.borrow_and_update());
+        let mut is_news = true;
+        loop {
+            let event = wire::WatchEvent { task: is_news.then(|| wire::Task::from(&*task)) };
+            if !self.tell(event).await || task.state.is_terminal() {
+                return;
+            }
+            is_news = match self.news(&task).await {
+                News::Changed => {
+                    task = Arc::clone(&self.task.borrow_and_update());
+                    true
+                }
+                News::Nothing => false,
+                News::ReaderGone => return,
+                News::NodeStops | News::NoLongerHere => {
+                    // A reader that takes nothing learns it from the end of the stream.
+                    let _ = self.events.try_send(Err(Fault::not_leader(None).into()));
+                    return;
+                }
+            };
+        }
+    }
+
+    /// Waits for a change: at most four a second of progress, at once of state; and at most a second.
+    async fn news(&mut self, last: &Arc<TaskRecord>) -> News {
+        let Self { task, events, stopping, .. } = self;
+        let changed = async {
+            let moved = async { task.wait_for(|task| task.state != last.state).await.map(drop) };
+            match timeout(WATCH_EVERY, moved).await {
+                Ok(moved) => moved,
+                // Looking has marked everything as seen: what counts is whether it differs from what was told.
+                Err(_) => task.wait_for(|task| task != last).await.map(drop),
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => News::NodeStops,
+            () = events.closed() => News::ReaderGone,
+            changed = timeout(HEARTBEAT_EVERY, changed) => match changed {
+                Ok(Ok(())) => News::Changed,
+                Ok(Err(_)) => News::NoLongerHere,
+                Err(_) => News::Nothing,
+            },
+        }
+    }
+
+    async fn tell(&mut self, event: wire::WatchEvent) -> bool {
+        tokio::select! {
+            biased;
+            sent = self.events.send(Ok(event)) => sent.is_ok(),
+            _ = self.stopping.wait_for(|stopping| *stopping) => false,
+        }
+    }
+}
+
+fn too_many_watches() -> Status {
+    let message = format!("{WATCHES_MAX} tasks are watched already: try again, or use get");
+    Fault::from(Error::new(Code::Overloaded, Side::Coordination, Operation::Start, message)).into()
+}
+
+/// As many items as a message has room for, and where the next page begins.
+fn page<T: Message>(items: impl Iterator<Item = T>, name: impl Fn(&T) -> String) -> (Vec<T>, String) {
+    let (mut taken, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        bytes += item.encoded_len();
+        if !taken.is_empty() && (bytes > PAGE_BYTES_MAX || taken.len() == PAGE_ITEMS_MAX) {
+            let next = taken.last().map(&name).unwrap_or_default();
+            return (taken, next);
+        }
+        taken.push(item);
+    }
+    (taken, String::new())
+}
+
+/// A copy under a lease needs a source that does not change, as a late duplicate of a write must carry the same bytes. A
+/// source that cannot be looked at from here is left to the runner to judge.
+async fn look_at_source(order: &Order) -> Result<(), Error> {
+    let Some(source) = order.source_to_look_at() else { return Ok(()) };
+    let Locator::Nbd(uri) = Locator::parse(source)? else { return Ok(()) };
+    let looking = tokio::task::spawn_blocking(move || look_at_export(&uri, &Reading::new(Direct::No)));
+    match timeout(LOOK_WAIT, looking).await {
+        Ok(Ok(Ok(found))) if !found.is_read_only => {
+            let advice =
+                "export it read-only, or promise with --source-stable that nothing changes it while it is copied";
+            Err(Error::bad_request(format!("{source} may be written by others while it is copied")).advise(advice))
+        }
+        Ok(Ok(Ok(_) | Err(_)) | Err(_)) | Err(_) => Ok(()),
+    }
+}
+
+fn reply(task: &TaskRecord) -> Result<Response<wire::Task>, Status> {
+    Ok(Response::new(wire::Task::from(task)))
+}
+
+impl From<RunnerSeen> for wire::Node {
+    fn from(seen: RunnerSeen) -> Self {
+        let RunnerSeen { node, registration, draining, running, clock } = seen;
+        let base = Self {
+            node: node.into(),
+            running,
+            draining,
+            registered: registration.is_some(),
+            clock_offset_ms: clock.map(|clock| clock.offset_ms),
+            clock_is_off: clock.is_some_and(|clock| clock.is_off),
+            ..Self::default()
+        };
+        let Some(there) = registration else { return base };
+        Self {
+            address: there.address,
+            slots: there.slots,
+            stopping: there.stopping,
+            build: there.build,
+            incarnation: there.incarnation.0,
+            labels: there.labels.into_iter().collect(),
+            allow_paths: there.allow_paths,
+            allow_nbd: there.allow_nbd,
+            restarts: there.restarts,
+            data_address: there.data.map(|address| address.to_string()),
+            ..base
+        }
+    }
+}
+
+impl From<CenterSeen> for wire::CenterStatus {
+    fn from(seen: CenterSeen) -> Self {
+        let CenterSeen { center, leader, address, epoch, runners, restarts, tasks, mut unreadable } = seen;
+        unreadable.truncate(PAGE_ITEMS_MAX);
+        Self {
+            center,
+            leader: leader.into(),
+            leader_address: address,
+            epoch: epoch.0,
+            runners,
+            restarts,
+            tasks: tasks.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect(),
+            unreadable,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_ends_before_a_message_is_full_and_says_where_the_next_one_begins() {
+        let tasks = |count: usize, bytes: usize| {
+            let reason = "x".repeat(bytes);
+            (0..count).map(move |at| wire::Task {
+                id: format!("{at:04}"),
+                reason: reason.clone(),
+                ..Default::default()
+            })
+        };
+        let name = |task: &wire::Task| task.id.clone();
+        let (all, next) = page(tasks(500, 10), name);
+        assert_eq!((all.len(), next.as_str()), (500, ""));
+        let (all, next) = page(tasks(501, 10), name);
+        assert_eq!((all.len(), next.as_str()), (500, "0499"));
+        let (some, next) = page(tasks(500, 8000), name);
+        assert_eq!(next, some.last().unwrap().id);
+        let bytes: usize = some.iter().map(Message::encoded_len).sum();
+        assert!((PAGE_BYTES_MAX - 10_000..=PAGE_BYTES_MAX).contains(&bytes), "{bytes}");
+        let (one, next) = page(tasks(2, PAGE_BYTES_MAX * 2), name);
+        assert_eq!((one.len(), next.as_str()), (1, "0000"));
+    }
+}

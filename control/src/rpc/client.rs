@@ -1,0 +1,270 @@
+//! The center as its clients see it: one, wherever it is led from.
+//!
+//! A call goes to the node that led last, else to one of the addresses. It follows `ENotLeader`, and is made again
+//! elsewhere when nobody has answered it: every call can be repeated without harm, a submission because its id is chosen
+//! here. After [`CLIENT_PATIENCE`] the last failure is the answer.
+
+use super::channels::Channels;
+use super::connect_failure::probe;
+use super::convert::is_over;
+use super::error::Fault;
+use super::limits::{CLIENT_CALL_WAIT, CLIENT_PATIENCE, MESSAGE_BYTES_MAX, STREAM_IDLE_MAX, WATCH_PATIENCE};
+use super::wire::{self, center_client};
+use crate::host_port::HostPort;
+use blockhaul_engine::error::{Code, Error, Result};
+use std::future::Future;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Before a call is made again when all addresses have failed; doubles up to [`RETRY_WAIT_MAX`].
+const RETRY_WAIT: Duration = Duration::from_millis(100);
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
+
+type Stub = center_client::CenterClient<Channel>;
+
+/// Before somebody who waits hears why, at the latest.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Calls a center.
+#[derive(Debug)]
+pub struct CenterClient {
+    channels: Channels,
+    addresses: Vec<String>,
+    /// Where the next call goes.
+    next: Target,
+    patience: Duration,
+    /// Hears what a call waits for, once for each.
+    waits: fn(&str),
+}
+
+/// Calls of the protocol with one request and one answer.
+macro_rules! verbs {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident;)+) => {
+        /// The calls of the protocol, each as [`CenterClient::call`].
+        #[allow(clippy::missing_errors_doc, reason = "said once, above")]
+        impl CenterClient {
+            $($(#[$doc])*
+            pub async fn $name(&mut self, request: wire::$request) -> Result<wire::$reply, Fault> {
+                self.call(|mut stub| {
+                    let mut request = Request::new(request.clone());
+                    request.set_timeout(CLIENT_CALL_WAIT);
+                    async move { stub.$name(request).await }
+                })
+                .await
+            }
+            )+
+        }
+    };
+}
+
+verbs! {
+    /// Asks for a task. The request names its id, [`TaskId::fresh`](crate::model::TaskId::fresh) where nobody has chosen
+    /// one: repeated, it makes no second one.
+    submit(SubmitRequest) -> Task;
+    /// A task as it stands.
+    get(TaskName) -> Task;
+    /// One page of tasks.
+    list(ListRequest) -> ListReply;
+    /// Gives a task up.
+    cancel(TaskName) -> Task;
+    /// Lets a copy wait.
+    pause(TaskName) -> Task;
+    /// Lets a paused copy go on.
+    resume(TaskName) -> Task;
+    /// Deletes a task that has ended.
+    remove(TaskName) -> Task;
+    /// Changes a copy's limit.
+    set_limit(SetLimitRequest) -> Task;
+    /// One page of nodes.
+    runners(RunnersRequest) -> RunnersReply;
+    /// Keeps new tasks from a node, or stops to.
+    drain(DrainRequest) -> DrainReply;
+    /// Says that a node can write no more.
+    fence(FenceRequest) -> FenceReply;
+    /// The center as a whole.
+    status(StatusRequest) -> CenterStatus;
+}
+
+/// Where a call goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    /// To an address of the list.
+    Listed(usize),
+    /// To where another node has pointed; and back to the list at this position.
+    Pointed(String, usize),
+}
+
+impl CenterClient {
+    /// For a center that is reached by any of `addresses`, each `HOST:PORT`.
+    ///
+    /// # Errors
+    /// `EBadRequest` if there is none, or one is no address.
+    pub fn new(addresses: Vec<String>, channels: Channels) -> Result<Self> {
+        let checked = |text: String| match HostPort::parse_peer(&text) {
+            Ok(peer) => Ok(peer.to_string()),
+            Err(why) => Err(Error::bad_request(format!("--center '{}': {why}", text.escape_debug()))),
+        };
+        let addresses = addresses.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
+        if addresses.is_empty() {
+            return Err(
+                Error::bad_request("no address of a center is given").advise("use --center or BLOCKHAUL_CENTER")
+            );
+        }
+        // So that many clients do not all knock at the first one.
+        let first = fastrand::usize(..addresses.len());
+        Ok(Self { channels, addresses, next: Target::Listed(first), patience: CLIENT_PATIENCE, waits: |_| () })
+    }
+
+    /// Tells `hears` at once when a call has come to nothing everywhere, and is made again.
+    #[must_use]
+    pub fn telling(self, hears: fn(&str)) -> Self {
+        Self { waits: hears, ..self }
+    }
+
+    /// Makes `call` until somebody has judged it.
+    ///
+    /// # Errors
+    /// What the center says; `EUnreachable`, `ETimeout`, `ENotLeader` or `EOverloaded` if nothing else has been heard for
+    /// half a minute.
+    pub async fn call<T, F>(&mut self, mut call: impl FnMut(Stub) -> F) -> Result<T, Fault>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let begun = Instant::now();
+        let deadline = begun + self.patience;
+        let (mut wait, mut failures) = (RETRY_WAIT, 0);
+        let (mut is_told, mut found) = (false, None);
+        loop {
+            let answer = match self.stub() {
+                Ok(stub) => answer(call(stub)).await,
+                Err(fault) => Err(fault),
+            };
+            let fault = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(fault) if !fault.is_passing() => return Err(fault),
+                Err(fault) => fault,
+            };
+            if Instant::now() + wait > deadline {
+                return Err(self.at(advised(fault, found)));
+            }
+            let asked = self.address().to_owned();
+            if self.turn(&fault) {
+                continue;
+            }
+            failures += 1;
+            if !is_told && (failures >= self.addresses.len() || begun.elapsed() >= SILENCE_MAX) {
+                is_told = true;
+                found = self.look_at(&asked, &fault).await;
+                let Fault { error, .. } = advised(fault, found);
+                (self.waits)(&format!("waiting for the task center at {asked}: {}", error.message));
+            }
+            if failures % self.addresses.len() == 0 {
+                sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                wait = (wait * 2).min(RETRY_WAIT_MAX);
+            }
+        }
+    }
+
+    /// Shows a task to `each` as it changes, until it has ended; survives the loss of the node that leads.
+    ///
+    /// # Errors
+    /// As [`CenterClient::call`]; with the patience of somebody who waits for a task.
+    pub async fn follow(&mut self, id: &str, mut each: impl FnMut(&wire::Task)) -> Result<wire::Task, Fault> {
+        self.patience = WATCH_PATIENCE;
+        let mut last: Option<wire::Task> = None;
+        loop {
+            let name = wire::TaskName { id: id.to_owned() };
+            let mut events = self.call(|stub| watch(stub, name.clone())).await?;
+            while let Some(task) = next_task(&mut events).await {
+                if last.as_ref() != Some(&task) {
+                    each(&task);
+                }
+                if is_over(&task.state) {
+                    return Ok(task);
+                }
+                last = Some(task);
+            }
+            // The stream has ended, the task has not: whoever leads now will say how it stands.
+            sleep(RETRY_WAIT).await;
+        }
+    }
+
+    fn address(&self) -> &str {
+        match &self.next {
+            Target::Listed(index) => &self.addresses[*index],
+            Target::Pointed(address, _) => address,
+        }
+    }
+
+    /// What is where nobody has answered as a center does.
+    async fn look_at(&self, address: &str, fault: &Fault) -> Option<&'static str> {
+        let is_mute = matches!(fault.error.code, Code::Unreachable | Code::Protocol | Code::Timeout);
+        if is_mute && !self.channels.are_secure() { probe(address).await } else { None }
+    }
+
+    fn stub(&self) -> Result<Stub, Fault> {
+        Ok(Stub::new(self.channels.to(self.address())?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// Chooses where to go after a failure. True if it was pointed to a node that it did not ask just now.
+    fn turn(&mut self, fault: &Fault) -> bool {
+        let (index, was_pointed) = match self.next {
+            Target::Listed(index) => (index, false),
+            Target::Pointed(_, index) => (index, true),
+        };
+        match &fault.leader {
+            Some(leader) if !was_pointed => {
+                self.next = Target::Pointed(leader.clone(), index);
+                true
+            }
+            Some(_) | None => {
+                self.next = Target::Listed((index + 1) % self.addresses.len());
+                false
+            }
+        }
+    }
+
+    fn at(&self, mut fault: Fault) -> Fault {
+        let tried = self.addresses.join(", ");
+        // Of several nodes it is not the same.
+        fault.error.message = format!("{}: {}", self.address(), fault.error.message);
+        fault.error =
+            fault.error.advise(format!("no answer of a center within {} s at {tried}", self.patience.as_secs()));
+        fault
+    }
+}
+
+fn advised(fault: Fault, found: Option<&'static str>) -> Fault {
+    match found {
+        Some(advice) => Fault { error: fault.error.advise(advice), ..fault },
+        None => fault,
+    }
+}
+
+/// Its answer in time.
+async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Fault> {
+    match timeout(CLIENT_CALL_WAIT, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => {
+            let message = format!("the center did not answer within {} s", CLIENT_CALL_WAIT.as_secs());
+            Err(Fault::no_answer(Code::Timeout, message))
+        }
+    }
+}
+
+async fn watch(mut stub: Stub, name: wire::TaskName) -> Result<Response<Streaming<wire::WatchEvent>>, Status> {
+    stub.watch(Request::new(name)).await
+}
+
+/// The next state of a watched task; `None` when the stream has ended, failed, or been silent for too long.
+async fn next_task(events: &mut Streaming<wire::WatchEvent>) -> Option<wire::Task> {
+    loop {
+        match timeout(STREAM_IDLE_MAX, events.message()).await {
+            Ok(Ok(Some(wire::WatchEvent { task: Some(task) }))) => return Some(task),
+            Ok(Ok(Some(wire::WatchEvent { task: None }))) => (),
+            Ok(Ok(None) | Err(_)) | Err(_) => return None,
+        }
+    }
+}

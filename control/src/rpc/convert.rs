@@ -1,0 +1,375 @@
+//! Records as messages, and back.
+//!
+//! What comes from outside is judged here once: names, enumerations, numbers in their ranges. What goes out is complete:
+//! a message says all that a client may know of a task, and nothing of how it is stored.
+
+use super::error::Fault;
+use super::wire;
+use crate::model::{
+    Attempt, CopyTask, Epoch, Fence, Incarnation, NodeId, NoopTask, Progress, State, TaskId, TaskRecord, TaskSpec,
+};
+use crate::peers::{Answer, Assignment, CallError, Standing, Step};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+
+impl From<&TaskRecord> for wire::Task {
+    fn from(task: &TaskRecord) -> Self {
+        let last = task.attempts.last().filter(|_| task.state.is_terminal()).map(|attempt| &attempt.runner.node);
+        Self {
+            id: task.id.to_string(),
+            spec: Some(wire::Spec::from(&task.spec)),
+            state: task.state.as_str().to_owned(),
+            wish: spelling(&task.wish),
+            reason: task.reason.clone(),
+            priority: task.priority.into(),
+            max_attempts: task.max_attempts,
+            failures: task.failures,
+            node: task.node().or(last).map(ToString::to_string),
+            epoch: task.epoch.map(|epoch| epoch.0),
+            progress: Some(task.progress.into()),
+            error: task.error.as_ref().map(wire::Fault::from),
+            report_json: task.report.as_ref().map(ToString::to_string),
+            created_ms: task.created_ms,
+            updated_ms: task.updated_ms,
+            attempts: task.attempts.iter().map(wire::Attempt::from).collect(),
+        }
+    }
+}
+
+/// The word of a closed set as records spell it.
+pub(super) fn spelling<T: serde::Serialize>(word: &T) -> String {
+    serde_json::to_value(word).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+impl From<&Attempt> for wire::Attempt {
+    fn from(attempt: &Attempt) -> Self {
+        let Attempt { runner, epoch, started_ms, ended_ms, outcome, quiet: _, node_fault: _ } = attempt;
+        Self {
+            runner: runner.node.to_string(),
+            epoch: epoch.map(|epoch| epoch.0),
+            started_ms: *started_ms,
+            ended_ms: *ended_ms,
+            outcome: outcome.clone(),
+        }
+    }
+}
+
+impl From<&crate::model::Failure> for wire::Fault {
+    fn from(failure: &crate::model::Failure) -> Self {
+        let crate::model::Failure { code, side, operation, offset, length, errno, retryable, message } = failure;
+        Self {
+            code: code.as_str().to_owned(),
+            message: message.clone(),
+            retryable: *retryable,
+            leader: String::new(),
+            side: side.clone(),
+            operation: operation.clone(),
+            offset: *offset,
+            length: *length,
+            errno: *errno,
+            misdirected: false,
+        }
+    }
+}
+
+impl From<Progress> for wire::Progress {
+    fn from(progress: Progress) -> Self {
+        let Progress { planned, issued, written, durable, verified, rate_bytes_per_second, eta_seconds } = progress;
+        Self { planned, issued, written, durable, verified, rate_bytes_per_second, eta_seconds }
+    }
+}
+
+impl From<wire::Progress> for Progress {
+    fn from(progress: wire::Progress) -> Self {
+        let wire::Progress { planned, issued, written, durable, verified, rate_bytes_per_second, eta_seconds } =
+            progress;
+        // JSON has no other numbers; and a time to go is never negative.
+        let eta_seconds = eta_seconds.filter(|eta| eta.is_finite() && *eta >= 0.0);
+        Self { planned, issued, written, durable, verified, rate_bytes_per_second, eta_seconds }
+    }
+}
+
+impl From<&TaskSpec> for wire::Spec {
+    fn from(spec: &TaskSpec) -> Self {
+        let work = match spec {
+            TaskSpec::Copy(copy) => wire::spec::Work::Copy(copy_work(copy)),
+            TaskSpec::Noop(NoopTask { milliseconds, node }) => wire::spec::Work::Noop(wire::NoopWork {
+                milliseconds: *milliseconds,
+                node: node.clone().map(String::from),
+            }),
+        };
+        Self { work: Some(work) }
+    }
+}
+
+fn copy_work(copy: &CopyTask) -> wire::CopyWork {
+    let CopyTask {
+        source,
+        destination,
+        node,
+        limit,
+        verify,
+        overwrite,
+        sparse,
+        reflink,
+        digest,
+        fence,
+        source_stable,
+        dest_id,
+    } = copy;
+    wire::CopyWork {
+        source: source.clone(),
+        destination: destination.clone(),
+        node: node.clone().map(String::from),
+        limit: *limit,
+        verify: *verify,
+        overwrite: *overwrite,
+        sparse: sparse.clone(),
+        reflink: reflink.clone(),
+        digest: digest.clone(),
+        fence: spelling(fence),
+        source_stable: *source_stable,
+        dest_id: dest_id.clone(),
+    }
+}
+
+/// The work as one node tells another: complete, nothing is defaulted.
+///
+/// # Errors
+/// `EBadRequest`.
+pub(super) fn spec_of(spec: Option<wire::Spec>) -> Result<TaskSpec> {
+    match spec.and_then(|spec| spec.work) {
+        Some(wire::spec::Work::Copy(copy)) => Ok(TaskSpec::Copy(copy_of(copy)?)),
+        Some(wire::spec::Work::Noop(wire::NoopWork { milliseconds, node })) => {
+            Ok(TaskSpec::Noop(NoopTask { milliseconds, node: node.map(NodeId::new).transpose()? }))
+        }
+        None => Err(Error::bad_request("the request names no kind of task that is known here: copy or noop")),
+    }
+}
+
+fn copy_of(copy: wire::CopyWork) -> Result<CopyTask> {
+    let wire::CopyWork {
+        source,
+        destination,
+        node,
+        limit,
+        verify,
+        overwrite,
+        sparse,
+        reflink,
+        digest,
+        fence,
+        source_stable,
+        dest_id,
+    } = copy;
+    Ok(CopyTask {
+        source,
+        destination,
+        node: node.map(NodeId::new).transpose()?,
+        limit,
+        verify,
+        overwrite,
+        sparse,
+        reflink,
+        digest,
+        fence: fence_of(&fence)?,
+        source_stable,
+        dest_id,
+    })
+}
+
+/// A fence mode by its name.
+///
+/// # Errors
+/// `EBadRequest`.
+fn fence_of(text: &str) -> Result<Fence> {
+    serde_json::from_value(text.into()).map_err(|_| {
+        Error::bad_request(format!("'{}' is no fence mode: local, lease, command or manual", text.escape_debug()))
+    })
+}
+
+/// A state by its name.
+///
+/// # Errors
+/// `EBadRequest`.
+pub(super) fn state_of(text: &str) -> Result<State> {
+    State::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
+        let all = State::ALL.map(State::as_str).join(", ");
+        Error::bad_request(format!("'{}' is no state of a task: {all}", text.escape_debug()))
+    })
+}
+
+/// Whether a task whose state has that name has ended.
+pub(super) fn is_over(state: &str) -> bool {
+    state_of(state).is_ok_and(State::is_terminal)
+}
+
+impl From<&Assignment> for wire::Assignment {
+    fn from(assignment: &Assignment) -> Self {
+        let Assignment { task, epoch, incarnation, leader } = assignment;
+        Self { task: task.to_string(), epoch: epoch.0, incarnation: incarnation.0.clone(), leader: leader.0 }
+    }
+}
+
+impl TryFrom<wire::Assignment> for Assignment {
+    type Error = Error;
+
+    fn try_from(assignment: wire::Assignment) -> Result<Self> {
+        let wire::Assignment { task, epoch, incarnation, leader } = assignment;
+        Ok(Self {
+            task: TaskId::new(task)?,
+            epoch: Epoch(epoch),
+            incarnation: Incarnation(incarnation),
+            leader: Epoch(leader),
+        })
+    }
+}
+
+impl From<Answer> for wire::AssignReply {
+    fn from(answer: Answer) -> Self {
+        let refused = match answer {
+            Answer::Accepted => None,
+            Answer::Refused { code, why } => Some(wire::Fault::from(&refusal(code, why))),
+        };
+        Self { refused }
+    }
+}
+
+/// A refusal of a node as a failure.
+pub(super) fn refusal(code: Code, why: String) -> Fault {
+    Fault::from(Error::new(code, Side::Engine, Operation::Start, why))
+}
+
+impl From<wire::AssignReply> for Answer {
+    fn from(reply: wire::AssignReply) -> Self {
+        reply.refused.map_or(Self::Accepted, |fault| {
+            let Error { code, message, .. } = Fault::from(fault).error;
+            Self::Refused { code, why: message }
+        })
+    }
+}
+
+impl From<Standing> for wire::AskReply {
+    fn from(standing: Standing) -> Self {
+        use wire::ask_reply::{Standing as Wired, Step as Next};
+        let (standing, step) = match standing {
+            Standing::Unknown => (Wired::Unknown, Next::None),
+            Standing::Held => (Wired::Held, Next::None),
+            Standing::Waits(Step::Reading) => (Wired::Held, Next::Reading),
+            Standing::Waits(Step::Leasing) => (Wired::Held, Next::Leasing),
+            Standing::Waits(Step::Opening) => (Wired::Held, Next::Opening),
+            Standing::Waits(Step::Storing) => (Wired::Held, Next::Storing),
+            Standing::Ended => (Wired::Ended, Next::None),
+        };
+        Self { standing: standing.into(), step: step.into() }
+    }
+}
+
+impl TryFrom<wire::AskReply> for Standing {
+    type Error = CallError;
+
+    /// A standing that is not known here is no answer: taking it for `Unknown` would give the task away.
+    fn try_from(reply: wire::AskReply) -> Result<Self, CallError> {
+        match wire::ask_reply::Standing::try_from(reply.standing) {
+            Ok(wire::ask_reply::Standing::Unknown) => Ok(Self::Unknown),
+            Ok(wire::ask_reply::Standing::Held) => Ok(match reply.step() {
+                // Or one that is not known here: they are for people only.
+                wire::ask_reply::Step::None => Self::Held,
+                wire::ask_reply::Step::Reading => Self::Waits(Step::Reading),
+                wire::ask_reply::Step::Leasing => Self::Waits(Step::Leasing),
+                wire::ask_reply::Step::Opening => Self::Waits(Step::Opening),
+                wire::ask_reply::Step::Storing => Self::Waits(Step::Storing),
+            }),
+            Ok(wire::ask_reply::Standing::Ended) => Ok(Self::Ended),
+            Err(error) => {
+                Err(CallError::NoAnswer(format!("the runner answers in words that are not known here: {error}")))
+            }
+        }
+    }
+}
+
+impl From<CallError> for Fault {
+    fn from(error: CallError) -> Self {
+        let fault = |code, why| Self::from(Error::new(code, Side::Coordination, Operation::Start, why));
+        match error {
+            CallError::NoAnswer(why) => Self::no_answer(Code::Unreachable, why),
+            CallError::Refused { code, why } => fault(code, why),
+            CallError::Misdirected(why) => Self { is_misdirected: true, ..fault(Code::Unreachable, why) },
+        }
+    }
+}
+
+impl From<Fault> for CallError {
+    fn from(fault: Fault) -> Self {
+        let Error { code, effect, message, .. } = fault.error;
+        if fault.is_misdirected {
+            return Self::Misdirected(message);
+        }
+        match effect {
+            blockhaul_engine::error::Effect::Unknown => Self::NoAnswer(message),
+            blockhaul_engine::error::Effect::NotApplied => Self::Refused { code, why: message },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copy() -> CopyTask {
+        CopyTask {
+            source: "nbd://a/x".to_owned(),
+            destination: "nbd://b/y".to_owned(),
+            node: Some(NodeId::new("n1").unwrap()),
+            limit: Some(1 << 20),
+            verify: true,
+            overwrite: true,
+            sparse: "never".to_owned(),
+            reflink: "always".to_owned(),
+            digest: "none".to_owned(),
+            fence: Fence::Manual,
+            source_stable: true,
+            dest_id: Some("lun 7".to_owned()),
+        }
+    }
+
+    #[test]
+    fn work_survives_the_wire() {
+        let noop = NoopTask { milliseconds: 5, node: None };
+        for spec in [TaskSpec::Copy(copy()), TaskSpec::Noop(noop)] {
+            assert_eq!(spec_of(Some(wire::Spec::from(&spec))).unwrap(), spec);
+        }
+        assert_eq!(spec_of(None).unwrap_err().code, Code::BadRequest);
+        assert_eq!(spec_of(Some(wire::Spec { work: None })).unwrap_err().code, Code::BadRequest);
+    }
+
+    #[test]
+    fn what_nodes_say_to_each_other_survives_the_wire() {
+        let assignment = Assignment {
+            task: TaskId::new("t").unwrap(),
+            epoch: Epoch(7),
+            incarnation: Incarnation("i".to_owned()),
+            leader: Epoch(3),
+        };
+        assert_eq!(Assignment::try_from(wire::Assignment::from(&assignment)).unwrap(), assignment);
+        assert!(Assignment::try_from(wire::Assignment { task: "../x".to_owned(), ..Default::default() }).is_err());
+        for answer in [Answer::Accepted, Answer::Refused { code: Code::Fenced, why: "old".to_owned() }] {
+            assert_eq!(Answer::from(wire::AssignReply::from(answer.clone())), answer);
+        }
+        let steps = [Step::Reading, Step::Leasing, Step::Opening, Step::Storing].map(Standing::Waits);
+        for standing in [Standing::Unknown, Standing::Held, Standing::Ended].into_iter().chain(steps) {
+            assert_eq!(Standing::try_from(wire::AskReply::from(standing)).unwrap(), standing);
+        }
+        let unheard = wire::AskReply { standing: 9, step: 0 };
+        assert!(matches!(Standing::try_from(unheard), Err(CallError::NoAnswer(_))));
+        let later = wire::AskReply { step: 9, ..wire::AskReply::from(Standing::Held) };
+        assert_eq!(Standing::try_from(later).unwrap(), Standing::Held);
+    }
+
+    #[test]
+    fn words_that_are_not_known_are_named() {
+        assert_eq!(fence_of("lease").unwrap(), Fence::Lease);
+        assert!(fence_of("moat").unwrap_err().message.contains("moat"));
+        assert_eq!(state_of("running").unwrap(), State::Running);
+        assert!(state_of("asleep").unwrap_err().message.contains("PENDING"));
+    }
+}

@@ -1,0 +1,180 @@
+//! What the services stand on: the dispatcher while this node leads, and the runner of this node.
+//!
+//! Both come and go while the process lives. Services hold a [`watch`] of them and look at each call.
+
+use super::error::Fault;
+use crate::clock::ClockOffset;
+use crate::dispatcher::Latency;
+use crate::model::{
+    Change, Draining, Epoch, NodeId, Order, Progress, Registration, State, TaskId, TaskRecord, TaskSpec,
+};
+use crate::peers::{Answer, Assignment, Standing};
+use async_trait::async_trait;
+use blockhaul_engine::error::Result;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What clients and runners may ask of the dispatcher that leads.
+#[async_trait]
+pub trait Desk: Send + Sync + std::fmt::Debug {
+    /// Stores a task, or finds the one that is stored under the same id with the same work.
+    async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>>;
+
+    /// A task with its latest progress. `ENotFound`.
+    async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>>;
+
+    /// A task as it is now and at each change, until the sender is dropped: then another node leads, or it is gone.
+    async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>>;
+
+    /// At most `most` tasks in the order of their ids, beginning after `after`.
+    async fn list(&self, state: Option<State>, after: Option<&TaskId>, most: usize) -> Result<Vec<Arc<TaskRecord>>>;
+
+    /// Changes what is wanted of a task. `ENotFound`; `EUnsupported` if its kind cannot do that.
+    async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>>;
+
+    /// Deletes a task that has ended; what it said last. `ENotFound`, `EBusy`.
+    async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>>;
+
+    /// Every node that is registered, drains, or holds a task, in the order of their names.
+    async fn runners(&self) -> Result<Vec<RunnerSeen>>;
+
+    /// Keeps new tasks from a node, or stops to. The number of tasks that it holds.
+    async fn drain(&self, node: &NodeId, drain: Draining) -> Result<u32>;
+
+    /// An operator's word that nothing of a node can write any more. The number of tasks that went on.
+    async fn fence(&self, node: &NodeId) -> Result<u32>;
+
+    /// The center as a whole.
+    async fn status(&self) -> Result<CenterSeen>;
+
+    /// The center in numbers.
+    async fn numbers(&self) -> Result<CenterNumbers>;
+
+    /// The records of these tasks have changed.
+    async fn changed(&self, tasks: Vec<TaskId>) -> Result<()>;
+
+    /// Where running tasks stand.
+    async fn progress(&self, updates: Vec<(TaskId, Progress)>) -> Result<()>;
+}
+
+/// A node as the dispatcher sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerSeen {
+    /// Its name.
+    pub node: NodeId,
+    /// What it says of itself; `None` if it is not there.
+    pub registration: Option<Registration>,
+    /// Whether an operator keeps new tasks from it.
+    pub draining: bool,
+    /// Tasks that it holds.
+    pub running: u32,
+    /// Its wall clock against its peers', once it was asked.
+    pub clock: Option<ClockSeen>,
+}
+
+/// A node's wall clock as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockSeen {
+    /// By how many milliseconds it is ahead of its peers'.
+    pub offset_ms: i64,
+    /// Whether that is more than it should be.
+    pub is_off: bool,
+}
+
+/// The center as the dispatcher sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CenterSeen {
+    /// Tells centers apart.
+    pub center: String,
+    /// Who leads.
+    pub leader: NodeId,
+    /// Where.
+    pub address: String,
+    /// Since which transaction.
+    pub epoch: Epoch,
+    /// Registered ones.
+    pub runners: u32,
+    /// How often the processes of all registered nodes were started before.
+    pub restarts: u64,
+    /// How many there are of each state.
+    pub tasks: Vec<(State, u64)>,
+    /// Records that cannot be read and are left alone.
+    pub unreadable: Vec<String>,
+}
+
+/// The center in numbers, for metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CenterNumbers {
+    /// Of this reign.
+    pub epoch: Epoch,
+    /// How many there are of each state.
+    pub tasks: Vec<(State, u64)>,
+    /// Records that cannot be read.
+    pub unreadable: u64,
+    /// Sizes of the sources of running copies.
+    pub planned_bytes: u64,
+    /// What of them is durable.
+    pub durable_bytes: u64,
+    /// How fast they are together.
+    pub rate_bytes_per_second: u64,
+    /// Tasks given to runners in this reign.
+    pub assignments: u64,
+    /// From submission to assignment.
+    pub queue_wait: Latency,
+    /// From the decision to the runner's acceptance.
+    pub assignment: Latency,
+    /// Writes to the coordination service.
+    pub store: Latency,
+}
+
+/// What the dispatcher may ask of this node's runner.
+#[async_trait]
+pub trait Floor: Send + Sync + std::fmt::Debug {
+    /// See [`RunnerCalls::assign`](crate::peers::RunnerCalls::assign).
+    async fn assign(&self, assignment: Assignment) -> Result<Answer>;
+
+    /// See [`RunnerCalls::ask`](crate::peers::RunnerCalls::ask).
+    async fn ask(&self, assignment: Assignment) -> Result<Standing>;
+
+    /// See [`RunnerCalls::nudge`](crate::peers::RunnerCalls::nudge).
+    async fn nudge(&self, leader: Epoch, task: TaskId) -> Result<()>;
+
+    /// See [`RunnerCalls::resolve`](crate::peers::RunnerCalls::resolve).
+    async fn resolve(&self, leader: Epoch, spec: TaskSpec) -> Result<Vec<String>>;
+
+    /// See [`RunnerCalls::interrupt`](crate::peers::RunnerCalls::interrupt).
+    async fn interrupt(&self, leader: Epoch) -> Result<()>;
+}
+
+/// Who leads, as this node knows.
+#[derive(Clone, Debug, Default)]
+pub struct Leadership {
+    /// The dispatcher, while this node leads.
+    pub desk: Option<Arc<dyn Desk>>,
+    /// `HOST:PORT` of the node that leads, if that is known.
+    pub address: Option<String>,
+}
+
+/// The roles of this node, as they come and go.
+#[derive(Clone, Debug)]
+pub struct Roles {
+    /// The dispatcher, here or elsewhere.
+    pub leadership: watch::Receiver<Leadership>,
+    /// Whether this node has roles: not while it starts or stops, nor while its data channel is lost.
+    pub serving: watch::Receiver<bool>,
+    /// The runner, once it can take calls.
+    pub floor: watch::Receiver<Option<Arc<dyn Floor>>>,
+    /// How far this node's wall clock is from its peers', once a leader has told it.
+    pub clock: watch::Sender<Option<ClockOffset>>,
+}
+
+impl Roles {
+    /// The dispatcher of this node.
+    ///
+    /// # Errors
+    /// `ENotLeader` with the address of the one that leads.
+    pub fn desk(&self) -> Result<Arc<dyn Desk>, Fault> {
+        let Leadership { desk, address } = self.leadership.borrow().clone();
+        desk.ok_or_else(|| Fault::not_leader(address))
+    }
+}

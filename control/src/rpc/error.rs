@@ -1,0 +1,221 @@
+//! Failures on their way over the wire: an error of the engine's vocabulary, with the leader's address beside `ENotLeader`.
+//!
+//! A failure of a service travels as a [`wire::Fault`] in the details of its status. A status without one comes from the
+//! transport: then the call may have taken effect, unless it says otherwise.
+
+use super::wire;
+use crate::model::Failure;
+use blockhaul_engine::error::{Code, Effect, Error, Operation, Side};
+use prost::Message;
+use tonic::Status;
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What went wrong.
+    pub error: Error,
+    /// Of `ENotLeader`: `HOST:PORT` of the node that leads, if that is known.
+    pub leader: Option<String>,
+    /// Of a call between nodes: another process answers than the one that it is for, and has done nothing.
+    pub is_misdirected: bool,
+}
+
+impl Fault {
+    /// Another node leads, or none.
+    #[must_use]
+    pub fn not_leader(leader: Option<String>) -> Self {
+        let message = match &leader {
+            Some(address) => format!("this node does not lead: ask {address}"),
+            None => String::from("no node leads at the moment: try again"),
+        };
+        let error = Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message);
+        Self { error: Error { retryable: true, ..error }, leader, is_misdirected: false }
+    }
+
+    /// No answer came that can be relied on.
+    #[must_use]
+    pub fn no_answer(code: Code, message: impl Into<String>) -> Self {
+        let error = Error::new(code, Side::Coordination, Operation::Start, message);
+        Self::from(Error { retryable: true, effect: Effect::Unknown, ..error })
+    }
+
+    /// Whether asking again, or elsewhere, may help: nobody has judged the request.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        self.error.effect == Effect::Unknown
+            || matches!(self.error.code, Code::NotLeader | Code::Overloaded | Code::Unreachable | Code::Timeout)
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self { error, leader: None, is_misdirected: false }
+    }
+}
+
+impl From<Fault> for Status {
+    fn from(fault: Fault) -> Self {
+        let (code, message) = (grpc_code(fault.error.code), fault.error.message.clone());
+        Self::with_details(code, message, wire::Fault::from(&fault).encode_to_vec().into())
+    }
+}
+
+impl From<&Fault> for wire::Fault {
+    fn from(Fault { error, leader, is_misdirected }: &Fault) -> Self {
+        let Error { code, side, operation, offset, length, errno, retryable, effect: _, message } = error;
+        Self {
+            code: code.as_str().to_owned(),
+            message: message.clone(),
+            retryable: *retryable,
+            leader: leader.clone().unwrap_or_default(),
+            side: side.as_str().to_owned(),
+            operation: operation.as_str().to_owned(),
+            offset: *offset,
+            length: *length,
+            errno: *errno,
+            misdirected: *is_misdirected,
+        }
+    }
+}
+
+impl From<wire::Fault> for Fault {
+    /// What a newer peer calls by a name that is not known here is `EInternal` with that name in its message.
+    fn from(fault: wire::Fault) -> Self {
+        let wire::Fault { code, message, retryable, leader, side, operation, offset, length, errno, misdirected } =
+            fault;
+        let (code, message) = match Failure::parse_code(&code) {
+            Some(code) => (code, message),
+            None => (Code::Internal, format!("{code}: {message}")),
+        };
+        let side = Side::ALL.iter().copied().find(|known| known.as_str() == side).unwrap_or(Side::Coordination);
+        let known = Operation::ALL.iter().copied().find(|known| known.as_str() == operation);
+        let error = Error::new(code, side, known.unwrap_or(Operation::Start), message);
+        Self {
+            error: Error { offset, length, errno, retryable, ..error },
+            leader: (!leader.is_empty()).then_some(leader),
+            is_misdirected: misdirected,
+        }
+    }
+}
+
+impl From<Status> for Fault {
+    fn from(status: Status) -> Self {
+        match wire::Fault::decode(status.details()) {
+            Ok(fault) if !fault.code.is_empty() => Self::from(fault),
+            Ok(_) | Err(_) => {
+                let fault = of_transport(&status);
+                match super::connect_failure::advice(&status) {
+                    Some(advice) => Self { error: fault.error.advise(advice), ..fault },
+                    None => fault,
+                }
+            }
+        }
+    }
+}
+
+fn of_transport(status: &Status) -> Fault {
+    use tonic::Code as Grpc;
+    let message = transport_message(status);
+    let refused = |code| Fault::from(Error::new(code, Side::Caller, Operation::Start, message.clone()));
+    match status.code() {
+        Grpc::ResourceExhausted => refused(Code::Overloaded),
+        Grpc::InvalidArgument | Grpc::OutOfRange => refused(Code::BadRequest),
+        Grpc::Unimplemented => refused(Code::Unsupported),
+        Grpc::PermissionDenied | Grpc::Unauthenticated => refused(Code::Permission),
+        Grpc::NotFound => refused(Code::NotFound),
+        Grpc::AlreadyExists => refused(Code::Exists),
+        // A deadline of our own comes back as a cancellation.
+        Grpc::DeadlineExceeded | Grpc::Cancelled => Fault::no_answer(Code::Timeout, message),
+        Grpc::Unavailable | Grpc::Unknown | Grpc::Aborted => Fault::no_answer(Code::Unreachable, message),
+        Grpc::Ok | Grpc::Internal | Grpc::DataLoss | Grpc::FailedPrecondition => {
+            Fault::no_answer(Code::Protocol, message)
+        }
+    }
+}
+
+/// A failure to set the transport up, with its cause, which it does not tell by itself.
+pub(super) fn with_cause(error: &tonic::transport::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+/// The transport's own words, causes included: it hides them one below the other.
+fn transport_message(status: &Status) -> String {
+    let mut parts = vec![status.message().to_owned()];
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+        cause = error.source();
+    }
+    parts.retain(|part| !part.is_empty());
+    if parts.is_empty() { status.code().description().to_owned() } else { parts.join(": ") }
+}
+
+fn grpc_code(code: Code) -> tonic::Code {
+    use tonic::Code as Grpc;
+    match code {
+        Code::BadRequest => Grpc::InvalidArgument,
+        Code::NotFound => Grpc::NotFound,
+        Code::Exists => Grpc::AlreadyExists,
+        Code::Permission => Grpc::PermissionDenied,
+        Code::Overloaded => Grpc::ResourceExhausted,
+        Code::Unsupported => Grpc::Unimplemented,
+        Code::Unreachable | Code::RunnerInterrupt => Grpc::Unavailable,
+        Code::Timeout => Grpc::DeadlineExceeded,
+        Code::Internal | Code::Protocol | Code::CheckpointCorrupt => Grpc::Internal,
+        Code::Busy | Code::Fenced | Code::LeaseLost | Code::Cancelled => Grpc::Aborted,
+        Code::Io | Code::VerifyMismatch => Grpc::DataLoss,
+        Code::NotLeader
+        | Code::NoSpace
+        | Code::ReadOnly
+        | Code::SizeMismatch
+        | Code::SameVolume
+        | Code::SourceChanged
+        | Code::CheckpointMismatch => Grpc::FailedPrecondition,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_survives_the_wire_with_all_that_belongs_to_it() {
+        for &code in Code::ALL {
+            let error =
+                Error { errno: Some(5), ..Error::new(code, Side::Destination, Operation::Write, "what and where") };
+            let is_misdirected = code == Code::Unreachable;
+            let sent = Fault { error: error.at(4096, 512), leader: Some(String::from("b:1")), is_misdirected };
+            assert_eq!(Fault::from(Status::from(sent.clone())), sent, "{code}");
+        }
+    }
+
+    #[test]
+    fn what_the_transport_says_may_have_taken_effect() {
+        for code in [tonic::Code::Unavailable, tonic::Code::Unknown, tonic::Code::Cancelled, tonic::Code::Internal] {
+            let fault = Fault::from(Status::new(code, "gone"));
+            assert_eq!((fault.error.effect, fault.is_passing()), (Effect::Unknown, true), "{code:?}");
+        }
+        let shed = Fault::from(Status::resource_exhausted("too much"));
+        assert_eq!((shed.error.code, shed.error.effect), (Code::Overloaded, Effect::NotApplied));
+        let large = Fault::from(Status::out_of_range("too large"));
+        assert_eq!((large.error.code, large.is_passing()), (Code::BadRequest, false));
+    }
+
+    #[test]
+    fn an_unknown_code_is_named() {
+        let fault =
+            Fault::from(wire::Fault { code: "EFuture".to_owned(), message: "x".to_owned(), ..Default::default() });
+        assert_eq!((fault.error.code, fault.error.message.as_str()), (Code::Internal, "EFuture: x"));
+    }
+}

@@ -1,0 +1,113 @@
+//! A client's request for a task, checked as far as that goes without touching anything.
+
+use super::convert::{spec_of, spelling};
+use super::wire;
+use crate::model::volume::{check, default_fence, with_implied_node};
+use crate::model::{NodeId, Order, TaskId, TaskSpec};
+use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
+
+/// Failures of a task after which it is given up, unless it says otherwise.
+const MAX_ATTEMPTS_DEFAULT: u32 = 5;
+
+/// Most that a task may ask for.
+const MAX_ATTEMPTS_MAX: u32 = 100;
+
+impl Order {
+    /// Checks a request. `here` is the node that plain paths are on where there is only one.
+    ///
+    /// # Errors
+    /// `EBadRequest` for names and numbers out of their ranges; and as `destination::check`.
+    pub fn check(request: wire::SubmitRequest, here: Option<&NodeId>) -> Result<Self> {
+        let wire::SubmitRequest { id, priority, max_attempts, spec } = request;
+        let priority = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
+        let max_attempts = if max_attempts == 0 { MAX_ATTEMPTS_DEFAULT } else { max_attempts };
+        if max_attempts > MAX_ATTEMPTS_MAX {
+            return Err(Error::bad_request(format!(
+                "{max_attempts} attempts are too many: at most {MAX_ATTEMPTS_MAX}"
+            )));
+        }
+        Ok(Self {
+            id: if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? },
+            priority: priority.ok_or_else(|| Error::bad_request("a priority is a number from 0 to 9"))?,
+            max_attempts,
+            spec: checked(spec, here)?,
+        })
+    }
+}
+
+fn checked(mut spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSpec> {
+    if let Some(wire::Spec { work: Some(wire::spec::Work::Copy(copy)) }) = &mut spec {
+        let default = |word: &mut String, usual: &str| {
+            if word.is_empty() {
+                usual.clone_into(word);
+            }
+        };
+        default(&mut copy.sparse, Sparse::Auto.as_str());
+        default(&mut copy.reflink, Reflink::Auto.as_str());
+        default(&mut copy.digest, DigestKind::Xxh3.as_str());
+        default(&mut copy.fence, &spelling(&default_fence(&copy.destination)));
+    }
+    let spec = with_implied_node(spec_of(spec)?, here);
+    check(&spec)?;
+    Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CopyTask, Fence};
+    use blockhaul_engine::error::Code;
+
+    fn request(source: &str, destination: &str) -> wire::SubmitRequest {
+        let copy = wire::CopyWork {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            ..wire::CopyWork::default()
+        };
+        wire::SubmitRequest {
+            id: "t".to_owned(),
+            spec: Some(wire::Spec { work: Some(wire::spec::Work::Copy(copy)) }),
+            ..wire::SubmitRequest::default()
+        }
+    }
+
+    fn copy(request: wire::SubmitRequest) -> Result<CopyTask> {
+        match Order::check(request, Some(&NodeId::new("me").unwrap()))?.spec {
+            TaskSpec::Copy(copy) => Ok(copy),
+            TaskSpec::Noop(_) => panic!("a copy was asked for"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_is_settled() {
+        let local = copy(request("/a", "/b")).unwrap();
+        assert_eq!((local.node.unwrap().as_str(), local.fence), ("me", Fence::Local));
+        assert_eq!((local.sparse.as_str(), local.reflink.as_str(), local.digest.as_str()), ("auto", "auto", "xxh3"));
+        let network = Order::check(request("nbd://h/a", "nbd://h/b"), None).unwrap();
+        assert_eq!((network.max_attempts, network.source_to_look_at()), (MAX_ATTEMPTS_DEFAULT, Some("nbd://h/a")));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_what_is_wrong() {
+        let good = || request("file://n/a", "file://n/b");
+        for (request, word) in [
+            (wire::SubmitRequest { priority: 10, ..good() }, "priority"),
+            (wire::SubmitRequest { max_attempts: 101, ..good() }, "attempts"),
+            (wire::SubmitRequest { id: "a/b".to_owned(), ..good() }, "a/b"),
+            (request("file://n1/a", "file://n2/b"), "file://n2/b"),
+            (wire::SubmitRequest::default(), "kind"),
+        ] {
+            let error = Order::check(request, None).unwrap_err();
+            assert_eq!(error.code, Code::BadRequest, "{error}");
+            assert!(error.message.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_made_up_where_none_is_given() {
+        let made =
+            || Order::check(wire::SubmitRequest { id: String::new(), ..request("nbd://h/a", "nbd://h/b") }, None);
+        assert_ne!(made().unwrap().id, made().unwrap().id);
+    }
+}

@@ -1,0 +1,222 @@
+//! What all parts of a runner share: where it stands with the coordination service, what it holds, whom it talks to.
+
+use super::assignments::Book;
+use super::attempt::Attempt;
+use super::leader_notifier::Hints;
+use super::tenure::Seat;
+use super::{RunnerConfig, Seams};
+use crate::coord::{CoordError, SessionState};
+use crate::model::{Epoch, Holder};
+use blockhaul_engine::error::{Code, Error, Result};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::timeout;
+
+/// The longest wait before something is tried again that no event announces.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+/// Before a write is tried again that an operator has to permit first.
+const DENIED_AGAIN: Duration = Duration::from_secs(10);
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub config: RunnerConfig,
+    pub seams: Seams,
+    pub book: Book,
+    pub hints: Hints,
+    /// What the runner wants to be; its registration follows.
+    pub mood: watch::Sender<Mood>,
+    /// The registration that stands.
+    pub seat: watch::Sender<Option<Seat>>,
+    /// Wakes the renewal.
+    pub renew: Notify,
+    /// Wakes whoever looks after the registration.
+    pub doubt: Notify,
+    /// Wakes whoever gives everything back without ending the runner.
+    pub interrupt: Notify,
+    /// Whether the node wants a runner.
+    pub wanted: watch::Sender<bool>,
+    /// Whether it has left since, and is known to be gone.
+    pub is_away: watch::Sender<bool>,
+    /// Tasks that it runs at once.
+    slots: watch::Sender<u32>,
+    /// Attempts that are in the book and have to be started.
+    pub starts: mpsc::UnboundedSender<Arc<Attempt>>,
+    ends: AtomicBool,
+    leads: AtomicBool,
+    leader: Mutex<Option<Epoch>>,
+}
+
+/// What a runner wants to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mood {
+    /// It takes assignments.
+    Serving,
+    /// It gives back what it holds and takes nothing.
+    Stopping,
+    /// It is not there.
+    Absent,
+}
+
+impl Hub {
+    pub(super) fn new(config: RunnerConfig, seams: Seams, starts: mpsc::UnboundedSender<Arc<Attempt>>) -> Self {
+        let slots = watch::Sender::new(config.slots);
+        Self {
+            config,
+            seams,
+            book: Book::new(),
+            hints: Hints::default(),
+            mood: watch::Sender::new(Mood::Absent),
+            seat: watch::Sender::new(None),
+            renew: Notify::new(),
+            doubt: Notify::new(),
+            interrupt: Notify::new(),
+            wanted: watch::Sender::new(true),
+            is_away: watch::Sender::new(false),
+            slots,
+            starts,
+            ends: AtomicBool::new(false),
+            leads: AtomicBool::new(false),
+            leader: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.seams.clock.boot_time()
+    }
+
+    pub(super) fn unix_ms(&self) -> u64 {
+        self.seams.clock.unix_ms()
+    }
+
+    pub(super) fn holder(&self) -> Holder {
+        Holder { node: self.config.node.clone(), incarnation: self.config.incarnation.clone() }
+    }
+
+    /// The registration that stands; waits until one does.
+    pub(super) async fn seat(&self) -> Seat {
+        loop {
+            let mut seats = self.seat.subscribe();
+            // The sender lives as long as this hub.
+            if let Ok(seat) = seats.wait_for(Option::is_some).await
+                && let Some(seat) = &*seat
+            {
+                return seat.clone();
+            }
+        }
+    }
+
+    /// Waits until it makes sense to try again what has failed with `error`. Bounded, but for the lack of a connection.
+    pub(super) async fn outlast(&self, seat: &Seat, error: &CoordError) {
+        let mut seats = self.seat.subscribe();
+        let moved = seats.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(seat)));
+        match error {
+            CoordError::NotConnected => {
+                let mut states = seat.session.states();
+                let usable = states.wait_for(|state: &SessionState| state.is_connected() || state.is_over());
+                tokio::select! { biased; _ = moved => {}, _ = usable => {} }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            CoordError::Refused { why, .. } if !why.is_condition() => {
+                tracing::error!(%error, "the coordination service refuses what this runner has to store: change that");
+                let _ = timeout(DENIED_AGAIN, moved).await;
+            }
+            CoordError::Ended(_) | CoordError::Refused { index: 0, .. } => {
+                self.doubt.notify_one();
+                let _ = timeout(TRY_AGAIN, moved).await;
+            }
+            // The record or a claim has changed: it is read again, and that says more.
+            CoordError::Refused { .. } => {}
+            CoordError::Unknown(_) | CoordError::Unusable(_) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let _ = timeout(TRY_AGAIN * 10, seat.session.sync()).await;
+            }
+            CoordError::TooLarge { .. } => {
+                tracing::error!(%error, "a record has outgrown the store");
+                tokio::time::sleep(TRY_AGAIN * 10).await;
+            }
+        }
+    }
+
+    /// Whether a dispatcher with this epoch may be listened to: stores a higher one, refuses a lower one.
+    ///
+    /// # Errors
+    /// `EFenced` with a lower epoch than was heard before, in this life of the node or an earlier one. `EOverloaded` if the
+    /// state directory cannot be read or written now: the task is not to blame, and may wait for it.
+    pub(super) fn heed(&self, leader: Epoch) -> Result<(), (Code, String)> {
+        let of_state = |error: Error| (Code::Overloaded, error.to_string());
+        let mut heard = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &self.seams.state;
+        let highest = match *heard {
+            Some(highest) => highest,
+            None => state.leader_epoch().map_err(of_state)?,
+        };
+        if leader < highest {
+            tracing::error!(%leader, %highest, "a dispatcher with a lower epoch than was heard before is refused");
+            let why = format!("epoch {leader} is over: {highest} was heard before");
+            return Err((Code::Fenced, why));
+        }
+        if leader > highest {
+            state.raise_leader_epoch(leader).map_err(of_state)?;
+        }
+        *heard = Some(leader);
+        Ok(())
+    }
+
+    /// Changes the mood if it is `from`; whether it was.
+    pub(super) fn turn(&self, from: Mood, to: Mood) -> bool {
+        self.mood.send_if_modified(|mood| {
+            let turns = *mood == from;
+            if turns {
+                *mood = to;
+            }
+            turns
+        })
+    }
+
+    /// Whether it is to be there.
+    pub(super) fn is_wanted(&self) -> bool {
+        *self.wanted.borrow() && !self.is_ending()
+    }
+
+    /// Waits until the node wants that.
+    pub(super) async fn wanted_is(&self, wanted: bool) {
+        // The sender lives as long as this hub.
+        let _ = self.wanted.subscribe().wait_for(|now| *now == wanted).await;
+    }
+
+    /// Tasks that it runs at once, now.
+    pub(super) fn slots(&self) -> u32 {
+        *self.slots.borrow()
+    }
+
+    /// Runs so many at once from now on. What runs already is not stopped.
+    pub(super) fn set_slots(&self, slots: u32) {
+        self.slots.send_replace(slots);
+        // The registration says so.
+        self.doubt.notify_one();
+    }
+
+    /// The runner has been asked to end, which nothing takes back.
+    pub(super) fn end(&self) {
+        self.ends.store(true, Relaxed);
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.ends.load(Relaxed)
+    }
+
+    /// Whether this node leads: then its lease is renewed without copies, too.
+    pub(super) fn set_leading(&self, leads: bool) {
+        self.leads.store(leads, Relaxed);
+        self.renew.notify_one();
+    }
+
+    /// Whether anything depends on the lease.
+    pub(super) fn needs_lease(&self) -> bool {
+        self.leads.load(Relaxed) || self.book.all().iter().any(|attempt| attempt.needs_lease())
+    }
+}

@@ -1,0 +1,472 @@
+//! The worker that copies: the engine, behind the node's policy.
+//!
+//! Each copy has a thread of its own, for what may block: opening its volumes, and waiting for its end. The engine's own
+//! thread of the job blocks in the admission until the runner has stored `RUNNING`, or refused.
+//!
+//! ```text
+//!  runner --start--> thread: policy opens -> engine.submit -> waits ------------------------------> outcome
+//!                                              `- job's thread: rules, lock -> mark -> question .. answer -> copies
+//! ```
+
+use super::executor::{End, Outcome, Question, Running, Work, Worker, stopped_early};
+use super::stored_epoch::StoredEpochs;
+use crate::model::volume::Volume;
+use crate::model::{CopyTask, DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
+use crate::policy::{CreatedFile, Policy, identities};
+use async_trait::async_trait;
+use blockhaul_engine::engine::Engine;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::job::{JobHandle, Reason};
+use blockhaul_engine::progress::{Report, Status};
+use blockhaul_engine::shown::Shown;
+use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Overwrite, Verify};
+use blockhaul_engine::supervision::{Admission, Admitted, Supervision};
+use blockhaul_engine::volume::Locator;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use tracing::Span;
+
+/// How long opening a copy's volumes may take after a stop was asked for, before they count as on a device that does not
+/// answer: as long as the engine waits for one.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks at whether a copy has become quiet.
+const QUIET_LOOK: Duration = Duration::from_secs(60);
+
+/// See the module's head. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineWorker {
+    engine: Arc<Engine>,
+    site: Arc<Site>,
+}
+
+/// What copies need to know of the node.
+#[derive(Debug)]
+struct Site {
+    node: NodeId,
+    policy: Policy,
+    journals: PathBuf,
+    marks: Arc<StoredEpochs>,
+}
+
+/// A copy, as the runner sees it.
+#[derive(Debug)]
+struct Copying {
+    job: Mutex<Job>,
+    outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
+    /// Whether its thread was asked to stop and has not begun a job, whose end the engine would tell.
+    hangs: watch::Sender<bool>,
+    is_quiet: watch::Sender<bool>,
+}
+
+/// The engine's job, or what it is to be told once there is one.
+#[derive(Debug, Default)]
+struct Job {
+    handle: Option<JobHandle>,
+    cancelled: Option<Reason>,
+    limit: Option<Option<u64>>,
+}
+
+/// Asks the runner whether the job may write.
+struct Gatekeeper {
+    question: Mutex<Option<oneshot::Sender<Question>>>,
+    durable: DurableMap,
+    epoch: Epoch,
+    marks: Arc<StoredEpochs>,
+    /// Of the attempt: the job's thread is the engine's.
+    span: Span,
+    said_yes: AtomicBool,
+}
+
+/// Everything the engine is given for one copy.
+struct Prepared {
+    spec: CopySpec,
+    supervision: Supervision,
+    created: Option<CreatedFile>,
+    gatekeeper: Arc<Gatekeeper>,
+}
+
+impl EngineWorker {
+    /// A worker of `node`; keeps journals and marks in the state directory.
+    ///
+    /// # Errors
+    /// What cannot be created there.
+    pub(crate) fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
+        let journals = state_dir.join("journals");
+        std::fs::create_dir_all(&journals).map_err(|error| {
+            Error::io(Side::Caller, Operation::Journal, &error, format!("create {}", journals.shown()))
+        })?;
+        let marks = Arc::new(StoredEpochs::new(state_dir)?);
+        Ok(Self { engine, site: Arc::new(Site { node, policy, journals, marks }) })
+    }
+}
+
+#[async_trait]
+impl Worker for EngineWorker {
+    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
+        let (site, copy) = (Arc::clone(&self.site), copy.clone());
+        let resolved = tokio::task::spawn_blocking(move || site.resolve(&copy)).await;
+        resolved.unwrap_or_else(|error| Err(Error::internal(Operation::Open, format!("resolving has failed: {error}"))))
+    }
+
+    fn start(&self, work: Work) -> Arc<dyn Running> {
+        let (tell, outcome) = oneshot::channel();
+        let copying = Arc::new(Copying {
+            job: Mutex::default(),
+            outcome: Mutex::new(Some(outcome)),
+            hangs: watch::Sender::new(false),
+            is_quiet: watch::Sender::new(false),
+        });
+        let (worker, shared) = (self.clone(), Arc::clone(&copying));
+        let (name, span) = (format!("copy {}", work.task), Span::current());
+        let body = move || {
+            let _in = span.enter();
+            worker.carry_out(work, &shared, tell);
+        };
+        if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
+            // The sender went with the closure: the copy's end says that there was none.
+            tracing::error!(%error, "no thread for a copy");
+        }
+        copying
+    }
+
+    fn kept(&self) -> Vec<(TaskId, u64)> {
+        let Ok(entries) = std::fs::read_dir(&self.site.journals) else { return Vec::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut kept: Vec<_> = names
+            .filter_map(|name| {
+                let (task, created) = name.strip_suffix(".journal")?.rsplit_once('.')?;
+                Some((TaskId::new(task).ok()?, created.parse().ok()?))
+            })
+            .collect();
+        kept.sort();
+        kept
+    }
+
+    fn forget(&self, task: &TaskId, created_ms: u64) {
+        self.site.forget(task, created_ms);
+    }
+}
+
+impl EngineWorker {
+    /// One copy from beginning to end, on its own thread. Tells how it ended, and when it is quiet.
+    fn carry_out(&self, work: Work, copying: &Copying, tell: oneshot::Sender<Outcome>) {
+        // Nobody listens if the runner has been dropped, or has given up waiting.
+        let tell = move |outcome| _ = tell.send(outcome);
+        let prepared = match self.site.prepare(work) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                tell(Outcome::refused(&error));
+                return copying.be_quiet();
+            }
+        };
+        let Prepared { spec, supervision, created, gatekeeper } = prepared;
+        let (outcome, job) = match copying.submit(&self.engine, spec, supervision) {
+            Ok(job) => (outcome(&job.wait(), &job), Some(job)),
+            Err(error) => (Outcome::refused(&error), None),
+        };
+        let clean_up = || {
+            if let Some(created) = created.filter(|_| !gatekeeper.said_yes.load(Relaxed)) {
+                created.remove();
+            }
+        };
+        match job.filter(|_| !outcome.quiesced) {
+            None => {
+                clean_up();
+                tell(outcome);
+            }
+            Some(job) => {
+                tell(outcome);
+                while !job.wait_quiet_for(QUIET_LOOK) {
+                    if !job.may_become_quiet() {
+                        return;
+                    }
+                }
+                clean_up();
+            }
+        }
+        copying.be_quiet();
+    }
+}
+
+impl Copying {
+    /// Hands the copy to the engine, unless it was cancelled before.
+    fn submit(&self, engine: &Engine, spec: CopySpec, supervision: Supervision) -> Result<JobHandle> {
+        let mut job = self.job();
+        if let Some(reason) = job.cancelled {
+            return Err(stopped_early(reason));
+        }
+        let handle = engine.submit_supervised(spec, supervision);
+        if let Some(limit) = job.limit {
+            handle.set_limit(limit);
+        }
+        job.handle = Some(handle.clone());
+        Ok(handle)
+    }
+
+    fn be_quiet(&self) {
+        self.is_quiet.send_replace(true);
+    }
+
+    /// Waits until a stop was asked for and the thread has had its time to open the volumes, or to give up.
+    async fn overdue(&self) -> Outcome {
+        // The sender lives as long as self.
+        let _ = self.hangs.subscribe().wait_for(|hangs| *hangs).await;
+        tokio::time::sleep(OPEN_LIMIT).await;
+        if self.handle().is_some() {
+            // The engine keeps the limit for its job.
+            return std::future::pending().await;
+        }
+        let message = "opening the volumes did not end within the drain limit: a device does not answer";
+        let error = Error::new(Code::Timeout, Side::Engine, Operation::Open, message);
+        Outcome { quiesced: false, ..Outcome::refused(&error) }
+    }
+
+    fn handle(&self) -> Option<JobHandle> {
+        self.job().handle.clone()
+    }
+
+    fn job(&self) -> MutexGuard<'_, Job> {
+        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Running for Copying {
+    fn progress(&self) -> Progress {
+        self.handle().map(|job| progress(&job)).unwrap_or_default()
+    }
+
+    fn durable(&self) -> DurableMap {
+        self.handle().map(|job| durable(&job)).unwrap_or_default()
+    }
+
+    fn set_limit(&self, bytes_per_second: Option<u64>) {
+        let mut job = self.job();
+        job.limit = Some(bytes_per_second);
+        if let Some(handle) = &job.handle {
+            handle.set_limit(bytes_per_second);
+        }
+    }
+
+    fn cancel(&self, reason: Reason) {
+        let mut job = self.job();
+        job.cancelled.get_or_insert(reason);
+        match &job.handle {
+            Some(handle) => handle.cancel(reason),
+            None => _ = self.hangs.send_replace(true),
+        }
+    }
+
+    fn cut(&self) {
+        if let Some(job) = self.handle() {
+            job.cut();
+        }
+    }
+
+    async fn ended(&self) -> Outcome {
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let told = match outcome {
+            Some(outcome) => tokio::select! { biased;
+                outcome = outcome => outcome.ok(),
+                outcome = self.overdue() => Some(outcome),
+            },
+            None => None,
+        };
+        told.unwrap_or_else(|| {
+            let error =
+                Error::new(Code::Overloaded, Side::Engine, Operation::Start, "there was no thread for the copy");
+            Outcome::refused(&error)
+        })
+    }
+
+    async fn quiet(&self) {
+        // The sender lives as long as self.
+        let _ = self.is_quiet.subscribe().wait_for(|is_quiet| *is_quiet).await;
+    }
+}
+
+impl Admission for Gatekeeper {
+    fn admit(&self, destination: &Admitted<'_>) -> Result<()> {
+        let _in = self.span.enter();
+        let file = destination.file.map(|file| file.try_clone_to_owned().map(File::from)).transpose();
+        let file =
+            file.map_err(|error| Error::io(Side::Destination, Operation::Open, &error, "keep the destination open"))?;
+        if let Some(file) = &file {
+            self.marks.check(file, self.epoch)?;
+        }
+        let answered = Question::ask(&self.question, self.durable.clone());
+        answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
+        self.said_yes.store(true, Relaxed);
+        // Not before the record names this grant: of a destination with a mark that the record does not know nothing would
+        // be gone on with.
+        file.map_or(Ok(()), |file| self.marks.raise(&file, self.epoch))
+    }
+}
+
+impl Site {
+    fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
+        match self.volume(&copy.destination, Side::Destination)? {
+            Volume::Path { path, .. } => identities(&self.policy, &self.node, &path),
+            Volume::Socket { uri, .. } => Ok(vec![format!("unix:{}:{uri}", self.node)]),
+            volume @ Volume::Network(_) => Ok(volume.canonical().into_iter().collect()),
+        }
+    }
+
+    /// A volume of a task, judged as far as that goes without looking it up: it is of this node, or of a server that the
+    /// policy allows.
+    fn volume(&self, text: &str, side: Side) -> Result<Volume> {
+        let volume = Volume::parse(text, Some(&self.node))?;
+        if let Some(node) = volume.node() {
+            self.is_here(node)?;
+        }
+        if let Volume::Socket { uri, .. } | Volume::Network(uri) = &volume {
+            self.policy.check_server(text, uri, side)?;
+        }
+        Ok(volume)
+    }
+
+    fn is_here(&self, node: &NodeId) -> Result<()> {
+        if *node == self.node {
+            return Ok(());
+        }
+        // The request was for that node: this one has its address, or had it told to somebody.
+        let message = format!("a volume of {node} cannot be reached on {}: the call was for {node}", self.node);
+        Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
+    }
+
+    fn prepare(&self, work: Work) -> Result<Prepared> {
+        let Work { task, created_ms, copy, epoch, admitted, earlier, durable, gate, admission } = work;
+        let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
+        let source = self.locator(&copy.source, Side::Source)?;
+        let destination = self.locator(&copy.destination, Side::Destination)?;
+        let mut mode = 0o600;
+        if let Locator::Path(path) = &source {
+            let file = File::from(self.policy.open_source(path)?);
+            let stat = file.metadata();
+            let stat = stat.map_err(|error| Error::io(Side::Source, Operation::Stat, &error, "look at the source"))?;
+            mode = if stat.is_file() { stat.mode() & 0o777 } else { mode };
+            supervision.source = Some(file.into());
+        }
+        let mut durable = if admitted && !copy.starts_over() { durable } else { DurableMap::default() };
+        if copy.starts_over() {
+            self.forget(&task, created_ms);
+        }
+        let mut spec = spec(&copy, source, destination.clone(), admitted)?;
+        spec.checkpoint = Checkpoint::File(self.journal(&task, created_ms));
+        let mut created = None;
+        if let Locator::Path(path) = &destination {
+            let opened = self.policy.open_destination(path, mode)?;
+            let is_known = opened.created.is_none() && self.is_written_by(&opened.file, &earlier, &durable);
+            let (opened, new) = opened.split()?;
+            (supervision.destination, created) = (Some(opened), new);
+            if !is_known {
+                // Neither the record nor the journal of an earlier attempt is about what is there now.
+                self.forget(&task, created_ms);
+                durable = DurableMap::default();
+                // Nobody has judged what is there now. Nor has anything been written that somebody could go on with.
+                spec.overwrite = if copy.overwrite { Overwrite::Yes } else { Overwrite::No };
+            }
+        }
+        supervision.durable = (!durable.is_empty()).then(|| durable.to_ranges());
+        supervision.evidence = durable.evidence().clone();
+        let gatekeeper = Arc::new(Gatekeeper {
+            question: Mutex::new(Some(admission)),
+            durable,
+            epoch,
+            marks: Arc::clone(&self.marks),
+            span: Span::current(),
+            said_yes: AtomicBool::new(false),
+        });
+        supervision.admission = Some(Arc::clone(&gatekeeper) as Arc<dyn Admission>);
+        Ok(Prepared { spec, supervision, created, gatekeeper })
+    }
+
+    /// A volume of a task as the engine calls it.
+    fn locator(&self, text: &str, side: Side) -> Result<Locator> {
+        Ok(match self.volume(text, side)? {
+            Volume::Path { path, .. } => Locator::Path(path),
+            Volume::Socket { uri, .. } | Volume::Network(uri) => Locator::Nbd(uri),
+        })
+    }
+
+    /// Whether a file or device is the one that an earlier attempt has written last, and long enough for what is said of it.
+    fn is_written_by(&self, file: &File, earlier: &[Epoch], durable: &DurableMap) -> bool {
+        let mark = self.marks.read(file).ok().flatten();
+        let end = durable.to_ranges().iter().last().map_or(0, |range| range.end());
+        let is_long = file.metadata().is_ok_and(|stat| !stat.is_file() || stat.len() >= end);
+        mark.is_some_and(|mark| earlier.contains(&mark)) && is_long
+    }
+
+    fn forget(&self, task: &TaskId, created_ms: u64) {
+        let path = self.journal(task, created_ms);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.shown(), %error, "a journal stays behind");
+            }
+            _ => {}
+        }
+    }
+
+    fn journal(&self, task: &TaskId, created_ms: u64) -> PathBuf {
+        self.journals.join(format!("{task}.{created_ms}.journal"))
+    }
+}
+
+/// What the engine is to do. Once its destination was admitted a copy goes on with whatever is there.
+fn spec(copy: &CopyTask, source: Locator, destination: Locator, admitted: bool) -> Result<CopySpec> {
+    let overwrite = if copy.overwrite || admitted { Overwrite::Yes } else { Overwrite::No };
+    let (sparse, reflink, digest) = copy.words()?;
+    Ok(CopySpec {
+        limit_bytes_per_second: copy.limit,
+        sparse,
+        reflink,
+        digest,
+        verify: if copy.verify { Verify::Yes } else { Verify::No },
+        continuation: Continuation::Resume,
+        overwrite,
+        ..CopySpec::new(source, destination)
+    })
+}
+
+fn outcome(report: &Report, job: &JobHandle) -> Outcome {
+    let end = match (&report.error, report.status) {
+        (_, Status::Succeeded) => End::Succeeded,
+        (Some(error), _) => Outcome::refused(error).end,
+        (None, Status::Interrupted) => End::Stopped(Reason::RunnerInterrupt),
+        (None, Status::Cancelled) => End::Stopped(Reason::UserCancel),
+        (None, Status::Failed | Status::Differs) => {
+            End::Failed(Failure::from(&Error::internal(Operation::Stop, "the copy failed without saying why")))
+        }
+    };
+    Outcome {
+        end,
+        quiesced: report.quiesced,
+        progress: progress(job),
+        durable: durable(job),
+        report: serde_json::to_value(report).ok(),
+    }
+}
+
+/// What is durable, and by what it is known again: asked for in this order, so that no leaf is outside of the ranges.
+fn durable(job: &JobHandle) -> DurableMap {
+    let evidence = job.evidence();
+    DurableMap::of(&job.durable_ranges()).known_by(evidence)
+}
+
+fn progress(job: &JobHandle) -> Progress {
+    let blockhaul_engine::progress::Progress {
+        planned,
+        issued,
+        written,
+        durable,
+        verified,
+        rate_bytes_per_second,
+        eta_seconds,
+    } = job.progress();
+    Progress { planned, issued, written, durable, verified, rate_bytes_per_second, eta_seconds }
+}

@@ -1,0 +1,163 @@
+//! Who carries a copy out: the seam between a runner and the engine.
+//!
+//! Everything that blocks is behind it: opening volumes, waiting for a copy's end, the storage-side record. Its faces are
+//! [`EngineWorker`](super::EngineWorker) and a simulation's. The runner itself only awaits.
+
+use crate::model::{CopyTask, DurableMap, Epoch, Failure, Progress, TaskId};
+use async_trait::async_trait;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::gate::Gate;
+use blockhaul_engine::job::Reason;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::oneshot;
+
+/// Carries copies out.
+#[async_trait]
+pub trait Worker: Send + Sync + std::fmt::Debug {
+    /// The identities of a copy's destination on this node, its own first. Changes nothing.
+    ///
+    /// # Errors
+    /// `EPermission` outside the node's policy, and what is wrong with the name.
+    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>>;
+
+    /// Begins a copy. Returns at once; what goes wrong is in its outcome.
+    fn start(&self, work: Work) -> Arc<dyn Running>;
+
+    /// Tasks that something is kept of here (a journal), with when they were created in milliseconds since 1970.
+    fn kept(&self) -> Vec<(TaskId, u64)>;
+
+    /// Drops what is kept of a task: it is over, or others go on with it.
+    fn forget(&self, task: &TaskId, created_ms: u64);
+}
+
+/// One attempt's copy.
+#[derive(Debug)]
+pub struct Work {
+    /// Which task.
+    pub task: TaskId,
+    /// When it was created, in milliseconds since 1970: tells it from an earlier task of the same name.
+    pub created_ms: u64,
+    /// What is copied.
+    pub copy: CopyTask,
+    /// The grant under which it writes.
+    pub epoch: Epoch,
+    /// Whether the destination was judged before: then it may hold data, and is gone on with.
+    pub admitted: bool,
+    /// Grants of earlier attempts that have begun.
+    pub earlier: Vec<Epoch>,
+    /// What earlier attempts have made durable, as the record has it.
+    pub durable: DurableMap,
+    /// Until when writes may be submitted.
+    pub gate: Arc<Gate>,
+    /// Takes the question whether it may write, when everything else has been settled and before the first change to the
+    /// destination.
+    pub admission: oneshot::Sender<Question>,
+}
+
+/// A copy asks whether it may write. It waits for the answer; a question that is dropped is a no.
+#[derive(Debug)]
+pub struct Question {
+    /// What it goes on from: what the record has, or less if the destination is not what the record was made of.
+    pub durable: DurableMap,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<(), Error>>,
+}
+
+impl Question {
+    /// Asks through what a [`Work`] has brought, for a copy that goes on from `durable`. An answer that can never come,
+    /// as nobody listens or it was asked before, is dropped.
+    pub(super) fn ask(
+        admission: &Mutex<Option<oneshot::Sender<Self>>>,
+        durable: DurableMap,
+    ) -> oneshot::Receiver<Result<(), Error>> {
+        let (answer, answered) = oneshot::channel();
+        if let Some(admission) = admission.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Comes back, and is dropped here, if nobody listens.
+            let _ = admission.send(Self { durable, answer });
+        }
+        answered
+    }
+}
+
+/// A copy that runs, or has ended.
+#[async_trait]
+pub trait Running: Send + Sync + std::fmt::Debug {
+    /// Where it stands.
+    fn progress(&self) -> Progress;
+
+    /// What is durable on the destination; empty until it has begun to copy.
+    fn durable(&self) -> DurableMap;
+
+    /// Changes its limit, in bytes per second.
+    fn set_limit(&self, bytes_per_second: Option<u64>);
+
+    /// Asks it to stop at the next block. The first reason holds.
+    fn cancel(&self, reason: Reason);
+
+    /// Resets its connections at once.
+    fn cut(&self);
+
+    /// Waits for its end. Called once.
+    async fn ended(&self) -> Outcome;
+
+    /// After an end that was not quiet: waits until nothing of it can happen any more, for ever if nobody can tell.
+    async fn quiet(&self) {
+        std::future::pending().await
+    }
+}
+
+/// How a copy ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// How.
+    pub end: End,
+    /// Whether none of its operations is in flight any more.
+    pub quiesced: bool,
+    /// Where it stood.
+    pub progress: Progress,
+    /// What is durable.
+    pub durable: DurableMap,
+    /// The engine's report.
+    pub report: Option<serde_json::Value>,
+}
+
+/// In which way a copy ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Every byte is there, flushed, and verified if that was asked for.
+    Succeeded,
+    /// It was asked to stop, and has.
+    Stopped(Reason),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// The error of a copy that was stopped before it began to write.
+pub(super) fn stopped_early(reason: Reason) -> Error {
+    let code = match reason {
+        Reason::UserCancel => Code::Cancelled,
+        Reason::RunnerInterrupt => Code::RunnerInterrupt,
+        Reason::LeaseLost => Code::LeaseLost,
+        Reason::DeadlineExceeded => Code::Timeout,
+    };
+    Error::new(code, Side::Caller, Operation::Start, format!("stopped before it began to write: {code}"))
+}
+
+impl Outcome {
+    /// The outcome of a copy that has touched nothing.
+    #[must_use]
+    pub fn untouched(end: End) -> Self {
+        Self { end, quiesced: true, progress: Progress::default(), durable: DurableMap::default(), report: None }
+    }
+
+    /// The outcome of a copy that failed before it touched anything.
+    #[must_use]
+    pub fn refused(error: &Error) -> Self {
+        Self::untouched(match error.code {
+            Code::RunnerInterrupt => End::Stopped(Reason::RunnerInterrupt),
+            Code::Cancelled => End::Stopped(Reason::UserCancel),
+            Code::LeaseLost => End::Stopped(Reason::LeaseLost),
+            _ => End::Failed(Failure::from(error)),
+        })
+    }
+}

@@ -1,0 +1,440 @@
+//! The simulated engine: copies between simulated volumes, with what a real one does under a supervisor.
+//!
+//! It waits for the destination's lock, asks whether it may write, submits writes only while its gate is open by the
+//! node's clock, flushes before it calls anything durable, keeps a journal that outlives the process, drains when it is
+//! asked to stop, and says `quiesced: false` when it was cut off, or gave up waiting, with writes on their way.
+
+use super::defect::Plant;
+use super::disk::{BLOCK, Writer};
+use super::node::Surroundings;
+use super::place::Place;
+use crate::clock::Clock;
+use crate::model::{CopyTask, DurableMap, Failure, Holder, Progress, TaskId};
+use crate::process::spawn;
+use crate::runner::{End, Outcome, Question, Running, Work, Worker};
+use async_trait::async_trait;
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::extent::{ByteRange, RangeSet};
+use blockhaul_engine::job::Reason;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Writes of a job on their way at once.
+const WINDOW: usize = 3;
+/// How long a job waits for a lock.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How long a job that stops waits for its writes.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Between two looks at something that nobody tells.
+const LOOK: Duration = Duration::from_millis(20);
+/// Between two checkpoints.
+const CHECKPOINT: Duration = Duration::from_secs(1);
+
+/// Blocks that a journal says are durable, by task and its time of creation.
+pub(super) type Journals = Arc<Mutex<BTreeMap<(TaskId, u64), BTreeSet<usize>>>>;
+
+/// How the disks behave.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Milliseconds of a write: least and most.
+    pub(super) write_ms: (u64, u64),
+    /// Share of writes that take up to 15 s.
+    pub(super) hang: f64,
+    /// Share of jobs that fail on the way.
+    pub(super) fail: f64,
+    /// Share of jobs of exports that their node cannot do, and another one maybe can.
+    pub(super) unfit: f64,
+}
+
+/// The engine of one process.
+#[derive(Debug)]
+pub(super) struct SimWorker {
+    holder: Holder,
+    around: Surroundings,
+    clock: Arc<dyn Clock>,
+    journals: Journals,
+    started: Mutex<Vec<u64>>,
+    wedged: Arc<AtomicBool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SimWorker {
+    pub(super) fn new(holder: Holder, around: Surroundings, clock: Arc<dyn Clock>, journals: Journals) -> Self {
+        Self { holder, around, clock, journals, started: Mutex::default(), wedged: Arc::default() }
+    }
+
+    /// Whether a copy of a local volume has not come to rest.
+    pub(super) fn is_wedged(&self) -> bool {
+        self.wedged.load(Relaxed)
+    }
+
+    /// Numbers of all jobs of this process.
+    pub(super) fn jobs(&self) -> Vec<u64> {
+        lock(&self.started).clone()
+    }
+}
+
+#[async_trait]
+impl Worker for SimWorker {
+    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
+        let place = Place::parse(&copy.destination, copy.node.as_ref());
+        match &place.node {
+            Some(node) if *node != self.holder.node.as_str() => {
+                Err(Error::bad_request(format!("{} is not on {}", copy.destination, self.holder.node)))
+            }
+            _ => Ok(vec![place.identity()]),
+        }
+    }
+
+    fn start(&self, work: Work) -> Arc<dyn Running> {
+        let Surroundings { disks, jobs, .. } = &self.around;
+        let number = jobs.fetch_add(1, Relaxed);
+        lock(&self.started).push(number);
+        let (task, epoch, era) = (work.task.clone(), work.epoch, disks.era());
+        let by = Writer { task, epoch, era, holder: self.holder.clone(), job: number };
+        let source = Place::parse(&work.copy.source, work.copy.node.as_ref());
+        let destination = Place::parse(&work.copy.destination, work.copy.node.as_ref());
+        let state = Arc::new(State::new(disks.blocks(&source.name()).len()));
+        let job = Job {
+            state: state.clone(),
+            around: self.around.clone(),
+            clock: self.clock.clone(),
+            journals: self.journals.clone(),
+            by,
+            source: source.name(),
+            destination: destination.name(),
+            created_ms: work.created_ms,
+            wedged: self.wedged.clone(),
+            flying: VecDeque::new(),
+        };
+        spawn(job.run(work));
+        state
+    }
+
+    fn kept(&self) -> Vec<(TaskId, u64)> {
+        lock(&self.journals).keys().cloned().collect()
+    }
+
+    fn forget(&self, task: &TaskId, created_ms: u64) {
+        lock(&self.journals).remove(&(task.clone(), created_ms));
+    }
+}
+
+/// What a job shows.
+#[derive(Debug)]
+struct State {
+    blocks: usize,
+    durable: Mutex<BTreeSet<usize>>,
+    written: AtomicU64,
+    cancelled: Mutex<Option<Reason>>,
+    cut: watch::Sender<bool>,
+    kick: Notify,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl State {
+    fn new(blocks: usize) -> Self {
+        Self {
+            blocks,
+            durable: Mutex::default(),
+            written: AtomicU64::new(0),
+            cancelled: Mutex::default(),
+            cut: watch::Sender::new(false),
+            kick: Notify::new(),
+            outcome: watch::Sender::new(None),
+        }
+    }
+
+    fn reason(&self) -> Option<Reason> {
+        *lock(&self.cancelled)
+    }
+
+    fn is_cut(&self) -> bool {
+        *self.cut.borrow()
+    }
+}
+
+#[async_trait]
+impl Running for State {
+    fn progress(&self) -> Progress {
+        let durable = lock(&self.durable).len() as u64 * BLOCK;
+        let written = durable.max(self.written.load(Relaxed));
+        Progress { planned: self.blocks as u64 * BLOCK, issued: written, written, durable, ..Progress::default() }
+    }
+
+    fn durable(&self) -> DurableMap {
+        let mut ranges = RangeSet::new();
+        for block in lock(&self.durable).iter() {
+            let start = *block as u64 * BLOCK;
+            ranges.insert(ByteRange::new(start, start + BLOCK));
+        }
+        DurableMap::of(&ranges)
+    }
+
+    fn set_limit(&self, _bytes_per_second: Option<u64>) {}
+
+    fn cancel(&self, reason: Reason) {
+        lock(&self.cancelled).get_or_insert(reason);
+        self.kick.notify_one();
+    }
+
+    fn cut(&self) {
+        self.cut.send_replace(true);
+        self.kick.notify_one();
+    }
+
+    async fn ended(&self) -> Outcome {
+        let mut outcome = self.outcome.subscribe();
+        let ended = outcome.wait_for(Option::is_some).await;
+        ended.ok().and_then(|ended| ended.clone()).expect("the sender lives as long as self")
+    }
+}
+
+/// A copy at work.
+struct Job {
+    state: Arc<State>,
+    around: Surroundings,
+    clock: Arc<dyn Clock>,
+    journals: Journals,
+    by: Writer,
+    source: String,
+    destination: String,
+    created_ms: u64,
+    wedged: Arc<AtomicBool>,
+    /// Writes on their way, oldest first.
+    flying: VecDeque<(usize, oneshot::Receiver<()>)>,
+}
+
+/// Why copying stopped before its end.
+enum Stop {
+    Asked,
+    Cut,
+    Failed(Error),
+}
+
+impl Job {
+    async fn run(mut self, work: Work) {
+        let outcome = match self.begin(work).await {
+            Ok(gate) => {
+                let copied = self.copy(&gate).await;
+                self.finish(copied).await
+            }
+            Err(error) => Outcome::refused(&error),
+        };
+        self.around.disks.unlock(&self.destination, self.by.job);
+        self.state.outcome.send_replace(Some(outcome));
+    }
+
+    /// Everything before the first write.
+    async fn begin(&self, work: Work) -> Result<Arc<blockhaul_engine::gate::Gate>> {
+        let unfit = lock(&self.around.pace).unfit;
+        if self.around.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
+            let code = if fastrand::bool() { Code::Permission } else { Code::Unreachable };
+            return Err(destination(code, "not from this node"));
+        }
+        self.take_lock().await?;
+        let is_empty = self.around.disks.is_empty(&self.destination);
+        if !work.admitted && !work.copy.overwrite && !is_empty {
+            return Err(destination(Code::Exists, "the destination holds data"));
+        }
+        let disks = &self.around.disks;
+        let is_known = disks.is_remote(&self.destination) || disks.is_written_by(&self.destination, &work.earlier);
+        let is_known = is_known && !self.has(Plant::ForgetfulCopies);
+        if !is_known {
+            lock(&self.journals).remove(&(work.task.clone(), work.created_ms));
+        }
+        disks.check_record(&self.destination, work.epoch)?;
+        let journal = lock(&self.journals).get(&(work.task.clone(), work.created_ms)).cloned().unwrap_or_default();
+        let recorded = if is_known { work.durable.to_ranges() } else { RangeSet::new() };
+        let is_recorded = |block: &usize| {
+            let start = *block as u64 * BLOCK;
+            recorded.contains(ByteRange::new(start, start + BLOCK))
+        };
+        if self.has(Plant::HastyCopies) && self.state.blocks > 0 {
+            self.around.judge.judge_writer(&self.by);
+        }
+        let durable: BTreeSet<usize> =
+            (0..self.state.blocks).filter(|block| journal.contains(block) || is_recorded(block)).collect();
+        let is_complete = durable.len() == self.state.blocks;
+        *lock(&self.state.durable) = durable;
+        if is_complete && fastrand::bool() {
+            // As the engine, when nothing is left to be written.
+            return Ok(work.gate);
+        }
+        let (answer, answered) = oneshot::channel();
+        let question = Question { durable: self.state.durable(), answer };
+        let no = || Error::new(Code::RunnerInterrupt, Side::Engine, Operation::Start, "nobody said that it may write");
+        work.admission.send(question).map_err(|_| no())?;
+        answered.await.map_err(|_| no())??;
+        disks.raise_record(&self.destination, work.epoch);
+        Ok(work.gate)
+    }
+
+    fn has(&self, plant: Plant) -> bool {
+        self.around.plant == Some(plant)
+    }
+
+    async fn take_lock(&self) -> Result<()> {
+        let start = Instant::now();
+        while !self.around.disks.try_lock(&self.destination, self.by.job) {
+            if let Some(reason) = self.state.reason() {
+                return Err(stopped(reason));
+            }
+            if start.elapsed() > LOCK_WAIT {
+                return Err(destination(Code::Busy, "somebody else has the destination open"));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    async fn copy(&mut self, gate: &blockhaul_engine::gate::Gate) -> std::result::Result<(), Stop> {
+        let data = self.around.disks.blocks(&self.source);
+        let pace = *lock(&self.around.pace);
+        let fails_at = (fastrand::f64() < pace.fail).then(|| fastrand::usize(..data.len()));
+        let durable = lock(&self.state.durable).clone();
+        let mut todo: VecDeque<usize> = (0..data.len()).filter(|block| !durable.contains(block)).collect();
+        if self.has(Plant::LazyCopies) {
+            todo.pop_back();
+        }
+        let mut written = BTreeSet::new();
+        let mut checkpoint = Instant::now() + CHECKPOINT;
+        while !todo.is_empty() || !self.flying.is_empty() {
+            let is_deaf = self.has(Plant::DeafCopies);
+            if !is_deaf && self.state.is_cut() && self.around.disks.is_remote(&self.destination) {
+                return Err(Stop::Cut);
+            }
+            if !is_deaf && self.state.reason().is_some() {
+                return Err(Stop::Asked);
+            }
+            while self.flying.len() < WINDOW && (is_deaf || gate.is_open_at(self.clock.boot_time())) {
+                let Some(block) = todo.pop_front() else { break };
+                if fails_at == Some(block) {
+                    let error = Error::new(Code::Io, Side::Destination, Operation::Write, "the device failed");
+                    return Err(Stop::Failed(Error { retryable: fastrand::u8(..4) > 0, ..error }));
+                }
+                self.submit(block, data[block]);
+            }
+            if let Some(block) = self.wait().await {
+                written.insert(block);
+                self.state.written.fetch_add(BLOCK, Relaxed);
+                if self.has(Plant::BoastingCopies) {
+                    lock(&self.state.durable).insert(block);
+                }
+            }
+            if Instant::now() >= checkpoint {
+                checkpoint = Instant::now() + CHECKPOINT;
+                self.checkpoint(&mut written).await;
+            }
+        }
+        self.checkpoint(&mut written).await;
+        Ok(())
+    }
+
+    fn submit(&mut self, block: usize, value: u64) {
+        let pace = *lock(&self.around.pace);
+        let millis = match fastrand::f64() < pace.hang {
+            true => fastrand::u64(1_000..=15_000),
+            false => fastrand::u64(pace.write_ms.0..=pace.write_ms.1),
+        };
+        self.around.judge.judge_writer(&self.by);
+        let landed = self.around.disks.submit(&self.destination, block, value, &self.by, Duration::from_millis(millis));
+        self.flying.push_back((block, landed));
+    }
+
+    /// Waits for the oldest write, or for something to look at.
+    async fn wait(&mut self) -> Option<usize> {
+        let state = self.state.clone();
+        let Some((block, landed)) = self.flying.front_mut() else {
+            tokio::select! { biased; () = state.kick.notified() => {}, () = sleep(LOOK) => {} }
+            return None;
+        };
+        let block = *block;
+        tokio::select! {
+            biased;
+            () = state.kick.notified() => None,
+            landed = landed => {
+                self.flying.pop_front();
+                landed.is_ok().then_some(block)
+            }
+        }
+    }
+
+    /// What was written before the flush is durable after it.
+    async fn checkpoint(&self, written: &mut BTreeSet<usize>) {
+        sleep(Duration::from_millis(fastrand::u64(1..30))).await;
+        self.around.disks.flush(&self.destination, written);
+        let mut durable = lock(&self.state.durable);
+        durable.append(written);
+        lock(&self.journals).insert((self.by.task.clone(), self.created_ms), durable.clone());
+    }
+
+    async fn finish(&mut self, copied: std::result::Result<(), Stop>) -> Outcome {
+        let mut quiesced = true;
+        if copied.is_err() {
+            let is_cut = matches!(copied, Err(Stop::Cut));
+            quiesced = !is_cut && self.drain().await;
+            if !quiesced && self.around.disks.orphan(|by| by.job == self.by.job, &mut fastrand::Rng::new()) == 0 {
+                quiesced = true;
+            }
+            if !quiesced && !self.around.disks.is_remote(&self.destination) {
+                self.wedged.store(true, Relaxed);
+            }
+        }
+        let end = match (copied, self.state.reason()) {
+            (Ok(()), _) => End::Succeeded,
+            (Err(_), _) if !quiesced => {
+                End::Failed(Failure::from(&destination(Code::Timeout, "writes were on their way for too long")))
+            }
+            (Err(_), Some(reason)) => End::Stopped(reason),
+            (Err(Stop::Failed(error)), None) => End::Failed(Failure::from(&error)),
+            (Err(_), None) => End::Stopped(Reason::LeaseLost),
+        };
+        let (progress, durable) = (self.state.progress(), self.state.durable());
+        Outcome { end, quiesced, progress, durable, report: None }
+    }
+
+    /// Waits for what is on its way; true if all has landed.
+    async fn drain(&mut self) -> bool {
+        let mut written = BTreeSet::new();
+        let landing = async {
+            while let Some((block, landed)) = self.flying.front_mut() {
+                if landed.await.is_ok() {
+                    written.insert(*block);
+                }
+                self.flying.pop_front();
+            }
+        };
+        let is_cut = async {
+            let mut cut = self.state.cut.subscribe();
+            let _ = cut.wait_for(|cut| *cut).await;
+        };
+        let is_remote = self.around.disks.is_remote(&self.destination);
+        let is_quiet = tokio::select! {
+            biased;
+            () = landing => true,
+            () = is_cut, if is_remote => false,
+            () = sleep(DRAIN) => false,
+        };
+        if is_quiet && !written.is_empty() {
+            let _ = timeout(DRAIN, self.checkpoint(&mut written)).await;
+        }
+        is_quiet
+    }
+}
+
+fn destination(code: Code, what: &str) -> Error {
+    Error::new(code, Side::Destination, Operation::Write, what)
+}
+
+fn stopped(reason: Reason) -> Error {
+    let code = Code::ALL.iter().find(|code| code.as_str() == reason.as_str());
+    Error::new(*code.expect("reasons are codes"), Side::Caller, Operation::Stop, "stopped")
+}
