@@ -28,9 +28,9 @@ pub(crate) enum Command {
         /// The same of the later run
         new: PathBuf,
     },
-    /// Carry out one order: what a run starts for the engine's trials
+    /// Carry out one request: what a run starts for the engine's trials
     #[command(name = crate::engine_process::COMMAND, hide = true)]
-    EngineProcess { order: String },
+    EngineProcess { request: String },
     /// Touch and free so much memory: what a run starts before its first trial
     #[command(name = crate::warm_up::COMMAND, hide = true)]
     WarmUp { bytes: usize },

@@ -23,13 +23,13 @@ const THREADS: usize = 4;
 
 /// Memory that direct I/O accepts.
 #[derive(Debug)]
-pub(crate) struct Aligned {
+pub(crate) struct AlignedBuffer {
     memory: Vec<u8>,
     start: usize,
     len: usize,
 }
 
-impl Aligned {
+impl AlignedBuffer {
     /// `len` zero bytes.
     pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0; len + ALIGN_BYTES];
@@ -67,7 +67,7 @@ pub(crate) fn create(
     let file = open(path, OpenOptions::new().write(true).create(true).truncate(false))?;
     file.set_len(len)?;
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut buffer = Aligned::new(CHUNK_BYTES);
+    let mut buffer = AlignedBuffer::new(CHUNK_BYTES);
     for chunk in data.into_iter().flat_map(|range| chunks(&range)) {
         stop_if(interrupt)?;
         let bytes = &mut buffer.bytes()[..length(&chunk)];
@@ -81,7 +81,7 @@ pub(crate) fn create(
 ///
 /// # Errors
 /// As reading files; `Interrupted` if the run is to stop.
-pub(crate) fn difference(one: &Path, other: &Path, len: u64, interrupt: &Interrupt) -> io::Result<Option<u64>> {
+pub(crate) fn first_difference(one: &Path, other: &Path, len: u64, interrupt: &Interrupt) -> io::Result<Option<u64>> {
     let [one, other] = [one, other].map(|path| open(path, OpenOptions::new().read(true)));
     let (one, other) = (one?, other?);
     let mut data = [data_of(&one, len)?, data_of(&other, len)?].concat();
@@ -110,7 +110,7 @@ fn compare(
     next: &AtomicUsize,
     interrupt: &Interrupt,
 ) -> io::Result<Option<u64>> {
-    let mut buffers = [Aligned::new(CHUNK_BYTES), Aligned::new(CHUNK_BYTES)];
+    let mut buffers = [AlignedBuffer::new(CHUNK_BYTES), AlignedBuffer::new(CHUNK_BYTES)];
     while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
         stop_if(interrupt)?;
         let [left, right] = &mut buffers;
@@ -200,10 +200,10 @@ mod tests {
         create(&one, 64 << 20, std::iter::once(32 << 20..33 << 20), 1, &Interrupt::default()).unwrap();
         let content = fs::read(&one).unwrap();
         fs::write(&other, &content).unwrap();
-        assert_eq!(difference(&one, &other, 64 << 20, &Interrupt::default()).unwrap(), None);
+        assert_eq!(first_difference(&one, &other, 64 << 20, &Interrupt::default()).unwrap(), None);
         OpenOptions::new().write(true).open(&other).unwrap().write_all_at(&[1], 20 << 20).unwrap();
-        assert_eq!(difference(&one, &other, 64 << 20, &Interrupt::default()).unwrap(), Some(20 << 20));
-        assert_eq!(difference(&one, &other, 16 << 20, &Interrupt::default()).unwrap(), None);
+        assert_eq!(first_difference(&one, &other, 64 << 20, &Interrupt::default()).unwrap(), Some(20 << 20));
+        assert_eq!(first_difference(&one, &other, 16 << 20, &Interrupt::default()).unwrap(), None);
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
         create(&path, 4 << 20, std::iter::once(0..4 << 20), 1, &Interrupt::default()).unwrap();
         let interrupt = Interrupt::default();
         interrupt.set();
-        assert_eq!(difference(&path, &path, 4 << 20, &interrupt).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert_eq!(first_difference(&path, &path, 4 << 20, &interrupt).unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 
     #[test]

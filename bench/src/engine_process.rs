@@ -1,4 +1,4 @@
-//! The engine as a library, in a process of its own: an order comes as an argument, the answer goes to standard output.
+//! The engine as a library, in a process of its own: an request comes as an argument, the report goes to standard output.
 //!
 //! It is this program started once more, with nothing loaded but the engine, so that memory and CPU of a trial are the
 //! engine's and not those of the harness, and so that whatever ends it leaves the harness alive to clean up. Its clock
@@ -23,14 +23,14 @@ use std::time::{Duration, Instant};
 pub(crate) const COMMAND: &str = "engine-process";
 
 /// Between two looks at progress.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The same while the moment to cancel is awaited.
-const CLOSE_LOOK: Duration = Duration::from_micros(500);
+const FAST_POLL_INTERVAL: Duration = Duration::from_micros(500);
 
 /// What the engine is to do.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Order {
+pub(crate) struct EngineRequest {
     /// Source, destination and the folder for the journal, of each job.
     pub jobs: Vec<(String, String, String)>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,7 +69,7 @@ fn is_not(choice: &bool) -> bool {
 
 /// What became of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Answer {
+pub(crate) struct EngineReport {
     /// From the first submission to the last report.
     pub seconds: f64,
     /// What went wrong first.
@@ -89,44 +89,53 @@ pub(crate) struct Answer {
     pub latency: BTreeMap<String, Vec<(u64, u64)>>,
 }
 
-impl Answer {
+impl EngineReport {
     /// What a process printed.
     ///
     /// # Errors
-    /// It is not an answer, in words.
+    /// It is not an report, in words.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        serde_json::from_str(text.trim()).map_err(|error| format!("the engine's process gave no answer: {error}"))
+        serde_json::from_str(text.trim()).map_err(|error| format!("the engine's process gave no report: {error}"))
     }
 }
 
-/// Does what the order says and prints the answer; whether all jobs ended as they should.
-pub(crate) fn main(order: &str) -> bool {
+/// Does what the request says and prints the report; whether all jobs ended as they should.
+pub(crate) fn main(request: &str) -> bool {
     // A harness that is killed takes it along; where that is denied, it comes to its own end.
     let _ = set_pdeathsig(Signal::SIGKILL);
-    let answer = serde_json::from_str(order)
-        .map_err(|error| format!("the order cannot be read: {error}"))
-        .and_then(|order: Order| carry_out(&order))
-        .unwrap_or_else(|error| Answer { status: "failed".to_owned(), error: Some(error), ..Answer::default() });
-    match serde_json::to_string(&answer) {
+    let report = serde_json::from_str(request)
+        .map_err(|error| format!("the request cannot be read: {error}"))
+        .and_then(|request: EngineRequest| run_jobs(&request))
+        .unwrap_or_else(|error| EngineReport {
+            status: "failed".to_owned(),
+            error: Some(error),
+            ..EngineReport::default()
+        });
+    match serde_json::to_string(&report) {
         Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("the answer cannot be written: {error}"),
+        Err(error) => eprintln!("the report cannot be written: {error}"),
     }
-    answer.error.is_none()
+    report.error.is_none()
 }
 
-fn carry_out(order: &Order) -> Result<Answer, String> {
-    let specs: Vec<CopySpec> = order.jobs.iter().map(|job| order.spec(job)).collect::<Result<_, _>>()?;
-    let engine = Engine::start(order.config(&specs)?).map_err(|error| error.to_string())?;
+fn run_jobs(request: &EngineRequest) -> Result<EngineReport, String> {
+    let specs: Vec<CopySpec> = request.jobs.iter().map(|job| request.spec(job)).collect::<Result<_, _>>()?;
+    let engine = Engine::start(request.config(&specs)?).map_err(|error| error.to_string())?;
     let start = Instant::now();
     let jobs: Vec<JobHandle> = specs.into_iter().map(|spec| engine.submit(spec)).collect();
-    let (progress, cancelled) = watch(&jobs, order.cancel_at_bytes, start);
+    let (progress, cancelled) = watch(&jobs, request.cancel_at_bytes, start);
     let reports: Vec<Report> = jobs.iter().map(JobHandle::wait).collect();
     let ended = Instant::now();
     let cancel_us = cancelled.map(|at| u64::try_from((ended - at).as_micros()).unwrap_or(u64::MAX));
-    Ok(Answer { seconds: (ended - start).as_secs_f64(), cancel_us, progress, ..sum_up(&reports, cancelled.is_some()) })
+    Ok(EngineReport {
+        seconds: (ended - start).as_secs_f64(),
+        cancel_us,
+        progress,
+        ..summarize(&reports, cancelled.is_some())
+    })
 }
 
-impl Order {
+impl EngineRequest {
     /// As the command sets the engine up by default: for exports it has more and smaller slots.
     fn config(&self, specs: &[CopySpec]) -> Result<EngineConfig, String> {
         let volumes: Vec<&Locator> = specs.iter().flat_map(|spec| [&spec.source, &spec.destination]).collect();
@@ -169,7 +178,7 @@ fn watch(jobs: &[JobHandle], cancel_at: Option<u64>, start: Instant) -> (Vec<(f6
     let (mut seen, mut cancelled) = (Vec::new(), None);
     for job in jobs {
         loop {
-            let pause = if cancel_at.is_some() && cancelled.is_none() { CLOSE_LOOK } else { GLANCE };
+            let pause = if cancel_at.is_some() && cancelled.is_none() { FAST_POLL_INTERVAL } else { POLL_INTERVAL };
             if job.wait_for(pause).is_some() {
                 break;
             }
@@ -186,7 +195,7 @@ fn watch(jobs: &[JobHandle], cancel_at: Option<u64>, start: Instant) -> (Vec<(f6
     (seen, cancelled)
 }
 
-fn sum_up(reports: &[Report], cancelled: bool) -> Answer {
+fn summarize(reports: &[Report], cancelled: bool) -> EngineReport {
     let expected = |status| status == Status::Succeeded || (cancelled && status == Status::Interrupted);
     let bad = reports.iter().find(|report| !expected(report.status));
     let told = bad.or_else(|| reports.iter().find(|report| report.status != Status::Succeeded));
@@ -199,7 +208,7 @@ fn sum_up(reports: &[Report], cancelled: bool) -> Answer {
             latency.entry(name.to_owned()).or_default().extend(counts(histogram));
         }
     }
-    Answer {
+    EngineReport {
         error: bad.map(describe),
         status: told.map_or(Status::Succeeded, |report| report.status).to_string(),
         quiesced: reports.iter().all(|report| report.quiesced),
@@ -208,7 +217,7 @@ fn sum_up(reports: &[Report], cancelled: bool) -> Answer {
         system_calls: reports.iter().map(|report| report.syscalls).max().unwrap_or_default(),
         durable_bytes: reports.iter().map(|report| report.bytes.durable).sum(),
         latency,
-        ..Answer::default()
+        ..EngineReport::default()
     }
 }
 
@@ -220,39 +229,40 @@ fn counts(histogram: &Histogram<u64>) -> impl Iterator<Item = (u64, u64)> + '_ {
 mod tests {
     use super::*;
 
-    fn order(folder: &Path, bytes: usize) -> Order {
+    fn request(folder: &Path, bytes: usize) -> EngineRequest {
         std::fs::write(folder.join("source"), vec![7; bytes]).unwrap();
         let name = |name: &str| folder.join(name).display().to_string();
-        Order { jobs: vec![(name("source"), name("destination"), name(""))], ..Order::default() }
+        EngineRequest { jobs: vec![(name("source"), name("destination"), name(""))], ..EngineRequest::default() }
     }
 
     #[test]
     fn an_order_survives_the_journey_and_is_carried_out() {
         let folder = tempfile::tempdir().unwrap();
-        let text = serde_json::to_string(&order(folder.path(), 3 << 20)).unwrap();
-        let answer = carry_out(&serde_json::from_str(&text).unwrap()).unwrap();
-        assert_eq!((answer.error.as_deref(), &*answer.status, answer.durable_bytes), (None, "succeeded", 3 << 20));
-        assert!(answer.quiesced && answer.seconds > 0.0 && !answer.latency["write"].is_empty());
+        let text = serde_json::to_string(&request(folder.path(), 3 << 20)).unwrap();
+        let report = run_jobs(&serde_json::from_str(&text).unwrap()).unwrap();
+        assert_eq!((report.error.as_deref(), &*report.status, report.durable_bytes), (None, "succeeded", 3 << 20));
+        assert!(report.quiesced && report.seconds > 0.0 && !report.latency["write"].is_empty());
         assert_eq!(std::fs::read(folder.path().join("destination")).unwrap(), vec![7; 3 << 20]);
     }
 
     #[test]
     fn a_cancelled_job_is_no_error_and_tells_how_long_it_took() {
         let folder = tempfile::tempdir().unwrap();
-        let order = order(folder.path(), 8 << 20);
-        let order = Order { cancel_at_bytes: Some(1), limit_bytes_per_second: Some(4 << 20), ..order };
-        let answer = carry_out(&order).unwrap();
-        assert_eq!((answer.error.as_deref(), &*answer.status), (None, "interrupted"));
-        assert!(answer.cancel_us.is_some());
+        let request = request(folder.path(), 8 << 20);
+        let request = EngineRequest { cancel_at_bytes: Some(1), limit_bytes_per_second: Some(4 << 20), ..request };
+        let report = run_jobs(&request).unwrap();
+        assert_eq!((report.error.as_deref(), &*report.status), (None, "interrupted"));
+        assert!(report.cancel_us.is_some());
     }
 
     #[test]
     fn what_cannot_be_is_refused_in_words() {
         let folder = tempfile::tempdir().unwrap();
-        let odd = Order { direct: Some("sideways".to_owned()), ..order(folder.path(), 1) };
-        assert!(carry_out(&odd).unwrap_err().contains("sideways"));
-        let missing = Order { jobs: vec![("none".into(), "other".into(), "state".into())], ..Order::default() };
-        assert!(carry_out(&missing).unwrap().error.unwrap().contains("ENotFound"));
-        assert!(Answer::parse("nonsense").is_err());
+        let odd = EngineRequest { direct: Some("sideways".to_owned()), ..request(folder.path(), 1) };
+        assert!(run_jobs(&odd).unwrap_err().contains("sideways"));
+        let missing =
+            EngineRequest { jobs: vec![("none".into(), "other".into(), "state".into())], ..EngineRequest::default() };
+        assert!(run_jobs(&missing).unwrap().error.unwrap().contains("ENotFound"));
+        assert!(EngineReport::parse("nonsense").is_err());
     }
 }

@@ -1,11 +1,11 @@
-//! The seam between the method and the work: what a scenario lets be done with a contestant, step by step.
+//! The seam between the method and the work: what a scenario lets be done with a target, step by step.
 //!
-//! [`conduct`](crate::conduct) decides who runs when and what counts; an executor only does one step of one trial. The
+//! [`run_trials`](crate::trial_loop) decides who runs when and what counts; an executor only does one step of one trial. The
 //! real ones start processes over volumes, the one in tests keeps a list of what it was asked.
 
-use crate::contestant::Contestant;
 use crate::interrupt::Stopped;
-use crate::results::{Point, WindowPoint};
+use crate::results::{ThroughputPoint, WindowPoint};
+use crate::target::Target;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,25 +17,25 @@ pub(crate) trait Executor {
     ///
     /// # Errors
     /// The scene could not be set.
-    fn reset(&mut self, contestant: &Contestant) -> Result<(), Failure>;
+    fn reset(&mut self, target: &Target) -> Result<(), Failure>;
 
-    /// Lets the contestant do the work, and measures it.
+    /// Lets the target do the work, and measures it.
     ///
     /// # Errors
     /// It did not succeed.
-    fn perform(&mut self, contestant: &Contestant) -> Result<Measured, Failure>;
+    fn run(&mut self, target: &Target) -> Result<Measurement, Failure>;
 
     /// Compares what it has made with what it should have made. Not timed.
     ///
     /// # Errors
     /// [`Failure::WrongBytes`], or the comparison itself failed.
-    fn judge(&mut self, contestant: &Contestant) -> Result<(), Failure>;
+    fn verify(&mut self, target: &Target) -> Result<(), Failure>;
 
     /// System calls of one more trial that is not timed; `None` where they cannot be counted from outside.
     ///
     /// # Errors
     /// That trial did not succeed.
-    fn count_calls(&mut self, _contestant: &Contestant) -> Result<Option<u64>, Failure> {
+    fn count_calls(&mut self, _target: &Target) -> Result<Option<u64>, Failure> {
         Ok(None)
     }
 }
@@ -66,14 +66,14 @@ impl From<Stopped> for Failure {
 
 /// What one trial took.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Measured {
+pub(crate) struct Measurement {
     pub wall_seconds: f64,
     pub user_seconds: f64,
     pub system_seconds: f64,
     /// An estimate: others use the kernel's workers too.
     pub kernel_worker_seconds: f64,
     pub peak_rss_bytes: Option<u64>,
-    /// As the contestant itself counted them.
+    /// As the target itself counted them.
     pub system_calls: Option<u64>,
     /// Volume bytes moved or passed over.
     pub bytes: u64,
@@ -81,8 +81,8 @@ pub(crate) struct Measured {
     pub value: Option<f64>,
     /// In microseconds, by operation.
     pub latency: BTreeMap<String, Histogram<u64>>,
-    pub timeline: Vec<Point>,
+    pub timeline: Vec<ThroughputPoint>,
     pub window: Vec<WindowPoint>,
     /// Anything else that was seen, by name with the unit in it.
-    pub figures: BTreeMap<String, f64>,
+    pub other_metrics: BTreeMap<String, f64>,
 }

@@ -3,7 +3,7 @@
 //! The reads are due at fixed times, whether or not the last one was fast: a reader that waits for slow answers would
 //! ask less often just when it hurts. A late start counts as waiting.
 
-use crate::content::{ALIGN_BYTES, Aligned, open};
+use crate::content::{ALIGN_BYTES, AlignedBuffer, open};
 use crate::histogram;
 use hdrhistogram::Histogram;
 use std::fs::OpenOptions;
@@ -14,22 +14,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two reads that are due.
-const EVERY: Duration = Duration::from_micros(500);
+const SAMPLE_INTERVAL: Duration = Duration::from_micros(500);
 
-/// What the reader felt: seconds since it began, and microseconds, of each read.
+/// What the reader latency: seconds since it began, and microseconds, of each read.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Felt(Vec<(f64, u64)>);
+pub(crate) struct ForegroundLatency(Vec<(f64, u64)>);
 
 /// Reads from the first `bytes` of a file until `stop` is set.
 ///
 /// # Errors
 /// As reading a file.
-pub(crate) fn read(path: &Path, bytes: u64, seed: u64, stop: &AtomicBool) -> io::Result<Felt> {
+pub(crate) fn read(path: &Path, bytes: u64, seed: u64, stop: &AtomicBool) -> io::Result<ForegroundLatency> {
     let file = open(path, OpenOptions::new().read(true))?;
-    let (mut random, mut buffer) = (fastrand::Rng::with_seed(seed), Aligned::new(ALIGN_BYTES));
+    let (mut random, mut buffer) = (fastrand::Rng::with_seed(seed), AlignedBuffer::new(ALIGN_BYTES));
     let blocks = (bytes / ALIGN_BYTES as u64).max(1);
     let start = Instant::now();
-    let (mut due, mut felt) = (start, Vec::new());
+    let (mut due, mut latency) = (start, Vec::new());
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
         if now < due {
@@ -39,17 +39,17 @@ pub(crate) fn read(path: &Path, bytes: u64, seed: u64, stop: &AtomicBool) -> io:
         let begun = if now < due { Instant::now() } else { due };
         file.read_exact_at(buffer.bytes(), random.u64(..blocks) * ALIGN_BYTES as u64)?;
         let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        felt.push(((begun - start).as_secs_f64(), took));
-        due += EVERY;
+        latency.push(((begun - start).as_secs_f64(), took));
+        due += SAMPLE_INTERVAL;
     }
-    Ok(Felt(felt))
+    Ok(ForegroundLatency(latency))
 }
 
 /// What the reader feels in `span` while nobody else is at work.
 ///
 /// # Errors
 /// As reading a file.
-pub(crate) fn read_for(path: &Path, bytes: u64, seed: u64, span: Duration) -> io::Result<Felt> {
+pub(crate) fn read_for(path: &Path, bytes: u64, seed: u64, span: Duration) -> io::Result<ForegroundLatency> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| read(path, bytes, seed, &stop));
@@ -59,7 +59,7 @@ pub(crate) fn read_for(path: &Path, bytes: u64, seed: u64, span: Duration) -> io
     })
 }
 
-impl Felt {
+impl ForegroundLatency {
     pub(crate) fn histogram(&self) -> Histogram<u64> {
         let mut all = histogram::empty();
         self.0.iter().for_each(|(_, us)| all.saturating_record(*us));
@@ -89,16 +89,16 @@ mod tests {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, vec![0; 64 << 10]).unwrap();
-        let felt = read_for(&path, 64 << 10, 1, Duration::from_millis(50)).unwrap();
-        assert_eq!(felt.histogram().len(), felt.0.len() as u64);
-        assert!(!felt.0.is_empty() && felt.p90_between(-1.0, 0.0).is_none());
+        let latency = read_for(&path, 64 << 10, 1, Duration::from_millis(50)).unwrap();
+        assert_eq!(latency.histogram().len(), latency.0.len() as u64);
+        assert!(!latency.0.is_empty() && latency.p90_between(-1.0, 0.0).is_none());
         assert!(read_for(&folder.path().join("none"), 1, 1, Duration::ZERO).is_err());
     }
 
     #[test]
     fn moments_are_told_apart() {
-        let felt = Felt(vec![(0.1, 10), (0.2, 20), (1.5, 500)]);
-        assert_eq!((felt.p90_between(0.0, 1.0), felt.p90_between(1.0, 2.0)), (Some(20.0), Some(501.0)));
-        assert_eq!(felt.p90_between(2.0, 3.0), None);
+        let latency = ForegroundLatency(vec![(0.1, 10), (0.2, 20), (1.5, 500)]);
+        assert_eq!((latency.p90_between(0.0, 1.0), latency.p90_between(1.0, 2.0)), (Some(20.0), Some(501.0)));
+        assert_eq!(latency.p90_between(2.0, 3.0), None);
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long others are watched before the first trial.
-const WATCHED: Duration = Duration::from_millis(300);
+const BUSY_SAMPLE_TIME: Duration = Duration::from_millis(300);
 
 /// The host, as seen from the folder that holds the volumes.
 pub(crate) fn describe(folder: &Path) -> Host {
@@ -49,7 +49,7 @@ pub(crate) fn describe(folder: &Path) -> Host {
 /// CPUs that others keep busy right now; `None` where the kernel does not say.
 pub(crate) fn busy_cpus() -> Option<f64> {
     let (start, before) = (Instant::now(), busy_and_stolen_seconds()?.0);
-    std::thread::sleep(WATCHED);
+    std::thread::sleep(BUSY_SAMPLE_TIME);
     let busy = busy_and_stolen_seconds()?.0 - before;
     Some((busy / start.elapsed().as_secs_f64()).max(0.0))
 }

@@ -4,10 +4,10 @@
 //! what it started, by id. A thread per invocation waits in `wait4`, so the time is taken when the kernel says so, not
 //! when somebody polls; the caller's watcher runs in between.
 
-use crate::contestant::Invocation;
 use crate::executor::Failure;
 use crate::interrupt::Interrupt;
 use crate::meter::peak_rss_bytes;
+use crate::target::Invocation;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -22,13 +22,13 @@ use std::time::{Duration, Instant};
 use wait4::{ResUse, Wait4};
 
 /// Between two looks at programs that run.
-const GLANCE: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Of what a program has said, the end that is quoted.
 const QUOTED_CHARS: usize = 300;
 
 /// What it took to run a few programs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Ran {
+pub(crate) struct LaunchOutcome {
     /// From the first start to the last end.
     pub wall: Duration,
     pub user: Duration,
@@ -36,23 +36,23 @@ pub(crate) struct Ran {
     /// The largest step of each invocation, added up: at most so much at once. `None` if one was over too soon to see.
     pub peak_rss_bytes: Option<u64>,
     /// Standard output of each invocation.
-    pub outputs: Vec<String>,
+    pub stdout: Vec<String>,
     /// How the last step of each invocation ended.
     pub statuses: Vec<ExitStatus>,
     /// When it ended, for each.
     pub ended: Vec<Option<Instant>>,
     /// What was said on standard error, of each.
-    pub complaints: Vec<String>,
+    pub stderr: Vec<String>,
 }
 
 /// What a watcher sees of programs that run.
-pub(crate) struct Glimpse {
+pub(crate) struct ProcessSample {
     pub since_start: Duration,
     /// Ids of the programs that run now.
     pub running: Vec<u32>,
 }
 
-impl Glimpse {
+impl ProcessSample {
     /// Sends a signal to all of them.
     pub(crate) fn signal(&self, signal: Signal) {
         for id in &self.running {
@@ -63,9 +63,9 @@ impl Glimpse {
 }
 
 /// How often the watcher looks, and what it sees.
-pub(crate) struct Watch<'a> {
-    pub every: Duration,
-    pub look: &'a mut dyn FnMut(&Glimpse),
+pub(crate) struct Sampler<'a> {
+    pub interval: Duration,
+    pub on_sample: &'a mut dyn FnMut(&ProcessSample),
 }
 
 /// Who is started, and where what they say is kept meanwhile.
@@ -79,33 +79,37 @@ impl Launcher<'_> {
     ///
     /// # Errors
     /// A program could not be started; the run is being stopped, and everything started is gone.
-    pub(crate) fn run(&self, invocations: &[Invocation], watch: Option<Watch<'_>>) -> Result<Ran, Failure> {
+    pub(crate) fn run(
+        &self,
+        invocations: &[Invocation],
+        sampler: Option<Sampler<'_>>,
+    ) -> Result<LaunchOutcome, Failure> {
         fs::create_dir_all(self.folder).map_err(|error| Failure::io("make a folder for what programs say", &error))?;
-        forget_own_peak();
+        reset_own_peak_rss();
         let running: Vec<AtomicU32> = invocations.iter().map(|_| AtomicU32::new(0)).collect();
         let (ended, ends) = channel();
         let start = Instant::now();
         let outcomes = std::thread::scope(|scope| {
             for (at, invocation) in invocations.iter().enumerate() {
                 let (ended, slot) = (ended.clone(), &running[at]);
-                scope.spawn(move || self.follow(at, invocation, slot, &ended));
+                scope.spawn(move || self.run_invocation(at, invocation, slot, &ended));
             }
             drop(ended);
-            self.wait(&ends, &running, start, watch)
+            self.wait(&ends, &running, start, sampler)
         })?;
-        let peak = |outcome: &Outcome| outcome.peaks.iter().filter_map(Peak::bytes).max();
+        let peak = |outcome: &InvocationOutcome| outcome.peaks.iter().filter_map(PeakMemory::bytes).max();
         let peak_rss_bytes = outcomes.iter().map(peak).sum();
-        let mut ran = Ran { wall: start.elapsed(), peak_rss_bytes, ..Ran::default() };
+        let mut ran = LaunchOutcome { wall: start.elapsed(), peak_rss_bytes, ..LaunchOutcome::default() };
         if let Some(last) = outcomes.iter().filter_map(|outcome| outcome.ended).max() {
             ran.wall = last - start;
         }
         for outcome in outcomes {
             ran.user += outcome.user;
             ran.system += outcome.system;
-            ran.outputs.push(outcome.output);
+            ran.stdout.push(outcome.stdout);
             ran.statuses.push(outcome.status);
             ran.ended.push(outcome.ended);
-            ran.complaints.push(outcome.complaint);
+            ran.stderr.push(outcome.stderr);
         }
         Ok(ran)
     }
@@ -114,30 +118,30 @@ impl Launcher<'_> {
     ///
     /// # Errors
     /// As [`Launcher::run`], or it did not succeed.
-    pub(crate) fn call(&self, invocation: &Invocation) -> Result<String, Failure> {
+    pub(crate) fn run_one(&self, invocation: &Invocation) -> Result<String, Failure> {
         let mut ran = self.run(std::slice::from_ref(invocation), None)?;
-        ran.succeeded().map_err(Failure::Failed)?;
-        Ok(ran.outputs.pop().unwrap_or_default())
+        ran.check_success().map_err(Failure::Failed)?;
+        Ok(ran.stdout.pop().unwrap_or_default())
     }
 
     /// The loop of the calling thread: looks around until all have ended.
     fn wait(
         &self,
-        ends: &std::sync::mpsc::Receiver<Outcome>,
+        ends: &std::sync::mpsc::Receiver<InvocationOutcome>,
         running: &[AtomicU32],
         start: Instant,
-        mut watch: Option<Watch<'_>>,
-    ) -> Result<Vec<Outcome>, Failure> {
-        let every = watch.as_ref().map_or(GLANCE, |watch| watch.every);
-        let mut outcomes: Vec<Option<Outcome>> = running.iter().map(|_| None).collect();
+        mut sampler: Option<Sampler<'_>>,
+    ) -> Result<Vec<InvocationOutcome>, Failure> {
+        let every = sampler.as_ref().map_or(POLL_INTERVAL, |sampler| sampler.interval);
+        let mut outcomes: Vec<Option<InvocationOutcome>> = running.iter().map(|_| None).collect();
         let mut peaks = BTreeMap::new();
-        let (mut left, mut stopped, mut denied) = (running.len(), false, None);
+        let (mut left, mut stopped, mut start_error) = (running.len(), false, None);
         while left > 0 {
             match ends.recv_timeout(every) {
                 Ok(mut outcome) => {
                     left -= 1;
-                    outcome.peaks.iter_mut().for_each(|peak| peak.seen = peaks.get(&peak.id).copied());
-                    denied = denied.or_else(|| outcome.denied.clone());
+                    outcome.peaks.iter_mut().for_each(|peak| peak.sampled = peaks.get(&peak.id).copied());
+                    start_error = start_error.or_else(|| outcome.start_error.clone());
                     let at = outcome.at;
                     outcomes[at] = Some(outcome);
                 }
@@ -147,17 +151,17 @@ impl Launcher<'_> {
             let ids = || running.iter().map(|id| id.load(Ordering::Acquire)).filter(|id| *id != 0).collect::<Vec<_>>();
             peaks.extend(ids().into_iter().filter_map(|id| Some((id, peak_rss_bytes(id)?))));
             if self.interrupt.is_set() {
-                // Again at each look: a next step may have been started meanwhile.
+                // Again at each on_sample: a next step may have been started meanwhile.
                 for id in ids() {
                     // Who has just ended needs none.
                     let _ = killpg(pid(id), Signal::SIGKILL);
                 }
                 stopped = true;
-            } else if let Some(watch) = &mut watch {
-                (watch.look)(&Glimpse { since_start: start.elapsed(), running: ids() });
+            } else if let Some(sampler) = &mut sampler {
+                (sampler.on_sample)(&ProcessSample { since_start: start.elapsed(), running: ids() });
             }
         }
-        match (stopped, denied) {
+        match (stopped, start_error) {
             (true, _) => Err(Failure::Stopped),
             (false, Some(why)) => Err(Failure::Failed(why)),
             (false, None) => Ok(outcomes.into_iter().flatten().collect()),
@@ -165,11 +169,11 @@ impl Launcher<'_> {
     }
 
     /// The life of one invocation.
-    fn follow(&self, at: usize, invocation: &Invocation, slot: &AtomicU32, ended: &Sender<Outcome>) {
-        let [output, complaint] = ["out", "err"].map(|name| self.folder.join(format!("{at}.{name}")));
-        let mut outcome = Outcome { at, ..Outcome::default() };
+    fn run_invocation(&self, at: usize, invocation: &Invocation, slot: &AtomicU32, ended: &Sender<InvocationOutcome>) {
+        let [stdout, stderr] = ["out", "err"].map(|name| self.folder.join(format!("{at}.{name}")));
+        let mut outcome = InvocationOutcome { at, ..InvocationOutcome::default() };
         for step in &invocation.steps {
-            match start(step, &output, &complaint, slot) {
+            match start(step, &stdout, &stderr, slot) {
                 Ok((end, peak)) => {
                     outcome.ended = Some(Instant::now());
                     outcome.user += end.rusage.utime;
@@ -181,14 +185,14 @@ impl Launcher<'_> {
                     }
                 }
                 Err(error) => {
-                    outcome.denied = Some(format!("start {}: {error}", step.join(" ")));
+                    outcome.start_error = Some(format!("start {}: {error}", step.join(" ")));
                     break;
                 }
             }
         }
         let read = |path: &PathBuf| fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
-        outcome.output = read(&output).unwrap_or_default();
-        outcome.complaint = read(&complaint).unwrap_or_default();
+        outcome.stdout = read(&stdout).unwrap_or_default();
+        outcome.stderr = read(&stderr).unwrap_or_default();
         // The receiver waits for all of us.
         let _ = ended.send(outcome);
     }
@@ -196,55 +200,59 @@ impl Launcher<'_> {
 
 /// How one invocation went.
 #[derive(Debug, Default)]
-struct Outcome {
+struct InvocationOutcome {
     at: usize,
     user: Duration,
     system: Duration,
     /// Of its steps.
-    peaks: Vec<Peak>,
+    peaks: Vec<PeakMemory>,
     status: ExitStatus,
     ended: Option<Instant>,
-    output: String,
-    complaint: String,
+    stdout: String,
+    stderr: String,
     /// Why a step could not be started.
-    denied: Option<String>,
+    start_error: Option<String>,
 }
 
 /// The most memory of one program. The kernel's number at its end begins with what the harness held when it started the
-/// program, so up to there only the last look at the living program can tell.
+/// program, so up to there only the last on_sample at the living program can tell.
 #[derive(Clone, Copy, Debug, Default)]
-struct Peak {
+struct PeakMemory {
     id: u32,
     at_end: u64,
     of_harness: u64,
-    seen: Option<u64>,
+    sampled: Option<u64>,
 }
 
-impl Peak {
-    /// `None` if it was over before anybody could look.
+impl PeakMemory {
+    /// `None` if it was over before anybody could on_sample.
     fn bytes(&self) -> Option<u64> {
-        if self.at_end > self.of_harness { Some(self.at_end) } else { self.seen.map(|seen| seen.min(self.at_end)) }
+        if self.at_end > self.of_harness {
+            Some(self.at_end)
+        } else {
+            self.sampled.map(|sampled| sampled.min(self.at_end))
+        }
     }
 }
 
 /// Runs one program to its end; its id is in `slot` meanwhile.
-fn start(step: &[String], output: &Path, complaint: &Path, slot: &AtomicU32) -> io::Result<(ResUse, Peak)> {
+fn start(step: &[String], stdout: &Path, stderr: &Path, slot: &AtomicU32) -> io::Result<(ResUse, PeakMemory)> {
     let [program, arguments @ ..] = step else { return Err(io::ErrorKind::InvalidInput.into()) };
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").process_group(0).stdin(Stdio::null());
-    let mut child = command.stdout(File::create(output)?).stderr(File::create(complaint)?).spawn()?;
+    let mut child = command.stdout(File::create(stdout)?).stderr(File::create(stderr)?).spawn()?;
     let id = child.id();
     slot.store(id, Ordering::Release);
     let of_harness = peak_rss_bytes(std::process::id()).unwrap_or(0);
     let end = child.wait4();
     slot.store(0, Ordering::Release);
     let end = end?;
-    let peak = Peak { id, at_end: end.rusage.maxrss, of_harness, seen: None };
+    let peak = PeakMemory { id, at_end: end.rusage.maxrss, of_harness, sampled: None };
     Ok((end, peak))
 }
 
 /// A process begins with the peak of the one that started it: what the harness once needed must not count for others.
-fn forget_own_peak() {
+fn reset_own_peak_rss() {
     // A kernel without it shows the larger peak.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
@@ -253,22 +261,22 @@ fn pid(id: u32) -> Pid {
     Pid::from_raw(i32::try_from(id).expect("the kernel's ids are positive numbers of 32 bits with sign"))
 }
 
-impl Ran {
+impl LaunchOutcome {
     /// # Errors
     /// How the first program that failed did so, and what it said.
-    pub(crate) fn succeeded(&self) -> Result<(), String> {
+    pub(crate) fn check_success(&self) -> Result<(), String> {
         let failed = self.statuses.iter().position(|status| !status.success());
-        failed.map_or(Ok(()), |at| Err(self.complaint(at)))
+        failed.map_or(Ok(()), |at| Err(self.failure_message(at)))
     }
 
     /// How an invocation ended, and the end of what it said.
-    pub(crate) fn complaint(&self, at: usize) -> String {
+    pub(crate) fn failure_message(&self, at: usize) -> String {
         let end = match (self.statuses[at].code(), self.statuses[at].signal()) {
             (Some(code), _) => format!("exit code {code}"),
             (None, Some(signal)) => format!("killed by signal {signal}"),
             (None, None) => "ended".to_owned(),
         };
-        let said = self.complaints[at].trim();
+        let said = self.stderr[at].trim();
         let skipped = said.chars().count().saturating_sub(QUOTED_CHARS);
         let said: String = said.chars().skip(skipped).map(|c| if c.is_control() { ' ' } else { c }).collect();
         if said.is_empty() { end } else { format!("{end}: {said}") }
@@ -290,8 +298,8 @@ mod tests {
             let good = Invocation::new(["true"]).then(["echo", "said"]);
             let bad = Invocation::new(["sh", "-c", "echo no room >&2; exit 3"]).then(["echo", "never"]);
             let ran = launcher.run(&[good, bad], None).unwrap();
-            assert_eq!(ran.outputs, ["said\n", ""]);
-            assert_eq!(ran.succeeded(), Err("exit code 3: no room".to_owned()));
+            assert_eq!(ran.stdout, ["said\n", ""]);
+            assert_eq!(ran.check_success(), Err("exit code 3: no room".to_owned()));
             assert!(ran.ended.iter().all(Option::is_some) && ran.wall > Duration::ZERO);
         });
     }
@@ -299,7 +307,7 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_a_failure_in_words() {
         with_launcher(&Interrupt::default(), |launcher| {
-            let failure = launcher.call(&Invocation::new(["no-such-program-anywhere"])).unwrap_err();
+            let failure = launcher.run_one(&Invocation::new(["no-such-program-anywhere"])).unwrap_err();
             assert!(matches!(failure, Failure::Failed(why) if why.contains("no-such-program-anywhere")));
         });
     }
@@ -308,15 +316,15 @@ mod tests {
     fn a_stopped_run_ends_what_it_started_and_what_that_started() {
         let interrupt = Interrupt::default();
         with_launcher(&interrupt, |launcher| {
-            let mut seen = Vec::new();
-            let mut look = |glimpse: &Glimpse| {
-                seen.clone_from(&glimpse.running);
+            let mut sampled = Vec::new();
+            let mut on_sample = |sample: &ProcessSample| {
+                sampled.clone_from(&sample.running);
                 interrupt.set();
             };
             let sleeper = Invocation::new(["sh", "-c", "sleep 1000; true"]).then(["sleep", "1000"]);
-            let watch = Watch { every: Duration::from_millis(5), look: &mut look };
-            assert_eq!(launcher.run(&[sleeper], Some(watch)).unwrap_err(), Failure::Stopped);
-            for id in seen {
+            let sampler = Sampler { interval: Duration::from_millis(5), on_sample: &mut on_sample };
+            assert_eq!(launcher.run(&[sleeper], Some(sampler)).unwrap_err(), Failure::Stopped);
+            for id in sampled {
                 assert!(!Path::new(&format!("/proc/{id}")).exists());
             }
         });
@@ -324,8 +332,8 @@ mod tests {
 
     #[test]
     fn the_memory_of_the_harness_does_not_count() {
-        let seen = |at_end, seen| Peak { id: 1, at_end, of_harness: 30, seen }.bytes();
-        assert_eq!([seen(50, Some(40)), seen(30, Some(4)), seen(30, None)], [Some(50), Some(4), None]);
+        let sampled = |at_end, sampled| PeakMemory { id: 1, at_end, of_harness: 30, sampled }.bytes();
+        assert_eq!([sampled(50, Some(40)), sampled(30, Some(4)), sampled(30, None)], [Some(50), Some(4), None]);
         with_launcher(&Interrupt::default(), |launcher| {
             let ballast = vec![1_u8; 64 << 20];
             let ran = launcher.run(&[Invocation::new(["sleep", "0.2"])], None).unwrap();

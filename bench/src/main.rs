@@ -1,8 +1,8 @@
 //! `copy-bench`: the engine against its rivals and against the limit of the machine, in one run.
 //!
 //! ```text
-//! args -> run -> scenario (staged in a room of the site: volumes, servers; contestants by target)
-//!                  -> conduct (order of trials, what counts) -> executor (reset, perform, judge) -> launch, meter
+//! args -> run -> scenario (staged in a dir of the run_dir: volumes, servers; targets by target)
+//!                  -> run_trials (order of trials, what counts) -> executor (reset, perform, judge) -> launch, meter
 //!         results <- findings
 //! results -> check, table, report; two of them -> compare
 //! ```
@@ -10,18 +10,17 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod audit;
-mod check;
+mod consistency;
+mod goals;
 mod compare;
-mod conduct;
-mod contestant;
+mod trial_loop;
 mod content;
-mod copying;
-mod doubt;
-mod doubted;
+mod copy_executor;
+mod warning;
+mod grouped_warnings;
 mod engine_process;
 mod executor;
-mod figure;
+mod format;
 mod foreground;
 mod histogram;
 mod host;
@@ -33,11 +32,11 @@ mod report;
 mod results;
 mod run;
 #[cfg(test)]
-mod samples;
+mod sample_results;
 mod scale;
 mod scenario;
-mod site;
-mod standing;
+mod workdir;
+mod relative;
 mod stats;
 mod table;
 mod target;
@@ -47,7 +46,7 @@ mod warm_up;
 use args::{Cli, Command, RawRun};
 use clap::Parser;
 use compare::Verdict;
-use run::Asked;
+use run::RunOptions;
 use scale::Scale;
 use std::io;
 use std::path::Path;
@@ -59,7 +58,7 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
-        Some(Command::EngineProcess { order }) => code(engine_process::main(&order)),
+        Some(Command::EngineProcess { request }) => code(engine_process::main(&request)),
         Some(Command::WarmUp { bytes }) => {
             warm_up::touch(bytes);
             ExitCode::SUCCESS
@@ -76,29 +75,29 @@ fn measure(raw: &RawRun) -> ExitCode {
         scenario::ALL.iter().for_each(|scenario| println!("{:<16} {}", scenario.name, scenario.about));
         return ExitCode::SUCCESS;
     }
-    let asked = resolve(raw);
-    let done = match run::run(&asked) {
-        Ok(done) => done,
+    let options = resolve(raw);
+    let outcome = match run::run(&options) {
+        Ok(outcome) => outcome,
         Err(why) => {
             eprintln!("copy-bench: {why}");
             return ExitCode::FAILURE;
         }
     };
     // A reader that went away has seen enough; the files are complete.
-    let _ = table::print(&done.results, &mut io::stdout().lock());
-    eprintln!("results: {}", asked.out.join("results.json").display());
-    eprintln!("report:  {}", asked.out.join("report.html").display());
-    let mut complaints = run::failures(&done.results);
-    complaints.extend(done.results.check().into_iter().map(|line| format!("does not add up: {line}")));
+    let _ = table::print(&outcome.results, &mut io::stdout().lock());
+    eprintln!("results: {}", options.out.join("results.json").display());
+    eprintln!("report:  {}", options.out.join("report.html").display());
+    let mut complaints = run::failures(&outcome.results);
+    complaints.extend(outcome.results.inconsistencies().into_iter().map(|line| format!("does not add up: {line}")));
     if raw.check {
-        complaints.extend(check::misses(&done.results));
+        complaints.extend(goals::misses(&outcome.results));
     }
     complaints.iter().for_each(|line| eprintln!("{line}"));
-    if done.stopped { ExitCode::from(INTERRUPTED) } else { code(complaints.is_empty()) }
+    if outcome.stopped { ExitCode::from(INTERRUPTED) } else { code(complaints.is_empty()) }
 }
 
 /// What the flags mean; all of them, so that a new one does not compile until somebody decides.
-fn resolve(raw: &RawRun) -> Asked {
+fn resolve(raw: &RawRun) -> RunOptions {
     let RawRun { scenario, quick, tiny, out, trials, check: _, dir, list: _ } = raw.clone();
     let scale = match (quick, tiny) {
         (_, true) => Scale::Tiny,
@@ -106,7 +105,7 @@ fn resolve(raw: &RawRun) -> Asked {
         (false, false) => Scale::Full,
     };
     let wanted = |it: &scenario::Scenario| scenario.is_empty() || scenario.iter().any(|name| name == it.name);
-    Asked {
+    RunOptions {
         scenarios: scenario::ALL.into_iter().filter(wanted).collect(),
         scale,
         trials,

@@ -16,7 +16,7 @@ pub(crate) struct KernelWorkers(BTreeMap<u32, u64>);
 
 impl KernelWorkers {
     /// As of now.
-    pub(crate) fn look() -> Self {
+    pub(crate) fn sample() -> Self {
         let workers = processes().filter(|id| is_worker(*id)).filter_map(|id| Some((id, on_cpu_ns(id)?)));
         Self(workers.collect())
     }
@@ -77,8 +77,8 @@ mod tests {
 
     #[test]
     fn kernel_workers_never_go_back() {
-        let earlier = KernelWorkers::look();
-        let later = KernelWorkers::look();
+        let earlier = KernelWorkers::sample();
+        let later = KernelWorkers::sample();
         assert!(later.seconds_since(&earlier) >= 0.0);
         assert!(KernelWorkers(BTreeMap::from([(1, 5), (2, 3)])).seconds_since(&KernelWorkers::default()) > 0.0);
         let one = |ns| KernelWorkers(BTreeMap::from([(7, ns)]));

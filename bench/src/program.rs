@@ -14,7 +14,7 @@ use std::time::SystemTime;
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Programs with a version worth keeping, and what to install for each.
-const NAMES: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("blockhaul", "build it: cargo build --release -p blockhaul-tools"),
     ("qemu-img", "install qemu-utils"),
     ("nbdcopy", "install libnbd-bin"),
@@ -35,23 +35,23 @@ pub(crate) const BARE_LOOP: &str = "bare_loop";
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Programs(BTreeMap<&'static str, Found>);
+pub(crate) struct Programs(BTreeMap<&'static str, FoundProgram>);
 
 #[derive(Clone, Debug)]
-struct Found {
+struct FoundProgram {
     path: Option<PathBuf>,
     version: Option<String>,
-    remedy: &'static str,
+    install_hint: &'static str,
 }
 
 impl Programs {
     /// Looks for all of them.
     pub(crate) fn find() -> Self {
         build_ours();
-        let found = NAMES.iter().map(|(name, remedy)| {
-            let path = place(name);
+        let found = PROGRAMS.iter().map(|(name, install_hint)| {
+            let path = locate(name);
             let version = path.as_deref().and_then(|path| version(name, path));
-            (*name, Found { path, version, remedy })
+            (*name, FoundProgram { path, version, install_hint })
         });
         Self(found.collect())
     }
@@ -64,13 +64,13 @@ impl Programs {
         let found = self.0.get(name);
         match found.and_then(|found| found.path.as_ref()) {
             Some(path) => Ok(path.display().to_string()),
-            None => Err(format!("{name} is not here: {}", found.map_or("install it", |found| found.remedy))),
+            None => Err(format!("{name} is not here: {}", found.map_or("install it", |found| found.install_hint))),
         }
     }
 
     /// As they appear in the results.
     pub(crate) fn list(&self) -> Vec<results::Program> {
-        let entry = |(name, found): (&&str, &Found)| results::Program {
+        let entry = |(name, found): (&&str, &FoundProgram)| results::Program {
             name: (*name).to_owned(),
             version: found.version.clone(),
             path: found.path.as_ref().map(|path| path.display().to_string()),
@@ -80,12 +80,12 @@ impl Programs {
 }
 
 /// This program.
-pub(crate) fn ourselves() -> String {
+pub(crate) fn own_path() -> String {
     // What is being run can be run again, also if its file was replaced meanwhile.
     std::env::current_exe().map_or_else(|_| "/proc/self/exe".to_owned(), |path| path.display().to_string())
 }
 
-fn place(name: &str) -> Option<PathBuf> {
+fn locate(name: &str) -> Option<PathBuf> {
     let own_folder = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
     match name {
         "blockhaul" => {
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_says_what_to_install() {
-        let nowhere = Found { path: None, version: None, remedy: "install fio" };
+        let nowhere = FoundProgram { path: None, version: None, install_hint: "install fio" };
         let programs = Programs(BTreeMap::from([("fio", nowhere)]));
         assert_eq!(programs.path("fio"), Err("fio is not here: install fio".to_owned()));
         assert!(programs.path("no-such-program").is_err());

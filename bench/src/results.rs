@@ -24,9 +24,10 @@ pub(crate) struct Results {
     /// Programs that it is compared with, the missing ones too.
     pub programs: Vec<Program>,
     /// In the order in which they ran.
-    pub scenarios: Vec<Scenario>,
+    pub scenarios: Vec<ScenarioResult>,
     /// What makes the whole run less trustworthy.
-    pub doubts: Vec<Doubt>,
+    #[serde(rename = "doubts")]
+    pub warnings: Vec<Warning>,
 }
 
 /// The build under test.
@@ -78,7 +79,7 @@ pub(crate) struct Program {
 
 /// One question, answered for each target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Scenario {
+pub(crate) struct ScenarioResult {
     /// Stable: comparisons of runs go by it.
     pub name: String,
     /// One sentence.
@@ -92,10 +93,11 @@ pub(crate) struct Scenario {
     /// What grows from step to step, where the targets are steps of a series; drawn as a line.
     #[serde(default)]
     pub axis: Option<Axis>,
-    pub targets: Vec<Target>,
+    pub targets: Vec<TargetResult>,
     /// What the project promised about it.
     pub goals: Vec<Goal>,
-    pub doubts: Vec<Doubt>,
+    #[serde(rename = "doubts")]
+    pub warnings: Vec<Warning>,
 }
 
 /// What a trial's `value` is, and which way is better.
@@ -132,7 +134,7 @@ pub(crate) enum Kind {
 
 /// One way of doing the scenario's work.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Target {
+pub(crate) struct TargetResult {
     /// Stable within the scenario.
     pub name: String,
     pub kind: Kind,
@@ -149,13 +151,14 @@ pub(crate) struct Target {
     /// By operation: `read`, `write`, `flush`, `cancel`, `foreground`.
     pub latency: BTreeMap<String, Latency>,
     /// Throughput over time of its median trial, where it could be seen.
-    pub timeline: Vec<Point>,
+    pub timeline: Vec<ThroughputPoint>,
     /// Window of the engine against the latency of others, where it was watched.
     pub window: Vec<WindowPoint>,
     /// Other numbers that were seen, by name with the unit in it: medians over the trials.
-    #[serde(default)]
-    pub figures: BTreeMap<String, f64>,
-    pub doubts: Vec<Doubt>,
+    #[serde(default, rename = "figures")]
+    pub other_metrics: BTreeMap<String, f64>,
+    #[serde(rename = "doubts")]
+    pub warnings: Vec<Warning>,
 }
 
 /// What grows from step to step of a series.
@@ -244,7 +247,7 @@ pub(crate) struct Quantile {
 
 /// Throughput at a moment of a trial.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) struct Point {
+pub(crate) struct ThroughputPoint {
     /// Since the start of the trial.
     pub seconds: f64,
     pub bytes_per_second: f64,
@@ -283,7 +286,7 @@ pub(crate) enum Sense {
 
 /// A reason to distrust a number, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Doubt {
+pub(crate) struct Warning {
     /// Stable, such as `noisy`.
     pub kind: String,
     pub what: String,
@@ -292,7 +295,7 @@ pub(crate) struct Doubt {
 
 #[cfg(test)]
 mod tests {
-    use crate::samples;
+    use crate::sample_results;
     use serde_json::Value;
     use std::collections::BTreeSet;
 
@@ -317,7 +320,7 @@ mod tests {
     #[test]
     fn the_page_names_every_field_and_no_other() {
         let mut written = BTreeSet::new();
-        let results = serde_json::to_value(samples::results(1)).expect("it can be written");
+        let results = serde_json::to_value(sample_results::results(1)).expect("it can be written");
         fields(&results, false, &mut written);
         let schema = PAGE.split("<!-- schema -->").nth(1).and_then(|rest| rest.split("<!-- end of schema -->").next());
         let rows = schema.expect("the page has a schema").lines().filter_map(|line| line.strip_prefix("| `"));

@@ -3,21 +3,21 @@
 //! Results are written after every scenario, so that what was measured survives whatever ends the run. A run that is
 //! stopped keeps what it has and says so; what it made on this machine goes away as at every other end.
 
-use crate::check;
-use crate::conduct::{Audience, Finding, Method, conduct};
-use crate::contestant::Contestant;
-use crate::doubt::{self, Reason};
 use crate::executor::Failure;
+use crate::goals;
 use crate::histogram;
 use crate::host;
 use crate::interrupt::{Interrupt, Stopped};
 use crate::meter::busy_and_stolen_seconds;
 use crate::program::Programs;
-use crate::results::{Build, Kind, Outcome, Results, Run, SCHEMA, Scenario, Target};
+use crate::results::{Build, Kind, Outcome, Results, Run, SCHEMA, ScenarioResult, TargetResult};
 use crate::scale::Scale;
-use crate::scenario::{self, SEED, Stage};
-use crate::site::{Site, mount};
-use crate::warm_up::WarmedUp;
+use crate::scenario::{self, PreparedScenario, SEED};
+use crate::target::Target;
+use crate::trial_loop::{Audience, TargetRun, TrialSettings, run_trials};
+use crate::warm_up::WarmUpExecutor;
+use crate::warning::{self, WarningKind};
+use crate::workdir::{RunDir, mount};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -25,9 +25,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Instant, SystemTime};
 
-/// What a run is asked to do.
+/// What a run is options to do.
 #[derive(Clone)]
-pub(crate) struct Asked {
+pub(crate) struct RunOptions {
     pub scenarios: Vec<scenario::Scenario>,
     pub scale: Scale,
     pub trials: Option<u32>,
@@ -37,7 +37,7 @@ pub(crate) struct Asked {
 }
 
 /// What came of it.
-pub(crate) struct Done {
+pub(crate) struct RunOutcome {
     pub results: Results,
     pub stopped: bool,
 }
@@ -58,42 +58,42 @@ pub(crate) fn default_dir() -> PathBuf {
 ///
 /// # Errors
 /// Results cannot be written, or volumes not made, in words.
-pub(crate) fn run(asked: &Asked) -> Result<Done, String> {
+pub(crate) fn run(options: &RunOptions) -> Result<RunOutcome, String> {
     let say = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let interrupt = Interrupt::catch().map_err(say("catch signals"))?;
     mount::keep_to_ourselves();
-    fs::create_dir_all(&asked.out).map_err(say("make the folder for results"))?;
+    fs::create_dir_all(&options.out).map_err(say("make the folder for results"))?;
     let programs = Programs::find();
-    let site = Site::open(&asked.dir, &interrupt).map_err(say("make a folder for volumes"))?;
-    let mut session = Session::open(asked, &programs, &site);
+    let run_dir = RunDir::open(&options.dir, &interrupt).map_err(say("make a folder for volumes"))?;
+    let mut session = Session::open(options, &programs, &run_dir);
     let mut stopped = false;
-    for (at, scenario) in asked.scenarios.iter().enumerate() {
+    for (at, scenario) in options.scenarios.iter().enumerate() {
         if stopped || interrupt.is_set() {
             stopped = true;
             break;
         }
-        let bar = bar(scenario.name, at + 1, asked.scenarios.len());
-        stopped = session.play(scenario, &programs, &site, &interrupt, &bar)? == Played::Stopped;
+        let bar = bar(scenario.name, at + 1, options.scenarios.len());
+        stopped = session.run_scenario(scenario, &programs, &run_dir, &interrupt, &bar)? == ScenarioEnd::Stopped;
         bar.finish_and_clear();
         session.save().map_err(say("write the results"))?;
     }
-    session.close(stopped);
+    session.finish(stopped);
     session.save().map_err(say("write the results"))?;
     let report = crate::report::render(&session.results);
-    fs::write(asked.out.join("report.html"), report).map_err(say("write the report"))?;
-    Ok(Done { results: session.results, stopped })
+    fs::write(options.out.join("report.html"), report).map_err(say("write the report"))?;
+    Ok(RunOutcome { results: session.results, stopped })
 }
 
 /// Whether a scenario came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Played {
-    Whole,
+enum ScenarioEnd {
+    Complete,
     Stopped,
 }
 
 /// A run on its way.
 struct Session<'a> {
-    asked: &'a Asked,
+    options: &'a RunOptions,
     results: Results,
     started: Instant,
     stolen_at_start: Option<f64>,
@@ -101,100 +101,100 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn open(asked: &'a Asked, programs: &Programs, site: &Site) -> Self {
+    fn open(options: &'a RunOptions, programs: &Programs, run_dir: &RunDir) -> Self {
         let busy_cpus = host::busy_cpus();
         let results = Results {
             schema: SCHEMA,
             build: build(),
-            host: host::describe(site.path()),
+            host: host::describe(run_dir.path()),
             run: Run {
                 started_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
                 seconds: 0.0,
                 command: std::env::args().collect(),
-                quick: asked.scale != Scale::Full,
-                trials: asked.trials.unwrap_or(asked.scale.trials()),
+                quick: options.scale != Scale::Full,
+                trials: options.trials.unwrap_or(options.scale.trials()),
                 seed: SEED,
                 complete: false,
             },
             programs: programs.list(),
             scenarios: Vec::new(),
-            doubts: Vec::new(),
+            warnings: Vec::new(),
         };
         let stolen_at_start = busy_and_stolen_seconds().map(|(_, stolen)| stolen);
-        Self { asked, results, started: Instant::now(), stolen_at_start, busy_cpus }
+        Self { options, results, started: Instant::now(), stolen_at_start, busy_cpus }
     }
 
     /// Stages a scenario, lets all do their trials, and keeps what was found.
-    fn play(
+    fn run_scenario(
         &mut self,
         scenario: &scenario::Scenario,
         programs: &Programs,
-        site: &Site,
+        run_dir: &RunDir,
         interrupt: &Interrupt,
         bar: &ProgressBar,
-    ) -> Result<Played, String> {
+    ) -> Result<ScenarioEnd, String> {
         bar.set_message("is being staged");
-        let mut stage = match scenario.stage(programs, site, self.asked.scale) {
-            Ok(stage) => stage,
-            Err(Failure::Stopped) => return Ok(Played::Stopped),
+        let mut prepared = match scenario.prepare(programs, run_dir, self.options.scale) {
+            Ok(prepared) => prepared,
+            Err(Failure::Stopped) => return Ok(ScenarioEnd::Stopped),
             Err(failure) => {
-                self.results.scenarios.push(left_out(scenario, &failure));
-                return Ok(Played::Whole);
+                self.results.scenarios.push(skipped(scenario, &failure));
+                return Ok(ScenarioEnd::Complete);
             }
         };
-        let trials = self.asked.trials.or(stage.trials).unwrap_or(self.asked.scale.trials());
-        bar.set_length(u64::from(trials) * stage.contestants.len() as u64);
-        let method = Method {
+        let trials = self.options.trials.or(prepared.trials).unwrap_or(self.options.scale.trials());
+        bar.set_length(u64::from(trials) * prepared.targets.len() as u64);
+        let settings = TrialSettings {
             metric: scenario.metric,
             trials,
-            count_calls: stage.count_calls,
-            data_bytes: stage.data_bytes,
+            count_calls: prepared.count_calls,
+            data_bytes: prepared.data_bytes,
             run_started: self.started,
         };
-        let mut executor = WarmedUp {
-            executor: &mut *stage.executor,
-            folder: site.path().join("warm-up"),
+        let mut executor = WarmUpExecutor {
+            executor: &mut *prepared.executor,
+            folder: run_dir.path().join("warm-up"),
             interrupt,
-            bytes: self.asked.scale.warm_up_bytes(stage.cached_bytes),
+            bytes: self.options.scale.warm_up_bytes(prepared.cached_bytes),
             failed: None,
         };
-        let outcome = conduct(&stage.contestants, method, &mut executor, &mut Teller(bar));
-        stage
-            .doubts
-            .extend(executor.failed.map(|why| Reason::Blind(format!("the cost of fresh memory ({why})")).doubt()));
-        let (findings, played) = match outcome {
-            Ok(findings) => (findings, Played::Whole),
-            Err((findings, Stopped)) => (findings, Played::Stopped),
+        let outcome = run_trials(&prepared.targets, settings, &mut executor, &mut Teller(bar));
+        prepared.warnings.extend(
+            executor.failed.map(|why| WarningKind::NotMeasured(format!("the cost of fresh memory ({why})")).warning()),
+        );
+        let (runs, end) = match outcome {
+            Ok(runs) => (runs, ScenarioEnd::Complete),
+            Err((runs, Stopped)) => (runs, ScenarioEnd::Stopped),
         };
-        let targets = findings.into_iter().map(|finding| self.keep(scenario.name, finding));
+        let targets = runs.into_iter().map(|run| self.write_latencies(scenario.name, run));
         let targets = targets.collect::<io::Result<_>>().map_err(|error| format!("write latencies: {error}"))?;
-        self.results.scenarios.push(written(scenario, stage, targets));
-        Ok(played)
+        self.results.scenarios.push(scenario_result(scenario, prepared, targets));
+        Ok(end)
     }
 
     /// Writes the latencies of a target to files of their own.
-    fn keep(&self, scenario: &str, finding: Finding) -> io::Result<Target> {
-        let Finding { mut target, latency } = finding;
+    fn write_latencies(&self, scenario: &str, run: TargetRun) -> io::Result<TargetResult> {
+        let TargetRun { mut result, latency } = run;
         for (operation, whole) in latency {
-            let name = format!("{scenario}-{}-{operation}.hgrm", target.name);
+            let name = format!("{scenario}-{}-{operation}.hgrm", result.name);
             let Some(summary) = histogram::latency(&whole, Some(name.clone())) else { continue };
-            let mut file = BufWriter::new(File::create(self.asked.out.join(name))?);
+            let mut file = BufWriter::new(File::create(self.options.out.join(name))?);
             histogram::write_hgrm(&whole, &mut file)?;
             file.flush()?;
-            target.latency.insert(operation, summary);
+            result.latency.insert(operation, summary);
         }
-        Ok(target)
+        Ok(result)
     }
 
     /// What is only known at the end.
-    fn close(&mut self, stopped: bool) {
+    fn finish(&mut self, stopped: bool) {
         let elapsed = self.started.elapsed().as_secs_f64();
         let cpus = self.results.host.cpus;
         let stolen = busy_and_stolen_seconds().zip(self.stolen_at_start).map(|((_, now), then)| now - then);
         let share = stolen.map(|stolen| stolen / (elapsed * f64::from(cpus)).max(1e-9));
-        self.results.doubts.extend(doubt::of_run(self.busy_cpus, cpus, share, self.results.run.trials));
-        if self.asked.scale != Scale::Full {
-            self.results.doubts.push(Reason::Quick.doubt());
+        self.results.warnings.extend(warning::of_run(self.busy_cpus, cpus, share, self.results.run.trials));
+        if self.options.scale != Scale::Full {
+            self.results.warnings.push(WarningKind::Quick.warning());
         }
         self.results.run.complete = !stopped;
     }
@@ -202,36 +202,40 @@ impl<'a> Session<'a> {
     /// Writes what is there so far, whole or not at all.
     fn save(&mut self) -> io::Result<()> {
         self.results.run.seconds = self.started.elapsed().as_secs_f64();
-        let mut file = tempfile::NamedTempFile::new_in(&self.asked.out)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.options.out)?;
         serde_json::to_writer_pretty(&mut file, &self.results)?;
         file.write_all(b"\n")?;
         let readable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o644);
         file.as_file().set_permissions(readable)?;
-        file.persist(self.asked.out.join("results.json")).map(drop).map_err(|error| error.error)
+        file.persist(self.options.out.join("results.json")).map(drop).map_err(|error| error.error)
     }
 }
 
 /// A scenario in the results.
-fn written(scenario: &scenario::Scenario, stage: Stage, targets: Vec<Target>) -> Scenario {
-    let mut written = Scenario {
+fn scenario_result(
+    scenario: &scenario::Scenario,
+    prepared: PreparedScenario,
+    targets: Vec<TargetResult>,
+) -> ScenarioResult {
+    let mut written = ScenarioResult {
         name: scenario.name.to_owned(),
         about: scenario.about.to_owned(),
         metric: scenario.metric,
-        volume_bytes: stage.volume_bytes,
-        data_bytes: stage.data_bytes,
-        parameters: stage.parameters.clone(),
-        axis: stage.axis.clone(),
+        volume_bytes: prepared.volume_bytes,
+        data_bytes: prepared.data_bytes,
+        parameters: prepared.parameters.clone(),
+        axis: prepared.axis.clone(),
         targets,
         goals: Vec::new(),
-        doubts: stage.doubts.clone(),
+        warnings: prepared.warnings.clone(),
     };
-    written.goals = check::goals(&written);
+    written.goals = goals::goals(&written);
     written
 }
 
 /// One that could not be staged.
-fn left_out(scenario: &scenario::Scenario, failure: &Failure) -> Scenario {
-    let mut left_out = Scenario {
+fn skipped(scenario: &scenario::Scenario, failure: &Failure) -> ScenarioResult {
+    let mut skipped = ScenarioResult {
         name: scenario.name.to_owned(),
         about: scenario.about.to_owned(),
         metric: scenario.metric,
@@ -241,10 +245,10 @@ fn left_out(scenario: &scenario::Scenario, failure: &Failure) -> Scenario {
         axis: None,
         targets: Vec::new(),
         goals: Vec::new(),
-        doubts: vec![Reason::Skipped(failure.to_string()).doubt()],
+        warnings: vec![WarningKind::Skipped(failure.to_string()).warning()],
     };
-    left_out.goals = check::goals(&left_out);
-    left_out
+    skipped.goals = goals::goals(&skipped);
+    skipped
 }
 
 /// One line for each target of ours that did not do its work.
@@ -296,8 +300,8 @@ fn bar(name: &'static str, number: usize, of: usize) -> ProgressBar {
 struct Teller<'a>(&'a ProgressBar);
 
 impl Audience for Teller<'_> {
-    fn before(&mut self, contestant: &Contestant, trial: u32) {
+    fn before(&mut self, target: &Target, trial: u32) {
         self.0.inc(1);
-        self.0.set_message(format!("{}, trial {}", contestant.name, trial + 1));
+        self.0.set_message(format!("{}, trial {}", target.name, trial + 1));
     }
 }

@@ -26,7 +26,7 @@ impl Scale {
         }
     }
 
-    /// Trials of each contestant unless the user or a scenario says otherwise.
+    /// Trials of each target unless the user or a scenario says otherwise.
     pub(crate) fn trials(self) -> u32 {
         self.of(5, 3, 2)
     }

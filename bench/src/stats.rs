@@ -83,7 +83,7 @@ impl Ratio {
         Self { value: 1.0 / self.value, low: 1.0 / self.high, high: 1.0 / self.low }
     }
 
-    /// Whether the interval leaves room for no difference at all.
+    /// Whether the interval leaves dir for no difference at all.
     pub(crate) fn holds_one(self) -> bool {
         self.low <= 1.0 && 1.0 <= self.high
     }

@@ -1,19 +1,19 @@
 //! The results as plain text for a terminal.
 //!
 //! Each scenario is a small table of its targets, ours first in mind: the ratio says how many times as good our copy
-//! is as the target of the line. Whatever casts doubt on a number follows right below it. Texts of other programs are
+//! is as the target of the line. Whatever casts warning on a number follows right below it. Texts of other programs are
 //! shown without control characters.
 
-use crate::figure::{self, Unit, percent, plain, significant};
-use crate::results::{Doubt, Goal, Kind, Metric, Outcome, Program, Results, Scenario, Target};
-use crate::standing::Costs;
+use crate::format::{self, Unit, percent, plain, significant};
+use crate::relative::Costs;
+use crate::results::{Goal, Kind, Metric, Outcome, Program, Results, ScenarioResult, TargetResult, Warning};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use std::io::{self, Write};
 
 /// Where the numbers of a column line up.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Side {
+pub(crate) enum Align {
     Left,
     Right,
 }
@@ -28,29 +28,29 @@ pub(crate) fn print(results: &Results, out: &mut impl Write) -> io::Result<()> {
         print_scenario(scenario, out)?;
     }
     print_goals(results, out)?;
-    if !results.doubts.is_empty() {
+    if !results.warnings.is_empty() {
         writeln!(out, "\nAbout the whole run:")?;
     }
-    print_doubts(&results.doubts, out)
+    print_warnings(&results.warnings, out)
 }
 
 /// Lines of reasons to distrust what is near, each with advice.
 ///
 /// # Errors
 /// As `out` says.
-pub(crate) fn print_doubts(doubts: &[Doubt], out: &mut impl Write) -> io::Result<()> {
-    doubts.iter().try_for_each(|doubt| print_doubt("", doubt, out))
+pub(crate) fn print_warnings(warnings: &[Warning], out: &mut impl Write) -> io::Result<()> {
+    warnings.iter().try_for_each(|warning| print_warning("", warning, out))
 }
 
 /// Rows under heads, in columns that are two spaces apart, without spaces at the ends of lines.
-pub(crate) fn grid(heads: &[(&str, Side)], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(crate) fn grid(heads: &[(&str, Align)], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(heads.iter().map(|(head, _)| *head)).add_rows(rows);
     for (column, (_, side)) in table.column_iter_mut().zip(heads) {
         column.set_padding((0, 2));
         column.set_cell_alignment(match side {
-            Side::Left => CellAlignment::Left,
-            Side::Right => CellAlignment::Right,
+            Align::Left => CellAlignment::Left,
+            Align::Right => CellAlignment::Right,
         });
     }
     table.trim_fmt()
@@ -60,7 +60,7 @@ fn print_head(results: &Results, out: &mut impl Write) -> io::Result<()> {
     let (build, host, run) = (&results.build, &results.host, &results.run);
     let commit = build.commit.as_deref().unwrap_or("no commit");
     writeln!(out, "copy-bench {} ({}, {}), {}", build.version, plain(commit), build.profile, run.started_at)?;
-    let memory = figure::bytes(host.memory_bytes);
+    let memory = format::bytes(host.memory_bytes);
     writeln!(out, "{}, {} x {}, {memory}", plain(&host.kernel), host.cpus, plain(&host.cpu))?;
     writeln!(out, "{} on {}", plain(&host.filesystem), plain(&host.device))?;
     let rivals: Vec<String> = results.programs.iter().map(named).collect();
@@ -68,7 +68,7 @@ fn print_head(results: &Results, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "against {}", rivals.join("; "))?;
     }
     let stopped = if run.complete { "" } else { ", stopped before its end" };
-    writeln!(out, "{} in {}{stopped}", counted(run.trials, "trial"), figure::seconds(run.seconds))
+    writeln!(out, "{} in {}{stopped}", counted(run.trials, "trial"), format::seconds(run.seconds))
 }
 
 fn named(program: &Program) -> String {
@@ -79,36 +79,36 @@ fn named(program: &Program) -> String {
     }
 }
 
-fn print_scenario(scenario: &Scenario, out: &mut impl Write) -> io::Result<()> {
+fn print_scenario(scenario: &ScenarioResult, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "\n{}: {}", scenario.name, scenario.about)?;
     let largest = scenario.targets.iter().filter(|target| target.kind != Kind::Null).filter_map(|t| t.summary);
     let unit = scenario.metric.unit(largest.map(|summary| summary.median).fold(0.0, f64::max));
     let speed = format!("{}, {}", scenario.metric.name(), unit.name);
     let heads = [
-        ("", Side::Left),
-        (&*speed, Side::Right),
-        ("spread", Side::Right),
-        ("ours is", Side::Right),
-        ("CPU s/GiB", Side::Right),
-        ("peak RSS", Side::Right),
-        ("system calls", Side::Right),
+        ("", Align::Left),
+        (&*speed, Align::Right),
+        ("spread", Align::Right),
+        ("ours is", Align::Right),
+        ("CPU s/GiB", Align::Right),
+        ("peak RSS", Align::Right),
+        ("system calls", Align::Right),
     ];
     let rows = scenario.targets.iter().filter(|target| target.ran()).map(|target| cells(scenario, target, unit));
     writeln!(out, "{}", grid(&heads, rows))?;
     print_latency(scenario, out)?;
     scenario.targets.iter().try_for_each(|target| print_absence(target, out))?;
-    scenario.targets.iter().try_for_each(|target| print_figures(target, out))?;
-    scenario.doubted().iter().try_for_each(|said| print_doubt(&said.whose, &said.doubt, out))
+    scenario.targets.iter().try_for_each(|target| print_other_metrics(target, out))?;
+    scenario.grouped_warnings().iter().try_for_each(|said| print_warning(&said.targets, &said.warning, out))
 }
 
-fn cells(scenario: &Scenario, target: &Target, unit: &Unit) -> Vec<String> {
+fn cells(scenario: &ScenarioResult, target: &TargetResult, unit: &Unit) -> Vec<String> {
     let costs = Costs::of(target, scenario);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     vec![
         format!("  {}", plain(&target.name)),
         or_dash(target.summary.map(|summary| unit.number(summary.median))),
         or_dash(target.summary.map(|summary| percent(summary.relative_spread()))),
-        or_dash(scenario.standing(target).map(|standing| standing.ratio.to_string())),
+        or_dash(scenario.relative_to(target).map(|relative| relative.ratio.to_string())),
         or_dash(costs.cpu_seconds_per_gib.map(significant)),
         or_dash(costs.peak_rss_bytes.map(|bytes| Metric::Bytes.show(bytes))),
         or_dash(costs.system_calls.map(|calls| format!("{calls:.0}"))),
@@ -116,7 +116,7 @@ fn cells(scenario: &Scenario, target: &Target, unit: &Unit) -> Vec<String> {
 }
 
 /// A table of its own, where a target knows latencies.
-fn print_latency(scenario: &Scenario, out: &mut impl Write) -> io::Result<()> {
+fn print_latency(scenario: &ScenarioResult, out: &mut impl Write) -> io::Result<()> {
     let us = |quantity: f64| Metric::Microseconds.show(quantity);
     let rows = scenario.targets.iter().flat_map(|target| {
         target.latency.iter().map(move |(operation, latency)| {
@@ -129,12 +129,12 @@ fn print_latency(scenario: &Scenario, out: &mut impl Write) -> io::Result<()> {
     if rows.peek().is_none() {
         return Ok(());
     }
-    let numbers = ["p50", "p90", "p99", "max", "count"].map(|head| (head, Side::Right));
-    let heads: Vec<(&str, Side)> = [("  latency of", Side::Left)].into_iter().chain(numbers).collect();
+    let numbers = ["p50", "p90", "p99", "max", "count"].map(|head| (head, Align::Right));
+    let heads: Vec<(&str, Align)> = [("  latency of", Align::Left)].into_iter().chain(numbers).collect();
     writeln!(out, "{}", grid(&heads, rows))
 }
 
-fn print_absence(target: &Target, out: &mut impl Write) -> io::Result<()> {
+fn print_absence(target: &TargetResult, out: &mut impl Write) -> io::Result<()> {
     let name = plain(&target.name);
     match &target.outcome {
         Outcome::Ran => Ok(()),
@@ -145,17 +145,18 @@ fn print_absence(target: &Target, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Whatever else was seen of a target, on one line.
-fn print_figures(target: &Target, out: &mut impl Write) -> io::Result<()> {
-    if target.figures.is_empty() || !target.ran() {
+fn print_other_metrics(target: &TargetResult, out: &mut impl Write) -> io::Result<()> {
+    if target.other_metrics.is_empty() || !target.ran() {
         return Ok(());
     }
-    let figures = target.figures.iter().map(|(name, value)| format!("{} {}", plain(name), figure::named(name, *value)));
-    writeln!(out, "  {}: {}", plain(&target.name), figures.collect::<Vec<_>>().join(", "))
+    let other_metrics =
+        target.other_metrics.iter().map(|(name, value)| format!("{} {}", plain(name), format::named(name, *value)));
+    writeln!(out, "  {}: {}", plain(&target.name), other_metrics.collect::<Vec<_>>().join(", "))
 }
 
-fn print_doubt(whose: &str, doubt: &Doubt, out: &mut impl Write) -> io::Result<()> {
-    let whose = if whose.is_empty() { String::new() } else { format!("{}: ", plain(whose)) };
-    writeln!(out, "  ! {whose}{} ({}): {}", plain(&doubt.what), doubt.kind, plain(&doubt.advice))
+fn print_warning(targets: &str, warning: &Warning, out: &mut impl Write) -> io::Result<()> {
+    let targets = if targets.is_empty() { String::new() } else { format!("{}: ", plain(targets)) };
+    writeln!(out, "  ! {targets}{} ({}): {}", plain(&warning.what), warning.kind, plain(&warning.advice))
 }
 
 fn print_goals(results: &Results, out: &mut impl Write) -> io::Result<()> {
@@ -184,7 +185,7 @@ fn counted(count: u32, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples;
+    use crate::sample_results;
 
     fn text(results: &Results) -> String {
         let mut text = Vec::new();
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn every_target_has_its_line_with_a_ratio() {
-        let text = text(&samples::results(1));
+        let text = text(&sample_results::results(1));
         let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
         assert!(line("  qemu-img ").contains("1.03") && line("  qemu-img ").contains("x ("), "{text}");
         assert!(!line("  blockhaul ").contains("x ("), "{text}");
@@ -205,7 +206,7 @@ mod tests {
 
     #[test]
     fn doubts_and_goals_are_told() {
-        let text = text(&samples::results(1));
+        let text = text(&sample_results::results(1));
         for expected in [
             "  ! cp: spread of 11 % of the median (noisy): stop other work",
             "  ! dd copies one block at a time (different-flags)",
@@ -222,16 +223,16 @@ mod tests {
 
     #[test]
     fn wrong_bytes_are_called_that_and_cannot_command_the_terminal() {
-        let text = text(&samples::results(1));
+        let text = text(&sample_results::results(1));
         assert!(text.contains("qemu-img wrote WRONG BYTES: byte 4096 differs"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
     }
 
     #[test]
     fn a_run_without_anything_is_still_a_table() {
-        let mut run = samples::results(1);
+        let mut run = sample_results::results(1);
         run.scenarios.clear();
-        run.doubts.clear();
+        run.warnings.clear();
         run.run.complete = false;
         assert!(text(&run).ends_with("stopped before its end\n"));
     }

@@ -21,7 +21,7 @@ pub(crate) enum Volume {
 
 /// A source and a destination of the same size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Pair {
+pub(crate) struct VolumePair {
     pub source: Volume,
     pub destination: Volume,
     /// Bytes of each, holes included.
@@ -50,7 +50,7 @@ impl Volume {
     }
 
     /// Where its bytes can be seen.
-    fn bytes_at(&self) -> Option<&Path> {
+    fn readable_path(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Device(path) => Some(path),
             Self::Export { backing, .. } => backing.as_deref(),
@@ -70,8 +70,8 @@ impl Volume {
     }
 
     /// Drops what the page cache holds of it.
-    fn cool(&self) -> io::Result<()> {
-        let Some(path) = self.bytes_at().filter(|path| path.exists()) else { return Ok(()) };
+    fn drop_cache(&self) -> io::Result<()> {
+        let Some(path) = self.readable_path().filter(|path| path.exists()) else { return Ok(()) };
         let file = File::open(path)?;
         file.sync_all()?;
         posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(io::Error::from)
@@ -87,7 +87,7 @@ fn zero(path: &Path, bytes: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-impl Pair {
+impl VolumePair {
     /// Destination blank, caches cold, no state of earlier trials.
     ///
     /// # Errors
@@ -95,8 +95,8 @@ impl Pair {
     pub(crate) fn reset(&self) -> Result<(), String> {
         let say = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         self.destination.clear(self.bytes).map_err(say("clear the destination"))?;
-        self.source.cool().map_err(say("drop the source from the cache"))?;
-        self.destination.cool().map_err(say("drop the destination from the cache"))?;
+        self.source.drop_cache().map_err(say("drop the source from the cache"))?;
+        self.destination.drop_cache().map_err(say("drop the destination from the cache"))?;
         match fs::remove_dir_all(&self.state) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(say("clear the state")(error)),
             _ => {}
@@ -108,47 +108,50 @@ impl Pair {
     ///
     /// # Errors
     /// What differs, or why it cannot be known, in words.
-    pub(crate) fn compare(&self, interrupt: &Interrupt) -> Result<Comparison, String> {
-        let (Some(source), Some(destination)) = (self.source.bytes_at(), self.destination.bytes_at()) else {
-            return Ok(Comparison::Impossible);
+    pub(crate) fn verify(&self, interrupt: &Interrupt) -> Result<VerifyOutcome, String> {
+        let (Some(source), Some(destination)) = (self.source.readable_path(), self.destination.readable_path()) else {
+            return Ok(VerifyOutcome::NotReadable);
         };
         if let Volume::File(path) = &self.destination {
             let len = fs::metadata(path).map_err(|error| format!("look at the destination: {error}"))?.len();
             if len != self.bytes {
-                return Ok(Comparison::Differs(format!("the destination has {len} bytes instead of {}", self.bytes)));
+                return Ok(VerifyOutcome::Differs(format!(
+                    "the destination has {len} bytes instead of {}",
+                    self.bytes
+                )));
             }
         }
-        match content::difference(source, destination, self.bytes, interrupt) {
-            Ok(None) => Ok(Comparison::Equal),
-            Ok(Some(offset)) => Ok(Comparison::Differs(format!("the bytes differ near offset {offset}"))),
+        match content::first_difference(source, destination, self.bytes, interrupt) {
+            Ok(None) => Ok(VerifyOutcome::Equal),
+            Ok(Some(offset)) => Ok(VerifyOutcome::Differs(format!("the bytes differ near offset {offset}"))),
             Err(error) => Err(format!("compare the destination with the source: {error}")),
         }
     }
 
     /// Calls the volumes of a command line SRC, DST and STATE.
-    pub(crate) fn shorten(&self, line: &str) -> String {
+    pub(crate) fn with_placeholders(&self, line: &str) -> String {
         let state = self.state.display().to_string();
         line.replace(&self.source.name(), "SRC").replace(&self.destination.name(), "DST").replace(&state, "STATE")
     }
 }
 
-/// What a comparison found.
+/// What a outcome found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Comparison {
+pub(crate) enum VerifyOutcome {
     Equal,
     /// Where, in words.
     Differs(String),
     /// One side shows no bytes.
-    Impossible,
+    NotReadable,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn pair(folder: &Path) -> Pair {
+    fn pair(folder: &Path) -> VolumePair {
         let [source, destination] = ["source", "destination"].map(|name| Volume::File(folder.join(name)));
-        Pair { source, destination, bytes: 1 << 20, state: folder.join("state") }
+        VolumePair { source, destination, bytes: 1 << 20, state: folder.join("state") }
     }
 
     #[test]
@@ -171,12 +174,12 @@ mod tests {
         let mut content = vec![1; 1 << 20];
         let compare = |content: &[u8]| {
             fs::write(folder.path().join("destination"), content).unwrap();
-            pair.compare(&Interrupt::default()).unwrap()
+            pair.verify(&Interrupt::default()).unwrap()
         };
-        assert_eq!(compare(&content), Comparison::Equal);
-        assert!(matches!(compare(&content[1..]), Comparison::Differs(_)));
+        assert_eq!(compare(&content), VerifyOutcome::Equal);
+        assert!(matches!(compare(&content[1..]), VerifyOutcome::Differs(_)));
         content[(1 << 20) - 1] = 2;
-        assert!(matches!(compare(&content), Comparison::Differs(_)));
+        assert!(matches!(compare(&content), VerifyOutcome::Differs(_)));
     }
 
     #[test]

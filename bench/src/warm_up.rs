@@ -1,11 +1,11 @@
 //! Memory of a virtual machine costs its host time at the first touch, and is given back to it a while after it was freed:
 //! that time is paid before each trial, not in it.
 
-use crate::contestant::{Contestant, Invocation};
-use crate::executor::{Executor, Failure, Measured};
+use crate::executor::{Executor, Failure, Measurement};
 use crate::interrupt::Interrupt;
 use crate::launch::Launcher;
-use crate::program::ourselves;
+use crate::program::own_path;
+use crate::target::{Invocation, Target};
 use std::hint::black_box;
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub(crate) const COMMAND: &str = "warm-up";
 const PAGE_BYTES: usize = 4096;
 
 /// An executor whose trials begin with memory that has been touched.
-pub(crate) struct WarmedUp<'a> {
+pub(crate) struct WarmUpExecutor<'a> {
     pub executor: &'a mut dyn Executor,
     /// For what the process says.
     pub folder: PathBuf,
@@ -27,9 +27,9 @@ pub(crate) struct WarmedUp<'a> {
     pub failed: Option<String>,
 }
 
-impl Executor for WarmedUp<'_> {
-    fn reset(&mut self, contestant: &Contestant) -> Result<(), Failure> {
-        self.executor.reset(contestant)?;
+impl Executor for WarmUpExecutor<'_> {
+    fn reset(&mut self, target: &Target) -> Result<(), Failure> {
+        self.executor.reset(target)?;
         let launcher = Launcher { folder: &self.folder, interrupt: self.interrupt };
         match warm_up(&launcher, self.bytes) {
             Err(Failure::Stopped) => Err(Failure::Stopped),
@@ -41,16 +41,16 @@ impl Executor for WarmedUp<'_> {
         }
     }
 
-    fn perform(&mut self, contestant: &Contestant) -> Result<Measured, Failure> {
-        self.executor.perform(contestant)
+    fn run(&mut self, target: &Target) -> Result<Measurement, Failure> {
+        self.executor.run(target)
     }
 
-    fn judge(&mut self, contestant: &Contestant) -> Result<(), Failure> {
-        self.executor.judge(contestant)
+    fn verify(&mut self, target: &Target) -> Result<(), Failure> {
+        self.executor.verify(target)
     }
 
-    fn count_calls(&mut self, contestant: &Contestant) -> Result<Option<u64>, Failure> {
-        self.executor.count_calls(contestant)
+    fn count_calls(&mut self, target: &Target) -> Result<Option<u64>, Failure> {
+        self.executor.count_calls(target)
     }
 }
 
@@ -59,7 +59,7 @@ fn warm_up(launcher: &Launcher<'_>, bytes: u64) -> Result<(), Failure> {
     if bytes == 0 {
         return Ok(());
     }
-    launcher.call(&Invocation::new([ourselves(), COMMAND.to_owned(), bytes.to_string()])).map(drop)
+    launcher.run_one(&Invocation::new([own_path(), COMMAND.to_owned(), bytes.to_string()])).map(drop)
 }
 
 /// The process that does it.

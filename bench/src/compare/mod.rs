@@ -1,21 +1,21 @@
 //! Whether a later run is slower than an earlier one, or only another one.
 //!
 //! Our targets are compared by the raw samples of both runs, never by their summaries. A difference counts when the
-//! interval of the ratio leaves no room for "no difference", when it is large enough to matter, and when rivals that
+//! interval of the ratio leaves no dir for "no difference", when it is large enough to matter, and when rivals that
 //! are the same programs as before did not move as far: if they did, the machine changed, and nothing can be said
 //! about ours. Runs of other machines, sizes or parameters are not compared at all.
 
 mod runs;
 mod text;
 
-use crate::results::{Doubt, Kind, Metric, Results, Scenario, Target};
+use crate::results::{Kind, Metric, Results, ScenarioResult, TargetResult, Warning};
 use crate::stats::{self, Ratio};
 use std::path::Path;
 
-pub(crate) use runs::Unusable;
+pub(crate) use runs::LoadError;
 
 /// A difference below this share is not worth anybody's time, however sure it is.
-const MATTERS: f64 = 0.03;
+const MIN_RELEVANT_CHANGE: f64 = 0.03;
 
 /// What a comparison comes to, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +32,7 @@ pub(crate) struct Comparison {
     /// Our targets of both runs.
     pub rows: Vec<Row>,
     /// What makes all of it less trustworthy.
-    pub doubts: Vec<Doubt>,
+    pub warnings: Vec<Warning>,
 }
 
 /// One of our targets in both runs.
@@ -56,18 +56,18 @@ pub(crate) struct Row {
 /// Compares two files of results, or two folders that hold a `results.json` each.
 ///
 /// # Errors
-/// [`Unusable`] if one cannot be read, is no file of results, or was written under another schema.
-pub(crate) fn run(old: &Path, new: &Path) -> Result<Comparison, Unusable> {
+/// [`LoadError`] if one cannot be read, is no file of results, or was written under another schema.
+pub(crate) fn run(old: &Path, new: &Path) -> Result<Comparison, LoadError> {
     Ok(Comparison::of(&runs::read(old)?, &runs::read(new)?))
 }
 
 impl Comparison {
     /// Of two runs.
     pub(crate) fn of(old: &Results, new: &Results) -> Self {
-        let pair = Pair { old, new, obstacle: runs::obstacle(&old.host, &new.host) };
+        let pair = RunPair { old, new, reason: runs::incomparable_hosts(&old.host, &new.host) };
         let rows = new.scenarios.iter().flat_map(|scenario| pair.rows(scenario));
-        let gone = old.scenarios.iter().flat_map(|scenario| pair.gone(scenario));
-        Self { rows: rows.chain(gone).collect(), doubts: runs::doubts(old, new) }
+        let dropped = old.scenarios.iter().flat_map(|scenario| pair.dropped(scenario));
+        Self { rows: rows.chain(dropped).collect(), warnings: runs::warnings(old, new) }
     }
 
     /// What all rows come to: a regression if there is one, `CannotBeCompared` if nothing else can be said at all,
@@ -80,33 +80,34 @@ impl Comparison {
 }
 
 /// Two runs, and what keeps any part of them from being compared.
-struct Pair<'a> {
+struct RunPair<'a> {
     old: &'a Results,
     new: &'a Results,
-    obstacle: Option<String>,
+    reason: Option<String>,
 }
 
-impl Pair<'_> {
+impl RunPair<'_> {
     /// Our targets of a scenario of the new run.
-    fn rows(&self, scenario: &Scenario) -> Vec<Row> {
+    fn rows(&self, scenario: &ScenarioResult) -> Vec<Row> {
         let before = self.old.scenarios.iter().find(|before| before.name == scenario.name);
         let ours = scenario.targets.iter().filter(|target| is_ours(target));
         ours.map(|target| match before {
-            None => refused(scenario, target, "the old run has no such scenario"),
+            None => not_comparable(scenario, target, "the old run has no such scenario"),
             Some(before) => self.row(before, scenario, target),
         })
         .collect()
     }
 
-    fn row(&self, before: &Scenario, scenario: &Scenario, target: &Target) -> Row {
+    fn row(&self, before: &ScenarioResult, scenario: &ScenarioResult, target: &TargetResult) -> Row {
         let Some(earlier) = before.targets.iter().find(|earlier| earlier.name == target.name) else {
-            return refused(scenario, target, "the old run has no such target");
+            return not_comparable(scenario, target, "the old run has no such target");
         };
-        let obstacle = self.obstacle.clone().or_else(|| other_work(before, scenario));
-        let why = obstacle.or_else(|| did_not_run("old", earlier)).or_else(|| did_not_run("new", target));
+        let reason = self.reason.clone().or_else(|| other_work(before, scenario));
+        let why = reason.or_else(|| did_not_run("old", earlier)).or_else(|| did_not_run("new", target));
         let rivals = if why.is_some() { None } else { self.rivals(before, scenario) };
         let ratio = if why.is_some() { None } else { gain(earlier, target, scenario.metric) };
-        let (verdict, why) = why.map_or_else(|| judge(ratio, rivals), |why| (Verdict::CannotBeCompared, Some(why)));
+        let (verdict, why) =
+            why.map_or_else(|| verdict_of(ratio, rivals), |why| (Verdict::CannotBeCompared, Some(why)));
         Row {
             old: earlier.summary.map(|summary| summary.median),
             new: target.summary.map(|summary| summary.median),
@@ -114,24 +115,25 @@ impl Pair<'_> {
             rivals,
             verdict,
             why,
-            ..refused(scenario, target, "")
+            ..not_comparable(scenario, target, "")
         }
     }
 
     /// Our targets that the new run lacks: a speed that nobody measures any more is not a speed that was kept.
-    fn gone(&self, before: &Scenario) -> Vec<Row> {
+    fn dropped(&self, before: &ScenarioResult) -> Vec<Row> {
         let after = self.new.scenarios.iter().find(|after| after.name == before.name);
-        let is_gone = |target: &&Target| {
+        let is_gone = |target: &&TargetResult| {
             is_ours(target) && !after.is_some_and(|after| after.targets.iter().any(|kept| kept.name == target.name))
         };
-        let gone = before.targets.iter().filter(is_gone);
-        gone.map(|target| Row { new: None, ..refused(before, target, "the new run has no such target") })
+        let dropped = before.targets.iter().filter(is_gone);
+        dropped
+            .map(|target| Row { new: None, ..not_comparable(before, target, "the new run has no such target") })
             .map(|row| Row { old: row.old.or(row.new), ..row })
             .collect()
     }
 
     /// The median gain of the programs that are the ones they were.
-    fn rivals(&self, before: &Scenario, scenario: &Scenario) -> Option<f64> {
+    fn rivals(&self, before: &ScenarioResult, scenario: &ScenarioResult) -> Option<f64> {
         let unchanged = scenario.targets.iter().filter(|target| {
             matches!(target.kind, Kind::Rival | Kind::Limit)
                 && target.ran()
@@ -145,11 +147,11 @@ impl Pair<'_> {
     }
 }
 
-fn is_ours(target: &Target) -> bool {
+fn is_ours(target: &TargetResult) -> bool {
     matches!(target.kind, Kind::Engine | Kind::Command)
 }
 
-fn refused(scenario: &Scenario, target: &Target, why: &str) -> Row {
+fn not_comparable(scenario: &ScenarioResult, target: &TargetResult, why: &str) -> Row {
     Row {
         scenario: scenario.name.clone(),
         target: target.name.clone(),
@@ -164,7 +166,7 @@ fn refused(scenario: &Scenario, target: &Target, why: &str) -> Row {
 }
 
 /// How the scenario's work differs between the runs.
-fn other_work(before: &Scenario, after: &Scenario) -> Option<String> {
+fn other_work(before: &ScenarioResult, after: &ScenarioResult) -> Option<String> {
     let differs = |what: &str, same: bool| (!same).then(|| format!("{what} differs between the runs"));
     differs("what is measured", before.metric == after.metric)
         .or_else(|| differs("the volume's size", before.volume_bytes == after.volume_bytes))
@@ -176,29 +178,29 @@ fn other_work(before: &Scenario, after: &Scenario) -> Option<String> {
         })
 }
 
-fn did_not_run(run: &str, target: &Target) -> Option<String> {
+fn did_not_run(run: &str, target: &TargetResult) -> Option<String> {
     (!target.ran()).then(|| format!("it did not run well in the {run} run"))
 }
 
 /// How many times as good the later samples are.
-fn gain(earlier: &Target, later: &Target, metric: Metric) -> Option<Ratio> {
+fn gain(earlier: &TargetResult, later: &TargetResult, metric: Metric) -> Option<Ratio> {
     let ratio = Ratio::of_medians(&later.values(), &earlier.values())?;
     Some(if metric.more_is_better() { ratio } else { ratio.inverted() })
 }
 
-fn judge(ratio: Option<Ratio>, rivals: Option<f64>) -> (Verdict, Option<String>) {
+fn verdict_of(ratio: Option<Ratio>, rivals: Option<f64>) -> (Verdict, Option<String>) {
     let Some(ratio) = ratio else {
         return (Verdict::CannotBeCompared, Some("a sample is not a positive number".to_owned()));
     };
     if !ratio.high.is_finite() {
         return (Verdict::CannotBeCompared, Some("one trial says nothing about noise: use --trials 5".to_owned()));
     }
-    if ratio.holds_one() || (ratio.value - 1.0).abs() < MATTERS {
+    if ratio.holds_one() || (ratio.value - 1.0).abs() < MIN_RELEVANT_CHANGE {
         return (Verdict::NoDifferenceSeen, None);
     }
     let slower = ratio.value < 1.0;
     let machine = |rivals: f64| if slower { rivals <= ratio.high } else { rivals >= ratio.low };
-    match rivals.filter(|rivals| (rivals - 1.0).abs() >= MATTERS && machine(*rivals)) {
+    match rivals.filter(|rivals| (rivals - 1.0).abs() >= MIN_RELEVANT_CHANGE && machine(*rivals)) {
         Some(_) => (Verdict::CannotBeCompared, Some("rivals moved as far: the machine changed".to_owned())),
         None if slower => (Verdict::Regression, None),
         None => (Verdict::Improvement, None),
@@ -209,7 +211,7 @@ fn judge(ratio: Option<Ratio>, rivals: Option<f64>) -> (Verdict, Option<String>)
 mod tests {
     use super::*;
     use crate::results::Outcome;
-    use crate::samples::{results, scale};
+    use crate::sample_results::{results, scale};
 
     fn verdicts(comparison: &Comparison, wanted: Verdict) -> Vec<String> {
         let rows = comparison.rows.iter().filter(|row| row.verdict == wanted);
@@ -221,7 +223,7 @@ mod tests {
         let comparison = Comparison::of(&results(1), &results(1));
         assert_eq!(comparison.verdict(), Verdict::NoDifferenceSeen);
         assert_eq!(verdicts(&comparison, Verdict::NoDifferenceSeen).len(), comparison.rows.len());
-        assert!(comparison.doubts.is_empty(), "{:?}", comparison.doubts);
+        assert!(comparison.warnings.is_empty(), "{:?}", comparison.warnings);
     }
 
     #[test]
@@ -302,7 +304,7 @@ mod tests {
         new.programs[0].version = Some("qemu-img version 11.0.0".into());
         let comparison = Comparison::of(&old, &new);
         assert_eq!(verdicts(&comparison, Verdict::Regression), ["jobs/blockhaul x1"]);
-        assert!(comparison.doubts.iter().any(|doubt| doubt.what.contains("11.0.0")), "{:?}", comparison.doubts);
+        assert!(comparison.warnings.iter().any(|warning| warning.what.contains("11.0.0")), "{:?}", comparison.warnings);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The two runs of a comparison: where they are read from, and what differs between them as a whole.
 
-use crate::results::{Doubt, Host, Results, SCHEMA};
+use crate::results::{Host, Results, SCHEMA, Warning};
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ const FILE: &str = "results.json";
 
 /// Results that cannot be used.
 #[derive(Debug)]
-pub(crate) enum Unusable {
+pub(crate) enum LoadError {
     /// The file cannot be read.
     Read(PathBuf, io::Error),
     /// It holds something else.
@@ -20,7 +20,7 @@ pub(crate) enum Unusable {
     Schema(PathBuf, u32),
 }
 
-impl Display for Unusable {
+impl Display for LoadError {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(path, error) => {
@@ -38,24 +38,24 @@ impl Display for Unusable {
     }
 }
 
-impl std::error::Error for Unusable {}
+impl std::error::Error for LoadError {}
 
 /// The results in this file, or in this folder.
-pub(super) fn read(path: &Path) -> Result<Results, Unusable> {
+pub(super) fn read(path: &Path) -> Result<Results, LoadError> {
     let path = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
-    let text = fs::read(&path).map_err(|error| Unusable::Read(path.clone(), error))?;
+    let text = fs::read(&path).map_err(|error| LoadError::Read(path.clone(), error))?;
     // The schema is looked at first: another one is a reason, not damage.
     let value: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| Unusable::Parse(path.clone(), error))?;
+        serde_json::from_slice(&text).map_err(|error| LoadError::Parse(path.clone(), error))?;
     let schema = value.get("schema").and_then(serde_json::Value::as_u64).and_then(|schema| u32::try_from(schema).ok());
     if let Some(schema) = schema.filter(|schema| *schema != SCHEMA) {
-        return Err(Unusable::Schema(path, schema));
+        return Err(LoadError::Schema(path, schema));
     }
-    serde_json::from_value(value).map_err(|error| Unusable::Parse(path, error))
+    serde_json::from_value(value).map_err(|error| LoadError::Parse(path, error))
 }
 
 /// Why nothing on these hosts can be compared.
-pub(super) fn obstacle(old: &Host, new: &Host) -> Option<String> {
+pub(super) fn incomparable_hosts(old: &Host, new: &Host) -> Option<String> {
     let facts = [
         ("the processor", old.cpu == new.cpu && old.cpus == new.cpus),
         ("the file system", old.filesystem == new.filesystem),
@@ -66,37 +66,37 @@ pub(super) fn obstacle(old: &Host, new: &Host) -> Option<String> {
 }
 
 /// What makes a comparison of these runs less trustworthy.
-pub(super) fn doubts(old: &Results, new: &Results) -> Vec<Doubt> {
-    let mut doubts = Vec::new();
-    let mut doubt = |kind: &str, what: String, advice: &str| {
-        doubts.push(Doubt { kind: kind.to_owned(), what, advice: advice.to_owned() });
+pub(super) fn warnings(old: &Results, new: &Results) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut warning = |kind: &str, what: String, advice: &str| {
+        warnings.push(Warning { kind: kind.to_owned(), what, advice: advice.to_owned() });
     };
     for (run, name) in [(old, "old"), (new, "new")] {
         if !run.run.complete {
-            doubt("incomplete", format!("the {name} run was stopped before its end"), "repeat it");
+            warning("incomplete", format!("the {name} run was stopped before its end"), "repeat it");
         }
         if run.build.profile != "release" {
-            doubt("debug-build", format!("the {name} run measured a {} build", run.build.profile), "use --release");
+            warning("debug-build", format!("the {name} run measured a {} build", run.build.profile), "use --release");
         }
-        let contradictions = run.check();
+        let contradictions = run.inconsistencies();
         if let Some(first) = contradictions.first() {
             let what = format!("{} numbers of the {name} run do not add up, such as: {first}", contradictions.len());
-            doubt("contradiction", what, "repeat it: the file was changed or damaged");
+            warning("contradiction", what, "repeat it: the file was changed or damaged");
         }
     }
     if old.host.kernel != new.host.kernel {
         let what = format!("the kernel was {} and is {}", old.host.kernel, new.host.kernel);
-        doubt("other-kernel", what, "repeat the old run on the new kernel to tell it from the build");
+        warning("other-kernel", what, "repeat the old run on the new kernel to tell it from the build");
     }
     for program in &new.programs {
         let (before, after) = (version(old, &program.name), program.version.as_deref());
         if before != after {
             let shown = |version: Option<&str>| version.unwrap_or("missing").to_owned();
             let what = format!("{} was '{}' and is '{}'", program.name, shown(before), shown(after));
-            doubt("other-rival", what, "its numbers say nothing about the machine; those of other rivals do");
+            warning("other-rival", what, "its numbers say nothing about the machine; those of other rivals do");
         }
     }
-    doubts
+    warnings
 }
 
 /// The version of the program behind a target: `qemu-img x4` is `qemu-img`.
@@ -111,12 +111,12 @@ pub(super) fn version<'a>(results: &'a Results, target: &str) -> Option<&'a str>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples;
+    use crate::sample_results;
 
     #[test]
     fn a_file_and_its_folder_are_the_same_run() {
         let folder = tempfile::tempdir().expect("a folder can be made");
-        let text = serde_json::to_string(&samples::results(1)).expect("it can be written");
+        let text = serde_json::to_string(&sample_results::results(1)).expect("it can be written");
         fs::write(folder.path().join(FILE), text).expect("it can be written");
         let scenarios = |path: &Path| read(path).expect("it can be read").scenarios.len();
         assert_eq!(scenarios(folder.path()), scenarios(&folder.path().join(FILE)));
@@ -139,18 +139,18 @@ mod tests {
 
     #[test]
     fn runs_that_differ_as_a_whole_are_doubted() {
-        let (old, mut new) = (samples::results(1), samples::results(2));
+        let (old, mut new) = (sample_results::results(1), sample_results::results(2));
         new.run.complete = false;
         new.build.profile = "debug".into();
         new.host.kernel = "Linux 7.0".into();
         new.scenarios[0].targets[0].trials[0].bytes = 1;
-        let kinds: Vec<String> = doubts(&old, &new).into_iter().map(|doubt| doubt.kind).collect();
+        let kinds: Vec<String> = warnings(&old, &new).into_iter().map(|warning| warning.kind).collect();
         assert_eq!(kinds, ["incomplete", "debug-build", "contradiction", "other-kernel"]);
     }
 
     #[test]
     fn a_target_is_known_by_the_program_in_its_name() {
-        let run = samples::results(1);
+        let run = sample_results::results(1);
         assert_eq!(version(&run, "qemu-img x4"), Some("qemu-img version 10.0.2"));
         assert_eq!(version(&run, "nbdcopy"), Some("nbdcopy 1.22.1"));
         assert_eq!(version(&run, "nbdcopying"), None);

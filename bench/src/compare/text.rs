@@ -1,8 +1,8 @@
 //! A comparison as text for a terminal.
 
 use super::{Comparison, Row, Verdict};
-use crate::figure::plain;
-use crate::table::{Side, grid, print_doubts};
+use crate::format::plain;
+use crate::table::{Align, grid, print_warnings};
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, Write};
 
@@ -12,15 +12,15 @@ impl Comparison {
     /// # Errors
     /// As `out` says.
     pub(crate) fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        print_doubts(&self.doubts, out)?;
+        print_warnings(&self.warnings, out)?;
         let heads = [
-            ("scenario", Side::Left),
-            ("target", Side::Left),
-            ("old", Side::Right),
-            ("new", Side::Right),
-            ("new is (99 % sure)", Side::Right),
-            ("rivals", Side::Right),
-            ("verdict", Side::Left),
+            ("scenario", Align::Left),
+            ("target", Align::Left),
+            ("old", Align::Right),
+            ("new", Align::Right),
+            ("new is (99 % sure)", Align::Right),
+            ("rivals", Align::Right),
+            ("verdict", Align::Left),
         ];
         writeln!(out, "{}", grid(&heads, self.rows.iter().map(cells)))?;
         let mut verdicts: Vec<Verdict> = self.rows.iter().map(|row| row.verdict).collect();
@@ -59,7 +59,7 @@ impl Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples::{results, scale};
+    use crate::sample_results::{results, scale};
 
     #[test]
     fn verdicts_stand_beside_their_numbers_and_are_summed_up() {

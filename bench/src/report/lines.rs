@@ -1,11 +1,11 @@
 //! Charts of one thing against another: throughput over time, latency percentiles, the window against what others
 //! feel, and a series along its axis.
 
-use super::drawing::svg;
-use super::frame::{Axis, Frame, HEIGHT, Scale, label};
-use super::legend::{entries, figure, shade_of};
+use super::canvas::svg;
+use super::legend::{color_of, entries, figure};
 use super::palette::SERIES_MAX;
-use crate::results::{Latency, Metric, Scenario, Target};
+use super::plot::{Axis, AxisScale, HEIGHT, Plot, label};
+use crate::results::{Latency, Metric, ScenarioResult, TargetResult};
 use maud::Markup;
 
 /// More points than this are thinned out: nobody sees more, and the page stays small.
@@ -14,23 +14,23 @@ const POINTS_MAX: usize = 400;
 const MIB: f64 = 1_048_576.0;
 
 /// Throughput over time of the targets that show it, as many to a chart as there are colours.
-pub(super) fn timelines(scenario: &Scenario) -> Vec<Markup> {
-    let shown: Vec<&Target> = scenario.targets.iter().filter(|target| !target.timeline.is_empty()).collect();
+pub(super) fn timelines(scenario: &ScenarioResult) -> Vec<Markup> {
+    let shown: Vec<&TargetResult> = scenario.targets.iter().filter(|target| !target.timeline.is_empty()).collect();
     shown.chunks(SERIES_MAX).filter_map(|shown| timeline(scenario, shown)).collect()
 }
 
-fn timeline(scenario: &Scenario, shown: &[&Target]) -> Option<Markup> {
+fn timeline(scenario: &ScenarioResult, shown: &[&TargetResult]) -> Option<Markup> {
     let points = || shown.iter().flat_map(|target| &target.timeline);
     let unit = Metric::BytesPerSecond.unit(points().map(|point| point.bytes_per_second).fold(0.0, f64::max));
     let x = Axis::from_zero("seconds since the start".into(), points().map(|point| point.seconds))?;
     let title = format!("throughput, {}", unit.name);
     let y = Axis::from_zero(title, points().map(|point| point.bytes_per_second / unit.divisor))?;
     let legend = entries(shown.iter().map(|target| target.name.as_str()));
-    let drawing = svg(&format!("{}: throughput over time", scenario.name), HEIGHT, |sheet| {
-        let frame = Frame::draw(sheet, x, y);
+    let drawing = svg(&format!("{}: throughput over time", scenario.name), HEIGHT, |canvas| {
+        let plot = Plot::draw(canvas, x, y);
         for target in shown {
             let points = thinned(&target.timeline).map(|point| (point.seconds, point.bytes_per_second / unit.divisor));
-            frame.line(points, shade_of(&target.name, &legend));
+            plot.line(points, color_of(&target.name, &legend));
         }
     });
     Some(figure("Throughput over time", "Of each target's median trial.", &legend, drawing))
@@ -40,7 +40,7 @@ fn timeline(scenario: &Scenario, shown: &[&Target]) -> Option<Markup> {
 type Curve = (String, Vec<(f64, f64)>);
 
 /// Latency by percentile, a line for each operation of each target, as many to a chart as there are colours.
-pub(super) fn latencies(scenario: &Scenario) -> Vec<Markup> {
+pub(super) fn latencies(scenario: &ScenarioResult) -> Vec<Markup> {
     let curves = scenario.targets.iter().flat_map(|target| {
         target.latency.iter().map(move |(operation, latency)| (format!("{}, {operation}", target.name), curve(latency)))
     });
@@ -48,36 +48,36 @@ pub(super) fn latencies(scenario: &Scenario) -> Vec<Markup> {
     curves.chunks(SERIES_MAX).filter_map(|curves| latency(scenario, curves)).collect()
 }
 
-fn latency(scenario: &Scenario, curves: &[Curve]) -> Option<Markup> {
+fn latency(scenario: &ScenarioResult, curves: &[Curve]) -> Option<Markup> {
     let points = || curves.iter().flat_map(|(_, curve)| curve);
     let nines = points().map(|(nines, _)| *nines).filter(|nines| nines.is_finite()).fold(0.0, f64::max);
     let ticks = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999_999];
     let ticks = ticks.map(|quantile| (nines_of(quantile), format!("{} %", trimmed(quantile * 100.0)))).to_vec();
-    let x = Axis::with_ticks("percentile".into(), Scale::Linear, (0.0, nines.max(1.0)), ticks);
+    let x = Axis::with_ticks("percentile".into(), AxisScale::Linear, (0.0, nines.max(1.0)), ticks);
     let y = Axis::log("latency (logarithmic)".into(), points().map(|(_, us)| *us), microseconds)?;
     let legend = entries(curves.iter().map(|(name, _)| name.as_str()));
-    let drawing = svg(&format!("{}: latency by percentile", scenario.name), HEIGHT, |sheet| {
-        let frame = Frame::draw(sheet, x, y);
-        curves.iter().for_each(|(name, curve)| frame.line(curve.iter().copied(), shade_of(name, &legend)));
+    let drawing = svg(&format!("{}: latency by percentile", scenario.name), HEIGHT, |canvas| {
+        let plot = Plot::draw(canvas, x, y);
+        curves.iter().for_each(|(name, curve)| plot.line(curve.iter().copied(), color_of(name, &legend)));
     });
     let how = "That share of the operations took this long or less; the axis stretches towards the slowest.";
     Some(figure("Latency by percentile", how, &legend, drawing))
 }
 
 /// What others felt under each size of the window; `None` if nobody watched.
-pub(super) fn window(scenario: &Scenario) -> Option<Markup> {
-    let shown: Vec<&Target> = scenario.targets.iter().filter(|target| !target.window.is_empty()).collect();
+pub(super) fn window(scenario: &ScenarioResult) -> Option<Markup> {
+    let shown: Vec<&TargetResult> = scenario.targets.iter().filter(|target| !target.window.is_empty()).collect();
     let points = || shown.iter().flat_map(|target| &target.window);
     let x = Axis::from_zero("window, MiB in flight".into(), points().map(|point| point.window_bytes as f64 / MIB))?;
     let y =
         Axis::log("foreground latency (logarithmic)".into(), points().map(|point| point.foreground_us), microseconds)?;
     let legend = entries(shown.iter().map(|target| target.name.as_str()));
-    let drawing = svg(&format!("{}: window against foreground latency", scenario.name), HEIGHT, |sheet| {
-        let frame = Frame::draw(sheet, x, y);
+    let drawing = svg(&format!("{}: window against foreground latency", scenario.name), HEIGHT, |canvas| {
+        let plot = Plot::draw(canvas, x, y);
         for target in &shown {
-            let shade = shade_of(&target.name, &legend);
+            let color = color_of(&target.name, &legend);
             let points = thinned(&target.window).map(|point| (point.window_bytes as f64 / MIB, point.foreground_us));
-            points.for_each(|point| frame.dot(point, shade));
+            points.for_each(|point| plot.dot(point, color));
         }
     });
     let how = "Each dot is a moment: what the copy had in flight, and what another reader of the disk felt.";
@@ -85,7 +85,7 @@ pub(super) fn window(scenario: &Scenario) -> Option<Markup> {
 }
 
 /// The metric along the scenario's axis, a line for each series; `None` if it has no axis.
-pub(super) fn scaling(scenario: &Scenario) -> Option<Markup> {
+pub(super) fn scaling(scenario: &ScenarioResult) -> Option<Markup> {
     let axis = scenario.axis.as_ref()?;
     let steps: Vec<_> =
         scenario.targets.iter().filter_map(|target| Some((target.step.as_ref()?, target.summary?))).collect();
@@ -95,17 +95,17 @@ pub(super) fn scaling(scenario: &Scenario) -> Option<Markup> {
     ticks.dedup_by(|a, b| a.0 == b.0);
     let (first, last) = (ticks.first()?.0, ticks.last()?.0);
     let bounds = (first / 1.15, last * 1.15);
-    let x = Axis::with_ticks(format!("{} (logarithmic)", axis.name), Scale::Log, bounds, ticks);
+    let x = Axis::with_ticks(format!("{} (logarithmic)", axis.name), AxisScale::Log, bounds, ticks);
     let title = format!("{}, {}", scenario.metric.name(), unit.name);
     let y = Axis::from_zero(title, steps.iter().map(|(_, summary)| summary.max / unit.divisor))?;
     let legend = entries(steps.iter().map(|(step, _)| step.series.as_str()));
-    let drawing = svg(&format!("{}: {} by {}", scenario.name, scenario.metric.name(), axis.name), HEIGHT, |sheet| {
-        let frame = Frame::draw(sheet, x, y);
+    let drawing = svg(&format!("{}: {} by {}", scenario.name, scenario.metric.name(), axis.name), HEIGHT, |canvas| {
+        let plot = Plot::draw(canvas, x, y);
         for entry in &legend {
             let series = || steps.iter().filter(|(step, _)| step.series == entry.meaning);
-            frame.line(series().map(|(step, summary)| (step.at, summary.median / unit.divisor)), entry.shade);
+            plot.line(series().map(|(step, summary)| (step.at, summary.median / unit.divisor)), entry.color);
             for (step, summary) in series() {
-                frame.range(step.at, (summary.min / unit.divisor, summary.max / unit.divisor), entry.shade);
+                plot.range(step.at, (summary.min / unit.divisor, summary.max / unit.divisor), entry.color);
             }
         }
     });
@@ -150,7 +150,7 @@ fn thinned<T>(points: &[T]) -> impl Iterator<Item = &T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples;
+    use crate::sample_results;
 
     #[test]
     fn few_points_are_all_drawn_and_many_thinned_out() {
@@ -169,8 +169,8 @@ mod tests {
 
     #[test]
     fn a_chart_is_drawn_where_there_is_something_to_draw() {
-        let run = samples::results(1);
-        let drawn = |chart: fn(&Scenario) -> Option<Markup>| -> Vec<String> {
+        let run = sample_results::results(1);
+        let drawn = |chart: fn(&ScenarioResult) -> Option<Markup>| -> Vec<String> {
             let scenarios = run.scenarios.iter().filter(|scenario| chart(scenario).is_some());
             scenarios.map(|scenario| scenario.name.clone()).collect()
         };
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn no_colour_means_two_things_in_one_chart() {
-        let mut run = samples::results(1);
+        let mut run = sample_results::results(1);
         let scenario = &mut run.scenarios[0];
         let known = scenario.targets[1].latency.clone();
         scenario.targets.iter_mut().take(4).for_each(|target| target.latency = known.clone());
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn percentiles_alone_make_a_line() {
-        let mut run = samples::results(1);
+        let mut run = sample_results::results(1);
         let latency = run.scenarios[5].targets[0].latency.get_mut("cancel").expect("it is there");
         latency.curve.clear();
         assert_eq!(curve(latency).len(), 4);
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn numbers_that_are_none_draw_nothing() {
-        let mut run = samples::results(1);
+        let mut run = sample_results::results(1);
         let scenario = &mut run.scenarios[0];
         for target in &mut scenario.targets {
             target.timeline.iter_mut().for_each(|point| point.bytes_per_second = f64::NAN);

@@ -1,9 +1,9 @@
 //! The page: what matters first, then every scenario, then where and how it was measured.
 
 use super::{palette, ratios, scenario};
-use crate::figure;
-use crate::figure::significant;
-use crate::results::{Doubt, Goal, Results, Scenario, Sense};
+use crate::format;
+use crate::format::significant;
+use crate::results::{Goal, Results, ScenarioResult, Sense, Warning};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// Layout; colours of charts come from the palette.
@@ -24,14 +24,14 @@ pub(crate) fn render(results: &Results) -> String {
             body {
                 (head(results))
                 main {
-                    @for about_all in &results.doubts { (doubt("", about_all)) }
+                    @for about_all in &results.warnings { (warning("", about_all)) }
                     (cards(results))
                     @if let Some(chart) = ratios::of_run(results) { section { (chart) } }
                     (goals(results))
                     (contents(&results.scenarios))
                     @for (at, each) in results.scenarios.iter().enumerate() { (scenario::section(at, each)) }
-                    (place(results))
-                    (method())
+                    (host_section(results))
+                    (method_section())
                 }
             }
         }
@@ -41,12 +41,12 @@ pub(crate) fn render(results: &Results) -> String {
 }
 
 /// A reason to distrust what is near, with advice.
-pub(super) fn doubt(whose: &str, doubt: &Doubt) -> Markup {
+pub(super) fn warning(targets: &str, warning: &Warning) -> Markup {
     html! {
-        p.doubt {
-            strong { (doubt.kind) } " "
-            @if !whose.is_empty() { (whose) ": " }
-            (doubt.what) ". " span.note { (doubt.advice) }
+        p.warning {
+            strong { (warning.kind) } " "
+            @if !targets.is_empty() { (targets) ": " }
+            (warning.what) ". " span.note { (warning.advice) }
         }
     }
 }
@@ -62,28 +62,28 @@ fn head(results: &Results) -> Markup {
                 " (" (build.profile) "), " (run.started_at)
             }
             p { code { (run.command.join(" ")) } }
-            @if !run.complete { p.doubt { strong { "incomplete" } " The run was stopped before its end." } }
+            @if !run.complete { p.warning { strong { "incomplete" } " The run was stopped before its end." } }
         }
     }
 }
 
 /// The run in four numbers.
 fn cards(results: &Results) -> Markup {
-    let standings: Vec<_> = results.scenarios.iter().filter_map(Scenario::closest_rival).collect();
-    let ahead = standings.iter().filter(|standing| standing.ratio.low > 1.0).count();
+    let relative_results: Vec<_> = results.scenarios.iter().filter_map(ScenarioResult::closest_rival).collect();
+    let ahead = relative_results.iter().filter(|relative| relative.ratio.low > 1.0).count();
     let goals: Vec<&Goal> = results.scenarios.iter().flat_map(|scenario| &scenario.goals).collect();
     let met = goals.iter().filter(|goal| goal.met == Some(true)).count();
     let targets = results.scenarios.iter().flat_map(|scenario| &scenario.targets);
     let (ran, all) = targets.fold((0, 0), |(ran, all), target| (ran + usize::from(target.ran()), all + 1));
-    let doubts =
-        results.doubts.len() + results.scenarios.iter().map(|scenario| scenario.doubted().len()).sum::<usize>();
+    let warnings = results.warnings.len()
+        + results.scenarios.iter().map(|scenario| scenario.grouped_warnings().len()).sum::<usize>();
     let card = |number: String, meaning: &str| html! { div.card { div.number { (number) } div.note { (meaning) } } };
     html! {
         div.cards {
-            (card(format!("{ahead} of {}", standings.len()), "scenarios where ours beats every rival"))
+            (card(format!("{ahead} of {}", relative_results.len()), "scenarios where ours beats every rival"))
             @if !goals.is_empty() { (card(format!("{met} of {}", goals.len()), "goals met")) }
             (card(format!("{ran} of {all}"), "targets ran to the end with the right bytes"))
-            (card(doubts.to_string(), "reasons to distrust a number"))
+            (card(warnings.to_string(), "reasons to distrust a number"))
         }
     }
 }
@@ -124,7 +124,7 @@ fn goal_row(goal: &Goal) -> Markup {
     }
 }
 
-fn contents(scenarios: &[Scenario]) -> Markup {
+fn contents(scenarios: &[ScenarioResult]) -> Markup {
     html! {
         nav {
             @for (at, scenario) in scenarios.iter().enumerate() { a href={ "#s" (at) } { (scenario.name) } }
@@ -133,9 +133,9 @@ fn contents(scenarios: &[Scenario]) -> Markup {
     }
 }
 
-fn place(results: &Results) -> Markup {
+fn host_section(results: &Results) -> Markup {
     let (host, run) = (&results.host, &results.run);
-    let memory = figure::bytes(host.memory_bytes);
+    let memory = format::bytes(host.memory_bytes);
     let known = [
         ("kernel", host.kernel.clone()),
         ("processor", format!("{} × {}", host.cpus, host.cpu)),
@@ -143,7 +143,7 @@ fn place(results: &Results) -> Markup {
         ("file system", host.filesystem.clone()),
         ("device", host.device.clone()),
         ("trials of each target", run.trials.to_string()),
-        ("duration", figure::seconds(run.seconds)),
+        ("duration", format::seconds(run.seconds)),
         ("seed", run.seed.to_string()),
     ];
     html! {
@@ -164,7 +164,7 @@ fn fact_row(name: &str, fact: &str) -> Markup {
     html! { tr { td { (name) } td.text { (fact) } } }
 }
 
-fn method() -> Markup {
+fn method_section() -> Markup {
     html! {
         section {
             h2 { "How to read this" }
@@ -186,7 +186,7 @@ fn method() -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples;
+    use crate::sample_results;
     use roxmltree::Document;
 
     /// The page as XML: only void elements and the document type are not.
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_page_is_well_formed() {
-        let text = xml(&render(&samples::results(1)));
+        let text = xml(&render(&sample_results::results(1)));
         let document = Document::parse(&text).expect("it is XML but for its void elements");
         let drawings: Vec<_> = document.descendants().filter(|node| node.tag_name().name() == "svg").collect();
         assert_eq!(
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_page_needs_nothing_else() {
-        let page = render(&samples::results(1)).replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+        let page = render(&sample_results::results(1)).replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
         for foreign in ["http:", "https:", "<script", "<link", "@import", "url(", "src="] {
             assert!(!page.contains(foreign), "'{foreign}' asks for something outside of the file");
         }
@@ -228,12 +228,12 @@ mod tests {
 
     #[test]
     fn texts_of_others_are_only_texts() {
-        let mut run = samples::results(1);
+        let mut run = sample_results::results(1);
         let evil = "</style><script>alert(1)</script>";
         run.scenarios[0].name = evil.into();
         run.scenarios[0].targets[2].name = evil.into();
         run.host.facts.insert(evil.into(), evil.into());
-        run.doubts[0].what = evil.into();
+        run.warnings[0].what = evil.into();
         run.run.started_at = evil.into();
         let page = render(&run);
         assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(1)"));
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_failed_what_is_doubted_and_what_was_missed_is_told() {
-        let page = render(&samples::results(1));
+        let page = render(&sample_results::results(1));
         for expected in
             ["wrong bytes", "not installed: apt install gddrescue", "spread of 11 %", "missed", "not measured"]
         {
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn both_schemes_are_served() {
-        let page = render(&samples::results(1));
+        let page = render(&sample_results::results(1));
         assert!(
             page.contains("prefers-color-scheme:dark") && page.contains("svg [fill=\"#2563EB\"]{fill:var(--ours)}")
         );
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn an_empty_run_is_a_page_too() {
-        let mut run = samples::results(1);
+        let mut run = sample_results::results(1);
         run.scenarios.clear();
         run.run.complete = false;
         let page = render(&run);

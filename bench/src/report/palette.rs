@@ -7,43 +7,43 @@
 use plotters::style::RGBColor;
 use std::fmt::Write;
 
-/// A colour of charts; its light shade is what is drawn.
+/// A colour of charts; its light color is what is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shade {
+pub(super) struct ThemeColor {
     name: &'static str,
     light: (u8, u8, u8),
     dark: (u8, u8, u8),
 }
 
 /// Titles and numbers.
-pub(super) const INK: Shade = Shade { name: "ink", light: (31, 41, 55), dark: (229, 231, 235) };
+pub(super) const INK: ThemeColor = ThemeColor { name: "ink", light: (31, 41, 55), dark: (229, 231, 235) };
 /// Axes and what is less important.
-pub(super) const MUTED: Shade = Shade { name: "muted", light: (100, 112, 133), dark: (156, 163, 175) };
+pub(super) const MUTED: ThemeColor = ThemeColor { name: "muted", light: (100, 112, 133), dark: (156, 163, 175) };
 /// Lines behind the data.
-pub(super) const GRID: Shade = Shade { name: "grid", light: (226, 230, 236), dark: (50, 60, 78) };
+pub(super) const GRID: ThemeColor = ThemeColor { name: "grid", light: (226, 230, 236), dark: (50, 60, 78) };
 /// Ours, and what speaks for it.
-pub(super) const OURS: Shade = Shade { name: "ours", light: (37, 99, 235), dark: (96, 165, 250) };
+pub(super) const OURS: ThemeColor = ThemeColor { name: "ours", light: (37, 99, 235), dark: (96, 165, 250) };
 /// What speaks against ours.
-pub(super) const WORSE: Shade = Shade { name: "worse", light: (217, 83, 30), dark: (251, 146, 80) };
+pub(super) const WORSE: ThemeColor = ThemeColor { name: "worse", light: (217, 83, 30), dark: (251, 146, 80) };
 /// What speaks neither way.
-pub(super) const EVEN: Shade = Shade { name: "even", light: (152, 162, 179), dark: (107, 119, 140) };
+pub(super) const EVEN: ThemeColor = ThemeColor { name: "even", light: (152, 162, 179), dark: (107, 119, 140) };
 
 /// As many as can be told apart in one chart.
 pub(super) const SERIES_MAX: usize = SERIES.len();
 
 /// Of lines and dots, in the order in which they are given out. Ours comes first.
-const SERIES: [Shade; 8] = [
+const SERIES: [ThemeColor; 8] = [
     OURS,
-    Shade { name: "series-1", light: (224, 122, 16), dark: (251, 191, 36) },
-    Shade { name: "series-2", light: (13, 148, 114), dark: (52, 211, 153) },
-    Shade { name: "series-3", light: (190, 50, 180), dark: (232, 121, 249) },
-    Shade { name: "series-4", light: (75, 85, 105), dark: (203, 213, 225) },
-    Shade { name: "series-5", light: (120, 53, 15), dark: (200, 140, 90) },
-    Shade { name: "series-6", light: (8, 135, 165), dark: (34, 211, 238) },
-    Shade { name: "series-7", light: (225, 29, 72), dark: (251, 113, 133) },
+    ThemeColor { name: "series-1", light: (224, 122, 16), dark: (251, 191, 36) },
+    ThemeColor { name: "series-2", light: (13, 148, 114), dark: (52, 211, 153) },
+    ThemeColor { name: "series-3", light: (190, 50, 180), dark: (232, 121, 249) },
+    ThemeColor { name: "series-4", light: (75, 85, 105), dark: (203, 213, 225) },
+    ThemeColor { name: "series-5", light: (120, 53, 15), dark: (200, 140, 90) },
+    ThemeColor { name: "series-6", light: (8, 135, 165), dark: (34, 211, 238) },
+    ThemeColor { name: "series-7", light: (225, 29, 72), dark: (251, 113, 133) },
 ];
 
-impl Shade {
+impl ThemeColor {
     /// Of the series at this position; colours repeat after [`SERIES_MAX`].
     pub(super) fn of_series(at: usize) -> Self {
         SERIES[at % SERIES.len()]
@@ -64,9 +64,9 @@ impl Shade {
 /// The variables in both schemes, and the rules that apply them to drawings.
 pub(super) fn css() -> String {
     let mut css = String::new();
-    let all: Vec<Shade> = [INK, MUTED, GRID, WORSE, EVEN].into_iter().chain(SERIES).collect();
-    let variables = |shade: fn(&Shade) -> (u8, u8, u8)| -> String {
-        all.iter().map(|each| format!("--{}:{};", each.name, hex(shade(each)))).collect()
+    let all: Vec<ThemeColor> = [INK, MUTED, GRID, WORSE, EVEN].into_iter().chain(SERIES).collect();
+    let variables = |color: fn(&ThemeColor) -> (u8, u8, u8)| -> String {
+        all.iter().map(|each| format!("--{}:{};", each.name, hex(color(each)))).collect()
     };
     let dark = variables(|each| each.dark);
     let light = variables(|each| each.light);
@@ -102,11 +102,11 @@ mod tests {
     #[test]
     fn colours_stand_out_from_their_background() {
         let text = [INK, MUTED];
-        for shade in text.iter().chain(&SERIES).chain(&[WORSE]) {
-            let needed = if text.contains(shade) { 4.5 } else { 3.0 };
-            for (colour, background) in [(shade.light, (255, 255, 255)), (shade.dark, (17, 24, 39))] {
+        for color in text.iter().chain(&SERIES).chain(&[WORSE]) {
+            let needed = if text.contains(color) { 4.5 } else { 3.0 };
+            for (colour, background) in [(color.light, (255, 255, 255)), (color.dark, (17, 24, 39))] {
                 let contrast = contrast(colour, background);
-                assert!(contrast >= needed, "{} has a contrast of {contrast:.1} on {background:?}", shade.name);
+                assert!(contrast >= needed, "{} has a contrast of {contrast:.1} on {background:?}", color.name);
             }
         }
     }

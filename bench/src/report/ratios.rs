@@ -1,12 +1,12 @@
 //! Bars of how many times as good ours is.
 //!
 //! A bar grows from 1 to the ratio on a logarithmic axis, so that twice and half are equally long. Its colour says
-//! whether the interval leaves room for "no difference"; the thin line across its end is that interval.
+//! whether the interval leaves dir for "no difference"; the thin line across its end is that interval.
 
-use super::drawing::{Hold, Sheet, WIDTH, svg};
-use super::legend::{Entry, figure};
-use super::palette::{EVEN, GRID, INK, MUTED, OURS, Shade, WORSE};
-use crate::results::{Kind, Results, Scenario, Target};
+use super::canvas::{Canvas, TextAnchor, WIDTH, svg};
+use super::legend::{LegendEntry, figure};
+use super::palette::{EVEN, GRID, INK, MUTED, OURS, ThemeColor, WORSE};
+use crate::results::{Kind, Results, ScenarioResult, TargetResult};
 use crate::stats::Ratio;
 use maud::Markup;
 
@@ -25,10 +25,10 @@ struct Row {
 }
 
 /// Against each rival and limit of a scenario; `None` if none of them ran.
-pub(super) fn of_scenario(scenario: &Scenario) -> Option<Markup> {
-    let standings = scenario.standings().into_iter();
-    let others = standings.filter(|standing| matches!(standing.other.kind, Kind::Rival | Kind::Limit));
-    let rows: Vec<Row> = others.map(|standing| Row { name: name(standing.other), ratio: standing.ratio }).collect();
+pub(super) fn of_scenario(scenario: &ScenarioResult) -> Option<Markup> {
+    let relative_results = scenario.relative_results().into_iter();
+    let others = relative_results.filter(|relative| matches!(relative.other.kind, Kind::Rival | Kind::Limit));
+    let rows: Vec<Row> = others.map(|relative| Row { name: name(relative.other), ratio: relative.ratio }).collect();
     chart("Against each rival and limit", &format!("{}: how ours compares", scenario.name), &rows)
 }
 
@@ -36,16 +36,16 @@ pub(super) fn of_scenario(scenario: &Scenario) -> Option<Markup> {
 pub(super) fn of_run(results: &Results) -> Option<Markup> {
     let closest = results.scenarios.iter().filter_map(|scenario| Some((scenario, scenario.closest_rival()?)));
     let rows: Vec<Row> = closest
-        .map(|(scenario, standing)| Row {
-            name: format!("{}, {}", scenario.name, standing.other.name),
-            ratio: standing.ratio,
+        .map(|(scenario, relative)| Row {
+            name: format!("{}, {}", scenario.name, relative.other.name),
+            ratio: relative.ratio,
         })
         .collect();
     chart("Against the closest rival of each scenario", "How ours compares with the closest rivals", &rows)
 }
 
 /// Nobody beats a limit by much: its bars are read as a share.
-fn name(target: &Target) -> String {
+fn name(target: &TargetResult) -> String {
     let limit = if target.kind == Kind::Limit { " (limit)" } else { "" };
     format!("{}{limit}", target.name)
 }
@@ -53,43 +53,48 @@ fn name(target: &Target) -> String {
 fn chart(caption: &str, title: &str, rows: &[Row]) -> Option<Markup> {
     let axis = Axis::around(rows)?;
     let height = TOP + ROW * i32::try_from(rows.len()).ok()? + FOOT;
-    let drawing = svg(title, height, |sheet| draw(sheet, &axis, rows));
+    let drawing = svg(title, height, |canvas| draw(canvas, &axis, rows));
     let entries = [(OURS, "ours is better"), (WORSE, "ours is worse"), (EVEN, "no difference seen")]
-        .map(|(shade, meaning)| Entry { shade, meaning: meaning.to_owned() });
+        .map(|(color, meaning)| LegendEntry { color, meaning: meaning.to_owned() });
     let how = "How many times as good ours is; the thin line is the interval that holds the truth with 99 %.";
     Some(figure(caption, how, &entries, drawing))
 }
 
-fn draw(sheet: &Sheet, axis: &Axis, rows: &[Row]) {
+fn draw(canvas: &Canvas, axis: &Axis, rows: &[Row]) {
     let bottom = TOP + ROW * rows.len() as i32;
     for tick in axis.ticks() {
         let at = axis.at(tick);
-        let (shade, width) = if tick == 1.0 { (MUTED, 3) } else { (GRID, 2) };
-        sheet.line(vec![(at, TOP), (at, bottom)], shade, width);
-        sheet.text(&format!("{tick}x"), (at, bottom + 26), Hold::Middle, MUTED);
+        let (color, width) = if tick == 1.0 { (MUTED, 3) } else { (GRID, 2) };
+        canvas.line(vec![(at, TOP), (at, bottom)], color, width);
+        canvas.text(&format!("{tick}x"), (at, bottom + 26), TextAnchor::Middle, MUTED);
     }
     for (at, row) in rows.iter().enumerate() {
-        draw_row(sheet, axis, row, TOP + ROW * at as i32 + ROW / 2);
+        draw_row(canvas, axis, row, TOP + ROW * at as i32 + ROW / 2);
     }
-    sheet.text("how many times as good ours is (logarithmic)", ((LEFT + RIGHT) / 2, bottom + 78), Hold::Middle, INK);
+    canvas.text(
+        "how many times as good ours is (logarithmic)",
+        ((LEFT + RIGHT) / 2, bottom + 78),
+        TextAnchor::Middle,
+        INK,
+    );
 }
 
-fn draw_row(sheet: &Sheet, axis: &Axis, row: &Row, middle: i32) {
-    sheet.text(&shortened(&row.name), (LEFT - 20, middle), Hold::End, INK);
-    sheet.bar((axis.at(1.0), middle - BAR / 2), (axis.at(row.ratio.value), middle + BAR / 2), shade(row.ratio));
+fn draw_row(canvas: &Canvas, axis: &Axis, row: &Row, middle: i32) {
+    canvas.text(&shortened(&row.name), (LEFT - 20, middle), TextAnchor::End, INK);
+    canvas.bar((axis.at(1.0), middle - BAR / 2), (axis.at(row.ratio.value), middle + BAR / 2), color(row.ratio));
     // Nobody knows the interval of a single trial.
     if row.ratio.high.is_finite() {
         let ends = [row.ratio.low, row.ratio.high];
-        sheet.line(ends.map(|end| (axis.at(end), middle)).to_vec(), INK, 2);
+        canvas.line(ends.map(|end| (axis.at(end), middle)).to_vec(), INK, 2);
         // One that goes on beyond the axis has no end to show.
         for end in ends.into_iter().filter(|end| axis.holds(*end)).map(|end| axis.at(end)) {
-            sheet.line(vec![(end, middle - 7), (end, middle + 7)], INK, 2);
+            canvas.line(vec![(end, middle - 7), (end, middle + 7)], INK, 2);
         }
     }
-    sheet.text(&row.ratio.to_string(), (RIGHT + 24, middle), Hold::Start, INK);
+    canvas.text(&row.ratio.to_string(), (RIGHT + 24, middle), TextAnchor::Start, INK);
 }
 
-fn shade(ratio: Ratio) -> Shade {
+fn color(ratio: Ratio) -> ThemeColor {
     match () {
         () if ratio.holds_one() => EVEN,
         () if ratio.value > 1.0 => OURS,
@@ -155,10 +160,10 @@ mod tests {
 
     #[test]
     fn colours_say_what_the_interval_says() {
-        assert_eq!(shade(row(1.4, 1.2, 1.6).ratio), OURS);
-        assert_eq!(shade(row(1.4, 0.9, 1.6).ratio), EVEN);
-        assert_eq!(shade(row(0.8, 0.7, 0.9).ratio), WORSE);
-        assert_eq!(shade(row(9.0, 0.0, f64::INFINITY).ratio), EVEN);
+        assert_eq!(color(row(1.4, 1.2, 1.6).ratio), OURS);
+        assert_eq!(color(row(1.4, 0.9, 1.6).ratio), EVEN);
+        assert_eq!(color(row(0.8, 0.7, 0.9).ratio), WORSE);
+        assert_eq!(color(row(9.0, 0.0, f64::INFINITY).ratio), EVEN);
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! One scenario of the page: its question, its numbers, its charts, and what casts doubt on them.
+//! One scenario of the page: its question, its numbers, its charts, and what casts warning on them.
 
-use super::page::doubt;
+use super::page::warning;
 use super::{lines, ratios};
-use crate::figure::{self, percent, significant};
-use crate::results::{Kind, Metric, Outcome, Scenario, Target};
-use crate::standing::Costs;
+use crate::format::{self, percent, significant};
+use crate::relative::Costs;
+use crate::results::{Kind, Metric, Outcome, ScenarioResult, TargetResult};
 use maud::{Markup, html};
 
 /// The section of the scenario at this position of the run.
-pub(super) fn section(at: usize, scenario: &Scenario) -> Markup {
+pub(super) fn section(at: usize, scenario: &ScenarioResult) -> Markup {
     let single = [ratios::of_scenario(scenario), lines::scaling(scenario), lines::window(scenario)];
     let charts = single.into_iter().flatten().chain(lines::timelines(scenario)).chain(lines::latencies(scenario));
     html! {
@@ -17,8 +17,8 @@ pub(super) fn section(at: usize, scenario: &Scenario) -> Markup {
             p { (scenario.about) }
             p.note { (parameters(scenario)) }
             (numbers(scenario))
-            @for said in scenario.doubted() { (doubt(&said.whose, &said.doubt)) }
-            (figures(scenario))
+            @for said in scenario.grouped_warnings() { (warning(&said.targets, &said.warning)) }
+            (other_metrics(scenario))
             (latencies(scenario))
             @for chart in charts { (chart) }
             (commands(scenario))
@@ -26,14 +26,14 @@ pub(super) fn section(at: usize, scenario: &Scenario) -> Markup {
     }
 }
 
-fn parameters(scenario: &Scenario) -> String {
+fn parameters(scenario: &ScenarioResult) -> String {
     let sizes = [("volume", scenario.volume_bytes), ("data", scenario.data_bytes)];
-    let sizes = sizes.iter().map(|(name, bytes)| format!("{name} {}", figure::bytes(*bytes)));
+    let sizes = sizes.iter().map(|(name, bytes)| format!("{name} {}", format::bytes(*bytes)));
     let others = scenario.parameters.iter().map(|(name, value)| format!("{name} {value}"));
     sizes.chain(others).collect::<Vec<_>>().join(" · ")
 }
 
-fn numbers(scenario: &Scenario) -> Markup {
+fn numbers(scenario: &ScenarioResult) -> Markup {
     html! {
         div.chart { table {
             thead { tr {
@@ -46,7 +46,7 @@ fn numbers(scenario: &Scenario) -> Markup {
     }
 }
 
-fn row(scenario: &Scenario, target: &Target) -> Markup {
+fn row(scenario: &ScenarioResult, target: &TargetResult) -> Markup {
     let costs = Costs::of(target, scenario);
     let summary = target.summary.filter(|_| target.ran());
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
@@ -59,7 +59,7 @@ fn row(scenario: &Scenario, target: &Target) -> Markup {
             } @else {
                 td.number { (or_dash(summary.map(|summary| scenario.metric.show(summary.median)))) }
                 td.number { (or_dash(summary.map(|summary| percent(summary.relative_spread())))) }
-                td.number { (or_dash(scenario.standing(target).map(|standing| standing.ratio.to_string()))) }
+                td.number { (or_dash(scenario.relative_to(target).map(|relative| relative.ratio.to_string()))) }
                 td.number { (or_dash(costs.cpu_seconds_per_gib.map(significant))) }
                 td.number { (or_dash(costs.peak_rss_bytes.map(|bytes| Metric::Bytes.show(bytes)))) }
                 td.number { (or_dash(costs.system_calls.map(|calls| format!("{calls:.0}")))) }
@@ -78,7 +78,7 @@ fn kind(kind: Kind) -> &'static str {
     }
 }
 
-fn absence(target: &Target) -> Option<String> {
+fn absence(target: &TargetResult) -> Option<String> {
     match &target.outcome {
         Outcome::Ran => None,
         Outcome::Missing(why) => Some(format!("missing: {why}")),
@@ -88,22 +88,22 @@ fn absence(target: &Target) -> Option<String> {
 }
 
 /// Whatever else was seen.
-fn figures(scenario: &Scenario) -> Markup {
-    let seen = || scenario.targets.iter().filter(|target| target.ran() && !target.figures.is_empty());
+fn other_metrics(scenario: &ScenarioResult) -> Markup {
+    let seen = || scenario.targets.iter().filter(|target| target.ran() && !target.other_metrics.is_empty());
     html! {
         @if seen().next().is_some() {
             div.chart { table.facts {
                 thead { tr { th { "also seen of" } th { "" } } }
                 tbody { @for target in seen() { tr {
                     td { (target.name) }
-                    td.text { @for (name, value) in &target.figures { span.figure { (name) " " b { (figure::named(name, *value)) } } } }
+                    td.text { @for (name, value) in &target.other_metrics { span.figure { (name) " " b { (format::named(name, *value)) } } } }
                 } } }
             } }
         }
     }
 }
 
-fn latencies(scenario: &Scenario) -> Markup {
+fn latencies(scenario: &ScenarioResult) -> Markup {
     let us = |quantity: f64| Metric::Microseconds.show(quantity);
     html! {
         @if scenario.targets.iter().any(|target| !target.latency.is_empty()) {
@@ -128,7 +128,7 @@ fn latencies(scenario: &Scenario) -> Markup {
     }
 }
 
-fn commands(scenario: &Scenario) -> Markup {
+fn commands(scenario: &ScenarioResult) -> Markup {
     html! {
         details {
             summary { "Commands" }

@@ -1,53 +1,53 @@
 //! What being sure costs: digests while the data passes, and reading the copy back.
 
-use super::{Scenario, Setting, Stage};
+use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
-use crate::target::{Caching, blockhaul, dd, floor, nbdcopy, qemu_img};
+use crate::target::{Caching, blockhaul, dd, limits, nbdcopy, qemu_img};
 
 pub(super) const DIGEST: Scenario = Scenario {
     name: "digest",
     about: "CPU per GiB of a copy past the page cache, with and without digests.",
     metric: Metric::CpuSecondsPerGib,
-    stage: digest,
+    prepare: digest,
 };
 
 pub(super) const VERIFY: Scenario = Scenario {
     name: "verify",
     about: "A copy that is read back and compared, against a copy and a comparison afterwards.",
     metric: Metric::BytesPerSecond,
-    stage: verify,
+    prepare: verify,
 };
 
-fn digest(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 96 * MIB, 4 * MIB);
-    let room = setting.room(3 * bytes)?;
-    let pairs = [setting.dense_pair(&room, bytes)?];
-    let task = setting.task(&pairs, Caching::Direct);
-    let contestants = vec![
-        blockhaul::engine(&task, |order| order.no_digest = true).named("engine-no-digest"),
-        blockhaul::engine(&task, |_| ()),
-        blockhaul::command(&task, &["--digest", "none"]).named("blockhaul-no-digest"),
-        blockhaul::command(&task, &[]),
-        qemu_img::convert(&task),
-        nbdcopy::copy(&task),
-        dd::copy(&task),
-        floor::bare_loop(&task),
+fn digest(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let bytes = context.scale.of(2 * GIB, 96 * MIB, 4 * MIB);
+    let dir = context.scenario_dir(3 * bytes)?;
+    let pairs = [context.dense_pair(&dir, bytes)?];
+    let workload = context.workload(&pairs, Caching::Direct);
+    let targets = vec![
+        blockhaul::engine(&workload, |request| request.no_digest = true).with_name("engine-no-digest"),
+        blockhaul::engine(&workload, |_| ()),
+        blockhaul::command(&workload, &["--digest", "none"]).with_name("blockhaul-no-digest"),
+        blockhaul::command(&workload, &[]),
+        qemu_img::convert(&workload),
+        nbdcopy::copy(&workload),
+        dd::copy(&workload),
+        limits::bare_loop(&workload),
     ];
-    Ok(setting.stage(room, bytes, contestants))
+    Ok(context.prepare(dir, bytes, targets))
 }
 
-fn verify(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(GIB, 64 * MIB, 4 * MIB);
-    let room = setting.room(3 * bytes)?;
-    let pairs = [setting.dense_pair(&room, bytes)?];
-    let task = setting.task(&pairs, Caching::Direct);
-    let contestants = vec![
-        blockhaul::engine(&task, |order| order.verify = true),
-        blockhaul::command(&task, &["--verify"]),
-        qemu_img::convert_and_compare(&task),
-        dd::copy_and_compare(&task),
+fn verify(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let bytes = context.scale.of(GIB, 64 * MIB, 4 * MIB);
+    let dir = context.scenario_dir(3 * bytes)?;
+    let pairs = [context.dense_pair(&dir, bytes)?];
+    let workload = context.workload(&pairs, Caching::Direct);
+    let targets = vec![
+        blockhaul::engine(&workload, |request| request.verify = true),
+        blockhaul::command(&workload, &["--verify"]),
+        qemu_img::convert_and_compare(&workload),
+        dd::copy_and_compare(&workload),
     ];
-    Ok(setting.stage(room, bytes, contestants))
+    Ok(context.prepare(dir, bytes, targets))
 }

@@ -1,91 +1,91 @@
 //! A file full of random data to a new file: past the page cache, through it, and in memory.
 
-use super::{Scenario, Setting, Stage};
+use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
-use crate::target::{Caching, blockhaul, cp, dd, ddrescue, floor, nbdcopy, qemu_img};
+use crate::target::{Caching, blockhaul, cp, dd, ddrescue, limits, nbdcopy, qemu_img};
 use crate::volume::Volume;
 
 pub(super) const DENSE_DIRECT: Scenario = Scenario {
     name: "dense-direct",
     about: "A file of random data to a new file on the same disk, past the page cache, ending on stable storage.",
     metric: Metric::BytesPerSecond,
-    stage: dense_direct,
+    prepare: dense_direct,
 };
 
 pub(super) const DENSE_BUFFERED: Scenario = Scenario {
     name: "dense-buffered",
     about: "The same through the page cache.",
     metric: Metric::BytesPerSecond,
-    stage: dense_buffered,
+    prepare: dense_buffered,
 };
 
 pub(super) const TMPFS: Scenario = Scenario {
     name: "tmpfs",
     about: "A file of random data to a new file in memory: no device, only CPU.",
     metric: Metric::BytesPerSecond,
-    stage: tmpfs,
+    prepare: tmpfs,
 };
 
-fn dense_direct(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
-    let room = setting.room(3 * bytes)?;
-    let pairs = [setting.dense_pair(&room, bytes)?];
-    let task = setting.task(&pairs, Caching::Direct);
-    let mut contestants = vec![
-        blockhaul::engine(&task, |_| ()),
-        blockhaul::command(&task, &[]),
-        blockhaul::engine(&task, |order| order.path = Some("threads".to_owned())).named("engine-threads"),
-        qemu_img::convert(&task),
-        qemu_img::convert_reserved(&task),
-        nbdcopy::copy(&task),
-        dd::copy(&task),
-        dd::copy_reserved(&task),
-        ddrescue::copy(&task),
-        cp::dense(&task),
-        floor::bare_loop(&task),
-        floor::null(&task),
+fn dense_direct(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let bytes = context.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
+    let dir = context.scenario_dir(3 * bytes)?;
+    let pairs = [context.dense_pair(&dir, bytes)?];
+    let workload = context.workload(&pairs, Caching::Direct);
+    let mut targets = vec![
+        blockhaul::engine(&workload, |_| ()),
+        blockhaul::command(&workload, &[]),
+        blockhaul::engine(&workload, |request| request.path = Some("threads".to_owned())).with_name("engine-threads"),
+        qemu_img::convert(&workload),
+        qemu_img::convert_reserved(&workload),
+        nbdcopy::copy(&workload),
+        dd::copy(&workload),
+        dd::copy_reserved(&workload),
+        ddrescue::copy(&workload),
+        cp::dense(&workload),
+        limits::bare_loop(&workload),
+        limits::null(&workload),
     ];
-    let shapes: &[(u64, u32)] = setting.scale.of(&[(MIB, 8), (MIB, 16)], &[(MIB, 8)], &[(MIB, 8)]);
-    contestants.extend(shapes.iter().map(|(block, depth)| floor::fio(&task, *block, *depth)));
+    let shapes: &[(u64, u32)] = context.scale.of(&[(MIB, 8), (MIB, 16)], &[(MIB, 8)], &[(MIB, 8)]);
+    targets.extend(shapes.iter().map(|(block, depth)| limits::fio(&workload, *block, *depth)));
     // Some cannot pass the page cache.
-    Ok(setting.stage(room, bytes, contestants).cached(2 * bytes).counting_calls())
+    Ok(context.prepare(dir, bytes, targets).cached(2 * bytes).counting_calls())
 }
 
-fn dense_buffered(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(GIB, 64 * MIB, 4 * MIB);
-    let room = setting.room(3 * bytes)?;
-    let pairs = [setting.dense_pair(&room, bytes)?];
-    let task = setting.task(&pairs, Caching::Buffered);
-    let contestants = vec![
-        blockhaul::engine(&task, |_| ()),
-        blockhaul::command(&task, &[]),
-        qemu_img::convert(&task),
-        nbdcopy::copy(&task),
-        dd::copy(&task),
-        ddrescue::copy(&task),
-        cp::dense(&task),
+fn dense_buffered(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let bytes = context.scale.of(GIB, 64 * MIB, 4 * MIB);
+    let dir = context.scenario_dir(3 * bytes)?;
+    let pairs = [context.dense_pair(&dir, bytes)?];
+    let workload = context.workload(&pairs, Caching::Buffered);
+    let targets = vec![
+        blockhaul::engine(&workload, |_| ()),
+        blockhaul::command(&workload, &[]),
+        qemu_img::convert(&workload),
+        nbdcopy::copy(&workload),
+        dd::copy(&workload),
+        ddrescue::copy(&workload),
+        cp::dense(&workload),
     ];
-    Ok(setting.stage(room, bytes, contestants).cached(2 * bytes))
+    Ok(context.prepare(dir, bytes, targets).cached(2 * bytes))
 }
 
-fn tmpfs(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
-    let mut room = setting.room(0)?;
-    let memory = room.tmpfs()?;
-    let source = setting.file(&room, memory.join("source"), bytes, std::iter::once(0..bytes))?;
+fn tmpfs(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let bytes = context.scale.of(2 * GIB, 128 * MIB, 4 * MIB);
+    let mut dir = context.scenario_dir(0)?;
+    let memory = dir.tmpfs()?;
+    let source = context.file(&dir, memory.join("source"), bytes, std::iter::once(0..bytes))?;
     let destination = Volume::File(memory.join("destination"));
-    let pairs = [room.pair(0, Volume::File(source), destination, bytes)];
-    let task = setting.task(&pairs, Caching::Buffered);
-    let ours = setting.task(&pairs, Caching::Direct);
-    let contestants = vec![
+    let pairs = [dir.pair(0, Volume::File(source), destination, bytes)];
+    let workload = context.workload(&pairs, Caching::Buffered);
+    let ours = context.workload(&pairs, Caching::Direct);
+    let targets = vec![
         blockhaul::engine(&ours, |_| ()),
         blockhaul::command(&ours, &[]),
-        qemu_img::convert(&task),
-        nbdcopy::copy(&task),
-        dd::copy(&task),
-        cp::dense(&task),
+        qemu_img::convert(&workload),
+        nbdcopy::copy(&workload),
+        dd::copy(&workload),
+        cp::dense(&workload),
     ];
-    Ok(setting.stage(room, bytes, contestants).cached(bytes))
+    Ok(context.prepare(dir, bytes, targets).cached(bytes))
 }

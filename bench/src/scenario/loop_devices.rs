@@ -1,6 +1,6 @@
 //! A block device to a block device.
 
-use super::{Scenario, Setting, Stage};
+use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
@@ -11,24 +11,24 @@ pub(super) const LOOP_DEVICES: Scenario = Scenario {
     name: "loop-devices",
     about: "A loop device full of random data to another one that holds zeros, past the page cache.",
     metric: Metric::BytesPerSecond,
-    stage,
+    prepare,
 };
 
-fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(GIB, 128 * MIB, 4 * MIB);
-    let mut room = setting.room(3 * bytes)?;
-    let source = setting.file(&room, room.path("source"), bytes, std::iter::once(0..bytes))?;
-    let destination = room.reserved("destination", bytes)?;
-    let (source, destination) = (room.loop_device(&source)?, room.loop_device(&destination)?);
-    let pairs = [room.pair(0, Volume::Device(source), Volume::Device(destination), bytes)];
-    let task = setting.task(&pairs, Caching::Direct);
-    let contestants = vec![
-        blockhaul::engine(&task, |_| ()),
-        blockhaul::command(&task, &[]),
-        qemu_img::convert(&task),
-        nbdcopy::copy(&task),
-        dd::copy(&task),
-        ddrescue::copy(&task),
+fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let bytes = context.scale.of(GIB, 128 * MIB, 4 * MIB);
+    let mut dir = context.scenario_dir(3 * bytes)?;
+    let source = context.file(&dir, dir.path("source"), bytes, std::iter::once(0..bytes))?;
+    let destination = dir.reserved("destination", bytes)?;
+    let (source, destination) = (dir.loop_device(&source)?, dir.loop_device(&destination)?);
+    let pairs = [dir.pair(0, Volume::Device(source), Volume::Device(destination), bytes)];
+    let workload = context.workload(&pairs, Caching::Direct);
+    let targets = vec![
+        blockhaul::engine(&workload, |_| ()),
+        blockhaul::command(&workload, &[]),
+        qemu_img::convert(&workload),
+        nbdcopy::copy(&workload),
+        dd::copy(&workload),
+        ddrescue::copy(&workload),
     ];
-    Ok(setting.stage(room, bytes, contestants).cached(2 * bytes))
+    Ok(context.prepare(dir, bytes, targets).cached(2 * bytes))
 }

@@ -1,6 +1,6 @@
 //! The questions that a run answers, each with a fixed name and a fixed seed.
 //!
-//! A scenario is staged in a room of its own: volumes are made, servers started, contestants lined up. What can only be
+//! A scenario is staged in a dir of its own: volumes are made, servers started, targets lined up. What can only be
 //! staged with rights or programs that are not here says so, and is left out.
 
 mod cancel;
@@ -16,15 +16,15 @@ mod small_blocks;
 mod sparse;
 
 use crate::content;
-use crate::contestant::Contestant;
-use crate::copying::Copying;
+use crate::copy_executor::CopyExecutor;
 use crate::executor::{Executor, Failure};
 use crate::program::Programs;
-use crate::results::{Axis, Doubt, Metric};
+use crate::results::{Axis, Metric, Warning};
 use crate::scale::Scale;
-use crate::site::{Room, Site};
-use crate::target::{Caching, Task};
-use crate::volume::{Pair, Volume};
+use crate::target::Target;
+use crate::target::{Caching, Workload};
+use crate::volume::{Volume, VolumePair};
+use crate::workdir::{RunDir, ScenarioDir};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ pub(crate) struct Scenario {
     /// One sentence.
     pub about: &'static str,
     pub metric: Metric,
-    stage: fn(&Setting<'_>) -> Result<Stage, Failure>,
+    prepare: fn(&SetupContext<'_>) -> Result<PreparedScenario, Failure>,
 }
 
 /// In the order in which they run.
@@ -77,23 +77,28 @@ impl Scenario {
     ///
     /// # Errors
     /// It cannot be staged here, in words, or the run is being stopped.
-    pub(crate) fn stage(&self, programs: &Programs, site: &Site, scale: Scale) -> Result<Stage, Failure> {
-        (self.stage)(&Setting { name: self.name, programs, site, scale })
+    pub(crate) fn prepare(
+        &self,
+        programs: &Programs,
+        run_dir: &RunDir,
+        scale: Scale,
+    ) -> Result<PreparedScenario, Failure> {
+        (self.prepare)(&SetupContext { name: self.name, programs, run_dir, scale })
     }
 }
 
 /// What staging starts from.
-pub(crate) struct Setting<'a> {
+pub(crate) struct SetupContext<'a> {
     name: &'static str,
     pub programs: &'a Programs,
-    site: &'a Site,
+    run_dir: &'a RunDir,
     pub scale: Scale,
 }
 
-/// A staged scenario. The room comes last: it is dropped last.
-pub(crate) struct Stage {
+/// A staged scenario. The dir comes last: it is dropped last.
+pub(crate) struct PreparedScenario {
     pub executor: Box<dyn Executor>,
-    pub contestants: Vec<Contestant>,
+    pub targets: Vec<Target>,
     pub volume_bytes: u64,
     pub data_bytes: u64,
     pub parameters: BTreeMap<String, String>,
@@ -104,21 +109,21 @@ pub(crate) struct Stage {
     pub trials: Option<u32>,
     /// Whether one more trial of each is worth the number of its system calls.
     pub count_calls: bool,
-    pub doubts: Vec<Doubt>,
-    _room: Room,
+    pub warnings: Vec<Warning>,
+    _room: ScenarioDir,
 }
 
-impl Setting<'_> {
-    /// An empty room, with so much free space around it.
-    fn room(&self, needed_bytes: u64) -> Result<Room, Failure> {
-        let say = |error| Failure::io("make a room", &error);
-        let space = nix::sys::statvfs::statvfs(self.site.path()).map_err(|errno| say(errno.into()))?;
+impl SetupContext<'_> {
+    /// An empty dir, with so much free space around it.
+    fn scenario_dir(&self, needed_bytes: u64) -> Result<ScenarioDir, Failure> {
+        let say = |error| Failure::io("make a dir", &error);
+        let space = nix::sys::statvfs::statvfs(self.run_dir.path()).map_err(|errno| say(errno.into()))?;
         let free = space.blocks_available().saturating_mul(space.fragment_size());
         if free < needed_bytes {
             let (needed, free) = (needed_bytes >> 20, free >> 20);
             return Err(Failure::Failed(format!("it needs {needed} MiB and {free} MiB are free: name another --dir")));
         }
-        self.site.room(&format!("{}-", self.name)).map_err(say)
+        self.run_dir.scenario_dir(&format!("{}-", self.name)).map_err(say)
     }
 
     /// The seed of its content.
@@ -129,49 +134,49 @@ impl Setting<'_> {
     /// A file of `bytes` with data in these ranges.
     fn file(
         &self,
-        room: &Room,
+        dir: &ScenarioDir,
         path: PathBuf,
         bytes: u64,
         data: impl IntoIterator<Item = Range<u64>>,
     ) -> Result<PathBuf, Failure> {
-        let made = content::create(&path, bytes, data, self.seed(), room.interrupt());
-        room.interrupt().check()?;
+        let made = content::create(&path, bytes, data, self.seed(), dir.interrupt());
+        dir.interrupt().check()?;
         made.map(|()| path).map_err(|error| Failure::io("make a volume", &error))
     }
 
     /// A file full of data, and a file that it is copied to.
-    fn dense_pair(&self, room: &Room, bytes: u64) -> Result<Pair, Failure> {
-        let source = self.file(room, room.path("source"), bytes, std::iter::once(0..bytes))?;
-        Ok(room.pair(0, Volume::File(source), Volume::File(room.path("destination")), bytes))
+    fn dense_pair(&self, dir: &ScenarioDir, bytes: u64) -> Result<VolumePair, Failure> {
+        let source = self.file(dir, dir.path("source"), bytes, std::iter::once(0..bytes))?;
+        Ok(dir.pair(0, Volume::File(source), Volume::File(dir.path("destination")), bytes))
     }
 
-    /// The task of copying these.
-    fn task<'t>(&'t self, pairs: &'t [Pair], caching: Caching) -> Task<'t> {
-        Task { programs: self.programs, pairs, caching, block: None }
+    /// The workload of executor these.
+    fn workload<'t>(&'t self, pairs: &'t [VolumePair], caching: Caching) -> Workload<'t> {
+        Workload { programs: self.programs, pairs, caching, block: None }
     }
 
     /// An executor that copies and compares.
-    fn copying(&self, room: &Room) -> Copying {
+    fn copy_executor(&self, dir: &ScenarioDir) -> CopyExecutor {
         let strace = self.programs.path("strace").ok();
-        Copying { folder: room.path("said"), interrupt: room.interrupt().clone(), strace }
+        CopyExecutor { folder: dir.path("said"), interrupt: dir.interrupt().clone(), strace }
     }
 
-    /// A stage on which contestants copy.
-    fn stage(&self, room: Room, volume_bytes: u64, contestants: Vec<Contestant>) -> Stage {
-        let copying = self.copying(&room);
-        self.stage_with(room, Box::new(copying), volume_bytes, contestants)
+    /// A prepared on which targets copy.
+    fn prepare(&self, dir: ScenarioDir, volume_bytes: u64, targets: Vec<Target>) -> PreparedScenario {
+        let executor = self.copy_executor(&dir);
+        self.prepare_with(dir, Box::new(executor), volume_bytes, targets)
     }
 
-    fn stage_with(
+    fn prepare_with(
         &self,
-        room: Room,
+        dir: ScenarioDir,
         executor: Box<dyn Executor>,
         volume_bytes: u64,
-        contestants: Vec<Contestant>,
-    ) -> Stage {
-        Stage {
+        targets: Vec<Target>,
+    ) -> PreparedScenario {
+        PreparedScenario {
             executor,
-            contestants,
+            targets,
             volume_bytes,
             data_bytes: volume_bytes,
             cached_bytes: 0,
@@ -179,13 +184,13 @@ impl Setting<'_> {
             axis: None,
             trials: None,
             count_calls: false,
-            doubts: Vec::new(),
-            _room: room,
+            warnings: Vec::new(),
+            _room: dir,
         }
     }
 }
 
-impl Stage {
+impl PreparedScenario {
     fn parameter(mut self, name: &str, value: impl ToString) -> Self {
         self.parameters.insert(name.to_owned(), value.to_string());
         self

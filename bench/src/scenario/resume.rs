@@ -1,15 +1,15 @@
 //! What it costs to be killed: a copy is killed half way and goes on, or starts again where it cannot.
 
 use super::cancel::{limit, limit_flags, words};
-use super::{Scenario, Setting, Stage};
-use crate::contestant::{Contestant, Invocation, Told};
-use crate::copying::{Copying, commands, outside, report_number};
-use crate::executor::{Executor, Failure, Measured};
-use crate::launch::{Glimpse, Watch};
+use super::{PreparedScenario, Scenario, SetupContext};
+use crate::copy_executor::{CopyExecutor, commands, process_usage, report_number};
+use crate::executor::{Executor, Failure, Measurement};
+use crate::launch::{ProcessSample, Sampler};
 use crate::meter::{KernelWorkers, written_bytes};
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
 use crate::target::{Caching, blockhaul, ddrescue, qemu_img};
+use crate::target::{Invocation, OutputFormat, Target};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,103 +18,106 @@ pub(super) const RESUME: Scenario = Scenario {
     name: "resume",
     about: "A copy is killed half way and run again until it is complete: the time of both runs, to compare with one.",
     metric: Metric::Seconds,
-    stage,
+    prepare,
 };
 
 /// Between two looks while the moment is awaited.
-const CLOSE_LOOK: Duration = Duration::from_millis(1);
+const FAST_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-fn stage(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let bytes = setting.scale.of(2 * GIB, 256 * MIB, 16 * MIB);
-    let room = setting.room(3 * bytes)?;
-    let pairs = [setting.dense_pair(&room, bytes)?];
-    let task = setting.task(&pairs, Caching::Direct);
-    let (flags, rescue_flags) = limit_flags(limit(setting.scale));
+fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let bytes = context.scale.of(2 * GIB, 256 * MIB, 16 * MIB);
+    let dir = context.scenario_dir(3 * bytes)?;
+    let pairs = [context.dense_pair(&dir, bytes)?];
+    let workload = context.workload(&pairs, Caching::Direct);
+    let (flags, rescue_flags) = limit_flags(limit(context.scale));
     let flags = words(&flags);
-    let resumed = blockhaul::command(&task, &[&flags[..], &["--resume"]].concat());
-    let contestants = vec![
-        blockhaul::command(&task, &flags),
-        blockhaul::command(&task, &flags).named("blockhaul-undisturbed"),
-        ddrescue::resumable(&task, &words(&rescue_flags)),
-        qemu_img::convert(&task),
+    let resumed = blockhaul::command(&workload, &[&flags[..], &["--resume"]].concat());
+    let targets = vec![
+        blockhaul::command(&workload, &flags),
+        blockhaul::command(&workload, &flags).with_name("blockhaul-undisturbed"),
+        ddrescue::resumable(&workload, &words(&rescue_flags)),
+        qemu_img::convert(&workload),
     ];
     // By name: what runs after the kill. Who is not here is left alone.
     let mut again = BTreeMap::new();
-    for (name, second) in [("blockhaul", &resumed), ("ddrescue", &contestants[2]), ("qemu-img", &contestants[3])] {
+    for (name, second) in [("blockhaul", &resumed), ("ddrescue", &targets[2]), ("qemu-img", &targets[3])] {
         if let Ok((commands, _)) = commands(second) {
             again.insert(name.to_owned(), commands.to_vec());
         }
     }
-    let executor = Resuming { copying: setting.copying(&room), again, bytes };
-    Ok(setting.stage_with(room, Box::new(executor), bytes, contestants).parameter("killed at", "half of the bytes"))
+    let executor = ResumeExecutor { copy: context.copy_executor(&dir), again, bytes };
+    Ok(context.prepare_with(dir, Box::new(executor), bytes, targets).parameter("killed at", "half of the bytes"))
 }
 
-struct Resuming {
-    copying: Copying,
+struct ResumeExecutor {
+    copy: CopyExecutor,
     again: BTreeMap<String, Vec<Invocation>>,
     bytes: u64,
 }
 
-impl Executor for Resuming {
-    fn reset(&mut self, contestant: &Contestant) -> Result<(), Failure> {
-        self.copying.reset(contestant)
+impl Executor for ResumeExecutor {
+    fn reset(&mut self, target: &Target) -> Result<(), Failure> {
+        self.copy.reset(target)
     }
 
-    fn perform(&mut self, contestant: &Contestant) -> Result<Measured, Failure> {
-        let (first, told) = commands(contestant)?;
-        let Some(second) = self.again.get(&contestant.name) else {
-            let (_, measured) = self.copying.measure(first, told)?;
-            return Ok(Measured { bytes: self.bytes, ..measured });
+    fn run(&mut self, target: &Target) -> Result<Measurement, Failure> {
+        let (first, format) = commands(target)?;
+        let Some(second) = self.again.get(&target.name) else {
+            let (_, measured) = self.copy.measure(first, format)?;
+            return Ok(Measurement { bytes: self.bytes, ..measured });
         };
-        let workers = KernelWorkers::look();
+        let workers = KernelWorkers::sample();
         let (before, written) = self.kill_half_way(first)?;
-        let ran = self.copying.launcher().run(second, None)?;
-        ran.succeeded().map_err(Failure::Failed)?;
-        let after = outside(&ran);
-        let mut measured = Measured {
+        let ran = self.copy.launcher().run(second, None)?;
+        ran.check_success().map_err(Failure::Failed)?;
+        let after = process_usage(&ran);
+        let mut measured = Measurement {
             wall_seconds: before.wall_seconds + after.wall_seconds,
             user_seconds: before.user_seconds + after.user_seconds,
             system_seconds: before.system_seconds + after.system_seconds,
-            kernel_worker_seconds: KernelWorkers::look().seconds_since(&workers),
+            kernel_worker_seconds: KernelWorkers::sample().seconds_since(&workers),
             peak_rss_bytes: before.peak_rss_bytes.max(after.peak_rss_bytes),
             bytes: self.bytes,
-            ..Measured::default()
+            ..Measurement::default()
         };
-        if told == Told::Blockhaul
-            && let Some(again) = ran.outputs.first().and_then(|output| report_number(output, &["bytes", "written"]))
+        if format == OutputFormat::BlockhaulJson
+            && let Some(again) = ran.stdout.first().and_then(|output| report_number(output, &["bytes", "written"]))
         {
             #[allow(clippy::cast_precision_loss, reason = "bytes of a volume")]
             let twice = (written as f64 + again - self.bytes as f64).max(0.0);
-            measured.figures.insert("copied_again_bytes".to_owned(), twice);
+            measured.other_metrics.insert("copied_again_bytes".to_owned(), twice);
         }
-        measured.figures.insert("second_run_seconds".to_owned(), after.wall_seconds);
+        measured.other_metrics.insert("second_run_seconds".to_owned(), after.wall_seconds);
         Ok(measured)
     }
 
-    fn judge(&mut self, contestant: &Contestant) -> Result<(), Failure> {
-        self.copying.judge(contestant)
+    fn verify(&mut self, target: &Target) -> Result<(), Failure> {
+        self.copy.verify(target)
     }
 }
 
-impl Resuming {
+impl ResumeExecutor {
     /// Runs it until half of the bytes are written, and kills it; what that took, and the bytes written until then.
-    fn kill_half_way(&self, commands: &[Invocation]) -> Result<(Measured, u64), Failure> {
+    fn kill_half_way(&self, commands: &[Invocation]) -> Result<(Measurement, u64), Failure> {
         let (mut written, mut killed, half) = (0, false, self.bytes / 2);
-        let mut look = |glimpse: &Glimpse| {
-            let seen: u64 = glimpse.running.iter().filter_map(|id| written_bytes(*id)).sum();
+        let mut on_sample = |sample: &ProcessSample| {
+            let seen: u64 = sample.running.iter().filter_map(|id| written_bytes(*id)).sum();
             written = written.max(seen);
             if written >= half {
                 killed = true;
-                glimpse.signal(Signal::SIGKILL);
+                sample.signal(Signal::SIGKILL);
             }
         };
-        let ran = self.copying.launcher().run(commands, Some(Watch { every: CLOSE_LOOK, look: &mut look }))?;
-        if !killed && let Err(why) = ran.succeeded() {
+        let ran = self
+            .copy
+            .launcher()
+            .run(commands, Some(Sampler { interval: FAST_POLL_INTERVAL, on_sample: &mut on_sample }))?;
+        if !killed && let Err(why) = ran.check_success() {
             return Err(Failure::Failed(why));
         }
-        if ran.succeeded().is_ok() {
+        if ran.check_success().is_ok() {
             return Err(Failure::Failed("it was over before it could be killed".to_owned()));
         }
-        Ok((outside(&ran), written))
+        Ok((process_usage(&ran), written))
     }
 }

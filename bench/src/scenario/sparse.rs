@@ -1,6 +1,6 @@
 //! Files that are mostly holes: finding what need not be copied.
 
-use super::{Scenario, Setting, Stage};
+use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
 use crate::results::Metric;
 use crate::scale::{GIB, MIB};
@@ -11,44 +11,40 @@ pub(super) const SPARSE: Scenario = Scenario {
     name: "sparse",
     about: "A large file with scattered extents of 1 MiB to a new file; holes stay holes.",
     metric: Metric::Seconds,
-    stage: sparse,
+    prepare: sparse,
 };
 
 pub(super) const EMPTY: Scenario = Scenario {
     name: "empty",
     about: "A huge file with nothing in it to a new file.",
     metric: Metric::Seconds,
-    stage: empty,
+    prepare: empty,
 };
 
-fn sparse(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    let (bytes, extents) = setting.scale.of((64 * GIB, 1024), (4 * GIB, 64), (64 * MIB, 4));
-    holes(setting, bytes, extents)
+fn sparse(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    let (bytes, extents) = context.scale.of((64 * GIB, 1024), (4 * GIB, 64), (64 * MIB, 4));
+    holes(context, bytes, extents)
 }
 
-fn empty(setting: &Setting<'_>) -> Result<Stage, Failure> {
-    holes(setting, setting.scale.of(8192 * GIB, 512 * GIB, GIB), 0)
+fn empty(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
+    holes(context, context.scale.of(8192 * GIB, 512 * GIB, GIB), 0)
 }
 
 /// A volume of that size with so many extents of 1 MiB at even distances.
-fn holes(setting: &Setting<'_>, bytes: u64, extents: u64) -> Result<Stage, Failure> {
-    let room = setting.room(3 * extents * MIB)?;
+fn holes(context: &SetupContext<'_>, bytes: u64, extents: u64) -> Result<PreparedScenario, Failure> {
+    let dir = context.scenario_dir(3 * extents * MIB)?;
     let distance = bytes / extents.max(1);
     let data = (0..extents).map(|number| number * distance..number * distance + MIB);
-    let source = setting.file(&room, room.path("source"), bytes, data)?;
-    let destination = Volume::File(room.path("destination"));
-    let pairs = [room.pair(0, Volume::File(source), destination, bytes)];
-    let task = setting.task(&pairs, Caching::Direct);
-    let contestants = vec![
-        blockhaul::engine(&task, |_| ()),
-        blockhaul::command(&task, &[]),
-        qemu_img::convert(&task),
-        nbdcopy::copy(&task),
-        cp::sparse(&task),
+    let source = context.file(&dir, dir.path("source"), bytes, data)?;
+    let destination = Volume::File(dir.path("destination"));
+    let pairs = [dir.pair(0, Volume::File(source), destination, bytes)];
+    let workload = context.workload(&pairs, Caching::Direct);
+    let targets = vec![
+        blockhaul::engine(&workload, |_| ()),
+        blockhaul::command(&workload, &[]),
+        qemu_img::convert(&workload),
+        nbdcopy::copy(&workload),
+        cp::sparse(&workload),
     ];
-    Ok(setting
-        .stage(room, bytes, contestants)
-        .data(extents * MIB)
-        .cached(2 * extents * MIB)
-        .parameter("extents", extents))
+    Ok(context.prepare(dir, bytes, targets).data(extents * MIB).cached(2 * extents * MIB).parameter("extents", extents))
 }

@@ -1,44 +1,44 @@
 //! Our own: the engine as a library, and the `blockhaul` command.
 
-use super::{Caching, Task};
-use crate::contestant::{Compared, Contestant, Invocation, Told, Work};
-use crate::engine_process::{COMMAND, Order};
-use crate::program::ourselves;
+use super::{Caching, Workload};
+use crate::engine_process::{COMMAND, EngineRequest};
+use crate::program::own_path;
 use crate::results::Kind;
+use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
 
 /// The engine as a library; `change` sets what differs from its defaults.
-pub(crate) fn engine(task: &Task<'_>, change: impl FnOnce(&mut Order)) -> Contestant {
-    let jobs = task.pairs.iter();
+pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineRequest)) -> Target {
+    let jobs = workload.pairs.iter();
     let jobs = jobs.map(|pair| (pair.source.name(), pair.destination.name(), pair.state.display().to_string()));
-    let mut order = Order {
+    let mut request = EngineRequest {
         jobs: jobs.collect(),
-        block_bytes: task.block,
-        direct: direct(task).map(str::to_owned),
-        overwrite: task.pairs.iter().any(|pair| !pair.destination.is_created()),
-        ..Order::default()
+        block_bytes: workload.block,
+        direct: direct(workload).map(str::to_owned),
+        overwrite: workload.pairs.iter().any(|pair| !pair.destination.is_created()),
+        ..EngineRequest::default()
     };
-    change(&mut order);
-    let work = match serde_json::to_string(&order) {
-        Ok(order) => {
-            let command = Invocation::new([ourselves(), COMMAND.to_owned(), order]);
-            Work::Commands { commands: vec![command], told: Told::Engine }
+    change(&mut request);
+    let work = match serde_json::to_string(&request) {
+        Ok(request) => {
+            let command = Invocation::new([own_path(), COMMAND.to_owned(), request]);
+            Work::Commands { commands: vec![command], format: OutputFormat::EngineReport }
         }
-        Err(error) => Work::Missing(format!("the order cannot be written: {error}")),
+        Err(error) => Work::Missing(format!("the request cannot be written: {error}")),
     };
-    Contestant {
+    Target {
         name: "engine".to_owned(),
         kind: Kind::Engine,
         step: None,
         work,
-        pairs: task.pairs.to_vec(),
-        compared: Compared::Yes,
-        doubts: Vec::new(),
+        pairs: workload.pairs.to_vec(),
+        verification: Verification::ByteForByte,
+        warnings: Vec::new(),
     }
 }
 
 /// The `blockhaul` command, as a script would use it, with these flags more.
-pub(crate) fn command(task: &Task<'_>, flags: &[&str]) -> Contestant {
-    let mut contestant = task.contestant("blockhaul", Kind::Command, "blockhaul", |program, pair| {
+pub(crate) fn command(workload: &Workload<'_>, flags: &[&str]) -> Target {
+    let mut target = workload.target("blockhaul", Kind::Command, "blockhaul", |program, pair| {
         let state = pair.state.display().to_string();
         let (source, destination) = (pair.source.name(), pair.destination.name());
         let mut words = vec![program.to_owned(), "copy".to_owned(), source, destination];
@@ -47,23 +47,23 @@ pub(crate) fn command(task: &Task<'_>, flags: &[&str]) -> Contestant {
         if !pair.destination.is_created() {
             words.push("--overwrite".to_owned());
         }
-        if let Some(direct) = direct(task) {
+        if let Some(direct) = direct(workload) {
             words.extend(["--direct".to_owned(), direct.to_owned()]);
         }
-        if let Some(block) = task.block {
+        if let Some(block) = workload.block {
             words.extend(["--block-size".to_owned(), block.to_string()]);
         }
         Invocation::new(words)
     });
-    if let Work::Commands { told, .. } = &mut contestant.work {
-        *told = Told::Blockhaul;
+    if let Work::Commands { format, .. } = &mut target.work {
+        *format = OutputFormat::BlockhaulJson;
     }
-    contestant
+    target
 }
 
 /// Direct is what both choose by themselves.
-fn direct(task: &Task<'_>) -> Option<&'static str> {
-    match task.caching {
+fn direct(workload: &Workload<'_>) -> Option<&'static str> {
+    match workload.caching {
         Caching::Direct => None,
         Caching::Buffered => Some("no"),
     }

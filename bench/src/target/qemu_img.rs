@@ -1,50 +1,51 @@
 //! `qemu-img convert`: 16 coroutines, out of order, no cache on either side.
 
-use super::{Caching, Task};
-use crate::contestant::{Contestant, Invocation};
+use super::{Caching, Workload};
 use crate::results::Kind;
-use crate::volume::Pair;
+use crate::target::{Invocation, Target};
+use crate::volume::VolumePair;
 
 /// The best that is known.
-pub(crate) fn convert(task: &Task<'_>) -> Contestant {
-    task.contestant("qemu-img", Kind::Rival, "qemu-img", |program, pair| line(program, pair, task.caching, &[]))
+pub(crate) fn convert(workload: &Workload<'_>) -> Target {
+    workload.target("qemu-img", Kind::Rival, "qemu-img", |program, pair| line(program, pair, workload.caching, &[]))
 }
 
 /// The same into a file whose space was reserved first, as ours is.
-pub(crate) fn convert_reserved(task: &Task<'_>) -> Contestant {
+pub(crate) fn convert_reserved(workload: &Workload<'_>) -> Target {
     let flags = ["-o", "preallocation=falloc"];
-    task.contestant("qemu-img-falloc", Kind::Rival, "qemu-img", |program, pair| {
-        line(program, pair, task.caching, &flags)
+    workload.target("qemu-img-falloc", Kind::Rival, "qemu-img", |program, pair| {
+        line(program, pair, workload.caching, &flags)
     })
 }
 
 /// With the lowest priority of the disk, which is how one would spare others.
-pub(crate) fn convert_idle(task: &Task<'_>) -> Contestant {
-    let mut contestant = convert(task).named("ionice-qemu-img");
-    if let crate::contestant::Work::Commands { commands, .. } = &mut contestant.work {
-        match task.programs.path("ionice") {
+pub(crate) fn convert_idle(workload: &Workload<'_>) -> Target {
+    let mut target = convert(workload).with_name("ionice-qemu-img");
+    if let crate::target::Work::Commands { commands, .. } = &mut target.work {
+        match workload.programs.path("ionice") {
             Ok(ionice) => {
                 for step in commands.iter_mut().flat_map(|command| &mut command.steps) {
                     step.splice(0..0, [ionice.clone(), "-c".to_owned(), "3".to_owned()]);
                 }
             }
-            Err(why) => contestant.work = crate::contestant::Work::Missing(why),
+            Err(why) => target.work = crate::target::Work::Missing(why),
         }
     }
-    contestant
+    target
 }
 
 /// And the comparison afterwards that makes it as sure as a verified copy.
-pub(crate) fn convert_and_compare(task: &Task<'_>) -> Contestant {
-    task.contestant("qemu-img+compare", Kind::Rival, "qemu-img", |program, pair| {
+pub(crate) fn convert_and_compare(workload: &Workload<'_>) -> Target {
+    workload.target("qemu-img+compare", Kind::Rival, "qemu-img", |program, pair| {
         let (source, destination) = (pair.source.name(), pair.destination.name());
-        let compare = [program, "compare", "-f", "raw", "-F", "raw", "-T", cache(task.caching), &source, &destination];
-        line(program, pair, task.caching, &[]).then(compare)
+        let compare =
+            [program, "compare", "-f", "raw", "-F", "raw", "-T", cache(workload.caching), &source, &destination];
+        line(program, pair, workload.caching, &[]).then(compare)
     })
 }
 
 /// The command line of one copy.
-pub(crate) fn line(program: &str, pair: &Pair, caching: Caching, flags: &[&str]) -> Invocation {
+pub(crate) fn line(program: &str, pair: &VolumePair, caching: Caching, flags: &[&str]) -> Invocation {
     let cache = cache(caching);
     let mut words = vec![program, "convert", "-f", "raw", "-O", "raw", "-t", cache, "-T", cache, "-W", "-m", "16"];
     words.extend(flags);

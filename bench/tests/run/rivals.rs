@@ -1,6 +1,6 @@
 //! Rivals that are missing, fail, do nothing, or write wrong bytes: reported, and never beaten.
 
-use crate::support::{Room, errors, real, scenario_of, target};
+use crate::support::{TestDir, errors, real, scenario_of, target};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -14,8 +14,8 @@ const ONE_WRONG_BYTE: &str = "dd if=\"$1\" of=\"$2\" bs=1M status=none
 printf x | dd of=\"$2\" bs=1 seek=4000000 conv=notrunc status=none";
 
 /// A folder that is the whole path: honest tools, and scripts in the places of rivals.
-fn folder_of(room: &Room, scripts: &[(&str, &str)]) -> std::path::PathBuf {
-    let folder = room.path("programs");
+fn folder_of(dir: &TestDir, scripts: &[(&str, &str)]) -> std::path::PathBuf {
+    let folder = dir.path("programs");
     fs::create_dir(&folder).unwrap();
     for program in HONEST {
         symlink(real(program), folder.join(program)).unwrap();
@@ -41,9 +41,9 @@ fn goal<'a>(results: &'a Value, name: &str) -> &'a Value {
 
 #[test]
 fn a_rival_that_does_not_do_the_work_is_reported_and_not_beaten() {
-    let room = Room::new();
+    let dir = TestDir::new();
     let programs = folder_of(
-        &room,
+        &dir,
         &[
             ("qemu-img", "echo no such image >&2; exit 1"),
             ("ddrescue", ONE_WRONG_BYTE),
@@ -51,8 +51,8 @@ fn a_rival_that_does_not_do_the_work_is_reported_and_not_beaten() {
         ],
     );
     let words = ["--trials", "1", "--check", "--scenario", "dense-direct"];
-    let output = room.command(&words).env("PATH", &programs).output().unwrap();
-    let results = room.results();
+    let output = dir.command(&words).env("PATH", &programs).output().unwrap();
+    let results = dir.results();
     let outcome = |name: &str| target(&results, "dense-direct", name)["outcome"].clone();
     assert_eq!((outcome("engine")["status"].as_str(), outcome("dd")["status"].as_str()), (Some("ran"), Some("ran")));
     for (name, status, why) in [
@@ -77,13 +77,13 @@ fn a_rival_that_does_not_do_the_work_is_reported_and_not_beaten() {
 
 #[test]
 fn one_that_writes_nothing_at_all_has_failed() {
-    let room = Room::new();
-    let programs = folder_of(&room, &[("ddrescue", "exit 0"), ("qemu-img", "exit 0"), ("cp", "exit 0")]);
+    let dir = TestDir::new();
+    let programs = folder_of(&dir, &[("ddrescue", "exit 0"), ("qemu-img", "exit 0"), ("cp", "exit 0")]);
     let words = ["--trials", "1", "--scenario", "dense-direct"];
-    let output = room.command(&words).env("PATH", &programs).output().unwrap();
+    let output = dir.command(&words).env("PATH", &programs).output().unwrap();
     // What rivals do is no fault of ours.
     assert!(output.status.success(), "{}", errors(&output));
-    let results = room.results();
+    let results = dir.results();
     for name in ["ddrescue", "qemu-img", "cp"] {
         assert_eq!(target(&results, "dense-direct", name)["outcome"]["status"], "failed", "{name}");
     }
@@ -91,16 +91,16 @@ fn one_that_writes_nothing_at_all_has_failed() {
 
 #[test]
 fn a_command_of_ours_that_does_not_work_is_our_fault() {
-    let room = Room::new();
-    let folder = room.path("elsewhere");
+    let dir = TestDir::new();
+    let folder = dir.path("elsewhere");
     fs::create_dir(&folder).unwrap();
     // Beside the program, so that it is found first.
     let program = folder.join("copy-bench");
     fs::copy(env!("CARGO_BIN_EXE_copy-bench"), &program).unwrap();
     write_script(&folder.join("blockhaul"), "echo broken >&2; exit 1");
     let mut command = std::process::Command::new(&program);
-    command.env_remove("CARGO").args(["--tiny", "--trials", "1", "--scenario", "sparse", "--dir"]).arg(room.volumes());
-    let output = command.arg("--out").arg(room.out()).output().unwrap();
+    command.env_remove("CARGO").args(["--tiny", "--trials", "1", "--scenario", "sparse", "--dir"]).arg(dir.volumes());
+    let output = command.arg("--out").arg(dir.out()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(errors(&output).contains("failed: sparse/blockhaul: exit code 1: broken"), "{}", errors(&output));
 }

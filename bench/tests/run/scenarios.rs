@@ -1,6 +1,6 @@
 //! Every scenario runs, with every target that belongs to it, and the numbers add up.
 
-use crate::support::{Room, errors, is_root, scenario_of, target};
+use crate::support::{TestDir, errors, is_root, scenario_of, target};
 use blockhaul_testkit::unmet;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -14,11 +14,11 @@ fn names(list: &Value) -> BTreeSet<&str> {
 
 #[test]
 fn every_scenario_runs_tiny_with_all_of_its_targets() {
-    let room = Room::new();
-    let output = room.run(&["--trials", "1"]);
+    let dir = TestDir::new();
+    let output = dir.run(&["--trials", "1"]);
     // The program itself looks whether bytes, seconds and rates add up, and whether ours did its work.
     assert!(output.status.success(), "{}", errors(&output));
-    let results = room.results();
+    let results = dir.results();
     assert_eq!(results["run"]["complete"], true);
     for scenario in results["scenarios"].as_array().unwrap() {
         let name = scenario["name"].as_str().unwrap();
@@ -34,13 +34,13 @@ fn every_scenario_runs_tiny_with_all_of_its_targets() {
             assert_eq!(target["trials"].as_array().unwrap().len(), 1, "{name}: {target:#}");
         }
     }
-    let listed = room.run(&["--list"]);
+    let listed = dir.run(&["--list"]);
     let listed = String::from_utf8(listed.stdout).unwrap();
     let listed: BTreeSet<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(names(&results["scenarios"]), listed);
     has_whom_it_should(&results);
-    leaves_files_that_can_be_read(&room, &results);
-    assert!(std::fs::read_dir(room.volumes()).unwrap().next().is_none(), "volumes are left");
+    leaves_files_that_can_be_read(&dir, &results);
+    assert!(std::fs::read_dir(dir.volumes()).unwrap().next().is_none(), "volumes are left");
 }
 
 fn has_whom_it_should(results: &Value) {
@@ -61,21 +61,21 @@ fn has_whom_it_should(results: &Value) {
     assert!(versions.iter().all(|program| program["version"].is_string()), "{versions:#?}");
 }
 
-fn leaves_files_that_can_be_read(room: &Room, results: &Value) {
+fn leaves_files_that_can_be_read(dir: &TestDir, results: &Value) {
     for (scenario, operation) in [("dense-direct", "read"), ("dense-direct", "write"), ("cancel", "cancel")] {
         let latency = &target(results, scenario, "engine")["latency"][operation];
         let file = latency["file"].as_str().expect("kept in a file");
-        assert!(std::fs::read_to_string(room.out().join(file)).unwrap().contains("Percentile"));
+        assert!(std::fs::read_to_string(dir.out().join(file)).unwrap().contains("Percentile"));
     }
-    assert!(std::fs::read_to_string(room.out().join("report.html")).unwrap().contains("<svg"));
+    assert!(std::fs::read_to_string(dir.out().join("report.html")).unwrap().contains("<svg"));
 }
 
 #[test]
 fn trials_are_interleaved_and_a_run_equals_itself() {
-    let room = Room::new();
-    let output = room.run(&["--trials", "3", "--scenario", "sparse"]);
+    let dir = TestDir::new();
+    let output = dir.run(&["--trials", "3", "--scenario", "sparse"]);
     assert!(output.status.success(), "{}", errors(&output));
-    let results = room.results();
+    let results = dir.results();
     let targets = scenario_of(&results, "sparse")["targets"].as_array().unwrap().len() as u64;
     for (at, target) in scenario_of(&results, "sparse")["targets"].as_array().unwrap().iter().enumerate() {
         let positions: Vec<u64> =
@@ -83,6 +83,6 @@ fn trials_are_interleaved_and_a_run_equals_itself() {
         assert_eq!(positions, [at as u64, at as u64 + targets, at as u64 + 2 * targets]);
     }
     let mut compare = std::process::Command::new(env!("CARGO_BIN_EXE_copy-bench"));
-    let compared = compare.arg("compare").args([room.out(), room.out()]).output().unwrap();
+    let compared = compare.arg("compare").args([dir.out(), dir.out()]).output().unwrap();
     assert!(compared.status.success(), "{}", errors(&compared));
 }

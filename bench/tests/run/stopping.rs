@@ -1,6 +1,6 @@
 //! A run that is stopped half way, politely or not, leaves no devices and no servers; politely, no files either.
 
-use crate::support::Room;
+use crate::support::TestDir;
 use blockhaul_testkit::{Need, need};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -9,21 +9,21 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// No step here needs a tenth of this.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks.
-const GLANCE: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A run that would go on for long, and what it holds of this machine.
 struct Running<'a> {
-    room: &'a Room,
+    dir: &'a TestDir,
     child: Child,
 }
 
 impl<'a> Running<'a> {
-    fn start(room: &'a Room, scenario: &str) -> Self {
-        let mut command = room.command(&["--trials", "1000", "--scenario", scenario]);
+    fn start(dir: &'a TestDir, scenario: &str) -> Self {
+        let mut command = dir.command(&["--trials", "1000", "--scenario", scenario]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it was just built");
-        Self { room, child }
+        Self { dir, child }
     }
 
     /// Waits until trials run: everything that the scenario needs is there then.
@@ -34,7 +34,7 @@ impl<'a> Running<'a> {
 
     /// The command lines of others that name our folder.
     fn processes(&self) -> Vec<String> {
-        let ours = self.room.volumes().display().to_string();
+        let ours = self.dir.volumes().display().to_string();
         let own = [std::process::id(), self.child.id()];
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").expect("this is Linux").flatten() {
@@ -50,14 +50,14 @@ impl<'a> Running<'a> {
 
     /// The files of ours that loop devices stand on.
     fn loop_devices(&self) -> Vec<String> {
-        let ours = self.room.volumes().display().to_string();
+        let ours = self.dir.volumes().display().to_string();
         let devices = fs::read_dir("/sys/block").expect("this is Linux").flatten();
         let files = devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
         files.filter(|file| file.contains(&ours)).collect()
     }
 
     fn mounts(&self) -> usize {
-        let ours = self.room.volumes().display().to_string();
+        let ours = self.dir.volumes().display().to_string();
         let table = fs::read("/proc/mounts").expect("this is Linux");
         String::from_utf8_lossy(&table).matches(&ours).count()
     }
@@ -81,16 +81,16 @@ impl Drop for Running<'_> {
 }
 
 fn wait_until(otherwise: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !holds() {
         assert!(Instant::now() < until, "{otherwise}");
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 fn stop_politely(scenario: &str, signal: Signal, needs_a_device: bool) {
-    let room = Room::new();
-    let mut running = Running::start(&room, scenario);
+    let dir = TestDir::new();
+    let mut running = Running::start(&dir, scenario);
     running.wait_for_a_trial();
     assert!(!needs_a_device || !running.loop_devices().is_empty());
     let status = running.end(signal);
@@ -99,8 +99,8 @@ fn stop_politely(scenario: &str, signal: Signal, needs_a_device: bool) {
     // The kernel lets go of a device some time after its last user.
     wait_until("devices are left", || running.loop_devices().is_empty());
     assert_eq!(running.mounts(), 0);
-    assert!(fs::read_dir(room.volumes()).unwrap().next().is_none(), "files are left");
-    let results = room.results();
+    assert!(fs::read_dir(dir.volumes()).unwrap().next().is_none(), "files are left");
+    let results = dir.results();
     assert_eq!(results["run"]["complete"], false);
     assert_eq!(results["scenarios"][0]["name"], scenario);
 }
@@ -127,8 +127,8 @@ fn sigterm_leaves_no_mounts() {
 fn a_run_that_is_killed_leaves_no_servers_devices_or_mounts() {
     need!("a_run_that_is_killed_leaves_no_servers_devices_or_mounts", &[Need::Root]);
     for scenario in ["nbd-tcp-in", "reflink"] {
-        let room = Room::new();
-        let mut running = Running::start(&room, scenario);
+        let dir = TestDir::new();
+        let mut running = Running::start(&dir, scenario);
         running.wait_for_a_trial();
         running.end(Signal::SIGKILL);
         // Rivals on their way come to their own end; the engine's process and servers are taken along.

@@ -1,4 +1,4 @@
-//! A room for one run of the program, and what it left in its results.
+//! A dir for one run of the program, and what it left in its results.
 
 use serde_json::Value;
 use std::fs;
@@ -8,14 +8,14 @@ use std::sync::Once;
 use tempfile::TempDir;
 
 /// A folder for volumes, and one for results. Both go away with it.
-pub(crate) struct Room(TempDir);
+pub(crate) struct TestDir(TempDir);
 
-impl Room {
+impl TestDir {
     pub(crate) fn new() -> Self {
-        // Next to the build, as the usual temporary directory is often memory: no direct I/O, little room.
-        let room = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build directory can be written");
-        fs::create_dir(room.path().join("volumes")).expect("a new folder is empty");
-        Self(room)
+        // Next to the build, as the usual temporary directory is often memory: no direct I/O, little dir.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build directory can be written");
+        fs::create_dir(dir.path().join("volumes")).expect("a new folder is empty");
+        Self(dir)
     }
 
     pub(crate) fn volumes(&self) -> PathBuf {

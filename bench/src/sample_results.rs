@@ -1,5 +1,5 @@
 //! A run that never happened, for tests of whatever reads results: every kind of scenario, target, outcome, chart and
-//! doubt is in it, and its numbers add up.
+//! warning is in it, and its numbers add up.
 
 use crate::histogram;
 use crate::results::*;
@@ -11,15 +11,15 @@ const ROUNDS: u32 = 7;
 
 /// The run, with noise drawn from this seed: two seeds are two runs of one build on one machine.
 pub(crate) fn results(seed: u64) -> Results {
-    let mut bench = Bench { rng: Rng::with_seed(seed), seconds: 3.0 };
+    let mut generator = Generator { rng: Rng::with_seed(seed), seconds: 3.0 };
     let scenarios = vec![
-        dense(&mut bench),
-        sparse(&mut bench),
-        reflink(&mut bench),
-        nbd(&mut bench),
-        protection(&mut bench),
-        cancel(&mut bench),
-        jobs(&mut bench),
+        dense(&mut generator),
+        sparse(&mut generator),
+        reflink(&mut generator),
+        nbd(&mut generator),
+        protection(&mut generator),
+        cancel(&mut generator),
+        jobs(&mut generator),
     ];
     Results {
         schema: SCHEMA,
@@ -35,8 +35,8 @@ pub(crate) fn results(seed: u64) -> Results {
         },
         run: Run {
             started_at: "2026-11-21T10:00:00Z".into(),
-            seconds: bench.seconds + 1.0,
-            command: vec!["copy-bench".into(), "--out".into(), "<results>".into()],
+            seconds: generator.seconds + 1.0,
+            command: vec!["copy-generator".into(), "--out".into(), "<results>".into()],
             quick: false,
             trials: ROUNDS,
             seed: 1,
@@ -48,7 +48,11 @@ pub(crate) fn results(seed: u64) -> Results {
             program("ddrescue", None),
         ],
         scenarios,
-        doubts: vec![doubt("shared-host", "the machine is virtual: neighbours may have been busy", "repeat the run")],
+        warnings: vec![warning(
+            "shared-host",
+            "the machine is virtual: neighbours may have been busy",
+            "repeat the run",
+        )],
     }
 }
 
@@ -61,7 +65,7 @@ pub(crate) fn scale(results: &mut Results, scenario: &str, target: &str, factor:
 }
 
 /// Draws noise and keeps the clock.
-struct Bench {
+struct Generator {
     rng: Rng,
     seconds: f64,
 }
@@ -69,15 +73,22 @@ struct Bench {
 /// A target to be: name, kind, and the median of its values in the unit of the metric.
 type Line<'a> = (&'a str, Kind, f64);
 
-impl Bench {
+impl Generator {
     /// About 2 %, more or less normal.
     fn noise(&mut self) -> f64 {
         1.0 + 0.02 * ((0..6).map(|_| self.rng.f64()).sum::<f64>() - 3.0)
     }
 
     /// Interleaved trials of all lines.
-    fn scenario(&mut self, name: &str, about: &str, metric: Metric, volume_bytes: u64, lines: &[Line]) -> Scenario {
-        let mut targets: Vec<Target> = lines.iter().map(|(name, kind, _)| idle(name, *kind)).collect();
+    fn scenario(
+        &mut self,
+        name: &str,
+        about: &str,
+        metric: Metric,
+        volume_bytes: u64,
+        lines: &[Line],
+    ) -> ScenarioResult {
+        let mut targets: Vec<TargetResult> = lines.iter().map(|(name, kind, _)| idle(name, *kind)).collect();
         for round in 0..ROUNDS {
             for (at, (_, _, median)) in lines.iter().enumerate() {
                 let position = round * lines.len() as u32 + at as u32;
@@ -88,7 +99,7 @@ impl Bench {
         for target in &mut targets {
             target.summary = Summary::of(&target.values());
         }
-        Scenario {
+        ScenarioResult {
             name: name.into(),
             about: about.into(),
             metric,
@@ -98,7 +109,7 @@ impl Bench {
             axis: None,
             targets,
             goals: Vec::new(),
-            doubts: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -136,14 +147,14 @@ impl Bench {
     }
 
     /// Throughput in quarter seconds around this rate.
-    fn timeline(&mut self, rate: f64, seconds: f64) -> Vec<Point> {
+    fn timeline(&mut self, rate: f64, seconds: f64) -> Vec<ThroughputPoint> {
         let points = (seconds * 4.0) as u32;
         let at = |point: u32| f64::from(point + 1) / 4.0;
-        (0..points).map(|p| Point { seconds: at(p), bytes_per_second: rate * self.noise().powi(3) }).collect()
+        (0..points).map(|p| ThroughputPoint { seconds: at(p), bytes_per_second: rate * self.noise().powi(3) }).collect()
     }
 }
 
-fn dense(bench: &mut Bench) -> Scenario {
+fn dense(generator: &mut Generator) -> ScenarioResult {
     let rate = |gib: f64| gib * GIB as f64;
     let lines = [
         ("blockhaul", Kind::Command, rate(1.52)),
@@ -157,18 +168,18 @@ fn dense(bench: &mut Bench) -> Scenario {
         ("null", Kind::Null, rate(900.0)),
     ];
     let about = "4 GiB of random data, file to file, O_DIRECT on both sides";
-    let mut scenario = bench.scenario("dense-direct", about, Metric::BytesPerSecond, 4 * GIB, &lines);
+    let mut scenario = generator.scenario("dense-direct", about, Metric::BytesPerSecond, 4 * GIB, &lines);
     scenario.targets.push(absent("ddrescue", Outcome::Missing("not installed: apt install gddrescue".into())));
     for (name, gib) in [("blockhaul", 1.52), ("qemu-img", 1.03), ("cp", 0.31)] {
-        of(&mut scenario, name).timeline = bench.timeline(rate(gib), 3.9 / gib);
+        of(&mut scenario, name).timeline = generator.timeline(rate(gib), 3.9 / gib);
     }
     for (operation, us) in [("read", 900.0), ("write", 2_400.0), ("flush", 9_000.0)] {
-        let latency = bench.latency(us);
+        let latency = generator.latency(us);
         of(&mut scenario, "engine").latency.insert(operation.into(), latency);
     }
-    of(&mut scenario, "blockhaul").figures.insert("worker_system_calls".into(), 4096.0);
-    let noisy = doubt("noisy", "spread of 11 % of the median", "stop other work on the disk and run it again");
-    of(&mut scenario, "cp").doubts.push(noisy);
+    of(&mut scenario, "blockhaul").other_metrics.insert("worker_system_calls".into(), 4096.0);
+    let noisy = warning("noisy", "spread of 11 % of the median", "stop other work on the disk and run it again");
+    of(&mut scenario, "cp").warnings.push(noisy);
     scenario.goals = vec![
         goal("dense-direct/qemu-img", "at least 1.3 times as fast as qemu-img", Some(1.48), 1.3),
         goal("dense-direct/fio", "at least 0.95 of fio's rate", Some(0.94), 0.95),
@@ -177,7 +188,7 @@ fn dense(bench: &mut Bench) -> Scenario {
     scenario
 }
 
-fn sparse(bench: &mut Bench) -> Scenario {
+fn sparse(generator: &mut Generator) -> ScenarioResult {
     let rate = |gib: f64| gib * GIB as f64;
     let lines = [
         ("blockhaul", Kind::Command, rate(64.0)),
@@ -185,38 +196,38 @@ fn sparse(bench: &mut Bench) -> Scenario {
         ("nbdcopy", Kind::Rival, rate(0.9)),
     ];
     let about = "64 GiB with 1 GiB of data in 1,024 scattered extents";
-    let mut scenario = bench.scenario("sparse", about, Metric::BytesPerSecond, 64 * GIB, &lines);
+    let mut scenario = generator.scenario("sparse", about, Metric::BytesPerSecond, 64 * GIB, &lines);
     scenario.data_bytes = GIB;
     scenario
 }
 
-fn reflink(bench: &mut Bench) -> Scenario {
+fn reflink(generator: &mut Generator) -> ScenarioResult {
     let lines = [("blockhaul", Kind::Command, 0.031), ("cp", Kind::Rival, 0.027)];
-    bench.scenario("reflink", "1 GiB cloned on xfs", Metric::Seconds, GIB, &lines)
+    generator.scenario("reflink", "1 GiB cloned on xfs", Metric::Seconds, GIB, &lines)
 }
 
-fn nbd(bench: &mut Bench) -> Scenario {
+fn nbd(generator: &mut Generator) -> ScenarioResult {
     let rate = |gib: f64| gib * GIB as f64;
     let lines =
         [("blockhaul", Kind::Command, rate(2.1)), ("nbdcopy", Kind::Rival, rate(2.08)), ("dd", Kind::Rival, rate(1.4))];
     let about = "2 GiB between two servers over unix sockets";
-    let mut scenario = bench.scenario("nbd-unix", about, Metric::BytesPerSecond, 2 * GIB, &lines);
+    let mut scenario = generator.scenario("nbd-unix", about, Metric::BytesPerSecond, 2 * GIB, &lines);
     let odd = "byte 4096 differs <from> \"source\" & more \u{1b}[31m";
     scenario.targets.push(absent("qemu-img", Outcome::WrongBytes(odd.into())));
     scenario.targets.push(absent("ddrescue", Outcome::Failed("exit code 1: no such device".into())));
-    scenario.doubts = vec![doubt("different-flags", "dd copies one block at a time", "read its ratio as a floor")];
+    scenario.warnings = vec![warning("different-flags", "dd copies one block at a time", "read its ratio as a floor")];
     scenario
 }
 
-fn protection(bench: &mut Bench) -> Scenario {
+fn protection(generator: &mut Generator) -> ScenarioResult {
     let lines = [("protected", Kind::Engine, 610.0), ("unprotected", Kind::Engine, 4_900.0)];
     let about = "what a foreground reader feels while a copy runs beside it";
-    let mut scenario = bench.scenario("protection", about, Metric::Microseconds, 4 * GIB, &lines);
+    let mut scenario = generator.scenario("protection", about, Metric::Microseconds, 4 * GIB, &lines);
     for (name, slope) in [("protected", 55.0), ("unprotected", 140.0)] {
-        let latency = bench.latency(slope * 10.0);
+        let latency = generator.latency(slope * 10.0);
         let window = (0..120u32).map(|at| {
             let window_bytes = u64::from(1 + (at * 7) % 32) << 20;
-            let foreground_us = 180.0 + slope * (window_bytes >> 20) as f64 * bench.noise().powi(6);
+            let foreground_us = 180.0 + slope * (window_bytes >> 20) as f64 * generator.noise().powi(6);
             WindowPoint { seconds: f64::from(at) / 10.0, window_bytes, foreground_us }
         });
         let window = window.collect();
@@ -227,16 +238,21 @@ fn protection(bench: &mut Bench) -> Scenario {
     scenario
 }
 
-fn cancel(bench: &mut Bench) -> Scenario {
+fn cancel(generator: &mut Generator) -> ScenarioResult {
     let lines = [("blockhaul", Kind::Command, 21_000.0)];
-    let mut scenario =
-        bench.scenario("cancel", "SIGTERM to drained and exited, under load", Metric::Microseconds, 4 * GIB, &lines);
-    let latency = bench.latency(21_000.0);
+    let mut scenario = generator.scenario(
+        "cancel",
+        "SIGTERM to drained and exited, under load",
+        Metric::Microseconds,
+        4 * GIB,
+        &lines,
+    );
+    let latency = generator.latency(21_000.0);
     of(&mut scenario, "blockhaul").latency.insert("cancel".into(), latency);
     scenario
 }
 
-fn jobs(bench: &mut Bench) -> Scenario {
+fn jobs(generator: &mut Generator) -> ScenarioResult {
     let rate = |gib: f64| gib * GIB as f64;
     let steps = [(1.0, 1.4, 0.9), (4.0, 1.52, 1.1), (16.0, 1.53, 1.0), (64.0, 1.5, 0.7)];
     let names: Vec<(String, String)> =
@@ -249,7 +265,7 @@ fn jobs(bench: &mut Bench) -> Scenario {
         })
         .collect();
     let about = "the same 4 GiB, divided among jobs at once";
-    let mut scenario = bench.scenario("jobs", about, Metric::BytesPerSecond, 4 * GIB, &lines);
+    let mut scenario = generator.scenario("jobs", about, Metric::BytesPerSecond, 4 * GIB, &lines);
     scenario.axis = Some(Axis { name: "parallel jobs".into() });
     for (at, target) in scenario.targets.iter_mut().enumerate() {
         let series = if at % 2 == 0 { "blockhaul" } else { "qemu-img" };
@@ -258,12 +274,12 @@ fn jobs(bench: &mut Bench) -> Scenario {
     scenario
 }
 
-fn of<'a>(scenario: &'a mut Scenario, name: &str) -> &'a mut Target {
+fn of<'a>(scenario: &'a mut ScenarioResult, name: &str) -> &'a mut TargetResult {
     scenario.targets.iter_mut().find(|target| target.name == name).expect("it is in the scenario")
 }
 
-fn idle(name: &str, kind: Kind) -> Target {
-    Target {
+fn idle(name: &str, kind: Kind) -> TargetResult {
+    TargetResult {
         name: name.into(),
         kind,
         step: None,
@@ -274,13 +290,13 @@ fn idle(name: &str, kind: Kind) -> Target {
         latency: BTreeMap::new(),
         timeline: Vec::new(),
         window: Vec::new(),
-        figures: BTreeMap::default(),
-        doubts: Vec::new(),
+        other_metrics: BTreeMap::default(),
+        warnings: Vec::new(),
     }
 }
 
-fn absent(name: &str, outcome: Outcome) -> Target {
-    Target { outcome, ..idle(name, Kind::Rival) }
+fn absent(name: &str, outcome: Outcome) -> TargetResult {
+    TargetResult { outcome, ..idle(name, Kind::Rival) }
 }
 
 fn goal(name: &str, about: &str, measured: Option<f64>, bound: f64) -> Goal {
@@ -288,8 +304,8 @@ fn goal(name: &str, about: &str, measured: Option<f64>, bound: f64) -> Goal {
     Goal { name: name.into(), about: about.into(), measured, bound, sense: Sense::AtLeast, met }
 }
 
-fn doubt(kind: &str, what: &str, advice: &str) -> Doubt {
-    Doubt { kind: kind.into(), what: what.into(), advice: advice.into() }
+fn warning(kind: &str, what: &str, advice: &str) -> Warning {
+    Warning { kind: kind.into(), what: what.into(), advice: advice.into() }
 }
 
 fn program(name: &str, version: Option<&str>) -> Program {

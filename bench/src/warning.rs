@@ -1,6 +1,6 @@
 //! Every reason to distrust a number, and what to do about it.
 
-use crate::results::{Doubt, Target};
+use crate::results::{TargetResult, Warning};
 use crate::stats;
 
 /// A spread above this share of the median is noise.
@@ -18,7 +18,7 @@ const FEW_TRIALS: u32 = 5;
 
 /// Why a number, or all of them, may be wrong.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Reason {
+pub(crate) enum WarningKind {
     /// Trials of one target scatter: the share of the median.
     Noisy(f64),
     /// Trials got slower in the course of the scenario: the share lost.
@@ -44,12 +44,12 @@ pub(crate) enum Reason {
     /// The scenario could not be staged here: why.
     Skipped(String),
     /// A number of the harness's own is missing: which.
-    Blind(String),
+    NotMeasured(String),
 }
 
-impl Reason {
+impl WarningKind {
     /// As it appears in the results.
-    pub(crate) fn doubt(&self) -> Doubt {
+    pub(crate) fn warning(&self) -> Warning {
         let percent = |share: &f64| format!("{:.0} %", share * 100.0);
         let (kind, what, advice): (_, String, &str) = match self {
             Self::Noisy(share) => (
@@ -72,7 +72,7 @@ impl Reason {
                 format!("{count} trials do not show how much they scatter"),
                 "ask for at least 5 (--trials)",
             ),
-            Self::Missing(name, remedy) => ("missing", format!("{name} was not measured"), remedy),
+            Self::Missing(name, install_hint) => ("missing", format!("{name} was not measured"), install_hint),
             Self::OtherFlags(how) => (
                 "other-flags",
                 format!("it does not work under the same conditions: {how}"),
@@ -106,31 +106,31 @@ impl Reason {
             Self::Skipped(why) => {
                 ("skipped", format!("it could not be staged here: {why}"), "see what it says is missing")
             }
-            Self::Blind(what) => {
+            Self::NotMeasured(what) => {
                 ("blind", format!("{what} could not be measured"), "run as root on Linux 6.1 or later")
             }
         };
-        Doubt { kind: kind.to_owned(), what, advice: advice.to_owned() }
+        Warning { kind: kind.to_owned(), what, advice: advice.to_owned() }
     }
 }
 
 /// What the trials of a target say against themselves.
-pub(crate) fn of_target(target: &Target) -> Vec<Doubt> {
+pub(crate) fn of_target(target: &TargetResult) -> Vec<Warning> {
     let Some(summary) = target.summary else { return Vec::new() };
     let walls: Vec<f64> = target.trials.iter().map(|trial| trial.wall_seconds).collect();
     let mut reasons = Vec::new();
     if summary.relative_spread() > NOISY_SHARE {
-        reasons.push(Reason::Noisy(summary.relative_spread()));
+        reasons.push(WarningKind::Noisy(summary.relative_spread()));
     }
     if let Some(share) = slowdown(&walls).filter(|share| *share > THROTTLED_SHARE) {
-        reasons.push(Reason::Throttled(share));
+        reasons.push(WarningKind::Throttled(share));
     }
     if let Some(wall) =
         stats::median(&walls).filter(|wall| *wall < SHORT_SECONDS && target.kind != crate::results::Kind::Null)
     {
-        reasons.push(Reason::Short(wall));
+        reasons.push(WarningKind::Short(wall));
     }
-    reasons.iter().map(Reason::doubt).collect()
+    reasons.iter().map(WarningKind::warning).collect()
 }
 
 /// By which share the last third of the trials is slower than the first one, if every one of them is.
@@ -147,12 +147,12 @@ fn slowdown(walls: &[f64]) -> Option<f64> {
 
 /// What speaks against the whole run: CPUs that others kept busy before it, the share stolen during it, and how it was
 /// asked for.
-pub(crate) fn of_run(busy_cpus: Option<f64>, cpus: u32, stolen_share: Option<f64>, trials: u32) -> Vec<Doubt> {
-    let busy = busy_cpus.filter(|busy| *busy > BUSY_SHARE * f64::from(cpus)).map(Reason::BusyHost);
-    let stolen = stolen_share.filter(|share| *share > STOLEN_SHARE).map(Reason::Stolen);
-    let debug = cfg!(debug_assertions).then_some(Reason::DebugBuild);
-    let few = (trials < FEW_TRIALS).then_some(Reason::FewTrials(trials));
-    [busy, stolen, few, debug].iter().flatten().map(Reason::doubt).collect()
+pub(crate) fn of_run(busy_cpus: Option<f64>, cpus: u32, stolen_share: Option<f64>, trials: u32) -> Vec<Warning> {
+    let busy = busy_cpus.filter(|busy| *busy > BUSY_SHARE * f64::from(cpus)).map(WarningKind::BusyHost);
+    let stolen = stolen_share.filter(|share| *share > STOLEN_SHARE).map(WarningKind::Stolen);
+    let debug = cfg!(debug_assertions).then_some(WarningKind::DebugBuild);
+    let few = (trials < FEW_TRIALS).then_some(WarningKind::FewTrials(trials));
+    [busy, stolen, few, debug].iter().flatten().map(WarningKind::warning).collect()
 }
 
 #[cfg(test)]
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_busy_or_shared_machine_is_named() {
-        let kinds = |doubts: Vec<Doubt>| doubts.into_iter().map(|doubt| doubt.kind).collect::<Vec<_>>();
+        let kinds = |warnings: Vec<Warning>| warnings.into_iter().map(|warning| warning.kind).collect::<Vec<_>>();
         let debug: &[&str] = if cfg!(debug_assertions) { &["debug-build"] } else { &[] };
         assert_eq!(kinds(of_run(Some(0.1), 4, Some(0.0), 5)), debug);
         assert_eq!(kinds(of_run(Some(3.0), 4, Some(0.5), 2)), [&["busy-host", "stolen", "few-trials"], debug].concat());
@@ -178,23 +178,23 @@ mod tests {
     #[test]
     fn every_doubt_comes_with_advice() {
         let all = [
-            Reason::Noisy(0.1),
-            Reason::Throttled(0.3),
-            Reason::Short(0.01),
-            Reason::FewTrials(2),
-            Reason::Missing("x".into(), "install x".into()),
-            Reason::OtherFlags("y".into()),
-            Reason::NotCompared,
-            Reason::BusyHost(1.0),
-            Reason::Stolen(0.1),
-            Reason::DebugBuild,
-            Reason::Quick,
-            Reason::Skipped("z".into()),
-            Reason::Blind("w".into()),
+            WarningKind::Noisy(0.1),
+            WarningKind::Throttled(0.3),
+            WarningKind::Short(0.01),
+            WarningKind::FewTrials(2),
+            WarningKind::Missing("x".into(), "install x".into()),
+            WarningKind::OtherFlags("y".into()),
+            WarningKind::NotCompared,
+            WarningKind::BusyHost(1.0),
+            WarningKind::Stolen(0.1),
+            WarningKind::DebugBuild,
+            WarningKind::Quick,
+            WarningKind::Skipped("z".into()),
+            WarningKind::NotMeasured("w".into()),
         ];
-        let doubts: Vec<Doubt> = all.iter().map(Reason::doubt).collect();
-        assert!(doubts.iter().all(|doubt| !doubt.what.is_empty() && !doubt.advice.is_empty()));
-        let mut kinds: Vec<_> = doubts.iter().map(|doubt| &doubt.kind).collect();
+        let warnings: Vec<Warning> = all.iter().map(WarningKind::warning).collect();
+        assert!(warnings.iter().all(|warning| !warning.what.is_empty() && !warning.advice.is_empty()));
+        let mut kinds: Vec<_> = warnings.iter().map(|warning| &warning.kind).collect();
         kinds.sort();
         kinds.dedup();
         assert_eq!(kinds.len(), all.len());

@@ -1,8 +1,8 @@
 //! The places where scenarios happen, and their end: nothing that is made here outlives the run.
 //!
 //! ```text
-//! Site    one folder for the run                    removed when dropped, and when this process panics
-//! └ Room  one folder for a scenario                 dropped in this order: servers, mounts, loop devices, folder
+//! RunDir    one folder for the run                    removed when dropped, and when this process panics
+//! └ ScenarioDir  one folder for a scenario                 dropped in this order: servers, mounts, loop devices, folder
 //!   ├ Server      a process                         killed; the kernel kills it if this process is killed
 //!   ├ Mount       in our own mount name space       unmounted; gone with this process in any case
 //!   └ LoopDevice  held open, to go at the last close detached; gone with this process in any case
@@ -16,7 +16,7 @@ pub(crate) mod server;
 use crate::executor::Failure;
 use crate::interrupt::Interrupt;
 use crate::launch::Launcher;
-use crate::volume::{Pair, Volume};
+use crate::volume::{Volume, VolumePair};
 use loop_device::LoopDevice;
 use mount::Mount;
 use server::{Listen, Server};
@@ -27,14 +27,14 @@ use tempfile::TempDir;
 
 /// The folder of the run.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct RunDir {
     folder: TempDir,
     /// Socket names are short by law: they have a folder of their own.
     sockets: TempDir,
     interrupt: Interrupt,
 }
 
-impl Site {
+impl RunDir {
     /// Makes it below `base`.
     ///
     /// # Errors
@@ -50,13 +50,13 @@ impl Site {
         self.folder.path()
     }
 
-    /// A room of that name.
+    /// A dir of that name.
     ///
     /// # Errors
     /// As making a folder.
-    pub(crate) fn room(&self, name: &str) -> io::Result<Room> {
+    pub(crate) fn scenario_dir(&self, name: &str) -> io::Result<ScenarioDir> {
         let folder = tempfile::Builder::new().prefix(name).tempdir_in(self.folder.path())?;
-        Ok(Room {
+        Ok(ScenarioDir {
             servers: Vec::new(),
             mounts: Vec::new(),
             loop_devices: Vec::new(),
@@ -81,7 +81,7 @@ fn remove_on_panic(folders: [PathBuf; 2]) {
 
 /// The place of one scenario. Fields are dropped in their order.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct ScenarioDir {
     servers: Vec<Server>,
     mounts: Vec<Mount>,
     loop_devices: Vec<LoopDevice>,
@@ -90,7 +90,7 @@ pub(crate) struct Room {
     interrupt: Interrupt,
 }
 
-impl Room {
+impl ScenarioDir {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -102,10 +102,10 @@ impl Room {
     /// Runs a program that prepares something.
     ///
     /// # Errors
-    /// As [`Launcher::call`].
-    pub(crate) fn call(&self, words: &[&str]) -> Result<String, Failure> {
+    /// As [`Launcher::run_one`].
+    pub(crate) fn run_one(&self, words: &[&str]) -> Result<String, Failure> {
         let launcher = Launcher { folder: &self.path("said"), interrupt: &self.interrupt };
-        launcher.call(&crate::contestant::Invocation::new(words.iter().copied()))
+        launcher.run_one(&crate::target::Invocation::new(words.iter().copied()))
     }
 
     /// A file with this much space reserved and nothing written.
@@ -140,7 +140,7 @@ impl Room {
     /// Without rights, or as making and mounting one.
     pub(crate) fn xfs(&mut self, bytes: u64) -> Result<PathBuf, Failure> {
         let file = self.reserved("xfs", bytes)?;
-        self.call(&["mkfs.xfs", "-q", "-m", "reflink=1", &file.display().to_string()])?;
+        self.run_one(&["mkfs.xfs", "-q", "-m", "reflink=1", &file.display().to_string()])?;
         let device = self.loop_device(&file)?;
         self.mount(&device, "xfs", "mounted")
     }
@@ -177,8 +177,8 @@ impl Room {
     }
 
     /// A pair with its own state, which is the `number`th here.
-    pub(crate) fn pair(&self, number: usize, source: Volume, destination: Volume, bytes: u64) -> Pair {
-        Pair { source, destination, bytes, state: self.path(&format!("state-{number}")) }
+    pub(crate) fn pair(&self, number: usize, source: Volume, destination: Volume, bytes: u64) -> VolumePair {
+        VolumePair { source, destination, bytes, state: self.path(&format!("state-{number}")) }
     }
 }
 
@@ -194,12 +194,12 @@ mod tests {
     #[test]
     fn nothing_is_left_of_a_site() {
         let base = tempfile::tempdir_in("/var/tmp").unwrap();
-        let site = Site::open(base.path(), &Interrupt::default()).unwrap();
-        let room = site.room("room").unwrap();
-        assert_eq!(fs::metadata(room.reserved("file", 1 << 20).unwrap()).unwrap().len(), 1 << 20);
-        assert!(matches!(room.call(&["false"]), Err(Failure::Failed(_))));
-        let sockets = site.sockets.path().to_owned();
-        drop((room, site));
+        let run_dir = RunDir::open(base.path(), &Interrupt::default()).unwrap();
+        let dir = run_dir.scenario_dir("dir").unwrap();
+        assert_eq!(fs::metadata(dir.reserved("file", 1 << 20).unwrap()).unwrap().len(), 1 << 20);
+        assert!(matches!(dir.run_one(&["false"]), Err(Failure::Failed(_))));
+        let sockets = run_dir.sockets.path().to_owned();
+        drop((dir, run_dir));
         assert!(fs::read_dir(base.path()).unwrap().next().is_none() && !sockets.exists());
     }
 }

@@ -1,10 +1,10 @@
 //! How our copy stands against every other way of doing the same work.
 //!
 //! A rival is a command, so it is held against our command where that ran, and against the engine in process
-//! elsewhere; in a series, against the same step. Only a target whose every trial ended well has a standing: one that
+//! elsewhere; in a series, against the same step. Only a target whose every trial ended well has a relative: one that
 //! is missing, failed or wrote wrong bytes was not beaten.
 
-use crate::results::{Kind, Outcome, Scenario, Target, Trial};
+use crate::results::{Kind, Outcome, ScenarioResult, TargetResult, Trial};
 use crate::stats::{self, Ratio};
 use std::fmt::{self, Display, Formatter};
 
@@ -12,16 +12,16 @@ const GIB: f64 = (1u64 << 30) as f64;
 
 /// Ours against another.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Standing<'a> {
-    pub other: &'a Target,
+pub(crate) struct RelativeResult<'a> {
+    pub other: &'a TargetResult,
     /// How many times as good ours is, whichever way the metric goes: above 1 it is better.
     pub ratio: Ratio,
 }
 
-impl Scenario {
+impl ScenarioResult {
     /// The target that others are held against, among those of the same step.
-    pub(crate) fn ours_beside(&self, other: &Target) -> Option<&Target> {
-        let same_step = |target: &&Target| {
+    pub(crate) fn baseline_for(&self, other: &TargetResult) -> Option<&TargetResult> {
+        let same_step = |target: &&TargetResult| {
             target.ran() && target.step.as_ref().map(|step| step.at) == other.step.as_ref().map(|step| step.at)
         };
         let of = |kind| self.targets.iter().filter(same_step).find(|target| target.kind == kind);
@@ -29,26 +29,26 @@ impl Scenario {
     }
 
     /// Against `other`; `None` if it did not run, if it is ours itself, or if there is nothing to divide.
-    pub(crate) fn standing<'a>(&'a self, other: &'a Target) -> Option<Standing<'a>> {
-        let ours = self.ours_beside(other).filter(|ours| !std::ptr::eq(*ours, other))?;
+    pub(crate) fn relative_to<'a>(&'a self, other: &'a TargetResult) -> Option<RelativeResult<'a>> {
+        let ours = self.baseline_for(other).filter(|ours| !std::ptr::eq(*ours, other))?;
         let comparable = other.ran() && other.kind != Kind::Null;
         let ratio = comparable.then(|| Ratio::of_medians(&ours.values(), &other.values()))??;
-        Some(Standing { other, ratio: if self.metric.more_is_better() { ratio } else { ratio.inverted() } })
+        Some(RelativeResult { other, ratio: if self.metric.more_is_better() { ratio } else { ratio.inverted() } })
     }
 
     /// Against all others that ran, in the order of the results.
-    pub(crate) fn standings(&self) -> Vec<Standing<'_>> {
-        self.targets.iter().filter_map(|other| self.standing(other)).collect()
+    pub(crate) fn relative_results(&self) -> Vec<RelativeResult<'_>> {
+        self.targets.iter().filter_map(|other| self.relative_to(other)).collect()
     }
 
     /// Against the best of the rivals that ran: the one that leaves ours the smallest lead.
-    pub(crate) fn closest_rival(&self) -> Option<Standing<'_>> {
-        let rivals = self.standings().into_iter().filter(|standing| standing.other.kind == Kind::Rival);
+    pub(crate) fn closest_rival(&self) -> Option<RelativeResult<'_>> {
+        let rivals = self.relative_results().into_iter().filter(|relative| relative.other.kind == Kind::Rival);
         rivals.min_by(|a, b| a.ratio.value.total_cmp(&b.ratio.value))
     }
 }
 
-impl Target {
+impl TargetResult {
     /// Whether every trial ended well.
     pub(crate) fn ran(&self) -> bool {
         self.outcome == Outcome::Ran
@@ -66,7 +66,7 @@ impl Display for Ratio {
         let number = |ratio: f64| match ratio {
             // Two digits behind the point are as much as a ratio below one deserves.
             small if (0.0095..0.995).contains(&small) => format!("{small:.2}"),
-            other => crate::figure::significant(other),
+            other => crate::format::significant(other),
         };
         write!(out, "{}x", number(self.value))?;
         if !self.high.is_finite() {
@@ -78,7 +78,7 @@ impl Display for Ratio {
 
 impl Trial {
     /// CPU time of the processes and of the kernel's workers, by GiB of data; `None` where there is no data.
-    pub(crate) fn cpu_seconds_per_gib(&self, scenario: &Scenario) -> Option<f64> {
+    pub(crate) fn cpu_seconds_per_gib(&self, scenario: &ScenarioResult) -> Option<f64> {
         let seconds = self.user_seconds + self.system_seconds + self.kernel_worker_seconds;
         (scenario.data_bytes > 0).then(|| seconds / (scenario.data_bytes as f64 / GIB))
     }
@@ -94,7 +94,7 @@ pub(crate) struct Costs {
 
 impl Costs {
     /// Of a target of this scenario.
-    pub(crate) fn of(target: &Target, scenario: &Scenario) -> Self {
+    pub(crate) fn of(target: &TargetResult, scenario: &ScenarioResult) -> Self {
         let median = |cost: &dyn Fn(&Trial) -> Option<f64>| {
             stats::median(&target.trials.iter().map(cost).collect::<Option<Vec<f64>>>()?)
         };
@@ -109,22 +109,26 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples;
+    use crate::sample_results;
 
-    fn scenario(name: &str) -> Scenario {
-        samples::results(1).scenarios.into_iter().find(|scenario| scenario.name == name).expect("it is in the run")
+    fn scenario(name: &str) -> ScenarioResult {
+        sample_results::results(1)
+            .scenarios
+            .into_iter()
+            .find(|scenario| scenario.name == name)
+            .expect("it is in the run")
     }
 
     #[test]
     fn a_command_is_held_against_our_command_and_a_step_against_the_same_step() {
         let dense = scenario("dense-direct");
-        let ours = |scenario: &Scenario, standing: Standing| {
-            scenario.ours_beside(standing.other).map(|ours| ours.name.clone()).unwrap_or_default()
+        let ours = |scenario: &ScenarioResult, relative: RelativeResult| {
+            scenario.baseline_for(relative.other).map(|ours| ours.name.clone()).unwrap_or_default()
         };
-        assert!(dense.standings().into_iter().all(|standing| ours(&dense, standing) == "blockhaul"));
+        assert!(dense.relative_results().into_iter().all(|relative| ours(&dense, relative) == "blockhaul"));
         let jobs = scenario("jobs");
         let pairs: Vec<(String, &str)> =
-            jobs.standings().into_iter().map(|s| (ours(&jobs, s), s.other.name.as_str())).collect();
+            jobs.relative_results().into_iter().map(|s| (ours(&jobs, s), s.other.name.as_str())).collect();
         assert_eq!(pairs[1], ("blockhaul x4".to_owned(), "qemu-img x4"));
         assert_eq!(pairs.len(), 4);
     }
@@ -132,27 +136,27 @@ mod tests {
     #[test]
     fn above_one_is_better_whichever_way_the_metric_goes() {
         let dense = scenario("dense-direct");
-        let slow = dense.standings().into_iter().find(|standing| standing.other.name == "cp").expect("cp ran");
+        let slow = dense.relative_results().into_iter().find(|relative| relative.other.name == "cp").expect("cp ran");
         assert!((4.0..6.0).contains(&slow.ratio.value) && slow.ratio.low > 1.0, "{:?}", slow.ratio);
         let reflink = scenario("reflink");
-        let standing = reflink.closest_rival().expect("cp ran");
-        assert!((0.8..0.95).contains(&standing.ratio.value) && standing.ratio.high < 1.0, "{:?}", standing.ratio);
+        let relative = reflink.closest_rival().expect("cp ran");
+        assert!((0.8..0.95).contains(&relative.ratio.value) && relative.ratio.high < 1.0, "{:?}", relative.ratio);
     }
 
     #[test]
     fn who_did_not_copy_well_was_not_beaten() {
         let nbd = scenario("nbd-unix");
-        let beaten: Vec<&str> = nbd.standings().iter().map(|standing| standing.other.name.as_str()).collect();
+        let beaten: Vec<&str> = nbd.relative_results().iter().map(|relative| relative.other.name.as_str()).collect();
         assert_eq!(beaten, ["nbdcopy", "dd"]);
-        assert_eq!(nbd.closest_rival().map(|standing| standing.other.name.as_str()), Some("nbdcopy"));
+        assert_eq!(nbd.closest_rival().map(|relative| relative.other.name.as_str()), Some("nbdcopy"));
         let mut without_ours = scenario("nbd-unix");
         without_ours.targets[0].outcome = Outcome::Failed("exit code 1".into());
-        assert!(without_ours.standings().is_empty());
+        assert!(without_ours.relative_results().is_empty());
     }
 
     #[test]
     fn the_harness_itself_is_nobody_to_beat() {
-        assert!(scenario("dense-direct").standings().iter().all(|standing| standing.other.kind != Kind::Null));
+        assert!(scenario("dense-direct").relative_results().iter().all(|relative| relative.other.kind != Kind::Null));
     }
 
     #[test]

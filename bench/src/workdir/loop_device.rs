@@ -3,7 +3,7 @@
 //! The device is detached right after it was attached, while we hold it open: the kernel then lets it go at the last
 //! close, also if this process is killed.
 
-use super::{Room, is_root};
+use super::{ScenarioDir, is_root};
 use crate::executor::Failure;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,15 +20,15 @@ impl LoopDevice {
     ///
     /// # Errors
     /// Without rights, or as `losetup`.
-    pub(crate) fn attach(room: &Room, file: &Path) -> Result<Self, Failure> {
+    pub(crate) fn attach(dir: &ScenarioDir, file: &Path) -> Result<Self, Failure> {
         if !is_root() {
             return Err(Failure::Failed("loop devices need root".to_owned()));
         }
         let file = file.display().to_string();
-        let said = room.call(&["losetup", "--find", "--show", "--direct-io=on", &file])?;
+        let said = dir.run_one(&["losetup", "--find", "--show", "--direct-io=on", &file])?;
         let path = PathBuf::from(said.trim());
         let held = File::open(&path).map_err(|error| Failure::io(format!("open {}", path.display()), &error));
-        let detached = room.call(&["losetup", "--detach", said.trim()]);
+        let detached = dir.run_one(&["losetup", "--detach", said.trim()]);
         let held = held?;
         detached?;
         Ok(Self { path, _held: held })
@@ -42,21 +42,21 @@ impl LoopDevice {
 #[cfg(test)]
 mod tests {
     use crate::interrupt::Interrupt;
-    use crate::site::Site;
+    use crate::workdir::RunDir;
     use blockhaul_testkit::{Need, need};
     use std::fs;
 
     #[test]
     fn a_device_goes_with_its_holder() {
         need!("a_device_goes_with_its_holder", &[Need::Root]);
-        let site = Site::open("/var/tmp".as_ref(), &Interrupt::default()).unwrap();
-        let mut room = site.room("room").unwrap();
-        let file = room.reserved("file", 4 << 20).unwrap();
-        let device = room.loop_device(&file).unwrap();
+        let run_dir = RunDir::open("/var/tmp".as_ref(), &Interrupt::default()).unwrap();
+        let mut dir = run_dir.scenario_dir("dir").unwrap();
+        let file = dir.reserved("file", 4 << 20).unwrap();
+        let device = dir.loop_device(&file).unwrap();
         let name = device.file_name().unwrap().to_owned();
         let backing = std::path::Path::new("/sys/block").join(name).join("loop/backing_file");
         assert!(fs::read_to_string(&backing).unwrap().contains(&*file.display().to_string()));
-        drop(room);
+        drop(dir);
         assert!(!fs::read_to_string(&backing).is_ok_and(|text| text.contains(&*file.display().to_string())));
     }
 }

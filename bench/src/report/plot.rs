@@ -3,13 +3,13 @@
 //! An axis is linear or logarithmic, has its ticks given or chosen, and always a title with its unit. Points outside
 //! of it, and those that are no numbers, are not drawn.
 
-use super::drawing::{Hold, Place, Sheet, WIDTH};
-use super::palette::{GRID, INK, MUTED, Shade};
-use crate::figure::significant;
+use super::canvas::{Canvas, Position, TextAnchor, WIDTH};
+use super::palette::{GRID, INK, MUTED, ThemeColor};
+use crate::format::significant;
 use plotters::coord::ranged1d::{BoldPoints, Ranged};
 use plotters::coord::types::RangedCoordf64;
 
-/// Of a sheet with a frame.
+/// Of a canvas with a plot.
 pub(super) const HEIGHT: i32 = 600;
 
 const LEFT: i32 = 150;
@@ -20,9 +20,9 @@ const BOTTOM: i32 = HEIGHT - 110;
 /// Linear axes get about so many ticks.
 const TICKS: usize = 6;
 
-/// How places along an axis follow from numbers.
+/// How positions along an axis follow from numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(super) enum AxisScale {
     Linear,
     Log,
 }
@@ -31,7 +31,7 @@ pub(super) enum Scale {
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
     title: String,
-    scale: Scale,
+    scale: AxisScale,
     low: f64,
     high: f64,
     ticks: Vec<(f64, String)>,
@@ -44,7 +44,7 @@ impl Axis {
         let ticks = RangedCoordf64::from(0.0..largest).key_points(BoldPoints(TICKS));
         let high = largest * 1.06;
         let ticks = ticks.into_iter().map(|tick| (tick, label(tick))).collect();
-        (largest > 0.0).then_some(Self { title, scale: Scale::Linear, low: 0.0, high, ticks })
+        (largest > 0.0).then_some(Self { title, scale: AxisScale::Linear, low: 0.0, high, ticks })
     }
 
     /// Around all positive numbers, with ticks at 1, 2 and 5 of every power of ten, or fewer where there are many;
@@ -56,19 +56,24 @@ impl Axis {
         let steps: &[f64] = if high / low > 1e3 { &[1.0] } else { &[1.0, 2.0, 5.0] };
         let ticks = decades.flat_map(|decade| steps.iter().map(move |step| decade * step));
         let ticks = ticks.filter(|tick| (low..=high).contains(tick)).map(|tick| (tick, label(tick))).collect();
-        Some(Self { title, scale: Scale::Log, low, high, ticks })
+        Some(Self { title, scale: AxisScale::Log, low, high, ticks })
     }
 
     /// Between bounds, with these ticks.
-    pub(super) fn with_ticks(title: String, scale: Scale, (low, high): (f64, f64), ticks: Vec<(f64, String)>) -> Self {
+    pub(super) fn with_ticks(
+        title: String,
+        scale: AxisScale,
+        (low, high): (f64, f64),
+        ticks: Vec<(f64, String)>,
+    ) -> Self {
         Self { title, scale, low, high, ticks }
     }
 
     /// Where the number lies, as a share of the axis; `None` if it is not on it.
     fn share(&self, number: f64) -> Option<f64> {
         let at = |number: f64| match self.scale {
-            Scale::Linear => number,
-            Scale::Log => number.ln(),
+            AxisScale::Linear => number,
+            AxisScale::Log => number.ln(),
         };
         let share = (at(number) - at(self.low)) / (at(self.high) - at(self.low));
         (-1e-9..=1.0 + 1e-9).contains(&share).then_some(share)
@@ -76,59 +81,59 @@ impl Axis {
 }
 
 /// The axes of a chart.
-pub(super) struct Frame<'sheet, 'text> {
-    sheet: &'sheet Sheet<'text>,
+pub(super) struct Plot<'canvas, 'text> {
+    canvas: &'canvas Canvas<'text>,
     x: Axis,
     y: Axis,
 }
 
-impl<'sheet, 'text> Frame<'sheet, 'text> {
+impl<'canvas, 'text> Plot<'canvas, 'text> {
     /// Draws the axes, to be drawn over.
-    pub(super) fn draw(sheet: &'sheet Sheet<'text>, x: Axis, y: Axis) -> Self {
-        let frame = Self { sheet, x, y };
-        for (number, label) in &frame.y.ticks {
-            let Some(at) = frame.y_at(*number) else { continue };
-            sheet.line(vec![(LEFT, at), (RIGHT, at)], GRID, 2);
-            sheet.text(label, (LEFT - 16, at), Hold::End, MUTED);
+    pub(super) fn draw(canvas: &'canvas Canvas<'text>, x: Axis, y: Axis) -> Self {
+        let plot = Self { canvas, x, y };
+        for (number, label) in &plot.y.ticks {
+            let Some(at) = plot.y_at(*number) else { continue };
+            canvas.line(vec![(LEFT, at), (RIGHT, at)], GRID, 2);
+            canvas.text(label, (LEFT - 16, at), TextAnchor::End, MUTED);
         }
-        for (number, label) in &frame.x.ticks {
-            let Some(at) = frame.x_at(*number) else { continue };
-            sheet.line(vec![(at, BOTTOM), (at, BOTTOM + 10)], MUTED, 2);
-            sheet.text(label, (at, BOTTOM + 32), Hold::Middle, MUTED);
+        for (number, label) in &plot.x.ticks {
+            let Some(at) = plot.x_at(*number) else { continue };
+            canvas.line(vec![(at, BOTTOM), (at, BOTTOM + 10)], MUTED, 2);
+            canvas.text(label, (at, BOTTOM + 32), TextAnchor::Middle, MUTED);
         }
-        sheet.line(vec![(LEFT, BOTTOM), (RIGHT, BOTTOM)], MUTED, 2);
-        sheet.text(&frame.x.title, ((LEFT + RIGHT) / 2, HEIGHT - 28), Hold::Middle, INK);
-        sheet.upwards(&frame.y.title, (24, (TOP + BOTTOM) / 2), INK);
-        frame
+        canvas.line(vec![(LEFT, BOTTOM), (RIGHT, BOTTOM)], MUTED, 2);
+        canvas.text(&plot.x.title, ((LEFT + RIGHT) / 2, HEIGHT - 28), TextAnchor::Middle, INK);
+        canvas.upwards(&plot.y.title, (24, (TOP + BOTTOM) / 2), INK);
+        plot
     }
 
     /// A line through these points, with a dot at each if there are few.
-    pub(super) fn line(&self, points: impl Iterator<Item = (f64, f64)>, shade: Shade) {
-        let places: Vec<Place> = points.filter_map(|point| self.place(point)).collect();
-        if places.len() <= 8 {
-            places.iter().for_each(|place| self.sheet.dot(*place, 8, shade, 1.0));
+    pub(super) fn line(&self, points: impl Iterator<Item = (f64, f64)>, color: ThemeColor) {
+        let positions: Vec<Position> = points.filter_map(|point| self.position(point)).collect();
+        if positions.len() <= 8 {
+            positions.iter().for_each(|position| self.canvas.dot(*position, 8, color, 1.0));
         }
-        self.sheet.line(places, shade, 4);
+        self.canvas.line(positions, color, 4);
     }
 
     /// A dot that lets others shine through.
-    pub(super) fn dot(&self, point: (f64, f64), shade: Shade) {
-        if let Some(place) = self.place(point) {
-            self.sheet.dot(place, 7, shade, 0.55);
+    pub(super) fn dot(&self, point: (f64, f64), color: ThemeColor) {
+        if let Some(position) = self.position(point) {
+            self.canvas.dot(position, 7, color, 0.55);
         }
     }
 
     /// The range of a number, upright.
-    pub(super) fn range(&self, x: f64, (low, high): (f64, f64), shade: Shade) {
-        if let (Some(low), Some(high)) = (self.place((x, low)), self.place((x, high))) {
-            self.sheet.line(vec![low, high], shade, 2);
+    pub(super) fn range(&self, x: f64, (low, high): (f64, f64), color: ThemeColor) {
+        if let (Some(low), Some(high)) = (self.position((x, low)), self.position((x, high))) {
+            self.canvas.line(vec![low, high], color, 2);
             for (x, y) in [low, high] {
-                self.sheet.line(vec![(x - 8, y), (x + 8, y)], shade, 2);
+                self.canvas.line(vec![(x - 8, y), (x + 8, y)], color, 2);
             }
         }
     }
 
-    fn place(&self, (x, y): (f64, f64)) -> Option<Place> {
+    fn position(&self, (x, y): (f64, f64)) -> Option<Position> {
         Some((self.x_at(x)?, self.y_at(y)?))
     }
 

@@ -1,6 +1,6 @@
 //! A server of exports for one scenario.
 
-use super::Room;
+use super::ScenarioDir;
 use crate::executor::Failure;
 use std::fs::{self, File};
 use std::io;
@@ -11,9 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// No server needs a tenth of this to listen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks.
-const GLANCE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How clients reach a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,19 +36,19 @@ impl Server {
     /// the server with the thread that started it.
     pub(super) fn start(
         program: &str,
-        room: &Room,
+        dir: &ScenarioDir,
         number: usize,
         listen: Listen,
         words: &[&str],
     ) -> Result<Self, Failure> {
         let say = |error: io::Error| Failure::io("start nbdkit", &error);
-        let (ready, said) = (room.path(&format!("server-{number}.pid")), room.path(&format!("server-{number}.said")));
+        let (ready, said) = (dir.path(&format!("server-{number}.pid")), dir.path(&format!("server-{number}.said")));
         let mut command = Command::new(program);
         command.args(["--foreground", "--exit-with-parent", "--pidfile"]).arg(&ready);
         let (uri, socket) = match listen {
             Listen::Unix => {
-                let name = room.path("").file_name().unwrap_or_default().to_os_string();
-                let socket = room.sockets().join(format!("{}-{number}", name.display()));
+                let name = dir.path("").file_name().unwrap_or_default().to_os_string();
+                let socket = dir.sockets().join(format!("{}-{number}", name.display()));
                 command.arg("--unix").arg(&socket);
                 (format!("nbd+unix:///?socket={}", socket.display()), Some(socket))
             }
@@ -61,16 +61,16 @@ impl Server {
         let log = File::create(&said).map_err(say)?;
         command.args(words).process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut server = Self { child: command.spawn().map_err(say)?, uri, socket };
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         // It writes its id when it can be connected to.
         while fs::metadata(&ready).map_or(0, |file| file.len()) == 0 {
-            room.interrupt.check()?;
+            dir.interrupt.check()?;
             let ended = server.child.try_wait().map_err(say)?;
             if ended.is_some() || Instant::now() > until {
                 let said = fs::read_to_string(&said).unwrap_or_default();
                 return Err(Failure::Failed(format!("nbdkit {} does not listen: {}", words.join(" "), said.trim())));
             }
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(server)
     }

@@ -1,15 +1,15 @@
 //! The limits: what the device can do, what a loop that does nothing else takes, and what the harness itself costs.
 
-use super::Task;
-use crate::contestant::{Compared, Contestant, Invocation, Told, Work};
+use super::Workload;
 use crate::program::BARE_LOOP;
 use crate::results::Kind;
+use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
 
 /// fio reads the source and writes another file at the same time, its space reserved, flushed at the end: the rate of
 /// the device, with no byte going from one to the other.
-pub(crate) fn fio(task: &Task<'_>, block: u64, depth: u32) -> Contestant {
+pub(crate) fn fio(workload: &Workload<'_>, block: u64, depth: u32) -> Target {
     let name = format!("fio-{}k-{depth}", block >> 10);
-    let mut contestant = task.contestant(&name, Kind::Limit, "fio", |program, pair| {
+    let mut target = workload.target(&name, Kind::Limit, "fio", |program, pair| {
         let (source, destination) = (pair.source.name(), pair.destination.name());
         let mut words = vec![program.to_owned()];
         words.extend(
@@ -22,19 +22,19 @@ pub(crate) fn fio(task: &Task<'_>, block: u64, depth: u32) -> Contestant {
         words.push(format!("--filename={destination}"));
         Invocation::new(words)
     });
-    if let Work::Commands { told, .. } = &mut contestant.work {
-        *told = Told::Fio;
+    if let Work::Commands { format, .. } = &mut target.work {
+        *format = OutputFormat::FioJson;
     }
-    contestant.uncompared()
+    target.unverified()
 }
 
 /// The bare ring loop: as many threads as cores, 8 blocks in flight for each.
-pub(crate) fn bare_loop(task: &Task<'_>) -> Contestant {
+pub(crate) fn bare_loop(workload: &Workload<'_>) -> Target {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let block = task.block_or(1 << 20);
+    let block = workload.block_or(1 << 20);
     // As the engine by default: 8 MiB in flight for each core, 64 blocks at most.
     let depth = ((8 << 20) / block).clamp(4, 64) * cores as u64;
-    task.contestant("bare-loop", Kind::Limit, BARE_LOOP, |program, pair| {
+    workload.target("bare-loop", Kind::Limit, BARE_LOOP, |program, pair| {
         let (source, destination) = (pair.source.name(), pair.destination.name());
         let numbers = [block, depth, cores as u64].map(|number| number.to_string());
         let [block, depth, threads] = &numbers;
@@ -43,14 +43,14 @@ pub(crate) fn bare_loop(task: &Task<'_>) -> Contestant {
 }
 
 /// Does nothing: what starting a program, waiting for it and looking around cost.
-pub(crate) fn null(task: &Task<'_>) -> Contestant {
-    Contestant {
+pub(crate) fn null(workload: &Workload<'_>) -> Target {
+    Target {
         name: "null".to_owned(),
         kind: Kind::Null,
         step: None,
-        work: Work::Commands { commands: vec![Invocation::new(["true"])], told: Told::Nothing },
-        pairs: task.pairs.to_vec(),
-        compared: Compared::No,
-        doubts: Vec::new(),
+        work: Work::Commands { commands: vec![Invocation::new(["true"])], format: OutputFormat::Ignored },
+        pairs: workload.pairs.to_vec(),
+        verification: Verification::None,
+        warnings: Vec::new(),
     }
 }

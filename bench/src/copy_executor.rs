@@ -1,25 +1,25 @@
-//! The executor of scenarios that copy: every contestant copies its pairs, at the same time if there are several.
+//! The executor of scenarios that copy: every target copies its pairs, at the same time if there are several.
 
-use crate::contestant::{Compared, Contestant, Invocation, Told, Work};
-use crate::engine_process::Answer;
-use crate::executor::{Executor, Failure, Measured};
+use crate::engine_process::EngineReport;
+use crate::executor::{Executor, Failure, Measurement};
 use crate::histogram;
 use crate::interrupt::Interrupt;
-use crate::launch::{Glimpse, Launcher, Ran, Watch};
+use crate::launch::{LaunchOutcome, Launcher, ProcessSample, Sampler};
 use crate::meter::{KernelWorkers, written_bytes};
-use crate::results::Point;
-use crate::volume::Comparison;
+use crate::results::ThroughputPoint;
+use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
+use crate::volume::VerifyOutcome;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Between two looks at what programs have written.
-const EVERY: Duration = Duration::from_millis(50);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Copies, and compares.
 #[derive(Debug)]
-pub(crate) struct Copying {
+pub(crate) struct CopyExecutor {
     /// For what programs say.
     pub folder: PathBuf,
     pub interrupt: Interrupt,
@@ -27,60 +27,65 @@ pub(crate) struct Copying {
     pub strace: Option<String>,
 }
 
-impl Copying {
+impl CopyExecutor {
     pub(crate) fn launcher(&self) -> Launcher<'_> {
         Launcher { folder: &self.folder, interrupt: &self.interrupt }
     }
 
     /// Runs them, sees how fast bytes are written, and charges what the kernel's workers did meanwhile.
-    pub(crate) fn measure(&self, commands: &[Invocation], told: Told) -> Result<(Ran, Measured), Failure> {
-        let mut written = Written::default();
-        let workers = KernelWorkers::look();
-        let mut look = |glimpse: &Glimpse| written.look(glimpse);
-        let ran = self.launcher().run(commands, Some(Watch { every: EVERY, look: &mut look }))?;
-        let kernel_worker_seconds = KernelWorkers::look().seconds_since(&workers);
-        let mut measured = Measured { kernel_worker_seconds, timeline: written.rates(), ..outside(&ran) };
-        listen(&ran, told, &mut measured)?;
+    pub(crate) fn measure(
+        &self,
+        commands: &[Invocation],
+        format: OutputFormat,
+    ) -> Result<(LaunchOutcome, Measurement), Failure> {
+        let mut written = WriteSampler::default();
+        let workers = KernelWorkers::sample();
+        let mut on_sample = |sample: &ProcessSample| written.sample(sample);
+        let ran =
+            self.launcher().run(commands, Some(Sampler { interval: SAMPLE_INTERVAL, on_sample: &mut on_sample }))?;
+        let kernel_worker_seconds = KernelWorkers::sample().seconds_since(&workers);
+        let mut measured = Measurement { kernel_worker_seconds, timeline: written.rates(), ..process_usage(&ran) };
+        read_output(&ran, format, &mut measured)?;
         Ok((ran, measured))
     }
 }
 
-impl Executor for Copying {
-    fn reset(&mut self, contestant: &Contestant) -> Result<(), Failure> {
+impl Executor for CopyExecutor {
+    fn reset(&mut self, target: &Target) -> Result<(), Failure> {
         self.interrupt.check()?;
-        contestant.pairs.iter().try_for_each(|pair| pair.reset().map_err(Failure::Failed))
+        target.pairs.iter().try_for_each(|pair| pair.reset().map_err(Failure::Failed))
     }
 
-    fn perform(&mut self, contestant: &Contestant) -> Result<Measured, Failure> {
-        let (commands, told) = commands(contestant)?;
-        let (_, measured) = self.measure(commands, told)?;
-        Ok(Measured { bytes: contestant.pairs.iter().map(|pair| pair.bytes).sum(), ..measured })
+    fn run(&mut self, target: &Target) -> Result<Measurement, Failure> {
+        let (commands, format) = commands(target)?;
+        let (_, measured) = self.measure(commands, format)?;
+        Ok(Measurement { bytes: target.pairs.iter().map(|pair| pair.bytes).sum(), ..measured })
     }
 
-    fn judge(&mut self, contestant: &Contestant) -> Result<(), Failure> {
-        if contestant.compared == Compared::No {
+    fn verify(&mut self, target: &Target) -> Result<(), Failure> {
+        if target.verification == Verification::None {
             return Ok(());
         }
-        for pair in &contestant.pairs {
-            let comparison = pair.compare(&self.interrupt);
+        for pair in &target.pairs {
+            let outcome = pair.verify(&self.interrupt);
             self.interrupt.check()?;
-            match comparison.map_err(Failure::Failed)? {
-                Comparison::Equal | Comparison::Impossible => {}
-                Comparison::Differs(how) => return Err(Failure::WrongBytes(how)),
+            match outcome.map_err(Failure::Failed)? {
+                VerifyOutcome::Equal | VerifyOutcome::NotReadable => {}
+                VerifyOutcome::Differs(how) => return Err(Failure::WrongBytes(how)),
             }
         }
         Ok(())
     }
 
-    fn count_calls(&mut self, contestant: &Contestant) -> Result<Option<u64>, Failure> {
+    fn count_calls(&mut self, target: &Target) -> Result<Option<u64>, Failure> {
         let Some(strace) = &self.strace else { return Ok(None) };
-        let (commands, _) = commands(contestant)?;
+        let (commands, _) = commands(target)?;
         let log = self.folder.join("calls");
         let mut calls = 0;
         // One after the other: they would trace each other's time, not each other's calls.
         for step in commands.iter().flat_map(|command| &command.steps) {
             let traced = [strace, "-f", "-c", "-o", &log.display().to_string()].map(str::to_owned);
-            self.launcher().call(&Invocation::new(traced.into_iter().chain(step.iter().cloned())))?;
+            self.launcher().run_one(&Invocation::new(traced.into_iter().chain(step.iter().cloned())))?;
             let table = std::fs::read_to_string(&log).map_err(|error| Failure::io("read strace's table", &error))?;
             calls += total_calls(&table).ok_or_else(|| Failure::Failed("strace's table has no total".to_owned()))?;
         }
@@ -88,63 +93,63 @@ impl Executor for Copying {
     }
 }
 
-/// What a contestant runs.
-pub(crate) fn commands(contestant: &Contestant) -> Result<(&[Invocation], Told), Failure> {
-    match &contestant.work {
-        Work::Commands { commands, told } => Ok((commands, *told)),
+/// What a target runs.
+pub(crate) fn commands(target: &Target) -> Result<(&[Invocation], OutputFormat), Failure> {
+    match &target.work {
+        Work::Commands { commands, format } => Ok((commands, *format)),
         Work::Missing(why) => Err(Failure::Failed(why.clone())),
     }
 }
 
 /// What can be seen of any program.
-pub(crate) fn outside(ran: &Ran) -> Measured {
-    Measured {
+pub(crate) fn process_usage(ran: &LaunchOutcome) -> Measurement {
+    Measurement {
         wall_seconds: ran.wall.as_secs_f64(),
         user_seconds: ran.user.as_secs_f64(),
         system_seconds: ran.system.as_secs_f64(),
         peak_rss_bytes: ran.peak_rss_bytes,
-        ..Measured::default()
+        ..Measurement::default()
     }
 }
 
 /// Takes in what the programs said about themselves, and whether they succeeded.
-fn listen(ran: &Ran, told: Told, measured: &mut Measured) -> Result<(), Failure> {
-    let outputs = ran.outputs.iter();
-    match told {
-        Told::Engine => {
-            let answer = ran.outputs.first().map_or("", String::as_str);
-            match Answer::parse(answer) {
-                Ok(Answer { error: Some(error), .. }) => return Err(Failure::Failed(error)),
-                Ok(answer) => take_answer(&answer, measured),
-                Err(why) => return Err(Failure::Failed(ran.succeeded().err().unwrap_or(why))),
+fn read_output(ran: &LaunchOutcome, format: OutputFormat, measured: &mut Measurement) -> Result<(), Failure> {
+    let stdout = ran.stdout.iter();
+    match format {
+        OutputFormat::EngineReport => {
+            let report = ran.stdout.first().map_or("", String::as_str);
+            match EngineReport::parse(report) {
+                Ok(EngineReport { error: Some(error), .. }) => return Err(Failure::Failed(error)),
+                Ok(report) => apply_engine_report(&report, measured),
+                Err(why) => return Err(Failure::Failed(ran.check_success().err().unwrap_or(why))),
             }
         }
-        Told::Fio => {
-            ran.succeeded().map_err(Failure::Failed)?;
-            let seconds = outputs.map(|output| fio_seconds(output)).collect::<Option<Vec<f64>>>();
+        OutputFormat::FioJson => {
+            ran.check_success().map_err(Failure::Failed)?;
+            let seconds = stdout.map(|output| fio_seconds(output)).collect::<Option<Vec<f64>>>();
             let seconds = seconds.ok_or_else(|| Failure::Failed("fio's report was not understood".to_owned()))?;
             measured.wall_seconds = seconds.into_iter().fold(0.0, f64::max);
-            // What was seen from outside runs by another clock.
+            // What was seen from process_usage runs by another clock.
             measured.timeline.clear();
         }
-        Told::Blockhaul => {
-            ran.succeeded().map_err(Failure::Failed)?;
-            let calls = outputs.map(|output| report_number(output, &["syscalls"])).sum::<Option<f64>>();
+        OutputFormat::BlockhaulJson => {
+            ran.check_success().map_err(Failure::Failed)?;
+            let calls = stdout.map(|output| report_number(output, &["syscalls"])).sum::<Option<f64>>();
             if let Some(calls) = calls {
-                measured.figures.insert("worker_system_calls".to_owned(), calls);
+                measured.other_metrics.insert("worker_system_calls".to_owned(), calls);
             }
         }
-        Told::Nothing => ran.succeeded().map_err(Failure::Failed)?,
+        OutputFormat::Ignored => ran.check_success().map_err(Failure::Failed)?,
     }
     Ok(())
 }
 
 /// The engine knows more of itself than can be seen.
-pub(crate) fn take_answer(answer: &Answer, measured: &mut Measured) {
-    measured.wall_seconds = answer.seconds;
-    measured.system_calls = Some(answer.system_calls);
-    measured.timeline = rates(answer.progress.iter().map(|(seconds, written, _)| (*seconds, *written)));
-    measured.latency = answer.latency.iter().map(|(name, counts)| (name.clone(), of_counts(counts))).collect();
+pub(crate) fn apply_engine_report(report: &EngineReport, measured: &mut Measurement) {
+    measured.wall_seconds = report.seconds;
+    measured.system_calls = Some(report.system_calls);
+    measured.timeline = rates(report.progress.iter().map(|(seconds, written, _)| (*seconds, *written)));
+    measured.latency = report.latency.iter().map(|(name, counts)| (name.clone(), of_counts(counts))).collect();
 }
 
 fn of_counts(counts: &[(u64, u64)]) -> Histogram<u64> {
@@ -184,29 +189,29 @@ fn total_calls(table: &str) -> Option<u64> {
 
 /// Bytes that programs have written to storage, as time goes by.
 #[derive(Debug, Default)]
-struct Written {
+struct WriteSampler {
     by_process: BTreeMap<u32, u64>,
     samples: Vec<(f64, u64)>,
 }
 
-impl Written {
-    fn look(&mut self, glimpse: &Glimpse) {
-        for id in &glimpse.running {
+impl WriteSampler {
+    fn sample(&mut self, sample: &ProcessSample) {
+        for id in &sample.running {
             if let Some(bytes) = written_bytes(*id) {
                 self.by_process.insert(*id, bytes);
             }
         }
-        self.samples.push((glimpse.since_start.as_secs_f64(), self.by_process.values().sum()));
+        self.samples.push((sample.since_start.as_secs_f64(), self.by_process.values().sum()));
     }
 
-    fn rates(&self) -> Vec<Point> {
+    fn rates(&self) -> Vec<ThroughputPoint> {
         // Who writes to a socket writes nothing to storage: there is nothing to draw.
         if self.by_process.values().all(|bytes| *bytes == 0) { Vec::new() } else { rates(self.samples.iter().copied()) }
     }
 }
 
 /// Rates from counts at moments; each one belongs to the end of its span.
-fn rates(samples: impl Iterator<Item = (f64, u64)>) -> Vec<Point> {
+fn rates(samples: impl Iterator<Item = (f64, u64)>) -> Vec<ThroughputPoint> {
     let mut before = (0.0, 0);
     let mut points = Vec::new();
     for (seconds, bytes) in samples {
@@ -217,7 +222,7 @@ fn rates(samples: impl Iterator<Item = (f64, u64)>) -> Vec<Point> {
         }
         #[allow(clippy::cast_precision_loss, reason = "a rate on a chart")]
         let moved = bytes.saturating_sub(before.1) as f64;
-        points.push(Point { seconds, bytes_per_second: moved / span });
+        points.push(ThroughputPoint { seconds, bytes_per_second: moved / span });
         before = (seconds, bytes);
     }
     points

@@ -1,24 +1,24 @@
 //! What the project promises about its speed and size, as formulas over a run: behind `--check`.
 //!
-//! A promise that could not be measured is not kept: a missing rival is nobody's win. Ratios above 1 mean that ours is
+//! A goal that could not be measured is not kept: a missing rival is nobody's win. Ratios above 1 mean that ours is
 //! faster. CPU here is that of processes; what the kernel's own threads do is an estimate, and shared with others.
 
-use crate::results::{Goal, Metric, Outcome, Results, Scenario, Sense, Target, Trial};
+use crate::results::{Goal, Metric, Outcome, Results, ScenarioResult, Sense, TargetResult, Trial};
 use crate::scale::{GIB, MIB};
 use crate::stats;
 
-/// A promise.
-struct Promise {
+/// A goal.
+struct GoalDefinition {
     /// The scenario, a slash, and what it is about.
     name: &'static str,
     about: &'static str,
     sense: Sense,
     bound: f64,
-    measure: fn(&Scenario) -> Option<f64>,
+    measure: fn(&ScenarioResult) -> Option<f64>,
 }
 
 /// In the order of scenarios.
-const PROMISES: [Promise; 37] = [
+const GOALS: [GoalDefinition; 37] = [
     at_least("dense-direct/qemu-img", "at least 1.3x as fast as qemu-img", 1.3, |it| {
         faster(it, "blockhaul", "qemu-img")
     }),
@@ -71,16 +71,16 @@ const PROMISES: [Promise; 37] = [
         "resume/copied-again",
         "after a kill at most 256 MiB and the window, 16 MiB, are copied again",
         272.0,
-        |it| Some(ran(it, "blockhaul")?.figures.get("copied_again_bytes")? / MIB as f64),
+        |it| Some(ran(it, "blockhaul")?.other_metrics.get("copied_again_bytes")? / MIB as f64),
     ),
     at_most("protection/engine", "others feel at most 3x what they feel alone", 3.0, |it| {
-        felt(it, "engine-protecting")
+        foreground_ratio(it, "engine-protecting")
     }),
     at_most("protection/blockhaul", "others feel at most 3x what they feel alone", 3.0, |it| {
-        felt(it, "blockhaul-protecting")
+        foreground_ratio(it, "blockhaul-protecting")
     }),
     at_least("protection/rate", "a sparing copy keeps 0.7 of its rate", 0.7, |it| {
-        let rate = |name| ran(it, name)?.figures.get("copy_bytes_per_second").copied();
+        let rate = |name| ran(it, name)?.other_metrics.get("copy_bytes_per_second").copied();
         Some(rate("engine-protecting")? / rate("engine")?)
     }),
     at_most("digest/engine", "at most 0.12 s of CPU per GiB", 0.12, |it| cpu_per_gib(it, "engine")),
@@ -104,24 +104,24 @@ const fn at_least(
     name: &'static str,
     about: &'static str,
     bound: f64,
-    measure: fn(&Scenario) -> Option<f64>,
-) -> Promise {
-    Promise { name, about, sense: Sense::AtLeast, bound, measure }
+    measure: fn(&ScenarioResult) -> Option<f64>,
+) -> GoalDefinition {
+    GoalDefinition { name, about, sense: Sense::AtLeast, bound, measure }
 }
 
 const fn at_most(
     name: &'static str,
     about: &'static str,
     bound: f64,
-    measure: fn(&Scenario) -> Option<f64>,
-) -> Promise {
-    Promise { name, about, sense: Sense::AtMost, bound, measure }
+    measure: fn(&ScenarioResult) -> Option<f64>,
+) -> GoalDefinition {
+    GoalDefinition { name, about, sense: Sense::AtMost, bound, measure }
 }
 
 /// What was promised about a scenario, and what was found.
-pub(crate) fn goals(scenario: &Scenario) -> Vec<Goal> {
-    let about_it = |promise: &&Promise| promise.name.split_once('/').is_some_and(|(name, _)| name == scenario.name);
-    PROMISES.iter().filter(about_it).map(|promise| promise.judge(scenario)).collect()
+pub(crate) fn goals(scenario: &ScenarioResult) -> Vec<Goal> {
+    let about_it = |goal: &&GoalDefinition| goal.name.split_once('/').is_some_and(|(name, _)| name == scenario.name);
+    GOALS.iter().filter(about_it).map(|goal| goal.evaluate(scenario)).collect()
 }
 
 /// One line for each goal that was missed or not measured.
@@ -134,8 +134,8 @@ pub(crate) fn misses(results: &Results) -> Vec<String> {
     goals.filter(|goal| goal.met != Some(true)).map(line).collect()
 }
 
-impl Promise {
-    fn judge(&self, scenario: &Scenario) -> Goal {
+impl GoalDefinition {
+    fn evaluate(&self, scenario: &ScenarioResult) -> Goal {
         let measured = (self.measure)(scenario).filter(|value| value.is_finite());
         let met = measured.map(|measured| match self.sense {
             Sense::AtLeast => measured >= self.bound,
@@ -147,23 +147,23 @@ impl Promise {
 }
 
 /// The target of that name, if all of its trials count.
-fn ran<'a>(scenario: &'a Scenario, name: &str) -> Option<&'a Target> {
+fn ran<'a>(scenario: &'a ScenarioResult, name: &str) -> Option<&'a TargetResult> {
     scenario.targets.iter().find(|target| target.name == name && target.outcome == Outcome::Ran)
 }
 
-fn median(scenario: &Scenario, name: &str) -> Option<f64> {
+fn median(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     Some(ran(scenario, name)?.summary?.median)
 }
 
 /// How many times as fast ours is as the fastest of its rivals: those of this name and its variants, exactly this one
 /// if it ends in `=`, or all.
-fn faster(scenario: &Scenario, ours: &str, rivals: &str) -> Option<f64> {
-    let is_meant = |target: &&Target| match rivals.strip_suffix('=') {
+fn faster(scenario: &ScenarioResult, ours: &str, rivals: &str) -> Option<f64> {
+    let is_meant = |target: &&TargetResult| match rivals.strip_suffix('=') {
         Some(name) => target.name == name,
         None if rivals.is_empty() => target.kind == crate::results::Kind::Rival,
         None => target.name == rivals || target.name.strip_prefix(rivals).is_some_and(|rest| rest.starts_with('-')),
     };
-    let meant: Vec<&Target> = scenario.targets.iter().filter(is_meant).collect();
+    let meant: Vec<&TargetResult> = scenario.targets.iter().filter(is_meant).collect();
     // One that failed may have been the fastest.
     let medians = meant.iter().map(|target| median(scenario, &target.name)).collect::<Option<Vec<f64>>>()?;
     let ours = median(scenario, ours)?;
@@ -175,43 +175,43 @@ fn faster(scenario: &Scenario, ours: &str, rivals: &str) -> Option<f64> {
 }
 
 /// The median of something over the trials of a target.
-fn over_trials(scenario: &Scenario, name: &str, of: impl Fn(&Trial) -> f64) -> Option<f64> {
+fn over_trials(scenario: &ScenarioResult, name: &str, of: impl Fn(&Trial) -> f64) -> Option<f64> {
     stats::median(&ran(scenario, name)?.trials.iter().map(of).collect::<Vec<f64>>())
 }
 
-fn cpu_seconds(scenario: &Scenario, name: &str) -> Option<f64> {
+fn cpu_seconds(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     over_trials(scenario, name, |trial| trial.user_seconds + trial.system_seconds)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "bytes of a volume")]
-fn cpu_per_gib(scenario: &Scenario, name: &str) -> Option<f64> {
+fn cpu_per_gib(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     Some(cpu_seconds(scenario, name)? * GIB as f64 / scenario.data_bytes as f64)
 }
 
-fn cpu_ratio(scenario: &Scenario, ours: &str, rival: &str) -> Option<f64> {
+fn cpu_ratio(scenario: &ScenarioResult, ours: &str, rival: &str) -> Option<f64> {
     Some(cpu_seconds(scenario, ours)? / cpu_seconds(scenario, rival)?)
 }
 
 /// The most that any trial used.
 #[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
-fn rss_mib(scenario: &Scenario, name: &str) -> Option<f64> {
+fn rss_mib(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     let peaks = ran(scenario, name)?.trials.iter().map(|trial| trial.peak_rss_bytes).collect::<Option<Vec<u64>>>()?;
     peaks.into_iter().max().map(|bytes| bytes as f64 / MIB as f64)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "bytes of a volume")]
-fn calls_per_mib(scenario: &Scenario) -> Option<f64> {
+fn calls_per_mib(scenario: &ScenarioResult) -> Option<f64> {
     let calls = ran(scenario, "engine")?.trials.iter().map(|trial| trial.system_calls.map(|calls| calls as f64));
     Some(stats::median(&calls.collect::<Option<Vec<f64>>>()?)? * MIB as f64 / scenario.volume_bytes as f64)
 }
 
-fn p90_ms(scenario: &Scenario, name: &str) -> Option<f64> {
+fn p90_ms(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     let values: Vec<f64> = ran(scenario, name)?.trials.iter().map(|trial| trial.value).collect();
     stats::percentile(&values, 0.9).map(|us| us / 1e3)
 }
 
 /// What a reader feels beside a copy, in multiples of what it feels alone.
-fn felt(scenario: &Scenario, name: &str) -> Option<f64> {
+fn foreground_ratio(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     Some(median(scenario, name)? / median(scenario, "nobody-copies")?)
 }
 
@@ -221,7 +221,7 @@ mod tests {
     use crate::results::{Kind, Summary};
     use std::collections::BTreeMap;
 
-    fn target(name: &str, kind: Kind, value: f64) -> Target {
+    fn target(name: &str, kind: Kind, value: f64) -> TargetResult {
         let trial = Trial {
             position: 0,
             started_seconds: 0.0,
@@ -234,7 +234,7 @@ mod tests {
             bytes: 4 << 20,
             value,
         };
-        Target {
+        TargetResult {
             name: name.to_owned(),
             kind,
             step: None,
@@ -245,13 +245,13 @@ mod tests {
             latency: BTreeMap::new(),
             timeline: Vec::new(),
             window: Vec::new(),
-            figures: BTreeMap::new(),
-            doubts: Vec::new(),
+            other_metrics: BTreeMap::new(),
+            warnings: Vec::new(),
         }
     }
 
-    fn scenario(name: &str, metric: Metric, targets: Vec<Target>) -> Scenario {
-        Scenario {
+    fn scenario(name: &str, metric: Metric, targets: Vec<TargetResult>) -> ScenarioResult {
+        ScenarioResult {
             name: name.to_owned(),
             about: String::new(),
             metric,
@@ -261,24 +261,24 @@ mod tests {
             axis: None,
             targets,
             goals: Vec::new(),
-            doubts: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
-    fn goal(scenario: &Scenario, name: &str) -> Goal {
+    fn goal(scenario: &ScenarioResult, name: &str) -> Goal {
         goals(scenario).into_iter().find(|goal| goal.name == name).unwrap()
     }
 
     #[test]
     fn every_promise_belongs_to_a_scenario_and_has_its_own_name() {
-        let mut names: Vec<_> = PROMISES.iter().map(|promise| promise.name).collect();
+        let mut names: Vec<_> = GOALS.iter().map(|goal| goal.name).collect();
         for name in &names {
             let (scenario, _) = name.split_once('/').unwrap();
             assert!(crate::scenario::named(scenario).is_some(), "{name}");
         }
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), PROMISES.len());
+        assert_eq!(names.len(), GOALS.len());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! follow from what was measured, and what was measured must be possible: trials follow one another, end before the
 //! run does, and use no more CPU than there is.
 
-use crate::results::{Goal, Latency, Metric, Outcome, Results, SCHEMA, Scenario, Sense, Summary, Target, Trial};
+use crate::results::{
+    Goal, Latency, Metric, Outcome, Results, SCHEMA, ScenarioResult, Sense, Summary, TargetResult, Trial,
+};
 use std::collections::BTreeSet;
 
 /// Two numbers that say the same may differ by this share: they were rounded on the way through JSON at most.
@@ -19,8 +21,8 @@ const TICKS_SECONDS: f64 = 1.0;
 
 impl Results {
     /// What does not add up, one line each; empty if all of it does.
-    pub(crate) fn check(&self) -> Vec<String> {
-        let mut found = Findings::default();
+    pub(crate) fn inconsistencies(&self) -> Vec<String> {
+        let mut found = Inconsistencies::default();
         found.unless(self.schema == SCHEMA, || format!("schema is {}, not {SCHEMA}", self.schema));
         found.unique("scenario", self.scenarios.iter().map(|scenario| scenario.name.as_str()));
         for scenario in &self.scenarios {
@@ -32,12 +34,12 @@ impl Results {
 
 /// Lines under the name of what they are about.
 #[derive(Default)]
-struct Findings {
+struct Inconsistencies {
     place: String,
     lines: Vec<String>,
 }
 
-impl Findings {
+impl Inconsistencies {
     fn unless(&mut self, holds: bool, line: impl FnOnce() -> String) {
         if !holds {
             let line = line();
@@ -58,7 +60,7 @@ impl Findings {
     }
 }
 
-fn check_scenario(scenario: &Scenario, results: &Results, found: &mut Findings) {
+fn check_scenario(scenario: &ScenarioResult, results: &Results, found: &mut Inconsistencies) {
     let (data, volume) = (scenario.data_bytes, scenario.volume_bytes);
     found.unless(data <= volume, || format!("{data} bytes of data in a volume of {volume}"));
     found.unique("target", scenario.targets.iter().map(|target| target.name.as_str()));
@@ -72,7 +74,7 @@ fn check_scenario(scenario: &Scenario, results: &Results, found: &mut Findings) 
     scenario.goals.iter().for_each(|goal| check_goal(goal, found));
 }
 
-fn check_target(target: &Target, found: &mut Findings) {
+fn check_target(target: &TargetResult, found: &mut Inconsistencies) {
     let expected = if target.outcome == Outcome::Ran { Summary::of(&target.values()) } else { None };
     found.unless(target.outcome != Outcome::Ran || expected.is_some(), || "it ran, but without a trial".to_owned());
     let same = match (target.summary, expected) {
@@ -93,7 +95,7 @@ fn check_target(target: &Target, found: &mut Findings) {
     found.unless(end <= longest + 1.0, || format!("its timeline goes on to {end} s, its longest trial to {longest} s"));
 }
 
-fn check_trial(trial: &Trial, scenario: &Scenario, results: &Results, found: &mut Findings) {
+fn check_trial(trial: &Trial, scenario: &ScenarioResult, results: &Results, found: &mut Inconsistencies) {
     let at = trial.position;
     let times = [trial.wall_seconds, trial.user_seconds, trial.system_seconds, trial.kernel_worker_seconds];
     let possible = times.iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0);
@@ -112,7 +114,7 @@ fn check_trial(trial: &Trial, scenario: &Scenario, results: &Results, found: &mu
 }
 
 /// What the value has to be, where it follows from the rest.
-fn expected_value(trial: &Trial, scenario: &Scenario) -> Option<f64> {
+fn expected_value(trial: &Trial, scenario: &ScenarioResult) -> Option<f64> {
     match scenario.metric {
         Metric::BytesPerSecond => Some(trial.bytes as f64 / trial.wall_seconds),
         Metric::CpuSecondsPerGib => trial.cpu_seconds_per_gib(scenario),
@@ -122,7 +124,7 @@ fn expected_value(trial: &Trial, scenario: &Scenario) -> Option<f64> {
 }
 
 /// Interleaved or not, trials never run at once.
-fn check_order(scenario: &Scenario, found: &mut Findings) {
+fn check_order(scenario: &ScenarioResult, found: &mut Inconsistencies) {
     let mut trials: Vec<&Trial> = scenario.targets.iter().flat_map(|target| &target.trials).collect();
     trials.sort_by_key(|trial| trial.position);
     for pair in trials.windows(2) {
@@ -135,7 +137,7 @@ fn check_order(scenario: &Scenario, found: &mut Findings) {
     }
 }
 
-fn check_latency(operation: &str, latency: &Latency, found: &mut Findings) {
+fn check_latency(operation: &str, latency: &Latency, found: &mut Inconsistencies) {
     let rising = [latency.p50, latency.p90, latency.p99, latency.max];
     found.unless(latency.count > 0 && rising.is_sorted(), || format!("{operation} latency does not rise: {rising:?}"));
     let curve = &latency.curve;
@@ -143,14 +145,14 @@ fn check_latency(operation: &str, latency: &Latency, found: &mut Findings) {
     found.unless(curve_rises, || format!("the curve of {operation} latency does not rise"));
 }
 
-fn check_moments(name: &str, moments: impl Iterator<Item = (f64, f64)>, found: &mut Findings) {
+fn check_moments(name: &str, moments: impl Iterator<Item = (f64, f64)>, found: &mut Inconsistencies) {
     let moments: Vec<(f64, f64)> = moments.collect();
     let forward =
         moments.is_sorted_by(|a, b| a.0 <= b.0) && moments.iter().all(|(at, value)| *at >= 0.0 && *value >= 0.0);
     found.unless(forward, || format!("its {name} goes back in time or below zero"));
 }
 
-fn check_goal(goal: &Goal, found: &mut Findings) {
+fn check_goal(goal: &Goal, found: &mut Inconsistencies) {
     let met = goal.measured.map(|measured| match goal.sense {
         Sense::AtLeast => measured >= goal.bound,
         Sense::AtMost => measured <= goal.bound,
@@ -165,28 +167,28 @@ fn close(a: f64, b: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples;
+    use crate::sample_results;
 
     #[test]
     fn a_run_that_adds_up_has_no_findings() {
-        assert_eq!(samples::results(1).check(), Vec::<String>::new());
+        assert_eq!(sample_results::results(1).inconsistencies(), Vec::<String>::new());
     }
 
     #[test]
     fn numbers_survive_json() {
-        let results = samples::results(1);
+        let results = sample_results::results(1);
         let text = serde_json::to_string_pretty(&results).expect("it can be written");
         let back: Results = serde_json::from_str(&text).expect("it can be read");
-        assert_eq!(back.check(), Vec::<String>::new());
+        assert_eq!(back.inconsistencies(), Vec::<String>::new());
         let again = serde_json::to_string_pretty(&back).expect("it can be written");
         assert!(again == text, "reading and writing changed something");
     }
 
-    /// Each of these is one lie; each must be found.
+    /// Each of these is one change; each must be found.
     #[test]
     fn every_contradiction_is_found() {
-        type Lie = fn(&mut Results);
-        let lies: [(&str, Lie); 16] = [
+        type Change = fn(&mut Results);
+        let changes: [(&str, Change); 16] = [
             ("schema is 0", |run| run.schema = 0),
             ("two scenarios", |run| run.scenarios[1].name = "dense-direct".into()),
             ("two targets", |run| run.scenarios[0].targets[1].name = "blockhaul".into()),
@@ -206,10 +208,10 @@ mod tests {
             ("goes back in time", |run| run.scenarios[0].targets[0].timeline.reverse()),
             ("says met", |run| run.scenarios[0].goals[0].met = Some(false)),
         ];
-        for (expected, lie) in lies {
-            let mut run = samples::results(1);
-            lie(&mut run);
-            let found = run.check();
+        for (expected, change) in changes {
+            let mut run = sample_results::results(1);
+            change(&mut run);
+            let found = run.inconsistencies();
             assert!(found.iter().any(|line| line.contains(expected)), "'{expected}' was not found, but {found:?}");
         }
     }
