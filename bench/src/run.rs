@@ -14,7 +14,7 @@ use crate::results::{Build, Kind, Outcome, Results, Run, SCHEMA, ScenarioResult,
 use crate::scale::Scale;
 use crate::scenario::{self, PreparedScenario, SEED};
 use crate::target::Target;
-use crate::trial_loop::{Audience, TargetRun, TrialSettings, run_trials};
+use crate::trial_loop::{TargetRun, TrialSettings, run_trials};
 use crate::warm_up::WarmUpExecutor;
 use crate::warning::{self, WarningKind};
 use crate::workdir::{RunDir, mount};
@@ -158,7 +158,11 @@ impl<'a> Session<'a> {
             bytes: self.options.scale.warm_up_bytes(prepared.cached_bytes),
             failed: None,
         };
-        let outcome = run_trials(&prepared.targets, settings, &mut executor, &mut Teller(bar));
+        let mut on_trial = |target: &Target, trial: u32| {
+            bar.inc(1);
+            bar.set_message(format!("{}, trial {}", target.name, trial + 1));
+        };
+        let outcome = run_trials(&prepared.targets, settings, &mut executor, &mut on_trial);
         prepared.warnings.extend(
             executor.failed.map(|why| WarningKind::NotMeasured(format!("the cost of fresh memory ({why})")).warning()),
         );
@@ -294,14 +298,4 @@ fn bar(name: &'static str, number: usize, of: usize) -> ProgressBar {
     let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_prefix(format!("{number}/{of} {name}"));
     bar
-}
-
-/// Tells a bar who is next.
-struct Teller<'a>(&'a ProgressBar);
-
-impl Audience for Teller<'_> {
-    fn before(&mut self, target: &Target, trial: u32) {
-        self.0.inc(1);
-        self.0.set_message(format!("{}, trial {}", target.name, trial + 1));
-    }
 }

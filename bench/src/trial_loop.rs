@@ -36,11 +36,6 @@ pub(crate) struct TargetRun {
     pub latency: BTreeMap<String, Histogram<u64>>,
 }
 
-/// Hears of every trial before it runs, for whoever waits.
-pub(crate) trait Audience {
-    fn before(&mut self, target: &Target, trial: u32);
-}
-
 /// The order of trials: the index of a target, and the number of its trial from 0.
 pub(crate) fn order(targets: usize, trials: u32) -> impl Iterator<Item = (usize, u32)> {
     (0..trials).flat_map(move |trial| (0..targets).map(move |target| (target, trial)))
@@ -54,7 +49,7 @@ pub(crate) fn run_trials(
     targets: &[Target],
     settings: TrialSettings,
     executor: &mut dyn Executor,
-    audience: &mut dyn Audience,
+    on_trial: &mut dyn FnMut(&Target, u32),
 ) -> Result<Vec<TargetRun>, (Vec<TargetRun>, Stopped)> {
     let mut records: Vec<TargetRecord> = targets.iter().map(TargetRecord::new).collect();
     let mut position = 0;
@@ -63,7 +58,7 @@ pub(crate) fn run_trials(
         if record.outcome != Outcome::Ran {
             continue;
         }
-        audience.before(target, number);
+        on_trial(target, number);
         let started_seconds = settings.run_started.elapsed().as_secs_f64();
         match run_trial(target, executor) {
             Ok(measured) => record.trials.push((settings.trial(&measured, position, started_seconds), measured)),
@@ -294,12 +289,6 @@ mod tests {
         }
     }
 
-    struct Nobody;
-
-    impl Audience for Nobody {
-        fn before(&mut self, _: &Target, _: u32) {}
-    }
-
     fn settings(trials: u32) -> TrialSettings {
         TrialSettings {
             metric: Metric::BytesPerSecond,
@@ -312,7 +301,7 @@ mod tests {
 
     fn run<F: Fn(&str, &str, usize) -> Option<Failure>>(mock: &mut Mock<F>, trials: u32) -> Vec<TargetResult> {
         let targets = ["a", "b", "c"].map(target);
-        let runs = run_trials(&targets, settings(trials), mock, &mut Nobody);
+        let runs = run_trials(&targets, settings(trials), mock, &mut |_, _| ());
         let runs = runs.unwrap_or_else(|(runs, Stopped)| runs);
         runs.into_iter().map(|run| run.result).collect()
     }
@@ -334,7 +323,7 @@ mod tests {
     fn values_are_rates_summaries_medians_and_shapes_those_of_the_typical_trial() {
         let targets = [target("a")];
         let mut mock = Mock::new(|_, _, _| None);
-        let runs = run_trials(&targets, settings(3), &mut mock, &mut Nobody).map_err(drop).unwrap();
+        let runs = run_trials(&targets, settings(3), &mut mock, &mut |_, _| ()).map_err(drop).unwrap();
         let TargetRun { result, latency } = &runs[0];
         assert_eq!(result.trials.iter().map(|trial| trial.value).collect::<Vec<_>>(), [6.0, 3.0, 2.0]);
         assert_eq!(result.summary.unwrap().median, 3.0);
@@ -369,7 +358,7 @@ mod tests {
         let mut targets = ["a", "b"].map(target);
         targets[1].work = Work::Missing("install b".to_owned());
         let mut mock = Mock::new(|_, _, _| None);
-        let runs = run_trials(&targets, settings(2), &mut mock, &mut Nobody).map_err(drop).unwrap();
+        let runs = run_trials(&targets, settings(2), &mut mock, &mut |_, _| ()).map_err(drop).unwrap();
         assert_eq!(mock.performed(), ["a", "a"]);
         assert_eq!(runs[1].result.outcome, Outcome::Missing("install b".to_owned()));
         assert!(runs[1].result.warnings.iter().any(|warning| warning.kind == "missing"));
@@ -381,7 +370,7 @@ mod tests {
             |step: &str, name: &str, times| (step == "run" && name == "b" && times == 2).then_some(Failure::Stopped);
         let targets = ["a", "b", "c"].map(target);
         let mut mock = Mock::new(stopping);
-        let (runs, Stopped) = run_trials(&targets, settings(5), &mut mock, &mut Nobody).unwrap_err();
+        let (runs, Stopped) = run_trials(&targets, settings(5), &mut mock, &mut |_, _| ()).unwrap_err();
         let counts: Vec<_> = runs.iter().map(|run| run.result.trials.len()).collect();
         assert_eq!(counts, [2, 1, 1]);
         assert!(!mock.asked.iter().any(|asked| asked.starts_with("count")));
