@@ -1,9 +1,9 @@
-//! The flags, exactly as they are typed.
+//! Declares the command line, exactly as typed.
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-/// Measures blockhaul against its rivals and against the limit of this machine, in one run.
+/// Measure blockhaul against rival programs and against the limits of this machine.
 #[derive(Debug, Parser)]
 #[command(name = "copy-bench", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(
@@ -19,56 +19,56 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Measure; the same as without a command
+    /// Run scenarios; this is the default
     Run(RawRun),
-    /// Say whether a later run is slower than an earlier one: exit 1 if it is
+    /// Compare two runs; exit 1 if the later one is slower
     Compare {
-        /// results.json of the earlier run, or its folder
+        /// results.json of the earlier run, or its directory
         old: PathBuf,
-        /// The same of the later run
+        /// results.json of the later run, or its directory
         new: PathBuf,
     },
-    /// Carry out one request: what a run starts for the engine's trials
+    /// Run the engine for one trial (internal)
     #[command(name = crate::engine_process::COMMAND, hide = true)]
     EngineProcess { request: String },
-    /// Touch and free so much memory: what a run starts before its first trial
+    /// Touch and free memory before a trial (internal)
     #[command(name = crate::warm_up::COMMAND, hide = true)]
     WarmUp { bytes: usize },
 }
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RawRun {
-    /// Only these, by name; may be given several times [default: all]
+    /// Run only these scenarios; may be repeated [default: all]
     #[arg(long, value_name = "NAME", num_args = 1.., value_parser = known)]
     pub(crate) scenario: Vec<String>,
-    /// Small sizes: under three minutes for everything; for a look, not for claims
+    /// Use small sizes: all scenarios in under three minutes, too small for claims
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Tiny sizes, which only show that everything works
+    /// Use tiny sizes, which only show that everything works
     #[arg(long, hide = true, conflicts_with = "quick")]
     pub(crate) tiny: bool,
-    /// Where results.json, report.html and the latencies go [default: copy-bench-results/ and the time]
+    /// Directory for results.json, report.html and latency files [default: copy-bench-results/TIME]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Trials of each target [default: 5; 3 with --quick; scenarios of latencies have their own]
+    /// Trials of each target [default: 5, with --quick 3; latency scenarios have their own numbers]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) trials: Option<u32>,
-    /// Exit 1 with a list if a goal of the project is missed, or could not be measured
+    /// Exit 1 and list the goals of the project that were missed or not measured
     #[arg(long)]
     pub(crate) check: bool,
-    /// Where volumes are made: the file system that is measured [default: /var/tmp]
+    /// Directory on the file system to measure; volumes are created here [default: /var/tmp]
     #[arg(long, value_name = "WORKDIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// List the scenarios, and measure nothing
+    /// List the scenarios and exit
     #[arg(long)]
     pub(crate) list: bool,
 }
 
-/// The name of a scenario.
+/// Parses the name of a scenario.
 fn known(name: &str) -> Result<String, String> {
     match crate::scenario::named(name) {
         Some(scenario) => Ok(scenario.name.to_owned()),
-        None => Err("there is no such scenario: see --list".to_owned()),
+        None => Err("unknown scenario; list them with --list".to_owned()),
     }
 }
 

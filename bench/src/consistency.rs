@@ -1,26 +1,25 @@
-//! Whether the numbers of a run add up.
+//! Checks that the numbers of a run do not contradict each other.
 //!
-//! A result that contradicts itself is worse than none: what is derived (summaries, rates, percentiles, goals) must
-//! follow from what was measured, and what was measured must be possible: trials follow one another, end before the
-//! run does, and use no more CPU than there is.
+//! Derived numbers (summaries, rates, percentiles, goals) must follow from the measured ones. Measured numbers must be
+//! possible: trials follow one another, end before the run does, and use no more CPU than there is.
 
 use crate::results::{
     Goal, Latency, Metric, Outcome, Results, SCHEMA, ScenarioResult, Sense, Summary, TargetResult, Trial,
 };
 use std::collections::BTreeSet;
 
-/// Two numbers that say the same may differ by this share: they were rounded on the way through JSON at most.
+/// Equal numbers may differ by this share, because JSON rounds them.
 const ROUNDING: f64 = 1e-6;
 
-/// Clocks of a trial and of the run are read one after the other.
+/// Tolerance in seconds: the clocks of a trial and of the run are read one after the other.
 const CLOCKS_SECONDS: f64 = 0.01;
 
-/// CPU time is counted by the tick, and by thread; and what a program does before and after the part of a trial that is
-/// timed by its own clock, as fio's is, costs CPU as well.
+/// Tolerance in seconds: CPU time is counted in ticks per thread. Programs that time themselves, such as fio, also use CPU
+/// outside of the time they report.
 const TICKS_SECONDS: f64 = 1.0;
 
 impl Results {
-    /// What does not add up, one line each; empty if all of it does.
+    /// Returns a line for each inconsistency; empty if the results are consistent.
     pub(crate) fn inconsistencies(&self) -> Vec<String> {
         let mut found = Inconsistencies::default();
         found.unless(self.schema == SCHEMA, || format!("schema is {}, not {SCHEMA}", self.schema));
@@ -32,7 +31,7 @@ impl Results {
     }
 }
 
-/// Lines under the name of what they are about.
+/// Collects lines, each with the scenario and target it is about.
 #[derive(Default)]
 struct Inconsistencies {
     place: String,
@@ -113,17 +112,17 @@ fn check_trial(trial: &Trial, scenario: &ScenarioResult, results: &Results, foun
     }
 }
 
-/// What the value has to be, where it follows from the rest.
+/// Returns the value that follows from the other numbers of the trial, if the metric allows it.
 fn expected_value(trial: &Trial, scenario: &ScenarioResult) -> Option<f64> {
     match scenario.metric {
         Metric::BytesPerSecond => Some(trial.bytes as f64 / trial.wall_seconds),
         Metric::CpuSecondsPerGib => trial.cpu_seconds_per_gib(scenario),
-        // Part of a trial may be what counts, such as the time from a signal to the end.
+        // Only part of a trial may count, such as the time from a signal to the end.
         Metric::Seconds | Metric::Microseconds | Metric::Bytes => None,
     }
 }
 
-/// Interleaved or not, trials never run at once.
+/// Checks that no two trials ran at the same time.
 fn check_order(scenario: &ScenarioResult, found: &mut Inconsistencies) {
     let mut trials: Vec<&Trial> = scenario.targets.iter().flat_map(|target| &target.trials).collect();
     trials.sort_by_key(|trial| trial.position);
@@ -184,7 +183,7 @@ mod tests {
         assert!(again == text, "reading and writing changed something");
     }
 
-    /// Each of these is one change; each must be found.
+    /// Each change makes the results inconsistent and must be found.
     #[test]
     fn every_contradiction_is_found() {
         type Change = fn(&mut Results);

@@ -1,7 +1,7 @@
-//! Bytes of volumes: made from a seed, and compared afterwards.
+//! Fills volumes with data made from a seed, and compares them.
 //!
-//! Both go past the page cache where the file system can, so that neither warms it for the next trial. All sizes and
-//! offsets here are multiples of [`ALIGN_BYTES`].
+//! Both bypass the page cache where the file system can, so that neither warms it for the next trial. All sizes and offsets
+//! are multiples of [`ALIGN_BYTES`].
 
 use crate::interrupt::Interrupt;
 use nix::fcntl::OFlag;
@@ -14,14 +14,14 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Direct I/O wants memory, offsets and lengths at multiples of this at most.
+/// Largest alignment of memory, offsets and lengths that direct I/O requires.
 pub(crate) const ALIGN_BYTES: usize = 4096;
-/// What is read or written at a time.
+/// Bytes of a read or write.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Threads that compare: enough to keep a disk busy.
+/// Comparing threads: enough to keep a disk busy.
 const THREADS: usize = 4;
 
-/// Memory that direct I/O accepts.
+/// Memory aligned for direct I/O.
 #[derive(Debug)]
 pub(crate) struct AlignedBuffer {
     memory: Vec<u8>,
@@ -30,7 +30,7 @@ pub(crate) struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// `len` zero bytes.
+    /// Allocates `len` zero bytes.
     pub(crate) fn new(len: usize) -> Self {
         let memory = vec![0; len + ALIGN_BYTES];
         let start = memory.as_ptr().align_offset(ALIGN_BYTES);
@@ -42,7 +42,7 @@ impl AlignedBuffer {
     }
 }
 
-/// Opens past the cache, or through it where the file system cannot do without.
+/// Opens with direct I/O, or with buffered I/O if the file system has no direct I/O.
 ///
 /// # Errors
 /// As `open`.
@@ -53,10 +53,10 @@ pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Makes a file of `len` bytes with incompressible data in `data`, and holes elsewhere; the same for the same seed.
+/// Creates a file of `len` bytes with incompressible data in the ranges `data` and holes elsewhere. The data depends only on the seed.
 ///
 /// # Errors
-/// As writing a file; `Interrupted` if the run is to stop.
+/// As writing a file; `Interrupted` if the run was interrupted.
 pub(crate) fn create(
     path: &Path,
     len: u64,
@@ -77,10 +77,10 @@ pub(crate) fn create(
     file.sync_all()
 }
 
-/// Where the first bytes differ, roughly, of the first `len`; `None` if nowhere. What is a hole on both sides is equal.
+/// Compares the first `len` bytes of two files. Returns the approximate offset of the first difference, `None` if there is none.
 ///
 /// # Errors
-/// As reading files; `Interrupted` if the run is to stop.
+/// As reading files; `Interrupted` if the run was interrupted.
 pub(crate) fn first_difference(one: &Path, other: &Path, len: u64, interrupt: &Interrupt) -> io::Result<Option<u64>> {
     let [one, other] = [one, other].map(|path| open(path, OpenOptions::new().read(true)));
     let (one, other) = (one?, other?);
@@ -99,10 +99,10 @@ pub(crate) fn first_difference(one: &Path, other: &Path, len: u64, interrupt: &I
             });
         }
     });
-    found.into_inner().map_err(|_| io::Error::other("a comparing thread panicked"))?
+    found.into_inner().map_err(|_| io::Error::other("a verifying thread panicked"))?
 }
 
-/// Takes chunks until there are none, or two of them differ.
+/// Compares chunks until none is left or two differ.
 fn compare(
     one: &File,
     other: &File,
@@ -125,7 +125,7 @@ fn compare(
     Ok(None)
 }
 
-/// Where a file holds data, up to `len`; all of it where that is not known.
+/// Returns the data ranges of a file up to `len`; the whole file if they are unknown.
 fn data_of(file: &File, len: u64) -> io::Result<Vec<Range<u64>>> {
     if !file.metadata()?.is_file() {
         return Ok(std::iter::once(0..len).collect());
@@ -145,7 +145,7 @@ fn data_of(file: &File, len: u64) -> io::Result<Vec<Range<u64>>> {
     Ok(found)
 }
 
-/// The ranges as ascending ones that do not touch.
+/// Sorts ranges and merges those that touch.
 fn union(ranges: &mut [Range<u64>]) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut joined: Vec<Range<u64>> = Vec::new();

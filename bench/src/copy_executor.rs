@@ -1,4 +1,4 @@
-//! The executor of scenarios that copy: every target copies its pairs, at the same time if there are several.
+//! Runs targets that copy volume pairs, and verifies the copies.
 
 use crate::engine_process::EngineReport;
 use crate::executor::{Executor, Failure, Measurement};
@@ -14,16 +14,16 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Between two looks at what programs have written.
+/// Time between two samples of the bytes written.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Copies, and compares.
+/// Runs copies and verifies them.
 #[derive(Debug)]
 pub(crate) struct CopyExecutor {
-    /// For what programs say.
+    /// Directory for the output of programs.
     pub folder: PathBuf,
     pub interrupt: Interrupt,
-    /// To count system calls of programs; `None` if it is not here.
+    /// Path of strace, which counts system calls; `None` if it is not installed.
     pub strace: Option<String>,
 }
 
@@ -32,7 +32,7 @@ impl CopyExecutor {
         Launcher { folder: &self.folder, interrupt: &self.interrupt }
     }
 
-    /// Runs them, sees how fast bytes are written, and charges what the kernel's workers did meanwhile.
+    /// Runs the commands, samples the bytes written, and adds the CPU time of kernel workers.
     pub(crate) fn measure(
         &self,
         commands: &[Invocation],
@@ -82,18 +82,18 @@ impl Executor for CopyExecutor {
         let (commands, _) = commands(target)?;
         let log = self.folder.join("calls");
         let mut calls = 0;
-        // One after the other: they would trace each other's time, not each other's calls.
+        // One after another: tracing disturbs times, but not the number of calls.
         for step in commands.iter().flat_map(|command| &command.steps) {
             let traced = [strace, "-f", "-c", "-o", &log.display().to_string()].map(str::to_owned);
             self.launcher().run_one(&Invocation::new(traced.into_iter().chain(step.iter().cloned())))?;
             let table = std::fs::read_to_string(&log).map_err(|error| Failure::io("read strace's table", &error))?;
-            calls += total_calls(&table).ok_or_else(|| Failure::Failed("strace's table has no total".to_owned()))?;
+            calls += total_calls(&table).ok_or_else(|| Failure::Failed("unexpected output of strace".to_owned()))?;
         }
         Ok(Some(calls))
     }
 }
 
-/// What a target runs.
+/// Returns the commands of a target and the format of their output.
 pub(crate) fn commands(target: &Target) -> Result<(&[Invocation], OutputFormat), Failure> {
     match &target.work {
         Work::Commands { commands, format } => Ok((commands, *format)),
@@ -101,7 +101,7 @@ pub(crate) fn commands(target: &Target) -> Result<(&[Invocation], OutputFormat),
     }
 }
 
-/// What can be seen of any program.
+/// Returns what can be measured of any program from outside.
 pub(crate) fn process_usage(ran: &LaunchOutcome) -> Measurement {
     Measurement {
         wall_seconds: ran.wall.as_secs_f64(),
@@ -112,7 +112,7 @@ pub(crate) fn process_usage(ran: &LaunchOutcome) -> Measurement {
     }
 }
 
-/// Takes in what the programs said about themselves, and whether they succeeded.
+/// Adds what the programs report about themselves, or returns why they failed.
 fn read_output(ran: &LaunchOutcome, format: OutputFormat, measured: &mut Measurement) -> Result<(), Failure> {
     let stdout = ran.stdout.iter();
     match format {
@@ -127,9 +127,9 @@ fn read_output(ran: &LaunchOutcome, format: OutputFormat, measured: &mut Measure
         OutputFormat::FioJson => {
             ran.check_success().map_err(Failure::Failed)?;
             let seconds = stdout.map(|output| fio_seconds(output)).collect::<Option<Vec<f64>>>();
-            let seconds = seconds.ok_or_else(|| Failure::Failed("fio's report was not understood".to_owned()))?;
+            let seconds = seconds.ok_or_else(|| Failure::Failed("unexpected output of fio".to_owned()))?;
             measured.wall_seconds = seconds.into_iter().fold(0.0, f64::max);
-            // What was seen from process_usage runs by another clock.
+            // The samples taken from outside use another clock.
             measured.timeline.clear();
         }
         OutputFormat::BlockhaulJson => {
@@ -144,7 +144,7 @@ fn read_output(ran: &LaunchOutcome, format: OutputFormat, measured: &mut Measure
     Ok(())
 }
 
-/// The engine knows more of itself than can be seen.
+/// Replaces measurements from outside by those of the engine.
 pub(crate) fn apply_engine_report(report: &EngineReport, measured: &mut Measurement) {
     measured.wall_seconds = report.seconds;
     measured.system_calls = Some(report.system_calls);
@@ -158,13 +158,13 @@ fn of_counts(counts: &[(u64, u64)]) -> Histogram<u64> {
     all
 }
 
-/// A number of the report, which is the last line that `blockhaul --json` prints.
+/// Returns a number of the report, the last line that `blockhaul --json` prints.
 pub(crate) fn report_number(output: &str, path: &[&str]) -> Option<f64> {
     let report: serde_json::Value = serde_json::from_str(output.lines().last()?).ok()?;
     path.iter().try_fold(&report, |value, key| value.get(key))?.as_f64()
 }
 
-/// By fio's own clock, from its first read or write to the end of its flush.
+/// Returns the time by fio's own clock, from the first read or write to the end of the flush.
 fn fio_seconds(output: &str) -> Option<f64> {
     let report: serde_json::Value = serde_json::from_str(&output[output.find('{')?..]).ok()?;
     let jobs = report.get("jobs")?.as_array()?;
@@ -181,13 +181,13 @@ fn fio_seconds(output: &str) -> Option<f64> {
     (longest > 0.0).then_some(longest / 1e3)
 }
 
-/// The number of calls in the line `total` of `strace -c`.
+/// Returns the number of calls in the line `total` of `strace -c`.
 fn total_calls(table: &str) -> Option<u64> {
     let total = table.lines().rev().find(|line| line.trim_end().ends_with("total"))?;
     total.split_whitespace().nth(3)?.parse().ok()
 }
 
-/// Bytes that programs have written to storage, as time goes by.
+/// Samples the bytes that programs have written to storage.
 #[derive(Debug, Default)]
 struct WriteSampler {
     by_process: BTreeMap<u32, u64>,
@@ -205,18 +205,18 @@ impl WriteSampler {
     }
 
     fn rates(&self) -> Vec<ThroughputPoint> {
-        // Who writes to a socket writes nothing to storage: there is nothing to draw.
+        // A program that writes to a socket writes nothing to storage: there is nothing to draw.
         if self.by_process.values().all(|bytes| *bytes == 0) { Vec::new() } else { rates(self.samples.iter().copied()) }
     }
 }
 
-/// Rates from counts at moments; each one belongs to the end of its span.
+/// Computes rates from samples; each rate is placed at the end of its interval.
 fn rates(samples: impl Iterator<Item = (f64, u64)>) -> Vec<ThroughputPoint> {
     let mut before = (0.0, 0);
     let mut points = Vec::new();
     for (seconds, bytes) in samples {
         let span = seconds - before.0;
-        // Looks that are almost at the same time say more about the clock than about the copy.
+        // Samples at almost the same time say more about the clock than about the copy.
         if span < 0.02 {
             continue;
         }

@@ -1,8 +1,8 @@
-//! The engine as a library, in a process of its own: an request comes as an argument, the report goes to standard output.
+//! Runs the engine as a library in a process of its own.
 //!
-//! It is this program started once more, with nothing loaded but the engine, so that memory and CPU of a trial are the
-//! engine's and not those of the harness, and so that whatever ends it leaves the harness alive to clean up. Its clock
-//! runs from the first submission to the last report: whoever uses the library starts an engine once.
+//! The process is this program, started again with a request as its argument; it prints a report. CPU time and memory of a
+//! trial are therefore the engine's and not the harness's, and the harness survives a crash and cleans up. The clock runs
+//! from the first submission to the last report, because users of the library start an engine once.
 
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::job::{JobHandle, Reason};
@@ -19,19 +19,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The hidden command under which the program is this process.
+/// Name of the hidden command that runs the engine process.
 pub(crate) const COMMAND: &str = "engine-process";
 
-/// Between two looks at progress.
+/// Time between two samples of the progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The same while the moment to cancel is awaited.
+/// Time between two samples while waiting for the moment to cancel.
 const FAST_POLL_INTERVAL: Duration = Duration::from_micros(500);
 
-/// What the engine is to do.
+/// What the engine process has to do.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct EngineRequest {
-    /// Source, destination and the folder for the journal, of each job.
+    /// Source, destination and journal directory of each job.
     pub jobs: Vec<(String, String, String)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cores: Option<usize>,
@@ -56,28 +56,28 @@ pub(crate) struct EngineRequest {
     pub protect_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_bytes_per_second: Option<u64>,
-    /// Cancel once so many bytes are written, and tell how long it took to stop.
+    /// Number of written bytes at which the jobs are cancelled; the report then says how long stopping took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cancel_at_bytes: Option<u64>,
 }
 
-/// What is left out of an order that people read.
+/// Returns whether a flag is left out of the request that people read.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
 fn is_not(choice: &bool) -> bool {
     !choice
 }
 
-/// What became of it.
+/// What the engine process reports.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct EngineReport {
     /// From the first submission to the last report.
     pub seconds: f64,
-    /// What went wrong first.
+    /// The first error.
     pub error: Option<String>,
     /// `succeeded`, or how the first job that did not succeed ended.
     pub status: String,
     pub quiesced: bool,
-    /// How the bytes of the first job travelled.
+    /// I/O path of the first job.
     pub path: String,
     pub system_calls: u64,
     pub durable_bytes: u64,
@@ -90,21 +90,21 @@ pub(crate) struct EngineReport {
 }
 
 impl EngineReport {
-    /// What a process printed.
+    /// Parses the standard output of an engine process.
     ///
     /// # Errors
-    /// It is not an report, in words.
+    /// The text is not a report.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        serde_json::from_str(text.trim()).map_err(|error| format!("the engine's process gave no report: {error}"))
+        serde_json::from_str(text.trim()).map_err(|error| format!("the engine process printed no report: {error}"))
     }
 }
 
-/// Does what the request says and prints the report; whether all jobs ended as they should.
+/// Runs the request and prints the report. Returns whether all jobs ended as expected.
 pub(crate) fn main(request: &str) -> bool {
-    // A harness that is killed takes it along; where that is denied, it comes to its own end.
+    // The kernel kills this process with the harness; where that is denied, the jobs run to their end.
     let _ = set_pdeathsig(Signal::SIGKILL);
     let report = serde_json::from_str(request)
-        .map_err(|error| format!("the request cannot be read: {error}"))
+        .map_err(|error| format!("invalid request: {error}"))
         .and_then(|request: EngineRequest| run_jobs(&request))
         .unwrap_or_else(|error| EngineReport {
             status: "failed".to_owned(),
@@ -113,7 +113,7 @@ pub(crate) fn main(request: &str) -> bool {
         });
     match serde_json::to_string(&report) {
         Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("the report cannot be written: {error}"),
+        Err(error) => eprintln!("cannot write the report: {error}"),
     }
     report.error.is_none()
 }
@@ -136,7 +136,7 @@ fn run_jobs(request: &EngineRequest) -> Result<EngineReport, String> {
 }
 
 impl EngineRequest {
-    /// As the command sets the engine up by default: for exports it has more and smaller slots.
+    /// Configures the engine as `blockhaul copy` does by default: for exports with more and smaller slots.
     fn config(&self, specs: &[CopySpec]) -> Result<EngineConfig, String> {
         let volumes: Vec<&Locator> = specs.iter().flat_map(|spec| [&spec.source, &spec.destination]).collect();
         let wish = self.block_bytes.map(BlockSize::new).transpose().map_err(|error| error.to_string())?;
@@ -158,7 +158,7 @@ impl EngineRequest {
             overwrite: if self.overwrite { Overwrite::Yes } else { Overwrite::No },
             protect: self.protect_us.map(Duration::from_micros),
             limit_bytes_per_second: self.limit_bytes_per_second,
-            // As the command does by default: a copy that can be resumed.
+            // As `blockhaul copy` does by default: a copy that can be resumed.
             checkpoint: Checkpoint::File(Path::new(state).join("journal")),
             continuation: Continuation::Refuse,
             ..CopySpec::new(volume(source)?, volume(destination)?)
@@ -166,14 +166,14 @@ impl EngineRequest {
     }
 }
 
-/// The value of that name.
+/// Parses the name of a choice.
 fn chosen<T: Copy>(name: Option<&str>, all: &[T], name_of: fn(T) -> &'static str) -> Result<Option<T>, String> {
     let Some(name) = name else { return Ok(None) };
     let found = all.iter().copied().find(|value| name_of(*value) == name);
-    found.map(Some).ok_or_else(|| format!("'{name}' is not one of the choices"))
+    found.map(Some).ok_or_else(|| format!("invalid choice '{name}'"))
 }
 
-/// Looks at the jobs until all have ended; when the cancel was sent, if one was.
+/// Samples the jobs until all have ended. Returns the samples and the time of the cancel, if one was sent.
 fn watch(jobs: &[JobHandle], cancel_at: Option<u64>, start: Instant) -> (Vec<(f64, u64, u64)>, Option<Instant>) {
     let (mut seen, mut cancelled) = (Vec::new(), None);
     for job in jobs {
@@ -213,7 +213,7 @@ fn summarize(reports: &[Report], cancelled: bool) -> EngineReport {
         status: told.map_or(Status::Succeeded, |report| report.status).to_string(),
         quiesced: reports.iter().all(|report| report.quiesced),
         path: reports.first().map(|report| report.path.clone()).unwrap_or_default(),
-        // Counted for the whole engine while each of them ran.
+        // Each job reports the calls of the whole engine while it ran.
         system_calls: reports.iter().map(|report| report.syscalls).max().unwrap_or_default(),
         durable_bytes: reports.iter().map(|report| report.bytes.durable).sum(),
         latency,

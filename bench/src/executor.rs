@@ -1,7 +1,7 @@
-//! The seam between the method and the work: what a scenario lets be done with a target, step by step.
+//! Defines the steps of a trial, which the executors of scenarios carry out.
 //!
-//! [`run_trials`](crate::trial_loop) decides who runs when and what counts; an executor only does one step of one trial. The
-//! real ones start processes over volumes, the one in tests keeps a list of what it was asked.
+//! [`trial_loop`](crate::trial_loop) decides which target runs when and what counts. An executor performs single steps:
+//! the real ones start processes, the one in tests records its calls.
 
 use crate::interrupt::Stopped;
 use crate::results::{ThroughputPoint, WindowPoint};
@@ -11,30 +11,30 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
-/// Does the steps of a trial, in the order of the methods.
+/// Carries out the steps of a trial, in the order of the methods.
 pub(crate) trait Executor {
-    /// Puts the scene back to where every trial begins: destination absent or blank, caches cold. Not timed.
+    /// Restores the state before each trial: destination absent or blank, caches cold. Not timed.
     ///
     /// # Errors
-    /// The scene could not be set.
+    /// The state could not be restored.
     fn reset(&mut self, target: &Target) -> Result<(), Failure>;
 
-    /// Lets the target do the work, and measures it.
+    /// Runs the target and measures it.
     ///
     /// # Errors
-    /// It did not succeed.
+    /// The target failed.
     fn run(&mut self, target: &Target) -> Result<Measurement, Failure>;
 
-    /// Compares what it has made with what it should have made. Not timed.
+    /// Verifies what the target wrote. Not timed.
     ///
     /// # Errors
-    /// [`Failure::WrongBytes`], or the comparison itself failed.
+    /// [`Failure::WrongBytes`], or the verification itself failed.
     fn verify(&mut self, target: &Target) -> Result<(), Failure>;
 
-    /// System calls of one more trial that is not timed; `None` where they cannot be counted from outside.
+    /// Counts the system calls of an additional trial that is not timed; `None` where they cannot be counted from outside.
     ///
     /// # Errors
-    /// That trial did not succeed.
+    /// The trial failed.
     fn count_calls(&mut self, _target: &Target) -> Result<Option<u64>, Failure> {
         Ok(None)
     }
@@ -43,16 +43,16 @@ pub(crate) trait Executor {
 /// Why a trial does not count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The run is being stopped: nobody's fault.
+    /// The run was interrupted.
     Stopped,
-    /// It ended badly, in words.
+    /// The trial failed, with the reason.
     Failed(String),
-    /// It ended well over wrong bytes, in words.
+    /// The trial succeeded but wrote wrong bytes, with the place.
     WrongBytes(String),
 }
 
 impl Failure {
-    /// A failed call of ours.
+    /// Wraps an I/O error of the harness.
     pub(crate) fn io(what: impl fmt::Display, error: &io::Error) -> Self {
         Self::Failed(format!("{what}: {error}"))
     }
@@ -64,25 +64,25 @@ impl From<Stopped> for Failure {
     }
 }
 
-/// What one trial took.
+/// What was measured in one trial.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measurement {
     pub wall_seconds: f64,
     pub user_seconds: f64,
     pub system_seconds: f64,
-    /// An estimate: others use the kernel's workers too.
+    /// An estimate: other processes use the kernel's workers as well.
     pub kernel_worker_seconds: f64,
     pub peak_rss_bytes: Option<u64>,
-    /// As the target itself counted them.
+    /// As counted by the target itself.
     pub system_calls: Option<u64>,
-    /// Volume bytes moved or passed over.
+    /// Volume bytes copied or skipped.
     pub bytes: u64,
-    /// In the unit of the scenario's metric, where that is neither a rate, a time nor CPU.
+    /// In the unit of the scenario's metric, unless that is a rate, a time or CPU.
     pub value: Option<f64>,
     /// In microseconds, by operation.
     pub latency: BTreeMap<String, Histogram<u64>>,
     pub timeline: Vec<ThroughputPoint>,
     pub window: Vec<WindowPoint>,
-    /// Anything else that was seen, by name with the unit in it.
+    /// Other numbers, by names that end in their unit.
     pub other_metrics: BTreeMap<String, f64>,
 }

@@ -1,7 +1,7 @@
-//! Somebody else on the same disk: reads 4 KiB at random places and feels how long each takes.
+//! Reads 4 KiB blocks at random places of a disk and records the latency of each read.
 //!
-//! The reads are due at fixed times, whether or not the last one was fast: a reader that waits for slow answers would
-//! ask less often just when it hurts. A late start counts as waiting.
+//! Reads are due at fixed times, however long the last one took: a reader that waited for slow reads would read less often
+//! exactly when the disk is slow. A late start counts as latency.
 
 use crate::content::{ALIGN_BYTES, AlignedBuffer, open};
 use crate::histogram;
@@ -13,10 +13,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Between two reads that are due.
+/// Time between two reads.
 const SAMPLE_INTERVAL: Duration = Duration::from_micros(500);
 
-/// What the reader latency: seconds since it began, and microseconds, of each read.
+/// Start of each read in seconds since the first one, and its latency in microseconds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ForegroundLatency(Vec<(f64, u64)>);
 
@@ -35,7 +35,7 @@ pub(crate) fn read(path: &Path, bytes: u64, seed: u64, stop: &AtomicBool) -> io:
         if now < due {
             std::thread::sleep(due - now);
         }
-        // Waking up late is the timer's fault, being late already is the disk's.
+        // A late wake-up is due to the timer; a read that is already overdue is due to the disk.
         let begun = if now < due { Instant::now() } else { due };
         file.read_exact_at(buffer.bytes(), random.u64(..blocks) * ALIGN_BYTES as u64)?;
         let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -45,7 +45,7 @@ pub(crate) fn read(path: &Path, bytes: u64, seed: u64, stop: &AtomicBool) -> io:
     Ok(ForegroundLatency(latency))
 }
 
-/// What the reader feels in `span` while nobody else is at work.
+/// Reads for `span`.
 ///
 /// # Errors
 /// As reading a file.
@@ -66,13 +66,13 @@ impl ForegroundLatency {
         all
     }
 
-    /// The p90 of reads due in this span of seconds; `None` if there were none.
+    /// Returns the p90 of reads started in this span of seconds; `None` if there were none.
     pub(crate) fn p90_between(&self, from: f64, to: f64) -> Option<f64> {
         let within: Vec<_> = self.0.iter().filter(|(at, _)| (from..to).contains(at)).copied().collect();
         (!within.is_empty()).then(|| Self(within).p90())
     }
 
-    /// In microseconds; 0 if nothing was read.
+    /// Returns the p90 in microseconds; 0 if nothing was read.
     pub(crate) fn p90(&self) -> f64 {
         #[allow(clippy::cast_precision_loss, reason = "microseconds of a latency")]
         let p90 = self.histogram().value_at_quantile(0.9) as f64;

@@ -1,11 +1,11 @@
-//! How quantities are written for people: three significant digits and the unit that keeps them short.
+//! Formats quantities for people: three significant digits and the unit that keeps them short.
 
 use crate::results::Metric;
 use std::borrow::Cow;
 
 const KIB: f64 = 1024.0;
 
-/// A unit that makes numbers of one size readable: a quantity is its number times `divisor`.
+/// A unit of a quantity: the quantity is the shown number times `divisor`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Unit {
     pub divisor: f64,
@@ -37,7 +37,7 @@ const MICROSECONDS: [Unit; 3] =
 const CPU_SECONDS_PER_GIB: [Unit; 1] = [Unit { divisor: 1.0, name: "CPU s/GiB" }];
 
 impl Unit {
-    /// The quantity as a number of this unit, without its name.
+    /// Formats the quantity in this unit, without the unit's name.
     pub(crate) fn number(&self, quantity: f64) -> String {
         significant(quantity / self.divisor)
     }
@@ -47,13 +47,13 @@ impl Unit {
     }
 }
 
-/// The largest unit in which the quantity is at least one.
+/// Returns the largest unit in which the quantity is at least one.
 fn fitting(units: &'static [Unit], quantity: f64) -> &'static Unit {
     units.iter().rfind(|unit| quantity.abs() >= unit.divisor).unwrap_or(&units[0])
 }
 
 impl Metric {
-    /// The unit for quantities up to this one.
+    /// Returns the unit for quantities up to `largest`.
     pub(crate) fn unit(self, largest: f64) -> &'static Unit {
         let units: &'static [Unit] = match self {
             Self::BytesPerSecond => &RATES,
@@ -65,12 +65,12 @@ impl Metric {
         fitting(units, largest)
     }
 
-    /// Number and unit.
+    /// Formats the quantity with its unit.
     pub(crate) fn show(self, quantity: f64) -> String {
         self.unit(quantity).show(quantity)
     }
 
-    /// What is measured.
+    /// Returns the name of what is measured.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::BytesPerSecond => "speed",
@@ -81,28 +81,28 @@ impl Metric {
         }
     }
 
-    /// Which way is better.
+    /// Returns whether larger values are better.
     pub(crate) fn more_is_better(self) -> bool {
         self == Self::BytesPerSecond
     }
 }
 
-/// `1.50 GiB`.
+/// Formats bytes, such as `1.50 GiB`.
 pub(crate) fn bytes(quantity: u64) -> String {
     Metric::Bytes.show(quantity as f64)
 }
 
-/// `12.3 ms`.
+/// Formats seconds, such as `12.3 ms`.
 pub(crate) fn seconds(quantity: f64) -> String {
     Metric::Seconds.show(quantity)
 }
 
-/// `±1.2 %` of a share such as 0.012.
+/// Formats a share such as 0.012 as `±1.2 %`.
 pub(crate) fn percent(share: f64) -> String {
     format!("±{:.1} %", share * 100.0)
 }
 
-/// A number whose name ends with its unit, in the unit that keeps it short.
+/// Formats a number whose name ends with its unit.
 pub(crate) fn named(name: &str, quantity: f64) -> String {
     let units = [
         ("_bytes_per_second", Metric::BytesPerSecond),
@@ -117,12 +117,12 @@ pub(crate) fn named(name: &str, quantity: f64) -> String {
     }
 }
 
-/// Three significant digits, without an exponent where people would not expect one.
+/// Formats with three significant digits, and with an exponent only if the number is very large or very small.
 pub(crate) fn significant(number: f64) -> String {
     match number.abs() {
         size if !size.is_finite() => number.to_string(),
         0.0 => "0".to_owned(),
-        // What rounds up to the next power of ten is shown as that.
+        // Numbers that round up to the next power of ten are shown as that.
         size if size >= 1e9 => format!("{number:.2e}"),
         size if size >= 99.95 => format!("{number:.0}"),
         size if size >= 9.995 => format!("{number:.1}"),
@@ -132,7 +132,7 @@ pub(crate) fn significant(number: f64) -> String {
     }
 }
 
-/// A plain text that cannot disturb a terminal: control characters are shown as `?`.
+/// Replaces control characters by `?`, so that the text cannot disturb a terminal.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if text.chars().any(char::is_control) {
         Cow::Owned(text.chars().map(|c| if c.is_control() { '?' } else { c }).collect())

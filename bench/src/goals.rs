@@ -1,15 +1,15 @@
-//! What the project promises about its speed and size, as formulas over a run: behind `--check`.
+//! Defines the goals of the project for speed and size, as formulas over a run; `--check` enforces them.
 //!
-//! A goal that could not be measured is not kept: a missing rival is nobody's win. Ratios above 1 mean that ours is
-//! faster. CPU here is that of processes; what the kernel's own threads do is an estimate, and shared with others.
+//! A goal that could not be measured is not met: a missing rival is no win. Ratios above 1 mean that ours is faster. CPU
+//! time here is that of processes; the time of kernel threads is an estimate, and shared with others.
 
 use crate::results::{Goal, Metric, Outcome, Results, ScenarioResult, Sense, TargetResult, Trial};
 use crate::scale::{GIB, MIB};
 use crate::stats;
 
-/// A goal.
+/// Definition of a goal.
 struct GoalDefinition {
-    /// The scenario, a slash, and what it is about.
+    /// Name of the scenario, a slash, and a word for the goal.
     name: &'static str,
     about: &'static str,
     sense: Sense,
@@ -17,7 +17,7 @@ struct GoalDefinition {
     measure: fn(&ScenarioResult) -> Option<f64>,
 }
 
-/// In the order of scenarios.
+/// All goals, in the order of the scenarios.
 const GOALS: [GoalDefinition; 37] = [
     at_least("dense-direct/qemu-img", "at least 1.3x as fast as qemu-img", 1.3, |it| {
         faster(it, "blockhaul", "qemu-img")
@@ -33,7 +33,7 @@ const GOALS: [GoalDefinition; 37] = [
     }),
     at_most("dense-direct/memory", "at most 40 MiB of memory", 40.0, |it| rss_mib(it, "blockhaul")),
     at_most("dense-direct/calls", "at most 1 system call per MiB", 1.0, calls_per_mib),
-    at_least("tmpfs/cp", "in memory at least as fast as cp", 1.0, |it| faster(it, "blockhaul", "cp")),
+    at_least("tmpfs/cp", "at least as fast as cp in memory", 1.0, |it| faster(it, "blockhaul", "cp")),
     at_least("sparse/qemu-img", "a sparse file at least 1.2x as fast as qemu-img", 1.2, |it| {
         faster(it, "blockhaul", "qemu-img")
     }),
@@ -73,13 +73,13 @@ const GOALS: [GoalDefinition; 37] = [
         272.0,
         |it| Some(ran(it, "blockhaul")?.other_metrics.get("copied_again_bytes")? / MIB as f64),
     ),
-    at_most("protection/engine", "others feel at most 3x what they feel alone", 3.0, |it| {
+    at_most("protection/engine", "latency of other readers at most 3x their latency alone", 3.0, |it| {
         foreground_ratio(it, "engine-protecting")
     }),
-    at_most("protection/blockhaul", "others feel at most 3x what they feel alone", 3.0, |it| {
+    at_most("protection/blockhaul", "latency of other readers at most 3x their latency alone", 3.0, |it| {
         foreground_ratio(it, "blockhaul-protecting")
     }),
-    at_least("protection/rate", "a sparing copy keeps 0.7 of its rate", 0.7, |it| {
+    at_least("protection/rate", "a protecting copy keeps 0.7 of its rate", 0.7, |it| {
         let rate = |name| ran(it, name)?.other_metrics.get("copy_bytes_per_second").copied();
         Some(rate("engine-protecting")? / rate("engine")?)
     }),
@@ -118,13 +118,13 @@ const fn at_most(
     GoalDefinition { name, about, sense: Sense::AtMost, bound, measure }
 }
 
-/// What was promised about a scenario, and what was found.
+/// Evaluates the goals of a scenario.
 pub(crate) fn goals(scenario: &ScenarioResult) -> Vec<Goal> {
     let about_it = |goal: &&GoalDefinition| goal.name.split_once('/').is_some_and(|(name, _)| name == scenario.name);
     GOALS.iter().filter(about_it).map(|goal| goal.evaluate(scenario)).collect()
 }
 
-/// One line for each goal that was missed or not measured.
+/// Returns a line for each goal that was missed or not measured.
 pub(crate) fn misses(results: &Results) -> Vec<String> {
     let goals = results.scenarios.iter().flat_map(|scenario| &scenario.goals);
     let line = |goal: &Goal| match goal.measured {
@@ -146,7 +146,7 @@ impl GoalDefinition {
     }
 }
 
-/// The target of that name, if all of its trials count.
+/// Returns the target of that name if all of its trials ended well.
 fn ran<'a>(scenario: &'a ScenarioResult, name: &str) -> Option<&'a TargetResult> {
     scenario.targets.iter().find(|target| target.name == name && target.outcome == Outcome::Ran)
 }
@@ -155,8 +155,8 @@ fn median(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     Some(ran(scenario, name)?.summary?.median)
 }
 
-/// How many times as fast ours is as the fastest of its rivals: those of this name and its variants, exactly this one
-/// if it ends in `=`, or all.
+/// Returns how many times as fast ours is as the fastest of its rivals: the target `rivals` and its variants, only the
+/// target itself if the name ends in `=`, or all rivals if the name is empty.
 fn faster(scenario: &ScenarioResult, ours: &str, rivals: &str) -> Option<f64> {
     let is_meant = |target: &&TargetResult| match rivals.strip_suffix('=') {
         Some(name) => target.name == name,
@@ -164,7 +164,7 @@ fn faster(scenario: &ScenarioResult, ours: &str, rivals: &str) -> Option<f64> {
         None => target.name == rivals || target.name.strip_prefix(rivals).is_some_and(|rest| rest.starts_with('-')),
     };
     let meant: Vec<&TargetResult> = scenario.targets.iter().filter(is_meant).collect();
-    // One that failed may have been the fastest.
+    // A rival that failed may have been the fastest.
     let medians = meant.iter().map(|target| median(scenario, &target.name)).collect::<Option<Vec<f64>>>()?;
     let ours = median(scenario, ours)?;
     let ratios = medians.into_iter().map(|rival| match scenario.metric {
@@ -174,7 +174,7 @@ fn faster(scenario: &ScenarioResult, ours: &str, rivals: &str) -> Option<f64> {
     ratios.min_by(f64::total_cmp)
 }
 
-/// The median of something over the trials of a target.
+/// Returns the median of a number over the trials of a target.
 fn over_trials(scenario: &ScenarioResult, name: &str, of: impl Fn(&Trial) -> f64) -> Option<f64> {
     stats::median(&ran(scenario, name)?.trials.iter().map(of).collect::<Vec<f64>>())
 }
@@ -192,7 +192,7 @@ fn cpu_ratio(scenario: &ScenarioResult, ours: &str, rival: &str) -> Option<f64> 
     Some(cpu_seconds(scenario, ours)? / cpu_seconds(scenario, rival)?)
 }
 
-/// The most that any trial used.
+/// Returns the largest peak of all trials.
 #[allow(clippy::cast_precision_loss, reason = "bytes of memory")]
 fn rss_mib(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     let peaks = ran(scenario, name)?.trials.iter().map(|trial| trial.peak_rss_bytes).collect::<Option<Vec<u64>>>()?;
@@ -210,7 +210,7 @@ fn p90_ms(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     stats::percentile(&values, 0.9).map(|us| us / 1e3)
 }
 
-/// What a reader feels beside a copy, in multiples of what it feels alone.
+/// Returns the latency of the foreground reader beside a copy, as a multiple of its latency alone.
 fn foreground_ratio(scenario: &ScenarioResult, name: &str) -> Option<f64> {
     Some(median(scenario, name)? / median(scenario, "nobody-copies")?)
 }

@@ -1,25 +1,25 @@
-//! The warnings of a scenario, gathered for people: the same one about many targets is said once.
+//! Groups the warnings of a scenario for people: a warning about many targets is shown once.
 //!
-//! Doubts of one kind that differ in numbers only become one with the range of the numbers: `trials scatter by 6 to 75 %`.
-//! A target that is missing has no number to warning; that it is missing is said where its numbers would be.
+//! Warnings that differ only in their numbers become one with the range of the numbers: `trials scatter by 6 to 75 %`.
+//! Warnings of missing targets are left out: the tables already say that they are missing.
 
 use crate::results::{Outcome, ScenarioResult, Warning};
 
-/// A warning and the targets that it is about: nobody's if it is about the scenario.
+/// A warning and the names of its targets; no names if it is about the whole scenario.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct GroupedWarning {
     pub targets: String,
     pub warning: Warning,
 }
 
-/// Doubts that differ in numbers only.
+/// Warnings that differ only in their numbers.
 struct Alike<'a> {
     targets: Vec<&'a str>,
     warnings: Vec<&'a Warning>,
 }
 
 impl ScenarioResult {
-    /// Its warnings, those about all of it first, in the order of the results.
+    /// Returns the warnings in the order of the results, those about the whole scenario first.
     pub(crate) fn grouped_warnings(&self) -> Vec<GroupedWarning> {
         let present = || self.targets.iter().filter(|target| !matches!(target.outcome, Outcome::Missing(_)));
         let mut all: Vec<Alike> = Vec::new();
@@ -69,7 +69,7 @@ fn number(word: &str) -> Option<f64> {
     word.parse().ok().filter(|number: &f64| number.is_finite())
 }
 
-/// The word that all of them are, or the least and the greatest of the numbers.
+/// Returns the word that all texts share at a place, or the range of the numbers there.
 fn range<'a>(words: impl Iterator<Item = &'a str>) -> String {
     let words: Vec<&str> = words.collect();
     if words.iter().all(|word| word == &words[0]) {

@@ -1,26 +1,26 @@
-//! Latency distributions as files.
+//! Records latency distributions and writes them as files.
 //!
-//! A `.hgrm` file is what HdrHistogram's plotters read: value, percentile, cumulated count and `1/(1-percentile)` by
-//! line. Ours has one line for every value that was recorded instead of chosen percentiles, so that the file holds the
-//! whole distribution: it gives the histogram back, and files of several trials, cores or runs merge by adding their counts.
-//! Values are microseconds, with two significant digits.
+//! A `.hgrm` file is the format of HdrHistogram's plotters: value, percentile, cumulated count and `1/(1-percentile)` per
+//! line. Our files have a line for every recorded value instead of chosen percentiles. A file therefore holds the whole
+//! distribution, and files of several trials, cores or runs merge by adding their counts. Values are microseconds with two
+//! significant digits.
 
 use crate::results::{Latency, Quantile};
 use hdrhistogram::Histogram;
 use std::io::{self, Write};
 
-/// Longest latency that is told apart: ten minutes. Whatever takes longer counts as this long.
+/// Largest recorded latency: ten minutes. Longer ones count as this long.
 pub(crate) const HIGHEST_US: u64 = 600_000_000;
 
-/// Significant digits: a value is known within 1 %.
+/// Significant digits: values are exact within 1 %.
 const DIGITS: u8 = 2;
 
-/// An empty histogram; all of them have the same bounds, so that they merge.
+/// Returns an empty histogram. All histograms have the same bounds, so that they can be merged.
 pub(crate) fn empty() -> Histogram<u64> {
     Histogram::new_with_max(HIGHEST_US, DIGITS).expect("the bounds are constants that the crate accepts")
 }
 
-/// All of these together.
+/// Merges histograms.
 pub(crate) fn merge<'a>(parts: impl IntoIterator<Item = &'a Histogram<u64>>) -> Histogram<u64> {
     let mut whole = empty();
     for part in parts {
@@ -31,7 +31,7 @@ pub(crate) fn merge<'a>(parts: impl IntoIterator<Item = &'a Histogram<u64>>) -> 
     whole
 }
 
-/// The distribution as it appears in the results; `file` is the name of its `.hgrm` beside them. `None` if nothing
+/// Summarizes a distribution for the results; `file` is the name of its `.hgrm` beside them. Returns `None` if nothing
 /// was recorded.
 pub(crate) fn latency(histogram: &Histogram<u64>, file: Option<String>) -> Option<Latency> {
     if histogram.is_empty() {
@@ -49,7 +49,7 @@ pub(crate) fn latency(histogram: &Histogram<u64>, file: Option<String>) -> Optio
     })
 }
 
-/// Writes all of it as `.hgrm` text.
+/// Writes the distribution as `.hgrm` text.
 ///
 /// # Errors
 /// As `out` says.
@@ -70,7 +70,7 @@ pub(crate) fn write_hgrm(histogram: &Histogram<u64>, out: &mut impl Write) -> io
     writeln!(out, "#[Buckets = {buckets:>12}, SubBuckets     = {sub_buckets:>12}]")
 }
 
-/// Points that lie denser towards the tail, as the tail is what people look at.
+/// Returns points of the distribution, denser towards the tail.
 fn curve(histogram: &Histogram<u64>) -> Vec<Quantile> {
     let points = histogram.iter_quantiles(4);
     points
@@ -98,7 +98,7 @@ mod tests {
         String::from_utf8(text).expect("it is text")
     }
 
-    /// What the text says was recorded.
+    /// Reads `.hgrm` text back.
     fn read(text: &str) -> Histogram<u64> {
         let (mut histogram, mut before) = (empty(), 0);
         for line in text.lines().skip(2).take_while(|line| !line.starts_with('#')) {

@@ -1,4 +1,4 @@
-//! Where the run happens: what one must know to make sense of its numbers.
+//! Describes the host: the facts that its numbers depend on.
 
 use crate::meter::busy_and_stolen_seconds;
 use crate::results::Host;
@@ -8,10 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long others are watched before the first trial.
+/// How long the load of other programs is measured before the first trial.
 const BUSY_SAMPLE_TIME: Duration = Duration::from_millis(300);
 
-/// The host, as seen from the folder that holds the volumes.
+/// Describes the host and the file system of the directory for volumes.
 pub(crate) fn describe(folder: &Path) -> Host {
     let report = blockhaul_engine::host::examine(&[folder.to_owned()]);
     let mut facts = BTreeMap::new();
@@ -46,7 +46,7 @@ pub(crate) fn describe(folder: &Path) -> Host {
     }
 }
 
-/// CPUs that others keep busy right now; `None` where the kernel does not say.
+/// Measures how many CPUs other programs keep busy; `None` where the kernel does not say.
 pub(crate) fn busy_cpus() -> Option<f64> {
     let (start, before) = (Instant::now(), busy_and_stolen_seconds()?.0);
     std::thread::sleep(BUSY_SAMPLE_TIME);
@@ -54,21 +54,21 @@ pub(crate) fn busy_cpus() -> Option<f64> {
     Some((busy / start.elapsed().as_secs_f64()).max(0.0))
 }
 
-/// The folder of the block device that a folder's file system lies on, in sysfs.
+/// Returns the sysfs directory of the block device below a directory's file system.
 fn device_below(folder: &Path) -> Option<PathBuf> {
     let device = fs::metadata(folder).ok()?.dev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()
 }
 
-/// Its name, and its model where it has one.
+/// Returns the name of a device, with its model if it has one.
 fn name_of(device: &Path) -> String {
     let name = device.file_name().unwrap_or_default().display().to_string();
     let model = read(device.join("device/model")).or_else(|| read(device.join("../device/model")));
     model.map_or(name.clone(), |model| format!("{name} ({model})"))
 }
 
-/// The scheduler of a device, or of the whole one if it is a partition.
+/// Returns the I/O scheduler of a device; for a partition that of the whole device.
 fn scheduler(device: &Path) -> Option<String> {
     let text = read(device.join("queue/scheduler")).or_else(|| read(device.join("../queue/scheduler")))?;
     let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(name, _)| name.to_owned());
@@ -93,7 +93,7 @@ fn memory_bytes() -> Option<u64> {
     kib.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
-/// The text of a small file of the kernel's.
+/// Reads a small text file of the kernel.
 fn read(path: impl AsRef<Path>) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())

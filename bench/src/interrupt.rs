@@ -1,23 +1,23 @@
-//! The wish to stop: Ctrl-C, SIGTERM or a terminal that went away.
+//! Turns Ctrl-C, SIGTERM and SIGHUP into a flag.
 //!
-//! A signal only sets a flag. Whoever waits looks at it at least every few dozen milliseconds, ends what it started and
-//! gives back [`Stopped`]; owners of files, devices and servers then remove them on the way out, as at every other end.
+//! Every loop that waits checks the flag at least every few dozen milliseconds, ends what it started and returns
+//! [`Stopped`]. The owners of files, devices and servers then remove them on drop, as at any other end.
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether somebody wants the run to stop. Clones are the same wish.
+/// A flag that asks the run to stop. Clones share the flag.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
-/// It was wished.
+/// The run was asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stopped;
 
 impl Interrupt {
-    /// One that signals set.
+    /// Installs handlers for the signals that set the flag.
     ///
     /// # Errors
     /// The system denied a handler.
@@ -29,19 +29,19 @@ impl Interrupt {
         Ok(wish)
     }
 
-    /// Sets it, as a signal does.
+    /// Sets the flag, as a signal does.
     #[cfg(test)]
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was wished.
+    /// Returns whether the run was asked to stop.
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// # Errors
-    /// It was wished.
+    /// The run was asked to stop.
     pub(crate) fn check(&self) -> Result<(), Stopped> {
         if self.is_set() { Err(Stopped) } else { Ok(()) }
     }

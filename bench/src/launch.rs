@@ -1,8 +1,8 @@
-//! Starts programs, watches them, and measures them from outside.
+//! Starts programs, samples them while they run, and measures them from outside.
 //!
-//! Every program gets a process group of its own: Ctrl-C on the terminal reaches this process alone, which then kills
-//! what it started, by id. A thread per invocation waits in `wait4`, so the time is taken when the kernel says so, not
-//! when somebody polls; the caller's watcher runs in between.
+//! Every program gets a process group of its own: Ctrl-C on the terminal reaches only this process, which then kills its
+//! children by id. A thread per invocation waits in `wait4`, so the kernel decides when a program has ended, and polling
+//! adds nothing to its time. The caller's sampler runs meanwhile.
 
 use crate::executor::Failure;
 use crate::interrupt::Interrupt;
@@ -21,70 +21,71 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 use wait4::{ResUse, Wait4};
 
-/// Between two looks at programs that run.
+/// Time between two samples of running programs.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Of what a program has said, the end that is quoted.
+/// Length of the quoted end of a program's output.
 const QUOTED_CHARS: usize = 300;
 
-/// What it took to run a few programs.
+/// Results of invocations that ran at the same time.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LaunchOutcome {
     /// From the first start to the last end.
     pub wall: Duration,
     pub user: Duration,
     pub system: Duration,
-    /// The largest step of each invocation, added up: at most so much at once. `None` if one was over too soon to see.
+    /// Sum over the invocations of the peak memory of their largest step: an upper bound. `None` if one was too short to sample.
     pub peak_rss_bytes: Option<u64>,
     /// Standard output of each invocation.
     pub stdout: Vec<String>,
-    /// How the last step of each invocation ended.
+    /// Exit status of the last step of each invocation.
     pub statuses: Vec<ExitStatus>,
-    /// When it ended, for each.
+    /// End of each invocation.
     pub ended: Vec<Option<Instant>>,
-    /// What was said on standard error, of each.
+    /// Standard error of each invocation.
     pub stderr: Vec<String>,
 }
 
-/// What a watcher sees of programs that run.
+/// Running programs at the time of a sample.
 pub(crate) struct ProcessSample {
     pub since_start: Duration,
-    /// Ids of the programs that run now.
+    /// Process IDs of the running programs.
     pub running: Vec<u32>,
 }
 
 impl ProcessSample {
-    /// Sends a signal to all of them.
+    /// Sends a signal to all running programs.
     pub(crate) fn signal(&self, signal: Signal) {
         for id in &self.running {
-            // Who has just ended needs none.
+            // The program may just have ended.
             let _ = kill(pid(*id), signal);
         }
     }
 }
 
-/// How often the watcher looks, and what it sees.
+/// Calls `on_sample` at an interval while programs run.
 pub(crate) struct Sampler<'a> {
     pub interval: Duration,
     pub on_sample: &'a mut dyn FnMut(&ProcessSample),
 }
 
-/// Who is started, and where what they say is kept meanwhile.
+/// Starts programs; their output goes to files in `folder` meanwhile.
 pub(crate) struct Launcher<'a> {
     pub folder: &'a Path,
     pub interrupt: &'a Interrupt,
 }
 
 impl Launcher<'_> {
-    /// Runs all at the same time, to their ends, whatever these are.
+    /// Runs all invocations at the same time until they end, whether they succeed or fail.
     ///
     /// # Errors
-    /// A program could not be started; the run is being stopped, and everything started is gone.
+    /// A program could not be started, or the run was interrupted; nothing that was started still runs.
     pub(crate) fn run(
         &self,
         invocations: &[Invocation],
         sampler: Option<Sampler<'_>>,
     ) -> Result<LaunchOutcome, Failure> {
-        fs::create_dir_all(self.folder).map_err(|error| Failure::io("make a folder for what programs say", &error))?;
+        fs::create_dir_all(self.folder)
+            .map_err(|error| Failure::io("create a directory for program output", &error))?;
         reset_own_peak_rss();
         let running: Vec<AtomicU32> = invocations.iter().map(|_| AtomicU32::new(0)).collect();
         let (ended, ends) = channel();
@@ -114,17 +115,17 @@ impl Launcher<'_> {
         Ok(ran)
     }
 
-    /// Runs one, and expects it to succeed: for preparations.
+    /// Runs one invocation that has to succeed. Returns its standard output.
     ///
     /// # Errors
-    /// As [`Launcher::run`], or it did not succeed.
+    /// As [`Launcher::run`], or the program failed.
     pub(crate) fn run_one(&self, invocation: &Invocation) -> Result<String, Failure> {
         let mut ran = self.run(std::slice::from_ref(invocation), None)?;
         ran.check_success().map_err(Failure::Failed)?;
         Ok(ran.stdout.pop().unwrap_or_default())
     }
 
-    /// The loop of the calling thread: looks around until all have ended.
+    /// Samples the programs on the calling thread until all have ended.
     fn wait(
         &self,
         ends: &std::sync::mpsc::Receiver<InvocationOutcome>,
@@ -151,9 +152,9 @@ impl Launcher<'_> {
             let ids = || running.iter().map(|id| id.load(Ordering::Acquire)).filter(|id| *id != 0).collect::<Vec<_>>();
             peaks.extend(ids().into_iter().filter_map(|id| Some((id, peak_rss_bytes(id)?))));
             if self.interrupt.is_set() {
-                // Again at each on_sample: a next step may have been started meanwhile.
+                // Repeated at each sample: a next step may have been started meanwhile.
                 for id in ids() {
-                    // Who has just ended needs none.
+                    // The program may just have ended.
                     let _ = killpg(pid(id), Signal::SIGKILL);
                 }
                 stopped = true;
@@ -168,7 +169,7 @@ impl Launcher<'_> {
         }
     }
 
-    /// The life of one invocation.
+    /// Runs the steps of one invocation.
     fn run_invocation(&self, at: usize, invocation: &Invocation, slot: &AtomicU32, ended: &Sender<InvocationOutcome>) {
         let [stdout, stderr] = ["out", "err"].map(|name| self.folder.join(format!("{at}.{name}")));
         let mut outcome = InvocationOutcome { at, ..InvocationOutcome::default() };
@@ -193,18 +194,18 @@ impl Launcher<'_> {
         let read = |path: &PathBuf| fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
         outcome.stdout = read(&stdout).unwrap_or_default();
         outcome.stderr = read(&stderr).unwrap_or_default();
-        // The receiver waits for all of us.
+        // The receiver waits for all senders.
         let _ = ended.send(outcome);
     }
 }
 
-/// How one invocation went.
+/// Result of one invocation.
 #[derive(Debug, Default)]
 struct InvocationOutcome {
     at: usize,
     user: Duration,
     system: Duration,
-    /// Of its steps.
+    /// Peak memory of its steps.
     peaks: Vec<PeakMemory>,
     status: ExitStatus,
     ended: Option<Instant>,
@@ -214,8 +215,8 @@ struct InvocationOutcome {
     start_error: Option<String>,
 }
 
-/// The most memory of one program. The kernel's number at its end begins with what the harness held when it started the
-/// program, so up to there only the last on_sample at the living program can tell.
+/// Peak memory of one program. The kernel's number at its end includes the memory of the harness at the start of the
+/// program; below that number only the last sample of the running program counts.
 #[derive(Clone, Copy, Debug, Default)]
 struct PeakMemory {
     id: u32,
@@ -225,7 +226,7 @@ struct PeakMemory {
 }
 
 impl PeakMemory {
-    /// `None` if it was over before anybody could on_sample.
+    /// Returns the peak in bytes; `None` if the program ended before its first sample.
     fn bytes(&self) -> Option<u64> {
         if self.at_end > self.of_harness {
             Some(self.at_end)
@@ -235,7 +236,7 @@ impl PeakMemory {
     }
 }
 
-/// Runs one program to its end; its id is in `slot` meanwhile.
+/// Runs one program to its end. `slot` holds its process ID meanwhile.
 fn start(step: &[String], stdout: &Path, stderr: &Path, slot: &AtomicU32) -> io::Result<(ResUse, PeakMemory)> {
     let [program, arguments @ ..] = step else { return Err(io::ErrorKind::InvalidInput.into()) };
     let mut command = Command::new(program);
@@ -251,9 +252,9 @@ fn start(step: &[String], stdout: &Path, stderr: &Path, slot: &AtomicU32) -> io:
     Ok((end, peak))
 }
 
-/// A process begins with the peak of the one that started it: what the harness once needed must not count for others.
+/// Resets the peak memory of this process: a child starts with the peak of its parent.
 fn reset_own_peak_rss() {
-    // A kernel without it shows the larger peak.
+    // Kernels without this file report the larger peak.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
@@ -263,13 +264,13 @@ fn pid(id: u32) -> Pid {
 
 impl LaunchOutcome {
     /// # Errors
-    /// How the first program that failed did so, and what it said.
+    /// How the first failed program ended, and the end of its standard error.
     pub(crate) fn check_success(&self) -> Result<(), String> {
         let failed = self.statuses.iter().position(|status| !status.success());
         failed.map_or(Ok(()), |at| Err(self.failure_message(at)))
     }
 
-    /// How an invocation ended, and the end of what it said.
+    /// Returns how an invocation ended, and the end of its standard error.
     pub(crate) fn failure_message(&self, at: usize) -> String {
         let end = match (self.statuses[at].code(), self.statuses[at].signal()) {
             (Some(code), _) => format!("exit code {code}"),
@@ -296,10 +297,10 @@ mod tests {
     fn steps_run_in_order_until_one_fails() {
         with_launcher(&Interrupt::default(), |launcher| {
             let good = Invocation::new(["true"]).then(["echo", "said"]);
-            let bad = Invocation::new(["sh", "-c", "echo no room >&2; exit 3"]).then(["echo", "never"]);
+            let bad = Invocation::new(["sh", "-c", "echo no space >&2; exit 3"]).then(["echo", "never"]);
             let ran = launcher.run(&[good, bad], None).unwrap();
             assert_eq!(ran.stdout, ["said\n", ""]);
-            assert_eq!(ran.check_success(), Err("exit code 3: no room".to_owned()));
+            assert_eq!(ran.check_success(), Err("exit code 3: no space".to_owned()));
             assert!(ran.ended.iter().all(Option::is_some) && ran.wall > Duration::ZERO);
         });
     }

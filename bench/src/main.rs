@@ -1,12 +1,12 @@
-//! `copy-bench`: the engine against its rivals and against the limit of the machine, in one run.
+//! `copy-bench`: measures the engine against rival programs and against the limits of the machine.
 //!
 //! ```text
-//! args -> run -> scenario (staged in a dir of the run_dir: volumes, servers; targets by target)
-//!                  -> run_trials (order of trials, what counts) -> executor (reset, perform, judge) -> launch, meter
-//!         results <- findings
-//! results -> check, table, report; two of them -> compare
+//! args -> run -> scenario (prepared in a directory of its own: volumes, servers, targets)
+//!                  -> trial_loop (order of trials, what counts) -> executor (reset, run, verify) -> launch, meter
+//!         results <- target runs
+//! results -> goals, table, report; two results -> compare
 //! ```
-//! The harness itself stays small and does nothing while a trial runs: the engine, too, works in a process of its own.
+//! The harness does nothing while a trial runs. Every target, the engine included, works in a process of its own.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -52,7 +52,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// As shells call a program that Ctrl-C ended.
+/// Exit code of shells for a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures, shows what was found, and says whether all is well.
+/// Runs the scenarios and prints the results. Fails if a target of ours failed or, with `--check`, a goal was missed.
 fn measure(raw: &RawRun) -> ExitCode {
     if raw.list {
         scenario::ALL.iter().for_each(|scenario| println!("{:<16} {}", scenario.name, scenario.about));
@@ -83,12 +83,13 @@ fn measure(raw: &RawRun) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // A reader that went away has seen enough; the files are complete.
+    // The reader of stdout may be gone; the files are complete.
     let _ = table::print(&outcome.results, &mut io::stdout().lock());
     eprintln!("results: {}", options.out.join("results.json").display());
     eprintln!("report:  {}", options.out.join("report.html").display());
     let mut complaints = run::failures(&outcome.results);
-    complaints.extend(outcome.results.inconsistencies().into_iter().map(|line| format!("does not add up: {line}")));
+    complaints
+        .extend(outcome.results.inconsistencies().into_iter().map(|line| format!("inconsistent results: {line}")));
     if raw.check {
         complaints.extend(goals::misses(&outcome.results));
     }
@@ -96,7 +97,7 @@ fn measure(raw: &RawRun) -> ExitCode {
     if outcome.stopped { ExitCode::from(INTERRUPTED) } else { code(complaints.is_empty()) }
 }
 
-/// What the flags mean; all of them, so that a new one does not compile until somebody decides.
+/// Resolves the flags. Destructures all of them, so that a new flag does not compile until it is handled.
 fn resolve(raw: &RawRun) -> RunOptions {
     let RawRun { scenario, quick, tiny, out, trials, check: _, dir, list: _ } = raw.clone();
     let scale = match (quick, tiny) {
@@ -118,7 +119,7 @@ fn compare_runs(old: &Path, new: &Path) -> ExitCode {
     match compare::run(old, new) {
         Ok(comparison) => {
             let _ = comparison.print(&mut io::stdout().lock());
-            // Nothing that can be compared is no good news.
+            // A comparison without anything to compare is a failure.
             code(!matches!(comparison.verdict(), Verdict::Regression | Verdict::CannotBeCompared))
         }
         Err(why) => {

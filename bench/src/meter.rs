@@ -1,27 +1,27 @@
-//! What work costs besides time: CPU of the kernel's own workers, and bytes that a process has written so far.
+//! Reads CPU time, memory and written bytes of processes and kernel workers from `/proc`.
 //!
-//! CPU and memory of processes come from `wait4` when they end; io_uring's workers are threads of the process and are
-//! charged there. What writeback, loop devices and journals do in the kernel's own threads is charged to nobody: it is
-//! read off those threads before and after, an estimate, as other processes use them too.
+//! CPU time and memory of processes come from `wait4` when they end; workers of io_uring are threads of the process and
+//! included. Writeback, loop devices and file system journals run in threads of the kernel. Their CPU time is read before
+//! and after a trial. It is an estimate, because other processes use these threads as well.
 
 use std::collections::BTreeMap;
 use std::fs;
 
-/// Kernel threads that work for those who read and write: by how their names begin.
+/// Name prefixes of kernel threads that do I/O on behalf of processes.
 const WORKERS: [&str; 5] = ["kworker", "loop", "jbd2", "xfs", "kswapd"];
 
-/// CPU time of the kernel's workers so far, in nanoseconds by their ids.
+/// CPU time of kernel workers so far, in nanoseconds by thread ID.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KernelWorkers(BTreeMap<u32, u64>);
 
 impl KernelWorkers {
-    /// As of now.
+    /// Reads the CPU times of all kernel workers.
     pub(crate) fn sample() -> Self {
         let workers = processes().filter(|id| is_worker(*id)).filter_map(|id| Some((id, on_cpu_ns(id)?)));
         Self(workers.collect())
     }
 
-    /// Seconds that they were on a CPU since `earlier`. Those that ended in between are not seen.
+    /// Returns the CPU seconds since `earlier`. Workers that ended in between are not included.
     pub(crate) fn seconds_since(&self, earlier: &Self) -> f64 {
         let spent = |(id, now): (&u32, &u64)| now.saturating_sub(earlier.0.get(id).copied().unwrap_or(0));
         #[allow(clippy::cast_precision_loss, reason = "an estimate")]
@@ -35,7 +35,7 @@ fn processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// A child of the kernel's thread daemon with a name of a worker.
+/// Returns whether the process is a kernel thread with the name of a worker.
 fn is_worker(id: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{id}/stat")) else { return false };
     let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')) else { return false };
@@ -48,22 +48,22 @@ fn on_cpu_ns(id: u32) -> Option<u64> {
     stat.split_whitespace().next()?.parse().ok()
 }
 
-/// Bytes that a live process has caused to be written to storage; `None` once it is gone.
+/// Returns the bytes that a running process has caused to be written to storage; `None` once it has ended.
 pub(crate) fn written_bytes(id: u32) -> Option<u64> {
     field(&fs::read_to_string(format!("/proc/{id}/io")).ok()?, "write_bytes:")
 }
 
-/// The most memory that a live process has held since it became what it is; `None` once it is gone.
+/// Returns the peak memory of a running process since its exec; `None` once it has ended.
 pub(crate) fn peak_rss_bytes(id: u32) -> Option<u64> {
     Some(field(&fs::read_to_string(format!("/proc/{id}/status")).ok()?, "VmHWM:")? << 10)
 }
 
-/// Seconds since boot that all CPUs were busy for programs and the kernel, and stolen by the hypervisor.
+/// Returns the seconds since boot that all CPUs were busy, and that the hypervisor stole.
 pub(crate) fn busy_and_stolen_seconds() -> Option<(f64, f64)> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let ticks: Vec<f64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|it| it.parse().ok()).collect();
     let [user, nice, system, _idle, _wait, interrupts, soft_interrupts, stolen, ..] = ticks[..] else { return None };
-    // The kernel has shown hundredths of a second to programs on every machine for decades.
+    // The kernel reports hundredths of a second on every architecture.
     Some(((user + nice + system + interrupts + soft_interrupts) / 100.0, stolen / 100.0))
 }
 

@@ -1,8 +1,8 @@
-//! The programs that take part: where they are, and which versions.
+//! Finds the programs to measure and to measure with, and their versions.
 //!
-//! Rivals and tools are looked for on `PATH`, then where system tools live. Our own command and the bare ring loop are
-//! looked for beside this program first, as they must come from the same build; started by cargo, this program has
-//! cargo build them.
+//! Rivals and tools are searched on `PATH`, then where system tools live. The `blockhaul` command and the bare ring loop
+//! are searched beside this program first, because they must come from the same build. Under cargo, this program has cargo
+//! build them.
 
 use crate::results;
 use std::collections::BTreeMap;
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-/// Where `mkfs.xfs` and `losetup` live; not on the path of every user.
+/// Directories of `mkfs.xfs` and `losetup`, which are not on every user's `PATH`.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// Programs with a version worth keeping, and what to install for each.
+/// Programs to find, and what to install if one is missing.
 const PROGRAMS: [(&str, &str); 13] = [
     ("blockhaul", "build it: cargo build --release -p blockhaul-tools"),
     ("qemu-img", "install qemu-utils"),
@@ -30,10 +30,10 @@ const PROGRAMS: [(&str, &str); 13] = [
     (BARE_LOOP, "build it: cargo bench -p blockhaul-engine --bench bare_loop --no-run"),
 ];
 
-/// The bare ring loop, as cargo names it.
+/// Name of the bare ring loop's binary.
 pub(crate) const BARE_LOOP: &str = "bare_loop";
 
-/// What was found.
+/// Programs found, by name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Programs(BTreeMap<&'static str, FoundProgram>);
 
@@ -45,7 +45,7 @@ struct FoundProgram {
 }
 
 impl Programs {
-    /// Looks for all of them.
+    /// Searches all programs.
     pub(crate) fn find() -> Self {
         build_ours();
         let found = PROGRAMS.iter().map(|(name, install_hint)| {
@@ -56,19 +56,19 @@ impl Programs {
         Self(found.collect())
     }
 
-    /// The path of one.
+    /// Returns the path of a program.
     ///
     /// # Errors
-    /// It is not here, in words that say what to install.
+    /// The program is not installed; the message says what to install.
     pub(crate) fn path(&self, name: &str) -> Result<String, String> {
         let found = self.0.get(name);
         match found.and_then(|found| found.path.as_ref()) {
             Some(path) => Ok(path.display().to_string()),
-            None => Err(format!("{name} is not here: {}", found.map_or("install it", |found| found.install_hint))),
+            None => Err(format!("{name} not found: {}", found.map_or("install it", |found| found.install_hint))),
         }
     }
 
-    /// As they appear in the results.
+    /// Returns the programs as they appear in the results.
     pub(crate) fn list(&self) -> Vec<results::Program> {
         let entry = |(name, found): (&&str, &FoundProgram)| results::Program {
             name: (*name).to_owned(),
@@ -79,9 +79,9 @@ impl Programs {
     }
 }
 
-/// This program.
+/// Returns the path of this program.
 pub(crate) fn own_path() -> String {
-    // What is being run can be run again, also if its file was replaced meanwhile.
+    // The link works even if the file was replaced meanwhile.
     std::env::current_exe().map_or_else(|_| "/proc/self/exe".to_owned(), |path| path.display().to_string())
 }
 
@@ -102,7 +102,7 @@ fn on_path(name: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// The bare loop that was built last: cargo adds a number to its name.
+/// Returns the bare loop that was built last: cargo adds a hash to its name.
 fn newest(folder: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let ours = entries.filter(|path| {
@@ -113,7 +113,7 @@ fn newest(folder: &Path) -> Option<PathBuf> {
     ours.max_by_key(built)
 }
 
-/// The first line that a program says about its version.
+/// Returns the first line that a program prints about its version.
 fn version(name: &str, path: &Path) -> Option<String> {
     let flag = match name {
         BARE_LOOP => return Some("of this build".to_owned()),
@@ -125,7 +125,7 @@ fn version(name: &str, path: &Path) -> Option<String> {
     text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
-/// Under cargo: has it build what belongs to this build. What cannot be built is missing later, in words.
+/// Has cargo build our own programs, if it started this one. A failed build shows up later as a missing program.
 fn build_ours() {
     let (Some(cargo), Some(_)) = (std::env::var_os("CARGO"), std::env::var_os("CARGO_MANIFEST_DIR")) else { return };
     let release = !cfg!(debug_assertions);
@@ -147,7 +147,7 @@ mod tests {
     fn what_is_missing_says_what_to_install() {
         let nowhere = FoundProgram { path: None, version: None, install_hint: "install fio" };
         let programs = Programs(BTreeMap::from([("fio", nowhere)]));
-        assert_eq!(programs.path("fio"), Err("fio is not here: install fio".to_owned()));
+        assert_eq!(programs.path("fio"), Err("fio not found: install fio".to_owned()));
         assert!(programs.path("no-such-program").is_err());
         assert_eq!(programs.list()[0].version, None);
     }

@@ -1,8 +1,8 @@
-//! How our copy stands against every other way of doing the same work.
+//! Compares our copy with every other target of a scenario.
 //!
-//! A rival is a command, so it is held against our command where that ran, and against the engine in process
-//! elsewhere; in a series, against the same step. Only a target whose every trial ended well has a relative: one that
-//! is missing, failed or wrote wrong bytes was not beaten.
+//! A rival is a command, so it is compared with our command, or with the engine where our command did not run; in a series,
+//! with the same step. Only targets whose trials all ended well are compared: a target that is missing, failed or wrote
+//! wrong bytes was not beaten.
 
 use crate::results::{Kind, Outcome, ScenarioResult, TargetResult, Trial};
 use crate::stats::{self, Ratio};
@@ -10,16 +10,16 @@ use std::fmt::{self, Display, Formatter};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Ours against another.
+/// Our target compared with another one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RelativeResult<'a> {
     pub other: &'a TargetResult,
-    /// How many times as good ours is, whichever way the metric goes: above 1 it is better.
+    /// How many times as good ours is; above 1 ours is better, whatever the metric.
     pub ratio: Ratio,
 }
 
 impl ScenarioResult {
-    /// The target that others are held against, among those of the same step.
+    /// Returns the target of ours that `other` is compared with; in a series the one of the same step.
     pub(crate) fn baseline_for(&self, other: &TargetResult) -> Option<&TargetResult> {
         let same_step = |target: &&TargetResult| {
             target.ran() && target.step.as_ref().map(|step| step.at) == other.step.as_ref().map(|step| step.at)
@@ -28,7 +28,7 @@ impl ScenarioResult {
         of(Kind::Command).or_else(|| of(Kind::Engine))
     }
 
-    /// Against `other`; `None` if it did not run, if it is ours itself, or if there is nothing to divide.
+    /// Compares ours with `other`; `None` if either did not run, if `other` is ours, or if a value is not positive.
     pub(crate) fn relative_to<'a>(&'a self, other: &'a TargetResult) -> Option<RelativeResult<'a>> {
         let ours = self.baseline_for(other).filter(|ours| !std::ptr::eq(*ours, other))?;
         let comparable = other.ran() && other.kind != Kind::Null;
@@ -36,12 +36,12 @@ impl ScenarioResult {
         Some(RelativeResult { other, ratio: if self.metric.more_is_better() { ratio } else { ratio.inverted() } })
     }
 
-    /// Against all others that ran, in the order of the results.
+    /// Compares ours with all other targets that ran, in the order of the results.
     pub(crate) fn relative_results(&self) -> Vec<RelativeResult<'_>> {
         self.targets.iter().filter_map(|other| self.relative_to(other)).collect()
     }
 
-    /// Against the best of the rivals that ran: the one that leaves ours the smallest lead.
+    /// Compares ours with the best of the rivals that ran.
     pub(crate) fn closest_rival(&self) -> Option<RelativeResult<'_>> {
         let rivals = self.relative_results().into_iter().filter(|relative| relative.other.kind == Kind::Rival);
         rivals.min_by(|a, b| a.ratio.value.total_cmp(&b.ratio.value))
@@ -49,22 +49,22 @@ impl ScenarioResult {
 }
 
 impl TargetResult {
-    /// Whether every trial ended well.
+    /// Returns whether every trial ended well.
     pub(crate) fn ran(&self) -> bool {
         self.outcome == Outcome::Ran
     }
 
-    /// Of its trials, in the unit of the scenario's metric.
+    /// Returns the values of the trials, in the unit of the scenario's metric.
     pub(crate) fn values(&self) -> Vec<f64> {
         self.trials.iter().map(|trial| trial.value).collect()
     }
 }
 
-/// `1.42x (1.38 to 1.47)`, or without the interval where there is none.
+/// Formats as `1.42x (1.38 to 1.47)`, without the interval if there is none.
 impl Display for Ratio {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         let number = |ratio: f64| match ratio {
-            // Two digits behind the point are as much as a ratio below one deserves.
+            // More than two decimals of a ratio below one would be noise.
             small if (0.0095..0.995).contains(&small) => format!("{small:.2}"),
             other => crate::format::significant(other),
         };
@@ -77,14 +77,14 @@ impl Display for Ratio {
 }
 
 impl Trial {
-    /// CPU time of the processes and of the kernel's workers, by GiB of data; `None` where there is no data.
+    /// Returns CPU seconds of the processes and of kernel workers per GiB of data; `None` if there is no data.
     pub(crate) fn cpu_seconds_per_gib(&self, scenario: &ScenarioResult) -> Option<f64> {
         let seconds = self.user_seconds + self.system_seconds + self.kernel_worker_seconds;
         (scenario.data_bytes > 0).then(|| seconds / (scenario.data_bytes as f64 / GIB))
     }
 }
 
-/// Medians over the trials of what they cost, where it is known of all of them.
+/// Medians of the costs of the trials; `None` where a trial lacks the number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Costs {
     pub cpu_seconds_per_gib: Option<f64>,
@@ -93,7 +93,7 @@ pub(crate) struct Costs {
 }
 
 impl Costs {
-    /// Of a target of this scenario.
+    /// Computes the costs of a target of this scenario.
     pub(crate) fn of(target: &TargetResult, scenario: &ScenarioResult) -> Self {
         let median = |cost: &dyn Fn(&Trial) -> Option<f64>| {
             stats::median(&target.trials.iter().map(cost).collect::<Option<Vec<f64>>>()?)

@@ -1,8 +1,8 @@
-//! What one run found: the content of `results.json`.
+//! Defines `results.json`: what one run found.
 //!
-//! Raw samples and host facts are kept with every number derived from them, so that a later run can be compared with
-//! this one and a reader can disagree with the summary. `docs/bench.md` owns the schema; quantities carry their unit in
-//! the name; a time is in seconds since the start of the run unless it says otherwise.
+//! Raw samples and host facts are kept with every number derived from them, so that a later run can be compared with this
+//! one and a reader can check the summary. `docs/bench.md` owns the schema. Quantities carry their unit in their names;
+//! times are seconds since the start of the run unless stated otherwise.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -17,15 +17,15 @@ pub(crate) struct Results {
     pub schema: u32,
     /// The build under test.
     pub build: Build,
-    /// Where it ran.
+    /// The host of the run.
     pub host: Host,
-    /// How it was asked to run.
+    /// Start, duration and options of the run.
     pub run: Run,
-    /// Programs that it is compared with, the missing ones too.
+    /// Programs that are compared, including missing ones.
     pub programs: Vec<Program>,
     /// In the order in which they ran.
     pub scenarios: Vec<ScenarioResult>,
-    /// What makes the whole run less trustworthy.
+    /// Warnings about the whole run.
     #[serde(rename = "doubts")]
     pub warnings: Vec<Warning>,
 }
@@ -34,13 +34,13 @@ pub(crate) struct Results {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Build {
     pub version: String,
-    /// Commit of the working tree, with `+` if it had changes; `None` outside of one.
+    /// Commit of the working tree, with `+` if the tree had changes; `None` outside of a tree.
     pub commit: Option<String>,
     /// `release` or `debug`.
     pub profile: String,
 }
 
-/// Where it ran.
+/// The host of the run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Host {
     pub kernel: String,
@@ -50,11 +50,11 @@ pub(crate) struct Host {
     /// Type of the file system that holds the volumes, and the device below.
     pub filesystem: String,
     pub device: String,
-    /// Anything else worth a line: scheduler, virtualisation, io_uring's state, memlock.
+    /// Other facts: scheduler, virtualisation, state of io_uring, memlock.
     pub facts: BTreeMap<String, String>,
 }
 
-/// How it was asked to run.
+/// Start, duration and options of the run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Run {
     /// RFC 3339, UTC.
@@ -64,11 +64,11 @@ pub(crate) struct Run {
     pub quick: bool,
     pub trials: u32,
     pub seed: u64,
-    /// False if it was stopped before its end.
+    /// False if the run was interrupted.
     pub complete: bool,
 }
 
-/// A program that it is compared with.
+/// A program that is compared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Program {
     pub name: String,
@@ -77,10 +77,10 @@ pub(crate) struct Program {
     pub path: Option<String>,
 }
 
-/// One question, answered for each target.
+/// Results of one scenario.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ScenarioResult {
-    /// Stable: comparisons of runs go by it.
+    /// Stable: `compare` matches scenarios by name.
     pub name: String,
     /// One sentence.
     pub about: String,
@@ -88,19 +88,19 @@ pub(crate) struct ScenarioResult {
     /// Bytes of the volume, holes included, and of the data in it.
     pub volume_bytes: u64,
     pub data_bytes: u64,
-    /// Block sizes, depths, fill, delays: whatever distinguishes it.
+    /// Block sizes, depths, fill, delays: everything that distinguishes the scenario.
     pub parameters: BTreeMap<String, String>,
-    /// What grows from step to step, where the targets are steps of a series; drawn as a line.
+    /// What grows from step to step, if the targets are steps of series; drawn as lines.
     #[serde(default)]
     pub axis: Option<Axis>,
     pub targets: Vec<TargetResult>,
-    /// What the project promised about it.
+    /// Goals of the project for this scenario.
     pub goals: Vec<Goal>,
     #[serde(rename = "doubts")]
     pub warnings: Vec<Warning>,
 }
 
-/// What a trial's `value` is, and which way is better.
+/// Meaning of a trial's `value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
@@ -116,45 +116,45 @@ pub(crate) enum Metric {
     Bytes,
 }
 
-/// Who is measured.
+/// Kind of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
-    /// The engine, in this process.
+    /// The engine as a library.
     Engine,
     /// The `blockhaul` command.
     Command,
     /// Another program.
     Rival,
-    /// What the device can do: fio, the bare ring loop.
+    /// A limit of the device or of io_uring: fio, the bare ring loop.
     Limit,
-    /// Does nothing: what the harness itself costs.
+    /// A program that does nothing: the cost of the harness itself.
     Null,
 }
 
-/// One way of doing the scenario's work.
+/// Results of one target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct TargetResult {
     /// Stable within the scenario.
     pub name: String,
     pub kind: Kind,
-    /// Where it stands in its series; `None` unless the scenario has an axis.
+    /// Step of its series; `None` unless the scenario has an axis.
     #[serde(default)]
     pub step: Option<Step>,
     /// The command line, or the engine's settings.
     pub command: String,
     pub outcome: Outcome,
-    /// The counted ones only, in the order in which they ran.
+    /// Trials that count, in the order in which they ran.
     pub trials: Vec<Trial>,
     /// Of the trials' values; `None` unless `outcome` is `ran`.
     pub summary: Option<Summary>,
     /// By operation: `read`, `write`, `flush`, `cancel`, `foreground`.
     pub latency: BTreeMap<String, Latency>,
-    /// Throughput over time of its median trial, where it could be seen.
+    /// Throughput over time of the median trial, where it could be sampled.
     pub timeline: Vec<ThroughputPoint>,
-    /// Window of the engine against the latency of others, where it was watched.
+    /// Window of the engine against foreground latency, where it was sampled.
     pub window: Vec<WindowPoint>,
-    /// Other numbers that were seen, by name with the unit in it: medians over the trials.
+    /// Medians of other numbers, by names that end in their unit.
     #[serde(default, rename = "figures")]
     pub other_metrics: BTreeMap<String, f64>,
     #[serde(rename = "doubts")]
@@ -168,44 +168,44 @@ pub(crate) struct Axis {
     pub name: String,
 }
 
-/// The place of a target in a series: one line of a chart has one name.
+/// Step of a target in its series; a series is one line of a chart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Step {
-    /// Such as `blockhaul` or `qemu-img`: the same at every step.
+    /// Such as `blockhaul` or `qemu-img`; the same at every step.
     pub series: String,
     /// In the unit of the axis.
     pub at: f64,
 }
 
-/// How it went.
+/// How the trials of a target ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "status", content = "why")]
 pub(crate) enum Outcome {
-    /// Every trial ended well, with equal bytes where they can be compared.
+    /// Every trial succeeded, with correct bytes where they can be verified.
     Ran,
-    /// The program or facility is not here.
+    /// A program or facility is missing.
     Missing(String),
     /// A trial failed.
     Failed(String),
-    /// A trial ended well over wrong bytes.
+    /// A trial succeeded but wrote wrong bytes.
     WrongBytes(String),
 }
 
-/// One measured repetition.
+/// One trial.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Trial {
-    /// Position among all trials of the scenario: shows the interleaving.
+    /// Position among all trials of the scenario; shows the interleaving.
     pub position: u32,
     /// Since the start of the run.
     pub started_seconds: f64,
     pub wall_seconds: f64,
     pub user_seconds: f64,
     pub system_seconds: f64,
-    /// Of kernel workers, while it ran: an estimate, since others use them too.
+    /// CPU seconds of kernel workers meanwhile: an estimate, because other processes use them as well.
     pub kernel_worker_seconds: f64,
     pub peak_rss_bytes: Option<u64>,
     pub system_calls: Option<u64>,
-    /// Volume bytes that it moved or passed over.
+    /// Volume bytes copied or skipped.
     pub bytes: u64,
     /// In the unit of the scenario's metric.
     pub value: f64,
@@ -230,9 +230,9 @@ pub(crate) struct Latency {
     pub p90: f64,
     pub p99: f64,
     pub max: f64,
-    /// The `.hgrm` file beside `results.json` that holds all of it; `None` where only the percentiles are known.
+    /// The `.hgrm` file beside `results.json` with the whole distribution; `None` if only the percentiles are known.
     pub file: Option<String>,
-    /// Enough points of the distribution to draw it, by rising quantile; empty where only the percentiles are known.
+    /// Points of the distribution for charts, by rising quantile; empty if only the percentiles are known.
     #[serde(default)]
     pub curve: Vec<Quantile>,
 }
@@ -253,7 +253,7 @@ pub(crate) struct ThroughputPoint {
     pub bytes_per_second: f64,
 }
 
-/// The window and what others felt at a moment of a trial.
+/// The window and the foreground latency at a moment of a trial.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct WindowPoint {
     /// Since the start of the trial.
@@ -262,21 +262,21 @@ pub(crate) struct WindowPoint {
     pub foreground_us: f64,
 }
 
-/// Something that was promised, and what was found.
+/// A goal of the project and its measured value.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Goal {
     /// Stable, such as `dense-direct/qemu-img`.
     pub name: String,
-    /// One line that a stranger understands, with the bound in it.
+    /// One line that explains the goal, with its bound.
     pub about: String,
-    /// What was found, in the unit of the bound; `None` if it could not be measured.
+    /// Measured value in the unit of the bound; `None` if it could not be measured.
     pub measured: Option<f64>,
     pub bound: f64,
     pub sense: Sense,
     pub met: Option<bool>,
 }
 
-/// Which side of the bound is good.
+/// Side of the bound that meets the goal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Sense {
@@ -284,7 +284,7 @@ pub(crate) enum Sense {
     AtMost,
 }
 
-/// A reason to distrust a number, and what to do about it.
+/// A reason to distrust a number, with advice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Warning {
     /// Stable, such as `noisy`.
@@ -301,7 +301,7 @@ mod tests {
 
     const PAGE: &str = include_str!("../../docs/bench.md");
 
-    /// Keys of these are names of things, not fields.
+    /// Maps whose keys are names of things, not fields.
     const MAPS: [&str; 4] = ["facts", "parameters", "latency", "figures"];
 
     fn fields(value: &Value, is_map: bool, found: &mut BTreeSet<String>) {

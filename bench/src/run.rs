@@ -1,7 +1,7 @@
-//! A run from its first look at the machine to its last file.
+//! Runs the chosen scenarios and writes their results.
 //!
-//! Results are written after every scenario, so that what was measured survives whatever ends the run. A run that is
-//! stopped keeps what it has and says so; what it made on this machine goes away as at every other end.
+//! Results are written after every scenario, so that measured numbers survive whatever ends the run. An interrupted run
+//! keeps its numbers and is marked incomplete. Everything it made on this machine is removed as at any other end.
 
 use crate::executor::Failure;
 use crate::goals;
@@ -25,30 +25,30 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Instant, SystemTime};
 
-/// What a run is options to do.
+/// What to run, and where.
 #[derive(Clone)]
 pub(crate) struct RunOptions {
     pub scenarios: Vec<scenario::Scenario>,
     pub scale: Scale,
     pub trials: Option<u32>,
     pub out: PathBuf,
-    /// Below this, volumes are made.
+    /// Directory below which volumes are created.
     pub dir: PathBuf,
 }
 
-/// What came of it.
+/// Results of a run.
 pub(crate) struct RunOutcome {
     pub results: Results,
     pub stopped: bool,
 }
 
-/// The folder for results unless the user names one.
+/// Returns the directory for results unless the user names one.
 pub(crate) fn default_out() -> PathBuf {
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     Path::new("copy-bench-results").join(time.replace([':', '-'], ""))
 }
 
-/// Where volumes are made unless the user names a place: on disk, not in memory.
+/// Returns the directory for volumes unless the user names one: on disk, not in memory.
 pub(crate) fn default_dir() -> PathBuf {
     let on_disk = Path::new("/var/tmp");
     if on_disk.is_dir() { on_disk.to_owned() } else { std::env::temp_dir() }
@@ -57,14 +57,14 @@ pub(crate) fn default_dir() -> PathBuf {
 /// Runs the scenarios.
 ///
 /// # Errors
-/// Results cannot be written, or volumes not made, in words.
+/// Results cannot be written or volumes not created.
 pub(crate) fn run(options: &RunOptions) -> Result<RunOutcome, String> {
     let say = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let interrupt = Interrupt::catch().map_err(say("catch signals"))?;
     mount::keep_to_ourselves();
-    fs::create_dir_all(&options.out).map_err(say("make the folder for results"))?;
+    fs::create_dir_all(&options.out).map_err(say("create the results directory"))?;
     let programs = Programs::find();
-    let run_dir = RunDir::open(&options.dir, &interrupt).map_err(say("make a folder for volumes"))?;
+    let run_dir = RunDir::open(&options.dir, &interrupt).map_err(say("create a directory for volumes"))?;
     let mut session = Session::open(options, &programs, &run_dir);
     let mut stopped = false;
     for (at, scenario) in options.scenarios.iter().enumerate() {
@@ -84,14 +84,14 @@ pub(crate) fn run(options: &RunOptions) -> Result<RunOutcome, String> {
     Ok(RunOutcome { results: session.results, stopped })
 }
 
-/// Whether a scenario came to its end.
+/// How a scenario ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ScenarioEnd {
     Complete,
     Stopped,
 }
 
-/// A run on its way.
+/// A run in progress.
 struct Session<'a> {
     options: &'a RunOptions,
     results: Results,
@@ -124,7 +124,7 @@ impl<'a> Session<'a> {
         Self { options, results, started: Instant::now(), stolen_at_start, busy_cpus }
     }
 
-    /// Stages a scenario, lets all do their trials, and keeps what was found.
+    /// Prepares a scenario, runs the trials of all targets and keeps their results.
     fn run_scenario(
         &mut self,
         scenario: &scenario::Scenario,
@@ -176,7 +176,7 @@ impl<'a> Session<'a> {
         Ok(end)
     }
 
-    /// Writes the latencies of a target to files of their own.
+    /// Writes the latencies of a target, one file for each operation.
     fn write_latencies(&self, scenario: &str, run: TargetRun) -> io::Result<TargetResult> {
         let TargetRun { mut result, latency } = run;
         for (operation, whole) in latency {
@@ -190,7 +190,7 @@ impl<'a> Session<'a> {
         Ok(result)
     }
 
-    /// What is only known at the end.
+    /// Adds what is only known at the end of the run.
     fn finish(&mut self, stopped: bool) {
         let elapsed = self.started.elapsed().as_secs_f64();
         let cpus = self.results.host.cpus;
@@ -203,7 +203,7 @@ impl<'a> Session<'a> {
         self.results.run.complete = !stopped;
     }
 
-    /// Writes what is there so far, whole or not at all.
+    /// Replaces the results file atomically with the results so far.
     fn save(&mut self) -> io::Result<()> {
         self.results.run.seconds = self.started.elapsed().as_secs_f64();
         let mut file = tempfile::NamedTempFile::new_in(&self.options.out)?;
@@ -215,7 +215,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A scenario in the results.
+/// Builds the result of a scenario that ran.
 fn scenario_result(
     scenario: &scenario::Scenario,
     prepared: PreparedScenario,
@@ -237,7 +237,7 @@ fn scenario_result(
     written
 }
 
-/// One that could not be staged.
+/// Builds the result of a scenario that could not be prepared.
 fn skipped(scenario: &scenario::Scenario, failure: &Failure) -> ScenarioResult {
     let mut skipped = ScenarioResult {
         name: scenario.name.to_owned(),
@@ -255,7 +255,7 @@ fn skipped(scenario: &scenario::Scenario, failure: &Failure) -> ScenarioResult {
     skipped
 }
 
-/// One line for each target of ours that did not do its work.
+/// Returns a line for each of our targets that failed or wrote wrong bytes.
 pub(crate) fn failures(results: &Results) -> Vec<String> {
     let mut lines = Vec::new();
     for scenario in &results.scenarios {
@@ -277,7 +277,7 @@ fn build() -> Build {
     Build { version: env!("CARGO_PKG_VERSION").to_owned(), commit: commit(), profile: profile.to_owned() }
 }
 
-/// Of the tree that this program was built from, if it is still there.
+/// Returns the commit of the tree that this program was built from, if the tree is still there.
 fn commit() -> Option<String> {
     let git = |words: &[&str]| {
         let output = Command::new("git").args(["-C", env!("CARGO_MANIFEST_DIR")]).args(words).output().ok()?;
@@ -288,7 +288,7 @@ fn commit() -> Option<String> {
     Some(if changed { format!("{commit}+") } else { commit })
 }
 
-/// A bar on a terminal, a line elsewhere.
+/// Shows a progress bar on a terminal; prints a line elsewhere.
 fn bar(name: &'static str, number: usize, of: usize) -> ProgressBar {
     if !io::stderr().is_terminal() {
         eprintln!("{number}/{of} {name}");

@@ -1,5 +1,6 @@
-//! A run that never happened, for tests of whatever reads results: every kind of scenario, target, outcome, chart and
-//! warning is in it, and its numbers add up.
+//! Builds invented results for the tests of everything that reads results.
+//!
+//! They hold every kind of scenario, target, outcome, chart and warning, and their numbers are consistent.
 
 use crate::histogram;
 use crate::results::*;
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 const GIB: u64 = 1 << 30;
 const ROUNDS: u32 = 7;
 
-/// The run, with noise drawn from this seed: two seeds are two runs of one build on one machine.
+/// Builds a run with noise from this seed: two seeds stand for two runs of one build on one machine.
 pub(crate) fn results(seed: u64) -> Results {
     let mut generator = Generator { rng: Rng::with_seed(seed), seconds: 3.0 };
     let scenarios = vec![
@@ -56,7 +57,7 @@ pub(crate) fn results(seed: u64) -> Results {
     }
 }
 
-/// Multiplies whatever was measured of one target by `factor`, as if it had become slower or faster by that.
+/// Multiplies the values of one target by `factor`, as if the target had become slower or faster.
 pub(crate) fn scale(results: &mut Results, scenario: &str, target: &str, factor: f64) {
     let scenario = results.scenarios.iter_mut().find(|found| found.name == scenario).expect("it is in the run");
     let target = scenario.targets.iter_mut().find(|found| found.name == target).expect("it is in the scenario");
@@ -64,22 +65,22 @@ pub(crate) fn scale(results: &mut Results, scenario: &str, target: &str, factor:
     target.summary = Summary::of(&target.values());
 }
 
-/// Draws noise and keeps the clock.
+/// Draws noise and keeps the time.
 struct Generator {
     rng: Rng,
     seconds: f64,
 }
 
-/// A target to be: name, kind, and the median of its values in the unit of the metric.
+/// A target to build: name, kind, and the median of its values in the unit of the metric.
 type Line<'a> = (&'a str, Kind, f64);
 
 impl Generator {
-    /// About 2 %, more or less normal.
+    /// Returns noise of about 2 %, roughly normal.
     fn noise(&mut self) -> f64 {
         1.0 + 0.02 * ((0..6).map(|_| self.rng.f64()).sum::<f64>() - 3.0)
     }
 
-    /// Interleaved trials of all lines.
+    /// Builds a scenario with interleaved trials of all lines.
     fn scenario(
         &mut self,
         name: &str,
@@ -135,7 +136,7 @@ impl Generator {
         }
     }
 
-    /// A distribution around this median, in microseconds.
+    /// Builds a latency distribution around this median, in microseconds.
     fn latency(&mut self, median_us: f64) -> Latency {
         let mut histogram = histogram::empty();
         for _ in 0..20_000 {
@@ -146,7 +147,7 @@ impl Generator {
         histogram::latency(&histogram, Some("dense-direct-read.hgrm".into())).expect("something was recorded")
     }
 
-    /// Throughput in quarter seconds around this rate.
+    /// Builds throughput samples around this rate, four per second.
     fn timeline(&mut self, rate: f64, seconds: f64) -> Vec<ThroughputPoint> {
         let points = (seconds * 4.0) as u32;
         let at = |point: u32| f64::from(point + 1) / 4.0;

@@ -1,4 +1,4 @@
-//! How large a run is: sizes and numbers of trials, for the real thing, for a quick look, and for tests of the harness.
+//! Sets the sizes and the number of trials of full, quick and test runs.
 
 /// Bytes in a MiB.
 pub(crate) const MIB: u64 = 1 << 20;
@@ -8,16 +8,16 @@ pub(crate) const GIB: u64 = 1 << 30;
 /// The size of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// Sizes at which the device, not the start of programs, decides.
+    /// Sizes at which the device matters and the start of programs does not.
     Full,
-    /// Under three minutes for everything; for a look, not for claims.
+    /// All scenarios in under three minutes; too small for claims.
     Quick,
-    /// A few MiB: shows that the harness works, and nothing else.
+    /// A few MiB; only shows that the harness works.
     Tiny,
 }
 
 impl Scale {
-    /// The one of three that belongs to this scale.
+    /// Returns the value for this scale.
     pub(crate) fn of<T>(self, full: T, quick: T, tiny: T) -> T {
         match self {
             Self::Full => full,
@@ -26,12 +26,12 @@ impl Scale {
         }
     }
 
-    /// Trials of each target unless the user or a scenario says otherwise.
+    /// Returns the default number of trials of each target.
     pub(crate) fn trials(self) -> u32 {
         self.of(5, 3, 2)
     }
 
-    /// Memory to touch before a trial that may put so many bytes into the page cache. A quick look has no time for those.
+    /// Returns the memory to touch before a trial that may put `cached_bytes` into the page cache.
     pub(crate) fn warm_up_bytes(self, cached_bytes: u64) -> u64 {
         self.of(256 * MIB + cached_bytes, 32 * MIB, 0)
     }

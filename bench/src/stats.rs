@@ -1,33 +1,33 @@
-//! What samples say, and how surely.
+//! Computes medians, spreads and ratios with confidence intervals.
 //!
 //! Medians, because one disturbed trial must not move the result; spreads as median absolute deviations for the same
-//! reason. A ratio of two medians comes with a bootstrap interval: both samples are redrawn many times with
-//! replacement, under a fixed seed, so that the same samples always give the same interval. Redrawing few trials cannot
-//! show how far the next one may lie, so below [`FEW`] of them the interval is at least as wide as Student's t makes it
-//! on the logarithms; a single trial says nothing about its noise, and its interval excludes nothing.
+//! reason. A ratio of two medians comes with a bootstrap interval: both samples are resampled many times with replacement
+//! under a fixed seed, so that the same samples always give the same interval. Resampling few trials cannot show how far
+//! the next one may lie. Below [`FEW`] trials the interval is therefore at least as wide as Student's t makes it on the
+//! logarithms. The interval of a single trial excludes nothing.
 //!
-//! Nothing here panics on samples from a file: what cannot be summed up is `None`.
+//! Nothing here panics on samples from a file: invalid samples give `None`.
 
 use crate::results::Summary;
 use fastrand::Rng;
 
-/// Redraws behind one interval: the bounds of a 99 % interval then rest on 10 redraws each.
+/// Resamples for one interval: each bound of a 99 % interval then rests on 10 of them.
 const REDRAWS: usize = 2_000;
 
-/// How sure an interval is: one comparison in a hundred is wrong by chance, as a run has dozens of them.
+/// Confidence of an interval. A run has dozens of comparisons, so at most one in a hundred may be wrong by chance.
 pub(crate) const CONFIDENCE: f64 = 0.99;
 
-/// Below this many trials the bootstrap alone promises too much.
+/// Below this many trials the bootstrap interval alone is too narrow.
 const FEW: usize = 6;
 
-/// Two-sided quantiles of Student's t at [`CONFIDENCE`], for 1, 2, .. degrees of freedom; more are taken as the last.
+/// Two-sided quantiles of Student's t at [`CONFIDENCE`] for 1, 2, .. degrees of freedom; the last one serves for more.
 const STUDENT: [f64; 8] = [63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355];
 
-/// Fixed, so that a comparison says the same thing every time.
+/// Fixed, so that a comparison always gives the same result.
 const SEED: u64 = 0x626c_6f63_6b68_6175;
 
 impl Summary {
-    /// Of these samples, in any order; `None` if there are none or one of them is no finite number.
+    /// Summarizes samples in any order; `None` if there are none or one is not finite.
     pub(crate) fn of(samples: &[f64]) -> Option<Self> {
         let sorted = sorted(samples)?;
         let median = middle(&sorted);
@@ -41,19 +41,19 @@ impl Summary {
         })
     }
 
-    /// The spread as a share of the median: 0.02 is quiet, 0.1 is noisy. Infinite where the median is 0 and the
+    /// Returns the spread as a share of the median: 0.02 is quiet, 0.1 is noisy. Infinite if the median is 0 and the
     /// spread is not.
     pub(crate) fn relative_spread(&self) -> f64 {
         if self.spread == 0.0 { 0.0 } else { (self.spread / self.median).abs() }
     }
 }
 
-/// The middle sample, or the mean of the two middle ones; `None` as for [`Summary::of`].
+/// Returns the median; `None` as for [`Summary::of`].
 pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     Some(middle(&sorted(samples)?))
 }
 
-/// The sample at or below which this share (0 to 1) of the samples lies, by nearest rank; `None` as for
+/// Returns the sample at or below which this share (0 to 1) of the samples lies, by nearest rank; `None` as for
 /// [`Summary::of`].
 pub(crate) fn percentile(samples: &[f64], share: f64) -> Option<f64> {
     Some(nearest_rank(&sorted(samples)?, share))
@@ -68,7 +68,7 @@ pub(crate) struct Ratio {
 }
 
 impl Ratio {
-    /// Of the median of `above` to the median of `below`. `None` if either has no samples, or one that is not a
+    /// Divides the median of `above` by the median of `below`. Returns `None` if either has no samples, or one that is not a
     /// positive number.
     pub(crate) fn of_medians(above: &[f64], below: &[f64]) -> Option<Self> {
         let (above, below) = (positive(above)?, positive(below)?);
@@ -78,12 +78,12 @@ impl Ratio {
         Some(Self { value, low: low.min(value / margin), high: high.max(value * margin) })
     }
 
-    /// Seen the other way round.
+    /// Returns the inverse ratio.
     pub(crate) fn inverted(self) -> Self {
         Self { value: 1.0 / self.value, low: 1.0 / self.high, high: 1.0 / self.low }
     }
 
-    /// Whether the interval leaves dir for no difference at all.
+    /// Returns whether the interval includes 1, that is, no difference.
     pub(crate) fn holds_one(self) -> bool {
         self.low <= 1.0 && 1.0 <= self.high
     }
@@ -102,19 +102,19 @@ fn positive(samples: &[f64]) -> Option<Vec<f64>> {
     sorted(samples).filter(|sorted| sorted[0] > 0.0)
 }
 
-/// Of samples that are sorted and not empty.
+/// `sorted` must not be empty.
 fn middle(sorted: &[f64]) -> f64 {
     let half = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[half] } else { f64::midpoint(sorted[half - 1], sorted[half]) }
 }
 
-/// Of samples that are sorted and not empty.
+/// `sorted` must not be empty.
 fn nearest_rank(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-/// The interval of the ratio of medians over redrawn samples.
+/// Returns the interval of the ratio of medians over resampled data.
 fn bootstrap(above: &[f64], below: &[f64]) -> (f64, f64) {
     let mut rng = Rng::with_seed(SEED);
     let mut drawn: Vec<f64> =
@@ -124,7 +124,7 @@ fn bootstrap(above: &[f64], below: &[f64]) -> (f64, f64) {
     (nearest_rank(&drawn, tail), nearest_rank(&drawn, 1.0 - tail))
 }
 
-/// The factor by which a ratio may be off, as Student's t has it on the logarithms; infinite for a single sample.
+/// Returns the factor by which a ratio may be off, from Student's t on the logarithms; infinite for a single sample.
 fn student_margin(above: &[f64], below: &[f64]) -> f64 {
     if above.len().min(below.len()) < 2 {
         return f64::INFINITY;
@@ -135,7 +135,7 @@ fn student_margin(above: &[f64], below: &[f64]) -> f64 {
     (STUDENT[freedom.min(STUDENT.len()) - 1] * (variance * share).sqrt()).exp()
 }
 
-/// Sum of the squared deviations of the logarithms from their mean.
+/// Returns the sum of the squared deviations of the logarithms from their mean.
 fn squares(samples: &[f64]) -> f64 {
     let logarithms: Vec<f64> = samples.iter().map(|sample| sample.ln()).collect();
     let mean = logarithms.iter().sum::<f64>() / logarithms.len() as f64;
@@ -215,8 +215,8 @@ mod tests {
         assert!(near.low < 1.02 && !far.holds_one(), "{near:?} {far:?}");
     }
 
-    /// Noise of about 3 %: whether samples of this size are told apart, for two of one distribution and for two whose
-    /// medians are 15 % apart; out of 200 each.
+    /// Counts, out of 200 each, how many pairs of samples with 3 % noise are told apart: pairs of one distribution, and pairs
+    /// whose medians differ by 15 %.
     fn told_apart(trials: usize) -> (i32, i32) {
         let mut rng = Rng::with_seed(7);
         let mut noisy = |centre: f64| -> Vec<f64> {

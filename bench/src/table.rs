@@ -1,8 +1,7 @@
-//! The results as plain text for a terminal.
+//! Prints results as plain text for a terminal.
 //!
-//! Each scenario is a small table of its targets, ours first in mind: the ratio says how many times as good our copy
-//! is as the target of the line. Whatever casts warning on a number follows right below it. Texts of other programs are
-//! shown without control characters.
+//! Each scenario is a table of its targets. The ratio of a line says how many times as good our copy is as its target.
+//! Warnings follow below. Text of other programs is shown without control characters.
 
 use crate::format::{self, Unit, percent, plain, significant};
 use crate::relative::Costs;
@@ -11,14 +10,14 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use std::io::{self, Write};
 
-/// Where the numbers of a column line up.
+/// Alignment of a column.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Align {
     Left,
     Right,
 }
 
-/// Everything that a reader has to know, scenario by scenario.
+/// Prints the results, scenario by scenario.
 ///
 /// # Errors
 /// As `out` says.
@@ -29,12 +28,12 @@ pub(crate) fn print(results: &Results, out: &mut impl Write) -> io::Result<()> {
     }
     print_goals(results, out)?;
     if !results.warnings.is_empty() {
-        writeln!(out, "\nAbout the whole run:")?;
+        writeln!(out, "\nWhole run:")?;
     }
     print_warnings(&results.warnings, out)
 }
 
-/// Lines of reasons to distrust what is near, each with advice.
+/// Prints warnings, one line each.
 ///
 /// # Errors
 /// As `out` says.
@@ -42,7 +41,7 @@ pub(crate) fn print_warnings(warnings: &[Warning], out: &mut impl Write) -> io::
     warnings.iter().try_for_each(|warning| print_warning("", warning, out))
 }
 
-/// Rows under heads, in columns that are two spaces apart, without spaces at the ends of lines.
+/// Formats rows under headings, with columns two spaces apart and no trailing spaces.
 pub(crate) fn grid(heads: &[(&str, Align)], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header(heads.iter().map(|(head, _)| *head)).add_rows(rows);
@@ -67,7 +66,7 @@ fn print_head(results: &Results, out: &mut impl Write) -> io::Result<()> {
     if !rivals.is_empty() {
         writeln!(out, "against {}", rivals.join("; "))?;
     }
-    let stopped = if run.complete { "" } else { ", stopped before its end" };
+    let stopped = if run.complete { "" } else { ", interrupted" };
     writeln!(out, "{} in {}{stopped}", counted(run.trials, "trial"), format::seconds(run.seconds))
 }
 
@@ -115,7 +114,7 @@ fn cells(scenario: &ScenarioResult, target: &TargetResult, unit: &Unit) -> Vec<S
     ]
 }
 
-/// A table of its own, where a target knows latencies.
+/// Prints a table of latencies, if a target has any.
 fn print_latency(scenario: &ScenarioResult, out: &mut impl Write) -> io::Result<()> {
     let us = |quantity: f64| Metric::Microseconds.show(quantity);
     let rows = scenario.targets.iter().flat_map(|target| {
@@ -144,7 +143,7 @@ fn print_absence(target: &TargetResult, out: &mut impl Write) -> io::Result<()> 
     }
 }
 
-/// Whatever else was seen of a target, on one line.
+/// Prints the other metrics of a target on one line.
 fn print_other_metrics(target: &TargetResult, out: &mut impl Write) -> io::Result<()> {
     if target.other_metrics.is_empty() || !target.ran() {
         return Ok(());
@@ -167,7 +166,7 @@ fn print_goals(results: &Results, out: &mut impl Write) -> io::Result<()> {
     goals.try_for_each(|goal| writeln!(out, "  {}", goal_line(goal)))
 }
 
-/// `MISSED   dense-direct/fio: at least 0.95 of fio's rate: 0.94`; the bound is part of what it is about.
+/// Formats a goal as `MISSED   dense-direct/fio: at least 0.95 of fio's rate: 0.94`.
 fn goal_line(goal: &Goal) -> String {
     let mark = match goal.met {
         Some(true) => "met     ",
@@ -234,6 +233,6 @@ mod tests {
         run.scenarios.clear();
         run.warnings.clear();
         run.run.complete = false;
-        assert!(text(&run).ends_with("stopped before its end\n"));
+        assert!(text(&run).ends_with("interrupted\n"));
     }
 }

@@ -1,8 +1,8 @@
-//! The settings: who runs when, what counts, and what ends a target's record.
+//! Runs the trials of a scenario and decides which of them count.
 //!
-//! Trials are interleaved, A B C A B C, so that whatever changes on the machine meanwhile meets all alike. Each one is
-//! reset, performed, judged; who fails or writes wrong bytes is out from then on, and never has a summary: nothing can
-//! be won by not doing the work.
+//! Trials are interleaved (A B C A B C), so that a change of the machine affects all targets alike. Each trial is reset,
+//! run and verified. A target that fails or writes wrong bytes runs no further trials and gets no summary: nobody can win
+//! by skipping the work.
 
 use crate::executor::{Executor, Failure, Measurement};
 use crate::histogram;
@@ -15,36 +15,36 @@ use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// How a scenario is conducted.
+/// How the trials of a scenario are run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TrialSettings {
     pub metric: Metric,
-    /// Of each target.
+    /// Number of trials of each target.
     pub trials: u32,
-    /// Whether one more trial each is spent on counting system calls.
+    /// Whether an additional trial of each target counts system calls.
     pub count_calls: bool,
-    /// Bytes of data in the volumes: what CPU time is divided by.
+    /// Bytes of data in the volumes; CPU time is divided by this.
     pub data_bytes: u64,
-    /// When the run began.
+    /// Start of the run.
     pub run_started: Instant,
 }
 
-/// What became of a target, with all of its latencies.
+/// The result of a target, with its whole latency distributions.
 #[derive(Clone, Debug)]
 pub(crate) struct TargetRun {
     pub result: TargetResult,
     pub latency: BTreeMap<String, Histogram<u64>>,
 }
 
-/// The order of trials: the index of a target, and the number of its trial from 0.
+/// Returns the order of trials: index of the target and number of its trial, both from 0.
 pub(crate) fn order(targets: usize, trials: u32) -> impl Iterator<Item = (usize, u32)> {
     (0..trials).flat_map(move |trial| (0..targets).map(move |target| (target, trial)))
 }
 
-/// Lets the targets do their trials.
+/// Runs the trials of all targets. Calls `on_trial` before each of them.
 ///
 /// # Errors
-/// The run is being stopped; what was found so far comes along.
+/// The run was interrupted; the results so far come with the error.
 pub(crate) fn run_trials(
     targets: &[Target],
     settings: TrialSettings,
@@ -80,7 +80,7 @@ fn run_trial(target: &Target, executor: &mut dyn Executor) -> Result<Measurement
     Ok(measured)
 }
 
-/// One more trial for those of which nobody knows the number, after all that are timed.
+/// Counts system calls in an additional trial of each target that does not report them, after all timed trials.
 fn count_calls(targets: &[Target], records: &mut [TargetRecord], executor: &mut dyn Executor) -> Result<(), Stopped> {
     for (target, record) in targets.iter().zip(records) {
         let known = record.trials.iter().any(|(trial, _)| trial.system_calls.is_some());
@@ -90,7 +90,7 @@ fn count_calls(targets: &[Target], records: &mut [TargetRecord], executor: &mut 
         match executor.reset(target).and_then(|()| executor.count_calls(target)) {
             Ok(calls) => record.trials.iter_mut().for_each(|(trial, _)| trial.system_calls = calls),
             Err(Failure::Stopped) => return Err(Stopped),
-            // It worked without being watched: only this number is missing.
+            // The timed trials succeeded without strace: only this number is missing.
             Err(failure) => {
                 record.warnings.push(warning::WarningKind::NotMeasured(format!("system calls ({failure})")).warning())
             }
@@ -130,7 +130,7 @@ impl TrialSettings {
     }
 }
 
-/// What is known of a target so far.
+/// Trials and outcome of a target so far.
 struct TargetRecord {
     outcome: Outcome,
     trials: Vec<(Trial, Measurement)>,
@@ -154,7 +154,7 @@ impl TargetRecord {
         self.outcome = match failure {
             Failure::WrongBytes(what) => Outcome::WrongBytes(what),
             Failure::Failed(what) => Outcome::Failed(what),
-            Failure::Stopped => Outcome::Failed("the run was stopped".to_owned()),
+            Failure::Stopped => Outcome::Failed("the run was interrupted".to_owned()),
         };
     }
 
@@ -162,7 +162,7 @@ impl TargetRecord {
         let values: Vec<f64> = self.trials.iter().map(|(trial, _)| trial.value).collect();
         let summary = if self.outcome == Outcome::Ran { Summary::of(&values) } else { None };
         let outcome = match (self.outcome, summary) {
-            (Outcome::Ran, None) => Outcome::Failed("it was stopped before its first trial".to_owned()),
+            (Outcome::Ran, None) => Outcome::Failed("interrupted before the first trial".to_owned()),
             (outcome, _) => outcome,
         };
         let typical = typical(&self.trials, summary);
@@ -187,14 +187,14 @@ impl TargetRecord {
     }
 }
 
-/// The trial whose value is nearest to the median.
+/// Returns the trial whose value is nearest to the median.
 fn typical(trials: &[(Trial, Measurement)], summary: Option<Summary>) -> Option<&Measurement> {
     let median = summary?.median;
     let distance = |(trial, _): &&(Trial, Measurement)| (trial.value - median).abs();
     trials.iter().min_by(|one, other| distance(one).total_cmp(&distance(other))).map(|(_, measured)| measured)
 }
 
-/// The median over the trials, of each number that any of them has.
+/// Returns the median over the trials for each number that any of them has.
 fn other_metrics(trials: &[(Trial, Measurement)]) -> BTreeMap<String, f64> {
     let mut all: BTreeMap<&String, Vec<f64>> = BTreeMap::new();
     for (name, value) in trials.iter().flat_map(|(_, measured)| &measured.other_metrics) {
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    /// Keeps a list of what it was asked, and answers by a script of `(step, target, nth time) -> failure`.
+    /// Records its calls and fails according to a script of `(step, target, nth time) -> failure`.
     struct Mock<F: Fn(&str, &str, usize) -> Option<Failure>> {
         asked: Vec<String>,
         script: F,

@@ -1,4 +1,4 @@
-//! What is copied from and to: names for rivals, and the means to put them back and to look into them.
+//! Defines the volumes of a scenario, resets them before a trial and verifies copies after it.
 
 use crate::content;
 use crate::interrupt::Interrupt;
@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Volume {
     /// A regular file. As a destination it is absent before each trial.
     File(PathBuf),
-    /// A block device. As a destination it is all zero, and allocated, before each trial.
+    /// A block device. As a destination it is zeroed and allocated before each trial.
     Device(PathBuf),
-    /// An export, and the file behind it that shows its bytes. As a destination that file is all zero, and allocated,
+    /// An export, and the file behind it if its bytes can be read there. As a destination that file is zeroed and allocated
     /// before each trial.
     Export { uri: String, backing: Option<PathBuf> },
 }
@@ -24,14 +24,14 @@ pub(crate) enum Volume {
 pub(crate) struct VolumePair {
     pub source: Volume,
     pub destination: Volume,
-    /// Bytes of each, holes included.
+    /// Size of each in bytes, including holes.
     pub bytes: u64,
-    /// A folder for journals and map files, emptied before each trial.
+    /// Directory for journals and map files, emptied before each trial.
     pub state: PathBuf,
 }
 
 impl Volume {
-    /// As programs take it: a path or a URI.
+    /// Returns the path or URI that programs take.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::File(path) | Self::Device(path) => path.display().to_string(),
@@ -39,17 +39,17 @@ impl Volume {
         }
     }
 
-    /// Whether a copy creates it.
+    /// Returns whether a copy creates the volume.
     pub(crate) fn is_created(&self) -> bool {
         matches!(self, Self::File(_))
     }
 
-    /// Whether it is reached through a server.
+    /// Returns whether the volume is behind a server.
     pub(crate) fn is_remote(&self) -> bool {
         matches!(self, Self::Export { .. })
     }
 
-    /// Where its bytes can be seen.
+    /// Returns the path at which the bytes can be read.
     fn readable_path(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::Device(path) => Some(path),
@@ -57,7 +57,7 @@ impl Volume {
         }
     }
 
-    /// Makes it what a destination is before a trial.
+    /// Resets a destination before a trial.
     fn clear(&self, bytes: u64) -> io::Result<()> {
         match self {
             Self::File(path) => match fs::remove_file(path) {
@@ -69,7 +69,7 @@ impl Volume {
         }
     }
 
-    /// Drops what the page cache holds of it.
+    /// Drops the volume from the page cache.
     fn drop_cache(&self) -> io::Result<()> {
         let Some(path) = self.readable_path().filter(|path| path.exists()) else { return Ok(()) };
         let file = File::open(path)?;
@@ -78,7 +78,7 @@ impl Volume {
     }
 }
 
-/// Zeroes a file or device and keeps its space, as if it had been preallocated.
+/// Zeroes a file or device and keeps its space allocated.
 fn zero(path: &Path, bytes: u64) -> io::Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     let len = i64::try_from(bytes).map_err(io::Error::other)?;
@@ -88,10 +88,10 @@ fn zero(path: &Path, bytes: u64) -> io::Result<()> {
 }
 
 impl VolumePair {
-    /// Destination blank, caches cold, no state of earlier trials.
+    /// Resets the pair before a trial: destination blank, caches cold, no state of earlier trials.
     ///
     /// # Errors
-    /// The first call that failed, in words.
+    /// The first step that failed, and why.
     pub(crate) fn reset(&self) -> Result<(), String> {
         let say = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         self.destination.clear(self.bytes).map_err(say("clear the destination"))?;
@@ -101,19 +101,19 @@ impl VolumePair {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(say("clear the state")(error)),
             _ => {}
         }
-        fs::create_dir_all(&self.state).map_err(say("make a folder for state"))
+        fs::create_dir_all(&self.state).map_err(say("create the state directory"))
     }
 
-    /// Compares all bytes; `None` where the destination shows none.
+    /// Compares all bytes of source and destination.
     ///
     /// # Errors
-    /// What differs, or why it cannot be known, in words.
+    /// A volume cannot be read.
     pub(crate) fn verify(&self, interrupt: &Interrupt) -> Result<VerifyOutcome, String> {
         let (Some(source), Some(destination)) = (self.source.readable_path(), self.destination.readable_path()) else {
             return Ok(VerifyOutcome::NotReadable);
         };
         if let Volume::File(path) = &self.destination {
-            let len = fs::metadata(path).map_err(|error| format!("look at the destination: {error}"))?.len();
+            let len = fs::metadata(path).map_err(|error| format!("stat the destination: {error}"))?.len();
             if len != self.bytes {
                 return Ok(VerifyOutcome::Differs(format!(
                     "the destination has {len} bytes instead of {}",
@@ -123,25 +123,25 @@ impl VolumePair {
         }
         match content::first_difference(source, destination, self.bytes, interrupt) {
             Ok(None) => Ok(VerifyOutcome::Equal),
-            Ok(Some(offset)) => Ok(VerifyOutcome::Differs(format!("the bytes differ near offset {offset}"))),
-            Err(error) => Err(format!("compare the destination with the source: {error}")),
+            Ok(Some(offset)) => Ok(VerifyOutcome::Differs(format!("wrong bytes near offset {offset}"))),
+            Err(error) => Err(format!("verify the destination: {error}")),
         }
     }
 
-    /// Calls the volumes of a command line SRC, DST and STATE.
+    /// Replaces the paths of a command line by SRC, DST and STATE.
     pub(crate) fn with_placeholders(&self, line: &str) -> String {
         let state = self.state.display().to_string();
         line.replace(&self.source.name(), "SRC").replace(&self.destination.name(), "DST").replace(&state, "STATE")
     }
 }
 
-/// What a outcome found.
+/// Result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VerifyOutcome {
     Equal,
-    /// Where, in words.
+    /// The bytes or sizes differ, with the place.
     Differs(String),
-    /// One side shows no bytes.
+    /// The bytes of one side cannot be read.
     NotReadable,
 }
 

@@ -1,5 +1,7 @@
-//! Memory of a virtual machine costs its host time at the first touch, and is given back to it a while after it was freed:
-//! that time is paid before each trial, not in it.
+//! Touches memory before each trial, so that no trial pays for the first touch.
+//!
+//! A virtual machine pays host time when it touches memory for the first time, and gives the memory back some time after it
+//! was freed.
 
 use crate::executor::{Executor, Failure, Measurement};
 use crate::interrupt::Interrupt;
@@ -9,21 +11,21 @@ use crate::target::{Invocation, Target};
 use std::hint::black_box;
 use std::path::PathBuf;
 
-/// The hidden command under which the program touches memory: a process of its own, so that ours stays small.
+/// Name of the hidden command that touches memory, in a process of its own so that the harness stays small.
 pub(crate) const COMMAND: &str = "warm-up";
 
-/// Touched once in each of these, it is there.
+/// Touching one byte of a page allocates the page.
 const PAGE_BYTES: usize = 4096;
 
-/// An executor whose trials begin with memory that has been touched.
+/// An executor that touches memory before each trial.
 pub(crate) struct WarmUpExecutor<'a> {
     pub executor: &'a mut dyn Executor,
-    /// For what the process says.
+    /// Directory for the output of the process.
     pub folder: PathBuf,
     pub interrupt: &'a Interrupt,
-    /// Touched and freed before each trial, at most half of what is available.
+    /// Bytes to touch and free before each trial; limited to half of the available memory.
     pub bytes: u64,
-    /// Why it could not be done, if so.
+    /// Why touching memory failed, if it did.
     pub failed: Option<String>,
 }
 
@@ -62,14 +64,14 @@ fn warm_up(launcher: &Launcher<'_>, bytes: u64) -> Result<(), Failure> {
     launcher.run_one(&Invocation::new([own_path(), COMMAND.to_owned(), bytes.to_string()])).map(drop)
 }
 
-/// The process that does it.
+/// Touches memory; runs in the process of the hidden command.
 pub(crate) fn touch(bytes: usize) {
     let mut memory = vec![0_u8; bytes];
     memory.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
     black_box(memory);
 }
 
-/// What the kernel thinks can be had without swapping; 0 where it does not say.
+/// Returns the memory available without swapping, by the kernel's estimate; 0 if unknown.
 fn available_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse().ok());

@@ -1,4 +1,4 @@
-//! Every reason to distrust a number, and what to do about it.
+//! Lists every reason to distrust a number, with advice.
 
 use crate::results::{TargetResult, Warning};
 use crate::stats;
@@ -7,105 +7,103 @@ use crate::stats;
 const NOISY_SHARE: f64 = 0.05;
 /// A rate that falls by this share from the first trials to the last ones is throttled.
 const THROTTLED_SHARE: f64 = 0.2;
-/// CPUs kept busy by others at the start, of each one we have.
+/// More CPUs busy with other programs at the start than this share of all CPUs is worth a warning.
 const BUSY_SHARE: f64 = 0.25;
-/// CPU time that the hypervisor gave to others, of the time that passed.
+/// More CPU time stolen by the hypervisor than this share of the elapsed time is worth a warning.
 const STOLEN_SHARE: f64 = 0.02;
-/// Work that is over sooner is mostly the start of a program.
+/// In a shorter trial, starting the program is most of the work.
 const SHORT_SECONDS: f64 = 0.05;
-/// Fewer trials do not show how much they scatter.
+/// Fewer trials do not show their scatter.
 const FEW_TRIALS: u32 = 5;
 
-/// Why a number, or all of them, may be wrong.
+/// Why a number, or all numbers of a run, may be misleading.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum WarningKind {
     /// Trials of one target scatter: the share of the median.
     Noisy(f64),
-    /// Trials got slower in the course of the scenario: the share lost.
+    /// Trials became slower in the course of the scenario: the share lost.
     Throttled(f64),
-    /// A trial is over too soon: its median in seconds.
+    /// Trials are too short: the median in seconds.
     Short(f64),
-    /// Too few trials to tell.
+    /// Too few trials to show their scatter: their number.
     FewTrials(u32),
-    /// A rival that is not here: its name and what to do.
+    /// A rival is not installed: its name and what to install.
     Missing(String, String),
-    /// A target that cannot be asked to work like the others: how it differs.
+    /// A target cannot work under the same conditions as the others: how it differs.
     OtherFlags(String),
-    /// The destination keeps nothing that could be compared.
+    /// The destination keeps no data that could be verified.
     NotCompared,
-    /// Others kept CPUs busy when it began: how many.
+    /// Other programs kept CPUs busy when the run began: how many.
     BusyHost(f64),
-    /// The hypervisor gave CPU time to others: the share.
+    /// The hypervisor gave CPU time to other machines: the share.
     Stolen(f64),
-    /// A build for debugging.
+    /// This is a debug build.
     DebugBuild,
-    /// Sizes are those of a quick look.
+    /// The run used the sizes of `--quick`.
     Quick,
-    /// The scenario could not be staged here: why.
+    /// The scenario could not be prepared on this machine: why.
     Skipped(String),
-    /// A number of the harness's own is missing: which.
+    /// The harness could not measure a number: which.
     NotMeasured(String),
 }
 
 impl WarningKind {
-    /// As it appears in the results.
+    /// Returns the warning as it appears in the results.
     pub(crate) fn warning(&self) -> Warning {
         let percent = |share: &f64| format!("{:.0} %", share * 100.0);
         let (kind, what, advice): (_, String, &str) = match self {
             Self::Noisy(share) => (
                 "noisy",
                 format!("trials scatter by {} around their median", percent(share)),
-                "stop what else runs on this machine, or ask for more trials (--trials)",
+                "stop other work on this machine, or use more trials (--trials)",
             ),
             Self::Throttled(share) => (
                 "throttled",
                 format!("the last trials were {} slower than the first ones", percent(share)),
-                "the device or the machine runs out of credit or cools down: pause, and run the scenario alone",
+                "the device or the machine throttles: wait, then run the scenario alone",
             ),
             Self::Short(seconds) => (
                 "short",
-                format!("a trial takes {:.0} ms: starting a program is a good part of it", seconds * 1e3),
+                format!("a trial takes {:.0} ms: the start of the program is much of it", seconds * 1e3),
                 "compare with the null target, or run without --quick",
             ),
-            Self::FewTrials(count) => (
-                "few-trials",
-                format!("{count} trials do not show how much they scatter"),
-                "ask for at least 5 (--trials)",
-            ),
+            Self::FewTrials(count) => {
+                ("few-trials", format!("{count} trials do not show how much they scatter"), "use --trials 5 or more")
+            }
             Self::Missing(name, install_hint) => ("missing", format!("{name} was not measured"), install_hint),
             Self::OtherFlags(how) => (
                 "other-flags",
-                format!("it does not work under the same conditions: {how}"),
-                "read its ratio as what a user gets, not as what its authors could do",
+                format!("it runs under other conditions: {how}"),
+                "the ratio shows what a user gets, not what the program could do",
             ),
             Self::NotCompared => (
                 "not-compared",
-                "the destination keeps no bytes: nobody knows whether they were right".to_owned(),
-                "trust the scenarios with a destination that can be read",
+                "the destination keeps no data, so copies could not be verified".to_owned(),
+                "see the scenarios whose destination can be read",
             ),
             Self::BusyHost(cpus) => (
                 "busy-host",
                 format!("other programs kept {cpus:.1} CPUs busy before the first trial"),
-                "stop them and run again",
+                "stop them and repeat the run",
             ),
             Self::Stolen(share) => (
                 "stolen",
                 format!("the hypervisor gave {} of the CPU time to other machines", percent(share)),
-                "run on a host without neighbours, or at another hour",
+                "run on a dedicated host, or at another time",
             ),
-            Self::DebugBuild => (
-                "debug-build",
-                "this is a build for debugging".to_owned(),
-                "use cargo run --release -p blockhaul-bench",
-            ),
+            Self::DebugBuild => {
+                ("debug-build", "this is a debug build".to_owned(), "use cargo run --release -p blockhaul-bench")
+            }
             Self::Quick => (
                 "quick",
-                "sizes are those of a quick look: caches and start-up weigh more than in real copies".to_owned(),
-                "run without --quick before you claim anything",
+                "quick sizes: caches and start-up weigh more than in real copies".to_owned(),
+                "run without --quick for reliable numbers",
             ),
-            Self::Skipped(why) => {
-                ("skipped", format!("it could not be staged here: {why}"), "see what it says is missing")
-            }
+            Self::Skipped(why) => (
+                "skipped",
+                format!("it could not be prepared on this machine: {why}"),
+                "install or allow what is missing",
+            ),
             Self::NotMeasured(what) => {
                 ("blind", format!("{what} could not be measured"), "run as root on Linux 6.1 or later")
             }
@@ -114,7 +112,7 @@ impl WarningKind {
     }
 }
 
-/// What the trials of a target say against themselves.
+/// Returns the warnings that follow from the trials of a target.
 pub(crate) fn of_target(target: &TargetResult) -> Vec<Warning> {
     let Some(summary) = target.summary else { return Vec::new() };
     let walls: Vec<f64> = target.trials.iter().map(|trial| trial.wall_seconds).collect();
@@ -133,7 +131,7 @@ pub(crate) fn of_target(target: &TargetResult) -> Vec<Warning> {
     reasons.iter().map(WarningKind::warning).collect()
 }
 
-/// By which share the last third of the trials is slower than the first one, if every one of them is.
+/// Returns by which share the last third of the trials is slower than the first third, if all of its trials are.
 fn slowdown(walls: &[f64]) -> Option<f64> {
     let third = (walls.len() / 3).max(1);
     if walls.len() < 4 {
@@ -145,8 +143,7 @@ fn slowdown(walls: &[f64]) -> Option<f64> {
     (fastest > slowest && fastest > 0.0).then(|| 1.0 - slowest / fastest)
 }
 
-/// What speaks against the whole run: CPUs that others kept busy before it, the share stolen during it, and how it was
-/// asked for.
+/// Returns the warnings about the whole run: CPUs busy before it, CPU time stolen during it, number of trials and build.
 pub(crate) fn of_run(busy_cpus: Option<f64>, cpus: u32, stolen_share: Option<f64>, trials: u32) -> Vec<Warning> {
     let busy = busy_cpus.filter(|busy| *busy > BUSY_SHARE * f64::from(cpus)).map(WarningKind::BusyHost);
     let stolen = stolen_share.filter(|share| *share > STOLEN_SHARE).map(WarningKind::Stolen);

@@ -1,9 +1,9 @@
-//! Whether a later run is slower than an earlier one, or only another one.
+//! Compares two runs: tells a slower engine from a changed machine.
 //!
-//! Our targets are compared by the raw samples of both runs, never by their summaries. A difference counts when the
-//! interval of the ratio leaves no dir for "no difference", when it is large enough to matter, and when rivals that
-//! are the same programs as before did not move as far: if they did, the machine changed, and nothing can be said
-//! about ours. Runs of other machines, sizes or parameters are not compared at all.
+//! Our targets are compared by the raw samples of both runs, never by their summaries. A difference counts when the interval
+//! of the ratio excludes 1, when the difference is large enough to matter, and when rivals of the same version did not
+//! change as much. If they did, the machine changed, and nothing can be said about ours. Runs of other machines, sizes or
+//! parameters are not compared.
 
 mod runs;
 mod text;
@@ -14,10 +14,10 @@ use std::path::Path;
 
 pub(crate) use runs::LoadError;
 
-/// A difference below this share is not worth anybody's time, however sure it is.
+/// Differences below this share are ignored, however certain they are.
 const MIN_RELEVANT_CHANGE: f64 = 0.03;
 
-/// What a comparison comes to, the worst first.
+/// Result of a comparison, worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
     Regression,
@@ -26,12 +26,12 @@ pub(crate) enum Verdict {
     Improvement,
 }
 
-/// Two runs side by side.
+/// Comparison of two runs.
 #[derive(Debug)]
 pub(crate) struct Comparison {
     /// Our targets of both runs.
     pub rows: Vec<Row>,
-    /// What makes all of it less trustworthy.
+    /// Warnings about the whole comparison.
     pub warnings: Vec<Warning>,
 }
 
@@ -44,25 +44,25 @@ pub(crate) struct Row {
     /// Medians, in the unit of the metric.
     pub old: Option<f64>,
     pub new: Option<f64>,
-    /// How many times as good the new one is; `None` if it cannot be said.
+    /// How many times as good the new run is; `None` if unknown.
     pub ratio: Option<Ratio>,
-    /// The same, of the rivals that are the programs they were: what the machine did.
+    /// The same ratio for rivals of unchanged version: shows how the machine changed.
     pub rivals: Option<f64>,
     pub verdict: Verdict,
-    /// Why it cannot be compared.
+    /// Why the target cannot be compared.
     pub why: Option<String>,
 }
 
-/// Compares two files of results, or two folders that hold a `results.json` each.
+/// Compares two results files, or two directories with a `results.json` each.
 ///
 /// # Errors
-/// [`LoadError`] if one cannot be read, is no file of results, or was written under another schema.
+/// [`LoadError`] if a file cannot be read, is not a results file, or has another schema.
 pub(crate) fn run(old: &Path, new: &Path) -> Result<Comparison, LoadError> {
     Ok(Comparison::of(&runs::read(old)?, &runs::read(new)?))
 }
 
 impl Comparison {
-    /// Of two runs.
+    /// Compares two runs.
     pub(crate) fn of(old: &Results, new: &Results) -> Self {
         let pair = RunPair { old, new, reason: runs::incomparable_hosts(&old.host, &new.host) };
         let rows = new.scenarios.iter().flat_map(|scenario| pair.rows(scenario));
@@ -70,7 +70,7 @@ impl Comparison {
         Self { rows: rows.chain(dropped).collect(), warnings: runs::warnings(old, new) }
     }
 
-    /// What all rows come to: a regression if there is one, `CannotBeCompared` if nothing else can be said at all,
+    /// Returns the verdict over all rows: a regression if there is one, `CannotBeCompared` if no row can be compared,
     /// and otherwise whether something improved.
     pub(crate) fn verdict(&self) -> Verdict {
         let any = |verdict| self.rows.iter().any(|row| row.verdict == verdict);
@@ -79,7 +79,7 @@ impl Comparison {
     }
 }
 
-/// Two runs, and what keeps any part of them from being compared.
+/// Two runs, and why nothing of them can be compared, if so.
 struct RunPair<'a> {
     old: &'a Results,
     new: &'a Results,
@@ -87,7 +87,7 @@ struct RunPair<'a> {
 }
 
 impl RunPair<'_> {
-    /// Our targets of a scenario of the new run.
+    /// Compares our targets of a scenario of the new run.
     fn rows(&self, scenario: &ScenarioResult) -> Vec<Row> {
         let before = self.old.scenarios.iter().find(|before| before.name == scenario.name);
         let ours = scenario.targets.iter().filter(|target| is_ours(target));
@@ -119,7 +119,7 @@ impl RunPair<'_> {
         }
     }
 
-    /// Our targets that the new run lacks: a speed that nobody measures any more is not a speed that was kept.
+    /// Lists our targets that the new run lacks, so that dropping a target does not hide a regression.
     fn dropped(&self, before: &ScenarioResult) -> Vec<Row> {
         let after = self.new.scenarios.iter().find(|after| after.name == before.name);
         let is_gone = |target: &&TargetResult| {
@@ -132,7 +132,7 @@ impl RunPair<'_> {
             .collect()
     }
 
-    /// The median gain of the programs that are the ones they were.
+    /// Returns the median gain of programs whose version did not change.
     fn rivals(&self, before: &ScenarioResult, scenario: &ScenarioResult) -> Option<f64> {
         let unchanged = scenario.targets.iter().filter(|target| {
             matches!(target.kind, Kind::Rival | Kind::Limit)
@@ -165,7 +165,7 @@ fn not_comparable(scenario: &ScenarioResult, target: &TargetResult, why: &str) -
     }
 }
 
-/// How the scenario's work differs between the runs.
+/// Returns how the work of the scenario differs between the runs, if it does.
 fn other_work(before: &ScenarioResult, after: &ScenarioResult) -> Option<String> {
     let differs = |what: &str, same: bool| (!same).then(|| format!("{what} differs between the runs"));
     differs("what is measured", before.metric == after.metric)
@@ -179,10 +179,10 @@ fn other_work(before: &ScenarioResult, after: &ScenarioResult) -> Option<String>
 }
 
 fn did_not_run(run: &str, target: &TargetResult) -> Option<String> {
-    (!target.ran()).then(|| format!("it did not run well in the {run} run"))
+    (!target.ran()).then(|| format!("it failed or is missing in the {run} run"))
 }
 
-/// How many times as good the later samples are.
+/// Returns how many times as good the later samples are.
 fn gain(earlier: &TargetResult, later: &TargetResult, metric: Metric) -> Option<Ratio> {
     let ratio = Ratio::of_medians(&later.values(), &earlier.values())?;
     Some(if metric.more_is_better() { ratio } else { ratio.inverted() })
@@ -193,7 +193,7 @@ fn verdict_of(ratio: Option<Ratio>, rivals: Option<f64>) -> (Verdict, Option<Str
         return (Verdict::CannotBeCompared, Some("a sample is not a positive number".to_owned()));
     };
     if !ratio.high.is_finite() {
-        return (Verdict::CannotBeCompared, Some("one trial says nothing about noise: use --trials 5".to_owned()));
+        return (Verdict::CannotBeCompared, Some("one trial does not show noise; use --trials 5".to_owned()));
     }
     if ratio.holds_one() || (ratio.value - 1.0).abs() < MIN_RELEVANT_CHANGE {
         return (Verdict::NoDifferenceSeen, None);
@@ -201,7 +201,7 @@ fn verdict_of(ratio: Option<Ratio>, rivals: Option<f64>) -> (Verdict, Option<Str
     let slower = ratio.value < 1.0;
     let machine = |rivals: f64| if slower { rivals <= ratio.high } else { rivals >= ratio.low };
     match rivals.filter(|rivals| (rivals - 1.0).abs() >= MIN_RELEVANT_CHANGE && machine(*rivals)) {
-        Some(_) => (Verdict::CannotBeCompared, Some("rivals moved as far: the machine changed".to_owned())),
+        Some(_) => (Verdict::CannotBeCompared, Some("rivals changed as much: the machine changed".to_owned())),
         None if slower => (Verdict::Regression, None),
         None => (Verdict::Improvement, None),
     }
@@ -315,7 +315,9 @@ mod tests {
             ("amount of data differs", |run| run.scenarios[1].data_bytes /= 2),
             ("'fill' differs", |run| run.scenarios[1].parameters.remove("fill").map_or((), drop)),
             ("what is measured differs", |run| run.scenarios[1].metric = Metric::Seconds),
-            ("did not run well", |run| run.scenarios[1].targets[0].outcome = Outcome::Failed("exit code 1".into())),
+            ("it failed or is missing", |run| {
+                run.scenarios[1].targets[0].outcome = Outcome::Failed("exit code 1".into())
+            }),
             ("no such scenario", |run| run.scenarios[1].name = "sparse-2".into()),
             ("no such target", |run| run.scenarios[1].targets[0].name = "blockhaul-2".into()),
             ("one trial", |run| run.scenarios[1].targets[0].trials.truncate(1)),

@@ -1,4 +1,4 @@
-//! The two runs of a comparison: where they are read from, and what differs between them as a whole.
+//! Reads the two runs of a comparison and finds the differences between them as a whole.
 
 use crate::results::{Host, Results, SCHEMA, Warning};
 use std::fmt::{self, Display, Formatter};
@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The name of the file within the folder of a run.
+/// Name of the results file in the directory of a run.
 const FILE: &str = "results.json";
 
 /// Results that cannot be used.
@@ -14,9 +14,9 @@ const FILE: &str = "results.json";
 pub(crate) enum LoadError {
     /// The file cannot be read.
     Read(PathBuf, io::Error),
-    /// It holds something else.
+    /// The file is not a results file.
     Parse(PathBuf, serde_json::Error),
-    /// It was written by another version of this program.
+    /// The file has another schema.
     Schema(PathBuf, u32),
 }
 
@@ -24,14 +24,14 @@ impl Display for LoadError {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(path, error) => {
-                write!(out, "read {}: {error}: name a {FILE} or the folder of a run", path.display())
+                write!(out, "read {}: {error}; pass a {FILE} or the directory of a run", path.display())
             }
             Self::Parse(path, error) => {
-                write!(out, "{} is no file of results: {error}: name the {FILE} of a run", path.display())
+                write!(out, "{}is not a results file: {error}; pass the {FILE} of a run", path.display())
             }
             Self::Schema(path, schema) => write!(
                 out,
-                "{} has schema {schema}, this program reads {SCHEMA}: compare with the copy-bench that wrote it",
+                "{} has schema {schema}, but this program reads {SCHEMA}; use the copy-bench that wrote it",
                 path.display()
             ),
         }
@@ -40,11 +40,11 @@ impl Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-/// The results in this file, or in this folder.
+/// Reads results from a file, or from the results file of a directory.
 pub(super) fn read(path: &Path) -> Result<Results, LoadError> {
     let path = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
     let text = fs::read(&path).map_err(|error| LoadError::Read(path.clone(), error))?;
-    // The schema is looked at first: another one is a reason, not damage.
+    // The schema is checked first: another schema is not damage.
     let value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|error| LoadError::Parse(path.clone(), error))?;
     let schema = value.get("schema").and_then(serde_json::Value::as_u64).and_then(|schema| u32::try_from(schema).ok());
@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path) -> Result<Results, LoadError> {
     serde_json::from_value(value).map_err(|error| LoadError::Parse(path, error))
 }
 
-/// Why nothing on these hosts can be compared.
+/// Returns why runs on these hosts cannot be compared, if so.
 pub(super) fn incomparable_hosts(old: &Host, new: &Host) -> Option<String> {
     let facts = [
         ("the processor", old.cpu == new.cpu && old.cpus == new.cpus),
@@ -62,10 +62,10 @@ pub(super) fn incomparable_hosts(old: &Host, new: &Host) -> Option<String> {
         ("the device", old.device == new.device),
     ];
     let other = facts.into_iter().find(|(_, same)| !same);
-    other.map(|(what, _)| format!("{what} differs between the runs: run both on one machine"))
+    other.map(|(what, _)| format!("{what} differs between the runs; run both on one machine"))
 }
 
-/// What makes a comparison of these runs less trustworthy.
+/// Returns the warnings about a comparison of these runs.
 pub(super) fn warnings(old: &Results, new: &Results) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut warning = |kind: &str, what: String, advice: &str| {
@@ -73,33 +73,33 @@ pub(super) fn warnings(old: &Results, new: &Results) -> Vec<Warning> {
     };
     for (run, name) in [(old, "old"), (new, "new")] {
         if !run.run.complete {
-            warning("incomplete", format!("the {name} run was stopped before its end"), "repeat it");
+            warning("incomplete", format!("the {name} run was interrupted"), "repeat the run");
         }
         if run.build.profile != "release" {
             warning("debug-build", format!("the {name} run measured a {} build", run.build.profile), "use --release");
         }
         let contradictions = run.inconsistencies();
         if let Some(first) = contradictions.first() {
-            let what = format!("{} numbers of the {name} run do not add up, such as: {first}", contradictions.len());
-            warning("contradiction", what, "repeat it: the file was changed or damaged");
+            let what = format!("the {name} run has {} inconsistent numbers, such as: {first}", contradictions.len());
+            warning("contradiction", what, "the file was changed or damaged: repeat the run");
         }
     }
     if old.host.kernel != new.host.kernel {
         let what = format!("the kernel was {} and is {}", old.host.kernel, new.host.kernel);
-        warning("other-kernel", what, "repeat the old run on the new kernel to tell it from the build");
+        warning("other-kernel", what, "repeat the old run on the new kernel");
     }
     for program in &new.programs {
         let (before, after) = (version(old, &program.name), program.version.as_deref());
         if before != after {
             let shown = |version: Option<&str>| version.unwrap_or("missing").to_owned();
             let what = format!("{} was '{}' and is '{}'", program.name, shown(before), shown(after));
-            warning("other-rival", what, "its numbers say nothing about the machine; those of other rivals do");
+            warning("other-rival", what, "its numbers are not used to detect a changed machine");
         }
     }
     warnings
 }
 
-/// The version of the program behind a target: `qemu-img x4` is `qemu-img`.
+/// Returns the version of a target's program; the program of `qemu-img x4` is `qemu-img`.
 pub(super) fn version<'a>(results: &'a Results, target: &str) -> Option<&'a str> {
     let named = |name: &str| {
         let rest = target.strip_prefix(name);
@@ -130,8 +130,8 @@ mod tests {
             fs::write(&path, text).expect("it can be written");
             read(&path).expect_err("it is no run").to_string()
         };
-        assert!(refusal("{").contains("no file of results"));
-        assert!(refusal("{\"schema\": 1}").contains("no file of results"));
+        assert!(refusal("{").contains("not a results file"));
+        assert!(refusal("{\"schema\": 1}").contains("not a results file"));
         assert!(refusal("{\"schema\": 99}").contains("schema 99"));
         let missing = read(&folder.path().join("missing")).expect_err("it is not there").to_string();
         assert!(missing.contains("missing") && missing.contains("os error 2"), "{missing}");

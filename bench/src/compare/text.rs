@@ -1,4 +1,4 @@
-//! A comparison as text for a terminal.
+//! Prints a comparison as plain text for a terminal.
 
 use super::{Comparison, Row, Verdict};
 use crate::format::plain;
@@ -7,7 +7,7 @@ use std::fmt::{self, Display, Formatter};
 use std::io::{self, Write};
 
 impl Comparison {
-    /// As text for a terminal: a line for each of our targets, the reasons where there is no verdict, the sum.
+    /// Prints a line for each of our targets, and the number of each verdict.
     ///
     /// # Errors
     /// As `out` says.

@@ -1,7 +1,7 @@
-//! One SVG drawing: shapes and texts at positions on a canvas, with a title that screen readers speak.
+//! Draws shapes and text into one SVG element, with a title for screen readers.
 //!
-//! Places are half pixels of a canvas that is shown [`WIDTH`]` / 2` pixels wide or less. A drawing has no background and
-//! no fonts of its own: the page around it decides.
+//! Positions are half pixels of a canvas that is shown at most [`WIDTH`]` / 2` pixels wide. A drawing has neither a
+//! background nor fonts of its own: the page sets them.
 
 use super::palette::ThemeColor;
 use crate::format::plain;
@@ -13,19 +13,19 @@ use plotters::element::{Circle, PathElement, Rectangle, Text};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontTransform, IntoFont, IntoTextStyle, TextStyle};
 
-/// Of every canvas.
+/// Width of every canvas.
 pub(super) const WIDTH: i32 = 1520;
 
-/// Of texts; the library draws them smaller by a quarter.
+/// Text size; the library draws a quarter smaller.
 const TEXT_SIZE: i32 = 30;
 
-/// Why drawing has no errors: the canvas is a string, and everything is drawn by this crate.
+/// Reason why drawing cannot fail.
 const CANNOT_FAIL: &str = "a drawing in memory takes everything";
 
-/// A position on the canvas: right of its left edge and below its top.
+/// A position: distances from the left and the top edge.
 pub(super) type Position = (i32, i32);
 
-/// Which part of a text lies at its position; up and down it is always the middle.
+/// Horizontal part of a text that lies at its position; vertically it is always the middle.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum TextAnchor {
     Start,
@@ -33,12 +33,12 @@ pub(super) enum TextAnchor {
     End,
 }
 
-/// A canvas while it is drawn on.
+/// A drawing in progress.
 pub(super) struct Canvas<'a> {
     area: DrawingArea<SVGBackend<'a>, Shift>,
 }
 
-/// A canvas of this height, drawn by `draw`, as an element of the page.
+/// Returns an SVG element of this height, drawn by `draw`.
 pub(super) fn svg(title: &str, height: i32, draw: impl FnOnce(&Canvas)) -> Markup {
     let mut text = String::new();
     let size = (WIDTH.unsigned_abs(), height.unsigned_abs());
@@ -55,36 +55,36 @@ pub(super) fn svg(title: &str, height: i32, draw: impl FnOnce(&Canvas)) -> Marku
 }
 
 impl Canvas<'_> {
-    /// A line through these positions, so many half pixels wide.
+    /// Draws a line; its width is in half pixels.
     pub(super) fn line(&self, positions: Vec<Position>, color: ThemeColor, width: u32) {
         let style = color.drawn().stroke_width(width);
         self.area.draw(&PathElement::new(positions, style)).expect(CANNOT_FAIL);
     }
 
-    /// A filled rectangle between two corners, in any order.
+    /// Draws a filled rectangle between two corners, in any order.
     pub(super) fn bar(&self, (left, top): Position, (right, bottom): Position, color: ThemeColor) {
         let corners = [(left.min(right), top.min(bottom)), (left.max(right), top.max(bottom))];
         self.area.draw(&Rectangle::new(corners, color.drawn().filled())).expect(CANNOT_FAIL);
     }
 
-    /// A filled circle, as opaque as that (0 to 1).
+    /// Draws a filled circle with an opacity from 0 to 1.
     pub(super) fn dot(&self, position: Position, radius: i32, color: ThemeColor, opacity: f64) {
         let style = color.drawn().mix(opacity).filled();
         self.area.draw(&Circle::new(position, radius, style)).expect(CANNOT_FAIL);
     }
 
-    /// A text that runs to the right.
+    /// Draws horizontal text.
     pub(super) fn text(&self, text: &str, position: Position, anchor: TextAnchor, color: ThemeColor) {
         self.draw_text(text, position, style(anchor, color));
     }
 
-    /// A text that runs upwards.
+    /// Draws text that runs upwards.
     pub(super) fn upwards(&self, text: &str, position: Position, color: ThemeColor) {
         self.draw_text(text, position, style(TextAnchor::Middle, color).transform(FontTransform::Rotate270));
     }
 
     fn draw_text(&self, text: &str, position: Position, style: TextStyle) {
-        // Control characters have no position in XML.
+        // XML allows no control characters.
         let text = plain(text).into_owned();
         self.area.draw(&Text::new(text, position, style)).expect(CANNOT_FAIL);
     }

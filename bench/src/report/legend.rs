@@ -1,16 +1,16 @@
-//! A chart with its title, what its colours mean, and how to read it.
+//! Puts a caption and a legend around a chart.
 
 use super::palette::ThemeColor;
 use maud::{Markup, html};
 
-/// A colour and what it means.
+/// A colour and its meaning.
 #[derive(Clone, Debug)]
 pub(super) struct LegendEntry {
     pub color: ThemeColor,
     pub meaning: String,
 }
 
-/// A chart as a figure of the page. The legend is text beside the drawing, so that it wraps and can be copied.
+/// Renders a chart with caption and legend. The legend is text outside of the drawing, so that it wraps and can be copied.
 pub(super) fn figure(title: &str, how_to_read: &str, entries: &[LegendEntry], drawing: Markup) -> Markup {
     html! {
         figure {
@@ -25,7 +25,7 @@ pub(super) fn figure(title: &str, how_to_read: &str, entries: &[LegendEntry], dr
     }
 }
 
-/// Colours for names in the order of their first appearance; ours, if it is among them, gets the first.
+/// Assigns colours to names in the order of their first appearance.
 pub(super) fn entries<'a>(names: impl Iterator<Item = &'a str>) -> Vec<LegendEntry> {
     let mut entries: Vec<LegendEntry> = Vec::new();
     for name in names {
@@ -36,7 +36,7 @@ pub(super) fn entries<'a>(names: impl Iterator<Item = &'a str>) -> Vec<LegendEnt
     entries
 }
 
-/// The colour that a name was given.
+/// Returns the colour of a name.
 pub(super) fn color_of(name: &str, entries: &[LegendEntry]) -> ThemeColor {
     let entry = entries.iter().find(|entry| entry.meaning == name);
     entry.map_or(ThemeColor::of_series(0), |entry| entry.color)

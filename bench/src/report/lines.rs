@@ -1,5 +1,4 @@
-//! Charts of one thing against another: throughput over time, latency percentiles, the window against what others
-//! feel, and a series along its axis.
+//! Draws throughput over time, latency percentiles, the window against foreground latency, and series along an axis.
 
 use super::canvas::svg;
 use super::legend::{color_of, entries, figure};
@@ -8,12 +7,12 @@ use super::plot::{Axis, AxisScale, HEIGHT, Plot, label};
 use crate::results::{Latency, Metric, ScenarioResult, TargetResult};
 use maud::Markup;
 
-/// More points than this are thinned out: nobody sees more, and the page stays small.
+/// Charts with more points are thinned out, to keep the page small.
 const POINTS_MAX: usize = 400;
 
 const MIB: f64 = 1_048_576.0;
 
-/// Throughput over time of the targets that show it, as many to a chart as there are colours.
+/// Draws throughput over time, with as many targets in a chart as there are colours.
 pub(super) fn timelines(scenario: &ScenarioResult) -> Vec<Markup> {
     let shown: Vec<&TargetResult> = scenario.targets.iter().filter(|target| !target.timeline.is_empty()).collect();
     shown.chunks(SERIES_MAX).filter_map(|shown| timeline(scenario, shown)).collect()
@@ -33,13 +32,13 @@ fn timeline(scenario: &ScenarioResult, shown: &[&TargetResult]) -> Option<Markup
             plot.line(points, color_of(&target.name, &legend));
         }
     });
-    Some(figure("Throughput over time", "Of each target's median trial.", &legend, drawing))
+    Some(figure("Throughput over time", "The median trial of each target.", &legend, drawing))
 }
 
-/// A distribution under its name: nines and microseconds.
+/// Name of a distribution, and its points in nines and microseconds.
 type Curve = (String, Vec<(f64, f64)>);
 
-/// Latency by percentile, a line for each operation of each target, as many to a chart as there are colours.
+/// Draws latency by percentile, a line for each operation of each target.
 pub(super) fn latencies(scenario: &ScenarioResult) -> Vec<Markup> {
     let curves = scenario.targets.iter().flat_map(|target| {
         target.latency.iter().map(move |(operation, latency)| (format!("{}, {operation}", target.name), curve(latency)))
@@ -60,11 +59,11 @@ fn latency(scenario: &ScenarioResult, curves: &[Curve]) -> Option<Markup> {
         let plot = Plot::draw(canvas, x, y);
         curves.iter().for_each(|(name, curve)| plot.line(curve.iter().copied(), color_of(name, &legend)));
     });
-    let how = "That share of the operations took this long or less; the axis stretches towards the slowest.";
+    let how = "This share of the operations took this long or less. The axis stretches towards the slowest.";
     Some(figure("Latency by percentile", how, &legend, drawing))
 }
 
-/// What others felt under each size of the window; `None` if nobody watched.
+/// Draws foreground latency against the window; `None` if it was not sampled.
 pub(super) fn window(scenario: &ScenarioResult) -> Option<Markup> {
     let shown: Vec<&TargetResult> = scenario.targets.iter().filter(|target| !target.window.is_empty()).collect();
     let points = || shown.iter().flat_map(|target| &target.window);
@@ -80,11 +79,11 @@ pub(super) fn window(scenario: &ScenarioResult) -> Option<Markup> {
             points.for_each(|point| plot.dot(point, color));
         }
     });
-    let how = "Each dot is a moment: what the copy had in flight, and what another reader of the disk felt.";
+    let how = "Each dot is a moment: bytes that the copy had in flight, and latency of another reader of the disk.";
     Some(figure("Window against foreground latency", how, &legend, drawing))
 }
 
-/// The metric along the scenario's axis, a line for each series; `None` if it has no axis.
+/// Draws the metric along the scenario's axis, a line for each series; `None` if the scenario has no axis.
 pub(super) fn scaling(scenario: &ScenarioResult) -> Option<Markup> {
     let axis = scenario.axis.as_ref()?;
     let steps: Vec<_> =
@@ -112,9 +111,9 @@ pub(super) fn scaling(scenario: &ScenarioResult) -> Option<Markup> {
     Some(figure(&format!("By {}", axis.name), "Medians, with the range of all trials.", &legend, drawing))
 }
 
-/// Points of a distribution, by nines and microseconds: its curve, or the percentiles where there is no more.
+/// Returns the points of a distribution in nines and microseconds: its curve, or its percentiles if it has no curve.
 fn curve(latency: &Latency) -> Vec<(f64, f64)> {
-    // The slowest of so many operations is drawn where the next one would be expected.
+    // The maximum has no finite number of nines; draw it at half an operation from the end.
     let most = 1.0 - 0.5 / (latency.count.max(1) as f64);
     let place = |quantile: f64, us: f64| (nines_of(quantile.min(most)), us.max(1.0));
     if latency.curve.is_empty() {
@@ -124,7 +123,7 @@ fn curve(latency: &Latency) -> Vec<(f64, f64)> {
     thinned(&latency.curve).map(|point| place(point.quantile, point.microseconds)).collect()
 }
 
-/// 0.9 is one nine, 0.99 are two.
+/// Converts a quantile to nines: 0.9 is one nine, 0.99 are two.
 fn nines_of(quantile: f64) -> f64 {
     -(1.0 - quantile).log10()
 }
@@ -134,13 +133,13 @@ fn trimmed(percent: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// A tick of a latency axis, with its unit.
+/// Formats a tick of a latency axis with its unit.
 fn microseconds(us: f64) -> String {
     let unit = Metric::Microseconds.unit(us * 1.000_001);
     format!("{} {}", label((us / unit.divisor * 1e6).round() / 1e6), unit.name)
 }
 
-/// Evenly chosen ones, the last among them.
+/// Chooses at most [`POINTS_MAX`] points evenly, and the last one.
 fn thinned<T>(points: &[T]) -> impl Iterator<Item = &T> {
     let step = points.len().div_ceil(POINTS_MAX).max(1);
     let last = points.len().saturating_sub(1);

@@ -1,8 +1,8 @@
-//! The results as one HTML file: no network, no script, no font, readable in light and dark.
+//! Renders results as one HTML file: no network, no script, no font, readable in light and dark.
 //!
-//! `page` is the order of things, `scenario` one section of it; `ratios` and `lines` are the charts, drawn on the
-//! sheets of `drawing` within the axes of `plot`, in the colours of `palette`, with the titles of `legend`. Every text
-//! that came from elsewhere is escaped by the template library.
+//! `page` sets the order of the sections, `scenario` renders one of them. `ratios` and `lines` draw the charts on the
+//! canvas of `canvas`, within the axes of `plot`, in the colours of `palette`, with the captions of `legend`. The template
+//! library escapes all text from other programs.
 
 mod canvas;
 mod plot;

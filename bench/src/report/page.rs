@@ -1,4 +1,4 @@
-//! The page: what matters first, then every scenario, then where and how it was measured.
+//! Renders the page: the summary first, then every scenario, then host and method.
 
 use super::{palette, ratios, scenario};
 use crate::format;
@@ -6,10 +6,10 @@ use crate::format::significant;
 use crate::results::{Goal, Results, ScenarioResult, Sense, Warning};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// Layout; colours of charts come from the palette.
+/// Layout of the page; colours of charts come from the palette.
 const STYLE: &str = include_str!("style.css");
 
-/// The whole file.
+/// Renders the whole page.
 pub(crate) fn render(results: &Results) -> String {
     let page = html! {
         (DOCTYPE)
@@ -36,11 +36,11 @@ pub(crate) fn render(results: &Results) -> String {
             }
         }
     };
-    // Control characters have no place in a page; other programs may have written some.
+    // HTML allows no control characters; text of other programs may contain some.
     page.into_string().replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
 }
 
-/// A reason to distrust what is near, with advice.
+/// Renders a warning with its advice.
 pub(super) fn warning(targets: &str, warning: &Warning) -> Markup {
     html! {
         p.warning {
@@ -62,12 +62,12 @@ fn head(results: &Results) -> Markup {
                 " (" (build.profile) "), " (run.started_at)
             }
             p { code { (run.command.join(" ")) } }
-            @if !run.complete { p.warning { strong { "incomplete" } " The run was stopped before its end." } }
+            @if !run.complete { p.warning { strong { "incomplete" } " The run was interrupted." } }
         }
     }
 }
 
-/// The run in four numbers.
+/// Renders the run in four numbers.
 fn cards(results: &Results) -> Markup {
     let relative_results: Vec<_> = results.scenarios.iter().filter_map(ScenarioResult::closest_rival).collect();
     let ahead = relative_results.iter().filter(|relative| relative.ratio.low > 1.0).count();
@@ -80,10 +80,10 @@ fn cards(results: &Results) -> Markup {
     let card = |number: String, meaning: &str| html! { div.card { div.number { (number) } div.note { (meaning) } } };
     html! {
         div.cards {
-            (card(format!("{ahead} of {}", relative_results.len()), "scenarios where ours beats every rival"))
+            (card(format!("{ahead} of {}", relative_results.len()), "scenarios in which ours beats every rival"))
             @if !goals.is_empty() { (card(format!("{met} of {}", goals.len()), "goals met")) }
             (card(format!("{ran} of {all}"), "targets ran to the end with the right bytes"))
-            (card(warnings.to_string(), "reasons to distrust a number"))
+            (card(warnings.to_string(), "warnings"))
         }
     }
 }
@@ -169,13 +169,13 @@ fn method_section() -> Markup {
         section {
             h2 { "How to read this" }
             ul {
-                li { "Trials of all targets are interleaved, so that a slow minute hurts all of them alike." }
+                li { "Trials of all targets are interleaved, so that a slow minute affects all of them alike." }
                 li { "Numbers are medians; the spread is the median absolute deviation from them." }
                 li {
                     "A ratio says how many times as good ours is. It comes with the interval that holds the truth \
                     with 99 %: if 1 lies in it, no difference was seen."
                 }
-                li { "Bytes are compared after every trial, outside of its time. Who wrote wrong ones did not run." }
+                li { "Copies are verified after every trial, outside of its time. A target that wrote wrong bytes counts as failed." }
                 li { "CPU time includes the kernel's workers, which is an estimate, as others use them too." }
                 li { "Raw samples and host facts are in " code { "results.json" } " beside this file." }
             }
@@ -189,7 +189,7 @@ mod tests {
     use crate::sample_results;
     use roxmltree::Document;
 
-    /// The page as XML: only void elements and the document type are not.
+    /// Turns the page into XML: drops the document type and closes void elements.
     fn xml(page: &str) -> String {
         let page = page.strip_prefix("<!DOCTYPE html>").expect("it starts with its type");
         page.split_inclusive('>')
@@ -265,6 +265,6 @@ mod tests {
         run.run.complete = false;
         let page = render(&run);
         Document::parse(&xml(&page)).expect("it is XML but for its void elements");
-        assert!(page.contains("stopped before its end"));
+        assert!(page.contains("was interrupted"));
     }
 }

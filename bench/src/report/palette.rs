@@ -1,13 +1,13 @@
-//! The colours of charts, in light and in dark.
+//! Defines the colours of charts, for light and dark.
 //!
-//! A chart carries its light colours as plain attributes, so that it can be seen anywhere. The page overrules each of
-//! them by its attribute (`[fill="#2563EB"]`), and the variable behind it changes with the reader's preference: one
-//! drawing serves both. The series were chosen to differ in lightness too, for those who see fewer hues.
+//! A chart carries its light colours as plain attributes, so that it can be shown anywhere. The page overrides each of them
+//! by its attribute (`[fill="#2563EB"]`) with a variable that follows the reader's preference: one drawing serves both. The
+//! series differ in lightness as well, for readers who see fewer hues.
 
 use plotters::style::RGBColor;
 use std::fmt::Write;
 
-/// A colour of charts; its light color is what is drawn.
+/// A colour of charts; drawings carry its light variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ThemeColor {
     name: &'static str,
@@ -15,23 +15,23 @@ pub(super) struct ThemeColor {
     dark: (u8, u8, u8),
 }
 
-/// Titles and numbers.
+/// For titles and numbers.
 pub(super) const INK: ThemeColor = ThemeColor { name: "ink", light: (31, 41, 55), dark: (229, 231, 235) };
-/// Axes and what is less important.
+/// For axes and less important text.
 pub(super) const MUTED: ThemeColor = ThemeColor { name: "muted", light: (100, 112, 133), dark: (156, 163, 175) };
-/// Lines behind the data.
+/// For grid lines.
 pub(super) const GRID: ThemeColor = ThemeColor { name: "grid", light: (226, 230, 236), dark: (50, 60, 78) };
-/// Ours, and what speaks for it.
+/// For our targets, and where ours is better.
 pub(super) const OURS: ThemeColor = ThemeColor { name: "ours", light: (37, 99, 235), dark: (96, 165, 250) };
-/// What speaks against ours.
+/// For bars where ours is worse.
 pub(super) const WORSE: ThemeColor = ThemeColor { name: "worse", light: (217, 83, 30), dark: (251, 146, 80) };
-/// What speaks neither way.
+/// For bars that show no difference.
 pub(super) const EVEN: ThemeColor = ThemeColor { name: "even", light: (152, 162, 179), dark: (107, 119, 140) };
 
-/// As many as can be told apart in one chart.
+/// Number of series in one chart at most.
 pub(super) const SERIES_MAX: usize = SERIES.len();
 
-/// Of lines and dots, in the order in which they are given out. Ours comes first.
+/// Colours of series, in the order in which they are assigned.
 const SERIES: [ThemeColor; 8] = [
     OURS,
     ThemeColor { name: "series-1", light: (224, 122, 16), dark: (251, 191, 36) },
@@ -44,24 +44,24 @@ const SERIES: [ThemeColor; 8] = [
 ];
 
 impl ThemeColor {
-    /// Of the series at this position; colours repeat after [`SERIES_MAX`].
+    /// Returns the colour of the series at this index; colours repeat after [`SERIES_MAX`].
     pub(super) fn of_series(at: usize) -> Self {
         SERIES[at % SERIES.len()]
     }
 
-    /// As it is drawn.
+    /// Returns the light variant.
     pub(super) fn drawn(self) -> RGBColor {
         let (red, green, blue) = self.light;
         RGBColor(red, green, blue)
     }
 
-    /// Its variable, for legends outside of a drawing.
+    /// Returns the CSS variable, for legends outside of a drawing.
     pub(super) fn variable(self) -> String {
         format!("var(--{})", self.name)
     }
 }
 
-/// The variables in both schemes, and the rules that apply them to drawings.
+/// Returns the CSS variables for both schemes, and the rules that apply them to drawings.
 pub(super) fn css() -> String {
     let mut css = String::new();
     let all: Vec<ThemeColor> = [INK, MUTED, GRID, WORSE, EVEN].into_iter().chain(SERIES).collect();
@@ -79,7 +79,7 @@ pub(super) fn css() -> String {
     css
 }
 
-/// As the drawing library writes it.
+/// Formats a colour as the drawing library does.
 fn hex((red, green, blue): (u8, u8, u8)) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }

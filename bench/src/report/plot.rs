@@ -1,7 +1,7 @@
-//! Two axes and what is drawn between them.
+//! Draws two axes and the data between them.
 //!
-//! An axis is linear or logarithmic, has its ticks given or chosen, and always a title with its unit. Points outside
-//! of it, and those that are no numbers, are not drawn.
+//! An axis is linear or logarithmic, has given or computed ticks, and always a title with its unit. Points outside of the
+//! axes and points that are not finite are not drawn.
 
 use super::canvas::{Canvas, Position, TextAnchor, WIDTH};
 use super::palette::{GRID, INK, MUTED, ThemeColor};
@@ -9,7 +9,7 @@ use crate::format::significant;
 use plotters::coord::ranged1d::{BoldPoints, Ranged};
 use plotters::coord::types::RangedCoordf64;
 
-/// Of a canvas with a plot.
+/// Height of a canvas with a plot.
 pub(super) const HEIGHT: i32 = 600;
 
 const LEFT: i32 = 150;
@@ -17,10 +17,10 @@ const RIGHT: i32 = WIDTH - 50;
 const TOP: i32 = 30;
 const BOTTOM: i32 = HEIGHT - 110;
 
-/// Linear axes get about so many ticks.
+/// Approximate number of ticks of a linear axis.
 const TICKS: usize = 6;
 
-/// How positions along an axis follow from numbers.
+/// Scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AxisScale {
     Linear,
@@ -38,7 +38,7 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// From 0 to a little above the largest number; `None` if there is none above 0.
+    /// Returns an axis from 0 to a little above the largest number; `None` if no number is above 0.
     pub(super) fn from_zero(title: String, numbers: impl Iterator<Item = f64>) -> Option<Self> {
         let largest = numbers.filter(|number| number.is_finite()).fold(0.0, f64::max);
         let ticks = RangedCoordf64::from(0.0..largest).key_points(BoldPoints(TICKS));
@@ -47,7 +47,7 @@ impl Axis {
         (largest > 0.0).then_some(Self { title, scale: AxisScale::Linear, low: 0.0, high, ticks })
     }
 
-    /// Around all positive numbers, with ticks at 1, 2 and 5 of every power of ten, or fewer where there are many;
+    /// Returns a logarithmic axis around all positive numbers, with ticks at 1, 2 and 5 of every power of ten, or fewer;
     /// `None` if no number is positive.
     pub(super) fn log(title: String, numbers: impl Iterator<Item = f64>, label: fn(f64) -> String) -> Option<Self> {
         let (low, high) = bounds(numbers.filter(|number| *number > 0.0))?;
@@ -59,7 +59,7 @@ impl Axis {
         Some(Self { title, scale: AxisScale::Log, low, high, ticks })
     }
 
-    /// Between bounds, with these ticks.
+    /// Returns an axis with given bounds and ticks.
     pub(super) fn with_ticks(
         title: String,
         scale: AxisScale,
@@ -69,7 +69,7 @@ impl Axis {
         Self { title, scale, low, high, ticks }
     }
 
-    /// Where the number lies, as a share of the axis; `None` if it is not on it.
+    /// Returns the position of a number as a share of the axis; `None` if the number is outside.
     fn share(&self, number: f64) -> Option<f64> {
         let at = |number: f64| match self.scale {
             AxisScale::Linear => number,
@@ -88,7 +88,7 @@ pub(super) struct Plot<'canvas, 'text> {
 }
 
 impl<'canvas, 'text> Plot<'canvas, 'text> {
-    /// Draws the axes, to be drawn over.
+    /// Draws the axes.
     pub(super) fn draw(canvas: &'canvas Canvas<'text>, x: Axis, y: Axis) -> Self {
         let plot = Self { canvas, x, y };
         for (number, label) in &plot.y.ticks {
@@ -107,7 +107,7 @@ impl<'canvas, 'text> Plot<'canvas, 'text> {
         plot
     }
 
-    /// A line through these points, with a dot at each if there are few.
+    /// Draws a line, with a dot at each point if there are few.
     pub(super) fn line(&self, points: impl Iterator<Item = (f64, f64)>, color: ThemeColor) {
         let positions: Vec<Position> = points.filter_map(|point| self.position(point)).collect();
         if positions.len() <= 8 {
@@ -116,14 +116,14 @@ impl<'canvas, 'text> Plot<'canvas, 'text> {
         self.canvas.line(positions, color, 4);
     }
 
-    /// A dot that lets others shine through.
+    /// Draws a translucent dot.
     pub(super) fn dot(&self, point: (f64, f64), color: ThemeColor) {
         if let Some(position) = self.position(point) {
             self.canvas.dot(position, 7, color, 0.55);
         }
     }
 
-    /// The range of a number, upright.
+    /// Draws a vertical error bar.
     pub(super) fn range(&self, x: f64, (low, high): (f64, f64), color: ThemeColor) {
         if let (Some(low), Some(high)) = (self.position((x, low)), self.position((x, high))) {
             self.canvas.line(vec![low, high], color, 2);
@@ -146,7 +146,7 @@ impl<'canvas, 'text> Plot<'canvas, 'text> {
     }
 }
 
-/// The least and the greatest of the finite numbers.
+/// Returns the least and the greatest of the finite numbers.
 fn bounds(numbers: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     numbers.filter(|number| number.is_finite()).fold(None, |bounds, number| {
         let (low, high) = bounds.unwrap_or((number, number));
@@ -154,7 +154,7 @@ fn bounds(numbers: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// Ticks are round numbers: they need no zeros behind the point.
+/// Formats a tick without trailing zeros.
 pub(super) fn label(number: f64) -> String {
     let text = significant(number);
     if text.contains('.') && !text.contains('e') {

@@ -1,7 +1,7 @@
-//! Bars of how many times as good ours is.
+//! Draws bars that show how many times as good ours is.
 //!
-//! A bar grows from 1 to the ratio on a logarithmic axis, so that twice and half are equally long. Its colour says
-//! whether the interval leaves dir for "no difference"; the thin line across its end is that interval.
+//! A bar extends from 1 to the ratio on a logarithmic axis, so that twice and half are equally long. Its colour says whether
+//! the interval includes "no difference". The thin line across its end is that interval.
 
 use super::canvas::{Canvas, TextAnchor, WIDTH, svg};
 use super::legend::{LegendEntry, figure};
@@ -15,16 +15,16 @@ const RIGHT: i32 = WIDTH - 340;
 const TOP: i32 = 20;
 const ROW: i32 = 56;
 const BAR: i32 = 30;
-/// Below the last row: ticks and the axis's title.
+/// Space below the last row for ticks and the title of the axis.
 const FOOT: i32 = 106;
 
-/// A bar to be.
+/// A bar to draw.
 struct Row {
     name: String,
     ratio: Ratio,
 }
 
-/// Against each rival and limit of a scenario; `None` if none of them ran.
+/// Compares ours with each rival and limit of a scenario; `None` if none of them ran.
 pub(super) fn of_scenario(scenario: &ScenarioResult) -> Option<Markup> {
     let relative_results = scenario.relative_results().into_iter();
     let others = relative_results.filter(|relative| matches!(relative.other.kind, Kind::Rival | Kind::Limit));
@@ -32,7 +32,7 @@ pub(super) fn of_scenario(scenario: &ScenarioResult) -> Option<Markup> {
     chart("Against each rival and limit", &format!("{}: how ours compares", scenario.name), &rows)
 }
 
-/// Against the closest rival of every scenario; `None` if there is none.
+/// Compares ours with the closest rival of every scenario; `None` if there is none.
 pub(super) fn of_run(results: &Results) -> Option<Markup> {
     let closest = results.scenarios.iter().filter_map(|scenario| Some((scenario, scenario.closest_rival()?)));
     let rows: Vec<Row> = closest
@@ -44,7 +44,7 @@ pub(super) fn of_run(results: &Results) -> Option<Markup> {
     chart("Against the closest rival of each scenario", "How ours compares with the closest rivals", &rows)
 }
 
-/// Nobody beats a limit by much: its bars are read as a share.
+/// Returns the label of a target; limits are marked, because ours cannot beat them by much.
 fn name(target: &TargetResult) -> String {
     let limit = if target.kind == Kind::Limit { " (limit)" } else { "" };
     format!("{}{limit}", target.name)
@@ -56,7 +56,7 @@ fn chart(caption: &str, title: &str, rows: &[Row]) -> Option<Markup> {
     let drawing = svg(title, height, |canvas| draw(canvas, &axis, rows));
     let entries = [(OURS, "ours is better"), (WORSE, "ours is worse"), (EVEN, "no difference seen")]
         .map(|(color, meaning)| LegendEntry { color, meaning: meaning.to_owned() });
-    let how = "How many times as good ours is; the thin line is the interval that holds the truth with 99 %.";
+    let how = "How many times as good ours is. The thin line is the 99 % confidence interval.";
     Some(figure(caption, how, &entries, drawing))
 }
 
@@ -82,11 +82,11 @@ fn draw(canvas: &Canvas, axis: &Axis, rows: &[Row]) {
 fn draw_row(canvas: &Canvas, axis: &Axis, row: &Row, middle: i32) {
     canvas.text(&shortened(&row.name), (LEFT - 20, middle), TextAnchor::End, INK);
     canvas.bar((axis.at(1.0), middle - BAR / 2), (axis.at(row.ratio.value), middle + BAR / 2), color(row.ratio));
-    // Nobody knows the interval of a single trial.
+    // A single trial has no interval.
     if row.ratio.high.is_finite() {
         let ends = [row.ratio.low, row.ratio.high];
         canvas.line(ends.map(|end| (axis.at(end), middle)).to_vec(), INK, 2);
-        // One that goes on beyond the axis has no end to show.
+        // An interval that goes beyond the axis has no visible end.
         for end in ends.into_iter().filter(|end| axis.holds(*end)).map(|end| axis.at(end)) {
             canvas.line(vec![(end, middle - 7), (end, middle + 7)], INK, 2);
         }
@@ -102,7 +102,7 @@ fn color(ratio: Ratio) -> ThemeColor {
     }
 }
 
-/// As much of a name as fits beside the bars.
+/// Shortens a name to fit beside the bars.
 fn shortened(name: &str) -> String {
     const FITS: usize = 24;
     if name.chars().count() <= FITS {
@@ -111,14 +111,14 @@ fn shortened(name: &str) -> String {
     name.chars().take(FITS - 1).chain(['…']).collect()
 }
 
-/// Powers of two, or of ten where the ratios lie far apart.
+/// Logarithmic axis of ratios.
 struct Axis {
     low: f64,
     high: f64,
 }
 
 impl Axis {
-    /// Around all ratios and 1; intervals may stick out. `None` if there is nothing to show.
+    /// Returns an axis around all ratios and 1; intervals may go beyond it. `None` if there is nothing to show.
     fn around(rows: &[Row]) -> Option<Self> {
         let values = || rows.iter().map(|row| row.ratio.value).filter(|value| value.is_finite() && *value > 0.0);
         values().next()?;
@@ -127,7 +127,7 @@ impl Axis {
         Some(Self { low: low / 1.15, high: high * 1.15 })
     }
 
-    /// The place of a number; one beyond the axis lies at its end.
+    /// Returns the position of a number, limited to the axis.
     fn at(&self, number: f64) -> i32 {
         let share = (number / self.low).ln() / (self.high / self.low).ln();
         let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };

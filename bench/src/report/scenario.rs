@@ -1,4 +1,4 @@
-//! One scenario of the page: its question, its numbers, its charts, and what casts warning on them.
+//! Renders one scenario: its question, numbers, charts and warnings.
 
 use super::page::warning;
 use super::{lines, ratios};
@@ -7,7 +7,7 @@ use crate::relative::Costs;
 use crate::results::{Kind, Metric, Outcome, ScenarioResult, TargetResult};
 use maud::{Markup, html};
 
-/// The section of the scenario at this position of the run.
+/// Renders the section of the scenario at this index.
 pub(super) fn section(at: usize, scenario: &ScenarioResult) -> Markup {
     let single = [ratios::of_scenario(scenario), lines::scaling(scenario), lines::window(scenario)];
     let charts = single.into_iter().flatten().chain(lines::timelines(scenario)).chain(lines::latencies(scenario));
@@ -87,7 +87,7 @@ fn absence(target: &TargetResult) -> Option<String> {
     }
 }
 
-/// Whatever else was seen.
+/// Renders the other metrics of all targets.
 fn other_metrics(scenario: &ScenarioResult) -> Markup {
     let seen = || scenario.targets.iter().filter(|target| target.ran() && !target.other_metrics.is_empty());
     html! {

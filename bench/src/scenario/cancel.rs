@@ -1,4 +1,4 @@
-//! How long it takes to stop: from the request to a drained, recorded end.
+//! Measures the time from a request to stop until the copy has drained, recorded and ended.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::copy_executor::{CopyExecutor, apply_engine_report, commands, process_usage};
@@ -21,11 +21,11 @@ pub(super) const CANCEL: Scenario = Scenario {
     prepare,
 };
 
-/// Between two looks while the moment is awaited.
+/// Time between two samples while waiting for the moment to stop.
 const FAST_POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// A copy may be over before the signal arrives; then it is tried again.
+/// Attempts per trial, because a copy may end before the signal arrives.
 const TRIES: u32 = 5;
-/// How `blockhaul` ends when it can be resumed.
+/// Exit code of `blockhaul` if the copy can be resumed.
 const INTERRUPTED: i32 = 75;
 
 fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
@@ -46,12 +46,12 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     Ok(context.prepare_with(dir, Box::new(executor), bytes, targets).trials(trials))
 }
 
-/// A few MiB would be over before they could be stopped: in tests they are slowed down.
+/// Returns the rate limit for tests: without it, a few MiB would be copied before they could be stopped.
 pub(super) fn limit(scale: Scale) -> Option<u64> {
     scale.of(None, None, Some(16 * MIB))
 }
 
-/// The same for `blockhaul`, and for `ddrescue`.
+/// Returns the flags of the rate limit for `blockhaul` and for `ddrescue`.
 pub(super) fn limit_flags(limit: Option<u64>) -> (Vec<String>, Vec<String>) {
     match limit {
         None => (Vec::new(), Vec::new()),
@@ -79,7 +79,7 @@ impl Executor for CancelExecutor {
     fn run(&mut self, target: &Target) -> Result<Measurement, Failure> {
         let (commands, format) = commands(target)?;
         for _ in 0..TRIES {
-            // Neither before it runs at full speed, nor shortly before its end.
+            // Neither before the copy runs at full speed, nor shortly before its end.
             let moment = self.bytes / 10 + self.random.u64(..self.bytes / 2);
             let stopped = match format {
                 OutputFormat::EngineReport => self.cancel_engine(commands, moment)?,
@@ -90,7 +90,7 @@ impl Executor for CancelExecutor {
             }
             self.copy.reset(target)?;
         }
-        Err(Failure::Failed(format!("it was over before it could be stopped, {TRIES} times")))
+        Err(Failure::Failed(format!("the copy ended before it could be stopped, {TRIES} times")))
     }
 
     fn verify(&mut self, _target: &Target) -> Result<(), Failure> {
@@ -99,7 +99,7 @@ impl Executor for CancelExecutor {
 }
 
 impl CancelExecutor {
-    /// The engine stops itself at the moment; `None` if it was over before.
+    /// Has the engine process cancel its jobs at `moment`; `None` if they ended before.
     fn cancel_engine(&self, commands: &[Invocation], moment: u64) -> Result<Option<Measurement>, Failure> {
         let commands = commands.iter().map(|command| with_cancel_at(command, moment)).collect::<Result<Vec<_>, _>>()?;
         let ran = self.copy.launcher().run(&commands, None)?;
@@ -108,16 +108,16 @@ impl CancelExecutor {
             return Err(Failure::Failed(error));
         }
         if report.cancel_us.is_some() && !report.quiesced {
-            return Err(Failure::Failed("it ended with operations in flight".to_owned()));
+            return Err(Failure::Failed("it ended with operations still in flight".to_owned()));
         }
-        // Completion beats interruption, by rule.
+        // A copy that completes before it stops has succeeded.
         let Some(us) = report.cancel_us.filter(|_| report.status == "interrupted") else { return Ok(None) };
         let mut measured = process_usage(&ran);
         apply_engine_report(&report, &mut measured);
         Ok(Some(timed(measured, us)))
     }
 
-    /// A program is sent SIGTERM at the moment; `None` if it was over before.
+    /// Sends SIGTERM to a program at `moment`; `None` if it ended before.
     fn cancel_program(
         &self,
         commands: &[Invocation],
@@ -144,7 +144,7 @@ impl CancelExecutor {
             {
                 Ok(Some(timed(process_usage(&ran), micros(ended - sent))))
             }
-            // It was format to stop, and had succeeded before it could.
+            // The copy had succeeded before it could stop.
             _ if status.success() && format == OutputFormat::BlockhaulJson => Ok(None),
             (Some(sent), Some(ended)) if format != OutputFormat::BlockhaulJson => {
                 Ok(Some(timed(process_usage(&ran), micros(ended - sent))))
@@ -155,7 +155,7 @@ impl CancelExecutor {
     }
 }
 
-/// The same request, to be stopped at the moment.
+/// Returns the same request with a cancel at `moment`.
 fn with_cancel_at(command: &Invocation, moment: u64) -> Result<Invocation, Failure> {
     let unclear = |error: serde_json::Error| Failure::Failed(format!("the request cannot be changed: {error}"));
     let mut command = command.clone();

@@ -1,4 +1,4 @@
-//! What being sure costs: digests while the data passes, and reading the copy back.
+//! Measures the cost of digests and of verification.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;

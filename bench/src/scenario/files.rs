@@ -1,4 +1,4 @@
-//! A file full of random data to a new file: past the page cache, through it, and in memory.
+//! Copies a file of random data to a new file: past the page cache, through it, and in memory.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
@@ -49,7 +49,7 @@ fn dense_direct(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure>
     ];
     let shapes: &[(u64, u32)] = context.scale.of(&[(MIB, 8), (MIB, 16)], &[(MIB, 8)], &[(MIB, 8)]);
     targets.extend(shapes.iter().map(|(block, depth)| limits::fio(&workload, *block, *depth)));
-    // Some cannot pass the page cache.
+    // Some rivals cannot bypass the page cache.
     Ok(context.prepare(dir, bytes, targets).cached(2 * bytes).counting_calls())
 }
 

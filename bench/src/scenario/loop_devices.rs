@@ -1,4 +1,4 @@
-//! A block device to a block device.
+//! Copies a block device to a block device.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;

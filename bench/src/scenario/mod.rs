@@ -1,7 +1,7 @@
-//! The questions that a run answers, each with a fixed name and a fixed seed.
+//! Lists the scenarios and prepares what their trials need.
 //!
-//! A scenario is staged in a dir of its own: volumes are made, servers started, targets lined up. What can only be
-//! staged with rights or programs that are not here says so, and is left out.
+//! Every scenario has a fixed name, a fixed seed and a directory of its own for its volumes and servers. A scenario that
+//! needs rights or programs that this machine lacks is skipped, with the reason in the results.
 
 mod cancel;
 mod digest;
@@ -29,13 +29,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Every run fills its volumes alike.
+/// Seed of all content: every run fills its volumes alike.
 pub(crate) const SEED: u64 = 20_260_401;
 
-/// A question.
+/// Definition of a scenario.
 #[derive(Clone, Copy)]
 pub(crate) struct Scenario {
-    /// Stable: comparisons of runs go by it.
+    /// Stable: `compare` matches scenarios by name.
     pub name: &'static str,
     /// One sentence.
     pub about: &'static str,
@@ -43,7 +43,7 @@ pub(crate) struct Scenario {
     prepare: fn(&SetupContext<'_>) -> Result<PreparedScenario, Failure>,
 }
 
-/// In the order in which they run.
+/// All scenarios, in the order in which they run.
 pub(crate) const ALL: [Scenario; 20] = [
     files::DENSE_DIRECT,
     files::DENSE_BUFFERED,
@@ -67,16 +67,16 @@ pub(crate) const ALL: [Scenario; 20] = [
     scaling::JOBS,
 ];
 
-/// The scenario of that name.
+/// Returns the scenario of that name.
 pub(crate) fn named(name: &str) -> Option<Scenario> {
     ALL.into_iter().find(|scenario| scenario.name == name)
 }
 
 impl Scenario {
-    /// Makes everything that its trials need.
+    /// Creates everything that the trials need.
     ///
     /// # Errors
-    /// It cannot be staged here, in words, or the run is being stopped.
+    /// The scenario cannot be prepared on this machine, or the run was interrupted.
     pub(crate) fn prepare(
         &self,
         programs: &Programs,
@@ -87,7 +87,7 @@ impl Scenario {
     }
 }
 
-/// What staging starts from.
+/// What scenarios need to prepare themselves.
 pub(crate) struct SetupContext<'a> {
     name: &'static str,
     pub programs: &'a Programs,
@@ -95,7 +95,7 @@ pub(crate) struct SetupContext<'a> {
     pub scale: Scale,
 }
 
-/// A staged scenario. The dir comes last: it is dropped last.
+/// A scenario ready to run. The directory is the last field, so that it is dropped last.
 pub(crate) struct PreparedScenario {
     pub executor: Box<dyn Executor>,
     pub targets: Vec<Target>,
@@ -103,35 +103,37 @@ pub(crate) struct PreparedScenario {
     pub data_bytes: u64,
     pub parameters: BTreeMap<String, String>,
     pub axis: Option<Axis>,
-    /// What a trial may put into the page cache or the memory of a server.
+    /// Bytes that a trial may put into the page cache or the memory of a server.
     pub cached_bytes: u64,
-    /// Instead of the run's own number.
+    /// Replaces the run's number of trials.
     pub trials: Option<u32>,
-    /// Whether one more trial of each is worth the number of its system calls.
+    /// Whether an additional trial of each target counts system calls.
     pub count_calls: bool,
     pub warnings: Vec<Warning>,
     _room: ScenarioDir,
 }
 
 impl SetupContext<'_> {
-    /// An empty dir, with so much free space around it.
+    /// Creates a directory for the scenario, if the file system has enough free space.
     fn scenario_dir(&self, needed_bytes: u64) -> Result<ScenarioDir, Failure> {
-        let say = |error| Failure::io("make a dir", &error);
+        let say = |error| Failure::io("create the scenario directory", &error);
         let space = nix::sys::statvfs::statvfs(self.run_dir.path()).map_err(|errno| say(errno.into()))?;
         let free = space.blocks_available().saturating_mul(space.fragment_size());
         if free < needed_bytes {
             let (needed, free) = (needed_bytes >> 20, free >> 20);
-            return Err(Failure::Failed(format!("it needs {needed} MiB and {free} MiB are free: name another --dir")));
+            return Err(Failure::Failed(format!(
+                "not enough free space: {needed} MiB needed, {free} MiB free; choose another --dir"
+            )));
         }
         self.run_dir.scenario_dir(&format!("{}-", self.name)).map_err(say)
     }
 
-    /// The seed of its content.
+    /// Returns the seed of the scenario's content.
     fn seed(&self) -> u64 {
         self.name.bytes().fold(SEED, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)))
     }
 
-    /// A file of `bytes` with data in these ranges.
+    /// Creates a file of `bytes` with data in these ranges.
     fn file(
         &self,
         dir: &ScenarioDir,
@@ -141,27 +143,27 @@ impl SetupContext<'_> {
     ) -> Result<PathBuf, Failure> {
         let made = content::create(&path, bytes, data, self.seed(), dir.interrupt());
         dir.interrupt().check()?;
-        made.map(|()| path).map_err(|error| Failure::io("make a volume", &error))
+        made.map(|()| path).map_err(|error| Failure::io("create a volume", &error))
     }
 
-    /// A file full of data, and a file that it is copied to.
+    /// Creates a file full of data, and pairs it with a destination file.
     fn dense_pair(&self, dir: &ScenarioDir, bytes: u64) -> Result<VolumePair, Failure> {
         let source = self.file(dir, dir.path("source"), bytes, std::iter::once(0..bytes))?;
         Ok(dir.pair(0, Volume::File(source), Volume::File(dir.path("destination")), bytes))
     }
 
-    /// The workload of executor these.
+    /// Returns the workload that copies these pairs.
     fn workload<'t>(&'t self, pairs: &'t [VolumePair], caching: Caching) -> Workload<'t> {
         Workload { programs: self.programs, pairs, caching, block: None }
     }
 
-    /// An executor that copies and compares.
+    /// Returns an executor that copies and verifies.
     fn copy_executor(&self, dir: &ScenarioDir) -> CopyExecutor {
         let strace = self.programs.path("strace").ok();
         CopyExecutor { folder: dir.path("said"), interrupt: dir.interrupt().clone(), strace }
     }
 
-    /// A prepared on which targets copy.
+    /// Returns a scenario whose targets copy.
     fn prepare(&self, dir: ScenarioDir, volume_bytes: u64, targets: Vec<Target>) -> PreparedScenario {
         let executor = self.copy_executor(&dir);
         self.prepare_with(dir, Box::new(executor), volume_bytes, targets)

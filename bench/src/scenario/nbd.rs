@@ -1,4 +1,4 @@
-//! Exports of real servers: over a socket of this host, over TCP, mostly empty, and far away.
+//! Copies exports of real servers: over unix sockets, over TCP, mostly empty ones, and with added delay.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
@@ -101,7 +101,7 @@ fn delay(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let bytes = context.scale.of(GIB, 48 * MIB, 4 * MIB);
     let mut dir = context.scenario_dir(0)?;
     let size = format!("size={bytes}");
-    // As many requests of a client at a time as the client wants: the path is long, not narrow.
+    // The servers take many requests at a time: the delay must not limit their number.
     let far = ["--filter=delay", "--threads=64"];
     let source =
         serve(context, &mut dir, Listen::Unix, &[&far[..], &["pattern", &size, "rdelay=10ms"]].concat(), None)?;
@@ -110,7 +110,7 @@ fn delay(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let pairs = [dir.pair(0, source, destination, bytes)];
     let workload = context.workload(&pairs, Caching::Direct);
     let mut targets = everybody(&workload);
-    // Depths that somebody who knows the path would try.
+    // Depths that a user who knows the delay would try.
     for (name, flags) in [
         ("nbdcopy-1m", ["--requests=64", "--request-size=1048576", "--queue-size=67108864"]),
         ("nbdcopy-256", ["--requests=256", "--request-size=262144", "--queue-size=67108864"]),
@@ -123,7 +123,7 @@ fn delay(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     Ok(prepared)
 }
 
-/// Ours with their defaults, and the rivals that speak the protocol.
+/// Returns our targets with their defaults, and the rivals that support NBD.
 fn everybody(workload: &Workload<'_>) -> Vec<Target> {
     vec![
         blockhaul::engine(workload, |_| ()),
@@ -133,7 +133,7 @@ fn everybody(workload: &Workload<'_>) -> Vec<Target> {
     ]
 }
 
-/// An export of `nbdkit WORDS`.
+/// Serves an export with `nbdkit WORDS`.
 fn serve(
     context: &SetupContext<'_>,
     dir: &mut ScenarioDir,

@@ -1,4 +1,4 @@
-//! What others on the same disk feel of a copy, and what it costs the copy to spare them.
+//! Measures what a copy does to other readers of the disk, and what protecting them costs the copy.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::copy_executor::{CopyExecutor, commands};
@@ -21,9 +21,9 @@ pub(super) const PROTECTION: Scenario = Scenario {
     prepare,
 };
 
-/// The reader may feel this many times what it feels alone.
+/// Allowed latency of the reader, as a multiple of its latency alone.
 const ALLOWED: f64 = 3.0;
-/// Seconds between the points of a chart.
+/// Time between the points of a chart.
 const STEP_SECONDS: f64 = 0.1;
 
 fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
@@ -34,7 +34,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let read = context.file(&dir, dir.path("others"), others, std::iter::once(0..others))?;
     let alone = context.scale.of(Duration::from_secs(3), Duration::from_millis(500), Duration::from_millis(50));
     let foreground = foreground::read_for(&read, others, context.seed(), alone);
-    let idle_us = foreground.map_err(|error| Failure::io("read as somebody else would", &error))?.p90();
+    let idle_us = foreground.map_err(|error| Failure::io("run the foreground reader", &error))?.p90();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number of microseconds")]
     let protect_us = (idle_us * ALLOWED).ceil().max(1.0) as u64;
     let workload = context.workload(&pairs, Caching::Direct);
@@ -55,7 +55,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     Ok(prepared.parameter("allowed", format!("{ALLOWED} times the p90 that the reader has alone")))
 }
 
-/// Copies while somebody else reads.
+/// Runs a target while a foreground reader reads.
 struct ProtectionExecutor {
     copy: CopyExecutor,
     read: PathBuf,
@@ -78,7 +78,7 @@ impl Executor for ProtectionExecutor {
             (outcome, reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader panicked"))))
         });
         let (ran, mut measured) = outcome?;
-        let foreground = foreground.map_err(|error| Failure::io("read as somebody else would", &error))?;
+        let foreground = foreground.map_err(|error| Failure::io("run the foreground reader", &error))?;
         if format == OutputFormat::EngineReport
             && let Ok(report) = EngineReport::parse(ran.stdout.first().map_or("", String::as_str))
         {
@@ -100,7 +100,7 @@ impl Executor for ProtectionExecutor {
     }
 }
 
-/// Bytes in flight against what the reader foreground, step by step.
+/// Returns bytes in flight against foreground latency over time.
 fn window(report: &EngineReport, foreground: &ForegroundLatency) -> Vec<WindowPoint> {
     let mut points = Vec::new();
     let mut next = STEP_SECONDS;

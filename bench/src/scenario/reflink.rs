@@ -1,4 +1,4 @@
-//! Where the file system can share extents, a copy is a matter of metadata.
+//! Copies a file by sharing its extents.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
@@ -16,7 +16,7 @@ pub(super) const REFLINK: Scenario = Scenario {
 
 fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let bytes = context.scale.of(GIB, 128 * MIB, 4 * MIB);
-    // xfs refuses to be smaller than 300 MiB, and keeps a log.
+    // xfs needs at least 300 MiB, and space for its log.
     let disk = bytes + 512 * MIB;
     context.programs.path("mkfs.xfs").map_err(Failure::Failed)?;
     let mut dir = context.scenario_dir(disk)?;

@@ -1,4 +1,4 @@
-//! What it costs to be killed: a copy is killed half way and goes on, or starts again where it cannot.
+//! Measures the cost of a kill: a copy is killed half way and resumed, or restarted where it cannot resume.
 
 use super::cancel::{limit, limit_flags, words};
 use super::{PreparedScenario, Scenario, SetupContext};
@@ -21,7 +21,7 @@ pub(super) const RESUME: Scenario = Scenario {
     prepare,
 };
 
-/// Between two looks while the moment is awaited.
+/// Time between two samples while waiting for the moment to kill.
 const FAST_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
@@ -38,7 +38,7 @@ fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
         ddrescue::resumable(&workload, &words(&rescue_flags)),
         qemu_img::convert(&workload),
     ];
-    // By name: what runs after the kill. Who is not here is left alone.
+    // Commands to run after the kill, by target. Targets without an entry are not killed.
     let mut again = BTreeMap::new();
     for (name, second) in [("blockhaul", &resumed), ("ddrescue", &targets[2]), ("qemu-img", &targets[3])] {
         if let Ok((commands, _)) = commands(second) {
@@ -97,7 +97,7 @@ impl Executor for ResumeExecutor {
 }
 
 impl ResumeExecutor {
-    /// Runs it until half of the bytes are written, and kills it; what that took, and the bytes written until then.
+    /// Runs the commands and kills them once half of the bytes are written. Returns the measurement and the bytes written.
     fn kill_half_way(&self, commands: &[Invocation]) -> Result<(Measurement, u64), Failure> {
         let (mut written, mut killed, half) = (0, false, self.bytes / 2);
         let mut on_sample = |sample: &ProcessSample| {
@@ -116,7 +116,7 @@ impl ResumeExecutor {
             return Err(Failure::Failed(why));
         }
         if ran.check_success().is_ok() {
-            return Err(Failure::Failed("it was over before it could be killed".to_owned()));
+            return Err(Failure::Failed("the copy ended before it could be killed".to_owned()));
         }
         Ok((process_usage(&ran), written))
     }

@@ -1,4 +1,4 @@
-//! More cores for one copy, and more copies at once.
+//! Copies with more cores, and with more jobs at once.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
@@ -43,7 +43,7 @@ fn cores(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
 
 fn jobs(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     let bytes = context.scale.of(GIB / 2, 32 * MIB, 4 * MIB);
-    // The sources and destinations of all steps.
+    // Space for the sources and destinations of all steps.
     let dir = context.scenario_dir(8 * bytes)?;
     let mut targets = Vec::new();
     for jobs in [1, 4, 16, 64] {
@@ -66,6 +66,6 @@ fn jobs(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
         targets.extend(all.into_iter().map(|target| target.at_step(jobs)));
     }
     let prepared = context.prepare(dir, bytes, targets).axis("copies at once");
-    // Starting 64 programs at a time is most of a quick look.
+    // Starting 64 programs at a time takes most of a quick run.
     Ok(if context.scale == Scale::Full { prepared } else { prepared.trials(2) })
 }

@@ -1,4 +1,4 @@
-//! What a block costs: the same copy with ever smaller requests, where calls and bookkeeping weigh most.
+//! Measures the cost of a block: copies with ever smaller requests, where calls and bookkeeping weigh most.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
@@ -15,7 +15,7 @@ pub(super) const SMALL_BLOCKS: Scenario = Scenario {
 
 const KIB: u64 = 1 << 10;
 
-/// 64 requests in flight: what the engine has by default for blocks this small.
+/// Requests in flight: the engine's default for blocks this small.
 const DEPTH: u32 = 64;
 
 fn prepare(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {

@@ -1,4 +1,4 @@
-//! Files that are mostly holes: finding what need not be copied.
+//! Copies files that are mostly holes.
 
 use super::{PreparedScenario, Scenario, SetupContext};
 use crate::executor::Failure;
@@ -30,7 +30,7 @@ fn empty(context: &SetupContext<'_>) -> Result<PreparedScenario, Failure> {
     holes(context, context.scale.of(8192 * GIB, 512 * GIB, GIB), 0)
 }
 
-/// A volume of that size with so many extents of 1 MiB at even distances.
+/// Prepares a file of `bytes` with extents of 1 MiB at even distances.
 fn holes(context: &SetupContext<'_>, bytes: u64, extents: u64) -> Result<PreparedScenario, Failure> {
     let dir = context.scenario_dir(3 * extents * MIB)?;
     let distance = bytes / extents.max(1);

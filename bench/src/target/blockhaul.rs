@@ -1,4 +1,4 @@
-//! Our own: the engine as a library, and the `blockhaul` command.
+//! Builds the targets of this project: the engine as a library, and the `blockhaul` command.
 
 use super::{Caching, Workload};
 use crate::engine_process::{COMMAND, EngineRequest};
@@ -6,7 +6,7 @@ use crate::program::own_path;
 use crate::results::Kind;
 use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
 
-/// The engine as a library; `change` sets what differs from its defaults.
+/// Builds a target for the engine as a library; `change` sets what differs from the defaults.
 pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineRequest)) -> Target {
     let jobs = workload.pairs.iter();
     let jobs = jobs.map(|pair| (pair.source.name(), pair.destination.name(), pair.state.display().to_string()));
@@ -36,7 +36,7 @@ pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineReq
     }
 }
 
-/// The `blockhaul` command, as a script would use it, with these flags more.
+/// Builds a target for the `blockhaul` command with additional flags.
 pub(crate) fn command(workload: &Workload<'_>, flags: &[&str]) -> Target {
     let mut target = workload.target("blockhaul", Kind::Command, "blockhaul", |program, pair| {
         let state = pair.state.display().to_string();
@@ -61,7 +61,7 @@ pub(crate) fn command(workload: &Workload<'_>, flags: &[&str]) -> Target {
     target
 }
 
-/// Direct is what both choose by themselves.
+/// Returns the value of `--direct`; `None` for direct I/O, the default.
 fn direct(workload: &Workload<'_>) -> Option<&'static str> {
     match workload.caching {
         Caching::Direct => None,

@@ -1,20 +1,20 @@
-//! `cp`: what everybody has.
+//! Builds `cp` targets.
 
 use super::Workload;
 use crate::results::Kind;
 use crate::target::{Invocation, Target};
 
-/// Every byte is copied, then flushed.
+/// Builds a target that copies every byte, then flushes.
 pub(crate) fn dense(workload: &Workload<'_>) -> Target {
     copy(workload, &["--reflink=never", "--sparse=never"])
 }
 
-/// Holes stay holes.
+/// Builds a target that keeps holes.
 pub(crate) fn sparse(workload: &Workload<'_>) -> Target {
     copy(workload, &["--reflink=never", "--sparse=auto"])
 }
 
-/// Extents are shared.
+/// Builds a target that shares extents.
 pub(crate) fn reflink(workload: &Workload<'_>) -> Target {
     workload.target("cp", Kind::Rival, "cp", |program, pair| line(program, pair, &["--reflink=always"]))
 }

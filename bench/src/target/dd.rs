@@ -1,16 +1,16 @@
-//! `dd`: one block at a time.
+//! Builds `dd` targets, which copy one block at a time.
 
 use super::{Caching, Workload};
 use crate::results::Kind;
 use crate::target::{Invocation, Target};
 use crate::volume::VolumePair;
 
-/// Direct or cached, 1 MiB a block unless the workload says otherwise, with one flush at the end.
+/// Builds a target with direct or cached I/O, blocks of 1 MiB unless the workload sets a size, and one flush at the end.
 pub(crate) fn copy(workload: &Workload<'_>) -> Target {
     workload.target("dd", Kind::Rival, "dd", |program, pair| line(program, pair, workload))
 }
 
-/// The same into a file whose space was reserved first, as ours is.
+/// Builds a target that copies into a file with reserved space, as ours does.
 pub(crate) fn copy_reserved(workload: &Workload<'_>) -> Target {
     workload.target("dd-falloc", Kind::Rival, "dd", |program, pair| {
         let (bytes, destination) = (pair.bytes.to_string(), pair.destination.name());
@@ -22,7 +22,7 @@ pub(crate) fn copy_reserved(workload: &Workload<'_>) -> Target {
     })
 }
 
-/// The same, and then a byte-by-byte comparison.
+/// Builds a target that copies and then compares byte by byte.
 pub(crate) fn copy_and_compare(workload: &Workload<'_>) -> Target {
     let compare = workload.programs.path("cmp");
     let missing = compare.clone().err();

@@ -1,16 +1,16 @@
-//! GNU `ddrescue`: the one rival that can go on after it was stopped.
+//! Builds `ddrescue` targets, the only rival that can resume.
 
 use super::{Caching, Workload};
 use crate::results::Kind;
 use crate::target::{Invocation, Target};
 use crate::volume::VolumePair;
 
-/// 1 MiB at a time, direct where asked, space reserved where it creates the file, flushed at the end.
+/// Builds a target with blocks of 1 MiB, direct I/O where asked, reserved space for new files, and a flush at the end.
 pub(crate) fn copy(workload: &Workload<'_>) -> Target {
     workload.target("ddrescue", Kind::Rival, "ddrescue", |program, pair| line(program, pair, workload, &[]))
 }
 
-/// The same with these flags and a map file, by which a later run goes on.
+/// Builds a target with additional flags and a map file, which lets a later run resume.
 pub(crate) fn resumable(workload: &Workload<'_>, flags: &[&str]) -> Target {
     workload.target("ddrescue", Kind::Rival, "ddrescue", |program, pair| {
         let mut line = line(program, pair, workload, flags);

@@ -1,12 +1,12 @@
-//! The limits: what the device can do, what a loop that does nothing else takes, and what the harness itself costs.
+//! Builds the targets that show limits: of the device, of a bare ring loop, and of the harness itself.
 
 use super::Workload;
 use crate::program::BARE_LOOP;
 use crate::results::Kind;
 use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
 
-/// fio reads the source and writes another file at the same time, its space reserved, flushed at the end: the rate of
-/// the device, with no byte going from one to the other.
+/// Builds a target in which fio reads the source and writes a reserved file at the same time, with a flush at the end:
+/// the rate of the device without copying any byte from one to the other.
 pub(crate) fn fio(workload: &Workload<'_>, block: u64, depth: u32) -> Target {
     let name = format!("fio-{}k-{depth}", block >> 10);
     let mut target = workload.target(&name, Kind::Limit, "fio", |program, pair| {
@@ -28,11 +28,11 @@ pub(crate) fn fio(workload: &Workload<'_>, block: u64, depth: u32) -> Target {
     target.unverified()
 }
 
-/// The bare ring loop: as many threads as cores, 8 blocks in flight for each.
+/// Builds the bare ring loop target: one thread per core, 8 blocks in flight for each.
 pub(crate) fn bare_loop(workload: &Workload<'_>) -> Target {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let block = workload.block_or(1 << 20);
-    // As the engine by default: 8 MiB in flight for each core, 64 blocks at most.
+    // The engine's default: 8 MiB in flight for each core, at most 64 blocks.
     let depth = ((8 << 20) / block).clamp(4, 64) * cores as u64;
     workload.target("bare-loop", Kind::Limit, BARE_LOOP, |program, pair| {
         let (source, destination) = (pair.source.name(), pair.destination.name());
@@ -42,7 +42,7 @@ pub(crate) fn bare_loop(workload: &Workload<'_>) -> Target {
     })
 }
 
-/// Does nothing: what starting a program, waiting for it and looking around cost.
+/// Builds a target that does nothing: the cost of starting, waiting for and sampling a program.
 pub(crate) fn null(workload: &Workload<'_>) -> Target {
     Target {
         name: "null".to_owned(),

@@ -1,7 +1,9 @@
-//! Who is measured: the engine twice, what people would use instead, and the limits of device and harness.
+//! Defines the targets of a scenario: the engine, the `blockhaul` command, rival programs and the limits of the device
+//! and of the harness.
 //!
-//! A target turns a workload into the command line that does it best. Flags follow what each program's authors recommend
-//! and what was measured; a destination always ends on stable storage, and preallocated where the program can.
+//! Each file turns a [`Workload`] into the command line that does it best. Flags follow what the authors of each program
+//! recommend and what was measured. Every destination ends on stable storage, and its space is reserved first where the
+//! program can do that.
 
 pub(crate) mod blockhaul;
 pub(crate) mod cp;
@@ -17,7 +19,7 @@ use crate::volume::VolumePair;
 
 pub(crate) use workload::{Caching, Workload};
 
-/// One way of doing a scenario's work, ready to be started any number of times.
+/// One way of doing a scenario's work. It can be run any number of times.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     /// Stable within the scenario.
@@ -25,65 +27,65 @@ pub(crate) struct Target {
     pub kind: Kind,
     pub step: Option<Step>,
     pub work: Work,
-    /// What it copies, at the same time if there are several.
+    /// What it copies; several pairs are copied at the same time.
     pub pairs: Vec<VolumePair>,
-    /// Whether its destination should hold the source's bytes afterwards.
+    /// Whether the destination is compared with the source after each trial.
     pub verification: Verification,
-    /// Why its numbers are not quite like the others'.
+    /// Known reasons why its numbers are not fully comparable.
     pub warnings: Vec<Warning>,
 }
 
-/// Whether bytes are verification after a trial.
+/// How the destination of a trial is verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verification {
-    /// They must be equal.
+    /// Its bytes must equal the source's.
     ByteForByte,
-    /// It does not copy, or its destination keeps nothing.
+    /// Not at all: the target does not copy, or its destination keeps no data.
     None,
 }
 
-/// What is started.
+/// What a trial starts.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    /// These, at the same time.
+    /// These commands, at the same time.
     Commands { commands: Vec<Invocation>, format: OutputFormat },
-    /// Nothing: the program or facility is not here, in words.
+    /// Nothing: a program or facility is missing; says which and how to get it.
     Missing(String),
 }
 
-/// Programs that run one after the other until one fails.
+/// Programs that run one after another until one fails.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    /// Each with its arguments; never through a shell.
+    /// Each program with its arguments, started without a shell.
     pub steps: Vec<Vec<String>>,
 }
 
-/// What a program's standard output says about the trial.
+/// How the standard output of a target is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OutputFormat {
-    /// Nothing that counts: it is timed from outside.
+    /// Not read; the trial is timed from outside.
     Ignored,
-    /// The report of fio, in JSON. Its own clock counts: it does much before and after the work.
+    /// fio's JSON report. Its own clock counts, because fio does much before and after the work.
     FioJson,
-    /// The answer of the engine's process. Its own clock counts: a library's user starts the engine once.
+    /// Report of the engine process. Its own clock counts, because users of the library start the engine once.
     EngineReport,
-    /// The events of `blockhaul --json`. Timed from outside.
+    /// Events of `blockhaul --json`. The trial is timed from outside.
     BlockhaulJson,
 }
 
 impl Invocation {
-    /// One program.
+    /// Returns an invocation of one program.
     pub(crate) fn new<T: Into<String>>(words: impl IntoIterator<Item = T>) -> Self {
         Self { steps: vec![words.into_iter().map(Into::into).collect()] }
     }
 
-    /// And then this one.
+    /// Adds a program that runs after the others.
     pub(crate) fn then<T: Into<String>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
         self.steps.push(words.into_iter().map(Into::into).collect());
         self
     }
 
-    /// As one would type it, where programs are on the path.
+    /// Returns the shell command a user would type, with programs found on `PATH`.
     pub(crate) fn command_line(&self) -> String {
         let name = |word: &String| word.rsplit('/').next().map(str::to_owned).unwrap_or_default();
         let step = |step: &Vec<String>| {
@@ -95,7 +97,7 @@ impl Invocation {
 }
 
 impl Target {
-    /// The command line of its first copy, without the folders of this run.
+    /// Returns the command line of the first copy, with placeholders for the paths of this run.
     pub(crate) fn command(&self) -> String {
         match &self.work {
             Work::Missing(_) => String::new(),
@@ -107,19 +109,19 @@ impl Target {
         }
     }
 
-    /// With one more reason to distrust it.
+    /// Adds a warning.
     pub(crate) fn with_warning(mut self, warning: Warning) -> Self {
         self.warnings.push(warning);
         self
     }
 
-    /// Under another name, for variants.
+    /// Renames the target, for variants.
     pub(crate) fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// As a step of a series that has the name it has now.
+    /// Makes the target a step of the series that carries its current name.
     pub(crate) fn at_step(mut self, at: u64) -> Self {
         #[allow(clippy::cast_precision_loss, reason = "a place on a chart")]
         let step = Step { series: self.name.clone(), at: at as f64 };
@@ -128,7 +130,7 @@ impl Target {
         self
     }
 
-    /// Not verification afterwards.
+    /// Turns verification off.
     pub(crate) fn unverified(mut self) -> Self {
         self.verification = Verification::None;
         self

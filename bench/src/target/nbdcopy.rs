@@ -1,15 +1,15 @@
-//! `nbdcopy`: four connections, 64 requests on each.
+//! Builds `nbdcopy` targets, with four connections and 64 requests on each.
 
 use super::Workload;
 use crate::results::Kind;
 use crate::target::{Invocation, Target};
 
-/// With its defaults, which its authors have measured, and a flush at the end.
+/// Builds a target with the defaults, which the authors have measured, and a flush at the end.
 pub(crate) fn copy(workload: &Workload<'_>) -> Target {
     tuned(workload, "nbdcopy", &[])
 }
 
-/// With other flags, for those who pick by hand.
+/// Builds a target with flags tuned by hand.
 pub(crate) fn tuned(workload: &Workload<'_>, name: &str, flags: &[&str]) -> Target {
     let block = workload.block.map(|bytes| format!("--request-size={bytes}"));
     let target = workload.target(name, Kind::Rival, "nbdcopy", |program, pair| {

@@ -1,16 +1,16 @@
-//! `qemu-img convert`: 16 coroutines, out of order, no cache on either side.
+//! Builds `qemu-img convert` targets, with 16 coroutines, out of order, and without cache on either side.
 
 use super::{Caching, Workload};
 use crate::results::Kind;
 use crate::target::{Invocation, Target};
 use crate::volume::VolumePair;
 
-/// The best that is known.
+/// Builds a target with the best known flags.
 pub(crate) fn convert(workload: &Workload<'_>) -> Target {
     workload.target("qemu-img", Kind::Rival, "qemu-img", |program, pair| line(program, pair, workload.caching, &[]))
 }
 
-/// The same into a file whose space was reserved first, as ours is.
+/// Builds a target that copies into a file with reserved space, as ours does.
 pub(crate) fn convert_reserved(workload: &Workload<'_>) -> Target {
     let flags = ["-o", "preallocation=falloc"];
     workload.target("qemu-img-falloc", Kind::Rival, "qemu-img", |program, pair| {
@@ -18,7 +18,7 @@ pub(crate) fn convert_reserved(workload: &Workload<'_>) -> Target {
     })
 }
 
-/// With the lowest priority of the disk, which is how one would spare others.
+/// Builds a target with idle I/O priority, the usual way to protect other users of a disk.
 pub(crate) fn convert_idle(workload: &Workload<'_>) -> Target {
     let mut target = convert(workload).with_name("ionice-qemu-img");
     if let crate::target::Work::Commands { commands, .. } = &mut target.work {
@@ -34,7 +34,7 @@ pub(crate) fn convert_idle(workload: &Workload<'_>) -> Target {
     target
 }
 
-/// And the comparison afterwards that makes it as sure as a verified copy.
+/// Builds a target that copies and then compares.
 pub(crate) fn convert_and_compare(workload: &Workload<'_>) -> Target {
     workload.target("qemu-img+compare", Kind::Rival, "qemu-img", |program, pair| {
         let (source, destination) = (pair.source.name(), pair.destination.name());
@@ -44,7 +44,7 @@ pub(crate) fn convert_and_compare(workload: &Workload<'_>) -> Target {
     })
 }
 
-/// The command line of one copy.
+/// Returns the command line of one copy.
 pub(crate) fn line(program: &str, pair: &VolumePair, caching: Caching, flags: &[&str]) -> Invocation {
     let cache = cache(caching);
     let mut words = vec![program, "convert", "-f", "raw", "-O", "raw", "-t", cache, "-T", cache, "-W", "-m", "16"];

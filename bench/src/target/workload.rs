@@ -1,4 +1,4 @@
-//! The task of targets: what they copy, and how.
+//! Describes the copies that a target has to make, and builds targets from command lines.
 
 use super::{Invocation, OutputFormat, Target, Verification, Work};
 use crate::program::Programs;
@@ -6,25 +6,25 @@ use crate::results::Kind;
 use crate::volume::VolumePair;
 use crate::warning::WarningKind;
 
-/// Whether the page cache is used, where a program lets us choose.
+/// Whether a program uses the page cache, where it leaves the choice to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Caching {
     Direct,
     Buffered,
 }
 
-/// A workload for targets: copy these, at the same time.
+/// Volume pairs to copy at the same time, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Workload<'a> {
     pub programs: &'a Programs,
     pub pairs: &'a [VolumePair],
     pub caching: Caching,
-    /// Bytes of a request; `None` for the best that is known.
+    /// Bytes of a request; `None` for the best value known for the program.
     pub block: Option<u64>,
 }
 
 impl Workload<'_> {
-    /// One invocation per pair of a program, or its absence.
+    /// Builds a target that runs `program` once for each pair; marks it as missing if the program is not installed.
     pub(super) fn target(
         &self,
         name: &str,
@@ -50,7 +50,7 @@ impl Workload<'_> {
         }
     }
 
-    /// The same for a rival that goes through the page cache whatever we ask, against ours that does not.
+    /// Adds a warning to a rival that always uses the page cache where ours does not.
     pub(super) fn cached_rival(&self, target: Target) -> Target {
         match self.caching {
             Caching::Direct => {
@@ -60,7 +60,7 @@ impl Workload<'_> {
         }
     }
 
-    /// The block in bytes, or this.
+    /// Returns the request size in bytes, `best` unless the workload fixes one.
     pub(super) fn block_or(&self, best: u64) -> u64 {
         self.block.unwrap_or(best)
     }

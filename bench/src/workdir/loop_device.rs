@@ -1,7 +1,7 @@
-//! A file as a block device, for as long as this process lives.
+//! Attaches a file as a loop device for as long as this process lives.
 //!
-//! The device is detached right after it was attached, while we hold it open: the kernel then lets it go at the last
-//! close, also if this process is killed.
+//! The device is detached right after it was attached, while this process holds it open. The kernel then releases it at the
+//! last close, even if this process is killed.
 
 use super::{ScenarioDir, is_root};
 use crate::executor::Failure;
@@ -16,7 +16,7 @@ pub(crate) struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Attaches `file`, past the page cache of the file system below where that is possible.
+    /// Attaches `file`, with direct I/O where the file system below supports it.
     ///
     /// # Errors
     /// Without rights, or as `losetup`.

@@ -1,13 +1,13 @@
-//! The places where scenarios happen, and their end: nothing that is made here outlives the run.
+//! Owns the directories, servers, mounts and loop devices of a run; none of them outlives it.
 //!
 //! ```text
-//! RunDir    one folder for the run                    removed when dropped, and when this process panics
-//! └ ScenarioDir  one folder for a scenario                 dropped in this order: servers, mounts, loop devices, folder
-//!   ├ Server      a process                         killed; the kernel kills it if this process is killed
-//!   ├ Mount       in our own mount name space       unmounted; gone with this process in any case
-//!   └ LoopDevice  held open, to go at the last close detached; gone with this process in any case
+//! RunDir          one directory for the run             removed on drop, and when this process panics
+//! └ ScenarioDir   one directory for a scenario          drops in this order: servers, mounts, loop devices, directory
+//!   ├ Server      a process                             killed; the kernel kills it if this process is killed
+//!   ├ Mount       in our own mount namespace            unmounted; ends with this process in any case
+//!   └ LoopDevice  held open, detached at the last close detached; ends with this process in any case
 //! ```
-//! A run that is killed outright can so leave a folder behind, and no mount, loop device or server.
+//! A run that is killed can leave a directory behind, but no mount, loop device or server.
 
 pub(crate) mod loop_device;
 pub(crate) mod mount;
@@ -25,20 +25,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The folder of the run.
+/// The directory of the run.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     folder: TempDir,
-    /// Socket names are short by law: they have a folder of their own.
+    /// Socket paths must be short, so they have a directory of their own.
     sockets: TempDir,
     interrupt: Interrupt,
 }
 
 impl RunDir {
-    /// Makes it below `base`.
+    /// Creates the directory below `base`.
     ///
     /// # Errors
-    /// As making a folder.
+    /// As creating a directory.
     pub(crate) fn open(base: &Path, interrupt: &Interrupt) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("copy-bench-").tempdir_in(base)?;
         let sockets = tempfile::Builder::new().prefix("copy-bench-").tempdir()?;
@@ -50,10 +50,10 @@ impl RunDir {
         self.folder.path()
     }
 
-    /// A dir of that name.
+    /// Creates a directory for a scenario.
     ///
     /// # Errors
-    /// As making a folder.
+    /// As creating a directory.
     pub(crate) fn scenario_dir(&self, name: &str) -> io::Result<ScenarioDir> {
         let folder = tempfile::Builder::new().prefix(name).tempdir_in(self.folder.path())?;
         Ok(ScenarioDir {
@@ -67,19 +67,19 @@ impl RunDir {
     }
 }
 
-/// In release builds a panic ends the process at once, and nothing is dropped.
+/// Removes the directories on panic, because a panic in a release build aborts without running destructors.
 fn remove_on_panic(folders: [PathBuf; 2]) {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         before(panic);
         if cfg!(panic = "abort") {
-            // There is no better moment, and nobody left to tell.
+            // The process aborts next, so an error cannot be reported.
             folders.iter().for_each(|folder| drop(fs::remove_dir_all(folder)));
         }
     }));
 }
 
-/// The place of one scenario. Fields are dropped in their order.
+/// The directory of one scenario. Fields are dropped in their order.
 #[derive(Debug)]
 pub(crate) struct ScenarioDir {
     servers: Vec<Server>,
@@ -108,10 +108,10 @@ impl ScenarioDir {
         launcher.run_one(&crate::target::Invocation::new(words.iter().copied()))
     }
 
-    /// A file with this much space reserved and nothing written.
+    /// Creates a file with reserved space and nothing written.
     ///
     /// # Errors
-    /// As making a file.
+    /// As creating a file.
     pub(crate) fn reserved(&self, name: &str, bytes: u64) -> Result<PathBuf, Failure> {
         let path = self.path(name);
         let say = |error| Failure::io("reserve a file", &error);
@@ -123,7 +123,7 @@ impl ScenarioDir {
         Ok(path)
     }
 
-    /// A loop device over a file.
+    /// Attaches a loop device to a file.
     ///
     /// # Errors
     /// Without rights, or as `losetup`.
@@ -134,10 +134,10 @@ impl ScenarioDir {
         Ok(path)
     }
 
-    /// A file system in a file of that size, mounted.
+    /// Creates and mounts an xfs file system in a file of that size.
     ///
     /// # Errors
-    /// Without rights, or as making and mounting one.
+    /// Without rights, or as creating and mounting a file system.
     pub(crate) fn xfs(&mut self, bytes: u64) -> Result<PathBuf, Failure> {
         let file = self.reserved("xfs", bytes)?;
         self.run_one(&["mkfs.xfs", "-q", "-m", "reflink=1", &file.display().to_string()])?;
@@ -145,10 +145,10 @@ impl ScenarioDir {
         self.mount(&device, "xfs", "mounted")
     }
 
-    /// A file system in memory, mounted.
+    /// Mounts a file system in memory.
     ///
     /// # Errors
-    /// Without rights, or as mounting one.
+    /// Without rights, or as mounting a file system.
     pub(crate) fn tmpfs(&mut self) -> Result<PathBuf, Failure> {
         self.mount(Path::new("tmpfs"), "tmpfs", "memory")
     }
@@ -159,10 +159,10 @@ impl ScenarioDir {
         Ok(point)
     }
 
-    /// `nbdkit WORDS`, and the URI of its export.
+    /// Starts `nbdkit WORDS` and returns the URI of its export.
     ///
     /// # Errors
-    /// It does not start to listen.
+    /// The server does not listen in time.
     pub(crate) fn nbdkit(&mut self, program: &str, listen: Listen, words: &[&str]) -> Result<String, Failure> {
         let number = self.servers.len();
         let server = Server::start(program, self, number, listen, words)?;
@@ -171,18 +171,18 @@ impl ScenarioDir {
         Ok(uri)
     }
 
-    /// A folder for sockets, with a short name.
+    /// Returns the directory for sockets.
     fn sockets(&self) -> &Path {
         &self.sockets
     }
 
-    /// A pair with its own state, which is the `number`th here.
+    /// Returns a pair with a state directory of its own.
     pub(crate) fn pair(&self, number: usize, source: Volume, destination: Volume, bytes: u64) -> VolumePair {
         VolumePair { source, destination, bytes, state: self.path(&format!("state-{number}")) }
     }
 }
 
-/// Whether this process may mount and attach.
+/// Returns whether this process may mount and attach devices.
 pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }

@@ -1,4 +1,4 @@
-//! Mounts that only this process and its children see.
+//! Mounts file systems that only this process and its children see.
 
 use super::is_root;
 use crate::executor::Failure;
@@ -7,11 +7,11 @@ use nix::sched::{CloneFlags, unshare};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Takes a mount name space of our own: what is mounted from now on goes with this process. Without rights nothing
-/// changes, and nothing can be mounted either.
+/// Creates a mount namespace for this process: mounts made from now on end with the process. Does nothing without rights;
+/// mounting then fails as well.
 pub(crate) fn keep_to_ourselves() {
     if unshare(CloneFlags::CLONE_NEWNS).is_ok() {
-        // Mounts of others still arrive here; ours stay.
+        // Mounts of other processes still propagate to this namespace, but not from it.
         let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>);
     }
 }
@@ -27,7 +27,7 @@ impl Mount {
         if !is_root() {
             return Err(Failure::Failed("mounting needs root".to_owned()));
         }
-        fs::create_dir_all(point).map_err(|error| Failure::io("make a mount point", &error))?;
+        fs::create_dir_all(point).map_err(|error| Failure::io("create a mount point", &error))?;
         mount(Some(what), point, Some(kind), MsFlags::empty(), None::<&str>)
             .map_err(|errno| Failure::io(format!("mount {kind}"), &errno.into()))?;
         Ok(Self(point.to_owned()))
@@ -36,7 +36,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Who still holds a file there must not keep the mount in sight.
+        // A file that is still open must not keep the mount visible.
         let _ = umount2(&self.0, MntFlags::empty()).or_else(|_| umount2(&self.0, MntFlags::MNT_DETACH));
     }
 }

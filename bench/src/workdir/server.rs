@@ -1,4 +1,4 @@
-//! A server of exports for one scenario.
+//! Runs an NBD server for one scenario.
 
 use super::ScenarioDir;
 use crate::executor::Failure;
@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// No server needs a tenth of this to listen.
+/// How long a server may take to listen; ten times what any server needs.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two looks.
+/// Time between two checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How clients reach a server.
@@ -32,8 +32,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `nbdkit WORDS` and waits until it listens. To be called on the thread that lives longest: the kernel ends
-    /// the server with the thread that started it.
+    /// Starts `nbdkit WORDS` and waits until it listens. Must be called on the main thread: the kernel ends the server with
+    /// the thread that started it.
     pub(super) fn start(
         program: &str,
         dir: &ScenarioDir,
@@ -62,7 +62,7 @@ impl Server {
         command.args(words).process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut server = Self { child: command.spawn().map_err(say)?, uri, socket };
         let until = Instant::now() + TIMEOUT;
-        // It writes its id when it can be connected to.
+        // The server writes its process ID once it listens.
         while fs::metadata(&ready).map_or(0, |file| file.len()) == 0 {
             dir.interrupt.check()?;
             let ended = server.child.try_wait().map_err(say)?;
