@@ -4,7 +4,7 @@
 //! which flags exclude each other; what a request means is settled where it is resolved, by taking the structure
 //! apart in full, so that a new flag does not compile until somebody decides what it does.
 
-use crate::center::args::{RawAsk, RawDrain, RawFence, RawList, RawName, RawRemove, RawSet, RawSubmit};
+use crate::center::args::{RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -43,15 +43,15 @@ pub(crate) enum Command {
     /// Ask a task center for a task
     Submit(Box<RawSubmit>),
     /// Show a task
-    Get(RawName),
+    Get(RawTaskId),
     /// Show a task as it changes, until it has ended; exits 0 done, 1 failed, 75 cancelled
-    Watch(RawName),
+    Watch(RawTaskId),
     /// Give a task up
-    Cancel(RawName),
+    Cancel(RawTaskId),
     /// Let a copy wait: it keeps no slot
-    Pause(RawName),
+    Pause(RawTaskId),
     /// Let a paused copy go on
-    Resume(RawName),
+    Resume(RawTaskId),
     /// Remove tasks that have ended; their names are free again
     Remove(RawRemove),
     /// Change a copy while it runs
@@ -59,13 +59,13 @@ pub(crate) enum Command {
     /// List tasks
     List(RawList),
     /// List the nodes of a task center
-    Runners(RawAsk),
+    Runners(RawQuery),
     /// Keep new tasks from a node, also from one that is away, for when it returns
     Drain(RawDrain),
     /// Say that a lost node is cut off, so that its tasks can go on elsewhere
     Fence(RawFence),
     /// Show a task center as a whole
-    Center(RawAsk),
+    Center(RawQuery),
 }
 
 #[derive(Debug, Args)]
@@ -114,8 +114,8 @@ pub(crate) struct RawCopy {
     pub(crate) checkpoint: Option<PathBuf>,
     /// Record a checkpoint after so many bytes or so much time, whichever comes first; may be given once for each
     /// [default: 256MiB and 1s]
-    #[arg(long, value_name = "SIZE|DURATION", value_parser = Interval::parse)]
-    pub(crate) checkpoint_every: Vec<Interval>,
+    #[arg(long, value_name = "SIZE|DURATION", value_parser = CheckpointInterval::parse)]
+    pub(crate) checkpoint_every: Vec<CheckpointInterval>,
     /// Keep no checkpoint: the copy cannot be resumed
     #[arg(long, conflicts_with_all = ["checkpoint", "resume", "restart"])]
     pub(crate) no_checkpoint: bool,
@@ -268,12 +268,12 @@ pub(crate) struct RawOutput {
     pub(crate) json: bool,
     /// A progress bar on stderr: auto shows one on a terminal
     #[arg(long, value_name = "auto|bar|none", default_value = "auto", hide_possible_values = true)]
-    pub(crate) progress: ShowBar,
+    pub(crate) progress: ProgressBarMode,
 }
 
 /// When to draw a bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ShowBar {
+pub(crate) enum ProgressBarMode {
     /// On a terminal, unless `--json` is given.
     Auto,
     /// Always.
@@ -291,12 +291,12 @@ pub(crate) struct RawLog {
 
 /// One bound of a checkpoint interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Interval {
+pub(crate) enum CheckpointInterval {
     Bytes(u64),
     Time(Duration),
 }
 
-impl Interval {
+impl CheckpointInterval {
     /// A size (`64MiB`) or a duration (`10s`); more than nothing.
     fn parse(text: &str) -> Result<Self, String> {
         match parse_size(text).map(Self::Bytes).or_else(|_| parse_duration(text).map(Self::Time)) {
@@ -329,12 +329,12 @@ mod tests {
 
     #[test]
     fn an_interval_is_a_size_or_a_duration() {
-        assert_eq!(Interval::parse("64MiB"), Ok(Interval::Bytes(64 << 20)));
-        assert_eq!(Interval::parse("5M"), Ok(Interval::Bytes(5 << 20)));
-        assert_eq!(Interval::parse("5m"), Ok(Interval::Time(Duration::from_secs(300))));
-        assert_eq!(Interval::parse("500ms"), Ok(Interval::Time(Duration::from_millis(500))));
+        assert_eq!(CheckpointInterval::parse("64MiB"), Ok(CheckpointInterval::Bytes(64 << 20)));
+        assert_eq!(CheckpointInterval::parse("5M"), Ok(CheckpointInterval::Bytes(5 << 20)));
+        assert_eq!(CheckpointInterval::parse("5m"), Ok(CheckpointInterval::Time(Duration::from_secs(300))));
+        assert_eq!(CheckpointInterval::parse("500ms"), Ok(CheckpointInterval::Time(Duration::from_millis(500))));
         for text in ["", "0", "0s", "soon", "1 s"] {
-            assert!(Interval::parse(text).is_err(), "{text}");
+            assert!(CheckpointInterval::parse(text).is_err(), "{text}");
         }
     }
 }

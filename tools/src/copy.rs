@@ -3,11 +3,11 @@
 //! Resolving has no side effects and settles everything that flags alone can settle. The order of what may refuse is
 //! the design's: malformed input, a missing source, the state directory, then the engine's own rules.
 
-use crate::args::{Interval, RawCopy, RawEngine, RawNetwork, RawOutput};
+use crate::args::{CheckpointInterval, RawCopy, RawEngine, RawNetwork, RawOutput};
 use crate::exit::Exit;
-use crate::output::{self, tell};
-use crate::progress::{Display, follow};
-use crate::resume::{self, Again};
+use crate::output::{self, print_stderr};
+use crate::progress::{ProgressDisplay, wait_with_progress};
+use crate::retry_command::{self, RetryMode};
 use crate::signals::StopSignals;
 use crate::{plan, start_logging, state_dir, summary};
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
@@ -41,28 +41,28 @@ pub(crate) struct CopyRequest {
 pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     let volumes = [&raw.source, &raw.destination].map(Path::new);
     let journals = [&raw.checkpoint, &raw.receipt].into_iter().flatten().map(PathBuf::as_path);
-    output::stay_out_of(volumes.into_iter().chain(journals))?;
+    output::refuse_volume_streams(volumes.into_iter().chain(journals))?;
     start_logging(std::mem::take(&mut raw.log))?;
     let request = resolve(raw, |name| std::env::var_os(name))?;
     if request.dry_run {
         return Ok(plan::show(&request, request.output.json));
     }
     let signals = StopSignals::catch()?;
-    let engine = Engine::start(sized(&request))?;
+    let engine = Engine::start(engine_config_for(&request))?;
     source_exists(&request.spec.source)?;
     if let Some(directory) = &request.state_dir {
-        state_dir::prepare(directory).map_err(|error| missing_export(&request.spec).unwrap_or(error))?;
+        state_dir::prepare(directory).map_err(|error| source_export_error(&request.spec).unwrap_or(error))?;
     }
     let job = engine.submit(request.spec.clone());
     signals.stop(job.clone())?;
-    let report = follow(&job, Display::choose(request.output));
-    conclude(&request, &report, arguments);
+    let report = wait_with_progress(&job, ProgressDisplay::choose(request.output));
+    show_report(&request, &report, arguments);
     Ok(Exit::from(&report))
 }
 
 /// The engine of a copy that goes on needs slots for the blocks it was started with, one that reaches servers has more
 /// and smaller ones.
-fn sized(request: &CopyRequest) -> EngineConfig {
+fn engine_config_for(request: &CopyRequest) -> EngineConfig {
     let CopyRequest { spec, config, .. } = request;
     let volumes = [&spec.source, &spec.destination];
     let usual = || usual_block(&volumes, spec.changed_since.is_some());
@@ -122,7 +122,10 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
         (None, true) => (Checkpoint::None, None),
         (None, false) => {
             let directory = crate::state_dir::locate(state_dir.as_deref(), variable)?;
-            (Checkpoint::File(default_checkpoint_path(&directory, &key(&defaults.destination))), Some(directory))
+            (
+                Checkpoint::File(default_checkpoint_path(&directory, &checkpoint_key(&defaults.destination))),
+                Some(directory),
+            )
         }
     };
     let spec = CopySpec {
@@ -134,7 +137,7 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
         direct,
         path,
         checkpoint,
-        checkpoint_every: interval(&checkpoint_every),
+        checkpoint_every: checkpoint_interval(&checkpoint_every),
         continuation: match (resume, restart) {
             (true, _) => Continuation::Resume,
             (false, true) => Continuation::Restart,
@@ -186,15 +189,15 @@ pub(crate) fn network_terms(raw: &RawNetwork) -> NetworkTerms {
 }
 
 /// The last bound given of each kind; the other one keeps its default.
-fn interval(bounds: &[Interval]) -> CheckpointEvery {
+fn checkpoint_interval(bounds: &[CheckpointInterval]) -> CheckpointEvery {
     bounds.iter().fold(CheckpointEvery::default(), |every, bound| match *bound {
-        Interval::Bytes(bytes) => CheckpointEvery { bytes, ..every },
-        Interval::Time(time) => CheckpointEvery { time, ..every },
+        CheckpointInterval::Bytes(bytes) => CheckpointEvery { bytes, ..every },
+        CheckpointInterval::Time(time) => CheckpointEvery { time, ..every },
     })
 }
 
 /// What the checkpoint of a destination is found by.
-fn key(destination: &Locator) -> VolumeName {
+fn checkpoint_key(destination: &Locator) -> VolumeName {
     match destination {
         Locator::Path(path) => state_dir::absolute_destination(path).as_path().into(),
         Locator::Nbd(uri) => uri.to_string().into(),
@@ -213,49 +216,49 @@ fn source_exists(source: &Locator) -> Result<()> {
 
 /// The error of a source that is behind a network and cannot be opened. Asked only once something else has failed that
 /// comes after it: there are servers that serve one client and end.
-fn missing_export(spec: &CopySpec) -> Option<Error> {
+fn source_export_error(spec: &CopySpec) -> Option<Error> {
     let how = Reading { network: spec.network, ..Reading::new(spec.direct) };
     spec.source.path().is_none().then(|| open_source(&spec.source, &how).err())?
 }
 
 /// Shows the report, and for a copy that did not succeed how to go on.
-fn conclude(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
+fn show_report(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
     if let Some(error) = &report.error {
-        tell(error);
+        print_stderr(error);
     }
-    let touched = report.status == Status::Succeeded || touched(report);
+    let touched = report.status == Status::Succeeded || changed_destination(report);
     if report.status != Status::Succeeded && touched {
-        let (what, command) = advice(report, request.spec.sync, arguments);
-        output::tell_command(
+        let (what, command) = retry_advice(report, request.spec.sync, arguments);
+        output::print_stderr_command(
             format_args!("the destination {} is incomplete; {what}:", request.spec.destination),
             command,
         );
     }
     if request.output.json {
-        output::event("report", report);
+        output::json_event("report", report);
     } else if touched {
-        summary::copied(report).iter().for_each(output::say);
+        summary::of_copy(report).iter().for_each(output::print_stdout);
     }
 }
 
 /// Whether the destination may differ from before. A refusal, or a cancel before the start, leaves neither a journal
 /// nor a plan.
-fn touched(report: &Report) -> bool {
+fn changed_destination(report: &Report) -> bool {
     report.journal.is_some() || report.bytes.planned > 0
 }
 
 /// What can be done, and the command that does it.
-fn advice(report: &Report, sync: Sync, arguments: &[OsString]) -> (&'static str, String) {
+fn retry_advice(report: &Report, sync: Sync, arguments: &[OsString]) -> (&'static str, String) {
     let useless = matches!(
         report.error.as_ref().map(|error| error.code),
         Some(Code::SourceChanged | Code::VerifyMismatch | Code::CheckpointCorrupt | Code::CheckpointMismatch)
     );
-    let (what, again) = match (&report.journal, useless || sync == Sync::No) {
-        (Some(_), false) => ("resume with", Again::Resume),
-        (Some(_), true) => ("what was copied cannot be resumed; start over with", Again::Restart),
-        (None, _) => ("there is no checkpoint to resume from; start over with", Again::Overwrite),
+    let (what, mode) = match (&report.journal, useless || sync == Sync::No) {
+        (Some(_), false) => ("resume with", RetryMode::Resume),
+        (Some(_), true) => ("what was copied cannot be resumed; start over with", RetryMode::Restart),
+        (None, _) => ("there is no checkpoint to resume from; start over with", RetryMode::Overwrite),
     };
-    (what, resume::command(arguments.iter().cloned(), again))
+    (what, retry_command::command(arguments.iter().cloned(), mode))
 }
 
 #[cfg(test)]
@@ -366,9 +369,9 @@ mod tests {
             resolve(*raw, |name| (name == "HOME").then(|| OsString::from("/people/me"))).unwrap()
         };
         let block = |bytes| Some(BlockSize::new(bytes).unwrap());
-        assert_eq!(sized(&words(&[], "/nowhere/dst")).block_size, block(256 << 10));
-        assert_eq!(sized(&words(&["--changed-since=monday"], "/nowhere/dst")).block_size, block(64 << 10));
-        assert_eq!(sized(&words(&["--block-size=4MiB"], "/nowhere/dst")).block_size, block(4 << 20));
+        assert_eq!(engine_config_for(&words(&[], "/nowhere/dst")).block_size, block(256 << 10));
+        assert_eq!(engine_config_for(&words(&["--changed-since=monday"], "/nowhere/dst")).block_size, block(64 << 10));
+        assert_eq!(engine_config_for(&words(&["--block-size=4MiB"], "/nowhere/dst")).block_size, block(4 << 20));
         let state = Path::new("/people/me/.local/state/blockhaul");
         let keyed = Checkpoint::File(default_checkpoint_path(state, &"nbd://host/b".into()));
         for spelling in ["nbd://host/b", "nbd://HOST:10809/b", "nbd://host/%62"] {
@@ -381,12 +384,12 @@ mod tests {
         let arguments: Vec<OsString> = ["blockhaul", "copy", "a", "b"].iter().map(OsString::from).collect();
         let failed = |code| Report {
             journal: Some("j".to_owned()),
-            ..output::refusal(Error::new(code, Side::Source, Operation::Read, "x"))
+            ..output::refusal_report(Error::new(code, Side::Source, Operation::Read, "x"))
         };
-        assert_eq!(advice(&failed(Code::Io), Sync::Yes, &arguments).1, "blockhaul copy --resume a b");
-        assert_eq!(advice(&failed(Code::SourceChanged), Sync::Yes, &arguments).1, "blockhaul copy --restart a b");
-        assert_eq!(advice(&failed(Code::Io), Sync::No, &arguments).1, "blockhaul copy --restart a b");
+        assert_eq!(retry_advice(&failed(Code::Io), Sync::Yes, &arguments).1, "blockhaul copy --resume a b");
+        assert_eq!(retry_advice(&failed(Code::SourceChanged), Sync::Yes, &arguments).1, "blockhaul copy --restart a b");
+        assert_eq!(retry_advice(&failed(Code::Io), Sync::No, &arguments).1, "blockhaul copy --restart a b");
         let lost = Report { journal: None, ..failed(Code::Io) };
-        assert_eq!(advice(&lost, Sync::Yes, &arguments).1, "blockhaul copy --overwrite a b");
+        assert_eq!(retry_advice(&lost, Sync::Yes, &arguments).1, "blockhaul copy --overwrite a b");
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::args::RawDoctor;
 use crate::exit::Exit;
-use crate::output::{object, say, stay_out_of};
+use crate::output::{json_object, print_stdout, refuse_volume_streams};
 use crate::start_logging;
 use blockhaul_engine::error::{Error, Operation, Result};
 use blockhaul_engine::host;
@@ -21,15 +21,15 @@ const REMEDIES: &str = "remedies";
 /// The facts cannot be shown.
 pub(crate) fn run(raw: RawDoctor) -> Result<Exit> {
     let RawDoctor { paths, json, log } = raw;
-    stay_out_of(paths.iter().map(PathBuf::as_path))?;
+    refuse_volume_streams(paths.iter().map(PathBuf::as_path))?;
     start_logging(log)?;
     let report = host::examine(&paths);
     if json {
-        object(&report);
+        json_object(&report);
     } else {
         let facts = serde_json::to_value(&report)
             .map_err(|error| Error::internal(Operation::Start, format!("show the host report: {error}")))?;
-        table(&facts).iter().for_each(say);
+        table(&facts).iter().for_each(print_stdout);
     }
     Ok(Exit::Done)
 }

@@ -51,15 +51,15 @@ impl From<Exit> for ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::refusal;
+    use crate::output::refusal_report;
 
     #[test]
     fn a_report_decides_the_exit_code() {
-        let ending = |status| Exit::from(&Report { status, error: None, ..refusal(Error::bad_request("x")) });
+        let ending = |status| Exit::from(&Report { status, error: None, ..refusal_report(Error::bad_request("x")) });
         assert_eq!(
             Status::ALL.iter().copied().map(ending).collect::<Vec<_>>(),
             [Exit::Done, Exit::Failed, Exit::Interrupted, Exit::Interrupted, Exit::Differ]
         );
-        assert_eq!(Exit::from(&refusal(Error::bad_request("x"))), Exit::Usage);
+        assert_eq!(Exit::from(&refusal_report(Error::bad_request("x"))), Exit::Usage);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::args::RawInspect;
 use crate::exit::Exit;
-use crate::output::{object, say, stay_out_of};
+use crate::output::{json_object, print_stdout, refuse_volume_streams};
 use crate::start_logging;
 use blockhaul_engine::error::Result;
 use blockhaul_engine::journal::JournalReader;
@@ -18,10 +18,10 @@ const RANGES_SHOWN_MAX: usize = 100;
 
 /// A journal as it is shown.
 #[derive(Serialize)]
-struct View<'a> {
+struct JournalView<'a> {
     state: JournalState,
-    source: Party<'a>,
-    destination: Party<'a>,
+    source: VolumeView<'a>,
+    destination: VolumeView<'a>,
     size_bytes: u64,
     leaf_bytes: u32,
     digest_kind: DigestKind,
@@ -37,7 +37,7 @@ struct View<'a> {
 
 /// One volume of the copy.
 #[derive(Serialize)]
-struct Party<'a> {
+struct VolumeView<'a> {
     name: String,
     kind: &'static str,
     device: u64,
@@ -62,26 +62,26 @@ struct Range {
 /// The file cannot be read, or is no journal of this version (`ECheckpointCorrupt`, `ECheckpointMismatch`).
 pub(crate) fn run(raw: RawInspect) -> Result<Exit> {
     let RawInspect { file, json, log } = raw;
-    stay_out_of([file.as_path()])?;
+    refuse_volume_streams([file.as_path()])?;
     start_logging(log)?;
     let journal = JournalReader::open(&file)?;
-    let view = view(&journal);
+    let view = journal_view(&journal);
     if json {
-        object(&view);
+        json_object(&view);
     } else {
-        describe(&view).iter().for_each(say);
+        describe(&view).iter().for_each(print_stdout);
     }
     Ok(Exit::Done)
 }
 
-fn view(journal: &JournalReader) -> View<'_> {
+fn journal_view(journal: &JournalReader) -> JournalView<'_> {
     let header = journal.header();
     let durable = journal.durable();
     let finish = journal.finish();
-    View {
+    JournalView {
         state: journal.state(),
-        source: side(&header.source),
-        destination: side(&header.destination),
+        source: volume_view(&header.source),
+        destination: volume_view(&header.destination),
         size_bytes: header.size_bytes,
         leaf_bytes: header.leaf_bytes,
         digest_kind: header.digest,
@@ -93,9 +93,9 @@ fn view(journal: &JournalReader) -> View<'_> {
     }
 }
 
-fn side(identity: &Identity) -> Party<'_> {
+fn volume_view(identity: &Identity) -> VolumeView<'_> {
     let Identity { name, kind, device, inode, born_ns, size_bytes, modified_ns, changed_ns, ids } = identity;
-    Party {
+    VolumeView {
         name: name.to_string(),
         kind: match kind {
             VolumeKind::File => "file",
@@ -112,20 +112,20 @@ fn side(identity: &Identity) -> Party<'_> {
     }
 }
 
-fn describe(view: &View<'_>) -> Vec<String> {
+fn describe(view: &JournalView<'_>) -> Vec<String> {
     let role = match view.state {
         JournalState::Unfinished => "checkpoint: the copy is not finished",
         JournalState::Finished => "receipt: the copy is finished",
     };
     let mut lines = vec![
         role.to_owned(),
-        volume("source", &view.source),
-        volume("destination", &view.destination),
+        volume_line("source", &view.source),
+        volume_line("destination", &view.destination),
         format!("size         {} ({} bytes)", format_size(view.size_bytes), view.size_bytes),
         format!("leaf         {}, digest {}", format_size(u64::from(view.leaf_bytes)), view.digest_kind),
-        format!("started      {}", since_epoch(view.started_ns)),
+        format!("started      {}", format_epoch(view.started_ns)),
     ];
-    lines.extend(view.finished_ns.map(|finished| format!("finished     {}", since_epoch(finished))));
+    lines.extend(view.finished_ns.map(|finished| format!("finished     {}", format_epoch(finished))));
     lines.extend(view.digest.as_ref().map(|digest| format!("digest       {digest}")));
     let runs = view.durable.len();
     lines.push(format!("durable      {} in {runs} ranges", format_size(view.durable_bytes)));
@@ -138,15 +138,15 @@ fn describe(view: &View<'_>) -> Vec<String> {
     lines
 }
 
-fn volume(role: &str, side: &Party<'_>) -> String {
-    let Party { name, kind, device, inode, size_bytes, .. } = side;
+fn volume_line(role: &str, volume: &VolumeView<'_>) -> String {
+    let VolumeView { name, kind, device, inode, size_bytes, .. } = volume;
     // A server tells of neither device nor inode.
     let place = if *kind == "export" { String::new() } else { format!(" device {device:#x}, inode {inode},") };
     format!("{role:<12} {name} ({kind},{place} {})", format_size(*size_bytes))
 }
 
 /// Seconds since the epoch with their fraction: the form that `date --date=@...` reads.
-fn since_epoch(ns: i64) -> String {
+fn format_epoch(ns: i64) -> String {
     format!("@{}.{:09}", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
 }
 
@@ -154,8 +154,8 @@ fn since_epoch(ns: i64) -> String {
 mod tests {
     use super::*;
 
-    fn example(durable: Vec<Range>) -> View<'static> {
-        let volume = || Party {
+    fn example(durable: Vec<Range>) -> JournalView<'static> {
+        let volume = || VolumeView {
             name: "/srv/a".to_owned(),
             kind: "file",
             device: 0x801,
@@ -166,7 +166,7 @@ mod tests {
             changed_ns: 0,
             ids: Vec::new(),
         };
-        View {
+        JournalView {
             state: JournalState::Unfinished,
             source: volume(),
             destination: volume(),
@@ -193,8 +193,8 @@ mod tests {
 
     #[test]
     fn an_export_has_neither_device_nor_inode() {
-        let export = Party { name: "nbd://host/a".to_owned(), kind: "export", ..example(Vec::new()).source };
-        assert_eq!(volume("source", &export), "source       nbd://host/a (export, 1.0 GiB)");
+        let export = VolumeView { name: "nbd://host/a".to_owned(), kind: "export", ..example(Vec::new()).source };
+        assert_eq!(volume_line("source", &export), "source       nbd://host/a (export, 1.0 GiB)");
     }
 
     #[test]

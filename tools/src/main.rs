@@ -16,7 +16,7 @@ mod map;
 mod output;
 mod plan;
 mod progress;
-mod resume;
+mod retry_command;
 mod signals;
 mod state_dir;
 mod summary;
@@ -36,15 +36,15 @@ use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let json = output::asks_for_json(&arguments);
+    let json = output::wants_json(&arguments);
     let exit = match Cli::try_parse_from(&arguments) {
         Ok(Cli { command }) => run(command, &arguments).unwrap_or_else(|error| {
-            output::refuse(json, &error);
+            output::report_refusal(json, &error);
             Exit::from(&error)
         }),
         Err(error) => usage(&error, json),
     };
-    output::settle(exit).into()
+    output::finish(exit).into()
 }
 
 fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
@@ -84,9 +84,9 @@ fn usage(error: &clap::Error, json: bool) -> Exit {
     };
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let refusal = Error::bad_request(message.strip_prefix("error: ").unwrap_or(&message));
-    output::refuse(json, &refusal);
+    output::report_refusal(json, &refusal);
     if !hints.trim().is_empty() {
-        output::hint(hints.trim_end());
+        output::print_stderr_hint(hints.trim_end());
     }
     Exit::from(&refusal)
 }

@@ -3,7 +3,7 @@
 
 use crate::args::RawMap;
 use crate::exit::Exit;
-use crate::output::{json_line, stay_out_of};
+use crate::output::{json_line, refuse_volume_streams};
 use crate::start_logging;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, Extent, ExtentKind};
@@ -18,11 +18,11 @@ use std::time::Duration;
 /// Extents asked for at a time.
 const EXTENTS_PER_WINDOW: usize = 1024;
 /// After so long, extents that a server did not know yet are asked for again.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// One line of the list.
 #[derive(Serialize)]
-struct Line {
+struct ExtentLine {
     offset: u64,
     length: u64,
     kind: ExtentKind,
@@ -35,7 +35,7 @@ struct Line {
 /// The volume cannot be opened or scanned, or stdout cannot be written. A closed pipe is the end, not an error.
 pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     let RawMap { volume, json, log } = raw;
-    stay_out_of([Path::new(&volume)])?;
+    refuse_volume_streams([Path::new(&volume)])?;
     start_logging(log)?;
     let locator = Locator::parse(&volume)?;
     if let Some(listed) = exports(&locator)? {
@@ -48,7 +48,7 @@ pub(crate) fn run(raw: RawMap) -> Result<Exit> {
         print(writeln!(out, "{:>20} {:>20} KIND", "OFFSET", "LENGTH"))?;
     }
     for extent in extents(&*volume) {
-        if print(write_extent(&mut out, extent?, json))? == Reader::Gone {
+        if print(write_extent(&mut out, extent?, json))? == Reader::Closed {
             return Ok(Exit::Done);
         }
     }
@@ -85,7 +85,7 @@ fn list(exports: &[ListedExport], json: bool) -> Result<Exit> {
         print(writeln!(out, "{:>20} {:<10} EXPORT", "SIZE", "ACCESS"))?;
     }
     for export in exports {
-        if print(write_export(&mut out, export, json))? == Reader::Gone {
+        if print(write_export(&mut out, export, json))? == Reader::Closed {
             return Ok(Exit::Done);
         }
     }
@@ -113,20 +113,20 @@ fn write_export(out: &mut impl Write, export: &ListedExport, json: bool) -> io::
 /// Whether anybody still reads stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
-    There,
-    Gone,
+    Open,
+    Closed,
 }
 
 fn print(written: io::Result<()>) -> Result<Reader> {
     match written {
-        Ok(()) => Ok(Reader::There),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Ok(()) => Ok(Reader::Open),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Closed),
         Err(error) => Err(Error::io(Side::Caller, Operation::Write, &error, "write the list to stdout")),
     }
 }
 
 fn write_extent(out: &mut impl Write, extent: Extent, json: bool) -> io::Result<()> {
-    let line = Line { offset: extent.range.start(), length: extent.range.len(), kind: extent.kind };
+    let line = ExtentLine { offset: extent.range.start(), length: extent.range.len(), kind: extent.kind };
     if json {
         return json_line(out, &line);
     }
@@ -163,7 +163,7 @@ fn next_window(volume: &dyn Volume, within: ByteRange) -> Result<Vec<Extent>> {
         if let Some(window) = volume.extents(within, EXTENTS_PER_WINDOW)? {
             return Ok(window);
         }
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(RETRY_INTERVAL);
     }
 }
 

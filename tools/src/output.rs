@@ -6,7 +6,7 @@
 //! Whatever a line is made of, the words of a server or a task center included, it is one line and nothing in it acts on
 //! a terminal: text passes [`shown::line`], and JSON spells what is not printable `\uXXXX`.
 //!
-//! Nothing here waits but [`settle`], which is the end of every command: a reader that is slow or does not read holds up
+//! Nothing here waits but [`finish`], which is the end of every command: a reader that is slow or does not read holds up
 //! neither a copy nor its stop ([`streams`]). What cannot be written makes a success a failure, except for a reader that
 //! went away (a closed pipe), who has seen enough.
 
@@ -25,22 +25,22 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Set once stdout was found to lead to a volume: nothing more is written to it.
-static OUTPUT_IS_A_VOLUME: AtomicBool = AtomicBool::new(false);
+static STDOUT_IS_VOLUME: AtomicBool = AtomicBool::new(false);
 /// The same of stderr.
-static ERROR_IS_A_VOLUME: AtomicBool = AtomicBool::new(false);
+static STDERR_IS_VOLUME: AtomicBool = AtomicBool::new(false);
 
 /// Comes before the first line of a command that names these volumes and journals: neither stdout nor stderr may lead to
 /// one of them. One that does stays silent from then on, the refusal itself included.
 ///
 /// # Errors
 /// `EBadRequest`.
-pub(crate) fn stay_out_of<'a>(places: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+pub(crate) fn refuse_volume_streams<'a>(places: impl IntoIterator<Item = &'a Path>) -> Result<()> {
     let mut refusal = None;
     for place in places {
         for stream in StandardStream::leading_to(place) {
             match stream {
-                StandardStream::Output => OUTPUT_IS_A_VOLUME.store(true, Relaxed),
-                StandardStream::Error => ERROR_IS_A_VOLUME.store(true, Relaxed),
+                StandardStream::Output => STDOUT_IS_VOLUME.store(true, Relaxed),
+                StandardStream::Error => STDERR_IS_VOLUME.store(true, Relaxed),
             }
             refusal.get_or_insert_with(|| stream.refusal(place));
         }
@@ -57,7 +57,7 @@ struct Event<'a, T> {
 }
 
 /// Whether the arguments ask for JSON, for the case that they cannot be parsed.
-pub(crate) fn asks_for_json<S: AsRef<OsStr>>(arguments: &[S]) -> bool {
+pub(crate) fn wants_json<S: AsRef<OsStr>>(arguments: &[S]) -> bool {
     arguments.iter().map(AsRef::as_ref).take_while(|argument| *argument != "--").any(|argument| argument == "--json")
 }
 
@@ -73,15 +73,15 @@ pub(crate) fn json_line<T: Serialize>(out: &mut impl Write, body: &T) -> std::io
 
 fn json<T: Serialize>(body: &T) -> Vec<u8> {
     let mut line = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut line, Printable);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut line, EscapingFormatter);
     body.serialize(&mut serializer).expect("what is shown has text for keys, and fails nowhere");
     line
 }
 
 /// JSON in which every character is printable. The standard only asks for the first 32 to be escaped.
-struct Printable;
+struct EscapingFormatter;
 
-impl Formatter for Printable {
+impl Formatter for EscapingFormatter {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> std::io::Result<()> {
         let mut rest = fragment;
         while let Some((at, char)) = rest.char_indices().find(|(_, char)| !is_printable(*char)) {
@@ -95,67 +95,67 @@ impl Formatter for Printable {
 
 /// All that reaches stdout.
 fn to_stdout(weight: Weight, line: Vec<u8>) {
-    if !OUTPUT_IS_A_VOLUME.load(Relaxed) {
+    if !STDOUT_IS_VOLUME.load(Relaxed) {
         standard_streams::to_stdout(weight, line);
     }
 }
 
-/// All that reaches stderr, but for logs and the bar, which begin after [`stay_out_of`].
+/// All that reaches stderr, but for logs and the bar, which begin after [`refuse_volume_streams`].
 fn to_stderr(weight: Weight, line: impl Display) {
-    if !ERROR_IS_A_VOLUME.load(Relaxed) {
+    if !STDERR_IS_VOLUME.load(Relaxed) {
         standard_streams::to_stderr(weight, line);
     }
 }
 
 /// A line of a job, such as `{"event":"report",...}`.
-pub(crate) fn event<T: Serialize>(event: &'static str, body: &T) {
+pub(crate) fn json_event<T: Serialize>(event: &'static str, body: &T) {
     to_stdout(Weight::Result, json(&Event { event, body }));
 }
 
 /// Where a job stands, unless nobody has read the last line yet.
-pub(crate) fn progress<T: Serialize>(body: &T) {
+pub(crate) fn json_progress<T: Serialize>(body: &T) {
     to_stdout(Weight::Progress, json(&Event { event: "progress", body }));
 }
 
 /// One JSON object on stdout.
-pub(crate) fn object<T: Serialize>(body: &T) {
+pub(crate) fn json_object<T: Serialize>(body: &T) {
     to_stdout(Weight::Result, json(body));
 }
 
 /// A line for people on stdout.
-pub(crate) fn say(line: impl Display) {
+pub(crate) fn print_stdout(line: impl Display) {
     to_stdout(Weight::Result, shown::line(line).into_bytes());
 }
 
 /// A line for people on stderr.
-pub(crate) fn tell(line: impl Display) {
+pub(crate) fn print_stderr(line: impl Display) {
     to_stderr(Weight::Result, format_args!("blockhaul: {}", shown::line(line)));
 }
 
 /// The same, and below it a command that can be copied.
-pub(crate) fn tell_command(line: impl Display, command: impl Display) {
+pub(crate) fn print_stderr_command(line: impl Display, command: impl Display) {
     to_stderr(Weight::Result, format_args!("blockhaul: {}\n  {}", shown::line(line), shown::line(command)));
 }
 
 /// The same from a thread that must never wait, whatever else is to be written.
-pub(crate) fn mention(line: impl Display) {
+pub(crate) fn print_stderr_nowait(line: impl Display) {
     to_stderr(Weight::Log, format_args!("blockhaul: {}", shown::line(line)));
 }
 
 /// More lines after one that said what is wrong.
-pub(crate) fn hint(lines: &str) {
+pub(crate) fn print_stderr_hint(lines: &str) {
     let lines: Vec<String> = lines.lines().map(shown::line).collect();
     to_stderr(Weight::Result, format_args!("\n{}", lines.join("\n")));
 }
 
 /// Waits for what is still to be written, as long as no stop was asked for, and says how the process ends then.
-pub(crate) fn settle(exit: Exit) -> Exit {
+pub(crate) fn finish(exit: Exit) -> Exit {
     let exit = match standard_streams::stdout().settle() {
         Ok(()) => exit,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => exit,
         Err(error) => {
             let error = Error::io(Side::Caller, Operation::Write, &error, "write the answer to stdout");
-            tell(error.advise("what was asked for is done as far as it was; only its answer is lost"));
+            print_stderr(error.advise("what was asked for is done as far as it was; only its answer is lost"));
             if exit == Exit::Done { Exit::Failed } else { exit }
         }
     };
@@ -165,17 +165,17 @@ pub(crate) fn settle(exit: Exit) -> Exit {
 }
 
 /// A request that ended before there was a job: the one line, and with `--json` a report that carries the error.
-pub(crate) fn refuse(json: bool, error: &Error) {
-    tell(error);
+pub(crate) fn report_refusal(json: bool, error: &Error) {
+    print_stderr(error);
     if json {
-        event("report", &refusal(error.clone()));
-    } else if ERROR_IS_A_VOLUME.load(Relaxed) {
-        say(format_args!("blockhaul: {error}"));
+        json_event("report", &refusal_report(error.clone()));
+    } else if STDERR_IS_VOLUME.load(Relaxed) {
+        print_stdout(format_args!("blockhaul: {error}"));
     }
 }
 
 /// The report of a job that never started.
-pub(crate) fn refusal(error: Error) -> Report {
+pub(crate) fn refusal_report(error: Error) -> Report {
     Report {
         status: Status::Failed,
         quiesced: true,
@@ -206,8 +206,8 @@ mod tests {
 
     #[test]
     fn json_is_asked_for_before_the_double_dash_only() {
-        assert!(asks_for_json(&["copy", "--json", "a"]));
-        assert!(!asks_for_json(&["copy", "--", "--json"]));
+        assert!(wants_json(&["copy", "--json", "a"]));
+        assert!(!wants_json(&["copy", "--", "--json"]));
     }
 
     #[test]
@@ -222,7 +222,8 @@ mod tests {
     #[test]
     fn an_event_is_one_line_that_opens_with_its_name() {
         let mut line = Vec::new();
-        json_line(&mut line, &Event { event: "report", body: &refusal(Error::bad_request("two\nlines")) }).unwrap();
+        json_line(&mut line, &Event { event: "report", body: &refusal_report(Error::bad_request("two\nlines")) })
+            .unwrap();
         let text = String::from_utf8(line).unwrap();
         assert!(text.starts_with(r#"{"event":"report","status":"failed""#), "{text}");
         assert_eq!(text.matches('\n').count(), 1);

@@ -7,7 +7,7 @@
 use crate::copy::CopyRequest;
 use crate::exit::Exit;
 use crate::map::extents;
-use crate::output::{self, tell};
+use crate::output::{self, print_stderr};
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{Extent, ExtentKind};
@@ -47,11 +47,11 @@ struct Plan {
 /// Prints the plan. The exit code is the one that the copy would end with if it were refused for what is known.
 pub(crate) fn show(request: &CopyRequest, json: bool) -> Exit {
     let plan = draw(request);
-    plan.refusals.iter().for_each(tell);
+    plan.refusals.iter().for_each(print_stderr);
     if json {
-        output::event("plan", &plan);
+        output::json_event("plan", &plan);
     } else {
-        describe(&plan).iter().for_each(output::say);
+        describe(&plan).iter().for_each(output::print_stdout);
     }
     plan.refusals.first().map_or(Exit::Done, Exit::from)
 }

@@ -1,6 +1,6 @@
 //! Following a job until its report: JSON lines, one bar on a terminal, or silence.
 
-use crate::args::{RawOutput, ShowBar};
+use crate::args::{ProgressBarMode, RawOutput};
 use crate::output;
 use blockhaul_control::standard_streams::{self, Weight};
 use blockhaul_engine::job::JobHandle;
@@ -13,41 +13,41 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 /// Between two JSON lines: often enough for a display, seldom enough for a log.
-const LINE_EVERY: Duration = Duration::from_millis(250);
+const JSON_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two looks of the bar.
-const BAR_EVERY: Duration = Duration::from_millis(100);
+const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a running job shows itself.
 #[derive(Debug)]
-pub(crate) struct Display {
+pub(crate) struct ProgressDisplay {
     json: bool,
     bar: Option<ProgressBar>,
 }
 
-impl Display {
+impl ProgressDisplay {
     /// What the flags ask for: JSON lines with `--json`; a bar on request, or by itself where stderr is a terminal
     /// and no JSON is asked for.
     pub(crate) fn choose(RawOutput { json, progress }: RawOutput) -> Self {
         let target = match progress {
-            ShowBar::None => None,
+            ProgressBarMode::None => None,
             // Unlike the plain target, this one also draws where there is no terminal.
-            ShowBar::Bar => Some(ProgressDrawTarget::term_like(Box::new(Term::stderr()))),
-            ShowBar::Auto => (!json && std::io::stderr().is_terminal()).then(ProgressDrawTarget::stderr),
+            ProgressBarMode::Bar => Some(ProgressDrawTarget::term_like(Box::new(Term::stderr()))),
+            ProgressBarMode::Auto => (!json && std::io::stderr().is_terminal()).then(ProgressDrawTarget::stderr),
         };
         Self { json, bar: target.map(new_bar) }
     }
 
     fn interval(&self) -> Duration {
-        if self.bar.is_some() && !self.json { BAR_EVERY } else { LINE_EVERY }
+        if self.bar.is_some() && !self.json { BAR_INTERVAL } else { JSON_INTERVAL }
     }
 
     fn show(&self, job: &JobHandle) {
         let progress = job.progress();
         if self.json {
-            output::progress(&progress);
+            output::json_progress(&progress);
         }
         if let Some(bar) = self.bar.clone() {
-            let line = shown::line(line(job));
+            let line = shown::line(status(job));
             // Where stderr is written: a terminal may be stopped.
             standard_streams::stderr().send(Weight::Progress, move || {
                 bar.set_length(progress.planned);
@@ -61,7 +61,7 @@ impl Display {
     /// The bar goes: what stays on the screen is the summary.
     fn finish(&self, progress: &Progress) {
         if self.json {
-            output::event("progress", progress);
+            output::json_event("progress", progress);
         }
         if let Some(bar) = self.bar.clone() {
             standard_streams::stderr().send(Weight::Result, move || {
@@ -73,13 +73,13 @@ impl Display {
 }
 
 /// Where a job stands, for people.
-pub(crate) fn line(job: &JobHandle) -> String {
+pub(crate) fn status(job: &JobHandle) -> String {
     status_line(&job.progress(), job.path().as_deref())
 }
 
 /// Shows `job` until it has ended. The last line of progress is the state at the end, so that even the shortest job
 /// has one.
-pub(crate) fn follow(job: &JobHandle, display: Display) -> Report {
+pub(crate) fn wait_with_progress(job: &JobHandle, display: ProgressDisplay) -> Report {
     loop {
         if let Some(report) = job.wait_for(display.interval()) {
             display.finish(&job.progress());

@@ -10,7 +10,7 @@
 //! Signals are caught before the engine starts, so that one that arrives in between is kept and not lost. A process
 //! that ends by the second signal leaves what SIGKILL would leave: the last checkpoint holds.
 
-use crate::output::mention;
+use crate::output::print_stderr_nowait;
 use crate::progress;
 use blockhaul_control::standard_streams;
 use blockhaul_engine::error::{Error, Operation, Result, Side};
@@ -49,7 +49,7 @@ impl StopSignals {
             let mut asked = false;
             for signal in signals.forever() {
                 if signal == SIGUSR1 {
-                    mention(progress::line(&job));
+                    print_stderr_nowait(progress::status(&job));
                 } else if asked {
                     // Ends the process the way the shell expects of this signal.
                     let _ = emulate_default_handler(signal);
@@ -57,7 +57,9 @@ impl StopSignals {
                 } else {
                     job.cancel(reason(signal));
                     standard_streams::stop();
-                    mention("stopping: blocks in flight are finished and recorded; a second signal ends at once");
+                    print_stderr_nowait(
+                        "stopping: blocks in flight are finished and recorded; a second signal ends at once",
+                    );
                     asked = true;
                 }
             }

@@ -4,14 +4,14 @@ use blockhaul_engine::progress::{Bytes, Report, Status, format_digest};
 use blockhaul_engine::units::format_size;
 
 /// The end of a copy in a few lines.
-pub(crate) fn copied(report: &Report) -> Vec<String> {
+pub(crate) fn of_copy(report: &Report) -> Vec<String> {
     let mut lines = vec![headline("copied", report)];
     lines.push(format!("  {}", by_kind(&report.bytes)));
     lines.push(format!(
         "  durable {}, cpu {:.2} s, path {}",
         format_size(report.bytes.durable),
         report.cpu_seconds,
-        route(report)
+        io_path(report)
     ));
     lines.extend(digest(report));
     lines.extend(verified(report));
@@ -19,12 +19,12 @@ pub(crate) fn copied(report: &Report) -> Vec<String> {
         let kind = if report.status == Status::Succeeded { "receipt" } else { "checkpoint" };
         format!("  {kind} {journal}")
     }));
-    lines.extend(restless(report));
+    lines.extend(quiesce_warning(report));
     lines
 }
 
 /// The end of a comparison: the first ranges that differ, then the verdict.
-pub(crate) fn compared(report: &Report) -> Vec<String> {
+pub(crate) fn of_verify(report: &Report) -> Vec<String> {
     let mut lines: Vec<String> = report
         .differences
         .iter()
@@ -35,11 +35,11 @@ pub(crate) fn compared(report: &Report) -> Vec<String> {
         "  read {}, cpu {:.2} s, path {}",
         format_size(report.bytes.read),
         report.cpu_seconds,
-        route(report)
+        io_path(report)
     ));
     lines.extend(digest(report));
     lines.extend(verified(report));
-    lines.extend(restless(report));
+    lines.extend(quiesce_warning(report));
     lines
 }
 
@@ -78,7 +78,7 @@ fn by_kind(bytes: &Bytes) -> String {
     if shown.is_empty() { "no bytes moved".to_owned() } else { shown.join(", ") }
 }
 
-fn route(report: &Report) -> String {
+fn io_path(report: &Report) -> String {
     let Report { path, cores, block_size_bytes, .. } = report;
     let plural = if *cores == 1 { "" } else { "s" };
     format!("{path} ({cores} core{plural}, blocks of {})", format_size(u64::from(*block_size_bytes)))
@@ -97,7 +97,7 @@ fn verified(report: &Report) -> Option<String> {
     Some(format!("  verified {} as read from {}", format_size(report.bytes.verified), from.as_str()?))
 }
 
-fn restless(report: &Report) -> Option<String> {
+fn quiesce_warning(report: &Report) -> Option<String> {
     (!report.quiesced).then(|| {
         "  NOT QUIESCED: a device never answered; its last writes may still land on the destination".to_owned()
     })
@@ -106,18 +106,24 @@ fn restless(report: &Report) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::refusal;
+    use crate::output::refusal_report;
     use blockhaul_engine::error::Error;
     use blockhaul_engine::progress::Difference;
     use blockhaul_engine::volume::ReadBack;
 
     fn report(status: Status) -> Report {
-        Report { status, error: None, path: "ring-direct".to_owned(), cores: 2, ..refusal(Error::bad_request("x")) }
+        Report {
+            status,
+            error: None,
+            path: "ring-direct".to_owned(),
+            cores: 2,
+            ..refusal_report(Error::bad_request("x"))
+        }
     }
 
     #[test]
     fn a_summary_names_bytes_path_digest_and_where_verification_read() {
-        let lines = copied(&Report {
+        let lines = of_copy(&Report {
             bytes: Bytes { planned: 4 << 30, read: 1 << 30, skipped: 3 << 30, verified: 4 << 30, ..Bytes::default() },
             seconds: 2.0,
             digest: Some([7; 32]),
@@ -135,7 +141,7 @@ mod tests {
     #[test]
     fn what_differs_is_listed() {
         let differences = vec![Difference { offset: 512, length: 8 }];
-        let lines = compared(&Report { differences, quiesced: false, ..report(Status::Differs) });
+        let lines = of_verify(&Report { differences, quiesced: false, ..report(Status::Differs) });
         assert_eq!(lines[0], "differs at byte 512, 8 bytes");
         assert!(lines[1].starts_with("the volumes differ") && lines.iter().any(|line| line.contains("NOT QUIESCED")));
     }

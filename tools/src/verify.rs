@@ -3,8 +3,8 @@
 use crate::args::RawVerify;
 use crate::copy::{engine_config, network_terms};
 use crate::exit::Exit;
-use crate::output::{self, tell};
-use crate::progress::{Display, follow};
+use crate::output::{self, print_stderr};
+use crate::progress::{ProgressDisplay, wait_with_progress};
 use crate::signals::StopSignals;
 use crate::{start_logging, summary};
 use blockhaul_engine::engine::{Engine, EngineConfig};
@@ -18,7 +18,7 @@ use std::path::Path;
 /// # Errors
 /// What was refused before there was a job.
 pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
-    output::stay_out_of(raw.volumes.iter().map(Path::new).chain(raw.receipt.as_deref()))?;
+    output::refuse_volume_streams(raw.volumes.iter().map(Path::new).chain(raw.receipt.as_deref()))?;
     start_logging(std::mem::take(&mut raw.log))?;
     let output = raw.output;
     let (spec, config) = resolve(raw)?;
@@ -26,14 +26,14 @@ pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
     let engine = Engine::start(config)?;
     let job = engine.verify(spec);
     signals.stop(job.clone())?;
-    let report = follow(&job, Display::choose(output));
+    let report = wait_with_progress(&job, ProgressDisplay::choose(output));
     if let Some(error) = &report.error {
-        tell(error);
+        print_stderr(error);
     }
     if output.json {
-        output::event("report", &report);
+        output::json_event("report", &report);
     } else {
-        summary::compared(&report).iter().for_each(output::say);
+        summary::of_verify(&report).iter().for_each(output::print_stdout);
     }
     Ok(Exit::from(&report))
 }
@@ -56,12 +56,12 @@ fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
         ..VerifySpec::new(reference, Locator::parse(volume)?)
     };
     spec.check()?;
-    let config = sized(&spec, config);
+    let config = engine_config_for(&spec, config);
     Ok((spec, config))
 }
 
 /// More and smaller slots where servers are reached; with a receipt, its own blocks decide.
-fn sized(spec: &VerifySpec, config: EngineConfig) -> EngineConfig {
+fn engine_config_for(spec: &VerifySpec, config: EngineConfig) -> EngineConfig {
     let usual = match &spec.reference {
         Reference::Volume(reference) => usual_block(&[reference, &spec.volume], false),
         Reference::Receipt(_) => None,

@@ -115,7 +115,7 @@ pub(crate) struct RawNoopTask {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct RawName {
+pub(crate) struct RawTaskId {
     /// The task
     #[arg(value_name = "ID")]
     pub(crate) id: String,
@@ -189,7 +189,7 @@ pub(crate) struct RawFence {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct RawAsk {
+pub(crate) struct RawQuery {
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

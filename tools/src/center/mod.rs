@@ -9,9 +9,9 @@ mod show;
 mod submit;
 
 use crate::exit::Exit;
-use crate::output::tell;
+use crate::output::print_stderr;
 use crate::start_logging;
-use args::{RawAsk, RawCenter, RawDrain, RawFence, RawList, RawName, RawRemove, RawSet, RawSubmit};
+use args::{RawCenter, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
@@ -24,13 +24,13 @@ use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
 use tokio::runtime::{Builder, Runtime};
 
 /// A connection to a center, and how its answers are shown.
-struct Desk {
+struct CenterSession {
     runtime: Runtime,
     client: CenterClient,
     json: bool,
 }
 
-impl Desk {
+impl CenterSession {
     fn open(raw: RawCenter) -> Result<Self> {
         let RawCenter { center, tls, json, log } = raw;
         start_logging(log)?;
@@ -38,8 +38,8 @@ impl Desk {
         let built = Builder::new_current_thread().enable_all().build();
         let runtime = built.map_err(|error| Error::io(Side::Engine, Operation::Start, &error, "start a runtime"))?;
         let addresses = center.into_iter().filter(|address| !address.is_empty()).collect();
-        let client =
-            CenterClient::new(addresses, Channels::new(Tls::read(&tls, &HostClock)?))?.telling(|line| tell(line));
+        let client = CenterClient::new(addresses, Channels::new(Tls::read(&tls, &HostClock)?))?
+            .telling(|line| print_stderr(line));
         Ok(Self { runtime, client, json })
     }
 
@@ -49,15 +49,15 @@ impl Desk {
         let mut shown = None;
         let each = |task: &wire::Task| {
             let task = TaskView::from(task.clone());
-            show::change(&task, shown.as_ref(), *json);
+            show::task_change(&task, shown.as_ref(), *json);
             shown = Some(task);
         };
-        let task = runtime.block_on(client.follow(id, each)).map_err(of_center)?;
+        let task = runtime.block_on(client.follow(id, each)).map_err(error_of)?;
         let task = TaskView::from(task);
         if let Some(error) = task.error.as_ref().filter(|_| task.state == "FAILED") {
-            tell(format_args!("task {id}: {}: {}", error.code, error.message));
+            print_stderr(format_args!("task {id}: {}: {}", error.code, error.message));
         }
-        Ok(ending(&task))
+        Ok(exit_of(&task))
     }
 
     fn show(&self, task: wire::Task) -> Exit {
@@ -67,19 +67,19 @@ impl Desk {
 }
 
 /// Calls one verb of the client.
-macro_rules! ask {
-    ($desk:ident, $verb:ident, $request:expr) => {
-        $desk.runtime.block_on($desk.client.$verb($request)).map_err(of_center)
+macro_rules! call {
+    ($session:ident, $verb:ident, $request:expr) => {
+        $session.runtime.block_on($session.client.$verb($request)).map_err(error_of)
     };
 }
 
 /// What a client says of a failure; where the leader is, it knows by itself.
-fn of_center(fault: Fault) -> Error {
+fn error_of(fault: Fault) -> Error {
     fault.error
 }
 
 /// As a copy would end.
-fn ending(task: &TaskView) -> Exit {
+fn exit_of(task: &TaskView) -> Exit {
     match task.state.as_str() {
         "SUCCEEDED" => Exit::Done,
         "CANCELLED" => Exit::Interrupted,
@@ -89,54 +89,54 @@ fn ending(task: &TaskView) -> Exit {
 
 pub(crate) fn submit(raw: RawSubmit) -> Result<Exit> {
     let submit::Submission { request, center, wait } = submit::resolve(raw)?;
-    let mut desk = Desk::open(center)?;
-    let task = ask!(desk, submit, request)?;
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, submit, request)?;
     if wait {
-        return desk.follow(&task.id);
+        return session.follow(&task.id);
     }
-    show::submitted(&TaskView::from(task), desk.json);
+    show::submitted(&TaskView::from(task), session.json);
     Ok(Exit::Done)
 }
 
-pub(crate) fn get(RawName { id, center }: RawName) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
-    let task = ask!(desk, get, wire::TaskName { id })?;
-    Ok(desk.show(task))
+pub(crate) fn get(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, get, wire::TaskName { id })?;
+    Ok(session.show(task))
 }
 
-pub(crate) fn watch(RawName { id, center }: RawName) -> Result<Exit> {
-    Desk::open(center)?.follow(&id)
+pub(crate) fn watch(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
+    CenterSession::open(center)?.follow(&id)
 }
 
-pub(crate) fn cancel(RawName { id, center }: RawName) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
-    let task = ask!(desk, cancel, wire::TaskName { id })?;
-    Ok(desk.show(task))
+pub(crate) fn cancel(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, cancel, wire::TaskName { id })?;
+    Ok(session.show(task))
 }
 
-pub(crate) fn pause(RawName { id, center }: RawName) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
-    let task = ask!(desk, pause, wire::TaskName { id })?;
-    Ok(desk.show(task))
+pub(crate) fn pause(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, pause, wire::TaskName { id })?;
+    Ok(session.show(task))
 }
 
-pub(crate) fn resume(RawName { id, center }: RawName) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
-    let task = ask!(desk, resume, wire::TaskName { id })?;
-    Ok(desk.show(task))
+pub(crate) fn resume(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, resume, wire::TaskName { id })?;
+    Ok(session.show(task))
 }
 
 /// Each by itself: one that cannot be removed keeps no other one. The first failure is the outcome.
 pub(crate) fn remove(RawRemove { ids, center }: RawRemove) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
+    let mut session = CenterSession::open(center)?;
     let mut failed = None;
     for id in ids {
-        match ask!(desk, remove, wire::TaskName { id }) {
-            Ok(task) => show::removed(&TaskView::from(task), desk.json),
+        match call!(session, remove, wire::TaskName { id }) {
+            Ok(task) => show::removed(&TaskView::from(task), session.json),
             Err(error) => {
                 // The last words of the program are those of the first one.
                 if failed.is_some() {
-                    tell(format_args!("{error}"));
+                    print_stderr(format_args!("{error}"));
                 }
                 failed.get_or_insert(error);
             }
@@ -146,18 +146,18 @@ pub(crate) fn remove(RawRemove { ids, center }: RawRemove) -> Result<Exit> {
 }
 
 pub(crate) fn set(RawSet { id, limit, center }: RawSet) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
-    let task = ask!(desk, set_limit, wire::SetLimitRequest { id, limit: limit.0 })?;
-    Ok(desk.show(task))
+    let mut session = CenterSession::open(center)?;
+    let task = call!(session, set_limit, wire::SetLimitRequest { id, limit: limit.0 })?;
+    Ok(session.show(task))
 }
 
 pub(crate) fn list(RawList { state, center }: RawList) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
+    let mut session = CenterSession::open(center)?;
     let mut after = String::new();
     loop {
         let request = wire::ListRequest { state: state.clone().unwrap_or_default(), after };
-        let wire::ListReply { tasks, next } = ask!(desk, list, request)?;
-        tasks.into_iter().for_each(|task| show::line(&TaskView::from(task), desk.json));
+        let wire::ListReply { tasks, next } = call!(session, list, request)?;
+        tasks.into_iter().for_each(|task| show::task_line(&TaskView::from(task), session.json));
         if next.is_empty() {
             return Ok(Exit::Done);
         }
@@ -165,12 +165,12 @@ pub(crate) fn list(RawList { state, center }: RawList) -> Result<Exit> {
     }
 }
 
-pub(crate) fn runners(RawAsk { center }: RawAsk) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
+pub(crate) fn runners(RawQuery { center }: RawQuery) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
     let mut after = String::new();
     loop {
-        let wire::RunnersReply { runners, next } = ask!(desk, runners, wire::RunnersRequest { after })?;
-        runners.into_iter().for_each(|runner| show::runner(runner, desk.json));
+        let wire::RunnersReply { runners, next } = call!(session, runners, wire::RunnersRequest { after })?;
+        runners.into_iter().for_each(|runner| show::runner(runner, session.json));
         if next.is_empty() {
             return Ok(Exit::Done);
         }
@@ -179,10 +179,10 @@ pub(crate) fn runners(RawAsk { center }: RawAsk) -> Result<Exit> {
 }
 
 pub(crate) fn drain(RawDrain { node, now, undo, center }: RawDrain) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
+    let mut session = CenterSession::open(center)?;
     let request = wire::DrainRequest { node: node.clone(), now, undo };
-    let wire::DrainReply { running } = ask!(desk, drain, request)?;
-    show::drained(&node, !undo, running, desk.json);
+    let wire::DrainReply { running } = call!(session, drain, request)?;
+    show::drained(&node, !undo, running, session.json);
     Ok(Exit::Done)
 }
 
@@ -194,16 +194,16 @@ pub(crate) fn fence(RawFence { node, confirm, center }: RawFence) -> Result<Exit
             Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message).advise("say so with --confirm")
         );
     }
-    let mut desk = Desk::open(center)?;
-    let wire::FenceReply { tasks } = ask!(desk, fence, wire::FenceRequest { node: node.clone(), confirm })?;
-    show::fenced(&node, tasks, desk.json);
+    let mut session = CenterSession::open(center)?;
+    let wire::FenceReply { tasks } = call!(session, fence, wire::FenceRequest { node: node.clone(), confirm })?;
+    show::fenced(&node, tasks, session.json);
     Ok(Exit::Done)
 }
 
-pub(crate) fn center(RawAsk { center }: RawAsk) -> Result<Exit> {
-    let mut desk = Desk::open(center)?;
-    let status = ask!(desk, status, wire::StatusRequest {})?;
-    show::center(status, desk.json);
+pub(crate) fn center(RawQuery { center }: RawQuery) -> Result<Exit> {
+    let mut session = CenterSession::open(center)?;
+    let status = call!(session, status, wire::StatusRequest {})?;
+    show::center(status, session.json);
     Ok(Exit::Done)
 }
 
@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_task_ends_as_its_copy_would() {
-        let ended = |state: &str| ending(&TaskView::from(wire::Task { state: state.to_owned(), ..Default::default() }));
+        let ended =
+            |state: &str| exit_of(&TaskView::from(wire::Task { state: state.to_owned(), ..Default::default() }));
         assert_eq!(["SUCCEEDED", "FAILED", "CANCELLED"].map(ended), [Exit::Done, Exit::Failed, Exit::Interrupted]);
     }
 }

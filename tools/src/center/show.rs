@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 /// One JSON object, or what people read.
 fn print<T: Serialize>(json: bool, object: &T, lines: impl FnOnce() -> Vec<String>) {
     if json {
-        output::object(object);
+        output::json_object(object);
     } else {
-        lines().iter().for_each(output::say);
+        lines().iter().for_each(output::print_stdout);
     }
 }
 
 /// A task in full.
 pub(super) fn task(task: &TaskView, json: bool) {
-    print(json, task, || described(task));
+    print(json, task, || task_lines(task));
 }
 
 /// A task that was asked for: its name alone, for a script that asks on.
@@ -32,19 +32,19 @@ pub(super) fn removed(task: &TaskView, json: bool) {
 }
 
 /// One of many.
-pub(super) fn line(task: &TaskView, json: bool) {
+pub(super) fn task_line(task: &TaskView, json: bool) {
     print(json, task, || vec![summary(task)]);
 }
 
 /// A task that is watched: for people only if it is news to them.
-pub(super) fn change(task: &TaskView, before: Option<&TaskView>, json: bool) {
+pub(super) fn task_change(task: &TaskView, before: Option<&TaskView>, json: bool) {
     let text = summary(task);
     if json || before.is_none_or(|before| summary(before) != text) {
         print(json, task, || vec![text]);
     }
 }
 
-fn described(task: &TaskView) -> Vec<String> {
+fn task_lines(task: &TaskView) -> Vec<String> {
     let TaskView {
         id,
         kind,
@@ -74,18 +74,18 @@ fn described(task: &TaskView) -> Vec<String> {
     lines.extend(option("destination", destination));
     lines.extend(option("node", node));
     lines.extend(epoch.map(|epoch| field("epoch", &epoch)));
-    lines.extend(source.is_some().then(|| field("progress", &how_far(task))));
+    lines.extend(source.is_some().then(|| field("progress", &progress_text(task))));
     lines.extend(limit.map(|limit| field("limit", &format!("{}/s", format_size(limit)))));
     lines.extend(option("fence", fence));
     lines.push(field("priority", priority));
     lines.extend(error.as_ref().map(|error| field("error", &format!("{}: {}", error.code, error.message))));
     lines.push(field("created", created_at));
     lines.push(field("updated", updated_at));
-    lines.extend(attempts.iter().map(|attempt| field("attempt", &attempted(attempt))));
+    lines.extend(attempts.iter().map(|attempt| field("attempt", &attempt_text(attempt))));
     lines
 }
 
-fn attempted(attempt: &AttemptView) -> String {
+fn attempt_text(attempt: &AttemptView) -> String {
     let AttemptView { runner, epoch, started_at, ended_at, outcome } = attempt;
     let grant = epoch.map(|epoch| format!(" epoch {epoch}")).unwrap_or_default();
     let end = match (ended_at, outcome) {
@@ -100,7 +100,7 @@ fn attempted(attempt: &AttemptView) -> String {
 fn summary(task: &TaskView) -> String {
     let mut parts = vec![task.id.clone(), task.state.clone()];
     parts.extend(task.node.clone());
-    parts.extend((task.progress.planned > 0).then(|| how_far(task)));
+    parts.extend((task.progress.planned > 0).then(|| progress_text(task)));
     match &task.error {
         Some(error) if task.state == "FAILED" => parts.push(format!("({}: {})", error.code, error.message)),
         _ if !task.reason.is_empty() => parts.push(format!("({})", task.reason)),
@@ -109,7 +109,7 @@ fn summary(task: &TaskView) -> String {
     parts.join(" ")
 }
 
-fn how_far(task: &TaskView) -> String {
+fn progress_text(task: &TaskView) -> String {
     let progress = &task.progress;
     let mut text = format!("{} of {}", format_size(progress.durable), format_size(progress.planned));
     if !task.is_over() {
@@ -278,7 +278,7 @@ mod tests {
     fn a_task_in_full_names_its_attempts() {
         let attempt = wire::Attempt { runner: "n1".to_owned(), epoch: Some(7), ..Default::default() };
         let task = wire::Task { id: "t".to_owned(), attempts: vec![attempt], ..Default::default() };
-        let lines = described(&TaskView::from(task));
+        let lines = task_lines(&TaskView::from(task));
         assert!(lines.last().unwrap().ends_with("on n1 epoch 7 from 1970-01-01T00:00:00.000Z, running"), "{lines:?}");
     }
 }

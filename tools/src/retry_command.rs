@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 
 /// How to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Again {
+pub(crate) enum RetryMode {
     /// From the checkpoint.
     Resume,
     /// From the start, as the checkpoint is of no use any more.
@@ -19,7 +19,7 @@ pub(crate) enum Again {
     Overwrite,
 }
 
-impl Again {
+impl RetryMode {
     fn flag(self) -> &'static str {
         match self {
             Self::Resume => "--resume",
@@ -29,23 +29,23 @@ impl Again {
     }
 }
 
-/// `arguments`, the program's name first and the command second, changed to go on by `again`.
-pub(crate) fn command(arguments: impl IntoIterator<Item = OsString>, again: Again) -> String {
+/// `arguments`, the program's name first and the command second, changed to go on by `mode`.
+pub(crate) fn command(arguments: impl IntoIterator<Item = OsString>, mode: RetryMode) -> String {
     let mut operands = false;
     let mut words: Vec<OsString> = arguments
         .into_iter()
         .filter(|word| {
             operands |= word == "--";
-            operands || !replaced(word, again)
+            operands || !replaced(word, mode)
         })
         .collect();
-    words.insert(words.len().min(2), again.flag().into());
+    words.insert(words.len().min(2), mode.flag().into());
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// Whether the flag is given anew, or excludes the one that is.
-fn replaced(word: &OsStr, again: Again) -> bool {
-    word == again.flag() || (again != Again::Overwrite && (word == "--resume" || word == "--restart"))
+fn replaced(word: &OsStr, mode: RetryMode) -> bool {
+    word == mode.flag() || (mode != RetryMode::Overwrite && (word == "--resume" || word == "--restart"))
 }
 
 /// One word for a POSIX shell; bytes that cannot be printed are written as `$'\xNN'`, which bash, zsh and ksh know.
@@ -75,20 +75,20 @@ mod tests {
     #[test]
     fn the_flag_follows_the_command_and_its_opposite_goes() {
         let given = words(&["blockhaul", "copy", "--restart", "--limit", "1MiB/s", "a b", "d'e"]);
-        assert_eq!(command(given.clone(), Again::Resume), r"blockhaul copy --resume --limit 1MiB/s 'a b' 'd'\''e'");
-        assert_eq!(command(given, Again::Restart), r"blockhaul copy --restart --limit 1MiB/s 'a b' 'd'\''e'");
+        assert_eq!(command(given.clone(), RetryMode::Resume), r"blockhaul copy --resume --limit 1MiB/s 'a b' 'd'\''e'");
+        assert_eq!(command(given, RetryMode::Restart), r"blockhaul copy --restart --limit 1MiB/s 'a b' 'd'\''e'");
     }
 
     #[test]
     fn a_second_resume_is_the_same_command_and_operands_are_kept() {
         let given = words(&["blockhaul", "copy", "--resume", "--", "--restart", "-x"]);
-        assert_eq!(command(given, Again::Resume), "blockhaul copy --resume -- --restart -x");
+        assert_eq!(command(given, RetryMode::Resume), "blockhaul copy --resume -- --restart -x");
     }
 
     #[test]
     fn without_a_checkpoint_the_copy_is_made_again() {
         let given = words(&["blockhaul", "copy", "--no-checkpoint", "a", "b"]);
-        assert_eq!(command(given, Again::Overwrite), "blockhaul copy --overwrite --no-checkpoint a b");
+        assert_eq!(command(given, RetryMode::Overwrite), "blockhaul copy --overwrite --no-checkpoint a b");
     }
 
     #[test]
