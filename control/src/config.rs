@@ -5,7 +5,7 @@
 //! it refuses, it refuses before anything is touched.
 
 use crate::clock::HostClock;
-use crate::cluster::storage_probe::{DataAddress, Terms};
+use crate::cluster::storage_probe::{DataAddress, ProbeTiming};
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
 use crate::host_port::{HostPort, parse_server};
 use crate::model::{Incarnation, NodeId, OpId, Record, Registration};
@@ -196,7 +196,7 @@ pub struct Config {
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// The storage network; `None`: not watched.
-    pub data: Option<(DataAddress, Terms)>,
+    pub data: Option<(DataAddress, ProbeTiming)>,
     /// As it was typed: judged when the server is initialised, as it takes the host to do so.
     pub vip: Option<String>,
     /// Of the engine; `None`: all.
@@ -517,7 +517,7 @@ fn data(
     address: Option<String>,
     interval: Option<String>,
     timeout: Option<String>,
-) -> Result<Option<(DataAddress, Terms)>> {
+) -> Result<Option<(DataAddress, ProbeTiming)>> {
     let Some(address) = address else {
         if interval.is_some() || timeout.is_some() {
             let message = "--data-channel-interval and --data-channel-timeout say nothing without --data-address";
@@ -535,7 +535,7 @@ fn data(
             a lost packet or two must not cost a node its roles";
         return Err(Error::bad_request(message));
     }
-    Ok(Some((DataAddress::parse(&address)?, Terms { interval, timeout })))
+    Ok(Some((DataAddress::parse(&address)?, ProbeTiming { interval, timeout })))
 }
 
 fn memory_bytes(text: &str) -> Result<usize> {

@@ -13,9 +13,9 @@ const ROUND: Duration = Duration::from_secs(1);
 
 /// Counts the rounds of one loop. Clones count for the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Pulse(Arc<AtomicU64>);
+pub struct LivenessCounter(Arc<AtomicU64>);
 
-impl Pulse {
+impl LivenessCounter {
     /// The loop has gone round.
     pub fn beat(&self) {
         self.0.fetch_add(1, Relaxed);
@@ -38,19 +38,19 @@ impl Pulse {
 
 /// Looks at several loops.
 #[derive(Debug)]
-pub(crate) struct Pulses(Vec<(Pulse, u64)>);
+pub(crate) struct LivenessCounters(Vec<(LivenessCounter, u64)>);
 
-impl Pulses {
-    pub(crate) fn of(pulses: impl IntoIterator<Item = Pulse>) -> Self {
-        Self(pulses.into_iter().map(|pulse| (pulse, 0)).collect())
+impl LivenessCounters {
+    pub(crate) fn of(liveness: impl IntoIterator<Item = LivenessCounter>) -> Self {
+        Self(liveness.into_iter().map(|liveness| (liveness, 0)).collect())
     }
 
     /// Whether all have gone round since this was true last.
-    pub(crate) fn have_beaten(&mut self) -> bool {
-        if self.0.iter().any(|(pulse, seen)| pulse.count() == *seen) {
+    pub(crate) fn have_all_advanced(&mut self) -> bool {
+        if self.0.iter().any(|(liveness, seen)| liveness.count() == *seen) {
             return false;
         }
-        self.0.iter_mut().for_each(|(pulse, seen)| *seen = pulse.count());
+        self.0.iter_mut().for_each(|(liveness, seen)| *seen = liveness.count());
         true
     }
 }
@@ -61,16 +61,16 @@ mod tests {
 
     #[test]
     fn one_loop_that_stands_still_is_enough() {
-        let (a, b) = (Pulse::default(), Pulse::default());
-        let mut pulses = Pulses::of([a.clone(), b.clone()]);
-        assert!(!pulses.have_beaten());
+        let (a, b) = (LivenessCounter::default(), LivenessCounter::default());
+        let mut liveness = LivenessCounters::of([a.clone(), b.clone()]);
+        assert!(!liveness.have_all_advanced());
         a.beat();
-        assert!(!pulses.have_beaten());
+        assert!(!liveness.have_all_advanced());
         b.beat();
-        assert!(pulses.have_beaten() && !pulses.have_beaten());
+        assert!(liveness.have_all_advanced() && !liveness.have_all_advanced());
         (0..5).for_each(|_| a.beat());
-        assert!(!pulses.have_beaten());
+        assert!(!liveness.have_all_advanced());
         b.beat();
-        assert!(pulses.have_beaten());
+        assert!(liveness.have_all_advanced());
     }
 }

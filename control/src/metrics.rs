@@ -3,8 +3,8 @@
 //! Nothing is counted here: each request asks the roles how they stand. Each connection carries one request and is closed,
 //! so that the bound of [`Admission`] for its first one is the bound of all of it.
 
-use crate::rpc::admission::{Admission, Guarded};
-use crate::rpc::desk::{CenterNumbers, Roles};
+use crate::rpc::admission::{Admission, GuardedStream};
+use crate::rpc::desk::{CenterMetrics, NodeRoles};
 use crate::rpc::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
 use crate::rpc::tls::Tls;
 use crate::runner::RunnerHandle;
@@ -46,7 +46,7 @@ pub(crate) struct Metrics {
 /// Whom a request asks.
 #[derive(Clone, Debug)]
 struct Sources {
-    roles: Roles,
+    roles: NodeRoles,
     runner: RunnerHandle,
     tls: Option<Tls>,
 }
@@ -58,7 +58,7 @@ impl Metrics {
     /// What the system says.
     pub(crate) async fn open(
         address: SocketAddr,
-        roles: Roles,
+        roles: NodeRoles,
         runner: RunnerHandle,
         tls: Option<Tls>,
     ) -> Result<Self> {
@@ -97,10 +97,10 @@ struct Door {
 }
 
 impl axum::serve::Listener for Door {
-    type Io = Guarded;
+    type Io = GuardedStream;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Guarded, SocketAddr) {
+    async fn accept(&mut self) -> (GuardedStream, SocketAddr) {
         loop {
             let stream = self.admission.accept(&self.socket).await;
             // One that is gone already has no address.
@@ -173,10 +173,10 @@ impl Sources {
     }
 }
 
-fn of_center(registry: &mut Registry, numbers: &CenterNumbers) {
+fn of_center(registry: &mut Registry, numbers: &CenterMetrics) {
     let epoch = Gauge::<i64>::default();
     epoch.set(numbers.epoch.0);
-    registry.register("leader_epoch", "Of this reign: grows with every election", epoch);
+    registry.register("leader_epoch", "Of this term: grows with every election", epoch);
     let tasks = Family::<OfState, Whole>::default();
     for (state, count) in &numbers.tasks {
         tasks.get_or_create(&OfState { state: state.as_str() }).set(*count);
@@ -191,7 +191,7 @@ fn of_center(registry: &mut Registry, numbers: &CenterNumbers) {
         registry.register_with_unit(name, help, Unit::Bytes, whole(bytes));
     }
     registry.register("running_rate_bytes_per_second", "Of all running copies", whole(numbers.rate_bytes_per_second));
-    registry.register("assignments", "Tasks given to runners in this reign", whole(numbers.assignments));
+    registry.register("assignments", "Tasks given to runners in this term", whole(numbers.assignments));
     for (name, help, latency) in [
         ("queue_wait", "From submission to assignment, of the last ones", numbers.queue_wait),
         ("assignment", "From the decision to the runner's acceptance, of the last ones", numbers.assignment),
@@ -215,12 +215,12 @@ fn whole(number: u64) -> Whole {
 mod tests {
     use super::*;
     use crate::dispatcher::Latency;
-    use crate::model::{Epoch, State as TaskState};
+    use crate::model::{Epoch, TaskState};
 
     #[test]
     fn every_number_of_a_center_has_a_line() {
         let latency = Latency { p99: Duration::from_millis(250), ..Latency::default() };
-        let numbers = CenterNumbers {
+        let numbers = CenterMetrics {
             epoch: Epoch(7),
             tasks: vec![(TaskState::Pending, 3)],
             unreadable: 1,

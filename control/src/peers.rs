@@ -99,15 +99,15 @@ impl LocalIdentity {
 
 /// Calls from the dispatcher to a runner. An implementation bounds every call (2 s).
 #[async_trait]
-pub trait RunnerCalls: Send + Sync + std::fmt::Debug {
+pub trait RunnerClient: Send + Sync + std::fmt::Debug {
     /// Tells a runner that a task is its own: the claim names it already.
-    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError>;
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError>;
 
     /// What a runner knows of an assignment. A runner that knows nothing will refuse it from now on.
-    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError>;
+    async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError>;
 
     /// The record of a task has changed in a way that its holder should look at: wish or limit.
-    async fn nudge(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError>;
+    async fn notify(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError>;
 
     /// The identities of a task's destination on that node, by which it is claimed: its own first, then other names for
     /// it. Judges the paths of the spec against the node's policy, and changes nothing.
@@ -124,7 +124,7 @@ pub trait RunnerCalls: Send + Sync + std::fmt::Debug {
 
 /// Calls from a runner to the dispatcher, wherever that is now. Never block a copy.
 #[async_trait]
-pub trait LeaderCalls: Send + Sync + std::fmt::Debug {
+pub trait LeaderClient: Send + Sync + std::fmt::Debug {
     /// The records of these tasks have changed: look at them.
     async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError>;
 
@@ -147,7 +147,7 @@ pub struct Assignment {
 
 /// What a runner says to an assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum AssignResponse {
     /// It will start it, or has.
     Accepted,
     /// It will not, and nothing of it has run or will.
@@ -161,20 +161,20 @@ pub enum Answer {
 
 /// What a runner knows of an assignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum AssignmentStatus {
     /// Nothing, and it will refuse it from now on.
     Unknown,
     /// It runs, or will.
     Held,
     /// It will run, and has not begun: what it waits for.
-    Waits(Step),
+    Waits(StartStage),
     /// It has ended; the record says how, or will.
     Ended,
 }
 
 /// How far a runner is with an assignment that it has not begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum StartStage {
     /// It reads the task's record.
     Reading,
     /// It has no right to write yet: its lease is to be renewed.

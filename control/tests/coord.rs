@@ -8,7 +8,7 @@ use blockhaul_control::coord::credentials::Credentials;
 use blockhaul_control::coord::embedded::Embedded;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::coord::{
-    Center, CoordError, Done, Ending, Life, Link, Op, Refusal, Session, SessionState, Watch, contract,
+    CoordClient, CoordError, CreateMode, Done, Ending, Link, Op, Refusal, Session, SessionState, Watch, contract,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +36,8 @@ async fn open(address: &str, settings: Settings) -> Arc<dyn Session> {
     center(address, settings).open().await.expect("the ensemble serves")
 }
 
-fn create(path: &str, life: Life) -> Vec<Op> {
-    vec![Op::Create { path: path.to_owned(), data: Vec::new(), life }]
+fn create(path: &str, mode: CreateMode) -> Vec<Op> {
+    vec![Op::Create { path: path.to_owned(), data: Vec::new(), mode }]
 }
 
 /// Nothing that a test waits for takes a tenth of it.
@@ -67,13 +67,13 @@ async fn persist(session: &dyn Session, ops: Vec<Op>) -> Result<Vec<Done>, Coord
 
 /// An ephemeral node of the session.
 async fn make_mine(session: &dyn Session) {
-    make(session, "/mine", Life::Ephemeral).await;
+    make(session, "/mine", CreateMode::Ephemeral).await;
 }
 
 /// A node that is there afterwards, even if the answer to its creation is lost and it is created again.
-async fn make(session: &dyn Session, path: &str, life: Life) {
+async fn make(session: &dyn Session, path: &str, mode: CreateMode) {
     let exists = Err(CoordError::Refused { index: 0, why: Refusal::NodeExists });
-    let made = persist(session, create(path, life)).await;
+    let made = persist(session, create(path, mode)).await;
     assert!(made.is_ok() || made == exists, "{made:?}");
 }
 
@@ -130,7 +130,7 @@ async fn a_reconnect_is_counted_and_nothing_is_queued_for_it() {
     ensemble.kill(0);
     let lost = until(&*session, |state| !state.is_connected()).await;
     assert_eq!(lost, SessionState { link: Link::Disconnected, reconnects: 0 });
-    assert_eq!(session.multi(create("/queued", Life::Persistent)).await, Err(CoordError::NotConnected));
+    assert_eq!(session.multi(create("/queued", CreateMode::Persistent)).await, Err(CoordError::NotConnected));
     assert_eq!(session.get("/mine").await, Err(CoordError::NotConnected));
     assert_eq!(session.sync().await, Err(CoordError::NotConnected));
 
@@ -141,7 +141,7 @@ async fn a_reconnect_is_counted_and_nothing_is_queued_for_it() {
     assert_eq!(mine.stat.owner, Some(session.id()));
     let other = open(&address, patient()).await;
     assert_eq!(other.get("/queued").await, Ok(None));
-    other.multi(create("/late", Life::Persistent)).await.expect("it is new");
+    other.multi(create("/late", CreateMode::Persistent)).await.expect("it is new");
     tokio::join!(fires(created), fires(listed));
 }
 
@@ -155,7 +155,7 @@ async fn every_cut_is_counted() {
         wire.set(Mode::Cut);
         wire.set(Mode::Pass);
         until(&*session, |state| state.is_connected() && state.reconnects >= reconnects).await;
-        session.multi(create(&format!("/{reconnects}"), Life::Persistent)).await.expect("connected");
+        session.multi(create(&format!("/{reconnects}"), CreateMode::Persistent)).await.expect("connected");
     }
 }
 
@@ -179,7 +179,7 @@ async fn an_expiry_is_noticed_without_a_server() {
     assert_eq!(over.link, Link::Over(Ending::Expired));
     fires(watch).await;
     let expired = CoordError::Ended(Ending::Expired);
-    assert_eq!(session.multi(create("/late", Life::Persistent)).await, Err(expired.clone()));
+    assert_eq!(session.multi(create("/late", CreateMode::Persistent)).await, Err(expired.clone()));
     assert_eq!(session.get("/mine").await, Err(expired));
     wire.set(Mode::Cut);
     wire.set(Mode::Pass);
@@ -217,13 +217,13 @@ async fn a_lost_reply_leaves_the_outcome_unknown() {
     let settings = Settings { connection_timeout: Duration::from_secs(5), ..patient() };
     let session = open(&wire.address(), settings).await;
     wire.set(Mode::LoseAnswers);
-    let unknown = session.multi(create("/node", Life::Ephemeral)).await;
+    let unknown = session.multi(create("/node", CreateMode::Ephemeral)).await;
     assert!(matches!(unknown, Err(CoordError::Unknown(_))), "{unknown:?}");
     assert_eq!(session.get("/node").await, Err(CoordError::NotConnected));
     wire.set(Mode::Cut);
     wire.set(Mode::Pass);
     let exists = Err(CoordError::Refused { index: 0, why: Refusal::NodeExists });
-    assert_eq!(persist(&*session, create("/node", Life::Ephemeral)).await, exists);
+    assert_eq!(persist(&*session, create("/node", CreateMode::Ephemeral)).await, exists);
     let node = session.get("/node").await.expect("connected").expect("the write happened");
     assert_eq!(node.stat.owner, Some(session.id()));
 }
@@ -238,14 +238,14 @@ async fn sessions_outlive_a_killed_and_a_paused_server() {
     make_mine(&*session).await;
     let killed = ensemble.leader();
     ensemble.kill(killed);
-    make(&*session, "/after_kill", Life::Persistent).await;
+    make(&*session, "/after_kill", CreateMode::Persistent).await;
     ensemble.restart(killed);
 
     let paused = ensemble.server_of(id.0).expect("it is connected to one");
     ensemble.pause(paused);
     let lost = until(&*session, |state| !state.is_connected()).await;
     until(&*session, |state| state.reconnects > lost.reconnects).await;
-    make(&*session, "/after_pause", Life::Persistent).await;
+    make(&*session, "/after_pause", CreateMode::Persistent).await;
     assert_ne!(ensemble.server_of(id.0), Some(paused));
     ensemble.resume(paused);
     let mine = session.get("/mine").await.expect("connected").expect("the session goes on");
@@ -258,11 +258,11 @@ async fn oversized_writes_leave_the_connection_alone() {
     let ensemble = Ensemble::start(1);
     let session = open(&ensemble.addresses(), patient()).await;
     for size in [(8 << 10) + 1, 1 << 20, 5 << 20] {
-        let op = Op::Create { path: "/node".to_owned(), data: vec![0; size], life: Life::Persistent };
+        let op = Op::Create { path: "/node".to_owned(), data: vec![0; size], mode: CreateMode::Persistent };
         let error = session.multi(vec![op]).await.expect_err("it is too large");
         assert!(matches!(error, CoordError::TooLarge { bytes, .. } if bytes == size), "{error}");
     }
-    session.multi(create("/node", Life::Persistent)).await.expect("connected");
+    session.multi(create("/node", CreateMode::Persistent)).await.expect("connected");
     assert_eq!(*session.states().borrow(), SessionState { link: Link::Connected, reconnects: 0 });
 }
 
@@ -278,7 +278,7 @@ async fn strangers_are_not_permitted() {
     let address = format!("{}/guarded/cell", ensemble.addresses());
     contract::everything(&center(&address, own.clone())).await;
     let session = open(&address, own).await;
-    session.multi(create("/node", Life::Persistent)).await.expect("it is new");
+    session.multi(create("/node", CreateMode::Persistent)).await.expect("it is new");
 
     std::fs::write(&file, "digest:center:guessed").expect("the folder can be written");
     let guess = Settings { credentials: Some(Credentials::read(&file).expect("well formed")), ..patient() };
@@ -290,8 +290,8 @@ async fn strangers_are_not_permitted() {
         for op in [set, delete] {
             assert_eq!(stranger.multi(vec![op]).await, Err(no_auth.clone()));
         }
-        assert_eq!(stranger.multi(create("/other", Life::Persistent)).await, Err(no_auth.clone()));
-        assert_eq!(stranger.multi(create("/node/child", Life::Ephemeral)).await, Err(no_auth.clone()));
+        assert_eq!(stranger.multi(create("/other", CreateMode::Persistent)).await, Err(no_auth.clone()));
+        assert_eq!(stranger.multi(create("/node/child", CreateMode::Ephemeral)).await, Err(no_auth.clone()));
         assert_eq!(stranger.get("/node").await, Err(no_auth.clone()));
         assert_eq!(stranger.children("/").await, Err(no_auth.clone()));
     }

@@ -7,7 +7,7 @@
 use crate::clock::Clock;
 use crate::dispatcher::DispatcherHandle;
 use crate::model::{NodeId, Registration};
-use crate::peers::{Peer, RunnerCalls};
+use crate::peers::{Peer, RunnerClient};
 use futures_util::StreamExt;
 use futures_util::stream;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,13 +33,13 @@ pub(crate) type Offsets = BTreeMap<NodeId, i64>;
 
 /// What the leader knows of clocks.
 #[derive(Debug)]
-pub(crate) struct Clocks {
+pub(crate) struct ClockSkew {
     offsets: Mutex<Offsets>,
     /// By how many milliseconds this node's clock is ahead of the slowest one, once somebody has answered.
     ahead: watch::Sender<Option<u64>>,
 }
 
-impl Clocks {
+impl ClockSkew {
     /// Nobody was asked yet. `ahead` gets by how many milliseconds this node's clock is ahead of the slowest one.
     pub(crate) fn new(ahead: watch::Sender<Option<u64>>) -> Self {
         Self { offsets: Mutex::default(), ahead }
@@ -51,7 +51,7 @@ impl Clocks {
     }
 
     /// Asks and warns for as long as it is polled.
-    pub(crate) async fn watch(&self, dispatcher: &DispatcherHandle, calls: &dyn RunnerCalls, clock: &dyn Clock) {
+    pub(crate) async fn watch(&self, dispatcher: &DispatcherHandle, calls: &dyn RunnerClient, clock: &dyn Clock) {
         let mut warned = BTreeSet::new();
         sleep(ASK_FIRST).await;
         loop {
@@ -79,7 +79,7 @@ impl Clocks {
 }
 
 /// By how many milliseconds that node's clock is ahead of this one's, if it answers.
-async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerCalls, clock: &dyn Clock) -> Option<i64> {
+async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerClient, clock: &dyn Clock) -> Option<i64> {
     let asked = clock.boot_time();
     let unix_ms = calls.clock(&Peer::from(there), offset_ms).await.ok()?;
     let middle = (clock.boot_time().saturating_sub(asked) / 2).as_millis();

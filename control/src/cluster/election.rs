@@ -1,18 +1,18 @@
 //! Who leads: one election at a time over one session, with an epoch that every write of a leader checks.
 //!
 //! ```text
-//!  Follower(leader?) --- /leader absent: multi { create /leader, set /leader_epoch } --> Leader(Reign)
+//!  Follower(leader?) --- /leader absent: multi { create /leader, set /leader_epoch } --> Leader(LeaderTerm)
 //!       ^                                                                                    |
 //!       `---- write refused by the epoch, /leader not ours, disconnected for 6 s, resigned --'
 //! ```
 //!
-//! What always holds: a leader's write happens only if nobody has been elected since ([`Reign::commit`] checks the
+//! What always holds: a leader's write happens only if nobody has been elected since ([`LeaderTerm::commit`] checks the
 //! version of `/leader_epoch` in the same multi), so a leader that does not know yet that it is none does no harm.
 //! `/leader` only says that somebody leads and where; it decides nothing. The server owns the loop ([`Election::run`]), says
 //! whether this node stands for election, and starts and stops the dispatcher by the [`Role`] that is published.
 
 use crate::coord::paths::{LEADER, LEADER_EPOCH};
-use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Watch};
+use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Watch};
 use crate::model::{Epoch, Incarnation, Leader, NodeId, OpId, Record};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::sync::Arc;
@@ -42,8 +42,8 @@ pub enum Role {
         /// Where clients should go.
         leader: Option<Leader>,
     },
-    /// This node leads, until the reign is over.
-    Leader(Reign),
+    /// This node leads, until the term is over.
+    Leader(LeaderTerm),
 }
 
 impl Role {
@@ -51,7 +51,7 @@ impl Role {
     #[must_use]
     pub fn not_leader(&self) -> Error {
         let message = match self {
-            Self::Leader(reign) => format!("{} leads", reign.leader().address),
+            Self::Leader(leader_term) => format!("{} leads", leader_term.leader().address),
             Self::Follower { leader: Some(leader) } => format!("{} leads: ask there", leader.address),
             Self::Follower { leader: None } => String::from("no node leads now: ask again"),
         };
@@ -62,15 +62,15 @@ impl Role {
     #[must_use]
     pub fn leader(&self) -> Option<&Leader> {
         match self {
-            Self::Leader(reign) => Some(reign.leader()),
+            Self::Leader(leader_term) => Some(leader_term.leader()),
             Self::Follower { leader } => leader.as_ref(),
         }
     }
 }
 
-/// The right to decide, from one election to the next. Clones are the same reign.
+/// The right to decide, from one election to the next. Clones are the same term.
 #[derive(Clone, Debug)]
-pub struct Reign {
+pub struct LeaderTerm {
     session: Arc<dyn Session>,
     leader: Leader,
     epoch: Epoch,
@@ -83,18 +83,18 @@ pub struct Reign {
 pub enum CommitError {
     /// Another election has been held, or this node has stepped down; nothing was done.
     #[error("this node no longer leads")]
-    Deposed,
+    LostLeadership,
     /// Anything else. Indices are those of the operations that were given.
     #[error(transparent)]
     Store(#[from] CoordError),
 }
 
-impl Reign {
+impl LeaderTerm {
     fn new(session: Arc<dyn Session>, leader: Leader, epoch: Epoch, version: i32) -> Self {
         Self { session, leader, epoch, version, is_over: Arc::new(watch::Sender::new(false)) }
     }
 
-    /// Higher than that of every reign before. Every call of the leader carries it.
+    /// Higher than that of every term before. Every call of the leader carries it.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
@@ -108,12 +108,12 @@ impl Reign {
 
     /// Whether this node has learnt that it no longer leads.
     #[must_use]
-    pub fn is_over(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         *self.is_over.borrow()
     }
 
     /// Waits until this node knows that it no longer leads.
-    pub async fn over(&self) {
+    pub async fn ended(&self) {
         // The sender lives as long as self: it cannot fail.
         let _ = self.is_over.subscribe().wait_for(|over| *over).await;
     }
@@ -123,13 +123,13 @@ impl Reign {
         self.is_over.send_replace(true);
     }
 
-    /// Does all of `ops` if this reign still holds, or nothing. Results and indices are those of `ops`.
+    /// Does all of `ops` if this term still holds, or nothing. Results and indices are those of `ops`.
     ///
     /// # Errors
-    /// [`CommitError::Deposed`]: stop. Others as [`Session::multi`].
+    /// [`CommitError::LostLeadership`]: stop. Others as [`Session::multi`].
     pub async fn commit(&self, ops: Vec<Op>) -> Result<Vec<Done>, CommitError> {
-        if self.is_over() {
-            return Err(CommitError::Deposed);
+        if self.has_ended() {
+            return Err(CommitError::LostLeadership);
         }
         let check = Op::Check { path: LEADER_EPOCH.to_owned(), version: self.version };
         let guarded = std::iter::once(check).chain(ops).collect();
@@ -141,7 +141,7 @@ impl Reign {
             Err(CoordError::Refused { index: 0, why }) => {
                 warn!(epoch = self.epoch.0, %why, "another leader has been elected");
                 self.step_down();
-                Err(CommitError::Deposed)
+                Err(CommitError::LostLeadership)
             }
             Err(CoordError::Refused { index, why }) => Err(CoordError::Refused { index: index - 1, why }.into()),
             Err(error) => Err(error.into()),
@@ -184,7 +184,7 @@ impl Trouble {
 
 /// How one campaign ended.
 enum Campaign {
-    Won(Reign, Watch),
+    Won(LeaderTerm, Watch),
     Lost(Option<Leader>, Watch),
 }
 
@@ -240,9 +240,9 @@ impl Election {
                 info!(%error, "could not look who leads");
             }
             match campaign {
-                Ok(Campaign::Won(reign, changed)) => {
-                    served = Some(reign.epoch());
-                    self.lead(reign, changed, &mut stands).await;
+                Ok(Campaign::Won(leader_term, changed)) => {
+                    served = Some(leader_term.epoch());
+                    self.lead(leader_term, changed, &mut stands).await;
                 }
                 Ok(Campaign::Lost(leader, changed)) => self.follow(leader, changed, &mut stands).await,
                 Err(_) => tokio::time::sleep(RETRY_AFTER).await,
@@ -263,9 +263,9 @@ impl Election {
         }
     }
 
-    async fn lead(&self, reign: Reign, changed: Watch, stands: &mut watch::Receiver<bool>) {
-        info!(epoch = reign.epoch().0, "leads");
-        self.roles.send_replace(Role::Leader(reign.clone()));
+    async fn lead(&self, leader_term: LeaderTerm, changed: Watch, stands: &mut watch::Receiver<bool>) {
+        info!(epoch = leader_term.epoch().0, "leads");
+        self.roles.send_replace(Role::Leader(leader_term.clone()));
         let mut changed = Box::pin(changed.fired());
         let mut states = self.session.states();
         let mut reconnects = states.borrow().reconnects;
@@ -276,15 +276,15 @@ impl Election {
             };
             tokio::select! {
                 biased;
-                () = reign.over() => break,
+                () = leader_term.ended() => break,
                 () = self.given_up() => {
-                    warn!(epoch = reign.epoch().0, "no connection: steps down");
-                    reign.step_down();
+                    warn!(epoch = leader_term.epoch().0, "no connection: steps down");
+                    leader_term.step_down();
                     break;
                 }
                 stand = stands.changed() => {
                     if stand.is_err() || !*stands.borrow_and_update() {
-                        reign.resign().await;
+                        leader_term.resign().await;
                         break;
                     }
                 }
@@ -295,29 +295,29 @@ impl Election {
                 () = &mut changed => {}
             }
             // The watch has fired, or may have been lost.
-            match self.look_again(&reign).await {
+            match self.look_again(&leader_term).await {
                 Some(watch) => changed = Box::pin(watch.fired()),
                 None => break,
             }
         }
-        reign.step_down();
+        leader_term.step_down();
         self.publish_follower(None);
     }
 
-    /// `None` if `/leader` is ours no more, or the epoch is not that of the reign: somebody else has been elected, or the
+    /// `None` if `/leader` is ours no more, or the epoch is not that of the term: somebody else has been elected, or the
     /// service has gone back to a time before the election.
-    async fn look_again(&self, reign: &Reign) -> Option<Watch> {
+    async fn look_again(&self, leader_term: &LeaderTerm) -> Option<Watch> {
         loop {
             let looked = async {
                 let (leader, watch) = self.session.get_and_watch(LEADER).await?;
                 let epoch = self.session.get(LEADER_EPOCH).await?;
                 let is_mine = leader.is_some_and(|node| self.is_mine(&node));
-                let is_standing = epoch.is_some_and(|node| Epoch::from(node.stat.modified) == reign.epoch());
+                let is_standing = epoch.is_some_and(|node| Epoch::from(node.stat.modified) == leader_term.epoch());
                 Ok::<_, CoordError>((is_mine && is_standing).then_some(watch))
             };
             match looked.await {
                 Ok(watch) => return watch,
-                Err(_) if reign.is_over() || self.session.states().borrow().is_over() => return None,
+                Err(_) if leader_term.has_ended() || self.session.states().borrow().is_over() => return None,
                 Err(_) => tokio::select! {
                     biased;
                     () = self.given_up() => return None,
@@ -342,7 +342,7 @@ impl Election {
         }
     }
 
-    /// Stands, if it is to. A reign that was `served` and is over does not come back: whoever saw its end would take the
+    /// Stands, if it is to. A term that was `served` and is over does not come back: whoever saw its end would take the
     /// next one for it.
     async fn campaign(&self, stands: bool, served: Option<Epoch>) -> Result<Campaign, CoordError> {
         loop {
@@ -350,7 +350,9 @@ impl Election {
             match leader {
                 // Of a campaign or a resignation whose outcome was unknown, or from before a long disconnection.
                 Some(node) if self.is_mine(&node) => match self.adopt(&node).await? {
-                    Some(reign) if stands && served != Some(reign.epoch()) => return Ok(Campaign::Won(reign, watch)),
+                    Some(leader_term) if stands && served != Some(leader_term.epoch()) => {
+                        return Ok(Campaign::Won(leader_term, watch));
+                    }
                     _ => self.remove(&node).await?,
                 },
                 Some(node) => match Leader::decode(&node.data) {
@@ -366,9 +368,9 @@ impl Election {
                 },
                 None if !stands => return Ok(Campaign::Lost(None, watch)),
                 None => {
-                    if let Some(reign) = self.stand().await? {
+                    if let Some(leader_term) = self.stand().await? {
                         let (_, watch) = self.session.get_and_watch(LEADER).await?;
-                        return Ok(Campaign::Won(reign, watch));
+                        return Ok(Campaign::Won(leader_term, watch));
                     }
                 }
             }
@@ -376,7 +378,7 @@ impl Election {
     }
 
     /// Tries to become leader; `None`: look again.
-    async fn stand(&self) -> Result<Option<Reign>, CoordError> {
+    async fn stand(&self) -> Result<Option<LeaderTerm>, CoordError> {
         let leader = Leader {
             node: self.node.clone(),
             incarnation: self.incarnation.clone(),
@@ -388,14 +390,14 @@ impl Election {
         let path = LEADER_EPOCH.to_owned();
         let mut ops = Vec::new();
         if epoch.is_none() {
-            ops.push(Op::Create { path: path.clone(), data: data.clone(), life: Life::Persistent });
+            ops.push(Op::Create { path: path.clone(), data: data.clone(), mode: CreateMode::Persistent });
         }
-        ops.push(Op::Create { path: LEADER.to_owned(), data: data.clone(), life: Life::Ephemeral });
+        ops.push(Op::Create { path: LEADER.to_owned(), data: data.clone(), mode: CreateMode::Ephemeral });
         ops.push(Op::Set { path, data, version: epoch.map_or(0, |node| node.stat.version) });
         match self.session.multi(ops).await {
             Ok(done) => match done.last() {
                 Some(Done::Set(stat)) => {
-                    Ok(Some(Reign::new(self.session.clone(), leader, stat.modified.into(), stat.version)))
+                    Ok(Some(LeaderTerm::new(self.session.clone(), leader, stat.modified.into(), stat.version)))
                 }
                 _ => Ok(None),
             },
@@ -411,15 +413,16 @@ impl Election {
         }
     }
 
-    /// The reign that `/leader` of this session belongs to, if the epoch is of the same write.
-    async fn adopt(&self, node: &Node) -> Result<Option<Reign>, CoordError> {
+    /// The term that `/leader` of this session belongs to, if the epoch is of the same write.
+    async fn adopt(&self, node: &Node) -> Result<Option<LeaderTerm>, CoordError> {
         let Some(epoch) = self.session.get(LEADER_EPOCH).await? else { return Ok(None) };
         let (Ok(leader), Ok(elected)) = (Leader::decode(&node.data), Leader::decode(&epoch.data)) else {
             return Ok(None);
         };
         let is_same = leader.op == elected.op && leader.incarnation == self.incarnation;
-        let reign = || Reign::new(self.session.clone(), leader, epoch.stat.modified.into(), epoch.stat.version);
-        Ok(is_same.then(reign))
+        let leader_term =
+            || LeaderTerm::new(self.session.clone(), leader, epoch.stat.modified.into(), epoch.stat.version);
+        Ok(is_same.then(leader_term))
     }
 
     async fn remove(&self, node: &Node) -> Result<(), CoordError> {

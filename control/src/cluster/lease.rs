@@ -27,7 +27,7 @@ const SESSION: Duration = Duration::from_secs(10);
 
 /// How long a committed renewal is good for, by the session's negotiated time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LeaseTerms {
+pub(crate) struct LeaseTiming {
     /// Between two renewals.
     pub renew_every: Duration,
     /// After a renewal was sent, writes may be submitted for so long.
@@ -36,7 +36,7 @@ pub(crate) struct LeaseTerms {
     pub end: Duration,
 }
 
-impl From<Duration> for LeaseTerms {
+impl From<Duration> for LeaseTiming {
     /// The terms of a session with this timeout.
     fn from(session: Duration) -> Self {
         let share = |whole: Duration| match session < SESSION {
@@ -51,14 +51,14 @@ impl From<Duration> for LeaseTerms {
 /// A lease: extended by committed renewals, and by nothing else. Times are of the boot-time clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    terms: LeaseTerms,
+    terms: LeaseTiming,
     sent: Option<Duration>,
 }
 
 impl Lease {
     /// A lease that was never renewed.
     #[must_use]
-    pub(crate) fn new(terms: LeaseTerms) -> Self {
+    pub(crate) fn new(terms: LeaseTiming) -> Self {
         Self { terms, sent: None }
     }
 
@@ -99,16 +99,16 @@ mod tests {
 
     #[test]
     fn a_session_of_ten_seconds_has_the_terms_that_were_measured() {
-        let terms = LeaseTerms::from(Duration::from_secs(10));
+        let terms = LeaseTiming::from(Duration::from_secs(10));
         let expected = [1500, 6000, 8500].map(Duration::from_millis);
         assert_eq!([terms.renew_every, terms.gate, terms.end], expected);
-        let terms = LeaseTerms::from(Duration::from_secs(20));
+        let terms = LeaseTiming::from(Duration::from_secs(20));
         assert_eq!((terms.gate, terms.end), (Duration::from_secs(16), Duration::from_millis(18_500)));
     }
 
     #[test]
     fn nothing_may_be_written_before_the_first_renewal() {
-        let lease = Lease::new(LeaseTerms::from(Duration::from_secs(10)));
+        let lease = Lease::new(LeaseTiming::from(Duration::from_secs(10)));
         assert!(!lease.is_open(Duration::ZERO));
         assert_eq!((lease.gate(), lease.end(), lease.left(Duration::ZERO)), (None, None, Duration::ZERO));
     }
@@ -117,7 +117,7 @@ mod tests {
         #[test]
         fn the_gate_shuts_in_time_for_the_drain_and_the_lease_ends_before_the_session(millis in 0_u64..100_000) {
             let session = Duration::from_millis(millis);
-            let terms = LeaseTerms::from(session);
+            let terms = LeaseTiming::from(session);
             prop_assert!(terms.gate <= terms.end && terms.end <= session);
             if millis >= 10_000 {
                 prop_assert_eq!((terms.end - terms.gate, session - terms.end), (DRAIN, MARGIN));
@@ -136,7 +136,7 @@ mod tests {
             ahead in 0_u64..30_000,
         ) {
             let session = Duration::from_millis(millis);
-            let mut lease = Lease::new(LeaseTerms::from(session));
+            let mut lease = Lease::new(LeaseTiming::from(session));
             let mut before = (None, None);
             for &at in &sent {
                 lease.committed(Duration::from_millis(at));
@@ -145,7 +145,7 @@ mod tests {
             }
             let last = Duration::from_millis(*sent.iter().max().unwrap());
             let now = last + Duration::from_millis(ahead);
-            prop_assert_eq!(lease.is_open(now), now - last < LeaseTerms::from(session).gate);
+            prop_assert_eq!(lease.is_open(now), now - last < LeaseTiming::from(session).gate);
             prop_assert!(!lease.is_open(now) || lease.left(now) > Duration::ZERO);
             prop_assert!(lease.left(now) == Duration::ZERO || now < last + session);
         }

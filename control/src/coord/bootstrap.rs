@@ -4,7 +4,7 @@
 //! the one that the node's state directory belongs to, is left alone: then no session is handed out, and the error says why.
 
 use crate::coord::paths::{CLAIMS, FOLDERS, META, TASKS, shards};
-use crate::coord::{Center, CoordError, Life, Op, Refusal, Session};
+use crate::coord::{CoordClient, CoordError, CreateMode, Op, Refusal, Session};
 use crate::model::{Meta, Record};
 use crate::peers::CenterId;
 use crate::runner::StateDir;
@@ -17,15 +17,15 @@ const SCHEMA: u32 = 1;
 
 /// Opens sessions with a center that is complete.
 #[derive(Debug)]
-pub(crate) struct Founded {
-    service: Arc<dyn Center>,
+pub(crate) struct BootstrappingClient {
+    service: Arc<dyn CoordClient>,
     center: CenterId,
     state: Arc<StateDir>,
 }
 
-impl Founded {
+impl BootstrappingClient {
     /// Over this service; `center` becomes known with the first session, and `state` belongs to it from then on.
-    pub(crate) fn new(service: Arc<dyn Center>, center: CenterId, state: Arc<StateDir>) -> Self {
+    pub(crate) fn new(service: Arc<dyn CoordClient>, center: CenterId, state: Arc<StateDir>) -> Self {
         Self { service, center, state }
     }
 
@@ -48,7 +48,7 @@ impl Founded {
 }
 
 #[async_trait]
-impl Center for Founded {
+impl CoordClient for BootstrappingClient {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
         let session = self.service.open().await?;
         let founded = found(&*session).await.and_then(|meta| self.join(meta));
@@ -94,7 +94,7 @@ async fn meta(session: &dyn Session) -> Result<Meta, CoordError> {
             }));
         }
         let meta = Meta { schema: SCHEMA, center: uuid::Uuid::new_v4().simple().to_string() };
-        let op = Op::Create { path: META.to_owned(), data: meta.encode(), life: Life::Persistent };
+        let op = Op::Create { path: META.to_owned(), data: meta.encode(), mode: CreateMode::Persistent };
         match session.multi(vec![op]).await {
             Ok(_) => tracing::info!(center = meta.center, "a new center"),
             Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => session.sync().await?,
@@ -105,7 +105,7 @@ async fn meta(session: &dyn Session) -> Result<Meta, CoordError> {
 
 /// Makes folders; where another node has made one of them in between, one by one.
 async fn create(session: &dyn Session, paths: Vec<String>) -> Result<(), CoordError> {
-    let op = |path: &String| Op::Create { path: path.clone(), data: Vec::new(), life: Life::Persistent };
+    let op = |path: &String| Op::Create { path: path.clone(), data: Vec::new(), mode: CreateMode::Persistent };
     match session.multi(paths.iter().map(op).collect()).await {
         Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => (),
         result => return result.map(drop),
@@ -125,9 +125,9 @@ mod tests {
     use crate::coord::embedded::Embedded;
 
     /// A store, and the state directory of a node beside it.
-    fn place() -> (tempfile::TempDir, Arc<dyn Center>, Arc<StateDir>) {
+    fn place() -> (tempfile::TempDir, Arc<dyn CoordClient>, Arc<StateDir>) {
         let scratch = tempfile::tempdir().unwrap();
-        let service: Arc<dyn Center> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
+        let service: Arc<dyn CoordClient> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
         let state = Arc::new(StateDir::lock(&scratch.path().join("state")).unwrap());
         (scratch, service, state)
     }
@@ -136,7 +136,7 @@ mod tests {
     async fn a_center_is_made_once_and_completed_when_it_was_cut_short() {
         let (_scratch, service, state) = place();
         let open = async |name: &CenterId| {
-            Founded::new(Arc::clone(&service), Arc::clone(name), Arc::clone(&state)).open().await.unwrap()
+            BootstrappingClient::new(Arc::clone(&service), Arc::clone(name), Arc::clone(&state)).open().await.unwrap()
         };
         let (first, second) = (CenterId::default(), CenterId::default());
         let session = open(&first).await;
@@ -153,8 +153,8 @@ mod tests {
         let (_first_place, first, state) = place();
         let (_second_place, second, _) = place();
         let center = CenterId::default();
-        let open = |service: &Arc<dyn Center>, center: &CenterId| {
-            let founded = Founded::new(Arc::clone(service), Arc::clone(center), Arc::clone(&state));
+        let open = |service: &Arc<dyn CoordClient>, center: &CenterId| {
+            let founded = BootstrappingClient::new(Arc::clone(service), Arc::clone(center), Arc::clone(&state));
             async move { founded.open().await.map(drop) }
         };
         open(&first, &center).await.unwrap();
@@ -176,11 +176,11 @@ mod tests {
         for (version, data) in [(0, Meta { schema: 2, center: String::from("c") }.encode()), (1, b"?".to_vec())] {
             let path = META.to_owned();
             let op = match version {
-                0 => Op::Create { path, data, life: Life::Persistent },
+                0 => Op::Create { path, data, mode: CreateMode::Persistent },
                 _ => Op::Set { path, data, version: 0 },
             };
             session.multi(vec![op]).await.unwrap();
-            let founded = Founded::new(Arc::clone(&service), CenterId::default(), Arc::clone(&state));
+            let founded = BootstrappingClient::new(Arc::clone(&service), CenterId::default(), Arc::clone(&state));
             assert!(matches!(founded.open().await, Err(CoordError::Unusable(_))));
             assert!(session.get(TASKS).await.unwrap().is_none());
         }

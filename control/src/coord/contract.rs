@@ -5,8 +5,8 @@
 //! be told not to.
 
 use super::{
-    Center, CoordError, Done, Ending, Life, MULTI_BYTES_MAX, NODE_BYTES_MAX, Node, Op, Refusal, Session, SessionState,
-    Stat, Watch,
+    CoordClient, CoordError, CreateMode, Done, Ending, MULTI_BYTES_MAX, NODE_BYTES_MAX, Node, Op, Refusal, Session,
+    SessionState, Stat, Watch,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs the whole suite.
-pub async fn everything(center: &dyn Center) {
+pub async fn everything(center: &dyn CoordClient) {
     nodes_come_change_and_go(center).await;
     a_refusal_names_its_operation_and_nothing_is_done(center).await;
     conditions_are_judged_in_one_order(center).await;
@@ -39,7 +39,7 @@ pub async fn everything(center: &dyn Center) {
 }
 
 /// A node is made, read, set with its version, and deleted with its version.
-async fn nodes_come_change_and_go(center: &dyn Center) {
+async fn nodes_come_change_and_go(center: &dyn CoordClient) {
     let (session, at) = start(center, "life").await;
     let node = at("node");
     assert_eq!(session.get(&node).await, Ok(None));
@@ -66,7 +66,7 @@ async fn nodes_come_change_and_go(center: &dyn Center) {
 }
 
 /// Wherever in a multi the refused operation is, the others are not done.
-async fn a_refusal_names_its_operation_and_nothing_is_done(center: &dyn Center) {
+async fn a_refusal_names_its_operation_and_nothing_is_done(center: &dyn CoordClient) {
     let (session, at) = start(center, "atomic").await;
     let (kept, gone, made) = (at("kept"), at("gone"), at("made"));
     done(&*session, vec![create(&kept, b"as it was"), create(&gone, b"")]).await;
@@ -92,7 +92,7 @@ async fn a_refusal_names_its_operation_and_nothing_is_done(center: &dyn Center) 
 }
 
 /// Where several conditions do not hold, all centers name the same one.
-async fn conditions_are_judged_in_one_order(center: &dyn Center) {
+async fn conditions_are_judged_in_one_order(center: &dyn CoordClient) {
     let (session, at) = start(center, "order").await;
     done(&*session, vec![create(&at("parent"), b""), create(&at("parent/child"), b"")]).await;
     refused(&*session, vec![delete(&at("parent"), 5)], 0, Refusal::BadVersion).await;
@@ -103,7 +103,7 @@ async fn conditions_are_judged_in_one_order(center: &dyn Center) {
 }
 
 /// Within a multi, versions and nodes are as the operations before have left them.
-async fn operations_see_those_before_them(center: &dyn Center) {
+async fn operations_see_those_before_them(center: &dyn CoordClient) {
     let (session, at) = start(center, "sequence").await;
     let (node, child) = (at("node"), at("node/child"));
     let ops = vec![
@@ -128,7 +128,7 @@ async fn operations_see_those_before_them(center: &dyn Center) {
 }
 
 /// All that a multi changes has its number, and numbers grow from one to the next, over all sessions.
-async fn transactions_have_growing_numbers(center: &dyn Center) {
+async fn transactions_have_growing_numbers(center: &dyn CoordClient) {
     let (session, at) = start(center, "numbers").await;
     let other = open(center).await;
     done(&*session, vec![create(&at("a"), b""), create(&at("b"), b"")]).await;
@@ -150,7 +150,7 @@ async fn transactions_have_growing_numbers(center: &dyn Center) {
 }
 
 /// Its version starts from 0 and its creation is a later one.
-async fn a_node_made_anew_starts_anew(center: &dyn Center) {
+async fn a_node_made_anew_starts_anew(center: &dyn CoordClient) {
     let (session, at) = start(center, "anew").await;
     let node = at("node");
     done(&*session, vec![create(&node, b"")]).await;
@@ -164,7 +164,7 @@ async fn a_node_made_anew_starts_anew(center: &dyn Center) {
 }
 
 /// Malformed paths and negative versions never reach a service, where they could mean something.
-async fn what_no_service_could_do_is_refused_at_once(center: &dyn Center) {
+async fn what_no_service_could_do_is_refused_at_once(center: &dyn CoordClient) {
     let (session, at) = start(center, "nonsense").await;
     done(&*session, vec![create(&at("node"), b"")]).await;
     for path in ["", "node", "//", "/node/", "/a//b", "/a/./b", "/a/../b", "/a\nb", "/a\0b"] {
@@ -183,7 +183,7 @@ async fn what_no_service_could_do_is_refused_at_once(center: &dyn Center) {
 }
 
 /// What is as large as permitted is done; what is larger is refused, and the session is none the worse.
-async fn what_is_too_large_is_refused_at_once(center: &dyn Center) {
+async fn what_is_too_large_is_refused_at_once(center: &dyn CoordClient) {
     let (session, at) = start(center, "size").await;
     let most = vec![7; NODE_BYTES_MAX];
     done(&*session, vec![create(&at("node"), &most)]).await;
@@ -204,7 +204,7 @@ async fn what_is_too_large_is_refused_at_once(center: &dyn Center) {
 }
 
 /// In order of their names; those of a node that does not exist are none.
-async fn children_are_sorted(center: &dyn Center) {
+async fn children_are_sorted(center: &dyn CoordClient) {
     let (session, at) = start(center, "children").await;
     let names = ["b", "a", "a-b", "a.b", "a0", "Z", "10", "9", "ä"];
     done(&*session, names.map(|name| create(&at(name), b"")).to_vec()).await;
@@ -223,7 +223,7 @@ async fn children_are_sorted(center: &dyn Center) {
 }
 
 /// Others see them and whose they are, and see them go with their session, and only them.
-async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn Center) {
+async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn CoordClient) {
     let (session, at) = start(center, "ephemeral").await;
     let other = open(center).await;
     assert_ne!(session.id(), other.id());
@@ -243,7 +243,7 @@ async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn Center) {
 }
 
 /// As if it had been closed.
-async fn a_dropped_session_ends(center: &dyn Center) {
+async fn a_dropped_session_ends(center: &dyn CoordClient) {
     let (session, at) = start(center, "dropped").await;
     let other = open(center).await;
     done(&*other, vec![ephemeral(&at("e"), b"")]).await;
@@ -258,7 +258,7 @@ async fn a_dropped_session_ends(center: &dyn Center) {
 }
 
 /// Nor can they get any in the multi that makes them.
-async fn ephemeral_nodes_have_no_children(center: &dyn Center) {
+async fn ephemeral_nodes_have_no_children(center: &dyn CoordClient) {
     let (session, at) = start(center, "childless").await;
     done(&*session, vec![ephemeral(&at("e"), b"")]).await;
     refused(&*session, vec![create(&at("e/child"), b"")], 0, Refusal::Impossible).await;
@@ -267,7 +267,7 @@ async fn ephemeral_nodes_have_no_children(center: &dyn Center) {
 }
 
 /// Every request says that it is over, its watches wake, and a second end is none.
-async fn a_closed_session_does_nothing(center: &dyn Center) {
+async fn a_closed_session_does_nothing(center: &dyn CoordClient) {
     let (session, at) = start(center, "closed").await;
     done(&*session, vec![create(&at("node"), b"")]).await;
     let mut states = session.states();
@@ -293,7 +293,7 @@ async fn a_closed_session_does_nothing(center: &dyn Center) {
 }
 
 /// When a node is created, set and deleted, by whomever.
-async fn watches_fire(center: &dyn Center) {
+async fn watches_fire(center: &dyn CoordClient) {
     let (session, at) = start(center, "watches").await;
     let other = open(center).await;
     let node = at("node");
@@ -319,7 +319,7 @@ async fn watches_fire(center: &dyn Center) {
 }
 
 /// When a child comes or goes, and when the node itself goes.
-async fn watches_of_children_fire(center: &dyn Center) {
+async fn watches_of_children_fire(center: &dyn CoordClient) {
     let (session, at) = start(center, "listings").await;
     let other = open(center).await;
     done(&*session, vec![create(&at("folder"), b"")]).await;
@@ -345,7 +345,7 @@ async fn watches_of_children_fire(center: &dyn Center) {
 }
 
 /// Neither one that waits already nor one that comes later.
-async fn a_dropped_watch_silences_no_other(center: &dyn Center) {
+async fn a_dropped_watch_silences_no_other(center: &dyn CoordClient) {
     let (session, at) = start(center, "silence").await;
     let node = at("node");
     done(&*session, vec![create(&node, b"")]).await;
@@ -363,7 +363,7 @@ async fn a_dropped_watch_silences_no_other(center: &dyn Center) {
 }
 
 /// Whatever was committed before.
-async fn a_synchronised_session_sees_every_write(center: &dyn Center) {
+async fn a_synchronised_session_sees_every_write(center: &dyn CoordClient) {
     let (session, at) = start(center, "sync").await;
     let other = open(center).await;
     done(&*session, vec![create(&at("node"), b"")]).await;
@@ -377,7 +377,7 @@ async fn a_synchronised_session_sees_every_write(center: &dyn Center) {
 }
 
 /// The other is told that the node exists.
-async fn one_of_two_creations_succeeds(center: &dyn Center) {
+async fn one_of_two_creations_succeeds(center: &dyn CoordClient) {
     let (session, at) = start(center, "creation").await;
     let other = open(center).await;
     for round in 0..20 {
@@ -396,7 +396,7 @@ async fn one_of_two_creations_succeeds(center: &dyn Center) {
 }
 
 /// Two sessions that count by compare-and-set, each from what it reads: stale readings cost rounds and no count.
-async fn no_increment_is_lost(center: &dyn Center) {
+async fn no_increment_is_lost(center: &dyn CoordClient) {
     const EACH: usize = 50;
     let (session, at) = start(center, "count").await;
     let other = open(center).await;
@@ -425,7 +425,7 @@ async fn no_increment_is_lost(center: &dyn Center) {
 }
 
 /// None waits for the answer to another.
-async fn many_writes_are_under_way_at_a_time(center: &dyn Center) {
+async fn many_writes_are_under_way_at_a_time(center: &dyn CoordClient) {
     const MANY: usize = 256;
     let (session, at) = start(center, "many").await;
     let nodes: Vec<String> = (0..MANY).map(|index| at(&format!("node{index:03}"))).collect();
@@ -446,14 +446,14 @@ async fn many_writes_are_under_way_at_a_time(center: &dyn Center) {
 }
 
 /// A session, and paths below a new folder of this name: the folder's own for the empty one.
-async fn start(center: &dyn Center, folder: &'static str) -> (Arc<dyn Session>, impl Fn(&str) -> String) {
+async fn start(center: &dyn CoordClient, folder: &'static str) -> (Arc<dyn Session>, impl Fn(&str) -> String) {
     let session = open(center).await;
     let at = move |name: &str| if name.is_empty() { format!("/{folder}") } else { format!("/{folder}/{name}") };
     done(&*session, vec![create(&at(""), b"")]).await;
     (session, at)
 }
 
-async fn open(center: &dyn Center) -> Arc<dyn Session> {
+async fn open(center: &dyn CoordClient) -> Arc<dyn Session> {
     center.open().await.expect("the center opens sessions")
 }
 
@@ -494,11 +494,11 @@ fn check(path: &str, version: i32) -> Op {
 }
 
 fn create(path: &str, data: &[u8]) -> Op {
-    Op::Create { path: path.to_owned(), data: data.to_vec(), life: Life::Persistent }
+    Op::Create { path: path.to_owned(), data: data.to_vec(), mode: CreateMode::Persistent }
 }
 
 fn ephemeral(path: &str, data: &[u8]) -> Op {
-    Op::Create { path: path.to_owned(), data: data.to_vec(), life: Life::Ephemeral }
+    Op::Create { path: path.to_owned(), data: data.to_vec(), mode: CreateMode::Ephemeral }
 }
 
 fn set(path: &str, data: &[u8], version: i32) -> Op {

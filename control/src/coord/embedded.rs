@@ -16,11 +16,11 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use self::shelf::Shelf;
-pub use self::shelf::ShelfError;
+use self::shelf::StoreFile;
+pub use self::shelf::StoreFileError;
 use self::store::{Reading, Request, Store};
 use super::{
-    Center, CoordError, Done, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch, check_ops, is_path,
+    CoordClient, CoordError, Done, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch, check_ops, is_path,
 };
 use crate::stopping::CLOSE_MAX;
 use async_trait::async_trait;
@@ -50,17 +50,17 @@ impl Embedded {
     /// Reads the whole file: blocks for a moment.
     ///
     /// # Errors
-    /// [`ShelfError`]: it cannot be read or written, is another process's, or is no store.
-    pub fn open(path: &Path) -> Result<Self, ShelfError> {
-        Self::on(Shelf::at(path.to_owned()))
+    /// [`StoreFileError`]: it cannot be read or written, is another process's, or is no store.
+    pub fn open(path: &Path) -> Result<Self, StoreFileError> {
+        Self::on(StoreFile::at(path.to_owned()))
     }
 
-    fn on(shelf: Shelf) -> Result<Self, ShelfError> {
+    fn on(shelf: StoreFile) -> Result<Self, StoreFileError> {
         let name = shelf.to_string();
         let store = Store::open(shelf)?;
         let (requests, queue) = mpsc::unbounded_channel();
         let thread = std::thread::Builder::new().name("coord-store".to_owned()).spawn(move || store.serve(queue));
-        let thread = thread.map_err(|error| ShelfError::new(Path::new(&name), error))?;
+        let thread = thread.map_err(|error| StoreFileError::new(Path::new(&name), error))?;
         Ok(Self(Arc::new(Owner { requests: Some(requests), thread: Some(thread) })))
     }
 }
@@ -85,7 +85,7 @@ impl Drop for Owner {
 }
 
 #[async_trait]
-impl Center for Embedded {
+impl CoordClient for Embedded {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
         let (report, states) = watch::channel(SessionState { link: Link::Connected, reconnects: 0 });
         let opened = self.0.ask(|answer| Request::Open { report, answer }).await;

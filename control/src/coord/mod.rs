@@ -1,6 +1,6 @@
 //! The coordination service: small nodes of bytes with versions, in a tree, held by a service that survives its servers.
 //!
-//! A [`Center`] opens [`Session`]s; a session ends ([`SessionState::is_over`]) and is replaced by a new one. Its faces:
+//! A [`CoordClient`] opens [`Session`]s; a session ends ([`SessionState::is_over`]) and is replaced by a new one. Its faces:
 //! `zookeeper`, `embedded` (one process, one file) and, for tests, `sim` (seeded faults, virtual time). One contract suite
 //! holds all of them to what is said here.
 //!
@@ -43,7 +43,7 @@ pub const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(120);
 
 /// Opens sessions.
 #[async_trait]
-pub trait Center: Send + Sync + std::fmt::Debug {
+pub trait CoordClient: Send + Sync + std::fmt::Debug {
     /// A new session, connected.
     ///
     /// # Errors
@@ -189,7 +189,7 @@ pub enum Op {
         /// At most [`NODE_BYTES_MAX`].
         data: Vec<u8>,
         /// How long it lives.
-        life: Life,
+        mode: CreateMode,
     },
     /// The node exists with this version; it gets this content.
     Set {
@@ -211,7 +211,7 @@ pub enum Op {
 
 /// How long a node lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub enum CreateMode {
     /// Until it is deleted.
     Persistent,
     /// At most as long as the session that created it.
@@ -241,7 +241,7 @@ pub enum CoordError {
     /// The session is over; open a new one.
     #[error("the session is over: {0:?}")]
     Ended(Ending),
-    /// Only of [`Center::open`]: the service was reached, and this node can or must do nothing with what is there.
+    /// Only of [`CoordClient::open`]: the service was reached, and this node can or must do nothing with what is there.
     #[error("{0}")]
     Unusable(String),
     /// There is no connection now; nothing was sent.

@@ -2,7 +2,7 @@
 //!
 //! Roles take the receiver and act on what they see; only the keeper opens and closes.
 
-use crate::coord::{Center, CoordError, Ending, Refusal, Session, SessionState};
+use crate::coord::{CoordClient, CoordError, Ending, Refusal, Session, SessionState};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -23,14 +23,14 @@ pub type Sessions = watch::Receiver<Option<Arc<dyn Session>>>;
 /// See the module's head.
 #[derive(Debug)]
 pub struct SessionKeeper {
-    center: Arc<dyn Center>,
+    center: Arc<dyn CoordClient>,
     published: watch::Sender<Option<Arc<dyn Session>>>,
 }
 
 impl SessionKeeper {
     /// A keeper that has not opened one yet.
     #[must_use]
-    pub fn new(center: Arc<dyn Center>) -> Self {
+    pub fn new(center: Arc<dyn CoordClient>) -> Self {
         Self { center, published: watch::Sender::new(None) }
     }
 
@@ -148,7 +148,7 @@ mod tests {
     struct Silent(AtomicUsize);
 
     #[async_trait::async_trait]
-    impl Center for Silent {
+    impl CoordClient for Silent {
         async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
             std::future::pending().await
         }
@@ -163,7 +163,7 @@ mod tests {
     async fn a_service_that_says_nothing_is_named_within_five_seconds_and_every_half_minute() {
         for (seconds, said) in [(5, 1), (35, 2), (95, 4)] {
             let center = Arc::new(Silent::default());
-            let keeper = SessionKeeper::new(Arc::clone(&center) as Arc<dyn Center>);
+            let keeper = SessionKeeper::new(Arc::clone(&center) as Arc<dyn CoordClient>);
             assert!(timeout(Duration::from_secs(seconds), keeper.run()).await.is_err());
             assert_eq!(center.0.load(Ordering::Relaxed), said, "after {seconds} s");
         }

@@ -3,7 +3,7 @@
 //! A [`Tree`] does a multi wholly or not at all, and refuses in ZooKeeper's order of conditions. Always holds: every node
 //! but the root has a parent, which lists it; no ephemeral node has children.
 
-use super::{Done, Life, Node, Op, Refusal, SessionId, Stat, Zxid};
+use super::{CreateMode, Done, Node, Op, Refusal, SessionId, Stat, Zxid};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::oneshot;
 
@@ -118,9 +118,9 @@ impl Tree {
     ) -> Result<(Done, Option<Change>), Refusal> {
         match op {
             Op::Check { path, version } => self.at(&path, version).map(|_| (Done::Plain, None)),
-            Op::Create { path, data, life } => {
+            Op::Create { path, data, mode } => {
                 self.check_creation(&path)?;
-                let owner = (life == Life::Ephemeral).then_some(session);
+                let owner = (mode == CreateMode::Ephemeral).then_some(session);
                 let stat = Stat { version: 0, created: zxid, modified: zxid, owner };
                 self.put(&path, Some(Node { data, stat }));
                 undo.push(Undo(path.clone(), None));
@@ -231,9 +231,9 @@ mod tests {
     /// Few paths and versions, so that operations meet each other.
     fn op() -> impl Strategy<Value = Op> {
         let path = prop::sample::select(vec!["/a", "/b", "/a/a", "/a/b", "/a/a/a"]).prop_map(str::to_owned);
-        let life = prop::sample::select(vec![Life::Persistent, Life::Ephemeral]);
-        (0..4, path, 0..3, life, any::<u8>()).prop_map(|(kind, path, version, life, byte)| match kind {
-            0 => Op::Create { path, data: vec![byte], life },
+        let mode = prop::sample::select(vec![CreateMode::Persistent, CreateMode::Ephemeral]);
+        (0..4, path, 0..3, mode, any::<u8>()).prop_map(|(kind, path, version, mode, byte)| match kind {
+            0 => Op::Create { path, data: vec![byte], mode },
             1 => Op::Set { path, data: vec![byte], version },
             2 => Op::Delete { path, version },
             _ => Op::Check { path, version },

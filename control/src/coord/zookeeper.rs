@@ -22,8 +22,8 @@ mod version;
 use self::reply::{link, node, sorted};
 use super::credentials::Credentials;
 use super::{
-    Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN, Session,
-    SessionId, SessionState, Watch, check_ops, is_path,
+    CoordClient, CoordError, CreateMode, Done, Ending, Link, Node, Op, Refusal, SESSION_TIMEOUT_MAX,
+    SESSION_TIMEOUT_MIN, Session, SessionId, SessionState, Watch, check_ops, is_path,
 };
 use crate::host_port::HostPort;
 use crate::stopping::CLOSE_MAX;
@@ -136,7 +136,7 @@ impl ZooKeeper {
 }
 
 #[async_trait]
-impl Center for ZooKeeper {
+impl CoordClient for ZooKeeper {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
         let client = self.connect().await.map_err(|error| {
             tracing::debug!(servers = self.servers, %error, "no session");
@@ -350,10 +350,10 @@ impl Session for ZooKeeperSession {
 fn add(writer: &mut zk::MultiWriter<'_>, op: &Op, access: zk::Acls<'_>) -> Result<(), zk::Error> {
     match op {
         Op::Check { path, version } => writer.add_check_version(path, *version),
-        Op::Create { path, data, life } => {
-            let mode = match life {
-                Life::Persistent => zk::CreateMode::Persistent,
-                Life::Ephemeral => zk::CreateMode::Ephemeral,
+        Op::Create { path, data, mode } => {
+            let mode = match mode {
+                CreateMode::Persistent => zk::CreateMode::Persistent,
+                CreateMode::Ephemeral => zk::CreateMode::Ephemeral,
             };
             writer.add_create(path, data, &mode.with_acls(access))
         }

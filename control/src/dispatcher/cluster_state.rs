@@ -5,9 +5,9 @@
 
 use super::fleet::Fleet;
 use super::queue::Queue;
-use super::tasks::{Entry, Note, Tasks, Told, Unquiet};
+use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt};
 use crate::coord::Zxid;
-use crate::model::{Holder, NodeId, Progress, Registration, State, TaskId, TaskRecord};
+use crate::model::{Holder, NodeId, Progress, Registration, TaskId, TaskRecord, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ impl Now {
 
 /// How far the fencing of a lost runner by the program is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Cut {
+pub(crate) enum FenceProgress {
     /// The program runs.
     Running,
     /// It exited 0.
@@ -41,7 +41,7 @@ pub(crate) enum Cut {
     /// It did not; it will be run again.
     Failed {
         /// When.
-        rest: super::tasks::Rest,
+        rest: super::tasks::Backoff,
         /// What it said.
         why: String,
     },
@@ -49,14 +49,14 @@ pub(crate) enum Cut {
 
 /// What the leader knows.
 #[derive(Debug, Default)]
-pub(crate) struct View {
+pub(crate) struct ClusterState {
     pub(crate) tasks: Tasks,
     pub(crate) fleet: Fleet,
     pub(crate) queue: Queue,
     /// Which task has a claim, or is about to.
     pub(crate) claimed: BTreeMap<String, TaskId>,
     /// Lost runners that the program has been sent for.
-    pub(crate) cuts: BTreeMap<(NodeId, String), Cut>,
+    pub(crate) fences: BTreeMap<(NodeId, String), FenceProgress>,
     /// When nodes that drain at once are asked again.
     pub(crate) interrupts: BTreeMap<NodeId, Duration>,
     /// Claims of tasks that are being assigned.
@@ -65,7 +65,7 @@ pub(crate) struct View {
     dues: BTreeMap<TaskId, Duration>,
 }
 
-impl View {
+impl ClusterState {
     /// Takes a record as it was read or written. `created` is known only when it was read. Returns whether it is news.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>, now: Now) -> bool {
         let id = record.id.clone();
@@ -103,7 +103,7 @@ impl View {
         self.free(entry.record.claims.iter(), now);
     }
 
-    fn index(&mut self, entry: &Entry) {
+    fn index(&mut self, entry: &TaskEntry) {
         let record = &entry.record;
         if let Some(node) = record.node() {
             self.fleet.hold(node, &record.id, bytes(entry));
@@ -151,7 +151,7 @@ impl View {
     /// A task is neither ready nor blocked.
     pub(crate) fn unqueue(&mut self, id: &TaskId) {
         self.queue.remove(id);
-        let waits_for = self.tasks.get_mut(id).and_then(|entry| entry.note.waits_for.take());
+        let waits_for = self.tasks.get_mut(id).and_then(|entry| entry.runtime.waits_for.take());
         if let Some(claim) = waits_for {
             self.queue.unblock(id, &claim);
         }
@@ -186,7 +186,7 @@ impl View {
         self.unqueue(id);
         let Some(entry) = self.tasks.get_mut(id) else { return };
         self.queue.block(id, &claim);
-        entry.note.waits_for = Some(claim);
+        entry.runtime.waits_for = Some(claim);
     }
 
     /// Nothing is written of a task until then.
@@ -194,7 +194,7 @@ impl View {
         self.calm(id);
         self.unqueue(id);
         if let Some(entry) = self.tasks.get_mut(id) {
-            entry.note.hold_until = until;
+            entry.runtime.hold_until = until;
         }
         self.touch(id, until);
     }
@@ -210,11 +210,11 @@ impl View {
                 self.interrupts.insert(node.clone(), now);
             }
             if let Some(there) = self.fleet.get(node) {
-                self.cuts.remove(&(node.clone(), there.incarnation.0.clone()));
+                self.fences.remove(&(node.clone(), there.incarnation.0.clone()));
             }
         }
         if !changed.is_empty() {
-            concerned.extend(self.tasks.of(State::Lost).iter().cloned());
+            concerned.extend(self.tasks.of(TaskState::Lost).iter().cloned());
         }
         concerned.iter().for_each(|id| self.touch(id, now));
     }
@@ -268,43 +268,43 @@ impl View {
     }
 
     fn lost_with(&self, holder: &Holder) -> Vec<TaskId> {
-        let of = |entry: &Entry| entry.record.attempts.last().is_some_and(|attempt| attempt.runner == *holder);
-        self.tasks.of(State::Lost).iter().filter(|id| self.tasks.get(id).is_some_and(of)).cloned().collect()
+        let of = |entry: &TaskEntry| entry.record.attempts.last().is_some_and(|attempt| attempt.runner == *holder);
+        self.tasks.of(TaskState::Lost).iter().filter(|id| self.tasks.get(id).is_some_and(of)).cloned().collect()
     }
 }
 
-fn bytes(entry: &Entry) -> u64 {
+fn bytes(entry: &TaskEntry) -> u64 {
     entry.live.unwrap_or(entry.record.progress).planned.max(entry.record.progress.planned)
 }
 
 /// The entry with a newer record: what was seen and done for the old state counts no more.
 fn renewed(
-    before: Option<Entry>,
+    before: Option<TaskEntry>,
     record: Arc<TaskRecord>,
     version: i32,
     created: Option<Zxid>,
     now: Duration,
-) -> Entry {
+) -> TaskEntry {
     let Some(before) = before else {
-        let note = Note { since: now, unquiet: unquiet(&record, &[], now), ..Note::default() };
-        return Entry { record, version, created, grant: None, live: None, note };
+        let runtime = TaskRuntime { since: now, undrained: undrained(&record, &[], now), ..TaskRuntime::default() };
+        return TaskEntry { record, version, created, grant: None, live: None, runtime };
     };
     let old = &before.record;
     let attempt = |record: &TaskRecord| (record.attempts.len(), record.attempts.last().map(|last| last.started_ms));
     let is_same_holder = old.holder == record.holder && attempt(old) == attempt(&record);
-    let mut note = before.note;
-    note.unquiet = unquiet(&record, &note.unquiet, now);
+    let mut runtime = before.runtime;
+    runtime.undrained = undrained(&record, &runtime.undrained, now);
     if old.state != record.state || !is_same_holder {
-        (note.since, note.told, note.next_call) = (now, Told::No, Duration::ZERO);
-        note.waits = None;
+        (runtime.since, runtime.assign_reply, runtime.next_call) = (now, AssignReply::No, Duration::ZERO);
+        runtime.waits = None;
     }
-    note.owes_nudge &= is_same_holder;
+    runtime.owes_notification &= is_same_holder;
     let (grant, live) = if is_same_holder { (before.grant, before.live) } else { (None, None) };
-    Entry { record, version, created: created.or(before.created), grant, live, note }
+    TaskEntry { record, version, created: created.or(before.created), grant, live, runtime }
 }
 
 /// Since when each ended attempt that may still write was seen as such; their grants tell them apart.
-fn unquiet(record: &TaskRecord, seen: &[Unquiet], now: Duration) -> Vec<Unquiet> {
+fn undrained(record: &TaskRecord, seen: &[UndrainedAttempt], now: Duration) -> Vec<UndrainedAttempt> {
     let waiting = record.attempts.iter().filter(|attempt| !attempt.quiet && attempt.ended_ms.is_some());
     let since = |grant| seen.iter().find(|(known, _)| *known == grant).map_or(now, |(_, since)| *since);
     waiting.map(|attempt| (attempt.epoch, since(attempt.epoch))).collect()

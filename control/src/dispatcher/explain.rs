@@ -1,11 +1,11 @@
 //! Tasks as clients see them: the record, the holder's telemetry, and in words why a task is not running.
 
-use super::cluster_state::{Cut, Now, View};
-use super::place::{Able, able};
-use super::tasks::{Entry, Told};
+use super::cluster_state::{ClusterState, FenceProgress, Now};
+use super::place::{EligibleNodes, able};
+use super::tasks::{AssignReply, TaskEntry};
 use crate::model::volume::node_of;
-use crate::model::{Fence, NodeId, State, TaskRecord};
-use crate::peers::Step;
+use crate::model::{Fence, NodeId, TaskRecord, TaskState};
+use crate::peers::StartStage;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,16 +17,16 @@ const SLOW: Duration = Duration::from_secs(5);
 const NODES_NAMED_MAX: usize = 4;
 
 /// The record with what only the leader knows.
-pub(crate) fn shown(view: &View, entry: &Entry, now: Now) -> Arc<TaskRecord> {
+pub(crate) fn shown(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
     let record = &entry.record;
     let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
-    let is_held = entry.note.hold_until > now.boot || entry.note.is_busy;
-    let impeded = entry.note.impeded.as_ref().filter(|_| is_held && !record.state.is_terminal());
-    let impeded = impeded.map(|impeded| format!("cannot be written: {}", impeded.why));
-    let reason = impeded.or_else(|| match record.state {
-        State::Pending => waits_for(view, entry, now),
-        State::Assigned | State::Cancelling if !record.has_begun() => not_begun(entry, now),
-        State::Lost => fenced_by(view, record),
+    let is_held = entry.runtime.hold_until > now.boot || entry.runtime.is_busy;
+    let write_failure = entry.runtime.write_failure.as_ref().filter(|_| is_held && !record.state.is_terminal());
+    let write_failure = write_failure.map(|write_failure| format!("cannot be written: {}", write_failure.why));
+    let reason = write_failure.or_else(|| match record.state {
+        TaskState::Pending => waits_for(cluster, entry, now),
+        TaskState::Assigned | TaskState::Cancelling if !record.has_begun() => not_begun(entry, now),
+        TaskState::Lost => fenced_by(cluster, record),
         _ => None,
     });
     if live.is_none() && reason.is_none() {
@@ -42,97 +42,97 @@ pub(crate) fn shown(view: &View, entry: &Entry, now: Now) -> Arc<TaskRecord> {
     Arc::new(shown)
 }
 
-fn waits_for(view: &View, entry: &Entry, now: Now) -> Option<String> {
-    let (record, note) = (&entry.record, &entry.note);
-    if let Some(claim) = &note.waits_for {
-        let owner = view.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
+fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
+    let (record, runtime) = (&entry.record, &entry.runtime);
+    if let Some(claim) = &runtime.waits_for {
+        let owner = cluster.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
         return Some(format!("waits for {owner}, which has the destination"));
     }
     if let Some(until) = entry.rests_until(now) {
         let seconds = (until - now.boot).as_millis().div_ceil(1000);
-        let where_ = failed_on(view, record).map(|failed| format!("; {failed}")).unwrap_or_default();
+        let where_ = failed_on(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
         return Some(format!("is tried again in {seconds} s{where_}"));
     }
     let node = node_of(&record.spec).ok().flatten();
-    let avoided = note.avoid.iter().filter(|(_, rest)| rest.until > now.boot).map(|(node, _)| node.as_str());
+    let avoided = runtime.avoid.iter().filter(|(_, rest)| rest.until > now.boot).map(|(node, _)| node.as_str());
     let avoided: Vec<&str> = avoided.collect();
     if let Some(node) = node {
-        return match view.fleet.get(&node) {
+        return match cluster.fleet.get(&node) {
             None => Some(format!("waits for {node}, which is not registered")),
             Some(there) if there.stopping => Some(format!("waits for {node}, which is stopping")),
-            Some(_) if view.fleet.drains.contains_key(&node) => Some(format!("waits for {node}, which drains")),
-            Some(there) if view.fleet.rival(&node).is_some() && !avoided.is_empty() => {
-                let rival = view.fleet.rival(&node).map_or("another node", NodeId::as_str);
+            Some(_) if cluster.fleet.drains.contains_key(&node) => Some(format!("waits for {node}, which drains")),
+            Some(there) if cluster.fleet.rival(&node).is_some() && !avoided.is_empty() => {
+                let rival = cluster.fleet.rival(&node).map_or("another node", NodeId::as_str);
                 Some(format!("waits for {node}: {rival} has named the same address, {}", there.address))
             }
             Some(_) if !avoided.is_empty() => Some(format!("waits for {node}, which has refused it")),
-            Some(_) if view.fleet.fill(&node).is_none() => Some(format!("waits for {node}, which has no slot free")),
+            Some(_) if cluster.fleet.load(&node).is_none() => Some(format!("waits for {node}, which has no slot free")),
             Some(_) => None,
         };
     }
-    if view.fleet.all().next().is_none() {
+    if cluster.fleet.all().next().is_none() {
         return Some(String::from("waits for a runner: none is registered"));
     }
-    if let Some(failed) = failed_on(view, record) {
+    if let Some(failed) = failed_on(cluster, record) {
         return Some(format!("waits for a runner: {failed}"));
     }
-    if view.fleet.open().is_empty() {
+    if cluster.fleet.open().is_empty() {
         return Some(String::from("waits for a runner: all are full, draining or stopping"));
     }
     (!avoided.is_empty()).then(|| format!("waits: refused by {}", avoided.join(", ")))
 }
 
 /// Which nodes have failed a task by faults of their own, and which are to try it next.
-fn failed_on(view: &View, record: &TaskRecord) -> Option<String> {
+fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let failed = record.failed_nodes();
     if failed.is_empty() || !matches!(node_of(&record.spec), Ok(None)) {
         return None;
     }
     let failed: Vec<&str> = failed.into_iter().map(NodeId::as_str).collect();
     let failed = failed.join(", ");
-    let next = match able(view, record) {
-        Able::These(nodes) if view.fleet.all().count() > 1 => {
+    let next = match able(cluster, record) {
+        EligibleNodes::These(nodes) if cluster.fleet.all().count() > 1 => {
             let nodes: Vec<&str> = nodes.into_iter().take(NODES_NAMED_MAX).map(NodeId::as_str).collect();
             format!("next on {}", nodes.join(", "))
         }
-        Able::These(_) | Able::All => String::from("no other node is registered"),
-        Able::None => String::from("no other node is left"),
+        EligibleNodes::These(_) | EligibleNodes::All => String::from("no other node is registered"),
+        EligibleNodes::None => String::from("no other node is left"),
     };
     Some(format!("{failed} could not do it, {next}"))
 }
 
 /// Why a task that was given to a runner has not begun. Nothing takes it from a runner that says that it has it: what is slow
 /// is a volume or a server, and would be on other nodes, too.
-fn not_begun(entry: &Entry, now: Now) -> Option<String> {
-    let (record, note) = (&entry.record, &entry.note);
+fn not_begun(entry: &TaskEntry, now: Now) -> Option<String> {
+    let (record, runtime) = (&entry.record, &entry.runtime);
     let node = record.node()?;
     let given = Duration::from_millis(now.unix_ms.saturating_sub(record.attempts.last()?.started_ms));
     if given < SLOW {
         return None;
     }
     let seconds = given.as_secs();
-    let what = match (&note.told, note.waits) {
-        (Told::Refused { .. }, _) => return None,
-        (Told::Accepted, None) => "has not said why",
+    let what = match (&runtime.assign_reply, runtime.waits) {
+        (AssignReply::Refused { .. }, _) => return None,
+        (AssignReply::Accepted, None) => "has not said why",
         (_, None) => return Some(format!("given to {node} {seconds} s ago, which has not answered")),
-        (_, Some(Step::Reading)) => "reads the task's record",
-        (_, Some(Step::Leasing)) => "waits for its lease to be renewed",
-        (_, Some(Step::Opening)) => "opens the volumes, or waits for the destination's lock",
-        (_, Some(Step::Storing)) => "stores that it begins",
+        (_, Some(StartStage::Reading)) => "reads the task's record",
+        (_, Some(StartStage::Leasing)) => "waits for its lease to be renewed",
+        (_, Some(StartStage::Opening)) => "opens the volumes, or waits for the destination's lock",
+        (_, Some(StartStage::Storing)) => "stores that it begins",
     };
     Some(format!("given to {node} {seconds} s ago, which has it and has not begun to write: it {what}"))
 }
 
-fn fenced_by(view: &View, record: &TaskRecord) -> Option<String> {
+fn fenced_by(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let runner = &record.attempts.last()?.runner;
     let node = &runner.node;
     match record.spec.fence() {
         Fence::Local => Some(format!("waits for {node} to come back: only there is the destination")),
         Fence::Lease => Some(format!("waits until the lease of {node} is over")),
         Fence::Manual => Some(format!("waits for 'blockhaul fence {node} --confirm': say that the node is off")),
-        Fence::Command => match view.cuts.get(&(node.clone(), runner.incarnation.0.clone())) {
-            Some(Cut::Failed { why, .. }) => Some(format!("could not cut {node} off: {why}")),
-            _ => Some(format!("waits for the fence program to cut {node} off")),
+        Fence::Command => match cluster.fences.get(&(node.clone(), runner.incarnation.0.clone())) {
+            Some(FenceProgress::Failed { why, .. }) => Some(format!("could not fence_runner {node} off: {why}")),
+            _ => Some(format!("waits for the fence program to fence_runner {node} off")),
         },
     }
 }

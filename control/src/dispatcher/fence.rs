@@ -18,7 +18,7 @@ pub(crate) trait FenceProgram: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// What went wrong, for people; it will be tried again.
-    async fn cut(&self, runner: &Holder) -> Result<(), String>;
+    async fn fence_runner(&self, runner: &Holder) -> Result<(), String>;
 }
 
 /// A program of this host, named on the command line of `taskd`: gets the node's name as its argument and
@@ -28,7 +28,7 @@ pub(crate) struct FenceCommand(pub PathBuf);
 
 #[async_trait]
 impl FenceProgram for FenceCommand {
-    async fn cut(&self, runner: &Holder) -> Result<(), String> {
+    async fn fence_runner(&self, runner: &Holder) -> Result<(), String> {
         let name = self.0.shown();
         let mut command = Command::new(&self.0);
         command.arg(runner.node.as_str()).env("BLOCKHAUL_INCARNATION", &runner.incarnation.0);

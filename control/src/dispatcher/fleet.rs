@@ -1,6 +1,6 @@
 //! The runners that are there, what each has, and which have room.
 
-use super::tasks::Rest;
+use super::tasks::Backoff;
 use crate::model::{Drain, Holder, NodeId, Registration, TaskId};
 use crate::peers::Peer;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// How full a runner is; the least full one sorts first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Fill {
+pub(crate) struct RunnerLoad {
     /// Sizes of the sources that it copies.
     pub(crate) bytes: u64,
     /// Slots in use.
@@ -23,15 +23,15 @@ pub(crate) struct Fleet {
     runners: BTreeMap<NodeId, Registration>,
     /// Operators' wishes and the versions of their nodes.
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
-    loads: BTreeMap<NodeId, Load>,
+    loads: BTreeMap<NodeId, NodeLoad>,
     /// Tasks on their way to a runner.
     reserved: BTreeMap<TaskId, NodeId>,
     /// How long each runner was left alone last, until it accepts something.
-    rests: BTreeMap<NodeId, Rest>,
+    rests: BTreeMap<NodeId, Backoff>,
     /// Those that are left alone now.
     resting: BTreeSet<NodeId>,
-    open: BTreeSet<Fill>,
-    fills: BTreeMap<NodeId, Fill>,
+    open: BTreeSet<RunnerLoad>,
+    loads_open: BTreeMap<NodeId, RunnerLoad>,
     /// Nodes that have named one address, by that address, as they were reported last.
     pub(crate) conflicts: BTreeMap<String, BTreeSet<NodeId>>,
     /// Registrations that cannot be decoded, by path, and why.
@@ -39,7 +39,7 @@ pub(crate) struct Fleet {
 }
 
 #[derive(Debug, Default)]
-struct Load {
+struct NodeLoad {
     /// Bytes of each task that it holds.
     tasks: BTreeMap<TaskId, u64>,
     bytes: u64,
@@ -66,13 +66,13 @@ impl Fleet {
     }
 
     /// Runners with room, the least full first.
-    pub(crate) fn open(&self) -> &BTreeSet<Fill> {
+    pub(crate) fn open(&self) -> &BTreeSet<RunnerLoad> {
         &self.open
     }
 
     /// How full a runner is, if it has room.
-    pub(crate) fn fill(&self, node: &NodeId) -> Option<&Fill> {
-        self.fills.get(node)
+    pub(crate) fn load(&self, node: &NodeId) -> Option<&RunnerLoad> {
+        self.loads_open.get(node)
     }
 
     /// Replaces the registrations; returns the nodes whose process has come, gone or changed.
@@ -144,7 +144,7 @@ impl Fleet {
     }
 
     /// A runner gives back what it has: it gets nothing before its registration has been read anew.
-    pub(crate) fn doubt(&mut self, node: &NodeId) {
+    pub(crate) fn mark_stale(&mut self, node: &NodeId) {
         if let Some(runner) = self.runners.get_mut(node) {
             runner.stopping = true;
             self.refresh(node);
@@ -160,7 +160,7 @@ impl Fleet {
     }
 
     /// A runner has accepted a task.
-    pub(crate) fn praise(&mut self, node: &NodeId) {
+    pub(crate) fn clear_backoff(&mut self, node: &NodeId) {
         if self.rests.remove(node).is_some() {
             self.resting.remove(node);
             self.refresh(node);
@@ -192,8 +192,8 @@ impl Fleet {
     }
 
     fn refresh(&mut self, node: &NodeId) {
-        if let Some(fill) = self.fills.remove(node) {
-            self.open.remove(&fill);
+        if let Some(load) = self.loads_open.remove(node) {
+            self.open.remove(&load);
         }
         let Some(runner) = self.runners.get(node) else { return };
         let load = self.loads.get(node);
@@ -202,8 +202,8 @@ impl Fleet {
         if is_refused || used >= runner.slots {
             return;
         }
-        let fill = Fill { bytes: load.map_or(0, |load| load.bytes), used, node: node.clone() };
-        self.open.insert(fill.clone());
-        self.fills.insert(node.clone(), fill);
+        let load = RunnerLoad { bytes: load.map_or(0, |load| load.bytes), used, node: node.clone() };
+        self.open.insert(load.clone());
+        self.loads_open.insert(node.clone(), load);
     }
 }

@@ -1,7 +1,7 @@
 //! What clients and runners ask the leader for: a handle that any part of the server may hold.
 
-use super::status::{RunnerView, Status};
-use crate::model::{Change, Draining, NodeId, Order, Progress, State, TaskId, TaskRecord};
+use super::status::{RunnerSummary, Status};
+use crate::model::{DrainMode, NodeId, Progress, Submission, TaskChange, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,7 +16,7 @@ pub(super) const PAGE_MAX: usize = 500;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Query {
     /// Only those of this state.
-    pub state: Option<State>,
+    pub state: Option<TaskState>,
     /// Only those after this one in the order of ids.
     pub after: Option<TaskId>,
     /// At most so many; 0 and anything above [`PAGE_MAX`] mean [`PAGE_MAX`].
@@ -34,9 +34,9 @@ pub(crate) struct Page {
 
 /// What is wanted of one task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum Mutation {
     /// What its client wants.
-    Change(Change),
+    TaskChange(TaskChange),
     /// That node is off, an operator says.
     Confirm(NodeId),
     /// That its record goes, as it has ended.
@@ -48,20 +48,20 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 /// One request to the loop.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Submit(Order, Reply<Arc<TaskRecord>>),
+    Submit(Submission, Reply<Arc<TaskRecord>>),
     Get(TaskId, Reply<Arc<TaskRecord>>),
     List(Query, Reply<Page>),
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
-    Want(TaskId, Wanted, Reply<Arc<TaskRecord>>),
-    Runners(Reply<Vec<RunnerView>>),
-    Drain(NodeId, Draining, Reply<()>),
+    Mutate(TaskId, Mutation, Reply<Arc<TaskRecord>>),
+    Runners(Reply<Vec<RunnerSummary>>),
+    Drain(NodeId, DrainMode, Reply<()>),
     Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
     Changed(Vec<TaskId>),
     Progress(Vec<(TaskId, Progress)>),
 }
 
-/// The way to the dispatcher of one reign. When that is over, everything answers `ENotLeader`.
+/// The way to the dispatcher of one term. When that is over, everything answers `ENotLeader`.
 #[derive(Clone, Debug)]
 pub(crate) struct DispatcherHandle {
     requests: mpsc::Sender<Request>,
@@ -85,7 +85,7 @@ impl DispatcherHandle {
     /// `EBadRequest`: it is too long for a record. `EUnsupported`: there is no program to fence it by. `EExists`: another
     /// task has that id. `EOverloaded`: there are too many tasks that have not ended. `EUnreachable`: the store does not answer; it may be
     /// submitted again. `ENotLeader`, as from every call: ask the node that leads now.
-    pub(crate) async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
+    pub(crate) async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>> {
         self.ask(|reply| Request::Submit(order, reply)).await
     }
 
@@ -106,7 +106,7 @@ impl DispatcherHandle {
     }
 
     /// A task as it is now, and every change of it (merged, if the reader is slow), telemetry included. The sender is
-    /// dropped when the reign or the task's record is gone: then ask the node that leads.
+    /// dropped when the term or the task's record is gone: then ask the node that leads.
     ///
     /// # Errors
     /// `ENotFound`.
@@ -119,8 +119,8 @@ impl DispatcherHandle {
     /// # Errors
     /// `EUnsupported`: it is no copy, and can only be given up. `EBusy`: it has ended or is being cancelled.
     /// `EBadRequest`: a limit of 0. `ENotFound`, `EUnreachable`.
-    pub(crate) async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Want(task.clone(), Wanted::Change(change), reply)).await
+    pub(crate) async fn change(&self, task: &TaskId, change: TaskChange) -> Result<Arc<TaskRecord>> {
+        self.ask(|reply| Request::Mutate(task.clone(), Mutation::TaskChange(change), reply)).await
     }
 
     /// Deletes the record of a task that has ended; what it said last.
@@ -128,14 +128,14 @@ impl DispatcherHandle {
     /// # Errors
     /// `EBusy`: it has not ended, or an earlier attempt may still write its destination. `ENotFound`, `EUnreachable`.
     pub(crate) async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>> {
-        self.ask(|reply| Request::Want(task.clone(), Wanted::Remove, reply)).await
+        self.ask(|reply| Request::Mutate(task.clone(), Mutation::Remove, reply)).await
     }
 
     /// The runners that are registered, and nodes that drain.
     ///
     /// # Errors
     /// `ENotLeader`.
-    pub(crate) async fn runners(&self) -> Result<Vec<RunnerView>> {
+    pub(crate) async fn runners(&self) -> Result<Vec<RunnerSummary>> {
         self.ask(Request::Runners).await
     }
 
@@ -143,8 +143,8 @@ impl DispatcherHandle {
     ///
     /// # Errors
     /// `ENotFound`: no such node has ever registered. `EUnreachable`.
-    pub(crate) async fn drain(&self, node: &NodeId, wish: Draining) -> Result<()> {
-        self.ask(|reply| Request::Drain(node.clone(), wish, reply)).await
+    pub(crate) async fn drain(&self, node: &NodeId, desired_state: DrainMode) -> Result<()> {
+        self.ask(|reply| Request::Drain(node.clone(), desired_state, reply)).await
     }
 
     /// An operator says that a node is off and writes nothing any more. Returns the tasks that could go on because of it.
@@ -188,7 +188,7 @@ impl DispatcherHandle {
     }
 }
 
-/// What everything answers when the reign is over.
+/// What everything answers when the term is over.
 pub(crate) fn not_leader() -> Error {
     let message = "this node no longer leads: ask again";
     Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }

@@ -3,7 +3,7 @@
 //! A service that is put back to a backup counts on from there: versions and transaction numbers of what it has lost are
 //! given again, to other records. To a leader whose session has outlived that a new record looks like an old reading, and
 //! its own next write, decided by what is lost, passes the check of the version. So it looks for what no single history can
-//! bring forth, and resigns when it finds it: the next reign reads everything.
+//! bring forth, and resigns when it finds it: the next term reads everything.
 //!
 //! Nothing of this can come from answers that overtake each other, from servers that are behind or from lost answers:
 //! - every write of a record has an operation id of its own, so one version of one node has one;
@@ -12,7 +12,7 @@
 //!
 //! A node that is gone or was made later proves nothing: ids are used again, and operators remove nodes.
 
-use super::tasks::Entry;
+use super::tasks::TaskEntry;
 use crate::coord::{Node, Zxid};
 use crate::model::{OpId, Record, TaskRecord};
 
@@ -29,7 +29,7 @@ pub(crate) struct Known {
 
 impl Known {
     /// What the leader knows now.
-    pub(crate) fn of(entry: &Entry) -> Self {
+    pub(crate) fn of(entry: &TaskEntry) -> Self {
         Self { version: entry.version, created: entry.created, op: entry.record.op.clone() }
     }
 

@@ -1,14 +1,14 @@
 //! The leader's role: gives tasks to runners, takes them back when runners are lost, and answers clients.
 //!
 //! ```text
-//!  store, runners, clients --observe--> View --decide (pure)--> Decisions --enact--> writes and calls, pipelined
+//!  store, runners, clients --observe--> ClusterState --decide (pure)--> Decisions --enact--> writes and calls, pipelined
 //!           ^                                                                              |
 //!           `------------------------------------------------------------------------------'
 //! ```
 //!
-//! One [`Dispatcher`] lives as long as one [`Reign`] and is one asynchronous task of its caller. It starts by reading
+//! One [`Dispatcher`] lives as long as one [`LeaderTerm`] and is one asynchronous task of its caller. It starts by reading
 //! everything; afterwards hints (a watch on the runners, calls from them) and a full look every 30 s and after each
-//! reconnect keep it right. What always holds: a runner is told only of what is stored; every write checks the reign
+//! reconnect keep it right. What always holds: a runner is told only of what is stored; every write checks the term
 //! and the version of what it replaces; at most one write of a task is under way. Other parts of the server talk to it
 //! only through the [`DispatcherHandle`].
 
@@ -36,16 +36,16 @@ pub(crate) use handle::{DispatcherHandle, Query};
 pub(crate) use status::{Latency, Status};
 
 use crate::clock::Clock;
-use crate::cluster::election::Reign;
+use crate::cluster::election::LeaderTerm;
 use crate::coord::Session;
-use crate::liveness::Pulse;
+use crate::liveness::LivenessCounter;
 use crate::model::{TaskId, TaskRecord, TaskSpec};
-use crate::peers::RunnerCalls;
-use cluster_state::{Now, View};
-use decide::{Room, Terms, decide};
+use crate::peers::RunnerClient;
+use cluster_state::{ClusterState, Now};
+use decide::{Budget, DecisionLimits, decide};
 use handle::{Reply, Request};
 use outcome::Outcome;
-use pending_mutations::Wants;
+use pending_mutations::PendingMutations;
 use reads::Reads;
 use status::Samples;
 use std::collections::BTreeMap;
@@ -88,7 +88,7 @@ pub(crate) struct Config {
     /// For tasks whose fence is `command`; without it they are refused. Default none.
     pub fence: Option<Arc<dyn FenceProgram>>,
     /// Beats with every turn.
-    pub pulse: Pulse,
+    pub liveness: LivenessCounter,
 }
 
 impl Default for Config {
@@ -102,7 +102,7 @@ impl Default for Config {
             tasks_max: 100_000,
             clock_ahead: None,
             fence: None,
-            pulse: Pulse::default(),
+            liveness: LivenessCounter::default(),
         }
     }
 }
@@ -113,7 +113,7 @@ pub(crate) enum Ending {
     /// It was asked to.
     Stopped,
     /// This node no longer leads.
-    Deposed,
+    LostLeadership,
     /// The session is over.
     SessionOver,
     /// The coordination service has forgotten what this leader has seen committed: the office is to be given up, and
@@ -124,17 +124,17 @@ pub(crate) enum Ending {
 /// Who asked for a task that is being stored, and what exactly.
 type Submitter = (TaskSpec, Reply<Arc<TaskRecord>>);
 
-/// The dispatcher of one reign.
+/// The dispatcher of one term.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     writer: Writer,
-    calls: Arc<dyn RunnerCalls>,
+    calls: Arc<dyn RunnerClient>,
     clock: Arc<dyn Clock>,
     config: Config,
-    terms: Terms,
-    view: View,
+    terms: DecisionLimits,
+    cluster: ClusterState,
     reads: Reads,
-    wants: Wants,
+    mutations: PendingMutations,
     requests: mpsc::Receiver<Request>,
     jobs: JoinSet<Outcome>,
     writes_inflight: usize,
@@ -150,23 +150,23 @@ pub(crate) struct Dispatcher {
     latest: Option<TaskId>,
     /// When it was decided last.
     turned_at: Duration,
-    /// The least that the wall clock was ahead of the boot-time clock in this reign: leaps of it do not count.
+    /// The least that the wall clock was ahead of the boot-time clock in this term: leaps of it do not count.
     wall_lead_ms: u64,
     ending: Option<Ending>,
 }
 
 impl Dispatcher {
-    /// For one reign over one session, both of the same election. Nothing happens before [`Dispatcher::run`].
+    /// For one term over one session, both of the same election. Nothing happens before [`Dispatcher::run`].
     #[must_use]
     pub(crate) fn new(
         session: Arc<dyn Session>,
-        reign: Reign,
-        calls: Arc<dyn RunnerCalls>,
+        leader_term: LeaderTerm,
+        calls: Arc<dyn RunnerClient>,
         clock: Arc<dyn Clock>,
         config: Config,
     ) -> (Self, DispatcherHandle) {
         let (handle, requests) = DispatcherHandle::new();
-        let terms = Terms {
+        let terms = DecisionLimits {
             retention: config.retention,
             quiet_after: config.quiet_after,
             hold_off: config.hold_off,
@@ -174,14 +174,14 @@ impl Dispatcher {
             tasks_max: config.tasks_max,
         };
         let this = Self {
-            writer: Writer { session, reign },
+            writer: Writer { session, leader_term },
             calls,
             clock,
             config,
             terms,
-            view: View::default(),
+            cluster: ClusterState::default(),
             reads: Reads::default(),
-            wants: Wants::default(),
+            mutations: PendingMutations::default(),
             requests,
             jobs: JoinSet::new(),
             writes_inflight: 0,
@@ -200,7 +200,7 @@ impl Dispatcher {
         (this, handle)
     }
 
-    /// Leads until the reign or the session is over, the store's history is lost, or `shutdown` is ready. What is under way
+    /// Leads until the term or the session is over, the store's history is lost, or `shutdown` is ready. What is under way
     /// then is dropped: the next leader finds out what became of it. Requests wait until everything has been read.
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Ending {
         let mut shutdown = std::pin::pin!(shutdown);
@@ -225,7 +225,7 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ending::Stopped,
-                () = self.writer.reign.over() => return Ending::Deposed,
+                () = self.writer.leader_term.ended() => return Ending::LostLeadership,
                 changed = states.changed() => if changed.is_err() { return Ending::SessionOver },
                 () = self.reads.hinted() => {}
                 Some(outcome) = self.jobs.join_next() => self.take_all(outcome),
@@ -245,7 +245,7 @@ impl Dispatcher {
 
     /// Everything that can be done without waiting.
     fn turn(&mut self, is_connected: bool) {
-        self.config.pulse.beat();
+        self.config.liveness.beat();
         let now = self.now();
         let boot_ms = u64::try_from(now.boot.as_millis()).unwrap_or(u64::MAX);
         self.wall_lead_ms = self.wall_lead_ms.min(now.unix_ms.saturating_sub(boot_ms));
@@ -258,13 +258,13 @@ impl Dispatcher {
             let Ok(request) = self.requests.try_recv() else { break };
             self.serve(request);
         }
-        self.pursue_wants(now);
-        self.view.fleet.wake(now.boot);
+        self.start_mutations(now);
+        self.cluster.fleet.wake(now.boot);
         // Every decision changes what the next one sees; the bound is for a defect that would make it spin.
         for _ in 0..REQUESTS_A_TURN {
             let writes = if is_connected { WRITES_MAX.saturating_sub(self.writes_inflight) } else { 0 };
-            let room = Room { writes, calls: CALLS_MAX.saturating_sub(self.calls_inflight) };
-            let decisions = decide(&self.view, &self.terms, now, room);
+            let budget = Budget { writes, calls: CALLS_MAX.saturating_sub(self.calls_inflight) };
+            let decisions = decide(&self.cluster, &self.terms, now, budget);
             if decisions.is_empty() {
                 break;
             }
@@ -274,8 +274,8 @@ impl Dispatcher {
 
     /// How long there is nothing to do unless something happens.
     fn pause(&self) -> Duration {
-        let due = self.view.next_due().filter(|_| self.reads.is_loaded);
-        let next = [due, self.reads.next_due(), self.wants.next_due()].into_iter().flatten().min();
+        let due = self.cluster.next_due().filter(|_| self.reads.is_loaded);
+        let next = [due, self.reads.next_due(), self.mutations.next_due()].into_iter().flatten().min();
         match next {
             // What was due already waits for room, which a job that ends will make, or for the connection.
             Some(next) if next <= self.turned_at => TURN_EVERY,

@@ -1,18 +1,18 @@
 //! Takes what reads, writes and calls have brought, into the view and to those who wait.
 
-use super::cluster_state::{Cut, Now};
+use super::cluster_state::{FenceProgress, Now};
 use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
-use super::enact::{Call, Called};
+use super::enact::{Call, CallResult};
 use super::history::Known;
-use super::pending_mutations::Want;
+use super::pending_mutations::PendingMutation;
 use super::reads::FleetRead;
-use super::tasks::{Impediment, Told};
+use super::tasks::{AssignReply, WriteFailure};
 use super::write::Written;
 use super::{Dispatcher, Ending};
 use crate::coord::paths;
 use crate::coord::{CoordError, Node, Watch, Zxid};
-use crate::model::{Drain, Epoch, Holder, NodeId, Record, State, TaskId, TaskRecord};
-use crate::peers::{Answer, CallError, Standing};
+use crate::model::{Drain, Epoch, Holder, NodeId, Record, TaskId, TaskRecord, TaskState};
+use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
 
@@ -46,14 +46,14 @@ pub(crate) enum Outcome {
         to: Holder,
         answer: Result<Vec<String>, CallError>,
     },
-    Called {
+    CallEnded {
         call: Call,
         task: TaskId,
         holder: Holder,
         grant: Option<Epoch>,
-        called: Called,
+        called: CallResult,
     },
-    Cut(Holder, Cut),
+    Fenced(Holder, FenceProgress),
     Interrupted(NodeId, Result<(), CallError>),
     Drained {
         node: NodeId,
@@ -68,7 +68,7 @@ pub(crate) enum Purpose {
     /// The dispatcher itself.
     Decided,
     /// A client.
-    Wanted(Want),
+    Mutation(PendingMutation),
     /// A client's new task.
     Submitted,
 }
@@ -89,17 +89,17 @@ impl Dispatcher {
                 self.calls_inflight -= 1;
                 self.take_resolved(&task, &to, answer);
             }
-            Outcome::Called { call, task, holder, grant, called } => {
+            Outcome::CallEnded { call, task, holder, grant, called } => {
                 self.calls_inflight -= 1;
                 self.take_called(call, &task, &holder, grant, called);
             }
-            Outcome::Cut(holder, cut) => {
+            Outcome::Fenced(holder, fence_runner) => {
                 self.calls_inflight -= 1;
-                if let Cut::Failed { why, .. } = &cut {
-                    tracing::error!(node = %holder.node, why, "could not cut a lost runner off");
+                if let FenceProgress::Failed { why, .. } = &fence_runner {
+                    tracing::error!(node = %holder.node, why, "could not fence_runner a lost runner off");
                 }
-                self.view.cuts.insert((holder.node.clone(), holder.incarnation.0.clone()), cut);
-                self.view.touch_lost(&holder, self.clock.boot_time());
+                self.cluster.fences.insert((holder.node.clone(), holder.incarnation.0.clone()), fence_runner);
+                self.cluster.touch_lost(&holder, self.clock.boot_time());
             }
             Outcome::Interrupted(node, result) => {
                 self.calls_inflight -= 1;
@@ -115,8 +115,8 @@ impl Dispatcher {
     pub(crate) fn observe_node(&mut self, id: &TaskId, node: Option<Node>) {
         let path = paths::task(id);
         let Some(node) = node else {
-            self.view.tasks.undecodable.remove(&path);
-            if self.view.tasks.get(id).is_some_and(|entry| !entry.note.is_busy) {
+            self.cluster.tasks.undecodable.remove(&path);
+            if self.cluster.tasks.get(id).is_some_and(|entry| !entry.runtime.is_busy) {
                 self.forget(id);
             }
             return;
@@ -126,7 +126,7 @@ impl Dispatcher {
             Ok(record) => return self.lose_sight(id, format!("it says that it is {}", record.id)),
             Err(error) => return self.lose_sight(id, error.to_string()),
         };
-        self.view.tasks.undecodable.remove(&path);
+        self.cluster.tasks.undecodable.remove(&path);
         self.observe(record, node.stat.version, Some(node.stat.created));
     }
 
@@ -138,14 +138,14 @@ impl Dispatcher {
 
     /// Reports a record that cannot be decoded, once.
     pub(crate) fn keep_aside(&mut self, path: String, why: String) {
-        if self.view.tasks.undecodable.get(&path) != Some(&why) {
+        if self.cluster.tasks.undecodable.get(&path) != Some(&why) {
             tracing::error!(path, why, "a record cannot be decoded: it is kept aside");
-            self.view.tasks.undecodable.insert(path, why);
+            self.cluster.tasks.undecodable.insert(path, why);
         }
     }
 
     fn forget(&mut self, id: &TaskId) {
-        self.view.forget(id, self.clock.boot_time());
+        self.cluster.forget(id, self.clock.boot_time());
         self.watchers.remove(id);
     }
 
@@ -155,7 +155,7 @@ impl Dispatcher {
             return;
         }
         tracing::warn!(
-            task = %id, epoch = self.writer.reign.epoch().0,
+            task = %id, epoch = self.writer.leader_term.epoch().0,
             "the coordination service has forgotten what it had committed, as after a restored backup: resigns, and whoever \
              leads next goes by what is stored now; look at tasks that were submitted, changed or ended lately"
         );
@@ -165,26 +165,26 @@ impl Dispatcher {
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>) {
         let id = record.id.clone();
         let seen = Known { version, created, op: record.op.clone() };
-        if self.view.tasks.get(&id).is_some_and(|entry| Known::of(entry).clashes_with(&seen)) {
+        if self.cluster.tasks.get(&id).is_some_and(|entry| Known::of(entry).clashes_with(&seen)) {
             return self.lose_history(&id);
         }
-        let known = self.view.tasks.get(&id).map(|entry| entry.record.clone());
+        let known = self.cluster.tasks.get(&id).map(|entry| entry.record.clone());
         let before = known.as_ref().map(|record| record.state);
         let giver = known.and_then(|before| gives_back(&before, &record).cloned());
         let now = self.now();
-        if !self.view.observe(record, version, created, now) {
+        if !self.cluster.observe(record, version, created, now) {
             return;
         }
         self.latest = Some(id.clone());
         if let Some(node) = giver {
-            self.view.fleet.doubt(&node);
+            self.cluster.fleet.mark_stale(&node);
             self.reads.want_fleet();
         }
-        if let Some(entry) = self.view.tasks.get(&id)
+        if let Some(entry) = self.cluster.tasks.get(&id)
             && self.reads.is_loaded
             && before != Some(entry.record.state)
         {
-            let from = before.map_or("", State::as_str);
+            let from = before.map_or("", TaskState::as_str);
             let node = entry.record.node().map_or("", NodeId::as_str);
             let (to, attempt) = (entry.record.state.as_str(), entry.record.attempts.len());
             let epoch = entry.record.epoch.map(|epoch| epoch.0);
@@ -208,51 +208,51 @@ impl Dispatcher {
 
     fn take_written(&mut self, id: &TaskId, purpose: Purpose, written: Written) {
         let now = self.now();
-        if let Some(entry) = self.view.tasks.get_mut(id) {
-            entry.note.is_busy = false;
-            entry.note.resolved = None;
+        if let Some(entry) = self.cluster.tasks.get_mut(id) {
+            entry.runtime.is_busy = false;
+            entry.runtime.resolved = None;
             if matches!(written, Written::Done { .. } | Written::Changed(_)) {
-                entry.note.impeded = None;
+                entry.runtime.write_failure = None;
             }
         }
         match written {
             Written::Done { record, version, created, grant } => {
                 self.count(&record, grant, now);
                 self.observe(*record, version, created);
-                self.view.unreserve(id, now.boot);
+                self.cluster.unreserve(id, now.boot);
                 // A reading may have brought the record before: then it was news while the write was still under way.
-                self.view.touch(id, now.boot);
-                if let (Some(entry), Some(grant)) = (self.view.tasks.get_mut(id), grant) {
+                self.cluster.touch(id, now.boot);
+                if let (Some(entry), Some(grant)) = (self.cluster.tasks.get_mut(id), grant) {
                     entry.grant = Some(grant);
                 }
                 self.after_done(id, purpose);
             }
             Written::Changed(node) => {
                 // An older record than the known one: nothing that is known is worth more than what refused the write.
-                let known = self.view.tasks.get(id).map(|entry| entry.version);
+                let known = self.cluster.tasks.get(id).map(|entry| entry.version);
                 if node.as_ref().is_some_and(|node| Some(node.stat.version) < known) {
-                    self.view.forget(id, now.boot);
+                    self.cluster.forget(id, now.boot);
                 }
                 let is_stuck = node.as_ref().is_some_and(|node| Some(node.stat.version) == known);
                 self.observe_node(id, node);
-                self.view.unreserve(id, now.boot);
-                self.view.touch(id, now.boot);
+                self.cluster.unreserve(id, now.boot);
+                self.cluster.touch(id, now.boot);
                 if is_stuck {
                     // Not the record was in the way, but a claim that keeps changing.
-                    self.view.hold(id, now.boot + WRITE_AGAIN);
+                    self.cluster.hold(id, now.boot + WRITE_AGAIN);
                 }
                 self.after_changed(id, purpose);
             }
             Written::Denied(denial) => {
-                self.view.unreserve(id, now.boot);
+                self.cluster.unreserve(id, now.boot);
                 self.impede(id, format!("{denial}; change that, and it goes on by itself"), now.boot);
-                self.view.hold(id, now.boot + CLAIM_AGAIN);
+                self.cluster.hold(id, now.boot + CLAIM_AGAIN);
                 self.after_denied(id, purpose, &denial);
             }
             Written::Taken(claim) => {
-                self.view.unreserve(id, now.boot);
+                self.cluster.unreserve(id, now.boot);
                 self.impede(id, format!("the destination is claimed by a task that is not known: {claim}"), now.boot);
-                self.view.hold(id, now.boot + CLAIM_AGAIN);
+                self.cluster.hold(id, now.boot + CLAIM_AGAIN);
                 self.after_failed(id, purpose, &CoordError::NotConnected);
             }
             Written::Failed(error) => {
@@ -260,45 +260,45 @@ impl Dispatcher {
                 if let CoordError::Ended(_) = error {
                     self.ending = Some(Ending::SessionOver);
                 }
-                self.view.unreserve(id, now.boot);
+                self.cluster.unreserve(id, now.boot);
                 let is_hopeless = matches!(error, CoordError::TooLarge { .. });
-                self.view.hold(id, now.boot + if is_hopeless { CLAIM_AGAIN } else { WRITE_AGAIN });
+                self.cluster.hold(id, now.boot + if is_hopeless { CLAIM_AGAIN } else { WRITE_AGAIN });
                 self.after_failed(id, purpose, &error);
             }
-            Written::Deposed => self.ending = Some(Ending::Deposed),
+            Written::LostLeadership => self.ending = Some(Ending::LostLeadership),
             Written::HistoryLost => self.lose_history(id),
         }
     }
 
     /// Nothing can be written of a task: its reason says so until something is, and the log now and then.
     fn impede(&mut self, id: &TaskId, why: String, now: Duration) {
-        let said = self.view.tasks.get(id).and_then(|entry| entry.note.impeded.as_ref());
+        let said = self.cluster.tasks.get(id).and_then(|entry| entry.runtime.write_failure.as_ref());
         let is_said = said.is_some_and(|said| said.why == why && now < said.at + SAY_AGAIN);
         if !is_said {
             tracing::warn!(task = %id, why, "could not write");
         }
-        let Some(entry) = self.view.tasks.get_mut(id) else { return };
+        let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         if !is_said {
-            entry.note.impeded = Some(Impediment { why, at: now });
+            entry.runtime.write_failure = Some(WriteFailure { why, at: now });
             self.notify(id);
         }
     }
 
     /// Measures how long tasks wait.
     fn count(&mut self, after: &TaskRecord, grant: Option<Epoch>, now: Now) {
-        if grant.is_some() && after.state == State::Assigned {
+        if grant.is_some() && after.state == TaskState::Assigned {
             self.assignments += 1;
-            let since = self.view.tasks.get(&after.id).map_or(now.unix_ms, |entry| entry.record.updated_ms);
+            let since = self.cluster.tasks.get(&after.id).map_or(now.unix_ms, |entry| entry.record.updated_ms);
             self.queue_wait.add(Duration::from_millis(now.unix_ms.saturating_sub(since)));
         }
     }
 
     fn take_resolved(&mut self, id: &TaskId, to: &Holder, answer: Result<Vec<String>, CallError>) {
         let now = self.clock.boot_time();
-        let Some(entry) = self.view.tasks.get_mut(id) else {
-            return self.view.unreserve(id, now);
+        let Some(entry) = self.cluster.tasks.get_mut(id) else {
+            return self.cluster.unreserve(id, now);
         };
-        entry.note.is_calling = false;
+        entry.runtime.is_calling = false;
         let claims = match answer {
             Ok(claims) if is_plausible(&claims) => claims,
             Ok(claims) => {
@@ -310,120 +310,119 @@ impl Dispatcher {
                 return self.refused(id, &to.node, Code::Unreachable, why);
             }
         };
-        if entry.record.state != State::Pending || entry.note.is_busy {
-            self.view.unreserve(id, now);
-            return self.view.touch(id, now);
+        if entry.record.state != TaskState::Pending || entry.runtime.is_busy {
+            self.cluster.unreserve(id, now);
+            return self.cluster.touch(id, now);
         }
-        let is_foreign = |claim: &&String| self.view.claimed.get(*claim).is_some_and(|task| task != id);
+        let is_foreign = |claim: &&String| self.cluster.claimed.get(*claim).is_some_and(|task| task != id);
         if let Some(claim) = claims.iter().find(is_foreign).cloned() {
-            self.view.unreserve(id, now);
-            return self.view.block(id, claim);
+            self.cluster.unreserve(id, now);
+            return self.cluster.block(id, claim);
         }
-        self.view.reserve(id, &to.node, &claims);
-        if let Some(entry) = self.view.tasks.get_mut(id) {
-            entry.note.resolved = Some((to.clone(), claims));
+        self.cluster.reserve(id, &to.node, &claims);
+        if let Some(entry) = self.cluster.tasks.get_mut(id) {
+            entry.runtime.resolved = Some((to.clone(), claims));
         }
-        self.view.touch(id, now);
+        self.cluster.touch(id, now);
     }
 
     /// A runner will not have a task that has not been given to it.
     fn refused(&mut self, id: &TaskId, node: &NodeId, code: Code, why: String) {
         let now = self.clock.boot_time();
-        self.view.unreserve(id, now);
+        self.cluster.unreserve(id, now);
         self.avoid(id, node, code);
-        let is_pinned = self.view.tasks.get(id).is_some_and(|entry| {
-            entry.record.state == State::Pending
+        let is_pinned = self.cluster.tasks.get(id).is_some_and(|entry| {
+            entry.record.state == TaskState::Pending
                 && matches!(crate::model::volume::node_of(&entry.record.spec), Ok(Some(_)))
         });
-        if let Some(entry) = self.view.tasks.get_mut(id)
+        if let Some(entry) = self.cluster.tasks.get_mut(id)
             && is_pinned
             && is_final(code)
         {
-            entry.note.told = Told::Refused { code, why };
+            entry.runtime.assign_reply = AssignReply::Refused { code, why };
         }
-        self.view.touch(id, now);
+        self.cluster.touch(id, now);
     }
 
     /// Whoever refused is left alone for a while: by that task, or by all if it is not about the task.
     pub(crate) fn avoid(&mut self, id: &TaskId, node: &NodeId, code: Code) {
         let now = self.clock.boot_time();
         if matches!(code, Code::Overloaded | Code::RunnerInterrupt | Code::Fenced | Code::Unreachable) {
-            self.view.fleet.rest(node, now);
+            self.cluster.fleet.rest(node, now);
             self.reads.want_fleet();
         }
-        if let Some(entry) = self.view.tasks.get_mut(id) {
-            let rest = entry.note.avoid.get(node).copied().unwrap_or_default();
-            entry.note.avoid.insert(node.clone(), rest.again(now));
+        if let Some(entry) = self.cluster.tasks.get_mut(id) {
+            let rest = entry.runtime.avoid.get(node).copied().unwrap_or_default();
+            entry.runtime.avoid.insert(node.clone(), rest.again(now));
         }
     }
 
-    fn take_called(&mut self, call: Call, id: &TaskId, holder: &Holder, grant: Option<Epoch>, called: Called) {
+    fn take_called(&mut self, call: Call, id: &TaskId, holder: &Holder, grant: Option<Epoch>, called: CallResult) {
         let now = self.clock.boot_time();
-        let Some(entry) = self.view.tasks.get_mut(id) else { return };
-        entry.note.is_calling = false;
-        self.view.touch(id, now);
-        let Some(entry) = self.view.tasks.get_mut(id) else { return };
+        let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
+        entry.runtime.is_calling = false;
+        self.cluster.touch(id, now);
+        let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         if entry.record.holder.as_ref() != Some(holder) || (entry.grant.is_some() && grant != entry.grant) {
             return;
         }
         entry.grant = grant;
         let (code, why) = match called {
-            Called::Answered(Answer::Accepted) => {
-                let took = now.saturating_sub(entry.note.since);
-                entry.note.avoid.clear();
-                (entry.note.told, entry.note.next_call) = (Told::Accepted, now + REMIND_EVERY);
+            CallResult::Answered(AssignResponse::Accepted) => {
+                let took = now.saturating_sub(entry.runtime.since);
+                entry.runtime.avoid.clear();
+                (entry.runtime.assign_reply, entry.runtime.next_call) = (AssignReply::Accepted, now + REMIND_EVERY);
                 self.assignment.add(took);
-                return self.view.fleet.praise(&holder.node);
+                return self.cluster.fleet.clear_backoff(&holder.node);
             }
-            Called::Stands(standing @ (Standing::Held | Standing::Waits(_))) => {
-                entry.note.next_call =
-                    now + if entry.record.state == State::Assigned { REMIND_EVERY } else { Duration::ZERO };
-                entry.note.told = Told::Accepted;
-                let Standing::Waits(step) = standing else {
+            CallResult::Status(standing @ (AssignmentStatus::Held | AssignmentStatus::Waits(_))) => {
+                entry.runtime.next_call =
+                    now + if entry.record.state == TaskState::Assigned { REMIND_EVERY } else { Duration::ZERO };
+                entry.runtime.assign_reply = AssignReply::Accepted;
+                let AssignmentStatus::Waits(step) = standing else {
                     // It has begun, and the hint has been lost.
                     return self.reads.want(id.clone());
                 };
-                if entry.note.waits.replace(step) != Some(step) {
+                if entry.runtime.waits.replace(step) != Some(step) {
                     self.notify(id);
                 }
                 return;
             }
-            Called::Nudged => {
-                entry.note.owes_nudge = false;
-                entry.note.next_call = now + ASK_EVERY;
+            CallResult::Notified => {
+                entry.runtime.owes_notification = false;
+                entry.runtime.next_call = now + ASK_EVERY;
                 if !entry.record.has_begun() {
-                    entry.note.told = Told::Unclear;
+                    entry.runtime.assign_reply = AssignReply::Unclear;
                 }
                 return;
             }
-            Called::Stands(Standing::Ended) | Called::NoGrant => {
-                entry.note.next_call = now + ASK_EVERY;
+            CallResult::Status(AssignmentStatus::Ended) | CallResult::NoGrant => {
+                entry.runtime.next_call = now + ASK_EVERY;
                 return self.reads.want(id.clone());
             }
-            Called::Failed(CallError::NoAnswer(why) | CallError::Misdirected(why)) => {
+            CallResult::Failed(CallError::NoAnswer(why) | CallError::Misdirected(why)) => {
                 tracing::debug!(task = %id, node = %holder.node, why, "no answer");
-                entry.note.next_call = now + ASK_EVERY;
-                if call != Call::Nudge && entry.note.told != Told::Accepted {
-                    entry.note.told = Told::Unclear;
+                entry.runtime.next_call = now + ASK_EVERY;
+                if call != Call::Notify && entry.runtime.assign_reply != AssignReply::Accepted {
+                    entry.runtime.assign_reply = AssignReply::Unclear;
                 }
                 return;
             }
-            Called::Failed(CallError::Refused { why, .. }) if call == Call::Nudge => {
+            CallResult::Failed(CallError::Refused { why, .. }) if call == Call::Notify => {
                 tracing::info!(task = %id, node = %holder.node, why, "a nudge was refused");
-                entry.note.next_call = now + ASK_EVERY;
+                entry.runtime.next_call = now + ASK_EVERY;
                 return self.reads.want(id.clone());
             }
             // No fault of the runner: it has never heard of it, or has given it back.
-            Called::Stands(Standing::Unknown) => {
+            CallResult::Status(AssignmentStatus::Unknown) => {
                 let why = String::from("it does not know the task");
-                entry.note.told = Told::Refused { code: Code::RunnerInterrupt, why };
+                entry.runtime.assign_reply = AssignReply::Refused { code: Code::RunnerInterrupt, why };
                 return;
             }
-            Called::Answered(Answer::Refused { code, why }) | Called::Failed(CallError::Refused { code, why }) => {
-                (code, why)
-            }
+            CallResult::Answered(AssignResponse::Refused { code, why })
+            | CallResult::Failed(CallError::Refused { code, why }) => (code, why),
         };
-        entry.note.told = Told::Refused { code, why };
+        entry.runtime.assign_reply = AssignReply::Refused { code, why };
         self.avoid(id, &holder.node, code);
     }
 }

@@ -2,12 +2,12 @@
 
 use super::Dispatcher;
 use super::cluster_state::Now;
-use super::handle::{Reply, Wanted, not_leader};
+use super::handle::{Mutation, Reply, not_leader};
 use super::outcome::Purpose;
 use super::write::Denial;
 use crate::coord::{CoordError, Refusal};
-use crate::model::state_machine::{self, Event, Illegal, Proof};
-use crate::model::{Change, NodeId, State, TaskId, TaskRecord};
+use crate::model::state_machine::{self, FenceProof, IllegalTransition, TaskEvent};
+use crate::model::{NodeId, TaskChange, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One client's wish.
 #[derive(Debug)]
-pub(crate) struct Want {
-    wanted: Wanted,
+pub(crate) struct PendingMutation {
+    wanted: Mutation,
     until: Duration,
     reply: Reply<Arc<TaskRecord>>,
     /// What a task that is to be removed said last: its removal is under way, or has happened.
@@ -28,9 +28,9 @@ pub(crate) struct Want {
 
 /// Wishes that wait for their turn.
 #[derive(Debug, Default)]
-pub(crate) struct Wants(BTreeMap<TaskId, VecDeque<Want>>, Option<Duration>);
+pub(crate) struct PendingMutations(BTreeMap<TaskId, VecDeque<PendingMutation>>, Option<Duration>);
 
-impl Wants {
+impl PendingMutations {
     /// When a wish should be tried again.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         self.1
@@ -39,44 +39,44 @@ impl Wants {
 
 impl Dispatcher {
     /// A client wants something of a task.
-    pub(crate) fn want(&mut self, id: TaskId, wanted: Wanted, reply: Reply<Arc<TaskRecord>>) {
+    pub(crate) fn want(&mut self, id: TaskId, wanted: Mutation, reply: Reply<Arc<TaskRecord>>) {
         let until = self.clock.boot_time() + PATIENCE;
-        self.wants.0.entry(id).or_default().push_back(Want { wanted, until, reply, removed: None });
+        self.mutations.0.entry(id).or_default().push_back(PendingMutation { wanted, until, reply, removed: None });
     }
 
     /// Starts the writes of all wishes whose tasks are free.
-    pub(crate) fn pursue_wants(&mut self, now: Now) {
-        self.wants.1 = None;
-        let ids: Vec<TaskId> = self.wants.0.keys().cloned().collect();
+    pub(crate) fn start_mutations(&mut self, now: Now) {
+        self.mutations.1 = None;
+        let ids: Vec<TaskId> = self.mutations.0.keys().cloned().collect();
         for id in ids {
-            let Some(mut line) = self.wants.0.remove(&id) else { continue };
+            let Some(mut line) = self.mutations.0.remove(&id) else { continue };
             while !line.is_empty() && self.is_free(&id, now) {
                 if let Some(want) = line.pop_front() {
-                    self.pursue(&id, want, now);
+                    self.start_mutation(&id, want, now);
                 }
             }
             if !line.is_empty() {
-                self.wants.0.insert(id, line);
+                self.mutations.0.insert(id, line);
             }
         }
     }
 
     fn is_free(&mut self, id: &TaskId, now: Now) -> bool {
-        let Some(entry) = self.view.tasks.get(id) else { return true };
-        if entry.note.hold_until > now.boot {
-            let next = self.wants.1.map_or(entry.note.hold_until, |next| next.min(entry.note.hold_until));
-            self.wants.1 = Some(next);
+        let Some(entry) = self.cluster.tasks.get(id) else { return true };
+        if entry.runtime.hold_until > now.boot {
+            let next = self.mutations.1.map_or(entry.runtime.hold_until, |next| next.min(entry.runtime.hold_until));
+            self.mutations.1 = Some(next);
             return false;
         }
-        !entry.note.is_busy
+        !entry.runtime.is_busy
     }
 
-    fn pursue(&mut self, id: &TaskId, want: Want, now: Now) {
-        let Some(entry) = self.view.tasks.get(id) else {
+    fn start_mutation(&mut self, id: &TaskId, want: PendingMutation, now: Now) {
+        let Some(entry) = self.cluster.tasks.get(id) else {
             let _ = want.reply.send(want.removed.ok_or_else(|| not_found(id)));
             return;
         };
-        if want.wanted == Wanted::Remove {
+        if want.wanted == Mutation::Remove {
             return self.remove(id, want);
         }
         match wished(&entry.record, &want.wanted, now.unix_ms) {
@@ -85,15 +85,15 @@ impl Dispatcher {
             }
             Ok(after) if after == *entry.record => self.answer(id, want.reply),
             Ok(after) => {
-                self.view.unqueue(id);
-                self.write(id, after.sealed(), Purpose::Wanted(want));
+                self.cluster.unqueue(id);
+                self.write(id, after.sealed(), Purpose::Mutation(want));
             }
         }
     }
 
     /// Deletes a task's record, unless it is needed.
-    fn remove(&mut self, id: &TaskId, want: Want) {
-        let Some(entry) = self.view.tasks.get(id) else { return };
+    fn remove(&mut self, id: &TaskId, want: PendingMutation) {
+        let Some(entry) = self.cluster.tasks.get(id) else { return };
         let record = entry.record.clone();
         let refused = match want.removed {
             // Another task has the name by now.
@@ -112,7 +112,7 @@ impl Dispatcher {
             return;
         }
         tracing::info!(task = %id, "is removed as its client asks");
-        self.delete(id, Purpose::Wanted(Want { removed: Some(record), ..want }));
+        self.delete(id, Purpose::Mutation(PendingMutation { removed: Some(record), ..want }));
     }
 
     fn answer(&mut self, id: &TaskId, reply: Reply<Arc<TaskRecord>>) {
@@ -124,22 +124,22 @@ impl Dispatcher {
         match purpose {
             Purpose::Decided => {
                 // Whoever holds it has not made this change: it waits for quiet attempts, or has come back.
-                self.owe_nudge(id);
+                self.owe_notification(id);
             }
-            Purpose::Wanted(want) => {
-                self.owe_nudge(id);
+            Purpose::Mutation(want) => {
+                self.owe_notification(id);
                 self.answer(id, want.reply);
             }
             Purpose::Submitted => self.answer_submitters(id),
         }
     }
 
-    fn owe_nudge(&mut self, id: &TaskId) {
-        if let Some(entry) = self.view.tasks.get_mut(id)
+    fn owe_notification(&mut self, id: &TaskId) {
+        if let Some(entry) = self.cluster.tasks.get_mut(id)
             && entry.record.holder.is_some()
             && entry.record.has_begun()
         {
-            (entry.note.owes_nudge, entry.note.next_call) = (true, Duration::ZERO);
+            (entry.runtime.owes_notification, entry.runtime.next_call) = (true, Duration::ZERO);
         }
     }
 
@@ -147,7 +147,7 @@ impl Dispatcher {
     pub(crate) fn after_changed(&mut self, id: &TaskId, purpose: Purpose) {
         match purpose {
             Purpose::Decided => {}
-            Purpose::Wanted(want) => self.wants.0.entry(id.clone()).or_default().push_front(want),
+            Purpose::Mutation(want) => self.mutations.0.entry(id.clone()).or_default().push_front(want),
             Purpose::Submitted => self.answer_submitters(id),
         }
     }
@@ -158,7 +158,7 @@ impl Dispatcher {
         let error = Error::new(code, Side::Coordination, Operation::Write, format!("{denial}: nothing has changed"));
         match purpose {
             Purpose::Decided => {}
-            Purpose::Wanted(want) => {
+            Purpose::Mutation(want) => {
                 let _ = want.reply.send(Err(error));
             }
             Purpose::Submitted => self.refuse_submitters(id, &error),
@@ -170,10 +170,10 @@ impl Dispatcher {
         let is_retryable = matches!(error, CoordError::NotConnected);
         match purpose {
             Purpose::Decided => {}
-            Purpose::Wanted(want) if is_retryable && want.until > self.clock.boot_time() => {
-                self.wants.0.entry(id.clone()).or_default().push_front(want);
+            Purpose::Mutation(want) if is_retryable && want.until > self.clock.boot_time() => {
+                self.mutations.0.entry(id.clone()).or_default().push_front(want);
             }
-            Purpose::Wanted(want) => {
+            Purpose::Mutation(want) => {
                 let _ = want.reply.send(Err(unreachable(error)));
             }
             Purpose::Submitted => self.refuse_submitters(id, &unreachable(error)),
@@ -182,45 +182,48 @@ impl Dispatcher {
 }
 
 /// The record as the client wants it; equal to what it is if that is so already.
-fn wished(record: &TaskRecord, wanted: &Wanted, now_ms: u64) -> Result<TaskRecord> {
+fn wished(record: &TaskRecord, wanted: &Mutation, now_ms: u64) -> Result<TaskRecord> {
     let step = |event| state_machine::apply(record, event, now_ms).map_err(|illegal| refusal(record, &illegal));
     match wanted {
-        Wanted::Change(Change::Cancel) if record.state.is_terminal() => Ok(record.clone()),
-        Wanted::Change(Change::Cancel) => step(Event::CancelAsked),
-        Wanted::Change(Change::Pause) => step(Event::PauseAsked),
-        Wanted::Change(Change::Resume) => step(Event::ResumeAsked),
-        Wanted::Change(Change::Limit(Some(0))) => {
+        Mutation::TaskChange(TaskChange::Cancel) if record.state.is_terminal() => Ok(record.clone()),
+        Mutation::TaskChange(TaskChange::Cancel) => step(TaskEvent::CancelRequested),
+        Mutation::TaskChange(TaskChange::Pause) => step(TaskEvent::PauseRequested),
+        Mutation::TaskChange(TaskChange::Resume) => step(TaskEvent::ResumeRequested),
+        Mutation::TaskChange(TaskChange::Limit(Some(0))) => {
             Err(Error::bad_request("a limit of 0 would never end: pause the task instead"))
         }
-        Wanted::Change(Change::Limit(limit)) => step(Event::LimitAsked(*limit)),
-        Wanted::Remove => Ok(record.clone()),
-        Wanted::Confirm(node) => confirmed(record, node, now_ms).map_err(|illegal| refusal(record, &illegal)),
+        Mutation::TaskChange(TaskChange::Limit(limit)) => step(TaskEvent::LimitRequested(*limit)),
+        Mutation::Remove => Ok(record.clone()),
+        Mutation::Confirm(node) => confirmed(record, node, now_ms).map_err(|illegal| refusal(record, &illegal)),
     }
 }
 
 /// The record of a task whose node is off: no attempt there writes any more.
-fn confirmed(record: &TaskRecord, node: &NodeId, now_ms: u64) -> std::result::Result<TaskRecord, Illegal> {
+fn confirmed(record: &TaskRecord, node: &NodeId, now_ms: u64) -> std::result::Result<TaskRecord, IllegalTransition> {
     let mut after = record.clone();
-    if after.state.is_held() && after.state != State::Lost && after.node() == Some(node) {
-        after = state_machine::apply(&after, Event::Vanished, now_ms)?;
+    if after.state.is_held() && after.state != TaskState::Lost && after.node() == Some(node) {
+        after = state_machine::apply(&after, TaskEvent::RunnerLost, now_ms)?;
     }
-    if after.state == State::Lost && after.attempts.last().is_some_and(|attempt| attempt.runner.node == *node) {
-        after = state_machine::apply(&after, Event::Fenced(Proof::Operator), now_ms)?;
+    if after.state == TaskState::Lost && after.attempts.last().is_some_and(|attempt| attempt.runner.node == *node) {
+        after = state_machine::apply(&after, TaskEvent::Fenced(FenceProof::Operator), now_ms)?;
     }
     for index in 0..after.attempts.len() {
         let attempt = &after.attempts[index];
         if attempt.runner.node == *node && !attempt.quiet && attempt.ended_ms.is_some() {
-            after = state_machine::apply(&after, Event::Quieted { attempt: index }, now_ms)?;
+            after = state_machine::apply(&after, TaskEvent::AttemptDrained { attempt: index }, now_ms)?;
         }
     }
     Ok(after)
 }
 
 /// What a client is told of what cannot be.
-fn refusal(record: &TaskRecord, illegal: &Illegal) -> Error {
+fn refusal(record: &TaskRecord, illegal: &IllegalTransition) -> Error {
     let code = match illegal {
-        Illegal::NotACopy(_) => Code::Unsupported,
-        Illegal::State { .. } | Illegal::NotQuiet | Illegal::NoProof { .. } | Illegal::NoAttempt(_) => Code::Busy,
+        IllegalTransition::NotACopy(_) => Code::Unsupported,
+        IllegalTransition::TaskState { .. }
+        | IllegalTransition::NotQuiet
+        | IllegalTransition::NoProof { .. }
+        | IllegalTransition::NoAttempt(_) => Code::Busy,
     };
     Error { code, ..busy(format!("{}: {illegal}", record.id)) }
 }

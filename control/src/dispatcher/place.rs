@@ -1,11 +1,11 @@
 //! Which ready task goes to which runner: the part of the decision that is not about one task alone. As pure as the rest.
 
-use super::cluster_state::{Now, View};
-use super::decide::{Decision, Room};
-use super::fleet::Fill;
+use super::cluster_state::{ClusterState, Now};
+use super::decide::{Budget, Decision};
+use super::fleet::RunnerLoad;
 use super::queue::Rank;
-use super::tasks::{Entry, Rest};
-use crate::model::state_machine::Event;
+use super::tasks::{Backoff, TaskEntry};
+use crate::model::state_machine::TaskEvent;
 use crate::model::volume::known_claims;
 use crate::model::{Failure, Holder, NodeId, Registration, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,12 +24,12 @@ struct Heads<'a> {
 
 impl<'a> Heads<'a> {
     /// Only lines that a runner with room could serve.
-    fn new(view: &'a View) -> Self {
+    fn new(cluster: &'a ClusterState) -> Self {
         let mut lines = Vec::new();
-        if !view.fleet.open().is_empty() {
-            lines.push((None, view.queue.any.iter()));
-            for (node, line) in &view.queue.pinned {
-                if view.fleet.fill(node).is_some() {
+        if !cluster.fleet.open().is_empty() {
+            lines.push((None, cluster.queue.any.iter()));
+            for (node, line) in &cluster.queue.pinned {
+                if cluster.fleet.load(node).is_some() {
                     lines.push((Some(node), line.iter()));
                 }
             }
@@ -47,30 +47,32 @@ impl<'a> Heads<'a> {
 }
 
 /// Gives ready tasks to runners with room, in the order of their ranks.
-pub(crate) fn fill(view: &View, now: Now, room: &mut Room, decisions: &mut Vec<Decision>) {
-    let mut heads = Heads::new(view);
-    let mut slots = Slots { view, taken: BTreeMap::new() };
+pub(crate) fn load(cluster: &ClusterState, now: Now, budget: &mut Budget, decisions: &mut Vec<Decision>) {
+    let mut heads = Heads::new(cluster);
+    let mut slots = Slots { cluster, taken: BTreeMap::new() };
     let mut claims = BTreeSet::new();
     let mut passed_over = 0;
     while let Some((rank, line)) = heads.heads.pop_first() {
-        let Some(entry) = view.tasks.get(&rank.task).filter(|entry| !entry.note.is_busy) else {
+        let Some(entry) = cluster.tasks.get(&rank.task).filter(|entry| !entry.runtime.is_busy) else {
             heads.advance(line);
             continue;
         };
         let pinned = heads.lines[line].0;
         let decision = match slots.choose(entry, pinned, now) {
             Choice::Full => continue,
-            Choice::Later(until) => Decision::Nap(rank.task.clone(), until),
+            Choice::Later(until) => Decision::WakeAt(rank.task.clone(), until),
             Choice::Other if passed_over < PASSED_OVER_MAX => {
                 passed_over += 1;
                 heads.advance(line);
                 continue;
             }
-            Choice::Other => Decision::Nap(rank.task.clone(), now.boot + LOOK_AGAIN),
-            Choice::Nobody(error) => Decision::Move { task: rank.task.clone(), events: vec![Event::Rejected(error)] },
-            Choice::Runner(to) => place(view, entry, to, &mut claims),
+            Choice::Other => Decision::WakeAt(rank.task.clone(), now.boot + LOOK_AGAIN),
+            Choice::Nobody(error) => {
+                Decision::Move { task: rank.task.clone(), events: vec![TaskEvent::Rejected(error)] }
+            }
+            Choice::Runner(to) => place(cluster, entry, to, &mut claims),
         };
-        if !room.take(&decision) {
+        if !budget.take(&decision) {
             return;
         }
         if let Decision::Move { .. } | Decision::Resolve(..) = decision {
@@ -82,12 +84,12 @@ pub(crate) fn fill(view: &View, now: Now, room: &mut Room, decisions: &mut Vec<D
 }
 
 /// What it takes to give a ready task to a runner.
-fn place(view: &View, entry: &Entry, to: Holder, fresh: &mut BTreeSet<String>) -> Decision {
+fn place(cluster: &ClusterState, entry: &TaskEntry, to: Holder, fresh: &mut BTreeSet<String>) -> Decision {
     let record = &entry.record;
     let known =
         if record.claims.is_empty() { known_claims(&record.id, &record.spec) } else { Some(record.claims.clone()) };
     let Some(claims) = known else { return Decision::Resolve(record.id.clone(), to) };
-    let is_foreign = |claim: &&String| view.claimed.get(*claim).is_some_and(|task| *task != record.id);
+    let is_foreign = |claim: &&String| cluster.claimed.get(*claim).is_some_and(|task| *task != record.id);
     if let Some(claim) = claims.iter().find(is_foreign) {
         return Decision::Block(record.id.clone(), claim.clone());
     }
@@ -95,7 +97,7 @@ fn place(view: &View, entry: &Entry, to: Holder, fresh: &mut BTreeSet<String>) -
         return Decision::Block(record.id.clone(), claim.clone());
     }
     fresh.extend(claims.iter().cloned());
-    Decision::Move { task: record.id.clone(), events: vec![Event::Assigned { to, claims }] }
+    Decision::Move { task: record.id.clone(), events: vec![TaskEvent::Assigned { to, claims }] }
 }
 
 enum Choice {
@@ -110,50 +112,50 @@ enum Choice {
     Runner(Holder),
 }
 
-/// Room of the runners, less what this decision gives away.
+/// Budget of the runners, less what this decision gives away.
 struct Slots<'a> {
-    view: &'a View,
+    cluster: &'a ClusterState,
     taken: BTreeMap<&'a NodeId, u32>,
 }
 
 impl<'a> Slots<'a> {
-    fn choose(&self, entry: &Entry, pinned: Option<&NodeId>, now: Now) -> Choice {
-        let rest = |node: &NodeId| entry.note.avoid.get(node).filter(|rest| rest.until > now.boot);
+    fn choose(&self, entry: &TaskEntry, pinned: Option<&NodeId>, now: Now) -> Choice {
+        let rest = |node: &NodeId| entry.runtime.avoid.get(node).filter(|rest| rest.until > now.boot);
         if let Some(node) = pinned {
-            let fill = self.view.fleet.fill(node).and_then(|fill| self.with_taken(fill));
-            return fill.map_or(Choice::Full, |_| self.holder(node));
+            let load = self.cluster.fleet.load(node).and_then(|load| self.with_taken(load));
+            return load.map_or(Choice::Full, |_| self.holder(node));
         }
-        let fleet = &self.view.fleet;
-        let able = able(self.view, &entry.record);
-        if let (Able::None, Some(error)) = (&able, &entry.record.error) {
+        let fleet = &self.cluster.fleet;
+        let able = able(self.cluster, &entry.record);
+        if let (EligibleNodes::None, Some(error)) = (&able, &entry.record.error) {
             return Choice::Nobody(error.clone());
         }
-        let untouched = fleet.open().iter().filter(|fill| !self.taken.contains_key(&fill.node));
-        let touched = self.taken.keys().filter_map(|node| fleet.fill(node));
+        let untouched = fleet.open().iter().filter(|load| !self.taken.contains_key(&load.node));
+        let touched = self.taken.keys().filter_map(|node| fleet.load(node));
         let (untouched, touched) =
-            (untouched.filter(|fill| able.has(&fill.node)), touched.filter(|fill| able.has(&fill.node)));
-        let is_welcome = |fill: &&Fill| rest(&fill.node).is_none();
+            (untouched.filter(|load| able.has(&load.node)), touched.filter(|load| able.has(&load.node)));
+        let is_welcome = |load: &&RunnerLoad| rest(&load.node).is_none();
         let best = untouched.clone().find(is_welcome).cloned();
-        let best = touched.filter(is_welcome).filter_map(|fill| self.with_taken(fill)).chain(best).min();
-        if let Some(fill) = best {
-            return self.holder(&fill.node);
+        let best = touched.filter(is_welcome).filter_map(|load| self.with_taken(load)).chain(best).min();
+        if let Some(load) = best {
+            return self.holder(&load.node);
         }
-        let wakes = untouched.filter_map(|fill| rest(&fill.node)).map(|rest: &Rest| rest.until).min();
+        let wakes = untouched.filter_map(|load| rest(&load.node)).map(|rest: &Backoff| rest.until).min();
         match wakes {
             Some(until) => Choice::Later(until),
-            None if matches!(able, Able::All) => Choice::Full,
+            None if matches!(able, EligibleNodes::All) => Choice::Full,
             None => Choice::Other,
         }
     }
 
-    fn with_taken(&self, fill: &Fill) -> Option<Fill> {
-        let runner = self.view.fleet.get(&fill.node)?;
-        let used = fill.used + self.taken.get(&fill.node).copied().unwrap_or_default();
-        (used < runner.slots).then(|| Fill { used, ..fill.clone() })
+    fn with_taken(&self, load: &RunnerLoad) -> Option<RunnerLoad> {
+        let runner = self.cluster.fleet.get(&load.node)?;
+        let used = load.used + self.taken.get(&load.node).copied().unwrap_or_default();
+        (used < runner.slots).then(|| RunnerLoad { used, ..load.clone() })
     }
 
     fn holder(&self, node: &NodeId) -> Choice {
-        self.view.fleet.get(node).map_or(Choice::Full, |there| {
+        self.cluster.fleet.get(node).map_or(Choice::Full, |there| {
             Choice::Runner(Holder { node: there.node.clone(), incarnation: there.incarnation.clone() })
         })
     }
@@ -162,12 +164,12 @@ impl<'a> Slots<'a> {
         let node = match decision {
             Decision::Resolve(_, to) => &to.node,
             Decision::Move { events, .. } => match &events[..] {
-                [Event::Assigned { to, .. }] => &to.node,
+                [TaskEvent::Assigned { to, .. }] => &to.node,
                 _ => return,
             },
             _ => return,
         };
-        if let Some(there) = self.view.fleet.get(node) {
+        if let Some(there) = self.cluster.fleet.get(node) {
             *self.taken.entry(&there.node).or_default() += 1;
         }
     }
@@ -175,7 +177,7 @@ impl<'a> Slots<'a> {
 
 /// Which nodes may try a task that any node could run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Able<'a> {
+pub(crate) enum EligibleNodes<'a> {
     /// Every one: none has failed it by a fault of its own.
     All,
     /// These have failed it least often, and not for good.
@@ -184,7 +186,7 @@ pub(crate) enum Able<'a> {
     None,
 }
 
-impl Able<'_> {
+impl EligibleNodes<'_> {
     fn has(&self, node: &NodeId) -> bool {
         match self {
             Self::All => true,
@@ -196,21 +198,23 @@ impl Able<'_> {
 
 /// Whom a task may go to that nodes have failed: those that have failed it least often. One that takes nothing now does not
 /// keep a task from one that has failed in passing, and one that may do better keeps it from being given up.
-pub(crate) fn able<'a>(view: &'a View, record: &TaskRecord) -> Able<'a> {
+pub(crate) fn able<'a>(cluster: &'a ClusterState, record: &TaskRecord) -> EligibleNodes<'a> {
     if record.attempts.iter().all(|attempt| attempt.node_fault.is_none()) {
-        return Able::All;
+        return EligibleNodes::All;
     }
-    let fleet = &view.fleet;
+    let fleet = &cluster.fleet;
     let faults = |there: &Registration| {
         record.faults_of(&Holder { node: there.node.clone(), incarnation: there.incarnation.clone() })
     };
     let left: Vec<_> =
         fleet.all().map(|there| (there, faults(there))).filter(|(_, faults)| !faults.is_lasting).collect();
     if left.is_empty() {
-        return Able::None;
+        return EligibleNodes::None;
     }
     let takes = |there: &Registration| !there.stopping && !fleet.drains.contains_key(&there.node);
     let least = left.iter().filter(|(there, _)| takes(there)).map(|(_, faults)| faults.passing).min();
     let is_least = |passing: usize| least.is_none_or(|least| passing <= least);
-    Able::These(left.into_iter().filter(|(_, faults)| is_least(faults.passing)).map(|(there, _)| &there.node).collect())
+    EligibleNodes::These(
+        left.into_iter().filter(|(_, faults)| is_least(faults.passing)).map(|(there, _)| &there.node).collect(),
+    )
 }

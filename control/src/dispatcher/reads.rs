@@ -128,7 +128,7 @@ impl Dispatcher {
             self.reads.wanted.remove(&id);
             self.reads.inflight.insert(id.clone());
             let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
-            let known = self.view.tasks.get(&id).map(Known::of);
+            let known = self.cluster.tasks.get(&id).map(Known::of);
             crate::process::spawn_into(&mut self.jobs, async move {
                 Outcome::Read { read: read_task(&*session, &id, is_hint).await, task: id, known }
             });
@@ -163,10 +163,10 @@ impl Dispatcher {
                 Err(error) => self.keep_aside(format!("{}/../{name}", paths::TASKS), error.message),
             }
         }
-        let held: Vec<TaskId> = self.view.tasks.held().cloned().collect();
-        let gone: Vec<TaskId> = self.view.tasks.ids().filter(|id| !there.contains(id)).cloned().collect();
+        let held: Vec<TaskId> = self.cluster.tasks.held().cloned().collect();
+        let gone: Vec<TaskId> = self.cluster.tasks.ids().filter(|id| !there.contains(id)).cloned().collect();
         self.reads.wanted.extend(held.into_iter().chain(gone));
-        self.reads.wanted.extend(there.into_iter().filter(|id| self.view.tasks.get(id).is_none()));
+        self.reads.wanted.extend(there.into_iter().filter(|id| self.cluster.tasks.get(id).is_none()));
     }
 
     /// A record has been read, of which that was known when it was asked for.
@@ -175,7 +175,7 @@ impl Dispatcher {
         let was_doubted = read.is_ok() && self.reads.doubted.take_if(|doubted| doubted == id).is_some();
         if was_doubted && matches!(read, Ok(None)) {
             // Whatever else is remembered may be gone, too.
-            self.reads.wanted.extend(self.view.tasks.ids().cloned());
+            self.reads.wanted.extend(self.cluster.tasks.ids().cloned());
         }
         match read {
             Ok(node) if known.is_some_and(|known| known.is_refuted(node.as_ref())) => self.lose_history(id),
@@ -201,26 +201,30 @@ impl Dispatcher {
         if fleet.runners.values().any(|there| there.stopping) {
             self.reads.fleet_at.get_or_insert(now + STOPPING_LOOK);
         }
-        self.view.observe_runners(fleet.runners, now);
-        for (address, nodes) in self.view.fleet.find_conflicts() {
+        self.cluster.observe_runners(fleet.runners, now);
+        for (address, nodes) in self.cluster.fleet.find_conflicts() {
             let nodes = nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
             tracing::warn!(address, nodes, "several nodes have named one address: give each its own by --advertise");
         }
         for (path, why) in &fleet.undecodable {
-            if self.view.fleet.undecodable.get(path) != Some(why) {
+            if self.cluster.fleet.undecodable.get(path) != Some(why) {
                 tracing::error!(path, why, "a record cannot be decoded: it is kept aside");
             }
         }
-        self.view.fleet.undecodable = fleet.undecodable;
+        self.cluster.fleet.undecodable = fleet.undecodable;
         if !self.reads.is_loaded {
             for (node, drain) in fleet.drains {
                 if drain.0.now {
-                    self.view.interrupts.insert(node.clone(), now);
+                    self.cluster.interrupts.insert(node.clone(), now);
                 }
-                self.view.fleet.set_drain(&node, Some(drain));
+                self.cluster.fleet.set_drain(&node, Some(drain));
             }
             self.reads.is_loaded = true;
-            tracing::info!(tasks = self.view.tasks.len(), epoch = self.writer.reign.epoch().0, "has read all tasks");
+            tracing::info!(
+                tasks = self.cluster.tasks.len(),
+                epoch = self.writer.leader_term.epoch().0,
+                "has read all tasks"
+            );
         }
     }
 

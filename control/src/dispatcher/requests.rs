@@ -1,14 +1,16 @@
 //! Answers clients and takes what runners say.
 
-use super::handle::{PAGE_MAX, Page, Query, Reply, Request, Wanted};
+use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
 use super::outcome::{Outcome, Purpose};
 use super::pending_mutations::{not_found, unreachable};
-use super::status::{RunnerView, Status};
+use super::status::{RunnerSummary, Status};
 use super::{Dispatcher, explain};
 use crate::cluster::election::CommitError;
 use crate::coord::paths;
-use crate::coord::{CoordError, Life, Op};
-use crate::model::{Drain, Draining, Fence, NodeId, OpId, Order, Record, State, TaskId, TaskRecord, TaskSpec};
+use crate::coord::{CoordError, CreateMode, Op};
+use crate::model::{
+    Drain, DrainMode, Fence, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskSpec, TaskState,
+};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -33,11 +35,11 @@ impl Dispatcher {
             Request::Watch(id, reply) => {
                 let _ = reply.send(self.watch(&id));
             }
-            Request::Want(id, wanted, reply) => self.want(id, wanted, reply),
+            Request::Mutate(id, wanted, reply) => self.want(id, wanted, reply),
             Request::Runners(reply) => {
                 let _ = reply.send(Ok(self.runners()));
             }
-            Request::Drain(node, wish, reply) => self.drain(node, wish, reply),
+            Request::Drain(node, desired_state, reply) => self.drain(node, desired_state, reply),
             Request::Fence(node, reply) => {
                 let _ = reply.send(self.fence(&node));
             }
@@ -47,7 +49,7 @@ impl Dispatcher {
             Request::Changed(ids) => ids.into_iter().for_each(|id| self.reads.want(id)),
             Request::Progress(updates) => {
                 for (id, progress) in updates {
-                    if self.view.observe_progress(&id, progress) {
+                    if self.cluster.observe_progress(&id, progress) {
                         self.notify(&id);
                     }
                 }
@@ -57,10 +59,10 @@ impl Dispatcher {
 
     /// A task as clients see it: with telemetry, and with the reason why it is not running.
     pub(crate) fn shown(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
-        self.view.tasks.get(id).map(|entry| explain::shown(&self.view, entry, self.now()))
+        self.cluster.tasks.get(id).map(|entry| explain::shown(&self.cluster, entry, self.now()))
     }
 
-    fn submit(&mut self, order: Order, reply: Reply<Arc<TaskRecord>>) {
+    fn submit(&mut self, order: Submission, reply: Reply<Arc<TaskRecord>>) {
         let record = match self.new_record(order) {
             Ok(record) => record,
             Err(error) => {
@@ -74,19 +76,19 @@ impl Dispatcher {
         if line.len() > 1 {
             return;
         }
-        if self.view.tasks.get(&id).is_some() {
+        if self.cluster.tasks.get(&id).is_some() {
             return self.answer_submitters(&id);
         }
         self.start_write(id, Purpose::Submitted, move |writer| writer.create(record));
     }
 
-    fn new_record(&self, order: Order) -> Result<TaskRecord> {
+    fn new_record(&self, order: Submission) -> Result<TaskRecord> {
         if order.spec.fence() == Fence::Command && self.config.fence.is_none() {
             let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }
-        let live = self.view.tasks.len() - self.view.tasks.ended().len();
-        if self.view.tasks.get(&order.id).is_none() && live >= self.config.tasks_max {
+        let live = self.cluster.tasks.len() - self.cluster.tasks.ended().len();
+        if self.cluster.tasks.get(&order.id).is_none() && live >= self.config.tasks_max {
             let message = format!("there are {live} tasks already that have not ended: wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
@@ -100,7 +102,7 @@ impl Dispatcher {
     /// A task is stored, or was there: whoever submitted the same work gets it.
     pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
         for (spec, reply) in self.submitters.remove(id).unwrap_or_default() {
-            let answer = match self.view.tasks.get(id) {
+            let answer = match self.cluster.tasks.get(id) {
                 Some(entry) if is_same_work(&entry.record.spec, &spec) => self.shown(id).ok_or_else(|| not_found(id)),
                 _ => {
                     let message = format!("there is another task {id}: choose another id");
@@ -121,8 +123,9 @@ impl Dispatcher {
     fn list(&self, query: &Query) -> Page {
         let limit = if query.limit == 0 { PAGE_MAX } else { query.limit.min(PAGE_MAX) };
         let now = self.now();
-        let mut entries = self.view.tasks.page(query.state, query.after.as_ref());
-        let tasks: Vec<_> = entries.by_ref().take(limit).map(|entry| explain::shown(&self.view, entry, now)).collect();
+        let mut entries = self.cluster.tasks.page(query.state, query.after.as_ref());
+        let tasks: Vec<_> =
+            entries.by_ref().take(limit).map(|entry| explain::shown(&self.cluster, entry, now)).collect();
         let next = entries.next().and_then(|_| tasks.last().map(|last| last.id.clone()));
         Page { tasks, next }
     }
@@ -134,24 +137,24 @@ impl Dispatcher {
         Ok(watcher.subscribe())
     }
 
-    fn runners(&self) -> Vec<RunnerView> {
-        let fleet = &self.view.fleet;
+    fn runners(&self) -> Vec<RunnerSummary> {
+        let fleet = &self.cluster.fleet;
         let nodes: BTreeSet<&NodeId> = fleet.all().map(|there| &there.node).chain(fleet.drains.keys()).collect();
-        let view = |node: &NodeId| {
+        let cluster = |node: &NodeId| {
             let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
             let tasks = fleet.tasks(node).count();
-            RunnerView { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain }
+            RunnerSummary { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain }
         };
-        nodes.into_iter().map(view).collect()
+        nodes.into_iter().map(cluster).collect()
     }
 
     fn status(&self) -> Status {
-        let fleet = &self.view.fleet;
-        let undecodable = self.view.tasks.undecodable.iter().chain(&fleet.undecodable);
+        let fleet = &self.cluster.fleet;
+        let undecodable = self.cluster.tasks.undecodable.iter().chain(&fleet.undecodable);
         Status {
-            leader: self.writer.reign.leader().clone(),
-            epoch: self.writer.reign.epoch(),
-            tasks: State::ALL.into_iter().map(|state| (state, self.view.tasks.of(state).len())).collect(),
+            leader: self.writer.leader_term.leader().clone(),
+            epoch: self.writer.leader_term.epoch(),
+            tasks: TaskState::ALL.into_iter().map(|state| (state, self.cluster.tasks.of(state).len())).collect(),
             undecodable: undecodable.map(|(path, why)| (path.clone(), why.clone())).collect(),
             runners: fleet.all().count(),
             store: self.store.latency(),
@@ -162,32 +165,32 @@ impl Dispatcher {
     }
 
     fn fence(&mut self, node: &NodeId) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
-        if self.view.fleet.get(node).is_some() {
+        if self.cluster.fleet.get(node).is_some() {
             let message = format!("{node} is registered, so it is not off: stop it, or wait until it is gone");
             return Err(Error { retryable: true, ..Error::new(Code::Busy, Side::Caller, Operation::Parse, message) });
         }
         let concerns = |id: &&TaskId| {
-            let Some(entry) = self.view.tasks.get(id) else { return false };
+            let Some(entry) = self.cluster.tasks.get(id) else { return false };
             let record = &entry.record;
             let is_lost =
-                record.state == State::Lost && record.attempts.last().is_some_and(|last| last.runner.node == *node);
+                record.state == TaskState::Lost && record.attempts.last().is_some_and(|last| last.runner.node == *node);
             let is_loud = record.attempts.iter().any(|attempt| attempt.runner.node == *node && !attempt.quiet);
             is_lost || is_loud || record.node() == Some(node)
         };
-        let ids: Vec<TaskId> = self.view.tasks.ids().filter(concerns).cloned().collect();
+        let ids: Vec<TaskId> = self.cluster.tasks.ids().filter(concerns).cloned().collect();
         let mut answers = Vec::new();
         for id in ids {
             let (reply, answer) = oneshot::channel();
-            self.want(id, Wanted::Confirm(node.clone()), reply);
+            self.want(id, Mutation::Confirm(node.clone()), reply);
             answers.push(answer);
         }
         tracing::warn!(%node, tasks = answers.len(), "an operator says that the node is off");
         Ok(answers)
     }
 
-    fn drain(&mut self, node: NodeId, wish: Draining, reply: Reply<()>) {
-        let drain = Drain { since_ms: self.clock.unix_ms(), now: wish == Draining::Now, op: OpId::fresh() };
-        let drain = (wish != Draining::Undo).then_some(drain);
+    fn drain(&mut self, node: NodeId, desired_state: DrainMode, reply: Reply<()>) {
+        let drain = Drain { since_ms: self.clock.unix_ms(), now: desired_state == DrainMode::Now, op: OpId::fresh() };
+        let drain = (desired_state != DrainMode::Undo).then_some(drain);
         let writer = self.writer.clone();
         crate::process::spawn_into(&mut self.jobs, async move {
             let result = set_drain(&writer, &node, drain).await;
@@ -199,11 +202,11 @@ impl Dispatcher {
     pub(crate) fn take_drained(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<()>) {
         let now = self.clock.boot_time();
         let answer = result.map(|drain| {
-            self.view.interrupts.remove(node);
+            self.cluster.interrupts.remove(node);
             if drain.as_ref().is_some_and(|(drain, _)| drain.now) {
-                self.view.interrupts.insert(node.clone(), now);
+                self.cluster.interrupts.insert(node.clone(), now);
             }
-            self.view.fleet.set_drain(node, drain);
+            self.cluster.fleet.set_drain(node, drain);
         });
         let _ = reply.send(answer);
     }
@@ -252,13 +255,15 @@ async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) 
                 let version = there.stat.version;
                 (Op::Set { path: path.clone(), data: drain.encode(), version }, version + 1)
             }
-            (Some(drain), None) => (Op::Create { path: path.clone(), data: drain.encode(), life: Life::Persistent }, 0),
+            (Some(drain), None) => {
+                (Op::Create { path: path.clone(), data: drain.encode(), mode: CreateMode::Persistent }, 0)
+            }
             (None, Some(there)) => (Op::Delete { path: path.clone(), version: there.stat.version }, 0),
             (None, None) => return Ok(None),
         };
-        match writer.reign.commit(vec![op]).await {
+        match writer.leader_term.commit(vec![op]).await {
             Ok(_) => return Ok(drain.map(|drain| (drain, version))),
-            Err(CommitError::Deposed) => return Err(super::handle::not_leader()),
+            Err(CommitError::LostLeadership) => return Err(super::handle::not_leader()),
             Err(CommitError::Store(error @ (CoordError::Refused { .. } | CoordError::Unknown(_)))) => last = error,
             Err(CommitError::Store(error)) => return Err(unreachable(&error)),
         }

@@ -1,6 +1,6 @@
 //! What the leader tells of itself.
 
-use crate::model::{Drain, Epoch, Leader, NodeId, Registration, State};
+use crate::model::{Drain, Epoch, Leader, NodeId, Registration, TaskState};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ const SAMPLES: usize = 512;
 pub(crate) struct Status {
     /// This node.
     pub leader: Leader,
-    /// Of its reign.
+    /// Of its term.
     pub epoch: Epoch,
-    /// Tasks in each state, in the order of [`State::ALL`].
-    pub tasks: Vec<(State, usize)>,
+    /// Tasks in each state, in the order of [`TaskState::ALL`].
+    pub tasks: Vec<(TaskState, usize)>,
     /// Paths of records that cannot be decoded, and why: they are kept aside.
     pub undecodable: Vec<(String, String)>,
     /// Registered runners.
@@ -26,13 +26,13 @@ pub(crate) struct Status {
     pub queue_wait: Latency,
     /// From the decision to give a task to a runner to the runner's acceptance, of the last ones.
     pub assignment: Latency,
-    /// Tasks given to runners in this reign.
+    /// Tasks given to runners in this term.
     pub assignments: u64,
 }
 
 /// A runner and what the leader knows of it.
 #[derive(Clone, Debug)]
-pub(crate) struct RunnerView {
+pub(crate) struct RunnerSummary {
     /// As it registered; `None`: it drains and is not there.
     pub registration: Option<Registration>,
     /// Its node.

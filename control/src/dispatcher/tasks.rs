@@ -5,8 +5,8 @@ use super::cluster_state::Now;
 use super::queue::Rank;
 use crate::coord::Zxid;
 use crate::model::state_machine::RETRY_REST_MAX;
-use crate::model::{Epoch, Holder, NodeId, Progress, State, TaskId, TaskRecord};
-use crate::peers::Step;
+use crate::model::{Epoch, Holder, NodeId, Progress, TaskId, TaskRecord, TaskState};
+use crate::peers::StartStage;
 use blockhaul_engine::error::Code;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// A task.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct TaskEntry {
     /// As it stands in the store, as far as is known.
     pub(crate) record: Arc<TaskRecord>,
     /// Of that record's node.
@@ -26,14 +26,14 @@ pub(crate) struct Entry {
     /// Telemetry of the holder.
     pub(crate) live: Option<Progress>,
     /// What this leader has seen and done.
-    pub(crate) note: Note,
+    pub(crate) runtime: TaskRuntime,
 }
 
-impl Entry {
+impl TaskEntry {
     /// When a task that has failed may be tried again, if that is later than now. The record's time is of its runner's
     /// clock: should that be ahead of this one's, the task rests no longer than any does.
     pub(crate) fn rests_until(&self, now: Now) -> Option<Duration> {
-        let rested = self.note.since + RETRY_REST_MAX;
+        let rested = self.runtime.since + RETRY_REST_MAX;
         let until = now.at_unix(self.record.not_before_ms).min(rested);
         (self.record.not_before_ms > now.unix_ms && until > now.boot).then_some(until)
     }
@@ -41,7 +41,7 @@ impl Entry {
 
 /// What one leader remembers of a task; the next one starts anew.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Note {
+pub(crate) struct TaskRuntime {
     /// A write of the record is under way: no other one may be.
     pub(crate) is_busy: bool,
     /// A call about it is under way.
@@ -49,17 +49,17 @@ pub(crate) struct Note {
     /// When this state with this holder was first seen.
     pub(crate) since: Duration,
     /// What its runner says, while it is to begin or to stop.
-    pub(crate) told: Told,
+    pub(crate) assign_reply: AssignReply,
     /// What its runner said that it waits for before it begins.
-    pub(crate) waits: Option<Step>,
+    pub(crate) waits: Option<StartStage>,
     /// No question or nudge before.
     pub(crate) next_call: Duration,
     /// Its holder should look at the record, and has not been told.
-    pub(crate) owes_nudge: bool,
+    pub(crate) owes_notification: bool,
     /// Runners that have refused it, until when, and for how long they will be avoided next.
-    pub(crate) avoid: BTreeMap<NodeId, Rest>,
+    pub(crate) avoid: BTreeMap<NodeId, Backoff>,
     /// Ended attempts that may still write.
-    pub(crate) unquiet: Vec<Unquiet>,
+    pub(crate) undrained: Vec<UndrainedAttempt>,
     /// Where it is to go and what its destination is called there.
     pub(crate) resolved: Option<(Holder, Vec<String>)>,
     /// A claim of another task that it waits for.
@@ -67,12 +67,12 @@ pub(crate) struct Note {
     /// Nothing is written before: the last write failed.
     pub(crate) hold_until: Duration,
     /// Why nothing could be written last.
-    pub(crate) impeded: Option<Impediment>,
+    pub(crate) write_failure: Option<WriteFailure>,
 }
 
 /// Why nothing can be written of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Impediment {
+pub(crate) struct WriteFailure {
     /// In the words of the coordination service.
     pub(crate) why: String,
     /// When the log said so last.
@@ -80,11 +80,11 @@ pub(crate) struct Impediment {
 }
 
 /// The grant of an attempt that may still write, and since when this leader knows that it has ended.
-pub(crate) type Unquiet = (Option<Epoch>, Duration);
+pub(crate) type UndrainedAttempt = (Option<Epoch>, Duration);
 
 /// How the runner of a task answered last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum AssignReply {
     /// It has not been told.
     #[default]
     No,
@@ -103,13 +103,13 @@ pub(crate) enum Told {
 
 /// A pause with a runner, doubling from 1 s to 30 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rest {
+pub(crate) struct Backoff {
     /// When it ends.
     pub(crate) until: Duration,
     wait: Duration,
 }
 
-impl Rest {
+impl Backoff {
     /// The next, longer one.
     pub(crate) fn again(self, now: Duration) -> Self {
         let wait = (self.wait * 2).clamp(Duration::from_secs(1), Duration::from_secs(30));
@@ -120,8 +120,8 @@ impl Rest {
 /// All tasks, by id and by state.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
-    entries: BTreeMap<TaskId, Entry>,
-    by_state: [BTreeSet<TaskId>; State::ALL.len()],
+    entries: BTreeMap<TaskId, TaskEntry>,
+    by_state: [BTreeSet<TaskId>; TaskState::ALL.len()],
     /// Those that have ended, in the order of their submissions.
     ended: BTreeSet<Creation>,
     /// Since when the others wait.
@@ -131,11 +131,11 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    pub(crate) fn get(&self, id: &TaskId) -> Option<&Entry> {
+    pub(crate) fn get(&self, id: &TaskId) -> Option<&TaskEntry> {
         self.entries.get(id)
     }
 
-    pub(crate) fn get_mut(&mut self, id: &TaskId) -> Option<&mut Entry> {
+    pub(crate) fn get_mut(&mut self, id: &TaskId) -> Option<&mut TaskEntry> {
         self.entries.get_mut(id)
     }
 
@@ -148,7 +148,11 @@ impl Tasks {
     }
 
     /// Tasks from `after` on in the order of their ids, all or of one state.
-    pub(crate) fn page(&self, state: Option<State>, after: Option<&TaskId>) -> Box<dyn Iterator<Item = &Entry> + '_> {
+    pub(crate) fn page(
+        &self,
+        state: Option<TaskState>,
+        after: Option<&TaskId>,
+    ) -> Box<dyn Iterator<Item = &TaskEntry> + '_> {
         use std::ops::Bound::{Excluded, Unbounded};
         let range = (after.map_or(Unbounded, Excluded), Unbounded);
         match state {
@@ -158,7 +162,7 @@ impl Tasks {
     }
 
     /// Ids of the tasks in a state.
-    pub(crate) fn of(&self, state: State) -> &BTreeSet<TaskId> {
+    pub(crate) fn of(&self, state: TaskState) -> &BTreeSet<TaskId> {
         &self.by_state[position(state)]
     }
 
@@ -193,11 +197,11 @@ impl Tasks {
 
     /// Ids of the tasks that a runner may change.
     pub(crate) fn held(&self) -> impl Iterator<Item = &TaskId> {
-        State::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
+        TaskState::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
     }
 
     /// Takes an entry in; one of the same id was removed before. Returns tasks whose places in the queue have changed.
-    pub(crate) fn insert(&mut self, entry: Entry) -> Vec<TaskId> {
+    pub(crate) fn insert(&mut self, entry: TaskEntry) -> Vec<TaskId> {
         let id = entry.record.id.clone();
         self.by_state[position(entry.record.state)].insert(id.clone());
         let aged = if entry.record.state.is_terminal() {
@@ -211,7 +215,7 @@ impl Tasks {
         aged
     }
 
-    pub(crate) fn remove(&mut self, id: &TaskId) -> Option<Entry> {
+    pub(crate) fn remove(&mut self, id: &TaskId) -> Option<TaskEntry> {
         let entry = self.entries.remove(id)?;
         self.by_state[position(entry.record.state)].remove(id);
         let creation = creation(&entry);
@@ -222,10 +226,10 @@ impl Tasks {
 }
 
 /// A node whose creation nobody has told of is new.
-fn creation(entry: &Entry) -> Creation {
+fn creation(entry: &TaskEntry) -> Creation {
     (entry.created.unwrap_or(UNKNOWN), entry.record.id.clone())
 }
 
-fn position(state: State) -> usize {
-    State::ALL.iter().position(|each| *each == state).unwrap_or_default()
+fn position(state: TaskState) -> usize {
+    TaskState::ALL.iter().position(|each| *each == state).unwrap_or_default()
 }

@@ -1,13 +1,13 @@
-//! One write of a task's record and its claims, as one multi that checks the reign and every version.
+//! One write of a task's record and its claims, as one multi that checks the term and every version.
 //!
 //! A write whose outcome is unknown is resolved here: the record is read until it says which write it is of. It is sent
 //! again only with the same versions and the same operation id, so that however often it arrives it happens once. What is
 //! read then may show that the store's history is another one (see [`history`](super::history)): nothing is written on.
 
 use super::history::Known;
-use crate::cluster::election::{CommitError, Reign};
+use crate::cluster::election::{CommitError, LeaderTerm};
 use crate::coord::paths;
-use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Zxid};
+use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Zxid};
 use crate::model::state_machine::{ClaimChange, claim_change};
 use crate::model::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
 use std::sync::Arc;
@@ -53,7 +53,7 @@ pub(crate) enum Written {
     /// Nothing happened.
     Failed(CoordError),
     /// Nothing happened, and nothing will: this node no longer leads.
-    Deposed,
+    LostLeadership,
     /// The store's history is another one than this leader's.
     HistoryLost,
 }
@@ -80,7 +80,7 @@ impl Denial {
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
     pub(crate) session: Arc<dyn Session>,
-    pub(crate) reign: Reign,
+    pub(crate) leader_term: LeaderTerm,
 }
 
 impl Writer {
@@ -114,9 +114,9 @@ impl Writer {
     /// Sends a write until it is known what became of it.
     async fn settle(&self, change: &Change, ops: &[Op]) -> Written {
         loop {
-            match self.reign.commit(ops.to_vec()).await {
+            match self.leader_term.commit(ops.to_vec()).await {
                 Ok(done) => return finished(change, &done),
-                Err(CommitError::Deposed) => return Written::Deposed,
+                Err(CommitError::LostLeadership) => return Written::LostLeadership,
                 Err(CommitError::Store(CoordError::Unknown(_))) => {}
                 Err(CommitError::Store(error)) => return Written::Failed(error),
             }
@@ -145,7 +145,7 @@ impl Writer {
                 self.session.get(&path).await
             };
             match looked.await {
-                Err(CoordError::NotConnected | CoordError::Unknown(_)) if !self.reign.is_over() => {
+                Err(CoordError::NotConnected | CoordError::Unknown(_)) if !self.leader_term.has_ended() => {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
                 other => return other,
@@ -190,7 +190,7 @@ impl Writer {
                     ops.push(Op::Set { path, data: claim.encode(), version: node.stat.version });
                 }
                 (ClaimChange::Set, None, _) => {
-                    ops.push(Op::Create { path, data: claim.encode(), life: Life::Persistent });
+                    ops.push(Op::Create { path, data: claim.encode(), mode: CreateMode::Persistent });
                 }
                 (ClaimChange::Remove, Some(node), None) => {
                     ops.push(Op::Delete { path, version: node.stat.version });
@@ -212,16 +212,16 @@ impl Writer {
     /// Stores a new task. `Changed`: there is one of that id already.
     pub(crate) async fn create(self, record: TaskRecord) -> Written {
         let path = paths::task(&record.id);
-        let ops = vec![Op::Create { path: path.clone(), data: record.encode(), life: Life::Persistent }];
+        let ops = vec![Op::Create { path: path.clone(), data: record.encode(), mode: CreateMode::Persistent }];
         loop {
-            let refused = match self.reign.commit(ops.clone()).await {
+            let refused = match self.leader_term.commit(ops.clone()).await {
                 Ok(_) => {
                     // Old servers do not tell what they have created: the order of submissions is read.
                     let node = self.session.get(&path).await.ok().flatten();
                     let created_by = node.filter(|node| is_of(node, &record.op)).map(|node| node.stat.created);
                     return created(record, 0, created_by);
                 }
-                Err(CommitError::Deposed) => return Written::Deposed,
+                Err(CommitError::LostLeadership) => return Written::LostLeadership,
                 Err(CommitError::Store(CoordError::Refused { why: Refusal::NodeExists, .. })) => true,
                 Err(CommitError::Store(CoordError::Refused { index, why })) if !why.is_condition() => {
                     return Written::Denied(Denial::of(&ops, index, why));
@@ -243,9 +243,9 @@ impl Writer {
     /// Removes a record that is as it was.
     pub(crate) async fn purge(self, id: TaskId, known: Known) -> Written {
         let ops = vec![Op::Delete { path: paths::task(&id), version: known.version }];
-        match self.reign.commit(ops.clone()).await {
+        match self.leader_term.commit(ops.clone()).await {
             Ok(_) => Written::Changed(None),
-            Err(CommitError::Deposed) => Written::Deposed,
+            Err(CommitError::LostLeadership) => Written::LostLeadership,
             Err(CommitError::Store(CoordError::Refused { index, why })) if !why.is_condition() => {
                 Written::Denied(Denial::of(&ops, index, why))
             }

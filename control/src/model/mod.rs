@@ -23,10 +23,10 @@ pub use durable_map::DurableMap;
 pub use failure::Failure;
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
-pub use node_fault::{NodeFault, Origin};
-pub use request::{Change, Draining, Order};
+pub use node_fault::{FaultOrigin, NodeFault};
+pub use request::{DrainMode, Submission, TaskChange};
 pub use spec::{CopyTask, Fence, NoopTask, TaskSpec, VOLUME_NAME_BYTES_MAX};
-pub use task::{Attempt, Faults, Progress, State, TaskRecord, Wish};
+pub use task::{Attempt, DesiredState, Faults, Progress, TaskRecord, TaskState};
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where the cause of a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum FaultOrigin {
     /// Every node would fail.
     Task,
     /// Another node may succeed.
@@ -36,16 +36,16 @@ pub enum NodeFault {
 impl Failure {
     /// Whose fault it was.
     #[must_use]
-    pub fn origin(&self) -> Origin {
+    pub fn origin(&self) -> FaultOrigin {
         let is_local = self.side == Side::Engine.as_str()
             || (self.side == Side::Caller.as_str() && self.operation == Operation::Journal.as_str())
             || self.is_resource_limit();
         match self.code {
             Code::Cancelled | Code::SourceChanged | Code::VerifyMismatch | Code::BadRequest | Code::Fenced => {
-                Origin::Task
+                FaultOrigin::Task
             }
-            Code::Permission | Code::Unreachable | Code::Overloaded => Origin::Node,
-            Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => Origin::Node,
+            Code::Permission | Code::Unreachable | Code::Overloaded => FaultOrigin::Node,
+            Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => FaultOrigin::Node,
             Code::Timeout
             | Code::Io
             | Code::NoSpace
@@ -61,9 +61,9 @@ impl Failure {
             | Code::Unsupported
             | Code::Internal => {
                 if is_local {
-                    Origin::Node
+                    FaultOrigin::Node
                 } else {
-                    Origin::Task
+                    FaultOrigin::Task
                 }
             }
         }
@@ -74,16 +74,16 @@ impl Failure {
     pub fn node_fault(&self) -> Option<NodeFault> {
         let is_passing = self.retryable || self.code == Code::NoSpace || self.is_resource_limit();
         match self.origin() {
-            Origin::Task => None,
-            Origin::Node if is_passing => Some(NodeFault::Passing),
-            Origin::Node => Some(NodeFault::Lasting),
+            FaultOrigin::Task => None,
+            FaultOrigin::Node if is_passing => Some(NodeFault::Passing),
+            FaultOrigin::Node => Some(NodeFault::Lasting),
         }
     }
 
     /// Whether its node has no space for what it must remember of the task.
     #[must_use]
     pub fn is_node_full(&self) -> bool {
-        self.code == Code::NoSpace && self.origin() == Origin::Node
+        self.code == Code::NoSpace && self.origin() == FaultOrigin::Node
     }
 
     /// Descriptors, memory or processes had run out, which other work of the node gives back.
@@ -107,9 +107,9 @@ mod tests {
         for &code in Code::ALL {
             for side in [Side::Source, Side::Destination] {
                 let expected = match code {
-                    Code::Permission | Code::Unreachable | Code::Overloaded => Origin::Node,
-                    Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => Origin::Node,
-                    _ => Origin::Task,
+                    Code::Permission | Code::Unreachable | Code::Overloaded => FaultOrigin::Node,
+                    Code::RunnerInterrupt | Code::LeaseLost | Code::NotLeader => FaultOrigin::Node,
+                    _ => FaultOrigin::Task,
                 };
                 assert_eq!(failure(code, side, Operation::Open).origin(), expected, "{code}");
             }
@@ -121,12 +121,15 @@ mod tests {
         for &code in Code::ALL {
             let is_about_task =
                 [Code::Cancelled, Code::SourceChanged, Code::VerifyMismatch, Code::BadRequest, Code::Fenced];
-            let expected = if is_about_task.contains(&code) { Origin::Task } else { Origin::Node };
+            let expected = if is_about_task.contains(&code) { FaultOrigin::Task } else { FaultOrigin::Node };
             assert_eq!(failure(code, Side::Engine, Operation::Journal).origin(), expected, "{code}");
             assert_eq!(failure(code, Side::Caller, Operation::Journal).origin(), expected, "{code}");
         }
         // The journal belongs to another destination than the one that is there now.
-        assert_eq!(failure(Code::CheckpointMismatch, Side::Destination, Operation::Journal).origin(), Origin::Task);
+        assert_eq!(
+            failure(Code::CheckpointMismatch, Side::Destination, Operation::Journal).origin(),
+            FaultOrigin::Task
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{Fence, TaskId, TaskSpec};
 
 /// A task that is asked for. Whoever makes one has checked it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct Submission {
     /// Chosen by the client, or made up.
     pub id: TaskId,
     /// 0 to 9; higher goes first.
@@ -15,7 +15,7 @@ pub struct Order {
     pub spec: TaskSpec,
 }
 
-impl Order {
+impl Submission {
     /// The source's name, if it must be looked at: a copy under a lease may write late what another one has written, so
     /// its source must be read-only unless the client promises that it does not change.
     #[must_use]
@@ -29,7 +29,7 @@ impl Order {
 
 /// What a client wants of a task that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum TaskChange {
     /// That it is given up.
     Cancel,
     /// That it waits.
@@ -42,7 +42,7 @@ pub enum Change {
 
 /// What an operator wants of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Draining {
+pub enum DrainMode {
     /// It takes nothing new and finishes what it has.
     Finish,
     /// It gives back what it has, too.

@@ -22,7 +22,8 @@
 
 use crate::model::volume::node_of;
 use crate::model::{
-    Attempt, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, State, TaskRecord, TaskSpec, Wish,
+    Attempt, DesiredState, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, TaskRecord,
+    TaskSpec, TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
@@ -36,7 +37,7 @@ const STARTS_OVER: &str = "another attempt would start over: nothing would tell 
 
 /// What happened to a task.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Event {
+pub(crate) enum TaskEvent {
     /// Leader: a runner is to have it, together with the claims on all names of its destination.
     Assigned {
         /// Which runner.
@@ -54,37 +55,37 @@ pub(crate) enum Event {
     /// Leader: nobody that it could be given to may or can do it, and that will not change by itself.
     Rejected(Failure),
     /// Leader: the holder's registration is gone, or is another process's.
-    Vanished,
+    RunnerLost,
     /// Leader: the process that held a local copy is registered again.
-    Returned,
+    RunnerReturned,
     /// Leader: the earlier holder writes no more, or its late writes do no harm.
-    Fenced(Proof),
+    Fenced(FenceProof),
     /// Leader: no write of this ended attempt can land any more, because enough time has passed.
-    Quieted {
+    AttemptDrained {
         /// Position in the record's attempts.
         attempt: usize,
     },
     /// Client: give it up.
-    CancelAsked,
+    CancelRequested,
     /// Client: let it wait.
-    PauseAsked,
+    PauseRequested,
     /// Client: go on.
-    ResumeAsked,
+    ResumeRequested,
     /// Client: as fast as this, in bytes per second; `None`: as fast as possible.
-    LimitAsked(Option<u64>),
+    LimitRequested(Option<u64>),
     /// Runner: the destination is open, locked and judged; writing may begin once this is stored.
-    Began {
+    Started {
         /// The grant of its claims.
         epoch: Epoch,
     },
     /// Runner: it is so far.
-    Checkpointed(Mark),
+    Checkpointed(Checkpoint),
     /// Runner: everything is written; it waits for earlier attempts, or reads back.
-    Written(Mark),
+    Written(Checkpoint),
     /// Runner: every byte is there. Only when all earlier attempts are quiet.
     Succeeded {
         /// How far it was: all of it.
-        mark: Mark,
+        checkpoint: Checkpoint,
         /// The engine's report.
         report: Option<serde_json::Value>,
     },
@@ -95,7 +96,7 @@ pub(crate) enum Event {
         /// Not before this, in milliseconds since 1970.
         retry_at_ms: u64,
         /// How far it was.
-        mark: Mark,
+        checkpoint: Checkpoint,
         /// The engine's report.
         report: Option<serde_json::Value>,
     },
@@ -104,13 +105,13 @@ pub(crate) enum Event {
         /// The outcome of the attempt: `ERunnerInterrupt`, `ECancelled`, `ELeaseLost`.
         code: Code,
         /// How far it was.
-        mark: Mark,
+        checkpoint: Checkpoint,
     },
 }
 
 /// How far a copy is.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Mark {
+pub(crate) struct Checkpoint {
     /// In numbers.
     pub progress: Progress,
     /// What is durable on the destination.
@@ -119,7 +120,7 @@ pub(crate) struct Mark {
 
 /// Why an earlier holder can do no more harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Proof {
+pub(crate) enum FenceProof {
     /// `local`: another process of the same node is registered; the destination's lock does the rest.
     NodeBack,
     /// `lease`: its lease is over and the hold-off has passed. Requests of it may still be under way.
@@ -145,14 +146,14 @@ pub(crate) enum ClaimChange {
 
 /// An event that cannot happen to a task as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Illegal {
+pub(crate) enum IllegalTransition {
     /// Not in this state, or against its client's wish.
-    #[error("a task that is {} and should {} cannot be {event}", .state.as_str(), wish_verb(*.wish))]
-    State {
+    #[error("a task that is {} and should {} cannot be {event}", .state.as_str(), desired_verb(*.desired_state))]
+    TaskState {
         /// How it is.
-        state: State,
+        state: TaskState,
         /// What its client wants.
-        wish: Wish,
+        desired_state: DesiredState,
         /// What it cannot be.
         event: &'static str,
     },
@@ -166,7 +167,7 @@ pub(crate) enum Illegal {
     #[error("{proof:?} proves nothing for a task that is fenced by {fence:?}")]
     NoProof {
         /// What was said.
-        proof: Proof,
+        proof: FenceProof,
         /// How the task is fenced.
         fence: Fence,
     },
@@ -175,11 +176,11 @@ pub(crate) enum Illegal {
     NoAttempt(usize),
 }
 
-fn wish_verb(wish: Wish) -> &'static str {
-    match wish {
-        Wish::Run => "run",
-        Wish::Pause => "pause",
-        Wish::Cancel => "be cancelled",
+fn desired_verb(desired_state: DesiredState) -> &'static str {
+    match desired_state {
+        DesiredState::Run => "run",
+        DesiredState::Pause => "pause",
+        DesiredState::Cancel => "be cancelled",
     }
 }
 
@@ -187,8 +188,8 @@ fn wish_verb(wish: Wish) -> &'static str {
 /// that changes nothing (a second cancel, a resume of what runs) gives an equal record: then there is nothing to write.
 ///
 /// # Errors
-/// [`Illegal`]: the event cannot happen to this record; it is to be read again, or its asker told.
-pub(crate) fn apply(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
+/// [`IllegalTransition`]: the event cannot happen to this record; it is to be read again, or its asker told.
+pub(crate) fn apply(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Result<TaskRecord, IllegalTransition> {
     let mut after = record.clone();
     after.advance(event, now_ms)?;
     if after.state != record.state {
@@ -204,7 +205,7 @@ pub(crate) fn apply(record: &TaskRecord, event: Event, now_ms: u64) -> Result<Ta
 ///
 /// # Errors
 /// As [`apply`].
-pub(crate) fn next(record: &TaskRecord, event: Event, now_ms: u64) -> Result<TaskRecord, Illegal> {
+pub(crate) fn next(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Result<TaskRecord, IllegalTransition> {
     apply(record, event, now_ms).map(TaskRecord::sealed)
 }
 
@@ -227,37 +228,40 @@ impl TaskRecord {
         self.attempts.iter().rfind(|attempt| attempt.ended_ms.is_none()).is_some_and(|attempt| attempt.epoch.is_some())
     }
 
-    fn advance(&mut self, event: Event, now_ms: u64) -> Result<(), Illegal> {
+    fn advance(&mut self, event: TaskEvent, now_ms: u64) -> Result<(), IllegalTransition> {
         match event {
-            Event::Assigned { to, claims } => self.assigned(to, claims, now_ms),
-            Event::Revoked { code, why } => self.revoked(code, why, now_ms),
-            Event::Rejected(error) => self.rejected(error),
-            Event::Vanished => self.vanished(now_ms),
-            Event::Returned => self.returned(),
-            Event::Fenced(proof) => self.fenced(proof, now_ms),
-            Event::Quieted { attempt } => self.quieted(attempt),
-            Event::CancelAsked => self.cancel_asked(),
-            Event::PauseAsked => self.pause_asked(),
-            Event::ResumeAsked => self.resume_asked(),
-            Event::LimitAsked(limit) => self.limit_asked(limit),
-            Event::Began { epoch } => self.began(epoch),
-            Event::Checkpointed(mark) => self.checkpointed(mark),
-            Event::Written(mark) => self.written(mark),
-            Event::Succeeded { mark, report } => self.succeeded(mark, report, now_ms),
-            Event::Failed { error, retry_at_ms, mark, report } => {
-                self.failed(error, retry_at_ms, mark, now_ms)?;
+            TaskEvent::Assigned { to, claims } => self.assigned(to, claims, now_ms),
+            TaskEvent::Revoked { code, why } => self.revoked(code, why, now_ms),
+            TaskEvent::Rejected(error) => self.rejected(error),
+            TaskEvent::RunnerLost => self.runner_lost(now_ms),
+            TaskEvent::RunnerReturned => self.runner_returned(),
+            TaskEvent::Fenced(proof) => self.fenced(proof, now_ms),
+            TaskEvent::AttemptDrained { attempt } => self.attempt_drained(attempt),
+            TaskEvent::CancelRequested => self.cancel_requested(),
+            TaskEvent::PauseRequested => self.pause_requested(),
+            TaskEvent::ResumeRequested => self.resume_requested(),
+            TaskEvent::LimitRequested(limit) => self.limit_requested(limit),
+            TaskEvent::Started { epoch } => self.started(epoch),
+            TaskEvent::Checkpointed(checkpoint) => self.checkpointed(checkpoint),
+            TaskEvent::Written(checkpoint) => self.written(checkpoint),
+            TaskEvent::Succeeded { checkpoint, report } => self.succeeded(checkpoint, report, now_ms),
+            TaskEvent::Failed { error, retry_at_ms, checkpoint, report } => {
+                self.failed(error, retry_at_ms, checkpoint, now_ms)?;
                 self.report = report;
                 Ok(())
             }
-            Event::GivenBack { code, mark } => self.given_back(code, mark, now_ms),
+            TaskEvent::GivenBack { code, checkpoint } => self.given_back(code, checkpoint, now_ms),
         }
     }
 
-    fn assigned(&mut self, to: Holder, claims: Vec<String>, now_ms: u64) -> Result<(), Illegal> {
+    fn assigned(&mut self, to: Holder, claims: Vec<String>, now_ms: u64) -> Result<(), IllegalTransition> {
         // Claims that are dropped here would never be removed.
         let keeps_claims = !claims.is_empty() && self.claims.iter().all(|claim| claims.contains(claim));
-        self.expect(self.state == State::Pending && self.wish == Wish::Run && keeps_claims, "assigned")?;
-        self.state = State::Assigned;
+        self.expect(
+            self.state == TaskState::Pending && self.desired_state == DesiredState::Run && keeps_claims,
+            "assigned",
+        )?;
+        self.state = TaskState::Assigned;
         self.reason.clear();
         self.claims = claims;
         self.attempts.push(Attempt {
@@ -273,8 +277,8 @@ impl TaskRecord {
         Ok(())
     }
 
-    fn revoked(&mut self, code: Code, why: String, now_ms: u64) -> Result<(), Illegal> {
-        let is_given = matches!(self.state, State::Assigned | State::Cancelling);
+    fn revoked(&mut self, code: Code, why: String, now_ms: u64) -> Result<(), IllegalTransition> {
+        let is_given = matches!(self.state, TaskState::Assigned | TaskState::Cancelling);
         self.expect(is_given && !self.has_begun(), "revoked")?;
         self.release(code, true, now_ms);
         if code == Code::Unreachable {
@@ -285,24 +289,24 @@ impl TaskRecord {
         Ok(())
     }
 
-    fn rejected(&mut self, error: Failure) -> Result<(), Illegal> {
-        self.expect(self.state == State::Pending, "rejected")?;
+    fn rejected(&mut self, error: Failure) -> Result<(), IllegalTransition> {
+        self.expect(self.state == TaskState::Pending, "rejected")?;
         let error = if error.node_fault().is_some() && !self.failed_nodes().is_empty() {
             self.naming_nodes(error)
         } else {
             error
         };
-        self.state = State::Failed;
+        self.state = TaskState::Failed;
         self.reason = error.to_string();
         self.error = Some(error);
         Ok(())
     }
 
-    fn vanished(&mut self, now_ms: u64) -> Result<(), Illegal> {
-        self.expect(self.state.is_held() && self.state != State::Lost, "lost")?;
+    fn runner_lost(&mut self, now_ms: u64) -> Result<(), IllegalTransition> {
+        self.expect(self.state.is_held() && self.state != TaskState::Lost, "lost")?;
         let node = self.node().map(ToString::to_string).unwrap_or_default();
         if !self.has_begun() {
-            return self.revoked(Code::LeaseLost, format!("{node} was lost before it began"), now_ms);
+            return self.revoked(Code::LeaseLost, format!("{node} was lost before it started"), now_ms);
         }
         if matches!(self.spec, TaskSpec::Noop(_)) {
             self.charge_loss(true, now_ms);
@@ -312,35 +316,36 @@ impl TaskRecord {
         if self.spec.fence() != Fence::Local {
             self.charge_loss(false, now_ms);
         }
-        self.state = State::Lost;
+        self.state = TaskState::Lost;
         self.reason = format!("{node} is lost and may still write");
         Ok(())
     }
 
-    fn returned(&mut self) -> Result<(), Illegal> {
-        self.expect(self.state == State::Lost && self.holder.is_some(), "taken up again")?;
-        self.state = if self.wish == Wish::Cancel { State::Cancelling } else { State::Running };
+    fn runner_returned(&mut self) -> Result<(), IllegalTransition> {
+        self.expect(self.state == TaskState::Lost && self.holder.is_some(), "taken up again")?;
+        self.state =
+            if self.desired_state == DesiredState::Cancel { TaskState::Cancelling } else { TaskState::Running };
         self.reason.clear();
         Ok(())
     }
 
-    fn fenced(&mut self, proof: Proof, now_ms: u64) -> Result<(), Illegal> {
-        self.expect(self.state == State::Lost, "fenced")?;
+    fn fenced(&mut self, proof: FenceProof, now_ms: u64) -> Result<(), IllegalTransition> {
+        self.expect(self.state == TaskState::Lost, "fenced")?;
         let fence = self.spec.fence();
         let is_proof = match proof {
-            Proof::NodeBack => fence == Fence::Local,
-            Proof::LeaseOver => fence == Fence::Lease,
-            Proof::Command => fence == Fence::Command,
-            Proof::Operator => true,
-            Proof::Waited => fence == Fence::Local && self.wish != Wish::Run,
+            FenceProof::NodeBack => fence == Fence::Local,
+            FenceProof::LeaseOver => fence == Fence::Lease,
+            FenceProof::Command => fence == Fence::Command,
+            FenceProof::Operator => true,
+            FenceProof::Waited => fence == Fence::Local && self.desired_state != DesiredState::Run,
         };
         if !is_proof {
-            return Err(Illegal::NoProof { proof, fence });
+            return Err(IllegalTransition::NoProof { proof, fence });
         }
         if self.holder.is_some() {
             self.charge_loss(false, now_ms);
         }
-        if matches!(proof, Proof::Command | Proof::Operator)
+        if matches!(proof, FenceProof::Command | FenceProof::Operator)
             && let Some(attempt) = self.attempts.last_mut()
         {
             attempt.quiet = true;
@@ -349,55 +354,55 @@ impl TaskRecord {
         Ok(())
     }
 
-    fn quieted(&mut self, index: usize) -> Result<(), Illegal> {
+    fn attempt_drained(&mut self, index: usize) -> Result<(), IllegalTransition> {
         match self.attempts.get_mut(index) {
             Some(attempt) if !attempt.quiet && attempt.ended_ms.is_some() => attempt.quiet = true,
-            _ => return Err(Illegal::NoAttempt(index)),
+            _ => return Err(IllegalTransition::NoAttempt(index)),
         }
         Ok(())
     }
 
-    fn cancel_asked(&mut self) -> Result<(), Illegal> {
+    fn cancel_requested(&mut self) -> Result<(), IllegalTransition> {
         self.expect(!self.state.is_terminal(), "cancelled")?;
-        self.wish = Wish::Cancel;
+        self.desired_state = DesiredState::Cancel;
         match self.state {
-            State::Pending | State::Paused => self.settle(),
-            State::Assigned | State::Running | State::Verifying => self.state = State::Cancelling,
-            State::Lost | State::Cancelling => {}
-            State::Succeeded | State::Failed | State::Cancelled => unreachable!("refused above"),
+            TaskState::Pending | TaskState::Paused => self.settle(),
+            TaskState::Assigned | TaskState::Running | TaskState::Verifying => self.state = TaskState::Cancelling,
+            TaskState::Lost | TaskState::Cancelling => {}
+            TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => unreachable!("refused above"),
         }
         Ok(())
     }
 
-    fn pause_asked(&mut self) -> Result<(), Illegal> {
+    fn pause_requested(&mut self) -> Result<(), IllegalTransition> {
         self.expect_copy("paused")?;
-        self.expect(!self.state.is_terminal() && self.wish != Wish::Cancel, "paused")?;
-        self.wish = Wish::Pause;
-        if self.state == State::Pending {
+        self.expect(!self.state.is_terminal() && self.desired_state != DesiredState::Cancel, "paused")?;
+        self.desired_state = DesiredState::Pause;
+        if self.state == TaskState::Pending {
             self.settle();
         }
         Ok(())
     }
 
-    fn resume_asked(&mut self) -> Result<(), Illegal> {
+    fn resume_requested(&mut self) -> Result<(), IllegalTransition> {
         self.expect_copy("resumed")?;
-        self.expect(!self.state.is_terminal() && self.wish != Wish::Cancel, "resumed")?;
-        self.wish = Wish::Run;
-        if self.state == State::Paused {
+        self.expect(!self.state.is_terminal() && self.desired_state != DesiredState::Cancel, "resumed")?;
+        self.desired_state = DesiredState::Run;
+        if self.state == TaskState::Paused {
             self.settle();
         }
         Ok(())
     }
 
-    fn limit_asked(&mut self, limit: Option<u64>) -> Result<(), Illegal> {
+    fn limit_requested(&mut self, limit: Option<u64>) -> Result<(), IllegalTransition> {
         self.expect(!self.state.is_terminal(), "limited")?;
-        let TaskSpec::Copy(copy) = &mut self.spec else { return Err(Illegal::NotACopy("limited")) };
+        let TaskSpec::Copy(copy) = &mut self.spec else { return Err(IllegalTransition::NotACopy("limited")) };
         copy.limit = limit;
         Ok(())
     }
 
-    fn began(&mut self, epoch: Epoch) -> Result<(), Illegal> {
-        self.expect(self.state == State::Assigned && self.wish == Wish::Run, "begun")?;
+    fn started(&mut self, epoch: Epoch) -> Result<(), IllegalTransition> {
+        self.expect(self.state == TaskState::Assigned && self.desired_state == DesiredState::Run, "begun")?;
         let has_lock = self.spec.fence() == Fence::Local;
         for attempt in &mut self.attempts {
             match attempt.ended_ms {
@@ -406,7 +411,7 @@ impl TaskRecord {
                 None => (attempt.epoch, attempt.quiet) = (Some(epoch), false),
             }
         }
-        self.state = State::Running;
+        self.state = TaskState::Running;
         self.epoch = Some(epoch);
         self.admitted = true;
         if let TaskSpec::Copy(copy) = &self.spec
@@ -417,37 +422,48 @@ impl TaskRecord {
         Ok(())
     }
 
-    fn checkpointed(&mut self, mark: Mark) -> Result<(), Illegal> {
-        let is_at_work = matches!(self.state, State::Running | State::Verifying | State::Cancelling);
+    fn checkpointed(&mut self, checkpoint: Checkpoint) -> Result<(), IllegalTransition> {
+        let is_at_work = matches!(self.state, TaskState::Running | TaskState::Verifying | TaskState::Cancelling);
         self.expect(is_at_work && self.has_begun(), "checkpointed")?;
-        self.mark(mark);
+        self.checkpoint(checkpoint);
         Ok(())
     }
 
-    fn written(&mut self, mark: Mark) -> Result<(), Illegal> {
-        self.expect(matches!(self.state, State::Running | State::Verifying), "verified")?;
-        self.mark(mark);
-        self.state = State::Verifying;
+    fn written(&mut self, checkpoint: Checkpoint) -> Result<(), IllegalTransition> {
+        self.expect(matches!(self.state, TaskState::Running | TaskState::Verifying), "verified")?;
+        self.checkpoint(checkpoint);
+        self.state = TaskState::Verifying;
         Ok(())
     }
 
-    fn succeeded(&mut self, mark: Mark, report: Option<serde_json::Value>, now_ms: u64) -> Result<(), Illegal> {
-        let is_at_work = matches!(self.state, State::Running | State::Verifying | State::Cancelling);
+    fn succeeded(
+        &mut self,
+        checkpoint: Checkpoint,
+        report: Option<serde_json::Value>,
+        now_ms: u64,
+    ) -> Result<(), IllegalTransition> {
+        let is_at_work = matches!(self.state, TaskState::Running | TaskState::Verifying | TaskState::Cancelling);
         self.expect(is_at_work && self.has_begun(), "done")?;
         if !self.is_quiet() {
-            return Err(Illegal::NotQuiet);
+            return Err(IllegalTransition::NotQuiet);
         }
-        self.mark(mark);
+        self.checkpoint(checkpoint);
         self.end_attempt(Ok(()), true, now_ms);
         (self.holder, self.error, self.report) = (None, None, report);
-        self.state = State::Succeeded;
+        self.state = TaskState::Succeeded;
         self.reason.clear();
         Ok(())
     }
 
-    fn failed(&mut self, error: Failure, retry_at_ms: u64, mark: Mark, now_ms: u64) -> Result<(), Illegal> {
-        self.expect(self.state.is_held() && self.state != State::Lost, "failed")?;
-        self.mark(mark);
+    fn failed(
+        &mut self,
+        error: Failure,
+        retry_at_ms: u64,
+        checkpoint: Checkpoint,
+        now_ms: u64,
+    ) -> Result<(), IllegalTransition> {
+        self.expect(self.state.is_held() && self.state != TaskState::Lost, "failed")?;
+        self.checkpoint(checkpoint);
         let is_pinned = !matches!(node_of(&self.spec), Ok(None));
         let is_final = match error.node_fault() {
             None => !error.retryable,
@@ -465,10 +481,10 @@ impl TaskRecord {
         }
         self.not_before_ms = retry_at_ms;
         self.settle();
-        if is_final && self.state != State::Cancelled {
-            self.state = State::Failed;
+        if is_final && self.state != TaskState::Cancelled {
+            self.state = TaskState::Failed;
         }
-        let is_given_up = self.state == State::Failed && error.node_fault().is_some() && !is_pinned;
+        let is_given_up = self.state == TaskState::Failed && error.node_fault().is_some() && !is_pinned;
         let error = if is_given_up { self.naming_nodes(error) } else { error };
         self.reason = error.to_string();
         self.error = Some(error);
@@ -492,9 +508,9 @@ impl TaskRecord {
         error.with_message(&message)
     }
 
-    fn given_back(&mut self, code: Code, mark: Mark, now_ms: u64) -> Result<(), Illegal> {
-        self.expect(self.state.is_held() && self.state != State::Lost, "given back")?;
-        self.mark(mark);
+    fn given_back(&mut self, code: Code, checkpoint: Checkpoint, now_ms: u64) -> Result<(), IllegalTransition> {
+        self.expect(self.state.is_held() && self.state != TaskState::Lost, "given back")?;
+        self.checkpoint(checkpoint);
         self.release(code, true, now_ms);
         if code == Code::LeaseLost {
             self.failures = self.failures.saturating_add(1);
@@ -504,15 +520,15 @@ impl TaskRecord {
         Ok(())
     }
 
-    fn mark(&mut self, mark: Mark) {
+    fn checkpoint(&mut self, checkpoint: Checkpoint) {
         // An attempt that ends before it has begun knows nothing of what earlier ones have done.
         if !self.has_begun() {
             return;
         }
-        if mark.progress.durable > self.durable_best {
-            (self.durable_best, self.failures) = (mark.progress.durable, 0);
+        if checkpoint.progress.durable > self.durable_best {
+            (self.durable_best, self.failures) = (checkpoint.progress.durable, 0);
         }
-        (self.progress, self.map) = (mark.progress, mark.map);
+        (self.progress, self.map) = (checkpoint.progress, checkpoint.map);
     }
 
     /// The holder is no more; what it has cost is for the caller to say.
@@ -534,20 +550,24 @@ impl TaskRecord {
 
     /// Where a task without a holder belongs.
     fn settle(&mut self) {
-        self.state = match self.wish {
-            Wish::Cancel => State::Cancelled,
-            _ if self.failures >= self.max_attempts => State::Failed,
-            Wish::Pause => State::Paused,
-            Wish::Run => State::Pending,
+        self.state = match self.desired_state {
+            DesiredState::Cancel => TaskState::Cancelled,
+            _ if self.failures >= self.max_attempts => TaskState::Failed,
+            DesiredState::Pause => TaskState::Paused,
+            DesiredState::Run => TaskState::Pending,
         };
     }
 
-    fn expect(&self, holds: bool, event: &'static str) -> Result<(), Illegal> {
-        if holds { Ok(()) } else { Err(Illegal::State { state: self.state, wish: self.wish, event }) }
+    fn expect(&self, holds: bool, event: &'static str) -> Result<(), IllegalTransition> {
+        if holds {
+            Ok(())
+        } else {
+            Err(IllegalTransition::TaskState { state: self.state, desired_state: self.desired_state, event })
+        }
     }
 
-    fn expect_copy(&self, event: &'static str) -> Result<(), Illegal> {
-        if matches!(self.spec, TaskSpec::Copy(_)) { Ok(()) } else { Err(Illegal::NotACopy(event)) }
+    fn expect_copy(&self, event: &'static str) -> Result<(), IllegalTransition> {
+        if matches!(self.spec, TaskSpec::Copy(_)) { Ok(()) } else { Err(IllegalTransition::NotACopy(event)) }
     }
 }
 

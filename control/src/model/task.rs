@@ -1,6 +1,8 @@
 //! A task as the center knows it.
 
-use super::{DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Order, Record, TaskId, TaskSpec, is_zero};
+use super::{
+    DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Record, Submission, TaskId, TaskSpec, is_zero,
+};
 use blockhaul_engine::error::Code;
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +18,10 @@ pub struct TaskRecord {
     /// What is to be done.
     pub spec: TaskSpec,
     /// How far it is.
-    pub state: State,
+    pub state: TaskState,
     /// What its client wants.
-    pub wish: Wish,
+    #[serde(rename = "wish", alias = "desired_state")]
+    pub desired_state: DesiredState,
     /// 0 to 9; higher goes first.
     pub priority: u8,
     /// Failures without progress in between after which it is given up; interruptions do not count.
@@ -63,7 +66,7 @@ impl Record for TaskRecord {}
 /// How far a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum State {
+pub enum TaskState {
     /// Waits for a runner.
     Pending,
     /// Given to a runner that has not begun to write.
@@ -86,7 +89,7 @@ pub enum State {
     Cancelled,
 }
 
-impl State {
+impl TaskState {
     /// Every state, in the order of a task's life.
     pub const ALL: [Self; 10] = [
         Self::Pending,
@@ -134,7 +137,7 @@ impl State {
 /// What the client wants of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Wish {
+pub enum DesiredState {
     /// That it is done.
     Run,
     /// That it waits.
@@ -196,13 +199,13 @@ pub struct Progress {
 impl TaskRecord {
     /// A task as it begins. `now_ms`: milliseconds since 1970.
     #[must_use]
-    pub fn new(order: Order, now_ms: u64) -> Self {
-        let Order { id, priority, max_attempts, spec } = order;
+    pub fn new(order: Submission, now_ms: u64) -> Self {
+        let Submission { id, priority, max_attempts, spec } = order;
         Self {
             id,
             spec,
-            state: State::Pending,
-            wish: Wish::Run,
+            state: TaskState::Pending,
+            desired_state: DesiredState::Run,
             priority,
             max_attempts,
             failures: 0,

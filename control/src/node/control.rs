@@ -3,7 +3,7 @@
 //! Everything may be asked from any thread, before there is a server, while it starts, and after its end; nothing waits.
 
 use super::overview::Overview;
-use super::shutdown::Stopper;
+use super::shutdown::StopHandle;
 use std::sync::{Arc, OnceLock};
 
 /// Limits that change without a restart.
@@ -16,14 +16,14 @@ pub struct Limits {
 /// Controls one server. Clones control the same one.
 #[derive(Clone, Debug, Default)]
 pub struct Control {
-    stopper: Stopper,
+    stopper: StopHandle,
     overview: Arc<OnceLock<Overview>>,
 }
 
 impl Control {
     /// To ask it to stop.
     #[must_use]
-    pub fn stopper(&self) -> &Stopper {
+    pub fn stopper(&self) -> &StopHandle {
         &self.stopper
     }
 

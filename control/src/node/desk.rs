@@ -1,27 +1,29 @@
-//! The dispatcher of this node's reign as the services know it, and the runner of this node.
+//! The dispatcher of this node's term as the services know it, and the runner of this node.
 
-use crate::cluster::clock_skew::{Clocks, is_off};
+use crate::cluster::clock_skew::{ClockSkew, is_off};
 use crate::dispatcher::{DispatcherHandle, Query, Status};
-use crate::model::{Change, Draining, Epoch, NodeId, Order, Progress, State, TaskId, TaskRecord, TaskSpec};
-use crate::peers::{Answer, Assignment, CallError, CenterId, Standing};
-use crate::rpc::desk::{CenterNumbers, CenterSeen, ClockSeen, Desk, Floor, RunnerSeen};
+use crate::model::{
+    DrainMode, Epoch, NodeId, Progress, Submission, TaskChange, TaskId, TaskRecord, TaskSpec, TaskState,
+};
+use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, CenterId};
+use crate::rpc::desk::{CenterMetrics, CenterStatus, ClockInfo, Desk, Floor, RunnerInfo};
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Effect, Error, Operation, Result, Side};
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// The dispatcher of one reign.
+/// The dispatcher of one term.
 #[derive(Clone, Debug)]
 pub(super) struct LeaderDesk {
     pub(super) dispatcher: DispatcherHandle,
     pub(super) center: CenterId,
-    pub(super) clocks: Arc<Clocks>,
+    pub(super) clocks: Arc<ClockSkew>,
 }
 
 #[async_trait]
 impl Desk for LeaderDesk {
-    async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
+    async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>> {
         self.dispatcher.submit(order).await
     }
 
@@ -33,7 +35,12 @@ impl Desk for LeaderDesk {
         self.dispatcher.watch(task).await
     }
 
-    async fn list(&self, state: Option<State>, after: Option<&TaskId>, most: usize) -> Result<Vec<Arc<TaskRecord>>> {
+    async fn list(
+        &self,
+        state: Option<TaskState>,
+        after: Option<&TaskId>,
+        most: usize,
+    ) -> Result<Vec<Arc<TaskRecord>>> {
         let mut query = Query { state, after: after.cloned(), limit: 0 };
         let mut tasks = Vec::new();
         loop {
@@ -47,7 +54,7 @@ impl Desk for LeaderDesk {
         }
     }
 
-    async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
+    async fn change(&self, task: &TaskId, change: TaskChange) -> Result<Arc<TaskRecord>> {
         self.dispatcher.change(task, change).await
     }
 
@@ -55,13 +62,13 @@ impl Desk for LeaderDesk {
         self.dispatcher.remove(task).await
     }
 
-    async fn runners(&self) -> Result<Vec<RunnerSeen>> {
+    async fn runners(&self) -> Result<Vec<RunnerInfo>> {
         let views = self.dispatcher.runners().await?;
         let clock = |node: &NodeId| {
             let offset_ms = self.clocks.offset(node)?;
-            Some(ClockSeen { offset_ms, is_off: is_off(offset_ms) })
+            Some(ClockInfo { offset_ms, is_off: is_off(offset_ms) })
         };
-        let seen = views.into_iter().map(|view| RunnerSeen {
+        let seen = views.into_iter().map(|view| RunnerInfo {
             clock: clock(&view.node),
             node: view.node,
             registration: view.registration,
@@ -71,7 +78,7 @@ impl Desk for LeaderDesk {
         Ok(seen.collect())
     }
 
-    async fn drain(&self, node: &NodeId, drain: Draining) -> Result<u32> {
+    async fn drain(&self, node: &NodeId, drain: DrainMode) -> Result<u32> {
         self.dispatcher.drain(node, drain).await?;
         Ok(self.runners().await?.iter().find(|seen| seen.node == *node).map_or(0, |seen| seen.running))
     }
@@ -80,10 +87,10 @@ impl Desk for LeaderDesk {
         Ok(u32::try_from(self.dispatcher.fence(node).await?).unwrap_or(u32::MAX))
     }
 
-    async fn status(&self) -> Result<CenterSeen> {
+    async fn status(&self) -> Result<CenterStatus> {
         let Status { leader, epoch, tasks, undecodable, runners, .. } = self.dispatcher.status().await?;
         let there = self.dispatcher.runners().await?.into_iter().filter_map(|view| view.registration);
-        Ok(CenterSeen {
+        Ok(CenterStatus {
             center: self.center.get().cloned().unwrap_or_default(),
             leader: leader.node,
             address: leader.address,
@@ -95,12 +102,12 @@ impl Desk for LeaderDesk {
         })
     }
 
-    async fn numbers(&self) -> Result<CenterNumbers> {
+    async fn numbers(&self) -> Result<CenterMetrics> {
         let status = self.dispatcher.status().await?;
-        let running = self.list(Some(State::Running), None, usize::MAX).await?;
+        let running = self.list(Some(TaskState::Running), None, usize::MAX).await?;
         let sum =
             |part: fn(&Progress) -> u64| running.iter().map(|task| part(&task.progress)).fold(0, u64::saturating_add);
-        Ok(CenterNumbers {
+        Ok(CenterMetrics {
             epoch: status.epoch,
             tasks: status.tasks.into_iter().map(|(state, count)| (state, count as u64)).collect(),
             unreadable: status.undecodable.len() as u64,
@@ -125,16 +132,16 @@ impl Desk for LeaderDesk {
 
 #[async_trait]
 impl Floor for RunnerHandle {
-    async fn assign(&self, assignment: Assignment) -> Result<Answer> {
+    async fn assign(&self, assignment: Assignment) -> Result<AssignResponse> {
         Self::assign(self, assignment).await.map_err(refused)
     }
 
-    async fn ask(&self, assignment: Assignment) -> Result<Standing> {
-        Self::ask(self, assignment).await.map_err(refused)
+    async fn query(&self, assignment: Assignment) -> Result<AssignmentStatus> {
+        Self::query(self, assignment).await.map_err(refused)
     }
 
-    async fn nudge(&self, leader: Epoch, task: TaskId) -> Result<()> {
-        Self::nudge(self, leader, &task).await.map_err(refused)
+    async fn notify(&self, leader: Epoch, task: TaskId) -> Result<()> {
+        Self::notify(self, leader, &task).await.map_err(refused)
     }
 
     async fn resolve(&self, leader: Epoch, spec: TaskSpec) -> Result<Vec<String>> {

@@ -13,8 +13,8 @@
 //! What always holds: one loop does all of it, one thing after the other, so that no role is given up twice at once or
 //! taken up while it is being given up; a stop is heard at any point; the loop ends stepped down.
 
-use super::shutdown::{Stop, Stopper};
-use crate::cluster::storage_probe::{Seen, Verdict};
+use super::shutdown::{Stop, StopHandle};
+use crate::cluster::storage_probe::{ProbeStatus, Verdict};
 use blockhaul_engine::error::Error;
 use std::future::Future;
 use tokio::sync::{mpsc, watch};
@@ -38,8 +38,8 @@ pub(super) trait Post: Sync {
 /// Why a role has failed.
 pub(super) async fn serve(
     post: &impl Post,
-    stopper: &Stopper,
-    channel: Option<watch::Receiver<Seen>>,
+    stopper: &StopHandle,
+    channel: Option<watch::Receiver<ProbeStatus>>,
     failures: &mut mpsc::Receiver<Error>,
 ) -> Result<(), Error> {
     let watching = async {
@@ -62,7 +62,7 @@ pub(super) async fn serve(
     result
 }
 
-async fn become_of(channel: &mut watch::Receiver<Seen>, verdict: Verdict) {
+async fn become_of(channel: &mut watch::Receiver<ProbeStatus>, verdict: Verdict) {
     if channel.wait_for(|seen| seen.verdict == verdict).await.is_err() {
         // Nobody judges it any more: it stays as it is.
         std::future::pending::<()>().await;
@@ -145,15 +145,15 @@ mod tests {
         }
     }
 
-    fn seen(verdict: Verdict) -> Seen {
-        Seen { verdict, peers: Vec::new() }
+    fn seen(verdict: Verdict) -> ProbeStatus {
+        ProbeStatus { verdict, peers: Vec::new() }
     }
 
     /// A stop from two threads at once against the start, a channel that comes and goes, and an election.
     #[test]
     fn a_stop_at_any_moment_ends_stepped_down() {
         let schedule = || {
-            let (post, stopper) = (Played::default(), Stopper::new());
+            let (post, stopper) = (Played::default(), StopHandle::new());
             let (channel, judged) = watch::channel(seen(Verdict::Usable));
             let (_failed, mut failures) = mpsc::channel(1);
             let channel = Arc::new(channel);
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn a_failed_role_ends_it_with_its_reason() {
         let schedule = || {
-            let (post, stopper) = (Played::default(), Stopper::new());
+            let (post, stopper) = (Played::default(), StopHandle::new());
             let (failed, mut failures) = mpsc::channel(1);
             let failing = thread::spawn(move || {
                 let error = Error::new(Code::NotFound, Side::Caller, Operation::Start, "no such interface");
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn a_stop_that_came_first_wins() {
         let schedule = || {
-            let (post, stopper) = (Played::default(), Stopper::new());
+            let (post, stopper) = (Played::default(), StopHandle::new());
             stopper.stop(Stop::Drained);
             let (channel, judged) = watch::channel(seen(Verdict::Lost));
             let (_failed, mut failures) = mpsc::channel(1);

@@ -1,18 +1,18 @@
 //! Elections and the dispatcher: stands for election in every session, leads while it is elected, follows otherwise.
 //!
-//! The end of a reign has one order: the dispatcher stops and the services see none, the service address is taken off, and
+//! The end of a term has one order: the dispatcher stops and the services see none, the service address is taken off, and
 //! only then the office is given up, so that the next leader meets neither.
 
 use super::desk::LeaderDesk;
 use crate::clock::Clock;
-use crate::cluster::clock_skew::Clocks;
-use crate::cluster::election::{Election, Reign, Role};
-use crate::cluster::service_address::Vip;
+use crate::cluster::clock_skew::ClockSkew;
+use crate::cluster::election::{Election, LeaderTerm, Role};
+use crate::cluster::service_address::ServiceAddress;
 use crate::coord::Session;
 use crate::coord::session_keeper::Sessions;
 use crate::dispatcher::{Config as DispatcherConfig, Dispatcher};
 use crate::model::{Incarnation, NodeId};
-use crate::peers::{CenterId, Peer, RunnerCalls};
+use crate::peers::{CenterId, Peer, RunnerClient};
 use crate::rpc::desk::{Desk, Leadership};
 use crate::runner::RunnerHandle;
 use blockhaul_engine::error::Error;
@@ -23,13 +23,13 @@ use tokio::sync::{mpsc, watch};
 
 /// All that leading takes.
 #[derive(Debug)]
-pub(crate) struct Leading {
+pub(crate) struct LeaderRole {
     pub(crate) node: NodeId,
     pub(crate) incarnation: Incarnation,
     /// Where others reach this node.
     pub(crate) address: String,
     pub(crate) center: CenterId,
-    pub(crate) calls: Arc<dyn RunnerCalls>,
+    pub(crate) calls: Arc<dyn RunnerClient>,
     pub(crate) clock: Arc<dyn Clock>,
     /// By how much this node's wall clock may be off its peers' while it leads.
     pub(crate) clock_off: Duration,
@@ -41,19 +41,19 @@ pub(crate) struct Leading {
     /// Where the runner's calls go.
     pub(crate) leader: watch::Sender<Option<Peer>>,
     /// The service address.
-    pub(crate) vip: Option<Vip>,
+    pub(crate) vip: Option<ServiceAddress>,
     /// Whether this node has the office, from the election until everything of it is given up.
     pub(crate) office: watch::Sender<bool>,
     /// Why the role cannot be had on this node.
     pub(crate) failed: mpsc::Sender<Error>,
 }
 
-impl Leading {
+impl LeaderRole {
     /// Stands for election in every session while `stands` is true, and follows whoever leads otherwise. Ends never;
     /// dropped, it leaves its offices to the end of the session.
     pub(crate) async fn run(&self, sessions: Sessions, stands: watch::Receiver<bool>) {
         let has_no_office = || !*self.office.borrow();
-        tokio::join!(self.hold_offices(sessions, stands), self.dispatcher.pulse.idle(has_no_office));
+        tokio::join!(self.hold_offices(sessions, stands), self.dispatcher.liveness.idle(has_no_office));
     }
 
     async fn hold_offices(&self, mut sessions: Sessions, stands: watch::Receiver<bool>) {
@@ -110,7 +110,7 @@ impl Leading {
                         changed = stands.changed() => if changed.is_err() { return },
                     }
                 }
-                Role::Leader(reign) => self.lead(session, reign, &mut roles, &mut stands, stand).await,
+                Role::Leader(leader_term) => self.lead(session, leader_term, &mut roles, &mut stands, stand).await,
             }
         }
     }
@@ -118,7 +118,7 @@ impl Leading {
     async fn lead(
         &self,
         session: &Arc<dyn Session>,
-        reign: Reign,
+        leader_term: LeaderTerm,
         roles: &mut watch::Receiver<Role>,
         stands: &mut watch::Receiver<bool>,
         stand: &watch::Sender<bool>,
@@ -127,8 +127,8 @@ impl Leading {
         let (calls, clock) = (Arc::clone(&self.calls), Arc::clone(&self.clock));
         let (ahead, clock_ahead) = watch::channel(None);
         let config = DispatcherConfig { clock_ahead: Some(clock_ahead), ..self.dispatcher.clone() };
-        let (dispatcher, handle) = Dispatcher::new(Arc::clone(session), reign.clone(), calls, clock, config);
-        let clocks = Arc::new(Clocks::new(ahead));
+        let (dispatcher, handle) = Dispatcher::new(Arc::clone(session), leader_term.clone(), calls, clock, config);
+        let clocks = Arc::new(ClockSkew::new(ahead));
         let watching = clocks.watch(&handle, &*self.calls, &*self.clock);
         let desk: Arc<dyn Desk> = Arc::new(LeaderDesk {
             dispatcher: handle.clone(),
@@ -136,7 +136,7 @@ impl Leading {
             clocks: Arc::clone(&clocks),
         });
         self.runner.set_leading(true);
-        self.leader.send_replace(Some(Peer::from(reign.leader().clone())));
+        self.leader.send_replace(Some(Peer::from(leader_term.leader().clone())));
         self.leadership.send_replace(Leadership { desk: Some(desk), address: Some(self.address.clone()) });
         let resigned = async {
             // Nobody who could want it any more is as good as a wish to stop.
@@ -144,17 +144,17 @@ impl Leading {
         };
         tokio::select! {
             biased;
-            ending = dispatcher.run(resigned) => tracing::info!(epoch = reign.epoch().0, ?ending, "leads no more"),
-            () = self.hold_vip() => tracing::error!(epoch = reign.epoch().0, "cannot lead on this node"),
+            ending = dispatcher.run(resigned) => tracing::info!(epoch = leader_term.epoch().0, ?ending, "leads no more"),
+            () = self.hold_vip() => tracing::error!(epoch = leader_term.epoch().0, "cannot lead on this node"),
             () = watching => (),
         }
         self.follow(None);
         self.vacate_with(|| async {
             // The election gives the office up, if it has not lost it, and says who leads then.
-            if !reign.is_over() {
+            if !leader_term.has_ended() {
                 stand.send_replace(false);
             }
-            let is_over = |role: &Role| !matches!(role, Role::Leader(now) if now.epoch() == reign.epoch());
+            let is_over = |role: &Role| !matches!(role, Role::Leader(now) if now.epoch() == leader_term.epoch());
             let _ = roles.wait_for(is_over).await;
         })
         .await;

@@ -6,8 +6,8 @@
 //!               `-- an error, or asked to stop ---------------------------------------------'
 //! ```
 //! What always holds:
-//! - Whoever wants it to stop asks the [`Stopper`]; nothing in here ends the process or waits for its own thread.
-//! - Roles come and go by what the session and the election say; the process stays. A role that cannot be made stops the
+//! - Whoever wants it to stop asks the [`StopHandle`]; nothing in here ends the process or waits for its own thread.
+//! - NodeRoles come and go by what the session and the election say; the process stays. A role that cannot be made stops the
 //!   server with an error, one that an outage takes away comes back.
 //! - The order of a stop: deciding ends, the service address is taken off, leadership is resigned, the runner gives
 //!   everything back, the session is closed, the listeners say goodbye. What could not be given back keeps its session
@@ -26,32 +26,32 @@ mod shutdown;
 
 pub use crate::stopping::TOTAL_MAX as STOP_MAX;
 pub use control::{Control, Limits};
-pub(crate) use leader_role::Leading;
-pub(crate) use roles::Play;
-pub use shutdown::{Stop, Stopper};
+pub(crate) use leader_role::LeaderRole;
+pub(crate) use roles::Roles;
+pub use shutdown::{Stop, StopHandle};
 
 use crate::clock::{Clock, ClockOffset, HostClock};
-use crate::cluster::service_address::{Vip, VipAddress};
-use crate::cluster::storage_probe::DataChannel;
+use crate::cluster::service_address::{InterfaceAddress, ServiceAddress};
+use crate::cluster::storage_probe::StorageProbe;
 use crate::config::{Config, Store, host_name};
-use crate::coord::Center;
-use crate::coord::bootstrap::Founded;
+use crate::coord::CoordClient;
+use crate::coord::bootstrap::BootstrappingClient;
 use crate::coord::credentials::Credentials;
 use crate::coord::embedded::Embedded;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::coord::zookeeper::{Settings, ZooKeeper};
 use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
-use crate::liveness::Pulses;
+use crate::liveness::LivenessCounters;
 use crate::metrics::Metrics;
 use crate::model::Incarnation;
 use crate::peers::{CenterId, LocalIdentity};
 use crate::policy::Policy;
-use crate::rpc::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
+use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use crate::rpc::channels::Channels;
-use crate::rpc::desk::{Floor, Leadership, Roles};
+use crate::rpc::desk::{Floor, Leadership, NodeRoles};
 use crate::rpc::listener::Listener;
 use crate::rpc::tls::Tls;
-use crate::runner::{EngineWorker, NodeState, Runner, RunnerConfig, Seams, StateDir, Stopped, Worker};
+use crate::runner::{CopyExecutor, Executor, NodeState, Runner, RunnerConfig, Seams, StateDir, Stopped};
 use crate::stopping::INITIALISE_MAX;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -79,19 +79,19 @@ pub struct Server {
 #[derive(Debug)]
 pub struct Ready {
     keeper: SessionKeeper,
-    leading: Leading,
+    leading: LeaderRole,
     runner: Runner,
     engine: Arc<Engine>,
     listener: Listener,
     metrics: Option<Metrics>,
-    channel: Option<DataChannel>,
+    channel: Option<StorageProbe>,
     floor: watch::Sender<Option<Arc<dyn Floor>>>,
     serving: watch::Sender<bool>,
     clock_told: watch::Receiver<Option<ClockOffset>>,
     failures: mpsc::Receiver<Error>,
-    pulses: Pulses,
+    liveness: LivenessCounters,
     overview: Overview,
-    stopper: Stopper,
+    stopper: StopHandle,
 }
 
 impl Server {
@@ -109,7 +109,7 @@ impl Server {
 
     /// To ask it to stop, from now on.
     #[must_use]
-    pub fn stopper(&self) -> Stopper {
+    pub fn stopper(&self) -> StopHandle {
         self.control.stopper().clone()
     }
 
@@ -157,14 +157,14 @@ impl Server {
             0
         });
         let channel = data_channel(&config).await?;
-        let vip = config.vip.as_deref().map(VipAddress::parse).transpose()?;
+        let vip = config.vip.as_deref().map(InterfaceAddress::parse).transpose()?;
         let service = center(&config, &state).await?;
-        let (engine, worker) = worker(&config, &state).await?;
+        let (engine, executor) = executor(&config, &state).await?;
         let (floor, floor_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(false);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (clock, clock_told) = watch::channel(None);
-        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
+        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let center = CenterId::default();
@@ -178,14 +178,14 @@ impl Server {
         let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
         let seams = Seams {
-            worker,
-            leader: Arc::new(GrpcLeaderCalls::new(channels.clone(), center.clone(), leader_seen)),
+            executor,
+            leader: Arc::new(GrpcLeaderClient::new(channels.clone(), center.clone(), leader_seen)),
             clock: Arc::new(HostClock),
             state: Arc::clone(&state) as Arc<dyn NodeState>,
         };
-        let data = channel.as_ref().map(DataChannel::address);
+        let data = channel.as_ref().map(StorageProbe::address);
         let runner_config = RunnerConfig { data, restarts, ..runner_config(&config, &incarnation, &address) };
-        let runner_pulse = runner_config.pulse.clone();
+        let runner_pulse = runner_config.liveness.clone();
         let runner = Runner::new(runner_config, seams);
         let metrics = metrics(&config, &roles, &runner).await?;
         let overview = Overview {
@@ -196,18 +196,18 @@ impl Server {
             runner: runner.handle(),
             leadership: roles.leadership,
             serving: roles.serving,
-            channel: channel.as_ref().map(DataChannel::seen),
+            channel: channel.as_ref().map(StorageProbe::seen),
             vip: vip.clone(),
             tls: config.tls.clone(),
         };
         let (failed, failures) = mpsc::channel(1);
-        let leading = Leading {
+        let leading = LeaderRole {
             dispatcher: dispatcher_config(&config),
             node: config.node,
             incarnation,
             address,
             center: center.clone(),
-            calls: Arc::new(GrpcRunnerCalls::new(channels, center.clone())),
+            calls: Arc::new(GrpcRunnerClient::new(channels, center.clone())),
             clock: Arc::new(HostClock),
             clock_off: config.clock_off,
             runner: runner.handle(),
@@ -217,8 +217,8 @@ impl Server {
             office: watch::Sender::new(false),
             failed,
         };
-        let pulses = Pulses::of([runner_pulse, leading.dispatcher.pulse.clone()]);
-        let keeper = SessionKeeper::new(Arc::new(Founded::new(service, center, state)));
+        let liveness = LivenessCounters::of([runner_pulse, leading.dispatcher.liveness.clone()]);
+        let keeper = SessionKeeper::new(Arc::new(BootstrappingClient::new(service, center, state)));
         control.show(&overview);
         Ok(Ready {
             keeper,
@@ -232,7 +232,7 @@ impl Server {
             serving,
             clock_told,
             failures,
-            pulses,
+            liveness,
             overview,
             stopper: control.stopper().clone(),
         })
@@ -253,12 +253,12 @@ impl Ready {
     /// Which role cannot be had on this node, and why; it has stopped then, too.
     pub async fn run(self) -> Result<()> {
         let Self { keeper, leading, runner, engine, listener, metrics, channel, floor, serving, .. } = self;
-        let Self { clock_told, failures, pulses, overview, stopper, .. } = self;
+        let Self { clock_told, failures, liveness, overview, stopper, .. } = self;
         floor.send_replace(Some(Arc::new(runner.handle())));
-        let judged = channel.as_ref().map(DataChannel::seen);
+        let judged = channel.as_ref().map(StorageProbe::seen);
         let tls = overview.tls.clone();
         let certified = tls.as_ref().map(Tls::valid);
-        let play = Play {
+        let play = Roles {
             keeper: &keeper,
             leading: &leading,
             serving,
@@ -286,7 +286,7 @@ impl Ready {
             played = play.run(runner, || service_manager::stopping(&overview)) => played,
             () = probing => unreachable!("it never ends"),
             () = renewing => unreachable!("it never ends"),
-            () = service_manager::attend(&overview, pulses) => unreachable!("it never ends"),
+            () = service_manager::attend(&overview, liveness) => unreachable!("it never ends"),
         };
         floor.send_replace(None);
         if !left_behind.is_empty() {
@@ -304,28 +304,28 @@ impl Ready {
     }
 }
 
-async fn metrics(config: &Config, roles: &Roles, runner: &Runner) -> Result<Option<Metrics>> {
+async fn metrics(config: &Config, roles: &NodeRoles, runner: &Runner) -> Result<Option<Metrics>> {
     let Some(at) = config.metrics else { return Ok(None) };
     Metrics::open(at, roles.clone(), runner.handle(), config.tls.clone()).await.map(Some)
 }
 
-async fn data_channel(config: &Config) -> Result<Option<DataChannel>> {
+async fn data_channel(config: &Config) -> Result<Option<StorageProbe>> {
     match &config.data {
-        Some((address, terms)) => DataChannel::open(address, *terms).await.map(Some),
+        Some((address, terms)) => StorageProbe::open(address, *terms).await.map(Some),
         None => Ok(None),
     }
 }
 
 /// The service address, judged on this host and not among the addresses that the node needs itself.
 async fn service_address(
-    vip: Option<VipAddress>,
+    vip: Option<InterfaceAddress>,
     listener: &Listener,
-    channel: Option<&DataChannel>,
-) -> Result<Option<Vip>> {
+    channel: Option<&StorageProbe>,
+) -> Result<Option<ServiceAddress>> {
     let Some((vip, endpoint)) = vip.zip(listener.service()) else { return Ok(None) };
-    let own = [Some(listener.address()), channel.map(DataChannel::address)];
+    let own = [Some(listener.address()), channel.map(StorageProbe::address)];
     let own: Vec<_> = own.into_iter().flatten().map(|address| address.ip()).collect();
-    Vip::open(vip, &own, Arc::new(endpoint)).await.map(Some)
+    ServiceAddress::open(vip, &own, Arc::new(endpoint)).await.map(Some)
 }
 
 /// A predecessor that was killed may still have requests in the kernel.
@@ -339,7 +339,7 @@ async fn lock(config: &Config) -> Result<StateDir> {
     }
 }
 
-async fn center(config: &Config, state: &StateDir) -> Result<Arc<dyn Center>> {
+async fn center(config: &Config, state: &StateDir) -> Result<Arc<dyn CoordClient>> {
     match &config.store {
         Store::Embedded => {
             let file = state.path().join("center.redb");
@@ -361,15 +361,15 @@ async fn center(config: &Config, state: &StateDir) -> Result<Arc<dyn Center>> {
     }
 }
 
-async fn worker(config: &Config, state: &StateDir) -> Result<(Arc<Engine>, Arc<dyn Worker>)> {
+async fn executor(config: &Config, state: &StateDir) -> Result<(Arc<Engine>, Arc<dyn Executor>)> {
     let policy = Policy::new(&config.allow_paths, &config.allow_nbd)?;
     let memory_bytes = config.memory_bytes.map(|bytes| bytes as u64);
     let sizes = EngineConfig { cores: config.cores, memory_bytes, ..EngineConfig::default() };
     let started = tokio::task::spawn_blocking(move || Engine::start(sizes)).await;
     let engine = started.map_err(|error| Error::internal(Operation::Start, error.to_string()))?;
     let engine = Arc::new(engine?);
-    let worker = EngineWorker::new(Arc::clone(&engine), policy, config.node.clone(), state.path())?;
-    Ok((engine, Arc::new(worker)))
+    let executor = CopyExecutor::new(Arc::clone(&engine), policy, config.node.clone(), state.path())?;
+    Ok((engine, Arc::new(executor)))
 }
 
 fn runner_config(config: &Config, incarnation: &Incarnation, address: &str) -> RunnerConfig {

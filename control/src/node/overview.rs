@@ -1,7 +1,7 @@
 //! How a node stands: for whoever watches the process, and for the log when it is asked.
 
-use crate::cluster::service_address::Vip;
-use crate::cluster::storage_probe::{Seen, Verdict};
+use crate::cluster::service_address::ServiceAddress;
+use crate::cluster::storage_probe::{ProbeStatus, Verdict};
 use crate::model::{Incarnation, NodeId};
 use crate::rpc::desk::Leadership;
 use crate::rpc::tls::Tls;
@@ -21,8 +21,8 @@ pub(super) struct Overview {
     pub(super) runner: RunnerHandle,
     pub(super) leadership: watch::Receiver<Leadership>,
     pub(super) serving: watch::Receiver<bool>,
-    pub(super) channel: Option<watch::Receiver<Seen>>,
-    pub(super) vip: Option<Vip>,
+    pub(super) channel: Option<watch::Receiver<ProbeStatus>>,
+    pub(super) vip: Option<ServiceAddress>,
     pub(super) tls: Option<Tls>,
 }
 
@@ -59,7 +59,7 @@ impl Overview {
     pub(super) fn dump(&self) -> Value {
         let seconds = |duration: Duration| (duration.as_secs_f64() * 1000.0).round() / 1000.0;
         let channel = self.channel.as_ref().map(|channel| {
-            let Seen { verdict, peers } = channel.borrow().clone();
+            let ProbeStatus { verdict, peers } = channel.borrow().clone();
             let peers: serde_json::Map<_, _> =
                 peers.into_iter().map(|(peer, silent)| (peer.into(), json!(seconds(silent)))).collect();
             json!({ "lost": verdict == Verdict::Lost, "silent_seconds": peers })

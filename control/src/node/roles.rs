@@ -5,25 +5,25 @@
 
 use super::candidacy::Candidacy;
 use super::duty::{self, Post};
-use super::leader_role::Leading;
+use super::leader_role::LeaderRole;
 use super::post::NodePost;
-use super::shutdown::Stopper;
+use super::shutdown::StopHandle;
 use crate::clock::ClockOffset;
-use crate::cluster::storage_probe::Seen;
+use crate::cluster::storage_probe::ProbeStatus;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::runner::{Runner, Stopped};
 use blockhaul_engine::error::{Error, Result};
 use tokio::sync::{mpsc, watch};
 
 /// What the roles stand on, and what takes them away.
-pub(crate) struct Play<'a> {
+pub(crate) struct Roles<'a> {
     pub(crate) keeper: &'a SessionKeeper,
-    pub(crate) leading: &'a Leading,
+    pub(crate) leading: &'a LeaderRole,
     /// What health says.
     pub(crate) serving: watch::Sender<bool>,
-    pub(crate) stopper: &'a Stopper,
+    pub(crate) stopper: &'a StopHandle,
     /// How the data channel stands, where there is one.
-    pub(crate) channel: Option<watch::Receiver<Seen>>,
+    pub(crate) channel: Option<watch::Receiver<ProbeStatus>>,
     /// How far this node's wall clock is off, once a leader has told it.
     pub(crate) clock_told: watch::Receiver<Option<ClockOffset>>,
     /// Whether this node's certificates are valid, where it has some.
@@ -32,7 +32,7 @@ pub(crate) struct Play<'a> {
     pub(crate) failures: mpsc::Receiver<Error>,
 }
 
-impl Play<'_> {
+impl Roles<'_> {
     /// Until a stop is asked for or a role has failed, which is the error; `stopping` is called when the node has stepped
     /// down. The session is closed if nothing is left behind; else its owner leaves it as it is.
     pub(crate) async fn run(self, runner: Runner, stopping: impl FnOnce()) -> (Stopped, Result<()>) {

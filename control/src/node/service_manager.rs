@@ -2,7 +2,7 @@
 //! nothing where nobody has asked for it (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
 
 use super::overview::Overview;
-use crate::liveness::Pulses;
+use crate::liveness::LivenessCounters;
 use sd_notify::NotifyState;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -14,7 +14,7 @@ const SIGNS: u32 = 3;
 
 /// Says that the process is ready; then, for as long as it is polled, its status when it changes, and signs of life while
 /// all loops go round.
-pub(super) async fn attend(overview: &Overview, mut pulses: Pulses) {
+pub(super) async fn attend(overview: &Overview, mut liveness: LivenessCounters) {
     let watchdog = sd_notify::watchdog_enabled();
     let every = watchdog.map_or(LOOK_EVERY, |patience| (patience / SIGNS).min(LOOK_EVERY));
     let mut said = overview.line();
@@ -25,7 +25,7 @@ pub(super) async fn attend(overview: &Overview, mut pulses: Pulses) {
             tell(&[NotifyState::Status(&line)]);
             said = line;
         }
-        if watchdog.is_some() && pulses.have_beaten() {
+        if watchdog.is_some() && liveness.have_all_advanced() {
             tell(&[NotifyState::Watchdog]);
         }
         sleep(every).await;

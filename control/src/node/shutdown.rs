@@ -17,15 +17,15 @@ pub enum Stop {
 
 /// Asks one server to stop. Clones ask the same one.
 #[derive(Clone, Debug)]
-pub struct Stopper(Arc<watch::Sender<Stop>>);
+pub struct StopHandle(Arc<watch::Sender<Stop>>);
 
-impl Default for Stopper {
+impl Default for StopHandle {
     fn default() -> Self {
         Self(Arc::new(watch::Sender::new(Stop::No)))
     }
 }
 
-impl Stopper {
+impl StopHandle {
     /// Of a server that is to be: what is asked before there is one is heard by it.
     #[must_use]
     pub fn new() -> Self {
@@ -60,7 +60,7 @@ mod tests {
 
     #[tokio::test]
     async fn stop_only_ever_gets_more_urgent() {
-        let stopper = Stopper::new();
+        let stopper = StopHandle::new();
         let mut seen = stopper.0.subscribe();
         stopper.stop(Stop::No);
         assert!(!seen.has_changed().unwrap());
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn any_thread_may_ask_at_once() {
-        let stopper = Stopper::new();
+        let stopper = StopHandle::new();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| stopper.stop(Stop::Drained));

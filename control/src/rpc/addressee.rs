@@ -9,7 +9,7 @@
 //! What always holds: a call that names anybody else is refused before any service sees it. A key that is missing is not
 //! judged: callers of an earlier version send none.
 
-use super::error::Fault;
+use super::error::RpcError;
 use crate::peers::{Addressee, LocalIdentity};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Request, Status};
@@ -38,7 +38,7 @@ pub(super) fn guard(
             Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
         let addressee = Addressee { center: said(CENTER), node: said(NODE), incarnation: said(INCARNATION) };
-        identity.check(&addressee).map_err(Fault::from)?;
+        identity.check(&addressee).map_err(RpcError::from)?;
         Ok(request)
     }
 }

@@ -69,7 +69,7 @@ impl Admission {
     }
 
     /// The next connection that has a place; the backlog of the system holds what is too many in all.
-    pub(crate) async fn accept(&self, socket: &TcpListener) -> Guarded {
+    pub(crate) async fn accept(&self, socket: &TcpListener) -> GuardedStream {
         loop {
             let Ok(permit) = Arc::clone(&self.0.places).acquire_owned().await else {
                 // Nobody closes it.
@@ -77,7 +77,7 @@ impl Admission {
             };
             match socket.accept().await {
                 Ok((stream, peer)) => match self.place(peer.ip(), permit) {
-                    Some(place) => return Guarded::new(stream, place),
+                    Some(place) => return GuardedStream::new(stream, place),
                     None => self.say(peer.ip()),
                 },
                 Err(error) => {
@@ -89,7 +89,7 @@ impl Admission {
     }
 
     /// A place for one more connection of this peer, unless it has its share.
-    fn place(&self, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
+    fn place(&self, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<ConnectionPermit> {
         let peer = network(address);
         let mut peers = self.0.peers();
         let count = peers.entry(peer).or_default();
@@ -97,7 +97,7 @@ impl Admission {
             return None;
         }
         *count += 1;
-        Some(Place { peer, admission: self.clone(), _permit: permit })
+        Some(ConnectionPermit { peer, admission: self.clone(), _permit: permit })
     }
 
     fn say(&self, peer: IpAddr) {
@@ -125,13 +125,13 @@ fn network(address: IpAddr) -> IpAddr {
 
 /// One connection's right to be there.
 #[derive(Debug)]
-struct Place {
+struct ConnectionPermit {
     peer: IpAddr,
     admission: Admission,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut peers = self.admission.0.peers();
         if let Some(count) = peers.get_mut(&self.peer) {
@@ -145,9 +145,9 @@ impl Drop for Place {
 
 /// Whether a connection has asked something: set by whoever sees its requests.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Asked(Arc<AtomicBool>);
+pub(crate) struct RequestSeen(Arc<AtomicBool>);
 
-impl Asked {
+impl RequestSeen {
     /// It has.
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
@@ -160,22 +160,22 @@ impl Asked {
 
 /// A connection that counts, and that must ask something soon.
 #[derive(Debug)]
-pub(crate) struct Guarded {
+pub(crate) struct GuardedStream {
     stream: TcpStream,
-    asked: Asked,
+    asked: RequestSeen,
     /// For its first request; `None` once that is there.
     deadline: Option<Pin<Box<Sleep>>>,
     /// Ends it from outside.
     end: Option<(Pin<Box<WaitForCancellationFutureOwned>>, TaskTrackerToken)>,
-    _place: Place,
+    _place: ConnectionPermit,
 }
 
-impl Guarded {
-    fn new(stream: TcpStream, place: Place) -> Self {
+impl GuardedStream {
+    fn new(stream: TcpStream, place: ConnectionPermit) -> Self {
         // Small answers do not wait for more; a socket that refuses is slower, not wrong.
         let _ = stream.set_nodelay(true);
         let deadline = Some(Box::pin(sleep(FIRST_REQUEST_WAIT)));
-        Self { stream, asked: Asked::default(), deadline, end: None, _place: place }
+        Self { stream, asked: RequestSeen::default(), deadline, end: None, _place: place }
     }
 
     /// Lets it end when `cancelled` does, whatever it does then; `counted` goes with it.
@@ -211,7 +211,7 @@ impl Guarded {
     }
 }
 
-impl AsyncRead for Guarded {
+impl AsyncRead for GuardedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -227,7 +227,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl AsyncWrite for Guarded {
+impl AsyncWrite for GuardedStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Poll::Ready(error) = self.poll_end(context) {
             return Poll::Ready(Err(error));
@@ -244,10 +244,10 @@ impl AsyncWrite for Guarded {
     }
 }
 
-impl Connected for Guarded {
-    type ConnectInfo = Asked;
+impl Connected for GuardedStream {
+    type ConnectInfo = RequestSeen;
 
-    fn connect_info(&self) -> Asked {
+    fn connect_info(&self) -> RequestSeen {
         self.asked.clone()
     }
 }

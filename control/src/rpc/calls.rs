@@ -2,11 +2,15 @@
 
 use super::addressee;
 use super::channels::Channels;
-use super::error::Fault;
+use super::error::RpcError;
 use super::limits::{MESSAGE_BYTES_MAX, NODE_CALL_WAIT, UPDATES_MAX};
-use super::wire::{self, dispatcher_client::DispatcherClient, runner_client::RunnerClient};
+use super::wire::{
+    self, dispatcher_client::DispatcherClient as DispatcherStub, runner_client::RunnerClient as RunnerStub,
+};
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
-use crate::peers::{Addressee, Answer, Assignment, CallError, CenterId, LeaderCalls, Peer, RunnerCalls, Standing};
+use crate::peers::{
+    Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, Peer, RunnerClient,
+};
 use async_trait::async_trait;
 use blockhaul_engine::error::Code;
 use std::future::Future;
@@ -16,20 +20,20 @@ use tonic::{Request, Response, Status};
 
 /// Calls to runners.
 #[derive(Clone, Debug)]
-pub struct GrpcRunnerCalls {
+pub struct GrpcRunnerClient {
     channels: Channels,
     center: CenterId,
 }
 
-impl GrpcRunnerCalls {
+impl GrpcRunnerClient {
     /// Over these connections, as a member of this center.
     #[must_use]
     pub fn new(channels: Channels, center: CenterId) -> Self {
         Self { channels, center }
     }
 
-    fn client(&self, to: &Peer) -> Result<RunnerClient<Channel>, CallError> {
-        Ok(RunnerClient::new(self.channels.to(&to.address)?).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    fn client(&self, to: &Peer) -> Result<RunnerStub<Channel>, CallError> {
+        Ok(RunnerStub::new(self.channels.to(&to.address)?).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     fn request<T>(&self, to: &Peer, message: T) -> Request<T> {
@@ -38,18 +42,18 @@ impl GrpcRunnerCalls {
 }
 
 #[async_trait]
-impl RunnerCalls for GrpcRunnerCalls {
-    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError> {
+impl RunnerClient for GrpcRunnerClient {
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError> {
         let mut client = self.client(to)?;
-        bounded(client.assign(self.request(to, wire::Assignment::from(&assignment)))).await.map(Answer::from)
+        bounded(client.assign(self.request(to, wire::Assignment::from(&assignment)))).await.map(AssignResponse::from)
     }
 
-    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError> {
+    async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
         let mut client = self.client(to)?;
-        Standing::try_from(bounded(client.ask(self.request(to, wire::Assignment::from(&assignment)))).await?)
+        AssignmentStatus::try_from(bounded(client.ask(self.request(to, wire::Assignment::from(&assignment)))).await?)
     }
 
-    async fn nudge(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+    async fn notify(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         let mut client = self.client(to)?;
         let nudge = wire::NudgeRequest { task: task.to_string(), leader: leader.0 };
         bounded(client.nudge(self.request(to, nudge))).await.map(drop)
@@ -74,30 +78,30 @@ impl RunnerCalls for GrpcRunnerCalls {
 
 /// Calls to the dispatcher, wherever that is.
 #[derive(Clone, Debug)]
-pub struct GrpcLeaderCalls {
+pub struct GrpcLeaderClient {
     channels: Channels,
     center: CenterId,
     leader: watch::Receiver<Option<Peer>>,
 }
 
-impl GrpcLeaderCalls {
+impl GrpcLeaderClient {
     /// `leader` says who it is.
     #[must_use]
     pub fn new(channels: Channels, center: CenterId, leader: watch::Receiver<Option<Peer>>) -> Self {
         Self { channels, center, leader }
     }
 
-    fn client(&self) -> Result<(DispatcherClient<Channel>, Addressee), CallError> {
+    fn client(&self) -> Result<(DispatcherStub<Channel>, Addressee), CallError> {
         let leader = self.leader.borrow().clone();
         let leader =
             leader.ok_or_else(|| CallError::NoAnswer(String::from("no node leads, as far as is known here")))?;
-        let client = DispatcherClient::new(self.channels.to(&leader.address)?);
+        let client = DispatcherStub::new(self.channels.to(&leader.address)?);
         Ok((client.max_decoding_message_size(MESSAGE_BYTES_MAX), Addressee::new(&self.center, &leader)))
     }
 }
 
 #[async_trait]
-impl LeaderCalls for GrpcLeaderCalls {
+impl LeaderClient for GrpcLeaderClient {
     async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError> {
         let (mut client, addressee) = self.client()?;
         for some in tasks.chunks(UPDATES_MAX) {
@@ -133,10 +137,10 @@ fn request<T>(message: T, addressee: &Addressee) -> Request<T> {
 async fn bounded<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallError> {
     match tokio::time::timeout(NODE_CALL_WAIT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Fault::from(status).into()),
+        Ok(Err(status)) => Err(RpcError::from(status).into()),
         Err(_) => {
             let message = format!("nothing within {} s", NODE_CALL_WAIT.as_secs());
-            Err(Fault::no_answer(Code::Timeout, message).into())
+            Err(RpcError::no_answer(Code::Timeout, message).into())
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The service for clients. Answered where the dispatcher is; everywhere else with its address.
 
 use super::convert::state_of;
-use super::desk::{CenterSeen, Roles, RunnerSeen};
-use super::error::Fault;
+use super::desk::{CenterStatus, NodeRoles, RunnerInfo};
+use super::error::RpcError;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
 use super::wire::{self, center_server::Center};
-use crate::model::{Change, Draining, NodeId, Order, TaskId, TaskRecord};
+use crate::model::{DrainMode, NodeId, Submission, TaskChange, TaskId, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
 use blockhaul_engine::volume::{Locator, Reading, look_at_export};
@@ -26,7 +26,7 @@ const WATCH_QUEUE: usize = 2;
 /// Answers clients.
 #[derive(Debug)]
 pub(crate) struct CenterService {
-    roles: Roles,
+    roles: NodeRoles,
     here: Option<NodeId>,
     watches: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
@@ -35,14 +35,14 @@ pub(crate) struct CenterService {
 impl CenterService {
     /// `here` is the node of plain paths where there is only one node; streams end when `stopping` is true.
     #[must_use]
-    pub(crate) fn new(roles: Roles, here: Option<NodeId>, stopping: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(roles: NodeRoles, here: Option<NodeId>, stopping: watch::Receiver<bool>) -> Self {
         Self { roles, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
     }
 
-    async fn change(&self, id: String, change: Change) -> Result<Response<wire::Task>, Status> {
+    async fn change(&self, id: String, change: TaskChange) -> Result<Response<wire::Task>, Status> {
         let desk = self.roles.desk()?;
-        let id = TaskId::new(id).map_err(Fault::from)?;
-        let task = desk.change(&id, change).await.map_err(Fault::from)?;
+        let id = TaskId::new(id).map_err(RpcError::from)?;
+        let task = desk.change(&id, change).await.map_err(RpcError::from)?;
         reply(&task)
     }
 }
@@ -54,28 +54,28 @@ impl Center for CenterService {
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn submit(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::Task> {
         let desk = self.roles.desk()?;
-        let order = Order::check(request.into_inner(), self.here.as_ref()).map_err(Fault::from)?;
+        let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         // What is known already was looked at when it was new.
         if desk.get(&order.id).await.is_err() {
-            look_at_source(&order).await.map_err(Fault::from)?;
+            look_at_source(&order).await.map_err(RpcError::from)?;
         }
-        let task = desk.submit(order).await.map_err(Fault::from)?;
+        let task = desk.submit(order).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
     async fn get(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
         let desk = self.roles.desk()?;
-        let id = TaskId::new(request.into_inner().id).map_err(Fault::from)?;
-        let task = desk.get(&id).await.map_err(Fault::from)?;
+        let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
+        let task = desk.get(&id).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListReply> {
         let desk = self.roles.desk()?;
         let wire::ListRequest { state, after } = request.into_inner();
-        let state = (!state.is_empty()).then(|| state_of(&state)).transpose().map_err(Fault::from)?;
-        let after = (!after.is_empty()).then(|| TaskId::new(after)).transpose().map_err(Fault::from)?;
-        let found = desk.list(state, after.as_ref(), PAGE_ITEMS_MAX + 1).await.map_err(Fault::from)?;
+        let state = (!state.is_empty()).then(|| state_of(&state)).transpose().map_err(RpcError::from)?;
+        let after = (!after.is_empty()).then(|| TaskId::new(after)).transpose().map_err(RpcError::from)?;
+        let found = desk.list(state, after.as_ref(), PAGE_ITEMS_MAX + 1).await.map_err(RpcError::from)?;
         let (tasks, next) = page(found.iter().map(|task| wire::Task::from(&**task)), |task| task.id.clone());
         Ok(Response::new(wire::ListReply { tasks, next }))
     }
@@ -84,8 +84,8 @@ impl Center for CenterService {
 
     async fn watch(&self, request: Request<wire::TaskName>) -> Answer<Self::WatchStream> {
         let desk = self.roles.desk()?;
-        let id = TaskId::new(request.into_inner().id).map_err(Fault::from)?;
-        let task = desk.watch(&id).await.map_err(Fault::from)?;
+        let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
+        let task = desk.watch(&id).await.map_err(RpcError::from)?;
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
         let (events, stream) = mpsc::channel(WATCH_QUEUE);
         tokio::spawn(Watching { task, events, stopping: self.stopping.clone(), _place: place }.run());
@@ -94,24 +94,24 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn cancel(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.change(request.into_inner().id, Change::Cancel).await
+        self.change(request.into_inner().id, TaskChange::Cancel).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn pause(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.change(request.into_inner().id, Change::Pause).await
+        self.change(request.into_inner().id, TaskChange::Pause).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn resume(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        self.change(request.into_inner().id, Change::Resume).await
+        self.change(request.into_inner().id, TaskChange::Resume).await
     }
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn remove(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
         let desk = self.roles.desk()?;
-        let id = TaskId::new(request.into_inner().id).map_err(Fault::from)?;
-        let task = desk.remove(&id).await.map_err(Fault::from)?;
+        let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
+        let task = desk.remove(&id).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
@@ -120,15 +120,15 @@ impl Center for CenterService {
         let wire::SetLimitRequest { id, limit } = request.into_inner();
         if limit == Some(0) {
             let error = Error::bad_request("a limit of 0 would never let the copy go on: pause it, or name a rate");
-            return Err(Fault::from(error).into());
+            return Err(RpcError::from(error).into());
         }
-        self.change(id, Change::Limit(limit)).await
+        self.change(id, TaskChange::Limit(limit)).await
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {
         let desk = self.roles.desk()?;
         let wire::RunnersRequest { after } = request.into_inner();
-        let seen = desk.runners().await.map_err(Fault::from)?;
+        let seen = desk.runners().await.map_err(RpcError::from)?;
         let later = seen.into_iter().filter(|runner| runner.node.as_str() > after.as_str());
         let (runners, next) = page(later.map(wire::Node::from), |runner| runner.node.clone());
         Ok(Response::new(wire::RunnersReply { runners, next }))
@@ -139,15 +139,15 @@ impl Center for CenterService {
         let desk = self.roles.desk()?;
         let wire::DrainRequest { node, now, undo } = request.into_inner();
         let drain = match (now, undo) {
-            (false, false) => Draining::Finish,
-            (true, false) => Draining::Now,
-            (false, true) => Draining::Undo,
+            (false, false) => DrainMode::Finish,
+            (true, false) => DrainMode::Now,
+            (false, true) => DrainMode::Undo,
             (true, true) => {
-                return Err(Fault::from(Error::bad_request("a drain cannot be asked for and undone at once")).into());
+                return Err(RpcError::from(Error::bad_request("a drain cannot be asked for and undone at once")).into());
             }
         };
-        let node = NodeId::new(node).map_err(Fault::from)?;
-        let running = desk.drain(&node, drain).await.map_err(Fault::from)?;
+        let node = NodeId::new(node).map_err(RpcError::from)?;
+        let running = desk.drain(&node, drain).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::DrainReply { running }))
     }
 
@@ -158,15 +158,15 @@ impl Center for CenterService {
         if !confirm {
             let advice = "cut it off or power it off first, then say so with --confirm";
             let error = Error::bad_request(format!("nothing says that {node} can write no more")).advise(advice);
-            return Err(Fault::from(error).into());
+            return Err(RpcError::from(error).into());
         }
-        let node = NodeId::new(node).map_err(Fault::from)?;
-        let tasks = desk.fence(&node).await.map_err(Fault::from)?;
+        let node = NodeId::new(node).map_err(RpcError::from)?;
+        let tasks = desk.fence(&node).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::FenceReply { tasks }))
     }
 
     async fn status(&self, _: Request<wire::StatusRequest>) -> Answer<wire::CenterStatus> {
-        let seen = self.roles.desk()?.status().await.map_err(Fault::from)?;
+        let seen = self.roles.desk()?.status().await.map_err(RpcError::from)?;
         Ok(Response::new(wire::CenterStatus::from(seen)))
     }
 }
@@ -208,7 +208,7 @@ impl Watching {
                 News::ReaderGone => return,
                 News::NodeStops | News::NoLongerHere => {
                     // A reader that takes nothing learns it from the end of the stream.
-                    let _ = self.events.try_send(Err(Fault::not_leader(None).into()));
+                    let _ = self.events.try_send(Err(RpcError::not_leader(None).into()));
                     return;
                 }
             };
@@ -249,7 +249,7 @@ impl Watching {
 
 fn too_many_watches() -> Status {
     let message = format!("{WATCHES_MAX} tasks are watched already: try again, or use get");
-    Fault::from(Error::new(Code::Overloaded, Side::Coordination, Operation::Start, message)).into()
+    RpcError::from(Error::new(Code::Overloaded, Side::Coordination, Operation::Start, message)).into()
 }
 
 /// As many items as a message has room for, and where the next page begins.
@@ -268,7 +268,7 @@ fn page<T: Message>(items: impl Iterator<Item = T>, name: impl Fn(&T) -> String)
 
 /// A copy under a lease needs a source that does not change, as a late duplicate of a write must carry the same bytes. A
 /// source that cannot be looked at from here is left to the runner to judge.
-async fn look_at_source(order: &Order) -> Result<(), Error> {
+async fn look_at_source(order: &Submission) -> Result<(), Error> {
     let Some(source) = order.source_to_look_at() else { return Ok(()) };
     let Locator::Nbd(uri) = Locator::parse(source)? else { return Ok(()) };
     let looking = tokio::task::spawn_blocking(move || look_at_export(&uri, &Reading::new(Direct::No)));
@@ -286,9 +286,9 @@ fn reply(task: &TaskRecord) -> Result<Response<wire::Task>, Status> {
     Ok(Response::new(wire::Task::from(task)))
 }
 
-impl From<RunnerSeen> for wire::Node {
-    fn from(seen: RunnerSeen) -> Self {
-        let RunnerSeen { node, registration, draining, running, clock } = seen;
+impl From<RunnerInfo> for wire::Node {
+    fn from(seen: RunnerInfo) -> Self {
+        let RunnerInfo { node, registration, draining, running, clock } = seen;
         let base = Self {
             node: node.into(),
             running,
@@ -315,9 +315,9 @@ impl From<RunnerSeen> for wire::Node {
     }
 }
 
-impl From<CenterSeen> for wire::CenterStatus {
-    fn from(seen: CenterSeen) -> Self {
-        let CenterSeen { center, leader, address, epoch, runners, restarts, tasks, mut unreadable } = seen;
+impl From<CenterStatus> for wire::CenterStatus {
+    fn from(seen: CenterStatus) -> Self {
+        let CenterStatus { center, leader, address, epoch, runners, restarts, tasks, mut unreadable } = seen;
         unreadable.truncate(PAGE_ITEMS_MAX);
         Self {
             center,

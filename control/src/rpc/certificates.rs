@@ -139,7 +139,7 @@ struct Bound {
 
 /// How a validity stands at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum ValidityStatus {
     /// It has not begun.
     Future,
     /// There is time.
@@ -175,16 +175,16 @@ impl Validity {
     }
 
     /// How it stands at this time, in milliseconds since 1970.
-    pub(super) fn standing(&self, unix_ms: u64) -> Standing {
+    pub(super) fn standing(&self, unix_ms: u64) -> ValidityStatus {
         let now = Duration::from_millis(unix_ms);
         if now < self.begins() {
-            Standing::Future
+            ValidityStatus::Future
         } else if now >= self.ends() {
-            Standing::Expired
+            ValidityStatus::Expired
         } else if now + ENDING >= self.ends() {
-            Standing::Ending
+            ValidityStatus::Ending
         } else {
-            Standing::Valid
+            ValidityStatus::Valid
         }
     }
 
@@ -192,18 +192,18 @@ impl Validity {
     pub(super) fn describe(&self, unix_ms: u64) -> String {
         let Self { begins, ends } = self;
         match self.standing(unix_ms) {
-            Standing::Future => format!(
+            ValidityStatus::Future => format!(
                 "the certificate of {} is valid from {} on: wait until then, or set this host's clock, which says {}",
                 begins.certificate,
                 date(begins.seconds),
                 date(unix_ms / 1000)
             ),
-            Standing::Valid | Standing::Ending => format!(
+            ValidityStatus::Valid | ValidityStatus::Ending => format!(
                 "the certificate of {} is valid until {}: put a new one there before",
                 ends.certificate,
                 date(ends.seconds)
             ),
-            Standing::Expired => format!(
+            ValidityStatus::Expired => format!(
                 "the certificate of {} has expired at {}: put a new one there",
                 ends.certificate,
                 date(ends.seconds)
@@ -215,8 +215,8 @@ impl Validity {
     /// `EPermission` outside of it.
     pub(super) fn check(&self, unix_ms: u64) -> Result<()> {
         match self.standing(unix_ms) {
-            Standing::Valid | Standing::Ending => Ok(()),
-            Standing::Future | Standing::Expired => {
+            ValidityStatus::Valid | ValidityStatus::Ending => Ok(()),
+            ValidityStatus::Future | ValidityStatus::Expired => {
                 Err(Error::new(Code::Permission, Side::Caller, Operation::Parse, self.describe(unix_ms)))
             }
         }
@@ -291,16 +291,16 @@ ANVshjfToAtiQWPveH6JRiG9M3Podh55IpA=
     #[test]
     fn two_weeks_before_its_end_a_certificate_is_ending() {
         for (seconds, standing, left) in [
-            (BEGINS - 1, Standing::Future, Some(1)),
-            (BEGINS, Standing::Valid, Some(30 * DAY)),
-            (ENDS - 14 * DAY - 1, Standing::Valid, Some(14 * DAY + 1)),
-            (ENDS - 14 * DAY, Standing::Ending, Some(14 * DAY)),
-            (ENDS - 1, Standing::Ending, Some(1)),
-            (ENDS, Standing::Expired, None),
+            (BEGINS - 1, ValidityStatus::Future, Some(1)),
+            (BEGINS, ValidityStatus::Valid, Some(30 * DAY)),
+            (ENDS - 14 * DAY - 1, ValidityStatus::Valid, Some(14 * DAY + 1)),
+            (ENDS - 14 * DAY, ValidityStatus::Ending, Some(14 * DAY)),
+            (ENDS - 1, ValidityStatus::Ending, Some(1)),
+            (ENDS, ValidityStatus::Expired, None),
         ] {
             assert_eq!(validity().standing(seconds * 1000), standing, "{seconds}");
             assert_eq!(validity().next(seconds * 1000), left.map(Duration::from_secs), "{seconds}");
-            let is_valid = matches!(standing, Standing::Valid | Standing::Ending);
+            let is_valid = matches!(standing, ValidityStatus::Valid | ValidityStatus::Ending);
             assert_eq!(validity().check(seconds * 1000).is_ok(), is_valid, "{seconds}");
         }
     }

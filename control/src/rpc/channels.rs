@@ -1,6 +1,6 @@
 //! Connections to other processes, one for each address, made when they are first needed and again when they are lost.
 
-use super::error::{Fault, with_cause};
+use super::error::{RpcError, with_cause};
 use super::limits::{CONNECT_WAIT, KEEPALIVE_EVERY, KEEPALIVE_WAIT};
 use super::tls::Tls;
 use crate::host_port::HostPort;
@@ -37,7 +37,7 @@ impl Channels {
     ///
     /// # Errors
     /// `EBadRequest` if that is no address, or the certificates are of no use.
-    pub fn to(&self, address: &str) -> Result<Channel, Fault> {
+    pub fn to(&self, address: &str) -> Result<Channel, RpcError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let reading = self.tls.as_ref().map_or(0, Tls::reading);
         if open.reading != reading {
@@ -59,15 +59,15 @@ impl Channels {
         self.tls.is_some()
     }
 
-    fn endpoint(&self, address: &str) -> Result<Endpoint, Fault> {
+    fn endpoint(&self, address: &str) -> Result<Endpoint, RpcError> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let peer = address.escape_debug();
         let refused = |error: tonic::transport::Error| {
             let message = format!("{peer} cannot be called: {}", with_cause(&error));
-            Fault::from(Error::bad_request(message))
+            RpcError::from(Error::bad_request(message))
         };
         let address = HostPort::parse_peer(address).map_err(|why| {
-            Fault::from(Error::bad_request(format!("'{}' is no address: {why}", address.escape_debug())))
+            RpcError::from(Error::bad_request(format!("'{}' is no address: {why}", address.escape_debug())))
         })?;
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(refused)?;
         let endpoint = endpoint

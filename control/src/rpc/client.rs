@@ -7,7 +7,7 @@
 use super::channels::Channels;
 use super::connect_failure::probe;
 use super::convert::is_over;
-use super::error::Fault;
+use super::error::RpcError;
 use super::limits::{CLIENT_CALL_WAIT, CLIENT_PATIENCE, MESSAGE_BYTES_MAX, STREAM_IDLE_MAX, WATCH_PATIENCE};
 use super::wire::{self, center_client};
 use crate::host_port::HostPort;
@@ -46,7 +46,7 @@ macro_rules! verbs {
         #[allow(clippy::missing_errors_doc, reason = "said once, above")]
         impl CenterClient {
             $($(#[$doc])*
-            pub async fn $name(&mut self, request: wire::$request) -> Result<wire::$reply, Fault> {
+            pub async fn $name(&mut self, request: wire::$request) -> Result<wire::$reply, RpcError> {
                 self.call(|mut stub| {
                     let mut request = Request::new(request.clone());
                     request.set_timeout(CLIENT_CALL_WAIT);
@@ -128,7 +128,7 @@ impl CenterClient {
     /// # Errors
     /// What the center says; `EUnreachable`, `ETimeout`, `ENotLeader` or `EOverloaded` if nothing else has been heard for
     /// half a minute.
-    pub async fn call<T, F>(&mut self, mut call: impl FnMut(Stub) -> F) -> Result<T, Fault>
+    pub async fn call<T, F>(&mut self, mut call: impl FnMut(Stub) -> F) -> Result<T, RpcError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -157,7 +157,7 @@ impl CenterClient {
             if !is_told && (failures >= self.addresses.len() || begun.elapsed() >= SILENCE_MAX) {
                 is_told = true;
                 found = self.look_at(&asked, &fault).await;
-                let Fault { error, .. } = advised(fault, found);
+                let RpcError { error, .. } = advised(fault, found);
                 (self.waits)(&format!("waiting for the task center at {asked}: {}", error.message));
             }
             if failures % self.addresses.len() == 0 {
@@ -171,7 +171,7 @@ impl CenterClient {
     ///
     /// # Errors
     /// As [`CenterClient::call`]; with the patience of somebody who waits for a task.
-    pub async fn follow(&mut self, id: &str, mut each: impl FnMut(&wire::Task)) -> Result<wire::Task, Fault> {
+    pub async fn follow(&mut self, id: &str, mut each: impl FnMut(&wire::Task)) -> Result<wire::Task, RpcError> {
         self.patience = WATCH_PATIENCE;
         let mut last: Option<wire::Task> = None;
         loop {
@@ -199,17 +199,17 @@ impl CenterClient {
     }
 
     /// What is where nobody has answered as a center does.
-    async fn look_at(&self, address: &str, fault: &Fault) -> Option<&'static str> {
+    async fn look_at(&self, address: &str, fault: &RpcError) -> Option<&'static str> {
         let is_mute = matches!(fault.error.code, Code::Unreachable | Code::Protocol | Code::Timeout);
         if is_mute && !self.channels.are_secure() { probe(address).await } else { None }
     }
 
-    fn stub(&self) -> Result<Stub, Fault> {
+    fn stub(&self) -> Result<Stub, RpcError> {
         Ok(Stub::new(self.channels.to(self.address())?).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// Chooses where to go after a failure. True if it was pointed to a node that it did not ask just now.
-    fn turn(&mut self, fault: &Fault) -> bool {
+    fn turn(&mut self, fault: &RpcError) -> bool {
         let (index, was_pointed) = match self.next {
             Target::Listed(index) => (index, false),
             Target::Pointed(_, index) => (index, true),
@@ -226,7 +226,7 @@ impl CenterClient {
         }
     }
 
-    fn at(&self, mut fault: Fault) -> Fault {
+    fn at(&self, mut fault: RpcError) -> RpcError {
         let tried = self.addresses.join(", ");
         // Of several nodes it is not the same.
         fault.error.message = format!("{}: {}", self.address(), fault.error.message);
@@ -236,20 +236,20 @@ impl CenterClient {
     }
 }
 
-fn advised(fault: Fault, found: Option<&'static str>) -> Fault {
+fn advised(fault: RpcError, found: Option<&'static str>) -> RpcError {
     match found {
-        Some(advice) => Fault { error: fault.error.advise(advice), ..fault },
+        Some(advice) => RpcError { error: fault.error.advise(advice), ..fault },
         None => fault,
     }
 }
 
 /// Its answer in time.
-async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Fault> {
+async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, RpcError> {
     match timeout(CLIENT_CALL_WAIT, call).await {
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => {
             let message = format!("the center did not answer within {} s", CLIENT_CALL_WAIT.as_secs());
-            Err(Fault::no_answer(Code::Timeout, message))
+            Err(RpcError::no_answer(Code::Timeout, message))
         }
     }
 }

@@ -3,12 +3,12 @@
 //! What comes from outside is judged here once: names, enumerations, numbers in their ranges. What goes out is complete:
 //! a message says all that a client may know of a task, and nothing of how it is stored.
 
-use super::error::Fault;
+use super::error::RpcError;
 use super::wire;
 use crate::model::{
-    Attempt, CopyTask, Epoch, Fence, Incarnation, NodeId, NoopTask, Progress, State, TaskId, TaskRecord, TaskSpec,
+    Attempt, CopyTask, Epoch, Fence, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskRecord, TaskSpec, TaskState,
 };
-use crate::peers::{Answer, Assignment, CallError, Standing, Step};
+use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 
 impl From<&TaskRecord> for wire::Task {
@@ -18,7 +18,7 @@ impl From<&TaskRecord> for wire::Task {
             id: task.id.to_string(),
             spec: Some(wire::Spec::from(&task.spec)),
             state: task.state.as_str().to_owned(),
-            wish: spelling(&task.wish),
+            desired_state: spelling(&task.desired_state),
             reason: task.reason.clone(),
             priority: task.priority.into(),
             max_attempts: task.max_attempts,
@@ -26,7 +26,7 @@ impl From<&TaskRecord> for wire::Task {
             node: task.node().or(last).map(ToString::to_string),
             epoch: task.epoch.map(|epoch| epoch.0),
             progress: Some(task.progress.into()),
-            error: task.error.as_ref().map(wire::Fault::from),
+            error: task.error.as_ref().map(wire::RpcError::from),
             report_json: task.report.as_ref().map(ToString::to_string),
             created_ms: task.created_ms,
             updated_ms: task.updated_ms,
@@ -53,7 +53,7 @@ impl From<&Attempt> for wire::Attempt {
     }
 }
 
-impl From<&crate::model::Failure> for wire::Fault {
+impl From<&crate::model::Failure> for wire::RpcError {
     fn from(failure: &crate::model::Failure) -> Self {
         let crate::model::Failure { code, side, operation, offset, length, errno, retryable, message } = failure;
         Self {
@@ -191,16 +191,16 @@ fn fence_of(text: &str) -> Result<Fence> {
 ///
 /// # Errors
 /// `EBadRequest`.
-pub(super) fn state_of(text: &str) -> Result<State> {
-    State::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
-        let all = State::ALL.map(State::as_str).join(", ");
+pub(super) fn state_of(text: &str) -> Result<TaskState> {
+    TaskState::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
+        let all = TaskState::ALL.map(TaskState::as_str).join(", ");
         Error::bad_request(format!("'{}' is no state of a task: {all}", text.escape_debug()))
     })
 }
 
 /// Whether a task whose state has that name has ended.
 pub(super) fn is_over(state: &str) -> bool {
-    state_of(state).is_ok_and(State::is_terminal)
+    state_of(state).is_ok_and(TaskState::is_terminal)
 }
 
 impl From<&Assignment> for wire::Assignment {
@@ -224,62 +224,62 @@ impl TryFrom<wire::Assignment> for Assignment {
     }
 }
 
-impl From<Answer> for wire::AssignReply {
-    fn from(answer: Answer) -> Self {
+impl From<AssignResponse> for wire::AssignReply {
+    fn from(answer: AssignResponse) -> Self {
         let refused = match answer {
-            Answer::Accepted => None,
-            Answer::Refused { code, why } => Some(wire::Fault::from(&refusal(code, why))),
+            AssignResponse::Accepted => None,
+            AssignResponse::Refused { code, why } => Some(wire::RpcError::from(&refusal(code, why))),
         };
         Self { refused }
     }
 }
 
 /// A refusal of a node as a failure.
-pub(super) fn refusal(code: Code, why: String) -> Fault {
-    Fault::from(Error::new(code, Side::Engine, Operation::Start, why))
+pub(super) fn refusal(code: Code, why: String) -> RpcError {
+    RpcError::from(Error::new(code, Side::Engine, Operation::Start, why))
 }
 
-impl From<wire::AssignReply> for Answer {
+impl From<wire::AssignReply> for AssignResponse {
     fn from(reply: wire::AssignReply) -> Self {
         reply.refused.map_or(Self::Accepted, |fault| {
-            let Error { code, message, .. } = Fault::from(fault).error;
+            let Error { code, message, .. } = RpcError::from(fault).error;
             Self::Refused { code, why: message }
         })
     }
 }
 
-impl From<Standing> for wire::AskReply {
-    fn from(standing: Standing) -> Self {
-        use wire::ask_reply::{Standing as Wired, Step as Next};
-        let (standing, step) = match standing {
-            Standing::Unknown => (Wired::Unknown, Next::None),
-            Standing::Held => (Wired::Held, Next::None),
-            Standing::Waits(Step::Reading) => (Wired::Held, Next::Reading),
-            Standing::Waits(Step::Leasing) => (Wired::Held, Next::Leasing),
-            Standing::Waits(Step::Opening) => (Wired::Held, Next::Opening),
-            Standing::Waits(Step::Storing) => (Wired::Held, Next::Storing),
-            Standing::Ended => (Wired::Ended, Next::None),
+impl From<AssignmentStatus> for wire::AskReply {
+    fn from(status: AssignmentStatus) -> Self {
+        use wire::ask_reply::{AssignmentStatus as Wired, StartStage as Next};
+        let (status, step) = match status {
+            AssignmentStatus::Unknown => (Wired::Unknown, Next::None),
+            AssignmentStatus::Held => (Wired::Held, Next::None),
+            AssignmentStatus::Waits(StartStage::Reading) => (Wired::Held, Next::Reading),
+            AssignmentStatus::Waits(StartStage::Leasing) => (Wired::Held, Next::Leasing),
+            AssignmentStatus::Waits(StartStage::Opening) => (Wired::Held, Next::Opening),
+            AssignmentStatus::Waits(StartStage::Storing) => (Wired::Held, Next::Storing),
+            AssignmentStatus::Ended => (Wired::Ended, Next::None),
         };
-        Self { standing: standing.into(), step: step.into() }
+        Self { status: status.into(), step: step.into() }
     }
 }
 
-impl TryFrom<wire::AskReply> for Standing {
+impl TryFrom<wire::AskReply> for AssignmentStatus {
     type Error = CallError;
 
     /// A standing that is not known here is no answer: taking it for `Unknown` would give the task away.
     fn try_from(reply: wire::AskReply) -> Result<Self, CallError> {
-        match wire::ask_reply::Standing::try_from(reply.standing) {
-            Ok(wire::ask_reply::Standing::Unknown) => Ok(Self::Unknown),
-            Ok(wire::ask_reply::Standing::Held) => Ok(match reply.step() {
+        match wire::ask_reply::AssignmentStatus::try_from(reply.status) {
+            Ok(wire::ask_reply::AssignmentStatus::Unknown) => Ok(Self::Unknown),
+            Ok(wire::ask_reply::AssignmentStatus::Held) => Ok(match reply.step() {
                 // Or one that is not known here: they are for people only.
-                wire::ask_reply::Step::None => Self::Held,
-                wire::ask_reply::Step::Reading => Self::Waits(Step::Reading),
-                wire::ask_reply::Step::Leasing => Self::Waits(Step::Leasing),
-                wire::ask_reply::Step::Opening => Self::Waits(Step::Opening),
-                wire::ask_reply::Step::Storing => Self::Waits(Step::Storing),
+                wire::ask_reply::StartStage::None => Self::Held,
+                wire::ask_reply::StartStage::Reading => Self::Waits(StartStage::Reading),
+                wire::ask_reply::StartStage::Leasing => Self::Waits(StartStage::Leasing),
+                wire::ask_reply::StartStage::Opening => Self::Waits(StartStage::Opening),
+                wire::ask_reply::StartStage::Storing => Self::Waits(StartStage::Storing),
             }),
-            Ok(wire::ask_reply::Standing::Ended) => Ok(Self::Ended),
+            Ok(wire::ask_reply::AssignmentStatus::Ended) => Ok(Self::Ended),
             Err(error) => {
                 Err(CallError::NoAnswer(format!("the runner answers in words that are not known here: {error}")))
             }
@@ -287,7 +287,7 @@ impl TryFrom<wire::AskReply> for Standing {
     }
 }
 
-impl From<CallError> for Fault {
+impl From<CallError> for RpcError {
     fn from(error: CallError) -> Self {
         let fault = |code, why| Self::from(Error::new(code, Side::Coordination, Operation::Start, why));
         match error {
@@ -298,8 +298,8 @@ impl From<CallError> for Fault {
     }
 }
 
-impl From<Fault> for CallError {
-    fn from(fault: Fault) -> Self {
+impl From<RpcError> for CallError {
+    fn from(fault: RpcError) -> Self {
         let Error { code, effect, message, .. } = fault.error;
         if fault.is_misdirected {
             return Self::Misdirected(message);
@@ -352,24 +352,28 @@ mod tests {
         };
         assert_eq!(Assignment::try_from(wire::Assignment::from(&assignment)).unwrap(), assignment);
         assert!(Assignment::try_from(wire::Assignment { task: "../x".to_owned(), ..Default::default() }).is_err());
-        for answer in [Answer::Accepted, Answer::Refused { code: Code::Fenced, why: "old".to_owned() }] {
-            assert_eq!(Answer::from(wire::AssignReply::from(answer.clone())), answer);
+        for answer in [AssignResponse::Accepted, AssignResponse::Refused { code: Code::Fenced, why: "old".to_owned() }]
+        {
+            assert_eq!(AssignResponse::from(wire::AssignReply::from(answer.clone())), answer);
         }
-        let steps = [Step::Reading, Step::Leasing, Step::Opening, Step::Storing].map(Standing::Waits);
-        for standing in [Standing::Unknown, Standing::Held, Standing::Ended].into_iter().chain(steps) {
-            assert_eq!(Standing::try_from(wire::AskReply::from(standing)).unwrap(), standing);
+        let steps = [StartStage::Reading, StartStage::Leasing, StartStage::Opening, StartStage::Storing]
+            .map(AssignmentStatus::Waits);
+        for status in
+            [AssignmentStatus::Unknown, AssignmentStatus::Held, AssignmentStatus::Ended].into_iter().chain(steps)
+        {
+            assert_eq!(AssignmentStatus::try_from(wire::AskReply::from(status)).unwrap(), status);
         }
-        let unheard = wire::AskReply { standing: 9, step: 0 };
-        assert!(matches!(Standing::try_from(unheard), Err(CallError::NoAnswer(_))));
-        let later = wire::AskReply { step: 9, ..wire::AskReply::from(Standing::Held) };
-        assert_eq!(Standing::try_from(later).unwrap(), Standing::Held);
+        let unheard = wire::AskReply { status: 9, step: 0 };
+        assert!(matches!(AssignmentStatus::try_from(unheard), Err(CallError::NoAnswer(_))));
+        let later = wire::AskReply { step: 9, ..wire::AskReply::from(AssignmentStatus::Held) };
+        assert_eq!(AssignmentStatus::try_from(later).unwrap(), AssignmentStatus::Held);
     }
 
     #[test]
     fn words_that_are_not_known_are_named() {
         assert_eq!(fence_of("lease").unwrap(), Fence::Lease);
         assert!(fence_of("moat").unwrap_err().message.contains("moat"));
-        assert_eq!(state_of("running").unwrap(), State::Running);
+        assert_eq!(state_of("running").unwrap(), TaskState::Running);
         assert!(state_of("asleep").unwrap_err().message.contains("PENDING"));
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! Both come and go while the process lives. Services hold a [`watch`] of them and look at each call.
 
-use super::error::Fault;
+use super::error::RpcError;
 use crate::clock::ClockOffset;
 use crate::dispatcher::Latency;
 use crate::model::{
-    Change, Draining, Epoch, NodeId, Order, Progress, Registration, State, TaskId, TaskRecord, TaskSpec,
+    DrainMode, Epoch, NodeId, Progress, Registration, Submission, TaskChange, TaskId, TaskRecord, TaskSpec, TaskState,
 };
-use crate::peers::{Answer, Assignment, Standing};
+use crate::peers::{AssignResponse, Assignment, AssignmentStatus};
 use async_trait::async_trait;
 use blockhaul_engine::error::Result;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 #[async_trait]
 pub trait Desk: Send + Sync + std::fmt::Debug {
     /// Stores a task, or finds the one that is stored under the same id with the same work.
-    async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>>;
+    async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>>;
 
     /// A task with its latest progress. `ENotFound`.
     async fn get(&self, task: &TaskId) -> Result<Arc<TaskRecord>>;
@@ -27,28 +27,29 @@ pub trait Desk: Send + Sync + std::fmt::Debug {
     async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>>;
 
     /// At most `most` tasks in the order of their ids, beginning after `after`.
-    async fn list(&self, state: Option<State>, after: Option<&TaskId>, most: usize) -> Result<Vec<Arc<TaskRecord>>>;
+    async fn list(&self, state: Option<TaskState>, after: Option<&TaskId>, most: usize)
+    -> Result<Vec<Arc<TaskRecord>>>;
 
     /// Changes what is wanted of a task. `ENotFound`; `EUnsupported` if its kind cannot do that.
-    async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>>;
+    async fn change(&self, task: &TaskId, change: TaskChange) -> Result<Arc<TaskRecord>>;
 
     /// Deletes a task that has ended; what it said last. `ENotFound`, `EBusy`.
     async fn remove(&self, task: &TaskId) -> Result<Arc<TaskRecord>>;
 
     /// Every node that is registered, drains, or holds a task, in the order of their names.
-    async fn runners(&self) -> Result<Vec<RunnerSeen>>;
+    async fn runners(&self) -> Result<Vec<RunnerInfo>>;
 
     /// Keeps new tasks from a node, or stops to. The number of tasks that it holds.
-    async fn drain(&self, node: &NodeId, drain: Draining) -> Result<u32>;
+    async fn drain(&self, node: &NodeId, drain: DrainMode) -> Result<u32>;
 
     /// An operator's word that nothing of a node can write any more. The number of tasks that went on.
     async fn fence(&self, node: &NodeId) -> Result<u32>;
 
     /// The center as a whole.
-    async fn status(&self) -> Result<CenterSeen>;
+    async fn status(&self) -> Result<CenterStatus>;
 
     /// The center in numbers.
-    async fn numbers(&self) -> Result<CenterNumbers>;
+    async fn numbers(&self) -> Result<CenterMetrics>;
 
     /// The records of these tasks have changed.
     async fn changed(&self, tasks: Vec<TaskId>) -> Result<()>;
@@ -59,7 +60,7 @@ pub trait Desk: Send + Sync + std::fmt::Debug {
 
 /// A node as the dispatcher sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunnerSeen {
+pub struct RunnerInfo {
     /// Its name.
     pub node: NodeId,
     /// What it says of itself; `None` if it is not there.
@@ -69,12 +70,12 @@ pub struct RunnerSeen {
     /// Tasks that it holds.
     pub running: u32,
     /// Its wall clock against its peers', once it was asked.
-    pub clock: Option<ClockSeen>,
+    pub clock: Option<ClockInfo>,
 }
 
 /// A node's wall clock as the leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClockSeen {
+pub struct ClockInfo {
     /// By how many milliseconds it is ahead of its peers'.
     pub offset_ms: i64,
     /// Whether that is more than it should be.
@@ -83,7 +84,7 @@ pub struct ClockSeen {
 
 /// The center as the dispatcher sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CenterSeen {
+pub struct CenterStatus {
     /// Tells centers apart.
     pub center: String,
     /// Who leads.
@@ -97,18 +98,18 @@ pub struct CenterSeen {
     /// How often the processes of all registered nodes were started before.
     pub restarts: u64,
     /// How many there are of each state.
-    pub tasks: Vec<(State, u64)>,
+    pub tasks: Vec<(TaskState, u64)>,
     /// Records that cannot be read and are left alone.
     pub unreadable: Vec<String>,
 }
 
 /// The center in numbers, for metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CenterNumbers {
-    /// Of this reign.
+pub struct CenterMetrics {
+    /// Of this term.
     pub epoch: Epoch,
     /// How many there are of each state.
-    pub tasks: Vec<(State, u64)>,
+    pub tasks: Vec<(TaskState, u64)>,
     /// Records that cannot be read.
     pub unreadable: u64,
     /// Sizes of the sources of running copies.
@@ -117,7 +118,7 @@ pub struct CenterNumbers {
     pub durable_bytes: u64,
     /// How fast they are together.
     pub rate_bytes_per_second: u64,
-    /// Tasks given to runners in this reign.
+    /// Tasks given to runners in this term.
     pub assignments: u64,
     /// From submission to assignment.
     pub queue_wait: Latency,
@@ -130,19 +131,19 @@ pub struct CenterNumbers {
 /// What the dispatcher may ask of this node's runner.
 #[async_trait]
 pub trait Floor: Send + Sync + std::fmt::Debug {
-    /// See [`RunnerCalls::assign`](crate::peers::RunnerCalls::assign).
-    async fn assign(&self, assignment: Assignment) -> Result<Answer>;
+    /// See [`RunnerClient::assign`](crate::peers::RunnerClient::assign).
+    async fn assign(&self, assignment: Assignment) -> Result<AssignResponse>;
 
-    /// See [`RunnerCalls::ask`](crate::peers::RunnerCalls::ask).
-    async fn ask(&self, assignment: Assignment) -> Result<Standing>;
+    /// See [`RunnerClient::ask`](crate::peers::RunnerClient::ask).
+    async fn query(&self, assignment: Assignment) -> Result<AssignmentStatus>;
 
-    /// See [`RunnerCalls::nudge`](crate::peers::RunnerCalls::nudge).
-    async fn nudge(&self, leader: Epoch, task: TaskId) -> Result<()>;
+    /// See [`RunnerClient::nudge`](crate::peers::RunnerClient::nudge).
+    async fn notify(&self, leader: Epoch, task: TaskId) -> Result<()>;
 
-    /// See [`RunnerCalls::resolve`](crate::peers::RunnerCalls::resolve).
+    /// See [`RunnerClient::resolve`](crate::peers::RunnerClient::resolve).
     async fn resolve(&self, leader: Epoch, spec: TaskSpec) -> Result<Vec<String>>;
 
-    /// See [`RunnerCalls::interrupt`](crate::peers::RunnerCalls::interrupt).
+    /// See [`RunnerClient::interrupt`](crate::peers::RunnerClient::interrupt).
     async fn interrupt(&self, leader: Epoch) -> Result<()>;
 }
 
@@ -157,7 +158,7 @@ pub struct Leadership {
 
 /// The roles of this node, as they come and go.
 #[derive(Clone, Debug)]
-pub struct Roles {
+pub struct NodeRoles {
     /// The dispatcher, here or elsewhere.
     pub leadership: watch::Receiver<Leadership>,
     /// Whether this node has roles: not while it starts or stops, nor while its data channel is lost.
@@ -168,13 +169,13 @@ pub struct Roles {
     pub clock: watch::Sender<Option<ClockOffset>>,
 }
 
-impl Roles {
+impl NodeRoles {
     /// The dispatcher of this node.
     ///
     /// # Errors
     /// `ENotLeader` with the address of the one that leads.
-    pub fn desk(&self) -> Result<Arc<dyn Desk>, Fault> {
+    pub fn desk(&self) -> Result<Arc<dyn Desk>, RpcError> {
         let Leadership { desk, address } = self.leadership.borrow().clone();
-        desk.ok_or_else(|| Fault::not_leader(address))
+        desk.ok_or_else(|| RpcError::not_leader(address))
     }
 }

@@ -1,6 +1,6 @@
 //! Failures on their way over the wire: an error of the engine's vocabulary, with the leader's address beside `ENotLeader`.
 //!
-//! A failure of a service travels as a [`wire::Fault`] in the details of its status. A status without one comes from the
+//! A failure of a service travels as a [`wire::RpcError`] in the details of its status. A status without one comes from the
 //! transport: then the call may have taken effect, unless it says otherwise.
 
 use super::wire;
@@ -11,7 +11,7 @@ use tonic::Status;
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct RpcError {
     /// What went wrong.
     pub error: Error,
     /// Of `ENotLeader`: `HOST:PORT` of the node that leads, if that is known.
@@ -20,7 +20,7 @@ pub struct Fault {
     pub is_misdirected: bool,
 }
 
-impl Fault {
+impl RpcError {
     /// Another node leads, or none.
     #[must_use]
     pub fn not_leader(leader: Option<String>) -> Self {
@@ -47,29 +47,29 @@ impl Fault {
     }
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for RpcError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for RpcError {}
 
-impl From<Error> for Fault {
+impl From<Error> for RpcError {
     fn from(error: Error) -> Self {
         Self { error, leader: None, is_misdirected: false }
     }
 }
 
-impl From<Fault> for Status {
-    fn from(fault: Fault) -> Self {
+impl From<RpcError> for Status {
+    fn from(fault: RpcError) -> Self {
         let (code, message) = (grpc_code(fault.error.code), fault.error.message.clone());
-        Self::with_details(code, message, wire::Fault::from(&fault).encode_to_vec().into())
+        Self::with_details(code, message, wire::RpcError::from(&fault).encode_to_vec().into())
     }
 }
 
-impl From<&Fault> for wire::Fault {
-    fn from(Fault { error, leader, is_misdirected }: &Fault) -> Self {
+impl From<&RpcError> for wire::RpcError {
+    fn from(RpcError { error, leader, is_misdirected }: &RpcError) -> Self {
         let Error { code, side, operation, offset, length, errno, retryable, effect: _, message } = error;
         Self {
             code: code.as_str().to_owned(),
@@ -86,10 +86,10 @@ impl From<&Fault> for wire::Fault {
     }
 }
 
-impl From<wire::Fault> for Fault {
+impl From<wire::RpcError> for RpcError {
     /// What a newer peer calls by a name that is not known here is `EInternal` with that name in its message.
-    fn from(fault: wire::Fault) -> Self {
-        let wire::Fault { code, message, retryable, leader, side, operation, offset, length, errno, misdirected } =
+    fn from(fault: wire::RpcError) -> Self {
+        let wire::RpcError { code, message, retryable, leader, side, operation, offset, length, errno, misdirected } =
             fault;
         let (code, message) = match Failure::parse_code(&code) {
             Some(code) => (code, message),
@@ -106,9 +106,9 @@ impl From<wire::Fault> for Fault {
     }
 }
 
-impl From<Status> for Fault {
+impl From<Status> for RpcError {
     fn from(status: Status) -> Self {
-        match wire::Fault::decode(status.details()) {
+        match wire::RpcError::decode(status.details()) {
             Ok(fault) if !fault.code.is_empty() => Self::from(fault),
             Ok(_) | Err(_) => {
                 let fault = of_transport(&status);
@@ -121,10 +121,10 @@ impl From<Status> for Fault {
     }
 }
 
-fn of_transport(status: &Status) -> Fault {
+fn of_transport(status: &Status) -> RpcError {
     use tonic::Code as Grpc;
     let message = transport_message(status);
-    let refused = |code| Fault::from(Error::new(code, Side::Caller, Operation::Start, message.clone()));
+    let refused = |code| RpcError::from(Error::new(code, Side::Caller, Operation::Start, message.clone()));
     match status.code() {
         Grpc::ResourceExhausted => refused(Code::Overloaded),
         Grpc::InvalidArgument | Grpc::OutOfRange => refused(Code::BadRequest),
@@ -133,10 +133,10 @@ fn of_transport(status: &Status) -> Fault {
         Grpc::NotFound => refused(Code::NotFound),
         Grpc::AlreadyExists => refused(Code::Exists),
         // A deadline of our own comes back as a cancellation.
-        Grpc::DeadlineExceeded | Grpc::Cancelled => Fault::no_answer(Code::Timeout, message),
-        Grpc::Unavailable | Grpc::Unknown | Grpc::Aborted => Fault::no_answer(Code::Unreachable, message),
+        Grpc::DeadlineExceeded | Grpc::Cancelled => RpcError::no_answer(Code::Timeout, message),
+        Grpc::Unavailable | Grpc::Unknown | Grpc::Aborted => RpcError::no_answer(Code::Unreachable, message),
         Grpc::Ok | Grpc::Internal | Grpc::DataLoss | Grpc::FailedPrecondition => {
-            Fault::no_answer(Code::Protocol, message)
+            RpcError::no_answer(Code::Protocol, message)
         }
     }
 }
@@ -195,27 +195,30 @@ mod tests {
             let error =
                 Error { errno: Some(5), ..Error::new(code, Side::Destination, Operation::Write, "what and where") };
             let is_misdirected = code == Code::Unreachable;
-            let sent = Fault { error: error.at(4096, 512), leader: Some(String::from("b:1")), is_misdirected };
-            assert_eq!(Fault::from(Status::from(sent.clone())), sent, "{code}");
+            let sent = RpcError { error: error.at(4096, 512), leader: Some(String::from("b:1")), is_misdirected };
+            assert_eq!(RpcError::from(Status::from(sent.clone())), sent, "{code}");
         }
     }
 
     #[test]
     fn what_the_transport_says_may_have_taken_effect() {
         for code in [tonic::Code::Unavailable, tonic::Code::Unknown, tonic::Code::Cancelled, tonic::Code::Internal] {
-            let fault = Fault::from(Status::new(code, "gone"));
+            let fault = RpcError::from(Status::new(code, "gone"));
             assert_eq!((fault.error.effect, fault.is_passing()), (Effect::Unknown, true), "{code:?}");
         }
-        let shed = Fault::from(Status::resource_exhausted("too much"));
+        let shed = RpcError::from(Status::resource_exhausted("too much"));
         assert_eq!((shed.error.code, shed.error.effect), (Code::Overloaded, Effect::NotApplied));
-        let large = Fault::from(Status::out_of_range("too large"));
+        let large = RpcError::from(Status::out_of_range("too large"));
         assert_eq!((large.error.code, large.is_passing()), (Code::BadRequest, false));
     }
 
     #[test]
     fn an_unknown_code_is_named() {
-        let fault =
-            Fault::from(wire::Fault { code: "EFuture".to_owned(), message: "x".to_owned(), ..Default::default() });
+        let fault = RpcError::from(wire::RpcError {
+            code: "EFuture".to_owned(),
+            message: "x".to_owned(),
+            ..Default::default()
+        });
         assert_eq!((fault.error.code, fault.error.message.as_str()), (Code::Internal, "EFuture: x"));
     }
 }

@@ -3,7 +3,7 @@
 //! What always holds: a handshake is over within [`CONNECT_WAIT`] and has a place of the port (`admission`) until then.
 //! Whoever is refused hears why.
 
-use super::admission::{Asked, Guarded};
+use super::admission::{GuardedStream, RequestSeen};
 use super::limits::CONNECT_WAIT;
 use super::tls::Tls;
 use std::io;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
 
 /// The connection, once the peer has shown a certificate, if it has to; `None` if it has not.
-pub(super) async fn shake_hands(stream: Guarded, tls: Option<&Tls>) -> Option<Connection> {
+pub(super) async fn shake_hands(stream: GuardedStream, tls: Option<&Tls>) -> Option<Connection> {
     let asked = stream.connect_info();
     let Some(tls) = tls else { return Some(Connection { stream: Box::pin(stream), asked }) };
     let peer = stream.peer_addr();
@@ -32,7 +32,7 @@ pub(super) async fn shake_hands(stream: Guarded, tls: Option<&Tls>) -> Option<Co
 
 /// Closes a connection so that its peer can read what was sent last: one that is closed with bytes unread is reset, and the
 /// peer loses the alert.
-async fn hang_up(mut stream: Guarded) -> io::Result<()> {
+async fn hang_up(mut stream: GuardedStream) -> io::Result<()> {
     stream.shutdown().await?;
     let mut rest = [0; 1024];
     while stream.read(&mut rest).await? > 0 {}
@@ -46,7 +46,7 @@ impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 /// A connection that the services may have.
 pub(super) struct Connection {
     stream: Pin<Box<dyn Stream>>,
-    asked: Asked,
+    asked: RequestSeen,
 }
 
 impl AsyncRead for Connection {
@@ -74,9 +74,9 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Asked;
+    type ConnectInfo = RequestSeen;
 
-    fn connect_info(&self) -> Asked {
+    fn connect_info(&self) -> RequestSeen {
         self.asked.clone()
     }
 }

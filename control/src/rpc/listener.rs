@@ -5,9 +5,9 @@
 //! [`GOODBYE_MAX`]; what is still open then goes with the process.
 
 use super::addressee;
-use super::admission::{Admission, Asked, connections_max, raise_descriptors};
+use super::admission::{Admission, RequestSeen, connections_max, raise_descriptors};
 use super::center::CenterService;
-use super::desk::Roles;
+use super::desk::NodeRoles;
 use super::handshake::{Connection, shake_hands};
 use super::limits::{
     CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, GOODBYE_MAX,
@@ -58,7 +58,7 @@ impl Listener {
         address: SocketAddr,
         tls: Option<&Tls>,
         identity: LocalIdentity,
-        roles: Roles,
+        roles: NodeRoles,
         here: Option<NodeId>,
         service: Option<IpAddr>,
     ) -> Result<Self> {
@@ -138,7 +138,7 @@ type Services = Router<Stack<GlobalConcurrencyLimitLayer, Stack<Seen, Identity>>
 
 fn services(
     identity: LocalIdentity,
-    roles: &Roles,
+    roles: &NodeRoles,
     here: Option<NodeId>,
     stopping: watch::Receiver<bool>,
 ) -> Result<(HealthReporter, Services)> {
@@ -178,7 +178,7 @@ fn services(
 }
 
 /// The node is healthy while it has roles; a role is while it is there. Without any of them it still answers.
-async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: watch::Receiver<bool>) {
+async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stopping: watch::Receiver<bool>) {
     loop {
         let is_over = *stopping.borrow_and_update();
         let leads = roles.leadership.borrow_and_update().desk.is_some() && !is_over;
@@ -186,7 +186,7 @@ async fn report_health(health: HealthReporter, mut roles: Roles, mut stopping: w
         let runs = roles.floor.borrow_and_update().is_some() && serves;
         for (service, serves) in [
             ("", serves),
-            ("blockhaul.v1.Center", leads),
+            ("blockhaul.v1.CoordClient", leads),
             ("blockhaul.v1.Dispatcher", leads),
             ("blockhaul.v1.Runner", runs),
         ] {
@@ -241,7 +241,7 @@ async fn accept(
 
 /// Sees a request: its connection may stay.
 fn seen(request: Request) -> Request {
-    if let Some(asked) = request.extensions().get::<Asked>() {
+    if let Some(asked) = request.extensions().get::<RequestSeen>() {
         asked.set();
     }
     request

@@ -1,8 +1,8 @@
 //! The services between nodes: what the dispatcher asks of this node's runner, what runners tell this node's dispatcher.
 
 use super::convert::{refusal, spec_of};
-use super::desk::{Floor, Roles};
-use super::error::Fault;
+use super::desk::{Floor, NodeRoles};
+use super::error::RpcError;
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::model::{Epoch, Progress, TaskId};
@@ -15,16 +15,16 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 
 /// Answers the dispatcher.
 #[derive(Debug)]
-pub(crate) struct RunnerService(Roles);
+pub(crate) struct RunnerService(NodeRoles);
 
 impl RunnerService {
     /// For the runner that `roles` has.
     #[must_use]
-    pub(crate) fn new(roles: Roles) -> Self {
+    pub(crate) fn new(roles: NodeRoles) -> Self {
         Self(roles)
     }
 
-    fn floor(&self) -> std::result::Result<Arc<dyn Floor>, Fault> {
+    fn floor(&self) -> std::result::Result<Arc<dyn Floor>, RpcError> {
         let missing =
             || refusal(Code::RunnerInterrupt, String::from("this node's runner is not there: it starts or stops"));
         self.0.floor.borrow().clone().ok_or_else(missing)
@@ -36,26 +36,26 @@ impl Runner for RunnerService {
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().task, epoch = request.get_ref().epoch))]
     async fn assign(&self, request: Request<wire::Assignment>) -> Answer<wire::AssignReply> {
         let floor = self.floor()?;
-        let assignment = Assignment::try_from(request.into_inner()).map_err(Fault::from)?;
-        Ok(Response::new(floor.assign(assignment).await.map_err(Fault::from)?.into()))
+        let assignment = Assignment::try_from(request.into_inner()).map_err(RpcError::from)?;
+        Ok(Response::new(floor.assign(assignment).await.map_err(RpcError::from)?.into()))
     }
 
     async fn ask(&self, request: Request<wire::Assignment>) -> Answer<wire::AskReply> {
         let floor = self.floor()?;
-        let assignment = Assignment::try_from(request.into_inner()).map_err(Fault::from)?;
-        Ok(Response::new(floor.ask(assignment).await.map_err(Fault::from)?.into()))
+        let assignment = Assignment::try_from(request.into_inner()).map_err(RpcError::from)?;
+        Ok(Response::new(floor.query(assignment).await.map_err(RpcError::from)?.into()))
     }
 
     async fn nudge(&self, request: Request<wire::NudgeRequest>) -> Answer<wire::Done> {
         let wire::NudgeRequest { task, leader } = request.into_inner();
-        let task = TaskId::new(task).map_err(Fault::from)?;
-        done(self.floor()?.nudge(Epoch(leader), task).await)
+        let task = TaskId::new(task).map_err(RpcError::from)?;
+        done(self.floor()?.notify(Epoch(leader), task).await)
     }
 
     async fn resolve(&self, request: Request<wire::ResolveRequest>) -> Answer<wire::ResolveReply> {
         let wire::ResolveRequest { leader, spec } = request.into_inner();
-        let spec = spec_of(spec).map_err(Fault::from)?;
-        let identities = self.floor()?.resolve(Epoch(leader), spec).await.map_err(Fault::from)?;
+        let spec = spec_of(spec).map_err(RpcError::from)?;
+        let identities = self.floor()?.resolve(Epoch(leader), spec).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::ResolveReply { identities }))
     }
 
@@ -75,12 +75,12 @@ impl Runner for RunnerService {
 
 /// Answers runners.
 #[derive(Debug)]
-pub(crate) struct DispatcherService(Roles);
+pub(crate) struct DispatcherService(NodeRoles);
 
 impl DispatcherService {
     /// For the dispatcher that `roles` has.
     #[must_use]
-    pub(crate) fn new(roles: Roles) -> Self {
+    pub(crate) fn new(roles: NodeRoles) -> Self {
         Self(roles)
     }
 }
@@ -90,7 +90,7 @@ impl Dispatcher for DispatcherService {
     async fn changed(&self, request: Request<wire::ChangedRequest>) -> Answer<wire::Done> {
         let desk = self.0.desk()?;
         let tasks: Result<Vec<_>> = request.into_inner().tasks.into_iter().map(TaskId::new).collect();
-        done(desk.changed(tasks.map_err(Fault::from)?).await)
+        done(desk.changed(tasks.map_err(RpcError::from)?).await)
     }
 
     async fn progress(&self, request: Request<wire::ProgressRequest>) -> Answer<wire::Done> {
@@ -99,11 +99,11 @@ impl Dispatcher for DispatcherService {
             Ok((TaskId::new(task)?, progress.map(Progress::from).unwrap_or_default()))
         };
         let updates: Result<Vec<_>> = request.into_inner().updates.into_iter().map(update).collect();
-        done(desk.progress(updates.map_err(Fault::from)?).await)
+        done(desk.progress(updates.map_err(RpcError::from)?).await)
     }
 }
 
 fn done(result: Result<()>) -> Answer<wire::Done> {
-    result.map_err(Fault::from)?;
+    result.map_err(RpcError::from)?;
     Ok(Response::new(wire::Done {}))
 }

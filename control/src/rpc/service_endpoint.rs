@@ -13,7 +13,7 @@
 //! - A connection through the address lives only while it is open: outside of that it is closed as soon as it is accepted, by
 //!   whichever socket. Its client connects again, and reaches who has the address then.
 
-use super::admission::Guarded;
+use super::admission::GuardedStream;
 use crate::cluster::service_address::Endpoint;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -74,7 +74,7 @@ impl ServiceEndpoint {
 
     /// Looks at a connection that was accepted: one through the service address ends with it. The check's own is answered and
     /// gone.
-    pub(super) fn take(&self, mut connection: Guarded) -> Option<Guarded> {
+    pub(super) fn take(&self, mut connection: GuardedStream) -> Option<GuardedStream> {
         let inner = &*self.0;
         if connection.local_addr().map(|address| address.ip().to_canonical()).ok() != Some(inner.address.ip()) {
             return Some(connection);

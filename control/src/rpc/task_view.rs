@@ -15,7 +15,7 @@ pub struct TaskView {
     /// As `RUNNING`.
     pub state: String,
     /// `run`, `pause` or `cancel`.
-    pub wish: String,
+    pub desired_state: String,
     /// Why it is not running, for people; empty if there is nothing to say.
     pub reason: String,
     /// 0 to 9; higher goes first.
@@ -103,7 +103,7 @@ impl From<wire::Task> for TaskView {
             id: task.id,
             kind,
             state: task.state,
-            wish: task.wish,
+            desired_state: task.desired_state,
             reason: task.reason,
             priority: task.priority,
             fence: word(copy.fence),
@@ -139,9 +139,9 @@ impl From<wire::Progress> for ProgressView {
     }
 }
 
-impl From<wire::Fault> for ErrorView {
-    fn from(fault: wire::Fault) -> Self {
-        let wire::Fault { code, message, retryable, side, operation, offset, length, errno, .. } = fault;
+impl From<wire::RpcError> for ErrorView {
+    fn from(fault: wire::RpcError) -> Self {
+        let wire::RpcError { code, message, retryable, side, operation, offset, length, errno, .. } = fault;
         Self { code, side, operation, offset, length, errno, retryable, message }
     }
 }
@@ -189,13 +189,13 @@ mod tests {
     use super::*;
 
     /// The names of the design, in its order, `attempts` last.
-    const NAMES: &str = "id kind state wish reason priority fence source destination node attempt epoch progress limit error \
+    const NAMES: &str = "id kind state desired_state reason priority fence source destination node attempt epoch progress limit error \
         report created_at updated_at attempts";
 
     #[test]
     fn a_task_has_exactly_the_names_of_the_contract() {
         let attempt = wire::Attempt { runner: "n1".to_owned(), outcome: Some("EIo".to_owned()), ..Default::default() };
-        let task = wire::Task { attempts: vec![attempt], error: Some(wire::Fault::default()), ..Default::default() };
+        let task = wire::Task { attempts: vec![attempt], error: Some(wire::RpcError::default()), ..Default::default() };
         let text = serde_json::to_string(&TaskView::from(task)).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         let mut names: Vec<_> = NAMES.split_whitespace().collect();

@@ -7,7 +7,7 @@
 //! The files are read again when they change: new connections use what was read last, those that are open stay as they
 //! are. What always holds: what is in use was valid when it was read; files that are of no use replace nothing.
 
-use super::certificates::{Certificates, Files, Standing, date};
+use super::certificates::{Certificates, Files, ValidityStatus, date};
 use crate::clock::Clock;
 use blockhaul_engine::error::{Error, Operation, Result};
 use clap::Args;
@@ -154,14 +154,14 @@ impl Tls {
         let current = Arc::clone(&self.0.current.borrow());
         let validity = &current.certificates.validity;
         let standing = validity.standing(now);
-        let is_valid = matches!(standing, Standing::Valid | Standing::Ending);
+        let is_valid = matches!(standing, ValidityStatus::Valid | ValidityStatus::Ending);
         self.0.valid.send_if_modified(|valid| std::mem::replace(valid, is_valid) != is_valid);
         if reminder.is_due(standing, now) {
             let words = validity.describe(now);
             match standing {
-                Standing::Valid => (),
-                Standing::Ending => tracing::warn!("{words}"),
-                Standing::Future | Standing::Expired => {
+                ValidityStatus::Valid => (),
+                ValidityStatus::Ending => tracing::warn!("{words}"),
+                ValidityStatus::Future | ValidityStatus::Expired => {
                     tracing::error!("this node is reached by nobody and does not lead: {words}");
                 }
             }
@@ -187,10 +187,10 @@ impl Current {
 
 /// When there is something to say about certificates: at once when it changes, then once a day.
 #[derive(Debug, Default)]
-struct Reminder(Option<(Standing, u64)>);
+struct Reminder(Option<(ValidityStatus, u64)>);
 
 impl Reminder {
-    fn is_due(&mut self, standing: Standing, now: u64) -> bool {
+    fn is_due(&mut self, standing: ValidityStatus, now: u64) -> bool {
         let wait = u64::try_from(SAY_EVERY.as_millis()).unwrap_or(u64::MAX);
         if let Some((said, at)) = self.0
             && said == standing
@@ -200,7 +200,7 @@ impl Reminder {
             return false;
         }
         self.0 = Some((standing, now));
-        standing != Standing::Valid
+        standing != ValidityStatus::Valid
     }
 }
 
@@ -343,14 +343,14 @@ mod tests {
     fn little_time_is_told_at_once_and_then_daily() {
         let mut reminder = Reminder::default();
         let mut due = |standing, now| reminder.is_due(standing, now);
-        assert!(!due(Standing::Valid, 0));
-        assert!(due(Standing::Ending, 10));
-        assert!(!due(Standing::Ending, DAY_MS));
-        assert!(due(Standing::Ending, DAY_MS + 10));
-        assert!(due(Standing::Expired, DAY_MS + 11), "another thing to say");
-        assert!(!due(Standing::Expired, DAY_MS + 12));
-        assert!(due(Standing::Expired, 5), "the clock was set back");
-        assert!(!due(Standing::Valid, 6));
-        assert!(due(Standing::Ending, 7), "the next one ends");
+        assert!(!due(ValidityStatus::Valid, 0));
+        assert!(due(ValidityStatus::Ending, 10));
+        assert!(!due(ValidityStatus::Ending, DAY_MS));
+        assert!(due(ValidityStatus::Ending, DAY_MS + 10));
+        assert!(due(ValidityStatus::Expired, DAY_MS + 11), "another thing to say");
+        assert!(!due(ValidityStatus::Expired, DAY_MS + 12));
+        assert!(due(ValidityStatus::Expired, 5), "the clock was set back");
+        assert!(!due(ValidityStatus::Valid, 6));
+        assert!(due(ValidityStatus::Ending, 7), "the next one ends");
     }
 }

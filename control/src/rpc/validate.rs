@@ -3,7 +3,7 @@
 use super::convert::{spec_of, spelling};
 use super::wire;
 use crate::model::volume::{check, default_fence, with_implied_node};
-use crate::model::{NodeId, Order, TaskId, TaskSpec};
+use crate::model::{NodeId, Submission, TaskId, TaskSpec};
 use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 
@@ -13,7 +13,7 @@ const MAX_ATTEMPTS_DEFAULT: u32 = 5;
 /// Most that a task may ask for.
 const MAX_ATTEMPTS_MAX: u32 = 100;
 
-impl Order {
+impl Submission {
     /// Checks a request. `here` is the node that plain paths are on where there is only one.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ mod tests {
     }
 
     fn copy(request: wire::SubmitRequest) -> Result<CopyTask> {
-        match Order::check(request, Some(&NodeId::new("me").unwrap()))?.spec {
+        match Submission::check(request, Some(&NodeId::new("me").unwrap()))?.spec {
             TaskSpec::Copy(copy) => Ok(copy),
             TaskSpec::Noop(_) => panic!("a copy was asked for"),
         }
@@ -84,7 +84,7 @@ mod tests {
         let local = copy(request("/a", "/b")).unwrap();
         assert_eq!((local.node.unwrap().as_str(), local.fence), ("me", Fence::Local));
         assert_eq!((local.sparse.as_str(), local.reflink.as_str(), local.digest.as_str()), ("auto", "auto", "xxh3"));
-        let network = Order::check(request("nbd://h/a", "nbd://h/b"), None).unwrap();
+        let network = Submission::check(request("nbd://h/a", "nbd://h/b"), None).unwrap();
         assert_eq!((network.max_attempts, network.source_to_look_at()), (MAX_ATTEMPTS_DEFAULT, Some("nbd://h/a")));
     }
 
@@ -98,7 +98,7 @@ mod tests {
             (request("file://n1/a", "file://n2/b"), "file://n2/b"),
             (wire::SubmitRequest::default(), "kind"),
         ] {
-            let error = Order::check(request, None).unwrap_err();
+            let error = Submission::check(request, None).unwrap_err();
             assert_eq!(error.code, Code::BadRequest, "{error}");
             assert!(error.message.contains(word), "{error}");
         }
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn an_id_is_made_up_where_none_is_given() {
         let made =
-            || Order::check(wire::SubmitRequest { id: String::new(), ..request("nbd://h/a", "nbd://h/b") }, None);
+            || Submission::check(wire::SubmitRequest { id: String::new(), ..request("nbd://h/a", "nbd://h/b") }, None);
         assert_ne!(made().unwrap().id, made().unwrap().id);
     }
 }

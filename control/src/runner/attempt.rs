@@ -8,14 +8,14 @@
 //! record once the task is known to be somebody else's. Stopping goes straight to the copy and waits for nobody. Whatever is
 //! logged on the way is logged in the attempt's span.
 
-use super::context::Hub;
-use super::executor::{End, Outcome, Question, Running, Work, stopped_early};
+use super::context::RunnerContext;
+use super::executor::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
 use super::grant::{Grant, Written};
 use super::noop::Noop;
-use super::tenure::Tenure;
-use crate::model::state_machine::{self, Event, Mark};
-use crate::model::{DurableMap, Epoch, Fence, Holder, State, TaskId, TaskRecord, TaskSpec, Wish};
-use crate::peers::{Standing, Step};
+use super::write_lease::WriteLease;
+use crate::model::state_machine::{self, Checkpoint, TaskEvent};
+use crate::model::{DesiredState, DurableMap, Epoch, Fence, Holder, TaskId, TaskRecord, TaskSpec, TaskState};
+use crate::peers::{AssignmentStatus, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::gate::Gate;
 use blockhaul_engine::job::Reason;
@@ -41,8 +41,8 @@ pub(super) struct Attempt {
 #[derive(Debug, Default)]
 struct Control {
     /// What it waits for before it begins.
-    waits_for: Option<Step>,
-    running: Option<Arc<dyn Running>>,
+    waits_for: Option<StartStage>,
+    running: Option<Arc<dyn ExecutionHandle>>,
     leased: Leased,
     abandoned: bool,
     cut: bool,
@@ -57,7 +57,7 @@ enum Leased {
     /// It waits for one.
     Wanted,
     /// By that of this registration.
-    By(Arc<Tenure>),
+    By(Arc<WriteLease>),
 }
 
 /// What an attempt is told.
@@ -74,7 +74,7 @@ impl Attempt {
         // Of the highest level: whatever is logged at all says of what it is. Which attempt it is the record tells.
         let span = tracing::error_span!(parent: None, "attempt", %task, attempt = field::Empty, %epoch);
         let grant = Grant::new(task, epoch, holder);
-        let control = Mutex::new(Control { waits_for: Some(Step::Reading), ..Control::default() });
+        let control = Mutex::new(Control { waits_for: Some(StartStage::Reading), ..Control::default() });
         Self { grant, span, control, signal: watch::Sender::new(Signal::default()) }
     }
 
@@ -92,16 +92,16 @@ impl Attempt {
     }
 
     /// How an assignment stands that is held.
-    pub(super) fn standing(&self) -> Standing {
-        self.control().waits_for.map_or(Standing::Held, Standing::Waits)
+    pub(super) fn status(&self) -> AssignmentStatus {
+        self.control().waits_for.map_or(AssignmentStatus::Held, AssignmentStatus::Waits)
     }
 
-    fn waits_for(&self, step: Step) {
+    fn waits_for(&self, step: StartStage) {
         self.control().waits_for = Some(step);
     }
 
     /// The copy, once it has been started.
-    pub(super) fn running(&self) -> Option<Arc<dyn Running>> {
+    pub(super) fn running(&self) -> Option<Arc<dyn ExecutionHandle>> {
         self.control().running.clone()
     }
 
@@ -111,9 +111,9 @@ impl Attempt {
     }
 
     /// The registration whose lease it lives by.
-    pub(super) fn tenure(&self) -> Option<Arc<Tenure>> {
+    pub(super) fn write_lease(&self) -> Option<Arc<WriteLease>> {
         match &self.control().leased {
-            Leased::By(tenure) => Some(Arc::clone(tenure)),
+            Leased::By(write_lease) => Some(Arc::clone(write_lease)),
             Leased::No | Leased::Wanted => None,
         }
     }
@@ -137,59 +137,59 @@ impl Attempt {
     }
 
     /// Lives it. Leaves the book at its end.
-    pub(super) async fn live(self: Arc<Self>, hub: Arc<Hub>) {
+    pub(super) async fn live(self: Arc<Self>, context: Arc<RunnerContext>) {
         let life = async {
-            let standing = self.carry_out(&hub).await;
-            tracing::info!(?standing, "an assignment is over");
-            standing
+            let status = self.carry_out(&context).await;
+            tracing::info!(?status, "an assignment is over");
+            status
         };
-        let standing = life.instrument(self.span.clone()).await;
-        hub.book.leave(&self, standing);
-        hub.renew.notify_one();
+        let status = life.instrument(self.span.clone()).await;
+        context.assignments.leave(&self, status);
+        context.renew.notify_one();
     }
 
-    async fn carry_out(&self, hub: &Hub) -> Standing {
+    async fn carry_out(&self, context: &RunnerContext) -> AssignmentStatus {
         let read = tokio::select! { biased;
-            record = self.grant.read(hub) => record,
-            () = self.stopped_for(hub.config.stop_wait) => None,
+            record = self.grant.read(context) => record,
+            () = self.stopped_for(context.config.stop_wait) => None,
         };
-        let Some(record) = read else { return Standing::Unknown };
+        let Some(record) = read else { return AssignmentStatus::Unknown };
         self.span.record("attempt", record.attempts.len());
         if let Some(reason) = self.told_to_stop() {
-            self.end(hub, stopped(reason)).await;
-            return Standing::Ended;
+            self.end(context, stopped(reason)).await;
+            return AssignmentStatus::Ended;
         }
         let gate = tokio::select! { biased;
-            gate = self.gate(hub, &record) => gate,
+            gate = self.gate(context, &record) => gate,
             reason = self.stopped() => {
-                self.end(hub, stopped(reason)).await;
-                return Standing::Ended;
+                self.end(context, stopped(reason)).await;
+                return AssignmentStatus::Ended;
             }
         };
-        self.waits_for(Step::Opening);
+        self.waits_for(StartStage::Opening);
         let (admission, question) = oneshot::channel();
-        let running = self.start(hub, &record, gate, admission);
-        let outcome = self.attend(hub, &*running, question).await;
+        let running = self.start(context, &record, gate, admission);
+        let outcome = self.attend(context, &*running, question).await;
         tracing::info!(end = ?outcome.end, "a copy has ended");
-        self.conclude(hub, &*running, outcome).await;
-        Standing::Ended
+        self.conclude(context, &*running, outcome).await;
+        AssignmentStatus::Ended
     }
 
     /// The gate that it writes through: always open for what the destination's lock protects.
-    async fn gate(&self, hub: &Hub, record: &TaskRecord) -> Arc<Gate> {
+    async fn gate(&self, context: &RunnerContext, record: &TaskRecord) -> Arc<Gate> {
         if record.spec.fence() == Fence::Local {
             let gate = Gate::closed();
             gate.open_until(Duration::MAX);
             return Arc::new(gate);
         }
-        self.waits_for(Step::Leasing);
+        self.waits_for(StartStage::Leasing);
         self.control().leased = Leased::Wanted;
         loop {
-            hub.renew.notify_one();
-            let tenure = hub.seat().await.tenure;
-            if tenure.is_open(hub.now()) {
-                let gate = tenure.gate();
-                self.control().leased = Leased::By(tenure);
+            context.renew.notify_one();
+            let write_lease = context.registration().await.write_lease;
+            if write_lease.is_open(context.now()) {
+                let gate = write_lease.gate();
+                self.control().leased = Leased::By(write_lease);
                 return gate;
             }
             sleep(LEASE_LOOK).await;
@@ -198,14 +198,14 @@ impl Attempt {
 
     fn start(
         &self,
-        hub: &Hub,
+        context: &RunnerContext,
         record: &TaskRecord,
         gate: Arc<Gate>,
-        admission: oneshot::Sender<Question>,
-    ) -> Arc<dyn Running> {
-        let running: Arc<dyn Running> = match &record.spec {
+        admission: oneshot::Sender<WritePermitRequest>,
+    ) -> Arc<dyn ExecutionHandle> {
+        let running: Arc<dyn ExecutionHandle> = match &record.spec {
             TaskSpec::Noop(noop) => Arc::new(Noop::new(noop, admission)),
-            TaskSpec::Copy(copy) => hub.seams.worker.start(Work {
+            TaskSpec::Copy(copy) => context.seams.executor.start(Execution {
                 task: record.id.clone(),
                 created_ms: record.created_ms,
                 copy: copy.clone(),
@@ -227,7 +227,12 @@ impl Attempt {
     }
 
     /// Answers the copy's question and follows its record, until it ends.
-    async fn attend(&self, hub: &Hub, running: &dyn Running, mut question: oneshot::Receiver<Question>) -> Outcome {
+    async fn attend(
+        &self,
+        context: &RunnerContext,
+        running: &dyn ExecutionHandle,
+        mut question: oneshot::Receiver<WritePermitRequest>,
+    ) -> Outcome {
         let mut signals = self.signal.subscribe();
         let mut seen = signals.borrow_and_update().looks;
         let mut is_asked = false;
@@ -237,9 +242,9 @@ impl Attempt {
                 outcome = &mut ended => return outcome,
                 asked = &mut question, if !is_asked => {
                     is_asked = true;
-                    if let Ok(Question { durable, answer }) = asked {
-                        self.waits_for(Step::Storing);
-                        let admitted = self.admit(hub, durable).await;
+                    if let Ok(WritePermitRequest { durable, answer }) = asked {
+                        self.waits_for(StartStage::Storing);
+                        let admitted = self.admit(context, durable).await;
                         // A copy that does not hear it has ended already.
                         let _ = answer.send(admitted);
                     }
@@ -250,7 +255,7 @@ impl Attempt {
                         seen = looks;
                         tokio::select! { biased;
                             outcome = &mut ended => return outcome,
-                            () = self.follow(hub) => {}
+                            () = self.follow(context) => {}
                         }
                     }
                 }
@@ -259,23 +264,23 @@ impl Attempt {
     }
 
     /// Stores `RUNNING`: from then on the copy may write.
-    async fn admit(&self, hub: &Hub, durable: DurableMap) -> Result<(), Error> {
+    async fn admit(&self, context: &RunnerContext, durable: DurableMap) -> Result<(), Error> {
         let begin = |record: &TaskRecord| {
-            let began = state_machine::next(record, Event::Began { epoch: self.epoch() }, hub.unix_ms())?;
+            let began = state_machine::next(record, TaskEvent::Started { epoch: self.epoch() }, context.unix_ms())?;
             // The destination may not be what the record was made of: then what it says of it ends here.
-            let mark = Mark { progress: began.progress, map: durable.clone() };
-            state_machine::next(&began, Event::Checkpointed(mark), hub.unix_ms())
+            let checkpoint = Checkpoint { progress: began.progress, map: durable.clone() };
+            state_machine::next(&began, TaskEvent::Checkpointed(checkpoint), context.unix_ms())
         };
         let written = tokio::select! { biased;
             reason = self.stopped() => return Err(stopped_early(reason)),
-            written = self.grant.write(hub, begin) => written,
+            written = self.grant.write(context, begin) => written,
         };
         match written {
             Written::Done(record) => {
                 self.control().waits_for = None;
                 tracing::info!("a copy may write");
                 self.heed(&record);
-                hub.renew.notify_one();
+                context.renew.notify_one();
                 Ok(())
             }
             Written::NotOurs => {
@@ -283,8 +288,8 @@ impl Attempt {
                 let message = "the task was given to somebody else before it began";
                 Err(Error::new(Code::Fenced, Side::Coordination, Operation::Start, message))
             }
-            Written::Illegal(_, record) if has_begun(&record) => Ok(()),
-            Written::Illegal(illegal, _) => {
+            Written::IllegalTransition(_, record) if has_begun(&record) => Ok(()),
+            Written::IllegalTransition(illegal, _) => {
                 let message = illegal.to_string();
                 Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message))
             }
@@ -292,8 +297,8 @@ impl Attempt {
     }
 
     /// Looks at the record, and does what it says.
-    async fn follow(&self, hub: &Hub) {
-        match self.grant.read(hub).await {
+    async fn follow(&self, context: &RunnerContext) {
+        match self.grant.read(context).await {
             Some(record) => self.heed(&record),
             None => self.abandon(),
         }
@@ -303,7 +308,7 @@ impl Attempt {
         if let (Some(running), TaskSpec::Copy(copy)) = (self.running(), &record.spec) {
             running.set_limit(copy.limit);
         }
-        if record.wish != Wish::Run || record.state == State::Cancelling {
+        if record.desired_state != DesiredState::Run || record.state == TaskState::Cancelling {
             self.stop(Reason::UserCancel);
         }
     }
@@ -357,10 +362,10 @@ impl Attempt {
 
 /// Whether an attempt of a record runs and may have written.
 pub(super) fn has_begun(record: &TaskRecord) -> bool {
-    record.has_begun() && matches!(record.state, State::Running | State::Verifying)
+    record.has_begun() && matches!(record.state, TaskState::Running | TaskState::Verifying)
 }
 
-fn obey(running: &dyn Running, reason: Reason) {
+fn obey(running: &dyn ExecutionHandle, reason: Reason) {
     running.cancel(reason);
     if reason == Reason::LeaseLost {
         running.cut();

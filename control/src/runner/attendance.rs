@@ -8,53 +8,53 @@
 //! of another. A copy that has not come to rest in time loses its lease before the registration goes, as it would with its
 //! session: nothing it does later is believed.
 
-use super::context::{Hub, Mood};
+use super::context::{RunnerContext, RunnerPhase};
 use super::{registration, stop_all};
 use crate::stopping::TELL_MAX;
 use blockhaul_engine::job::Reason;
 use tokio::time::timeout;
 
 /// Does what it is asked to, for as long as it is polled.
-pub(super) async fn attend(hub: &Hub) {
+pub(super) async fn attend(context: &RunnerContext) {
     loop {
         tokio::select! { biased;
-            () = hub.wanted_is(false) => stay_away(hub).await,
-            () = hub.interrupt.notified() => give_back(hub).await,
+            () = context.wanted_is(false) => stay_away(context).await,
+            () = context.interrupt.notified() => give_back(context).await,
         }
     }
 }
 
 /// Gives everything back, and goes on.
-async fn give_back(hub: &Hub) {
-    if !hub.turn(Mood::Serving, Mood::Stopping) {
+async fn give_back(context: &RunnerContext) {
+    if !context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
         return;
     }
-    tracing::info!(node = %hub.config.node, "asked to give back everything");
-    stop_all(hub, Reason::RunnerInterrupt).await;
-    if hub.is_wanted() {
-        hub.turn(Mood::Stopping, Mood::Serving);
+    tracing::info!(node = %context.config.node, "asked to give back everything");
+    stop_all(context, Reason::RunnerInterrupt).await;
+    if context.is_wanted() {
+        context.turn(RunnerPhase::Stopping, RunnerPhase::Serving);
     }
 }
 
 /// Gives everything back and leaves, until it is wanted again.
-async fn stay_away(hub: &Hub) {
-    tracing::warn!(node = %hub.config.node, "leaves the runners: gives everything back");
-    hub.turn(Mood::Serving, Mood::Stopping);
-    stop_all(hub, Reason::RunnerInterrupt).await;
-    let _ = timeout(TELL_MAX, hub.hints.told()).await;
-    if hub.is_ending() {
+async fn stay_away(context: &RunnerContext) {
+    tracing::warn!(node = %context.config.node, "leaves the runners: gives everything back");
+    context.turn(RunnerPhase::Serving, RunnerPhase::Stopping);
+    stop_all(context, Reason::RunnerInterrupt).await;
+    let _ = timeout(TELL_MAX, context.notifier.told()).await;
+    if context.is_ending() {
         return std::future::pending().await;
     }
-    if hub.turn(Mood::Stopping, Mood::Absent) {
+    if context.turn(RunnerPhase::Stopping, RunnerPhase::Absent) {
         tokio::select! { biased;
-            () = registration::withdraw(hub) => tracing::info!(node = %hub.config.node, "gone from the runners"),
-            () = hub.wanted_is(true) => {}
+            () = registration::withdraw(context) => tracing::info!(node = %context.config.node, "gone from the runners"),
+            () = context.wanted_is(true) => {}
         }
     }
-    hub.is_away.send_replace(true);
-    hub.wanted_is(true).await;
-    hub.is_away.send_replace(false);
-    if !hub.is_ending() {
-        hub.turn(Mood::Absent, Mood::Serving);
+    context.is_away.send_replace(true);
+    context.wanted_is(true).await;
+    context.is_away.send_replace(false);
+    if !context.is_ending() {
+        context.turn(RunnerPhase::Absent, RunnerPhase::Serving);
     }
 }

@@ -1,9 +1,9 @@
 //! What all parts of a runner share: where it stands with the coordination service, what it holds, whom it talks to.
 
-use super::assignments::Book;
+use super::assignments::AssignmentTable;
 use super::attempt::Attempt;
-use super::leader_notifier::Hints;
-use super::tenure::Seat;
+use super::leader_notifier::LeaderNotifier;
+use super::write_lease::ActiveRegistration;
 use super::{RunnerConfig, Seams};
 use crate::coord::{CoordError, SessionState};
 use crate::model::{Epoch, Holder};
@@ -22,15 +22,15 @@ const DENIED_AGAIN: Duration = Duration::from_secs(10);
 
 /// See the module's head.
 #[derive(Debug)]
-pub(super) struct Hub {
+pub(super) struct RunnerContext {
     pub config: RunnerConfig,
     pub seams: Seams,
-    pub book: Book,
-    pub hints: Hints,
+    pub assignments: AssignmentTable,
+    pub notifier: LeaderNotifier,
     /// What the runner wants to be; its registration follows.
-    pub mood: watch::Sender<Mood>,
+    pub phase: watch::Sender<RunnerPhase>,
     /// The registration that stands.
-    pub seat: watch::Sender<Option<Seat>>,
+    pub registration: watch::Sender<Option<ActiveRegistration>>,
     /// Wakes the renewal.
     pub renew: Notify,
     /// Wakes whoever looks after the registration.
@@ -52,7 +52,7 @@ pub(super) struct Hub {
 
 /// What a runner wants to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mood {
+pub(super) enum RunnerPhase {
     /// It takes assignments.
     Serving,
     /// It gives back what it holds and takes nothing.
@@ -61,16 +61,16 @@ pub(super) enum Mood {
     Absent,
 }
 
-impl Hub {
+impl RunnerContext {
     pub(super) fn new(config: RunnerConfig, seams: Seams, starts: mpsc::UnboundedSender<Arc<Attempt>>) -> Self {
         let slots = watch::Sender::new(config.slots);
         Self {
             config,
             seams,
-            book: Book::new(),
-            hints: Hints::default(),
-            mood: watch::Sender::new(Mood::Absent),
-            seat: watch::Sender::new(None),
+            assignments: AssignmentTable::new(),
+            notifier: LeaderNotifier::default(),
+            phase: watch::Sender::new(RunnerPhase::Absent),
+            registration: watch::Sender::new(None),
             renew: Notify::new(),
             doubt: Notify::new(),
             interrupt: Notify::new(),
@@ -97,25 +97,25 @@ impl Hub {
     }
 
     /// The registration that stands; waits until one does.
-    pub(super) async fn seat(&self) -> Seat {
+    pub(super) async fn registration(&self) -> ActiveRegistration {
         loop {
-            let mut seats = self.seat.subscribe();
+            let mut registrations = self.registration.subscribe();
             // The sender lives as long as this hub.
-            if let Ok(seat) = seats.wait_for(Option::is_some).await
-                && let Some(seat) = &*seat
+            if let Ok(registration) = registrations.wait_for(Option::is_some).await
+                && let Some(registration) = &*registration
             {
-                return seat.clone();
+                return registration.clone();
             }
         }
     }
 
     /// Waits until it makes sense to try again what has failed with `error`. Bounded, but for the lack of a connection.
-    pub(super) async fn outlast(&self, seat: &Seat, error: &CoordError) {
-        let mut seats = self.seat.subscribe();
-        let moved = seats.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(seat)));
+    pub(super) async fn outlast(&self, registration: &ActiveRegistration, error: &CoordError) {
+        let mut registrations = self.registration.subscribe();
+        let moved = registrations.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(registration)));
         match error {
             CoordError::NotConnected => {
-                let mut states = seat.session.states();
+                let mut states = registration.session.states();
                 let usable = states.wait_for(|state: &SessionState| state.is_connected() || state.is_over());
                 tokio::select! { biased; _ = moved => {}, _ = usable => {} }
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -132,7 +132,7 @@ impl Hub {
             CoordError::Refused { .. } => {}
             CoordError::Unknown(_) | CoordError::Unusable(_) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                let _ = timeout(TRY_AGAIN * 10, seat.session.sync()).await;
+                let _ = timeout(TRY_AGAIN * 10, registration.session.sync()).await;
             }
             CoordError::TooLarge { .. } => {
                 tracing::error!(%error, "a record has outgrown the store");
@@ -167,11 +167,11 @@ impl Hub {
     }
 
     /// Changes the mood if it is `from`; whether it was.
-    pub(super) fn turn(&self, from: Mood, to: Mood) -> bool {
-        self.mood.send_if_modified(|mood| {
-            let turns = *mood == from;
+    pub(super) fn turn(&self, from: RunnerPhase, to: RunnerPhase) -> bool {
+        self.phase.send_if_modified(|phase| {
+            let turns = *phase == from;
             if turns {
-                *mood = to;
+                *phase = to;
             }
             turns
         })
@@ -217,6 +217,6 @@ impl Hub {
 
     /// Whether anything depends on the lease.
     pub(super) fn needs_lease(&self) -> bool {
-        self.leads.load(Relaxed) || self.book.all().iter().any(|attempt| attempt.needs_lease())
+        self.leads.load(Relaxed) || self.assignments.all().iter().any(|attempt| attempt.needs_lease())
     }
 }

@@ -8,7 +8,7 @@
 //!                                              `- job's thread: rules, lock -> mark -> question .. answer -> copies
 //! ```
 
-use super::executor::{End, Outcome, Question, Running, Work, Worker, stopped_early};
+use super::executor::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest, stopped_early};
 use super::stored_epoch::StoredEpochs;
 use crate::model::volume::Volume;
 use crate::model::{CopyTask, DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
@@ -39,7 +39,7 @@ const QUIET_LOOK: Duration = Duration::from_secs(60);
 
 /// See the module's head. Clones are the same.
 #[derive(Clone, Debug)]
-pub(crate) struct EngineWorker {
+pub(crate) struct CopyExecutor {
     engine: Arc<Engine>,
     site: Arc<Site>,
 }
@@ -55,7 +55,7 @@ struct Site {
 
 /// A copy, as the runner sees it.
 #[derive(Debug)]
-struct Copying {
+struct CopyExecution {
     job: Mutex<Job>,
     outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
     /// Whether its thread was asked to stop and has not begun a job, whose end the engine would tell.
@@ -73,7 +73,7 @@ struct Job {
 
 /// Asks the runner whether the job may write.
 struct Gatekeeper {
-    question: Mutex<Option<oneshot::Sender<Question>>>,
+    question: Mutex<Option<oneshot::Sender<WritePermitRequest>>>,
     durable: DurableMap,
     epoch: Epoch,
     marks: Arc<StoredEpochs>,
@@ -90,7 +90,7 @@ struct Prepared {
     gatekeeper: Arc<Gatekeeper>,
 }
 
-impl EngineWorker {
+impl CopyExecutor {
     /// A worker of `node`; keeps journals and marks in the state directory.
     ///
     /// # Errors
@@ -106,26 +106,26 @@ impl EngineWorker {
 }
 
 #[async_trait]
-impl Worker for EngineWorker {
+impl Executor for CopyExecutor {
     async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
         let (site, copy) = (Arc::clone(&self.site), copy.clone());
         let resolved = tokio::task::spawn_blocking(move || site.resolve(&copy)).await;
         resolved.unwrap_or_else(|error| Err(Error::internal(Operation::Open, format!("resolving has failed: {error}"))))
     }
 
-    fn start(&self, work: Work) -> Arc<dyn Running> {
+    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
         let (tell, outcome) = oneshot::channel();
-        let copying = Arc::new(Copying {
+        let copying = Arc::new(CopyExecution {
             job: Mutex::default(),
             outcome: Mutex::new(Some(outcome)),
             hangs: watch::Sender::new(false),
             is_quiet: watch::Sender::new(false),
         });
-        let (worker, shared) = (self.clone(), Arc::clone(&copying));
+        let (executor, shared) = (self.clone(), Arc::clone(&copying));
         let (name, span) = (format!("copy {}", work.task), Span::current());
         let body = move || {
             let _in = span.enter();
-            worker.carry_out(work, &shared, tell);
+            executor.carry_out(work, &shared, tell);
         };
         if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
             // The sender went with the closure: the copy's end says that there was none.
@@ -152,9 +152,9 @@ impl Worker for EngineWorker {
     }
 }
 
-impl EngineWorker {
+impl CopyExecutor {
     /// One copy from beginning to end, on its own thread. Tells how it ended, and when it is quiet.
-    fn carry_out(&self, work: Work, copying: &Copying, tell: oneshot::Sender<Outcome>) {
+    fn carry_out(&self, work: Execution, copying: &CopyExecution, tell: oneshot::Sender<Outcome>) {
         // Nobody listens if the runner has been dropped, or has given up waiting.
         let tell = move |outcome| _ = tell.send(outcome);
         let prepared = match self.site.prepare(work) {
@@ -193,7 +193,7 @@ impl EngineWorker {
     }
 }
 
-impl Copying {
+impl CopyExecution {
     /// Hands the copy to the engine, unless it was cancelled before.
     fn submit(&self, engine: &Engine, spec: CopySpec, supervision: Supervision) -> Result<JobHandle> {
         let mut job = self.job();
@@ -236,7 +236,7 @@ impl Copying {
 }
 
 #[async_trait]
-impl Running for Copying {
+impl ExecutionHandle for CopyExecution {
     fn progress(&self) -> Progress {
         self.handle().map(|job| progress(&job)).unwrap_or_default()
     }
@@ -299,7 +299,7 @@ impl Admission for Gatekeeper {
         if let Some(file) = &file {
             self.marks.check(file, self.epoch)?;
         }
-        let answered = Question::ask(&self.question, self.durable.clone());
+        let answered = WritePermitRequest::ask(&self.question, self.durable.clone());
         answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
         self.said_yes.store(true, Relaxed);
         // Not before the record names this grant: of a destination with a mark that the record does not know nothing would
@@ -339,8 +339,8 @@ impl Site {
         Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
     }
 
-    fn prepare(&self, work: Work) -> Result<Prepared> {
-        let Work { task, created_ms, copy, epoch, admitted, earlier, durable, gate, admission } = work;
+    fn prepare(&self, work: Execution) -> Result<Prepared> {
+        let Execution { task, created_ms, copy, epoch, admitted, earlier, durable, gate, admission } = work;
         let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
         let source = self.locator(&copy.source, Side::Source)?;
         let destination = self.locator(&copy.destination, Side::Destination)?;

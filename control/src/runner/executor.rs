@@ -1,7 +1,7 @@
 //! Who carries a copy out: the seam between a runner and the engine.
 //!
 //! Everything that blocks is behind it: opening volumes, waiting for a copy's end, the storage-side record. Its faces are
-//! [`EngineWorker`](super::EngineWorker) and a simulation's. The runner itself only awaits.
+//! [`CopyExecutor`](super::CopyExecutor) and a simulation's. The runner itself only awaits.
 
 use crate::model::{CopyTask, DurableMap, Epoch, Failure, Progress, TaskId};
 use async_trait::async_trait;
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 /// Carries copies out.
 #[async_trait]
-pub trait Worker: Send + Sync + std::fmt::Debug {
+pub trait Executor: Send + Sync + std::fmt::Debug {
     /// The identities of a copy's destination on this node, its own first. Changes nothing.
     ///
     /// # Errors
@@ -21,7 +21,7 @@ pub trait Worker: Send + Sync + std::fmt::Debug {
     async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>>;
 
     /// Begins a copy. Returns at once; what goes wrong is in its outcome.
-    fn start(&self, work: Work) -> Arc<dyn Running>;
+    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle>;
 
     /// Tasks that something is kept of here (a journal), with when they were created in milliseconds since 1970.
     fn kept(&self) -> Vec<(TaskId, u64)>;
@@ -32,7 +32,7 @@ pub trait Worker: Send + Sync + std::fmt::Debug {
 
 /// One attempt's copy.
 #[derive(Debug)]
-pub struct Work {
+pub struct Execution {
     /// Which task.
     pub task: TaskId,
     /// When it was created, in milliseconds since 1970: tells it from an earlier task of the same name.
@@ -51,20 +51,20 @@ pub struct Work {
     pub gate: Arc<Gate>,
     /// Takes the question whether it may write, when everything else has been settled and before the first change to the
     /// destination.
-    pub admission: oneshot::Sender<Question>,
+    pub admission: oneshot::Sender<WritePermitRequest>,
 }
 
 /// A copy asks whether it may write. It waits for the answer; a question that is dropped is a no.
 #[derive(Debug)]
-pub struct Question {
+pub struct WritePermitRequest {
     /// What it goes on from: what the record has, or less if the destination is not what the record was made of.
     pub durable: DurableMap,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Result<(), Error>>,
 }
 
-impl Question {
-    /// Asks through what a [`Work`] has brought, for a copy that goes on from `durable`. An answer that can never come,
+impl WritePermitRequest {
+    /// Asks through what a [`Execution`] has brought, for a copy that goes on from `durable`. An answer that can never come,
     /// as nobody listens or it was asked before, is dropped.
     pub(super) fn ask(
         admission: &Mutex<Option<oneshot::Sender<Self>>>,
@@ -81,7 +81,7 @@ impl Question {
 
 /// A copy that runs, or has ended.
 #[async_trait]
-pub trait Running: Send + Sync + std::fmt::Debug {
+pub trait ExecutionHandle: Send + Sync + std::fmt::Debug {
     /// Where it stands.
     fn progress(&self) -> Progress;
 

@@ -5,11 +5,11 @@
 //! the end of this process and the destination's lock do.
 
 use super::attempt::Attempt;
-use super::context::Hub;
-use super::executor::{End, Outcome, Running};
+use super::context::RunnerContext;
+use super::executor::{End, ExecutionHandle, Outcome};
 use super::grant::Written;
-use crate::model::state_machine::{self, Event, Illegal, Mark};
-use crate::model::{Failure, Fence, State, TaskRecord};
+use crate::model::state_machine::{self, Checkpoint, IllegalTransition, TaskEvent};
+use crate::model::{Failure, Fence, TaskRecord, TaskState};
 use blockhaul_engine::error::Code;
 use blockhaul_engine::job::Reason;
 use std::time::Duration;
@@ -26,22 +26,22 @@ const QUIET_LOOK: Duration = Duration::from_secs(1);
 
 impl Attempt {
     /// Stores the outcome, unless the task is somebody else's.
-    pub(super) async fn conclude(&self, hub: &Hub, running: &dyn Running, mut outcome: Outcome) {
+    pub(super) async fn conclude(&self, context: &RunnerContext, running: &dyn ExecutionHandle, mut outcome: Outcome) {
         if !outcome.quiesced && !self.is_abandoned() {
-            self.come_to_rest(hub, running).await;
+            self.come_to_rest(context, running).await;
             if let (Some(reason), End::Failed(_)) = (self.told_to_stop(), &outcome.end) {
                 // It failed to come to rest in time, and for no other reason.
                 outcome.end = End::Stopped(reason);
             }
         }
-        self.end(hub, outcome).await;
+        self.end(context, outcome).await;
     }
 
     /// Waits until nothing of a copy can land any more that its engine has not seen the end of.
-    async fn come_to_rest(&self, hub: &Hub, running: &dyn Running) {
+    async fn come_to_rest(&self, context: &RunnerContext, running: &dyn ExecutionHandle) {
         tracing::error!("a copy did not come to rest: its task is kept until its devices answer");
         if self.needs_lease() {
-            tokio::time::sleep(hub.config.quiet_after).await;
+            tokio::time::sleep(context.config.quiet_after).await;
         } else {
             running.quiet().await;
         }
@@ -49,100 +49,111 @@ impl Attempt {
     }
 
     /// Stores the outcome of a copy that is quiet.
-    pub(super) async fn end(&self, hub: &Hub, outcome: Outcome) {
+    pub(super) async fn end(&self, context: &RunnerContext, outcome: Outcome) {
         if self.is_abandoned() {
             return;
         }
         let written = match &outcome.end {
-            End::Succeeded => self.succeed(hub, &outcome).await,
-            End::Failed(failure) => self.fail(hub, &outcome, failure).await,
-            End::Stopped(reason) => self.give_back(hub, &outcome, outcome_of(*reason)).await,
+            End::Succeeded => self.succeed(context, &outcome).await,
+            End::Failed(failure) => self.fail(context, &outcome, failure).await,
+            End::Stopped(reason) => self.give_back(context, &outcome, outcome_of(*reason)).await,
         };
         match written {
-            Written::Done(record) => self.clean_up(hub, &record),
+            Written::Done(record) => self.clean_up(context, &record),
             Written::NotOurs => {}
-            Written::Illegal(illegal, record) => {
+            Written::IllegalTransition(illegal, record) => {
                 let state = record.state;
                 tracing::error!(%illegal, ?state, "the end of a copy does not fit its record");
             }
         }
     }
 
-    async fn succeed(&self, hub: &Hub, outcome: &Outcome) -> Written {
+    async fn succeed(&self, context: &RunnerContext, outcome: &Outcome) -> Written {
         loop {
-            let written = self.grant.write(hub, |record| succeeded(self, record, outcome, hub.unix_ms())).await;
+            let written = self.grant.write(context, |record| succeeded(self, record, outcome, context.unix_ms())).await;
             match written {
-                Written::Done(record) if record.state == State::Verifying => {}
-                Written::Illegal(Illegal::NotQuiet, record) if record.state == State::Cancelling => {
-                    return self.give_back(hub, outcome, Code::Cancelled).await;
+                Written::Done(record) if record.state == TaskState::Verifying => {}
+                Written::IllegalTransition(IllegalTransition::NotQuiet, record)
+                    if record.state == TaskState::Cancelling =>
+                {
+                    return self.give_back(context, outcome, Code::Cancelled).await;
                 }
-                Written::Illegal(Illegal::NotQuiet, _) => {}
-                Written::Illegal(..) => return self.give_back(hub, outcome, Code::Cancelled).await,
+                Written::IllegalTransition(IllegalTransition::NotQuiet, _) => {}
+                Written::IllegalTransition(..) => return self.give_back(context, outcome, Code::Cancelled).await,
                 over => return over,
             }
             // Quiet is for the dispatcher to say.
             self.looked_at(QUIET_LOOK).await;
             if let Some(reason) = self.told_to_stop() {
-                return self.give_back(hub, outcome, outcome_of(reason)).await;
+                return self.give_back(context, outcome, outcome_of(reason)).await;
             }
-            if self.grant.read(hub).await.is_none() {
+            if self.grant.read(context).await.is_none() {
                 return Written::NotOurs;
             }
         }
     }
 
-    async fn fail(&self, hub: &Hub, outcome: &Outcome, failure: &Failure) -> Written {
+    async fn fail(&self, context: &RunnerContext, outcome: &Outcome, failure: &Failure) -> Written {
         let fail = |record: &TaskRecord| {
-            let now_ms = hub.unix_ms();
+            let now_ms = context.unix_ms();
             let rest_ms = if failure.is_node_full() { FULL_REST_MS } else { retry_after_ms(record.failures) };
-            let event = Event::Failed {
+            let event = TaskEvent::Failed {
                 error: failure.clone(),
                 retry_at_ms: now_ms.saturating_add(rest_ms),
-                mark: mark(record, outcome),
+                checkpoint: checkpoint(record, outcome),
                 report: outcome.report.clone(),
             };
             state_machine::next(record, event, now_ms)
         };
-        self.grant.write(hub, fail).await
+        self.grant.write(context, fail).await
     }
 
-    async fn give_back(&self, hub: &Hub, outcome: &Outcome, code: Code) -> Written {
+    async fn give_back(&self, context: &RunnerContext, outcome: &Outcome, code: Code) -> Written {
         let give = |record: &TaskRecord| {
-            state_machine::next(record, Event::GivenBack { code, mark: mark(record, outcome) }, hub.unix_ms())
+            state_machine::next(
+                record,
+                TaskEvent::GivenBack { code, checkpoint: checkpoint(record, outcome) },
+                context.unix_ms(),
+            )
         };
-        self.grant.write(hub, give).await
+        self.grant.write(context, give).await
     }
 
     /// A journal is of use only to a later attempt on this node.
-    fn clean_up(&self, hub: &Hub, record: &TaskRecord) {
+    fn clean_up(&self, context: &RunnerContext, record: &TaskRecord) {
         if record.state.is_terminal() || record.spec.fence() != Fence::Local {
-            hub.seams.worker.forget(&record.id, record.created_ms);
+            context.seams.executor.forget(&record.id, record.created_ms);
         }
     }
 }
 
 /// The record of a task that is done: `SUCCEEDED`, or `VERIFYING` while an earlier attempt may still write.
-fn succeeded(attempt: &Attempt, record: &TaskRecord, outcome: &Outcome, now_ms: u64) -> Result<TaskRecord, Illegal> {
+fn succeeded(
+    attempt: &Attempt,
+    record: &TaskRecord,
+    outcome: &Outcome,
+    now_ms: u64,
+) -> Result<TaskRecord, IllegalTransition> {
     let began = match record.state {
         // There was nothing left to write, so it did not ask.
-        State::Assigned => state_machine::apply(record, Event::Began { epoch: attempt.epoch() }, now_ms)?,
+        TaskState::Assigned => state_machine::apply(record, TaskEvent::Started { epoch: attempt.epoch() }, now_ms)?,
         _ => record.clone(),
     };
-    let mark = mark(&began, outcome);
-    let event = Event::Succeeded { mark: mark.clone(), report: outcome.report.clone() };
+    let checkpoint = checkpoint(&began, outcome);
+    let event = TaskEvent::Succeeded { checkpoint: checkpoint.clone(), report: outcome.report.clone() };
     match state_machine::next(&began, event, now_ms) {
-        Err(Illegal::NotQuiet) if began.state == State::Running => {
-            state_machine::next(&began, Event::Written(mark), now_ms)
+        Err(IllegalTransition::NotQuiet) if began.state == TaskState::Running => {
+            state_machine::next(&began, TaskEvent::Written(checkpoint), now_ms)
         }
         done => done,
     }
 }
 
 /// How far the copy was; a copy that knows nothing does not forget what the record knows.
-fn mark(record: &TaskRecord, outcome: &Outcome) -> Mark {
+fn checkpoint(record: &TaskRecord, outcome: &Outcome) -> Checkpoint {
     let map = if outcome.durable.is_empty() { record.map.clone() } else { outcome.durable.clone() };
     let progress = if outcome.progress.planned == 0 { record.progress } else { outcome.progress };
-    Mark { progress, map }
+    Checkpoint { progress, map }
 }
 
 /// What an attempt that was stopped is called. A lost lease that left the record to this runner has harmed nobody: it

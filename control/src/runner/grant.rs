@@ -3,12 +3,12 @@
 //! A write is one multi: the registration stands, the claims are as they were granted, the record has its version. An
 //! outcome that is unknown is settled by reading: the record names the write that made it what it is.
 
-use super::context::Hub;
-use super::tenure::Seat;
+use super::context::RunnerContext;
+use super::write_lease::ActiveRegistration;
 use crate::coord::paths;
 use crate::coord::{CoordError, Done, Node, Op, Session, Stat};
-use crate::model::state_machine::{ClaimChange, Illegal, claim_change};
-use crate::model::{Claim, Epoch, Holder, OpId, Record, State, TaskId, TaskRecord};
+use crate::model::state_machine::{ClaimChange, IllegalTransition, claim_change};
+use crate::model::{Claim, Epoch, Holder, OpId, Record, TaskId, TaskRecord, TaskState};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
@@ -58,7 +58,7 @@ pub(super) enum Written {
     /// The task is not ours any more; nothing more is to be written.
     NotOurs,
     /// The record does not permit it.
-    Illegal(Illegal, Box<TaskRecord>),
+    IllegalTransition(IllegalTransition, Box<TaskRecord>),
 }
 
 impl Grant {
@@ -67,15 +67,15 @@ impl Grant {
     }
 
     /// Reads the record and the claims anew; `None` if the task is not ours. Waits for a connection.
-    pub(super) async fn read(&self, hub: &Hub) -> Option<TaskRecord> {
+    pub(super) async fn read(&self, context: &RunnerContext) -> Option<TaskRecord> {
         let mut known = self.known.lock().await;
         *known = None;
         loop {
-            let seat = hub.seat().await;
-            match self.look(&*seat.session).await {
+            let registration = context.registration().await;
+            match self.look(&*registration.session).await {
                 Ok(Reading::Ours(found)) => return Some(known.insert(found).record.clone()),
                 Ok(Reading::NotOurs(_)) => return None,
-                Err(error) => hub.outlast(&seat, &error).await,
+                Err(error) => context.outlast(&registration, &error).await,
             }
         }
     }
@@ -98,22 +98,26 @@ impl Grant {
 
     /// Writes what `step` makes of the record; again until the outcome is known. Waits while the record is `LOST`: its
     /// dispatcher has to take that back first.
-    pub(super) async fn write(&self, hub: &Hub, step: impl Fn(&TaskRecord) -> Result<TaskRecord, Illegal>) -> Written {
+    pub(super) async fn write(
+        &self,
+        context: &RunnerContext,
+        step: impl Fn(&TaskRecord) -> Result<TaskRecord, IllegalTransition>,
+    ) -> Written {
         let mut known = self.known.lock().await;
         let mut tried = BTreeSet::new();
         loop {
-            let seat = hub.seat().await;
+            let registration = context.registration().await;
             // Taken: a write that is dropped half-way leaves nothing behind that it has overtaken.
             let current = match known.take() {
                 Some(current) => current,
-                None => match self.look(&*seat.session).await {
+                None => match self.look(&*registration.session).await {
                     Ok(Reading::Ours(current)) => current,
                     Ok(Reading::NotOurs(Some(record))) if tried.contains(&record.op) => {
                         return Written::Done(Box::new(record));
                     }
                     Ok(Reading::NotOurs(_)) => return Written::NotOurs,
                     Err(error) => {
-                        hub.outlast(&seat, &error).await;
+                        context.outlast(&registration, &error).await;
                         continue;
                     }
                 },
@@ -121,8 +125,8 @@ impl Grant {
             if tried.contains(&current.record.op) {
                 return Written::Done(Box::new(known.insert(current).record.clone()));
             }
-            if current.record.state == State::Lost {
-                hub.hints.changed(&self.task);
+            if current.record.state == TaskState::Lost {
+                context.notifier.changed(&self.task);
                 tokio::time::sleep(LOOK_AGAIN).await;
                 continue;
             }
@@ -131,25 +135,30 @@ impl Grant {
                 Err(illegal) => {
                     let record = Box::new(current.record.clone());
                     *known = Some(current);
-                    return Written::Illegal(illegal, record);
+                    return Written::IllegalTransition(illegal, record);
                 }
             };
             tried.insert(after.op.clone());
-            match self.commit(&seat, &current, &after).await {
+            match self.commit(&registration, &current, &after).await {
                 Ok(stat) => {
                     *known = current.after(after.clone(), stat);
-                    hub.hints.changed(&self.task);
+                    context.notifier.changed(&self.task);
                     return Written::Done(Box::new(after));
                 }
-                Err(error) => hub.outlast(&seat, &error).await,
+                Err(error) => context.outlast(&registration, &error).await,
             }
         }
     }
 
-    async fn commit(&self, seat: &Seat, current: &Known, after: &TaskRecord) -> Result<Stat, CoordError> {
-        let mut ops = vec![seat.check(&self.holder.node)];
+    async fn commit(
+        &self,
+        registration: &ActiveRegistration,
+        current: &Known,
+        after: &TaskRecord,
+    ) -> Result<Stat, CoordError> {
+        let mut ops = vec![registration.check(&self.holder.node)];
         ops.extend(current.ops(after));
-        match seat.session.multi(ops).await?.last() {
+        match registration.session.multi(ops).await?.last() {
             Some(Done::Set(stat)) => Ok(*stat),
             Some(Done::Plain) | None => Err(CoordError::Unknown(String::from("an answer without the node's version"))),
         }

@@ -2,99 +2,105 @@
 //!
 //! Every call names the caller's epoch; a lower one than was heard before is refused, and a higher one is stored first.
 
-use super::assignments::Entry;
+use super::assignments::AcceptResult;
 use super::attempt::Attempt;
-use super::context::{Hub, Mood};
+use super::context::{RunnerContext, RunnerPhase};
 use crate::model::{Epoch, Incarnation, TaskId, TaskSpec};
-use crate::peers::{Answer, Assignment, CallError, Standing};
+use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError};
 use blockhaul_engine::error::Code;
 use blockhaul_engine::job::Reason;
 use std::sync::Arc;
 
 /// The calls of a runner. Clones are the same runner; it may have ended.
 #[derive(Clone, Debug)]
-pub struct RunnerHandle(Arc<Hub>);
+pub struct RunnerHandle(Arc<RunnerContext>);
 
 impl RunnerHandle {
-    pub(super) fn new(hub: Arc<Hub>) -> Self {
-        Self(hub)
+    pub(super) fn new(context: Arc<RunnerContext>) -> Self {
+        Self(context)
     }
 
-    /// As [`RunnerCalls::assign`](crate::peers::RunnerCalls::assign).
+    /// As [`RunnerClient::assign`](crate::peers::RunnerClient::assign).
     ///
     /// # Errors
     /// None so far: a refusal is an answer.
-    pub async fn assign(&self, assignment: Assignment) -> Result<Answer, CallError> {
+    pub async fn assign(&self, assignment: Assignment) -> Result<AssignResponse, CallError> {
         Ok(match self.take(assignment) {
-            Ok(()) => Answer::Accepted,
-            Err((code, why)) => Answer::Refused { code, why },
+            Ok(()) => AssignResponse::Accepted,
+            Err((code, why)) => AssignResponse::Refused { code, why },
         })
     }
 
     fn take(&self, assignment: Assignment) -> Result<(), (Code, String)> {
         let Assignment { task, epoch, incarnation, leader } = assignment;
-        let hub = &self.0;
+        let context = &self.0;
         let refused = |code, why: &str| Err((code, why.to_owned()));
         // Before anything is stored because of it.
-        if incarnation != hub.config.incarnation {
+        if incarnation != context.config.incarnation {
             return refused(Code::Fenced, "the assignment is for another process of this node");
         }
-        hub.heed(leader)?;
-        let attempt = Arc::new(Attempt::new(task, epoch, hub.holder()));
-        if hub.book.standing_of(&attempt).is_some() {
+        context.heed(leader)?;
+        let attempt = Arc::new(Attempt::new(task, epoch, context.holder()));
+        if context.assignments.status_of(&attempt).is_some() {
             return Ok(());
         }
-        if *hub.mood.borrow() != Mood::Serving {
+        if *context.phase.borrow() != RunnerPhase::Serving {
             return refused(Code::RunnerInterrupt, "the runner is stopping");
         }
-        let is_connected = hub.seat.borrow().as_ref().is_some_and(|seat| seat.session.states().borrow().is_connected());
+        let is_connected = context
+            .registration
+            .borrow()
+            .as_ref()
+            .is_some_and(|registration| registration.session.states().borrow().is_connected());
         if !is_connected {
             return refused(Code::Unreachable, "the runner has no connection to the coordination service");
         }
-        match hub.book.enter(&attempt, hub.slots() as usize) {
-            Entry::Added => {
-                if hub.starts.send(Arc::clone(&attempt)).is_err() {
-                    hub.book.leave(&attempt, Standing::Unknown);
+        match context.assignments.enter(&attempt, context.slots() as usize) {
+            AcceptResult::Added => {
+                if context.starts.send(Arc::clone(&attempt)).is_err() {
+                    context.assignments.leave(&attempt, AssignmentStatus::Unknown);
                     return refused(Code::RunnerInterrupt, "the runner has ended");
                 }
                 // It may have begun to stop between the two looks.
-                if *hub.mood.borrow() != Mood::Serving {
+                if *context.phase.borrow() != RunnerPhase::Serving {
                     attempt.stop(Reason::RunnerInterrupt);
                 }
                 Ok(())
             }
-            Entry::Known => Ok(()),
-            Entry::Refused => refused(Code::Fenced, "the runner was asked about this grant before and did not know it"),
-            Entry::Busy => refused(Code::Busy, "an earlier attempt of this task has not come to rest here"),
-            Entry::Full => refused(Code::Overloaded, "all slots are taken"),
+            AcceptResult::Known => Ok(()),
+            AcceptResult::Refused => {
+                refused(Code::Fenced, "the runner was asked about this grant before and did not know it")
+            }
+            AcceptResult::Busy => refused(Code::Busy, "an earlier attempt of this task has not come to rest here"),
+            AcceptResult::Full => refused(Code::Overloaded, "all slots are taken"),
         }
     }
 
-    /// As [`RunnerCalls::ask`](crate::peers::RunnerCalls::ask).
+    /// As [`RunnerClient::ask`](crate::peers::RunnerClient::ask).
     ///
     /// # Errors
     /// `EFenced` with a lower epoch of the leader than was heard before.
-    pub async fn ask(&self, assignment: Assignment) -> Result<Standing, CallError> {
+    pub async fn query(&self, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
         if assignment.incarnation != self.0.config.incarnation {
-            return Ok(Standing::Unknown);
+            return Ok(AssignmentStatus::Unknown);
         }
         self.heed(assignment.leader)?;
-        Ok(self.0.book.standing(&assignment.task, assignment.epoch))
+        Ok(self.0.assignments.status(&assignment.task, assignment.epoch))
     }
 
-    /// As [`RunnerCalls::nudge`](crate::peers::RunnerCalls::nudge).
+    /// As [`RunnerClient::nudge`](crate::peers::RunnerClient::nudge).
     ///
     /// # Errors
     /// As [`RunnerHandle::ask`].
-    pub async fn nudge(&self, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+    pub async fn notify(&self, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         self.heed(leader)?;
-        if let Some(attempt) = self.0.book.find(task) {
+        if let Some(attempt) = self.0.assignments.find(task) {
             attempt.look();
         }
         Ok(())
     }
 
-    /// As [`RunnerCalls::resolve`](crate::peers::RunnerCalls::resolve).
+    /// As [`RunnerClient::resolve`](crate::peers::RunnerClient::resolve).
     ///
     /// # Errors
     /// `EPermission` outside of the node's policy, and what is wrong with the destination's name.
@@ -106,11 +112,11 @@ impl RunnerHandle {
                 why: String::from("only copies have destinations"),
             });
         };
-        let found = self.0.seams.worker.resolve(copy).await;
+        let found = self.0.seams.executor.resolve(copy).await;
         found.map_err(|error| CallError::Refused { code: error.code, why: error.message })
     }
 
-    /// As [`RunnerCalls::interrupt`](crate::peers::RunnerCalls::interrupt). Returns at once. When everything is given
+    /// As [`RunnerClient::interrupt`](crate::peers::RunnerClient::interrupt). Returns at once. When everything is given
     /// back the runner is there for new assignments: it is the node's drain record that keeps them away.
     ///
     /// # Errors
@@ -163,19 +169,28 @@ impl RunnerHandle {
     /// Tasks that it holds now, in the order of their names.
     #[must_use]
     pub fn held(&self) -> Vec<TaskId> {
-        self.0.book.all().iter().map(|attempt| attempt.task().clone()).collect()
+        self.0.assignments.all().iter().map(|attempt| attempt.task().clone()).collect()
     }
 
     /// Whether it is registered, and by a session that is connected.
     #[must_use]
     pub fn is_registered(&self) -> bool {
-        self.0.seat.borrow().as_ref().is_some_and(|seat| seat.session.states().borrow().is_connected())
+        self.0
+            .registration
+            .borrow()
+            .as_ref()
+            .is_some_and(|registration| registration.session.states().borrow().is_connected())
     }
 
     /// What is left of the lease; zero without one. For metrics.
     #[must_use]
     pub fn lease_left(&self) -> std::time::Duration {
-        self.0.seat.borrow().as_ref().map(|seat| seat.tenure.left(self.0.now())).unwrap_or_default()
+        self.0
+            .registration
+            .borrow()
+            .as_ref()
+            .map(|registration| registration.write_lease.left(self.0.now()))
+            .unwrap_or_default()
     }
 
     fn heed(&self, leader: Epoch) -> Result<(), CallError> {

@@ -3,7 +3,7 @@
 //! Both are hints. They never hold a copy up, are merged while the dispatcher does not answer, and are given up when it
 //! stays away: it reads everything again when it comes back.
 
-use super::context::Hub;
+use super::context::RunnerContext;
 use crate::model::{Progress, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,18 +24,18 @@ const TASKS_PER_CALL: usize = 256;
 
 /// Tasks whose records have changed and whose dispatcher does not know yet.
 #[derive(Debug)]
-pub(super) struct Hints {
+pub(super) struct LeaderNotifier {
     waiting: Mutex<BTreeSet<TaskId>>,
     count: watch::Sender<usize>,
 }
 
-impl Default for Hints {
+impl Default for LeaderNotifier {
     fn default() -> Self {
         Self { waiting: Mutex::default(), count: watch::Sender::new(0) }
     }
 }
 
-impl Hints {
+impl LeaderNotifier {
     /// The record of a task has changed.
     pub(super) fn changed(&self, task: &TaskId) {
         let mut waiting = self.waiting();
@@ -49,7 +49,7 @@ impl Hints {
         let _ = self.count.subscribe().wait_for(|&count| count == 0).await;
     }
 
-    /// Takes some to tell. They count as waiting until [`Hints::recount`]; changed again meanwhile, they are told again.
+    /// Takes some to tell. They count as waiting until [`LeaderNotifier::recount`]; changed again meanwhile, they are told again.
     fn take(&self) -> Vec<TaskId> {
         let mut waiting = self.waiting();
         let tasks: Vec<_> = waiting.iter().take(TASKS_PER_CALL).cloned().collect();
@@ -67,32 +67,32 @@ impl Hints {
 }
 
 /// Tells the dispatcher about changed records, for as long as it is polled.
-pub(super) async fn tell_changes(hub: &Hub) {
-    let mut count = hub.hints.count.subscribe();
+pub(super) async fn tell_changes(context: &RunnerContext) {
+    let mut count = context.notifier.count.subscribe();
     let mut tries = 0;
     loop {
         let _ = count.wait_for(|&count| count > 0).await;
-        let tasks = hub.hints.take();
-        let is_told = matches!(timeout(CALL_MAX, hub.seams.leader.changed(&tasks)).await, Ok(Ok(())));
+        let tasks = context.notifier.take();
+        let is_told = matches!(timeout(CALL_MAX, context.seams.leader.changed(&tasks)).await, Ok(Ok(())));
         tries += 1;
         if is_told || tries == TRIES {
             tries = 0;
-            hub.hints.recount();
+            context.notifier.recount();
         } else {
-            tasks.iter().for_each(|task| hub.hints.changed(task));
+            tasks.iter().for_each(|task| context.notifier.changed(task));
             sleep(RETRY).await;
         }
     }
 }
 
 /// Tells the dispatcher where copies stand, for as long as it is polled.
-pub(super) async fn tell_progress(hub: &Hub) {
+pub(super) async fn tell_progress(context: &RunnerContext) {
     let mut told: BTreeMap<TaskId, Progress> = BTreeMap::new();
-    let mut held = hub.book.count();
+    let mut held = context.assignments.count();
     loop {
         let _ = held.wait_for(|&count| count > 0).await;
-        let now: BTreeMap<_, _> = hub
-            .book
+        let now: BTreeMap<_, _> = context
+            .assignments
             .all()
             .iter()
             .filter_map(|attempt| Some((attempt.task().clone(), attempt.running()?.progress())))
@@ -100,7 +100,7 @@ pub(super) async fn tell_progress(hub: &Hub) {
         let fresh = |(task, progress): &(&TaskId, &Progress)| told.get(*task) != Some(*progress);
         let updates: Vec<_> = now.iter().filter(fresh).map(|(task, progress)| (task.clone(), *progress)).collect();
         for some in updates.chunks(TASKS_PER_CALL) {
-            let _ = timeout(CALL_MAX, hub.seams.leader.progress(some)).await;
+            let _ = timeout(CALL_MAX, context.seams.leader.progress(some)).await;
         }
         told = now;
         sleep(PROGRESS_EVERY).await;

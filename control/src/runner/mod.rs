@@ -30,12 +30,12 @@ mod noop;
 mod registration;
 mod renewal;
 mod stored_epoch;
-mod tenure;
+mod write_lease;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use copy_executor::EngineWorker;
-pub use executor::{End, Outcome, Question, Running, Work, Worker};
+pub(crate) use copy_executor::CopyExecutor;
+pub use executor::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 pub use handle::RunnerHandle;
 #[cfg(test)]
 pub(crate) use node_state::Memory;
@@ -44,13 +44,13 @@ pub use node_state::{NodeState, StateDir, boot_id};
 use crate::clock::Clock;
 use crate::coord::paths;
 use crate::coord::session_keeper::Sessions;
-use crate::liveness::Pulse;
+use crate::liveness::LivenessCounter;
 use crate::model::{Incarnation, NodeId, Record, TaskId, TaskRecord};
-use crate::peers::LeaderCalls;
+use crate::peers::LeaderClient;
 use crate::stopping::{LEAVE_MAX, MARK_MAX, REST_MAX, TELL_MAX};
 use attempt::Attempt;
 use blockhaul_engine::job::Reason;
-use context::{Hub, Mood};
+use context::{RunnerContext, RunnerPhase};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -87,7 +87,7 @@ pub struct RunnerConfig {
     /// How often its process was started before.
     pub restarts: u64,
     /// Beats while the runner is alive.
-    pub pulse: Pulse,
+    pub liveness: LivenessCounter,
     /// When it stops, it waits so long for copies to come to rest and to be given back. Default 10 s.
     pub stop_wait: Duration,
     /// Assumed life of a request in network and server. Default 30 s.
@@ -110,7 +110,7 @@ impl RunnerConfig {
             build: env!("CARGO_PKG_VERSION").to_owned(),
             data: None,
             restarts: 0,
-            pulse: Pulse::default(),
+            liveness: LivenessCounter::default(),
             stop_wait: REST_MAX,
             quiet_after: Duration::from_secs(30),
         }
@@ -121,9 +121,9 @@ impl RunnerConfig {
 #[derive(Clone, Debug)]
 pub struct Seams {
     /// Carries copies out.
-    pub worker: Arc<dyn Worker>,
+    pub executor: Arc<dyn Executor>,
     /// The dispatcher, wherever it is.
-    pub leader: Arc<dyn LeaderCalls>,
+    pub leader: Arc<dyn LeaderClient>,
     /// The node's clocks.
     pub clock: Arc<dyn Clock>,
     /// The node's memory.
@@ -133,7 +133,7 @@ pub struct Seams {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Runner {
-    hub: Arc<Hub>,
+    context: Arc<RunnerContext>,
     starts: mpsc::UnboundedReceiver<Arc<Attempt>>,
 }
 
@@ -151,50 +151,50 @@ impl Runner {
     pub fn new(config: RunnerConfig, seams: Seams) -> Self {
         // Bounded by the slots: what is in it is in the book.
         let (sender, starts) = mpsc::unbounded_channel();
-        Self { hub: Arc::new(Hub::new(config, seams, sender)), starts }
+        Self { context: Arc::new(RunnerContext::new(config, seams, sender)), starts }
     }
 
     /// Its calls.
     #[must_use]
     pub fn handle(&self) -> RunnerHandle {
-        RunnerHandle::new(Arc::clone(&self.hub))
+        RunnerHandle::new(Arc::clone(&self.context))
     }
 
     /// Runs until `shutdown`, and then until everything is given back or [`RunnerConfig::stop_wait`] has passed: at most
     /// 2 s more than that.
     pub async fn run(self, sessions: Sessions, shutdown: impl Future<Output = ()>) -> Stopped {
-        let Self { hub, mut starts } = self;
-        if hub.is_wanted() {
-            hub.mood.send_replace(Mood::Serving);
+        let Self { context, mut starts } = self;
+        if context.is_wanted() {
+            context.phase.send_replace(RunnerPhase::Serving);
         }
         let work = async {
             tokio::join!(
-                renewal::guard_leases(&hub),
-                registration::keep_registered(&hub, sessions),
-                renewal::renew(&hub),
-                attempts(&hub, &mut starts),
-                attendance::attend(&hub),
-                hub.config.pulse.idle(|| true),
-                sweep(&hub),
-                leader_notifier::tell_changes(&hub),
-                leader_notifier::tell_progress(&hub),
+                renewal::guard_leases(&context),
+                registration::keep_registered(&context, sessions),
+                renewal::renew(&context),
+                attempts(&context, &mut starts),
+                attendance::attend(&context),
+                context.config.liveness.idle(|| true),
+                sweep(&context),
+                leader_notifier::tell_changes(&context),
+                leader_notifier::tell_progress(&context),
             )
         };
         let stop = async {
             shutdown.await;
-            give_everything_back(&hub).await
+            give_everything_back(&context).await
         };
         let stopped = tokio::select! { biased;
             stopped = stop => stopped,
             _ = work => unreachable!("none of these ends"),
         };
-        hub.mood.send_replace(Mood::Absent);
+        context.phase.send_replace(RunnerPhase::Absent);
         stopped
     }
 }
 
 /// Lives all attempts, as a part of the runner's own future: who holds that still holds them, and who drops it ends them.
-async fn attempts(hub: &Arc<Hub>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
+async fn attempts(context: &Arc<RunnerContext>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
     let mut living: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
     loop {
         // There are as many as slots: few enough to look at each whenever one of them has to go on.
@@ -203,30 +203,31 @@ async fn attempts(hub: &Arc<Hub>, starts: &mut mpsc::UnboundedReceiver<Arc<Attem
             Poll::<()>::Pending
         });
         tokio::select! { biased;
-            Some(attempt) = starts.recv() => living.push(Box::pin(attempt.live(Arc::clone(hub)))),
+            Some(attempt) = starts.recv() => living.push(Box::pin(attempt.live(Arc::clone(context)))),
             () = all => {}
         }
     }
 }
 
 /// The order of a stop: marked, refusing, cancelled, at rest, given back, told, gone.
-async fn give_everything_back(hub: &Hub) -> Stopped {
-    hub.end();
-    let marked = hub.seat.borrow().as_ref().map(|seat| seat.version);
+async fn give_everything_back(context: &RunnerContext) -> Stopped {
+    context.end();
+    let marked = context.registration.borrow().as_ref().map(|registration| registration.version);
     // One that is away stays there.
-    let marked = marked.filter(|_| hub.turn(Mood::Serving, Mood::Stopping));
+    let marked = marked.filter(|_| context.turn(RunnerPhase::Serving, RunnerPhase::Stopping));
     if let Some(version) = marked {
-        let mut seats = hub.seat.subscribe();
-        let moved = seats.wait_for(|seat| seat.as_ref().is_none_or(|seat| seat.version != version));
+        let mut registrations = context.registration.subscribe();
+        let moved = registrations
+            .wait_for(|registration| registration.as_ref().is_none_or(|registration| registration.version != version));
         let _ = timeout(MARK_MAX, moved).await;
     }
-    stop_all(hub, Reason::RunnerInterrupt).await;
-    let _ = timeout(TELL_MAX, hub.hints.told()).await;
-    let left_behind: Vec<_> = hub.book.all().iter().map(|attempt| attempt.task().clone()).collect();
+    stop_all(context, Reason::RunnerInterrupt).await;
+    let _ = timeout(TELL_MAX, context.notifier.told()).await;
+    let left_behind: Vec<_> = context.assignments.all().iter().map(|attempt| attempt.task().clone()).collect();
     if left_behind.is_empty() {
-        hub.mood.send_replace(Mood::Absent);
-        match timeout(LEAVE_MAX, registration::deregister(hub)).await {
-            Ok(Ok(())) => tracing::info!(node = %hub.config.node, "gone from the runners"),
+        context.phase.send_replace(RunnerPhase::Absent);
+        match timeout(LEAVE_MAX, registration::deregister(context)).await {
+            Ok(Ok(())) => tracing::info!(node = %context.config.node, "gone from the runners"),
             Ok(Err(error)) => tracing::warn!(%error, "the registration stays until its session ends"),
             Err(_) => tracing::warn!("no answer: the registration stays until its session ends"),
         }
@@ -237,18 +238,18 @@ async fn give_everything_back(hub: &Hub) -> Stopped {
 }
 
 /// Stops every attempt and waits, bounded, until all are over.
-async fn stop_all(hub: &Hub, reason: Reason) {
-    hub.book.all().iter().for_each(|attempt| attempt.stop(reason));
-    let mut held = hub.book.count();
-    let _ = timeout(hub.config.stop_wait, held.wait_for(|&count| count == 0)).await;
+async fn stop_all(context: &RunnerContext, reason: Reason) {
+    context.assignments.all().iter().for_each(|attempt| attempt.stop(reason));
+    let mut held = context.assignments.count();
+    let _ = timeout(context.config.stop_wait, held.wait_for(|&count| count == 0)).await;
 }
 
 /// Drops what an earlier life has kept of tasks that nobody here will go on with.
-async fn sweep(hub: &Hub) {
-    for (task, created_ms) in hub.seams.worker.kept() {
-        let seat = hub.seat().await;
+async fn sweep(context: &RunnerContext) {
+    for (task, created_ms) in context.seams.executor.kept() {
+        let registration = context.registration().await;
         let path = paths::task(&task);
-        let is_over = match seat.session.get(&path).await {
+        let is_over = match registration.session.get(&path).await {
             Ok(None) => true,
             Ok(Some(node)) => TaskRecord::decode(&node.data)
                 .is_ok_and(|record| record.state.is_terminal() || record.created_ms != created_ms),
@@ -256,7 +257,7 @@ async fn sweep(hub: &Hub) {
             Err(_) => false,
         };
         if is_over {
-            hub.seams.worker.forget(&task, created_ms);
+            context.seams.executor.forget(&task, created_ms);
         }
     }
     std::future::pending().await

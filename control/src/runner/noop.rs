@@ -1,6 +1,6 @@
 //! The task that does nothing: it asks to begin like a copy, waits, and is done. It exercises the center without an engine.
 
-use super::executor::{End, Outcome, Question, Running};
+use super::executor::{End, ExecutionHandle, Outcome, WritePermitRequest};
 use crate::model::{DurableMap, NoopTask, Progress};
 use async_trait::async_trait;
 use blockhaul_engine::job::Reason;
@@ -12,19 +12,19 @@ use tokio::sync::{oneshot, watch};
 #[derive(Debug)]
 pub(super) struct Noop {
     lasts: Duration,
-    admission: Mutex<Option<oneshot::Sender<Question>>>,
+    admission: Mutex<Option<oneshot::Sender<WritePermitRequest>>>,
     cancelled: watch::Sender<Option<Reason>>,
 }
 
 impl Noop {
-    pub(super) fn new(task: &NoopTask, admission: oneshot::Sender<Question>) -> Self {
+    pub(super) fn new(task: &NoopTask, admission: oneshot::Sender<WritePermitRequest>) -> Self {
         let lasts = Duration::from_millis(task.milliseconds);
         Self { lasts, admission: Mutex::new(Some(admission)), cancelled: watch::Sender::new(None) }
     }
 
     /// Asks to begin; the end if that is refused.
     async fn begin(&self) -> Result<(), End> {
-        match Question::ask(&self.admission, DurableMap::default()).await {
+        match WritePermitRequest::ask(&self.admission, DurableMap::default()).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Outcome::refused(&error).end),
             Err(_) => Err(End::Stopped(Reason::RunnerInterrupt)),
@@ -46,7 +46,7 @@ impl Noop {
 }
 
 #[async_trait]
-impl Running for Noop {
+impl ExecutionHandle for Noop {
     fn progress(&self) -> Progress {
         Progress::default()
     }

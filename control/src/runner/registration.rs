@@ -7,12 +7,12 @@
 //! What always holds: when a registration is gone, its tenure ends first, and with it every copy that lives by its lease;
 //! only then there can be another one.
 
-use super::context::{Hub, Mood};
-use super::tenure::{Seat, Tenure};
-use crate::cluster::lease::{Lease, LeaseTerms};
+use super::context::{RunnerContext, RunnerPhase};
+use super::write_lease::{ActiveRegistration, WriteLease};
+use crate::cluster::lease::{Lease, LeaseTiming};
 use crate::coord::paths;
 use crate::coord::session_keeper::Sessions;
-use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, Session, Watch};
+use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Watch};
 use crate::model::{NodeId, OpId, Record, Registration, Renewal};
 use blockhaul_engine::job::Reason;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl From<CoordError> for NotRegistered {
     }
 }
 
-impl Seat {
+impl ActiveRegistration {
     /// That the registration stands: the first operation of every write.
     pub(super) fn check(&self, node: &NodeId) -> Op {
         Op::Check { path: paths::runner(node.as_str()), version: self.version }
@@ -55,31 +55,31 @@ impl Seat {
 }
 
 /// Keeps the node registered while the runner wants to be there, for as long as it is polled.
-pub(super) async fn keep_registered(hub: &Hub, mut sessions: Sessions) {
-    let mut moods = hub.mood.subscribe();
+pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessions) {
+    let mut moods = context.phase.subscribe();
     let mut said: Option<(String, Duration)> = None;
     loop {
-        let _ = moods.wait_for(|&mood| mood != Mood::Absent).await;
+        let _ = moods.wait_for(|&phase| phase != RunnerPhase::Absent).await;
         let Ok(session) = sessions.wait_for(Option::is_some).await.map(|session| session.clone()) else {
             // Whoever opens sessions is gone: nothing more will come.
             return std::future::pending().await;
         };
         let Some(session) = session else { continue };
-        let slots = hub.slots();
-        match register(hub, &session).await {
-            Ok(seat) => {
-                tracing::info!(node = %hub.config.node, session = ?session.id(), "registered");
+        let slots = context.slots();
+        match register(context, &session).await {
+            Ok(registration) => {
+                tracing::info!(node = %context.config.node, session = ?session.id(), "registered");
                 said = None;
-                hub.seat.send_replace(Some(seat));
+                context.registration.send_replace(Some(registration));
                 // Whatever was decided meanwhile: everything that is held is looked at.
-                hub.book.all().iter().for_each(|attempt| attempt.look());
-                hold(hub, &session, &mut sessions, slots).await;
-                give_up(hub);
+                context.assignments.all().iter().for_each(|attempt| attempt.look());
+                hold(context, &session, &mut sessions, slots).await;
+                give_up(context);
             }
             Err(why) => {
-                let (news, now) = (format!("{why:?}"), hub.now());
+                let (news, now) = (format!("{why:?}"), context.now());
                 if said.as_ref().is_none_or(|(before, at)| *before != news || now >= *at + REPORT_EVERY) {
-                    report(hub, &why);
+                    report(context, &why);
                     said = Some((news, now));
                 }
                 let mut states = session.states();
@@ -94,11 +94,11 @@ pub(super) async fn keep_registered(hub: &Hub, mut sessions: Sessions) {
 }
 
 /// Ends the tenure: the gate is shut, and copies that live by it stop.
-pub(super) fn give_up(hub: &Hub) {
-    let Some(seat) = hub.seat.send_replace(None) else { return };
-    seat.tenure.end();
-    for attempt in hub.book.all() {
-        if attempt.tenure().is_some_and(|tenure| Arc::ptr_eq(&tenure, &seat.tenure)) {
+pub(super) fn give_up(context: &RunnerContext) {
+    let Some(registration) = context.registration.send_replace(None) else { return };
+    registration.write_lease.end();
+    for attempt in context.assignments.all() {
+        if attempt.write_lease().is_some_and(|write_lease| Arc::ptr_eq(&write_lease, &registration.write_lease)) {
             attempt.stop(Reason::LeaseLost);
         }
     }
@@ -108,18 +108,18 @@ pub(super) fn give_up(hub: &Hub) {
 ///
 /// # Errors
 /// Why it stays; it goes with its session.
-pub(super) async fn deregister(hub: &Hub) -> Result<(), CoordError> {
-    let Some(seat) = hub.seat.borrow().clone() else { return Ok(()) };
-    let path = path(hub);
-    give_up(hub);
-    seat.session.multi(vec![Op::Delete { path, version: seat.version }]).await.map(drop)
+pub(super) async fn deregister(context: &RunnerContext) -> Result<(), CoordError> {
+    let Some(registration) = context.registration.borrow().clone() else { return Ok(()) };
+    let path = path(context);
+    give_up(context);
+    registration.session.multi(vec![Op::Delete { path, version: registration.version }]).await.map(drop)
 }
 
 /// Removes the registration while the process lives on: tries until it is gone, or its session is.
-pub(super) async fn withdraw(hub: &Hub) {
-    let Some(Seat { session, mut version, .. }) = hub.seat.borrow().clone() else { return };
-    let path = path(hub);
-    give_up(hub);
+pub(super) async fn withdraw(context: &RunnerContext) {
+    let Some(ActiveRegistration { session, mut version, .. }) = context.registration.borrow().clone() else { return };
+    let path = path(context);
+    give_up(context);
     loop {
         match session.multi(vec![Op::Delete { path: path.clone(), version }]).await {
             Ok(_) | Err(CoordError::Ended(_) | CoordError::Refused { why: Refusal::NoNode, .. }) => return,
@@ -135,26 +135,26 @@ pub(super) async fn withdraw(hub: &Hub) {
     }
 }
 
-async fn register(hub: &Hub, session: &Arc<dyn Session>) -> Result<Seat, NotRegistered> {
-    let incarnation = &hub.config.incarnation;
-    hub.seams.state.remember(incarnation).map_err(|error| NotRegistered::Refused(error.to_string()))?;
-    let lease_version = lease_version(hub, &**session).await?;
-    let path = path(hub);
+async fn register(context: &RunnerContext, session: &Arc<dyn Session>) -> Result<ActiveRegistration, NotRegistered> {
+    let incarnation = &context.config.incarnation;
+    context.seams.state.remember(incarnation).map_err(|error| NotRegistered::Refused(error.to_string()))?;
+    let lease_version = lease_version(context, &**session).await?;
+    let path = path(context);
     loop {
-        let mine = registration(hub);
-        let standing = session.get(&path).await?;
-        if let Some(node) = &standing
+        let mine = record(context);
+        let status = session.get(&path).await?;
+        if let Some(node) = &status
             && node.stat.owner != Some(session.id())
         {
-            judge(hub, node)?;
+            judge(context, node)?;
         }
-        let old = standing.map(|node| Op::Delete { path: path.clone(), version: node.stat.version });
+        let old = status.map(|node| Op::Delete { path: path.clone(), version: node.stat.version });
         let data = mine.encode();
-        let create = Op::Create { path: path.clone(), data, life: Life::Ephemeral };
-        let sent = hub.now();
-        let renewal = Op::Set { path: lease_path(hub), data: renewal(hub, 0).encode(), version: lease_version };
+        let create = Op::Create { path: path.clone(), data, mode: CreateMode::Ephemeral };
+        let sent = context.now();
+        let renewal = Op::Set { path: lease_path(context), data: renewal(context, 0).encode(), version: lease_version };
         match session.multi(old.into_iter().chain([create, renewal]).collect()).await {
-            Ok(_) => return Ok(seat(session, sent)),
+            Ok(_) => return Ok(active(session, sent)),
             // Created or gone since it was looked at.
             Err(CoordError::Refused { why: Refusal::NodeExists | Refusal::NoNode, .. }) => {}
             Err(CoordError::Unknown(_)) => {
@@ -165,7 +165,7 @@ async fn register(hub: &Hub, session: &Arc<dyn Session>) -> Result<Seat, NotRegi
                         && Registration::decode(&node.data).is_ok_and(|found| found.op == mine.op)
                 };
                 if found.as_ref().is_some_and(is_done) {
-                    return Ok(seat(session, sent));
+                    return Ok(active(session, sent));
                 }
                 return Err(CoordError::Unknown(String::from("registering")).into());
             }
@@ -174,22 +174,22 @@ async fn register(hub: &Hub, session: &Arc<dyn Session>) -> Result<Seat, NotRegi
     }
 }
 
-fn seat(session: &Arc<dyn Session>, sent: Duration) -> Seat {
-    let mut lease = Lease::new(LeaseTerms::from(session.timeout()));
+fn active(session: &Arc<dyn Session>, sent: Duration) -> ActiveRegistration {
+    let mut lease = Lease::new(LeaseTiming::from(session.timeout()));
     lease.committed(sent);
-    Seat { session: Arc::clone(session), version: 0, tenure: Arc::new(Tenure::new(lease)) }
+    ActiveRegistration { session: Arc::clone(session), version: 0, write_lease: Arc::new(WriteLease::new(lease)) }
 }
 
 /// Whether a registration of another session may be replaced.
-fn judge(hub: &Hub, node: &Node) -> Result<(), NotRegistered> {
+fn judge(context: &RunnerContext, node: &Node) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
-    let ours = hub.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
+    let ours = context.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
     if ours.contains(&found.incarnation) { Ok(()) } else { Err(NotRegistered::Duplicate(Box::new(found))) }
 }
 
-fn report(hub: &Hub, why: &NotRegistered) {
-    let node = &hub.config.node;
+fn report(context: &RunnerContext, why: &NotRegistered) {
+    let node = &context.config.node;
     match why {
         NotRegistered::Duplicate(other) => tracing::error!(
             %node, address = %other.address, incarnation = %other.incarnation.0,
@@ -202,19 +202,19 @@ fn report(hub: &Hub, why: &NotRegistered) {
 
 /// Stays until the registration is gone or is to go, and keeps saying there whether the runner is stopping
 /// and how many tasks it takes.
-async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
+async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
-    let mut moods = hub.mood.subscribe();
+    let mut moods = context.phase.subscribe();
     let mut said = Some((false, slots));
     loop {
-        let mood = *moods.borrow_and_update();
+        let phase = *moods.borrow_and_update();
         // Given up while nobody looked: there has to be another one.
-        if mood == Mood::Absent || hub.seat.borrow().is_none() {
+        if phase == RunnerPhase::Absent || context.registration.borrow().is_none() {
             return;
         }
-        let to_say = (mood == Mood::Stopping, hub.slots());
+        let to_say = (phase == RunnerPhase::Stopping, context.slots());
         if said != Some(to_say) {
-            match mark(hub, session, to_say.0).await {
+            match mark(context, session, to_say.0).await {
                 Ok(()) => said = Some(to_say),
                 Err(CoordError::Refused { .. } | CoordError::Ended(_)) => return,
                 Err(_) => {
@@ -225,7 +225,7 @@ async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, sl
                 }
             }
         }
-        let watch = match watch_own(hub, session).await {
+        let watch = match watch_own(context, session).await {
             Ok(Some(watch)) => Some(watch),
             Ok(None) | Err(CoordError::Ended(_)) => return,
             Err(_) => None,
@@ -240,7 +240,7 @@ async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, sl
             _ = states.wait_for(|state| state.is_over()) => return,
             _ = sessions.wait_for(|now| now.as_ref().is_none_or(|now| now.id() != session.id())) => return,
             _ = moods.changed() => {}
-            () = hub.doubt.notified() => {}
+            () = context.doubt.notified() => {}
             () = fired => {}
             () = sleep(LOOK) => {}
         }
@@ -248,20 +248,20 @@ async fn hold(hub: &Hub, session: &Arc<dyn Session>, sessions: &mut Sessions, sl
 }
 
 /// Looks at the registration; `None` if it is not this session's any more. A version that has changed is taken over.
-async fn watch_own(hub: &Hub, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
-    let (found, watch) = session.get_and_watch(&path(hub)).await?;
+async fn watch_own(context: &RunnerContext, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
+    let (found, watch) = session.get_and_watch(&path(context)).await?;
     let Some(Node { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
         return Ok(None);
     };
-    set_version(hub, stat.version);
+    set_version(context, stat.version);
     Ok(Some(watch))
 }
 
-fn set_version(hub: &Hub, version: i32) {
-    hub.seat.send_if_modified(|seat| match seat {
+fn set_version(context: &RunnerContext, version: i32) {
+    context.registration.send_if_modified(|registration| match registration {
         // A stale reading is older than what was written here.
-        Some(seat) if seat.version < version => {
-            seat.version = version;
+        Some(registration) if registration.version < version => {
+            registration.version = version;
             true
         }
         Some(_) | None => false,
@@ -269,15 +269,17 @@ fn set_version(hub: &Hub, version: i32) {
 }
 
 /// Writes whether the runner is stopping.
-async fn mark(hub: &Hub, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
-    let Some(version) = hub.seat.borrow().as_ref().map(|seat| seat.version) else { return Ok(()) };
-    let mut marked = registration(hub);
+async fn mark(context: &RunnerContext, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
+    let Some(version) = context.registration.borrow().as_ref().map(|registration| registration.version) else {
+        return Ok(());
+    };
+    let mut marked = record(context);
     marked.stopping = stopping;
-    let path = path(hub);
+    let path = path(context);
     match session.multi(vec![Op::Set { path: path.clone(), data: marked.encode(), version }]).await {
         Ok(done) => {
             if let Some(Done::Set(stat)) = done.last() {
-                set_version(hub, stat.version);
+                set_version(context, stat.version);
             }
             Ok(())
         }
@@ -285,7 +287,7 @@ async fn mark(hub: &Hub, session: &Arc<dyn Session>, stopping: bool) -> Result<(
             session.sync().await?;
             let found = session.get(&path).await?;
             let Some(node) = found else { return Err(error) };
-            set_version(hub, node.stat.version);
+            set_version(context, node.stat.version);
             match Registration::decode(&node.data) {
                 Ok(found) if found.op == marked.op => Ok(()),
                 _ => Err(error),
@@ -295,47 +297,47 @@ async fn mark(hub: &Hub, session: &Arc<dyn Session>, stopping: bool) -> Result<(
     }
 }
 
-fn registration(hub: &Hub) -> Registration {
-    let config = &hub.config;
+fn record(context: &RunnerContext) -> Registration {
+    let config = &context.config;
     Registration {
         node: config.node.clone(),
         incarnation: config.incarnation.clone(),
         boot_id: config.boot_id.clone(),
         address: config.address.clone(),
-        slots: hub.slots(),
+        slots: context.slots(),
         labels: config.labels.clone(),
         allow_paths: config.allow_paths.clone(),
         allow_nbd: config.allow_nbd.clone(),
         build: config.build.clone(),
-        stopping: *hub.mood.borrow() == Mood::Stopping,
+        stopping: *context.phase.borrow() == RunnerPhase::Stopping,
         data: config.data,
         restarts: config.restarts,
         op: OpId::fresh(),
     }
 }
 
-fn path(hub: &Hub) -> String {
-    paths::runner(hub.config.node.as_str())
+fn path(context: &RunnerContext) -> String {
+    paths::runner(context.config.node.as_str())
 }
 
-pub(super) fn lease_path(hub: &Hub) -> String {
-    paths::lease(hub.config.node.as_str())
+pub(super) fn lease_path(context: &RunnerContext) -> String {
+    paths::lease(context.config.node.as_str())
 }
 
-pub(super) fn renewal(hub: &Hub, count: u64) -> Renewal {
-    Renewal { incarnation: hub.config.incarnation.clone(), count, unix_ms: hub.unix_ms() }
+pub(super) fn renewal(context: &RunnerContext, count: u64) -> Renewal {
+    Renewal { incarnation: context.config.incarnation.clone(), count, unix_ms: context.unix_ms() }
 }
 
 /// The version of the node's lease record, which is created where it is missing.
-pub(super) async fn lease_version(hub: &Hub, session: &dyn Session) -> Result<i32, CoordError> {
-    let path = lease_path(hub);
+pub(super) async fn lease_version(context: &RunnerContext, session: &dyn Session) -> Result<i32, CoordError> {
+    let path = lease_path(context);
     loop {
         session.sync().await?;
         if let Some(node) = session.get(&path).await? {
             return Ok(node.stat.version);
         }
-        let data = renewal(hub, 0).encode();
-        match session.multi(vec![Op::Create { path: path.clone(), data, life: Life::Persistent }]).await {
+        let data = renewal(context, 0).encode();
+        match session.multi(vec![Op::Create { path: path.clone(), data, mode: CreateMode::Persistent }]).await {
             Ok(_) | Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => {}
             Err(error) => return Err(error),
         }

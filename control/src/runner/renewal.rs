@@ -6,14 +6,14 @@
 //! written, and without copies nothing.
 
 use super::attempt::{Attempt, has_begun};
-use super::context::Hub;
+use super::context::RunnerContext;
 use super::grant::Known;
 use super::registration;
-use super::tenure::Seat;
-use crate::cluster::lease::LeaseTerms;
+use super::write_lease::ActiveRegistration;
+use crate::cluster::lease::LeaseTiming;
 use crate::coord::{CoordError, Done, MULTI_BYTES_MAX, Op, Stat};
-use crate::model::state_machine::{self, Event, Mark};
-use crate::model::{Record, Renewal, State, TaskId, TaskRecord};
+use crate::model::state_machine::{self, Checkpoint, TaskEvent};
+use crate::model::{Record, Renewal, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::job::Reason;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,12 +31,12 @@ const GUARD_EVERY: Duration = Duration::from_millis(250);
 
 /// What the renewal remembers from one write to the next.
 #[derive(Debug, Default)]
-struct Rhythm {
+struct RenewalState {
     count: u64,
     /// Of the lease's node; `None` when it has to be read.
     lease_version: Option<i32>,
     /// Of the registration that it is the version for.
-    seat: Option<Seat>,
+    registration: Option<ActiveRegistration>,
     /// When the last write began.
     wrote: Option<Instant>,
     checkpoints: BTreeMap<TaskId, Instant>,
@@ -45,7 +45,7 @@ struct Rhythm {
 }
 
 /// A checkpoint that is being written.
-struct Checkpoint<'a> {
+struct DueCheckpoint<'a> {
     attempt: &'a Attempt,
     known: MutexGuard<'a, Option<Known>>,
     current: Known,
@@ -53,17 +53,18 @@ struct Checkpoint<'a> {
 }
 
 /// Renews and checkpoints for as long as it is polled.
-pub(super) async fn renew(hub: &Hub) {
-    let mut rhythm = Rhythm::default();
+pub(super) async fn renew(context: &RunnerContext) {
+    let mut rhythm = RenewalState::default();
     loop {
-        let seat = hub.seat().await;
-        if !rhythm.seat.as_ref().is_some_and(|known| Arc::ptr_eq(&known.tenure, &seat.tenure)) {
-            (rhythm.seat, rhythm.lease_version) = (Some(seat.clone()), None);
+        let registration = context.registration().await;
+        if !rhythm.registration.as_ref().is_some_and(|known| Arc::ptr_eq(&known.write_lease, &registration.write_lease))
+        {
+            (rhythm.registration, rhythm.lease_version) = (Some(registration.clone()), None);
         }
-        rhythm.wait(hub, &seat).await;
-        if let Err(error) = rhythm.write(hub, &seat).await {
+        rhythm.wait(context, &registration).await;
+        if let Err(error) = rhythm.write(context, &registration).await {
             tracing::debug!(%error, "a renewal was not committed");
-            hub.outlast(&seat, &error).await;
+            context.outlast(&registration, &error).await;
             // Tried again as soon as that makes sense, with all that it was to say.
             rhythm.wrote = None;
             rhythm.checkpoints.clear();
@@ -71,41 +72,41 @@ pub(super) async fn renew(hub: &Hub) {
     }
 }
 
-impl Rhythm {
+impl RenewalState {
     /// Waits until the next write is due.
-    async fn wait(&self, hub: &Hub, seat: &Seat) {
-        let terms = LeaseTerms::from(seat.session.timeout());
-        let mut seats = hub.seat.subscribe();
+    async fn wait(&self, context: &RunnerContext, registration: &ActiveRegistration) {
+        let terms = LeaseTiming::from(registration.session.timeout());
+        let mut registrations = context.registration.subscribe();
         loop {
-            let every = if hub.needs_lease() { terms.renew_every } else { CHECKPOINT_EVERY };
-            let wants_lease = hub.needs_lease() && !seat.tenure.is_open(hub.now());
+            let every = if context.needs_lease() { terms.renew_every } else { CHECKPOINT_EVERY };
+            let wants_lease = context.needs_lease() && !registration.write_lease.is_open(context.now());
             let due = self.wrote.map_or_else(Instant::now, |wrote| wrote + every);
             if wants_lease || self.again || due <= Instant::now() {
                 return;
             }
             tokio::select! { biased;
-                _ = seats.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(seat))) => return,
-                () = hub.renew.notified() => {}
+                _ = registrations.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(registration))) => return,
+                () = context.renew.notified() => {}
                 () = sleep_until(due) => return,
             }
         }
     }
 
-    async fn write(&mut self, hub: &Hub, seat: &Seat) -> Result<(), CoordError> {
+    async fn write(&mut self, context: &RunnerContext, registration: &ActiveRegistration) -> Result<(), CoordError> {
         self.wrote = Some(Instant::now());
         let may_repeat = !std::mem::take(&mut self.again);
-        let needs_lease = hub.needs_lease();
-        let attempts = hub.book.all();
-        let mut checkpoints = self.checkpoints(hub, seat, &attempts).await?;
+        let needs_lease = context.needs_lease();
+        let attempts = context.assignments.all();
+        let mut checkpoints = self.checkpoints(context, registration, &attempts).await?;
         if needs_lease && self.lease_version.is_none() {
-            self.lease_version = Some(registration::lease_version(hub, &*seat.session).await?);
+            self.lease_version = Some(registration::lease_version(context, &*registration.session).await?);
         }
         loop {
-            let mut ops = vec![seat.check(&hub.config.node)];
+            let mut ops = vec![registration.check(&context.config.node)];
             if let Some(version) = self.lease_version.filter(|_| needs_lease) {
                 self.count += 1;
-                let data = registration::renewal(hub, self.count).encode();
-                ops.push(Op::Set { path: registration::lease_path(hub), data, version });
+                let data = registration::renewal(context, self.count).encode();
+                ops.push(Op::Set { path: registration::lease_path(context), data, version });
             }
             let own = ops.len();
             let mut owners = Vec::new();
@@ -117,13 +118,13 @@ impl Rhythm {
             if ops.len() == 1 {
                 return Ok(());
             }
-            let sent = hub.now();
-            match seat.session.multi(ops).await {
+            let sent = context.now();
+            match registration.session.multi(ops).await {
                 Ok(done) => {
                     if needs_lease {
-                        seat.tenure.committed(sent);
+                        registration.write_lease.committed(sent);
                     }
-                    self.committed(hub, &done, own, checkpoints);
+                    self.committed(context, &done, own, checkpoints);
                     return Ok(());
                 }
                 Err(CoordError::Refused { index, .. }) if index >= own => {
@@ -136,8 +137,8 @@ impl Rhythm {
                 }
                 Err(error @ CoordError::Unknown(_)) if needs_lease => {
                     self.lease_version = None;
-                    return if self.was_committed(hub, seat).await? {
-                        seat.tenure.committed(sent);
+                    return if self.was_committed(context, registration).await? {
+                        registration.write_lease.committed(sent);
                         Ok(())
                     } else {
                         Err(error)
@@ -153,21 +154,26 @@ impl Rhythm {
     }
 
     /// Whether the last renewal stands in the store.
-    async fn was_committed(&mut self, hub: &Hub, seat: &Seat) -> Result<bool, CoordError> {
-        seat.session.sync().await?;
-        let Some(node) = seat.session.get(&registration::lease_path(hub)).await? else { return Ok(false) };
+    async fn was_committed(
+        &mut self,
+        context: &RunnerContext,
+        registration: &ActiveRegistration,
+    ) -> Result<bool, CoordError> {
+        registration.session.sync().await?;
+        let Some(node) = registration.session.get(&registration::lease_path(context)).await? else { return Ok(false) };
         self.lease_version = Some(node.stat.version);
-        let is_last = |renewal: Renewal| renewal.incarnation == hub.config.incarnation && renewal.count == self.count;
+        let is_last =
+            |renewal: Renewal| renewal.incarnation == context.config.incarnation && renewal.count == self.count;
         Ok(Renewal::decode(&node.data).is_ok_and(is_last))
     }
 
     /// Checkpoints that are due, as many as one write has room for.
     async fn checkpoints<'a>(
         &mut self,
-        hub: &Hub,
-        seat: &Seat,
+        context: &RunnerContext,
+        registration: &ActiveRegistration,
         attempts: &'a [Arc<Attempt>],
-    ) -> Result<Vec<Checkpoint<'a>>, CoordError> {
+    ) -> Result<Vec<DueCheckpoint<'a>>, CoordError> {
         self.checkpoints.retain(|task, _| attempts.iter().any(|attempt| attempt.task() == task));
         let mut due = Vec::new();
         let mut bytes = 0;
@@ -176,7 +182,9 @@ impl Rhythm {
             if last.is_some_and(|last| last.elapsed() < CHECKPOINT_EVERY) {
                 continue;
             }
-            if let Some(checkpoint) = checkpoint(hub, seat, attempt).instrument(attempt.span().clone()).await? {
+            if let Some(checkpoint) =
+                checkpoint(context, registration, attempt).instrument(attempt.span().clone()).await?
+            {
                 bytes += checkpoint.after.encode().len() + 1024;
                 if bytes > MULTI_BYTES_MAX / 2 {
                     break;
@@ -188,7 +196,7 @@ impl Rhythm {
         Ok(due)
     }
 
-    fn committed(&mut self, hub: &Hub, done: &[Done], own: usize, checkpoints: Vec<Checkpoint<'_>>) {
+    fn committed(&mut self, context: &RunnerContext, done: &[Done], own: usize, checkpoints: Vec<DueCheckpoint<'_>>) {
         let stat = |done: Option<&Done>| match done {
             Some(Done::Set(stat)) => Some(*stat),
             Some(Done::Plain) | None => None,
@@ -197,30 +205,30 @@ impl Rhythm {
             self.lease_version = stat(done.get(1)).map(|stat: Stat| stat.version);
         }
         let mut at = own;
-        for Checkpoint { attempt, mut known, current, after } in checkpoints {
+        for DueCheckpoint { attempt, mut known, current, after } in checkpoints {
             at += current.ops(&after).len();
             *known = stat(done.get(at - 1)).and_then(|stat| current.after(after, stat));
-            hub.hints.changed(attempt.task());
+            context.notifier.changed(attempt.task());
         }
     }
 }
 
 /// The checkpoint of an attempt, if its copy has anything new to say.
 async fn checkpoint<'a>(
-    hub: &Hub,
-    seat: &Seat,
+    context: &RunnerContext,
+    registration: &ActiveRegistration,
     attempt: &'a Arc<Attempt>,
-) -> Result<Option<Checkpoint<'a>>, CoordError> {
+) -> Result<Option<DueCheckpoint<'a>>, CoordError> {
     let Some(running) = attempt.running().filter(|_| !attempt.is_abandoned()) else { return Ok(None) };
     let map = running.durable();
     if map.is_empty() {
         return Ok(None);
     }
     let Some(mut known) = attempt.grant.lock(RECORD_WAIT).await else { return Ok(None) };
-    attempt.grant.refresh(&*seat.session, &mut known).await?;
+    attempt.grant.refresh(&*registration.session, &mut known).await?;
     let is_due = |current: &&mut Known| {
         let record = &current.record;
-        let is_at_work = has_begun(record) || record.state == State::Cancelling;
+        let is_at_work = has_begun(record) || record.state == TaskState::Cancelling;
         is_at_work && (record.map != map || record.progress.durable != running.progress().durable)
     };
     if known.is_none() {
@@ -231,9 +239,9 @@ async fn checkpoint<'a>(
         return Ok(None);
     }
     let Some(current) = known.take() else { return Ok(None) };
-    let mark = Mark { progress: running.progress(), map };
-    match state_machine::next(&current.record, Event::Checkpointed(mark), hub.unix_ms()) {
-        Ok(after) => Ok(Some(Checkpoint { attempt, known, current, after })),
+    let checkpoint = Checkpoint { progress: running.progress(), map };
+    match state_machine::next(&current.record, TaskEvent::Checkpointed(checkpoint), context.unix_ms()) {
+        Ok(after) => Ok(Some(DueCheckpoint { attempt, known, current, after })),
         Err(_) => {
             *known = Some(current);
             Ok(None)
@@ -242,13 +250,13 @@ async fn checkpoint<'a>(
 }
 
 /// Stops copies whose lease ends, for as long as it is polled. Depends on clocks alone.
-pub(super) async fn guard_leases(hub: &Hub) {
-    let mut held = hub.book.count();
+pub(super) async fn guard_leases(context: &RunnerContext) {
+    let mut held = context.assignments.count();
     loop {
         let mut wait = GUARD_EVERY;
-        for attempt in hub.book.all() {
-            let Some(tenure) = attempt.tenure() else { continue };
-            let left = tenure.left(hub.now());
+        for attempt in context.assignments.all() {
+            let Some(write_lease) = attempt.write_lease() else { continue };
+            let left = write_lease.left(context.now());
             if left.is_zero() {
                 attempt.stop(Reason::LeaseLost);
             } else {

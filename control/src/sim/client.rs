@@ -4,7 +4,7 @@ use super::judge::Judge;
 use super::net::{CLIENT, Net, Port};
 use super::scenario::Want;
 use super::verdict::Verdict;
-use crate::model::{Change, Draining, NodeId, Order, TaskId, TaskSpec, Wish};
+use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChange, TaskId, TaskSpec};
 use crate::rpc::desk::Desk;
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
@@ -58,7 +58,7 @@ impl Client {
 
     /// Submits a task. What was accepted stands in the store.
     pub(super) async fn submit(self, id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32) {
-        let order = Order { id: id.clone(), spec, priority, max_attempts };
+        let order = Submission { id: id.clone(), spec, priority, max_attempts };
         let era = self.judge.era();
         let answer = self
             .ask(|leader| {
@@ -83,10 +83,10 @@ impl Client {
                 let id = id.clone();
                 async move {
                     let change = match want {
-                        Want::Cancel => Change::Cancel,
-                        Want::Pause => Change::Pause,
-                        Want::Resume => Change::Resume,
-                        Want::Limit => Change::Limit(Some(1 << 20)),
+                        Want::Cancel => TaskChange::Cancel,
+                        Want::Pause => TaskChange::Pause,
+                        Want::Resume => TaskChange::Resume,
+                        Want::Limit => TaskChange::Limit(Some(1 << 20)),
                     };
                     leader.change(&id, change).await
                 }
@@ -96,22 +96,26 @@ impl Client {
         self.verdict.note(format_args!("{id}: {want:?} {said:?}"));
         if let (Some(Ok(_)), Want::Cancel) = (answer, want) {
             let is_heard = |seen: &super::judge::Seen| {
-                seen.record.id != id || seen.record.wish == Wish::Cancel || seen.record.state.is_terminal()
+                seen.record.id != id
+                    || seen.record.desired_state == DesiredState::Cancel
+                    || seen.record.state.is_terminal()
             };
             let is_kept = self.judge.tasks().iter().all(is_heard) || self.judge.has_forgotten();
             self.verdict.expect(is_kept, || format!("{id}: the cancel was forgotten"));
         }
     }
 
-    pub(super) async fn drain(self, node: NodeId, wish: Draining) {
+    pub(super) async fn drain(self, node: NodeId, desired_state: DrainMode) {
         let answer = self
             .ask(|leader| {
                 let node = node.clone();
-                async move { leader.drain(&node, wish).await }
+                async move { leader.drain(&node, desired_state).await }
             })
             .await;
-        self.verdict
-            .note(format_args!("drain {node} {wish:?}: {:?}", answer.map(|answer| answer.map_err(|error| error.code))));
+        self.verdict.note(format_args!(
+            "drain {node} {desired_state:?}: {:?}",
+            answer.map(|answer| answer.map_err(|error| error.code))
+        ));
     }
 
     /// Says that a node is off.

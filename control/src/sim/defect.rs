@@ -7,7 +7,7 @@ use super::{play, verdict::Verdict};
 use crate::coord::paths;
 use crate::coord::sim::Ensemble;
 use crate::coord::{Node, Op};
-use crate::model::{OpId, Record, State, TaskRecord};
+use crate::model::{OpId, Record, TaskRecord, TaskState};
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -77,15 +77,15 @@ fn mischievous(plant: Plant, tasks: &[(String, Node, TaskRecord)]) -> Option<Vec
     };
     match plant {
         Plant::Reviver => {
-            let (path, node, record) = tasks.iter().find(|(_, _, record)| record.state == State::Succeeded)?;
-            rewritten(path, node, record, &|after| after.state = State::Pending)
+            let (path, node, record) = tasks.iter().find(|(_, _, record)| record.state == TaskState::Succeeded)?;
+            rewritten(path, node, record, &|after| after.state = TaskState::Pending)
         }
         Plant::Vandal => {
             let (path, node, record) = tasks.first()?;
             rewritten(path, node, record, &|after| after.reason = String::from("because"))
         }
         Plant::Thief => {
-            let (path, node, _) = tasks.iter().find(|(_, _, record)| record.state == State::Pending)?;
+            let (path, node, _) = tasks.iter().find(|(_, _, record)| record.state == TaskState::Pending)?;
             Some(vec![Op::Delete { path: path.clone(), version: node.stat.version }])
         }
         Plant::Matchmaker => {
@@ -93,10 +93,11 @@ fn mischievous(plant: Plant, tasks: &[(String, Node, TaskRecord)]) -> Option<Vec
             let (_, _, held) =
                 tasks.iter().find(|(_, _, record)| record.holder.is_some() && destination(record).is_some())?;
             let is_rival =
-                |record: &TaskRecord| record.state == State::Pending && destination(record) == destination(held);
+                |record: &TaskRecord| record.state == TaskState::Pending && destination(record) == destination(held);
             let (path, node, record) = tasks.iter().find(|(_, _, record)| is_rival(record))?;
             rewritten(path, node, record, &|after| {
-                (after.state, after.holder, after.claims) = (State::Assigned, held.holder.clone(), held.claims.clone());
+                (after.state, after.holder, after.claims) =
+                    (TaskState::Assigned, held.holder.clone(), held.claims.clone());
             })
         }
         _ => None,
@@ -168,7 +169,7 @@ fn terminal_states_that_change_are_noticed() {
 
 #[test]
 fn writes_without_a_guard_are_noticed() {
-    shows(Plant::Vandal, "without reign or registration");
+    shows(Plant::Vandal, "without leader_term or registration");
 }
 
 #[test]

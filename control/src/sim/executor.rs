@@ -11,7 +11,7 @@ use super::place::Place;
 use crate::clock::Clock;
 use crate::model::{CopyTask, DurableMap, Failure, Holder, Progress, TaskId};
 use crate::process::spawn;
-use crate::runner::{End, Outcome, Question, Running, Work, Worker};
+use crate::runner::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
@@ -52,7 +52,7 @@ pub(super) struct Pace {
 
 /// The engine of one process.
 #[derive(Debug)]
-pub(super) struct SimWorker {
+pub(super) struct SimExecutor {
     holder: Holder,
     around: Surroundings,
     clock: Arc<dyn Clock>,
@@ -65,7 +65,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl SimWorker {
+impl SimExecutor {
     pub(super) fn new(holder: Holder, around: Surroundings, clock: Arc<dyn Clock>, journals: Journals) -> Self {
         Self { holder, around, clock, journals, started: Mutex::default(), wedged: Arc::default() }
     }
@@ -82,7 +82,7 @@ impl SimWorker {
 }
 
 #[async_trait]
-impl Worker for SimWorker {
+impl Executor for SimExecutor {
     async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
         let place = Place::parse(&copy.destination, copy.node.as_ref());
         match &place.node {
@@ -93,7 +93,7 @@ impl Worker for SimWorker {
         }
     }
 
-    fn start(&self, work: Work) -> Arc<dyn Running> {
+    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
         let Surroundings { disks, jobs, .. } = &self.around;
         let number = jobs.fetch_add(1, Relaxed);
         lock(&self.started).push(number);
@@ -162,7 +162,7 @@ impl State {
 }
 
 #[async_trait]
-impl Running for State {
+impl ExecutionHandle for State {
     fn progress(&self) -> Progress {
         let durable = lock(&self.durable).len() as u64 * BLOCK;
         let written = durable.max(self.written.load(Relaxed));
@@ -220,7 +220,7 @@ enum Stop {
 }
 
 impl Job {
-    async fn run(mut self, work: Work) {
+    async fn run(mut self, work: Execution) {
         let outcome = match self.begin(work).await {
             Ok(gate) => {
                 let copied = self.copy(&gate).await;
@@ -233,7 +233,7 @@ impl Job {
     }
 
     /// Everything before the first write.
-    async fn begin(&self, work: Work) -> Result<Arc<blockhaul_engine::gate::Gate>> {
+    async fn begin(&self, work: Execution) -> Result<Arc<blockhaul_engine::gate::Gate>> {
         let unfit = lock(&self.around.pace).unfit;
         if self.around.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
             let code = if fastrand::bool() { Code::Permission } else { Code::Unreachable };
@@ -269,7 +269,7 @@ impl Job {
             return Ok(work.gate);
         }
         let (answer, answered) = oneshot::channel();
-        let question = Question { durable: self.state.durable(), answer };
+        let question = WritePermitRequest { durable: self.state.durable(), answer };
         let no = || Error::new(Code::RunnerInterrupt, Side::Engine, Operation::Start, "nobody said that it may write");
         work.admission.send(question).map_err(|_| no())?;
         answered.await.map_err(|_| no())??;

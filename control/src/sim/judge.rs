@@ -7,7 +7,7 @@
 //! | I3 success | every attempt is quiet, and the destination holds the source's data ([`Disks::seal`]) |
 //! | I4 ends | a terminal state stays; failures fall only with progress; interruptions are not charged |
 //! | I5 life | every task that can go on does, within a minute: [`Judge::stuck`], when nothing disturbs it |
-//! | I6 guards | every operation names a version; whoever changes a task or a claim checks its reign or registration |
+//! | I6 guards | every operation names a version; whoever changes a task or a claim checks its term or registration |
 //!
 //! Also: a transition is one that its author may make, what a record calls durable is and is gone on with, a lost lease is waited for, and
 //! a claim goes only with its task's end. All of it is judged from what the specification says, by the committed data.
@@ -19,8 +19,8 @@ use crate::coord::paths;
 use crate::coord::sim::Commit;
 use crate::coord::{Node, Op, Zxid};
 use crate::model::{
-    Attempt, Claim, Epoch, Fence, Holder, Leader, NodeFault, NodeId, Record, Registration, State, TaskId, TaskRecord,
-    TaskSpec, Wish,
+    Attempt, Claim, DesiredState, Epoch, Fence, Holder, Leader, NodeFault, NodeId, Record, Registration, TaskId,
+    TaskRecord, TaskSpec, TaskState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -166,11 +166,12 @@ impl Judge {
             self.verdict
                 .expect(is_leader, || format!("{} wrote as leader and is none: {:?}", commit.node, books.leader));
             let is_first = matches!(commit.ops.first(), Some(Op::Check { path, .. }) if path == paths::LEADER_EPOCH);
-            self.verdict.expect(is_first, || format!("the reign is not checked first: {:?}", commit.ops));
+            self.verdict.expect(is_first, || format!("the leader_term is not checked first: {:?}", commit.ops));
         } else {
             let is_runner = checks(commit, &paths::runner(commit.node));
-            self.verdict
-                .expect(is_runner, || format!("{} wrote without reign or registration: {:?}", commit.node, commit.ops));
+            self.verdict.expect(is_runner, || {
+                format!("{} wrote without leader_term or registration: {:?}", commit.node, commit.ops)
+            });
         }
     }
 
@@ -262,12 +263,12 @@ impl Judge {
         }
         match before {
             None => {
-                let is_new = after.state == State::Pending && author == Author::Leader;
+                let is_new = after.state == TaskState::Pending && author == Author::Leader;
                 self.verdict.expect(is_new, || format!("{} began as {:?} by {author:?}", after.id, after.state));
             }
             Some(before) => self.judge_step(books, commit, author, &before, &after),
         }
-        if after.state == State::Succeeded
+        if after.state == TaskState::Succeeded
             && books.tasks.get(&after.id).is_none_or(|seen| seen.record.state != after.state)
         {
             self.judge_success(&after);
@@ -313,21 +314,21 @@ impl Judge {
                 fail(format!("{} wrote the record of {:?}", commit.node, before.holder));
             }
         }
-        if before.state == State::Pending && after.state == State::Assigned {
+        if before.state == TaskState::Pending && after.state == TaskState::Assigned {
             let is_its = |attempt: &&Attempt| Some(&attempt.runner) == after.holder.as_ref();
             let is_unfit = |attempt: &Attempt| attempt.node_fault == Some(NodeFault::Lasting);
             if before.attempts.iter().filter(is_its).any(is_unfit) {
                 fail(format!("was given to {:?} again, which cannot do it", after.holder));
             }
         }
-        if before.state == State::Lost && after.state != State::Lost {
+        if before.state == TaskState::Lost && after.state != TaskState::Lost {
             self.judge_fence(books, before, after);
         }
         if after.map != before.map {
             self.judge_map(after);
         }
         // And the destination may have been written since by an attempt that no record knows of.
-        let begins = before.state == State::Assigned && after.state == State::Running && !self.has_forgotten();
+        let begins = before.state == TaskState::Assigned && after.state == TaskState::Running && !self.has_forgotten();
         if begins && after.map.bytes() < before.map.bytes() {
             let (kept, known) = (after.map.bytes(), before.map.bytes());
             fail(format!("began with {kept} of {known} bytes that were durable"));
@@ -339,18 +340,18 @@ impl Judge {
         let outcome = after.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
         match after.state {
             state if before.state == state => {}
-            State::Lost => self.verdict.count("tasks lost"),
-            State::Pending if after.attempts.last().is_some_and(|last| last.node_fault.is_some()) => {
+            TaskState::Lost => self.verdict.count("tasks lost"),
+            TaskState::Pending if after.attempts.last().is_some_and(|last| last.node_fault.is_some()) => {
                 self.verdict.count("tasks that their nodes could not do");
             }
-            State::Running if before.state == State::Lost => self.verdict.count("local copies taken up again"),
-            State::Running if !after.map.is_empty() => self.verdict.count("copies resumed from a map"),
-            State::Running => self.verdict.count("copies begun"),
-            State::Verifying => self.verdict.count("successes that waited for quiet"),
-            State::Succeeded => self.verdict.count("tasks succeeded"),
-            State::Failed => self.verdict.count("tasks failed"),
-            State::Cancelled => self.verdict.count("tasks cancelled"),
-            State::Pending | State::Assigned | State::Paused | State::Cancelling => {}
+            TaskState::Running if before.state == TaskState::Lost => self.verdict.count("local copies taken up again"),
+            TaskState::Running if !after.map.is_empty() => self.verdict.count("copies resumed from a map"),
+            TaskState::Running => self.verdict.count("copies begun"),
+            TaskState::Verifying => self.verdict.count("successes that waited for quiet"),
+            TaskState::Succeeded => self.verdict.count("tasks succeeded"),
+            TaskState::Failed => self.verdict.count("tasks failed"),
+            TaskState::Cancelled => self.verdict.count("tasks cancelled"),
+            TaskState::Pending | TaskState::Assigned | TaskState::Paused | TaskState::Cancelling => {}
         }
         if !is_over(before) && is_over(after) && outcome == Some("ERunnerInterrupt") {
             self.verdict.count("attempts given back or taken back");
@@ -364,7 +365,7 @@ impl Judge {
         let is_since = |gone: &&Instant| granted.is_none_or(|granted| *gone >= granted);
         let is_there = books.runners.values().any(|there| there.incarnation == last.runner.incarnation);
         let gone = books.gone.get(&last.runner.incarnation.0).into_iter().flatten().find(is_since);
-        let is_back = matches!(after.state, State::Running | State::Cancelling) && after.holder.is_some();
+        let is_back = matches!(after.state, TaskState::Running | TaskState::Cancelling) && after.holder.is_some();
         let is_fine = match after.spec.fence() {
             Fence::Local if is_back => is_there,
             _ if books.confirmed.contains(last.runner.node.as_str()) => !is_back && gone.is_some(),
@@ -450,18 +451,19 @@ impl Judge {
         let books = self.books();
         let is_stuck = |seen: &&Seen| {
             let Seen { record, changed } = seen;
-            let waits = record.state == State::Pending && (record.not_before_ms > unix_ms || books.waits(record));
-            let is_asleep = record.state.is_terminal() || (record.state == State::Paused && record.wish == Wish::Pause);
+            let waits = record.state == TaskState::Pending && (record.not_before_ms > unix_ms || books.waits(record));
+            let is_asleep = record.state.is_terminal()
+                || (record.state == TaskState::Paused && record.desired_state == DesiredState::Pause);
             !waits && !is_asleep && (*changed).max(since).elapsed() > STUCK
         };
         let stuck = books.tasks.values().find(is_stuck)?;
         let Seen { record, changed } = stuck;
         Some(format!(
-            "{} is {} for {:?} (wish {:?}, holder {:?}, reason '{}')",
+            "{} is {} for {:?} (desired_state {:?}, holder {:?}, reason '{}')",
             record.id,
             record.state.as_str(),
             changed.elapsed(),
-            record.wish,
+            record.desired_state,
             record.holder,
             record.reason
         ))
@@ -486,7 +488,8 @@ impl Books {
     fn waits(&self, record: &TaskRecord) -> bool {
         let destination = Place::destination(&record.spec);
         let holds = |other: &TaskRecord| {
-            other.id != record.id && (other.state.is_held() || other.state == State::Paused || !other.claims.is_empty())
+            other.id != record.id
+                && (other.state.is_held() || other.state == TaskState::Paused || !other.claims.is_empty())
         };
         let mut others = self.tasks.values().map(|seen| &seen.record).filter(|other| holds(other));
         others.any(|other| destination.is_some() && Place::destination(&other.spec) == destination)
@@ -507,7 +510,7 @@ fn checks(commit: &Commit<'_>, wanted: &str) -> bool {
 
 /// The state machine as it is specified, by who moves it.
 fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
-    use State::{Assigned, Cancelled, Cancelling, Failed, Lost, Paused, Pending, Running, Succeeded, Verifying};
+    use TaskState::{Assigned, Cancelled, Cancelling, Failed, Lost, Paused, Pending, Running, Succeeded, Verifying};
     let is_noop = matches!(after.spec, TaskSpec::Noop(_));
     let to = after.state;
     if before.state == to {

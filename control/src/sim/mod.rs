@@ -8,7 +8,7 @@
 //! record and every write of a volume.
 //!
 //! ```text
-//! Scenario -> World -> Host -> Life: Process of production tasks -> coord::sim (service), net (calls), worker, disk
+//! Scenario -> World -> Host -> CreateMode: Process of production tasks -> coord::sim (service), net (calls), worker, disk
 //!                 `-> Client                                        judge: records; disk: writes; verdict
 //! ```
 //! What is not simulated: threads (production code has one per process here), the engine, the wire formats.

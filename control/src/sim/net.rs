@@ -6,7 +6,8 @@
 use super::process::Process;
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::{
-    Addressee, Answer, Assignment, CallError, CenterId, LeaderCalls, LocalIdentity, Peer, RunnerCalls, Standing,
+    Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, LocalIdentity, Peer,
+    RunnerClient,
 };
 use crate::process::spawn;
 use crate::rpc::desk::{Desk, Leadership};
@@ -161,8 +162,8 @@ pub(super) struct Calls {
 }
 
 #[async_trait]
-impl RunnerCalls for Calls {
-    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError> {
+impl RunnerClient for Calls {
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError> {
         let work = |port: Port| {
             let assignment = assignment.clone();
             Box::pin(async move { port.runner.assign(assignment).await }) as Work<_>
@@ -170,18 +171,18 @@ impl RunnerCalls for Calls {
         self.at_process(to, work).await
     }
 
-    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError> {
+    async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
         let work = |port: Port| {
             let assignment = assignment.clone();
-            Box::pin(async move { port.runner.ask(assignment).await }) as Work<_>
+            Box::pin(async move { port.runner.query(assignment).await }) as Work<_>
         };
         self.at_process(to, work).await
     }
 
-    async fn nudge(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+    async fn notify(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         let work = |port: Port| {
             let task = task.clone();
-            Box::pin(async move { port.runner.nudge(leader, &task).await }) as Work<_>
+            Box::pin(async move { port.runner.notify(leader, &task).await }) as Work<_>
         };
         self.at_process(to, work).await
     }
@@ -237,7 +238,7 @@ impl Calls {
 }
 
 #[async_trait]
-impl LeaderCalls for Calls {
+impl LeaderClient for Calls {
     async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError> {
         let tasks = tasks.to_vec();
         self.tell(move |desk| {

@@ -7,15 +7,15 @@
 use super::clock::SimClock;
 use super::defect::Plant;
 use super::disk::Disks;
-use super::executor::{Journals, Pace, SimWorker};
+use super::executor::{Journals, Pace, SimExecutor};
 use super::judge::Judge;
 use super::net::{Calls, Net, Port};
 use super::process::Process;
-use crate::coord::Center;
+use crate::coord::CoordClient;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::dispatcher::{Config, FenceProgram};
 use crate::model::{Holder, Incarnation, NodeId};
-use crate::node::{Leading, Play, Stop, Stopper};
+use crate::node::{LeaderRole, Roles, Stop, StopHandle};
 use crate::peers::{CenterId, LocalIdentity};
 use crate::process::spawn;
 use crate::rpc::desk::Leadership;
@@ -43,7 +43,7 @@ pub(super) struct Host {
     pub(super) name: String,
     pub(super) clock: Arc<SimClock>,
     slots: u32,
-    center: Arc<dyn Center>,
+    center: Arc<dyn CoordClient>,
     memory: Arc<Memory>,
     journals: Journals,
     around: Surroundings,
@@ -54,15 +54,15 @@ pub(super) struct Host {
 pub(super) struct Life {
     pub(super) process: Arc<Process>,
     pub(super) holder: Holder,
-    worker: Arc<SimWorker>,
-    stopper: Stopper,
+    executor: Arc<SimExecutor>,
+    stopper: StopHandle,
     ended: Arc<Mutex<Option<Stopped>>>,
     /// A session that was not closed is left to expire: not before the process is gone.
     _keeper: Arc<SessionKeeper>,
 }
 
 impl Host {
-    pub(super) fn new(name: &str, slots: u32, center: Arc<dyn Center>, around: Surroundings) -> Self {
+    pub(super) fn new(name: &str, slots: u32, center: Arc<dyn CoordClient>, around: Surroundings) -> Self {
         Self {
             name: name.to_owned(),
             clock: Arc::new(SimClock::new(Duration::from_secs(fastrand::u64(1..1_000_000)))),
@@ -83,14 +83,14 @@ impl Host {
         let around = &self.around;
         let pace = if around.plant == Some(Plant::SlowClocks) { 0.2 } else { 1.0 };
         let clock = Arc::new(self.clock.at_pace(pace));
-        let worker = Arc::new(SimWorker::new(holder.clone(), around.clone(), clock.clone(), self.journals.clone()));
+        let executor = Arc::new(SimExecutor::new(holder.clone(), around.clone(), clock.clone(), self.journals.clone()));
         let (leader, leader_seen) = watch::channel(None);
         let calls = Arc::new(Calls { net: around.net.clone(), node: self.name.clone(), leader: leader_seen });
         let config = RunnerConfig {
             slots: self.slots,
             ..RunnerConfig::new(node.clone(), incarnation.clone(), self.name.clone())
         };
-        let seams = Seams { worker: worker.clone(), leader: calls.clone(), clock, state: self.memory.clone() };
+        let seams = Seams { executor: executor.clone(), leader: calls.clone(), clock, state: self.memory.clone() };
         let runner = Runner::new(config, seams);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let identity =
@@ -100,7 +100,7 @@ impl Host {
         around.net.listen(&self.name, port);
         // No role fails for a reason of this host's.
         let (failed, failures) = mpsc::channel(1);
-        let leading = Leading {
+        let leading = LeaderRole {
             node,
             incarnation,
             address: self.name.clone(),
@@ -116,13 +116,13 @@ impl Host {
             office: watch::Sender::new(false),
             failed,
         };
-        let (keeper, stopper) = (Arc::new(SessionKeeper::new(self.center.clone())), Stopper::new());
+        let (keeper, stopper) = (Arc::new(SessionKeeper::new(self.center.clone())), StopHandle::new());
         let ended = Arc::new(Mutex::new(None));
         let (own, asked, told) = (keeper.clone(), stopper.clone(), ended.clone());
         process.enter(|| {
             spawn(async move {
                 let serving = watch::Sender::new(false);
-                let play = Play {
+                let play = Roles {
                     keeper: &own,
                     leading: &leading,
                     serving,
@@ -136,7 +136,7 @@ impl Host {
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
             })
         });
-        Life { process, holder, worker, stopper, ended, _keeper: keeper }
+        Life { process, holder, executor, stopper, ended, _keeper: keeper }
     }
 
     fn dispatcher_config(&self) -> Config {
@@ -163,11 +163,11 @@ impl Life {
 
     /// Every job that it has started.
     pub(super) fn jobs(&self) -> Vec<u64> {
-        self.worker.jobs()
+        self.executor.jobs()
     }
 
     /// Whether a copy of a local volume has not come to rest: only the end of the process helps.
     pub(super) fn is_wedged(&self) -> bool {
-        self.worker.is_wedged()
+        self.executor.is_wedged()
     }
 }

@@ -16,10 +16,10 @@ use super::scenario::{Event, Fault, STORMY, Scenario, Want};
 use super::verdict::Verdict;
 use crate::clock::Clock;
 use crate::coord::paths;
-use crate::coord::sim::{Ensemble, Snapshot, Weather};
-use crate::coord::{Life as NodeLife, Op};
+use crate::coord::sim::{Ensemble, FaultRates, Snapshot};
+use crate::coord::{CreateMode, Op};
 use crate::dispatcher::FenceProgram;
-use crate::model::{Draining, Fence, Holder, NodeId, State, TaskId, Wish};
+use crate::model::{DesiredState, DrainMode, Fence, Holder, NodeId, TaskId, TaskState};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -98,7 +98,7 @@ struct PowerSwitch(mpsc::UnboundedSender<Cut>);
 
 #[async_trait]
 impl FenceProgram for PowerSwitch {
-    async fn cut(&self, runner: &Holder) -> Result<(), String> {
+    async fn fence_runner(&self, runner: &Holder) -> Result<(), String> {
         sleep(Duration::from_millis(fastrand::u64(10..2000))).await;
         if fastrand::u8(..5) == 0 {
             return Err(String::from("the switch does not answer"));
@@ -193,11 +193,11 @@ impl World {
 
     async fn set_up(&mut self) {
         let session = self.ensemble.client("installer").open().await.expect("nothing is wrong yet");
-        let create = |path| Op::Create { path, data: Vec::new(), life: NodeLife::Persistent };
+        let create = |path| Op::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
         session.multi(paths::all_folders().map(create).collect()).await.expect("nothing is wrong yet");
         session.close().await;
         let latency_ms = self.scenario.latency_ms;
-        self.ensemble.set_weather(Weather { latency_ms, ..Weather::default() });
+        self.ensemble.set_weather(FaultRates { latency_ms, ..FaultRates::default() });
         self.net.set_noise(Noise { delay_ms: latency_ms.1, ..Noise::default() });
         (0..self.hosts.len()).for_each(|node| self.start(node));
         if let Some(plant) = self.plant {
@@ -328,8 +328,8 @@ impl World {
                 self.plan(time, After::ServiceUp);
             }
             Fault::Drain { node, now, time } => {
-                let wish = if now { Draining::Now } else { Draining::Finish };
-                self.drain(node, wish);
+                let desired_state = if now { DrainMode::Now } else { DrainMode::Finish };
+                self.drain(node, desired_state);
                 self.plan(time, After::Undrain(node));
             }
             Fault::Jump { node, skew_ms } => self.hosts[node].clock.jump(skew_ms),
@@ -337,7 +337,8 @@ impl World {
             Fault::Storm { time } => {
                 let latency_ms = (self.scenario.latency_ms.0, self.scenario.latency_ms.1 * 4);
                 let (lost_reply, late_write, lost_watch, late_watch) = (0.15, 0.7, 0.3, 0.3);
-                let weather = Weather { latency_ms, lag_ms: (0, 800), lost_reply, late_write, lost_watch, late_watch };
+                let weather =
+                    FaultRates { latency_ms, lag_ms: (0, 800), lost_reply, late_write, lost_watch, late_watch };
                 self.ensemble.set_weather(weather);
                 self.plan(time, After::Fair);
             }
@@ -375,14 +376,14 @@ impl World {
             After::ServiceUp => self.ensemble.start(),
             After::Fair => {
                 let latency_ms = self.scenario.latency_ms;
-                self.ensemble.set_weather(Weather { latency_ms, ..Weather::default() });
+                self.ensemble.set_weather(FaultRates { latency_ms, ..FaultRates::default() });
             }
             After::Quiet => {
                 let delay_ms = self.scenario.latency_ms.1;
                 self.net.set_noise(Noise { delay_ms, ..Noise::default() });
             }
             After::Fast => self.set_pace(self.scenario.pace),
-            After::Undrain(node) => self.drain(node, Draining::Undo),
+            After::Undrain(node) => self.drain(node, DrainMode::Undo),
             After::Strike(fault) => self.happen(Event::Fault(fault)),
         }
     }
@@ -416,9 +417,9 @@ impl World {
         nodes.iter().for_each(|other| self.net.cut(&nodes[node], other, is_cut && *other != nodes[node]));
     }
 
-    fn drain(&self, node: usize, wish: Draining) {
+    fn drain(&self, node: usize, desired_state: DrainMode) {
         let node = NodeId::new(self.scenario.nodes[node].as_str()).expect("a node's name");
-        tokio::spawn(self.client.clone().drain(node, wish));
+        tokio::spawn(self.client.clone().drain(node, desired_state));
     }
 
     fn start(&mut self, node: usize) {
@@ -492,7 +493,7 @@ impl World {
         for node in 0..self.hosts.len() {
             self.hosts[node].clock.jump(0);
             self.ensemble.mend(&self.scenario.nodes[node]);
-            self.drain(node, Draining::Undo);
+            self.drain(node, DrainMode::Undo);
             if let Some(life) = &self.lives[node] {
                 life.process.release();
                 self.disks.release(&life.holder);
@@ -536,21 +537,22 @@ impl World {
     /// Clients want everything done, and operators every node used.
     fn resume_all(&self) {
         for seen in self.judge.tasks() {
-            if !seen.record.state.is_terminal() && seen.record.wish == Wish::Pause {
+            if !seen.record.state.is_terminal() && seen.record.desired_state == DesiredState::Pause {
                 tokio::spawn(self.client.clone().want(seen.record.id, Want::Resume));
             }
         }
         for (node, name) in self.scenario.nodes.iter().enumerate() {
             if self.ensemble.committed(&paths::drain(name)).is_some() {
-                self.drain(node, Draining::Undo);
+                self.drain(node, DrainMode::Undo);
             }
         }
     }
 
     /// An operator takes the nodes off that tasks without another fence were lost on, says so, and puts them back.
     async fn confirm_lost(&mut self) {
-        let is_manual =
-            |seen: &super::judge::Seen| seen.record.state == State::Lost && seen.record.spec.fence() == Fence::Manual;
+        let is_manual = |seen: &super::judge::Seen| {
+            seen.record.state == TaskState::Lost && seen.record.spec.fence() == Fence::Manual
+        };
         let Some(lost) = self.judge.tasks().into_iter().find(is_manual) else { return };
         let Some(runner) = lost.record.attempts.last().map(|attempt| attempt.runner.clone()) else { return };
         let Some(node) = self.hosts.iter().position(|host| host.name == runner.node.as_str()) else { return };

@@ -1,7 +1,7 @@
 //! The end of a listener comes soon, whatever its peers do; and health says how it stands.
 
 use crate::mock::{MockDesk, MockFloor, Node, client, name, noop};
-use blockhaul_control::peers::Answer;
+use blockhaul_control::peers::AssignResponse;
 use blockhaul_control::rpc::limits::GOODBYE_MAX;
 use blockhaul_control::rpc::wire::{self, center_client};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ async fn channel(node: &Node) -> Channel {
 async fn open_streams_hanging_calls_and_bare_connections_do_not_hold_a_listener() {
     let node = Node::start().await;
     node.lead(&Arc::new(MockDesk::default()));
-    node.floor.send_replace(Some(Arc::new(MockFloor { answer: Answer::Accepted })));
+    node.floor.send_replace(Some(Arc::new(MockFloor { answer: AssignResponse::Accepted })));
     client(&[node.address()]).submit(noop("t")).await.unwrap();
     let _bare = TcpStream::connect(node.listener.address()).await.unwrap();
     let mut events =
@@ -51,11 +51,11 @@ async fn health_follows_the_roles() {
         while states.message().await.unwrap().expect("the stream goes on").status != i32::from(wanted) {}
     };
     wait_for("", ServingStatus::Serving).await;
-    wait_for("blockhaul.v1.Center", ServingStatus::NotServing).await;
+    wait_for("blockhaul.v1.CoordClient", ServingStatus::NotServing).await;
     wait_for("blockhaul.v1.Runner", ServingStatus::NotServing).await;
     node.lead(&Arc::new(MockDesk::default()));
-    wait_for("blockhaul.v1.Center", ServingStatus::Serving).await;
-    node.floor.send_replace(Some(Arc::new(MockFloor { answer: Answer::Accepted })));
+    wait_for("blockhaul.v1.CoordClient", ServingStatus::Serving).await;
+    node.floor.send_replace(Some(Arc::new(MockFloor { answer: AssignResponse::Accepted })));
     wait_for("blockhaul.v1.Runner", ServingStatus::Serving).await;
     node.serving.send_replace(false);
     wait_for("", ServingStatus::NotServing).await;
@@ -63,7 +63,7 @@ async fn health_follows_the_roles() {
     node.serving.send_replace(true);
     wait_for("", ServingStatus::Serving).await;
     node.follow(None);
-    wait_for("blockhaul.v1.Center", ServingStatus::NotServing).await;
+    wait_for("blockhaul.v1.CoordClient", ServingStatus::NotServing).await;
 }
 
 #[tokio::test]
@@ -84,7 +84,9 @@ async fn reflection_names_the_services() {
         panic!("services were asked for")
     };
     let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-    for wanted in ["blockhaul.v1.Center", "blockhaul.v1.Runner", "blockhaul.v1.Dispatcher", "grpc.health.v1.Health"] {
+    for wanted in
+        ["blockhaul.v1.CoordClient", "blockhaul.v1.Runner", "blockhaul.v1.Dispatcher", "grpc.health.v1.Health"]
+    {
         assert!(names.contains(&wanted), "{names:?}");
     }
 }

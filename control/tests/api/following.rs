@@ -1,7 +1,7 @@
 //! Clients find the node that leads, and stay with a task when that changes.
 
 use crate::mock::{MockDesk, Node, client, name, noop, record};
-use blockhaul_control::model::{State, TaskRecord};
+use blockhaul_control::model::{TaskRecord, TaskState};
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
@@ -62,12 +62,12 @@ async fn a_watched_task_is_seen_to_its_end_though_the_leader_changes() {
         client(&addresses).follow("t", each).await.unwrap().state
     });
     assert_eq!(states.recv().await.unwrap(), "PENDING");
-    desk.edit("t", |task| task.state = State::Running);
+    desk.edit("t", |task| task.state = TaskState::Running);
     assert_eq!(states.recv().await.unwrap(), "RUNNING");
     second.lead(&desk);
     first.follow(Some(&second));
     first.listener.close().await;
-    desk.edit("t", |task| task.state = State::Succeeded);
+    desk.edit("t", |task| task.state = TaskState::Succeeded);
     assert_eq!(following.await.unwrap(), "SUCCEEDED");
 }
 

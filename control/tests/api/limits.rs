@@ -70,11 +70,11 @@ async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
     let (node, desk) = leader().await;
     let mut grpc = tonic::client::Grpc::new(channel(&node).await);
     for (path, bytes) in [
-        ("/blockhaul.v1.Center/Submit", vec![0xff; 64]),
-        ("/blockhaul.v1.Center/Submit", vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+        ("/blockhaul.v1.CoordClient/Submit", vec![0xff; 64]),
+        ("/blockhaul.v1.CoordClient/Submit", vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
         ("/blockhaul.v1.Runner/Assign", vec![0x08, 0x80]),
         ("/blockhaul.v1.Dispatcher/Progress", vec![0x0a, 0x02, 0x0a]),
-        ("/blockhaul.v1.Center/Conquer", Vec::new()),
+        ("/blockhaul.v1.CoordClient/Conquer", Vec::new()),
     ] {
         grpc.ready().await.unwrap();
         let answer = grpc.unary(Request::new(bytes), path.parse().unwrap(), Raw).await;
@@ -86,9 +86,9 @@ async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
 
 #[tokio::test]
 async fn too_many_calls_of_one_connection_are_refused_and_not_queued() {
-    use blockhaul_control::peers::Answer;
+    use blockhaul_control::peers::AssignResponse;
     let node = Node::start().await;
-    node.floor.send_replace(Some(Arc::new(crate::mock::MockFloor { answer: Answer::Accepted })));
+    node.floor.send_replace(Some(Arc::new(crate::mock::MockFloor { answer: AssignResponse::Accepted })));
     let stub = wire::runner_client::RunnerClient::new(channel(&node).await);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..CALLS_PER_CONNECTION_MAX + 16 {
@@ -114,7 +114,7 @@ async fn too_many_watches_are_refused_by_name() {
             }
         }
     };
-    assert_eq!(blockhaul_control::rpc::error::Fault::from(refused).error.code, Code::Overloaded);
+    assert_eq!(blockhaul_control::rpc::error::RpcError::from(refused).error.code, Code::Overloaded);
     assert_eq!(streams.len(), WATCHES_MAX);
     drop(streams);
     let mut stub = center_client::CenterClient::new(channel(&node).await);

@@ -2,12 +2,13 @@
 
 use async_trait::async_trait;
 use blockhaul_control::model::{
-    Change, Draining, Epoch, Incarnation, NodeId, NoopTask, Order, Progress, State, TaskId, TaskRecord, TaskSpec,
+    DrainMode, Epoch, Incarnation, NodeId, NoopTask, Progress, Submission, TaskChange, TaskId, TaskRecord, TaskSpec,
+    TaskState,
 };
-use blockhaul_control::peers::{Answer, Assignment, CenterId, LocalIdentity, Peer, Standing};
+use blockhaul_control::peers::{AssignResponse, Assignment, AssignmentStatus, CenterId, LocalIdentity, Peer};
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
-use blockhaul_control::rpc::desk::{CenterNumbers, CenterSeen, Desk, Floor, Leadership, Roles, RunnerSeen};
+use blockhaul_control::rpc::desk::{CenterMetrics, CenterStatus, Desk, Floor, Leadership, NodeRoles, RunnerInfo};
 use blockhaul_control::rpc::listener::Listener;
 use blockhaul_control::rpc::tls::Tls;
 use blockhaul_control::rpc::wire;
@@ -40,12 +41,12 @@ impl MockDesk {
 
 pub(crate) fn record(id: &str) -> TaskRecord {
     let spec = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None });
-    TaskRecord::new(Order { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec }, 0)
+    TaskRecord::new(Submission { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec }, 0)
 }
 
 #[async_trait]
 impl Desk for MockDesk {
-    async fn submit(&self, order: Order) -> Result<Arc<TaskRecord>> {
+    async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>> {
         let Ok(known) = self.get(&order.id).await else {
             self.put(TaskRecord::new(order.clone(), 0));
             return self.get(&order.id).await;
@@ -65,17 +66,22 @@ impl Desk for MockDesk {
         self.tasks.lock().unwrap().get(task).map(watch::Sender::subscribe).ok_or_else(missing)
     }
 
-    async fn list(&self, state: Option<State>, after: Option<&TaskId>, most: usize) -> Result<Vec<Arc<TaskRecord>>> {
+    async fn list(
+        &self,
+        state: Option<TaskState>,
+        after: Option<&TaskId>,
+        most: usize,
+    ) -> Result<Vec<Arc<TaskRecord>>> {
         let tasks = self.tasks.lock().unwrap();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let later = tasks.range::<TaskId, _>((from, Bound::Unbounded)).map(|(_, task)| Arc::clone(&task.borrow()));
         Ok(later.filter(|task| state.is_none_or(|state| task.state == state)).take(most).collect())
     }
 
-    async fn change(&self, task: &TaskId, change: Change) -> Result<Arc<TaskRecord>> {
+    async fn change(&self, task: &TaskId, change: TaskChange) -> Result<Arc<TaskRecord>> {
         match change {
-            Change::Cancel => self.edit(task.as_str(), |task| task.state = State::Cancelled),
-            Change::Pause | Change::Resume | Change::Limit(_) => {
+            TaskChange::Cancel => self.edit(task.as_str(), |task| task.state = TaskState::Cancelled),
+            TaskChange::Pause | TaskChange::Resume | TaskChange::Limit(_) => {
                 return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, "only copies can do that"));
             }
         }
@@ -88,12 +94,12 @@ impl Desk for MockDesk {
         Ok(last)
     }
 
-    async fn runners(&self) -> Result<Vec<RunnerSeen>> {
+    async fn runners(&self) -> Result<Vec<RunnerInfo>> {
         let node = NodeId::new("n1")?;
-        Ok(vec![RunnerSeen { node, registration: None, draining: true, running: 3, clock: None }])
+        Ok(vec![RunnerInfo { node, registration: None, draining: true, running: 3, clock: None }])
     }
 
-    async fn drain(&self, _: &NodeId, _: Draining) -> Result<u32> {
+    async fn drain(&self, _: &NodeId, _: DrainMode) -> Result<u32> {
         Ok(3)
     }
 
@@ -101,20 +107,20 @@ impl Desk for MockDesk {
         Ok(2)
     }
 
-    async fn status(&self) -> Result<CenterSeen> {
-        Ok(CenterSeen {
+    async fn status(&self) -> Result<CenterStatus> {
+        Ok(CenterStatus {
             center: String::from("c"),
             leader: NodeId::new("n1")?,
             address: String::from("here:1"),
             epoch: Epoch(9),
             runners: 1,
             restarts: 2,
-            tasks: vec![(State::Pending, 7)],
+            tasks: vec![(TaskState::Pending, 7)],
             unreadable: vec![String::from("/tasks/00/x")],
         })
     }
 
-    async fn numbers(&self) -> Result<CenterNumbers> {
+    async fn numbers(&self) -> Result<CenterMetrics> {
         Err(Error::new(Code::Unsupported, Side::Caller, Operation::Stat, "the stand-in does not count"))
     }
 
@@ -132,20 +138,24 @@ impl Desk for MockDesk {
 /// Says what it is told to say.
 #[derive(Debug)]
 pub(crate) struct MockFloor {
-    pub(crate) answer: Answer,
+    pub(crate) answer: AssignResponse,
 }
 
 #[async_trait]
 impl Floor for MockFloor {
-    async fn assign(&self, _: Assignment) -> Result<Answer> {
+    async fn assign(&self, _: Assignment) -> Result<AssignResponse> {
         Ok(self.answer.clone())
     }
 
-    async fn ask(&self, assignment: Assignment) -> Result<Standing> {
-        Ok(if assignment.incarnation == Incarnation(String::from("mine")) { Standing::Held } else { Standing::Unknown })
+    async fn query(&self, assignment: Assignment) -> Result<AssignmentStatus> {
+        Ok(if assignment.incarnation == Incarnation(String::from("mine")) {
+            AssignmentStatus::Held
+        } else {
+            AssignmentStatus::Unknown
+        })
     }
 
-    async fn nudge(&self, leader: Epoch, _: TaskId) -> Result<()> {
+    async fn notify(&self, leader: Epoch, _: TaskId) -> Result<()> {
         if leader < Epoch(5) {
             return Err(Error::new(Code::Fenced, Side::Coordination, Operation::Start, "a later leader has called"));
         }
@@ -182,7 +192,7 @@ impl Node {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (floor, floor_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
-        let roles = Roles {
+        let roles = NodeRoles {
             leadership: leadership_seen,
             serving: serving_seen,
             floor: floor_seen,

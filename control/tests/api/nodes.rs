@@ -2,8 +2,10 @@
 
 use crate::mock::{MockDesk, MockFloor, Node, center};
 use blockhaul_control::model::{Epoch, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskSpec};
-use blockhaul_control::peers::{Answer, Assignment, CallError, LeaderCalls, Peer, RunnerCalls, Standing};
-use blockhaul_control::rpc::calls::{GrpcLeaderCalls, GrpcRunnerCalls};
+use blockhaul_control::peers::{
+    AssignResponse, Assignment, AssignmentStatus, CallError, LeaderClient, Peer, RunnerClient,
+};
+use blockhaul_control::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
@@ -17,16 +19,16 @@ fn assignment(incarnation: &str) -> Assignment {
     Assignment { task: task(), epoch: Epoch(7), incarnation: Incarnation(incarnation.to_owned()), leader: Epoch(6) }
 }
 
-async fn floor(answer: Answer) -> (Node, GrpcRunnerCalls) {
+async fn floor(answer: AssignResponse) -> (Node, GrpcRunnerClient) {
     let node = Node::start().await;
     node.floor.send_replace(Some(Arc::new(MockFloor { answer })));
-    (node, GrpcRunnerCalls::new(Channels::default(), center("c")))
+    (node, GrpcRunnerClient::new(Channels::default(), center("c")))
 }
 
 #[tokio::test]
 async fn a_runner_accepts_or_says_why_not() {
-    let refusal = Answer::Refused { code: Code::Overloaded, why: "no slot".to_owned() };
-    for answer in [Answer::Accepted, refusal] {
+    let refusal = AssignResponse::Refused { code: Code::Overloaded, why: "no slot".to_owned() };
+    for answer in [AssignResponse::Accepted, refusal] {
         let (node, calls) = floor(answer.clone()).await;
         assert_eq!(calls.assign(&node.peer(), assignment("mine")).await, Ok(answer));
     }
@@ -34,32 +36,33 @@ async fn a_runner_accepts_or_says_why_not() {
 
 #[tokio::test]
 async fn what_a_runner_knows_is_told_apart_from_what_it_never_heard_of() {
-    let (node, calls) = floor(Answer::Accepted).await;
-    assert_eq!(calls.ask(&node.peer(), assignment("mine")).await, Ok(Standing::Held));
-    assert_eq!(calls.ask(&node.peer(), assignment("another")).await, Ok(Standing::Unknown));
+    let (node, calls) = floor(AssignResponse::Accepted).await;
+    assert_eq!(calls.query(&node.peer(), assignment("mine")).await, Ok(AssignmentStatus::Held));
+    assert_eq!(calls.query(&node.peer(), assignment("another")).await, Ok(AssignmentStatus::Unknown));
     let noop = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None });
     assert_eq!(calls.resolve(&node.peer(), Epoch(6), &noop).await, Ok(vec!["Local".to_owned()]));
 }
 
 #[tokio::test]
 async fn a_refusal_is_no_silence() {
-    let (node, calls) = floor(Answer::Accepted).await;
-    let refused = calls.nudge(&node.peer(), Epoch(4), &task()).await.unwrap_err();
+    let (node, calls) = floor(AssignResponse::Accepted).await;
+    let refused = calls.notify(&node.peer(), Epoch(4), &task()).await.unwrap_err();
     assert!(matches!(refused, CallError::Refused { code: Code::Fenced, .. }), "{refused}");
-    assert_eq!(calls.nudge(&node.peer(), Epoch(5), &task()).await, Ok(()));
+    assert_eq!(calls.notify(&node.peer(), Epoch(5), &task()).await, Ok(()));
     node.floor.send_replace(None);
-    let gone = calls.nudge(&node.peer(), Epoch(5), &task()).await.unwrap_err();
+    let gone = calls.notify(&node.peer(), Epoch(5), &task()).await.unwrap_err();
     assert!(matches!(gone, CallError::Refused { code: Code::RunnerInterrupt, .. }), "{gone}");
 }
 
 #[tokio::test]
 async fn a_node_that_hangs_or_is_gone_gives_no_answer() {
-    let (node, calls) = floor(Answer::Accepted).await;
+    let (node, calls) = floor(AssignResponse::Accepted).await;
     let peer = node.peer();
     let hangs = calls.interrupt(&peer, Epoch(6)).await.unwrap_err();
     assert!(matches!(hangs, CallError::NoAnswer(_)), "{hangs}");
     node.listener.close().await;
-    let gone = GrpcRunnerCalls::new(Channels::default(), center("c")).ask(&peer, assignment("mine")).await.unwrap_err();
+    let gone =
+        GrpcRunnerClient::new(Channels::default(), center("c")).query(&peer, assignment("mine")).await.unwrap_err();
     assert!(matches!(gone, CallError::NoAnswer(_)), "{gone}");
 }
 
@@ -69,7 +72,7 @@ async fn what_runners_tell_reaches_the_leader_wherever_it_is_now() {
     let desk = Arc::new(MockDesk::default());
     first.lead(&desk);
     let (leader, seen) = watch::channel(None);
-    let calls = GrpcLeaderCalls::new(Channels::default(), center("c"), seen);
+    let calls = GrpcLeaderClient::new(Channels::default(), center("c"), seen);
     assert!(matches!(calls.changed(&[task()]).await, Err(CallError::NoAnswer(_))));
     leader.send_replace(Some(first.peer()));
     calls.changed(&[task()]).await.unwrap();
@@ -86,18 +89,18 @@ async fn what_runners_tell_reaches_the_leader_wherever_it_is_now() {
 
 #[tokio::test]
 async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
-    let (node, own) = floor(Answer::Accepted).await;
+    let (node, own) = floor(AssignResponse::Accepted).await;
     let (desk, mine) = (Arc::new(MockDesk::default()), node.peer());
     node.lead(&desk);
-    let foreign = GrpcRunnerCalls::new(Channels::default(), center("another"));
+    let foreign = GrpcRunnerClient::new(Channels::default(), center("another"));
     let other_node = Peer { node: NodeId::new("n2").unwrap(), ..mine.clone() };
     let other_life = Peer { incarnation: Incarnation("another".to_owned()), ..mine.clone() };
     for (calls, peer) in [(&foreign, &mine), (&own, &other_node), (&own, &other_life)] {
         // The first one would be a lower epoch, the second one has an answer: neither is looked at.
         let refusals = [
-            calls.nudge(peer, Epoch(4), &task()).await.unwrap_err(),
+            calls.notify(peer, Epoch(4), &task()).await.unwrap_err(),
             calls.assign(peer, assignment("mine")).await.unwrap_err(),
-            calls.ask(peer, assignment("mine")).await.unwrap_err(),
+            calls.query(peer, assignment("mine")).await.unwrap_err(),
             calls.interrupt(peer, Epoch(9)).await.unwrap_err(),
             calls.clock(peer, None).await.unwrap_err(),
         ];
@@ -107,7 +110,7 @@ async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
         }
         let (_leader, seen) = watch::channel(Some(peer.clone()));
         let center = if peer == &mine { center("another") } else { center("c") };
-        let told = GrpcLeaderCalls::new(Channels::default(), center, seen).changed(&[task()]).await;
+        let told = GrpcLeaderClient::new(Channels::default(), center, seen).changed(&[task()]).await;
         assert!(matches!(told, Err(CallError::Misdirected(_))), "{told:?}");
     }
     assert!(desk.changed.lock().unwrap().is_empty());
@@ -117,7 +120,7 @@ async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
 #[tokio::test]
 async fn a_call_that_names_nobody_is_heard() {
     use blockhaul_control::rpc::wire::{ClockRequest, runner_client::RunnerClient};
-    let (node, _) = floor(Answer::Accepted).await;
+    let (node, _) = floor(AssignResponse::Accepted).await;
     let mut old = RunnerClient::connect(format!("http://{}", node.address())).await.unwrap();
     assert!(old.clock(ClockRequest { offset_ms: None }).await.unwrap().into_inner().unix_ms > 0);
 }

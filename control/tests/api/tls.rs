@@ -51,7 +51,7 @@ async fn asks(node: &Node, tls: Option<Tls>) -> Result<(), String> {
     use blockhaul_control::rpc::wire::center_client::CenterClient as Stub;
     let channel = Channels::new(tls).to(&node.address()).map_err(|fault| fault.to_string())?;
     let answer = Stub::new(channel).get(name("t")).await;
-    answer.map(drop).map_err(|status| blockhaul_control::rpc::error::Fault::from(status).to_string())
+    answer.map(drop).map_err(|status| blockhaul_control::rpc::error::RpcError::from(status).to_string())
 }
 
 #[tokio::test]

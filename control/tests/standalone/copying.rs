@@ -67,7 +67,7 @@ async fn a_running_copy_is_paused_limited_and_goes_on() {
     until(&mut client, "RUNNING").await;
     client.pause(name("t")).await.unwrap();
     let paused = until(&mut client, "PAUSED").await;
-    assert_eq!((paused.wish.as_str(), paused.attempts.len()), ("pause", 1));
+    assert_eq!((paused.desired_state.as_str(), paused.attempts.len()), ("pause", 1));
     assert_eq!(client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap().id, "t");
     client.resume(name("t")).await.unwrap();
     let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());

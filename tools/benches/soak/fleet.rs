@@ -3,17 +3,17 @@
 
 use async_trait::async_trait;
 use blockhaul_control::clock::HostClock;
-use blockhaul_control::coord::Center;
+use blockhaul_control::coord::CoordClient;
 use blockhaul_control::coord::paths;
 use blockhaul_control::coord::session_keeper::SessionKeeper;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::model::{CopyTask, Incarnation, Leader, Meta, NodeId, Record, TaskId};
 use blockhaul_control::peers::{CenterId, LocalIdentity, Peer};
-use blockhaul_control::rpc::calls::GrpcLeaderCalls;
+use blockhaul_control::rpc::calls::GrpcLeaderClient;
 use blockhaul_control::rpc::channels::Channels;
-use blockhaul_control::rpc::desk::{Floor, Leadership, Roles};
+use blockhaul_control::rpc::desk::{Floor, Leadership, NodeRoles};
 use blockhaul_control::rpc::listener::Listener;
-use blockhaul_control::runner::{Runner, RunnerConfig, Running, Seams, StateDir, Work, Worker};
+use blockhaul_control::runner::{Execution, ExecutionHandle, Executor, Runner, RunnerConfig, Seams, StateDir};
 use blockhaul_engine::error::{Error, Result};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -32,15 +32,15 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
         let (serving, serving_seen) = watch::channel(true);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let clock = watch::Sender::new(None);
-        let roles = Roles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
+        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
         let node = NodeId::new(&id).expect("a short name");
         let incarnation = Incarnation(id);
         let identity = LocalIdentity { center: center.clone(), node: node.clone(), incarnation: incarnation.clone() };
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = Listener::open(anywhere, None, identity, roles, None, None).await.expect("there are ports");
         let seams = Seams {
-            worker: Arc::new(NoCopies),
-            leader: Arc::new(GrpcLeaderCalls::new(Channels::new(None), center.clone(), leader)),
+            executor: Arc::new(NoCopies),
+            leader: Arc::new(GrpcLeaderClient::new(Channels::new(None), center.clone(), leader)),
             clock: Arc::new(HostClock),
             state: Arc::new(state),
         };
@@ -72,12 +72,12 @@ async fn members(zookeeper: &str) -> (CenterId, Peer) {
 struct NoCopies;
 
 #[async_trait]
-impl Worker for NoCopies {
+impl Executor for NoCopies {
     async fn resolve(&self, _: &CopyTask) -> Result<Vec<String>> {
         Err(Error::bad_request("this runner takes no copies"))
     }
 
-    fn start(&self, work: Work) -> Arc<dyn Running> {
+    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
         unreachable!("no copy was accepted: {work:?}")
     }
 

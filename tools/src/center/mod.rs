@@ -15,7 +15,7 @@ use args::{RawCenter, RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, 
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
-use blockhaul_control::rpc::error::Fault;
+use blockhaul_control::rpc::error::RpcError;
 use blockhaul_control::rpc::task_view::TaskView;
 use blockhaul_control::rpc::tls::Tls;
 use blockhaul_control::rpc::wire;
@@ -74,7 +74,7 @@ macro_rules! call {
 }
 
 /// What a client says of a failure; where the leader is, it knows by itself.
-fn error_of(fault: Fault) -> Error {
+fn error_of(fault: RpcError) -> Error {
     fault.error
 }
 

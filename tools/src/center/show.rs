@@ -49,7 +49,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
         id,
         kind,
         state,
-        wish,
+        desired_state,
         reason,
         priority,
         fence,
@@ -68,7 +68,8 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     } = task;
     let field = |name: &str, value: &dyn std::fmt::Display| format!("{name:<12} {value}");
     let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| field(name, value));
-    let mut lines = vec![field("task", id), field("kind", kind), field("state", state), field("wish", wish)];
+    let mut lines =
+        vec![field("task", id), field("kind", kind), field("state", state), field("desired state", desired_state)];
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));

@@ -3,7 +3,7 @@
 
 use crate::support::Scratch;
 use blockhaul_control::config::RawConfig;
-use blockhaul_control::node::{Server, Stop, Stopper};
+use blockhaul_control::node::{Server, Stop, StopHandle};
 use clap::Parser;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -178,13 +178,13 @@ fn malformed_requests_end_with_2_and_ask_nobody() {
 }
 
 /// A task center of one node, in this process.
-pub(crate) struct Center {
+pub(crate) struct CoordClient {
     pub(crate) address: String,
-    stopper: Stopper,
+    stopper: StopHandle,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Center {
+impl CoordClient {
     pub(crate) fn start(scratch: &Scratch, more: &[&str]) -> Self {
         let (state, volumes) = (scratch.path("center"), scratch.path("volumes"));
         std::fs::create_dir(&volumes).unwrap();
@@ -206,7 +206,7 @@ impl Center {
     }
 }
 
-impl Drop for Center {
+impl Drop for CoordClient {
     fn drop(&mut self) {
         self.stopper.stop(Stop::Drained);
         let ended = self.thread.take().map(JoinHandle::join);
@@ -217,7 +217,7 @@ impl Drop for Center {
 #[test]
 fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
     let scratch = Scratch::new();
-    let center = Center::start(&scratch, &[]);
+    let center = CoordClient::start(&scratch, &[]);
     let (source, destination) = ("file://n1/volumes/a", "file://n1/volumes/b");
     let long = "x".repeat(65);
     let refused: [(&[&str], i32, &str); 31] = [

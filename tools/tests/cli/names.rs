@@ -1,7 +1,7 @@
 //! Goal: a name is bytes wherever a volume or a journal is found by it, and what is shown of it acts on no terminal.
 //! Method: names that are no text, beside files with the name that such a name becomes when it is taken for text.
 
-use crate::asking::Center;
+use crate::asking::CoordClient;
 use crate::stopping::{SLOWLY, has_recorded, printed_command, stop_by};
 use crate::support::{MIB, Scratch, noise, until};
 use nix::sys::signal::Signal;
@@ -118,7 +118,7 @@ fn what_stands_in_the_records_of_a_center_acts_on_no_terminal() {
     let scratch = Scratch::new();
     let evil = "x\u{1b}[2J\u{9b}31m\nforged RUNNING \u{202e}";
     let shown = r"x\x1b[2J\xc2\x9b31m\nforged RUNNING \xe2\x80\xae";
-    let center = Center::start(&scratch, &["--label", &format!("zone={evil}")]);
+    let center = CoordClient::start(&scratch, &["--label", &format!("zone={evil}")]);
     let ask = |words: &[&str]| {
         let output = scratch.blockhaul(&[words, &["--center", &center.address]].concat()).output().unwrap();
         printed(&output);

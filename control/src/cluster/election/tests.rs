@@ -1,8 +1,8 @@
 //! Elections over a simulated ensemble.
 
 use super::*;
-use crate::coord::Center;
-use crate::coord::sim::{Ensemble, Weather};
+use crate::coord::CoordClient;
+use crate::coord::sim::{Ensemble, FaultRates};
 use tokio::time::sleep;
 
 const T: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ async fn candidate(ensemble: &Ensemble, node: &str, life: &str) -> Candidate {
 
 /// One that knows of these lives of its node.
 async fn candidate_after(ensemble: &Ensemble, node: &str, life: &str, lives: &[&str]) -> Candidate {
-    let center: Arc<dyn Center> = ensemble.client(node);
+    let center: Arc<dyn CoordClient> = ensemble.client(node);
     let session = loop {
         match center.open().await {
             Ok(session) => break session,
@@ -35,9 +35,9 @@ async fn candidate_after(ensemble: &Ensemble, node: &str, life: &str, lives: &[&
 }
 
 impl Candidate {
-    async fn reign(&mut self) -> Reign {
+    async fn leader_term(&mut self) -> LeaderTerm {
         match &*self.roles.wait_for(|role| matches!(role, Role::Leader(_))).await.unwrap() {
-            Role::Leader(reign) => reign.clone(),
+            Role::Leader(leader_term) => leader_term.clone(),
             Role::Follower { .. } => unreachable!("waited for a leader"),
         }
     }
@@ -51,57 +51,57 @@ impl Candidate {
 }
 
 fn write(path: &str) -> Vec<Op> {
-    vec![Op::Create { path: path.to_owned(), data: Vec::new(), life: Life::Persistent }]
+    vec![Op::Create { path: path.to_owned(), data: Vec::new(), mode: CreateMode::Persistent }]
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_leads_and_the_others_know_where() {
     let ensemble = Ensemble::new(1, T);
     let mut first = candidate(&ensemble, "a", "1").await;
-    let reign = first.reign().await;
+    let leader_term = first.leader_term().await;
     let mut second = candidate(&ensemble, "b", "1").await;
     second.follows("a:1").await;
     assert_eq!(second.roles.borrow().not_leader().code, Code::NotLeader);
     assert!(second.roles.borrow().not_leader().message.starts_with("a:1 leads"));
-    assert_eq!(reign.commit(write("/x")).await.unwrap(), [Done::Plain]);
-    let refused = reign.commit(write("/x")).await.unwrap_err();
+    assert_eq!(leader_term.commit(write("/x")).await.unwrap(), [Done::Plain]);
+    let refused = leader_term.commit(write("/x")).await.unwrap_err();
     assert_eq!(refused, CoordError::Refused { index: 0, why: Refusal::NodeExists }.into());
-    assert!(!reign.is_over(), "a refusal of the write itself deposes nobody");
+    assert!(!leader_term.has_ended(), "a refusal of the write itself deposes nobody");
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_resigns_is_followed_at_once_and_stands_again_when_asked_to() {
     let ensemble = Ensemble::new(2, T);
     let mut first = candidate(&ensemble, "a", "1").await;
-    let old = first.reign().await;
+    let old = first.leader_term().await;
     let mut second = candidate(&ensemble, "b", "1").await;
     second.follows("a:1").await;
     let start = Instant::now();
     first.stand.send_replace(false);
-    let new = second.reign().await;
+    let new = second.leader_term().await;
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert!(new.epoch() > old.epoch());
-    assert_eq!(old.commit(write("/x")).await, Err(CommitError::Deposed));
+    assert_eq!(old.commit(write("/x")).await, Err(CommitError::LostLeadership));
     first.follows("b:1").await;
     first.stand.send_replace(true);
     second.stand.send_replace(false);
-    assert!(first.reign().await.epoch() > new.epoch());
+    assert!(first.leader_term().await.epoch() > new.epoch());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_is_cut_off_steps_down_before_the_next_one_begins() {
     let ensemble = Ensemble::new(3, T);
     let mut first = candidate(&ensemble, "a", "1").await;
-    let old = first.reign().await;
+    let old = first.leader_term().await;
     let mut second = candidate(&ensemble, "b", "1").await;
     second.follows("a:1").await;
     ensemble.cut("a");
     let start = Instant::now();
     let ended = tokio::spawn(async move {
-        old.over().await;
+        old.ended().await;
         Instant::now()
     });
-    second.reign().await;
+    second.leader_term().await;
     assert!(start.elapsed() <= Duration::from_secs(14), "{:?}", start.elapsed());
     assert!(ended.await.unwrap() < Instant::now());
 }
@@ -110,16 +110,16 @@ async fn a_leader_that_is_cut_off_steps_down_before_the_next_one_begins() {
 async fn a_leader_that_stepped_down_and_still_holds_the_office_is_elected_anew() {
     let ensemble = Ensemble::new(7, T);
     let mut only = candidate(&ensemble, "a", "1").await;
-    let old = only.reign().await;
+    let old = only.leader_term().await;
     ensemble.cut("a");
-    old.over().await;
+    old.ended().await;
     ensemble.mend("a");
     // The session has outlived it, and with it the node that says who leads.
     let start = Instant::now();
-    while only.reign().await.epoch() == old.epoch() && start.elapsed() < Duration::from_secs(60) {
+    while only.leader_term().await.epoch() == old.epoch() && start.elapsed() < Duration::from_secs(60) {
         sleep(Duration::from_millis(50)).await;
     }
-    let (session, new) = (only.session.id(), only.reign().await);
+    let (session, new) = (only.session.id(), only.leader_term().await);
     assert_eq!(ensemble.committed(LEADER).unwrap().stat.owner, Some(session));
     assert!(new.epoch() > old.epoch(), "{:?} after {:?}", new.epoch(), old.epoch());
     assert_eq!(new.commit(write("/x")).await.unwrap(), [Done::Plain]);
@@ -129,18 +129,18 @@ async fn a_leader_that_stepped_down_and_still_holds_the_office_is_elected_anew()
 async fn a_zombie_writes_nothing() {
     let ensemble = Ensemble::new(4, T);
     let mut first = candidate(&ensemble, "a", "1").await;
-    let zombie = first.reign().await;
+    let zombie = first.leader_term().await;
     let other = candidate(&ensemble, "operator", "1").await;
     other.stand.send_replace(false);
     let node = ensemble.committed(LEADER_EPOCH).unwrap();
     let bump = Op::Set { path: LEADER_EPOCH.to_owned(), data: node.data, version: node.stat.version };
     other.session.multi(vec![bump]).await.unwrap();
-    assert!(!zombie.is_over());
-    assert_eq!(zombie.commit(write("/x")).await, Err(CommitError::Deposed));
-    assert!(zombie.is_over() && ensemble.committed("/x").is_none());
-    zombie.over().await;
-    // The look at the role may come before the election's own at what has become of its reign.
-    while first.reign().await.epoch() <= zombie.epoch() {
+    assert!(!zombie.has_ended());
+    assert_eq!(zombie.commit(write("/x")).await, Err(CommitError::LostLeadership));
+    assert!(zombie.has_ended() && ensemble.committed("/x").is_none());
+    zombie.ended().await;
+    // The look at the role may come before the election's own at what has become of its term.
+    while first.leader_term().await.epoch() <= zombie.epoch() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -149,10 +149,10 @@ async fn a_zombie_writes_nothing() {
 async fn the_leadership_of_an_earlier_life_of_the_node_is_removed_at_once() {
     let ensemble = Ensemble::new(5, T);
     let mut dead = candidate(&ensemble, "a", "1").await;
-    let old = dead.reign().await;
+    let old = dead.leader_term().await;
     let start = Instant::now();
     let mut anew = candidate_after(&ensemble, "a", "2", &["1", "2"]).await;
-    assert!(anew.reign().await.epoch() > old.epoch());
+    assert!(anew.leader_term().await.epoch() > old.epoch());
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
@@ -160,11 +160,11 @@ async fn the_leadership_of_an_earlier_life_of_the_node_is_removed_at_once() {
 async fn the_leadership_of_another_process_of_the_same_name_is_left_alone() {
     let ensemble = Ensemble::new(6, T);
     let mut first = candidate(&ensemble, "a", "1").await;
-    let reign = first.reign().await;
+    let leader_term = first.leader_term().await;
     let mut double = candidate_after(&ensemble, "a", "x", &["w", "x"]).await;
     double.follows("a:1").await;
     sleep(T * 3).await;
-    assert_eq!(reign.commit(write("/x")).await.unwrap(), [Done::Plain]);
+    assert_eq!(leader_term.commit(write("/x")).await.unwrap(), [Done::Plain]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +173,7 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
         fastrand::seed(seed);
         let ensemble = Ensemble::new(seed, T);
         let weather =
-            Weather { lost_reply: 0.3, late_write: 0.5, lost_watch: 0.3, lag_ms: (0, 200), ..Weather::default() };
+            FaultRates { lost_reply: 0.3, late_write: 0.5, lost_watch: 0.3, lag_ms: (0, 200), ..FaultRates::default() };
         ensemble.set_weather(weather);
         let mut nodes = Vec::new();
         for node in ["a", "b", "c"] {
@@ -182,15 +182,15 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
         let mut written = 0;
         for round in 0..20 {
             sleep(Duration::from_secs(1)).await;
-            let reigns = nodes.iter().filter_map(|node| match &*node.roles.borrow() {
-                Role::Leader(reign) => Some(reign.clone()),
+            let leader_terms = nodes.iter().filter_map(|node| match &*node.roles.borrow() {
+                Role::Leader(leader_term) => Some(leader_term.clone()),
                 Role::Follower { .. } => None,
             });
-            for reign in reigns.collect::<Vec<_>>() {
-                let path = format!("/x{round}-{}", reign.epoch().0);
-                if reign.commit(write(&path)).await.is_ok() {
+            for leader_term in leader_terms.collect::<Vec<_>>() {
+                let path = format!("/x{round}-{}", leader_term.epoch().0);
+                if leader_term.commit(write(&path)).await.is_ok() {
                     let node = ensemble.committed(LEADER_EPOCH).unwrap();
-                    assert_eq!(Epoch::from(node.stat.modified), reign.epoch(), "seed {seed}");
+                    assert_eq!(Epoch::from(node.stat.modified), leader_term.epoch(), "seed {seed}");
                     written += 1;
                 }
             }
@@ -229,19 +229,19 @@ async fn a_leader_steps_down_when_the_service_goes_back_to_before_its_election()
     }
     let backup = ensemble.snapshot();
     only.stand.send_replace(true);
-    let lost = only.reign().await;
+    let lost = only.leader_term().await;
     ensemble.regress(&backup);
     let start = Instant::now();
-    while !lost.is_over() && start.elapsed() < Duration::from_secs(60) {
+    while !lost.has_ended() && start.elapsed() < Duration::from_secs(60) {
         // Others come, until the service has counted on to where the leader has been.
         ensemble.client("b").open().await.unwrap();
         sleep(Duration::from_millis(100)).await;
     }
     assert!(start.elapsed() < DISCONNECTED_MAX, "{:?}: by itself", start.elapsed());
-    assert_eq!(lost.commit(write("/x")).await, Err(CommitError::Deposed));
+    assert_eq!(lost.commit(write("/x")).await, Err(CommitError::LostLeadership));
     loop {
-        let reign = only.reign().await;
-        if reign.epoch() != lost.epoch() && reign.commit(write("/x")).await.is_ok() {
+        let leader_term = only.leader_term().await;
+        if leader_term.epoch() != lost.epoch() && leader_term.commit(write("/x")).await.is_ok() {
             break;
         }
         sleep(Duration::from_millis(50)).await;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 /// Which address goes to which interface. It can be an address of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct VipAddress {
+pub(crate) struct InterfaceAddress {
     /// The address itself.
     pub address: IpAddr,
     /// Bits of its network.
@@ -16,7 +16,7 @@ pub(crate) struct VipAddress {
     pub interface: String,
 }
 
-impl VipAddress {
+impl InterfaceAddress {
     /// Reads what follows `--vip`.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl VipAddress {
     }
 }
 
-impl fmt::Display for VipAddress {
+impl fmt::Display for InterfaceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}@{}", self.address, self.prefix, self.interface)
     }
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn an_address_has_its_prefix_and_its_interface() {
         for text in ["10.0.0.100/24@eth0", "10.0.0.100/32@bond0.17", "fd00::100/64@eth0", "10.0.0.0/31@eth0"] {
-            assert_eq!(VipAddress::parse(text).unwrap().to_string(), text);
+            assert_eq!(InterfaceAddress::parse(text).unwrap().to_string(), text);
         }
     }
 
@@ -98,7 +98,7 @@ mod tests {
             ("10.0.0.255/24@eth0", "broadcast"),
             ("255.255.255.255/32@eth0", "broadcast"),
         ] {
-            let error = VipAddress::parse(text).unwrap_err();
+            let error = InterfaceAddress::parse(text).unwrap_err();
             assert!(error.code == Code::BadRequest && error.message.contains(why), "{text}: {error}");
             assert!(error.message.contains("--vip"), "{error}");
         }

@@ -13,7 +13,7 @@ mod address;
 mod announce;
 mod netlink;
 
-pub(crate) use address::VipAddress;
+pub(crate) use address::InterfaceAddress;
 
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Result};
@@ -45,16 +45,16 @@ const RETRY: Duration = Duration::from_millis(100);
 #[async_trait]
 pub(crate) trait Network: Send + Sync + std::fmt::Debug {
     /// Whether the address is on its interface.
-    async fn has(&self, vip: &VipAddress) -> Result<bool>;
+    async fn has(&self, vip: &InterfaceAddress) -> Result<bool>;
 
     /// Puts it there; nothing if it is.
-    async fn add(&self, vip: &VipAddress) -> Result<()>;
+    async fn add(&self, vip: &InterfaceAddress) -> Result<()>;
 
     /// Takes it off; whether it was there.
-    async fn remove(&self, vip: &VipAddress) -> Result<bool>;
+    async fn remove(&self, vip: &InterfaceAddress) -> Result<bool>;
 
     /// Tells the neighbours.
-    async fn announce(&self, vip: &VipAddress) -> Result<()>;
+    async fn announce(&self, vip: &InterfaceAddress) -> Result<()>;
 }
 
 /// The services as they are reached through the address: this process's, or a test's.
@@ -69,27 +69,27 @@ pub(crate) trait Endpoint: Send + Sync + std::fmt::Debug {
 
 /// A service address of this node. Clones are the same one.
 #[derive(Clone, Debug)]
-pub(crate) struct Vip {
-    address: VipAddress,
+pub(crate) struct ServiceAddress {
+    address: InterfaceAddress,
     network: Arc<dyn Network>,
     endpoint: Arc<dyn Endpoint>,
     is_on: Arc<watch::Sender<bool>>,
 }
 
-impl Vip {
+impl ServiceAddress {
     /// Judges the address on this host, and takes off what an earlier process has left. `own` are addresses that the node
     /// needs itself.
     ///
     /// # Errors
     /// `EBadRequest` for what cannot be a service address, `ENotFound` without the interface, `EPermission` without the
     /// rights.
-    pub(crate) async fn open(address: VipAddress, own: &[IpAddr], endpoint: Arc<dyn Endpoint>) -> Result<Self> {
+    pub(crate) async fn open(address: InterfaceAddress, own: &[IpAddr], endpoint: Arc<dyn Endpoint>) -> Result<Self> {
         Self::over(Arc::new(Netlink), address, own, endpoint).await
     }
 
     async fn over(
         network: Arc<dyn Network>,
-        address: VipAddress,
+        address: InterfaceAddress,
         own: &[IpAddr],
         endpoint: Arc<dyn Endpoint>,
     ) -> Result<Self> {
@@ -109,7 +109,7 @@ impl Vip {
 
     /// Which one.
     #[must_use]
-    pub(crate) fn address(&self) -> &VipAddress {
+    pub(crate) fn address(&self) -> &InterfaceAddress {
         &self.address
     }
 
@@ -120,7 +120,7 @@ impl Vip {
     }
 
     /// Keeps it on this node for as long as it is polled and `left`, what remains of the lease, is enough. Ends only with
-    /// an error that trying again does not help; [`Vip::release`] follows in any case.
+    /// an error that trying again does not help; [`ServiceAddress::release`] follows in any case.
     pub(crate) async fn hold(&self, left: impl Fn() -> Duration) -> Error {
         let mut looks = 0;
         let mut look_at = Instant::now();
@@ -224,7 +224,7 @@ mod tests {
 
     #[async_trait]
     impl Network for Scripted {
-        async fn has(&self, _: &VipAddress) -> Result<bool> {
+        async fn has(&self, _: &InterfaceAddress) -> Result<bool> {
             let code = *self.error.lock().unwrap();
             match code {
                 Some(code) => Err(Error::new(code, Side::Caller, Operation::Start, "as the test wants")),
@@ -232,18 +232,18 @@ mod tests {
             }
         }
 
-        async fn add(&self, _: &VipAddress) -> Result<()> {
+        async fn add(&self, _: &InterfaceAddress) -> Result<()> {
             self.tell("add")?;
             *self.is_there.lock().unwrap() = true;
             Ok(())
         }
 
-        async fn remove(&self, _: &VipAddress) -> Result<bool> {
+        async fn remove(&self, _: &InterfaceAddress) -> Result<bool> {
             self.tell("remove")?;
             Ok(std::mem::take(&mut *self.is_there.lock().unwrap()))
         }
 
-        async fn announce(&self, _: &VipAddress) -> Result<()> {
+        async fn announce(&self, _: &InterfaceAddress) -> Result<()> {
             self.tell("announce")
         }
     }
@@ -264,16 +264,16 @@ mod tests {
         }
     }
 
-    async fn opened() -> (Vip, Arc<Scripted>) {
+    async fn opened() -> (ServiceAddress, Arc<Scripted>) {
         let network = Arc::new(Scripted::default());
-        let address = VipAddress::parse("10.0.0.100/24@eth0").unwrap();
+        let address = InterfaceAddress::parse("10.0.0.100/24@eth0").unwrap();
         let endpoint = Arc::clone(&network) as Arc<dyn Endpoint>;
-        let vip = Vip::over(Arc::clone(&network) as Arc<dyn Network>, address, &[], endpoint).await.unwrap();
+        let vip = ServiceAddress::over(Arc::clone(&network) as Arc<dyn Network>, address, &[], endpoint).await.unwrap();
         network.take();
         (vip, network)
     }
 
-    async fn held(vip: &Vip, left: Duration, time: Duration) -> Option<Error> {
+    async fn held(vip: &ServiceAddress, left: Duration, time: Duration) -> Option<Error> {
         timeout(time, vip.hold(|| left)).await.ok()
     }
 
@@ -281,13 +281,13 @@ mod tests {
     async fn what_an_earlier_process_left_is_cleaned_and_own_addresses_are_refused() {
         let network = Arc::new(Scripted::default());
         *network.is_there.lock().unwrap() = true;
-        let address = VipAddress::parse("10.0.0.100/24@eth0").unwrap();
+        let address = InterfaceAddress::parse("10.0.0.100/24@eth0").unwrap();
         let over = Arc::clone(&network) as Arc<dyn Network>;
         let endpoint = || Arc::clone(&network) as Arc<dyn Endpoint>;
         let own = [address.address];
-        let error = Vip::over(Arc::clone(&over), address.clone(), &own, endpoint()).await.unwrap_err();
+        let error = ServiceAddress::over(Arc::clone(&over), address.clone(), &own, endpoint()).await.unwrap_err();
         assert!(error.code == Code::BadRequest && *network.is_there.lock().unwrap(), "{error}");
-        Vip::over(over, address, &[], endpoint()).await.unwrap();
+        ServiceAddress::over(over, address, &[], endpoint()).await.unwrap();
         assert_eq!(network.take(), ["remove"]);
     }
 

@@ -1,7 +1,7 @@
 //! Addresses of this host's interfaces, through rtnetlink.
 
 use super::announce::{self, Mac};
-use super::{Network, VipAddress};
+use super::{InterfaceAddress, Network};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -32,7 +32,7 @@ struct Link {
 
 #[async_trait]
 impl Network for Netlink {
-    async fn has(&self, vip: &VipAddress) -> Result<bool> {
+    async fn has(&self, vip: &InterfaceAddress) -> Result<bool> {
         asked(vip, async |handle| {
             let link = link(handle, vip).await?;
             Ok(!standing(handle, vip, link).await?.is_empty())
@@ -40,7 +40,7 @@ impl Network for Netlink {
         .await
     }
 
-    async fn add(&self, vip: &VipAddress) -> Result<()> {
+    async fn add(&self, vip: &InterfaceAddress) -> Result<()> {
         asked(vip, async |handle| {
             let link = link(handle, vip).await?;
             let mut request = handle.address().add(link.index, vip.address, vip.prefix);
@@ -57,7 +57,7 @@ impl Network for Netlink {
         .await
     }
 
-    async fn remove(&self, vip: &VipAddress) -> Result<bool> {
+    async fn remove(&self, vip: &InterfaceAddress) -> Result<bool> {
         asked(vip, async |handle| {
             let link = link(handle, vip).await?;
             let mut standing = standing(handle, vip, link).await?;
@@ -77,7 +77,7 @@ impl Network for Netlink {
         .await
     }
 
-    async fn announce(&self, vip: &VipAddress) -> Result<()> {
+    async fn announce(&self, vip: &InterfaceAddress) -> Result<()> {
         let link = asked(vip, async |handle| link(handle, vip).await).await?;
         let Some(mac) = link.mac else { return Ok(()) };
         let frame = announce::frame(vip.address, mac);
@@ -92,7 +92,7 @@ impl Network for Netlink {
 }
 
 /// Asks the kernel over a connection of its own, for as long as it should take at most.
-async fn asked<T>(vip: &VipAddress, question: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
+async fn asked<T>(vip: &InterfaceAddress, question: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
     let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "open a netlink socket");
     let (connection, handle, _) = new_connection().map_err(failed)?;
     let mut connection = pin!(connection);
@@ -108,7 +108,7 @@ async fn asked<T>(vip: &VipAddress, question: impl AsyncFnOnce(&Handle) -> Resul
     })
 }
 
-async fn link(handle: &Handle, vip: &VipAddress) -> Result<Link> {
+async fn link(handle: &Handle, vip: &InterfaceAddress) -> Result<Link> {
     let mut links = pin!(handle.link().get().match_name(vip.interface.clone()).execute());
     let found = match links.next().await {
         Some(Ok(found)) => found,
@@ -124,7 +124,7 @@ async fn link(handle: &Handle, vip: &VipAddress) -> Result<Link> {
 }
 
 /// The address as it is on its interface, whatever prefix it has there.
-async fn standing(handle: &Handle, vip: &VipAddress, link: Link) -> Result<Vec<AddressMessage>> {
+async fn standing(handle: &Handle, vip: &InterfaceAddress, link: Link) -> Result<Vec<AddressMessage>> {
     let mut all = pin!(handle.address().get().set_link_index_filter(link.index).execute());
     let mut found = Vec::new();
     while let Some(address) = all.next().await {
@@ -145,7 +145,7 @@ async fn standing(handle: &Handle, vip: &VipAddress, link: Link) -> Result<Vec<A
     Ok(found)
 }
 
-fn message(vip: &VipAddress, link: Link) -> AddressMessage {
+fn message(vip: &InterfaceAddress, link: Link) -> AddressMessage {
     match vip.address {
         IpAddr::V4(address) => {
             AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, vip.prefix).build()
@@ -163,7 +163,7 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
     }
 }
 
-fn of_kernel(error: &rtnetlink::Error, verb: &str, vip: &VipAddress) -> Error {
+fn of_kernel(error: &rtnetlink::Error, verb: &str, vip: &InterfaceAddress) -> Error {
     match errno(error) {
         Some(errno) => of_errno(errno, verb, vip),
         None => {
@@ -174,7 +174,7 @@ fn of_kernel(error: &rtnetlink::Error, verb: &str, vip: &VipAddress) -> Error {
 }
 
 /// What a user has to change is `EBadRequest`, `ENotFound` or `EPermission`; everything else may pass.
-fn of_errno(errno: Errno, verb: &str, vip: &VipAddress) -> Error {
+fn of_errno(errno: Errno, verb: &str, vip: &InterfaceAddress) -> Error {
     let failed = Error::os(Side::Caller, Operation::Start, errno, format!("{verb} the service address {vip}"));
     match errno {
         Errno::ENODEV | Errno::ENXIO => {
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_a_user_must_change_is_told_from_what_passes() {
-        let vip = VipAddress::parse("10.0.0.100/24@eth0").unwrap();
+        let vip = InterfaceAddress::parse("10.0.0.100/24@eth0").unwrap();
         for (errno, code) in [
             (Errno::ENODEV, Code::NotFound),
             (Errno::ENETUNREACH, Code::NotFound),

@@ -17,14 +17,14 @@ const JUDGES: usize = 2;
 
 /// How patient a judgement is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct ProbeTiming {
     /// Between two probes of a peer.
     pub interval: Duration,
     /// Silence of all peers after which the channel is lost. Longer: fewer false alarms, a later change of the leader.
     pub timeout: Duration,
 }
 
-impl Terms {
+impl ProbeTiming {
     /// How long some peer has to answer without a gap before a lost channel is used again.
     fn steady(&self) -> Duration {
         (self.interval * 3).max(self.timeout / 2)
@@ -66,8 +66,8 @@ pub(crate) enum Verdict {
 
 /// See the module's head. Times are of one clock that never goes back.
 #[derive(Debug)]
-pub(crate) struct Judge {
-    terms: Terms,
+pub(crate) struct FailureDetector {
+    terms: ProbeTiming,
     peers: BTreeMap<NodeId, Peer>,
     registered: usize,
     state: State,
@@ -111,10 +111,10 @@ impl Peer {
     }
 }
 
-impl Judge {
+impl FailureDetector {
     /// A judge that knows nobody: the channel is usable.
     #[must_use]
-    pub(crate) fn new(terms: Terms) -> Self {
+    pub(crate) fn new(terms: ProbeTiming) -> Self {
         let state = State::Usable { since: None };
         Self { terms, peers: BTreeMap::new(), registered: 0, state, looked: None, losses: 0 }
     }
@@ -186,7 +186,7 @@ impl Judge {
     }
 
     fn reconsider(&mut self, now: Duration, mut loss: Loss) -> Verdict {
-        let Terms { timeout, .. } = self.terms;
+        let ProbeTiming { timeout, .. } = self.terms;
         loss.alone = (self.registered < JUDGES).then(|| loss.alone.unwrap_or(now));
         let is_steady = loss.heard.is_some_and(|(first, last)| {
             now.saturating_sub(last) <= self.terms.gap() && now.saturating_sub(first) >= self.terms.steady()
@@ -207,11 +207,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TERMS: Terms = Terms { interval: Duration::from_secs(1), timeout: Duration::from_secs(5) };
+    const TERMS: ProbeTiming = ProbeTiming { interval: Duration::from_secs(1), timeout: Duration::from_secs(5) };
 
     /// A virtual clock that ticks once in an interval, and who answers.
     struct Stage {
-        judge: Judge,
+        judge: FailureDetector,
         now: Duration,
         registered: Vec<&'static str>,
         answering: Vec<&'static str>,
@@ -220,7 +220,7 @@ mod tests {
     impl Stage {
         fn new(registered: &[&'static str]) -> Self {
             let (registered, answering) = (registered.to_vec(), registered.to_vec());
-            Self { judge: Judge::new(TERMS), now: Duration::from_secs(1000), registered, answering }
+            Self { judge: FailureDetector::new(TERMS), now: Duration::from_secs(1000), registered, answering }
         }
 
         fn tick(&mut self) -> Verdict {

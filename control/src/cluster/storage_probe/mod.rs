@@ -15,15 +15,15 @@ mod peers;
 
 pub(crate) use address::DataAddress;
 pub(crate) use address::is_interface;
-pub(crate) use failure_detector::{Terms, Verdict};
+pub(crate) use failure_detector::{ProbeTiming, Verdict};
 
 use crate::clock::Clock;
 use crate::coord::session_keeper::Sessions;
 use crate::model::NodeId;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
-use failure_detector::Judge;
+use failure_detector::FailureDetector;
 use packet::{LENGTH, Nonce, Packet};
-use peers::Roster;
+use peers::PeerAddresses;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// What there is to know about the channel.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Seen {
+pub(crate) struct ProbeStatus {
     /// Whether it can be used.
     pub verdict: Verdict,
     /// Peers that are probed, and for how long each has been silent.
@@ -50,18 +50,18 @@ pub(crate) struct Seen {
 
 /// The socket of a node in the storage network.
 #[derive(Debug)]
-pub(crate) struct DataChannel {
+pub(crate) struct StorageProbe {
     socket: UdpSocket,
     address: SocketAddr,
-    terms: Terms,
-    seen: watch::Sender<Seen>,
+    terms: ProbeTiming,
+    seen: watch::Sender<ProbeStatus>,
 }
 
-/// Probing, from one packet to the next.
-struct Probing<'a> {
-    channel: &'a DataChannel,
+/// ProbeLoop, from one packet to the next.
+struct ProbeLoop<'a> {
+    channel: &'a StorageProbe,
     clock: &'a dyn Clock,
-    judge: Judge,
+    judge: FailureDetector,
     addresses: BTreeMap<NodeId, SocketAddr>,
     /// Probes that may still be answered.
     open: HashMap<Nonce, Probe>,
@@ -73,17 +73,17 @@ struct Probe {
     sent: Duration,
 }
 
-impl DataChannel {
+impl StorageProbe {
     /// Binds the socket.
     ///
     /// # Errors
     /// `ENotFound` if this host has no such interface or address, `EBusy` if the port is taken, and what else the system
     /// says.
-    pub(crate) async fn open(address: &DataAddress, terms: Terms) -> Result<Self> {
+    pub(crate) async fn open(address: &DataAddress, terms: ProbeTiming) -> Result<Self> {
         let wanted = address.resolve()?;
         let socket = UdpSocket::bind(wanted).await.map_err(|error| of_address(&error, wanted))?;
         let address = socket.local_addr().map_err(|error| of_address(&error, wanted))?;
-        Ok(Self { socket, address, terms, seen: watch::Sender::new(Seen::default()) })
+        Ok(Self { socket, address, terms, seen: watch::Sender::new(ProbeStatus::default()) })
     }
 
     /// Where peers probe it.
@@ -94,17 +94,17 @@ impl DataChannel {
 
     /// How it stands, now and at every change.
     #[must_use]
-    pub(crate) fn seen(&self) -> watch::Receiver<Seen> {
+    pub(crate) fn seen(&self) -> watch::Receiver<ProbeStatus> {
         self.seen.subscribe()
     }
 
     /// Echoes, probes and judges for as long as it is polled.
     pub(crate) async fn run(&self, me: &NodeId, sessions: Sessions, clock: &Arc<dyn Clock>) {
-        let (rosters, known) = watch::channel(Roster::default());
-        let probing = Probing {
+        let (rosters, known) = watch::channel(PeerAddresses::default());
+        let probing = ProbeLoop {
             channel: self,
             clock: &**clock,
-            judge: Judge::new(self.terms),
+            judge: FailureDetector::new(self.terms),
             addresses: BTreeMap::new(),
             open: HashMap::new(),
         };
@@ -112,8 +112,8 @@ impl DataChannel {
     }
 }
 
-impl Probing<'_> {
-    async fn run(mut self, mut rosters: watch::Receiver<Roster>) {
+impl ProbeLoop<'_> {
+    async fn run(mut self, mut rosters: watch::Receiver<PeerAddresses>) {
         let mut rounds = interval(self.channel.terms.interval);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // One byte more than a packet has: what is longer is none.
@@ -158,7 +158,7 @@ impl Probing<'_> {
         }
     }
 
-    fn observe(&mut self, Roster(peers): Roster) {
+    fn observe(&mut self, PeerAddresses(peers): PeerAddresses) {
         let probed = peers.keys().cloned().collect();
         self.judge.observe(self.clock.boot_time(), &probed, peers.len());
         self.addresses.extend(peers);
@@ -189,7 +189,7 @@ impl Probing<'_> {
         let now = self.clock.boot_time();
         let verdict = self.judge.look(now, fastrand::f64());
         let peers = self.judge.silences(now).map(|(peer, silent)| (peer.clone(), silent)).collect();
-        let seen = Seen { verdict, peers };
+        let seen = ProbeStatus { verdict, peers };
         let before = self.channel.seen.send_replace(seen).verdict;
         let is_back = (before, verdict) == (Verdict::Lost, Verdict::Usable);
         if is_back {
@@ -222,20 +222,20 @@ mod tests {
     use crate::coord::embedded::Embedded;
     use crate::coord::paths;
     use crate::coord::session_keeper::SessionKeeper;
-    use crate::coord::{Center, Life, Op};
+    use crate::coord::{CoordClient, CreateMode, Op};
     use crate::model::{Record, Registration};
 
-    const TERMS: Terms = Terms { interval: Duration::from_millis(20), timeout: Duration::from_millis(200) };
+    const TERMS: ProbeTiming = ProbeTiming { interval: Duration::from_millis(20), timeout: Duration::from_millis(200) };
 
     fn registration(name: &str, data: Option<SocketAddr>) -> Op {
         let mut registration = Registration::example(name);
         registration.data = data;
         let (path, data) = (paths::runner(name), registration.encode());
-        Op::Create { path, data, life: Life::Persistent }
+        Op::Create { path, data, mode: CreateMode::Persistent }
     }
 
-    async fn bound(address: &str) -> DataChannel {
-        DataChannel::open(&DataAddress::parse(address).unwrap(), TERMS).await.unwrap()
+    async fn bound(address: &str) -> StorageProbe {
+        StorageProbe::open(&DataAddress::parse(address).unwrap(), TERMS).await.unwrap()
     }
 
     #[tokio::test]
@@ -243,14 +243,14 @@ mod tests {
         let channel = bound("127.0.0.1").await;
         let (peer, stranger) = (bound("127.0.0.1").await, bound("127.0.0.1").await);
         let name = NodeId::new("peer").unwrap();
-        let mut probing = Probing {
+        let mut probing = ProbeLoop {
             channel: &channel,
             clock: &HostClock,
-            judge: Judge::new(TERMS),
+            judge: FailureDetector::new(TERMS),
             addresses: BTreeMap::new(),
             open: HashMap::new(),
         };
-        probing.observe(Roster([(name.clone(), peer.address())].into()));
+        probing.observe(PeerAddresses([(name.clone(), peer.address())].into()));
         probing.probe();
         let sent = *probing.open.keys().next().unwrap();
         probing.receive(&Packet::Answer(Nonce::fresh()).encode(), peer.address());
@@ -265,9 +265,9 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_nobody_answers_notices_and_recovers() {
         let scratch = tempfile::tempdir().unwrap();
-        let service: Arc<dyn Center> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
+        let service: Arc<dyn CoordClient> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
         let session = service.open().await.unwrap();
-        let folder = Op::Create { path: paths::RUNNERS.to_owned(), data: Vec::new(), life: Life::Persistent };
+        let folder = Op::Create { path: paths::RUNNERS.to_owned(), data: Vec::new(), mode: CreateMode::Persistent };
         let (me, others) = (bound("127.0.0.1").await, [bound("127.0.0.1").await, bound("127.0.0.1").await]);
         let ops = vec![
             folder,
@@ -280,7 +280,7 @@ mod tests {
         let keeper = SessionKeeper::new(service);
         let (sessions, clock) = (keeper.sessions(), Arc::new(HostClock) as Arc<dyn Clock>);
         let (hears, is_heard) = watch::channel(true);
-        let echo = async |channel: &DataChannel| {
+        let echo = async |channel: &StorageProbe| {
             let mut buffer = [0; LENGTH];
             loop {
                 let (length, from) = channel.socket.recv_from(&mut buffer).await.unwrap();

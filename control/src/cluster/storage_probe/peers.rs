@@ -22,10 +22,10 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Peers that are registered and probed: at most [`PEERS_MAX`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Roster(pub(super) BTreeMap<NodeId, SocketAddr>);
+pub(super) struct PeerAddresses(pub(super) BTreeMap<NodeId, SocketAddr>);
 
 /// Keeps the roster as the register is, for as long as it is polled. Without a session it stays as it was.
-pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch::Sender<Roster>) {
+pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch::Sender<PeerAddresses>) {
     loop {
         let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
         let Ok(Some(session)) = open else { return std::future::pending().await };
@@ -51,9 +51,9 @@ pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch:
     }
 }
 
-async fn read(me: &NodeId, session: &Arc<dyn Session>) -> Result<(Roster, Watch), CoordError> {
+async fn read(me: &NodeId, session: &Arc<dyn Session>) -> Result<(PeerAddresses, Watch), CoordError> {
     let (names, watch) = session.children_and_watch(paths::RUNNERS).await?;
-    let mut roster = Roster::default();
+    let mut roster = PeerAddresses::default();
     for name in after(me, &names) {
         if roster.0.len() == PEERS_MAX {
             break;

@@ -30,14 +30,14 @@ const FORMAT_VERSION: i64 = 1;
 type Opener = dyn Fn(&Path) -> Result<Database, redb::Error> + Send;
 
 /// Where a store keeps its nodes.
-pub(super) struct Shelf {
+pub(super) struct StoreFile {
     path: PathBuf,
     open: Box<Opener>,
 }
 
 /// A shelf that is open, and locked against others.
 #[derive(Debug)]
-pub(super) struct OpenShelf {
+pub(super) struct OpenStoreFile {
     database: Database,
 }
 
@@ -52,42 +52,42 @@ pub(super) struct Content {
 /// Why the file of a store cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("open the task center's store {}: {why}", path.shown())]
-pub struct ShelfError {
+pub struct StoreFileError {
     /// Which file.
     pub path: PathBuf,
     /// For people.
     pub why: String,
 }
 
-impl ShelfError {
+impl StoreFileError {
     pub(super) fn new(path: &Path, why: impl fmt::Display) -> Self {
         Self { path: path.to_owned(), why: why.to_string() }
     }
 }
 
-impl Shelf {
+impl StoreFile {
     pub(super) fn at(path: PathBuf) -> Self {
         Self { path, open: Box::new(create) }
     }
 
-    /// As [`Shelf::at`], opened another way.
+    /// As [`StoreFile::at`], opened another way.
     #[cfg(test)]
     pub(super) fn with(path: PathBuf, open: Box<Opener>) -> Self {
         Self { path, open }
     }
 
-    pub(super) fn error(&self, why: impl fmt::Display) -> ShelfError {
-        ShelfError::new(&self.path, why)
+    pub(super) fn error(&self, why: impl fmt::Display) -> StoreFileError {
+        StoreFileError::new(&self.path, why)
     }
 
     /// Opens the file, made if it is missing, and reads it.
-    pub(super) fn open(&self) -> Result<(OpenShelf, Content), ShelfError> {
+    pub(super) fn open(&self) -> Result<(OpenStoreFile, Content), StoreFileError> {
         let failed = |error: redb::Error| match error {
-            redb::Error::DatabaseAlreadyOpen => ShelfError::new(&self.path, "another process uses it"),
-            error => ShelfError::new(&self.path, error),
+            redb::Error::DatabaseAlreadyOpen => StoreFileError::new(&self.path, "another process uses it"),
+            error => StoreFileError::new(&self.path, error),
         };
         let database = (self.open)(&self.path).map_err(failed)?;
-        let shelf = OpenShelf { database };
+        let shelf = OpenStoreFile { database };
         let format = shelf.prepare().map_err(failed)?;
         if format != FORMAT_VERSION {
             return Err(
@@ -103,19 +103,19 @@ impl Shelf {
     }
 }
 
-impl fmt::Debug for Shelf {
+impl fmt::Debug for StoreFile {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.debug_tuple("Shelf").field(&self.path).finish()
+        to.debug_tuple("StoreFile").field(&self.path).finish()
     }
 }
 
-impl fmt::Display for Shelf {
+impl fmt::Display for StoreFile {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "{}", self.path.shown())
     }
 }
 
-impl OpenShelf {
+impl OpenStoreFile {
     /// Makes `changes` durable, `None` for a node that is gone, together with the number of the last write.
     pub(super) fn write<'a>(
         &self,

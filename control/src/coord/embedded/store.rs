@@ -2,7 +2,7 @@
 
 use super::super::tree::{Change, ChangeKind, Tree, Watches};
 use super::super::{CoordError, Done, Ending, Link, Node, Op, SessionId, SessionState, Zxid, is_path};
-use super::shelf::{Content, OpenShelf, Shelf, ShelfError};
+use super::shelf::{Content, OpenStoreFile, StoreFile, StoreFileError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TryRecvError;
@@ -45,9 +45,9 @@ enum Pending {
 /// Everything, owned by one thread.
 #[derive(Debug)]
 pub(super) struct Store {
-    shelf: Shelf,
+    shelf: StoreFile,
     /// None while the disk fails. The tree is empty then.
-    open: Option<OpenShelf>,
+    open: Option<OpenStoreFile>,
     tree: Tree,
     /// Of the last write in `tree`.
     zxid: Zxid,
@@ -72,7 +72,7 @@ struct Batch {
 
 impl Store {
     /// Opens the shelf and takes over what it holds.
-    pub(super) fn open(shelf: Shelf) -> Result<Self, ShelfError> {
+    pub(super) fn open(shelf: StoreFile) -> Result<Self, StoreFileError> {
         let mut store = Self {
             shelf,
             open: None,
@@ -112,7 +112,7 @@ impl Store {
     }
 
     /// Reads the file, and removes the ephemeral nodes of sessions that are not there.
-    fn load(&mut self) -> Result<(), ShelfError> {
+    fn load(&mut self) -> Result<(), StoreFileError> {
         let (open, Content { nodes, zxid }) = self.shelf.open()?;
         let mut tree = Tree::new();
         for (path, node) in nodes {
@@ -254,7 +254,7 @@ impl Store {
     }
 
     /// A disk that is full fails several times a second, with small writes succeeding in between.
-    fn say(&mut self, error: &ShelfError) {
+    fn say(&mut self, error: &StoreFileError) {
         if self.said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
             self.said = Some(Instant::now());
             tracing::error!(%error, "the task center's store fails: it is opened again until it can be written");

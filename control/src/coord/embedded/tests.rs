@@ -2,7 +2,7 @@
 //! survived. Its disk here is memory that knows what has been flushed.
 
 use super::*;
-use crate::coord::{Life, Zxid};
+use crate::coord::{CreateMode, Zxid};
 use redb::{Database, StorageBackend};
 use std::io;
 use std::path::PathBuf;
@@ -72,10 +72,10 @@ impl Disk {
         self.0.lock().expect("no test panics with it")
     }
 
-    fn shelf(self: &Arc<Self>) -> Shelf {
+    fn shelf(self: &Arc<Self>) -> StoreFile {
         let disk = self.clone();
         let open = move |_: &Path| Ok(Database::builder().create_with_backend(Plugged(disk.clone()))?);
-        Shelf::with(PathBuf::from("disk"), Box::new(open))
+        StoreFile::with(PathBuf::from("disk"), Box::new(open))
     }
 }
 
@@ -122,8 +122,8 @@ impl StorageBackend for Plugged {
     }
 }
 
-fn create(path: &str, life: Life) -> Op {
-    Op::Create { path: path.to_owned(), data: Vec::new(), life }
+fn create(path: &str, mode: CreateMode) -> Op {
+    Op::Create { path: path.to_owned(), data: Vec::new(), mode }
 }
 
 fn set(path: &str, number: i32, version: i32) -> Op {
@@ -154,14 +154,15 @@ async fn what_was_answered_survives_a_loss_of_power() {
         let session = center.open().await.expect("the store is open");
         assert!(session.id().0 > last.0, "life {life}: session {:?} after {last:?}", session.id());
         if life == 0 {
-            let made = session.multi(vec![create("/a", Life::Persistent), create("/b", Life::Persistent)]).await;
+            let made =
+                session.multi(vec![create("/a", CreateMode::Persistent), create("/b", CreateMode::Persistent)]).await;
             made.expect("both are new");
         }
         let (a, b, modified) = numbers(&*session).await;
         assert!(a == b && a >= told, "life {life}: {a} and {b} after {told} was told");
         assert!(modified >= last);
         assert_eq!(session.get("/e").await, Ok(None), "life {life}: it went with its session");
-        session.multi(vec![create("/e", Life::Ephemeral)]).await.expect("it is new");
+        session.multi(vec![create("/e", CreateMode::Ephemeral)]).await.expect("it is new");
         version = version.max(session.get("/a").await.expect("open").expect("made").stat.version);
 
         let mut lost = None;
@@ -190,8 +191,11 @@ async fn a_failing_disk_is_told_and_survived() {
     let disk = Arc::new(Disk::default());
     let center = Embedded::on(disk.shelf()).expect("the disk works");
     let (session, other) = (center.open().await.expect("open"), center.open().await.expect("open"));
-    session.multi(vec![create("/a", Life::Persistent), create("/mine", Life::Ephemeral)]).await.expect("new");
-    other.multi(vec![create("/others", Life::Ephemeral)]).await.expect("new");
+    session
+        .multi(vec![create("/a", CreateMode::Persistent), create("/mine", CreateMode::Ephemeral)])
+        .await
+        .expect("new");
+    other.multi(vec![create("/others", CreateMode::Ephemeral)]).await.expect("new");
     let (_, watch) = session.get_and_watch("/a").await.expect("open");
 
     disk.lock().is_failing = true;
@@ -225,7 +229,11 @@ async fn a_file_is_found_again_as_it_was() {
     let error = Embedded::open(&path).expect_err("it is open");
     assert_eq!(error.to_string(), format!("open the task center's store {}: another process uses it", path.display()));
     let session = center.open().await.expect("open");
-    let made = [create("/a", Life::Persistent), create("/a/b", Life::Persistent), create("/a/e", Life::Ephemeral)];
+    let made = [
+        create("/a", CreateMode::Persistent),
+        create("/a/b", CreateMode::Persistent),
+        create("/a/e", CreateMode::Ephemeral),
+    ];
     session.multi(made.to_vec()).await.expect("new");
     session.multi(vec![set("/a", 7, 0), set("/", 8, 0)]).await.expect("nobody else writes");
     let (top, a) = (session.get("/").await, session.get("/a").await);

@@ -38,7 +38,7 @@ pub(super) enum Delivery {
 
 /// A watch that waits.
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(super) struct PendingWatch {
     pub(super) path: String,
     pub(super) subject: Subject,
     /// Transactions that it has seen.
@@ -53,7 +53,7 @@ pub(super) enum Subject {
     Names,
 }
 
-impl Standing {
+impl PendingWatch {
     pub(super) fn is_about(&self, transaction: &Transaction) -> bool {
         transaction.changes.iter().any(|(path, node)| match self.subject {
             Subject::Data => **path == *self.path,
@@ -84,7 +84,7 @@ pub(super) struct Client {
     pub(super) seen: Zxid,
     pub(super) link: watch::Sender<SessionState>,
     pub(super) pending: BTreeMap<u64, oneshot::Sender<Result<Reply, CoordError>>>,
-    pub(super) watches: Vec<Standing>,
+    pub(super) watches: Vec<PendingWatch>,
     /// Watches that will never fire: their waiters learn of the end of the session only.
     pub(super) silenced: Vec<Fire>,
     /// Events whose connection broke before they arrived.

@@ -21,7 +21,7 @@ mod wire;
 pub(crate) use service::Snapshot;
 
 use super::{
-    Center, CoordError, Done, Ending, Node, Op, Refusal, Session, SessionId, SessionState, Watch, Zxid, check_ops,
+    CoordClient, CoordError, Done, Ending, Node, Op, Refusal, Session, SessionId, SessionState, Watch, Zxid, check_ops,
     is_path,
 };
 use async_trait::async_trait;
@@ -65,7 +65,7 @@ pub(crate) struct Commit<'a> {
 
 /// How often and how much the service troubles its clients.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Weather {
+pub(crate) struct FaultRates {
     /// One way between client and server, in milliseconds: least and most.
     pub(crate) latency_ms: (u64, u64),
     /// Until a server has what was committed: least and most.
@@ -80,7 +80,7 @@ pub(crate) struct Weather {
     pub(crate) late_watch: f64,
 }
 
-impl Default for Weather {
+impl Default for FaultRates {
     /// Nothing goes wrong.
     fn default() -> Self {
         Self { latency_ms: (0, 1), lag_ms: (0, 3), lost_reply: 0.0, late_write: 0.0, lost_watch: 0.0, late_watch: 0.0 }
@@ -102,8 +102,8 @@ impl Ensemble {
 
     /// The service as a node sees it.
     #[must_use]
-    pub(crate) fn client(&self, node: &str) -> Arc<dyn Center> {
-        Arc::new(SimCenter { shared: self.0.clone(), node: node.to_owned() })
+    pub(crate) fn client(&self, node: &str) -> Arc<dyn CoordClient> {
+        Arc::new(SimCoordClient { shared: self.0.clone(), node: node.to_owned() })
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {
@@ -111,7 +111,7 @@ impl Ensemble {
     }
 
     /// From now on.
-    pub(crate) fn set_weather(&self, weather: Weather) {
+    pub(crate) fn set_weather(&self, weather: FaultRates) {
         self.core().weather = weather;
     }
 
@@ -204,13 +204,13 @@ impl Ensemble {
 
 /// The service as one node sees it.
 #[derive(Debug)]
-struct SimCenter {
+struct SimCoordClient {
     shared: Shared,
     node: String,
 }
 
 #[async_trait]
-impl Center for SimCenter {
+impl CoordClient for SimCoordClient {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
         let deadline = Instant::now() + DIAL;
         loop {

@@ -5,9 +5,9 @@
 //! `T - tick/2` and `T + tick` after its last sign of life: followers forward those only with the leader's pings, and
 //! the leader counts in ticks.
 
-use super::client::{Client, Delivery, Reply, Request, Standing, Subject};
+use super::client::{Client, Delivery, PendingWatch, Reply, Request, Subject};
 use super::tree::{Transaction, Tree};
-use super::{Commit, Observer, TICK, Weather};
+use super::{Commit, FaultRates, Observer, TICK};
 use crate::coord::{CoordError, Done, Ending, Op, SessionId, Zxid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const SYNC_LIMIT: Duration = Duration::from_secs(4);
 /// Everything of one service, behind one lock.
 pub(super) struct Core {
     pub(super) rng: fastrand::Rng,
-    pub(super) weather: Weather,
+    pub(super) weather: FaultRates,
     pub(super) clients: BTreeMap<SessionId, Client>,
     pub(super) observer: Option<Observer>,
     /// Nobody may write below it.
@@ -31,7 +31,7 @@ pub(super) struct Core {
     /// Transactions that the servers have been told of.
     spread: usize,
     servers: Vec<Server>,
-    tenures: BTreeMap<SessionId, Tenure>,
+    tenures: BTreeMap<SessionId, TrackedSession>,
     /// Nodes whose packets go nowhere.
     cut: BTreeSet<String>,
     is_up: bool,
@@ -62,7 +62,7 @@ struct Server {
 
 /// What the leader knows of a session.
 #[derive(Clone, Debug)]
-struct Tenure {
+struct TrackedSession {
     node: String,
     /// The tick that ends it.
     last_tick: u64,
@@ -73,7 +73,7 @@ struct Tenure {
 pub(crate) struct Snapshot {
     tree: Tree,
     zxid: Zxid,
-    tenures: BTreeMap<SessionId, Tenure>,
+    tenures: BTreeMap<SessionId, TrackedSession>,
 }
 
 impl Core {
@@ -81,7 +81,7 @@ impl Core {
         let now = Instant::now();
         Self {
             rng: fastrand::Rng::with_seed(seed),
-            weather: Weather::default(),
+            weather: FaultRates::default(),
             clients: BTreeMap::new(),
             observer: None,
             forbidden: None,
@@ -197,7 +197,7 @@ impl Core {
         self.sessions_opened += 1;
         let id = SessionId(0x1_0000 + self.sessions_opened);
         self.zxid.0 += 1;
-        self.tenures.insert(id, Tenure { node: node.to_owned(), last_tick: self.tick_after(self.timeout) });
+        self.tenures.insert(id, TrackedSession { node: node.to_owned(), last_tick: self.tick_after(self.timeout) });
         Some((id, server))
     }
 
@@ -355,12 +355,12 @@ impl Core {
         let Some(fire) = watch else { return };
         if let Some(client) = self.clients.get_mut(&session) {
             let since = self.servers[client.server].replayed;
-            client.watches.push(Standing { path, subject, since, fire });
+            client.watches.push(PendingWatch { path, subject, since, fire });
         }
     }
 
     fn fire(&mut self, server: usize, transaction: &Transaction) {
-        let Weather { lost_watch, late_watch, .. } = self.weather;
+        let FaultRates { lost_watch, late_watch, .. } = self.weather;
         let Self { clients, rng, .. } = self;
         for client in clients.values_mut().filter(|client| client.server == server && client.is_connected()) {
             for watch in client.watches.extract_if(.., |watch| watch.is_about(transaction)).collect::<Vec<_>>() {
@@ -378,7 +378,8 @@ impl Core {
     pub(super) fn rearm(&mut self, session: SessionId) {
         let Some(client) = self.clients.get_mut(&session) else { return };
         let log = &self.log[..self.servers[client.server].replayed];
-        let missed = |watch: &mut Standing| log.iter().skip(watch.since).any(|transaction| watch.is_about(transaction));
+        let missed =
+            |watch: &mut PendingWatch| log.iter().skip(watch.since).any(|transaction| watch.is_about(transaction));
         let fires: Vec<_> = client.watches.extract_if(.., missed).map(|watch| watch.fire).collect();
         for fire in std::mem::take(&mut client.undelivered).into_iter().chain(fires) {
             client.deliver(Duration::ZERO, Delivery::Fire(fire));

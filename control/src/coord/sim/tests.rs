@@ -1,12 +1,12 @@
 //! What the simulated service does to its clients: each fault, and what of it a client may see.
 
 use super::*;
-use crate::coord::{Life, Link, contract};
+use crate::coord::{CreateMode, Link, contract};
 
 const T: Duration = Duration::from_secs(10);
 
-fn create(path: &str, life: Life) -> Op {
-    Op::Create { path: path.to_owned(), data: b"new".to_vec(), life }
+fn create(path: &str, mode: CreateMode) -> Op {
+    Op::Create { path: path.to_owned(), data: b"new".to_vec(), mode }
 }
 
 fn set(path: &str, version: i32) -> Op {
@@ -30,7 +30,7 @@ async fn link(session: &dyn Session, wanted: impl Fn(Link) -> bool) -> Duration 
 async fn it_keeps_what_every_center_keeps() {
     for seed in 0..20 {
         let ensemble = Ensemble::new(seed, T);
-        ensemble.set_weather(Weather { latency_ms: (0, seed), lag_ms: (0, 10 * seed), ..Weather::default() });
+        ensemble.set_weather(FaultRates { latency_ms: (0, seed), lag_ms: (0, 10 * seed), ..FaultRates::default() });
         contract::everything(&*ensemble.client("a")).await;
     }
 }
@@ -38,11 +38,13 @@ async fn it_keeps_what_every_center_keeps() {
 #[tokio::test(start_paused = true)]
 async fn a_multi_is_all_or_nothing_and_grows_the_numbers() {
     let (_ensemble, a, b) = pair(1).await;
-    let done =
-        a.multi(vec![create("/x", Life::Persistent), set("/x", 0), create("/x/y", Life::Ephemeral)]).await.unwrap();
+    let done = a
+        .multi(vec![create("/x", CreateMode::Persistent), set("/x", 0), create("/x/y", CreateMode::Ephemeral)])
+        .await
+        .unwrap();
     let [Done::Plain, Done::Set(stat), Done::Plain] = done[..] else { panic!("{done:?}") };
     assert_eq!((stat.version, stat.created), (1, stat.modified));
-    let refused = b.multi(vec![set("/x", 1), create("/x/y/z", Life::Persistent)]).await;
+    let refused = b.multi(vec![set("/x", 1), create("/x/y/z", CreateMode::Persistent)]).await;
     assert_eq!(refused, Err(CoordError::Refused { index: 1, why: Refusal::Impossible }));
     let refused = b.multi(vec![Op::Delete { path: "/x".into(), version: 1 }]).await;
     assert_eq!(refused, Err(CoordError::Refused { index: 0, why: Refusal::NotEmpty }));
@@ -57,7 +59,7 @@ async fn an_ephemeral_node_goes_between_half_a_tick_before_and_a_tick_after_the_
     for seed in 0..200 {
         let (ensemble, a, b) = pair(seed).await;
         sleep(Duration::from_millis(seed * 37 % 5000)).await;
-        a.multi(vec![create("/e", Life::Ephemeral)]).await.unwrap();
+        a.multi(vec![create("/e", CreateMode::Ephemeral)]).await.unwrap();
         ensemble.cut("a");
         let start = Instant::now();
         let (_, gone) = b.get_and_watch("/e").await.unwrap();
@@ -79,7 +81,7 @@ async fn an_ephemeral_node_goes_between_half_a_tick_before_and_a_tick_after_the_
 #[tokio::test(start_paused = true)]
 async fn beside_an_isolated_server_reads_go_on_and_writes_stall() {
     let (ensemble, a, b) = pair(3).await;
-    a.multi(vec![create("/x", Life::Persistent)]).await.unwrap();
+    a.multi(vec![create("/x", CreateMode::Persistent)]).await.unwrap();
     let beside = ensemble.core().clients[&a.id()].server;
     ensemble.isolate(beside);
     sleep(Duration::from_secs(3)).await;
@@ -98,8 +100,8 @@ async fn beside_an_isolated_server_reads_go_on_and_writes_stall() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_can_get_lost_after_the_write_and_a_write_can_come_late() {
     let (ensemble, a, _b) = pair(4).await;
-    ensemble.set_weather(Weather { lost_reply: 1.0, late_write: 1.0, ..Weather::default() });
-    assert!(matches!(a.multi(vec![create("/x", Life::Persistent)]).await, Err(CoordError::Unknown(_))));
+    ensemble.set_weather(FaultRates { lost_reply: 1.0, late_write: 1.0, ..FaultRates::default() });
+    assert!(matches!(a.multi(vec![create("/x", CreateMode::Persistent)]).await, Err(CoordError::Unknown(_))));
     assert!(ensemble.committed("/x").is_some());
     link(&*a, |link| link == Link::Connected).await;
     ensemble.cut("a");
@@ -115,15 +117,15 @@ async fn an_answer_can_get_lost_after_the_write_and_a_write_can_come_late() {
 #[tokio::test(start_paused = true)]
 async fn watches_survive_a_connection_and_can_be_lost_until_the_session_ends() {
     let (ensemble, a, b) = pair(5).await;
-    a.multi(vec![create("/x", Life::Persistent)]).await.unwrap();
+    a.multi(vec![create("/x", CreateMode::Persistent)]).await.unwrap();
     a.sync().await.unwrap();
     let (_, changed) = a.get_and_watch("/x").await.unwrap();
     let (_, names) = a.children_and_watch("/x").await.unwrap();
     ensemble.reset("a");
-    b.multi(vec![set("/x", 0), create("/x/y", Life::Persistent)]).await.unwrap();
+    b.multi(vec![set("/x", 0), create("/x/y", CreateMode::Persistent)]).await.unwrap();
     changed.fired().await;
     names.fired().await;
-    ensemble.set_weather(Weather { lost_watch: 1.0, ..Weather::default() });
+    ensemble.set_weather(FaultRates { lost_watch: 1.0, ..FaultRates::default() });
     let (_, lost) = a.get_and_watch("/x").await.unwrap();
     let start = Instant::now();
     b.multi(vec![set("/x", 1)]).await.unwrap();
@@ -138,10 +140,10 @@ async fn watches_survive_a_connection_and_can_be_lost_until_the_session_ends() {
 #[tokio::test(start_paused = true)]
 async fn an_outage_and_a_stall_end_no_session() {
     let (ensemble, a, _b) = pair(6).await;
-    a.multi(vec![create("/e", Life::Ephemeral)]).await.unwrap();
+    a.multi(vec![create("/e", CreateMode::Ephemeral)]).await.unwrap();
     ensemble.stall(Duration::from_secs(6));
     let start = Instant::now();
-    a.multi(vec![create("/y", Life::Persistent)]).await.unwrap();
+    a.multi(vec![create("/y", CreateMode::Persistent)]).await.unwrap();
     assert!(start.elapsed() >= Duration::from_secs(6));
     ensemble.stop();
     assert_eq!(a.get("/e").await, Err(CoordError::NotConnected));
@@ -155,7 +157,7 @@ async fn an_outage_and_a_stall_end_no_session() {
 #[tokio::test(start_paused = true)]
 async fn after_history_went_back_only_new_sessions_are_taken_and_numbers_repeat() {
     let (ensemble, a, _b) = pair(7).await;
-    a.multi(vec![create("/x", Life::Persistent)]).await.unwrap();
+    a.multi(vec![create("/x", CreateMode::Persistent)]).await.unwrap();
     let then = ensemble.snapshot();
     let Done::Set(first) = a.multi(vec![set("/x", 0)]).await.unwrap()[0] else { panic!("a Set says what it did") };
     ensemble.regress(&then);
@@ -169,13 +171,13 @@ async fn after_history_went_back_only_new_sessions_are_taken_and_numbers_repeat(
 #[tokio::test(start_paused = true)]
 async fn a_closed_session_leaves_nothing_and_an_expired_one_hears_of_it() {
     let (ensemble, a, b) = pair(8).await;
-    a.multi(vec![create("/a", Life::Ephemeral)]).await.unwrap();
-    b.multi(vec![create("/b", Life::Ephemeral)]).await.unwrap();
+    a.multi(vec![create("/a", CreateMode::Ephemeral)]).await.unwrap();
+    b.multi(vec![create("/b", CreateMode::Ephemeral)]).await.unwrap();
     a.close().await;
     assert!(ensemble.committed("/a").is_none());
     assert_eq!(a.get("/a").await, Err(CoordError::Ended(Ending::Closed)));
     ensemble.expire("b");
     assert!(ensemble.committed("/b").is_none());
     assert!(b.states().borrow().is_connected(), "it does not know yet");
-    assert_eq!(b.multi(vec![create("/c", Life::Persistent)]).await, Err(CoordError::Ended(Ending::Expired)));
+    assert_eq!(b.multi(vec![create("/c", CreateMode::Persistent)]).await, Err(CoordError::Ended(Ending::Expired)));
 }

@@ -3,7 +3,7 @@
 //! A [`Transaction`] is what a write came to: nodes as they are after it. The leader's tree makes them; every server's
 //! tree replays them in their order, so two trees that have replayed the same ones are equal.
 
-use crate::coord::{CoordError, Done, Life, Node, Op, Refusal, SessionId, Stat, Zxid};
+use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, SessionId, Stat, Zxid};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -118,7 +118,7 @@ impl Draft<'_> {
     fn apply(&mut self, op: &Op) -> Result<Done, Refusal> {
         match op {
             Op::Check { path, version } => self.expect(path, *version).map(|_| Done::Plain),
-            Op::Create { path, data, life } => self.create(path, data, *life),
+            Op::Create { path, data, mode } => self.create(path, data, *mode),
             Op::Set { path, data, version } => {
                 let old = self.expect(path, *version)?;
                 let stat = Stat { version: version.wrapping_add(1), modified: self.zxid, ..old.stat };
@@ -136,7 +136,7 @@ impl Draft<'_> {
         }
     }
 
-    fn create(&mut self, path: &str, data: &[u8], life: Life) -> Result<Done, Refusal> {
+    fn create(&mut self, path: &str, data: &[u8], mode: CreateMode) -> Result<Done, Refusal> {
         let (parent, _) = path.rsplit_once('/').ok_or(Refusal::Impossible)?;
         match self.get(parent) {
             None if !parent.is_empty() => return Err(Refusal::NoNode),
@@ -144,7 +144,7 @@ impl Draft<'_> {
             Some(parent) if parent.stat.owner.is_some() => return Err(Refusal::Impossible),
             _ => {}
         }
-        let owner = (life == Life::Ephemeral).then_some(self.session);
+        let owner = (mode == CreateMode::Ephemeral).then_some(self.session);
         let stat = Stat { version: 0, created: self.zxid, modified: self.zxid, owner };
         self.put(path, Some(Node { data: data.to_vec(), stat }));
         Ok(Done::Plain)

@@ -3,10 +3,12 @@
 use super::stage::*;
 use crate::coord::Op;
 use crate::coord::paths;
-use crate::coord::sim::Weather;
+use crate::coord::sim::FaultRates;
 use crate::dispatcher::{Config, Ending, Query};
-use crate::model::state_machine::{Event, Mark};
-use crate::model::{Change, Draining, Fence, NodeId, Order, Record, State, TaskId, TaskSpec, Wish};
+use crate::model::state_machine::{Checkpoint, TaskEvent};
+use crate::model::{
+    DesiredState, DrainMode, Fence, NodeId, Record, Submission, TaskChange, TaskId, TaskSpec, TaskState,
+};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -29,16 +31,16 @@ async fn a_task_goes_from_submission_to_success_and_leaves_no_claim() {
         watch = Some(stage.leader.watch(&id(name)).await.unwrap());
     }
     for name in ["x", "y", "z"] {
-        let done = stage.until(name, State::Succeeded).await;
+        let done = stage.until(name, TaskState::Succeeded).await;
         assert_eq!((done.attempts.len(), done.holder, done.failures), (1, None, 0));
         stage.leader.changed(vec![id(name)]).await.unwrap();
     }
     assert_eq!(stage.claims(), []);
     let mut watch = watch.unwrap();
-    watch.wait_for(|record| record.state == State::Succeeded).await.unwrap();
+    watch.wait_for(|record| record.state == TaskState::Succeeded).await.unwrap();
     let status = stage.leader.status().await.unwrap();
     assert_eq!((status.runners, status.assignments), (1, 3));
-    assert!(status.tasks.contains(&(State::Succeeded, 3)));
+    assert!(status.tasks.contains(&(TaskState::Succeeded, 3)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -49,45 +51,50 @@ async fn the_same_submission_is_the_same_task_and_another_one_is_refused() {
         tokio::join!(stage.leader.submit(order("x", noop(1))), stage.leader.submit(order("x", noop(2))));
     assert_eq!(again.unwrap().created_ms, first.created_ms);
     assert_eq!(other.unwrap_err().code, Code::Exists);
-    let cut = TaskSpec::Copy(crate::model::CopyTask { fence: Fence::Command, ..copy("nbd://h/a", "nbd://h/b") });
-    assert_eq!(stage.leader.submit(order("y", cut)).await.unwrap_err().code, Code::Unsupported);
+    let fence_runner =
+        TaskSpec::Copy(crate::model::CopyTask { fence: Fence::Command, ..copy("nbd://h/a", "nbd://h/b") });
+    assert_eq!(stage.leader.submit(order("y", fence_runner)).await.unwrap_err().code, Code::Unsupported);
 }
 
 #[tokio::test(start_paused = true)]
 async fn wishes_are_obeyed_where_they_make_sense() {
     let stage = Stage::new(3, Config::default()).await;
     let leader = &stage.leader;
-    assert_eq!(leader.change(&id("none"), Change::Cancel).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(leader.change(&id("none"), TaskChange::Cancel).await.unwrap_err().code, Code::NotFound);
     leader.submit(order("noop", noop(1))).await.unwrap();
-    assert_eq!(leader.change(&id("noop"), Change::Pause).await.unwrap_err().code, Code::Unsupported);
+    assert_eq!(leader.change(&id("noop"), TaskChange::Pause).await.unwrap_err().code, Code::Unsupported);
     assert_eq!(leader.get(&id("noop")).await.unwrap().reason, "waits for a runner: none is registered");
-    assert_eq!(leader.change(&id("noop"), Change::Cancel).await.unwrap().state, State::Cancelled);
-    assert_eq!(leader.change(&id("noop"), Change::Cancel).await.unwrap().state, State::Cancelled);
+    assert_eq!(leader.change(&id("noop"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelled);
+    assert_eq!(leader.change(&id("noop"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelled);
     leader.submit(order("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
-    assert_eq!(leader.change(&id("copy"), Change::Pause).await.unwrap().state, State::Paused);
-    assert_eq!(leader.change(&id("copy"), Change::Limit(Some(0))).await.unwrap_err().code, Code::BadRequest);
-    leader.change(&id("copy"), Change::Limit(Some(7))).await.unwrap();
+    assert_eq!(leader.change(&id("copy"), TaskChange::Pause).await.unwrap().state, TaskState::Paused);
+    assert_eq!(leader.change(&id("copy"), TaskChange::Limit(Some(0))).await.unwrap_err().code, Code::BadRequest);
+    leader.change(&id("copy"), TaskChange::Limit(Some(7))).await.unwrap();
     let again = leader.submit(order("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     assert!(matches!(&again.spec, TaskSpec::Copy(copy) if copy.limit == Some(7)));
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
-    assert_eq!(leader.change(&id("copy"), Change::Resume).await.unwrap().wish, Wish::Run);
+    assert_eq!(leader.change(&id("copy"), TaskChange::Resume).await.unwrap().desired_state, DesiredState::Run);
     stage.begin(&runner, "copy").await;
     sleep(Duration::from_millis(50)).await;
     stage.world.heard();
-    assert_eq!(leader.change(&id("copy"), Change::Pause).await.unwrap().state, State::Running);
+    assert_eq!(leader.change(&id("copy"), TaskChange::Pause).await.unwrap().state, TaskState::Running);
     sleep(Duration::from_millis(50)).await;
     assert_eq!(stage.world.heard(), ["n1 nudge copy"]);
-    let mark = Mark::default();
-    assert!(stage.step(&runner, "copy", Event::GivenBack { code: Code::Cancelled, mark: mark.clone() }).await);
-    assert_eq!(stage.stored("copy").state, State::Paused);
-    leader.change(&id("copy"), Change::Resume).await.unwrap();
+    let checkpoint = Checkpoint::default();
+    assert!(
+        stage
+            .step(&runner, "copy", TaskEvent::GivenBack { code: Code::Cancelled, checkpoint: checkpoint.clone() })
+            .await
+    );
+    assert_eq!(stage.stored("copy").state, TaskState::Paused);
+    leader.change(&id("copy"), TaskChange::Resume).await.unwrap();
     stage.begin(&runner, "copy").await;
-    assert_eq!(leader.change(&id("copy"), Change::Cancel).await.unwrap().state, State::Cancelling);
-    assert!(stage.step(&runner, "copy", Event::GivenBack { code: Code::Cancelled, mark }).await);
+    assert_eq!(leader.change(&id("copy"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelling);
+    assert!(stage.step(&runner, "copy", TaskEvent::GivenBack { code: Code::Cancelled, checkpoint }).await);
     let done = stage.stored("copy");
-    assert_eq!((done.state, done.failures, done.attempts.len()), (State::Cancelled, 0, 2));
+    assert_eq!((done.state, done.failures, done.attempts.len()), (TaskState::Cancelled, 0, 2));
     assert_eq!(stage.claims(), []);
-    assert_eq!(leader.change(&id("copy"), Change::Resume).await.unwrap_err().code, Code::Busy);
+    assert_eq!(leader.change(&id("copy"), TaskChange::Resume).await.unwrap_err().code, Code::Busy);
 }
 
 /// Method: the answer to the write is lost, and a hint has the record read before the loss is settled.
@@ -97,18 +104,18 @@ async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
         let stage = Stage::new(seed, Config::default()).await;
         let task = order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")));
         stage.leader.submit(task).await.unwrap();
-        stage.leader.change(&id("x"), Change::Pause).await.unwrap();
+        stage.leader.change(&id("x"), TaskChange::Pause).await.unwrap();
         stage.runner("n1", "a", 2, Manner::Willing).await;
-        stage.ensemble.set_weather(Weather { latency_ms: (50, 50), lost_reply: 1.0, ..Weather::default() });
+        stage.ensemble.set_weather(FaultRates { latency_ms: (50, 50), lost_reply: 1.0, ..FaultRates::default() });
         let hint = async {
             sleep(Duration::from_millis(10)).await;
             stage.leader.changed(vec![id("x")]).await.unwrap();
         };
         let paused = id("x");
-        let (resumed, ()) = tokio::join!(stage.leader.change(&paused, Change::Resume), hint);
-        assert_eq!(resumed.unwrap().state, State::Pending);
-        stage.ensemble.set_weather(Weather::default());
-        stage.until("x", State::Assigned).await;
+        let (resumed, ()) = tokio::join!(stage.leader.change(&paused, TaskChange::Resume), hint);
+        assert_eq!(resumed.unwrap().state, TaskState::Pending);
+        stage.ensemble.set_weather(FaultRates::default());
+        stage.until("x", TaskState::Assigned).await;
     }
 }
 
@@ -118,16 +125,16 @@ async fn a_list_comes_in_pages() {
     for index in 0..7 {
         stage.leader.submit(order(&format!("t{index}"), noop(1))).await.unwrap();
     }
-    stage.leader.change(&id("t3"), Change::Cancel).await.unwrap();
+    stage.leader.change(&id("t3"), TaskChange::Cancel).await.unwrap();
     let names =
         |page: &crate::dispatcher::handle::Page| page.tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
-    let query = Query { state: Some(State::Pending), after: None, limit: 4 };
+    let query = Query { state: Some(TaskState::Pending), after: None, limit: 4 };
     let page = stage.leader.list(query).await.unwrap();
     assert_eq!(
         (names(&page), page.next.clone()),
         (["t0", "t1", "t2", "t4"].map(String::from).to_vec(), Some(id("t4")))
     );
-    let page = stage.leader.list(Query { state: Some(State::Pending), after: page.next, limit: 4 }).await.unwrap();
+    let page = stage.leader.list(Query { state: Some(TaskState::Pending), after: page.next, limit: 4 }).await.unwrap();
     assert_eq!((names(&page), page.next), (["t5", "t6"].map(String::from).to_vec(), None));
     assert_eq!(stage.leader.list(Query::default()).await.unwrap().tasks.len(), 7);
 }
@@ -141,12 +148,17 @@ async fn a_second_task_for_a_destination_waits_for_the_first() {
         sleep(Duration::from_secs(1)).await;
     }
     stage.leader.submit(order("other", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/d")))).await.unwrap();
-    stage.until("other", State::Assigned).await;
+    stage.until("other", TaskState::Assigned).await;
     let waiting = stage.leader.get(&id("second")).await.unwrap();
-    assert_eq!((waiting.state, &*waiting.reason), (State::Pending, "waits for task first, which has the destination"));
+    assert_eq!(
+        (waiting.state, &*waiting.reason),
+        (TaskState::Pending, "waits for task first, which has the destination")
+    );
     stage.begin(&runner, "first").await;
-    assert!(stage.step(&runner, "first", Event::Succeeded { mark: Mark::default(), report: None }).await);
-    stage.until("second", State::Assigned).await;
+    assert!(
+        stage.step(&runner, "first", TaskEvent::Succeeded { checkpoint: Checkpoint::default(), report: None }).await
+    );
+    stage.until("second", TaskState::Assigned).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,7 +167,7 @@ async fn a_local_destination_is_named_by_its_node_and_refused_by_it() {
     stage.runner("n1", "a", 1, Manner::Willing).await;
     stage.runner("n2", "a", 9, Manner::Willing).await;
     stage.leader.submit(order("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
-    let record = stage.until("x", State::Assigned).await;
+    let record = stage.until("x", TaskState::Assigned).await;
     assert_eq!((record.claims, record.holder.unwrap().node), (vec![String::from("inode:n1:file://n1/b")], node("n1")));
     stage.leader.submit(order("full", TaskSpec::Copy(copy("file://n1/c", "file://n1/d")))).await.unwrap();
     stage.leader.submit(order("gone", TaskSpec::Copy(copy("file://n3/c", "file://n3/d")))).await.unwrap();
@@ -167,7 +179,7 @@ async fn a_local_destination_is_named_by_its_node_and_refused_by_it() {
     assert_eq!(reason("gone").await, "waits for n3, which is not registered");
     stage.world.set_manner("n2", Manner::Refusing(Code::Permission));
     stage.leader.submit(order("no", TaskSpec::Copy(copy("file://n2/c", "file://n2/d")))).await.unwrap();
-    let failed = stage.until("no", State::Failed).await;
+    let failed = stage.until("no", TaskState::Failed).await;
     assert_eq!((failed.error.unwrap().code, failed.attempts.len()), (Code::Permission, 0));
 }
 
@@ -178,14 +190,14 @@ async fn who_refuses_is_avoided_and_who_says_nothing_loses_the_task() {
     stage.leader.submit(order("x", noop(1))).await.unwrap();
     sleep(Duration::from_secs(20)).await;
     let record = stage.stored("x");
-    assert_eq!((record.state, record.failures), (State::Pending, 0));
+    assert_eq!((record.state, record.failures), (TaskState::Pending, 0));
     assert!((4..=6).contains(&record.attempts.len()), "{} attempts after 20 s", record.attempts.len());
     assert_eq!(record.attempts[0].outcome.as_deref(), Some("EOverloaded"));
     stage.runner("n2", "a", 9, Manner::Silent).await;
-    let silent = stage.until("x", State::Assigned).await;
+    let silent = stage.until("x", TaskState::Assigned).await;
     assert_eq!(silent.node(), Some(&node("n2")));
     stage.world.set_manner("n1", Manner::Busy);
-    let done = stage.until("x", State::Succeeded).await;
+    let done = stage.until("x", TaskState::Succeeded).await;
     let outcomes: Vec<_> = done.attempts.iter().rev().take(2).map(|attempt| attempt.outcome.clone().unwrap()).collect();
     assert_eq!(outcomes, ["succeeded", "EUnreachable"]);
     assert!(done.attempts.iter().all(|attempt| attempt.quiet));
@@ -209,55 +221,59 @@ async fn an_assignment_whose_answer_is_lost_is_asked_for() {
 async fn a_node_that_drains_gets_nothing_and_gives_back_when_asked() {
     let stage = Stage::new(9, Config::default()).await;
     let runner = stage.runner("n1", "a", 9, Manner::Willing).await;
-    assert_eq!(stage.leader.drain(&node("n9"), Draining::Finish).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(stage.leader.drain(&node("n9"), DrainMode::Finish).await.unwrap_err().code, Code::NotFound);
     stage.leader.submit(order("x", noop(1))).await.unwrap();
     stage.begin(&runner, "x").await;
-    stage.leader.drain(&node("n1"), Draining::Finish).await.unwrap();
+    stage.leader.drain(&node("n1"), DrainMode::Finish).await.unwrap();
     stage.leader.submit(order("y", noop(1))).await.unwrap();
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(stage.stored("y").state, State::Pending);
+    assert_eq!(stage.stored("y").state, TaskState::Pending);
     stage.world.heard();
-    stage.leader.drain(&node("n1"), Draining::Now).await.unwrap();
+    stage.leader.drain(&node("n1"), DrainMode::Now).await.unwrap();
     sleep(Duration::from_millis(2500)).await;
     assert_eq!(stage.world.heard(), ["n1 interrupt"; 3]);
-    assert!(stage.step(&runner, "x", Event::GivenBack { code: Code::RunnerInterrupt, mark: Mark::default() }).await);
+    assert!(
+        stage
+            .step(&runner, "x", TaskEvent::GivenBack { code: Code::RunnerInterrupt, checkpoint: Checkpoint::default() })
+            .await
+    );
     sleep(Duration::from_secs(3)).await;
     stage.world.heard();
     sleep(Duration::from_secs(3)).await;
     assert_eq!(stage.world.heard(), [""; 0]);
     let shown = stage.leader.runners().await.unwrap();
     assert!(shown[0].drain.as_ref().unwrap().now && shown[0].tasks == 0);
-    stage.leader.drain(&node("n1"), Draining::Undo).await.unwrap();
-    stage.until("x", State::Assigned).await;
-    stage.until("y", State::Assigned).await;
+    stage.leader.drain(&node("n1"), DrainMode::Undo).await.unwrap();
+    stage.until("x", TaskState::Assigned).await;
+    stage.until("y", TaskState::Assigned).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_is_away_is_drained_for_when_it_returns() {
     let stage = Stage::new(14, Config::default()).await;
-    let drain = |name: &'static str, wish| {
+    let drain = |name: &'static str, mode| {
         let leader = stage.leader.clone();
-        async move { leader.drain(&node(name), wish).await }
+        async move { leader.drain(&node(name), mode).await }
     };
     let runner = stage.runner("n1", "a", 9, Manner::Willing).await;
     stage.leader.submit(order("local", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
     stage.begin(&runner, "local").await;
     stage.lose(&runner).await;
-    stage.until("local", State::Lost).await;
-    drain("n1", Draining::Now).await.unwrap();
+    stage.until("local", TaskState::Lost).await;
+    drain("n1", DrainMode::Now).await.unwrap();
     stage.leader.submit(order("x", noop(1))).await.unwrap();
     stage.world.heard();
     // The same process again: what it still has it gives back.
     stage.runner("n1", "a", 9, Manner::Willing).await;
-    stage.until("local", State::Running).await;
+    stage.until("local", TaskState::Running).await;
     sleep(Duration::from_secs(3)).await;
     assert!(stage.world.heard().contains(&String::from("n1 interrupt")));
-    assert_eq!(stage.stored("x").state, State::Pending);
-    drain("n1", Draining::Undo).await.unwrap();
-    drain("n1", Draining::Undo).await.unwrap();
-    stage.until("x", State::Assigned).await;
-    for wish in [Draining::Finish, Draining::Now, Draining::Undo] {
-        assert_eq!(drain("nobody", wish).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(stage.stored("x").state, TaskState::Pending);
+    drain("n1", DrainMode::Undo).await.unwrap();
+    drain("n1", DrainMode::Undo).await.unwrap();
+    stage.until("x", TaskState::Assigned).await;
+    for desired_state in [DrainMode::Finish, DrainMode::Now, DrainMode::Undo] {
+        assert_eq!(drain("nobody", desired_state).await.unwrap_err().code, Code::NotFound);
     }
 }
 
@@ -266,7 +282,7 @@ async fn ended_tasks_are_purged_and_their_ids_are_free_again() {
     let config = Config { retention: Duration::from_secs(60), ..Config::default() };
     let stage = Stage::new(10, config).await;
     stage.leader.submit(order("x", noop(1))).await.unwrap();
-    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
+    stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
     sleep(Duration::from_secs(59)).await;
     assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap_err().code, Code::Exists);
     sleep(Duration::from_secs(2)).await;
@@ -284,9 +300,9 @@ async fn records_that_make_no_sense_are_kept_aside() {
     let path = paths::task(&id("bad"));
     let version = stage.ensemble.committed(&path).unwrap().stat.version;
     session.multi(vec![Op::Set { path: path.clone(), data: b"{}".to_vec(), version }]).await.unwrap();
-    assert_eq!(stage.change_leader("d2").await, Ending::Deposed);
+    assert_eq!(stage.change_leader("d2").await, Ending::LostLeadership);
     stage.runner("n1", "a", 9, Manner::Busy).await;
-    stage.until("good", State::Succeeded).await;
+    stage.until("good", TaskState::Succeeded).await;
     let status = stage.leader.status().await.unwrap();
     assert_eq!(status.undecodable.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>(), [path.as_str()]);
     assert_eq!(stage.leader.submit(order("bad", noop(1))).await.unwrap_err().code, Code::Exists);
@@ -297,12 +313,12 @@ async fn records_that_make_no_sense_are_kept_aside() {
 async fn the_higher_priority_goes_first_and_age_counts() {
     let stage = Stage::new(12, Config::default()).await;
     for (name, priority) in [("old", 3), ("low", 0), ("high", 9), ("high2", 9)] {
-        stage.leader.submit(Order { priority, ..order(name, noop(1)) }).await.unwrap();
+        stage.leader.submit(Submission { priority, ..order(name, noop(1)) }).await.unwrap();
         sleep(Duration::from_secs(if name == "old" { 7 * 60 } else { 1 })).await;
     }
     stage.runner("n1", "a", 1, Manner::Busy).await;
     for name in ["old", "low", "high", "high2"] {
-        stage.until(name, State::Succeeded).await;
+        stage.until(name, TaskState::Succeeded).await;
         stage.leader.changed(vec![id(name)]).await.unwrap();
     }
     let assigned = stage.world.heard().into_iter().filter(|line| line.contains("assign"));
@@ -319,7 +335,7 @@ async fn a_write_that_the_service_refuses_is_the_reason_of_its_task() {
     stage.leader.submit(order("x", noop(1))).await.unwrap();
     sleep(Duration::from_secs(60)).await;
     let waits = stage.leader.get(&id("x")).await.unwrap();
-    assert_eq!(waits.state, State::Pending);
+    assert_eq!(waits.state, TaskState::Pending);
     assert!(
         waits.reason.starts_with("cannot be written: the coordination service refuses to write /claims/"),
         "{}",
@@ -329,10 +345,10 @@ async fn a_write_that_the_service_refuses_is_the_reason_of_its_task() {
     stage.ensemble.forbid(Some("/tasks/"));
     let refused = stage.leader.submit(order("y", noop(1))).await.unwrap_err();
     assert!(refused.code == Code::Permission && refused.message.contains("NoAuth"), "{refused}");
-    let refused = stage.leader.change(&id("x"), Change::Cancel).await.unwrap_err();
+    let refused = stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap_err();
     assert!(refused.code == Code::Permission && !refused.retryable, "{refused}");
     stage.ensemble.forbid(None);
-    let done = stage.until("x", State::Succeeded).await;
+    let done = stage.until("x", TaskState::Succeeded).await;
     assert_eq!((done.failures, &*done.reason), (0, ""));
 }
 
@@ -342,7 +358,7 @@ async fn ended_tasks_keep_no_new_ones_away() {
     for index in 0..12 {
         let name = format!("t{index}");
         stage.leader.submit(order(&name, noop(1))).await.unwrap();
-        stage.leader.change(&id(&name), Change::Cancel).await.unwrap();
+        stage.leader.change(&id(&name), TaskChange::Cancel).await.unwrap();
     }
     for name in ["a", "b", "c", "d"] {
         stage.leader.submit(order(name, noop(1))).await.unwrap();
@@ -367,16 +383,16 @@ async fn a_task_that_has_ended_is_removed_when_asked() {
     let refused = remove("x").await.unwrap_err();
     assert!(refused.code == Code::Busy && refused.message.contains("cancel it first"), "{refused}");
     stage.lose(&runner).await;
-    stage.until("x", State::Lost).await;
-    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
-    stage.until("x", State::Cancelled).await;
+    stage.until("x", TaskState::Lost).await;
+    stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
+    stage.until("x", TaskState::Cancelled).await;
     let refused = remove("x").await.unwrap_err();
     assert!(refused.code == Code::Busy && refused.retryable, "its runner may still write: {refused}");
     sleep(Duration::from_secs(40)).await;
-    assert_eq!(remove("x").await.unwrap().state, State::Cancelled);
+    assert_eq!(remove("x").await.unwrap().state, TaskState::Cancelled);
     assert!(stage.ensemble.committed(&paths::task(&id("x"))).is_none());
     assert_eq!(remove("x").await.unwrap_err().code, Code::NotFound);
-    assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap().state, State::Pending);
+    assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap().state, TaskState::Pending);
 }
 
 /// Method: n3 has taken the address of n1 over, and says what it thinks of a call for n1.
@@ -388,16 +404,16 @@ async fn a_task_waits_for_its_node_when_another_one_answers_at_its_address() {
     let mut other = stage.registration("n3", "a", 0);
     other.address = String::from("n1");
     let path = paths::runner("n3");
-    let create = Op::Create { path: path.clone(), data: other.encode(), life: crate::coord::Life::Ephemeral };
+    let create = Op::Create { path: path.clone(), data: other.encode(), mode: crate::coord::CreateMode::Ephemeral };
     session.multi(vec![create]).await.unwrap();
     stage.leader.submit(order("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")))).await.unwrap();
     sleep(Duration::from_secs(60)).await;
     let waits = stage.leader.get(&id("x")).await.unwrap();
-    assert_eq!((waits.state, waits.failures), (State::Pending, 0));
+    assert_eq!((waits.state, waits.failures), (TaskState::Pending, 0));
     assert_eq!(waits.reason, "waits for n1: n3 has named the same address, n1");
     session.multi(vec![Op::Delete { path, version: 0 }]).await.unwrap();
     stage.world.set_manner("n1", Manner::Busy);
-    stage.until("x", State::Succeeded).await;
+    stage.until("x", TaskState::Succeeded).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -406,7 +422,7 @@ async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
     let retention = Duration::from_secs(60);
     let stage = Stage::new(17, Config { retention, clock_ahead: Some(asked), ..Config::default() }).await;
     stage.leader.submit(order("x", noop(1))).await.unwrap();
-    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
+    stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
     let is_there = || stage.ensemble.committed(&paths::task(&id("x"))).is_some();
     sleep(Duration::from_secs(100)).await;
     assert!(is_there(), "nobody was asked for the time");
@@ -418,7 +434,7 @@ async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
         sleep(Duration::from_secs(1)).await;
     }
     stage.leader.submit(order("x", noop(1))).await.unwrap();
-    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
+    stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
     stage.clock.jump(8 * 86_400_000);
     sleep(Duration::from_secs(50)).await;
     assert!(is_there(), "the clock has leapt");

@@ -2,25 +2,25 @@
 
 use super::stage::{copy, noop, order};
 use crate::coord::Zxid;
-use crate::dispatcher::cluster_state::{Cut, Now, View};
-use crate::dispatcher::decide::{Decision, Room, Terms, decide};
-use crate::model::state_machine::{Event, Mark, apply};
+use crate::dispatcher::cluster_state::{ClusterState, FenceProgress, Now};
+use crate::dispatcher::decide::{Budget, Decision, DecisionLimits, decide};
+use crate::model::state_machine::{Checkpoint, TaskEvent, apply};
 use crate::model::{
-    CopyTask, Drain, Epoch, Failure, Fence, Holder, Incarnation, NodeId, OpId, Order, Registration, State, TaskId,
-    TaskRecord, TaskSpec,
+    CopyTask, Drain, Epoch, Failure, Fence, Holder, Incarnation, NodeId, OpId, Registration, Submission, TaskId,
+    TaskRecord, TaskSpec, TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const TERMS: Terms = Terms {
+const TERMS: DecisionLimits = DecisionLimits {
     retention: Duration::from_secs(1000),
     quiet_after: Duration::from_secs(30),
     hold_off: Duration::from_secs(2),
     answer_within: Duration::from_secs(15),
     tasks_max: 4,
 };
-const ROOM: Room = Room { writes: 64, calls: 64 };
+const ROOM: Budget = Budget { writes: 64, calls: 64 };
 
 fn at(seconds: u64) -> Now {
     Now { boot: Duration::from_secs(seconds), unix_ms: seconds * 1000, sure_ms: Some(seconds * 1000) }
@@ -49,37 +49,37 @@ fn holder(node: &str, life: &str) -> Holder {
 
 fn assigned(record: &TaskRecord, to: &str) -> TaskRecord {
     let claims = vec![format!("claim of {}", record.id)];
-    apply(record, Event::Assigned { to: holder(to, "a"), claims }, 0).unwrap()
+    apply(record, TaskEvent::Assigned { to: holder(to, "a"), claims }, 0).unwrap()
 }
 
 fn running(record: &TaskRecord, on: &str) -> TaskRecord {
-    apply(&assigned(record, on), Event::Began { epoch: Epoch(5) }, 0).unwrap()
+    apply(&assigned(record, on), TaskEvent::Started { epoch: Epoch(5) }, 0).unwrap()
 }
 
-fn view(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)]) -> View {
-    let mut view = View::default();
+fn cluster(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)]) -> ClusterState {
+    let mut cluster = ClusterState::default();
     for record in tasks {
-        view.observe(record, 0, None, at(0));
+        cluster.observe(record, 0, None, at(0));
     }
-    view.observe_runners(runners(all), at(0).boot);
-    view
+    cluster.observe_runners(runners(all), at(0).boot);
+    cluster
 }
 
 /// Decides, and enacts what changes only the view, until nothing else is left.
-fn lines(view: &mut View, now: Now, room: Room) -> Vec<String> {
+fn lines(cluster: &mut ClusterState, now: Now, budget: Budget) -> Vec<String> {
     let mut lines = Vec::new();
     loop {
-        let decisions = decide(view, &TERMS, now, room);
+        let decisions = decide(cluster, &TERMS, now, budget);
         let queued = decisions.iter().filter(|decision| matches!(decision, Decision::Queue(..))).count();
         for decision in &decisions {
             match decision {
                 Decision::Queue(id, node) => {
-                    view.calm(id);
-                    view.enqueue(id, node.clone());
+                    cluster.calm(id);
+                    cluster.enqueue(id, node.clone());
                 }
                 other => {
-                    if let Decision::Rest(id) = other {
-                        view.calm(id);
+                    if let Decision::Idle(id) = other {
+                        cluster.calm(id);
                     }
                     lines.push(line(other));
                 }
@@ -92,11 +92,11 @@ fn lines(view: &mut View, now: Now, room: Room) -> Vec<String> {
 }
 
 fn line(decision: &Decision) -> String {
-    let event = |event: &Event| match event {
-        Event::Assigned { to, claims } => format!("assigned to {} claiming {}", to.node, claims.join(",")),
-        Event::Revoked { code, .. } => format!("revoked {code}"),
-        Event::Rejected(error) => format!("rejected {}", error.code),
-        Event::Quieted { attempt } => format!("quieted {attempt}"),
+    let event = |event: &TaskEvent| match event {
+        TaskEvent::Assigned { to, claims } => format!("assigned to {} claiming {}", to.node, claims.join(",")),
+        TaskEvent::Revoked { code, .. } => format!("revoked {code}"),
+        TaskEvent::Rejected(error) => format!("rejected {}", error.code),
+        TaskEvent::AttemptDrained { attempt } => format!("quieted {attempt}"),
         other => format!("{other:?}").to_lowercase(),
     };
     match decision {
@@ -105,15 +105,15 @@ fn line(decision: &Decision) -> String {
         }
         Decision::Purge(task) => format!("{task}: purge"),
         Decision::Resolve(task, to) => format!("{task}: resolve on {}", to.node),
-        Decision::Tell(task, to) => format!("{task}: tell {}", to.node),
-        Decision::Ask(task, to) => format!("{task}: ask {}", to.node),
-        Decision::Nudge(task, to) => format!("{task}: nudge {}", to.node),
-        Decision::Cut(holder) => format!("cut {}", holder.node),
+        Decision::Assign(task, to) => format!("{task}: tell {}", to.node),
+        Decision::Query(task, to) => format!("{task}: ask {}", to.node),
+        Decision::Notify(task, to) => format!("{task}: nudge {}", to.node),
+        Decision::Fence(holder) => format!("fence_runner {}", holder.node),
         Decision::Interrupt(node) => format!("interrupt {node}"),
         Decision::Queue(task, _) => format!("{task}: queue"),
         Decision::Block(task, claim) => format!("{task}: blocked by {claim}"),
-        Decision::Nap(task, until) => format!("{task}: nap until {}", until.as_secs()),
-        Decision::Rest(task) => format!("{task}: rest"),
+        Decision::WakeAt(task, until) => format!("{task}: nap until {}", until.as_secs()),
+        Decision::Idle(task) => format!("{task}: rest"),
     }
 }
 
@@ -129,58 +129,59 @@ fn ready_tasks_go_to_the_least_full_runner_that_reaches_them() {
         task("pin", TaskSpec::Copy(copy("file://n1/a", "file://n1/b"))),
         task("gone", TaskSpec::Copy(copy("file://n9/a", "file://n9/b"))),
     ];
-    let mut view = view(tasks, &[("n1", "a", 2), ("n2", "a", 2)]);
+    let mut cluster = cluster(tasks, &[("n1", "a", 2), ("n2", "a", 2)]);
     let expected = [
         "big: rest",
         "any1: assigned to n2 claiming task:any1",
         "any2: assigned to n2 claiming task:any2",
         "any3: assigned to n1 claiming task:any3",
     ];
-    assert_eq!(lines(&mut view, at(1), ROOM), expected);
+    assert_eq!(lines(&mut cluster, at(1), ROOM), expected);
 }
 
 #[test]
 fn priority_comes_before_age_and_a_minute_before_priority() {
-    let ranked = |id: &str, priority, created| TaskRecord::new(Order { priority, ..order(id, noop(1)) }, created);
+    let ranked = |id: &str, priority, created| TaskRecord::new(Submission { priority, ..order(id, noop(1)) }, created);
     let tasks = [ranked("new", 1, 120_000), ranked("old", 0, 0), ranked("high", 9, 120_001), ranked("low", 0, 120_000)];
-    let mut view = view(tasks, &[("n1", "a", 9)]);
+    let mut cluster = cluster(tasks, &[("n1", "a", 9)]);
     let order: Vec<String> =
-        lines(&mut view, at(200), ROOM).iter().map(|line| line[..line.find(':').unwrap()].into()).collect();
+        lines(&mut cluster, at(200), ROOM).iter().map(|line| line[..line.find(':').unwrap()].into()).collect();
     assert_eq!(order, ["high", "old", "new", "low"]);
 }
 
 #[test]
 fn one_destination_goes_to_one_task_even_within_one_decision() {
     let tasks = ["a", "b"].map(|id| export(id, "nbd://h/same", Fence::Lease));
-    let mut view = view(tasks, &[("n1", "a", 9)]);
+    let mut cluster = cluster(tasks, &[("n1", "a", 9)]);
     let expected = ["a: assigned to n1 claiming nbd://h/same", "b: blocked by nbd://h/same"];
-    assert_eq!(lines(&mut view, at(1), ROOM), expected);
+    assert_eq!(lines(&mut cluster, at(1), ROOM), expected);
 }
 
 #[test]
 fn no_more_is_decided_than_there_is_room_for() {
     let tasks = ["a", "b", "c"].map(|id| task(id, noop(1)));
-    let mut view = view(tasks, &[("n1", "a", 9)]);
-    let room = Room { writes: 1, calls: 0 };
-    assert_eq!(lines(&mut view, at(1), room), ["a: assigned to n1 claiming task:a"]);
+    let mut cluster = cluster(tasks, &[("n1", "a", 9)]);
+    let budget = Budget { writes: 1, calls: 0 };
+    assert_eq!(lines(&mut cluster, at(1), budget), ["a: assigned to n1 claiming task:a"]);
 }
 
 #[test]
 fn an_assigned_task_is_told_and_taken_back_when_nobody_answers() {
-    let mut view = view([assigned(&task("x", noop(1)), "n1")], &[("n1", "a", 9)]);
-    assert_eq!(lines(&mut view, at(1), ROOM), ["x: tell n1"]);
+    let mut cluster = cluster([assigned(&task("x", noop(1)), "n1")], &[("n1", "a", 9)]);
+    assert_eq!(lines(&mut cluster, at(1), ROOM), ["x: tell n1"]);
     let id = TaskId::new("x").unwrap();
-    let note = &mut view.tasks.get_mut(&id).unwrap().note;
-    (note.told, note.next_call) = (crate::dispatcher::tasks::Told::Unclear, Duration::from_secs(4));
-    assert_eq!(lines(&mut view, at(3), ROOM), ["x: nap until 4"]);
-    assert_eq!(lines(&mut view, at(4), ROOM), ["x: ask n1"]);
-    assert_eq!(lines(&mut view, at(15), ROOM), ["x: revoked EUnreachable"]);
+    let runtime = &mut cluster.tasks.get_mut(&id).unwrap().runtime;
+    (runtime.assign_reply, runtime.next_call) =
+        (crate::dispatcher::tasks::AssignReply::Unclear, Duration::from_secs(4));
+    assert_eq!(lines(&mut cluster, at(3), ROOM), ["x: nap until 4"]);
+    assert_eq!(lines(&mut cluster, at(4), ROOM), ["x: ask n1"]);
+    assert_eq!(lines(&mut cluster, at(15), ROOM), ["x: revoked EUnreachable"]);
 }
 
 #[test]
 fn a_failed_task_rests_by_its_runners_clock_but_not_for_long_if_that_is_ahead() {
     let failed = |hour: u64| TaskRecord { not_before_ms: hour * 3_600_000 + 4000, ..task("a", noop(5)) };
-    let view_of = |hour| view([failed(hour)], &[("n1", "a", 4)]);
+    let view_of = |hour| cluster([failed(hour)], &[("n1", "a", 4)]);
     let mut near = view_of(0);
     assert_eq!(lines(&mut near, at(1), ROOM), ["a: nap until 4"]);
     assert_eq!(lines(&mut near, at(4), ROOM), ["a: assigned to n1 claiming task:a"]);
@@ -193,63 +194,63 @@ fn a_failed_task_rests_by_its_runners_clock_but_not_for_long_if_that_is_ahead() 
 fn a_runner_that_is_gone_loses_what_it_held_by_the_kind_of_fence() {
     let lost = |fence| {
         let record = running(&export("x", "nbd://h/b", fence), "n1");
-        apply(&record, Event::Vanished, 0).unwrap()
+        apply(&record, TaskEvent::RunnerLost, 0).unwrap()
     };
-    let mut held = view([running(&export("x", "nbd://h/b", Fence::Lease), "n1")], &[("n1", "b", 1)]);
+    let mut held = cluster([running(&export("x", "nbd://h/b", Fence::Lease), "n1")], &[("n1", "b", 1)]);
     assert_eq!(lines(&mut held, at(1), ROOM), ["x: vanished"]);
-    let mut lease = view([lost(Fence::Lease)], &[]);
+    let mut lease = cluster([lost(Fence::Lease)], &[]);
     assert_eq!(lines(&mut lease, at(1), ROOM), ["x: nap until 2"]);
     assert_eq!(lines(&mut lease, at(2), ROOM), ["x: fenced(leaseover)"]);
     assert_eq!(lines(&mut lease, at(30), ROOM), ["x: quieted 0"]);
-    let mut manual = view([lost(Fence::Manual)], &[]);
+    let mut manual = cluster([lost(Fence::Manual)], &[]);
     assert_eq!(lines(&mut manual, at(1000), ROOM), ["x: rest"]);
-    let mut command = view([lost(Fence::Command)], &[]);
-    assert_eq!(lines(&mut command, at(1), ROOM), ["cut n1"]);
-    command.cuts.insert((NodeId::new("n1").unwrap(), String::from("a")), Cut::Done);
+    let mut command = cluster([lost(Fence::Command)], &[]);
+    assert_eq!(lines(&mut command, at(1), ROOM), ["fence_runner n1"]);
+    command.fences.insert((NodeId::new("n1").unwrap(), String::from("a")), FenceProgress::Done);
     assert_eq!(lines(&mut command, at(1), ROOM), ["x: fenced(command)"]);
 }
 
 #[test]
 fn a_lost_local_copy_waits_for_its_node() {
     let local = task("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")));
-    let lost = apply(&running(&local, "n1"), Event::Vanished, 0).unwrap();
-    let cancelled = apply(&lost, Event::CancelAsked, 0).unwrap();
-    assert_eq!(lines(&mut view([lost.clone()], &[]), at(1000), ROOM), ["x: rest"]);
-    assert_eq!(lines(&mut view([lost.clone()], &[("n1", "a", 1)]), at(1), ROOM), ["x: returned"]);
-    assert_eq!(lines(&mut view([lost], &[("n1", "b", 1)]), at(1), ROOM), ["x: fenced(nodeback)"]);
-    assert_eq!(lines(&mut view([cancelled.clone()], &[]), at(1), ROOM), ["x: nap until 30"]);
-    assert_eq!(lines(&mut view([cancelled], &[]), at(30), ROOM), ["x: fenced(waited)"]);
+    let lost = apply(&running(&local, "n1"), TaskEvent::RunnerLost, 0).unwrap();
+    let cancelled = apply(&lost, TaskEvent::CancelRequested, 0).unwrap();
+    assert_eq!(lines(&mut cluster([lost.clone()], &[]), at(1000), ROOM), ["x: rest"]);
+    assert_eq!(lines(&mut cluster([lost.clone()], &[("n1", "a", 1)]), at(1), ROOM), ["x: returned"]);
+    assert_eq!(lines(&mut cluster([lost], &[("n1", "b", 1)]), at(1), ROOM), ["x: fenced(nodeback)"]);
+    assert_eq!(lines(&mut cluster([cancelled.clone()], &[]), at(1), ROOM), ["x: nap until 30"]);
+    assert_eq!(lines(&mut cluster([cancelled], &[]), at(30), ROOM), ["x: fenced(waited)"]);
 }
 
 #[test]
 fn drained_full_and_stopping_runners_get_nothing() {
-    let mut view = view([task("x", noop(1))], &[("n1", "a", 1), ("n2", "a", 0)]);
+    let mut cluster = cluster([task("x", noop(1))], &[("n1", "a", 1), ("n2", "a", 0)]);
     let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
-    view.fleet.set_drain(&NodeId::new("n1").unwrap(), Some((drain, 0)));
-    assert_eq!(lines(&mut view, at(1), ROOM), [""; 0]);
-    view.fleet.set_drain(&NodeId::new("n1").unwrap(), None);
-    assert_eq!(lines(&mut view, at(1), ROOM), ["x: assigned to n1 claiming task:x"]);
+    cluster.fleet.set_drain(&NodeId::new("n1").unwrap(), Some((drain, 0)));
+    assert_eq!(lines(&mut cluster, at(1), ROOM), [""; 0]);
+    cluster.fleet.set_drain(&NodeId::new("n1").unwrap(), None);
+    assert_eq!(lines(&mut cluster, at(1), ROOM), ["x: assigned to n1 claiming task:x"]);
 }
 
 /// After an attempt on each of these nodes that failed by a fault of the node.
 fn failed_on(id: &str, nodes: &[(&str, Code)]) -> TaskRecord {
     nodes.iter().fold(export(id, "nbd://h/b", Fence::Lease), |record, (node, code)| {
         let error = Failure::from(&Error::new(*code, Side::Source, Operation::Open, "not from here"));
-        let failed = Event::Failed { error, retry_at_ms: 0, mark: Mark::default(), report: None };
+        let failed = TaskEvent::Failed { error, retry_at_ms: 0, checkpoint: Checkpoint::default(), report: None };
         apply(&assigned(&record, node), failed, 0).unwrap()
     })
 }
 
 #[test]
 fn a_task_goes_where_it_has_not_failed_by_a_fault_of_the_node() {
-    let given = |tasks: Vec<TaskRecord>, all: &[(&str, &str, u32)]| lines(&mut view(tasks, all), at(1), ROOM);
+    let given = |tasks: Vec<TaskRecord>, all: &[(&str, &str, u32)]| lines(&mut cluster(tasks, all), at(1), ROOM);
     let unreachable = || failed_on("x", &[("n1", Code::Unreachable)]);
     let on = |node: &str| vec![format!("x: assigned to {node} claiming claim of x")];
     assert_eq!(given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 1)]), on("n2"));
     assert_eq!(given(vec![unreachable()], &[("n1", "a", 9)]), on("n1"), "there is no other one");
-    assert_eq!(given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 0)]), [""; 0], "it waits for room there");
+    assert_eq!(given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 0)]), [""; 0], "it waits for budget there");
     let twice = failed_on("x", &[("n1", Code::Unreachable), ("n2", Code::Unreachable), ("n2", Code::Unreachable)]);
-    let twice = TaskRecord { max_attempts: 5, state: State::Pending, error: None, ..twice };
+    let twice = TaskRecord { max_attempts: 5, state: TaskState::Pending, error: None, ..twice };
     let twice = TaskRecord { claims: vec![String::from("claim of x")], ..twice };
     assert_eq!(given(vec![twice], &[("n1", "a", 1), ("n2", "a", 9)]), on("n1"), "least often there");
     // Others are not kept from the room that it does not want.
@@ -264,7 +265,7 @@ fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
         let nodes: Vec<_> = nodes.iter().map(|node| (*node, Code::Permission)).collect();
         failed_on("x", &nodes)
     };
-    let given = |record, all: &[(&str, &str, u32)]| lines(&mut view([record], all), at(1), ROOM);
+    let given = |record, all: &[(&str, &str, u32)]| lines(&mut cluster([record], all), at(1), ROOM);
     let both = [("n1", "a", 1), ("n2", "a", 1)];
     assert_eq!(given(refused(&["n1"]), &both), ["x: assigned to n2 claiming claim of x"]);
     assert_eq!(given(refused(&["n1", "n2"]), &both), ["x: rejected EPermission"]);
@@ -272,10 +273,10 @@ fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
     // Another process of the node may have been told otherwise.
     assert_eq!(given(refused(&["n1"]), &[("n1", "b", 1)]), ["x: assigned to n1 claiming claim of x"]);
     // One that takes nothing now may do it later.
-    let mut view = view([refused(&["n1"])], &both);
+    let mut cluster = cluster([refused(&["n1"])], &both);
     let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
-    view.fleet.set_drain(&NodeId::new("n2").unwrap(), Some((drain, 0)));
-    assert_eq!(lines(&mut view, at(1), ROOM), [""; 0]);
+    cluster.fleet.set_drain(&NodeId::new("n2").unwrap(), Some((drain, 0)));
+    assert_eq!(lines(&mut cluster, at(1), ROOM), [""; 0]);
 }
 
 /// Submitted in this order, to leaders whose clocks differed by a day.
@@ -284,75 +285,75 @@ fn who_came_first_goes_first_whatever_the_clocks_said() {
     let day = 86_400_000;
     let submitted = [("z", day + 1), ("y", 5), ("x", 2 * day), ("w", 6), ("v", 7)];
     let of = |order: &[usize]| {
-        let mut view = view([], &[("n1", "a", 9)]);
+        let mut cluster = cluster([], &[("n1", "a", 9)]);
         for &index in order {
             let (id, created_ms) = submitted[index];
             let zxid = Zxid(i64::try_from(index).unwrap());
-            view.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
+            cluster.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
         }
-        lines(&mut view, at(1), ROOM).iter().map(|line| line[..1].to_owned()).collect::<String>()
+        lines(&mut cluster, at(1), ROOM).iter().map(|line| line[..1].to_owned()).collect::<String>()
     };
     assert_eq!(of(&[0, 1, 2, 3, 4]), "zyxwv");
     assert_eq!(of(&[4, 3, 2, 1, 0]), "zyxwv");
     assert_eq!(of(&[2, 4, 0, 3, 1]), "zyxwv");
-    // Learnt later, as of a node that was made in this reign.
-    let mut view = view([], &[("n1", "a", 9)]);
+    // Learnt later, as of a node that was made in this term.
+    let mut cluster = cluster([], &[("n1", "a", 9)]);
     for (id, created_ms) in submitted {
-        view.observe(TaskRecord::new(order_of(id), created_ms), 0, None, at(1));
+        cluster.observe(TaskRecord::new(order_of(id), created_ms), 0, None, at(1));
     }
     for (index, (id, created_ms)) in submitted.into_iter().enumerate() {
         let zxid = Zxid(i64::try_from(index).unwrap());
-        view.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
+        cluster.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
     }
-    let lines = lines(&mut view, at(1), ROOM);
+    let lines = lines(&mut cluster, at(1), ROOM);
     assert_eq!(lines.iter().map(|line| &line[..1]).collect::<String>(), "zyxwv");
 }
 
-fn order_of(id: &str) -> Order {
+fn order_of(id: &str) -> Submission {
     order(id, noop(1))
 }
 
 #[test]
 fn nothing_is_purged_before_its_time_by_every_clock() {
-    let ended = apply(&task("x", noop(1)), Event::CancelAsked, 5000).unwrap();
-    let mut view = view([ended], &[]);
+    let ended = apply(&task("x", noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
+    let mut cluster = cluster([ended], &[]);
     let at_least = |sure_ms| Now { sure_ms, ..at(90_000) };
-    assert_eq!(lines(&mut view, at_least(None), ROOM), ["x: nap until 90010"], "nobody was asked yet");
-    assert_eq!(lines(&mut view, at_least(Some(1_004_000)), ROOM), ["x: nap until 90001"], "another clock says so");
-    assert_eq!(lines(&mut view, at_least(Some(1_005_000)), ROOM), ["x: purge"]);
+    assert_eq!(lines(&mut cluster, at_least(None), ROOM), ["x: nap until 90010"], "nobody was asked yet");
+    assert_eq!(lines(&mut cluster, at_least(Some(1_004_000)), ROOM), ["x: nap until 90001"], "another clock says so");
+    assert_eq!(lines(&mut cluster, at_least(Some(1_005_000)), ROOM), ["x: purge"]);
 }
 
 #[test]
 fn where_there_are_too_many_tasks_the_oldest_that_have_ended_go_early() {
-    let mut view = View::default();
-    let ended = |id: &str| apply(&task(id, noop(1)), Event::CancelAsked, 5000).unwrap();
+    let mut cluster = ClusterState::default();
+    let ended = |id: &str| apply(&task(id, noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
     // Names and times of any order: what counts is which the store has created first.
     for (id, created) in [("c", 1), ("b", 2), ("a", 3)] {
-        view.observe(ended(id), 0, Some(Zxid(created)), at(6));
+        cluster.observe(ended(id), 0, Some(Zxid(created)), at(6));
     }
     for (id, created) in [("new", 4), ("new2", 5), ("new3", 6)] {
-        view.observe(task(id, noop(1)), 0, Some(Zxid(created)), at(6));
+        cluster.observe(task(id, noop(1)), 0, Some(Zxid(created)), at(6));
     }
-    let purged = |view: &mut View| {
-        lines(view, at(6), ROOM);
-        let lines = lines(view, at(6), ROOM);
+    let purged = |cluster: &mut ClusterState| {
+        lines(cluster, at(6), ROOM);
+        let lines = lines(cluster, at(6), ROOM);
         lines.into_iter().filter(|line| line.ends_with("purge")).collect::<Vec<_>>()
     };
-    assert_eq!(purged(&mut view), ["c: purge", "b: purge"]);
+    assert_eq!(purged(&mut cluster), ["c: purge", "b: purge"]);
     // One that keeps its destination because an earlier attempt may write stays.
     let id = TaskId::new("c").unwrap();
     let claimed = TaskRecord { claims: vec![String::from("claim")], ..ended("c") };
-    view.observe(claimed, 1, Some(Zxid(1)), at(6));
-    assert_eq!(purged(&mut view), ["b: purge", "a: purge"]);
-    view.forget(&id, at(6).boot);
-    view.forget(&TaskId::new("new").unwrap(), at(6).boot);
-    assert_eq!(purged(&mut view), [""; 0]);
+    cluster.observe(claimed, 1, Some(Zxid(1)), at(6));
+    assert_eq!(purged(&mut cluster), ["b: purge", "a: purge"]);
+    cluster.forget(&id, at(6).boot);
+    cluster.forget(&TaskId::new("new").unwrap(), at(6).boot);
+    assert_eq!(purged(&mut cluster), [""; 0]);
 }
 
 #[test]
 fn ended_tasks_are_purged_after_their_time() {
-    let ended = apply(&task("x", noop(1)), Event::CancelAsked, 5000).unwrap();
-    let mut view = view([ended], &[]);
-    assert_eq!(lines(&mut view, at(1004), ROOM), ["x: nap until 1005"]);
-    assert_eq!(lines(&mut view, at(1005), ROOM), ["x: purge"]);
+    let ended = apply(&task("x", noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
+    let mut cluster = cluster([ended], &[]);
+    assert_eq!(lines(&mut cluster, at(1004), ROOM), ["x: nap until 1005"]);
+    assert_eq!(lines(&mut cluster, at(1005), ROOM), ["x: purge"]);
 }

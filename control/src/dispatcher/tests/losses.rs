@@ -3,14 +3,14 @@
 use super::stage::*;
 use crate::coord::Op;
 use crate::coord::paths;
-use crate::coord::sim::Weather;
+use crate::coord::sim::FaultRates;
 use crate::dispatcher::outcome::{Outcome, Purpose};
 use crate::dispatcher::write::Written;
 use crate::dispatcher::{Config, Ending};
-use crate::model::state_machine::{Event, Mark, next};
+use crate::model::state_machine::{Checkpoint, TaskEvent, next};
 use crate::model::{
-    Change, CopyTask, Epoch, Failure, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, State,
-    TaskId, TaskRecord, TaskSpec,
+    CopyTask, Epoch, Failure, Fence, Holder, Incarnation, NodeId, Progress, Record, Registration, TaskChange, TaskId,
+    TaskRecord, TaskSpec, TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ fn id(name: &str) -> TaskId {
     TaskId::new(name).unwrap()
 }
 
-fn done() -> Event {
-    Event::Succeeded { mark: Mark::default(), report: None }
+fn done() -> TaskEvent {
+    TaskEvent::Succeeded { checkpoint: Checkpoint::default(), report: None }
 }
 
 #[tokio::test(start_paused = true)]
@@ -35,15 +35,15 @@ async fn a_lost_lease_is_waited_out_and_success_waits_for_quiet() {
     sleep(Duration::from_secs(1)).await;
     let lost = Instant::now();
     stage.lose(&first).await;
-    let record = stage.until("x", State::Lost).await;
+    let record = stage.until("x", TaskState::Lost).await;
     assert_eq!((record.failures, record.holder, record.attempts[0].quiet), (1, None, false));
     assert_eq!(record.attempts[0].outcome.as_deref(), Some("ELeaseLost"));
     stage.begin(&second, "x").await;
     assert!(lost.elapsed() >= Duration::from_secs(2), "{:?}", lost.elapsed());
-    let record = stage.until("x", State::Running).await;
+    let record = stage.until("x", TaskState::Running).await;
     assert!(record.attempts[1].epoch > record.attempts[0].epoch);
     assert!(!stage.step(&second, "x", done()).await, "the first attempt is not quiet");
-    assert!(stage.step(&second, "x", Event::Written(Mark::default())).await);
+    assert!(stage.step(&second, "x", TaskEvent::Written(Checkpoint::default())).await);
     stage.world.heard();
     while !stage.stored("x").is_quiet() {
         sleep(Duration::from_millis(100)).await;
@@ -64,12 +64,12 @@ async fn a_task_that_ends_keeps_its_destination_until_a_lost_attempt_is_quiet() 
     sleep(Duration::from_secs(1)).await;
     let lost = Instant::now();
     stage.lose(&first).await;
-    stage.until("x", State::Lost).await;
-    stage.leader.change(&id("x"), Change::Cancel).await.unwrap();
-    stage.until("x", State::Cancelled).await;
+    stage.until("x", TaskState::Lost).await;
+    stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
+    stage.until("x", TaskState::Cancelled).await;
     stage.runner("n2", "a", 1, Manner::Willing).await;
     stage.leader.submit(order("y", TaskSpec::Copy(copy("nbd://h/c", "nbd://h/b")))).await.unwrap();
-    stage.until("y", State::Assigned).await;
+    stage.until("y", TaskState::Assigned).await;
     assert!(lost.elapsed() >= Duration::from_secs(30), "{:?}", lost.elapsed());
     assert_eq!(stage.stored("x").claims, [""; 0]);
 }
@@ -83,14 +83,14 @@ async fn a_local_copy_goes_on_if_its_process_comes_back_and_is_given_anew_if_ano
     stage.begin(&before, "x").await;
     sleep(Duration::from_secs(1)).await;
     stage.lose(&before).await;
-    let lost = stage.until("x", State::Lost).await;
+    let lost = stage.until("x", TaskState::Lost).await;
     sleep(Duration::from_secs(60)).await;
     let back = stage.runner("n1", "a", 1, Manner::Willing).await;
-    let running = stage.until("x", State::Running).await;
+    let running = stage.until("x", TaskState::Running).await;
     assert_eq!((running.epoch, running.failures, running.attempts.len()), (lost.epoch, 0, 1));
     sleep(Duration::from_secs(1)).await;
     stage.lose(&back).await;
-    stage.until("x", State::Lost).await;
+    stage.until("x", TaskState::Lost).await;
     let anew = stage.runner("n1", "b", 1, Manner::Willing).await;
     stage.begin(&anew, "x").await;
     let record = stage.stored("x");
@@ -107,9 +107,9 @@ async fn a_lost_local_copy_that_was_cancelled_ends_without_its_node() {
     stage.begin(&runner, "x").await;
     sleep(Duration::from_secs(1)).await;
     stage.lose(&runner).await;
-    stage.until("x", State::Lost).await;
-    assert_eq!(stage.leader.change(&id("x"), Change::Cancel).await.unwrap().state, State::Lost);
-    stage.until("x", State::Cancelled).await;
+    stage.until("x", TaskState::Lost).await;
+    assert_eq!(stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap().state, TaskState::Lost);
+    stage.until("x", TaskState::Cancelled).await;
     assert_eq!(stage.claims(), []);
 }
 
@@ -118,7 +118,7 @@ async fn a_program_or_an_operator_fences_where_the_task_asks_for_it() {
     let fence = Arc::new(TestFence::default());
     let stage = Stage::new(25, Config { fence: Some(fence.clone()), ..Config::default() }).await;
     let first = stage.runner("n1", "a", 9, Manner::Willing).await;
-    for (name, kind) in [("cut", Fence::Command), ("cut2", Fence::Command), ("man", Fence::Manual)] {
+    for (name, kind) in [("fence_runner", Fence::Command), ("cut2", Fence::Command), ("man", Fence::Manual)] {
         let copy = CopyTask { fence: kind, ..copy("nbd://h/a", &format!("nbd://h/{name}")) };
         stage.leader.submit(order(name, TaskSpec::Copy(copy))).await.unwrap();
         stage.begin(&first, name).await;
@@ -129,20 +129,20 @@ async fn a_program_or_an_operator_fences_where_the_task_asks_for_it() {
     assert_eq!(stage.leader.fence(&n1).await.unwrap_err().code, Code::Busy);
     stage.lose(&first).await;
     sleep(Duration::from_secs(100)).await;
-    for name in ["cut", "cut2", "man"] {
-        assert_eq!(stage.stored(name).state, State::Lost, "{name}");
+    for name in ["fence_runner", "cut2", "man"] {
+        assert_eq!(stage.stored(name).state, TaskState::Lost, "{name}");
     }
-    let reason = stage.leader.get(&id("cut")).await.unwrap().reason.clone();
-    assert!(reason.starts_with("could not cut n1 off: the switch does not answer"), "{reason}");
-    let tries = fence.cut.lock().unwrap().len();
+    let reason = stage.leader.get(&id("fence_runner")).await.unwrap().reason.clone();
+    assert!(reason.starts_with("could not fence_runner n1 off: the switch does not answer"), "{reason}");
+    let tries = fence.fence_runner.lock().unwrap().len();
     assert!((5..=9).contains(&tries), "{tries} tries in 100 s, one for both tasks");
     *fence.works.lock().unwrap() = true;
-    for name in ["cut", "cut2"] {
-        assert!(stage.until(name, State::Assigned).await.is_quiet());
+    for name in ["fence_runner", "cut2"] {
+        assert!(stage.until(name, TaskState::Assigned).await.is_quiet());
     }
-    assert_eq!(stage.stored("man").state, State::Lost);
+    assert_eq!(stage.stored("man").state, TaskState::Lost);
     assert_eq!(stage.leader.fence(&n1).await.unwrap(), 1);
-    assert!(stage.until("man", State::Assigned).await.is_quiet());
+    assert!(stage.until("man", TaskState::Assigned).await.is_quiet());
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,7 +155,7 @@ async fn failures_are_counted_to_the_end() {
         sleep(Duration::from_secs(1)).await;
         stage.lose(&runner).await;
     }
-    let failed = stage.until("x", State::Failed).await;
+    let failed = stage.until("x", TaskState::Failed).await;
     assert_eq!((failed.failures, failed.error.unwrap().code), (3, Code::LeaseLost));
     assert_eq!(stage.claims(), []);
 }
@@ -168,24 +168,24 @@ async fn a_node_that_fails_everything_ends_no_task_that_another_node_can_run() {
     stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
     let failed = || {
         let error = Failure::from(&Error::new(Code::Unreachable, Side::Source, Operation::Open, "it does not resolve"));
-        Event::Failed { error, retry_at_ms: 0, mark: Mark::default(), report: None }
+        TaskEvent::Failed { error, retry_at_ms: 0, checkpoint: Checkpoint::default(), report: None }
     };
-    stage.until("x", State::Assigned).await;
+    stage.until("x", TaskState::Assigned).await;
     assert!(stage.step(&bad, "x", failed()).await);
-    let again = stage.until("x", State::Assigned).await;
+    let again = stage.until("x", TaskState::Assigned).await;
     assert_eq!(again.node().unwrap().as_str(), "n1", "it is the only one");
     let good = stage.runner("n2", "a", 0, Manner::Willing).await;
     sleep(Duration::from_secs(1)).await;
     assert!(stage.step(&bad, "x", failed()).await);
     sleep(Duration::from_secs(60)).await;
     let waits = stage.leader.get(&id("x")).await.unwrap();
-    assert_eq!((waits.state, waits.failures), (State::Pending, 2), "{}", waits.reason);
+    assert_eq!((waits.state, waits.failures), (TaskState::Pending, 2), "{}", waits.reason);
     assert!(waits.reason.starts_with("waits for a runner: n1 could not do it, next on n2"), "{}", waits.reason);
     stage.lose(&good).await;
     let good = stage.runner("n2", "b", 1, Manner::Willing).await;
     stage.begin(&good, "x").await;
     assert!(stage.step(&good, "x", done()).await);
-    assert_eq!(stage.stored("x").state, State::Succeeded);
+    assert_eq!(stage.stored("x").state, TaskState::Succeeded);
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,12 +193,12 @@ async fn a_runner_that_is_gone_before_it_began_costs_nothing() {
     let stage = Stage::new(27, Config::default()).await;
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
     stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
-    stage.until("x", State::Assigned).await;
+    stage.until("x", TaskState::Assigned).await;
     stage.lose(&runner).await;
-    let record = stage.until("x", State::Pending).await;
+    let record = stage.until("x", TaskState::Pending).await;
     assert_eq!((record.failures, record.is_quiet()), (0, true));
     stage.runner("n1", "b", 1, Manner::Busy).await;
-    stage.until("x", State::Succeeded).await;
+    stage.until("x", TaskState::Succeeded).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,11 +207,11 @@ async fn a_new_leader_tells_what_the_old_one_had_only_written() {
     let runner = stage.runner("n1", "a", 9, Manner::Silent).await;
     for name in ["x", "running"] {
         stage.leader.submit(order(name, noop(1))).await.unwrap();
-        stage.until(name, State::Assigned).await;
+        stage.until(name, TaskState::Assigned).await;
     }
     stage.begin(&runner, "running").await;
     let before = stage.stored("running");
-    assert_eq!(stage.change_leader("d2").await, Ending::Deposed);
+    assert_eq!(stage.change_leader("d2").await, Ending::LostLeadership);
     stage.world.set_manner("n1", Manner::Willing);
     stage.leader.status().await.unwrap();
     sleep(Duration::from_millis(100)).await;
@@ -221,7 +221,7 @@ async fn a_new_leader_tells_what_the_old_one_had_only_written() {
 
 #[tokio::test(start_paused = true)]
 async fn many_tasks_are_assigned_many_at_a_time() {
-    let weather = Weather { latency_ms: (1, 2), ..Weather::default() };
+    let weather = FaultRates { latency_ms: (1, 2), ..FaultRates::default() };
     let stage = Stage::in_weather(29, Config::default(), weather).await;
     let tasks = 2000;
     for index in 0..tasks {
@@ -243,7 +243,7 @@ async fn many_tasks_are_assigned_many_at_a_time() {
 #[tokio::test(start_paused = true)]
 async fn every_task_ends_whatever_gets_lost() {
     for seed in 0..30 {
-        let weather = Weather {
+        let weather = FaultRates {
             latency_ms: (0, 20),
             lag_ms: (0, 50),
             lost_reply: 0.1,
@@ -271,7 +271,7 @@ async fn every_task_ends_whatever_gets_lost() {
             }
         }
         for name in &names {
-            let record = stage.until(name, State::Succeeded).await;
+            let record = stage.until(name, TaskState::Succeeded).await;
             assert_eq!(record.claims, [""; 0], "seed {seed}");
         }
         assert_eq!(stage.claims(), [], "seed {seed}");
@@ -291,11 +291,11 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     let node = first.get(&paths::runner("n1")).await.unwrap().unwrap();
     let mut marked = Registration::decode(&node.data).unwrap();
     marked.stopping = true;
-    let mark = Op::Set { path: paths::runner("n1"), data: marked.encode(), version: node.stat.version };
-    first.multi(vec![mark]).await.unwrap();
-    let given = Event::GivenBack { code: Code::RunnerInterrupt, mark: Mark::default() };
+    let checkpoint = Op::Set { path: paths::runner("n1"), data: marked.encode(), version: node.stat.version };
+    first.multi(vec![checkpoint]).await.unwrap();
+    let given = TaskEvent::GivenBack { code: Code::RunnerInterrupt, checkpoint: Checkpoint::default() };
     assert!(stage.step(&first, "x", given).await);
-    stage.until("x", State::Assigned).await;
+    stage.until("x", TaskState::Assigned).await;
     sleep(Duration::from_secs(1)).await;
     assert_eq!(stage.world.heard(), ["n2 assign x"]);
     // It has only been asked to give back what it had, and is there again.
@@ -317,11 +317,11 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     let to = Holder { node: NodeId::new("n1").unwrap(), incarnation: Incarnation(String::from("a")) };
     let there = stage.registration("n1", "a", 1);
     dispatcher.reads.is_loaded = true;
-    dispatcher.view.observe_runners([(to.node.clone(), there)].into(), dispatcher.now().boot);
+    dispatcher.cluster.observe_runners([(to.node.clone(), there)].into(), dispatcher.now().boot);
     dispatcher.observe(pending.clone(), 0, None);
     dispatcher.turn(true);
-    assert!(dispatcher.view.tasks.get(&name).unwrap().note.is_busy, "it is being assigned");
-    let assigned = Event::Assigned { to, claims: vec![String::from("task:x")] };
+    assert!(dispatcher.cluster.tasks.get(&name).unwrap().runtime.is_busy, "it is being assigned");
+    let assigned = TaskEvent::Assigned { to, claims: vec![String::from("task:x")] };
     let assigned = next(&pending, assigned, 0).unwrap();
     dispatcher.observe(assigned.clone(), 1, None);
     dispatcher.turn(true);
@@ -329,7 +329,7 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     let written = Written::Done { record: Box::new(assigned), version: 1, created: None, grant };
     dispatcher.take(Outcome::Written { task: name.clone(), purpose: Purpose::Decided, written, took: Duration::ZERO });
     dispatcher.turn(true);
-    assert!(dispatcher.view.tasks.get(&name).unwrap().note.is_calling, "the runner is told");
+    assert!(dispatcher.cluster.tasks.get(&name).unwrap().runtime.is_calling, "the runner is told");
 }
 
 /// A leader whose session outlives its history: `versions` of the task's record are written anew.
@@ -340,11 +340,11 @@ async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration
     stage.begin(&runner, "x").await;
     sleep(Duration::from_secs(1)).await;
     let backup = stage.ensemble.snapshot();
-    let mark = |written| {
+    let checkpoint = |written| {
         let progress = Progress { written, ..Progress::default() };
-        Event::Checkpointed(Mark { progress, ..Mark::default() })
+        TaskEvent::Checkpointed(Checkpoint { progress, ..Checkpoint::default() })
     };
-    assert!(stage.step(&runner, "x", mark(1)).await);
+    assert!(stage.step(&runner, "x", checkpoint(1)).await);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(stage.leader.get(&id("x")).await.unwrap().progress.written, 1);
     stage.ensemble.regress(&backup);
@@ -352,7 +352,7 @@ async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration
     // Others come: the service counts on, and takes the leader's session again.
     let other = stage.ensemble.client("n2").open().await.unwrap();
     for version in 0..versions {
-        assert!(step(&*other, &id("x"), mark(100 + u64::from(version))).await);
+        assert!(step(&*other, &id("x"), checkpoint(100 + u64::from(version))).await);
     }
     while !stage.dispatcher.is_finished() && lost.elapsed() < Duration::from_secs(60) {
         stage.ensemble.client("n2").open().await.unwrap();
@@ -377,7 +377,7 @@ async fn a_runner_that_has_a_task_and_does_not_begin_keeps_it_and_says_why() {
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
     stage.runner("n2", "a", 1, Manner::Willing).await;
     stage.leader.submit(order("x", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
-    stage.until("x", State::Assigned).await;
+    stage.until("x", TaskState::Assigned).await;
     let reason = async || stage.leader.get(&id("x")).await.unwrap().reason.clone();
     sleep(Duration::from_secs(4)).await;
     assert_eq!(reason().await, "", "nothing unusual yet");
@@ -390,7 +390,7 @@ async fn a_runner_that_has_a_task_and_does_not_begin_keeps_it_and_says_why() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(stage.stored("x").attempts.len(), 1, "it has the task, whether it answers or not");
     stage.begin(&runner, "x").await;
-    stage.until("x", State::Running).await;
+    stage.until("x", TaskState::Running).await;
     sleep(Duration::from_millis(100)).await;
     assert_eq!(reason().await, "");
 }

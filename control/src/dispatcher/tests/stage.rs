@@ -1,18 +1,18 @@
 //! A simulated ensemble, one dispatcher and runners that do what a test tells them.
 
 use crate::clock::TestClock;
-use crate::cluster::election::{Election, Reign, Role};
+use crate::cluster::election::{Election, LeaderTerm, Role};
 use crate::coord::paths;
-use crate::coord::sim::{Ensemble, Weather};
-use crate::coord::{CoordError, Life, Op, Session};
+use crate::coord::sim::{Ensemble, FaultRates};
+use crate::coord::{CoordError, CreateMode, Op, Session};
 use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
-use crate::model::state_machine::{ClaimChange, Event, Mark, claim_change, next};
+use crate::model::state_machine::{Checkpoint, ClaimChange, TaskEvent, claim_change, next};
 use crate::model::volume::default_fence;
 use crate::model::{
-    Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Order, Record, Registration, State, TaskId,
-    TaskRecord, TaskSpec,
+    Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Record, Registration, Submission, TaskId,
+    TaskRecord, TaskSpec, TaskState,
 };
-use crate::peers::{Answer, Assignment, CallError, Peer, RunnerCalls, Standing, Step};
+use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, Peer, RunnerClient, StartStage};
 use async_trait::async_trait;
 use blockhaul_engine::error::Code;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,38 +74,38 @@ impl World {
 }
 
 #[async_trait]
-impl RunnerCalls for World {
-    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<Answer, CallError> {
+impl RunnerClient for World {
+    async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError> {
         let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         let manner = self.hear(address, format!("assign {}", assignment.task))?;
         if let Manner::Refusing(code) = manner {
-            return Ok(Answer::Refused { code, why: String::from("no") });
+            return Ok(AssignResponse::Refused { code, why: String::from("no") });
         }
         self.runners.lock().unwrap().get_mut(address).unwrap().held.insert(assignment.task.clone());
         if manner == Manner::Busy {
             let session = self.sessions.lock().unwrap()[address].clone();
             tokio::spawn(async move {
-                let began = Event::Began { epoch: assignment.epoch };
+                let began = TaskEvent::Started { epoch: assignment.epoch };
                 if step(&*session, &assignment.task, began).await {
                     sleep(Duration::from_millis(20)).await;
-                    let done = Event::Succeeded { mark: Mark::default(), report: None };
+                    let done = TaskEvent::Succeeded { checkpoint: Checkpoint::default(), report: None };
                     step(&*session, &assignment.task, done).await;
                 }
             });
         }
-        Ok(Answer::Accepted)
+        Ok(AssignResponse::Accepted)
     }
 
-    async fn ask(&self, to: &Peer, assignment: Assignment) -> Result<Standing, CallError> {
+    async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
         let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         self.hear(address, format!("ask {}", assignment.task))?;
         let is_held = self.runners.lock().unwrap()[address].held.contains(&assignment.task);
-        Ok(if is_held { Standing::Waits(Step::Opening) } else { Standing::Unknown })
+        Ok(if is_held { AssignmentStatus::Waits(StartStage::Opening) } else { AssignmentStatus::Unknown })
     }
 
-    async fn nudge(&self, to: &Peer, _leader: Epoch, task: &TaskId) -> Result<(), CallError> {
+    async fn notify(&self, to: &Peer, _leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         self.hear(address, format!("nudge {task}")).map(|_| ())
@@ -129,7 +129,7 @@ impl RunnerCalls for World {
 
 /// What a runner writes: the record after `event`, and its claims. Whether it was written, found out however many answers
 /// are lost.
-pub(super) async fn step(session: &dyn Session, id: &TaskId, event: Event) -> bool {
+pub(super) async fn step(session: &dyn Session, id: &TaskId, event: TaskEvent) -> bool {
     let mut written = BTreeSet::new();
     for _ in 0..300 {
         match try_step(session, id, &event, &mut written).await {
@@ -143,7 +143,7 @@ pub(super) async fn step(session: &dyn Session, id: &TaskId, event: Event) -> bo
 async fn try_step(
     session: &dyn Session,
     id: &TaskId,
-    event: &Event,
+    event: &TaskEvent,
     written: &mut BTreeSet<String>,
 ) -> Result<bool, CoordError> {
     session.sync().await?;
@@ -184,17 +184,17 @@ pub(super) struct Stage {
 
 /// Makes the folders of a center.
 pub(super) async fn found(session: &dyn Session) {
-    let create = |path| Op::Create { path, data: Vec::new(), life: Life::Persistent };
+    let create = |path| Op::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
     session.multi(paths::all_folders().map(create).collect()).await.unwrap();
 }
 
 impl Stage {
     /// A founded center with a leader and no runners.
     pub(super) async fn new(seed: u64, config: Config) -> Self {
-        Self::in_weather(seed, config, Weather::default()).await
+        Self::in_weather(seed, config, FaultRates::default()).await
     }
 
-    pub(super) async fn in_weather(seed: u64, config: Config, weather: Weather) -> Self {
+    pub(super) async fn in_weather(seed: u64, config: Config, weather: FaultRates) -> Self {
         fastrand::seed(seed);
         let ensemble = Ensemble::new(seed, T);
         found(&*ensemble.client("founder").open().await.unwrap()).await;
@@ -216,11 +216,11 @@ impl Stage {
     pub(super) async fn runner(&self, node: &str, incarnation: &str, slots: u32, manner: Manner) -> Arc<dyn Session> {
         let session = self.ensemble.client(node).open().await.unwrap();
         let registration = self.registration(node, incarnation, slots);
-        let op = Op::Create { path: paths::runner(node), data: registration.encode(), life: Life::Ephemeral };
+        let op = Op::Create { path: paths::runner(node), data: registration.encode(), mode: CreateMode::Ephemeral };
         self.world.runners.lock().unwrap().insert(node.to_owned(), Runner { manner, held: BTreeSet::new() });
         self.world.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
         // The first registration of a node leaves its lease behind.
-        let lease = Op::Create { path: paths::lease(node), data: Vec::new(), life: Life::Persistent };
+        let lease = Op::Create { path: paths::lease(node), data: Vec::new(), mode: CreateMode::Persistent };
         let _ = session.multi(vec![lease]).await;
         while session.multi(vec![op.clone()]).await.is_err() {
             if self.ensemble.committed(&paths::runner(node)).is_some() {
@@ -245,10 +245,10 @@ impl Stage {
     /// A dispatcher of a new leader that does nothing by itself.
     pub(super) async fn idle_leader(&self, node: &str) -> (Dispatcher, DispatcherHandle) {
         self.stand.send_replace(false);
-        let (session, reign, stand) = elected(node, &self.ensemble).await;
+        let (session, leader_term, stand) = elected(node, &self.ensemble).await;
         // It leads for as long as the test lives.
         std::mem::forget(stand);
-        Dispatcher::new(session, reign, self.world.clone(), self.clock.clone(), self.config.clone())
+        Dispatcher::new(session, leader_term, self.world.clone(), self.clock.clone(), self.config.clone())
     }
 
     /// A runner's process is gone and its registration with it.
@@ -263,7 +263,7 @@ impl Stage {
     }
 
     /// Waits until a task is in that state, as committed.
-    pub(super) async fn until(&self, id: &str, state: State) -> TaskRecord {
+    pub(super) async fn until(&self, id: &str, state: TaskState) -> TaskRecord {
         let start = Instant::now();
         loop {
             let record = self.stored(id);
@@ -277,14 +277,14 @@ impl Stage {
 
     /// Begins a task on the runner that has it.
     pub(super) async fn begin(&self, session: &Arc<dyn Session>, id: &str) {
-        let record = self.until(id, State::Assigned).await;
+        let record = self.until(id, TaskState::Assigned).await;
         let grant = self.ensemble.committed(&paths::claim(&record.claims[0])).unwrap().stat.modified;
-        assert!(step(&**session, &record.id, Event::Began { epoch: grant.into() }).await, "begin {id}");
+        assert!(step(&**session, &record.id, TaskEvent::Started { epoch: grant.into() }).await, "begin {id}");
         self.leader.changed(vec![record.id]).await.unwrap();
     }
 
     /// A runner's write, and the hint that follows it.
-    pub(super) async fn step(&self, session: &Arc<dyn Session>, id: &str, event: Event) -> bool {
+    pub(super) async fn step(&self, session: &Arc<dyn Session>, id: &str, event: TaskEvent) -> bool {
         let id = TaskId::new(id).unwrap();
         let is_written = step(&**session, &id, event).await;
         self.leader.changed(vec![id]).await.unwrap();
@@ -309,12 +309,12 @@ async fn lead(
     clock: &Arc<TestClock>,
     config: &Config,
 ) -> (DispatcherHandle, JoinHandle<Ending>, watch::Sender<bool>) {
-    let (session, reign, stand) = elected(node, ensemble).await;
-    let (dispatcher, handle) = Dispatcher::new(session, reign, world.clone(), clock.clone(), config.clone());
+    let (session, leader_term, stand) = elected(node, ensemble).await;
+    let (dispatcher, handle) = Dispatcher::new(session, leader_term, world.clone(), clock.clone(), config.clone());
     (handle, tokio::spawn(dispatcher.run(std::future::pending())), stand)
 }
 
-async fn elected(node: &str, ensemble: &Ensemble) -> (Arc<dyn Session>, Reign, watch::Sender<bool>) {
+async fn elected(node: &str, ensemble: &Ensemble) -> (Arc<dyn Session>, LeaderTerm, watch::Sender<bool>) {
     let session = ensemble.client(node).open().await.unwrap();
     let (roles, (stand, stands)) = (Election::roles(), watch::channel(true));
     let incarnation = Incarnation(format!("{node}-life"));
@@ -322,8 +322,8 @@ async fn elected(node: &str, ensemble: &Ensemble) -> (Arc<dyn Session>, Reign, w
         Election::new(session.clone(), NodeId::new(node).unwrap(), incarnation, format!("{node}:1"), roles.clone());
     tokio::spawn(async move { election.run(stands).await });
     let role = roles.subscribe().wait_for(|role| matches!(role, Role::Leader(_))).await.unwrap().clone();
-    let Role::Leader(reign) = role else { unreachable!("waited for it") };
-    (session, reign, stand)
+    let Role::Leader(leader_term) = role else { unreachable!("waited for it") };
+    (session, leader_term, stand)
 }
 
 pub(super) fn noop(milliseconds: u64) -> TaskSpec {
@@ -334,22 +334,22 @@ pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
     CopyTask { fence: default_fence(destination), ..CopyTask::example(source, destination) }
 }
 
-pub(super) fn order(id: &str, spec: TaskSpec) -> Order {
-    Order { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec }
+pub(super) fn order(id: &str, spec: TaskSpec) -> Submission {
+    Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec }
 }
 
 /// A program that fails until it is allowed to succeed.
 #[derive(Debug, Default)]
 pub(super) struct TestFence {
     pub(super) works: Mutex<bool>,
-    pub(super) cut: Mutex<Vec<String>>,
+    pub(super) fence_runner: Mutex<Vec<String>>,
 }
 
 #[async_trait]
 impl FenceProgram for TestFence {
-    async fn cut(&self, runner: &Holder) -> Result<(), String> {
+    async fn fence_runner(&self, runner: &Holder) -> Result<(), String> {
         sleep(Duration::from_millis(5)).await;
-        self.cut.lock().unwrap().push(runner.node.to_string());
+        self.fence_runner.lock().unwrap().push(runner.node.to_string());
         if *self.works.lock().unwrap() { Ok(()) } else { Err(String::from("the switch does not answer")) }
     }
 }

@@ -1,8 +1,8 @@
 //! A worker whose copies do what a test says, and a dispatcher that writes down what it is told.
 
 use crate::model::{CopyTask, DurableMap, Failure, Progress, TaskId};
-use crate::peers::{CallError, LeaderCalls};
-use crate::runner::{End, Outcome, Question, Running, Work, Worker};
+use crate::peers::{CallError, LeaderClient};
+use crate::runner::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
@@ -27,7 +27,7 @@ pub(super) struct Copies {
 /// One of them.
 #[derive(Debug)]
 pub(super) struct Copy {
-    pub work: Mutex<Option<Work>>,
+    pub work: Mutex<Option<Execution>>,
     pub opening: Duration,
     pub gate: Arc<Gate>,
     pub admitted: watch::Sender<Option<std::result::Result<(), Code>>>,
@@ -50,7 +50,7 @@ pub(super) fn bytes(end: u64) -> DurableMap {
 }
 
 #[async_trait]
-impl Worker for Copies {
+impl Executor for Copies {
     async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
         if copy.destination.contains("forbidden") {
             return Err(Error::new(Code::Permission, Side::Destination, Operation::Open, "not allowed"));
@@ -58,7 +58,7 @@ impl Worker for Copies {
         Ok(vec![format!("file:{}", copy.destination)])
     }
 
-    fn start(&self, work: Work) -> Arc<dyn Running> {
+    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
         let copy = Arc::new(Copy {
             gate: Arc::clone(&work.gate),
             durable: Mutex::new(0),
@@ -95,7 +95,7 @@ impl Copy {
         tokio::time::sleep(self.opening).await;
         let work = self.work.lock().unwrap().take().unwrap();
         let (answer, answered) = oneshot::channel();
-        assert!(work.admission.send(Question { durable: work.durable.clone(), answer }).is_ok());
+        assert!(work.admission.send(WritePermitRequest { durable: work.durable.clone(), answer }).is_ok());
         let answer = answered.await.unwrap();
         self.admitted.send_replace(Some(answer.as_ref().copied().map_err(|error| error.code)));
         answer.err().map(|error| Outcome::refused(&error).end)
@@ -103,7 +103,7 @@ impl Copy {
 }
 
 #[async_trait]
-impl Running for Copy {
+impl ExecutionHandle for Copy {
     fn progress(&self) -> Progress {
         let durable = *self.durable.lock().unwrap();
         Progress { planned: 100, issued: durable, written: durable, durable, ..Progress::default() }
@@ -161,7 +161,7 @@ pub(super) struct Told {
 }
 
 #[async_trait]
-impl LeaderCalls for Told {
+impl LeaderClient for Told {
     async fn changed(&self, tasks: &[TaskId]) -> std::result::Result<(), CallError> {
         if *self.is_deaf.lock().unwrap() {
             tokio::time::sleep(Duration::from_secs(2)).await;

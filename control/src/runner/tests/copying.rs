@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 /// A folder that the policy allows, and a worker.
 struct Desk {
     root: tempfile::TempDir,
-    worker: EngineWorker,
+    executor: CopyExecutor,
 }
 
 impl Desk {
@@ -24,22 +24,22 @@ impl Desk {
         std::fs::write(root.path().join("in/a"), content()).unwrap();
         let engine = Engine::start(EngineConfig { cores: Some(1), ..EngineConfig::default() }).unwrap();
         let policy = Policy::new(&[root.path().join("in")], &[]).unwrap();
-        let worker = EngineWorker::new(Arc::new(engine), policy, node(), &root.path().join("state")).unwrap();
-        Self { root, worker }
+        let executor = CopyExecutor::new(Arc::new(engine), policy, node(), &root.path().join("state")).unwrap();
+        Self { root, executor }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
-    fn work(&self, destination: &str) -> (Work, oneshot::Receiver<Question>) {
+    fn work(&self, destination: &str) -> (Execution, oneshot::Receiver<WritePermitRequest>) {
         let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
         let name = |name: &str| self.path(name).to_str().unwrap().to_owned();
         let copy = CopyTask { source: name("in/a"), destination: name(destination), ..copy };
         let gate = Arc::new(Gate::closed());
         gate.open_until(Duration::MAX);
         let (admission, question) = oneshot::channel();
-        let work = Work {
+        let work = Execution {
             task: id("t"),
             created_ms: 5,
             copy,
@@ -58,7 +58,7 @@ impl Desk {
         let (mut work, question) = self.work(destination);
         work.copy.digest = digest.to_owned();
         work.copy.limit = Some(MIB);
-        let running = self.worker.start(work);
+        let running = self.executor.start(work);
         question.await.unwrap().answer.send(Ok(())).unwrap();
         while running.progress().written == 0 {
             sleep(Duration::from_millis(5)).await;
@@ -68,9 +68,13 @@ impl Desk {
     }
 
     /// Carries work out; its question is answered with yes. What it was going to go on from comes back as well.
-    async fn carry_out(&self, work: Work, question: oneshot::Receiver<Question>) -> (DurableMap, Outcome) {
-        let running = self.worker.start(work);
-        let Question { durable, answer } = question.await.unwrap();
+    async fn carry_out(
+        &self,
+        work: Execution,
+        question: oneshot::Receiver<WritePermitRequest>,
+    ) -> (DurableMap, Outcome) {
+        let running = self.executor.start(work);
+        let WritePermitRequest { durable, answer } = question.await.unwrap();
         answer.send(Ok(())).unwrap();
         (durable, running.ended().await)
     }
@@ -89,8 +93,8 @@ fn content() -> Vec<u8> {
 async fn a_file_is_copied_once_its_runner_has_said_yes() {
     let desk = Desk::new();
     let (work, question) = desk.work("in/b");
-    let running = desk.worker.start(work);
-    let Question { durable, answer } = question.await.unwrap();
+    let running = desk.executor.start(work);
+    let WritePermitRequest { durable, answer } = question.await.unwrap();
     assert!(durable.is_empty());
     assert_eq!(std::fs::metadata(desk.path("in/b")).unwrap().len(), 0, "untouched until then");
     assert_eq!(desk.mark("in/b"), None, "it may never be told: then what is known of the destination holds");
@@ -100,7 +104,7 @@ async fn a_file_is_copied_once_its_runner_has_said_yes() {
     assert_eq!((outcome.progress.durable, desk.mark("in/b").as_deref()), (4 * MIB, Some("10")));
     assert_eq!(outcome.report.unwrap()["status"], "succeeded");
     assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
-    assert_eq!(desk.worker.kept(), [], "the journal is gone");
+    assert_eq!(desk.executor.kept(), [], "the journal is gone");
 }
 
 #[tokio::test]
@@ -108,7 +112,7 @@ async fn a_no_leaves_nothing_behind() {
     let desk = Desk::new();
     for dropped in [false, true] {
         let (work, question) = desk.work("in/new");
-        let running = desk.worker.start(work);
+        let running = desk.executor.start(work);
         let question = question.await.unwrap();
         if dropped {
             drop(question);
@@ -126,7 +130,7 @@ async fn a_no_leaves_nothing_behind() {
     }
     std::fs::write(desk.path("in/empty"), "").unwrap();
     let (work, question) = desk.work("in/empty");
-    let running = desk.worker.start(work);
+    let running = desk.executor.start(work);
     drop(question);
     assert!(matches!(running.ended().await.end, End::Stopped(_)));
     assert!(desk.path("in/empty").exists(), "it was there before");
@@ -144,7 +148,7 @@ async fn what_the_rules_refuse_is_not_even_asked_about() {
         ("in/a", Code::SameVolume),
     ] {
         let (work, question) = desk.work(destination);
-        let outcome = desk.worker.start(work).ended().await;
+        let outcome = desk.executor.start(work).ended().await;
         let End::Failed(failure) = outcome.end else { panic!("{destination}: {outcome:?}") };
         assert_eq!(failure.code, code, "{destination}: {failure}");
         assert!(question.await.is_err(), "{destination}");
@@ -157,7 +161,7 @@ async fn a_later_grant_keeps_an_older_one_off() {
     let desk = Desk::new();
     std::fs::File::create(desk.path("in/b")).unwrap().set_xattr("user.blockhaul.epoch", b"11").unwrap();
     let (work, question) = desk.work("in/b");
-    let outcome = desk.worker.start(work).ended().await;
+    let outcome = desk.executor.start(work).ended().await;
     let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
     assert_eq!(failure.code, Code::Fenced);
     assert!(question.await.is_err(), "nobody was asked");
@@ -174,9 +178,9 @@ async fn gone_on_with(mark: &str, length: u64) -> (DurableMap, Outcome) {
     let file = std::fs::File::open(desk.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", mark.as_bytes()).unwrap();
     let (work, question) = desk.work("in/b");
-    let work = Work { admitted: true, earlier: vec![Epoch(3), Epoch(7)], durable: copies::bytes(2 * MIB), ..work };
-    let running = desk.worker.start(work);
-    let Ok(Question { durable, answer }) = question.await else {
+    let work = Execution { admitted: true, earlier: vec![Epoch(3), Epoch(7)], durable: copies::bytes(2 * MIB), ..work };
+    let running = desk.executor.start(work);
+    let Ok(WritePermitRequest { durable, answer }) = question.await else {
         return (DurableMap::default(), running.ended().await);
     };
     answer.send(Ok(())).unwrap();
@@ -206,7 +210,7 @@ async fn known(desk: &Desk, digest: &str) -> DurableMap {
     assert_eq!(outcome.durable.evidence().leaves.is_empty(), digest == "none", "{outcome:?}");
     assert!(outcome.durable.evidence().source.is_some(), "{outcome:?}");
     // Another node has no journal.
-    desk.worker.forget(&id("t"), 5);
+    desk.executor.forget(&id("t"), 5);
     outcome.durable
 }
 
@@ -221,8 +225,8 @@ async fn volumes_that_were_replaced_between_two_attempts_are_noticed() {
         let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xee; length], 0).unwrap();
         let (work, _question) = desk.work("in/b");
-        let work = Work { admitted: true, earlier: vec![Epoch(10)], durable, ..work };
-        let outcome = desk.worker.start(work).ended().await;
+        let work = Execution { admitted: true, earlier: vec![Epoch(10)], durable, ..work };
+        let outcome = desk.executor.start(work).ended().await;
         let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
         assert_eq!(failure.code, code, "{failure:?}");
     }
@@ -233,7 +237,7 @@ async fn a_cancel_holds_at_any_moment() {
     let desk = Desk::new();
     for reason in [Reason::RunnerInterrupt, Reason::UserCancel, Reason::LeaseLost] {
         let (work, question) = desk.work("in/b");
-        let running = desk.worker.start(work);
+        let running = desk.executor.start(work);
         running.cancel(reason);
         running.cut();
         running.set_limit(Some(1));
@@ -254,17 +258,18 @@ async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
     let outcome = desk.interrupted("in/b", "none").await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Stopped(Reason::RunnerInterrupt), true));
     assert!(outcome.durable.bytes() > 0 && outcome.durable.bytes() < 4 * MIB, "{outcome:?}");
-    assert_eq!(desk.worker.kept(), [(id("t"), 5)]);
+    assert_eq!(desk.executor.kept(), [(id("t"), 5)]);
 
     let (work, question) = desk.work("in/b");
-    let work = Work { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], durable: outcome.durable, ..work };
+    let work =
+        Execution { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], durable: outcome.durable, ..work };
     let (durable, outcome) = desk.carry_out(work, question).await;
     assert!(durable.bytes() > 0 && outcome.end == End::Succeeded, "{outcome:?}");
     assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
     std::fs::write(desk.path("state/journals/t.6.journal"), "").unwrap();
-    desk.worker.forget(&id("t"), 6);
-    desk.worker.forget(&id("t"), 6);
-    assert_eq!(desk.worker.kept(), []);
+    desk.executor.forget(&id("t"), 6);
+    desk.executor.forget(&id("t"), 6);
+    assert_eq!(desk.executor.kept(), []);
 }
 
 #[tokio::test]
@@ -275,9 +280,9 @@ async fn a_journal_is_worth_nothing_when_somebody_else_has_written_the_destinati
     let file = std::fs::File::open(desk.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
 
-    let again = |work: Work| Work { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work };
+    let again = |work: Execution| Execution { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work };
     let (work, _question) = desk.work("in/b");
-    let outcome = desk.worker.start(again(work)).ended().await;
+    let outcome = desk.executor.start(again(work)).ended().await;
     let End::Failed(failure) = outcome.end else { panic!("somebody else's data: {outcome:?}") };
     assert_eq!(failure.code, Code::Exists, "{failure:?}");
     assert!(std::fs::read(desk.path("in/b")).unwrap() == vec![7; content().len()]);
@@ -295,7 +300,7 @@ async fn destinations_are_resolved_by_who_can_see_them() {
     let resolve = async |destination: &str| {
         let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
         let copy = CopyTask { destination: destination.to_owned(), ..copy };
-        desk.worker.resolve(&copy).await.map_err(|error| error.code)
+        desk.executor.resolve(&copy).await.map_err(|error| error.code)
     };
     let path = desk.path("in/a");
     let names = resolve(path.to_str().unwrap()).await.unwrap();

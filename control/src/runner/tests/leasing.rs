@@ -44,11 +44,11 @@ async fn without_renewals_the_gate_shuts_and_then_the_copy_is_cut_off() {
 
     // The service was only away: the registration stands, and the task is given back without a charge.
     stage.store.cut(false);
-    let record = stage.until("r", State::Pending).await;
+    let record = stage.until("r", TaskState::Pending).await;
     assert_eq!((record.failures, record.attempts[0].outcome.as_deref()), (0, Some("ERunnerInterrupt")));
     assert!(record.attempts[0].quiet && stage.is_free("r"));
     local.end.send_replace(Some(End::Succeeded));
-    stage.until("l", State::Succeeded).await;
+    stage.until("l", TaskState::Succeeded).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -64,7 +64,7 @@ async fn a_short_outage_pauses_nothing() {
     }
     assert_eq!(*copy.cancelled.borrow(), None);
     copy.end.send_replace(Some(End::Succeeded));
-    stage.until("t", State::Succeeded).await;
+    stage.until("t", TaskState::Succeeded).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -77,7 +77,7 @@ async fn the_end_of_a_session_ends_what_lives_by_it_and_nothing_else() {
     remote.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
     assert_eq!((*remote.cancelled.borrow(), gate.is_open_at(Duration::ZERO)), (Some(Reason::LeaseLost), false));
     stage.revoke("r");
-    stage.happen("l", Event::Vanished);
+    stage.happen("l", TaskEvent::RunnerLost);
     let lost = stage.record("r");
     while stage.registration().is_none() {
         sleep(Duration::from_millis(5)).await;
@@ -85,9 +85,9 @@ async fn the_end_of_a_session_ends_what_lives_by_it_and_nothing_else() {
     assert_eq!(stage.registration().unwrap().incarnation, Incarnation("life".into()), "the same life");
     local.end.send_replace(Some(End::Succeeded));
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(stage.record("l").state, State::Lost, "its dispatcher has not taken it back yet");
-    stage.happen("l", Event::Returned);
-    stage.until("l", State::Succeeded).await;
+    assert_eq!(stage.record("l").state, TaskState::Lost, "its dispatcher has not taken it back yet");
+    stage.happen("l", TaskEvent::RunnerReturned);
+    stage.until("l", TaskState::Succeeded).await;
     assert_eq!(stage.record("r").op, lost.op, "nothing was written about a task that is not ours");
     assert_eq!((gate.is_open_at(Duration::ZERO), *local.cuts.lock().unwrap()), (false, 0));
     sleep(Duration::from_secs(1)).await;
@@ -99,13 +99,13 @@ async fn a_local_copy_that_was_given_to_another_life_stops() {
     let stage = Stage::new().await;
     let copy = stage.running("t", copy_of(Fence::Local)).await;
     stage.store.expire();
-    stage.happen("t", Event::Vanished);
+    stage.happen("t", TaskEvent::RunnerLost);
     // An operator has called the node dead.
     let path = paths::claim("test:t");
     let claim = stage.store.get(&path).unwrap();
     let free = Claim { holder: None, ..Claim::decode(&claim.data).unwrap() };
     stage.store.write(&[Op::Set { path, data: free.encode(), version: claim.stat.version }]);
-    stage.happen("t", Event::Fenced(state_machine::Proof::Operator));
+    stage.happen("t", TaskEvent::Fenced(state_machine::FenceProof::Operator));
     let given = stage.record("t");
     copy.cancelled.subscribe().wait_for(Option::is_some).await.unwrap();
     sleep(Duration::from_secs(5)).await;
@@ -119,7 +119,7 @@ async fn a_checkpoint_that_is_overtaken_does_not_cost_the_lease() {
     let copy = stage.running("t", copy_of(Fence::Lease)).await;
     for round in 1..=60_u64 {
         *copy.durable.lock().unwrap() = round;
-        stage.happen("t", Event::LimitAsked(Some(round)));
+        stage.happen("t", TaskEvent::LimitRequested(Some(round)));
         sleep(Duration::from_millis(500)).await;
         assert!(stage.handle.lease_left() > Duration::from_secs(6));
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::Failure;
-use crate::peers::{CallError, Standing, Step};
+use crate::peers::{AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 
 fn failure(code: Code) -> End {
@@ -15,19 +15,19 @@ async fn a_task_without_work_runs_its_time_and_is_done() {
     stage.submit("t", noop(3000));
     let assignment = stage.grant("t", "life");
     let epoch = assignment.epoch;
-    assert_eq!(stage.handle.assign(assignment.clone()).await, Ok(Answer::Accepted));
-    assert_eq!(stage.handle.assign(assignment.clone()).await, Ok(Answer::Accepted), "again");
-    let record = stage.until("t", State::Running).await;
+    assert_eq!(stage.handle.assign(assignment.clone()).await, Ok(AssignResponse::Accepted));
+    assert_eq!(stage.handle.assign(assignment.clone()).await, Ok(AssignResponse::Accepted), "again");
+    let record = stage.until("t", TaskState::Running).await;
     assert_eq!((record.epoch, record.attempts[0].epoch, record.attempts[0].quiet), (Some(epoch), Some(epoch), false));
-    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Held));
+    assert_eq!(stage.handle.query(assignment.clone()).await, Ok(AssignmentStatus::Held));
     let began = Instant::now();
-    let record = stage.until("t", State::Succeeded).await;
+    let record = stage.until("t", TaskState::Succeeded).await;
     assert!((2900..3200).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
     assert_eq!((record.attempts.len(), record.attempts[0].outcome.as_deref()), (1, Some("succeeded")));
     assert!(!stage.has_claim("t"), "its claim went with it");
     sleep(Duration::from_millis(10)).await;
-    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Ended));
-    assert_eq!(stage.handle.assign(assignment).await, Ok(Answer::Accepted), "it has been done");
+    assert_eq!(stage.handle.query(assignment.clone()).await, Ok(AssignmentStatus::Ended));
+    assert_eq!(stage.handle.assign(assignment).await, Ok(AssignResponse::Accepted), "it has been done");
     assert_eq!(stage.told.changed.lock().unwrap().len(), 2, "one hint for each write");
 }
 
@@ -39,13 +39,13 @@ async fn a_copy_may_write_only_once_running_is_stored() {
     let assignment = stage.grant("t", "life");
     stage.handle.assign(assignment.clone()).await.unwrap();
     let copy = stage.copy("t").await;
-    assert_eq!(stage.record("t").state, State::Assigned);
+    assert_eq!(stage.record("t").state, TaskState::Assigned);
     assert!(copy.admitted.borrow().is_none());
-    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Waits(Step::Opening)));
+    assert_eq!(stage.handle.query(assignment.clone()).await, Ok(AssignmentStatus::Waits(StartStage::Opening)));
     copy.is_admitted().await.unwrap();
-    assert_eq!(stage.handle.ask(assignment).await, Ok(Standing::Held));
+    assert_eq!(stage.handle.query(assignment).await, Ok(AssignmentStatus::Held));
     let record = stage.record("t");
-    assert!(record.state == State::Running && record.admitted);
+    assert!(record.state == TaskState::Running && record.admitted);
     assert!(copy.gate.is_open_at(Duration::from_secs(1 << 32)), "a lock is enough: no lease");
 }
 
@@ -62,7 +62,7 @@ async fn lost_replies_of_any_write_change_nothing() {
         sleep(Duration::from_secs(12)).await;
         assert_eq!(stage.record("t").map, copies::bytes(50), "every {nth}th reply lost");
         copy.end.send_replace(Some(End::Succeeded));
-        let record = stage.until("t", State::Succeeded).await;
+        let record = stage.until("t", TaskState::Succeeded).await;
         assert_eq!((record.attempts.len(), record.failures), (1, 0), "every {nth}th reply lost");
         assert_eq!(*copy.cuts.lock().unwrap(), 0, "every {nth}th reply lost");
         assert!(!stage.has_claim("t"));
@@ -75,12 +75,12 @@ async fn an_assignment_that_was_taken_back_is_not_begun() {
     stage.submit("t", copy_of(Fence::Local));
     let assignment = stage.grant("t", "life");
     stage.revoke("t");
-    assert_eq!(stage.record("t").state, State::Pending);
+    assert_eq!(stage.record("t").state, TaskState::Pending);
     stage.handle.assign(assignment.clone()).await.unwrap();
     sleep(Duration::from_secs(1)).await;
     assert!(stage.copies.all.lock().unwrap().is_empty());
-    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Unknown));
-    let Ok(Answer::Refused { code, .. }) = stage.handle.assign(assignment).await else { panic!("taken again") };
+    assert_eq!(stage.handle.query(assignment.clone()).await, Ok(AssignmentStatus::Unknown));
+    let Ok(AssignResponse::Refused { code, .. }) = stage.handle.assign(assignment).await else { panic!("taken again") };
     assert_eq!(code, Code::Fenced);
 }
 
@@ -96,7 +96,7 @@ async fn an_assignment_that_is_taken_back_before_it_may_write_never_writes() {
     assert_eq!(copy.is_admitted().await, Err(Code::Fenced));
     sleep(Duration::from_secs(1)).await;
     let record = stage.record("t");
-    assert_eq!((record.state, record.attempts.len()), (State::Pending, 1));
+    assert_eq!((record.state, record.attempts.len()), (TaskState::Pending, 1));
     assert!(stage.handle.held().is_empty());
 }
 
@@ -105,9 +105,9 @@ async fn what_is_asked_about_and_not_known_is_refused_ever_after() {
     let stage = Stage::new().await;
     stage.submit("t", noop(1));
     let assignment = stage.grant("t", "life");
-    assert_eq!(stage.handle.ask(assignment.clone()).await, Ok(Standing::Unknown));
-    assert!(matches!(stage.handle.assign(assignment).await, Ok(Answer::Refused { .. })));
-    assert_eq!(stage.record("t").state, State::Assigned);
+    assert_eq!(stage.handle.query(assignment.clone()).await, Ok(AssignmentStatus::Unknown));
+    assert!(matches!(stage.handle.assign(assignment).await, Ok(AssignResponse::Refused { .. })));
+    assert_eq!(stage.record("t").state, TaskState::Assigned);
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,20 +118,20 @@ async fn lower_epochs_other_lives_and_full_slots_are_refused() {
     }
     stage.submit("e", noop(1));
     let assignment = stage.grant("e", "life");
-    let refused = |answer: Result<Answer, CallError>| match answer {
-        Ok(Answer::Refused { code, .. }) => code,
+    let refused = |answer: Result<AssignResponse, CallError>| match answer {
+        Ok(AssignResponse::Refused { code, .. }) => code,
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(stage.handle.assign(assignment.clone()).await), Code::Overloaded);
     let other = Assignment { incarnation: Incarnation("other".into()), ..assignment.clone() };
     assert_eq!(refused(stage.handle.assign(other).await), Code::Fenced);
 
-    stage.handle.nudge(Epoch(9), &id("a")).await.unwrap();
+    stage.handle.notify(Epoch(9), &id("a")).await.unwrap();
     assert_eq!(stage.memory.leader_epoch().unwrap(), Epoch(9), "it outlives the process");
     assert_eq!(refused(stage.handle.assign(assignment.clone()).await), Code::Fenced);
     for answer in [
-        stage.handle.ask(assignment.clone()).await.map(drop),
-        stage.handle.nudge(Epoch(8), &id("a")).await,
+        stage.handle.query(assignment.clone()).await.map(drop),
+        stage.handle.notify(Epoch(8), &id("a")).await,
         stage.handle.interrupt(Epoch(8)).await,
         stage.handle.resolve(Epoch(8), &copy_of(Fence::Local)).await.map(drop),
     ] {
@@ -146,7 +146,7 @@ async fn failures_are_tried_again_when_that_may_help() {
     let copy = stage.running("t", copy_of(Fence::Local)).await;
     *copy.durable.lock().unwrap() = 40;
     copy.end.send_replace(Some(failure(Code::Unreachable)));
-    let record = stage.until("t", State::Pending).await;
+    let record = stage.until("t", TaskState::Pending).await;
     let wait = record.not_before_ms - record.updated_ms;
     assert!(record.failures == 1 && (750..=1250).contains(&wait), "{wait} ms");
     assert_eq!((record.map, record.holder), (copies::bytes(40), None));
@@ -159,7 +159,7 @@ async fn failures_are_tried_again_when_that_may_help() {
     let copy = stage.copy("t").await;
     copy.is_admitted().await.unwrap();
     copy.end.send_replace(Some(failure(Code::NoSpace)));
-    let record = stage.until("t", State::Failed).await;
+    let record = stage.until("t", TaskState::Failed).await;
     assert_eq!((record.failures, record.error.map(|error| error.code)), (2, Some(Code::NoSpace)));
     assert!(!stage.has_claim("t"));
     assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("t")]);
@@ -169,27 +169,27 @@ async fn failures_are_tried_again_when_that_may_help() {
 async fn wishes_stop_a_copy_and_its_limit_follows_the_record() {
     let stage = Stage::new().await;
     let paused = stage.running("p", copy_of(Fence::Local)).await;
-    stage.happen("p", Event::LimitAsked(Some(77)));
-    stage.handle.nudge(Epoch(1), &id("p")).await.unwrap();
+    stage.happen("p", TaskEvent::LimitRequested(Some(77)));
+    stage.handle.notify(Epoch(1), &id("p")).await.unwrap();
     sleep(Duration::from_millis(50)).await;
     assert_eq!(*paused.limit.lock().unwrap(), Some(77));
     *paused.durable.lock().unwrap() = 30;
-    stage.happen("p", Event::PauseAsked);
-    stage.handle.nudge(Epoch(1), &id("p")).await.unwrap();
-    let record = stage.until("p", State::Paused).await;
+    stage.happen("p", TaskEvent::PauseRequested);
+    stage.handle.notify(Epoch(1), &id("p")).await.unwrap();
+    let record = stage.until("p", TaskState::Paused).await;
     assert_eq!((record.failures, record.map, record.holder), (0, copies::bytes(30), None));
     assert_eq!(record.attempts[0].outcome.as_deref(), Some("ECancelled"));
 
     stage.running("c", copy_of(Fence::Local)).await;
-    stage.happen("c", Event::CancelAsked);
-    stage.handle.nudge(Epoch(1), &id("c")).await.unwrap();
-    stage.until("c", State::Cancelled).await;
+    stage.happen("c", TaskEvent::CancelRequested);
+    stage.handle.notify(Epoch(1), &id("c")).await.unwrap();
+    stage.until("c", TaskState::Cancelled).await;
     assert!(!stage.has_claim("c") && stage.has_claim("p"));
 
     let done = stage.running("d", copy_of(Fence::Local)).await;
-    stage.happen("d", Event::CancelAsked);
+    stage.happen("d", TaskEvent::CancelRequested);
     done.end.send_replace(Some(End::Succeeded));
-    stage.until("d", State::Succeeded).await;
+    stage.until("d", TaskState::Succeeded).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -197,19 +197,19 @@ async fn success_waits_until_earlier_attempts_are_quiet() {
     let stage = Stage::new().await;
     stage.submit("t", copy_of(Fence::Lease));
     stage.grant("t", "gone");
-    stage.happen("t", Event::Began { epoch: Epoch(1) });
+    stage.happen("t", TaskEvent::Started { epoch: Epoch(1) });
     stage.revoke("t");
-    stage.happen("t", Event::Fenced(state_machine::Proof::LeaseOver));
+    stage.happen("t", TaskEvent::Fenced(state_machine::FenceProof::LeaseOver));
     let assignment = stage.grant("t", "life");
     stage.handle.assign(assignment).await.unwrap();
     let copy = stage.copy("t").await;
     copy.is_admitted().await.unwrap();
     copy.end.send_replace(Some(End::Succeeded));
-    stage.until("t", State::Verifying).await;
+    stage.until("t", TaskState::Verifying).await;
     sleep(Duration::from_secs(20)).await;
-    assert_eq!(stage.record("t").state, State::Verifying);
-    stage.happen("t", Event::Quieted { attempt: 0 });
-    let record = stage.until("t", State::Succeeded).await;
+    assert_eq!(stage.record("t").state, TaskState::Verifying);
+    stage.happen("t", TaskEvent::AttemptDrained { attempt: 0 });
+    let record = stage.until("t", TaskState::Succeeded).await;
     assert_eq!(record.attempts.len(), 2);
 }
 
@@ -297,7 +297,7 @@ async fn whatever_is_logged_of_an_attempt_says_of_which() {
         stage.store.cut(true);
         sleep(Duration::from_secs(15)).await;
         stage.store.cut(false);
-        stage.until("t", State::Pending).await;
+        stage.until("t", TaskState::Pending).await;
         sleep(Duration::from_millis(10)).await;
         let lines = log.lines();
         let of_it = format!("attempt{{task=t epoch={} attempt=2}}", assignment.epoch);

@@ -11,12 +11,12 @@ mod store;
 use super::*;
 use crate::clock::TestClock;
 use crate::coord::session_keeper::SessionKeeper;
-use crate::coord::{Done, Life, Op};
-use crate::model::state_machine::{self, Event};
+use crate::coord::{CreateMode, Done, Op};
+use crate::model::state_machine::{self, TaskEvent};
 use crate::model::{
-    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Order, Registration, State, TaskSpec,
+    Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Registration, Submission, TaskSpec, TaskState,
 };
-use crate::peers::{Answer, Assignment};
+use crate::peers::{AssignResponse, Assignment};
 use copies::{Copies, Copy, Told};
 use store::Store;
 use tokio::sync::oneshot;
@@ -76,8 +76,8 @@ impl Stage {
         let clock = Arc::new(TestClock::start());
         let config = RunnerConfig::new(node(), Incarnation(life.into()), "n1:1".into());
         let seams = Seams {
-            worker: Arc::clone(&copies) as Arc<dyn Worker>,
-            leader: Arc::clone(&told) as Arc<dyn LeaderCalls>,
+            executor: Arc::clone(&copies) as Arc<dyn Executor>,
+            leader: Arc::clone(&told) as Arc<dyn LeaderClient>,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             state: Arc::clone(&memory) as Arc<dyn NodeState>,
         };
@@ -98,8 +98,8 @@ impl Stage {
 
     /// Stores a new task as `PENDING`.
     fn submit(&self, task: &str, spec: TaskSpec) {
-        let record = TaskRecord::new(Order { id: id(task), priority: 5, max_attempts: 3, spec }, 5);
-        let create = Op::Create { path: paths::task(&id(task)), data: record.encode(), life: Life::Persistent };
+        let record = TaskRecord::new(Submission { id: id(task), priority: 5, max_attempts: 3, spec }, 5);
+        let create = Op::Create { path: paths::task(&id(task)), data: record.encode(), mode: CreateMode::Persistent };
         self.store.write(&[create]);
     }
 
@@ -108,7 +108,7 @@ impl Stage {
     }
 
     /// What a dispatcher writes of a task alone.
-    fn happen(&self, task: &str, event: Event) {
+    fn happen(&self, task: &str, event: TaskEvent) {
         let node = self.store.get(&paths::task(&id(task))).unwrap();
         let after = state_machine::next(&TaskRecord::decode(&node.data).unwrap(), event, 7).unwrap();
         self.store.write(&[Op::Set { path: paths::task(&id(task)), data: after.encode(), version: node.stat.version }]);
@@ -120,11 +120,12 @@ impl Stage {
         let node = self.store.get(&path).unwrap();
         let before = TaskRecord::decode(&node.data).unwrap();
         let claims = vec![format!("test:{task}")];
-        let after = state_machine::next(&before, Event::Assigned { to: me(life), claims: claims.clone() }, 6).unwrap();
+        let after =
+            state_machine::next(&before, TaskEvent::Assigned { to: me(life), claims: claims.clone() }, 6).unwrap();
         let claim_path = paths::claim(&claims[0]);
         let claim = Claim { destination: claims[0].clone(), task: id(task), holder: Some(me(life)), op: OpId::fresh() };
         let claim_op = match self.store.get(&claim_path) {
-            None => Op::Create { path: claim_path, data: claim.encode(), life: Life::Persistent },
+            None => Op::Create { path: claim_path, data: claim.encode(), mode: CreateMode::Persistent },
             Some(old) => Op::Set { path: claim_path, data: claim.encode(), version: old.stat.version },
         };
         let done = self.store.write(&[claim_op, Op::Set { path, data: after.encode(), version: node.stat.version }]);
@@ -142,7 +143,7 @@ impl Stage {
         let path = paths::task(&id(task));
         let node = self.store.get(&path).unwrap();
         let before = TaskRecord::decode(&node.data).unwrap();
-        let after = state_machine::next(&before, Event::Vanished, 7).unwrap();
+        let after = state_machine::next(&before, TaskEvent::RunnerLost, 7).unwrap();
         let claim_path = paths::claim(&before.claims[0]);
         let claim = self.store.get(&claim_path).unwrap();
         let free = Claim { holder: None, ..Claim::decode(&claim.data).unwrap() };
@@ -156,7 +157,7 @@ impl Stage {
     async fn running(&self, task: &str, spec: TaskSpec) -> Arc<Copy> {
         self.submit(task, spec);
         let assignment = self.grant(task, "life");
-        assert_eq!(self.handle.assign(assignment).await, Ok(Answer::Accepted));
+        assert_eq!(self.handle.assign(assignment).await, Ok(AssignResponse::Accepted));
         let copy = self.copy(task).await;
         assert_eq!(copy.is_admitted().await, Ok(()));
         copy
@@ -172,7 +173,7 @@ impl Stage {
     }
 
     /// Waits until a task is in a state, for a minute at most.
-    async fn until(&self, task: &str, state: State) -> TaskRecord {
+    async fn until(&self, task: &str, state: TaskState) -> TaskRecord {
         for _ in 0..12_000 {
             let record = self.record(task);
             if record.state == state {

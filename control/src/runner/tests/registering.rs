@@ -23,9 +23,9 @@ fn foreign(life: &str) -> Registration {
 /// A store with a registration of this node by another session.
 async fn taken_by(life: &str) -> Store {
     let store = Store::default();
-    let session = crate::coord::Center::open(&store).await.unwrap();
+    let session = crate::coord::CoordClient::open(&store).await.unwrap();
     let data = foreign(life).encode();
-    session.multi(vec![Op::Create { path: paths::runner("n1"), data, life: Life::Ephemeral }]).await.unwrap();
+    session.multi(vec![Op::Create { path: paths::runner("n1"), data, mode: CreateMode::Ephemeral }]).await.unwrap();
     store
 }
 
@@ -57,7 +57,7 @@ async fn another_process_of_the_same_name_is_left_alone_until_it_is_gone() {
     assert!(!stage.handle.is_registered());
     stage.submit("t", noop(1));
     let answer = stage.handle.assign(stage.grant("t", "life")).await;
-    assert!(matches!(answer, Ok(Answer::Refused { .. })), "{answer:?}");
+    assert!(matches!(answer, Ok(AssignResponse::Refused { .. })), "{answer:?}");
     let version = stage.store.get(&paths::runner("n1")).unwrap().stat.version;
     stage.store.write(&[Op::Delete { path: paths::runner("n1"), version }]);
     sleep(Duration::from_millis(1500)).await;
@@ -73,7 +73,7 @@ async fn a_registration_that_somebody_removes_is_made_anew() {
     sleep(Duration::from_millis(100)).await;
     assert!(stage.registration().is_some());
     assert!(remote.cancelled.borrow().is_some(), "what lived by the old one has ended");
-    let record = stage.until("r", State::Pending).await;
+    let record = stage.until("r", TaskState::Pending).await;
     assert_eq!(record.failures, 0, "nobody else had decided: it was given back");
 }
 
@@ -93,8 +93,8 @@ async fn assignments_are_refused_while_there_is_no_connection() {
     stage.submit("t", noop(1));
     let assignment = stage.grant("t", "life");
     stage.store.cut(true);
-    assert!(matches!(stage.handle.assign(assignment.clone()).await, Ok(Answer::Refused { .. })));
+    assert!(matches!(stage.handle.assign(assignment.clone()).await, Ok(AssignResponse::Refused { .. })));
     stage.store.cut(false);
-    assert_eq!(stage.handle.assign(assignment).await, Ok(Answer::Accepted), "it had not been taken");
-    stage.until("t", State::Succeeded).await;
+    assert_eq!(stage.handle.assign(assignment).await, Ok(AssignResponse::Accepted), "it had not been taken");
+    stage.until("t", TaskState::Succeeded).await;
 }

@@ -11,14 +11,14 @@ async fn a_runner_that_stops_gives_everything_back_tells_it_and_is_gone() {
     *copies[0].durable.lock().unwrap() = 60;
     stage.submit("n", noop(60_000));
     stage.handle.assign(stage.grant("n", "life")).await.unwrap();
-    stage.until("n", State::Running).await;
+    stage.until("n", TaskState::Running).await;
     let handle = stage.handle.clone();
     let (stage, stopped) = stage.stop().await;
     assert_eq!(stopped, Stopped { left_behind: vec![] });
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     for task in ["l", "r", "n"] {
         let record = stage.record(task);
-        assert_eq!((record.state, record.failures, &record.holder), (State::Pending, 0, &None), "{task}");
+        assert_eq!((record.state, record.failures, &record.holder), (TaskState::Pending, 0, &None), "{task}");
         assert_eq!(record.attempts[0].outcome.as_deref(), Some("ERunnerInterrupt"));
         assert!(record.attempts[0].quiet && stage.is_free(task));
         let told = stage.told.changed.lock().unwrap();
@@ -29,7 +29,7 @@ async fn a_runner_that_stops_gives_everything_back_tells_it_and_is_gone() {
     assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("r")], "others go on with it");
     stage.submit("x", noop(1));
     let answer = handle.assign(stage.grant("x", "life")).await;
-    assert!(matches!(answer, Ok(Answer::Refused { .. })), "{answer:?}");
+    assert!(matches!(answer, Ok(AssignResponse::Refused { .. })), "{answer:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,7 +52,7 @@ async fn a_copy_whose_last_block_was_durable_is_done() {
     copy.end.send_replace(Some(End::Succeeded));
     let (stage, stopped) = stage.stop().await;
     assert_eq!(stopped.left_behind, []);
-    assert_eq!(stage.record("t").state, State::Succeeded);
+    assert_eq!(stage.record("t").state, TaskState::Succeeded);
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,7 +65,7 @@ async fn a_copy_that_does_not_come_to_rest_is_never_given_back() {
     assert_eq!(stopped.left_behind, [id("t")]);
     assert!(began.elapsed() < Duration::from_secs(14), "{:?}", began.elapsed());
     let record = stage.record("t");
-    assert_eq!((record.state, record.holder), (State::Running, Some(me("life"))));
+    assert_eq!((record.state, record.holder), (TaskState::Running, Some(me("life"))));
     assert!(stage.registration().is_some_and(|registration| registration.stopping), "it is left to expire");
     assert!(!stage.is_free("t"));
 }
@@ -75,13 +75,13 @@ async fn a_copy_that_comes_to_rest_later_ends_as_it_was_asked_to() {
     let stage = Stage::new().await;
     let copy = stage.running("t", copy_of(Fence::Local)).await;
     copy.rests.send_replace(false);
-    stage.happen("t", Event::CancelAsked);
-    stage.handle.nudge(Epoch(1), &id("t")).await.unwrap();
+    stage.happen("t", TaskEvent::CancelRequested);
+    stage.handle.notify(Epoch(1), &id("t")).await.unwrap();
     sleep(Duration::from_secs(600)).await;
-    assert_eq!(stage.record("t").state, State::Cancelling, "nothing is given back before it is quiet");
+    assert_eq!(stage.record("t").state, TaskState::Cancelling, "nothing is given back before it is quiet");
     assert!(!stage.is_free("t"));
     copy.rests.send_replace(true);
-    stage.until("t", State::Cancelled).await;
+    stage.until("t", TaskState::Cancelled).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,11 +89,11 @@ async fn of_a_server_late_requests_are_over_after_a_while() {
     let stage = Stage::new().await;
     let copy = stage.running("t", copy_of(Fence::Lease)).await;
     copy.rests.send_replace(false);
-    stage.happen("t", Event::CancelAsked);
-    stage.handle.nudge(Epoch(1), &id("t")).await.unwrap();
+    stage.happen("t", TaskEvent::CancelRequested);
+    stage.handle.notify(Epoch(1), &id("t")).await.unwrap();
     sleep(Duration::from_secs(29)).await;
-    assert_eq!(stage.record("t").state, State::Cancelling);
-    stage.until("t", State::Cancelled).await;
+    assert_eq!(stage.record("t").state, TaskState::Cancelling);
+    stage.until("t", TaskState::Cancelled).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,7 +106,7 @@ async fn a_stop_ends_in_time_whoever_does_not_answer() {
     let (stage, stopped) = stage.stop().await;
     assert_eq!(stopped.left_behind, [id("t")]);
     assert!(began.elapsed() <= Duration::from_secs(12), "{:?}", began.elapsed());
-    assert_eq!(stage.record("t").state, State::Running);
+    assert_eq!(stage.record("t").state, TaskState::Running);
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +117,7 @@ async fn a_task_that_was_accepted_a_moment_ago_is_given_back_as_well() {
     let (stage, stopped) = stage.stop().await;
     assert_eq!(stopped.left_behind, []);
     let record = stage.record("t");
-    assert_eq!((record.state, record.failures, record.attempts[0].epoch), (State::Pending, 0, None));
+    assert_eq!((record.state, record.failures, record.attempts[0].epoch), (TaskState::Pending, 0, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,13 +126,13 @@ async fn an_interrupted_runner_gives_back_and_goes_on() {
     let copy = stage.running("t", copy_of(Fence::Local)).await;
     stage.handle.interrupt(Epoch(1)).await.unwrap();
     stage.handle.interrupt(Epoch(1)).await.unwrap();
-    let record = stage.until("t", State::Pending).await;
+    let record = stage.until("t", TaskState::Pending).await;
     assert_eq!((record.failures, *copy.cancelled.borrow()), (0, Some(Reason::RunnerInterrupt)));
     sleep(Duration::from_secs(1)).await;
     assert!(!stage.registration().unwrap().stopping);
     stage.submit("n", noop(1));
-    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(Answer::Accepted));
-    stage.until("n", State::Succeeded).await;
+    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(AssignResponse::Accepted));
+    stage.until("n", TaskState::Succeeded).await;
     let (stage, stopped) = stage.stop().await;
     assert_eq!((stopped.left_behind.len(), stage.registration()), (0, None));
     stage.keeper.close().await;
@@ -144,15 +144,18 @@ async fn a_runner_that_leaves_gives_back_is_gone_and_comes_back_in_the_same_life
     let copy = stage.running("t", copy_of(Fence::Lease)).await;
     stage.handle.leave().await;
     let record = stage.record("t");
-    assert_eq!((record.state, record.failures), (State::Pending, 0));
+    assert_eq!((record.state, record.failures), (TaskState::Pending, 0));
     assert_eq!(*copy.cancelled.borrow(), Some(Reason::RunnerInterrupt));
     assert_eq!(stage.registration(), None);
     sleep(Duration::from_secs(60)).await;
-    assert!(stage.registration().is_none() && !stage.handle.is_registered(), "nothing but a wish brings it back");
+    assert!(
+        stage.registration().is_none() && !stage.handle.is_registered(),
+        "nothing but a desired_state brings it back"
+    );
     stage.submit("n", noop(1));
     let answer = stage.handle.assign(stage.grant("n", "life")).await.unwrap();
     assert!(
-        matches!(answer, Answer::Refused { code: blockhaul_engine::error::Code::RunnerInterrupt, .. }),
+        matches!(answer, AssignResponse::Refused { code: blockhaul_engine::error::Code::RunnerInterrupt, .. }),
         "{answer:?}"
     );
     stage.handle.come_back();
@@ -161,8 +164,8 @@ async fn a_runner_that_leaves_gives_back_is_gone_and_comes_back_in_the_same_life
     }
     assert_eq!(stage.registration().unwrap().incarnation, Incarnation("life".into()));
     stage.submit("m", noop(1));
-    assert_eq!(stage.handle.assign(stage.grant("m", "life")).await, Ok(Answer::Accepted));
-    stage.until("m", State::Succeeded).await;
+    assert_eq!(stage.handle.assign(stage.grant("m", "life")).await, Ok(AssignResponse::Accepted));
+    stage.until("m", TaskState::Succeeded).await;
     let (stage, stopped) = stage.stop().await;
     assert_eq!((stopped.left_behind.len(), stage.registration()), (0, None));
     stage.keeper.close().await;
@@ -192,8 +195,8 @@ async fn leaving_and_coming_back_at_once_leaves_it_registered() {
     }
     assert!(!stage.registration().unwrap().stopping);
     stage.submit("n", noop(1));
-    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(Answer::Accepted));
-    stage.until("n", State::Succeeded).await;
+    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(AssignResponse::Accepted));
+    stage.until("n", TaskState::Succeeded).await;
     stage.keeper.close().await;
 }
 
@@ -206,9 +209,12 @@ async fn more_slots_are_registered_and_used_at_once() {
     }
     stage.submit("a", noop(50));
     stage.submit("b", noop(50));
-    assert_eq!(stage.handle.assign(stage.grant("a", "life")).await, Ok(Answer::Accepted));
+    assert_eq!(stage.handle.assign(stage.grant("a", "life")).await, Ok(AssignResponse::Accepted));
     let full = stage.handle.assign(stage.grant("b", "life")).await.unwrap();
-    assert!(matches!(full, Answer::Refused { code: blockhaul_engine::error::Code::Overloaded, .. }), "{full:?}");
+    assert!(
+        matches!(full, AssignResponse::Refused { code: blockhaul_engine::error::Code::Overloaded, .. }),
+        "{full:?}"
+    );
     stage.keeper.close().await;
 }
 
@@ -229,9 +235,9 @@ async fn what_may_have_been_said_in_the_registration_is_taken_back() {
     stage.store.lose_replies(1);
     stage.handle.interrupt(Epoch(1)).await.unwrap();
     cutting.await.unwrap();
-    stage.until("t", State::Pending).await;
+    stage.until("t", TaskState::Pending).await;
     sleep(Duration::from_secs(1)).await;
     assert!(!stage.registration().unwrap().stopping, "it is there for other tasks");
     stage.submit("n", noop(1));
-    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(Answer::Accepted));
+    assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(AssignResponse::Accepted));
 }

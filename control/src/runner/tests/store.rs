@@ -1,8 +1,8 @@
 //! A store of records in memory: one server that can be cut off, lose replies, and give sessions up.
 
 use crate::coord::{
-    Center, CoordError, Done, Ending, Life, Link, Node, Op, Refusal, Session, SessionId, SessionState, Stat, Watch,
-    Zxid,
+    CoordClient, CoordError, CreateMode, Done, Ending, Link, Node, Op, Refusal, Session, SessionId, SessionState, Stat,
+    Watch, Zxid,
 };
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -130,11 +130,11 @@ fn apply(nodes: &mut BTreeMap<String, Node>, zxid: Zxid, session: i64, op: &Op) 
     };
     match op {
         Op::Check { path, version } => checked(nodes, path, *version).map(|()| Done::Plain),
-        Op::Create { path, data, life } => {
+        Op::Create { path, data, mode } => {
             if nodes.contains_key(path) {
                 return Err(Refusal::NodeExists);
             }
-            let owner = (*life == Life::Ephemeral).then_some(SessionId(session));
+            let owner = (*mode == CreateMode::Ephemeral).then_some(SessionId(session));
             let stat = Stat { version: 0, created: zxid, modified: zxid, owner };
             nodes.insert(path.clone(), Node { data: data.clone(), stat });
             Ok(Done::Plain)
@@ -155,7 +155,7 @@ fn apply(nodes: &mut BTreeMap<String, Node>, zxid: Zxid, session: i64, op: &Op) 
 }
 
 #[async_trait]
-impl Center for Store {
+impl CoordClient for Store {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let mut server = self.server();

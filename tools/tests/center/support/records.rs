@@ -3,7 +3,7 @@
 
 use blockhaul_control::coord::paths;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
-use blockhaul_control::coord::{Center, CoordError, Life, Op, Session};
+use blockhaul_control::coord::{CoordClient, CoordError, CreateMode, Op, Session};
 use blockhaul_control::model::{Record, TaskId, TaskRecord};
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
@@ -47,7 +47,7 @@ impl Records {
     /// # Errors
     /// As the service says.
     pub(crate) fn create(&self, path: &str, data: &[u8]) -> Result<(), CoordError> {
-        let op = Op::Create { path: path.to_owned(), data: data.to_vec(), life: Life::Persistent };
+        let op = Op::Create { path: path.to_owned(), data: data.to_vec(), mode: CreateMode::Persistent };
         self.runtime.block_on(self.session.multi(vec![op])).map(drop)
     }
 

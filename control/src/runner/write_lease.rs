@@ -12,33 +12,33 @@ use std::time::Duration;
 
 /// A registration that stands, and the session that it stands by.
 #[derive(Clone, Debug)]
-pub(super) struct Seat {
+pub(super) struct ActiveRegistration {
     pub session: Arc<dyn Session>,
     /// Of the registration's node.
     pub version: i32,
-    pub tenure: Arc<Tenure>,
+    pub write_lease: Arc<WriteLease>,
 }
 
 /// The right to write that a registration gives.
 #[derive(Debug)]
-pub(super) struct Tenure {
+pub(super) struct WriteLease {
     gate: Arc<Gate>,
     /// `None` once it has ended.
     lease: Mutex<Option<Lease>>,
 }
 
-impl Seat {
+impl ActiveRegistration {
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.tenure, &other.tenure) && self.version == other.version
+        Arc::ptr_eq(&self.write_lease, &other.write_lease) && self.version == other.version
     }
 }
 
-impl Tenure {
+impl WriteLease {
     pub(super) fn new(lease: Lease) -> Self {
         let gate = Arc::new(Gate::closed());
-        let tenure = Self { gate, lease: Mutex::new(Some(lease)) };
-        tenure.apply(&lease);
-        tenure
+        let write_lease = Self { gate, lease: Mutex::new(Some(lease)) };
+        write_lease.apply(&lease);
+        write_lease
     }
 
     /// A write that was sent at `sent` is known to be committed.
@@ -83,19 +83,23 @@ impl Tenure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::lease::LeaseTerms;
+    use crate::cluster::lease::LeaseTiming;
 
     #[test]
     fn the_gate_follows_the_lease_and_never_opens_again_after_the_end() {
-        let tenure = Tenure::new(Lease::new(LeaseTerms::from(Duration::from_secs(10))));
-        assert!(!tenure.gate().is_open());
+        let write_lease = WriteLease::new(Lease::new(LeaseTiming::from(Duration::from_secs(10))));
+        assert!(!write_lease.gate().is_open());
         let now = Gate::now();
-        tenure.committed(now);
-        assert!(tenure.gate().is_open() && tenure.is_open(now) && !tenure.is_open(now + Duration::from_secs(6)));
-        assert_eq!(tenure.left(now), Duration::from_millis(8500));
-        tenure.end();
-        tenure.committed(now + Duration::from_secs(100));
-        assert!(!tenure.gate().is_open() && !tenure.is_open(now));
-        assert_eq!(tenure.left(now), Duration::ZERO);
+        write_lease.committed(now);
+        assert!(
+            write_lease.gate().is_open()
+                && write_lease.is_open(now)
+                && !write_lease.is_open(now + Duration::from_secs(6))
+        );
+        assert_eq!(write_lease.left(now), Duration::from_millis(8500));
+        write_lease.end();
+        write_lease.committed(now + Duration::from_secs(100));
+        assert!(!write_lease.gate().is_open() && !write_lease.is_open(now));
+        assert_eq!(write_lease.left(now), Duration::ZERO);
     }
 }
