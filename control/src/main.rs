@@ -8,7 +8,7 @@ mod logging;
 
 use blockhaul_control::config::RawConfig;
 use blockhaul_control::node::{Control, Server, Stop};
-use blockhaul_control::standard_streams::{self, Weight};
+use blockhaul_control::standard_streams::{self, Priority};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors, require_threads};
 use blockhaul_engine::shown::line;
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     let code = match caught.and_then(|()| start(events, &seen)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { error, is_usage }) => {
-            standard_streams::to_stderr(Weight::Result, format_args!("taskd: {}", line(error)));
+            standard_streams::to_stderr(Priority::Result, format_args!("taskd: {}", line(error)));
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
     };

@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What becomes of something that its reader is not ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weight {
+pub enum Priority {
     /// Dropped: what comes next says more.
     Progress,
     /// Kept while there is room.
@@ -97,13 +97,13 @@ pub fn stop() {
 }
 
 /// A line on stdout. The line's end is added.
-pub fn to_stdout(weight: Weight, mut line: Vec<u8>) {
+pub fn to_stdout(weight: Priority, mut line: Vec<u8>) {
     line.push(b'\n');
     STDOUT.send(weight, move || write_all(io::stdout(), &line));
 }
 
 /// A line on stderr. The line's end is added.
-pub fn to_stderr(weight: Weight, line: impl std::fmt::Display) {
+pub fn to_stderr(weight: Priority, line: impl std::fmt::Display) {
     let line = format!("{line}\n");
     STDERR.send(weight, move || write_all(io::stderr(), line.as_bytes()));
 }
@@ -116,18 +116,18 @@ impl Stream {
     }
 
     /// Gives it something that writes to the stream, and to nothing else.
-    pub fn send(&'static self, weight: Weight, action: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    pub fn send(&'static self, weight: Priority, action: impl FnOnce() -> io::Result<()> + Send + 'static) {
         let mut state = self.lock();
-        while weight == Weight::Result && state.waiting.len() >= WAITING_MAX && state.stop.is_none() {
+        while weight == Priority::Result && state.waiting.len() >= WAITING_MAX && state.stop.is_none() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         match weight {
-            Weight::Progress if !state.waiting.is_empty() => return,
-            Weight::Log if state.waiting.len() >= WAITING_MAX => {
+            Priority::Progress if !state.waiting.is_empty() => return,
+            Priority::Log if state.waiting.len() >= WAITING_MAX => {
                 state.dropped_logs += 1;
                 return;
             }
-            Weight::Progress | Weight::Log | Weight::Result => (),
+            Priority::Progress | Priority::Log | Priority::Result => (),
         }
         if state.writer == Writer::None {
             let serve = || self.serve();
@@ -228,7 +228,7 @@ pub struct LogWriter;
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let event = bytes.to_vec();
-        STDERR.send(Weight::Log, move || write_all(io::stderr(), &event));
+        STDERR.send(Priority::Log, move || write_all(io::stderr(), &event));
         Ok(bytes.len())
     }
 
@@ -288,7 +288,7 @@ mod tests {
         let (stream, (said, heard)) = (stream(), channel());
         for number in 0..100 {
             let said = said.clone();
-            stream.send(Weight::Result, move || {
+            stream.send(Priority::Result, move || {
                 said.send(number).unwrap();
                 if number < 98 { Ok(()) } else { Err(io::Error::other(number.to_string())) }
             });
@@ -302,22 +302,22 @@ mod tests {
     fn with_a_reader_that_does_not_read_only_results_wait_and_a_stop_ends_that() {
         let (stream, (open, gate)) = (stream(), channel::<()>());
         let (entered, is_in) = channel();
-        stream.send(Weight::Result, move || {
+        stream.send(Priority::Result, move || {
             entered.send(()).unwrap();
             let _ = gate.recv();
             Ok(())
         });
         is_in.recv().unwrap();
         for _ in 0..3 * WAITING_MAX {
-            stream.send(Weight::Progress, || Ok(()));
-            stream.send(Weight::Log, || Ok(()));
+            stream.send(Priority::Progress, || Ok(()));
+            stream.send(Priority::Log, || Ok(()));
         }
         let (waiting, dropped) = {
             let state = stream.lock();
             (state.waiting.len(), state.dropped_logs)
         };
         assert_eq!((waiting, dropped > 0), (WAITING_MAX, true));
-        let late = std::thread::spawn(|| stream.send(Weight::Result, || Ok(())));
+        let late = std::thread::spawn(|| stream.send(Priority::Result, || Ok(())));
         stream.stop();
         late.join().unwrap();
         assert_eq!(stream.settle().unwrap_err().kind(), io::ErrorKind::TimedOut);

@@ -11,7 +11,7 @@
 //! went away (a closed pipe), who has seen enough.
 
 use crate::exit::Exit;
-use blockhaul_control::standard_streams::{self, Weight};
+use blockhaul_control::standard_streams::{self, Priority};
 use blockhaul_engine::error::{Error, Operation, Result, Side};
 use blockhaul_engine::progress::{Bytes, Latency, LatencyUs, Report, Status};
 use blockhaul_engine::shown::{self, is_printable};
@@ -94,58 +94,58 @@ impl Formatter for EscapingFormatter {
 }
 
 /// All that reaches stdout.
-fn to_stdout(weight: Weight, line: Vec<u8>) {
+fn to_stdout(priority: Priority, line: Vec<u8>) {
     if !STDOUT_IS_VOLUME.load(Relaxed) {
-        standard_streams::to_stdout(weight, line);
+        standard_streams::to_stdout(priority, line);
     }
 }
 
 /// All that reaches stderr, but for logs and the bar, which begin after [`refuse_volume_streams`].
-fn to_stderr(weight: Weight, line: impl Display) {
+fn to_stderr(priority: Priority, line: impl Display) {
     if !STDERR_IS_VOLUME.load(Relaxed) {
-        standard_streams::to_stderr(weight, line);
+        standard_streams::to_stderr(priority, line);
     }
 }
 
 /// A line of a job, such as `{"event":"report",...}`.
 pub(crate) fn json_event<T: Serialize>(event: &'static str, body: &T) {
-    to_stdout(Weight::Result, json(&Event { event, body }));
+    to_stdout(Priority::Result, json(&Event { event, body }));
 }
 
 /// Where a job stands, unless nobody has read the last line yet.
 pub(crate) fn json_progress<T: Serialize>(body: &T) {
-    to_stdout(Weight::Progress, json(&Event { event: "progress", body }));
+    to_stdout(Priority::Progress, json(&Event { event: "progress", body }));
 }
 
 /// One JSON object on stdout.
 pub(crate) fn json_object<T: Serialize>(body: &T) {
-    to_stdout(Weight::Result, json(body));
+    to_stdout(Priority::Result, json(body));
 }
 
 /// A line for people on stdout.
 pub(crate) fn print_stdout(line: impl Display) {
-    to_stdout(Weight::Result, shown::line(line).into_bytes());
+    to_stdout(Priority::Result, shown::line(line).into_bytes());
 }
 
 /// A line for people on stderr.
 pub(crate) fn print_stderr(line: impl Display) {
-    to_stderr(Weight::Result, format_args!("blockhaul: {}", shown::line(line)));
+    to_stderr(Priority::Result, format_args!("blockhaul: {}", shown::line(line)));
 }
 
 /// The same, and below it a command that can be copied.
 pub(crate) fn print_stderr_command(line: impl Display, command: impl Display) {
-    to_stderr(Weight::Result, format_args!("blockhaul: {}\n  {}", shown::line(line), shown::line(command)));
+    to_stderr(Priority::Result, format_args!("blockhaul: {}\n  {}", shown::line(line), shown::line(command)));
 }
 
 /// The same from a thread that must never wait, whatever else is to be written.
 pub(crate) fn print_stderr_nowait(line: impl Display) {
-    to_stderr(Weight::Log, format_args!("blockhaul: {}", shown::line(line)));
+    to_stderr(Priority::Log, format_args!("blockhaul: {}", shown::line(line)));
 }
 
 /// More lines after one that said what is wrong.
 pub(crate) fn print_stderr_hint(lines: &str) {
     let lines: Vec<String> = lines.lines().map(shown::line).collect();
-    to_stderr(Weight::Result, format_args!("\n{}", lines.join("\n")));
+    to_stderr(Priority::Result, format_args!("\n{}", lines.join("\n")));
 }
 
 /// Waits for what is still to be written, as long as no stop was asked for, and says how the process ends then.

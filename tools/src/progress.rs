@@ -2,7 +2,7 @@
 
 use crate::args::{ProgressBarMode, RawOutput};
 use crate::output;
-use blockhaul_control::standard_streams::{self, Weight};
+use blockhaul_control::standard_streams::{self, Priority};
 use blockhaul_engine::job::JobHandle;
 use blockhaul_engine::progress::{Progress, Report};
 use blockhaul_engine::shown;
@@ -49,7 +49,7 @@ impl ProgressDisplay {
         if let Some(bar) = self.bar.clone() {
             let line = shown::line(status(job));
             // Where stderr is written: a terminal may be stopped.
-            standard_streams::stderr().send(Weight::Progress, move || {
+            standard_streams::stderr().send(Priority::Progress, move || {
                 bar.set_length(progress.planned);
                 bar.set_position(progress.written);
                 bar.set_message(line);
@@ -64,7 +64,7 @@ impl ProgressDisplay {
             output::json_event("progress", progress);
         }
         if let Some(bar) = self.bar.clone() {
-            standard_streams::stderr().send(Weight::Result, move || {
+            standard_streams::stderr().send(Priority::Result, move || {
                 bar.finish_and_clear();
                 Ok(())
             });

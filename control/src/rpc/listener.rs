@@ -186,7 +186,7 @@ async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stoppin
         let runs = roles.floor.borrow_and_update().is_some() && serves;
         for (service, serves) in [
             ("", serves),
-            ("blockhaul.v1.CoordClient", leads),
+            ("blockhaul.v1.Center", leads),
             ("blockhaul.v1.Dispatcher", leads),
             ("blockhaul.v1.Runner", runs),
         ] {

@@ -1,9 +1,9 @@
 //! Simulated clients and operators: they find the leader, ask until they are answered, and hold it to its word.
 
-use super::judge::Judge;
-use super::net::{CLIENT, Net, Port};
-use super::scenario::Want;
-use super::verdict::Verdict;
+use super::invariants::InvariantChecker;
+use super::net::{CLIENT, Net, SimEndpoint};
+use super::run_result::RunResult;
+use super::scenario::ClientAction;
 use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChange, TaskId, TaskSpec};
 use crate::rpc::desk::Desk;
 use blockhaul_engine::error::{Code, Result};
@@ -21,8 +21,8 @@ const RETRY: Duration = Duration::from_millis(400);
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     pub(super) net: Net,
-    pub(super) judge: Judge,
-    pub(super) verdict: Verdict,
+    pub(super) invariants: InvariantChecker,
+    pub(super) result: RunResult,
 }
 
 impl Client {
@@ -34,8 +34,8 @@ impl Client {
     {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
-            if let Some(leader) = self.judge.leader() {
-                let at_port = |port: Port| {
+            if let Some(leader) = self.invariants.leader() {
+                let at_port = |port: SimEndpoint| {
                     let asked = port.desk().map(&what);
                     let answer: std::pin::Pin<Box<dyn Future<Output = Option<Result<T>>> + Send>> = Box::pin(async {
                         match asked {
@@ -59,7 +59,7 @@ impl Client {
     /// Submits a task. What was accepted stands in the store.
     pub(super) async fn submit(self, id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32) {
         let order = Submission { id: id.clone(), spec, priority, max_attempts };
-        let era = self.judge.era();
+        let era = self.invariants.era();
         let answer = self
             .ask(|leader| {
                 let order = order.clone();
@@ -68,40 +68,41 @@ impl Client {
             .await;
         match answer {
             Some(Ok(_)) => {
-                let is_there = self.judge.tasks().iter().any(|seen| seen.record.id == id) || self.judge.era() != era;
-                self.verdict.expect(is_there, || format!("{id} was accepted and is not in the store"));
+                let is_there =
+                    self.invariants.tasks().iter().any(|seen| seen.record.id == id) || self.invariants.era() != era;
+                self.result.expect(is_there, || format!("{id} was accepted and is not in the store"));
             }
-            Some(Err(error)) => self.verdict.fail(format_args!("{id} was refused: {error}")),
-            None => self.verdict.note(format_args!("{id}: nobody took it")),
+            Some(Err(error)) => self.result.fail(format_args!("{id} was refused: {error}")),
+            None => self.result.note(format_args!("{id}: nobody took it")),
         }
     }
 
     /// Asks for something to be done with a task. What was acknowledged stands in the store.
-    pub(super) async fn want(self, id: TaskId, want: Want) {
+    pub(super) async fn want(self, id: TaskId, want: ClientAction) {
         let answer = self
             .ask(|leader| {
                 let id = id.clone();
                 async move {
                     let change = match want {
-                        Want::Cancel => TaskChange::Cancel,
-                        Want::Pause => TaskChange::Pause,
-                        Want::Resume => TaskChange::Resume,
-                        Want::Limit => TaskChange::Limit(Some(1 << 20)),
+                        ClientAction::Cancel => TaskChange::Cancel,
+                        ClientAction::Pause => TaskChange::Pause,
+                        ClientAction::Resume => TaskChange::Resume,
+                        ClientAction::Limit => TaskChange::Limit(Some(1 << 20)),
                     };
                     leader.change(&id, change).await
                 }
             })
             .await;
         let said = answer.as_ref().map(|answer| answer.as_ref().map(|record| record.state).map_err(|error| error.code));
-        self.verdict.note(format_args!("{id}: {want:?} {said:?}"));
-        if let (Some(Ok(_)), Want::Cancel) = (answer, want) {
-            let is_heard = |seen: &super::judge::Seen| {
+        self.result.note(format_args!("{id}: {want:?} {said:?}"));
+        if let (Some(Ok(_)), ClientAction::Cancel) = (answer, want) {
+            let is_heard = |seen: &super::invariants::Seen| {
                 seen.record.id != id
                     || seen.record.desired_state == DesiredState::Cancel
                     || seen.record.state.is_terminal()
             };
-            let is_kept = self.judge.tasks().iter().all(is_heard) || self.judge.has_forgotten();
-            self.verdict.expect(is_kept, || format!("{id}: the cancel was forgotten"));
+            let is_kept = self.invariants.tasks().iter().all(is_heard) || self.invariants.has_forgotten();
+            self.result.expect(is_kept, || format!("{id}: the cancel was forgotten"));
         }
     }
 
@@ -112,7 +113,7 @@ impl Client {
                 async move { leader.drain(&node, desired_state).await }
             })
             .await;
-        self.verdict.note(format_args!(
+        self.result.note(format_args!(
             "drain {node} {desired_state:?}: {:?}",
             answer.map(|answer| answer.map_err(|error| error.code))
         ));
@@ -126,7 +127,7 @@ impl Client {
                 async move { leader.fence(&node).await }
             })
             .await;
-        self.verdict.note(format_args!(
+        self.result.note(format_args!(
             "fence {node}: {:?}",
             answer.as_ref().map(|answer| answer.as_ref().map_err(|error| error.code))
         ));

@@ -12,7 +12,7 @@
 //! A local volume is locked by who writes it, and the lock is free only when the last write of a process that has ended
 //! has landed. A volume behind a server has no lock; what a cut-off client sent may land up to [`LATE`] later.
 
-use super::verdict::Verdict;
+use super::run_result::RunResult;
 use crate::model::{DurableMap, Epoch, Holder, Incarnation, TaskId};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::ByteRange;
@@ -100,14 +100,14 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub(super) struct Disks {
     inner: Arc<Mutex<Inner>>,
-    verdict: Verdict,
+    result: RunResult,
     late: Duration,
 }
 
 impl Disks {
     /// No volumes yet; what is cut off lands at most so much later.
-    pub(super) fn new(verdict: Verdict, late: Duration) -> Self {
-        Self { inner: Arc::default(), verdict, late }
+    pub(super) fn new(result: RunResult, late: Duration) -> Self {
+        Self { inner: Arc::default(), result, late }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -187,7 +187,7 @@ impl Disks {
             let overlap = inner.flights.values().find(|flight| {
                 flight.volume == name && flight.by.rank() < by.rank() && !flight.is_orphan && !is_held(flight)
             });
-            self.verdict.expect(overlap.is_none(), || {
+            self.result.expect(overlap.is_none(), || {
                 format!("{name}: {} writes under {} and {overlap:?} is not over", by.holder.node, by.epoch)
             });
         }
@@ -199,21 +199,21 @@ impl Disks {
 
     fn judge_submission(&self, name: &str, volume: &mut Volume, by: &Writer) {
         if let Some(newest) = &volume.newest {
-            self.verdict.expect(by.rank() >= newest.rank(), || {
+            self.result.expect(by.rank() >= newest.rank(), || {
                 format!(
                     "{name}: a write of {} (epoch {}) was submitted after one of {newest:?}",
                     by.holder.node, by.epoch
                 )
             });
-            self.verdict.expect(by.rank() > newest.rank() || by.holder == newest.holder, || {
+            self.result.expect(by.rank() > newest.rank() || by.holder == newest.holder, || {
                 format!("{name}: two holders wrote under epoch {}: {newest:?} and {by:?}", by.epoch)
             });
         }
         if let Some((sealed, _)) = &volume.sealed {
-            self.verdict.expect(by.rank() > *sealed, || format!("{name}: {by:?} wrote after success under {sealed:?}"));
+            self.result.expect(by.rank() > *sealed, || format!("{name}: {by:?} wrote after success under {sealed:?}"));
         }
         if volume.newest.as_ref().is_none_or(|newest| by.rank() > newest.rank()) {
-            self.verdict.note(format_args!(
+            self.result.note(format_args!(
                 "{name}: first write under epoch {} by {} for {}",
                 by.epoch, by.holder.node, by.task
             ));
@@ -242,13 +242,13 @@ impl Disks {
         let Flight { volume: name, block, value, by, .. } = flight;
         let Some(volume) = inner.volumes.get_mut(name) else { return };
         if let Some((sealed, _)) = &volume.sealed {
-            self.verdict.expect(by.rank() > *sealed, || {
+            self.result.expect(by.rank() > *sealed, || {
                 format!("{name}: a write of {by:?} landed after success under {sealed:?}")
             });
         }
         volume.blocks[*block] = *value;
         if volume.newest.as_ref().is_some_and(|newest| by.rank() < newest.rank()) {
-            self.verdict.count("writes that landed after ones of a later grant");
+            self.result.count("writes that landed after ones of a later grant");
         }
     }
 
@@ -392,14 +392,14 @@ impl Disks {
             volume.sealed = None;
             return;
         }
-        self.verdict.expect(volume.blocks == expected, || {
+        self.result.expect(volume.blocks == expected, || {
             format!("{name}: {task} succeeded, but the destination is {:x?} and not {expected:x?}", volume.blocks)
         });
-        self.verdict.expect(volume.flushed == expected, || format!("{name}: {task} succeeded before all was durable"));
+        self.result.expect(volume.flushed == expected, || format!("{name}: {task} succeeded before all was durable"));
         let late = flights.values().find(|flight| flight.volume == name && flight.by.rank() <= rank);
-        self.verdict.expect(late.is_none(), || format!("{name}: {task} succeeded while {late:?} was on its way"));
+        self.result.expect(late.is_none(), || format!("{name}: {task} succeeded while {late:?} was on its way"));
         let newest = volume.newest.as_ref().map(Writer::rank);
-        self.verdict.expect(newest.is_none_or(|newest| newest <= rank), || {
+        self.result.expect(newest.is_none_or(|newest| newest <= rank), || {
             format!("{name}: {task} succeeded under {epoch}, but {newest:?} has written")
         });
         volume.sealed = Some((rank, expected.to_vec()));
@@ -410,7 +410,7 @@ impl Disks {
         for (name, volume) in &self.lock().volumes {
             let Some((rank, expected)) = &volume.sealed else { continue };
             let is_rewritten = volume.newest.as_ref().is_some_and(|newest| newest.rank() > *rank);
-            self.verdict.expect(is_rewritten || volume.blocks == *expected, || {
+            self.result.expect(is_rewritten || volume.blocks == *expected, || {
                 format!("{name}: changed after success under {rank:?}: {:x?} and not {expected:x?}", volume.blocks)
             });
         }

@@ -4,9 +4,9 @@
 //! node's clock, flushes before it calls anything durable, keeps a journal that outlives the process, drains when it is
 //! asked to stop, and says `quiesced: false` when it was cut off, or gave up waiting, with writes on their way.
 
-use super::defect::Plant;
+use super::defect::Defect;
 use super::disk::{BLOCK, Writer};
-use super::node::Surroundings;
+use super::node::SimEnvironment;
 use super::place::Place;
 use crate::clock::Clock;
 use crate::model::{CopyTask, DurableMap, Failure, Holder, Progress, TaskId};
@@ -54,7 +54,7 @@ pub(super) struct Pace {
 #[derive(Debug)]
 pub(super) struct SimExecutor {
     holder: Holder,
-    around: Surroundings,
+    around: SimEnvironment,
     clock: Arc<dyn Clock>,
     journals: Journals,
     started: Mutex<Vec<u64>>,
@@ -66,7 +66,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SimExecutor {
-    pub(super) fn new(holder: Holder, around: Surroundings, clock: Arc<dyn Clock>, journals: Journals) -> Self {
+    pub(super) fn new(holder: Holder, around: SimEnvironment, clock: Arc<dyn Clock>, journals: Journals) -> Self {
         Self { holder, around, clock, journals, started: Mutex::default(), wedged: Arc::default() }
     }
 
@@ -94,7 +94,7 @@ impl Executor for SimExecutor {
     }
 
     fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
-        let Surroundings { disks, jobs, .. } = &self.around;
+        let SimEnvironment { disks, jobs, .. } = &self.around;
         let number = jobs.fetch_add(1, Relaxed);
         lock(&self.started).push(number);
         let (task, epoch, era) = (work.task.clone(), work.epoch, disks.era());
@@ -200,7 +200,7 @@ impl ExecutionHandle for State {
 /// A copy at work.
 struct Job {
     state: Arc<State>,
-    around: Surroundings,
+    around: SimEnvironment,
     clock: Arc<dyn Clock>,
     journals: Journals,
     by: Writer,
@@ -215,7 +215,7 @@ struct Job {
 /// Why copying stopped before its end.
 enum Stop {
     Asked,
-    Cut,
+    FenceRequest,
     Failed(Error),
 }
 
@@ -246,7 +246,7 @@ impl Job {
         }
         let disks = &self.around.disks;
         let is_known = disks.is_remote(&self.destination) || disks.is_written_by(&self.destination, &work.earlier);
-        let is_known = is_known && !self.has(Plant::ForgetfulCopies);
+        let is_known = is_known && !self.has(Defect::IgnoreCheckpoint);
         if !is_known {
             lock(&self.journals).remove(&(work.task.clone(), work.created_ms));
         }
@@ -257,8 +257,8 @@ impl Job {
             let start = *block as u64 * BLOCK;
             recorded.contains(ByteRange::new(start, start + BLOCK))
         };
-        if self.has(Plant::HastyCopies) && self.state.blocks > 0 {
-            self.around.judge.judge_writer(&self.by);
+        if self.has(Defect::WriteBeforePermit) && self.state.blocks > 0 {
+            self.around.invariants.judge_writer(&self.by);
         }
         let durable: BTreeSet<usize> =
             (0..self.state.blocks).filter(|block| journal.contains(block) || is_recorded(block)).collect();
@@ -277,8 +277,8 @@ impl Job {
         Ok(work.gate)
     }
 
-    fn has(&self, plant: Plant) -> bool {
-        self.around.plant == Some(plant)
+    fn has(&self, defect: Defect) -> bool {
+        self.around.defect == Some(defect)
     }
 
     async fn take_lock(&self) -> Result<()> {
@@ -301,15 +301,15 @@ impl Job {
         let fails_at = (fastrand::f64() < pace.fail).then(|| fastrand::usize(..data.len()));
         let durable = lock(&self.state.durable).clone();
         let mut todo: VecDeque<usize> = (0..data.len()).filter(|block| !durable.contains(block)).collect();
-        if self.has(Plant::LazyCopies) {
+        if self.has(Defect::OmitLastBlock) {
             todo.pop_back();
         }
         let mut written = BTreeSet::new();
         let mut checkpoint = Instant::now() + CHECKPOINT;
         while !todo.is_empty() || !self.flying.is_empty() {
-            let is_deaf = self.has(Plant::DeafCopies);
+            let is_deaf = self.has(Defect::IgnoreGateAndCancel);
             if !is_deaf && self.state.is_cut() && self.around.disks.is_remote(&self.destination) {
-                return Err(Stop::Cut);
+                return Err(Stop::FenceRequest);
             }
             if !is_deaf && self.state.reason().is_some() {
                 return Err(Stop::Asked);
@@ -325,7 +325,7 @@ impl Job {
             if let Some(block) = self.wait().await {
                 written.insert(block);
                 self.state.written.fetch_add(BLOCK, Relaxed);
-                if self.has(Plant::BoastingCopies) {
+                if self.has(Defect::ReportUnflushedAsDurable) {
                     lock(&self.state.durable).insert(block);
                 }
             }
@@ -344,7 +344,7 @@ impl Job {
             true => fastrand::u64(1_000..=15_000),
             false => fastrand::u64(pace.write_ms.0..=pace.write_ms.1),
         };
-        self.around.judge.judge_writer(&self.by);
+        self.around.invariants.judge_writer(&self.by);
         let landed = self.around.disks.submit(&self.destination, block, value, &self.by, Duration::from_millis(millis));
         self.flying.push_back((block, landed));
     }
@@ -379,7 +379,7 @@ impl Job {
     async fn finish(&mut self, copied: std::result::Result<(), Stop>) -> Outcome {
         let mut quiesced = true;
         if copied.is_err() {
-            let is_cut = matches!(copied, Err(Stop::Cut));
+            let is_cut = matches!(copied, Err(Stop::FenceRequest));
             quiesced = !is_cut && self.drain().await;
             if !quiesced && self.around.disks.orphan(|by| by.job == self.by.job, &mut fastrand::Rng::new()) == 0 {
                 quiesced = true;

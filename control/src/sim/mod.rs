@@ -8,7 +8,7 @@
 //! record and every write of a volume.
 //!
 //! ```text
-//! Scenario -> World -> Host -> CreateMode: Process of production tasks -> coord::sim (service), net (calls), worker, disk
+//! Scenario -> World -> SimNode -> CreateMode: Process of production tasks -> coord::sim (service), net (calls), worker, disk
 //!                 `-> Client                                        judge: records; disk: writes; verdict
 //! ```
 //! What is not simulated: threads (production code has one per process here), the engine, the wire formats.
@@ -16,23 +16,23 @@
 mod client;
 mod clock;
 mod disk;
-mod judge;
+mod invariants;
 mod net;
 mod node;
 mod place;
 mod defect;
 pub(crate) mod process;
 mod scenario;
-mod verdict;
+mod run_result;
 mod executor;
 mod world;
 
-use defect::Plant;
+use defect::Defect;
+use run_result::Counts;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use verdict::Counts;
 use world::World;
 
 /// Seeds of a plain `cargo test`.
@@ -48,7 +48,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// What a seed has come to.
 #[derive(Debug, Default, PartialEq)]
-struct Played {
+struct SeedResult {
     /// The first thing that must not happen.
     failure: Option<String>,
     /// Of all that happened.
@@ -74,19 +74,22 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Plays one seed.
-fn play(seed: u64, trace: bool, plant: Option<Plant>) -> Played {
+fn play(seed: u64, trace: bool, defect: Option<Defect>) -> SeedResult {
     let runtime = runtime();
     let _logs = trace.then(log);
     let played =
-        catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { World::new(seed, trace, plant).run().await })));
+        catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { World::new(seed, trace, defect).run().await })));
     match played {
-        Ok(verdict) => {
-            let (failure, digest) = (verdict.failure(), verdict.digest());
-            Played { failure, digest, faults: verdict.faults(), events: verdict.events() }
+        Ok(result) => {
+            let (failure, digest) = (result.failure(), result.digest());
+            SeedResult { failure, digest, faults: result.faults(), events: result.events() }
         }
         Err(cause) => {
             let message = cause.downcast_ref::<String>().map(String::as_str).or(cause.downcast_ref::<&str>().copied());
-            Played { failure: Some(format!("panic: {}", message.unwrap_or("without a message"))), ..Played::default() }
+            SeedResult {
+                failure: Some(format!("panic: {}", message.unwrap_or("without a message"))),
+                ..SeedResult::default()
+            }
         }
     }
 }
@@ -100,7 +103,7 @@ struct Total {
 }
 
 impl Total {
-    fn add(&mut self, seed: u64, played: Played) {
+    fn add(&mut self, seed: u64, played: SeedResult) {
         if let Some(failure) = played.failure {
             println!("seed {seed}: {} -- replay: cargo xtask sim control --seed {seed}", failure.replace('\n', " "));
             self.failed += 1;

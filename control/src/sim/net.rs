@@ -29,7 +29,7 @@ pub(super) const CLIENT: &str = "client";
 
 /// How the network behaves.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Noise {
+pub(super) struct NetworkFaults {
     /// Share of calls that do not arrive, and of answers.
     pub(super) lost: f64,
     /// Share of calls that arrive twice.
@@ -40,14 +40,14 @@ pub(super) struct Noise {
 
 /// A process that can be called.
 #[derive(Clone, Debug)]
-pub(super) struct Port {
+pub(super) struct SimEndpoint {
     pub(super) process: Arc<Process>,
     pub(super) identity: LocalIdentity,
     pub(super) runner: RunnerHandle,
     pub(super) leadership: watch::Receiver<Leadership>,
 }
 
-impl Port {
+impl SimEndpoint {
     /// The dispatcher of this process, if it leads.
     pub(super) fn desk(&self) -> Option<Arc<dyn Desk>> {
         self.leadership.borrow().desk.clone()
@@ -56,9 +56,9 @@ impl Port {
 
 #[derive(Debug, Default)]
 struct Inner {
-    ports: BTreeMap<String, Port>,
+    ports: BTreeMap<String, SimEndpoint>,
     cut: BTreeSet<(String, String)>,
-    noise: Noise,
+    noise: NetworkFaults,
 }
 
 /// The network of a world.
@@ -73,7 +73,7 @@ impl Net {
     }
 
     /// A process answers at its node's address from now on.
-    pub(super) fn listen(&self, node: &str, port: Port) {
+    pub(super) fn listen(&self, node: &str, port: SimEndpoint) {
         self.lock().ports.insert(node.to_owned(), port);
     }
 
@@ -82,7 +82,7 @@ impl Net {
         self.lock().ports.remove(node);
     }
 
-    pub(super) fn set_noise(&self, noise: Noise) {
+    pub(super) fn set_noise(&self, noise: NetworkFaults) {
         self.lock().noise = noise;
     }
 
@@ -101,7 +101,7 @@ impl Net {
         self.lock().cut.clear();
     }
 
-    fn reach(&self, from: &str, to: &str) -> Option<Port> {
+    fn reach(&self, from: &str, to: &str) -> Option<SimEndpoint> {
         let inner = self.lock();
         let is_cut = inner.cut.contains(&(from.to_owned(), to.to_owned()));
         inner.ports.get(to).filter(|_| !is_cut).cloned()
@@ -112,7 +112,7 @@ impl Net {
         &self,
         from: &str,
         to: &str,
-        work: impl Fn(Port) -> Work<T> + Send,
+        work: impl Fn(SimEndpoint) -> Work<T> + Send,
     ) -> Result<T, CallError> {
         let no_answer = |why: &str| CallError::NoAnswer(format!("{to}: {why}"));
         let answered = timeout(CALL_MAX, async {
@@ -133,7 +133,7 @@ impl Net {
     }
 
     async fn travel(&self) {
-        let Noise { lost, delay_ms, .. } = self.lock().noise;
+        let NetworkFaults { lost, delay_ms, .. } = self.lock().noise;
         if fastrand::f64() < lost {
             std::future::pending::<()>().await;
         }
@@ -142,7 +142,7 @@ impl Net {
 }
 
 /// Does a call's work in the process that is called.
-fn carry_out<T: Send + 'static>(port: &Port, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
+fn carry_out<T: Send + 'static>(port: &SimEndpoint, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
     let (answer, answered) = oneshot::channel();
     port.process.enter(|| {
         spawn(async move {
@@ -164,7 +164,7 @@ pub(super) struct Calls {
 #[async_trait]
 impl RunnerClient for Calls {
     async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError> {
-        let work = |port: Port| {
+        let work = |port: SimEndpoint| {
             let assignment = assignment.clone();
             Box::pin(async move { port.runner.assign(assignment).await }) as Work<_>
         };
@@ -172,7 +172,7 @@ impl RunnerClient for Calls {
     }
 
     async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
-        let work = |port: Port| {
+        let work = |port: SimEndpoint| {
             let assignment = assignment.clone();
             Box::pin(async move { port.runner.query(assignment).await }) as Work<_>
         };
@@ -180,7 +180,7 @@ impl RunnerClient for Calls {
     }
 
     async fn notify(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
-        let work = |port: Port| {
+        let work = |port: SimEndpoint| {
             let task = task.clone();
             Box::pin(async move { port.runner.notify(leader, &task).await }) as Work<_>
         };
@@ -188,7 +188,7 @@ impl RunnerClient for Calls {
     }
 
     async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
-        let work = |port: Port| {
+        let work = |port: SimEndpoint| {
             let spec = spec.clone();
             Box::pin(async move { port.runner.resolve(leader, &spec).await }) as Work<_>
         };
@@ -196,7 +196,7 @@ impl RunnerClient for Calls {
     }
 
     async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError> {
-        let work = |port: Port| Box::pin(async move { port.runner.interrupt(leader).await }) as Work<_>;
+        let work = |port: SimEndpoint| Box::pin(async move { port.runner.interrupt(leader).await }) as Work<_>;
         self.at_process(to, work).await
     }
 }
@@ -206,10 +206,10 @@ impl Calls {
     async fn at_process<T: Send + 'static>(
         &self,
         to: &Peer,
-        work: impl Fn(Port) -> Work<Result<T, CallError>> + Send + Sync,
+        work: impl Fn(SimEndpoint) -> Work<Result<T, CallError>> + Send + Sync,
     ) -> Result<T, CallError> {
         let addressee = Addressee::new(&CenterId::default(), to);
-        let guarded = |port: Port| match port.identity.check(&addressee) {
+        let guarded = |port: SimEndpoint| match port.identity.check(&addressee) {
             Ok(()) => work(port),
             Err(error) => Box::pin(std::future::ready(Err(error))) as Work<_>,
         };
@@ -222,7 +222,7 @@ impl Calls {
     {
         let leader = self.leader.borrow().clone();
         let Some(leader) = leader else { return Err(CallError::NoAnswer(String::from("nobody leads"))) };
-        let at_port = |port: Port| {
+        let at_port = |port: SimEndpoint| {
             let told = port.desk().map(&work);
             Box::pin(async move {
                 match told {

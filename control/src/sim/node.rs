@@ -5,11 +5,11 @@
 //! and the node's memory.
 
 use super::clock::SimClock;
-use super::defect::Plant;
+use super::defect::Defect;
 use super::disk::Disks;
 use super::executor::{Journals, Pace, SimExecutor};
-use super::judge::Judge;
-use super::net::{Calls, Net, Port};
+use super::invariants::InvariantChecker;
+use super::net::{Calls, Net, SimEndpoint};
 use super::process::Process;
 use crate::coord::CoordClient;
 use crate::coord::session_keeper::SessionKeeper;
@@ -27,31 +27,31 @@ use tokio::sync::{mpsc, watch};
 
 /// What all nodes of a world share.
 #[derive(Clone, Debug)]
-pub(super) struct Surroundings {
+pub(super) struct SimEnvironment {
     pub(super) net: Net,
     pub(super) disks: Disks,
-    pub(super) judge: Judge,
+    pub(super) invariants: InvariantChecker,
     pub(super) pace: Arc<Mutex<Pace>>,
     pub(super) jobs: Arc<AtomicU64>,
     pub(super) fence: Arc<dyn FenceProgram>,
-    pub(super) plant: Option<Plant>,
+    pub(super) defect: Option<Defect>,
 }
 
 /// What stays.
 #[derive(Debug)]
-pub(super) struct Host {
+pub(super) struct SimNode {
     pub(super) name: String,
     pub(super) clock: Arc<SimClock>,
     slots: u32,
     center: Arc<dyn CoordClient>,
     memory: Arc<Memory>,
     journals: Journals,
-    around: Surroundings,
+    around: SimEnvironment,
 }
 
 /// One life of a node's process.
 #[derive(Debug)]
-pub(super) struct Life {
+pub(super) struct SimProcess {
     pub(super) process: Arc<Process>,
     pub(super) holder: Holder,
     executor: Arc<SimExecutor>,
@@ -61,8 +61,8 @@ pub(super) struct Life {
     _keeper: Arc<SessionKeeper>,
 }
 
-impl Host {
-    pub(super) fn new(name: &str, slots: u32, center: Arc<dyn CoordClient>, around: Surroundings) -> Self {
+impl SimNode {
+    pub(super) fn new(name: &str, slots: u32, center: Arc<dyn CoordClient>, around: SimEnvironment) -> Self {
         Self {
             name: name.to_owned(),
             clock: Arc::new(SimClock::new(Duration::from_secs(fastrand::u64(1..1_000_000)))),
@@ -75,13 +75,13 @@ impl Host {
     }
 
     /// Starts the node's process. The one before is dead: both would be this node.
-    pub(super) fn start(&self) -> Life {
+    pub(super) fn start(&self) -> SimProcess {
         let process = Arc::new(Process::default());
         let incarnation = Incarnation(format!("{:032x}", fastrand::u128(..)));
         let node = NodeId::new(self.name.as_str()).expect("a node's name");
         let holder = Holder { node: node.clone(), incarnation: incarnation.clone() };
         let around = &self.around;
-        let pace = if around.plant == Some(Plant::SlowClocks) { 0.2 } else { 1.0 };
+        let pace = if around.defect == Some(Defect::SlowClocks) { 0.2 } else { 1.0 };
         let clock = Arc::new(self.clock.at_pace(pace));
         let executor = Arc::new(SimExecutor::new(holder.clone(), around.clone(), clock.clone(), self.journals.clone()));
         let (leader, leader_seen) = watch::channel(None);
@@ -96,7 +96,8 @@ impl Host {
         let identity =
             LocalIdentity { center: CenterId::default(), node: node.clone(), incarnation: incarnation.clone() };
         let runner_handle = runner.handle();
-        let port = Port { process: process.clone(), identity, runner: runner_handle, leadership: leadership_seen };
+        let port =
+            SimEndpoint { process: process.clone(), identity, runner: runner_handle, leadership: leadership_seen };
         around.net.listen(&self.name, port);
         // No role fails for a reason of this host's.
         let (failed, failures) = mpsc::channel(1);
@@ -136,21 +137,21 @@ impl Host {
                 *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
             })
         });
-        Life { process, holder, executor, stopper, ended, _keeper: keeper }
+        SimProcess { process, holder, executor, stopper, ended, _keeper: keeper }
     }
 
     fn dispatcher_config(&self) -> Config {
         let mut config = Config { fence: Some(self.around.fence.clone()), ..Config::default() };
-        match self.around.plant {
-            Some(Plant::Hurry) => config.quiet_after = Duration::ZERO,
-            Some(Plant::NoHoldOff) => config.hold_off = Duration::ZERO,
+        match self.around.defect {
+            Some(Defect::DrainAtOnce) => config.quiet_after = Duration::ZERO,
+            Some(Defect::NoHoldOff) => config.hold_off = Duration::ZERO,
             _ => {}
         }
         config
     }
 }
 
-impl Life {
+impl SimProcess {
     /// Asks the process to stop.
     pub(super) fn stop(&self) {
         self.stopper.stop(Stop::Drained);

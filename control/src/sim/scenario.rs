@@ -25,13 +25,13 @@ pub(super) struct Scenario {
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     Submit { id: String, spec: TaskSpec, priority: u8, max_attempts: u32 },
-    Want { id: String, want: Want },
+    ClientAction { id: String, want: ClientAction },
     Fault(Fault),
 }
 
 /// What a client wants of a task.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Want {
+pub(super) enum ClientAction {
     Cancel,
     Pause,
     Resume,
@@ -47,8 +47,8 @@ pub(super) enum Fault {
     Stop { node: usize, down: Duration },
     /// SIGSTOP and SIGCONT.
     Hold { node: usize, time: Duration },
-    /// Cut off from the coordination service, from the other nodes, or from both.
-    Cut { node: usize, center: bool, peers: bool, time: Duration },
+    /// FenceRequest off from the coordination service, from the other nodes, or from both.
+    FenceRequest { node: usize, center: bool, peers: bool, time: Duration },
     /// Its connections to the service break.
     Reset { node: usize },
     /// A server of the service hears no leader.
@@ -60,7 +60,7 @@ pub(super) enum Fault {
     /// Answers and watches get lost, writes come late.
     Storm { time: Duration },
     /// Calls get lost, come late and twice.
-    Noise { time: Duration },
+    NetworkFaults { time: Duration },
     /// Writes take long, some very long.
     Slow { time: Duration },
     /// An operator takes a node out of service and back.
@@ -114,14 +114,14 @@ impl Scenario {
             self.events.push((at, submit));
             let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=30_000));
             match rng.u8(..20) {
-                0..=2 => self.events.push((later(rng), Event::Want { id, want: Want::Cancel })),
+                0..=2 => self.events.push((later(rng), Event::ClientAction { id, want: ClientAction::Cancel })),
                 3..=5 if is_copy => {
                     let pause = later(rng);
                     let resume = pause + Duration::from_millis(rng.u64(100..=20_000));
-                    self.events.push((pause, Event::Want { id: id.clone(), want: Want::Pause }));
-                    self.events.push((resume, Event::Want { id, want: Want::Resume }));
+                    self.events.push((pause, Event::ClientAction { id: id.clone(), want: ClientAction::Pause }));
+                    self.events.push((resume, Event::ClientAction { id, want: ClientAction::Resume }));
                 }
-                6 if is_copy => self.events.push((later(rng), Event::Want { id, want: Want::Limit })),
+                6 if is_copy => self.events.push((later(rng), Event::ClientAction { id, want: ClientAction::Limit })),
                 _ => {}
             }
         }
@@ -190,16 +190,21 @@ impl Scenario {
             7..=9 => Fault::Hold { node, time: if rng.bool() { middle } else { long } },
             10..=13 => {
                 let which = rng.u8(..4);
-                Fault::Cut { node, center: which != 0, peers: which != 1, time: if rng.bool() { middle } else { long } }
+                Fault::FenceRequest {
+                    node,
+                    center: which != 0,
+                    peers: which != 1,
+                    time: if rng.bool() { middle } else { long },
+                }
             }
             14 => Fault::Reset { node },
             // As long as a session lives without a sign of life, give or take.
-            15 => Fault::Cut { node, center: true, peers: rng.bool(), time: around },
+            15 => Fault::FenceRequest { node, center: true, peers: rng.bool(), time: around },
             16..=17 => Fault::Isolate { server: rng.usize(..3), time: middle },
             18 => Fault::Stall { time: short * 2 },
             19 => Fault::Outage { time: if rng.bool() { short } else { long } },
             20..=21 => Fault::Storm { time: long },
-            22 => Fault::Noise { time: long },
+            22 => Fault::NetworkFaults { time: long },
             23 => Fault::Slow { time: long },
             24 => Fault::Drain { node, now: rng.bool(), time: middle },
             _ => Fault::Jump { node, skew_ms: rng.i64(-120_000..=120_000) },
@@ -215,15 +220,15 @@ impl Fault {
             Self::Crash { power: true, .. } => "power cut",
             Self::Stop { .. } => "stop",
             Self::Hold { .. } => "pause",
-            Self::Cut { center: true, peers: true, .. } => "partition from all",
-            Self::Cut { center: true, .. } => "partition from the service",
-            Self::Cut { .. } => "partition from nodes",
+            Self::FenceRequest { center: true, peers: true, .. } => "partition from all",
+            Self::FenceRequest { center: true, .. } => "partition from the service",
+            Self::FenceRequest { .. } => "partition from nodes",
             Self::Reset { .. } => "reset",
             Self::Isolate { .. } => "isolated server",
             Self::Stall { .. } => "no quorum",
             Self::Outage { .. } => "outage",
             Self::Storm { .. } => "lost answers, late writes and watches",
-            Self::Noise { .. } => "lost and doubled calls",
+            Self::NetworkFaults { .. } => "lost and doubled calls",
             Self::Slow { .. } => "slow disks",
             Self::Drain { .. } => "drain",
             Self::Jump { .. } => "clock jump",
@@ -237,10 +242,10 @@ impl Fault {
             Self::Crash { node, .. }
             | Self::Stop { node, .. }
             | Self::Hold { node, .. }
-            | Self::Cut { node, .. }
+            | Self::FenceRequest { node, .. }
             | Self::Reset { node } => Some(node),
             Self::Isolate { .. } | Self::Stall { .. } | Self::Outage { .. } | Self::Storm { .. } => None,
-            Self::Noise { .. } | Self::Slow { .. } | Self::Drain { .. } | Self::Jump { .. } => None,
+            Self::NetworkFaults { .. } | Self::Slow { .. } | Self::Drain { .. } | Self::Jump { .. } => None,
             Self::Regress { .. } => None,
         }
     }

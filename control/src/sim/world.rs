@@ -5,15 +5,15 @@
 //! anything to do, so that a seed replays exactly.
 
 use super::client::Client;
-use super::defect::{self, Plant};
+use super::defect::{self, Defect};
 use super::disk::{Disks, LATE};
 use super::executor::Pace;
-use super::judge::Judge;
-use super::net::{Net, Noise};
-use super::node::{Host, Life, Surroundings};
+use super::invariants::InvariantChecker;
+use super::net::{Net, NetworkFaults};
+use super::node::{SimEnvironment, SimNode, SimProcess};
 use super::place::Place;
-use super::scenario::{Event, Fault, STORMY, Scenario, Want};
-use super::verdict::Verdict;
+use super::run_result::RunResult;
+use super::scenario::{ClientAction, Event, Fault, STORMY, Scenario};
 use crate::clock::Clock;
 use crate::coord::paths;
 use crate::coord::sim::{Ensemble, FaultRates, Snapshot};
@@ -48,22 +48,22 @@ const FAULTS_MIN: u64 = 5;
 /// Everything of a seed.
 pub(super) struct World {
     scenario: Scenario,
-    verdict: Verdict,
+    result: RunResult,
     ensemble: Ensemble,
     disks: Disks,
     net: Net,
-    judge: Judge,
+    invariants: InvariantChecker,
     client: Client,
     pace: Arc<Mutex<Pace>>,
-    hosts: Vec<Host>,
-    lives: Vec<Option<Life>>,
+    hosts: Vec<SimNode>,
+    lives: Vec<Option<SimProcess>>,
     rng: fastrand::Rng,
     /// What ends or begins later, in order.
     later: BTreeMap<(Instant, u64), After>,
     planned: u64,
-    cuts: mpsc::UnboundedReceiver<Cut>,
+    cuts: mpsc::UnboundedReceiver<FenceRequest>,
     snapshots: VecDeque<(Instant, Snapshot)>,
-    plant: Option<Plant>,
+    defect: Option<Defect>,
 }
 
 /// What follows a fault.
@@ -90,14 +90,14 @@ enum After {
 }
 
 /// A process to be cut off, and who waits for it.
-type Cut = (Holder, oneshot::Sender<()>);
+type FenceRequest = (Holder, oneshot::Sender<()>);
 
 /// The program that cuts a runner off: by power, and at the servers.
 #[derive(Debug)]
-struct PowerSwitch(mpsc::UnboundedSender<Cut>);
+struct ScriptedFence(mpsc::UnboundedSender<FenceRequest>);
 
 #[async_trait]
-impl FenceProgram for PowerSwitch {
+impl FenceProgram for ScriptedFence {
     async fn fence_runner(&self, runner: &Holder) -> Result<(), String> {
         sleep(Duration::from_millis(fastrand::u64(10..2000))).await;
         if fastrand::u8(..5) == 0 {
@@ -110,32 +110,32 @@ impl FenceProgram for PowerSwitch {
 }
 
 /// How late writes may land.
-fn late(plant: Option<Plant>) -> Duration {
-    if plant == Some(Plant::LongLives) { Duration::from_secs(120) } else { LATE }
+fn late(defect: Option<Defect>) -> Duration {
+    if defect == Some(Defect::LateWritesLand) { Duration::from_secs(120) } else { LATE }
 }
 
 impl World {
-    pub(super) fn new(seed: u64, trace: bool, plant: Option<Plant>) -> Self {
+    pub(super) fn new(seed: u64, trace: bool, defect: Option<Defect>) -> Self {
         fastrand::seed(seed ^ 0x5eed);
         let scenario = Scenario::new(seed);
-        let verdict = Verdict::new(trace);
-        let (net, disks) = (Net::default(), Disks::new(verdict.clone(), late(plant)));
-        let judge = Judge::new(disks.clone(), verdict.clone());
+        let result = RunResult::new(trace);
+        let (net, disks) = (Net::default(), Disks::new(result.clone(), late(defect)));
+        let invariants = InvariantChecker::new(disks.clone(), result.clone());
         let ensemble = Ensemble::new(seed, TIMEOUT);
-        let watching = judge.clone();
+        let watching = invariants.clone();
         ensemble.set_observer(Arc::new(move |commit| watching.observe(commit)));
         let (switch, cuts) = mpsc::unbounded_channel();
         let pace = Arc::new(Mutex::new(scenario.pace));
-        let around = Surroundings {
+        let around = SimEnvironment {
             net: net.clone(),
             disks: disks.clone(),
-            judge: judge.clone(),
+            invariants: invariants.clone(),
             pace: pace.clone(),
             jobs: Arc::default(),
-            fence: Arc::new(PowerSwitch(switch)),
-            plant,
+            fence: Arc::new(ScriptedFence(switch)),
+            defect,
         };
-        let host = |name: &String| Host::new(name, scenario.slots, ensemble.client(name), around.clone());
+        let host = |name: &String| SimNode::new(name, scenario.slots, ensemble.client(name), around.clone());
         let hosts: Vec<_> = scenario.nodes.iter().map(host).collect();
         for (node, name, blocks) in &scenario.volumes {
             let place = match node {
@@ -144,7 +144,7 @@ impl World {
             };
             disks.add(&place.name(), node.as_deref(), blocks.clone());
         }
-        let client = Client { net: net.clone(), judge: judge.clone(), verdict: verdict.clone() };
+        let client = Client { net: net.clone(), invariants: invariants.clone(), result: result.clone() };
         Self {
             lives: hosts.iter().map(|_| None).collect(),
             rng: fastrand::Rng::with_seed(seed ^ 0xfa17),
@@ -152,32 +152,32 @@ impl World {
             planned: 0,
             snapshots: VecDeque::new(),
             scenario,
-            verdict,
+            result,
             ensemble,
             disks,
             net,
-            judge,
+            invariants,
             client,
             pace,
             hosts,
             cuts,
-            plant,
+            defect,
         }
     }
 
     /// Lets it all happen.
-    pub(super) async fn run(mut self) -> Verdict {
+    pub(super) async fn run(mut self) -> RunResult {
         self.set_up().await;
-        let verdict = self.verdict.clone();
+        let result = self.result.clone();
         tokio::select! {
             biased;
-            () = verdict.failed() => {}
+            () = result.failed() => {}
             () = self.live() => {}
         }
         for life in self.lives.iter().flatten() {
             life.process.end();
         }
-        self.verdict.clone()
+        self.result.clone()
     }
 
     /// How many requests a node sends to the service each second when nothing happens.
@@ -198,10 +198,10 @@ impl World {
         session.close().await;
         let latency_ms = self.scenario.latency_ms;
         self.ensemble.set_weather(FaultRates { latency_ms, ..FaultRates::default() });
-        self.net.set_noise(Noise { delay_ms: latency_ms.1, ..Noise::default() });
+        self.net.set_noise(NetworkFaults { delay_ms: latency_ms.1, ..NetworkFaults::default() });
         (0..self.hosts.len()).for_each(|node| self.start(node));
-        if let Some(plant) = self.plant {
-            tokio::spawn(defect::mischief(plant, self.ensemble.clone(), self.verdict.clone()));
+        if let Some(defect) = self.defect {
+            tokio::spawn(defect::mischief(defect, self.ensemble.clone(), self.result.clone()));
         }
     }
 
@@ -209,10 +209,10 @@ impl World {
         self.storm().await;
         self.mend().await;
         self.settle().await;
-        sleep(late(self.plant)).await;
+        sleep(late(self.defect)).await;
         self.disks.judge_end();
-        let faults = self.verdict.faults().values().sum::<u64>();
-        self.verdict.expect(faults >= FAULTS_MIN, || format!("only {faults} faults"));
+        let faults = self.result.faults().values().sum::<u64>();
+        self.result.expect(faults >= FAULTS_MIN, || format!("only {faults} faults"));
     }
 
     /// Plays the scenario.
@@ -266,14 +266,14 @@ impl World {
                 let id = TaskId::new(id).expect("a task's name");
                 tokio::spawn(self.client.clone().submit(id, spec, priority, max_attempts));
             }
-            Event::Want { id, want } => {
+            Event::ClientAction { id, want } => {
                 let id = TaskId::new(id).expect("a task's name");
                 tokio::spawn(self.client.clone().want(id, want));
             }
             Event::Fault(fault) => match self.aimed(fault.clone()) {
                 Some(fault) => {
-                    self.verdict.note(format_args!("FAULT {fault:?}"));
-                    self.verdict.struck(fault.kind());
+                    self.result.note(format_args!("FAULT {fault:?}"));
+                    self.result.struck(fault.kind());
                     self.strike(fault);
                 }
                 None => self.plan(LOOK, After::Strike(fault)),
@@ -307,7 +307,7 @@ impl World {
                     self.plan(time, After::Release(node));
                 }
             }
-            Fault::Cut { node, center, peers, time } => {
+            Fault::FenceRequest { node, center, peers, time } => {
                 if center {
                     self.ensemble.cut(&self.scenario.nodes[node]);
                     self.plan(time, After::MendCenter(node));
@@ -342,8 +342,8 @@ impl World {
                 self.ensemble.set_weather(weather);
                 self.plan(time, After::Fair);
             }
-            Fault::Noise { time } => {
-                self.net.set_noise(Noise { lost: 0.3, twice: 0.2, delay_ms: 1200 });
+            Fault::NetworkFaults { time } => {
+                self.net.set_noise(NetworkFaults { lost: 0.3, twice: 0.2, delay_ms: 1200 });
                 self.plan(time, After::Quiet);
             }
             Fault::Slow { time } => {
@@ -355,7 +355,7 @@ impl World {
 
     fn follow(&mut self, after: After) {
         if !matches!(after, After::LookStopped { .. }) {
-            self.verdict.note(format_args!("{after:?}"));
+            self.result.note(format_args!("{after:?}"));
         }
         match after {
             After::Start(node) => {
@@ -380,7 +380,7 @@ impl World {
             }
             After::Quiet => {
                 let delay_ms = self.scenario.latency_ms.1;
-                self.net.set_noise(Noise { delay_ms, ..Noise::default() });
+                self.net.set_noise(NetworkFaults { delay_ms, ..NetworkFaults::default() });
             }
             After::Fast => self.set_pace(self.scenario.pace),
             After::Undrain(node) => self.drain(node, DrainMode::Undo),
@@ -397,12 +397,12 @@ impl World {
                 let holder = holder.clone();
                 return self.plan(STOP_LOOK, After::LookStopped { node, holder, asked, down });
             }
-            self.verdict.expect(life.process.was_held(), || format!("{} did not stop in {STOP_MAX:?}", holder.node));
+            self.result.expect(life.process.was_held(), || format!("{} did not stop in {STOP_MAX:?}", holder.node));
             return self.crash(node, false, down);
         };
-        self.verdict.note(format_args!("{} has stopped: {:?}", holder.node, stopped.left_behind));
+        self.result.note(format_args!("{} has stopped: {:?}", holder.node, stopped.left_behind));
         let late = self.disks.in_flight(|by| by.holder == *holder);
-        self.verdict.expect(late == 0 || !stopped.left_behind.is_empty(), || {
+        self.result.expect(late == 0 || !stopped.left_behind.is_empty(), || {
             format!("{} has stopped with {late} writes on their way", holder.node)
         });
         self.crash(node, false, down);
@@ -424,7 +424,7 @@ impl World {
 
     fn start(&mut self, node: usize) {
         let life = self.hosts[node].start();
-        self.verdict.note(format_args!("{} starts as {}", self.hosts[node].name, &life.holder.incarnation.0[..6]));
+        self.result.note(format_args!("{} starts as {}", self.hosts[node].name, &life.holder.incarnation.0[..6]));
         self.lives[node] = Some(life);
     }
 
@@ -439,18 +439,18 @@ impl World {
         if power {
             self.disks.power_cut(&self.hosts[node].name, &mut self.rng);
         }
-        self.verdict.note(format_args!("{} is down, {late} writes on their way", self.hosts[node].name));
+        self.result.note(format_args!("{} is down, {late} writes on their way", self.hosts[node].name));
         self.plan(down, After::Start(node));
     }
 
     /// The power switch was asked.
-    fn cut_off(&mut self, (holder, done): Cut) {
-        let is_it = |life: &Option<Life>| life.as_ref().is_some_and(|life| life.holder == holder);
+    fn cut_off(&mut self, (holder, done): FenceRequest) {
+        let is_it = |life: &Option<SimProcess>| life.as_ref().is_some_and(|life| life.holder == holder);
         if let Some(node) = self.lives.iter().position(is_it) {
             self.crash(node, true, Duration::from_secs(3));
         }
         self.disks.ban(&holder);
-        self.verdict.note(format_args!("{} is cut off", holder.node));
+        self.result.note(format_args!("{} is cut off", holder.node));
         let _ = done.send(());
     }
 
@@ -458,12 +458,12 @@ impl World {
     fn unwedge(&mut self) {
         for life in self.lives.iter().flatten() {
             if let Some(panic) = life.process.panic() {
-                self.verdict.fail(format_args!("{} panicked: {panic}", life.holder.node));
+                self.result.fail(format_args!("{} panicked: {panic}", life.holder.node));
             }
         }
         for node in 0..self.lives.len() {
-            if self.lives[node].as_ref().is_some_and(Life::is_wedged) {
-                self.verdict.note(format_args!("{} is wedged", self.hosts[node].name));
+            if self.lives[node].as_ref().is_some_and(SimProcess::is_wedged) {
+                self.result.note(format_args!("{} is wedged", self.hosts[node].name));
                 self.crash(node, false, Duration::from_secs(5));
             }
         }
@@ -474,13 +474,13 @@ impl World {
         let Some((_, snapshot)) = past else { return };
         self.ensemble.regress(snapshot);
         self.disks.next_era();
-        self.judge.restart(&self.ensemble.committed_below("/"));
+        self.invariants.restart(&self.ensemble.committed_below("/"));
     }
 
     /// Nothing is wrong any more.
     async fn mend(&mut self) {
-        self.verdict.note("CALM");
-        if self.plant == Some(Plant::NoCalm) {
+        self.result.note("CALM");
+        if self.defect == Some(Defect::FaultsNeverEnd) {
             return self.scenario.nodes.iter().for_each(|node| self.ensemble.cut(node));
         }
         for after in std::mem::take(&mut self.later).into_values() {
@@ -520,25 +520,25 @@ impl World {
                 }
                 continue;
             }
-            if self.judge.all_done() {
+            if self.invariants.all_done() {
                 return;
             }
             if start.elapsed().as_secs().is_multiple_of(DUTY) {
                 self.resume_all();
             }
             self.confirm_lost().await;
-            if let Some(stuck) = self.judge.stuck(start, self.hosts[0].clock.unix_ms()) {
-                return self.verdict.fail(stuck);
+            if let Some(stuck) = self.invariants.stuck(start, self.hosts[0].clock.unix_ms()) {
+                return self.result.fail(stuck);
             }
         }
-        self.verdict.fail("tasks are left when all was calm for long");
+        self.result.fail("tasks are left when all was calm for long");
     }
 
     /// Clients want everything done, and operators every node used.
     fn resume_all(&self) {
-        for seen in self.judge.tasks() {
+        for seen in self.invariants.tasks() {
             if !seen.record.state.is_terminal() && seen.record.desired_state == DesiredState::Pause {
-                tokio::spawn(self.client.clone().want(seen.record.id, Want::Resume));
+                tokio::spawn(self.client.clone().want(seen.record.id, ClientAction::Resume));
             }
         }
         for (node, name) in self.scenario.nodes.iter().enumerate() {
@@ -550,15 +550,15 @@ impl World {
 
     /// An operator takes the nodes off that tasks without another fence were lost on, says so, and puts them back.
     async fn confirm_lost(&mut self) {
-        let is_manual = |seen: &super::judge::Seen| {
+        let is_manual = |seen: &super::invariants::Seen| {
             seen.record.state == TaskState::Lost && seen.record.spec.fence() == Fence::Manual
         };
-        let Some(lost) = self.judge.tasks().into_iter().find(is_manual) else { return };
+        let Some(lost) = self.invariants.tasks().into_iter().find(is_manual) else { return };
         let Some(runner) = lost.record.attempts.last().map(|attempt| attempt.runner.clone()) else { return };
         let Some(node) = self.hosts.iter().position(|host| host.name == runner.node.as_str()) else { return };
         self.crash(node, false, Duration::from_secs(600));
         self.disks.switch_off(&self.hosts[node].name);
-        self.judge.confirmed(&runner.node);
+        self.invariants.confirmed(&runner.node);
         for _ in 0..30 {
             sleep(LOOK).await;
             if self.client.confirm(&runner.node).await {

@@ -51,10 +51,10 @@ async fn health_follows_the_roles() {
         while states.message().await.unwrap().expect("the stream goes on").status != i32::from(wanted) {}
     };
     wait_for("", ServingStatus::Serving).await;
-    wait_for("blockhaul.v1.CoordClient", ServingStatus::NotServing).await;
+    wait_for("blockhaul.v1.Center", ServingStatus::NotServing).await;
     wait_for("blockhaul.v1.Runner", ServingStatus::NotServing).await;
     node.lead(&Arc::new(MockDesk::default()));
-    wait_for("blockhaul.v1.CoordClient", ServingStatus::Serving).await;
+    wait_for("blockhaul.v1.Center", ServingStatus::Serving).await;
     node.floor.send_replace(Some(Arc::new(MockFloor { answer: AssignResponse::Accepted })));
     wait_for("blockhaul.v1.Runner", ServingStatus::Serving).await;
     node.serving.send_replace(false);
@@ -63,7 +63,7 @@ async fn health_follows_the_roles() {
     node.serving.send_replace(true);
     wait_for("", ServingStatus::Serving).await;
     node.follow(None);
-    wait_for("blockhaul.v1.CoordClient", ServingStatus::NotServing).await;
+    wait_for("blockhaul.v1.Center", ServingStatus::NotServing).await;
 }
 
 #[tokio::test]
@@ -84,9 +84,7 @@ async fn reflection_names_the_services() {
         panic!("services were asked for")
     };
     let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-    for wanted in
-        ["blockhaul.v1.CoordClient", "blockhaul.v1.Runner", "blockhaul.v1.Dispatcher", "grpc.health.v1.Health"]
-    {
+    for wanted in ["blockhaul.v1.Center", "blockhaul.v1.Runner", "blockhaul.v1.Dispatcher", "grpc.health.v1.Health"] {
         assert!(names.contains(&wanted), "{names:?}");
     }
 }

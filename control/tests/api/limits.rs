@@ -70,11 +70,11 @@ async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
     let (node, desk) = leader().await;
     let mut grpc = tonic::client::Grpc::new(channel(&node).await);
     for (path, bytes) in [
-        ("/blockhaul.v1.CoordClient/Submit", vec![0xff; 64]),
-        ("/blockhaul.v1.CoordClient/Submit", vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+        ("/blockhaul.v1.Center/Submit", vec![0xff; 64]),
+        ("/blockhaul.v1.Center/Submit", vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]),
         ("/blockhaul.v1.Runner/Assign", vec![0x08, 0x80]),
         ("/blockhaul.v1.Dispatcher/Progress", vec![0x0a, 0x02, 0x0a]),
-        ("/blockhaul.v1.CoordClient/Conquer", Vec::new()),
+        ("/blockhaul.v1.Center/Conquer", Vec::new()),
     ] {
         grpc.ready().await.unwrap();
         let answer = grpc.unary(Request::new(bytes), path.parse().unwrap(), Raw).await;

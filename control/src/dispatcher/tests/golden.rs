@@ -96,7 +96,9 @@ fn line(decision: &Decision) -> String {
         TaskEvent::Assigned { to, claims } => format!("assigned to {} claiming {}", to.node, claims.join(",")),
         TaskEvent::Revoked { code, .. } => format!("revoked {code}"),
         TaskEvent::Rejected(error) => format!("rejected {}", error.code),
-        TaskEvent::AttemptDrained { attempt } => format!("quieted {attempt}"),
+        TaskEvent::RunnerLost => String::from("runner lost"),
+        TaskEvent::RunnerReturned => String::from("runner returned"),
+        TaskEvent::AttemptDrained { attempt } => format!("attempt {attempt} drained"),
         other => format!("{other:?}").to_lowercase(),
     };
     match decision {
@@ -105,15 +107,15 @@ fn line(decision: &Decision) -> String {
         }
         Decision::Purge(task) => format!("{task}: purge"),
         Decision::Resolve(task, to) => format!("{task}: resolve on {}", to.node),
-        Decision::Assign(task, to) => format!("{task}: tell {}", to.node),
-        Decision::Query(task, to) => format!("{task}: ask {}", to.node),
-        Decision::Notify(task, to) => format!("{task}: nudge {}", to.node),
-        Decision::Fence(holder) => format!("fence_runner {}", holder.node),
+        Decision::Assign(task, to) => format!("{task}: assign to {}", to.node),
+        Decision::Query(task, to) => format!("{task}: query {}", to.node),
+        Decision::Notify(task, to) => format!("{task}: notify {}", to.node),
+        Decision::Fence(holder) => format!("fence {}", holder.node),
         Decision::Interrupt(node) => format!("interrupt {node}"),
         Decision::Queue(task, _) => format!("{task}: queue"),
         Decision::Block(task, claim) => format!("{task}: blocked by {claim}"),
-        Decision::WakeAt(task, until) => format!("{task}: nap until {}", until.as_secs()),
-        Decision::Idle(task) => format!("{task}: rest"),
+        Decision::WakeAt(task, until) => format!("{task}: wake at {}", until.as_secs()),
+        Decision::Idle(task) => format!("{task}: idle"),
     }
 }
 
@@ -131,7 +133,7 @@ fn ready_tasks_go_to_the_least_full_runner_that_reaches_them() {
     ];
     let mut cluster = cluster(tasks, &[("n1", "a", 2), ("n2", "a", 2)]);
     let expected = [
-        "big: rest",
+        "big: idle",
         "any1: assigned to n2 claiming task:any1",
         "any2: assigned to n2 claiming task:any2",
         "any3: assigned to n1 claiming task:any3",
@@ -168,13 +170,13 @@ fn no_more_is_decided_than_there_is_room_for() {
 #[test]
 fn an_assigned_task_is_told_and_taken_back_when_nobody_answers() {
     let mut cluster = cluster([assigned(&task("x", noop(1)), "n1")], &[("n1", "a", 9)]);
-    assert_eq!(lines(&mut cluster, at(1), ROOM), ["x: tell n1"]);
+    assert_eq!(lines(&mut cluster, at(1), ROOM), ["x: assign to n1"]);
     let id = TaskId::new("x").unwrap();
     let runtime = &mut cluster.tasks.get_mut(&id).unwrap().runtime;
     (runtime.assign_reply, runtime.next_call) =
         (crate::dispatcher::tasks::AssignReply::Unclear, Duration::from_secs(4));
-    assert_eq!(lines(&mut cluster, at(3), ROOM), ["x: nap until 4"]);
-    assert_eq!(lines(&mut cluster, at(4), ROOM), ["x: ask n1"]);
+    assert_eq!(lines(&mut cluster, at(3), ROOM), ["x: wake at 4"]);
+    assert_eq!(lines(&mut cluster, at(4), ROOM), ["x: query n1"]);
     assert_eq!(lines(&mut cluster, at(15), ROOM), ["x: revoked EUnreachable"]);
 }
 
@@ -183,10 +185,10 @@ fn a_failed_task_rests_by_its_runners_clock_but_not_for_long_if_that_is_ahead() 
     let failed = |hour: u64| TaskRecord { not_before_ms: hour * 3_600_000 + 4000, ..task("a", noop(5)) };
     let view_of = |hour| cluster([failed(hour)], &[("n1", "a", 4)]);
     let mut near = view_of(0);
-    assert_eq!(lines(&mut near, at(1), ROOM), ["a: nap until 4"]);
+    assert_eq!(lines(&mut near, at(1), ROOM), ["a: wake at 4"]);
     assert_eq!(lines(&mut near, at(4), ROOM), ["a: assigned to n1 claiming task:a"]);
     let mut ahead = view_of(1);
-    assert_eq!(lines(&mut ahead, at(1), ROOM), ["a: nap until 11"]);
+    assert_eq!(lines(&mut ahead, at(1), ROOM), ["a: wake at 11"]);
     assert_eq!(lines(&mut ahead, at(75), ROOM), ["a: assigned to n1 claiming task:a"]);
 }
 
@@ -197,15 +199,15 @@ fn a_runner_that_is_gone_loses_what_it_held_by_the_kind_of_fence() {
         apply(&record, TaskEvent::RunnerLost, 0).unwrap()
     };
     let mut held = cluster([running(&export("x", "nbd://h/b", Fence::Lease), "n1")], &[("n1", "b", 1)]);
-    assert_eq!(lines(&mut held, at(1), ROOM), ["x: vanished"]);
+    assert_eq!(lines(&mut held, at(1), ROOM), ["x: runner lost"]);
     let mut lease = cluster([lost(Fence::Lease)], &[]);
-    assert_eq!(lines(&mut lease, at(1), ROOM), ["x: nap until 2"]);
+    assert_eq!(lines(&mut lease, at(1), ROOM), ["x: wake at 2"]);
     assert_eq!(lines(&mut lease, at(2), ROOM), ["x: fenced(leaseover)"]);
-    assert_eq!(lines(&mut lease, at(30), ROOM), ["x: quieted 0"]);
+    assert_eq!(lines(&mut lease, at(30), ROOM), ["x: attempt 0 drained"]);
     let mut manual = cluster([lost(Fence::Manual)], &[]);
-    assert_eq!(lines(&mut manual, at(1000), ROOM), ["x: rest"]);
+    assert_eq!(lines(&mut manual, at(1000), ROOM), ["x: idle"]);
     let mut command = cluster([lost(Fence::Command)], &[]);
-    assert_eq!(lines(&mut command, at(1), ROOM), ["fence_runner n1"]);
+    assert_eq!(lines(&mut command, at(1), ROOM), ["fence n1"]);
     command.fences.insert((NodeId::new("n1").unwrap(), String::from("a")), FenceProgress::Done);
     assert_eq!(lines(&mut command, at(1), ROOM), ["x: fenced(command)"]);
 }
@@ -215,10 +217,10 @@ fn a_lost_local_copy_waits_for_its_node() {
     let local = task("x", TaskSpec::Copy(copy("file://n1/a", "file://n1/b")));
     let lost = apply(&running(&local, "n1"), TaskEvent::RunnerLost, 0).unwrap();
     let cancelled = apply(&lost, TaskEvent::CancelRequested, 0).unwrap();
-    assert_eq!(lines(&mut cluster([lost.clone()], &[]), at(1000), ROOM), ["x: rest"]);
-    assert_eq!(lines(&mut cluster([lost.clone()], &[("n1", "a", 1)]), at(1), ROOM), ["x: returned"]);
+    assert_eq!(lines(&mut cluster([lost.clone()], &[]), at(1000), ROOM), ["x: idle"]);
+    assert_eq!(lines(&mut cluster([lost.clone()], &[("n1", "a", 1)]), at(1), ROOM), ["x: runner returned"]);
     assert_eq!(lines(&mut cluster([lost], &[("n1", "b", 1)]), at(1), ROOM), ["x: fenced(nodeback)"]);
-    assert_eq!(lines(&mut cluster([cancelled.clone()], &[]), at(1), ROOM), ["x: nap until 30"]);
+    assert_eq!(lines(&mut cluster([cancelled.clone()], &[]), at(1), ROOM), ["x: wake at 30"]);
     assert_eq!(lines(&mut cluster([cancelled], &[]), at(30), ROOM), ["x: fenced(waited)"]);
 }
 
@@ -318,8 +320,8 @@ fn nothing_is_purged_before_its_time_by_every_clock() {
     let ended = apply(&task("x", noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
     let mut cluster = cluster([ended], &[]);
     let at_least = |sure_ms| Now { sure_ms, ..at(90_000) };
-    assert_eq!(lines(&mut cluster, at_least(None), ROOM), ["x: nap until 90010"], "nobody was asked yet");
-    assert_eq!(lines(&mut cluster, at_least(Some(1_004_000)), ROOM), ["x: nap until 90001"], "another clock says so");
+    assert_eq!(lines(&mut cluster, at_least(None), ROOM), ["x: wake at 90010"], "nobody was asked yet");
+    assert_eq!(lines(&mut cluster, at_least(Some(1_004_000)), ROOM), ["x: wake at 90001"], "another clock says so");
     assert_eq!(lines(&mut cluster, at_least(Some(1_005_000)), ROOM), ["x: purge"]);
 }
 
@@ -354,6 +356,6 @@ fn where_there_are_too_many_tasks_the_oldest_that_have_ended_go_early() {
 fn ended_tasks_are_purged_after_their_time() {
     let ended = apply(&task("x", noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
     let mut cluster = cluster([ended], &[]);
-    assert_eq!(lines(&mut cluster, at(1004), ROOM), ["x: nap until 1005"]);
+    assert_eq!(lines(&mut cluster, at(1004), ROOM), ["x: wake at 1005"]);
     assert_eq!(lines(&mut cluster, at(1005), ROOM), ["x: purge"]);
 }

@@ -11,7 +11,7 @@ pub(super) type Counts = BTreeMap<&'static str, u64>;
 
 /// Shared by everything that judges. The first failure counts: what follows it may be its consequence.
 #[derive(Clone, Debug)]
-pub(super) struct Verdict {
+pub(super) struct RunResult {
     start: Instant,
     trace: bool,
     failure: Arc<Mutex<Option<String>>>,
@@ -21,7 +21,7 @@ pub(super) struct Verdict {
     events: Arc<Mutex<Counts>>,
 }
 
-impl Verdict {
+impl RunResult {
     pub(super) fn new(trace: bool) -> Self {
         Self {
             start: Instant::now(),

@@ -6,7 +6,7 @@
 //! | I2 epochs | a record's epoch is the number of the write that granted its claims; [`Disks`] judges the writes |
 //! | I3 success | every attempt is quiet, and the destination holds the source's data ([`Disks::seal`]) |
 //! | I4 ends | a terminal state stays; failures fall only with progress; interruptions are not charged |
-//! | I5 life | every task that can go on does, within a minute: [`Judge::stuck`], when nothing disturbs it |
+//! | I5 life | every task that can go on does, within a minute: [`InvariantChecker::stuck`], when nothing disturbs it |
 //! | I6 guards | every operation names a version; whoever changes a task or a claim checks its term or registration |
 //!
 //! Also: a transition is one that its author may make, what a record calls durable is and is gone on with, a lost lease is waited for, and
@@ -14,7 +14,7 @@
 
 use super::disk::{Disks, Writer};
 use super::place::Place;
-use super::verdict::Verdict;
+use super::run_result::RunResult;
 use crate::coord::paths;
 use crate::coord::sim::Commit;
 use crate::coord::{Node, Op, Zxid};
@@ -47,7 +47,7 @@ pub(super) struct Seen {
 }
 
 #[derive(Debug, Default)]
-struct Books {
+struct ObservedState {
     tasks: BTreeMap<TaskId, Seen>,
     claims: BTreeMap<String, (Claim, Zxid)>,
     /// Which write granted what to whom.
@@ -63,46 +63,46 @@ struct Books {
 
 /// See the module's head.
 #[derive(Clone, Debug)]
-pub(super) struct Judge {
-    books: Arc<Mutex<Books>>,
+pub(super) struct InvariantChecker {
+    observed: Arc<Mutex<ObservedState>>,
     disks: Disks,
-    verdict: Verdict,
+    result: RunResult,
 }
 
-impl Judge {
-    pub(super) fn new(disks: Disks, verdict: Verdict) -> Self {
-        Self { books: Arc::default(), disks, verdict }
+impl InvariantChecker {
+    pub(super) fn new(disks: Disks, result: RunResult) -> Self {
+        Self { observed: Arc::default(), disks, result }
     }
 
-    fn books(&self) -> std::sync::MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn observed(&self) -> std::sync::MutexGuard<'_, ObservedState> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tasks as they stand.
     pub(super) fn tasks(&self) -> Vec<Seen> {
-        self.books().tasks.values().cloned().collect()
+        self.observed().tasks.values().cloned().collect()
     }
 
     /// Who leads or led last.
     pub(super) fn leader(&self) -> Option<Leader> {
-        self.books().leader.clone()
+        self.observed().leader.clone()
     }
 
     /// History went back: what stands now is all there ever was.
     pub(super) fn restart(&self, nodes: &[(String, Node)]) {
-        let mut books = self.books();
-        let Books { confirmed, granted, gone, .. } = std::mem::take(&mut *books);
-        *books = Books { confirmed, granted, gone, ..Books::default() };
+        let mut observed = self.observed();
+        let ObservedState { confirmed, granted, gone, .. } = std::mem::take(&mut *observed);
+        *observed = ObservedState { confirmed, granted, gone, ..ObservedState::default() };
         let now = Instant::now();
         for (path, node) in nodes {
             if let (true, Ok(record)) = (path.starts_with("/tasks/"), TaskRecord::decode(&node.data)) {
-                books.tasks.insert(record.id.clone(), Seen { record, changed: now });
+                observed.tasks.insert(record.id.clone(), Seen { record, changed: now });
             } else if let (true, Ok(claim)) = (path.starts_with("/claims/"), Claim::decode(&node.data)) {
-                books.note_claim(path, claim, node.stat.modified);
+                observed.note_claim(path, claim, node.stat.modified);
             } else if let (true, Ok(leader)) = (path == paths::LEADER_EPOCH, Leader::decode(&node.data)) {
-                books.leader = Some(leader);
+                observed.leader = Some(leader);
             } else if let (true, Ok(there)) = (path.starts_with("/runners/"), Registration::decode(&node.data)) {
-                books.runners.insert(path.clone(), there);
+                observed.runners.insert(path.clone(), there);
             }
         }
     }
@@ -119,86 +119,85 @@ impl Judge {
 
     /// An operator says that a node is off.
     pub(super) fn confirmed(&self, node: &NodeId) {
-        self.books().confirmed.insert(node.to_string());
+        self.observed().confirmed.insert(node.to_string());
     }
 
     /// Judges a write.
     pub(super) fn observe(&self, commit: &Commit<'_>) {
-        let mut books = self.books();
-        self.judge_guards(&books, commit);
+        let mut observed = self.observed();
+        self.judge_guards(&observed, commit);
         let author = if checks(commit, paths::LEADER_EPOCH) { Author::Leader } else { Author::Runner };
         let mut ended = Vec::new();
         for &(path, node) in commit.changes {
             match path.split('/').nth(1) {
-                Some("claims") => self.observe_claim(&mut books, commit, path, node, &mut ended),
-                Some("runners") => self.observe_runner(&mut books, path, node),
-                _ if path == paths::LEADER_EPOCH => self.observe_leader(&mut books, commit, node),
+                Some("claims") => self.observe_claim(&mut observed, commit, path, node, &mut ended),
+                Some("runners") => self.observe_runner(&mut observed, path, node),
+                _ if path == paths::LEADER_EPOCH => self.observe_leader(&mut observed, commit, node),
                 _ => {}
             }
         }
         let mut changed = Vec::new();
         for &(path, node) in commit.changes.iter().filter(|(path, _)| path.starts_with("/tasks/") && is_leaf(path)) {
-            changed.extend(self.observe_task(&mut books, commit, author, path, node));
+            changed.extend(self.observe_task(&mut observed, commit, author, path, node));
         }
         for id in changed {
-            self.judge_standing(&books, &id);
+            self.judge_standing(&observed, &id);
         }
         for claim in ended {
-            let is_over = books.tasks.get(&claim.task).is_none_or(|seen| seen.record.state.is_terminal());
-            self.verdict
+            let is_over = observed.tasks.get(&claim.task).is_none_or(|seen| seen.record.state.is_terminal());
+            self.result
                 .expect(is_over, || format!("the claim on {} went before {} ended", claim.destination, claim.task));
         }
     }
 
     /// I6.
-    fn judge_guards(&self, books: &Books, commit: &Commit<'_>) {
+    fn judge_guards(&self, observed: &ObservedState, commit: &Commit<'_>) {
         let unversioned = commit.ops.iter().any(|op| match op {
             Op::Check { version, .. } | Op::Set { version, .. } | Op::Delete { version, .. } => *version < 0,
             Op::Create { .. } => false,
         });
-        self.verdict.expect(!unversioned, || format!("a write without a version: {:?}", commit.ops));
+        self.result.expect(!unversioned, || format!("a write without a version: {:?}", commit.ops));
         let is_decision = |path: &str| (path.starts_with("/tasks/") || path.starts_with("/claims/")) && is_leaf(path);
         if !commit.changes.iter().any(|(path, _)| is_decision(path)) {
             return;
         }
         if checks(commit, paths::LEADER_EPOCH) {
-            let is_leader = books.leader.as_ref().is_some_and(|leader| leader.node.as_str() == commit.node);
-            self.verdict
-                .expect(is_leader, || format!("{} wrote as leader and is none: {:?}", commit.node, books.leader));
+            let is_leader = observed.leader.as_ref().is_some_and(|leader| leader.node.as_str() == commit.node);
+            self.result
+                .expect(is_leader, || format!("{} wrote as leader and is none: {:?}", commit.node, observed.leader));
             let is_first = matches!(commit.ops.first(), Some(Op::Check { path, .. }) if path == paths::LEADER_EPOCH);
-            self.verdict.expect(is_first, || format!("the leader_term is not checked first: {:?}", commit.ops));
+            self.result.expect(is_first, || format!("the leader_term is not checked first: {:?}", commit.ops));
         } else {
             let is_runner = checks(commit, &paths::runner(commit.node));
-            self.verdict.expect(is_runner, || {
-                format!("{} wrote without leader_term or registration: {:?}", commit.node, commit.ops)
-            });
+            self.result
+                .expect(is_runner, || format!("{} wrote without term or registration: {:?}", commit.node, commit.ops));
         }
     }
 
-    fn observe_leader(&self, books: &mut Books, commit: &Commit<'_>, node: Option<&Node>) {
-        books.leader = node.and_then(|node| Leader::decode(&node.data).ok());
-        self.verdict.note(format_args!("{} leads with epoch {}", commit.node, commit.zxid.0));
+    fn observe_leader(&self, observed: &mut ObservedState, commit: &Commit<'_>, node: Option<&Node>) {
+        observed.leader = node.and_then(|node| Leader::decode(&node.data).ok());
+        self.result.note(format_args!("{} leads with epoch {}", commit.node, commit.zxid.0));
     }
 
-    fn observe_runner(&self, books: &mut Books, path: &str, node: Option<&Node>) {
+    fn observe_runner(&self, observed: &mut ObservedState, path: &str, node: Option<&Node>) {
         let registration = node.and_then(|node| Registration::decode(&node.data).ok());
         let is_renewed = node.is_some_and(|node| node.stat.version == 0);
-        let before = books.runners.remove(path);
+        let before = observed.runners.remove(path);
         if let Some(before) = before.filter(|_| node.is_none() || is_renewed) {
-            books.gone.entry(before.incarnation.0).or_default().push(Instant::now());
+            observed.gone.entry(before.incarnation.0).or_default().push(Instant::now());
         }
         match registration {
             Some(there) => {
-                self.verdict.note(format_args!("{path}: {} stopping={}", &there.incarnation.0[..6], there.stopping));
-                books.runners.insert(path.to_owned(), there);
+                self.result.note(format_args!("{path}: {} stopping={}", &there.incarnation.0[..6], there.stopping));
+                observed.runners.insert(path.to_owned(), there);
             }
-            None => self.verdict.note(format_args!("{path}: gone")),
+            None => self.result.note(format_args!("{path}: gone")),
         }
     }
 
     fn observe_claim(
         &self,
-        books: &mut Books,
+        observed: &mut ObservedState,
         commit: &Commit<'_>,
         path: &str,
         node: Option<&Node>,
@@ -207,36 +206,35 @@ impl Judge {
         if !is_leaf(path) {
             return;
         }
-        let before = books.claims.remove(path);
+        let before = observed.claims.remove(path);
         let Some(node) = node else {
             ended.extend(before.map(|(claim, _)| claim));
             return;
         };
         let Ok(claim) = Claim::decode(&node.data) else {
-            return self.verdict.fail(format_args!("{path} cannot be read"));
+            return self.result.fail(format_args!("{path} cannot be read"));
         };
         if let Some((before, epoch)) = before {
-            self.verdict
+            self.result
                 .expect(before.task == claim.task, || format!("{path} went from {} to {}", before.task, claim.task));
-            self.verdict.expect(epoch < commit.zxid, || format!("{path}: its epoch fell"));
+            self.result.expect(epoch < commit.zxid, || format!("{path}: its epoch fell"));
         }
-        self.verdict
-            .expect(path == paths::claim(&claim.destination), || format!("{path} claims {}", claim.destination));
-        books.note_claim(path, claim, commit.zxid);
+        self.result.expect(path == paths::claim(&claim.destination), || format!("{path} claims {}", claim.destination));
+        observed.note_claim(path, claim, commit.zxid);
     }
 
     fn observe_task(
         &self,
-        books: &mut Books,
+        observed: &mut ObservedState,
         commit: &Commit<'_>,
         author: Author,
         path: &str,
         node: Option<&Node>,
     ) -> Option<TaskId> {
         let Some(node) = node else {
-            let gone = books.tasks.iter().find(|(id, _)| paths::task(id) == path).map(|(id, _)| id.clone())?;
-            let seen = books.tasks.remove(&gone)?;
-            self.verdict.expect(seen.record.state.is_terminal(), || {
+            let gone = observed.tasks.iter().find(|(id, _)| paths::task(id) == path).map(|(id, _)| id.clone())?;
+            let seen = observed.tasks.remove(&gone)?;
+            self.result.expect(seen.record.state.is_terminal(), || {
                 format!("{gone} was removed while {:?}", seen.record.state)
             });
             return None;
@@ -244,14 +242,14 @@ impl Judge {
         let after = match TaskRecord::decode(&node.data) {
             Ok(after) => after,
             Err(error) => {
-                self.verdict.fail(format_args!("{path}: {error}"));
+                self.result.fail(format_args!("{path}: {error}"));
                 return None;
             }
         };
-        let before = books.tasks.get(&after.id).map(|seen| seen.record.clone());
+        let before = observed.tasks.get(&after.id).map(|seen| seen.record.clone());
         if before.as_ref().map(|before| (before.state, &before.holder)) != Some((after.state, &after.holder)) {
             let holder = after.holder.as_ref().map(|holder| holder.node.to_string()).unwrap_or_default();
-            self.verdict.note(format_args!(
+            self.result.note(format_args!(
                 "{}: {} -> {} {holder} by {author:?} {} failures={} {}",
                 after.id,
                 before.as_ref().map_or("", |before| before.state.as_str()),
@@ -264,23 +262,30 @@ impl Judge {
         match before {
             None => {
                 let is_new = after.state == TaskState::Pending && author == Author::Leader;
-                self.verdict.expect(is_new, || format!("{} began as {:?} by {author:?}", after.id, after.state));
+                self.result.expect(is_new, || format!("{} began as {:?} by {author:?}", after.id, after.state));
             }
-            Some(before) => self.judge_step(books, commit, author, &before, &after),
+            Some(before) => self.judge_step(observed, commit, author, &before, &after),
         }
         if after.state == TaskState::Succeeded
-            && books.tasks.get(&after.id).is_none_or(|seen| seen.record.state != after.state)
+            && observed.tasks.get(&after.id).is_none_or(|seen| seen.record.state != after.state)
         {
             self.judge_success(&after);
         }
         let id = after.id.clone();
-        books.tasks.insert(id.clone(), Seen { record: after, changed: Instant::now() });
+        observed.tasks.insert(id.clone(), Seen { record: after, changed: Instant::now() });
         Some(id)
     }
 
-    fn judge_step(&self, books: &Books, commit: &Commit<'_>, author: Author, before: &TaskRecord, after: &TaskRecord) {
+    fn judge_step(
+        &self,
+        observed: &ObservedState,
+        commit: &Commit<'_>,
+        author: Author,
+        before: &TaskRecord,
+        after: &TaskRecord,
+    ) {
         let id = &after.id;
-        let fail = |what: String| self.verdict.fail(format_args!("{id}: {what}"));
+        let fail = |what: String| self.result.fail(format_args!("{id}: {what}"));
         self.count(before, after);
         // I4.
         if before.state.is_terminal()
@@ -294,7 +299,7 @@ impl Judge {
             fail(format!("failures fell from {} to {}", before.failures, after.failures));
         }
         if after.failures < before.failures {
-            self.verdict.count("failures forgiven after progress");
+            self.result.count("failures forgiven after progress");
         }
         // Versions repeat when history has gone back: what a runner remembers may fit another record than its own.
         if !is_allowed(author, before, after) && (author == Author::Leader || !self.has_forgotten()) {
@@ -322,7 +327,7 @@ impl Judge {
             }
         }
         if before.state == TaskState::Lost && after.state != TaskState::Lost {
-            self.judge_fence(books, before, after);
+            self.judge_fence(observed, before, after);
         }
         if after.map != before.map {
             self.judge_map(after);
@@ -340,39 +345,39 @@ impl Judge {
         let outcome = after.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
         match after.state {
             state if before.state == state => {}
-            TaskState::Lost => self.verdict.count("tasks lost"),
+            TaskState::Lost => self.result.count("tasks lost"),
             TaskState::Pending if after.attempts.last().is_some_and(|last| last.node_fault.is_some()) => {
-                self.verdict.count("tasks that their nodes could not do");
+                self.result.count("tasks that their nodes could not do");
             }
-            TaskState::Running if before.state == TaskState::Lost => self.verdict.count("local copies taken up again"),
-            TaskState::Running if !after.map.is_empty() => self.verdict.count("copies resumed from a map"),
-            TaskState::Running => self.verdict.count("copies begun"),
-            TaskState::Verifying => self.verdict.count("successes that waited for quiet"),
-            TaskState::Succeeded => self.verdict.count("tasks succeeded"),
-            TaskState::Failed => self.verdict.count("tasks failed"),
-            TaskState::Cancelled => self.verdict.count("tasks cancelled"),
+            TaskState::Running if before.state == TaskState::Lost => self.result.count("local copies taken up again"),
+            TaskState::Running if !after.map.is_empty() => self.result.count("copies resumed from a map"),
+            TaskState::Running => self.result.count("copies begun"),
+            TaskState::Verifying => self.result.count("successes that waited for quiet"),
+            TaskState::Succeeded => self.result.count("tasks succeeded"),
+            TaskState::Failed => self.result.count("tasks failed"),
+            TaskState::Cancelled => self.result.count("tasks cancelled"),
             TaskState::Pending | TaskState::Assigned | TaskState::Paused | TaskState::Cancelling => {}
         }
         if !is_over(before) && is_over(after) && outcome == Some("ERunnerInterrupt") {
-            self.verdict.count("attempts given back or taken back");
+            self.result.count("attempts given back or taken back");
         }
     }
 
     /// Nobody else gets a task whose runner may still write.
-    fn judge_fence(&self, books: &Books, before: &TaskRecord, after: &TaskRecord) {
+    fn judge_fence(&self, observed: &ObservedState, before: &TaskRecord, after: &TaskRecord) {
         let Some(last) = before.attempts.last() else { return };
-        let granted = last.epoch.and_then(|epoch| books.granted.get(&epoch));
+        let granted = last.epoch.and_then(|epoch| observed.granted.get(&epoch));
         let is_since = |gone: &&Instant| granted.is_none_or(|granted| *gone >= granted);
-        let is_there = books.runners.values().any(|there| there.incarnation == last.runner.incarnation);
-        let gone = books.gone.get(&last.runner.incarnation.0).into_iter().flatten().find(is_since);
+        let is_there = observed.runners.values().any(|there| there.incarnation == last.runner.incarnation);
+        let gone = observed.gone.get(&last.runner.incarnation.0).into_iter().flatten().find(is_since);
         let is_back = matches!(after.state, TaskState::Running | TaskState::Cancelling) && after.holder.is_some();
         let is_fine = match after.spec.fence() {
             Fence::Local if is_back => is_there,
-            _ if books.confirmed.contains(last.runner.node.as_str()) => !is_back && gone.is_some(),
+            _ if observed.confirmed.contains(last.runner.node.as_str()) => !is_back && gone.is_some(),
             Fence::Lease => gone.is_some_and(|gone| gone.elapsed() >= HOLD_OFF),
             Fence::Local | Fence::Command | Fence::Manual => !is_back && gone.is_some(),
         };
-        self.verdict.expect(is_fine, || {
+        self.result.expect(is_fine, || {
             let since = gone.map(Instant::elapsed);
             format!("{}: {:?} after LOST, its runner {is_there}, gone since {since:?}", after.id, after.state)
         });
@@ -386,48 +391,48 @@ impl Judge {
             return;
         }
         let invented = self.disks.not_durable(&name, &after.map, &Place::data(&after.spec, &self.disks));
-        self.verdict
+        self.result
             .expect(invented.is_empty(), || format!("{}: blocks {invented:?} of {name} are not durable", after.id));
     }
 
     fn judge_success(&self, after: &TaskRecord) {
         let unquiet = after.attempts.iter().filter(|attempt| !attempt.quiet).count();
-        self.verdict.expect(unquiet == 0, || format!("{} succeeded with {unquiet} attempts that may write", after.id));
+        self.result.expect(unquiet == 0, || format!("{} succeeded with {unquiet} attempts that may write", after.id));
         if let (Some(name), Some(epoch)) = (Place::destination(&after.spec), after.epoch) {
             self.disks.seal(&name, &after.id, epoch, &Place::data(&after.spec, &self.disks));
         } else if let TaskSpec::Copy(_) = after.spec {
-            self.verdict.fail(format_args!("{} succeeded without an epoch", after.id));
+            self.result.fail(format_args!("{} succeeded without an epoch", after.id));
         }
     }
 
     /// I1 and the epoch of I2, of a task as it stands after a write.
-    fn judge_standing(&self, books: &Books, id: &TaskId) {
-        let Some(Seen { record, .. }) = books.tasks.get(id) else { return };
+    fn judge_standing(&self, observed: &ObservedState, id: &TaskId) {
+        let Some(Seen { record, .. }) = observed.tasks.get(id) else { return };
         if record.holder.is_none() {
             return;
         }
         let destination = Place::destination(&record.spec);
-        for other in books.tasks.values().map(|seen| &seen.record) {
+        for other in observed.tasks.values().map(|seen| &seen.record) {
             let is_rival = other.id != *id && other.holder.is_some() && destination.is_some();
             if is_rival && Place::destination(&other.spec) == destination {
-                self.verdict.fail(format_args!("{id} and {} both hold {destination:?}", other.id));
+                self.result.fail(format_args!("{id} and {} both hold {destination:?}", other.id));
             }
         }
         for claimed in &record.claims {
-            let claim = books.claims.get(&paths::claim(claimed));
+            let claim = observed.claims.get(&paths::claim(claimed));
             let is_right = claim.is_some_and(|(claim, epoch)| {
                 claim.task == *id
                     && claim.holder == record.holder
                     && record.epoch.is_none_or(|held| held == Epoch::from(*epoch))
             });
-            self.verdict.expect(is_right, || {
+            self.result.expect(is_right, || {
                 format!(
                     "{id} is {:?} by {:?} under {:?}, and its claim is {claim:?}",
                     record.state, record.holder, record.epoch
                 )
             });
         }
-        self.verdict.expect(!record.claims.is_empty(), || format!("{id} has a holder and no claim"));
+        self.result.expect(!record.claims.is_empty(), || format!("{id} has a holder and no claim"));
     }
 
     /// Whether the store has granted an epoch for a task to a process, and the task is known to have begun.
@@ -436,27 +441,28 @@ impl Judge {
             return;
         }
         let Writer { task, epoch, holder, .. } = by;
-        let books = self.books();
-        let granted = books.grants.get(epoch).and_then(|tasks| tasks.get(task));
-        self.verdict.expect(granted == Some(holder), || format!("{by:?} writes by a grant to {granted:?}"));
-        let has_begun = books.tasks.get(task).is_some_and(|seen| {
+        let observed = self.observed();
+        let granted = observed.grants.get(epoch).and_then(|tasks| tasks.get(task));
+        self.result.expect(granted == Some(holder), || format!("{by:?} writes by a grant to {granted:?}"));
+        let has_begun = observed.tasks.get(task).is_some_and(|seen| {
             seen.record.epoch == Some(*epoch)
                 || seen.record.attempts.iter().any(|attempt| attempt.epoch == Some(*epoch))
         });
-        self.verdict.expect(has_begun, || format!("{task} was written under {epoch} before RUNNING was stored"));
+        self.result.expect(has_begun, || format!("{task} was written under {epoch} before RUNNING was stored"));
     }
 
     /// I5: tasks that could go on and have not changed for a minute, when nothing disturbs them any more.
     pub(super) fn stuck(&self, since: Instant, unix_ms: u64) -> Option<String> {
-        let books = self.books();
+        let observed = self.observed();
         let is_stuck = |seen: &&Seen| {
             let Seen { record, changed } = seen;
-            let waits = record.state == TaskState::Pending && (record.not_before_ms > unix_ms || books.waits(record));
+            let waits =
+                record.state == TaskState::Pending && (record.not_before_ms > unix_ms || observed.waits(record));
             let is_asleep = record.state.is_terminal()
                 || (record.state == TaskState::Paused && record.desired_state == DesiredState::Pause);
             !waits && !is_asleep && (*changed).max(since).elapsed() > STUCK
         };
-        let stuck = books.tasks.values().find(is_stuck)?;
+        let stuck = observed.tasks.values().find(is_stuck)?;
         let Seen { record, changed } = stuck;
         Some(format!(
             "{} is {} for {:?} (desired_state {:?}, holder {:?}, reason '{}')",
@@ -471,11 +477,11 @@ impl Judge {
 
     /// Whether every task has come to an end.
     pub(super) fn all_done(&self) -> bool {
-        self.books().tasks.values().all(|seen| seen.record.state.is_terminal())
+        self.observed().tasks.values().all(|seen| seen.record.state.is_terminal())
     }
 }
 
-impl Books {
+impl ObservedState {
     fn note_claim(&mut self, path: &str, claim: Claim, zxid: Zxid) {
         if let Some(holder) = &claim.holder {
             self.grants.entry(Epoch::from(zxid)).or_default().insert(claim.task.clone(), holder.clone());
