@@ -7,7 +7,7 @@ use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::job::control::Control;
 use crate::job::facilities::Facilities;
-use crate::job::round::lock;
+use crate::job::pass_state::lock;
 use crate::job::{JobHandle, JobState, compare, copy};
 use crate::journal::JournalService;
 use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, DRAIN_LIMIT, SLOTS_PER_CORE_MAX};
@@ -110,17 +110,17 @@ impl Engine {
         let block_bytes = block_size.map_or(BLOCK_BYTES_DIRECT, BlockSize::bytes);
         let layout = Layout { block_bytes, slots: slots(block_bytes, depth, memory_bytes, cores)?, face };
         let syscalls: Arc<[AtomicU64]> = (0..cores).map(|_| AtomicU64::new(0)).collect();
-        let crew: Arc<[Arc<Inbox>]> = (0..cores).map(|_| Arc::default()).collect();
+        let inboxes: Arc<[Arc<Inbox>]> = (0..cores).map(|_| Arc::default()).collect();
         let mut workers = Vec::new();
         let mut threads = false;
         let (ready, started) = channel();
-        for (index, (&cpu, inbox)) in cpus.iter().zip(crew.iter()).enumerate() {
+        for (index, (&cpu, inbox)) in cpus.iter().zip(inboxes.iter()).enumerate() {
             let (inbox, syscalls, ready) = (Arc::clone(inbox), Arc::clone(&syscalls), ready.clone());
             let (tell, ended) = channel();
             // Nobody hears it only if the engine is gone.
             let body = move || _ = tell.send(serve(cpu, layout, inbox, &syscalls[index], &ready));
             let spawned = std::thread::Builder::new().name(format!("worker-{index}")).spawn(body);
-            let spawned = spawned.inspect_err(|_| crew.iter().for_each(|inbox| inbox.stop()));
+            let spawned = spawned.inspect_err(|_| inboxes.iter().for_each(|inbox| inbox.stop()));
             let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "start a worker thread");
             workers.push(WorkerThread { thread: spawned.map_err(failed)?, ended: Mutex::new(ended) });
         }
@@ -136,9 +136,9 @@ impl Engine {
             None => JournalService::start(),
             Some(error) => Err(error),
         };
-        let journals = journals.inspect_err(|_| crew.iter().for_each(|inbox| inbox.stop()))?;
+        let journals = journals.inspect_err(|_| inboxes.iter().for_each(|inbox| inbox.stop()))?;
         let window_bytes = u64::from(block_bytes) * (layout.slots.usual * cores) as u64;
-        let facilities = Facilities { crew, journals, block_bytes, window_bytes, threads, syscalls };
+        let facilities = Facilities { workers: inboxes, journals, block_bytes, window_bytes, threads, syscalls };
         Ok(Self { facilities: Arc::new(facilities), jobs: Mutex::default(), workers })
     }
 
@@ -167,7 +167,7 @@ impl Engine {
     /// The number of workers.
     #[must_use]
     pub fn cores(&self) -> usize {
-        self.facilities.crew.len()
+        self.facilities.workers.len()
     }
 
     /// Gives the job a thread of its own.
@@ -180,7 +180,7 @@ impl Engine {
         let handle = JobHandle::new(Arc::clone(&job));
         let (facilities, shared) = (Arc::clone(&self.facilities), Arc::clone(&job));
         let spawned = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
-            let end = EndOfJob { job: &shared, cores: facilities.crew.len() };
+            let end = EndOfJob { job: &shared, cores: facilities.workers.len() };
             let report = body(&facilities, &shared);
             drop(facilities);
             end.with(report);
@@ -226,13 +226,13 @@ impl Drop for EndOfJob<'_> {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // Jobs first: between its two rounds a job has nothing with the workers, and still needs them.
+        // Jobs first: between its two passes a job has nothing with the workers, and still needs them.
         for (job, thread) in lock(&self.jobs).drain(..) {
             if job.wait().quiesced {
                 let _ = thread.join();
             }
         }
-        self.facilities.crew.iter().for_each(|inbox| inbox.stop());
+        self.facilities.workers.iter().for_each(|inbox| inbox.stop());
         for WorkerThread { thread, ended } in self.workers.drain(..) {
             match lock(&ended).recv_timeout(DRAIN_LIMIT) {
                 // A thread ends, for the kernel, when its operations are answered.

@@ -1,4 +1,4 @@
-//! One core's loop: it owns a ring, an arena and its slots, and serves every round of the process, fairly by bytes.
+//! One core's loop: it owns a ring, an arena and its slots, and serves every pass of the process, fairly by bytes.
 //!
 //! A turn is: reap, act on what was reaped (which queues writes), start new blocks (which queues reads), report. Then
 //! the ring submits everything with one system call and waits. Nothing in a turn blocks, allocates per block or takes
@@ -19,12 +19,12 @@ use crate::buffer::Block;
 use crate::channel::{Channel, Start, WireOp};
 use crate::error::{Error, Operation, Side};
 use crate::extent::ByteRange;
-use crate::job::round::{LeafContent, Round, lock};
+use crate::job::pass_state::{LeafContent, PassState, lock};
 use crate::limits::{STALLED_AFTER, TICK};
 use crate::pipeline::examine::{DataMap, Span};
 use crate::pipeline::latency::Timed;
-use crate::pipeline::share::{BlockKind, BlockTask, Next, Share, ZeroTask};
 use crate::pipeline::slot::{Action, Event, Fault, Role, Slot};
+use crate::pipeline::worker_pass::{BlockKind, BlockTask, Next, WorkerPass, ZeroTask};
 use crate::ring::{Completion, Instant, Op, Ring, Token, Transfer, blocking};
 use look::{fill_tail, is_as_expected, look};
 use nix::errno::Errno;
@@ -56,7 +56,7 @@ pub(crate) enum Rest {
 /// A slot's current block.
 #[derive(Debug)]
 struct InSlot {
-    share: u32,
+    pass: u32,
     task: BlockTask,
     slot: Slot,
     /// What was found in it, or what should be.
@@ -66,10 +66,10 @@ struct InSlot {
     since: Instant,
 }
 
-/// An operation that changes the destination of a gated round, until it is submitted.
+/// An operation that changes the destination of a gated pass, until it is submitted.
 #[derive(Debug)]
 struct Held {
-    share: u32,
+    pass: u32,
     start: Start,
     token: Token,
     op: Op,
@@ -78,7 +78,7 @@ struct Held {
 /// A request for zeros in flight.
 #[derive(Clone, Copy, Debug)]
 struct InZero {
-    share: u32,
+    pass: u32,
     task: ZeroTask,
     since: Instant,
 }
@@ -86,7 +86,7 @@ struct InZero {
 /// A flush in flight.
 #[derive(Clone, Copy, Debug)]
 struct InFlush {
-    share: u32,
+    pass: u32,
     since: Instant,
 }
 
@@ -95,8 +95,8 @@ struct InFlush {
 pub(crate) struct Worker<R> {
     ring: R,
     inbox: Arc<Inbox>,
-    shares: Vec<Share>,
-    next_share: u32,
+    passes: Vec<WorkerPass>,
+    next_pass: u32,
     slots: Vec<Option<InSlot>>,
     pool: SlotPool,
     /// When late operations are looked for next.
@@ -119,7 +119,7 @@ pub(crate) struct Worker<R> {
 const SLOT: u64 = 0;
 const ZERO: u64 = 1;
 pub(crate) const FLUSH: u64 = 2;
-/// The first of those for wires, by the number of the wire's operation; the index is the share's.
+/// The first of those for wires, by the number of the wire's operation; the index is the pass's.
 const WIRE: u64 = 3;
 
 fn token(table: u64, index: usize) -> Token {
@@ -134,8 +134,8 @@ impl<R: Ring> Worker<R> {
         Self {
             ring,
             inbox,
-            shares: Vec::new(),
-            next_share: 0,
+            passes: Vec::new(),
+            next_pass: 0,
             slots: std::iter::repeat_with(|| None).take(count).collect(),
             pool,
             next_look: now,
@@ -151,7 +151,7 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// Serves rounds until asked to stop, and says whether everything was answered then. `syscalls` is kept up to date for
+    /// Serves passes until asked to stop, and says whether everything was answered then. `syscalls` is kept up to date for
     /// reports.
     pub(crate) fn run(mut self, syscalls: &std::sync::atomic::AtomicU64) -> bool {
         let _ = self.inbox.thread.set(std::thread::current());
@@ -169,20 +169,20 @@ impl<R: Ring> Worker<R> {
     /// Keeps for the life of the process what operations are in flight on: their descriptors, and so the locks.
     fn leave(self) -> bool {
         let mut is_quiet = true;
-        for share in self.shares.iter().filter(|share| share.in_flight > 0) {
+        for pass in self.passes.iter().filter(|pass| pass.in_flight > 0) {
             is_quiet = false;
-            std::mem::forget(Arc::clone(&share.round));
+            std::mem::forget(Arc::clone(&pass.state));
         }
         is_quiet
     }
 
-    /// Submits what is queued and waits. A ring that is broken fails every round; its operations stay in flight.
+    /// Submits what is queued and waits. A ring that is broken fails every pass; its operations stay in flight.
     pub(crate) fn wait(&mut self, want: usize, limit: Duration) {
         if let Err(error) = self.ring.submit_and_wait(want, limit) {
             let what = "submit to the ring (its operations cannot be waited for any more)";
-            self.shares
+            self.passes
                 .iter()
-                .for_each(|share| share.round.fail(Error::io(Side::Engine, Operation::Start, &error, what)));
+                .for_each(|pass| pass.state.fail(Error::io(Side::Engine, Operation::Start, &error, what)));
             std::thread::sleep(TICK.min(limit));
         }
     }
@@ -190,7 +190,7 @@ impl<R: Ring> Worker<R> {
     /// One turn of the loop.
     pub(crate) fn turn(&mut self) -> Rest {
         self.now = self.ring.now();
-        self.take_rounds();
+        self.take_passes();
         self.reap();
         self.look_for_stalls();
         let wait = self.start_blocks();
@@ -202,20 +202,20 @@ impl<R: Ring> Worker<R> {
         self.rest(wait)
     }
 
-    fn take_rounds(&mut self) {
+    fn take_passes(&mut self) {
         if !self.inbox.pending.swap(false, Acquire) {
             return;
         }
-        for round in lock(&self.inbox.rounds).drain(..) {
+        for state in lock(&self.inbox.passes).drain(..) {
             assert!(
-                round.terms.block_bytes as usize <= self.block_bytes,
+                state.terms.block_bytes as usize <= self.block_bytes,
                 "the engine refuses blocks larger than its slots"
             );
-            let served = self.shares.iter().map(|share| share.served_bytes).min().unwrap_or(0);
+            let served = self.passes.iter().map(|pass| pass.served_bytes).min().unwrap_or(0);
             let slots = self.pool.depth() + 2 * EXTRA_OPERATIONS;
             self.next_look = self.now;
-            self.shares.push(Share::new(self.next_share, round, served, slots));
-            self.next_share += 1;
+            self.passes.push(WorkerPass::new(self.next_pass, state, served, slots));
+            self.next_pass += 1;
         }
     }
 
@@ -246,15 +246,15 @@ impl<R: Ring> Worker<R> {
         // Inline blocks free their slot at once: bounded, so that a turn ends and reports.
         let mut budget = self.slots.len().max(1);
         let mut idle = 0;
-        while budget > 0 && self.pool.free() > 0 && idle < self.shares.len() {
+        while budget > 0 && self.pool.free() > 0 && idle < self.passes.len() {
             // The least served first; the `idle` ones that had nothing to do are behind it.
             let Some(index) = self.least_served(idle) else { break };
             if !self.leaves_slots(index) {
-                self.shares.swap(index, idle);
+                self.passes.swap(index, idle);
                 idle += 1;
                 continue;
             }
-            match self.shares[index].next(self.now) {
+            match self.passes[index].next(self.now) {
                 Next::Block(task) => {
                     budget -= 1;
                     self.start(index, task);
@@ -268,7 +268,7 @@ impl<R: Ring> Worker<R> {
                 Next::Wait(limit) => wait = Some(wait.map_or(limit, |wait| wait.min(limit))),
                 Next::Zero(_) | Next::Nothing => {}
             }
-            self.shares.swap(index, idle);
+            self.passes.swap(index, idle);
             idle += 1;
         }
         wait
@@ -281,140 +281,140 @@ impl<R: Ring> Worker<R> {
             return;
         }
         self.next_look = self.now + TICK;
-        self.shares.iter_mut().for_each(|share| (share.late, share.is_stalled) = (0, false));
-        let stalled = if self.shares.len() > 1 { self.count_late() } else { 0 };
-        self.ring.tolerate(self.shares.iter().map(|share| share.late).sum());
+        self.passes.iter_mut().for_each(|pass| (pass.late, pass.is_stalled) = (0, false));
+        let stalled = if self.passes.len() > 1 { self.count_late() } else { 0 };
+        self.ring.tolerate(self.passes.iter().map(|pass| pass.late).sum());
         self.pool.set_stalled(stalled);
     }
 
-    /// Counts late operations by share; gives the slots among them.
+    /// Counts late operations by pass; gives the slots among them.
     fn count_late(&mut self) -> usize {
-        let Self { shares, slots, zeros, flushes, now, .. } = self;
+        let Self { passes, slots, zeros, flushes, now, .. } = self;
         let mut stalled = 0;
         let is_late = |since: Instant| now.saturating_sub(since) > STALLED_AFTER;
-        let of_slots = slots.iter().flatten().filter(|in_slot| is_late(in_slot.since)).map(|it| (it.share, true));
-        let of_zeros = zeros.iter().flatten().filter(|zero| is_late(zero.since)).map(|it| (it.share, false));
-        let of_flushes = flushes.iter().flatten().filter(|flush| is_late(flush.since)).map(|it| (it.share, false));
+        let of_slots = slots.iter().flatten().filter(|in_slot| is_late(in_slot.since)).map(|it| (it.pass, true));
+        let of_zeros = zeros.iter().flatten().filter(|zero| is_late(zero.since)).map(|it| (it.pass, false));
+        let of_flushes = flushes.iter().flatten().filter(|flush| is_late(flush.since)).map(|it| (it.pass, false));
         for (id, has_slot) in of_slots.chain(of_zeros).chain(of_flushes) {
-            let share = share_of(shares, id);
-            share.late += 1;
+            let pass = pass_of(passes, id);
+            pass.late += 1;
             // Zeros and flushes may take their time: they hold no slot.
-            share.is_stalled |= has_slot;
+            pass.is_stalled |= has_slot;
             stalled += usize::from(has_slot);
         }
         stalled
     }
 
-    /// Whether a share may have one more slot. A block more leaves one for each share that has none: what a server does
-    /// not answer is held until its job gives up, and the least served share would take all there is.
+    /// Whether a pass may have one more slot. A block more leaves one for each pass that has none: what a server does
+    /// not answer is held until its job gives up, and the least served pass would take all there is.
     fn leaves_slots(&self, index: usize) -> bool {
-        let share = &self.shares[index];
-        if share.is_stalled || share.slots >= self.pool.most_for_one() {
+        let pass = &self.passes[index];
+        if pass.is_stalled || pass.slots >= self.pool.most_for_one() {
             return false;
         }
-        let waiting = self.shares.iter().filter(|share| share.in_flight == 0 && share.may_start()).count();
-        share.in_flight == 0 || self.pool.free() > waiting
+        let waiting = self.passes.iter().filter(|pass| pass.in_flight == 0 && pass.may_start()).count();
+        pass.in_flight == 0 || self.pool.free() > waiting
     }
 
     fn least_served(&self, from: usize) -> Option<usize> {
-        (from..self.shares.len()).min_by_key(|&index| self.shares[index].served_bytes)
+        (from..self.passes.len()).min_by_key(|&index| self.passes[index].served_bytes)
     }
 
-    fn start(&mut self, share: usize, task: BlockTask) {
+    fn start(&mut self, pass: usize, task: BlockTask) {
         let (index, mut block) = self.pool.take();
-        self.shares[share].slots += 1;
-        let round = &self.shares[share].round;
+        self.passes[pass].slots += 1;
+        let state = &self.passes[pass].state;
         let start = task.range.start();
         let read = || Span { start: part(task.read.start() - start), len: part(task.read.len()) };
         let whole = Span { start: 0, len: part(task.range.len()) };
         let mut content = LeafContent::Zeros;
         let (slot, action) = match task.kind {
-            BlockKind::Copy(_) => Slot::read(Role::Source, read(), round.source.align),
-            BlockKind::CompareSource => Slot::read(Role::Reference, read(), round.source.align),
+            BlockKind::Copy(_) => Slot::read(Role::Source, read(), state.source.align),
+            BlockKind::CompareSource => Slot::read(Role::Reference, read(), state.source.align),
             BlockKind::Compare(expected) => {
                 content = expected;
-                Slot::read(Role::Target, whole, round.destination.align)
+                Slot::read(Role::Target, whole, state.destination.align)
             }
             BlockKind::WriteZeros => {
                 block[..whole.len as usize].fill(0);
-                fill_tail(&mut block, &task, round);
-                Slot::write(DataMap::all(whole.len, round.terms.block_bytes), round.destination.align)
+                fill_tail(&mut block, &task, state);
+                Slot::write(DataMap::all(whole.len, state.terms.block_bytes), state.destination.align)
             }
         };
         self.slots[index] =
-            Some(InSlot { share: self.shares[share].id, task, slot, content, started: self.now, since: self.now });
+            Some(InSlot { pass: self.passes[pass].id, task, slot, content, started: self.now, since: self.now });
         self.act(index, block, action);
     }
 
     /// Carries out what a slot's transition asks for, up to the next operation or the end of the block.
     fn act(&mut self, index: usize, mut block: Block, mut action: Action) {
         let in_slot = self.slots[index].as_mut().expect("a slot that acts is in use");
-        let share = share_of(&mut self.shares, in_slot.share);
+        let pass = pass_of(&mut self.passes, in_slot.pass);
         while let Action::Look(role @ (Role::Source | Role::Reference)) = action {
             let event;
-            (event, in_slot.content) = look(role, &in_slot.task, share, &mut block);
+            (event, in_slot.content) = look(role, &in_slot.task, pass, &mut block);
             (in_slot.slot, action) = in_slot.slot.on(event);
         }
-        if share.is_abandoned() && matches!(action, Action::Read(..) | Action::Write(_)) {
+        if pass.is_abandoned() && matches!(action, Action::Read(..) | Action::Write(_)) {
             // Nobody waits for it any more: what was reported as it was stays so.
-            let (id, task) = (in_slot.share, in_slot.task);
-            share.drop_block(&task);
+            let (id, task) = (in_slot.pass, in_slot.task);
+            pass.drop_block(&task);
             return self.release(index, id, block);
         }
         let at = |span: Span| in_slot.task.range.start() + u64::from(span.start);
         let (op, side) = match action {
             Action::Read(role, span) => {
-                let channel = channel_of(&share.round, role);
+                let channel = channel_of(&pass.state, role);
                 (channel.read(at(span), transfer(block, span)), channel.side())
             }
             Action::Write(span) => {
-                let channel = &share.round.destination;
+                let channel = &pass.state.destination;
                 (channel.write(at(span), transfer(block, span)), channel.side())
             }
             Action::Look(_) => {
                 let same = is_as_expected(in_slot.content, &block[..part(in_slot.task.range.len()) as usize]);
                 let took = self.now.saturating_sub(in_slot.started);
-                share.round.control.note_block(in_slot.task.range.len(), took);
-                share.compared(&in_slot.task, in_slot.content, same);
-                let id = in_slot.share;
+                pass.state.control.note_block(in_slot.task.range.len(), took);
+                pass.compared(&in_slot.task, in_slot.content, same);
+                let id = in_slot.pass;
                 return self.release(index, id, block);
             }
             Action::Land => {
                 let took = self.now.saturating_sub(in_slot.started);
-                share.round.control.note_block(in_slot.task.range.len(), took);
-                share.land(&in_slot.task, in_slot.content);
-                let id = in_slot.share;
+                pass.state.control.note_block(in_slot.task.range.len(), took);
+                pass.land(&in_slot.task, in_slot.content);
+                let id = in_slot.pass;
                 return self.release(index, id, block);
             }
             Action::Fail(role, fault) => {
-                let (channel, operation) = role.map_or((&share.round.destination, Operation::Write), |role| {
-                    (channel_of(&share.round, role), Operation::Read)
+                let (channel, operation) = role.map_or((&pass.state.destination, Operation::Write), |role| {
+                    (channel_of(&pass.state, role), Operation::Read)
                 });
-                share.round.fail(channel.fault(operation, in_slot.task.range, fault));
-                share.drop_block(&in_slot.task);
-                let id = in_slot.share;
+                pass.state.fail(channel.fault(operation, in_slot.task.range, fault));
+                pass.drop_block(&in_slot.task);
+                let id = in_slot.pass;
                 return self.release(index, id, block);
             }
         };
         in_slot.since = self.now;
-        let id = in_slot.share;
+        let id = in_slot.pass;
         self.push(id, side, token(SLOT, index), op);
     }
 
-    /// Starts an operation of a share on its source or destination.
-    fn push(&mut self, share: u32, side: Side, token: Token, mut op: Op) {
-        let share = share_of(&mut self.shares, share);
-        share.in_flight += 1;
-        if let Some(gate) = &share.round.gate
+    /// Starts an operation of a pass on its source or destination.
+    fn push(&mut self, pass: u32, side: Side, token: Token, mut op: Op) {
+        let pass = pass_of(&mut self.passes, pass);
+        pass.in_flight += 1;
+        if let Some(gate) = &pass.state.gate
             && side == Side::Destination
-            && share.round.destination.is_held(gate)
+            && pass.state.destination.is_held(gate)
         {
-            return self.held.push_back(Held { share: share.id, start: share.round.destination.start, token, op });
+            return self.held.push_back(Held { pass: pass.id, start: pass.state.destination.start, token, op });
         }
-        let channel = if side == Side::Source { &share.round.source } else { &share.round.destination };
+        let channel = if side == Side::Source { &pass.state.source } else { &pass.state.destination };
         match channel.start {
             Start::Ring => return self.ring.push(token, op),
-            Start::Wire => return share.wires.accept(side, token, op),
+            Start::Wire => return pass.wires.accept(side, token, op),
             Start::Inline => {}
         }
         self.inline_calls += 1;
@@ -422,10 +422,10 @@ impl<R: Ring> Worker<R> {
         self.inline.push_back(Completion::of(token, op, result));
     }
 
-    fn release(&mut self, index: usize, share: u32, block: Block) {
+    fn release(&mut self, index: usize, pass: u32, block: Block) {
         self.slots[index] = None;
-        let share = share_of(&mut self.shares, share);
-        share.slots -= 1;
+        let pass = pass_of(&mut self.passes, pass);
+        pass.slots -= 1;
         self.pool.put_back(index, block);
     }
 
@@ -448,23 +448,23 @@ impl<R: Ring> Worker<R> {
 
     fn complete_block(&mut self, index: usize, result: Result<u32, Errno>, block: Block) {
         let in_slot = self.slots[index].as_mut().expect("an operation completes once, and its slot waits for it");
-        let share = share_of(&mut self.shares, in_slot.share);
-        share.in_flight -= 1;
+        let pass = pass_of(&mut self.passes, in_slot.pass);
+        pass.in_flight -= 1;
         let timed = if matches!(in_slot.slot, Slot::Writing { .. }) { Timed::Write } else { Timed::Read };
         let took = self.now.saturating_sub(in_slot.since);
-        share.latency.record(timed, took);
+        pass.latency.record(timed, took);
         let channel = match in_slot.slot {
-            Slot::Writing { .. } | Slot::Reading { role: Role::Target, .. } => &share.round.destination,
-            Slot::Reading { .. } | Slot::Looking { .. } | Slot::Idle => &share.round.source,
+            Slot::Writing { .. } | Slot::Reading { role: Role::Target, .. } => &pass.state.destination,
+            Slot::Reading { .. } | Slot::Looking { .. } | Slot::Idle => &pass.state.source,
         };
         if channel.start == Start::Wire {
-            share.round.control.note_request(took);
+            pass.state.control.note_request(took);
         }
         let (slot, action) = in_slot.slot.on(Event::Completed(result));
         let moved = u64::from(in_slot.slot.ended_by(action));
         match in_slot.slot {
-            Slot::Writing { .. } => share.round.control.counters.written.fetch_add(moved, Relaxed),
-            Slot::Reading { role: Role::Source, .. } => share.round.control.counters.read.fetch_add(moved, Relaxed),
+            Slot::Writing { .. } => pass.state.control.counters.written.fetch_add(moved, Relaxed),
+            Slot::Reading { role: Role::Source, .. } => pass.state.control.counters.read.fetch_add(moved, Relaxed),
             _ => 0,
         };
         in_slot.slot = slot;
@@ -472,49 +472,49 @@ impl<R: Ring> Worker<R> {
     }
 
     /// Queues a request for zeros; `false` if too many are in flight.
-    fn start_zero(&mut self, share: usize, task: ZeroTask) -> bool {
-        let share = &mut self.shares[share];
+    fn start_zero(&mut self, pass: usize, task: ZeroTask) -> bool {
+        let pass = &mut self.passes[pass];
         let Some(index) = self.zeros.iter().position(Option::is_none) else {
-            share.postpone_zero(task);
+            pass.postpone_zero(task);
             return false;
         };
-        share.zeros += 1;
-        self.zeros[index] = Some(InZero { share: share.id, task, since: self.now });
-        let (id, op) = (share.id, share.round.destination.zero(task.range, task.mode));
+        pass.zeros += 1;
+        self.zeros[index] = Some(InZero { pass: pass.id, task, since: self.now });
+        let (id, op) = (pass.id, pass.state.destination.zero(task.range, task.mode));
         self.push(id, Side::Destination, token(ZERO, index), op);
         true
     }
 
     fn complete_zero(&mut self, index: usize, result: Result<u32, Errno>) {
-        let InZero { share, task, .. } = self.zeros[index].take().expect("a request completes once");
-        let share = share_of(&mut self.shares, share);
-        share.in_flight -= 1;
-        share.zeros -= 1;
+        let InZero { pass, task, .. } = self.zeros[index].take().expect("a request completes once");
+        let pass = pass_of(&mut self.passes, pass);
+        pass.in_flight -= 1;
+        pass.zeros -= 1;
         match result {
-            Ok(_) => share.zeroed(task),
-            Err(Errno::EOPNOTSUPP) => share.not_zeroed(task),
-            Err(Errno::EINTR | Errno::EAGAIN) => share.postpone_zero(task),
+            Ok(_) => pass.zeroed(task),
+            Err(Errno::EOPNOTSUPP) => pass.not_zeroed(task),
+            Err(Errno::EINTR | Errno::EAGAIN) => pass.postpone_zero(task),
             Err(errno) => {
-                let error = share.round.destination.fault(Operation::Zero, task.range, Fault::Os(errno));
-                share.round.fail(error);
+                let error = pass.state.destination.fault(Operation::Zero, task.range, Fault::Os(errno));
+                pass.state.fail(error);
             }
         }
     }
 
     fn start_flushes(&mut self) {
-        for share in &mut self.shares {
+        for pass in &mut self.passes {
             let Some(index) = self.flushes.iter().position(Option::is_none) else { return };
-            if share.take_flush() {
-                self.flushes[index] = Some(InFlush { share: share.id, since: self.now });
-                share.in_flight += 1;
-                let (token, channel) = (token(FLUSH, index), &share.round.destination);
+            if pass.take_flush() {
+                self.flushes[index] = Some(InFlush { pass: pass.id, since: self.now });
+                pass.in_flight += 1;
+                let (token, channel) = (token(FLUSH, index), &pass.state.destination);
                 match channel.start {
-                    Start::Wire => share.wires.accept(Side::Destination, token, channel.flush()),
-                    _ if share.round.gate.is_some() => {
-                        let (share, op) = (share.id, channel.flush());
-                        self.held.push_back(Held { share, start: Start::Ring, token, op });
+                    Start::Wire => pass.wires.accept(Side::Destination, token, channel.flush()),
+                    _ if pass.state.gate.is_some() => {
+                        let (pass, op) = (pass.id, channel.flush());
+                        self.held.push_back(Held { pass, start: Start::Ring, token, op });
                     }
-                    // Never inline: a flush takes long, and the worker has other rounds to serve.
+                    // Never inline: a flush takes long, and the worker has other passes to serve.
                     Start::Ring | Start::Inline => self.ring.push(token, channel.flush()),
                 }
             }
@@ -523,8 +523,8 @@ impl<R: Ring> Worker<R> {
 
     /// Looks after connections to servers, and what they have answered.
     fn tend_wires(&mut self) {
-        for index in 0..self.shares.len() {
-            self.shares[index].tend_wires(self.now);
+        for index in 0..self.passes.len() {
+            self.passes[index].tend_wires(self.now);
             self.take_answers(index);
         }
     }
@@ -542,9 +542,9 @@ impl<R: Ring> Worker<R> {
     fn pass_held(&mut self, start: Start) {
         for _ in 0..self.held.len() {
             let Some(mut held) = self.held.pop_front() else { return };
-            let share = self.shares.iter().find(|each| each.id == held.share).expect("a share stays while it waits");
-            let is_shut = share.round.is_shut();
-            if held.start != start || (is_shut && !share.round.is_given_up()) {
+            let pass = self.passes.iter().find(|each| each.id == held.pass).expect("a pass stays while it waits");
+            let is_shut = pass.state.is_shut();
+            if held.start != start || (is_shut && !pass.state.is_given_up()) {
                 self.held.push_back(held);
                 continue;
             }
@@ -576,60 +576,60 @@ impl<R: Ring> Worker<R> {
 
     /// Takes what connections to servers have for the ring.
     fn serve_wires(&mut self) {
-        for share in &mut self.shares {
-            let give_up = share.round.is_given_up();
+        for pass in &mut self.passes {
+            let give_up = pass.state.is_given_up();
             // Never more than it leaves: a server that takes nothing holds what it was sent.
             while self.wire_operations < WIRE_OPERATIONS
-                && share.wire_operations < (WIRE_OPERATIONS - self.wire_operations).max(WIRE_OPERATIONS_MIN)
-                && let Some((wire, op)) = share.wires.next_op(self.now, give_up)
+                && pass.wire_operations < (WIRE_OPERATIONS - self.wire_operations).max(WIRE_OPERATIONS_MIN)
+                && let Some((wire, op)) = pass.wires.next_op(self.now, give_up)
             {
                 self.wire_operations += 1;
-                share.wire_operations += 1;
-                self.ring.push(Token((WIRE + wire.number()) << 32 | u64::from(share.id)), op);
+                pass.wire_operations += 1;
+                self.ring.push(Token((WIRE + wire.number()) << 32 | u64::from(pass.id)), op);
             }
         }
     }
 
-    /// Acts on what the servers of a share have answered, and on what follows at once.
-    fn take_answers(&mut self, share: usize) {
-        while let Some(completion) = self.shares[share].wires.answer() {
+    /// Acts on what the servers of a pass have answered, and on what follows at once.
+    fn take_answers(&mut self, pass: usize) {
+        while let Some(completion) = self.passes[pass].wires.answer() {
             self.complete(completion);
         }
     }
 
-    fn complete_wire(&mut self, share: u32, op: WireOp, completion: Completion) {
-        let index = self.shares.iter().position(|each| each.id == share).expect("a share stays while its wires work");
+    fn complete_wire(&mut self, pass: u32, op: WireOp, completion: Completion) {
+        let index = self.passes.iter().position(|each| each.id == pass).expect("a pass stays while its wires work");
         self.wire_operations -= usize::from(!completion.more);
-        self.shares[index].wire_operations -= usize::from(!completion.more);
-        self.shares[index].wires.completed(op, completion);
+        self.passes[index].wire_operations -= usize::from(!completion.more);
+        self.passes[index].wires.completed(op, completion);
         self.take_answers(index);
     }
 
     fn complete_flush(&mut self, index: usize, result: Result<u32, Errno>) {
-        let InFlush { share, since } = self.flushes[index].take().expect("a flush completes once");
-        let share = share_of(&mut self.shares, share);
-        share.in_flight -= 1;
-        share.latency.record(Timed::Flush, self.now.saturating_sub(since));
-        let whole = ByteRange::new(0, share.round.terms.size);
-        share.round.set_flushed(
-            result.map(drop).map_err(|errno| share.round.destination.fault(Operation::Flush, whole, Fault::Os(errno))),
+        let InFlush { pass, since } = self.flushes[index].take().expect("a flush completes once");
+        let pass = pass_of(&mut self.passes, pass);
+        pass.in_flight -= 1;
+        pass.latency.record(Timed::Flush, self.now.saturating_sub(since));
+        let whole = ByteRange::new(0, pass.state.terms.size);
+        pass.state.set_flushed(
+            result.map(drop).map_err(|errno| pass.state.destination.fault(Operation::Flush, whole, Fault::Os(errno))),
         );
     }
 
-    /// Passes results on, acknowledges halts and forgets rounds that are released.
+    /// Passes results on, acknowledges halts and forgets passes that are released.
     fn report(&mut self) {
-        for share in &mut self.shares {
-            share.publish();
-            share.halt_if_asked();
+        for pass in &mut self.passes {
+            pass.publish();
+            pass.halt_if_asked();
         }
-        self.shares.extract_if(.., |share| share.may_release()).for_each(Share::release);
+        self.passes.extract_if(.., |pass| pass.may_release()).for_each(WorkerPass::release);
     }
 
     fn rest(&self, wait: Option<Duration>) -> Rest {
         let limit = wait.map_or(TICK, |wait| wait.min(TICK));
         match self.ring.in_flight() {
-            _ if self.inbox.stop.load(Acquire) && self.shares.iter().all(Share::is_abandoned) => Rest::End,
-            0 if self.shares.is_empty() => Rest::Park(Duration::MAX),
+            _ if self.inbox.stop.load(Acquire) && self.passes.iter().all(WorkerPass::is_abandoned) => Rest::End,
+            0 if self.passes.is_empty() => Rest::Park(Duration::MAX),
             // They are acted on in the next turn.
             _ if !self.inline.is_empty() => Rest::Ring { want: 0, limit: Duration::ZERO },
             // Slots are free and segments may be left: what ran inline waits for nobody.
@@ -642,25 +642,25 @@ impl<R: Ring> Worker<R> {
     }
 
     fn may_go_on(&self) -> bool {
-        (0..self.shares.len()).any(|index| self.shares[index].may_go_on() && self.leaves_slots(index))
+        (0..self.passes.len()).any(|index| self.passes[index].may_go_on() && self.leaves_slots(index))
     }
 
-    /// Of the shares that something is in flight for: none is kept waiting for the answers of another one's device.
+    /// Of the passes that something is in flight for: none is kept waiting for the answers of another one's device.
     fn least_in_flight(&self) -> usize {
-        let counts = self.shares.iter().map(|share| share.in_flight - share.late.min(share.in_flight));
+        let counts = self.passes.iter().map(|pass| pass.in_flight - pass.late.min(pass.in_flight));
         counts.filter(|&count| count > 0).min().unwrap_or(1)
     }
 }
 
-/// A share stays while anything of it is under way.
-fn share_of(shares: &mut [Share], id: u32) -> &mut Share {
-    shares.iter_mut().find(|share| share.id == id).expect("whoever has something under way has the share")
+/// A worker pass stays while anything of it is under way.
+fn pass_of(passes: &mut [WorkerPass], id: u32) -> &mut WorkerPass {
+    passes.iter_mut().find(|pass| pass.id == id).expect("whoever has something under way has the pass")
 }
 
-fn channel_of(round: &Round, role: Role) -> &Channel {
+fn channel_of(state: &PassState, role: Role) -> &Channel {
     match role {
-        Role::Source | Role::Reference => &round.source,
-        Role::Target => &round.destination,
+        Role::Source | Role::Reference => &state.source,
+        Role::Target => &state.destination,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A channel is _inline_ where the kernel would only hand its operations to a thread of its own, and the medium is
 //! memory, which cannot stall (tmpfs): then they run at submit, on the worker. It keeps its volume, and so the descriptor
-//! and the destination's lock, for as long as any worker has the round; a worker lets go of a round only when nothing of
+//! and the destination's lock, for as long as any worker has the pass; a worker lets go of a pass only when nothing of
 //! it is in flight. That is what it means that a channel has stopped.
 //!
 //! A channel to an export goes over a [`wire`](Wires) of each worker: its operations become requests to a server.

@@ -1,4 +1,4 @@
-//! The connections of one worker's share in a round: some for each side that is an export, none where it is local.
+//! The connections of one worker's share in a pass: some for each side that is an export, none where it is local.
 //!
 //! The first connection of a side is the one that counts: it waits for a session for as long as the link allows. The
 //! others are spare, and only for reading: a flush says what its own connection has made durable. They are taken on a long

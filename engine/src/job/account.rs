@@ -1,10 +1,10 @@
 //! What is known of a job while it runs, and its report when it has ended.
 
-use super::conductor::{Conductor, Turn};
 use super::control::Control;
 use super::facilities::Facilities;
 use super::ledger::{FileLedger, Ledger};
-use super::round::Round;
+use super::pass_controller::{PassController, TurnOutcome};
+use super::pass_state::PassState;
 use super::{JobState, Reason};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::limits::DRAIN_LIMIT;
@@ -42,7 +42,7 @@ pub(crate) struct Account<'a> {
 impl<'a> Account<'a> {
     pub(crate) fn open(facilities: &'a Facilities, job: &'a JobState) -> Self {
         let control = &*job.control;
-        control.conducted_here();
+        control.notified_here();
         Self {
             facilities,
             job,
@@ -84,24 +84,28 @@ impl<'a> Account<'a> {
         self.path = path;
     }
 
-    /// Leads a round to its end; gives back its ledger, which is closed as a checkpoint if the round did not complete.
-    pub(crate) fn conduct(&mut self, round: &Arc<Round>, mut conductor: Conductor<FileLedger>) -> Result<FileLedger> {
-        while let Turn::Wait(limit) = conductor.turn(clock()) {
+    /// Leads a pass to its end; gives back its ledger, which is closed as a checkpoint if the pass did not complete.
+    pub(crate) fn run_pass(
+        &mut self,
+        pass: &Arc<PassState>,
+        mut controller: PassController<FileLedger>,
+    ) -> Result<FileLedger> {
+        while let TurnOutcome::Wait(limit) = controller.turn(clock()) {
             if !limit.is_zero() {
                 std::thread::park_timeout(limit);
             }
             self.control.seen();
         }
         self.control.seen();
-        self.latency.merge(&round.latency());
-        self.drained_after = conductor.drain_time();
-        if !conductor.is_quiesced() {
+        self.latency.merge(&pass.latency());
+        self.drained_after = controller.drain_time();
+        if !controller.is_quiesced() {
             self.quiesced = false;
             // Its operations may still land: descriptors, and with them the lock, stay until the last one is answered.
-            self.job.keep(Arc::clone(round));
+            self.job.keep(Arc::clone(pass));
         }
-        let outcome = outcome(round, &conductor);
-        let ledger = conductor.into_ledger();
+        let outcome = outcome(pass, &controller);
+        let ledger = controller.into_ledger();
         let Err(error) = outcome else { return Ok(ledger) };
         self.leave(ledger);
         Err(error)
@@ -159,7 +163,7 @@ impl<'a> Account<'a> {
             drain_seconds: self.drained_after.as_secs_f64(),
             rate_bytes_per_second: rate,
             path: self.path,
-            cores: self.facilities.crew.len(),
+            cores: self.facilities.workers.len(),
             block_size_bytes: self.block_bytes,
             window_bytes_max: self.control.window_max(),
             latency_us: self.latency.summary(),
@@ -174,9 +178,9 @@ impl<'a> Account<'a> {
     }
 }
 
-/// How a round that is over went: its first error, a stop that was asked for, or nothing if it is complete.
-pub(crate) fn outcome<L: Ledger>(round: &Round, conductor: &Conductor<L>) -> Result<()> {
-    if !conductor.is_quiesced() {
+/// How a pass that is over went: its first error, a stop that was asked for, or nothing if it is complete.
+pub(crate) fn outcome<L: Ledger>(pass: &PassState, controller: &PassController<L>) -> Result<()> {
+    if !controller.is_quiesced() {
         return Err(Error::new(
             Code::Timeout,
             Side::Engine,
@@ -186,10 +190,10 @@ pub(crate) fn outcome<L: Ledger>(round: &Round, conductor: &Conductor<L>) -> Res
         )
         .maybe_applied());
     }
-    if conductor.is_complete() {
+    if controller.is_complete() {
         return Ok(());
     }
-    Err(round.failure().unwrap_or_else(|| stopped(round.control.cancelled())))
+    Err(pass.failure().unwrap_or_else(|| stopped(pass.control.cancelled())))
 }
 
 /// A stop that was asked for is the reason for whatever failed after it; completion beats interruption; and a job
@@ -243,15 +247,15 @@ fn cpu_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pass_state::lock;
     use super::super::peer::Peer;
-    use super::super::round::lock;
     use super::*;
     use crate::journal::JournalService;
 
     /// The report of a job over one such volume, and how long the peer was waited for.
     fn ended(hangs_up: bool, quiesced: bool, reason: Option<Reason>, outcome: Result<()>) -> (Report, Vec<Duration>) {
         let facilities = Facilities {
-            crew: Arc::new([]),
+            workers: Arc::new([]),
             journals: JournalService::start().unwrap(),
             block_bytes: 4096,
             window_bytes: 4096,

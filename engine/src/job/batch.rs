@@ -1,6 +1,6 @@
 //! Leaves that landed, on their way to being recorded.
 
-use super::round::{Landed, LeafContent};
+use super::pass_state::{Landed, LeafContent};
 use crate::extent::ByteRange;
 use crate::journal::{Content, Run};
 

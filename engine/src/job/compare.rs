@@ -6,7 +6,7 @@ use super::control::Control;
 use super::copy::wall_clock_ns;
 use super::facilities::Facilities;
 use super::ledger::{FileLedger, Ledger};
-use super::pass::{Pair, Pass};
+use super::prepared_pass::{Pair, PreparedPass};
 use super::supply::Expectation;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::journal::{Header, JournalReader, Place};
@@ -30,7 +30,7 @@ pub(crate) fn verify(spec: &VerifySpec, facilities: &Facilities, job: &JobState)
 }
 
 impl Account<'_> {
-    /// A round that compares. Gives the root of what both hold, unless they differ.
+    /// A pass that compares. Gives the root of what both hold, unless they differ.
     pub(crate) fn compare(
         &mut self,
         facilities: &Facilities,
@@ -47,11 +47,11 @@ impl Account<'_> {
             started_ns: wall_clock_ns(),
         };
         let ledger = FileLedger::new(facilities.journals.create(Place::Scratch, &header)?, Arc::clone(control));
-        let pass = Pass::compare(pair, expectation, facilities.crew.len(), control);
-        let round = Arc::clone(&pass.round);
-        let conductor = pass.conducted(&facilities.crew, ledger, clock());
-        let ledger = self.conduct(&round, conductor)?;
-        self.differences = round.differences();
+        let prepared_pass = PreparedPass::compare(pair, expectation, facilities.workers.len(), control);
+        let pass = Arc::clone(&prepared_pass.pass);
+        let controller = prepared_pass.controlled(&facilities.workers, ledger, clock());
+        let ledger = self.run_pass(&pass, controller)?;
+        self.differences = pass.differences();
         if self.differences.is_empty() { ledger.reader()?.root() } else { Ok(None) }
     }
 }

@@ -5,7 +5,7 @@
 //! destination may have lost, which is taken back from `issued` and `landed` until it is moved once more.
 
 use super::Reason;
-use super::round::lock;
+use super::pass_state::lock;
 use super::sample::DurableSample;
 use crate::extent::{ByteRange, RangeSet};
 use crate::gate::Gate;
@@ -84,8 +84,8 @@ pub(crate) struct Control {
     sampled: Mutex<DurableSample>,
     /// The source as it was when the job opened it, once it has.
     source: OnceLock<String>,
-    /// The thread that conducts the job; woken when something happened that it waits for.
-    conductor: OnceLock<Thread>,
+    /// The thread that runs the job; woken when something happened that it waits for.
+    waiting_thread: OnceLock<Thread>,
 }
 
 impl Control {
@@ -120,7 +120,7 @@ impl Control {
             durable: Mutex::default(),
             sampled: Mutex::default(),
             source: OnceLock::new(),
-            conductor: OnceLock::new(),
+            waiting_thread: OnceLock::new(),
         }
     }
 
@@ -167,13 +167,13 @@ impl Control {
     }
 
     /// Makes the calling thread the one that [`Control::notify`] wakes.
-    pub(crate) fn conducted_here(&self) {
-        let _ = self.conductor.set(std::thread::current());
+    pub(crate) fn notified_here(&self) {
+        let _ = self.waiting_thread.set(std::thread::current());
     }
 
-    /// Wakes the conductor.
+    /// Wakes the job's thread.
     pub(crate) fn notify(&self) {
-        if let Some(thread) = self.conductor.get() {
+        if let Some(thread) = self.waiting_thread.get() {
             thread.unpark();
         }
     }
@@ -309,7 +309,7 @@ impl Control {
     }
 
     /// Counts bytes that need no I/O through all stages up to `landed`.
-    pub(crate) fn pass(&self, bytes: u64) {
+    pub(crate) fn count_without_io(&self, bytes: u64) {
         self.counters.issued.fetch_add(bytes, Release);
         self.counters.landed.fetch_add(bytes, Release);
     }

@@ -7,7 +7,7 @@ use super::evidence::Evidence;
 use super::facilities::Facilities;
 use super::ledger::{FileLedger, Ledger};
 use super::oversight::{Oversight, record_undigested};
-use super::pass::{CopyStart, Pair, Pass};
+use super::prepared_pass::{CopyStart, Pair, PreparedPass};
 use super::protection::Protection;
 use super::sample::DurableSample;
 use super::start::{Prepared, prepare};
@@ -163,7 +163,7 @@ impl Copy<'_, '_> {
         [&counters.planned, &counters.resumed, &counters.durable]
             .iter()
             .for_each(|counter| counter.store(size, Relaxed));
-        self.control.pass(size);
+        self.control.count_without_io(size);
         self.control.make_durable([ByteRange::new(0, size)]);
         self.name_digest(root.or(finish.root));
         self.account.journal = self.receipt();
@@ -182,7 +182,7 @@ impl Copy<'_, '_> {
         self.spec.receipt.as_ref().map(|path| path.shown().to_string())
     }
 
-    /// The round that copies.
+    /// The pass that copies.
     fn move_blocks(&mut self, prepared: Prepared) -> Result<FileLedger> {
         let Prepared {
             source,
@@ -210,11 +210,11 @@ impl Copy<'_, '_> {
         });
         let journal = self.recorded_in(journal, &durable)?;
         let start = CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail };
-        let Facilities { crew, window_bytes, .. } = self.facilities;
-        let pass = Pass::copy(self.spec, start, crew.len(), *window_bytes, self.control);
-        let round = Arc::clone(&pass.round);
-        let conductor = pass.conducted(crew, FileLedger::new(journal, Arc::clone(self.control)), clock());
-        self.account.conduct(&round, conductor)
+        let Facilities { workers, window_bytes, .. } = self.facilities;
+        let prepared_pass = PreparedPass::copy(self.spec, start, workers.len(), *window_bytes, self.control);
+        let pass = Arc::clone(&prepared_pass.pass);
+        let controller = prepared_pass.controlled(workers, FileLedger::new(journal, Arc::clone(self.control)), clock());
+        self.account.run_pass(&pass, controller)
     }
 
     /// Where ranges are recorded: the job's journal, unless nothing is flushed. Then the journal says no more than that
@@ -232,7 +232,7 @@ impl Copy<'_, '_> {
         Ok(aside)
     }
 
-    /// The round that reads back. Gives the root of what it saw, where the copy itself saw no data.
+    /// The pass that reads back. Gives the root of what it saw, where the copy itself saw no data.
     fn check(
         &mut self,
         journal: JournalReader,

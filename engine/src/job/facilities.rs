@@ -1,6 +1,6 @@
 //! What the engine lends to its jobs.
 
-use super::conductor::Crew;
+use super::pass_controller::WorkerInboxes;
 use crate::error::{Error, Result};
 use crate::journal::JournalService;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// What jobs need of their engine.
 #[derive(Debug)]
 pub(crate) struct Facilities {
-    pub crew: Crew,
+    pub workers: WorkerInboxes,
     pub journals: JournalService,
     /// Bytes of a slot.
     pub block_bytes: u32,

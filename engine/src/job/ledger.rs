@@ -1,7 +1,7 @@
 //! Where a job's durable ranges are recorded: the journal's file, or the simulation's.
 
 use super::control::Control;
-use super::round::lock;
+use super::pass_state::lock;
 use crate::error::Result;
 use crate::journal::{JournalFile, JournalReader, Run};
 use std::sync::{Arc, Mutex};

@@ -1,7 +1,7 @@
 //! One copy or comparison inside the engine.
 //!
 //! A job has a thread of its own that opens, locks, refuses, plans, records and reports; it may block, and no block of
-//! data passes through it. What it shares with the workers is a `Round` for each pass over the volumes, and
+//! data passes through it. What it shares with the workers is a `PassState` for each pass over the volumes, and
 //! one `Control` for all of them.
 
 pub(crate) mod facilities;
@@ -11,12 +11,12 @@ pub(crate) mod evidence;
 pub(crate) mod sample;
 pub(crate) mod start;
 pub(crate) mod supply;
-pub(crate) mod round;
+pub(crate) mod pass_state;
 pub(crate) mod batch;
 pub(crate) mod rate;
-pub(crate) mod conductor;
+pub(crate) mod pass_controller;
 pub(crate) mod ledger;
-pub(crate) mod pass;
+pub(crate) mod prepared_pass;
 pub(crate) mod protection;
 pub(crate) mod account;
 pub(crate) mod copy;
@@ -31,7 +31,7 @@ use crate::progress::{Progress, Report};
 use crate::ring::clock;
 use crate::supervision::VolumeEvidence;
 use control::Control;
-use round::{Round, lock};
+use pass_state::{PassState, lock};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -61,8 +61,8 @@ pub(crate) struct JobState {
     cores: usize,
     ending: Mutex<Ending>,
     changed: Condvar,
-    /// Rounds that were over with operations in flight.
-    unanswered: Mutex<Vec<Arc<Round>>>,
+    /// Passes that were over with operations in flight.
+    unanswered: Mutex<Vec<Arc<PassState>>>,
     is_left_open: AtomicBool,
 }
 
@@ -93,9 +93,9 @@ impl JobState {
         self.changed.notify_all();
     }
 
-    /// Keeps a round that is over with operations in flight, and what they are in flight on.
-    pub(crate) fn keep(&self, round: Arc<Round>) {
-        lock(&self.unanswered).push(round);
+    /// Keeps a pass that is over with operations in flight, and what they are in flight on.
+    pub(crate) fn keep(&self, pass: Arc<PassState>) {
+        lock(&self.unanswered).push(pass);
     }
 
     /// What was asked of a server last may still take effect, and nobody will know when it has: the job is never quiet.
@@ -106,9 +106,9 @@ impl JobState {
     /// Waits, on the job's thread and for however long it takes, until the last operation in flight is answered; closes
     /// what they were in flight on, and says that the job is quiet.
     pub(crate) fn settle(&self) {
-        for mut round in std::mem::take(&mut *lock(&self.unanswered)) {
+        for mut pass in std::mem::take(&mut *lock(&self.unanswered)) {
             // A worker lets go of it when everything of its part is answered.
-            while Arc::get_mut(&mut round).is_none() {
+            while Arc::get_mut(&mut pass).is_none() {
                 std::thread::park_timeout(LOOK_AT_THREAD);
             }
         }

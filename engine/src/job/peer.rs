@@ -1,6 +1,6 @@
 //! A volume behind a server that tests play: it says what they put down, and notes what it was asked.
 
-use super::round::lock;
+use super::pass_state::lock;
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent};
 use crate::ring::FileId;

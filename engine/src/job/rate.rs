@@ -1,6 +1,6 @@
-//! How fast a round moves, and how much of it is let into flight on that account.
+//! How fast a pass moves, and how much of it is let into flight on that account.
 
-use super::round::Round;
+use super::pass_state::PassState;
 use crate::limits::{PACED_BLOCKS_MIN, TICK};
 use crate::pipeline::pace::Pace;
 use crate::ring::Instant;
@@ -18,8 +18,8 @@ impl Rate {
     const WINDOW: Duration = Duration::from_secs(1);
 
     /// Looks at the counters, and leaves the rate there.
-    pub(crate) fn sample(&mut self, now: Instant, round: &Round) {
-        let counters = &round.control.counters;
+    pub(crate) fn sample(&mut self, now: Instant, pass: &PassState) {
+        let counters = &pass.control.counters;
         let bytes = counters.landed.load(Relaxed) + counters.verified.load(Relaxed);
         if self.samples.back().is_some_and(|&(last, _)| now.saturating_sub(last) < TICK / 2) {
             return;
@@ -48,31 +48,30 @@ pub(crate) struct Pacing {
 }
 
 impl Pacing {
-    /// For a round that reaches servers, else none.
-    pub(crate) fn of(round: &Round, now: Instant) -> Option<Self> {
-        let servers =
-            [&round.source, &round.destination].into_iter().filter(|channel| channel.link().is_some()).count();
+    /// For a pass that reaches servers, else none.
+    pub(crate) fn of(pass: &PassState, now: Instant) -> Option<Self> {
+        let servers = [&pass.source, &pass.destination].into_iter().filter(|channel| channel.link().is_some()).count();
         let blocks = match servers {
             0 => return None,
             // A disk wants more than what a server on this host does.
             1 => PACED_BLOCKS_MIN * 2,
             _ => PACED_BLOCKS_MIN,
         };
-        let pace = Pace::new(blocks * u64::from(round.terms.block_bytes));
-        round.control.set_pace(pace.bytes(), false);
-        Some(Self { pace, last: now, moved: round.control.moved() })
+        let pace = Pace::new(blocks * u64::from(pass.terms.block_bytes));
+        pass.control.set_pace(pace.bytes(), false);
+        Some(Self { pace, last: now, moved: pass.control.moved() })
     }
 
     /// Looks at what has landed, once a tick.
-    pub(crate) fn tick(&mut self, now: Instant, round: &Round) {
+    pub(crate) fn tick(&mut self, now: Instant, pass: &PassState) {
         let elapsed = now.saturating_sub(self.last);
         if elapsed < TICK {
             return;
         }
-        let (moved, quickest) = (round.control.moved(), round.control.take_quickest());
+        let (moved, quickest) = (pass.control.moved(), pass.control.take_quickest());
         self.pace.tick(moved - self.moved, elapsed, quickest);
         tracing::trace!(moved = moved - self.moved, ?elapsed, ?quickest, window = self.pace.bytes(), "paced");
         (self.last, self.moved) = (now, moved);
-        round.control.set_pace(self.pace.bytes(), self.pace.is_long());
+        pass.control.set_pace(self.pace.bytes(), self.pace.is_long());
     }
 }

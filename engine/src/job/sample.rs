@@ -1,7 +1,7 @@
 //! Keeps a few durable leaves of a running job, with what they hold: first, last, newest, and some at random.
 //!
 //! Whoever goes on without the job's journal knows the volumes again by them. Bounded whatever the size of the copy, and
-//! never anything that is not durable: the conductor adds what it has staged once that is.
+//! never anything that is not durable: the pass controller adds what it has staged once that is.
 
 use crate::extent::ByteRange;
 use crate::journal::{Content, LeafDigest, Numbers, Run};

@@ -386,14 +386,14 @@ fn a_name_replaced_meanwhile_is_not_removed() {
 fn two_creators_of_one_name_never_both_win() {
     let home = TempDir::new().unwrap();
     for service in services() {
-        for round in 0..20 {
-            let path = home.path().join(format!("{round}"));
+        for pass in 0..20 {
+            let path = home.path().join(format!("{pass}"));
             let create = || service.create(Place::File(&path), &small());
             let won: Vec<_> = std::thread::scope(|scope| {
                 let racers: Vec<_> = (0..4).map(|_| scope.spawn(create)).collect();
                 racers.into_iter().filter_map(|racer| racer.join().unwrap().ok()).collect()
             });
-            assert_eq!(won.len(), 1, "round {round}");
+            assert_eq!(won.len(), 1, "pass {pass}");
             assert_eq!(JournalReader::open(&path).unwrap().header(), &small());
             won.into_iter().for_each(|journal| journal.finish(END, Keep::No).unwrap());
         }

@@ -5,7 +5,7 @@
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::gate::Gate;
-use crate::job::round::lock;
+use crate::job::pass_state::lock;
 use crate::limits::GATED_USER_TIMEOUT;
 use nix::libc::linger;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};

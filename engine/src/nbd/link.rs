@@ -15,7 +15,7 @@ use super::status::{Board, Scan};
 use super::{ExportFacts, NbdUri, Session};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::round::lock;
+use crate::job::pass_state::lock;
 use crate::limits::{
     CONNECTIONS_MAX, DIAL_LIMIT, DRAIN_LIMIT, FURTHER_DIAL_LIMIT, REDIAL_PAUSE_MAX, REDIAL_PAUSE_MIN, REQUEST_LIFE,
     TICK,

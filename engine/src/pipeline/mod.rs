@@ -4,6 +4,6 @@ pub(crate) mod bucket;
 pub(crate) mod examine;
 pub(crate) mod latency;
 pub(crate) mod pace;
-pub(crate) mod share;
+pub(crate) mod worker_pass;
 pub(crate) mod slot;
 pub(crate) mod window;

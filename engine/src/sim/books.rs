@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub(crate) struct Books {
     pub leaf: u64,
-    /// Whether the round copies, or compares.
+    /// Whether the pass copies, or compares.
     pub copying: bool,
     /// Operations pushed and not answered, and the bytes of their blocks.
     pub flying: u32,

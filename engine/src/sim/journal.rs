@@ -149,7 +149,7 @@ impl JournalFile {
     }
 }
 
-/// The ledger of one simulated round.
+/// The ledger of one simulated pass.
 #[derive(Debug)]
 pub(crate) struct SimLedger {
     world: Shared,

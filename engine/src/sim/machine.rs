@@ -5,7 +5,7 @@ use super::scenario::{Blow, Scenario};
 use super::task::Task;
 use super::world::{Shared, World};
 use crate::buffer::Arena;
-use crate::job::conductor::Crew;
+use crate::job::pass_controller::WorkerInboxes;
 use crate::ring::Instant;
 use crate::ring::sim::SimRing;
 use crate::worker::{EXTRA_OPERATIONS, Inbox, Rest, Worker};
@@ -35,7 +35,7 @@ struct Seat {
 pub(crate) struct Machine {
     world: Shared,
     scenario: Scenario,
-    crew: Crew,
+    workers: WorkerInboxes,
     seats: Vec<Seat>,
     tasks: Vec<Task>,
     /// Of a slot.
@@ -58,8 +58,16 @@ impl Machine {
         plans.iter().for_each(note);
         let tasks = plans.into_iter().enumerate();
         let tasks = tasks.map(|(index, plan)| Task::new(&world, index, plan, slots_bytes)).collect();
-        let mut machine =
-            Self { world, scenario, crew: Arc::new([]), seats: Vec::new(), tasks, block_bytes, step: 0, next_blow: 0 };
+        let mut machine = Self {
+            world,
+            scenario,
+            workers: Arc::new([]),
+            seats: Vec::new(),
+            tasks,
+            block_bytes,
+            step: 0,
+            next_blow: 0,
+        };
         machine.boot();
         machine
     }
@@ -108,7 +116,7 @@ impl Machine {
             Seat { worker, ring: index, want: 0, wake: Duration::ZERO, parked: false }
         };
         self.seats = inboxes.iter().map(seat).collect();
-        self.crew = inboxes.into();
+        self.workers = inboxes.into();
     }
 
     /// Lets somebody who is ready do something, or lets time pass.
@@ -128,7 +136,7 @@ impl Machine {
         drop(world);
         match actor.checked_sub(self.seats.len()) {
             None => self.work(actor),
-            Some(task) => self.conduct(task),
+            Some(task) => self.run_task(task),
         }
     }
 
@@ -162,15 +170,15 @@ impl Machine {
             Rest::Park(limit) => (0, now + limit.min(LONG), true),
             Rest::End => panic!("nobody asked the worker to end"),
         };
-        // What a worker reports wakes the conductors, now or soon. Without news they look when they want to.
+        // What a worker reports wakes the pass controllers, now or soon. Without news they look when they want to.
         for task in self.tasks.iter_mut().filter(|task| has_news && !task.is_stuck()) {
             let soon = now + Duration::from_micros(self.world.lock().rng.u64(0..100));
             task.wake = task.wake.min(soon);
         }
     }
 
-    fn conduct(&mut self, index: usize) {
-        self.tasks[index].turn(&self.crew);
+    fn run_task(&mut self, index: usize) {
+        self.tasks[index].turn(&self.workers);
         let now = self.world.lock().now;
         self.seats.iter_mut().filter(|seat| seat.parked).for_each(|seat| seat.wake = now);
     }

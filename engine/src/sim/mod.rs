@@ -5,12 +5,12 @@
 //! transfers, errors, devices that never answer, cancels, pauses, limits, a source that changes, kills, power cuts, and
 //! servers that are restarted without what they had acknowledged, gates that close in the middle of everything, and runs
 //! that are taken over by others, who know what was durable and have no journal.
-//! Workers, shares, slots, conductors, supplies, planners and journals are the real ones; only ring, volumes and the
+//! Workers, shares, slots, pass controllers, supplies, planners and journals are the real ones; only ring, volumes and the
 //! journal's file are simulated, and one thread takes turns among them. A model of bytes judges every step.
 //!
 //! ```text
 //! Scenario -> Machine -> Worker<SimRing> -> World (clock, chance, disks, operations in flight)
-//!                   `--> Task -> Conductor<SimLedger> -'        judge: what must be true
+//!                   `--> Task -> PassController<SimLedger> -'        judge: what must be true
 //! ```
 //! Seeds that leave 0, 2 or 5 over 7 have volumes behind servers; the others stand for what they stood for before there
 //! were any. So do seeds that leave 1, 5 or 8 over 11: their copies write behind gates. Rings answer out of order and

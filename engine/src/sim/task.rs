@@ -15,11 +15,11 @@ use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
 use crate::job::Reason;
 use crate::job::account::{judge as verdict, outcome};
-use crate::job::conductor::{Conductor, Crew, Turn};
 use crate::job::control::Control;
 use crate::job::ledger::Ledger;
-use crate::job::pass::{CopyStart, Pair, Pass};
-use crate::job::round::Round;
+use crate::job::pass_controller::{PassController, TurnOutcome, WorkerInboxes};
+use crate::job::pass_state::PassState;
+use crate::job::prepared_pass::{CopyStart, Pair, PreparedPass};
 use crate::job::supply::Expectation;
 use crate::journal::{Header, JournalReader};
 use crate::limits::BURST;
@@ -35,11 +35,11 @@ use std::time::Duration;
 /// Attempts after which a task is left in peace.
 const ROUGH_ATTEMPTS: u32 = 3;
 
-/// A round under way.
+/// A pass under way.
 #[derive(Debug)]
 struct Running {
-    conductor: Conductor<SimLedger>,
-    round: Arc<Round>,
+    controller: PassController<SimLedger>,
+    pass: Arc<PassState>,
     volumes: [Arc<dyn Volume>; 2],
 }
 
@@ -133,7 +133,7 @@ impl Task {
     }
 
     /// One look of the job's thread.
-    pub(crate) fn turn(&mut self, crew: &Crew) {
+    pub(crate) fn turn(&mut self, workers: &WorkerInboxes) {
         let now = self.world.lock().now;
         if self.resume_at.is_some_and(|at| now >= at) {
             self.set_paused(None);
@@ -142,10 +142,10 @@ impl Task {
             self.frozen = None;
         }
         match &mut self.phase {
-            Phase::Idle => self.start(crew),
-            Phase::Copying(running) | Phase::Checking(running, _) => match running.conductor.turn(now) {
-                Turn::Wait(limit) => self.wake = now + limit,
-                Turn::Over => self.end_round(crew),
+            Phase::Idle => self.start(workers),
+            Phase::Copying(running) | Phase::Checking(running, _) => match running.controller.turn(now) {
+                TurnOutcome::Wait(limit) => self.wake = now + limit,
+                TurnOutcome::Over => self.end_round(workers),
             },
             Phase::Stuck | Phase::Done => self.wake = Duration::MAX,
         }
@@ -159,7 +159,7 @@ impl Task {
         self.site(|site| site.barrier.as_ref().is_some_and(|barrier| !barrier.gate.is_open()))
     }
 
-    fn start(&mut self, crew: &Crew) {
+    fn start(&mut self, workers: &WorkerInboxes) {
         if let Some(opens_at) = self.site(|site| site.barrier.as_ref().and_then(|barrier| barrier.opens_at)) {
             self.wake = opens_at;
             return;
@@ -174,18 +174,25 @@ impl Task {
         match self.prepare() {
             Ok((start, ledger)) => {
                 let volumes = [Arc::clone(&start.source), Arc::clone(&start.destination)];
-                let pass = Pass::copy(&self.plan.spec, start, crew.len(), self.slots_bytes, &self.control);
-                self.phase = Phase::Copying(self.lead(pass, crew, ledger, volumes));
+                let prepared_pass =
+                    PreparedPass::copy(&self.plan.spec, start, workers.len(), self.slots_bytes, &self.control);
+                self.phase = Phase::Copying(self.lead(prepared_pass, workers, ledger, volumes));
             }
             Err(error) => self.give_up(Err(error), true),
         }
     }
 
-    fn lead(&mut self, pass: Pass, crew: &Crew, ledger: SimLedger, volumes: [Arc<dyn Volume>; 2]) -> Running {
-        let round = Arc::clone(&pass.round);
+    fn lead(
+        &mut self,
+        prepared_pass: PreparedPass,
+        workers: &WorkerInboxes,
+        ledger: SimLedger,
+        volumes: [Arc<dyn Volume>; 2],
+    ) -> Running {
+        let pass = Arc::clone(&prepared_pass.pass);
         let now = self.world.lock().now;
         self.wake = now;
-        Running { conductor: pass.conducted(crew, ledger, now), round, volumes }
+        Running { controller: prepared_pass.controlled(workers, ledger, now), pass, volumes }
     }
 
     /// As `job/start.rs`, on simulated volumes.
@@ -308,51 +315,57 @@ impl Task {
         }
     }
 
-    fn end_round(&mut self, crew: &Crew) {
+    fn end_round(&mut self, workers: &WorkerInboxes) {
         let (running, checked) = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Copying(running) => (running, None),
             Phase::Checking(running, root) => (running, Some(root)),
-            other => panic!("no round ends in {other:?}"),
+            other => panic!("no pass ends in {other:?}"),
         };
-        let Running { conductor, round, volumes } = running;
-        let quiesced = conductor.is_quiesced();
-        let outcome = outcome(&round, &conductor);
+        let Running { controller, pass, volumes } = running;
+        let quiesced = controller.is_quiesced();
+        let outcome = outcome(&pass, &controller);
         {
             let world = self.world.lock();
             let books = &world.sites[self.index].books;
             assert!(!quiesced || books.flying == 0, "{} operations are in flight at the end", books.flying);
             assert!(quiesced || books.hung, "not quiesced, though every operation was answered in time");
-            let stopped = self.reason.is_some() || round.failure().is_some();
+            let stopped = self.reason.is_some() || pass.failure().is_some();
             assert!(quiesced || stopped, "not quiesced, though nobody asked for a stop");
         }
-        let ledger = conductor.into_ledger();
+        let ledger = controller.into_ledger();
         match (outcome, checked) {
             (Err(error), _) => self.give_up(Err(error), quiesced),
             (Ok(()), None) => {
                 let root =
                     ledger.reader().and_then(|reader| reader.root()).expect("a journal just written can be read");
                 match self.plan.spec.verify {
-                    Verify::Yes => self.check(crew, &ledger, volumes, root),
+                    Verify::Yes => self.check(workers, &ledger, volumes, root),
                     Verify::No => self.succeed(root),
                 }
             }
-            (Ok(()), Some(copied)) => self.end_check(&round, &ledger, copied),
+            (Ok(()), Some(copied)) => self.end_check(&pass, &ledger, copied),
         }
     }
 
-    /// The round that reads back.
-    fn check(&mut self, crew: &Crew, ledger: &SimLedger, volumes: [Arc<dyn Volume>; 2], root: Option<[u8; 32]>) {
+    /// The pass that reads back.
+    fn check(
+        &mut self,
+        workers: &WorkerInboxes,
+        ledger: &SimLedger,
+        volumes: [Arc<dyn Volume>; 2],
+        root: Option<[u8; 32]>,
+    ) {
         self.corrupt();
         volumes[1].evict().expect("simulated caches can be dropped");
         let journal = Box::new(ledger.reader().expect("a journal just written can be read"));
         let expectation = Expectation::Journal(journal, Some(Arc::clone(&volumes[0])));
         let Plan { size, leaf, .. } = self.plan;
         let pair = Pair { reference: &volumes[0], target: &volumes[1], size, leaf, sparse: Sparse::Auto };
-        let pass = Pass::compare(&pair, expectation, crew.len(), &self.control);
+        let prepared_pass = PreparedPass::compare(&pair, expectation, workers.len(), &self.control);
         let header = Header { digest: DigestKind::Xxh3, ..self.header(&volumes) };
         self.world.lock().sites[self.index].books.copying = false;
         let scratch = SimLedger::scratch(&self.world, &header);
-        self.phase = Phase::Checking(self.lead(pass, crew, scratch, volumes), root);
+        self.phase = Phase::Checking(self.lead(prepared_pass, workers, scratch, volumes), root);
     }
 
     /// Changes a byte behind the engine's back, if that is planned.
@@ -370,8 +383,8 @@ impl Task {
         }
     }
 
-    fn end_check(&mut self, round: &Round, ledger: &SimLedger, copied: Option<[u8; 32]>) {
-        let differences = round.differences();
+    fn end_check(&mut self, pass: &PassState, ledger: &SimLedger, copied: Option<[u8; 32]>) {
+        let differences = pass.differences();
         if let Some(offset) = self.corrupted {
             let found = differences.iter().any(|found| found.offset <= offset && offset < found.offset + found.length);
             assert!(found, "byte {offset} was corrupted, {differences:?} was found");

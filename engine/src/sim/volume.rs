@@ -3,7 +3,7 @@
 use super::world::Shared;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
-use crate::job::round::lock;
+use crate::job::pass_state::lock;
 use crate::ring::FileId;
 use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
 use std::fmt;

@@ -9,7 +9,7 @@ use super::faults::Faults;
 use super::image::Image;
 use super::journal::JournalFile;
 use crate::extent::ExtentKind;
-use crate::job::round::lock;
+use crate::job::pass_state::lock;
 use crate::limits::SEGMENT_BYTES_MAX;
 use crate::ring::{Completion, FileId, Instant, Op, Token, Transfer, ZeroMode};
 use crate::volume::VolumeKind;

@@ -1,27 +1,27 @@
-//! Hands rounds to a worker, wakes it and asks it to stop, from any thread.
+//! Hands passes to a worker, wakes it and asks it to stop, from any thread.
 
-use crate::job::round::{Round, lock};
+use crate::job::pass_state::{PassState, lock};
 use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 
-/// Where rounds are handed to a worker.
+/// Where passes are handed to a worker.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    pub(super) rounds: Mutex<Vec<Arc<Round>>>,
+    pub(super) passes: Mutex<Vec<Arc<PassState>>>,
     pub(super) pending: AtomicBool,
     pub(super) stop: AtomicBool,
     pub(super) thread: OnceLock<Thread>,
 }
 
 impl Inbox {
-    pub(crate) fn serve(&self, round: Arc<Round>) {
-        lock(&self.rounds).push(round);
+    pub(crate) fn serve(&self, pass: Arc<PassState>) {
+        lock(&self.passes).push(pass);
         self.pending.store(true, Release);
         self.wake();
     }
 
-    /// The worker ends when its last round does.
+    /// The worker ends when its last pass does.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Release);
         self.wake();

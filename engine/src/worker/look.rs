@@ -2,20 +2,20 @@
 
 use super::part;
 use crate::buffer::Block;
-use crate::job::round::{LeafContent, Round};
+use crate::job::pass_state::{LeafContent, PassState};
 use crate::pipeline::examine::{DataMap, Span, is_zero, leaf_digest};
-use crate::pipeline::share::{BlockTask, Share};
 use crate::pipeline::slot::{Event, Role};
+use crate::pipeline::worker_pass::{BlockTask, WorkerPass};
 
 /// Looks at a block that was read: what to do with it, and what it holds.
-pub(super) fn look(role: Role, task: &BlockTask, share: &mut Share, block: &mut Block) -> (Event, LeafContent) {
+pub(super) fn look(role: Role, task: &BlockTask, pass: &mut WorkerPass, block: &mut Block) -> (Event, LeafContent) {
     let len = part(task.range.len());
     let start = task.range.start();
     // Outside of its hull the leaf is zeros, whatever an earlier block left there.
     block[..part(task.read.start() - start) as usize].fill(0);
     block[part(task.read.end() - start) as usize..len as usize].fill(0);
-    let terms = &share.round.terms;
-    let (align, block_bytes) = (share.round.destination.align, terms.block_bytes);
+    let terms = &pass.state.terms;
+    let (align, block_bytes) = (pass.state.destination.align, terms.block_bytes);
     let bytes = &block[..len as usize];
     let map = DataMap::examine(bytes, block_bytes);
     let content = match (map.is_zero(), terms.digest || role == Role::Reference) {
@@ -26,16 +26,16 @@ pub(super) fn look(role: Role, task: &BlockTask, share: &mut Share, block: &mut 
     if role == Role::Reference {
         return (Event::Expected { need: Span { start: 0, len }, align }, content);
     }
-    fill_tail(block, task, &share.round);
-    (Event::Mapped { map: share.writable(task, map, block_bytes), align }, content)
+    fill_tail(block, task, &pass.state);
+    (Event::Mapped { map: pass.writable(task, map, block_bytes), align }, content)
 }
 
 /// Completes the last block of an unaligned copy to the destination's alignment, with what lies behind it.
-pub(super) fn fill_tail(block: &mut Block, task: &BlockTask, round: &Round) {
+pub(super) fn fill_tail(block: &mut Block, task: &BlockTask, state: &PassState) {
     let len = part(task.range.len()) as usize;
-    let aligned = len.next_multiple_of(round.destination.align as usize);
+    let aligned = len.next_multiple_of(state.destination.align as usize);
     if aligned > len {
-        let tail = &round.terms.tail;
+        let tail = &state.terms.tail;
         let kept = tail.len().min(aligned - len);
         block[len..len + kept].copy_from_slice(&tail[..kept]);
         block[len + kept..aligned].fill(0);

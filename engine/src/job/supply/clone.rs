@@ -3,7 +3,7 @@
 use super::{Found, Supply, seal_copy};
 use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
-use crate::job::round::{Landed, LeafContent};
+use crate::job::pass_state::{Landed, LeafContent};
 use crate::limits::CLONE_BYTES_MAX;
 use crate::volume::Volume;
 use std::collections::VecDeque;

@@ -6,7 +6,7 @@
 use super::{Found, SKIPPED_PER_REFILL, Supply, distrust, take_for_data};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
-use crate::job::round::{Landed, LeafContent, Segment, Work};
+use crate::job::pass_state::{Landed, LeafContent, Segment, Work};
 use crate::journal::{Content, JournalReader, Run};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
 use crate::plan::{Piece, Planner};

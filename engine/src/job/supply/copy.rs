@@ -5,7 +5,7 @@ use super::zero_look::{Looked, ZeroLook};
 use super::{Found, SKIPPED_PER_REFILL, Supply, distrust, seal_copy, take_for_data};
 use crate::error::Result;
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
-use crate::job::round::{Landed, LeafContent, Segment, Work};
+use crate::job::pass_state::{Landed, LeafContent, Segment, Work};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;

@@ -1,4 +1,4 @@
-//! Where the segments of a round come from.
+//! Where the segments of a pass come from.
 //!
 //! A supply runs on the job's thread, ahead of the workers: it scans extents, reserves space and turns what needs no
 //! worker (holes on a destination that is known to be zero, clones) into leaves that have landed.
@@ -14,14 +14,14 @@ pub(crate) use compare::{CompareSupply, Expectation};
 pub(crate) use copy::{CopySupply, ZeroPlan};
 pub(crate) use reservation::Reserve;
 
-use super::round::{Landed, Segment};
+use super::pass_state::{Landed, Segment};
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind, RangeSet};
 use crate::spec::Sparse;
 use crate::volume::Volume;
 use std::fmt;
 
-/// Leaves are settled without workers in portions of about so many runs: in between the conductor looks up.
+/// Leaves are settled without workers in portions of about so many runs: in between the pass controller looks up.
 const SKIPPED_PER_REFILL: usize = 256;
 /// Scans for extents in one go. Each is a few hundred system calls, which may be slow ones: a cancel is looked at in
 /// between.
@@ -43,7 +43,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Whether so much was scanned that the conductor should look up before more is: there is more to do at once.
+    /// Whether so much was scanned that the pass controller should look up before more is: there is more to do at once.
     pub(crate) fn has_scanned(&self) -> bool {
         self.scans >= SCANS_PER_REFILL
     }

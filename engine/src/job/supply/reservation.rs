@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::round::FoundZeros;
+use crate::job::pass_state::FoundZeros;
 use crate::limits::RESERVE_BYTES_MAX;
 use crate::volume::{Allocation, Volume};
 use std::collections::VecDeque;

@@ -7,7 +7,7 @@
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::round::{Landed, LeafContent};
+use crate::job::pass_state::{Landed, LeafContent};
 use crate::limits::EXTENTS_PER_SCAN;
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
@@ -102,8 +102,8 @@ fn within(extents: &[Extent], range: ByteRange) -> Vec<Extent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::pass_state::lock;
     use crate::job::peer::Peer;
-    use crate::job::round::lock;
     use std::sync::atomic::Ordering::Relaxed;
 
     const LEAF: u64 = 4096;

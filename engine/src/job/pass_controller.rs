@@ -1,11 +1,11 @@
-//! Leads one round from its first segment to the moment when no worker knows it any more.
+//! Leads one pass from its first segment to the moment when no worker knows it any more.
 //!
 //! ```text
-//! Moving -> Halting -> Sealing -> Releasing -> over
+//! Moving -> Halting -> FinalRecord -> Releasing -> over
 //!    (checkpoints)  |
 //!                   `-- the drain limit passes: over, not quiesced
 //! ```
-//! A conductor is a state machine without a thread: [`Conductor::turn`] looks at what has happened, acts, and says
+//! A pass controller is a state machine without a thread: [`PassController::turn`] looks at what has happened, acts, and says
 //! when it wants to look again. The job's thread drives it for real, the simulation drives it under a clock of its own.
 //!
 //! **The order of a record.** What to make durable is taken _before_ its flush is asked for; when the flush is done it
@@ -19,8 +19,8 @@
 
 use super::batch::{Batch, bytes_of};
 use super::ledger::Ledger;
+use super::pass_state::{Landed, PassState};
 use super::rate::{Pacing, Rate};
-use super::round::{Landed, Round};
 use super::sample::DurableSample;
 use super::supply::{Found, Supply};
 use crate::error::{Error, Result};
@@ -33,12 +33,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
-/// Workers that serve the round.
-pub(crate) type Crew = Arc<[Arc<Inbox>]>;
+/// Workers that serve the pass.
+pub(crate) type WorkerInboxes = Arc<[Arc<Inbox>]>;
 
 /// When and how what has landed is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Recording {
+pub(crate) struct RecordingPolicy {
     /// How often; what lands in between is held in memory.
     pub every: CheckpointEvery,
     /// Whether the destination is flushed before each record: then the record is a checkpoint.
@@ -49,27 +49,27 @@ pub(crate) struct Recording {
     pub may_lose: bool,
 }
 
-/// When the conductor wants to look again.
+/// When the pass controller wants to look again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum TurnOutcome {
     /// After this long, or when notified.
     Wait(Duration),
-    /// Never: the round is over.
+    /// Never: the pass is over.
     Over,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum PassPhase {
     Moving,
     Halting,
-    Sealing,
+    FinalRecord,
     Releasing,
     Over,
 }
 
 /// What is on its way to being durable.
 #[derive(Debug)]
-enum Cycle {
+enum RecordStep {
     Idle,
     Flushing(Batch),
     Appending(Batch),
@@ -77,19 +77,19 @@ enum Cycle {
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Conductor<L> {
-    round: Arc<Round>,
-    crew: Crew,
+pub(crate) struct PassController<L> {
+    pass: Arc<PassState>,
+    workers: WorkerInboxes,
     supply: Box<dyn Supply>,
     ledger: L,
-    recording: Recording,
-    phase: Phase,
-    cycle: Cycle,
+    recording: RecordingPolicy,
+    phase: PassPhase,
+    record_step: RecordStep,
     /// Landed and not yet in a cycle.
     next: Batch,
-    /// Bytes settled, of the round's size.
+    /// Bytes settled, of the pass's size.
     settled: u64,
-    /// Bytes recorded, of the round's size.
+    /// Bytes recorded, of the pass's size.
     recorded: u64,
     /// Of these, what no flush has covered yet.
     unflushed: RangeSet,
@@ -102,7 +102,7 @@ pub(crate) struct Conductor<L> {
     drained_after: Duration,
     quiesced: bool,
     /// A flush, an append or the last look at the source failed: nothing can be recorded any more.
-    sealed: bool,
+    recording_over: bool,
     /// The supply settled leaves by itself the last time, or scanned as much as it may: it has more to do at once.
     unfinished: bool,
     /// The supply waited for extents the last time.
@@ -111,27 +111,27 @@ pub(crate) struct Conductor<L> {
     pacing: Option<Pacing>,
 }
 
-impl<L: Ledger> Conductor<L> {
-    /// A round of which `done` bytes are settled and recorded already. Hands it to the crew.
+impl<L: Ledger> PassController<L> {
+    /// A pass of which `done` bytes are settled and recorded already. Hands it to the workers.
     pub(crate) fn new(
-        round: Arc<Round>,
-        crew: Crew,
+        pass: Arc<PassState>,
+        workers: WorkerInboxes,
         supply: Box<dyn Supply>,
         ledger: L,
-        recording: Recording,
+        recording: RecordingPolicy,
         done: u64,
         now: Instant,
     ) -> Self {
-        let pacing = Pacing::of(&round, now);
-        crew.iter().for_each(|inbox| inbox.serve(Arc::clone(&round)));
+        let pacing = Pacing::of(&pass, now);
+        workers.iter().for_each(|inbox| inbox.serve(Arc::clone(&pass)));
         Self {
-            round,
-            crew,
+            pass,
+            workers,
             supply,
             ledger,
             recording,
-            phase: Phase::Moving,
-            cycle: Cycle::Idle,
+            phase: PassPhase::Moving,
+            record_step: RecordStep::Idle,
             next: Batch::default(),
             settled: done,
             recorded: done,
@@ -142,7 +142,7 @@ impl<L: Ledger> Conductor<L> {
             stopping_since: now,
             drained_after: Duration::ZERO,
             quiesced: true,
-            sealed: false,
+            recording_over: false,
             unfinished: false,
             waits: false,
             rate: Rate::default(),
@@ -150,21 +150,21 @@ impl<L: Ledger> Conductor<L> {
         }
     }
 
-    /// Whether every byte of the round is settled and recorded, and nothing spoke against it at the end: a source that
+    /// Whether every byte of the pass is settled and recorded, and nothing spoke against it at the end: a source that
     /// has changed, a last flush that failed.
     pub(crate) fn is_complete(&self) -> bool {
-        self.is_settled() && self.is_recorded() && !self.sealed
+        self.is_settled() && self.is_recorded() && !self.recording_over
     }
 
     fn is_settled(&self) -> bool {
-        self.settled == self.round.terms.size
+        self.settled == self.pass.terms.size
     }
 
     fn is_recorded(&self) -> bool {
-        self.recorded == self.round.terms.size
+        self.recorded == self.pass.terms.size
     }
 
-    /// Whether nothing of the round is in flight. Only false at the end if a device did not answer.
+    /// Whether nothing of the pass is in flight. Only false at the end if a device did not answer.
     pub(crate) fn is_quiesced(&self) -> bool {
         self.quiesced
     }
@@ -174,65 +174,65 @@ impl<L: Ledger> Conductor<L> {
         self.drained_after
     }
 
-    /// The ledger, when the round is over.
+    /// The ledger, when the pass is over.
     pub(crate) fn into_ledger(self) -> L {
         self.ledger
     }
 
     /// Looks, acts, and says when to look again.
-    pub(crate) fn turn(&mut self, now: Instant) -> Turn {
+    pub(crate) fn turn(&mut self, now: Instant) -> TurnOutcome {
         self.collect();
-        self.advance_cycle(now);
+        self.advance_record(now);
         match self.phase {
-            Phase::Moving => self.moving(now),
-            Phase::Halting => self.halting(now),
-            Phase::Sealing => self.sealing(now),
-            Phase::Releasing => self.releasing(now),
-            Phase::Over => {}
+            PassPhase::Moving => self.moving(now),
+            PassPhase::Halting => self.halting(now),
+            PassPhase::FinalRecord => self.final_record(now),
+            PassPhase::Releasing => self.releasing(now),
+            PassPhase::Over => {}
         }
-        self.rate.sample(now, &self.round);
+        self.rate.sample(now, &self.pass);
         if let Some(pacing) = &mut self.pacing {
-            pacing.tick(now, &self.round);
+            pacing.tick(now, &self.pass);
         }
-        if self.phase == Phase::Over { Turn::Over } else { Turn::Wait(self.patience(now)) }
+        if self.phase == PassPhase::Over { TurnOutcome::Over } else { TurnOutcome::Wait(self.next_look(now)) }
     }
 
     fn moving(&mut self, now: Instant) {
         let more = self.refill().unwrap_or_else(|error| {
-            self.round.fail(error);
+            self.pass.fail(error);
             false
         });
-        if self.round.is_halting() || (self.is_settled() && (!self.recording.may_lose || self.is_recorded())) {
-            self.phase = Phase::Halting;
+        if self.pass.is_halting() || (self.is_settled() && (!self.recording.may_lose || self.is_recorded())) {
+            self.phase = PassPhase::Halting;
             self.stopping_since = now;
-            self.round.ask_halt();
+            self.pass.ask_halt();
             self.wake();
         } else if more {
             self.wake();
         }
-        self.start_cycle_if_due(now);
+        self.start_record_if_due(now);
     }
 
     fn halting(&mut self, now: Instant) {
         // The seal changes the destination: it waits for the gate, but for nobody who has given up.
-        let waits = self.round.is_shut() && !self.round.is_given_up();
-        if self.round.halted_workers() == self.crew.len() && matches!(self.cycle, Cycle::Idle) && !waits {
+        let waits = self.pass.is_shut() && !self.pass.is_given_up();
+        if self.pass.halted_workers() == self.workers.len() && matches!(self.record_step, RecordStep::Idle) && !waits {
             self.collect();
             self.drained_after = now.saturating_sub(self.stopping_since);
             // The flush of what was drained has a limit of its own.
             self.stopping_since = now;
-            self.phase = Phase::Sealing;
-            self.seal(now);
+            self.phase = PassPhase::FinalRecord;
+            self.start_final_record(now);
         } else {
             self.give_up_if_late(now);
         }
     }
 
-    fn sealing(&mut self, now: Instant) {
-        if matches!(self.cycle, Cycle::Idle) {
-            self.phase = Phase::Releasing;
+    fn final_record(&mut self, now: Instant) {
+        if matches!(self.record_step, RecordStep::Idle) {
+            self.phase = PassPhase::Releasing;
             self.stopping_since = now;
-            self.round.ask_release();
+            self.pass.ask_release();
             self.wake();
         } else {
             self.give_up_if_late(now);
@@ -240,30 +240,30 @@ impl<L: Ledger> Conductor<L> {
     }
 
     fn releasing(&mut self, now: Instant) {
-        if self.round.released_workers() == self.crew.len() {
-            self.phase = Phase::Over;
+        if self.pass.released_workers() == self.workers.len() {
+            self.phase = PassPhase::Over;
         } else {
             self.give_up_if_late(now);
         }
     }
 
     fn give_up_if_late(&mut self, now: Instant) {
-        if self.is_settled() && self.round.control.cancelled().is_none() {
+        if self.is_settled() && self.pass.control.cancelled().is_none() {
             // Nothing but a flush is under way: it may take long, and nobody has asked for a stop yet.
             self.stopping_since = now;
         }
         if now.saturating_sub(self.stopping_since) > DRAIN_LIMIT {
             self.drained_after = now.saturating_sub(self.stopping_since);
             self.quiesced = false;
-            self.round.ask_release();
-            self.phase = Phase::Over;
+            self.pass.ask_release();
+            self.phase = PassPhase::Over;
         }
     }
 
     /// Takes over what workers report.
     fn collect(&mut self) {
         let before = self.next.moved.len();
-        self.round.collect(&mut self.next.moved);
+        self.pass.collect(&mut self.next.moved);
         let bytes = bytes_of(&self.next.moved[before..]);
         self.next.moved_bytes += bytes;
         self.settled += bytes;
@@ -272,10 +272,10 @@ impl<L: Ledger> Conductor<L> {
     /// Keeps the queue of segments filled, unless the job is paused: some supplies do the work themselves. Says whether
     /// workers may be waiting for what was added.
     fn refill(&mut self) -> Result<bool> {
-        let queued = self.round.queued();
-        let wanted = SEGMENTS_AHEAD_PER_CORE * self.crew.len();
-        let full = queued > self.round.terms.low_water || self.next.len() >= 2 * LANDED_MAX;
-        if full || self.round.is_halting() || self.round.control.is_paused() || self.round.is_shut() {
+        let queued = self.pass.queued();
+        let wanted = SEGMENTS_AHEAD_PER_CORE * self.workers.len();
+        let full = queued > self.pass.terms.low_water || self.next.len() >= 2 * LANDED_MAX;
+        if full || self.pass.is_halting() || self.pass.control.is_paused() || self.pass.is_shut() {
             return Ok(false);
         }
         let mut found = Found::default();
@@ -283,145 +283,145 @@ impl<L: Ledger> Conductor<L> {
         let more = found.waits || !found.segments.is_empty();
         self.unfinished = found.has_scanned() || !(found.skipped.is_empty() && found.cloned.is_empty());
         self.waits = found.waits;
-        self.round.offer(found.segments);
-        let counters = &self.round.control.counters;
+        self.pass.offer(found.segments);
+        let counters = &self.pass.control.counters;
         counters.cloned.fetch_add(bytes_of(&found.cloned), Relaxed);
-        if self.round.terms.copies {
+        if self.pass.terms.copies {
             counters.skipped.fetch_add(bytes_of(&found.skipped), Relaxed);
         }
-        self.settle(found.skipped);
-        self.settle(found.cloned);
+        self.count_settled(found.skipped);
+        self.count_settled(found.cloned);
         Ok(more)
     }
 
     /// Counts what needed no worker.
-    fn settle(&mut self, landed: Vec<Landed>) {
+    fn count_settled(&mut self, landed: Vec<Landed>) {
         let bytes = bytes_of(&landed);
-        if self.round.terms.copies {
-            self.round.control.pass(bytes);
+        if self.pass.terms.copies {
+            self.pass.control.count_without_io(bytes);
         } else {
-            self.round.control.counters.verified.fetch_add(bytes, Release);
+            self.pass.control.counters.verified.fetch_add(bytes, Release);
         }
         self.settled += bytes;
         self.next.settled.extend(landed);
     }
 
-    fn start_cycle_if_due(&mut self, now: Instant) {
+    fn start_record_if_due(&mut self, now: Instant) {
         let every = self.recording.every;
         // Half of each bound: while a record is being made, the other half may be written.
         let due = self.next.moved_bytes >= every.bytes / 2
             || now.saturating_sub(self.last_record) >= every.time / 2
             || self.next.len() >= LANDED_MAX
             || self.is_settled();
-        if due && self.phase == Phase::Moving && !self.next.is_empty() {
-            let Recording { flush_each, flush_last, .. } = self.recording;
-            self.start_cycle(if self.is_settled() { flush_last } else { flush_each }, now);
+        if due && self.phase == PassPhase::Moving && !self.next.is_empty() {
+            let RecordingPolicy { flush_each, flush_last, .. } = self.recording;
+            self.start_record(if self.is_settled() { flush_last } else { flush_each }, now);
         }
     }
 
-    /// The last record: of what landed since the one before, and of the end of a complete round.
-    fn seal(&mut self, now: Instant) {
+    /// The last record: of what landed since the one before, and of the end of a complete pass.
+    fn start_final_record(&mut self, now: Instant) {
         let complete = self.is_settled();
         // What may get lost was flushed and recorded before workers were halted, and nothing was written since.
         let flushed = self.recording.may_lose && self.is_recorded();
-        if complete && self.round.is_shut() {
+        if complete && self.pass.is_shut() {
             // Cancelled just before: a later run has nothing to do but this.
-            self.sealed = true;
+            self.recording_over = true;
         } else if complete && let Err(error) = self.supply.seal() {
-            self.lose(error);
+            self.fail_recording(error);
         } else if (complete && !flushed) || !self.next.is_empty() {
-            self.start_cycle(self.recording.flush_last, now);
+            self.start_record(self.recording.flush_last, now);
         }
     }
 
-    fn start_cycle(&mut self, flush: bool, now: Instant) {
-        if !matches!(self.cycle, Cycle::Idle) || self.sealed {
+    fn start_record(&mut self, flush: bool, now: Instant) {
+        if !matches!(self.record_step, RecordStep::Idle) || self.recording_over {
             return;
         }
         let batch = Batch { flushed: flush, ..std::mem::take(&mut self.next) };
         if flush {
-            self.round.ask_flush();
+            self.pass.ask_flush();
             self.wake();
-            self.cycle = Cycle::Flushing(batch);
+            self.record_step = RecordStep::Flushing(batch);
         } else {
             self.append(batch, now);
         }
     }
 
-    fn advance_cycle(&mut self, now: Instant) {
-        match std::mem::replace(&mut self.cycle, Cycle::Idle) {
-            Cycle::Idle => {}
-            Cycle::Flushing(batch) => match self.round.take_flushed() {
-                None => self.cycle = Cycle::Flushing(batch),
+    fn advance_record(&mut self, now: Instant) {
+        match std::mem::replace(&mut self.record_step, RecordStep::Idle) {
+            RecordStep::Idle => {}
+            RecordStep::Flushing(batch) => match self.pass.take_flushed() {
+                None => self.record_step = RecordStep::Flushing(batch),
                 Some(Ok(())) => self.append(batch, now),
-                Some(Err(error)) => self.lose(error),
+                Some(Err(error)) => self.fail_recording(error),
             },
-            Cycle::Appending(batch) => match self.ledger.appended() {
-                None => self.cycle = Cycle::Appending(batch),
-                Some(Ok(())) => self.count(&batch, now),
-                Some(Err(error)) => self.lose(error),
+            RecordStep::Appending(batch) => match self.ledger.appended() {
+                None => self.record_step = RecordStep::Appending(batch),
+                Some(Ok(())) => self.count_recorded(&batch, now),
+                Some(Err(error)) => self.fail_recording(error),
             },
         }
     }
 
     fn append(&mut self, mut batch: Batch, now: Instant) {
         // Looked at after the flush was, if there was one.
-        let lost = batch.split_lost(self.round.generation());
-        self.unsettle(lost);
+        let lost = batch.split_lost(self.pass.generation());
+        self.redo_lost(lost);
         if batch.is_empty() {
-            // The last flush of a round whose leaves were all recorded before, or all of it is to be done again.
-            return self.count(&batch, now);
+            // The last flush of a pass whose leaves were all recorded before, or all of it is to be done again.
+            return self.count_recorded(&batch, now);
         }
         let runs = batch.runs();
         self.appending.extend(runs.iter().map(|run| run.range));
-        let leaf_bytes = self.round.terms.block_bytes.into();
-        if self.round.terms.copies {
+        let leaf_bytes = self.pass.terms.block_bytes.into();
+        if self.pass.terms.copies {
             runs.iter().for_each(|run| self.staged.add_run(run, leaf_bytes));
         }
         self.ledger.append(runs);
-        self.cycle = Cycle::Appending(batch);
+        self.record_step = RecordStep::Appending(batch);
     }
 
     /// Has leaves done again that the destination may have lost.
-    fn unsettle(&mut self, lost: Batch) {
+    fn redo_lost(&mut self, lost: Batch) {
         if lost.is_empty() {
             return;
         }
         self.settled -= lost.bytes();
-        self.round.recorded(lost.moved_bytes);
-        self.round.control.take_back(lost.bytes());
-        self.round.control.counters.skipped.fetch_sub(bytes_of(&lost.settled), Relaxed);
+        self.pass.recorded(lost.moved_bytes);
+        self.pass.control.take_back(lost.bytes());
+        self.pass.control.counters.skipped.fetch_sub(bytes_of(&lost.settled), Relaxed);
         self.supply.again(lost.leaves().map(|landed| landed.range).collect());
     }
 
-    fn count(&mut self, batch: &Batch, now: Instant) {
+    fn count_recorded(&mut self, batch: &Batch, now: Instant) {
         self.recorded += batch.bytes();
         self.appending.drain(..).for_each(|range| self.unflushed.insert(range));
-        self.round.recorded(batch.moved_bytes);
+        self.pass.recorded(batch.moved_bytes);
         self.last_record = now;
         if batch.flushed && self.recording.flush_last {
             // The flush covered what was recorded without one before.
-            self.round.control.counters.durable.store(self.recorded, Release);
-            self.round.control.make_durable(std::mem::take(&mut self.unflushed).iter());
-            self.round.control.make_known(&std::mem::take(&mut self.staged));
+            self.pass.control.counters.durable.store(self.recorded, Release);
+            self.pass.control.make_durable(std::mem::take(&mut self.unflushed).iter());
+            self.pass.control.make_known(&std::mem::take(&mut self.staged));
         }
         self.wake();
     }
 
-    fn lose(&mut self, error: Error) {
-        self.sealed = true;
-        self.round.fail(error);
+    fn fail_recording(&mut self, error: Error) {
+        self.recording_over = true;
+        self.pass.fail(error);
     }
 
     fn wake(&self) {
-        self.crew.iter().for_each(|inbox| inbox.wake());
+        self.workers.iter().for_each(|inbox| inbox.wake());
     }
 
-    fn patience(&mut self, now: Instant) -> Duration {
-        if std::mem::take(&mut self.unfinished) && self.phase == Phase::Moving {
+    fn next_look(&mut self, now: Instant) -> Duration {
+        if std::mem::take(&mut self.unfinished) && self.phase == PassPhase::Moving {
             return Duration::ZERO;
         }
-        if std::mem::take(&mut self.waits) && self.phase == Phase::Moving {
+        if std::mem::take(&mut self.waits) && self.phase == PassPhase::Moving {
             return LOOK_AGAIN;
         }
         let due = self.last_record + self.recording.every.time / 2;

@@ -1,6 +1,6 @@
-//! One worker's part in one round: the segments it has claimed, and what it has to report.
+//! One worker's part in one pass: the segments it has claimed, and what it has to report.
 //!
-//! A share decides what comes next and keeps the books of its segments; the worker owns slots, blocks and the ring and
+//! A worker pass decides what comes next and keeps the books of its segments; the worker owns slots, blocks and the ring and
 //! carries it out. A segment is open from its claim until the last of its leaves has landed. Leaves of zeros that the
 //! destination must be told about are gathered per segment, so that neighbours become one request.
 
@@ -8,14 +8,14 @@ use super::examine::{DataMap, Span};
 use super::latency::Latency;
 use crate::channel::Wires;
 use crate::extent::{ByteRange, RangeSet};
-use crate::job::round::{FoundZeros, Landed, LeafContent, Round, Segment, Work, Zeroing};
+use crate::job::pass_state::{FoundZeros, Landed, LeafContent, PassState, Segment, Work, Zeroing};
 use crate::limits::ZEROS_PER_JOB;
 use crate::ring::{Instant, ZeroMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
-/// What a worker does next for a share.
+/// What a worker does next for a pass.
 #[derive(Debug)]
 pub(crate) enum Next {
     /// Start this block.
@@ -80,10 +80,10 @@ struct OpenSegment {
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct WorkerPass {
     pub id: u32,
-    pub round: Arc<Round>,
-    /// Bytes served so far: the worker serves the share that has had least.
+    pub state: Arc<PassState>,
+    /// Bytes served so far: the worker serves the pass that has had least.
     pub served_bytes: u64,
     /// Operations in flight, of any kind.
     pub in_flight: usize,
@@ -97,13 +97,13 @@ pub(crate) struct Share {
     /// Operations in the ring for its connections.
     pub wire_operations: usize,
     pub latency: Latency,
-    /// Connections to the servers of the round's volumes.
+    /// Connections to the servers of the pass's volumes.
     pub wires: Wires,
     /// Bytes of blocks in flight.
     bytes_in_flight: u64,
     /// Whether this worker takes part; it acknowledges in any case.
     takes_part: bool,
-    /// Flushes of the round that were looked at.
+    /// Flushes of the pass that were looked at.
     flushes_seen: u64,
     open: Vec<OpenSegment>,
     next_segment: u64,
@@ -112,26 +112,26 @@ pub(crate) struct Share {
     busy: bool,
 }
 
-impl Share {
-    /// `served_bytes` is where the least served share of the worker stands: a new job does not starve the old ones.
+impl WorkerPass {
+    /// `served_bytes` is where the least served pass of the worker stands: a new job does not starve the old ones.
     /// The wires take `slots` operations at a time.
-    pub(crate) fn new(id: u32, round: Arc<Round>, served_bytes: u64, slots: usize) -> Self {
-        let takes_part = round.enter_lane();
+    pub(crate) fn new(id: u32, state: Arc<PassState>, served_bytes: u64, slots: usize) -> Self {
+        let takes_part = state.enter_lane();
         let wires = if takes_part {
-            Wires::new(&round.source, &round.destination, slots, round.terms.lanes)
+            Wires::new(&state.source, &state.destination, slots, state.terms.lanes)
         } else {
             Ok(Wires::default())
         };
         let (wires, takes_part) = match wires {
             Ok(wires) => (wires, takes_part),
             Err(error) => {
-                round.fail(error);
+                state.fail(error);
                 (Wires::default(), false)
             }
         };
         Self {
             id,
-            round,
+            state,
             served_bytes,
             in_flight: 0,
             late: 0,
@@ -161,7 +161,7 @@ impl Share {
 
     /// Whether it may have something to do.
     pub(crate) fn may_start(&self) -> bool {
-        self.takes_part && !self.round.is_halting() && !self.round.control.is_paused() && !self.round.is_shut()
+        self.takes_part && !self.state.is_halting() && !self.state.control.is_paused() && !self.state.is_shut()
     }
 
     fn decide(&mut self, now: Instant) -> Next {
@@ -178,7 +178,7 @@ impl Share {
             Admission::Granted => {
                 self.served_bytes += leaf.len();
                 self.bytes_in_flight += leaf.len();
-                Next::Block(self.open[index].take_block(leaf, &self.round))
+                Next::Block(self.open[index].take_block(leaf, &self.state))
             }
             Admission::Later(wait) => Next::Wait(wait),
             Admission::Full => Next::Nothing,
@@ -190,13 +190,13 @@ impl Share {
 
     /// A source block was read and is not all zeros, or may not be treated so: which of it to write.
     pub(crate) fn writable(&mut self, task: &BlockTask, map: DataMap, block_bytes: u32) -> DataMap {
-        let terms = &self.round.terms;
+        let terms = &self.state.terms;
         let len = u32::try_from(task.range.len()).expect("a leaf is at most a block");
         let everything = DataMap::all(len, block_bytes);
         if !terms.known_zero {
             // Zeros in between are written too; a leaf of nothing but zeros is requested, unless its end is unaligned.
-            let aligned = task.range.end().is_multiple_of(self.round.destination.zero_align);
-            let by_request = map.is_zero() && aligned && self.round.zeroing() != Zeroing::Data;
+            let aligned = task.range.end().is_multiple_of(self.state.destination.zero_align);
+            let by_request = map.is_zero() && aligned && self.state.zeroing() != Zeroing::Data;
             if by_request {
                 self.segment(task.segment).zeros.insert(task.range);
             }
@@ -217,7 +217,7 @@ impl Share {
     /// to be one.
     pub(crate) fn land(&mut self, task: &BlockTask, content: LeafContent) {
         // Zeros that were not known to be there, or are to be allocated, were written.
-        let is_left = self.round.terms.known_zero
+        let is_left = self.state.terms.known_zero
             && matches!(task.kind, BlockKind::Copy(FoundZeros::Skip | FoundZeros::GiveBack));
         let open = self.finish_block(task);
         if open.zeros.contains(task.range) {
@@ -225,10 +225,10 @@ impl Share {
             return;
         }
         if content == LeafContent::Zeros && is_left {
-            self.round.control.counters.skipped.fetch_add(task.range.len(), Relaxed);
+            self.state.control.counters.skipped.fetch_add(task.range.len(), Relaxed);
         }
         if content != LeafContent::Zeros {
-            self.round.control.note_data(task.read.start());
+            self.state.control.note_data(task.read.start());
         }
         self.landed.push(Landed { range: task.range, content, generation: task.generation });
         self.retire();
@@ -238,9 +238,9 @@ impl Share {
     pub(crate) fn compared(&mut self, task: &BlockTask, expected: LeafContent, same: bool) {
         self.finish_block(task);
         if same {
-            self.round.control.counters.verified.fetch_add(task.range.len(), Release);
+            self.state.control.counters.verified.fetch_add(task.range.len(), Release);
         } else {
-            self.round.differ(task.range);
+            self.state.differ(task.range);
         }
         self.landed.push(Landed { range: task.range, content: expected, generation: None });
         self.retire();
@@ -253,8 +253,8 @@ impl Share {
 
     /// A range was zeroed: the leaves that waited for it land.
     pub(crate) fn zeroed(&mut self, ZeroTask { segment, range, generation, .. }: ZeroTask) {
-        let known_zero = self.round.terms.known_zero;
-        let counters = &self.round.control.counters;
+        let known_zero = self.state.terms.known_zero;
+        let counters = &self.state.control.counters;
         let counter = if known_zero { &counters.skipped } else { &counters.zeroed };
         let open =
             self.open.iter_mut().find(|open| open.id == segment).expect("a segment stays open while requests are out");
@@ -272,10 +272,10 @@ impl Share {
     /// The destination cannot be zeroed by request in this way: it is done in the next way, or was not needed.
     pub(crate) fn not_zeroed(&mut self, task: ZeroTask) {
         // Zeros that are there already, and need not be allocated.
-        if self.round.terms.known_zero && task.mode == ZeroMode::Hole {
+        if self.state.terms.known_zero && task.mode == ZeroMode::Hole {
             return self.zeroed(task);
         }
-        self.round.give_up_zeroing(task.mode);
+        self.state.give_up_zeroing(task.mode);
         self.postpone_zero(task);
     }
 
@@ -290,7 +290,7 @@ impl Share {
 
     /// Whether this worker is to flush the destination.
     pub(crate) fn take_flush(&mut self) -> bool {
-        self.takes_part && self.round.take_flush(&mut self.flushes_seen)
+        self.takes_part && self.state.take_flush(&mut self.flushes_seen)
     }
 
     /// Looks after the connections. What is still in flight when the job has ended without it is given up.
@@ -298,40 +298,40 @@ impl Share {
         if self.is_abandoned() && self.in_flight > 0 {
             self.wires.abandon();
         }
-        self.wires.turn(now, self.round.is_given_up(), self.round.control.is_long_path());
+        self.wires.turn(now, self.state.is_given_up(), self.state.control.is_long_path());
     }
 
-    /// Passes what landed on to the round.
+    /// Passes what landed on to the pass.
     pub(crate) fn publish(&mut self) {
-        self.round.land(&mut self.landed);
+        self.state.land(&mut self.landed);
     }
 
     /// Acknowledges a halt once nothing is in flight.
     pub(crate) fn halt_if_asked(&mut self) {
-        if !self.halted && self.in_flight == 0 && self.round.is_halt_asked() {
+        if !self.halted && self.in_flight == 0 && self.state.is_halt_asked() {
             self.publish();
             self.open.clear();
             self.halted = true;
-            self.round.acknowledge_halt();
+            self.state.acknowledge_halt();
         }
     }
 
-    /// Whether the share is to be released, and can be.
+    /// Whether the pass is to be released, and can be.
     pub(crate) fn may_release(&self) -> bool {
-        self.halted && self.in_flight == 0 && self.round.is_release_asked() && self.wires.are_still()
+        self.halted && self.in_flight == 0 && self.state.is_release_asked() && self.wires.are_still()
     }
 
-    /// Forgets the round, and so its files, and says so after that.
+    /// Forgets the pass, and so its files, and says so after that.
     pub(crate) fn release(mut self) {
         self.wires.close();
-        let acknowledge = self.round.release(&self.latency);
+        let acknowledge = self.state.release(&self.latency);
         drop(self);
         acknowledge();
     }
 
     /// Whether the job has ended without waiting for what is in flight here. To be asked after releases were looked at.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.round.is_release_asked()
+        self.state.is_release_asked()
     }
 
     /// Whether it had something to do when it was last asked, and so may have more.
@@ -345,7 +345,7 @@ impl Share {
 
     /// Counts a block of an open segment as answered and gives its room back.
     fn finish_block(&mut self, task: &BlockTask) -> &mut OpenSegment {
-        self.round.control.leave(task.range.len());
+        self.state.control.leave(task.range.len());
         self.bytes_in_flight -= task.range.len();
         let open = self.segment(task.segment);
         open.outstanding -= 1;
@@ -358,10 +358,10 @@ impl Share {
         let open = self.open.iter_mut().find(|open| open.outstanding == 0 && !open.zeros.is_empty() && ripe(open))?;
         let range = open.zeros.iter().next().expect("not empty");
         open.zeros.remove(range);
-        match self.round.zeroing() {
+        match self.state.zeroing() {
             Zeroing::Request(mode) => {
                 open.outstanding += 1;
-                Some(Next::Zero(ZeroTask { segment: open.id, range, mode, generation: self.round.generation() }))
+                Some(Next::Zero(ZeroTask { segment: open.id, range, mode, generation: self.state.generation() }))
             }
             Zeroing::Data => {
                 // Start over with what waits for zeros, this time writing them.
@@ -370,7 +370,7 @@ impl Share {
                 self.next_segment += 1;
                 self.open.push(OpenSegment {
                     admitted: true,
-                    ..OpenSegment::new(id, Segment { range, work: Work::WriteZeros }, &self.round)
+                    ..OpenSegment::new(id, Segment { range, work: Work::WriteZeros }, &self.state)
                 });
                 self.retire();
                 None
@@ -390,44 +390,44 @@ impl Share {
         if waiting >= ZEROS_PER_JOB {
             return None;
         }
-        let segment = self.round.claim()?;
+        let segment = self.state.claim()?;
         let id = self.next_segment;
         self.next_segment += 1;
-        let open = OpenSegment::new(id, segment, &self.round);
+        let open = OpenSegment::new(id, segment, &self.state);
         // A request of its own takes no part in the windows, but is issued and will have to be recorded.
         let requested = open.zeros.bytes();
-        self.round.force_unrecorded(requested);
-        self.round.control.counters.issued.fetch_add(requested, Release);
+        self.state.force_unrecorded(requested);
+        self.state.control.counters.issued.fetch_add(requested, Release);
         self.open.push(open);
         self.open.iter().position(|open| open.cursor < open.range.end())
     }
 
     fn leaf_at(&self, index: usize) -> ByteRange {
         let open = &self.open[index];
-        let leaf = u64::from(self.round.terms.block_bytes);
+        let leaf = u64::from(self.state.terms.block_bytes);
         ByteRange::new(open.cursor, (open.cursor / leaf + 1).saturating_mul(leaf).min(open.range.end()))
     }
 
     /// Takes room for a leaf in the window in flight, then in what is not recorded yet, then from the rate limit.
     fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> Admission {
-        let (control, bytes) = (&self.round.control, leaf.len());
-        let part = control.pace() / self.round.terms.lanes.max(1) as u64;
+        let (control, bytes) = (&self.state.control, leaf.len());
+        let part = control.pace() / self.state.terms.lanes.max(1) as u64;
         let is_paced = self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > part;
         if is_paced || !control.enter(bytes) {
             return Admission::Full;
         }
-        if !admitted && !self.round.enter_unrecorded(bytes) {
+        if !admitted && !self.state.enter_unrecorded(bytes) {
             control.leave(bytes);
             return Admission::Unrecorded;
         }
         if let Err(wait) = control.bucket.take(bytes, now) {
             control.leave(bytes);
             if !admitted {
-                self.round.recorded(bytes);
+                self.state.recorded(bytes);
             }
             return Admission::Later(wait);
         }
-        if !admitted && self.round.terms.copies {
+        if !admitted && self.state.terms.copies {
             control.counters.issued.fetch_add(bytes, Release);
         }
         Admission::Granted
@@ -458,7 +458,7 @@ enum Admission {
 }
 
 impl OpenSegment {
-    fn new(id: u64, Segment { range, work }: Segment, round: &Round) -> Self {
+    fn new(id: u64, Segment { range, work }: Segment, state: &PassState) -> Self {
         let mut open = Self {
             id,
             range,
@@ -470,7 +470,7 @@ impl OpenSegment {
             zero_leaves: RangeSet::new(),
         };
         if matches!(open.work, Work::Zero) {
-            let request = zero_request(range, round);
+            let request = zero_request(range, state);
             open.cursor = request.end();
             open.zeros.insert(request);
             open.zero_leaves.insert(request);
@@ -478,9 +478,9 @@ impl OpenSegment {
         open
     }
 
-    fn take_block(&mut self, leaf: ByteRange, round: &Round) -> BlockTask {
+    fn take_block(&mut self, leaf: ByteRange, state: &PassState) -> BlockTask {
         let within = |read: ByteRange| read.intersect(leaf).unwrap_or(ByteRange::new(leaf.start(), leaf.start()));
-        let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(round.terms.block_bytes))
+        let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(state.terms.block_bytes))
             .expect("a segment has few leaves");
         let (read, kind) = match &self.work {
             Work::Copy { read, found } => (within(*read), BlockKind::Copy(*found)),
@@ -491,17 +491,17 @@ impl OpenSegment {
         };
         self.cursor = leaf.end();
         self.outstanding += 1;
-        BlockTask { segment: self.id, range: leaf, read, kind, generation: round.generation() }
+        BlockTask { segment: self.id, range: leaf, read, kind, generation: state.generation() }
     }
 }
 
 /// The part of a segment of zeros that can be requested: without the last leaf of the copy if its end is unaligned,
 /// which is written then, together with what lies behind it.
-fn zero_request(range: ByteRange, round: &Round) -> ByteRange {
-    if range.end().is_multiple_of(round.destination.zero_align) {
+fn zero_request(range: ByteRange, state: &PassState) -> ByteRange {
+    if range.end().is_multiple_of(state.destination.zero_align) {
         return range;
     }
-    let leaf = u64::from(round.terms.block_bytes);
+    let leaf = u64::from(state.terms.block_bytes);
     ByteRange::new(range.start(), (range.end() / leaf * leaf).max(range.start()))
 }
 
@@ -511,14 +511,14 @@ mod tests {
     use crate::channel::{Channel, Start};
     use crate::error::Side;
     use crate::job::control::Control;
+    use crate::job::pass_state::Terms;
     use crate::job::peer::Peer;
-    use crate::job::round::Terms;
     use crate::volume::Volume;
 
     const LEAF: u64 = 4096;
 
-    /// A share of a copy of two leaves to `peer`, of which the first holds data and the second zeros.
-    fn share(peer: &Arc<Peer>) -> Share {
+    /// A worker pass of a copy of two leaves to `peer`, of which the first holds data and the second zeros.
+    fn pass(peer: &Arc<Peer>) -> WorkerPass {
         let volume: Arc<dyn Volume> = Arc::<Peer>::clone(peer);
         let terms = Terms {
             size: 2 * LEAF,
@@ -534,44 +534,44 @@ mod tests {
         };
         let channel = |side| Channel::new(side, &volume, Start::Ring);
         let control = Arc::new(Control::new(None));
-        let round = Round::new(control, channel(Side::Source), channel(Side::Destination), terms);
+        let state = PassState::new(control, channel(Side::Source), channel(Side::Destination), terms);
         let data = ByteRange::new(0, LEAF);
         let copy = Segment { range: data, work: Work::Copy { read: data, found: FoundZeros::Skip } };
-        round.offer([copy, Segment { range: ByteRange::new(LEAF, 2 * LEAF), work: Work::Zero }]);
-        Share::new(0, Arc::new(round), 0, 1)
+        state.offer([copy, Segment { range: ByteRange::new(LEAF, 2 * LEAF), work: Work::Zero }]);
+        WorkerPass::new(0, Arc::new(state), 0, 1)
     }
 
     /// What a server acknowledged before it was restarted may be heard of after it.
     #[test]
     fn leaves_land_with_the_generation_in_which_they_were_started() {
         let peer = Arc::new(Peer::default());
-        let mut share = share(&peer);
-        let Next::Block(block) = share.next(Duration::ZERO) else { panic!("the first segment holds a block") };
-        assert!(matches!(share.next(Duration::ZERO), Next::Nothing), "the second one is claimed");
-        let Next::Zero(zero) = share.next(Duration::ZERO) else { panic!("and requested") };
+        let mut pass = pass(&peer);
+        let Next::Block(block) = pass.next(Duration::ZERO) else { panic!("the first segment holds a block") };
+        assert!(matches!(pass.next(Duration::ZERO), Next::Nothing), "the second one is claimed");
+        let Next::Zero(zero) = pass.next(Duration::ZERO) else { panic!("and requested") };
         peer.generation.store(1, Relaxed);
-        share.land(&block, LeafContent::Undigested);
-        share.zeroed(zero);
-        share.publish();
+        pass.land(&block, LeafContent::Undigested);
+        pass.zeroed(zero);
+        pass.publish();
         let mut landed = Vec::new();
-        share.round.collect(&mut landed);
+        pass.state.collect(&mut landed);
         assert_eq!(landed.iter().map(|landed| landed.generation).collect::<Vec<_>>(), [Some(0), Some(0)]);
-        assert_eq!(share.round.generation(), Some(1));
+        assert_eq!(pass.state.generation(), Some(1));
     }
 
     /// Whoever waits for releases may close the files, or take their lock, at once.
     #[test]
     fn a_release_is_acknowledged_when_the_files_are_held_no_more() {
-        let mut share = share(&Arc::new(Peer::default()));
-        let round = Arc::clone(&share.round);
-        assert!(!share.may_release());
-        share.halted = true;
-        round.ask_release();
-        assert!(share.may_release());
-        let acknowledge = round.release(&share.latency);
-        assert_eq!(round.released_workers(), 0);
+        let mut pass = pass(&Arc::new(Peer::default()));
+        let state = Arc::clone(&pass.state);
+        assert!(!pass.may_release());
+        pass.halted = true;
+        state.ask_release();
+        assert!(pass.may_release());
+        let acknowledge = state.release(&pass.latency);
+        assert_eq!(state.released_workers(), 0);
         acknowledge();
-        share.release();
-        assert_eq!((round.released_workers(), Arc::strong_count(&round)), (2, 1));
+        pass.release();
+        assert_eq!((state.released_workers(), Arc::strong_count(&state)), (2, 1));
     }
 }

@@ -1,11 +1,11 @@
 //! What a pass over two volumes is made of: the part of its start that touches nothing.
 //!
-//! The job's thread and the simulation build their rounds here, so that what is simulated is what runs.
+//! The job's thread and the simulation build their passes here, so that what is simulated is what runs.
 
-use super::conductor::{Conductor, Crew, Recording};
 use super::control::Control;
 use super::ledger::Ledger;
-use super::round::{Round, Terms};
+use super::pass_controller::{PassController, RecordingPolicy, WorkerInboxes};
+use super::pass_state::{PassState, Terms};
 use super::supply::{CloneSupply, CompareSupply, CopySupply, Expectation, Reserve, Supply, ZeroPlan};
 use crate::channel::{Channel, Start};
 use crate::error::Side;
@@ -19,12 +19,12 @@ use crate::volume::{KnownZero, Volume, VolumeKind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// A round that nobody leads yet.
+/// A pass that nobody leads yet.
 #[derive(Debug)]
-pub(crate) struct Pass {
-    pub round: Arc<Round>,
+pub(crate) struct PreparedPass {
+    pub pass: Arc<PassState>,
     supply: Box<dyn Supply>,
-    recording: Recording,
+    recording: RecordingPolicy,
     done: u64,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Pair<'a> {
     pub sparse: Sparse,
 }
 
-impl Pass {
+impl PreparedPass {
     /// The pass that copies, by `cores` workers whose slots hold `window_bytes`. Counts what was resumed.
     pub(crate) fn copy(
         spec: &CopySpec,
@@ -95,7 +95,7 @@ impl Pass {
             let reserve = reserve(spec.sparse, &*destination, route.destination);
             Box::new(CopySupply::new(source, destination, planner, leaf_bytes, zeros, spec.sparse, reserve))
         };
-        Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done }
+        Self { pass: Arc::new(PassState::new(Arc::clone(control), from, to, terms)), supply, recording, done }
     }
 
     /// The pass that compares, by `cores` workers.
@@ -116,14 +116,18 @@ impl Pass {
         let (from, to) = (channel(Side::Source, pair.reference), channel(Side::Destination, pair.target));
         let target = Arc::clone(pair.target);
         let supply = Box::new(CompareSupply::new(expectation, target, pair.size, pair.leaf, pair.sparse));
-        let recording =
-            Recording { every: CheckpointEvery::default(), flush_each: false, flush_last: false, may_lose: false };
-        Self { round: Arc::new(Round::new(Arc::clone(control), from, to, terms)), supply, recording, done: 0 }
+        let recording = RecordingPolicy {
+            every: CheckpointEvery::default(),
+            flush_each: false,
+            flush_last: false,
+            may_lose: false,
+        };
+        Self { pass: Arc::new(PassState::new(Arc::clone(control), from, to, terms)), supply, recording, done: 0 }
     }
 
-    /// Hands the round to the crew; the conductor leads it from there.
-    pub(crate) fn conducted<L: Ledger>(self, crew: &Crew, ledger: L, now: Instant) -> Conductor<L> {
-        Conductor::new(self.round, Arc::clone(crew), self.supply, ledger, self.recording, self.done, now)
+    /// Hands the pass to the workers; the pass controller leads it from there.
+    pub(crate) fn controlled<L: Ledger>(self, workers: &WorkerInboxes, ledger: L, now: Instant) -> PassController<L> {
+        PassController::new(self.pass, Arc::clone(workers), self.supply, ledger, self.recording, self.done, now)
     }
 }
 
@@ -131,19 +135,19 @@ fn count_resumed(control: &Control, size: u64, durable: &RangeSet, sync: Sync) {
     let (counters, done) = (&control.counters, durable.bytes());
     counters.planned.store(size, Relaxed);
     counters.resumed.store(done, Relaxed);
-    control.pass(done);
+    control.count_without_io(done);
     if sync == Sync::Yes {
         counters.durable.store(done, Relaxed);
         control.make_durable(durable.iter());
     }
 }
 
-fn recording(spec: &CopySpec, may_lose: bool) -> Recording {
+fn recording(spec: &CopySpec, may_lose: bool) -> RecordingPolicy {
     let sync = spec.sync == Sync::Yes;
     let is_checkpoint = sync && spec.checkpoint != Checkpoint::None;
     let every = if is_checkpoint { spec.checkpoint_every } else { CheckpointEvery::default() };
     // What is recorded is never done again. So it has to be stable, even if nobody asked for a checkpoint or a sync.
-    Recording { every, flush_each: is_checkpoint || may_lose, flush_last: sync, may_lose }
+    RecordingPolicy { every, flush_each: is_checkpoint || may_lose, flush_last: sync, may_lose }
 }
 
 /// How many of the workers take part: as many as get a connection to the servers of both sides. Makes these.

@@ -1,8 +1,8 @@
 //! One pass over a volume: what a job and the workers tell each other while blocks move.
 //!
-//! A copy is one round, a verification after it a second one. The conductor fills the queue of segments, workers claim
-//! from it and report leaves that landed. A round ends in two steps, each acknowledged by every worker: _halt_ (no new
-//! blocks, none in flight; only flushes may follow) and _release_ (the worker forgets the round, and so its files).
+//! A copy is one pass, a verification after it a second one. The pass controller fills the queue of segments, workers claim
+//! from it and report leaves that landed. A pass ends in two steps, each acknowledged by every worker: _halt_ (no new
+//! blocks, none in flight; only flushes may follow) and _release_ (the worker forgets the pass, and so its files).
 
 use super::control::Control;
 use crate::channel::{Channel, Start};
@@ -77,15 +77,15 @@ pub(crate) struct Landed {
     pub generation: Option<u64>,
 }
 
-/// What stays the same for a whole round.
+/// What stays the same for a whole pass.
 #[derive(Debug)]
 pub(crate) struct Terms {
     pub size: u64,
-    /// The block of the round, which is its leaf.
+    /// The block of the pass, which is its leaf.
     pub block_bytes: u32,
     /// Whether leaves are digested.
     pub digest: bool,
-    /// Whether every byte of the destination that this round does not write reads as zero.
+    /// Whether every byte of the destination that this pass does not write reads as zero.
     pub known_zero: bool,
     /// How the destination is zeroed, unless it can't.
     pub zero_mode: ZeroMode,
@@ -93,11 +93,11 @@ pub(crate) struct Terms {
     pub tail: Vec<u8>,
     /// Bytes that may be issued and not yet recorded.
     pub unrecorded_max: u64,
-    /// Whether the round copies, or only compares.
+    /// Whether the pass copies, or only compares.
     pub copies: bool,
     /// Workers that take part: as many as the servers of both sides let in.
     pub lanes: usize,
-    /// Segments left at which the conductor is asked for more.
+    /// Segments left at which the pass controller is asked for more.
     pub low_water: usize,
 }
 
@@ -110,7 +110,7 @@ pub(crate) enum Zeroing {
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Round {
+pub(crate) struct PassState {
     pub control: Arc<Control>,
     pub source: Channel,
     pub destination: Channel,
@@ -125,7 +125,7 @@ pub(crate) struct Round {
     halt: AtomicBool,
     halted: AtomicUsize,
     release: AtomicBool,
-    /// Counted when the worker holds the round no more.
+    /// Counted when the worker holds the pass no more.
     released: Arc<AtomicUsize>,
     /// Flushes asked for so far.
     flush: AtomicU64,
@@ -141,7 +141,7 @@ pub(crate) struct Round {
     latency: Mutex<Latency>,
 }
 
-impl Round {
+impl PassState {
     pub(crate) fn new(control: Arc<Control>, source: Channel, destination: Channel, terms: Terms) -> Self {
         let gate = control.gate().filter(|_| terms.copies).cloned();
         Self {
@@ -169,7 +169,7 @@ impl Round {
         }
     }
 
-    // What the conductor does.
+    // What the pass controller does.
 
     pub(crate) fn queued(&self) -> usize {
         lock(&self.segments).len()
@@ -225,7 +225,7 @@ impl Round {
         self.released.load(Acquire)
     }
 
-    /// Fails the round, unless it has failed before: the first error is the cause, later ones follow from it.
+    /// Fails the pass, unless it has failed before: the first error is the cause, later ones follow from it.
     pub(crate) fn fail(&self, error: Error) {
         lock(&self.failure).get_or_insert(error);
         self.failed.store(true, Release);
@@ -253,7 +253,7 @@ impl Round {
         self.halt.load(Acquire) || self.failed.load(Acquire) || self.control.cancelled().is_some()
     }
 
-    /// Whether the round will not be completed: nothing that is in flight is worth waiting for longer than it takes.
+    /// Whether the pass will not be completed: nothing that is in flight is worth waiting for longer than it takes.
     pub(crate) fn is_given_up(&self) -> bool {
         self.failed.load(Acquire) || self.control.cancelled().is_some() || self.is_release_asked()
     }
@@ -268,7 +268,7 @@ impl Round {
         self.lanes.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
     }
 
-    /// Whether the conductor has seen why and asks for the acknowledgement.
+    /// Whether the pass controller has seen why and asks for the acknowledgement.
     pub(crate) fn is_halt_asked(&self) -> bool {
         self.halt.load(Acquire)
     }
@@ -277,7 +277,7 @@ impl Round {
         self.release.load(Acquire)
     }
 
-    /// Claims the next segment; wakes the conductor when few are left.
+    /// Claims the next segment; wakes the pass controller when few are left.
     pub(crate) fn claim(&self) -> Option<Segment> {
         let mut segments = lock(&self.segments);
         let segment = segments.pop_front();
@@ -363,7 +363,7 @@ impl Round {
         self.control.notify();
     }
 
-    /// How the release is acknowledged, by a call of what is given back once the round has been let go of: whoever waits
+    /// How the release is acknowledged, by a call of what is given back once the pass has been let go of: whoever waits
     /// for all releases relies on it that nobody else holds the files, and their locks.
     pub(crate) fn release(&self, latency: &Latency) -> impl FnOnce() + use<> {
         lock(&self.latency).merge(latency);
