@@ -5,8 +5,8 @@
 
 use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};
-use crate::job::control::Control;
-use crate::job::facilities::Facilities;
+use crate::job::control::JobControl;
+use crate::job::engine_resources::EngineResources;
 use crate::job::pass_state::lock;
 use crate::job::{JobHandle, JobState, compare, copy};
 use crate::journal::JournalService;
@@ -49,8 +49,9 @@ pub struct EngineConfig {
     /// Slots per core, 1 to 256: the queue depth. Default: 8 MiB worth of blocks, at least 4, at most 64. More raises
     /// the memory, the latency of other users and of a cancel, and past the device's knee nothing else.
     pub depth: Option<usize>,
-    /// Upper bound for all buffers together, in bytes: lowers the depth, and leaves fewer spare slots. Default: no bound of
-    /// its own, and as many spare slots as usual ones, which take memory only in place of those whose device does not answer.
+    /// Upper bound for all buffers together, in bytes: lowers the depth, and leaves fewer spare slots. Default: no
+    /// bound of its own, and as many spare slots as usual ones, which take memory only in place of those whose device
+    /// does not answer.
     pub memory_bytes: Option<u64>,
     /// Which ring.
     pub face: Face,
@@ -61,7 +62,7 @@ pub struct EngineConfig {
 /// behind, with what they use.
 #[derive(Debug)]
 pub struct Engine {
-    facilities: Arc<Facilities>,
+    resources: Arc<EngineResources>,
     /// Jobs with their threads, the ended ones until the next submission.
     jobs: Mutex<Vec<(Arc<JobState>, JoinHandle<()>)>>,
     workers: Vec<WorkerThread>,
@@ -138,8 +139,8 @@ impl Engine {
         };
         let journals = journals.inspect_err(|_| inboxes.iter().for_each(|inbox| inbox.stop()))?;
         let window_bytes = u64::from(block_bytes) * (layout.slots.usual * cores) as u64;
-        let facilities = Facilities { workers: inboxes, journals, block_bytes, window_bytes, threads, syscalls };
-        Ok(Self { facilities: Arc::new(facilities), jobs: Mutex::default(), workers })
+        let resources = EngineResources { workers: inboxes, journals, block_bytes, window_bytes, threads, syscalls };
+        Ok(Self { resources: Arc::new(resources), jobs: Mutex::default(), workers })
     }
 
     /// Starts a copy. Everything that can go wrong with it is in its report.
@@ -152,37 +153,37 @@ impl Engine {
     /// with it is in its report.
     #[must_use]
     pub fn submit_supervised(&self, spec: CopySpec, supervision: Supervision) -> JobHandle {
-        let control = Control::gated(spec.limit_bytes_per_second, supervision.gate.clone());
-        self.spawn(control, move |facilities, job| copy::copy(&spec, supervision, facilities, job))
+        let control = JobControl::gated(spec.limit_bytes_per_second, supervision.gate.clone());
+        self.spawn(control, move |resources, job| copy::copy(&spec, supervision, resources, job))
     }
 
     /// Starts a comparison. Everything that can go wrong with it is in its report.
     #[must_use]
     pub fn verify(&self, spec: VerifySpec) -> JobHandle {
-        self.spawn(Control::new(spec.limit_bytes_per_second), move |facilities, job| {
-            compare::verify(&spec, facilities, job)
+        self.spawn(JobControl::new(spec.limit_bytes_per_second), move |resources, job| {
+            compare::verify(&spec, resources, job)
         })
     }
 
     /// The number of workers.
     #[must_use]
     pub fn cores(&self) -> usize {
-        self.facilities.workers.len()
+        self.resources.workers.len()
     }
 
     /// Gives the job a thread of its own.
     fn spawn(
         &self,
-        control: Control,
-        body: impl FnOnce(&Facilities, &JobState) -> Report + Send + 'static,
+        control: JobControl,
+        body: impl FnOnce(&EngineResources, &JobState) -> Report + Send + 'static,
     ) -> JobHandle {
         let job = Arc::new(JobState::new(Arc::new(control), self.cores()));
         let handle = JobHandle::new(Arc::clone(&job));
-        let (facilities, shared) = (Arc::clone(&self.facilities), Arc::clone(&job));
+        let (resources, shared) = (Arc::clone(&self.resources), Arc::clone(&job));
         let spawned = std::thread::Builder::new().name("job".to_owned()).spawn(move || {
-            let end = EndOfJob { job: &shared, cores: facilities.workers.len() };
-            let report = body(&facilities, &shared);
-            drop(facilities);
+            let end = EndOfJob { job: &shared, cores: resources.workers.len() };
+            let report = body(&resources, &shared);
+            drop(resources);
             end.with(report);
             shared.settle();
         });
@@ -232,7 +233,7 @@ impl Drop for Engine {
                 let _ = thread.join();
             }
         }
-        self.facilities.workers.iter().for_each(|inbox| inbox.stop());
+        self.resources.workers.iter().for_each(|inbox| inbox.stop());
         for WorkerThread { thread, ended } in self.workers.drain(..) {
             match lock(&ended).recv_timeout(DRAIN_LIMIT) {
                 // A thread ends, for the kernel, when its operations are answered.

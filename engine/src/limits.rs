@@ -44,9 +44,9 @@ pub(crate) const CLONE_BYTES_MAX: u64 = 1 << 30;
 
 /// Checkpoint at the latest after so many bytes: at most this much is copied again after a crash.
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 << 20;
-/// Leaves that landed and are not recorded: past this a record is made whatever their bytes, past twice this no more
+/// Leaves that were written and are not recorded: past this a record is made whatever their bytes, past twice this no more
 /// are looked for. About 4 MiB.
-pub(crate) const LANDED_MAX: usize = 32 << 10;
+pub(crate) const WRITTEN_RANGES_MAX: usize = 32 << 10;
 /// Runs of what a job says is durable at most: the shorter ones are left out. Small enough to be sent and kept anywhere;
 /// a copy rarely has more than segments in hand.
 pub(crate) const DURABLE_RUNS_MAX: usize = 256;

@@ -1,9 +1,9 @@
 //! Shows names and foreign text to people, and keeps a terminal safe from both.
 //!
-//! A name is bytes. [`Shown::shown`] writes it so that it can be read and told from every other name: printable UTF-8 stands
-//! as it is, a backslash is `\\`, a newline, tab and carriage return are `\n`, `\t` and `\r`, and every other byte is
-//! `\xNN`: a control character, one that changes the direction or the width of text, and what is no UTF-8. Different names
-//! are shown differently, and `printf '%b'` gives the bytes back.
+//! A name is bytes. [`Shown::shown`] writes it so that it can be read and told from every other name: printable UTF-8
+//! stands as it is, a backslash is `\\`, a newline, tab and carriage return are `\n`, `\t` and `\r`, and every other
+//! byte is `\xNN`: a control character, one that changes the direction or the width of text, and what is no UTF-8.
+//! Different names are shown differently, and `printf '%b'` gives the bytes back.
 //!
 //! [`line()`] is the last gate before a terminal or a log. It takes whole sentences, in which names are shown already, and
 //! escapes in the same way what is still not printable: the words of a server, an argument as it was typed. Backslashes

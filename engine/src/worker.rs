@@ -208,7 +208,7 @@ impl<R: Ring> Worker<R> {
         }
         for state in lock(&self.inbox.passes).drain(..) {
             assert!(
-                state.terms.block_bytes as usize <= self.block_bytes,
+                state.params.block_bytes as usize <= self.block_bytes,
                 "the engine refuses blocks larger than its slots"
             );
             let served = self.passes.iter().map(|pass| pass.served_bytes).min().unwrap_or(0);
@@ -338,7 +338,7 @@ impl<R: Ring> Worker<R> {
             BlockKind::WriteZeros => {
                 block[..whole.len as usize].fill(0);
                 fill_tail(&mut block, &task, state);
-                Slot::write(DataMap::all(whole.len, state.terms.block_bytes), state.destination.align)
+                Slot::write(DataMap::all(whole.len, state.params.block_bytes), state.destination.align)
             }
         };
         self.slots[index] =
@@ -382,7 +382,7 @@ impl<R: Ring> Worker<R> {
             Action::Land => {
                 let took = self.now.saturating_sub(in_slot.started);
                 pass.state.control.note_block(in_slot.task.range.len(), took);
-                pass.land(&in_slot.task, in_slot.content);
+                pass.block_written(&in_slot.task, in_slot.content);
                 let id = in_slot.pass;
                 return self.release(index, id, block);
             }
@@ -610,7 +610,7 @@ impl<R: Ring> Worker<R> {
         let pass = pass_of(&mut self.passes, pass);
         pass.in_flight -= 1;
         pass.latency.record(Timed::Flush, self.now.saturating_sub(since));
-        let whole = ByteRange::new(0, pass.state.terms.size);
+        let whole = ByteRange::new(0, pass.state.params.size);
         pass.state.set_flushed(
             result.map(drop).map_err(|errno| pass.state.destination.fault(Operation::Flush, whole, Fault::Os(errno))),
         );

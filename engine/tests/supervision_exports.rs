@@ -96,8 +96,8 @@ fn open_gate() -> (Arc<Gate>, Supervision) {
     (gate, supervision)
 }
 
-/// A copy that has begun to write and is far from its end, and its gate. Its blocks are so small that a socket takes each of
-/// them at once: none is half sent when the gate closes.
+/// A copy that has begun to write and is far from its end, and its gate. Its blocks are so small that a socket takes
+/// each of them at once: none is half sent when the gate closes.
 fn on_its_way(engine: &Engine, folder: &Path, to: &Server) -> (JobHandle, Arc<Gate>) {
     let (gate, supervision) = open_gate();
     let limit_bytes_per_second = Some(8 * MIB);

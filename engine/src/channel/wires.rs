@@ -43,15 +43,17 @@ impl WireOp {
 }
 
 impl Wires {
-    /// Wires for the channels that need them, for at most `slots` operations each, of one of `lanes` workers.
+    /// Wires for the channels that need them, for at most `slots` operations each, of one of that many workers.
     ///
     /// # Errors
     /// `EOverloaded`: no memory for their buffers.
-    pub(crate) fn new(source: &Channel, destination: &Channel, slots: usize, lanes: usize) -> Result<Self> {
+    pub(crate) fn new(source: &Channel, destination: &Channel, slots: usize, workers: usize) -> Result<Self> {
         let wires = |link: Option<Arc<Link>>| -> Result<Vec<Wire>> {
             let Some(link) = link else { return Ok(Vec::new()) };
             let rank = |index| if index == 0 { Rank::First } else { Rank::Spare };
-            (0..link.wires(lanes)).map(|index| Wire::new(Arc::clone(&link), rank(index), slots)).collect()
+            (0..link.connections_per_worker(workers))
+                .map(|index| Wire::new(Arc::clone(&link), rank(index), slots))
+                .collect()
         };
         let (from, to) = (source.link(), destination.link());
         // An export that is compared with a receipt stands for both; its server may let in one client only.

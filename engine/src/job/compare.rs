@@ -1,13 +1,13 @@
 //! A comparison, of its own or at the end of a copy.
 
 use super::JobState;
-use super::account::Account;
-use super::control::Control;
+use super::control::JobControl;
 use super::copy::wall_clock_ns;
-use super::facilities::Facilities;
-use super::ledger::{FileLedger, Ledger};
-use super::prepared_pass::{Pair, PreparedPass};
-use super::supply::Expectation;
+use super::engine_resources::EngineResources;
+use super::prepared_pass::{ComparedVolumes, PreparedPass};
+use super::recorder::{JournalRecorder, Recorder};
+use super::report_builder::ReportBuilder;
+use super::segments::Expectation;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::journal::{Header, JournalReader, Place};
 use crate::limits::BLOCK_BYTES_DIRECT;
@@ -16,26 +16,27 @@ use crate::ring::clock;
 use crate::shown::Shown;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
 use crate::volume::{
-    Means, Reading, Volume, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block, refuse_streams,
+    Reading, Volume, VolumeAccess, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block,
+    refuse_streams,
 };
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Runs a comparison to its end.
-pub(crate) fn verify(spec: &VerifySpec, facilities: &Facilities, job: &JobState) -> Report {
-    let mut account = Account::open(facilities, job);
-    let outcome = compare(spec, facilities, &job.control, &mut account);
-    account.close(outcome)
+pub(crate) fn verify(spec: &VerifySpec, resources: &EngineResources, job: &JobState) -> Report {
+    let mut report = ReportBuilder::open(resources, job);
+    let outcome = compare(spec, resources, &job.control, &mut report);
+    report.close(outcome)
 }
 
-impl Account<'_> {
+impl ReportBuilder<'_> {
     /// A pass that compares. Gives the root of what both hold, unless they differ.
     pub(crate) fn compare(
         &mut self,
-        facilities: &Facilities,
-        control: &Arc<Control>,
-        pair: &Pair<'_>,
+        resources: &EngineResources,
+        control: &Arc<JobControl>,
+        pair: &ComparedVolumes<'_>,
         expectation: Expectation,
     ) -> Result<Option<[u8; 32]>> {
         let header = Header {
@@ -46,22 +47,22 @@ impl Account<'_> {
             digest: DigestKind::Xxh3,
             started_ns: wall_clock_ns(),
         };
-        let ledger = FileLedger::new(facilities.journals.create(Place::Scratch, &header)?, Arc::clone(control));
-        let prepared_pass = PreparedPass::compare(pair, expectation, facilities.workers.len(), control);
+        let recorder = JournalRecorder::new(resources.journals.create(Place::Scratch, &header)?, Arc::clone(control));
+        let prepared_pass = PreparedPass::compare(pair, expectation, resources.workers.len(), control);
         let pass = Arc::clone(&prepared_pass.pass);
-        let controller = prepared_pass.controlled(&facilities.workers, ledger, clock());
-        let ledger = self.run_pass(&pass, controller)?;
+        let controller = prepared_pass.controlled(&resources.workers, recorder, clock());
+        let recorder = self.run_pass(&pass, controller)?;
         self.differences = pass.differences();
-        if self.differences.is_empty() { ledger.reader()?.root() } else { Ok(None) }
+        if self.differences.is_empty() { recorder.reader()?.root() } else { Ok(None) }
     }
 }
 
 /// A comparison of its own.
 fn compare(
     spec: &VerifySpec,
-    facilities: &Facilities,
-    control: &Arc<Control>,
-    account: &mut Account<'_>,
+    resources: &EngineResources,
+    control: &Arc<JobControl>,
+    report: &mut ReportBuilder<'_>,
 ) -> Result<()> {
     spec.check()?;
     let cancelled = || control.cancelled().is_some();
@@ -71,23 +72,23 @@ fn compare(
         cancelled: &cancelled,
         ..Reading::new(spec.direct)
     };
-    let means = Means::on(control.leash());
+    let access = VolumeAccess::on(control.leash());
     let (reference, receipt) = match &spec.reference {
         Reference::Volume(locator) => (Some((locator, Side::Source)), None),
         Reference::Receipt(path) => (None, Some(path.as_path())),
     };
     let volumes: Vec<_> = reference.into_iter().chain([(&spec.volume, Side::Destination)]).collect();
-    refuse_streams(&volumes, &[receipt], &means)?;
-    let target = open_verified_by(&spec.volume, Side::Destination, &how, &means)?;
-    account.opened(&target);
-    let usual = BLOCK_BYTES_DIRECT.min(facilities.block_bytes);
+    refuse_streams(&volumes, &[receipt], &access)?;
+    let target = open_verified_by(&spec.volume, Side::Destination, &how, &access)?;
+    report.add_volume(&target);
+    let usual = BLOCK_BYTES_DIRECT.min(resources.block_bytes);
     let (reference, size, leaf, expectation) = match &spec.reference {
         Reference::Volume(locator) => {
-            let reference = open_source_by(locator, &how, &means)?;
-            account.opened(&reference);
+            let reference = open_source_by(locator, &how, &access)?;
+            report.add_volume(&reference);
             let size = reference.size_bytes();
             let chosen = choose_block(spec.block_size, false, [&*reference, &*target])?.unwrap_or(usual);
-            let wanted = if spec.block_size.is_none() { chosen.min(facilities.block_bytes) } else { chosen };
+            let wanted = if spec.block_size.is_none() { chosen.min(resources.block_bytes) } else { chosen };
             (Arc::clone(&reference), size, wanted, Expectation::Volume(reference))
         }
         Reference::Receipt(path) => {
@@ -98,22 +99,22 @@ fn compare(
             (Arc::clone(&target), size_bytes, leaf_bytes, Expectation::Journal(Box::new(receipt), None))
         }
     };
-    facilities.refuse_block(leaf)?;
-    account.block_bytes = leaf;
-    account.name_path(path(account.ring(), &*reference, &*target));
+    resources.refuse_block(leaf)?;
+    report.block_bytes = leaf;
+    report.name_path(path(report.ring(), &*reference, &*target));
     control.counters.planned.store(size, Relaxed);
     check_sizes(&spec.reference, &*reference, &*target, size)?;
     check_ends(&*reference, &*target)?;
-    account.verified_from = Some(target.evict()?);
-    let root = account.compare(
-        facilities,
+    report.verified_from = Some(target.evict()?);
+    let root = report.compare(
+        resources,
         control,
-        &Pair { reference: &reference, target: &target, size, leaf, sparse: spec.sparse },
+        &ComparedVolumes { reference: &reference, target: &target, size, leaf, sparse: spec.sparse },
         expectation,
     )?;
     check_ends(&*reference, &*target)?;
-    account.digest = root;
-    account.digest_reason = root.is_none().then(|| "the volumes differ".to_owned());
+    report.digest = root;
+    report.digest_reason = root.is_none().then(|| "the volumes differ".to_owned());
     Ok(())
 }
 

@@ -2,16 +2,16 @@
 //!
 //! The cancellation token is one atomic that keeps the first reason given. Whoever reads several counters reads the
 //! later stage first, so that `issued >= written >= durable` holds in what they see. Counters grow, but for what a
-//! destination may have lost, which is taken back from `issued` and `landed` until it is moved once more.
+//! destination may have lost, which is taken back from `issued` and `acknowledged` until it is moved once more.
 
 use super::Reason;
+use super::durable_sample::DurableSample;
 use super::pass_state::lock;
-use super::sample::DurableSample;
 use crate::extent::{ByteRange, RangeSet};
 use crate::gate::Gate;
 use crate::limits::DURABLE_RUNS_MAX;
 use crate::nbd::leash::Leash;
-use crate::pipeline::bucket::Bucket;
+use crate::pipeline::rate_limiter::RateLimiter;
 use crate::progress::{Bytes, Progress};
 use crate::ring::{Instant, clock};
 use crate::supervision::VolumeEvidence;
@@ -31,7 +31,7 @@ const REQUESTS_KEPT: usize = 64;
 pub(crate) struct Counters {
     pub planned: AtomicU64,
     pub issued: AtomicU64,
-    pub landed: AtomicU64,
+    pub acknowledged: AtomicU64,
     pub durable: AtomicU64,
     pub verified: AtomicU64,
     pub read: AtomicU64,
@@ -45,14 +45,14 @@ pub(crate) struct Counters {
 
 /// What steers a job from outside, and what it shows.
 #[derive(Debug)]
-pub(crate) struct Control {
+pub(crate) struct JobControl {
     /// 0, or one more than the position of the first reason in [`Reason::ALL`].
     reason: AtomicU8,
     /// When the stop was asked for, and when the job's thread was last seen between two calls, in ns of the rings' clock.
     asked_ns: AtomicU64,
     seen_ns: AtomicU64,
     paused: AtomicBool,
-    pub bucket: Bucket,
+    pub rate_limiter: RateLimiter,
     pub counters: Counters,
     /// Bytes that may be in flight; `u64::MAX` unless a protection narrows it.
     window: AtomicU64,
@@ -65,15 +65,15 @@ pub(crate) struct Control {
     pub path: OnceLock<String>,
     /// The journal that a later run can go on from, once there is one.
     pub journal: OnceLock<String>,
-    /// Where data landed last, plus one; 0: nowhere yet.
+    /// Where data was written last, plus one; 0: nowhere yet.
     sample: AtomicU64,
-    /// What [`Control::progress`] has said, which never falls.
+    /// What [`JobControl::progress`] has said, which never falls.
     shown_issued: AtomicU64,
     shown_written: AtomicU64,
     /// How long the last requests to servers took, in us, and how many there were: for whoever keeps that low.
     requests: [AtomicU32; REQUESTS_KEPT],
     requests_made: AtomicUsize,
-    /// The shortest time that a block took lately, in us; `u32::MAX`: none has landed.
+    /// The shortest time that a block took lately, in us; `u32::MAX`: none was written.
     quickest_us: AtomicU32,
     moved: AtomicU64,
     /// Holds the gate and the connections to servers.
@@ -88,7 +88,7 @@ pub(crate) struct Control {
     waiting_thread: OnceLock<Thread>,
 }
 
-impl Control {
+impl JobControl {
     pub(crate) fn new(limit_bytes_per_second: Option<u64>) -> Self {
         Self::gated(limit_bytes_per_second, None)
     }
@@ -100,7 +100,7 @@ impl Control {
             asked_ns: AtomicU64::new(0),
             seen_ns: AtomicU64::new(0),
             paused: AtomicBool::new(false),
-            bucket: Bucket::new(limit_bytes_per_second),
+            rate_limiter: RateLimiter::new(limit_bytes_per_second),
             counters: Counters::default(),
             window: AtomicU64::new(u64::MAX),
             pace: AtomicU64::new(u64::MAX),
@@ -152,12 +152,12 @@ impl Control {
     }
 
     /// Leaves that are durable by now.
-    pub(crate) fn make_known(&self, sample: &DurableSample) {
+    pub(crate) fn add_durable_sample(&self, sample: &DurableSample) {
         lock(&self.sampled).absorb(sample);
     }
 
     /// What the source is.
-    pub(crate) fn reads(&self, source: String) {
+    pub(crate) fn set_source_identity(&self, source: String) {
         let _ = self.source.set(source);
     }
 
@@ -166,7 +166,7 @@ impl Control {
         VolumeEvidence { source: self.source.get().cloned(), leaves: lock(&self.sampled).leaves() }
     }
 
-    /// Makes the calling thread the one that [`Control::notify`] wakes.
+    /// Makes the calling thread the one that [`JobControl::notify`] wakes.
     pub(crate) fn notified_here(&self) {
         let _ = self.waiting_thread.set(std::thread::current());
     }
@@ -189,7 +189,7 @@ impl Control {
     }
 
     /// The job's thread is here, and not in a call that may never return.
-    pub(crate) fn seen(&self) {
+    pub(crate) fn note_alive(&self) {
         self.seen_ns.store(nanos(clock()), Relaxed);
     }
 
@@ -245,19 +245,19 @@ impl Control {
         }
     }
 
-    /// Bytes of blocks that have landed: what servers and devices had to do with.
+    /// Bytes of blocks that were written: what servers and devices had to do with.
     pub(crate) fn moved(&self) -> u64 {
         self.moved.load(Relaxed)
     }
 
-    /// The quickest block since the last call, if any has landed.
+    /// The quickest block since the last call, if any was written.
     pub(crate) fn take_quickest(&self) -> Option<Duration> {
         let us = self.quickest_us.swap(u32::MAX, Relaxed);
         (us != u32::MAX).then(|| Duration::from_micros(us.into()))
     }
 
     /// Takes room for `bytes` in the window; the first block always fits, so that a copy never starves.
-    pub(crate) fn enter(&self, bytes: u64) -> bool {
+    pub(crate) fn enter_window(&self, bytes: u64) -> bool {
         let window = self.window.load(Relaxed);
         let entered = self.in_flight.fetch_update(Relaxed, Relaxed, |before| {
             (before == 0 || before.saturating_add(bytes) <= window).then_some(before + bytes)
@@ -269,7 +269,7 @@ impl Control {
     }
 
     /// Gives room back.
-    pub(crate) fn leave(&self, bytes: u64) {
+    pub(crate) fn leave_window(&self, bytes: u64) {
         self.in_flight.fetch_sub(bytes, Relaxed);
     }
 
@@ -287,10 +287,10 @@ impl Control {
         self.sample.load(Relaxed).checked_sub(1)
     }
 
-    /// Takes bytes back that were counted up to `landed`: they are to be moved once more. [`Control::progress`] shows
-    /// the most there ever was.
+    /// Takes bytes back that were counted up to `acknowledged`: they are to be moved once more.
+    /// [`JobControl::progress`] shows the most there ever was.
     pub(crate) fn take_back(&self, bytes: u64) {
-        self.counters.landed.fetch_sub(bytes, Release);
+        self.counters.acknowledged.fetch_sub(bytes, Release);
         self.counters.issued.fetch_sub(bytes, Release);
     }
 
@@ -308,17 +308,17 @@ impl Control {
         (made, (first..made).map(took))
     }
 
-    /// Counts bytes that need no I/O through all stages up to `landed`.
+    /// Counts bytes that need no I/O through all stages up to `acknowledged`.
     pub(crate) fn count_without_io(&self, bytes: u64) {
         self.counters.issued.fetch_add(bytes, Release);
-        self.counters.landed.fetch_add(bytes, Release);
+        self.counters.acknowledged.fetch_add(bytes, Release);
     }
 
     /// Where the job stands.
     pub(crate) fn progress(&self) -> Progress {
         let counters = &self.counters;
         let (durable, verified) = (counters.durable.load(Acquire), counters.verified.load(Acquire));
-        let written = most(&self.shown_written, counters.landed.load(Acquire));
+        let written = most(&self.shown_written, counters.acknowledged.load(Acquire));
         let issued = most(&self.shown_issued, counters.issued.load(Acquire).max(written));
         let planned = counters.planned.load(Acquire);
         let rate = counters.rate.load(Relaxed);
@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn the_first_reason_holds() {
-        let control = Control::new(None);
+        let control = JobControl::new(None);
         assert_eq!(control.cancelled(), None);
         control.cancel(Reason::LeaseLost);
         control.cancel(Reason::UserCancel);
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_silent_from_the_stop_or_its_last_sign_on() {
-        let control = Control::new(None);
+        let control = JobControl::new(None);
         let late = clock() + Duration::from_secs(100);
         assert_eq!(control.silent_after_stop(late), None, "nobody asked for a stop");
         control.cancel(Reason::UserCancel);
@@ -377,14 +377,14 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
         control.cancel(Reason::LeaseLost);
         assert_eq!(control.silent_after_stop(late), Some(silent), "the first stop counts");
-        control.seen();
+        control.note_alive();
         assert!(control.silent_after_stop(late).expect("as before") < silent);
         assert_eq!(control.silent_after_stop(Duration::ZERO), Some(Duration::ZERO));
     }
 
     #[test]
     fn the_last_requests_are_remembered() {
-        let control = Control::new(None);
+        let control = JobControl::new(None);
         let us = Duration::from_micros;
         (0..5).for_each(|took| control.note_request(us(took)));
         let (made, took) = control.requests_after(3);
@@ -395,12 +395,12 @@ mod tests {
 
     #[test]
     fn a_window_smaller_than_a_block_lets_one_through() {
-        let control = Control::new(None);
+        let control = JobControl::new(None);
         control.set_window(10);
-        assert!(control.enter(100));
-        assert!(!control.enter(1));
-        control.leave(100);
-        assert!(control.enter(5) && control.enter(5) && !control.enter(1));
+        assert!(control.enter_window(100));
+        assert!(!control.enter_window(1));
+        control.leave_window(100);
+        assert!(control.enter_window(5) && control.enter_window(5) && !control.enter_window(1));
         assert_eq!(control.window_max(), 100);
     }
 }

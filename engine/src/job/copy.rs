@@ -1,17 +1,17 @@
 //! A copy from its spec to its report: what the job's thread does, in order.
 
 use super::JobState;
-use super::account::Account;
-use super::control::Control;
-use super::evidence::Evidence;
-use super::facilities::Facilities;
-use super::ledger::{FileLedger, Ledger};
-use super::oversight::{Oversight, record_undigested};
-use super::prepared_pass::{CopyStart, Pair, PreparedPass};
+use super::content_check::ContentCheck;
+use super::control::JobControl;
+use super::durable_sample::DurableSample;
+use super::engine_resources::EngineResources;
+use super::prepared_pass::{ComparedVolumes, CopyInputs, PreparedPass};
 use super::protection::Protection;
-use super::sample::DurableSample;
-use super::start::{Prepared, prepare};
-use super::supply::Expectation;
+use super::recorder::{JournalRecorder, Recorder};
+use super::report_builder::ReportBuilder;
+use super::segments::Expectation;
+use super::start::{PreparedCopy, prepare};
+use super::supervised_copy::{SupervisedCopy, record_undigested};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Place};
@@ -29,31 +29,31 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs a copy to its end.
-pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, facilities: &Facilities, job: &JobState) -> Report {
-    let mut account = Account::open(facilities, job);
+pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, resources: &EngineResources, job: &JobState) -> Report {
+    let mut report = ReportBuilder::open(resources, job);
     let outcome = Copy {
         spec,
-        oversight: Oversight::new(supervision, job.control.leash()),
+        supervised: SupervisedCopy::new(supervision, job.control.leash()),
         claims: false,
-        facilities,
+        resources,
         control: &job.control,
-        account: &mut account,
+        report: &mut report,
         marker: None,
         protection: None,
     }
     .run();
-    account.close(outcome)
+    report.close(outcome)
 }
 
 /// A copy under way.
 struct Copy<'a, 'b> {
     spec: &'a CopySpec,
-    oversight: Oversight,
+    supervised: SupervisedCopy,
     /// Whether a part of it is known to be durable by hearsay.
     claims: bool,
-    facilities: &'a Facilities,
-    control: &'a Arc<Control>,
-    account: &'b mut Account<'a>,
+    resources: &'a EngineResources,
+    control: &'a Arc<JobControl>,
+    report: &'b mut ReportBuilder<'a>,
     /// The journal of a copy that records nothing in it.
     marker: Option<JournalFile>,
     /// Until the end: a verification reads as much as the copy did.
@@ -65,22 +65,22 @@ impl Copy<'_, '_> {
         let CopySpec { source, destination, checkpoint, receipt, .. } = self.spec;
         let checkpoint = if let Checkpoint::File(path) = checkpoint { Some(path.as_path()) } else { None };
         let volumes = [(source, Side::Source), (destination, Side::Destination)];
-        refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.oversight.means)?;
+        refuse_streams(&volumes, &[checkpoint, receipt.as_deref()], &self.supervised.access)?;
         if self.was_finished()? {
             return Ok(());
         }
         let control = Arc::clone(self.control);
         let prepared =
-            prepare(&fitted(self.spec, self.facilities)?, &self.oversight, &self.facilities.journals, &|| {
+            prepare(&fitted(self.spec, self.resources)?, &self.supervised, &self.resources.journals, &|| {
                 control.cancelled().is_some()
             })?;
-        [&prepared.source, &prepared.destination].into_iter().for_each(|volume| self.account.opened(volume));
-        self.facilities.refuse_block(prepared.leaf_bytes)?;
-        self.account.block_bytes = prepared.leaf_bytes;
-        self.account.route(&prepared.route);
+        [&prepared.source, &prepared.destination].into_iter().for_each(|volume| self.report.add_volume(volume));
+        self.resources.refuse_block(prepared.leaf_bytes)?;
+        self.report.block_bytes = prepared.leaf_bytes;
+        self.report.route(&prepared.route);
         if let Checkpoint::File(path) = &self.spec.checkpoint {
             let path = self.control.journal.get_or_init(|| path.shown().to_string());
-            self.account.journal = Some(path.clone());
+            self.report.journal = Some(path.clone());
         }
         let (source, destination) = (Arc::clone(&prepared.source), Arc::clone(&prepared.destination));
         let (created, leaf_bytes) = (prepared.created, prepared.leaf_bytes);
@@ -90,28 +90,28 @@ impl Copy<'_, '_> {
             for leaf in earlier.telling_leaves().take(SAMPLE_LEAVES_MAX) {
                 known.add_run(&leaf?, leaf_bytes.into());
             }
-            control.make_known(&known);
+            control.add_durable_sample(&known);
         }
-        control.make_known(&self.oversight.known());
-        control.reads(source_identity(&*source, self.spec.changed_since.as_deref()).to_text());
-        let ledger = self.move_blocks(prepared)?;
+        control.add_durable_sample(&self.supervised.known());
+        control.set_source_identity(source_identity(&*source, self.spec.changed_since.as_deref()).to_text());
+        let recorder = self.move_blocks(prepared)?;
         let checked = destination.check_in_place().and_then(|()| {
             if self.spec.sync == Sync::Yes && created {
                 destination.sync_parent()?;
             }
-            let root = ledger.reader()?.root()?;
+            let root = recorder.reader()?.root()?;
             match self.spec.verify {
-                Verify::Yes => Ok(self.check(ledger.reader()?, &source, &destination, leaf_bytes)?.or(root)),
+                Verify::Yes => Ok(self.check(recorder.reader()?, &source, &destination, leaf_bytes)?.or(root)),
                 Verify::No => Ok(root),
             }
         });
         match checked {
             Ok(root) => {
                 self.name_digest(root);
-                self.finish(ledger, root)
+                self.finish(recorder, root)
             }
             Err(error) => {
-                self.account.leave(ledger);
+                self.report.close_as_checkpoint(recorder);
                 Err(error)
             }
         }
@@ -132,8 +132,8 @@ impl Copy<'_, '_> {
         let cancelled = || control.cancelled().is_some();
         let direct = if self.spec.path == PathChoice::Inline { Direct::No } else { self.spec.direct };
         let reading = Reading { network: self.spec.network, cancelled: &cancelled, ..Reading::new(direct) };
-        let means = &self.oversight.means;
-        let destination = open_verified_end(&self.spec.destination, Side::Destination, &reading, means)?;
+        let access = &self.supervised.access;
+        let destination = open_verified_end(&self.spec.destination, Side::Destination, &reading, access)?;
         if let Likeness::Other(how) = header.destination.likeness(destination.volume().identity()) {
             let message = format!(
                 "{} is the receipt of a copy to another destination, {}: {how}",
@@ -143,22 +143,22 @@ impl Copy<'_, '_> {
             return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
                 .advise("name another file with --checkpoint"));
         }
-        let source = open_verified_end(&self.spec.source, Side::Source, &reading, means)?;
+        let source = open_verified_end(&self.spec.source, Side::Source, &reading, access)?;
         let identity = source_identity(source.volume(), self.spec.changed_since.as_deref());
         let unproven = refuse_other(header, journal.durable(), &identity, destination.volume().identity())?;
         // What was true when it was finished may not be true any more.
-        Evidence::of(&journal, &cancelled)?.refuse_others(&source, &destination, unproven)?;
+        ContentCheck::of(&journal, &cancelled)?.refuse_others(&source, &destination, unproven)?;
         let (size, leaf_bytes) = (header.size_bytes, header.leaf_bytes);
         let (source, destination) = (source.into_volume(), destination.into_volume());
-        [&source, &destination].into_iter().for_each(|volume| self.account.opened(volume));
-        self.account.block_bytes = leaf_bytes;
+        [&source, &destination].into_iter().for_each(|volume| self.report.add_volume(volume));
+        self.report.block_bytes = leaf_bytes;
         let mut root = None;
         if self.spec.verify == Verify::Yes {
-            self.facilities.refuse_block(leaf_bytes)?;
+            self.resources.refuse_block(leaf_bytes)?;
             self.control.counters.planned.store(size, Relaxed);
             root = self.check(journal, &source, &destination, leaf_bytes)?;
         }
-        let finish = self.facilities.journals.finish_again(path, self.keep())?;
+        let finish = self.resources.journals.finish_again(path, self.keep())?;
         let counters = &self.control.counters;
         [&counters.planned, &counters.resumed, &counters.durable]
             .iter()
@@ -166,7 +166,7 @@ impl Copy<'_, '_> {
         self.control.count_without_io(size);
         self.control.make_durable([ByteRange::new(0, size)]);
         self.name_digest(root.or(finish.root));
-        self.account.journal = self.receipt();
+        self.report.journal = self.receipt();
         Ok(true)
     }
 
@@ -183,8 +183,8 @@ impl Copy<'_, '_> {
     }
 
     /// The pass that copies.
-    fn move_blocks(&mut self, prepared: Prepared) -> Result<FileLedger> {
-        let Prepared {
+    fn move_blocks(&mut self, prepared: PreparedCopy) -> Result<JournalRecorder> {
+        let PreparedCopy {
             source,
             destination,
             created: _,
@@ -204,26 +204,27 @@ impl Copy<'_, '_> {
                 &source,
                 &destination,
                 leaf_bytes,
-                self.facilities.window_bytes,
+                self.resources.window_bytes,
                 Arc::clone(self.control),
             )
         });
         let journal = self.recorded_in(journal, &durable)?;
-        let start = CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail };
-        let Facilities { workers, window_bytes, .. } = self.facilities;
+        let start = CopyInputs { source, destination, route, leaf_bytes, digest, durable, known_zero, tail };
+        let EngineResources { workers, window_bytes, .. } = self.resources;
         let prepared_pass = PreparedPass::copy(self.spec, start, workers.len(), *window_bytes, self.control);
         let pass = Arc::clone(&prepared_pass.pass);
-        let controller = prepared_pass.controlled(workers, FileLedger::new(journal, Arc::clone(self.control)), clock());
-        self.account.run_pass(&pass, controller)
+        let controller =
+            prepared_pass.controlled(workers, JournalRecorder::new(journal, Arc::clone(self.control)), clock());
+        self.report.run_pass(&pass, controller)
     }
 
     /// Where ranges are recorded: the job's journal, unless nothing is flushed. Then the journal says no more than that
-    /// there is an unfinished copy, and what landed is kept aside for the digest.
+    /// there is an unfinished copy, and the written ranges are kept aside for the digest.
     fn recorded_in(&mut self, journal: JournalFile, durable: &RangeSet) -> Result<JournalFile> {
         if self.spec.sync == Sync::Yes || self.spec.checkpoint == Checkpoint::None {
             return Ok(journal);
         }
-        let mut aside = self.facilities.journals.create(Place::Scratch, journal.reader()?.header())?;
+        let mut aside = self.resources.journals.create(Place::Scratch, journal.reader()?.header())?;
         if !durable.is_empty() {
             // Nothing is copied of it; a verification has to know that it is there.
             record_undigested(&mut aside, durable)?;
@@ -242,15 +243,15 @@ impl Copy<'_, '_> {
     ) -> Result<Option<[u8; 32]>> {
         if self.spec.sync == Sync::No {
             // What was not flushed before is flushed now.
-            self.oversight.wait_for_gate(&|| self.control.cancelled().is_some())?;
+            self.supervised.wait_for_gate(&|| self.control.cancelled().is_some())?;
         }
-        self.account.verified_from = Some(destination.evict()?);
+        self.report.verified_from = Some(destination.evict()?);
         let expectation = Expectation::Journal(Box::new(journal), Some(Arc::clone(source)));
         // What no byte was allocated for is allocated now, and a comparison does not mind.
         let sparse = if self.spec.sparse == Sparse::Read { Sparse::Read } else { Sparse::Auto };
-        let pair = Pair { reference: source, target: destination, size: source.size_bytes(), leaf, sparse };
-        let root = self.account.compare(self.facilities, self.control, &pair, expectation)?;
-        match self.account.differences.first().copied() {
+        let pair = ComparedVolumes { reference: source, target: destination, size: source.size_bytes(), leaf, sparse };
+        let root = self.report.compare(self.resources, self.control, &pair, expectation)?;
+        match self.report.differences.first().copied() {
             None => Ok(root),
             Some(Difference { offset, length }) => Err(Error::new(
                 Code::VerifyMismatch,
@@ -264,8 +265,8 @@ impl Copy<'_, '_> {
     }
 
     fn name_digest(&mut self, root: Option<[u8; 32]>) {
-        self.account.digest = root;
-        self.account.digest_reason = root.is_none().then(|| match self.spec.digest {
+        self.report.digest = root;
+        self.report.digest_reason = root.is_none().then(|| match self.spec.digest {
             DigestKind::None => "switched off by --digest none".to_owned(),
             DigestKind::Xxh3 if self.claims => {
                 "a part of the data was made durable by a run elsewhere, and did not pass through the engine here; \
@@ -282,22 +283,22 @@ impl Copy<'_, '_> {
     }
 
     /// The end of a copy that is complete: the journal becomes a receipt or goes away.
-    fn finish(&mut self, ledger: FileLedger, root: Option<[u8; 32]>) -> Result<()> {
-        self.account.journal = self.receipt();
+    fn finish(&mut self, recorder: JournalRecorder, root: Option<[u8; 32]>) -> Result<()> {
+        self.report.journal = self.receipt();
         let finish = Finish { root, finished_ns: wall_clock_ns() };
-        ledger.journal.finish(finish, self.keep())?;
+        recorder.journal.finish(finish, self.keep())?;
         self.marker.take().map_or(Ok(()), |marker| marker.finish(finish, Keep::No))
     }
 }
 
 /// The spec without contradictions, with a block that fits the engine's slots.
-fn fitted(spec: &CopySpec, facilities: &Facilities) -> Result<CopySpec> {
+fn fitted(spec: &CopySpec, resources: &EngineResources) -> Result<CopySpec> {
     spec.check()?;
     let mut spec = spec.clone();
     match spec.block_size {
-        Some(size) => facilities.refuse_block(size.bytes())?,
-        None if facilities.block_bytes < BLOCK_BYTES_DIRECT => {
-            spec.block_size = Some(BlockSize::new(facilities.block_bytes.into())?)
+        Some(size) => resources.refuse_block(size.bytes())?,
+        None if resources.block_bytes < BLOCK_BYTES_DIRECT => {
+            spec.block_size = Some(BlockSize::new(resources.block_bytes.into())?)
         }
         None => {}
     }

@@ -2,23 +2,23 @@
 //!
 //! A job has a thread of its own that opens, locks, refuses, plans, records and reports; it may block, and no block of
 //! data passes through it. What it shares with the workers is a `PassState` for each pass over the volumes, and
-//! one `Control` for all of them.
+//! one `JobControl` for all of them.
 
-pub(crate) mod facilities;
+pub(crate) mod engine_resources;
 pub(crate) mod control;
-pub(crate) mod oversight;
-pub(crate) mod evidence;
-pub(crate) mod sample;
+pub(crate) mod supervised_copy;
+pub(crate) mod content_check;
+pub(crate) mod durable_sample;
 pub(crate) mod start;
-pub(crate) mod supply;
+pub(crate) mod segments;
 pub(crate) mod pass_state;
-pub(crate) mod batch;
+pub(crate) mod written_batch;
 pub(crate) mod rate;
 pub(crate) mod pass_controller;
-pub(crate) mod ledger;
+pub(crate) mod recorder;
 pub(crate) mod prepared_pass;
 pub(crate) mod protection;
-pub(crate) mod account;
+pub(crate) mod report_builder;
 pub(crate) mod copy;
 pub(crate) mod compare;
 #[cfg(test)]
@@ -30,7 +30,7 @@ use crate::limits::{CALL_LIMIT, LOOK_AT_THREAD};
 use crate::progress::{Progress, Report};
 use crate::ring::clock;
 use crate::supervision::VolumeEvidence;
-use control::Control;
+use control::JobControl;
 use pass_state::{PassState, lock};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -57,9 +57,9 @@ named! {
 /// report instead, once the limit has passed; the thread makes the job quiet whenever it returns.
 #[derive(Debug)]
 pub(crate) struct JobState {
-    pub control: Arc<Control>,
+    pub control: Arc<JobControl>,
     cores: usize,
-    ending: Mutex<Ending>,
+    ending: Mutex<JobEnd>,
     changed: Condvar,
     /// Passes that were over with operations in flight.
     unanswered: Mutex<Vec<Arc<PassState>>>,
@@ -67,14 +67,14 @@ pub(crate) struct JobState {
 }
 
 #[derive(Debug, Default)]
-struct Ending {
+struct JobEnd {
     report: Option<Report>,
     is_quiet: bool,
 }
 
 impl JobState {
     /// Of a job that `cores` workers serve.
-    pub(crate) fn new(control: Arc<Control>, cores: usize) -> Self {
+    pub(crate) fn new(control: Arc<JobControl>, cores: usize) -> Self {
         Self {
             control,
             cores,
@@ -119,7 +119,7 @@ impl JobState {
     }
 
     /// Waits until `done` says so of the ending, at most for `limit`; says whether it did.
-    fn wait_until(&self, limit: Option<Duration>, done: impl Fn(&Ending) -> bool) -> MutexGuard<'_, Ending> {
+    fn wait_until(&self, limit: Option<Duration>, done: impl Fn(&JobEnd) -> bool) -> MutexGuard<'_, JobEnd> {
         let started = clock();
         let mut ending = lock(&self.ending);
         let mut is_suspected = false;
@@ -189,7 +189,7 @@ impl JobHandle {
 
     /// Changes the rate limit; `None` lifts it. Holds from the next block on. 0 is treated as 1 byte per second.
     pub fn set_limit(&self, bytes_per_second: Option<u64>) {
-        self.state.control.bucket.set(bytes_per_second);
+        self.state.control.rate_limiter.set(bytes_per_second);
     }
 
     /// Issues no further block until [`JobHandle::resume`]. What is in flight completes.
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn any_length_of_time_can_be_waited() {
-        let state = Arc::new(JobState::new(Arc::new(Control::new(None)), 1));
+        let state = Arc::new(JobState::new(Arc::new(JobControl::new(None)), 1));
         let job = JobHandle::new(Arc::clone(&state));
         assert!(job.wait_for(Duration::ZERO).is_none());
         let waiting = std::thread::spawn(move || job.wait_for(Duration::MAX));

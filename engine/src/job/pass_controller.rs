@@ -5,27 +5,29 @@
 //!    (checkpoints)  |
 //!                   `-- the drain limit passes: over, not quiesced
 //! ```
-//! A pass controller is a state machine without a thread: [`PassController::turn`] looks at what has happened, acts, and says
-//! when it wants to look again. The job's thread drives it for real, the simulation drives it under a clock of its own.
+//! A pass controller is a state machine without a thread: [`PassController::turn`] looks at what has happened, acts,
+//! and says when it wants to look again. The job's thread drives it for real, the simulation drives it under a clock of
+//! its own.
 //!
 //! **The order of a record.** What to make durable is taken _before_ its flush is asked for; when the flush is done it
-//! is appended to the ledger; only when that is recorded does it count. A flush that failed is never repeated: the
+//! is appended to the recorder; only when that is recorded does it count. A flush that failed is never repeated: the
 //! kernel may have dropped the pages, so nothing since the last good flush counts.
 //!
 //! **What a server may have lost.** Leaves carry the destination's generation of the moment they were started. It is
 //! compared once, after their flush was answered and before they are appended: if it has grown, nobody knows whether
-//! the server that flushed is the one that took them, and the supply has them done again. What was appended is stable.
-//! So on such a destination every record follows a flush, and workers are halted only when everything is recorded.
+//! the server that flushed is the one that took them, and the segment source has them done again. What was appended is
+//! stable. So on such a destination every record follows a flush, and workers are halted only when everything is
+//! recorded.
 
-use super::batch::{Batch, bytes_of};
-use super::ledger::Ledger;
-use super::pass_state::{Landed, PassState};
-use super::rate::{Pacing, Rate};
-use super::sample::DurableSample;
-use super::supply::{Found, Supply};
+use super::durable_sample::DurableSample;
+use super::pass_state::{PassState, WrittenRange};
+use super::rate::{RateMeter, ServerPacing};
+use super::recorder::Recorder;
+use super::segments::{Refill, SegmentSource};
+use super::written_batch::{WrittenBatch, bytes_of};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
-use crate::limits::{DRAIN_LIMIT, LANDED_MAX, LOOK_AGAIN, SEGMENTS_AHEAD_PER_CORE, TICK};
+use crate::limits::{DRAIN_LIMIT, LOOK_AGAIN, SEGMENTS_AHEAD_PER_CORE, TICK, WRITTEN_RANGES_MAX};
 use crate::ring::Instant;
 use crate::spec::CheckpointEvery;
 use crate::worker::Inbox;
@@ -36,7 +38,7 @@ use std::time::Duration;
 /// Workers that serve the pass.
 pub(crate) type WorkerInboxes = Arc<[Arc<Inbox>]>;
 
-/// When and how what has landed is made durable.
+/// When and how what was written is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecordingPolicy {
     /// How often; what lands in between is held in memory.
@@ -71,8 +73,8 @@ enum PassPhase {
 #[derive(Debug)]
 enum RecordStep {
     Idle,
-    Flushing(Batch),
-    Appending(Batch),
+    Flushing(WrittenBatch),
+    Appending(WrittenBatch),
 }
 
 /// See the module's head.
@@ -80,13 +82,13 @@ enum RecordStep {
 pub(crate) struct PassController<L> {
     pass: Arc<PassState>,
     workers: WorkerInboxes,
-    supply: Box<dyn Supply>,
-    ledger: L,
+    segment_source: Box<dyn SegmentSource>,
+    recorder: L,
     recording: RecordingPolicy,
     phase: PassPhase,
     record_step: RecordStep,
-    /// Landed and not yet in a cycle.
-    next: Batch,
+    /// Written and not yet part of a record.
+    next: WrittenBatch,
     /// Bytes settled, of the pass's size.
     settled: u64,
     /// Bytes recorded, of the pass's size.
@@ -103,36 +105,36 @@ pub(crate) struct PassController<L> {
     quiesced: bool,
     /// A flush, an append or the last look at the source failed: nothing can be recorded any more.
     recording_over: bool,
-    /// The supply settled leaves by itself the last time, or scanned as much as it may: it has more to do at once.
+    /// The segment source settled leaves by itself the last time, or scanned as much as it may: it has more to do at once.
     unfinished: bool,
-    /// The supply waited for extents the last time.
+    /// The segment source waited for extents the last time.
     waits: bool,
-    rate: Rate,
-    pacing: Option<Pacing>,
+    rate: RateMeter,
+    pacing: Option<ServerPacing>,
 }
 
-impl<L: Ledger> PassController<L> {
+impl<L: Recorder> PassController<L> {
     /// A pass of which `done` bytes are settled and recorded already. Hands it to the workers.
     pub(crate) fn new(
         pass: Arc<PassState>,
         workers: WorkerInboxes,
-        supply: Box<dyn Supply>,
-        ledger: L,
+        segment_source: Box<dyn SegmentSource>,
+        recorder: L,
         recording: RecordingPolicy,
         done: u64,
         now: Instant,
     ) -> Self {
-        let pacing = Pacing::of(&pass, now);
+        let pacing = ServerPacing::of(&pass, now);
         workers.iter().for_each(|inbox| inbox.serve(Arc::clone(&pass)));
         Self {
             pass,
             workers,
-            supply,
-            ledger,
+            segment_source,
+            recorder,
             recording,
             phase: PassPhase::Moving,
             record_step: RecordStep::Idle,
-            next: Batch::default(),
+            next: WrittenBatch::default(),
             settled: done,
             recorded: done,
             unflushed: RangeSet::new(),
@@ -145,7 +147,7 @@ impl<L: Ledger> PassController<L> {
             recording_over: false,
             unfinished: false,
             waits: false,
-            rate: Rate::default(),
+            rate: RateMeter::default(),
             pacing,
         }
     }
@@ -157,11 +159,11 @@ impl<L: Ledger> PassController<L> {
     }
 
     fn is_settled(&self) -> bool {
-        self.settled == self.pass.terms.size
+        self.settled == self.pass.params.size
     }
 
     fn is_recorded(&self) -> bool {
-        self.recorded == self.pass.terms.size
+        self.recorded == self.pass.params.size
     }
 
     /// Whether nothing of the pass is in flight. Only false at the end if a device did not answer.
@@ -174,9 +176,9 @@ impl<L: Ledger> PassController<L> {
         self.drained_after
     }
 
-    /// The ledger, when the pass is over.
-    pub(crate) fn into_ledger(self) -> L {
-        self.ledger
+    /// The recorder, when the pass is over.
+    pub(crate) fn into_recorder(self) -> L {
+        self.recorder
     }
 
     /// Looks, acts, and says when to look again.
@@ -269,24 +271,24 @@ impl<L: Ledger> PassController<L> {
         self.settled += bytes;
     }
 
-    /// Keeps the queue of segments filled, unless the job is paused: some supplies do the work themselves. Says whether
-    /// workers may be waiting for what was added.
+    /// Keeps the queue of segments filled, unless the job is paused: some segment sources do the work themselves. Says
+    /// whether workers may be waiting for what was added.
     fn refill(&mut self) -> Result<bool> {
         let queued = self.pass.queued();
         let wanted = SEGMENTS_AHEAD_PER_CORE * self.workers.len();
-        let full = queued > self.pass.terms.low_water || self.next.len() >= 2 * LANDED_MAX;
+        let full = queued > self.pass.params.low_water || self.next.len() >= 2 * WRITTEN_RANGES_MAX;
         if full || self.pass.is_halting() || self.pass.control.is_paused() || self.pass.is_shut() {
             return Ok(false);
         }
-        let mut found = Found::default();
-        self.supply.refill(wanted - queued, &mut found)?;
+        let mut found = Refill::default();
+        self.segment_source.refill(wanted - queued, &mut found)?;
         let more = found.waits || !found.segments.is_empty();
         self.unfinished = found.has_scanned() || !(found.skipped.is_empty() && found.cloned.is_empty());
         self.waits = found.waits;
         self.pass.offer(found.segments);
         let counters = &self.pass.control.counters;
         counters.cloned.fetch_add(bytes_of(&found.cloned), Relaxed);
-        if self.pass.terms.copies {
+        if self.pass.params.copies {
             counters.skipped.fetch_add(bytes_of(&found.skipped), Relaxed);
         }
         self.count_settled(found.skipped);
@@ -295,15 +297,15 @@ impl<L: Ledger> PassController<L> {
     }
 
     /// Counts what needed no worker.
-    fn count_settled(&mut self, landed: Vec<Landed>) {
-        let bytes = bytes_of(&landed);
-        if self.pass.terms.copies {
+    fn count_settled(&mut self, written: Vec<WrittenRange>) {
+        let bytes = bytes_of(&written);
+        if self.pass.params.copies {
             self.pass.control.count_without_io(bytes);
         } else {
             self.pass.control.counters.verified.fetch_add(bytes, Release);
         }
         self.settled += bytes;
-        self.next.settled.extend(landed);
+        self.next.settled.extend(written);
     }
 
     fn start_record_if_due(&mut self, now: Instant) {
@@ -311,7 +313,7 @@ impl<L: Ledger> PassController<L> {
         // Half of each bound: while a record is being made, the other half may be written.
         let due = self.next.moved_bytes >= every.bytes / 2
             || now.saturating_sub(self.last_record) >= every.time / 2
-            || self.next.len() >= LANDED_MAX
+            || self.next.len() >= WRITTEN_RANGES_MAX
             || self.is_settled();
         if due && self.phase == PassPhase::Moving && !self.next.is_empty() {
             let RecordingPolicy { flush_each, flush_last, .. } = self.recording;
@@ -319,7 +321,7 @@ impl<L: Ledger> PassController<L> {
         }
     }
 
-    /// The last record: of what landed since the one before, and of the end of a complete pass.
+    /// The last record: of what was written since the one before, and of the end of a complete pass.
     fn start_final_record(&mut self, now: Instant) {
         let complete = self.is_settled();
         // What may get lost was flushed and recorded before workers were halted, and nothing was written since.
@@ -327,7 +329,7 @@ impl<L: Ledger> PassController<L> {
         if complete && self.pass.is_shut() {
             // Cancelled just before: a later run has nothing to do but this.
             self.recording_over = true;
-        } else if complete && let Err(error) = self.supply.seal() {
+        } else if complete && let Err(error) = self.segment_source.finish() {
             self.fail_recording(error);
         } else if (complete && !flushed) || !self.next.is_empty() {
             self.start_record(self.recording.flush_last, now);
@@ -338,7 +340,7 @@ impl<L: Ledger> PassController<L> {
         if !matches!(self.record_step, RecordStep::Idle) || self.recording_over {
             return;
         }
-        let batch = Batch { flushed: flush, ..std::mem::take(&mut self.next) };
+        let batch = WrittenBatch { flushed: flush, ..std::mem::take(&mut self.next) };
         if flush {
             self.pass.ask_flush();
             self.wake();
@@ -356,7 +358,7 @@ impl<L: Ledger> PassController<L> {
                 Some(Ok(())) => self.append(batch, now),
                 Some(Err(error)) => self.fail_recording(error),
             },
-            RecordStep::Appending(batch) => match self.ledger.appended() {
+            RecordStep::Appending(batch) => match self.recorder.appended() {
                 None => self.record_step = RecordStep::Appending(batch),
                 Some(Ok(())) => self.count_recorded(&batch, now),
                 Some(Err(error)) => self.fail_recording(error),
@@ -364,8 +366,8 @@ impl<L: Ledger> PassController<L> {
         }
     }
 
-    fn append(&mut self, mut batch: Batch, now: Instant) {
-        // Looked at after the flush was, if there was one.
+    fn append(&mut self, mut batch: WrittenBatch, now: Instant) {
+        // Compared after the flush, if there was one.
         let lost = batch.split_lost(self.pass.generation());
         self.redo_lost(lost);
         if batch.is_empty() {
@@ -374,16 +376,16 @@ impl<L: Ledger> PassController<L> {
         }
         let runs = batch.runs();
         self.appending.extend(runs.iter().map(|run| run.range));
-        let leaf_bytes = self.pass.terms.block_bytes.into();
-        if self.pass.terms.copies {
+        let leaf_bytes = self.pass.params.block_bytes.into();
+        if self.pass.params.copies {
             runs.iter().for_each(|run| self.staged.add_run(run, leaf_bytes));
         }
-        self.ledger.append(runs);
+        self.recorder.append(runs);
         self.record_step = RecordStep::Appending(batch);
     }
 
     /// Has leaves done again that the destination may have lost.
-    fn redo_lost(&mut self, lost: Batch) {
+    fn redo_lost(&mut self, lost: WrittenBatch) {
         if lost.is_empty() {
             return;
         }
@@ -391,10 +393,10 @@ impl<L: Ledger> PassController<L> {
         self.pass.recorded(lost.moved_bytes);
         self.pass.control.take_back(lost.bytes());
         self.pass.control.counters.skipped.fetch_sub(bytes_of(&lost.settled), Relaxed);
-        self.supply.again(lost.leaves().map(|landed| landed.range).collect());
+        self.segment_source.redo(lost.leaves().map(|written| written.range).collect());
     }
 
-    fn count_recorded(&mut self, batch: &Batch, now: Instant) {
+    fn count_recorded(&mut self, batch: &WrittenBatch, now: Instant) {
         self.recorded += batch.bytes();
         self.appending.drain(..).for_each(|range| self.unflushed.insert(range));
         self.pass.recorded(batch.moved_bytes);
@@ -403,7 +405,7 @@ impl<L: Ledger> PassController<L> {
             // The flush covered what was recorded without one before.
             self.pass.control.counters.durable.store(self.recorded, Release);
             self.pass.control.make_durable(std::mem::take(&mut self.unflushed).iter());
-            self.pass.control.make_known(&std::mem::take(&mut self.staged));
+            self.pass.control.add_durable_sample(&std::mem::take(&mut self.staged));
         }
         self.wake();
     }

@@ -1,10 +1,10 @@
 //! One pass over a volume: what a job and the workers tell each other while blocks move.
 //!
 //! A copy is one pass, a verification after it a second one. The pass controller fills the queue of segments, workers claim
-//! from it and report leaves that landed. A pass ends in two steps, each acknowledged by every worker: _halt_ (no new
+//! from it and report leaves that were written. A pass ends in two steps, each acknowledged by every worker: _halt_ (no new
 //! blocks, none in flight; only flushes may follow) and _release_ (the worker forgets the pass, and so its files).
 
-use super::control::Control;
+use super::control::JobControl;
 use crate::channel::{Channel, Start};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
@@ -25,11 +25,11 @@ const DIFFERENCES_MAX: usize = 100;
 
 /// What becomes of zeros in data, on a destination that is known to hold them already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FoundZeros {
+pub(crate) enum DetectedZeros {
     /// Nothing.
     Skip,
     /// Their space was reserved: they give it back.
-    GiveBack,
+    Punch,
     /// They are to be allocated, and space could not be reserved: they are written.
     Write,
 }
@@ -38,7 +38,7 @@ pub(crate) enum FoundZeros {
 #[derive(Debug)]
 pub(crate) enum Work {
     /// Read `read`, write what is not zero.
-    Copy { read: ByteRange, found: FoundZeros },
+    Copy { read: ByteRange, found: DetectedZeros },
     /// Make it zeros.
     Zero,
     /// Make it zeros by writing them.
@@ -59,7 +59,7 @@ pub(crate) struct Segment {
     pub work: Work,
 }
 
-/// What a leaf turned out to hold when it landed.
+/// What a leaf turned out to hold when it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeafContent {
     Zeros,
@@ -69,7 +69,7 @@ pub(crate) enum LeafContent {
 
 /// Leaves that the destination has acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Landed {
+pub(crate) struct WrittenRange {
     pub range: ByteRange,
     pub content: LeafContent,
     /// Of the destination, when the first operation on these leaves was started: if it has grown since, and nothing
@@ -79,7 +79,7 @@ pub(crate) struct Landed {
 
 /// What stays the same for a whole pass.
 #[derive(Debug)]
-pub(crate) struct Terms {
+pub(crate) struct PassParams {
     pub size: u64,
     /// The block of the pass, which is its leaf.
     pub block_bytes: u32,
@@ -96,14 +96,14 @@ pub(crate) struct Terms {
     /// Whether the pass copies, or only compares.
     pub copies: bool,
     /// Workers that take part: as many as the servers of both sides let in.
-    pub lanes: usize,
+    pub workers: usize,
     /// Segments left at which the pass controller is asked for more.
     pub low_water: usize,
 }
 
 /// How the destination is zeroed: the ladder that EOPNOTSUPP leads down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Zeroing {
+pub(crate) enum ZeroMethod {
     Request(ZeroMode),
     Data,
 }
@@ -111,14 +111,14 @@ pub(crate) enum Zeroing {
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct PassState {
-    pub control: Arc<Control>,
+    pub control: Arc<JobControl>,
     pub source: Channel,
     pub destination: Channel,
-    pub terms: Terms,
+    pub params: PassParams,
     /// Until when what changes the destination may be submitted; `None`: always, or nothing does.
     pub gate: Option<Arc<Gate>>,
     segments: Mutex<VecDeque<Segment>>,
-    landed: Mutex<Vec<Landed>>,
+    written_ranges: Mutex<Vec<WrittenRange>>,
     differences: Mutex<Vec<Difference>>,
     failure: Mutex<Option<Error>>,
     failed: AtomicBool,
@@ -135,22 +135,22 @@ pub(crate) struct PassState {
     flushed: Mutex<(usize, Result<()>)>,
     unrecorded: AtomicU64,
     /// Workers that may still take part.
-    lanes: AtomicUsize,
+    places_left: AtomicUsize,
     /// Steps down the ladder of zeroing.
     zeroing: AtomicU8,
     latency: Mutex<Latency>,
 }
 
 impl PassState {
-    pub(crate) fn new(control: Arc<Control>, source: Channel, destination: Channel, terms: Terms) -> Self {
-        let gate = control.gate().filter(|_| terms.copies).cloned();
+    pub(crate) fn new(control: Arc<JobControl>, source: Channel, destination: Channel, params: PassParams) -> Self {
+        let gate = control.gate().filter(|_| params.copies).cloned();
         Self {
             control,
             source,
             destination,
             gate,
             segments: Mutex::default(),
-            landed: Mutex::default(),
+            written_ranges: Mutex::default(),
             differences: Mutex::default(),
             failure: Mutex::default(),
             failed: AtomicBool::new(false),
@@ -162,9 +162,9 @@ impl PassState {
             flush_takers: AtomicUsize::new(0),
             flushed: Mutex::new((0, Ok(()))),
             unrecorded: AtomicU64::new(0),
-            lanes: AtomicUsize::new(terms.lanes),
+            places_left: AtomicUsize::new(params.workers),
             zeroing: AtomicU8::new(0),
-            terms,
+            params,
             latency: Mutex::new(Latency::new()),
         }
     }
@@ -179,20 +179,20 @@ impl PassState {
         lock(&self.segments).extend(segments);
     }
 
-    /// Moves what landed since the last call to the end of `into`.
-    pub(crate) fn collect(&self, into: &mut Vec<Landed>) {
-        into.append(&mut lock(&self.landed));
+    /// Moves what was written since the last call to the end of `into`.
+    pub(crate) fn collect(&self, into: &mut Vec<WrittenRange>) {
+        into.append(&mut lock(&self.written_ranges));
     }
 
     /// Of the destination, now. A comparison has nothing to lose.
     pub(crate) fn generation(&self) -> Option<u64> {
-        self.terms.copies.then(|| self.destination.generation())
+        self.params.copies.then(|| self.destination.generation())
     }
 
     /// Over connections every worker flushes what it wrote itself: only then it is known that no server was started
     /// anew between the two, as one connection outlives none. Else one flush is for all.
     pub(crate) fn ask_flush(&self) {
-        let takers = if self.destination.start == Start::Wire { self.terms.lanes } else { 1 };
+        let takers = if self.destination.start == Start::Wire { self.params.workers } else { 1 };
         *lock(&self.flushed) = (takers, Ok(()));
         self.flush_takers.store(takers, Release);
         self.flush.fetch_add(1, Release);
@@ -264,8 +264,8 @@ impl PassState {
     }
 
     /// Whether one more worker takes part. The others only acknowledge.
-    pub(crate) fn enter_lane(&self) -> bool {
-        self.lanes.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
+    pub(crate) fn join(&self) -> bool {
+        self.places_left.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
     }
 
     /// Whether the pass controller has seen why and asks for the acknowledgement.
@@ -283,7 +283,7 @@ impl PassState {
         let segment = segments.pop_front();
         let left = segments.len();
         drop(segments);
-        if left <= self.terms.low_water {
+        if left <= self.params.low_water {
             self.control.notify();
         }
         segment
@@ -291,7 +291,7 @@ impl PassState {
 
     /// Takes room for `bytes` that will have to be recorded.
     pub(crate) fn enter_unrecorded(&self, bytes: u64) -> bool {
-        let max = self.terms.unrecorded_max;
+        let max = self.params.unrecorded_max;
         let entered = self.unrecorded.fetch_update(AcqRel, Acquire, |before| {
             (before == 0 || before.saturating_add(bytes) <= max).then_some(before + bytes)
         });
@@ -306,16 +306,16 @@ impl PassState {
         self.unrecorded.fetch_add(bytes, AcqRel);
     }
 
-    /// Reports leaves that landed; empties `batch`, keeping its memory.
-    pub(crate) fn land(&self, batch: &mut Vec<Landed>) {
+    /// Reports leaves that were written; empties `batch`, keeping its memory.
+    pub(crate) fn report_written(&self, batch: &mut Vec<WrittenRange>) {
         if batch.is_empty() {
             return;
         }
-        if self.terms.copies {
-            let bytes: u64 = batch.iter().map(|landed| landed.range.len()).sum();
-            self.control.counters.landed.fetch_add(bytes, Release);
+        if self.params.copies {
+            let bytes: u64 = batch.iter().map(|written| written.range.len()).sum();
+            self.control.counters.acknowledged.fetch_add(bytes, Release);
         }
-        lock(&self.landed).append(batch);
+        lock(&self.written_ranges).append(batch);
     }
 
     pub(crate) fn differ(&self, range: ByteRange) {
@@ -343,18 +343,18 @@ impl PassState {
     }
 
     /// How to zero now.
-    pub(crate) fn zeroing(&self) -> Zeroing {
-        match (self.zeroing.load(Relaxed), self.terms.zero_mode) {
-            (0, mode) => Zeroing::Request(mode),
-            (1, ZeroMode::Hole) => Zeroing::Request(ZeroMode::Allocated),
-            _ => Zeroing::Data,
+    pub(crate) fn zero_method(&self) -> ZeroMethod {
+        match (self.zeroing.load(Relaxed), self.params.zero_mode) {
+            (0, mode) => ZeroMethod::Request(mode),
+            (1, ZeroMode::Hole) => ZeroMethod::Request(ZeroMode::Allocated),
+            _ => ZeroMethod::Data,
         }
     }
 
     /// A way of zeroing is not supported: the next one is used from now on.
-    pub(crate) fn give_up_zeroing(&self, mode: ZeroMode) {
-        let step = u8::from(mode != self.terms.zero_mode) + 1;
-        let last = if self.terms.zero_mode == ZeroMode::Hole { 2 } else { 1 };
+    pub(crate) fn zero_method_unsupported(&self, mode: ZeroMode) {
+        let step = u8::from(mode != self.params.zero_mode) + 1;
+        let last = if self.params.zero_mode == ZeroMode::Hole { 2 } else { 1 };
         self.zeroing.fetch_max(step.min(last), Relaxed);
     }
 

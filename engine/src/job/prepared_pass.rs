@@ -2,11 +2,11 @@
 //!
 //! The job's thread and the simulation build their passes here, so that what is simulated is what runs.
 
-use super::control::Control;
-use super::ledger::Ledger;
+use super::control::JobControl;
 use super::pass_controller::{PassController, RecordingPolicy, WorkerInboxes};
-use super::pass_state::{PassState, Terms};
-use super::supply::{CloneSupply, CompareSupply, CopySupply, Expectation, Reserve, Supply, ZeroPlan};
+use super::pass_state::{PassParams, PassState};
+use super::recorder::Recorder;
+use super::segments::{CloneSegments, CompareSegments, CopySegments, Expectation, Reserve, SegmentSource, ZeroPlan};
 use crate::channel::{Channel, Start};
 use crate::error::Side;
 use crate::extent::RangeSet;
@@ -14,7 +14,7 @@ use crate::limits::SEGMENTS_AHEAD_PER_CORE;
 use crate::plan::Planner;
 use crate::ring::{Instant, ZeroMode};
 use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync};
-use crate::volume::route::{Cache, Lane, Offload, Route, Submit};
+use crate::volume::route::{Cache, IoMode, Offload, Route, Submit};
 use crate::volume::{KnownZero, Volume, VolumeKind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,14 +23,14 @@ use std::sync::atomic::Ordering::Relaxed;
 #[derive(Debug)]
 pub(crate) struct PreparedPass {
     pub pass: Arc<PassState>,
-    supply: Box<dyn Supply>,
+    segment_source: Box<dyn SegmentSource>,
     recording: RecordingPolicy,
     done: u64,
 }
 
 /// What a copy starts from.
 #[derive(Debug)]
-pub(crate) struct CopyStart {
+pub(crate) struct CopyInputs {
     pub source: Arc<dyn Volume>,
     pub destination: Arc<dyn Volume>,
     pub route: Route,
@@ -40,13 +40,13 @@ pub(crate) struct CopyStart {
     /// Never touched again.
     pub durable: RangeSet,
     pub known_zero: KnownZero,
-    /// See [`Terms::tail`].
+    /// See [`PassParams::tail`].
     pub tail: Vec<u8>,
 }
 
 /// Two volumes to compare.
 #[derive(Debug)]
-pub(crate) struct Pair<'a> {
+pub(crate) struct ComparedVolumes<'a> {
     pub reference: &'a Arc<dyn Volume>,
     pub target: &'a Arc<dyn Volume>,
     pub size: u64,
@@ -59,17 +59,17 @@ impl PreparedPass {
     /// The pass that copies, by `cores` workers whose slots hold `window_bytes`. Counts what was resumed.
     pub(crate) fn copy(
         spec: &CopySpec,
-        start: CopyStart,
+        start: CopyInputs,
         cores: usize,
         window_bytes: u64,
-        control: &Arc<Control>,
+        control: &Arc<JobControl>,
     ) -> Self {
-        let CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail } = start;
+        let CopyInputs { source, destination, route, leaf_bytes, digest, durable, known_zero, tail } = start;
         let (size, done) = (source.size_bytes(), durable.bytes());
         count_resumed(control, size, &durable, spec.sync);
         let recording = recording(spec, destination.generation().is_some());
         let known_zero = known_zero == KnownZero::Everything;
-        let terms = Terms {
+        let params = PassParams {
             size,
             block_bytes: leaf_bytes,
             digest: digest == DigestKind::Xxh3,
@@ -78,13 +78,13 @@ impl PreparedPass {
             tail,
             unrecorded_max: recording.every.bytes.saturating_add(window_bytes),
             copies: true,
-            lanes: lanes([&source, &destination], cores),
+            workers: joining_workers([&source, &destination], cores),
             low_water: low_water(cores),
         };
         let (from, to) =
             (channel(Side::Source, &source, route.source), channel(Side::Destination, &destination, route.destination));
-        let supply: Box<dyn Supply> = if route.offload == Some(Offload::Reflink) {
-            Box::new(CloneSupply::new(source, destination, &durable))
+        let segment_source: Box<dyn SegmentSource> = if route.offload == Some(Offload::Reflink) {
+            Box::new(CloneSegments::new(source, destination, &durable))
         } else {
             let planner = Planner::new(size, leaf_bytes, cores, durable);
             let zeros = match known_zero {
@@ -93,14 +93,19 @@ impl PreparedPass {
                 false => ZeroPlan::Request,
             };
             let reserve = reserve(spec.sparse, &*destination, route.destination);
-            Box::new(CopySupply::new(source, destination, planner, leaf_bytes, zeros, spec.sparse, reserve))
+            Box::new(CopySegments::new(source, destination, planner, leaf_bytes, zeros, spec.sparse, reserve))
         };
-        Self { pass: Arc::new(PassState::new(Arc::clone(control), from, to, terms)), supply, recording, done }
+        Self { pass: Arc::new(PassState::new(Arc::clone(control), from, to, params)), segment_source, recording, done }
     }
 
     /// The pass that compares, by `cores` workers.
-    pub(crate) fn compare(pair: &Pair<'_>, expectation: Expectation, cores: usize, control: &Arc<Control>) -> Self {
-        let terms = Terms {
+    pub(crate) fn compare(
+        pair: &ComparedVolumes<'_>,
+        expectation: Expectation,
+        cores: usize,
+        control: &Arc<JobControl>,
+    ) -> Self {
+        let params = PassParams {
             size: pair.size,
             block_bytes: pair.leaf,
             digest: true,
@@ -109,29 +114,47 @@ impl PreparedPass {
             tail: Vec::new(),
             unrecorded_max: u64::MAX,
             copies: false,
-            lanes: lanes([pair.reference, pair.target], cores),
+            workers: joining_workers([pair.reference, pair.target], cores),
             low_water: low_water(cores),
         };
         let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, Start::Ring);
         let (from, to) = (channel(Side::Source, pair.reference), channel(Side::Destination, pair.target));
         let target = Arc::clone(pair.target);
-        let supply = Box::new(CompareSupply::new(expectation, target, pair.size, pair.leaf, pair.sparse));
+        let segment_source = Box::new(CompareSegments::new(expectation, target, pair.size, pair.leaf, pair.sparse));
         let recording = RecordingPolicy {
             every: CheckpointEvery::default(),
             flush_each: false,
             flush_last: false,
             may_lose: false,
         };
-        Self { pass: Arc::new(PassState::new(Arc::clone(control), from, to, terms)), supply, recording, done: 0 }
+        Self {
+            pass: Arc::new(PassState::new(Arc::clone(control), from, to, params)),
+            segment_source,
+            recording,
+            done: 0,
+        }
     }
 
     /// Hands the pass to the workers; the pass controller leads it from there.
-    pub(crate) fn controlled<L: Ledger>(self, workers: &WorkerInboxes, ledger: L, now: Instant) -> PassController<L> {
-        PassController::new(self.pass, Arc::clone(workers), self.supply, ledger, self.recording, self.done, now)
+    pub(crate) fn controlled<L: Recorder>(
+        self,
+        workers: &WorkerInboxes,
+        recorder: L,
+        now: Instant,
+    ) -> PassController<L> {
+        PassController::new(
+            self.pass,
+            Arc::clone(workers),
+            self.segment_source,
+            recorder,
+            self.recording,
+            self.done,
+            now,
+        )
     }
 }
 
-fn count_resumed(control: &Control, size: u64, durable: &RangeSet, sync: Sync) {
+fn count_resumed(control: &JobControl, size: u64, durable: &RangeSet, sync: Sync) {
     let (counters, done) = (&control.counters, durable.bytes());
     counters.planned.store(size, Relaxed);
     counters.resumed.store(done, Relaxed);
@@ -151,18 +174,18 @@ fn recording(spec: &CopySpec, may_lose: bool) -> RecordingPolicy {
 }
 
 /// How many of the workers take part: as many as get a connection to the servers of both sides. Makes these.
-fn lanes(volumes: [&Arc<dyn Volume>; 2], cores: usize) -> usize {
+fn joining_workers(volumes: [&Arc<dyn Volume>; 2], cores: usize) -> usize {
     let links = || volumes.iter().filter_map(|volume| volume.link());
-    let allowed = links().map(|link| link.lanes(cores)).min().unwrap_or(cores);
-    links().fold(allowed, |lanes, link| lanes.min(link.connect(lanes)))
+    let allowed = links().map(|link| link.workers_allowed(cores)).min().unwrap_or(cores);
+    links().fold(allowed, |workers, link| workers.min(link.connect(workers)))
 }
 
 fn low_water(cores: usize) -> usize {
     SEGMENTS_AHEAD_PER_CORE * cores / 2
 }
 
-fn channel(side: Side, volume: &Arc<dyn Volume>, lane: Lane) -> Channel {
-    let start = match lane.submit {
+fn channel(side: Side, volume: &Arc<dyn Volume>, io_mode: IoMode) -> Channel {
+    let start = match io_mode.submit {
         Submit::Ring => Start::Ring,
         Submit::Inline => Start::Inline,
     };
@@ -170,10 +193,10 @@ fn channel(side: Side, volume: &Arc<dyn Volume>, lane: Lane) -> Channel {
 }
 
 /// Direct writes want their space laid out beforehand; the page cache does that by itself.
-fn reserve(sparse: Sparse, destination: &dyn Volume, lane: Lane) -> Reserve {
+fn reserve(sparse: Sparse, destination: &dyn Volume, io_mode: IoMode) -> Reserve {
     match (destination.kind(), sparse) {
         (VolumeKind::File, Sparse::Never) => Reserve::Everything,
-        (VolumeKind::File, Sparse::Auto | Sparse::Read) if lane.cache == Cache::Direct => Reserve::Data,
+        (VolumeKind::File, Sparse::Auto | Sparse::Read) if io_mode.cache == Cache::Direct => Reserve::Data,
         _ => Reserve::Nothing,
     }
 }

@@ -1,14 +1,14 @@
 //! Keeps other users of the same devices fast: a thread that feels what they feel.
 //!
 //! Once a millisecond it reads 4 KiB past the page cache, where this job has already read or written, from each local
-//! device of the job. The p90 of these probes goes into the [`Controller`] every tick, and its window into the job.
+//! device of the job. The p90 of these probes goes into the [`ProtectionWindow`] every tick, and its window into the job.
 //! Devices that cannot be probed (no `O_DIRECT`) are left out. A server is not probed: what the job's own requests to it
 //! take stands for what others feel. With neither the window stays as it is.
 
-use super::control::Control;
+use super::control::JobControl;
 use crate::buffer::Block;
 use crate::limits::{DRAIN_LIMIT, TICK};
-use crate::pipeline::window::Controller;
+use crate::pipeline::protection_window::ProtectionWindow;
 use crate::volume::Volume;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -25,7 +25,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(1);
 const PROBE_BYTES: usize = 4096;
 /// Places to probe: enough that none stays in a device's cache.
 const PLACES: usize = 1024;
-/// Samples that the p90 is taken from: two ticks' worth.
+/// Latencies of probes that the p90 is taken from: two ticks' worth.
 const SAMPLES: usize = 40;
 
 /// Runs while it lives.
@@ -43,10 +43,10 @@ impl Protection {
         destination: &Arc<dyn Volume>,
         block_bytes: u32,
         cap_bytes: u64,
-        control: Arc<Control>,
+        control: Arc<JobControl>,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut controller = Controller::new(target, block_bytes, cap_bytes);
+        let mut controller = ProtectionWindow::new(target, block_bytes, cap_bytes);
         let probes = probes(&[source, destination]);
         let has_server = [source, destination].iter().any(|volume| volume.link().is_some());
         if probes.is_empty() && !has_server {
@@ -60,8 +60,8 @@ impl Protection {
                 probes,
                 places: VecDeque::new(),
                 next: 0,
-                probed: Samples::new(),
-                requested: Samples::new(),
+                probed: ProbeLatencies::new(),
+                requested: ProbeLatencies::new(),
                 requests_seen: 0,
                 block_bytes,
                 block: None,
@@ -117,8 +117,8 @@ struct Prober {
     /// Blocks that hold data on both sides.
     places: VecDeque<u64>,
     next: usize,
-    probed: Samples,
-    requested: Samples,
+    probed: ProbeLatencies,
+    requested: ProbeLatencies,
     requests_seen: usize,
     block_bytes: u32,
     block: Option<Block>,
@@ -126,7 +126,7 @@ struct Prober {
 
 impl Prober {
     /// Probes until then. Says whether it got a sample.
-    fn probe_until(&mut self, until: Instant, control: &Control, stop: &AtomicBool) -> bool {
+    fn probe_until(&mut self, until: Instant, control: &JobControl, stop: &AtomicBool) -> bool {
         let mut fresh = false;
         while Instant::now() < until && !stop.load(Relaxed) {
             self.learn(control);
@@ -137,7 +137,7 @@ impl Prober {
         fresh
     }
 
-    fn look_at_requests(&mut self, control: &Control) -> bool {
+    fn look_at_requests(&mut self, control: &JobControl) -> bool {
         let (made, took) = control.requests_after(self.requests_seen);
         took.for_each(|took| self.requested.add(took));
         let fresh = made > self.requests_seen;
@@ -145,7 +145,7 @@ impl Prober {
         fresh
     }
 
-    fn learn(&mut self, control: &Control) {
+    fn learn(&mut self, control: &JobControl) {
         let Some(place) = control.sample() else { return };
         if self.places.back() != Some(&place) {
             if self.places.len() == PLACES {
@@ -186,9 +186,9 @@ impl Prober {
 
 /// The last latencies of one kind.
 #[derive(Debug)]
-struct Samples(VecDeque<Duration>);
+struct ProbeLatencies(VecDeque<Duration>);
 
-impl Samples {
+impl ProbeLatencies {
     fn new() -> Self {
         Self(VecDeque::with_capacity(SAMPLES))
     }

@@ -2,7 +2,7 @@
 
 use super::pass_state::PassState;
 use crate::limits::{PACED_BLOCKS_MIN, TICK};
-use crate::pipeline::pace::Pace;
+use crate::pipeline::server_window::ServerWindow;
 use crate::ring::Instant;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,17 +10,17 @@ use std::time::Duration;
 
 /// The rate over the last second.
 #[derive(Debug, Default)]
-pub(crate) struct Rate {
+pub(crate) struct RateMeter {
     samples: VecDeque<(Instant, u64)>,
 }
 
-impl Rate {
+impl RateMeter {
     const WINDOW: Duration = Duration::from_secs(1);
 
     /// Looks at the counters, and leaves the rate there.
     pub(crate) fn sample(&mut self, now: Instant, pass: &PassState) {
         let counters = &pass.control.counters;
-        let bytes = counters.landed.load(Relaxed) + counters.verified.load(Relaxed);
+        let bytes = counters.acknowledged.load(Relaxed) + counters.verified.load(Relaxed);
         if self.samples.back().is_some_and(|&(last, _)| now.saturating_sub(last) < TICK / 2) {
             return;
         }
@@ -38,16 +38,16 @@ impl Rate {
     }
 }
 
-/// Keeps what is on its way to and from servers as little as it can be: see [`Pace`].
+/// Keeps what is on its way to and from servers as little as it can be: see [`ServerWindow`].
 #[derive(Debug)]
-pub(crate) struct Pacing {
-    pace: Pace,
+pub(crate) struct ServerPacing {
+    pace: ServerWindow,
     last: Instant,
-    /// Bytes of blocks that had landed by then.
+    /// Bytes of blocks that had been written by then.
     moved: u64,
 }
 
-impl Pacing {
+impl ServerPacing {
     /// For a pass that reaches servers, else none.
     pub(crate) fn of(pass: &PassState, now: Instant) -> Option<Self> {
         let servers = [&pass.source, &pass.destination].into_iter().filter(|channel| channel.link().is_some()).count();
@@ -57,12 +57,12 @@ impl Pacing {
             1 => PACED_BLOCKS_MIN * 2,
             _ => PACED_BLOCKS_MIN,
         };
-        let pace = Pace::new(blocks * u64::from(pass.terms.block_bytes));
+        let pace = ServerWindow::new(blocks * u64::from(pass.params.block_bytes));
         pass.control.set_pace(pace.bytes(), false);
         Some(Self { pace, last: now, moved: pass.control.moved() })
     }
 
-    /// Looks at what has landed, once a tick.
+    /// Looks at what was written, once a tick.
     pub(crate) fn tick(&mut self, now: Instant, pass: &PassState) {
         let elapsed = now.saturating_sub(self.last);
         if elapsed < TICK {

@@ -6,8 +6,8 @@
 //! destination: whenever it has been touched, there is a journal that says so. A refusal leaves it as it was and
 //! removes a file that it created.
 
-use super::evidence::Evidence;
-use super::oversight::Oversight;
+use super::content_check::ContentCheck;
+use super::supervised_copy::SupervisedCopy;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{
@@ -27,7 +27,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Everything a copy needs before its first block.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedCopy {
     /// Open for reading.
     pub source: Arc<dyn Volume>,
     /// Open for writing, with its final size; locked, unless it is an export.
@@ -64,33 +64,33 @@ pub(crate) struct Prepared {
 /// `ECancelled` until the destination is touched; `EUnreachable` and `EProtocol` of servers.
 pub(crate) fn prepare(
     spec: &CopySpec,
-    oversight: &Oversight,
+    supervised: &SupervisedCopy,
     journals: &JournalService,
     cancelled: &dyn Fn() -> bool,
-) -> Result<Prepared> {
+) -> Result<PreparedCopy> {
     refuse_contradiction(spec)?;
-    oversight.refuse_unwanted(spec)?;
-    let mut opened = open(spec, oversight, cancelled)?;
+    supervised.refuse_unwanted(spec)?;
+    let mut opened = open(spec, supervised, cancelled)?;
     refuse_journal_on_volume(spec, &opened)?;
     let start = decide(spec, journals, &opened, cancelled)?;
-    oversight.refuse_lost(&opened)?;
+    supervised.refuse_lost(&opened)?;
     bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
     opened.source.volume().check_end(Side::Source)?;
-    if let Start::Resumed(_, earlier, unproven) = &start {
+    if let StartPoint::Resumed(_, earlier, unproven) = &start {
         refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
     }
-    oversight.refuse_others(&opened, cancelled)?;
+    supervised.refuse_others(&opened, cancelled)?;
     refuse_full(&opened.source, &opened.destination, spec, cancelled)?;
     refuse_cancelled(cancelled)?;
-    oversight.ask(&opened, matches!(start, Start::Resumed(..)))?;
+    supervised.ask(&opened, matches!(start, StartPoint::Resumed(..)))?;
     refuse_cancelled(cancelled)?;
     if opened.is_created() {
         opened.destination.volume().sync_parent()?;
     }
-    let changes = Changes { spec, oversight, cancelled };
+    let changes = FirstChanges { spec, supervised, cancelled };
     match start {
-        Start::Resumed(journal, earlier, _) => changes.go_on(opened, journal, *earlier),
-        Start::Fresh => changes.start_fresh(opened, journals),
+        StartPoint::Resumed(journal, earlier, _) => changes.go_on(opened, journal, *earlier),
+        StartPoint::Fresh => changes.start_fresh(opened, journals),
     }
 }
 
@@ -103,7 +103,7 @@ fn refuse_cancelled(cancelled: &dyn Fn() -> bool) -> Result<()> {
 }
 
 /// Where a copy starts.
-enum Start {
+enum StartPoint {
     /// At the beginning, without a journal yet.
     Fresh,
     /// Where an earlier run stopped; what is left to prove by content.
@@ -134,11 +134,11 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
 }
 
 /// Opens both ends. A destination that a checkpoint is about must be there already.
-fn open(spec: &CopySpec, oversight: &Oversight, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
+fn open(spec: &CopySpec, supervised: &SupervisedCopy, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
     let rights = || refuse_unwritable_journal(spec);
     let missing = || match (spec.continuation, earlier_journal(spec)) {
         (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => {
-            refuse_missing(spec).and_then(|()| oversight.refuse_missing(spec))
+            refuse_missing(spec).and_then(|()| supervised.refuse_missing(spec))
         }
         (Continuation::Resume, Err(error)) => Err(error),
         (Continuation::Resume, Ok(Some(journal))) => {
@@ -148,10 +148,10 @@ fn open(spec: &CopySpec, oversight: &Oversight, cancelled: &dyn Fn() -> bool) ->
             Err(error.advise("name the destination of the first start, or start over with --restart"))
         }
     };
-    Opened::open(spec, &oversight.means, &Patience::new(spec.lock_wait, cancelled), &rights, &missing)
+    Opened::open(spec, &supervised.access, &Patience::new(spec.lock_wait, cancelled), &rights, &missing)
 }
 
-/// Changes are of use to an older copy only.
+/// A copy of changes is of use to an older copy only.
 fn refuse_missing(spec: &CopySpec) -> Result<()> {
     if spec.changed_since.is_none() {
         return Ok(());
@@ -189,7 +189,12 @@ fn refuse_journal_on_volume(spec: &CopySpec, opened: &Opened) -> Result<()> {
 }
 
 /// Resumes, or applies the rules of a fresh start: an empty destination, then no unfinished journal.
-fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened, cancelled: &dyn Fn() -> bool) -> Result<Start> {
+fn decide(
+    spec: &CopySpec,
+    journals: &JournalService,
+    opened: &Opened,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<StartPoint> {
     let earlier = earlier_journal(spec);
     match (spec.continuation, checkpoint(spec)) {
         (Continuation::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
@@ -197,20 +202,20 @@ fn decide(spec: &CopySpec, journals: &JournalService, opened: &Opened, cancelled
             let (source, destination) = (source_of(spec, opened), opened.destination.volume().identity());
             let unproven = refuse_other(reader.header(), reader.durable(), &source, destination)?;
             refuse_block(reader.header().leaf_bytes, opened.volumes())?;
-            Ok(Start::Resumed(journal, Box::new(reader), unproven))
+            Ok(StartPoint::Resumed(journal, Box::new(reader), unproven))
         }
         (Continuation::Restart, _) => {
             match leftover(&earlier, opened, cancelled) {
                 Some(unfinished) => refuse_half_copy(spec, unfinished, opened.source.volume())?,
                 None => refuse_data(spec, opened, false)?,
             }
-            Ok(Start::Fresh)
+            Ok(StartPoint::Fresh)
         }
         (Continuation::Refuse | Continuation::Resume, path) => {
             refuse_data(spec, opened, matches!(earlier, Ok(Some(_))))?;
             match (earlier?, path) {
                 (Some(journal), Some(path)) => Err(exists(path, &journal)),
-                (Some(_) | None, _) => Ok(Start::Fresh),
+                (Some(_) | None, _) => Ok(StartPoint::Fresh),
             }
         }
     }
@@ -228,7 +233,7 @@ fn refuse_other_content(
     if earlier.durable().is_empty() {
         return if unproven.destination { refuse_data(spec, opened, true) } else { Ok(()) };
     }
-    Evidence::of(earlier, cancelled)?.refuse_others(&opened.source, &opened.destination, unproven)
+    ContentCheck::of(earlier, cancelled)?.refuse_others(&opened.source, &opened.destination, unproven)
 }
 
 /// The header of an unfinished copy to the destination: what that left there a restart may discard. Where nothing of it
@@ -241,8 +246,8 @@ fn leftover<'a>(
     let journal = earlier.as_ref().ok()?.as_ref()?;
     let identity = opened.destination.volume().identity();
     let is_it = journal.state() == JournalState::Unfinished && is_destination(journal.header(), identity);
-    let evidence = Evidence::of(journal, cancelled).ok()?;
-    (is_it && evidence.holds_some(&opened.destination, Side::Destination)).then(|| journal.header())
+    let check = ContentCheck::of(journal, cancelled).ok()?;
+    (is_it && check.holds_some(&opened.destination, Side::Destination)).then(|| journal.header())
 }
 
 /// The source as the journal knows it.
@@ -283,14 +288,14 @@ fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()
 }
 
 /// The first changes to a destination: whatever they are, the gate is looked at before each of them.
-struct Changes<'a> {
+struct FirstChanges<'a> {
     spec: &'a CopySpec,
-    oversight: &'a Oversight,
+    supervised: &'a SupervisedCopy,
     cancelled: &'a dyn Fn() -> bool,
 }
 
-impl Changes<'_> {
-    fn start_fresh(&self, mut opened: Opened, journals: &JournalService) -> Result<Prepared> {
+impl FirstChanges<'_> {
+    fn start_fresh(&self, mut opened: Opened, journals: &JournalService) -> Result<PreparedCopy> {
         let spec = self.spec;
         let leaf_bytes = leaf_bytes(spec, &opened)?;
         let place = match (checkpoint(spec), spec.continuation) {
@@ -300,10 +305,10 @@ impl Changes<'_> {
         };
         let mut journal = journals.create(place, &header(spec, &opened, leaf_bytes))?;
         let before = opened.destination.volume().size_bytes();
-        let is_fresh = !self.oversight.claims();
+        let is_fresh = !self.supervised.claims();
         let touched = self.touch(&mut opened, is_fresh, before).and_then(|touched| {
             let size = opened.source.volume().size_bytes();
-            let claimed = self.oversight.record(&mut journal, &RangeSet::new(), size, leaf_bytes)?;
+            let claimed = self.supervised.record(&mut journal, &RangeSet::new(), size, leaf_bytes)?;
             Ok((touched, claimed))
         });
         match touched {
@@ -320,16 +325,16 @@ impl Changes<'_> {
         }
     }
 
-    fn go_on(&self, mut opened: Opened, mut journal: JournalFile, earlier: JournalReader) -> Result<Prepared> {
+    fn go_on(&self, mut opened: Opened, mut journal: JournalFile, earlier: JournalReader) -> Result<PreparedCopy> {
         let touched = self.touch(&mut opened, false, earlier.header().destination.size_bytes)?;
         let (size, leaf_bytes) = (earlier.header().size_bytes, earlier.header().leaf_bytes);
-        let claimed = self.oversight.record(&mut journal, earlier.durable(), size, leaf_bytes)?;
+        let claimed = self.supervised.record(&mut journal, earlier.durable(), size, leaf_bytes)?;
         Ok(prepared(opened, touched, leaf_bytes, journal, Some(earlier), claimed))
     }
 
     /// The first changes to the destination, which had so many bytes `before` the copy: size, then the probes that
     /// need it.
-    fn touch(&self, opened: &mut Opened, is_fresh: bool, before: u64) -> Result<Touched> {
+    fn touch(&self, opened: &mut Opened, is_fresh: bool, before: u64) -> Result<ChangedDestination> {
         let is_older_copy = self.spec.changed_since.is_some();
         if is_older_copy {
             opened.destination.keep_bytes(before);
@@ -349,22 +354,22 @@ impl Changes<'_> {
         let route = probe(self.spec, &opened.source, &opened.destination)?;
         let keeps_rest = is_older_copy || destination.kind() != VolumeKind::File;
         let tail = if keeps_rest { tail(&opened.destination, source.size_bytes())? } else { Vec::new() };
-        Ok(Touched { route, known_zero, tail })
+        Ok(ChangedDestination { route, known_zero, tail })
     }
 
     fn wait_for_gate(&self) -> Result<()> {
-        self.oversight.wait_for_gate(self.cancelled)
+        self.supervised.wait_for_gate(self.cancelled)
     }
 }
 
 /// What changing the destination for the first time leads to.
-struct Touched {
+struct ChangedDestination {
     route: Route,
     known_zero: KnownZero,
     tail: Vec<u8>,
 }
 
-/// See [`Prepared::tail`].
+/// See [`PreparedCopy::tail`].
 fn tail(destination: &End, end: u64) -> Result<Vec<u8>> {
     let volume = destination.volume();
     let align = u64::from(volume.align_bytes());
@@ -379,20 +384,32 @@ fn tail(destination: &End, end: u64) -> Result<Vec<u8>> {
 
 fn prepared(
     opened: Opened,
-    touched: Touched,
+    touched: ChangedDestination,
     leaf_bytes: u32,
     journal: JournalFile,
     earlier: Option<JournalReader>,
     claimed: RangeSet,
-) -> Prepared {
-    let Touched { route, known_zero, tail } = touched;
+) -> PreparedCopy {
+    let ChangedDestination { route, known_zero, tail } = touched;
     let created = opened.is_created();
     let (source, destination) = opened.keep();
     let mut durable = earlier.as_ref().map(|reader| reader.durable().clone()).unwrap_or_default();
     claimed.iter().for_each(|range| durable.insert(range));
     let (source, destination) = (source.into_volume(), destination.into_volume());
     let claims = !claimed.is_empty();
-    Prepared { source, destination, created, route, leaf_bytes, journal, earlier, durable, claims, known_zero, tail }
+    PreparedCopy {
+        source,
+        destination,
+        created,
+        route,
+        leaf_bytes,
+        journal,
+        earlier,
+        durable,
+        claims,
+        known_zero,
+        tail,
+    }
 }
 
 /// Decided before the journal is created, which records it: by the caches, not by the whole route.

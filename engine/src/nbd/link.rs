@@ -191,30 +191,30 @@ impl Link {
     }
 
     /// How many workers may serve the link: what the flags and the caller's terms allow.
-    pub(crate) fn lanes(&self, workers: usize) -> usize {
+    pub(crate) fn workers_allowed(&self, workers: usize) -> usize {
         let wanted = self.terms.connections.unwrap_or(CONNECTIONS_MAX).min(workers).max(1);
         if self.facts.flags.can_multi_conn() { wanted } else { 1 }
     }
 
-    /// Connections of each of `lanes` workers at most, spare ones included. None are spare towards a destination: writes
+    /// Connections of each of that many workers at most, spare ones included. None are spare towards a destination: writes
     /// over four connections to one file took twice as long as over two.
-    pub(crate) fn wires(&self, lanes: usize) -> usize {
+    pub(crate) fn connections_per_worker(&self, workers: usize) -> usize {
         if self.side == Side::Destination {
             return 1;
         }
         let all = if self.facts.flags.can_multi_conn() { self.terms.connections.unwrap_or(CONNECTIONS_MAX) } else { 1 };
-        (all / lanes.max(1)).max(1)
+        (all / workers.max(1)).max(1)
     }
 
-    /// Makes a session for each of `lanes` workers. Gives the number that the server has let in: it may have a limit of
+    /// Makes a session for each of that many workers. Gives the number that the server has let in: it may have a limit of
     /// its own, or be full. Spare ones are made meanwhile.
-    pub(crate) fn connect(self: &Arc<Self>, lanes: usize) -> usize {
-        let made = self.connect_first(lanes);
+    pub(crate) fn connect(self: &Arc<Self>, workers: usize) -> usize {
+        let made = self.connect_first(workers);
         let mut state = lock(&self.state);
         let idle = self.idle(&mut state).len();
         state.reserved = made;
-        if made == lanes {
-            state.spare = (lanes * self.wires(lanes)).saturating_sub(idle);
+        if made == workers {
+            state.spare = (workers * self.connections_per_worker(workers)).saturating_sub(idle);
         }
         if state.spare > 0 {
             self.see_to_dialing(state);
@@ -222,11 +222,11 @@ impl Link {
         made
     }
 
-    fn connect_first(&self, lanes: usize) -> usize {
+    fn connect_first(&self, workers: usize) -> usize {
         loop {
             let sessions = self.idle(&mut lock(&self.state)).len();
-            if sessions >= lanes {
-                return lanes;
+            if sessions >= workers {
+                return workers;
             }
             let generation = self.generation();
             match self.redial(FURTHER_DIAL_LIMIT) {

@@ -1,9 +1,9 @@
 //! One block in flight: a state and one pure transition function.
 //!
 //! ```text
-//! copy:   Idle -> Reading(source) -> Looking -> Writing(run 1) -> ... -> Writing(run n) -> Idle, landed
-//!                                       `-- nothing but zeros ---------------------------> Idle, landed
-//! zeros:  Idle -> Writing(everything) -> Idle, landed
+//! copy:   Idle -> Reading(source) -> Looking -> Writing(run 1) -> ... -> Writing(run n) -> Idle, written
+//!                                       `-- nothing but zeros ---------------------------> Idle, written
+//! zeros:  Idle -> Writing(everything) -> Idle, written
 //! check:  Idle -> Reading(reference) -> Looking -> Reading(target) -> Looking -> Idle, compared
 //! ```
 //! Short transfers stay in their state and ask for the rest; a transfer that makes no progress is a fault, never a

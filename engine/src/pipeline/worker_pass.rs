@@ -1,14 +1,14 @@
 //! One worker's part in one pass: the segments it has claimed, and what it has to report.
 //!
-//! A worker pass decides what comes next and keeps the books of its segments; the worker owns slots, blocks and the ring and
-//! carries it out. A segment is open from its claim until the last of its leaves has landed. Leaves of zeros that the
-//! destination must be told about are gathered per segment, so that neighbours become one request.
+//! A worker pass decides what comes next and keeps the books of its segments; the worker owns slots, blocks and the
+//! ring and carries it out. A segment is open from its claim until the last of its leaves was written. Leaves of zeros
+//! that the destination must be told about are gathered per segment, so that neighbours become one request.
 
 use super::examine::{DataMap, Span};
 use super::latency::Latency;
 use crate::channel::Wires;
 use crate::extent::{ByteRange, RangeSet};
-use crate::job::pass_state::{FoundZeros, Landed, LeafContent, PassState, Segment, Work, Zeroing};
+use crate::job::pass_state::{DetectedZeros, LeafContent, PassState, Segment, Work, WrittenRange, ZeroMethod};
 use crate::limits::ZEROS_PER_JOB;
 use crate::ring::{Instant, ZeroMode};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(crate) struct BlockTask {
     /// Its part that has to be read; empty for leaves that are only written.
     pub read: ByteRange,
     pub kind: BlockKind,
-    /// See [`Landed`].
+    /// See [`WrittenRange`].
     pub generation: Option<u64>,
 }
 
@@ -47,14 +47,14 @@ pub(crate) struct ZeroTask {
     pub segment: u64,
     pub range: ByteRange,
     pub mode: ZeroMode,
-    /// See [`Landed`].
+    /// See [`WrittenRange`].
     pub generation: Option<u64>,
 }
 
 /// What is done with a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlockKind {
-    Copy(FoundZeros),
+    Copy(DetectedZeros),
     WriteZeros,
     CompareSource,
     /// With a digest that is known, or with zeros.
@@ -107,7 +107,7 @@ pub(crate) struct WorkerPass {
     flushes_seen: u64,
     open: Vec<OpenSegment>,
     next_segment: u64,
-    landed: Vec<Landed>,
+    written_ranges: Vec<WrittenRange>,
     halted: bool,
     busy: bool,
 }
@@ -116,9 +116,9 @@ impl WorkerPass {
     /// `served_bytes` is where the least served pass of the worker stands: a new job does not starve the old ones.
     /// The wires take `slots` operations at a time.
     pub(crate) fn new(id: u32, state: Arc<PassState>, served_bytes: u64, slots: usize) -> Self {
-        let takes_part = state.enter_lane();
+        let takes_part = state.join();
         let wires = if takes_part {
-            Wires::new(&state.source, &state.destination, slots, state.terms.lanes)
+            Wires::new(&state.source, &state.destination, slots, state.params.workers)
         } else {
             Ok(Wires::default())
         };
@@ -146,7 +146,7 @@ impl WorkerPass {
             flushes_seen: 0,
             open: Vec::new(),
             next_segment: 0,
-            landed: Vec::new(),
+            written_ranges: Vec::new(),
             halted: false,
             busy: false,
         }
@@ -190,22 +190,22 @@ impl WorkerPass {
 
     /// A source block was read and is not all zeros, or may not be treated so: which of it to write.
     pub(crate) fn writable(&mut self, task: &BlockTask, map: DataMap, block_bytes: u32) -> DataMap {
-        let terms = &self.state.terms;
+        let params = &self.state.params;
         let len = u32::try_from(task.range.len()).expect("a leaf is at most a block");
         let everything = DataMap::all(len, block_bytes);
-        if !terms.known_zero {
+        if !params.known_zero {
             // Zeros in between are written too; a leaf of nothing but zeros is requested, unless its end is unaligned.
             let aligned = task.range.end().is_multiple_of(self.state.destination.zero_align);
-            let by_request = map.is_zero() && aligned && self.state.zeroing() != Zeroing::Data;
+            let by_request = map.is_zero() && aligned && self.state.zero_method() != ZeroMethod::Data;
             if by_request {
                 self.segment(task.segment).zeros.insert(task.range);
             }
             return if by_request { map } else { everything };
         }
         match task.kind {
-            BlockKind::Copy(FoundZeros::Write) => return everything,
-            BlockKind::Copy(FoundZeros::GiveBack) => self.give_back(task, map),
-            BlockKind::Copy(FoundZeros::Skip)
+            BlockKind::Copy(DetectedZeros::Write) => return everything,
+            BlockKind::Copy(DetectedZeros::Punch) => self.punch_zeros(task, map),
+            BlockKind::Copy(DetectedZeros::Skip)
             | BlockKind::WriteZeros
             | BlockKind::CompareSource
             | BlockKind::Compare(_) => {}
@@ -215,10 +215,10 @@ impl WorkerPass {
 
     /// Everything of a block that had to be written is; a leaf of zeros lands with the request for them, if there is
     /// to be one.
-    pub(crate) fn land(&mut self, task: &BlockTask, content: LeafContent) {
+    pub(crate) fn block_written(&mut self, task: &BlockTask, content: LeafContent) {
         // Zeros that were not known to be there, or are to be allocated, were written.
-        let is_left = self.state.terms.known_zero
-            && matches!(task.kind, BlockKind::Copy(FoundZeros::Skip | FoundZeros::GiveBack));
+        let is_left = self.state.params.known_zero
+            && matches!(task.kind, BlockKind::Copy(DetectedZeros::Skip | DetectedZeros::Punch));
         let open = self.finish_block(task);
         if open.zeros.contains(task.range) {
             open.zero_leaves.insert(task.range);
@@ -230,7 +230,7 @@ impl WorkerPass {
         if content != LeafContent::Zeros {
             self.state.control.note_data(task.read.start());
         }
-        self.landed.push(Landed { range: task.range, content, generation: task.generation });
+        self.written_ranges.push(WrittenRange { range: task.range, content, generation: task.generation });
         self.retire();
     }
 
@@ -242,7 +242,7 @@ impl WorkerPass {
         } else {
             self.state.differ(task.range);
         }
-        self.landed.push(Landed { range: task.range, content: expected, generation: None });
+        self.written_ranges.push(WrittenRange { range: task.range, content: expected, generation: None });
         self.retire();
     }
 
@@ -253,7 +253,7 @@ impl WorkerPass {
 
     /// A range was zeroed: the leaves that waited for it land.
     pub(crate) fn zeroed(&mut self, ZeroTask { segment, range, generation, .. }: ZeroTask) {
-        let known_zero = self.state.terms.known_zero;
+        let known_zero = self.state.params.known_zero;
         let counters = &self.state.control.counters;
         let counter = if known_zero { &counters.skipped } else { &counters.zeroed };
         let open =
@@ -264,7 +264,7 @@ impl WorkerPass {
         for leaves in leaves {
             open.zero_leaves.remove(leaves);
             counter.fetch_add(leaves.len(), Relaxed);
-            self.landed.push(Landed { range: leaves, content: LeafContent::Zeros, generation });
+            self.written_ranges.push(WrittenRange { range: leaves, content: LeafContent::Zeros, generation });
         }
         self.retire();
     }
@@ -272,10 +272,10 @@ impl WorkerPass {
     /// The destination cannot be zeroed by request in this way: it is done in the next way, or was not needed.
     pub(crate) fn not_zeroed(&mut self, task: ZeroTask) {
         // Zeros that are there already, and need not be allocated.
-        if self.state.terms.known_zero && task.mode == ZeroMode::Hole {
+        if self.state.params.known_zero && task.mode == ZeroMode::Hole {
             return self.zeroed(task);
         }
-        self.state.give_up_zeroing(task.mode);
+        self.state.zero_method_unsupported(task.mode);
         self.postpone_zero(task);
     }
 
@@ -301,9 +301,9 @@ impl WorkerPass {
         self.wires.turn(now, self.state.is_given_up(), self.state.control.is_long_path());
     }
 
-    /// Passes what landed on to the pass.
+    /// Reports what was written to the state of the pass.
     pub(crate) fn publish(&mut self) {
-        self.state.land(&mut self.landed);
+        self.state.report_written(&mut self.written_ranges);
     }
 
     /// Acknowledges a halt once nothing is in flight.
@@ -345,7 +345,7 @@ impl WorkerPass {
 
     /// Counts a block of an open segment as answered and gives its room back.
     fn finish_block(&mut self, task: &BlockTask) -> &mut OpenSegment {
-        self.state.control.leave(task.range.len());
+        self.state.control.leave_window(task.range.len());
         self.bytes_in_flight -= task.range.len();
         let open = self.segment(task.segment);
         open.outstanding -= 1;
@@ -358,12 +358,12 @@ impl WorkerPass {
         let open = self.open.iter_mut().find(|open| open.outstanding == 0 && !open.zeros.is_empty() && ripe(open))?;
         let range = open.zeros.iter().next().expect("not empty");
         open.zeros.remove(range);
-        match self.state.zeroing() {
-            Zeroing::Request(mode) => {
+        match self.state.zero_method() {
+            ZeroMethod::Request(mode) => {
                 open.outstanding += 1;
                 Some(Next::Zero(ZeroTask { segment: open.id, range, mode, generation: self.state.generation() }))
             }
-            Zeroing::Data => {
+            ZeroMethod::Data => {
                 // Start over with what waits for zeros, this time writing them.
                 open.zero_leaves.remove(range);
                 let id = self.next_segment;
@@ -404,37 +404,37 @@ impl WorkerPass {
 
     fn leaf_at(&self, index: usize) -> ByteRange {
         let open = &self.open[index];
-        let leaf = u64::from(self.state.terms.block_bytes);
+        let leaf = u64::from(self.state.params.block_bytes);
         ByteRange::new(open.cursor, (open.cursor / leaf + 1).saturating_mul(leaf).min(open.range.end()))
     }
 
     /// Takes room for a leaf in the window in flight, then in what is not recorded yet, then from the rate limit.
     fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> Admission {
         let (control, bytes) = (&self.state.control, leaf.len());
-        let part = control.pace() / self.state.terms.lanes.max(1) as u64;
+        let part = control.pace() / self.state.params.workers.max(1) as u64;
         let is_paced = self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > part;
-        if is_paced || !control.enter(bytes) {
+        if is_paced || !control.enter_window(bytes) {
             return Admission::Full;
         }
         if !admitted && !self.state.enter_unrecorded(bytes) {
-            control.leave(bytes);
+            control.leave_window(bytes);
             return Admission::Unrecorded;
         }
-        if let Err(wait) = control.bucket.take(bytes, now) {
-            control.leave(bytes);
+        if let Err(wait) = control.rate_limiter.take(bytes, now) {
+            control.leave_window(bytes);
             if !admitted {
                 self.state.recorded(bytes);
             }
             return Admission::Later(wait);
         }
-        if !admitted && self.state.terms.copies {
+        if !admitted && self.state.params.copies {
             control.counters.issued.fetch_add(bytes, Release);
         }
         Admission::Granted
     }
 
     /// Zeros inside space that was reserved for data: gathered, to be punched.
-    fn give_back(&mut self, task: &BlockTask, map: DataMap) {
+    fn punch_zeros(&mut self, task: &BlockTask, map: DataMap) {
         let start = task.range.start();
         let segment = self.segment(task.segment);
         for Span { start: at, len } in map.zero_runs() {
@@ -480,7 +480,7 @@ impl OpenSegment {
 
     fn take_block(&mut self, leaf: ByteRange, state: &PassState) -> BlockTask {
         let within = |read: ByteRange| read.intersect(leaf).unwrap_or(ByteRange::new(leaf.start(), leaf.start()));
-        let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(state.terms.block_bytes))
+        let index = usize::try_from((leaf.start() - self.range.start()) / u64::from(state.params.block_bytes))
             .expect("a segment has few leaves");
         let (read, kind) = match &self.work {
             Work::Copy { read, found } => (within(*read), BlockKind::Copy(*found)),
@@ -501,7 +501,7 @@ fn zero_request(range: ByteRange, state: &PassState) -> ByteRange {
     if range.end().is_multiple_of(state.destination.zero_align) {
         return range;
     }
-    let leaf = u64::from(state.terms.block_bytes);
+    let leaf = u64::from(state.params.block_bytes);
     ByteRange::new(range.start(), (range.end() / leaf * leaf).max(range.start()))
 }
 
@@ -510,8 +510,8 @@ mod tests {
     use super::*;
     use crate::channel::{Channel, Start};
     use crate::error::Side;
-    use crate::job::control::Control;
-    use crate::job::pass_state::Terms;
+    use crate::job::control::JobControl;
+    use crate::job::pass_state::PassParams;
     use crate::job::peer::Peer;
     use crate::volume::Volume;
 
@@ -520,7 +520,7 @@ mod tests {
     /// A worker pass of a copy of two leaves to `peer`, of which the first holds data and the second zeros.
     fn pass(peer: &Arc<Peer>) -> WorkerPass {
         let volume: Arc<dyn Volume> = Arc::<Peer>::clone(peer);
-        let terms = Terms {
+        let params = PassParams {
             size: 2 * LEAF,
             block_bytes: LEAF as u32,
             digest: false,
@@ -528,15 +528,15 @@ mod tests {
             zero_mode: ZeroMode::Hole,
             tail: Vec::new(),
             unrecorded_max: u64::MAX,
-            lanes: 1,
+            workers: 1,
             copies: true,
             low_water: 0,
         };
         let channel = |side| Channel::new(side, &volume, Start::Ring);
-        let control = Arc::new(Control::new(None));
-        let state = PassState::new(control, channel(Side::Source), channel(Side::Destination), terms);
+        let control = Arc::new(JobControl::new(None));
+        let state = PassState::new(control, channel(Side::Source), channel(Side::Destination), params);
         let data = ByteRange::new(0, LEAF);
-        let copy = Segment { range: data, work: Work::Copy { read: data, found: FoundZeros::Skip } };
+        let copy = Segment { range: data, work: Work::Copy { read: data, found: DetectedZeros::Skip } };
         state.offer([copy, Segment { range: ByteRange::new(LEAF, 2 * LEAF), work: Work::Zero }]);
         WorkerPass::new(0, Arc::new(state), 0, 1)
     }
@@ -550,12 +550,12 @@ mod tests {
         assert!(matches!(pass.next(Duration::ZERO), Next::Nothing), "the second one is claimed");
         let Next::Zero(zero) = pass.next(Duration::ZERO) else { panic!("and requested") };
         peer.generation.store(1, Relaxed);
-        pass.land(&block, LeafContent::Undigested);
+        pass.block_written(&block, LeafContent::Undigested);
         pass.zeroed(zero);
         pass.publish();
-        let mut landed = Vec::new();
-        pass.state.collect(&mut landed);
-        assert_eq!(landed.iter().map(|landed| landed.generation).collect::<Vec<_>>(), [Some(0), Some(0)]);
+        let mut written = Vec::new();
+        pass.state.collect(&mut written);
+        assert_eq!(written.iter().map(|written| written.generation).collect::<Vec<_>>(), [Some(0), Some(0)]);
         assert_eq!(pass.state.generation(), Some(1));
     }
 

@@ -1,4 +1,4 @@
-//! A journal's file in a simulated world, and the ledger that writes it as the journal's thread does.
+//! A journal's file in a simulated world, and the recorder that writes it as the journal's thread does.
 //!
 //! The plans are those of the production appender, carried out step by step: write the record, sync, write the slot.
 //! A power cut loses sectors of what was not synced; a kill tears the write under way at any byte.
@@ -8,7 +8,7 @@ use super::judge;
 use super::world::{Shared, World};
 use crate::error::{Error, Operation, Result, Side};
 use crate::extent::RangeSet;
-use crate::job::ledger::Ledger;
+use crate::job::recorder::Recorder;
 use crate::journal::append::{Appender, Write};
 use crate::journal::{Content, Header, JournalReader, Run};
 use crate::ring::Instant;
@@ -149,9 +149,9 @@ impl JournalFile {
     }
 }
 
-/// The ledger of one simulated pass.
+/// The recorder of one simulated pass.
 #[derive(Debug)]
-pub(crate) struct SimLedger {
+pub(crate) struct SimRecorder {
     world: Shared,
     place: Place,
     appender: Appender,
@@ -166,7 +166,7 @@ enum Place {
     Scratch(Box<JournalFile>),
 }
 
-impl SimLedger {
+impl SimRecorder {
     /// A new journal of a task.
     pub(crate) fn create(world: &Shared, task: usize, header: &Header) -> Self {
         let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
@@ -198,7 +198,7 @@ impl SimLedger {
     }
 }
 
-impl Ledger for SimLedger {
+impl Recorder for SimRecorder {
     fn append(&mut self, runs: Vec<Run>) {
         let mut world = self.world.lock();
         world.note(format_args!("{:?} records {} runs", self.place_name(), runs.len()));
@@ -246,7 +246,7 @@ impl Ledger for SimLedger {
     }
 }
 
-impl SimLedger {
+impl SimRecorder {
     fn place_name(&self) -> Option<usize> {
         match self.place {
             Place::Task(task) => Some(task),

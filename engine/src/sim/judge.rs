@@ -3,7 +3,7 @@
 use super::image::Image;
 use super::world::{Site, World};
 use crate::extent::ByteRange;
-use crate::job::control::Control;
+use crate::job::control::JobControl;
 use crate::journal::{Content, JournalReader, Run};
 use crate::progress::Progress;
 use crate::spec::{CopySpec, DigestKind, Sparse};
@@ -73,7 +73,7 @@ pub(crate) fn beyond(site: &Site, size: u64) {
 }
 
 /// A copy that is said to be complete.
-pub(crate) fn success(site: &Site, spec: &CopySpec, control: &Control, size: u64, root: Option<[u8; 32]>) {
+pub(crate) fn success(site: &Site, spec: &CopySpec, control: &JobControl, size: u64, root: Option<[u8; 32]>) {
     let destination = &site.disks[1];
     assert!(site.is_source_unchanged(), "success, though the source was changed before it was looked at again");
     assert_eq!(destination.cached.difference(&site.truth, 0, size), None, "success with a wrong byte");
@@ -93,7 +93,7 @@ pub(crate) fn success(site: &Site, spec: &CopySpec, control: &Control, size: u64
     }
     let bytes = control.bytes();
     assert_eq!(bytes.durable, if site.flushes { size } else { 0 }, "durable bytes of a success");
-    let counted = [&control.counters.issued, &control.counters.landed].map(|counter| counter.load(Relaxed));
+    let counted = [&control.counters.issued, &control.counters.acknowledged].map(|counter| counter.load(Relaxed));
     assert_eq!(counted, [size, size], "counters of a success");
     let progress = control.progress();
     assert_eq!((progress.planned, progress.issued, progress.written), (size, size, size), "progress of a success");

@@ -83,8 +83,8 @@ impl Machine {
         }
     }
 
-    /// Nothing of what follows happens but this: the devices of the first task leave one operation in two without an answer,
-    /// and nobody stops it. Runs until every other task is done; `false` if there is no other.
+    /// Nothing of what follows happens but this: the devices of the first task leave one operation in two without an
+    /// answer, and nobody stops it. Runs until every other task is done; `false` if there is no other.
     pub(crate) fn run_beside_a_dead_device(&mut self) -> bool {
         let faults = |index| Faults { hang: if index == 0 { 0.5 } else { 0.0 }, ..Faults::default() };
         (0..).zip(&mut self.world.lock().sites).for_each(|(index, site)| site.faults = faults(index));

@@ -3,14 +3,14 @@
 //! Goal: never a silent wrong copy, whatever fails and whenever it stops. Method: a seed stands for an engine of one to
 //! three workers, a few copies between simulated volumes, and what happens to them: latency, reordering, short
 //! transfers, errors, devices that never answer, cancels, pauses, limits, a source that changes, kills, power cuts, and
-//! servers that are restarted without what they had acknowledged, gates that close in the middle of everything, and runs
-//! that are taken over by others, who know what was durable and have no journal.
-//! Workers, shares, slots, pass controllers, supplies, planners and journals are the real ones; only ring, volumes and the
-//! journal's file are simulated, and one thread takes turns among them. A model of bytes judges every step.
+//! servers that are restarted without what they had acknowledged, gates that close in the middle of everything, and
+//! runs that are taken over by others, who know what was durable and have no journal. Workers, worker passes, slots,
+//! pass controllers, segment sources, planners and journals are the real ones; only ring, volumes and the journal's
+//! file are simulated, and one thread takes turns among them. A model of bytes judges every step.
 //!
 //! ```text
 //! Scenario -> Machine -> Worker<SimRing> -> World (clock, chance, disks, operations in flight)
-//!                   `--> Task -> PassController<SimLedger> -'        judge: what must be true
+//!                   `--> Task -> PassController<SimRecorder> -'        judge: what must be true
 //! ```
 //! Seeds that leave 0, 2 or 5 over 7 have volumes behind servers; the others stand for what they stood for before there
 //! were any. So do seeds that leave 1, 5 or 8 over 11: their copies write behind gates. Rings answer out of order and

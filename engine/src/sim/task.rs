@@ -6,7 +6,7 @@
 //! ```
 
 use super::faults::Faults;
-use super::journal::SimLedger;
+use super::journal::SimRecorder;
 use super::judge;
 use super::scenario::{Plan, rate};
 use super::volume::SimVolume;
@@ -14,19 +14,19 @@ use super::world::{Shared, Site};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
 use crate::job::Reason;
-use crate::job::account::{judge as verdict, outcome};
-use crate::job::control::Control;
-use crate::job::ledger::Ledger;
+use crate::job::control::JobControl;
 use crate::job::pass_controller::{PassController, TurnOutcome, WorkerInboxes};
 use crate::job::pass_state::PassState;
-use crate::job::prepared_pass::{CopyStart, Pair, PreparedPass};
-use crate::job::supply::Expectation;
+use crate::job::prepared_pass::{ComparedVolumes, CopyInputs, PreparedPass};
+use crate::job::recorder::Recorder;
+use crate::job::report_builder::{final_status as verdict, outcome};
+use crate::job::segments::Expectation;
 use crate::journal::{Header, JournalReader};
 use crate::limits::BURST;
 use crate::progress::{Progress, Status};
 use crate::ring::{FileId, Instant};
 use crate::spec::{Checkpoint, DigestKind, Sparse, Sync, Verify};
-use crate::volume::route::{Cache, Lane, Offload, Route, Submit};
+use crate::volume::route::{Cache, IoMode, Offload, Route, Submit};
 use crate::volume::{KnownZero, Volume, VolumeKind, refuse_other};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -38,7 +38,7 @@ const ROUGH_ATTEMPTS: u32 = 3;
 /// A pass under way.
 #[derive(Debug)]
 struct Running {
-    controller: PassController<SimLedger>,
+    controller: PassController<SimRecorder>,
     pass: Arc<PassState>,
     volumes: [Arc<dyn Volume>; 2],
 }
@@ -47,7 +47,7 @@ struct Running {
 enum Phase {
     Idle,
     Copying(Running),
-    /// With the ledger and root of the copy.
+    /// With the recorder and root of the copy.
     Checking(Running, Option<[u8; 32]>),
     /// Operations are in flight that nobody waits for any more.
     Stuck,
@@ -71,7 +71,7 @@ pub(crate) struct Task {
     plan: Plan,
     world: Shared,
     phase: Phase,
-    control: Arc<Control>,
+    control: Arc<JobControl>,
     /// Looks again then.
     pub wake: Instant,
     /// Bytes of all slots.
@@ -102,7 +102,7 @@ impl Task {
             plan,
             world: world.clone(),
             phase: Phase::Idle,
-            control: Arc::new(Control::new(None)),
+            control: Arc::new(JobControl::new(None)),
             wake: Duration::ZERO,
             slots_bytes,
             attempts: 0,
@@ -165,18 +165,18 @@ impl Task {
             return;
         }
         let gate = self.site(|site| site.barrier.as_ref().map(|barrier| Arc::clone(&barrier.gate)));
-        self.control = Arc::new(Control::gated(self.plan.spec.limit_bytes_per_second, gate));
+        self.control = Arc::new(JobControl::gated(self.plan.spec.limit_bytes_per_second, gate));
         self.control.set_window(self.plan.window.unwrap_or(u64::MAX));
         (self.reason, self.seen, self.frozen, self.resume_at) = (None, None, None, None);
         self.note_limit(self.plan.spec.limit_bytes_per_second, 0);
         let window = self.plan.window.unwrap_or(self.slots_bytes);
         self.world.lock().sites[self.index].books.start(self.plan.leaf, window);
         match self.prepare() {
-            Ok((start, ledger)) => {
+            Ok((start, recorder)) => {
                 let volumes = [Arc::clone(&start.source), Arc::clone(&start.destination)];
                 let prepared_pass =
                     PreparedPass::copy(&self.plan.spec, start, workers.len(), self.slots_bytes, &self.control);
-                self.phase = Phase::Copying(self.lead(prepared_pass, workers, ledger, volumes));
+                self.phase = Phase::Copying(self.lead(prepared_pass, workers, recorder, volumes));
             }
             Err(error) => self.give_up(Err(error), true),
         }
@@ -186,17 +186,17 @@ impl Task {
         &mut self,
         prepared_pass: PreparedPass,
         workers: &WorkerInboxes,
-        ledger: SimLedger,
+        recorder: SimRecorder,
         volumes: [Arc<dyn Volume>; 2],
     ) -> Running {
         let pass = Arc::clone(&prepared_pass.pass);
         let now = self.world.lock().now;
         self.wake = now;
-        Running { controller: prepared_pass.controlled(workers, ledger, now), pass, volumes }
+        Running { controller: prepared_pass.controlled(workers, recorder, now), pass, volumes }
     }
 
     /// As `job/start.rs`, on simulated volumes.
-    fn prepare(&mut self) -> Result<(CopyStart, SimLedger)> {
+    fn prepare(&mut self) -> Result<(CopyInputs, SimRecorder)> {
         let volumes = [0, 1].map(|side| SimVolume::open(&self.world, self.index as i32 * 2 + side));
         let [source, destination] = &volumes;
         let earlier = self.earlier();
@@ -206,16 +206,16 @@ impl Task {
         }
         let header = self.header(&volumes);
         let claims = self.take_claims();
-        let ledger = match &earlier {
-            Some(reader) => SimLedger::resume(&self.world, self.index, reader),
+        let recorder = match &earlier {
+            Some(reader) => SimRecorder::resume(&self.world, self.index, reader),
             None if claims.is_empty() => {
                 self.forget();
-                SimLedger::create(&self.world, self.index, &header)
+                SimRecorder::create(&self.world, self.index, &header)
             }
             None => {
-                let mut ledger = SimLedger::create(&self.world, self.index, &header);
-                ledger.record_claims(&claims);
-                ledger
+                let mut recorder = SimRecorder::create(&self.world, self.index, &header);
+                recorder.record_claims(&claims);
+                recorder
             }
         };
         let mut known_zero = KnownZero::Nothing;
@@ -229,7 +229,7 @@ impl Task {
         let (route, tail) = (self.route(&volumes), self.tail(&**destination));
         let [source, destination] = volumes;
         let leaf_bytes = self.plan.leaf;
-        Ok((CopyStart { source, destination, route, leaf_bytes, digest, durable, known_zero, tail }, ledger))
+        Ok((CopyInputs { source, destination, route, leaf_bytes, digest, durable, known_zero, tail }, recorder))
     }
 
     /// What is gone on from without a journal, unless the source has changed since.
@@ -297,12 +297,16 @@ impl Task {
     }
 
     fn route(&self, volumes: &[Arc<dyn Volume>; 2]) -> Route {
-        let lane = |volume: &Arc<dyn Volume>| Lane {
+        let io_mode = |volume: &Arc<dyn Volume>| IoMode {
             submit: Submit::Ring,
             cache: if volume.align_bytes() > 1 { Cache::Direct } else { Cache::Buffered },
         };
         let clones = self.world.lock().sites[self.index].disks[1].abilities.clones;
-        Route { source: lane(&volumes[0]), destination: lane(&volumes[1]), offload: clones.then_some(Offload::Reflink) }
+        Route {
+            source: io_mode(&volumes[0]),
+            destination: io_mode(&volumes[1]),
+            offload: clones.then_some(Offload::Reflink),
+        }
     }
 
     fn tail(&self, destination: &dyn Volume) -> Vec<u8> {
@@ -332,18 +336,18 @@ impl Task {
             let stopped = self.reason.is_some() || pass.failure().is_some();
             assert!(quiesced || stopped, "not quiesced, though nobody asked for a stop");
         }
-        let ledger = controller.into_ledger();
+        let recorder = controller.into_recorder();
         match (outcome, checked) {
             (Err(error), _) => self.give_up(Err(error), quiesced),
             (Ok(()), None) => {
                 let root =
-                    ledger.reader().and_then(|reader| reader.root()).expect("a journal just written can be read");
+                    recorder.reader().and_then(|reader| reader.root()).expect("a journal just written can be read");
                 match self.plan.spec.verify {
-                    Verify::Yes => self.check(workers, &ledger, volumes, root),
+                    Verify::Yes => self.check(workers, &recorder, volumes, root),
                     Verify::No => self.succeed(root),
                 }
             }
-            (Ok(()), Some(copied)) => self.end_check(&pass, &ledger, copied),
+            (Ok(()), Some(copied)) => self.end_check(&pass, &recorder, copied),
         }
     }
 
@@ -351,20 +355,20 @@ impl Task {
     fn check(
         &mut self,
         workers: &WorkerInboxes,
-        ledger: &SimLedger,
+        recorder: &SimRecorder,
         volumes: [Arc<dyn Volume>; 2],
         root: Option<[u8; 32]>,
     ) {
         self.corrupt();
         volumes[1].evict().expect("simulated caches can be dropped");
-        let journal = Box::new(ledger.reader().expect("a journal just written can be read"));
+        let journal = Box::new(recorder.reader().expect("a journal just written can be read"));
         let expectation = Expectation::Journal(journal, Some(Arc::clone(&volumes[0])));
         let Plan { size, leaf, .. } = self.plan;
-        let pair = Pair { reference: &volumes[0], target: &volumes[1], size, leaf, sparse: Sparse::Auto };
+        let pair = ComparedVolumes { reference: &volumes[0], target: &volumes[1], size, leaf, sparse: Sparse::Auto };
         let prepared_pass = PreparedPass::compare(&pair, expectation, workers.len(), &self.control);
         let header = Header { digest: DigestKind::Xxh3, ..self.header(&volumes) };
         self.world.lock().sites[self.index].books.copying = false;
-        let scratch = SimLedger::scratch(&self.world, &header);
+        let scratch = SimRecorder::scratch(&self.world, &header);
         self.phase = Phase::Checking(self.lead(prepared_pass, workers, scratch, volumes), root);
     }
 
@@ -383,7 +387,7 @@ impl Task {
         }
     }
 
-    fn end_check(&mut self, pass: &PassState, ledger: &SimLedger, copied: Option<[u8; 32]>) {
+    fn end_check(&mut self, pass: &PassState, recorder: &SimRecorder, copied: Option<[u8; 32]>) {
         let differences = pass.differences();
         if let Some(offset) = self.corrupted {
             let found = differences.iter().any(|found| found.offset <= offset && offset < found.offset + found.length);
@@ -392,7 +396,7 @@ impl Task {
         match differences.first() {
             None => {
                 let root =
-                    ledger.reader().and_then(|reader| reader.root()).expect("a journal just written can be read");
+                    recorder.reader().and_then(|reader| reader.root()).expect("a journal just written can be read");
                 assert!(root.is_some(), "a comparison digests everything");
                 self.succeed(root.or(copied));
             }
@@ -558,7 +562,7 @@ impl Task {
             let rng = &mut self.world.lock().rng;
             rng.bool().then(|| rate(rng, self.plan.size))
         };
-        self.control.bucket.set(rate);
+        self.control.rate_limiter.set(rate);
         self.note_limit(rate, self.slots_bytes);
     }
 

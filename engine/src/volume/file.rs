@@ -4,9 +4,9 @@
 //! is not believed, nor is one that makes no progress: both are read. And a file ends where a read says so: one that
 //! goes on behind its size is no source.
 
+use super::access::path_of;
 use super::descriptor::Descriptor;
 use super::device::{clone_range, refresh_attributes};
-use super::means::path_of;
 use super::node::errno;
 use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -1,7 +1,7 @@
 //! What a path or a descriptor leads to, looked up without opening it: devices may react to being opened, fifos may
 //! block.
 
-use super::means::path_of;
+use super::access::path_of;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
 use nix::errno::Errno;

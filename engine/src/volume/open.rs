@@ -3,12 +3,12 @@
 //! Rights, same volume, busy, read-only, size. Until [`Opened::keep`] the destination holds what it held before, and a
 //! file that was created for it disappears again.
 
+use super::access::VolumeAccess;
 use super::destination::{Creation, open_destination, read_only_device};
 use super::end::End;
 use super::export::read_only_export;
 use super::local::Local;
 use super::lock::Patience;
-use super::means::Means;
 use super::node::Node;
 use super::occupied::Occupied;
 use super::reading::{Reading, Source, open_export, open_reading};
@@ -77,30 +77,30 @@ impl Opened {
     /// `ESizeMismatch`; `ECancelled` while waiting. Nothing is left changed.
     pub(crate) fn open(
         spec: &CopySpec,
-        means: &Means,
+        access: &VolumeAccess,
         patience: &Patience<'_>,
         rights: &dyn Fn() -> Result<()>,
         missing: &dyn Fn() -> Result<()>,
     ) -> Result<Self> {
-        means.refuse_misplaced(&spec.source, &spec.destination)?;
+        access.refuse_misplaced(&spec.source, &spec.destination)?;
         // A destination that could never be one comes before a source that is missing: the request is malformed.
-        match (&spec.destination, &means.destination) {
+        match (&spec.destination, &access.destination) {
             (Locator::Path(path), Some(given)) => _ = Node::opened(path, &given.file, Side::Destination)?,
             (Locator::Path(path), None) => _ = Node::look_up(path, Side::Destination)?,
             (Locator::Nbd(_), _) => {}
         }
         let plain = Reading { network: spec.network, cancelled: patience.cancelled(), ..Reading::new(spec.direct) };
         let mut source =
-            Source::open(&spec.source, &Reading { changed_since: spec.changed_since.as_deref(), ..plain }, means)?;
+            Source::open(&spec.source, &Reading { changed_since: spec.changed_since.as_deref(), ..plain }, access)?;
         rights()?;
         source.end.watch()?;
         let (destination, creation) = match &spec.destination {
             Locator::Path(path) => {
-                open_destination(spec, path, means.destination.as_ref(), &source, patience, missing)?
+                open_destination(spec, path, access.destination.as_ref(), &source, patience, missing)?
             }
             Locator::Nbd(uri) => {
                 refuse_same_export(spec)?;
-                let end = open_export(uri, Side::Destination, &plain, &means.leash)?;
+                let end = open_export(uri, Side::Destination, &plain, &access.leash)?;
                 source.refuse_live(spec.live_source)?;
                 (end, Creation::None)
             }

@@ -3,10 +3,10 @@
 //! A local volume is looked up first and opened then, as devices may react to being opened; an export is connected to.
 //! Nothing is locked here.
 
+use super::access::VolumeAccess;
 use super::end::End;
 use super::export::ExportVolume;
 use super::local::Local;
-use super::means::Means;
 use super::node::{Node, NodeKind};
 use super::same::{refuse_same, refuse_source_under};
 use super::topology::{claimed_elsewhere, writable_mount_of};
@@ -66,12 +66,12 @@ impl fmt::Debug for Reading<'_> {
 /// device that is mounted read-write (unless allowed), `EUnsupported` if `direct` is demanded and impossible; of an
 /// export `EUnreachable` and `EProtocol` besides.
 pub fn open_source(locator: &Locator, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
-    open_source_by(locator, how, &Means::default())
+    open_source_by(locator, how, &VolumeAccess::default())
 }
 
-/// As [`open_source`], by these means.
-pub(crate) fn open_source_by(locator: &Locator, how: &Reading<'_>, means: &Means) -> Result<Arc<dyn Volume>> {
-    let mut source = Source::open(locator, how, means)?;
+/// As [`open_source`], with this access.
+pub(crate) fn open_source_by(locator: &Locator, how: &Reading<'_>, access: &VolumeAccess) -> Result<Arc<dyn Volume>> {
+    let mut source = Source::open(locator, how, access)?;
     source.refuse_live(how.live_source)?;
     source.end.bypass_cache(how.direct, Side::Source)?;
     Ok(source.end.into_volume())
@@ -82,24 +82,29 @@ pub(crate) fn open_source_by(locator: &Locator, how: &Reading<'_>, means: &Means
 /// # Errors
 /// As [`open_source`], but never `EBusy`; errors name `side`.
 pub fn open_verified(locator: &Locator, side: Side, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
-    open_verified_by(locator, side, how, &Means::default())
+    open_verified_by(locator, side, how, &VolumeAccess::default())
 }
 
-/// As [`open_verified`], by these means.
+/// As [`open_verified`], with this access.
 pub(crate) fn open_verified_by(
     locator: &Locator,
     side: Side,
     how: &Reading<'_>,
-    means: &Means,
+    access: &VolumeAccess,
 ) -> Result<Arc<dyn Volume>> {
-    open_verified_end(locator, side, how, means).map(End::into_volume)
+    open_verified_end(locator, side, how, access).map(End::into_volume)
 }
 
 /// As [`open_verified_by`], while it may still be asked what it is.
-pub(crate) fn open_verified_end(locator: &Locator, side: Side, how: &Reading<'_>, means: &Means) -> Result<End> {
+pub(crate) fn open_verified_end(
+    locator: &Locator,
+    side: Side,
+    how: &Reading<'_>,
+    access: &VolumeAccess,
+) -> Result<End> {
     let mut volume = match locator {
-        Locator::Path(path) => End::Local(open_reading(&existing(path, side, means)?, side)?),
-        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how }, &means.leash)?,
+        Locator::Path(path) => End::Local(open_reading(&existing(path, side, access)?, side)?),
+        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how }, &access.leash)?,
     };
     volume.bypass_cache(how.direct, side)?;
     Ok(volume)
@@ -112,14 +117,14 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn open(locator: &Locator, how: &Reading<'_>, means: &Means) -> Result<Self> {
+    pub(super) fn open(locator: &Locator, how: &Reading<'_>, access: &VolumeAccess) -> Result<Self> {
         Ok(match locator {
             Locator::Path(path) => {
-                let node = existing(path, Side::Source, means)?;
+                let node = existing(path, Side::Source, access)?;
                 Self { end: End::Local(open_reading(&node, Side::Source)?), node: Some(node) }
             }
             Locator::Nbd(uri) => {
-                let end = open_export(uri, Side::Source, how, &means.leash)?;
+                let end = open_export(uri, Side::Source, how, &access.leash)?;
                 Self { end, node: None }
             }
         })
@@ -144,8 +149,8 @@ impl Source {
 }
 
 /// What was given, or else what the path leads to.
-pub(super) fn existing(path: &Path, side: Side, means: &Means) -> Result<Node> {
-    match means.of(side) {
+pub(super) fn existing(path: &Path, side: Side, access: &VolumeAccess) -> Result<Node> {
+    match access.of(side) {
         Some(descriptor) => Node::opened(path, descriptor, side),
         None => Node::existing(path, side),
     }

@@ -37,7 +37,7 @@ pub(crate) enum Cache {
 
 /// One end of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lane {
+pub(crate) struct IoMode {
     /// How operations start.
     pub submit: Submit,
     /// Where they go.
@@ -51,18 +51,18 @@ pub(crate) enum Offload {
     Reflink,
 }
 
-/// How the bytes of a copy travel. With an offload the lanes are what is left to the engine where it does not work.
+/// How the bytes of a copy travel. With an offload the I/O modes are for what is left to the engine where it does not work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     /// The volume that is read.
-    pub source: Lane,
+    pub source: IoMode,
     /// The volume that is written.
-    pub destination: Lane,
+    pub destination: IoMode,
     /// Who copies data extents, if not the engine.
     pub offload: Option<Offload>,
 }
 
-impl fmt::Display for Lane {
+impl fmt::Display for IoMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.submit, self.cache) {
             (_, Cache::Server) => "nbd",
@@ -138,7 +138,7 @@ fn cache_of(volume: &End) -> Cache {
     }
 }
 
-fn source_lane(path: PathChoice, source: &End) -> Lane {
+fn source_lane(path: PathChoice, source: &End) -> IoMode {
     let cache = cache_of(source);
     let submit = match path {
         // A request to a server starts in the ring and nowhere else.
@@ -149,10 +149,10 @@ fn source_lane(path: PathChoice, source: &End) -> Lane {
         PathChoice::Auto if source.is_memory() => Submit::Inline,
         PathChoice::Auto => Submit::Ring,
     };
-    Lane { submit, cache }
+    IoMode { submit, cache }
 }
 
-fn destination_lane(path: PathChoice, destination: &End) -> Lane {
+fn destination_lane(path: PathChoice, destination: &End) -> IoMode {
     let cache = cache_of(destination);
     let submit = match path {
         _ if cache == Cache::Server => Submit::Ring,
@@ -165,7 +165,7 @@ fn destination_lane(path: PathChoice, destination: &End) -> Lane {
         // worker, which has other jobs to serve.
         PathChoice::Auto => Submit::Ring,
     };
-    Lane { submit, cache }
+    IoMode { submit, cache }
 }
 
 /// Both as local volumes, if sharing is not out of the question. Subvolumes of one btrfs have different device numbers,
@@ -224,10 +224,10 @@ fn cannot_share(source: &End, destination: &End, cause: Option<Error>) -> Error 
 mod tests {
     use super::*;
 
-    const DIRECT: Lane = Lane { submit: Submit::Ring, cache: Cache::Direct };
-    const BUFFERED: Lane = Lane { submit: Submit::Ring, cache: Cache::Buffered };
-    const SERVER: Lane = Lane { submit: Submit::Ring, cache: Cache::Server };
-    const INLINE: Lane = Lane { submit: Submit::Inline, cache: Cache::Buffered };
+    const DIRECT: IoMode = IoMode { submit: Submit::Ring, cache: Cache::Direct };
+    const BUFFERED: IoMode = IoMode { submit: Submit::Ring, cache: Cache::Buffered };
+    const SERVER: IoMode = IoMode { submit: Submit::Ring, cache: Cache::Server };
+    const INLINE: IoMode = IoMode { submit: Submit::Inline, cache: Cache::Buffered };
 
     #[test]
     fn a_route_reads_as_reports_show_it() {

@@ -5,7 +5,7 @@
 //! that is verified later is what was copied. Pipes, terminals and `/dev/null` hold no volume, and a descriptor that is
 //! only open for reading prints nothing.
 
-use super::means::Means;
+use super::access::VolumeAccess;
 use super::node::Node;
 use super::same::share_bytes;
 use super::{Locator, reading};
@@ -71,14 +71,18 @@ impl StandardStream {
 ///
 /// # Errors
 /// `EBadRequest`, naming the stream and the place.
-pub(crate) fn refuse_streams(volumes: &[(&Locator, Side)], files: &[Option<&Path>], means: &Means) -> Result<()> {
+pub(crate) fn refuse_streams(
+    volumes: &[(&Locator, Side)],
+    files: &[Option<&Path>],
+    access: &VolumeAccess,
+) -> Result<()> {
     let refused = |path: &Path, streams: &[StandardStream]| match streams {
         [stream, ..] => Err(stream.refusal(path)),
         [] => Ok(()),
     };
     for (path, side) in volumes.iter().filter_map(|&(locator, side)| Some((locator.path()?, side))) {
         // What cannot be looked up is refused where it is opened, in the order of the rules.
-        let Ok(node) = reading::existing(path, side, means) else { continue };
+        let Ok(node) = reading::existing(path, side, access) else { continue };
         let streams: Vec<_> = StandardStream::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect();
         refused(path, &streams)?;
     }

@@ -246,8 +246,8 @@ const KERNEL_FILESYSTEMS: [&str; 13] = [
     "sysfs", "tracefs",
 ];
 
-/// The kind of the file system that `directory` is in, if the kernel fills it. `/dev` is its, whatever it is: in a container
-/// often a tmpfs.
+/// The kind of the file system that `directory` is in, if the kernel fills it. `/dev` is its, whatever it is: in a
+/// container often a tmpfs.
 pub(super) fn kernel_filesystem(directory: &Path) -> Option<String> {
     let id = mount_id(directory)?;
     let mount = mounts().into_iter().find(|mount| mount.id == id)?;

@@ -14,11 +14,11 @@ pub(super) fn look(role: Role, task: &BlockTask, pass: &mut WorkerPass, block: &
     // Outside of its hull the leaf is zeros, whatever an earlier block left there.
     block[..part(task.read.start() - start) as usize].fill(0);
     block[part(task.read.end() - start) as usize..len as usize].fill(0);
-    let terms = &pass.state.terms;
-    let (align, block_bytes) = (pass.state.destination.align, terms.block_bytes);
+    let params = &pass.state.params;
+    let (align, block_bytes) = (pass.state.destination.align, params.block_bytes);
     let bytes = &block[..len as usize];
     let map = DataMap::examine(bytes, block_bytes);
-    let content = match (map.is_zero(), terms.digest || role == Role::Reference) {
+    let content = match (map.is_zero(), params.digest || role == Role::Reference) {
         (true, _) => LeafContent::Zeros,
         (false, true) => LeafContent::Digest(leaf_digest(bytes)),
         (false, false) => LeafContent::Undigested,
@@ -35,7 +35,7 @@ pub(super) fn fill_tail(block: &mut Block, task: &BlockTask, state: &PassState) 
     let len = part(task.range.len()) as usize;
     let aligned = len.next_multiple_of(state.destination.align as usize);
     if aligned > len {
-        let tail = &state.terms.tail;
+        let tail = &state.params.tail;
         let kept = tail.len().min(aligned - len);
         block[len..len + kept].copy_from_slice(&tail[..kept]);
         block[len + kept..aligned].fill(0);

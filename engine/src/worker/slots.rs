@@ -1,8 +1,8 @@
 //! Holds the free slots of a worker, and the spare ones that replace slots whose device does not answer.
 //!
-//! Slots below the depth are the usual ones; those from the depth on are spare and take no memory until they are lent. As many
-//! are lent as slots are stalled, as far as they go, so that those who do get answers have as many slots as ever. Of these no
-//! job takes more than half while any slot is stalled: the next job may be on the same device.
+//! Slots below the depth are the usual ones; those from the depth on are spare and take no memory until they are lent.
+//! As many are lent as slots are stalled, as far as they go, so that those who do get answers have as many slots as
+//! ever. Of these no job takes more than half while any slot is stalled: the next job may be on the same device.
 
 use crate::buffer::Block;
 
@@ -118,8 +118,8 @@ mod tests {
         SlotPool::new(blocks(depth), blocks(spares))
     }
 
-    /// One dead device after the other takes all it can: each takes half of what the one before has left, and there is a slot
-    /// for whoever comes next.
+    /// One dead device after the other takes all it can: each takes half of what the one before has left, and there is
+    /// a slot for whoever comes next.
     #[test]
     fn every_stalled_job_leaves_half() {
         let mut pool = pool(8, 8);

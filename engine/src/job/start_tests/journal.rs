@@ -3,7 +3,7 @@
 use super::*;
 use crate::pipeline::examine::leaf_digest;
 
-fn append(prepared: &mut Prepared, range: ByteRange) {
+fn append(prepared: &mut PreparedCopy, range: ByteRange) {
     let (tell, told) = mpsc::channel();
     prepared
         .journal
@@ -172,15 +172,15 @@ fn without_identities_only_data_that_is_equal_proves_a_volume() {
             let reading = crate::volume::Reading::new(Direct::No);
             crate::volume::open_verified_end(&path.as_path().into(), side, &reading, &Default::default()).unwrap()
         });
-        let evidence = Evidence::of(&journal, &|| false).unwrap();
-        assert_eq!(evidence.refuse_others(&from, &to, Unproven::default()), Ok(()), "{run:?}");
-        let refused = evidence.refuse_others(&from, &to, unproven);
+        let check = ContentCheck::of(&journal, &|| false).unwrap();
+        assert_eq!(check.refuse_others(&from, &to, Unproven::default()), Ok(()), "{run:?}");
+        let refused = check.refuse_others(&from, &to, unproven);
         assert_eq!(refused.as_ref().err().map(|error| error.code), (!proves).then_some(Code::CheckpointMismatch));
         // A difference is one whatever the identities say.
         File::options().write(true).open(&destination).unwrap().write_all_at(&[1], at * 65536 + 9).unwrap();
-        let error = evidence.refuse_others(&from, &to, Unproven::default()).unwrap_err();
+        let error = check.refuse_others(&from, &to, Unproven::default()).unwrap_err();
         assert_eq!(error.code, Code::CheckpointMismatch, "{run:?}");
-        let cancelled = Evidence::of(&journal, &|| true).unwrap();
+        let cancelled = ContentCheck::of(&journal, &|| true).unwrap();
         let error = cancelled.refuse_others(&from, &to, Unproven::default()).unwrap_err();
         assert_eq!(error.code, Code::Cancelled);
     }

@@ -30,8 +30,8 @@ fn spec(source: &Path, destination: &Path) -> CopySpec {
     CopySpec::new(source.into(), destination.into())
 }
 
-fn start(spec: &CopySpec) -> Result<Prepared> {
-    prepare(spec, &Oversight::default(), &JournalService::start().unwrap(), &|| false)
+fn start(spec: &CopySpec) -> Result<PreparedCopy> {
+    prepare(spec, &SupervisedCopy::default(), &JournalService::start().unwrap(), &|| false)
 }
 
 /// The refusal of a copy, which must have left the destination (if there is one) alone.

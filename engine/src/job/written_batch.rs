@@ -1,22 +1,22 @@
-//! Leaves that landed, on their way to being recorded.
+//! Leaves that were written, on their way to being recorded.
 
-use super::pass_state::{Landed, LeafContent};
+use super::pass_state::{LeafContent, WrittenRange};
 use crate::extent::ByteRange;
 use crate::journal::{Content, Run};
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
+pub(crate) struct WrittenBatch {
     /// By workers.
-    pub moved: Vec<Landed>,
+    pub moved: Vec<WrittenRange>,
     pub moved_bytes: u64,
     /// Without them.
-    pub settled: Vec<Landed>,
+    pub settled: Vec<WrittenRange>,
     /// Whether the destination is flushed before it is recorded.
     pub flushed: bool,
 }
 
-impl Batch {
+impl WrittenBatch {
     pub(crate) fn len(&self) -> usize {
         self.moved.len() + self.settled.len()
     }
@@ -27,7 +27,7 @@ impl Batch {
 
     /// Splits off what was started before this generation.
     pub(crate) fn split_lost(&mut self, generation: Option<u64>) -> Self {
-        let is_lost = |landed: &mut Landed| landed.generation < generation && landed.generation.is_some();
+        let is_lost = |written: &mut WrittenRange| written.generation < generation && written.generation.is_some();
         let moved: Vec<_> = self.moved.extract_if(.., is_lost).collect();
         let settled: Vec<_> = self.settled.extract_if(.., is_lost).collect();
         let moved_bytes = bytes_of(&moved);
@@ -39,7 +39,7 @@ impl Batch {
         self.moved_bytes + bytes_of(&self.settled)
     }
 
-    pub(crate) fn leaves(&self) -> impl Iterator<Item = &Landed> {
+    pub(crate) fn leaves(&self) -> impl Iterator<Item = &WrittenRange> {
         self.moved.iter().chain(&self.settled)
     }
 
@@ -49,15 +49,15 @@ impl Batch {
     }
 }
 
-pub(crate) fn bytes_of(landed: &[Landed]) -> u64 {
-    landed.iter().map(|landed| landed.range.len()).sum()
+pub(crate) fn bytes_of(written: &[WrittenRange]) -> u64 {
+    written.iter().map(|written| written.range.len()).sum()
 }
 
-/// Leaves that landed, in any order, as the fewest runs.
-fn runs_of(mut landed: Vec<Landed>) -> Vec<Run> {
-    landed.sort_unstable_by_key(|landed| landed.range.start());
+/// Leaves that were written, in any order, as the fewest runs.
+fn runs_of(mut written: Vec<WrittenRange>) -> Vec<Run> {
+    written.sort_unstable_by_key(|written| written.range.start());
     let mut runs: Vec<Run> = Vec::new();
-    for Landed { range, content, .. } in &landed {
+    for WrittenRange { range, content, .. } in &written {
         let last = runs.last_mut().filter(|last| last.range.end() == range.start());
         match (last, content) {
             (Some(Run { range: run, content: Content::Zeros }), LeafContent::Zeros)
@@ -85,22 +85,22 @@ fn runs_of(mut landed: Vec<Landed>) -> Vec<Run> {
 mod tests {
     use super::*;
 
-    fn landed(start: u64, end: u64, generation: Option<u64>) -> Landed {
-        Landed { range: ByteRange::new(start, end), content: LeafContent::Zeros, generation }
+    fn written(start: u64, end: u64, generation: Option<u64>) -> WrittenRange {
+        WrittenRange { range: ByteRange::new(start, end), content: LeafContent::Zeros, generation }
     }
 
     #[test]
     fn what_was_started_before_a_loss_is_split_off_and_the_rest_stays() {
-        let mut batch = Batch {
-            moved: vec![landed(0, 10, Some(1)), landed(10, 20, Some(2)), landed(20, 30, None)],
+        let mut batch = WrittenBatch {
+            moved: vec![written(0, 10, Some(1)), written(10, 20, Some(2)), written(20, 30, None)],
             moved_bytes: 30,
-            settled: vec![landed(30, 45, Some(0)), landed(45, 50, Some(2))],
+            settled: vec![written(30, 45, Some(0)), written(45, 50, Some(2))],
             flushed: true,
         };
         assert!(batch.split_lost(Some(0)).is_empty() && batch.split_lost(None).is_empty());
         let lost = batch.split_lost(Some(2));
         assert_eq!((lost.moved_bytes, lost.bytes()), (10, 25));
-        assert_eq!(lost.leaves().map(|landed| landed.range.start()).collect::<Vec<_>>(), [0, 30]);
+        assert_eq!(lost.leaves().map(|written| written.range.start()).collect::<Vec<_>>(), [0, 30]);
         assert_eq!((batch.moved_bytes, batch.bytes(), batch.flushed), (20, 25, true));
         let runs = batch.runs().into_iter().map(|run| run.range).collect::<Vec<_>>();
         assert_eq!(runs, [ByteRange::new(10, 30), ByteRange::new(45, 50)]);

@@ -7,7 +7,7 @@
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::pass_state::{Landed, LeafContent};
+use crate::job::pass_state::{LeafContent, WrittenRange};
 use crate::limits::EXTENTS_PER_SCAN;
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
@@ -15,20 +15,20 @@ use crate::volume::Volume;
 
 /// What is known of the next zeros.
 #[derive(Debug)]
-pub(crate) enum Looked {
+pub(crate) enum ZeroStatus {
     /// They are there.
-    There(Landed),
+    Present(WrittenRange),
     /// The destination must be told.
     Missing(ByteRange),
     /// Nothing yet: the server was asked.
-    Asked,
+    Pending,
     /// There are no more zeros to look at.
     End,
 }
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct ZeroLook {
+pub(crate) struct DestinationZeros {
     leaf: u32,
     size: u64,
     /// Whether zeros that are not allocated will do.
@@ -42,7 +42,7 @@ pub(crate) struct ZeroLook {
     generation: u64,
 }
 
-impl ZeroLook {
+impl DestinationZeros {
     /// Of a volume of which `size` bytes are copied in leaves of `leaf` bytes.
     pub(crate) fn new(leaf: u32, size: u64, sparse: Sparse) -> Self {
         Self { leaf, size, sparse, range: None, asked: None, known: Vec::new(), generation: 0 }
@@ -54,20 +54,20 @@ impl ZeroLook {
     }
 
     /// What is known of them next, in order.
-    pub(crate) fn next(&mut self, destination: &dyn Volume) -> Result<Looked> {
-        let Some(planner) = &mut self.range else { return Ok(Looked::End) };
+    pub(crate) fn next(&mut self, destination: &dyn Volume) -> Result<ZeroStatus> {
+        let Some(planner) = &mut self.range else { return Ok(ZeroStatus::End) };
         loop {
             match planner.next() {
                 Some(Piece::Zeros { range }) => {
                     let generation = Some(self.generation);
-                    return Ok(Looked::There(Landed { range, content: LeafContent::Zeros, generation }));
+                    return Ok(ZeroStatus::Present(WrittenRange { range, content: LeafContent::Zeros, generation }));
                 }
-                Some(Piece::Data { range, .. } | Piece::Unchanged { range }) => return Ok(Looked::Missing(range)),
+                Some(Piece::Data { range, .. } | Piece::Unchanged { range }) => return Ok(ZeroStatus::Missing(range)),
                 None => {}
             }
             let Some(todo) = planner.unscanned() else {
                 self.range = None;
-                return Ok(Looked::End);
+                return Ok(ZeroStatus::End);
             };
             let now = destination.generation().unwrap_or(0);
             let mut extents = if self.generation == now { within(&self.known, todo) } else { Vec::new() };
@@ -76,7 +76,9 @@ impl ZeroLook {
             {
                 let asked = *self.asked.get_or_insert(now);
                 let rest = ByteRange::new(todo.start(), self.size);
-                let Some(mut answer) = destination.extents(rest, EXTENTS_PER_SCAN)? else { return Ok(Looked::Asked) };
+                let Some(mut answer) = destination.extents(rest, EXTENTS_PER_SCAN)? else {
+                    return Ok(ZeroStatus::Pending);
+                };
                 if self.sparse == Sparse::Never {
                     let holes = answer.iter_mut().filter(|extent| extent.kind == ExtentKind::Hole);
                     holes.for_each(|extent| extent.kind = ExtentKind::Data);
@@ -116,18 +118,18 @@ mod tests {
         Extent { range: leaves(start, end), kind }
     }
 
-    fn look(sparse: Sparse) -> ZeroLook {
-        ZeroLook::new(LEAF as u32, 100 * LEAF, sparse)
+    fn look(sparse: Sparse) -> DestinationZeros {
+        DestinationZeros::new(LEAF as u32, 100 * LEAF, sparse)
     }
 
     /// Everything that is known of some zeros: what is there, of which generation, and what is missing.
-    fn known(look: &mut ZeroLook, peer: &Peer) -> Vec<(ByteRange, Option<u64>)> {
+    fn known(look: &mut DestinationZeros, peer: &Peer) -> Vec<(ByteRange, Option<u64>)> {
         let mut all = Vec::new();
         loop {
             match look.next(peer).unwrap() {
-                Looked::There(Landed { range, generation, .. }) => all.push((range, generation)),
-                Looked::Missing(range) => all.push((range, None)),
-                Looked::Asked | Looked::End => return all,
+                ZeroStatus::Present(WrittenRange { range, generation, .. }) => all.push((range, generation)),
+                ZeroStatus::Missing(range) => all.push((range, None)),
+                ZeroStatus::Pending | ZeroStatus::End => return all,
             }
         }
     }

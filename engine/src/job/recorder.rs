@@ -1,13 +1,13 @@
 //! Where a job's durable ranges are recorded: the journal's file, or the simulation's.
 
-use super::control::Control;
+use super::control::JobControl;
 use super::pass_state::lock;
 use crate::error::Result;
 use crate::journal::{JournalFile, JournalReader, Run};
 use std::sync::{Arc, Mutex};
 
-/// One append at a time: [`Ledger::append`], then [`Ledger::appended`] until it answers.
-pub(crate) trait Ledger {
+/// One append at a time: [`Recorder::append`], then [`Recorder::appended`] until it answers.
+pub(crate) trait Recorder {
     /// Starts recording runs, which are in ascending order.
     fn append(&mut self, runs: Vec<Run>);
 
@@ -23,19 +23,19 @@ pub(crate) trait Ledger {
 
 /// A journal's file, with the place where its thread leaves outcomes.
 #[derive(Debug)]
-pub(crate) struct FileLedger {
+pub(crate) struct JournalRecorder {
     pub journal: JournalFile,
-    control: Arc<Control>,
+    control: Arc<JobControl>,
     outcome: Arc<Mutex<Option<Result<()>>>>,
 }
 
-impl FileLedger {
-    pub(crate) fn new(journal: JournalFile, control: Arc<Control>) -> Self {
+impl JournalRecorder {
+    pub(crate) fn new(journal: JournalFile, control: Arc<JobControl>) -> Self {
         Self { journal, control, outcome: Arc::default() }
     }
 }
 
-impl Ledger for FileLedger {
+impl Recorder for JournalRecorder {
     fn append(&mut self, runs: Vec<Run>) {
         let (outcome, control) = (Arc::clone(&self.outcome), Arc::clone(&self.control));
         self.journal.append(runs, move |result| {

@@ -23,7 +23,7 @@ const LONG: Duration = Duration::from_millis(3);
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct ServerWindow {
     floor: u64,
     bytes: u64,
     base: Option<Duration>,
@@ -32,7 +32,7 @@ pub(crate) struct Pace {
     ticks: u32,
 }
 
-impl Pace {
+impl ServerWindow {
     /// A window of at least `floor` bytes.
     pub(crate) fn new(floor: u64) -> Self {
         Self { floor, bytes: floor * FLOORS_AT_FIRST, base: None, probe: None, ticks: 0 }
@@ -49,7 +49,7 @@ impl Pace {
         self.base.is_some_and(|base| base >= LONG)
     }
 
-    /// `moved` bytes have landed in the last `elapsed`; the quickest of their blocks took `quickest`.
+    /// `moved` bytes were written in the last `elapsed`; the quickest of their blocks took `quickest`.
     pub(crate) fn tick(&mut self, moved: u64, elapsed: Duration, quickest: Option<Duration>) {
         self.ticks += 1;
         let shorter = |one: Option<Duration>, other: Option<Duration>| [one, other].into_iter().flatten().min();
@@ -98,7 +98,7 @@ mod tests {
         }
 
         /// The windows of so many ticks.
-        fn run(&self, pace: &mut Pace, ticks: usize) -> Vec<u64> {
+        fn run(&self, pace: &mut ServerWindow, ticks: usize) -> Vec<u64> {
             let tick = |_| {
                 let (moved, took) = self.carry(pace.bytes());
                 pace.tick(moved, TICK, Some(took));
@@ -109,14 +109,14 @@ mod tests {
     }
 
     /// The first block of all waits for nobody.
-    fn begin(pace: &mut Pace, path: &Path) {
+    fn begin(pace: &mut ServerWindow, path: &Path) {
         pace.tick(path.carry(pace.bytes()).0, TICK, Some(path.latency));
     }
 
     #[test]
     fn a_long_path_is_filled_within_a_few_ticks() {
         let path = Path { latency: Duration::from_millis(20), rate: 1 << 30 };
-        let mut pace = Pace::new(MIB);
+        let mut pace = ServerWindow::new(MIB);
         begin(&mut pace, &path);
         let window = *path.run(&mut pace, 6).last().unwrap();
         assert!((20 * MIB..=50 * MIB).contains(&window), "it holds 20.5 MiB, the window is {window}");
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_short_path_stays_at_the_floor_and_never_runs_away() {
         let path = Path { latency: Duration::from_micros(100), rate: 2 << 30 };
-        let mut pace = Pace::new(MIB);
+        let mut pace = ServerWindow::new(MIB);
         begin(&mut pace, &path);
         assert_eq!(path.run(&mut pace, 100).last(), Some(&MIB));
         assert!(!pace.is_long());
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn silence_holds_the_window() {
         let path = Path { latency: Duration::from_millis(20), rate: 1 << 30 };
-        let mut pace = Pace::new(MIB);
+        let mut pace = ServerWindow::new(MIB);
         let window = *path.run(&mut pace, 20).last().unwrap();
         pace.tick(0, TICK, None);
         assert_eq!(pace.bytes(), window);
@@ -149,7 +149,7 @@ mod tests {
             Path { latency: Duration::from_millis(20), rate: 1 << 30 },
             Path { latency: Duration::from_micros(100), rate: 1 << 30 },
         );
-        let mut pace = Pace::new(MIB);
+        let mut pace = ServerWindow::new(MIB);
         begin(&mut pace, &short);
         assert_eq!(short.run(&mut pace, 100).last(), Some(&MIB));
         let found = long.run(&mut pace, 1000);

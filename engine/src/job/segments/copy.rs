@@ -1,11 +1,11 @@
 //! Segments of a copy: what holds data is read, and zeros are told to the destination unless it holds them already.
 
+use super::destination_zeros::{DestinationZeros, ZeroStatus};
 use super::reservation::{Reservation, Reserve};
-use super::zero_look::{Looked, ZeroLook};
-use super::{Found, SKIPPED_PER_REFILL, Supply, distrust, seal_copy, take_for_data};
+use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, distrust, finish_copy, take_for_data};
 use crate::error::Result;
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
-use crate::job::pass_state::{Landed, LeafContent, Segment, Work};
+use crate::job::pass_state::{LeafContent, Segment, Work, WrittenRange};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
@@ -25,7 +25,7 @@ pub(crate) enum ZeroPlan {
 
 /// Segments of a copy.
 #[derive(Debug)]
-pub(crate) struct CopySupply {
+pub(crate) struct CopySegments {
     source: Arc<dyn Volume>,
     planner: Planner,
     leaf: u32,
@@ -37,13 +37,13 @@ pub(crate) struct CopySupply {
     /// Whether the source's map is believed.
     sparse: Sparse,
     /// Zeros that the destination may hold.
-    look: ZeroLook,
+    destination_zeros: DestinationZeros,
     reservation: Reservation,
     /// Zeros that still have to be cut into requests.
     requests: Option<ByteRange>,
 }
 
-impl CopySupply {
+impl CopySegments {
     pub(crate) fn new(
         source: Arc<dyn Volume>,
         destination: Arc<dyn Volume>,
@@ -62,7 +62,7 @@ impl CopySupply {
             again: None,
             zeros,
             sparse,
-            look: ZeroLook::new(leaf, size, sparse),
+            destination_zeros: DestinationZeros::new(leaf, size, sparse),
             reservation: Reservation::new(destination, size, reserve),
             requests: None,
         }
@@ -70,7 +70,7 @@ impl CopySupply {
 
     /// The next piece, of what was lost or of the volume; `None` at its end, while extents are waited for, or when
     /// enough was scanned for once.
-    fn next_piece(&mut self, found: &mut Found) -> Result<Option<Piece>> {
+    fn next_piece(&mut self, found: &mut Refill) -> Result<Option<Piece>> {
         loop {
             if self.again.is_none() {
                 self.again = self.lost.take_first().map(|range| Planner::over(range, self.leaf));
@@ -103,7 +103,7 @@ impl CopySupply {
         }
     }
 
-    fn take(&mut self, piece: Piece, found: &mut Found) -> Result<()> {
+    fn take(&mut self, piece: Piece, found: &mut Refill) -> Result<()> {
         match piece {
             Piece::Data { range, read } => {
                 let found_zeros = self.reservation.reach(read.end())?;
@@ -114,14 +114,14 @@ impl CopySupply {
                 // Reserving everything may have turned out impossible: then zeros are written.
                 match self.zeros {
                     ZeroPlan::Skip if self.reservation.holds() => {
-                        found.skipped.push(Landed { range, content: LeafContent::Zeros, generation: None })
+                        found.skipped.push(WrittenRange { range, content: LeafContent::Zeros, generation: None })
                     }
                     ZeroPlan::Skip | ZeroPlan::Request => self.requests = Some(range),
-                    ZeroPlan::Ask => self.look.start(range),
+                    ZeroPlan::Ask => self.destination_zeros.start(range),
                 }
             }
             Piece::Unchanged { range } => {
-                found.skipped.push(Landed { range, content: LeafContent::Undigested, generation: None })
+                found.skipped.push(WrittenRange { range, content: LeafContent::Undigested, generation: None })
             }
         }
         Ok(())
@@ -135,29 +135,29 @@ impl CopySupply {
     }
 }
 
-impl Supply for CopySupply {
-    fn again(&mut self, ranges: RangeSet) {
+impl SegmentSource for CopySegments {
+    fn redo(&mut self, ranges: RangeSet) {
         ranges.iter().for_each(|range| self.lost.insert(range));
     }
 
-    fn seal(&mut self) -> Result<()> {
-        seal_copy(&*self.source, &*self.reservation.destination)
+    fn finish(&mut self) -> Result<()> {
+        finish_copy(&*self.source, &*self.reservation.destination)
     }
 
-    fn refill(&mut self, room: usize, found: &mut Found) -> Result<()> {
+    fn refill(&mut self, room: usize, found: &mut Refill) -> Result<()> {
         while found.segments.len() < room && found.skipped.len() < SKIPPED_PER_REFILL {
             if let Some(segment) = self.next_request() {
                 found.segments.push(segment);
                 continue;
             }
-            match self.look.next(&*self.reservation.destination)? {
-                Looked::There(landed) => found.skipped.push(landed),
-                Looked::Missing(range) => self.requests = Some(range),
-                Looked::Asked => {
+            match self.destination_zeros.next(&*self.reservation.destination)? {
+                ZeroStatus::Present(written) => found.skipped.push(written),
+                ZeroStatus::Missing(range) => self.requests = Some(range),
+                ZeroStatus::Pending => {
                     found.waits = true;
                     break;
                 }
-                Looked::End => {
+                ZeroStatus::End => {
                     let Some(piece) = self.next_piece(found)? else { break };
                     self.take(piece, found)?;
                 }

@@ -24,7 +24,7 @@ const SLOW_START_UNTIL: f64 = 0.5;
 
 /// Bounds the bytes in flight of one job.
 #[derive(Debug)]
-pub(crate) struct Controller {
+pub(crate) struct ProtectionWindow {
     target: Duration,
     block: f64,
     floor: f64,
@@ -35,7 +35,7 @@ pub(crate) struct Controller {
     ceiling: f64,
 }
 
-impl Controller {
+impl ProtectionWindow {
     /// Keeps the p90 under `target` with blocks of `block_bytes`; never more than `cap_bytes` in flight.
     pub(crate) fn new(target: Duration, block_bytes: u32, cap_bytes: u64) -> Self {
         let block = f64::from(block_bytes);
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn it_settles_just_below_the_target() {
-        let mut controller = Controller::new(TARGET, BLOCK, 64 << 20);
+        let mut controller = ProtectionWindow::new(TARGET, BLOCK, 64 << 20);
         let mut breaches = 0;
         for tick in 0..500 {
             let p90 = device(controller.bytes());
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn an_idle_device_gets_the_full_window_within_ten_ticks() {
-        let mut controller = Controller::new(TARGET, BLOCK, 16 << 20);
+        let mut controller = ProtectionWindow::new(TARGET, BLOCK, 16 << 20);
         (0..10).for_each(|_| controller.tick(Some(Duration::from_micros(90))));
         assert_eq!(controller.bytes(), 16 << 20);
     }
@@ -115,7 +115,7 @@ mod tests {
             latencies in prop::collection::vec(prop::option::of(0_u64..10_000_000), 0..200),
             cap in 0_u64..(64 << 20),
         ) {
-            let mut controller = Controller::new(TARGET, BLOCK, cap);
+            let mut controller = ProtectionWindow::new(TARGET, BLOCK, cap);
             for latency in latencies {
                 let before = controller.bytes();
                 controller.tick(latency.map(Duration::from_micros));

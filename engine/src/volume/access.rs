@@ -3,7 +3,7 @@
 //!
 //! A given descriptor is opened anew through `/proc/self/fd`: that leads to the same inode whatever has become of its
 //! name, and gives a description of our own, with flags and a lock that nobody shares. The given one stays open for as
-//! long as the means do, so that the inode can be reached again (for a verification, say).
+//! long as this value lives, so that the inode can be reached again (for a verification, say).
 
 use super::Locator;
 use crate::error::{Error, Result, Side};
@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 /// See the module's head. By default there are names only.
 #[derive(Debug, Default)]
-pub(crate) struct Means {
+pub(crate) struct VolumeAccess {
     pub leash: Arc<Leash>,
     pub source: Option<OwnedFd>,
     pub destination: Option<OpenedDestination>,
 }
 
-impl Means {
+impl VolumeAccess {
     /// With nothing but a leash.
     pub(crate) fn on(leash: &Arc<Leash>) -> Self {
         Self { leash: Arc::clone(leash), ..Self::default() }

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 /// A rate limit that may change or be absent.
 #[derive(Debug)]
-pub(crate) struct Bucket {
+pub(crate) struct RateLimiter {
     /// Bytes per second; 0 is no limit.
     rate: AtomicU64,
     /// In ns of the rings' clock.
     arrival: AtomicU64,
 }
 
-impl Bucket {
+impl RateLimiter {
     pub(crate) fn new(bytes_per_second: Option<u64>) -> Self {
         Self { rate: AtomicU64::new(rate(bytes_per_second)), arrival: AtomicU64::new(0) }
     }
@@ -71,10 +71,10 @@ mod tests {
     use super::*;
 
     /// Bytes admitted in `seconds` by a caller that always asks, in blocks of `block`.
-    fn admitted(bucket: &Bucket, block: u64, from: Instant, seconds: u64) -> u64 {
+    fn admitted(limiter: &RateLimiter, block: u64, from: Instant, seconds: u64) -> u64 {
         let (mut now, mut bytes) = (from, 0);
         while now < from + Duration::from_secs(seconds) {
-            match bucket.take(block, now) {
+            match limiter.take(block, now) {
                 Ok(()) => bytes += block,
                 Err(wait) => now += wait.max(Duration::from_nanos(1)),
             }
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn the_limit_holds_over_seconds_within_three_percent() {
         for (rate, block) in [(200 << 20, 1 << 20), (10 << 20, 256 << 10), (1 << 30, 4096)] {
-            let bytes = admitted(&Bucket::new(Some(rate)), block, Duration::from_secs(5), 4);
+            let bytes = admitted(&RateLimiter::new(Some(rate)), block, Duration::from_secs(5), 4);
             let ideal = rate * 4;
             assert!(bytes.abs_diff(ideal) <= ideal * 3 / 100 + block, "{bytes} of {ideal}");
         }
@@ -93,21 +93,21 @@ mod tests {
 
     #[test]
     fn a_limit_of_nothing_is_not_no_limit() {
-        let bucket = Bucket::new(Some(0));
-        assert!(bucket.take(1 << 20, Duration::ZERO).is_ok());
-        assert!(bucket.take(1 << 20, Duration::from_secs(1)).is_err());
+        let limiter = RateLimiter::new(Some(0));
+        assert!(limiter.take(1 << 20, Duration::ZERO).is_ok());
+        assert!(limiter.take(1 << 20, Duration::from_secs(1)).is_err());
     }
 
     #[test]
     fn a_change_takes_effect_at_once_and_none_is_unlimited() {
-        let bucket = Bucket::new(Some(1));
-        assert!(bucket.take(1 << 20, Duration::ZERO).is_ok(), "the first block never waits");
-        assert!(bucket.take(1 << 20, Duration::from_secs(1)).is_err());
-        bucket.set(Some(1 << 30));
-        assert!(bucket.take(1 << 20, Duration::from_secs(1)).is_ok());
-        bucket.set(None);
+        let limiter = RateLimiter::new(Some(1));
+        assert!(limiter.take(1 << 20, Duration::ZERO).is_ok(), "the first block never waits");
+        assert!(limiter.take(1 << 20, Duration::from_secs(1)).is_err());
+        limiter.set(Some(1 << 30));
+        assert!(limiter.take(1 << 20, Duration::from_secs(1)).is_ok());
+        limiter.set(None);
         for _ in 0..1000 {
-            assert!(bucket.take(1 << 30, Duration::from_secs(1)).is_ok());
+            assert!(limiter.take(1 << 30, Duration::from_secs(1)).is_ok());
         }
     }
 
@@ -115,11 +115,11 @@ mod tests {
     #[test]
     fn a_block_that_is_being_taken_does_not_delay_the_new_limit() {
         for new in [Some(1 << 30), Some(2), None] {
-            let bucket = Bucket::new(Some(1));
-            let seen = bucket.rate.load(Relaxed);
-            bucket.set(new);
-            assert!(bucket.take_at(seen, 1 << 20, Duration::ZERO).is_ok());
-            assert!(bucket.take(1, Duration::ZERO).is_ok(), "{new:?}: the block at the old rate delays it");
+            let limiter = RateLimiter::new(Some(1));
+            let seen = limiter.rate.load(Relaxed);
+            limiter.set(new);
+            assert!(limiter.take_at(seen, 1 << 20, Duration::ZERO).is_ok());
+            assert!(limiter.take(1, Duration::ZERO).is_ok(), "{new:?}: the block at the old rate delays it");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Clones, which need no worker.
 
-use super::{Found, Supply, seal_copy};
+use super::{Refill, SegmentSource, finish_copy};
 use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
-use crate::job::pass_state::{Landed, LeafContent};
+use crate::job::pass_state::{LeafContent, WrittenRange};
 use crate::limits::CLONE_BYTES_MAX;
 use crate::volume::Volume;
 use std::collections::VecDeque;
@@ -11,37 +11,37 @@ use std::sync::Arc;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct CloneSupply {
+pub(crate) struct CloneSegments {
     source: Arc<dyn Volume>,
     destination: Arc<dyn Volume>,
     todo: VecDeque<ByteRange>,
 }
 
-impl CloneSupply {
+impl CloneSegments {
     pub(crate) fn new(source: Arc<dyn Volume>, destination: Arc<dyn Volume>, done: &RangeSet) -> Self {
         let todo = done.gaps(ByteRange::new(0, source.size_bytes())).collect();
         Self { source, destination, todo }
     }
 }
 
-impl Supply for CloneSupply {
-    fn again(&mut self, ranges: RangeSet) {
+impl SegmentSource for CloneSegments {
+    fn redo(&mut self, ranges: RangeSet) {
         // Clones cannot be lost; if they were, they could be made again.
         self.todo.extend(ranges.iter());
     }
 
-    fn seal(&mut self) -> Result<()> {
-        seal_copy(&*self.source, &*self.destination)
+    fn finish(&mut self) -> Result<()> {
+        finish_copy(&*self.source, &*self.destination)
     }
 
-    fn refill(&mut self, _room: usize, found: &mut Found) -> Result<()> {
+    fn refill(&mut self, _room: usize, found: &mut Refill) -> Result<()> {
         let Some(gap) = self.todo.pop_front() else { return Ok(()) };
         let range = gap.split(CLONE_BYTES_MAX).next().expect("gaps are not empty");
         if range.end() < gap.end() {
             self.todo.push_front(ByteRange::new(range.end(), gap.end()));
         }
         self.destination.clone_range(&*self.source, range)?;
-        found.cloned.push(Landed { range, content: LeafContent::Undigested, generation: None });
+        found.cloned.push(WrittenRange { range, content: LeafContent::Undigested, generation: None });
         Ok(())
     }
 }

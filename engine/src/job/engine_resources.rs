@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// What jobs need of their engine.
 #[derive(Debug)]
-pub(crate) struct Facilities {
+pub(crate) struct EngineResources {
     pub workers: WorkerInboxes,
     pub journals: JournalService,
     /// Bytes of a slot.
@@ -21,7 +21,7 @@ pub(crate) struct Facilities {
     pub syscalls: Arc<[AtomicU64]>,
 }
 
-impl Facilities {
+impl EngineResources {
     /// Of all workers together.
     pub(crate) fn syscalls(&self) -> u64 {
         self.syscalls.iter().map(|count| count.load(Relaxed)).sum()

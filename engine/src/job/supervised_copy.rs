@@ -1,7 +1,7 @@
 //! A supervision as the start of a copy sees it: who is asked, what is believed, and when the destination may change.
 
-use super::evidence::Evidence;
-use super::sample::DurableSample;
+use super::content_check::ContentCheck;
+use super::durable_sample::DurableSample;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Content, JournalFile, Run};
@@ -9,34 +9,38 @@ use crate::limits::{SAMPLE_READ_BYTES, TICK};
 use crate::nbd::leash::Leash;
 use crate::spec::{Continuation, CopySpec, Overwrite};
 use crate::supervision::{Admission, Admitted, DurableLeaf, Supervision, VolumeEvidence};
-use crate::volume::{Identity, Means, Opened, Unproven, VolumeKind, refuse_changed_source};
+use crate::volume::{Identity, Opened, Unproven, VolumeAccess, VolumeKind, refuse_changed_source};
 use std::fmt::{self, Display};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 
 /// See the module's head. By default nobody is asked and nothing believed.
 #[derive(Default)]
-pub(crate) struct Oversight {
-    pub means: Means,
+pub(crate) struct SupervisedCopy {
+    pub access: VolumeAccess,
     admission: Option<Arc<dyn Admission>>,
     durable: RangeSet,
     evidence: VolumeEvidence,
 }
 
-impl fmt::Debug for Oversight {
+impl fmt::Debug for SupervisedCopy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { means, admission, durable, evidence: _ } = self;
+        let Self { access, admission, durable, evidence: _ } = self;
         let is_asked = admission.is_some();
-        f.debug_struct("Oversight").field("means", means).field("asks", &is_asked).field("durable", durable).finish()
+        f.debug_struct("SupervisedCopy")
+            .field("access", access)
+            .field("asks", &is_asked)
+            .field("durable", durable)
+            .finish()
     }
 }
 
-impl Oversight {
+impl SupervisedCopy {
     /// Of a job on that leash, which has the gate.
     pub(crate) fn new(supervision: Supervision, leash: &Arc<Leash>) -> Self {
         let Supervision { gate: _, admission, durable, evidence, source, destination } = supervision;
-        let means = Means { leash: Arc::clone(leash), source, destination };
-        Self { means, admission, durable: durable.unwrap_or_default(), evidence }
+        let access = VolumeAccess { leash: Arc::clone(leash), source, destination };
+        Self { access, admission, durable: durable.unwrap_or_default(), evidence }
     }
 
     /// Whether something is said to be durable without a journal that says so.
@@ -92,7 +96,7 @@ impl Oversight {
             leaves => leaves.iter().map(of_leaf).collect(),
         };
         // Whoever keeps the ranges knows the destination by other means; its content is looked at all the same.
-        Evidence::of_leaves(leaves, cancelled).refuse_others(
+        ContentCheck::of_leaves(leaves, cancelled).refuse_others(
             &opened.source,
             &opened.destination,
             Unproven { source, destination: false },
@@ -137,7 +141,7 @@ impl Oversight {
     /// # Errors
     /// `ECancelled`.
     pub(crate) fn wait_for_gate(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
-        while !self.means.leash.is_open() {
+        while !self.access.leash.is_open() {
             if cancelled() {
                 let message = "cancelled while the right to write was not held";
                 return Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message));

@@ -3,10 +3,10 @@
 //! Where the map of either volume says that there is data, both are read: a map that is wrong about one of them is found
 //! out, whichever is named first. What a journal recorded as zeros needs no second volume.
 
-use super::{Found, SKIPPED_PER_REFILL, Supply, distrust, take_for_data};
+use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, distrust, take_for_data};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
-use crate::job::pass_state::{Landed, LeafContent, Segment, Work};
+use crate::job::pass_state::{LeafContent, Segment, Work, WrittenRange};
 use crate::journal::{Content, JournalReader, Run};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
 use crate::plan::{Piece, Planner};
@@ -34,7 +34,7 @@ enum ZerosBy {
 
 /// Segments of a comparison.
 #[derive(Debug)]
-pub(crate) struct CompareSupply {
+pub(crate) struct CompareSegments {
     expectation: Expectation,
     target: Arc<dyn Volume>,
     size: u64,
@@ -49,7 +49,7 @@ pub(crate) struct CompareSupply {
     sparse: Sparse,
 }
 
-impl CompareSupply {
+impl CompareSegments {
     /// Compares the first `size` bytes of `target`, in leaves of `leaf` bytes.
     pub(crate) fn new(expectation: Expectation, target: Arc<dyn Volume>, size: u64, leaf: u32, sparse: Sparse) -> Self {
         let reference =
@@ -72,7 +72,7 @@ impl CompareSupply {
     }
 
     /// Takes the next run of the journal. Says whether there was one.
-    fn next_run(&mut self, found: &mut Found) -> Result<bool> {
+    fn next_run(&mut self, found: &mut Refill) -> Result<bool> {
         let Expectation::Journal(journal, _) = &self.expectation else { return Ok(false) };
         if self.cursor >= self.size {
             return Ok(false);
@@ -111,7 +111,7 @@ impl CompareSupply {
 
 /// What a planner over a volume's extents says next.
 #[derive(Debug)]
-enum Sought {
+enum NextPiece {
     Data {
         range: ByteRange,
     },
@@ -119,22 +119,22 @@ enum Sought {
         range: ByteRange,
     },
     /// Nothing yet: the volume was asked.
-    Asked,
+    Pending,
     /// Nothing any more.
     End,
 }
 
-fn next_piece(planner: &mut Planner, volume: &dyn Volume, sparse: Sparse, found: &mut Found) -> Result<Sought> {
+fn next_piece(planner: &mut Planner, volume: &dyn Volume, sparse: Sparse, found: &mut Refill) -> Result<NextPiece> {
     loop {
         if let Some(piece) = planner.next() {
             return Ok(match piece {
-                Piece::Data { range, .. } | Piece::Unchanged { range } => Sought::Data { range },
-                Piece::Zeros { range } => Sought::Zeros { range },
+                Piece::Data { range, .. } | Piece::Unchanged { range } => NextPiece::Data { range },
+                Piece::Zeros { range } => NextPiece::Zeros { range },
             });
         }
-        let Some(todo) = planner.unscanned() else { return Ok(Sought::End) };
+        let Some(todo) = planner.unscanned() else { return Ok(NextPiece::End) };
         found.scans += 1;
-        let Some(mut extents) = volume.extents(todo, EXTENTS_PER_SCAN)? else { return Ok(Sought::Asked) };
+        let Some(mut extents) = volume.extents(todo, EXTENTS_PER_SCAN)? else { return Ok(NextPiece::Pending) };
         // What a copy leaves alone is compared all the same.
         take_for_data(ExtentKind::Unchanged, &mut extents);
         distrust(sparse, &mut extents);
@@ -142,37 +142,37 @@ fn next_piece(planner: &mut Planner, volume: &dyn Volume, sparse: Sparse, found:
     }
 }
 
-impl Supply for CompareSupply {
-    fn again(&mut self, _ranges: RangeSet) {
+impl SegmentSource for CompareSegments {
+    fn redo(&mut self, _ranges: RangeSet) {
         unreachable!("a comparison has nothing to lose");
     }
 
-    fn refill(&mut self, room: usize, found: &mut Found) -> Result<()> {
+    fn refill(&mut self, room: usize, found: &mut Refill) -> Result<()> {
         while found.segments.len() < room && found.skipped.len() < SKIPPED_PER_REFILL && !found.has_scanned() {
             if let Some((planner, by)) = &mut self.zeros {
                 match next_piece(planner, &*self.target, self.sparse, found)? {
-                    Sought::Data { range } => {
+                    NextPiece::Data { range } => {
                         let work = if *by == ZerosBy::Map { Work::CompareSource } else { Work::CompareZeros };
                         found.segments.push(Segment { range, work });
                     }
-                    Sought::Zeros { range } => {
-                        found.skipped.push(Landed { range, content: LeafContent::Zeros, generation: None })
+                    NextPiece::Zeros { range } => {
+                        found.skipped.push(WrittenRange { range, content: LeafContent::Zeros, generation: None })
                     }
-                    Sought::Asked => {
+                    NextPiece::Pending => {
                         found.waits = true;
                         break;
                     }
-                    Sought::End => self.zeros = None,
+                    NextPiece::End => self.zeros = None,
                 }
                 continue;
             }
             if let Some(mut planner) = self.reference.take() {
                 let sought = next_piece(&mut planner, &**self.reference_volume()?, self.sparse, found)?;
                 match sought {
-                    Sought::Data { range } => found.segments.push(Segment { range, work: Work::CompareSource }),
-                    Sought::Zeros { range } => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Map)),
-                    Sought::Asked => found.waits = true,
-                    Sought::End => continue,
+                    NextPiece::Data { range } => found.segments.push(Segment { range, work: Work::CompareSource }),
+                    NextPiece::Zeros { range } => self.zeros = Some((Planner::over(range, self.leaf), ZerosBy::Map)),
+                    NextPiece::Pending => found.waits = true,
+                    NextPiece::End => continue,
                 }
                 self.reference = Some(planner);
                 if found.waits {

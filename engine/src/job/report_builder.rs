@@ -1,10 +1,10 @@
 //! What is known of a job while it runs, and its report when it has ended.
 
-use super::control::Control;
-use super::facilities::Facilities;
-use super::ledger::{FileLedger, Ledger};
+use super::control::JobControl;
+use super::engine_resources::EngineResources;
 use super::pass_controller::{PassController, TurnOutcome};
 use super::pass_state::PassState;
+use super::recorder::{JournalRecorder, Recorder};
 use super::{JobState, Reason};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::limits::DRAIN_LIMIT;
@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What is filled in while a job runs, and becomes its report.
-pub(crate) struct Account<'a> {
-    facilities: &'a Facilities,
+pub(crate) struct ReportBuilder<'a> {
+    resources: &'a EngineResources,
     job: &'a JobState,
-    control: &'a Control,
+    control: &'a JobControl,
     started: Duration,
     cpu: Duration,
     syscalls: u64,
@@ -39,17 +39,17 @@ pub(crate) struct Account<'a> {
     volumes: Vec<Arc<dyn Volume>>,
 }
 
-impl<'a> Account<'a> {
-    pub(crate) fn open(facilities: &'a Facilities, job: &'a JobState) -> Self {
+impl<'a> ReportBuilder<'a> {
+    pub(crate) fn open(resources: &'a EngineResources, job: &'a JobState) -> Self {
         let control = &*job.control;
         control.notified_here();
         Self {
-            facilities,
+            resources,
             job,
             control,
             started: clock(),
             cpu: cpu_time(),
-            syscalls: facilities.syscalls(),
+            syscalls: resources.syscalls(),
             latency: Latency::new(),
             path: String::new(),
             block_bytes: 0,
@@ -64,8 +64,8 @@ impl<'a> Account<'a> {
         }
     }
 
-    /// Takes a volume on: it is stopped when the account is closed.
-    pub(crate) fn opened(&mut self, volume: &Arc<dyn Volume>) {
+    /// Takes a volume on: it is stopped when the report is closed.
+    pub(crate) fn add_volume(&mut self, volume: &Arc<dyn Volume>) {
         self.volumes.push(Arc::clone(volume));
     }
 
@@ -76,7 +76,7 @@ impl<'a> Account<'a> {
 
     /// What the ring is called in a path.
     pub(crate) fn ring(&self) -> &'static str {
-        if self.facilities.threads { "threads" } else { "ring" }
+        if self.resources.threads { "threads" } else { "ring" }
     }
 
     pub(crate) fn name_path(&mut self, path: String) {
@@ -84,19 +84,19 @@ impl<'a> Account<'a> {
         self.path = path;
     }
 
-    /// Leads a pass to its end; gives back its ledger, which is closed as a checkpoint if the pass did not complete.
+    /// Leads a pass to its end; gives back its recorder, which is closed as a checkpoint if the pass did not complete.
     pub(crate) fn run_pass(
         &mut self,
         pass: &Arc<PassState>,
-        mut controller: PassController<FileLedger>,
-    ) -> Result<FileLedger> {
+        mut controller: PassController<JournalRecorder>,
+    ) -> Result<JournalRecorder> {
         while let TurnOutcome::Wait(limit) = controller.turn(clock()) {
             if !limit.is_zero() {
                 std::thread::park_timeout(limit);
             }
-            self.control.seen();
+            self.control.note_alive();
         }
-        self.control.seen();
+        self.control.note_alive();
         self.latency.merge(&pass.latency());
         self.drained_after = controller.drain_time();
         if !controller.is_quiesced() {
@@ -105,17 +105,17 @@ impl<'a> Account<'a> {
             self.job.keep(Arc::clone(pass));
         }
         let outcome = outcome(pass, &controller);
-        let ledger = controller.into_ledger();
-        let Err(error) = outcome else { return Ok(ledger) };
-        self.leave(ledger);
+        let recorder = controller.into_recorder();
+        let Err(error) = outcome else { return Ok(recorder) };
+        self.close_as_checkpoint(recorder);
         Err(error)
     }
 
     /// Leaves the journal as a checkpoint. It is closed, and its lock released, when this returns, unless something is in
     /// flight for ever.
-    pub(crate) fn leave(&self, ledger: FileLedger) {
+    pub(crate) fn close_as_checkpoint(&self, recorder: JournalRecorder) {
         if self.quiesced
-            && let Err(error) = ledger.journal.close()
+            && let Err(error) = recorder.journal.close()
         {
             tracing::warn!(%error, "the checkpoint may be older than the report says");
         }
@@ -125,7 +125,7 @@ impl<'a> Account<'a> {
     /// flight for ever.
     fn stop(&mut self) {
         let since = clock();
-        self.control.seen();
+        self.control.note_alive();
         let limit = if self.quiesced { DRAIN_LIMIT.saturating_sub(self.drained_after) } else { Duration::ZERO };
         for volume in std::mem::take(&mut self.volumes) {
             if !volume.stop(limit.saturating_sub(clock() - since)) {
@@ -144,7 +144,8 @@ impl<'a> Account<'a> {
         let outcome = if drained && !self.quiesced { outcome.map_err(not_stopped) } else { outcome };
         let seconds = (clock() - self.started).as_secs_f64();
         let bytes = self.control.bytes();
-        let (status, error) = judge(outcome, self.quiesced, self.differences.is_empty(), self.control.cancelled());
+        let (status, error) =
+            final_status(outcome, self.quiesced, self.differences.is_empty(), self.control.cancelled());
         let moved = if status == Status::Succeeded { bytes.planned - bytes.resumed } else { bytes.written };
         #[allow(
             clippy::cast_precision_loss,
@@ -163,12 +164,12 @@ impl<'a> Account<'a> {
             drain_seconds: self.drained_after.as_secs_f64(),
             rate_bytes_per_second: rate,
             path: self.path,
-            cores: self.facilities.workers.len(),
+            cores: self.resources.workers.len(),
             block_size_bytes: self.block_bytes,
             window_bytes_max: self.control.window_max(),
             latency_us: self.latency.summary(),
             latency: self.latency,
-            syscalls: self.facilities.syscalls() - self.syscalls,
+            syscalls: self.resources.syscalls() - self.syscalls,
             digest: self.digest,
             digest_reason: self.digest_reason,
             verified_from: self.verified_from,
@@ -179,7 +180,7 @@ impl<'a> Account<'a> {
 }
 
 /// How a pass that is over went: its first error, a stop that was asked for, or nothing if it is complete.
-pub(crate) fn outcome<L: Ledger>(pass: &PassState, controller: &PassController<L>) -> Result<()> {
+pub(crate) fn outcome<L: Recorder>(pass: &PassState, controller: &PassController<L>) -> Result<()> {
     if !controller.is_quiesced() {
         return Err(Error::new(
             Code::Timeout,
@@ -198,7 +199,7 @@ pub(crate) fn outcome<L: Ledger>(pass: &PassState, controller: &PassController<L
 
 /// A stop that was asked for is the reason for whatever failed after it; completion beats interruption; and a job
 /// that is not quiet is never called interrupted, as nobody may take its place.
-pub(crate) fn judge(
+pub(crate) fn final_status(
     outcome: Result<()>,
     quiesced: bool,
     same: bool,
@@ -254,7 +255,7 @@ mod tests {
 
     /// The report of a job over one such volume, and how long the peer was waited for.
     fn ended(hangs_up: bool, quiesced: bool, reason: Option<Reason>, outcome: Result<()>) -> (Report, Vec<Duration>) {
-        let facilities = Facilities {
+        let resources = EngineResources {
             workers: Arc::new([]),
             journals: JournalService::start().unwrap(),
             block_bytes: 4096,
@@ -262,14 +263,14 @@ mod tests {
             threads: false,
             syscalls: Arc::new([]),
         };
-        let job = JobState::new(Arc::new(Control::new(None)), 0);
+        let job = JobState::new(Arc::new(JobControl::new(None)), 0);
         reason.into_iter().for_each(|reason| job.control.cancel(reason));
         let peer = Arc::new(Peer { hangs_up, ..Peer::default() });
         let volume: Arc<dyn Volume> = Arc::<Peer>::clone(&peer);
-        let mut account = Account::open(&facilities, &job);
-        account.opened(&volume);
-        account.quiesced = quiesced;
-        let report = account.close(outcome);
+        let mut report = ReportBuilder::open(&resources, &job);
+        report.add_volume(&volume);
+        report.quiesced = quiesced;
+        let report = report.close(outcome);
         let waited = lock(&peer.waited).clone();
         (report, waited)
     }

@@ -15,29 +15,29 @@ use twox_hash::XxHash3_128;
 
 /// What was found equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Equal {
+pub(crate) enum MatchedContent {
     /// Bytes that are not all zero.
     Data,
     /// Nothing, or nothing but zeros.
-    NothingTelling,
+    ZerosOnly,
 }
 
 /// Leaves of a journal that are looked at again.
-pub(crate) struct Evidence<'a> {
+pub(crate) struct ContentCheck<'a> {
     leaves: Vec<Run>,
     cancelled: &'a dyn Fn() -> bool,
 }
 
 /// What lies in a leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+enum FoundLeaf {
     Zeros,
     Data(LeafDigest),
     /// The volume ends before the leaf does.
     Missing,
 }
 
-impl<'a> Evidence<'a> {
+impl<'a> ContentCheck<'a> {
     /// As many leaves as fit the bound, the most telling ones.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl<'a> Evidence<'a> {
         let from = self.check(source, Side::Source)?;
         let to = self.check(destination, Side::Destination)?;
         let both = self.compare(source, destination)?;
-        let is_doubtful = |unproven: bool, equal| unproven && equal == Equal::NothingTelling && both == equal;
+        let is_doubtful = |unproven: bool, equal| unproven && equal == MatchedContent::ZerosOnly && both == equal;
         if is_doubtful(unproven.destination, to) {
             return Err(unknown(destination, Side::Destination));
         }
@@ -87,20 +87,20 @@ impl<'a> Evidence<'a> {
     /// Compares one side with the digests.
     ///
     /// # Errors
-    /// As [`Evidence::refuse_others`].
-    pub(crate) fn check(&self, end: &End, side: Side) -> Result<Equal> {
-        let mut equal = Equal::NothingTelling;
+    /// As [`ContentCheck::refuse_others`].
+    pub(crate) fn check(&self, end: &End, side: Side) -> Result<MatchedContent> {
+        let mut equal = MatchedContent::ZerosOnly;
         for leaf in &self.leaves {
             let expected = match &leaf.content {
-                Content::Zeros => Found::Zeros,
-                Content::Leaves(digests) => Found::Data(digests.first().copied().unwrap_or_default()),
+                Content::Zeros => FoundLeaf::Zeros,
+                Content::Leaves(digests) => FoundLeaf::Data(digests.first().copied().unwrap_or_default()),
                 Content::Undigested => continue,
             };
             if self.look(end, leaf.range, side)? != expected {
                 return Err(differs(end, side, leaf.range));
             }
-            if expected != Found::Zeros {
-                equal = Equal::Data;
+            if expected != FoundLeaf::Zeros {
+                equal = MatchedContent::Data;
             }
         }
         Ok(equal)
@@ -114,27 +114,28 @@ impl<'a> Evidence<'a> {
             Content::Zeros | Content::Undigested => None,
         };
         let mut data = self.leaves.iter().filter_map(digest).peekable();
-        let is_there = |(range, digest)| self.look(end, range, side).is_ok_and(|found| found == Found::Data(digest));
+        let is_there =
+            |(range, digest)| self.look(end, range, side).is_ok_and(|found| found == FoundLeaf::Data(digest));
         data.peek().is_none() || data.any(is_there)
     }
 
     /// Compares both sides with each other where there are no digests.
-    fn compare(&self, source: &End, destination: &End) -> Result<Equal> {
-        let mut equal = Equal::NothingTelling;
+    fn compare(&self, source: &End, destination: &End) -> Result<MatchedContent> {
+        let mut equal = MatchedContent::ZerosOnly;
         for leaf in self.leaves.iter().filter(|leaf| leaf.content == Content::Undigested) {
             let from = self.look(source, leaf.range, Side::Source)?;
             if from != self.look(destination, leaf.range, Side::Destination)? {
                 return Err(differ(source, destination, leaf.range));
             }
-            if from != Found::Zeros {
-                equal = Equal::Data;
+            if from != FoundLeaf::Zeros {
+                equal = MatchedContent::Data;
             }
         }
         Ok(equal)
     }
 
     /// Reads a leaf in pieces, as one may be larger than all else that a job holds.
-    fn look(&self, end: &End, leaf: ByteRange, side: Side) -> Result<Found> {
+    fn look(&self, end: &End, leaf: ByteRange, side: Side) -> Result<FoundLeaf> {
         let (mut hasher, mut zeros) = (XxHash3_128::new(), true);
         for piece in leaf.split(SAMPLE_READ_BYTES) {
             if (self.cancelled)() {
@@ -143,12 +144,12 @@ impl<'a> Evidence<'a> {
             }
             let bytes = read(end, piece, side)?;
             if bytes.len() as u64 != piece.len() {
-                return Ok(Found::Missing);
+                return Ok(FoundLeaf::Missing);
             }
             zeros &= is_zero(&bytes);
             hasher.write(&bytes);
         }
-        Ok(if zeros { Found::Zeros } else { Found::Data(hasher.finish_128()) })
+        Ok(if zeros { FoundLeaf::Zeros } else { FoundLeaf::Data(hasher.finish_128()) })
     }
 }
 

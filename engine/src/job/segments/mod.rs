@@ -1,20 +1,20 @@
 //! Where the segments of a pass come from.
 //!
-//! A supply runs on the job's thread, ahead of the workers: it scans extents, reserves space and turns what needs no
-//! worker (holes on a destination that is known to be zero, clones) into leaves that have landed.
+//! A segment source runs on the job's thread, ahead of the workers: it scans extents, reserves space and turns what
+//! needs no worker (holes on a destination that is known to be zero, clones) into leaves that were written.
 
 mod clone;
 mod compare;
 mod copy;
 mod reservation;
-mod zero_look;
+mod destination_zeros;
 
-pub(crate) use clone::CloneSupply;
-pub(crate) use compare::{CompareSupply, Expectation};
-pub(crate) use copy::{CopySupply, ZeroPlan};
+pub(crate) use clone::CloneSegments;
+pub(crate) use compare::{CompareSegments, Expectation};
+pub(crate) use copy::{CopySegments, ZeroPlan};
 pub(crate) use reservation::Reserve;
 
-use super::pass_state::{Landed, Segment};
+use super::pass_state::{Segment, WrittenRange};
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind, RangeSet};
 use crate::spec::Sparse;
@@ -27,22 +27,22 @@ const SKIPPED_PER_REFILL: usize = 256;
 /// between.
 const SCANS_PER_REFILL: usize = 8;
 
-/// What a supply has found.
+/// What a segment source has found.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct Refill {
     /// For the workers.
     pub segments: Vec<Segment>,
     /// Settled without them, as the destination holds it already.
-    pub skipped: Vec<Landed>,
+    pub skipped: Vec<WrittenRange>,
     /// Settled without them, by cloning.
-    pub cloned: Vec<Landed>,
+    pub cloned: Vec<WrittenRange>,
     /// A volume was asked for extents that it does not know yet: workers have to be awake to carry the question.
     pub waits: bool,
     /// How often extents were asked for.
     pub scans: usize,
 }
 
-impl Found {
+impl Refill {
     /// Whether so much was scanned that the pass controller should look up before more is: there is more to do at once.
     pub(crate) fn has_scanned(&self) -> bool {
         self.scans >= SCANS_PER_REFILL
@@ -50,23 +50,23 @@ impl Found {
 }
 
 /// See the module's head.
-pub(crate) trait Supply: fmt::Debug {
-    /// Adds up to `room` segments, or a few leaves that landed; nothing once the volume is covered, or while it waits
+pub(crate) trait SegmentSource: fmt::Debug {
+    /// Adds up to `room` segments, or a few leaves that were written; nothing once the volume is covered, or while it waits
     /// for extents. Bounded in time, so that the job's thread keeps looking at cancels.
-    fn refill(&mut self, room: usize, found: &mut Found) -> Result<()>;
+    fn refill(&mut self, room: usize, found: &mut Refill) -> Result<()>;
 
-    /// What landed in these ranges is lost: supplies it once more.
-    fn again(&mut self, ranges: RangeSet);
+    /// What was written in these ranges is lost: plans it once more.
+    fn redo(&mut self, ranges: RangeSet);
 
-    /// Called once, when everything has landed and before the last flush.
-    fn seal(&mut self) -> Result<()> {
+    /// Called once, when everything was written and before the last flush.
+    fn finish(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
 /// After the last read and before the last flush of a copy: the source is what it was, and the destination loses what
 /// its last aligned write put behind the end.
-fn seal_copy(source: &dyn Volume, destination: &dyn Volume) -> Result<()> {
+fn finish_copy(source: &dyn Volume, destination: &dyn Volume) -> Result<()> {
     source.check_unchanged()?;
     destination.resize(source.size_bytes())
 }

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::pass_state::FoundZeros;
+use crate::job::pass_state::DetectedZeros;
 use crate::limits::RESERVE_BYTES_MAX;
 use crate::volume::{Allocation, Volume};
 use std::collections::VecDeque;
@@ -47,7 +47,7 @@ impl Reservation {
     }
 
     /// Reserves what was noted up to `end`. Says what becomes of zeros in it.
-    pub(super) fn reach(&mut self, end: u64) -> Result<FoundZeros> {
+    pub(super) fn reach(&mut self, end: u64) -> Result<DetectedZeros> {
         while self.supported
             && let Some(range) = self.todo.front().copied().filter(|range| range.start() < end)
         {
@@ -59,9 +59,9 @@ impl Reservation {
             }
         }
         Ok(match (self.reserve, self.supported) {
-            (Reserve::Data, true) => FoundZeros::GiveBack,
-            (Reserve::Everything, false) => FoundZeros::Write,
-            (Reserve::Nothing | Reserve::Data | Reserve::Everything, _) => FoundZeros::Skip,
+            (Reserve::Data, true) => DetectedZeros::Punch,
+            (Reserve::Everything, false) => DetectedZeros::Write,
+            (Reserve::Nothing | Reserve::Data | Reserve::Everything, _) => DetectedZeros::Skip,
         })
     }
 
