@@ -16,7 +16,7 @@ use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
 use crate::spec::{BlockSize, CopySpec, VerifySpec};
 use crate::supervision::Supervision;
-use crate::worker::{EXTRA_OPERATIONS, Inbox, WIRE_OPERATIONS, Worker};
+use crate::worker::{EXTRA_OPERATIONS, WIRE_OPERATIONS, Worker, WorkerInbox};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::sync::atomic::AtomicU64;
@@ -111,7 +111,7 @@ impl Engine {
         let block_bytes = block_size.map_or(BLOCK_BYTES_DIRECT, BlockSize::bytes);
         let layout = Layout { block_bytes, slots: slots(block_bytes, depth, memory_bytes, cores)?, face };
         let syscalls: Arc<[AtomicU64]> = (0..cores).map(|_| AtomicU64::new(0)).collect();
-        let inboxes: Arc<[Arc<Inbox>]> = (0..cores).map(|_| Arc::default()).collect();
+        let inboxes: Arc<[Arc<WorkerInbox>]> = (0..cores).map(|_| Arc::default()).collect();
         let mut workers = Vec::new();
         let mut threads = false;
         let (ready, started) = channel();
@@ -249,7 +249,13 @@ impl Drop for Engine {
 
 /// A worker's thread, from its ring to its end. Says first whether the ring is the pool, or why there is none; in the end,
 /// whether everything was answered.
-fn serve(cpu: usize, layout: Layout, inbox: Arc<Inbox>, syscalls: &AtomicU64, ready: &Sender<Result<bool>>) -> bool {
+fn serve(
+    cpu: usize,
+    layout: Layout,
+    inbox: Arc<WorkerInbox>,
+    syscalls: &AtomicU64,
+    ready: &Sender<Result<bool>>,
+) -> bool {
     pin(cpu);
     let refuse = |error| {
         // Nobody hears it only if the engine's start was given up already.

@@ -10,23 +10,23 @@
 //! a wait is for, and the ring has threads in place of those that carry them out.
 
 mod inbox;
-mod look;
+mod examine;
 mod slots;
 
-pub(crate) use inbox::Inbox;
+pub(crate) use inbox::WorkerInbox;
 
 use crate::buffer::Block;
-use crate::channel::{Channel, Start, WireOp};
+use crate::channel::{Channel, SubmitVia, WireOp};
 use crate::error::{Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::job::pass_state::{LeafContent, PassState, lock};
 use crate::limits::{STALLED_AFTER, TICK};
-use crate::pipeline::examine::{DataMap, Span};
-use crate::pipeline::latency::Timed;
-use crate::pipeline::slot::{Action, Event, Fault, Role, Slot};
-use crate::pipeline::worker_pass::{BlockKind, BlockTask, Next, WorkerPass, ZeroTask};
+use crate::pipeline::examine::{BlockSpan, DataMap};
+use crate::pipeline::latency::TimedOperation;
+use crate::pipeline::slot_state::{ReadRole, SlotAction, SlotEvent, SlotState, TransferFault};
+use crate::pipeline::worker_pass::{BlockKind, BlockTask, NextStep, WorkerPass, ZeroTask};
 use crate::ring::{Completion, Instant, Op, Ring, Token, Transfer, blocking};
-use look::{fill_tail, is_as_expected, look};
+use examine::{examine, fill_tail, is_as_expected};
 use nix::errno::Errno;
 use slots::SlotPool;
 use std::collections::VecDeque;
@@ -44,7 +44,7 @@ const WIRE_OPERATIONS_MIN: usize = 4;
 
 /// What a worker does between turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rest {
+pub(crate) enum WaitMode {
     /// Submit, and wait for so many completions for so long.
     Ring { want: usize, limit: Duration },
     /// Nothing is in flight: sleep until woken, for so long at most.
@@ -55,10 +55,10 @@ pub(crate) enum Rest {
 
 /// A slot's current block.
 #[derive(Debug)]
-struct InSlot {
+struct OccupiedSlot {
     pass: u32,
     task: BlockTask,
-    slot: Slot,
+    slot: SlotState,
     /// What was found in it, or what should be.
     content: LeafContent,
     started: Instant,
@@ -68,16 +68,16 @@ struct InSlot {
 
 /// An operation that changes the destination of a gated pass, until it is submitted.
 #[derive(Debug)]
-struct Held {
+struct HeldOperation {
     pass: u32,
-    start: Start,
+    via: SubmitVia,
     token: Token,
     op: Op,
 }
 
 /// A request for zeros in flight.
 #[derive(Clone, Copy, Debug)]
-struct InZero {
+struct ZeroInFlight {
     pass: u32,
     task: ZeroTask,
     since: Instant,
@@ -85,7 +85,7 @@ struct InZero {
 
 /// A flush in flight.
 #[derive(Clone, Copy, Debug)]
-struct InFlush {
+struct FlushInFlight {
     pass: u32,
     since: Instant,
 }
@@ -94,20 +94,20 @@ struct InFlush {
 #[derive(Debug)]
 pub(crate) struct Worker<R> {
     ring: R,
-    inbox: Arc<Inbox>,
+    inbox: Arc<WorkerInbox>,
     passes: Vec<WorkerPass>,
     next_pass: u32,
-    slots: Vec<Option<InSlot>>,
+    slots: Vec<Option<OccupiedSlot>>,
     pool: SlotPool,
     /// When late operations are looked for next.
     next_look: Instant,
     block_bytes: usize,
-    zeros: [Option<InZero>; EXTRA_OPERATIONS],
-    flushes: [Option<InFlush>; EXTRA_OPERATIONS],
+    zeros: [Option<ZeroInFlight>; EXTRA_OPERATIONS],
+    flushes: [Option<FlushInFlight>; EXTRA_OPERATIONS],
     /// Of operations in the ring, those for connections.
     wire_operations: usize,
     /// What waits for the end of the turn, or for a gate.
-    held: VecDeque<Held>,
+    held: VecDeque<HeldOperation>,
     /// Completions of operations that ran at submit.
     inline: VecDeque<Completion>,
     inline_calls: u64,
@@ -128,7 +128,7 @@ fn token(table: u64, index: usize) -> Token {
 
 impl<R: Ring> Worker<R> {
     /// A worker over `ring` with one slot for each of `blocks` and `spare`, which are of one size.
-    pub(crate) fn new(ring: R, blocks: Vec<Block>, spare: Vec<Block>, inbox: Arc<Inbox>) -> Self {
+    pub(crate) fn new(ring: R, blocks: Vec<Block>, spare: Vec<Block>, inbox: Arc<WorkerInbox>) -> Self {
         let (pool, now) = (SlotPool::new(blocks, spare), ring.now());
         let (count, block_bytes) = (pool.count(), pool.block_bytes());
         Self {
@@ -159,9 +159,9 @@ impl<R: Ring> Worker<R> {
             let rest = self.turn();
             syscalls.store(self.ring.syscalls() + self.inline_calls, Relaxed);
             match rest {
-                Rest::Ring { want, limit } => self.wait(want, limit),
-                Rest::Park(limit) => std::thread::park_timeout(limit),
-                Rest::End => return self.leave(),
+                WaitMode::Ring { want, limit } => self.wait(want, limit),
+                WaitMode::Park(limit) => std::thread::park_timeout(limit),
+                WaitMode::End => return self.leave(),
             }
         }
     }
@@ -188,7 +188,7 @@ impl<R: Ring> Worker<R> {
     }
 
     /// One turn of the loop.
-    pub(crate) fn turn(&mut self) -> Rest {
+    pub(crate) fn turn(&mut self) -> WaitMode {
         self.now = self.ring.now();
         self.take_passes();
         self.reap();
@@ -197,9 +197,9 @@ impl<R: Ring> Worker<R> {
         self.start_flushes();
         self.tend_wires();
         self.report();
-        self.pass_gates();
+        self.submit_through_gates();
         self.serve_wires();
-        self.rest(wait)
+        self.wait_mode(wait)
     }
 
     fn take_passes(&mut self) {
@@ -255,18 +255,18 @@ impl<R: Ring> Worker<R> {
                 continue;
             }
             match self.passes[index].next(self.now) {
-                Next::Block(task) => {
+                NextStep::Block(task) => {
                     budget -= 1;
                     self.start(index, task);
                     self.run_inline();
                     continue;
                 }
-                Next::Zero(task) if self.start_zero(index, task) => {
+                NextStep::Zero(task) if self.start_zero(index, task) => {
                     self.run_inline();
                     continue;
                 }
-                Next::Wait(limit) => wait = Some(wait.map_or(limit, |wait| wait.min(limit))),
-                Next::Zero(_) | Next::Nothing => {}
+                NextStep::Wait(limit) => wait = Some(wait.map_or(limit, |wait| wait.min(limit))),
+                NextStep::Zero(_) | NextStep::Nothing => {}
             }
             self.passes.swap(index, idle);
             idle += 1;
@@ -309,7 +309,7 @@ impl<R: Ring> Worker<R> {
     /// not answer is held until its job gives up, and the least served pass would take all there is.
     fn leaves_slots(&self, index: usize) -> bool {
         let pass = &self.passes[index];
-        if pass.is_stalled || pass.slots >= self.pool.most_for_one() {
+        if pass.is_stalled || pass.slots >= self.pool.slots_per_job_max() {
             return false;
         }
         let waiting = self.passes.iter().filter(|pass| pass.in_flight == 0 && pass.may_start()).count();
@@ -325,53 +325,53 @@ impl<R: Ring> Worker<R> {
         self.passes[pass].slots += 1;
         let state = &self.passes[pass].state;
         let start = task.range.start();
-        let read = || Span { start: part(task.read.start() - start), len: part(task.read.len()) };
-        let whole = Span { start: 0, len: part(task.range.len()) };
+        let read = || BlockSpan { start: part(task.read.start() - start), len: part(task.read.len()) };
+        let whole = BlockSpan { start: 0, len: part(task.range.len()) };
         let mut content = LeafContent::Zeros;
         let (slot, action) = match task.kind {
-            BlockKind::Copy(_) => Slot::read(Role::Source, read(), state.source.align),
-            BlockKind::CompareSource => Slot::read(Role::Reference, read(), state.source.align),
+            BlockKind::Copy(_) => SlotState::read(ReadRole::Source, read(), state.source.align),
+            BlockKind::CompareSource => SlotState::read(ReadRole::Reference, read(), state.source.align),
             BlockKind::Compare(expected) => {
                 content = expected;
-                Slot::read(Role::Target, whole, state.destination.align)
+                SlotState::read(ReadRole::Target, whole, state.destination.align)
             }
             BlockKind::WriteZeros => {
                 block[..whole.len as usize].fill(0);
                 fill_tail(&mut block, &task, state);
-                Slot::write(DataMap::all(whole.len, state.params.block_bytes), state.destination.align)
+                SlotState::write(DataMap::all(whole.len, state.params.block_bytes), state.destination.align)
             }
         };
         self.slots[index] =
-            Some(InSlot { pass: self.passes[pass].id, task, slot, content, started: self.now, since: self.now });
+            Some(OccupiedSlot { pass: self.passes[pass].id, task, slot, content, started: self.now, since: self.now });
         self.act(index, block, action);
     }
 
     /// Carries out what a slot's transition asks for, up to the next operation or the end of the block.
-    fn act(&mut self, index: usize, mut block: Block, mut action: Action) {
+    fn act(&mut self, index: usize, mut block: Block, mut action: SlotAction) {
         let in_slot = self.slots[index].as_mut().expect("a slot that acts is in use");
         let pass = pass_of(&mut self.passes, in_slot.pass);
-        while let Action::Look(role @ (Role::Source | Role::Reference)) = action {
+        while let SlotAction::Examine(role @ (ReadRole::Source | ReadRole::Reference)) = action {
             let event;
-            (event, in_slot.content) = look(role, &in_slot.task, pass, &mut block);
+            (event, in_slot.content) = examine(role, &in_slot.task, pass, &mut block);
             (in_slot.slot, action) = in_slot.slot.on(event);
         }
-        if pass.is_abandoned() && matches!(action, Action::Read(..) | Action::Write(_)) {
+        if pass.is_abandoned() && matches!(action, SlotAction::Read(..) | SlotAction::Write(_)) {
             // Nobody waits for it any more: what was reported as it was stays so.
             let (id, task) = (in_slot.pass, in_slot.task);
             pass.drop_block(&task);
             return self.release(index, id, block);
         }
-        let at = |span: Span| in_slot.task.range.start() + u64::from(span.start);
+        let at = |span: BlockSpan| in_slot.task.range.start() + u64::from(span.start);
         let (op, side) = match action {
-            Action::Read(role, span) => {
+            SlotAction::Read(role, span) => {
                 let channel = channel_of(&pass.state, role);
                 (channel.read(at(span), transfer(block, span)), channel.side())
             }
-            Action::Write(span) => {
+            SlotAction::Write(span) => {
                 let channel = &pass.state.destination;
                 (channel.write(at(span), transfer(block, span)), channel.side())
             }
-            Action::Look(_) => {
+            SlotAction::Examine(_) => {
                 let same = is_as_expected(in_slot.content, &block[..part(in_slot.task.range.len()) as usize]);
                 let took = self.now.saturating_sub(in_slot.started);
                 pass.state.control.note_block(in_slot.task.range.len(), took);
@@ -379,14 +379,14 @@ impl<R: Ring> Worker<R> {
                 let id = in_slot.pass;
                 return self.release(index, id, block);
             }
-            Action::Land => {
+            SlotAction::Finish => {
                 let took = self.now.saturating_sub(in_slot.started);
                 pass.state.control.note_block(in_slot.task.range.len(), took);
                 pass.block_written(&in_slot.task, in_slot.content);
                 let id = in_slot.pass;
                 return self.release(index, id, block);
             }
-            Action::Fail(role, fault) => {
+            SlotAction::Fail(role, fault) => {
                 let (channel, operation) = role.map_or((&pass.state.destination, Operation::Write), |role| {
                     (channel_of(&pass.state, role), Operation::Read)
                 });
@@ -409,13 +409,13 @@ impl<R: Ring> Worker<R> {
             && side == Side::Destination
             && pass.state.destination.is_held(gate)
         {
-            return self.held.push_back(Held { pass: pass.id, start: pass.state.destination.start, token, op });
+            return self.held.push_back(HeldOperation { pass: pass.id, via: pass.state.destination.via, token, op });
         }
         let channel = if side == Side::Source { &pass.state.source } else { &pass.state.destination };
-        match channel.start {
-            Start::Ring => return self.ring.push(token, op),
-            Start::Wire => return pass.wires.accept(side, token, op),
-            Start::Inline => {}
+        match channel.via {
+            SubmitVia::Ring => return self.ring.push(token, op),
+            SubmitVia::Nbd => return pass.wires.accept(side, token, op),
+            SubmitVia::Inline => {}
         }
         self.inline_calls += 1;
         let result = blocking::execute(&mut op);
@@ -450,21 +450,27 @@ impl<R: Ring> Worker<R> {
         let in_slot = self.slots[index].as_mut().expect("an operation completes once, and its slot waits for it");
         let pass = pass_of(&mut self.passes, in_slot.pass);
         pass.in_flight -= 1;
-        let timed = if matches!(in_slot.slot, Slot::Writing { .. }) { Timed::Write } else { Timed::Read };
+        let timed = if matches!(in_slot.slot, SlotState::Writing { .. }) {
+            TimedOperation::Write
+        } else {
+            TimedOperation::Read
+        };
         let took = self.now.saturating_sub(in_slot.since);
         pass.latency.record(timed, took);
         let channel = match in_slot.slot {
-            Slot::Writing { .. } | Slot::Reading { role: Role::Target, .. } => &pass.state.destination,
-            Slot::Reading { .. } | Slot::Looking { .. } | Slot::Idle => &pass.state.source,
+            SlotState::Writing { .. } | SlotState::Reading { role: ReadRole::Target, .. } => &pass.state.destination,
+            SlotState::Reading { .. } | SlotState::Examining { .. } | SlotState::Idle => &pass.state.source,
         };
-        if channel.start == Start::Wire {
+        if channel.via == SubmitVia::Nbd {
             pass.state.control.note_request(took);
         }
-        let (slot, action) = in_slot.slot.on(Event::Completed(result));
+        let (slot, action) = in_slot.slot.on(SlotEvent::Completed(result));
         let moved = u64::from(in_slot.slot.ended_by(action));
         match in_slot.slot {
-            Slot::Writing { .. } => pass.state.control.counters.written.fetch_add(moved, Relaxed),
-            Slot::Reading { role: Role::Source, .. } => pass.state.control.counters.read.fetch_add(moved, Relaxed),
+            SlotState::Writing { .. } => pass.state.control.counters.written.fetch_add(moved, Relaxed),
+            SlotState::Reading { role: ReadRole::Source, .. } => {
+                pass.state.control.counters.read.fetch_add(moved, Relaxed)
+            }
             _ => 0,
         };
         in_slot.slot = slot;
@@ -479,14 +485,14 @@ impl<R: Ring> Worker<R> {
             return false;
         };
         pass.zeros += 1;
-        self.zeros[index] = Some(InZero { pass: pass.id, task, since: self.now });
+        self.zeros[index] = Some(ZeroInFlight { pass: pass.id, task, since: self.now });
         let (id, op) = (pass.id, pass.state.destination.zero(task.range, task.mode));
         self.push(id, Side::Destination, token(ZERO, index), op);
         true
     }
 
     fn complete_zero(&mut self, index: usize, result: Result<u32, Errno>) {
-        let InZero { pass, task, .. } = self.zeros[index].take().expect("a request completes once");
+        let ZeroInFlight { pass, task, .. } = self.zeros[index].take().expect("a request completes once");
         let pass = pass_of(&mut self.passes, pass);
         pass.in_flight -= 1;
         pass.zeros -= 1;
@@ -495,7 +501,7 @@ impl<R: Ring> Worker<R> {
             Err(Errno::EOPNOTSUPP) => pass.not_zeroed(task),
             Err(Errno::EINTR | Errno::EAGAIN) => pass.postpone_zero(task),
             Err(errno) => {
-                let error = pass.state.destination.fault(Operation::Zero, task.range, Fault::Os(errno));
+                let error = pass.state.destination.fault(Operation::Zero, task.range, TransferFault::Os(errno));
                 pass.state.fail(error);
             }
         }
@@ -505,17 +511,17 @@ impl<R: Ring> Worker<R> {
         for pass in &mut self.passes {
             let Some(index) = self.flushes.iter().position(Option::is_none) else { return };
             if pass.take_flush() {
-                self.flushes[index] = Some(InFlush { pass: pass.id, since: self.now });
+                self.flushes[index] = Some(FlushInFlight { pass: pass.id, since: self.now });
                 pass.in_flight += 1;
                 let (token, channel) = (token(FLUSH, index), &pass.state.destination);
-                match channel.start {
-                    Start::Wire => pass.wires.accept(Side::Destination, token, channel.flush()),
+                match channel.via {
+                    SubmitVia::Nbd => pass.wires.accept(Side::Destination, token, channel.flush()),
                     _ if pass.state.gate.is_some() => {
                         let (pass, op) = (pass.id, channel.flush());
-                        self.held.push_back(Held { pass, start: Start::Ring, token, op });
+                        self.held.push_back(HeldOperation { pass, via: SubmitVia::Ring, token, op });
                     }
                     // Never inline: a flush takes long, and the worker has other passes to serve.
-                    Start::Ring | Start::Inline => self.ring.push(token, channel.flush()),
+                    SubmitVia::Ring | SubmitVia::Inline => self.ring.push(token, channel.flush()),
                 }
             }
         }
@@ -531,30 +537,30 @@ impl<R: Ring> Worker<R> {
 
     /// Submits what gates have kept back, as the last thing before the ring does: a gate says nothing about later.
     /// What is behind a closed one stays, unless its job has given up.
-    fn pass_gates(&mut self) {
+    fn submit_through_gates(&mut self) {
         if !self.held.is_empty() {
             // What runs at once takes its time, and comes first.
-            self.pass_held(Start::Inline);
-            self.pass_held(Start::Ring);
+            self.submit_held(SubmitVia::Inline);
+            self.submit_held(SubmitVia::Ring);
         }
     }
 
-    fn pass_held(&mut self, start: Start) {
+    fn submit_held(&mut self, via: SubmitVia) {
         for _ in 0..self.held.len() {
             let Some(mut held) = self.held.pop_front() else { return };
             let pass = self.passes.iter().find(|each| each.id == held.pass).expect("a pass stays while it waits");
             let is_shut = pass.state.is_shut();
-            if held.start != start || (is_shut && !pass.state.is_given_up()) {
+            if held.via != via || (is_shut && !pass.state.is_given_up()) {
                 self.held.push_back(held);
                 continue;
             }
-            let result = match (is_shut, start) {
+            let result = match (is_shut, via) {
                 (true, _) => Err(Errno::ECANCELED),
-                (false, Start::Inline) => {
+                (false, SubmitVia::Inline) => {
                     self.inline_calls += 1;
                     blocking::execute(&mut held.op)
                 }
-                (false, Start::Ring | Start::Wire) => {
+                (false, SubmitVia::Ring | SubmitVia::Nbd) => {
                     self.count_from_now(held.token);
                     self.ring.push(held.token, held.op);
                     continue;
@@ -606,13 +612,15 @@ impl<R: Ring> Worker<R> {
     }
 
     fn complete_flush(&mut self, index: usize, result: Result<u32, Errno>) {
-        let InFlush { pass, since } = self.flushes[index].take().expect("a flush completes once");
+        let FlushInFlight { pass, since } = self.flushes[index].take().expect("a flush completes once");
         let pass = pass_of(&mut self.passes, pass);
         pass.in_flight -= 1;
-        pass.latency.record(Timed::Flush, self.now.saturating_sub(since));
+        pass.latency.record(TimedOperation::Flush, self.now.saturating_sub(since));
         let whole = ByteRange::new(0, pass.state.params.size);
         pass.state.set_flushed(
-            result.map(drop).map_err(|errno| pass.state.destination.fault(Operation::Flush, whole, Fault::Os(errno))),
+            result
+                .map(drop)
+                .map_err(|errno| pass.state.destination.fault(Operation::Flush, whole, TransferFault::Os(errno))),
         );
     }
 
@@ -625,19 +633,19 @@ impl<R: Ring> Worker<R> {
         self.passes.extract_if(.., |pass| pass.may_release()).for_each(WorkerPass::release);
     }
 
-    fn rest(&self, wait: Option<Duration>) -> Rest {
+    fn wait_mode(&self, wait: Option<Duration>) -> WaitMode {
         let limit = wait.map_or(TICK, |wait| wait.min(TICK));
         match self.ring.in_flight() {
-            _ if self.inbox.stop.load(Acquire) && self.passes.iter().all(WorkerPass::is_abandoned) => Rest::End,
-            0 if self.passes.is_empty() => Rest::Park(Duration::MAX),
+            _ if self.inbox.stop.load(Acquire) && self.passes.iter().all(WorkerPass::is_abandoned) => WaitMode::End,
+            0 if self.passes.is_empty() => WaitMode::Park(Duration::MAX),
             // They are acted on in the next turn.
-            _ if !self.inline.is_empty() => Rest::Ring { want: 0, limit: Duration::ZERO },
+            _ if !self.inline.is_empty() => WaitMode::Ring { want: 0, limit: Duration::ZERO },
             // Slots are free and segments may be left: what ran inline waits for nobody.
-            _ if self.pool.free() > 0 && self.may_go_on() => Rest::Ring { want: 0, limit: Duration::ZERO },
-            0 => Rest::Park(limit),
+            _ if self.pool.free() > 0 && self.may_go_on() => WaitMode::Ring { want: 0, limit: Duration::ZERO },
+            0 => WaitMode::Park(limit),
             // Peers answer when they please: what one has said is not kept waiting for another.
-            _ if self.wire_operations > 0 => Rest::Ring { want: 1, limit },
-            in_flight => Rest::Ring { want: (self.least_in_flight().min(in_flight) / 4).clamp(1, 8), limit },
+            _ if self.wire_operations > 0 => WaitMode::Ring { want: 1, limit },
+            in_flight => WaitMode::Ring { want: (self.least_in_flight().min(in_flight) / 4).clamp(1, 8), limit },
         }
     }
 
@@ -657,14 +665,14 @@ fn pass_of(passes: &mut [WorkerPass], id: u32) -> &mut WorkerPass {
     passes.iter_mut().find(|pass| pass.id == id).expect("whoever has something under way has the pass")
 }
 
-fn channel_of(state: &PassState, role: Role) -> &Channel {
+fn channel_of(state: &PassState, role: ReadRole) -> &Channel {
     match role {
-        Role::Source | Role::Reference => &state.source,
-        Role::Target => &state.destination,
+        ReadRole::Source | ReadRole::Reference => &state.source,
+        ReadRole::Target => &state.destination,
     }
 }
 
-fn transfer(block: Block, span: Span) -> Transfer {
+fn transfer(block: Block, span: BlockSpan) -> Transfer {
     Transfer { block, start: span.start, len: span.len }
 }
 

@@ -18,26 +18,26 @@ use crate::error::{Code, Effect, Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::gate::Gate;
 use crate::nbd::link::Link;
-use crate::pipeline::slot::Fault;
+use crate::pipeline::slot_state::TransferFault;
 use crate::ring::{FileId, Op, Transfer, ZeroMode};
 use crate::volume::{Volume, zero_align};
 use std::sync::Arc;
 
 /// How the operations of a channel start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
+pub(crate) enum SubmitVia {
     /// In the worker's ring.
     Ring,
     /// At once, on the worker.
     Inline,
     /// As requests over the worker's connection to a server.
-    Wire,
+    Nbd,
 }
 
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    pub start: Start,
+    pub via: SubmitVia,
     /// Requests start and end at multiples of this many bytes.
     pub align: u32,
     /// Of requests for zeros; see [`zero_align`].
@@ -49,16 +49,16 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(side: Side, volume: &Arc<dyn Volume>, start: Start) -> Self {
-        let start = match volume.link() {
+    pub(crate) fn new(side: Side, volume: &Arc<dyn Volume>, via: SubmitVia) -> Self {
+        let via = match volume.link() {
             Some(link) => {
                 link.enter();
-                Start::Wire
+                SubmitVia::Nbd
             }
-            None => start,
+            None => via,
         };
         Self {
-            start,
+            via,
             align: volume.align_bytes(),
             zero_align: zero_align(&**volume),
             file: volume.file(),
@@ -84,10 +84,10 @@ impl Channel {
     /// Whether a gated worker keeps an operation on this destination back: what goes through the ring, until the ring
     /// submits; what runs at once, only while the gate is closed. A wire looks at the gate by itself.
     pub(crate) fn is_held(&self, gate: &Gate) -> bool {
-        match self.start {
-            Start::Ring => true,
-            Start::Inline => !gate.is_open(),
-            Start::Wire => false,
+        match self.via {
+            SubmitVia::Ring => true,
+            SubmitVia::Inline => !gate.is_open(),
+            SubmitVia::Nbd => false,
         }
     }
 
@@ -108,19 +108,21 @@ impl Channel {
     }
 
     /// The error for an operation that failed.
-    pub(crate) fn fault(&self, operation: Operation, range: ByteRange, fault: Fault) -> Error {
+    pub(crate) fn fault(&self, operation: Operation, range: ByteRange, fault: TransferFault) -> Error {
         if let Some(verdict) = self.volume.link().and_then(|link| link.verdict()) {
             // What ended the link is the cause; this operation is only the first one to hear of it.
             return Error { operation, ..verdict }.at(range.start(), range.len());
         }
         let what = format!("{operation} {}", self.volume.name());
         let error = match (fault, operation, self.side) {
-            (Fault::Os(errno), ..) => Error::os(self.side, operation, errno, what),
-            (Fault::NoProgress, Operation::Read, Side::Source) => {
+            (TransferFault::Os(errno), ..) => Error::os(self.side, operation, errno, what),
+            (TransferFault::NoProgress, Operation::Read, Side::Source) => {
                 let message = format!("{what}: it ended before byte {}, it is shorter than at the start", range.end());
                 Error::new(Code::SourceChanged, self.side, operation, message)
             }
-            (Fault::NoProgress, ..) => Error::new(Code::Io, self.side, operation, format!("{what}: no byte was moved")),
+            (TransferFault::NoProgress, ..) => {
+                Error::new(Code::Io, self.side, operation, format!("{what}: no byte was moved"))
+            }
         };
         let effect = if operation == Operation::Read { Effect::NotApplied } else { Effect::Unknown };
         Error { effect, ..error.at(range.start(), range.len()) }

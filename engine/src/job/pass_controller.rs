@@ -30,13 +30,13 @@ use crate::extent::{ByteRange, RangeSet};
 use crate::limits::{DRAIN_LIMIT, LOOK_AGAIN, SEGMENTS_AHEAD_PER_CORE, TICK, WRITTEN_RANGES_MAX};
 use crate::ring::Instant;
 use crate::spec::CheckpointEvery;
-use crate::worker::Inbox;
+use crate::worker::WorkerInbox;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
 /// Workers that serve the pass.
-pub(crate) type WorkerInboxes = Arc<[Arc<Inbox>]>;
+pub(crate) type WorkerInboxes = Arc<[Arc<WorkerInbox>]>;
 
 /// When and how what was written is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! blocks, none in flight; only flushes may follow) and _release_ (the worker forgets the pass, and so its files).
 
 use super::control::JobControl;
-use crate::channel::{Channel, Start};
+use crate::channel::{Channel, SubmitVia};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::gate::Gate;
@@ -192,7 +192,7 @@ impl PassState {
     /// Over connections every worker flushes what it wrote itself: only then it is known that no server was started
     /// anew between the two, as one connection outlives none. Else one flush is for all.
     pub(crate) fn ask_flush(&self) {
-        let takers = if self.destination.start == Start::Wire { self.params.workers } else { 1 };
+        let takers = if self.destination.via == SubmitVia::Nbd { self.params.workers } else { 1 };
         *lock(&self.flushed) = (takers, Ok(()));
         self.flush_takers.store(takers, Release);
         self.flush.fetch_add(1, Release);

@@ -7,7 +7,7 @@ use super::pass_controller::{PassController, RecordingPolicy, WorkerInboxes};
 use super::pass_state::{PassParams, PassState};
 use super::recorder::Recorder;
 use super::segments::{CloneSegments, CompareSegments, CopySegments, Expectation, Reserve, SegmentSource, ZeroPlan};
-use crate::channel::{Channel, Start};
+use crate::channel::{Channel, SubmitVia};
 use crate::error::Side;
 use crate::extent::RangeSet;
 use crate::limits::SEGMENTS_AHEAD_PER_CORE;
@@ -117,7 +117,7 @@ impl PreparedPass {
             workers: joining_workers([pair.reference, pair.target], cores),
             low_water: low_water(cores),
         };
-        let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, Start::Ring);
+        let channel = |side, volume: &Arc<dyn Volume>| Channel::new(side, volume, SubmitVia::Ring);
         let (from, to) = (channel(Side::Source, pair.reference), channel(Side::Destination, pair.target));
         let target = Arc::clone(pair.target);
         let segment_source = Box::new(CompareSegments::new(expectation, target, pair.size, pair.leaf, pair.sparse));
@@ -185,11 +185,11 @@ fn low_water(cores: usize) -> usize {
 }
 
 fn channel(side: Side, volume: &Arc<dyn Volume>, io_mode: IoMode) -> Channel {
-    let start = match io_mode.submit {
-        Submit::Ring => Start::Ring,
-        Submit::Inline => Start::Inline,
+    let via = match io_mode.submit {
+        Submit::Ring => SubmitVia::Ring,
+        Submit::Inline => SubmitVia::Inline,
     };
-    Channel::new(side, volume, start)
+    Channel::new(side, volume, via)
 }
 
 /// Direct writes want their space laid out beforehand; the page cache does that by itself.

@@ -14,12 +14,12 @@ const FOLD_BYTES: usize = 256;
 
 /// Bytes of a part of a block: `start..start + len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct BlockSpan {
     pub start: u32,
     pub len: u32,
 }
 
-impl Span {
+impl BlockSpan {
     pub(crate) fn end(self) -> u32 {
         self.start + self.len
     }
@@ -58,7 +58,7 @@ impl DataMap {
     }
 
     /// The next run of data at or after byte `from`, which is a multiple of the granule or the end.
-    pub(crate) fn next_data(self, from: u32) -> Option<Span> {
+    pub(crate) fn next_data(self, from: u32) -> Option<BlockSpan> {
         let skipped = from.div_ceil(self.granule);
         let rest = self.mask.checked_shr(skipped).unwrap_or(0);
         if rest == 0 {
@@ -67,16 +67,16 @@ impl DataMap {
         let first = skipped + rest.trailing_zeros();
         let count = (self.mask >> first).trailing_ones();
         let start = first * self.granule;
-        Some(Span { start, len: (count * self.granule).min(self.len - start) })
+        Some(BlockSpan { start, len: (count * self.granule).min(self.len - start) })
     }
 
     /// The runs of zeros, in order.
-    pub(crate) fn zero_runs(self) -> impl Iterator<Item = Span> {
+    pub(crate) fn zero_runs(self) -> impl Iterator<Item = BlockSpan> {
         let mut at = 0;
         std::iter::from_fn(move || {
             while at < self.len {
-                let data = self.next_data(at).unwrap_or(Span { start: self.len, len: 0 });
-                let zeros = Span { start: at, len: data.start - at };
+                let data = self.next_data(at).unwrap_or(BlockSpan { start: self.len, len: 0 });
+                let zeros = BlockSpan { start: at, len: data.start - at };
                 at = data.end();
                 if zeros.len > 0 {
                     return Some(zeros);
@@ -143,9 +143,9 @@ mod tests {
         bytes[32 << 10..64 << 10].fill(0);
         bytes[256 << 10..384 << 10].fill(0);
         let map = DataMap::examine(&bytes, BLOCK);
-        assert_eq!(map.zero_runs().collect::<Vec<_>>(), [Span { start: 256 << 10, len: 128 << 10 }]);
-        assert_eq!(map.next_data(0), Some(Span { start: 0, len: 256 << 10 }));
-        assert_eq!(map.next_data(256 << 10), Some(Span { start: 384 << 10, len: BLOCK - (384 << 10) }));
+        assert_eq!(map.zero_runs().collect::<Vec<_>>(), [BlockSpan { start: 256 << 10, len: 128 << 10 }]);
+        assert_eq!(map.next_data(0), Some(BlockSpan { start: 0, len: 256 << 10 }));
+        assert_eq!(map.next_data(256 << 10), Some(BlockSpan { start: 384 << 10, len: BLOCK - (384 << 10) }));
         assert_eq!(map.next_data(BLOCK), None);
     }
 

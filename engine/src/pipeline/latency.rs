@@ -18,7 +18,7 @@ pub struct Latency {
 
 /// Which histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Timed {
+pub(crate) enum TimedOperation {
     Read,
     Write,
     Flush,
@@ -55,12 +55,12 @@ impl Latency {
         Self { read: histogram(), write: histogram(), flush: histogram() }
     }
 
-    pub(crate) fn record(&mut self, what: Timed, took: Duration) {
+    pub(crate) fn record(&mut self, what: TimedOperation, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         match what {
-            Timed::Read => self.read.saturating_record(us),
-            Timed::Write => self.write.saturating_record(us),
-            Timed::Flush => self.flush.saturating_record(us),
+            TimedOperation::Read => self.read.saturating_record(us),
+            TimedOperation::Write => self.write.saturating_record(us),
+            TimedOperation::Flush => self.flush.saturating_record(us),
         }
     }
 
@@ -93,10 +93,10 @@ mod tests {
     fn workers_merge_into_one_summary() {
         let (mut one, mut two) = (Latency::new(), Latency::new());
         for us in 1..=50 {
-            one.record(Timed::Read, Duration::from_micros(us));
-            two.record(Timed::Read, Duration::from_micros(us + 50));
+            one.record(TimedOperation::Read, Duration::from_micros(us));
+            two.record(TimedOperation::Read, Duration::from_micros(us + 50));
         }
-        two.record(Timed::Flush, Duration::from_secs(3600));
+        two.record(TimedOperation::Flush, Duration::from_secs(3600));
         one.merge(&two);
         let summary = one.summary();
         assert_eq!((summary.read.count, summary.read.p50, summary.read.max), (100, 50, 100));

@@ -5,5 +5,5 @@ pub(crate) mod examine;
 pub(crate) mod latency;
 pub(crate) mod server_window;
 pub(crate) mod worker_pass;
-pub(crate) mod slot;
+pub(crate) mod slot_state;
 pub(crate) mod protection_window;

@@ -4,7 +4,7 @@
 //! ring and carries it out. A segment is open from its claim until the last of its leaves was written. Leaves of zeros
 //! that the destination must be told about are gathered per segment, so that neighbours become one request.
 
-use super::examine::{DataMap, Span};
+use super::examine::{BlockSpan, DataMap};
 use super::latency::Latency;
 use crate::channel::Wires;
 use crate::extent::{ByteRange, RangeSet};
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// What a worker does next for a pass.
 #[derive(Debug)]
-pub(crate) enum Next {
+pub(crate) enum NextStep {
     /// Start this block.
     Block(BlockTask),
     /// Request these zeros.
@@ -153,9 +153,9 @@ impl WorkerPass {
     }
 
     /// What to do next. Room in the windows is taken for a block that is returned.
-    pub(crate) fn next(&mut self, now: Instant) -> Next {
+    pub(crate) fn next(&mut self, now: Instant) -> NextStep {
         let next = self.decide(now);
-        self.busy = matches!(next, Next::Block(_) | Next::Zero(_));
+        self.busy = matches!(next, NextStep::Block(_) | NextStep::Zero(_));
         next
     }
 
@@ -164,27 +164,27 @@ impl WorkerPass {
         self.takes_part && !self.state.is_halting() && !self.state.control.is_paused() && !self.state.is_shut()
     }
 
-    fn decide(&mut self, now: Instant) -> Next {
+    fn decide(&mut self, now: Instant) -> NextStep {
         if !self.may_start() {
-            return Next::Nothing;
+            return NextStep::Nothing;
         }
         let may_zero = self.zeros < ZEROS_PER_JOB;
         if may_zero && let Some(zero) = self.next_zero(|open| open.cursor == open.range.end()) {
             return zero;
         }
-        let Some(index) = self.segment_with_blocks() else { return Next::Nothing };
+        let Some(index) = self.segment_with_blocks() else { return NextStep::Nothing };
         let leaf = self.leaf_at(index);
         match self.admit(leaf, self.open[index].admitted, now) {
-            Admission::Granted => {
+            BlockAdmission::Granted => {
                 self.served_bytes += leaf.len();
                 self.bytes_in_flight += leaf.len();
-                Next::Block(self.open[index].take_block(leaf, &self.state))
+                NextStep::Block(self.open[index].take_block(leaf, &self.state))
             }
-            Admission::Later(wait) => Next::Wait(wait),
-            Admission::Full => Next::Nothing,
+            BlockAdmission::Later(wait) => NextStep::Wait(wait),
+            BlockAdmission::Full => NextStep::Nothing,
             // What waits for zeros takes room until it lands: asked for now, or the segment would never end.
-            Admission::Unrecorded if may_zero => self.next_zero(|_| true).unwrap_or(Next::Nothing),
-            Admission::Unrecorded => Next::Nothing,
+            BlockAdmission::Unrecorded if may_zero => self.next_zero(|_| true).unwrap_or(NextStep::Nothing),
+            BlockAdmission::Unrecorded => NextStep::Nothing,
         }
     }
 
@@ -354,14 +354,14 @@ impl WorkerPass {
 
     /// A request for zeros that is due: of a segment that has no block in flight and is `ripe`. The longer it waits,
     /// the more neighbours become one request.
-    fn next_zero(&mut self, ripe: impl Fn(&OpenSegment) -> bool) -> Option<Next> {
+    fn next_zero(&mut self, ripe: impl Fn(&OpenSegment) -> bool) -> Option<NextStep> {
         let open = self.open.iter_mut().find(|open| open.outstanding == 0 && !open.zeros.is_empty() && ripe(open))?;
         let range = open.zeros.iter().next().expect("not empty");
         open.zeros.remove(range);
         match self.state.zero_method() {
             ZeroMethod::Request(mode) => {
                 open.outstanding += 1;
-                Some(Next::Zero(ZeroTask { segment: open.id, range, mode, generation: self.state.generation() }))
+                Some(NextStep::Zero(ZeroTask { segment: open.id, range, mode, generation: self.state.generation() }))
             }
             ZeroMethod::Data => {
                 // Start over with what waits for zeros, this time writing them.
@@ -409,35 +409,35 @@ impl WorkerPass {
     }
 
     /// Takes room for a leaf in the window in flight, then in what is not recorded yet, then from the rate limit.
-    fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> Admission {
+    fn admit(&self, leaf: ByteRange, admitted: bool, now: Instant) -> BlockAdmission {
         let (control, bytes) = (&self.state.control, leaf.len());
         let part = control.pace() / self.state.params.workers.max(1) as u64;
         let is_paced = self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > part;
         if is_paced || !control.enter_window(bytes) {
-            return Admission::Full;
+            return BlockAdmission::Full;
         }
         if !admitted && !self.state.enter_unrecorded(bytes) {
             control.leave_window(bytes);
-            return Admission::Unrecorded;
+            return BlockAdmission::Unrecorded;
         }
         if let Err(wait) = control.rate_limiter.take(bytes, now) {
             control.leave_window(bytes);
             if !admitted {
                 self.state.recorded(bytes);
             }
-            return Admission::Later(wait);
+            return BlockAdmission::Later(wait);
         }
         if !admitted && self.state.params.copies {
             control.counters.issued.fetch_add(bytes, Release);
         }
-        Admission::Granted
+        BlockAdmission::Granted
     }
 
     /// Zeros inside space that was reserved for data: gathered, to be punched.
     fn punch_zeros(&mut self, task: &BlockTask, map: DataMap) {
         let start = task.range.start();
         let segment = self.segment(task.segment);
-        for Span { start: at, len } in map.zero_runs() {
+        for BlockSpan { start: at, len } in map.zero_runs() {
             segment.zeros.insert(ByteRange::at(start + u64::from(at), u64::from(len)));
         }
     }
@@ -448,7 +448,7 @@ impl WorkerPass {
     }
 }
 
-enum Admission {
+enum BlockAdmission {
     Granted,
     Later(Duration),
     /// Of bytes in flight.
@@ -508,7 +508,7 @@ fn zero_request(range: ByteRange, state: &PassState) -> ByteRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::{Channel, Start};
+    use crate::channel::{Channel, SubmitVia};
     use crate::error::Side;
     use crate::job::control::JobControl;
     use crate::job::pass_state::PassParams;
@@ -532,7 +532,7 @@ mod tests {
             copies: true,
             low_water: 0,
         };
-        let channel = |side| Channel::new(side, &volume, Start::Ring);
+        let channel = |side| Channel::new(side, &volume, SubmitVia::Ring);
         let control = Arc::new(JobControl::new(None));
         let state = PassState::new(control, channel(Side::Source), channel(Side::Destination), params);
         let data = ByteRange::new(0, LEAF);
@@ -546,9 +546,9 @@ mod tests {
     fn leaves_land_with_the_generation_in_which_they_were_started() {
         let peer = Arc::new(Peer::default());
         let mut pass = pass(&peer);
-        let Next::Block(block) = pass.next(Duration::ZERO) else { panic!("the first segment holds a block") };
-        assert!(matches!(pass.next(Duration::ZERO), Next::Nothing), "the second one is claimed");
-        let Next::Zero(zero) = pass.next(Duration::ZERO) else { panic!("and requested") };
+        let NextStep::Block(block) = pass.next(Duration::ZERO) else { panic!("the first segment holds a block") };
+        assert!(matches!(pass.next(Duration::ZERO), NextStep::Nothing), "the second one is claimed");
+        let NextStep::Zero(zero) = pass.next(Duration::ZERO) else { panic!("and requested") };
         peer.generation.store(1, Relaxed);
         pass.block_written(&block, LeafContent::Undigested);
         pass.zeroed(zero);

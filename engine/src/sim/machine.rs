@@ -8,7 +8,7 @@ use crate::buffer::Arena;
 use crate::job::pass_controller::WorkerInboxes;
 use crate::ring::Instant;
 use crate::ring::sim::SimRing;
-use crate::worker::{EXTRA_OPERATIONS, Inbox, Rest, Worker};
+use crate::worker::{EXTRA_OPERATIONS, WaitMode, Worker, WorkerInbox};
 use fastrand::Rng;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,8 +106,8 @@ impl Machine {
 
     fn boot(&mut self) {
         let (workers, depth, block_bytes) = (self.scenario.workers, self.scenario.depth, self.block_bytes);
-        let inboxes: Vec<Arc<Inbox>> = (0..workers).map(|_| Arc::default()).collect();
-        let seat = |inbox: &Arc<Inbox>| {
+        let inboxes: Vec<Arc<WorkerInbox>> = (0..workers).map(|_| Arc::default()).collect();
+        let seat = |inbox: &Arc<WorkerInbox>| {
             let arena = || Arc::new(Arena::new(block_bytes * depth).expect("a simulation needs little memory"));
             let ring = SimRing::new(&self.world, 2 * depth + 2 * EXTRA_OPERATIONS);
             let index = ring.index;
@@ -163,12 +163,12 @@ impl Machine {
         let rest = seat.worker.turn();
         let now = self.world.lock().now;
         (seat.want, seat.wake, seat.parked) = match rest {
-            Rest::Ring { want, limit } => {
+            WaitMode::Ring { want, limit } => {
                 seat.worker.wait(want, limit);
                 (want, now + limit, false)
             }
-            Rest::Park(limit) => (0, now + limit.min(LONG), true),
-            Rest::End => panic!("nobody asked the worker to end"),
+            WaitMode::Park(limit) => (0, now + limit.min(LONG), true),
+            WaitMode::End => panic!("nobody asked the worker to end"),
         };
         // What a worker reports wakes the pass controllers, now or soon. Without news they look when they want to.
         for task in self.tasks.iter_mut().filter(|task| has_news && !task.is_stuck()) {

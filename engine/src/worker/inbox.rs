@@ -7,14 +7,14 @@ use std::thread::Thread;
 
 /// Where passes are handed to a worker.
 #[derive(Debug, Default)]
-pub(crate) struct Inbox {
+pub(crate) struct WorkerInbox {
     pub(super) passes: Mutex<Vec<Arc<PassState>>>,
     pub(super) pending: AtomicBool,
     pub(super) stop: AtomicBool,
     pub(super) thread: OnceLock<Thread>,
 }
 
-impl Inbox {
+impl WorkerInbox {
     pub(crate) fn serve(&self, pass: Arc<PassState>) {
         lock(&self.passes).push(pass);
         self.pending.store(true, Release);

@@ -7,13 +7,13 @@
 use crate::buffer::Block;
 
 /// A free slot: its number and its block.
-type Free = (usize, Block);
+type FreeSlot = (usize, Block);
 
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct SlotPool {
-    free: Vec<Free>,
-    spare: Vec<Free>,
+    free: Vec<FreeSlot>,
+    spare: Vec<FreeSlot>,
     depth: usize,
     spares: usize,
     /// Slots in use whose operation is late.
@@ -51,14 +51,14 @@ impl SlotPool {
     ///
     /// # Panics
     /// If there is none: the caller has looked.
-    pub(super) fn take(&mut self) -> Free {
+    pub(super) fn take(&mut self) -> FreeSlot {
         self.free.pop().expect("checked by the caller")
     }
 
     /// A slot that is not in use any more.
     pub(super) fn put_back(&mut self, index: usize, block: Block) {
         if index >= self.depth && self.lent() > self.stalled {
-            return self.put_aside((index, block));
+            return self.retire_spare((index, block));
         }
         self.free.push((index, block));
     }
@@ -75,12 +75,12 @@ impl SlotPool {
             && let Some(at) = self.free.iter().position(|(index, _)| *index >= self.depth)
         {
             let slot = self.free.swap_remove(at);
-            self.put_aside(slot);
+            self.retire_spare(slot);
         }
     }
 
     /// Slots that one job may have.
-    pub(super) fn most_for_one(&self) -> usize {
+    pub(super) fn slots_per_job_max(&self) -> usize {
         match self.stalled {
             0 => self.depth,
             stalled => (self.depth + self.lent()).saturating_sub(stalled).div_ceil(2).clamp(1, self.depth),
@@ -93,14 +93,14 @@ impl SlotPool {
     }
 
     /// A spare slot is not needed any more, nor is its memory.
-    fn put_aside(&mut self, (index, mut block): Free) {
+    fn retire_spare(&mut self, (index, mut block): FreeSlot) {
         block.give_back();
         self.spare.push((index, block));
     }
 }
 
 /// Slots from the number `first` on, the first one last; with room for `most`.
-fn numbered(blocks: Vec<Block>, first: usize, most: usize) -> Vec<Free> {
+fn numbered(blocks: Vec<Block>, first: usize, most: usize) -> Vec<FreeSlot> {
     let mut slots = Vec::with_capacity(most);
     slots.extend((first..).zip(blocks));
     slots.reverse();
@@ -125,7 +125,7 @@ mod tests {
         let mut pool = pool(8, 8);
         let (mut stalled, mut taken) = (Vec::new(), Vec::new());
         while pool.free() > 0 {
-            let most = pool.most_for_one().min(pool.free());
+            let most = pool.slots_per_job_max().min(pool.free());
             taken.push(most);
             (0..most).for_each(|_| stalled.push(pool.take()));
             pool.set_stalled(stalled.len());
@@ -135,7 +135,7 @@ mod tests {
             pool.put_back(index, block);
         }
         pool.set_stalled(0);
-        assert_eq!((pool.free(), pool.lent(), pool.most_for_one()), (8, 0, 8));
+        assert_eq!((pool.free(), pool.lent(), pool.slots_per_job_max()), (8, 0, 8));
         assert!(pool.free.iter().all(|(index, _)| *index < 8), "the usual ones are back");
     }
 
@@ -144,7 +144,7 @@ mod tests {
         let mut pool = pool(4, 4);
         let stalled: Vec<_> = (0..4).map(|_| pool.take()).collect();
         pool.set_stalled(4);
-        assert_eq!((pool.free(), pool.most_for_one()), (4, 2));
+        assert_eq!((pool.free(), pool.slots_per_job_max()), (4, 2));
         let (spare, mut block) = pool.take();
         block.fill(1);
         pool.set_stalled(0);
@@ -160,7 +160,7 @@ mod tests {
         let mut pool = pool(1, 0);
         let (index, block) = pool.take();
         pool.set_stalled(1);
-        assert_eq!((pool.free(), pool.most_for_one()), (0, 1));
+        assert_eq!((pool.free(), pool.slots_per_job_max()), (0, 1));
         pool.put_back(index, block);
         assert_eq!(pool.free(), 1);
     }

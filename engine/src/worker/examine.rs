@@ -3,12 +3,17 @@
 use super::part;
 use crate::buffer::Block;
 use crate::job::pass_state::{LeafContent, PassState};
-use crate::pipeline::examine::{DataMap, Span, is_zero, leaf_digest};
-use crate::pipeline::slot::{Event, Role};
+use crate::pipeline::examine::{BlockSpan, DataMap, is_zero, leaf_digest};
+use crate::pipeline::slot_state::{ReadRole, SlotEvent};
 use crate::pipeline::worker_pass::{BlockTask, WorkerPass};
 
 /// Looks at a block that was read: what to do with it, and what it holds.
-pub(super) fn look(role: Role, task: &BlockTask, pass: &mut WorkerPass, block: &mut Block) -> (Event, LeafContent) {
+pub(super) fn examine(
+    role: ReadRole,
+    task: &BlockTask,
+    pass: &mut WorkerPass,
+    block: &mut Block,
+) -> (SlotEvent, LeafContent) {
     let len = part(task.range.len());
     let start = task.range.start();
     // Outside of its hull the leaf is zeros, whatever an earlier block left there.
@@ -18,16 +23,16 @@ pub(super) fn look(role: Role, task: &BlockTask, pass: &mut WorkerPass, block: &
     let (align, block_bytes) = (pass.state.destination.align, params.block_bytes);
     let bytes = &block[..len as usize];
     let map = DataMap::examine(bytes, block_bytes);
-    let content = match (map.is_zero(), params.digest || role == Role::Reference) {
+    let content = match (map.is_zero(), params.digest || role == ReadRole::Reference) {
         (true, _) => LeafContent::Zeros,
         (false, true) => LeafContent::Digest(leaf_digest(bytes)),
         (false, false) => LeafContent::Undigested,
     };
-    if role == Role::Reference {
-        return (Event::Expected { need: Span { start: 0, len }, align }, content);
+    if role == ReadRole::Reference {
+        return (SlotEvent::Expected { need: BlockSpan { start: 0, len }, align }, content);
     }
     fill_tail(block, task, &pass.state);
-    (Event::Mapped { map: pass.writable(task, map, block_bytes), align }, content)
+    (SlotEvent::Mapped { map: pass.writable(task, map, block_bytes), align }, content)
 }
 
 /// Completes the last block of an unaligned copy to the destination's alignment, with what lies behind it.
