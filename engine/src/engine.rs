@@ -16,7 +16,7 @@ use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
 use crate::spec::{BlockSize, CopySpec, VerifySpec};
 use crate::supervision::Supervision;
-use crate::worker::{EXTRA_OPERATIONS, WIRE_OPERATIONS, Worker, WorkerInbox};
+use crate::worker::{CONNECTION_OPERATIONS, EXTRA_OPERATIONS, Worker, WorkerInbox};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::sync::atomic::AtomicU64;
@@ -269,7 +269,7 @@ fn serve(
         (Err(error), _) | (_, Err(error)) => return refuse(error),
     };
     let spares = aside.split(block_bytes, spare);
-    let operations = usual + spare + 2 * EXTRA_OPERATIONS + WIRE_OPERATIONS;
+    let operations = usual + spare + 2 * EXTRA_OPERATIONS + CONNECTION_OPERATIONS;
     if layout.face != Face::Threads {
         match UringRing::new(UringConfig { slots: operations, arena: Some(&arena) }) {
             Ok(ring) => {

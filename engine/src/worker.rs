@@ -16,7 +16,7 @@ mod slots;
 pub(crate) use inbox::WorkerInbox;
 
 use crate::buffer::Block;
-use crate::channel::{Channel, SubmitVia, WireOp};
+use crate::channel::{Channel, ConnectionOp, SubmitVia};
 use crate::error::{Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::job::pass_state::{LeafContent, PassState, lock};
@@ -38,9 +38,9 @@ use std::time::Duration;
 pub(crate) const EXTRA_OPERATIONS: usize = 32;
 
 /// Operations in flight for connections to servers. One takes two, and more while the network reads what was sent.
-pub(crate) const WIRE_OPERATIONS: usize = 256;
+pub(crate) const CONNECTION_OPERATIONS: usize = 256;
 /// Those that a job has whatever the others take.
-const WIRE_OPERATIONS_MIN: usize = 4;
+const CONNECTION_OPERATIONS_MIN: usize = 4;
 
 /// What a worker does between turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub(crate) struct Worker<R> {
     zeros: [Option<ZeroInFlight>; EXTRA_OPERATIONS],
     flushes: [Option<FlushInFlight>; EXTRA_OPERATIONS],
     /// Of operations in the ring, those for connections.
-    wire_operations: usize,
+    connection_operations: usize,
     /// What waits for the end of the turn, or for a gate.
     held: VecDeque<HeldOperation>,
     /// Completions of operations that ran at submit.
@@ -119,8 +119,8 @@ pub(crate) struct Worker<R> {
 const SLOT: u64 = 0;
 const ZERO: u64 = 1;
 pub(crate) const FLUSH: u64 = 2;
-/// The first of those for wires, by the number of the wire's operation; the index is the pass's.
-const WIRE: u64 = 3;
+/// The first of those for connections, by the number of the connection's operation; the index is the pass's.
+const CONNECTION: u64 = 3;
 
 fn token(table: u64, index: usize) -> Token {
     Token(table << 32 | index as u64)
@@ -142,7 +142,7 @@ impl<R: Ring> Worker<R> {
             block_bytes,
             zeros: [None; EXTRA_OPERATIONS],
             flushes: [None; EXTRA_OPERATIONS],
-            wire_operations: 0,
+            connection_operations: 0,
             held: VecDeque::with_capacity(count + 2 * EXTRA_OPERATIONS),
             inline: VecDeque::with_capacity(count),
             inline_calls: 0,
@@ -195,10 +195,10 @@ impl<R: Ring> Worker<R> {
         self.look_for_stalls();
         let wait = self.start_blocks();
         self.start_flushes();
-        self.tend_wires();
+        self.poll_connections();
         self.report();
         self.submit_through_gates();
-        self.serve_wires();
+        self.push_connection_operations();
         self.wait_mode(wait)
     }
 
@@ -414,7 +414,7 @@ impl<R: Ring> Worker<R> {
         let channel = if side == Side::Source { &pass.state.source } else { &pass.state.destination };
         match channel.via {
             SubmitVia::Ring => return self.ring.push(token, op),
-            SubmitVia::Nbd => return pass.wires.accept(side, token, op),
+            SubmitVia::Nbd => return pass.connections.accept(side, token, op),
             SubmitVia::Inline => {}
         }
         self.inline_calls += 1;
@@ -431,8 +431,8 @@ impl<R: Ring> Worker<R> {
 
     fn complete(&mut self, completion: Completion) {
         let Token(token) = completion.token;
-        if let Some(op) = (token >> 32).checked_sub(WIRE).and_then(WireOp::of) {
-            return self.complete_wire(token as u32, op, completion);
+        if let Some(op) = (token >> 32).checked_sub(CONNECTION).and_then(ConnectionOp::of) {
+            return self.complete_connection(token as u32, op, completion);
         }
         let Completion { result, block, .. } = completion;
         let index = usize::try_from(token & u64::from(u32::MAX)).expect("32 bits");
@@ -515,7 +515,7 @@ impl<R: Ring> Worker<R> {
                 pass.in_flight += 1;
                 let (token, channel) = (token(FLUSH, index), &pass.state.destination);
                 match channel.via {
-                    SubmitVia::Nbd => pass.wires.accept(Side::Destination, token, channel.flush()),
+                    SubmitVia::Nbd => pass.connections.accept(Side::Destination, token, channel.flush()),
                     _ if pass.state.gate.is_some() => {
                         let (pass, op) = (pass.id, channel.flush());
                         self.held.push_back(HeldOperation { pass, via: SubmitVia::Ring, token, op });
@@ -528,9 +528,9 @@ impl<R: Ring> Worker<R> {
     }
 
     /// Looks after connections to servers, and what they have answered.
-    fn tend_wires(&mut self) {
+    fn poll_connections(&mut self) {
         for index in 0..self.passes.len() {
-            self.passes[index].tend_wires(self.now);
+            self.passes[index].poll_connections(self.now);
             self.take_answers(index);
         }
     }
@@ -549,7 +549,7 @@ impl<R: Ring> Worker<R> {
         for _ in 0..self.held.len() {
             let Some(mut held) = self.held.pop_front() else { return };
             let pass = self.passes.iter().find(|each| each.id == held.pass).expect("a pass stays while it waits");
-            let is_shut = pass.state.is_shut();
+            let is_shut = pass.state.is_gate_closed();
             if held.via != via || (is_shut && !pass.state.is_given_up()) {
                 self.held.push_back(held);
                 continue;
@@ -581,33 +581,35 @@ impl<R: Ring> Worker<R> {
     }
 
     /// Takes what connections to servers have for the ring.
-    fn serve_wires(&mut self) {
+    fn push_connection_operations(&mut self) {
         for pass in &mut self.passes {
             let give_up = pass.state.is_given_up();
             // Never more than it leaves: a server that takes nothing holds what it was sent.
-            while self.wire_operations < WIRE_OPERATIONS
-                && pass.wire_operations < (WIRE_OPERATIONS - self.wire_operations).max(WIRE_OPERATIONS_MIN)
-                && let Some((wire, op)) = pass.wires.next_op(self.now, give_up)
+            while self.connection_operations < CONNECTION_OPERATIONS
+                && pass.connection_operations
+                    < (CONNECTION_OPERATIONS - self.connection_operations).max(CONNECTION_OPERATIONS_MIN)
+                && let Some((connection, op)) = pass.connections.next_op(self.now, give_up)
             {
-                self.wire_operations += 1;
-                pass.wire_operations += 1;
-                self.ring.push(Token((WIRE + wire.number()) << 32 | u64::from(pass.id)), op);
+                self.connection_operations += 1;
+                pass.connection_operations += 1;
+                self.ring.push(Token((CONNECTION + connection.number()) << 32 | u64::from(pass.id)), op);
             }
         }
     }
 
     /// Acts on what the servers of a pass have answered, and on what follows at once.
     fn take_answers(&mut self, pass: usize) {
-        while let Some(completion) = self.passes[pass].wires.answer() {
+        while let Some(completion) = self.passes[pass].connections.answer() {
             self.complete(completion);
         }
     }
 
-    fn complete_wire(&mut self, pass: u32, op: WireOp, completion: Completion) {
-        let index = self.passes.iter().position(|each| each.id == pass).expect("a pass stays while its wires work");
-        self.wire_operations -= usize::from(!completion.more);
-        self.passes[index].wire_operations -= usize::from(!completion.more);
-        self.passes[index].wires.completed(op, completion);
+    fn complete_connection(&mut self, pass: u32, op: ConnectionOp, completion: Completion) {
+        let index =
+            self.passes.iter().position(|each| each.id == pass).expect("a pass stays while its connections work");
+        self.connection_operations -= usize::from(!completion.more);
+        self.passes[index].connection_operations -= usize::from(!completion.more);
+        self.passes[index].connections.completed(op, completion);
         self.take_answers(index);
     }
 
@@ -644,7 +646,7 @@ impl<R: Ring> Worker<R> {
             _ if self.pool.free() > 0 && self.may_go_on() => WaitMode::Ring { want: 0, limit: Duration::ZERO },
             0 => WaitMode::Park(limit),
             // Peers answer when they please: what one has said is not kept waiting for another.
-            _ if self.wire_operations > 0 => WaitMode::Ring { want: 1, limit },
+            _ if self.connection_operations > 0 => WaitMode::Ring { want: 1, limit },
             in_flight => WaitMode::Ring { want: (self.least_in_flight().min(in_flight) / 4).clamp(1, 8), limit },
         }
     }

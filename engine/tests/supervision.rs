@@ -397,8 +397,8 @@ fn claims_about_what_cannot_hold_them_or_without_a_wish_to_go_on_are_refused() {
 fn a_job_without_servers_takes_no_notice_of_a_cut() {
     let room = Room::new();
     let job = room.submit(room.spec(), Supervision::default());
-    job.cut();
+    job.revoke_connections();
     let report = job.wait();
-    job.cut();
+    job.revoke_connections();
     room.assert_copied(&report);
 }

@@ -229,10 +229,10 @@ fn a_cut_ends_a_job_whose_server_is_silent_and_says_that_its_requests_may_land()
             std::thread::yield_now();
         }
         reason.into_iter().for_each(|reason| job.cancel(reason));
-        job.cut();
-        job.cut();
+        job.revoke_connections();
+        job.revoke_connections();
         let report = job.wait();
-        job.cut();
+        job.revoke_connections();
         assert_eq!((report.status, report.quiesced), (Status::Failed, false), "{report:?}");
         let message = report.error.map(|error| error.message).unwrap_or_default();
         assert!(message.contains("cut off") || message.contains("may still take effect"), "{message}");
@@ -248,7 +248,7 @@ fn a_job_that_is_cut_before_it_has_connected_never_does() {
     let uri = NbdUri::parse(&format!("nbd+unix:///?socket={}", socket.display())).unwrap();
     let engine = engine();
     let job = engine.submit(spec(source(folder.path()), Locator::Nbd(uri)));
-    job.cut();
+    job.revoke_connections();
     let report = job.wait();
     let error = report.error.unwrap();
     assert_eq!((report.status, error.code), (Status::Failed, Code::Unreachable), "{error:?}");

@@ -264,7 +264,7 @@ impl ExecutionHandle for CopyExecution {
 
     fn cut(&self) {
         if let Some(job) = self.handle() {
-            job.cut();
+            job.revoke_connections();
         }
     }
 

@@ -5,19 +5,20 @@
 //! and the destination's lock, for as long as any worker has the pass; a worker lets go of a pass only when nothing of
 //! it is in flight. That is what it means that a channel has stopped.
 //!
-//! A channel to an export goes over a [`wire`](Wires) of each worker: its operations become requests to a server.
+//! A channel to an export goes over [connections](NbdConnections) of each worker: its operations become requests to a
+//! server.
 
-mod live;
-mod request;
-mod wire;
-mod wires;
+mod active_session;
+mod nbd_request;
+mod nbd_connection;
+mod nbd_connections;
 
-pub(crate) use wires::{WireOp, Wires};
+pub(crate) use nbd_connections::{ConnectionOp, NbdConnections};
 
 use crate::error::{Code, Effect, Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::gate::Gate;
-use crate::nbd::link::Link;
+use crate::nbd::export_connections::ExportConnections;
 use crate::pipeline::slot_state::TransferFault;
 use crate::ring::{FileId, Op, Transfer, ZeroMode};
 use crate::volume::{Volume, zero_align};
@@ -50,9 +51,9 @@ pub(crate) struct Channel {
 
 impl Channel {
     pub(crate) fn new(side: Side, volume: &Arc<dyn Volume>, via: SubmitVia) -> Self {
-        let via = match volume.link() {
-            Some(link) => {
-                link.enter();
+        let via = match volume.export() {
+            Some(export) => {
+                export.add_channel();
                 SubmitVia::Nbd
             }
             None => via,
@@ -68,8 +69,8 @@ impl Channel {
     }
 
     /// The export that it leads to.
-    pub(crate) fn link(&self) -> Option<Arc<Link>> {
-        self.volume.link().map(Arc::clone)
+    pub(crate) fn export(&self) -> Option<Arc<ExportConnections>> {
+        self.volume.export().map(Arc::clone)
     }
 
     pub(crate) fn side(&self) -> Side {
@@ -82,7 +83,7 @@ impl Channel {
     }
 
     /// Whether a gated worker keeps an operation on this destination back: what goes through the ring, until the ring
-    /// submits; what runs at once, only while the gate is closed. A wire looks at the gate by itself.
+    /// submits; what runs at once, only while the gate is closed. A connection looks at the gate by itself.
     pub(crate) fn is_held(&self, gate: &Gate) -> bool {
         match self.via {
             SubmitVia::Ring => true,
@@ -109,8 +110,8 @@ impl Channel {
 
     /// The error for an operation that failed.
     pub(crate) fn fault(&self, operation: Operation, range: ByteRange, fault: TransferFault) -> Error {
-        if let Some(verdict) = self.volume.link().and_then(|link| link.verdict()) {
-            // What ended the link is the cause; this operation is only the first one to hear of it.
+        if let Some(verdict) = self.volume.export().and_then(|export| export.failure()) {
+            // What ended the export is the cause; this operation is only the first one to hear of it.
             return Error { operation, ..verdict }.at(range.start(), range.len());
         }
         let what = format!("{operation} {}", self.volume.name());
@@ -131,8 +132,8 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        if let Some(link) = self.volume.link() {
-            link.leave();
+        if let Some(export) = self.volume.export() {
+            export.remove_channel();
         }
     }
 }

@@ -72,7 +72,7 @@ fn compare(
         cancelled: &cancelled,
         ..Reading::new(spec.direct)
     };
-    let access = VolumeAccess::on(control.leash());
+    let access = VolumeAccess::on(control.revoker());
     let (reference, receipt) = match &spec.reference {
         Reference::Volume(locator) => (Some((locator, Side::Source)), None),
         Reference::Receipt(path) => (None, Some(path.as_path())),
@@ -141,7 +141,7 @@ fn check_ends(reference: &dyn Volume, target: &dyn Volume) -> Result<()> {
 
 /// How the bytes of both travel.
 fn path(ring: &str, reference: &dyn Volume, target: &dyn Volume) -> String {
-    let way = |volume: &dyn Volume| if volume.link().is_some() { "nbd" } else { ring };
+    let way = |volume: &dyn Volume| if volume.export().is_some() { "nbd" } else { ring };
     let (from, to) = (way(reference), way(target));
     if from == to { from.to_owned() } else { format!("{from}>{to}") }
 }

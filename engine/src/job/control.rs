@@ -10,7 +10,7 @@ use super::pass_state::lock;
 use crate::extent::{ByteRange, RangeSet};
 use crate::gate::Gate;
 use crate::limits::DURABLE_RUNS_MAX;
-use crate::nbd::leash::Leash;
+use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::pipeline::rate_limiter::RateLimiter;
 use crate::progress::{Bytes, Progress};
 use crate::ring::{Instant, clock};
@@ -77,7 +77,7 @@ pub(crate) struct JobControl {
     quickest_us: AtomicU32,
     moved: AtomicU64,
     /// Holds the gate and the connections to servers.
-    leash: Arc<Leash>,
+    revoker: Arc<ConnectionRevoker>,
     /// What is durable on the destination.
     durable: Mutex<RangeSet>,
     /// A few leaves of that.
@@ -116,7 +116,7 @@ impl JobControl {
             moved: AtomicU64::new(0),
             shown_issued: AtomicU64::new(0),
             shown_written: AtomicU64::new(0),
-            leash: Arc::new(Leash::new(gate)),
+            revoker: Arc::new(ConnectionRevoker::new(gate)),
             durable: Mutex::default(),
             sampled: Mutex::default(),
             source: OnceLock::new(),
@@ -126,17 +126,17 @@ impl JobControl {
 
     /// Until when what changes the destination may be submitted.
     pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
-        self.leash.gate()
+        self.revoker.gate()
     }
 
-    /// What its links hang on.
-    pub(crate) fn leash(&self) -> &Arc<Leash> {
-        &self.leash
+    /// Revokes the connections of the job.
+    pub(crate) fn revoker(&self) -> &Arc<ConnectionRevoker> {
+        &self.revoker
     }
 
-    /// See [`crate::job::JobHandle::cut`].
-    pub(crate) fn cut(&self) {
-        self.leash.cut();
+    /// See [`crate::job::JobHandle::revoke_connections`].
+    pub(crate) fn revoke_connections(&self) {
+        self.revoker.revoke();
         self.notify();
     }
 

@@ -33,7 +33,7 @@ pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, resources: &Engine
     let mut report = ReportBuilder::open(resources, job);
     let outcome = Copy {
         spec,
-        supervised: SupervisedCopy::new(supervision, job.control.leash()),
+        supervised: SupervisedCopy::new(supervision, job.control.revoker()),
         claims: false,
         resources,
         control: &job.control,

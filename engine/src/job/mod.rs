@@ -227,8 +227,8 @@ impl JobHandle {
     /// volumes take no notice. For the end of the right to write, together with [`JobHandle::cancel`]; a job that is
     /// not cancelled fails with `EUnreachable`. What servers had received and not answered may still take effect, and
     /// the report says so by `quiesced: false`. Can be called at any time, and again.
-    pub fn cut(&self) {
-        self.state.control.cut();
+    pub fn revoke_connections(&self) {
+        self.state.control.revoke_connections();
     }
 
     /// Waits for the end: when the report is there, or ten seconds after a stop was asked for if the job does not come back

@@ -217,7 +217,7 @@ impl<L: Recorder> PassController<L> {
 
     fn halting(&mut self, now: Instant) {
         // The seal changes the destination: it waits for the gate, but for nobody who has given up.
-        let waits = self.pass.is_shut() && !self.pass.is_given_up();
+        let waits = self.pass.is_gate_closed() && !self.pass.is_given_up();
         if self.pass.halted_workers() == self.workers.len() && matches!(self.record_step, RecordStep::Idle) && !waits {
             self.collect();
             self.drained_after = now.saturating_sub(self.stopping_since);
@@ -277,7 +277,7 @@ impl<L: Recorder> PassController<L> {
         let queued = self.pass.queued();
         let wanted = SEGMENTS_AHEAD_PER_CORE * self.workers.len();
         let full = queued > self.pass.params.low_water || self.next.len() >= 2 * WRITTEN_RANGES_MAX;
-        if full || self.pass.is_halting() || self.pass.control.is_paused() || self.pass.is_shut() {
+        if full || self.pass.is_halting() || self.pass.control.is_paused() || self.pass.is_gate_closed() {
             return Ok(false);
         }
         let mut found = Refill::default();
@@ -326,7 +326,7 @@ impl<L: Recorder> PassController<L> {
         let complete = self.is_settled();
         // What may get lost was flushed and recorded before workers were halted, and nothing was written since.
         let flushed = self.recording.may_lose && self.is_recorded();
-        if complete && self.pass.is_shut() {
+        if complete && self.pass.is_gate_closed() {
             // Cancelled just before: a later run has nothing to do but this.
             self.recording_over = true;
         } else if complete && let Err(error) = self.segment_source.finish() {

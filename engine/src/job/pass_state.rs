@@ -259,7 +259,7 @@ impl PassState {
     }
 
     /// Whether nothing that changes the destination may be submitted now. Looked at immediately before that is done.
-    pub(crate) fn is_shut(&self) -> bool {
+    pub(crate) fn is_gate_closed(&self) -> bool {
         self.gate.as_ref().is_some_and(|gate| !gate.is_open())
     }
 

@@ -175,9 +175,9 @@ fn recording(spec: &CopySpec, may_lose: bool) -> RecordingPolicy {
 
 /// How many of the workers take part: as many as get a connection to the servers of both sides. Makes these.
 fn joining_workers(volumes: [&Arc<dyn Volume>; 2], cores: usize) -> usize {
-    let links = || volumes.iter().filter_map(|volume| volume.link());
-    let allowed = links().map(|link| link.workers_allowed(cores)).min().unwrap_or(cores);
-    links().fold(allowed, |workers, link| workers.min(link.connect(workers)))
+    let exports = || volumes.iter().filter_map(|volume| volume.export());
+    let allowed = exports().map(|export| export.workers_allowed(cores)).min().unwrap_or(cores);
+    exports().fold(allowed, |workers, export| workers.min(export.connect(workers)))
 }
 
 fn low_water(cores: usize) -> usize {

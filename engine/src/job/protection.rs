@@ -48,7 +48,7 @@ impl Protection {
         let stop = Arc::new(AtomicBool::new(false));
         let mut controller = ProtectionWindow::new(target, block_bytes, cap_bytes);
         let probes = probes(&[source, destination]);
-        let has_server = [source, destination].iter().any(|volume| volume.link().is_some());
+        let has_server = [source, destination].iter().any(|volume| volume.export().is_some());
         if probes.is_empty() && !has_server {
             tracing::warn!("neither device can be probed past the page cache: the copy is not throttled by --protect");
             return Self { stop, thread: None };

@@ -50,7 +50,8 @@ pub(crate) struct ServerPacing {
 impl ServerPacing {
     /// For a pass that reaches servers, else none.
     pub(crate) fn of(pass: &PassState, now: Instant) -> Option<Self> {
-        let servers = [&pass.source, &pass.destination].into_iter().filter(|channel| channel.link().is_some()).count();
+        let servers =
+            [&pass.source, &pass.destination].into_iter().filter(|channel| channel.export().is_some()).count();
         let blocks = match servers {
             0 => return None,
             // A disk wants more than what a server on this host does.

@@ -17,7 +17,7 @@ use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::shown::Shown;
 use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
-    End, Identity, KnownZero, Opened, Patience, Route, Unproven, Volume, VolumeKind, bypass_caches, choose_block,
+    End, Identity, KnownZero, LockWait, Opened, Route, Unproven, Volume, VolumeKind, bypass_caches, choose_block,
     is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of, refuse_full, refuse_half_copy,
     refuse_other, source_identity,
 };
@@ -148,7 +148,7 @@ fn open(spec: &CopySpec, supervised: &SupervisedCopy, cancelled: &dyn Fn() -> bo
             Err(error.advise("name the destination of the first start, or start over with --restart"))
         }
     };
-    Opened::open(spec, &supervised.access, &Patience::new(spec.lock_wait, cancelled), &rights, &missing)
+    Opened::open(spec, &supervised.access, &LockWait::new(spec.lock_wait, cancelled), &rights, &missing)
 }
 
 /// A copy of changes is of use to an older copy only.

@@ -6,7 +6,7 @@ use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Content, JournalFile, Run};
 use crate::limits::{SAMPLE_READ_BYTES, TICK};
-use crate::nbd::leash::Leash;
+use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::spec::{Continuation, CopySpec, Overwrite};
 use crate::supervision::{Admission, Admitted, DurableLeaf, Supervision, VolumeEvidence};
 use crate::volume::{Identity, Opened, Unproven, VolumeAccess, VolumeKind, refuse_changed_source};
@@ -36,10 +36,10 @@ impl fmt::Debug for SupervisedCopy {
 }
 
 impl SupervisedCopy {
-    /// Of a job on that leash, which has the gate.
-    pub(crate) fn new(supervision: Supervision, leash: &Arc<Leash>) -> Self {
+    /// Of a job whose connections that revoker ends; it has the gate.
+    pub(crate) fn new(supervision: Supervision, revoker: &Arc<ConnectionRevoker>) -> Self {
         let Supervision { gate: _, admission, durable, evidence, source, destination } = supervision;
-        let access = VolumeAccess { leash: Arc::clone(leash), source, destination };
+        let access = VolumeAccess { revoker: Arc::clone(revoker), source, destination };
         Self { access, admission, durable: durable.unwrap_or_default(), evidence }
     }
 
@@ -141,7 +141,7 @@ impl SupervisedCopy {
     /// # Errors
     /// `ECancelled`.
     pub(crate) fn wait_for_gate(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
-        while !self.access.leash.is_open() {
+        while !self.access.revoker.is_open() {
             if cancelled() {
                 let message = "cancelled while the right to write was not held";
                 return Err(Error::new(Code::Cancelled, Side::Caller, Operation::Start, message));

@@ -44,7 +44,7 @@ impl CommandFlags {
     pub(crate) const NO_HOLE: Self = Self(1 << 1);
     /// Zeros only if that is faster than writing them; else ENOTSUP.
     pub(crate) const FAST_ZERO: Self = Self(1 << 4);
-    /// The length counts payload that follows. Extended headers only, where [`Request::encode`] sets it on writes.
+    /// The length counts payload that follows. Extended headers only, where [`RequestHeader::encode`] sets it on writes.
     pub(crate) const PAYLOAD_LEN: Self = Self(1 << 5);
 }
 
@@ -58,7 +58,7 @@ impl std::ops::BitOr for CommandFlags {
 
 /// One request. Offset and length in bytes of the export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
+pub(crate) struct RequestHeader {
     pub command: Command,
     pub flags: CommandFlags,
     pub cookie: u64,
@@ -66,7 +66,7 @@ pub(crate) struct Request {
     pub len: u64,
 }
 
-impl Request {
+impl RequestHeader {
     /// Writes the request to the front of `into` and returns its bytes: 28, or 32 when extended. A payload is the
     /// caller's to send.
     ///
@@ -129,7 +129,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const WRITE: Request = Request {
+    const WRITE: RequestHeader = RequestHeader {
         command: Command::Write,
         flags: CommandFlags::FUA,
         cookie: 0x0102_0304_0506_0708,
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_extended_zero_request_takes_64_bits_and_no_payload() {
-        let zero = Request { command: Command::WriteZeroes, flags: CommandFlags::NO_HOLE, len: 1 << 40, ..WRITE };
+        let zero = RequestHeader { command: Command::WriteZeroes, flags: CommandFlags::NO_HOLE, len: 1 << 40, ..WRITE };
         let mut bytes = [0; REQUEST_BYTES_MAX];
         assert_eq!(zero.encode(ReplyStyle::Extended, &mut bytes), 32);
         assert_eq!(bytes[4..8], *b"\0\x02\0\x06");

@@ -4,7 +4,7 @@
 //! thread of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the
 //! resolver gives up.
 
-use super::stream::Patience;
+use super::stream::Deadline;
 use super::uri::Address;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -34,16 +34,16 @@ const KEEPALIVE_COUNT: u32 = 3;
 pub(super) fn connect(
     address: &Address,
     user_timeout: Option<Duration>,
-    patience: Patience<'_>,
+    deadline: Deadline<'_>,
 ) -> io::Result<OwnedFd> {
     match address {
-        Address::Unix(path) => unix(path, patience),
+        Address::Unix(path) => unix(path, deadline),
         Address::Tcp { host, port } => {
-            let addresses = resolve(host, *port, patience)?;
+            let addresses = resolve(host, *port, deadline)?;
             let mut outcome = Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
             for (at, address) in addresses.iter().enumerate() {
-                outcome = tcp(*address, user_timeout, patience.share(addresses.len() - at));
-                if outcome.is_ok() || patience.piece().is_err() {
+                outcome = tcp(*address, user_timeout, deadline.share(addresses.len() - at));
+                if outcome.is_ok() || deadline.piece().is_err() {
                     break;
                 }
             }
@@ -52,21 +52,21 @@ pub(super) fn connect(
     }
 }
 
-fn unix(path: &Path, patience: Patience<'_>) -> io::Result<OwnedFd> {
+fn unix(path: &Path, deadline: Deadline<'_>) -> io::Result<OwnedFd> {
     let address = UnixAddr::new(path)?;
     loop {
         let socket = unconnected(AddressFamily::Unix)?;
         match start_connecting(socket.as_raw_fd(), &address) {
             Ok(()) => return blocking(socket),
             // The queue of the server is full, and nothing says when it no longer is.
-            Err(Errno::EAGAIN) => thread::sleep(patience.piece()?),
+            Err(Errno::EAGAIN) => thread::sleep(deadline.piece()?),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-fn tcp(address: SocketAddr, user_timeout: Option<Duration>, patience: Patience<'_>) -> io::Result<OwnedFd> {
+fn tcp(address: SocketAddr, user_timeout: Option<Duration>, deadline: Deadline<'_>) -> io::Result<OwnedFd> {
     let address = SockaddrStorage::from(address);
     let family = address.family().ok_or(Errno::EAFNOSUPPORT)?;
     let socket = unconnected(family)?;
@@ -83,7 +83,7 @@ fn tcp(address: SocketAddr, user_timeout: Option<Duration>, patience: Patience<'
         Err(Errno::EINPROGRESS | Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
     }
-    patience.wait(socket.as_fd(), PollFlags::POLLOUT)?;
+    deadline.wait(socket.as_fd(), PollFlags::POLLOUT)?;
     match getsockopt(&socket, sockopt::SocketError)? {
         0 => blocking(socket),
         number => Err(io::Error::from_raw_os_error(number)),
@@ -100,7 +100,7 @@ fn blocking(socket: OwnedFd) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn resolve(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<SocketAddr>> {
+fn resolve(host: &str, port: u16, deadline: Deadline<'_>) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
@@ -112,7 +112,7 @@ fn resolve(host: &str, port: u16, patience: Patience<'_>) -> io::Result<Vec<Sock
         let _ = sender.send(addresses);
     })?;
     loop {
-        match receiver.recv_timeout(patience.piece()?) {
+        match receiver.recv_timeout(deadline.piece()?) {
             Ok(addresses) => return addresses,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the resolver ended without a word")),

@@ -1,18 +1,18 @@
 //! From the name of an export to a connection in its transmission phase.
 //!
 //! ```text
-//! connect -> greet -> [start_tls -> TLS handshake] -> go -> [pump] -> Session
+//! connect -> greet -> [start_tls -> TLS handshake] -> go -> [relay] -> Session
 //! ```
 //! All of it within one limit. Here every way in which it can fail becomes an error that says what to do: who must be
 //! asked again later is `EUnreachable`, and only that is worth a retry.
 
 use super::negotiate::{
-    self, ERR_POLICY, ERR_SHUTDOWN, ERR_UNKNOWN, ERR_UNSUP, ListedExport, Negotiated, Refusal, Wishes,
+    self, ERR_POLICY, ERR_SHUTDOWN, ERR_UNKNOWN, ERR_UNSUP, ListedExport, Negotiated, NegotiationError, WantedExport,
 };
-use super::stream::{Patience, Stream};
-use super::tls::Tls;
+use super::stream::{Deadline, Stream};
+use super::tls::TlsConfig;
 use super::uri::{Address, NbdUri};
-use super::{Session, connect, pump};
+use super::{Session, connect, tls_relay};
 use crate::error::{Code, Error, Operation, Result, Side};
 use nix::errno::Errno;
 use rustls::{AlertDescription as Alert, CertificateError, ClientConnection, StreamOwned};
@@ -31,7 +31,7 @@ pub(crate) struct Dialer {
     side: Side,
     dirty_bitmap: Option<String>,
     user_timeout: Option<Duration>,
-    tls: Option<Tls>,
+    tls: Option<TlsConfig>,
 }
 
 impl fmt::Debug for Dialer {
@@ -46,7 +46,7 @@ impl Dialer {
     /// # Errors
     /// `EBadRequest` for certificates that are missing or malformed, and names that no certificate can bear.
     pub(crate) fn new(uri: &NbdUri, side: Side, dirty_bitmap: Option<&str>) -> Result<Self> {
-        let tls = uri.tls.as_ref().map(|terms| Tls::load(uri, terms, side)).transpose()?;
+        let tls = uri.tls.as_ref().map(|terms| TlsConfig::load(uri, terms, side)).transpose()?;
         Ok(Self { uri: uri.clone(), side, dirty_bitmap: dirty_bitmap.map(str::to_owned), user_timeout: None, tls })
     }
 
@@ -63,53 +63,56 @@ impl Dialer {
     /// server's policy. `EUnsupported` for servers that are too old, or insist on TLS or have none, against the URI.
     /// `EProtocol` for a peer that breaks the protocol. `ECancelled`.
     pub(crate) fn dial(&self, limit: Duration, cancelled: &dyn Fn() -> bool) -> Result<Session> {
-        self.session(Patience::new(limit, cancelled)).map_err(|failure| match cancelled() {
+        self.session(Deadline::new(limit, cancelled)).map_err(|failure| match cancelled() {
             true => self.refuse(Code::Cancelled, format!("cancelled while connecting to {}", self.uri)),
             false => self.explain(failure),
         })
     }
 
-    fn session(&self, patience: Patience<'_>) -> Result<Session, Failure> {
-        let mut transport = self.transport(patience)?;
-        let wishes = Wishes { export: &self.uri.export, dirty_bitmap: self.dirty_bitmap.as_deref(), allocation: true };
-        let Negotiated { facts, style, contexts } = negotiate::go(&mut transport, &wishes)?;
+    fn session(&self, deadline: Deadline<'_>) -> Result<Session, DialError> {
+        let mut transport = self.transport(deadline)?;
+        let wanted =
+            WantedExport { export: &self.uri.export, dirty_bitmap: self.dirty_bitmap.as_deref(), allocation: true };
+        let Negotiated { facts, style, contexts } = negotiate::go(&mut transport, &wanted)?;
         let is_tcp = self.tls.is_none() && matches!(self.uri.address, Address::Tcp { .. });
-        let socket = transport.into_socket().map_err(Failure::Pump)?;
+        let socket = transport.into_socket().map_err(DialError::Relay)?;
         Ok(Session { socket: Arc::new(socket), facts, style, contexts, is_tcp })
     }
 
     /// A connection on which options may be sent.
-    fn transport<'a>(&self, patience: Patience<'a>) -> Result<Transport<'a>, Failure> {
-        let socket = connect::connect(&self.uri.address, self.user_timeout, patience).map_err(Failure::Connect)?;
-        let mut stream = Stream::new(socket, patience);
+    fn transport<'a>(&self, deadline: Deadline<'a>) -> Result<Transport<'a>, DialError> {
+        let socket = connect::connect(&self.uri.address, self.user_timeout, deadline).map_err(DialError::Connect)?;
+        let mut stream = Stream::new(socket, deadline);
         negotiate::greet(&mut stream)?;
         let Some(tls) = &self.tls else { return Ok(Transport::Plain(stream)) };
         negotiate::start_tls(&mut stream).map_err(|refusal| match refusal {
-            Refusal::Refused { message, .. } => Failure::NoTls(message),
-            other => Failure::Refusal(other),
+            NegotiationError::Refused { message, .. } => DialError::NoTls(message),
+            other => DialError::NegotiationError(other),
         })?;
-        Ok(Transport::Tls(Box::new(tls.handshake(stream).map_err(Refusal::Io)?)))
+        Ok(Transport::Tls(Box::new(tls.handshake(stream).map_err(NegotiationError::Io)?)))
     }
 
-    fn explain(&self, failure: Failure) -> Error {
+    fn explain(&self, failure: DialError) -> Error {
         match failure {
-            Failure::Connect(error) => self.explain_connect(&error),
-            Failure::NoTls(words) => self
+            DialError::Connect(error) => self.explain_connect(&error),
+            DialError::NoTls(words) => self
                 .refuse(Code::Unsupported, format!("{}: the server does not offer TLS: {words}", self.uri))
                 .advise("nbd:// or nbd+unix:// connects without, in clear text"),
-            Failure::Pump(error) => {
+            DialError::Relay(error) => {
                 let what = format!("start passing on what TLS protects for {}", self.uri);
                 Error::io(Side::Engine, Operation::Start, &error, what)
             }
-            Failure::Refusal(Refusal::Io(error)) => self.explain_stream(&error),
-            Failure::Refusal(Refusal::Violation(what)) => {
+            DialError::NegotiationError(NegotiationError::Io(error)) => self.explain_stream(&error),
+            DialError::NegotiationError(NegotiationError::Violation(what)) => {
                 self.refuse(Code::Protocol, format!("{}: the peer breaks the NBD protocol: {what}", self.uri))
             }
-            Failure::Refusal(Refusal::Refused { code, message }) => self.explain_refusal(code, &message),
-            Failure::Refusal(Refusal::TlsRequired) => self
+            DialError::NegotiationError(NegotiationError::Refused { code, message }) => {
+                self.explain_refusal(code, &message)
+            }
+            DialError::NegotiationError(NegotiationError::TlsRequired) => self
                 .refuse(Code::Unsupported, format!("{}: the server insists on TLS", self.uri))
                 .advise("name it by nbds:// or nbds+unix://"),
-            Failure::Refusal(Refusal::NoBitmap(name)) => self
+            DialError::NegotiationError(NegotiationError::NoBitmap(name)) => self
                 .refuse(Code::NotFound, format!("{}: the export has no dirty bitmap '{name}'", self.uri))
                 .advise("nbdinfo lists what an export has as qemu:dirty-bitmap:NAME"),
         }
@@ -197,22 +200,22 @@ impl Dialer {
 /// As dialing, `EPermission` also for servers that do not list; `EUnreachable` after 30 seconds.
 pub fn list_exports(uri: &NbdUri) -> Result<Vec<ListedExport>> {
     let dialer = Dialer::new(uri, Side::Source, None)?;
-    let listed = || Ok(negotiate::list(&mut dialer.transport(Patience::new(LIST_LIMIT, &|| false))?)?);
+    let listed = || Ok(negotiate::list(&mut dialer.transport(Deadline::new(LIST_LIMIT, &|| false))?)?);
     listed().map_err(|failure| dialer.explain(failure))
 }
 
 /// How dialing fails, by stage.
-enum Failure {
+enum DialError {
     Connect(io::Error),
     /// The server's words about why.
     NoTls(String),
-    Refusal(Refusal),
-    Pump(io::Error),
+    NegotiationError(NegotiationError),
+    Relay(io::Error),
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refusal(refusal)
+impl From<NegotiationError> for DialError {
+    fn from(refusal: NegotiationError) -> Self {
+        Self::NegotiationError(refusal)
     }
 }
 
@@ -223,13 +226,13 @@ enum Transport<'a> {
 }
 
 impl Transport<'_> {
-    /// The socket of a session: its own, or the plain end of a pump.
+    /// The socket of a session: its own, or the plain end of a relay.
     fn into_socket(self) -> io::Result<OwnedFd> {
         match self {
             Self::Plain(stream) => Ok(stream.into_socket()),
             Self::Tls(tls) => {
                 let (connection, stream) = tls.into_parts();
-                pump::start(connection, stream.into_socket())
+                tls_relay::start(connection, stream.into_socket())
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Real servers, certificates and peers for tests. What the host lacks is named by the test that is skipped for it.
 
 use super::Session;
-use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, Request};
-use super::replies::Expected;
-use super::replies::Wants;
-use super::replies::owner::{Owner, Request as Asked};
+use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, RequestHeader};
+use super::replies::ExpectedReply;
+use super::replies::NextReceive;
+use super::replies::test_receiver::{ReceivedReply as Asked, TestReceiver};
 use crate::volume::support::run;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -116,14 +116,15 @@ pub(super) fn pattern(offset: u64, len: usize) -> Vec<u8> {
 /// Writes (with `pattern`) or reads `count` blocks of `block` bytes, all requests under way at once. The answers.
 pub(super) fn exchange(session: &Session, command: Command, block: u32, count: usize) -> Vec<Asked> {
     let (mut sender, mut receiver) = (socket(session), socket(session));
-    let mut owner = Owner::new(session.style, session.contexts, count);
+    let mut owner = TestReceiver::new(session.style, session.contexts, count);
     let style = session.style;
     let mut requests = Vec::new();
     for number in 0..count {
         let (offset, len) = (number as u64 * u64::from(block), block);
-        let expected = if command == Command::Read { Expected::Read { offset, len } } else { Expected::Nothing };
+        let expected =
+            if command == Command::Read { ExpectedReply::Read { offset, len } } else { ExpectedReply::Nothing };
         let cookie = owner.ask(number, expected);
-        requests.push(Request { command, flags: CommandFlags(0), cookie, offset, len: len.into() });
+        requests.push(RequestHeader { command, flags: CommandFlags(0), cookie, offset, len: len.into() });
     }
     let sending = thread::spawn(move || {
         for request in requests {
@@ -140,8 +141,8 @@ pub(super) fn exchange(session: &Session, command: Command, block: u32, count: u
     while owner.ended.len() < count {
         let wanted = owner.replies.wants();
         let most = match wanted {
-            Wants::Head { most } => most,
-            Wants::Body { len, .. } => len as usize,
+            NextReceive::Head { most } => most,
+            NextReceive::Body { len, .. } => len as usize,
         };
         let most = most.min(buffer.len());
         let got = receiver.read(&mut buffer[..most]).unwrap();
@@ -177,7 +178,7 @@ pub(super) fn is_alone(test: &str) -> bool {
 pub(super) fn pumps() -> Vec<PathBuf> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
     let is_pump =
-        |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|it| it.trim() == super::pump::THREAD);
+        |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|it| it.trim() == super::tls_relay::THREAD);
     tasks.filter(is_pump).collect()
 }
 

@@ -1,10 +1,10 @@
 //! What fuzz targets call; not for users. Panics where a decoder breaks a promise.
 
-use super::negotiate::{Refusal, Wishes, go, greet, list};
-use super::replies::Expected;
-use super::replies::owner::Owner;
+use super::negotiate::{NegotiationError, WantedExport, go, greet, list};
+use super::replies::ExpectedReply;
 use super::replies::samples::Sample;
-use super::{Contexts, ReplyStyle};
+use super::replies::test_receiver::TestReceiver;
+use super::{MetaContexts, ReplyStyle};
 use crate::journal::samples::Numbers;
 use std::io::{self, Read, Write};
 
@@ -17,12 +17,12 @@ pub fn fuzz_replies(data: &[u8]) {
 
 fn read_answers(kind: u8, stream: &[u8]) {
     let style = [ReplyStyle::Simple, ReplyStyle::Structured, ReplyStyle::Extended][usize::from(kind % 3)];
-    let contexts = Contexts { allocation: (kind & 32 != 0).then_some(1), dirty: (kind & 64 != 0).then_some(2) };
-    let mut owner = Owner::new(style, contexts, 3);
-    owner.ask(0, Expected::Nothing);
-    owner.ask(1, Expected::Read { offset: 0, len: 600 });
-    if contexts != Contexts::default() {
-        owner.ask(2, Expected::Status { offset: 0, len: 1 << 20 });
+    let contexts = MetaContexts { allocation: (kind & 32 != 0).then_some(1), dirty: (kind & 64 != 0).then_some(2) };
+    let mut owner = TestReceiver::new(style, contexts, 3);
+    owner.ask(0, ExpectedReply::Nothing);
+    owner.ask(1, ExpectedReply::Read { offset: 0, len: 600 });
+    if contexts != MetaContexts::default() {
+        owner.ask(2, ExpectedReply::Status { offset: 0, len: 1 << 20 });
     }
     let _ = owner.receive_all(stream, &mut Numbers(u64::from(kind)));
 }
@@ -76,7 +76,7 @@ pub fn fuzz_negotiate_mutation(seed: u64) {
 fn play_spoiled(seed: u64, spoil: impl FnOnce(&mut Vec<u8>)) {
     let mut sample = Sample::new(seed);
     let mut ask = || {
-        let mut owner = Owner::new(sample.style, sample.contexts, sample.asked.len());
+        let mut owner = TestReceiver::new(sample.style, sample.contexts, sample.asked.len());
         for asked in 0..sample.asked.len() {
             let cookie = owner.ask(asked, sample.asked[asked].expected);
             sample.name(asked, cookie);
@@ -112,14 +112,14 @@ fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
 
 fn converse(mut peer: Scripted, opens: bool) {
     let outcome = greet(&mut peer).and_then(|_| if opens { open(&mut peer) } else { listing(&mut peer) });
-    if let Err(Refusal::Refused { message, .. } | Refusal::Violation(message)) = outcome {
+    if let Err(NegotiationError::Refused { message, .. } | NegotiationError::Violation(message)) = outcome {
         assert!(!message.is_empty() && !message.contains(char::is_control), "{message:?}");
     }
 }
 
-fn open(peer: &mut Scripted) -> Result<(), Refusal> {
-    let wishes = Wishes { export: "golden", dirty_bitmap: Some("sunday"), allocation: true };
-    let negotiated = go(peer, &wishes).or_else(|_| go(peer, &Wishes { dirty_bitmap: None, ..wishes }))?;
+fn open(peer: &mut Scripted) -> Result<(), NegotiationError> {
+    let wanted = WantedExport { export: "golden", dirty_bitmap: Some("sunday"), allocation: true };
+    let negotiated = go(peer, &wanted).or_else(|_| go(peer, &WantedExport { dirty_bitmap: None, ..wanted }))?;
     let (facts, contexts) = (negotiated.facts, negotiated.contexts);
     assert!(facts.size_bytes <= i64::MAX as u64);
     assert!(facts.min_block_bytes.is_power_of_two() && facts.min_block_bytes <= 64 << 10);
@@ -127,12 +127,12 @@ fn open(peer: &mut Scripted) -> Result<(), Refusal> {
     assert!(facts.preferred_block_bytes >= facts.min_block_bytes.max(512));
     assert!(facts.max_payload_bytes >= facts.min_block_bytes);
     assert!(facts.max_payload_bytes.is_multiple_of(facts.min_block_bytes));
-    assert!(contexts == Contexts::default() || negotiated.style != ReplyStyle::Simple);
+    assert!(contexts == MetaContexts::default() || negotiated.style != ReplyStyle::Simple);
     assert!(contexts.allocation.is_none() || contexts.allocation != contexts.dirty);
     Ok(())
 }
 
-fn listing(peer: &mut Scripted) -> Result<(), Refusal> {
+fn listing(peer: &mut Scripted) -> Result<(), NegotiationError> {
     for export in list(peer)? {
         assert!(export.name.len() <= 4096);
         assert!(!export.description.is_some_and(|words| words.contains(char::is_control)));

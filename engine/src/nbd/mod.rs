@@ -2,7 +2,7 @@
 //! extended replies, block status).
 //!
 //! ```text
-//! uri -> dial (tls, negotiate) -> Session -> link ---- one connection per worker ----> channel (codec, replies)
+//! uri -> dial (tls, negotiate) -> Session -> export ---- one connection per worker ----> channel (codec, replies)
 //! ```
 //! Everything up to a session blocks, and runs on threads of jobs or on a thread of its own; moving data does not,
 //! and runs in the workers' rings. `codec` and `replies` are the protocol without I/O: bytes in, events out.
@@ -10,8 +10,8 @@
 pub(crate) mod codec;
 mod connect;
 #[cfg(test)]
-mod conversation_tests;
-mod converse;
+mod blocking_client_tests;
+mod blocking_client;
 pub(crate) mod dial;
 #[cfg(test)]
 mod dial_support;
@@ -19,16 +19,16 @@ mod dial_support;
 mod dial_tests;
 #[doc(hidden)]
 pub mod fuzz;
-pub(crate) mod leash;
-pub(crate) mod link;
+pub(crate) mod connection_revoker;
+pub(crate) mod export_connections;
 pub(crate) mod negotiate;
 #[cfg(test)]
 mod negotiate_tests;
-mod pump;
+mod tls_relay;
 #[cfg(test)]
-mod pump_tests;
+mod tls_relay_tests;
 pub(crate) mod replies;
-pub(crate) mod status;
+pub(crate) mod block_status;
 mod stream;
 #[cfg(test)]
 pub(crate) mod support;
@@ -108,7 +108,7 @@ pub(crate) struct ExportFacts {
 
 /// Metadata contexts of one connection, by the number that the server has given them on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Contexts {
+pub(crate) struct MetaContexts {
     /// `base:allocation`: which ranges are holes, which read as zeros.
     pub allocation: Option<u32>,
     /// `qemu:dirty-bitmap:NAME`: which ranges have changed.
@@ -122,7 +122,7 @@ pub(crate) struct Session {
     pub socket: Arc<OwnedFd>,
     pub facts: ExportFacts,
     pub style: ReplyStyle,
-    pub contexts: Contexts,
+    pub contexts: MetaContexts,
     /// Whether it is a TCP socket of its own (not a unix socket, not one end of a pair): what zero-copy sends need.
     pub is_tcp: bool,
 }

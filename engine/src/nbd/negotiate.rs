@@ -11,7 +11,7 @@
 //! is bounded before memory is taken for it.
 
 use super::codec::{u16_at, u32_at, u64_at};
-use super::{Contexts, ExportFacts, ExportFlags, ReplyStyle};
+use super::{ExportFacts, ExportFlags, MetaContexts, ReplyStyle};
 use std::io::{self, Read, Write};
 
 const GREETING_MAGIC: u64 = u64::from_be_bytes(*b"NBDMAGIC");
@@ -34,7 +34,7 @@ const LISTING_BYTES_MAX: usize = 32 << 20;
 
 /// Options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Opt {
+enum OptionCode {
     ExportName = 1,
     Abort = 2,
     List = 3,
@@ -52,7 +52,7 @@ const REPLY_INFO: u32 = 3;
 const REPLY_META_CONTEXT: u32 = 4;
 const REPLY_ERROR: u32 = 1 << 31;
 
-/// The codes of [`Refusal::Refused`] that somebody acts on.
+/// The codes of [`NegotiationError::Refused`] that somebody acts on.
 pub(crate) const ERR_UNSUP: u32 = REPLY_ERROR | 1;
 pub(crate) const ERR_POLICY: u32 = REPLY_ERROR | 2;
 const ERR_INVALID: u32 = REPLY_ERROR | 3;
@@ -72,7 +72,7 @@ const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 
 /// What is wanted of an export.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wishes<'a> {
+pub(crate) struct WantedExport<'a> {
     /// Its name; empty for the default one.
     pub export: &'a str,
     /// The name of a dirty bitmap, without which there is no use in going on.
@@ -86,12 +86,12 @@ pub(crate) struct Wishes<'a> {
 pub(crate) struct Negotiated {
     pub facts: ExportFacts,
     pub style: ReplyStyle,
-    pub contexts: Contexts,
+    pub contexts: MetaContexts,
 }
 
 /// Why there is no session.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum NegotiationError {
     /// The stream failed or was closed.
     Io(io::Error),
     /// The peer broke the protocol.
@@ -104,7 +104,7 @@ pub(crate) enum Refusal {
     NoBitmap(String),
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for NegotiationError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
@@ -133,13 +133,13 @@ pub struct ListedExport {
 /// Reads the server's greeting and answers it. Servers of the old style are refused with [`ERR_UNSUP`].
 ///
 /// `NO_ZEROES` is not asked for: it saves 124 bytes, and only where there is no GO.
-pub(crate) fn greet<S: Read + Write>(stream: &mut S) -> Result<Greeting, Refusal> {
+pub(crate) fn greet<S: Read + Write>(stream: &mut S) -> Result<Greeting, NegotiationError> {
     let magic: [u8; 8] = array(stream)?;
     if u64::from_be_bytes(magic) != GREETING_MAGIC {
         return Err(violation("it is no NBD server: wrong magic number in its greeting"));
     }
     let style: [u8; 8] = array(stream)?;
-    let too_old = |message: &str| Err(Refusal::Refused { code: ERR_UNSUP, message: message.to_owned() });
+    let too_old = |message: &str| Err(NegotiationError::Refused { code: ERR_UNSUP, message: message.to_owned() });
     match u64::from_be_bytes(style) {
         OPTION_MAGIC => {}
         OLDSTYLE_MAGIC => return too_old("the server speaks the oldstyle protocol only"),
@@ -155,52 +155,54 @@ pub(crate) fn greet<S: Read + Write>(stream: &mut S) -> Result<Greeting, Refusal
 }
 
 /// Asks for TLS. When it is granted the next byte belongs to TLS: the caller wraps the stream and goes on with `go`.
-pub(crate) fn start_tls<S: Read + Write>(stream: &mut S) -> Result<(), Refusal> {
-    send(stream, Opt::StartTls, &[])?;
-    acknowledged(stream, Opt::StartTls)
+pub(crate) fn start_tls<S: Read + Write>(stream: &mut S) -> Result<(), NegotiationError> {
+    send(stream, OptionCode::StartTls, &[])?;
+    acknowledged(stream, OptionCode::StartTls)
 }
 
 /// Negotiates replies, contexts and the export. A refusal has been said goodbye to; the stream is of no further use.
-pub(crate) fn go<S: Read + Write>(stream: &mut S, wishes: &Wishes<'_>) -> Result<Negotiated, Refusal> {
-    let outcome = open(stream, wishes);
+pub(crate) fn go<S: Read + Write>(stream: &mut S, wanted: &WantedExport<'_>) -> Result<Negotiated, NegotiationError> {
+    let outcome = open(stream, wanted);
     part(stream, outcome)
 }
 
 /// The exports that the server is willing to list, and what it says of each. Ends the handshake.
-pub(crate) fn list<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>, Refusal> {
+pub(crate) fn list<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>, NegotiationError> {
     let outcome = listed(stream);
     let exports = part(stream, outcome)?;
     // It has answered everything: how it takes the goodbye changes nothing.
-    let _ = send(stream, Opt::Abort, &[]).and_then(|()| acknowledged(stream, Opt::Abort));
+    let _ = send(stream, OptionCode::Abort, &[]).and_then(|()| acknowledged(stream, OptionCode::Abort));
     Ok(exports)
 }
 
 /// A server that said no is told that this was all; one that broke the protocol or the stream is not.
-fn part<S: Read + Write, T>(stream: &mut S, outcome: Result<T, Refusal>) -> Result<T, Refusal> {
-    if let Err(Refusal::Refused { .. } | Refusal::TlsRequired | Refusal::NoBitmap(_)) = &outcome {
-        let _ = send(stream, Opt::Abort, &[]);
+fn part<S: Read + Write, T>(stream: &mut S, outcome: Result<T, NegotiationError>) -> Result<T, NegotiationError> {
+    if let Err(NegotiationError::Refused { .. } | NegotiationError::TlsRequired | NegotiationError::NoBitmap(_)) =
+        &outcome
+    {
+        let _ = send(stream, OptionCode::Abort, &[]);
     }
     outcome
 }
 
-fn open<S: Read + Write>(stream: &mut S, wishes: &Wishes<'_>) -> Result<Negotiated, Refusal> {
-    let longest = wishes.export.len().max(wishes.dirty_bitmap.map_or(0, |name| name.len() + DIRTY_BITMAP.len()));
+fn open<S: Read + Write>(stream: &mut S, wanted: &WantedExport<'_>) -> Result<Negotiated, NegotiationError> {
+    let longest = wanted.export.len().max(wanted.dirty_bitmap.map_or(0, |name| name.len() + DIRTY_BITMAP.len()));
     if longest > NAME_BYTES_MAX {
         let message = format!("names of exports and bitmaps have at most {NAME_BYTES_MAX} bytes");
-        return Err(Refusal::Refused { code: ERR_TOO_BIG, message });
+        return Err(NegotiationError::Refused { code: ERR_TOO_BIG, message });
     }
     let style = reply_style(stream)?;
     let contexts = match style {
-        ReplyStyle::Simple => Contexts::default(),
-        ReplyStyle::Structured | ReplyStyle::Extended => meta_contexts(stream, wishes)?,
+        ReplyStyle::Simple => MetaContexts::default(),
+        ReplyStyle::Structured | ReplyStyle::Extended => meta_contexts(stream, wanted)?,
     };
-    if let (Some(name), None) = (wishes.dirty_bitmap, contexts.dirty) {
-        return Err(Refusal::NoBitmap(name.to_owned()));
+    if let (Some(name), None) = (wanted.dirty_bitmap, contexts.dirty) {
+        return Err(NegotiationError::NoBitmap(name.to_owned()));
     }
-    let facts = match enter(stream, wishes.export) {
+    let facts = match enter(stream, wanted.export) {
         // Extended headers oblige a server to know GO; what is left are servers from before it.
-        Err(Refusal::Refused { code: ERR_UNSUP, .. }) if style != ReplyStyle::Extended => {
-            by_export_name(stream, wishes.export)?
+        Err(NegotiationError::Refused { code: ERR_UNSUP, .. }) if style != ReplyStyle::Extended => {
+            by_export_name(stream, wanted.export)?
         }
         outcome => outcome?,
     };
@@ -208,8 +210,9 @@ fn open<S: Read + Write>(stream: &mut S, wishes: &Wishes<'_>) -> Result<Negotiat
 }
 
 /// The richest style that the server knows.
-fn reply_style<S: Read + Write>(stream: &mut S) -> Result<ReplyStyle, Refusal> {
-    let styles = [(Opt::ExtendedHeaders, ReplyStyle::Extended), (Opt::StructuredReply, ReplyStyle::Structured)];
+fn reply_style<S: Read + Write>(stream: &mut S) -> Result<ReplyStyle, NegotiationError> {
+    let styles =
+        [(OptionCode::ExtendedHeaders, ReplyStyle::Extended), (OptionCode::StructuredReply, ReplyStyle::Structured)];
     for (option, style) in styles {
         send(stream, option, &[])?;
         if declined(acknowledged(stream, option))?.is_some() {
@@ -220,30 +223,30 @@ fn reply_style<S: Read + Write>(stream: &mut S) -> Result<ReplyStyle, Refusal> {
 }
 
 /// `None` where the server does without: everything but a refusal to go on at all.
-fn declined<T>(outcome: Result<T, Refusal>) -> Result<Option<T>, Refusal> {
+fn declined<T>(outcome: Result<T, NegotiationError>) -> Result<Option<T>, NegotiationError> {
     match outcome {
         Ok(it) => Ok(Some(it)),
-        Err(Refusal::Refused { code, .. }) if code != ERR_SHUTDOWN => Ok(None),
+        Err(NegotiationError::Refused { code, .. }) if code != ERR_SHUTDOWN => Ok(None),
         Err(refusal) => Err(refusal),
     }
 }
 
 /// Selects the contexts that are wished for and to be had.
-fn meta_contexts<S: Read + Write>(stream: &mut S, wishes: &Wishes<'_>) -> Result<Contexts, Refusal> {
-    let allocation = wishes.allocation.then(|| ALLOCATION.to_owned());
-    let dirty = wishes.dirty_bitmap.map(|name| format!("{DIRTY_BITMAP}{name}"));
+fn meta_contexts<S: Read + Write>(stream: &mut S, wanted: &WantedExport<'_>) -> Result<MetaContexts, NegotiationError> {
+    let allocation = wanted.allocation.then(|| ALLOCATION.to_owned());
+    let dirty = wanted.dirty_bitmap.map(|name| format!("{DIRTY_BITMAP}{name}"));
     let queries: Vec<&String> = allocation.iter().chain(&dirty).collect();
     if queries.is_empty() {
-        return Ok(Contexts::default());
+        return Ok(MetaContexts::default());
     }
-    let mut data = counted(wishes.export);
+    let mut data = counted(wanted.export);
     data.extend((queries.len() as u32).to_be_bytes());
     for query in &queries {
         data.extend(counted(query));
     }
-    send(stream, Opt::SetMetaContext, &data)?;
-    let mut contexts = Contexts::default();
-    let outcome = replies(stream, Opt::SetMetaContext, REPLIES_MAX, |kind, data| {
+    send(stream, OptionCode::SetMetaContext, &data)?;
+    let mut contexts = MetaContexts::default();
+    let outcome = replies(stream, OptionCode::SetMetaContext, REPLIES_MAX, |kind, data| {
         let is_context = kind == REPLY_META_CONTEXT && data.len() >= 4;
         let name = is_context.then(|| &data[4..]).ok_or_else(|| violation("a malformed reply to SET_META_CONTEXT"))?;
         let is = |query: &Option<String>| query.as_deref().map(str::as_bytes) == Some(name);
@@ -257,13 +260,13 @@ fn meta_contexts<S: Read + Write>(stream: &mut S, wishes: &Wishes<'_>) -> Result
             Some(_) => Err(violation("it selected a metadata context twice")),
         }
     });
-    if let Err(Refusal::Refused { code: ERR_UNKNOWN, .. }) = outcome {
+    if let Err(NegotiationError::Refused { code: ERR_UNKNOWN, .. }) = outcome {
         // Else a bitmap would be missed where the export is.
         return outcome.map(|()| contexts);
     }
     if declined(outcome)?.is_none() {
         // A refusal takes back what was selected before it.
-        return Ok(Contexts::default());
+        return Ok(MetaContexts::default());
     }
     if contexts.allocation.is_some() && contexts.allocation == contexts.dirty {
         return Err(violation("it gave one number to two metadata contexts"));
@@ -273,15 +276,15 @@ fn meta_contexts<S: Read + Write>(stream: &mut S, wishes: &Wishes<'_>) -> Result
 
 /// What replies of the kind INFO have said.
 #[derive(Debug, Default)]
-struct Described {
+struct InfoReplies {
     export: Option<(u64, ExportFlags)>,
     sizes: Option<[u32; 3]>,
     description: Option<String>,
 }
 
-impl Described {
+impl InfoReplies {
     /// Takes one reply. Kinds of information that nobody asked for are let pass.
-    fn take(&mut self, kind: u32, data: &[u8]) -> Result<(), Refusal> {
+    fn take(&mut self, kind: u32, data: &[u8]) -> Result<(), NegotiationError> {
         if kind != REPLY_INFO || data.len() < 2 {
             return Err(violation("a malformed reply of information on an export"));
         }
@@ -297,8 +300,8 @@ impl Described {
 }
 
 /// GO: the server enters the transmission phase, with its constraints known.
-fn enter<S: Read + Write>(stream: &mut S, export: &str) -> Result<ExportFacts, Refusal> {
-    let described = describe(stream, Opt::Go, export, INFO_BLOCK_SIZE)?;
+fn enter<S: Read + Write>(stream: &mut S, export: &str) -> Result<ExportFacts, NegotiationError> {
+    let described = describe(stream, OptionCode::Go, export, INFO_BLOCK_SIZE)?;
     let Some((size_bytes, flags)) = described.export else {
         return Err(violation("it opened an export without saying its size"));
     };
@@ -306,18 +309,23 @@ fn enter<S: Read + Write>(stream: &mut S, export: &str) -> Result<ExportFacts, R
 }
 
 /// INFO or GO, with one further kind of information asked for.
-fn describe<S: Read + Write>(stream: &mut S, option: Opt, export: &str, ask: u16) -> Result<Described, Refusal> {
+fn describe<S: Read + Write>(
+    stream: &mut S,
+    option: OptionCode,
+    export: &str,
+    ask: u16,
+) -> Result<InfoReplies, NegotiationError> {
     let mut data = counted(export);
     data.extend([1_u16.to_be_bytes(), ask.to_be_bytes()].concat());
     send(stream, option, &data)?;
-    let mut described = Described::default();
+    let mut described = InfoReplies::default();
     replies(stream, option, REPLIES_MAX, |kind, data| described.take(kind, data))?;
     Ok(described)
 }
 
 /// EXPORT_NAME, for servers from before GO. One that does not have the export closes the connection without a word.
-fn by_export_name<S: Read + Write>(stream: &mut S, export: &str) -> Result<ExportFacts, Refusal> {
-    send(stream, Opt::ExportName, export.as_bytes())?;
+fn by_export_name<S: Read + Write>(stream: &mut S, export: &str) -> Result<ExportFacts, NegotiationError> {
+    send(stream, OptionCode::ExportName, export.as_bytes())?;
     let answer: [u8; 10] = array(stream).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => io::Error::new(
             io::ErrorKind::UnexpectedEof,
@@ -330,7 +338,7 @@ fn by_export_name<S: Read + Write>(stream: &mut S, export: &str) -> Result<Expor
 }
 
 /// Judges what the server said of the export. `sizes`: minimum, preferred, maximum.
-fn facts(size_bytes: u64, flags: ExportFlags, sizes: Option<[u32; 3]>) -> Result<ExportFacts, Refusal> {
+fn facts(size_bytes: u64, flags: ExportFlags, sizes: Option<[u32; 3]>) -> Result<ExportFacts, NegotiationError> {
     let [min, preferred, max] = sizes.unwrap_or([1, 4096, 32 << 20]);
     if size_bytes > i64::MAX as u64 {
         return Err(violation(format!("an export of {size_bytes} bytes")));
@@ -352,14 +360,14 @@ fn facts(size_bytes: u64, flags: ExportFlags, sizes: Option<[u32; 3]>) -> Result
     Ok(ExportFacts { size_bytes, flags, min_block_bytes: min, preferred_block_bytes: preferred, max_payload_bytes })
 }
 
-fn listed<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>, Refusal> {
+fn listed<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>, NegotiationError> {
     let (mut exports, mut bytes) = (Vec::new(), 0);
     let mut weigh = |more: usize| {
         bytes += more;
         if bytes <= LISTING_BYTES_MAX { Ok(()) } else { Err(violation("it lists more exports than can be kept")) }
     };
-    send(stream, Opt::List, &[])?;
-    replies(stream, Opt::List, EXPORTS_MAX, |kind, data| {
+    send(stream, OptionCode::List, &[])?;
+    replies(stream, OptionCode::List, EXPORTS_MAX, |kind, data| {
         if kind != REPLY_SERVER || data.len() < 4 {
             return Err(violation("a malformed reply to LIST"));
         }
@@ -367,8 +375,8 @@ fn listed<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>, Refusal>
         weigh(data.len())
     })?;
     for export in &mut exports {
-        match declined(describe(stream, Opt::Info, &export.name, INFO_DESCRIPTION)) {
-            Ok(None) | Err(Refusal::TlsRequired) => {}
+        match declined(describe(stream, OptionCode::Info, &export.name, INFO_DESCRIPTION)) {
+            Ok(None) | Err(NegotiationError::TlsRequired) => {}
             Ok(Some(described)) => {
                 weigh(described.description.as_ref().map_or(0, String::len))?;
                 export.add(described);
@@ -381,7 +389,7 @@ fn listed<S: Read + Write>(stream: &mut S) -> Result<Vec<ListedExport>, Refusal>
 
 impl ListedExport {
     /// Adds what the server has said of the one export.
-    fn add(&mut self, described: Described) {
+    fn add(&mut self, described: InfoReplies) {
         // nbd-server 3.24 says 0 of every export that is not open yet.
         self.size_bytes = described.export.map(|(size_bytes, _)| size_bytes).filter(|&size_bytes| size_bytes > 0);
         self.read_only = described.export.map(|(_, flags)| flags.is_read_only());
@@ -390,7 +398,7 @@ impl ListedExport {
 }
 
 /// The name, and what follows it.
-fn listed_export(data: &[u8]) -> Result<ListedExport, Refusal> {
+fn listed_export(data: &[u8]) -> Result<ListedExport, NegotiationError> {
     let end = (u32_at(data, 0) as usize).saturating_add(4);
     let name = data.get(4..end).ok_or_else(|| violation("the name of an export ends past the reply to LIST"))?;
     if name.len() > NAME_BYTES_MAX {
@@ -407,31 +415,33 @@ fn counted(text: &str) -> Vec<u8> {
 }
 
 /// One write: a server sees the whole option at once.
-fn send<S: Write>(stream: &mut S, option: Opt, data: &[u8]) -> Result<(), Refusal> {
+fn send<S: Write>(stream: &mut S, option: OptionCode, data: &[u8]) -> Result<(), NegotiationError> {
     let numbers = [option as u32, data.len() as u32].map(u32::to_be_bytes).concat();
     stream.write_all(&[OPTION_MAGIC.to_be_bytes().as_slice(), &numbers, data].concat())?;
     Ok(stream.flush()?)
 }
 
 /// Replies up to the acknowledgement, none of which carries anything.
-fn acknowledged<S: Read>(stream: &mut S, option: Opt) -> Result<(), Refusal> {
+fn acknowledged<S: Read>(stream: &mut S, option: OptionCode) -> Result<(), NegotiationError> {
     replies(stream, option, 1, |kind, _| Err(violation(format!("reply {kind} to option {option:?}"))))
 }
 
 /// Hands replies to `each` until the server acknowledges or refuses the option.
 fn replies<S: Read>(
     stream: &mut S,
-    option: Opt,
+    option: OptionCode,
     most: usize,
-    mut each: impl FnMut(u32, &[u8]) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
+    mut each: impl FnMut(u32, &[u8]) -> Result<(), NegotiationError>,
+) -> Result<(), NegotiationError> {
     for _ in 0..=most {
         let (kind, data) = reply(stream, option)?;
         match kind {
             REPLY_ACK if data.is_empty() => return Ok(()),
             REPLY_ACK => return Err(violation("an acknowledgement that carries data")),
-            ERR_TLS_REQD => return Err(Refusal::TlsRequired),
-            code if code & REPLY_ERROR != 0 => return Err(Refusal::Refused { code, message: words(code, &data) }),
+            ERR_TLS_REQD => return Err(NegotiationError::TlsRequired),
+            code if code & REPLY_ERROR != 0 => {
+                return Err(NegotiationError::Refused { code, message: words(code, &data) });
+            }
             kind => each(kind, &data)?,
         }
     }
@@ -439,7 +449,7 @@ fn replies<S: Read>(
 }
 
 /// One reply to `option`: its type and data.
-fn reply<S: Read>(stream: &mut S, option: Opt) -> Result<(u32, Vec<u8>), Refusal> {
+fn reply<S: Read>(stream: &mut S, option: OptionCode) -> Result<(u32, Vec<u8>), NegotiationError> {
     let head: [u8; 20] = array(stream)?;
     if u64_at(&head, 0) != OPTION_REPLY_MAGIC {
         return Err(violation("wrong magic number in a reply to an option"));
@@ -462,8 +472,8 @@ fn array<const N: usize>(stream: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn violation(what: impl Into<String>) -> Refusal {
-    Refusal::Violation(what.into())
+fn violation(what: impl Into<String>) -> NegotiationError {
+    NegotiationError::Violation(what.into())
 }
 
 /// The server's words, or what its code means.

@@ -2,12 +2,12 @@
 
 use super::negotiate::*;
 use super::support::{nbdkit, qemu};
-use super::{Contexts, ReplyStyle};
+use super::{MetaContexts, ReplyStyle};
 use crate::volume::support::need;
 use std::io::{self, Cursor, Read, Write};
 use std::os::unix::net::UnixStream;
 
-const ALLOCATION: Wishes<'static> = Wishes { export: "", dirty_bitmap: None, allocation: true };
+const ALLOCATION: WantedExport<'static> = WantedExport { export: "", dirty_bitmap: None, allocation: true };
 
 #[test]
 fn nbdkit_gives_structured_replies_and_allocation() {
@@ -35,7 +35,7 @@ fn nbdkit_states_its_block_sizes() {
 fn a_server_without_structured_replies_is_taken_as_it_is() {
     let server = need!("nbdkit", nbdkit(&["--mask-handshake=1", "--no-sr", "memory", "1M"]));
     let negotiated = go(&mut server.greeted(), &ALLOCATION).unwrap();
-    assert_eq!((negotiated.style, negotiated.contexts), (ReplyStyle::Simple, Contexts::default()));
+    assert_eq!((negotiated.style, negotiated.contexts), (ReplyStyle::Simple, MetaContexts::default()));
     assert_eq!((negotiated.facts.size_bytes, negotiated.facts.max_payload_bytes), (1 << 20, 32 << 20));
 }
 
@@ -44,29 +44,30 @@ fn an_oldstyle_server_is_refused_in_words() {
     let server = need!("nbdkit", nbdkit(&["-o", "memory", "1M"]));
     let mut stream = UnixStream::connect(server.socket()).unwrap();
     let refusal = greet(&mut stream).unwrap_err();
-    assert!(matches!(&refusal, Refusal::Refused { code: ERR_UNSUP, message } if message.contains("oldstyle")));
+    assert!(matches!(&refusal, NegotiationError::Refused { code: ERR_UNSUP, message } if message.contains("oldstyle")));
 }
 
 #[test]
 fn qemu_gives_a_dirty_bitmap_and_nothing_goes_without_it() {
     let server = need!("qemu", qemu(&["-B", "sunday"]));
-    let wishes = Wishes { dirty_bitmap: Some("sunday"), ..ALLOCATION };
-    let negotiated = go(&mut server.greeted(), &wishes).unwrap();
+    let wanted = WantedExport { dirty_bitmap: Some("sunday"), ..ALLOCATION };
+    let negotiated = go(&mut server.greeted(), &wanted).unwrap();
     assert_ne!(negotiated.style, ReplyStyle::Simple);
-    let Contexts { allocation: Some(allocation), dirty: Some(dirty) } = negotiated.contexts else {
+    let MetaContexts { allocation: Some(allocation), dirty: Some(dirty) } = negotiated.contexts else {
         panic!("{:?}", negotiated.contexts)
     };
     assert_ne!(allocation, dirty);
-    let refusal = go(&mut server.greeted(), &Wishes { dirty_bitmap: Some("monday"), ..wishes }).unwrap_err();
-    assert!(matches!(&refusal, Refusal::NoBitmap(name) if name == "monday"), "{refusal:?}");
+    let refusal = go(&mut server.greeted(), &WantedExport { dirty_bitmap: Some("monday"), ..wanted }).unwrap_err();
+    assert!(matches!(&refusal, NegotiationError::NoBitmap(name) if name == "monday"), "{refusal:?}");
 }
 
 #[test]
 fn an_unknown_export_is_refused_as_such() {
     let server = need!("qemu", qemu(&["-x", "golden", "-B", "sunday"]));
     for dirty_bitmap in [None, Some("sunday")] {
-        let refusal = go(&mut server.greeted(), &Wishes { export: "silver", dirty_bitmap, ..ALLOCATION }).unwrap_err();
-        assert!(matches!(refusal, Refusal::Refused { code: ERR_UNKNOWN, .. }), "{refusal:?}");
+        let refusal =
+            go(&mut server.greeted(), &WantedExport { export: "silver", dirty_bitmap, ..ALLOCATION }).unwrap_err();
+        assert!(matches!(refusal, NegotiationError::Refused { code: ERR_UNKNOWN, .. }), "{refusal:?}");
     }
 }
 
@@ -87,7 +88,7 @@ fn exports_are_listed_with_size_and_description() {
 fn a_server_without_tls_refuses_it() {
     let server = need!("nbdkit", nbdkit(&["--tls=off", "memory", "1M"]));
     let refusal = start_tls(&mut server.greeted()).unwrap_err();
-    assert!(matches!(refusal, Refusal::Refused { .. }), "{refusal:?}");
+    assert!(matches!(refusal, NegotiationError::Refused { .. }), "{refusal:?}");
 }
 
 /// Options by their numbers.
@@ -168,9 +169,9 @@ fn sizes(min: u32, preferred: u32, max: u32) -> Vec<u8> {
 
 /// What is said against a server that negotiates extended headers and contexts, and then says this.
 fn violation(says: &[&[u8]]) -> String {
-    let wishes = Wishes { dirty_bitmap: Some("sunday"), ..ALLOCATION };
-    match go(&mut Scripted::new(&[&[&ack(EXTENDED_HEADERS)[..]], says].concat()), &wishes) {
-        Err(Refusal::Violation(what)) => what,
+    let wanted = WantedExport { dirty_bitmap: Some("sunday"), ..ALLOCATION };
+    match go(&mut Scripted::new(&[&[&ack(EXTENDED_HEADERS)[..]], says].concat()), &wanted) {
+        Err(NegotiationError::Violation(what)) => what,
         other => panic!("{other:?}"),
     }
 }
@@ -188,25 +189,25 @@ fn only_fixed_newstyle_is_greeted() {
     assert_eq!(greet(&mut sound).unwrap(), Greeting { flags: 3 });
     assert_eq!((&sound.hears[..], sound.unread()), (&[0, 0, 0, 1][..], &b"next"[..]));
     for other in [b"SSH-2.0-OpenSSH_".as_slice(), b"NBDMAGICNBDMAGIC"] {
-        assert!(matches!(greet(&mut Scripted::new(&[other])), Err(Refusal::Violation(_))));
+        assert!(matches!(greet(&mut Scripted::new(&[other])), Err(NegotiationError::Violation(_))));
     }
     let newstyle = greet(&mut Scripted::new(&[b"NBDMAGICIHAVEOPT\0\x02"]));
-    assert!(matches!(newstyle, Err(Refusal::Refused { code: ERR_UNSUP, .. })));
+    assert!(matches!(newstyle, Err(NegotiationError::Refused { code: ERR_UNSUP, .. })));
     let closed = greet(&mut Scripted::new(&[b"NBDMAGICIHAVE"]));
-    assert!(matches!(closed, Err(Refusal::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof));
+    assert!(matches!(closed, Err(NegotiationError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof));
 }
 
 #[test]
 fn a_server_from_before_go_is_entered_by_the_name_of_the_export() {
     let refusals = [no(EXTENDED_HEADERS), no(STRUCTURED_REPLY), no(GO)].concat();
-    let wishes = Wishes { export: "golden", ..ALLOCATION };
+    let wanted = WantedExport { export: "golden", ..ALLOCATION };
     let mut peer = Scripted::new(&[&refusals, &EXPORT_SIZE[2..], &[0; 124], b"next"]);
-    let negotiated = go(&mut peer, &wishes).unwrap();
+    let negotiated = go(&mut peer, &wanted).unwrap();
     assert_eq!((negotiated.facts.size_bytes, negotiated.style), (0x0400_0000, ReplyStyle::Simple));
     assert_eq!((peer.heard().pop(), peer.unread()), (Some((EXPORT_NAME, b"golden".to_vec())), &b"next"[..]));
     // It has no other way to say that there is no such export.
-    match go(&mut Scripted::new(&[&refusals]), &wishes) {
-        Err(Refusal::Io(error)) => assert!(error.to_string().contains("asked for the export"), "{error}"),
+    match go(&mut Scripted::new(&[&refusals]), &wanted) {
+        Err(NegotiationError::Io(error)) => assert!(error.to_string().contains("asked for the export"), "{error}"),
         other => panic!("{other:?}"),
     }
 }
@@ -217,7 +218,7 @@ fn go_asks_for_block_sizes_and_leaves_the_next_byte_alone() {
     let unknown = reply(GO, 3, b"\x12\x34whatever");
     let said = [name, unknown, sizes(512, 4096, u32::MAX), reply(GO, 3, EXPORT_SIZE), ack(GO)].concat();
     let mut peer = Scripted::new(&[&no(EXTENDED_HEADERS), &ack(STRUCTURED_REPLY), &said, b"next"]);
-    let negotiated = go(&mut peer, &Wishes { export: "golden", dirty_bitmap: None, allocation: false }).unwrap();
+    let negotiated = go(&mut peer, &WantedExport { export: "golden", dirty_bitmap: None, allocation: false }).unwrap();
     assert_eq!(peer.unread(), b"next");
     assert_eq!(peer.heard().pop(), Some((GO, b"\0\0\0\x06golden\0\x01\0\x03".to_vec())));
     assert!(peer.heard().iter().all(|(option, _)| *option != SET_META_CONTEXT), "nothing was wished for");
@@ -230,8 +231,8 @@ fn go_asks_for_block_sizes_and_leaves_the_next_byte_alone() {
 fn contexts_are_asked_for_by_name() {
     let said = [ack(SET_META_CONTEXT), reply(GO, 3, EXPORT_SIZE), ack(GO)].concat();
     let mut peer = Scripted::new(&[&ack(EXTENDED_HEADERS), &said]);
-    let negotiated = go(&mut peer, &Wishes { export: "gold", ..ALLOCATION }).unwrap();
-    assert_eq!((negotiated.style, negotiated.contexts), (ReplyStyle::Extended, Contexts::default()));
+    let negotiated = go(&mut peer, &WantedExport { export: "gold", ..ALLOCATION }).unwrap();
+    assert_eq!((negotiated.style, negotiated.contexts), (ReplyStyle::Extended, MetaContexts::default()));
     assert_eq!(peer.heard()[1], (SET_META_CONTEXT, b"\0\0\0\x04gold\0\0\0\x01\0\0\0\x0fbase:allocation".to_vec()));
 }
 
@@ -240,7 +241,7 @@ fn contexts_of_a_failed_selection_do_not_count() {
     let selected = reply(SET_META_CONTEXT, 4, b"\0\0\0\x01base:allocation");
     let said = [selected, no(SET_META_CONTEXT), reply(GO, 3, EXPORT_SIZE), ack(GO)].concat();
     let mut peer = Scripted::new(&[&ack(EXTENDED_HEADERS), &said]);
-    assert_eq!(go(&mut peer, &ALLOCATION).unwrap().contexts, Contexts::default());
+    assert_eq!(go(&mut peer, &ALLOCATION).unwrap().contexts, MetaContexts::default());
 }
 
 #[test]
@@ -248,7 +249,7 @@ fn a_refusal_is_answered_with_a_goodbye() {
     let refused = reply(GO, ERR_POLICY, b"not\nyou\x1b[2J");
     let mut peer = Scripted::new(&[&no(EXTENDED_HEADERS), &no(STRUCTURED_REPLY), &refused]);
     match go(&mut peer, &ALLOCATION) {
-        Err(Refusal::Refused { code: ERR_POLICY, message }) => assert_eq!(message, "not you [2J"),
+        Err(NegotiationError::Refused { code: ERR_POLICY, message }) => assert_eq!(message, "not you [2J"),
         other => panic!("{other:?}"),
     }
     assert_eq!(peer.heard().pop(), Some((2, Vec::new())));
@@ -260,9 +261,9 @@ fn tls_may_be_required_and_a_shutdown_announced_at_any_option() {
     let before: [&[u8]; 3] = [b"", &ack(EXTENDED_HEADERS), &[ack(EXTENDED_HEADERS), ack(SET_META_CONTEXT)].concat()];
     for (before, option) in before.into_iter().zip([EXTENDED_HEADERS, SET_META_CONTEXT, GO]) {
         let outcome = go(&mut Scripted::new(&[before, &reply(option, tls_required, b"")]), &ALLOCATION);
-        assert!(matches!(outcome, Err(Refusal::TlsRequired)), "{outcome:?}");
+        assert!(matches!(outcome, Err(NegotiationError::TlsRequired)), "{outcome:?}");
         let outcome = go(&mut Scripted::new(&[before, &reply(option, ERR_SHUTDOWN, b"")]), &ALLOCATION);
-        assert!(matches!(outcome, Err(Refusal::Refused { code: ERR_SHUTDOWN, .. })), "{outcome:?}");
+        assert!(matches!(outcome, Err(NegotiationError::Refused { code: ERR_SHUTDOWN, .. })), "{outcome:?}");
     }
 }
 
@@ -286,7 +287,7 @@ fn replies_out_of_line_are_violations() {
     assert!(violation_of_go(&[&vec![reply(GO, 3, b"\0\x01"); 2000].concat()]).contains("more than"));
     assert!(violation_of_go(&[&reply(GO, 2, EXPORT_SIZE)]).contains("malformed"));
     let outcome = go(&mut Scripted::new(&[&reply(EXTENDED_HEADERS, 3, b"")]), &ALLOCATION);
-    assert!(matches!(outcome, Err(Refusal::Violation(_))), "{outcome:?}");
+    assert!(matches!(outcome, Err(NegotiationError::Violation(_))), "{outcome:?}");
 }
 
 #[test]
@@ -323,9 +324,11 @@ fn facts_that_cannot_be_are_violations() {
 #[test]
 fn names_too_long_to_send_are_refused_before_they_are_sent() {
     let long = "n".repeat(4097);
-    for wishes in [Wishes { export: &long, ..ALLOCATION }, Wishes { dirty_bitmap: Some(&long), ..ALLOCATION }] {
-        let outcome = go(&mut Scripted::new(&[]), &wishes);
-        assert!(matches!(outcome, Err(Refusal::Refused { code: ERR_TOO_BIG, .. })), "{outcome:?}");
+    for wanted in
+        [WantedExport { export: &long, ..ALLOCATION }, WantedExport { dirty_bitmap: Some(&long), ..ALLOCATION }]
+    {
+        let outcome = go(&mut Scripted::new(&[]), &wanted);
+        assert!(matches!(outcome, Err(NegotiationError::Refused { code: ERR_TOO_BIG, .. })), "{outcome:?}");
     }
 }
 
@@ -350,10 +353,10 @@ fn listings_that_cannot_be_are_violations() {
     let malformed: [&[u8]; 4] = [b"\0\0\0", b"\0\0\0\x05gold", b"\0\0\0\x02\xff\xfe", &long];
     for data in malformed {
         let outcome = list(&mut Scripted::new(&[&reply(LIST, 2, data)]));
-        assert!(matches!(outcome, Err(Refusal::Violation(_))), "{outcome:?}");
+        assert!(matches!(outcome, Err(NegotiationError::Violation(_))), "{outcome:?}");
     }
     let endless = reply(LIST, 2, b"\0\0\0\x04gold").repeat(65_537);
-    assert!(matches!(list(&mut Scripted::new(&[&endless])), Err(Refusal::Violation(_))));
+    assert!(matches!(list(&mut Scripted::new(&[&endless])), Err(NegotiationError::Violation(_))));
     let heavy = reply(LIST, 2, &[&[0; 4][..], &[b'w'; 60 << 10]].concat()).repeat(600);
-    assert!(matches!(list(&mut Scripted::new(&[&heavy])), Err(Refusal::Violation(_))));
+    assert!(matches!(list(&mut Scripted::new(&[&heavy])), Err(NegotiationError::Violation(_))));
 }

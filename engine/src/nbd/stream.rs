@@ -16,12 +16,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Until when somebody waits.
 #[derive(Clone, Copy)]
-pub(super) struct Patience<'a> {
+pub(super) struct Deadline<'a> {
     deadline: Instant,
     cancelled: &'a dyn Fn() -> bool,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> Deadline<'a> {
     pub(super) fn new(limit: Duration, cancelled: &'a dyn Fn() -> bool) -> Self {
         let now = Instant::now();
         // A limit beyond what the clock can say is none: a year.
@@ -66,12 +66,12 @@ impl<'a> Patience<'a> {
 /// A connected stream socket.
 pub(super) struct Stream<'a> {
     socket: OwnedFd,
-    patience: Patience<'a>,
+    deadline: Deadline<'a>,
 }
 
 impl<'a> Stream<'a> {
-    pub(super) fn new(socket: OwnedFd, patience: Patience<'a>) -> Self {
-        Self { socket, patience }
+    pub(super) fn new(socket: OwnedFd, deadline: Deadline<'a>) -> Self {
+        Self { socket, deadline }
     }
 
     pub(super) fn into_socket(self) -> OwnedFd {
@@ -81,9 +81,9 @@ impl<'a> Stream<'a> {
     /// Repeats an operation that does not wait until it has something to say.
     fn ready(&self, events: PollFlags, mut operation: impl FnMut(i32) -> nix::Result<usize>) -> io::Result<usize> {
         loop {
-            self.patience.piece()?;
+            self.deadline.piece()?;
             match operation(self.socket.as_raw_fd()) {
-                Err(Errno::EAGAIN) => self.patience.wait(self.socket.as_fd(), events)?,
+                Err(Errno::EAGAIN) => self.deadline.wait(self.socket.as_fd(), events)?,
                 Err(Errno::EINTR) => {}
                 outcome => return Ok(outcome?),
             }

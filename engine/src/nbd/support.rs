@@ -12,25 +12,25 @@ use tempfile::TempDir;
 
 /// A real server on a unix socket; ended on drop.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct NbdServer {
     child: Child,
     folder: TempDir,
 }
 
-impl Server {
+impl NbdServer {
     /// Starts what `command` makes of a socket's path, and waits until it listens.
     pub(crate) fn start(command: impl FnOnce(&Path, &Path) -> Vec<String>) -> Result<Self, String> {
         let folder = scratch();
         let command = command(&folder.path().join("socket"), folder.path());
         let child = Command::new(&command[0]).args(&command[1..]).stderr(Stdio::null()).spawn();
         let mut server = Self { child: child.map_err(|error| format!("{}: {error}", command[0]))?, folder };
-        let patience = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(20);
         while UnixStream::connect(server.socket()).is_err() {
             // One that succeeds has left a daemon behind.
             if let Some(status) = server.child.try_wait().ok().flatten().filter(|status| !status.success()) {
                 return Err(format!("{} ended: {status}", command[0]));
             }
-            assert!(Instant::now() < patience, "{} does not listen", command[0]);
+            assert!(Instant::now() < deadline, "{} does not listen", command[0]);
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(server)
@@ -50,7 +50,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for NbdServer {
     fn drop(&mut self) {
         if let Ok(pid) = std::fs::read_to_string(self.folder.path().join("pid")) {
             let pid = pid.trim().parse().expect("a daemon writes its number");
@@ -66,18 +66,18 @@ fn words(command: &[&str]) -> Vec<String> {
 }
 
 /// `nbdkit` with these arguments.
-pub(crate) fn nbdkit(arguments: &[&str]) -> Result<Server, String> {
+pub(crate) fn nbdkit(arguments: &[&str]) -> Result<NbdServer, String> {
     let arguments = words(arguments);
-    Server::start(|socket, _| {
+    NbdServer::start(|socket, _| {
         let own = words(&["nbdkit", "-f", "-U", socket.to_str().unwrap()]);
         own.into_iter().chain(arguments).collect()
     })
 }
 
 /// `qemu-nbd` of a qcow2 image of 64 MiB with a bitmap, `sunday`, shared as often as one likes.
-pub(crate) fn qemu(arguments: &[&str]) -> Result<Server, String> {
+pub(crate) fn qemu(arguments: &[&str]) -> Result<NbdServer, String> {
     let arguments = words(arguments);
-    Server::start(|socket, folder| {
+    NbdServer::start(|socket, folder| {
         let image = folder.join("image");
         let image = image.to_str().unwrap();
         let made = run(&["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"]);
@@ -88,8 +88,8 @@ pub(crate) fn qemu(arguments: &[&str]) -> Result<Server, String> {
 }
 
 /// The reference server with a file of 64 MiB as `golden`. It becomes a daemon.
-pub(crate) fn nbd_server() -> Result<Server, String> {
-    Server::start(|socket, folder| {
+pub(crate) fn nbd_server() -> Result<NbdServer, String> {
+    NbdServer::start(|socket, folder| {
         let (image, configuration, pid) = (folder.join("image"), folder.join("configuration"), folder.join("pid"));
         make_file(&image, 64 << 20, &[]);
         let generic = format!("[generic]\nunixsock = {}\nallowlist = true\n", socket.display());

@@ -5,7 +5,7 @@
 //! who we are. Without a directory the system's authorities are trusted. Loaded once, before anything is connected.
 
 use super::stream::Stream;
-use super::uri::{Address, NbdUri, TlsTerms};
+use super::uri::{Address, NbdUri, TlsOptions};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
 use rustls::client::WebPkiServerVerifier;
@@ -23,18 +23,18 @@ use std::sync::Arc;
 const LOCAL_NAME: &str = "localhost";
 
 /// How connections to one server are protected.
-pub(super) struct Tls {
+pub(super) struct TlsConfig {
     config: Arc<ClientConfig>,
     /// Whom the server's certificate must name.
     name: ServerName<'static>,
     has_client_certificate: bool,
 }
 
-impl Tls {
+impl TlsConfig {
     /// # Errors
     /// `EBadRequest`, naming the file.
-    pub(super) fn load(uri: &NbdUri, terms: &TlsTerms, side: Side) -> Result<Self> {
-        let files = Files { directory: terms.certificates.as_deref(), side };
+    pub(super) fn load(uri: &NbdUri, terms: &TlsOptions, side: Side) -> Result<Self> {
+        let files = CertificateFiles { directory: terms.certificates.as_deref(), side };
         let host = match &uri.address {
             Address::Tcp { host, .. } => host,
             Address::Unix(_) => LOCAL_NAME,
@@ -47,7 +47,7 @@ impl Tls {
             files.verifier(&provider)?
         } else {
             tracing::warn!(%uri, host, "the server's certificate is not verified: it may be anybody (tls-verify-peer=0)");
-            Arc::new(Anybody(Arc::clone(&provider)))
+            Arc::new(AcceptAnyCertificate(Arc::clone(&provider)))
         };
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -86,12 +86,12 @@ impl Tls {
 }
 
 /// Where certificates come from.
-struct Files<'a> {
+struct CertificateFiles<'a> {
     directory: Option<&'a Path>,
     side: Side,
 }
 
-impl Files<'_> {
+impl CertificateFiles<'_> {
     fn verifier(&self, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
         let roots = Arc::new(self.roots()?);
         let revoked: Vec<CertificateRevocationListDer<'static>> = self.all_in("ca-crl.pem")?.unwrap_or_default();
@@ -158,7 +158,7 @@ impl Files<'_> {
     }
 }
 
-impl fmt::Display for Files<'_> {
+impl fmt::Display for CertificateFiles<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.directory.unwrap_or(Path::new("")).shown().fmt(f)
     }
@@ -166,9 +166,9 @@ impl fmt::Display for Files<'_> {
 
 /// Takes every certificate. That the peer holds its key is still checked: nothing is gained by taking less.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _certificate: &CertificateDer<'_>,

@@ -32,7 +32,7 @@ pub struct NbdUri {
     /// The name the server knows it by. Empty for its default export.
     pub(crate) export: String,
     /// `None` for connections in clear text.
-    pub(crate) tls: Option<TlsTerms>,
+    pub(crate) tls: Option<TlsOptions>,
 }
 
 /// Where the server listens.
@@ -46,7 +46,7 @@ pub(crate) enum Address {
 
 /// How the two sides prove who they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TlsTerms {
+pub(crate) struct TlsOptions {
     /// A directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`. `None`: the system's roots, and no
     /// certificate of our own.
     pub certificates: Option<PathBuf>,
@@ -56,7 +56,7 @@ pub(crate) struct TlsTerms {
     pub verify_peer: bool,
 }
 
-impl Default for TlsTerms {
+impl Default for TlsOptions {
     fn default() -> Self {
         Self { certificates: None, hostname: None, verify_peer: true }
     }
@@ -248,10 +248,10 @@ impl Parameters {
     }
 
     /// How to use TLS, if at all. Terms that would silently have no effect are refused.
-    fn terms(self, secure: bool) -> Result<Option<TlsTerms>> {
+    fn terms(self, secure: bool) -> Result<Option<TlsOptions>> {
         let Self { socket: _, certificates, hostname, verify_peer, tls_type } = self;
         if secure {
-            return Ok(Some(TlsTerms { certificates, hostname, verify_peer: verify_peer.unwrap_or(true) }));
+            return Ok(Some(TlsOptions { certificates, hostname, verify_peer: verify_peer.unwrap_or(true) }));
         }
         if certificates.is_some() || hostname.is_some() || verify_peer.is_some() || tls_type.is_some() {
             return Err(bad("parameters of TLS belong to nbds:// and nbds+unix://"));
@@ -349,10 +349,11 @@ mod tests {
     fn terms_of_tls_are_parsed_and_not_displayed() {
         let text = "nbds+unix:///x?socket=/s&tls-certificates=/etc/pki&tls-hostname=h&tls-verify-peer=0&tls-type=x509";
         let uri = NbdUri::parse(text).unwrap();
-        let terms = TlsTerms { certificates: Some("/etc/pki".into()), hostname: Some("h".into()), verify_peer: false };
+        let terms =
+            TlsOptions { certificates: Some("/etc/pki".into()), hostname: Some("h".into()), verify_peer: false };
         assert_eq!(uri.tls, Some(terms));
         assert_eq!(uri.to_string(), "nbds+unix:///x?socket=/s");
-        assert_eq!(NbdUri::parse("nbds://h").unwrap().tls, Some(TlsTerms::default()));
+        assert_eq!(NbdUri::parse("nbds://h").unwrap().tls, Some(TlsOptions::default()));
     }
 
     #[test]
@@ -455,7 +456,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_displayed_parses_back(address in any_address(), export in "[^\0]{0,40}", secure: bool) {
-            let uri = NbdUri { address, export, tls: secure.then(TlsTerms::default) };
+            let uri = NbdUri { address, export, tls: secure.then(TlsOptions::default) };
             prop_assert_eq!(NbdUri::parse(&uri.to_string()).unwrap(), uri);
         }
 

@@ -6,7 +6,7 @@
 
 use super::examine::{BlockSpan, DataMap};
 use super::latency::Latency;
-use crate::channel::Wires;
+use crate::channel::NbdConnections;
 use crate::extent::{ByteRange, RangeSet};
 use crate::job::pass_state::{DetectedZeros, LeafContent, PassState, Segment, Work, WrittenRange, ZeroMethod};
 use crate::limits::ZEROS_PER_JOB;
@@ -95,10 +95,10 @@ pub(crate) struct WorkerPass {
     /// Requests for zeros in flight.
     pub zeros: usize,
     /// Operations in the ring for its connections.
-    pub wire_operations: usize,
+    pub connection_operations: usize,
     pub latency: Latency,
     /// Connections to the servers of the pass's volumes.
-    pub wires: Wires,
+    pub connections: NbdConnections,
     /// Bytes of blocks in flight.
     bytes_in_flight: u64,
     /// Whether this worker takes part; it acknowledges in any case.
@@ -114,19 +114,19 @@ pub(crate) struct WorkerPass {
 
 impl WorkerPass {
     /// `served_bytes` is where the least served pass of the worker stands: a new job does not starve the old ones.
-    /// The wires take `slots` operations at a time.
+    /// The connections take `slots` operations at a time.
     pub(crate) fn new(id: u32, state: Arc<PassState>, served_bytes: u64, slots: usize) -> Self {
         let takes_part = state.join();
-        let wires = if takes_part {
-            Wires::new(&state.source, &state.destination, slots, state.params.workers)
+        let connections = if takes_part {
+            NbdConnections::new(&state.source, &state.destination, slots, state.params.workers)
         } else {
-            Ok(Wires::default())
+            Ok(NbdConnections::default())
         };
-        let (wires, takes_part) = match wires {
-            Ok(wires) => (wires, takes_part),
+        let (connections, takes_part) = match connections {
+            Ok(connections) => (connections, takes_part),
             Err(error) => {
                 state.fail(error);
-                (Wires::default(), false)
+                (NbdConnections::default(), false)
             }
         };
         Self {
@@ -138,9 +138,9 @@ impl WorkerPass {
             slots: 0,
             is_stalled: false,
             zeros: 0,
-            wire_operations: 0,
+            connection_operations: 0,
             latency: Latency::new(),
-            wires,
+            connections,
             bytes_in_flight: 0,
             takes_part,
             flushes_seen: 0,
@@ -161,7 +161,7 @@ impl WorkerPass {
 
     /// Whether it may have something to do.
     pub(crate) fn may_start(&self) -> bool {
-        self.takes_part && !self.state.is_halting() && !self.state.control.is_paused() && !self.state.is_shut()
+        self.takes_part && !self.state.is_halting() && !self.state.control.is_paused() && !self.state.is_gate_closed()
     }
 
     fn decide(&mut self, now: Instant) -> NextStep {
@@ -294,11 +294,11 @@ impl WorkerPass {
     }
 
     /// Looks after the connections. What is still in flight when the job has ended without it is given up.
-    pub(crate) fn tend_wires(&mut self, now: Instant) {
+    pub(crate) fn poll_connections(&mut self, now: Instant) {
         if self.is_abandoned() && self.in_flight > 0 {
-            self.wires.abandon();
+            self.connections.abandon();
         }
-        self.wires.turn(now, self.state.is_given_up(), self.state.control.is_long_path());
+        self.connections.turn(now, self.state.is_given_up(), self.state.control.is_long_path());
     }
 
     /// Reports what was written to the state of the pass.
@@ -318,12 +318,12 @@ impl WorkerPass {
 
     /// Whether the pass is to be released, and can be.
     pub(crate) fn may_release(&self) -> bool {
-        self.halted && self.in_flight == 0 && self.state.is_release_asked() && self.wires.are_still()
+        self.halted && self.in_flight == 0 && self.state.is_release_asked() && self.connections.are_idle()
     }
 
     /// Forgets the pass, and so its files, and says so after that.
     pub(crate) fn release(mut self) {
-        self.wires.close();
+        self.connections.close();
         let acknowledge = self.state.release(&self.latency);
         drop(self);
         acknowledge();

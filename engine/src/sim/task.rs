@@ -155,7 +155,7 @@ impl Task {
         look(&mut self.world.lock().sites[self.index])
     }
 
-    fn is_shut(&self) -> bool {
+    fn is_gate_closed(&self) -> bool {
         self.site(|site| site.barrier.as_ref().is_some_and(|barrier| !barrier.gate.is_open()))
     }
 
@@ -524,7 +524,7 @@ impl Task {
         let world = self.world.lock();
         let touched = world.sites[self.index].books.touched.len();
         drop(world);
-        if self.control.is_paused() || self.control.cancelled().is_some() || self.is_shut() {
+        if self.control.is_paused() || self.control.cancelled().is_some() || self.is_gate_closed() {
             assert_eq!(*self.frozen.get_or_insert(touched), touched, "a block was read after a pause or a cancel");
         }
         if let Some(Limit { rate, since, read, slack }) = self.limit {

@@ -1,4 +1,4 @@
-//! By what a job reaches its volumes, besides their names: descriptors that somebody else has opened, and the leash of
+//! By what a job reaches its volumes, besides their names: descriptors that somebody else has opened, and the revoker of
 //! its connections.
 //!
 //! A given descriptor is opened anew through `/proc/self/fd`: that leads to the same inode whatever has become of its
@@ -7,7 +7,7 @@
 
 use super::Locator;
 use crate::error::{Error, Result, Side};
-use crate::nbd::leash::Leash;
+use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::supervision::OpenedDestination;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -16,15 +16,15 @@ use std::sync::Arc;
 /// See the module's head. By default there are names only.
 #[derive(Debug, Default)]
 pub(crate) struct VolumeAccess {
-    pub leash: Arc<Leash>,
+    pub revoker: Arc<ConnectionRevoker>,
     pub source: Option<OwnedFd>,
     pub destination: Option<OpenedDestination>,
 }
 
 impl VolumeAccess {
-    /// With nothing but a leash.
-    pub(crate) fn on(leash: &Arc<Leash>) -> Self {
-        Self { leash: Arc::clone(leash), ..Self::default() }
+    /// With names only.
+    pub(crate) fn on(revoker: &Arc<ConnectionRevoker>) -> Self {
+        Self { revoker: Arc::clone(revoker), ..Self::default() }
     }
 
     /// The descriptor of that side.

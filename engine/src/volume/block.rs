@@ -52,7 +52,7 @@ pub(crate) fn refuse_block(block: u32, pair: Pair<'_>) -> Result<()> {
         return Ok(());
     }
     let names: Vec<_> =
-        pair.iter().filter(|volume| volume.link().is_some()).map(|volume| volume.name().to_string()).collect();
+        pair.iter().filter(|volume| volume.export().is_some()).map(|volume| volume.name().to_string()).collect();
     let message = format!(
         "a request to {} may have {least} to {most} bytes, which leaves no room for blocks of {block}",
         names.join(" and to ")
@@ -71,8 +71,8 @@ struct Bounds {
 impl Bounds {
     /// `None` without a server.
     fn of(pair: Pair<'_>) -> Option<Self> {
-        let each = pair.into_iter().filter_map(|volume| volume.link()).map(|link| {
-            let facts = link.facts();
+        let each = pair.into_iter().filter_map(|volume| volume.export()).map(|export| {
+            let facts = export.facts();
             Self { least: facts.min_block_bytes, most: 1 << facts.max_payload_bytes.max(1).ilog2() }
         });
         each.reduce(|one, two| Self { least: one.least.max(two.least), most: one.most.min(two.most) })
@@ -80,7 +80,8 @@ impl Bounds {
 
     /// `minimum of nbd://host/export`
     fn least_of(self, pair: Pair<'_>) -> String {
-        let is_it = |volume: &&dyn Volume| volume.link().is_some_and(|link| link.facts().min_block_bytes == self.least);
+        let is_it =
+            |volume: &&dyn Volume| volume.export().is_some_and(|export| export.facts().min_block_bytes == self.least);
         let name = pair.into_iter().find(is_it).map_or_else(String::new, |volume| volume.name().to_string());
         format!("{} that {name}", self.least)
     }

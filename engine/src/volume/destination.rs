@@ -5,7 +5,7 @@
 
 use super::end::End;
 use super::local::Local;
-use super::lock::{Patience, lock_file, open_device, refuse_claimed};
+use super::lock::{LockWait, lock_file, open_device, refuse_claimed};
 use super::node::{Node, NodeKind, absolute, errno};
 use super::reading::Source;
 use super::topology::kernel_filesystem;
@@ -70,14 +70,14 @@ pub(super) fn open_destination(
     path: &Path,
     given: Option<&OpenedDestination>,
     source: &Source,
-    patience: &Patience<'_>,
+    lock_wait: &LockWait<'_>,
     missing: &dyn Fn() -> Result<()>,
 ) -> Result<(End, Creation)> {
     if let Some(given) = given {
-        return open_given(spec, path, given, source, patience);
+        return open_given(spec, path, given, source, lock_wait);
     }
     for _ in 0..REPLACED_MAX {
-        if let Some((file, kind, creation)) = try_destination(spec, path, source, patience, missing)? {
+        if let Some((file, kind, creation)) = try_destination(spec, path, source, lock_wait, missing)? {
             let name = absolute(path, Side::Destination)?.as_path().into();
             return Ok((End::Local(Local::new(kind, file, name, Side::Destination)?), creation));
         }
@@ -91,15 +91,15 @@ fn try_destination(
     spec: &CopySpec,
     path: &Path,
     source: &Source,
-    patience: &Patience<'_>,
+    lock_wait: &LockWait<'_>,
     missing: &dyn Fn() -> Result<()>,
 ) -> Result<Option<(File, NodeKind, Creation)>> {
     let Some(node) = Node::look_up(path, Side::Destination)? else {
         missing()?;
-        let created = create_destination(spec, path, source, patience)?;
+        let created = create_destination(spec, path, source, lock_wait)?;
         return Ok(created.map(|(file, guard)| (file, NodeKind::File, Creation::Ours(guard))));
     };
-    let file = open_locked(spec, &node, source, patience)?;
+    let file = open_locked(spec, &node, source, lock_wait)?;
     Ok(leads_to(&node, &file)?.then_some((file, node.kind(), Creation::None)))
 }
 
@@ -109,10 +109,10 @@ fn open_given(
     path: &Path,
     given: &OpenedDestination,
     source: &Source,
-    patience: &Patience<'_>,
+    lock_wait: &LockWait<'_>,
 ) -> Result<(End, Creation)> {
     let node = Node::opened(path, &given.file, Side::Destination)?;
-    let file = open_locked(spec, &node, source, patience)?;
+    let file = open_locked(spec, &node, source, lock_wait)?;
     let parent = given.parent.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| {
         let what = format!("keep the directory of {}", path.shown());
         Error::io(Side::Destination, Operation::Open, &e, what)
@@ -125,7 +125,7 @@ fn open_given(
 }
 
 /// What exists, open and locked.
-fn open_locked(spec: &CopySpec, node: &Node, source: &Source, patience: &Patience<'_>) -> Result<File> {
+fn open_locked(spec: &CopySpec, node: &Node, source: &Source, lock_wait: &LockWait<'_>) -> Result<File> {
     let writable = may_write(node, AccessFlags::R_OK | AccessFlags::W_OK)?;
     source.refuse_same(node)?;
     refuse_claimed(node)?;
@@ -135,10 +135,10 @@ fn open_locked(spec: &CopySpec, node: &Node, source: &Source, patience: &Patienc
     }
     match node.kind() {
         NodeKind::Device if sysfs_read_only(node.rdev()) => Err(read_only_device(node.path())),
-        NodeKind::Device => open_device(node, patience),
+        NodeKind::Device => open_device(node, lock_wait),
         NodeKind::File => {
             let file = open_file(node)?;
-            lock_file(&file, node.path(), patience)?;
+            lock_file(&file, node.path(), lock_wait)?;
             Ok(file)
         }
     }
@@ -169,7 +169,7 @@ fn create_destination(
     spec: &CopySpec,
     path: &Path,
     source: &Source,
-    patience: &Patience<'_>,
+    lock_wait: &LockWait<'_>,
 ) -> Result<Option<(File, CreatedFile)>> {
     let path = absolute(path, Side::Destination)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
@@ -191,7 +191,7 @@ fn create_destination(
     };
     let stat = file.metadata().map_err(|e| refused_writing(&path, &e))?;
     // Whoever holds the lock of the new file already uses it: without the lock, removing it is not ours to do.
-    lock_file(&file, &path, patience)?;
+    lock_file(&file, &path, lock_wait)?;
     match std::fs::metadata(&path) {
         Ok(now) if (now.dev(), now.ino()) == (stat.dev(), stat.ino()) => {
             Ok(Some((file, CreatedFile { path, device: stat.dev(), inode: stat.ino(), stays: false })))

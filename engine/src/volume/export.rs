@@ -2,13 +2,13 @@
 //!
 //! A server tells nothing that would tell one state of an export from a later one: no times, no inode. So an export is
 //! known by its canonical URI and its size, and a source that others write is the caller's to keep still. Nothing locks
-//! an export either; see [`super::lock`] for what does. All of its bytes pass over a [`Link`], which workers find
-//! through [`Volume::link`]: there is no descriptor that a ring could act on.
+//! an export either; see [`super::lock`] for what does. All of its bytes pass over its [`ExportConnections`], which
+//! workers find through [`Volume::export`]: there is no descriptor that a ring could act on.
 
 use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
-use crate::nbd::link::Link;
+use crate::nbd::export_connections::ExportConnections;
 use crate::ring::FileId;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,25 +16,25 @@ use std::time::Duration;
 /// An open export.
 #[derive(Debug)]
 pub(crate) struct ExportVolume {
-    link: Arc<Link>,
+    export: Arc<ExportConnections>,
     identity: Identity,
 }
 
 impl ExportVolume {
-    /// Takes over a link that is connected.
-    pub(crate) fn new(link: Arc<Link>) -> Self {
+    /// Takes over an export that is connected.
+    pub(crate) fn new(export: Arc<ExportConnections>) -> Self {
         let identity = Identity {
-            name: link.name().into(),
+            name: export.name().into(),
             kind: VolumeKind::Export,
             device: 0,
             inode: 0,
             born_ns: None,
-            size_bytes: link.facts().size_bytes,
+            size_bytes: export.facts().size_bytes,
             modified_ns: 0,
             changed_ns: 0,
             ids: VolumeIds::default(),
         };
-        Self { link, identity }
+        Self { export, identity }
     }
 
     /// The bytes of `range`, which starts at a multiple of the alignment and ends at one or at the end of the export.
@@ -42,12 +42,12 @@ impl ExportVolume {
     /// # Errors
     /// What the server or the network says.
     pub(super) fn read(&self, range: ByteRange) -> Result<Vec<u8>> {
-        self.link.read(range)
+        self.export.read(range)
     }
 
     /// Whether the server takes no writes.
     pub(super) fn is_read_only(&self) -> bool {
-        self.link.facts().flags.is_read_only()
+        self.export.facts().flags.is_read_only()
     }
 }
 
@@ -65,7 +65,7 @@ impl Volume for ExportVolume {
     }
 
     fn align_bytes(&self) -> u32 {
-        self.link.facts().min_block_bytes
+        self.export.facts().min_block_bytes
     }
 
     fn identity(&self) -> &Identity {
@@ -73,18 +73,18 @@ impl Volume for ExportVolume {
     }
 
     fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
-        self.link.extents(within, max)
+        self.export.extents(within, max)
     }
 
     fn generation(&self) -> Option<u64> {
-        Some(self.link.generation())
+        Some(self.export.generation())
     }
 
     fn tells_zeros(&self) -> bool {
-        self.link.tells_extents()
+        self.export.tells_extents()
     }
 
-    /// A link looks at size and flags whenever it connects anew, and ends the job if they differ.
+    /// An export looks at size and flags whenever it connects anew, and ends the job if they differ.
     fn check_unchanged(&self) -> Result<()> {
         Ok(())
     }
@@ -115,11 +115,11 @@ impl Volume for ExportVolume {
     }
 
     fn stop(&self, limit: Duration) -> bool {
-        self.link.stop(limit)
+        self.export.stop(limit)
     }
 
-    fn link(&self) -> Option<&Arc<Link>> {
-        Some(&self.link)
+    fn export(&self) -> Option<&Arc<ExportConnections>> {
+        Some(&self.export)
     }
 }
 

@@ -21,13 +21,13 @@ use std::time::{Duration, Instant};
 const RETRY_EVERY: Duration = Duration::from_millis(10);
 
 /// How long a start waits for another copy to let go, and whether it is still wanted.
-pub(crate) struct Patience<'a> {
+pub(crate) struct LockWait<'a> {
     deadline: Instant,
     wait: Duration,
     cancelled: &'a dyn Fn() -> bool,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> LockWait<'a> {
     /// Waits for `wait` from now on, unless `cancelled`.
     pub(crate) fn new(wait: Duration, cancelled: &'a dyn Fn() -> bool) -> Self {
         let now = Instant::now();
@@ -84,7 +84,7 @@ pub(super) fn refuse_claimed(node: &Node) -> Result<()> {
 ///
 /// # Errors
 /// `EBusy` if somebody else keeps it for too long, `ECancelled`.
-pub(super) fn lock_file(file: &File, path: &Path, patience: &Patience<'_>) -> Result<()> {
+pub(super) fn lock_file(file: &File, path: &Path, lock_wait: &LockWait<'_>) -> Result<()> {
     loop {
         // The guard that replaces this function unlocks when it is dropped, which may be before the last write landed.
         #[allow(deprecated, reason = "the lock must end with the last operation in flight, not with a value")]
@@ -92,7 +92,7 @@ pub(super) fn lock_file(file: &File, path: &Path, patience: &Patience<'_>) -> Re
             Ok(()) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(errno @ Errno::EWOULDBLOCK) => {
-                patience.retry(busy(path, errno, "another copy, or the last writes of one, holds its lock"))?;
+                lock_wait.retry(busy(path, errno, "another copy, or the last writes of one, holds its lock"))?;
             }
             Err(errno) => {
                 let what = format!("lock {}", path.shown());
@@ -106,7 +106,7 @@ pub(super) fn lock_file(file: &File, path: &Path, patience: &Patience<'_>) -> Re
 ///
 /// # Errors
 /// `EBusy` if somebody else keeps it for too long, `ECancelled`, or why it cannot be opened.
-pub(super) fn open_device(node: &Node, patience: &Patience<'_>) -> Result<File> {
+pub(super) fn open_device(node: &Node, lock_wait: &LockWait<'_>) -> Result<File> {
     let path = node.path();
     loop {
         let flags = libc::O_EXCL | libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -114,7 +114,7 @@ pub(super) fn open_device(node: &Node, patience: &Patience<'_>) -> Result<File> 
             Ok(file) => return Ok(file),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                 refuse_claimed(node)?;
-                patience.retry(busy(path, Errno::EBUSY, "another copy or program opened it exclusively"))?;
+                lock_wait.retry(busy(path, Errno::EBUSY, "another copy or program opened it exclusively"))?;
             }
             Err(e) => {
                 return Err(Error::io(Side::Destination, Operation::Open, &e, format!("open {}", path.shown())));

@@ -60,7 +60,7 @@ pub(crate) use end::End;
 pub(crate) use identity::Likeness;
 pub(crate) use ids::IDS_BYTES_MAX;
 pub(crate) use increment::{refuse_half_copy, source_identity};
-pub(crate) use lock::Patience;
+pub(crate) use lock::LockWait;
 pub(crate) use open::Opened;
 pub(crate) use resumable::{Unproven, is_destination, refuse_changed_source, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
@@ -70,7 +70,7 @@ pub(crate) use streams::refuse_streams;
 use crate::error::{Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::limits::DIRECT_ALIGN_BYTES;
-use crate::nbd::link::Link;
+use crate::nbd::export_connections::ExportConnections;
 use crate::ring::FileId;
 use std::fmt;
 use std::sync::Arc;
@@ -113,7 +113,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// Size in bytes when it was opened (or last resized by [`Volume::resize`]).
     fn size_bytes(&self) -> u64;
 
-    /// What rings act on. Of an export -1, which no ring takes: see [`Volume::link`].
+    /// What rings act on. Of an export -1, which no ring takes: see [`Volume::export`].
     fn file(&self) -> FileId;
 
     /// Offsets and lengths of operations on [`Volume::file`] must be multiples of this many bytes: 1 through the page
@@ -210,7 +210,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
     }
 
     /// The connections to its server, where it has one: workers act on those, and not on [`Volume::file`].
-    fn link(&self) -> Option<&Arc<Link>> {
+    fn export(&self) -> Option<&Arc<ExportConnections>> {
         None
     }
 

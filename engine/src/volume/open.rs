@@ -8,7 +8,7 @@ use super::destination::{Creation, open_destination, read_only_device};
 use super::end::End;
 use super::export::read_only_export;
 use super::local::Local;
-use super::lock::Patience;
+use super::lock::LockWait;
 use super::node::Node;
 use super::occupied::Occupied;
 use super::reading::{Reading, Source, open_export, open_reading};
@@ -69,7 +69,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens both, or refuses. Waits for the destination's lock for as long as `patience` lasts. `rights` adds what
+    /// Opens both, or refuses. Waits for the destination's lock for as long as `lock_wait` lasts. `rights` adds what
     /// the caller needs to be allowed besides, `missing` may refuse that a missing destination is created.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Opened {
     pub(crate) fn open(
         spec: &CopySpec,
         access: &VolumeAccess,
-        patience: &Patience<'_>,
+        lock_wait: &LockWait<'_>,
         rights: &dyn Fn() -> Result<()>,
         missing: &dyn Fn() -> Result<()>,
     ) -> Result<Self> {
@@ -89,18 +89,18 @@ impl Opened {
             (Locator::Path(path), None) => _ = Node::look_up(path, Side::Destination)?,
             (Locator::Nbd(_), _) => {}
         }
-        let plain = Reading { network: spec.network, cancelled: patience.cancelled(), ..Reading::new(spec.direct) };
+        let plain = Reading { network: spec.network, cancelled: lock_wait.cancelled(), ..Reading::new(spec.direct) };
         let mut source =
             Source::open(&spec.source, &Reading { changed_since: spec.changed_since.as_deref(), ..plain }, access)?;
         rights()?;
         source.end.watch()?;
         let (destination, creation) = match &spec.destination {
             Locator::Path(path) => {
-                open_destination(spec, path, access.destination.as_ref(), &source, patience, missing)?
+                open_destination(spec, path, access.destination.as_ref(), &source, lock_wait, missing)?
             }
             Locator::Nbd(uri) => {
                 refuse_same_export(spec)?;
-                let end = open_export(uri, Side::Destination, &plain, &access.leash)?;
+                let end = open_export(uri, Side::Destination, &plain, &access.revoker)?;
                 source.refuse_live(spec.live_source)?;
                 (end, Creation::None)
             }

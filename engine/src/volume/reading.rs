@@ -12,8 +12,8 @@ use super::same::{refuse_same, refuse_source_under};
 use super::topology::{claimed_elsewhere, writable_mount_of};
 use super::{Locator, NbdUri, Volume};
 use crate::error::{Code, Error, Operation, Result, Side};
-use crate::nbd::leash::Leash;
-use crate::nbd::link::Link;
+use crate::nbd::connection_revoker::ConnectionRevoker;
+use crate::nbd::export_connections::ExportConnections;
 use crate::shown::Shown;
 use crate::spec::{Direct, LiveSource, NetworkTerms};
 use nix::libc;
@@ -104,7 +104,7 @@ pub(crate) fn open_verified_end(
 ) -> Result<End> {
     let mut volume = match locator {
         Locator::Path(path) => End::Local(open_reading(&existing(path, side, access)?, side)?),
-        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how }, &access.leash)?,
+        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how }, &access.revoker)?,
     };
     volume.bypass_cache(how.direct, side)?;
     Ok(volume)
@@ -124,7 +124,7 @@ impl Source {
                 Self { end: End::Local(open_reading(&node, Side::Source)?), node: Some(node) }
             }
             Locator::Nbd(uri) => {
-                let end = open_export(uri, Side::Source, how, &access.leash)?;
+                let end = open_export(uri, Side::Source, how, &access.revoker)?;
                 Self { end, node: None }
             }
         })
@@ -156,9 +156,14 @@ pub(super) fn existing(path: &Path, side: Side, access: &VolumeAccess) -> Result
     }
 }
 
-pub(super) fn open_export(uri: &NbdUri, side: Side, how: &Reading<'_>, leash: &Arc<Leash>) -> Result<End> {
-    let link = Link::open(uri, side, how.network, how.changed_since, leash, how.cancelled)?;
-    Ok(End::Export(ExportVolume::new(link)))
+pub(super) fn open_export(
+    uri: &NbdUri,
+    side: Side,
+    how: &Reading<'_>,
+    revoker: &Arc<ConnectionRevoker>,
+) -> Result<End> {
+    let export = ExportConnections::open(uri, side, how.network, how.changed_since, revoker, how.cancelled)?;
+    Ok(End::Export(ExportVolume::new(export)))
 }
 
 pub(super) fn open_reading(node: &Node, side: Side) -> Result<Local> {

@@ -43,7 +43,7 @@ fn an_export_is_an_end_like_any_other() {
     assert_eq!((back.destination.size_bytes(), back.destination.file().0), (2 * MIB, -1));
     let through = start(&between(source.export(""), blank.export(""))).unwrap();
     assert_eq!((through.route.to_string().as_str(), through.leaf_bytes), ("nbd", BLOCK_BYTES_SMALL));
-    assert!(through.source.link().is_some() && through.destination.link().is_some());
+    assert!(through.source.export().is_some() && through.destination.export().is_some());
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //! error       error u32, length u16, message         error offset  as error, then offset u64
 //! ```
 
-use super::{Expected, Violation};
+use super::{ExpectedReply, ProtocolViolation};
 use crate::nbd::ReplyStyle;
 use crate::nbd::codec::{EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, u16_at, u32_at, u64_at};
 
@@ -28,12 +28,12 @@ const FLAG_DONE: u16 = 1;
 const TYPE_ERROR: u16 = 1 << 15;
 
 /// Bytes of the head that starts with this magic number.
-pub(super) fn head_bytes(style: ReplyStyle, magic: u32) -> Result<usize, Violation> {
+pub(super) fn head_bytes(style: ReplyStyle, magic: u32) -> Result<usize, ProtocolViolation> {
     match (style, magic) {
         (ReplyStyle::Simple | ReplyStyle::Structured, SIMPLE_REPLY_MAGIC) => Ok(16),
         (ReplyStyle::Structured, STRUCTURED_REPLY_MAGIC) => Ok(20),
         (ReplyStyle::Extended, EXTENDED_REPLY_MAGIC) => Ok(HEAD_BYTES_MAX),
-        _ => Err(Violation("wrong magic number in a reply")),
+        _ => Err(ProtocolViolation("wrong magic number in a reply")),
     }
 }
 
@@ -69,7 +69,7 @@ impl Head {
 
 /// What a chunk carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ChunkKind {
     None,
     Data,
     Hole,
@@ -82,9 +82,14 @@ pub(super) enum Kind {
     OtherError,
 }
 
-impl Kind {
+impl ChunkKind {
     /// The kind, if it may answer such a request and may have that length.
-    pub(super) fn check(number: u16, len: u64, style: ReplyStyle, expected: Expected) -> Result<Self, Violation> {
+    pub(super) fn check(
+        number: u16,
+        len: u64,
+        style: ReplyStyle,
+        expected: ExpectedReply,
+    ) -> Result<Self, ProtocolViolation> {
         let kind = match (number, style) {
             (0, _) => Self::None,
             (1, _) => Self::Data,
@@ -94,18 +99,18 @@ impl Kind {
             (0x8001, _) => Self::Error,
             (0x8002, _) => Self::ErrorOffset,
             (number, _) if number & TYPE_ERROR != 0 => Self::OtherError,
-            _ => return Err(Violation("a chunk of an unknown type")),
+            _ => return Err(ProtocolViolation("a chunk of an unknown type")),
         };
         match (kind, expected) {
-            (Self::Data | Self::Hole, Expected::Nothing | Expected::Status { .. })
-            | (Self::Status { .. }, Expected::Nothing | Expected::Read { .. }) => {
-                Err(Violation("a chunk that does not answer the request"))
+            (Self::Data | Self::Hole, ExpectedReply::Nothing | ExpectedReply::Status { .. })
+            | (Self::Status { .. }, ExpectedReply::Nothing | ExpectedReply::Read { .. }) => {
+                Err(ProtocolViolation("a chunk that does not answer the request"))
             }
             _ => kind.with_length(len),
         }
     }
 
-    fn with_length(self, len: u64) -> Result<Self, Violation> {
+    fn with_length(self, len: u64) -> Result<Self, ProtocolViolation> {
         let is_right = match self {
             Self::None => len == 0,
             Self::Data => len > 8,
@@ -116,7 +121,7 @@ impl Kind {
                 (self.prefix_bytes() as u64 + self.suffix_bytes()..=ERROR_BYTES_MAX).contains(&len)
             }
         };
-        is_right.then_some(self).ok_or(Violation("a chunk whose length does not fit its type"))
+        is_right.then_some(self).ok_or(ProtocolViolation("a chunk whose length does not fit its type"))
     }
 
     /// Bytes at the start of the payload that say what follows.

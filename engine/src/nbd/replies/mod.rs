@@ -13,30 +13,30 @@
 //! - A place lies inside the buffer of a request that is under way, and no byte of a buffer is named twice.
 //! - `Done` without an error comes once for a request, after every byte of a read was named by a body (and has arrived)
 //!   or by a hole, and after every context of a status request was answered.
-//! - After a [`Violation`] nothing more is said: the connection is of no further use.
+//! - After a [`ProtocolViolation`] nothing more is said: the connection is of no further use.
 //! - Nothing is allocated per reply but the descriptors of block status, of which at most [`DESCRIPTORS_MAX`] are kept.
 //!   No length that the server claims is memory here.
 
-mod arrived;
+mod received_ranges;
 mod chunk;
-pub(super) mod owner;
+pub(super) mod test_receiver;
 pub(super) mod samples;
-mod slot;
-mod take;
+mod request_slot;
+mod parse;
 #[cfg(test)]
 mod tests;
 
-use super::{Contexts, ReplyStyle};
-use chunk::{HEAD_BYTES_MAX, Kind, MAGIC_BYTES, before_payload};
+use super::{MetaContexts, ReplyStyle};
+use chunk::{ChunkKind, HEAD_BYTES_MAX, MAGIC_BYTES, before_payload};
 use nix::errno::Errno;
-use slot::Slot;
+use request_slot::RequestSlot;
 
 /// Descriptors of block status that are kept of one chunk; the owner asks again from where they end.
 pub(crate) const DESCRIPTORS_MAX: usize = 4096;
 
 /// What a request is to be answered with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Expected {
+pub(crate) enum ExpectedReply {
     /// `len` bytes from `offset` of the export.
     Read { offset: u64, len: u32 },
     /// That it is done: writes, zeros, flushes.
@@ -47,7 +47,7 @@ pub(crate) enum Expected {
 
 /// What to receive next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wants {
+pub(crate) enum NextReceive {
     /// Up to so many bytes, into memory of the connection. Never 0, unless the server has broken the protocol.
     Head { most: usize },
     /// Exactly so many bytes, to byte `at` of the buffer of request `index`. Fewer may arrive at a time.
@@ -56,7 +56,7 @@ pub(crate) enum Wants {
 
 /// What the server has said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum ReplyEvent {
     /// `len` bytes at `at` of the buffer of `index` are zeros, which the owner puts there.
     Hole { index: usize, at: u32, len: u32 },
     /// Payload among the bytes given to [`Replies::head`]: `len` bytes from `from` of them belong at `at` of the buffer
@@ -72,11 +72,11 @@ pub(crate) enum Event {
 
 /// What the server did wrong. The connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Violation(pub &'static str);
+pub(crate) struct ProtocolViolation(pub &'static str);
 
 /// Where in the stream the parser is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ParserState {
     Head,
     /// The start of a chunk's payload, which says what follows.
     Prefix,
@@ -100,7 +100,7 @@ enum Stage {
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
     index: usize,
-    kind: Kind,
+    kind: ChunkKind,
     /// Bytes of payload that follow what has been understood. Not used for the payload of reads.
     left: u64,
     is_last: bool,
@@ -119,32 +119,32 @@ struct Status {
 #[derive(Debug)]
 pub(crate) struct Replies {
     style: ReplyStyle,
-    contexts: Contexts,
-    slots: Vec<Slot>,
+    contexts: MetaContexts,
+    slots: Vec<RequestSlot>,
     free: Vec<u32>,
     reads: usize,
-    stage: Stage,
+    stage: ParserState,
     chunk: Chunk,
     status: Status,
     /// The first bytes of what is not whole yet.
     buffer: [u8; HEAD_BYTES_MAX],
     buffered: usize,
     head_bytes: usize,
-    broken: Option<Violation>,
+    broken: Option<ProtocolViolation>,
 }
 
 impl Replies {
     /// For up to `slots` requests at a time. Allocates here.
-    pub(crate) fn new(style: ReplyStyle, contexts: Contexts, slots: usize) -> Self {
+    pub(crate) fn new(style: ReplyStyle, contexts: MetaContexts, slots: usize) -> Self {
         let count = u32::try_from(slots).expect("slots are counted in hundreds");
         Self {
             style,
             contexts,
-            slots: (0..slots).map(|_| Slot::new()).collect(),
+            slots: (0..slots).map(|_| RequestSlot::new()).collect(),
             free: (0..count).rev().collect(),
             reads: 0,
-            stage: Stage::Head,
-            chunk: Chunk { index: 0, kind: Kind::None, left: 0, is_last: false },
+            stage: ParserState::Head,
+            chunk: Chunk { index: 0, kind: ChunkKind::None, left: 0, is_last: false },
             status: Status::default(),
             buffer: [0; HEAD_BYTES_MAX],
             buffered: 0,
@@ -157,11 +157,11 @@ impl Replies {
     ///
     /// # Panics
     /// If every slot is taken: the owner counts.
-    pub(crate) fn expect(&mut self, expected: Expected) -> u64 {
+    pub(crate) fn expect(&mut self, expected: ExpectedReply) -> u64 {
         let index = self.free.pop().expect("the owner makes no more requests than there are slots");
         let slot = &mut self.slots[index as usize];
         slot.reset(expected);
-        self.reads += usize::from(matches!(expected, Expected::Read { .. }));
+        self.reads += usize::from(matches!(expected, ExpectedReply::Read { .. }));
         u64::from(slot.generation) << 32 | u64::from(index)
     }
 
@@ -176,22 +176,26 @@ impl Replies {
     }
 
     /// What to receive next. While a read is under way, no more heads than can be had without swallowing its payload.
-    pub(crate) fn wants(&self) -> Wants {
+    pub(crate) fn wants(&self) -> NextReceive {
         if self.broken.is_some() {
-            return Wants::Head { most: 0 };
+            return NextReceive::Head { most: 0 };
         }
         let left = match self.stage {
-            Stage::Body { at, len } => return Wants::Body { index: self.chunk.index, at, len },
-            _ if self.reads == 0 => return Wants::Head { most: usize::MAX },
-            Stage::Head => 0,
+            ParserState::Body { at, len } => return NextReceive::Body { index: self.chunk.index, at, len },
+            _ if self.reads == 0 => return NextReceive::Head { most: usize::MAX },
+            ParserState::Head => 0,
             // The payload that this asks the place of comes next.
-            Stage::Prefix if self.chunk.kind == Kind::Data => {
-                return Wants::Head { most: self.chunk.kind.prefix_bytes() - self.buffered };
+            ParserState::Prefix if self.chunk.kind == ChunkKind::Data => {
+                return NextReceive::Head { most: self.chunk.kind.prefix_bytes() - self.buffered };
             }
-            Stage::Prefix | Stage::Descriptors | Stage::Message { .. } | Stage::Suffix | Stage::Rest => self.chunk.left,
+            ParserState::Prefix
+            | ParserState::Descriptors
+            | ParserState::Message { .. }
+            | ParserState::Suffix
+            | ParserState::Rest => self.chunk.left,
         };
         let most = left.saturating_add(before_payload(self.style) as u64) - self.buffered as u64;
-        Wants::Head { most: usize::try_from(most).unwrap_or(usize::MAX) }
+        NextReceive::Head { most: usize::try_from(most).unwrap_or(usize::MAX) }
     }
 
     /// Takes bytes that arrived: at least one, at most what was wanted when their receive began. Events are appended;
@@ -199,8 +203,8 @@ impl Replies {
     ///
     /// # Panics
     /// If a body is wanted: that is the owner's mistake.
-    pub(crate) fn head(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Result<(), Violation> {
-        assert!(!matches!(self.stage, Stage::Body { .. }) || self.broken.is_some(), "a body is wanted");
+    pub(crate) fn head(&mut self, bytes: &[u8], events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
+        assert!(!matches!(self.stage, ParserState::Body { .. }) || self.broken.is_some(), "a body is wanted");
         let mut taken = 0;
         while taken < bytes.len() {
             taken += self.unless_broken(|replies| replies.step(&bytes[taken..], taken, events))?;
@@ -212,17 +216,20 @@ impl Replies {
     ///
     /// # Panics
     /// If no body is wanted, or fewer bytes: that is the owner's mistake.
-    pub(crate) fn body(&mut self, bytes: u32, events: &mut Vec<Event>) -> Result<(), Violation> {
+    pub(crate) fn body(&mut self, bytes: u32, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
         self.unless_broken(|replies| {
-            let Stage::Body { at, len } = replies.stage else { panic!("no body is wanted") };
+            let ParserState::Body { at, len } = replies.stage else { panic!("no body is wanted") };
             assert!(bytes <= len, "more arrived than was wanted");
-            replies.stage = Stage::Body { at: at + bytes, len: len - bytes };
+            replies.stage = ParserState::Body { at: at + bytes, len: len - bytes };
             if bytes == len { replies.end_chunk(events) } else { Ok(()) }
         })
     }
 
     /// One step, and none after a violation.
-    fn unless_broken<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, Violation>) -> Result<T, Violation> {
+    fn unless_broken<T>(
+        &mut self,
+        step: impl FnOnce(&mut Self) -> Result<T, ProtocolViolation>,
+    ) -> Result<T, ProtocolViolation> {
         if let Some(violation) = self.broken {
             return Err(violation);
         }

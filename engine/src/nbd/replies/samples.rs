@@ -1,16 +1,16 @@
 //! Answers made up from a seed, for tests and fuzz targets: what a server may send, in its wildest order.
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
 
-use super::{DESCRIPTORS_MAX, Expected};
+use super::{DESCRIPTORS_MAX, ExpectedReply};
 use crate::journal::samples::Numbers;
 use crate::nbd::codec::{EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, errno};
-use crate::nbd::{Contexts, ReplyStyle};
+use crate::nbd::{MetaContexts, ReplyStyle};
 use nix::errno::Errno;
 
 /// A request and how it is answered.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
-    pub expected: Expected,
+pub(crate) struct SampleRequest {
+    pub expected: ExpectedReply,
     pub result: Result<(), Errno>,
     /// What a read brings, if it succeeds.
     pub content: Vec<u8>,
@@ -24,8 +24,8 @@ pub(crate) struct Asked {
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub style: ReplyStyle,
-    pub contexts: Contexts,
-    pub asked: Vec<Asked>,
+    pub contexts: MetaContexts,
+    pub asked: Vec<SampleRequest>,
     pub stream: Vec<u8>,
     /// Where the cookie of a request goes.
     pub cookies: Vec<(usize, usize)>,
@@ -39,7 +39,7 @@ fn content(offset: u64) -> u8 {
 impl Sample {
     pub(crate) fn new(seed: u64) -> Self {
         let numbers = Numbers(seed);
-        let mut server = Server { numbers, style: ReplyStyle::Simple, contexts: Contexts::default() };
+        let mut server = SampleServer { numbers, style: ReplyStyle::Simple, contexts: MetaContexts::default() };
         server.style = [ReplyStyle::Simple, ReplyStyle::Structured, ReplyStyle::Extended][server.below(3)];
         if server.style != ReplyStyle::Simple {
             server.contexts.allocation = (server.below(4) > 0).then_some(7);
@@ -60,46 +60,46 @@ impl Sample {
 }
 
 /// One answer, in messages that others may come between. Cookies are not in them yet.
-struct Answer {
-    asked: Asked,
+struct SampleReply {
+    asked: SampleRequest,
     messages: std::collections::VecDeque<Vec<u8>>,
 }
 
 /// What makes up answers.
-struct Server {
+struct SampleServer {
     numbers: Numbers,
     style: ReplyStyle,
-    contexts: Contexts,
+    contexts: MetaContexts,
 }
 
-impl Server {
+impl SampleServer {
     fn below(&mut self, end: u64) -> usize {
         self.numbers.below(end) as usize
     }
 
-    fn answer(&mut self) -> Answer {
+    fn answer(&mut self) -> SampleReply {
         let offset = self.numbers.next() >> 20;
-        let has_contexts = self.contexts != Contexts::default();
+        let has_contexts = self.contexts != MetaContexts::default();
         let expected = match self.below(if has_contexts { 4 } else { 3 }) {
-            0 | 1 => Expected::Read { offset, len: 1 + self.below(3000) as u32 },
-            2 => Expected::Nothing,
-            _ => Expected::Status { offset, len: 1 + self.numbers.below(1 << 33) },
+            0 | 1 => ExpectedReply::Read { offset, len: 1 + self.below(3000) as u32 },
+            2 => ExpectedReply::Nothing,
+            _ => ExpectedReply::Status { offset, len: 1 + self.numbers.below(1 << 33) },
         };
         let fails = self.below(4) == 0;
         let (error, result) = if fails { (28, Err(errno(28))) } else { (0, Ok(())) };
-        let asked = Asked { expected, result, content: Vec::new(), status: Vec::new(), first_at: 0 };
-        let mut answer = Answer { asked, messages: [].into() };
+        let asked = SampleRequest { expected, result, content: Vec::new(), status: Vec::new(), first_at: 0 };
+        let mut answer = SampleReply { asked, messages: [].into() };
         let may_be_simple = match (self.style, expected) {
             (ReplyStyle::Simple, _) => true,
-            (ReplyStyle::Structured, Expected::Nothing) => self.below(2) == 0,
-            (ReplyStyle::Structured, Expected::Status { .. }) => fails && self.below(2) == 0,
+            (ReplyStyle::Structured, ExpectedReply::Nothing) => self.below(2) == 0,
+            (ReplyStyle::Structured, ExpectedReply::Status { .. }) => fails && self.below(2) == 0,
             _ => false,
         };
         match expected {
             _ if may_be_simple => self.simple(&mut answer, error),
-            Expected::Read { offset, len } => self.read(&mut answer, offset, len, fails),
-            Expected::Nothing => {}
-            Expected::Status { len, .. } => self.status(&mut answer, len, fails),
+            ExpectedReply::Read { offset, len } => self.read(&mut answer, offset, len, fails),
+            ExpectedReply::Nothing => {}
+            ExpectedReply::Status { len, .. } => self.status(&mut answer, len, fails),
         }
         if !may_be_simple {
             self.finish(&mut answer, fails);
@@ -107,10 +107,10 @@ impl Server {
         answer
     }
 
-    fn simple(&mut self, answer: &mut Answer, error: u32) {
+    fn simple(&mut self, answer: &mut SampleReply, error: u32) {
         let head = [SIMPLE_REPLY_MAGIC, error, 0, 0].map(u32::to_be_bytes);
         let mut message = head.concat();
-        if let (Expected::Read { offset, len }, 0) = (answer.asked.expected, error) {
+        if let (ExpectedReply::Read { offset, len }, 0) = (answer.asked.expected, error) {
             answer.asked.content = (offset..offset + u64::from(len)).map(content).collect();
             message.extend(&answer.asked.content);
         }
@@ -118,7 +118,7 @@ impl Server {
     }
 
     /// Content in pieces of any size and order; not all of them, if it fails.
-    fn read(&mut self, answer: &mut Answer, offset: u64, len: u32, fails: bool) {
+    fn read(&mut self, answer: &mut SampleReply, offset: u64, len: u32, fails: bool) {
         answer.asked.content = vec![0; len as usize];
         let (mut pieces, mut at) = (Vec::new(), 0);
         let longest = [len, 9, 700][self.below(3)];
@@ -151,7 +151,7 @@ impl Server {
     }
 
     /// A chunk of descriptors for each context; not for all of them, if it fails.
-    fn status(&mut self, answer: &mut Answer, len: u64, fails: bool) {
+    fn status(&mut self, answer: &mut SampleReply, len: u64, fails: bool) {
         let mut contexts: Vec<u32> = self.contexts.allocation.into_iter().chain(self.contexts.dirty).collect();
         if self.below(2) == 0 {
             contexts.reverse();
@@ -188,7 +188,7 @@ impl Server {
     }
 
     /// Adds an error anywhere, if it fails, and marks the last chunk or adds an empty one.
-    fn finish(&mut self, answer: &mut Answer, fails: bool) {
+    fn finish(&mut self, answer: &mut SampleReply, fails: bool) {
         if fails {
             let error = self.error(answer.asked.expected);
             let at = self.below(answer.messages.len() as u64 + 1);
@@ -202,13 +202,13 @@ impl Server {
     }
 
     /// A chunk of some kind of error, with or without words.
-    fn error(&mut self, expected: Expected) -> Vec<u8> {
+    fn error(&mut self, expected: ExpectedReply) -> Vec<u8> {
         let words = vec![b'!'; [0, 5, 4096][self.below(3)]];
         let mut payload = [&28_u32.to_be_bytes(), &(words.len() as u16).to_be_bytes()[..], &words].concat();
         let offset = match expected {
-            Expected::Read { offset, len } => offset + self.numbers.below(u64::from(len)),
-            Expected::Status { offset, len } => offset + self.numbers.below(len),
-            Expected::Nothing => self.numbers.next(),
+            ExpectedReply::Read { offset, len } => offset + self.numbers.below(u64::from(len)),
+            ExpectedReply::Status { offset, len } => offset + self.numbers.below(len),
+            ExpectedReply::Nothing => self.numbers.next(),
         };
         let kind = [0x8001, 0x8002, 0x8abc][self.below(3)];
         match kind {
@@ -219,17 +219,17 @@ impl Server {
         self.chunk(expected, kind, &payload)
     }
 
-    fn chunk(&self, expected: Expected, kind: u16, payload: &[u8]) -> Vec<u8> {
+    fn chunk(&self, expected: ExpectedReply, kind: u16, payload: &[u8]) -> Vec<u8> {
         let is_wide = self.style == ReplyStyle::Extended;
         let offset = match expected {
-            Expected::Read { offset, .. } | Expected::Status { offset, .. } => offset,
-            Expected::Nothing => 0,
+            ExpectedReply::Read { offset, .. } | ExpectedReply::Status { offset, .. } => offset,
+            ExpectedReply::Nothing => 0,
         };
         chunk(is_wide, kind, offset, payload)
     }
 
     /// One stream of all answers, each in its order, with others between its messages.
-    fn interleave(mut self, mut answers: Vec<Answer>) -> Sample {
+    fn interleave(mut self, mut answers: Vec<SampleReply>) -> Sample {
         let (mut stream, mut asked, mut cookies) = (Vec::new(), Vec::new(), Vec::new());
         let mut begun = vec![None; answers.len()];
         while let Some(most) = answers.iter().filter(|answer| !answer.messages.is_empty()).count().checked_sub(1) {
@@ -237,7 +237,7 @@ impl Server {
             let at = (0..answers.len()).filter(|&at| !answers[at].messages.is_empty()).nth(nth).expect("counted");
             let message = answers[at].messages.pop_front().expect("it has one");
             let index = *begun[at].get_or_insert_with(|| {
-                asked.push(Asked { first_at: stream.len(), ..answers[at].asked.clone() });
+                asked.push(SampleRequest { first_at: stream.len(), ..answers[at].asked.clone() });
                 asked.len() - 1
             });
             cookies.push((stream.len() + 8, index));

@@ -1,13 +1,13 @@
 //! Any valid answers are understood, however they are cut; no others are.
 
-use super::owner::{Owner, some_length};
 use super::samples::Sample;
+use super::test_receiver::{TestReceiver, some_length};
 use super::*;
 use crate::journal::samples::Numbers;
 use proptest::prelude::*;
 
 /// Registers what the next bytes may answer, as late as it may be.
-fn ask_up_to(owner: &mut Owner, sample: &mut Sample, asked: &mut usize, end: usize) {
+fn ask_up_to(owner: &mut TestReceiver, sample: &mut Sample, asked: &mut usize, end: usize) {
     while sample.asked.get(*asked).is_some_and(|request| request.first_at < end) {
         let cookie = owner.ask(*asked, sample.asked[*asked].expected);
         sample.name(*asked, cookie);
@@ -18,7 +18,7 @@ fn ask_up_to(owner: &mut Owner, sample: &mut Sample, asked: &mut usize, end: usi
 /// Plays a sample; `seed` decides how it is cut and how early its requests are made. Returns early bytes.
 fn play(mut sample: Sample, seed: u64) -> u64 {
     let mut numbers = Numbers(seed);
-    let mut owner = Owner::new(sample.style, sample.contexts, sample.asked.len());
+    let mut owner = TestReceiver::new(sample.style, sample.contexts, sample.asked.len());
     let (mut at, mut asked) = (0, 0);
     while at < sample.stream.len() {
         if numbers.below(3) == 0 {
@@ -26,8 +26,8 @@ fn play(mut sample: Sample, seed: u64) -> u64 {
         }
         let (wanted, most) = (owner.replies.wants(), some_length(&mut numbers));
         let end = match wanted {
-            Wants::Head { most: wanted } => at.saturating_add(wanted.min(most)),
-            Wants::Body { .. } => at,
+            NextReceive::Head { most: wanted } => at.saturating_add(wanted.min(most)),
+            NextReceive::Body { .. } => at,
         };
         let end = end.min(sample.stream.len());
         ask_up_to(&mut owner, &mut sample, &mut asked, end);
@@ -58,19 +58,19 @@ fn samples_meet_every_way_of_receiving() {
 }
 
 const OFFSET: u64 = 1 << 20;
-const READ: Expected = Expected::Read { offset: OFFSET, len: 1000 };
-const STATUS: Expected = Expected::Status { offset: OFFSET, len: 1 << 30 };
-const CONTEXTS: Contexts = Contexts { allocation: Some(7), dirty: Some(9) };
+const READ: ExpectedReply = ExpectedReply::Read { offset: OFFSET, len: 1000 };
+const STATUS: ExpectedReply = ExpectedReply::Status { offset: OFFSET, len: 1 << 30 };
+const CONTEXTS: MetaContexts = MetaContexts { allocation: Some(7), dirty: Some(9) };
 
 /// Messages of a server that answers the first request of a connection.
 #[derive(Clone, Copy, Debug)]
-struct Server(ReplyStyle);
+struct SampleServer(ReplyStyle);
 
-const SIMPLE: Server = Server(ReplyStyle::Simple);
-const CHUNKS: Server = Server(ReplyStyle::Structured);
-const EXTENDED: Server = Server(ReplyStyle::Extended);
+const SIMPLE: SampleServer = SampleServer(ReplyStyle::Simple);
+const CHUNKS: SampleServer = SampleServer(ReplyStyle::Structured);
+const EXTENDED: SampleServer = SampleServer(ReplyStyle::Extended);
 
-impl Server {
+impl SampleServer {
     fn part(self, kind: u16, payload: &[&[u8]]) -> Vec<u8> {
         super::samples::chunk(self.0 == ReplyStyle::Extended, kind, OFFSET, &payload.concat())
     }
@@ -105,16 +105,16 @@ impl Server {
     }
 
     /// How the request fares when it is answered so.
-    fn answer(self, expected: Expected, messages: &[Vec<u8>]) -> Result<Owner, &'static str> {
+    fn answer(self, expected: ExpectedReply, messages: &[Vec<u8>]) -> Result<TestReceiver, &'static str> {
         let mut owner =
-            Owner::new(self.0, if self.0 == ReplyStyle::Simple { Contexts::default() } else { CONTEXTS }, 2);
+            TestReceiver::new(self.0, if self.0 == ReplyStyle::Simple { MetaContexts::default() } else { CONTEXTS }, 2);
         assert_eq!(owner.ask(0, expected), 0);
         let received = owner.receive_all(&messages.concat(), &mut Numbers(7));
         received.map(|()| owner).map_err(|violation| violation.0)
     }
 
     /// What is said against the answer.
-    fn violation(self, expected: Expected, messages: &[Vec<u8>]) -> &'static str {
+    fn violation(self, expected: ExpectedReply, messages: &[Vec<u8>]) -> &'static str {
         let violation = self.answer(expected, messages).expect_err("it is no sound answer");
         let sound = &messages[..messages.len() - 1];
         assert!(self.answer(expected, sound).is_ok_and(|owner| owner.ended.len() <= 1), "the last message is at fault");
@@ -131,7 +131,7 @@ fn simple(error: u32, cookie: u64) -> Vec<u8> {
 }
 
 /// The only answer of an owner who made one request.
-fn result(answered: Result<Owner, &'static str>) -> Result<(), Errno> {
+fn result(answered: Result<TestReceiver, &'static str>) -> Result<(), Errno> {
     let owner = answered.expect("it is a sound answer");
     assert_eq!(owner.ended.len(), 1);
     owner.ended[0].1
@@ -143,7 +143,7 @@ fn a_wrong_magic_number_is_a_violation() {
     assert_eq!(SIMPLE.violation(READ, &[CHUNKS.done()]), wrong);
     assert_eq!(CHUNKS.violation(READ, &[EXTENDED.done()]), wrong);
     assert_eq!(EXTENDED.violation(READ, &[CHUNKS.done()]), wrong);
-    assert_eq!(EXTENDED.violation(Expected::Nothing, &[simple(0, 0)]), wrong);
+    assert_eq!(EXTENDED.violation(ExpectedReply::Nothing, &[simple(0, 0)]), wrong);
     assert_eq!(SIMPLE.violation(READ, &[b"HTTP".to_vec()]), wrong, "four bytes are enough to know");
 }
 
@@ -151,24 +151,24 @@ fn a_wrong_magic_number_is_a_violation() {
 fn an_unknown_handle_is_a_violation() {
     for cookie in [1, 2, 1 << 32, u64::MAX] {
         let unknown = "an answer to a request that was not made";
-        assert_eq!(SIMPLE.violation(Expected::Nothing, &[simple(0, cookie)]), unknown);
+        assert_eq!(SIMPLE.violation(ExpectedReply::Nothing, &[simple(0, cookie)]), unknown);
     }
 }
 
 #[test]
 fn a_second_answer_to_one_request_is_a_violation() {
     let twice = "an answer to a request that was answered already";
-    assert_eq!(SIMPLE.violation(Expected::Nothing, &[simple(0, 0), simple(0, 0)]), twice);
-    assert_eq!(CHUNKS.violation(Expected::Nothing, &[CHUNKS.done(), simple(0, 0)]), twice);
+    assert_eq!(SIMPLE.violation(ExpectedReply::Nothing, &[simple(0, 0), simple(0, 0)]), twice);
+    assert_eq!(CHUNKS.violation(ExpectedReply::Nothing, &[CHUNKS.done(), simple(0, 0)]), twice);
     assert_eq!(EXTENDED.violation(READ, &[EXTENDED.hole(0, 1000), EXTENDED.done(), EXTENDED.data(0, 1)]), twice);
 }
 
 #[test]
 fn an_answer_to_an_earlier_request_of_a_slot_is_a_violation() {
-    let mut owner = Owner::new(ReplyStyle::Simple, Contexts::default(), 1);
-    let first = owner.ask(0, Expected::Nothing);
+    let mut owner = TestReceiver::new(ReplyStyle::Simple, MetaContexts::default(), 1);
+    let first = owner.ask(0, ExpectedReply::Nothing);
     owner.receive_all(&simple(0, first), &mut Numbers(0)).unwrap();
-    let second = owner.ask(1, Expected::Nothing);
+    let second = owner.ask(1, ExpectedReply::Nothing);
     assert_eq!((Replies::index(first), first == second), (Replies::index(second), false));
     let violation = owner.receive_all(&simple(0, first), &mut Numbers(0)).unwrap_err();
     assert_eq!(violation.0, "an answer to a request that was answered already");
@@ -186,7 +186,7 @@ fn a_simple_reply_to_a_structured_read_is_a_violation() {
 fn a_simple_reply_amid_chunks_is_a_violation() {
     let error = CHUNKS.error(0x8001, 5, b"", b"");
     assert_eq!(
-        CHUNKS.violation(Expected::Nothing, &[error, simple(5, 0)]),
+        CHUNKS.violation(ExpectedReply::Nothing, &[error, simple(5, 0)]),
         "a simple reply amid the chunks of another"
     );
 }
@@ -268,11 +268,11 @@ fn lengths_that_no_chunk_has_are_violations_before_their_bytes() {
 fn chunks_that_answer_another_kind_of_request_are_violations() {
     for server in [CHUNKS, EXTENDED] {
         let wrong = "a chunk that does not answer the request";
-        for expected in [Expected::Nothing, STATUS] {
+        for expected in [ExpectedReply::Nothing, STATUS] {
             assert_eq!(server.violation(expected, &[server.data(0, 1)]), wrong);
             assert_eq!(server.violation(expected, &[server.hole(0, 1)]), wrong);
         }
-        for expected in [Expected::Nothing, READ] {
+        for expected in [ExpectedReply::Nothing, READ] {
             assert_eq!(server.violation(expected, &[server.status(7, &[512, 0])]), wrong);
         }
     }
@@ -286,7 +286,7 @@ fn unknown_chunks_are_violations_unless_they_are_errors() {
             assert_eq!(server.violation(STATUS, &[server.part(kind, &[&[0; 24]])]), "a chunk of an unknown type");
         }
         let unknown = server.error(0x8003, 28, b"full", &[0xee; 99]);
-        for expected in [READ, STATUS, Expected::Nothing] {
+        for expected in [READ, STATUS, ExpectedReply::Nothing] {
             assert_eq!(result(server.answer(expected, &[unknown.clone(), server.done()])), Err(Errno::ENOSPC));
         }
     }
@@ -327,7 +327,7 @@ fn extended_replies_name_the_requests_offset() {
     other[23] ^= 1;
     assert_eq!(EXTENDED.violation(READ, &[other]), "a reply with another request's offset");
     // What has no offset may carry any.
-    assert_eq!(result(EXTENDED.answer(Expected::Nothing, &[EXTENDED.done()])), Ok(()));
+    assert_eq!(result(EXTENDED.answer(ExpectedReply::Nothing, &[EXTENDED.done()])), Ok(()));
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn status_without_an_answer_for_every_context_is_a_violation() {
 
 #[test]
 fn status_past_the_end_is_cut_and_may_not_go_on() {
-    let expected = Expected::Status { offset: OFFSET, len: 1000 };
+    let expected = ExpectedReply::Status { offset: OFFSET, len: 1000 };
     for server in [CHUNKS, EXTENDED] {
         let long = server.status(7, &[999, 1, u32::MAX, 2]);
         let owner = server.answer(expected, &[long, server.status(9, &[10, 0]), server.done()]).unwrap();
@@ -395,20 +395,20 @@ fn no_more_descriptors_are_kept_than_the_bound() {
 fn a_body_that_arrives_in_pieces_is_wanted_from_where_it_stopped() {
     let mut replies = Replies::new(ReplyStyle::Structured, CONTEXTS, 1);
     let mut events = Vec::new();
-    assert_eq!(replies.wants(), Wants::Head { most: usize::MAX });
+    assert_eq!(replies.wants(), NextReceive::Head { most: usize::MAX });
     replies.expect(READ);
-    assert_eq!(replies.wants(), Wants::Head { most: 28 });
+    assert_eq!(replies.wants(), NextReceive::Head { most: 28 });
     let mut chunk = CHUNKS.data(0, 1000);
     chunk[5] = 1;
     replies.head(&chunk[..3], &mut events).unwrap();
-    assert_eq!(replies.wants(), Wants::Head { most: 25 });
+    assert_eq!(replies.wants(), NextReceive::Head { most: 25 });
     replies.head(&chunk[3..28], &mut events).unwrap();
-    assert_eq!(replies.wants(), Wants::Body { index: 0, at: 0, len: 1000 });
+    assert_eq!(replies.wants(), NextReceive::Body { index: 0, at: 0, len: 1000 });
     replies.body(999, &mut events).unwrap();
-    assert_eq!(replies.wants(), Wants::Body { index: 0, at: 999, len: 1 });
+    assert_eq!(replies.wants(), NextReceive::Body { index: 0, at: 999, len: 1 });
     assert_eq!(events, []);
     replies.body(1, &mut events).unwrap();
-    assert_eq!(events, [Event::Done { index: 0, result: Ok(()) }]);
+    assert_eq!(events, [ReplyEvent::Done { index: 0, result: Ok(()) }]);
     assert_eq!(replies.outstanding(), 0);
 }
 

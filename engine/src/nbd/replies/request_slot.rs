@@ -1,40 +1,40 @@
 //! One request under way: what has been said of it, and where its content goes.
 
-use super::arrived::Arrived;
-use super::{Expected, Violation};
-use crate::nbd::Contexts;
+use super::received_ranges::ReceivedRanges;
+use super::{ExpectedReply, ProtocolViolation};
+use crate::nbd::MetaContexts;
 use nix::errno::Errno;
 
 /// One request under way, or room for it.
 #[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) expected: Expected,
+pub(super) struct RequestSlot {
+    pub(super) expected: ExpectedReply,
     /// Grows with every use: answers to an earlier request of the slot are not known.
     pub(super) generation: u32,
     pub(super) is_used: bool,
     /// A chunk has come.
     pub(super) is_begun: bool,
     pub(super) error: Option<Errno>,
-    arrived: Arrived,
+    arrived: ReceivedRanges,
     pub(super) has_allocation: bool,
     pub(super) has_dirty: bool,
 }
 
-impl Slot {
+impl RequestSlot {
     pub(super) fn new() -> Self {
         Self {
-            expected: Expected::Nothing,
+            expected: ExpectedReply::Nothing,
             generation: 0,
             is_used: false,
             is_begun: false,
             error: None,
-            arrived: Arrived::new(),
+            arrived: ReceivedRanges::new(),
             has_allocation: false,
             has_dirty: false,
         }
     }
 
-    pub(super) fn reset(&mut self, expected: Expected) {
+    pub(super) fn reset(&mut self, expected: ExpectedReply) {
         self.expected = expected;
         (self.is_used, self.is_begun, self.error) = (true, false, None);
         (self.has_allocation, self.has_dirty) = (false, false);
@@ -42,30 +42,32 @@ impl Slot {
     }
 
     /// Where in the buffer of a read `len` bytes at `offset` of the export go; they count as arrived from here on.
-    pub(super) fn place(&mut self, offset: u64, len: u64) -> Result<(u32, u32), Violation> {
-        let Expected::Read { offset: start, len: wanted } = self.expected else {
+    pub(super) fn place(&mut self, offset: u64, len: u64) -> Result<(u32, u32), ProtocolViolation> {
+        let ExpectedReply::Read { offset: start, len: wanted } = self.expected else {
             unreachable!("only reads are answered with content")
         };
         let at = offset.checked_sub(start).filter(|at| at.checked_add(len).is_some_and(|end| end <= u64::from(wanted)));
-        let at = at.ok_or(Violation("a chunk out of the request's range"))?;
+        let at = at.ok_or(ProtocolViolation("a chunk out of the request's range"))?;
         self.arrived.add(at as u32, (at + len) as u32)?;
         Ok((at as u32, len as u32))
     }
 
     /// How the request ended, all its chunks having come.
-    pub(super) fn outcome(&self, contexts: Contexts) -> Result<Result<(), Errno>, Violation> {
+    pub(super) fn outcome(&self, contexts: MetaContexts) -> Result<Result<(), Errno>, ProtocolViolation> {
         let is_answered = match self.expected {
             _ if self.error.is_some() => true,
-            Expected::Read { len, .. } => self.arrived.is_all(len),
-            Expected::Nothing => true,
-            Expected::Status { .. } => {
+            ExpectedReply::Read { len, .. } => self.arrived.is_all(len),
+            ExpectedReply::Nothing => true,
+            ExpectedReply::Status { .. } => {
                 self.has_allocation == contexts.allocation.is_some() && self.has_dirty == contexts.dirty.is_some()
             }
         };
         match (is_answered, self.expected) {
             (true, _) => Ok(self.error.map_or(Ok(()), Err)),
-            (false, Expected::Status { .. }) => Err(Violation("block status without an answer for every context")),
-            (false, _) => Err(Violation("a read was answered with bytes missing and no error")),
+            (false, ExpectedReply::Status { .. }) => {
+                Err(ProtocolViolation("block status without an answer for every context"))
+            }
+            (false, _) => Err(ProtocolViolation("a read was answered with bytes missing and no error")),
         }
     }
 }

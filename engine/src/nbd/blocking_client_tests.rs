@@ -1,11 +1,11 @@
 //! Requests and answers with real servers: what the codec says is understood, and so is what they answer.
 
-use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, Request};
-use super::negotiate::{Negotiated, Wishes, go, list};
-use super::replies::owner::Owner;
-use super::replies::{Expected, Wants};
-use super::support::{Server, nbd_server, nbdkit, qemu};
-use super::{Contexts, ReplyStyle};
+use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, RequestHeader};
+use super::negotiate::{Negotiated, WantedExport, go, list};
+use super::replies::test_receiver::TestReceiver;
+use super::replies::{ExpectedReply, NextReceive};
+use super::support::{NbdServer, nbd_server, nbdkit, qemu};
+use super::{MetaContexts, ReplyStyle};
 use crate::volume::support::need;
 use nix::errno::Errno;
 use std::io::{Read, Write};
@@ -15,28 +15,28 @@ use std::os::unix::net::UnixStream;
 struct Connection {
     stream: UnixStream,
     negotiated: Negotiated,
-    owner: Owner,
+    owner: TestReceiver,
     asked: usize,
 }
 
 impl Connection {
-    fn open(server: &Server, wishes: &Wishes<'_>) -> Self {
+    fn open(server: &NbdServer, wanted: &WantedExport<'_>) -> Self {
         let mut stream = server.greeted();
-        let negotiated = go(&mut stream, wishes).unwrap();
-        let owner = Owner::new(negotiated.style, negotiated.contexts, 64);
+        let negotiated = go(&mut stream, wanted).unwrap();
+        let owner = TestReceiver::new(negotiated.style, negotiated.contexts, 64);
         Self { stream, negotiated, owner, asked: 0 }
     }
 
     fn ask(&mut self, command: Command, flags: CommandFlags, offset: u64, len: u64, payload: &[u8]) {
         let expected = match command {
-            Command::Read => Expected::Read { offset, len: len as u32 },
-            Command::BlockStatus => Expected::Status { offset, len },
-            _ => Expected::Nothing,
+            Command::Read => ExpectedReply::Read { offset, len: len as u32 },
+            Command::BlockStatus => ExpectedReply::Status { offset, len },
+            _ => ExpectedReply::Nothing,
         };
         let cookie = self.owner.ask(self.asked, expected);
         self.asked += 1;
         let mut head = [0; REQUEST_BYTES_MAX];
-        let bytes = Request { command, flags, cookie, offset, len }.encode(self.negotiated.style, &mut head);
+        let bytes = RequestHeader { command, flags, cookie, offset, len }.encode(self.negotiated.style, &mut head);
         self.stream.write_all(&[&head[..bytes], payload].concat()).unwrap();
     }
 
@@ -46,8 +46,8 @@ impl Connection {
         while self.owner.replies.outstanding() > 0 {
             let wanted = self.owner.replies.wants();
             let len = match wanted {
-                Wants::Head { most: len } => len,
-                Wants::Body { len, .. } => len as usize,
+                NextReceive::Head { most: len } => len,
+                NextReceive::Body { len, .. } => len as usize,
             };
             let received = self.stream.read(&mut buffer[..len.min(most)]).unwrap();
             assert!(received > 0, "the server closed the connection");
@@ -57,7 +57,7 @@ impl Connection {
     }
 }
 
-const WISHES: Wishes<'static> = Wishes { export: "", dirty_bitmap: None, allocation: true };
+const WANTED: WantedExport<'static> = WantedExport { export: "", dirty_bitmap: None, allocation: true };
 
 /// What nbdkit's pattern holds: every eight bytes their offset.
 fn pattern(offset: u64, len: u64) -> Vec<u8> {
@@ -65,8 +65,8 @@ fn pattern(offset: u64, len: u64) -> Vec<u8> {
 }
 
 /// Sixteen reads at a time, of all lengths, received in pieces of `most` bytes.
-fn read_pattern(server: &Server, style: ReplyStyle, most: usize) {
-    let mut connection = Connection::open(server, &WISHES);
+fn read_pattern(server: &NbdServer, style: ReplyStyle, most: usize) {
+    let mut connection = Connection::open(server, &WANTED);
     assert_eq!(connection.negotiated.style, style);
     for round in 0..4_u64 {
         for read in 0..16 {
@@ -76,7 +76,7 @@ fn read_pattern(server: &Server, style: ReplyStyle, most: usize) {
         connection.answers(most);
     }
     for (request, result) in &connection.owner.ended {
-        let Expected::Read { offset, len } = request.expected else { panic!("{:?}", request.expected) };
+        let ExpectedReply::Read { offset, len } = request.expected else { panic!("{:?}", request.expected) };
         assert!(result.is_ok() && request.buffer == pattern(offset, len.into()), "read at {offset}");
     }
 }
@@ -102,7 +102,7 @@ fn errors_of_a_server_arrive() {
     for style in [[].as_slice(), &["--no-sr"]] {
         let errors = ["--filter=error", "memory", "1M", "error-pread=ENOSPC", "error-pread-rate=100%"];
         let server = need!("nbdkit", nbdkit(&[style, &errors].concat()));
-        let mut connection = Connection::open(&server, &WISHES);
+        let mut connection = Connection::open(&server, &WANTED);
         connection.ask(Command::Read, CommandFlags::NONE, 0, 4096, &[]);
         connection.ask(Command::Write, CommandFlags::NONE, 0, 512, &[7; 512]);
         connection.ask(Command::Read, CommandFlags::NONE, 4096, 4096, &[]);
@@ -129,8 +129,8 @@ fn the_reference_server_is_understood() {
 }
 
 /// Writes 1 MiB at 8 MiB, zeroes the upper half of it, and asks for everything again.
-fn write_and_map(server: &Server, export: &str) {
-    let mut connection = Connection::open(server, &Wishes { export, ..WISHES });
+fn write_and_map(server: &NbdServer, export: &str) {
+    let mut connection = Connection::open(server, &WantedExport { export, ..WANTED });
     let (at, mib) = (8 << 20, 1 << 20);
     connection.ask(Command::Write, CommandFlags::FUA, at, mib, &pattern(at, mib));
     connection.answers(1 << 16);
@@ -139,7 +139,7 @@ fn write_and_map(server: &Server, export: &str) {
     connection.answers(1 << 16);
     connection.ask(Command::Flush, CommandFlags::NONE, 0, 0, &[]);
     connection.ask(Command::Read, CommandFlags::NONE, at - 512, mib + 1024, &[]);
-    if connection.negotiated.contexts != Contexts::default() {
+    if connection.negotiated.contexts != MetaContexts::default() {
         connection.ask(Command::BlockStatus, CommandFlags::NONE, 0, 64 << 20, &[]);
     }
     connection.answers(1 << 16);
@@ -163,8 +163,8 @@ fn write_and_map(server: &Server, export: &str) {
 #[test]
 fn qemu_tells_what_is_dirty() {
     let server = need!("qemu", qemu(&["-B", "sunday"]));
-    let wishes = Wishes { dirty_bitmap: Some("sunday"), ..WISHES };
-    let mut connection = Connection::open(&server, &wishes);
+    let wanted = WantedExport { dirty_bitmap: Some("sunday"), ..WANTED };
+    let mut connection = Connection::open(&server, &wanted);
     connection.ask(Command::Write, CommandFlags::NONE, 1 << 20, 65536, &[1; 65536]);
     connection.answers(1 << 16);
     connection.ask(Command::BlockStatus, CommandFlags::NONE, 0, 64 << 20, &[]);

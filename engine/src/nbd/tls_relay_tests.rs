@@ -1,9 +1,9 @@
-//! The pump between a plain end and a peer that we play ourselves: full in both directions, and every way to end.
+//! The relay between a plain end and a peer that we play ourselves: full in both directions, and every way to end.
 
 use super::dial_support::{PATIENT, certificates, eventually, is_alone, pattern, pumps, text};
-use super::pump;
-use super::stream::{Patience, Stream};
-use super::tls::Tls;
+use super::stream::{Deadline, Stream};
+use super::tls::TlsConfig;
+use super::tls_relay;
 use super::uri::NbdUri;
 use crate::error::Side;
 use crate::volume::support::{need, scratch};
@@ -18,27 +18,27 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-type Server = StreamOwned<ServerConnection, UnixStream>;
+type TlsServer = StreamOwned<ServerConnection, UnixStream>;
 
 /// More than all buffers on the way hold together.
 const MUCH: usize = 8 << 20;
 
-/// The plain end of a pump, and the server behind it.
-fn connected() -> Result<(UnixStream, Server), String> {
+/// The plain end of a relay, and the server behind it.
+fn connected() -> Result<(UnixStream, TlsServer), String> {
     let room = scratch();
     let directory = certificates(room.path())?;
     let (outer, theirs) = UnixStream::pair().unwrap();
     let accepting = accept(&directory, theirs);
     let uri = NbdUri::parse(&format!("nbds+unix:///?socket=/s&tls-certificates={}", text(&directory))).unwrap();
-    let tls = Tls::load(&uri, uri.tls.as_ref().unwrap(), Side::Source).unwrap();
-    let handshake = tls.handshake(Stream::new(outer.into(), Patience::new(PATIENT, &|| false))).unwrap();
+    let tls = TlsConfig::load(&uri, uri.tls.as_ref().unwrap(), Side::Source).unwrap();
+    let handshake = tls.handshake(Stream::new(outer.into(), Deadline::new(PATIENT, &|| false))).unwrap();
     let (connection, stream) = handshake.into_parts();
-    let plain = pump::start(connection, stream.into_socket()).unwrap();
+    let plain = tls_relay::start(connection, stream.into_socket()).unwrap();
     Ok((plain.into(), accepting.join().unwrap()))
 }
 
 /// The other side of a handshake, on a thread.
-fn accept(directory: &Path, stream: UnixStream) -> thread::JoinHandle<Server> {
+fn accept(directory: &Path, stream: UnixStream) -> thread::JoinHandle<TlsServer> {
     let chain = vec![CertificateDer::from_pem_file(directory.join("server-cert.pem")).unwrap()];
     let key = PrivateKeyDer::from_pem_file(directory.join("server-key.pem")).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -103,7 +103,7 @@ fn both_directions_full_at_once_is_no_deadlock() {
     assert!(serving.join().unwrap() == expected);
 }
 
-/// Ticks of processor and switches of the only pump, while it sleeps.
+/// Ticks of processor and switches of the only relay, while it sleeps.
 fn asleep() -> Option<Vec<String>> {
     let task = pumps().pop()?;
     let (stat, status) = (fs::read_to_string(task.join("stat")).ok()?, fs::read_to_string(task.join("status")).ok()?);
@@ -115,7 +115,7 @@ fn asleep() -> Option<Vec<String>> {
 /// It has not run for a while.
 #[track_caller]
 fn rests() {
-    eventually("the pump rests", || {
+    eventually("the relay rests", || {
         let before = asleep();
         thread::sleep(std::time::Duration::from_millis(50));
         before.is_some() && asleep() == before
@@ -123,8 +123,8 @@ fn rests() {
 }
 
 #[test]
-fn a_pump_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end() {
-    let test = "nbd::pump_tests::a_pump_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end";
+fn a_relay_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end() {
+    let test = "nbd::tls_relay_tests::a_relay_rests_whatever_is_full_or_gone_and_ends_with_the_plain_end";
     if !is_alone(test) {
         return;
     }

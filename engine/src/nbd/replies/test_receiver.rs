@@ -1,18 +1,18 @@
 //! An owner of a parser, for tests and fuzz targets: it receives a stream in any pieces, and panics where the parser
 //! breaks a promise.
 
-use super::{DESCRIPTORS_MAX, Event, Expected, Replies, Violation, Wants};
+use super::{DESCRIPTORS_MAX, ExpectedReply, NextReceive, ProtocolViolation, Replies, ReplyEvent};
 use crate::journal::samples::Numbers;
-use crate::nbd::{Contexts, ReplyStyle};
+use crate::nbd::{MetaContexts, ReplyStyle};
 use nix::errno::Errno;
 use std::collections::HashMap;
 
 /// A request under way, or its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Request {
+pub(crate) struct ReceivedReply {
     /// The caller's number.
     pub number: usize,
-    pub expected: Expected,
+    pub expected: ExpectedReply,
     /// The buffer of a read.
     pub buffer: Vec<u8>,
     /// How often each byte of it was named.
@@ -22,50 +22,56 @@ pub(crate) struct Request {
 
 /// The one who makes requests and receives.
 #[derive(Debug)]
-pub(crate) struct Owner {
+pub(crate) struct TestReceiver {
     pub replies: Replies,
-    contexts: Contexts,
-    under_way: HashMap<usize, Request>,
+    contexts: MetaContexts,
+    under_way: HashMap<usize, ReceivedReply>,
     /// Answers, in the order in which they ended.
-    pub ended: Vec<(Request, Result<(), Errno>)>,
+    pub ended: Vec<(ReceivedReply, Result<(), Errno>)>,
     /// Payload that came with heads.
     pub early_bytes: u64,
-    events: Vec<Event>,
+    events: Vec<ReplyEvent>,
 }
 
-impl Owner {
-    pub(crate) fn new(style: ReplyStyle, contexts: Contexts, slots: usize) -> Self {
+impl TestReceiver {
+    pub(crate) fn new(style: ReplyStyle, contexts: MetaContexts, slots: usize) -> Self {
         let replies = Replies::new(style, contexts, slots);
         let (under_way, ended, events) = (HashMap::new(), Vec::new(), Vec::new());
         Self { replies, contexts, under_way, ended, early_bytes: 0, events }
     }
 
     /// Registers a request; its cookie.
-    pub(crate) fn ask(&mut self, number: usize, expected: Expected) -> u64 {
+    pub(crate) fn ask(&mut self, number: usize, expected: ExpectedReply) -> u64 {
         let cookie = self.replies.expect(expected);
-        let len = if let Expected::Read { len, .. } = expected { len as usize } else { 0 };
-        let request = Request { number, expected, buffer: vec![0xee; len], named: vec![0; len], status: Vec::new() };
+        let len = if let ExpectedReply::Read { len, .. } = expected { len as usize } else { 0 };
+        let request =
+            ReceivedReply { number, expected, buffer: vec![0xee; len], named: vec![0; len], status: Vec::new() };
         assert!(self.under_way.insert(Replies::index(cookie), request).is_none(), "a slot was given twice");
         cookie
     }
 
     /// Receives once for what was wanted when the receive began: at most `most` bytes of `stream`. How many.
-    pub(crate) fn receive(&mut self, wanted: Wants, stream: &[u8], most: usize) -> Result<usize, Violation> {
-        let wants_payload = matches!(wanted, Wants::Body { .. });
+    pub(crate) fn receive(
+        &mut self,
+        wanted: NextReceive,
+        stream: &[u8],
+        most: usize,
+    ) -> Result<usize, ProtocolViolation> {
+        let wants_payload = matches!(wanted, NextReceive::Body { .. });
         let len = match wanted {
-            Wants::Head { most } => most,
-            Wants::Body { len, .. } => len as usize,
+            NextReceive::Head { most } => most,
+            NextReceive::Body { len, .. } => len as usize,
         };
         assert!(len > 0, "nothing is wanted of a sound stream");
         let bytes = &stream[..len.min(most).min(stream.len())];
-        let outcome = if let Wants::Body { index, at, .. } = wanted {
+        let outcome = if let NextReceive::Body { index, at, .. } = wanted {
             self.put(index, at, bytes);
             self.replies.body(bytes.len() as u32, &mut self.events)
         } else {
             self.replies.head(bytes, &mut self.events)
         };
         for event in std::mem::take(&mut self.events) {
-            let is_early = matches!(event, Event::Early { .. });
+            let is_early = matches!(event, ReplyEvent::Early { .. });
             assert!(!is_early || (!wants_payload && len == usize::MAX), "heads swallowed payload");
             self.take(event, bytes);
         }
@@ -74,7 +80,7 @@ impl Owner {
     }
 
     /// Receives the whole stream, in pieces of any size.
-    pub(crate) fn receive_all(&mut self, stream: &[u8], numbers: &mut Numbers) -> Result<(), Violation> {
+    pub(crate) fn receive_all(&mut self, stream: &[u8], numbers: &mut Numbers) -> Result<(), ProtocolViolation> {
         let mut at = 0;
         while at < stream.len() {
             let most = some_length(numbers);
@@ -83,31 +89,31 @@ impl Owner {
         Ok(())
     }
 
-    fn is_over(&mut self, violation: &Violation) {
+    fn is_over(&mut self, violation: &ProtocolViolation) {
         assert_eq!(self.replies.head(b"more", &mut self.events).as_ref(), Err(violation));
-        assert_eq!(self.replies.wants(), Wants::Head { most: 0 });
+        assert_eq!(self.replies.wants(), NextReceive::Head { most: 0 });
         assert_eq!(self.events, []);
     }
 
-    fn take(&mut self, event: Event, received: &[u8]) {
+    fn take(&mut self, event: ReplyEvent, received: &[u8]) {
         match event {
-            Event::Hole { index, at, len } => self.put(index, at, &vec![0; len as usize]),
-            Event::Early { index, from, at, len } => {
+            ReplyEvent::Hole { index, at, len } => self.put(index, at, &vec![0; len as usize]),
+            ReplyEvent::Early { index, from, at, len } => {
                 self.early_bytes += u64::from(len);
                 self.put(index, at, &received[from..from + len as usize]);
             }
-            Event::Status { index, context, extents } => {
+            ReplyEvent::Status { index, context, extents } => {
                 let is_selected = [self.contexts.allocation, self.contexts.dirty].contains(&Some(context));
                 assert!(is_selected, "status of context {context}");
                 let request = self.under_way.get_mut(&index).expect("it is under way");
-                let Expected::Status { len, .. } = request.expected else { panic!("status for {request:?}") };
+                let ExpectedReply::Status { len, .. } = request.expected else { panic!("status for {request:?}") };
                 assert!((1..=DESCRIPTORS_MAX).contains(&extents.len()));
                 assert!(extents.iter().all(|(len, _)| *len > 0));
                 assert!(extents.iter().map(|(len, _)| len).sum::<u64>() <= len);
                 assert!(request.status.iter().all(|(other, _)| *other != context));
                 request.status.push((context, extents));
             }
-            Event::Done { index, result } => {
+            ReplyEvent::Done { index, result } => {
                 let request = self.under_way.remove(&index).expect("it is done once");
                 let is_whole = request.named.iter().all(|&times| times == 1);
                 assert!(result.is_err() || is_whole, "done with bytes missing: {request:?}");

@@ -1,17 +1,17 @@
 //! What the job, the workers and the dialer share of one export.
 //!
-//! A link owns the sessions that nobody uses. Workers take one each and give it back healthy, or say that it was lost.
-//! Then all sessions of the link are given up, its _generation_ grows, and a dialer's thread makes new ones, with
+//! An export owns the sessions that nobody uses. Workers take one each and give it back healthy, or say that it was lost.
+//! Then all sessions of the export are given up, its _generation_ grows, and a dialer's thread makes new ones, with
 //! growing pauses, until `retry_for` has passed without a single answer: whatever was written under an older generation
-//! and not flushed may be gone, as the server may have been started anew. What ends a link for good is its _verdict_.
+//! and not flushed may be gone, as the server may have been started anew. What ends an export for good is its _verdict_.
 //!
-//! **Quiet.** Nothing of a link can land later once every request was answered, or its connection was closed by the
+//! **Quiet.** Nothing of an export can land later once every request was answered, or its connection was closed by the
 //! peer, or [`REQUEST_LIFE`] has passed since it was sent.
 
-use super::converse::{self, Conversation};
+use super::block_status::{BlockStatusCache, StatusAnswer};
+use super::blocking_client::{self, BlockingClient};
+use super::connection_revoker::ConnectionRevoker;
 use super::dial::Dialer;
-use super::leash::Leash;
-use super::status::{Board, Scan};
 use super::{ExportFacts, NbdUri, Session};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
@@ -30,28 +30,28 @@ use std::time::Duration;
 
 /// See the module's head.
 #[derive(Debug)]
-pub struct Link {
+pub struct ExportConnections {
     dialer: Dialer,
     name: String,
     side: Side,
     terms: NetworkTerms,
-    leash: Arc<Leash>,
+    revoker: Arc<ConnectionRevoker>,
     facts: ExportFacts,
     /// Grows with every loss.
     generation: AtomicU64,
-    /// Channels over this link: while there are any, only workers use sessions.
+    /// Channels over this export: while there are any, only workers use sessions.
     served: AtomicUsize,
     /// Whether there is a verdict.
     over: AtomicBool,
     /// Whether the server zeroes faster than it writes, as far as is known.
     zeroes_fast: AtomicBool,
     /// Whether somebody has asked for block status.
-    wished: AtomicBool,
-    state: Mutex<State>,
+    has_question: AtomicBool,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct PoolState {
     idle: Vec<(u64, Session)>,
     /// Workers that wait for a session.
     waiting: usize,
@@ -70,10 +70,10 @@ struct State {
     verdict: Option<Error>,
     /// From then on no request of a connection that was given up can land any more.
     quiet_at: Instant,
-    board: Board,
+    block_status: BlockStatusCache,
 }
 
-impl Link {
+impl ExportConnections {
     /// Dials once.
     ///
     /// # Errors
@@ -83,16 +83,16 @@ impl Link {
         side: Side,
         terms: NetworkTerms,
         dirty_bitmap: Option<&str>,
-        leash: &Arc<Leash>,
+        revoker: &Arc<ConnectionRevoker>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Arc<Self>> {
-        let dialer = Dialer::new(uri, side, dirty_bitmap)?.with_user_timeout(leash.user_timeout());
-        let session = dialer.dial(DIAL_LIMIT, &|| cancelled() || leash.is_cut());
-        if leash.is_cut() {
-            return Err(leash.verdict(side, &uri.to_string()));
+        let dialer = Dialer::new(uri, side, dirty_bitmap)?.with_user_timeout(revoker.user_timeout());
+        let session = dialer.dial(DIAL_LIMIT, &|| cancelled() || revoker.is_revoked());
+        if revoker.is_revoked() {
+            return Err(revoker.error(side, &uri.to_string()));
         }
         let session = session?;
-        leash.hold(&session.socket);
+        revoker.register(&session.socket);
         let facts = session.facts.clone();
         if !facts.flags.can_flush() && !facts.flags.can_fua() && side == Side::Destination {
             tracing::warn!(export = %uri, "the server can neither flush nor write through: it is trusted to have no cache");
@@ -102,15 +102,15 @@ impl Link {
             name: uri.to_string(),
             side,
             terms,
-            leash: Arc::clone(leash),
+            revoker: Arc::clone(revoker),
             zeroes_fast: AtomicBool::new(facts.flags.can_fast_zero()),
             facts,
             generation: AtomicU64::new(0),
             served: AtomicUsize::new(0),
             over: AtomicBool::new(false),
-            wished: AtomicBool::new(false),
-            state: Mutex::new(State {
-                board: Board::new(session.contexts),
+            has_question: AtomicBool::new(false),
+            state: Mutex::new(PoolState {
+                block_status: BlockStatusCache::new(session.contexts),
                 idle: vec![(0, session)],
                 waiting: 0,
                 reserved: 0,
@@ -148,49 +148,49 @@ impl Link {
 
     /// Whether block status is there to be asked for.
     pub(crate) fn tells_extents(&self) -> bool {
-        lock(&self.state).board.is_useful()
+        lock(&self.state).block_status.is_useful()
     }
 
     // What the job's thread does.
 
-    /// Reads while no worker serves the link.
+    /// Reads while no worker serves the export.
     ///
     /// # Errors
     /// The server's, with the range; `EUnreachable`.
     pub(crate) fn read(&self, range: ByteRange) -> Result<Vec<u8>> {
-        self.converse(|conversation| conversation.read(range)).map_err(|error| error.at(range.start(), range.len()))
+        self.with_client(|client| client.read(range)).map_err(|error| error.at(range.start(), range.len()))
     }
 
     /// At most `max` extents from the start of `within` on. `None`: the workers were asked, look again.
     ///
     /// # Errors
-    /// The server's; what ended the link.
+    /// The server's; what ended the export.
     pub(crate) fn extents(&self, within: ByteRange, max: usize) -> Result<Option<Vec<Extent>>> {
         if within.is_empty() || !self.tells_extents() {
             let data = Extent { range: within, kind: ExtentKind::Data };
             return Ok(Some(if within.is_empty() { Vec::new() } else { vec![data] }));
         }
         if self.served.load(Acquire) > 0 {
-            if let Some(verdict) = self.verdict() {
+            if let Some(verdict) = self.failure() {
                 return Err(verdict.at(within.start(), within.len()));
             }
-            let answer = lock(&self.state).board.look(within, max);
-            self.wished.store(lock(&self.state).board.is_wished(), Release);
+            let answer = lock(&self.state).block_status.look(within, max);
+            self.has_question.store(lock(&self.state).block_status.has_question(), Release);
             return answer.transpose();
         }
         loop {
             let mut state = lock(&self.state);
-            if let Some(known) = state.board.look(within, max) {
+            if let Some(known) = state.block_status.look(within, max) {
                 return known.map(Some);
             }
-            let Some(wish) = state.board.take_wish() else { continue };
+            let Some(question) = state.block_status.take_question() else { continue };
             drop(state);
-            let extents = self.converse(|conversation| conversation.status(wish))?;
-            lock(&self.state).board.answer(wish, Ok(extents));
+            let extents = self.with_client(|client| client.status(question))?;
+            lock(&self.state).block_status.answer(question, Ok(extents));
         }
     }
 
-    /// How many workers may serve the link: what the flags and the caller's terms allow.
+    /// How many workers may serve the export: what the flags and the caller's terms allow.
     pub(crate) fn workers_allowed(&self, workers: usize) -> usize {
         let wanted = self.terms.connections.unwrap_or(CONNECTIONS_MAX).min(workers).max(1);
         if self.facts.flags.can_multi_conn() { wanted } else { 1 }
@@ -217,7 +217,7 @@ impl Link {
             state.spare = (workers * self.connections_per_worker(workers)).saturating_sub(idle);
         }
         if state.spare > 0 {
-            self.see_to_dialing(state);
+            self.ensure_dialing(state);
         }
         made
     }
@@ -230,7 +230,7 @@ impl Link {
             }
             let generation = self.generation();
             match self.redial(FURTHER_DIAL_LIMIT) {
-                Ok(session) => self.give_back(generation, session),
+                Ok(session) => self.return_session(generation, session),
                 Err(error) => {
                     tracing::info!(export = %self.name, sessions, %error, "no further connection");
                     // Without any, it is the worker who tries again.
@@ -240,17 +240,17 @@ impl Link {
         }
     }
 
-    /// A channel leads over the link: only workers use its sessions.
-    pub(crate) fn enter(&self) {
+    /// A channel leads over the export: only workers use its sessions.
+    pub(crate) fn add_channel(&self) {
         self.served.fetch_add(1, AcqRel);
     }
 
     /// It does no longer.
-    pub(crate) fn leave(&self) {
+    pub(crate) fn remove_channel(&self) {
         self.served.fetch_sub(1, AcqRel);
     }
 
-    /// Ends the link: says goodbye on every session and waits for the peers' close. Says whether nothing of it can
+    /// Ends the export: says goodbye on every session and waits for the peers' close. Says whether nothing of it can
     /// land later.
     pub(crate) fn stop(&self, limit: Duration) -> bool {
         let until = clock() + limit;
@@ -260,14 +260,14 @@ impl Link {
             (std::mem::take(&mut state.idle), state.quiet_at)
         };
         let sockets: Vec<_> = sessions.into_iter().map(|(_, session)| session).collect();
-        let closed = converse::part(sockets, until);
+        let closed = blocking_client::disconnect(sockets, until);
         closed && clock() >= quiet_at
     }
 
     // What workers do.
 
     /// A session of the present generation, with that generation.
-    pub(crate) fn take(&self) -> Option<(u64, Session)> {
+    pub(crate) fn take_session(&self) -> Option<(u64, Session)> {
         self.idle(&mut lock(&self.state)).pop()
     }
 
@@ -287,13 +287,13 @@ impl Link {
         }
         *waiting = taken.is_none();
         if *waiting {
-            self.see_to_dialing(state);
+            self.ensure_dialing(state);
         }
         taken
     }
 
     /// The same, if nobody needs it more.
-    pub(crate) fn take_spare(&self) -> Option<(u64, Session)> {
+    pub(crate) fn take_spare_session(&self) -> Option<(u64, Session)> {
         let mut state = lock(&self.state);
         let needed = state.waiting + state.reserved;
         let idle = self.idle(&mut state);
@@ -301,43 +301,43 @@ impl Link {
     }
 
     /// Waits no longer.
-    pub(crate) fn wait_no_more(&self, waiting: &mut bool) {
+    pub(crate) fn stop_waiting(&self, waiting: &mut bool) {
         if std::mem::take(waiting) {
             lock(&self.state).waiting -= 1;
         }
     }
 
     /// Gives back a session on which nothing is under way.
-    pub(crate) fn give_back(&self, generation: u64, session: Session) {
+    pub(crate) fn return_session(&self, generation: u64, session: Session) {
         lock(&self.state).idle.push((generation, session));
     }
 
     /// A session of that generation was lost.
-    pub(crate) fn lose(&self, generation: u64, why: &str) {
+    pub(crate) fn connection_lost(&self, generation: u64, why: &str) {
         let mut state = lock(&self.state);
         if self.generation() == generation {
             tracing::warn!(export = %self.name, generation, why, "connection lost");
             self.generation.store(generation + 1, Release);
             state.losses += 1;
             state.reserved = 0;
-            state.board.forget();
+            state.block_status.forget();
         }
     }
 
     /// Sessions of the present generation that nobody uses; the others are closed.
-    fn idle<'a>(&self, state: &'a mut State) -> &'a mut Vec<(u64, Session)> {
+    fn idle<'a>(&self, state: &'a mut PoolState) -> &'a mut Vec<(u64, Session)> {
         let generation = self.generation();
         state.idle.retain(|(of, _)| *of == generation);
         &mut state.idle
     }
 
-    fn see_to_dialing(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+    fn ensure_dialing(self: &Arc<Self>, mut state: MutexGuard<'_, PoolState>) {
         if state.dialing || state.closed || state.verdict.is_some() {
             return;
         }
         state.dialing = true;
-        let link = Arc::clone(self);
-        let spawned = std::thread::Builder::new().name("dialer".to_owned()).spawn(move || link.dial_until_done());
+        let export = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("dialer".to_owned()).spawn(move || export.dial_until_done());
         if let Err(error) = spawned {
             state.dialing = false;
             let is_wanted = state.waiting > 0;
@@ -346,88 +346,88 @@ impl Link {
                 tracing::info!(export = %self.name, %error, "no thread for spare connections");
                 return;
             }
-            self.condemn(Error::io(self.side, Operation::Open, &error, "start a thread to dial again"));
+            self.fail(Error::io(self.side, Operation::Open, &error, "start a thread to dial again"));
         }
     }
 
     /// The server has answered on the present generation: it is there.
-    pub(crate) fn heard(&self) {
+    pub(crate) fn note_answer(&self) {
         let mut state = lock(&self.state);
         (state.lost_since, state.losses) = (None, 0);
     }
 
     /// Requests that may still land were given up; the last of them was sent then.
-    pub(crate) fn leave_unanswered(&self, sent: Instant) {
+    pub(crate) fn note_unanswered(&self, sent: Instant) {
         let mut state = lock(&self.state);
         state.quiet_at = state.quiet_at.max(sent + REQUEST_LIFE);
     }
 
-    /// Ends the link. The first verdict holds.
-    pub(crate) fn condemn(&self, error: Error) {
+    /// Ends the export. The first verdict holds.
+    pub(crate) fn fail(&self, error: Error) {
         lock(&self.state).verdict.get_or_insert(error);
         self.over.store(true, Release);
     }
 
-    /// What has ended the link.
-    pub(crate) fn verdict(&self) -> Option<Error> {
+    /// What has ended the export.
+    pub(crate) fn failure(&self) -> Option<Error> {
         match self.over.load(Acquire) {
             true => lock(&self.state).verdict.clone(),
-            false => self.leash.is_cut().then(|| self.leash.verdict(self.side, &self.name)),
+            false => self.revoker.is_revoked().then(|| self.revoker.error(self.side, &self.name)),
         }
     }
 
     /// Whether the job's owner has cut its connections: what was sent and not answered may still land.
-    pub(crate) fn is_cut(&self) -> bool {
-        self.leash.is_cut()
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoker.is_revoked()
     }
 
     /// Whether what changes the export waits for a gate.
     pub(crate) fn is_gated(&self) -> bool {
-        self.side == Side::Destination && self.leash.gate().is_some()
+        self.side == Side::Destination && self.revoker.gate().is_some()
     }
 
     /// Whether nothing that changes the export may be sent now.
-    pub(crate) fn is_shut(&self) -> bool {
-        self.side == Side::Destination && !self.leash.is_open()
+    pub(crate) fn is_gate_closed(&self) -> bool {
+        self.side == Side::Destination && !self.revoker.is_open()
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Acquire) || self.leash.is_cut()
+    pub(crate) fn has_ended(&self) -> bool {
+        self.over.load(Acquire) || self.revoker.is_revoked()
     }
 
     /// Whether somebody waits for block status.
-    pub(crate) fn is_wished(&self) -> bool {
-        self.wished.load(Relaxed)
+    pub(crate) fn has_question(&self) -> bool {
+        self.has_question.load(Relaxed)
     }
 
     /// A range that block status is wanted of: whoever takes it answers it or gives it back.
-    pub(crate) fn take_wish(&self) -> Option<ByteRange> {
-        if !self.wished.swap(false, AcqRel) {
+    pub(crate) fn take_question(&self) -> Option<ByteRange> {
+        if !self.has_question.swap(false, AcqRel) {
             return None;
         }
-        lock(&self.state).board.take_wish()
+        lock(&self.state).block_status.take_question()
     }
 
     /// What a server has said of it on a session of that generation; if that has grown, it has to be asked again.
-    pub(crate) fn answer_wish(&self, generation: u64, wish: ByteRange, scan: Scan) {
+    pub(crate) fn answer_question(&self, generation: u64, question: ByteRange, scan: StatusAnswer) {
         let mut state = lock(&self.state);
         if self.generation() == generation {
-            return state.board.answer(wish, scan);
+            return state.block_status.answer(question, scan);
         }
         drop(state);
-        self.retract_wish(wish);
+        self.retract_question(question);
     }
 
-    pub(crate) fn retract_wish(&self, wish: ByteRange) {
-        lock(&self.state).board.retract(wish);
-        self.wished.store(true, Release);
+    pub(crate) fn retract_question(&self, question: ByteRange) {
+        lock(&self.state).block_status.retract(question);
+        self.has_question.store(true, Release);
     }
 
     pub(crate) fn zeroes_fast(&self) -> bool {
         self.zeroes_fast.load(Relaxed)
     }
 
-    pub(crate) fn zeroes_slowly(&self) {
+    pub(crate) fn set_zeroes_slowly(&self) {
         self.zeroes_fast.store(false, Relaxed);
     }
 
@@ -438,14 +438,14 @@ impl Link {
         let (mut failures, mut since) = (0, clock());
         while let Some(task) = self.next_dial(failures, since) {
             match task {
-                Dial::Wanted { pause, deadline } => {
+                DialTask::Wanted { pause, deadline } => {
                     self.sleep(pause);
                     let waited = self.wait_for_gate();
                     since += waited;
                     let is_made = self.dial_wanted(deadline.saturating_add(waited));
                     (failures, since) = if is_made { (0, clock()) } else { (failures + 1, since) };
                 }
-                Dial::Spare => {
+                DialTask::Spare => {
                     self.wait_for_gate();
                     self.dial_spare();
                 }
@@ -454,21 +454,21 @@ impl Link {
     }
 
     /// What to dial next; `None` ends the thread. It has been making sessions, or trying to, since then.
-    fn next_dial(&self, failures: u32, since: Instant) -> Option<Dial> {
+    fn next_dial(&self, failures: u32, since: Instant) -> Option<DialTask> {
         let mut state = lock(&self.state);
         let is_wanted = state.waiting > self.idle(&mut state).len();
-        let is_over = state.closed || state.verdict.is_some() || self.leash.is_cut();
+        let is_over = state.closed || state.verdict.is_some() || self.revoker.is_revoked();
         if is_over || !(is_wanted || state.spare > 0) {
             state.dialing = false;
             return None;
         }
         if !is_wanted {
-            return Some(Dial::Spare);
+            return Some(DialTask::Spare);
         }
         // Others may hear from the server while it lets in nobody more.
         let since = state.lost_since.map_or(since, |lost| lost.min(since));
         let pause = pause(failures.max(state.losses.saturating_sub(1)));
-        Some(Dial::Wanted { pause, deadline: since.saturating_add(self.terms.retry_for) })
+        Some(DialTask::Wanted { pause, deadline: since.saturating_add(self.terms.retry_for) })
     }
 
     /// Tries once to make a session that is waited for. Says whether it has.
@@ -477,13 +477,13 @@ impl Link {
         let dialed = self.redial(DIAL_LIMIT);
         let late = clock() >= deadline;
         match dialed {
-            Ok(_) if late => self.condemn(self.unreachable("it takes connections, but answers nothing")),
+            Ok(_) if late => self.fail(self.unreachable("it takes connections, but answers nothing")),
             Ok(session) => {
-                self.give_back(generation, session);
+                self.return_session(generation, session);
                 return true;
             }
-            Err(error) if matches!(error.code, Code::Protocol | Code::SourceChanged) => self.condemn(error),
-            Err(error) if late => self.condemn(self.unreachable(&error.message)),
+            Err(error) if matches!(error.code, Code::Protocol | Code::SourceChanged) => self.fail(error),
+            Err(error) if late => self.fail(self.unreachable(&error.message)),
             Err(error) => tracing::info!(export = %self.name, %error, "dialed in vain"),
         }
         false
@@ -497,26 +497,26 @@ impl Link {
         state.spare = if dialed.is_ok() { state.spare.saturating_sub(1) } else { 0 };
         drop(state);
         match dialed {
-            Ok(session) => self.give_back(generation, session),
+            Ok(session) => self.return_session(generation, session),
             Err(error) => tracing::info!(export = %self.name, %error, "no spare connection"),
         }
     }
 
     /// A further session, which must be to the same export. None is made while the gate is closed.
     fn redial(&self, limit: Duration) -> Result<Session> {
-        if !self.leash.is_open() {
+        if !self.revoker.is_open() {
             let message = format!("{} is not connected to while the right to write is not held", self.name);
             return Err(Error::new(Code::Unreachable, self.side, Operation::Open, message));
         }
-        let is_over = || self.leash.is_cut() || lock(&self.state).closed;
+        let is_over = || self.revoker.is_revoked() || lock(&self.state).closed;
         let session = self.dialer.dial(limit.min(self.terms.retry_for), &is_over)?;
-        self.leash.hold(&session.socket);
+        self.revoker.register(&session.socket);
         let is_same = session.facts == self.facts && self.same_contexts(&session);
         if is_same { Ok(session) } else { Err(self.changed(&session.facts)) }
     }
 
     fn same_contexts(&self, session: &Session) -> bool {
-        lock(&self.state).board.fits(session.contexts)
+        lock(&self.state).block_status.fits(session.contexts)
     }
 
     fn sleep(&self, pause: Duration) {
@@ -529,7 +529,7 @@ impl Link {
     /// Waits until connections may be made. How long that took does not count as time without the server.
     fn wait_for_gate(&self) -> Duration {
         let since = clock();
-        while !self.leash.is_open() && !self.leash.is_cut() && !lock(&self.state).closed {
+        while !self.revoker.is_open() && !self.revoker.is_revoked() && !lock(&self.state).closed {
             std::thread::sleep(TICK);
         }
         let waited = clock() - since;
@@ -558,33 +558,33 @@ impl Link {
     }
 
     /// Asks the server over an idle session, or over a new one.
-    fn converse<T>(&self, ask: impl FnOnce(&mut Conversation<'_>) -> Result<T>) -> Result<T> {
-        let (generation, session) = match self.take() {
+    fn with_client<T>(&self, ask: impl FnOnce(&mut BlockingClient<'_>) -> Result<T>) -> Result<T> {
+        let (generation, session) = match self.take_session() {
             Some(taken) => taken,
             None => (self.generation(), self.redial(DIAL_LIMIT)?),
         };
         // Nobody looks at cancels meanwhile: a stop is not held up for longer than by anything else.
         let limit = self.terms.request_timeout.min(DRAIN_LIMIT);
-        let mut conversation = Conversation::new(&session, self.side, &self.name, limit);
-        let answer = ask(&mut conversation);
+        let mut client = BlockingClient::new(&session, self.side, &self.name, limit);
+        let answer = ask(&mut client);
         // After a failure nobody knows what is still on its way.
-        if conversation.is_sound() {
-            self.give_back(generation, session);
+        if client.is_reusable() {
+            self.return_session(generation, session);
         }
         answer
     }
 }
 
-impl Drop for Link {
-    /// A link that nobody has stopped, as the job was refused: says goodbye, and waits for nobody.
+impl Drop for ExportConnections {
+    /// An export that nobody has stopped, as the job was refused: says goodbye, and waits for nobody.
     fn drop(&mut self) {
         let sessions = std::mem::take(&mut lock(&self.state).idle);
-        converse::part(sessions.into_iter().map(|(_, session)| session).collect(), Duration::ZERO);
+        blocking_client::disconnect(sessions.into_iter().map(|(_, session)| session).collect(), Duration::ZERO);
     }
 }
 
 /// What the dialer has to do.
-enum Dial {
+enum DialTask {
     /// A session that a worker waits for: after a pause, and until a deadline.
     Wanted { pause: Duration, deadline: Instant },
     /// One that would be of use.

@@ -2,30 +2,35 @@
 //!
 //! A step that has gathered all that its stage needs decides what comes next; none looks at bytes of another stage.
 
-use super::chunk::{HEAD_BYTES_MAX, Head, Kind, MAGIC_BYTES, head_bytes};
-use super::{Chunk, DESCRIPTORS_MAX, Event, Expected, Replies, Stage, Status, Violation};
+use super::chunk::{ChunkKind, HEAD_BYTES_MAX, Head, MAGIC_BYTES, head_bytes};
+use super::{Chunk, DESCRIPTORS_MAX, ExpectedReply, ParserState, ProtocolViolation, Replies, ReplyEvent, Status};
 use crate::nbd::ReplyStyle;
 use crate::nbd::codec::{errno, u16_at, u32_at, u64_at};
 
 impl Replies {
     /// Takes some of `rest`, which lies `from` bytes into what was received; how many.
-    pub(super) fn step(&mut self, rest: &[u8], from: usize, events: &mut Vec<Event>) -> Result<usize, Violation> {
+    pub(super) fn step(
+        &mut self,
+        rest: &[u8],
+        from: usize,
+        events: &mut Vec<ReplyEvent>,
+    ) -> Result<usize, ProtocolViolation> {
         match self.stage {
-            Stage::Head => self.take_head(rest, events),
-            Stage::Prefix => self.take_prefix(rest, events),
-            Stage::Body { at, len } => {
+            ParserState::Head => self.take_head(rest, events),
+            ParserState::Prefix => self.take_prefix(rest, events),
+            ParserState::Body { at, len } => {
                 let early = rest.len().min(len as usize) as u32;
-                events.push(Event::Early { index: self.chunk.index, from, at, len: early });
+                events.push(ReplyEvent::Early { index: self.chunk.index, from, at, len: early });
                 self.body(early, events).map(|()| early as usize)
             }
-            Stage::Descriptors => self.take_descriptor(rest, events),
-            Stage::Message { left } => {
+            ParserState::Descriptors => self.take_descriptor(rest, events),
+            ParserState::Message { left } => {
                 let used = self.drop_payload(rest, left);
-                self.stage = Stage::Message { left: left - used as u64 };
+                self.stage = ParserState::Message { left: left - used as u64 };
                 self.after_message(events).map(|()| used)
             }
-            Stage::Suffix => self.take_suffix(rest, events),
-            Stage::Rest => {
+            ParserState::Suffix => self.take_suffix(rest, events),
+            ParserState::Rest => {
                 let used = self.drop_payload(rest, self.chunk.left);
                 self.after_rest(events).map(|()| used)
             }
@@ -56,7 +61,7 @@ impl Replies {
         used
     }
 
-    fn take_head(&mut self, rest: &[u8], events: &mut Vec<Event>) -> Result<usize, Violation> {
+    fn take_head(&mut self, rest: &[u8], events: &mut Vec<ReplyEvent>) -> Result<usize, ProtocolViolation> {
         let used = self.gather(rest, self.head_bytes);
         if self.buffered < self.head_bytes {
             return Ok(used);
@@ -72,125 +77,127 @@ impl Replies {
             Head::Chunk { cookie, offset, kind, len, is_last } => {
                 let index = self.find(cookie)?;
                 self.begin_chunk(index, offset)?;
-                let kind = Kind::check(kind, len, self.style, self.slots[index].expected)?;
+                let kind = ChunkKind::check(kind, len, self.style, self.slots[index].expected)?;
                 self.chunk = Chunk { index, kind, left: len, is_last };
                 match kind {
-                    Kind::None if is_last => self.end_chunk(events)?,
-                    Kind::None => return Err(Violation("an empty chunk that is not the last")),
-                    _ => self.stage = Stage::Prefix,
+                    ChunkKind::None if is_last => self.end_chunk(events)?,
+                    ChunkKind::None => return Err(ProtocolViolation("an empty chunk that is not the last")),
+                    _ => self.stage = ParserState::Prefix,
                 }
             }
         }
         Ok(used)
     }
 
-    fn find(&self, cookie: u64) -> Result<usize, Violation> {
+    fn find(&self, cookie: u64) -> Result<usize, ProtocolViolation> {
         let (index, generation) = (Self::index(cookie), (cookie >> 32) as u32);
         match self.slots.get(index) {
             Some(slot) if slot.is_used && slot.generation == generation => Ok(index),
             Some(slot) if slot.generation == generation.wrapping_add(1) => {
-                Err(Violation("an answer to a request that was answered already"))
+                Err(ProtocolViolation("an answer to a request that was answered already"))
             }
-            _ => Err(Violation("an answer to a request that was not made")),
+            _ => Err(ProtocolViolation("an answer to a request that was not made")),
         }
     }
 
     /// The whole answer, but for the payload of a read.
-    fn begin_simple(&mut self, error: u32, cookie: u64, events: &mut Vec<Event>) -> Result<(), Violation> {
+    fn begin_simple(&mut self, error: u32, cookie: u64, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
         let index = self.find(cookie)?;
         let slot = &mut self.slots[index];
         if slot.is_begun {
-            return Err(Violation("a simple reply amid the chunks of another"));
+            return Err(ProtocolViolation("a simple reply amid the chunks of another"));
         }
         slot.error = (error != 0).then(|| errno(error));
-        self.chunk = Chunk { index, kind: Kind::None, left: 0, is_last: true };
+        self.chunk = Chunk { index, kind: ChunkKind::None, left: 0, is_last: true };
         match slot.expected {
-            Expected::Read { .. } if self.style != ReplyStyle::Simple => {
-                Err(Violation("a simple reply to a read that is answered in chunks"))
+            ExpectedReply::Read { .. } if self.style != ReplyStyle::Simple => {
+                Err(ProtocolViolation("a simple reply to a read that is answered in chunks"))
             }
-            Expected::Read { offset, len } if error == 0 && len > 0 => {
+            ExpectedReply::Read { offset, len } if error == 0 && len > 0 => {
                 let (at, len) = slot.place(offset, u64::from(len))?;
-                self.stage = Stage::Body { at, len };
+                self.stage = ParserState::Body { at, len };
                 Ok(())
             }
             _ => self.end_chunk(events),
         }
     }
 
-    fn begin_chunk(&mut self, index: usize, offset: Option<u64>) -> Result<(), Violation> {
+    fn begin_chunk(&mut self, index: usize, offset: Option<u64>) -> Result<(), ProtocolViolation> {
         let slot = &mut self.slots[index];
         slot.is_begun = true;
         let wanted = match slot.expected {
-            Expected::Read { offset, .. } | Expected::Status { offset, .. } => Some(offset),
-            Expected::Nothing => None,
+            ExpectedReply::Read { offset, .. } | ExpectedReply::Status { offset, .. } => Some(offset),
+            ExpectedReply::Nothing => None,
         };
         match (offset, wanted) {
-            (Some(offset), Some(wanted)) if offset != wanted => Err(Violation("a reply with another request's offset")),
+            (Some(offset), Some(wanted)) if offset != wanted => {
+                Err(ProtocolViolation("a reply with another request's offset"))
+            }
             _ => Ok(()),
         }
     }
 
-    fn take_prefix(&mut self, rest: &[u8], events: &mut Vec<Event>) -> Result<usize, Violation> {
+    fn take_prefix(&mut self, rest: &[u8], events: &mut Vec<ReplyEvent>) -> Result<usize, ProtocolViolation> {
         let need = self.chunk.kind.prefix_bytes();
         let used = self.gather(rest, need);
         let Some(prefix) = self.gathered(need) else { return Ok(used) };
         let slot = &mut self.slots[self.chunk.index];
         match self.chunk.kind {
-            Kind::None => unreachable!("it carries nothing"),
-            Kind::Data => {
+            ChunkKind::None => unreachable!("it carries nothing"),
+            ChunkKind::Data => {
                 let (at, len) = slot.place(u64_at(&prefix, 0), self.chunk.left)?;
-                self.stage = Stage::Body { at, len };
+                self.stage = ParserState::Body { at, len };
             }
-            Kind::Hole => {
+            ChunkKind::Hole => {
                 let len = u32_at(&prefix, 8);
                 if len == 0 {
-                    return Err(Violation("a hole of no bytes"));
+                    return Err(ProtocolViolation("a hole of no bytes"));
                 }
                 let (at, len) = slot.place(u64_at(&prefix, 0), u64::from(len))?;
-                events.push(Event::Hole { index: self.chunk.index, at, len });
+                events.push(ReplyEvent::Hole { index: self.chunk.index, at, len });
                 self.end_chunk(events)?;
             }
-            Kind::Status { is_wide } => {
+            ChunkKind::Status { is_wide } => {
                 if is_wide && u64::from(u32_at(&prefix, 4)) * 16 != self.chunk.left {
-                    return Err(Violation("block status with a wrong count of descriptors"));
+                    return Err(ProtocolViolation("block status with a wrong count of descriptors"));
                 }
                 self.begin_status(u32_at(&prefix, 0), is_wide)?;
             }
-            Kind::Error | Kind::ErrorOffset | Kind::OtherError => {
+            ChunkKind::Error | ChunkKind::ErrorOffset | ChunkKind::OtherError => {
                 let (error, message) = (u32_at(&prefix, 0), u64::from(u16_at(&prefix, 4)));
                 if error == 0 {
-                    return Err(Violation("an error chunk without an error"));
+                    return Err(ProtocolViolation("an error chunk without an error"));
                 }
                 if message + self.chunk.kind.suffix_bytes() > self.chunk.left {
-                    return Err(Violation("the message of an error is longer than its chunk"));
+                    return Err(ProtocolViolation("the message of an error is longer than its chunk"));
                 }
                 slot.error.get_or_insert(errno(error));
-                self.stage = Stage::Message { left: message };
+                self.stage = ParserState::Message { left: message };
                 self.after_message(events)?;
             }
         }
         Ok(used)
     }
 
-    fn begin_status(&mut self, context: u32, is_wide: bool) -> Result<(), Violation> {
+    fn begin_status(&mut self, context: u32, is_wide: bool) -> Result<(), ProtocolViolation> {
         let slot = &mut self.slots[self.chunk.index];
         let is_seen = match Some(context) {
             it if it == self.contexts.allocation => &mut slot.has_allocation,
             it if it == self.contexts.dirty => &mut slot.has_dirty,
-            _ => return Err(Violation("block status of a context that was not selected")),
+            _ => return Err(ProtocolViolation("block status of a context that was not selected")),
         };
         if std::mem::replace(is_seen, true) {
-            return Err(Violation("block status of one context twice"));
+            return Err(ProtocolViolation("block status of one context twice"));
         }
         let count = self.chunk.left / descriptor_bytes(is_wide) as u64;
         let extents = Vec::with_capacity(count.min(DESCRIPTORS_MAX as u64) as usize);
         self.status = Status { context, covered: 0, extents };
-        self.stage = Stage::Descriptors;
+        self.stage = ParserState::Descriptors;
         Ok(())
     }
 
-    fn take_descriptor(&mut self, rest: &[u8], events: &mut Vec<Event>) -> Result<usize, Violation> {
-        let is_wide = self.chunk.kind == Kind::Status { is_wide: true };
+    fn take_descriptor(&mut self, rest: &[u8], events: &mut Vec<ReplyEvent>) -> Result<usize, ProtocolViolation> {
+        let is_wide = self.chunk.kind == ChunkKind::Status { is_wide: true };
         let need = descriptor_bytes(is_wide);
         let used = self.gather(rest, need);
         let Some(bytes) = self.gathered(need) else { return Ok(used) };
@@ -201,23 +208,23 @@ impl Replies {
         self.add_descriptor(len, flags)?;
         if self.chunk.left == 0 {
             let Status { context, extents, .. } = std::mem::take(&mut self.status);
-            events.push(Event::Status { index: self.chunk.index, context, extents });
+            events.push(ReplyEvent::Status { index: self.chunk.index, context, extents });
             self.end_chunk(events)?;
         }
         Ok(used)
     }
 
     /// Only the last one may go past the end of the request; it is cut there.
-    fn add_descriptor(&mut self, len: u64, flags: u64) -> Result<(), Violation> {
-        let Expected::Status { len: wanted, .. } = self.slots[self.chunk.index].expected else {
+    fn add_descriptor(&mut self, len: u64, flags: u64) -> Result<(), ProtocolViolation> {
+        let ExpectedReply::Status { len: wanted, .. } = self.slots[self.chunk.index].expected else {
             unreachable!("only status requests are answered with descriptors")
         };
         let status = &mut self.status;
         if len == 0 {
-            return Err(Violation("block status that does not advance"));
+            return Err(ProtocolViolation("block status that does not advance"));
         }
         if status.covered >= wanted {
-            return Err(Violation("block status that goes on past the end of the request"));
+            return Err(ProtocolViolation("block status that goes on past the end of the request"));
         }
         let len = len.min(wanted - status.covered);
         status.covered += len;
@@ -228,43 +235,43 @@ impl Replies {
     }
 
     /// Goes on when the message is over.
-    fn after_message(&mut self, events: &mut Vec<Event>) -> Result<(), Violation> {
+    fn after_message(&mut self, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
         match self.stage {
-            Stage::Message { left: 0 } if self.chunk.kind == Kind::ErrorOffset => {
-                self.stage = Stage::Suffix;
+            ParserState::Message { left: 0 } if self.chunk.kind == ChunkKind::ErrorOffset => {
+                self.stage = ParserState::Suffix;
                 Ok(())
             }
-            Stage::Message { left: 0 } => {
-                self.stage = Stage::Rest;
+            ParserState::Message { left: 0 } => {
+                self.stage = ParserState::Rest;
                 self.after_rest(events)
             }
             _ => Ok(()),
         }
     }
 
-    fn take_suffix(&mut self, rest: &[u8], events: &mut Vec<Event>) -> Result<usize, Violation> {
+    fn take_suffix(&mut self, rest: &[u8], events: &mut Vec<ReplyEvent>) -> Result<usize, ProtocolViolation> {
         let need = self.chunk.kind.suffix_bytes() as usize;
         let used = self.gather(rest, need);
         let Some(bytes) = self.gathered(need) else { return Ok(used) };
         let (start, len) = match self.slots[self.chunk.index].expected {
-            Expected::Read { offset, len } => (offset, u64::from(len)),
-            Expected::Status { offset, len } => (offset, len),
-            Expected::Nothing => (0, u64::MAX),
+            ExpectedReply::Read { offset, len } => (offset, u64::from(len)),
+            ExpectedReply::Status { offset, len } => (offset, len),
+            ExpectedReply::Nothing => (0, u64::MAX),
         };
         if u64_at(&bytes, 0).checked_sub(start).is_none_or(|at| at >= len) {
-            return Err(Violation("an error out of the request's range"));
+            return Err(ProtocolViolation("an error out of the request's range"));
         }
-        self.stage = Stage::Rest;
+        self.stage = ParserState::Rest;
         self.after_rest(events).map(|()| used)
     }
 
     /// Goes on when the chunk is over.
-    fn after_rest(&mut self, events: &mut Vec<Event>) -> Result<(), Violation> {
+    fn after_rest(&mut self, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
         if self.chunk.left == 0 { self.end_chunk(events) } else { Ok(()) }
     }
 
-    pub(super) fn end_chunk(&mut self, events: &mut Vec<Event>) -> Result<(), Violation> {
-        self.stage = Stage::Head;
+    pub(super) fn end_chunk(&mut self, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
+        self.stage = ParserState::Head;
         if !self.chunk.is_last {
             return Ok(());
         }
@@ -273,9 +280,9 @@ impl Replies {
         let result = slot.outcome(self.contexts)?;
         slot.is_used = false;
         slot.generation = slot.generation.wrapping_add(1);
-        self.reads -= usize::from(matches!(slot.expected, Expected::Read { .. }));
+        self.reads -= usize::from(matches!(slot.expected, ExpectedReply::Read { .. }));
         self.free.push(index as u32);
-        events.push(Event::Done { index, result });
+        events.push(ReplyEvent::Done { index, result });
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! A session in use: what is under way on it, and what the ring holds of it.
 
-use super::request::{Request, What};
+use super::nbd_request::{NbdRequest, RequestKind};
 use crate::buffer::Block;
 use crate::limits::TICK;
 use crate::nbd::Session;
-use crate::nbd::link::Link;
+use crate::nbd::export_connections::ExportConnections;
 use crate::nbd::replies::Replies;
 use crate::ring::{FileId, Instant, Op, Transfer};
 use nix::errno::Errno;
@@ -12,17 +12,17 @@ use std::os::fd::AsRawFd;
 
 /// A session in use.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct ActiveSession {
     /// `None` once it is broken and closed.
     pub session: Option<Session>,
     pub generation: u64,
     pub replies: Replies,
     /// Sent and not answered, by their place in `replies`.
-    pub requests: Vec<Option<Request>>,
-    pub sending: Option<Sending>,
+    pub requests: Vec<Option<NbdRequest>>,
+    pub sending: Option<SendInFlight>,
     /// Sent, but the network still reads their memory.
-    pub lent: Vec<Sending>,
-    pub receiving: Option<Receiving>,
+    pub lent: Vec<SendInFlight>,
+    pub receiving: Option<ReceiveInFlight>,
     /// Whether the socket takes nothing at the moment, of a connection whose sends do not wait; and whether the ring
     /// has been asked to say when it does.
     pub full: bool,
@@ -41,7 +41,7 @@ pub(super) struct Live {
 
 /// Heads and at most one body on their way out.
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(super) struct SendInFlight {
     /// Where its heads lie: what tells it from others.
     pub outbox_at: usize,
     pub head_len: u32,
@@ -51,16 +51,16 @@ pub(super) struct Sending {
     pub since: Instant,
     pub in_ring: bool,
     /// The request was answered before the kernel gave its block back.
-    pub answered: Option<(Request, Result<(), Errno>)>,
+    pub answered: Option<(NbdRequest, Result<(), Errno>)>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Receiving {
+pub(super) enum ReceiveInFlight {
     Head,
     Body { index: usize, since: Instant },
 }
 
-impl Sending {
+impl SendInFlight {
     pub(super) fn is_sent(&self) -> bool {
         self.sent >= self.head_len + self.body.map_or(0, |(_, _, len)| len)
     }
@@ -71,7 +71,7 @@ impl Sending {
     }
 }
 
-impl Live {
+impl ActiveSession {
     pub(super) fn new(session: Session, generation: u64, slots: usize, now: Instant) -> Self {
         Self {
             replies: Replies::new(session.style, session.contexts, slots),
@@ -116,7 +116,7 @@ impl Live {
         let file = self.file();
         let sending = self.sending.as_mut()?;
         sending.in_ring = true;
-        let payload = |requests: &mut Vec<Option<Request>>, answered: &mut Option<(Request, _)>, index: usize| {
+        let payload = |requests: &mut Vec<Option<NbdRequest>>, answered: &mut Option<(NbdRequest, _)>, index: usize| {
             let request = answered.as_mut().map(|(request, _)| request).or(requests[index].as_mut());
             request.and_then(|request| request.block.take()).expect("the ring has given it back")
         };
@@ -152,10 +152,10 @@ impl Live {
         of_it.for_each(|request| request.sent = now);
     }
 
-    /// Whether a request, or what is on its way, waits for longer than the link allows. A server that answers what was
+    /// Whether a request, or what is on its way, waits for longer than the export allows. A server that answers what was
     /// sent before it in the meantime is slow, not gone: it may take longer over a window than over one request. One that
     /// answers what was sent after it has lost it. Looked at once a tick.
-    pub(super) fn is_overdue(&mut self, now: Instant, link: &Link) -> bool {
+    pub(super) fn is_overdue(&mut self, now: Instant, export: &ExportConnections) -> bool {
         if now < self.next_look {
             return false;
         }
@@ -163,11 +163,11 @@ impl Live {
         if std::mem::take(&mut self.answers) {
             self.answered = now;
         }
-        let limit = link.request_timeout();
+        let limit = export.request_timeout();
         let late = |since: Instant| now.saturating_sub(since) > limit;
         let (body, body_late) = match self.receiving {
-            Some(Receiving::Body { index, since }) => (Some(index), late(since)),
-            Some(Receiving::Head) | None => (None, false),
+            Some(ReceiveInFlight::Body { index, since }) => (Some(index), late(since)),
+            Some(ReceiveInFlight::Head) | None => (None, false),
         };
         let send_late = self.sending.as_ref().is_some_and(|sending| late(sending.since));
         let waits = self.requests.iter().enumerate().filter(|(index, _)| Some(*index) != body);
@@ -184,7 +184,7 @@ impl Live {
         self.requests
             .iter()
             .flatten()
-            .filter(|request| matches!(request.what, What::Write { .. } | What::Zero { .. }))
+            .filter(|request| matches!(request.kind, RequestKind::Write { .. } | RequestKind::Zero { .. }))
             .map(|request| request.sent)
             .max()
     }
@@ -193,7 +193,7 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::{Contexts, ExportFacts, ExportFlags, ReplyStyle};
+    use crate::nbd::{ExportFacts, ExportFlags, MetaContexts, ReplyStyle};
     use crate::ring::Token;
     use std::sync::Arc;
     use std::time::Duration;
@@ -208,22 +208,29 @@ mod tests {
             preferred_block_bytes: 4096,
             max_payload_bytes: 1 << 20,
         };
-        let (style, contexts) = (ReplyStyle::Simple, Contexts::default());
+        let (style, contexts) = (ReplyStyle::Simple, MetaContexts::default());
         let session = Session { socket: Arc::new(socket.into()), facts, style, contexts, is_tcp: false };
         let at = Duration::from_secs;
         let request = |sent| {
-            Some(Request { token: Token(0), what: What::Write { offset: 0 }, block: None, start: 0, len: 512, sent })
+            Some(NbdRequest {
+                token: Token(0),
+                kind: RequestKind::Write { offset: 0 },
+                block: None,
+                start: 0,
+                len: 512,
+                sent,
+            })
         };
-        let mut live = Live::new(session, 0, 3, at(1));
-        live.requests = vec![request(at(5)), request(at(7)), None];
-        live.hold_send(at(20));
-        assert!(live.sending.is_none());
+        let mut active = ActiveSession::new(session, 0, 3, at(1));
+        active.requests = vec![request(at(5)), request(at(7)), None];
+        active.hold_send(at(20));
+        assert!(active.sending.is_none());
         let body = Some((1, 0, 512));
         let sending =
-            Sending { outbox_at: 0, head_len: 28, body, sent: 100, since: at(7), in_ring: false, answered: None };
-        live.sending = Some(sending);
-        live.hold_send(at(20));
-        let sent: Vec<_> = live.requests.iter().flatten().map(|request| request.sent).collect();
-        assert_eq!((sent, live.sending.map(|sending| sending.since)), (vec![at(5), at(20)], Some(at(20))));
+            SendInFlight { outbox_at: 0, head_len: 28, body, sent: 100, since: at(7), in_ring: false, answered: None };
+        active.sending = Some(sending);
+        active.hold_send(at(20));
+        let sent: Vec<_> = active.requests.iter().flatten().map(|request| request.sent).collect();
+        assert_eq!((sent, active.sending.map(|sending| sending.since)), (vec![at(5), at(20)], Some(at(20))));
     }
 }

@@ -1,9 +1,9 @@
 //! One request at a time over a session that no worker uses: what a job asks before and after its blocks move.
 
 use super::Session;
-use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, Request};
-use super::replies::{Event, Expected, Replies, Wants};
-use super::status::{Descriptors, merge};
+use super::block_status::{StatusDescriptors, merge};
+use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, RequestHeader};
+use super::replies::{ExpectedReply, NextReceive, Replies, ReplyEvent};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::ring::clock;
@@ -20,7 +20,7 @@ const HEAD_BYTES: usize = 4096;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Conversation<'a> {
+pub(crate) struct BlockingClient<'a> {
     session: &'a Session,
     side: Side,
     name: &'a str,
@@ -30,13 +30,13 @@ pub(crate) struct Conversation<'a> {
     sound: bool,
 }
 
-impl<'a> Conversation<'a> {
+impl<'a> BlockingClient<'a> {
     pub(crate) fn new(session: &'a Session, side: Side, name: &'a str, limit: Duration) -> Self {
         Self { session, side, name, limit, replies: Replies::new(session.style, session.contexts, 1), sound: true }
     }
 
     /// Whether nothing is under way on the session, so that it can be used again.
-    pub(crate) fn is_sound(&self) -> bool {
+    pub(crate) fn is_reusable(&self) -> bool {
         self.sound
     }
 
@@ -48,7 +48,7 @@ impl<'a> Conversation<'a> {
         for piece in range.split(most) {
             let at = usize::try_from(piece.start() - range.start()).expect("within the buffer");
             let len = u32::try_from(piece.len()).expect("no more than the payload's maximum");
-            let expected = Expected::Read { offset: piece.start(), len };
+            let expected = ExpectedReply::Read { offset: piece.start(), len };
             let request = (Command::Read, CommandFlags::NONE, piece);
             self.call(Operation::Read, request, expected, &mut bytes[at..at + len as usize])?;
         }
@@ -57,7 +57,7 @@ impl<'a> Conversation<'a> {
 
     /// What the server says of a range, from its start on.
     pub(crate) fn status(&mut self, range: ByteRange) -> Result<Vec<Extent>> {
-        let expected = Expected::Status { offset: range.start(), len: range.len() };
+        let expected = ExpectedReply::Status { offset: range.start(), len: range.len() };
         let request = (Command::BlockStatus, CommandFlags::NONE, range);
         let (allocation, dirty) = self.call(Operation::Map, request, expected, &mut [])?;
         if dirty.is_none() && self.session.contexts.dirty.is_some() {
@@ -72,12 +72,12 @@ impl<'a> Conversation<'a> {
         &mut self,
         operation: Operation,
         (command, flags, range): (Command, CommandFlags, ByteRange),
-        expected: Expected,
+        expected: ExpectedReply,
         buffer: &mut [u8],
-    ) -> Result<(Option<Descriptors>, Option<Descriptors>)> {
+    ) -> Result<(Option<StatusDescriptors>, Option<StatusDescriptors>)> {
         let until = clock() + self.limit;
         let cookie = self.replies.expect(expected);
-        let request = Request { command, flags, cookie, offset: range.start(), len: range.len() };
+        let request = RequestHeader { command, flags, cookie, offset: range.start(), len: range.len() };
         // Until the reply is complete.
         self.sound = false;
         self.send(operation, request, until)?;
@@ -87,13 +87,13 @@ impl<'a> Conversation<'a> {
             self.receive(operation, buffer, &mut events, until)?;
             for event in events.drain(..) {
                 match event {
-                    Event::Early { .. } => unreachable!("nothing is received before its request is made"),
-                    Event::Hole { at, len, .. } => buffer[at as usize..(at + len) as usize].fill(0),
-                    Event::Status { context, extents, .. } if Some(context) == self.session.contexts.dirty => {
+                    ReplyEvent::Early { .. } => unreachable!("nothing is received before its request is made"),
+                    ReplyEvent::Hole { at, len, .. } => buffer[at as usize..(at + len) as usize].fill(0),
+                    ReplyEvent::Status { context, extents, .. } if Some(context) == self.session.contexts.dirty => {
                         dirty = Some(extents);
                     }
-                    Event::Status { extents, .. } => allocation = Some(extents),
-                    Event::Done { result, .. } => {
+                    ReplyEvent::Status { extents, .. } => allocation = Some(extents),
+                    ReplyEvent::Done { result, .. } => {
                         self.sound = true;
                         let what = format!("{operation} {}", self.name);
                         result.map_err(|errno| Error::os(self.side, operation, errno, what))?;
@@ -104,7 +104,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    fn send(&self, operation: Operation, request: Request, until: Duration) -> Result<()> {
+    fn send(&self, operation: Operation, request: RequestHeader, until: Duration) -> Result<()> {
         let mut head = [0; REQUEST_BYTES_MAX];
         let len = request.encode(self.session.style, &mut head);
         let mut rest = &head[..len];
@@ -123,15 +123,15 @@ impl<'a> Conversation<'a> {
         &mut self,
         operation: Operation,
         buffer: &mut [u8],
-        events: &mut Vec<Event>,
+        events: &mut Vec<ReplyEvent>,
         until: Duration,
     ) -> Result<()> {
         self.wait(operation, PollFlags::POLLIN, until)?;
         let mut head = [0; HEAD_BYTES];
         let wants = self.replies.wants();
         let into = match wants {
-            Wants::Head { most } => &mut head[..most.min(HEAD_BYTES)],
-            Wants::Body { at, len, .. } => &mut buffer[at as usize..(at + len) as usize],
+            NextReceive::Head { most } => &mut head[..most.min(HEAD_BYTES)],
+            NextReceive::Body { at, len, .. } => &mut buffer[at as usize..(at + len) as usize],
         };
         let bytes = match recv(self.session.socket.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => return Err(self.lost(operation, "the server closed the connection")),
@@ -140,8 +140,8 @@ impl<'a> Conversation<'a> {
             Err(errno) => return Err(self.lost(operation, errno.desc())),
         };
         let parsed = match wants {
-            Wants::Head { .. } => self.replies.head(&head[..bytes], events),
-            Wants::Body { .. } => self.replies.body(u32::try_from(bytes).expect("no more than the body"), events),
+            NextReceive::Head { .. } => self.replies.head(&head[..bytes], events),
+            NextReceive::Body { .. } => self.replies.body(u32::try_from(bytes).expect("no more than the body"), events),
         };
         parsed.map_err(|violation| {
             let message = format!("{operation} {}: {}", self.name, violation.0);
@@ -175,9 +175,10 @@ fn is_ready(session: &Session, flags: PollFlags, limit: Duration) -> bool {
 
 /// Ends sessions on which nothing is under way: says so to the servers, then waits until they have closed. Says whether
 /// all did in time.
-pub(crate) fn part(sessions: Vec<Session>, until: Duration) -> bool {
+pub(crate) fn disconnect(sessions: Vec<Session>, until: Duration) -> bool {
     for session in &sessions {
-        let request = Request { command: Command::Disconnect, flags: CommandFlags::NONE, cookie: 0, offset: 0, len: 0 };
+        let request =
+            RequestHeader { command: Command::Disconnect, flags: CommandFlags::NONE, cookie: 0, offset: 0, len: 0 };
         let mut head = [0; REQUEST_BYTES_MAX];
         let len = request.encode(session.style, &mut head);
         let socket = session.socket.as_raw_fd();

@@ -1,9 +1,9 @@
 //! What is known of an export's extents: one window at a time, asked for ahead of whoever plans.
 //!
-//! The planner looks on the board; what is not there becomes a wish, which a worker (or the planner itself, while there
+//! The planner looks here first; what is not known becomes a question, which a worker (or the planner itself, while there
 //! are none) takes to the server. An answer that nobody wants any more is dropped.
 
-use super::Contexts;
+use super::MetaContexts;
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::limits::{STATUS_WINDOW_MAX, STATUS_WINDOW_MIN};
@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::thread::Thread;
 
 /// Descriptors of one context, from the start of a window on: length and flags.
-pub(crate) type Descriptors = Vec<(u64, u64)>;
+pub(crate) type StatusDescriptors = Vec<(u64, u64)>;
 
 /// More than so many extents in one answer: the next window is smaller.
 const CROWDED: usize = 2048;
@@ -22,13 +22,13 @@ const ZERO: u64 = 2;
 const DIRTY: u64 = 1;
 
 /// The answer to one question: extents from the start of the window on, at least one, or why there are none.
-pub(crate) type Scan = Result<Vec<Extent>>;
+pub(crate) type StatusAnswer = Result<Vec<Extent>>;
 
 /// See the module's head.
 #[derive(Debug)]
-pub(crate) struct Board {
-    contexts: Contexts,
-    note: Note,
+pub(crate) struct BlockStatusCache {
+    contexts: MetaContexts,
+    state: StatusState,
     /// Bytes asked for at a time.
     window: u64,
     /// Whoever waits for the answer.
@@ -36,20 +36,20 @@ pub(crate) struct Board {
 }
 
 #[derive(Debug)]
-enum Note {
-    Nothing,
+enum StatusState {
+    Empty,
     /// To be asked.
-    Wished(ByteRange),
+    Wanted(ByteRange),
     /// Being asked.
-    Taken(ByteRange),
+    Asked(ByteRange),
     /// Contiguous; not empty.
     Known(VecDeque<Extent>),
     Failed(Error),
 }
 
-impl Board {
-    pub(crate) fn new(contexts: Contexts) -> Self {
-        Self { contexts, note: Note::Nothing, window: STATUS_WINDOW_MIN, asker: None }
+impl BlockStatusCache {
+    pub(crate) fn new(contexts: MetaContexts) -> Self {
+        Self { contexts, state: StatusState::Empty, window: STATUS_WINDOW_MIN, asker: None }
     }
 
     /// Whether the server tells anything.
@@ -58,85 +58,86 @@ impl Board {
     }
 
     /// Whether another session tells the same things.
-    pub(crate) fn fits(&self, other: Contexts) -> bool {
+    pub(crate) fn fits(&self, other: MetaContexts) -> bool {
         (self.contexts.allocation.is_some(), self.contexts.dirty.is_some())
             == (other.allocation.is_some(), other.dirty.is_some())
     }
 
     /// At most `max` extents from the start of `within` on; `None` if they are not known yet.
-    pub(crate) fn look(&mut self, within: ByteRange, max: usize) -> Option<Scan> {
+    pub(crate) fn look(&mut self, within: ByteRange, max: usize) -> Option<StatusAnswer> {
         let start = within.start();
-        if let Note::Known(extents) = &mut self.note
+        if let StatusState::Known(extents) = &mut self.state
             && extents.front().is_some_and(|first| first.range.start() == start)
         {
             let taken = take(extents, within.end(), max);
             let reached = taken.last().map_or(start, |last| last.range.end());
             if extents.is_empty() && reached < within.end() {
                 // Asked for ahead: whoever looked will want it next.
-                self.wish(ByteRange::new(reached, within.end()));
+                self.want(ByteRange::new(reached, within.end()));
             }
             return Some(Ok(taken));
         }
-        if matches!(self.note, Note::Failed(_))
-            && let Note::Failed(error) = std::mem::replace(&mut self.note, Note::Nothing)
+        if matches!(self.state, StatusState::Failed(_))
+            && let StatusState::Failed(error) = std::mem::replace(&mut self.state, StatusState::Empty)
         {
             return Some(Err(error));
         }
-        let is_asked = matches!(&self.note, Note::Wished(range) | Note::Taken(range) if range.start() == start);
+        let is_asked =
+            matches!(&self.state, StatusState::Wanted(range) | StatusState::Asked(range) if range.start() == start);
         if !is_asked {
-            self.wish(within);
+            self.want(within);
         }
         self.asker = Some(std::thread::current());
         None
     }
 
-    pub(crate) fn is_wished(&self) -> bool {
-        matches!(self.note, Note::Wished(_))
+    pub(crate) fn has_question(&self) -> bool {
+        matches!(self.state, StatusState::Wanted(_))
     }
 
     /// The range to ask about.
-    pub(crate) fn take_wish(&mut self) -> Option<ByteRange> {
-        let Note::Wished(range) = self.note else { return None };
-        self.note = Note::Taken(range);
+    pub(crate) fn take_question(&mut self) -> Option<ByteRange> {
+        let StatusState::Wanted(range) = self.state else { return None };
+        self.state = StatusState::Asked(range);
         Some(range)
     }
 
-    /// What a server has said of a wish that was taken.
-    pub(crate) fn answer(&mut self, wish: ByteRange, scan: Scan) {
-        if !matches!(self.note, Note::Taken(range) if range == wish) {
+    /// What a server has said of a question that was taken.
+    pub(crate) fn answer(&mut self, question: ByteRange, scan: StatusAnswer) {
+        if !matches!(self.state, StatusState::Asked(range) if range == question) {
             return;
         }
-        self.note = match scan {
+        self.state = match scan {
             Ok(extents) => {
                 let crowded = extents.len() > CROWDED;
                 let window = if crowded { self.window / 2 } else { self.window * 2 };
                 self.window = window.clamp(STATUS_WINDOW_MIN, STATUS_WINDOW_MAX);
-                Note::Known(extents.into())
+                StatusState::Known(extents.into())
             }
-            Err(error) => Note::Failed(error),
+            Err(error) => StatusState::Failed(error),
         };
         if let Some(asker) = self.asker.take() {
             asker.unpark();
         }
     }
 
-    /// A wish that was taken could not be asked.
-    pub(crate) fn retract(&mut self, wish: ByteRange) {
-        if matches!(self.note, Note::Taken(range) if range == wish) {
-            self.note = Note::Wished(wish);
+    /// A question that was taken could not be asked.
+    pub(crate) fn retract(&mut self, question: ByteRange) {
+        if matches!(self.state, StatusState::Asked(range) if range == question) {
+            self.state = StatusState::Wanted(question);
         }
     }
 
     /// The server may have been started anew: what it has said and nobody has looked at is of the one before.
     pub(crate) fn forget(&mut self) {
-        if matches!(self.note, Note::Known(_)) {
-            self.note = Note::Nothing;
+        if matches!(self.state, StatusState::Known(_)) {
+            self.state = StatusState::Empty;
         }
     }
 
-    fn wish(&mut self, within: ByteRange) {
+    fn want(&mut self, within: ByteRange) {
         let len = within.len().min(self.window);
-        self.note = Note::Wished(ByteRange::at(within.start(), len));
+        self.state = StatusState::Wanted(ByteRange::at(within.start(), len));
     }
 }
 
@@ -159,7 +160,11 @@ fn take(extents: &mut VecDeque<Extent>, end: u64, max: usize) -> Vec<Extent> {
 
 /// What the contexts of one answer say together, as far as all of them reach. `allocation` is missing where the server
 /// was not asked for it, or did not answer it: then everything is data.
-pub(crate) fn merge(window: ByteRange, allocation: Option<Descriptors>, dirty: Option<Descriptors>) -> Vec<Extent> {
+pub(crate) fn merge(
+    window: ByteRange,
+    allocation: Option<StatusDescriptors>,
+    dirty: Option<StatusDescriptors>,
+) -> Vec<Extent> {
     let everything = |flags| vec![(window.len(), flags)];
     let mut allocation = VecDeque::from(allocation.unwrap_or_else(|| everything(0)));
     let mut dirty = VecDeque::from(dirty.unwrap_or_else(|| everything(DIRTY)));
@@ -205,47 +210,47 @@ mod tests {
         Extent { range: ByteRange::new(start, end), kind }
     }
 
-    fn board() -> Board {
-        Board::new(Contexts { allocation: Some(1), dirty: None })
+    fn block_status() -> BlockStatusCache {
+        BlockStatusCache::new(MetaContexts { allocation: Some(1), dirty: None })
     }
 
     #[test]
     fn what_is_asked_for_is_wished_taken_and_answered_once() {
-        let mut board = board();
+        let mut block_status = block_status();
         let all = ByteRange::new(0, 100);
-        assert!(board.look(all, 10).is_none() && board.is_wished());
-        let wish = board.take_wish().unwrap();
-        assert!(board.take_wish().is_none() && board.look(all, 10).is_none());
-        board.answer(wish, Ok(vec![extent(0, 40, ExtentKind::Data), extent(40, 60, ExtentKind::Hole)]));
-        assert_eq!(board.look(all, 1), Some(Ok(vec![extent(0, 40, ExtentKind::Data)])));
-        assert!(!board.is_wished(), "the rest is known");
-        assert_eq!(board.look(ByteRange::new(40, 100), 9), Some(Ok(vec![extent(40, 60, ExtentKind::Hole)])));
-        assert_eq!(board.take_wish(), Some(ByteRange::new(60, 100)), "asked for ahead");
+        assert!(block_status.look(all, 10).is_none() && block_status.has_question());
+        let question = block_status.take_question().unwrap();
+        assert!(block_status.take_question().is_none() && block_status.look(all, 10).is_none());
+        block_status.answer(question, Ok(vec![extent(0, 40, ExtentKind::Data), extent(40, 60, ExtentKind::Hole)]));
+        assert_eq!(block_status.look(all, 1), Some(Ok(vec![extent(0, 40, ExtentKind::Data)])));
+        assert!(!block_status.has_question(), "the rest is known");
+        assert_eq!(block_status.look(ByteRange::new(40, 100), 9), Some(Ok(vec![extent(40, 60, ExtentKind::Hole)])));
+        assert_eq!(block_status.take_question(), Some(ByteRange::new(60, 100)), "asked for ahead");
     }
 
     #[test]
     fn an_answer_to_an_older_question_is_dropped_and_a_retracted_one_asked_again() {
-        let mut board = board();
-        assert!(board.look(ByteRange::new(0, 100), 10).is_none());
-        let old = board.take_wish().unwrap();
-        assert!(board.look(ByteRange::new(50, 100), 10).is_none());
-        board.answer(old, Ok(vec![extent(0, 100, ExtentKind::Data)]));
-        let new = board.take_wish().unwrap();
+        let mut block_status = block_status();
+        assert!(block_status.look(ByteRange::new(0, 100), 10).is_none());
+        let old = block_status.take_question().unwrap();
+        assert!(block_status.look(ByteRange::new(50, 100), 10).is_none());
+        block_status.answer(old, Ok(vec![extent(0, 100, ExtentKind::Data)]));
+        let new = block_status.take_question().unwrap();
         assert_eq!(new, ByteRange::new(50, 100));
-        board.retract(new);
-        assert_eq!(board.take_wish(), Some(new));
-        board.answer(new, Err(Error::bad_request("x")));
-        assert!(board.look(new, 10).unwrap().is_err());
+        block_status.retract(new);
+        assert_eq!(block_status.take_question(), Some(new));
+        block_status.answer(new, Err(Error::bad_request("x")));
+        assert!(block_status.look(new, 10).unwrap().is_err());
     }
 
     #[test]
     fn an_extent_longer_than_the_question_is_cut() {
-        let mut board = board();
-        assert!(board.look(ByteRange::new(0, 100), 10).is_none());
-        let wish = board.take_wish().unwrap();
-        board.answer(wish, Ok(vec![extent(0, 100, ExtentKind::Zero)]));
-        assert_eq!(board.look(ByteRange::new(0, 30), 10), Some(Ok(vec![extent(0, 30, ExtentKind::Zero)])));
-        assert_eq!(board.look(ByteRange::new(30, 100), 10), Some(Ok(vec![extent(30, 100, ExtentKind::Zero)])));
+        let mut block_status = block_status();
+        assert!(block_status.look(ByteRange::new(0, 100), 10).is_none());
+        let question = block_status.take_question().unwrap();
+        block_status.answer(question, Ok(vec![extent(0, 100, ExtentKind::Zero)]));
+        assert_eq!(block_status.look(ByteRange::new(0, 30), 10), Some(Ok(vec![extent(0, 30, ExtentKind::Zero)])));
+        assert_eq!(block_status.look(ByteRange::new(30, 100), 10), Some(Ok(vec![extent(30, 100, ExtentKind::Zero)])));
     }
 
     #[test]

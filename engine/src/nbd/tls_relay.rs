@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!           plain end      inner end                         outer socket
-//! session  <========== pair ==========>  pump (one thread)  <============  server
+//! session  <========== pair ==========>  relay (one thread)  <============  server
 //!            bytes                        TLS in, TLS out      records
 //! ```
 //! - At most one buffer's worth of each direction is held; a side that does not take its bytes stops only what flows
@@ -34,12 +34,12 @@ pub(super) const THREAD: &str = "nbd-tls";
 /// Starts a thread that owns the connection, whose handshake is done, and its socket. Returns the plain end.
 pub(super) fn start(connection: ClientConnection, outer: OwnedFd) -> io::Result<OwnedFd> {
     let (plain, inner) = UnixStream::pair()?;
-    let pump = Pump::new(connection, outer, inner.into());
-    thread::Builder::new().name(THREAD.to_owned()).spawn(move || pump.run())?;
+    let relay = TlsRelay::new(connection, outer, inner.into());
+    thread::Builder::new().name(THREAD.to_owned()).spawn(move || relay.run())?;
     Ok(plain.into())
 }
 
-struct Pump {
+struct TlsRelay {
     tls: ClientConnection,
     outer: OwnedFd,
     inner: OwnedFd,
@@ -59,7 +59,7 @@ struct Pump {
 }
 
 /// How it ends.
-enum Ending {
+enum RelayEnd {
     /// The server is done, and everything it said has been passed on.
     PeerDone,
     /// Nobody holds the plain end any more.
@@ -67,13 +67,13 @@ enum Ending {
 }
 
 /// What can go on.
-struct Ready {
+struct ReadyEnds {
     abandoned: bool,
     inner_in: bool,
     outer_in: bool,
 }
 
-impl Pump {
+impl TlsRelay {
     fn new(mut tls: ClientConnection, outer: OwnedFd, inner: OwnedFd) -> Self {
         // What it holds is bounded here: more is accepted only after everything was sent.
         tls.set_buffer_limit(None);
@@ -100,24 +100,24 @@ impl Pump {
                 Ok(Some(ending)) => break ending,
                 Err(error) => {
                     tracing::warn!(%error, "passing on what TLS protects fails");
-                    break Ending::Abandoned;
+                    break RelayEnd::Abandoned;
                 }
             }
         };
         match ending {
-            Ending::PeerDone => self.end_plainly(),
-            Ending::Abandoned => self.reset(),
+            RelayEnd::PeerDone => self.end_plainly(),
+            RelayEnd::Abandoned => self.reset(),
         }
     }
 
     /// Waits until something can be done, and does it.
-    fn turn(&mut self) -> io::Result<Option<Ending>> {
+    fn turn(&mut self) -> io::Result<Option<RelayEnd>> {
         if self.peer_is_done && self.arrived.is_empty() {
-            return Ok(Some(Ending::PeerDone));
+            return Ok(Some(RelayEnd::PeerDone));
         }
         let ready = self.wait()?;
         if ready.abandoned {
-            return Ok(Some(Ending::Abandoned));
+            return Ok(Some(RelayEnd::Abandoned));
         }
         if ready.inner_in {
             self.accept()?;
@@ -129,12 +129,12 @@ impl Pump {
         if ready.outer_in {
             self.receive();
         }
-        Ok((!self.pass_on()).then_some(Ending::Abandoned))
+        Ok((!self.pass_on()).then_some(RelayEnd::Abandoned))
     }
 
     /// A peer that has gone is reported by `poll` whether asked for or not, over and over: the server is looked at
     /// only while something is wanted of it. The plain end always is, to see that it is abandoned.
-    fn wait(&self) -> io::Result<Ready> {
+    fn wait(&self) -> io::Result<ReadyEnds> {
         let when = |wanted: bool, flag| if wanted { flag } else { PollFlags::empty() };
         let receives = self.arrived.is_empty() && !self.peer_is_done;
         let accepts = !self.plain_is_done && !self.tls.wants_write() && !self.peer_is_done && !self.peer_is_deaf;
@@ -149,7 +149,7 @@ impl Pump {
         }
         let [inner, outer] = both.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
         let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
-        Ok(Ready {
+        Ok(ReadyEnds {
             abandoned: inner.intersects(gone),
             inner_in: accepts && inner.contains(PollFlags::POLLIN),
             outer_in: receives && outer.intersects(gone | PollFlags::POLLIN),
@@ -176,7 +176,7 @@ impl Pump {
     /// Sends what is encrypted, as far as the outer socket takes it.
     fn send(&mut self) {
         while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Outer(&self.outer)) {
+            match self.tls.write_tls(&mut OuterSocket(&self.outer)) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -217,7 +217,7 @@ impl Pump {
                 tracing::warn!(%error, "TLS fails");
                 self.peer_is_done = true;
                 // The alert that says so, if it can be sent at once.
-                let _ = self.tls.write_tls(&mut Outer(&self.outer));
+                let _ = self.tls.write_tls(&mut OuterSocket(&self.outer));
             }
         }
     }
@@ -240,7 +240,7 @@ impl Pump {
     /// The plain end reads its end of file, not a reset, although it may have sent what nobody will take.
     fn end_plainly(mut self) {
         self.tls.send_close_notify();
-        let _ = self.tls.write_tls(&mut Outer(&self.outer));
+        let _ = self.tls.write_tls(&mut OuterSocket(&self.outer));
         let _ = shutdown(self.inner.as_raw_fd(), Shutdown::Both);
         let mut take = || recv(self.inner.as_raw_fd(), &mut self.scratch, MsgFlags::MSG_DONTWAIT);
         while let Ok(Some(1..)) = without_waiting(&mut take) {}
@@ -287,9 +287,9 @@ fn without_waiting(mut operation: impl FnMut() -> nix::Result<usize>) -> io::Res
 }
 
 /// Writes many records in one call, without waiting and without a signal.
-struct Outer<'a>(&'a OwnedFd);
+struct OuterSocket<'a>(&'a OwnedFd);
 
-impl Write for Outer<'_> {
+impl Write for OuterSocket<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_vectored(&[IoSlice::new(bytes)])
     }

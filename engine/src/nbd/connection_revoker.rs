@@ -1,7 +1,7 @@
 //! What the owner of a job holds of its connections to servers: a gate that new ones wait for, and the end of all.
 //!
-//! Every link of a job shares one leash, and every session is known to it for as long as its socket is open. A _cut_ is
-//! for ever: it resets all sockets, whoever uses them at the moment, and none is made afterwards.
+//! Every export of a job shares one revoker, and every session is known to it for as long as its socket is open. To
+//! _revoke_ is for ever: it resets all sockets, whoever uses them at the moment, and none is made afterwards.
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::gate::Gate;
@@ -16,13 +16,13 @@ use std::time::Duration;
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(crate) struct Leash {
+pub(crate) struct ConnectionRevoker {
     gate: Option<Arc<Gate>>,
-    is_cut: AtomicBool,
+    is_revoked: AtomicBool,
     sockets: Mutex<Vec<Weak<OwnedFd>>>,
 }
 
-impl Leash {
+impl ConnectionRevoker {
     pub(crate) fn new(gate: Option<Arc<Gate>>) -> Self {
         Self { gate, ..Self::default() }
     }
@@ -42,29 +42,29 @@ impl Leash {
         self.gate.as_ref().map(|_| GATED_USER_TIMEOUT)
     }
 
-    pub(crate) fn is_cut(&self) -> bool {
-        self.is_cut.load(Acquire)
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.is_revoked.load(Acquire)
     }
 
     /// Takes note of the socket of a new session.
-    pub(crate) fn hold(&self, socket: &Arc<OwnedFd>) {
+    pub(crate) fn register(&self, socket: &Arc<OwnedFd>) {
         let mut sockets = lock(&self.sockets);
         sockets.retain(|socket| socket.strong_count() > 0);
         sockets.push(Arc::downgrade(socket));
-        if self.is_cut() {
+        if self.is_revoked() {
             reset(socket);
         }
     }
 
     /// Resets every connection, and those that are being made as soon as they are.
-    pub(crate) fn cut(&self) {
+    pub(crate) fn revoke(&self) {
         let mut sockets = lock(&self.sockets);
-        self.is_cut.store(true, Release);
+        self.is_revoked.store(true, Release);
         sockets.drain(..).filter_map(|socket| socket.upgrade()).for_each(|socket| reset(&socket));
     }
 
-    /// What ends a link whose connections were cut.
-    pub(crate) fn verdict(&self, side: Side, name: &str) -> Error {
+    /// What ends an export whose connections were cut.
+    pub(crate) fn error(&self, side: Side, name: &str) -> Error {
         let message = format!("the connections to {name} were cut off: the right to use them has ended");
         Error::new(Code::Unreachable, side, Operation::Stop, message).maybe_applied()
     }
@@ -83,7 +83,7 @@ fn reset(socket: &OwnedFd) {
 #[cfg(test)]
 mod tests {
     use super::super::connect::connect;
-    use super::super::stream::Patience;
+    use super::super::stream::Deadline;
     use super::super::uri::Address;
     use super::*;
     use nix::sys::socket::getsockopt;
@@ -117,11 +117,11 @@ mod tests {
 
     #[test]
     fn a_cut_takes_back_what_is_queued_though_the_socket_stays_open() {
-        let leash = Leash::default();
+        let revoker = ConnectionRevoker::default();
         let (socket, receiver, sent) = filled();
-        leash.hold(&socket);
-        leash.cut();
-        leash.cut();
+        revoker.register(&socket);
+        revoker.revoke();
+        revoker.revoke();
         let (got, end) = received(receiver);
         assert!(got < sent, "{got} of {sent} bytes arrived");
         assert_eq!(end, Some(ErrorKind::ConnectionReset));
@@ -130,35 +130,35 @@ mod tests {
 
     #[test]
     fn what_is_connected_after_a_cut_is_reset_at_once() {
-        let leash = Leash::default();
-        leash.cut();
+        let revoker = ConnectionRevoker::default();
+        revoker.revoke();
         let (socket, receiver, sent) = filled();
-        leash.hold(&socket);
+        revoker.register(&socket);
         let (got, end) = received(receiver);
         assert!(got < sent && end == Some(ErrorKind::ConnectionReset), "{got} of {sent} bytes, then {end:?}");
     }
 
     #[test]
     fn sockets_that_are_closed_are_forgotten() {
-        let leash = Leash::default();
+        let revoker = ConnectionRevoker::default();
         for _ in 0..3 {
             let (socket, ..) = filled();
-            leash.hold(&socket);
+            revoker.register(&socket);
         }
-        assert_eq!(lock(&leash.sockets).len(), 1, "that of the last one, which nobody has looked at since");
+        assert_eq!(lock(&revoker.sockets).len(), 1, "that of the last one, which nobody has looked at since");
     }
 
     #[test]
     fn what_is_sent_behind_a_gate_is_not_tried_for_long() {
-        let gated = Leash::new(Some(Arc::default()));
+        let gated = ConnectionRevoker::new(Some(Arc::default()));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() };
-        let timeout = |leash: &Leash| {
-            let patience = Patience::new(Duration::from_secs(60), &|| false);
-            let socket = connect(&address, leash.user_timeout(), patience).unwrap();
+        let timeout = |revoker: &ConnectionRevoker| {
+            let deadline = Deadline::new(Duration::from_secs(60), &|| false);
+            let socket = connect(&address, revoker.user_timeout(), deadline).unwrap();
             getsockopt(&socket, sockopt::TcpUserTimeout).unwrap()
         };
-        assert_eq!((timeout(&gated), timeout(&Leash::default())), (2500, 0));
-        assert!(Leash::default().is_open() && !gated.is_open());
+        assert_eq!((timeout(&gated), timeout(&ConnectionRevoker::default())), (2500, 0));
+        assert!(ConnectionRevoker::default().is_open() && !gated.is_open());
     }
 }
