@@ -79,13 +79,13 @@ struct WorkerThread {
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     block_bytes: u32,
-    slots: Slots,
+    slots: SlotCounts,
     face: Face,
 }
 
 /// Of each core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Slots {
+struct SlotCounts {
     /// The queue depth.
     usual: usize,
     /// In place of those whose device does not answer. They take no memory before.
@@ -262,7 +262,7 @@ fn serve(
         let _ = ready.send(Err(error));
         true
     };
-    let Slots { usual, spare } = layout.slots;
+    let SlotCounts { usual, spare } = layout.slots;
     let block_bytes = layout.block_bytes as usize;
     let (arena, aside) = match (Arena::new(block_bytes * usual), Arena::new(block_bytes * spare)) {
         (Ok(arena), Ok(aside)) => (Arc::new(arena), Arc::new(aside)),
@@ -311,21 +311,21 @@ fn usable_cpus() -> Vec<usize> {
 }
 
 /// With a bound on memory the spare slots are within it: one at least, wherever there are two.
-fn slots(block_bytes: u32, depth: Option<usize>, memory: Option<u64>, cores: usize) -> Result<Slots> {
+fn slots(block_bytes: u32, depth: Option<usize>, memory: Option<u64>, cores: usize) -> Result<SlotCounts> {
     let block = u64::from(block_bytes);
     if let Some(depth) = depth.filter(|depth| *depth == 0 || *depth > SLOTS_PER_CORE_MAX) {
         return Err(Error::bad_request(format!("depth {depth} is not between 1 and {SLOTS_PER_CORE_MAX}")));
     }
     let by_default = usize::try_from(ARENA_BYTES_PER_CORE / block).unwrap_or(SLOTS_PER_CORE_MAX).clamp(4, 64);
     let wanted = depth.unwrap_or(by_default);
-    let Some(memory) = memory else { return Ok(Slots { usual: wanted, spare: wanted }) };
+    let Some(memory) = memory else { return Ok(SlotCounts { usual: wanted, spare: wanted }) };
     match usize::try_from(memory / (block * cores as u64)).unwrap_or(usize::MAX) {
         0 => Err(Error::bad_request(format!(
             "{memory} bytes of memory do not hold one block of {block} bytes for each of {cores} cores: lower --block-size or --cores"
         ))),
         fit => {
             let usual = wanted.min(fit.saturating_sub(1)).max(1);
-            Ok(Slots { usual, spare: usual.min(fit - usual) })
+            Ok(SlotCounts { usual, spare: usual.min(fit - usual) })
         }
     }
 }
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn depth_follows_the_block_and_the_memory() {
         let mib = 1 << 20;
-        let of = |usual, spare| Ok(Slots { usual, spare });
+        let of = |usual, spare| Ok(SlotCounts { usual, spare });
         assert_eq!(slots(mib, None, None, 2), of(8, 8));
         assert_eq!(slots(64 << 10, None, None, 2), of(64, 64));
         assert_eq!(slots(64 << 20, None, None, 2), of(4, 4));

@@ -96,12 +96,12 @@ pub trait Admission: Send + Sync {
     ///
     /// # Errors
     /// What the job ends with. The destination is as it was then, and a file that the engine created is gone.
-    fn admit(&self, destination: &Admitted<'_>) -> Result<()>;
+    fn admit(&self, destination: &AdmissionRequest<'_>) -> Result<()>;
 }
 
 /// A destination before the first change to it.
 #[derive(Clone, Copy, Debug)]
-pub struct Admitted<'a> {
+pub struct AdmissionRequest<'a> {
     /// The file or device, for reading and writing what lies beside its content (attributes); `None` for an export.
     pub file: Option<BorrowedFd<'a>>,
     /// What it is.

@@ -9,7 +9,7 @@ use blockhaul_engine::error::{Code, Result};
 use blockhaul_engine::job::{JobHandle, Reason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{Checkpoint, CopySpec, Direct, Overwrite, Reflink};
-use blockhaul_engine::supervision::{Admission, Admitted, Supervision};
+use blockhaul_engine::supervision::{Admission, AdmissionRequest, Supervision};
 use blockhaul_testkit::need;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -234,7 +234,7 @@ struct Hanging {
 }
 
 impl Admission for Hanging {
-    fn admit(&self, _destination: &Admitted<'_>) -> Result<()> {
+    fn admit(&self, _destination: &AdmissionRequest<'_>) -> Result<()> {
         self.begun.lock().unwrap().send(()).unwrap();
         let _ = self.told.lock().unwrap().recv();
         Ok(())

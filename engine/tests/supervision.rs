@@ -10,7 +10,7 @@ use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
     BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, Direct, Overwrite, Verify,
 };
-use blockhaul_engine::supervision::{Admission, Admitted, OpenedDestination, Supervision};
+use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedDestination, Supervision};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -220,8 +220,8 @@ impl Judge {
 }
 
 impl Admission for Judge {
-    fn admit(&self, destination: &Admitted<'_>) -> Result<()> {
-        let Admitted { file, kind: _, is_empty, has_journal, size_bytes } = *destination;
+    fn admit(&self, destination: &AdmissionRequest<'_>) -> Result<()> {
+        let AdmissionRequest { file, kind: _, is_empty, has_journal, size_bytes } = *destination;
         let inode = file.map(|file| File::from(file.try_clone_to_owned().unwrap()).metadata().unwrap().ino());
         self.asked.lock().unwrap().push((inode, is_empty, has_journal, size_bytes));
         self.answer.clone()

@@ -18,7 +18,7 @@ use blockhaul_engine::spec::{
     BlockSize, Checkpoint, CheckpointEvery, Continuation, CopySpec, LiveSource, NetworkTerms, Overwrite, PathChoice,
     Sync, Verify,
 };
-use blockhaul_engine::volume::{Locator, Reading, VolumeName, open_source, usual_block, usual_depth};
+use blockhaul_engine::volume::{Locator, ReadOptions, VolumeName, open_source, usual_block, usual_depth};
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -217,7 +217,7 @@ fn source_exists(source: &Locator) -> Result<()> {
 /// The error of a source that is behind a network and cannot be opened. Asked only once something else has failed that
 /// comes after it: there are servers that serve one client and end.
 fn source_export_error(spec: &CopySpec) -> Option<Error> {
-    let how = Reading { network: spec.network, ..Reading::new(spec.direct) };
+    let how = ReadOptions { network: spec.network, ..ReadOptions::new(spec.direct) };
     spec.source.path().is_none().then(|| open_source(&spec.source, &how).err())?
 }
 

@@ -9,7 +9,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, Extent, ExtentKind};
 use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{Direct, LiveSource};
-use blockhaul_engine::volume::{ListedExport, Locator, Reading, Volume, list_exports, open_source};
+use blockhaul_engine::volume::{ListedExport, Locator, ReadOptions, Volume, list_exports, open_source};
 use serde::Serialize;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
@@ -42,7 +42,8 @@ pub(crate) fn run(raw: RawMap) -> Result<Exit> {
         return list(&listed, json);
     }
     // Looking at a mounted device harms nobody.
-    let volume = open_source(&locator, &Reading { live_source: LiveSource::Allow, ..Reading::new(Direct::No) })?;
+    let volume =
+        open_source(&locator, &ReadOptions { live_source: LiveSource::Allow, ..ReadOptions::new(Direct::No) })?;
     let mut out = BufWriter::new(io::stdout().lock());
     if !json && volume.size_bytes() > 0 {
         print(writeln!(out, "{:>20} {:>20} KIND", "OFFSET", "LENGTH"))?;

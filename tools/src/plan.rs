@@ -16,8 +16,8 @@ use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Direct, Overwrite, PathChoice};
 use blockhaul_engine::units::format_size;
 use blockhaul_engine::volume::{
-    ExportFound, Identity, Locator, NbdUri, Reading, Volume, VolumeKind, look_at_device, look_at_export, open_source,
-    open_verified, refuse_kernel_directory,
+    ExportFound, Identity, Locator, NbdUri, ReadOptions, Volume, VolumeKind, look_at_device, look_at_export,
+    open_source, open_verified, refuse_kernel_directory,
 };
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
@@ -73,11 +73,11 @@ fn draw(request: &CopyRequest) -> Plan {
         unchanged_bytes: 0,
         refusals: Vec::new(),
     };
-    let how = Reading {
+    let how = ReadOptions {
         live_source: spec.live_source,
         changed_since: spec.changed_since.as_deref(),
         network: spec.network,
-        ..Reading::new(Direct::No)
+        ..ReadOptions::new(Direct::No)
     };
     let source = open_source(&spec.source, &how);
     if let Ok(source) = &source {
@@ -118,7 +118,7 @@ fn receipt(spec: &CopySpec) -> Result<()> {
 }
 
 /// The first thing about the destination that stands in the way.
-fn destination(spec: &CopySpec, source: Option<&dyn Volume>, plan: &Plan, how: &Reading<'_>) -> Result<()> {
+fn destination(spec: &CopySpec, source: Option<&dyn Volume>, plan: &Plan, how: &ReadOptions<'_>) -> Result<()> {
     let path = match &spec.destination {
         Locator::Path(path) => path,
         Locator::Nbd(uri) => {
@@ -141,7 +141,7 @@ fn destination(spec: &CopySpec, source: Option<&dyn Volume>, plan: &Plan, how: &
     if path.is_file() || !path.exists() { room(path, plan.data_bytes) } else { Ok(()) }
 }
 
-fn existing(spec: &CopySpec, path: &Path, source: Option<&dyn Volume>, how: &Reading<'_>) -> Result<()> {
+fn existing(spec: &CopySpec, path: &Path, source: Option<&dyn Volume>, how: &ReadOptions<'_>) -> Result<()> {
     may_write(path)?;
     let volume = open_verified(&spec.destination, side(), how)?;
     if let Some(source) = source {
@@ -165,7 +165,7 @@ fn existing(spec: &CopySpec, path: &Path, source: Option<&dyn Volume>, how: &Rea
 }
 
 /// Connects to what would be written, and writes nothing.
-fn export(spec: &CopySpec, uri: &NbdUri, source: Option<&dyn Volume>, how: &Reading<'_>) -> Result<()> {
+fn export(spec: &CopySpec, uri: &NbdUri, source: Option<&dyn Volume>, how: &ReadOptions<'_>) -> Result<()> {
     if matches!(&spec.source, Locator::Nbd(source) if source.to_string() == uri.to_string()) {
         return Err(same_volume(&spec.source, uri));
     }

@@ -8,7 +8,7 @@ use super::wire::{self, center_server::Center};
 use crate::model::{DrainMode, NodeId, Submission, TaskChange, TaskId, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
-use blockhaul_engine::volume::{Locator, Reading, look_at_export};
+use blockhaul_engine::volume::{Locator, ReadOptions, look_at_export};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -271,7 +271,7 @@ fn page<T: Message>(items: impl Iterator<Item = T>, name: impl Fn(&T) -> String)
 async fn look_at_source(order: &Submission) -> Result<(), Error> {
     let Some(source) = order.source_to_look_at() else { return Ok(()) };
     let Locator::Nbd(uri) = Locator::parse(source)? else { return Ok(()) };
-    let looking = tokio::task::spawn_blocking(move || look_at_export(&uri, &Reading::new(Direct::No)));
+    let looking = tokio::task::spawn_blocking(move || look_at_export(&uri, &ReadOptions::new(Direct::No)));
     match timeout(LOOK_WAIT, looking).await {
         Ok(Ok(Ok(found))) if !found.is_read_only => {
             let advice =

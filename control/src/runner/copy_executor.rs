@@ -20,7 +20,7 @@ use blockhaul_engine::job::{JobHandle, Reason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::shown::Shown;
 use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Overwrite, Verify};
-use blockhaul_engine::supervision::{Admission, Admitted, Supervision};
+use blockhaul_engine::supervision::{Admission, AdmissionRequest, Supervision};
 use blockhaul_engine::volume::Locator;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -291,7 +291,7 @@ impl ExecutionHandle for CopyExecution {
 }
 
 impl Admission for Gatekeeper {
-    fn admit(&self, destination: &Admitted<'_>) -> Result<()> {
+    fn admit(&self, destination: &AdmissionRequest<'_>) -> Result<()> {
         let _in = self.span.enter();
         let file = destination.file.map(|file| file.try_clone_to_owned().map(File::from)).transpose();
         let file =

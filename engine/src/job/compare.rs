@@ -9,14 +9,14 @@ use super::recorder::{JournalRecorder, Recorder};
 use super::report_builder::ReportBuilder;
 use super::segments::Expectation;
 use crate::error::{Code, Error, Operation, Result, Side};
-use crate::journal::{Header, JournalReader, Place};
+use crate::journal::{Header, JournalLocation, JournalReader};
 use crate::limits::BLOCK_BYTES_DIRECT;
 use crate::progress::Report;
 use crate::ring::clock;
 use crate::shown::Shown;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
 use crate::volume::{
-    Reading, Volume, VolumeAccess, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block,
+    ReadOptions, Volume, VolumeAccess, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block,
     refuse_streams,
 };
 use std::path::Path;
@@ -47,7 +47,8 @@ impl ReportBuilder<'_> {
             digest: DigestKind::Xxh3,
             started_ns: wall_clock_ns(),
         };
-        let recorder = JournalRecorder::new(resources.journals.create(Place::Scratch, &header)?, Arc::clone(control));
+        let recorder =
+            JournalRecorder::new(resources.journals.create(JournalLocation::Scratch, &header)?, Arc::clone(control));
         let prepared_pass = PreparedPass::compare(pair, expectation, resources.workers.len(), control);
         let pass = Arc::clone(&prepared_pass.pass);
         let controller = prepared_pass.controlled(&resources.workers, recorder, clock());
@@ -66,11 +67,11 @@ fn compare(
 ) -> Result<()> {
     spec.check()?;
     let cancelled = || control.cancelled().is_some();
-    let how = Reading {
+    let how = ReadOptions {
         live_source: LiveSource::Allow,
         network: spec.network,
         cancelled: &cancelled,
-        ..Reading::new(spec.direct)
+        ..ReadOptions::new(spec.direct)
     };
     let access = VolumeAccess::on(control.revoker());
     let (reference, receipt) = match &spec.reference {

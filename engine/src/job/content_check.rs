@@ -10,7 +10,7 @@ use crate::extent::ByteRange;
 use crate::journal::{Content, JournalReader, LeafDigest, Run};
 use crate::limits::{SAMPLE_BYTES, SAMPLE_LEAVES_MAX, SAMPLE_LEAVES_MIN, SAMPLE_READ_BYTES};
 use crate::pipeline::examine::is_zero;
-use crate::volume::{End, Unproven};
+use crate::volume::{OpenVolume, UnprovenIdentity};
 use twox_hash::XxHash3_128;
 
 /// What was found equal.
@@ -70,7 +70,12 @@ impl<'a> ContentCheck<'a> {
     ///
     /// # Errors
     /// `ESourceChanged`, `ECheckpointMismatch`, `ECancelled`, and what the volumes say to being read.
-    pub(crate) fn refuse_others(&self, source: &End, destination: &End, unproven: Unproven) -> Result<()> {
+    pub(crate) fn refuse_others(
+        &self,
+        source: &OpenVolume,
+        destination: &OpenVolume,
+        unproven: UnprovenIdentity,
+    ) -> Result<()> {
         let from = self.check(source, Side::Source)?;
         let to = self.check(destination, Side::Destination)?;
         let both = self.compare(source, destination)?;
@@ -88,7 +93,7 @@ impl<'a> ContentCheck<'a> {
     ///
     /// # Errors
     /// As [`ContentCheck::refuse_others`].
-    pub(crate) fn check(&self, end: &End, side: Side) -> Result<MatchedContent> {
+    pub(crate) fn check(&self, end: &OpenVolume, side: Side) -> Result<MatchedContent> {
         let mut equal = MatchedContent::ZerosOnly;
         for leaf in &self.leaves {
             let expected = match &leaf.content {
@@ -108,7 +113,7 @@ impl<'a> ContentCheck<'a> {
 
     /// Whether `end` still holds some of the data that was copied to it: then the rest may be bad, but it is ours. Without
     /// digests nobody can tell, and its identity decides.
-    pub(crate) fn holds_some(&self, end: &End, side: Side) -> bool {
+    pub(crate) fn holds_some(&self, end: &OpenVolume, side: Side) -> bool {
         let digest = |leaf: &Run| match &leaf.content {
             Content::Leaves(digests) => digests.first().map(|&digest| (leaf.range, digest)),
             Content::Zeros | Content::Undigested => None,
@@ -120,7 +125,7 @@ impl<'a> ContentCheck<'a> {
     }
 
     /// Compares both sides with each other where there are no digests.
-    fn compare(&self, source: &End, destination: &End) -> Result<MatchedContent> {
+    fn compare(&self, source: &OpenVolume, destination: &OpenVolume) -> Result<MatchedContent> {
         let mut equal = MatchedContent::ZerosOnly;
         for leaf in self.leaves.iter().filter(|leaf| leaf.content == Content::Undigested) {
             let from = self.look(source, leaf.range, Side::Source)?;
@@ -135,7 +140,7 @@ impl<'a> ContentCheck<'a> {
     }
 
     /// Reads a leaf in pieces, as one may be larger than all else that a job holds.
-    fn look(&self, end: &End, leaf: ByteRange, side: Side) -> Result<FoundLeaf> {
+    fn look(&self, end: &OpenVolume, leaf: ByteRange, side: Side) -> Result<FoundLeaf> {
         let (mut hasher, mut zeros) = (XxHash3_128::new(), true);
         for piece in leaf.split(SAMPLE_READ_BYTES) {
             if (self.cancelled)() {
@@ -154,7 +159,7 @@ impl<'a> ContentCheck<'a> {
 }
 
 /// The bytes of `range`, which need not end at a multiple of the alignment.
-fn read(end: &End, range: ByteRange, side: Side) -> Result<Vec<u8>> {
+fn read(end: &OpenVolume, range: ByteRange, side: Side) -> Result<Vec<u8>> {
     let volume = end.volume();
     let aligned = range.end().next_multiple_of(u64::from(volume.align_bytes())).min(volume.size_bytes());
     if aligned < range.end() {
@@ -178,7 +183,7 @@ fn error(side: Side, message: String) -> Error {
     }
 }
 
-fn differs(end: &End, side: Side, leaf: ByteRange) -> Error {
+fn differs(end: &OpenVolume, side: Side, leaf: ByteRange) -> Error {
     let name = end.volume().name();
     let what = match side {
         Side::Source => "does not hold any more what was copied from it",
@@ -187,13 +192,13 @@ fn differs(end: &End, side: Side, leaf: ByteRange) -> Error {
     error(side, format!("the {side} {name} {what}: it was replaced or written to since")).at(leaf.start(), leaf.len())
 }
 
-fn differ(source: &End, destination: &End, leaf: ByteRange) -> Error {
+fn differ(source: &OpenVolume, destination: &OpenVolume, leaf: ByteRange) -> Error {
     let (from, to) = (source.volume().name(), destination.volume().name());
     let message = format!("{from} and {to} differ where the one was copied to the other: one of them was written to");
     error(Side::Destination, message).at(leaf.start(), leaf.len())
 }
 
-fn unknown(end: &End, side: Side) -> Error {
+fn unknown(end: &OpenVolume, side: Side) -> Error {
     let name = end.volume().name();
     let message = format!(
         "nothing tells that the {side} {name} is still the volume of the first start: it has neither serial nor UUID, \

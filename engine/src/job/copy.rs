@@ -14,7 +14,7 @@ use super::start::{PreparedCopy, prepare};
 use super::supervised_copy::{SupervisedCopy, record_undigested};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
-use crate::journal::{Finish, JournalFile, JournalReader, JournalState, Keep, Place};
+use crate::journal::{Finish, FinishedJournal, JournalFile, JournalLocation, JournalReader, JournalState};
 use crate::limits::{BLOCK_BYTES_DIRECT, SAMPLE_LEAVES_MAX};
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
@@ -23,7 +23,9 @@ use crate::spec::{
     BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, PathChoice, Sparse, Sync, Verify,
 };
 use crate::supervision::Supervision;
-use crate::volume::{Likeness, Reading, Volume, open_verified_end, refuse_other, refuse_streams, source_identity};
+use crate::volume::{
+    IdentityMatch, ReadOptions, Volume, open_verified_end, refuse_other, refuse_streams, source_identity,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -131,10 +133,10 @@ impl Copy<'_, '_> {
         let control = Arc::clone(self.control);
         let cancelled = || control.cancelled().is_some();
         let direct = if self.spec.path == PathChoice::Inline { Direct::No } else { self.spec.direct };
-        let reading = Reading { network: self.spec.network, cancelled: &cancelled, ..Reading::new(direct) };
+        let reading = ReadOptions { network: self.spec.network, cancelled: &cancelled, ..ReadOptions::new(direct) };
         let access = &self.supervised.access;
         let destination = open_verified_end(&self.spec.destination, Side::Destination, &reading, access)?;
-        if let Likeness::Other(how) = header.destination.likeness(destination.volume().identity()) {
+        if let IdentityMatch::Other(how) = header.destination.compare_identity(destination.volume().identity()) {
             let message = format!(
                 "{} is the receipt of a copy to another destination, {}: {how}",
                 path.shown(),
@@ -170,11 +172,11 @@ impl Copy<'_, '_> {
         Ok(true)
     }
 
-    fn keep(&self) -> Keep<'_> {
+    fn keep(&self) -> FinishedJournal<'_> {
         match (&self.spec.receipt, &self.spec.checkpoint) {
-            (None, _) => Keep::No,
-            (Some(receipt), Checkpoint::File(checkpoint)) if receipt == checkpoint => Keep::InPlace,
-            (Some(receipt), _) => Keep::At(receipt),
+            (None, _) => FinishedJournal::Remove,
+            (Some(receipt), Checkpoint::File(checkpoint)) if receipt == checkpoint => FinishedJournal::KeepInPlace,
+            (Some(receipt), _) => FinishedJournal::MoveTo(receipt),
         }
     }
 
@@ -224,7 +226,7 @@ impl Copy<'_, '_> {
         if self.spec.sync == Sync::Yes || self.spec.checkpoint == Checkpoint::None {
             return Ok(journal);
         }
-        let mut aside = self.resources.journals.create(Place::Scratch, journal.reader()?.header())?;
+        let mut aside = self.resources.journals.create(JournalLocation::Scratch, journal.reader()?.header())?;
         if !durable.is_empty() {
             // Nothing is copied of it; a verification has to know that it is there.
             record_undigested(&mut aside, durable)?;
@@ -287,7 +289,7 @@ impl Copy<'_, '_> {
         self.report.journal = self.receipt();
         let finish = Finish { root, finished_ns: wall_clock_ns() };
         recorder.journal.finish(finish, self.keep())?;
-        self.marker.take().map_or(Ok(()), |marker| marker.finish(finish, Keep::No))
+        self.marker.take().map_or(Ok(()), |marker| marker.finish(finish, FinishedJournal::Remove))
     }
 }
 

@@ -4,7 +4,7 @@
 //! never anything that is not durable: the pass controller adds what it has staged once that is.
 
 use crate::extent::ByteRange;
-use crate::journal::{Content, LeafDigest, Numbers, Run};
+use crate::journal::{Content, LeafDigest, Run, SeededNumbers};
 use crate::supervision::DurableLeaf;
 
 /// Leaves that are kept at random, besides the three that have a place.
@@ -19,12 +19,12 @@ pub(crate) struct DurableSample {
     zeros: Option<DurableLeaf>,
     some: Vec<DurableLeaf>,
     seen: u64,
-    random: Numbers,
+    random: SeededNumbers,
 }
 
 impl Default for DurableSample {
     fn default() -> Self {
-        let (some, random) = (Vec::new(), Numbers(0));
+        let (some, random) = (Vec::new(), SeededNumbers(0));
         Self { first: None, last: None, newest: None, zeros: None, some, seen: 0, random }
     }
 }

@@ -14,7 +14,7 @@ use crate::limits::SEGMENTS_AHEAD_PER_CORE;
 use crate::plan::Planner;
 use crate::ring::{Instant, ZeroMode};
 use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync};
-use crate::volume::route::{Cache, IoMode, Offload, Route, Submit};
+use crate::volume::route::{Cache, IoMode, Offload, Route, SubmitMode};
 use crate::volume::{KnownZero, Volume, VolumeKind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -186,8 +186,8 @@ fn low_water(cores: usize) -> usize {
 
 fn channel(side: Side, volume: &Arc<dyn Volume>, io_mode: IoMode) -> Channel {
     let via = match io_mode.submit {
-        Submit::Ring => SubmitVia::Ring,
-        Submit::Inline => SubmitVia::Inline,
+        SubmitMode::Ring => SubmitVia::Ring,
+        SubmitMode::Inline => SubmitVia::Inline,
     };
     Channel::new(side, volume, via)
 }

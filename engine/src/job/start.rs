@@ -11,15 +11,16 @@ use super::supervised_copy::SupervisedCopy;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{
-    Finish, Header, JournalFile, JournalReader, JournalService, JournalState, Keep, Place, check_place, refuse_receipt,
+    Finish, FinishedJournal, Header, JournalFile, JournalLocation, JournalReader, JournalService, JournalState,
+    check_place, refuse_receipt,
 };
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::shown::Shown;
 use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
-    End, Identity, KnownZero, LockWait, Opened, Route, Unproven, Volume, VolumeKind, bypass_caches, choose_block,
-    is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of, refuse_full, refuse_half_copy,
-    refuse_other, source_identity,
+    Identity, KnownZero, LockWait, OpenVolume, OpenedCopy, Route, UnprovenIdentity, Volume, VolumeKind, bypass_caches,
+    choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of, refuse_full,
+    refuse_half_copy, refuse_other, source_identity,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -107,7 +108,7 @@ enum StartPoint {
     /// At the beginning, without a journal yet.
     Fresh,
     /// Where an earlier run stopped; what is left to prove by content.
-    Resumed(JournalFile, Box<JournalReader>, Unproven),
+    Resumed(JournalFile, Box<JournalReader>, UnprovenIdentity),
 }
 
 fn checkpoint(spec: &CopySpec) -> Option<&Path> {
@@ -134,7 +135,7 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
 }
 
 /// Opens both ends. A destination that a checkpoint is about must be there already.
-fn open(spec: &CopySpec, supervised: &SupervisedCopy, cancelled: &dyn Fn() -> bool) -> Result<Opened> {
+fn open(spec: &CopySpec, supervised: &SupervisedCopy, cancelled: &dyn Fn() -> bool) -> Result<OpenedCopy> {
     let rights = || refuse_unwritable_journal(spec);
     let missing = || match (spec.continuation, earlier_journal(spec)) {
         (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => {
@@ -148,7 +149,7 @@ fn open(spec: &CopySpec, supervised: &SupervisedCopy, cancelled: &dyn Fn() -> bo
             Err(error.advise("name the destination of the first start, or start over with --restart"))
         }
     };
-    Opened::open(spec, &supervised.access, &LockWait::new(spec.lock_wait, cancelled), &rights, &missing)
+    OpenedCopy::open(spec, &supervised.access, &LockWait::new(spec.lock_wait, cancelled), &rights, &missing)
 }
 
 /// A copy of changes is of use to an older copy only.
@@ -176,7 +177,7 @@ fn refuse_unwritable_journal(spec: &CopySpec) -> Result<()> {
 }
 
 /// A journal replaces what its path leads to: neither an end of the copy, nor what one lies on, nor anybody's file.
-fn refuse_journal_on_volume(spec: &CopySpec, opened: &Opened) -> Result<()> {
+fn refuse_journal_on_volume(spec: &CopySpec, opened: &OpenedCopy) -> Result<()> {
     let files = [(checkpoint(spec), "--checkpoint"), (spec.receipt.as_deref(), "--receipt")];
     for (path, flag) in files.into_iter().filter_map(|(path, flag)| Some((path?, flag))) {
         refuse_file_of(path, flag, opened.volumes())?;
@@ -192,7 +193,7 @@ fn refuse_journal_on_volume(spec: &CopySpec, opened: &Opened) -> Result<()> {
 fn decide(
     spec: &CopySpec,
     journals: &JournalService,
-    opened: &Opened,
+    opened: &OpenedCopy,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<StartPoint> {
     let earlier = earlier_journal(spec);
@@ -226,8 +227,8 @@ fn decide(
 fn refuse_other_content(
     spec: &CopySpec,
     earlier: &JournalReader,
-    unproven: Unproven,
-    opened: &Opened,
+    unproven: UnprovenIdentity,
+    opened: &OpenedCopy,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<()> {
     if earlier.durable().is_empty() {
@@ -240,7 +241,7 @@ fn refuse_other_content(
 /// is left, there is somebody's data.
 fn leftover<'a>(
     earlier: &'a Result<Option<JournalReader>>,
-    opened: &Opened,
+    opened: &OpenedCopy,
     cancelled: &dyn Fn() -> bool,
 ) -> Option<&'a Header> {
     let journal = earlier.as_ref().ok()?.as_ref()?;
@@ -251,7 +252,7 @@ fn leftover<'a>(
 }
 
 /// The source as the journal knows it.
-fn source_of(spec: &CopySpec, opened: &Opened) -> Identity {
+fn source_of(spec: &CopySpec, opened: &OpenedCopy) -> Identity {
     source_identity(opened.source.volume(), spec.changed_since.as_deref())
 }
 
@@ -266,7 +267,7 @@ fn exists(path: &Path, journal: &JournalReader) -> Error {
     error.advise("go on with --resume, start over with --restart, or name another file with --checkpoint")
 }
 
-fn refuse_data(spec: &CopySpec, opened: &Opened, has_journal: bool) -> Result<()> {
+fn refuse_data(spec: &CopySpec, opened: &OpenedCopy, has_journal: bool) -> Result<()> {
     let is_expected = spec.overwrite == Overwrite::Yes || spec.changed_since.is_some();
     if is_expected {
         return Ok(());
@@ -295,13 +296,13 @@ struct FirstChanges<'a> {
 }
 
 impl FirstChanges<'_> {
-    fn start_fresh(&self, mut opened: Opened, journals: &JournalService) -> Result<PreparedCopy> {
+    fn start_fresh(&self, mut opened: OpenedCopy, journals: &JournalService) -> Result<PreparedCopy> {
         let spec = self.spec;
         let leaf_bytes = leaf_bytes(spec, &opened)?;
         let place = match (checkpoint(spec), spec.continuation) {
-            (None, _) => Place::Scratch,
-            (Some(path), Continuation::Restart) => Place::Replace(path),
-            (Some(path), Continuation::Refuse | Continuation::Resume) => Place::File(path),
+            (None, _) => JournalLocation::Scratch,
+            (Some(path), Continuation::Restart) => JournalLocation::Replace(path),
+            (Some(path), Continuation::Refuse | Continuation::Resume) => JournalLocation::File(path),
         };
         let mut journal = journals.create(place, &header(spec, &opened, leaf_bytes))?;
         let before = opened.destination.volume().size_bytes();
@@ -316,7 +317,8 @@ impl FirstChanges<'_> {
             Err(error) => {
                 // Nothing of a created file is worth going on with; anything else is, once the cause is gone.
                 if opened.is_created()
-                    && let Err(left) = journal.finish(Finish { root: None, finished_ns: now_ns() }, Keep::No)
+                    && let Err(left) =
+                        journal.finish(Finish { root: None, finished_ns: now_ns() }, FinishedJournal::Remove)
                 {
                     tracing::warn!(error = %left, "the journal of a copy that could not start stays behind");
                 }
@@ -325,7 +327,7 @@ impl FirstChanges<'_> {
         }
     }
 
-    fn go_on(&self, mut opened: Opened, mut journal: JournalFile, earlier: JournalReader) -> Result<PreparedCopy> {
+    fn go_on(&self, mut opened: OpenedCopy, mut journal: JournalFile, earlier: JournalReader) -> Result<PreparedCopy> {
         let touched = self.touch(&mut opened, false, earlier.header().destination.size_bytes)?;
         let (size, leaf_bytes) = (earlier.header().size_bytes, earlier.header().leaf_bytes);
         let claimed = self.supervised.record(&mut journal, earlier.durable(), size, leaf_bytes)?;
@@ -334,7 +336,7 @@ impl FirstChanges<'_> {
 
     /// The first changes to the destination, which had so many bytes `before` the copy: size, then the probes that
     /// need it.
-    fn touch(&self, opened: &mut Opened, is_fresh: bool, before: u64) -> Result<ChangedDestination> {
+    fn touch(&self, opened: &mut OpenedCopy, is_fresh: bool, before: u64) -> Result<ChangedDestination> {
         let is_older_copy = self.spec.changed_since.is_some();
         if is_older_copy {
             opened.destination.keep_bytes(before);
@@ -370,7 +372,7 @@ struct ChangedDestination {
 }
 
 /// See [`PreparedCopy::tail`].
-fn tail(destination: &End, end: u64) -> Result<Vec<u8>> {
+fn tail(destination: &OpenVolume, end: u64) -> Result<Vec<u8>> {
     let volume = destination.volume();
     let align = u64::from(volume.align_bytes());
     let (start, stop) = (end / align * align, end.next_multiple_of(align).min(volume.size_bytes()));
@@ -383,7 +385,7 @@ fn tail(destination: &End, end: u64) -> Result<Vec<u8>> {
 }
 
 fn prepared(
-    opened: Opened,
+    opened: OpenedCopy,
     touched: ChangedDestination,
     leaf_bytes: u32,
     journal: JournalFile,
@@ -413,14 +415,14 @@ fn prepared(
 }
 
 /// Decided before the journal is created, which records it: by the caches, not by the whole route.
-fn leaf_bytes(spec: &CopySpec, opened: &Opened) -> Result<u32> {
+fn leaf_bytes(spec: &CopySpec, opened: &OpenedCopy) -> Result<u32> {
     let is_direct = opened.source.is_direct() && opened.destination.is_direct();
     let usual = if is_direct && spec.protect.is_none() { BLOCK_BYTES_DIRECT } else { BLOCK_BYTES_SMALL };
     let chosen = choose_block(spec.block_size, spec.changed_since.is_some(), opened.volumes())?;
     Ok(chosen.unwrap_or(usual))
 }
 
-fn header(spec: &CopySpec, opened: &Opened, leaf_bytes: u32) -> Header {
+fn header(spec: &CopySpec, opened: &OpenedCopy, leaf_bytes: u32) -> Header {
     let (source, destination) = (opened.source.volume(), opened.destination.volume());
     Header {
         source: source_of(spec, opened),

@@ -8,8 +8,8 @@ use crate::journal::{Content, JournalFile, Run};
 use crate::limits::{SAMPLE_READ_BYTES, TICK};
 use crate::nbd::connection_revoker::ConnectionRevoker;
 use crate::spec::{Continuation, CopySpec, Overwrite};
-use crate::supervision::{Admission, Admitted, DurableLeaf, Supervision, VolumeEvidence};
-use crate::volume::{Identity, Opened, Unproven, VolumeAccess, VolumeKind, refuse_changed_source};
+use crate::supervision::{Admission, AdmissionRequest, DurableLeaf, Supervision, VolumeEvidence};
+use crate::volume::{Identity, OpenedCopy, UnprovenIdentity, VolumeAccess, VolumeKind, refuse_changed_source};
 use std::fmt::{self, Display};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
@@ -65,7 +65,7 @@ impl SupervisedCopy {
     ///
     /// # Errors
     /// `ECheckpointMismatch`.
-    pub(crate) fn refuse_lost(&self, opened: &Opened) -> Result<()> {
+    pub(crate) fn refuse_lost(&self, opened: &OpenedCopy) -> Result<()> {
         let [source, destination] = opened.volumes();
         let claimed = self.durable.iter().last().map_or(0, |run| run.end()).min(source.size_bytes());
         let is_short = destination.kind() == VolumeKind::File && destination.size_bytes() < claimed;
@@ -84,7 +84,7 @@ impl SupervisedCopy {
     ///
     /// # Errors
     /// `ESourceChanged`, `ECheckpointMismatch`, `ECancelled`, and what the volumes say to being read.
-    pub(crate) fn refuse_others(&self, opened: &Opened, cancelled: &dyn Fn() -> bool) -> Result<()> {
+    pub(crate) fn refuse_others(&self, opened: &OpenedCopy, cancelled: &dyn Fn() -> bool) -> Result<()> {
         if !self.claims() {
             return Ok(());
         }
@@ -99,7 +99,7 @@ impl SupervisedCopy {
         ContentCheck::of_leaves(leaves, cancelled).refuse_others(
             &opened.source,
             &opened.destination,
-            Unproven { source, destination: false },
+            UnprovenIdentity { source, destination: false },
         )
     }
 
@@ -115,10 +115,10 @@ impl SupervisedCopy {
     ///
     /// # Errors
     /// The answer, or the destination cannot be read.
-    pub(crate) fn ask(&self, opened: &Opened, has_journal: bool) -> Result<()> {
+    pub(crate) fn ask(&self, opened: &OpenedCopy, has_journal: bool) -> Result<()> {
         let Some(admission) = &self.admission else { return Ok(()) };
         let destination = opened.destination.volume();
-        admission.admit(&Admitted {
+        admission.admit(&AdmissionRequest {
             file: opened.destination.file().map(AsFd::as_fd),
             kind: destination.kind(),
             is_empty: opened.content()?.is_empty(),

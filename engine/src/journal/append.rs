@@ -4,7 +4,7 @@
 //! [`Commit`] out does, in this order and stopping at the first error: write the record, sync, write the slot. Once
 //! the sync has returned the record counts. The journal thread and the simulation carry out the same plans.
 
-use super::format::{self, Geometry, Slot};
+use super::format::{self, CommitSlot, Geometry};
 use super::read::JournalReader;
 use super::record::{
     LEAVES_PER_RUN_MAX, PAYLOAD_BYTES_MAX, RecordKind, encode_finish, encode_record, encode_run, encoded_run_bytes,
@@ -15,7 +15,7 @@ use crate::extent::ByteRange;
 
 /// Bytes for a place in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Write {
+pub(crate) struct FileWrite {
     /// First byte in the file.
     pub offset: u64,
     /// What goes there.
@@ -26,9 +26,9 @@ pub(crate) struct Write {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Commit {
     /// Counts once it is synced.
-    pub record: Write,
+    pub record: FileWrite,
     /// Says so. Left to the next sync: an older slot only makes a reader look at the record itself.
-    pub slot: Write,
+    pub slot: FileWrite,
     /// The file's end once the record counts.
     pub end: u64,
 }
@@ -47,11 +47,11 @@ impl Appender {
     ///
     /// # Errors
     /// `EBadRequest` if the header cannot be recorded.
-    pub(crate) fn create(header: &Header) -> Result<(Self, Write)> {
+    pub(crate) fn create(header: &Header) -> Result<(Self, FileWrite)> {
         let bytes = format::encode_start(header).map_err(Error::bad_request)?;
         let appender =
             Self { geometry: Geometry::of(header), end: bytes.len() as u64, record_sequence: 0, slot_sequence: 1 };
-        Ok((appender, Write { offset: 0, bytes }))
+        Ok((appender, FileWrite { offset: 0, bytes }))
     }
 
     /// Goes on after the last record that `reader` accepted.
@@ -118,16 +118,16 @@ impl Appender {
     }
 
     fn commit(&mut self, kind: RecordKind, runs: u32, payload: &[u8]) -> Commit {
-        let record = Write { offset: self.end, bytes: encode_record(kind, self.record_sequence, runs, payload) };
+        let record = FileWrite { offset: self.end, bytes: encode_record(kind, self.record_sequence, runs, payload) };
         self.end += record.bytes.len() as u64;
         let state = match kind {
             RecordKind::Runs => JournalState::Unfinished,
             RecordKind::Finish => JournalState::Finished,
         };
-        let slot = Slot { sequence: self.slot_sequence, committed_bytes: self.end, state };
+        let slot = CommitSlot { sequence: self.slot_sequence, committed_bytes: self.end, state };
         self.record_sequence += 1;
         self.slot_sequence += 1;
-        Commit { record, slot: Write { offset: slot.offset(), bytes: slot.encode().to_vec() }, end: self.end }
+        Commit { record, slot: FileWrite { offset: slot.offset(), bytes: slot.encode().to_vec() }, end: self.end }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::append::{Appender, Commit};
 use super::format::{HEADER_OFFSET, SECTOR_BYTES, SLOT_OFFSETS};
 use super::read::ReadAt;
-use super::samples::{Numbers, Sample, apply, header, leaf, leaves};
+use super::samples::{SampleJournal, SeededNumbers, apply, header, leaf, leaves};
 use super::*;
 use crate::error::{Code, Result};
 use proptest::prelude::*;
@@ -38,7 +38,7 @@ fn is_refused(file: &[u8]) -> bool {
 }
 
 /// The file after the first `commits` and the slots of the first `slots` of them.
-fn file_after(sample: &Sample, commits: usize, slots: usize) -> Vec<u8> {
+fn file_after(sample: &SampleJournal, commits: usize, slots: usize) -> Vec<u8> {
     let mut file = Vec::new();
     apply(&mut file, &sample.start);
     sample.commits[..commits].iter().for_each(|commit| apply(&mut file, &commit.record));
@@ -66,7 +66,7 @@ proptest! {
 
     #[test]
     fn what_was_recorded_is_read_back(seed: u64) {
-        let sample = Sample::new(seed);
+        let sample = SampleJournal::new(seed);
         let reader = read(&sample.file()).unwrap();
         prop_assert_eq!(reader.header(), &sample.header);
         prop_assert_eq!(reader.finish(), sample.finish.as_ref());
@@ -78,7 +78,7 @@ proptest! {
 
     #[test]
     fn a_part_is_the_whole_cut_to_whole_leaves(seed: u64, from in 0_u64..300_000, length in 0_u64..300_000) {
-        let reader = read(&Sample::new(seed).file()).unwrap();
+        let reader = read(&SampleJournal::new(seed).file()).unwrap();
         let size = reader.header().size_bytes;
         let within = ByteRange::new(from.min(size), (from + length).min(size)).align_out(4096, size);
         let whole: Vec<Run> = reader.runs(ByteRange::new(0, size)).map(Result::unwrap).collect();
@@ -91,7 +91,7 @@ proptest! {
     #[test]
     fn a_kill_between_any_two_bytes_forgets_only_the_record_under_way(seed: u64, cut: prop::sample::Index) {
         // The page cache survives a kill: every write before the last one is whole.
-        let sample = Sample::new(seed);
+        let sample = SampleJournal::new(seed);
         for (done, commit) in sample.commits.iter().enumerate() {
             let mut file = file_after(&sample, done, done);
             let taken = cut.index(commit.record.bytes.len());
@@ -112,10 +112,10 @@ proptest! {
     #[test]
     fn a_power_cut_loses_sectors_of_the_record_under_way_only(seed: u64, lost: u64, keep_slot: bool) {
         // The record under way reached the disk in part; the slot before it may have, or not.
-        let sample = Sample::new(seed);
+        let sample = SampleJournal::new(seed);
         for (done, commit) in sample.commits.iter().enumerate() {
             let mut file = file_after(&sample, done + 1, if keep_slot { done } else { done.saturating_sub(1) });
-            let mut numbers = Numbers(lost);
+            let mut numbers = SeededNumbers(lost);
             let (start, end) = (commit.record.offset as usize, file.len());
             let is_lost: Vec<bool> = (start / SECTOR_BYTES..=end / SECTOR_BYTES).map(|_| numbers.below(2) == 1).collect();
             for (at, byte) in file.iter_mut().enumerate().skip(start) {
@@ -132,7 +132,7 @@ proptest! {
 
     #[test]
     fn a_flipped_bit_is_refused_or_changes_nothing(seed: u64, at: prop::sample::Index, bit in 0_u32..8) {
-        let sample = Sample::new(seed);
+        let sample = SampleJournal::new(seed);
         let mut file = sample.file();
         let at = at.index(file.len());
         file[at] ^= 1 << bit;
@@ -149,7 +149,7 @@ proptest! {
 
     #[test]
     fn a_cut_below_what_is_committed_is_refused(seed: u64, at: prop::sample::Index) {
-        let file = Sample::new(seed).file();
+        let file = SampleJournal::new(seed).file();
         prop_assert!(is_refused(&file[..at.index(file.len())]));
     }
 
@@ -160,7 +160,7 @@ proptest! {
 
     #[test]
     fn a_checkpoint_goes_on_after_any_crash(seed: u64, cut: prop::sample::Index) {
-        let sample = Sample::new(seed);
+        let sample = SampleJournal::new(seed);
         let Some(commit) = sample.commits.first().filter(|_| sample.commits.len() > 1) else { return Ok(()) };
         let mut file = file_after(&sample, 0, 0);
         file.extend(&commit.record.bytes[..cut.index(commit.record.bytes.len() + 1)]);
@@ -251,8 +251,8 @@ fn a_slot_that_claims_an_end_without_one_is_refused() {
     let (mut file, _) = two_batches(None);
     for offset in SLOT_OFFSETS {
         let sector = file[offset as usize..][..SECTOR_BYTES].try_into().unwrap();
-        let slot = format::Slot::decode(&sector, offset).unwrap();
-        let slot = format::Slot { state: JournalState::Finished, ..slot };
+        let slot = format::CommitSlot::decode(&sector, offset).unwrap();
+        let slot = format::CommitSlot { state: JournalState::Finished, ..slot };
         file[offset as usize..][..SECTOR_BYTES].copy_from_slice(&slot.encode());
     }
     assert!(is_refused(&file));
@@ -263,7 +263,7 @@ fn a_slot_that_ends_inside_a_record_is_refused() {
     let (mut file, _) = two_batches(None);
     let whole = file.len() as u64;
     for committed_bytes in [whole - 1, whole + 1, whole - 36, HEADER_OFFSET, 0, u64::MAX] {
-        let slot = format::Slot { sequence: 9, committed_bytes, state: JournalState::Unfinished };
+        let slot = format::CommitSlot { sequence: 9, committed_bytes, state: JournalState::Unfinished };
         file[slot.offset() as usize..][..SECTOR_BYTES].copy_from_slice(&slot.encode());
         assert!(is_refused(&file), "{committed_bytes}");
     }
@@ -325,9 +325,9 @@ fn nonsense_under_right_checksums_is_refused() {
 
 /// A file that rots after it was checked.
 #[derive(Clone)]
-struct Rotting(Arc<Mutex<Vec<u8>>>);
+struct DecayingFile(Arc<Mutex<Vec<u8>>>);
 
-impl ReadAt for Rotting {
+impl ReadAt for DecayingFile {
     fn size_bytes(&self) -> std::io::Result<u64> {
         self.0.lock().unwrap().size_bytes()
     }
@@ -340,7 +340,7 @@ impl ReadAt for Rotting {
 #[test]
 fn what_rots_after_it_was_checked_is_noticed_when_it_is_read_again() {
     let (file, _) = two_batches(None);
-    let bytes = Rotting(Arc::new(Mutex::new(file.clone())));
+    let bytes = DecayingFile(Arc::new(Mutex::new(file.clone())));
     let reader = JournalReader::from_store(Box::new(bytes.clone()), "rotting".into(), None).unwrap();
     let whole = ByteRange::new(0, reader.header().size_bytes);
     let digest = samples::leaf(12).to_le_bytes();

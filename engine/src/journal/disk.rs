@@ -79,7 +79,7 @@ impl Runtime {
 }
 
 /// An open journal file.
-pub(super) enum Disk {
+pub(super) enum JournalDisk {
     /// Its operations go through the thread's ring.
     Ring(tokio_uring::fs::File),
     /// Its operations block the thread.
@@ -89,7 +89,7 @@ pub(super) enum Disk {
     Scripted(std::rc::Rc<Script>),
 }
 
-impl Disk {
+impl JournalDisk {
     pub(super) fn new(file: File, backend: Backend) -> Self {
         match backend {
             Backend::Ring => Self::Ring(tokio_uring::fs::File::from_std(file)),

@@ -1,7 +1,7 @@
 //! Compares `docs/format.md` with the code: every constant, and every field of every table by its bytes.
 
 use super::append::Appender;
-use super::samples::{Sample, header, leaves};
+use super::samples::{SampleJournal, header, leaves};
 use super::*;
 use super::{format, record, root};
 use crate::limits::BLOCK_BYTES_MAX;
@@ -127,7 +127,7 @@ fn every_kind_of_volume_is_documented() {
         let (_, start) = Appender::create(&header).unwrap();
         check_identity(&start.bytes[format::HEADER_OFFSET as usize + 24..], &header.source, [number, 0], [0, 0]);
         let body = &start.bytes[format::HEADER_OFFSET as usize..];
-        let lead = format::Lead { header_bytes: body.len() as u32, header_crc: crc32c::crc32c(body) };
+        let lead = format::LeadSector { header_bytes: body.len() as u32, header_crc: crc32c::crc32c(body) };
         assert_eq!(format::decode_header(lead, body), Ok(header));
     }
 }
@@ -214,6 +214,6 @@ fn check_record(bytes: &[u8], kind: u32, sequence: u64, runs: u32, payload: &[u8
 fn the_bytes_of_version_2_do_not_change() {
     // If this fails, journals that exist can no longer be read: the format needs a new version.
     let mut hasher = blake3::Hasher::new();
-    (0..16).for_each(|seed| _ = hasher.update(&Sample::new(seed).file()));
+    (0..16).for_each(|seed| _ = hasher.update(&SampleJournal::new(seed).file()));
     assert_eq!(hasher.finalize().to_hex()[..16], *"d13cd4e90cba85cf");
 }

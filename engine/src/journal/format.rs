@@ -81,14 +81,14 @@ impl Geometry {
 
 /// What the lead sector says about the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lead {
+pub(crate) struct LeadSector {
     /// Bytes of the header.
     pub header_bytes: u32,
     /// Its checksum.
     pub header_crc: u32,
 }
 
-impl Lead {
+impl LeadSector {
     fn encode(self) -> [u8; SECTOR_BYTES] {
         let mut sector = [0; SECTOR_BYTES];
         sector[..8].copy_from_slice(&MAGIC);
@@ -101,7 +101,7 @@ impl Lead {
     /// The checksum is looked at before the version, so that a flipped bit is not mistaken for another version.
     pub(crate) fn decode(sector: &[u8; SECTOR_BYTES]) -> Result<Self, Damage> {
         let bad = |what| Damage::corrupt(0, SECTOR_BYTES as u64, what);
-        let mut fields = Fields::new(sector);
+        let mut fields = FieldReader::new(sector);
         if fields.array() != Some(MAGIC) {
             return Err(bad("this is not a journal of blockhaul"));
         }
@@ -128,7 +128,7 @@ impl Lead {
 
 /// How much of a journal counts: the newest of two slots that are written in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slot {
+pub(crate) struct CommitSlot {
     /// Grows by one with every slot written; its parity chooses the slot.
     pub sequence: u64,
     /// Bytes of the file that were synced before this slot was written.
@@ -137,7 +137,7 @@ pub(crate) struct Slot {
     pub state: JournalState,
 }
 
-impl Slot {
+impl CommitSlot {
     /// Where it lies in the file.
     pub(crate) fn offset(&self) -> u64 {
         SLOT_OFFSETS[usize::from(self.sequence % 2 == 1)]
@@ -154,7 +154,7 @@ impl Slot {
 
     /// `None` if it was never written, was torn, or lies in the other slot's place.
     pub(crate) fn decode(sector: &[u8; SECTOR_BYTES], offset: u64) -> Option<Self> {
-        let mut fields = Fields::new(sector);
+        let mut fields = FieldReader::new(sector);
         if fields.array() != Some(SLOT_MAGIC) || !is_sealed(sector) {
             return None;
         }
@@ -184,8 +184,8 @@ pub(crate) fn encode_start(header: &Header) -> Result<Vec<u8>, String> {
     }
     let body = encode_header(header);
     let header_bytes = u32::try_from(body.len()).expect("names are bounded");
-    let lead = Lead { header_bytes, header_crc: crc32c::crc32c(&body) };
-    let slot = Slot { sequence: 0, committed_bytes: lead.records_start(), state: JournalState::Unfinished };
+    let lead = LeadSector { header_bytes, header_crc: crc32c::crc32c(&body) };
+    let slot = CommitSlot { sequence: 0, committed_bytes: lead.records_start(), state: JournalState::Unfinished };
     Ok([&lead.encode()[..], &slot.encode(), &[0; SECTOR_BYTES], &body].concat())
 }
 
@@ -228,18 +228,18 @@ fn kind_number(kind: VolumeKind) -> u16 {
 }
 
 /// The header, from bytes of the length that the lead gives.
-pub(crate) fn decode_header(lead: Lead, body: &[u8]) -> Result<Header, Damage> {
+pub(crate) fn decode_header(lead: LeadSector, body: &[u8]) -> Result<Header, Damage> {
     let bad = |what| Damage::corrupt(HEADER_OFFSET, body.len() as u64, what);
     if crc32c::crc32c(body) != lead.header_crc {
         return Err(bad("the checksum of the header is wrong"));
     }
-    let mut fields = Fields::new(body);
+    let mut fields = FieldReader::new(body);
     parse_header(&mut fields)
         .filter(|header| (1..=BLOCK_BYTES_MAX).contains(&header.leaf_bytes) && fields.is_empty())
         .ok_or_else(|| bad("a field of the header is out of its range"))
 }
 
-fn parse_header(fields: &mut Fields<'_>) -> Option<Header> {
+fn parse_header(fields: &mut FieldReader<'_>) -> Option<Header> {
     let (size_bytes, leaf_bytes) = (fields.u64()?, fields.u32()?);
     let digest = match fields.u32()? {
         0 => DigestKind::None,
@@ -251,7 +251,7 @@ fn parse_header(fields: &mut Fields<'_>) -> Option<Header> {
     Some(Header { source, destination, size_bytes, leaf_bytes, digest, started_ns })
 }
 
-fn parse_identity(fields: &mut Fields<'_>) -> Option<Identity> {
+fn parse_identity(fields: &mut FieldReader<'_>) -> Option<Identity> {
     let kind = match fields.u16()? {
         0 => VolumeKind::File,
         1 => VolumeKind::Device,
@@ -288,9 +288,9 @@ fn is_sealed(sector: &[u8; SECTOR_BYTES]) -> bool {
 }
 
 /// Little-endian fields, taken from the front of bytes. `None` where they end too early.
-pub(super) struct Fields<'a>(&'a [u8]);
+pub(super) struct FieldReader<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> FieldReader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }

@@ -3,7 +3,7 @@
 use super::JournalReader;
 use super::format::{HEADER_OFFSET, SEAL_OFFSET, SECTOR_BYTES};
 use super::record::{RECORD_HEAD_BYTES, RECORD_HEAD_CRC_OFFSET, RUN_HEAD_BYTES};
-use super::samples::{Numbers, Sample};
+use super::samples::{SampleJournal, SeededNumbers};
 use crate::error::Code;
 use crate::extent::{ByteRange, RangeSet};
 
@@ -17,7 +17,7 @@ pub fn fuzz_journal(data: &[u8]) {
 /// A well-formed journal, unfinished or finished.
 #[must_use]
 pub fn sample_journal(seed: u64) -> Vec<u8> {
-    Sample::new(seed).file()
+    SampleJournal::new(seed).file()
 }
 
 /// Spoils [`sample_journal`] of the seed: flipped bits, cuts, zeroed sectors, copied and inserted bytes. Reads the
@@ -25,7 +25,7 @@ pub fn sample_journal(seed: u64) -> Vec<u8> {
 pub fn fuzz_mutation(seed: u64) {
     let sound = sample_journal(seed);
     let mut spoiled = sound.clone();
-    let mut numbers = Numbers(!seed);
+    let mut numbers = SeededNumbers(!seed);
     for _ in 0..=numbers.below(3) {
         mutate(&mut spoiled, &mut numbers);
     }
@@ -36,7 +36,7 @@ pub fn fuzz_mutation(seed: u64) {
     read(with_right_checksums(&spoiled));
 }
 
-fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
+fn mutate(bytes: &mut Vec<u8>, numbers: &mut SeededNumbers) {
     let length = bytes.len() as u64;
     let at = numbers.below(length) as usize;
     let end = (at + numbers.below(700) as usize).min(bytes.len());
@@ -87,7 +87,7 @@ fn check_runs(reader: &JournalReader, within: ByteRange) {
     assert!(wanted.iter().all(|range| seen.contains(range)));
 }
 
-/// Lead, slots, header and as many records as can be followed.
+/// Lead sector, slots, header and as many records as can be followed.
 fn with_right_checksums(data: &[u8]) -> Vec<u8> {
     let mut bytes = data.to_vec();
     let u32_at = |bytes: &[u8], at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes) as usize;

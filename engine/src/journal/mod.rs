@@ -10,11 +10,11 @@ mod disk;
 #[cfg(test)]
 mod documented;
 mod format;
-mod found;
+mod existing_file;
 #[doc(hidden)]
 pub mod fuzz;
-mod picks;
-mod place;
+mod sampled_leaves;
+mod location;
 mod read;
 mod record;
 mod root;
@@ -23,16 +23,16 @@ pub(crate) mod samples;
 mod service;
 #[cfg(test)]
 mod service_tests;
-mod span;
+mod run_span;
 mod writer;
 
-pub use found::refuse_receipt;
-pub use place::default_checkpoint_path;
-pub(crate) use place::{Place, check_place};
+pub use existing_file::refuse_receipt;
+pub use location::default_checkpoint_path;
+pub(crate) use location::{JournalLocation, check_place};
 pub use read::JournalReader;
 pub use root::RootHasher;
-pub(crate) use samples::Numbers;
-pub(crate) use service::{JournalFile, JournalService, Keep};
+pub(crate) use samples::SeededNumbers;
+pub(crate) use service::{FinishedJournal, JournalFile, JournalService};
 
 use crate::error::named;
 use crate::extent::ByteRange;

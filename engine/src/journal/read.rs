@@ -4,14 +4,16 @@
 //! again from the file, each under its own checksum. What is committed must be whole; behind it one record may be
 //! missing its end, as a crash leaves it, and is dropped. `docs/format.md` gives the rules and why they are safe.
 
-use super::format::{Damage, Geometry, HEADER_OFFSET, Lead, SECTOR_BYTES, SLOT_OFFSETS, Slot, decode_header};
-use super::picks::Picks;
+use super::format::{
+    CommitSlot, Damage, Geometry, HEADER_OFFSET, LeadSector, SECTOR_BYTES, SLOT_OFFSETS, decode_header,
+};
 use super::record::{
     RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RECORD_TAIL_BYTES, RecordHead, RecordKind, RunHead, decode_finish, is_torn,
     walk_runs,
 };
+use super::run_span::{RunSpan, SPANS_MAX, SpanIndex};
 use super::runs::Runs;
-use super::span::{SPANS_MAX, Span, SpanIndex};
+use super::sampled_leaves::SampledLeaves;
 use super::{Finish, Header, JournalState, Run};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
@@ -55,12 +57,12 @@ impl ReadAt for Vec<u8> {
 }
 
 /// The bytes of a journal, and how messages call them.
-pub(super) struct Store {
+pub(super) struct JournalBytes {
     bytes: Box<dyn ReadAt>,
     name: String,
 }
 
-impl Store {
+impl JournalBytes {
     /// # Errors
     /// `ECheckpointCorrupt` if the file ends before, and whatever the system says.
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
@@ -114,15 +116,15 @@ impl Store {
 
 /// A journal that was read and found whole.
 pub struct JournalReader {
-    store: Store,
+    store: JournalBytes,
     header: Header,
-    lead: Lead,
+    lead: LeadSector,
     finish: Option<Finish>,
     durable: RangeSet,
     /// Of a part of the copy: see [`SpanIndex`].
     spans: Mutex<SpanIndex>,
     spans_max: usize,
-    picks: Picks,
+    picks: SampledLeaves,
     records: u64,
     runs: u64,
     end: u64,
@@ -154,7 +156,7 @@ impl JournalReader {
 
     /// Reads at most the first `limit` bytes: what is behind them does not count yet.
     pub(super) fn from_store(bytes: Box<dyn ReadAt>, name: String, limit: Option<u64>) -> Result<Self> {
-        let store = Store { bytes, name };
+        let store = JournalBytes { bytes, name };
         if store.size_bytes()? == 0 {
             let message = format!("the file {} is empty: no journal in it", store.name);
             let error = Error::new(Code::CheckpointCorrupt, Side::Engine, Operation::Journal, message);
@@ -163,7 +165,7 @@ impl JournalReader {
         let (lead, header, slot) = read_start(&store)?;
         // Asked after the slots were read: a journal in use grows before its slots say so.
         let size = store.size_bytes()?;
-        let picks = Picks::new(header.leaf_bytes.into(), header.started_ns.cast_unsigned());
+        let picks = SampledLeaves::new(header.leaf_bytes.into(), header.started_ns.cast_unsigned());
         let mut reader = Self {
             store,
             header,
@@ -234,12 +236,12 @@ impl JournalReader {
         Runs::new(self, geometry, within)
     }
 
-    pub(super) fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &JournalBytes {
         &self.store
     }
 
     /// The first span in `within`, cut to it. Reads the records again if the index does not reach there.
-    pub(super) fn first_span(&self, within: ByteRange) -> Result<Option<Span>> {
+    pub(super) fn first_span(&self, within: ByteRange) -> Result<Option<RunSpan>> {
         let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = within.start();
         while at < within.end() {
@@ -261,7 +263,7 @@ impl JournalReader {
         let mut index = SpanIndex::starting_at(start, self.spans_max);
         let (mut at, mut sequence) = (self.lead.records_start(), 0);
         while at < self.end {
-            let Loaded::Whole(record) = self.load(at, sequence, self.end)? else {
+            let LoadedRecord::Whole(record) = self.load(at, sequence, self.end)? else {
                 return Err(self.store.corrupt(at, 0, "a record is not what it was a moment ago"));
             };
             let walked = record.walk_spans(&self.header, |_| (), |span| index.overlay(span));
@@ -293,7 +295,7 @@ impl JournalReader {
         self.slot_sequence
     }
 
-    fn scan(&mut self, slot: &Slot, limit: u64) -> Result<()> {
+    fn scan(&mut self, slot: &CommitSlot, limit: u64) -> Result<()> {
         if slot.committed_bytes < self.lead.records_start() || slot.committed_bytes > limit {
             return Err(self.store.corrupt(limit, 0, "the file is shorter than what was committed"));
         }
@@ -318,43 +320,46 @@ impl JournalReader {
         }
         let is_committed = self.end < committed;
         match self.load(self.end, self.records, limit)? {
-            Loaded::Whole(record) if is_committed && record.end() > committed => {
+            LoadedRecord::Whole(record) if is_committed && record.end() > committed => {
                 Err(self.store.corrupt(record.at, record.head.record_bytes(), "a record is committed in part"))
             }
-            Loaded::Whole(record) => Ok(Some(record)),
-            Loaded::Incomplete if is_committed => {
+            LoadedRecord::Whole(record) => Ok(Some(record)),
+            LoadedRecord::Incomplete if is_committed => {
                 Err(self.store.corrupt(self.end, limit - self.end, "a committed record is incomplete"))
             }
-            Loaded::Incomplete => Ok(None),
-            Loaded::Spoiled { end, .. } if !is_committed && end == limit && self.is_torn(end)? => Ok(None),
-            Loaded::Spoiled { end, what } => Err(self.store.corrupt(self.end, end - self.end, what)),
+            LoadedRecord::Incomplete => Ok(None),
+            LoadedRecord::Damaged { end, .. } if !is_committed && end == limit && self.is_torn(end)? => Ok(None),
+            LoadedRecord::Damaged { end, what } => Err(self.store.corrupt(self.end, end - self.end, what)),
         }
     }
 
     /// The record at `at`, which is to have this sequence number.
-    fn load(&self, at: u64, sequence: u64, limit: u64) -> Result<Loaded> {
+    fn load(&self, at: u64, sequence: u64, limit: u64) -> Result<LoadedRecord> {
         let rest = limit - at;
         if rest < RECORD_HEAD_BYTES as u64 {
-            return Ok(Loaded::Incomplete);
+            return Ok(LoadedRecord::Incomplete);
         }
         let corrupt = |what| self.store.corrupt(at, RECORD_HEAD_BYTES as u64, what);
         let Some(head) = RecordHead::decode(&self.store.read_array(at)?).map_err(corrupt)? else {
             // Nobody knows how long it was meant to be: everything up to the end is looked at.
-            return Ok(Loaded::Spoiled { end: limit, what: "the checksum of a record's head is wrong" });
+            return Ok(LoadedRecord::Damaged { end: limit, what: "the checksum of a record's head is wrong" });
         };
         if head.sequence != sequence {
             return Err(corrupt("a record is out of sequence"));
         }
         if head.record_bytes() > rest {
-            return Ok(Loaded::Incomplete);
+            return Ok(LoadedRecord::Incomplete);
         }
         let mut payload = vec![0; head.payload_bytes as usize + RECORD_TAIL_BYTES];
         self.store.read(&mut payload, at + RECORD_HEAD_BYTES as u64)?;
         let crc = payload.split_off(head.payload_bytes as usize);
         if crc != crc32c::crc32c(&payload).to_le_bytes() {
-            return Ok(Loaded::Spoiled { end: at + head.record_bytes(), what: "the checksum of a record is wrong" });
+            return Ok(LoadedRecord::Damaged {
+                end: at + head.record_bytes(),
+                what: "the checksum of a record is wrong",
+            });
         }
-        Ok(Loaded::Whole(Record { at, head, payload }))
+        Ok(LoadedRecord::Whole(Record { at, head, payload }))
     }
 
     /// Whether what lies between the last record and `end` can be what a power cut leaves of one record.
@@ -387,7 +392,7 @@ impl JournalReader {
     fn accept_runs(&mut self, record: &Record) -> Result<(), &'static str> {
         let spans = self.spans.get_mut().unwrap_or_else(PoisonError::into_inner);
         let (durable, picks) = (&mut self.durable, &mut self.picks);
-        let close = |span: Span| {
+        let close = |span: RunSpan| {
             spans.overlay(span);
             durable.insert(span.range);
         };
@@ -410,12 +415,13 @@ impl fmt::Debug for JournalReader {
     }
 }
 
-/// Lead, header and the newest slot.
-fn read_start(store: &Store) -> Result<(Lead, Header, Slot)> {
+/// Lead sector, header and the newest slot.
+fn read_start(store: &JournalBytes) -> Result<(LeadSector, Header, CommitSlot)> {
     let damaged = |damage| store.damaged(damage);
-    let lead = Lead::decode(&store.read_array(0)?).map_err(damaged)?;
+    let lead = LeadSector::decode(&store.read_array(0)?).map_err(damaged)?;
     let [first, second] = SLOT_OFFSETS;
-    let slots = [Slot::decode(&store.read_array(first)?, first), Slot::decode(&store.read_array(second)?, second)];
+    let slots =
+        [CommitSlot::decode(&store.read_array(first)?, first), CommitSlot::decode(&store.read_array(second)?, second)];
     let mut body = vec![0; lead.header_bytes as usize];
     store.read(&mut body, HEADER_OFFSET)?;
     let header = decode_header(lead, &body).map_err(damaged)?;
@@ -441,22 +447,22 @@ impl Record {
         &self,
         header: &Header,
         mut run_found: impl FnMut(&RunHead),
-        mut each: impl FnMut(Span),
+        mut each: impl FnMut(RunSpan),
     ) -> Result<(), &'static str> {
         if self.head.kind == RecordKind::Finish {
             return Ok(());
         }
         let first = self.at + RECORD_HEAD_BYTES as u64;
-        let mut open: Option<Span> = None;
+        let mut open: Option<RunSpan> = None;
         walk_runs(&self.payload, self.head.runs, &Geometry::of(header), |run, at| {
             run_found(&run);
             open = Some(match open {
                 Some(span) if span.range.end() == run.range.start() => {
-                    Span { range: ByteRange::new(span.range.start(), run.range.end()), ..span }
+                    RunSpan { range: ByteRange::new(span.range.start(), run.range.end()), ..span }
                 }
                 other => {
                     other.into_iter().for_each(&mut each);
-                    Span { range: run.range, position: first + at as u64 }
+                    RunSpan { range: run.range, position: first + at as u64 }
                 }
             });
         })?;
@@ -466,12 +472,12 @@ impl Record {
 }
 
 /// What stands where a record should.
-enum Loaded {
+enum LoadedRecord {
     Whole(Record),
     /// The file ends before the record does.
     Incomplete,
     /// Its bytes up to `end` are there, but they are not what was written.
-    Spoiled {
+    Damaged {
         end: u64,
         what: &'static str,
     },
@@ -480,7 +486,7 @@ enum Loaded {
 #[cfg(test)]
 mod tests {
     use super::super::append::Appender;
-    use super::super::samples::{Sample, header};
+    use super::super::samples::{SampleJournal, header};
     use super::super::{Content, JournalReader};
     use super::*;
 
@@ -498,7 +504,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_the_index_is_read_again() {
         for seed in 0..40 {
-            let sample = Sample::new(seed);
+            let sample = SampleJournal::new(seed);
             let whole = leaves(&JournalReader::from_bytes(sample.file()).unwrap());
             for most in 1..4 {
                 let mut reader = JournalReader::from_bytes(sample.file()).unwrap();

@@ -4,7 +4,7 @@
 //! head's makes its length trustworthy before anything is read by it, the run's lets a single run be read again later
 //! without its record, the payload's covers all of it. Pure: no I/O here.
 
-use super::format::{Fields, Geometry, SECTOR_BYTES};
+use super::format::{FieldReader, Geometry, SECTOR_BYTES};
 use super::{Content, Finish, LeafDigest, Run};
 use crate::extent::ByteRange;
 use crate::spec::DigestKind;
@@ -69,7 +69,7 @@ impl RecordHead {
     /// # Errors
     /// With a right checksum, what cannot be in a head.
     pub(crate) fn decode(head: &[u8; RECORD_HEAD_BYTES]) -> Result<Option<Self>, &'static str> {
-        let mut fields = Fields::new(head);
+        let mut fields = FieldReader::new(head);
         let crc = crc32c::crc32c(&head[..RECORD_HEAD_CRC_OFFSET]).to_le_bytes();
         if fields.array() != Some(RECORD_MAGIC) || head[RECORD_HEAD_CRC_OFFSET..] != crc {
             return Ok(None);
@@ -77,7 +77,7 @@ impl RecordHead {
         Self::parse(&mut fields).map(Some).ok_or("a field of the record's head is out of its range")
     }
 
-    fn parse(fields: &mut Fields<'_>) -> Option<Self> {
+    fn parse(fields: &mut FieldReader<'_>) -> Option<Self> {
         let kind = match fields.u32()? {
             1 => RecordKind::Runs,
             2 => RecordKind::Finish,
@@ -127,7 +127,7 @@ pub(crate) struct RunHead {
 impl RunHead {
     /// Checks everything but the checksum, which needs the digests: see [`RunHead::seals`].
     pub(crate) fn decode(head: &[u8], geometry: &Geometry) -> Result<Self, &'static str> {
-        let mut fields = Fields::new(head);
+        let mut fields = FieldReader::new(head);
         let parse = || Some((fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?));
         let (offset, length, kind, crc) = { parse }().ok_or("a run ends too early")?;
         let end = offset.checked_add(length).ok_or("a run ends past the last offset")?;
@@ -247,7 +247,7 @@ pub(crate) fn encode_finish(finish: &Finish) -> Vec<u8> {
 
 /// The finish record, from a payload of [`FINISH_BYTES`].
 pub(crate) fn decode_finish(payload: &[u8]) -> Option<Finish> {
-    let mut fields = Fields::new(payload);
+    let mut fields = FieldReader::new(payload);
     let (finished_ns, has_root, reserved, root) = (fields.i64()?, fields.u32()?, fields.u32()?, fields.array()?);
     let root = match has_root {
         0 => None,

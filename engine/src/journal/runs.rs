@@ -2,9 +2,9 @@
 
 use super::Run;
 use super::format::Geometry;
-use super::read::{JournalReader, Store};
+use super::read::{JournalBytes, JournalReader};
 use super::record::{RUN_HEAD_BYTES, RunHead};
-use super::span::Span;
+use super::run_span::RunSpan;
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 
@@ -18,18 +18,18 @@ pub(super) struct Runs<'a> {
     /// What no span was taken of yet.
     rest: ByteRange,
     /// What is left of the span being read, and where its next run lies.
-    current: Option<Span>,
-    window: Window,
+    current: Option<RunSpan>,
+    window: ReadWindow,
 }
 
 impl<'a> Runs<'a> {
     /// `within` is made of whole leaves.
     pub(super) fn new(reader: &'a JournalReader, geometry: Geometry, within: ByteRange) -> Self {
-        let window = Window { bytes: Vec::new(), start: 0, end: reader.end() };
+        let window = ReadWindow { bytes: Vec::new(), start: 0, end: reader.end() };
         Self { reader, geometry, rest: within, current: None, window }
     }
 
-    fn next_span(&mut self) -> Result<Option<Span>> {
+    fn next_span(&mut self) -> Result<Option<RunSpan>> {
         let span = self.reader.first_span(self.rest)?;
         let end = span.map_or(self.rest.end(), |span| span.range.end());
         self.rest = ByteRange::new(end, self.rest.end());
@@ -42,7 +42,7 @@ impl<'a> Runs<'a> {
     }
 
     /// The next run of `span` that has bytes in it, whole, and where the one after it lies.
-    fn next_in(&mut self, span: Span) -> Result<(Run, u64)> {
+    fn next_in(&mut self, span: RunSpan) -> Result<(Run, u64)> {
         let mut at = span.position;
         loop {
             let store = self.reader.store();
@@ -76,7 +76,7 @@ impl Iterator for Runs<'_> {
                 let end = run.range.end().min(span.range.end());
                 let piece = run.cut(ByteRange::new(span.range.start(), end), self.geometry.leaf_bytes);
                 let rest = ByteRange::new(end, span.range.end());
-                self.current = (!rest.is_empty()).then_some(Span { range: rest, position });
+                self.current = (!rest.is_empty()).then_some(RunSpan { range: rest, position });
                 Some(Ok(piece))
             }
             Err(error) => Some(Err(self.end_after(error))),
@@ -85,16 +85,16 @@ impl Iterator for Runs<'_> {
 }
 
 /// Bytes of the file around where the reading is.
-struct Window {
+struct ReadWindow {
     bytes: Vec<u8>,
     start: u64,
     /// Nothing is read from here on.
     end: u64,
 }
 
-impl Window {
+impl ReadWindow {
     /// `length` bytes at `at`.
-    fn take(&mut self, store: &Store, at: u64, length: usize) -> Result<&[u8]> {
+    fn take(&mut self, store: &JournalBytes, at: u64, length: usize) -> Result<&[u8]> {
         let is_inside = self.start <= at && at + length as u64 <= self.start + self.bytes.len() as u64;
         if !is_inside {
             let ahead = WINDOW_BYTES.min(self.end.saturating_sub(at)).max(length as u64);

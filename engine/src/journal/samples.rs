@@ -1,7 +1,7 @@
 //! Journals made up from a seed, for tests and fuzz targets.
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
 
-use super::append::{Appender, Commit, Write};
+use super::append::{Appender, Commit, FileWrite};
 use super::{Content, Finish, Header, LeafDigest, Run};
 use crate::extent::ByteRange;
 use crate::spec::DigestKind;
@@ -9,9 +9,9 @@ use crate::volume::{Identity, VolumeIds, VolumeKind};
 
 /// Numbers that only depend on the seed (SplitMix64).
 #[derive(Clone, Debug)]
-pub(crate) struct Numbers(pub(crate) u64);
+pub(crate) struct SeededNumbers(pub(crate) u64);
 
-impl Numbers {
+impl SeededNumbers {
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -64,19 +64,19 @@ pub(crate) fn leaves(first: u64, count: u64, leaf_bytes: u64) -> Run {
 
 /// A journal as the list of what was written to it.
 #[derive(Clone, Debug)]
-pub(crate) struct Sample {
+pub(crate) struct SampleJournal {
     pub header: Header,
     /// The runs of each commit; the finish has none.
     pub batches: Vec<Vec<Run>>,
-    pub start: Write,
+    pub start: FileWrite,
     pub commits: Vec<Commit>,
     pub finish: Option<Finish>,
 }
 
-impl Sample {
+impl SampleJournal {
     /// Up to six batches over up to 64 leaves, some recorded twice, some finished.
     pub(crate) fn new(seed: u64) -> Self {
-        let mut numbers = Numbers(seed);
+        let mut numbers = SeededNumbers(seed);
         let header = header(numbers.below(64 * 4096) + 1, 4096);
         let (mut appender, start) = Appender::create(&header).expect("samples are in range");
         let (mut batches, mut commits) = (Vec::new(), Vec::new());
@@ -121,7 +121,7 @@ impl Sample {
 }
 
 /// At least one run, ascending, with gaps.
-fn batch(numbers: &mut Numbers, header: &Header) -> Vec<Run> {
+fn batch(numbers: &mut SeededNumbers, header: &Header) -> Vec<Run> {
     let leaf_bytes = u64::from(header.leaf_bytes);
     let end = header.size_bytes.div_ceil(leaf_bytes);
     let (mut at, mut batch) = (numbers.below(end), Vec::new());
@@ -141,7 +141,7 @@ fn batch(numbers: &mut Numbers, header: &Header) -> Vec<Run> {
 }
 
 /// Puts bytes into a file in memory.
-pub(crate) fn apply(file: &mut Vec<u8>, write: &Write) {
+pub(crate) fn apply(file: &mut Vec<u8>, write: &FileWrite) {
     let start = write.offset as usize;
     let end = start + write.bytes.len();
     file.resize(file.len().max(end), 0);

@@ -1,6 +1,6 @@
 //! The journal thread: one per engine, so that no worker and no job waits for a sync inside its loop.
 //!
-//! A [`JournalFile`] sends its orders to its own task on that thread, which carries them out one after the other; the
+//! A [`JournalFile`] sends its commands to its own task on that thread, which carries them out one after the other; the
 //! tasks of different jobs run side by side. Creating, opening, renaming and removing happen on the caller's thread,
 //! before the task knows the file or after it has ended: callers of those wait anyway.
 //!
@@ -8,10 +8,10 @@
 //! write may still land. The thread ends when the last service handle and the last journal are gone.
 
 use super::append::Appender;
-use super::disk::{Backend, Disk, Runtime};
-use super::place::{self, Locked, Place};
+use super::disk::{Backend, JournalDisk, Runtime};
+use super::location::{self, JournalLocation, LockedJournal};
 use super::read::JournalReader;
-use super::writer::{Ending, Writer, journal_error};
+use super::writer::{JournalEnd, JournalWriter, journal_error};
 use super::{Finish, Header, JournalState, Run};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
@@ -26,21 +26,21 @@ use tokio::task::JoinSet;
 
 /// What becomes of a journal whose job is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keep<'a> {
+pub(crate) enum FinishedJournal<'a> {
     /// It is removed. It is not even finished: a crash just before leaves a checkpoint with nothing left to do.
-    No,
+    Remove,
     /// It becomes a receipt where it is. Without a name it cannot be kept.
-    InPlace,
+    KeepInPlace,
     /// It becomes a receipt at this path, replacing what was there.
-    At(&'a Path),
+    MoveTo(&'a Path),
 }
 
-impl Keep<'_> {
+impl FinishedJournal<'_> {
     fn apply(self, file: &File, path: Option<&Path>) -> Result<()> {
         match (self, path) {
-            (Self::No, Some(path)) => place::remove(path, file),
-            (Self::At(to), from) => place::publish(file, from, to),
-            (Self::No, None) | (Self::InPlace, _) => Ok(()),
+            (Self::Remove, Some(path)) => location::remove(path, file),
+            (Self::MoveTo(to), from) => location::publish(file, from, to),
+            (Self::Remove, None) | (Self::KeepInPlace, _) => Ok(()),
         }
     }
 }
@@ -48,7 +48,7 @@ impl Keep<'_> {
 /// A handle to the journal thread.
 #[derive(Clone, Debug)]
 pub(crate) struct JournalService {
-    thread: Arc<Thread>,
+    thread: Arc<ServiceThread>,
 }
 
 impl JournalService {
@@ -68,7 +68,7 @@ impl JournalService {
 
     pub(super) fn start_on(backend: Backend) -> Result<Self> {
         let failed = |error: io::Error| Error::io(Side::Engine, Operation::Start, &error, "start the journal thread");
-        let (desk, tasks) = unbounded_channel();
+        let (sender, tasks) = unbounded_channel();
         let (ready, is_ready) = mpsc::channel();
         let body = move || match Runtime::new(backend) {
             Ok(runtime) => {
@@ -78,7 +78,7 @@ impl JournalService {
             Err(error) => _ = ready.send(Err(error)),
         };
         let join = thread::Builder::new().name("blockhaul-journal".into()).spawn(body).map_err(failed)?;
-        let thread = Arc::new(Thread { desk: Some(desk), join: Some(join) });
+        let thread = Arc::new(ServiceThread { tasks: Some(sender), join: Some(join) });
         is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once"))).map_err(failed)?;
         Ok(Self { thread })
     }
@@ -89,12 +89,12 @@ impl JournalService {
     /// # Errors
     /// `EExists`, `EBusy` ("another copy uses this journal"), `EBadRequest` for a header that cannot be recorded, and
     /// whatever the system says.
-    pub(crate) fn create(&self, place: Place<'_>, header: &Header) -> Result<JournalFile> {
+    pub(crate) fn create(&self, place: JournalLocation<'_>, header: &Header) -> Result<JournalFile> {
         let (appender, start) = Appender::create(header)?;
-        let file = place::create(place, &start.bytes)?;
+        let file = location::create(place, &start.bytes)?;
         let path = match place {
-            Place::File(path) | Place::Replace(path) => Some(path.to_owned()),
-            Place::Scratch => None,
+            JournalLocation::File(path) | JournalLocation::Replace(path) => Some(path.to_owned()),
+            JournalLocation::Scratch => None,
         };
         self.open(file, path, appender)
     }
@@ -108,7 +108,7 @@ impl JournalService {
     pub(crate) fn reopen(&self, path: &Path) -> Result<(JournalFile, JournalReader)> {
         let name = path.shown().to_string();
         let failed = |error: io::Error| journal_error(&error, &name);
-        let file = place::open_locked(path)?;
+        let file = location::open_locked(path)?;
         let reader = JournalReader::from_store(Box::new(file.try_clone().map_err(failed)?), name.clone(), None)?;
         if reader.state() == JournalState::Finished {
             let message = format!("the copy recorded in {name} has finished");
@@ -128,9 +128,9 @@ impl JournalService {
     ///
     /// # Errors
     /// `ECheckpointMismatch` for a checkpoint, and otherwise as [`JournalService::reopen`].
-    pub(crate) fn finish_again(&self, path: &Path, keep: Keep<'_>) -> Result<Finish> {
+    pub(crate) fn finish_again(&self, path: &Path, keep: FinishedJournal<'_>) -> Result<Finish> {
         let name = path.shown().to_string();
-        let file = place::open_locked(path)?;
+        let file = location::open_locked(path)?;
         let copy = file.try_clone().map_err(|error| journal_error(&error, &name))?;
         let finish = JournalReader::from_store(Box::new(copy), name.clone(), None)?.finish().copied();
         let unfinished = || {
@@ -144,34 +144,34 @@ impl JournalService {
     }
 
     /// Gives a locked journal its task.
-    pub(super) fn open(&self, file: Locked, path: Option<PathBuf>, appender: Appender) -> Result<JournalFile> {
+    pub(super) fn open(&self, file: LockedJournal, path: Option<PathBuf>, appender: Appender) -> Result<JournalFile> {
         let name = path.as_ref().map_or("(temporary)".into(), |path| path.shown().to_string());
         let file = Arc::new(file);
         let written = file.try_clone().map_err(|error| journal_error(&error, &name))?;
-        let (orders, inbox) = unbounded_channel();
-        let task = Task {
+        let (sender, commands) = unbounded_channel();
+        let task = JournalTask {
             name: name.clone(),
             file: written,
             lock: Arc::clone(&file),
             appender,
             is_synced: path.is_some(),
-            inbox,
+            commands,
         };
-        let desk = self.thread.desk.as_ref().expect("the desk closes when the last handle is gone");
-        desk.send(task).map_err(|_| thread_gone())?;
-        Ok(JournalFile { orders, file, path, name, _thread: Arc::clone(&self.thread) })
+        let tasks = self.thread.tasks.as_ref().expect("the channel of tasks closes when the last handle is gone");
+        tasks.send(task).map_err(|_| thread_gone())?;
+        Ok(JournalFile { commands: sender, file, path, name, _thread: Arc::clone(&self.thread) })
     }
 }
 
 /// The thread, joined when the last handle and the last journal are gone.
-struct Thread {
-    desk: Option<UnboundedSender<Task>>,
+struct ServiceThread {
+    tasks: Option<UnboundedSender<JournalTask>>,
     join: Option<JoinHandle<()>>,
 }
 
-impl Drop for Thread {
+impl Drop for ServiceThread {
     fn drop(&mut self) {
-        drop(self.desk.take());
+        drop(self.tasks.take());
         // A callback on the journal thread may hold the last handle: a thread cannot wait for itself.
         if let Some(join) = self.join.take().filter(|join| join.thread().id() != thread::current().id()) {
             _ = join.join();
@@ -179,9 +179,9 @@ impl Drop for Thread {
     }
 }
 
-impl fmt::Debug for Thread {
+impl fmt::Debug for ServiceThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Thread")
+        f.write_str("ServiceThread")
     }
 }
 
@@ -189,12 +189,12 @@ impl fmt::Debug for Thread {
 /// for the journal thread and must not be called on it.
 #[derive(Debug)]
 pub(crate) struct JournalFile {
-    // Declared first: the task must hear that nobody orders any more before the thread is waited for.
-    orders: UnboundedSender<Order>,
-    file: Arc<Locked>,
+    // Declared first: the task must hear that no command follows before the thread is waited for.
+    commands: UnboundedSender<JournalCommand>,
+    file: Arc<LockedJournal>,
     path: Option<PathBuf>,
     name: String,
-    _thread: Arc<Thread>,
+    _thread: Arc<ServiceThread>,
 }
 
 impl JournalFile {
@@ -202,9 +202,9 @@ impl JournalFile {
     /// record is synced, must be short and must not block. Batches are recorded in order. After an error every later
     /// call fails with the same one. The caller bounds the queue: it keeps one or two batches under way.
     pub(crate) fn append(&mut self, runs: Vec<Run>, done: impl FnOnce(Result<()>) + Send + 'static) {
-        let order = Order::Append(runs, Done(Some(Box::new(done))));
-        // An order that nobody takes is dropped, and tells its owner so.
-        _ = self.orders.send(order);
+        let command = JournalCommand::Append(runs, AppendCallback(Some(Box::new(done))));
+        // A command that nobody takes is dropped, and tells its owner so.
+        _ = self.commands.send(command);
     }
 
     /// Reads what was appended so far, once it is synced. Blocks.
@@ -212,7 +212,7 @@ impl JournalFile {
     /// # Errors
     /// Those of [`JournalReader::open`].
     pub(crate) fn reader(&self) -> Result<JournalReader> {
-        let synced_end = self.ask(Order::SyncedEnd)?;
+        let synced_end = self.ask(JournalCommand::SyncedEnd)?;
         let file = self.file.try_clone().map_err(|error| journal_error(&error, &self.name))?;
         JournalReader::from_store(Box::new(file), self.name.clone(), Some(synced_end))
     }
@@ -221,12 +221,12 @@ impl JournalFile {
     ///
     /// # Errors
     /// That of an earlier append, and whatever the system says. The file is left as it is then.
-    pub(crate) fn finish(self, finish: Finish, keep: Keep<'_>) -> Result<()> {
+    pub(crate) fn finish(self, finish: Finish, keep: FinishedJournal<'_>) -> Result<()> {
         let ending = match keep {
-            Keep::No => Ending::Leave,
-            Keep::InPlace | Keep::At(_) => Ending::Finish(finish),
+            FinishedJournal::Remove => JournalEnd::Leave,
+            FinishedJournal::KeepInPlace | FinishedJournal::MoveTo(_) => JournalEnd::Finish(finish),
         };
-        self.ask(|reply| Order::End(ending, reply))??;
+        self.ask(|reply| JournalCommand::End(ending, reply))??;
         keep.apply(&self.file, self.path.as_deref())
     }
 
@@ -235,27 +235,27 @@ impl JournalFile {
     /// # Errors
     /// That of an earlier append, and whatever the system says. What was synced before still counts.
     pub(crate) fn close(self) -> Result<()> {
-        self.ask(|reply| Order::End(Ending::Commit, reply))?
+        self.ask(|reply| JournalCommand::End(JournalEnd::Commit, reply))?
     }
 
-    fn ask<T>(&self, order: impl FnOnce(mpsc::Sender<T>) -> Order) -> Result<T> {
+    fn ask<T>(&self, command: impl FnOnce(mpsc::Sender<T>) -> JournalCommand) -> Result<T> {
         let (reply, answer) = mpsc::channel();
-        _ = self.orders.send(order(reply));
+        _ = self.commands.send(command(reply));
         answer.recv().map_err(|_| thread_gone())
     }
 }
 
 /// What a journal file asks of its task.
-enum Order {
-    Append(Vec<Run>, Done),
+enum JournalCommand {
+    Append(Vec<Run>, AppendCallback),
     SyncedEnd(mpsc::Sender<u64>),
-    End(Ending, mpsc::Sender<Result<()>>),
+    End(JournalEnd, mpsc::Sender<Result<()>>),
 }
 
-/// Somebody who waits for an append. Hears of it in any case, even if the order is dropped.
-struct Done(Option<Box<dyn FnOnce(Result<()>) + Send>>);
+/// Somebody who waits for an append. Hears of it in any case, even if the command is dropped.
+struct AppendCallback(Option<Box<dyn FnOnce(Result<()>) + Send>>);
 
-impl Done {
+impl AppendCallback {
     fn tell(mut self, result: Result<()>) {
         if let Some(done) = self.0.take() {
             done(result);
@@ -263,7 +263,7 @@ impl Done {
     }
 }
 
-impl Drop for Done {
+impl Drop for AppendCallback {
     fn drop(&mut self) {
         if let Some(done) = self.0.take() {
             done(Err(thread_gone()));
@@ -272,43 +272,43 @@ impl Drop for Done {
 }
 
 /// One journal on the journal thread.
-struct Task {
+struct JournalTask {
     name: String,
     file: File,
-    lock: Arc<Locked>,
+    lock: Arc<LockedJournal>,
     appender: Appender,
     /// Scratch journals die with the process and are never synced.
     is_synced: bool,
-    inbox: UnboundedReceiver<Order>,
+    commands: UnboundedReceiver<JournalCommand>,
 }
 
 /// The thread's body: runs a task per journal until no handle is left and every journal is closed.
-async fn serve(mut desk: UnboundedReceiver<Task>, backend: Backend) {
+async fn serve(mut incoming: UnboundedReceiver<JournalTask>, backend: Backend) {
     let mut tasks = JoinSet::new();
-    while let Some(task) = desk.recv().await {
+    while let Some(task) = incoming.recv().await {
         while tasks.try_join_next().is_some() {}
         tasks.spawn_local(task.run(backend));
     }
     while tasks.join_next().await.is_some() {}
 }
 
-impl Task {
+impl JournalTask {
     async fn run(self, backend: Backend) {
-        let Self { name, file, lock, appender, is_synced, mut inbox } = self;
-        let mut writer = Writer::new(name, Disk::new(file, backend), appender, is_synced);
+        let Self { name, file, lock, appender, is_synced, mut commands } = self;
+        let mut writer = JournalWriter::new(name, JournalDisk::new(file, backend), appender, is_synced);
         let mut waiting = None;
-        while let Some(order) = inbox.recv().await {
-            match order {
-                Order::Append(runs, done) => done.tell(writer.append(runs).await),
-                Order::SyncedEnd(reply) => _ = reply.send(writer.synced_end()),
-                Order::End(ending, reply) => {
+        while let Some(command) = commands.recv().await {
+            match command {
+                JournalCommand::Append(runs, done) => done.tell(writer.append(runs).await),
+                JournalCommand::SyncedEnd(reply) => _ = reply.send(writer.synced_end()),
+                JournalCommand::End(ending, reply) => {
                     waiting = Some((writer.end(ending).await, reply));
                     break;
                 }
             }
         }
         if waiting.is_none() {
-            _ = writer.end(Ending::Commit).await;
+            _ = writer.end(JournalEnd::Commit).await;
         }
         writer.close().await;
         drop(lock);

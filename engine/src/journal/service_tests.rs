@@ -2,8 +2,8 @@
 
 use super::disk::Backend;
 use super::format::SLOT_OFFSETS;
-use super::place::Locked;
-use super::samples::{Sample, header, leaves};
+use super::location::LockedJournal;
+use super::samples::{SampleJournal, header, leaves};
 use super::*;
 use crate::error::{Code, Effect, Result};
 use nix::errno::Errno;
@@ -49,13 +49,13 @@ fn the_file_is_what_the_appender_plans() {
     let home = TempDir::new().unwrap();
     for service in services() {
         for seed in 0..20 {
-            let (path, sample) = (home.path().join(format!("{seed}")), Sample::new(seed));
-            let mut journal = service.create(Place::Replace(&path), &sample.header).unwrap();
+            let (path, sample) = (home.path().join(format!("{seed}")), SampleJournal::new(seed));
+            let mut journal = service.create(JournalLocation::Replace(&path), &sample.header).unwrap();
             for batch in sample.batches.iter().filter(|batch| !batch.is_empty()) {
                 append(&mut journal, batch.clone()).unwrap();
             }
             match sample.finish {
-                Some(finish) => journal.finish(finish, Keep::InPlace).unwrap(),
+                Some(finish) => journal.finish(finish, FinishedJournal::KeepInPlace).unwrap(),
                 None => journal.close().unwrap(),
             }
             assert_eq!(fs::read(&path).unwrap(), sample.file(), "seed {seed}");
@@ -68,7 +68,7 @@ fn a_checkpoint_goes_on_where_it_stopped() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("deep/er/checkpoint");
-        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let mut journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         append(&mut journal, vec![leaves(0, 10, 4096)]).unwrap();
         journal.close().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -79,7 +79,7 @@ fn a_checkpoint_goes_on_where_it_stopped() {
         append(&mut journal, vec![leaves(10, 30, 4096)]).unwrap();
         let reader = journal.reader().unwrap();
         assert_eq!(whole(&reader), [leaves(0, 10, 4096), leaves(10, 30, 4096)]);
-        journal.finish(Finish { root: reader.root().unwrap(), finished_ns: 1 }, Keep::InPlace).unwrap();
+        journal.finish(Finish { root: reader.root().unwrap(), finished_ns: 1 }, FinishedJournal::KeepInPlace).unwrap();
         let receipt = JournalReader::open(&path).unwrap();
         assert_eq!(receipt.state(), JournalState::Finished);
         assert_eq!(receipt.finish().unwrap().root, receipt.root().unwrap());
@@ -92,7 +92,7 @@ fn a_torn_end_is_cut_off_before_anything_is_appended() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("checkpoint");
-        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let mut journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         append(&mut journal, vec![leaves(0, 1, 4096)]).unwrap();
         journal.close().unwrap();
         let intact = fs::read(&path).unwrap();
@@ -110,7 +110,7 @@ fn a_torn_end_is_cut_off_before_anything_is_appended() {
 fn a_reader_sees_what_was_appended_while_the_thread_goes_on() {
     let home = TempDir::new().unwrap();
     for service in services() {
-        for place in [Place::Replace(&home.path().join("checkpoint")), Place::Scratch] {
+        for place in [JournalLocation::Replace(&home.path().join("checkpoint")), JournalLocation::Scratch] {
             let mut journal = service.create(place, &small()).unwrap();
             for index in 0..20 {
                 journal.append(vec![leaves(index, 1, 4096)], |result| result.unwrap());
@@ -127,7 +127,7 @@ fn batches_are_recorded_in_order_and_each_is_answered() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("checkpoint");
-        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let mut journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         let (tell, told) = mpsc::channel();
         for index in 0..40 {
             let tell = tell.clone();
@@ -145,13 +145,13 @@ fn after_an_error_everything_fails_with_it() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("checkpoint");
-        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let mut journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         append(&mut journal, vec![leaves(0, 1, 4096)]).unwrap();
         let error = append(&mut journal, vec![leaves(39, 2, 4096)]).unwrap_err();
         assert_eq!(error.code, Code::Internal);
         assert_eq!(append(&mut journal, vec![leaves(1, 1, 4096)]), Err(error.clone()));
         assert_eq!(journal.reader().unwrap().durable().bytes(), 4096);
-        assert_eq!(journal.finish(END, Keep::No), Err(error));
+        assert_eq!(journal.finish(END, FinishedJournal::Remove), Err(error));
         assert_eq!(JournalReader::open(&path).unwrap().durable().bytes(), 4096);
     }
 }
@@ -163,7 +163,7 @@ fn a_failed_write_is_reported_and_sticks() {
         let (appender, start) = append::Appender::create(&small()).unwrap();
         let path = home.path().join("checkpoint");
         fs::write(&path, start.bytes).unwrap();
-        let read_only = Locked::alone(fs::File::open(&path).unwrap());
+        let read_only = LockedJournal::alone(fs::File::open(&path).unwrap());
         let mut journal = service.open(read_only, Some(path.clone()), appender).unwrap();
         let error = append(&mut journal, vec![leaves(0, 1, 4096)]).unwrap_err();
         assert_eq!((error.errno, error.effect), (Some(Errno::EBADF as i32), Effect::Unknown));
@@ -179,11 +179,11 @@ fn a_journal_in_use_is_busy() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("checkpoint");
-        let journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         let busy = [
             service.reopen(&path).map(drop),
-            service.create(Place::File(&path), &small()).map(drop),
-            service.create(Place::Replace(&path), &small()).map(drop),
+            service.create(JournalLocation::File(&path), &small()).map(drop),
+            service.create(JournalLocation::Replace(&path), &small()).map(drop),
         ];
         for error in busy.map(Result::unwrap_err) {
             assert_eq!(error.code, Code::Busy);
@@ -202,27 +202,27 @@ fn what_is_there_is_replaced_only_when_told_and_never_when_it_is_no_journal() {
     let path = home.path().join("checkpoint");
     for leftover in [vec![], vec![0; 100], vec![0; 1536]] {
         fs::write(&path, leftover).unwrap();
-        service.create(Place::File(&path), &small()).unwrap().close().unwrap();
-        let error = service.create(Place::File(&path), &small()).unwrap_err();
+        service.create(JournalLocation::File(&path), &small()).unwrap().close().unwrap();
+        let error = service.create(JournalLocation::File(&path), &small()).unwrap_err();
         assert_eq!(error.code, Code::Exists);
         assert!(error.message.contains("--resume") && error.message.contains("checkpoint"), "{error}");
     }
     let inode = fs::metadata(&path).unwrap().ino();
     let fresh = home.path().join("checkpoint.new");
     fs::write(&fresh, "somebody's file").unwrap();
-    assert_eq!(service.create(Place::Replace(&path), &small()).unwrap_err().code, Code::Exists);
+    assert_eq!(service.create(JournalLocation::Replace(&path), &small()).unwrap_err().code, Code::Exists);
     assert_eq!(fs::read(&fresh).unwrap(), b"somebody's file");
     // Left by a crash.
     fs::write(&fresh, &fs::read(&path).unwrap()[..700]).unwrap();
-    service.create(Place::Replace(&path), &small()).unwrap().close().unwrap();
+    service.create(JournalLocation::Replace(&path), &small()).unwrap().close().unwrap();
     assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
     let mut damaged = fs::read(&path).unwrap();
     damaged[3] ^= 8;
     fs::write(&path, damaged).unwrap();
-    service.create(Place::Replace(&path), &small()).unwrap().close().unwrap();
+    service.create(JournalLocation::Replace(&path), &small()).unwrap().close().unwrap();
     for precious in [b"my thesis".to_vec(), vec![0; 20_000]] {
         fs::write(&path, &precious).unwrap();
-        for place in [Place::File(&path), Place::Replace(&path)] {
+        for place in [JournalLocation::File(&path), JournalLocation::Replace(&path)] {
             assert_eq!(service.create(place, &small()).unwrap_err().code, Code::Exists);
         }
         assert_eq!(fs::read(&path).unwrap(), precious);
@@ -237,11 +237,11 @@ fn what_is_no_regular_file_is_left_alone() {
     let (fifo, path) = (home.path().join("fifo"), home.path().join("checkpoint"));
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let refused = [
-        service.create(Place::Replace(&fifo), &small()).map(drop),
+        service.create(JournalLocation::Replace(&fifo), &small()).map(drop),
         service.reopen(&fifo).map(drop),
         JournalReader::open(&fifo).map(drop),
         JournalReader::open(home.path()).map(drop),
-        service.create(Place::File(&path), &small()).unwrap().finish(END, Keep::At(&fifo)),
+        service.create(JournalLocation::File(&path), &small()).unwrap().finish(END, FinishedJournal::MoveTo(&fifo)),
         check_place(home.path()),
     ];
     assert!(refused.into_iter().all(|refused| refused.unwrap_err().code == Code::BadRequest));
@@ -253,7 +253,7 @@ fn a_journal_in_use_can_be_inspected() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("checkpoint");
-        let mut journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let mut journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         let (tell, told) = mpsc::channel();
         for index in 0..200 {
             let tell = tell.clone();
@@ -275,21 +275,21 @@ fn a_finished_journal_is_removed_kept_or_moved() {
         let path = home.path().join("checkpoint");
         for to in [home.path().join("kept/receipt"), elsewhere.path().join("receipt")] {
             for _ in 0..2 {
-                let journal = service.create(Place::File(&path), &small()).unwrap();
-                journal.finish(END, Keep::At(&to)).unwrap();
+                let journal = service.create(JournalLocation::File(&path), &small()).unwrap();
+                journal.finish(END, FinishedJournal::MoveTo(&to)).unwrap();
                 assert!(!path.exists());
                 assert_eq!(JournalReader::open(&to).unwrap().finish(), Some(&END));
                 assert_eq!(names(to.parent().unwrap()), ["receipt"]);
             }
         }
-        service.create(Place::File(&path), &small()).unwrap().finish(END, Keep::No).unwrap();
+        service.create(JournalLocation::File(&path), &small()).unwrap().finish(END, FinishedJournal::Remove).unwrap();
         assert!(!path.exists());
         let to = home.path().join("from-scratch");
-        let mut journal = service.create(Place::Scratch, &small()).unwrap();
+        let mut journal = service.create(JournalLocation::Scratch, &small()).unwrap();
         append(&mut journal, vec![leaves(0, 40, 4096)]).unwrap();
-        journal.finish(END, Keep::At(&to)).unwrap();
+        journal.finish(END, FinishedJournal::MoveTo(&to)).unwrap();
         assert_eq!(JournalReader::open(&to).unwrap().durable().bytes(), 40 * 4096);
-        service.create(Place::Scratch, &small()).unwrap().finish(END, Keep::No).unwrap();
+        service.create(JournalLocation::Scratch, &small()).unwrap().finish(END, FinishedJournal::Remove).unwrap();
     }
 }
 
@@ -301,16 +301,16 @@ fn a_receipt_takes_no_name_of_what_came_there_meanwhile() {
     let path = home.path().join("checkpoint");
     let unfinished = || {
         let other = home.path().join("other");
-        service.create(Place::Replace(&other), &small()).unwrap().close().unwrap();
+        service.create(JournalLocation::Replace(&other), &small()).unwrap().close().unwrap();
         fs::read(other).unwrap()
     };
     for to in [home.path().join("receipt"), elsewhere.path().join("receipt")] {
         for precious in [b"my thesis".to_vec(), unfinished()] {
             assert_eq!(refuse_receipt(&to), Ok(()));
-            let journal = service.create(Place::Replace(&path), &small()).unwrap();
+            let journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
             fs::write(&to, &precious).unwrap();
             assert_eq!(refuse_receipt(&to).unwrap_err().code, Code::Exists);
-            let error = journal.finish(END, Keep::At(&to)).unwrap_err();
+            let error = journal.finish(END, FinishedJournal::MoveTo(&to)).unwrap_err();
             assert_eq!((error.code, fs::read(&to).unwrap()), (Code::Exists, precious));
             assert_eq!(JournalReader::open(&path).unwrap().finish(), Some(&END), "the receipt is not lost");
             let fresh = to.with_extension("new");
@@ -332,7 +332,11 @@ fn a_receipt_by_another_name_of_its_checkpoint_stays_where_it_is() {
     let service = JournalService::start().unwrap();
     let path = home.path().join("checkpoint");
     let same = home.path().join("../").join(home.path().file_name().unwrap()).join("checkpoint");
-    service.create(Place::File(&path), &small()).unwrap().finish(END, Keep::At(&same)).unwrap();
+    service
+        .create(JournalLocation::File(&path), &small())
+        .unwrap()
+        .finish(END, FinishedJournal::MoveTo(&same))
+        .unwrap();
     assert_eq!(JournalReader::open(&path).unwrap().finish(), Some(&END));
 }
 
@@ -341,7 +345,7 @@ fn the_lock_is_free_once_a_journal_is_closed() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("checkpoint");
-        service.create(Place::Replace(&path), &small()).unwrap().close().unwrap();
+        service.create(JournalLocation::Replace(&path), &small()).unwrap().close().unwrap();
         for _ in 0..50 {
             let (mut journal, _) = service.reopen(&path).unwrap();
             append(&mut journal, vec![leaves(3, 1, 4096)]).unwrap();
@@ -357,14 +361,14 @@ fn a_kill_between_finish_and_move_leaves_a_receipt_to_move() {
     let home = TempDir::new().unwrap();
     let service = JournalService::start().unwrap();
     let (path, to) = (home.path().join("checkpoint"), home.path().join("receipt"));
-    service.create(Place::File(&path), &small()).unwrap().close().unwrap();
-    let error = service.finish_again(&path, Keep::At(&to)).unwrap_err();
+    service.create(JournalLocation::File(&path), &small()).unwrap().close().unwrap();
+    let error = service.finish_again(&path, FinishedJournal::MoveTo(&to)).unwrap_err();
     assert_eq!((error.code, to.exists()), (Code::CheckpointMismatch, false));
-    service.reopen(&path).unwrap().0.finish(END, Keep::InPlace).unwrap();
+    service.reopen(&path).unwrap().0.finish(END, FinishedJournal::KeepInPlace).unwrap();
     assert_eq!(service.reopen(&path).unwrap_err().code, Code::CheckpointMismatch);
-    assert_eq!(service.finish_again(&path, Keep::At(&to)), Ok(END));
+    assert_eq!(service.finish_again(&path, FinishedJournal::MoveTo(&to)), Ok(END));
     assert_eq!(names(home.path()), ["receipt"]);
-    assert_eq!(service.finish_again(&to, Keep::No), Ok(END));
+    assert_eq!(service.finish_again(&to, FinishedJournal::Remove), Ok(END));
     assert_eq!(names(home.path()), Vec::<String>::new());
 }
 
@@ -373,10 +377,10 @@ fn a_name_replaced_meanwhile_is_not_removed() {
     let home = TempDir::new().unwrap();
     for service in services() {
         let path = home.path().join("checkpoint");
-        let journal = service.create(Place::Replace(&path), &small()).unwrap();
+        let journal = service.create(JournalLocation::Replace(&path), &small()).unwrap();
         fs::rename(&path, home.path().join("moved")).unwrap();
         fs::write(&path, "somebody else's").unwrap();
-        journal.finish(END, Keep::No).unwrap();
+        journal.finish(END, FinishedJournal::Remove).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
         fs::remove_file(&path).unwrap();
     }
@@ -388,14 +392,14 @@ fn two_creators_of_one_name_never_both_win() {
     for service in services() {
         for pass in 0..20 {
             let path = home.path().join(format!("{pass}"));
-            let create = || service.create(Place::File(&path), &small());
+            let create = || service.create(JournalLocation::File(&path), &small());
             let won: Vec<_> = std::thread::scope(|scope| {
                 let racers: Vec<_> = (0..4).map(|_| scope.spawn(create)).collect();
                 racers.into_iter().filter_map(|racer| racer.join().unwrap().ok()).collect()
             });
             assert_eq!(won.len(), 1, "pass {pass}");
             assert_eq!(JournalReader::open(&path).unwrap().header(), &small());
-            won.into_iter().for_each(|journal| journal.finish(END, Keep::No).unwrap());
+            won.into_iter().for_each(|journal| journal.finish(END, FinishedJournal::Remove).unwrap());
         }
         assert_eq!(names(home.path()), Vec::<String>::new());
     }
@@ -404,7 +408,7 @@ fn two_creators_of_one_name_never_both_win() {
 #[test]
 fn the_thread_ends_with_its_last_user() {
     for service in services() {
-        let mut journal = service.create(Place::Scratch, &small()).unwrap();
+        let mut journal = service.create(JournalLocation::Scratch, &small()).unwrap();
         let (tell, told) = mpsc::channel::<()>();
         let last = service.clone();
         drop(service);

@@ -1,13 +1,13 @@
 //! Carries out what an [`Appender`] plans, in the order that makes a record count.
 
 use super::append::{Appender, Commit};
-use super::disk::Disk;
+use super::disk::JournalDisk;
 use super::{Finish, Run};
 use crate::error::{Error, Operation, Result, Side};
 use std::io;
 
 /// How a task ends its file.
-pub(super) enum Ending {
+pub(super) enum JournalEnd {
     /// As it is: it is going to be removed.
     Leave,
     /// With its last commit slot synced.
@@ -17,9 +17,9 @@ pub(super) enum Ending {
 }
 
 /// Carries out commits, and stops for good at the first error.
-pub(super) struct Writer {
+pub(super) struct JournalWriter {
     name: String,
-    disk: Disk,
+    disk: JournalDisk,
     appender: Appender,
     synced_end: u64,
     /// Scratch journals die with the process and are never synced.
@@ -27,9 +27,9 @@ pub(super) struct Writer {
     failure: Option<Error>,
 }
 
-impl Writer {
+impl JournalWriter {
     /// Of a journal whose file ends where `appender` goes on. Without `is_synced` nothing is ever synced.
-    pub(super) fn new(name: String, disk: Disk, appender: Appender, is_synced: bool) -> Self {
+    pub(super) fn new(name: String, disk: JournalDisk, appender: Appender, is_synced: bool) -> Self {
         Self { name, disk, synced_end: appender.end(), appender, is_synced, failure: None }
     }
 
@@ -53,16 +53,16 @@ impl Writer {
         Ok(())
     }
 
-    /// The last call before [`Writer::close`].
+    /// The last call before [`JournalWriter::close`].
     ///
     /// # Errors
     /// The first one there was.
-    pub(super) async fn end(&mut self, ending: Ending) -> Result<()> {
+    pub(super) async fn end(&mut self, ending: JournalEnd) -> Result<()> {
         self.check()?;
         match ending {
-            Ending::Leave => Ok(()),
-            Ending::Commit => self.sync().await,
-            Ending::Finish(finish) => {
+            JournalEnd::Leave => Ok(()),
+            JournalEnd::Commit => self.sync().await,
+            JournalEnd::Finish(finish) => {
                 let commit = self.appender.finish(&finish);
                 self.carry_out(commit).await?;
                 self.sync().await
@@ -120,10 +120,11 @@ mod tests {
     use std::rc::Rc;
 
     /// Two appends and an ending, on a disk whose call `failing` (from 0) fails; what was done, and how the calls ended.
-    fn steps(ending: Ending, is_synced: bool, failing: Option<usize>) -> (Vec<Step>, Vec<bool>) {
+    fn steps(ending: JournalEnd, is_synced: bool, failing: Option<usize>) -> (Vec<Step>, Vec<bool>) {
         let (appender, _) = Appender::create(&header(40 * 4096, 4096)).unwrap();
         let script = Rc::new(Script::new(failing));
-        let mut writer = Writer::new("scripted".into(), Disk::Scripted(Rc::clone(&script)), appender, is_synced);
+        let mut writer =
+            JournalWriter::new("scripted".into(), JournalDisk::Scripted(Rc::clone(&script)), appender, is_synced);
         let mut results = Vec::new();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -147,18 +148,18 @@ mod tests {
         let two = [RECORD, RECORD].concat();
         let committed = [&two[..], &[Step::Sync]].concat();
         let finished = [&two[..], &RECORD, &[Step::Sync]].concat();
-        assert_eq!(steps(Ending::Leave, true, None).0, two);
-        assert_eq!(steps(Ending::Commit, true, None).0, committed);
-        assert_eq!(steps(Ending::Finish(END), true, None).0, finished);
+        assert_eq!(steps(JournalEnd::Leave, true, None).0, two);
+        assert_eq!(steps(JournalEnd::Commit, true, None).0, committed);
+        assert_eq!(steps(JournalEnd::Finish(END), true, None).0, finished);
         let unsynced: Vec<_> = finished.into_iter().filter(|&step| step != Step::Sync).collect();
-        assert_eq!(steps(Ending::Finish(END), false, None).0, unsynced);
+        assert_eq!(steps(JournalEnd::Finish(END), false, None).0, unsynced);
     }
 
     #[test]
     fn nothing_is_written_after_an_error() {
-        let (all, _) = steps(Ending::Finish(END), true, None);
+        let (all, _) = steps(JournalEnd::Finish(END), true, None);
         for failing in 0..all.len() {
-            let (steps, results) = steps(Ending::Finish(END), true, Some(failing));
+            let (steps, results) = steps(JournalEnd::Finish(END), true, Some(failing));
             assert_eq!(steps, all[..=failing]);
             assert_eq!(results, [failing >= 3, failing >= 6, false]);
         }

@@ -2,10 +2,10 @@
 
 use super::negotiate::{NegotiationError, WantedExport, go, greet, list};
 use super::replies::ExpectedReply;
-use super::replies::samples::Sample;
+use super::replies::samples::SampleStream;
 use super::replies::test_receiver::TestReceiver;
 use super::{MetaContexts, ReplyStyle};
-use crate::journal::samples::Numbers;
+use crate::journal::samples::SeededNumbers;
 use std::io::{self, Read, Write};
 
 /// Reads any bytes as answers to some requests; or, if the first byte is odd, as edits of sound answers, which is how
@@ -24,7 +24,7 @@ fn read_answers(kind: u8, stream: &[u8]) {
     if contexts != MetaContexts::default() {
         owner.ask(2, ExpectedReply::Status { offset: 0, len: 1 << 20 });
     }
-    let _ = owner.receive_all(stream, &mut Numbers(u64::from(kind)));
+    let _ = owner.receive_all(stream, &mut SeededNumbers(u64::from(kind)));
 }
 
 /// A seed of up to eight bytes, and edits of three: a place, and bits to flip there.
@@ -43,7 +43,7 @@ fn edit_answers(data: &[u8]) {
 
 /// Spoils sound answers as the seed says: flipped bits, other numbers in heads, cuts, copied and lost bytes.
 pub fn fuzz_reply_mutation(seed: u64) {
-    let mut numbers = Numbers(!seed);
+    let mut numbers = SeededNumbers(!seed);
     play_spoiled(seed, |stream| {
         for _ in 0..=numbers.below(3) {
             mutate(stream, &mut numbers);
@@ -63,7 +63,7 @@ pub fn fuzz_negotiate(data: &[u8]) {
 
 /// A server that answers sensibly, spoiled as the seed says.
 pub fn fuzz_negotiate_mutation(seed: u64) {
-    let mut numbers = Numbers(seed);
+    let mut numbers = SeededNumbers(seed);
     let mut data: Vec<u8> = (0..40).flat_map(|_| sensible(&mut numbers)).collect();
     for _ in 0..numbers.below(4) {
         mutate(&mut data, &mut numbers);
@@ -74,7 +74,7 @@ pub fn fuzz_negotiate_mutation(seed: u64) {
 /// Plays a sample with its requests made and its stream spoiled, cut in two ways that must not differ in what they
 /// say. The owner judges what the parser says.
 fn play_spoiled(seed: u64, spoil: impl FnOnce(&mut Vec<u8>)) {
-    let mut sample = Sample::new(seed);
+    let mut sample = SampleStream::new(seed);
     let mut ask = || {
         let mut owner = TestReceiver::new(sample.style, sample.contexts, sample.asked.len());
         for asked in 0..sample.asked.len() {
@@ -85,12 +85,12 @@ fn play_spoiled(seed: u64, spoil: impl FnOnce(&mut Vec<u8>)) {
     };
     let (mut owner, mut other) = (ask(), ask());
     spoil(&mut sample.stream);
-    let said = owner.receive_all(&sample.stream, &mut Numbers(seed ^ 0xc0ffee));
-    assert_eq!(other.receive_all(&sample.stream, &mut Numbers(!seed)), said);
+    let said = owner.receive_all(&sample.stream, &mut SeededNumbers(seed ^ 0xc0ffee));
+    assert_eq!(other.receive_all(&sample.stream, &mut SeededNumbers(!seed)), said);
     assert_eq!(other.ended, owner.ended);
 }
 
-fn mutate(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
+fn mutate(bytes: &mut Vec<u8>, numbers: &mut SeededNumbers) {
     let length = bytes.len() as u64;
     // Heads of small messages stand at the front more often than not.
     let reach = if numbers.below(2) == 0 { length.min(64) } else { length };
@@ -197,7 +197,7 @@ impl Scripted {
 }
 
 /// A reply as [`Scripted::answer`] takes it, such as a client may wait for.
-fn sensible(numbers: &mut Numbers) -> Vec<u8> {
+fn sensible(numbers: &mut SeededNumbers) -> Vec<u8> {
     let info = |kind: u16, numbers: &[u8]| [&kind.to_be_bytes(), numbers].concat();
     let size = numbers.next() >> numbers.below(64);
     let (kind, data) = match numbers.below(10) {

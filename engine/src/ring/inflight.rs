@@ -15,7 +15,7 @@ const OVER: &str = "an answer to an operation that is over";
 
 /// What is kept of an operation until it is answered.
 #[derive(Debug)]
-pub(super) struct Owned {
+pub(super) struct InFlightOperation {
     /// As pushed.
     pub(super) token: Token,
     /// With the memory that the kernel may touch meanwhile.
@@ -26,7 +26,7 @@ pub(super) struct Owned {
     pub(super) copied: bool,
 }
 
-impl Owned {
+impl InFlightOperation {
     pub(super) fn new(token: Token, op: Op) -> Self {
         Self { token, op, sent: None, copied: false }
     }
@@ -34,15 +34,15 @@ impl Owned {
 
 /// One place of the table.
 #[derive(Debug)]
-struct Place {
+struct InFlightSlot {
     generation: u32,
-    owned: Option<Owned>,
+    owned: Option<InFlightOperation>,
 }
 
 /// A table of operations in flight, of fixed size.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    places: Box<[Place]>,
+    places: Box<[InFlightSlot]>,
     free: Vec<u32>,
 }
 
@@ -51,7 +51,7 @@ impl InFlight {
     pub(super) fn new(slots: usize) -> Self {
         let count = u32::try_from(slots).expect("fewer slots than 2^32");
         Self {
-            places: (0..slots).map(|_| Place { generation: 0, owned: None }).collect(),
+            places: (0..slots).map(|_| InFlightSlot { generation: 0, owned: None }).collect(),
             free: (0..count).rev().collect(),
         }
     }
@@ -68,7 +68,7 @@ impl InFlight {
     ///
     /// # Panics
     /// As [`InFlight::next`].
-    pub(super) fn insert(&mut self, owned: Owned) -> u64 {
+    pub(super) fn insert(&mut self, owned: InFlightOperation) -> u64 {
         let index = self.free.pop().expect(FULL);
         let place = &mut self.places[index as usize];
         debug_assert!(place.owned.is_none(), "a free place is empty");
@@ -80,7 +80,7 @@ impl InFlight {
     ///
     /// # Panics
     /// If there is none, as [`InFlight::remove`].
-    pub(super) fn get_mut(&mut self, name: u64) -> &mut Owned {
+    pub(super) fn get_mut(&mut self, name: u64) -> &mut InFlightOperation {
         let place = &mut self.places[name as u32 as usize];
         assert_eq!(place.generation, (name >> 32) as u32, "{OVER}");
         place.owned.as_mut().expect("an answer to an operation that is in flight")
@@ -90,7 +90,7 @@ impl InFlight {
     ///
     /// # Panics
     /// If there is none: it was answered twice, or never asked.
-    pub(super) fn remove(&mut self, name: u64) -> Owned {
+    pub(super) fn remove(&mut self, name: u64) -> InFlightOperation {
         let index = name as u32;
         let place = &mut self.places[index as usize];
         assert_eq!(place.generation, (name >> 32) as u32, "{OVER}");
@@ -118,8 +118,8 @@ mod tests {
     use super::*;
     use crate::ring::FileId;
 
-    fn operation(number: u64) -> Owned {
-        Owned::new(Token(number), Op::Flush { file: FileId(0) })
+    fn operation(number: u64) -> InFlightOperation {
+        InFlightOperation::new(Token(number), Op::Flush { file: FileId(0) })
     }
 
     #[test]

@@ -3,14 +3,14 @@
 //! It never waits. Whoever drives the worker moves the clock, and asks again.
 
 use super::{Completion, Instant, Op, Ring, Token};
-use crate::sim::world::Shared;
+use crate::sim::world::SharedWorld;
 use std::io;
 use std::time::Duration;
 
 /// A ring of one simulated worker.
 #[derive(Debug)]
 pub(crate) struct SimRing {
-    world: Shared,
+    world: SharedWorld,
     /// Its number in the world.
     pub(crate) index: usize,
     slots: usize,
@@ -19,7 +19,7 @@ pub(crate) struct SimRing {
 
 impl SimRing {
     /// For at most `slots` operations in flight.
-    pub(crate) fn new(world: &Shared, slots: usize) -> Self {
+    pub(crate) fn new(world: &SharedWorld, slots: usize) -> Self {
         let index = world.lock().add_ring();
         Self { world: world.clone(), index, slots, in_flight: 0 }
     }

@@ -32,8 +32,8 @@ type Execute = fn(&mut Op) -> Result<u32, Errno>;
 
 /// What the owner and the threads have in common.
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct SharedQueues {
+    state: Mutex<QueueState>,
     /// There is something to carry out, or the end has come.
     work: Condvar,
     /// There are as many completions as the owner waits for.
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct State {
+struct QueueState {
     todo: VecDeque<(Token, Op)>,
     done: VecDeque<Completion>,
     /// The owner sleeps until there are so many completions.
@@ -53,15 +53,15 @@ struct State {
     closed: bool,
 }
 
-impl State {
+impl QueueState {
     /// Whether a thread has nothing to do and is to stay.
     fn rests(&self) -> bool {
         self.todo.is_empty() && !self.closed && self.threads <= self.threads_wanted
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedQueues {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         // The queues are consistent between any two statements under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,7 +83,7 @@ impl Shared {
     }
 
     /// Passes a completion on.
-    fn complete(&self, completion: Completion) -> MutexGuard<'_, State> {
+    fn complete(&self, completion: Completion) -> MutexGuard<'_, QueueState> {
         let mut state = self.lock();
         state.done.push_back(completion);
         if state.done.len() >= state.wanted {
@@ -96,7 +96,7 @@ impl Shared {
 /// A ring of threads. See the module's head.
 #[derive(Debug)]
 pub(crate) struct ThreadRing {
-    shared: Arc<Shared>,
+    shared: Arc<SharedQueues>,
     threads: Vec<JoinHandle<()>>,
     /// Threads that there are at least.
     threads_min: usize,
@@ -123,7 +123,7 @@ impl ThreadRing {
     }
 
     fn with_execute(threads: usize, slots: usize, execute: Execute) -> io::Result<Self> {
-        let state = State {
+        let state = QueueState {
             todo: VecDeque::with_capacity(slots),
             done: VecDeque::with_capacity(slots),
             wanted: usize::MAX,
@@ -131,7 +131,7 @@ impl ThreadRing {
             threads_wanted: threads.max(1),
             closed: false,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedQueues {
             state: Mutex::new(state),
             work: Condvar::new(),
             done: Condvar::new(),

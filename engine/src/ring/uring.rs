@@ -18,7 +18,7 @@
 //! What the kernel says about a submission or a wait is never believed further than the queues show: an interrupted,
 //! timed-out or partial call is followed by another look at both queues.
 
-use super::inflight::{InFlight, Owned};
+use super::inflight::{InFlight, InFlightOperation};
 use super::setup::{self, Queues, SetupError};
 use super::{Completion, FileId, Instant, Op, Ring, Token, Transfer};
 use crate::buffer::Arena;
@@ -58,7 +58,7 @@ const COPIED: u32 = 1 << 31;
 
 /// How a send goes about it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum SendHow {
+enum SendMode {
     Whole,
     WithoutCopy,
     /// The kernel neither waits nor comes back to it.
@@ -77,7 +77,7 @@ pub(crate) struct UringConfig<'a> {
 
 /// The part of an arena that the kernel has pinned for this ring.
 #[derive(Debug)]
-struct Registered {
+struct RegisteredArena {
     /// Says which arena without keeping it.
     arena: Weak<Arena>,
     /// Bytes from its start.
@@ -93,7 +93,7 @@ pub(crate) struct UringRing {
     messages: Messages,
     /// Pushed, and not yet in the submission queue.
     queued: VecDeque<Entry>,
-    registered: Option<Registered>,
+    registered: Option<RegisteredArena>,
     syscalls: u64,
     /// What [`Ring::tolerate`] was told last.
     tolerated: usize,
@@ -174,9 +174,9 @@ impl UringRing {
         }
     }
 
-    fn send(&self, index: usize, file: FileId, parts: (&mut Transfer, Option<&mut Transfer>), how: SendHow) -> Entry {
-        let ((head, body), free) = (parts, how == SendHow::WithoutCopy);
-        let flags = if how == SendHow::AtOnce { MSG_NOSIGNAL | MSG_DONTWAIT } else { SEND_FLAGS };
+    fn send(&self, index: usize, file: FileId, parts: (&mut Transfer, Option<&mut Transfer>), how: SendMode) -> Entry {
+        let ((head, body), free) = (parts, how == SendMode::WithoutCopy);
+        let flags = if how == SendMode::AtOnce { MSG_NOSIGNAL | MSG_DONTWAIT } else { SEND_FLAGS };
         let (file, len, head) = (Fd(file.0), head.len, part(head));
         let Some(body) = body else {
             let start = head.iov_base.cast_const().cast();
@@ -217,9 +217,9 @@ impl UringRing {
             Op::Flush { file } => opcode::Fsync::new(Fd(file.0)).flags(FsyncFlags::DATASYNC).build(),
             Op::Send { file, head, body, zero_copy, waits } => {
                 let how = match (*zero_copy, *waits) {
-                    (true, _) => SendHow::WithoutCopy,
-                    (false, true) => SendHow::Whole,
-                    (false, false) => SendHow::AtOnce,
+                    (true, _) => SendMode::WithoutCopy,
+                    (false, true) => SendMode::Whole,
+                    (false, false) => SendMode::AtOnce,
                 };
                 self.send(index, *file, (head, body.as_mut()), how)
             }
@@ -229,7 +229,7 @@ impl UringRing {
     }
 
     /// Takes an operation in.
-    fn queue(&mut self, mut owned: Owned) {
+    fn queue(&mut self, mut owned: InFlightOperation) {
         let entry = self.entry(self.in_flight.next(), &mut owned.op);
         let name = self.in_flight.insert(owned);
         self.queued.push_back(entry.user_data(name));
@@ -324,7 +324,7 @@ impl UringRing {
 
 impl Ring for UringRing {
     fn push(&mut self, token: Token, op: Op) {
-        self.queue(Owned::new(token, op));
+        self.queue(InFlightOperation::new(token, op));
     }
 
     fn submit_and_wait(&mut self, want: usize, limit: Duration) -> io::Result<()> {
@@ -417,7 +417,7 @@ fn is_refusal(errno: Errno) -> bool {
 }
 
 /// Has the kernel pin as much of the arena as the limit on locked memory allows. The ring works without.
-fn register(ring: &IoUring, arena: &Arc<Arena>) -> Option<Registered> {
+fn register(ring: &IoUring, arena: &Arc<Arena>) -> Option<RegisteredArena> {
     let (start, arena_len) = arena.range();
     let len = setup::registrable_bytes(arena_len);
     if len == 0 {
@@ -428,7 +428,7 @@ fn register(ring: &IoUring, arena: &Arc<Arena>) -> Option<Registered> {
     // SAFETY: the range is mapped now, which is all that pinning needs. The pages stay pinned after the arena is gone;
     // they are then never named again, as `is_registered` asks for a block of this very arena.
     match unsafe { ring.submitter().register_buffers(&[range]) } {
-        Ok(()) => Some(Registered { arena: Arc::downgrade(arena), len }),
+        Ok(()) => Some(RegisteredArena { arena: Arc::downgrade(arena), len }),
         Err(error) => {
             tracing::debug!(len, %error, "buffers are not registered");
             None

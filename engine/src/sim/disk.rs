@@ -5,7 +5,7 @@
 //! power cut keeps, sector by sector, either of the two.
 
 use super::image::{Image, PAGE, Page, SECTOR, pages};
-use super::server::Server;
+use super::server::SimServer;
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::volume::VolumeKind;
 use fastrand::Rng;
@@ -41,7 +41,7 @@ pub(crate) struct Disk {
     /// Of a source: its map, finer than pages.
     pub extents: Option<Vec<Extent>>,
     /// What is in front of it.
-    pub server: Option<Server>,
+    pub server: Option<SimServer>,
     /// How often its content was changed by somebody else.
     pub changes: i64,
     /// Cached and not stable, with the time of the last change.

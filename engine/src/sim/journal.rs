@@ -3,13 +3,13 @@
 //! The plans are those of the production appender, carried out step by step: write the record, sync, write the slot.
 //! A power cut loses sectors of what was not synced; a kill tears the write under way at any byte.
 
+use super::checks;
 use super::image::SECTOR;
-use super::judge;
-use super::world::{Shared, World};
+use super::world::{SharedWorld, World};
 use crate::error::{Error, Operation, Result, Side};
 use crate::extent::RangeSet;
 use crate::job::recorder::Recorder;
-use crate::journal::append::{Appender, Write};
+use crate::journal::append::{Appender, FileWrite};
 use crate::journal::{Content, Header, JournalReader, Run};
 use crate::ring::Instant;
 use fastrand::Rng;
@@ -19,23 +19,23 @@ use std::time::Duration;
 
 #[derive(Debug)]
 enum Step {
-    Write(Write),
+    Write(FileWrite),
     Sync { end: u64 },
 }
 
 /// See the module's head. Empty: there is none.
 #[derive(Debug, Default)]
-pub(crate) struct JournalFile {
+pub(crate) struct SimJournalFile {
     cached: Vec<u8>,
     stable: Vec<u8>,
-    unsynced: Vec<Write>,
+    unsynced: Vec<FileWrite>,
     steps: VecDeque<Step>,
     due: Instant,
     /// Bytes that count.
     end: u64,
 }
 
-impl JournalFile {
+impl SimJournalFile {
     pub(crate) fn is_there(&self) -> bool {
         !self.cached.is_empty()
     }
@@ -46,7 +46,7 @@ impl JournalFile {
     }
 
     /// Synced with its header.
-    fn create(&mut self, start: Write) {
+    fn create(&mut self, start: FileWrite) {
         *self =
             Self { cached: start.bytes.clone(), end: start.bytes.len() as u64, stable: start.bytes, ..Self::default() };
     }
@@ -58,7 +58,7 @@ impl JournalFile {
         self.sync();
     }
 
-    fn write(&mut self, write: Write) {
+    fn write(&mut self, write: FileWrite) {
         apply(&mut self.cached, &write);
         self.unsynced.push(write);
     }
@@ -71,12 +71,12 @@ impl JournalFile {
     /// Of what was not synced, sectors are lost.
     pub(crate) fn power_cut(&mut self, survives: f64, rng: &mut Rng) {
         self.begin_next();
-        for Write { offset, bytes } in std::mem::take(&mut self.unsynced) {
+        for FileWrite { offset, bytes } in std::mem::take(&mut self.unsynced) {
             let mut at = 0;
             while at < bytes.len() {
                 let end = (at + SECTOR - (offset as usize + at) % SECTOR).min(bytes.len());
                 if rng.f64() < survives {
-                    apply(&mut self.stable, &Write { offset: offset + at as u64, bytes: bytes[at..end].to_vec() });
+                    apply(&mut self.stable, &FileWrite { offset: offset + at as u64, bytes: bytes[at..end].to_vec() });
                 }
                 at = end;
             }
@@ -92,9 +92,9 @@ impl JournalFile {
 
     /// The write under way ends at any byte.
     pub(crate) fn kill(&mut self, rng: &mut Rng) {
-        if let Some(Step::Write(Write { offset, mut bytes })) = self.steps.pop_front() {
+        if let Some(Step::Write(FileWrite { offset, mut bytes })) = self.steps.pop_front() {
             bytes.truncate(rng.usize(0..=bytes.len()));
-            self.write(Write { offset, bytes });
+            self.write(FileWrite { offset, bytes });
         }
         self.steps.clear();
     }
@@ -152,49 +152,54 @@ impl JournalFile {
 /// The recorder of one simulated pass.
 #[derive(Debug)]
 pub(crate) struct SimRecorder {
-    world: Shared,
-    place: Place,
+    world: SharedWorld,
+    place: SimJournalLocation,
     appender: Appender,
     refused: Option<Error>,
 }
 
 #[derive(Debug)]
-enum Place {
+enum SimJournalLocation {
     /// This task's journal.
     Task(usize),
     /// Never seen again.
-    Scratch(Box<JournalFile>),
+    Scratch(Box<SimJournalFile>),
 }
 
 impl SimRecorder {
     /// A new journal of a task.
-    pub(crate) fn create(world: &Shared, task: usize, header: &Header) -> Self {
+    pub(crate) fn create(world: &SharedWorld, task: usize, header: &Header) -> Self {
         let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
         world.lock().sites[task].journal.create(start);
-        Self { world: world.clone(), place: Place::Task(task), appender, refused: None }
+        Self { world: world.clone(), place: SimJournalLocation::Task(task), appender, refused: None }
     }
 
     /// A task's journal, gone on with.
-    pub(crate) fn resume(world: &Shared, task: usize, reader: &JournalReader) -> Self {
+    pub(crate) fn resume(world: &SharedWorld, task: usize, reader: &JournalReader) -> Self {
         world.lock().sites[task].journal.reopen(reader.end());
-        Self { world: world.clone(), place: Place::Task(task), appender: Appender::resume(reader), refused: None }
+        Self {
+            world: world.clone(),
+            place: SimJournalLocation::Task(task),
+            appender: Appender::resume(reader),
+            refused: None,
+        }
     }
 
     /// Records at once what others say is durable.
     pub(crate) fn record_claims(&mut self, claims: &RangeSet) {
         let runs = claims.iter().map(|range| Run { range, content: Content::Undigested }).collect();
         self.append(runs);
-        if let Place::Task(task) = self.place {
+        if let SimJournalLocation::Task(task) = self.place {
             self.world.lock().sites[task].journal.carry_out();
         }
     }
 
     /// A journal for one comparison.
-    pub(crate) fn scratch(world: &Shared, header: &Header) -> Self {
+    pub(crate) fn scratch(world: &SharedWorld, header: &Header) -> Self {
         let (appender, start) = Appender::create(header).expect("simulated headers can be recorded");
-        let mut journal = JournalFile::default();
+        let mut journal = SimJournalFile::default();
         journal.create(start);
-        Self { world: world.clone(), place: Place::Scratch(Box::new(journal)), appender, refused: None }
+        Self { world: world.clone(), place: SimJournalLocation::Scratch(Box::new(journal)), appender, refused: None }
     }
 }
 
@@ -202,15 +207,15 @@ impl Recorder for SimRecorder {
     fn append(&mut self, runs: Vec<Run>) {
         let mut world = self.world.lock();
         world.note(format_args!("{:?} records {} runs", self.place_name(), runs.len()));
-        if let Place::Task(task) = self.place {
-            judge::record(&world.sites[task], &runs, &world);
+        if let SimJournalLocation::Task(task) = self.place {
+            checks::record(&world.sites[task], &runs, &world);
         }
         let now = world.now;
         match self.appender.append(runs) {
             Ok(commits) => {
                 let journal = match &mut self.place {
-                    Place::Task(task) => &mut world.sites[*task].journal,
-                    Place::Scratch(journal) => journal,
+                    SimJournalLocation::Task(task) => &mut world.sites[*task].journal,
+                    SimJournalLocation::Scratch(journal) => journal,
                 };
                 journal.plan(commits);
                 journal.due = now;
@@ -226,11 +231,11 @@ impl Recorder for SimRecorder {
         let mut world = self.world.lock();
         let World { now, rng, sites, .. } = &mut *world;
         match &mut self.place {
-            Place::Scratch(journal) => journal.proceed(*now, 0.0, rng),
-            Place::Task(task) => {
+            SimJournalLocation::Scratch(journal) => journal.proceed(*now, 0.0, rng),
+            SimJournalLocation::Task(task) => {
                 let site = &mut sites[*task];
                 let outcome = site.journal.proceed(*now, site.faults.journal, rng);
-                site.books.troubles.extend(matches!(outcome, Some(Err(_))).then_some("the journal failed"));
+                site.audit.troubles.extend(matches!(outcome, Some(Err(_))).then_some("the journal failed"));
                 outcome
             }
         }
@@ -239,8 +244,8 @@ impl Recorder for SimRecorder {
     fn reader(&self) -> Result<JournalReader> {
         let world = self.world.lock();
         let journal = match &self.place {
-            Place::Task(task) => &world.sites[*task].journal,
-            Place::Scratch(journal) => journal,
+            SimJournalLocation::Task(task) => &world.sites[*task].journal,
+            SimJournalLocation::Scratch(journal) => journal,
         };
         JournalReader::from_bytes(journal.cached[..journal.end as usize].to_vec())
     }
@@ -249,14 +254,14 @@ impl Recorder for SimRecorder {
 impl SimRecorder {
     fn place_name(&self) -> Option<usize> {
         match self.place {
-            Place::Task(task) => Some(task),
-            Place::Scratch(_) => None,
+            SimJournalLocation::Task(task) => Some(task),
+            SimJournalLocation::Scratch(_) => None,
         }
     }
 }
 
 /// Puts bytes into a file.
-fn apply(file: &mut Vec<u8>, Write { offset, bytes }: &Write) {
+fn apply(file: &mut Vec<u8>, FileWrite { offset, bytes }: &FileWrite) {
     let (start, end) = (*offset as usize, *offset as usize + bytes.len());
     file.resize(file.len().max(end), 0);
     file[start..end].copy_from_slice(bytes);

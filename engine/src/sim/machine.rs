@@ -1,9 +1,10 @@
-//! One computer: workers, jobs and a clock, driven step by step in an order that the seed chooses, and struck by blows.
+//! One computer: workers, jobs and a clock, driven step by step in an order that the seed chooses, and hit by outside
+//! events.
 
 use super::faults::Faults;
-use super::scenario::{Blow, Scenario};
+use super::scenario::{OutsideEvent, Scenario};
 use super::task::Task;
-use super::world::{Shared, World};
+use super::world::{SharedWorld, World};
 use crate::buffer::Arena;
 use crate::job::pass_controller::WorkerInboxes;
 use crate::ring::Instant;
@@ -22,7 +23,7 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// A worker, and what it waits for.
 #[derive(Debug)]
-struct Seat {
+struct SimWorker {
     worker: Worker<SimRing>,
     ring: usize,
     want: usize,
@@ -33,15 +34,15 @@ struct Seat {
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    world: Shared,
+    world: SharedWorld,
     scenario: Scenario,
     workers: WorkerInboxes,
-    seats: Vec<Seat>,
+    sim_workers: Vec<SimWorker>,
     tasks: Vec<Task>,
     /// Of a slot.
     block_bytes: usize,
     step: u64,
-    next_blow: usize,
+    next_event: usize,
 }
 
 impl Machine {
@@ -50,7 +51,7 @@ impl Machine {
         let mut rng = Rng::with_seed(seed);
         let (mut scenario, sites) =
             Scenario::draw(&mut rng, matches!(seed % 7, 0 | 2 | 5), matches!(seed % 11, 1 | 5 | 8));
-        let world = Shared::new(World::new(rng, sites, trace));
+        let world = SharedWorld::new(World::new(rng, sites, trace));
         let slots_bytes = (scenario.workers * scenario.depth * scenario.block_bytes()) as u64;
         let block_bytes = scenario.block_bytes();
         let plans = std::mem::take(&mut scenario.plans);
@@ -62,11 +63,11 @@ impl Machine {
             world,
             scenario,
             workers: Arc::new([]),
-            seats: Vec::new(),
+            sim_workers: Vec::new(),
             tasks,
             block_bytes,
             step: 0,
-            next_blow: 0,
+            next_event: 0,
         };
         machine.boot();
         machine
@@ -107,15 +108,15 @@ impl Machine {
     fn boot(&mut self) {
         let (workers, depth, block_bytes) = (self.scenario.workers, self.scenario.depth, self.block_bytes);
         let inboxes: Vec<Arc<WorkerInbox>> = (0..workers).map(|_| Arc::default()).collect();
-        let seat = |inbox: &Arc<WorkerInbox>| {
+        let sim_worker = |inbox: &Arc<WorkerInbox>| {
             let arena = || Arc::new(Arena::new(block_bytes * depth).expect("a simulation needs little memory"));
             let ring = SimRing::new(&self.world, 2 * depth + 2 * EXTRA_OPERATIONS);
             let index = ring.index;
             let [slots, spare] = [arena(), arena()].map(|arena| arena.split(block_bytes, depth));
             let worker = Worker::new(ring, slots, spare, Arc::clone(inbox));
-            Seat { worker, ring: index, want: 0, wake: Duration::ZERO, parked: false }
+            SimWorker { worker, ring: index, want: 0, wake: Duration::ZERO, parked: false }
         };
-        self.seats = inboxes.iter().map(seat).collect();
+        self.sim_workers = inboxes.iter().map(sim_worker).collect();
         self.workers = inboxes.into();
     }
 
@@ -134,7 +135,7 @@ impl Machine {
             world.advance(later);
         }
         drop(world);
-        match actor.checked_sub(self.seats.len()) {
+        match actor.checked_sub(self.sim_workers.len()) {
             None => self.work(actor),
             Some(task) => self.run_task(task),
         }
@@ -143,28 +144,28 @@ impl Machine {
     /// Workers, then tasks.
     fn ready(&self) -> Vec<usize> {
         let world = self.world.lock();
-        let is_ready = |seat: &Seat| {
-            let arrived = world.arrived(seat.ring);
-            seat.wake <= world.now || (!seat.parked && arrived > 0 && arrived >= seat.want)
+        let is_ready = |sim_worker: &SimWorker| {
+            let arrived = world.arrived(sim_worker.ring);
+            sim_worker.wake <= world.now || (!sim_worker.parked && arrived > 0 && arrived >= sim_worker.want)
         };
-        let seats = self.seats.iter().map(is_ready);
+        let sim_workers = self.sim_workers.iter().map(is_ready);
         let tasks = self.tasks.iter().map(|task| task.wake <= world.now && !task.is_done());
-        seats.chain(tasks).enumerate().filter_map(|(index, ready)| ready.then_some(index)).collect()
+        sim_workers.chain(tasks).enumerate().filter_map(|(index, ready)| ready.then_some(index)).collect()
     }
 
     fn wakes(&self) -> impl Iterator<Item = Instant> {
         let tasks = self.tasks.iter().filter(|task| !task.is_done()).map(|task| task.wake);
-        self.seats.iter().map(|seat| seat.wake).chain(tasks)
+        self.sim_workers.iter().map(|sim_worker| sim_worker.wake).chain(tasks)
     }
 
     fn work(&mut self, index: usize) {
-        let seat = &mut self.seats[index];
-        let has_news = self.world.lock().arrived(seat.ring) > 0;
-        let rest = seat.worker.turn();
+        let sim_worker = &mut self.sim_workers[index];
+        let has_news = self.world.lock().arrived(sim_worker.ring) > 0;
+        let rest = sim_worker.worker.turn();
         let now = self.world.lock().now;
-        (seat.want, seat.wake, seat.parked) = match rest {
+        (sim_worker.want, sim_worker.wake, sim_worker.parked) = match rest {
             WaitMode::Ring { want, limit } => {
-                seat.worker.wait(want, limit);
+                sim_worker.worker.wait(want, limit);
                 (want, now + limit, false)
             }
             WaitMode::Park(limit) => (0, now + limit.min(LONG), true),
@@ -180,10 +181,10 @@ impl Machine {
     fn run_task(&mut self, index: usize) {
         self.tasks[index].turn(&self.workers);
         let now = self.world.lock().now;
-        self.seats.iter_mut().filter(|seat| seat.parked).for_each(|seat| seat.wake = now);
+        self.sim_workers.iter_mut().filter(|sim_worker| sim_worker.parked).for_each(|sim_worker| sim_worker.wake = now);
     }
 
-    /// The blow that is due, if one is; and what has to follow from an operation that is never answered.
+    /// The event that is due, if one is; and what has to follow from an operation that is never answered.
     fn strike(&mut self) {
         for task in &mut self.tasks {
             if task.hangs() && self.world.lock().rng.u8(0..200) == 0 {
@@ -193,40 +194,42 @@ impl Machine {
         if self.tasks.iter().any(Task::is_stuck) && self.world.lock().rng.u8(0..100) == 0 {
             return self.crash(false);
         }
-        let Some(&(_, blow)) = self.scenario.blows.get(self.next_blow).filter(|(step, _)| *step <= self.step) else {
+        let Some(&(_, event)) = self.scenario.events.get(self.next_event).filter(|(step, _)| *step <= self.step) else {
             return;
         };
-        if blow == Blow::RestartUnheard && self.seats.iter().all(|seat| self.world.lock().arrived(seat.ring) == 0) {
+        if event == OutsideEvent::RestartUnheard
+            && self.sim_workers.iter().all(|sim_worker| self.world.lock().arrived(sim_worker.ring) == 0)
+        {
             return;
         }
-        self.next_blow += 1;
+        self.next_event += 1;
         let (now, victim) = {
             let world = &mut *self.world.lock();
-            world.note(format_args!("blow: {blow:?}"));
+            world.note(format_args!("event: {event:?}"));
             (world.now, world.rng.usize(0..self.tasks.len()))
         };
         let task = &mut self.tasks[victim];
-        match blow {
-            Blow::Cancel => task.cancel(),
-            Blow::Pause => {
+        match event {
+            OutsideEvent::Cancel => task.cancel(),
+            OutsideEvent::Pause => {
                 let pause = Duration::from_micros(self.world.lock().rng.u64(0..200_000));
                 task.set_paused(Some(now + pause));
             }
-            Blow::Limit => task.set_limit(),
-            Blow::Change => task.change_source(),
-            Blow::Restart | Blow::RestartUnheard => task.restart_server(),
-            Blow::Shut | Blow::ShutAmidst => {
+            OutsideEvent::Limit => task.set_limit(),
+            OutsideEvent::Change => task.change_source(),
+            OutsideEvent::Restart | OutsideEvent::RestartUnheard => task.restart_server(),
+            OutsideEvent::Shut | OutsideEvent::ShutAmidst => {
                 let pause = self.shut_time();
-                self.tasks[victim].shut(pause, blow == Blow::ShutAmidst);
+                self.tasks[victim].shut(pause, event == OutsideEvent::ShutAmidst);
             }
-            Blow::TakeOver => {
+            OutsideEvent::TakeOver => {
                 let power = self.world.lock().rng.bool();
                 self.tasks.iter_mut().for_each(Task::note_durable);
                 self.crash(power);
                 self.tasks.iter_mut().for_each(Task::take_over);
             }
-            Blow::Kill => self.crash(false),
-            Blow::PowerCut => self.crash(true),
+            OutsideEvent::Kill => self.crash(false),
+            OutsideEvent::PowerCut => self.crash(true),
         }
     }
 
@@ -239,7 +242,7 @@ impl Machine {
 
     /// The process dies, or the whole computer.
     fn crash(&mut self, power: bool) {
-        self.seats.clear();
+        self.sim_workers.clear();
         {
             let world = &mut *self.world.lock();
             world.note(if power { "the power goes" } else { "the process is killed" });

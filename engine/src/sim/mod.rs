@@ -17,13 +17,13 @@
 //! threads are not simulated: what several real threads do at the very same moment is the business of other tests, and
 //! so are operations that run at submit, which act on real descriptors.
 
-mod barrier;
-mod books;
+mod sim_gate;
+mod operation_audit;
 mod disk;
 mod faults;
 mod image;
 mod journal;
-mod judge;
+mod checks;
 mod machine;
 mod scenario;
 mod server;

@@ -1,13 +1,13 @@
 //! What a seed stands for: the engine, its volumes, its jobs, and what will go wrong.
 
-use super::barrier::Barrier;
-use super::books::Books;
 use super::disk::{Abilities, Disk};
 use super::faults::Faults;
 use super::image::PAGE;
-use super::journal::JournalFile;
-use super::server::Server;
-use super::world::Site;
+use super::journal::SimJournalFile;
+use super::operation_audit::OperationAudit;
+use super::server::SimServer;
+use super::sim_gate::SimGate;
+use super::world::TaskWorld;
 use crate::extent::{ByteRange, Extent, ExtentKind};
 use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync, Verify};
 use crate::units::{KIB, MIB};
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 /// What happens to the engine from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Blow {
+pub(crate) enum OutsideEvent {
     Cancel,
     Pause,
     Limit,
@@ -54,25 +54,25 @@ pub(crate) struct Scenario {
     pub depth: usize,
     pub plans: Vec<Plan>,
     /// At these steps.
-    pub blows: Vec<(u64, Blow)>,
+    pub events: Vec<(u64, OutsideEvent)>,
 }
 
 /// How rough the seed is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Weather {
-    Calm,
-    Windy,
-    Stormy,
+enum FaultLevel {
+    Low,
+    Medium,
+    High,
 }
 
 impl Scenario {
     /// With `servers`, some volumes are behind one; with `gates`, destinations are.
-    pub(crate) fn draw(rng: &mut Rng, servers: bool, gates: bool) -> (Self, Vec<Site>) {
-        let weather = [Weather::Calm, Weather::Windy, Weather::Stormy][rng.usize(0..3)];
+    pub(crate) fn draw(rng: &mut Rng, servers: bool, gates: bool) -> (Self, Vec<TaskWorld>) {
+        let fault_level = [FaultLevel::Low, FaultLevel::Medium, FaultLevel::High][rng.usize(0..3)];
         let (mut plans, mut sites) = (Vec::new(), Vec::new());
         for _ in 0..*pick(rng, &[1, 1, 2, 3]) {
             let mut plan = Plan::draw(rng);
-            let mut site = site(rng, &plan, weather);
+            let mut site = site(rng, &plan, fault_level);
             if servers {
                 site.disks.iter_mut().for_each(|disk| serve(rng, disk));
                 begin_bitmap(rng, &mut plan, &mut site);
@@ -82,17 +82,17 @@ impl Scenario {
         }
         let workers = rng.usize(1..=3);
         let depth = rng.usize(1..=8);
-        let mut blows = blows(rng);
+        let mut events = events(rng);
         if servers {
-            blows.extend(restarts(rng));
-            blows.sort_by_key(|&(step, _)| step);
+            events.extend(restarts(rng));
+            events.sort_by_key(|&(step, _)| step);
         }
         if gates {
-            sites.iter_mut().for_each(|site| site.barrier = Some(Barrier::new()));
-            blows.extend(shuts(rng));
-            blows.sort_by_key(|&(step, _)| step);
+            sites.iter_mut().for_each(|site| site.sim_gate = Some(SimGate::new()));
+            events.extend(shuts(rng));
+            events.sort_by_key(|&(step, _)| step);
         }
-        (Self { workers, depth, plans, blows }, sites)
+        (Self { workers, depth, plans, events }, sites)
     }
 
     /// Bytes of a slot.
@@ -143,20 +143,20 @@ pub(crate) fn rate(rng: &mut Rng, size: u64) -> u64 {
     (size.min(4 * MIB) / 2).max(100 * KIB) * rng.u64(1..=20)
 }
 
-fn site(rng: &mut Rng, plan: &Plan, weather: Weather) -> Site {
+fn site(rng: &mut Rng, plan: &Plan, fault_level: FaultLevel) -> TaskWorld {
     let source = source(rng, plan.size);
     let destination = destination(rng, plan, source.kind);
-    Site {
-        truth: source.cached.clone(),
-        truth_changes: 0,
+    TaskWorld {
+        expected: source.cached.clone(),
+        expected_changes: 0,
         beyond: destination.cached.clone(),
         disks: [source, destination],
-        faults: faults(rng, weather, plan.size),
-        books: Books::default(),
-        journal: JournalFile::default(),
+        faults: faults(rng, fault_level, plan.size),
+        audit: OperationAudit::default(),
+        journal: SimJournalFile::default(),
         flushes: plan.spec.sync == Sync::Yes,
         checkpoints: plan.spec.checkpoint != Checkpoint::None,
-        barrier: None,
+        sim_gate: None,
         has_claims: false,
     }
 }
@@ -174,12 +174,12 @@ fn abilities(rng: &mut Rng) -> Abilities {
 /// Puts a device behind a server, or leaves it here.
 fn serve(rng: &mut Rng, disk: &mut Disk) {
     if disk.kind == VolumeKind::Device && rng.u8(0..4) > 0 {
-        disk.server = Some(Server::new(rng.bool()));
+        disk.server = Some(SimServer::new(rng.bool()));
     }
 }
 
 /// Makes it a copy of what has changed since an earlier one, if there is a server to ask, sometimes.
-fn begin_bitmap(rng: &mut Rng, plan: &mut Plan, site: &mut Site) {
+fn begin_bitmap(rng: &mut Rng, plan: &mut Plan, site: &mut TaskWorld) {
     let [source, destination] = &mut site.disks;
     let is_small = plan.size <= 4 * MIB && destination.kind == VolumeKind::Device;
     if source.server.is_none() || !is_small || rng.bool() {
@@ -268,16 +268,16 @@ fn destination(rng: &mut Rng, plan: &Plan, source: VolumeKind) -> Disk {
     disk
 }
 
-fn faults(rng: &mut Rng, weather: Weather, size: u64) -> Faults {
+fn faults(rng: &mut Rng, fault_level: FaultLevel, size: u64) -> Faults {
     let mut faults = Faults::default();
     // About so many operations are made: a fault now and then, not all the time.
     let rare = 1.0 / (4.0 + size.min(2 * MIB) as f64 / 16_384.0);
-    if weather >= Weather::Windy {
+    if fault_level >= FaultLevel::Medium {
         faults.short = *pick(rng, &[0.0, 0.1, 0.5]);
         faults.again = *pick(rng, &[0.0, 0.1, 0.3]);
         faults.slow_flush = *pick(rng, &[0.0, 0.0, 0.0, 0.3]);
     }
-    if weather == Weather::Stormy {
+    if fault_level == FaultLevel::High {
         let each = |rng: &mut Rng| if rng.u8(0..4) == 0 { rare } else { 0.0 };
         faults.io = each(rng);
         faults.space = each(rng);
@@ -290,23 +290,33 @@ fn faults(rng: &mut Rng, weather: Weather, size: u64) -> Faults {
     faults
 }
 
-fn blows(rng: &mut Rng) -> Vec<(u64, Blow)> {
-    let kinds = [Blow::Cancel, Blow::Pause, Blow::Limit, Blow::Change, Blow::Kill, Blow::PowerCut, Blow::PowerCut];
+fn events(rng: &mut Rng) -> Vec<(u64, OutsideEvent)> {
+    let kinds = [
+        OutsideEvent::Cancel,
+        OutsideEvent::Pause,
+        OutsideEvent::Limit,
+        OutsideEvent::Change,
+        OutsideEvent::Kill,
+        OutsideEvent::PowerCut,
+        OutsideEvent::PowerCut,
+    ];
     let count = *pick(rng, &[0, 1, 2, 3, 6]);
     let horizon = *pick(rng, &[30, 100, 400, 2_000]);
-    let mut blows: Vec<_> = (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &kinds))).collect();
-    blows.sort_unstable_by_key(|&(step, _)| step);
-    blows
+    let mut events: Vec<_> = (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &kinds))).collect();
+    events.sort_unstable_by_key(|&(step, _)| step);
+    events
 }
 
-fn restarts(rng: &mut Rng) -> Vec<(u64, Blow)> {
+fn restarts(rng: &mut Rng) -> Vec<(u64, OutsideEvent)> {
     let count = *pick(rng, &[0, 1, 1, 2, 4]);
     let horizon = *pick(rng, &[100, 400, 2_000]);
-    (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &[Blow::Restart, Blow::RestartUnheard]))).collect()
+    (0..count)
+        .map(|_| (rng.u64(1..horizon), *pick(rng, &[OutsideEvent::Restart, OutsideEvent::RestartUnheard])))
+        .collect()
 }
 
-fn shuts(rng: &mut Rng) -> Vec<(u64, Blow)> {
-    let kinds = [Blow::Shut, Blow::ShutAmidst, Blow::ShutAmidst, Blow::TakeOver];
+fn shuts(rng: &mut Rng) -> Vec<(u64, OutsideEvent)> {
+    let kinds = [OutsideEvent::Shut, OutsideEvent::ShutAmidst, OutsideEvent::ShutAmidst, OutsideEvent::TakeOver];
     let count = *pick(rng, &[1, 2, 4, 12]);
     let horizon = *pick(rng, &[30, 100, 400, 2_000]);
     (0..count).map(|_| (rng.u64(1..horizon), *pick(rng, &kinds))).collect()

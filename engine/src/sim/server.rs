@@ -5,14 +5,14 @@
 //! generation has grown before anything is answered after the loss, now or at the last moment.
 
 use super::disk::Disk;
-use super::world::{Shared, World};
+use super::world::{SharedWorld, World};
 use crate::extent::ExtentKind;
 use crate::ring::{FileId, Instant, Op, Transfer, ZeroMode};
 use std::time::Duration;
 
 /// See the module's head.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Server {
+pub(crate) struct SimServer {
     generation: u64,
     /// The generation has still to grow.
     lost: bool,
@@ -22,7 +22,7 @@ pub(crate) struct Server {
     pub tells: bool,
 }
 
-impl Server {
+impl SimServer {
     pub(crate) fn new(tells: bool) -> Self {
         Self { tells, ..Self::default() }
     }
@@ -51,7 +51,7 @@ impl Server {
     }
 }
 
-impl Shared {
+impl SharedWorld {
     /// Kills the server in front of this volume, if there is one. Says whether there was.
     pub(crate) fn restart(&self, file: FileId) -> bool {
         let world = &mut *self.lock();
@@ -70,20 +70,20 @@ impl World {
         let back = self.now + outage.mul_f64(self.rng.f64());
         let survives = [0.0, 0.5, 1.0][self.rng.usize(0..3)];
         let at_once = self.rng.bool();
-        let Self { rng, sites, flying, .. } = self;
+        let Self { rng, sites, in_flight, .. } = self;
         let site = &mut sites[file.0 as usize / 2];
-        site.books.restarts += 1;
+        site.audit.restarts += 1;
         let disk = &mut site.disks[file.0 as usize % 2];
-        for flying in flying.iter().filter(|flying| flying.is_on(file)) {
+        for in_flight in in_flight.iter().filter(|in_flight| in_flight.is_on(file)) {
             // It may have been done, and nobody will hear of that.
             if rng.bool() {
-                take_effect(disk, &flying.op);
+                take_effect(disk, &in_flight.op);
             }
         }
         disk.power_cut(survives, rng);
         disk.server.as_mut().expect("looked at before").is_restarted(back, at_once);
-        for flying in flying.iter_mut().filter(|flying| flying.is_on(file)) {
-            flying.send_again(disk, back + Duration::from_micros(rng.u64(10..20_000)));
+        for in_flight in in_flight.iter_mut().filter(|in_flight| in_flight.is_on(file)) {
+            in_flight.send_again(disk, back + Duration::from_micros(rng.u64(10..20_000)));
         }
     }
 }

@@ -5,12 +5,12 @@
 //!   ^--------'------------'  failed, cancelled, crashed; Stuck until the machine restarts if not quiesced
 //! ```
 
+use super::checks;
 use super::faults::Faults;
 use super::journal::SimRecorder;
-use super::judge;
 use super::scenario::{Plan, rate};
 use super::volume::SimVolume;
-use super::world::{Shared, Site};
+use super::world::{SharedWorld, TaskWorld};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
 use crate::job::Reason;
@@ -26,7 +26,7 @@ use crate::limits::BURST;
 use crate::progress::{Progress, Status};
 use crate::ring::{FileId, Instant};
 use crate::spec::{Checkpoint, DigestKind, Sparse, Sync, Verify};
-use crate::volume::route::{Cache, IoMode, Offload, Route, Submit};
+use crate::volume::route::{Cache, IoMode, Offload, Route, SubmitMode};
 use crate::volume::{KnownZero, Volume, VolumeKind, refuse_other};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -44,7 +44,7 @@ struct Running {
 }
 
 #[derive(Debug)]
-enum Phase {
+enum TaskPhase {
     Idle,
     Copying(Running),
     /// With the recorder and root of the copy.
@@ -56,7 +56,7 @@ enum Phase {
 
 /// A rate limit since when, and what had been read by then.
 #[derive(Debug)]
-struct Limit {
+struct RateCheck {
     rate: u64,
     since: Instant,
     read: u64,
@@ -69,8 +69,8 @@ struct Limit {
 pub(crate) struct Task {
     index: usize,
     plan: Plan,
-    world: Shared,
-    phase: Phase,
+    world: SharedWorld,
+    phase: TaskPhase,
     control: Arc<JobControl>,
     /// Looks again then.
     pub wake: Instant,
@@ -85,7 +85,7 @@ pub(crate) struct Task {
     fresh_starts: u32,
     reason: Option<Reason>,
     seen: Option<Progress>,
-    limit: Option<Limit>,
+    limit: Option<RateCheck>,
     /// Leaves read when the job was paused or cancelled: no more may follow.
     frozen: Option<usize>,
     pub resume_at: Option<Instant>,
@@ -96,12 +96,12 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn new(world: &Shared, index: usize, plan: Plan, slots_bytes: u64) -> Self {
+    pub(crate) fn new(world: &SharedWorld, index: usize, plan: Plan, slots_bytes: u64) -> Self {
         Self {
             index,
             plan,
             world: world.clone(),
-            phase: Phase::Idle,
+            phase: TaskPhase::Idle,
             control: Arc::new(JobControl::new(None)),
             wake: Duration::ZERO,
             slots_bytes,
@@ -121,15 +121,15 @@ impl Task {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self.phase, Phase::Done)
+        matches!(self.phase, TaskPhase::Done)
     }
 
     pub(crate) fn is_stuck(&self) -> bool {
-        matches!(self.phase, Phase::Stuck)
+        matches!(self.phase, TaskPhase::Stuck)
     }
 
     fn is_running(&self) -> bool {
-        matches!(self.phase, Phase::Copying(_) | Phase::Checking(..))
+        matches!(self.phase, TaskPhase::Copying(_) | TaskPhase::Checking(..))
     }
 
     /// One look of the job's thread.
@@ -138,45 +138,45 @@ impl Task {
         if self.resume_at.is_some_and(|at| now >= at) {
             self.set_paused(None);
         }
-        if self.site(|site| site.barrier.as_mut().is_some_and(|barrier| barrier.look(now))) {
+        if self.site(|site| site.sim_gate.as_mut().is_some_and(|sim_gate| sim_gate.look(now))) {
             self.frozen = None;
         }
         match &mut self.phase {
-            Phase::Idle => self.start(workers),
-            Phase::Copying(running) | Phase::Checking(running, _) => match running.controller.turn(now) {
+            TaskPhase::Idle => self.start(workers),
+            TaskPhase::Copying(running) | TaskPhase::Checking(running, _) => match running.controller.turn(now) {
                 TurnOutcome::Wait(limit) => self.wake = now + limit,
                 TurnOutcome::Over => self.end_round(workers),
             },
-            Phase::Stuck | Phase::Done => self.wake = Duration::MAX,
+            TaskPhase::Stuck | TaskPhase::Done => self.wake = Duration::MAX,
         }
     }
 
-    fn site<T>(&self, look: impl FnOnce(&mut Site) -> T) -> T {
+    fn site<T>(&self, look: impl FnOnce(&mut TaskWorld) -> T) -> T {
         look(&mut self.world.lock().sites[self.index])
     }
 
     fn is_gate_closed(&self) -> bool {
-        self.site(|site| site.barrier.as_ref().is_some_and(|barrier| !barrier.gate.is_open()))
+        self.site(|site| site.sim_gate.as_ref().is_some_and(|sim_gate| !sim_gate.gate.is_open()))
     }
 
     fn start(&mut self, workers: &WorkerInboxes) {
-        if let Some(opens_at) = self.site(|site| site.barrier.as_ref().and_then(|barrier| barrier.opens_at)) {
+        if let Some(opens_at) = self.site(|site| site.sim_gate.as_ref().and_then(|sim_gate| sim_gate.opens_at)) {
             self.wake = opens_at;
             return;
         }
-        let gate = self.site(|site| site.barrier.as_ref().map(|barrier| Arc::clone(&barrier.gate)));
+        let gate = self.site(|site| site.sim_gate.as_ref().map(|sim_gate| Arc::clone(&sim_gate.gate)));
         self.control = Arc::new(JobControl::gated(self.plan.spec.limit_bytes_per_second, gate));
         self.control.set_window(self.plan.window.unwrap_or(u64::MAX));
         (self.reason, self.seen, self.frozen, self.resume_at) = (None, None, None, None);
         self.note_limit(self.plan.spec.limit_bytes_per_second, 0);
         let window = self.plan.window.unwrap_or(self.slots_bytes);
-        self.world.lock().sites[self.index].books.start(self.plan.leaf, window);
+        self.world.lock().sites[self.index].audit.start(self.plan.leaf, window);
         match self.prepare() {
             Ok((start, recorder)) => {
                 let volumes = [Arc::clone(&start.source), Arc::clone(&start.destination)];
                 let prepared_pass =
                     PreparedPass::copy(&self.plan.spec, start, workers.len(), self.slots_bytes, &self.control);
-                self.phase = Phase::Copying(self.lead(prepared_pass, workers, recorder, volumes));
+                self.phase = TaskPhase::Copying(self.lead(prepared_pass, workers, recorder, volumes));
             }
             Err(error) => self.give_up(Err(error), true),
         }
@@ -246,7 +246,7 @@ impl Task {
 
     /// Before a crash: what the outside world knows of a run.
     pub(crate) fn note_durable(&mut self) {
-        let is_running = self.is_running() && self.site(|site| site.barrier.is_some());
+        let is_running = self.is_running() && self.site(|site| site.sim_gate.is_some());
         self.durable = if is_running { self.control.durable() } else { RangeSet::new() };
     }
 
@@ -257,21 +257,21 @@ impl Task {
             return;
         }
         self.world.lock().note(format_args!("task {} is taken over: {durable:?}", self.index));
-        self.site(|site| site.journal = super::journal::JournalFile::default());
+        self.site(|site| site.journal = super::journal::SimJournalFile::default());
         self.claims = durable;
     }
 
     /// Closes the gate, now or in the middle of a worker's next turn.
     pub(crate) fn shut(&mut self, time: Duration, amidst: bool) {
         let now = self.world.lock().now;
-        self.site(|site| site.barrier.iter_mut().for_each(|barrier| barrier.shut(now, time, amidst)));
+        self.site(|site| site.sim_gate.iter_mut().for_each(|sim_gate| sim_gate.shut(now, time, amidst)));
     }
 
     /// A fresh start: the model takes the source as it is now.
     fn forget(&mut self) {
         let world = &mut *self.world.lock();
         let site = &mut world.sites[self.index];
-        (site.truth, site.truth_changes) = (site.disks[0].cached.clone(), site.disks[0].changes);
+        (site.expected, site.expected_changes) = (site.disks[0].cached.clone(), site.disks[0].changes);
         site.has_claims = false;
         self.fresh_starts += 1;
         (self.restart, self.corrupted) = (false, None);
@@ -298,7 +298,7 @@ impl Task {
 
     fn route(&self, volumes: &[Arc<dyn Volume>; 2]) -> Route {
         let io_mode = |volume: &Arc<dyn Volume>| IoMode {
-            submit: Submit::Ring,
+            submit: SubmitMode::Ring,
             cache: if volume.align_bytes() > 1 { Cache::Direct } else { Cache::Buffered },
         };
         let clones = self.world.lock().sites[self.index].disks[1].abilities.clones;
@@ -320,9 +320,9 @@ impl Task {
     }
 
     fn end_round(&mut self, workers: &WorkerInboxes) {
-        let (running, checked) = match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Copying(running) => (running, None),
-            Phase::Checking(running, root) => (running, Some(root)),
+        let (running, checked) = match std::mem::replace(&mut self.phase, TaskPhase::Idle) {
+            TaskPhase::Copying(running) => (running, None),
+            TaskPhase::Checking(running, root) => (running, Some(root)),
             other => panic!("no pass ends in {other:?}"),
         };
         let Running { controller, pass, volumes } = running;
@@ -330,9 +330,9 @@ impl Task {
         let outcome = outcome(&pass, &controller);
         {
             let world = self.world.lock();
-            let books = &world.sites[self.index].books;
-            assert!(!quiesced || books.flying == 0, "{} operations are in flight at the end", books.flying);
-            assert!(quiesced || books.hung, "not quiesced, though every operation was answered in time");
+            let audit = &world.sites[self.index].audit;
+            assert!(!quiesced || audit.in_flight == 0, "{} operations are in flight at the end", audit.in_flight);
+            assert!(quiesced || audit.hung, "not quiesced, though every operation was answered in time");
             let stopped = self.reason.is_some() || pass.failure().is_some();
             assert!(quiesced || stopped, "not quiesced, though nobody asked for a stop");
         }
@@ -367,9 +367,9 @@ impl Task {
         let pair = ComparedVolumes { reference: &volumes[0], target: &volumes[1], size, leaf, sparse: Sparse::Auto };
         let prepared_pass = PreparedPass::compare(&pair, expectation, workers.len(), &self.control);
         let header = Header { digest: DigestKind::Xxh3, ..self.header(&volumes) };
-        self.world.lock().sites[self.index].books.copying = false;
+        self.world.lock().sites[self.index].audit.copying = false;
         let scratch = SimRecorder::scratch(&self.world, &header);
-        self.phase = Phase::Checking(self.lead(prepared_pass, workers, scratch, volumes), root);
+        self.phase = TaskPhase::Checking(self.lead(prepared_pass, workers, scratch, volumes), root);
     }
 
     /// Changes a byte behind the engine's back, if that is planned.
@@ -417,9 +417,9 @@ impl Task {
         let world = &mut *self.world.lock();
         world.note(format_args!("task {} succeeds", self.index));
         let site = &mut world.sites[self.index];
-        judge::success(site, &self.plan.spec, &self.control, self.plan.size, root);
-        site.journal = super::journal::JournalFile::default();
-        self.phase = Phase::Done;
+        checks::success(site, &self.plan.spec, &self.control, self.plan.size, root);
+        site.journal = super::journal::SimJournalFile::default();
+        self.phase = TaskPhase::Done;
     }
 
     /// An attempt is over without success.
@@ -437,9 +437,9 @@ impl Task {
             site.faults = Faults { short: site.faults.short, again: site.faults.again, ..Faults::default() };
         }
         if self.plan.spec.checkpoint == Checkpoint::None {
-            site.journal = super::journal::JournalFile::default();
+            site.journal = super::journal::SimJournalFile::default();
         }
-        self.phase = if quiesced { Phase::Idle } else { Phase::Stuck };
+        self.phase = if quiesced { TaskPhase::Idle } else { TaskPhase::Stuck };
         self.wake = world.now + Duration::from_micros(world.rng.u64(0..10_000));
     }
 
@@ -459,18 +459,18 @@ impl Task {
         let moved = matches!(error.operation, Operation::Read | Operation::Write | Operation::Zero);
         if let (Some(errno), true) = (error.errno, moved) {
             assert_eq!(
-                site.books.errors.first().map(|&first| first as i32),
+                site.audit.errors.first().map(|&first| first as i32),
                 Some(errno),
                 "the first error is kept: {error}"
             );
         }
         let excused = match error.code {
-            Code::SourceChanged => site.disks[0].changes > 0 || !site.books.troubles.is_empty(),
+            Code::SourceChanged => site.disks[0].changes > 0 || !site.audit.troubles.is_empty(),
             Code::VerifyMismatch => self.corrupted.is_some() || site.disks[0].changes > 0,
             // Two fresh starts before the first flush: a power cut may bring back a size that neither has seen last.
             Code::CheckpointMismatch => self.earlier_is_empty && self.fresh_starts > 1,
             Code::Timeout => !quiesced,
-            _ => !site.books.troubles.is_empty(),
+            _ => !site.audit.troubles.is_empty(),
         };
         assert!(excused, "failed without a cause: {error}");
     }
@@ -481,15 +481,15 @@ impl Task {
             return;
         }
         self.attempts += 1;
-        let was_copying = matches!(self.phase, Phase::Copying(_));
+        let was_copying = matches!(self.phase, TaskPhase::Copying(_));
         let was_running = self.is_running();
-        self.phase = Phase::Idle;
+        self.phase = TaskPhase::Idle;
         let mut world = self.world.lock();
         let now = world.now;
         self.wake = now + Duration::from_micros(world.rng.u64(0..10_000));
         let site = &mut world.sites[self.index];
         if self.plan.spec.checkpoint == Checkpoint::None {
-            site.journal = super::journal::JournalFile::default();
+            site.journal = super::journal::SimJournalFile::default();
         }
         if self.attempts >= ROUGH_ATTEMPTS {
             site.faults = Faults { short: site.faults.short, again: site.faults.again, ..Faults::default() };
@@ -499,15 +499,15 @@ impl Task {
         let Some(reader) = self.earlier() else { return };
         let world = self.world.lock();
         let site = &world.sites[self.index];
-        judge::beyond(site, self.plan.size);
+        checks::beyond(site, self.plan.size);
         if power {
-            judge::durable(site, &reader);
+            checks::durable(site, &reader);
         }
         let counted = self.control.counters.durable.load(Relaxed);
         assert!(!was_running || self.control.durable().bytes() == counted, "durable ranges are not what is counted");
         assert!(!was_running || counted <= reader.durable().bytes(), "{counted} bytes were called durable");
         if was_copying {
-            judge::redo(site, &self.plan.spec, &reader, self.slots_bytes);
+            checks::redo(site, &self.plan.spec, &reader, self.slots_bytes);
         }
     }
 
@@ -518,16 +518,16 @@ impl Task {
         }
         let now = self.control.progress();
         if let Some(before) = &self.seen {
-            judge::progress(before, &now);
+            checks::progress(before, &now);
         }
         self.seen = Some(now);
         let world = self.world.lock();
-        let touched = world.sites[self.index].books.touched.len();
+        let touched = world.sites[self.index].audit.touched.len();
         drop(world);
         if self.control.is_paused() || self.control.cancelled().is_some() || self.is_gate_closed() {
             assert_eq!(*self.frozen.get_or_insert(touched), touched, "a block was read after a pause or a cancel");
         }
-        if let Some(Limit { rate, since, read, slack }) = self.limit {
+        if let Some(RateCheck { rate, since, read, slack }) = self.limit {
             let allowed = (self.world.lock().now - since + BURST).as_secs_f64() * rate as f64
                 + (slack + u64::from(self.plan.leaf)) as f64;
             let moved = self.control.counters.read.load(Relaxed) - read;
@@ -569,7 +569,7 @@ impl Task {
     fn note_limit(&mut self, rate: Option<u64>, slack: u64) {
         let since = self.world.lock().now;
         let read = self.control.counters.read.load(Relaxed);
-        self.limit = rate.map(|rate| Limit { rate, since, read, slack });
+        self.limit = rate.map(|rate| RateCheck { rate, since, read, slack });
     }
 
     /// Somebody writes to the source.
@@ -581,7 +581,7 @@ impl Task {
             let site = &mut world.sites[self.index];
             site.disks[0].change(offset, self.plan.size);
             // After the last look at the source nothing is read from it any more.
-            site.truth_changes += i64::from(site.books.looked_again && self.is_running());
+            site.expected_changes += i64::from(site.audit.looked_again && self.is_running());
         }
     }
 
@@ -596,6 +596,6 @@ impl Task {
 
     /// Whether an operation will not be answered, and nobody has asked for a stop yet.
     pub(crate) fn hangs(&self) -> bool {
-        self.is_running() && self.reason.is_none() && self.world.lock().sites[self.index].books.hung
+        self.is_running() && self.reason.is_none() && self.world.lock().sites[self.index].audit.hung
     }
 }

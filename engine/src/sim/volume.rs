@@ -1,6 +1,6 @@
 //! A volume of the simulated world, as jobs see it.
 
-use super::world::Shared;
+use super::world::SharedWorld;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::job::pass_state::lock;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 /// An open simulated volume.
 pub(crate) struct SimVolume {
-    world: Shared,
+    world: SharedWorld,
     file: FileId,
     identity: Identity,
     align: u32,
@@ -23,7 +23,7 @@ pub(crate) struct SimVolume {
 
 impl SimVolume {
     /// Opens volume `file`.
-    pub(crate) fn open(world: &Shared, file: i32) -> Arc<dyn Volume> {
+    pub(crate) fn open(world: &SharedWorld, file: i32) -> Arc<dyn Volume> {
         let mut guard = world.lock();
         let disk = guard.disk(FileId(file));
         if let Some(server) = &mut disk.server {
@@ -51,7 +51,7 @@ impl SimVolume {
         let world = &mut *self.world.lock();
         let site = &mut world.sites[self.file.0 as usize / 2];
         if world.rng.f64() < site.faults.space {
-            site.books.troubles.push("no space");
+            site.audit.troubles.push("no space");
             return Err(Error::os(Side::Destination, operation, nix::errno::Errno::ENOSPC, self.describe(operation)));
         }
         Ok(())
@@ -126,7 +126,7 @@ impl Volume for SimVolume {
     fn check_unchanged(&self) -> Result<()> {
         let mut world = self.world.lock();
         if world.disk(self.file).changes == self.identity.changed_ns {
-            world.sites[self.file.0 as usize / 2].books.looked_again = true;
+            world.sites[self.file.0 as usize / 2].audit.looked_again = true;
             return Ok(());
         }
         Err(Error::new(Code::SourceChanged, Side::Source, Operation::Stat, "the source changed while it was copied"))

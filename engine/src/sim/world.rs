@@ -2,12 +2,12 @@
 //!
 //! Operations take effect at the moment they are answered. Nothing happens by itself: the machine moves the clock.
 
-use super::barrier::Barrier;
-use super::books::Books;
 use super::disk::{Disk, Snapshot};
 use super::faults::Faults;
 use super::image::Image;
-use super::journal::JournalFile;
+use super::journal::SimJournalFile;
+use super::operation_audit::OperationAudit;
+use super::sim_gate::SimGate;
 use crate::extent::ExtentKind;
 use crate::job::pass_state::lock;
 use crate::limits::SEGMENT_BYTES_MAX;
@@ -25,9 +25,9 @@ pub(super) const NO_SOCKETS: &str = "simulated volumes are local: nothing is sen
 
 /// The world as its parts share it. Only one thread uses it.
 #[derive(Clone, Debug)]
-pub(crate) struct Shared(Arc<Mutex<World>>);
+pub(crate) struct SharedWorld(Arc<Mutex<World>>);
 
-impl Shared {
+impl SharedWorld {
     pub(crate) fn new(world: World) -> Self {
         Self(Arc::new(Mutex::new(world)))
     }
@@ -39,7 +39,7 @@ impl Shared {
 
 /// An operation on its way.
 #[derive(Debug)]
-pub(super) struct Flying {
+pub(super) struct SimOperation {
     ring: usize,
     token: Token,
     pub op: Op,
@@ -48,7 +48,7 @@ pub(super) struct Flying {
     due: Option<Instant>,
 }
 
-impl Flying {
+impl SimOperation {
     pub(super) fn is_on(&self, file: FileId) -> bool {
         file_of(&self.op) == file
     }
@@ -62,15 +62,15 @@ impl Flying {
 
 /// One task's side of the world. Its source is volume `2 * task`, its destination the next one.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct TaskWorld {
     pub disks: [Disk; 2],
     pub faults: Faults,
-    pub books: Books,
-    pub journal: JournalFile,
+    pub audit: OperationAudit,
+    pub journal: SimJournalFile,
     /// What the source holds, by the model.
-    pub truth: Image,
+    pub expected: Image,
     /// [`Disk::changes`] of the source when that was so.
-    pub truth_changes: i64,
+    pub expected_changes: i64,
     /// What the destination held beyond the end of the copy.
     pub beyond: Image,
     /// Whether a success has to be on stable storage.
@@ -78,21 +78,21 @@ pub(crate) struct Site {
     /// Whether each record has to be: a later run may go on from it.
     pub checkpoints: bool,
     /// Before the destination, if there is one.
-    pub barrier: Option<Barrier>,
+    pub sim_gate: Option<SimGate>,
     /// Whether a part was taken over from a run whose journal is gone.
     pub has_claims: bool,
 }
 
-impl Site {
+impl TaskWorld {
     /// Nothing may change the destination while its gate is closed.
     pub(crate) fn assert_open(&self, what: &str) {
-        let is_open = self.barrier.as_ref().is_none_or(|barrier| barrier.gate.is_open());
+        let is_open = self.sim_gate.as_ref().is_none_or(|sim_gate| sim_gate.gate.is_open());
         assert!(is_open, "{what} while the gate is closed");
     }
 
     /// Whether the model still knows what the source holds.
     pub(crate) fn is_source_unchanged(&self) -> bool {
-        self.disks[0].changes == self.truth_changes
+        self.disks[0].changes == self.expected_changes
     }
 }
 
@@ -101,15 +101,15 @@ impl Site {
 pub(crate) struct World {
     pub rng: Rng,
     pub now: Instant,
-    pub sites: Vec<Site>,
+    pub sites: Vec<TaskWorld>,
     pub trace: bool,
-    pub(super) flying: Vec<Flying>,
+    pub(super) in_flight: Vec<SimOperation>,
     arrived: Vec<VecDeque<(usize, Completion)>>,
 }
 
 impl World {
-    pub(crate) fn new(rng: Rng, sites: Vec<Site>, trace: bool) -> Self {
-        Self { rng, now: Duration::from_secs(1), sites, trace, flying: Vec::new(), arrived: Vec::new() }
+    pub(crate) fn new(rng: Rng, sites: Vec<TaskWorld>, trace: bool) -> Self {
+        Self { rng, now: Duration::from_secs(1), sites, trace, in_flight: Vec::new(), arrived: Vec::new() }
     }
 
     /// Says what happens, when a single seed is replayed.
@@ -132,39 +132,40 @@ impl World {
     /// Takes an operation that a worker pushed.
     pub(crate) fn push(&mut self, ring: usize, token: Token, op: Op) {
         let file = file_of(&op);
-        let books = &mut self.sites[file.0 as usize / 2].books;
-        books.pushed(block_bytes(&op));
+        let audit = &mut self.sites[file.0 as usize / 2].audit;
+        audit.pushed(block_bytes(&op));
         if let Op::Read { offset, .. } = op
             && file.0 % 2 == 0
         {
-            books.reads(offset);
+            audit.reads(offset);
             self.pass_by(file);
         }
         let snapshot = matches!(op, Op::Flush { .. }).then(|| self.disk(file).snapshot());
-        self.note(format_args!("ring {ring} takes {}", Brief(&op)));
-        self.flying.push(Flying { ring, token, op, snapshot, due: None });
+        self.note(format_args!("ring {ring} takes {}", OperationSummary(&op)));
+        self.in_flight.push(SimOperation { ring, token, op, snapshot, due: None });
     }
 
     /// Starts what a ring has pushed.
     pub(crate) fn submit(&mut self, ring: usize) {
-        for flying in self.flying.iter_mut().filter(|flying| flying.ring == ring && flying.due.is_none()) {
-            let site = &mut self.sites[file_of(&flying.op).0 as usize / 2];
-            if !matches!(flying.op, Op::Read { .. }) {
-                site.assert_open(&format!("{} is submitted", Brief(&flying.op)));
+        for in_flight in self.in_flight.iter_mut().filter(|in_flight| in_flight.ring == ring && in_flight.due.is_none())
+        {
+            let site = &mut self.sites[file_of(&in_flight.op).0 as usize / 2];
+            if !matches!(in_flight.op, Op::Read { .. }) {
+                site.assert_open(&format!("{} is submitted", OperationSummary(&in_flight.op)));
             }
-            let latency = site.faults.latency(&flying.op, &mut self.rng);
-            site.books.hung |= latency.is_none_or(|latency| latency > Duration::from_secs(8));
-            let server = site.disks[file_of(&flying.op).0 as usize % 2].server;
+            let latency = site.faults.latency(&in_flight.op, &mut self.rng);
+            site.audit.hung |= latency.is_none_or(|latency| latency > Duration::from_secs(8));
+            let server = site.disks[file_of(&in_flight.op).0 as usize % 2].server;
             let start = server.map_or(self.now, |server| server.starts(self.now));
-            flying.due = Some(start + latency.unwrap_or(Duration::MAX / 4));
+            in_flight.due = Some(start + latency.unwrap_or(Duration::MAX / 4));
         }
     }
 
     /// A worker does something with a volume of that task, and will do more in the same turn.
     fn pass_by(&mut self, file: FileId) {
         let now = self.now;
-        let barrier = &mut self.sites[file.0 as usize / 2].barrier;
-        barrier.iter_mut().for_each(|barrier| barrier.pass_by(now));
+        let sim_gate = &mut self.sites[file.0 as usize / 2].sim_gate;
+        sim_gate.iter_mut().for_each(|sim_gate| sim_gate.pass_by(now));
     }
 
     pub(crate) fn arrived(&self, ring: usize) -> usize {
@@ -174,62 +175,62 @@ impl World {
     pub(crate) fn reap(&mut self, ring: usize) -> Option<Completion> {
         let (site, completion) = self.arrived[ring].pop_front()?;
         self.pass_by(FileId(site as i32 * 2));
-        self.sites[site].books.reaped(&completion);
+        self.sites[site].audit.reaped(&completion);
         Some(completion)
     }
 
     /// When the next operation is answered.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.flying.iter().filter_map(|flying| flying.due).min()
+        self.in_flight.iter().filter_map(|in_flight| in_flight.due).min()
     }
 
     /// Moves the clock, and answers what is due by then.
     pub(crate) fn advance(&mut self, to: Instant) {
         self.now = self.now.max(to);
         while let Some(index) = self.first_due() {
-            let flying = self.flying.swap_remove(index);
-            self.answer(flying);
+            let in_flight = self.in_flight.swap_remove(index);
+            self.answer(in_flight);
         }
     }
 
     fn first_due(&self) -> Option<usize> {
-        let due = self.flying.iter().enumerate().filter_map(|(index, flying)| Some((flying.due?, index)));
+        let due = self.in_flight.iter().enumerate().filter_map(|(index, in_flight)| Some((in_flight.due?, index)));
         due.filter(|&(due, _)| due <= self.now).min().map(|(_, index)| index)
     }
 
-    fn answer(&mut self, Flying { ring, token, mut op, snapshot, .. }: Flying) {
+    fn answer(&mut self, SimOperation { ring, token, mut op, snapshot, .. }: SimOperation) {
         let site = file_of(&op).0 as usize / 2;
         if let Some(server) = &mut self.disk(file_of(&op)).server {
             server.answers();
         }
         let result = self.carry_out(&mut op, snapshot);
-        self.note(format_args!("ring {ring} answers {} with {result:?}", Brief(&op)));
-        self.sites[site].books.answered(block_bytes(&op));
+        self.note(format_args!("ring {ring} answers {} with {result:?}", OperationSummary(&op)));
+        self.sites[site].audit.answered(block_bytes(&op));
         self.arrived[ring].push_back((site, Completion::of(token, op, result)));
     }
 
     /// What is in flight ends without anybody to answer: done, done in part, or not at all. All rings are gone.
     pub(crate) fn abandon(&mut self) {
-        for Flying { mut op, snapshot, due, .. } in std::mem::take(&mut self.flying) {
+        for SimOperation { mut op, snapshot, due, .. } in std::mem::take(&mut self.in_flight) {
             let site = file_of(&op).0 as usize / 2;
             let bytes = block_bytes(&op);
             if due.is_some() && self.rng.bool() {
                 let _ = self.carry_out(&mut op, snapshot);
             }
-            self.sites[site].books.answered(bytes);
+            self.sites[site].audit.answered(bytes);
         }
         self.arrived.clear();
     }
 
     fn carry_out(&mut self, op: &mut Op, snapshot: Option<Snapshot>) -> Result<u32, Errno> {
         let file = file_of(op);
-        let Site { disks, faults, books, .. } = &mut self.sites[file.0 as usize / 2];
+        let TaskWorld { disks, faults, audit, .. } = &mut self.sites[file.0 as usize / 2];
         let disk = &mut disks[file.0 as usize % 2];
         let rng = &mut self.rng;
         check(disk, op)?;
         if let Some(errno) = faults.strike(op, rng) {
             if !matches!(errno, Errno::EAGAIN | Errno::EINTR) {
-                books.troubles.push(name_of(op));
+                audit.troubles.push(name_of(op));
                 fail(disk, op, snapshot, rng);
             }
             return Err(errno);
@@ -240,19 +241,19 @@ impl World {
                 let there = disk.size.saturating_sub(*offset).min(u64::from(*len)) as usize;
                 let moved = if there == 0 { 0 } else { faults.portion(there, align, rng) };
                 disk.cached.read(*offset, &mut block[*start as usize..*start as usize + moved]);
-                books.troubles.extend((moved == 0).then_some("a read moved nothing"));
+                audit.troubles.extend((moved == 0).then_some("a read moved nothing"));
                 Ok(moved as u32)
             }
             Op::Write { offset, from: Transfer { block, start, len }, .. } => {
                 let moved = faults.portion(*len as usize, align, rng);
                 disk.write(*offset, &block[*start as usize..*start as usize + moved]);
-                books.wrote(*offset, moved as u64);
-                books.troubles.extend((moved == 0).then_some("a write moved nothing"));
+                audit.wrote(*offset, moved as u64);
+                audit.troubles.extend((moved == 0).then_some("a write moved nothing"));
                 Ok(moved as u32)
             }
             Op::Zero { offset, len, mode, .. } => {
                 assert!(*len <= SEGMENT_BYTES_MAX, "a request for {len} zeros");
-                assert!(books.copying, "a comparison writes zeros");
+                assert!(audit.copying, "a comparison writes zeros");
                 let kind = if *mode == ZeroMode::Hole { ExtentKind::Hole } else { ExtentKind::Zero };
                 disk.zero(*offset, *offset + *len, kind);
                 Ok(0)
@@ -330,9 +331,9 @@ fn block_bytes(op: &Op) -> u64 {
 }
 
 /// An operation in one line.
-struct Brief<'a>(&'a Op);
+struct OperationSummary<'a>(&'a Op);
 
-impl Display for Brief<'_> {
+impl Display for OperationSummary<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Op::Read { file, offset, into } => write!(f, "read of volume {}: {} at {offset}", file.0, into.len),

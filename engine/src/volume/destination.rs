@@ -3,11 +3,11 @@
 //! Rights, same volume, busy, read-only: an earlier rule wins over a later one, so what a later rule would say is found
 //! out but kept back (a read-only file system must not hide that both volumes are the same).
 
-use super::end::End;
-use super::local::Local;
+use super::local::LocalVolume;
 use super::lock::{LockWait, lock_file, open_device, refuse_claimed};
 use super::node::{Node, NodeKind, absolute, errno};
-use super::reading::Source;
+use super::open_for_reading::OpenSource;
+use super::open_volume::OpenVolume;
 use super::topology::kernel_filesystem;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
@@ -36,7 +36,7 @@ pub(super) struct CreatedFile {
 
 /// Who created the destination for this run.
 #[derive(Debug)]
-pub(super) enum Creation {
+pub(super) enum CreatedBy {
     /// Nobody: it was there.
     None,
     /// We did, and remove it again unless the copy goes ahead.
@@ -69,17 +69,17 @@ pub(super) fn open_destination(
     spec: &CopySpec,
     path: &Path,
     given: Option<&OpenedDestination>,
-    source: &Source,
+    source: &OpenSource,
     lock_wait: &LockWait<'_>,
     missing: &dyn Fn() -> Result<()>,
-) -> Result<(End, Creation)> {
+) -> Result<(OpenVolume, CreatedBy)> {
     if let Some(given) = given {
         return open_given(spec, path, given, source, lock_wait);
     }
     for _ in 0..REPLACED_MAX {
         if let Some((file, kind, creation)) = try_destination(spec, path, source, lock_wait, missing)? {
             let name = absolute(path, Side::Destination)?.as_path().into();
-            return Ok((End::Local(Local::new(kind, file, name, Side::Destination)?), creation));
+            return Ok((OpenVolume::Local(LocalVolume::new(kind, file, name, Side::Destination)?), creation));
         }
     }
     let message = format!("the destination {} keeps being replaced while it is being opened", spec.destination);
@@ -90,17 +90,17 @@ pub(super) fn open_destination(
 fn try_destination(
     spec: &CopySpec,
     path: &Path,
-    source: &Source,
+    source: &OpenSource,
     lock_wait: &LockWait<'_>,
     missing: &dyn Fn() -> Result<()>,
-) -> Result<Option<(File, NodeKind, Creation)>> {
+) -> Result<Option<(File, NodeKind, CreatedBy)>> {
     let Some(node) = Node::look_up(path, Side::Destination)? else {
         missing()?;
         let created = create_destination(spec, path, source, lock_wait)?;
-        return Ok(created.map(|(file, guard)| (file, NodeKind::File, Creation::Ours(guard))));
+        return Ok(created.map(|(file, guard)| (file, NodeKind::File, CreatedBy::Ours(guard))));
     };
     let file = open_locked(spec, &node, source, lock_wait)?;
-    Ok(leads_to(&node, &file)?.then_some((file, node.kind(), Creation::None)))
+    Ok(leads_to(&node, &file)?.then_some((file, node.kind(), CreatedBy::None)))
 }
 
 /// The destination that somebody else has opened: the same rules, but its name leads nowhere.
@@ -108,29 +108,29 @@ fn open_given(
     spec: &CopySpec,
     path: &Path,
     given: &OpenedDestination,
-    source: &Source,
+    source: &OpenSource,
     lock_wait: &LockWait<'_>,
-) -> Result<(End, Creation)> {
+) -> Result<(OpenVolume, CreatedBy)> {
     let node = Node::opened(path, &given.file, Side::Destination)?;
     let file = open_locked(spec, &node, source, lock_wait)?;
     let parent = given.parent.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| {
         let what = format!("keep the directory of {}", path.shown());
         Error::io(Side::Destination, Operation::Open, &e, what)
     })?;
-    let mut local = Local::new(node.kind(), file, node.path().into(), Side::Destination)?;
-    if let Local::File(file) = &mut local {
+    let mut local = LocalVolume::new(node.kind(), file, node.path().into(), Side::Destination)?;
+    if let LocalVolume::File(file) = &mut local {
         file.was_given(parent);
     }
-    Ok((End::Local(local), if given.created { Creation::Theirs } else { Creation::None }))
+    Ok((OpenVolume::Local(local), if given.created { CreatedBy::Theirs } else { CreatedBy::None }))
 }
 
 /// What exists, open and locked.
-fn open_locked(spec: &CopySpec, node: &Node, source: &Source, lock_wait: &LockWait<'_>) -> Result<File> {
+fn open_locked(spec: &CopySpec, node: &Node, source: &OpenSource, lock_wait: &LockWait<'_>) -> Result<File> {
     let writable = may_write(node, AccessFlags::R_OK | AccessFlags::W_OK)?;
     source.refuse_same(node)?;
     refuse_claimed(node)?;
     source.refuse_live(spec.live_source)?;
-    if let Writable::No(error) = writable {
+    if let WriteCheck::No(error) = writable {
         return Err(error);
     }
     match node.kind() {
@@ -168,7 +168,7 @@ fn open_file(node: &Node) -> Result<File> {
 fn create_destination(
     spec: &CopySpec,
     path: &Path,
-    source: &Source,
+    source: &OpenSource,
     lock_wait: &LockWait<'_>,
 ) -> Result<Option<(File, CreatedFile)>> {
     let path = absolute(path, Side::Destination)?;
@@ -177,7 +177,7 @@ fn create_destination(
     let writable = may_access(directory, directory, AccessFlags::W_OK | AccessFlags::X_OK)?;
     source.refuse_under(&path, directory)?;
     source.refuse_live(spec.live_source)?;
-    if let Writable::No(error) = writable {
+    if let WriteCheck::No(error) = writable {
         return Err(error);
     }
     // No more readable than the source: the content is the same.
@@ -211,7 +211,7 @@ fn refuse_dangling(path: &Path) -> Result<()> {
 }
 
 /// Whether a later rule will refuse to write.
-enum Writable {
+enum WriteCheck {
     Yes,
     No(Error),
 }
@@ -249,15 +249,15 @@ pub fn refuse_kernel_directory(directory: &Path, path: &Path, side: Side) -> Res
 }
 
 /// Missing rights are an error at once, read-only is one for later.
-fn may_write(node: &Node, rights: AccessFlags) -> Result<Writable> {
+fn may_write(node: &Node, rights: AccessFlags) -> Result<WriteCheck> {
     may_access(node.reach(), node.path(), rights)
 }
 
 /// The same of what is called `name` and found at `path`.
-fn may_access(path: &Path, name: &Path, rights: AccessFlags) -> Result<Writable> {
-    let Err(errno) = faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS) else { return Ok(Writable::Yes) };
+fn may_access(path: &Path, name: &Path, rights: AccessFlags) -> Result<WriteCheck> {
+    let Err(errno) = faccessat(AT_FDCWD, path, rights, AtFlags::AT_EACCESS) else { return Ok(WriteCheck::Yes) };
     let error = refused_writing(name, &errno.into());
-    if error.code == Code::ReadOnly { Ok(Writable::No(error)) } else { Err(error) }
+    if error.code == Code::ReadOnly { Ok(WriteCheck::No(error)) } else { Err(error) }
 }
 
 fn refused_writing(path: &Path, e: &std::io::Error) -> Error {

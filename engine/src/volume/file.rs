@@ -38,12 +38,12 @@ pub(crate) struct FileVolume {
     is_full: bool,
     /// See [`FileVolume::keep_bytes`].
     kept_bytes: u64,
-    place: Place,
+    reached_by: ReachedBy,
 }
 
 /// What leads to a file.
 #[derive(Debug)]
-enum Place {
+enum ReachedBy {
     /// Its name.
     Name,
     /// A descriptor that somebody has given: its name is no more than that. With its directory, perhaps.
@@ -65,7 +65,7 @@ impl FileVolume {
             size_bytes,
             is_full: is_full(&stat),
             kept_bytes: 0,
-            place: Place::Name,
+            reached_by: ReachedBy::Name,
         })
     }
 
@@ -107,14 +107,14 @@ impl FileVolume {
 
     /// It was opened by a descriptor, and so is its directory: no name is looked up any more.
     pub(super) fn was_given(&mut self, parent: Option<OwnedFd>) {
-        self.place = Place::Descriptor(parent);
+        self.reached_by = ReachedBy::Descriptor(parent);
     }
 
     /// A path to its directory; `None` if nobody has named it.
     pub(super) fn directory(&self) -> Option<PathBuf> {
-        match &self.place {
-            Place::Name => std::fs::canonicalize(self.name().as_path()).ok()?.parent().map(Path::to_owned),
-            Place::Descriptor(parent) => parent.as_ref().map(path_of),
+        match &self.reached_by {
+            ReachedBy::Name => std::fs::canonicalize(self.name().as_path()).ok()?.parent().map(Path::to_owned),
+            ReachedBy::Descriptor(parent) => parent.as_ref().map(path_of),
         }
     }
 
@@ -327,9 +327,9 @@ impl Volume for FileVolume {
     }
 
     fn check_in_place(&self) -> Result<()> {
-        let found = match self.place {
-            Place::Name => std::fs::metadata(self.name().as_path()),
-            Place::Descriptor(_) => self.descriptor.file().metadata(),
+        let found = match self.reached_by {
+            ReachedBy::Name => std::fs::metadata(self.name().as_path()),
+            ReachedBy::Descriptor(_) => self.descriptor.file().metadata(),
         };
         let now = match found {
             // Somebody holds it, but no name leads to it any more.
@@ -354,13 +354,13 @@ impl Volume for FileVolume {
         let failed = |e: &std::io::Error| {
             Error::io(Side::Destination, Operation::Flush, e, format!("sync the directory of {}", self.name()))
         };
-        let parent = match &self.place {
-            Place::Name => {
+        let parent = match &self.reached_by {
+            ReachedBy::Name => {
                 let path = std::fs::canonicalize(self.name().as_path()).map_err(|e| failed(&e))?;
                 path.parent().unwrap_or(Path::new("/")).to_owned()
             }
-            Place::Descriptor(Some(parent)) => path_of(parent),
-            Place::Descriptor(None) => return Ok(()),
+            ReachedBy::Descriptor(Some(parent)) => path_of(parent),
+            ReachedBy::Descriptor(None) => return Ok(()),
         };
         File::open(parent).and_then(|directory| directory.sync_all()).map_err(|e| failed(&e))
     }

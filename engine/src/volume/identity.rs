@@ -31,7 +31,7 @@ pub struct Identity {
 
 /// Whether two identities are those of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Likeness {
+pub(crate) enum IdentityMatch {
     /// They are.
     Same,
     /// Nothing that stays is known of it: only its content can tell.
@@ -43,14 +43,14 @@ pub(crate) enum Likeness {
 impl Identity {
     /// Whether `now` is the volume that this was, whatever it holds by now and however it is called and numbered. An
     /// export is known by its name, as nothing else is known of it.
-    pub(crate) fn likeness(&self, now: &Self) -> Likeness {
+    pub(crate) fn compare_identity(&self, now: &Self) -> IdentityMatch {
         if self.kind != now.kind {
-            return Likeness::Other("it is a volume of another kind".to_owned());
+            return IdentityMatch::Other("it is a volume of another kind".to_owned());
         }
         match self.kind {
-            VolumeKind::Export if self.name == now.name => Likeness::Same,
-            VolumeKind::Export => Likeness::Other(format!("it was {}", self.name)),
-            VolumeKind::Device => self.ids.likeness(&now.ids),
+            VolumeKind::Export if self.name == now.name => IdentityMatch::Same,
+            VolumeKind::Export => IdentityMatch::Other(format!("it was {}", self.name)),
+            VolumeKind::Device => self.ids.compare_identity(&now.ids),
             VolumeKind::File => self.file_likeness(now),
         }
     }
@@ -91,19 +91,19 @@ impl Identity {
         Some(Self { name, kind, device: 0, inode, born_ns, size_bytes, modified_ns, changed_ns, ids })
     }
 
-    fn file_likeness(&self, now: &Self) -> Likeness {
+    fn file_likeness(&self, now: &Self) -> IdentityMatch {
         if self.inode != now.inode {
-            return Likeness::Other(format!("its inode was {} and is {} now", self.inode, now.inode));
+            return IdentityMatch::Other(format!("its inode was {} and is {} now", self.inode, now.inode));
         }
         if let (Some(then), Some(now)) = (self.born_ns, now.born_ns)
             && then != now
         {
-            return Likeness::Other(format!("its time of birth (ns) was {then} and is {now} now"));
+            return IdentityMatch::Other(format!("its time of birth (ns) was {then} and is {now} now"));
         }
-        match self.ids.likeness(&now.ids) {
+        match self.ids.compare_identity(&now.ids) {
             // A file system that does not name itself: two files with one inode are never born in the same nanosecond.
-            Likeness::Unknown if self.born_ns.is_some() && self.born_ns == now.born_ns => Likeness::Same,
-            likeness => likeness,
+            IdentityMatch::Unknown if self.born_ns.is_some() && self.born_ns == now.born_ns => IdentityMatch::Same,
+            compare_identity => compare_identity,
         }
     }
 }
@@ -123,9 +123,9 @@ mod tests {
         for kind in [VolumeKind::File, VolumeKind::Device] {
             let then = identity(kind, &[("uuid", "a")]);
             let moved = Identity { device: 99, name: "/elsewhere".into(), ..then.clone() };
-            assert_eq!(then.likeness(&moved), Likeness::Same);
+            assert_eq!(then.compare_identity(&moved), IdentityMatch::Same);
             let other = identity(kind, &[("uuid", "b")]);
-            assert!(matches!(then.likeness(&other), Likeness::Other(_)), "same number, name and inode");
+            assert!(matches!(then.compare_identity(&other), IdentityMatch::Other(_)), "same number, name and inode");
         }
     }
 
@@ -133,12 +133,12 @@ mod tests {
     fn a_file_is_known_by_inode_birth_and_file_system() {
         let then = identity(VolumeKind::File, &[("uuid", "a")]);
         for other in [Identity { inode: 3, ..then.clone() }, Identity { born_ns: Some(6), ..then.clone() }] {
-            assert!(matches!(then.likeness(&other), Likeness::Other(_)), "{other:?}");
+            assert!(matches!(then.compare_identity(&other), IdentityMatch::Other(_)), "{other:?}");
         }
         let nameless = identity(VolumeKind::File, &[]);
-        assert_eq!(nameless.likeness(&nameless), Likeness::Same, "its birth tells");
+        assert_eq!(nameless.compare_identity(&nameless), IdentityMatch::Same, "its birth tells");
         let unborn = Identity { born_ns: None, ..nameless };
-        assert_eq!(unborn.likeness(&unborn), Likeness::Unknown);
+        assert_eq!(unborn.compare_identity(&unborn), IdentityMatch::Unknown);
     }
 
     #[test]
@@ -159,24 +159,24 @@ mod tests {
     #[test]
     fn a_device_that_says_nothing_is_known_within_one_boot_only() {
         let plain = identity(VolumeKind::Device, &[]);
-        assert_eq!(plain.likeness(&plain), Likeness::Unknown);
+        assert_eq!(plain.compare_identity(&plain), IdentityMatch::Unknown);
         let seen = |boot_id, disk_sequence| {
             let ids = VolumeIds { boot_id, disk_sequence, ..VolumeIds::default() };
             Identity { ids, ..plain.clone() }
         };
-        assert_eq!(seen(1, 7).likeness(&seen(1, 7)), Likeness::Same);
+        assert_eq!(seen(1, 7).compare_identity(&seen(1, 7)), IdentityMatch::Same);
         for now in [seen(1, 8), seen(2, 7), seen(1, 0)] {
-            assert_eq!(seen(1, 7).likeness(&now), Likeness::Unknown, "{now:?}");
+            assert_eq!(seen(1, 7).compare_identity(&now), IdentityMatch::Unknown, "{now:?}");
         }
-        assert_eq!(seen(0, 7).likeness(&seen(0, 7)), Likeness::Unknown, "a boot without an id");
+        assert_eq!(seen(0, 7).compare_identity(&seen(0, 7)), IdentityMatch::Unknown, "a boot without an id");
     }
 
     #[test]
     fn an_export_is_its_name_and_kinds_are_never_mixed() {
         let export = identity(VolumeKind::Export, &[]);
-        assert_eq!(export.likeness(&export), Likeness::Same);
+        assert_eq!(export.compare_identity(&export), IdentityMatch::Same);
         let renamed = Identity { name: "/w".into(), ..export.clone() };
-        assert!(matches!(export.likeness(&renamed), Likeness::Other(_)));
-        assert!(matches!(export.likeness(&identity(VolumeKind::File, &[])), Likeness::Other(_)));
+        assert!(matches!(export.compare_identity(&renamed), IdentityMatch::Other(_)));
+        assert!(matches!(export.compare_identity(&identity(VolumeKind::File, &[])), IdentityMatch::Other(_)));
     }
 }

@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 /// An open file or device.
 #[derive(Debug)]
-pub(crate) enum Local {
+pub(crate) enum LocalVolume {
     /// A regular file.
     File(FileVolume),
     /// A block device.
     Device(DeviceVolume),
 }
 
-impl Local {
+impl LocalVolume {
     /// Takes over a descriptor of a known kind.
     pub(super) fn new(kind: NodeKind, file: File, name: VolumeName, side: Side) -> Result<Self> {
         Ok(match kind {

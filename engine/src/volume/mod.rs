@@ -2,35 +2,35 @@
 //!
 //! [`Volume`] is what the rest of the engine knows of one: everything a job must ask or change besides moving blocks.
 //! Moving blocks goes through a ring, which acts on [`Volume::file`]. Opening, locking, refusing and probing
-//! volumes happens once, at the start of a job, in `open` and `route`; afterwards nobody asks what kind a volume is.
+//! volumes happens once, at the start of a job, in `open_copy` and `route`; afterwards nobody asks what kind a volume is.
 
-mod backing;
-mod block;
+mod loop_backing;
+mod block_size;
 mod descriptor;
 mod destination;
 mod device;
-mod end;
+mod open_volume;
 mod export;
 mod file;
 pub(crate) mod filesystem;
 mod identity;
-mod ids;
-mod increment;
+mod persistent_ids;
+mod incremental;
 mod local;
 mod locator;
 mod lock;
 mod access;
 mod name;
 mod node;
-mod occupied;
-mod open;
-mod reading;
-mod resumable;
+mod occupancy;
+mod open_copy;
+mod open_for_reading;
+mod resume_check;
 pub(crate) mod route;
-mod same;
+mod overlap;
 mod signature;
-mod space;
-mod streams;
+mod free_space;
+mod standard_streams;
 #[cfg(test)]
 pub(crate) mod support;
 #[cfg(test)]
@@ -38,34 +38,34 @@ mod tests;
 mod topology;
 
 pub use crate::nbd::{ListedExport, NbdUri, list_exports};
-pub use block::{usual_block, usual_depth};
+pub use block_size::{usual_block, usual_depth};
 pub use destination::refuse_kernel_directory;
 pub use identity::Identity;
-pub use ids::VolumeIds;
 pub use locator::Locator;
 pub use name::VolumeName;
-pub use occupied::Occupied;
-pub use open::{ExportFound, look_at_device, look_at_export};
-pub use reading::{Reading, open_source, open_verified};
-pub(crate) use reading::{open_source_by, open_verified_by, open_verified_end};
-pub use same::refuse_file_of;
-pub use streams::StandardStream;
+pub use occupancy::Occupied;
+pub use open_copy::{ExportFound, look_at_device, look_at_export};
+pub use open_for_reading::{ReadOptions, open_source, open_verified};
+pub(crate) use open_for_reading::{open_source_by, open_verified_by, open_verified_end};
+pub use overlap::refuse_file_of;
+pub use persistent_ids::VolumeIds;
+pub use standard_streams::StandardStream;
 
 pub(crate) use access::VolumeAccess;
-pub(crate) use block::{choose_block, refuse_block};
+pub(crate) use block_size::{choose_block, refuse_block};
 pub(crate) use descriptor::Descriptor;
 pub(crate) use destination::may_keep;
 pub(crate) use device::{clone_range, write_without_waiting};
-pub(crate) use end::End;
-pub(crate) use identity::Likeness;
-pub(crate) use ids::IDS_BYTES_MAX;
-pub(crate) use increment::{refuse_half_copy, source_identity};
+pub(crate) use free_space::refuse_full;
+pub(crate) use identity::IdentityMatch;
+pub(crate) use incremental::{refuse_half_copy, source_identity};
 pub(crate) use lock::LockWait;
-pub(crate) use open::Opened;
-pub(crate) use resumable::{Unproven, is_destination, refuse_changed_source, refuse_other};
+pub(crate) use open_copy::OpenedCopy;
+pub(crate) use open_volume::OpenVolume;
+pub(crate) use persistent_ids::IDS_BYTES_MAX;
+pub(crate) use resume_check::{UnprovenIdentity, is_destination, refuse_changed_source, refuse_other};
 pub(crate) use route::{KnownZero, Route, bypass_caches, open_unnamed, probe, refuse_contradiction};
-pub(crate) use space::refuse_full;
-pub(crate) use streams::refuse_streams;
+pub(crate) use standard_streams::refuse_streams;
 
 use crate::error::{Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};

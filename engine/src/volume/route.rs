@@ -4,8 +4,8 @@
 //! `O_DIRECT` or not. Each probe leaves the destination reading as before.
 
 use super::device::clone_range;
-use super::end::End;
-use super::local::Local;
+use super::local::LocalVolume;
+use super::open_volume::OpenVolume;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::ByteRange;
 use crate::spec::{CopySpec, Direct, PathChoice, Reflink};
@@ -17,7 +17,7 @@ use std::path::Path;
 
 /// How operations on a volume reach the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Submit {
+pub(crate) enum SubmitMode {
     /// Through the worker's ring.
     Ring,
     /// At once, on the worker itself, which stands still meanwhile. Only memory answers soon whatever happens.
@@ -39,7 +39,7 @@ pub(crate) enum Cache {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IoMode {
     /// How operations start.
-    pub submit: Submit,
+    pub submit: SubmitMode,
     /// Where they go.
     pub cache: Cache,
 }
@@ -66,10 +66,10 @@ impl fmt::Display for IoMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.submit, self.cache) {
             (_, Cache::Server) => "nbd",
-            (Submit::Ring, Cache::Direct) => "ring-direct",
-            (Submit::Ring, Cache::Buffered) => "ring-buffered",
-            (Submit::Inline, Cache::Direct) => "inline-direct",
-            (Submit::Inline, Cache::Buffered) => "inline",
+            (SubmitMode::Ring, Cache::Direct) => "ring-direct",
+            (SubmitMode::Ring, Cache::Buffered) => "ring-buffered",
+            (SubmitMode::Inline, Cache::Direct) => "inline-direct",
+            (SubmitMode::Inline, Cache::Buffered) => "inline",
         })
     }
 }
@@ -109,7 +109,7 @@ pub(crate) fn refuse_contradiction(spec: &CopySpec) -> Result<()> {
 ///
 /// # Errors
 /// `EUnsupported` if `--direct yes` cannot be had, or `--reflink always` is certain to be impossible.
-pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut End, destination: &mut End) -> Result<()> {
+pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut OpenVolume, destination: &mut OpenVolume) -> Result<()> {
     let direct = if spec.path == PathChoice::Inline { Direct::No } else { spec.direct };
     if spec.reflink == Reflink::Always && will_share(source, destination) == Some(false) {
         return Err(cannot_share(source, destination, None));
@@ -123,54 +123,54 @@ pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut End, destination: &mut
 ///
 /// # Errors
 /// `EUnsupported` if `--reflink always` cannot be had; errors of the destination.
-pub(crate) fn probe(spec: &CopySpec, source: &End, destination: &End) -> Result<Route> {
+pub(crate) fn probe(spec: &CopySpec, source: &OpenVolume, destination: &OpenVolume) -> Result<Route> {
     let from = source_lane(spec.path, source);
     let to = destination_lane(spec.path, destination);
     let offload = can_share(spec.reflink, source, destination)?.then_some(Offload::Reflink);
     Ok(Route { source: from, destination: to, offload })
 }
 
-fn cache_of(volume: &End) -> Cache {
+fn cache_of(volume: &OpenVolume) -> Cache {
     match volume {
-        End::Export(_) => Cache::Server,
-        End::Local(local) if local.descriptor().is_direct() => Cache::Direct,
-        End::Local(_) => Cache::Buffered,
+        OpenVolume::Export(_) => Cache::Server,
+        OpenVolume::Local(local) if local.descriptor().is_direct() => Cache::Direct,
+        OpenVolume::Local(_) => Cache::Buffered,
     }
 }
 
-fn source_lane(path: PathChoice, source: &End) -> IoMode {
+fn source_lane(path: PathChoice, source: &OpenVolume) -> IoMode {
     let cache = cache_of(source);
     let submit = match path {
         // A request to a server starts in the ring and nowhere else.
-        _ if cache == Cache::Server => Submit::Ring,
-        PathChoice::Inline => Submit::Inline,
-        PathChoice::Ring | PathChoice::Threads => Submit::Ring,
+        _ if cache == Cache::Server => SubmitMode::Ring,
+        PathChoice::Inline => SubmitMode::Inline,
+        PathChoice::Ring | PathChoice::Threads => SubmitMode::Ring,
         // Cached reads complete at submission, the others wait for their pages without a worker.
-        PathChoice::Auto if source.is_memory() => Submit::Inline,
-        PathChoice::Auto => Submit::Ring,
+        PathChoice::Auto if source.is_memory() => SubmitMode::Inline,
+        PathChoice::Auto => SubmitMode::Ring,
     };
     IoMode { submit, cache }
 }
 
-fn destination_lane(path: PathChoice, destination: &End) -> IoMode {
+fn destination_lane(path: PathChoice, destination: &OpenVolume) -> IoMode {
     let cache = cache_of(destination);
     let submit = match path {
-        _ if cache == Cache::Server => Submit::Ring,
-        PathChoice::Inline => Submit::Inline,
-        PathChoice::Ring | PathChoice::Threads => Submit::Ring,
-        PathChoice::Auto if cache == Cache::Direct => Submit::Ring,
+        _ if cache == Cache::Server => SubmitMode::Ring,
+        PathChoice::Inline => SubmitMode::Inline,
+        PathChoice::Ring | PathChoice::Threads => SubmitMode::Ring,
+        PathChoice::Auto if cache == Cache::Direct => SubmitMode::Ring,
         // The kernel would only hand them to a thread of its own.
-        PathChoice::Auto if destination.is_memory() => Submit::Inline,
+        PathChoice::Auto if destination.is_memory() => SubmitMode::Inline,
         // It hands these to one as well, which costs little: a device that stalls holds that thread up, and not the
         // worker, which has other jobs to serve.
-        PathChoice::Auto => Submit::Ring,
+        PathChoice::Auto => SubmitMode::Ring,
     };
     IoMode { submit, cache }
 }
 
 /// Both as local volumes, if sharing is not out of the question. Subvolumes of one btrfs have different device numbers,
 /// so these say nothing; only the kernel knows.
-fn may_share<'a>(source: &'a End, destination: &'a End) -> Option<(&'a Local, &'a Local)> {
+fn may_share<'a>(source: &'a OpenVolume, destination: &'a OpenVolume) -> Option<(&'a LocalVolume, &'a LocalVolume)> {
     let (source, destination) = (source.local()?, destination.local()?);
     let (from, to) = source.both_files(destination)?;
     let alike = from.descriptor.filesystem().same_kind(to.descriptor.filesystem());
@@ -178,9 +178,9 @@ fn may_share<'a>(source: &'a End, destination: &'a End) -> Option<(&'a Local, &'
 }
 
 /// Tries to share with a file that has no name, beside the destination; `None` if none can be made there.
-pub(super) fn will_share(source: &End, destination: &End) -> Option<bool> {
+pub(super) fn will_share(source: &OpenVolume, destination: &OpenVolume) -> Option<bool> {
     let Some((source, destination)) = may_share(source, destination) else { return Some(false) };
-    let Local::File(file) = destination else { return None };
+    let LocalVolume::File(file) = destination else { return None };
     let unnamed = open_unnamed(&file.directory()?).ok()?;
     Some(clone_range(&unnamed, source.volume().file().0, first_block(source)).is_ok())
 }
@@ -191,13 +191,13 @@ pub(crate) fn open_unnamed(directory: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(directory)
 }
 
-fn first_block(source: &Local) -> ByteRange {
+fn first_block(source: &LocalVolume) -> ByteRange {
     let block = source.descriptor().filesystem().block_bytes.next_power_of_two().max(4096);
     ByteRange::new(0, block.min(source.volume().size_bytes()))
 }
 
 /// Shares the first block, which the copy would do next anyway.
-fn can_share(wanted: Reflink, source: &End, destination: &End) -> Result<bool> {
+fn can_share(wanted: Reflink, source: &OpenVolume, destination: &OpenVolume) -> Result<bool> {
     let Some((from, to)) = may_share(source, destination).filter(|_| wanted != Reflink::Never) else {
         return Ok(false);
     };
@@ -212,7 +212,7 @@ fn can_share(wanted: Reflink, source: &End, destination: &End) -> Result<bool> {
     }
 }
 
-fn cannot_share(source: &End, destination: &End, cause: Option<Error>) -> Error {
+fn cannot_share(source: &OpenVolume, destination: &OpenVolume, cause: Option<Error>) -> Error {
     let (from, to) = (source.volume().name(), destination.volume().name());
     let message = format!("{from} and {to} cannot share extents: that takes two files on one xfs or btrfs");
     let errno = cause.and_then(|error| error.errno);
@@ -224,10 +224,10 @@ fn cannot_share(source: &End, destination: &End, cause: Option<Error>) -> Error 
 mod tests {
     use super::*;
 
-    const DIRECT: IoMode = IoMode { submit: Submit::Ring, cache: Cache::Direct };
-    const BUFFERED: IoMode = IoMode { submit: Submit::Ring, cache: Cache::Buffered };
-    const SERVER: IoMode = IoMode { submit: Submit::Ring, cache: Cache::Server };
-    const INLINE: IoMode = IoMode { submit: Submit::Inline, cache: Cache::Buffered };
+    const DIRECT: IoMode = IoMode { submit: SubmitMode::Ring, cache: Cache::Direct };
+    const BUFFERED: IoMode = IoMode { submit: SubmitMode::Ring, cache: Cache::Buffered };
+    const SERVER: IoMode = IoMode { submit: SubmitMode::Ring, cache: Cache::Server };
+    const INLINE: IoMode = IoMode { submit: SubmitMode::Inline, cache: Cache::Buffered };
 
     #[test]
     fn a_route_reads_as_reports_show_it() {

@@ -1,11 +1,11 @@
 //! Knows where file systems, partition tables and volume managers leave their signatures.
 //!
-//! A signature only gives what was found a name. Whether a volume holds data is [`super::occupied`]'s to find out, which
+//! A signature only gives what was found a name. Whether a volume holds data is [`super::occupancy`]'s to find out, which
 //! takes a look at every one of these places. Offsets and magics are those of the formats' own documentation.
 
 /// Where a signature starts on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum At {
+pub(super) enum SignatureOffset {
     /// So many bytes from the start.
     Start(u64),
     /// So many bytes before the end.
@@ -14,7 +14,7 @@ pub(super) enum At {
     AlignedEnd { back: u64, align: u64 },
 }
 
-impl At {
+impl SignatureOffset {
     /// The byte; `None` if a volume of that size has no such place.
     pub(super) fn byte(self, size_bytes: u64) -> Option<u64> {
         let at = match self {
@@ -30,12 +30,12 @@ impl At {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Signature {
     pub(super) what: &'static str,
-    pub(super) at: At,
+    pub(super) at: SignatureOffset,
     pub(super) magic: &'static [u8],
 }
 
 const fn start(what: &'static str, at: u64, magic: &'static [u8]) -> Signature {
-    Signature { what, at: At::Start(at), magic }
+    Signature { what, at: SignatureOffset::Start(at), magic }
 }
 
 const EXT: &str = "an ext2, ext3 or ext4 file system";
@@ -58,10 +58,10 @@ pub(super) const SIGNATURES: &[Signature] = &[
     start(LUKS, 0, b"LUKS\xba\xbe"),
     start(RAID, 0, RAID_MAGIC),
     start(RAID, 4 * KIB, RAID_MAGIC),
-    Signature { what: RAID, at: At::AlignedEnd { back: 8 * KIB, align: 4 * KIB }, magic: RAID_MAGIC },
-    Signature { what: RAID, at: At::AlignedEnd { back: 64 * KIB, align: 64 * KIB }, magic: RAID_MAGIC },
-    Signature { what: "a member of an Intel RAID", at: At::End(1024), magic: b"Intel Raid ISM Cfg Sig. " },
-    Signature { what: "a member of a DDF RAID", at: At::End(512), magic: &[0xde, 0x11, 0xde, 0x11] },
+    Signature { what: RAID, at: SignatureOffset::AlignedEnd { back: 8 * KIB, align: 4 * KIB }, magic: RAID_MAGIC },
+    Signature { what: RAID, at: SignatureOffset::AlignedEnd { back: 64 * KIB, align: 64 * KIB }, magic: RAID_MAGIC },
+    Signature { what: "a member of an Intel RAID", at: SignatureOffset::End(1024), magic: b"Intel Raid ISM Cfg Sig. " },
+    Signature { what: "a member of a DDF RAID", at: SignatureOffset::End(512), magic: &[0xde, 0x11, 0xde, 0x11] },
     start(LVM, 24, b"LVM2 001"),
     start(LVM, 512 + 24, b"LVM2 001"),
     start(LVM, 2 * 512 + 24, b"LVM2 001"),
@@ -84,8 +84,8 @@ pub(super) const SIGNATURES: &[Signature] = &[
     start("a qcow2 image", 0, b"QFI\xfb"),
     start(GPT, 512, b"EFI PART"),
     start(GPT, 4 * KIB, b"EFI PART"),
-    Signature { what: GPT, at: At::End(512), magic: b"EFI PART" },
-    Signature { what: GPT, at: At::End(4 * KIB), magic: b"EFI PART" },
+    Signature { what: GPT, at: SignatureOffset::End(512), magic: b"EFI PART" },
+    Signature { what: GPT, at: SignatureOffset::End(4 * KIB), magic: b"EFI PART" },
     // The second headers of LUKS lie behind metadata of any of these sizes.
     start(LUKS, 16 * KIB, LUKS_SECOND),
     start(LUKS, 32 * KIB, LUKS_SECOND),
@@ -103,11 +103,11 @@ pub(super) const SIGNATURES: &[Signature] = &[
 ];
 
 /// The four labels of a ZFS pool: two at the start, two at the end.
-pub(super) const ZFS_LABELS: [At; 4] = [
-    At::Start(0),
-    At::Start(256 * KIB),
-    At::AlignedEnd { back: 512 * KIB, align: 256 * KIB },
-    At::AlignedEnd { back: 256 * KIB, align: 256 * KIB },
+pub(super) const ZFS_LABELS: [SignatureOffset; 4] = [
+    SignatureOffset::Start(0),
+    SignatureOffset::Start(256 * KIB),
+    SignatureOffset::AlignedEnd { back: 512 * KIB, align: 256 * KIB },
+    SignatureOffset::AlignedEnd { back: 256 * KIB, align: 256 * KIB },
 ];
 /// Bytes of a label.
 pub(super) const ZFS_LABEL_BYTES: u64 = 256 * KIB;
@@ -129,12 +129,12 @@ mod tests {
 
     #[test]
     fn places_at_the_end_are_counted_from_there() {
-        assert_eq!(At::End(512).byte(1 << 20), Some((1 << 20) - 512));
-        assert_eq!(At::End(512).byte(100), None);
-        let superblock = At::AlignedEnd { back: 64 * KIB, align: 64 * KIB };
+        assert_eq!(SignatureOffset::End(512).byte(1 << 20), Some((1 << 20) - 512));
+        assert_eq!(SignatureOffset::End(512).byte(100), None);
+        let superblock = SignatureOffset::AlignedEnd { back: 64 * KIB, align: 64 * KIB };
         assert_eq!(superblock.byte(10 * 64 * KIB + 5000), Some(9 * 64 * KIB));
         assert_eq!(superblock.byte(1000), None);
-        assert_eq!(At::Start(64 * MIB).byte(MIB), None);
+        assert_eq!(SignatureOffset::Start(64 * MIB).byte(MIB), None);
     }
 
     #[test]

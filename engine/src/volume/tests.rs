@@ -15,7 +15,7 @@ use std::sync::Arc;
 const MIB: u64 = 1 << 20;
 
 fn open(path: &Path) -> Arc<dyn Volume> {
-    open_source(&path.into(), &Reading::new(Direct::No)).unwrap()
+    open_source(&path.into(), &ReadOptions::new(Direct::No)).unwrap()
 }
 
 /// All extents of `within`, asked for `max` at a time; checks that they are in order, without gaps and maximal.
@@ -105,7 +105,7 @@ fn a_device_is_one_run_of_data_and_aligns_to_its_sectors() {
     let test = "a_device_is_one_run_of_data_and_aligns_to_its_sectors";
     for sector in ["512", "4096"] {
         let (device, image) = need!(test, LoopDevice::blank(2 * MIB, &["--sector-size", sector]));
-        let volume = open_source(&device.path.as_path().into(), &Reading::new(Direct::Yes)).unwrap();
+        let volume = open_source(&device.path.as_path().into(), &ReadOptions::new(Direct::Yes)).unwrap();
         assert_eq!((volume.kind(), volume.size_bytes()), (VolumeKind::Device, 2 * MIB));
         assert_eq!(volume.align_bytes().to_string(), sector);
         let within = ByteRange::new(4096, 2 * MIB);
@@ -126,15 +126,15 @@ fn read_back_says_where_from() {
     let path = directory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
     assert_eq!(
-        open_verified(&path.as_path().into(), Side::Destination, &Reading::new(Direct::No)).unwrap().evict(),
+        open_verified(&path.as_path().into(), Side::Destination, &ReadOptions::new(Direct::No)).unwrap().evict(),
         Ok(ReadBack::Evicted)
     );
     let memory = need!("read_back_says_where_from", Mounted::fresh("tmpfs", 4));
     let path = memory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
-    let volume = open_verified(&path.as_path().into(), Side::Destination, &Reading::new(Direct::Auto)).unwrap();
+    let volume = open_verified(&path.as_path().into(), Side::Destination, &ReadOptions::new(Direct::Auto)).unwrap();
     assert_eq!((volume.evict(), volume.align_bytes()), (Ok(ReadBack::Memory), 1));
-    let refused = open_verified(&path.as_path().into(), Side::Destination, &Reading::new(Direct::Yes)).unwrap_err();
+    let refused = open_verified(&path.as_path().into(), Side::Destination, &ReadOptions::new(Direct::Yes)).unwrap_err();
     assert_eq!(refused.code, Code::Unsupported);
 }
 
@@ -178,7 +178,7 @@ fn an_export_tells_what_its_server_tells_and_leaves_the_rest() {
     let path = directory.path().join("image");
     make_file(&path, 4 * MIB, &[(MIB, 65536), (3 * MIB, 1 << 20)]);
     let server = need!(test, Server::nbdkit(&["file", path.to_str().unwrap()]));
-    let volume = open_source(&server.export(""), &Reading::new(Direct::Yes)).unwrap();
+    let volume = open_source(&server.export(""), &ReadOptions::new(Direct::Yes)).unwrap();
     assert_eq!((volume.kind(), volume.size_bytes(), volume.file()), (VolumeKind::Export, 4 * MIB, FileId(-1)));
     let here = open(&path);
     let all = ByteRange::new(0, 4 * MIB);
@@ -216,9 +216,9 @@ fn a_loop_device_is_the_part_of_the_file_that_it_shows() {
     let (held, then) = need!(test, seen(&one, &[]));
     let (_second, elsewhere) = need!(test, seen(&one, &[]));
     assert_ne!(then.device, elsewhere.device);
-    assert_eq!(then.likeness(&elsewhere), identity::Likeness::Same, "{}", then.ids.lasting());
+    assert_eq!(then.compare_identity(&elsewhere), identity::IdentityMatch::Same, "{}", then.ids.lasting());
     let (_shifted, shifted) = need!(test, seen(&one, &["--offset", "4096"]));
-    assert!(matches!(then.likeness(&shifted), identity::Likeness::Other(_)));
+    assert!(matches!(then.compare_identity(&shifted), identity::IdentityMatch::Other(_)));
     // The same number shows another file now.
     let path = held.path.to_str().unwrap().to_owned();
     support::run(&["losetup", "--detach", &path]).unwrap();
@@ -233,7 +233,7 @@ fn a_loop_device_is_the_part_of_the_file_that_it_shows() {
     assert!(attached, "{path} stays busy");
     let other = open(&held.path).identity().clone();
     assert_eq!(then.device, other.device);
-    assert!(matches!(then.likeness(&other), identity::Likeness::Other(_)), "{}", other.ids.lasting());
+    assert!(matches!(then.compare_identity(&other), identity::IdentityMatch::Other(_)), "{}", other.ids.lasting());
 }
 
 #[test]
@@ -258,8 +258,13 @@ fn a_file_system_mounted_from_another_device_is_the_same() {
             }
             let (now, beside) = (open(&path).identity().clone(), open(&other).identity().clone());
             if let Some((then, _)) = &then {
-                assert_eq!(then.likeness(&now), identity::Likeness::Same, "{kind}: {}", then.ids.lasting());
-                assert!(matches!(then.likeness(&beside), identity::Likeness::Other(_)), "{kind}");
+                assert_eq!(
+                    then.compare_identity(&now),
+                    identity::IdentityMatch::Same,
+                    "{kind}: {}",
+                    then.ids.lasting()
+                );
+                assert!(matches!(then.compare_identity(&beside), identity::IdentityMatch::Other(_)), "{kind}");
             }
             then = Some((now, beside));
             drop(mounted);

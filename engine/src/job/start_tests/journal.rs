@@ -153,7 +153,7 @@ fn a_resumed_copy_counts_what_it_wrote_as_room() {
 
 #[test]
 fn without_identities_only_data_that_is_equal_proves_a_volume() {
-    let unproven = Unproven { source: true, destination: true };
+    let unproven = UnprovenIdentity { source: true, destination: true };
     let zeros = || Content::Zeros;
     let data = || Content::Leaves(vec![leaf_digest(&[0xa5; 65536])]);
     let none = || Content::Undigested;
@@ -169,19 +169,19 @@ fn without_identities_only_data_that_is_equal_proves_a_volume() {
         told.recv().unwrap().unwrap();
         let journal = first.journal.reader().unwrap();
         let [from, to] = [(&source, Side::Source), (&destination, Side::Destination)].map(|(path, side)| {
-            let reading = crate::volume::Reading::new(Direct::No);
+            let reading = crate::volume::ReadOptions::new(Direct::No);
             crate::volume::open_verified_end(&path.as_path().into(), side, &reading, &Default::default()).unwrap()
         });
         let check = ContentCheck::of(&journal, &|| false).unwrap();
-        assert_eq!(check.refuse_others(&from, &to, Unproven::default()), Ok(()), "{run:?}");
+        assert_eq!(check.refuse_others(&from, &to, UnprovenIdentity::default()), Ok(()), "{run:?}");
         let refused = check.refuse_others(&from, &to, unproven);
         assert_eq!(refused.as_ref().err().map(|error| error.code), (!proves).then_some(Code::CheckpointMismatch));
         // A difference is one whatever the identities say.
         File::options().write(true).open(&destination).unwrap().write_all_at(&[1], at * 65536 + 9).unwrap();
-        let error = check.refuse_others(&from, &to, Unproven::default()).unwrap_err();
+        let error = check.refuse_others(&from, &to, UnprovenIdentity::default()).unwrap_err();
         assert_eq!(error.code, Code::CheckpointMismatch, "{run:?}");
         let cancelled = ContentCheck::of(&journal, &|| true).unwrap();
-        let error = cancelled.refuse_others(&from, &to, Unproven::default()).unwrap_err();
+        let error = cancelled.refuse_others(&from, &to, UnprovenIdentity::default()).unwrap_err();
         assert_eq!(error.code, Code::Cancelled);
     }
 }

@@ -2,7 +2,7 @@
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
 
 use super::{DESCRIPTORS_MAX, ExpectedReply};
-use crate::journal::samples::Numbers;
+use crate::journal::samples::SeededNumbers;
 use crate::nbd::codec::{EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, errno};
 use crate::nbd::{MetaContexts, ReplyStyle};
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ pub(crate) struct SampleRequest {
 
 /// A stream of answers, with the requests in the order in which their answers begin.
 #[derive(Clone, Debug)]
-pub(crate) struct Sample {
+pub(crate) struct SampleStream {
     pub style: ReplyStyle,
     pub contexts: MetaContexts,
     pub asked: Vec<SampleRequest>,
@@ -36,9 +36,9 @@ fn content(offset: u64) -> u8 {
     (offset.wrapping_mul(0x9e37_79b9) >> 7) as u8 | 1
 }
 
-impl Sample {
+impl SampleStream {
     pub(crate) fn new(seed: u64) -> Self {
-        let numbers = Numbers(seed);
+        let numbers = SeededNumbers(seed);
         let mut server = SampleServer { numbers, style: ReplyStyle::Simple, contexts: MetaContexts::default() };
         server.style = [ReplyStyle::Simple, ReplyStyle::Structured, ReplyStyle::Extended][server.below(3)];
         if server.style != ReplyStyle::Simple {
@@ -67,7 +67,7 @@ struct SampleReply {
 
 /// What makes up answers.
 struct SampleServer {
-    numbers: Numbers,
+    numbers: SeededNumbers,
     style: ReplyStyle,
     contexts: MetaContexts,
 }
@@ -229,7 +229,7 @@ impl SampleServer {
     }
 
     /// One stream of all answers, each in its order, with others between its messages.
-    fn interleave(mut self, mut answers: Vec<SampleReply>) -> Sample {
+    fn interleave(mut self, mut answers: Vec<SampleReply>) -> SampleStream {
         let (mut stream, mut asked, mut cookies) = (Vec::new(), Vec::new(), Vec::new());
         let mut begun = vec![None; answers.len()];
         while let Some(most) = answers.iter().filter(|answer| !answer.messages.is_empty()).count().checked_sub(1) {
@@ -243,7 +243,7 @@ impl SampleServer {
             cookies.push((stream.len() + 8, index));
             stream.extend(message);
         }
-        Sample { style: self.style, contexts: self.contexts, asked, stream, cookies }
+        SampleStream { style: self.style, contexts: self.contexts, asked, stream, cookies }
     }
 }
 

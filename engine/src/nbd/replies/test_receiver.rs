@@ -2,7 +2,7 @@
 //! breaks a promise.
 
 use super::{DESCRIPTORS_MAX, ExpectedReply, NextReceive, ProtocolViolation, Replies, ReplyEvent};
-use crate::journal::samples::Numbers;
+use crate::journal::samples::SeededNumbers;
 use crate::nbd::{MetaContexts, ReplyStyle};
 use nix::errno::Errno;
 use std::collections::HashMap;
@@ -80,7 +80,7 @@ impl TestReceiver {
     }
 
     /// Receives the whole stream, in pieces of any size.
-    pub(crate) fn receive_all(&mut self, stream: &[u8], numbers: &mut Numbers) -> Result<(), ProtocolViolation> {
+    pub(crate) fn receive_all(&mut self, stream: &[u8], numbers: &mut SeededNumbers) -> Result<(), ProtocolViolation> {
         let mut at = 0;
         while at < stream.len() {
             let most = some_length(numbers);
@@ -136,7 +136,7 @@ impl TestReceiver {
 }
 
 /// One, a few, or as many as there are.
-pub(crate) fn some_length(numbers: &mut Numbers) -> usize {
+pub(crate) fn some_length(numbers: &mut SeededNumbers) -> usize {
     match numbers.below(4) {
         0 => 1,
         1 => 1 + numbers.below(60) as usize,

@@ -1,13 +1,13 @@
 //! Any valid answers are understood, however they are cut; no others are.
 
-use super::samples::Sample;
+use super::samples::SampleStream;
 use super::test_receiver::{TestReceiver, some_length};
 use super::*;
-use crate::journal::samples::Numbers;
+use crate::journal::samples::SeededNumbers;
 use proptest::prelude::*;
 
 /// Registers what the next bytes may answer, as late as it may be.
-fn ask_up_to(owner: &mut TestReceiver, sample: &mut Sample, asked: &mut usize, end: usize) {
+fn ask_up_to(owner: &mut TestReceiver, sample: &mut SampleStream, asked: &mut usize, end: usize) {
     while sample.asked.get(*asked).is_some_and(|request| request.first_at < end) {
         let cookie = owner.ask(*asked, sample.asked[*asked].expected);
         sample.name(*asked, cookie);
@@ -16,8 +16,8 @@ fn ask_up_to(owner: &mut TestReceiver, sample: &mut Sample, asked: &mut usize, e
 }
 
 /// Plays a sample; `seed` decides how it is cut and how early its requests are made. Returns early bytes.
-fn play(mut sample: Sample, seed: u64) -> u64 {
-    let mut numbers = Numbers(seed);
+fn play(mut sample: SampleStream, seed: u64) -> u64 {
+    let mut numbers = SeededNumbers(seed);
     let mut owner = TestReceiver::new(sample.style, sample.contexts, sample.asked.len());
     let (mut at, mut asked) = (0, 0);
     while at < sample.stream.len() {
@@ -47,13 +47,13 @@ proptest! {
 
     #[test]
     fn sound_answers_are_understood_however_they_are_cut(seed: u64, cuts: u64) {
-        play(Sample::new(seed), cuts);
+        play(SampleStream::new(seed), cuts);
     }
 }
 
 #[test]
 fn samples_meet_every_way_of_receiving() {
-    let early: Vec<u64> = (0..300).map(|seed| play(Sample::new(seed), !seed)).collect();
+    let early: Vec<u64> = (0..300).map(|seed| play(SampleStream::new(seed), !seed)).collect();
     assert!(early.contains(&0) && early.iter().any(|&bytes| bytes > 0));
 }
 
@@ -109,7 +109,7 @@ impl SampleServer {
         let mut owner =
             TestReceiver::new(self.0, if self.0 == ReplyStyle::Simple { MetaContexts::default() } else { CONTEXTS }, 2);
         assert_eq!(owner.ask(0, expected), 0);
-        let received = owner.receive_all(&messages.concat(), &mut Numbers(7));
+        let received = owner.receive_all(&messages.concat(), &mut SeededNumbers(7));
         received.map(|()| owner).map_err(|violation| violation.0)
     }
 
@@ -167,10 +167,10 @@ fn a_second_answer_to_one_request_is_a_violation() {
 fn an_answer_to_an_earlier_request_of_a_slot_is_a_violation() {
     let mut owner = TestReceiver::new(ReplyStyle::Simple, MetaContexts::default(), 1);
     let first = owner.ask(0, ExpectedReply::Nothing);
-    owner.receive_all(&simple(0, first), &mut Numbers(0)).unwrap();
+    owner.receive_all(&simple(0, first), &mut SeededNumbers(0)).unwrap();
     let second = owner.ask(1, ExpectedReply::Nothing);
     assert_eq!((Replies::index(first), first == second), (Replies::index(second), false));
-    let violation = owner.receive_all(&simple(0, first), &mut Numbers(0)).unwrap_err();
+    let violation = owner.receive_all(&simple(0, first), &mut SeededNumbers(0)).unwrap_err();
     assert_eq!(violation.0, "an answer to a request that was answered already");
 }
 

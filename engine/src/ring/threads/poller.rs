@@ -8,7 +8,7 @@
 //! Nothing is allocated per operation: every list has room for all slots from the start.
 
 use super::super::blocking::{bytes, uninterrupted};
-use super::{STACK_BYTES, Shared};
+use super::{STACK_BYTES, SharedQueues};
 use crate::ring::{Completion, Op, Token, Transfer};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,20 +27,20 @@ const NAP: Duration = Duration::from_millis(1);
 
 /// What the owner hands over.
 #[derive(Debug)]
-struct Inbox {
-    arrivals: Mutex<Arrivals>,
+struct PollerQueue {
+    arrivals: Mutex<NewOperations>,
     /// There is something new.
     event: EventFd,
 }
 
 #[derive(Debug)]
-struct Arrivals {
+struct NewOperations {
     operations: Vec<(Token, Op)>,
     closed: bool,
 }
 
-impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, Arrivals> {
+impl PollerQueue {
+    fn lock(&self) -> MutexGuard<'_, NewOperations> {
         // Consistent between any two statements under the lock.
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,7 +54,7 @@ impl Inbox {
 /// The owner's hold on the thread.
 #[derive(Debug)]
 pub(super) struct Poller {
-    inbox: Arc<Inbox>,
+    inbox: Arc<PollerQueue>,
     thread: JoinHandle<usize>,
 }
 
@@ -63,10 +63,10 @@ impl Poller {
     ///
     /// # Errors
     /// The system has no more threads or descriptors.
-    pub(super) fn start(slots: usize, shared: &Arc<Shared>) -> io::Result<Self> {
-        let arrivals = Arrivals { operations: Vec::with_capacity(slots), closed: false };
+    pub(super) fn start(slots: usize, shared: &Arc<SharedQueues>) -> io::Result<Self> {
+        let arrivals = NewOperations { operations: Vec::with_capacity(slots), closed: false };
         let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let inbox = Arc::new(Inbox { arrivals: Mutex::new(arrivals), event });
+        let inbox = Arc::new(PollerQueue { arrivals: Mutex::new(arrivals), event });
         let (of_thread, shared) = (Arc::clone(&inbox), Arc::clone(shared));
         let thread = std::thread::Builder::new().name("blockhaul-net".into()).stack_size(STACK_BYTES);
         let thread = thread.spawn(move || serve(&of_thread, &shared, slots))?;
@@ -90,9 +90,9 @@ impl Poller {
 }
 
 /// The life of the thread. Returns how many operations are not over.
-fn serve(inbox: &Inbox, shared: &Shared, slots: usize) -> usize {
+fn serve(inbox: &PollerQueue, shared: &SharedQueues, slots: usize) -> usize {
     let mut arrived = Vec::with_capacity(slots);
-    let mut pending: Vec<Pending> = Vec::with_capacity(slots);
+    let mut pending: Vec<PendingOperation> = Vec::with_capacity(slots);
     let mut memory = Vec::with_capacity(slots + 1);
     loop {
         let mut arrivals = inbox.lock();
@@ -101,14 +101,19 @@ fn serve(inbox: &Inbox, shared: &Shared, slots: usize) -> usize {
         }
         std::mem::swap(&mut arrivals.operations, &mut arrived);
         drop(arrivals);
-        pending.extend(arrived.drain(..).map(|(token, op)| Pending { token, op, moved: 0, ready: Cell::new(true) }));
+        pending.extend(arrived.drain(..).map(|(token, op)| PendingOperation {
+            token,
+            op,
+            moved: 0,
+            ready: Cell::new(true),
+        }));
         advance(&mut pending, shared);
         memory = wait(inbox, &pending, memory, shared);
     }
 }
 
 /// Moves what can be moved without waiting, and completes what is over.
-fn advance(pending: &mut Vec<Pending>, shared: &Shared) {
+fn advance(pending: &mut Vec<PendingOperation>, shared: &SharedQueues) {
     let mut index = 0;
     while let Some(operation) = pending.get_mut(index) {
         let result = if operation.ready.get() { operation.advance(shared) } else { None };
@@ -116,7 +121,7 @@ fn advance(pending: &mut Vec<Pending>, shared: &Shared) {
             index += 1;
             continue;
         };
-        let Pending { token, op, .. } = pending.swap_remove(index);
+        let PendingOperation { token, op, .. } = pending.swap_remove(index);
         let copied = matches!(op, Op::Send { zero_copy: true, .. });
         drop(shared.complete(Completion { copied, ..Completion::of(token, op, result) }));
     }
@@ -124,10 +129,15 @@ fn advance(pending: &mut Vec<Pending>, shared: &Shared) {
 
 /// Waits until a socket is ready or the owner has something to say. `memory` is room for the list of descriptors, and
 /// is handed back.
-fn wait<'m>(inbox: &Inbox, pending: &[Pending], memory: Vec<PollFd<'_>>, shared: &Shared) -> Vec<PollFd<'m>> {
+fn wait<'m>(
+    inbox: &PollerQueue,
+    pending: &[PendingOperation],
+    memory: Vec<PollFd<'_>>,
+    shared: &SharedQueues,
+) -> Vec<PollFd<'m>> {
     let mut sockets = emptied(memory);
     sockets.push(PollFd::new(inbox.event.as_fd(), PollFlags::POLLIN));
-    sockets.extend(pending.iter().map(Pending::socket));
+    sockets.extend(pending.iter().map(PendingOperation::socket));
     shared.syscalls.fetch_add(1, Ordering::Relaxed);
     let waited = poll(&mut sockets, PollTimeout::NONE);
     for (operation, socket) in pending.iter().zip(&sockets[1..]) {
@@ -150,7 +160,7 @@ fn emptied<'to>(mut list: Vec<PollFd<'_>>) -> Vec<PollFd<'to>> {
 
 /// An operation that is not over.
 #[derive(Debug)]
-struct Pending {
+struct PendingOperation {
     token: Token,
     op: Op,
     /// Bytes so far.
@@ -159,7 +169,7 @@ struct Pending {
     ready: Cell<bool>,
 }
 
-impl Pending {
+impl PendingOperation {
     /// What to wait for.
     fn socket(&self) -> PollFd<'_> {
         let (file, events) = match &self.op {
@@ -173,7 +183,7 @@ impl Pending {
 
     /// Goes on until the operation is over, with the result, or would have to wait. What was moved before an error
     /// counts; the error comes again.
-    fn advance(&mut self, shared: &Shared) -> Option<Result<u32, Errno>> {
+    fn advance(&mut self, shared: &SharedQueues) -> Option<Result<u32, Errno>> {
         loop {
             shared.syscalls.fetch_add(1, Ordering::Relaxed);
             match uninterrupted(|| self.attempt()) {

@@ -4,7 +4,7 @@
 //! offsets only: what counts there is looked up afterwards, since a later record may have replaced it. Leaves that hold
 //! something come before zeros, which many volumes have in common.
 
-use super::samples::Numbers;
+use super::samples::SeededNumbers;
 use crate::extent::ByteRange;
 
 /// Leaves of one kind that are chosen at random.
@@ -12,15 +12,15 @@ const RANDOM_MAX: usize = 8;
 
 /// Chosen leaves, by where they start.
 #[derive(Debug)]
-pub(super) struct Picks {
+pub(super) struct SampledLeaves {
     leaf_bytes: u64,
-    random: Numbers,
-    data: Kind,
-    zeros: Kind,
+    random: SeededNumbers,
+    data: LeavesOfKind,
+    zeros: LeavesOfKind,
 }
 
 #[derive(Debug, Default)]
-struct Kind {
+struct LeavesOfKind {
     first: Option<u64>,
     last: Option<u64>,
     newest: Option<u64>,
@@ -28,10 +28,10 @@ struct Kind {
     leaves: u64,
 }
 
-impl Picks {
+impl SampledLeaves {
     /// The same journal gives the same picks.
     pub(super) fn new(leaf_bytes: u64, seed: u64) -> Self {
-        Self { leaf_bytes, random: Numbers(seed), data: Kind::default(), zeros: Kind::default() }
+        Self { leaf_bytes, random: SeededNumbers(seed), data: LeavesOfKind::default(), zeros: LeavesOfKind::default() }
     }
 
     /// A run that was recorded after all that were told of before.
@@ -55,7 +55,7 @@ impl Picks {
 
     /// The offsets, the most telling first.
     pub(super) fn offsets(&self) -> Vec<u64> {
-        let ends = |kind: &Kind| [kind.newest, kind.first, kind.last].into_iter().flatten().collect::<Vec<_>>();
+        let ends = |kind: &LeavesOfKind| [kind.newest, kind.first, kind.last].into_iter().flatten().collect::<Vec<_>>();
         let (data, zeros) = (&self.data, &self.zeros);
         let (few, more) = data.some.split_at(data.some.len().min(2));
         let zero_ends = ends(zeros);
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_ends_the_newest_and_some_others_are_chosen() {
-        let mut picks = Picks::new(10, 1);
+        let mut picks = SampledLeaves::new(10, 1);
         for (start, end) in [(100, 200), (500, 1000), (300, 305)] {
             picks.add(ByteRange::new(start, end), false);
         }
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn long_runs_are_chosen_from_more_often_and_the_number_is_bounded() {
-        let mut picks = Picks::new(1, 7);
+        let mut picks = SampledLeaves::new(1, 7);
         for index in 0..1000 {
             picks.add(ByteRange::at(index, 1), false);
         }

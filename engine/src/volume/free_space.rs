@@ -4,9 +4,9 @@
 //! only a source that seems too large is scanned extent by extent, and one behind a network not to its end if that takes
 //! many questions.
 
-use super::end::End;
 use super::file::FileVolume;
-use super::local::Local;
+use super::local::LocalVolume;
+use super::open_volume::OpenVolume;
 use super::route::will_share;
 use super::{Volume, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -29,12 +29,12 @@ const QUESTIONS_MAX: u64 = 32;
 /// # Errors
 /// `ENoSpace` with both numbers.
 pub(crate) fn refuse_full(
-    source: &End,
-    destination: &End,
+    source: &OpenVolume,
+    destination: &OpenVolume,
     spec: &CopySpec,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<()> {
-    let End::Local(Local::File(file)) = destination else { return Ok(()) };
+    let OpenVolume::Local(LocalVolume::File(file)) = destination else { return Ok(()) };
     let Some(room) = room_bytes(file)? else { return Ok(()) };
     if estimate_bytes(source, spec.sparse) <= room {
         return Ok(());
@@ -70,11 +70,11 @@ fn room_bytes(destination: &FileVolume) -> Result<Option<u64>> {
 
 /// What a source needs, without a scan: too much where space is reserved past its data, too little where its file
 /// system compresses.
-fn estimate_bytes(source: &End, sparse: Sparse) -> u64 {
+fn estimate_bytes(source: &OpenVolume, sparse: Sparse) -> u64 {
     let size = source.volume().size_bytes();
     match source {
-        End::Local(Local::File(file)) if sparse != Sparse::Never => file.allocated_bytes().unwrap_or(size),
-        End::Local(_) | End::Export(_) => size,
+        OpenVolume::Local(LocalVolume::File(file)) if sparse != Sparse::Never => file.allocated_bytes().unwrap_or(size),
+        OpenVolume::Local(_) | OpenVolume::Export(_) => size,
     }
 }
 
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::spec::Direct;
     use crate::volume::support::{make_file, scratch};
-    use crate::volume::{Reading, open_source};
+    use crate::volume::{ReadOptions, open_source};
     use std::cell::Cell;
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
         let path = directory.path().join("source");
         let data: Vec<(u64, usize)> = (0..extents).map(|index| (index << 16, 4096)).collect();
         make_file(&path, extents << 16, &data);
-        let source = open_source(&path.into(), &Reading::new(Direct::No)).unwrap();
+        let source = open_source(&path.into(), &ReadOptions::new(Direct::No)).unwrap();
         let (asked, most) = (Cell::new(0), Cell::new(usize::MAX));
         let count = || {
             asked.set(0);

@@ -4,7 +4,7 @@
 //! Not every host, device and file system tells all of it, and an upgraded kernel may tell more than the one before. So
 //! each id has a tag, and only ids with the same tag are compared.
 
-use super::identity::Likeness;
+use super::identity::IdentityMatch;
 use super::{device, filesystem, topology};
 use crate::shown::Escaped;
 use std::fs::{self, File, OpenOptions};
@@ -147,20 +147,22 @@ impl VolumeIds {
     }
 
     /// Whether both are of one device or file system.
-    pub(super) fn likeness(&self, now: &Self) -> Likeness {
+    pub(super) fn compare_identity(&self, now: &Self) -> IdentityMatch {
         let mut known = false;
         for line in self.lasting.lines() {
             let Some((tag, was)) = line.split_once('=') else { continue };
             match now.get(tag) {
                 None => {}
-                Some(is) if is != was => return Likeness::Other(format!("its {tag} was '{was}' and is '{is}' now")),
+                Some(is) if is != was => {
+                    return IdentityMatch::Other(format!("its {tag} was '{was}' and is '{is}' now"));
+                }
                 Some(_) => known |= !tag.ends_with(PARTITION),
             }
         }
         let is_same_medium =
             (self.boot_id, self.disk_sequence) == (now.boot_id, now.disk_sequence) && self.boot_id != 0;
         // Another sequence number is no proof of another disk: a medium that is attached again gets a new one.
-        if known || (is_same_medium && self.disk_sequence != 0) { Likeness::Same } else { Likeness::Unknown }
+        if known || (is_same_medium && self.disk_sequence != 0) { IdentityMatch::Same } else { IdentityMatch::Unknown }
     }
 }
 

@@ -5,7 +5,7 @@
 //! it has its name until it is closed; after locking, the name is looked at again, as the file may have been replaced
 //! between open and lock. All calls block and belong on the caller's thread.
 
-use super::found::{check_checkpoint, check_fresh, check_receipt, exists};
+use super::existing_file::{check_checkpoint, check_fresh, check_receipt, exists};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
 use crate::volume::VolumeName;
@@ -36,9 +36,9 @@ const TAIL_BYTES_MAX: usize = 48;
 /// A journal that nobody else may lock meanwhile. Readers of it keep descriptors of their own, which do not prolong
 /// the lock: it ends with this value.
 #[derive(Debug)]
-pub(super) struct Locked(File);
+pub(super) struct LockedJournal(File);
 
-impl Locked {
+impl LockedJournal {
     /// Locks `file`, which nobody else holds.
     #[cfg(test)]
     pub(super) fn alone(file: File) -> Self {
@@ -47,7 +47,7 @@ impl Locked {
     }
 }
 
-impl Deref for Locked {
+impl Deref for LockedJournal {
     type Target = File;
 
     fn deref(&self) -> &File {
@@ -55,7 +55,7 @@ impl Deref for Locked {
     }
 }
 
-impl Drop for Locked {
+impl Drop for LockedJournal {
     fn drop(&mut self) {
         if let Err(error) = self.0.unlock() {
             tracing::warn!(%error, "a journal stays locked until its last reader closes it");
@@ -65,7 +65,7 @@ impl Drop for Locked {
 
 /// Where to create a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place<'a> {
+pub(crate) enum JournalLocation<'a> {
     /// A file that must not exist; an empty or zeroed one left by a crash does not count.
     File(&'a Path),
     /// As `File`, but another journal there is replaced (`--restart`).
@@ -111,15 +111,15 @@ pub(crate) fn check_place(path: &Path) -> Result<()> {
 /// # Errors
 /// `EExists` if there is a journal and `place` does not say to replace it, or something that is no journal; `EBusy` if
 /// another copy holds it; whatever the system says.
-pub(super) fn create(place: Place<'_>, start: &[u8]) -> Result<Locked> {
+pub(super) fn create(place: JournalLocation<'_>, start: &[u8]) -> Result<LockedJournal> {
     match place {
-        Place::File(path) => create_named(path, false, start),
-        Place::Replace(path) => create_named(path, true, start),
-        Place::Scratch => create_scratch(start),
+        JournalLocation::File(path) => create_named(path, false, start),
+        JournalLocation::Replace(path) => create_named(path, true, start),
+        JournalLocation::Scratch => create_scratch(start),
     }
 }
 
-fn create_named(path: &Path, may_replace: bool, start: &[u8]) -> Result<Locked> {
+fn create_named(path: &Path, may_replace: bool, start: &[u8]) -> Result<LockedJournal> {
     check_place(path)?;
     create_directory(directory_of(path))?;
     for _ in 0..REPLACED_MAX {
@@ -154,7 +154,7 @@ fn create_named(path: &Path, may_replace: bool, start: &[u8]) -> Result<Locked> 
 }
 
 /// A locked, written and synced file called `fresh`. One that a crash left there is used again.
-fn write_fresh(fresh: &Path, start: &[u8]) -> Result<Locked> {
+fn write_fresh(fresh: &Path, start: &[u8]) -> Result<LockedJournal> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
     let file = lock_as(fresh, || options.open(fresh))?;
@@ -180,13 +180,13 @@ fn rename_to_free_name(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn create_scratch(start: &[u8]) -> Result<Locked> {
+fn create_scratch(start: &[u8]) -> Result<LockedJournal> {
     let directory = std::env::temp_dir();
     let file = open_on_disk(&directory, Path::new(DISK_DIRECTORY))
         .and_then(|file| file.write_all_at(start, 0).map(|()| file))
         .map_err(|error| failed(&error, "create a temporary journal in", &directory))?;
     // Nobody else can open it: it needs no lock.
-    Ok(Locked(file))
+    Ok(LockedJournal(file))
 }
 
 /// In `preferred`, unless its files are in memory and those of `other` are not: a journal takes 64 MiB for each TiB.
@@ -226,12 +226,12 @@ fn open_unlinked(options: &mut OpenOptions, directory: &Path) -> io::Result<File
 ///
 /// # Errors
 /// `ENotFound`; `EBadRequest` if it is no regular file; `EBusy` if another copy holds it; whatever the system says.
-pub(super) fn open_locked(path: &Path) -> Result<Locked> {
+pub(super) fn open_locked(path: &Path) -> Result<LockedJournal> {
     check_place(path)?;
     lock_as(path, || OpenOptions::new().read(true).write(true).open(path))
 }
 
-fn lock_as(path: &Path, open: impl Fn() -> io::Result<File>) -> Result<Locked> {
+fn lock_as(path: &Path, open: impl Fn() -> io::Result<File>) -> Result<LockedJournal> {
     for _ in 0..REPLACED_MAX {
         let file = lock(open().map_err(|error| failed(&error, "open the journal", path))?, path)?;
         if is_named(path, &file)? {
@@ -242,11 +242,11 @@ fn lock_as(path: &Path, open: impl Fn() -> io::Result<File>) -> Result<Locked> {
 }
 
 /// `flock`: held until the last descriptor of this open file is closed.
-fn lock(file: File, path: &Path) -> Result<Locked> {
+fn lock(file: File, path: &Path) -> Result<LockedJournal> {
     let deadline = Instant::now() + LOCK_GRACE;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(Locked(file)),
+            Ok(()) => return Ok(LockedJournal(file)),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
             Err(TryLockError::WouldBlock) => return Err(busy(path)),
             Err(TryLockError::Error(error)) => return Err(failed(&error, "lock the journal", path)),

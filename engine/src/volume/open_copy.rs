@@ -1,17 +1,17 @@
 //! Opening both ends of a copy, with every refusal that needs no journal, in the order that users are promised.
 //!
-//! Rights, same volume, busy, read-only, size. Until [`Opened::keep`] the destination holds what it held before, and a
+//! Rights, same volume, busy, read-only, size. Until [`OpenedCopy::keep`] the destination holds what it held before, and a
 //! file that was created for it disappears again.
 
 use super::access::VolumeAccess;
-use super::destination::{Creation, open_destination, read_only_device};
-use super::end::End;
+use super::destination::{CreatedBy, open_destination, read_only_device};
 use super::export::read_only_export;
-use super::local::Local;
+use super::local::LocalVolume;
 use super::lock::LockWait;
 use super::node::Node;
-use super::occupied::Occupied;
-use super::reading::{Reading, Source, open_export, open_reading};
+use super::occupancy::Occupied;
+use super::open_for_reading::{OpenSource, ReadOptions, open_export, open_reading};
+use super::open_volume::OpenVolume;
 use super::{Locator, NbdUri, Volume, VolumeKind, device};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::CopySpec;
@@ -57,18 +57,18 @@ impl fmt::Display for DestinationContent {
 
 /// Both ends of a copy; the destination locked.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct OpenedCopy {
     // Dropped first: a refused file is removed while its lock is still held.
-    creation: Creation,
+    creation: CreatedBy,
     /// Open for reading.
-    pub source: End,
+    pub source: OpenVolume,
     /// Open for reading and writing; locked and buffered, unless it is an export.
-    pub destination: End,
+    pub destination: OpenVolume,
     /// What the destination held, once somebody has looked.
     content: OnceCell<DestinationContent>,
 }
 
-impl Opened {
+impl OpenedCopy {
     /// Opens both, or refuses. Waits for the destination's lock for as long as `lock_wait` lasts. `rights` adds what
     /// the caller needs to be allowed besides, `missing` may refuse that a missing destination is created.
     ///
@@ -89,9 +89,13 @@ impl Opened {
             (Locator::Path(path), None) => _ = Node::look_up(path, Side::Destination)?,
             (Locator::Nbd(_), _) => {}
         }
-        let plain = Reading { network: spec.network, cancelled: lock_wait.cancelled(), ..Reading::new(spec.direct) };
-        let mut source =
-            Source::open(&spec.source, &Reading { changed_since: spec.changed_since.as_deref(), ..plain }, access)?;
+        let plain =
+            ReadOptions { network: spec.network, cancelled: lock_wait.cancelled(), ..ReadOptions::new(spec.direct) };
+        let mut source = OpenSource::open(
+            &spec.source,
+            &ReadOptions { changed_since: spec.changed_since.as_deref(), ..plain },
+            access,
+        )?;
         rights()?;
         source.end.watch()?;
         let (destination, creation) = match &spec.destination {
@@ -102,7 +106,7 @@ impl Opened {
                 refuse_same_export(spec)?;
                 let end = open_export(uri, Side::Destination, &plain, &access.revoker)?;
                 source.refuse_live(spec.live_source)?;
-                (end, Creation::None)
+                (end, CreatedBy::None)
             }
         };
         let opened = Self { creation, source: source.end, destination, content: OnceCell::new() };
@@ -118,13 +122,13 @@ impl Opened {
 
     /// Whether the destination was created for this run.
     pub(crate) fn is_created(&self) -> bool {
-        !matches!(self.creation, Creation::None)
+        !matches!(self.creation, CreatedBy::None)
     }
 
     /// The copy goes ahead: a created file stays.
-    pub(crate) fn keep(self) -> (End, End) {
+    pub(crate) fn keep(self) -> (OpenVolume, OpenVolume) {
         let Self { creation, source, destination, content: _ } = self;
-        if let Creation::Ours(created) = creation {
+        if let CreatedBy::Ours(created) = creation {
             created.keep();
         }
         (source, destination)
@@ -158,11 +162,13 @@ impl Opened {
 
     fn refuse_read_only(&self) -> Result<()> {
         match &self.destination {
-            End::Local(Local::Device(volume)) if device::is_read_only(volume.descriptor.file()).unwrap_or(false) => {
+            OpenVolume::Local(LocalVolume::Device(volume))
+                if device::is_read_only(volume.descriptor.file()).unwrap_or(false) =>
+            {
                 Err(read_only_device(volume.name().as_path()))
             }
-            End::Export(export) if export.is_read_only() => Err(read_only_export(export.name())),
-            End::Local(_) | End::Export(_) => Ok(()),
+            OpenVolume::Export(export) if export.is_read_only() => Err(read_only_export(export.name())),
+            OpenVolume::Local(_) | OpenVolume::Export(_) => Ok(()),
         }
     }
 
@@ -212,9 +218,9 @@ pub struct ExportFound {
 ///
 /// # Errors
 /// As [`open_source`](super::open_source), on the side of the destination.
-pub fn look_at_export(uri: &NbdUri, how: &Reading<'_>) -> Result<ExportFound> {
-    let end = open_export(uri, Side::Destination, &Reading { changed_since: None, ..*how }, &Arc::default())?;
-    let is_read_only = matches!(&end, End::Export(export) if export.is_read_only());
+pub fn look_at_export(uri: &NbdUri, how: &ReadOptions<'_>) -> Result<ExportFound> {
+    let end = open_export(uri, Side::Destination, &ReadOptions { changed_since: None, ..*how }, &Arc::default())?;
+    let is_read_only = matches!(&end, OpenVolume::Export(export) if export.is_read_only());
     let occupied = end.occupied()?;
     Ok(ExportFound { volume: end.into_volume(), is_read_only, occupied })
 }
@@ -225,5 +231,5 @@ pub fn look_at_export(uri: &NbdUri, how: &Reading<'_>) -> Result<ExportFound> {
 /// As [`open_verified`](super::open_verified).
 pub fn look_at_device(path: &Path) -> Result<Option<Occupied>> {
     let node = Node::existing(path, Side::Destination)?;
-    End::Local(open_reading(&node, Side::Destination)?).occupied()
+    OpenVolume::Local(open_reading(&node, Side::Destination)?).occupied()
 }

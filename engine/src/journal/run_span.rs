@@ -17,7 +17,7 @@ pub(crate) const SPANS_MAX: usize = 128 << 10;
 
 /// A stretch of bytes and where its runs lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct RunSpan {
     /// The bytes that count here.
     pub range: ByteRange,
     /// File position of a run; it and its followers cover `range`. They may start before and end after it.
@@ -47,7 +47,7 @@ impl SpanIndex {
     }
 
     /// Adds a span, which wins over everything that was there.
-    pub(crate) fn overlay(&mut self, span: Span) {
+    pub(crate) fn overlay(&mut self, span: RunSpan) {
         let Some(range) = span.range.intersect(self.known) else { return };
         let (start, end) = (range.start(), range.end());
         while let Some((&old_start, &(old_end, position))) = self.spans.range(..end).next_back() {
@@ -72,16 +72,16 @@ impl SpanIndex {
     }
 
     /// The spans that share bytes with `within`, cut to it, in order.
-    pub(crate) fn within(&self, within: ByteRange) -> impl Iterator<Item = Span> {
+    pub(crate) fn within(&self, within: ByteRange) -> impl Iterator<Item = RunSpan> {
         let first = self.spans.range(..=within.start()).next_back().map_or(within.start(), |(&start, _)| start);
         self.spans
             .range(first..within.end().max(first))
             .map(move |(&start, &(end, position))| (ByteRange::new(start, end).intersect(within), position))
-            .filter_map(|(range, position)| range.map(|range| Span { range, position }))
+            .filter_map(|(range, position)| range.map(|range| RunSpan { range, position }))
     }
 
     /// The first span in `within`, cut to it.
-    pub(crate) fn first_in(&self, within: ByteRange) -> Option<Span> {
+    pub(crate) fn first_in(&self, within: ByteRange) -> Option<RunSpan> {
         self.within(within).next()
     }
 
@@ -109,7 +109,7 @@ mod tests {
             let indexed = |start, most| {
                 let mut index = SpanIndex::starting_at(start, most);
                 for (position, &(start, length)) in spans.iter().enumerate() {
-                    index.overlay(Span { range: ByteRange::at(start, length), position: position as u64 });
+                    index.overlay(RunSpan { range: ByteRange::at(start, length), position: position as u64 });
                 }
                 index
             };

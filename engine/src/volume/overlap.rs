@@ -18,7 +18,7 @@ const DEPTH_MAX: usize = 16;
 
 /// What a region is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ground {
+enum RegionOf {
     /// A block device, by number.
     Device(u64),
     /// A file, by the number of its file system and its inode.
@@ -28,30 +28,30 @@ enum Ground {
 /// Bytes of something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Region {
-    ground: Ground,
+    region_of: RegionOf,
     range: ByteRange,
 }
 
 impl Region {
     fn meets(&self, other: &Self) -> bool {
-        self.ground == other.ground && self.range.intersect(other.range).is_some()
+        self.region_of == other.region_of && self.range.intersect(other.range).is_some()
     }
 }
 
 /// Everything a volume lies on.
 #[derive(Debug, Default)]
-struct Footing {
+struct VolumeRegions {
     exact: Vec<Region>,
     hosting: Vec<Region>,
 }
 
-impl Footing {
+impl VolumeRegions {
     fn of(node: &Node) -> Self {
-        let mut footing = Self::default();
+        let mut regions = Self::default();
         match node.kind() {
-            NodeKind::Device => footing.descend_device(node.rdev(), ByteRange::new(0, u64::MAX), true, 0),
+            NodeKind::Device => regions.descend_device(node.rdev(), ByteRange::new(0, u64::MAX), true, 0),
             NodeKind::File => {
-                footing.descend_file(
+                regions.descend_file(
                     node.device(),
                     node.inode(),
                     Some(node.reach()),
@@ -61,7 +61,7 @@ impl Footing {
                 );
             }
         }
-        footing
+        regions
     }
 
     /// Of a file or device that is open.
@@ -83,14 +83,14 @@ impl Footing {
         exactly: bool,
         depth: usize,
     ) {
-        self.push(Region { ground: Ground::File(device, inode), range }, exactly);
+        self.push(Region { region_of: RegionOf::File(device, inode), range }, exactly);
         for below in devices_under(device, path) {
             self.descend_device(below, ByteRange::new(0, u64::MAX), false, depth + 1);
         }
     }
 
     fn descend_device(&mut self, device: u64, range: ByteRange, exactly: bool, depth: usize) {
-        self.push(Region { ground: Ground::Device(device), range }, exactly);
+        self.push(Region { region_of: RegionOf::Device(device), range }, exactly);
         if depth > DEPTH_MAX {
             return;
         }
@@ -141,7 +141,7 @@ fn size_of(device: u64) -> Option<u64> {
 /// Whether some bytes of both are the same, however they are reached. A file and the device below its file system share
 /// none, unless the device itself is what is written to as `one`.
 pub(super) fn share_bytes(one: &Node, other: &Node) -> bool {
-    let (writer, other) = (Footing::of(one), Footing::of(other));
+    let (writer, other) = (VolumeRegions::of(one), VolumeRegions::of(other));
     match one.kind() {
         NodeKind::Device => writer.meets(&other),
         NodeKind::File => meet(&writer.exact, &other.exact),
@@ -153,7 +153,7 @@ pub(super) fn share_bytes(one: &Node, other: &Node) -> bool {
 /// # Errors
 /// `ESameVolume`, naming both.
 pub(super) fn refuse_same(source: &Node, destination: &Node) -> Result<()> {
-    if !Footing::of(source).meets(&Footing::of(destination)) {
+    if !VolumeRegions::of(source).meets(&VolumeRegions::of(destination)) {
         return Ok(());
     }
     let (from, to) = (source.path().shown(), destination.path().shown());
@@ -168,9 +168,9 @@ pub(super) fn refuse_same(source: &Node, destination: &Node) -> Result<()> {
 pub(super) fn refuse_source_under(source: &Node, destination: &Path, directory: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let Ok(stat) = std::fs::metadata(directory) else { return Ok(()) };
-    let mut hosting = Footing::default();
+    let mut hosting = VolumeRegions::default();
     hosting.descend_file(stat.dev(), stat.ino(), Some(directory), ByteRange::new(0, u64::MAX), false, 0);
-    if !Footing::of(source).meets(&hosting) {
+    if !VolumeRegions::of(source).meets(&hosting) {
         return Ok(());
     }
     let (from, to) = (source.path().shown(), destination.shown());
@@ -187,9 +187,10 @@ pub fn refuse_file_of(path: &Path, flag: &str, volumes: [&dyn Volume; 2]) -> Res
     use std::os::unix::fs::MetadataExt;
     let Ok(stat) = std::fs::metadata(path) else { return Ok(()) };
     // Only the file itself counts: what its file system lies on may well be copied while it is mounted.
-    let whole = Region { ground: Ground::File(stat.dev(), stat.ino()), range: ByteRange::new(0, u64::MAX) };
-    let file = Footing { exact: vec![whole], hosting: Vec::new() };
-    let lies_on_it = |volume: &&dyn Volume| Footing::of_volume(*volume).is_some_and(|footing| footing.meets(&file));
+    let whole = Region { region_of: RegionOf::File(stat.dev(), stat.ino()), range: ByteRange::new(0, u64::MAX) };
+    let file = VolumeRegions { exact: vec![whole], hosting: Vec::new() };
+    let lies_on_it =
+        |volume: &&dyn Volume| VolumeRegions::of_volume(*volume).is_some_and(|regions| regions.meets(&file));
     let Some(volume) = volumes.into_iter().find(lies_on_it) else { return Ok(()) };
     let (path, name) = (path.shown(), volume.name());
     let message = format!("{flag} {path} is the volume {name} itself, or holds its bytes; name another file");
@@ -200,27 +201,27 @@ pub fn refuse_file_of(path: &Path, flag: &str, volumes: [&dyn Volume; 2]) -> Res
 mod tests {
     use super::*;
 
-    fn footing(exact: &[(Ground, u64, u64)], hosting: &[Ground]) -> Footing {
-        let region = |ground, start, end| Region { ground, range: ByteRange::new(start, end) };
-        Footing {
-            exact: exact.iter().map(|&(ground, start, end)| region(ground, start, end)).collect(),
-            hosting: hosting.iter().map(|&ground| region(ground, 0, u64::MAX)).collect(),
+    fn regions(exact: &[(RegionOf, u64, u64)], hosting: &[RegionOf]) -> VolumeRegions {
+        let region = |region_of, start, end| Region { region_of, range: ByteRange::new(start, end) };
+        VolumeRegions {
+            exact: exact.iter().map(|&(region_of, start, end)| region(region_of, start, end)).collect(),
+            hosting: hosting.iter().map(|&region_of| region(region_of, 0, u64::MAX)).collect(),
         }
     }
 
     #[test]
     fn only_exact_bytes_clash() {
-        let disk = Ground::Device(1);
-        let file = |inode| footing(&[(Ground::File(1, inode), 0, u64::MAX)], &[disk]);
+        let disk = RegionOf::Device(1);
+        let file = |inode| regions(&[(RegionOf::File(1, inode), 0, u64::MAX)], &[disk]);
         assert!(!file(1).meets(&file(2)), "two files on one disk");
         assert!(file(1).meets(&file(1)), "one file");
-        let whole = footing(&[(disk, 0, u64::MAX)], &[]);
+        let whole = regions(&[(disk, 0, u64::MAX)], &[]);
         assert!(whole.meets(&file(1)) && file(1).meets(&whole), "a file and the disk under it");
     }
 
     #[test]
     fn partitions_clash_where_they_overlap() {
-        let part = |start, end| footing(&[(Ground::Device(1), start, end)], &[]);
+        let part = |start, end| regions(&[(RegionOf::Device(1), start, end)], &[]);
         assert!(!part(0, 4096).meets(&part(4096, 8192)));
         assert!(part(0, 4097).meets(&part(4096, 8192)));
         assert_eq!(shift(ByteRange::new(0, u64::MAX), 512, Some(1024)), ByteRange::new(512, 1536));

@@ -33,7 +33,7 @@ const MAP_PARTS_MAX: usize = 256;
 const MAP_EXTENTS_MAX: usize = 512;
 
 /// What is looked at.
-pub(super) trait Occupiable {
+pub(super) trait ProbeTarget {
     fn size_bytes(&self) -> u64;
 
     /// Reads start and end at multiples of this, or at the end.
@@ -65,15 +65,15 @@ impl fmt::Display for Occupied {
 ///
 /// # Errors
 /// The volume cannot be read.
-pub(super) fn occupied(volume: &dyn Occupiable) -> Result<Option<Occupied>> {
+pub(super) fn occupied(volume: &dyn ProbeTarget) -> Result<Option<Occupied>> {
     let size = volume.size_bytes();
     let places = ends(size).into_iter().chain(signature_places(size));
     let found = match first_data(volume, places)? {
         Some(at) => Some(at),
         None => match mapped(volume)? {
-            Mapped::Whole(data) => first_data(volume, data)?,
-            Mapped::Many(first) => return Ok(Some(Occupied { what: "allocated space", at: first })),
-            Mapped::Part(data) => first_data(volume, data.into_iter().chain(samples(size)))?,
+            MapFindings::Whole(data) => first_data(volume, data)?,
+            MapFindings::Many(first) => return Ok(Some(Occupied { what: "allocated space", at: first })),
+            MapFindings::Part(data) => first_data(volume, data.into_iter().chain(samples(size)))?,
         },
     };
     let Some(at) = found else { return Ok(None) };
@@ -82,7 +82,7 @@ pub(super) fn occupied(volume: &dyn Occupiable) -> Result<Option<Occupied>> {
 }
 
 /// The first byte in `ranges` that is not zero.
-fn first_data(volume: &dyn Occupiable, ranges: impl IntoIterator<Item = ByteRange>) -> Result<Option<u64>> {
+fn first_data(volume: &dyn ProbeTarget, ranges: impl IntoIterator<Item = ByteRange>) -> Result<Option<u64>> {
     for range in ranges {
         for piece in aligned(volume, range).split(READ_BYTES.next_multiple_of(volume.unit_bytes())) {
             if let Some(at) = volume.read(piece)?.iter().position(|&byte| byte != 0) {
@@ -93,7 +93,7 @@ fn first_data(volume: &dyn Occupiable, ranges: impl IntoIterator<Item = ByteRang
     Ok(None)
 }
 
-fn aligned(volume: &dyn Occupiable, range: ByteRange) -> ByteRange {
+fn aligned(volume: &dyn ProbeTarget, range: ByteRange) -> ByteRange {
     range.align_out(volume.unit_bytes(), volume.size_bytes())
 }
 
@@ -113,7 +113,7 @@ fn signature_places(size: u64) -> impl Iterator<Item = ByteRange> {
 }
 
 /// What a map says.
-enum Mapped {
+enum MapFindings {
     /// All that is allocated, and not much; perhaps nothing.
     Whole(Vec<ByteRange>),
     /// More than is read in full, from this byte on, and holes beside it.
@@ -122,12 +122,12 @@ enum Mapped {
     Part(Vec<ByteRange>),
 }
 
-fn mapped(volume: &dyn Occupiable) -> Result<Mapped> {
+fn mapped(volume: &dyn ProbeTarget) -> Result<MapFindings> {
     let size = volume.size_bytes();
     let (mut data, mut bytes, mut has_holes, mut at) = (Vec::new(), 0, false, 0);
     for _ in 0..MAP_PARTS_MAX {
         let Some(part) = (at < size).then(|| volume.map(ByteRange::new(at, size))).transpose()? else { break };
-        let Some(part) = part else { return Ok(Mapped::Part(Vec::new())) };
+        let Some(part) = part else { return Ok(MapFindings::Part(Vec::new())) };
         for Extent { range, kind } in part {
             at = at.max(range.end());
             match kind {
@@ -139,16 +139,16 @@ fn mapped(volume: &dyn Occupiable) -> Result<Mapped> {
             }
         }
         if let Some(first) = data.first().filter(|_| has_holes && bytes > WHOLE_BYTES) {
-            return Ok(Mapped::Many(first.start()));
+            return Ok(MapFindings::Many(first.start()));
         }
         if data.len() > MAP_EXTENTS_MAX {
             break;
         }
     }
     Ok(match has_holes {
-        true if at >= size => Mapped::Whole(data),
-        true => Mapped::Part(data),
-        false => Mapped::Part(Vec::new()),
+        true if at >= size => MapFindings::Whole(data),
+        true => MapFindings::Part(data),
+        false => MapFindings::Part(Vec::new()),
     })
 }
 
@@ -167,9 +167,9 @@ fn samples(size: u64) -> impl Iterator<Item = ByteRange> {
 }
 
 /// What has left its mark on the volume.
-fn signature(volume: &dyn Occupiable) -> Result<Option<Occupied>> {
+fn signature(volume: &dyn ProbeTarget) -> Result<Option<Occupied>> {
     let size = volume.size_bytes();
-    let mut window = Window { range: ByteRange::new(0, 0), bytes: Vec::new() };
+    let mut window = ExtentWindow { range: ByteRange::new(0, 0), bytes: Vec::new() };
     for &Signature { what, at, magic } in SIGNATURES {
         let Some(at) = at.byte(size) else { continue };
         if window.bytes(volume, at, magic.len() as u64)?.starts_with(magic) {
@@ -186,14 +186,14 @@ fn signature(volume: &dyn Occupiable) -> Result<Option<Occupied>> {
 }
 
 /// The part of the volume that was read last: many signatures lie close together.
-struct Window {
+struct ExtentWindow {
     range: ByteRange,
     bytes: Vec<u8>,
 }
 
-impl Window {
+impl ExtentWindow {
     /// `length` bytes from `at` on, fewer at the end of the volume.
-    fn bytes(&mut self, volume: &dyn Occupiable, at: u64, length: u64) -> Result<&[u8]> {
+    fn bytes(&mut self, volume: &dyn ProbeTarget, at: u64, length: u64) -> Result<&[u8]> {
         let size = volume.size_bytes();
         let wanted = ByteRange::new(at, at.saturating_add(length).min(size));
         if self.range.is_empty() || !self.range.contains(wanted) {
@@ -208,5 +208,5 @@ impl Window {
 }
 
 #[cfg(test)]
-#[path = "occupied_tests.rs"]
+#[path = "occupancy_tests.rs"]
 mod tests;

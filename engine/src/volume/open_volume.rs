@@ -4,10 +4,10 @@
 //! [`Volume`] like any other.
 
 use super::Volume;
-use super::backing::BackingFile;
 use super::export::ExportVolume;
-use super::local::Local;
-use super::occupied::{Occupiable, Occupied, occupied};
+use super::local::LocalVolume;
+use super::loop_backing::BackingFile;
+use super::occupancy::{Occupied, ProbeTarget, occupied};
 use crate::error::{Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
 use crate::limits::DIRECT_ALIGN_BYTES;
@@ -20,14 +20,14 @@ const MAP_EXTENTS_AT_ONCE: usize = 1024;
 
 /// An open volume that may still be asked what it is.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum OpenVolume {
     /// A file or device.
-    Local(Local),
+    Local(LocalVolume),
     /// An export.
     Export(ExportVolume),
 }
 
-impl End {
+impl OpenVolume {
     pub(crate) fn volume(&self) -> &dyn Volume {
         match self {
             Self::Local(local) => local.volume(),
@@ -36,7 +36,7 @@ impl End {
     }
 
     /// The file or device; `None` if it is an export.
-    pub(super) fn local(&self) -> Option<&Local> {
+    pub(super) fn local(&self) -> Option<&LocalVolume> {
         match self {
             Self::Local(local) => Some(local),
             Self::Export(_) => None,
@@ -50,7 +50,7 @@ impl End {
 
     /// Whether its bytes live in this host's memory only.
     pub(super) fn is_memory(&self) -> bool {
-        self.local().is_some_and(Local::is_memory)
+        self.local().is_some_and(LocalVolume::is_memory)
     }
 
     /// Whether the page cache is bypassed. An export never goes through it.
@@ -75,14 +75,14 @@ impl End {
     /// The file system does not answer.
     pub(super) fn watch(&mut self) -> Result<()> {
         match self {
-            Self::Local(Local::File(file)) => file.watch(),
-            Self::Local(Local::Device(_)) | Self::Export(_) => Ok(()),
+            Self::Local(LocalVolume::File(file)) => file.watch(),
+            Self::Local(LocalVolume::Device(_)) | Self::Export(_) => Ok(()),
         }
     }
 
     /// A file is not made shorter than `bytes` any more: they are those of an older copy.
     pub(crate) fn keep_bytes(&mut self, bytes: u64) {
-        if let Self::Local(Local::File(file)) = self {
+        if let Self::Local(LocalVolume::File(file)) = self {
             file.keep_bytes(bytes);
         }
     }
@@ -106,7 +106,7 @@ impl End {
     /// # Errors
     /// What the volume says.
     pub(super) fn occupied(&self) -> Result<Option<Occupied>> {
-        occupied(&Look { end: self, backing: self.file().and_then(BackingFile::of) })
+        occupied(&ProbedVolume { end: self, backing: self.file().and_then(BackingFile::of) })
     }
 
     /// Opening is over.
@@ -119,12 +119,12 @@ impl End {
 }
 
 /// An end as something that may hold data.
-struct Look<'a> {
-    end: &'a End,
+struct ProbedVolume<'a> {
+    end: &'a OpenVolume,
     backing: Option<BackingFile>,
 }
 
-impl Occupiable for Look<'_> {
+impl ProbeTarget for ProbedVolume<'_> {
     fn size_bytes(&self) -> u64 {
         self.end.volume().size_bytes()
     }
@@ -140,9 +140,9 @@ impl Occupiable for Look<'_> {
     fn map(&self, within: ByteRange) -> Result<Option<Vec<Extent>>> {
         match self.end {
             // No worker serves it yet, so that it answers at once.
-            End::Export(export) if export.tells_zeros() => export.extents(within, MAP_EXTENTS_AT_ONCE),
-            End::Export(_) => Ok(None),
-            End::Local(_) => Ok(self.backing.as_ref().and_then(|file| file.map(within))),
+            OpenVolume::Export(export) if export.tells_zeros() => export.extents(within, MAP_EXTENTS_AT_ONCE),
+            OpenVolume::Export(_) => Ok(None),
+            OpenVolume::Local(_) => Ok(self.backing.as_ref().and_then(|file| file.map(within))),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// See the module's head. It starts open.
 #[derive(Debug)]
-pub(crate) struct Barrier {
+pub(crate) struct SimGate {
     pub gate: Arc<Gate>,
     /// Closes for so long when a worker looks up next.
     amidst: Option<Duration>,
@@ -15,7 +15,7 @@ pub(crate) struct Barrier {
     pub opens_at: Option<Instant>,
 }
 
-impl Barrier {
+impl SimGate {
     pub(crate) fn new() -> Self {
         let gate = Gate::closed();
         gate.open_until(Duration::MAX);

@@ -1,7 +1,7 @@
 //! What must be true, by a model that knows nothing of the engine: bytes, digests, and who may be blamed.
 
 use super::image::Image;
-use super::world::{Site, World};
+use super::world::{TaskWorld, World};
 use crate::extent::ByteRange;
 use crate::job::control::JobControl;
 use crate::journal::{Content, JournalReader, Run};
@@ -12,29 +12,29 @@ use std::sync::atomic::Ordering::Relaxed;
 use twox_hash::XxHash3_128;
 
 /// Runs that are about to be recorded: their bytes are stable, right, and as the digests say.
-pub(crate) fn record(site: &Site, runs: &[Run], world: &World) {
+pub(crate) fn record(site: &TaskWorld, runs: &[Run], world: &World) {
     let destination = &site.disks[1];
     let is_stable = site.checkpoints || (site.flushes && destination.server.is_some());
-    if !is_stable && destination.server.is_some() && site.books.restarts > 0 {
+    if !is_stable && destination.server.is_some() && site.audit.restarts > 0 {
         // Nobody asked for stable bytes: a server that has started again may have forgotten any, as is said of such copies.
         return;
     }
     let image = if is_stable { &destination.stable } else { &destination.cached };
     for run in runs {
         world.note(format_args!("  {:?}", run.range));
-        content(run, image, site.books.leaf);
-        truth(site, image, run.range);
+        content(run, image, site.audit.leaf);
+        expected(site, image, run.range);
     }
 }
 
 /// Everything that a journal calls durable is, and is right.
-pub(crate) fn durable(site: &Site, reader: &JournalReader) {
+pub(crate) fn durable(site: &TaskWorld, reader: &JournalReader) {
     let leaf = u64::from(reader.header().leaf_bytes);
     for run in reader.runs(ByteRange::new(0, reader.header().size_bytes)) {
         let run = run.expect("a journal that could be opened can be read");
         assert!(run.range.end() <= site.disks[1].stable_size, "{:?} is behind the end of the file", run.range);
         content(&run, &site.disks[1].stable, leaf);
-        truth(site, &site.disks[1].stable, run.range);
+        expected(site, &site.disks[1].stable, run.range);
     }
 }
 
@@ -51,15 +51,15 @@ fn content(run: &Run, image: &Image, leaf: u64) {
     }
 }
 
-fn truth(site: &Site, image: &Image, range: ByteRange) {
+fn expected(site: &TaskWorld, image: &Image, range: ByteRange) {
     if site.is_source_unchanged() {
-        let wrong = image.difference(&site.truth, range.start(), range.end());
+        let wrong = image.difference(&site.expected, range.start(), range.end());
         assert_eq!(wrong, None, "recorded, but not what the source holds (first wrong byte)");
     }
 }
 
 /// What lies behind the end of the copy is as it was.
-pub(crate) fn beyond(site: &Site, size: u64) {
+pub(crate) fn beyond(site: &TaskWorld, size: u64) {
     let destination = &site.disks[1];
     if destination.kind == VolumeKind::Device {
         for image in [&destination.cached, &destination.stable] {
@@ -73,15 +73,15 @@ pub(crate) fn beyond(site: &Site, size: u64) {
 }
 
 /// A copy that is said to be complete.
-pub(crate) fn success(site: &Site, spec: &CopySpec, control: &JobControl, size: u64, root: Option<[u8; 32]>) {
+pub(crate) fn success(site: &TaskWorld, spec: &CopySpec, control: &JobControl, size: u64, root: Option<[u8; 32]>) {
     let destination = &site.disks[1];
     assert!(site.is_source_unchanged(), "success, though the source was changed before it was looked at again");
-    assert_eq!(destination.cached.difference(&site.truth, 0, size), None, "success with a wrong byte");
+    assert_eq!(destination.cached.difference(&site.expected, 0, size), None, "success with a wrong byte");
     let is_file = destination.kind == VolumeKind::File;
     assert!(!is_file || destination.size == size, "a file of {} bytes instead of {size}", destination.size);
     if site.flushes {
         assert_eq!(
-            destination.stable.difference(&site.truth, 0, size),
+            destination.stable.difference(&site.expected, 0, size),
             None,
             "success with a wrong byte after a power cut"
         );
@@ -105,7 +105,7 @@ pub(crate) fn success(site: &Site, spec: &CopySpec, control: &JobControl, size: 
         assert!(root.is_some(), "everything was digested");
     }
     if let Some(found) = root {
-        assert_eq!(found, self::root(&site.truth, size, site.books.leaf), "the root digest");
+        assert_eq!(found, self::root(&site.expected, size, site.audit.leaf), "the root digest");
     }
 }
 
@@ -142,14 +142,14 @@ pub(crate) fn progress(before: &Progress, now: &Progress) {
 
 /// After a crash: what was read and is not durable has to be copied again. What a server has lost comes on top, and was
 /// to be copied again anyway.
-pub(crate) fn redo(site: &Site, spec: &CopySpec, reader: &JournalReader, window: u64) {
-    let leaf = site.books.leaf;
-    let again = site.books.touched.iter().filter(|&&index| {
+pub(crate) fn redo(site: &TaskWorld, spec: &CopySpec, reader: &JournalReader, window: u64) {
+    let leaf = site.audit.leaf;
+    let again = site.audit.touched.iter().filter(|&&index| {
         let end = ((index + 1) * leaf).min(reader.header().size_bytes);
         index * leaf < end && !reader.durable().contains(ByteRange::new(index * leaf, end))
     });
     let bytes = again.count() as u64 * leaf;
     let promised = spec.checkpoint_every.bytes.saturating_add(window).max(leaf);
-    let promised = promised.saturating_mul(1 + site.books.restarts);
+    let promised = promised.saturating_mul(1 + site.audit.restarts);
     assert!(bytes <= promised, "{bytes} bytes have to be copied again, {promised} are promised");
 }

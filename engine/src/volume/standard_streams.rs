@@ -7,8 +7,8 @@
 
 use super::access::VolumeAccess;
 use super::node::Node;
-use super::same::share_bytes;
-use super::{Locator, reading};
+use super::overlap::share_bytes;
+use super::{Locator, open_for_reading};
 use crate::error::{Error, Result, Side};
 use crate::shown::Shown;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -82,7 +82,7 @@ pub(crate) fn refuse_streams(
     };
     for (path, side) in volumes.iter().filter_map(|&(locator, side)| Some((locator.path()?, side))) {
         // What cannot be looked up is refused where it is opened, in the order of the rules.
-        let Ok(node) = reading::existing(path, side, access) else { continue };
+        let Ok(node) = open_for_reading::existing(path, side, access) else { continue };
         let streams: Vec<_> = StandardStream::ALL.into_iter().filter(|stream| stream.leads_to(&node)).collect();
         refused(path, &streams)?;
     }

@@ -47,7 +47,7 @@ impl MadeUp {
     }
 }
 
-impl Occupiable for MadeUp {
+impl ProbeTarget for MadeUp {
     fn size_bytes(&self) -> u64 {
         self.size
     }

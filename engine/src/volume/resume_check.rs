@@ -4,8 +4,8 @@
 //! nothing, and going on from it would mix two volumes without a word.
 
 use super::file::difference;
-use super::identity::Likeness;
-use super::increment::is_increment;
+use super::identity::IdentityMatch;
+use super::incremental::is_increment;
 use super::{Identity, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::RangeSet;
@@ -14,7 +14,7 @@ use crate::limits::DIRECT_ALIGN_BYTES;
 
 /// Which volumes may be those of the first start, as far as names, sizes and times go, without that anything proves it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Unproven {
+pub(crate) struct UnprovenIdentity {
     pub source: bool,
     pub destination: bool,
 }
@@ -29,20 +29,20 @@ pub(crate) fn refuse_other(
     durable: &RangeSet,
     source: &Identity,
     destination: &Identity,
-) -> Result<Unproven> {
+) -> Result<UnprovenIdentity> {
     let destination = refuse_other_destination(header, durable, destination)?;
     let source = refuse_changed_source(&header.source, source)?;
-    Ok(Unproven { source, destination })
+    Ok(UnprovenIdentity { source, destination })
 }
 
 /// Whether what stays of it proves that the checkpoint is about this destination.
 pub(crate) fn is_destination(header: &Header, now: &Identity) -> bool {
-    header.destination.likeness(now) == Likeness::Same
+    header.destination.compare_identity(now) == IdentityMatch::Same
 }
 
 fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity) -> Result<bool> {
-    let likeness = header.destination.likeness(now);
-    if let Likeness::Other(how) = likeness {
+    let compare_identity = header.destination.compare_identity(now);
+    if let IdentityMatch::Other(how) = compare_identity {
         return Err(mismatch(&format!(
             "the checkpoint is about another destination: {} as it was then, not {} as it is now: {how}",
             header.destination.name, now.name
@@ -60,7 +60,7 @@ fn refuse_other_destination(header: &Header, durable: &RangeSet, now: &Identity)
         }
     };
     if size_fits {
-        return Ok(likeness == Likeness::Unknown);
+        return Ok(compare_identity == IdentityMatch::Unknown);
     }
     Err(mismatch(&format!(
         "the size of {} is {} bytes now, which is not how the copy left it ({recorded} of {} bytes recorded)",
@@ -75,16 +75,16 @@ fn mismatch(message: &str) -> Error {
 
 /// Whether content has to prove that it is the same source.
 pub(crate) fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<bool> {
-    let likeness = then.likeness(now);
-    let how = match &likeness {
-        Likeness::Other(how) => Some(format!("the checkpoint is about {}: {how}", then.name)),
+    let compare_identity = then.compare_identity(now);
+    let how = match &compare_identity {
+        IdentityMatch::Other(how) => Some(format!("the checkpoint is about {}: {how}", then.name)),
         // The node of a device may be made anew at every boot: its inode says nothing.
-        Likeness::Same | Likeness::Unknown if then.kind == VolumeKind::Device => {
+        IdentityMatch::Same | IdentityMatch::Unknown if then.kind == VolumeKind::Device => {
             difference(&Identity { inode: now.inode, ..then.clone() }, now)
         }
-        Likeness::Same | Likeness::Unknown => difference(then, now),
+        IdentityMatch::Same | IdentityMatch::Unknown => difference(then, now),
     };
-    let Some(how) = how else { return Ok(likeness == Likeness::Unknown) };
+    let Some(how) = how else { return Ok(compare_identity == IdentityMatch::Unknown) };
     let message = format!("the source {} is not what it was when the copy started: {how}", now.name);
     let error = Error::new(Code::SourceChanged, Side::Source, Operation::Journal, message);
     Err(error.advise("start over with --restart"))

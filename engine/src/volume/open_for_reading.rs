@@ -4,11 +4,11 @@
 //! Nothing is locked here.
 
 use super::access::VolumeAccess;
-use super::end::End;
 use super::export::ExportVolume;
-use super::local::Local;
+use super::local::LocalVolume;
 use super::node::{Node, NodeKind};
-use super::same::{refuse_same, refuse_source_under};
+use super::open_volume::OpenVolume;
+use super::overlap::{refuse_same, refuse_source_under};
 use super::topology::{claimed_elsewhere, writable_mount_of};
 use super::{Locator, NbdUri, Volume};
 use crate::error::{Code, Error, Operation, Result, Side};
@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 /// How a volume is opened that is only read.
 #[derive(Clone, Copy)]
-pub struct Reading<'a> {
+pub struct ReadOptions<'a> {
     /// Whether the page cache is bypassed.
     pub direct: Direct,
     /// What to do with a device that is mounted read-write.
@@ -38,7 +38,7 @@ pub struct Reading<'a> {
     pub cancelled: &'a dyn Fn() -> bool,
 }
 
-impl Reading<'_> {
+impl ReadOptions<'_> {
     /// As the defaults of [`CopySpec`](crate::spec::CopySpec) but for `direct`; never cancelled.
     #[must_use]
     pub fn new(direct: Direct) -> Self {
@@ -47,7 +47,7 @@ impl Reading<'_> {
     }
 }
 
-impl fmt::Debug for Reading<'_> {
+impl fmt::Debug for ReadOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { direct, live_source, changed_since, network, cancelled: _ } = self;
         f.debug_struct("Reading")
@@ -65,13 +65,17 @@ impl fmt::Debug for Reading<'_> {
 /// `EBadRequest` and `EUnsupported` for what is neither file nor device, `ENotFound`, `EPermission`, `EBusy` for a
 /// device that is mounted read-write (unless allowed), `EUnsupported` if `direct` is demanded and impossible; of an
 /// export `EUnreachable` and `EProtocol` besides.
-pub fn open_source(locator: &Locator, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
+pub fn open_source(locator: &Locator, how: &ReadOptions<'_>) -> Result<Arc<dyn Volume>> {
     open_source_by(locator, how, &VolumeAccess::default())
 }
 
 /// As [`open_source`], with this access.
-pub(crate) fn open_source_by(locator: &Locator, how: &Reading<'_>, access: &VolumeAccess) -> Result<Arc<dyn Volume>> {
-    let mut source = Source::open(locator, how, access)?;
+pub(crate) fn open_source_by(
+    locator: &Locator,
+    how: &ReadOptions<'_>,
+    access: &VolumeAccess,
+) -> Result<Arc<dyn Volume>> {
+    let mut source = OpenSource::open(locator, how, access)?;
     source.refuse_live(how.live_source)?;
     source.end.bypass_cache(how.direct, Side::Source)?;
     Ok(source.end.into_volume())
@@ -81,7 +85,7 @@ pub(crate) fn open_source_by(locator: &Locator, how: &Reading<'_>, access: &Volu
 ///
 /// # Errors
 /// As [`open_source`], but never `EBusy`; errors name `side`.
-pub fn open_verified(locator: &Locator, side: Side, how: &Reading<'_>) -> Result<Arc<dyn Volume>> {
+pub fn open_verified(locator: &Locator, side: Side, how: &ReadOptions<'_>) -> Result<Arc<dyn Volume>> {
     open_verified_by(locator, side, how, &VolumeAccess::default())
 }
 
@@ -89,39 +93,39 @@ pub fn open_verified(locator: &Locator, side: Side, how: &Reading<'_>) -> Result
 pub(crate) fn open_verified_by(
     locator: &Locator,
     side: Side,
-    how: &Reading<'_>,
+    how: &ReadOptions<'_>,
     access: &VolumeAccess,
 ) -> Result<Arc<dyn Volume>> {
-    open_verified_end(locator, side, how, access).map(End::into_volume)
+    open_verified_end(locator, side, how, access).map(OpenVolume::into_volume)
 }
 
 /// As [`open_verified_by`], while it may still be asked what it is.
 pub(crate) fn open_verified_end(
     locator: &Locator,
     side: Side,
-    how: &Reading<'_>,
+    how: &ReadOptions<'_>,
     access: &VolumeAccess,
-) -> Result<End> {
+) -> Result<OpenVolume> {
     let mut volume = match locator {
-        Locator::Path(path) => End::Local(open_reading(&existing(path, side, access)?, side)?),
-        Locator::Nbd(uri) => open_export(uri, side, &Reading { changed_since: None, ..*how }, &access.revoker)?,
+        Locator::Path(path) => OpenVolume::Local(open_reading(&existing(path, side, access)?, side)?),
+        Locator::Nbd(uri) => open_export(uri, side, &ReadOptions { changed_since: None, ..*how }, &access.revoker)?,
     };
     volume.bypass_cache(how.direct, side)?;
     Ok(volume)
 }
 
 /// A volume that is open for reading, and the node that a local one was found at.
-pub(super) struct Source {
-    pub end: End,
+pub(super) struct OpenSource {
+    pub end: OpenVolume,
     node: Option<Node>,
 }
 
-impl Source {
-    pub(super) fn open(locator: &Locator, how: &Reading<'_>, access: &VolumeAccess) -> Result<Self> {
+impl OpenSource {
+    pub(super) fn open(locator: &Locator, how: &ReadOptions<'_>, access: &VolumeAccess) -> Result<Self> {
         Ok(match locator {
             Locator::Path(path) => {
                 let node = existing(path, Side::Source, access)?;
-                Self { end: End::Local(open_reading(&node, Side::Source)?), node: Some(node) }
+                Self { end: OpenVolume::Local(open_reading(&node, Side::Source)?), node: Some(node) }
             }
             Locator::Nbd(uri) => {
                 let end = open_export(uri, Side::Source, how, &access.revoker)?;
@@ -159,14 +163,14 @@ pub(super) fn existing(path: &Path, side: Side, access: &VolumeAccess) -> Result
 pub(super) fn open_export(
     uri: &NbdUri,
     side: Side,
-    how: &Reading<'_>,
+    how: &ReadOptions<'_>,
     revoker: &Arc<ConnectionRevoker>,
-) -> Result<End> {
+) -> Result<OpenVolume> {
     let export = ExportConnections::open(uri, side, how.network, how.changed_since, revoker, how.cancelled)?;
-    Ok(End::Export(ExportVolume::new(export)))
+    Ok(OpenVolume::Export(ExportVolume::new(export)))
 }
 
-pub(super) fn open_reading(node: &Node, side: Side) -> Result<Local> {
+pub(super) fn open_reading(node: &Node, side: Side) -> Result<LocalVolume> {
     let path = node.path();
     let failed = |e: &std::io::Error| Error::io(side, Operation::Open, e, format!("open {}", path.shown()));
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -178,7 +182,7 @@ pub(super) fn open_reading(node: &Node, side: Side) -> Result<Local> {
         let message = format!("{} was replaced while it was being opened", path.shown());
         return Err(Error::new(Code::Busy, side, Operation::Open, message).advise("try again"));
     }
-    Local::new(node.kind(), file, path.into(), side)
+    LocalVolume::new(node.kind(), file, path.into(), side)
 }
 
 fn refuse_live(source: &Node, live: LiveSource) -> Result<()> {

@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The operations of one attempt. Cleared when the next one starts.
 #[derive(Debug, Default)]
-pub(crate) struct Books {
+pub(crate) struct OperationAudit {
     pub leaf: u64,
     /// Whether the pass copies, or compares.
     pub copying: bool,
     /// Operations pushed and not answered, and the bytes of their blocks.
-    pub flying: u32,
-    pub flying_bytes: u64,
-    /// The most `flying_bytes` may become, besides one leaf.
+    pub in_flight: u32,
+    pub bytes_in_flight: u64,
+    /// The most `bytes_in_flight` may become, besides one leaf.
     pub window: u64,
     /// Leaves that were read from the source.
     pub touched: BTreeSet<u64>,
@@ -33,25 +33,29 @@ pub(crate) struct Books {
     pub restarts: u64,
 }
 
-impl Books {
+impl OperationAudit {
     pub(crate) fn start(&mut self, leaf: u32, window: u64) {
-        assert_eq!(self.flying, 0, "an attempt starts while operations of the one before are in flight");
+        assert_eq!(self.in_flight, 0, "an attempt starts while operations of the one before are in flight");
         *self = Self { leaf: leaf.into(), copying: true, window, ..Self::default() };
     }
 
     /// An operation was pushed.
     pub(crate) fn pushed(&mut self, bytes: u64) {
-        self.flying += 1;
-        self.flying_bytes += bytes;
+        self.in_flight += 1;
+        self.bytes_in_flight += bytes;
         let max = self.window.max(self.leaf);
         // The last leaf may be asked for up to the end of a unit of direct I/O.
-        assert!(self.flying_bytes <= max.saturating_add(4096), "{} bytes in flight, window {max}", self.flying_bytes);
+        assert!(
+            self.bytes_in_flight <= max.saturating_add(4096),
+            "{} bytes in flight, window {max}",
+            self.bytes_in_flight
+        );
     }
 
     /// An operation was answered.
     pub(crate) fn answered(&mut self, bytes: u64) {
-        self.flying -= 1;
-        self.flying_bytes -= bytes;
+        self.in_flight -= 1;
+        self.bytes_in_flight -= bytes;
     }
 
     /// The engine takes an answer. Of a flush it hears later, and not from its worker.

@@ -4,8 +4,8 @@
 //! mistake would destroy the image. The same is asked before the first byte of a copy and again when the name is taken.
 
 use super::JournalState;
-use super::format::{HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SECTOR_BYTES, SLOT_MAGIC, SLOT_OFFSETS, Slot};
-use super::place::{check_place, failed, fresh_name};
+use super::format::{CommitSlot, HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SECTOR_BYTES, SLOT_MAGIC, SLOT_OFFSETS};
+use super::location::{check_place, failed, fresh_name};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
 use std::fs::File;
@@ -18,7 +18,7 @@ const START_BYTES_MAX: usize = HEADER_OFFSET as usize + HEADER_BYTES_MAX;
 
 /// See the module's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum ExistingFile {
     /// Empty, or the zeros that a crash left of a new journal.
     Leftover,
     /// A journal, however damaged.
@@ -27,7 +27,7 @@ pub(super) enum Found {
     Foreign,
 }
 
-impl Found {
+impl ExistingFile {
     fn of(file: &File, path: &Path) -> Result<Self> {
         let start = read_start(file).map_err(|error| failed(&error, "read the journal", path))?;
         Ok(Self::decode(&start))
@@ -44,7 +44,7 @@ impl Found {
         if !at(0).starts_with(&MAGIC) && !slots().any(|(_, slot)| slot.starts_with(&SLOT_MAGIC)) {
             return Self::Foreign;
         }
-        let decoded = |(offset, slot): (u64, &[u8])| Slot::decode(slot.first_chunk::<SECTOR_BYTES>()?, offset);
+        let decoded = |(offset, slot): (u64, &[u8])| CommitSlot::decode(slot.first_chunk::<SECTOR_BYTES>()?, offset);
         let newest = slots().filter_map(decoded).max_by_key(|slot| slot.sequence);
         Self::Journal(newest.map_or(JournalState::Unfinished, |slot| slot.state))
     }
@@ -68,11 +68,11 @@ fn read_start(file: &File) -> io::Result<Vec<u8>> {
 /// # Errors
 /// `EExists`.
 pub(super) fn check_checkpoint(path: &Path, file: &File, may_replace: bool) -> Result<()> {
-    match (Found::of(file, path)?, may_replace) {
-        (Found::Leftover, _) | (Found::Journal(_), true) => Ok(()),
-        (Found::Journal(_), false) => Err(exists(path, "is the journal of an earlier copy")
+    match (ExistingFile::of(file, path)?, may_replace) {
+        (ExistingFile::Leftover, _) | (ExistingFile::Journal(_), true) => Ok(()),
+        (ExistingFile::Journal(_), false) => Err(exists(path, "is the journal of an earlier copy")
             .advise("continue it with --resume, start over with --restart, or name another with --checkpoint")),
-        (Found::Foreign, _) => Err(foreign(path)),
+        (ExistingFile::Foreign, _) => Err(foreign(path)),
     }
 }
 
@@ -81,11 +81,11 @@ pub(super) fn check_checkpoint(path: &Path, file: &File, may_replace: bool) -> R
 /// # Errors
 /// `EExists`.
 pub(super) fn check_receipt(path: &Path, file: &File) -> Result<()> {
-    match Found::of(file, path)? {
-        Found::Leftover | Found::Journal(JournalState::Finished) => Ok(()),
-        Found::Journal(JournalState::Unfinished) => Err(exists(path, "is the checkpoint of an unfinished copy")
+    match ExistingFile::of(file, path)? {
+        ExistingFile::Leftover | ExistingFile::Journal(JournalState::Finished) => Ok(()),
+        ExistingFile::Journal(JournalState::Unfinished) => Err(exists(path, "is the checkpoint of an unfinished copy")
             .advise("finish that copy with --resume, or name another file with --receipt")),
-        Found::Foreign => Err(foreign(path)),
+        ExistingFile::Foreign => Err(foreign(path)),
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) fn check_receipt(path: &Path, file: &File) -> Result<()> {
 /// # Errors
 /// `EExists`.
 pub(super) fn check_fresh(path: &Path, file: &File) -> Result<()> {
-    if Found::of(file, path)? == Found::Foreign { Err(foreign(path)) } else { Ok(()) }
+    if ExistingFile::of(file, path)? == ExistingFile::Foreign { Err(foreign(path)) } else { Ok(()) }
 }
 
 /// Refuses a place for a receipt that a finished copy could not use: to be asked before the first byte.
@@ -126,36 +126,36 @@ pub(super) fn exists(path: &Path, what: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::Sample;
+    use super::super::samples::SampleJournal;
     use super::*;
 
     #[test]
     fn a_journal_is_known_by_any_of_its_magics_and_its_state_by_the_newest_slot() {
         for seed in 0..50 {
-            let sample = Sample::new(seed);
+            let sample = SampleJournal::new(seed);
             let file = sample.file();
             let state = if sample.finish.is_some() { JournalState::Finished } else { JournalState::Unfinished };
-            assert_eq!(Found::decode(&file), Found::Journal(state), "seed {seed}");
+            assert_eq!(ExistingFile::decode(&file), ExistingFile::Journal(state), "seed {seed}");
             let mut damaged = file.clone();
             damaged[3] ^= 8;
-            assert_eq!(Found::decode(&damaged), Found::Journal(state), "seed {seed}");
+            assert_eq!(ExistingFile::decode(&damaged), ExistingFile::Journal(state), "seed {seed}");
             damaged[SLOT_OFFSETS[0] as usize + 1] ^= 8;
             damaged[SLOT_OFFSETS[1] as usize + 1] ^= 8;
-            assert_eq!(Found::decode(&damaged), Found::Foreign, "seed {seed}");
+            assert_eq!(ExistingFile::decode(&damaged), ExistingFile::Foreign, "seed {seed}");
         }
     }
 
     #[test]
     fn nothing_is_a_leftover_but_few_zeros() {
         for (start, found) in [
-            (vec![], Found::Leftover),
-            (vec![0; 100], Found::Leftover),
-            (vec![0; START_BYTES_MAX], Found::Leftover),
-            (vec![0; START_BYTES_MAX + 1], Found::Foreign),
-            (b"my thesis".to_vec(), Found::Foreign),
-            ([vec![0; 5000], vec![1]].concat(), Found::Foreign),
+            (vec![], ExistingFile::Leftover),
+            (vec![0; 100], ExistingFile::Leftover),
+            (vec![0; START_BYTES_MAX], ExistingFile::Leftover),
+            (vec![0; START_BYTES_MAX + 1], ExistingFile::Foreign),
+            (b"my thesis".to_vec(), ExistingFile::Foreign),
+            ([vec![0; 5000], vec![1]].concat(), ExistingFile::Foreign),
         ] {
-            assert_eq!(Found::decode(&start), found, "{} bytes", start.len());
+            assert_eq!(ExistingFile::decode(&start), found, "{} bytes", start.len());
         }
     }
 }
