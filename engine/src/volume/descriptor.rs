@@ -4,8 +4,8 @@
 //! early would make that lock mean something else. So `O_DIRECT` is switched on the descriptor itself. Whatever the
 //! descriptor is, [`Descriptor::align_bytes`] is true of it.
 
-use super::device::{cached_pages, direct_align_bytes, sector_bytes};
 use super::filesystem::FileSystem;
+use super::kernel_calls::{cached_pages, direct_align_bytes, sector_bytes};
 use super::{ReadBack, VolumeName};
 use crate::error::{Error, Operation, Result, Side};
 use crate::limits::DIRECT_ALIGN_BYTES;

@@ -6,7 +6,7 @@
 
 use super::access::path_of;
 use super::descriptor::Descriptor;
-use super::device::{clone_range, refresh_attributes};
+use super::kernel_calls::{clone_range, refresh_attributes};
 use super::node::errno;
 use super::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind, VolumeName};
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -12,7 +12,7 @@ use super::node::Node;
 use super::occupancy::Occupied;
 use super::open_for_reading::{OpenSource, ReadOptions, open_export, open_reading};
 use super::open_volume::OpenVolume;
-use super::{Locator, NbdUri, Volume, VolumeKind, device};
+use super::{Locator, NbdUri, Volume, VolumeKind, kernel_calls};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::CopySpec;
 use std::cell::OnceCell;
@@ -163,7 +163,7 @@ impl OpenedCopy {
     fn refuse_read_only(&self) -> Result<()> {
         match &self.destination {
             OpenVolume::Local(LocalVolume::Device(volume))
-                if device::is_read_only(volume.descriptor.file()).unwrap_or(false) =>
+                if kernel_calls::is_read_only(volume.descriptor.file()).unwrap_or(false) =>
             {
                 Err(read_only_device(volume.name().as_path()))
             }

@@ -5,7 +5,7 @@
 //! each id has a tag, and only ids with the same tag are compared.
 
 use super::identity::IdentityMatch;
-use super::{device, filesystem, topology};
+use super::{filesystem, kernel_calls, topology};
 use crate::shown::Escaped;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::ffi::OsStringExt;
@@ -129,7 +129,9 @@ impl VolumeIds {
     }
 
     fn add_file_system(&mut self, file: &File, under: &str) {
-        if let Some(uuid) = device::file_system_uuid(file).ok().map(|uuid| hex(&uuid)).filter(|uuid| !is_nil(uuid)) {
+        if let Some(uuid) =
+            kernel_calls::file_system_uuid(file).ok().map(|uuid| hex(&uuid)).filter(|uuid| !is_nil(uuid))
+        {
             self.push(&format!("{under}uuid"), &uuid);
         }
         let Ok(found) = filesystem::FileSystem::of(file) else { return };

@@ -3,7 +3,7 @@
 //! The kernel knows what it can do only when it is asked: the same file system may share extents or not, accept
 //! `O_DIRECT` or not. Each probe leaves the destination reading as before.
 
-use super::device::clone_range;
+use super::kernel_calls::clone_range;
 use super::local::LocalVolume;
 use super::open_volume::OpenVolume;
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -4,7 +4,7 @@
 //! refusals earlier and clearer, while the lock and `O_EXCL` are what keeps two users apart. Names in these tables are
 //! bytes, and one that is no text must not hide the others.
 
-use super::device::loop_status;
+use super::kernel_calls::loop_status;
 use crate::shown::{Escaped, Shown};
 use nix::libc::{self, dev_t};
 use nix::sys::stat::{major, makedev, minor, stat};
