@@ -4,7 +4,7 @@
 //! ([`Operation`], offset, length), may the caller try again, and may it have taken effect anyway ([`Effect`]). It is
 //! built where errno, offset and side are known and is passed on unchanged.
 
-use crate::resource::Exhausted;
+use crate::exhausted::Exhausted;
 use nix::errno::Errno;
 use serde::Serialize;
 use std::fmt;
@@ -217,7 +217,9 @@ impl Error {
     /// An error of the operating system. The code follows from the errno; `what` is a verb phrase with the object,
     /// such as "open /dev/sdb". A limit that is behind it is named.
     pub fn os(side: Side, operation: Operation, errno: Errno, what: impl fmt::Display) -> Self {
-        if let Some(exhausted) = Exhausted::behind(errno, operation) {
+        let starts = operation == Operation::Start;
+        let exhausted = if starts { Exhausted::behind_start(errno) } else { Exhausted::behind(errno) };
+        if let Some(exhausted) = exhausted {
             let message = format!("{what}: {}; {}", errno.desc(), exhausted.describe());
             let retryable = exhausted != Exhausted::FileSize;
             let error = Self::new(Code::Overloaded, side, operation, message);

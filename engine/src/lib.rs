@@ -49,6 +49,7 @@ pub mod units;
 pub mod shown;
 mod limits;
 pub mod error;
+mod exhausted;
 pub mod resource;
 pub mod spec;
 pub mod volume;

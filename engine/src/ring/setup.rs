@@ -5,8 +5,8 @@
 //! a timeout, the four operations) is a [`SetupError`], upon which the engine falls back to threads.
 
 use crate::error::{Code, Error, Operation, Side};
+use crate::exhausted::Exhausted;
 use crate::limits::HUGE_PAGE_BYTES;
-use crate::resource::Exhausted;
 use io_uring::{Builder, IoUring, Probe, cqueue, opcode, squeue};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
@@ -58,7 +58,7 @@ impl SetupError {
                  io_uring_register in the container's seccomp profile"
                 .into(),
             Self::Lacking(_) => "run on Linux 5.11 or later".into(),
-            Self::Exhausted(errno) => match Exhausted::behind(errno, Operation::Start) {
+            Self::Exhausted(errno) => match Exhausted::behind_start(errno) {
                 Some(exhausted) => exhausted.describe().into(),
                 None => "try again later".into(),
             },
