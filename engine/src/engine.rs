@@ -5,17 +5,17 @@
 
 use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};
-use crate::job::control::JobControl;
 use crate::job::engine_resources::EngineResources;
-use crate::job::pass_state::lock;
 use crate::job::{JobHandle, JobState, compare, copy};
 use crate::journal::JournalService;
 use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, DRAIN_LIMIT, SLOTS_PER_CORE_MAX};
+use crate::pass::control::JobControl;
 use crate::progress::Report;
 use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
 use crate::spec::{BlockSize, CopySpec, VerifySpec};
 use crate::supervision::Supervision;
+use crate::sync::lock;
 use crate::worker::{CONNECTION_OPERATIONS, EXTRA_OPERATIONS, Worker, WorkerInbox};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;

@@ -1,6 +1,7 @@
 //! What a job says about itself: progress while it runs, a report when it has ended.
 
-pub use crate::pipeline::latency::Latency;
+pub use crate::pass::latency::Latency;
+pub use crate::percentiles::{LatencyUs, Percentiles};
 
 use crate::error::{Error, named};
 use crate::volume::ReadBack;
@@ -63,32 +64,6 @@ pub struct Bytes {
     pub durable: u64,
     /// Read back and found right.
     pub verified: u64,
-}
-
-/// Percentiles of one kind of operation, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Percentiles {
-    /// Half were faster.
-    pub p50: u64,
-    /// Nine in ten were faster.
-    pub p90: u64,
-    /// 99 in 100 were faster.
-    pub p99: u64,
-    /// The slowest.
-    pub max: u64,
-    /// How many.
-    pub count: u64,
-}
-
-/// Latencies of a job's operations, from submission to completion.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct LatencyUs {
-    /// Reads of a block.
-    pub read: Percentiles,
-    /// Writes of a run within a block.
-    pub write: Percentiles,
-    /// Flushes of the destination.
-    pub flush: Percentiles,
 }
 
 /// A range that differs, found by a comparison.

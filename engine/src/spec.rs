@@ -3,12 +3,11 @@
 //! A spec is plain data that cannot contradict itself; whether the host can carry it out is found out at the start of
 //! the job. Two-valued choices are enums, so that a call site says what it chose.
 
+pub use crate::network::NetworkTerms;
+
 use crate::error::{Error, Result, named};
-use crate::limits::{
-    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, CONNECTIONS_ASKED_MAX, LOCK_WAIT,
-    REQUEST_TIMEOUT, RETRY_FOR,
-};
-use crate::units::DURATION_MAX;
+use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CHECKPOINT_BYTES, CHECKPOINT_TIME, LOCK_WAIT};
+use crate::units::check_duration;
 use crate::volume::Locator;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -150,50 +149,6 @@ impl Default for CheckpointEvery {
     }
 }
 
-/// How volumes behind a network are reached. Local volumes take no notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NetworkTerms {
-    /// How long a lost connection is tried to be had again before the job fails with `EUnreachable`, keeping its
-    /// checkpoint. Zero: not at all. Default 60 s.
-    pub retry_for: Duration,
-    /// A request that is not answered for so long counts as a lost connection. Above zero. Default 30 s. Shorter ones
-    /// find a stalled path earlier, and take a slow server for a dead one.
-    pub request_timeout: Duration,
-    /// Connections to each server at most, 1 to 256; `None`: one for each core, up to 4, if the server permits it.
-    pub connections: Option<usize>,
-}
-
-impl Default for NetworkTerms {
-    fn default() -> Self {
-        Self { retry_for: RETRY_FOR, request_timeout: REQUEST_TIMEOUT, connections: None }
-    }
-}
-
-impl NetworkTerms {
-    fn check(&self) -> Result<()> {
-        if self.request_timeout.is_zero() {
-            return Err(Error::bad_request(
-                "a request timeout of zero would let no server answer: name one above zero",
-            ));
-        }
-        bounded("retry_for", self.retry_for)?;
-        bounded("request_timeout", self.request_timeout)?;
-        if self.connections.is_some_and(|connections| !(1..=CONNECTIONS_ASKED_MAX).contains(&connections)) {
-            return Err(Error::bad_request(format!("name 1 to {CONNECTIONS_ASKED_MAX} connections to a server")));
-        }
-        Ok(())
-    }
-}
-
-/// Durations are added to times.
-fn bounded(name: &str, duration: Duration) -> Result<()> {
-    if duration <= DURATION_MAX {
-        return Ok(());
-    }
-    let longest = DURATION_MAX.as_secs() / 86_400;
-    Err(Error::bad_request(format!("{name} is too long: name at most {longest} days")))
-}
-
 /// The unit of I/O, cancellation and digest leaves: a power of two from 4 KiB to 64 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockSize(u32);
@@ -315,9 +270,9 @@ impl CopySpec {
                 "a checkpoint interval of zero would record without end: name one above zero",
             ));
         }
-        bounded("checkpoint_every", self.checkpoint_every.time)?;
-        bounded("lock_wait", self.lock_wait)?;
-        self.protect.map_or(Ok(()), |target| bounded("protect", target))?;
+        check_duration("checkpoint_every", self.checkpoint_every.time)?;
+        check_duration("lock_wait", self.lock_wait)?;
+        self.protect.map_or(Ok(()), |target| check_duration("protect", target))?;
         if let Some(bitmap) = &self.changed_since
             && (bitmap.is_empty() || self.source.path().is_some())
         {

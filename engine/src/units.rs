@@ -3,6 +3,7 @@
 //! Parsing lives here so that flags, configuration files and reports agree on one grammar. Every parser refuses what
 //! it does not understand; none rounds silently.
 
+use crate::error::{Error, Result};
 use std::time::Duration;
 
 /// 1 KiB in bytes.
@@ -116,6 +117,15 @@ pub fn format_size(bytes: u64) -> String {
     #[allow(clippy::cast_precision_loss, reason = "one decimal is shown")]
     let value = bytes as f64 / (1_u64 << (10 * unit)) as f64;
     format!("{value:.1} {}", UNITS[unit])
+}
+
+/// Refuses a duration that cannot be added to any time.
+pub(crate) fn check_duration(name: &str, duration: Duration) -> Result<()> {
+    if duration <= DURATION_MAX {
+        return Ok(());
+    }
+    let longest = DURATION_MAX.as_secs() / 86_400;
+    Err(Error::bad_request(format!("{name} is too long: name at most {longest} days")))
 }
 
 #[cfg(test)]

@@ -12,14 +12,15 @@ mod active_session;
 mod nbd_request;
 mod nbd_connection;
 mod nbd_connections;
+mod transfer_fault;
 
 pub(crate) use nbd_connections::{ConnectionOp, NbdConnections};
+pub(crate) use transfer_fault::TransferFault;
 
 use crate::error::{Code, Effect, Error, Operation, Side};
 use crate::extent::ByteRange;
 use crate::gate::Gate;
 use crate::nbd::export_connections::ExportConnections;
-use crate::pipeline::slot_state::TransferFault;
 use crate::ring::{FileId, Op, Transfer, ZeroMode};
 use crate::volume::{Volume, zero_align};
 use std::sync::Arc;

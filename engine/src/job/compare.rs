@@ -1,7 +1,6 @@
 //! A comparison, of its own or at the end of a copy.
 
 use super::JobState;
-use super::control::JobControl;
 use super::copy::wall_clock_ns;
 use super::engine_resources::EngineResources;
 use super::prepared_pass::{ComparedVolumes, PreparedPass};
@@ -11,6 +10,7 @@ use super::segments::Expectation;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::journal::{Header, JournalLocation, JournalReader};
 use crate::limits::BLOCK_BYTES_DIRECT;
+use crate::pass::control::JobControl;
 use crate::progress::Report;
 use crate::ring::clock;
 use crate::shown::Shown;

@@ -2,8 +2,6 @@
 
 use super::JobState;
 use super::content_check::ContentCheck;
-use super::control::JobControl;
-use super::durable_sample::DurableSample;
 use super::engine_resources::EngineResources;
 use super::prepared_pass::{ComparedVolumes, CopyInputs, PreparedPass};
 use super::protection::Protection;
@@ -16,6 +14,8 @@ use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Finish, FinishedJournal, JournalFile, JournalLocation, JournalReader, JournalState};
 use crate::limits::{BLOCK_BYTES_DIRECT, SAMPLE_LEAVES_MAX};
+use crate::pass::control::JobControl;
+use crate::pass::durable_sample::DurableSample;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::shown::Shown;

@@ -5,14 +5,10 @@
 //! one `JobControl` for all of them.
 
 pub(crate) mod engine_resources;
-pub(crate) mod control;
 pub(crate) mod supervised_copy;
 pub(crate) mod content_check;
-pub(crate) mod durable_sample;
 pub(crate) mod start;
 pub(crate) mod segments;
-pub(crate) mod pass_state;
-pub(crate) mod written_batch;
 pub(crate) mod rate;
 pub(crate) mod pass_controller;
 pub(crate) mod recorder;
@@ -24,31 +20,20 @@ pub(crate) mod compare;
 #[cfg(test)]
 pub(crate) mod peer;
 
-use crate::error::{Code, Error, Operation, Side, named};
+pub use crate::pass::reason::Reason;
+
+use crate::error::{Code, Error, Operation, Side};
 use crate::extent::RangeSet;
 use crate::limits::{CALL_LIMIT, LOOK_AT_THREAD};
+use crate::pass::control::JobControl;
+use crate::pass::state::PassState;
 use crate::progress::{Progress, Report};
 use crate::ring::clock;
 use crate::supervision::VolumeEvidence;
-use control::JobControl;
-use pass_state::{PassState, lock};
+use crate::sync::lock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-named! {
-    /// Why a job is to stop. The first reason given holds, and wins over errors that the stop itself provokes.
-    Reason {
-        /// The user asked.
-        UserCancel => "ECancelled",
-        /// The runner gives the task back.
-        RunnerInterrupt => "ERunnerInterrupt",
-        /// The right to write was lost.
-        LeaseLost => "ELeaseLost",
-        /// Its time is up.
-        DeadlineExceeded => "ETimeout",
-    }
-}
 
 /// A job as its handles see it.
 ///

@@ -19,15 +19,15 @@
 //! stable. So on such a destination every record follows a flush, and workers are halted only when everything is
 //! recorded.
 
-use super::durable_sample::DurableSample;
-use super::pass_state::{PassState, WrittenRange};
 use super::rate::{RateMeter, ServerPacing};
 use super::recorder::Recorder;
 use super::segments::{Refill, SegmentSource};
-use super::written_batch::{WrittenBatch, bytes_of};
 use crate::error::{Error, Result};
 use crate::extent::{ByteRange, RangeSet};
 use crate::limits::{DRAIN_LIMIT, LOOK_AGAIN, SEGMENTS_AHEAD_PER_CORE, TICK, WRITTEN_RANGES_MAX};
+use crate::pass::durable_sample::DurableSample;
+use crate::pass::state::{PassState, WrittenRange};
+use crate::pass::written_batch::{WrittenBatch, bytes_of};
 use crate::ring::Instant;
 use crate::spec::CheckpointEvery;
 use crate::worker::WorkerInbox;

@@ -1,9 +1,9 @@
 //! A volume behind a server that tests play: it says what they put down, and notes what it was asked.
 
-use super::pass_state::lock;
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent};
 use crate::ring::FileId;
+use crate::sync::lock;
 use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeKind, VolumeName};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

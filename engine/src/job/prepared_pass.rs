@@ -2,15 +2,15 @@
 //!
 //! The job's thread and the simulation build their passes here, so that what is simulated is what runs.
 
-use super::control::JobControl;
 use super::pass_controller::{PassController, RecordingPolicy, WorkerInboxes};
-use super::pass_state::{PassParams, PassState};
 use super::recorder::Recorder;
 use super::segments::{CloneSegments, CompareSegments, CopySegments, Expectation, Reserve, SegmentSource, ZeroPlan};
 use crate::channel::{Channel, SubmitVia};
 use crate::error::Side;
 use crate::extent::RangeSet;
 use crate::limits::SEGMENTS_AHEAD_PER_CORE;
+use crate::pass::control::JobControl;
+use crate::pass::state::{PassParams, PassState};
 use crate::plan::Planner;
 use crate::ring::{Instant, ZeroMode};
 use crate::spec::{Checkpoint, CheckpointEvery, CopySpec, DigestKind, Sparse, Sync};

@@ -5,10 +5,10 @@
 //! Devices that cannot be probed (no `O_DIRECT`) are left out. A server is not probed: what the job's own requests to it
 //! take stands for what others feel. With neither the window stays as it is.
 
-use super::control::JobControl;
 use crate::buffer::Block;
 use crate::limits::{DRAIN_LIMIT, TICK};
-use crate::pipeline::protection_window::ProtectionWindow;
+use crate::pass::control::JobControl;
+use crate::pass::protection_window::ProtectionWindow;
 use crate::volume::Volume;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;

@@ -1,8 +1,8 @@
 //! How fast a pass moves, and how much of it is let into flight on that account.
 
-use super::pass_state::PassState;
 use crate::limits::{PACED_BLOCKS_MIN, TICK};
-use crate::pipeline::server_window::ServerWindow;
+use crate::pass::server_window::ServerWindow;
+use crate::pass::state::PassState;
 use crate::ring::Instant;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,9 +1,9 @@
 //! Where a job's durable ranges are recorded: the journal's file, or the simulation's.
 
-use super::control::JobControl;
-use super::pass_state::lock;
 use crate::error::Result;
 use crate::journal::{JournalFile, JournalReader, Run};
+use crate::pass::control::JobControl;
+use crate::sync::lock;
 use std::sync::{Arc, Mutex};
 
 /// One append at a time: [`Recorder::append`], then [`Recorder::appended`] until it answers.

@@ -1,14 +1,14 @@
 //! What is known of a job while it runs, and its report when it has ended.
 
-use super::control::JobControl;
 use super::engine_resources::EngineResources;
 use super::pass_controller::{PassController, TurnOutcome};
-use super::pass_state::PassState;
 use super::recorder::{JournalRecorder, Recorder};
 use super::{JobState, Reason};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::limits::DRAIN_LIMIT;
-use crate::pipeline::latency::Latency;
+use crate::pass::control::JobControl;
+use crate::pass::latency::Latency;
+use crate::pass::state::PassState;
 use crate::progress::{Difference, Report, Status};
 use crate::ring::clock;
 use crate::volume::{ReadBack, Route, Volume};
@@ -248,10 +248,10 @@ fn cpu_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pass_state::lock;
     use super::super::peer::Peer;
     use super::*;
     use crate::journal::JournalService;
+    use crate::sync::lock;
 
     /// The report of a job over one such volume, and how long the peer was waited for.
     fn ended(hangs_up: bool, quiesced: bool, reason: Option<Reason>, outcome: Result<()>) -> (Report, Vec<Duration>) {

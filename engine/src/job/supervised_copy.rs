@@ -1,12 +1,12 @@
 //! A supervision as the start of a copy sees it: who is asked, what is believed, and when the destination may change.
 
 use super::content_check::ContentCheck;
-use super::durable_sample::DurableSample;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
 use crate::journal::{Content, JournalFile, Run};
 use crate::limits::{SAMPLE_READ_BYTES, TICK};
 use crate::nbd::connection_revoker::ConnectionRevoker;
+use crate::pass::durable_sample::DurableSample;
 use crate::spec::{Continuation, CopySpec, Overwrite};
 use crate::supervision::{Admission, AdmissionRequest, DurableLeaf, Supervision, VolumeEvidence};
 use crate::volume::{Identity, OpenedCopy, UnprovenIdentity, VolumeAccess, VolumeKind, refuse_changed_source};

@@ -2,11 +2,12 @@
 //! never makes anything up.
 
 use super::append::{Appender, Commit};
+use super::bytes::ReadAt;
 use super::format::{HEADER_OFFSET, SECTOR_BYTES, SLOT_OFFSETS};
-use super::read::ReadAt;
-use super::samples::{SampleJournal, SeededNumbers, apply, header, leaf, leaves};
+use super::samples::{SampleJournal, apply, header, leaf, leaves};
 use super::*;
 use crate::error::{Code, Result};
+use crate::seeded_numbers::SeededNumbers;
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
 

@@ -5,7 +5,7 @@
 
 use super::JournalState;
 use super::format::{CommitSlot, HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SECTOR_BYTES, SLOT_MAGIC, SLOT_OFFSETS};
-use super::location::{check_place, failed, fresh_name};
+use super::path::{check_place, failed, fresh_name};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
 use std::fs::File;

@@ -3,9 +3,10 @@
 use super::JournalReader;
 use super::format::{HEADER_OFFSET, SEAL_OFFSET, SECTOR_BYTES};
 use super::record::{RECORD_HEAD_BYTES, RECORD_HEAD_CRC_OFFSET, RUN_HEAD_BYTES};
-use super::samples::{SampleJournal, SeededNumbers};
+use super::samples::SampleJournal;
 use crate::error::Code;
 use crate::extent::{ByteRange, RangeSet};
+use crate::seeded_numbers::SeededNumbers;
 
 /// Reads any bytes as a journal, as they are and once more with every checksum put right, which is how fuzzing gets
 /// past them.

@@ -6,19 +6,17 @@
 //! between open and lock. All calls block and belong on the caller's thread.
 
 use super::existing_file::{check_checkpoint, check_fresh, check_receipt, exists};
+use super::path::{check_place, failed, fresh_name};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
-use crate::volume::VolumeName;
 use crate::volume::filesystem::FileSystem;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
-use std::ffi::OsString;
-use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long a held lock is waited for: a killed copy keeps it until its last request is through, some 100 ms.
@@ -30,8 +28,6 @@ const LOCK_POLL: Duration = Duration::from_millis(5);
 const REPLACED_MAX: usize = 16;
 /// For large temporary files: kept on a disk by convention.
 const DISK_DIRECTORY: &str = "/var/tmp";
-/// Bytes of a readable name in a checkpoint's file name.
-const TAIL_BYTES_MAX: usize = 48;
 
 /// A journal that nobody else may lock meanwhile. Readers of it keep descriptors of their own, which do not prolong
 /// the lock: it ends with this value.
@@ -72,38 +68,6 @@ pub(crate) enum JournalLocation<'a> {
     Replace(&'a Path),
     /// A file without a name, never synced: in the temporary directory, or in `/var/tmp` if that one is in memory.
     Scratch,
-}
-
-/// The checkpoint of a copy to `destination`: always the same name for the same destination, with its readable tail in
-/// front.
-pub fn default_checkpoint_path(state_dir: &Path, destination: &VolumeName) -> PathBuf {
-    let hash = blake3::hash(destination.as_bytes()).to_hex();
-    // Only a help for the eye: the hash tells names apart.
-    let text = String::from_utf8_lossy(destination.as_bytes());
-    let tail = text.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let tail: String = tail.chars().map(|c| if is_plain(c) { c } else { '_' }).take(TAIL_BYTES_MAX).collect();
-    state_dir.join(format!("{}-{}.journal", tail.trim_start_matches('.'), &hash[..16]))
-}
-
-/// Refuses a place for a checkpoint or receipt that is there but no regular file, such as `/dev/null`: it would be
-/// replaced. To be asked before the first byte is written. So is a symbolic link to nothing: the link would be.
-///
-/// # Errors
-/// `EBadRequest`, and whatever the system says.
-pub(crate) fn check_place(path: &Path) -> Result<()> {
-    let refused = |what: &str| {
-        let path = path.shown();
-        Err(Error::bad_request(format!(
-            "{path} is {what}; a checkpoint or receipt needs a regular file or a free name"
-        )))
-    };
-    match fs::metadata(path) {
-        Ok(found) if !found.is_file() => refused("not a regular file"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => refused("a link to nothing"),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&error, "look at", path)),
-        Ok(_) | Err(_) => Ok(()),
-    }
 }
 
 /// Creates a journal that starts with `start`, and its directories (0700) where missing. Locked and durable.
@@ -332,12 +296,6 @@ fn copy(file: &File, to: &Path) -> Result<()> {
     sync_directory(directory_of(to))
 }
 
-pub(super) fn fresh_name(path: &Path) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".new");
-    name.into()
-}
-
 fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -369,10 +327,6 @@ fn busy(path: &Path) -> Error {
         format!("another copy uses this journal: {}", path.shown()),
     )
     .advise("wait for it to end, or name another file with --checkpoint")
-}
-
-pub(super) fn failed(error: &io::Error, what: impl Display, path: &Path) -> Error {
-    Error::io(Side::Engine, Operation::Journal, error, format_args!("{what} {}", path.shown()))
 }
 
 #[cfg(test)]

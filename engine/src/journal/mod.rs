@@ -15,6 +15,8 @@ mod existing_file;
 pub mod fuzz;
 mod sampled_leaves;
 mod location;
+mod path;
+mod bytes;
 mod read;
 mod record;
 mod root;
@@ -27,11 +29,12 @@ mod run_span;
 mod writer;
 
 pub use existing_file::refuse_receipt;
-pub use location::default_checkpoint_path;
-pub(crate) use location::{JournalLocation, check_place};
+pub(crate) use location::JournalLocation;
+pub(crate) use path::check_place;
+pub use path::default_checkpoint_path;
 pub use read::JournalReader;
 pub use root::RootHasher;
-pub(crate) use samples::SeededNumbers;
+
 pub(crate) use service::{FinishedJournal, JournalFile, JournalService};
 
 use crate::error::named;

@@ -4,14 +4,13 @@
 //! again from the file, each under its own checksum. What is committed must be whole; behind it one record may be
 //! missing its end, as a crash leaves it, and is dropped. `docs/format.md` gives the rules and why they are safe.
 
-use super::format::{
-    CommitSlot, Damage, Geometry, HEADER_OFFSET, LeadSector, SECTOR_BYTES, SLOT_OFFSETS, decode_header,
-};
+use super::bytes::{JournalBytes, ReadAt};
+use super::format::{CommitSlot, Geometry, HEADER_OFFSET, LeadSector, SECTOR_BYTES, SLOT_OFFSETS, decode_header};
 use super::record::{
     RECORD_BYTES_MAX, RECORD_HEAD_BYTES, RECORD_TAIL_BYTES, RecordHead, RecordKind, RunHead, decode_finish, is_torn,
     walk_runs,
 };
-use super::run_span::{RunSpan, SPANS_MAX, SpanIndex};
+use super::run_span::{RunSpan, SPANS_MAX, SpanIndex, SpanLookup};
 use super::runs::Runs;
 use super::sampled_leaves::SampledLeaves;
 use super::{Finish, Header, JournalState, Run};
@@ -20,99 +19,8 @@ use crate::extent::{ByteRange, RangeSet};
 use crate::shown::Shown;
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-
-/// Where the bytes of a journal come from: a file, or memory in a simulation.
-pub(crate) trait ReadAt: Send + Sync {
-    /// Bytes there are.
-    fn size_bytes(&self) -> io::Result<u64>;
-    /// Fills `buffer` from `offset` on, or fails with `UnexpectedEof`.
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
-}
-
-impl ReadAt for File {
-    fn size_bytes(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(self, buffer, offset)
-    }
-}
-
-impl ReadAt for Vec<u8> {
-    fn size_bytes(&self) -> io::Result<u64> {
-        Ok(self.len() as u64)
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-        let bytes = start.checked_add(buffer.len()).and_then(|end| self.get(start..end));
-        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
-
-/// The bytes of a journal, and how messages call them.
-pub(super) struct JournalBytes {
-    bytes: Box<dyn ReadAt>,
-    name: String,
-}
-
-impl JournalBytes {
-    /// # Errors
-    /// `ECheckpointCorrupt` if the file ends before, and whatever the system says.
-    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let length = buffer.len() as u64;
-        self.bytes.read_exact_at(buffer, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => self.corrupt(offset, length, "the file ends too early"),
-            _ => Error::io(Side::Engine, Operation::Journal, &error, format_args!("read the journal {}", self.name))
-                .at(offset, length),
-        })
-    }
-
-    fn size_bytes(&self) -> Result<u64> {
-        self.bytes.size_bytes().map_err(|error| {
-            Error::io(Side::Engine, Operation::Journal, &error, format_args!("ask for the size of {}", self.name))
-        })
-    }
-
-    fn read_array<const N: usize>(&self, offset: u64) -> Result<[u8; N]> {
-        let mut bytes = [0; N];
-        self.read(&mut bytes, offset).map(|()| bytes)
-    }
-
-    pub(super) fn corrupt(&self, offset: u64, length: u64, what: &str) -> Error {
-        Error::new(
-            Code::CheckpointCorrupt,
-            Side::Engine,
-            Operation::Journal,
-            format!("the journal {} is damaged at byte {offset}: {what}", self.name),
-        )
-        .at(offset, length)
-        .advise("start over with --restart or remove the file")
-    }
-
-    fn damaged(&self, damage: Damage) -> Error {
-        match damage {
-            Damage::Corrupt { at, length, what } => self.corrupt(at, length, what),
-            Damage::OtherVersion(version) => Error::new(
-                Code::CheckpointMismatch,
-                Side::Engine,
-                Operation::Journal,
-                format!(
-                    "the journal {} has format version {version}, this program knows version {}",
-                    self.name,
-                    super::format::FORMAT_VERSION
-                ),
-            )
-            .advise("continue with the program that wrote it, or start over with --restart"),
-        }
-    }
-}
 
 /// A journal that was read and found whole.
 pub struct JournalReader {
@@ -156,7 +64,7 @@ impl JournalReader {
 
     /// Reads at most the first `limit` bytes: what is behind them does not count yet.
     pub(super) fn from_store(bytes: Box<dyn ReadAt>, name: String, limit: Option<u64>) -> Result<Self> {
-        let store = JournalBytes { bytes, name };
+        let store = JournalBytes::new(bytes, name);
         if store.size_bytes()? == 0 {
             let message = format!("the file {} is empty: no journal in it", store.name);
             let error = Error::new(Code::CheckpointCorrupt, Side::Engine, Operation::Journal, message);
@@ -233,29 +141,7 @@ impl JournalReader {
         let whole = ByteRange::new(0, geometry.size_bytes);
         let within = within.intersect(whole).unwrap_or(ByteRange::new(0, 0));
         let within = within.align_out(geometry.leaf_bytes, geometry.size_bytes);
-        Runs::new(self, geometry, within)
-    }
-
-    pub(super) fn store(&self) -> &JournalBytes {
-        &self.store
-    }
-
-    /// The first span in `within`, cut to it. Reads the records again if the index does not reach there.
-    pub(super) fn first_span(&self, within: ByteRange) -> Result<Option<RunSpan>> {
-        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut at = within.start();
-        while at < within.end() {
-            let known = spans.known();
-            if !(known.start() <= at && at < known.end()) {
-                *spans = self.index(at)?;
-            }
-            let part = ByteRange::new(at, within.end().min(spans.known().end()));
-            if let Some(span) = spans.first_in(part) {
-                return Ok(Some(span));
-            }
-            at = part.end();
-        }
-        Ok(None)
+        Runs::new(self, &self.store, geometry, within, self.end)
     }
 
     /// What the records say from byte `start` of the copy on, as far as an index reaches.
@@ -399,6 +285,26 @@ impl JournalReader {
         record.walk_spans(&self.header, |run| picks.add(run.range, run.is_zeros()), close)?;
         self.runs += u64::from(record.head.runs);
         Ok(())
+    }
+}
+
+impl SpanLookup for JournalReader {
+    /// Reads the records again if the index does not reach there.
+    fn first_span(&self, within: ByteRange) -> Result<Option<RunSpan>> {
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = within.start();
+        while at < within.end() {
+            let known = spans.known();
+            if !(known.start() <= at && at < known.end()) {
+                *spans = self.index(at)?;
+            }
+            let part = ByteRange::new(at, within.end().min(spans.known().end()));
+            if let Some(span) = spans.first_in(part) {
+                return Ok(Some(span));
+            }
+            at = part.end();
+        }
+        Ok(None)
     }
 }
 

@@ -8,6 +8,7 @@
 //! So an index holds at most [`SPANS_MAX`], 7 MiB: it forgets those at the highest offsets and says up to where it
 //! knows everything. Whoever gets there reads the records once more for the next part.
 
+use crate::error::Result;
 use crate::extent::ByteRange;
 use std::collections::BTreeMap;
 
@@ -22,6 +23,12 @@ pub(crate) struct RunSpan {
     pub range: ByteRange,
     /// File position of a run; it and its followers cover `range`. They may start before and end after it.
     pub position: u64,
+}
+
+/// Finds where the runs of a part of the copy lie.
+pub(super) trait SpanLookup {
+    /// The first span in `within`, cut to it; `None` if nothing is recorded there.
+    fn first_span(&self, within: ByteRange) -> Result<Option<RunSpan>>;
 }
 
 /// Disjoint spans in the order of offsets: all that there are in a part of the copy.

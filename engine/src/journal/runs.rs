@@ -1,10 +1,10 @@
 //! The runs of a journal, read again from its file in the order of offsets.
 
 use super::Run;
+use super::bytes::JournalBytes;
 use super::format::Geometry;
-use super::read::{JournalBytes, JournalReader};
 use super::record::{RUN_HEAD_BYTES, RunHead};
-use super::run_span::RunSpan;
+use super::run_span::{RunSpan, SpanLookup};
 use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 
@@ -13,7 +13,8 @@ const WINDOW_BYTES: u64 = 32 << 10;
 
 /// Iterates over the runs of a part of the copy, each cut to its span. Ends after the first error.
 pub(super) struct Runs<'a> {
-    reader: &'a JournalReader,
+    spans: &'a dyn SpanLookup,
+    store: &'a JournalBytes,
     geometry: Geometry,
     /// What no span was taken of yet.
     rest: ByteRange,
@@ -23,14 +24,20 @@ pub(super) struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    /// `within` is made of whole leaves.
-    pub(super) fn new(reader: &'a JournalReader, geometry: Geometry, within: ByteRange) -> Self {
-        let window = ReadWindow { bytes: Vec::new(), start: 0, end: reader.end() };
-        Self { reader, geometry, rest: within, current: None, window }
+    /// `within` is made of whole leaves; the journal ends at byte `end` of its file.
+    pub(super) fn new(
+        spans: &'a dyn SpanLookup,
+        store: &'a JournalBytes,
+        geometry: Geometry,
+        within: ByteRange,
+        end: u64,
+    ) -> Self {
+        let window = ReadWindow { bytes: Vec::new(), start: 0, end };
+        Self { spans, store, geometry, rest: within, current: None, window }
     }
 
     fn next_span(&mut self) -> Result<Option<RunSpan>> {
-        let span = self.reader.first_span(self.rest)?;
+        let span = self.spans.first_span(self.rest)?;
         let end = span.map_or(self.rest.end(), |span| span.range.end());
         self.rest = ByteRange::new(end, self.rest.end());
         Ok(span)
@@ -45,7 +52,7 @@ impl<'a> Runs<'a> {
     fn next_in(&mut self, span: RunSpan) -> Result<(Run, u64)> {
         let mut at = span.position;
         loop {
-            let store = self.reader.store();
+            let store = self.store;
             let corrupt = |what| store.corrupt(at, RUN_HEAD_BYTES as u64, what);
             let head = self.window.take(store, at, RUN_HEAD_BYTES)?;
             let head = RunHead::decode(head, &self.geometry).map_err(corrupt)?;

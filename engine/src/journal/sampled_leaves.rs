@@ -4,8 +4,8 @@
 //! offsets only: what counts there is looked up afterwards, since a later record may have replaced it. Leaves that hold
 //! something come before zeros, which many volumes have in common.
 
-use super::samples::SeededNumbers;
 use crate::extent::ByteRange;
+use crate::seeded_numbers::SeededNumbers;
 
 /// Leaves of one kind that are chosen at random.
 const RANDOM_MAX: usize = 8;

@@ -4,7 +4,7 @@
 //! thread of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the
 //! resolver gives up.
 
-use super::stream::Deadline;
+use super::deadline::Deadline;
 use super::uri::Address;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

@@ -5,8 +5,8 @@
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::gate::Gate;
-use crate::job::pass_state::lock;
 use crate::limits::GATED_USER_TIMEOUT;
+use crate::sync::lock;
 use nix::libc::linger;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -83,7 +83,7 @@ fn reset(socket: &OwnedFd) {
 #[cfg(test)]
 mod tests {
     use super::super::connect::connect;
-    use super::super::stream::Deadline;
+    use super::super::deadline::Deadline;
     use super::super::uri::Address;
     use super::*;
     use nix::sys::socket::getsockopt;

@@ -6,10 +6,11 @@
 //! All of it within one limit. Here every way in which it can fail becomes an error that says what to do: who must be
 //! asked again later is `EUnreachable`, and only that is worth a retry.
 
+use super::deadline::Deadline;
 use super::negotiate::{
     self, ERR_POLICY, ERR_SHUTDOWN, ERR_UNKNOWN, ERR_UNSUP, ListedExport, Negotiated, NegotiationError, WantedExport,
 };
-use super::stream::{Deadline, Stream};
+use super::stream::Stream;
 use super::tls::TlsConfig;
 use super::uri::{Address, NbdUri};
 use super::{Session, connect, tls_relay};

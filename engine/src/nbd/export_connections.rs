@@ -15,13 +15,13 @@ use super::dial::Dialer;
 use super::{ExportFacts, NbdUri, Session};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::pass_state::lock;
 use crate::limits::{
     CONNECTIONS_MAX, DIAL_LIMIT, DRAIN_LIMIT, FURTHER_DIAL_LIMIT, REDIAL_PAUSE_MAX, REDIAL_PAUSE_MIN, REQUEST_LIFE,
     TICK,
 };
+use crate::network::NetworkTerms;
 use crate::ring::{Instant, clock};
-use crate::spec::NetworkTerms;
+use crate::sync::lock;
 use std::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };

@@ -5,7 +5,7 @@ use super::replies::ExpectedReply;
 use super::replies::samples::SampleStream;
 use super::replies::test_receiver::TestReceiver;
 use super::{MetaContexts, ReplyStyle};
-use crate::journal::samples::SeededNumbers;
+use crate::seeded_numbers::SeededNumbers;
 use std::io::{self, Read, Write};
 
 /// Reads any bytes as answers to some requests; or, if the first byte is odd, as edits of sound answers, which is how

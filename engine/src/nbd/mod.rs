@@ -29,6 +29,7 @@ mod tls_relay;
 mod tls_relay_tests;
 pub(crate) mod replies;
 pub(crate) mod block_status;
+mod deadline;
 mod stream;
 #[cfg(test)]
 pub(crate) mod support;

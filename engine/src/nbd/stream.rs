@@ -2,66 +2,14 @@
 //!
 //! The descriptor itself stays blocking, for whoever takes it over; operations here say that they do not wait, and
 //! then wait for readiness in short pieces. `cancelled` is looked at before every operation and at least every
-//! [`LOOK_EVERY`] while waiting.
+//! [`LOOK_EVERY`](super::deadline::LOOK_EVERY) while waiting.
 
+use super::deadline::Deadline;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
-
-/// How long nobody looks whether it is cancelled.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// Until when somebody waits.
-#[derive(Clone, Copy)]
-pub(super) struct Deadline<'a> {
-    deadline: Instant,
-    cancelled: &'a dyn Fn() -> bool,
-}
-
-impl<'a> Deadline<'a> {
-    pub(super) fn new(limit: Duration, cancelled: &'a dyn Fn() -> bool) -> Self {
-        let now = Instant::now();
-        // A limit beyond what the clock can say is none: a year.
-        Self { deadline: now.checked_add(limit).unwrap_or(now + Duration::from_secs(365 * 86_400)), cancelled }
-    }
-
-    /// With an `n`th of what is left, so that others get their turn.
-    pub(super) fn share(self, n: usize) -> Self {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let parts = u32::try_from(n.max(1)).unwrap_or(u32::MAX);
-        Self { deadline: Instant::now() + left / parts, ..self }
-    }
-
-    /// How long may be waited without looking again.
-    ///
-    /// # Errors
-    /// `TimedOut` when nothing is left, or it is cancelled.
-    pub(super) fn piece(&self) -> io::Result<Duration> {
-        if (self.cancelled)() {
-            return Err(io::Error::new(ErrorKind::TimedOut, "cancelled"));
-        }
-        match self.deadline.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(io::Error::new(ErrorKind::TimedOut, "no answer in time")),
-            left => Ok(left.min(LOOK_EVERY)),
-        }
-    }
-
-    /// Waits until the descriptor is ready, which includes that it has failed.
-    pub(super) fn wait(&self, fd: BorrowedFd<'_>, events: PollFlags) -> io::Result<()> {
-        loop {
-            // Rounded up: less than a millisecond must not become a busy loop.
-            let millis = self.piece()?.as_millis() as u16 + 1;
-            match poll(&mut [PollFd::new(fd, events)], PollTimeout::from(millis)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-}
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A connected stream socket.
 pub(super) struct Stream<'a> {

@@ -1,7 +1,8 @@
 //! The relay between a plain end and a peer that we play ourselves: full in both directions, and every way to end.
 
+use super::deadline::Deadline;
 use super::dial_support::{PATIENT, certificates, eventually, is_alone, pattern, pumps, text};
-use super::stream::{Deadline, Stream};
+use super::stream::Stream;
 use super::tls::TlsConfig;
 use super::tls_relay;
 use super::uri::NbdUri;

@@ -10,6 +10,7 @@
 //! success. The worker owns the block beside the slot and carries out the actions.
 
 use super::examine::{BlockSpan, DataMap};
+use crate::channel::TransferFault;
 use nix::errno::Errno;
 
 /// Tries of one request that the kernel refused with EAGAIN before that counts as an error.
@@ -111,15 +112,6 @@ pub(crate) enum SlotAction {
     Finish,
     /// Over: a read for this role failed, or without a role a write.
     Fail(Option<ReadRole>, TransferFault),
-}
-
-/// Why a block failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TransferFault {
-    /// The kernel said so.
-    Os(Errno),
-    /// It moved no byte and gave no reason: the end of a volume that was longer before, or a full one.
-    NoProgress,
 }
 
 impl SlotState {

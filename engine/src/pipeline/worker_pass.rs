@@ -5,11 +5,11 @@
 //! that the destination must be told about are gathered per segment, so that neighbours become one request.
 
 use super::examine::{BlockSpan, DataMap};
-use super::latency::Latency;
 use crate::channel::NbdConnections;
 use crate::extent::{ByteRange, RangeSet};
-use crate::job::pass_state::{DetectedZeros, LeafContent, PassState, Segment, Work, WrittenRange, ZeroMethod};
 use crate::limits::ZEROS_PER_JOB;
+use crate::pass::latency::Latency;
+use crate::pass::state::{DetectedZeros, LeafContent, PassState, Segment, Work, WrittenRange, ZeroMethod};
 use crate::ring::{Instant, ZeroMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -510,9 +510,9 @@ mod tests {
     use super::*;
     use crate::channel::{Channel, SubmitVia};
     use crate::error::Side;
-    use crate::job::control::JobControl;
-    use crate::job::pass_state::PassParams;
     use crate::job::peer::Peer;
+    use crate::pass::control::JobControl;
+    use crate::pass::state::PassParams;
     use crate::volume::Volume;
 
     const LEAF: u64 = 4096;

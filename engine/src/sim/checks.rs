@@ -3,8 +3,8 @@
 use super::image::Image;
 use super::world::{TaskWorld, World};
 use crate::extent::ByteRange;
-use crate::job::control::JobControl;
 use crate::journal::{Content, JournalReader, Run};
+use crate::pass::control::JobControl;
 use crate::progress::Progress;
 use crate::spec::{CopySpec, DigestKind, Sparse};
 use crate::volume::VolumeKind;

@@ -3,8 +3,8 @@
 use super::world::SharedWorld;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent};
-use crate::job::pass_state::lock;
 use crate::ring::FileId;
+use crate::sync::lock;
 use crate::volume::{Allocation, Identity, ReadBack, Volume, VolumeIds, VolumeKind};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

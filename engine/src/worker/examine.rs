@@ -2,7 +2,7 @@
 
 use super::part;
 use crate::buffer::Block;
-use crate::job::pass_state::{LeafContent, PassState};
+use crate::pass::state::{LeafContent, PassState};
 use crate::pipeline::examine::{BlockSpan, DataMap, is_zero, leaf_digest};
 use crate::pipeline::slot_state::{ReadRole, SlotEvent};
 use crate::pipeline::worker_pass::{BlockTask, WorkerPass};

@@ -1,6 +1,7 @@
 //! Hands passes to a worker, wakes it and asks it to stop, from any thread.
 
-use crate::job::pass_state::{PassState, lock};
+use crate::pass::state::PassState;
+use crate::sync::lock;
 use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;

@@ -3,8 +3,8 @@
 use super::{Refill, SegmentSource, finish_copy};
 use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};
-use crate::job::pass_state::{LeafContent, WrittenRange};
 use crate::limits::CLONE_BYTES_MAX;
+use crate::pass::state::{LeafContent, WrittenRange};
 use crate::volume::Volume;
 use std::collections::VecDeque;
 use std::sync::Arc;

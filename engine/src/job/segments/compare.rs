@@ -6,9 +6,9 @@
 use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, distrust, take_for_data};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
-use crate::job::pass_state::{LeafContent, Segment, Work, WrittenRange};
 use crate::journal::{Content, JournalReader, Run};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
+use crate::pass::state::{LeafContent, Segment, Work, WrittenRange};
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
 use crate::volume::Volume;

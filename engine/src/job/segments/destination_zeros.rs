@@ -7,8 +7,8 @@
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::pass_state::{LeafContent, WrittenRange};
 use crate::limits::EXTENTS_PER_SCAN;
+use crate::pass::state::{LeafContent, WrittenRange};
 use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
 use crate::volume::Volume;
@@ -104,8 +104,8 @@ fn within(extents: &[Extent], range: ByteRange) -> Vec<Extent> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::pass_state::lock;
     use crate::job::peer::Peer;
+    use crate::sync::lock;
     use std::sync::atomic::Ordering::Relaxed;
 
     const LEAF: u64 = 4096;

@@ -14,9 +14,9 @@ pub(crate) use compare::{CompareSegments, Expectation};
 pub(crate) use copy::{CopySegments, ZeroPlan};
 pub(crate) use reservation::Reserve;
 
-use super::pass_state::{Segment, WrittenRange};
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind, RangeSet};
+use crate::pass::state::{Segment, WrittenRange};
 use crate::spec::Sparse;
 use crate::volume::Volume;
 use std::fmt;

@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::job::pass_state::DetectedZeros;
 use crate::limits::RESERVE_BYTES_MAX;
+use crate::pass::state::DetectedZeros;
 use crate::volume::{Allocation, Volume};
 use std::collections::VecDeque;
 use std::sync::Arc;

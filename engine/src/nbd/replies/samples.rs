@@ -2,9 +2,9 @@
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
 
 use super::{DESCRIPTORS_MAX, ExpectedReply};
-use crate::journal::samples::SeededNumbers;
 use crate::nbd::codec::{EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, errno};
 use crate::nbd::{MetaContexts, ReplyStyle};
+use crate::seeded_numbers::SeededNumbers;
 use nix::errno::Errno;
 
 /// A request and how it is answered.

@@ -2,8 +2,8 @@
 //! breaks a promise.
 
 use super::{DESCRIPTORS_MAX, ExpectedReply, NextReceive, ProtocolViolation, Replies, ReplyEvent};
-use crate::journal::samples::SeededNumbers;
 use crate::nbd::{MetaContexts, ReplyStyle};
+use crate::seeded_numbers::SeededNumbers;
 use nix::errno::Errno;
 use std::collections::HashMap;
 

@@ -3,7 +3,7 @@
 use super::samples::SampleStream;
 use super::test_receiver::{TestReceiver, some_length};
 use super::*;
-use crate::journal::samples::SeededNumbers;
+use crate::seeded_numbers::SeededNumbers;
 use proptest::prelude::*;
 
 /// Registers what the next bytes may answer, as late as it may be.

@@ -10,15 +10,16 @@ use crate::error::{Error, Result};
 use crate::extent::ByteRange;
 use crate::gate::Gate;
 use crate::journal::LeafDigest;
-use crate::pipeline::latency::Latency;
+use crate::pass::latency::Latency;
 use crate::progress::Difference;
 use crate::ring::ZeroMode;
+use crate::sync::lock;
 use std::collections::VecDeque;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Ranges listed when volumes differ.
 const DIFFERENCES_MAX: usize = 100;
@@ -373,9 +374,4 @@ impl PassState {
             control.notify();
         }
     }
-}
-
-/// No code panics while it holds one of these locks (release builds abort), so a poisoned lock is a test's doing.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

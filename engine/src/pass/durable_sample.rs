@@ -4,7 +4,8 @@
 //! never anything that is not durable: the pass controller adds what it has staged once that is.
 
 use crate::extent::ByteRange;
-use crate::journal::{Content, LeafDigest, Run, SeededNumbers};
+use crate::journal::{Content, LeafDigest, Run};
+use crate::seeded_numbers::SeededNumbers;
 use crate::supervision::DurableLeaf;
 
 /// Leaves that are kept at random, besides the three that have a place.

@@ -1,6 +1,6 @@
 //! Latencies of one worker's operations for one job, mergeable across workers and jobs.
 
-use crate::progress::{LatencyUs, Percentiles};
+use crate::percentiles::{LatencyUs, Percentiles};
 use hdrhistogram::Histogram;
 use std::time::Duration;
 

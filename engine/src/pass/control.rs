@@ -4,17 +4,17 @@
 //! later stage first, so that `issued >= written >= durable` holds in what they see. Counters grow, but for what a
 //! destination may have lost, which is taken back from `issued` and `acknowledged` until it is moved once more.
 
-use super::Reason;
 use super::durable_sample::DurableSample;
-use super::pass_state::lock;
+use super::reason::Reason;
 use crate::extent::{ByteRange, RangeSet};
 use crate::gate::Gate;
 use crate::limits::DURABLE_RUNS_MAX;
 use crate::nbd::connection_revoker::ConnectionRevoker;
-use crate::pipeline::rate_limiter::RateLimiter;
+use crate::pass::rate_limiter::RateLimiter;
 use crate::progress::{Bytes, Progress};
 use crate::ring::{Instant, clock};
 use crate::supervision::VolumeEvidence;
+use crate::sync::lock;
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
     Ordering::Release,

@@ -1,6 +1,6 @@
 //! Leaves that were written, on their way to being recorded.
 
-use super::pass_state::{LeafContent, WrittenRange};
+use super::state::{LeafContent, WrittenRange};
 use crate::extent::ByteRange;
 use crate::journal::{Content, Run};
 

@@ -1,0 +1,8 @@
+//! Locks a mutex of the engine, whatever has happened to an earlier holder.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// No code panics while it holds one of these locks (release builds abort), so a poisoned lock is a test's doing.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
