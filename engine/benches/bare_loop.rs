@@ -1,4 +1,4 @@
-//! The floor: how fast can a copy be that does nothing else?
+//! Measures the floor: how fast a copy can be that does nothing else.
 //!
 //! A loop on the bare `io-uring` crate: direct I/O, preallocated destination, registered buffers on huge pages, a ring
 //! and a share of the file per thread, one flush at the end. No holes, no checks, no checkpoints, no pleasant errors.

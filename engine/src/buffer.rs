@@ -1,4 +1,4 @@
-//! The memory that I/O goes through: one arena per core, cut into blocks that are owned like values.
+//! Owns the memory that I/O goes through: one arena per core, cut into blocks.
 //!
 //! An [`Arena`] is one anonymous mapping: of huge pages for blocks that data goes through, of small ones for headers and
 //! other buffers that would each take a huge page. [`Arena::split`] cuts it into

@@ -1,7 +1,7 @@
-//! The engine: worker threads that serve every job of the process.
+//! Runs the worker threads that serve every job of the process.
 //!
-//! One engine per process is enough, and intended: its workers are pinned to cores, its memory is fixed when it
-//! starts (cores x slots x block), and any number of jobs share both, fairly by bytes.
+//! One engine per process is enough, and intended. Its workers are pinned to cores, and its memory is fixed when it starts
+//! (cores x slots x block). Any number of jobs share both, fairly by bytes.
 
 use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -1,4 +1,4 @@
-//! The one error type of the engine.
+//! Defines the one error type of the engine.
 //!
 //! An error answers five questions: what kind ([`Code`]), which side ([`Side`]), which operation and range
 //! ([`Operation`], offset, length), may the caller try again, and may it have taken effect anyway ([`Effect`]). It is

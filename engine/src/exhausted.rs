@@ -1,7 +1,7 @@
 //! Names the limit of this process, or of its host, that is behind an errno: which one, its value, and how to raise it.
 //!
-//! Asked when something has failed, so what it says is the limit as it is now. It needs no descriptor to say that they
-//! are used up.
+//! The limit is read when something has failed, so the message gives its present value. No descriptor is needed to report
+//! that descriptors are used up.
 
 use crate::shown::Shown;
 use nix::errno::Errno;

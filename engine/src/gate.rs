@@ -1,11 +1,11 @@
-//! Until when a job may submit writes: a door that somebody else holds open.
+//! Says until when a job may submit writes.
 //!
-//! The right to write a destination may end by itself: a lease that nobody renewed. So a gate holds no yes or no but a
-//! point in time, and whoever holds it open moves that point on. It is told in `CLOCK_BOOTTIME`, which goes on while the
-//! host sleeps: a host that was suspended past the end of its right finds the gate closed when it wakes.
+//! The right to write a destination may end by itself, as a lease does that nobody renews. So a gate holds a point in time,
+//! and the owner of the right moves that point on. The time is `CLOCK_BOOTTIME`, which goes on while the host sleeps: a
+//! host that was suspended past the end of its right finds the gate closed when it wakes.
 //!
-//! Looking costs one atomic load and one read of the clock, without a system call. It is done immediately before
-//! operations are submitted, batch by batch: what was submitted before cannot be called back.
+//! A look costs one atomic load and one read of the clock, without a system call. It is done immediately before operations
+//! are submitted, batch by batch: what was submitted before cannot be called back.
 
 use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};

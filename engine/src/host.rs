@@ -1,8 +1,8 @@
-//! What this host offers the engine, and what to change where it offers less: the facts behind `doctor`.
+//! Reports what this host offers the engine, and what to change where it offers less: the facts behind `doctor`.
 //!
-//! Everything is asked of the kernel, not derived from versions: containers, security modules and limits take away what
-//! a version promises. Trials use a file without a name, so nothing is left behind. Nothing here fails: what cannot be
-//! found out is absent from the report.
+//! Everything is asked of the kernel, not derived from versions: containers, security modules and limits take away what a
+//! version promises. Trials use a file without a name, so nothing is left behind. Nothing here fails: what cannot be found
+//! out is absent from the report.
 
 use crate::error::Side;
 use crate::extent::ByteRange;

@@ -1,4 +1,4 @@
-//! Every bound of the engine, with its reason, and the relations that must hold between them.
+//! Lists every bound of the engine, with its reason, and the relations that must hold between them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Says how volumes behind a network are reached: how long is waited, and over how many connections.
+//! Holds the settings for volumes behind a network: retry time, request timeout and number of connections.
 
 use crate::error::{Error, Result};
 use crate::limits::{CONNECTIONS_ASKED_MAX, REQUEST_TIMEOUT, RETRY_FOR};

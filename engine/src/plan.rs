@@ -1,10 +1,10 @@
-//! From extents to segments: what a core does, and what needs nobody.
+//! Cuts extents into pieces of work: ranges to read, ranges of zeros, and ranges that need nothing.
 //!
 //! The planner is pure. It is fed extents in order, in windows, and cuts them on the _leaf grid_: multiples of the
-//! block size, on which digests and checkpoints are kept. A leaf that holds any data becomes data as a whole; only the
-//! _hull_ of its data is read, the margins are zeros by the source's own word. Where that word is that nothing has
-//! changed, it says nothing about the bytes: a leaf that is unchanged in part is read as a whole. So every piece it
-//! emits starts on the grid and ends there or at the end of the volume, and no two pieces share a leaf.
+//! block size, on which digests and checkpoints are kept. A leaf that holds any data becomes data as a whole. Only the
+//! _hull_ of its data is read, as the margins are zeros by the source's own map. An extent that is reported as
+//! unchanged says nothing about its bytes, so a leaf that is unchanged in part is read as a whole. Every piece starts
+//! on the grid and ends there or at the end of the volume, and no two pieces share a leaf.
 
 use crate::extent::{ByteRange, Extent, ExtentKind, RangeSet};
 use crate::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};

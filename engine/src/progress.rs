@@ -1,4 +1,4 @@
-//! What a job says about itself: progress while it runs, a report when it has ended.
+//! Defines what a job reports: its progress while it runs, and its report when it has ended.
 
 pub use crate::pass::latency::Latency;
 pub use crate::percentiles::{LatencyUs, Percentiles};

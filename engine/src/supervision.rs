@@ -1,12 +1,11 @@
-//! What somebody who runs jobs for others may ask of one, besides what it copies.
+//! Lets a supervisor bound a job: until when it writes, whether it may start, and by which descriptors it opens volumes.
 //!
-//! A [`CopySpec`](crate::spec::CopySpec) is plain data and says _what_ is copied. A supervision is alive: it says until
-//! when the job may write, who is asked before it writes at all, what others have done already, and by which descriptors
-//! it reaches its volumes. The engine knows nothing of why; without a supervision ([`Supervision::default`]) a job is
-//! as if all of this did not exist.
+//! A [`CopySpec`](crate::spec::CopySpec) is plain data and says _what_ is copied. A supervision is alive while the job
+//! runs. Its parts are a gate, an admission, ranges that earlier runs made durable, and open descriptors. The engine
+//! does not know their reasons. Without a supervision ([`Supervision::default`]) a job pays nothing for them.
 //!
-//! What always holds: nothing is submitted that changes the destination while the gate is closed, or before the
-//! admission has said yes; and of a volume that was given as a descriptor no path is looked up.
+//! Two things always hold. Nothing that changes the destination is submitted while the gate is closed, or before the
+//! admission was granted. No path is looked up of a volume that was given as a descriptor.
 
 use crate::error::Result;
 use crate::extent::{ByteRange, RangeSet};

@@ -1,4 +1,4 @@
-//! Locks a mutex of the engine, whatever has happened to an earlier holder.
+//! Locks a mutex of the engine, also if a test has poisoned it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

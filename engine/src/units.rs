@@ -1,7 +1,7 @@
-//! Quantities as people write them: sizes, rates and durations.
+//! Parses and formats sizes, rates and durations as people write them.
 //!
-//! Parsing lives here so that flags, configuration files and reports agree on one grammar. Every parser refuses what
-//! it does not understand; none rounds silently.
+//! Parsing lives here so that flags, configuration files and reports agree on one grammar. Every parser refuses what it
+//! does not understand. None rounds silently.
 
 use crate::error::{Error, Result};
 use std::time::Duration;

@@ -1,13 +1,13 @@
-//! One core's loop: it owns a ring, an arena and its slots, and serves every pass of the process, fairly by bytes.
+//! Runs the loop of one core: owns a ring, an arena and its slots, and serves every pass of the process, fairly by bytes.
 //!
 //! A turn is: reap, act on what was reaped (which queues writes), start new blocks (which queues reads), report. Then
-//! the ring submits everything with one system call and waits. Nothing in a turn blocks, allocates per block or takes
-//! a lock for longer than a queue operation; the only way out for an operation is its completion.
+//! the ring submits everything with one system call and waits. Nothing in a turn blocks, allocates per block or takes a
+//! lock for longer than a queue operation. An operation ends with its completion and in no other way.
 //!
 //! **A device that does not answer costs its own job only.** A job alone may have every slot. When there are others, slots
-//! whose operations are late are replaced by spare ones, their job gets no more until they are answered, and of what is
-//! left no job takes more than half: the next one may be on the same device. Late operations do not count among those that
-//! a wait is for, and the ring has threads in place of those that carry them out.
+//! whose operations are late are replaced by spare ones, and their job gets no more until they are answered. Of the slots
+//! that are left no job takes more than half: the next one may be on the same device. The worker does not wait for late
+//! operations, and the ring starts threads in place of those that carry them out.
 
 mod inbox;
 mod examine;

@@ -1,4 +1,4 @@
-//! `cancel` racing `submit` and `wait`: whoever is first, every job ends once, quiet, with a report that is true.
+//! Races `cancel` with `submit` and `wait`: whoever is first, every job ends once, quiet, with a report that is true.
 //!
 //! The number of copies is `BLOCKHAUL_RACES` (2000).
 

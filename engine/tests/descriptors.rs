@@ -1,4 +1,4 @@
-//! A thousand jobs in one engine leave no descriptor and no thread behind, however they end.
+//! Tests that a thousand jobs in one engine leave no descriptor and no thread behind, however they end.
 //!
 //! A test binary of its own: other tests would open and close descriptors meanwhile.
 

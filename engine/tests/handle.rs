@@ -1,4 +1,4 @@
-//! The handle of a job: pausing, limits, cancelling at any moment, and who may ask.
+//! Tests the handle of a job: pausing, limits, cancelling at any moment, and calls from several threads.
 
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::Code;

@@ -1,4 +1,4 @@
-//! Decoding of spoiled journals, as the fuzz targets do it, on a fixed set of seeds.
+//! Decodes damaged journals, as the fuzz targets do it, on a fixed set of seeds.
 
 use blockhaul_engine::error::Code;
 use blockhaul_engine::journal::{JournalReader, JournalState, fuzz};

@@ -1,4 +1,4 @@
-//! Sixteen jobs at once share the buffers of one: cores x slots x block, and a little for each of them.
+//! Tests that sixteen jobs at once share the buffers of one: cores x slots x block, and a little for each of them.
 //!
 //! Measured in a process of its own, this binary started again: the peak of a process never falls. Servers are threads
 //! of the first process.

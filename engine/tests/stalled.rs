@@ -1,4 +1,4 @@
-//! A device that does not answer costs its own job only.
+//! Tests that a device that does not answer costs its own job only.
 //!
 //! Method: a file system is frozen (`fsfreeze`) under one job, while others run in the same engine, are cancelled, and end.
 //! A frozen file system holds up whoever writes to it, in the kernel and without a signal ending that, as a dead disk does;

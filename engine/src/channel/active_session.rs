@@ -1,4 +1,7 @@
-//! A session in use: what is under way on it, and what the ring holds of it.
+//! Tracks one NBD session in use: its requests, and the send and the receive in flight.
+//!
+//! A request is in `requests` from its send to its answer. Its block is away while the ring has it, and comes back with the
+//! completion. A session is closed only when the ring has given back everything of it.
 
 use super::nbd_request::{NbdRequest, RequestKind};
 use crate::buffer::Block;

@@ -1,12 +1,12 @@
-//! An open path to one volume: what a worker needs to make operations on it, and to name what went wrong with them.
+//! Makes the operations on one volume and turns their failures into errors.
 //!
-//! A channel is _inline_ where the kernel would only hand its operations to a thread of its own, and the medium is
-//! memory, which cannot stall (tmpfs): then they run at submit, on the worker. It keeps its volume, and so the descriptor
-//! and the destination's lock, for as long as any worker has the pass; a worker lets go of a pass only when nothing of
-//! it is in flight. That is what it means that a channel has stopped.
+//! A channel is _inline_ where the kernel would only hand its operations to a thread of its own, and the medium is memory,
+//! which cannot stall (tmpfs). Its operations run at submission, on the worker. The operations of a channel to an export
+//! become requests to a server, which go over the [NBD connections](NbdConnections) of each worker. All others go to the
+//! ring.
 //!
-//! A channel to an export goes over [connections](NbdConnections) of each worker: its operations become requests to a
-//! server.
+//! A channel keeps its volume, and with it the descriptor and the destination's lock, for as long as any worker has the
+//! pass. A worker lets go of a pass only when nothing of it is in flight. Then the channel has stopped.
 
 mod active_session;
 mod nbd_request;
@@ -111,9 +111,9 @@ impl Channel {
 
     /// The error for an operation that failed.
     pub(crate) fn fault(&self, operation: Operation, range: ByteRange, fault: TransferFault) -> Error {
-        if let Some(verdict) = self.volume.export().and_then(|export| export.failure()) {
+        if let Some(failure) = self.volume.export().and_then(|export| export.failure()) {
             // What ended the export is the cause; this operation is only the first one to hear of it.
-            return Error { operation, ..verdict }.at(range.start(), range.len());
+            return Error { operation, ..failure }.at(range.start(), range.len());
         }
         let what = format!("{operation} {}", self.volume.name());
         let error = match (fault, operation, self.side) {

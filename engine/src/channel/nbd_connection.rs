@@ -1,16 +1,16 @@
-//! One worker's connection to an export: operations of slots in, requests and replies on the ring, completions out.
+//! Carries the operations of one worker over one connection to an export.
 //!
 //! ```text
 //! accept -> queue -> [send] -> requests -> [receive head] -> events -> answers -> worker
 //!             ^                   |              `-> [receive body, straight into the slot's block]
 //!             `---- lost ---------'
 //! ```
-//! At most one send and one receive are in flight at a time, as a stream has an order. A send carries the headers of
-//! all requests that wait, up to and including the first one with a payload, which follows from the slot's own block.
+//! At most one send and one receive are in flight at a time, as a stream has an order. A send carries the headers of all
+//! requests that wait, up to and including the first one with a payload, which follows from the slot's own block.
 //!
-//! A connection that fails, stalls, or belongs to an older generation of its export is _broken_: shut down, which makes
-//! the kernel give back whatever it holds, then closed; its requests wait for the next session and are sent again. They
-//! are answered with an error only when the export is over or its job gives up.
+//! A connection that fails, stalls, or belongs to an older generation of its export is _broken_. It is shut down, which
+//! makes the kernel give back whatever it holds, and then closed. Its requests wait for the next session and are sent
+//! again. They are answered with an error only when the export has failed for good or the job gives up.
 
 use super::active_session::{ActiveSession, ReceiveInFlight, SendInFlight};
 use super::nbd_request::{NbdRequest, RequestKind};

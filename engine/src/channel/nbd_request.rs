@@ -1,4 +1,4 @@
-//! One request to a server: an operation of a slot on its way, or a question of the export's own.
+//! Turns an operation of a slot, or a question for block status, into a request to a server.
 
 use crate::buffer::Block;
 use crate::extent::ByteRange;

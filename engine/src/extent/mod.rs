@@ -1,4 +1,4 @@
-//! Byte ranges and what a volume holds in them.
+//! Defines byte ranges and what a volume holds in them.
 //!
 //! An _extent_ is a maximal run of one kind. Sources report them in windows, ahead of the copy, so that no list of all
 //! extents is ever held: memory stays the same for a file with two extents and for one with two million.

@@ -1,4 +1,4 @@
-//! A set of byte ranges: which bytes are durable, which are still to do.
+//! Keeps a set of byte ranges: which bytes are durable, which are still to do.
 //!
 //! Ranges in the set never touch or overlap: adjacent ones are merged, so the size of the set is the number of
 //! separate runs, not the number of insertions.

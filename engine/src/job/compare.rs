@@ -1,4 +1,4 @@
-//! A comparison, of its own or at the end of a copy.
+//! Runs a comparison: a job of its own, or the verification at the end of a copy.
 
 use super::JobState;
 use super::copy::wall_clock_ns;

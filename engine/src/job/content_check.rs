@@ -1,8 +1,8 @@
 //! Checks that both volumes still hold what a journal says, by reading a few of its leaves again on both sides.
 //!
 //! Identities can be equal where the content is not (a file that was overwritten, an export with another file behind it, a
-//! disk whose serial is not its own), and unknown where it is. So every copy that goes on looks before it changes
-//! anything. A difference always ends it. That all is equal proves nothing where only zeros were compared, as most
+//! disk whose serial is not its own). They can also be unknown. So every copy that resumes reads a few leaves before it
+//! changes anything. A difference always ends the copy. Equal leaves prove nothing where only zeros were compared, as most
 //! volumes have zeros somewhere.
 
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -1,4 +1,4 @@
-//! A copy from its spec to its report: what the job's thread does, in order.
+//! Runs a copy from its spec to its report, on the thread of the job.
 
 use super::JobState;
 use super::content_check::ContentCheck;

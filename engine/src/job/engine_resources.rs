@@ -1,4 +1,4 @@
-//! What the engine lends to its jobs.
+//! Holds what all jobs of an engine use: its workers, its journal thread and the sizes of its buffers.
 
 use super::pass_controller::WorkerInboxes;
 use crate::error::{Error, Result};

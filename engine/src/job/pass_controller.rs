@@ -1,23 +1,22 @@
-//! Leads one pass from its first segment to the moment when no worker knows it any more.
+//! Controls one pass from its first segment until every worker has released it.
 //!
 //! ```text
 //! Moving -> Halting -> FinalRecord -> Releasing -> over
 //!    (checkpoints)  |
 //!                   `-- the drain limit passes: over, not quiesced
 //! ```
-//! A pass controller is a state machine without a thread: [`PassController::turn`] looks at what has happened, acts,
-//! and says when it wants to look again. The job's thread drives it for real, the simulation drives it under a clock of
-//! its own.
+//! A pass controller is a state machine without a thread. [`PassController::turn`] looks at what has happened, acts,
+//! and says when it wants to be called again. The job's thread calls it in production. The simulation calls it under a
+//! clock of its own.
 //!
-//! **The order of a record.** What to make durable is taken _before_ its flush is asked for; when the flush is done it
-//! is appended to the recorder; only when that is recorded does it count. A flush that failed is never repeated: the
+//! **The order of a record.** The set to make durable is taken _before_ its flush is asked for. When the flush is done the
+//! set is appended to the recorder. Only when it is recorded does it count. A flush that failed is never repeated: the
 //! kernel may have dropped the pages, so nothing since the last good flush counts.
 //!
-//! **What a server may have lost.** Leaves carry the destination's generation of the moment they were started. It is
-//! compared once, after their flush was answered and before they are appended: if it has grown, nobody knows whether
-//! the server that flushed is the one that took them, and the segment source has them done again. What was appended is
-//! stable. So on such a destination every record follows a flush, and workers are halted only when everything is
-//! recorded.
+//! **What a server may have lost.** Written ranges carry the destination's generation of the moment when they were started.
+//! The generation is compared once, after the flush was answered and before the ranges are appended. If it has grown, the
+//! server that flushed may not be the one that took the data, and the segment source plans these ranges again. So on such a
+//! destination every record follows a flush, and workers are halted only when everything is recorded.
 
 use super::rate::{RateMeter, ServerPacing};
 use super::recorder::Recorder;

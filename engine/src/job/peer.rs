@@ -1,4 +1,4 @@
-//! A volume behind a server that tests play: it says what they put down, and notes what it was asked.
+//! Simulates a volume behind a server for tests, and notes what it was asked.
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent};

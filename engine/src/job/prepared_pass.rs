@@ -1,6 +1,6 @@
-//! What a pass over two volumes is made of: the part of its start that touches nothing.
+//! Builds a pass over two volumes, without touching either.
 //!
-//! The job's thread and the simulation build their passes here, so that what is simulated is what runs.
+//! The job's thread and the simulation build their passes here, so that the simulated code is the code that runs.
 
 use super::pass_controller::{PassController, RecordingPolicy, WorkerInboxes};
 use super::recorder::Recorder;

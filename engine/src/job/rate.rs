@@ -1,4 +1,4 @@
-//! How fast a pass moves, and how much of it is let into flight on that account.
+//! Measures how fast a pass moves, and sizes the window towards servers by it.
 
 use crate::limits::{PACED_BLOCKS_MIN, TICK};
 use crate::pass::server_window::ServerWindow;

@@ -1,4 +1,4 @@
-//! Where a job's durable ranges are recorded: the journal's file, or the simulation's.
+//! Records the durable ranges of a job in its journal. The simulation records them in a file of its own.
 
 use crate::error::Result;
 use crate::journal::{JournalFile, JournalReader, Run};

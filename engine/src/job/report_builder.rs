@@ -1,4 +1,6 @@
-//! What is known of a job while it runs, and its report when it has ended.
+//! Collects the facts of a running job and builds its report.
+//!
+//! It also owns the volumes of the job from their opening on, and stops them at the end, however the job ends.
 
 use super::engine_resources::EngineResources;
 use super::pass_controller::{PassController, TurnOutcome};

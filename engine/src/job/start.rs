@@ -1,10 +1,9 @@
-//! The start of a copy: from a spec to two open volumes, a journal and a route, in an order that a crash or a refusal
-//! can interrupt anywhere.
+//! Starts a copy: turns a spec into two open volumes, a journal and a route.
 //!
-//! Open or create the destination, lock it, make sure that its path still leads to it, refuse what must be refused,
-//! ask whoever has to admit it, sync the directory, write and sync the journal's header, and only then change the
-//! destination: whenever it has been touched, there is a journal that says so. A refusal leaves it as it was and
-//! removes a file that it created.
+//! A crash or a refusal can interrupt the start anywhere. So the order is: open or create the destination, lock it, make
+//! sure that its path still leads to it, refuse what must be refused, ask for admission, sync the directory, write and sync
+//! the journal's header. Only then is the destination changed: whenever it has been touched, a journal says so. A refusal
+//! leaves the destination as it was and removes a file that was created for it.
 
 use super::content_check::ContentCheck;
 use super::supervised_copy::SupervisedCopy;

@@ -1,4 +1,4 @@
-//! A supervision as the start of a copy sees it: who is asked, what is believed, and when the destination may change.
+//! Applies a supervision to the start of a copy: asks for admission, checks the claimed ranges, and waits for the gate.
 
 use super::content_check::ContentCheck;
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -1,8 +1,8 @@
-//! What to write to a journal, and where: the pure half of appending.
+//! Plans what to write to a journal, and where: the pure half of appending.
 //!
-//! An [`Appender`] knows where the file ends and which record and slot come next. It only plans; whoever carries a
-//! [`Commit`] out does, in this order and stopping at the first error: write the record, sync, write the slot. Once
-//! the sync has returned the record counts. The journal thread and the simulation carry out the same plans.
+//! An [`Appender`] knows where the file ends and which record and slot come next. It does no I/O. Whoever carries a
+//! [`Commit`] out does so in this order and stops at the first error: write the record, sync, write the slot. Once the sync
+//! has returned the record counts. The journal thread and the simulation carry out the same plans.
 
 use super::format::{self, CommitSlot, Geometry};
 use super::read::JournalReader;

@@ -1,4 +1,4 @@
-//! Reads bytes of a journal, and says what is wrong where they are damaged.
+//! Reads bytes of a journal, and makes the errors for bytes that are damaged.
 
 use super::format::Damage;
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -1,5 +1,6 @@
-//! Journals after crashes and damage, on a file in memory: the reader forgets at most what was never committed, and
-//! never makes anything up.
+//! Tests journals after crashes and damage, on a file in memory.
+//!
+//! Goal: the reader forgets at most what was never committed, and never makes anything up.
 
 use super::append::{Appender, Commit};
 use super::bytes::ReadAt;

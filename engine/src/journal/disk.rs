@@ -1,4 +1,4 @@
-//! The journal file as its thread writes it: through a small ring, or plainly where io_uring is denied.
+//! Writes the journal file for its thread: through a small ring, or by plain calls where io_uring is denied.
 //!
 //! The ring belongs to `tokio-uring` and is never the data path's. It is made without `DEFER_TASKRUN`, with which this
 //! runtime waits forever for operations that the kernel finishes on another thread.

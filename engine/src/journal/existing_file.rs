@@ -1,7 +1,7 @@
-//! Tells what lies where a journal is to be: nothing of worth, a journal, or a file of somebody else.
+//! Classifies the file at the path of a new journal: nothing of worth, a journal, or a foreign file.
 //!
-//! A file of somebody else is never replaced, whoever asks for it: a receipt or checkpoint that names a disk image by
-//! mistake would destroy the image. The same is asked before the first byte of a copy and again when the name is taken.
+//! A foreign file is never replaced, whatever the flags say: a receipt or checkpoint that names a disk image by mistake
+//! would destroy the image. The check is made before the first byte of a copy and again when the name is taken.
 
 use super::JournalState;
 use super::format::{CommitSlot, HEADER_BYTES_MAX, HEADER_OFFSET, MAGIC, SECTOR_BYTES, SLOT_MAGIC, SLOT_OFFSETS};

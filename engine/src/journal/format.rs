@@ -1,8 +1,8 @@
-//! The bytes of a journal up to its first record: lead sector, commit slots, header.
+//! Encodes and decodes the bytes of a journal up to its first record: lead sector, commit slots, header.
 //!
-//! Pure encoding and decoding, little-endian; nothing here touches a file. `docs/format.md` owns the layout and its
-//! reasons; a test compares the two. Every length is bounded before anything is allocated or added, and every decoder
-//! answers foreign bytes with [`Damage`], never with a panic.
+//! Pure and little-endian; nothing here touches a file. `docs/format.md` owns the layout and its reasons; a test
+//! compares the two. Every length is bounded before anything is allocated or added, and every decoder answers foreign
+//! bytes with [`Damage`], never with a panic.
 
 use super::{Header, JournalState};
 use crate::extent::ByteRange;

@@ -1,4 +1,4 @@
-//! What fuzz targets call; not for users. Panics where the decoder breaks a promise.
+//! Offers the entry points of the fuzz targets; not for users. Panics where the decoder breaks a promise.
 
 use super::JournalReader;
 use super::format::{HEADER_OFFSET, SEAL_OFFSET, SECTOR_BYTES};

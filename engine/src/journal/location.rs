@@ -1,8 +1,8 @@
-//! Where a journal lives: its name, its lock, its directory.
+//! Creates, locks, renames and removes the files of journals.
 //!
-//! A name never shows a half-written journal: a new one is written, synced and locked under the name with `.new` at
-//! its end, then renamed, then the directory is synced. Whoever uses a journal holds `flock(LOCK_EX)` on it from before
-//! it has its name until it is closed; after locking, the name is looked at again, as the file may have been replaced
+//! A name never shows a half-written journal: a new one is written, synced and locked under the name with `.new` at its
+//! end, then renamed, then the directory is synced. The user of a journal holds `flock(LOCK_EX)` on it from before it
+//! has its name until it is closed. After locking, the name is looked at again, as the file may have been replaced
 //! between open and lock. All calls block and belong on the caller's thread.
 
 use super::existing_file::{check_checkpoint, check_fresh, check_receipt, exists};

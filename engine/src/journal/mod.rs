@@ -1,7 +1,7 @@
-//! The journal: one file per job that says which ranges are durable, and what they hold.
+//! Keeps the journal of a job: one file that says which ranges are durable, and what they hold.
 //!
-//! An unfinished journal is a checkpoint; a finished one is a receipt. `docs/format.md` owns the bytes. Memory holds
-//! one interval, never the whole list: runs are appended as they become durable and read back as a stream.
+//! An unfinished journal is a checkpoint; a finished one is a receipt. `docs/format.md` owns the bytes. Memory holds one
+//! interval, never the whole list: runs are appended as they become durable and read back as a stream.
 
 pub(crate) mod append;
 #[cfg(test)]

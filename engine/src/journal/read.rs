@@ -1,8 +1,8 @@
-//! Reading a journal: everything is checked once, front to back, before anything in it is believed.
+//! Reads a journal: everything is checked once, front to back, before anything in it is believed.
 //!
-//! Memory holds one record at a time and an index of spans, never the digests: [`JournalReader::runs`] reads them
-//! again from the file, each under its own checksum. What is committed must be whole; behind it one record may be
-//! missing its end, as a crash leaves it, and is dropped. `docs/format.md` gives the rules and why they are safe.
+//! Memory holds one record at a time and an index of spans, never the digests: [`JournalReader::runs`] reads them again
+//! from the file, each under its own checksum. What is committed must be whole. Behind it one record may be missing its
+//! end, as a crash leaves it, and is dropped. `docs/format.md` gives the rules and why they are safe.
 
 use super::bytes::{JournalBytes, ReadAt};
 use super::format::{CommitSlot, Geometry, HEADER_OFFSET, LeadSector, SECTOR_BYTES, SLOT_OFFSETS, decode_header};

@@ -1,8 +1,8 @@
-//! Records: what is appended to a journal, one per interval, and the runs inside.
+//! Encodes and decodes records, which are appended to a journal once per interval, and the runs inside.
 //!
-//! A record is a fixed head, a payload and the payload's checksum. Head, run and payload carry a checksum each: the
-//! head's makes its length trustworthy before anything is read by it, the run's lets a single run be read again later
-//! without its record, the payload's covers all of it. Pure: no I/O here.
+//! A record is a fixed head, a payload and the payload's checksum. Head, run and payload carry a checksum each: the head's
+//! makes its length trustworthy before anything is read by it, the run's lets a single run be read again later without its
+//! record, the payload's covers all of it. Pure: no I/O here.
 
 use super::format::{FieldReader, Geometry, SECTOR_BYTES};
 use super::{Content, Finish, LeafDigest, Run};

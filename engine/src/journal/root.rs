@@ -1,8 +1,8 @@
-//! The root digest: one number for what a whole copy holds.
+//! Computes the root digest: one number for what a whole copy holds.
 //!
-//! BLAKE3 over a canonical sequence of leaves in the order of their offsets. How the copy was cut into runs, in which
-//! order they became durable and how often it was interrupted do not show in it: two copies with the same bytes, size
-//! and leaf size have the same root. `docs/format.md` gives the sequence.
+//! BLAKE3 over a canonical sequence of leaves in the order of their offsets. The root does not depend on how the copy
+//! was cut into runs, in which order they became durable and how often it was interrupted: two copies with the same
+//! bytes, size and leaf size have the same root. `docs/format.md` gives the sequence.
 
 use super::format::Geometry;
 use super::{Content, Header, Run};

@@ -1,4 +1,4 @@
-//! The index of a journal: which record tells about which bytes.
+//! Indexes a journal: which record tells about which bytes.
 //!
 //! Only spans are kept, never digests: a span is a stretch of bytes that one record covers without a gap, and the file
 //! position of the first run in it. Spans never overlap; what is recorded later replaces what was there.

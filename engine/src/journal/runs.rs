@@ -1,4 +1,4 @@
-//! The runs of a journal, read again from its file in the order of offsets.
+//! Reads the runs of a journal again from its file, in the order of offsets.
 
 use super::Run;
 use super::bytes::JournalBytes;

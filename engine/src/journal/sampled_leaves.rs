@@ -1,8 +1,8 @@
-//! Chooses the leaves of a journal by which its volumes can be known again: first, last, newest, and some at random.
+//! Chooses the leaves of a journal by which its volumes can be recognised: first, last, newest, and some at random.
 //!
-//! Fed with every run while the journal is read, as going back for them would mean to read it twice. What is chosen is
-//! offsets only: what counts there is looked up afterwards, since a later record may have replaced it. Leaves that hold
-//! something come before zeros, which many volumes have in common.
+//! It is fed with every run while the journal is read, as going back for them would mean to read the journal twice.
+//! Only offsets are chosen. What counts there is looked up afterwards, since a later record may have replaced it.
+//! Leaves that hold data come before zeros, which many volumes have in common.
 
 use crate::extent::ByteRange;
 use crate::seeded_numbers::SeededNumbers;

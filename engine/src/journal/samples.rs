@@ -1,4 +1,4 @@
-//! Journals made up from a seed, for tests and fuzz targets.
+//! Makes up journals from a seed, for tests and fuzz targets.
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
 
 use super::append::{Appender, Commit, FileWrite};

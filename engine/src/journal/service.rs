@@ -1,11 +1,11 @@
-//! The journal thread: one per engine, so that no worker and no job waits for a sync inside its loop.
+//! Runs the journal thread: one per engine, so that no worker and no job waits for a sync inside its loop.
 //!
-//! A [`JournalFile`] sends its commands to its own task on that thread, which carries them out one after the other; the
+//! A [`JournalFile`] sends its commands to its own task on that thread, which carries them out one after the other. The
 //! tasks of different jobs run side by side. Creating, opening, renaming and removing happen on the caller's thread,
 //! before the task knows the file or after it has ended: callers of those wait anyway.
 //!
-//! Owners: the lock is shared by the [`JournalFile`] and its task and is released when both are gone, so never while a
-//! write may still land. The thread ends when the last service handle and the last journal are gone.
+//! The lock is shared by the [`JournalFile`] and its task. It is released when both are gone, so never while a write may
+//! still take effect. The thread ends when the last service handle and the last journal are gone.
 
 use super::append::Appender;
 use super::disk::{Backend, JournalDisk, Runtime};

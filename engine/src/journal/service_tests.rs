@@ -1,4 +1,4 @@
-//! The journal thread on real files, on io_uring where this host has it and without.
+//! Tests the journal thread on real files, on io_uring where this host has it and without.
 
 use super::disk::Backend;
 use super::format::SLOT_OFFSETS;

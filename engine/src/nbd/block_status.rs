@@ -1,7 +1,7 @@
-//! What is known of an export's extents: one window at a time, asked for ahead of whoever plans.
+//! Caches the extents of an export: one window at a time, asked for ahead of the planner.
 //!
-//! The planner looks here first; what is not known becomes a question, which a worker (or the planner itself, while there
-//! are none) takes to the server. An answer that nobody wants any more is dropped.
+//! The planner looks here first. What is not known becomes a question, which a worker (or the planner itself, while there
+//! are no workers) takes to the server. An answer that is no longer wanted is dropped.
 
 use super::MetaContexts;
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! One request at a time over a session that no worker uses: what a job asks before and after its blocks move.
+//! Sends one request at a time over a session that no worker uses: what a job asks before and after its blocks move.
 
 use super::Session;
 use super::block_status::{StatusDescriptors, merge};

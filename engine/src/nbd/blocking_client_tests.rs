@@ -1,4 +1,4 @@
-//! Requests and answers with real servers: what the codec says is understood, and so is what they answer.
+//! Tests requests and answers with real servers.
 
 use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, RequestHeader};
 use super::negotiate::{Negotiated, WantedExport, go, list};

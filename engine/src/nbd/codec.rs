@@ -1,4 +1,4 @@
-//! The bytes of the transmission phase: what a client sends, and the numbers both sides know. Big-endian, no I/O.
+//! Encodes the requests of the transmission phase, and names the numbers that both sides know. Big-endian, no I/O.
 //!
 //! ```text
 //! compact   magic u32 | flags u16 | type u16 | cookie u64 | offset u64 | length u32     28 bytes

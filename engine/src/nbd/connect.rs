@@ -1,8 +1,8 @@
-//! From an address to a connected socket, within a given time.
+//! Connects to an address within a given time.
 //!
-//! Sockets are close-on-exec; they are connected without blocking and handed out blocking. A name is looked up on a
-//! thread of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the
-//! resolver gives up.
+//! Sockets are close-on-exec; they are connected without blocking and handed out blocking. A name is looked up on a thread
+//! of its own, because the system's resolver can neither be bounded nor cancelled; the thread ends when the resolver gives
+//! up.
 
 use super::deadline::Deadline;
 use super::uri::Address;

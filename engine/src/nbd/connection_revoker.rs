@@ -1,7 +1,7 @@
-//! What the owner of a job holds of its connections to servers: a gate that new ones wait for, and the end of all.
+//! Revokes the connections of a job to its servers, and holds the gate that new ones wait for.
 //!
-//! Every export of a job shares one revoker, and every session is known to it for as long as its socket is open. To
-//! _revoke_ is for ever: it resets all sockets, whoever uses them at the moment, and none is made afterwards.
+//! All exports of a job share one revoker. Every session is registered with it for as long as its socket is open. A
+//! revocation is final: it resets all sockets, whoever uses them at the moment, and no new one is made afterwards.
 
 use crate::error::{Code, Error, Operation, Side};
 use crate::gate::Gate;

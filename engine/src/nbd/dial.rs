@@ -1,10 +1,10 @@
-//! From the name of an export to a connection in its transmission phase.
+//! Opens an export: turns its name into a connection in its transmission phase.
 //!
 //! ```text
 //! connect -> greet -> [start_tls -> TLS handshake] -> go -> [relay] -> Session
 //! ```
-//! All of it within one limit. Here every way in which it can fail becomes an error that says what to do: who must be
-//! asked again later is `EUnreachable`, and only that is worth a retry.
+//! All of it happens within one limit. Every way in which it can fail becomes an error that says what to do. Only
+//! `EUnreachable` is worth a retry.
 
 use super::deadline::Deadline;
 use super::negotiate::{

@@ -1,4 +1,5 @@
-//! Real servers, certificates and peers for tests. What the host lacks is named by the test that is skipped for it.
+//! Provides real servers, certificates and peers for tests. What the host lacks is named by the test that is skipped
+//! for it.
 
 use super::Session;
 use super::codec::{Command, CommandFlags, REQUEST_BYTES_MAX, RequestHeader};

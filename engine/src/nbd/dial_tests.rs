@@ -1,4 +1,4 @@
-//! Dialing real servers, and peers that are none.
+//! Tests dialing real servers, and peers that are none.
 
 use super::dial::{Dialer, list_exports};
 use super::dial_support::{PATIENT, Server, eventually, exchange, is_alone, text};

@@ -1,12 +1,12 @@
-//! What the job, the workers and the dialer share of one export.
+//! Keeps the connections to one export, shared by the job, the workers and the dialer.
 //!
-//! An export owns the sessions that nobody uses. Workers take one each and give it back healthy, or say that it was lost.
-//! Then all sessions of the export are given up, its _generation_ grows, and a dialer's thread makes new ones, with
-//! growing pauses, until `retry_for` has passed without a single answer: whatever was written under an older generation
-//! and not flushed may be gone, as the server may have been started anew. What ends an export for good is its _verdict_.
+//! It owns the sessions that nobody uses. Workers take one each and return it healthy, or report that it was lost. Then all
+//! sessions of the export are given up, its _generation_ grows, and a dialer's thread makes new ones, with growing pauses,
+//! until `retry_for` has passed without a single answer. Whatever was written under an older generation and not flushed may
+//! be gone, as the server may have been restarted. The first permanent _failure_ ends the export for good.
 //!
-//! **Quiet.** Nothing of an export can land later once every request was answered, or its connection was closed by the
-//! peer, or [`REQUEST_LIFE`] has passed since it was sent.
+//! **Quiet.** No request to the export can take effect later once every request was answered, or its connection was closed
+//! by the peer, or [`REQUEST_LIFE`] has passed since it was sent.
 
 use super::block_status::{BlockStatusCache, StatusAnswer};
 use super::blocking_client::{self, BlockingClient};
@@ -41,7 +41,7 @@ pub struct ExportConnections {
     generation: AtomicU64,
     /// Channels over this export: while there are any, only workers use sessions.
     served: AtomicUsize,
-    /// Whether there is a verdict.
+    /// Whether there is a failure.
     over: AtomicBool,
     /// Whether the server zeroes faster than it writes, as far as is known.
     zeroes_fast: AtomicBool,
@@ -67,7 +67,7 @@ struct PoolState {
     lost_since: Option<Instant>,
     /// Losses since the last answer.
     losses: u32,
-    verdict: Option<Error>,
+    failure: Option<Error>,
     /// From then on no request of a connection that was given up can land any more.
     quiet_at: Instant,
     block_status: BlockStatusCache,
@@ -119,7 +119,7 @@ impl ExportConnections {
                 closed: false,
                 lost_since: None,
                 losses: 0,
-                verdict: None,
+                failure: None,
                 quiet_at: Duration::ZERO,
             }),
         }))
@@ -171,8 +171,8 @@ impl ExportConnections {
             return Ok(Some(if within.is_empty() { Vec::new() } else { vec![data] }));
         }
         if self.served.load(Acquire) > 0 {
-            if let Some(verdict) = self.failure() {
-                return Err(verdict.at(within.start(), within.len()));
+            if let Some(failure) = self.failure() {
+                return Err(failure.at(within.start(), within.len()));
             }
             let answer = lock(&self.state).block_status.look(within, max);
             self.has_question.store(lock(&self.state).block_status.has_question(), Release);
@@ -332,7 +332,7 @@ impl ExportConnections {
     }
 
     fn ensure_dialing(self: &Arc<Self>, mut state: MutexGuard<'_, PoolState>) {
-        if state.dialing || state.closed || state.verdict.is_some() {
+        if state.dialing || state.closed || state.failure.is_some() {
             return;
         }
         state.dialing = true;
@@ -362,16 +362,16 @@ impl ExportConnections {
         state.quiet_at = state.quiet_at.max(sent + REQUEST_LIFE);
     }
 
-    /// Ends the export. The first verdict holds.
+    /// Ends the export. The first failure holds.
     pub(crate) fn fail(&self, error: Error) {
-        lock(&self.state).verdict.get_or_insert(error);
+        lock(&self.state).failure.get_or_insert(error);
         self.over.store(true, Release);
     }
 
     /// What has ended the export.
     pub(crate) fn failure(&self) -> Option<Error> {
         match self.over.load(Acquire) {
-            true => lock(&self.state).verdict.clone(),
+            true => lock(&self.state).failure.clone(),
             false => self.revoker.is_revoked().then(|| self.revoker.error(self.side, &self.name)),
         }
     }
@@ -457,7 +457,7 @@ impl ExportConnections {
     fn next_dial(&self, failures: u32, since: Instant) -> Option<DialTask> {
         let mut state = lock(&self.state);
         let is_wanted = state.waiting > self.idle(&mut state).len();
-        let is_over = state.closed || state.verdict.is_some() || self.revoker.is_revoked();
+        let is_over = state.closed || state.failure.is_some() || self.revoker.is_revoked();
         if is_over || !(is_wanted || state.spare > 0) {
             state.dialing = false;
             return None;

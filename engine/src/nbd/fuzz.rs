@@ -1,4 +1,4 @@
-//! What fuzz targets call; not for users. Panics where a decoder breaks a promise.
+//! Offers the entry points of the fuzz targets; not for users. Panics where a decoder breaks a promise.
 
 use super::negotiate::{NegotiationError, WantedExport, go, greet, list};
 use super::replies::ExpectedReply;

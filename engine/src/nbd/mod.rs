@@ -1,11 +1,11 @@
-//! NBD: network block devices, as the public specification has them (fixed newstyle, `NBD_OPT_GO`, structured and
-//! extended replies, block status).
+//! Speaks NBD, as the public specification has it (fixed newstyle, `NBD_OPT_GO`, structured and extended replies, block
+//! status).
 //!
 //! ```text
-//! uri -> dial (tls, negotiate) -> Session -> export ---- one connection per worker ----> channel (codec, replies)
+//! uri -> dial (tls, negotiate) -> Session -> ExportConnections -- one NbdConnection per worker --> channel (codec, replies)
 //! ```
-//! Everything up to a session blocks, and runs on threads of jobs or on a thread of its own; moving data does not,
-//! and runs in the workers' rings. `codec` and `replies` are the protocol without I/O: bytes in, events out.
+//! Everything up to a session blocks, and runs on threads of jobs or on a thread of its own. Moving data does not
+//! block, and runs in the workers' rings. `codec` and `replies` are the protocol without I/O: bytes in, events out.
 
 pub(crate) mod codec;
 mod connect;

@@ -1,4 +1,4 @@
-//! The handshake of fixed newstyle: options until the export is open.
+//! Performs the handshake of fixed newstyle: options until the export is open.
 //!
 //! ```text
 //! greet --- [start_tls, then wrapped by the caller] --- go    EXTENDED_HEADERS, else STRUCTURED_REPLY

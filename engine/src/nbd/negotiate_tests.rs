@@ -1,4 +1,4 @@
-//! The handshake against scripted peers, which say what no real server would, and against real servers.
+//! Tests the handshake against scripted peers, which send what no real server would, and against real servers.
 
 use super::negotiate::*;
 use super::support::{nbdkit, qemu};

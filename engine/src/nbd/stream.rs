@@ -1,4 +1,4 @@
-//! A socket whose every read and write ends in time: when a deadline passes, or soon after somebody cancels.
+//! Bounds every read and write of a socket: each ends when a deadline passes, or soon after a cancel.
 //!
 //! The descriptor itself stays blocking, for whoever takes it over; operations here say that they do not wait, and
 //! then wait for readiness in short pieces. `cancelled` is looked at before every operation and at least every

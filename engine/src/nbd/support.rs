@@ -1,4 +1,4 @@
-//! Real servers for tests, in a temporary directory. Where a tool is missing, the test says so by name and ends.
+//! Starts real servers for tests, in a temporary directory. Where a tool is missing, the test says so by name and ends.
 
 use super::negotiate::greet;
 use crate::volume::support::{make_file, run, scratch};

@@ -1,8 +1,8 @@
-//! TLS between a connection and its server: whom to trust, and who we are.
+//! Configures TLS between a connection and its server: whom to trust, and which certificate to present.
 //!
-//! A directory of certificates holds, under the names that libnbd and nbdkit give them: `ca-cert.pem`, who signs
-//! servers; `ca-crl.pem` (may be missing), what is revoked; `client-cert.pem` and `client-key.pem` (both or neither),
-//! who we are. Without a directory the system's authorities are trusted. Loaded once, before anything is connected.
+//! A directory of certificates holds, under the names that libnbd and nbdkit give them: `ca-cert.pem`, who signs servers;
+//! `ca-crl.pem` (may be missing), what is revoked; `client-cert.pem` and `client-key.pem` (both or neither), the client's
+//! own. Without a directory the system's authorities are trusted. Loaded once, before anything is connected.
 
 use super::stream::Stream;
 use super::uri::{Address, NbdUri, TlsOptions};

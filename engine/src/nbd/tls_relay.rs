@@ -1,4 +1,4 @@
-//! Passes bytes between TLS and a plain socket, so that nobody else needs to know of TLS.
+//! Relays bytes between TLS and a plain socket, so that the connections need not know of TLS.
 //!
 //! ```text
 //!           plain end      inner end                         outer socket

@@ -1,4 +1,4 @@
-//! The relay between a plain end and a peer that we play ourselves: full in both directions, and every way to end.
+//! Tests the relay between a plain end and a scripted peer: full in both directions, and every way to end.
 
 use super::deadline::Deadline;
 use super::dial_support::{PATIENT, certificates, eventually, is_alone, pattern, pumps, text};

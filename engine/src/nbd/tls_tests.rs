@@ -1,4 +1,4 @@
-//! TLS with real servers: whom we trust, who trusts us, and that bytes arrive unharmed.
+//! Tests TLS with real servers: whom the client trusts, who trusts the client, and that bytes arrive unharmed.
 
 use super::Session;
 use super::codec::Command;

@@ -1,4 +1,4 @@
-//! The name of an export: the URI syntax of the NBD project.
+//! Parses the name of an export: the URI syntax of the NBD project.
 //!
 //! ```text
 //! nbd://HOST[:PORT]/EXPORT                     nbds://...       the same through TLS

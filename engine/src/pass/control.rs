@@ -1,8 +1,9 @@
-//! The state of one job that its handle, its thread and all workers share, without locks.
+//! Holds the state of one job that its handle, its thread and all workers share.
 //!
-//! The cancellation token is one atomic that keeps the first reason given. Whoever reads several counters reads the
-//! later stage first, so that `issued >= written >= durable` holds in what they see. Counters grow, but for what a
-//! destination may have lost, which is taken back from `issued` and `acknowledged` until it is moved once more.
+//! The cancellation token is one atomic that keeps the first reason given. Readers of several counters read the later stage
+//! first, so that `issued >= acknowledged >= durable` holds in what they see. Counters grow, with one exception: what a
+//! destination may have lost is taken back from `issued` and `acknowledged` until it is moved once more. The counters, the
+//! windows and the rate limit are atomics. The durable ranges and their samples have a lock, which no worker takes.
 
 use super::durable_sample::DurableSample;
 use super::reason::Reason;

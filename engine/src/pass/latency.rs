@@ -1,4 +1,4 @@
-//! Latencies of one worker's operations for one job, mergeable across workers and jobs.
+//! Measures the latencies of one worker's operations for one job, mergeable across workers and jobs.
 
 use crate::percentiles::{LatencyUs, Percentiles};
 use hdrhistogram::Histogram;

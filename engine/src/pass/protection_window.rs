@@ -1,11 +1,11 @@
-//! How many bytes may be in flight, so that other readers of the same devices keep their latency.
+//! Sizes the bytes in flight so that other readers of the same devices keep their latency.
 //!
-//! A pure controller in the manner of LEDBAT and Kyber: it sees the p90 of small probe reads against a target and
-//! grows the window by at most two blocks a tick, in proportion to the room left, doubles while the device is idle
+//! A pure controller in the manner of LEDBAT and Kyber. It compares the p90 of small probe reads with a target. It
+//! grows the window by at most two blocks a tick, in proportion to the room left, doubles it while the device is idle
 //! (slow start), and cuts it at once on a breach, in proportion to the breach but by no more than 30 %. It steers for
-//! 90 % of the target, as what it sees scatters. Many devices answer at once up to their limit and then queue for
-//! milliseconds, so it remembers where the last breach was and comes near it ten times more slowly. Without samples it
-//! holds. The floor keeps the copy going however busy the device is.
+//! 90 % of the target, as the samples scatter. Many devices answer at once up to their limit and then queue for
+//! milliseconds, so the controller remembers where the last breach was and comes near it ten times more slowly. Without
+//! samples it holds. The floor keeps the copy going however busy the device is.
 
 use std::time::Duration;
 

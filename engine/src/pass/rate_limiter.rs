@@ -1,8 +1,8 @@
-//! The user's rate limit: a token bucket shared by all cores, without a lock.
+//! Limits the rate of a job: a token bucket shared by all cores, without a lock.
 //!
-//! Kept as one number, the _theoretical arrival time_ (GCRA): when the bytes admitted so far would have arrived at
-//! exactly the limit. A block is admitted while that is at most one burst ahead of now; so a limit holds over any
-//! interval longer than the burst plus one block, and a change takes effect with the next block.
+//! Kept as one number, the _theoretical arrival time_ (GCRA): when the bytes admitted so far would have arrived at exactly
+//! the limit. A block is admitted while that is at most one burst ahead of now. So a limit holds over any interval longer
+//! than the burst plus one block, and a change takes effect with the next block.
 
 use crate::limits::BURST;
 use crate::ring::Instant;

@@ -1,11 +1,11 @@
-//! How much is on its way to and from servers: as much as keeps the path full, and no more.
+//! Sizes the bytes in flight to and from servers: as much as keeps the path full, and no more.
 //!
-//! A server behind a long path needs many requests in flight; one on this host is served faster, and disturbed less,
-//! by few, whose bytes are still in a cache when they are passed on. What a path holds is its rate times the time that a
-//! block takes when nothing waits, its _base_ (as TCP Vegas has it); twice that leaves room for jitter and lets the
-//! window find out whether there is more. The base is the shortest time seen. As paths change, it is forgotten now and
-//! then, and found anew with as little in flight as possible (as BBR does): with more, blocks wait for each other, and a
-//! base that contains the window would let it grow for ever. Pure: it is fed once a tick.
+//! A server behind a long path needs many requests in flight. One on this host is served faster, and disturbed less, by
+//! few, whose bytes are still in a cache when they are passed on. A path holds its rate times the time that a block
+//! takes when nothing waits, its _base_ (as TCP Vegas has it). Twice that leaves room for jitter and lets the window
+//! find out whether there is more. The base is the shortest time seen. As paths change, it is forgotten now and then,
+//! and found anew with as little in flight as possible (as BBR does): with more, blocks wait for each other, and a base
+//! that contains the window would let it grow for ever. Pure: it is fed once a tick.
 
 use std::time::Duration;
 

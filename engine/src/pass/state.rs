@@ -1,8 +1,8 @@
-//! One pass over a volume: what a job and the workers tell each other while blocks move.
+//! Holds the state of one pass that the job's thread and the workers share.
 //!
-//! A copy is one pass, a verification after it a second one. The pass controller fills the queue of segments, workers claim
-//! from it and report leaves that were written. A pass ends in two steps, each acknowledged by every worker: _halt_ (no new
-//! blocks, none in flight; only flushes may follow) and _release_ (the worker forgets the pass, and so its files).
+//! A copy is one pass, its verification a second one. The pass controller fills the queue of segments. Workers claim
+//! segments and report written ranges. A pass ends in two steps, each acknowledged by every worker: _halt_ (no new blocks,
+//! none in flight; only flushes may follow) and _release_ (the worker drops the pass, and with it the files).
 
 use super::control::JobControl;
 use crate::channel::{Channel, SubmitVia};

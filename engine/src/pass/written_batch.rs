@@ -1,4 +1,4 @@
-//! Leaves that were written, on their way to being recorded.
+//! Gathers written ranges until they are recorded.
 
 use super::state::{LeafContent, WrittenRange};
 use crate::extent::ByteRange;

@@ -1,6 +1,6 @@
-//! The look at a block between its read and its write: which parts are zeros, and the digest of the leaf.
+//! Examines a block between its read and its write: which parts are zeros, and the digest of the leaf.
 //!
-//! A block is looked at in _granules_ (1/64 of it, at least 4 KiB), so that the answer is one 64-bit mask. Runs of zero
+//! A block is examined in _granules_ (1/64 of it, at least 4 KiB), so that the answer is one 64-bit mask. Runs of zero
 //! granules shorter than 64 KiB are treated as data: skipping them would cost more than writing them.
 
 use crate::journal::LeafDigest;

@@ -1,4 +1,4 @@
-//! One block in flight: a state and one pure transition function.
+//! Holds the state of one block in flight, with one pure transition function.
 //!
 //! ```text
 //! copy:   Idle -> Reading(source) -> Examining -> Writing(run 1) -> ... -> Writing(run n) -> Idle, written
@@ -6,8 +6,8 @@
 //! zeros:  Idle -> Writing(everything) -> Idle, written
 //! check:  Idle -> Reading(reference) -> Examining -> Reading(target) -> Examining -> Idle, compared
 //! ```
-//! Short transfers stay in their state and ask for the rest; a transfer that makes no progress is a fault, never a
-//! success. The worker owns the block beside the slot and carries out the actions.
+//! Short transfers stay in their state and ask for the rest. A transfer that makes no progress is a fault, never a success.
+//! The worker owns the block beside the slot and carries out the actions.
 
 use super::examine::{BlockSpan, DataMap};
 use crate::channel::TransferFault;

@@ -1,7 +1,7 @@
-//! One worker's part in one pass: the segments it has claimed, and what it has to report.
+//! Tracks one worker's part in one pass: the segments it has claimed, and the written ranges it has to report.
 //!
-//! A worker pass decides what comes next and keeps the books of its segments; the worker owns slots, blocks and the
-//! ring and carries it out. A segment is open from its claim until the last of its leaves was written. Leaves of zeros
+//! A worker pass decides which block comes next and tracks its open segments. The worker owns slots, blocks and the ring,
+//! and carries the decision out. A segment is open from its claim until the last of its leaves is written. Leaves of zeros
 //! that the destination must be told about are gathered per segment, so that neighbours become one request.
 
 use super::examine::{BlockSpan, DataMap};

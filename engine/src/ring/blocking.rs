@@ -1,5 +1,7 @@
-//! One operation carried out by the calling thread: what the threads of the pool do, and what inline channels do where
-//! the kernel would only hand the operation to a worker thread of its own, and the medium is memory.
+//! Carries out one operation on the calling thread.
+//!
+//! The threads of the pool use it. So do inline channels, where the kernel would only hand the operation to a worker thread
+//! of its own, and the medium is memory.
 
 use super::{Op, Transfer, ZeroMode};
 use nix::errno::Errno;

@@ -1,4 +1,4 @@
-//! What every face of the ring promises, tested on each of them.
+//! Tests what every face of the ring promises, on each of them.
 //!
 //! Goal: pipeline and journal can rely on the words of [`Ring`] whatever is behind it. Method: every test is a function
 //! of a ring, and runs on io_uring, on io_uring with queues of one entry (so that they overflow all the time), and on

@@ -1,9 +1,9 @@
-//! The operations that the kernel has not answered yet, and who owns their memory: this table does.
+//! Owns the operations that the kernel has not answered yet, and with them their memory.
 //!
-//! Made once with a place for every slot; nothing is allocated afterwards. An operation is named to the kernel by its
-//! index (low half) and the generation of its place (high half), which changes with every use: an answer that comes
-//! twice, or for an operation that is already over, is a defect and stops the process before it hands out a block
-//! that somebody else owns.
+//! The table is made once with a slot for every operation; nothing is allocated afterwards. An operation is named to
+//! the kernel by its index (low half) and the generation of its slot (high half), which changes with every use. An
+//! answer that comes twice, or for an operation that is already over, is a defect and stops the process before it hands
+//! out a block that somebody else owns.
 
 use super::{Op, Token};
 use nix::errno::Errno;
@@ -32,7 +32,7 @@ impl InFlightOperation {
     }
 }
 
-/// One place of the table.
+/// One slot of the table.
 #[derive(Debug)]
 struct InFlightSlot {
     generation: u32,
@@ -42,7 +42,7 @@ struct InFlightSlot {
 /// A table of operations in flight, of fixed size.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    places: Box<[InFlightSlot]>,
+    slots: Box<[InFlightSlot]>,
     free: Vec<u32>,
 }
 
@@ -51,15 +51,15 @@ impl InFlight {
     pub(super) fn new(slots: usize) -> Self {
         let count = u32::try_from(slots).expect("fewer slots than 2^32");
         Self {
-            places: (0..slots).map(|_| InFlightSlot { generation: 0, owned: None }).collect(),
+            slots: (0..slots).map(|_| InFlightSlot { generation: 0, owned: None }).collect(),
             free: (0..count).rev().collect(),
         }
     }
 
-    /// The place that the next operation takes: less than the slots, and its own until it is given up.
+    /// The slot that the next operation takes: less than the slots, and its own until it is given up.
     ///
     /// # Panics
-    /// If every place is taken: the ring's owner counts its slots.
+    /// If every slot is taken: the ring's owner counts its slots.
     pub(super) fn next(&self) -> usize {
         *self.free.last().expect(FULL) as usize
     }
@@ -70,10 +70,10 @@ impl InFlight {
     /// As [`InFlight::next`].
     pub(super) fn insert(&mut self, owned: InFlightOperation) -> u64 {
         let index = self.free.pop().expect(FULL);
-        let place = &mut self.places[index as usize];
-        debug_assert!(place.owned.is_none(), "a free place is empty");
-        place.owned = Some(owned);
-        u64::from(place.generation) << 32 | u64::from(index)
+        let slot = &mut self.slots[index as usize];
+        debug_assert!(slot.owned.is_none(), "a free slot is empty");
+        slot.owned = Some(owned);
+        u64::from(slot.generation) << 32 | u64::from(index)
     }
 
     /// The operation of that name.
@@ -81,9 +81,9 @@ impl InFlight {
     /// # Panics
     /// If there is none, as [`InFlight::remove`].
     pub(super) fn get_mut(&mut self, name: u64) -> &mut InFlightOperation {
-        let place = &mut self.places[name as u32 as usize];
-        assert_eq!(place.generation, (name >> 32) as u32, "{OVER}");
-        place.owned.as_mut().expect("an answer to an operation that is in flight")
+        let slot = &mut self.slots[name as u32 as usize];
+        assert_eq!(slot.generation, (name >> 32) as u32, "{OVER}");
+        slot.owned.as_mut().expect("an answer to an operation that is in flight")
     }
 
     /// Gives up the operation of that name.
@@ -92,23 +92,23 @@ impl InFlight {
     /// If there is none: it was answered twice, or never asked.
     pub(super) fn remove(&mut self, name: u64) -> InFlightOperation {
         let index = name as u32;
-        let place = &mut self.places[index as usize];
-        assert_eq!(place.generation, (name >> 32) as u32, "{OVER}");
-        let owned = place.owned.take().expect("an answer to an operation that is in flight");
-        place.generation = place.generation.wrapping_add(1);
+        let slot = &mut self.slots[index as usize];
+        assert_eq!(slot.generation, (name >> 32) as u32, "{OVER}");
+        let owned = slot.owned.take().expect("an answer to an operation that is in flight");
+        slot.generation = slot.generation.wrapping_add(1);
         self.free.push(index);
         owned
     }
 
     /// Operations in the table.
     pub(super) fn len(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.slots.len() - self.free.len()
     }
 
     /// Gives up all operations without giving back their memory, for ever: the kernel may still touch it. Returns how
     /// many there were.
     pub(super) fn leak(&mut self) -> usize {
-        let taken = self.places.iter_mut().filter_map(|place| place.owned.take());
+        let taken = self.slots.iter_mut().filter_map(|slot| slot.owned.take());
         taken.map(std::mem::forget).count()
     }
 }
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(table.len(), 3);
         assert_eq!(table.remove(names[1]).token, Token(1));
         let again = table.insert(operation(7));
-        assert_ne!(again, names[1], "a place that is used again has another name");
+        assert_ne!(again, names[1], "a slot that is used again has another name");
         assert_eq!(table.remove(again).token, Token(7));
         assert_eq!(table.len(), 2);
     }

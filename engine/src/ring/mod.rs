@@ -1,4 +1,4 @@
-//! The seam between the engine and whatever carries out its operations.
+//! Defines the seam between the engine and whatever carries out its operations.
 //!
 //! A [`Ring`] belongs to one worker. Operations are queued with [`Ring::push`], started and waited for with
 //! [`Ring::submit_and_wait`], and come back through [`Ring::reap`], each exactly once. Three faces: `uring` (io_uring),

@@ -1,4 +1,4 @@
-//! Making an io_uring instance on whatever kernel, container and limits there are.
+//! Sets up an io_uring instance on whatever kernel, container and limits there are.
 //!
 //! The kernel's abilities are found by asking for them, best first, never by its version. What can be missing without
 //! harm (setup flags, queue length, registered memory) is given up step by step; what cannot (permission, waiting with

@@ -1,6 +1,6 @@
-//! The face of the ring in simulations: operations act on a simulated world, when its clock says so.
+//! Implements the ring in simulations: operations act on a simulated world, when its clock says so.
 //!
-//! It never waits. Whoever drives the worker moves the clock, and asks again.
+//! It never waits. The driver of the worker moves the clock, and asks again.
 
 use super::{Completion, Instant, Op, Ring, Token};
 use crate::sim::world::SharedWorld;

@@ -1,4 +1,5 @@
-//! The ring where io_uring is denied: a few threads that carry out one operation at a time, and one more for sockets.
+//! Implements the ring where io_uring is denied: a few threads that carry out one operation at a time, and one more for
+//! sockets.
 //!
 //! Its owner and its threads share one queue of operations and one of completions, both made for every slot at the
 //! start, so that nothing is allocated per operation. A thread owns the operation that it carries out, block included.

@@ -1,9 +1,9 @@
-//! The ring of io_uring: the data path.
+//! Implements the ring of io_uring: the data path.
 //!
 //! # Who owns what
 //! The table of operations in flight owns the blocks of every operation from `push` until its last completion queue
 //! entry is read: a send without a copy has two, the second when the network has let go of the memory. An operation of
-//! two parts is told to the kernel in a message ([`Messages`]) that is its own as long as its place in the table is. A
+//! two parts is told to the kernel in a message ([`Messages`]) that is its own as long as its slot in the table is. A
 //! ring that is dropped before that leaks those blocks and all messages, as closing a ring waits for nothing: the kernel
 //! goes on reading and writing them. The ring itself is owned, and used, by the one thread that made it: it is not
 //! `Send`, and the kernel refuses everybody else (`EEXIST`).
@@ -38,7 +38,7 @@ use std::time::Duration;
 /// Kernel threads at most for operations that would block at submission, so that a file system that always does
 /// cannot call up a crowd. Those that wait for a device which does not answer do not count.
 const KERNEL_WORKERS_MAX: u32 = 4;
-/// The name of an operation that does nothing, on a thread of the kernel. No place of the table has it.
+/// The name of an operation that does nothing, on a thread of the kernel. No slot of the table has it.
 const NUDGE: u64 = u64::MAX;
 /// Pause when the kernel is out of memory for requests and nothing has completed.
 const NAP: Duration = Duration::from_millis(1);
@@ -89,7 +89,7 @@ struct RegisteredArena {
 pub(crate) struct UringRing {
     ring: Uring,
     in_flight: InFlight,
-    /// One for each place of `in_flight`.
+    /// One for each slot of `in_flight`.
     messages: Messages,
     /// Pushed, and not yet in the submission queue.
     queued: VecDeque<Entry>,
@@ -206,7 +206,7 @@ impl UringRing {
         }
     }
 
-    /// What the kernel is told of an operation that takes the place `index`.
+    /// What the kernel is told of an operation that takes the slot `index`.
     fn entry(&self, index: usize, op: &mut Op) -> Entry {
         match op {
             Op::Read { file, offset, into } => self.read(*file, *offset, into),
@@ -283,9 +283,9 @@ impl UringRing {
         while !submission.is_full() {
             let Some(entry) = self.queued.pop_front() else { return };
             // SAFETY: the entry's memory belongs to blocks that `in_flight` owns until the entry's completion is read
-            // (of a send without a copy: the notification that follows it), and to the message of its place there,
+            // (of a send without a copy: the notification that follows it), and to the message of its slot there,
             // which no other operation gets before that. Both are leaked if the ring goes away before. It would break
-            // if `queue` let go of a block, if a message moved, or if a place was given up at the first of two answers.
+            // if `queue` let go of a block, if a message moved, or if a slot was given up at the first of two answers.
             unsafe { submission.push(&entry) }.expect("the queue is not full");
         }
     }

@@ -1,4 +1,4 @@
-//! What must be true, by a model that knows nothing of the engine: bytes, digests, and who may be blamed.
+//! Checks the outcome of a job against a model that knows nothing of the engine: bytes, digests, and permitted errors.
 
 use super::image::Image;
 use super::world::{TaskWorld, World};

@@ -1,4 +1,4 @@
-//! A simulated volume: what readers see, what a power cut leaves, and what it can do.
+//! Simulates a volume: what readers see, what a power cut leaves, and what it can do.
 //!
 //! A write changes what is _cached_; a flush makes what was cached when it was pushed _stable_. A flush that fails
 //! forgets, as kernels do: what it did not write stays readable until it is evicted, but no later flush writes it. A

@@ -1,4 +1,4 @@
-//! What goes wrong with a volume, how often, and what has gone wrong so far.
+//! Decides which operations on a simulated volume fail, and how long they take.
 
 use super::world::NO_SOCKETS;
 use crate::ring::Op;

@@ -1,4 +1,4 @@
-//! The bytes of a simulated volume: pages that are shared until they are written, and nothing for pages of zeros.
+//! Holds the bytes of a simulated volume: pages that are shared until they are written, and nothing for pages of zeros.
 //!
 //! Copies of an image cost a pointer per page, so that a disk can hold what is cached, what is stable, and what a
 //! flush under way has taken.

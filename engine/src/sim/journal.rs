@@ -1,7 +1,7 @@
-//! A journal's file in a simulated world, and the recorder that writes it as the journal's thread does.
+//! Simulates the file of a journal, and the recorder that writes it as the journal thread does.
 //!
-//! The plans are those of the production appender, carried out step by step: write the record, sync, write the slot.
-//! A power cut loses sectors of what was not synced; a kill tears the write under way at any byte.
+//! The plans are those of the production appender, carried out step by step: write the record, sync, write the slot. A
+//! power cut loses sectors of what was not synced; a kill tears the write in flight at any byte.
 
 use super::checks;
 use super::image::SECTOR;

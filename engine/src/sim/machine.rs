@@ -1,5 +1,5 @@
-//! One computer: workers, jobs and a clock, driven step by step in an order that the seed chooses, and hit by outside
-//! events.
+//! Simulates one computer: workers, jobs and a clock, driven step by step in an order that the seed chooses, and hit by
+//! outside events.
 
 use super::faults::Faults;
 use super::scenario::{OutsideEvent, Scenario};

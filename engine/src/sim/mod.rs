@@ -1,4 +1,4 @@
-//! The simulation: production code under a seed, with a clock that we own.
+//! Simulates the engine: production code under a seed, with a clock of its own.
 //!
 //! Goal: never a silent wrong copy, whatever fails and whenever it stops. Method: a seed stands for an engine of one to
 //! three workers, a few copies between simulated volumes, and what happens to them: latency, reordering, short

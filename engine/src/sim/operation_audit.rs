@@ -1,4 +1,4 @@
-//! What one task does to its volumes, as its devices see it, and the rules that hold for every operation.
+//! Audits the operations of one task as its devices see them, and asserts the rules that hold for every operation.
 
 use crate::extent::ByteRange;
 use crate::ring::Completion;

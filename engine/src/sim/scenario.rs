@@ -1,4 +1,4 @@
-//! What a seed stands for: the engine, its volumes, its jobs, and what will go wrong.
+//! Draws from a seed the engine, its volumes, its jobs, and the faults that will hit them.
 
 use super::disk::{Abilities, Disk};
 use super::faults::Faults;

@@ -1,8 +1,8 @@
-//! A server in front of a simulated disk: it may be killed and started again, and takes acknowledged writes with it
-//! that nobody has flushed.
+//! Simulates a server in front of a disk: it may be killed and restarted, and loses acknowledged writes that were not
+//! flushed.
 //!
-//! Who uses it connects again by himself: operations that were in flight are sent once more and answered later. The
-//! generation has grown before anything is answered after the loss, now or at the last moment.
+//! Its clients reconnect by themselves: operations that were in flight are sent once more and answered later. The
+//! generation has grown before anything is answered after the loss, at once or at the last moment.
 
 use super::disk::Disk;
 use super::world::{SharedWorld, World};

@@ -1,4 +1,4 @@
-//! A gate that closes and opens as chance has it, also in the middle of a worker's turn.
+//! Closes and opens a gate at random, also in the middle of a worker's turn.
 
 use crate::gate::Gate;
 use crate::ring::Instant;

@@ -1,4 +1,4 @@
-//! One copy through all its attempts: what the job's thread does, in the order in which it does it, without a thread.
+//! Runs one copy through all its attempts: the steps of the job's thread, in their order, without a thread.
 //!
 //! ```text
 //! Idle -> Copying -> (Checking) -> Done

@@ -1,4 +1,4 @@
-//! A volume of the simulated world, as jobs see it.
+//! Implements a volume of the simulated world, as jobs see it.
 
 use super::world::SharedWorld;
 use crate::error::{Code, Error, Operation, Result, Side};

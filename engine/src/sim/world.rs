@@ -1,4 +1,4 @@
-//! Everything that a simulated engine acts on: one clock, one source of chance, volumes, and operations in flight.
+//! Holds everything that a simulated engine acts on: one clock, one source of chance, volumes, and operations in flight.
 //!
 //! Operations take effect at the moment they are answered. Nothing happens by itself: the machine moves the clock.
 

@@ -1,7 +1,7 @@
-//! The block that both volumes of a job can take.
+//! Chooses the block that both volumes of a job can take.
 //!
-//! Files and devices take any block. A server says the least and the most bytes of one request; a block is one request,
-//! so that it lands whole or not at all.
+//! Files and devices take any block. A server names the least and the most bytes of one request. A block is one request, so
+//! that it takes effect as a whole or not at all.
 
 use super::{Locator, Volume};
 use crate::error::{Code, Error, Operation, Result, Side};

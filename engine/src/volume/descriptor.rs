@@ -1,8 +1,8 @@
-//! The one descriptor of a volume, and whether it goes through the page cache.
+//! Owns the one descriptor of a volume and switches it between direct and buffered I/O.
 //!
-//! A destination is never opened twice: its lock belongs to the open file, and closing a second descriptor late or
-//! early would make that lock mean something else. So `O_DIRECT` is switched on the descriptor itself. Whatever the
-//! descriptor is, [`Descriptor::align_bytes`] is true of it.
+//! A destination is never opened twice: its lock belongs to the open file, and closing a second descriptor late or early
+//! would change what that lock covers. So `O_DIRECT` is switched on the descriptor itself. [`Descriptor::align_bytes`] is
+//! right for whichever mode the descriptor is in.
 
 use super::filesystem::FileSystem;
 use super::kernel_calls::{cached_pages, direct_align_bytes, sector_bytes};

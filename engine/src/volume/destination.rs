@@ -1,7 +1,8 @@
-//! Opening a local destination: found or created, locked, and still what its path leads to.
+//! Opens a local destination: finds or creates it, locks it, and makes sure that its path still leads to it.
 //!
-//! Rights, same volume, busy, read-only: an earlier rule wins over a later one, so what a later rule would say is found
-//! out but kept back (a read-only file system must not hide that both volumes are the same).
+//! The rules are applied in this order: rights, same volume, busy, read-only. An earlier rule wins over a later one. So
+//! the answer of a later rule is found out but kept back (a read-only file system must not hide that both volumes are
+//! the same).
 
 use super::local::LocalVolume;
 use super::lock::{LockWait, lock_file, open_device, refuse_claimed};

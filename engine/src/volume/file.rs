@@ -1,8 +1,8 @@
-//! Regular files: they have holes, can grow, and on some file systems share extents.
+//! Implements volumes that are regular files: they have holes, can grow, and on some file systems share extents.
 //!
-//! What a file system says about a file is evidence, not proof. A map that speaks of holes where every byte is allocated
-//! is not believed, nor is one that makes no progress: both are read. And a file ends where a read says so: one that
-//! goes on behind its size is no source.
+//! What a file system says about a file is evidence, not proof. A map that reports holes where every byte is allocated is
+//! not believed, and neither is one that makes no progress: such files are read in full. A file ends where a read ends: one
+//! that goes on behind its size is refused as a source.
 
 use super::access::path_of;
 use super::descriptor::Descriptor;

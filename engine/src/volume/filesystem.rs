@@ -1,4 +1,4 @@
-//! What a file system says about itself, and what follows from its kind where no probe can tell.
+//! Asks a file system for its kind and block size, and derives what no probe can tell.
 
 use nix::errno::Errno;
 use nix::libc;

@@ -1,8 +1,8 @@
-//! Whether the destination's file system has room for the source's data.
+//! Estimates whether the destination's file system has room for the source's data.
 //!
-//! An early, honest no saves hours; it is no reservation. Most copies pass by the estimate, which is two system calls;
-//! only a source that seems too large is scanned extent by extent, and one behind a network not to its end if that takes
-//! many questions.
+//! An early refusal saves hours. It is no reservation. Most copies are decided by an estimate that takes two system calls.
+//! Only a source that seems too large is scanned extent by extent. The scan of a source behind a network stops early if it
+//! takes many questions.
 
 use super::file::FileVolume;
 use super::local::LocalVolume;

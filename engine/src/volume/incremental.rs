@@ -1,9 +1,9 @@
-//! Copies of changes: only what a dirty bitmap of the source names is copied, over an older copy that holds the rest.
+//! Checks copies of changes, which copy only what a dirty bitmap of the source names, over an older copy.
 //!
-//! Such a copy is right only if the destination is that older copy. Nobody can look at a volume and tell, so the caller
-//! is trusted with it, but never where a journal says otherwise: what an unfinished copy of something else has left
-//! behind is no older copy of anything. So the journal of a copy of changes names its source together with the bitmap,
-//! which makes it another source than the whole export, and than the changes since another bitmap.
+//! Such a copy is right only if the destination is that older copy. No volume shows that, so the caller is trusted, but
+//! never against a journal: what an unfinished copy of something else has left behind is no older copy. The journal of
+//! a copy of changes names its source together with the bitmap. So it never matches a copy of the whole export, or of
+//! the changes since another bitmap.
 
 use super::{Identity, Volume, VolumeKind};
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -1,4 +1,4 @@
-//! A local volume while it is being opened: the engine still asks what kind it is, and may still change how.
+//! Holds a local volume while it is being opened: its kind is still asked for, and its mode may still change.
 
 use super::descriptor::Descriptor;
 use super::device::DeviceVolume;

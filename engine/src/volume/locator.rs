@@ -1,4 +1,4 @@
-//! How a caller names a volume.
+//! Parses the name of a volume as a caller gives it.
 
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::nbd::uri::NbdUri;

@@ -1,8 +1,8 @@
-//! The destination's lock: at most one copy writes a volume, and a killed copy's late writes are waited for.
+//! Locks destinations: at most one copy writes a volume, and a killed copy's late writes are waited for.
 //!
-//! Operations in flight hold the open file, and the kernel gives up `flock` and `O_EXCL` only with the last holder. So
-//! whoever gets the lock knows that no earlier write can land any more, even if its writer was killed. That holds only
-//! while nobody unlocks explicitly: the lock is released by closing the descriptor and in no other way.
+//! Operations in flight hold the open file, and the kernel gives up `flock` and `O_EXCL` only with the last holder. So no
+//! earlier write can take effect once the lock is held, even if its writer was killed. That holds only while nobody unlocks
+//! explicitly: the lock is released by closing the descriptor and in no other way.
 
 use super::node::{Node, NodeKind};
 use super::topology::{user_of, user_of_file};

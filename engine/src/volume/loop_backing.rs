@@ -1,7 +1,7 @@
 //! Shows which parts of a loop device were ever written, by the holes of the file behind it.
 //!
-//! A device tells of no holes itself. Its own cached pages are written to the file first, so that the file knows of them;
-//! that changes nothing that anybody reads.
+//! A device reports no holes itself. Its own cached pages are written to the file first, so that the file knows of
+//! them; that changes nothing that anybody reads.
 
 use super::topology::{Backing, loop_of};
 use crate::extent::{ByteRange, Extent, ExtentKind};

@@ -1,8 +1,13 @@
-//! Volumes: addressable bytes with a size.
+//! Opens, locks, refuses and probes volumes: addressable bytes with a size.
 //!
 //! [`Volume`] is what the rest of the engine knows of one: everything a job must ask or change besides moving blocks.
-//! Moving blocks goes through a ring, which acts on [`Volume::file`]. Opening, locking, refusing and probing
-//! volumes happens once, at the start of a job, in `open_copy` and `route`; afterwards nobody asks what kind a volume is.
+//! Blocks move through a ring, which acts on [`Volume::file`], or over the connections of [`Volume::export`]. Opening,
+//! locking, refusing and probing happen once, at the start of a job, in `open_copy` and `route`.
+//!
+//! The kind of a volume is asked for only while a job is prepared: where its volumes are opened and checked (here and in
+//! `job::start`, `job::supervised_copy` and `job::compare`), where its pass is built (`job::prepared_pass`: space is
+//! reserved in files only), and where a channel, the rate and the protection look whether there is an export. No worker
+//! asks while blocks move: the channel has decided how its operations are submitted.
 
 mod loop_backing;
 mod block_size;

@@ -1,4 +1,4 @@
-//! The name of a volume: bytes, as the system has it, and text only where people read it.
+//! Holds the name of a volume: bytes, as the system has it, and text only where people read it.
 
 use crate::shown::Escaped;
 use std::ffi::OsStr;

@@ -1,5 +1,4 @@
-//! What a path or a descriptor leads to, looked up without opening it: devices may react to being opened, fifos may
-//! block.
+//! Looks up what a path or a descriptor leads to, without opening it: devices may react to being opened, fifos may block.
 
 use super::access::path_of;
 use crate::error::{Code, Error, Operation, Result, Side};

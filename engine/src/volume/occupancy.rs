@@ -1,13 +1,13 @@
-//! Finds out whether a device or export holds data, by what is cheap and telling.
+//! Finds out whether a device or export holds data, by a few reads.
 //!
-//! In this order: the first and the last MiB, where nearly everything leaves its marks; the other places of
-//! signatures; then the map of what is allocated, where there is one. If that shows holes only, nothing is there; a few
-//! MiB of data are read in full; more, beside holes, is data whatever it reads. Without a map, or where everything is
-//! allocated, samples are read across the whole length. At most some 8 MiB are read, and a bounded number of questions
-//! is asked, whatever the size of the volume.
+//! The order is: the first and the last MiB, where nearly every format leaves its marks; the other places of
+//! signatures; then the map of what is allocated, where there is one. If the map shows holes only, the volume is empty.
+//! A few MiB of data are read in full. More data beside holes counts as data, whatever it reads. Without a map, or
+//! where everything is allocated, samples are read across the whole length. At most some 8 MiB are read, and a bounded
+//! number of questions is asked, whatever the size of the volume.
 //!
-//! So data may be overlooked only where there is no map, and then only if it is sparse: an unbroken stretch that is
-//! longer than a 256th part of the volume is always met.
+//! So data may be overlooked only where there is no map, and then only if it is sparse: an unbroken stretch that is longer
+//! than a 256th part of the volume is always met.
 
 use super::signature::{SIGNATURES, Signature, ZFS_LABEL_BYTES, ZFS_LABELS, zfs};
 use crate::error::Result;

@@ -1,7 +1,7 @@
-//! Opening both ends of a copy, with every refusal that needs no journal, in the order that users are promised.
+//! Opens both volumes of a copy, with every refusal that needs no journal.
 //!
-//! Rights, same volume, busy, read-only, size. Until [`OpenedCopy::keep`] the destination holds what it held before, and a
-//! file that was created for it disappears again.
+//! The order of the refusals is documented: rights, same volume, busy, read-only, size. Until [`OpenedCopy::keep`] the
+//! destination holds what it held before, and a file that was created for it disappears again.
 
 use super::access::VolumeAccess;
 use super::destination::{CreatedBy, open_destination, read_only_device};

@@ -1,6 +1,6 @@
-//! Opening volumes that are only read: sources, both sides of a comparison, and what a look is taken at.
+//! Opens volumes that are only read: sources, both sides of a comparison, and volumes to inspect.
 //!
-//! A local volume is looked up first and opened then, as devices may react to being opened; an export is connected to.
+//! A local volume is looked up first and opened then, as devices may react to being opened. An export is connected to.
 //! Nothing is locked here.
 
 use super::access::VolumeAccess;

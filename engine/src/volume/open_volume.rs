@@ -1,7 +1,7 @@
-//! One end of a copy while it is being opened: a volume of this host, or an export.
+//! Holds one volume of a copy while it is being opened: a volume of this host, or an export.
 //!
-//! What differs between the two is asked for here, once, and only up to the first block; afterwards an end is a
-//! [`Volume`] like any other.
+//! What differs between the two is asked for here, once, and only up to the first block. Afterwards it is a [`Volume`] like
+//! any other.
 
 use super::Volume;
 use super::export::ExportVolume;

@@ -1,9 +1,9 @@
-//! Whether two volumes are, or overlap on, the same bytes.
+//! Tells whether two volumes are, or overlap on, the same bytes.
 //!
-//! Each volume has a _footing_: regions whose bytes are exactly its own (itself, the part of the disk that a partition
-//! is, the part of the file that a loop device shows), and regions that merely host it (the device under its file
+//! Each volume has _exact_ regions, whose bytes are its own (itself, the part of the disk that a partition is, the part
+//! of the file that a loop device shows), and _hosting_ regions, which merely host it (the device under its file
 //! system, the components of an md or dm device). Two volumes clash if an exact region of one meets any region of the
-//! other. Two files on one disk do not: both are only hosted there.
+//! other. Two files on one disk do not clash: both are only hosted there.
 
 use super::Volume;
 use super::node::{Node, NodeKind};

@@ -1,8 +1,9 @@
-//! What a device or a file system keeps however it is numbered: world-wide names, serials, UUIDs, the file behind a loop
-//! device; and, within one boot, the sequence number that the kernel gives to each medium.
+//! Reads the IDs that a device or a file system keeps however it is numbered: world-wide names, serials, UUIDs, the
+//! file behind a loop device.
 //!
-//! Not every host, device and file system tells all of it, and an upgraded kernel may tell more than the one before. So
-//! each id has a tag, and only ids with the same tag are compared.
+//! Within one boot the sequence number that the kernel gives to each medium is added. Not every host, device and file
+//! system tells all of them, and an upgraded kernel may tell more than the one before. So each ID has a tag, and only
+//! IDs with the same tag are compared.
 
 use super::identity::IdentityMatch;
 use super::{filesystem, kernel_calls, topology};

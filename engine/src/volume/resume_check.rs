@@ -1,7 +1,7 @@
-//! Whether the volumes of today are those that a checkpoint is about.
+//! Checks whether the volumes of today are those that a checkpoint is about.
 //!
-//! A checkpoint says which bytes of one destination are those of one state of one source. About anything else it says
-//! nothing, and going on from it would mix two volumes without a word.
+//! A checkpoint says which bytes of one destination are those of one state of one source. It says nothing about any other
+//! volume, and resuming from it would silently mix two volumes.
 
 use super::file::difference;
 use super::identity::IdentityMatch;

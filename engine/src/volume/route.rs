@@ -1,7 +1,7 @@
-//! How the bytes of a copy travel, found out by probing both ends.
+//! Chooses how the bytes of a copy travel, by probing both volumes.
 //!
-//! The kernel knows what it can do only when it is asked: the same file system may share extents or not, accept
-//! `O_DIRECT` or not. Each probe leaves the destination reading as before.
+//! What the kernel can do is known only when it is asked: the same file system may share extents or not, accept `O_DIRECT`
+//! or not. Each probe leaves the destination reading as before.
 
 use super::kernel_calls::clone_range;
 use super::local::LocalVolume;

@@ -1,7 +1,7 @@
-//! Knows where file systems, partition tables and volume managers leave their signatures.
+//! Lists where file systems, partition tables and volume managers leave their signatures.
 //!
-//! A signature only gives what was found a name. Whether a volume holds data is [`super::occupancy`]'s to find out, which
-//! takes a look at every one of these places. Offsets and magics are those of the formats' own documentation.
+//! A signature only names what was found. [`super::occupancy`] decides whether a volume holds data, and reads every one of
+//! these places. Offsets and magics are those of the formats' own documentation.
 
 /// Where a signature starts on a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,8 @@
-//! Keeps what this process prints out of what it copies: standard output and standard error must lead to no volume and
-//! no journal of a job.
+//! Refuses volumes and journals that standard output or standard error of this process lead to.
 //!
-//! A message that is printed into a volume lands there after the last look at it, or over its first bytes, and nothing
-//! that is verified later is what was copied. Pipes, terminals and `/dev/null` hold no volume, and a descriptor that is
-//! only open for reading prints nothing.
+//! A message that is printed into a volume is written there after the last look at it, or over its first bytes, and the
+//! volume no longer holds what was copied. Pipes, terminals and `/dev/null` hold no volume, and a descriptor that is only
+//! open for reading prints nothing.
 
 use super::access::VolumeAccess;
 use super::node::Node;

@@ -1,5 +1,4 @@
-//! Real file systems, devices and servers for tests: images in a temporary directory, attached and mounted, and taken down
-//! again when their guard is dropped.
+//! Sets up real file systems, devices and servers for tests, and takes them down when their guard is dropped.
 
 use super::Locator;
 use crate::shown::Shown;

@@ -1,7 +1,7 @@
-//! How volumes lie on each other, as the kernel tells: mounts, swap, partitions, loop devices, md and dm.
+//! Reads how volumes lie on each other: mounts, swap, partitions, loop devices, md and dm.
 //!
-//! Read from `/proc` and `/sys` at the start of a job. What cannot be read counts as absent: these facts only make
-//! refusals earlier and clearer, while the lock and `O_EXCL` are what keeps two users apart. Names in these tables are
+//! The facts come from `/proc` and `/sys` at the start of a job. What cannot be read counts as absent: these facts only
+//! make refusals earlier and clearer, while the lock and `O_EXCL` keep two users apart. Names in these tables are
 //! bytes, and one that is no text must not hide the others.
 
 use super::kernel_calls::loop_status;

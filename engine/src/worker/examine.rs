@@ -1,4 +1,4 @@
-//! Looks into blocks that were read: finds their zeros, digests them, compares them, and completes the last one.
+//! Examines blocks that were read: finds their zeros, digests and compares them, and fills the tail of the last one.
 
 use super::part;
 use crate::buffer::Block;

@@ -1,8 +1,8 @@
 //! Holds the free slots of a worker, and the spare ones that replace slots whose device does not answer.
 //!
-//! Slots below the depth are the usual ones; those from the depth on are spare and take no memory until they are lent.
-//! As many are lent as slots are stalled, as far as they go, so that those who do get answers have as many slots as
-//! ever. Of these no job takes more than half while any slot is stalled: the next job may be on the same device.
+//! Slots below the depth are the usual ones. Those from the depth on are spare and take no memory until they are lent.
+//! One is lent for each stalled slot, as long as there are any, so that jobs whose devices answer have as many slots as
+//! before. While any slot is stalled no job takes more than half of the others: the next job may be on the same device.
 
 use crate::buffer::Block;
 

@@ -1,5 +1,5 @@
-//! An NBD server on a unix socket that does with each request what a script says, for outages that no real server can
-//! be made to have at the right moment. Newstyle, structured replies to reads and questions for block status.
+//! Serves NBD on a unix socket and does with each request what a script says, for outages that no real server can be
+//! made to have at the right moment. Newstyle, structured replies to reads and questions for block status.
 
 use std::io::{Read, Result, Write};
 use std::net::Shutdown;

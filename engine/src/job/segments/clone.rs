@@ -1,4 +1,4 @@
-//! Clones, which need no worker.
+//! Clones ranges by the kernel, on the thread of the job: no worker is needed.
 
 use super::{Refill, SegmentSource, finish_copy};
 use crate::error::Result;

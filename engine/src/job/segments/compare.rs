@@ -1,7 +1,7 @@
-//! Segments of a comparison: every byte is looked at that one of the sides does not know to be zero.
+//! Plans the segments of a comparison: every byte is read that one of the sides does not know to be zero.
 //!
-//! Where the map of either volume says that there is data, both are read: a map that is wrong about one of them is found
-//! out, whichever is named first. What a journal recorded as zeros needs no second volume.
+//! Where the map of either volume reports data, both sides are read. So a wrong map is found out, whichever volume is named
+//! first. What a journal recorded as zeros needs no second volume.
 
 use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, distrust, take_for_data};
 use crate::error::{Code, Error, Operation, Result, Side};

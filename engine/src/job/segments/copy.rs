@@ -1,4 +1,4 @@
-//! Segments of a copy: what holds data is read, and zeros are told to the destination unless it holds them already.
+//! Plans the segments of a copy: reads what holds data, and requests zeros unless the destination holds them already.
 
 use super::destination_zeros::{DestinationZeros, ZeroStatus};
 use super::reservation::{Reservation, Reserve};

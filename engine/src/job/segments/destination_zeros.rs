@@ -1,9 +1,9 @@
-//! Which zeros of the source the destination holds already, by its server's own word.
+//! Finds the zeros of the source that the destination holds already, by the block status of its server.
 //!
 //! The server is asked for its extents from the first zeros on, as far as one answer reaches, and asked again where the
-//! answer ends: a volume of many short runs costs one question for many of them. Between question and use nobody
-//! changes these leaves: a copy writes elsewhere. Only a server that is restarted may take its answer back, so what it
-//! says is of the generation in which it was asked first, and is forgotten when that has grown.
+//! answer ends: a volume of many short runs costs one question for many of them. Between question and use nobody changes
+//! these leaves, as the copy writes elsewhere. Only a server that is restarted may take its answer back. So an answer
+//! belongs to the generation in which the question was asked first, and is forgotten when the generation has grown.
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};

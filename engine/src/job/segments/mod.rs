@@ -1,7 +1,7 @@
-//! Where the segments of a pass come from.
+//! Supplies the segments of a pass.
 //!
-//! A segment source runs on the job's thread, ahead of the workers: it scans extents, reserves space and turns what
-//! needs no worker (holes on a destination that is known to be zero, clones) into leaves that were written.
+//! A segment source runs on the job's thread, ahead of the workers. It scans extents and reserves space. What needs no
+//! worker (holes on a destination that is known to be zero, clones) it settles itself and reports as written ranges.
 
 mod clone;
 mod compare;

@@ -1,4 +1,4 @@
-//! Space reserved ahead of the data, in large pieces.
+//! Reserves space ahead of the data, in large pieces.
 
 use crate::error::Result;
 use crate::extent::{ByteRange, Extent, ExtentKind};

@@ -1,4 +1,4 @@
-//! Volumes that somebody else uses, and locks that are waited for.
+//! Tests volumes that somebody else uses, and locks that are waited for.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Exports on either side: what is refused, in which order, and what the first block finds.
+//! Tests exports on either side: what is refused, in which order, and what the first block finds.
 
 use super::*;
 use crate::volume::support::Server;

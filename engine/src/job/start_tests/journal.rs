@@ -1,4 +1,4 @@
-//! Journals of earlier copies: refused, discarded, or gone on with.
+//! Tests journals of earlier copies: refused, discarded, or resumed from.
 
 use super::*;
 use crate::pipeline::examine::leaf_digest;

@@ -1,4 +1,4 @@
-//! Mount points and files whose names are no text: they hide nobody, and are shown escaped.
+//! Tests mount points and files whose names are no text: they hide no volume, and are shown escaped.
 
 use super::*;
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-//! Demands on the way of the bytes, and the way that is found without any.
+//! Tests routes that are demanded, and the route that is found without a demand.
 
 use super::*;
 

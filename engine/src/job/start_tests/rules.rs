@@ -1,4 +1,4 @@
-//! The remaining rules: kinds, existence, rights, read-only, size, content, space.
+//! Tests the remaining rules: kinds, existence, rights, read-only, size, content, space.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Source and destination that share bytes, by whatever names.
+//! Tests sources and destinations that share bytes, by whatever names.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The heads of replies, and what may follow each kind of chunk.
+//! Decodes the headers of replies, and checks what may follow each kind of chunk.
 //!
 //! ```text
 //! simple      magic u32 | error u32          | cookie u64                            16 bytes

@@ -1,4 +1,4 @@
-//! What a server answers, taken apart without I/O: bytes in, events out.
+//! Parses the replies of a server without I/O: bytes in, events out.
 //!
 //! ```text
 //! Head --(none)----------------------------------------------------------------> Head
@@ -123,7 +123,7 @@ pub(crate) struct Replies {
     slots: Vec<RequestSlot>,
     free: Vec<u32>,
     reads: usize,
-    stage: ParserState,
+    state: ParserState,
     chunk: Chunk,
     status: Status,
     /// The first bytes of what is not whole yet.
@@ -143,7 +143,7 @@ impl Replies {
             slots: (0..slots).map(|_| RequestSlot::new()).collect(),
             free: (0..count).rev().collect(),
             reads: 0,
-            stage: ParserState::Head,
+            state: ParserState::Head,
             chunk: Chunk { index: 0, kind: ChunkKind::None, left: 0, is_last: false },
             status: Status::default(),
             buffer: [0; HEAD_BYTES_MAX],
@@ -180,7 +180,7 @@ impl Replies {
         if self.broken.is_some() {
             return NextReceive::Head { most: 0 };
         }
-        let left = match self.stage {
+        let left = match self.state {
             ParserState::Body { at, len } => return NextReceive::Body { index: self.chunk.index, at, len },
             _ if self.reads == 0 => return NextReceive::Head { most: usize::MAX },
             ParserState::Head => 0,
@@ -204,7 +204,7 @@ impl Replies {
     /// # Panics
     /// If a body is wanted: that is the owner's mistake.
     pub(crate) fn head(&mut self, bytes: &[u8], events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
-        assert!(!matches!(self.stage, ParserState::Body { .. }) || self.broken.is_some(), "a body is wanted");
+        assert!(!matches!(self.state, ParserState::Body { .. }) || self.broken.is_some(), "a body is wanted");
         let mut taken = 0;
         while taken < bytes.len() {
             taken += self.unless_broken(|replies| replies.step(&bytes[taken..], taken, events))?;
@@ -218,9 +218,9 @@ impl Replies {
     /// If no body is wanted, or fewer bytes: that is the owner's mistake.
     pub(crate) fn body(&mut self, bytes: u32, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
         self.unless_broken(|replies| {
-            let ParserState::Body { at, len } = replies.stage else { panic!("no body is wanted") };
+            let ParserState::Body { at, len } = replies.state else { panic!("no body is wanted") };
             assert!(bytes <= len, "more arrived than was wanted");
-            replies.stage = ParserState::Body { at: at + bytes, len: len - bytes };
+            replies.state = ParserState::Body { at: at + bytes, len: len - bytes };
             if bytes == len { replies.end_chunk(events) } else { Ok(()) }
         })
     }

@@ -1,6 +1,6 @@
-//! The steps of the parser: one per stage, each taking what it can of the bytes at hand.
+//! Takes the steps of the parser: one per state, each consuming what it can of the bytes at hand.
 //!
-//! A step that has gathered all that its stage needs decides what comes next; none looks at bytes of another stage.
+//! A step that has gathered all that its state needs decides what comes next. No step looks at bytes of another state.
 
 use super::chunk::{ChunkKind, HEAD_BYTES_MAX, Head, MAGIC_BYTES, head_bytes};
 use super::{Chunk, DESCRIPTORS_MAX, ExpectedReply, ParserState, ProtocolViolation, Replies, ReplyEvent, Status};
@@ -15,7 +15,7 @@ impl Replies {
         from: usize,
         events: &mut Vec<ReplyEvent>,
     ) -> Result<usize, ProtocolViolation> {
-        match self.stage {
+        match self.state {
             ParserState::Head => self.take_head(rest, events),
             ParserState::Prefix => self.take_prefix(rest, events),
             ParserState::Body { at, len } => {
@@ -26,7 +26,7 @@ impl Replies {
             ParserState::Descriptors => self.take_descriptor(rest, events),
             ParserState::Message { left } => {
                 let used = self.drop_payload(rest, left);
-                self.stage = ParserState::Message { left: left - used as u64 };
+                self.state = ParserState::Message { left: left - used as u64 };
                 self.after_message(events).map(|()| used)
             }
             ParserState::Suffix => self.take_suffix(rest, events),
@@ -82,7 +82,7 @@ impl Replies {
                 match kind {
                     ChunkKind::None if is_last => self.end_chunk(events)?,
                     ChunkKind::None => return Err(ProtocolViolation("an empty chunk that is not the last")),
-                    _ => self.stage = ParserState::Prefix,
+                    _ => self.state = ParserState::Prefix,
                 }
             }
         }
@@ -115,7 +115,7 @@ impl Replies {
             }
             ExpectedReply::Read { offset, len } if error == 0 && len > 0 => {
                 let (at, len) = slot.place(offset, u64::from(len))?;
-                self.stage = ParserState::Body { at, len };
+                self.state = ParserState::Body { at, len };
                 Ok(())
             }
             _ => self.end_chunk(events),
@@ -146,7 +146,7 @@ impl Replies {
             ChunkKind::None => unreachable!("it carries nothing"),
             ChunkKind::Data => {
                 let (at, len) = slot.place(u64_at(&prefix, 0), self.chunk.left)?;
-                self.stage = ParserState::Body { at, len };
+                self.state = ParserState::Body { at, len };
             }
             ChunkKind::Hole => {
                 let len = u32_at(&prefix, 8);
@@ -172,7 +172,7 @@ impl Replies {
                     return Err(ProtocolViolation("the message of an error is longer than its chunk"));
                 }
                 slot.error.get_or_insert(errno(error));
-                self.stage = ParserState::Message { left: message };
+                self.state = ParserState::Message { left: message };
                 self.after_message(events)?;
             }
         }
@@ -192,7 +192,7 @@ impl Replies {
         let count = self.chunk.left / descriptor_bytes(is_wide) as u64;
         let extents = Vec::with_capacity(count.min(DESCRIPTORS_MAX as u64) as usize);
         self.status = Status { context, covered: 0, extents };
-        self.stage = ParserState::Descriptors;
+        self.state = ParserState::Descriptors;
         Ok(())
     }
 
@@ -236,13 +236,13 @@ impl Replies {
 
     /// Goes on when the message is over.
     fn after_message(&mut self, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
-        match self.stage {
+        match self.state {
             ParserState::Message { left: 0 } if self.chunk.kind == ChunkKind::ErrorOffset => {
-                self.stage = ParserState::Suffix;
+                self.state = ParserState::Suffix;
                 Ok(())
             }
             ParserState::Message { left: 0 } => {
-                self.stage = ParserState::Rest;
+                self.state = ParserState::Rest;
                 self.after_rest(events)
             }
             _ => Ok(()),
@@ -261,7 +261,7 @@ impl Replies {
         if u64_at(&bytes, 0).checked_sub(start).is_none_or(|at| at >= len) {
             return Err(ProtocolViolation("an error out of the request's range"));
         }
-        self.stage = ParserState::Rest;
+        self.state = ParserState::Rest;
         self.after_rest(events).map(|()| used)
     }
 
@@ -271,7 +271,7 @@ impl Replies {
     }
 
     pub(super) fn end_chunk(&mut self, events: &mut Vec<ReplyEvent>) -> Result<(), ProtocolViolation> {
-        self.stage = ParserState::Head;
+        self.state = ParserState::Head;
         if !self.chunk.is_last {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Which bytes of a read have arrived: each of them once, in any order.
+//! Tracks which bytes of a read have arrived: each of them once, in any order.
 //!
 //! Sorted, disjoint pieces with gaps between them: `pieces[i].end < pieces[i + 1].start`. Servers that answer in order
 //! have one piece at any time; only one that scatters them makes the list grow, and only up to [`PIECES_MAX`].

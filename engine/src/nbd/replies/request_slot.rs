@@ -1,4 +1,4 @@
-//! One request under way: what has been said of it, and where its content goes.
+//! Tracks one request in flight: what was received for it, and where its content goes.
 
 use super::received_ranges::ReceivedRanges;
 use super::{ExpectedReply, ProtocolViolation};

@@ -1,4 +1,4 @@
-//! Answers made up from a seed, for tests and fuzz targets: what a server may send, in its wildest order.
+//! Makes up replies from a seed, for tests and fuzz targets: what a server may send, in any order.
 #![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need only half of it"))]
 
 use super::{DESCRIPTORS_MAX, ExpectedReply};

@@ -1,5 +1,5 @@
-//! An owner of a parser, for tests and fuzz targets: it receives a stream in any pieces, and panics where the parser
-//! breaks a promise.
+//! Drives a parser for tests and fuzz targets: receives a stream in any pieces, and panics where the parser breaks a
+//! promise.
 
 use super::{DESCRIPTORS_MAX, ExpectedReply, NextReceive, ProtocolViolation, Replies, ReplyEvent};
 use crate::nbd::{MetaContexts, ReplyStyle};

@@ -1,4 +1,4 @@
-//! Any valid answers are understood, however they are cut; no others are.
+//! Tests that valid replies are understood, however they are cut, and that no others are.
 
 use super::samples::SampleStream;
 use super::test_receiver::{TestReceiver, some_length};

@@ -1,4 +1,4 @@
-//! What every face of the ring promises of sends and receives.
+//! Tests what every face of the ring promises of sends and receives.
 //!
 //! Method: both ends of a connection of this host, a unix one and a TCP one in every test. The ring has one end, and
 //! the test the other, or the ring has both.

@@ -1,4 +1,4 @@
-//! The sockets of a ring of threads: one thread that carries out all sends and receives.
+//! Serves the sockets of a ring of threads: one thread carries out all sends and receives.
 //!
 //! A peer may take for ever, so a thread of the pool must not wait for one. The poller waits for all of them in one
 //! `poll(2)`, together with an event by which the owner says that there are more operations or that the end has come.

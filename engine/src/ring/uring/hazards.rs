@@ -1,8 +1,8 @@
-//! What can go wrong with a ring of the kernel, one test each.
+//! Tests what can go wrong with a ring of the kernel, one test each.
 //!
-//! Goal: no memory that the kernel may touch is ever used again; denials and limits are named or worked around; the
-//! ring stays with its thread. Method: real pipes, sockets and files; a seccomp filter on a thread of its own; this
-//! very program run again as a user who may lock next to no memory.
+//! Goal: no memory that the kernel may touch is ever used again; denials and limits are named or worked around; the ring
+//! stays with its thread. Method: real pipes, sockets and files; a seccomp filter on a thread of its own; this very program
+//! run again as a user who may lock next to no memory.
 
 use super::*;
 use crate::buffer::Block;

@@ -1,10 +1,10 @@
-//! Where the kernel finds out that a send or a receive has two parts.
+//! Describes to the kernel the two parts of a send or a receive.
 //!
-//! One entry for every operation that can be in flight, made once, at an address that never changes. The kernel reads
-//! an entry when an operation starts, and writes to it when it ends (what `recvmsg` says of a message), so an entry is
-//! as much lent to the kernel as a block is: the place in the table of operations that it belongs to is free again only
-//! after the answer, and a ring that ends before that leaks all entries with its blocks. As the kernel may write, the
-//! entries are cells: nothing here takes their content for constant.
+//! There is one entry for every operation that can be in flight, made once, at an address that never changes. The
+//! kernel reads an entry when an operation starts, and writes to it when it ends (what `recvmsg` says of a message). So
+//! an entry is as much lent to the kernel as a block is. Its slot in the table of operations is free again only after
+//! the answer, and a ring that ends before that leaks all entries with its blocks. As the kernel may write, the entries
+//! are cells: nothing here takes their content for constant.
 
 use nix::libc::{iovec, msghdr};
 use std::cell::Cell;
