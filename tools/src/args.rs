@@ -1,8 +1,8 @@
-//! The flags, exactly as they are typed: names, defaults and help, nothing else.
+//! Declares the command line: names, defaults and help.
 //!
-//! Each command has one raw structure. A raw structure checks the spelling of single values (a size is a size) and
-//! which flags exclude each other; what a request means is settled where it is resolved, by taking the structure
-//! apart in full, so that a new flag does not compile until somebody decides what it does.
+//! Each command has one raw structure. It checks single values (a size is a size) and which flags exclude each other. The
+//! code that resolves a request destructures the raw structure in full, so that a new flag does not compile until it is
+//! handled.
 
 use crate::center::args::{RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
@@ -20,7 +20,7 @@ or cancelled, resumable.";
 const VERIFY_USAGE: &str =
     "blockhaul verify [OPTIONS] SRC DST\n       blockhaul verify [OPTIONS] --receipt FILE VOLUME";
 
-/// Copies storage volumes block by block through io_uring, resumably and never silently wrong.
+/// Copy storage volumes block by block through io_uring, resumably and never silently wrong.
 #[derive(Debug, Parser)]
 #[command(name = "blockhaul", version, after_help = SIZES, disable_help_subcommand = true)]
 pub(crate) struct Cli {
@@ -30,52 +30,52 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Copy a volume to another one
+    /// Copy a volume
     Copy(Box<RawCopy>),
     /// Compare two volumes, or a volume with a receipt
     Verify(RawVerify),
     /// List the extents of a volume
     Map(RawMap),
-    /// Show what a checkpoint or receipt says
+    /// Show a checkpoint or receipt
     Inspect(RawInspect),
-    /// Show what this host offers the engine and what to change
+    /// Examine this host and suggest changes
     Doctor(RawDoctor),
-    /// Ask a task center for a task
+    /// Submit a task to a task center
     Submit(Box<RawSubmit>),
     /// Show a task
     Get(RawTaskId),
-    /// Show a task as it changes, until it has ended; exits 0 done, 1 failed, 75 cancelled
+    /// Follow a task until it ends; exits 0 succeeded, 1 failed, 75 cancelled
     Watch(RawTaskId),
-    /// Give a task up
+    /// Cancel a task
     Cancel(RawTaskId),
-    /// Let a copy wait: it keeps no slot
+    /// Pause a copy and free its slot
     Pause(RawTaskId),
-    /// Let a paused copy go on
+    /// Resume a paused copy
     Resume(RawTaskId),
-    /// Remove tasks that have ended; their names are free again
+    /// Remove tasks that have ended and free their IDs
     Remove(RawRemove),
-    /// Change a copy while it runs
+    /// Change the rate limit of a copy
     Set(RawSet),
     /// List tasks
     List(RawList),
     /// List the nodes of a task center
     Runners(RawQuery),
-    /// Keep new tasks from a node, also from one that is away, for when it returns
+    /// Stop assigning tasks to a node; also works for a node that is down
     Drain(RawDrain),
-    /// Say that a lost node is cut off, so that its tasks can go on elsewhere
+    /// Confirm that a lost node cannot write, so that its tasks resume on other nodes
     Fence(RawFence),
-    /// Show a task center as a whole
+    /// Show the status of a task center
     Center(RawQuery),
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = SIZES)]
 pub(crate) struct RawCopy {
-    /// What is read: a regular file, a block device or an NBD export (nbd://HOST:PORT/EXPORT,
+    /// Source: a regular file, a block device or an NBD export (nbd://HOST:PORT/EXPORT,
     /// nbd+unix:///EXPORT?socket=PATH; nbds for TLS)
     #[arg(value_name = "SRC")]
     pub(crate) source: OsString,
-    /// What is written: the same kinds; a missing regular file is created
+    /// Destination: the same kinds; a missing regular file is created
     #[arg(value_name = "DST")]
     pub(crate) destination: OsString,
 
@@ -83,16 +83,16 @@ pub(crate) struct RawCopy {
     pub(crate) engine: RawEngine,
     #[command(flatten)]
     pub(crate) network: RawNetwork,
-    /// Copy only what the source's dirty bitmap of this name calls changed, over an older copy: of an NBD export of qemu
+    /// Copy only what changed according to this dirty bitmap of the source (an NBD export of qemu), over an older copy
     #[arg(long, value_name = "BITMAP")]
     pub(crate) changed_since: Option<String>,
-    /// Copy at most so many bytes per second
+    /// Limit the rate of the copy
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit: Option<u64>,
-    /// Keep the p90 latency of other readers of the same devices under this
+    /// Keep the p90 latency of other readers of the same devices below this
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) protect: Option<Duration>,
-    /// Whether zeros may become holes; read looks for them itself, and believes no map of the source's holes
+    /// Whether zeros may become holes; read: find zeros by reading, ignore the source's map of holes
     #[arg(long, value_name = "auto|never|read", default_value = "auto",
         value_parser = one_of(Sparse::ALL, Sparse::as_str), hide_possible_values = true)]
     pub(crate) sparse: Sparse,
@@ -100,7 +100,7 @@ pub(crate) struct RawCopy {
     #[arg(long, value_name = "auto|never|always", default_value = "auto",
         value_parser = one_of(Reflink::ALL, Reflink::as_str), hide_possible_values = true)]
     pub(crate) reflink: Reflink,
-    /// Whether the page cache is bypassed
+    /// Whether to bypass the page cache
     #[arg(long, value_name = "auto|yes|no", default_value = "auto",
         value_parser = one_of(Direct::ALL, Direct::as_str), hide_possible_values = true)]
     pub(crate) direct: Direct,
@@ -109,50 +109,50 @@ pub(crate) struct RawCopy {
         value_parser = one_of(PathChoice::ALL, PathChoice::as_str), hide_possible_values = true)]
     pub(crate) path: PathChoice,
 
-    /// Keep the checkpoint in this file [default: in the state directory, keyed by the destination]
+    /// Keep the checkpoint in this file [default: in the state directory, named after the destination]
     #[arg(long, value_name = "FILE")]
     pub(crate) checkpoint: Option<PathBuf>,
-    /// Record a checkpoint after so many bytes or so much time, whichever comes first; may be given once for each
+    /// Record a checkpoint after this many bytes or this much time, whichever comes first; may be given once for each
     /// [default: 256MiB and 1s]
     #[arg(long, value_name = "SIZE|DURATION", value_parser = CheckpointInterval::parse)]
     pub(crate) checkpoint_every: Vec<CheckpointInterval>,
     /// Keep no checkpoint: the copy cannot be resumed
     #[arg(long, conflicts_with_all = ["checkpoint", "resume", "restart"])]
     pub(crate) no_checkpoint: bool,
-    /// Go on from the checkpoint of an earlier run; without one, start afresh
+    /// Resume from the checkpoint of an earlier run; start from the beginning if there is none
     #[arg(long)]
     pub(crate) resume: bool,
-    /// Discard the checkpoint of an earlier run and copy everything again
+    /// Discard the checkpoint of an earlier run and start from the beginning
     #[arg(long, conflicts_with = "resume")]
     pub(crate) restart: bool,
-    /// Where checkpoints are kept [default: $STATE_DIRECTORY, $XDG_STATE_HOME/blockhaul or ~/.local/state/blockhaul]
+    /// Directory for checkpoints [default: $STATE_DIRECTORY, $XDG_STATE_HOME/blockhaul or ~/.local/state/blockhaul]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// Read the destination back past the cache and compare digests
+    /// Read the destination back, bypassing the cache, and compare digests
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Digest of the data while it passes
+    /// Digest of the copied data
     #[arg(long, value_name = "xxh3|none", default_value = "xxh3",
         value_parser = one_of(DigestKind::ALL, DigestKind::as_str), hide_possible_values = true)]
     pub(crate) digest: DigestKind,
-    /// Keep the finished journal there, for `blockhaul verify --receipt`; an older receipt is replaced, no other file is
+    /// Keep the finished journal in this file for `blockhaul verify --receipt`; replaces only an older receipt
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt: Option<PathBuf>,
-    /// Do not flush at the end: the report says durable 0
+    /// Do not flush at the end; the report says durable 0
     #[arg(long)]
     pub(crate) no_sync: bool,
 
-    /// Write over a destination that is not empty
+    /// Overwrite a destination that is not empty
     #[arg(long)]
     pub(crate) overwrite: bool,
-    /// How long to wait while another copy holds the destination [default: 10s]
+    /// How long to wait for a destination that another copy uses [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) lock_wait: Option<Duration>,
-    /// Copy a source device that is mounted read-write
+    /// Copy a source device even if it is mounted read-write
     #[arg(long)]
     pub(crate) allow_live_source: bool,
-    /// Print the plan and what would be refused; touch nothing
+    /// Check the copy and print the plan; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
 
@@ -165,7 +165,7 @@ pub(crate) struct RawCopy {
 /// Shared by the commands that move or read every byte.
 #[derive(Debug, Args)]
 pub(crate) struct RawEngine {
-    /// Unit of I/O and of cancellation: a power of two from 4KiB to 64MiB, cut to what a server takes [default: chosen by
+    /// Unit of I/O and of cancellation: a power of two from 4KiB to 64MiB, reduced to the server's limit [default: chosen by
     /// the engine]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) block_size: Option<u64>,
@@ -175,7 +175,7 @@ pub(crate) struct RawEngine {
     /// Worker threads, each pinned to a core [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) cores: Option<usize>,
-    /// Upper bound of all buffers together [default: chosen by the engine]
+    /// Upper bound for all buffers together [default: chosen by the engine]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) memory: Option<u64>,
 }
@@ -183,13 +183,13 @@ pub(crate) struct RawEngine {
 /// Shared by the commands that may reach servers.
 #[derive(Debug, Args)]
 pub(crate) struct RawNetwork {
-    /// How long a lost connection to a server is tried to be had again [default: 60s]
+    /// How long to retry a lost connection [default: 60s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) retry_for: Option<Duration>,
-    /// After how long without an answer a connection counts as lost [default: 30s]
+    /// How long to wait for an answer before a connection counts as lost [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) request_timeout: Option<Duration>,
-    /// Connections to each server at most [default: one for each core, up to 4]
+    /// Maximum number of connections to each server [default: one per core, up to 4]
     #[arg(long, value_name = "N")]
     pub(crate) connections: Option<usize>,
 }
@@ -200,21 +200,21 @@ pub(crate) struct RawVerify {
     /// SRC and DST, or with --receipt the one volume to check
     #[arg(value_name = "VOLUME", required = true, num_args = 1..=2)]
     pub(crate) volumes: Vec<OsString>,
-    /// Compare with this finished journal instead of with a source
+    /// Compare with this receipt instead of a source
     #[arg(long, value_name = "FILE")]
     pub(crate) receipt: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) engine: RawEngine,
     #[command(flatten)]
     pub(crate) network: RawNetwork,
-    /// Read at most so many bytes per second
+    /// Limit the read rate
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit: Option<u64>,
-    /// Whether the page cache is bypassed
+    /// Whether to bypass the page cache
     #[arg(long, value_name = "auto|yes|no", default_value = "auto",
         value_parser = one_of(Direct::ALL, Direct::as_str), hide_possible_values = true)]
     pub(crate) direct: Direct,
-    /// Whether what both volumes call a hole is taken for equal (auto) or read
+    /// Whether holes of both volumes count as equal (auto) or are read
     #[arg(long, value_name = "auto|read", default_value = "auto",
         value_parser = one_of(Sparse::ALL, Sparse::as_str), hide_possible_values = true)]
     pub(crate) sparse: Sparse,
@@ -226,10 +226,10 @@ pub(crate) struct RawVerify {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawMap {
-    /// The volume to look at; of a server without the name of an export (nbd://HOST/), its list of exports
+    /// Volume to list; for a server without an export name (nbd://HOST/), its exports
     #[arg(value_name = "VOLUME")]
     pub(crate) volume: OsString,
-    /// One JSON object per extent, or per export
+    /// Print one JSON object per extent or export
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -238,10 +238,10 @@ pub(crate) struct RawMap {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawInspect {
-    /// A checkpoint or receipt
+    /// Checkpoint or receipt
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -250,10 +250,10 @@ pub(crate) struct RawInspect {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawDoctor {
-    /// Files, devices or directories whose abilities matter
+    /// Files, devices or directories to examine
     #[arg(value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -263,10 +263,10 @@ pub(crate) struct RawDoctor {
 /// How a job shows itself.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct RawOutput {
-    /// JSON lines on stdout and nothing else there: progress every 250 ms, the report last
+    /// Print only JSON lines on stdout: progress every 250 ms, the report last
     #[arg(long)]
     pub(crate) json: bool,
-    /// A progress bar on stderr: auto shows one on a terminal
+    /// Show a progress bar on stderr; auto: on a terminal
     #[arg(long, value_name = "auto|bar|none", default_value = "auto", hide_possible_values = true)]
     pub(crate) progress: ProgressBarMode,
 }
@@ -284,7 +284,7 @@ pub(crate) enum ProgressBarMode {
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct RawLog {
-    /// What to log to stderr, as in RUST_LOG: warn, debug, blockhaul_engine=trace [default: $RUST_LOG or warn]
+    /// Filter of the log on stderr, as in RUST_LOG: warn, debug, blockhaul_engine=trace [default: $RUST_LOG or warn]
     #[arg(long = "log", value_name = "FILTER")]
     pub(crate) filter: Option<String>,
 }
@@ -300,10 +300,10 @@ impl CheckpointInterval {
     /// A size (`64MiB`) or a duration (`10s`); more than nothing.
     fn parse(text: &str) -> Result<Self, String> {
         match parse_size(text).map(Self::Bytes).or_else(|_| parse_duration(text).map(Self::Time)) {
-            Ok(Self::Bytes(0)) => Err("a checkpoint after every 0 bytes never lets the copy go on".to_owned()),
-            Ok(Self::Time(Duration::ZERO)) => Err("a checkpoint after every 0 s never lets the copy go on".to_owned()),
+            Ok(Self::Bytes(0)) => Err("the checkpoint interval must be more than 0 bytes".to_owned()),
+            Ok(Self::Time(Duration::ZERO)) => Err("the checkpoint interval must be more than 0 s".to_owned()),
             Ok(interval) => Ok(interval),
-            Err(_) => Err(format!("'{text}' is neither a size (64MiB) nor a duration (500ms, 10s)")),
+            Err(_) => Err(format!("'{text}' is not a size (64MiB) or duration (500ms, 10s)")),
         }
     }
 }
@@ -314,7 +314,7 @@ fn one_of<T: Copy + Send + Sync + 'static>(
     name: fn(T) -> &'static str,
 ) -> impl TypedValueParser<Value = T> {
     PossibleValuesParser::new(all.iter().map(|&value| name(value)))
-        .try_map(move |text| all.iter().copied().find(|&value| name(value) == text).ok_or("not one of the values"))
+        .try_map(move |text| all.iter().copied().find(|&value| name(value) == text).ok_or("invalid value"))
 }
 
 #[cfg(test)]

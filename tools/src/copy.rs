@@ -1,7 +1,7 @@
-//! `blockhaul copy`: from flags to a job, and from its report to what the user reads.
+//! Runs `blockhaul copy`: resolves flags to a job, follows it and shows its report.
 //!
-//! Resolving has no side effects and settles everything that flags alone can settle. The order of what may refuse is
-//! the design's: malformed input, a missing source, the state directory, then the engine's own rules.
+//! Resolving has no side effects and settles everything that depends on flags only. Refusals follow a fixed order:
+//! malformed input, missing source, state directory, then the rules of the engine.
 
 use crate::args::{CheckpointInterval, RawCopy, RawEngine, RawNetwork, RawOutput};
 use crate::exit::Exit;
@@ -23,21 +23,21 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// A copy that flags alone have nothing more to say about.
+/// A copy with all flags resolved.
 #[derive(Debug)]
 pub(crate) struct CopyRequest {
     pub(crate) spec: CopySpec,
     config: EngineConfig,
-    /// To be created before the checkpoint can be; `None` if the checkpoint lives elsewhere or nowhere.
+    /// Directory to create for the checkpoint; `None` if the checkpoint is elsewhere or there is none.
     pub(crate) state_dir: Option<PathBuf>,
     dry_run: bool,
     output: RawOutput,
 }
 
-/// Copies, or says what would be copied. `arguments` is the command line, for the command that resumes.
+/// Copies, or prints the plan. `arguments` is the command line, used to build the command that resumes.
 ///
 /// # Errors
-/// What was refused before there was a job.
+/// Refusals from before a job exists.
 pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     let volumes = [&raw.source, &raw.destination].map(Path::new);
     let journals = [&raw.checkpoint, &raw.receipt].into_iter().flatten().map(PathBuf::as_path);
@@ -60,14 +60,14 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     Ok(Exit::from(&report))
 }
 
-/// The engine of a copy that goes on needs slots for the blocks it was started with, one that reaches servers has more
-/// and smaller ones.
+/// Configures the engine: a resumed copy needs slots for the blocks of its first start, a copy with exports has more and
+/// smaller ones.
 fn engine_config_for(request: &CopyRequest) -> EngineConfig {
     let CopyRequest { spec, config, .. } = request;
     let volumes = [&spec.source, &spec.destination];
     let usual = || usual_block(&volumes, spec.changed_since.is_some());
     let earlier = || match (&spec.checkpoint, spec.continuation) {
-        // What is wrong with the journal is for the job to say.
+        // The job reports errors of the journal.
         (Checkpoint::File(file), Continuation::Resume) => {
             let journal = JournalReader::open(file).ok()?;
             BlockSize::new(journal.header().leaf_bytes.into()).ok()
@@ -75,13 +75,13 @@ fn engine_config_for(request: &CopyRequest) -> EngineConfig {
         (Checkpoint::File(_) | Checkpoint::None, _) => None,
     };
     let block_size = config.block_size.or_else(|| earlier().or_else(usual));
-    // With larger blocks, or a bound on memory, the engine knows better.
+    // With larger blocks, or a bound on memory, the engine chooses.
     let is_usual = block_size.is_some() && block_size <= usual() && config.memory_bytes.is_none();
     let depth = config.depth.or_else(|| usual_depth(&volumes).filter(|_| is_usual));
     EngineConfig { block_size, depth, ..*config }
 }
 
-/// From flags to a request. Reads the environment through `variable` and nothing else.
+/// Resolves flags to a request. Its only input besides the flags is the environment, read through `variable`.
 fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<CopyRequest> {
     let RawCopy {
         source,
@@ -114,7 +114,7 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
     } = raw;
     let defaults = CopySpec::new(Locator::parse(&source)?, Locator::parse(&destination)?);
     if protect.is_some_and(|target| target.is_zero()) {
-        return Err(Error::bad_request("--protect 0 would never let the copy go on: name a latency above zero"));
+        return Err(Error::bad_request("--protect must be more than 0"));
     }
     let config = engine_config(&engine, path)?;
     let (checkpoint, state_dir) = match (checkpoint, no_checkpoint) {
@@ -158,7 +158,7 @@ fn resolve(raw: RawCopy, variable: impl Fn(&str) -> Option<OsString>) -> Result<
     Ok(CopyRequest { spec, config, state_dir, dry_run, output })
 }
 
-/// What the flags say about the engine itself.
+/// Resolves the flags of the engine.
 ///
 /// # Errors
 /// `EBadRequest`.
@@ -177,7 +177,7 @@ pub(crate) fn engine_config(raw: &RawEngine, path: PathChoice) -> Result<EngineC
     })
 }
 
-/// What the flags say about servers.
+/// Resolves the flags for servers.
 pub(crate) fn network_terms(raw: &RawNetwork) -> NetworkTerms {
     let RawNetwork { retry_for, request_timeout, connections } = *raw;
     let usual = NetworkTerms::default();
@@ -188,7 +188,7 @@ pub(crate) fn network_terms(raw: &RawNetwork) -> NetworkTerms {
     }
 }
 
-/// The last bound given of each kind; the other one keeps its default.
+/// Returns the last bound of each kind; a missing one keeps its default.
 fn checkpoint_interval(bounds: &[CheckpointInterval]) -> CheckpointEvery {
     bounds.iter().fold(CheckpointEvery::default(), |every, bound| match *bound {
         CheckpointInterval::Bytes(bytes) => CheckpointEvery { bytes, ..every },
@@ -196,7 +196,7 @@ fn checkpoint_interval(bounds: &[CheckpointInterval]) -> CheckpointEvery {
     })
 }
 
-/// What the checkpoint of a destination is found by.
+/// Returns the name by which the checkpoint of a destination is found.
 fn checkpoint_key(destination: &Locator) -> VolumeName {
     match destination {
         Locator::Path(path) => state_dir::absolute_destination(path).as_path().into(),
@@ -204,24 +204,24 @@ fn checkpoint_key(destination: &Locator) -> VolumeName {
     }
 }
 
-/// A missing source is named before a state directory that cannot be written, and before one is created.
+/// Refuses a missing source before the state directory is checked or created.
 fn source_exists(source: &Locator) -> Result<()> {
     let Some(path) = source.path() else { return Ok(()) };
     std::fs::metadata(path).map(drop).map_err(|error| {
         let missing = error.kind() == ErrorKind::NotFound;
-        let what = if missing { format!("find the source {source}") } else { format!("look at the source {source}") };
+        let what = if missing { format!("find the source {source}") } else { format!("stat the source {source}") };
         Error::io(Side::Source, Operation::Open, &error, what)
     })
 }
 
-/// The error of a source that is behind a network and cannot be opened. Asked only once something else has failed that
-/// comes after it: there are servers that serve one client and end.
+/// Returns the error of a source export that cannot be opened. Called only after a later step failed, because some servers
+/// serve one client and end.
 fn source_export_error(spec: &CopySpec) -> Option<Error> {
     let how = ReadOptions { network: spec.network, ..ReadOptions::new(spec.direct) };
     spec.source.path().is_none().then(|| open_source(&spec.source, &how).err())?
 }
 
-/// Shows the report, and for a copy that did not succeed how to go on.
+/// Prints the report, and for a copy that did not succeed the command to retry.
 fn show_report(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
     if let Some(error) = &report.error {
         print_stderr(error);
@@ -241,13 +241,13 @@ fn show_report(request: &CopyRequest, report: &Report, arguments: &[OsString]) {
     }
 }
 
-/// Whether the destination may differ from before. A refusal, or a cancel before the start, leaves neither a journal
+/// Returns whether the destination may have changed. A refusal, or a cancel before the start, leaves neither a journal
 /// nor a plan.
 fn changed_destination(report: &Report) -> bool {
     report.journal.is_some() || report.bytes.planned > 0
 }
 
-/// What can be done, and the command that does it.
+/// Returns what can be done, and the command that does it.
 fn retry_advice(report: &Report, sync: Sync, arguments: &[OsString]) -> (&'static str, String) {
     let useless = matches!(
         report.error.as_ref().map(|error| error.code),
@@ -255,8 +255,8 @@ fn retry_advice(report: &Report, sync: Sync, arguments: &[OsString]) -> (&'stati
     );
     let (what, mode) = match (&report.journal, useless || sync == Sync::No) {
         (Some(_), false) => ("resume with", RetryMode::Resume),
-        (Some(_), true) => ("what was copied cannot be resumed; start over with", RetryMode::Restart),
-        (None, _) => ("there is no checkpoint to resume from; start over with", RetryMode::Overwrite),
+        (Some(_), true) => ("the copy cannot be resumed; start over with", RetryMode::Restart),
+        (None, _) => ("there is no checkpoint; start over with", RetryMode::Overwrite),
     };
     (what, retry_command::command(arguments.iter().cloned(), mode))
 }

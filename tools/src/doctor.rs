@@ -1,7 +1,7 @@
-//! `blockhaul doctor`: what this host offers the engine and what to change.
+//! Runs `blockhaul doctor`: shows what this host offers the engine, and suggests changes.
 //!
-//! The facts come from the engine as one serialisable report; the table is made from its fields, so that a new fact
-//! shows up here by itself.
+//! The engine examines the host and returns one serialisable report. The table is built from its fields, so that a new fact
+//! appears without a change here.
 
 use crate::args::RawDoctor;
 use crate::exit::Exit;
@@ -12,13 +12,13 @@ use blockhaul_engine::host;
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// The field that lists what to change.
+/// Name of the field with the suggested changes.
 const REMEDIES: &str = "remedies";
 
-/// Examines the host, and the file systems of the paths given. Lacks are findings, not failures: exit code 0.
+/// Examines the host and the file systems of the given paths. Missing features are findings, not failures: exit code 0.
 ///
 /// # Errors
-/// The facts cannot be shown.
+/// The report cannot be formatted.
 pub(crate) fn run(raw: RawDoctor) -> Result<Exit> {
     let RawDoctor { paths, json, log } = raw;
     refuse_volume_streams(paths.iter().map(PathBuf::as_path))?;
@@ -28,13 +28,13 @@ pub(crate) fn run(raw: RawDoctor) -> Result<Exit> {
         json_object(&report);
     } else {
         let facts = serde_json::to_value(&report)
-            .map_err(|error| Error::internal(Operation::Start, format!("show the host report: {error}")))?;
+            .map_err(|error| Error::internal(Operation::Start, format!("format the host report: {error}")))?;
         table(&facts).iter().for_each(print_stdout);
     }
     Ok(Exit::Done)
 }
 
-/// One line per fact, groups indented, remedies last.
+/// Formats one line per fact, with groups indented and suggestions last.
 fn table(report: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     if let Value::Object(facts) = report {
@@ -43,10 +43,10 @@ fn table(report: &Value) -> Vec<String> {
     lines.push(String::new());
     match report.get(REMEDIES).and_then(Value::as_array) {
         Some(remedies) if !remedies.is_empty() => {
-            lines.push("To change:".to_owned());
+            lines.push("Suggested changes:".to_owned());
             lines.extend(remedies.iter().map(|remedy| format!("  - {}", plain(remedy))));
         }
-        _ => lines.push("Nothing needs to be changed.".to_owned()),
+        _ => lines.push("No changes needed.".to_owned()),
     }
     lines
 }
@@ -98,11 +98,11 @@ mod tests {
         for part in ["kernel", "6.18", "io uring:", "allowed", "yes", "unknown", "reflink, direct"] {
             assert!(lines.contains(part), "{part}:\n{lines}");
         }
-        assert!(lines.ends_with("To change:\n  - raise memlock: ulimit -l unlimited"), "{lines}");
+        assert!(lines.ends_with("Suggested changes:\n  - raise memlock: ulimit -l unlimited"), "{lines}");
     }
 
     #[test]
     fn a_host_without_lacks_says_so() {
-        assert_eq!(table(&json!({"remedies": []})).last().unwrap(), "Nothing needs to be changed.");
+        assert_eq!(table(&json!({"remedies": []})).last().unwrap(), "No changes needed.");
     }
 }

@@ -1,4 +1,4 @@
-//! Exit codes: the one place that says what a script sees.
+//! Maps results to the exit codes that scripts rely on.
 
 use blockhaul_engine::error::{Code, Error};
 use blockhaul_engine::progress::{Report, Status};
@@ -7,15 +7,15 @@ use std::process::ExitCode;
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// 0: what was asked is done.
+    /// 0: the command succeeded.
     Done,
     /// 1: an error.
     Failed,
-    /// 2: the request makes no sense.
+    /// 2: the request is malformed.
     Usage,
     /// 3: the volumes differ.
     Differ,
-    /// 75 (`EX_TEMPFAIL`): interrupted or cancelled; the same command with `--resume` goes on.
+    /// 75 (`EX_TEMPFAIL`): interrupted or cancelled; the same command with `--resume` resumes.
     Interrupted,
 }
 

@@ -1,4 +1,4 @@
-//! `blockhaul inspect`: what a checkpoint or receipt says, in words or as one JSON object.
+//! Runs `blockhaul inspect`: shows a checkpoint or receipt as text or as one JSON object.
 
 use crate::args::RawInspect;
 use crate::exit::Exit;
@@ -13,10 +13,10 @@ use blockhaul_engine::units::format_size;
 use blockhaul_engine::volume::{Identity, VolumeKind};
 use serde::Serialize;
 
-/// Ranges listed for people; JSON has all of them.
+/// Maximum number of ranges listed as text; JSON has all of them.
 const RANGES_SHOWN_MAX: usize = 100;
 
-/// A journal as it is shown.
+/// A journal as it is printed.
 #[derive(Serialize)]
 struct JournalView<'a> {
     state: JournalState,
@@ -25,13 +25,13 @@ struct JournalView<'a> {
     size_bytes: u64,
     leaf_bytes: u32,
     digest_kind: DigestKind,
-    /// ns since the epoch.
+    /// Nanoseconds since the epoch.
     started_ns: i64,
     durable_bytes: u64,
     durable: Vec<Range>,
-    /// Digest of the whole, of a finished journal.
+    /// Digest of the whole volume; only in a finished journal.
     digest: Option<String>,
-    /// ns since the epoch, of a finished journal.
+    /// Nanoseconds since the epoch; only in a finished journal.
     finished_ns: Option<i64>,
 }
 
@@ -46,7 +46,7 @@ struct VolumeView<'a> {
     size_bytes: u64,
     modified_ns: i64,
     changed_ns: i64,
-    /// What stays when the volume is numbered anew, as `tag=value`.
+    /// Identifiers that survive renumbering, as `tag=value`.
     ids: Vec<&'a str>,
 }
 
@@ -56,10 +56,10 @@ struct Range {
     length: u64,
 }
 
-/// Decodes a journal.
+/// Decodes and prints a journal.
 ///
 /// # Errors
-/// The file cannot be read, or is no journal of this version (`ECheckpointCorrupt`, `ECheckpointMismatch`).
+/// The file cannot be read, or is not a journal of this version (`ECheckpointCorrupt`, `ECheckpointMismatch`).
 pub(crate) fn run(raw: RawInspect) -> Result<Exit> {
     let RawInspect { file, json, log } = raw;
     refuse_volume_streams([file.as_path()])?;
@@ -114,8 +114,8 @@ fn volume_view(identity: &Identity) -> VolumeView<'_> {
 
 fn describe(view: &JournalView<'_>) -> Vec<String> {
     let role = match view.state {
-        JournalState::Unfinished => "checkpoint: the copy is not finished",
-        JournalState::Finished => "receipt: the copy is finished",
+        JournalState::Unfinished => "checkpoint of an unfinished copy",
+        JournalState::Finished => "receipt of a finished copy",
     };
     let mut lines = vec![
         role.to_owned(),
@@ -140,12 +140,12 @@ fn describe(view: &JournalView<'_>) -> Vec<String> {
 
 fn volume_line(role: &str, volume: &VolumeView<'_>) -> String {
     let VolumeView { name, kind, device, inode, size_bytes, .. } = volume;
-    // A server tells of neither device nor inode.
+    // Exports have neither device nor inode.
     let place = if *kind == "export" { String::new() } else { format!(" device {device:#x}, inode {inode},") };
     format!("{role:<12} {name} ({kind},{place} {})", format_size(*size_bytes))
 }
 
-/// Seconds since the epoch with their fraction: the form that `date --date=@...` reads.
+/// Formats seconds since the epoch with their fraction, as `date --date=@...` reads them.
 fn format_epoch(ns: i64) -> String {
     format!("@{}.{:09}", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
 }
@@ -185,7 +185,7 @@ mod tests {
     fn a_checkpoint_is_described_with_both_volumes_and_its_ranges() {
         let text = describe(&example(vec![Range { offset: 4096, length: 8 }])).join("\n");
         for part in
-            ["not finished", "source       /srv/a (file, device 0x801, inode 12, 1.0 GiB)", "@1.500000000", "4096"]
+            ["unfinished", "source       /srv/a (file, device 0x801, inode 12, 1.0 GiB)", "@1.500000000", "4096"]
         {
             assert!(text.contains(part), "{part}:\n{text}");
         }

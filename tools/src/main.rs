@@ -1,8 +1,7 @@
-//! `blockhaul`: copies volumes, compares them, shows what the engine knows about them and about this host, and asks task
-//! centers.
+//! `blockhaul`: copies and compares volumes, examines them and this host, and calls task centers.
 //!
-//! A command takes its raw flags apart, asks the engine, and returns how the process is to end. Whatever fails before
-//! there is a job to report about comes back as an error and is shown here, once.
+//! A command resolves its raw flags, calls the engine or a center, and returns how the process ends. Errors from before a
+//! job exists are printed here, once.
 
 #![forbid(unsafe_code)]
 
@@ -70,16 +69,16 @@ fn run(command: Command, arguments: &[OsString]) -> Result<Exit> {
     }
 }
 
-/// Help and version are answers; everything else that the parser says is a malformed request.
+/// Prints help and version; reports everything else from the parser as a malformed request.
 fn usage(error: &clap::Error, json: bool) -> Exit {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // A reader that went away has seen enough.
+        // A closed pipe is fine.
         let _ = error.print();
         return Exit::Done;
     }
     let text = error.render().to_string();
     let (message, hints) = match error.kind() {
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ("a command is needed", text.as_str()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ("no command given", text.as_str()),
         _ => text.split_once("\n\n").unwrap_or((&text, "")),
     };
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -91,13 +90,13 @@ fn usage(error: &clap::Error, json: bool) -> Exit {
     Exit::from(&refusal)
 }
 
-/// Logs to stderr: `--log`, else `$RUST_LOG`, else warnings.
+/// Starts logging to stderr with the filter of `--log`, of `$RUST_LOG`, or warnings.
 fn start_logging(RawLog { filter }: RawLog) -> Result<()> {
     let builder = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
     let filter = match filter {
-        Some(text) => {
-            builder.parse(&text).map_err(|error| Error::bad_request(format!("--log '{text}' is no filter: {error}")))?
-        }
+        Some(text) => builder
+            .parse(&text)
+            .map_err(|error| Error::bad_request(format!("invalid --log filter '{text}': {error}")))?,
         None => builder.from_env_lossy(),
     };
     let colours = std::io::stderr().is_terminal();

@@ -1,5 +1,6 @@
-//! `blockhaul map`: the extents of a volume, or the exports of a server. Scanned and printed in windows, so that a volume with millions of
-//! extents costs no more memory than one with two.
+//! Runs `blockhaul map`: lists the extents of a volume, or the exports of a server.
+//!
+//! Extents are scanned and printed in windows, so that memory does not depend on their number.
 
 use crate::args::RawMap;
 use crate::exit::Exit;
@@ -15,12 +16,12 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 use std::time::Duration;
 
-/// Extents asked for at a time.
+/// Number of extents per scan.
 const EXTENTS_PER_WINDOW: usize = 1024;
-/// After so long, extents that a server did not know yet are asked for again.
+/// Time between two requests for extents that a server has not returned yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
-/// One line of the list.
+/// An extent as it is printed.
 #[derive(Serialize)]
 struct ExtentLine {
     offset: u64,
@@ -28,11 +29,11 @@ struct ExtentLine {
     kind: ExtentKind,
 }
 
-/// Lists the extents of a volume: offset, length, kind. Of a server that has more to show than its default export, and
-/// was named without an export, the list of what it has.
+/// Lists the extents of a volume with offset, length and kind. Lists the exports of a server that is named without an
+/// export and has more than its default export.
 ///
 /// # Errors
-/// The volume cannot be opened or scanned, or stdout cannot be written. A closed pipe is the end, not an error.
+/// The volume cannot be opened or scanned, or stdout cannot be written. A closed pipe ends the list without an error.
 pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     let RawMap { volume, json, log } = raw;
     refuse_volume_streams([Path::new(&volume)])?;
@@ -41,9 +42,8 @@ pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     if let Some(listed) = exports(&locator)? {
         return list(&listed, json);
     }
-    // Looking at a mounted device harms nobody.
-    let volume =
-        open_source(&locator, &ReadOptions { live_source: LiveSource::Allow, ..ReadOptions::new(Direct::No) })?;
+    // ReadOptions the map of a mounted device is harmless.
+    let volume = open_source(&locator, &ReadOptions { live_source: LiveSource::Allow, ..ReadOptions::new(Direct::No) })?;
     let mut out = BufWriter::new(io::stdout().lock());
     if !json && volume.size_bytes() > 0 {
         print(writeln!(out, "{:>20} {:>20} KIND", "OFFSET", "LENGTH"))?;
@@ -57,7 +57,7 @@ pub(crate) fn run(raw: RawMap) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What a server has, if that is what was asked for.
+/// Returns the exports of a server, if the locator asks for them.
 fn exports(locator: &Locator) -> Result<Option<Vec<ListedExport>>> {
     let uri = match locator {
         Locator::Nbd(uri) if !uri.names_export() => uri,
@@ -65,13 +65,13 @@ fn exports(locator: &Locator) -> Result<Option<Vec<ListedExport>>> {
     };
     match list_exports(uri) {
         Ok(listed) if matches!(listed.as_slice(), [only] if only.name.is_empty()) => Ok(None),
-        // A server that keeps its list to itself may have a default export all the same.
+        // A server that does not list its exports may still have a default one.
         Err(error) if matches!(error.code, Code::Permission | Code::Unsupported) => Ok(None),
         listed => listed.map(Some),
     }
 }
 
-/// One line of the list of exports.
+/// An export as it is printed.
 #[derive(Serialize)]
 struct ExportLine<'a> {
     export: &'a str,
@@ -111,7 +111,7 @@ fn write_export(out: &mut impl Write, export: &ListedExport, json: bool) -> io::
     writeln!(out, "{size:>20} {access:<10} {shown}{description}")
 }
 
-/// Whether anybody still reads stdout.
+/// State of the reader of stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
     Open,
@@ -122,7 +122,7 @@ fn print(written: io::Result<()>) -> Result<Reader> {
     match written {
         Ok(()) => Ok(Reader::Open),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Reader::Closed),
-        Err(error) => Err(Error::io(Side::Caller, Operation::Write, &error, "write the list to stdout")),
+        Err(error) => Err(Error::io(Side::Caller, Operation::Write, &error, "write to stdout")),
     }
 }
 
@@ -140,14 +140,14 @@ fn write_extent(out: &mut impl Write, extent: Extent, json: bool) -> io::Result<
     writeln!(out, "{:>20} {:>20} {kind}", line.offset, line.length)
 }
 
-/// Every extent of `volume`, in order and maximal: runs of one kind that a window cuts are joined again.
+/// Returns every extent of `volume` in order, with adjacent extents of one kind merged.
 pub(crate) fn extents(volume: &dyn Volume) -> impl Iterator<Item = Result<Extent>> {
     let end = volume.size_bytes();
     let mut at = 0;
     let windows = std::iter::from_fn(move || {
         (at < end).then(|| {
             let window = next_window(volume, ByteRange::new(at, end));
-            // After an error, or a volume that stands still, there is no further window.
+            // An error or a window without progress ends the list.
             at = window.as_ref().ok().and_then(|window| window.last()).map_or(end, |last| last.range.end());
             window
         })
@@ -158,7 +158,7 @@ pub(crate) fn extents(volume: &dyn Volume) -> impl Iterator<Item = Result<Extent
     }))
 }
 
-/// The extents at the start of a range, however long a server takes to tell them.
+/// Returns the extents at the start of a range; waits until the server returns them.
 fn next_window(volume: &dyn Volume, within: ByteRange) -> Result<Vec<Extent>> {
     loop {
         if let Some(window) = volume.extents(within, EXTENTS_PER_WINDOW)? {
@@ -168,7 +168,7 @@ fn next_window(volume: &dyn Volume, within: ByteRange) -> Result<Vec<Extent>> {
     }
 }
 
-/// Joins neighbours of one kind.
+/// Merges adjacent extents of one kind.
 fn join(mut extents: impl Iterator<Item = Result<Extent>>) -> impl Iterator<Item = Result<Extent>> {
     let mut waiting = extents.next();
     std::iter::from_fn(move || {

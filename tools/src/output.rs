@@ -1,14 +1,13 @@
-//! What reaches stdout and stderr.
+//! Writes to stdout and stderr.
 //!
-//! With `--json`, stdout carries JSON objects, one per line, and nothing else; the last one of a job, or of a command
-//! that failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, the bar.
+//! With `--json`, stdout carries JSON objects, one per line, and nothing else; the last line of a job, or of a command that
+//! failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, and the progress bar.
 //!
-//! Whatever a line is made of, the words of a server or a task center included, it is one line and nothing in it acts on
-//! a terminal: text passes [`shown::line`], and JSON spells what is not printable `\uXXXX`.
+//! Every line stays one line and cannot control a terminal, whatever a server or a center sent: text passes
+//! [`shown::line`], and JSON escapes what is not printable as `\uXXXX`.
 //!
-//! Nothing here waits but [`finish`], which is the end of every command: a reader that is slow or does not read holds up
-//! neither a copy nor its stop ([`streams`]). What cannot be written makes a success a failure, except for a reader that
-//! went away (a closed pipe), who has seen enough.
+//! Only [`finish`] waits, at the end of every command: a reader that is slow or does not read delays neither a copy nor its
+//! stop. A failed write turns success into failure, except for a closed pipe, whose reader has seen enough.
 
 use crate::exit::Exit;
 use blockhaul_control::standard_streams::{self, Priority};
@@ -24,13 +23,13 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Set once stdout was found to lead to a volume: nothing more is written to it.
+/// Set if stdout leads to a volume; nothing is written to it then.
 static STDOUT_IS_VOLUME: AtomicBool = AtomicBool::new(false);
-/// The same of stderr.
+/// Set if stderr leads to a volume; nothing is written to it then.
 static STDERR_IS_VOLUME: AtomicBool = AtomicBool::new(false);
 
-/// Comes before the first line of a command that names these volumes and journals: neither stdout nor stderr may lead to
-/// one of them. One that does stays silent from then on, the refusal itself included.
+/// Refuses a stdout or stderr that leads to one of these volumes or journals. Must be called before a command prints its
+/// first line. Nothing, not even the refusal, is written to such a stream.
 ///
 /// # Errors
 /// `EBadRequest`.
@@ -48,7 +47,7 @@ pub(crate) fn refuse_volume_streams<'a>(places: impl IntoIterator<Item = &'a Pat
     refusal.map_or(Ok(()), Err)
 }
 
-/// An object with its event.
+/// An object with the name of its event.
 #[derive(Serialize)]
 struct Event<'a, T> {
     event: &'static str,
@@ -56,12 +55,12 @@ struct Event<'a, T> {
     body: &'a T,
 }
 
-/// Whether the arguments ask for JSON, for the case that they cannot be parsed.
+/// Returns whether the arguments ask for JSON; used when they cannot be parsed.
 pub(crate) fn wants_json<S: AsRef<OsStr>>(arguments: &[S]) -> bool {
     arguments.iter().map(AsRef::as_ref).take_while(|argument| *argument != "--").any(|argument| argument == "--json")
 }
 
-/// One JSON object on a line of its own, written in one piece.
+/// Writes one JSON object as a line, with a single write.
 ///
 /// # Errors
 /// As `out` says; a closed pipe is `BrokenPipe`.
@@ -78,7 +77,7 @@ fn json<T: Serialize>(body: &T) -> Vec<u8> {
     line
 }
 
-/// JSON in which every character is printable. The standard only asks for the first 32 to be escaped.
+/// Escapes every character that is not printable; the standard requires this only for the first 32.
 struct EscapingFormatter;
 
 impl Formatter for EscapingFormatter {
@@ -93,78 +92,78 @@ impl Formatter for EscapingFormatter {
     }
 }
 
-/// All that reaches stdout.
+/// Writes to stdout. Nothing else does.
 fn to_stdout(priority: Priority, line: Vec<u8>) {
     if !STDOUT_IS_VOLUME.load(Relaxed) {
         standard_streams::to_stdout(priority, line);
     }
 }
 
-/// All that reaches stderr, but for logs and the bar, which begin after [`refuse_volume_streams`].
+/// Writes to stderr. Only logs and the progress bar bypass it; they start after [`refuse_volume_streams`].
 fn to_stderr(priority: Priority, line: impl Display) {
     if !STDERR_IS_VOLUME.load(Relaxed) {
         standard_streams::to_stderr(priority, line);
     }
 }
 
-/// A line of a job, such as `{"event":"report",...}`.
+/// Prints an event such as `{"event":"report",...}`.
 pub(crate) fn json_event<T: Serialize>(event: &'static str, body: &T) {
     to_stdout(Priority::Result, json(&Event { event, body }));
 }
 
-/// Where a job stands, unless nobody has read the last line yet.
+/// Prints the progress of a job, unless the last line has not been read yet.
 pub(crate) fn json_progress<T: Serialize>(body: &T) {
     to_stdout(Priority::Progress, json(&Event { event: "progress", body }));
 }
 
-/// One JSON object on stdout.
+/// Prints one JSON object on stdout.
 pub(crate) fn json_object<T: Serialize>(body: &T) {
     to_stdout(Priority::Result, json(body));
 }
 
-/// A line for people on stdout.
+/// Prints a line on stdout.
 pub(crate) fn print_stdout(line: impl Display) {
     to_stdout(Priority::Result, shown::line(line).into_bytes());
 }
 
-/// A line for people on stderr.
+/// Prints a line on stderr.
 pub(crate) fn print_stderr(line: impl Display) {
     to_stderr(Priority::Result, format_args!("blockhaul: {}", shown::line(line)));
 }
 
-/// The same, and below it a command that can be copied.
+/// Prints a line on stderr, and below it a command that can be pasted.
 pub(crate) fn print_stderr_command(line: impl Display, command: impl Display) {
     to_stderr(Priority::Result, format_args!("blockhaul: {}\n  {}", shown::line(line), shown::line(command)));
 }
 
-/// The same from a thread that must never wait, whatever else is to be written.
+/// Prints a line on stderr without ever waiting.
 pub(crate) fn print_stderr_nowait(line: impl Display) {
     to_stderr(Priority::Log, format_args!("blockhaul: {}", shown::line(line)));
 }
 
-/// More lines after one that said what is wrong.
+/// Prints lines that explain an error.
 pub(crate) fn print_stderr_hint(lines: &str) {
     let lines: Vec<String> = lines.lines().map(shown::line).collect();
     to_stderr(Priority::Result, format_args!("\n{}", lines.join("\n")));
 }
 
-/// Waits for what is still to be written, as long as no stop was asked for, and says how the process ends then.
+/// Waits for pending output unless a stop was requested. Returns the final exit code.
 pub(crate) fn finish(exit: Exit) -> Exit {
     let exit = match standard_streams::stdout().settle() {
         Ok(()) => exit,
         Err(error) if error.kind() == ErrorKind::BrokenPipe => exit,
         Err(error) => {
-            let error = Error::io(Side::Caller, Operation::Write, &error, "write the answer to stdout");
-            print_stderr(error.advise("what was asked for is done as far as it was; only its answer is lost"));
+            let error = Error::io(Side::Caller, Operation::Write, &error, "write the result to stdout");
+            print_stderr(error.advise("the command ran, only its result could not be written"));
             if exit == Exit::Done { Exit::Failed } else { exit }
         }
     };
-    // Nobody is left to hear about a stderr that cannot be written.
+    // A failure of stderr cannot be reported.
     let _ = standard_streams::stderr().settle();
     exit
 }
 
-/// A request that ended before there was a job: the one line, and with `--json` a report that carries the error.
+/// Reports an error from before a job exists: one line, and with `--json` a report.
 pub(crate) fn report_refusal(json: bool, error: &Error) {
     print_stderr(error);
     if json {
@@ -174,7 +173,7 @@ pub(crate) fn report_refusal(json: bool, error: &Error) {
     }
 }
 
-/// The report of a job that never started.
+/// Builds the report of a job that never started.
 pub(crate) fn refusal_report(error: Error) -> Report {
     Report {
         status: Status::Failed,

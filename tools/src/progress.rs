@@ -1,4 +1,4 @@
-//! Following a job until its report: JSON lines, one bar on a terminal, or silence.
+//! Follows a job until its report and shows its progress: as JSON lines, as a bar, or not at all.
 
 use crate::args::{ProgressBarMode, RawOutput};
 use crate::output;
@@ -12,12 +12,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::Duration;
 
-/// Between two JSON lines: often enough for a display, seldom enough for a log.
+/// Time between two JSON lines: short enough for a display, long enough for a log.
 const JSON_INTERVAL: Duration = Duration::from_millis(250);
-/// Between two looks of the bar.
+/// Time between two updates of the bar.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How a running job shows itself.
+/// How the progress of a job is shown.
 #[derive(Debug)]
 pub(crate) struct ProgressDisplay {
     json: bool,
@@ -25,12 +25,11 @@ pub(crate) struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    /// What the flags ask for: JSON lines with `--json`; a bar on request, or by itself where stderr is a terminal
-    /// and no JSON is asked for.
+    /// Chooses by flags: JSON lines with `--json`; a bar on request, or if stderr is a terminal and JSON is not requested.
     pub(crate) fn choose(RawOutput { json, progress }: RawOutput) -> Self {
         let target = match progress {
             ProgressBarMode::None => None,
-            // Unlike the plain target, this one also draws where there is no terminal.
+            // Unlike the plain target, this one also draws without a terminal.
             ProgressBarMode::Bar => Some(ProgressDrawTarget::term_like(Box::new(Term::stderr()))),
             ProgressBarMode::Auto => (!json && std::io::stderr().is_terminal()).then(ProgressDrawTarget::stderr),
         };
@@ -48,7 +47,7 @@ impl ProgressDisplay {
         }
         if let Some(bar) = self.bar.clone() {
             let line = shown::line(status(job));
-            // Where stderr is written: a terminal may be stopped.
+            // Drawn on the thread that writes stderr, because a stopped terminal blocks.
             standard_streams::stderr().send(Priority::Progress, move || {
                 bar.set_length(progress.planned);
                 bar.set_position(progress.written);
@@ -58,7 +57,7 @@ impl ProgressDisplay {
         }
     }
 
-    /// The bar goes: what stays on the screen is the summary.
+    /// Clears the bar and prints the last progress.
     fn finish(&self, progress: &Progress) {
         if self.json {
             output::json_event("progress", progress);
@@ -72,13 +71,12 @@ impl ProgressDisplay {
     }
 }
 
-/// Where a job stands, for people.
+/// Formats the progress of a job.
 pub(crate) fn status(job: &JobHandle) -> String {
     status_line(&job.progress(), job.path().as_deref())
 }
 
-/// Shows `job` until it has ended. The last line of progress is the state at the end, so that even the shortest job
-/// has one.
+/// Shows the progress of `job` until it ends. The last line is the final state, so that even the shortest job has one.
 pub(crate) fn wait_with_progress(job: &JobHandle, display: ProgressDisplay) -> Report {
     loop {
         if let Some(report) = job.wait_for(display.interval()) {
@@ -94,7 +92,7 @@ fn new_bar(target: ProgressDrawTarget) -> ProgressBar {
     ProgressBar::with_draw_target(Some(0), target).with_style(style)
 }
 
-/// `1.2 GiB of 4.0 GiB, 512.0 MiB/s, 6s left, ring-direct`; the path is missing until it is chosen.
+/// Formats as `1.2 GiB of 4.0 GiB, 512.0 MiB/s, 6s left, ring-direct`; the path is missing until it is chosen.
 fn status_line(progress: &Progress, path: Option<&str>) -> String {
     let Progress { planned, issued: _, written, durable: _, verified, rate_bytes_per_second, eta_seconds } = *progress;
     let mut parts = vec![
@@ -109,9 +107,9 @@ fn status_line(progress: &Progress, path: Option<&str>) -> String {
     parts.join(", ")
 }
 
-/// `6s`, `1m 05s`, `2h 03m`.
+/// Formats as `6s`, `1m 05s` or `2h 03m`.
 fn format_seconds(seconds: f64) -> String {
-    // Saturates; a rate that makes a copy last longer than this is no rate.
+    // Saturates.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "shown to the second, never negative")]
     let whole = seconds.ceil() as u64;
     match whole {

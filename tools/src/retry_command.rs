@@ -1,21 +1,21 @@
-//! The command that goes on where this one stopped, as text for a shell.
+//! Builds the shell command that resumes or repeats a copy.
 //!
-//! It is the command line as it was given, with one flag more (or less), so that pasting it does what the user meant
-//! the first time. It must be run in the same directory and with the same environment.
+//! It is the given command line with one flag added or replaced. It must be run in the same directory and with the same
+//! environment.
 
 use blockhaul_engine::shown::is_printable;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 
-/// How to go on.
+/// How the copy is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetryMode {
     /// From the checkpoint.
     Resume,
-    /// From the start, as the checkpoint is of no use any more.
+    /// From the start, because the checkpoint cannot be resumed.
     Restart,
-    /// From the start, as there is no checkpoint.
+    /// From the start, because there is no checkpoint.
     Overwrite,
 }
 
@@ -29,7 +29,7 @@ impl RetryMode {
     }
 }
 
-/// `arguments`, the program's name first and the command second, changed to go on by `mode`.
+/// Returns `arguments`, which start with the program and the command, changed to retry by `mode`.
 pub(crate) fn command(arguments: impl IntoIterator<Item = OsString>, mode: RetryMode) -> String {
     let mut operands = false;
     let mut words: Vec<OsString> = arguments
@@ -43,12 +43,12 @@ pub(crate) fn command(arguments: impl IntoIterator<Item = OsString>, mode: Retry
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the flag is given anew, or excludes the one that is.
+/// Returns whether the word is the flag of `mode`, or excludes it.
 fn replaced(word: &OsStr, mode: RetryMode) -> bool {
     word == mode.flag() || (mode != RetryMode::Overwrite && (word == "--resume" || word == "--restart"))
 }
 
-/// One word for a POSIX shell; bytes that cannot be printed are written as `$'\xNN'`, which bash, zsh and ksh know.
+/// Quotes a word for a POSIX shell; unprintable bytes become `$'\xNN'`, which bash, zsh and ksh know.
 fn quote(word: &OsStr) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:=,+@%".contains(byte);
     match word.to_str() {

@@ -1,14 +1,14 @@
-//! Signals of a job: the first one that asks for a stop stops it in good order, the second one ends the process at once.
+//! Stops a job on a signal; a second signal ends the process at once.
 //!
 //! | signal | effect |
 //! | --- | --- |
-//! | SIGINT | a stop: the user has pressed ^C |
-//! | SIGTERM, SIGHUP | a stop: a service manager asks, or the terminal is gone; SIGHUP stays ignored where it was (`nohup`) |
-//! | SIGUSR1 | one line on stderr says where the job stands |
-//! | SIGXFSZ | none: the write that was past the limit fails, and the job says why |
+//! | SIGINT | stops the job as cancelled by the user |
+//! | SIGTERM, SIGHUP | stop the job as interrupted; SIGHUP stays ignored if it was (`nohup`) |
+//! | SIGUSR1 | prints the progress on stderr |
+//! | SIGXFSZ | none: the write beyond the limit fails, and the job reports it |
 //!
-//! Signals are caught before the engine starts, so that one that arrives in between is kept and not lost. A process
-//! that ends by the second signal leaves what SIGKILL would leave: the last checkpoint holds.
+//! Signals are caught before the engine starts, so that none is lost in between. A process that ends by the second signal
+//! leaves what SIGKILL would leave: the last checkpoint is valid.
 
 use crate::output::print_stderr_nowait;
 use crate::progress;
@@ -20,12 +20,12 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use std::sync::Arc;
 
-/// Signals that were caught and not yet acted on.
+/// Signals that were caught but not handled yet.
 #[derive(Debug)]
 pub(crate) struct StopSignals(Signals);
 
 impl StopSignals {
-    /// Catches them from here on.
+    /// Catches the signals from now on.
     ///
     /// # Errors
     /// The system denied a handler or the pipe behind it.
@@ -33,13 +33,13 @@ impl StopSignals {
         let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "catch signals");
         // A handler that does nothing. Ignoring the signal would be inherited by other programs.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
-        // The name of the process stands there, too, which may be no text.
+        // The file contains the process name, which may not be UTF-8.
         let status = std::fs::read("/proc/self/status").unwrap_or_default();
         let hang_up = (!is_ignored(&String::from_utf8_lossy(&status), SIGHUP)).then_some(SIGHUP);
         Signals::new([SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hang_up)).map(Self).map_err(failed)
     }
 
-    /// Lets them act on `job`, from a thread that lives as long as the process.
+    /// Handles the signals for `job` on a thread that runs until the process ends.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -51,14 +51,14 @@ impl StopSignals {
                 if signal == SIGUSR1 {
                     print_stderr_nowait(progress::status(&job));
                 } else if asked {
-                    // Ends the process the way the shell expects of this signal.
+                    // Ends the process as the shell expects for this signal.
                     let _ = emulate_default_handler(signal);
                     std::process::abort();
                 } else {
                     job.cancel(reason(signal));
                     standard_streams::stop();
                     print_stderr_nowait(
-                        "stopping: blocks in flight are finished and recorded; a second signal ends at once",
+                        "stopping: finishing and recording blocks in flight; send a second signal to stop at once",
                     );
                     asked = true;
                 }
@@ -72,12 +72,12 @@ impl StopSignals {
     }
 }
 
-/// People press ^C; service managers and runners send SIGTERM, and a terminal that goes SIGHUP.
+/// Maps SIGINT to a cancel by the user; service managers, runners and closed terminals send SIGTERM or SIGHUP.
 fn reason(signal: i32) -> Reason {
     if signal == SIGINT { Reason::UserCancel } else { Reason::RunnerInterrupt }
 }
 
-/// Whether the process was started with this signal ignored, by its `/proc/PID/status`.
+/// Returns whether the process was started with this signal ignored, according to its `/proc/PID/status`.
 fn is_ignored(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).map(str::trim);
     let mask = mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);

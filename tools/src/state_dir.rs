@@ -1,6 +1,6 @@
-//! Where checkpoints live when no flag says so.
+//! Finds and creates the default directory for checkpoints.
 //!
-//! Finding the directory has no side effects; [`prepare`] creates it.
+//! Finding it has no side effects; [`prepare`] creates it.
 
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
@@ -10,21 +10,20 @@ use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-const ADVICE: &str =
-    "name another directory with --state-dir, a file with --checkpoint, or do without a checkpoint: --no-checkpoint";
+const ADVICE: &str = "use another directory (--state-dir), a file (--checkpoint), or no checkpoint (--no-checkpoint)";
 
-/// The state directory; it need not exist yet. `variable` reads the environment.
+/// Returns the state directory, which need not exist yet. `variable` reads the environment.
 ///
 /// # Errors
 /// `EPermission` if neither a flag nor the environment names one.
 pub(crate) fn locate(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     blockhaul_control::state_dir::locate(flag, variable).ok_or_else(|| {
-        let message = format!("there is no state directory for the checkpoint, as HOME is not set; {ADVICE}");
+        let message = format!("no state directory for the checkpoint: HOME is not set; {ADVICE}");
         Error::new(Code::Permission, Side::Caller, Operation::Journal, message)
     })
 }
 
-/// Creates the directory where it is missing (mode 0700) and makes sure that files can be created in it.
+/// Creates the directory if it is missing (mode 0700) and checks that files can be created in it.
 ///
 /// # Errors
 /// `EPermission`, naming the flags that help.
@@ -37,7 +36,7 @@ pub(crate) fn prepare(directory: &Path) -> Result<()> {
     writable(directory)
 }
 
-/// As [`prepare`], but touches nothing: of a missing directory its nearest parent is asked.
+/// Checks as [`prepare`], but creates nothing: for a missing directory the nearest existing parent is checked.
 ///
 /// # Errors
 /// `EPermission`, naming the flags that help.
@@ -48,7 +47,7 @@ pub(crate) fn examine(directory: &Path) -> Result<()> {
 
 fn writable(directory: &Path) -> Result<()> {
     let refused = |errno: Errno| {
-        let what = format!("write in the state directory {}", directory.shown());
+        let what = format!("write to the state directory {}", directory.shown());
         Error::os(Side::Caller, Operation::Journal, errno, what).with_code(Code::Permission).advise(ADVICE)
     };
     if !directory.is_dir() {
@@ -57,8 +56,8 @@ fn writable(directory: &Path) -> Result<()> {
     access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(refused)
 }
 
-/// The absolute form of a destination, which is the key of its checkpoint. Links in the directory part are followed,
-/// so that every spelling of one file has one key; a link in the last part is kept, as `/dev/disk/by-id/...` outlives
+/// Returns the absolute path of a destination, which identifies its checkpoint. Links in the directory part are resolved,
+/// so that all paths of a file give one result. A link in the last part is kept, because `/dev/disk/by-id/...` outlives
 /// the device number it points to.
 pub(crate) fn absolute_destination(destination: &Path) -> PathBuf {
     let absolute = std::path::absolute(destination).unwrap_or_else(|_| destination.to_owned());

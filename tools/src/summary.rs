@@ -1,9 +1,9 @@
-//! Reports for people: what was done with how many bytes, how fast, and how sure.
+//! Formats reports for people: bytes, rates, digests and verification.
 
 use blockhaul_engine::progress::{Bytes, Report, Status, format_digest};
 use blockhaul_engine::units::format_size;
 
-/// The end of a copy in a few lines.
+/// Summarizes a copy.
 pub(crate) fn of_copy(report: &Report) -> Vec<String> {
     let mut lines = vec![headline("copied", report)];
     lines.push(format!("  {}", by_kind(&report.bytes)));
@@ -23,7 +23,7 @@ pub(crate) fn of_copy(report: &Report) -> Vec<String> {
     lines
 }
 
-/// The end of a comparison: the first ranges that differ, then the verdict.
+/// Summarizes a comparison: the first ranges that differ, then the result.
 pub(crate) fn of_verify(report: &Report) -> Vec<String> {
     let mut lines: Vec<String> = report
         .differences
@@ -43,7 +43,7 @@ pub(crate) fn of_verify(report: &Report) -> Vec<String> {
     lines
 }
 
-/// `copied 4.0 GiB in 3.21 s, 1.2 GiB/s`, or how it ended instead.
+/// Formats as `copied 4.0 GiB in 3.21 s, 1.2 GiB/s`, or with the status of a job that did not succeed.
 fn headline(done: &str, report: &Report) -> String {
     let verdict = match report.status {
         Status::Succeeded if done == "compared" => "same: compared".to_owned(),
@@ -59,7 +59,7 @@ fn headline(done: &str, report: &Report) -> String {
     )
 }
 
-/// Every kind that has bytes.
+/// Formats the bytes of each kind that has any.
 fn by_kind(bytes: &Bytes) -> String {
     let Bytes { planned: _, read, written, zeroed, skipped, cloned, resumed, durable: _, verified: _ } = *bytes;
     let kinds = [
@@ -99,7 +99,7 @@ fn verified(report: &Report) -> Option<String> {
 
 fn quiesce_warning(report: &Report) -> Option<String> {
     (!report.quiesced).then(|| {
-        "  NOT QUIESCED: a device never answered; its last writes may still land on the destination".to_owned()
+        "  NOT QUIESCED: a device does not answer; writes in flight may still change the destination".to_owned()
     })
 }
 

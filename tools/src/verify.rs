@@ -1,4 +1,4 @@
-//! `blockhaul verify`: compares two volumes, or a volume with a receipt. Reads only.
+//! Runs `blockhaul verify`: compares two volumes, or a volume with a receipt. Only reads.
 
 use crate::args::RawVerify;
 use crate::copy::{engine_config, network_terms};
@@ -13,10 +13,10 @@ use blockhaul_engine::spec::{PathChoice, Reference, VerifySpec};
 use blockhaul_engine::volume::{Locator, usual_block};
 use std::path::Path;
 
-/// Compares; differences are listed (at most 100) and end with exit code 3.
+/// Compares volumes. Differences are listed (at most 100) and give exit code 3.
 ///
 /// # Errors
-/// What was refused before there was a job.
+/// Refusals from before a job exists.
 pub(crate) fn run(mut raw: RawVerify) -> Result<Exit> {
     output::refuse_volume_streams(raw.volumes.iter().map(Path::new).chain(raw.receipt.as_deref()))?;
     start_logging(std::mem::take(&mut raw.log))?;
@@ -43,8 +43,8 @@ fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
     let (reference, volume) = match (receipt, volumes.as_slice()) {
         (Some(receipt), [volume]) => (Reference::Receipt(receipt), volume),
         (None, [source, destination]) => (Reference::Volume(Locator::parse(source)?), destination),
-        (Some(_), _) => return Err(Error::bad_request("with --receipt FILE, name the one volume to check")),
-        (None, _) => return Err(Error::bad_request("name two volumes to compare, or --receipt FILE and one volume")),
+        (Some(_), _) => return Err(Error::bad_request("--receipt FILE takes exactly one volume")),
+        (None, _) => return Err(Error::bad_request("specify two volumes, or --receipt FILE and one volume")),
     };
     let config = engine_config(&engine, PathChoice::Auto)?;
     let spec = VerifySpec {
@@ -60,7 +60,7 @@ fn resolve(raw: RawVerify) -> Result<(VerifySpec, EngineConfig)> {
     Ok((spec, config))
 }
 
-/// More and smaller slots where servers are reached; with a receipt, its own blocks decide.
+/// Configures the engine: with exports more and smaller slots; with a receipt the blocks of the receipt.
 fn engine_config_for(spec: &VerifySpec, config: EngineConfig) -> EngineConfig {
     let usual = match &spec.reference {
         Reference::Volume(reference) => usual_block(&[reference, &spec.volume], false),

@@ -1,4 +1,4 @@
-//! The flags of the commands that ask a task center.
+//! Declares the flags of the commands that call a task center.
 
 use crate::args::RawLog;
 use blockhaul_control::rpc::tls::RawTls;
@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Where a center is, and how it answers.
 #[derive(Debug, Args)]
 pub(crate) struct RawCenter {
-    /// Nodes of the center, any of them; the one that leads is found by itself
+    /// Addresses of any nodes of the center; the leader is found automatically
     #[arg(
         long,
         value_name = "ADDR[,ADDR...]",
@@ -21,7 +21,7 @@ pub(crate) struct RawCenter {
     pub(crate) center: Vec<String>,
     #[command(flatten)]
     pub(crate) tls: RawTls,
-    /// JSON lines on stdout and nothing else there
+    /// Print only JSON lines on stdout
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -36,49 +36,49 @@ pub(crate) struct RawSubmit {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RawWork {
-    /// Copy a volume to another one
+    /// Copy a volume
     Copy(Box<RawCopyTask>),
-    /// Do nothing for a while: tries a center without touching a volume
+    /// Do nothing for a while, to test a center
     Noop(RawNoopTask),
 }
 
 /// Shared by all kinds of tasks.
 #[derive(Debug, Args)]
 pub(crate) struct RawTask {
-    /// Name of the task: letters, digits, '.', '_' and '-', at most 64; the same again is the same task [default: made up]
+    /// ID of the task: at most 64 letters, digits, '.', '_' and '-'; submitting an ID again is the same task [default: random]
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<String>,
-    /// The only node that may run it; where paths without a node are
+    /// The only node that may run the task; paths without a node are on this one
     #[arg(long, value_name = "N")]
     pub(crate) node: Option<String>,
-    /// 0 to 9; higher goes first, and waiting counts one a minute
+    /// Priority from 0 to 9; higher runs first, and each minute of waiting adds one
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) priority: u32,
-    /// Failures without progress in between after which it is given up, 1 to 100; interruptions do not count [default: 5]
+    /// Fail the task after this many failures without progress, 1 to 100; interruptions do not count [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_attempts: Option<u32>,
-    /// Show the task until it has ended; exits 0 done, 1 failed, 75 cancelled
+    /// Follow the task until it ends; exits 0 succeeded, 1 failed, 75 cancelled
     #[arg(long)]
     pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RawCopyTask {
-    /// What is read: file://NODE/PATH, a path of --node, or an NBD export (nbd://HOST:PORT/EXPORT)
+    /// Source: file://NODE/PATH, a path on --node, or an NBD export (nbd://HOST:PORT/EXPORT)
     #[arg(value_name = "SRC")]
     pub(crate) source: OsString,
-    /// What is written: the same kinds; a missing regular file is created
+    /// Destination: the same kinds; a missing regular file is created
     #[arg(value_name = "DST")]
     pub(crate) destination: OsString,
     #[command(flatten)]
     pub(crate) task: RawTask,
-    /// Copy at most so many bytes per second
+    /// Limit the rate of the copy
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub(crate) limit: Option<u64>,
     /// Read the destination back and compare digests
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Write over a destination that is not empty
+    /// Overwrite a destination that is not empty
     #[arg(long)]
     pub(crate) overwrite: bool,
     /// Whether zeros may become holes [default: auto]
@@ -87,16 +87,16 @@ pub(crate) struct RawCopyTask {
     /// Whether extents may be shared with the source [default: auto]
     #[arg(long, value_name = "auto|never|always")]
     pub(crate) reflink: Option<String>,
-    /// Digest of the data while it passes [default: xxh3]
+    /// Digest of the copied data [default: xxh3]
     #[arg(long, value_name = "xxh3|none")]
     pub(crate) digest: Option<String>,
-    /// How an earlier runner is kept off the destination [default: local for a path, lease for an export]
+    /// How to keep an earlier runner from writing to the destination [default: local for a path, lease for an export]
     #[arg(long, value_name = "local|lease|command|manual")]
     pub(crate) fence: Option<String>,
-    /// Nobody changes the source while it is copied: needed for --fence lease unless its export is read-only
+    /// Promise that nobody changes the source meanwhile; required for --fence lease unless its export is read-only
     #[arg(long)]
     pub(crate) source_stable: bool,
-    /// Stands for the destination, where one volume has several addresses
+    /// Identify the destination by this name, if one volume has several addresses
     #[arg(long, value_name = "NAME")]
     pub(crate) dest_id: Option<String>,
     #[command(flatten)]
@@ -105,7 +105,7 @@ pub(crate) struct RawCopyTask {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawNoopTask {
-    /// For how long
+    /// How long the task takes
     #[arg(value_name = "DURATION", default_value = "0ms", value_parser = parse_duration)]
     pub(crate) duration: Duration,
     #[command(flatten)]
@@ -116,7 +116,7 @@ pub(crate) struct RawNoopTask {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawTaskId {
-    /// The task
+    /// Task ID
     #[arg(value_name = "ID")]
     pub(crate) id: String,
     #[command(flatten)]
@@ -125,7 +125,7 @@ pub(crate) struct RawTaskId {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawRemove {
-    /// The tasks
+    /// Task IDs
     #[arg(value_name = "ID", required = true)]
     pub(crate) ids: Vec<String>,
     #[command(flatten)]
@@ -134,10 +134,10 @@ pub(crate) struct RawRemove {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawSet {
-    /// The task
+    /// Task ID
     #[arg(value_name = "ID")]
     pub(crate) id: String,
-    /// Copy at most so many bytes per second, from now on; none lifts the limit
+    /// Limit the rate of the copy from now on; none removes the limit
     #[arg(long, value_name = "RATE|none", value_parser = limit, required = true)]
     pub(crate) limit: Limit,
     #[command(flatten)]
@@ -154,7 +154,7 @@ fn limit(text: &str) -> Result<Limit, String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawList {
-    /// Only tasks in this state, such as RUNNING
+    /// List only tasks in this state, such as RUNNING
     #[arg(long, value_name = "S")]
     pub(crate) state: Option<String>,
     #[command(flatten)]
@@ -163,13 +163,13 @@ pub(crate) struct RawList {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawDrain {
-    /// The node
+    /// Node ID
     #[arg(value_name = "NODE")]
     pub(crate) node: String,
-    /// Ask back what it runs, too: it goes on elsewhere
+    /// Also move its running tasks to other nodes
     #[arg(long, conflicts_with = "undo")]
     pub(crate) now: bool,
-    /// Let it have tasks again
+    /// Assign tasks to the node again
     #[arg(long)]
     pub(crate) undo: bool,
     #[command(flatten)]
@@ -178,10 +178,10 @@ pub(crate) struct RawDrain {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawFence {
-    /// The node
+    /// Node ID
     #[arg(value_name = "NODE")]
     pub(crate) node: String,
-    /// It is powered off or cut off from every volume: nothing of it will be written any more
+    /// Confirm that the node is powered off or cut off from all volumes
     #[arg(long)]
     pub(crate) confirm: bool,
     #[command(flatten)]

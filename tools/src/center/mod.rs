@@ -1,8 +1,7 @@
-//! The commands that ask a task center: `submit`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`, `list`,
-//! `runners`, `drain`, `fence` and `center`.
+//! Runs the commands that call a task center: `submit`, `get`, `watch`, `cancel`, `pause`, `resume`, `remove`, `set`,
+//! `list`, `runners`, `drain`, `fence` and `center`.
 //!
-//! Each takes its flags apart, makes its call, and shows the answer. Finding the node that leads, and trying again, is the
-//! client's business.
+//! Each command resolves its flags, makes its call, and shows the reply. The client finds the leader and retries.
 
 pub(crate) mod args;
 mod show;
@@ -23,7 +22,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::resource::{RUNTIME_DESCRIPTORS, require_descriptors};
 use tokio::runtime::{Builder, Runtime};
 
-/// A connection to a center, and how its answers are shown.
+/// A client of a center, and how its replies are shown.
 struct CenterSession {
     runtime: Runtime,
     client: CenterClient,
@@ -43,7 +42,7 @@ impl CenterSession {
         Ok(Self { runtime, client, json })
     }
 
-    /// Shows a task as it changes, until it has ended.
+    /// Shows the changes of a task until it ends.
     fn follow(&mut self, id: &str) -> Result<Exit> {
         let Self { runtime, client, json } = self;
         let mut shown = None;
@@ -66,19 +65,19 @@ impl CenterSession {
     }
 }
 
-/// Calls one verb of the client.
+/// Calls a method of the client.
 macro_rules! call {
     ($session:ident, $verb:ident, $request:expr) => {
         $session.runtime.block_on($session.client.$verb($request)).map_err(error_of)
     };
 }
 
-/// What a client says of a failure; where the leader is, it knows by itself.
+/// Returns the error of a failed call. The client has already followed the leader.
 fn error_of(fault: RpcError) -> Error {
     fault.error
 }
 
-/// As a copy would end.
+/// Returns the exit code of a task, the same as that of a local copy.
 fn exit_of(task: &TaskView) -> Exit {
     match task.state.as_str() {
         "SUCCEEDED" => Exit::Done,
@@ -126,7 +125,7 @@ pub(crate) fn resume(RawTaskId { id, center }: RawTaskId) -> Result<Exit> {
     Ok(session.show(task))
 }
 
-/// Each by itself: one that cannot be removed keeps no other one. The first failure is the outcome.
+/// Removes each task by itself; a failure does not keep the others. Returns the first failure.
 pub(crate) fn remove(RawRemove { ids, center }: RawRemove) -> Result<Exit> {
     let mut session = CenterSession::open(center)?;
     let mut failed = None;
@@ -134,7 +133,7 @@ pub(crate) fn remove(RawRemove { ids, center }: RawRemove) -> Result<Exit> {
         match call!(session, remove, wire::TaskName { id }) {
             Ok(task) => show::removed(&TaskView::from(task), session.json),
             Err(error) => {
-                // The last words of the program are those of the first one.
+                // The first error is reported by the caller.
                 if failed.is_some() {
                     print_stderr(format_args!("{error}"));
                 }
@@ -188,11 +187,11 @@ pub(crate) fn drain(RawDrain { node, now, undo, center }: RawDrain) -> Result<Ex
 
 pub(crate) fn fence(RawFence { node, confirm, center }: RawFence) -> Result<Exit> {
     if !confirm {
-        let message =
-            format!("a fence says that {node} is powered off or cut off: if it is not, volumes are destroyed");
-        return Err(
-            Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message).advise("say so with --confirm")
+        let message = format!(
+            "fencing {node} requires that it is powered off or cut off from all volumes; otherwise data will be corrupted"
         );
+        return Err(Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message)
+            .advise("repeat with --confirm once it is"));
     }
     let mut session = CenterSession::open(center)?;
     let wire::FenceReply { tasks } = call!(session, fence, wire::FenceRequest { node: node.clone(), confirm })?;

@@ -1,4 +1,4 @@
-//! What a center answers, for people and for scripts.
+//! Shows replies of a center, as text or as JSON.
 
 use crate::output;
 use blockhaul_control::rpc::task_view::{AttemptView, TaskView};
@@ -7,7 +7,7 @@ use blockhaul_engine::units::format_size;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// One JSON object, or what people read.
+/// Prints one JSON object, or text.
 fn print<T: Serialize>(json: bool, object: &T, lines: impl FnOnce() -> Vec<String>) {
     if json {
         output::json_object(object);
@@ -16,27 +16,27 @@ fn print<T: Serialize>(json: bool, object: &T, lines: impl FnOnce() -> Vec<Strin
     }
 }
 
-/// A task in full.
+/// Prints all fields of a task.
 pub(super) fn task(task: &TaskView, json: bool) {
     print(json, task, || task_lines(task));
 }
 
-/// A task that was asked for: its name alone, for a script that asks on.
+/// Prints the ID of a submitted task, for scripts.
 pub(super) fn submitted(task: &TaskView, json: bool) {
     print(json, task, || vec![task.id.clone()]);
 }
 
-/// A task that is gone: its name, for a script that counts them.
+/// Prints the ID of a removed task, for scripts.
 pub(super) fn removed(task: &TaskView, json: bool) {
     print(json, task, || vec![task.id.clone()]);
 }
 
-/// One of many.
+/// Prints a line of a list.
 pub(super) fn task_line(task: &TaskView, json: bool) {
     print(json, task, || vec![summary(task)]);
 }
 
-/// A task that is watched: for people only if it is news to them.
+/// Prints a change of a followed task; as text only if the line differs from the last one.
 pub(super) fn task_change(task: &TaskView, before: Option<&TaskView>, json: bool) {
     let text = summary(task);
     if json || before.is_none_or(|before| summary(before) != text) {
@@ -97,7 +97,7 @@ fn attempt_text(attempt: &AttemptView) -> String {
     format!("on {runner}{grant} from {started_at}{end}")
 }
 
-/// `t1 RUNNING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s`.
+/// Formats as `t1 RUNNING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s`.
 fn summary(task: &TaskView) -> String {
     let mut parts = vec![task.id.clone(), task.state.clone()];
     parts.extend(task.node.clone());
@@ -119,7 +119,7 @@ fn progress_text(task: &TaskView) -> String {
     text
 }
 
-/// A node, for scripts.
+/// A node as it is printed.
 #[derive(Serialize)]
 struct NodeView {
     node: String,
@@ -140,7 +140,7 @@ struct NodeView {
     data_address: Option<String>,
 }
 
-/// A node of the center.
+/// Prints a node.
 pub(super) fn runner(node: wire::Node, json: bool) {
     let word = |text: String| (!text.is_empty()).then_some(text);
     let view = NodeView {
@@ -177,14 +177,14 @@ fn node_line(view: &NodeView) -> String {
     format!("{} {state} {address} {} of {} slots{labels}{clock}", view.node, view.running, view.slots)
 }
 
-/// `, clock 12.3 s ahead of its peers'`.
+/// Formats as `, clock 12.3 s ahead of its peers`.
 fn clock_text(offset_ms: i64) -> String {
     let side = if offset_ms < 0 { "behind" } else { "ahead of" };
     let seconds = std::time::Duration::from_millis(offset_ms.unsigned_abs()).as_secs_f64();
-    format!(", clock {seconds:.1} s {side} its peers'")
+    format!(", clock {seconds:.1} s {side} its peers")
 }
 
-/// A node that is drained, or no longer.
+/// Prints the result of a drain.
 pub(super) fn drained(node: &str, draining: bool, running: u32, json: bool) {
     #[derive(Serialize)]
     struct Drained<'a> {
@@ -194,21 +194,21 @@ pub(super) fn drained(node: &str, draining: bool, running: u32, json: bool) {
     }
     print(json, &Drained { node, draining, running }, || {
         let does = if draining { "takes no new tasks" } else { "takes tasks" };
-        vec![format!("{node} {does}; it holds {running}")]
+        vec![format!("{node} {does}; {running} running")]
     });
 }
 
-/// A node that can write no more.
+/// Prints the result of a fence.
 pub(super) fn fenced(node: &str, tasks: u32, json: bool) {
     #[derive(Serialize)]
     struct Fenced<'a> {
         node: &'a str,
         tasks: u32,
     }
-    print(json, &Fenced { node, tasks }, || vec![format!("{node} is fenced; {tasks} tasks go on elsewhere")]);
+    print(json, &Fenced { node, tasks }, || vec![format!("{node} is fenced; {tasks} tasks resume on other nodes")]);
 }
 
-/// The center as a whole.
+/// Prints the status of a center.
 pub(super) fn center(status: wire::CenterStatus, json: bool) {
     #[derive(Serialize)]
     struct CenterView {
@@ -270,8 +270,8 @@ mod tests {
 
     #[test]
     fn a_wrong_clock_is_shown_with_its_node() {
-        assert_eq!(clock_text(12_340), ", clock 12.3 s ahead of its peers'");
-        assert_eq!(clock_text(-6000), ", clock 6.0 s behind its peers'");
+        assert_eq!(clock_text(12_340), ", clock 12.3 s ahead of its peers");
+        assert_eq!(clock_text(-6000), ", clock 6.0 s behind its peers");
         assert!(!clock_text(i64::MIN).is_empty());
     }
 

@@ -1,4 +1,4 @@
-//! `blockhaul submit`: from flags to a request.
+//! Resolves the flags of `blockhaul submit` to a request.
 
 use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawWork};
 use blockhaul_control::model::TaskId;
@@ -7,7 +7,7 @@ use blockhaul_engine::error::{Error, Result};
 use blockhaul_engine::shown::Shown;
 use std::ffi::OsString;
 
-/// A request, where it goes, and whether its end is waited for.
+/// A request, the center to send it to, and whether to wait for its end.
 #[derive(Debug)]
 pub(super) struct Submission {
     pub(super) request: wire::SubmitRequest,
@@ -15,10 +15,10 @@ pub(super) struct Submission {
     pub(super) wait: bool,
 }
 
-/// Takes the flags apart. What is left out, the center decides; what makes no sense, it refuses.
+/// Resolves the flags. The center fills in what is missing and refuses what is invalid.
 ///
 /// # Errors
-/// `EBadRequest` for a volume whose name is no text: nothing is sent.
+/// `EBadRequest` for a volume name that is not UTF-8; nothing is sent.
 pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Result<Submission> {
     let (work, task, center) = match work {
         RawWork::Copy(raw) => copy(*raw)?,
@@ -37,11 +37,11 @@ pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Result<Submission> {
     Ok(Submission { request, center, wait })
 }
 
-/// The name of a volume, as a task can hold it.
+/// Returns the name of a volume as text.
 fn text(name: OsString) -> Result<String> {
     name.into_string().map_err(|name| {
-        let message = format!("{}: a task names volumes by text, and this is not UTF-8", name.shown());
-        Error::bad_request(message).advise("name a link to it, or copy it with `blockhaul copy` on its node")
+        let message = format!("{}: volume names of tasks must be UTF-8", name.shown());
+        Error::bad_request(message).advise("use a symbolic link with another name, or run `blockhaul copy` on its node")
     })
 }
 

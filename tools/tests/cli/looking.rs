@@ -1,4 +1,4 @@
-//! `map`, `inspect`, `doctor`: commands that only look.
+//! Tests the commands that only read: `map`, `inspect` and `doctor`.
 
 use crate::support::{MIB, Scratch, noise};
 use serde_json::Value;
@@ -57,7 +57,7 @@ fn a_receipt_is_decoded() {
     assert!(journal["source"]["name"].as_str().unwrap().ends_with("/a"), "{journal}");
     assert!(journal["digest"].is_string(), "{journal}");
     let human = String::from_utf8(scratch.blockhaul(&["inspect", "r"]).output().unwrap().stdout).unwrap();
-    assert!(human.starts_with("receipt: the copy is finished"), "{human}");
+    assert!(human.starts_with("receipt of a finished copy"), "{human}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
-//! Goal: a name is bytes wherever a volume or a journal is found by it, and what is shown of it acts on no terminal.
-//! Method: names that are no text, beside files with the name that such a name becomes when it is taken for text.
+//! Tests names that are not UTF-8.
+//!
+//! Goal: volumes and journals are found by their bytes, and printed names cannot control a terminal. Method: such names,
+//! beside files with the name that results if they are taken for text.
 
 use crate::asking::CoordClient;
 use crate::stopping::{SLOWLY, has_recorded, printed_command, stop_by};
@@ -147,7 +149,7 @@ fn a_task_names_its_volumes_by_text() {
     let refused = scratch.blockhaul(&[&nowhere[..], &[os(b"/bad\xff\x1b").to_owned()]].concat()).output().unwrap();
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     assert!(
-        printed(&refused).contains(r"blockhaul: EBadRequest: /bad\xff\x1b: a task names volumes by text"),
+        printed(&refused).contains(r"blockhaul: EBadRequest: /bad\xff\x1b: volume names of tasks must be UTF-8"),
         "{refused:?}"
     );
 }
