@@ -1,4 +1,4 @@
-//! `copy-bench compare` as a script sees it: what it prints, and how it ends.
+//! Tests `copy-bench compare` as a script sees it: output and exit codes.
 
 #![forbid(unsafe_code)]
 

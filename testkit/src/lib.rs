@@ -1,4 +1,4 @@
-//! Holds what the tests of all packages share. No package depends on it but for its tests.
+//! Provides what the tests of all packages share. Packages depend on it for their tests only.
 
 #![forbid(unsafe_code)]
 

@@ -1,16 +1,16 @@
-//! Names what a test needs of its host, and ends a test whose needs are not met.
+//! Checks what a test needs of its host, and skips tests whose needs are not met.
 //!
-//! On a developer's machine such a test says so by name and passes. In CI (`CI` is set) it fails: a test that nobody runs
-//! proves nothing, and `cargo xtask test` installs all that is needed.
+//! On a developer's machine such a test prints its name and passes. In CI (`CI` is set) it fails: a test that is never run
+//! proves nothing, and `cargo xtask test` installs everything that tests need.
 
 use nix::unistd::Uid;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Ends the calling test, which must return `()`, if `$needs` is not met; otherwise it is what was asked for.
+/// Skips the calling test, which must return `()`, if `$needs` is not met; otherwise evaluates to what the needs provide.
 ///
-/// `$needs` is a list of [`Need`]s, or the `Result` of an attempt to set something up whose error says what is missing.
+/// `$needs` is a list of [`Need`]s, or the `Result` of a set-up whose error says what is missing.
 #[macro_export]
 macro_rules! need {
     ($test:expr, $needs:expr) => {
@@ -21,34 +21,34 @@ macro_rules! need {
     };
 }
 
-/// Says that `test` is skipped for want of `missing`.
+/// Reports that `test` is skipped because `missing` is missing.
 ///
 /// # Panics
-/// In CI, where no test may be skipped.
+/// In CI, where tests must not be skipped.
 pub fn unmet(test: &str, missing: &str) {
     let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
     assert!(!is_ci, "{test} cannot run, and CI skips no test: {missing}");
     skipped(test, missing);
 }
 
-/// Says that `test` is skipped, also in CI: for what the running kernel was built without, which nobody can install.
+/// Reports that `test` is skipped, also in CI: for features that the running kernel lacks, which cannot be installed.
 pub fn skipped(test: &str, missing: &str) {
-    // Past the test harness, which swallows what passing tests print. Nobody may be listening.
+    // Bypasses the test harness, which hides the output of passing tests.
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {missing}");
 }
 
-/// What a host has to have.
+/// A requirement on the host.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
-    /// The rights of root.
+    /// Root privileges.
     Root,
-    /// A program on the path or in a system directory.
+    /// A program on `PATH` or in a system directory.
     Program(&'static str),
     /// A file, by its absolute path.
     File(&'static str),
-    /// A file system that can be made and mounted.
+    /// A file system that can be created and mounted.
     Filesystem(&'static str),
-    /// Loop devices can be attached.
+    /// Loop devices.
     LoopDevices,
 }
 
@@ -84,13 +84,13 @@ fn is_on_path(program: &str) -> bool {
     std::env::split_paths(&path).chain(system).any(|directory| directory.join(program).is_file())
 }
 
-/// What [`need!`](macro@crate::need) takes.
+/// Argument of [`need!`](macro@crate::need).
 pub trait Requirement {
-    /// What the test works with.
+    /// What the test uses.
     type Met;
 
     /// # Errors
-    /// What the host lacks, in words.
+    /// Describes what the host lacks.
     fn meet(self) -> Result<Self::Met, String>;
 }
 

@@ -1,4 +1,4 @@
-//! Repository laws. Each one says what to do when it is broken; the numbers only ever go down.
+//! Checks the laws of the repository. Each message says what to do; the numbers only ever go down.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The program itself, over tiny volumes: with the real rivals, with false ones, and stopped half way.
+//! Tests the program over tiny volumes: with real rivals, with fake ones, and interrupted.
 #![forbid(unsafe_code)]
 
 mod rivals;

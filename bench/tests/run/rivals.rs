@@ -1,4 +1,4 @@
-//! Rivals that are missing, fail, do nothing, or write wrong bytes: reported, and never beaten.
+//! Tests rivals that are missing, fail, do nothing, or write wrong bytes: they are reported, and never beaten.
 
 use crate::support::{TestDir, errors, real, scenario_of, target};
 use serde_json::Value;

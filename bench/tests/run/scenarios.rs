@@ -1,4 +1,4 @@
-//! Every scenario runs, with every target that belongs to it, and the numbers add up.
+//! Tests that every scenario runs with all of its targets and gives consistent numbers.
 
 use crate::support::{TestDir, errors, is_root, scenario_of, target};
 use blockhaul_testkit::unmet;

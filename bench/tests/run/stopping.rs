@@ -1,4 +1,4 @@
-//! A run that is stopped half way, politely or not, leaves no devices and no servers; politely, no files either.
+//! Tests that an interrupted run leaves no devices, mounts or servers, and no files unless it was killed.
 
 use crate::support::TestDir;
 use blockhaul_testkit::{Need, need};

@@ -1,4 +1,4 @@
-//! A dir for one run of the program, and what it left in its results.
+//! Runs the program in a directory of its own and reads its results.
 
 use serde_json::Value;
 use std::fs;

@@ -1,4 +1,4 @@
-//! A copy on each of three nodes, on its way for as long as a trial lasts.
+//! Keeps a copy running on each of three nodes for as long as a trial lasts.
 
 use crate::measure::Bound;
 use crate::options::Options;

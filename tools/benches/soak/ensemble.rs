@@ -1,4 +1,5 @@
-//! The server that leads the ensemble is killed: how long until the center commits a write again, and whether copies pause.
+//! Kills the leading server of the ensemble, and measures how long until the center commits a write and whether copies
+//! pause.
 
 use crate::copies::{Copies, PAUSE};
 use crate::measure::{Bound, Measure};

@@ -1,4 +1,4 @@
-//! From the start of `blockhaul submit` to the first block on its destination, in an idle center of three nodes.
+//! Measures the time from `blockhaul submit` to the first block on the destination, in an idle center of three nodes.
 
 use crate::measure::{Bound, Measure};
 use crate::options::Options;

@@ -1,5 +1,6 @@
-//! Many runners in one process: each is what a `taskd` has, with its own session, registration and listener, and without
-//! an engine. They take tasks that do nothing.
+//! Runs many runners in one process.
+//!
+//! Each runner has a session, a registration and a listener of its own, as in `taskd`, but no engine. The tasks do nothing.
 
 use async_trait::async_trait;
 use blockhaul_control::clock::HostClock;

@@ -1,4 +1,4 @@
-//! The node that leads is killed: how long until a task is given to a runner again, and whether copies elsewhere pause.
+//! Kills the leading node, and measures how long until a task is assigned again and whether copies on other nodes pause.
 
 use crate::copies::{Copies, PAUSE, in_cells};
 use crate::measure::{Bound, Measure};

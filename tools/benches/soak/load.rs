@@ -1,4 +1,4 @@
-//! What a center at work asks of its ensemble: writes and watches, while each node has one copy under way.
+//! Measures the load of a busy center on its ensemble: writes and watches, while each node runs one copy.
 
 use crate::copies::{Copies, NODES};
 use crate::measure::{Bound, Measure};

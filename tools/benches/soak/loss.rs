@@ -1,5 +1,6 @@
-//! A runner under load is stopped or killed: how long until its copy runs elsewhere. Every second time it is the node that
-//! leads as well. Every copy is finished and compared.
+//! Stops or kills a runner under load, and measures how long until its copy runs on another node.
+//!
+//! Every second time that node also leads. Every copy is completed and verified.
 
 use crate::copies::{Copies, in_cells};
 use crate::measure::{Bound, Measure};

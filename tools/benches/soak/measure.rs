@@ -1,4 +1,4 @@
-//! A distribution, the bound that it has to keep, and how both are shown.
+//! Collects the samples of a measure, checks its bound, and prints both.
 
 use serde_json::json;
 use std::time::Duration;

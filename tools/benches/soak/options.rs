@@ -1,4 +1,4 @@
-//! What to measure, and how often.
+//! Parses which measures to run, and how often.
 
 /// As typed, or for one short look when it runs as a test.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! A long queue: how long a dispatcher takes to read it, how fast it gives it to many runners, how much memory it needs.
+//! Measures a long queue: how long a dispatcher takes to read it, how fast it assigns it, and how much memory it needs.
 
 use crate::fleet;
 use crate::measure::{Bound, Measure};

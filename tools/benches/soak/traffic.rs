@@ -1,4 +1,4 @@
-//! When writes reach a destination's server: its log, read as it grows.
+//! Reads when writes reach the server of a destination, from the log of the server as it grows.
 
 use crate::support::Pair;
 use std::collections::BTreeSet;

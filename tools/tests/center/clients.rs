@@ -1,4 +1,4 @@
-//! What clients ask for, and what they are told.
+//! Tests the requests of clients and the replies of a center.
 
 use crate::support::{Cell, MIB, NEEDS, Pair, Task, need};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Destinations that fail: the task ends with what the volume has said, is not tried for ever, and lets go of what it had
-//! claimed.
+//! Tests destinations that fail: the task ends with the error of the volume, is not retried for ever, and releases its
+//! claims.
 
 use crate::support::{Cell, MIB, NEEDS, Pair, Server, Task, address, need, noise, text};
 

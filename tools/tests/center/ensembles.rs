@@ -1,5 +1,4 @@
-//! What can happen to the coordination service: servers die, pause, lose their quorum, all of their processes, or their
-//! memory.
+//! Tests faults of the coordination service: servers that die, pause, lose quorum, or lose their data.
 
 use crate::support::{Cell, MIB, NEEDS, Node, PATIENT, Pair, QUICK, Settings, assert_same, mixed, need, run, text};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The promise of the whole: a copy is submitted, its runner dies, and it finishes elsewhere, byte-equal.
+//! Tests the main promise: a copy is submitted, its runner dies, and the copy completes on another node, byte-equal.
 
 use crate::support::{Cell, MIB, NEEDS, Pair, QUICK, assert_same, mixed, need};
 

@@ -1,5 +1,5 @@
-//! What makes no sense: requests that cannot be, volumes that are not allowed, records that nobody can read, and a store
-//! that says less than a node remembers.
+//! Tests invalid input: impossible requests, forbidden volumes, unreadable records, and a store that has lost what a node
+//! remembers.
 
 use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need, run, text};
 use blockhaul_control::coord::paths;

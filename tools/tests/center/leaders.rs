@@ -1,4 +1,4 @@
-//! Who leads after whom, and what becomes of what a leader had begun.
+//! Tests changes of the leader, and what happens to the work that a leader had begun.
 
 use crate::support::{Cell, MIB, Mode, NEEDS, Need, Pair, QUICK, need};
 use nix::sys::signal::Signal;

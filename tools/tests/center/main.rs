@@ -1,7 +1,8 @@
-//! The task center as its users run it: real `taskd` processes, a real ZooKeeper ensemble, real servers, and the
-//! program `blockhaul` in front. Each test is a story of one fault or one wish; what they share is a cell of nodes that
-//! can be killed, stopped, cut off and brought back. Submission and outcome are asserted, never how long something takes. What
-//! a host lacks skips a test by name.
+//! Tests the task center as users run it: real `taskd` processes, a real ZooKeeper ensemble, real servers, and the
+//! `blockhaul` program.
+//!
+//! Each test is the story of one fault or one request. The tests share a cell of nodes that can be killed, stopped, cut off
+//! and restarted. They assert order and outcome, never durations. A test whose host lacks something is skipped by name.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Who can talk to whom: nodes that are cut off from the ensemble, from one of its servers, or from each other, while
-//! the volumes' servers hear all of them.
+//! Tests partitions: nodes cut off from the ensemble, from one of its servers, or from each other, while the servers of the
+//! volumes reach all of them.
 
 use crate::support::{Cell, MIB, Mode, NEEDS, PATIENT, Pair, QUICK, Settings, assert_same, mixed, need};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A center that not everybody may use: certificates between all its parts, credentials in the coordination service.
+//! Tests access control: certificates between all parts of a center, and credentials in the coordination service.
 
 use crate::support::{Authority, Cell, Identity, MIB, NEEDS, Need, QUICK, Records, Site, need, noise, port, text};
 use blockhaul_control::coord::{CoordError, Refusal};

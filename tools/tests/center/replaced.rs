@@ -1,4 +1,4 @@
-//! Volumes that are replaced or written to between two attempts of a task, on one node and on two.
+//! Tests volumes that are replaced or changed between two attempts of a task, on one node and on two.
 
 use crate::support::{Cell, MIB, NEEDS, Pair, Task, mixed, need};
 use std::fs::File;

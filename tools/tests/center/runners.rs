@@ -1,4 +1,4 @@
-//! What can happen to a runner, alone: killed, stopped, held still, doubled.
+//! Tests faults of a single runner: killed, stopped, paused, started twice.
 
 use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, QUICK, assert_same, mixed, need};
 use nix::sys::signal::Signal;

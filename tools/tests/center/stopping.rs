@@ -1,5 +1,5 @@
-//! Stops in good order: of a runner with copies in flight, while one begins, while one ends, while their volumes fail; and
-//! how nodes are retired.
+//! Tests orderly stops of a runner: with copies in flight, while one begins or ends, and while volumes fail; and how nodes
+//! are retired.
 
 use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, Wire, need};
 use nix::sys::signal::Signal;

@@ -1,5 +1,5 @@
-//! The commands that ask a task center: what the flags alone show to be malformed ends with 2 and without a call; what the
-//! center refuses ends with 1 or 2, by its error, and one line.
+//! Tests the commands that call a task center: malformed flags exit with 2 without a call; refusals of the center exit with 1
+//! or 2, depending on the error, and print one line.
 
 use crate::support::Scratch;
 use blockhaul_control::config::RawConfig;

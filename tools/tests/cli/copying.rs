@@ -1,4 +1,4 @@
-//! Copies that succeed: the bytes, the report, the files that are left.
+//! Tests copies that succeed: the bytes, the report, and the files left behind.
 
 use crate::support::{MIB, Outcome, Scratch, noise};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! NBD exports as the command line sees them before a byte moves: refusals, lists, plans.
+//! Tests NBD exports on the command line before a byte moves: refusals, lists, dry runs.
 
 use crate::support::{MIB, Scratch, noise};
 use blockhaul_testkit::{Need, need};

@@ -1,4 +1,4 @@
-//! Limits on what a process may use: each that stops a copy is named in its error.
+//! Tests process limits: an error names the limit that stopped the copy.
 
 use crate::support::{MIB, Outcome, Scratch, noise, outcome};
 use blockhaul_testkit::{Need, need};

@@ -1,5 +1,5 @@
-//! The command line as a script sees it: exit codes, stdout, stderr, files. Needs no root, and no
-//! server but for exports.
+//! Tests the command line as a script sees it: exit codes, stdout, stderr, files. Needs no root, and servers only for
+//! exports.
 
 #![forbid(unsafe_code)]
 

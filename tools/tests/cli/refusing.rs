@@ -1,4 +1,4 @@
-//! Refusals of `copy`: named, in the order of the rules, and without a trace at the destination.
+//! Tests the refusals of `copy`: codes, order, and an unchanged destination.
 
 use crate::support::{MIB, Scratch, noise};
 use std::os::unix::fs::symlink;

@@ -1,4 +1,4 @@
-//! Copies that stop: by a signal, by SIGKILL, and how they go on.
+//! Tests copies that stop, by a signal or by SIGKILL, and how they resume.
 
 use crate::support::{MIB, Outcome, Scratch, noise, outcome};
 use nix::fcntl::{Flock, FlockArg};

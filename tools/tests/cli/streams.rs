@@ -1,4 +1,4 @@
-//! What the program prints never lands in a volume or a journal that it was given: such a request is refused, and not
+//! Tests that the output of the program never lands in a volume or journal of the request: such a request is refused, and not
 //! even the refusal is printed there.
 
 use crate::support::{MIB, Scratch, noise};

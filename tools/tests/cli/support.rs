@@ -1,4 +1,4 @@
-//! A scratch directory with volumes in it, and the program with nothing of the caller's environment.
+//! Runs the program in a scratch directory with volumes, without the environment of the caller.
 
 use assert_cmd::Command;
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What is written to a reader that does not read, is slow, or is gone, and to a stdout that takes nothing.
+//! Tests readers of the output that do not read, are slow, or are gone, and a stdout that cannot be written.
 
 use crate::full_pipe::full_pipe;
 use crate::stopping::{SLOWLY, has_written, stop_by};

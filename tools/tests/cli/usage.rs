@@ -1,4 +1,4 @@
-//! Flags: what is malformed ends with 2 before anything is touched, and every flag is in the help.
+//! Tests flags: malformed ones exit with 2 before anything is touched, and `--help` lists every flag.
 
 use crate::support::{MIB, Scratch, noise};
 

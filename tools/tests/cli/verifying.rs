@@ -1,4 +1,4 @@
-//! `verify`: volumes that are the same, volumes that differ, receipts.
+//! Tests `verify`: equal volumes, different volumes, receipts.
 
 use crate::support::{MIB, Scratch, noise};
 

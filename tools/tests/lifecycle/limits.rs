@@ -1,4 +1,4 @@
-//! Limits on what `taskd` may use: one that is too low to start is named, and the process ends.
+//! Tests process limits of `taskd`: one that is too low to start is named, and the process ends.
 
 use crate::support::{Daemon, apart, run, taskd};
 use std::os::unix::fs::PermissionsExt;

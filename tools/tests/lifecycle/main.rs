@@ -1,5 +1,5 @@
-//! The life cycle of `taskd` as its operators see it: real processes with two networks and a real ZooKeeper between them,
-//! links that are cut, signals at any moment, a service manager that listens. What a host lacks skips a test by name.
+//! Tests the life cycle of `taskd` as operators see it: real processes with two networks and a real ZooKeeper, links that
+//! are cut, signals at any moment, a service manager. A test whose host lacks something is skipped by name.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Links that are cut: a node without its storage network gives its roles up, lives on, and takes them again.
+//! Tests cut links: a node without its storage network drops its roles, keeps running, and takes them again.
 
 use crate::support::{Cell, apart, wait_until};
 use serde_json::Value;

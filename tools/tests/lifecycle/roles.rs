@@ -1,4 +1,4 @@
-//! Roles that come and go while the process stays, and stops that come from anywhere.
+//! Tests roles that come and go while the process stays, and stops from any source.
 
 use crate::support::{Cell, apart, wait_until};
 use blockhaul_control::config::RawConfig;

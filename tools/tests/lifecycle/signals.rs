@@ -1,4 +1,4 @@
-//! Signals at any moment: a clean end, in time, and never a core file.
+//! Tests signals at any moment: the process ends cleanly, in time, and without a core file.
 
 use crate::support::{Daemon, apart, assert_no_core, catches, full_pipe, permit_cores, run, wait_until};
 use nix::sys::signal::Signal;

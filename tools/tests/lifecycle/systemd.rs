@@ -1,4 +1,4 @@
-//! The service manager's view: states over a real socket, signs of life that mean something, a unit that is hardened.
+//! Tests the service manager's view: states over a real socket, a watchdog that notices hangs, a hardened unit.
 
 use crate::support::{Daemon, Notified, apart, blockhaul, run};
 use blockhaul_testkit::{Need, need};

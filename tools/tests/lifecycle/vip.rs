@@ -1,4 +1,4 @@
-//! The service address: answered, put back, handed over, cleaned; and addresses that cannot be.
+//! Tests the service address: answered, restored, handed over, removed; and invalid addresses.
 
 use crate::support::{Cell, Daemon, Network, SOON, VIP, apart, blockhaul, permit_cores, run, taskd, wait_until};
 use nix::sys::signal::Signal;

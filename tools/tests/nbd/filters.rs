@@ -1,4 +1,4 @@
-//! Servers that lack an ability, fail, or take their time: nbdkit with its filters between the program and the bytes.
+//! Tests servers that lack a feature, fail, or are slow: nbdkit with filters between the program and the bytes.
 
 use crate::support::{
     Address, Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, mixed, need, noise,

@@ -1,5 +1,5 @@
-//! What the other tests stand on, tried with other clients than ours: servers start, end and start again, the proxy
-//! forwards and stalls, and the peer of the tests is a server that others understand.
+//! Tests the test harness itself with other clients: servers start, end and restart, the proxy forwards and stalls, and the
+//! scripted peer is understood.
 
 use crate::support::{
     Address, Export, Kind, MIB, Manners, Need, Offer, Peer, Proxy, Seen, Site, assert_same, content, fill, mixed, need,

@@ -1,5 +1,4 @@
-//! Copies of what has changed since a bitmap was started: real disk images with real persistent bitmaps, kept and served
-//! by QEMU.
+//! Tests copies of what changed since a bitmap was started: real disk images with persistent bitmaps, served by QEMU.
 
 use crate::support::{
     Export, Kind, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, content, mixed, need, noise, run, text,

@@ -1,4 +1,4 @@
-//! Connections that are lost over and over: nothing of them may stay behind in the program.
+//! Tests that connections lost over and over leave nothing behind in the program.
 
 use crate::support::{Act, Command, MIB, Manners, Offer, Peer, Running, Seen, Site, assert_same, assert_whole, noise};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

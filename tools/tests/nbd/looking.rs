@@ -1,4 +1,4 @@
-//! What `blockhaul map` says of exports and of servers.
+//! Tests `blockhaul map` of exports and servers.
 
 use crate::support::{Export, Kind, MIB, Need, Server, Site, need, noise, run};
 use serde_json::Value;

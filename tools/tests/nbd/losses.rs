@@ -1,4 +1,4 @@
-//! A connection that is lost, or gets no answer, exactly while one kind of request is under way.
+//! Tests a connection that is lost, or gets no answer, while one kind of request is in flight.
 
 use crate::support::{
     Act, Command, MIB, Manners, Offer, Peer, Request, Site, assert_all_there, assert_same, mixed, noise,

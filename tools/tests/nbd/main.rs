@@ -1,6 +1,6 @@
-//! The program against servers: real ones of three projects, ones that crash, stall and go away, and one that does as
-//! it is told. What they hold is judged by other clients than ours. What a host lacks (a server, root) skips a test by
-//! name.
+//! Tests the program against servers: real ones of three projects, ones that crash, stall and go away, and a scripted one.
+//!
+//! Other clients verify what the servers hold. A test whose host lacks something (a server, root) is skipped by name.
 
 #![forbid(unsafe_code)]
 

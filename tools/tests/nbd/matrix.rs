@@ -1,4 +1,4 @@
-//! Every server as source and as destination of every other, of a file and of nothing at all; judged by another client.
+//! Tests every server as source and destination of every other, of a file and of an empty volume; another client verifies.
 
 use crate::support::{
     Export, Kind, MIB, Need, Outcome, Server, Site, allocated, assert_same, assert_whole, content, mixed, need, noise,

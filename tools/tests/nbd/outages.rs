@@ -1,4 +1,4 @@
-//! Servers that crash, go away, come back as something else, or stop answering, in the middle of a copy.
+//! Tests servers that crash, go away, come back different, or stop answering, in the middle of a copy.
 
 use crate::support::{
     Dice, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Server, Site, Store,

@@ -1,5 +1,5 @@
-//! How copies to and from servers end: with a goodbye where the server answers, within bounds where it does not, and with
-//! the truth about it in the report.
+//! Tests how copies to and from servers end: with a disconnect request where the server answers, within bounds where it does
+//! not, and with a truthful report.
 
 use crate::support::{
     Act, Command, Export, Kind, MIB, Manners, Need, Offer, Outcome, Peer, Proxy, Running, Site, assert_same,

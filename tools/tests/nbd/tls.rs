@@ -1,5 +1,5 @@
-//! `nbds://`: servers that prove who they are, servers that cannot, and servers that want us to. The certificates are made
-//! here.
+//! Tests `nbds://`: servers with valid and invalid certificates, and servers that require one of the client. The
+//! certificates are made here.
 
 use crate::support::{
     Address, MIB, Need, Outcome, Server, Site, assert_same, assert_whole, mixed, need, noise, run, text,

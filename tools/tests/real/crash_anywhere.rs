@@ -1,8 +1,8 @@
-//! SIGKILL at random moments: what was recorded is never copied again, and little else is.
+//! Tests SIGKILL at random moments: recorded data is never copied again, and little else is.
 //!
-//! After a kill the destination is compared with the source: bytes that are there but not in the checkpoint are the
-//! ones that the next run copies again. The promise bounds them by one checkpoint interval and the window. The number
-//! of kills, over as many copies as it takes, is `BLOCKHAUL_KILLS` (100).
+//! After a kill the destination is compared with the source: bytes that are there but not in the checkpoint are those that
+//! the next run copies again. They are bounded by one checkpoint interval and the window. The number of kills, over as many
+//! copies as it takes, is `BLOCKHAUL_KILLS` (100).
 
 use crate::support::{
     Dice, MIB, Room, Running, assert_same, iterations, mixed, moving, outcome, program, recorded, write_sparse,

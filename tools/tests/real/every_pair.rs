@@ -1,4 +1,4 @@
-//! Every kind of volume to every other kind, every block size, every awkward length.
+//! Tests every kind of volume with every other kind, every block size, and every awkward length.
 
 use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, text, write_sparse};
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Destinations that are pulled away: a copy that nobody could find again is no success.
+//! Tests destinations that are removed: a copy that cannot be found again is no success.
 
 use crate::support::{MIB, Need, Room, assert_same, moving, need, noise, recorded, run, text};
 use nix::sys::signal::Signal;

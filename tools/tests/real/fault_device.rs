@@ -1,4 +1,4 @@
-//! Devices that fail: a loop device whose backing file cannot grow, and one whose backing file was cut short.
+//! Tests devices that fail: a loop device whose backing file cannot grow, and one whose backing file was truncated.
 
 use crate::support::{MIB, Need, Outcome, Room, assert_same, need, noise, run, text, write_sparse};
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Volumes that are not what they were when a copy goes on: other disks under the same number, the same disk under another
-//! one, and content that was replaced under a name that stays.
+//! Tests volumes that changed before a copy resumes: other disks under the same number, the same disk under another one, and
+//! replaced content under the same name.
 
 use crate::support::{MIB, Need, Outcome, Room, assert_same, need, noise, recorded, run, text};
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Hosts that give little: no privilege, little locked memory, no io_uring.
+//! Tests hosts with few resources: no privileges, little locked memory, no io_uring.
 
 use crate::support::{MIB, Need, Room, assert_same, mixed, need, program, text, write_sparse};
 use std::os::unix::fs::PermissionsExt;

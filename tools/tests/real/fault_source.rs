@@ -1,4 +1,4 @@
-//! Sources that change while they are copied: never a success, never a checkpoint that is gone on from.
+//! Tests sources that change during a copy: never a success, and never a checkpoint that can be resumed.
 
 use crate::support::{MIB, Outcome, Room, assert_same, moving, noise};
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! File systems that run full: the error says so, and what was recorded is gone on from when there is room.
+//! Tests file systems that run full: the error says so, and the copy resumes once there is space.
 
 use crate::support::{MIB, Need, Room, assert_same, need, noise, run, text};
 use nix::fcntl::{FallocateFlags, fallocate};

@@ -1,6 +1,7 @@
-//! Every system call that a copy depends on fails once: at the first time, at the second, and so on until it is made
-//! no more. The copy ends well with the right bytes, or it says what failed and the next run makes it good; it never
-//! ends well with wrong ones. Flushes that fail always end the copy.
+//! Fails every system call that a copy depends on: the first one, the second one, and so on until it is made no more.
+//!
+//! The copy succeeds with the right bytes, or it reports the failure and the next run completes it; it never succeeds with
+//! wrong bytes. A failed flush always ends the copy.
 
 use crate::support::{MIB, Need, Outcome, Room, assert_same, mixed, need, write_sparse};
 

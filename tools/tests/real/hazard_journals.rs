@@ -1,5 +1,7 @@
-//! Journals that lie: cut short, with a bit turned, or about another copy. They are refused and leave the destination
-//! alone; what a crash may leave of one is gone on from, and the copy is equal.
+//! Tests damaged journals: truncated, with a flipped bit, or of another copy.
+//!
+//! They are refused, and the destination stays unchanged. A journal that a crash may leave is resumed, and the copy is
+//! equal.
 
 use crate::support::{Dice, MIB, Outcome, Room, assert_same, iterations, mixed, recorded, write_sparse};
 use std::os::unix::fs::{FileExt, MetadataExt};

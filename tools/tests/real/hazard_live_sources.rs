@@ -1,5 +1,5 @@
-//! Sources that somebody uses whom only a second look finds: mounts of another namespace, and processes that write to
-//! mapped pages.
+//! Tests sources in use that only a second look finds: mounts of another namespace, and processes that write to mapped
+//! pages.
 
 use crate::support::{MIB, Need, Room, Running, need, noise, program, run, text};
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! A destination, and a state directory, on a file system that reserves and punches nothing: ext2.
+//! Tests a destination and a state directory on ext2, which neither reserves space nor punches holes.
 
 use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, recorded, write_sparse};
 

@@ -1,4 +1,4 @@
-//! Old data where the source has zeros: it is zeroed on purpose, never by luck.
+//! Tests old data where the source has zeros: the copy zeroes it.
 
 use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, recorded, text, write_sparse};
 use std::fs::File;

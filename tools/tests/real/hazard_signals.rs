@@ -1,4 +1,4 @@
-//! Signals in the middle of a copy, and a destination that changes hands while a copy waits for it.
+//! Tests signals in the middle of a copy, and a destination that is replaced while a copy waits for it.
 
 use crate::support::{MIB, Need, Room, assert_same, mixed, need, noise, outcome, recorded, text, write_sparse};
 use nix::fcntl::{Flock, FlockArg};

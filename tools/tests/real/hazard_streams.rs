@@ -1,4 +1,4 @@
-//! Standard output that leads to a volume through a loop device, or is one.
+//! Tests a standard output that leads to a volume through a loop device, or is one.
 
 use crate::support::{MIB, Need, Room, need, noise, program, text};
 use std::fs::File;

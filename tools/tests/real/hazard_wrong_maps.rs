@@ -1,5 +1,5 @@
-//! Sources about which their file system is wrong: maps that hide data, maps that make no progress, sizes that are too
-//! small. What is copied is what can be read, or nothing is called a success.
+//! Tests sources whose file system is wrong about them: maps that hide data, maps that make no progress, sizes that are too
+//! small. The copy contains what can be read, or it fails.
 
 use crate::support::{MIB, Need, Room, assert_same, need, noise};
 use std::fs::{self, File};

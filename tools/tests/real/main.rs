@@ -1,5 +1,5 @@
-//! The program on a real system: crashes, faults and hazards on real file systems and loop devices. What a host lacks
-//! (root, a file system, a program) skips a test by name.
+//! Tests the program on a real system: crashes, faults and hazards on real file systems and loop devices. A test whose host
+//! lacks something (root, a file system, a program) is skipped by name.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! A power cut, seen from outside: the disk as it is at one moment is all that is left.
+//! Tests a power cut: only the disk as it is at one moment remains.
 //!
-//! The destination lies on a file system in an image, the image on a file system that can clone a file at one point
-//! in time. The clone is what the disk held then; pages that no flush had sent to it are lost. It is mounted when the
+//! The destination lies on a file system in an image, and the image on a file system that can clone a file at one point in
+//! time. The clone is what the disk held then; pages that no flush had sent to it are lost. The clone is mounted after the
 //! first mount is gone, so that nothing but the clone answers.
 
 use crate::support::{MIB, Need, Room, assert_same, mixed, moving, need, recorded, run, text, write_sparse};

@@ -1,4 +1,4 @@
-//! A pipe with no room left: whoever writes to it waits until somebody reads.
+//! Makes a full pipe: writers wait until somebody reads.
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};

@@ -1,5 +1,6 @@
-//! The daemon, as it was built with a test. A package's tests see the programs of that package only, so it is built by the
-//! first test that wants it, if it was not already.
+//! Finds the `taskd` program of the build.
+//!
+//! Tests of a package see only the programs of that package, so the first test that needs `taskd` builds it if necessary.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,16 +1,16 @@
-//! The fuzz targets: decoders of bytes that others wrote.
+//! Runs the fuzz targets: decoders of bytes from outside.
 //!
-//! They live in `fuzz/` (a package of its own, outside of the workspace) and need `cargo-fuzz` and a nightly
-//! compiler. The test command runs the same decoders over mutated bytes without either.
+//! They live in `fuzz/` (a package of its own, outside of the workspace) and need `cargo-fuzz` and a nightly compiler. The
+//! test command runs the same decoders over mutated bytes without either.
 
 use crate::Refused;
 use crate::step::{Tally, Verdict, root};
 use std::process::Command;
 
-/// Runs every target for so many seconds as a command of its own.
+/// Runs every target for this many seconds as a command of its own.
 ///
 /// # Errors
-/// A sentence about what was typed, or what to install.
+/// What is wrong with the arguments, or what to install.
 pub(crate) fn run(seconds: &str) -> Result<Verdict, Refused> {
     let seconds = seconds.parse().map_err(|_| format!("'{seconds}' is not a number of seconds"))?;
     let mut tally = Tally::default();
@@ -21,11 +21,11 @@ pub(crate) fn run(seconds: &str) -> Result<Verdict, Refused> {
 /// Runs every target as a step.
 ///
 /// # Errors
-/// What to install.
+/// Says what to install.
 pub(crate) fn add(tally: &mut Tally, seconds: u32) -> Result<(), Refused> {
     for target in targets()? {
         let mut command = Command::new("cargo");
-        // The nightly compiler is chosen here, not inherited from the one that runs this command.
+        // Chosen here and not inherited from the compiler that runs this command.
         command.args(["+nightly", "fuzz", "run", &target, "--", &format!("-max_total_time={seconds}")]);
         command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(root());
         tally.run(&format!("fuzz {target}, {seconds} s"), &mut command);

@@ -1,7 +1,7 @@
-//! `cargo xtask`: what developers and CI run.
+//! `cargo xtask`: runs what developers and CI run.
 //!
-//! Each command is a list of steps. A step is a program with its arguments; it is printed before it runs, with its
-//! time after it, and a failed step does not hide what the following ones have to say.
+//! Each command is a list of steps. A step is a program with its arguments. It is printed before it runs and timed, and a
+//! failed step does not keep the following ones from running.
 
 #![forbid(unsafe_code)]
 
@@ -28,7 +28,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
 Without root, `test` names the Debian packages that are missing instead of installing them.";
 
-/// A sentence for the one who typed the command.
+/// A message about a refused command.
 type Refused = String;
 
 fn main() -> ExitCode {

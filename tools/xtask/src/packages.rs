@@ -1,11 +1,11 @@
-//! The real tools that tests use, as Debian packages.
+//! Installs the Debian packages of the tools that tests use.
 
 use crate::step::Verdict;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Every package with the programs by which it is recognised, so that tools that came another way count too. A name that
-/// starts with a slash is that file.
+/// Packages, each with the programs that show that it is installed, from whatever source. A name that starts with a slash
+/// is a file.
 const PACKAGES: [(&str, &[&str]); 19] = [
     ("nbdkit", &["nbdkit"]),
     ("libnbd-bin", &["nbdcopy", "nbdinfo"]),
@@ -28,10 +28,10 @@ const PACKAGES: [(&str, &[&str]); 19] = [
     ("zookeeper", &["/usr/share/java/zookeeper.jar"]),
 ];
 
-/// Where `mkfs.*` and `losetup` live; not on the path of every user.
+/// Directories of `mkfs.*` and `losetup`, which are not on every user's `PATH`.
 const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// Installs what is missing when root; otherwise prints the one command to run.
+/// Installs missing packages as root; otherwise prints the command to run.
 pub(crate) fn ensure() -> Verdict {
     let missing = missing();
     if missing.is_empty() {
@@ -75,7 +75,7 @@ fn is_installed(program: &str) -> bool {
 }
 
 fn is_root() -> bool {
-    // The owner of a process's own entry is its effective user.
+    // The owner of the own entry is the effective user.
     std::fs::metadata("/proc/self").is_ok_and(|entry| std::os::unix::fs::MetadataExt::uid(&entry) == 0)
 }
 

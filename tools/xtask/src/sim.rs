@@ -1,14 +1,14 @@
-//! The simulations: tests that read their seeds from the environment.
+//! Runs the simulations: tests that read their seeds from the environment.
 //!
-//! Each reads `BLOCKHAUL_SIM_SEED`, the first seed, and `BLOCKHAUL_SIM_SEEDS`, how many, and prints the command that replays
-//! a seed that fails. The engine's (`engine/src/sim/mod.rs`) is built as a release, as most of its time goes into hashing
-//! models. The task center's (`control/src/sim/mod.rs`) is built as all tests are, with those of the workspace: to optimise
-//! what it stands on, down to TLS, or to build it once more for one package, would take longer than thousands of seeds.
+//! Each reads the first seed from `BLOCKHAUL_SIM_SEED` and the number of seeds from `BLOCKHAUL_SIM_SEEDS`, and prints the
+//! command that replays a failed seed. The simulation of the engine (`engine/src/sim/mod.rs`) is built as a release, because
+//! hashing takes most of its time. That of the task center (`control/src/sim/mod.rs`) is built with the other tests of the
+//! workspace: optimising its dependencies, down to TLS, would take longer than thousands of seeds.
 
 use crate::Refused;
 use crate::step::{Tally, Verdict, cargo, root};
 
-/// What is simulated.
+/// Simulated part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// Copies: workers, rings and volumes.
@@ -18,7 +18,7 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// Seeds in the test command.
+    /// Number of seeds in the test command.
     pub(crate) fn seeds(self) -> u64 {
         match self {
             Self::Engine => 10_000,
@@ -34,7 +34,7 @@ impl Subject {
     }
 }
 
-/// Which seeds to run.
+/// The seeds to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seeds {
     first: u64,
@@ -42,15 +42,15 @@ pub(crate) struct Seeds {
 }
 
 impl Seeds {
-    /// From zero on.
+    /// Returns the seeds from zero on.
     pub(crate) fn first(count: u64) -> Self {
         Self { first: 0, count }
     }
 
-    /// `[engine|control] --seeds N [--seed S]`; `--seed S` alone replays that one. `--first` is another name of `--seed`.
+    /// Parses `[engine|control] --seeds N [--seed S]`; `--seed S` alone replays that seed. `--first` is another name of `--seed`.
     ///
     /// # Errors
-    /// A sentence about what was typed.
+    /// What is wrong with the arguments.
     pub(crate) fn parse(words: &[&str]) -> Result<(Subject, Self), Refused> {
         match words {
             ["engine", flags @ ..] => Ok((Subject::Engine, Self::of(flags)?)),

@@ -1,12 +1,12 @@
-//! The soak: what happens to a center of three nodes, many times, with the times that it takes.
+//! Runs the soak: measures how a center of three nodes recovers from faults, many times.
 
 use crate::step::{Tally, Verdict, cargo};
 use crate::{Refused, packages};
 
-/// Builds everything with optimisation and measures what is asked for.
+/// Builds everything in release mode and runs the given measures.
 ///
 /// # Errors
-/// None of its own: what fails is counted.
+/// None; failures are counted.
 #[allow(clippy::unnecessary_wraps, reason = "all commands have one shape")]
 pub(crate) fn run(words: &[&str]) -> Result<Verdict, Refused> {
     if packages::ensure() == Verdict::Failed {

@@ -1,20 +1,20 @@
-//! One step of a command: a program that runs with its output shown, is timed, and whose tests are counted.
+//! Runs one step of a command: shows its output, times it, and counts its tests.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// How something ended.
+/// Result of a step or command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Everything is right.
+    /// All steps succeeded.
     Passed,
-    /// Something is not.
+    /// A step failed.
     Failed,
 }
 
-/// What passed and what failed so far. A step that runs no tests counts as one.
+/// Tests passed and failed so far. A step without tests counts as one.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     passed: u64,
@@ -23,7 +23,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Runs a step and counts it.
+    /// Runs a step and counts its tests.
     pub(crate) fn run(&mut self, title: &str, command: &mut Command) {
         println!("\n== {title}");
         let start = Instant::now();
@@ -47,14 +47,14 @@ impl Tally {
             Verdict::Passed if tests == Tests::default() => self.passed += 1,
             Verdict::Passed => {}
             Verdict::Failed => {
-                // A step can fail without a failing test: it did not compile, or was killed.
+                // A step can fail without a failed test: it did not compile, or was killed.
                 self.failed += u64::from(tests.failed == 0);
                 self.failed_steps.push(title.to_owned());
             }
         }
     }
 
-    /// Prints the last line, `N passed, N failed`, and says how it ended.
+    /// Prints the last line, `N passed, N failed`, and returns the result.
     pub(crate) fn conclude(&self) -> Verdict {
         println!();
         for title in &self.failed_steps {
@@ -65,7 +65,7 @@ impl Tally {
     }
 }
 
-/// Tests that a program reported.
+/// Number of tests that a program reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tests {
     passed: u64,
@@ -87,7 +87,7 @@ impl Tests {
     }
 }
 
-/// Shows stdout line by line while it counts what the tests say; stderr goes straight through.
+/// Shows stdout line by line and counts the tests; stderr passes through.
 fn run_counted(command: &mut Command) -> std::io::Result<(Verdict, Tests)> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut tests = Tests::default();
@@ -101,10 +101,10 @@ fn run_counted(command: &mut Command) -> std::io::Result<(Verdict, Tests)> {
     Ok((verdict, tests))
 }
 
-/// `cargo` with these arguments, at the root of the workspace.
+/// Returns `cargo` with these arguments, at the root of the workspace.
 ///
-/// What cargo has told this program about itself is kept from it: build scripts that look at it would take it for a change
-/// against a build from a shell, and half of the dependencies would be built again.
+/// Removes the variables that cargo set for this program: build scripts that read them would see a change against a build
+/// from a shell, and half of the dependencies would be rebuilt.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
@@ -118,7 +118,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// The root of the workspace.
+/// Returns the root of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("xtask lives two levels below the root")
 }

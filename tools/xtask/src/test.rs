@@ -1,15 +1,15 @@
-//! `cargo xtask test`: everything that CI checks, in the order in which a developer wants to hear of it.
+//! Runs everything that CI checks, in the order that is most useful to developers.
 
 use crate::step::{Tally, Verdict, cargo, root};
 use crate::{Refused, fuzz, packages, sim};
 
-/// Of each fuzz target: long enough to notice one that no longer works.
+/// Seconds for each fuzz target: long enough to notice one that no longer works.
 const FUZZ_SECONDS: u32 = 5;
 
-/// Formatting, lints, documents, every test, the simulation, and the fuzz targets where they can run.
+/// Checks formatting, lints and documentation, and runs every test, the simulations, and the fuzz targets where they can run.
 ///
 /// # Errors
-/// None of its own: what fails is counted.
+/// None; failures are counted.
 #[allow(clippy::unnecessary_wraps, reason = "all commands have one shape")]
 pub(crate) fn all() -> Result<Verdict, Refused> {
     if packages::ensure() == Verdict::Failed {
@@ -33,10 +33,10 @@ pub(crate) fn all() -> Result<Verdict, Refused> {
     Ok(tally.conclude())
 }
 
-/// The tests of one package, or those whose name contains `filter`.
+/// Runs the tests of one package, or those whose name contains `filter`.
 ///
 /// # Errors
-/// None of its own: what fails is counted.
+/// None; failures are counted.
 #[allow(clippy::unnecessary_wraps, reason = "all commands have one shape")]
 pub(crate) fn only(filter: &str) -> Result<Verdict, Refused> {
     let mut tally = Tally::default();
@@ -50,7 +50,7 @@ pub(crate) fn only(filter: &str) -> Result<Verdict, Refused> {
     Ok(tally.conclude())
 }
 
-/// `engine` and `blockhaul-engine` both name the package; `xtask` names itself.
+/// Returns the package of a filter: `engine` and `blockhaul-engine` are the same one, `xtask` is itself.
 fn package(filter: &str) -> Option<String> {
     let area = filter.strip_prefix("blockhaul-").unwrap_or(filter);
     match area {

@@ -1,7 +1,7 @@
-//! A cell: a ZooKeeper ensemble, some nodes, a folder of volumes that all of them may touch, and a client.
+//! Runs a cell: a ZooKeeper ensemble, some nodes, a directory of volumes that all nodes can reach, and a client.
 //!
-//! Nodes reach each server of the ensemble through a wire of their own, and are reached by each other through one, so
-//! that any of them can be cut off alone. Clients reach them directly.
+//! Nodes reach each server of the ensemble, and each other, through proxies of their own, so that any path can be cut alone.
+//! Clients connect directly.
 
 use super::ensemble::{Ensemble, Settings};
 use super::nbd::{Need, Outcome, Running};

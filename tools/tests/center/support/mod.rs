@@ -1,4 +1,4 @@
-//! What tests of the task center share: a cell of nodes, and paths between them that can fail.
+//! Provides what tests of the task center share: a cell of nodes, and paths between them that can fail.
 
 #[path = "../../../../control/tests/support/authority.rs"]
 mod authority;

@@ -1,4 +1,4 @@
-//! One `taskd` process of a test's own, with its state directory and its path to the coordination service.
+//! Runs one `taskd` process with its own state directory and its own path to the coordination service.
 
 use super::{Site, port, taskd, text};
 use nix::sys::signal::{Signal, kill};

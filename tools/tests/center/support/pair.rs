@@ -1,5 +1,4 @@
-//! Two exports on ports of this host: a source that nobody can write, and a destination that writes down who asked what
-//! of it, in order.
+//! Serves two exports on ports of this host: a read-only source, and a destination that records its requests in order.
 
 use super::{Cell, Server, Task, address, assert_same, mixed, text};
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! How many cells there are at once: each is a handful of processes, and a host that is short of time looks like a fault.
+//! Limits how many cells run at once: a cell is a handful of processes, and a host short of time looks like a fault.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 

@@ -1,4 +1,4 @@
-//! Ports for what is started later, or again: nobody else gets one meanwhile.
+//! Reserves ports for processes that are started later, or restarted.
 
 use super::Address;
 use std::collections::BTreeSet;

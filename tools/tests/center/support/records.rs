@@ -1,5 +1,4 @@
-//! The center's records as they stand in the store, read and written past every `taskd`: what clients do not see, and what
-//! only an accident writes.
+//! Reads and writes the records of a center directly in the store, past every `taskd`.
 
 use blockhaul_control::coord::paths;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};

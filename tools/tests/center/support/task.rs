@@ -1,4 +1,4 @@
-//! A task as `blockhaul get --json` shows it.
+//! Parses a task as `blockhaul get --json` prints it.
 
 use serde_json::Value;
 

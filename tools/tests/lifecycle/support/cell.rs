@@ -1,4 +1,4 @@
-//! Three nodes, two networks, a real ZooKeeper, and a service address.
+//! Runs three nodes, two networks, a real ZooKeeper, and a service address.
 
 use super::store::Server;
 use super::{Daemon, Network, assert_no_core, blockhaul, taskd};

@@ -1,4 +1,4 @@
-//! A `taskd` of a test's own, and the client's program.
+//! Runs one `taskd`, and the client program.
 
 use super::built;
 use super::cell::{SOON, wait_until};

@@ -1,8 +1,7 @@
-//! What tests of the life cycle share: a place apart from the host's network and processes, three nodes in it with two
-//! networks, and a daemon alone.
+//! Provides what life cycle tests share: an isolated place, three nodes in it with two networks, and a single daemon.
 //!
-//! A test runs in a child of its own with new network, process and mount namespaces. Whatever becomes of it, the kernel
-//! ends all processes of the place and takes its links away: nothing is left to clean up.
+//! A test runs in a child process with its own network, process and mount namespaces. When the child ends, the kernel kills
+//! all processes of these namespaces and removes their links: nothing is left to clean up.
 
 #[path = "../../support/taskd.rs"]
 mod built;

@@ -1,4 +1,4 @@
-//! Two networks, for storage and for management, and hosts in both of them: bridges here, pairs of links to each host.
+//! Sets up two networks, for storage and for management, and hosts in both of them: bridges here, links to each host.
 //!
 //! | | storage | management |
 //! | --- | --- | --- |

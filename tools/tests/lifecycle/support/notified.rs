@@ -1,4 +1,4 @@
-//! A service manager's end of the notification socket.
+//! Plays the service manager at the notification socket.
 
 use super::cell::SOON;
 use std::os::unix::net::UnixDatagram;

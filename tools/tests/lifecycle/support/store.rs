@@ -1,4 +1,4 @@
-//! A ZooKeeper of one server in the management network, and exports of a folder's files in both networks.
+//! Runs a ZooKeeper server in the management network, and serves the files of a directory as exports in both networks.
 
 use super::cell::{SOON, wait_until};
 use super::java;

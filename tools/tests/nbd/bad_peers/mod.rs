@@ -1,5 +1,7 @@
-//! Peers that break the protocol, one way at a time. Each ends the copy with a name, finds its connections closed, and has
-//! nothing of it called durable. What looks odd and is allowed is tried beside what is not.
+//! Tests peers that break the protocol, one way at a time.
+//!
+//! Each ends the copy with a named error and closed connections, and nothing of its data counts as durable. Odd but allowed
+//! behaviour is tested beside it.
 
 mod negotiation;
 mod replies;

@@ -1,4 +1,4 @@
-//! Before the first request: greetings, options and facts that are wrong, and ones that never come.
+//! Tests the negotiation: greetings, options and facts that are wrong or never come.
 
 use super::{SIZE, STRUCTURED, assert_ended, copy_from, copy_to};
 use crate::support::wire::{self, answer, can, option};

@@ -1,4 +1,4 @@
-//! Replies to reads, writes and flushes: wrong, missing, too much, or errors of the server.
+//! Tests replies to reads, writes and flushes: wrong, missing, too long, or errors of the server.
 
 use super::{
     SIMPLE, SIZE, STRUCTURED, Wrong, assert_ended, assert_ended_early, copy_from, copy_to, once, reads, whole,

@@ -1,4 +1,4 @@
-//! Block status that stands still or speaks of something else.
+//! Tests block status that makes no progress or describes other ranges.
 
 use super::{SIZE, STRUCTURED, Wrong, assert_ended, copy_from, statuses};
 use crate::support::wire::chunk;

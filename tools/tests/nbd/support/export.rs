@@ -1,4 +1,4 @@
-//! An export of every kind of server, with bytes in it.
+//! Serves bytes as an export of every kind of server.
 
 use super::judge::{content, fill};
 use super::real::{noise, run, text, write_sparse};

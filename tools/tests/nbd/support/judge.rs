@@ -1,4 +1,4 @@
-//! Says what an export holds, through somebody else's client, and whether a report is that of a whole copy.
+//! Verifies the content of an export with another client, and that a report is that of a complete copy.
 
 use super::real::{Outcome, run};
 use std::os::unix::fs::MetadataExt;

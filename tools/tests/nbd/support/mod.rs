@@ -1,4 +1,4 @@
-//! What tests against servers share: real servers, a proxy that can stall, and a server that does as it is told.
+//! Provides what tests against servers share: real servers, a proxy that can stall, and a scripted server.
 
 mod export;
 mod judge;

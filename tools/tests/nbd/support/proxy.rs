@@ -1,8 +1,8 @@
-//! A path between a client and a server that can stop forwarding, cut what goes through it, and go on.
+//! Forwards between a client and a server, and can stall, cut and resume the connections.
 //!
-//! Every connection has its own state, so that those that are open can stall while new ones pass. Two threads carry a
-//! connection, one in each direction; both look at its state before every piece, and end when either side closes or the
-//! proxy goes.
+//! Every connection has its own state, so that open connections can stall while new ones pass. Two threads carry a
+//! connection, one in each direction. Both check its state before every piece, and end when either side closes or the proxy
+//! is dropped.
 
 use super::server::Address;
 use std::io::{ErrorKind, Read, Write};

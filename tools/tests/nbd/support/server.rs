@@ -1,5 +1,5 @@
-//! A real server as a process of the test's own: started and waited for until it listens, killed when the test is over,
-//! and by the kernel when the test is killed.
+//! Runs a real server: starts it, waits until it listens, and kills it at the end of the test. The kernel kills it if the
+//! test is killed.
 
 use super::real::text;
 use super::site::Site;

@@ -1,4 +1,5 @@
-//! The world of one test: a room for bytes, and a short path for sockets, whose names the kernel bounds to 107 bytes.
+//! Creates the directories of one test: one for bytes, and one with a short path for sockets, which the kernel limits to 107
+//! bytes.
 
 use super::real::Room;
 use std::ops::Deref;

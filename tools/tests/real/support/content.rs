@@ -1,4 +1,4 @@
-//! What volumes hold, and the numbers of a report.
+//! Builds the content of volumes, and reads the numbers of a report.
 
 use super::scratch::{MIB, Outcome, noise};
 use std::fs::File;

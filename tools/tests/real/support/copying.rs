@@ -1,4 +1,4 @@
-//! Runs the program in a room, alone or while the test does something to it.
+//! Runs the program in a test directory, alone or while the test interferes.
 
 use super::room::{Room, text};
 use super::scratch::{Outcome, outcome};

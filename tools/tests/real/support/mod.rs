@@ -1,4 +1,4 @@
-//! What tests on a real system share.
+//! Provides what tests on a real system share.
 
 mod content;
 mod copying;

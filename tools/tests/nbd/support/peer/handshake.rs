@@ -1,5 +1,5 @@
-//! The negotiation of a peer: fixed newstyle, GO with block sizes, structured replies and `base:allocation` where they
-//! are offered, and nothing else. Every answer may be replaced by what the test's manners say.
+//! Negotiates as a peer: fixed newstyle, GO with block sizes, structured replies and `base:allocation` where they are
+//! offered, and nothing else. The script of the test may replace every answer.
 
 use super::reply::ALLOCATION;
 use super::wire::{self, answer, can, option};

@@ -1,8 +1,8 @@
-//! A server that does as it is told: an honest one, unless the test's manners say otherwise.
+//! Runs a scripted server: correct, unless the script of the test says otherwise.
 //!
 //! Its bytes are in memory, behind a cache that a crash loses (see [`Store`]). It listens on a unix socket, serves every
-//! connection on a thread of its own, and writes down what it sees, so that a test can ask afterwards whether a client
-//! said goodbye and whether it closed. The client is not trusted either: what breaks the protocol is written down too.
+//! connection on a thread of its own, and records what it sees: a test can check whether a client disconnected properly and
+//! closed the connection. Protocol violations of the client are recorded as well.
 
 mod handshake;
 pub(crate) mod reply;

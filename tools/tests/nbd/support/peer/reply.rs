@@ -1,4 +1,4 @@
-//! Replies byte by byte, right ones and wrong ones.
+//! Builds replies byte by byte, correct ones and wrong ones.
 
 use super::wire::{self, chunk};
 

@@ -1,9 +1,8 @@
-//! What a peer keeps: bytes behind a cache that a crash loses.
+//! Stores the bytes of a peer behind a cache that a crash loses.
 //!
-//! `now` is what reads see, `durable` is what a crash leaves. A flush makes durable what was acknowledged: of every
-//! connection under CAN_MULTI_CONN, otherwise only of the one that it came on; that is all that the specification
-//! promises, so it is all that this store does. Of what was not flushed, a crash loses every range or keeps it, by dice:
-//! real caches write back when they like.
+//! Reads see `now`; a crash leaves `durable`. A flush makes acknowledged writes durable: those of every connection under
+//! CAN_MULTI_CONN, otherwise only those of its own connection. The specification promises no more, so the store does no more.
+//! Of unflushed data, a crash loses or keeps every range at random, because real caches write back at any time.
 
 use super::super::real::Dice;
 use std::ops::Range;

@@ -1,5 +1,6 @@
-//! The numbers of the protocol, as its specification has them. Written down here again and not shared with the program:
-//! a mistake in one of them must not be made twice.
+//! Defines the numbers of the protocol, as its specification has them.
+//!
+//! They are not shared with the program, so that a mistake in one of them is not made twice.
 
 pub(crate) const GREETING: u64 = 0x4e42_444d_4147_4943;
 pub(crate) const OPTION: u64 = 0x4948_4156_454f_5054;
