@@ -6,7 +6,7 @@
 use crate::buffer::Arena;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::job::engine_resources::EngineResources;
-use crate::job::{JobHandle, JobState, compare, copy};
+use crate::job::{CheckReport, JobHandle, JobState, check, compare, copy};
 use crate::journal::JournalService;
 use crate::limits::{ARENA_BYTES_PER_CORE, BLOCK_BYTES_DIRECT, DRAIN_LIMIT, SLOTS_PER_CORE_MAX};
 use crate::pass::control::JobControl;
@@ -155,6 +155,16 @@ impl Engine {
     pub fn submit_supervised(&self, spec: CopySpec, supervision: Supervision) -> JobHandle {
         let control = JobControl::gated(spec.limit_bytes_per_second, supervision.gate.clone());
         self.spawn(control, move |resources, job| copy::copy(&spec, supervision, resources, job))
+    }
+
+    /// Checks a copy without making it: applies every refusal of its start, with the same errors in the same order, and
+    /// changes nothing. Blocks: for the destination's lock up to the spec's `lock_wait`, for servers up to their request
+    /// timeout, and for the extents of the source.
+    ///
+    /// # Errors
+    /// The refusals of a copy.
+    pub fn check(&self, spec: &CopySpec) -> Result<CheckReport> {
+        check::check(spec, &self.resources, &|| false)
     }
 
     /// Starts a comparison. Everything that can go wrong with it is in its report.

@@ -1,31 +1,27 @@
 //! Runs a copy from its spec to its report, on the thread of the job.
 
 use super::JobState;
-use super::content_check::ContentCheck;
 use super::engine_resources::EngineResources;
+use super::finished::{self, FinishedCopy};
 use super::prepared_pass::{ComparedVolumes, CopyInputs, PreparedPass};
 use super::protection::Protection;
 use super::recorder::{JournalRecorder, Recorder};
 use super::report_builder::ReportBuilder;
 use super::segments::Expectation;
-use super::start::{PreparedCopy, prepare};
+use super::start::{PreparedCopy, fitted, prepare};
 use super::supervised_copy::{SupervisedCopy, record_undigested};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
-use crate::journal::{Finish, FinishedJournal, JournalFile, JournalLocation, JournalReader, JournalState};
-use crate::limits::{BLOCK_BYTES_DIRECT, SAMPLE_LEAVES_MAX};
+use crate::journal::{Finish, FinishedJournal, JournalFile, JournalLocation, JournalReader};
+use crate::limits::SAMPLE_LEAVES_MAX;
 use crate::pass::control::JobControl;
 use crate::pass::durable_sample::DurableSample;
 use crate::progress::{Difference, Report};
 use crate::ring::clock;
 use crate::shown::Shown;
-use crate::spec::{
-    BlockSize, Checkpoint, Continuation, CopySpec, DigestKind, Direct, PathChoice, Sparse, Sync, Verify,
-};
+use crate::spec::{Checkpoint, CopySpec, DigestKind, Sparse, Sync, Verify};
 use crate::supervision::Supervision;
-use crate::volume::{
-    IdentityMatch, ReadOptions, Volume, open_verified_end, refuse_other, refuse_streams, source_identity,
-};
+use crate::volume::{Volume, refuse_streams, source_identity};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -119,37 +115,13 @@ impl Copy<'_, '_> {
         }
     }
 
-    /// Whether an earlier run finished the copy and was killed before it had put its journal away; does that then. Only
-    /// if both volumes are those of that copy: a receipt that was kept says nothing about a source of today.
+    /// Puts the journal away if an earlier run finished the copy; returns whether it did.
     fn was_finished(&mut self) -> Result<bool> {
-        let (Checkpoint::File(path), Continuation::Resume) = (&self.spec.checkpoint, self.spec.continuation) else {
-            return Ok(false);
-        };
-        let Ok(journal) = JournalReader::open(path) else { return Ok(false) };
-        if journal.state() != JournalState::Finished {
-            return Ok(false);
-        }
-        let header = journal.header();
         let control = Arc::clone(self.control);
         let cancelled = || control.cancelled().is_some();
-        let direct = if self.spec.path == PathChoice::Inline { Direct::No } else { self.spec.direct };
-        let reading = ReadOptions { network: self.spec.network, cancelled: &cancelled, ..ReadOptions::new(direct) };
-        let access = &self.supervised.access;
-        let destination = open_verified_end(&self.spec.destination, Side::Destination, &reading, access)?;
-        if let IdentityMatch::Other(how) = header.destination.compare_identity(destination.volume().identity()) {
-            let message = format!(
-                "{} is the receipt of a copy to another destination, {}: {how}",
-                path.shown(),
-                header.destination.name
-            );
-            return Err(Error::new(Code::CheckpointMismatch, Side::Destination, Operation::Journal, message)
-                .advise("name another file with --checkpoint"));
-        }
-        let source = open_verified_end(&self.spec.source, Side::Source, &reading, access)?;
-        let identity = source_identity(source.volume(), self.spec.changed_since.as_deref());
-        let unproven = refuse_other(header, journal.durable(), &identity, destination.volume().identity())?;
-        // What was true when it was finished may not be true any more.
-        ContentCheck::of(&journal, &cancelled)?.refuse_others(&source, &destination, unproven)?;
+        let Some(found) = finished::find(self.spec, &self.supervised.access, &cancelled)? else { return Ok(false) };
+        let FinishedCopy { path, journal, source, destination } = found;
+        let header = journal.header();
         let (size, leaf_bytes) = (header.size_bytes, header.leaf_bytes);
         let (source, destination) = (source.into_volume(), destination.into_volume());
         [&source, &destination].into_iter().for_each(|volume| self.report.add_volume(volume));
@@ -291,20 +263,6 @@ impl Copy<'_, '_> {
         recorder.journal.finish(finish, self.keep())?;
         self.marker.take().map_or(Ok(()), |marker| marker.finish(finish, FinishedJournal::Remove))
     }
-}
-
-/// The spec without contradictions, with a block that fits the engine's slots.
-fn fitted(spec: &CopySpec, resources: &EngineResources) -> Result<CopySpec> {
-    spec.check()?;
-    let mut spec = spec.clone();
-    match spec.block_size {
-        Some(size) => resources.refuse_block(size.bytes())?,
-        None if resources.block_bytes < BLOCK_BYTES_DIRECT => {
-            spec.block_size = Some(BlockSize::new(resources.block_bytes.into())?)
-        }
-        None => {}
-    }
-    Ok(spec)
 }
 
 /// Now, in ns since the epoch.

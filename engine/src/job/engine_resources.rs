@@ -27,6 +27,11 @@ impl EngineResources {
         self.syscalls.iter().map(|count| count.load(Relaxed)).sum()
     }
 
+    /// What the ring is called in a path.
+    pub(crate) fn ring(&self) -> &'static str {
+        if self.threads { "threads" } else { "ring" }
+    }
+
     /// Refuses blocks that do not fit a slot.
     pub(crate) fn refuse_block(&self, bytes: u32) -> Result<()> {
         if bytes <= self.block_bytes {

@@ -15,6 +15,8 @@ pub(crate) mod recorder;
 pub(crate) mod prepared_pass;
 pub(crate) mod protection;
 pub(crate) mod report_builder;
+pub(crate) mod check;
+pub(crate) mod finished;
 pub(crate) mod copy;
 pub(crate) mod compare;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use crate::progress::{Progress, Report};
 use crate::ring::clock;
 use crate::supervision::VolumeEvidence;
 use crate::sync::lock;
+pub use check::CheckReport;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -78,7 +78,7 @@ impl<'a> ReportBuilder<'a> {
 
     /// What the ring is called in a path.
     pub(crate) fn ring(&self) -> &'static str {
-        if self.resources.threads { "threads" } else { "ring" }
+        self.resources.ring()
     }
 
     pub(crate) fn name_path(&mut self, path: String) {

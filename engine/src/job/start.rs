@@ -6,6 +6,7 @@
 //! leaves the destination as it was and removes a file that was created for it.
 
 use super::content_check::ContentCheck;
+use super::engine_resources::EngineResources;
 use super::supervised_copy::SupervisedCopy;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, RangeSet};
@@ -15,11 +16,11 @@ use crate::journal::{
 };
 use crate::limits::{BLOCK_BYTES_DIRECT, BLOCK_BYTES_SMALL};
 use crate::shown::Shown;
-use crate::spec::{Checkpoint, Continuation, CopySpec, Overwrite};
+use crate::spec::{BlockSize, Checkpoint, Continuation, CopySpec, Overwrite};
 use crate::volume::{
-    Identity, KnownZero, LockWait, OpenVolume, OpenedCopy, Route, UnprovenIdentity, Volume, VolumeKind, bypass_caches,
-    choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of, refuse_full,
-    refuse_half_copy, refuse_other, source_identity,
+    Identity, KnownZero, LockWait, OpenVolume, OpenedCopy, Purpose, Route, UnprovenIdentity, Volume, VolumeKind,
+    bypass_caches, choose_block, is_destination, may_keep, probe, refuse_block, refuse_contradiction, refuse_file_of,
+    refuse_full, refuse_half_copy, refuse_other, source_identity,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -68,20 +69,7 @@ pub(crate) fn prepare(
     journals: &JournalService,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<PreparedCopy> {
-    refuse_contradiction(spec)?;
-    supervised.refuse_unwanted(spec)?;
-    let mut opened = open(spec, supervised, cancelled)?;
-    refuse_journal_on_volume(spec, &opened)?;
-    let start = decide(spec, journals, &opened, cancelled)?;
-    supervised.refuse_lost(&opened)?;
-    bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
-    opened.source.volume().check_end(Side::Source)?;
-    if let StartPoint::Resumed(_, earlier, unproven) = &start {
-        refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
-    }
-    supervised.refuse_others(&opened, cancelled)?;
-    refuse_full(&opened.source, &opened.destination, spec, cancelled)?;
-    refuse_cancelled(cancelled)?;
+    let (opened, start) = open_checked(spec, supervised, Purpose::Copy, &|path| journals.reopen(path), cancelled)?;
     supervised.ask(&opened, matches!(start, StartPoint::Resumed(..)))?;
     refuse_cancelled(cancelled)?;
     if opened.is_created() {
@@ -94,6 +82,32 @@ pub(crate) fn prepare(
     }
 }
 
+/// Opens both ends and applies every refusal that comes before the destination is changed, in their order. `reopen` opens the
+/// journal of an earlier run. Until [`OpenedCopy::keep`] the destination holds what it held before.
+pub(super) fn open_checked<J>(
+    spec: &CopySpec,
+    supervised: &SupervisedCopy,
+    purpose: Purpose,
+    reopen: &dyn Fn(&Path) -> Result<(J, JournalReader)>,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(OpenedCopy, StartPoint<J>)> {
+    refuse_contradiction(spec)?;
+    supervised.refuse_unwanted(spec)?;
+    let mut opened = open(spec, supervised, purpose, cancelled)?;
+    refuse_journal_on_volume(spec, &opened)?;
+    let start = decide(spec, reopen, &opened, cancelled)?;
+    supervised.refuse_lost(&opened)?;
+    bypass_caches(spec, &mut opened.source, &mut opened.destination)?;
+    opened.source.volume().check_end(Side::Source)?;
+    if let StartPoint::Resumed(_, earlier, unproven) = &start {
+        refuse_other_content(spec, earlier, *unproven, &opened, cancelled)?;
+    }
+    supervised.refuse_others(&opened, cancelled)?;
+    refuse_full(&opened.source, &opened.destination, spec, cancelled)?;
+    refuse_cancelled(cancelled)?;
+    Ok((opened, start))
+}
+
 fn refuse_cancelled(cancelled: &dyn Fn() -> bool) -> Result<()> {
     if !cancelled() {
         return Ok(());
@@ -103,14 +117,14 @@ fn refuse_cancelled(cancelled: &dyn Fn() -> bool) -> Result<()> {
 }
 
 /// Where a copy starts.
-enum StartPoint {
+pub(super) enum StartPoint<J> {
     /// At the beginning, without a journal yet.
     Fresh,
     /// Where an earlier run stopped; what is left to prove by content.
-    Resumed(JournalFile, Box<JournalReader>, UnprovenIdentity),
+    Resumed(J, Box<JournalReader>, UnprovenIdentity),
 }
 
-fn checkpoint(spec: &CopySpec) -> Option<&Path> {
+pub(super) fn checkpoint(spec: &CopySpec) -> Option<&Path> {
     match &spec.checkpoint {
         Checkpoint::File(path) => Some(path),
         Checkpoint::None => None,
@@ -134,7 +148,12 @@ fn earlier_journal(spec: &CopySpec) -> Result<Option<JournalReader>> {
 }
 
 /// Opens both ends. A destination that a checkpoint is about must be there already.
-fn open(spec: &CopySpec, supervised: &SupervisedCopy, cancelled: &dyn Fn() -> bool) -> Result<OpenedCopy> {
+fn open(
+    spec: &CopySpec,
+    supervised: &SupervisedCopy,
+    purpose: Purpose,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<OpenedCopy> {
     let rights = || refuse_unwritable_journal(spec);
     let missing = || match (spec.continuation, earlier_journal(spec)) {
         (Continuation::Refuse | Continuation::Restart, _) | (Continuation::Resume, Ok(None)) => {
@@ -148,7 +167,8 @@ fn open(spec: &CopySpec, supervised: &SupervisedCopy, cancelled: &dyn Fn() -> bo
             Err(error.advise("name the destination of the first start, or start over with --restart"))
         }
     };
-    OpenedCopy::open(spec, &supervised.access, &LockWait::new(spec.lock_wait, cancelled), &rights, &missing)
+    let lock_wait = LockWait::new(spec.lock_wait, cancelled);
+    OpenedCopy::open(spec, &supervised.access, &lock_wait, purpose, &rights, &missing)
 }
 
 /// A copy of changes is of use to an older copy only.
@@ -189,16 +209,16 @@ fn refuse_journal_on_volume(spec: &CopySpec, opened: &OpenedCopy) -> Result<()> 
 }
 
 /// Resumes, or applies the rules of a fresh start: an empty destination, then no unfinished journal.
-fn decide(
+fn decide<J>(
     spec: &CopySpec,
-    journals: &JournalService,
+    reopen: &dyn Fn(&Path) -> Result<(J, JournalReader)>,
     opened: &OpenedCopy,
     cancelled: &dyn Fn() -> bool,
-) -> Result<StartPoint> {
+) -> Result<StartPoint<J>> {
     let earlier = earlier_journal(spec);
     match (spec.continuation, checkpoint(spec)) {
         (Continuation::Resume, Some(path)) if !matches!(earlier, Ok(None)) => {
-            let (journal, reader) = journals.reopen(path)?;
+            let (journal, reader) = reopen(path)?;
             let (source, destination) = (source_of(spec, opened), opened.destination.volume().identity());
             let unproven = refuse_other(reader.header(), reader.durable(), &source, destination)?;
             refuse_block(reader.header().leaf_bytes, opened.volumes())?;
@@ -298,12 +318,7 @@ impl FirstChanges<'_> {
     fn start_fresh(&self, mut opened: OpenedCopy, journals: &JournalService) -> Result<PreparedCopy> {
         let spec = self.spec;
         let leaf_bytes = leaf_bytes(spec, &opened)?;
-        let place = match (checkpoint(spec), spec.continuation) {
-            (None, _) => JournalLocation::Scratch,
-            (Some(path), Continuation::Restart) => JournalLocation::Replace(path),
-            (Some(path), Continuation::Refuse | Continuation::Resume) => JournalLocation::File(path),
-        };
-        let mut journal = journals.create(place, &header(spec, &opened, leaf_bytes))?;
+        let mut journal = journals.create(journal_place(spec), &header(spec, &opened, leaf_bytes))?;
         let before = opened.destination.volume().size_bytes();
         let is_fresh = !self.supervised.claims();
         let touched = self.touch(&mut opened, is_fresh, before).and_then(|touched| {
@@ -363,6 +378,15 @@ impl FirstChanges<'_> {
     }
 }
 
+/// Where the journal of a fresh start lies.
+pub(super) fn journal_place(spec: &CopySpec) -> JournalLocation<'_> {
+    match (checkpoint(spec), spec.continuation) {
+        (None, _) => JournalLocation::Scratch,
+        (Some(path), Continuation::Restart) => JournalLocation::Replace(path),
+        (Some(path), Continuation::Refuse | Continuation::Resume) => JournalLocation::File(path),
+    }
+}
+
 /// What changing the destination for the first time leads to.
 struct ChangedDestination {
     route: Route,
@@ -414,7 +438,7 @@ fn prepared(
 }
 
 /// Decided before the journal is created, which records it: by the caches, not by the whole route.
-fn leaf_bytes(spec: &CopySpec, opened: &OpenedCopy) -> Result<u32> {
+pub(super) fn leaf_bytes(spec: &CopySpec, opened: &OpenedCopy) -> Result<u32> {
     let is_direct = opened.source.is_direct() && opened.destination.is_direct();
     let usual = if is_direct && spec.protect.is_none() { BLOCK_BYTES_DIRECT } else { BLOCK_BYTES_SMALL };
     let chosen = choose_block(spec.block_size, spec.changed_since.is_some(), opened.volumes())?;
@@ -436,6 +460,20 @@ fn header(spec: &CopySpec, opened: &OpenedCopy, leaf_bytes: u32) -> Header {
 fn now_ns() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The spec without contradictions, with a block that fits the engine's slots.
+pub(super) fn fitted(spec: &CopySpec, resources: &EngineResources) -> Result<CopySpec> {
+    spec.check()?;
+    let mut spec = spec.clone();
+    match spec.block_size {
+        Some(size) => resources.refuse_block(size.bytes())?,
+        None if resources.block_bytes < BLOCK_BYTES_DIRECT => {
+            spec.block_size = Some(BlockSize::new(resources.block_bytes.into())?)
+        }
+        None => {}
+    }
+    Ok(spec)
 }
 
 #[cfg(test)]

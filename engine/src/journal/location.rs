@@ -83,6 +83,35 @@ pub(super) fn create(place: JournalLocation<'_>, start: &[u8]) -> Result<LockedJ
     }
 }
 
+/// Applies the refusals of [`create`], and changes nothing.
+///
+/// # Errors
+/// As [`create`], but for those of writing.
+pub(super) fn check(place: JournalLocation<'_>) -> Result<()> {
+    let (path, may_replace) = match place {
+        JournalLocation::File(path) => (path, false),
+        JournalLocation::Replace(path) => (path, true),
+        JournalLocation::Scratch => return Ok(()),
+    };
+    match open_locked(path) {
+        Err(error) if error.code == Code::NotFound => {}
+        previous => {
+            let previous = previous?;
+            check_checkpoint(path, &previous, may_replace)?;
+        }
+    }
+    let fresh = fresh_name(path);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits());
+    match lock_as(&fresh, || options.open(&fresh)) {
+        Err(error) if error.code == Code::NotFound => Ok(()),
+        found => {
+            let found = found?;
+            check_fresh(&fresh, &found)
+        }
+    }
+}
+
 fn create_named(path: &Path, may_replace: bool, start: &[u8]) -> Result<LockedJournal> {
     check_place(path)?;
     create_directory(directory_of(path))?;

@@ -99,6 +99,22 @@ impl JournalService {
         self.open(file, path, appender)
     }
 
+    /// Applies the refusals of [`JournalService::create`], and changes nothing.
+    ///
+    /// # Errors
+    /// As [`JournalService::create`], but for those of writing.
+    pub(crate) fn check_create(location: JournalLocation<'_>) -> Result<()> {
+        location::check(location)
+    }
+
+    /// Applies the refusals of [`JournalService::reopen`], and changes nothing.
+    ///
+    /// # Errors
+    /// As [`JournalService::reopen`], but for those of writing.
+    pub(crate) fn check_reopen(path: &Path) -> Result<JournalReader> {
+        open_unfinished(path).map(|(_, reader)| reader)
+    }
+
     /// Goes on with a checkpoint. What a crash tore off its end is cut off, the rest synced again: a killed process
     /// may have left it in memory only. Blocks.
     ///
@@ -108,13 +124,7 @@ impl JournalService {
     pub(crate) fn reopen(&self, path: &Path) -> Result<(JournalFile, JournalReader)> {
         let name = path.shown().to_string();
         let failed = |error: io::Error| journal_error(&error, &name);
-        let file = location::open_locked(path)?;
-        let reader = JournalReader::from_store(Box::new(file.try_clone().map_err(failed)?), name.clone(), None)?;
-        if reader.state() == JournalState::Finished {
-            let message = format!("the copy recorded in {name} has finished");
-            return Err(Error::new(Code::CheckpointMismatch, Side::Engine, Operation::Journal, message)
-                .advise("start over with --restart, or remove the file"));
-        }
+        let (file, reader) = open_unfinished(path)?;
         if file.metadata().map_err(failed)?.len() > reader.end() {
             file.set_len(reader.end()).map_err(failed)?;
         }
@@ -161,6 +171,20 @@ impl JournalService {
         tasks.send(task).map_err(|_| thread_gone())?;
         Ok(JournalFile { commands: sender, file, path, name, _thread: Arc::clone(&self.thread) })
     }
+}
+
+/// Opens and locks the journal of an unfinished copy.
+fn open_unfinished(path: &Path) -> Result<(LockedJournal, JournalReader)> {
+    let name = path.shown().to_string();
+    let file = location::open_locked(path)?;
+    let copy = file.try_clone().map_err(|error| journal_error(&error, &name))?;
+    let reader = JournalReader::from_store(Box::new(copy), name.clone(), None)?;
+    if reader.state() == JournalState::Finished {
+        let message = format!("the copy recorded in {name} has finished");
+        return Err(Error::new(Code::CheckpointMismatch, Side::Engine, Operation::Journal, message)
+            .advise("start over with --restart, or remove the file"));
+    }
+    Ok((file, reader))
 }
 
 /// The thread, joined when the last handle and the last journal are gone.

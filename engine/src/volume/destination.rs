@@ -7,8 +7,10 @@
 use super::local::LocalVolume;
 use super::lock::{LockWait, lock_file, open_device, refuse_claimed};
 use super::node::{Node, NodeKind, absolute, errno};
+use super::open_copy::Purpose;
 use super::open_for_reading::OpenSource;
 use super::open_volume::OpenVolume;
+use super::route::open_unnamed;
 use super::topology::kernel_filesystem;
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::shown::Shown;
@@ -44,6 +46,8 @@ pub(super) enum CreatedBy {
     Ours(CreatedFile),
     /// Whoever has given it to us, and looks after it.
     Theirs,
+    /// Nobody: a file without a name stands for the one that a copy would create.
+    Placeholder,
 }
 
 impl CreatedFile {
@@ -72,15 +76,21 @@ pub(super) fn open_destination(
     given: Option<&OpenedDestination>,
     source: &OpenSource,
     lock_wait: &LockWait<'_>,
+    purpose: Purpose,
     missing: &dyn Fn() -> Result<()>,
 ) -> Result<(OpenVolume, CreatedBy)> {
     if let Some(given) = given {
         return open_given(spec, path, given, source, lock_wait);
     }
     for _ in 0..REPLACED_MAX {
-        if let Some((file, kind, creation)) = try_destination(spec, path, source, lock_wait, missing)? {
-            let name = absolute(path, Side::Destination)?.as_path().into();
-            return Ok((OpenVolume::Local(LocalVolume::new(kind, file, name, Side::Destination)?), creation));
+        if let Some((file, kind, creation)) = try_destination(spec, path, source, lock_wait, purpose, missing)? {
+            let path = absolute(path, Side::Destination)?;
+            let mut local = LocalVolume::new(kind, file, path.as_path().into(), Side::Destination)?;
+            if let (LocalVolume::File(file), CreatedBy::Placeholder) = (&mut local, &creation) {
+                // Its directory cannot be found by a name that it does not have.
+                file.was_given(File::open(path.parent().unwrap_or(Path::new("/"))).ok().map(OwnedFd::from));
+            }
+            return Ok((OpenVolume::Local(local), creation));
         }
     }
     let message = format!("the destination {} keeps being replaced while it is being opened", spec.destination);
@@ -93,12 +103,13 @@ fn try_destination(
     path: &Path,
     source: &OpenSource,
     lock_wait: &LockWait<'_>,
+    purpose: Purpose,
     missing: &dyn Fn() -> Result<()>,
 ) -> Result<Option<(File, NodeKind, CreatedBy)>> {
     let Some(node) = Node::look_up(path, Side::Destination)? else {
         missing()?;
-        let created = create_destination(spec, path, source, lock_wait)?;
-        return Ok(created.map(|(file, guard)| (file, NodeKind::File, CreatedBy::Ours(guard))));
+        let created = create_destination(spec, path, source, lock_wait, purpose)?;
+        return Ok(created.map(|(file, creation)| (file, NodeKind::File, creation)));
     };
     let file = open_locked(spec, &node, source, lock_wait)?;
     Ok(leads_to(&node, &file)?.then_some((file, node.kind(), CreatedBy::None)))
@@ -165,13 +176,14 @@ fn open_file(node: &Node) -> Result<File> {
     opened.map_err(|e| refused_writing(node.path(), &e))
 }
 
-/// Creates the destination; `None` if somebody else just did, or replaced it.
+/// Creates the destination, or what stands for it; `None` if somebody else just did, or replaced it.
 fn create_destination(
     spec: &CopySpec,
     path: &Path,
     source: &OpenSource,
     lock_wait: &LockWait<'_>,
-) -> Result<Option<(File, CreatedFile)>> {
+    purpose: Purpose,
+) -> Result<Option<(File, CreatedBy)>> {
     let path = absolute(path, Side::Destination)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     refuse_kernel_directory(directory, &path, Side::Destination)?;
@@ -185,6 +197,11 @@ fn create_destination(
     let mode = source.mode() | 0o600;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(mode).custom_flags(libc::O_CLOEXEC);
+    if purpose == Purpose::Check {
+        refuse_dangling(&path)?;
+        let file = open_placeholder(directory, &path, &options).map_err(|e| refused_writing(&path, &e))?;
+        return Ok(Some((file, CreatedBy::Placeholder)));
+    }
     let file = match options.open(&path) {
         Ok(file) => file,
         Err(e) if errno(&e) == Errno::EEXIST => return refuse_dangling(&path).map(|()| None),
@@ -195,9 +212,22 @@ fn create_destination(
     lock_file(&file, &path, lock_wait)?;
     match std::fs::metadata(&path) {
         Ok(now) if (now.dev(), now.ino()) == (stat.dev(), stat.ino()) => {
-            Ok(Some((file, CreatedFile { path, device: stat.dev(), inode: stat.ino(), stays: false })))
+            let created = CreatedFile { path, device: stat.dev(), inode: stat.ino(), stays: false };
+            Ok(Some((file, CreatedBy::Ours(created))))
         }
         Ok(_) | Err(_) => Ok(None),
+    }
+}
+
+/// A file in the destination's directory of which nothing is left: without a name, or, where the file system has no such
+/// files, removed at once.
+fn open_placeholder(directory: &Path, path: &Path, options: &OpenOptions) -> std::io::Result<File> {
+    match open_unnamed(directory) {
+        Err(e) if matches!(errno(&e), Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+            let file = options.open(path)?;
+            std::fs::remove_file(path).map(|()| file)
+        }
+        opened => opened,
     }
 }
 

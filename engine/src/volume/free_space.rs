@@ -34,8 +34,7 @@ pub(crate) fn refuse_full(
     spec: &CopySpec,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<()> {
-    let OpenVolume::Local(LocalVolume::File(file)) = destination else { return Ok(()) };
-    let Some(room) = room_bytes(file)? else { return Ok(()) };
+    let Some(room) = free_bytes(destination)? else { return Ok(()) };
     if estimate_bytes(source, spec.sparse) <= room {
         return Ok(());
     }
@@ -46,13 +45,25 @@ pub(crate) fn refuse_full(
     }
     let message = format!(
         "the file system of {} has room for {} ({room} bytes), but the data of {} needs {} ({needed} bytes or more)",
-        file.name(),
+        destination.volume().name(),
         format_size(room),
         source.volume().name(),
         format_size(needed)
     );
     let error = Error::new(Code::NoSpace, Side::Destination, Operation::Allocate, message);
     Err(error.advise("free space there or name another destination"))
+}
+
+/// Returns the bytes that the destination's file system has free for a copy, those that the destination holds included.
+/// `None` for what is no file, and where there is no bound.
+///
+/// # Errors
+/// The file system does not answer.
+pub(crate) fn free_bytes(destination: &OpenVolume) -> Result<Option<u64>> {
+    match destination {
+        OpenVolume::Local(LocalVolume::File(file)) => room_bytes(file),
+        OpenVolume::Local(_) | OpenVolume::Export(_) => Ok(None),
+    }
 }
 
 /// Free bytes for this user plus what the destination holds; `None` if there is no bound.

@@ -10,14 +10,13 @@ use super::local::LocalVolume;
 use super::lock::LockWait;
 use super::node::Node;
 use super::occupancy::Occupied;
-use super::open_for_reading::{OpenSource, ReadOptions, open_export, open_reading};
+use super::open_for_reading::{OpenSource, ReadOptions, open_export};
 use super::open_volume::OpenVolume;
 use super::{Locator, NbdUri, Volume, VolumeKind, kernel_calls};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::CopySpec;
 use std::cell::OnceCell;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 /// What the destination held before the copy.
@@ -55,6 +54,15 @@ impl fmt::Display for DestinationContent {
     }
 }
 
+/// What both ends are opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To copy.
+    Copy,
+    /// To find out what a copy would be refused for: a missing destination is not created.
+    Check,
+}
+
 /// Both ends of a copy; the destination locked.
 #[derive(Debug)]
 pub(crate) struct OpenedCopy {
@@ -79,6 +87,7 @@ impl OpenedCopy {
         spec: &CopySpec,
         access: &VolumeAccess,
         lock_wait: &LockWait<'_>,
+        purpose: Purpose,
         rights: &dyn Fn() -> Result<()>,
         missing: &dyn Fn() -> Result<()>,
     ) -> Result<Self> {
@@ -100,7 +109,7 @@ impl OpenedCopy {
         source.end.watch()?;
         let (destination, creation) = match &spec.destination {
             Locator::Path(path) => {
-                open_destination(spec, path, access.destination.as_ref(), &source, lock_wait, missing)?
+                open_destination(spec, path, access.destination.as_ref(), &source, lock_wait, purpose, missing)?
             }
             Locator::Nbd(uri) => {
                 refuse_same_export(spec)?;
@@ -223,13 +232,4 @@ pub fn look_at_export(uri: &NbdUri, how: &ReadOptions<'_>) -> Result<ExportFound
     let is_read_only = matches!(&end, OpenVolume::Export(export) if export.is_read_only());
     let occupied = end.occupied()?;
     Ok(ExportFound { volume: end.into_volume(), is_read_only, occupied })
-}
-
-/// What a look at a device says of it as a destination; changes nothing. `None`: it counts as empty.
-///
-/// # Errors
-/// As [`open_verified`](super::open_verified).
-pub fn look_at_device(path: &Path) -> Result<Option<Occupied>> {
-    let node = Node::existing(path, Side::Destination)?;
-    OpenVolume::Local(open_reading(&node, Side::Destination)?).occupied()
 }

@@ -82,15 +82,10 @@ pub(crate) fn open_source_by(
     Ok(source.end.into_volume())
 }
 
-/// Opens what is to be compared: for reading only, whoever uses it. Takes no lock.
+/// Opens what is to be compared, by these means: for reading only, whoever uses it. Takes no lock.
 ///
 /// # Errors
 /// As [`open_source`], but never `EBusy`; errors name `side`.
-pub fn open_verified(locator: &Locator, side: Side, how: &ReadOptions<'_>) -> Result<Arc<dyn Volume>> {
-    open_verified_by(locator, side, how, &VolumeAccess::default())
-}
-
-/// As [`open_verified`], with this access.
 pub(crate) fn open_verified_by(
     locator: &Locator,
     side: Side,

@@ -185,16 +185,29 @@ pub(super) fn refuse_source_under(source: &Node, destination: &Path, directory: 
 /// `EBadRequest`, naming both.
 pub fn refuse_file_of(path: &Path, flag: &str, volumes: [&dyn Volume; 2]) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
-    let Ok(stat) = std::fs::metadata(path) else { return Ok(()) };
+    let is_volume = |volume: &dyn Volume| {
+        let (path, name) = (path.shown(), volume.name());
+        let message = format!("{flag} {path} is the volume {name} itself, or holds its bytes; name another file");
+        Err(Error::bad_request(message))
+    };
+    let Ok(stat) = std::fs::metadata(path) else {
+        // A destination that a copy would create has its name only.
+        let place = place_of(path);
+        let has_name = |volume: &&dyn Volume| place.is_some() && place_of(volume.name().as_path()) == place;
+        return volumes.into_iter().find(has_name).map_or(Ok(()), is_volume);
+    };
     // Only the file itself counts: what its file system lies on may well be copied while it is mounted.
     let whole = Region { region_of: RegionOf::File(stat.dev(), stat.ino()), range: ByteRange::new(0, u64::MAX) };
     let file = VolumeRegions { exact: vec![whole], hosting: Vec::new() };
     let lies_on_it =
         |volume: &&dyn Volume| VolumeRegions::of_volume(*volume).is_some_and(|regions| regions.meets(&file));
-    let Some(volume) = volumes.into_iter().find(lies_on_it) else { return Ok(()) };
-    let (path, name) = (path.shown(), volume.name());
-    let message = format!("{flag} {path} is the volume {name} itself, or holds its bytes; name another file");
-    Err(Error::bad_request(message))
+    volumes.into_iter().find(lies_on_it).map_or(Ok(()), is_volume)
+}
+
+/// The directory of a path as it is found, and the last part of the path.
+fn place_of(path: &Path) -> Option<(std::path::PathBuf, &std::ffi::OsStr)> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some((directory.canonicalize().ok()?, path.file_name()?))
 }
 
 #[cfg(test)]

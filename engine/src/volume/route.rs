@@ -130,6 +130,19 @@ pub(crate) fn probe(spec: &CopySpec, source: &OpenVolume, destination: &OpenVolu
     Ok(Route { source: from, destination: to, offload })
 }
 
+/// Tells the route that [`probe`] would choose, without a change to the destination. Whether extents can be shared is tried
+/// beside it.
+pub(crate) fn expected_route(spec: &CopySpec, source: &OpenVolume, destination: &OpenVolume) -> Route {
+    let shares = spec.reflink != Reflink::Never
+        && source.volume().size_bytes() > 0
+        && will_share(source, destination) == Some(true);
+    Route {
+        source: source_lane(spec.path, source),
+        destination: destination_lane(spec.path, destination),
+        offload: shares.then_some(Offload::Reflink),
+    }
+}
+
 fn cache_of(volume: &OpenVolume) -> Cache {
     match volume {
         OpenVolume::Export(_) => Cache::Server,

@@ -126,15 +126,34 @@ fn read_back_says_where_from() {
     let path = directory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
     assert_eq!(
-        open_verified(&path.as_path().into(), Side::Destination, &ReadOptions::new(Direct::No)).unwrap().evict(),
+        open_verified_by(
+            &path.as_path().into(),
+            Side::Destination,
+            &ReadOptions::new(Direct::No),
+            &VolumeAccess::default()
+        )
+        .unwrap()
+        .evict(),
         Ok(ReadBack::Evicted)
     );
     let memory = need!("read_back_says_where_from", Mounted::fresh("tmpfs", 4));
     let path = memory.path().join("file");
     make_file(&path, MIB, &[(0, 4096)]);
-    let volume = open_verified(&path.as_path().into(), Side::Destination, &ReadOptions::new(Direct::Auto)).unwrap();
+    let volume = open_verified_by(
+        &path.as_path().into(),
+        Side::Destination,
+        &ReadOptions::new(Direct::Auto),
+        &VolumeAccess::default(),
+    )
+    .unwrap();
     assert_eq!((volume.evict(), volume.align_bytes()), (Ok(ReadBack::Memory), 1));
-    let refused = open_verified(&path.as_path().into(), Side::Destination, &ReadOptions::new(Direct::Yes)).unwrap_err();
+    let refused = open_verified_by(
+        &path.as_path().into(),
+        Side::Destination,
+        &ReadOptions::new(Direct::Yes),
+        &VolumeAccess::default(),
+    )
+    .unwrap_err();
     assert_eq!(refused.code, Code::Unsupported);
 }
 

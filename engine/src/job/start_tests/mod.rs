@@ -9,6 +9,7 @@ mod route;
 mod rules;
 mod same;
 
+use super::super::check::check_start;
 use super::*;
 use crate::extent::ByteRange;
 use crate::journal::{Content, Run};
@@ -34,12 +35,20 @@ fn start(spec: &CopySpec) -> Result<PreparedCopy> {
     prepare(spec, &SupervisedCopy::default(), &JournalService::start().unwrap(), &|| false)
 }
 
-/// The refusal of a copy, which must have left the destination (if there is one) alone.
+/// A check of the same copy.
+fn check(spec: &CopySpec) -> Result<()> {
+    check_start(spec, &SupervisedCopy::default(), &|| false).map(drop)
+}
+
+/// The refusal of a copy, and of its check, which must have left the destination (if there is one) alone.
 #[track_caller]
 fn refused(spec: &CopySpec, code: Code, words: &[&str]) -> Error {
     let look = || spec.destination.path().and_then(snapshot);
     let before = look();
+    let checked = check(spec).expect_err("a refusal");
+    assert_eq!(look(), before, "the check touched the destination");
     let error = start(spec).expect_err("a refusal");
+    assert_eq!(checked, error, "a check refuses what a copy refuses, with the same words");
     assert_eq!(error.code, code, "{error}");
     for word in words {
         assert!(error.message.contains(word), "'{word}' is missing in: {error}");
