@@ -9,9 +9,10 @@ use crate::output::{self, print_stderr};
 use crate::progress::{ProgressDisplay, wait_with_progress};
 use crate::retry_command::{self, RetryMode};
 use crate::signals::StopSignals;
-use crate::{plan, start_logging, state_dir, summary};
+use crate::{dry_run, start_logging, state_dir, summary};
 use blockhaul_engine::engine::{Engine, EngineConfig, Face};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use blockhaul_engine::job::CheckReport;
 use blockhaul_engine::journal::{JournalReader, default_checkpoint_path};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::spec::{
@@ -26,10 +27,10 @@ use std::path::{Path, PathBuf};
 /// A copy with all flags resolved.
 #[derive(Debug)]
 pub(crate) struct CopyRequest {
-    pub(crate) spec: CopySpec,
+    spec: CopySpec,
     config: EngineConfig,
     /// Directory to create for the checkpoint; `None` if the checkpoint is elsewhere or there is none.
-    pub(crate) state_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     dry_run: bool,
     output: RawOutput,
 }
@@ -45,19 +46,31 @@ pub(crate) fn run(mut raw: RawCopy, arguments: &[OsString]) -> Result<Exit> {
     start_logging(std::mem::take(&mut raw.log))?;
     let request = resolve(raw, |name| std::env::var_os(name))?;
     if request.dry_run {
-        return Ok(plan::show(&request, request.output.json));
+        return Ok(dry_run::show(&request.spec, check(&request), request.output.json));
     }
     let signals = StopSignals::catch()?;
-    let engine = Engine::start(engine_config_for(&request))?;
-    source_exists(&request.spec.source)?;
-    if let Some(directory) = &request.state_dir {
-        state_dir::prepare(directory).map_err(|error| source_export_error(&request.spec).unwrap_or(error))?;
-    }
+    let engine = start_engine(&request, state_dir::prepare)?;
     let job = engine.submit(request.spec.clone());
     signals.stop(job.clone())?;
     let report = wait_with_progress(&job, ProgressDisplay::choose(request.output));
     show_report(&request, &report, arguments);
     Ok(Exit::from(&report))
+}
+
+/// Checks the copy as a real start does, and changes nothing.
+fn check(request: &CopyRequest) -> Result<CheckReport> {
+    start_engine(request, state_dir::examine)?.check(&request.spec)
+}
+
+/// Starts the engine, then applies the refusals that come before a job: a missing source, and a state directory that is not
+/// `usable`.
+fn start_engine(request: &CopyRequest, usable: fn(&Path) -> Result<()>) -> Result<Engine> {
+    let engine = Engine::start(engine_config_for(request))?;
+    source_exists(&request.spec.source)?;
+    if let Some(directory) = &request.state_dir {
+        usable(directory).map_err(|error| source_export_error(&request.spec).unwrap_or(error))?;
+    }
+    Ok(engine)
 }
 
 /// Configures the engine: a resumed copy needs slots for the blocks of its first start, a copy with exports has more and

@@ -141,7 +141,7 @@ fn write_extent(out: &mut impl Write, extent: Extent, json: bool) -> io::Result<
 }
 
 /// Returns every extent of `volume` in order, with adjacent extents of one kind merged.
-pub(crate) fn extents(volume: &dyn Volume) -> impl Iterator<Item = Result<Extent>> {
+fn extents(volume: &dyn Volume) -> impl Iterator<Item = Result<Extent>> {
     let end = volume.size_bytes();
     let mut at = 0;
     let windows = std::iter::from_fn(move || {
