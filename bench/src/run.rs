@@ -19,6 +19,7 @@ use crate::warm_up::WarmUpExecutor;
 use crate::warning::{self, WarningKind};
 use crate::workdir::{RunDir, mount};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -138,7 +139,9 @@ impl<'a> Session<'a> {
             Ok(prepared) => prepared,
             Err(Failure::Stopped) => return Ok(ScenarioEnd::Stopped),
             Err(failure) => {
-                self.results.scenarios.push(skipped(scenario, &failure));
+                let mut result = scenario_result(scenario, None, Vec::new());
+                result.warnings.push(WarningKind::Skipped(failure.to_string()).warning());
+                self.results.scenarios.push(result);
                 return Ok(ScenarioEnd::Complete);
             }
         };
@@ -172,7 +175,7 @@ impl<'a> Session<'a> {
         };
         let targets = runs.into_iter().map(|run| self.write_latencies(scenario.name, run));
         let targets = targets.collect::<io::Result<_>>().map_err(|error| format!("write latencies: {error}"))?;
-        self.results.scenarios.push(scenario_result(scenario, prepared, targets));
+        self.results.scenarios.push(scenario_result(scenario, Some(prepared), targets));
         Ok(end)
     }
 
@@ -215,44 +218,29 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Builds the result of a scenario that ran.
+/// Builds the result of a scenario and evaluates its goals. One that could not be prepared has no `prepared` and no targets.
 fn scenario_result(
     scenario: &scenario::Scenario,
-    prepared: PreparedScenario,
+    prepared: Option<PreparedScenario>,
     targets: Vec<TargetResult>,
 ) -> ScenarioResult {
-    let mut written = ScenarioResult {
-        name: scenario.name.to_owned(),
-        about: scenario.about.to_owned(),
-        metric: scenario.metric,
-        volume_bytes: prepared.volume_bytes,
-        data_bytes: prepared.data_bytes,
-        parameters: prepared.parameters.clone(),
-        axis: prepared.axis.clone(),
-        targets,
-        goals: Vec::new(),
-        warnings: prepared.warnings.clone(),
-    };
-    written.goals = goals::goals(&written);
-    written
-}
-
-/// Builds the result of a scenario that could not be prepared.
-fn skipped(scenario: &scenario::Scenario, failure: &Failure) -> ScenarioResult {
-    let mut skipped = ScenarioResult {
+    let mut result = ScenarioResult {
         name: scenario.name.to_owned(),
         about: scenario.about.to_owned(),
         metric: scenario.metric,
         volume_bytes: 0,
         data_bytes: 0,
-        parameters: std::collections::BTreeMap::new(),
+        parameters: BTreeMap::new(),
         axis: None,
-        targets: Vec::new(),
+        targets,
         goals: Vec::new(),
-        warnings: vec![WarningKind::Skipped(failure.to_string()).warning()],
+        warnings: Vec::new(),
     };
-    skipped.goals = goals::goals(&skipped);
-    skipped
+    if let Some(PreparedScenario { volume_bytes, data_bytes, parameters, axis, warnings, .. }) = prepared {
+        result = ScenarioResult { volume_bytes, data_bytes, parameters, axis, warnings, ..result };
+    }
+    result.goals = goals::goals(&result);
+    result
 }
 
 /// Returns a line for each of our targets that failed or wrote wrong bytes.

@@ -223,18 +223,11 @@ impl std::fmt::Display for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::{Invocation, OutputFormat, Verification};
+    use crate::target::{Invocation, OutputFormat};
 
     fn target(name: &str) -> Target {
-        Target {
-            name: name.to_owned(),
-            kind: Kind::Rival,
-            step: None,
-            work: Work::Commands { commands: vec![Invocation::new([name])], format: OutputFormat::Ignored },
-            pairs: Vec::new(),
-            verification: Verification::ByteForByte,
-            warnings: Vec::new(),
-        }
+        let work = Work::Commands { commands: vec![Invocation::new([name])], format: OutputFormat::Ignored };
+        Target::new(name, Kind::Rival, work, &[])
     }
 
     /// Records its calls and fails according to a script of `(step, target, nth time) -> failure`.

@@ -4,7 +4,7 @@ use super::{Caching, Workload};
 use crate::engine_process::{COMMAND, EngineRequest};
 use crate::program::own_path;
 use crate::results::Kind;
-use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
+use crate::target::{Invocation, OutputFormat, Target, Work};
 
 /// Builds a target for the engine as a library; `change` sets what differs from the defaults.
 pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineRequest)) -> Target {
@@ -25,20 +25,12 @@ pub(crate) fn engine(workload: &Workload<'_>, change: impl FnOnce(&mut EngineReq
         }
         Err(error) => Work::Missing(format!("the request cannot be written: {error}")),
     };
-    Target {
-        name: "engine".to_owned(),
-        kind: Kind::Engine,
-        step: None,
-        work,
-        pairs: workload.pairs.to_vec(),
-        verification: Verification::ByteForByte,
-        warnings: Vec::new(),
-    }
+    Target::new("engine", Kind::Engine, work, workload.pairs)
 }
 
 /// Builds a target for the `blockhaul` command with additional flags.
 pub(crate) fn command(workload: &Workload<'_>, flags: &[&str]) -> Target {
-    let mut target = workload.target("blockhaul", Kind::Command, "blockhaul", |program, pair| {
+    let target = workload.target("blockhaul", Kind::Command, "blockhaul", |program, pair| {
         let state = pair.state.display().to_string();
         let (source, destination) = (pair.source.name(), pair.destination.name());
         let mut words = vec![program.to_owned(), "copy".to_owned(), source, destination];
@@ -55,10 +47,7 @@ pub(crate) fn command(workload: &Workload<'_>, flags: &[&str]) -> Target {
         }
         Invocation::new(words)
     });
-    if let Work::Commands { format, .. } = &mut target.work {
-        *format = OutputFormat::BlockhaulJson;
-    }
-    target
+    target.with_output(OutputFormat::BlockhaulJson)
 }
 
 /// Returns the value of `--direct`; `None` for direct I/O, the default.

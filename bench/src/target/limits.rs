@@ -3,13 +3,13 @@
 use super::Workload;
 use crate::program::BARE_LOOP;
 use crate::results::Kind;
-use crate::target::{Invocation, OutputFormat, Target, Verification, Work};
+use crate::target::{Invocation, OutputFormat, Target, Work};
 
 /// Builds a target in which fio reads the source and writes a reserved file at the same time, with a flush at the end:
 /// the rate of the device without copying any byte from one to the other.
 pub(crate) fn fio(workload: &Workload<'_>, block: u64, depth: u32) -> Target {
     let name = format!("fio-{}k-{depth}", block >> 10);
-    let mut target = workload.target(&name, Kind::Limit, "fio", |program, pair| {
+    let target = workload.target(&name, Kind::Limit, "fio", |program, pair| {
         let (source, destination) = (pair.source.name(), pair.destination.name());
         let mut words = vec![program.to_owned()];
         words.extend(
@@ -22,10 +22,7 @@ pub(crate) fn fio(workload: &Workload<'_>, block: u64, depth: u32) -> Target {
         words.push(format!("--filename={destination}"));
         Invocation::new(words)
     });
-    if let Work::Commands { format, .. } = &mut target.work {
-        *format = OutputFormat::FioJson;
-    }
-    target.unverified()
+    target.with_output(OutputFormat::FioJson).unverified()
 }
 
 /// Builds the bare ring loop target: one thread per core, 8 blocks in flight for each.
@@ -44,13 +41,6 @@ pub(crate) fn bare_loop(workload: &Workload<'_>) -> Target {
 
 /// Builds a target that does nothing: the cost of starting, waiting for and sampling a program.
 pub(crate) fn null(workload: &Workload<'_>) -> Target {
-    Target {
-        name: "null".to_owned(),
-        kind: Kind::Null,
-        step: None,
-        work: Work::Commands { commands: vec![Invocation::new(["true"])], format: OutputFormat::Ignored },
-        pairs: workload.pairs.to_vec(),
-        verification: Verification::None,
-        warnings: Vec::new(),
-    }
+    let work = Work::Commands { commands: vec![Invocation::new(["true"])], format: OutputFormat::Ignored };
+    Target::new("null", Kind::Null, work, workload.pairs).unverified()
 }

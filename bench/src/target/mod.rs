@@ -97,6 +97,20 @@ impl Invocation {
 }
 
 impl Target {
+    /// Returns a target that is verified, without warnings and outside of any series.
+    pub(crate) fn new(name: &str, kind: Kind, work: Work, pairs: &[VolumePair]) -> Self {
+        let (name, pairs) = (name.to_owned(), pairs.to_vec());
+        Self { name, kind, step: None, work, pairs, verification: Verification::ByteForByte, warnings: Vec::new() }
+    }
+
+    /// Sets how its output is read.
+    pub(crate) fn with_output(mut self, output: OutputFormat) -> Self {
+        if let Work::Commands { format, .. } = &mut self.work {
+            *format = output;
+        }
+        self
+    }
+
     /// Returns the command line of the first copy, with placeholders for the paths of this run.
     pub(crate) fn command(&self) -> String {
         match &self.work {

@@ -1,6 +1,6 @@
 //! Describes the copies that a target has to make, and builds targets from command lines.
 
-use super::{Invocation, OutputFormat, Target, Verification, Work};
+use super::{Invocation, OutputFormat, Target, Work};
 use crate::program::Programs;
 use crate::results::Kind;
 use crate::volume::VolumePair;
@@ -39,15 +39,7 @@ impl Workload<'_> {
             }
             Err(why) => Work::Missing(why),
         };
-        Target {
-            name: name.to_owned(),
-            kind,
-            step: None,
-            work,
-            pairs: self.pairs.to_vec(),
-            verification: Verification::ByteForByte,
-            warnings: Vec::new(),
-        }
+        Target::new(name, kind, work, self.pairs)
     }
 
     /// Adds a warning to a rival that always uses the page cache where ours does not.
