@@ -43,7 +43,8 @@ pub(crate) fn run(raw: RawMap) -> Result<Exit> {
         return list(&listed, json);
     }
     // ReadOptions the map of a mounted device is harmless.
-    let volume = open_source(&locator, &ReadOptions { live_source: LiveSource::Allow, ..ReadOptions::new(Direct::No) })?;
+    let volume =
+        open_source(&locator, &ReadOptions { live_source: LiveSource::Allow, ..ReadOptions::new(Direct::No) })?;
     let mut out = BufWriter::new(io::stdout().lock());
     if !json && volume.size_bytes() > 0 {
         print(writeln!(out, "{:>20} {:>20} KIND", "OFFSET", "LENGTH"))?;
