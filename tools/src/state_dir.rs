@@ -5,6 +5,7 @@
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::shown::Shown;
 use nix::errno::Errno;
+use nix::libc;
 use nix::unistd::{AccessFlags, access};
 use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
@@ -29,31 +30,32 @@ pub(crate) fn locate(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsSt
 /// `EPermission`, naming the flags that help.
 pub(crate) fn prepare(directory: &Path) -> Result<()> {
     let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    created.map_err(|error| {
-        let what = format!("create the state directory {}", directory.shown());
-        Error::io(Side::Caller, Operation::Journal, &error, what).with_code(Code::Permission).advise(ADVICE)
-    })?;
-    writable(directory)
+    created
+        .map_err(|error| refusal("create", directory, Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
+    writable(directory).map_err(|errno| refusal("write to", directory, errno))
 }
 
 /// Checks as [`prepare`], but creates nothing: for a missing directory the nearest existing parent is checked.
 ///
 /// # Errors
-/// `EPermission`, naming the flags that help.
+/// As [`prepare`].
 pub(crate) fn examine(directory: &Path) -> Result<()> {
     let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
-    absolute.ancestors().find(|ancestor| ancestor.exists()).map_or(Ok(()), writable)
+    let action = if absolute.is_dir() { "write to" } else { "create" };
+    let existing = absolute.ancestors().find(|ancestor| ancestor.exists());
+    existing.map_or(Ok(()), writable).map_err(|errno| refusal(action, directory, errno))
 }
 
-fn writable(directory: &Path) -> Result<()> {
-    let refused = |errno: Errno| {
-        let what = format!("write to the state directory {}", directory.shown());
-        Error::os(Side::Caller, Operation::Journal, errno, what).with_code(Code::Permission).advise(ADVICE)
-    };
+fn refusal(action: &str, directory: &Path, errno: Errno) -> Error {
+    let what = format!("{action} the state directory {}", directory.shown());
+    Error::os(Side::Caller, Operation::Journal, errno, what).with_code(Code::Permission).advise(ADVICE)
+}
+
+fn writable(directory: &Path) -> std::result::Result<(), Errno> {
     if !directory.is_dir() {
-        return Err(refused(Errno::ENOTDIR));
+        return Err(Errno::ENOTDIR);
     }
-    access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(refused)
+    access(directory, AccessFlags::W_OK | AccessFlags::X_OK)
 }
 
 /// Returns the absolute path of a destination, which identifies its checkpoint. Links in the directory part are resolved,
