@@ -158,12 +158,12 @@ impl Block {
         self.start.as_ptr() as usize - self.arena.start.as_ptr() as usize
     }
 
-    /// Whether the block was cut from that very arena, not from another one at the same address.
+    /// Returns whether the block was cut from that very arena, not from another one at the same address.
     pub(crate) fn belongs_to(&self, arena: &Weak<Arena>) -> bool {
         std::ptr::eq(Arc::as_ptr(&self.arena), arena.as_ptr())
     }
 
-    /// How many blocks of its arena exist, this one included.
+    /// Returns how many blocks of its arena exist, this one included.
     #[cfg(test)]
     pub(crate) fn arena_users(&self) -> usize {
         Arc::strong_count(&self.arena)

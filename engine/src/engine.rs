@@ -39,7 +39,7 @@ pub enum Face {
     Threads,
 }
 
-/// How an engine is set up. `None` is chosen for the host.
+/// Settings of an engine. `None` is chosen for the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineConfig {
     /// Worker threads, 1 to the number of usable CPUs, each pinned to one. Default: all of them.
@@ -149,8 +149,8 @@ impl Engine {
         self.submit_supervised(spec, Supervision::default())
     }
 
-    /// Starts a copy for somebody who holds its right to write, or has opened its volumes. Everything that can go wrong
-    /// with it is in its report.
+    /// Starts a copy for a supervisor that holds its right to write, or has opened its volumes. Everything that can go
+    /// wrong with it is in its report.
     #[must_use]
     pub fn submit_supervised(&self, spec: CopySpec, supervision: Supervision) -> JobHandle {
         let control = JobControl::gated(spec.limit_bytes_per_second, supervision.gate.clone());
@@ -213,7 +213,7 @@ impl Engine {
     }
 }
 
-/// Sees to it that whoever waits for a job hears of its end, also if its thread panics where panics unwind.
+/// Ends the job for its waiting callers, also if its thread panics where panics unwind.
 struct EndOfJob<'a> {
     job: &'a JobState,
     cores: usize,

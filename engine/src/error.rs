@@ -43,7 +43,7 @@ macro_rules! named {
 pub(crate) use named;
 
 named! {
-    /// What kind of error: the stable names that scripts and the task center act on.
+    /// Kind of error: the stable names that scripts and the task center act on.
     Code {
         /// The runner gave the task back; it can go on elsewhere or later.
         RunnerInterrupt => "ERunnerInterrupt",
@@ -115,7 +115,7 @@ named! {
 }
 
 named! {
-    /// What was being done.
+    /// Operation that failed.
     Operation {
         /// Reading the request itself.
         Parse => "parse",
@@ -164,12 +164,12 @@ pub enum Effect {
 /// A result of the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, where, and what the caller can do about it.
+/// An error: its kind, its place, and what the caller can do about it.
 ///
 /// Serialises as the `error` object of a report: `code side operation offset length errno retryable message`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Error {
-    /// What kind of error.
+    /// Kind of error.
     pub code: Code,
     /// Which party.
     pub side: Side,

@@ -27,12 +27,12 @@ pub(crate) enum Exhausted {
 }
 
 impl Exhausted {
-    /// What the errno of a call that starts something says was used up, if it says so.
+    /// Returns the resource that the errno of a call that starts something names as used up, if it does.
     pub(crate) fn behind_start(errno: Errno) -> Option<Self> {
         if errno == Errno::EAGAIN { Some(Self::Threads) } else { Self::behind(errno) }
     }
 
-    /// What the errno of any other call says was used up, if it says so.
+    /// Returns the resource that the errno of any other call names as used up, if it does.
     pub(crate) fn behind(errno: Errno) -> Option<Self> {
         match errno {
             Errno::EMFILE => Some(Self::Descriptors),

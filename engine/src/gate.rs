@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 use std::time::Duration;
 
-/// See the module's head. Shared by whoever holds it open and the jobs behind it.
+/// See the module's head. Shared by the owner of the right to write and the jobs behind it.
 #[derive(Debug, Default)]
 pub struct Gate(AtomicU64);
 
@@ -33,7 +33,7 @@ impl Gate {
         self.0.store(0, Release);
     }
 
-    /// Whether writes may be submitted now.
+    /// Returns whether writes may be submitted now.
     #[must_use]
     pub fn is_open(&self) -> bool {
         match self.0.load(Acquire) {
@@ -42,7 +42,7 @@ impl Gate {
         }
     }
 
-    /// Whether writes may be submitted at that time, of `CLOCK_BOOTTIME` or of a simulation's clock.
+    /// Returns whether writes may be submitted at that time, of `CLOCK_BOOTTIME` or of a simulation's clock.
     #[must_use]
     pub fn is_open_at(&self, boottime: Duration) -> bool {
         boottime < Duration::from_nanos(self.0.load(Acquire))

@@ -21,7 +21,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// What a host offers.
+/// Capabilities of a host.
 #[derive(Clone, Debug, Serialize)]
 pub struct HostReport {
     /// Kernel release, such as `6.12.48-amd64`.
@@ -36,7 +36,7 @@ pub struct HostReport {
     pub huge_pages: Option<String>,
     /// The paths asked for, in their order.
     pub paths: Vec<PathReport>,
-    /// What is lacking, and what to do about it. Empty on a host that lacks nothing.
+    /// Missing capabilities, and what to do about them. Empty on a host that lacks nothing.
     pub remedies: Vec<Remedy>,
 }
 
@@ -56,7 +56,7 @@ pub struct IoUring {
     pub seccomp: Option<String>,
 }
 
-/// What the file system of a path offers.
+/// Capabilities of the file system of a path.
 #[derive(Clone, Debug, Serialize)]
 pub struct PathReport {
     /// As asked for; in JSON as it is shown.
@@ -66,7 +66,7 @@ pub struct PathReport {
     pub error: Option<String>,
     /// Type of the file system, such as `ext4`.
     pub filesystem: Option<String>,
-    /// What offsets of direct I/O must be multiples of, in bytes; `None` without direct I/O.
+    /// Alignment of direct I/O in bytes; `None` without direct I/O.
     pub direct_align_bytes: Option<u32>,
     /// Whether space can be reserved.
     pub fallocate: Option<bool>,
@@ -85,11 +85,11 @@ pub struct PathReport {
 /// A lack, what it costs, and what ends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Remedy {
-    /// What is lacking.
+    /// The missing capability.
     pub lack: String,
-    /// What the engine does instead, and at what price.
+    /// The engine's fallback, and its price.
     pub effect: String,
-    /// What to change.
+    /// Advice on what to change.
     pub remedy: String,
 }
 
@@ -208,7 +208,7 @@ fn reserve(file: &File, mode: FallocateFlags) -> bool {
     fallocate(file, mode, 0, TRIAL_BYTES as i64).is_ok()
 }
 
-/// Whether the hole before data far into an otherwise empty file is found.
+/// Returns whether the hole before data far into an otherwise empty file is found.
 fn tells_holes(file: &File) -> std::io::Result<bool> {
     file.set_len(0)?;
     file.write_all_at(&[1], 16 * TRIAL_BYTES as u64)?;

@@ -62,18 +62,18 @@ pub(crate) const SAMPLE_LEAVES_MAX: usize = 16;
 /// Of them read at a time: what has no room for a leaf of 64 MiB.
 pub(crate) const SAMPLE_READ_BYTES: u64 = 1 << 20;
 
-/// How long a destination that is held by another copy is waited for.
+/// Longest wait for a destination that is held by another copy.
 pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// How long an ending waits for operations in flight before it reports `quiesced: false` and leaks their memory.
+/// Longest wait for operations in flight at the end, before the job reports `quiesced: false` and leaks their memory.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the job's thread may be in one call after a stop was asked for, before it is reported as one that does not come
+/// Longest time of the job's thread in one call after a stop was asked for, before it is reported as one that does not come
 /// back: the drain limit, and a little for what keeps that limit by itself.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(11);
-/// Between two looks of whoever waits for a job at whether its thread still comes back.
+/// Interval in which a caller that waits for a job checks whether its thread still comes back.
 pub(crate) const LOOK_AT_THREAD: Duration = Duration::from_millis(250);
 
-/// How long an operation may take before its device counts as one that does not answer: longer than a busy disk takes for
+/// Longest time of an operation before its device counts as one that does not answer: longer than a busy disk takes for
 /// a block. Until then it may cost other jobs slots and threads, afterwards only its own job.
 pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// Requests for zeros of one job that a worker has in flight: as many as the kernel carries out side by side.
@@ -90,7 +90,7 @@ pub(crate) const SLOTS_FOR_SERVERS: usize = 64;
 pub(crate) const CONNECTIONS_MAX: usize = 4;
 /// Connections to one export that may be asked for: each takes descriptors and memory on both ends.
 pub(crate) const CONNECTIONS_ASKED_MAX: usize = 256;
-/// How long one attempt to connect and negotiate may take.
+/// Longest time of one attempt to connect and negotiate.
 pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// The same for connections beyond the first: a server that has no room may leave them waiting.
 pub(crate) const FURTHER_DIAL_LIMIT: Duration = Duration::from_secs(2);
@@ -98,9 +98,9 @@ pub(crate) const FURTHER_DIAL_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) const REDIAL_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// to this.
 pub(crate) const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How long a request may be on its way through network and server after its sender has given it up.
+/// Longest time of a request on its way through network and server after its sender has given it up.
 pub(crate) const REQUEST_LIFE: Duration = Duration::from_secs(30);
-/// How long TCP keeps what a gated job has sent and nobody has acknowledged: shorter than any right to write is held.
+/// Longest time that TCP keeps unacknowledged bytes of a gated job: shorter than any right to write is held.
 pub(crate) const GATED_USER_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Bytes that one question for block status covers: from this, doubled while the answers are short,
 pub(crate) const STATUS_WINDOW_MIN: u64 = 256 << 20;
@@ -110,16 +110,16 @@ pub(crate) const STATUS_WINDOW_MAX: u64 = 2 << 30;
 pub(crate) const SLOW_ZERO_BYTES: u64 = 8 << 20;
 /// Payloads from this size on are sent without a copy, where the kernel can.
 pub(crate) const ZERO_COPY_BYTES_MIN: u32 = 64 << 10;
-/// How long a lost connection is tried to be had again: a server that is restarted, or a switch, is back by then.
+/// How long to retry a lost connection: a server that is restarted, or a switch, is back by then.
 pub(crate) const RETRY_FOR: Duration = Duration::from_secs(60);
-/// How long a request may take before its connection counts as lost: longer than a busy disk behind a server takes.
+/// Longest time of a request before its connection counts as lost: longer than a busy disk behind a server takes.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// How soon a volume is asked again that did not know its extents yet, unless it says earlier that it does.
+/// Time until a volume is asked again that did not know its extents yet, unless it reports earlier that it does.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Deepest burst of a limited job: long enough to hide timer jitter, too short to be felt by others.
 pub(crate) const BURST: Duration = Duration::from_millis(20);
-/// How often workers look up from waiting, controllers adjust and jobs do their bookkeeping.
+/// Interval in which workers wake up, windows adjust and jobs do their bookkeeping.
 pub(crate) const TICK: Duration = Duration::from_millis(20);
 
 const _: () = assert!(BLOCK_BYTES_MAX as u64 <= SEGMENT_BYTES_MAX, "a segment holds at least one block");

@@ -5,10 +5,10 @@ use crate::limits::{CONNECTIONS_ASKED_MAX, REQUEST_TIMEOUT, RETRY_FOR};
 use crate::units::check_duration;
 use std::time::Duration;
 
-/// How volumes behind a network are reached. Local volumes take no notice.
+/// Settings for volumes behind a network. Local volumes ignore them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetworkTerms {
-    /// How long a lost connection is tried to be had again before the job fails with `EUnreachable`, keeping its
+    /// How long to retry a lost connection before the job fails with `EUnreachable`, keeping its
     /// checkpoint. Zero: not at all. Default 60 s.
     pub retry_for: Duration,
     /// A request that is not answered for so long counts as a lost connection. Above zero. Default 30 s. Shorter ones

@@ -82,7 +82,7 @@ impl Planner {
         }
     }
 
-    /// What the next scan should cover; `None` once the source was seen to its end.
+    /// Returns the range that the next scan should cover; `None` once the source was scanned to its end.
     pub(crate) fn unscanned(&self) -> Option<ByteRange> {
         (self.cursor < self.size).then(|| ByteRange::new(self.cursor, self.size))
     }
@@ -182,7 +182,7 @@ fn joined(extents: &[Extent]) -> impl Iterator<Item = Extent> {
     })
 }
 
-/// What an extent makes of the leaves that it touches within `window`: up to three pieces, in order. The ends of what
+/// Cuts an extent into pieces of the leaves that it touches within `window`: up to three, in order. The ends of what
 /// is unchanged share their leaves with something else, and are read with it.
 fn leaves_of(Extent { range, kind }: Extent, leaf: u64, window: ByteRange) -> [Option<Piece>; 3] {
     let Some(range) = range.intersect(window) else { return [None; 3] };

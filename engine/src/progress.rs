@@ -75,7 +75,7 @@ pub struct Difference {
     pub length: u64,
 }
 
-/// What became of a job. Serialises as the report of the command line.
+/// Report of a job that has ended. Serialises as the report of the command line.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// How it ended.
@@ -83,7 +83,7 @@ pub struct Report {
     /// Whether no operation of the job is in flight any more. `false` only if a device or peer never answered, or a
     /// server did not hang up: also a success may be so.
     pub quiesced: bool,
-    /// What ended it, unless it succeeded.
+    /// Error that ended it, unless it succeeded.
     pub error: Option<Error>,
     /// Bytes by what was done with them.
     pub bytes: Bytes,
@@ -91,11 +91,11 @@ pub struct Report {
     pub seconds: f64,
     /// CPU time, user and system, of the whole process while the job ran (kernel workers of its rings included).
     pub cpu_seconds: f64,
-    /// From the request to stop, or the last block issued, to no operation in flight.
+    /// Time from the request to stop, or the last block issued, to no operation in flight.
     pub drain_seconds: f64,
     /// Planned bytes less the resumed ones, over the wall time; for a job that did not finish, written bytes.
     pub rate_bytes_per_second: u64,
-    /// How the bytes travelled, such as `ring-direct`.
+    /// Path of the bytes, such as `ring-direct`.
     pub path: String,
     /// Cores that served it.
     pub cores: usize,

@@ -59,7 +59,7 @@ pub fn line(text: impl fmt::Display) -> String {
     })
 }
 
-/// Whether a terminal shows `char` as itself, and does nothing else: no control character, none that changes the
+/// Returns whether a terminal shows `char` as itself, and does nothing else: no control character, none that changes the
 /// direction of text or has no width, no space but the usual one, none that is not assigned.
 #[must_use]
 pub fn is_printable(char: char) -> bool {
@@ -96,7 +96,7 @@ mod tests {
         OsStr::from_bytes(name).shown().to_string()
     }
 
-    /// What `printf '%b'` makes of it.
+    /// Returns what `printf '%b'` makes of it.
     fn bytes_of(shown: &str) -> Vec<u8> {
         let (mut bytes, mut rest) = (Vec::new(), shown.as_bytes());
         while let [first, tail @ ..] = rest {

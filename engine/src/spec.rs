@@ -93,7 +93,7 @@ pub enum Sync {
     No,
 }
 
-/// What to do with a destination that holds data.
+/// Treatment of a destination that holds data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overwrite {
     /// Write over it; a regular file is truncated to 0 first.
@@ -103,7 +103,7 @@ pub enum Overwrite {
     No,
 }
 
-/// What to do with a source device that is mounted read-write.
+/// Treatment of a source device that is mounted read-write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LiveSource {
     /// Copy it; the copy is as consistent as a crash.
@@ -113,7 +113,7 @@ pub enum LiveSource {
     Refuse,
 }
 
-/// What to do with an unfinished journal for the destination.
+/// Treatment of an unfinished journal for the destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Continuation {
     /// `EExists`, naming the journal.
@@ -134,7 +134,7 @@ pub enum Checkpoint {
     None,
 }
 
-/// How much work may be lost to a crash: whichever bound is reached first.
+/// Work that may be lost to a crash: whichever bound is reached first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointEvery {
     /// Bytes written since the last record. Default 256 MiB.
@@ -176,9 +176,9 @@ impl BlockSize {
 /// One copy. Start from [`CopySpec::new`] and change the fields that differ from the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopySpec {
-    /// What is read.
+    /// Volume that is read.
     pub source: Locator,
-    /// What is written. A regular file that does not exist is created.
+    /// Volume that is written. A regular file that does not exist is created.
     pub destination: Locator,
     /// `None`: chosen for the path (1 MiB direct, 256 KiB otherwise, under `protect` and with exports, 64 KiB with
     /// `changed_since`). What a server takes at most cuts any wish. Larger blocks cost memory
@@ -285,7 +285,7 @@ impl CopySpec {
     }
 }
 
-/// What a volume is compared with.
+/// Reference of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// Another volume, read in full.
@@ -297,9 +297,9 @@ pub enum Reference {
 /// One comparison: reads only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifySpec {
-    /// What should be there.
+    /// Expected content.
     pub reference: Reference,
-    /// What is checked.
+    /// Volume that is checked.
     pub volume: Locator,
     /// As in [`CopySpec`]; with a receipt the receipt's own leaf size is used.
     pub block_size: Option<BlockSize>,

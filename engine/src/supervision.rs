@@ -30,7 +30,7 @@ pub struct Supervision {
     /// (`ECheckpointMismatch`). A journal that exists has to match as always; what it says is added. The digest is null
     /// then, as not all data passed through this engine, and verifying compares with the source.
     pub durable: Option<RangeSet>,
-    /// By what the volumes of that earlier run are known again. Everything in it has to hold (`ESourceChanged`,
+    /// Identifies the volumes of that earlier run. Everything in it has to hold (`ESourceChanged`,
     /// `ECheckpointMismatch`). Without leaves, both volumes are compared with each other at some of the durable ranges.
     pub evidence: VolumeEvidence,
     /// The source, open for reading; the spec's path is only its name. `EBadRequest` if the spec names an export.
@@ -54,7 +54,7 @@ impl fmt::Debug for Supervision {
     }
 }
 
-/// What a run leaves for others to know its volumes by. The default knows nothing.
+/// Evidence that identifies the volumes of a run to later runs. The default is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeEvidence {
     /// The source as that run found it, as text that only this crate reads.
@@ -72,7 +72,7 @@ pub struct DurableLeaf {
     pub digest: Option<u128>,
 }
 
-/// A local destination that somebody else has opened. The engine opens the same inode anew, through `/proc/self/fd`,
+/// A local destination that a supervisor has opened. The engine opens the same inode anew, through `/proc/self/fd`,
 /// and locks it there: it shares neither flags nor lock with other holders of this descriptor.
 #[derive(Debug)]
 pub struct OpenedDestination {
@@ -87,14 +87,14 @@ pub struct OpenedDestination {
     pub parent: Option<OwnedFd>,
 }
 
-/// Who says whether a job may change its destination.
+/// Decides whether a job may change its destination.
 pub trait Admission: Send + Sync {
     /// Called once, on the job's thread, with the destination open and locked (an export cannot be) and every rule of
     /// a copy passed. May block for long; a cancel is looked at when it returns. Not called for a copy of which nothing
     /// is left to do but putting its journal away.
     ///
     /// # Errors
-    /// What the job ends with. The destination is as it was then, and a file that the engine created is gone.
+    /// The error that the job then ends with. The destination is as it was, and a file that the engine created is gone.
     fn admit(&self, destination: &AdmissionRequest<'_>) -> Result<()>;
 }
 
@@ -103,7 +103,7 @@ pub trait Admission: Send + Sync {
 pub struct AdmissionRequest<'a> {
     /// The file or device, for reading and writing what lies beside its content (attributes); `None` for an export.
     pub file: Option<BorrowedFd<'a>>,
-    /// What it is.
+    /// Kind of the destination.
     pub kind: VolumeKind,
     /// Whether the rules call it empty: a file that was created or has 0 bytes, a device or export on which no data was
     /// found.

@@ -44,7 +44,7 @@ pub(crate) const CONNECTION_OPERATIONS: usize = 256;
 /// Those that a job has whatever the others take.
 const CONNECTION_OPERATIONS_MIN: usize = 4;
 
-/// What a worker does between turns.
+/// How a worker waits between turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitMode {
     /// Submit, and wait for so many completions for so long.
@@ -61,7 +61,7 @@ struct OccupiedSlot {
     pass: u32,
     task: BlockTask,
     slot: SlotState,
-    /// What was found in it, or what should be.
+    /// Content that was found in it, or that is expected.
     content: LeafContent,
     started: Instant,
     /// When the operation in flight was pushed.
@@ -108,7 +108,7 @@ pub(crate) struct Worker<R> {
     flushes: [Option<FlushInFlight>; EXTRA_OPERATIONS],
     /// Of operations in the ring, those for connections.
     connection_operations: usize,
-    /// What waits for the end of the turn, or for a gate.
+    /// Operations that wait for the end of the turn, or for a gate.
     held: VecDeque<HeldOperation>,
     /// Completions of operations that ran at submit.
     inline: VecDeque<Completion>,
@@ -277,7 +277,7 @@ impl<R: Ring> Worker<R> {
     }
 
     /// Finds the operations that are late, once a tick, and has slots and threads replaced that wait for them. A job alone
-    /// delays nobody.
+    /// delays no other.
     fn look_for_stalls(&mut self) {
         if self.now < self.next_look {
             return;
@@ -307,8 +307,8 @@ impl<R: Ring> Worker<R> {
         stalled
     }
 
-    /// Whether a pass may have one more slot. A block more leaves one for each pass that has none: what a server does
-    /// not answer is held until its job gives up, and the least served pass would take all there is.
+    /// Returns whether a pass may have one more slot. A block more leaves one for each pass that has none: what a
+    /// server does not answer is held until its job gives up, and the least served pass would take all there is.
     fn leaves_slots(&self, index: usize) -> bool {
         let pass = &self.passes[index];
         if pass.is_stalled || pass.slots >= self.pool.slots_per_job_max() {
@@ -538,7 +538,7 @@ impl<R: Ring> Worker<R> {
     }
 
     /// Submits what gates have kept back, as the last thing before the ring does: a gate says nothing about later.
-    /// What is behind a closed one stays, unless its job has given up.
+    /// Operations behind a closed gate stay, unless their job has given up.
     fn submit_through_gates(&mut self) {
         if !self.held.is_empty() {
             // What runs at once takes its time, and comes first.
@@ -572,7 +572,7 @@ impl<R: Ring> Worker<R> {
         }
     }
 
-    /// What an operation takes does not include what it has waited for.
+    /// Starts the clock of an operation now: its latency does not include the wait for the gate.
     fn count_from_now(&mut self, Token(token): Token) {
         let index = usize::try_from(token & u64::from(u32::MAX)).expect("32 bits");
         match token >> 32 {
@@ -666,7 +666,7 @@ impl<R: Ring> Worker<R> {
 
 /// A worker pass stays while anything of it is under way.
 fn pass_of(passes: &mut [WorkerPass], id: u32) -> &mut WorkerPass {
-    passes.iter_mut().find(|pass| pass.id == id).expect("whoever has something under way has the pass")
+    passes.iter_mut().find(|pass| pass.id == id).expect("a pass stays while an operation of it is in flight")
 }
 
 fn channel_of(state: &PassState, role: ReadRole) -> &Channel {

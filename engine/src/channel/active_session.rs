@@ -68,7 +68,7 @@ impl SendInFlight {
         self.sent >= self.head_len + self.body.map_or(0, |(_, _, len)| len)
     }
 
-    /// Whether it has the payload of the request at that place, which is not answered yet.
+    /// Returns whether it has the payload of the request at that place, which is not answered yet.
     pub(super) fn holds(&self, index: usize) -> bool {
         self.answered.is_none() && self.body.is_some_and(|(of, ..)| of == index)
     }
@@ -114,7 +114,7 @@ impl ActiveSession {
         }
     }
 
-    /// What a send that fell short has left.
+    /// Returns the send of the bytes that a short send has left.
     pub(super) fn rest_of_send(&mut self, outboxes: &mut Vec<Block>, waits: bool) -> Option<Op> {
         let file = self.file();
         let sending = self.sending.as_mut()?;
@@ -155,9 +155,9 @@ impl ActiveSession {
         of_it.for_each(|request| request.sent = now);
     }
 
-    /// Whether a request, or what is on its way, waits for longer than the export allows. A server that answers what was
-    /// sent before it in the meantime is slow, not gone: it may take longer over a window than over one request. One that
-    /// answers what was sent after it has lost it. Looked at once a tick.
+    /// Returns whether a request, or what is on its way, waits for longer than the export allows. A server that answers
+    /// what was sent before it in the meantime is slow, not gone: it may take longer over a window than over one
+    /// request. One that answers what was sent after it has lost it. Looked at once a tick.
     pub(super) fn is_overdue(&mut self, now: Instant, export: &ExportConnections) -> bool {
         if now < self.next_look {
             return false;

@@ -78,13 +78,13 @@ impl Channel {
         self.side
     }
 
-    /// What [`Volume::generation`] says; 0 for volumes that lose nothing.
+    /// Returns [`Volume::generation`]; 0 for volumes that lose nothing.
     pub(crate) fn generation(&self) -> u64 {
         self.volume.generation().unwrap_or(0)
     }
 
-    /// Whether a gated worker keeps an operation on this destination back: what goes through the ring, until the ring
-    /// submits; what runs at once, only while the gate is closed. A connection looks at the gate by itself.
+    /// Returns whether a gated worker keeps an operation on this destination back: what goes through the ring, until
+    /// the ring submits; what runs at once, only while the gate is closed. A connection looks at the gate by itself.
     pub(crate) fn is_held(&self, gate: &Gate) -> bool {
         match self.via {
             SubmitVia::Ring => true,

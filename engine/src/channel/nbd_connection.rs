@@ -152,12 +152,12 @@ impl NbdConnection {
         self.queue.len() + self.active.as_ref().map_or(0, |active| active.replies.outstanding())
     }
 
-    /// Whether it is open and works.
+    /// Returns whether it is open and works.
     pub(super) fn is_up(&self) -> bool {
         self.active.as_ref().is_some_and(|active| !active.broken)
     }
 
-    /// Whether it is open, or has something to do.
+    /// Returns whether it is open, or has something to do.
     pub(super) fn is_used(&self) -> bool {
         self.active.is_some() || !self.queue.is_empty()
     }
@@ -169,7 +169,7 @@ impl NbdConnection {
         }
     }
 
-    /// The gate is closed and nobody waits for it: what was not sent never is.
+    /// Gives up requests that wait for a closed gate: what was not sent is never sent.
     fn give_up_held(&mut self) {
         self.fail_queue();
         let is_half_sent = |active: &ActiveSession| active.sending.as_ref().is_some_and(|sending| !sending.in_ring);
@@ -205,7 +205,7 @@ impl NbdConnection {
     }
 
     fn next_send(&mut self, now: Instant) -> Option<Op> {
-        // What the kernel goes on with by itself no gate can hold back.
+        // A gate cannot hold back a send that the kernel continues by itself.
         let (is_shut, waits) = (self.export.is_gate_closed(), !self.export.is_gated());
         let active = self.active.as_mut()?;
         match &active.sending {
@@ -495,7 +495,7 @@ impl NbdConnection {
     fn protocol_error(&mut self, violation: &ProtocolViolation) {
         let message = format!("{} broke the protocol: {}", self.export.name(), violation.0);
         let error = Error::new(Code::Protocol, self.export.side(), Operation::Read, message)
-            .advise("report it to whoever makes the server");
+            .advise("report it to the vendor of the server");
         self.export.fail(error);
         self.break_connection("it broke the protocol", false);
     }
@@ -554,7 +554,7 @@ impl NbdConnection {
         }
     }
 
-    /// Whether nothing is under way.
+    /// Returns whether nothing is under way.
     pub(crate) fn is_idle(&self) -> bool {
         let quiet = |active: &ActiveSession| {
             !active.broken
@@ -566,7 +566,7 @@ impl NbdConnection {
         self.queue.is_empty() && self.answers.is_empty() && self.active.as_ref().is_none_or(quiet)
     }
 
-    /// Gives up whatever is under way: nobody waits for it any more.
+    /// Gives up all requests, as the job does not wait for them any more.
     pub(crate) fn abandon(&mut self) {
         self.break_connection("its job has given up", false);
     }
@@ -580,7 +580,7 @@ impl NbdConnection {
     }
 }
 
-/// Whether the peer has closed a connection, as far as is known here.
+/// Returns whether the peer has closed a connection, as far as is known here.
 fn is_hung_up(session: &Session) -> bool {
     // The crate has no name for it, and no answer where it is set.
     let half_closed = PollFlags::from_bits_retain(nix::libc::POLLRDHUP);
@@ -589,7 +589,7 @@ fn is_hung_up(session: &Session) -> bool {
         && fds[0].revents().is_none_or(|found| found.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
 }
 
-/// Whether a connection failed by the peer's doing. One that the network has lost may still be served.
+/// Returns whether a connection failed by the peer's doing. One that the network has lost may still be served.
 fn is_closed_by_peer(errno: Errno) -> bool {
     matches!(errno, Errno::ECONNRESET | Errno::EPIPE)
 }

@@ -115,7 +115,7 @@ impl NbdConnections {
         self.of(op.side)[op.index].completed(op.direction, completion);
     }
 
-    /// Whether nothing is under way on any.
+    /// Returns whether nothing is under way on any.
     pub(crate) fn are_idle(&self) -> bool {
         self.source.iter().chain(&self.destination).all(NbdConnection::is_idle)
     }

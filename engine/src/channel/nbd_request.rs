@@ -48,8 +48,8 @@ pub(super) enum RequestKind {
 }
 
 impl NbdRequest {
-    /// What carries out an operation, at first as much of it as the server of `export` takes at a time; a read not past
-    /// the export's end. The slot asks for the rest, as after any short transfer.
+    /// Makes the request for an operation, at first for as much of it as the server of `export` takes at a time; a read
+    /// not past the export's end. The slot asks for the rest, as after any short transfer.
     pub(super) fn of(token: Token, op: Op, export: &ExportConnections) -> Self {
         let moves = |kind, Transfer { block, start, len }: Transfer, most: u64| {
             let len = len.min(u32::try_from(most).unwrap_or(u32::MAX));
@@ -89,7 +89,7 @@ impl NbdRequest {
         }
     }
 
-    /// Whether it changes the export, or what of it is on stable storage.
+    /// Returns whether it changes the export, or what of it is on stable storage.
     pub(super) fn changes(&self) -> bool {
         match self.kind {
             RequestKind::Write { .. } | RequestKind::Zero { .. } | RequestKind::Flush => true,
@@ -108,7 +108,7 @@ impl NbdRequest {
         Completion { token: self.token, result, block: self.block, head: None, copied: false, more: false }
     }
 
-    /// What goes over the connection, but for the cookie; and what comes back.
+    /// Returns the header to send, but for the cookie, and the reply to expect.
     pub(super) fn header(&mut self, export: &ExportConnections) -> (RequestHeader, ExpectedReply) {
         let flags = export.facts().flags;
         // Without a flush, every change is written through, where the server can.

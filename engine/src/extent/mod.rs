@@ -55,7 +55,7 @@ impl ByteRange {
         self.end - self.start
     }
 
-    /// Whether it holds no byte.
+    /// Returns whether it holds no byte.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.start == self.end
@@ -74,7 +74,7 @@ impl ByteRange {
         Self { start: self.start.min(other.start), end: self.end.max(other.end) }
     }
 
-    /// Whether every byte of `other` is in `self`.
+    /// Returns whether every byte of `other` is in `self`.
     #[must_use]
     pub fn contains(self, other: Self) -> bool {
         self.start <= other.start && other.end <= self.end

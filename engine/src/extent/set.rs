@@ -76,13 +76,13 @@ impl RangeSet {
         self.bytes
     }
 
-    /// Whether nothing is in the set.
+    /// Returns whether nothing is in the set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
-    /// Whether every byte of `range` is in the set.
+    /// Returns whether every byte of `range` is in the set.
     #[must_use]
     pub fn contains(&self, range: ByteRange) -> bool {
         range.is_empty() || self.runs.range(..=range.start()).next_back().is_some_and(|(_, &end)| range.end() <= end)

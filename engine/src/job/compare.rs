@@ -140,7 +140,7 @@ fn check_ends(reference: &dyn Volume, target: &dyn Volume) -> Result<()> {
     reference.check_end(Side::Source)
 }
 
-/// How the bytes of both travel.
+/// Names the paths of both volumes.
 fn path(ring: &str, reference: &dyn Volume, target: &dyn Volume) -> String {
     let way = |volume: &dyn Volume| if volume.export().is_some() { "nbd" } else { ring };
     let (from, to) = (way(reference), way(target));

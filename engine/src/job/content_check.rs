@@ -13,7 +13,7 @@ use crate::pipeline::examine::is_zero;
 use crate::volume::{OpenVolume, UnprovenIdentity};
 use twox_hash::XxHash3_128;
 
-/// What was found equal.
+/// Content that was found equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MatchedContent {
     /// Bytes that are not all zero.
@@ -28,7 +28,7 @@ pub(crate) struct ContentCheck<'a> {
     cancelled: &'a dyn Fn() -> bool,
 }
 
-/// What lies in a leaf.
+/// Content of a leaf that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FoundLeaf {
     Zeros,
@@ -55,7 +55,7 @@ impl<'a> ContentCheck<'a> {
         Ok(Self { leaves, cancelled })
     }
 
-    /// Of leaves that somebody else has kept. As many as fit the bound are looked at.
+    /// Checks leaves that an earlier run has kept. As many as fit the bound are read.
     pub(crate) fn of_leaves(mut leaves: Vec<Run>, cancelled: &'a dyn Fn() -> bool) -> Self {
         leaves.truncate(SAMPLE_LEAVES_MAX);
         while leaves.len() > SAMPLE_LEAVES_MIN
@@ -111,8 +111,8 @@ impl<'a> ContentCheck<'a> {
         Ok(equal)
     }
 
-    /// Whether `end` still holds some of the data that was copied to it: then the rest may be bad, but it is ours. Without
-    /// digests nobody can tell, and its identity decides.
+    /// Returns whether `end` still holds some of the data that was copied to it: then the rest may be bad, but it is
+    /// ours. Without digests nobody can tell, and its identity decides.
     pub(crate) fn holds_some(&self, end: &OpenVolume, side: Side) -> bool {
         let digest = |leaf: &Run| match &leaf.content {
             Content::Leaves(digests) => digests.first().map(|&digest| (leaf.range, digest)),

@@ -47,7 +47,7 @@ pub(crate) fn copy(spec: &CopySpec, supervision: Supervision, resources: &Engine
 struct Copy<'a, 'b> {
     spec: &'a CopySpec,
     supervised: SupervisedCopy,
-    /// Whether a part of it is known to be durable by hearsay.
+    /// Whether a supervisor has claimed that a part of it is durable.
     claims: bool,
     resources: &'a EngineResources,
     control: &'a Arc<JobControl>,

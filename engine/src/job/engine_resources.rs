@@ -6,7 +6,7 @@ use crate::journal::JournalService;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What jobs need of their engine.
+/// Parts of the engine that its jobs use.
 #[derive(Debug)]
 pub(crate) struct EngineResources {
     pub workers: WorkerInboxes,

@@ -41,7 +41,7 @@ use std::time::Duration;
 /// A job as its handles see it.
 ///
 /// A job ends twice: when its report is there, and when it is _quiet_, which is later if a device did not answer. The
-/// job's thread sees to both. Where it does not come back from a call after a stop was asked for, whoever waits makes the
+/// job's thread does both. If it does not come back from a call after a stop was asked for, the waiting caller makes the
 /// report instead, once the limit has passed; the thread makes the job quiet whenever it returns.
 #[derive(Debug)]
 pub(crate) struct JobState {
@@ -73,7 +73,7 @@ impl JobState {
         }
     }
 
-    /// The report is there, unless somebody made one before.
+    /// Sets the report, unless there is one already.
     pub(crate) fn end(&self, report: Report) {
         let mut ending = lock(&self.ending);
         ending.is_quiet |= report.quiesced;
@@ -86,7 +86,7 @@ impl JobState {
         lock(&self.unanswered).push(pass);
     }
 
-    /// What was asked of a server last may still take effect, and nobody will know when it has: the job is never quiet.
+    /// Marks the job as never quiet: a request to a server may still take effect, and no answer will tell when.
     pub(crate) fn never_quiet(&self) {
         self.is_left_open.store(true, Relaxed);
     }
@@ -163,13 +163,13 @@ impl JobHandle {
         Self { state }
     }
 
-    /// Where it stands.
+    /// Returns the progress of the job.
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.state.control.progress()
     }
 
-    /// How its bytes travel, as in its report; `None` until that is chosen.
+    /// Returns how its bytes travel, as in its report; `None` until that is chosen.
     #[must_use]
     pub fn path(&self) -> Option<String> {
         self.state.control.path.get().cloned()
@@ -196,16 +196,17 @@ impl JobHandle {
         self.state.control.cancel(reason);
     }
 
-    /// What is durable on the destination: recorded in its journal, or flushed where there is none; what the job was
-    /// resumed from included. Never more than is so, and less where it would be many pieces: at most 256, the longest.
-    /// Empty until the job has begun to copy, and for a job that does not flush.
+    /// Returns the durable ranges of the destination: recorded in its journal, or flushed where there is none; what the
+    /// job was resumed from included. Never more than is so, and less where it would be many pieces: at most 256, the
+    /// longest. Empty until the job has begun to copy, and for a job that does not flush.
     #[must_use]
     pub fn durable_ranges(&self) -> RangeSet {
         self.state.control.durable()
     }
 
-    /// By what whoever goes on from [`JobHandle::durable_ranges`] without the job's journal knows its volumes again. Ask
-    /// for it before those: then it tells of nothing that they do not have. Small; says nothing before the job has begun.
+    /// Returns what identifies the job's volumes to a run that resumes from [`JobHandle::durable_ranges`] without its
+    /// journal. Ask for it before those: then it tells of nothing that they do not have. Small; says nothing before the
+    /// job has begun.
     #[must_use]
     pub fn evidence(&self) -> VolumeEvidence {
         self.state.control.evidence()
@@ -240,7 +241,7 @@ impl JobHandle {
         self.state.wait_until(Some(limit), |ending| ending.is_quiet).is_quiet
     }
 
-    /// Whether it is quiet or may still become so: `false` once a server was left without an answer.
+    /// Returns whether it is quiet or may still become so: `false` once a server was left without an answer.
     #[must_use]
     pub fn may_become_quiet(&self) -> bool {
         !self.state.is_left_open.load(Relaxed)

@@ -40,7 +40,7 @@ pub(crate) type WorkerInboxes = Arc<[Arc<WorkerInbox>]>;
 /// When and how what was written is made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecordingPolicy {
-    /// How often; what lands in between is held in memory.
+    /// Interval; what is written in between is held in memory.
     pub every: CheckpointEvery,
     /// Whether the destination is flushed before each record: then the record is a checkpoint.
     pub flush_each: bool,
@@ -68,7 +68,7 @@ enum PassPhase {
     Over,
 }
 
-/// What is on its way to being durable.
+/// Progress of the record that is being made.
 #[derive(Debug)]
 enum RecordStep {
     Idle,
@@ -96,7 +96,7 @@ pub(crate) struct PassController<L> {
     unflushed: RangeSet,
     /// Leaves of what is being appended, or appended and not covered by a flush yet.
     staged: DurableSample,
-    /// What is being appended.
+    /// Ranges that are being appended.
     appending: Vec<ByteRange>,
     last_record: Instant,
     stopping_since: Instant,
@@ -151,8 +151,8 @@ impl<L: Recorder> PassController<L> {
         }
     }
 
-    /// Whether every byte of the pass is settled and recorded, and nothing spoke against it at the end: a source that
-    /// has changed, a last flush that failed.
+    /// Returns whether every byte of the pass is settled and recorded, and nothing spoke against it at the end: a
+    /// source that has changed, a last flush that failed.
     pub(crate) fn is_complete(&self) -> bool {
         self.is_settled() && self.is_recorded() && !self.recording_over
     }
@@ -165,12 +165,12 @@ impl<L: Recorder> PassController<L> {
         self.recorded == self.pass.params.size
     }
 
-    /// Whether nothing of the pass is in flight. Only false at the end if a device did not answer.
+    /// Returns whether nothing of the pass is in flight. Only false at the end if a device did not answer.
     pub(crate) fn is_quiesced(&self) -> bool {
         self.quiesced
     }
 
-    /// From the first look at the stop to the last operation in flight.
+    /// Returns the time from the stop to the last operation in flight.
     pub(crate) fn drain_time(&self) -> Duration {
         self.drained_after
     }
@@ -180,7 +180,7 @@ impl<L: Recorder> PassController<L> {
         self.recorder
     }
 
-    /// Looks, acts, and says when to look again.
+    /// Looks at what has happened, acts, and returns when to look again.
     pub(crate) fn turn(&mut self, now: Instant) -> TurnOutcome {
         self.collect();
         self.advance_record(now);
@@ -215,7 +215,7 @@ impl<L: Recorder> PassController<L> {
     }
 
     fn halting(&mut self, now: Instant) {
-        // The seal changes the destination: it waits for the gate, but for nobody who has given up.
+        // The last record changes the destination: it waits for the gate, unless the job has given up.
         let waits = self.pass.is_gate_closed() && !self.pass.is_given_up();
         if self.pass.halted_workers() == self.workers.len() && matches!(self.record_step, RecordStep::Idle) && !waits {
             self.collect();
@@ -250,7 +250,7 @@ impl<L: Recorder> PassController<L> {
 
     fn give_up_if_late(&mut self, now: Instant) {
         if self.is_settled() && self.pass.control.cancelled().is_none() {
-            // Nothing but a flush is under way: it may take long, and nobody has asked for a stop yet.
+            // Nothing but a flush is in flight: it may take long, and no stop was asked for yet.
             self.stopping_since = now;
         }
         if now.saturating_sub(self.stopping_since) > DRAIN_LIMIT {

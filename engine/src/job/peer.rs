@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub(crate) struct Peer {
     pub hangs_up: bool,
-    /// How long it was waited for at the end.
+    /// Time waited for it at the end.
     pub waited: Mutex<Vec<Duration>>,
     pub generation: AtomicU64,
     /// Of one question after the other; then nothing is known.

@@ -19,7 +19,7 @@ use crate::volume::{KnownZero, Volume, VolumeKind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// A pass that nobody leads yet.
+/// A pass that has no controller yet.
 #[derive(Debug)]
 pub(crate) struct PreparedPass {
     pub pass: Arc<PassState>,
@@ -28,7 +28,7 @@ pub(crate) struct PreparedPass {
     done: u64,
 }
 
-/// What a copy starts from.
+/// Inputs of a copy.
 #[derive(Debug)]
 pub(crate) struct CopyInputs {
     pub source: Arc<dyn Volume>,
@@ -135,7 +135,7 @@ impl PreparedPass {
         }
     }
 
-    /// Hands the pass to the workers; the pass controller leads it from there.
+    /// Hands the pass to the workers and returns its controller.
     pub(crate) fn controlled<L: Recorder>(
         self,
         workers: &WorkerInboxes,
@@ -173,7 +173,7 @@ fn recording(spec: &CopySpec, may_lose: bool) -> RecordingPolicy {
     RecordingPolicy { every, flush_each: is_checkpoint || may_lose, flush_last: sync, may_lose }
 }
 
-/// How many of the workers take part: as many as get a connection to the servers of both sides. Makes these.
+/// Returns the number of workers that take part: as many as get a connection to the servers of both sides. Connects them.
 fn joining_workers(volumes: [&Arc<dyn Volume>; 2], cores: usize) -> usize {
     let exports = || volumes.iter().filter_map(|volume| volume.export());
     let allowed = exports().map(|export| export.workers_allowed(cores)).min().unwrap_or(cores);

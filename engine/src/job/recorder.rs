@@ -14,7 +14,7 @@ pub(crate) trait Recorder {
     /// The outcome of the append, once it is recorded durably.
     fn appended(&mut self) -> Option<Result<()>>;
 
-    /// What was recorded so far.
+    /// Returns a reader of what was recorded so far.
     ///
     /// # Errors
     /// As [`JournalReader::open`].

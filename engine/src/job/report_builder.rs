@@ -19,7 +19,7 @@ use nix::sys::time::TimeValLike;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What is filled in while a job runs, and becomes its report.
+/// Facts of a running job that become its report.
 pub(crate) struct ReportBuilder<'a> {
     resources: &'a EngineResources,
     job: &'a JobState,
@@ -76,7 +76,7 @@ impl<'a> ReportBuilder<'a> {
         self.name_path(route.to_string().replace("ring", self.ring()));
     }
 
-    /// What the ring is called in a path.
+    /// Returns the name of the ring in a path.
     pub(crate) fn ring(&self) -> &'static str {
         self.resources.ring()
     }
@@ -86,7 +86,7 @@ impl<'a> ReportBuilder<'a> {
         self.path = path;
     }
 
-    /// Leads a pass to its end; gives back its recorder, which is closed as a checkpoint if the pass did not complete.
+    /// Runs a pass to its end; returns its recorder, which is closed as a checkpoint if the pass did not complete.
     pub(crate) fn run_pass(
         &mut self,
         pass: &Arc<PassState>,
@@ -139,7 +139,7 @@ impl<'a> ReportBuilder<'a> {
         self.drained_after += clock() - since;
     }
 
-    /// The report. Everything of the job is over then.
+    /// Builds the report. Everything of the job is over then.
     pub(crate) fn close(mut self, outcome: Result<()>) -> Report {
         let drained = self.quiesced;
         self.stop();
@@ -181,7 +181,7 @@ impl<'a> ReportBuilder<'a> {
     }
 }
 
-/// How a pass that is over went: its first error, a stop that was asked for, or nothing if it is complete.
+/// Returns the outcome of a pass that is over: its first error, a stop that was asked for, or nothing if it is complete.
 pub(crate) fn outcome<L: Recorder>(pass: &PassState, controller: &PassController<L>) -> Result<()> {
     if !controller.is_quiesced() {
         return Err(Error::new(
@@ -200,7 +200,7 @@ pub(crate) fn outcome<L: Recorder>(pass: &PassState, controller: &PassController
 }
 
 /// A stop that was asked for is the reason for whatever failed after it; completion beats interruption; and a job
-/// that is not quiet is never called interrupted, as nobody may take its place.
+/// that is not quiet is never called interrupted, as no other run may take its place.
 pub(crate) fn final_status(
     outcome: Result<()>,
     quiesced: bool,
@@ -221,7 +221,7 @@ pub(crate) fn final_status(
     }
 }
 
-/// A stop that was asked for and is not one: nobody may take the place of this job.
+/// Replaces the error of a stop that did not stop everything: no other run may take the place of this job.
 fn not_stopped(error: Error) -> Error {
     if error.operation != Operation::Stop {
         return error;

@@ -35,19 +35,19 @@ pub(crate) struct PreparedCopy {
     pub destination: Arc<dyn Volume>,
     /// Whether this run created the destination.
     pub created: bool,
-    /// How the bytes travel.
+    /// Route of the bytes.
     pub route: Route,
     /// Block of the copy: the spec's, or the journal's where there is one, or chosen by the route.
     pub leaf_bytes: u32,
     /// Open, locked, with its header on stable storage.
     pub journal: JournalFile,
-    /// What an earlier run recorded.
+    /// Journal of an earlier run.
     pub earlier: Option<JournalReader>,
-    /// What earlier runs made durable. Never touched again.
+    /// Ranges that earlier runs made durable. Never touched again.
     pub durable: RangeSet,
     /// Whether some of that is only said to be so, and recorded without digests.
     pub claims: bool,
-    /// What needs no zeroing.
+    /// Ranges that need no zeroing.
     pub known_zero: KnownZero,
     /// Its bytes from the source's end to the next multiple of its alignment, so that the last block can be written whole
     /// and keeps them. Fewer than 64 KiB; empty for files, unless they are older copies.
@@ -387,7 +387,7 @@ pub(super) fn journal_place(spec: &CopySpec) -> JournalLocation<'_> {
     }
 }
 
-/// What changing the destination for the first time leads to.
+/// Facts that are known once the destination was changed for the first time.
 struct ChangedDestination {
     route: Route,
     known_zero: KnownZero,

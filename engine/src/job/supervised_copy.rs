@@ -14,7 +14,7 @@ use std::fmt::{self, Display};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 
-/// See the module's head. By default nobody is asked and nothing believed.
+/// See the module's head. By default no admission is asked for and no range claimed.
 #[derive(Default)]
 pub(crate) struct SupervisedCopy {
     pub access: VolumeAccess,
@@ -43,7 +43,7 @@ impl SupervisedCopy {
         Self { access, admission, durable: durable.unwrap_or_default(), evidence }
     }
 
-    /// Whether something is said to be durable without a journal that says so.
+    /// Returns whether something is said to be durable without a journal that says so.
     pub(crate) fn claims(&self) -> bool {
         !self.durable.is_empty()
     }
@@ -151,8 +151,8 @@ impl SupervisedCopy {
         Ok(())
     }
 
-    /// What is said to be durable of a copy of `size` bytes and `journal` does not know: whole leaves, which are recorded
-    /// there, as data of unknown digest.
+    /// Returns what is said to be durable of a copy of `size` bytes and is not in `journal`: whole leaves, which are
+    /// recorded there, as data of unknown digest.
     ///
     /// # Errors
     /// Of the journal.
@@ -177,7 +177,7 @@ fn of_leaf(leaf: &DurableLeaf) -> Run {
     Run { range: leaf.range, content }
 }
 
-/// Where nobody has kept a digest: the ends of the first, the last and the longest range.
+/// Ranges to compare where no digest was kept: the ends of the first, the last and the longest range.
 fn compared(durable: &RangeSet, size: u64) -> Vec<Run> {
     let durable = whole_leaves(durable, size, SAMPLE_READ_BYTES);
     let (first, last) = (durable.iter().next(), durable.iter().last());

@@ -18,7 +18,7 @@ use crate::extent::ByteRange;
 pub(crate) struct FileWrite {
     /// First byte in the file.
     pub offset: u64,
-    /// What goes there.
+    /// Bytes to write.
     pub bytes: Vec<u8>,
 }
 

@@ -132,7 +132,7 @@ impl JournalDisk {
     }
 }
 
-/// What was asked of a scripted disk.
+/// A call to a scripted disk.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {

@@ -89,7 +89,7 @@ pub(super) fn check_receipt(path: &Path, file: &File) -> Result<()> {
     }
 }
 
-/// What is written before it gets a name may be what a crash left of the same.
+/// Refuses a foreign file under the temporary name. What a crash left there of a journal may be replaced.
 ///
 /// # Errors
 /// `EExists`.

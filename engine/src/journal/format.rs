@@ -16,7 +16,7 @@ pub(crate) const MAGIC: [u8; 8] = *b"BHJOURNL";
 pub(crate) const SLOT_MAGIC: [u8; 8] = *b"BHCOMMIT";
 /// The only version that this program reads and writes.
 pub(crate) const FORMAT_VERSION: u32 = 2;
-/// What storage writes whole or not at all: lead and slots are one sector each.
+/// Bytes that storage writes as a whole or not at all: lead and slots are one sector each.
 pub(crate) const SECTOR_BYTES: usize = 512;
 /// Where the checksum of a lead or slot sector lies within it.
 pub(crate) const SEAL_OFFSET: usize = SECTOR_BYTES - 4;
@@ -49,7 +49,7 @@ impl Damage {
     }
 }
 
-/// What every run of a journal is checked against.
+/// The sizes that every run of a journal is checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     /// Bytes of the copy.
@@ -79,7 +79,7 @@ impl Geometry {
     }
 }
 
-/// What the lead sector says about the header.
+/// Length and checksum of the header, from the lead sector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeadSector {
     /// Bytes of the header.
@@ -126,7 +126,7 @@ impl LeadSector {
     }
 }
 
-/// How much of a journal counts: the newest of two slots that are written in turn.
+/// Committed length and state of a journal: the newest of two slots that are written in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CommitSlot {
     /// Grows by one with every slot written; its parity chooses the slot.

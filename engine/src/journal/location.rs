@@ -19,23 +19,23 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a held lock is waited for: a killed copy keeps it until its last request is through, some 100 ms.
+/// Longest wait for a held lock: a killed copy keeps it until its last request is done, some 100 ms.
 /// Tests have no such copies, only ones that keep it.
 const LOCK_GRACE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(1) };
-/// How often it is tried.
+/// Time between two tries.
 const LOCK_POLL: Duration = Duration::from_millis(5);
-/// How often a name may point to another file each time it was locked.
+/// Most times that a name may point to another file after it was locked.
 const REPLACED_MAX: usize = 16;
 /// For large temporary files: kept on a disk by convention.
 const DISK_DIRECTORY: &str = "/var/tmp";
 
-/// A journal that nobody else may lock meanwhile. Readers of it keep descriptors of their own, which do not prolong
+/// A locked journal. Readers of it keep descriptors of their own, which do not prolong
 /// the lock: it ends with this value.
 #[derive(Debug)]
 pub(super) struct LockedJournal(File);
 
 impl LockedJournal {
-    /// Locks `file`, which nobody else holds.
+    /// Locks `file`, which no other process holds.
     #[cfg(test)]
     pub(super) fn alone(file: File) -> Self {
         file.lock().expect("tests lock files of their own");

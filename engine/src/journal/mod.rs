@@ -45,7 +45,7 @@ use crate::volume::Identity;
 /// The digest of one leaf: XXH3-128 over its bytes.
 pub type LeafDigest = u128;
 
-/// What a journal says about its job, fixed when it is created.
+/// Facts about the job, fixed when the journal is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The volume that is read, as it was at the first start.
@@ -62,7 +62,7 @@ pub struct Header {
     pub started_ns: i64,
 }
 
-/// What a durable range holds.
+/// Content of a durable range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Zeros only. Costs the same for a hole of any length.
@@ -83,7 +83,7 @@ pub struct Run {
 }
 
 named! {
-    /// How far a journal got.
+    /// State of a journal.
     JournalState {
         /// A checkpoint.
         Unfinished => "unfinished",

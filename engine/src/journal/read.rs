@@ -92,7 +92,7 @@ impl JournalReader {
         Ok(reader)
     }
 
-    /// What the journal says about its job.
+    /// Returns what was recorded about the job when it started.
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
@@ -110,7 +110,7 @@ impl JournalReader {
         &self.durable
     }
 
-    /// How the job ended; `None` for a checkpoint.
+    /// Returns how the job ended; `None` for a checkpoint.
     #[must_use]
     pub fn finish(&self) -> Option<&Finish> {
         self.finish.as_ref()
@@ -144,7 +144,7 @@ impl JournalReader {
         Runs::new(self, &self.store, geometry, within, self.end)
     }
 
-    /// What the records say from byte `start` of the copy on, as far as an index reaches.
+    /// Indexes the records from byte `start` of the copy on, as far as an index reaches.
     fn index(&self, start: u64) -> Result<SpanIndex> {
         let mut index = SpanIndex::starting_at(start, self.spans_max);
         let (mut at, mut sequence) = (self.lead.records_start(), 0);
@@ -248,7 +248,7 @@ impl JournalReader {
         Ok(LoadedRecord::Whole(Record { at, head, payload }))
     }
 
-    /// Whether what lies between the last record and `end` can be what a power cut leaves of one record.
+    /// Returns whether what lies between the last record and `end` can be what a power cut leaves of one record.
     fn is_torn(&self, end: u64) -> Result<bool> {
         let length = end - self.end;
         if length > RECORD_BYTES_MAX as u64 {
@@ -377,7 +377,7 @@ impl Record {
     }
 }
 
-/// What stands where a record should.
+/// The bytes at the place of a record.
 enum LoadedRecord {
     Whole(Record),
     /// The file ends before the record does.

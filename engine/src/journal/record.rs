@@ -31,7 +31,7 @@ pub(crate) const LEAVES_PER_RUN_MAX: usize = (PAYLOAD_BYTES_MAX - RUN_HEAD_BYTES
 /// The longest record.
 pub(crate) const RECORD_BYTES_MAX: usize = RECORD_HEAD_BYTES + PAYLOAD_BYTES_MAX + RECORD_TAIL_BYTES;
 
-/// What a record holds.
+/// Kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RecordKind {
     /// Runs that became durable.
@@ -99,13 +99,13 @@ impl RecordHead {
 
 /// A whole record: head, payload, checksum of the payload.
 pub(crate) fn encode_record(kind: RecordKind, sequence: u64, runs: u32, payload: &[u8]) -> Vec<u8> {
-    assert!(payload.len() <= PAYLOAD_BYTES_MAX, "whoever fills a payload watches its bound");
+    assert!(payload.len() <= PAYLOAD_BYTES_MAX, "the caller keeps a payload within its bound");
     let payload_bytes = u32::try_from(payload.len()).expect("payloads are bounded");
     let head = RecordHead { kind, sequence, payload_bytes, runs }.encode();
     [&head[..], payload, &crc32c::crc32c(payload).to_le_bytes()].concat()
 }
 
-/// How a run's content is told in its head.
+/// Kind of a run's content, as its head encodes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ContentKind {
     Zeros,
@@ -150,7 +150,7 @@ impl RunHead {
         Ok(Self { range, kind, digest_bytes, crc })
     }
 
-    /// Whether the run's checksum is right. `run` is its head and digests.
+    /// Returns whether the run's checksum is right. `run` is its head and digests.
     pub(crate) fn seals(&self, run: &[u8]) -> bool {
         run_crc(&run[..RUN_HEAD_BYTES - 4], &run[RUN_HEAD_BYTES..]) == self.crc
     }
@@ -166,7 +166,7 @@ impl RunHead {
         Run { range: self.range, content }
     }
 
-    /// Whether it is one of zeros.
+    /// Returns whether it is one of zeros.
     pub(crate) fn is_zeros(&self) -> bool {
         self.kind == ContentKind::Zeros
     }
@@ -212,7 +212,7 @@ pub(crate) fn encode_run(run: &Run, payload: &mut Vec<u8>) {
 /// every run's head and its position in the payload.
 ///
 /// # Errors
-/// What is wrong. Runs before that one were already handed out.
+/// The damage. Runs before that one were already handed out.
 pub(crate) fn walk_runs(
     payload: &[u8],
     runs: u32,
@@ -257,8 +257,8 @@ pub(crate) fn decode_finish(payload: &[u8]) -> Option<Finish> {
     (reserved == 0 && fields.is_empty()).then_some(Finish { root, finished_ns })
 }
 
-/// Whether the bytes of an append that lie from `at` on in the file look as after a power cut: some sector of it, or
-/// its part of one, never reached the disk and reads as zeros.
+/// Returns whether the bytes of an append that lie from `at` on in the file look as after a power cut: some sector of
+/// it, or its part of one, never reached the disk and reads as zeros.
 pub(crate) fn is_torn(append: &[u8], at: u64) -> bool {
     let first = (SECTOR_BYTES as u64 - at % SECTOR_BYTES as u64) as usize;
     let (head, rest) = append.split_at(first.min(append.len()));

@@ -16,9 +16,9 @@ pub(super) struct Runs<'a> {
     spans: &'a dyn SpanLookup,
     store: &'a JournalBytes,
     geometry: Geometry,
-    /// What no span was taken of yet.
+    /// The range whose spans were not looked up yet.
     rest: ByteRange,
-    /// What is left of the span being read, and where its next run lies.
+    /// Rest of the span being read, and the position of its next run.
     current: Option<RunSpan>,
     window: ReadWindow,
 }

@@ -24,7 +24,7 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
-/// What becomes of a journal whose job is done.
+/// Destination of a journal whose job is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FinishedJournal<'a> {
     /// It is removed. It is not even finished: a crash just before leaves a checkpoint with nothing left to do.
@@ -269,14 +269,14 @@ impl JournalFile {
     }
 }
 
-/// What a journal file asks of its task.
+/// A command of a journal file to its task.
 enum JournalCommand {
     Append(Vec<Run>, AppendCallback),
     SyncedEnd(mpsc::Sender<u64>),
     End(JournalEnd, mpsc::Sender<Result<()>>),
 }
 
-/// Somebody who waits for an append. Hears of it in any case, even if the command is dropped.
+/// Callback of an append. It is called in any case, even if the command is dropped.
 struct AppendCallback(Option<Box<dyn FnOnce(Result<()>) + Send>>);
 
 impl AppendCallback {

@@ -6,7 +6,7 @@ use super::{Finish, Run};
 use crate::error::{Error, Operation, Result, Side};
 use std::io;
 
-/// How a task ends its file.
+/// How the file of a journal ends.
 pub(super) enum JournalEnd {
     /// As it is: it is going to be removed.
     Leave,

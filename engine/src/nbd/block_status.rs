@@ -31,7 +31,7 @@ pub(crate) struct BlockStatusCache {
     state: StatusState,
     /// Bytes asked for at a time.
     window: u64,
-    /// Whoever waits for the answer.
+    /// Thread that waits for the answer.
     asker: Option<Thread>,
 }
 
@@ -52,12 +52,12 @@ impl BlockStatusCache {
         Self { contexts, state: StatusState::Empty, window: STATUS_WINDOW_MIN, asker: None }
     }
 
-    /// Whether the server tells anything.
+    /// Returns whether the server tells anything.
     pub(crate) fn is_useful(&self) -> bool {
         self.contexts.allocation.is_some() || self.contexts.dirty.is_some()
     }
 
-    /// Whether another session tells the same things.
+    /// Returns whether another session tells the same things.
     pub(crate) fn fits(&self, other: MetaContexts) -> bool {
         (self.contexts.allocation.is_some(), self.contexts.dirty.is_some())
             == (other.allocation.is_some(), other.dirty.is_some())
@@ -72,7 +72,7 @@ impl BlockStatusCache {
             let taken = take(extents, within.end(), max);
             let reached = taken.last().map_or(start, |last| last.range.end());
             if extents.is_empty() && reached < within.end() {
-                // Asked for ahead: whoever looked will want it next.
+                // Asked for ahead: the planner will need it next.
                 self.want(ByteRange::new(reached, within.end()));
             }
             return Some(Ok(taken));
@@ -128,7 +128,7 @@ impl BlockStatusCache {
         }
     }
 
-    /// The server may have been started anew: what it has said and nobody has looked at is of the one before.
+    /// Forgets answers that were not looked at: the server may have been restarted, and they are from before.
     pub(crate) fn forget(&mut self) {
         if matches!(self.state, StatusState::Known(_)) {
             self.state = StatusState::Empty;
@@ -158,8 +158,8 @@ fn take(extents: &mut VecDeque<Extent>, end: u64, max: usize) -> Vec<Extent> {
     taken
 }
 
-/// What the contexts of one answer say together, as far as all of them reach. `allocation` is missing where the server
-/// was not asked for it, or did not answer it: then everything is data.
+/// Merges the contexts of one answer, as far as all of them reach. `allocation` is missing where the
+/// server was not asked for it, or did not answer it: then everything is data.
 pub(crate) fn merge(
     window: ByteRange,
     allocation: Option<StatusDescriptors>,

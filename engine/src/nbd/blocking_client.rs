@@ -35,7 +35,7 @@ impl<'a> BlockingClient<'a> {
         Self { session, side, name, limit, replies: Replies::new(session.style, session.contexts, 1), sound: true }
     }
 
-    /// Whether nothing is under way on the session, so that it can be used again.
+    /// Returns whether nothing is under way on the session, so that it can be used again.
     pub(crate) fn is_reusable(&self) -> bool {
         self.sound
     }
@@ -55,7 +55,7 @@ impl<'a> BlockingClient<'a> {
         Ok(bytes)
     }
 
-    /// What the server says of a range, from its start on.
+    /// Returns the block status of a range, from its start on.
     pub(crate) fn status(&mut self, range: ByteRange) -> Result<Vec<Extent>> {
         let expected = ExpectedReply::Status { offset: range.start(), len: range.len() };
         let request = (Command::BlockStatus, CommandFlags::NONE, range);

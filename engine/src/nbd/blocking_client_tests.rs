@@ -59,7 +59,7 @@ impl Connection {
 
 const WANTED: WantedExport<'static> = WantedExport { export: "", dirty_bitmap: None, allocation: true };
 
-/// What nbdkit's pattern holds: every eight bytes their offset.
+/// Returns what nbdkit's pattern holds: every eight bytes their offset.
 fn pattern(offset: u64, len: u64) -> Vec<u8> {
     (offset / 8..(offset + len) / 8).flat_map(|index| (index * 8).to_be_bytes()).collect()
 }

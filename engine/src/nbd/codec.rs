@@ -20,7 +20,7 @@ pub(super) const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 pub(super) const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 pub(super) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
-/// What a request asks for.
+/// Command of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Read = 0,
@@ -32,7 +32,7 @@ pub(crate) enum Command {
     BlockStatus = 7,
 }
 
-/// How it is asked for.
+/// Flags of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CommandFlags(pub u16);
 

@@ -30,7 +30,7 @@ const KEEPALIVE_COUNT: u32 = 3;
 /// unacknowledged for `user_timeout`; without one, as the system does.
 ///
 /// # Errors
-/// What the last address said, with the operating system's number where there is one.
+/// The error of the last address, with the operating system's number where there is one.
 pub(super) fn connect(
     address: &Address,
     user_timeout: Option<Duration>,

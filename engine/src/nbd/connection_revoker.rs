@@ -32,12 +32,12 @@ impl ConnectionRevoker {
         self.gate.as_ref()
     }
 
-    /// Whether what changes a destination may be submitted.
+    /// Returns whether what changes a destination may be submitted.
     pub(crate) fn is_open(&self) -> bool {
         self.gate.as_ref().is_none_or(|gate| gate.is_open())
     }
 
-    /// How long what a gated job has sent may stay unacknowledged by the peer's kernel, before the connection ends.
+    /// Returns how long the peer's kernel may leave bytes of a gated job unacknowledged, before the connection ends.
     pub(crate) fn user_timeout(&self) -> Option<Duration> {
         self.gate.as_ref().map(|_| GATED_USER_TIMEOUT)
     }
@@ -46,7 +46,7 @@ impl ConnectionRevoker {
         self.is_revoked.load(Acquire)
     }
 
-    /// Takes note of the socket of a new session.
+    /// Registers the socket of a new session.
     pub(crate) fn register(&self, socket: &Arc<OwnedFd>) {
         let mut sockets = lock(&self.sockets);
         sockets.retain(|socket| socket.strong_count() > 0);
@@ -63,7 +63,7 @@ impl ConnectionRevoker {
         sockets.drain(..).filter_map(|socket| socket.upgrade()).for_each(|socket| reset(&socket));
     }
 
-    /// What ends an export whose connections were cut.
+    /// Returns the error of an export whose connections were revoked.
     pub(crate) fn error(&self, side: Side, name: &str) -> Error {
         let message = format!("the connections to {name} were cut off: the right to use them has ended");
         Error::new(Code::Unreachable, side, Operation::Stop, message).maybe_applied()
@@ -103,7 +103,7 @@ mod tests {
         (Arc::new(OwnedFd::from(sender)), receiver, sent)
     }
 
-    /// What a peer gets, and how it ends.
+    /// Returns what a peer gets, and how it ends.
     fn received(mut receiver: TcpStream) -> (usize, Option<ErrorKind>) {
         let (mut got, mut buffer) = (0, vec![0; 65536]);
         loop {

@@ -6,10 +6,10 @@ use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// How long nobody looks whether it is cancelled.
+/// Longest time without a look at `cancelled`.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Until when somebody waits.
+/// Bounds a wait.
 #[derive(Clone, Copy)]
 pub(super) struct Deadline<'a> {
     deadline: Instant,
@@ -30,7 +30,7 @@ impl<'a> Deadline<'a> {
         Self { deadline: Instant::now() + left / parts, ..self }
     }
 
-    /// How long may be waited without looking again.
+    /// Returns how long to wait before looking again.
     ///
     /// # Errors
     /// `TimedOut` when nothing is left, or it is cancelled.

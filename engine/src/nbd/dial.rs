@@ -195,7 +195,7 @@ impl Dialer {
     }
 }
 
-/// What a server without a named export has to offer; its words and sizes where it gives them.
+/// Lists the exports of a server, with descriptions and sizes where it gives them.
 ///
 /// # Errors
 /// As dialing, `EPermission` also for servers that do not list; `EUnreachable` after 30 seconds.
@@ -205,7 +205,7 @@ pub fn list_exports(uri: &NbdUri) -> Result<Vec<ListedExport>> {
     listed().map_err(|failure| dialer.explain(failure))
 }
 
-/// How dialing fails, by stage.
+/// Failure to dial, by stage.
 enum DialError {
     Connect(io::Error),
     /// The server's words about why.
@@ -269,7 +269,7 @@ fn unreachable_peer(error: Error) -> Error {
     Error { code: Code::Unreachable, retryable: true, ..error }
 }
 
-/// Whether the server says by this that it knows who we are, or not, and wants nothing of us.
+/// Returns whether the server says by this that it knows who we are, or not, and wants nothing of us.
 fn is_distrust(alert: Alert) -> bool {
     matches!(
         alert,

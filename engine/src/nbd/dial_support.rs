@@ -97,7 +97,7 @@ pub(super) fn certificates(directory: &Path) -> Result<PathBuf, String> {
     Ok(directory.to_owned())
 }
 
-/// What a client needs to trust the servers of `certificates`, without an identity of its own.
+/// Returns what a client needs to trust the servers of `certificates`, without an identity of its own.
 pub(super) fn authority_only(certificates: &Path, directory: &Path) -> PathBuf {
     fs::create_dir_all(directory).unwrap();
     fs::copy(certificates.join("ca-cert.pem"), directory.join("ca-cert.pem")).unwrap();

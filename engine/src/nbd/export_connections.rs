@@ -45,7 +45,7 @@ pub struct ExportConnections {
     over: AtomicBool,
     /// Whether the server zeroes faster than it writes, as far as is known.
     zeroes_fast: AtomicBool,
-    /// Whether somebody has asked for block status.
+    /// Whether block status was asked for.
     has_question: AtomicBool,
     state: Mutex<PoolState>,
 }
@@ -61,14 +61,14 @@ struct PoolState {
     spare: usize,
     /// Whether the dialer's thread runs.
     dialing: bool,
-    /// The job is over: nobody waits for sessions any more.
+    /// The job is over and waits for no session.
     closed: bool,
     /// When the first session was lost since the last answer.
     lost_since: Option<Instant>,
     /// Losses since the last answer.
     losses: u32,
     failure: Option<Error>,
-    /// From then on no request of a connection that was given up can land any more.
+    /// From this time on no request of a connection that was given up can take effect any more.
     quiet_at: Instant,
     block_status: BlockStatusCache,
 }
@@ -129,7 +129,7 @@ impl ExportConnections {
         &self.facts
     }
 
-    /// The canonical URI.
+    /// Returns the canonical URI.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -146,7 +146,7 @@ impl ExportConnections {
         self.generation.load(Acquire)
     }
 
-    /// Whether block status is there to be asked for.
+    /// Returns whether block status is there to be asked for.
     pub(crate) fn tells_extents(&self) -> bool {
         lock(&self.state).block_status.is_useful()
     }
@@ -190,7 +190,7 @@ impl ExportConnections {
         }
     }
 
-    /// How many workers may serve the export: what the flags and the caller's terms allow.
+    /// Returns the number of workers that may serve the export, by its flags and the caller's terms.
     pub(crate) fn workers_allowed(&self, workers: usize) -> usize {
         let wanted = self.terms.connections.unwrap_or(CONNECTIONS_MAX).min(workers).max(1);
         if self.facts.flags.can_multi_conn() { wanted } else { 1 }
@@ -240,12 +240,12 @@ impl ExportConnections {
         }
     }
 
-    /// A channel leads over the export: only workers use its sessions.
+    /// Registers a channel to the export: from now on only workers use its sessions.
     pub(crate) fn add_channel(&self) {
         self.served.fetch_add(1, AcqRel);
     }
 
-    /// It does no longer.
+    /// Unregisters a channel.
     pub(crate) fn remove_channel(&self) {
         self.served.fetch_sub(1, AcqRel);
     }
@@ -292,7 +292,7 @@ impl ExportConnections {
         taken
     }
 
-    /// The same, if nobody needs it more.
+    /// As [`ExportConnections::take_session`], unless other workers wait for one.
     pub(crate) fn take_spare_session(&self) -> Option<(u64, Session)> {
         let mut state = lock(&self.state);
         let needed = state.waiting + state.reserved;
@@ -300,7 +300,7 @@ impl ExportConnections {
         if idle.len() > needed { idle.pop() } else { None }
     }
 
-    /// Waits no longer.
+    /// Stops waiting for a session.
     pub(crate) fn stop_waiting(&self, waiting: &mut bool) {
         if std::mem::take(waiting) {
             lock(&self.state).waiting -= 1;
@@ -324,7 +324,7 @@ impl ExportConnections {
         }
     }
 
-    /// Sessions of the present generation that nobody uses; the others are closed.
+    /// Returns the idle sessions of the present generation; the others are closed.
     fn idle<'a>(&self, state: &'a mut PoolState) -> &'a mut Vec<(u64, Session)> {
         let generation = self.generation();
         state.idle.retain(|(of, _)| *of == generation);
@@ -350,7 +350,7 @@ impl ExportConnections {
         }
     }
 
-    /// The server has answered on the present generation: it is there.
+    /// Notes that the server has answered on the present generation.
     pub(crate) fn note_answer(&self) {
         let mut state = lock(&self.state);
         (state.lost_since, state.losses) = (None, 0);
@@ -368,7 +368,7 @@ impl ExportConnections {
         self.over.store(true, Release);
     }
 
-    /// What has ended the export.
+    /// Returns the error that has ended the export.
     pub(crate) fn failure(&self) -> Option<Error> {
         match self.over.load(Acquire) {
             true => lock(&self.state).failure.clone(),
@@ -376,17 +376,17 @@ impl ExportConnections {
         }
     }
 
-    /// Whether the job's owner has cut its connections: what was sent and not answered may still land.
+    /// Returns whether the job's owner has cut its connections: what was sent and not answered may still land.
     pub(crate) fn is_revoked(&self) -> bool {
         self.revoker.is_revoked()
     }
 
-    /// Whether what changes the export waits for a gate.
+    /// Returns whether what changes the export waits for a gate.
     pub(crate) fn is_gated(&self) -> bool {
         self.side == Side::Destination && self.revoker.gate().is_some()
     }
 
-    /// Whether nothing that changes the export may be sent now.
+    /// Returns whether nothing that changes the export may be sent now.
     pub(crate) fn is_gate_closed(&self) -> bool {
         self.side == Side::Destination && !self.revoker.is_open()
     }
@@ -395,7 +395,7 @@ impl ExportConnections {
         self.over.load(Acquire) || self.revoker.is_revoked()
     }
 
-    /// Whether somebody waits for block status.
+    /// Returns whether somebody waits for block status.
     pub(crate) fn has_question(&self) -> bool {
         self.has_question.load(Relaxed)
     }
@@ -453,7 +453,7 @@ impl ExportConnections {
         }
     }
 
-    /// What to dial next; `None` ends the thread. It has been making sessions, or trying to, since then.
+    /// Returns the next dial; `None` ends the thread. `since` is when the last session was made.
     fn next_dial(&self, failures: u32, since: Instant) -> Option<DialTask> {
         let mut state = lock(&self.state);
         let is_wanted = state.waiting > self.idle(&mut state).len();
@@ -583,11 +583,11 @@ impl Drop for ExportConnections {
     }
 }
 
-/// What the dialer has to do.
+/// Next dial of the dialer's thread.
 enum DialTask {
     /// A session that a worker waits for: after a pause, and until a deadline.
     Wanted { pause: Duration, deadline: Instant },
-    /// One that would be of use.
+    /// A spare session.
     Spare,
 }
 

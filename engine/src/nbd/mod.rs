@@ -45,7 +45,7 @@ pub use uri::NbdUri;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// How a server frames its replies.
+/// Framing of a server's replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReplyStyle {
     /// 16 bytes, then the payload of a read.
@@ -91,17 +91,17 @@ impl ExportFlags {
     }
 }
 
-/// What a server says of an export. The same for every connection, or something has happened to it.
+/// Facts about an export, from its server. If they differ between two connections, the export has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ExportFacts {
     /// Bytes of the export.
     pub size_bytes: u64,
-    /// What it can do.
+    /// Capabilities.
     pub flags: ExportFlags,
     /// Requests start and end at multiples of this: a power of two from 1 to 64 KiB. 1 where the server does not say
     /// (Linux servers take any byte).
     pub min_block_bytes: u32,
-    /// What the server likes best: a power of two of at least 512. 4096 where it does not say.
+    /// Block that the server prefers: a power of two of at least 512. 4096 where it does not say.
     pub preferred_block_bytes: u32,
     /// Bytes of payload of one read or write at most: at least `min_block_bytes`. 32 MiB where it does not say.
     pub max_payload_bytes: u32,

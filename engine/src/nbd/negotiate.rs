@@ -70,7 +70,7 @@ const INFO_BLOCK_SIZE: u16 = 3;
 const ALLOCATION: &str = "base:allocation";
 const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 
-/// What is wanted of an export.
+/// Export and contexts that a client asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WantedExport<'a> {
     /// Its name; empty for the default one.
@@ -81,7 +81,7 @@ pub(crate) struct WantedExport<'a> {
     pub allocation: bool,
 }
 
-/// What came of it: the stream is in its transmission phase.
+/// Result of a handshake: the stream is in its transmission phase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Negotiated {
     pub facts: ExportFacts,
@@ -110,7 +110,7 @@ impl From<io::Error> for NegotiationError {
     }
 }
 
-/// What a server starts with.
+/// First message of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Greeting {
     /// Handshake flags: bit 0 fixed newstyle, bit 1 no zeroes.
@@ -120,7 +120,7 @@ pub(crate) struct Greeting {
 /// An export as a server lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedExport {
-    /// What it is asked for by.
+    /// Name by which it is asked for.
     pub name: String,
     /// The server's words about it.
     pub description: Option<String>,
@@ -274,7 +274,7 @@ fn meta_contexts<S: Read + Write>(stream: &mut S, wanted: &WantedExport<'_>) -> 
     Ok(contexts)
 }
 
-/// What replies of the kind INFO have said.
+/// Facts from replies of the kind INFO.
 #[derive(Debug, Default)]
 struct InfoReplies {
     export: Option<(u64, ExportFlags)>,

@@ -115,7 +115,7 @@ impl Scripted {
         Self { says: Cursor::new(says.concat()), hears: Vec::new() }
     }
 
-    /// What it has said that nobody has read.
+    /// Returns its output that nobody has read.
     fn unread(&self) -> &[u8] {
         &self.says.get_ref()[self.says.position() as usize..]
     }
@@ -167,7 +167,7 @@ fn sizes(min: u32, preferred: u32, max: u32) -> Vec<u8> {
     reply(GO, 3, &[&[0, 3][..], &[min, preferred, max].map(u32::to_be_bytes).concat()].concat())
 }
 
-/// What is said against a server that negotiates extended headers and contexts, and then says this.
+/// Returns what is said against a server that negotiates extended headers and contexts, and then says this.
 fn violation(says: &[&[u8]]) -> String {
     let wanted = WantedExport { dirty_bitmap: Some("sunday"), ..ALLOCATION };
     match go(&mut Scripted::new(&[&[&ack(EXTENDED_HEADERS)[..]], says].concat()), &wanted) {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// The name in the certificate of a server behind a unix socket, unless `tls-hostname` says otherwise.
 const LOCAL_NAME: &str = "localhost";
 
-/// How connections to one server are protected.
+/// TLS settings of the connections to one server.
 pub(super) struct TlsConfig {
     config: Arc<ClientConfig>,
     /// Whom the server's certificate must name.
@@ -85,7 +85,7 @@ impl TlsConfig {
     }
 }
 
-/// Where certificates come from.
+/// Source of the certificates.
 struct CertificateFiles<'a> {
     directory: Option<&'a Path>,
     side: Side,

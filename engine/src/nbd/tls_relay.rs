@@ -58,7 +58,7 @@ struct TlsRelay {
     has_shut_down: bool,
 }
 
-/// How it ends.
+/// Cause of the end.
 enum RelayEnd {
     /// The server is done, and everything it said has been passed on.
     PeerDone,
@@ -66,7 +66,7 @@ enum RelayEnd {
     Abandoned,
 }
 
-/// What can go on.
+/// Directions that can proceed.
 struct ReadyEnds {
     abandoned: bool,
     inner_in: bool,

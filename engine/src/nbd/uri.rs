@@ -35,7 +35,7 @@ pub struct NbdUri {
     pub(crate) tls: Option<TlsOptions>,
 }
 
-/// Where the server listens.
+/// Address of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Address {
     /// A name in lower case or an address without brackets.
@@ -44,7 +44,7 @@ pub(crate) enum Address {
     Unix(PathBuf),
 }
 
-/// How the two sides prove who they are.
+/// Settings of TLS: how the two sides prove who they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TlsOptions {
     /// A directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`. `None`: the system's roots, and no
@@ -63,7 +63,7 @@ impl Default for TlsOptions {
 }
 
 impl NbdUri {
-    /// Whether `text` is meant to be parsed here: it starts with `nbd` or `nbds`, maybe a transport, and `://`.
+    /// Returns whether `text` is meant to be parsed here: it starts with `nbd` or `nbds`, maybe a transport, and `://`.
     pub(crate) fn recognises(text: &str) -> bool {
         let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
         let family = scheme.split_once('+').map_or(&*scheme, |(family, _)| family);
@@ -79,7 +79,7 @@ impl NbdUri {
         parts(text).map_err(|error| Error { message: format!("{text}: {}", error.message), ..error })
     }
 
-    /// Whether an export is named. Where none is, a server may have a default one, or a list of them.
+    /// Returns whether an export is named. Where none is, a server may have a default one, or a list of them.
     #[must_use]
     pub fn names_export(&self) -> bool {
         !self.export.is_empty()
@@ -199,7 +199,7 @@ fn unix(authority: &str, socket: Option<&Path>) -> Result<Address> {
     }
 }
 
-/// What may follow the question mark, each at most once.
+/// Parameters behind the question mark, each at most once.
 #[derive(Default)]
 struct Parameters {
     socket: Option<PathBuf>,
@@ -247,7 +247,7 @@ impl Parameters {
         }
     }
 
-    /// How to use TLS, if at all. Terms that would silently have no effect are refused.
+    /// Returns how to use TLS, if at all. Terms that would silently have no effect are refused.
     fn terms(self, secure: bool) -> Result<Option<TlsOptions>> {
         let Self { socket: _, certificates, hostname, verify_peer, tls_type } = self;
         if secure {

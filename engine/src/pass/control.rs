@@ -44,7 +44,7 @@ pub(crate) struct Counters {
     pub rate: AtomicU64,
 }
 
-/// What steers a job from outside, and what it shows.
+/// Controls of a job, and the counters that it shows.
 #[derive(Debug)]
 pub(crate) struct JobControl {
     /// 0, or one more than the position of the first reason in [`Reason::ALL`].
@@ -62,16 +62,16 @@ pub(crate) struct JobControl {
     long_path: AtomicBool,
     in_flight: AtomicU64,
     in_flight_max: AtomicU64,
-    /// How the bytes travel, once the probes have chosen.
+    /// Path of the bytes, once the probes have chosen it.
     pub path: OnceLock<String>,
     /// The journal that a later run can go on from, once there is one.
     pub journal: OnceLock<String>,
     /// Where data was written last, plus one; 0: nowhere yet.
     sample: AtomicU64,
-    /// What [`JobControl::progress`] has said, which never falls.
+    /// Highest values that [`JobControl::progress`] has returned.
     shown_issued: AtomicU64,
     shown_written: AtomicU64,
-    /// How long the last requests to servers took, in us, and how many there were: for whoever keeps that low.
+    /// Latencies of the last requests to servers, in us, and their number: the protection keeps them low.
     requests: [AtomicU32; REQUESTS_KEPT],
     requests_made: AtomicUsize,
     /// The shortest time that a block took lately, in us; `u32::MAX`: none was written.
@@ -79,7 +79,7 @@ pub(crate) struct JobControl {
     moved: AtomicU64,
     /// Holds the gate and the connections to servers.
     revoker: Arc<ConnectionRevoker>,
-    /// What is durable on the destination.
+    /// Durable ranges of the destination.
     durable: Mutex<RangeSet>,
     /// A few leaves of that.
     sampled: Mutex<DurableSample>,
@@ -147,7 +147,7 @@ impl JobControl {
         ranges.into_iter().for_each(|range| durable.insert(range));
     }
 
-    /// What is durable, as at most [`DURABLE_RUNS_MAX`] runs.
+    /// Returns the durable ranges, as at most [`DURABLE_RUNS_MAX`] runs.
     pub(crate) fn durable(&self) -> RangeSet {
         lock(&self.durable).longest(DURABLE_RUNS_MAX)
     }
@@ -157,7 +157,7 @@ impl JobControl {
         lock(&self.sampled).absorb(sample);
     }
 
-    /// What the source is.
+    /// Sets the identity of the source.
     pub(crate) fn set_source_identity(&self, source: String) {
         let _ = self.source.set(source);
     }
@@ -227,7 +227,7 @@ impl JobControl {
         self.long_path.store(is_long, Relaxed);
     }
 
-    /// Whether spare connections are of use. On a short path they would only keep a server from working in order.
+    /// Returns whether spare connections are of use. On a short path they would only keep a server from working in order.
     pub(crate) fn is_long_path(&self) -> bool {
         self.long_path.load(Relaxed)
     }
@@ -295,13 +295,13 @@ impl JobControl {
         self.counters.issued.fetch_sub(bytes, Release);
     }
 
-    /// A server has answered a request.
+    /// Notes the latency of an answered request.
     pub(crate) fn note_request(&self, took: Duration) {
         let at = self.requests_made.fetch_add(1, Relaxed) % REQUESTS_KEPT;
         self.requests[at].store(u32::try_from(took.as_micros()).unwrap_or(u32::MAX), Relaxed);
     }
 
-    /// What the last requests took, of those that came after the first `seen`, and how many there were in all.
+    /// Returns the latencies of the last requests after the first `seen`, and the number of requests in all.
     pub(crate) fn requests_after(&self, seen: usize) -> (usize, impl Iterator<Item = Duration>) {
         let made = self.requests_made.load(Relaxed);
         let first = seen.max(made.saturating_sub(REQUESTS_KEPT));
@@ -315,7 +315,7 @@ impl JobControl {
         self.counters.acknowledged.fetch_add(bytes, Release);
     }
 
-    /// Where the job stands.
+    /// Returns the progress of the job.
     pub(crate) fn progress(&self) -> Progress {
         let counters = &self.counters;
         let (durable, verified) = (counters.durable.load(Acquire), counters.verified.load(Acquire));
@@ -328,7 +328,7 @@ impl JobControl {
         Progress { planned, issued, written, durable, verified, rate_bytes_per_second: rate, eta_seconds }
     }
 
-    /// What was done with the bytes.
+    /// Returns the bytes by what was done with them.
     pub(crate) fn bytes(&self) -> Bytes {
         let counters = &self.counters;
         let of = |counter: &AtomicU64| counter.load(Acquire);

@@ -32,7 +32,7 @@ impl Default for DurableSample {
 }
 
 impl DurableSample {
-    /// What was recorded in a run of leaves of `leaf_bytes`.
+    /// Adds a recorded run of leaves of `leaf_bytes`.
     pub(crate) fn add_run(&mut self, run: &Run, leaf_bytes: u64) {
         let range = |index: u64| {
             let start = run.range.start() + index * leaf_bytes;
@@ -73,7 +73,7 @@ impl DurableSample {
         }
     }
 
-    /// What `other` has seen is as durable as this.
+    /// Adds the leaves of `other`, which are as durable as these.
     pub(crate) fn absorb(&mut self, other: &Self) {
         self.zeros = other.zeros.or(self.zeros);
         let placed = [other.first, other.last].into_iter().flatten();

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-/// What is steered for, as a part of the target.
+/// Set point, as a part of the target.
 const SETPOINT: f64 = 0.9;
 /// The largest cut on a breach.
 const CUT: f64 = 0.7;
@@ -17,7 +17,7 @@ const CUT: f64 = 0.7;
 const GAIN: f64 = 2.0;
 /// The same near the window of the last breach.
 const GAIN_NEAR: f64 = 0.2;
-/// What is near: from this part of that window on.
+/// Start of the near range, as a part of that window.
 const NEAR: f64 = 0.8;
 /// Slow start ends when the latency reaches this part of the target.
 const SLOW_START_UNTIL: f64 = 0.5;

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 /// Windows per path. Below one it would never be full, far above it everything only waits longer.
 const GAIN: u64 = 2;
-/// Floors to begin with: the first blocks wait for nobody, whatever the window.
+/// Floors to begin with: the first blocks wait for no other, whatever the window.
 const FLOORS_AT_FIRST: u64 = 4;
 /// Between two looks for the base, in ticks: ten seconds.
 const PROBE_EVERY: u32 = 500;
-/// How long one takes, in ticks: two per cent of a long path's rate for a moment, nothing on average.
+/// Length of a probe in ticks: two per cent of a long path's rate for a moment, nothing on average.
 const PROBE_TICKS: u32 = 2;
 
 /// From this base on a path is long: further than any disk.
@@ -43,8 +43,8 @@ impl ServerWindow {
         self.bytes
     }
 
-    /// Whether a block takes so long, waiting for nobody, that a server is kept waiting as well: many requests have to be
-    /// under way, more than servers take over one connection.
+    /// Returns whether a block takes so long, waiting for nobody, that a server is kept waiting as well: many requests
+    /// have to be under way, more than servers take over one connection.
     pub(crate) fn is_long(&self) -> bool {
         self.base.is_some_and(|base| base >= LONG)
     }

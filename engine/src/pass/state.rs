@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 /// Ranges listed when volumes differ.
 const DIFFERENCES_MAX: usize = 100;
 
-/// What becomes of zeros in data, on a destination that is known to hold them already.
+/// Treatment of zeros found in data, on a destination that is known to hold them already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DetectedZeros {
     /// Nothing.
@@ -35,7 +35,7 @@ pub(crate) enum DetectedZeros {
     Write,
 }
 
-/// What a core does with a segment.
+/// Kind of work on a segment.
 #[derive(Debug)]
 pub(crate) enum Work {
     /// Read `read`, write what is not zero.
@@ -60,7 +60,7 @@ pub(crate) struct Segment {
     pub work: Work,
 }
 
-/// What a leaf turned out to hold when it was written.
+/// Content of a leaf, known when it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeafContent {
     Zeros,
@@ -78,7 +78,7 @@ pub(crate) struct WrittenRange {
     pub generation: Option<u64>,
 }
 
-/// What stays the same for a whole pass.
+/// Parameters of a pass.
 #[derive(Debug)]
 pub(crate) struct PassParams {
     pub size: u64,
@@ -90,7 +90,7 @@ pub(crate) struct PassParams {
     pub known_zero: bool,
     /// How the destination is zeroed, unless it can't.
     pub zero_mode: ZeroMode,
-    /// What lies behind the end of the copy up to the destination's alignment. Shorter than that: zeros follow.
+    /// Bytes behind the end of the copy up to the destination's alignment. Shorter than that: zeros follow.
     pub tail: Vec<u8>,
     /// Bytes that may be issued and not yet recorded.
     pub unrecorded_max: u64,
@@ -102,7 +102,7 @@ pub(crate) struct PassParams {
     pub low_water: usize,
 }
 
-/// How the destination is zeroed: the ladder that EOPNOTSUPP leads down.
+/// Method of zeroing the destination. `EOPNOTSUPP` leads to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ZeroMethod {
     Request(ZeroMode),
@@ -199,7 +199,7 @@ impl PassState {
         self.flush.fetch_add(1, Release);
     }
 
-    /// How the flush that was asked for went, once all have answered.
+    /// Returns the result of the flush that was asked for, once all workers have answered.
     pub(crate) fn take_flushed(&self) -> Option<Result<()>> {
         let (missing, result) = &*lock(&self.flushed);
         (*missing == 0).then(|| result.clone())
@@ -249,27 +249,28 @@ impl PassState {
 
     // What workers do.
 
-    /// Whether no further block may be issued. Looked at before every block.
+    /// Returns whether no further block may be issued. Looked at before every block.
     pub(crate) fn is_halting(&self) -> bool {
         self.halt.load(Acquire) || self.failed.load(Acquire) || self.control.cancelled().is_some()
     }
 
-    /// Whether the pass will not be completed: nothing that is in flight is worth waiting for longer than it takes.
+    /// Returns whether the pass will not be completed: nothing that is in flight is worth waiting for longer than it takes.
     pub(crate) fn is_given_up(&self) -> bool {
         self.failed.load(Acquire) || self.control.cancelled().is_some() || self.is_release_asked()
     }
 
-    /// Whether nothing that changes the destination may be submitted now. Looked at immediately before that is done.
+    /// Returns whether nothing that changes the destination may be submitted now. Looked at immediately before that is
+    /// done.
     pub(crate) fn is_gate_closed(&self) -> bool {
         self.gate.as_ref().is_some_and(|gate| !gate.is_open())
     }
 
-    /// Whether one more worker takes part. The others only acknowledge.
+    /// Returns whether one more worker takes part. The others only acknowledge.
     pub(crate) fn join(&self) -> bool {
         self.places_left.fetch_update(AcqRel, Acquire, |left| left.checked_sub(1)).is_ok()
     }
 
-    /// Whether the pass controller has seen why and asks for the acknowledgement.
+    /// Returns whether the pass controller has seen why and asks for the acknowledgement.
     pub(crate) fn is_halt_asked(&self) -> bool {
         self.halt.load(Acquire)
     }
@@ -326,7 +327,7 @@ impl PassState {
         }
     }
 
-    /// Whether a worker that has looked at `seen` flushes is to make the next one.
+    /// Returns whether a worker that has looked at `seen` flushes is to make the next one.
     pub(crate) fn take_flush(&self, seen: &mut u64) -> bool {
         let asked = self.flush.load(Acquire);
         let is_new = std::mem::replace(seen, asked) != asked;
@@ -343,7 +344,7 @@ impl PassState {
         self.control.notify();
     }
 
-    /// How to zero now.
+    /// Returns the method of zeroing to use now.
     pub(crate) fn zero_method(&self) -> ZeroMethod {
         match (self.zeroing.load(Relaxed), self.params.zero_mode) {
             (0, mode) => ZeroMethod::Request(mode),
@@ -364,8 +365,8 @@ impl PassState {
         self.control.notify();
     }
 
-    /// How the release is acknowledged, by a call of what is given back once the pass has been let go of: whoever waits
-    /// for all releases relies on it that nobody else holds the files, and their locks.
+    /// Returns the acknowledgement of the release, to be called once the pass was dropped: whoever waits
+    /// for all releases relies on it that the files, and their locks, have no other holder.
     pub(crate) fn release(&self, latency: &Latency) -> impl FnOnce() + use<> {
         lock(&self.latency).merge(latency);
         let (released, control) = (Arc::clone(&self.released), Arc::clone(&self.control));

@@ -7,10 +7,10 @@ use crate::journal::{Content, Run};
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(crate) struct WrittenBatch {
-    /// By workers.
+    /// Written by workers.
     pub moved: Vec<WrittenRange>,
     pub moved_bytes: u64,
-    /// Without them.
+    /// Settled without workers.
     pub settled: Vec<WrittenRange>,
     /// Whether the destination is flushed before it is recorded.
     pub flushed: bool,

@@ -52,7 +52,7 @@ impl DataMap {
         Self { mask, granule, len }.without_short_zero_runs()
     }
 
-    /// Whether the block holds zeros only.
+    /// Returns whether the block holds zeros only.
     pub(crate) fn is_zero(self) -> bool {
         self.mask == 0
     }
@@ -103,7 +103,7 @@ pub(crate) fn leaf_digest(bytes: &[u8]) -> LeafDigest {
     XxHash3_128::oneshot(bytes)
 }
 
-/// Whether every byte is zero. Leaves at the first 256 bytes that hold anything.
+/// Returns whether every byte is zero. Leaves at the first 256 bytes that hold anything.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (folds, rest) = bytes.as_chunks::<FOLD_BYTES>();
     folds.iter().all(|fold| fold.as_chunks::<16>().0.iter().fold(0, |any, word| any | u128::from_ne_bytes(*word)) == 0)

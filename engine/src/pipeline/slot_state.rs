@@ -43,7 +43,7 @@ impl SpanTransfer {
         Self { need, done: 0, align, retries: 0 }
     }
 
-    /// What to ask for next: the rest, aligned outwards. The block has room for it, as its length is aligned.
+    /// Returns the next request: the rest, aligned outwards. The block has room for it, as its length is aligned.
     fn request(self) -> BlockSpan {
         let start = (self.need.start + self.done) / self.align * self.align;
         BlockSpan { start, len: self.need.end().next_multiple_of(self.align) - start }
@@ -75,7 +75,7 @@ impl SpanTransfer {
     }
 }
 
-/// What a slot is doing.
+/// State of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SlotState {
     /// Free.
@@ -88,7 +88,7 @@ pub(crate) enum SlotState {
     Writing { map: DataMap, transit: SpanTransfer },
 }
 
-/// What happened.
+/// Event for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SlotEvent {
     /// The operation in flight was answered.
@@ -99,7 +99,7 @@ pub(crate) enum SlotEvent {
     Expected { need: BlockSpan, align: u32 },
 }
 
-/// What to do next.
+/// Action that follows on an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SlotAction {
     /// Queue a read.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
-/// What a worker does next for a pass.
+/// Next step of a worker for a pass.
 #[derive(Debug)]
 pub(crate) enum NextStep {
     /// Start this block.
@@ -51,7 +51,7 @@ pub(crate) struct ZeroTask {
     pub generation: Option<u64>,
 }
 
-/// What is done with a block.
+/// Kind of work on a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlockKind {
     Copy(DetectedZeros),
@@ -152,14 +152,14 @@ impl WorkerPass {
         }
     }
 
-    /// What to do next. Room in the windows is taken for a block that is returned.
+    /// Returns the next step. Room in the windows is taken for a block that is returned.
     pub(crate) fn next(&mut self, now: Instant) -> NextStep {
         let next = self.decide(now);
         self.busy = matches!(next, NextStep::Block(_) | NextStep::Zero(_));
         next
     }
 
-    /// Whether it may have something to do.
+    /// Returns whether it may have something to do.
     pub(crate) fn may_start(&self) -> bool {
         self.takes_part && !self.state.is_halting() && !self.state.control.is_paused() && !self.state.is_gate_closed()
     }
@@ -288,7 +288,7 @@ impl WorkerPass {
         open.zeros.insert(task.range);
     }
 
-    /// Whether this worker is to flush the destination.
+    /// Returns whether this worker is to flush the destination.
     pub(crate) fn take_flush(&mut self) -> bool {
         self.takes_part && self.state.take_flush(&mut self.flushes_seen)
     }
@@ -316,7 +316,7 @@ impl WorkerPass {
         }
     }
 
-    /// Whether the pass is to be released, and can be.
+    /// Returns whether the pass is to be released, and can be.
     pub(crate) fn may_release(&self) -> bool {
         self.halted && self.in_flight == 0 && self.state.is_release_asked() && self.connections.are_idle()
     }
@@ -329,12 +329,13 @@ impl WorkerPass {
         acknowledge();
     }
 
-    /// Whether the job has ended without waiting for what is in flight here. To be asked after releases were looked at.
+    /// Returns whether the job has ended without waiting for what is in flight here. To be asked after releases were
+    /// looked at.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.state.is_release_asked()
     }
 
-    /// Whether it had something to do when it was last asked, and so may have more.
+    /// Returns whether it had something to do when it was last asked, and so may have more.
     pub(crate) fn may_go_on(&self) -> bool {
         self.busy && self.may_start()
     }
@@ -541,7 +542,7 @@ mod tests {
         WorkerPass::new(0, Arc::new(state), 0, 1)
     }
 
-    /// What a server acknowledged before it was restarted may be heard of after it.
+    /// An acknowledgement from before a server's restart may be read after it.
     #[test]
     fn leaves_land_with_the_generation_in_which_they_were_started() {
         let peer = Arc::new(Peer::default());

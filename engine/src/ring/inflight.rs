@@ -8,19 +8,19 @@
 use super::{Op, Token};
 use nix::errno::Errno;
 
-/// What one operation too many breaks.
+/// Message for one operation too many.
 const FULL: &str = "no more operations in flight than the ring has slots";
-/// What an answer to nothing is.
+/// Message for an answer to no operation.
 const OVER: &str = "an answer to an operation that is over";
 
-/// What is kept of an operation until it is answered.
+/// An operation until it is answered.
 #[derive(Debug)]
 pub(super) struct InFlightOperation {
     /// As pushed.
     pub(super) token: Token,
     /// With the memory that the kernel may touch meanwhile.
     pub(super) op: Op,
-    /// What became of a send without a copy, until the kernel lets go of the memory as well.
+    /// Result of a send without a copy, until the kernel releases the memory as well.
     pub(super) sent: Option<Result<u32, Errno>>,
     /// A send without a copy was refused, and is made again with one.
     pub(super) copied: bool,

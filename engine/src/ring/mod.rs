@@ -5,7 +5,7 @@
 //! `threads` (a small pool of pread/pwrite threads, when io_uring is denied) and `sim` (seeded faults, in tests).
 //!
 //! **Ownership is the protocol.** An operation owns its [`Block`] from `push` until its [`Completion`] hands it back.
-//! Nobody can read, write, re-use or free a buffer that the kernel may still touch, because nobody has it. A ring that
+//! No code can read, write, re-use or free a buffer that the kernel may still touch, because no code has it. A ring that
 //! is dropped with operations in flight leaks their blocks, and with them the arena, instead of freeing them.
 
 pub(crate) mod blocking;
@@ -31,13 +31,13 @@ pub struct FileId(pub(crate) i32);
 /// Time since the ring's clock started. Only differences mean anything.
 pub(crate) type Instant = Duration;
 
-/// The clock of all real rings, and of whoever talks to their workers: monotonic, since the first look at it.
+/// Returns the time of all real rings and of the threads that talk to their workers: monotonic, since the first call.
 pub(crate) fn clock() -> Instant {
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
     START.get_or_init(std::time::Instant::now).elapsed()
 }
 
-/// What the owner of an operation recognises its completion by. Opaque to rings.
+/// Identifies the completion of an operation to its owner. Opaque to rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Token(pub(crate) u64);
 
@@ -52,7 +52,7 @@ pub(crate) struct Transfer {
     pub len: u32,
 }
 
-/// How a range is turned into zeros.
+/// Allocation of a range that is turned into zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ZeroMode {
     /// Zeros that stay allocated.

@@ -50,7 +50,7 @@ impl SetupError {
         }
     }
 
-    /// What the user can change.
+    /// Returns what the user can change.
     fn remedy(self) -> Cow<'static, str> {
         match self {
             Self::Denied(Errno::ENOSYS) => "run on a kernel built with CONFIG_IO_URING".into(),
@@ -181,8 +181,8 @@ fn able(ring: IoUring) -> Result<IoUring, SetupError> {
     }
 }
 
-/// How much of an arena may be registered without using up the memory that the user may lock: whole huge pages, as a
-/// huge page is charged whole.
+/// Returns how much of an arena may be registered without using up the memory that the user may lock: whole huge pages,
+/// as a huge page is charged whole.
 pub(super) fn registrable_bytes(arena_bytes: usize) -> usize {
     let bytes = arena_bytes.min(REGISTERED_BYTES_MAX);
     if may_lock_any() {

@@ -28,10 +28,10 @@ const STACK_BYTES: usize = 128 << 10;
 /// Longest wait in one call.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
 
-/// How an operation is carried out.
+/// Function that carries out an operation.
 type Execute = fn(&mut Op) -> Result<u32, Errno>;
 
-/// What the owner and the threads have in common.
+/// State that the owner and the threads share.
 #[derive(Debug)]
 struct SharedQueues {
     state: Mutex<QueueState>,
@@ -55,7 +55,7 @@ struct QueueState {
 }
 
 impl QueueState {
-    /// Whether a thread has nothing to do and is to stay.
+    /// Returns whether a thread has nothing to do and is to stay.
     fn rests(&self) -> bool {
         self.todo.is_empty() && !self.closed && self.threads <= self.threads_wanted
     }

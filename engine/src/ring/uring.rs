@@ -56,7 +56,7 @@ const REPORT_USAGE: u16 = 1 << 3;
 /// `IORING_NOTIF_USAGE_ZC_COPIED`: it did not.
 const COPIED: u32 = 1 << 31;
 
-/// How a send goes about it.
+/// Mode of a send.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SendMode {
     Whole,
@@ -65,7 +65,7 @@ enum SendMode {
     AtOnce,
 }
 
-/// How a ring is set up.
+/// Settings of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UringConfig<'a> {
     /// Operations in flight at most, at least 1.
@@ -95,7 +95,7 @@ pub(crate) struct UringRing {
     queued: VecDeque<Entry>,
     registered: Option<RegisteredArena>,
     syscalls: u64,
-    /// What [`Ring::tolerate`] was told last.
+    /// Last argument of [`Ring::tolerate`].
     tolerated: usize,
     /// Whether the kernel is to look whether it needs more threads.
     nudges: bool,
@@ -147,7 +147,7 @@ impl UringRing {
         self.registered.as_ref().map_or(0, |registered| registered.len)
     }
 
-    /// Whether the kernel has pinned the memory of a transfer.
+    /// Returns whether the kernel has pinned the memory of a transfer.
     fn is_registered(&self, transfer: &Transfer) -> bool {
         self.registered.as_ref().is_some_and(|registered| {
             transfer.block.belongs_to(&registered.arena)
@@ -206,7 +206,7 @@ impl UringRing {
         }
     }
 
-    /// What the kernel is told of an operation that takes the slot `index`.
+    /// Returns the entry of the kernel for an operation in the slot `index`.
     fn entry(&self, index: usize, op: &mut Op) -> Entry {
         match op {
             Op::Read { file, offset, into } => self.read(*file, *offset, into),
@@ -235,7 +235,7 @@ impl UringRing {
         self.queued.push_back(entry.user_data(name));
     }
 
-    /// What an entry of the kernel completes, if anything.
+    /// Returns the completion that an entry of the kernel stands for, if any.
     fn answer(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let name = entry.user_data();
         if name == NUDGE {
@@ -295,7 +295,7 @@ impl UringRing {
         self.queued.len() + self.ring.0.submission().len()
     }
 
-    /// Whether only a system call can bring about what is asked for.
+    /// Returns whether only a system call can bring about what is asked for.
     fn must_enter(&mut self, want: usize) -> bool {
         let ready = self.ring.0.completion().len();
         let submission = self.ring.0.submission();
@@ -410,8 +410,8 @@ fn blank() -> msghdr {
     unsafe { std::mem::zeroed() }
 }
 
-/// Whether a send may succeed once it is made with a copy: the socket or the kernel knows no other, or may not lock so
-/// much memory. No byte of it was sent.
+/// Returns whether a send may succeed once it is made with a copy: the socket or the kernel knows no other, or may not
+/// lock so much memory. No byte of it was sent.
 fn is_refusal(errno: Errno) -> bool {
     matches!(errno, Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOMEM | Errno::ENOBUFS)
 }

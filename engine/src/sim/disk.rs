@@ -11,14 +11,14 @@ use crate::volume::VolumeKind;
 use fastrand::Rng;
 use std::collections::BTreeMap;
 
-/// What a flush that was pushed has taken.
+/// Pages that a flush has taken when it was pushed.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pages: Vec<(usize, u64, Page)>,
     size: u64,
 }
 
-/// What the volume can do.
+/// Capabilities of the volume.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
     /// Requests start and end at multiples of this.
@@ -40,9 +40,9 @@ pub(crate) struct Disk {
     pub stable_size: u64,
     /// Of a source: its map, finer than pages.
     pub extents: Option<Vec<Extent>>,
-    /// What is in front of it.
+    /// Server in front of it.
     pub server: Option<SimServer>,
-    /// How often its content was changed by somebody else.
+    /// Number of changes of its content from outside.
     pub changes: i64,
     /// Cached and not stable, with the time of the last change.
     dirty: BTreeMap<usize, u64>,
@@ -123,7 +123,7 @@ impl Disk {
         self.kinds[..pages(end)].iter().position(|&kind| kind == ExtentKind::Hole).map(|page| page as u64 * PAGE)
     }
 
-    /// What it holds within a range, in runs no longer than pages allow.
+    /// Returns its content within a range, in runs no longer than pages allow.
     pub(crate) fn map(&self, within: ByteRange) -> Vec<Extent> {
         match &self.extents {
             Some(extents) => {
@@ -147,7 +147,7 @@ impl Disk {
         }
     }
 
-    /// What a flush that is pushed now promises to make stable.
+    /// Returns what a flush that is pushed now promises to make stable.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let pages = self.dirty.iter().map(|(&page, &time)| (page, time, self.cached.page(page).clone())).collect();
         Snapshot { pages, size: self.size }
@@ -202,7 +202,7 @@ impl Disk {
         self.changes += 1;
     }
 
-    /// Whether there is data in the page of this byte, as far as the map knows.
+    /// Returns whether there is data in the page of this byte, as far as the map knows.
     pub(crate) fn is_data(&self, offset: u64) -> bool {
         self.kinds[(offset / PAGE) as usize] == ExtentKind::Data
     }

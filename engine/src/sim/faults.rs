@@ -32,7 +32,7 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// Whether and how this operation fails, before it has moved a byte.
+    /// Returns whether and how this operation fails, before it has moved a byte.
     pub(crate) fn strike(&self, op: &Op, rng: &mut Rng) -> Option<Errno> {
         let hit = |chance: f64, rng: &mut Rng| rng.f64() < chance;
         let flush = matches!(op, Op::Flush { .. });
@@ -64,7 +64,7 @@ impl Faults {
         Some(Duration::from_micros(us))
     }
 
-    /// How much of a transfer of `len` bytes is moved.
+    /// Returns how much of a transfer of `len` bytes is moved.
     pub(crate) fn portion(&self, len: usize, align: usize, rng: &mut Rng) -> usize {
         if rng.f64() < self.stuck {
             return 0;

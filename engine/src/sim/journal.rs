@@ -40,7 +40,7 @@ impl SimJournalFile {
         !self.cached.is_empty()
     }
 
-    /// What a reader sees, with all that is written.
+    /// Returns what a reader sees, with all that is written.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.cached.clone()
     }

@@ -125,7 +125,12 @@ impl Machine {
         let ready = self.ready();
         let mut world = self.world.lock();
         if ready.is_empty() {
-            let next = world.next_due().into_iter().chain(self.wakes()).min().expect("somebody waits for something");
+            let next = world
+                .next_due()
+                .into_iter()
+                .chain(self.wakes())
+                .min()
+                .expect("some task or worker waits for something");
             world.note("time passes");
             return world.advance(next);
         }

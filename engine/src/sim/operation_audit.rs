@@ -23,13 +23,13 @@ pub(crate) struct OperationAudit {
     written: BTreeMap<u64, u64>,
     /// Errors of blocks and zeros in the order in which the engine got them, but not those that it heals.
     pub errors: Vec<Errno>,
-    /// What was done to this attempt that may end it.
+    /// Faults of this attempt that may end it.
     pub troubles: Vec<&'static str>,
     /// The source was found unchanged after the last read.
     pub looked_again: bool,
     /// An operation will never be answered, or too late.
     pub hung: bool,
-    /// How often the destination's server was killed.
+    /// Number of restarts of the destination's server.
     pub restarts: u64,
 }
 

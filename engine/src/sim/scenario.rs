@@ -16,7 +16,7 @@ use fastrand::Rng;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What happens to the engine from outside.
+/// Event that hits the engine from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OutsideEvent {
     Cancel,
@@ -57,7 +57,7 @@ pub(crate) struct Scenario {
     pub events: Vec<(u64, OutsideEvent)>,
 }
 
-/// How rough the seed is.
+/// Number and severity of the faults of a seed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum FaultLevel {
     Low,

@@ -232,7 +232,7 @@ impl Task {
         Ok((CopyInputs { source, destination, route, leaf_bytes, digest, durable, known_zero, tail }, recorder))
     }
 
-    /// What is gone on from without a journal, unless the source has changed since.
+    /// Returns what is resumed from without a journal, unless the source has changed since.
     fn take_claims(&mut self) -> RangeSet {
         let claims = std::mem::take(&mut self.claims);
         let restart = self.restart || claims.is_empty();
@@ -594,7 +594,7 @@ impl Task {
         }
     }
 
-    /// Whether an operation will not be answered, and nobody has asked for a stop yet.
+    /// Returns whether an operation will not be answered, and nobody has asked for a stop yet.
     pub(crate) fn hangs(&self) -> bool {
         self.is_running() && self.reason.is_none() && self.world.lock().sites[self.index].audit.hung
     }

@@ -67,11 +67,11 @@ pub(crate) struct TaskWorld {
     pub faults: Faults,
     pub audit: OperationAudit,
     pub journal: SimJournalFile,
-    /// What the source holds, by the model.
+    /// Content of the source, by the model.
     pub expected: Image,
     /// [`Disk::changes`] of the source when that was so.
     pub expected_changes: i64,
-    /// What the destination held beyond the end of the copy.
+    /// Content of the destination beyond the end of the copy.
     pub beyond: Image,
     /// Whether a success has to be on stable storage.
     pub flushes: bool,
@@ -90,7 +90,7 @@ impl TaskWorld {
         assert!(is_open, "{what} while the gate is closed");
     }
 
-    /// Whether the model still knows what the source holds.
+    /// Returns whether the model still knows what the source holds.
     pub(crate) fn is_source_unchanged(&self) -> bool {
         self.disks[0].changes == self.expected_changes
     }
@@ -267,7 +267,7 @@ impl World {
     }
 }
 
-/// What the kernel refuses by itself: that is the engine's doing, and no excuse for a failure.
+/// Returns the error of an operation that the kernel would refuse. It is a defect of the engine, and excuses no failure.
 fn check(disk: &Disk, op: &Op) -> Result<(), Errno> {
     let align = u64::from(disk.abilities.align);
     let aligned = |offset: u64, len: u64, start: u64, align: u64| (offset | len | start).is_multiple_of(align);
@@ -292,7 +292,7 @@ fn check(disk: &Disk, op: &Op) -> Result<(), Errno> {
     }
 }
 
-/// What an operation leaves that fails: any part of it may have been done.
+/// Applies a random part of an operation that fails.
 fn fail(disk: &mut Disk, op: &Op, snapshot: Option<Snapshot>, rng: &mut Rng) {
     match op {
         Op::Write { offset, from: Transfer { block, start, len }, .. } => {

@@ -61,7 +61,7 @@ pub(crate) fn refuse_block(block: u32, pair: Pair<'_>) -> Result<()> {
     Err(error.advise("a copy that was begun with other blocks can only be started over with --restart"))
 }
 
-/// What every server of a job takes: powers of two.
+/// Block sizes that every server of a job takes: powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bounds {
     least: u32,

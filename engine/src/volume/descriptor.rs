@@ -51,7 +51,7 @@ impl Descriptor {
         self.align_bytes
     }
 
-    /// Whether the page cache is bypassed.
+    /// Returns whether the page cache is bypassed.
     pub(crate) fn is_direct(&self) -> bool {
         self.align_bytes > 1
     }
@@ -109,7 +109,7 @@ impl Descriptor {
         Ok(buffer.bytes()[..done.min(wanted)].to_vec())
     }
 
-    /// Whether a read at `end` finds anything: a size is what a file system says, and what it gives may be more.
+    /// Returns whether a read at `end` finds anything: a size is what a file system says, and what it gives may be more.
     pub(super) fn goes_on_behind(&self, end: u64) -> Result<bool, Errno> {
         let align = self.align_bytes as usize;
         let before = (end % u64::from(self.align_bytes)) as usize;

@@ -25,7 +25,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// How often a destination may be replaced between being opened and being locked.
+/// Most times that a destination may be replaced between being opened and being locked.
 const REPLACED_MAX: usize = 16;
 
 /// A file that is removed again unless the copy goes ahead.
@@ -37,7 +37,7 @@ pub(super) struct CreatedFile {
     stays: bool,
 }
 
-/// Who created the destination for this run.
+/// Creator of the destination for this run.
 #[derive(Debug)]
 pub(super) enum CreatedBy {
     /// Nobody: it was there.
@@ -94,7 +94,7 @@ pub(super) fn open_destination(
         }
     }
     let message = format!("the destination {} keeps being replaced while it is being opened", spec.destination);
-    Err(Error::new(Code::Busy, Side::Destination, Operation::Open, message).advise("stop whoever does that"))
+    Err(Error::new(Code::Busy, Side::Destination, Operation::Open, message).advise("stop the program that replaces it"))
 }
 
 /// The destination, open and locked, with its kind and who created it; `None` if it was replaced meanwhile.
@@ -115,7 +115,7 @@ fn try_destination(
     Ok(leads_to(&node, &file)?.then_some((file, node.kind(), CreatedBy::None)))
 }
 
-/// The destination that somebody else has opened: the same rules, but its name leads nowhere.
+/// Opens the destination that a supervisor has opened: the same rules, but its name is not looked up.
 fn open_given(
     spec: &CopySpec,
     path: &Path,
@@ -136,7 +136,7 @@ fn open_given(
     Ok((OpenVolume::Local(local), if given.created { CreatedBy::Theirs } else { CreatedBy::None }))
 }
 
-/// What exists, open and locked.
+/// Opens and locks an existing destination.
 fn open_locked(spec: &CopySpec, node: &Node, source: &OpenSource, lock_wait: &LockWait<'_>) -> Result<File> {
     let writable = may_write(node, AccessFlags::R_OK | AccessFlags::W_OK)?;
     source.refuse_same(node)?;
@@ -156,7 +156,7 @@ fn open_locked(spec: &CopySpec, node: &Node, source: &OpenSource, lock_wait: &Lo
     }
 }
 
-/// Whether path, looked-up node and descriptor are still one: a file may be replaced between any two of these.
+/// Returns whether path, looked-up node and descriptor are still one: a file may be replaced between any two of these.
 fn leads_to(node: &Node, file: &File) -> Result<bool> {
     let failed =
         |e: &std::io::Error| Error::io(Side::Destination, Operation::Stat, e, format!("stat {}", node.path().shown()));
@@ -176,7 +176,7 @@ fn open_file(node: &Node) -> Result<File> {
     opened.map_err(|e| refused_writing(node.path(), &e))
 }
 
-/// Creates the destination, or what stands for it; `None` if somebody else just did, or replaced it.
+/// Creates the destination, or what stands for it; `None` if another process just did, or replaced it.
 fn create_destination(
     spec: &CopySpec,
     path: &Path,

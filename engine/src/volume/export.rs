@@ -45,7 +45,7 @@ impl ExportVolume {
         self.export.read(range)
     }
 
-    /// Whether the server takes no writes.
+    /// Returns whether the server takes no writes.
     pub(super) fn is_read_only(&self) -> bool {
         self.export.facts().flags.is_read_only()
     }

@@ -41,12 +41,12 @@ pub(crate) struct FileVolume {
     reached_by: ReachedBy,
 }
 
-/// What leads to a file.
+/// How a file is reached.
 #[derive(Debug)]
 enum ReachedBy {
     /// Its name.
     Name,
-    /// A descriptor that somebody has given: its name is no more than that. With its directory, perhaps.
+    /// A descriptor that a supervisor has given; its name is only shown. With its directory, perhaps.
     Descriptor(Option<OwnedFd>),
 }
 
@@ -110,7 +110,7 @@ impl FileVolume {
         self.reached_by = ReachedBy::Descriptor(parent);
     }
 
-    /// A path to its directory; `None` if nobody has named it.
+    /// Returns a path to its directory; `None` if there is none.
     pub(super) fn directory(&self) -> Option<PathBuf> {
         match &self.reached_by {
             ReachedBy::Name => std::fs::canonicalize(self.name().as_path()).ok()?.parent().map(Path::to_owned),
@@ -181,7 +181,7 @@ pub(super) fn born_ns(stat: &Metadata) -> Option<i64> {
     i64::try_from(born.as_nanos()).ok()
 }
 
-/// What tells the file from others and from later states of itself, apart from its file system.
+/// Returns the facts that tell the file from others and from later states of itself, apart from its file system.
 pub(super) fn identity(stat: &Metadata, name: &VolumeName) -> Identity {
     let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
     Identity {

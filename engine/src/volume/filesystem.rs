@@ -31,7 +31,7 @@ impl FileSystem {
         Ok(Self { kind: stat.filesystem_type(), block_bytes })
     }
 
-    /// Whether files live in memory only: there is no device to bypass the cache to.
+    /// Returns whether files live in memory only: there is no device to bypass the cache to.
     pub(crate) fn is_memory(self) -> bool {
         self.kind == TMPFS_MAGIC || self.magic() == RAMFS_MAGIC
     }
@@ -44,12 +44,12 @@ impl FileSystem {
         is_kept.then(|| fstatvfs(file).ok())?.map(|stat| stat.filesystem_id()).filter(|&id| id != 0)
     }
 
-    /// Whether a server keeps its files, which is known by what was mounted.
+    /// Returns whether a server keeps its files, which is known by what was mounted.
     pub(super) fn is_remote(self) -> bool {
         SERVERS.iter().any(|&(magic, _)| magic == self.magic())
     }
 
-    /// Whether both are of one kind. Only the kernel knows whether they are the same one.
+    /// Returns whether both are of one kind. Only the kernel knows whether they are the same one.
     pub(crate) fn same_kind(self, other: Self) -> bool {
         self.kind == other.kind
     }

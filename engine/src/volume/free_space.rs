@@ -79,8 +79,8 @@ fn room_bytes(destination: &FileVolume) -> Result<Option<u64>> {
     Ok(Some(blocks.saturating_mul(stat.fragment_size()).saturating_add(destination.allocated_bytes()?)))
 }
 
-/// What a source needs, without a scan: too much where space is reserved past its data, too little where its file
-/// system compresses.
+/// Estimates the bytes that a source needs, without a scan: too much where space is reserved past its data, too little
+/// where its file system compresses.
 fn estimate_bytes(source: &OpenVolume, sparse: Sparse) -> u64 {
     let size = source.volume().size_bytes();
     match source {

@@ -25,7 +25,7 @@ pub struct Identity {
     pub modified_ns: i64,
     /// File: last change of the inode, in ns since the epoch. Device and export: 0.
     pub changed_ns: i64,
-    /// What stays of the device, or of the file's file system. Export: nothing.
+    /// Persistent IDs of the device, or of the file's file system. Export: none.
     pub ids: VolumeIds,
 }
 
@@ -41,8 +41,8 @@ pub(crate) enum IdentityMatch {
 }
 
 impl Identity {
-    /// Whether `now` is the volume that this was, whatever it holds by now and however it is called and numbered. An
-    /// export is known by its name, as nothing else is known of it.
+    /// Returns whether `now` is the volume that this was, whatever it holds by now and however it is called and
+    /// numbered. An export is known by its name, as nothing else is known of it.
     pub(crate) fn compare_identity(&self, now: &Self) -> IdentityMatch {
         if self.kind != now.kind {
             return IdentityMatch::Other("it is a volume of another kind".to_owned());

@@ -13,7 +13,7 @@ use crate::spec::CopySpec;
 /// Between the name of an export and that of the bitmap. A canonical URI has no `#` of its own.
 const MARK: &str = "#changed-since=";
 
-/// What a copy reads, as its journal knows it.
+/// Returns the identity of the source, as the journal of a copy records it.
 pub(crate) fn source_identity(source: &dyn Volume, changed_since: Option<&str>) -> Identity {
     let mut identity = source.identity().clone();
     if let Some(bitmap) = changed_since {
@@ -23,7 +23,7 @@ pub(crate) fn source_identity(source: &dyn Volume, changed_since: Option<&str>) 
     identity
 }
 
-/// Whether the journal is one of a copy of changes.
+/// Returns whether the journal is one of a copy of changes.
 pub(super) fn is_increment(header: &Header) -> bool {
     header.source.kind == VolumeKind::Export && header.source.name.contains(MARK)
 }

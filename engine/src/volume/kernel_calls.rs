@@ -61,7 +61,7 @@ pub(super) fn sector_bytes(file: &File) -> Result<u32, Errno> {
     u32::try_from(size).map_err(|_| Errno::EINVAL)
 }
 
-/// Whether the kernel refuses writes to a block device.
+/// Returns whether the kernel refuses writes to a block device.
 pub(super) fn is_read_only(file: &File) -> Result<bool, Errno> {
     let mut flag: libc::c_int = 0;
     // SAFETY: `file` keeps the descriptor open; the kernel writes one int into `flag` before it returns.
@@ -69,7 +69,7 @@ pub(super) fn is_read_only(file: &File) -> Result<bool, Errno> {
     Ok(flag != 0)
 }
 
-/// What a loop device lies on; `ENXIO` if on nothing.
+/// Returns the backing of a loop device; `ENXIO` if there is none.
 pub(super) fn loop_status(file: &File) -> Result<LoopStatus, Errno> {
     let mut status = LoopStatus { device: 0, inode: 0, rdevice: 0, offset: 0, size_limit: 0, rest: [0; 24] };
     // SAFETY: `file` keeps the descriptor open; the kernel writes one loop_info64 (232 bytes), which `LoopStatus` has
@@ -104,8 +104,8 @@ pub(crate) fn clone_range(destination: &File, source: RawFd, range: ByteRange) -
     Ok(())
 }
 
-/// What offsets and lengths of direct I/O must be multiples of: `Some(0)` where the file system has none, `None` where
-/// the kernel does not say.
+/// Returns the alignment of offsets and lengths of direct I/O: `Some(0)` where the file system has none,
+/// `None` where the kernel does not say.
 pub(super) fn direct_align_bytes(file: &File) -> Option<u32> {
     // SAFETY: all-zero bytes are a valid `statx`, which consists of integers only.
     let mut answer: libc::statx = unsafe { std::mem::zeroed() };
@@ -150,7 +150,7 @@ struct CacheStatus {
 /// `__NR_cachestat`, the same for every architecture that Linux 6.5 had.
 const CACHESTAT: libc::c_long = 451;
 
-/// How many pages of `file` are in the page cache. `ENOSYS` before Linux 6.5.
+/// Returns the number of pages of `file` in the page cache. `ENOSYS` before Linux 6.5.
 pub(super) fn cached_pages(file: &File) -> Result<u64, Errno> {
     let (range, mut status) = (CacheRange { offset: 0, length: 0 }, CacheStatus::default());
     // SAFETY: `file` keeps the descriptor open; the kernel reads `range` and writes one `cachestat` (five u64) into

@@ -57,7 +57,7 @@ impl LocalVolume {
         }
     }
 
-    /// Whether its bytes live in memory only.
+    /// Returns whether its bytes live in memory only.
     pub(crate) fn is_memory(&self) -> bool {
         matches!(self, Self::File(file) if file.descriptor.filesystem().is_memory())
     }

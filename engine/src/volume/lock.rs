@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// Between two tries. Short against the 80 ms for which a killed copy's writes go on landing.
 const RETRY_EVERY: Duration = Duration::from_millis(10);
 
-/// How long a start waits for another copy to let go, and whether it is still wanted.
+/// Bounds the wait for another copy's lock by a time and by a cancel.
 pub(crate) struct LockWait<'a> {
     deadline: Instant,
     wait: Duration,
@@ -36,7 +36,7 @@ impl<'a> LockWait<'a> {
         Self { deadline, wait, cancelled }
     }
 
-    /// Whether nobody waits for the result any more.
+    /// Returns whether the job was cancelled.
     pub(super) fn cancelled(&self) -> &'a dyn Fn() -> bool {
         self.cancelled
     }
@@ -44,7 +44,7 @@ impl<'a> LockWait<'a> {
     /// Sleeps until the next try.
     ///
     /// # Errors
-    /// `busy` with advice when the time is up, `ECancelled` when nobody waits for the result any more.
+    /// `busy` with advice when the time is up, `ECancelled` when the job was cancelled.
     pub(crate) fn retry(&self, busy: Error) -> Result<()> {
         if (self.cancelled)() {
             let message = "cancelled while waiting for the destination's lock";
@@ -83,7 +83,7 @@ pub(super) fn refuse_claimed(node: &Node) -> Result<()> {
 /// Takes the lock of an open file.
 ///
 /// # Errors
-/// `EBusy` if somebody else keeps it for too long, `ECancelled`.
+/// `EBusy` if another process keeps it for too long, `ECancelled`.
 pub(super) fn lock_file(file: &File, path: &Path, lock_wait: &LockWait<'_>) -> Result<()> {
     loop {
         // The guard that replaces this function unlocks when it is dropped, which may be before the last write landed.
@@ -105,7 +105,7 @@ pub(super) fn lock_file(file: &File, path: &Path, lock_wait: &LockWait<'_>) -> R
 /// Opens a device for this copy alone.
 ///
 /// # Errors
-/// `EBusy` if somebody else keeps it for too long, `ECancelled`, or why it cannot be opened.
+/// `EBusy` if another process keeps it for too long, `ECancelled`, or why it cannot be opened.
 pub(super) fn open_device(node: &Node, lock_wait: &LockWait<'_>) -> Result<File> {
     let path = node.path();
     loop {

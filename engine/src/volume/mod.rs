@@ -82,7 +82,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a volume is backed by.
+/// Backing of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum VolumeKind {
     /// A regular file.
@@ -108,7 +108,7 @@ pub enum Allocation {
 /// behind [`Volume::file`] stays open, and any lock it carries stays held, for as long as the value lives: whoever
 /// queues operations on it keeps the value until the kernel has answered all of them.
 pub trait Volume: Send + Sync + fmt::Debug {
-    /// How messages call it: the absolute path or URI.
+    /// Returns its name in messages: the absolute path or URI.
     fn name(&self) -> &VolumeName {
         &self.identity().name
     }
@@ -119,7 +119,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// Size in bytes when it was opened (or last resized by [`Volume::resize`]).
     fn size_bytes(&self) -> u64;
 
-    /// What rings act on. Of an export -1, which no ring takes: see [`Volume::export`].
+    /// Returns the descriptor that rings act on. Of an export -1, which no ring takes: see [`Volume::export`].
     fn file(&self) -> FileId;
 
     /// Offsets and lengths of operations on [`Volume::file`] must be multiples of this many bytes: 1 through the page
@@ -127,7 +127,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// end where the export does).
     fn align_bytes(&self) -> u32;
 
-    /// What it was when it was opened.
+    /// Returns its identity when it was opened.
     fn identity(&self) -> &Identity;
 
     /// At most `max` extents of `within`, in order and without gaps, the first one starting where `within` does, the
@@ -148,7 +148,7 @@ pub trait Volume: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Whether [`Volume::extents`] of a destination says which ranges read as zeros already.
+    /// Returns whether [`Volume::extents`] of a destination says which ranges read as zeros already.
     fn tells_zeros(&self) -> bool {
         false
     }

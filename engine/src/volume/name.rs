@@ -28,7 +28,7 @@ impl VolumeName {
         self.0.extend(text.as_bytes());
     }
 
-    /// Whether `text` is a part of it.
+    /// Returns whether `text` is a part of it.
     pub(crate) fn contains(&self, text: &str) -> bool {
         self.0.windows(text.len().max(1)).any(|part| part == text.as_bytes())
     }

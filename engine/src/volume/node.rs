@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// What a path may lead to.
+/// Kind of file that a path may lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NodeKind {
     File,
@@ -21,7 +21,7 @@ pub(super) enum NodeKind {
 pub(crate) struct Node {
     /// Its name.
     path: PathBuf,
-    /// What is opened to reach it: the name, or a descriptor that somebody holds.
+    /// Path that is opened to reach it: the name, or a descriptor of this process.
     reach: PathBuf,
     kind: NodeKind,
     stat: Metadata,
@@ -42,7 +42,7 @@ impl Node {
         }
     }
 
-    /// What `descriptor` leads to. `name` is only what it is called.
+    /// Returns what `descriptor` leads to. `name` is only what it is called.
     ///
     /// # Errors
     /// As [`Node::look_up`].
@@ -50,7 +50,7 @@ impl Node {
         Self::reached(name, path_of(descriptor), side)
     }
 
-    /// What `reach` leads to, which is called `name`.
+    /// Returns what `reach` leads to, which is called `name`.
     ///
     /// # Errors
     /// As [`Node::look_up`].
@@ -95,7 +95,7 @@ impl Node {
         &self.path
     }
 
-    /// What to open.
+    /// Returns what to open.
     pub(super) fn reach(&self) -> &Path {
         &self.reach
     }
@@ -123,7 +123,7 @@ impl Node {
         self.stat.mode() & 0o777
     }
 
-    /// Whether `stat` is of the same file or device.
+    /// Returns whether `stat` is of the same file or device.
     pub(super) fn is(&self, stat: &Metadata) -> bool {
         let same_inode = (self.stat.dev(), self.stat.ino()) == (stat.dev(), stat.ino());
         same_inode && self.stat.rdev() == stat.rdev() && self.stat.file_type() == stat.file_type()

@@ -32,7 +32,7 @@ const MAP_PARTS_MAX: usize = 256;
 /// Extents of data that are kept of a map.
 const MAP_EXTENTS_MAX: usize = 512;
 
-/// What is looked at.
+/// A volume that is searched for data.
 pub(super) trait ProbeTarget {
     fn size_bytes(&self) -> u64;
 
@@ -45,7 +45,7 @@ pub(super) trait ProbeTarget {
     fn map(&self, within: ByteRange) -> Result<Option<Vec<Extent>>>;
 }
 
-/// What was found on a device or export that should be empty.
+/// Data found on a device or export that should be empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occupied {
     /// In words, with an article.
@@ -112,7 +112,7 @@ fn signature_places(size: u64) -> impl Iterator<Item = ByteRange> {
     SIGNATURES.iter().filter_map(move |signature| signature.at.byte(size)).filter(is_apart).map(place)
 }
 
-/// What a map says.
+/// Allocated ranges of a volume, by its map.
 enum MapFindings {
     /// All that is allocated, and not much; perhaps nothing.
     Whole(Vec<ByteRange>),
@@ -166,7 +166,7 @@ fn samples(size: u64) -> impl Iterator<Item = ByteRange> {
     even.chain(uneven).filter(move |&at| at < size).map(sample)
 }
 
-/// What has left its mark on the volume.
+/// Returns the format that has left its signature on the volume.
 fn signature(volume: &dyn ProbeTarget) -> Result<Option<Occupied>> {
     let size = volume.size_bytes();
     let mut window = ExtentWindow { range: ByteRange::new(0, 0), bytes: Vec::new() };

@@ -19,7 +19,7 @@ use std::cell::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
-/// What the destination held before the copy.
+/// Content of the destination before the copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DestinationContent {
     /// A file that this run created.
@@ -35,7 +35,7 @@ pub(crate) enum DestinationContent {
 }
 
 impl DestinationContent {
-    /// Whether a copy may go ahead without consent.
+    /// Returns whether a copy may go ahead without consent.
     pub(crate) fn is_empty(&self) -> bool {
         match self {
             Self::Created | Self::Empty | Self::Blank => true,
@@ -72,7 +72,7 @@ pub(crate) struct OpenedCopy {
     pub source: OpenVolume,
     /// Open for reading and writing; locked and buffered, unless it is an export.
     pub destination: OpenVolume,
-    /// What the destination held, once somebody has looked.
+    /// Content of the destination before the copy, once it was looked at.
     content: OnceCell<DestinationContent>,
 }
 
@@ -129,7 +129,7 @@ impl OpenedCopy {
         [self.source.volume(), self.destination.volume()]
     }
 
-    /// Whether the destination was created for this run.
+    /// Returns whether the destination was created for this run.
     pub(crate) fn is_created(&self) -> bool {
         !matches!(self.creation, CreatedBy::None)
     }
@@ -143,7 +143,7 @@ impl OpenedCopy {
         (source, destination)
     }
 
-    /// What the destination holds. Looked at once.
+    /// Returns what the destination holds. Looked at once.
     ///
     /// # Errors
     /// The device or export cannot be read.
@@ -212,14 +212,14 @@ fn refuse_same_export(spec: &CopySpec) -> Result<()> {
     Err(Error::new(Code::SameVolume, Side::Caller, Operation::Open, message).advise("name another destination"))
 }
 
-/// What a look at an export says of it as a destination.
+/// Facts about an export as a destination.
 #[derive(Debug)]
 pub struct ExportFound {
     /// Open for reading only.
     pub volume: Arc<dyn Volume>,
     /// Whether its server takes no writes.
     pub is_read_only: bool,
-    /// What was found on it; `None`: it counts as empty.
+    /// Data that was found on it; `None`: it counts as empty.
     pub occupied: Option<Occupied>,
 }
 

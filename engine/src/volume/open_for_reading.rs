@@ -82,7 +82,7 @@ pub(crate) fn open_source_by(
     Ok(source.end.into_volume())
 }
 
-/// Opens what is to be compared, by these means: for reading only, whoever uses it. Takes no lock.
+/// Opens a volume that is to be compared, with this access: for reading only, also while it is in use. Takes no lock.
 ///
 /// # Errors
 /// As [`open_source`], but never `EBusy`; errors name `side`.
@@ -148,7 +148,7 @@ impl OpenSource {
     }
 }
 
-/// What was given, or else what the path leads to.
+/// Returns the given descriptor's file, or else the one that the path leads to.
 pub(super) fn existing(path: &Path, side: Side, access: &VolumeAccess) -> Result<Node> {
     match access.of(side) {
         Some(descriptor) => Node::opened(path, descriptor, side),

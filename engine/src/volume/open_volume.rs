@@ -43,17 +43,17 @@ impl OpenVolume {
         }
     }
 
-    /// What is open of a file or device; `None` of an export.
+    /// Returns the open file of a file or device; `None` of an export.
     pub(crate) fn file(&self) -> Option<&File> {
         self.local().map(|local| local.descriptor().file())
     }
 
-    /// Whether its bytes live in this host's memory only.
+    /// Returns whether its bytes live in this host's memory only.
     pub(super) fn is_memory(&self) -> bool {
         self.local().is_some_and(LocalVolume::is_memory)
     }
 
-    /// Whether the page cache is bypassed. An export never goes through it.
+    /// Returns whether the page cache is bypassed. An export never goes through it.
     pub(crate) fn is_direct(&self) -> bool {
         self.local().is_none_or(|local| local.descriptor().is_direct())
     }
@@ -101,7 +101,7 @@ impl OpenVolume {
         }
     }
 
-    /// What a destination that is no file holds.
+    /// Returns the content of a destination that is no file.
     ///
     /// # Errors
     /// What the volume says.

@@ -138,8 +138,8 @@ fn size_of(device: u64) -> Option<u64> {
     text.trim().parse::<u64>().ok()?.checked_mul(512)
 }
 
-/// Whether some bytes of both are the same, however they are reached. A file and the device below its file system share
-/// none, unless the device itself is what is written to as `one`.
+/// Returns whether some bytes of both are the same, however they are reached. A file and the device below its file
+/// system share none, unless the device itself is what is written to as `one`.
 pub(super) fn share_bytes(one: &Node, other: &Node) -> bool {
     let (writer, other) = (VolumeRegions::of(one), VolumeRegions::of(other));
     match one.kind() {

@@ -51,7 +51,7 @@ impl VolumeIds {
         all
     }
 
-    /// What stays, in words; empty if nothing is known to.
+    /// Returns the IDs that stay, in words; empty if none are known.
     #[must_use]
     pub fn lasting(&self) -> &str {
         &self.lasting
@@ -112,7 +112,7 @@ impl VolumeIds {
         }
     }
 
-    /// What a loop device shows is that part of its backing, whatever the number of the loop device.
+    /// Identifies a loop device by the part of the backing file that it shows, whatever its own number.
     fn add_backing(&mut self, shown: &topology::Loop, under: &str, depth: usize) {
         let part = format!("{} {}", shown.offset, shown.length.unwrap_or(0));
         match shown.backing {
@@ -149,7 +149,7 @@ impl VolumeIds {
         }
     }
 
-    /// Whether both are of one device or file system.
+    /// Returns whether both are of one device or file system.
     pub(super) fn compare_identity(&self, now: &Self) -> IdentityMatch {
         let mut known = false;
         for line in self.lasting.lines() {
@@ -186,7 +186,7 @@ fn text(value: Vec<u8>) -> String {
     String::from_utf8(value).unwrap_or_else(|no_text| Escaped::from(no_text.as_bytes().trim_ascii()).to_string())
 }
 
-/// Whether it is what somebody says who has no id: zeros.
+/// Returns whether it is what somebody says who has no id: zeros.
 fn is_nil(value: &str) -> bool {
     value.chars().all(|char| "0-.: ".contains(char))
 }

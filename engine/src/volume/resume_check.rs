@@ -35,7 +35,7 @@ pub(crate) fn refuse_other(
     Ok(UnprovenIdentity { source, destination })
 }
 
-/// Whether what stays of it proves that the checkpoint is about this destination.
+/// Returns whether what stays of it proves that the checkpoint is about this destination.
 pub(crate) fn is_destination(header: &Header, now: &Identity) -> bool {
     header.destination.compare_identity(now) == IdentityMatch::Same
 }
@@ -73,7 +73,7 @@ fn mismatch(message: &str) -> Error {
     error.advise("name the destination of the first start, or start over with --restart")
 }
 
-/// Whether content has to prove that it is the same source.
+/// Returns whether content has to prove that it is the same source.
 pub(crate) fn refuse_changed_source(then: &Identity, now: &Identity) -> Result<bool> {
     let compare_identity = then.compare_identity(now);
     let how = match &compare_identity {

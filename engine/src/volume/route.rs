@@ -15,7 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// How operations on a volume reach the kernel.
+/// How operations on a volume are submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SubmitMode {
     /// Through the worker's ring.
@@ -44,21 +44,21 @@ pub(crate) struct IoMode {
     pub cache: Cache,
 }
 
-/// What may do the copying instead of the engine.
+/// Copy by the file system instead of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offload {
     /// The file system shares extents.
     Reflink,
 }
 
-/// How the bytes of a copy travel. With an offload the I/O modes are for what is left to the engine where it does not work.
+/// Route of the bytes of a copy. With an offload the I/O modes are for what is left to the engine where it does not work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     /// The volume that is read.
     pub source: IoMode,
     /// The volume that is written.
     pub destination: IoMode,
-    /// Who copies data extents, if not the engine.
+    /// Offload that copies data extents, if any.
     pub offload: Option<Offload>,
 }
 
@@ -84,7 +84,7 @@ impl fmt::Display for Route {
     }
 }
 
-/// Which bytes of the destination are zero without anybody having looked.
+/// Bytes of the destination that are known to be zero without a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KnownZero {
     /// All of them: this run created the file or truncated it to 0.

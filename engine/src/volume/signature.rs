@@ -112,7 +112,7 @@ pub(super) const ZFS_LABELS: [SignatureOffset; 4] = [
 /// Bytes of a label.
 pub(super) const ZFS_LABEL_BYTES: u64 = 256 * KIB;
 
-/// Whether a label holds an uberblock in any slot of its ring.
+/// Returns whether a label holds an uberblock in any slot of its ring.
 pub(super) fn zfs(label: &[u8]) -> Option<&'static str> {
     const MAGIC: u64 = 0x00ba_b10c;
     let ring = label.get(128 << 10..)?;

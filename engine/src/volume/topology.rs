@@ -129,7 +129,7 @@ pub(super) struct Loop {
     pub path: PathBuf,
 }
 
-/// What a loop device shows.
+/// Part of its backing that a loop device shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backing {
     File { device: dev_t, inode: u64 },
@@ -222,7 +222,7 @@ pub(super) fn devices_under(device: dev_t, path: Option<&Path>) -> Vec<dev_t> {
     mount.map(Mount::block_devices).unwrap_or_default()
 }
 
-/// What the file system of an open file was mounted from (`server:/export`).
+/// Returns the source of the mount of an open file (`server:/export`).
 pub(super) fn mount_source(file: &fs::File) -> Option<PathBuf> {
     let id = mount_id_of(file)?;
     mounts().into_iter().find(|mount| mount.id == id).map(|mount| mount.source)
@@ -255,7 +255,8 @@ pub(super) fn kernel_filesystem(directory: &Path) -> Option<String> {
     is_kernels.then_some(mount.kind)
 }
 
-/// Who uses a block device, one of its partitions, or the disk that it is a part of, in words; `None` if nobody does.
+/// Names the user of a block device, of one of its partitions, or the disk that it is a part of, in words; `None` if nobody
+/// does.
 pub(super) fn user_of(device: dev_t) -> Option<String> {
     let family = family(device);
     let shown = |each: &Loop| matches!(each.backing, Backing::Device(on) if family.contains(&on));
@@ -263,7 +264,7 @@ pub(super) fn user_of(device: dev_t) -> Option<String> {
     claimant_of(&family).or_else(|| Some(format!("the loop device /dev/{} is attached to it", attached()?.name)))
 }
 
-/// Who has opened one of these devices for himself alone: a mount of this namespace, the swap, a device made of it.
+/// Names the exclusive user of one of these devices: a mount of this namespace, the swap, a device made of it.
 fn claimant_of(devices: &BTreeSet<dev_t>) -> Option<String> {
     let mounted = mounts().into_iter().find(|mount| mount.is_on(devices));
     if let Some(mount) = mounted {
@@ -276,7 +277,7 @@ fn claimant_of(devices: &BTreeSet<dev_t>) -> Option<String> {
     Some(format!("it is part of the device {holder}"))
 }
 
-/// Who uses a regular file as a disk, in words.
+/// Names the user of a regular file that serves as a disk.
 pub(super) fn user_of_file(device: dev_t, inode: u64) -> Option<String> {
     let is_it = |path: &Path| stat(path).is_ok_and(|found| (found.st_dev, found.st_ino) == (device, inode));
     if swaps().iter().any(|path| is_it(path)) {
@@ -293,8 +294,9 @@ pub(super) fn writable_mount_of(device: dev_t) -> Option<PathBuf> {
     mounts().into_iter().find(live).map(|mount| mount.point)
 }
 
-/// What of a device somebody has opened for himself alone whom nothing in this mount namespace names: the device, a part
-/// of it, or a device made of it. A mount of another namespace does that, and so does a program that writes to it.
+/// Names the part of a device that was opened exclusively by a user which this mount namespace does not show: the
+/// device, a part of it, or a device made of it. A mount of another namespace does that, and so does a program that
+/// writes to it.
 pub(super) fn claimed_elsewhere(device: dev_t) -> Option<PathBuf> {
     // Not its disk: another part of that is nobody's business, and the whole of it claims this part, too.
     let mut own = BTreeSet::from([device]);
@@ -303,7 +305,7 @@ pub(super) fn claimed_elsewhere(device: dev_t) -> Option<PathBuf> {
     with_above(own).into_iter().find(claimed).and_then(node_of)
 }
 
-/// Whether a device cannot be opened exclusively for reading. Others who try the same hold it for a moment each.
+/// Returns whether a device cannot be opened exclusively for reading. Others who try the same hold it for a moment each.
 fn is_claimed(device: dev_t) -> bool {
     let Some(path) = node_of(device) else { return false };
     let flags = libc::O_EXCL | libc::O_CLOEXEC | libc::O_NONBLOCK;

@@ -47,7 +47,7 @@ pub(super) fn fill_tail(block: &mut Block, task: &BlockTask, state: &PassState) 
     }
 }
 
-/// Whether a block that was read for a comparison is what it should be.
+/// Returns whether a block that was read for a comparison is what it should be.
 pub(super) fn is_as_expected(expected: LeafContent, bytes: &[u8]) -> bool {
     match expected {
         LeafContent::Zeros => is_zero(bytes),

@@ -119,7 +119,7 @@ mod tests {
     }
 
     /// One dead device after the other takes all it can: each takes half of what the one before has left, and there is
-    /// a slot for whoever comes next.
+    /// a slot for the next job.
     #[test]
     fn every_stalled_job_leaves_half() {
         let mut pool = pool(8, 8);

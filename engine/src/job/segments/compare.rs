@@ -14,16 +14,16 @@ use crate::spec::Sparse;
 use crate::volume::Volume;
 use std::sync::Arc;
 
-/// What a comparison expects.
+/// Expected content of a comparison.
 #[derive(Debug)]
 pub(crate) enum Expectation {
     /// The bytes of this volume.
     Volume(Arc<dyn Volume>),
-    /// What this journal recorded; where it has no digest, the bytes of the volume, if there is one.
+    /// The record of this journal; where it has no digest, the bytes of the volume, if there is one.
     Journal(Box<JournalReader>, Option<Arc<dyn Volume>>),
 }
 
-/// Who says that there are zeros.
+/// Where the claim comes from that a range holds zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ZerosBy {
     /// The reference's map, which may be wrong.
@@ -39,7 +39,7 @@ pub(crate) struct CompareSegments {
     target: Arc<dyn Volume>,
     size: u64,
     leaf: u32,
-    /// What the journal was asked up to.
+    /// End of the range that was taken from the journal.
     cursor: u64,
     /// The part being looked at: extents of the reference.
     reference: Option<Planner>,
@@ -109,7 +109,7 @@ impl CompareSegments {
     }
 }
 
-/// What a planner over a volume's extents says next.
+/// Next piece of a volume, by its extents.
 #[derive(Debug)]
 enum NextPiece {
     Data {

@@ -12,7 +12,7 @@ use crate::spec::Sparse;
 use crate::volume::Volume;
 use std::sync::Arc;
 
-/// What is done with zeros of the source.
+/// Treatment of zeros of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ZeroPlan {
     /// The destination is known to hold them already.

@@ -13,7 +13,7 @@ use crate::plan::{Piece, Planner};
 use crate::spec::Sparse;
 use crate::volume::Volume;
 
-/// What is known of the next zeros.
+/// What the destination holds at the next zeros of the source.
 #[derive(Debug)]
 pub(crate) enum ZeroStatus {
     /// They are there.
@@ -53,7 +53,7 @@ impl DestinationZeros {
         self.range = Some(Planner::over(range, self.leaf));
     }
 
-    /// What is known of them next, in order.
+    /// Returns what is known of the next ones, in order.
     pub(crate) fn next(&mut self, destination: &dyn Volume) -> Result<ZeroStatus> {
         let Some(planner) = &mut self.range else { return Ok(ZeroStatus::End) };
         loop {

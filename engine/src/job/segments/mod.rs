@@ -27,7 +27,7 @@ const SKIPPED_PER_REFILL: usize = 256;
 /// between.
 const SCANS_PER_REFILL: usize = 8;
 
-/// What a segment source has found.
+/// Work that one refill has found.
 #[derive(Debug, Default)]
 pub(crate) struct Refill {
     /// For the workers.
@@ -38,12 +38,13 @@ pub(crate) struct Refill {
     pub cloned: Vec<WrittenRange>,
     /// A volume was asked for extents that it does not know yet: workers have to be awake to carry the question.
     pub waits: bool,
-    /// How often extents were asked for.
+    /// Number of scans for extents.
     pub scans: usize,
 }
 
 impl Refill {
-    /// Whether so much was scanned that the pass controller should look up before more is: there is more to do at once.
+    /// Returns whether so much was scanned that the pass controller should look up before more is: there is more to do
+    /// at once.
     pub(crate) fn has_scanned(&self) -> bool {
         self.scans >= SCANS_PER_REFILL
     }
@@ -55,7 +56,7 @@ pub(crate) trait SegmentSource: fmt::Debug {
     /// for extents. Bounded in time, so that the job's thread keeps looking at cancels.
     fn refill(&mut self, room: usize, found: &mut Refill) -> Result<()>;
 
-    /// What was written in these ranges is lost: plans it once more.
+    /// Plans these ranges once more, as what was written there is lost.
     fn redo(&mut self, ranges: RangeSet);
 
     /// Called once, when everything was written and before the last flush.
@@ -71,7 +72,7 @@ fn finish_copy(source: &dyn Volume, destination: &dyn Volume) -> Result<()> {
     destination.resize(source.size_bytes())
 }
 
-/// What is of that kind has to be looked at.
+/// Turns extents of that kind into data, which is read.
 fn take_for_data(kind: ExtentKind, extents: &mut [Extent]) {
     extents.iter_mut().filter(|extent| extent.kind == kind).for_each(|extent| extent.kind = ExtentKind::Data);
 }

@@ -65,7 +65,7 @@ impl Reservation {
         })
     }
 
-    /// Whether what was promised about allocation holds without writing zeros.
+    /// Returns whether what was promised about allocation holds without writing zeros.
     pub(super) fn holds(&self) -> bool {
         self.reserve != Reserve::Everything || self.supported
     }

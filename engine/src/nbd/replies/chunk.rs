@@ -67,7 +67,7 @@ impl Head {
     }
 }
 
-/// What a chunk carries.
+/// Kind of a chunk's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChunkKind {
     None,

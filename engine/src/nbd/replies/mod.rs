@@ -34,7 +34,7 @@ use request_slot::RequestSlot;
 /// Descriptors of block status that are kept of one chunk; the owner asks again from where they end.
 pub(crate) const DESCRIPTORS_MAX: usize = 4096;
 
-/// What a request is to be answered with.
+/// Reply that a request expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExpectedReply {
     /// `len` bytes from `offset` of the export.
@@ -45,7 +45,7 @@ pub(crate) enum ExpectedReply {
     Status { offset: u64, len: u64 },
 }
 
-/// What to receive next.
+/// Next bytes to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NextReceive {
     /// Up to so many bytes, into memory of the connection. Never 0, unless the server has broken the protocol.
@@ -54,7 +54,7 @@ pub(crate) enum NextReceive {
     Body { index: usize, at: u32, len: u32 },
 }
 
-/// What the server has said.
+/// Content of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ReplyEvent {
     /// `len` bytes at `at` of the buffer of `index` are zeros, which the owner puts there.
@@ -70,11 +70,11 @@ pub(crate) enum ReplyEvent {
     Done { index: usize, result: Result<(), Errno> },
 }
 
-/// What the server did wrong. The connection must be closed.
+/// A breach of the protocol by the server. The connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProtocolViolation(pub &'static str);
 
-/// Where in the stream the parser is.
+/// Position of the parser in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ParserState {
     Head,
@@ -175,7 +175,7 @@ impl Replies {
         self.slots.len() - self.free.len()
     }
 
-    /// What to receive next. While a read is under way, no more heads than can be had without swallowing its payload.
+    /// Returns what to receive next. While a read is in flight, no more header bytes than cannot contain its payload.
     pub(crate) fn wants(&self) -> NextReceive {
         if self.broken.is_some() {
             return NextReceive::Head { most: 0 };

@@ -31,7 +31,7 @@ impl ReceivedRanges {
         self.pieces.clear();
     }
 
-    /// Whether it is every byte from 0 to `len`.
+    /// Returns whether it is every byte from 0 to `len`.
     pub(super) fn is_all(&self, len: u32) -> bool {
         match self.pieces[..] {
             [] => len == 0,

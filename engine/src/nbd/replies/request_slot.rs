@@ -52,7 +52,7 @@ impl RequestSlot {
         Ok((at as u32, len as u32))
     }
 
-    /// How the request ended, all its chunks having come.
+    /// Returns the result of the request, whose chunks have all arrived.
     pub(super) fn outcome(&self, contexts: MetaContexts) -> Result<Result<(), Errno>, ProtocolViolation> {
         let is_answered = match self.expected {
             _ if self.error.is_some() => true,

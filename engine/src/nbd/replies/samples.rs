@@ -65,7 +65,7 @@ struct SampleReply {
     messages: std::collections::VecDeque<Vec<u8>>,
 }
 
-/// What makes up answers.
+/// Server that makes up replies.
 struct SampleServer {
     numbers: SeededNumbers,
     style: ReplyStyle,

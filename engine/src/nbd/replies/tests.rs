@@ -104,7 +104,7 @@ impl SampleServer {
         self.part(kind, &[&error.to_be_bytes(), &(words.len() as u16).to_be_bytes(), words, more])
     }
 
-    /// How the request fares when it is answered so.
+    /// Returns how the request fares when it is answered so.
     fn answer(self, expected: ExpectedReply, messages: &[Vec<u8>]) -> Result<TestReceiver, &'static str> {
         let mut owner =
             TestReceiver::new(self.0, if self.0 == ReplyStyle::Simple { MetaContexts::default() } else { CONTEXTS }, 2);
@@ -113,7 +113,7 @@ impl SampleServer {
         received.map(|()| owner).map_err(|violation| violation.0)
     }
 
-    /// What is said against the answer.
+    /// Returns what is said against the answer.
     fn violation(self, expected: ExpectedReply, messages: &[Vec<u8>]) -> &'static str {
         let violation = self.answer(expected, messages).expect_err("it is no sound answer");
         let sound = &messages[..messages.len() - 1];

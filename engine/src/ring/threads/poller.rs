@@ -25,7 +25,7 @@ use std::time::Duration;
 /// Pause before another look at all sockets when the kernel is out of memory for a wait.
 const NAP: Duration = Duration::from_millis(1);
 
-/// What the owner hands over.
+/// Operations that the owner hands over.
 #[derive(Debug)]
 struct PollerQueue {
     arrivals: Mutex<NewOperations>,
@@ -170,7 +170,7 @@ struct PendingOperation {
 }
 
 impl PendingOperation {
-    /// What to wait for.
+    /// Returns the events to wait for.
     fn socket(&self) -> PollFd<'_> {
         let (file, events) = match &self.op {
             Op::Send { file, .. } | Op::Writable { file } => (file, PollFlags::POLLOUT),
@@ -200,7 +200,7 @@ impl PendingOperation {
         }
     }
 
-    /// Whether it is worth waiting for.
+    /// Returns whether it is worth waiting for.
     fn waits(&self) -> bool {
         !matches!(self.op, Op::Send { waits: false, .. })
     }

@@ -46,7 +46,7 @@ impl Messages {
         std::mem::forget(Rc::clone(&self.places));
     }
 
-    /// Says whether they are still there, by its strong count.
+    /// Returns whether they are still there, by its strong count.
     #[cfg(test)]
     pub(super) fn witness(&self) -> std::rc::Weak<impl ?Sized + use<>> {
         Rc::downgrade(&self.places)
