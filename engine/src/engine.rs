@@ -248,7 +248,7 @@ impl Drop for Engine {
             match lock(&ended).recv_timeout(DRAIN_LIMIT) {
                 // A thread ends, for the kernel, when its operations are answered.
                 Ok(false) | Err(RecvTimeoutError::Timeout) => {
-                    tracing::warn!("a worker is left behind with operations that are not answered");
+                    tracing::warn!("worker left running: some of its operations were not answered");
                 }
                 // A worker that panicked has said so; there is nothing left to wait for.
                 Ok(true) | Err(RecvTimeoutError::Disconnected) => _ = thread.join(),

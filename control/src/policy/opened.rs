@@ -82,7 +82,7 @@ impl CreatedFile {
             return;
         }
         if let Err(error) = unlinkat(&folder, &*name, UnlinkatFlags::NoRemoveDir) {
-            tracing::warn!(?name, %error, "a file created for a refused copy stays behind");
+            tracing::warn!(?name, %error, "file created for a refused copy was not removed");
         }
     }
 }

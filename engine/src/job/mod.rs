@@ -133,7 +133,7 @@ impl JobState {
         let message = "a system call for the job did not return within the drain limit: it may still take effect; do not \
                        use the destination before this process has ended";
         let error = Error::new(Code::Timeout, Side::Engine, Operation::Stop, message).maybe_applied();
-        tracing::warn!(%error, "the job's thread is left behind");
+        tracing::warn!(%error, "job thread did not return and is left running");
         Report {
             quiesced: false,
             bytes: self.control.bytes(),

@@ -76,7 +76,9 @@ impl Protection {
         Self {
             stop,
             thread: thread
-                .inspect_err(|error| tracing::warn!(%error, "no thread for --protect: the copy is not throttled"))
+                .inspect_err(
+                    |error| tracing::warn!(%error, "cannot start the thread of --protect: the copy is not throttled"),
+                )
                 .ok(),
         }
     }

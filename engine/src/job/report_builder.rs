@@ -131,7 +131,7 @@ impl<'a> ReportBuilder<'a> {
         let limit = if self.quiesced { DRAIN_LIMIT.saturating_sub(self.drained_after) } else { Duration::ZERO };
         for volume in std::mem::take(&mut self.volumes) {
             if !volume.stop(limit.saturating_sub(clock() - since)) {
-                tracing::warn!(volume = %volume.name(), "what was asked of it last may still take effect");
+                tracing::warn!(volume = %volume.name(), "volume not quiet: its last requests may still take effect");
                 self.job.never_quiet();
                 self.quiesced = false;
             }

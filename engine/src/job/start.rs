@@ -334,7 +334,7 @@ impl FirstChanges<'_> {
                     && let Err(left) =
                         journal.finish(Finish { root: None, finished_ns: now_ns() }, FinishedJournal::Remove)
                 {
-                    tracing::warn!(error = %left, "the journal of a copy that could not start stays behind");
+                    tracing::warn!(error = %left, "journal of a copy that could not start was not removed");
                 }
                 Err(error)
             }

@@ -27,11 +27,11 @@ impl Backend {
         match probe_ring() {
             Ok(true) => Self::Ring,
             Ok(false) => {
-                tracing::info!("journal without io_uring: the kernel lacks an operation");
+                tracing::info!("journals use plain I/O: the kernel's io_uring lacks an operation");
                 Self::Plain
             }
             Err(error) => {
-                tracing::info!(%error, "journal without io_uring");
+                tracing::info!(%error, "journals use plain I/O: io_uring is not available");
                 Self::Plain
             }
         }

@@ -54,7 +54,7 @@ impl Deref for LockedJournal {
 impl Drop for LockedJournal {
     fn drop(&mut self) {
         if let Err(error) = self.0.unlock() {
-            tracing::warn!(%error, "a journal stays locked until its last reader closes it");
+            tracing::warn!(%error, "journal stays locked until its last reader closes it");
         }
     }
 }

@@ -59,7 +59,7 @@ impl JournalService {
     pub(crate) fn start() -> Result<Self> {
         match Backend::probe() {
             Backend::Ring => Self::start_on(Backend::Ring).or_else(|error| {
-                tracing::info!(%error, "journal without io_uring");
+                tracing::info!(%error, "journals use plain I/O: io_uring is not available");
                 Self::start_on(Backend::Plain)
             }),
             Backend::Plain => Self::start_on(Backend::Plain),

@@ -65,7 +65,7 @@ impl ConnectionRevoker {
 
     /// Returns the error of an export whose connections were revoked.
     pub(crate) fn error(&self, side: Side, name: &str) -> Error {
-        let message = format!("the connections to {name} were cut off: the right to use them has ended");
+        let message = format!("the connections to {name} were revoked: the right to use them has ended");
         Error::new(Code::Unreachable, side, Operation::Stop, message).maybe_applied()
     }
 }

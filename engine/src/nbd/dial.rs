@@ -100,7 +100,7 @@ impl Dialer {
                 .refuse(Code::Unsupported, format!("{}: the server does not offer TLS: {words}", self.uri))
                 .advise("nbd:// or nbd+unix:// connects without, in clear text"),
             DialError::Relay(error) => {
-                let what = format!("start passing on what TLS protects for {}", self.uri);
+                let what = format!("start the TLS relay for {}", self.uri);
                 Error::io(Side::Engine, Operation::Start, &error, what)
             }
             DialError::NegotiationError(NegotiationError::Io(error)) => self.explain_stream(&error),
@@ -169,7 +169,7 @@ impl Dialer {
                 say(Code::Permission, "the server does not accept this client")
                     .advise("client-cert.pem and client-key.pem in tls-certificates=DIRECTORY identify it")
             }
-            _ => say(Code::Protocol, "TLS fails"),
+            _ => say(Code::Protocol, "TLS failed"),
         }
     }
 

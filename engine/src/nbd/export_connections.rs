@@ -232,7 +232,7 @@ impl ExportConnections {
             match self.redial(FURTHER_DIAL_LIMIT) {
                 Ok(session) => self.return_session(generation, session),
                 Err(error) => {
-                    tracing::info!(export = %self.name, sessions, %error, "no further connection");
+                    tracing::info!(export = %self.name, sessions, %error, "further connection failed");
                     // Without any, it is the worker who tries again.
                     return sessions.max(1);
                 }
@@ -343,7 +343,7 @@ impl ExportConnections {
             let is_wanted = state.waiting > 0;
             drop(state);
             if !is_wanted {
-                tracing::info!(export = %self.name, %error, "no thread for spare connections");
+                tracing::info!(export = %self.name, %error, "cannot start a thread for spare connections");
                 return;
             }
             self.fail(Error::io(self.side, Operation::Open, &error, "start a thread to dial again"));
@@ -484,7 +484,7 @@ impl ExportConnections {
             }
             Err(error) if matches!(error.code, Code::Protocol | Code::SourceChanged) => self.fail(error),
             Err(error) if late => self.fail(self.unreachable(&error.message)),
-            Err(error) => tracing::info!(export = %self.name, %error, "dialed in vain"),
+            Err(error) => tracing::info!(export = %self.name, %error, "reconnect failed"),
         }
         false
     }
@@ -498,7 +498,7 @@ impl ExportConnections {
         drop(state);
         match dialed {
             Ok(session) => self.return_session(generation, session),
-            Err(error) => tracing::info!(export = %self.name, %error, "no spare connection"),
+            Err(error) => tracing::info!(export = %self.name, %error, "spare connection failed"),
         }
     }
 

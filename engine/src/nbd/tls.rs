@@ -46,7 +46,7 @@ impl TlsConfig {
         let verifier: Arc<dyn ServerCertVerifier> = if terms.verify_peer {
             files.verifier(&provider)?
         } else {
-            tracing::warn!(%uri, host, "the server's certificate is not verified: it may be anybody (tls-verify-peer=0)");
+            tracing::warn!(%uri, host, "the server's certificate is not verified: the server may be an impostor (tls-verify-peer=0)");
             Arc::new(AcceptAnyCertificate(Arc::clone(&provider)))
         };
         let config = ClientConfig::builder_with_provider(provider)

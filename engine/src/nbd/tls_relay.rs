@@ -99,7 +99,7 @@ impl TlsRelay {
                 Ok(None) => {}
                 Ok(Some(ending)) => break ending,
                 Err(error) => {
-                    tracing::warn!(%error, "passing on what TLS protects fails");
+                    tracing::warn!(%error, "TLS relay failed");
                     break RelayEnd::Abandoned;
                 }
             }
@@ -180,7 +180,7 @@ impl TlsRelay {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    tracing::debug!(%error, "a server behind TLS takes no more");
+                    tracing::debug!(%error, "TLS peer accepts no more data");
                     self.peer_is_deaf = true;
                     return;
                 }
@@ -203,7 +203,7 @@ impl TlsRelay {
             Ok(Some(0)) => self.peer_is_done = true,
             Ok(Some(count)) => self.decrypt(count),
             Err(error) => {
-                tracing::debug!(%error, "a server behind TLS is lost");
+                tracing::debug!(%error, "TLS connection lost");
                 self.peer_is_done = true;
             }
         }
@@ -214,7 +214,7 @@ impl TlsRelay {
         match decrypt(&mut self.tls, &self.scratch[..count], &mut self.arrived) {
             Ok(has_closed) => self.peer_is_done = has_closed,
             Err(error) => {
-                tracing::warn!(%error, "TLS fails");
+                tracing::warn!(%error, "TLS failed");
                 self.peer_is_done = true;
                 // The alert that says so, if it can be sent at once.
                 let _ = self.tls.write_tls(&mut OuterSocket(&self.outer));

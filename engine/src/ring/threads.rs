@@ -242,7 +242,7 @@ impl Ring for ThreadRing {
         }
         for _ in 0..missing {
             if let Err(error) = self.add_thread() {
-                tracing::warn!(%error, "no further thread for I/O: a device that does not answer may delay other jobs");
+                tracing::warn!(%error, "cannot start another I/O thread: a device that does not answer may delay other jobs");
                 return;
             }
         }
@@ -270,7 +270,10 @@ impl Drop for ThreadRing {
         self.shared.work.notify_all();
         let running = self.in_flight - never_started - over;
         if running > 0 {
-            tracing::warn!(operations = running, "a ring ends before its operations: their threads are left behind");
+            tracing::warn!(
+                operations = running,
+                "ring closed with operations in flight: their threads are left running"
+            );
             return;
         }
         for thread in self.threads.drain(..) {

@@ -125,7 +125,7 @@ impl UringRing {
     pub(super) fn with_queues(config: UringConfig<'_>, queues: Queues) -> Result<Self, SetupError> {
         let ring = setup::build(queues)?;
         if let Err(error) = ring.submitter().register_iowq_max_workers(&mut [KERNEL_WORKERS_MAX, 0]) {
-            tracing::debug!(%error, "the kernel's workers are not bounded");
+            tracing::debug!(%error, "cannot bound the number of io_uring kernel workers");
         }
         let registered = config.arena.and_then(|arena| register(&ring, arena));
         Ok(Self {
@@ -365,7 +365,7 @@ impl Ring for UringRing {
         self.syscalls += 1;
         let workers = KERNEL_WORKERS_MAX.saturating_add(u32::try_from(unanswered).unwrap_or(u32::MAX));
         if let Err(error) = self.ring.0.submitter().register_iowq_max_workers(&mut [workers, 0]) {
-            tracing::debug!(%error, workers, "the kernel's workers are not bounded anew");
+            tracing::debug!(%error, workers, "cannot change the number of io_uring kernel workers");
         }
         self.nudges |= unanswered > self.tolerated;
         self.tolerated = unanswered;
@@ -389,7 +389,7 @@ impl Drop for UringRing {
         let leaked = self.in_flight.leak();
         if leaked > 0 {
             self.messages.leak();
-            tracing::warn!(operations = leaked, "a ring ends before its operations: their memory is never used again");
+            tracing::warn!(operations = leaked, "ring closed with operations in flight: their memory is leaked");
         } else if self.registered.is_some() {
             // Gives the locked memory back at once instead of some time after the close.
             let _ = self.ring.0.submitter().unregister_buffers();

@@ -64,7 +64,7 @@ impl Drop for CreatedFile {
             && std::fs::symlink_metadata(&self.path).is_ok_and(is_it)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.shown(), %error, "a file created for a refused copy stays behind");
+            tracing::warn!(path = %self.path.shown(), %error, "file created for a refused copy was not removed");
         }
     }
 }

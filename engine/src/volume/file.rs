@@ -88,7 +88,7 @@ impl FileVolume {
                 // Files of the kernel have nothing to flush.
                 Err(error) if errno(&error) != Errno::EINVAL => {
                     // Copying away from a file system that is full or broken is what somebody may be about to do.
-                    tracing::warn!(source = %self.name(), %error, "what others have written to the source is not flushed");
+                    tracing::warn!(source = %self.name(), %error, "source not flushed: recent writes of others may be missed");
                 }
                 Ok(()) | Err(_) => {}
             }
