@@ -39,11 +39,12 @@
 //! CopySpec -> Volume(source) -> ExtentMap (scanned in windows, ahead of the copy)
 //!                    Checkpoint (earlier run) --+--> Plan -> Segment ...
 //!             .------------------ one per core, no locks ------------------.
-//!  Segment -> | Worker -> Pipeline -> Slot(state) <-> Ring <-> kernel        | -> destination
-//!             '----- landed leaves ----------------------------------------'
-//!  Job <- landed leaves -> flush destination -> Journal (checkpoint, receipt) -> Progress / Report
+//!  Segment -> | Worker -> Pipeline -> Slot(state) <-> Ring <-> kernel        | -> Channel(destination)
+//!             '----- written ranges ---------------------------------------'
+//!  Job <- written ranges -> flush destination -> Journal (checkpoint, receipt) -> Progress / Report
 //! ```
-//! The modules below stand in that order; the seam is the ring, and buffers are owned by whoever may touch them.
+//! The modules below stand in the order in which data meets them. The seam to the kernel is the ring: it owns a buffer
+//! for as long as the kernel may touch it.
 
 pub mod units;
 pub mod shown;

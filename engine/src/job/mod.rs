@@ -1,8 +1,8 @@
 //! Runs one copy or comparison inside the engine.
 //!
 //! A job has a thread of its own that opens, locks, refuses, plans, records and reports. This thread may block, and no
-//! block of data passes through it. It shares with the workers one [`PassState`] for each pass over the volumes, and
-//! one [`JobControl`] for all of them.
+//! block of data passes through it. It shares with the workers one `PassState` for each pass over the volumes, and
+//! one `JobControl` for all of them.
 
 pub(crate) mod engine_resources;
 pub(crate) mod supervised_copy;
