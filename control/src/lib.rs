@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod config;
 pub mod coord;
 mod dispatcher;
+pub mod execution;
 pub mod host_port;
 mod liveness;
 mod metrics;
@@ -27,6 +28,7 @@ pub mod runner;
 pub mod standard_streams;
 pub mod state_dir;
 mod stopping;
+pub mod wire;
 
 #[cfg(test)]
 mod sim;

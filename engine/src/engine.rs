@@ -14,7 +14,7 @@ use crate::progress::Report;
 use crate::ring::threads::ThreadRing;
 use crate::ring::uring::{UringConfig, UringRing};
 use crate::spec::{BlockSize, CopySpec, VerifySpec};
-use crate::supervision::Supervision;
+use crate::supervision::{OpenedVolumes, Supervision};
 use crate::sync::lock;
 use crate::worker::{CONNECTION_OPERATIONS, EXTRA_OPERATIONS, Worker, WorkerInbox};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -170,8 +170,14 @@ impl Engine {
     /// Starts a comparison. Everything that can go wrong with it is in its report.
     #[must_use]
     pub fn verify(&self, spec: VerifySpec) -> JobHandle {
+        self.verify_opened(spec, OpenedVolumes::default())
+    }
+
+    /// As [`Engine::verify`], of volumes that somebody else has opened: no path of theirs is looked up.
+    #[must_use]
+    pub fn verify_opened(&self, spec: VerifySpec, opened: OpenedVolumes) -> JobHandle {
         self.spawn(JobControl::new(spec.limit_bytes_per_second), move |resources, job| {
-            compare::verify(&spec, resources, job)
+            compare::verify(&spec, opened, resources, job)
         })
     }
 

@@ -87,6 +87,15 @@ pub struct OpenedDestination {
     pub parent: Option<OwnedFd>,
 }
 
+/// Both sides of a comparison, open for reading; the spec's paths are only their names. `None`: by name.
+#[derive(Debug, Default)]
+pub struct OpenedVolumes {
+    /// What should be there, if it is a volume of this host.
+    pub reference: Option<OwnedFd>,
+    /// What is checked.
+    pub volume: Option<OwnedFd>,
+}
+
 /// Decides whether a job may change its destination.
 pub trait Admission: Send + Sync {
     /// Called once, on the job's thread, with the destination open and locked (an export cannot be) and every rule of

@@ -8,7 +8,6 @@ use super::cluster_state::{ClusterState, FenceProgress, Now};
 use super::place;
 use super::tasks::{AssignReply, TaskEntry};
 use crate::model::state_machine::{Checkpoint, FenceProof, TaskEvent};
-use crate::model::volume::node_of;
 use crate::model::{Attempt, DesiredState, Failure, Fence, Holder, NodeId, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
@@ -180,7 +179,7 @@ fn attend(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now
     };
     let Decision::Idle(_) = decision else { return decision };
     let quiet_at = entry.runtime.undrained.iter().map(|(_, since)| *since + terms.quiet_after).min();
-    let quiet_at = quiet_at.filter(|_| record.spec.fence() == Fence::Lease);
+    let quiet_at = quiet_at.filter(|_| record.spec.kind().fence() == Fence::Lease);
     match [again, quiet_at].into_iter().flatten().min() {
         Some(at) => Decision::WakeAt(id(), at),
         None => decision,
@@ -189,7 +188,7 @@ fn attend(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now
 
 /// Attempts under a lease whose last requests must have died by now. Locks and proofs tell about all others.
 fn quieted(record: &TaskRecord, entry: &TaskEntry, terms: &DecisionLimits, now: Now) -> Option<Decision> {
-    if record.spec.fence() != Fence::Lease {
+    if record.spec.kind().fence() != Fence::Lease {
         return None;
     }
     let is_over = |attempt: &Attempt| {
@@ -221,7 +220,7 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
         // Looked at before that, in case that the clock is set meanwhile.
         return Decision::WakeAt(id, until.min(now.boot + REST_LOOK_EVERY));
     }
-    match node_of(&record.spec) {
+    match record.spec.kind().node() {
         Err(error) => Decision::Move { task: id, events: vec![TaskEvent::Rejected(Failure::from(&error))] },
         Ok(Some(node)) => match runtime.avoid.get(&node) {
             Some(rest) if rest.until > now.boot => Decision::WakeAt(id, rest.until),
@@ -245,7 +244,7 @@ fn assigned(
         return moved(TaskEvent::RunnerLost);
     }
     if let AssignReply::Refused { code, why } = &runtime.assign_reply {
-        let is_only = matches!(node_of(&record.spec), Ok(Some(_)));
+        let is_only = matches!(record.spec.kind().node(), Ok(Some(_)));
         if is_only && is_final(*code) && record.desired_state == DesiredState::Run {
             return moved(failed(record, failure(*code, why)));
         }
@@ -291,7 +290,7 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now: 
     let moved = |event| (Decision::Move { task: record.id.clone(), events: vec![event] }, None);
     let Some(runner) = record.attempts.last().map(|attempt| &attempt.runner) else { return rest(record, None) };
     let there = cluster.fleet.get(&runner.node);
-    match record.spec.fence() {
+    match record.spec.kind().fence() {
         Fence::Local => match there {
             Some(there) if there.incarnation == runner.incarnation && record.holder.is_some() => {
                 moved(TaskEvent::RunnerReturned)

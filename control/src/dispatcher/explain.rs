@@ -3,7 +3,6 @@
 use super::cluster_state::{ClusterState, FenceProgress, Now};
 use super::place::{EligibleNodes, able};
 use super::tasks::{AssignReply, TaskEntry};
-use crate::model::volume::node_of;
 use crate::model::{Fence, NodeId, TaskRecord, TaskState};
 use crate::peers::StartStage;
 use std::sync::Arc;
@@ -53,7 +52,7 @@ fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<Stri
         let where_ = failed_on(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
         return Some(format!("is tried again in {seconds} s{where_}"));
     }
-    let node = node_of(&record.spec).ok().flatten();
+    let node = record.spec.kind().node().ok().flatten();
     let avoided = runtime.avoid.iter().filter(|(_, rest)| rest.until > now.boot).map(|(node, _)| node.as_str());
     let avoided: Vec<&str> = avoided.collect();
     if let Some(node) = node {
@@ -85,7 +84,7 @@ fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<Stri
 /// Which nodes have failed a task by faults of their own, and which are to try it next.
 fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let failed = record.failed_nodes();
-    if failed.is_empty() || !matches!(node_of(&record.spec), Ok(None)) {
+    if failed.is_empty() || !matches!(record.spec.kind().node(), Ok(None)) {
         return None;
     }
     let failed: Vec<&str> = failed.into_iter().map(NodeId::as_str).collect();
@@ -126,7 +125,7 @@ fn not_begun(entry: &TaskEntry, now: Now) -> Option<String> {
 fn fenced_by(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let runner = &record.attempts.last()?.runner;
     let node = &runner.node;
-    match record.spec.fence() {
+    match record.spec.kind().fence() {
         Fence::Local => Some(format!("waits for {node} to come back: only there is the destination")),
         Fence::Lease => Some(format!("waits until the lease of {node} is over")),
         Fence::Manual => Some(format!("waits for 'blockhaul fence {node} --confirm': say that the node is off")),

@@ -332,8 +332,7 @@ impl Dispatcher {
         self.cluster.unreserve(id, now);
         self.avoid(id, node, code);
         let is_pinned = self.cluster.tasks.get(id).is_some_and(|entry| {
-            entry.record.state == TaskState::Pending
-                && matches!(crate::model::volume::node_of(&entry.record.spec), Ok(Some(_)))
+            entry.record.state == TaskState::Pending && matches!(entry.record.spec.kind().node(), Ok(Some(_)))
         });
         if let Some(entry) = self.cluster.tasks.get_mut(id)
             && is_pinned

@@ -219,8 +219,8 @@ fn confirmed(record: &TaskRecord, node: &NodeId, now_ms: u64) -> std::result::Re
 /// What a client is told of what cannot be.
 fn refusal(record: &TaskRecord, illegal: &IllegalTransition) -> Error {
     let code = match illegal {
-        IllegalTransition::NotACopy(_) => Code::Unsupported,
-        IllegalTransition::TaskState { .. }
+        IllegalTransition::Unsupported(_) => Code::Unsupported,
+        IllegalTransition::WrongState { .. }
         | IllegalTransition::NotQuiet
         | IllegalTransition::NoProof { .. }
         | IllegalTransition::NoAttempt(_) => Code::Busy,

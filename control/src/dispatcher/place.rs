@@ -6,7 +6,6 @@ use super::fleet::RunnerLoad;
 use super::queue::Rank;
 use super::tasks::{Backoff, TaskEntry};
 use crate::model::state_machine::TaskEvent;
-use crate::model::volume::known_claims;
 use crate::model::{Failure, Holder, NodeId, Registration, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -86,8 +85,11 @@ pub(crate) fn load(cluster: &ClusterState, now: Now, budget: &mut Budget, decisi
 /// What it takes to give a ready task to a runner.
 fn place(cluster: &ClusterState, entry: &TaskEntry, to: Holder, fresh: &mut BTreeSet<String>) -> Decision {
     let record = &entry.record;
-    let known =
-        if record.claims.is_empty() { known_claims(&record.id, &record.spec) } else { Some(record.claims.clone()) };
+    let known = if record.claims.is_empty() {
+        record.spec.kind().known_claims(&record.id)
+    } else {
+        Some(record.claims.clone())
+    };
     let Some(claims) = known else { return Decision::Resolve(record.id.clone(), to) };
     let is_foreign = |claim: &&String| cluster.claimed.get(*claim).is_some_and(|task| *task != record.id);
     if let Some(claim) = claims.iter().find(is_foreign) {

@@ -8,9 +8,7 @@ use super::{Dispatcher, explain};
 use crate::cluster::election::CommitError;
 use crate::coord::paths;
 use crate::coord::{CoordError, CreateMode, Op};
-use crate::model::{
-    Drain, DrainMode, Fence, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskSpec, TaskState,
-};
+use crate::model::{Drain, DrainMode, Fence, NodeId, OpId, Record, Submission, TaskId, TaskRecord, TaskState};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -83,7 +81,7 @@ impl Dispatcher {
     }
 
     fn new_record(&self, order: Submission) -> Result<TaskRecord> {
-        if order.spec.fence() == Fence::Command && self.config.fence.is_none() {
+        if order.spec.kind().fence() == Fence::Command && self.config.fence.is_none() {
             let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }
@@ -103,7 +101,7 @@ impl Dispatcher {
     pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
         for (spec, reply) in self.submitters.remove(id).unwrap_or_default() {
             let answer = match self.cluster.tasks.get(id) {
-                Some(entry) if is_same_work(&entry.record.spec, &spec) => self.shown(id).ok_or_else(|| not_found(id)),
+                Some(entry) if entry.record.spec.is_same_work(&spec) => self.shown(id).ok_or_else(|| not_found(id)),
                 _ => {
                     let message = format!("there is another task {id}: choose another id");
                     Err(Error::new(Code::Exists, Side::Caller, Operation::Parse, message))
@@ -210,18 +208,6 @@ impl Dispatcher {
         });
         let _ = reply.send(answer);
     }
-}
-
-/// Whether two specs ask for the same; a limit may have been changed since.
-fn is_same_work(one: &TaskSpec, other: &TaskSpec) -> bool {
-    let unlimited = |spec: &TaskSpec| match spec.clone() {
-        TaskSpec::Copy(mut copy) => {
-            copy.limit = None;
-            TaskSpec::Copy(copy)
-        }
-        noop @ TaskSpec::Noop(_) => noop,
-    };
-    unlimited(one) == unlimited(other)
 }
 
 /// Whether a node is there or was once: its renewals stay.

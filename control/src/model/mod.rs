@@ -8,12 +8,12 @@
 mod claim;
 mod durable_map;
 mod failure;
+mod kind;
 mod names;
 mod node;
 mod node_fault;
 mod request;
 mod size_limit;
-mod spec;
 pub(crate) mod state_machine;
 mod task;
 pub(crate) mod volume;
@@ -21,12 +21,13 @@ pub(crate) mod volume;
 pub use claim::{Claim, Holder};
 pub use durable_map::DurableMap;
 pub use failure::Failure;
+pub use kind::{CopyTask, Fence, NoopTask, Summary, TaskSpec, VerifyTask};
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};
 pub use request::{DrainMode, Submission, TaskChange};
-pub use spec::{CopyTask, Fence, NoopTask, TaskSpec, VOLUME_NAME_BYTES_MAX};
 pub use task::{Attempt, DesiredState, Faults, Progress, TaskRecord, TaskState};
+pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -1,6 +1,6 @@
 //! What clients and operators ask for, once it is known to make sense: what the services hand to the dispatcher.
 
-use super::{Fence, TaskId, TaskSpec};
+use super::{TaskId, TaskSpec};
 
 /// A task that is asked for. Whoever makes one has checked it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,14 +16,10 @@ pub struct Submission {
 }
 
 impl Submission {
-    /// The source's name, if it must be looked at: a copy under a lease may write late what another one has written, so
-    /// its source must be read-only unless the client promises that it does not change.
+    /// Returns the source's name, if it must be looked at because it has to be read-only.
     #[must_use]
     pub fn source_to_look_at(&self) -> Option<&str> {
-        match &self.spec {
-            TaskSpec::Copy(copy) if copy.fence == Fence::Lease && !copy.source_stable => Some(&copy.source),
-            TaskSpec::Copy(_) | TaskSpec::Noop(_) => None,
-        }
+        self.spec.kind().source_to_look_at()
     }
 }
 

@@ -20,10 +20,9 @@
 //! - Who holds a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier attempt may
 //!   still write: no other task may have the destination before.
 
-use crate::model::volume::node_of;
 use crate::model::{
     Attempt, DesiredState, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, TaskRecord,
-    TaskSpec, TaskState,
+    TaskState,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
@@ -149,7 +148,7 @@ pub(crate) enum ClaimChange {
 pub(crate) enum IllegalTransition {
     /// Not in this state, or against its client's wish.
     #[error("a task that is {} and should {} cannot be {event}", .state.as_str(), desired_verb(*.desired_state))]
-    TaskState {
+    WrongState {
         /// How it is.
         state: TaskState,
         /// What its client wants.
@@ -160,9 +159,9 @@ pub(crate) enum IllegalTransition {
     /// An earlier attempt may still write.
     #[error("an earlier attempt may still write")]
     NotQuiet,
-    /// Only copies can be paused and limited.
-    #[error("only copies can be {0}")]
-    NotACopy(&'static str),
+    /// The kind of the task does not allow it.
+    #[error("a task of this kind cannot be {0}")]
+    Unsupported(&'static str),
     /// The proof is none for this kind of fence.
     #[error("{proof:?} proves nothing for a task that is fenced by {fence:?}")]
     NoProof {
@@ -195,7 +194,7 @@ pub(crate) fn apply(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Resul
     if after.state != record.state {
         after.updated_ms = now_ms;
     }
-    if after.state.is_terminal() && (after.is_quiet() || after.spec.fence() != Fence::Lease) {
+    if after.state.is_terminal() && (after.is_quiet() || after.spec.kind().fence() != Fence::Lease) {
         after.claims.clear();
     }
     Ok(after)
@@ -308,12 +307,12 @@ impl TaskRecord {
         if !self.has_begun() {
             return self.revoked(Code::LeaseLost, format!("{node} was lost before it started"), now_ms);
         }
-        if matches!(self.spec, TaskSpec::Noop(_)) {
+        if !self.spec.kind().writes() {
             self.charge_loss(true, now_ms);
             self.settle();
             return Ok(());
         }
-        if self.spec.fence() != Fence::Local {
+        if self.spec.kind().fence() != Fence::Local {
             self.charge_loss(false, now_ms);
         }
         self.state = TaskState::Lost;
@@ -331,7 +330,7 @@ impl TaskRecord {
 
     fn fenced(&mut self, proof: FenceProof, now_ms: u64) -> Result<(), IllegalTransition> {
         self.expect(self.state == TaskState::Lost, "fenced")?;
-        let fence = self.spec.fence();
+        let fence = self.spec.kind().fence();
         let is_proof = match proof {
             FenceProof::NodeBack => fence == Fence::Local,
             FenceProof::LeaseOver => fence == Fence::Lease,
@@ -375,7 +374,7 @@ impl TaskRecord {
     }
 
     fn pause_requested(&mut self) -> Result<(), IllegalTransition> {
-        self.expect_copy("paused")?;
+        self.expect_pausable("paused")?;
         self.expect(!self.state.is_terminal() && self.desired_state != DesiredState::Cancel, "paused")?;
         self.desired_state = DesiredState::Pause;
         if self.state == TaskState::Pending {
@@ -385,7 +384,7 @@ impl TaskRecord {
     }
 
     fn resume_requested(&mut self) -> Result<(), IllegalTransition> {
-        self.expect_copy("resumed")?;
+        self.expect_pausable("resumed")?;
         self.expect(!self.state.is_terminal() && self.desired_state != DesiredState::Cancel, "resumed")?;
         self.desired_state = DesiredState::Run;
         if self.state == TaskState::Paused {
@@ -396,14 +395,12 @@ impl TaskRecord {
 
     fn limit_requested(&mut self, limit: Option<u64>) -> Result<(), IllegalTransition> {
         self.expect(!self.state.is_terminal(), "limited")?;
-        let TaskSpec::Copy(copy) = &mut self.spec else { return Err(IllegalTransition::NotACopy("limited")) };
-        copy.limit = limit;
-        Ok(())
+        if self.spec.kind_mut().set_limit(limit) { Ok(()) } else { Err(IllegalTransition::Unsupported("limited")) }
     }
 
     fn started(&mut self, epoch: Epoch) -> Result<(), IllegalTransition> {
         self.expect(self.state == TaskState::Assigned && self.desired_state == DesiredState::Run, "begun")?;
-        let has_lock = self.spec.fence() == Fence::Local;
+        let has_lock = self.spec.kind().fence() == Fence::Local;
         for attempt in &mut self.attempts {
             match attempt.ended_ms {
                 // The destination's lock is granted only after the last write of whoever had it before.
@@ -414,9 +411,7 @@ impl TaskRecord {
         self.state = TaskState::Running;
         self.epoch = Some(epoch);
         self.admitted = true;
-        if let TaskSpec::Copy(copy) = &self.spec
-            && copy.starts_over()
-        {
+        if self.spec.kind().starts_over() {
             self.reason = STARTS_OVER.to_owned();
         }
         Ok(())
@@ -464,7 +459,7 @@ impl TaskRecord {
     ) -> Result<(), IllegalTransition> {
         self.expect(self.state.is_held() && self.state != TaskState::Lost, "failed")?;
         self.checkpoint(checkpoint);
-        let is_pinned = !matches!(node_of(&self.spec), Ok(None));
+        let is_pinned = !matches!(self.spec.kind().node(), Ok(None));
         let is_final = match error.node_fault() {
             None => !error.retryable,
             Some(NodeFault::Passing) => false,
@@ -562,12 +557,12 @@ impl TaskRecord {
         if holds {
             Ok(())
         } else {
-            Err(IllegalTransition::TaskState { state: self.state, desired_state: self.desired_state, event })
+            Err(IllegalTransition::WrongState { state: self.state, desired_state: self.desired_state, event })
         }
     }
 
-    fn expect_copy(&self, event: &'static str) -> Result<(), IllegalTransition> {
-        if matches!(self.spec, TaskSpec::Copy(_)) { Ok(()) } else { Err(IllegalTransition::NotACopy(event)) }
+    fn expect_pausable(&self, event: &'static str) -> Result<(), IllegalTransition> {
+        if self.spec.kind().can_pause() { Ok(()) } else { Err(IllegalTransition::Unsupported(event)) }
     }
 }
 

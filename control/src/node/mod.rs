@@ -41,6 +41,7 @@ use crate::coord::embedded::Embedded;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::coord::zookeeper::{Settings, ZooKeeper};
 use crate::dispatcher::{Config as DispatcherConfig, FenceCommand, FenceProgram};
+use crate::execution::Executor;
 use crate::liveness::LivenessCounters;
 use crate::metrics::Metrics;
 use crate::model::Incarnation;
@@ -51,7 +52,7 @@ use crate::rpc::channels::Channels;
 use crate::rpc::desk::{Floor, Leadership, NodeRoles};
 use crate::rpc::listener::Listener;
 use crate::rpc::tls::Tls;
-use crate::runner::{CopyExecutor, Executor, NodeState, Runner, RunnerConfig, Seams, StateDir, Stopped};
+use crate::runner::{EngineExecutor, NodeState, Runner, RunnerConfig, Seams, StateDir, Stopped};
 use crate::stopping::INITIALISE_MAX;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -368,7 +369,7 @@ async fn executor(config: &Config, state: &StateDir) -> Result<(Arc<Engine>, Arc
     let started = tokio::task::spawn_blocking(move || Engine::start(sizes)).await;
     let engine = started.map_err(|error| Error::internal(Operation::Start, error.to_string()))?;
     let engine = Arc::new(engine?);
-    let executor = CopyExecutor::new(Arc::clone(&engine), policy, config.node.clone(), state.path())?;
+    let executor = EngineExecutor::new(Arc::clone(&engine), policy, config.node.clone(), state.path())?;
     Ok((engine, Arc::new(executor)))
 }
 

@@ -61,13 +61,13 @@ impl Policy {
         Ok(Self { paths: paths.to_vec(), servers })
     }
 
-    /// A local volume to read.
+    /// Opens a local volume or file to read.
     ///
     /// # Errors
     /// `EPermission` outside the policy, `ENotFound`, and what the system says.
-    pub(crate) fn open_source(&self, path: &Path) -> Result<OwnedFd> {
-        let found = self.find(path, Side::Source)?.ok_or_else(|| missing(path, Side::Source))?;
-        let file = opened::reopen(&found, OFlag::O_RDONLY, Side::Source)?;
+    pub(crate) fn open_to_read(&self, path: &Path, side: Side) -> Result<OwnedFd> {
+        let found = self.find(path, side)?.ok_or_else(|| missing(path, side))?;
+        let file = opened::reopen(&found, OFlag::O_RDONLY, side)?;
         Ok(file.into())
     }
 

@@ -27,7 +27,7 @@ impl Site {
     }
 
     fn source(&self, name: &str) -> Result<OwnedFd> {
-        self.policy.open_source(&self.path(name))
+        self.policy.open_to_read(&self.path(name), Side::Source)
     }
 
     fn destination(&self, name: &str) -> Result<OpenedVolume> {
@@ -88,7 +88,7 @@ fn what_is_no_volume_is_no_volume() {
     assert_eq!(site.destination("in/fifo").map(drop).unwrap_err().code, Code::Unsupported);
     assert_eq!(site.source("in/none").unwrap_err().code, Code::NotFound);
     assert_eq!(site.destination("in/none/x").map(drop).unwrap_err().code, Code::NotFound);
-    let relative = site.policy.open_source(Path::new("in/f")).unwrap_err();
+    let relative = site.policy.open_to_read(Path::new("in/f"), Side::Source).unwrap_err();
     assert_eq!(relative.code, Code::BadRequest);
 }
 

@@ -5,9 +5,7 @@
 
 use super::error::RpcError;
 use super::wire;
-use crate::model::{
-    Attempt, CopyTask, Epoch, Fence, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskRecord, TaskSpec, TaskState,
-};
+use crate::model::{Attempt, Epoch, Incarnation, Progress, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 
@@ -86,105 +84,6 @@ impl From<wire::Progress> for Progress {
         let eta_seconds = eta_seconds.filter(|eta| eta.is_finite() && *eta >= 0.0);
         Self { planned, issued, written, durable, verified, rate_bytes_per_second, eta_seconds }
     }
-}
-
-impl From<&TaskSpec> for wire::Spec {
-    fn from(spec: &TaskSpec) -> Self {
-        let work = match spec {
-            TaskSpec::Copy(copy) => wire::spec::Work::Copy(copy_work(copy)),
-            TaskSpec::Noop(NoopTask { milliseconds, node }) => wire::spec::Work::Noop(wire::NoopWork {
-                milliseconds: *milliseconds,
-                node: node.clone().map(String::from),
-            }),
-        };
-        Self { work: Some(work) }
-    }
-}
-
-fn copy_work(copy: &CopyTask) -> wire::CopyWork {
-    let CopyTask {
-        source,
-        destination,
-        node,
-        limit,
-        verify,
-        overwrite,
-        sparse,
-        reflink,
-        digest,
-        fence,
-        source_stable,
-        dest_id,
-    } = copy;
-    wire::CopyWork {
-        source: source.clone(),
-        destination: destination.clone(),
-        node: node.clone().map(String::from),
-        limit: *limit,
-        verify: *verify,
-        overwrite: *overwrite,
-        sparse: sparse.clone(),
-        reflink: reflink.clone(),
-        digest: digest.clone(),
-        fence: spelling(fence),
-        source_stable: *source_stable,
-        dest_id: dest_id.clone(),
-    }
-}
-
-/// The work as one node tells another: complete, nothing is defaulted.
-///
-/// # Errors
-/// `EBadRequest`.
-pub(super) fn spec_of(spec: Option<wire::Spec>) -> Result<TaskSpec> {
-    match spec.and_then(|spec| spec.work) {
-        Some(wire::spec::Work::Copy(copy)) => Ok(TaskSpec::Copy(copy_of(copy)?)),
-        Some(wire::spec::Work::Noop(wire::NoopWork { milliseconds, node })) => {
-            Ok(TaskSpec::Noop(NoopTask { milliseconds, node: node.map(NodeId::new).transpose()? }))
-        }
-        None => Err(Error::bad_request("the request names no kind of task that is known here: copy or noop")),
-    }
-}
-
-fn copy_of(copy: wire::CopyWork) -> Result<CopyTask> {
-    let wire::CopyWork {
-        source,
-        destination,
-        node,
-        limit,
-        verify,
-        overwrite,
-        sparse,
-        reflink,
-        digest,
-        fence,
-        source_stable,
-        dest_id,
-    } = copy;
-    Ok(CopyTask {
-        source,
-        destination,
-        node: node.map(NodeId::new).transpose()?,
-        limit,
-        verify,
-        overwrite,
-        sparse,
-        reflink,
-        digest,
-        fence: fence_of(&fence)?,
-        source_stable,
-        dest_id,
-    })
-}
-
-/// A fence mode by its name.
-///
-/// # Errors
-/// `EBadRequest`.
-fn fence_of(text: &str) -> Result<Fence> {
-    serde_json::from_value(text.into()).map_err(|_| {
-        Error::bad_request(format!("'{}' is no fence mode: local, lease, command or manual", text.escape_debug()))
-    })
 }
 
 /// A state by its name.
@@ -315,33 +214,6 @@ impl From<RpcError> for CallError {
 mod tests {
     use super::*;
 
-    fn copy() -> CopyTask {
-        CopyTask {
-            source: "nbd://a/x".to_owned(),
-            destination: "nbd://b/y".to_owned(),
-            node: Some(NodeId::new("n1").unwrap()),
-            limit: Some(1 << 20),
-            verify: true,
-            overwrite: true,
-            sparse: "never".to_owned(),
-            reflink: "always".to_owned(),
-            digest: "none".to_owned(),
-            fence: Fence::Manual,
-            source_stable: true,
-            dest_id: Some("lun 7".to_owned()),
-        }
-    }
-
-    #[test]
-    fn work_survives_the_wire() {
-        let noop = NoopTask { milliseconds: 5, node: None };
-        for spec in [TaskSpec::Copy(copy()), TaskSpec::Noop(noop)] {
-            assert_eq!(spec_of(Some(wire::Spec::from(&spec))).unwrap(), spec);
-        }
-        assert_eq!(spec_of(None).unwrap_err().code, Code::BadRequest);
-        assert_eq!(spec_of(Some(wire::Spec { work: None })).unwrap_err().code, Code::BadRequest);
-    }
-
     #[test]
     fn what_nodes_say_to_each_other_survives_the_wire() {
         let assignment = Assignment {
@@ -371,8 +243,6 @@ mod tests {
 
     #[test]
     fn words_that_are_not_known_are_named() {
-        assert_eq!(fence_of("lease").unwrap(), Fence::Lease);
-        assert!(fence_of("moat").unwrap_err().message.contains("moat"));
         assert_eq!(state_of("running").unwrap(), TaskState::Running);
         assert!(state_of("asleep").unwrap_err().message.contains("PENDING"));
     }

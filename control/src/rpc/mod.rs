@@ -36,11 +36,4 @@ pub mod task_view;
 pub mod tls;
 mod validate;
 
-/// The messages and services of the protocol, as they are generated.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
-pub mod wire {
-    tonic::include_proto!("blockhaul.v1");
-
-    /// The protocol's own description, for reflection.
-    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
-}
+pub use crate::wire;

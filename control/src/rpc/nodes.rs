@@ -1,11 +1,11 @@
 //! The services between nodes: what the dispatcher asks of this node's runner, what runners tell this node's dispatcher.
 
-use super::convert::{refusal, spec_of};
+use super::convert::refusal;
 use super::desk::{Floor, NodeRoles};
 use super::error::RpcError;
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
 use crate::clock::{Clock, ClockOffset, HostClock};
-use crate::model::{Epoch, Progress, TaskId};
+use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::Assignment;
 use blockhaul_engine::error::{Code, Result};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Runner for RunnerService {
 
     async fn resolve(&self, request: Request<wire::ResolveRequest>) -> Answer<wire::ResolveReply> {
         let wire::ResolveRequest { leader, spec } = request.into_inner();
-        let spec = spec_of(spec).map_err(RpcError::from)?;
+        let spec = TaskSpec::try_from(spec).map_err(RpcError::from)?;
         let identities = self.floor()?.resolve(Epoch(leader), spec).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::ResolveReply { identities }))
     }

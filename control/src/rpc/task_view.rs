@@ -2,6 +2,7 @@
 
 use super::convert::is_over;
 use super::wire;
+use crate::model::{Summary, TaskSpec};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 pub struct TaskView {
     /// Its name.
     pub id: String,
-    /// `copy` or `noop`.
+    /// `copy`, `noop` or `verify`.
     pub kind: &'static str,
     /// As `RUNNING`.
     pub state: String,
@@ -22,9 +23,9 @@ pub struct TaskView {
     pub priority: u32,
     /// `local`, `lease`, `command` or `manual`.
     pub fence: Option<String>,
-    /// Of a copy.
+    /// What is read, if it is a volume or a receipt.
     pub source: Option<String>,
-    /// Of a copy.
+    /// What a copy writes, or a comparison checks.
     pub destination: Option<String>,
     /// That has it, or had it last; of one that waits, the only one that may have it.
     pub node: Option<String>,
@@ -92,13 +93,10 @@ pub struct AttemptView {
 
 impl From<wire::Task> for TaskView {
     fn from(task: wire::Task) -> Self {
-        let work = task.spec.and_then(|spec| spec.work);
-        let (kind, copy, pinned) = match work {
-            Some(wire::spec::Work::Copy(copy)) => ("copy", copy.clone(), copy.node),
-            Some(wire::spec::Work::Noop(noop)) => ("noop", wire::CopyWork::default(), noop.node),
-            None => ("unknown", wire::CopyWork::default(), None),
-        };
-        let word = |text: String| (!text.is_empty()).then_some(text);
+        // A node of a later version may know kinds that this client does not.
+        let unknown = || Summary { kind: "unknown", ..Summary::default() };
+        let summary = TaskSpec::try_from(task.spec).map_or_else(|_| unknown(), |spec| spec.kind().summary());
+        let Summary { kind, source, destination, node: pinned, fence, limit } = summary;
         Self {
             id: task.id,
             kind,
@@ -106,14 +104,14 @@ impl From<wire::Task> for TaskView {
             desired_state: task.desired_state,
             reason: task.reason,
             priority: task.priority,
-            fence: word(copy.fence),
-            source: word(copy.source),
-            destination: word(copy.destination),
-            node: task.node.or(pinned),
+            fence: fence.map(|fence| fence.as_str().to_owned()),
+            source,
+            destination,
+            node: task.node.or(pinned.map(String::from)),
             attempt: task.attempts.len(),
             epoch: task.epoch,
             progress: task.progress.map(ProgressView::from).unwrap_or_default(),
-            limit: copy.limit,
+            limit,
             error: task.error.map(ErrorView::from),
             report: task.report_json.and_then(|text| serde_json::from_str(&text).ok()),
             created_at: Timestamp(task.created_ms),

@@ -1,11 +1,8 @@
 //! A client's request for a task, checked as far as that goes without touching anything.
 
-use super::convert::{spec_of, spelling};
 use super::wire;
-use crate::model::volume::{check, default_fence, with_implied_node};
 use crate::model::{NodeId, Submission, TaskId, TaskSpec};
 use blockhaul_engine::error::{Error, Result};
-use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 
 /// Failures of a task after which it is given up, unless it says otherwise.
 const MAX_ATTEMPTS_DEFAULT: u32 = 5;
@@ -36,20 +33,12 @@ impl Submission {
     }
 }
 
-fn checked(mut spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSpec> {
-    if let Some(wire::Spec { work: Some(wire::spec::Work::Copy(copy)) }) = &mut spec {
-        let default = |word: &mut String, usual: &str| {
-            if word.is_empty() {
-                usual.clone_into(word);
-            }
-        };
-        default(&mut copy.sparse, Sparse::Auto.as_str());
-        default(&mut copy.reflink, Reflink::Auto.as_str());
-        default(&mut copy.digest, DigestKind::Xxh3.as_str());
-        default(&mut copy.fence, &spelling(&default_fence(&copy.destination)));
+fn checked(spec: Option<wire::Spec>, here: Option<&NodeId>) -> Result<TaskSpec> {
+    let mut spec = TaskSpec::try_from(spec)?;
+    if let Some(here) = here {
+        spec.kind_mut().imply_node(here);
     }
-    let spec = with_implied_node(spec_of(spec)?, here);
-    check(&spec)?;
+    spec.kind().validate()?;
     Ok(spec)
 }
 
@@ -75,7 +64,7 @@ mod tests {
     fn copy(request: wire::SubmitRequest) -> Result<CopyTask> {
         match Submission::check(request, Some(&NodeId::new("me").unwrap()))?.spec {
             TaskSpec::Copy(copy) => Ok(copy),
-            TaskSpec::Noop(_) => panic!("a copy was asked for"),
+            other => panic!("a copy was asked for, not {other:?}"),
         }
     }
 

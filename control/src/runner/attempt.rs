@@ -9,12 +9,11 @@
 //! logged on the way is logged in the attempt's span.
 
 use super::context::RunnerContext;
-use super::executor::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
 use super::grant::{Grant, Written};
-use super::noop::Noop;
 use super::write_lease::WriteLease;
+use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest, stopped_early};
 use crate::model::state_machine::{self, Checkpoint, TaskEvent};
-use crate::model::{DesiredState, DurableMap, Epoch, Fence, Holder, TaskId, TaskRecord, TaskSpec, TaskState};
+use crate::model::{DesiredState, DurableMap, Epoch, Fence, Holder, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignmentStatus, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::gate::Gate;
@@ -177,7 +176,7 @@ impl Attempt {
 
     /// The gate that it writes through: always open for what the destination's lock protects.
     async fn gate(&self, context: &RunnerContext, record: &TaskRecord) -> Arc<Gate> {
-        if record.spec.fence() == Fence::Local {
+        if record.spec.kind().fence() == Fence::Local {
             let gate = Gate::closed();
             gate.open_until(Duration::MAX);
             return Arc::new(gate);
@@ -203,20 +202,17 @@ impl Attempt {
         gate: Arc<Gate>,
         admission: oneshot::Sender<WritePermitRequest>,
     ) -> Arc<dyn ExecutionHandle> {
-        let running: Arc<dyn ExecutionHandle> = match &record.spec {
-            TaskSpec::Noop(noop) => Arc::new(Noop::new(noop, admission)),
-            TaskSpec::Copy(copy) => context.seams.executor.start(Execution {
-                task: record.id.clone(),
-                created_ms: record.created_ms,
-                copy: copy.clone(),
-                epoch: self.epoch(),
-                admitted: record.admitted,
-                earlier: record.attempts.iter().filter_map(|attempt| attempt.epoch).collect(),
-                durable: record.map.clone(),
-                gate,
-                admission,
-            }),
+        let execution = Execution {
+            task: record.id.clone(),
+            created_ms: record.created_ms,
+            epoch: self.epoch(),
+            admitted: record.admitted,
+            earlier: record.attempts.iter().filter_map(|attempt| attempt.epoch).collect(),
+            durable: record.map.clone(),
+            gate,
+            admission,
         };
+        let running = record.spec.kind().start(execution, &*context.seams.executor);
         let mut control = self.control();
         control.running = Some(Arc::clone(&running));
         // Told to stop between the last look and now.
@@ -305,8 +301,8 @@ impl Attempt {
     }
 
     fn heed(&self, record: &TaskRecord) {
-        if let (Some(running), TaskSpec::Copy(copy)) = (self.running(), &record.spec) {
-            running.set_limit(copy.limit);
+        if let Some(running) = self.running() {
+            running.set_limit(record.spec.kind().limit());
         }
         if record.desired_state != DesiredState::Run || record.state == TaskState::Cancelling {
             self.stop(Reason::UserCancel);

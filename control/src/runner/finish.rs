@@ -6,8 +6,8 @@
 
 use super::attempt::Attempt;
 use super::context::RunnerContext;
-use super::executor::{End, ExecutionHandle, Outcome};
 use super::grant::Written;
+use crate::execution::{End, ExecutionHandle, Outcome};
 use crate::model::state_machine::{self, Checkpoint, IllegalTransition, TaskEvent};
 use crate::model::{Failure, Fence, TaskRecord, TaskState};
 use blockhaul_engine::error::Code;
@@ -121,7 +121,7 @@ impl Attempt {
 
     /// A journal is of use only to a later attempt on this node.
     fn clean_up(&self, context: &RunnerContext, record: &TaskRecord) {
-        if record.state.is_terminal() || record.spec.fence() != Fence::Local {
+        if record.state.is_terminal() || record.spec.kind().fence() != Fence::Local {
             context.seams.executor.forget(&record.id, record.created_ms);
         }
     }

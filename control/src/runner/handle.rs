@@ -7,7 +7,7 @@ use super::attempt::Attempt;
 use super::context::{RunnerContext, RunnerPhase};
 use crate::model::{Epoch, Incarnation, TaskId, TaskSpec};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError};
-use blockhaul_engine::error::Code;
+use blockhaul_engine::error::{Code, Error};
 use blockhaul_engine::job::Reason;
 use std::sync::Arc;
 
@@ -106,14 +106,11 @@ impl RunnerHandle {
     /// `EPermission` outside of the node's policy, and what is wrong with the destination's name.
     pub async fn resolve(&self, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
         self.heed(leader)?;
-        let TaskSpec::Copy(copy) = spec else {
-            return Err(CallError::Refused {
-                code: Code::BadRequest,
-                why: String::from("only copies have destinations"),
-            });
-        };
-        let found = self.0.seams.executor.resolve(copy).await;
-        found.map_err(|error| CallError::Refused { code: error.code, why: error.message })
+        let refused = |error: Error| CallError::Refused { code: error.code, why: error.message };
+        match spec.kind().destination().map_err(refused)? {
+            Some(destination) => self.0.seams.executor.resolve(&destination).await.map_err(refused),
+            None => Err(refused(Error::bad_request("a task of this kind has no destination"))),
+        }
     }
 
     /// As [`RunnerClient::interrupt`](crate::peers::RunnerClient::interrupt). Returns at once. When everything is given

@@ -19,14 +19,12 @@ mod attempt;
 mod attendance;
 mod assignments;
 mod context;
-mod copy_executor;
-mod executor;
+mod engine_executor;
 mod finish;
 mod grant;
 mod handle;
 mod leader_notifier;
 mod node_state;
-mod noop;
 mod registration;
 mod renewal;
 mod stored_epoch;
@@ -34,8 +32,7 @@ mod write_lease;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use copy_executor::CopyExecutor;
-pub use executor::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
+pub(crate) use engine_executor::EngineExecutor;
 pub use handle::RunnerHandle;
 #[cfg(test)]
 pub(crate) use node_state::Memory;
@@ -44,6 +41,7 @@ pub use node_state::{NodeState, StateDir, boot_id};
 use crate::clock::Clock;
 use crate::coord::paths;
 use crate::coord::session_keeper::Sessions;
+use crate::execution::Executor;
 use crate::liveness::LivenessCounter;
 use crate::model::{Incarnation, NodeId, Record, TaskId, TaskRecord};
 use crate::peers::LeaderClient;

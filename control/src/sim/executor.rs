@@ -9,9 +9,10 @@ use super::disk::{BLOCK, Writer};
 use super::node::SimEnvironment;
 use super::place::Place;
 use crate::clock::Clock;
-use crate::model::{CopyTask, DurableMap, Failure, Holder, Progress, TaskId};
+use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
+use crate::model::TaskVolume;
+use crate::model::{DurableMap, Failure, Holder, Progress, TaskId};
 use crate::process::spawn;
-use crate::runner::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
@@ -83,24 +84,28 @@ impl SimExecutor {
 
 #[async_trait]
 impl Executor for SimExecutor {
-    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
-        let place = Place::parse(&copy.destination, copy.node.as_ref());
+    async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
+        let place = Place::of(destination);
         match &place.node {
             Some(node) if *node != self.holder.node.as_str() => {
-                Err(Error::bad_request(format!("{} is not on {}", copy.destination, self.holder.node)))
+                Err(Error::bad_request(format!("{destination} is not on {}", self.holder.node)))
             }
             _ => Ok(vec![place.identity()]),
         }
     }
 
-    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
+    fn compare(&self, _job: CompareJob, _execution: Execution) -> Arc<dyn ExecutionHandle> {
+        unreachable!("no scenario submits a comparison")
+    }
+
+    fn copy(&self, copy: CopyJob, work: Execution) -> Arc<dyn ExecutionHandle> {
         let SimEnvironment { disks, jobs, .. } = &self.around;
         let number = jobs.fetch_add(1, Relaxed);
         lock(&self.started).push(number);
         let (task, epoch, era) = (work.task.clone(), work.epoch, disks.era());
         let by = Writer { task, epoch, era, holder: self.holder.clone(), job: number };
-        let source = Place::parse(&work.copy.source, work.copy.node.as_ref());
-        let destination = Place::parse(&work.copy.destination, work.copy.node.as_ref());
+        let source = Place::of(&copy.source);
+        let destination = Place::of(&copy.destination);
         let state = Arc::new(State::new(disks.blocks(&source.name()).len()));
         let job = Job {
             state: state.clone(),
@@ -114,7 +119,7 @@ impl Executor for SimExecutor {
             wedged: self.wedged.clone(),
             flying: VecDeque::new(),
         };
-        spawn(job.run(work));
+        spawn(job.run(copy.overwrite, work));
         state
     }
 
@@ -220,8 +225,8 @@ enum Stop {
 }
 
 impl Job {
-    async fn run(mut self, work: Execution) {
-        let outcome = match self.begin(work).await {
+    async fn run(mut self, overwrite: bool, work: Execution) {
+        let outcome = match self.begin(overwrite, work).await {
             Ok(gate) => {
                 let copied = self.copy(&gate).await;
                 self.finish(copied).await
@@ -233,7 +238,7 @@ impl Job {
     }
 
     /// Everything before the first write.
-    async fn begin(&self, work: Execution) -> Result<Arc<blockhaul_engine::gate::Gate>> {
+    async fn begin(&self, overwrite: bool, work: Execution) -> Result<Arc<blockhaul_engine::gate::Gate>> {
         let unfit = lock(&self.around.pace).unfit;
         if self.around.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
             let code = if fastrand::bool() { Code::Permission } else { Code::Unreachable };
@@ -241,7 +246,7 @@ impl Job {
         }
         self.take_lock().await?;
         let is_empty = self.around.disks.is_empty(&self.destination);
-        if !work.admitted && !work.copy.overwrite && !is_empty {
+        if !work.admitted && !overwrite && !is_empty {
             return Err(destination(Code::Exists, "the destination holds data"));
         }
         let disks = &self.around.disks;

@@ -371,7 +371,7 @@ impl InvariantChecker {
         let is_there = observed.runners.values().any(|there| there.incarnation == last.runner.incarnation);
         let gone = observed.gone.get(&last.runner.incarnation.0).into_iter().flatten().find(is_since);
         let is_back = matches!(after.state, TaskState::Running | TaskState::Cancelling) && after.holder.is_some();
-        let is_fine = match after.spec.fence() {
+        let is_fine = match after.spec.kind().fence() {
             Fence::Local if is_back => is_there,
             _ if observed.confirmed.contains(last.runner.node.as_str()) => !is_back && gone.is_some(),
             Fence::Lease => gone.is_some_and(|gone| gone.elapsed() >= HOLD_OFF),

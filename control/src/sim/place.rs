@@ -1,7 +1,7 @@
 //! Where a volume of the simulated world is, by any of the names that a task may give it.
 
 use super::disk::Disks;
-use crate::model::{NodeId, TaskSpec};
+use crate::model::{NodeId, TaskSpec, TaskVolume};
 
 /// Exports of the world are on one server.
 const SERVER: &str = "nbd://store:10809/";
@@ -29,6 +29,11 @@ impl Place {
         Self { node: Some(node.to_owned()), name: name.to_owned() }
     }
 
+    /// The place of a volume.
+    pub(super) fn of(volume: &TaskVolume) -> Self {
+        Self::parse(&volume.to_string(), volume.node())
+    }
+
     /// As [`Disks`] calls it.
     pub(super) fn name(&self) -> String {
         match &self.node {
@@ -49,7 +54,7 @@ impl Place {
     pub(super) fn destination(spec: &TaskSpec) -> Option<String> {
         match spec {
             TaskSpec::Copy(copy) => Some(Self::parse(&copy.destination, copy.node.as_ref()).name()),
-            TaskSpec::Noop(_) => None,
+            TaskSpec::Noop(_) | TaskSpec::Verify(_) => None,
         }
     }
 
@@ -57,7 +62,7 @@ impl Place {
     pub(super) fn data(spec: &TaskSpec, disks: &Disks) -> Vec<u64> {
         match spec {
             TaskSpec::Copy(copy) => disks.blocks(&Self::parse(&copy.source, copy.node.as_ref()).name()),
-            TaskSpec::Noop(_) => Vec::new(),
+            TaskSpec::Noop(_) | TaskSpec::Verify(_) => Vec::new(),
         }
     }
 }

@@ -551,7 +551,7 @@ impl World {
     /// An operator takes the nodes off that tasks without another fence were lost on, says so, and puts them back.
     async fn confirm_lost(&mut self) {
         let is_manual = |seen: &super::invariants::Seen| {
-            seen.record.state == TaskState::Lost && seen.record.spec.fence() == Fence::Manual
+            seen.record.state == TaskState::Lost && seen.record.spec.kind().fence() == Fence::Manual
         };
         let Some(lost) = self.invariants.tasks().into_iter().find(is_manual) else { return };
         let Some(runner) = lost.record.attempts.last().map(|attempt| attempt.runner.clone()) else { return };

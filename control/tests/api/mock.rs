@@ -163,7 +163,7 @@ impl Floor for MockFloor {
     }
 
     async fn resolve(&self, _: Epoch, spec: TaskSpec) -> Result<Vec<String>> {
-        Ok(vec![format!("{:?}", spec.fence())])
+        Ok(vec![format!("{spec:?}")])
     }
 
     async fn interrupt(&self, _: Epoch) -> Result<()> {

@@ -161,3 +161,36 @@ async fn metrics_and_the_center_say_how_it_stands() {
         assert!(page.contains(line), "{line}:\n{page}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_compared_with_each_other_and_with_a_receipt() {
+    let room = Room::new();
+    let bytes = noise(2 * MIB);
+    std::fs::write(room.volume("a"), &bytes).unwrap();
+    std::fs::write(room.volume("b"), &bytes).unwrap();
+    let mut other = bytes;
+    other[MIB + 5] ^= 1;
+    std::fs::write(room.volume("other"), other).unwrap();
+    std::fs::write(room.volume("r"), b"no receipt").unwrap();
+    let daemon = room.start(&[]);
+    let mut client = daemon.client();
+    let two = |volume: &str| wire::VerifyWork {
+        reference: Some(room.volume("a")),
+        volume: room.volume(volume),
+        ..wire::VerifyWork::default()
+    };
+    let receipt = wire::VerifyWork { reference: None, receipt: Some(room.volume("r")), ..two("b") };
+    for (id, work, state, code) in [
+        ("same", two("b"), "SUCCEEDED", None),
+        ("again", two("b"), "SUCCEEDED", None),
+        ("other", two("other"), "FAILED", Some("EVerifyMismatch")),
+        ("receipt", receipt, "FAILED", Some("ECheckpointCorrupt")),
+    ] {
+        let spec = Some(wire::Spec { work: Some(wire::spec::Work::Verify(work)) });
+        client.submit(wire::SubmitRequest { id: id.to_owned(), spec, ..Default::default() }).await.unwrap();
+        let task = TaskView::from(client.follow(id, |_| ()).await.unwrap());
+        assert_eq!((task.kind, task.state.as_str()), ("verify", state), "{id}: {task:?}");
+        assert_eq!(task.error.map(|error| error.code).as_deref(), code, "{id}");
+        assert_eq!(task.attempts.len(), 1, "{id}: a difference does not go away");
+    }
+}

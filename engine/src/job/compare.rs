@@ -15,6 +15,7 @@ use crate::progress::Report;
 use crate::ring::clock;
 use crate::shown::Shown;
 use crate::spec::{DigestKind, LiveSource, Reference, VerifySpec};
+use crate::supervision::OpenedVolumes;
 use crate::volume::{
     ReadOptions, Volume, VolumeAccess, VolumeKind, choose_block, open_source_by, open_verified_by, refuse_block,
     refuse_streams,
@@ -24,9 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Runs a comparison to its end.
-pub(crate) fn verify(spec: &VerifySpec, resources: &EngineResources, job: &JobState) -> Report {
+pub(crate) fn verify(spec: &VerifySpec, opened: OpenedVolumes, resources: &EngineResources, job: &JobState) -> Report {
     let mut report = ReportBuilder::open(resources, job);
-    let outcome = compare(spec, resources, &job.control, &mut report);
+    let outcome = compare(spec, opened, resources, &job.control, &mut report);
     report.close(outcome)
 }
 
@@ -61,6 +62,7 @@ impl ReportBuilder<'_> {
 /// A comparison of its own.
 fn compare(
     spec: &VerifySpec,
+    opened: OpenedVolumes,
     resources: &EngineResources,
     control: &Arc<JobControl>,
     report: &mut ReportBuilder<'_>,
@@ -73,7 +75,10 @@ fn compare(
         cancelled: &cancelled,
         ..ReadOptions::new(spec.direct)
     };
-    let access = VolumeAccess::on(control.revoker());
+    let access = VolumeAccess::to_compare(control.revoker(), opened);
+    if let Reference::Volume(reference) = &spec.reference {
+        access.refuse_misplaced(reference, &spec.volume)?;
+    }
     let (reference, receipt) = match &spec.reference {
         Reference::Volume(locator) => (Some((locator, Side::Source)), None),
         Reference::Receipt(path) => (None, Some(path.as_path())),

@@ -8,7 +8,7 @@
 use super::Locator;
 use crate::error::{Error, Result, Side};
 use crate::nbd::connection_revoker::ConnectionRevoker;
-use crate::supervision::OpenedDestination;
+use crate::supervision::{OpenedDestination, OpenedVolumes};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,9 +22,13 @@ pub(crate) struct VolumeAccess {
 }
 
 impl VolumeAccess {
-    /// With names only.
-    pub(crate) fn on(revoker: &Arc<ConnectionRevoker>) -> Self {
-        Self { revoker: Arc::clone(revoker), ..Self::default() }
+    /// With the volumes of a comparison, as far as they are open.
+    pub(crate) fn to_compare(
+        revoker: &Arc<ConnectionRevoker>,
+        OpenedVolumes { reference, volume }: OpenedVolumes,
+    ) -> Self {
+        let destination = volume.map(|file| OpenedDestination { file, created: false, parent: None });
+        Self { revoker: Arc::clone(revoker), source: reference, destination }
     }
 
     /// The descriptor of that side.

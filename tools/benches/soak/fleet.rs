@@ -8,13 +8,14 @@ use blockhaul_control::coord::CoordClient;
 use blockhaul_control::coord::paths;
 use blockhaul_control::coord::session_keeper::SessionKeeper;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
-use blockhaul_control::model::{CopyTask, Incarnation, Leader, Meta, NodeId, Record, TaskId};
+use blockhaul_control::execution::{CompareJob, CopyJob, Execution, ExecutionHandle, Executor};
+use blockhaul_control::model::{Incarnation, Leader, Meta, NodeId, Record, TaskId, TaskVolume};
 use blockhaul_control::peers::{CenterId, LocalIdentity, Peer};
 use blockhaul_control::rpc::calls::GrpcLeaderClient;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::desk::{Floor, Leadership, NodeRoles};
 use blockhaul_control::rpc::listener::Listener;
-use blockhaul_control::runner::{Execution, ExecutionHandle, Executor, Runner, RunnerConfig, Seams, StateDir};
+use blockhaul_control::runner::{Runner, RunnerConfig, Seams, StateDir};
 use blockhaul_engine::error::{Error, Result};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -74,12 +75,16 @@ struct NoCopies;
 
 #[async_trait]
 impl Executor for NoCopies {
-    async fn resolve(&self, _: &CopyTask) -> Result<Vec<String>> {
+    async fn resolve(&self, _: &TaskVolume) -> Result<Vec<String>> {
         Err(Error::bad_request("this runner takes no copies"))
     }
 
-    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
-        unreachable!("no copy was accepted: {work:?}")
+    fn copy(&self, job: CopyJob, _: Execution) -> Arc<dyn ExecutionHandle> {
+        unreachable!("no copy was accepted: {job:?}")
+    }
+
+    fn compare(&self, job: CompareJob, _: Execution) -> Arc<dyn ExecutionHandle> {
+        unreachable!("no comparison was accepted: {job:?}")
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {

@@ -38,6 +38,8 @@ pub(crate) struct RawSubmit {
 pub(crate) enum RawWork {
     /// Copy a volume
     Copy(Box<RawCopyTask>),
+    /// Compare two volumes, or a volume with a receipt
+    Verify(RawVerifyTask),
     /// Do nothing for a while, to test a center
     Noop(RawNoopTask),
 }
@@ -99,6 +101,23 @@ pub(crate) struct RawCopyTask {
     /// Identify the destination by this name, if one volume has several addresses
     #[arg(long, value_name = "NAME")]
     pub(crate) dest_id: Option<String>,
+    #[command(flatten)]
+    pub(crate) center: RawCenter,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawVerifyTask {
+    /// What should be there, and what is checked; with --receipt only what is checked. Named as those of a copy
+    #[arg(value_name = "VOLUME", num_args = 1..=2, required = true)]
+    pub(crate) volumes: Vec<OsString>,
+    /// Compare with the receipt of a finished copy: file://NODE/PATH, or a path of --node
+    #[arg(long, value_name = "FILE")]
+    pub(crate) receipt: Option<OsString>,
+    #[command(flatten)]
+    pub(crate) task: RawTask,
+    /// Read at most so many bytes per second
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) limit: Option<u64>,
     #[command(flatten)]
     pub(crate) center: RawCenter,
 }

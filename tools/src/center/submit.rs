@@ -1,6 +1,6 @@
 //! Resolves the flags of `blockhaul submit` to a request.
 
-use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawWork};
+use super::args::{RawCenter, RawCopyTask, RawNoopTask, RawSubmit, RawTask, RawVerifyTask, RawWork};
 use blockhaul_control::model::TaskId;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Error, Result};
@@ -22,6 +22,7 @@ pub(super) struct Submission {
 pub(super) fn resolve(RawSubmit { work }: RawSubmit) -> Result<Submission> {
     let (work, task, center) = match work {
         RawWork::Copy(raw) => copy(*raw)?,
+        RawWork::Verify(raw) => verify(raw)?,
         RawWork::Noop(RawNoopTask { duration, task, center }) => {
             let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
             (wire::spec::Work::Noop(wire::NoopWork { milliseconds, node: task.node.clone() }), task, center)
@@ -78,6 +79,15 @@ fn copy(raw: RawCopyTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> {
     Ok((wire::spec::Work::Copy(work), task, center))
 }
 
+fn verify(raw: RawVerifyTask) -> Result<(wire::spec::Work, RawTask, RawCenter)> {
+    let RawVerifyTask { volumes, receipt, task, limit, center } = raw;
+    let mut volumes = volumes.into_iter().map(text).collect::<Result<Vec<_>>>()?;
+    let volume = volumes.pop().unwrap_or_default();
+    let (reference, receipt) = (volumes.pop(), receipt.map(text).transpose()?);
+    let work = wire::VerifyWork { reference, receipt, volume, node: task.node.clone(), limit };
+    Ok((wire::spec::Work::Verify(work), task, center))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +126,18 @@ mod tests {
         let Some(wire::spec::Work::Copy(copy)) = request.spec.unwrap().work else { panic!("a copy was asked for") };
         assert!(wait && copy.verify && !copy.overwrite);
         assert_eq!((copy.node.as_deref(), copy.fence.as_str(), request.max_attempts), (Some("n"), "", 0));
+    }
+
+    #[test]
+    fn two_volumes_or_a_receipt_and_one_are_compared() {
+        let verify = |arguments: &[&str]| match submission(arguments).request.spec.unwrap().work {
+            Some(wire::spec::Work::Verify(work)) => work,
+            other => panic!("a comparison was asked for, not {other:?}"),
+        };
+        let two = verify(&["verify", "file://n/a", "nbd://h/b"]);
+        assert_eq!((two.reference.as_deref(), two.volume.as_str()), (Some("file://n/a"), "nbd://h/b"));
+        let one = verify(&["verify", "--receipt", "/r", "/b", "--node", "n"]);
+        let given = (one.reference.as_deref(), one.receipt.as_deref(), one.volume.as_str(), one.node.as_deref());
+        assert_eq!(given, (None, Some("/r"), "/b", Some("n")));
     }
 }

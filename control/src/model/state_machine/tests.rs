@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::coord::NODE_BYTES_MAX;
+use crate::model::TaskSpec;
 use crate::model::{CopyTask, Incarnation, NodeId, NoopTask, Record, Submission, TaskId};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use proptest::prelude::*;
@@ -218,7 +219,7 @@ fn only_the_proof_of_its_fence_frees_a_lost_task() {
 fn only_copies_wait_and_are_limited() {
     let noop = task(TaskSpec::Noop(NoopTask { milliseconds: 1, node: None }));
     for event in [TaskEvent::PauseRequested, TaskEvent::ResumeRequested, TaskEvent::LimitRequested(Some(1))] {
-        assert!(matches!(apply(&noop, event, 1), Err(IllegalTransition::NotACopy(_))));
+        assert!(matches!(apply(&noop, event, 1), Err(IllegalTransition::Unsupported(_))));
     }
     assert_eq!(after(&noop, [assigned("a"), BEGAN, TaskEvent::RunnerLost]).state, TaskState::Pending);
 }
@@ -278,14 +279,14 @@ proptest! {
             prop_assert_eq!(at_work, usize::from(next.holder.is_some()), "{:?}", event);
             let is_at_work = matches!(next.state, TaskState::Assigned | TaskState::Running | TaskState::Verifying | TaskState::Cancelling);
             prop_assert!(!is_at_work || next.holder.is_some());
-            prop_assert!(next.holder.is_none() || is_at_work || next.state == TaskState::Lost && next.spec.fence() == Fence::Local);
+            prop_assert!(next.holder.is_none() || is_at_work || next.state == TaskState::Lost && next.spec.kind().fence() == Fence::Local);
             prop_assert!(next.holder.is_none() || !next.claims.is_empty(), "who holds a task holds its claims");
             let has_progressed = next.durable_best > record.durable_best;
             prop_assert!(next.failures >= record.failures || has_progressed, "{:?}", event);
             prop_assert!(next.durable_best >= record.durable_best);
             prop_assert!(!record.state.is_terminal() || next.state == record.state);
             prop_assert!(next.state != TaskState::Succeeded || next.is_quiet());
-            let may_write = next.spec.fence() == Fence::Lease && !next.is_quiet();
+            let may_write = next.spec.kind().fence() == Fence::Lease && !next.is_quiet();
             prop_assert!(!next.state.is_terminal() || next.claims.is_empty() || may_write);
             prop_assert!(!may_write || !next.claims.is_empty(), "a destination that may be written stays claimed");
             prop_assert!(next.encode().len() <= NODE_BYTES_MAX);

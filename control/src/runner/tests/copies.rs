@@ -1,8 +1,9 @@
-//! A worker whose copies do what a test says, and a dispatcher that writes down what it is told.
+//! Holds an executor whose copies do what a test says, and a leader that records what it is told.
 
-use crate::model::{CopyTask, DurableMap, Failure, Progress, TaskId};
+use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
+use crate::model::TaskVolume;
+use crate::model::{DurableMap, Failure, Progress, TaskId};
 use crate::peers::{CallError, LeaderClient};
-use crate::runner::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
@@ -51,18 +52,36 @@ pub(super) fn bytes(end: u64) -> DurableMap {
 
 #[async_trait]
 impl Executor for Copies {
-    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
-        if copy.destination.contains("forbidden") {
+    async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
+        let destination = destination.to_string();
+        if destination.contains("forbidden") {
             return Err(Error::new(Code::Permission, Side::Destination, Operation::Open, "not allowed"));
         }
-        Ok(vec![format!("file:{}", copy.destination)])
+        Ok(vec![format!("file:{destination}")])
     }
 
-    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
+    fn compare(&self, job: CompareJob, work: Execution) -> Arc<dyn ExecutionHandle> {
+        self.start(job.limit, work)
+    }
+
+    fn copy(&self, job: CopyJob, work: Execution) -> Arc<dyn ExecutionHandle> {
+        self.start(job.limit, work)
+    }
+    fn kept(&self) -> Vec<(TaskId, u64)> {
+        self.kept.lock().unwrap().clone()
+    }
+
+    fn forget(&self, task: &TaskId, _created_ms: u64) {
+        self.forgotten.lock().unwrap().push(task.clone());
+    }
+}
+
+impl Copies {
+    fn start(&self, limit: Option<u64>, work: Execution) -> Arc<dyn ExecutionHandle> {
         let copy = Arc::new(Copy {
             gate: Arc::clone(&work.gate),
             durable: Mutex::new(0),
-            limit: Mutex::new(work.copy.limit),
+            limit: Mutex::new(limit),
             work: Mutex::default(),
             opening: *self.opening.lock().unwrap(),
             admitted: watch::Sender::new(None),
@@ -74,14 +93,6 @@ impl Executor for Copies {
         self.all.lock().unwrap().insert(work.task.clone(), Arc::clone(&copy));
         *copy.work.lock().unwrap() = Some(work);
         copy
-    }
-
-    fn kept(&self) -> Vec<(TaskId, u64)> {
-        self.kept.lock().unwrap().clone()
-    }
-
-    fn forget(&self, task: &TaskId, _created_ms: u64) {
-        self.forgotten.lock().unwrap().push(task.clone());
     }
 }
 

@@ -1,7 +1,7 @@
 //! The runner against a store, a worker and a dispatcher that are all made up.
 
 mod copies;
-mod copying;
+mod engine;
 mod leasing;
 mod living;
 mod registering;
@@ -12,6 +12,7 @@ use super::*;
 use crate::clock::TestClock;
 use crate::coord::session_keeper::SessionKeeper;
 use crate::coord::{CreateMode, Done, Op};
+use crate::execution::{End, Execution, ExecutionHandle, Outcome, WritePermitRequest};
 use crate::model::state_machine::{self, TaskEvent};
 use crate::model::{
     Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Registration, Submission, TaskSpec, TaskState,

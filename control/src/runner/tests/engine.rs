@@ -1,6 +1,8 @@
-//! The real worker: the engine behind a policy, with files.
+//! Carries work out by the real engine behind a policy, with files.
 
 use super::*;
+use crate::execution::{CompareJob, Executor, Reference};
+use crate::model::TaskVolume;
 use crate::policy::Policy;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -11,20 +13,26 @@ use xattr::FileExt;
 
 const MIB: u64 = 1 << 20;
 
-/// A folder that the policy allows, and a worker.
-struct Desk {
+/// A folder that the policy allows, and an executor.
+struct Workbench {
     root: tempfile::TempDir,
-    executor: CopyExecutor,
+    executor: EngineExecutor,
 }
 
-impl Desk {
+/// One attempt at a copy.
+struct Work {
+    copy: CopyTask,
+    execution: Execution,
+}
+
+impl Workbench {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("in")).unwrap();
         std::fs::write(root.path().join("in/a"), content()).unwrap();
         let engine = Engine::start(EngineConfig { cores: Some(1), ..EngineConfig::default() }).unwrap();
         let policy = Policy::new(&[root.path().join("in")], &[]).unwrap();
-        let executor = CopyExecutor::new(Arc::new(engine), policy, node(), &root.path().join("state")).unwrap();
+        let executor = EngineExecutor::new(Arc::new(engine), policy, node(), &root.path().join("state")).unwrap();
         Self { root, executor }
     }
 
@@ -32,17 +40,16 @@ impl Desk {
         self.root.path().join(name)
     }
 
-    fn work(&self, destination: &str) -> (Execution, oneshot::Receiver<WritePermitRequest>) {
+    fn work(&self, destination: &str) -> (Work, oneshot::Receiver<WritePermitRequest>) {
         let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
         let name = |name: &str| self.path(name).to_str().unwrap().to_owned();
         let copy = CopyTask { source: name("in/a"), destination: name(destination), ..copy };
         let gate = Arc::new(Gate::closed());
         gate.open_until(Duration::MAX);
         let (admission, question) = oneshot::channel();
-        let work = Execution {
+        let execution = Execution {
             task: id("t"),
             created_ms: 5,
-            copy,
             epoch: Epoch(10),
             admitted: false,
             earlier: vec![],
@@ -50,7 +57,7 @@ impl Desk {
             gate,
             admission,
         };
-        (work, question)
+        (Work { copy, execution }, question)
     }
 
     /// How a copy ends that is interrupted on its way.
@@ -58,7 +65,7 @@ impl Desk {
         let (mut work, question) = self.work(destination);
         work.copy.digest = digest.to_owned();
         work.copy.limit = Some(MIB);
-        let running = self.executor.start(work);
+        let running = self.start(work);
         question.await.unwrap().answer.send(Ok(())).unwrap();
         while running.progress().written == 0 {
             sleep(Duration::from_millis(5)).await;
@@ -67,13 +74,13 @@ impl Desk {
         running.ended().await
     }
 
+    fn start(&self, work: Work) -> Arc<dyn ExecutionHandle> {
+        self.executor.copy(work.copy.job().unwrap(), work.execution)
+    }
+
     /// Carries work out; its question is answered with yes. What it was going to go on from comes back as well.
-    async fn carry_out(
-        &self,
-        work: Execution,
-        question: oneshot::Receiver<WritePermitRequest>,
-    ) -> (DurableMap, Outcome) {
-        let running = self.executor.start(work);
+    async fn carry_out(&self, work: Work, question: oneshot::Receiver<WritePermitRequest>) -> (DurableMap, Outcome) {
+        let running = self.start(work);
         let WritePermitRequest { durable, answer } = question.await.unwrap();
         answer.send(Ok(())).unwrap();
         (durable, running.ended().await)
@@ -91,28 +98,28 @@ fn content() -> Vec<u8> {
 
 #[tokio::test]
 async fn a_file_is_copied_once_its_runner_has_said_yes() {
-    let desk = Desk::new();
-    let (work, question) = desk.work("in/b");
-    let running = desk.executor.start(work);
+    let bench = Workbench::new();
+    let (work, question) = bench.work("in/b");
+    let running = bench.start(work);
     let WritePermitRequest { durable, answer } = question.await.unwrap();
     assert!(durable.is_empty());
-    assert_eq!(std::fs::metadata(desk.path("in/b")).unwrap().len(), 0, "untouched until then");
-    assert_eq!(desk.mark("in/b"), None, "it may never be told: then what is known of the destination holds");
+    assert_eq!(std::fs::metadata(bench.path("in/b")).unwrap().len(), 0, "untouched until then");
+    assert_eq!(bench.mark("in/b"), None, "it may never be told: then what is known of the destination holds");
     answer.send(Ok(())).unwrap();
     let outcome = running.ended().await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Succeeded, true), "{outcome:?}");
-    assert_eq!((outcome.progress.durable, desk.mark("in/b").as_deref()), (4 * MIB, Some("10")));
+    assert_eq!((outcome.progress.durable, bench.mark("in/b").as_deref()), (4 * MIB, Some("10")));
     assert_eq!(outcome.report.unwrap()["status"], "succeeded");
-    assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
-    assert_eq!(desk.executor.kept(), [], "the journal is gone");
+    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
+    assert_eq!(bench.executor.kept(), [], "the journal is gone");
 }
 
 #[tokio::test]
 async fn a_no_leaves_nothing_behind() {
-    let desk = Desk::new();
+    let bench = Workbench::new();
     for dropped in [false, true] {
-        let (work, question) = desk.work("in/new");
-        let running = desk.executor.start(work);
+        let (work, question) = bench.work("in/new");
+        let running = bench.start(work);
         let question = question.await.unwrap();
         if dropped {
             drop(question);
@@ -126,67 +133,75 @@ async fn a_no_leaves_nothing_behind() {
             End::Stopped(Reason::RunnerInterrupt) if dropped => {}
             other => panic!("{other:?}"),
         }
-        assert!(!desk.path("in/new").exists(), "the file that was created for it is gone");
+        assert!(!bench.path("in/new").exists(), "the file that was created for it is gone");
     }
-    std::fs::write(desk.path("in/empty"), "").unwrap();
-    let (work, question) = desk.work("in/empty");
-    let running = desk.executor.start(work);
+    std::fs::write(bench.path("in/empty"), "").unwrap();
+    let (work, question) = bench.work("in/empty");
+    let running = bench.start(work);
     drop(question);
     assert!(matches!(running.ended().await.end, End::Stopped(_)));
-    assert!(desk.path("in/empty").exists(), "it was there before");
+    assert!(bench.path("in/empty").exists(), "it was there before");
 }
 
 #[tokio::test]
 async fn what_the_rules_refuse_is_not_even_asked_about() {
-    let desk = Desk::new();
-    std::fs::write(desk.path("in/full"), "data").unwrap();
-    std::fs::write(desk.path("out"), "").unwrap();
+    let bench = Workbench::new();
+    std::fs::write(bench.path("in/full"), "data").unwrap();
+    std::fs::write(bench.path("out"), "").unwrap();
     for (destination, code) in [
         ("in/full", Code::Exists),
         ("out", Code::Permission),
         ("in/../out", Code::Permission),
         ("in/a", Code::SameVolume),
     ] {
-        let (work, question) = desk.work(destination);
-        let outcome = desk.executor.start(work).ended().await;
+        let (work, question) = bench.work(destination);
+        let outcome = bench.start(work).ended().await;
         let End::Failed(failure) = outcome.end else { panic!("{destination}: {outcome:?}") };
         assert_eq!(failure.code, code, "{destination}: {failure}");
         assert!(question.await.is_err(), "{destination}");
     }
-    assert_eq!(desk.mark("in/full"), None);
+    assert_eq!(bench.mark("in/full"), None);
 }
 
 #[tokio::test]
 async fn a_later_grant_keeps_an_older_one_off() {
-    let desk = Desk::new();
-    std::fs::File::create(desk.path("in/b")).unwrap().set_xattr("user.blockhaul.epoch", b"11").unwrap();
-    let (work, question) = desk.work("in/b");
-    let outcome = desk.executor.start(work).ended().await;
+    let bench = Workbench::new();
+    std::fs::File::create(bench.path("in/b")).unwrap().set_xattr("user.blockhaul.epoch", b"11").unwrap();
+    let (work, question) = bench.work("in/b");
+    let outcome = bench.start(work).ended().await;
     let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
     assert_eq!(failure.code, Code::Fenced);
     assert!(question.await.is_err(), "nobody was asked");
-    assert_eq!((desk.mark("in/b").as_deref(), std::fs::metadata(desk.path("in/b")).unwrap().len()), (Some("11"), 0));
+    assert_eq!((bench.mark("in/b").as_deref(), std::fs::metadata(bench.path("in/b")).unwrap().len()), (Some("11"), 0));
 }
 
 /// A destination whose first half was copied under grant `mark`, as another process left it.
 async fn gone_on_with(mark: &str, length: u64) -> (DurableMap, Outcome) {
-    let desk = Desk::new();
+    let bench = Workbench::new();
     let mut there = content()[..usize::try_from(2 * MIB).unwrap()].to_vec();
     there.resize(usize::try_from(4 * MIB).unwrap(), 0);
     there.truncate(usize::try_from(length).unwrap());
-    std::fs::write(desk.path("in/b"), &there).unwrap();
-    let file = std::fs::File::open(desk.path("in/b")).unwrap();
+    std::fs::write(bench.path("in/b"), &there).unwrap();
+    let file = std::fs::File::open(bench.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", mark.as_bytes()).unwrap();
-    let (work, question) = desk.work("in/b");
-    let work = Execution { admitted: true, earlier: vec![Epoch(3), Epoch(7)], durable: copies::bytes(2 * MIB), ..work };
-    let running = desk.executor.start(work);
+    let (work, question) = bench.work("in/b");
+    let work = Work {
+        execution: Execution {
+            admitted: true,
+            earlier: vec![Epoch(3), Epoch(7)],
+            durable: copies::bytes(2 * MIB),
+            ..work.execution
+        },
+        copy: work.copy,
+    };
+    let running = bench.start(work);
     let Ok(WritePermitRequest { durable, answer }) = question.await else {
         return (DurableMap::default(), running.ended().await);
     };
     answer.send(Ok(())).unwrap();
     let outcome = running.ended().await;
     assert_eq!(outcome.end, End::Succeeded, "{outcome:?}");
-    assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
+    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
     (durable, outcome)
 }
 
@@ -205,12 +220,12 @@ async fn what_the_record_calls_durable_holds_only_of_the_file_that_it_was_said_o
 }
 
 /// What the record would have of a copy that was interrupted, and what that has left.
-async fn known(desk: &Desk, digest: &str) -> DurableMap {
-    let outcome = desk.interrupted("in/b", digest).await;
+async fn known(bench: &Workbench, digest: &str) -> DurableMap {
+    let outcome = bench.interrupted("in/b", digest).await;
     assert_eq!(outcome.durable.evidence().leaves.is_empty(), digest == "none", "{outcome:?}");
     assert!(outcome.durable.evidence().source.is_some(), "{outcome:?}");
     // Another node has no journal.
-    desk.executor.forget(&id("t"), 5);
+    bench.executor.forget(&id("t"), 5);
     outcome.durable
 }
 
@@ -219,14 +234,17 @@ async fn volumes_that_were_replaced_between_two_attempts_are_noticed() {
     let (source, destination) = (("in/a", Code::SourceChanged), ("in/b", Code::CheckpointMismatch));
     for (digest, (replaced, code)) in [("xxh3", source), ("xxh3", destination), ("none", source), ("none", destination)]
     {
-        let desk = Desk::new();
-        let durable = known(&desk, digest).await;
-        let file = std::fs::File::options().write(true).open(desk.path(replaced)).unwrap();
+        let bench = Workbench::new();
+        let durable = known(&bench, digest).await;
+        let file = std::fs::File::options().write(true).open(bench.path(replaced)).unwrap();
         let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xee; length], 0).unwrap();
-        let (work, _question) = desk.work("in/b");
-        let work = Execution { admitted: true, earlier: vec![Epoch(10)], durable, ..work };
-        let outcome = desk.executor.start(work).ended().await;
+        let (work, _question) = bench.work("in/b");
+        let work = Work {
+            execution: Execution { admitted: true, earlier: vec![Epoch(10)], durable, ..work.execution },
+            copy: work.copy,
+        };
+        let outcome = bench.start(work).ended().await;
         let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
         assert_eq!(failure.code, code, "{failure:?}");
     }
@@ -234,10 +252,10 @@ async fn volumes_that_were_replaced_between_two_attempts_are_noticed() {
 
 #[tokio::test]
 async fn a_cancel_holds_at_any_moment() {
-    let desk = Desk::new();
+    let bench = Workbench::new();
     for reason in [Reason::RunnerInterrupt, Reason::UserCancel, Reason::LeaseLost] {
-        let (work, question) = desk.work("in/b");
-        let running = desk.executor.start(work);
+        let (work, question) = bench.work("in/b");
+        let running = bench.start(work);
         running.cancel(reason);
         running.cut();
         running.set_limit(Some(1));
@@ -254,55 +272,66 @@ async fn a_cancel_holds_at_any_moment() {
 
 #[tokio::test]
 async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
-    let desk = Desk::new();
-    let outcome = desk.interrupted("in/b", "none").await;
+    let bench = Workbench::new();
+    let outcome = bench.interrupted("in/b", "none").await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Stopped(Reason::RunnerInterrupt), true));
     assert!(outcome.durable.bytes() > 0 && outcome.durable.bytes() < 4 * MIB, "{outcome:?}");
-    assert_eq!(desk.executor.kept(), [(id("t"), 5)]);
+    assert_eq!(bench.executor.kept(), [(id("t"), 5)]);
 
-    let (work, question) = desk.work("in/b");
-    let work =
-        Execution { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], durable: outcome.durable, ..work };
-    let (durable, outcome) = desk.carry_out(work, question).await;
+    let (work, question) = bench.work("in/b");
+    let work = Work {
+        execution: Execution {
+            epoch: Epoch(12),
+            admitted: true,
+            earlier: vec![Epoch(10)],
+            durable: outcome.durable,
+            ..work.execution
+        },
+        copy: work.copy,
+    };
+    let (durable, outcome) = bench.carry_out(work, question).await;
     assert!(durable.bytes() > 0 && outcome.end == End::Succeeded, "{outcome:?}");
-    assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
-    std::fs::write(desk.path("state/journals/t.6.journal"), "").unwrap();
-    desk.executor.forget(&id("t"), 6);
-    desk.executor.forget(&id("t"), 6);
-    assert_eq!(desk.executor.kept(), []);
+    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
+    std::fs::write(bench.path("state/journals/t.6.journal"), "").unwrap();
+    bench.executor.forget(&id("t"), 6);
+    bench.executor.forget(&id("t"), 6);
+    assert_eq!(bench.executor.kept(), []);
 }
 
 #[tokio::test]
 async fn a_journal_is_worth_nothing_when_somebody_else_has_written_the_destination() {
-    let desk = Desk::new();
-    assert!(desk.interrupted("in/b", "none").await.durable.bytes() > 0);
-    std::fs::write(desk.path("in/b"), vec![7; content().len()]).unwrap();
-    let file = std::fs::File::open(desk.path("in/b")).unwrap();
+    let bench = Workbench::new();
+    assert!(bench.interrupted("in/b", "none").await.durable.bytes() > 0);
+    std::fs::write(bench.path("in/b"), vec![7; content().len()]).unwrap();
+    let file = std::fs::File::open(bench.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
 
-    let again = |work: Execution| Execution { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work };
-    let (work, _question) = desk.work("in/b");
-    let outcome = desk.executor.start(again(work)).ended().await;
+    let again = |work: Work| {
+        let execution = Execution { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work.execution };
+        Work { execution, ..work }
+    };
+    let (work, _question) = bench.work("in/b");
+    let outcome = bench.start(again(work)).ended().await;
     let End::Failed(failure) = outcome.end else { panic!("somebody else's data: {outcome:?}") };
     assert_eq!(failure.code, Code::Exists, "{failure:?}");
-    assert!(std::fs::read(desk.path("in/b")).unwrap() == vec![7; content().len()]);
+    assert!(std::fs::read(bench.path("in/b")).unwrap() == vec![7; content().len()]);
 
-    let (mut work, question) = desk.work("in/b");
+    let (mut work, question) = bench.work("in/b");
     work.copy.overwrite = true;
-    let (durable, outcome) = desk.carry_out(again(work), question).await;
+    let (durable, outcome) = bench.carry_out(again(work), question).await;
     assert!(durable.is_empty() && outcome.end == End::Succeeded, "{outcome:?}");
-    assert!(std::fs::read(desk.path("in/b")).unwrap() == content());
+    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
 }
 
 #[tokio::test]
 async fn destinations_are_resolved_by_who_can_see_them() {
-    let desk = Desk::new();
+    let bench = Workbench::new();
     let resolve = async |destination: &str| {
         let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
         let copy = CopyTask { destination: destination.to_owned(), ..copy };
-        desk.executor.resolve(&copy).await.map_err(|error| error.code)
+        bench.executor.resolve(&copy.job().unwrap().destination).await.map_err(|error| error.code)
     };
-    let path = desk.path("in/a");
+    let path = bench.path("in/a");
     let names = resolve(path.to_str().unwrap()).await.unwrap();
     assert!(names.len() == 2 && names[0].starts_with("file:n1:"), "{names:?}");
     assert_eq!(resolve(&format!("file://n1{}", path.display())).await.unwrap(), names);
@@ -310,4 +339,67 @@ async fn destinations_are_resolved_by_who_can_see_them() {
     assert_eq!(resolve("/etc/passwd").await, Err(Code::Permission));
     assert_eq!(resolve("nbds://Store/x").await, Ok(vec![String::from("nbd://store/x")]));
     assert_eq!(resolve("nbd+unix:///x?socket=/nowhere").await, Err(Code::NotFound));
+}
+
+#[tokio::test]
+async fn volumes_are_compared_behind_the_policy_once_the_runner_has_said_yes() {
+    let bench = Workbench::new();
+    let mut other = content();
+    other[5 << 10] ^= 1;
+    std::fs::write(bench.path("in/same"), content()).unwrap();
+    std::fs::write(bench.path("in/other"), other).unwrap();
+    std::fs::write(bench.path("out"), content()).unwrap();
+    let volume = |name: &str| TaskVolume::parse(bench.path(name).to_str().unwrap(), Some(&node())).unwrap();
+    for (name, code) in [
+        ("in/same", None),
+        ("in/other", Some(Code::VerifyMismatch)),
+        ("out", Some(Code::Permission)),
+        ("in/missing", Some(Code::NotFound)),
+    ] {
+        let (Work { execution, .. }, question) = bench.work("in/b");
+        let reference = Reference::Volume(volume("in/a"));
+        let running = bench.executor.compare(CompareJob { reference, volume: volume(name), limit: None }, execution);
+        let permitted = tokio::spawn(async move { question.await.map(|asked| asked.answer.send(Ok(())).is_ok()) });
+        let outcome = running.ended().await;
+        let found = match &outcome.end {
+            End::Succeeded => None,
+            End::Failed(failure) => Some(failure.code),
+            End::Stopped(reason) => panic!("nobody stopped it: {reason:?}"),
+        };
+        assert_eq!((found, outcome.quiesced), (code, true), "{name}: {outcome:?}");
+        assert_eq!(
+            permitted.await.unwrap().is_ok(),
+            !matches!(code, Some(Code::Permission | Code::NotFound)),
+            "{name}"
+        );
+        if let End::Failed(failure) = outcome.end
+            && code == Some(Code::VerifyMismatch)
+        {
+            assert_eq!(failure.offset, Some(0), "the first leaf that differs: {failure:?}");
+        }
+    }
+    assert!(!bench.path("in/b").exists(), "a comparison creates nothing");
+}
+
+#[tokio::test]
+async fn a_refused_or_cancelled_comparison_reads_nothing() {
+    let bench = Workbench::new();
+    std::fs::write(bench.path("in/same"), content()).unwrap();
+    let volume = |name: &str| TaskVolume::parse(bench.path(name).to_str().unwrap(), Some(&node())).unwrap();
+    for is_cancelled in [false, true] {
+        let (Work { execution, .. }, question) = bench.work("in/b");
+        let job =
+            CompareJob { reference: Reference::Volume(volume("in/a")), volume: volume("in/same"), limit: Some(1) };
+        let running = bench.executor.compare(job, execution);
+        let WritePermitRequest { answer, .. } = question.await.unwrap();
+        if is_cancelled {
+            running.cancel(Reason::UserCancel);
+            answer.send(Ok(())).unwrap();
+        } else {
+            drop(answer);
+        }
+        let outcome = running.ended().await;
+        assert!(matches!(outcome.end, End::Stopped(_)), "{outcome:?}");
+        assert_eq!(outcome.progress.verified, 0);
+    }
 }

@@ -1,47 +1,86 @@
-//! Who carries a copy out: the seam between a runner and the engine.
+//! Carries the work of tasks out: the seam between the task center and the engine.
 //!
-//! Everything that blocks is behind it: opening volumes, waiting for a copy's end, the storage-side record. Its faces are
-//! [`CopyExecutor`](super::CopyExecutor) and a simulation's. The runner itself only awaits.
+//! Everything that blocks is behind it: opening volumes, waiting for the end of a job, the record at the storage. Its faces are
+//! the runner's executor over the engine and a simulation's. The runner itself only awaits.
 
-use crate::model::{CopyTask, DurableMap, Epoch, Failure, Progress, TaskId};
+use crate::model::volume::TaskVolume;
+use crate::model::{DurableMap, Epoch, Failure, Progress, TaskId};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::gate::Gate;
 use blockhaul_engine::job::Reason;
+use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
-/// Carries copies out.
+/// Carries work out on this node.
 #[async_trait]
 pub trait Executor: Send + Sync + std::fmt::Debug {
-    /// The identities of a copy's destination on this node, its own first. Changes nothing.
+    /// Returns the identities of a destination on this node, its own first. Changes nothing.
     ///
     /// # Errors
     /// `EPermission` outside the node's policy, and what is wrong with the name.
-    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>>;
+    async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>>;
 
-    /// Begins a copy. Returns at once; what goes wrong is in its outcome.
-    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle>;
+    /// Starts a copy. Returns at once; what goes wrong is in its outcome.
+    fn copy(&self, job: CopyJob, execution: Execution) -> Arc<dyn ExecutionHandle>;
 
-    /// Tasks that something is kept of here (a journal), with when they were created in milliseconds since 1970.
+    /// Starts a comparison. Returns at once; a difference is in its outcome as `EVerifyMismatch`.
+    fn compare(&self, job: CompareJob, execution: Execution) -> Arc<dyn ExecutionHandle>;
+
+    /// Returns the tasks that something is kept of here (a journal), with their times of creation in milliseconds since 1970.
     fn kept(&self) -> Vec<(TaskId, u64)>;
 
-    /// Drops what is kept of a task: it is over, or others go on with it.
+    /// Drops what is kept of a task: it has ended, or others go on with it.
     fn forget(&self, task: &TaskId, created_ms: u64);
 }
 
-/// One attempt's copy.
+/// What the engine is to copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "one fact, one home: the task")]
+pub struct CopyJob {
+    pub source: TaskVolume,
+    pub destination: TaskVolume,
+    pub limit: Option<u64>,
+    pub verify: bool,
+    pub overwrite: bool,
+    pub sparse: Sparse,
+    pub reflink: Reflink,
+    pub digest: DigestKind,
+    /// Whether nothing of an earlier attempt may be gone on with.
+    pub starts_over: bool,
+}
+
+/// What the engine is to compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompareJob {
+    /// What should be there.
+    pub reference: Reference,
+    /// What is checked.
+    pub volume: TaskVolume,
+    /// Bytes per second.
+    pub limit: Option<u64>,
+}
+
+/// What a volume is compared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// Another volume.
+    Volume(TaskVolume),
+    /// The receipt of a copy, a file of the node.
+    Receipt(TaskVolume),
+}
+
+/// One attempt at a task.
 #[derive(Debug)]
 pub struct Execution {
     /// Which task.
     pub task: TaskId,
-    /// When it was created, in milliseconds since 1970: tells it from an earlier task of the same name.
+    /// When the task was created, in milliseconds since 1970: tells it from an earlier task of the same name.
     pub created_ms: u64,
-    /// What is copied.
-    pub copy: CopyTask,
-    /// The grant under which it writes.
+    /// The grant under which the attempt writes.
     pub epoch: Epoch,
-    /// Whether the destination was judged before: then it may hold data, and is gone on with.
+    /// Whether the destination was judged before: then it may hold data, and the copy goes on with it.
     pub admitted: bool,
     /// Grants of earlier attempts that have begun.
     pub earlier: Vec<Epoch>,
@@ -49,8 +88,8 @@ pub struct Execution {
     pub durable: DurableMap,
     /// Until when writes may be submitted.
     pub gate: Arc<Gate>,
-    /// Takes the question whether it may write, when everything else has been settled and before the first change to the
-    /// destination.
+    /// Takes the request for the permit to write, when everything else has been settled and before the first change to the
+    /// destination. Work that writes nothing asks before it reads.
     pub admission: oneshot::Sender<WritePermitRequest>,
 }
 
@@ -64,9 +103,9 @@ pub struct WritePermitRequest {
 }
 
 impl WritePermitRequest {
-    /// Asks through what a [`Execution`] has brought, for a copy that goes on from `durable`. An answer that can never come,
+    /// Asks through what an [`Execution`] has brought, for a copy that goes on from `durable`. An answer that can never come,
     /// as nobody listens or it was asked before, is dropped.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         admission: &Mutex<Option<oneshot::Sender<Self>>>,
         durable: DurableMap,
     ) -> oneshot::Receiver<Result<(), Error>> {
@@ -106,6 +145,31 @@ pub trait ExecutionHandle: Send + Sync + std::fmt::Debug {
     }
 }
 
+/// Work that was refused before it began.
+#[derive(Debug)]
+pub(crate) struct Refused(pub(crate) Error);
+
+#[async_trait]
+impl ExecutionHandle for Refused {
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
+
+    fn durable(&self) -> DurableMap {
+        DurableMap::default()
+    }
+
+    fn set_limit(&self, _bytes_per_second: Option<u64>) {}
+
+    fn cancel(&self, _reason: Reason) {}
+
+    fn cut(&self) {}
+
+    async fn ended(&self) -> Outcome {
+        Outcome::refused(&self.0)
+    }
+}
+
 /// How a copy ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
@@ -133,7 +197,7 @@ pub enum End {
 }
 
 /// The error of a copy that was stopped before it began to write.
-pub(super) fn stopped_early(reason: Reason) -> Error {
+pub(crate) fn stopped_early(reason: Reason) -> Error {
     let code = match reason {
         Reason::UserCancel => Code::Cancelled,
         Reason::RunnerInterrupt => Code::RunnerInterrupt,

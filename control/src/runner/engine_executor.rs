@@ -1,28 +1,34 @@
-//! The worker that copies: the engine, behind the node's policy.
+//! Carries work out by the engine, behind the node's policy.
 //!
-//! Each copy has a thread of its own, for what may block: opening its volumes, and waiting for its end. The engine's own
-//! thread of the job blocks in the admission until the runner has stored `RUNNING`, or refused.
+//! Each attempt has a thread of its own, for what may block: opening its volumes, and waiting for its end. A copy asks for its
+//! permit in the engine's thread of the job, which blocks until the runner has stored `RUNNING`, or refused; a comparison, which
+//! changes nothing, asks before it is submitted.
 //!
 //! ```text
-//!  runner --start--> thread: policy opens -> engine.submit -> waits ------------------------------> outcome
-//!                                              `- job's thread: rules, lock -> mark -> question .. answer -> copies
+//!  runner --copy--> thread: policy opens -> engine.submit -> waits -------------------------------> outcome
+//!                                             `- job's thread: rules, lock -> mark -> permit -> copies
+//!  runner --compare--> thread: policy opens -> permit -> engine.verify -> waits ------------------> outcome
 //! ```
 
-use super::executor::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest, stopped_early};
 use super::stored_epoch::StoredEpochs;
-use crate::model::volume::Volume;
-use crate::model::{CopyTask, DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
-use crate::policy::{CreatedFile, Policy, identities};
+use crate::execution::{
+    CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, Reference, WritePermitRequest,
+    stopped_early,
+};
+use crate::model::volume::TaskVolume;
+use crate::model::{DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
+use crate::policy::{Policy, identities};
 use async_trait::async_trait;
 use blockhaul_engine::engine::Engine;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::job::{JobHandle, Reason};
 use blockhaul_engine::progress::{Report, Status};
 use blockhaul_engine::shown::Shown;
-use blockhaul_engine::spec::{Checkpoint, Continuation, CopySpec, Overwrite, Verify};
-use blockhaul_engine::supervision::{Admission, AdmissionRequest, Supervision};
+use blockhaul_engine::spec::{self as engine, Checkpoint, Continuation, CopySpec, Overwrite, Verify, VerifySpec};
+use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedVolumes, Supervision};
 use blockhaul_engine::volume::Locator;
 use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -39,7 +45,7 @@ const QUIET_LOOK: Duration = Duration::from_secs(60);
 
 /// See the module's head. Clones are the same.
 #[derive(Clone, Debug)]
-pub(crate) struct CopyExecutor {
+pub(crate) struct EngineExecutor {
     engine: Arc<Engine>,
     site: Arc<Site>,
 }
@@ -53,9 +59,9 @@ struct Site {
     marks: Arc<StoredEpochs>,
 }
 
-/// A copy, as the runner sees it.
+/// An attempt, as the runner sees it.
 #[derive(Debug)]
-struct CopyExecution {
+struct EngineExecution {
     job: Mutex<Job>,
     outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
     /// Whether its thread was asked to stop and has not begun a job, whose end the engine would tell.
@@ -82,15 +88,14 @@ struct Gatekeeper {
     said_yes: AtomicBool,
 }
 
-/// Everything the engine is given for one copy.
+/// What is left to do when everything has been opened.
 struct Prepared {
-    spec: CopySpec,
-    supervision: Supervision,
-    created: Option<CreatedFile>,
-    gatekeeper: Arc<Gatekeeper>,
+    submit: Box<dyn FnOnce(&Engine) -> JobHandle>,
+    /// When nothing of the job can happen any more.
+    clean_up: Box<dyn FnOnce()>,
 }
 
-impl CopyExecutor {
+impl EngineExecutor {
     /// A worker of `node`; keeps journals and marks in the state directory.
     ///
     /// # Errors
@@ -106,32 +111,21 @@ impl CopyExecutor {
 }
 
 #[async_trait]
-impl Executor for CopyExecutor {
-    async fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
-        let (site, copy) = (Arc::clone(&self.site), copy.clone());
-        let resolved = tokio::task::spawn_blocking(move || site.resolve(&copy)).await;
+impl Executor for EngineExecutor {
+    async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
+        let (site, destination) = (Arc::clone(&self.site), destination.clone());
+        let resolved = tokio::task::spawn_blocking(move || site.resolve(&destination)).await;
         resolved.unwrap_or_else(|error| Err(Error::internal(Operation::Open, format!("resolving has failed: {error}"))))
     }
 
-    fn start(&self, work: Execution) -> Arc<dyn ExecutionHandle> {
-        let (tell, outcome) = oneshot::channel();
-        let copying = Arc::new(CopyExecution {
-            job: Mutex::default(),
-            outcome: Mutex::new(Some(outcome)),
-            hangs: watch::Sender::new(false),
-            is_quiet: watch::Sender::new(false),
-        });
-        let (executor, shared) = (self.clone(), Arc::clone(&copying));
-        let (name, span) = (format!("copy {}", work.task), Span::current());
-        let body = move || {
-            let _in = span.enter();
-            executor.carry_out(work, &shared, tell);
-        };
-        if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
-            // The sender went with the closure: the copy's end says that there was none.
-            tracing::error!(%error, "no thread for a copy");
-        }
-        copying
+    fn copy(&self, job: CopyJob, execution: Execution) -> Arc<dyn ExecutionHandle> {
+        let name = format!("copy {}", execution.task);
+        self.start(name, move |site| site.prepare_copy(job, execution))
+    }
+
+    fn compare(&self, job: CompareJob, execution: Execution) -> Arc<dyn ExecutionHandle> {
+        let name = format!("verify {}", execution.task);
+        self.start(name, move |site| site.prepare_comparison(&job, execution))
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {
@@ -152,27 +146,51 @@ impl Executor for CopyExecutor {
     }
 }
 
-impl CopyExecutor {
-    /// One copy from beginning to end, on its own thread. Tells how it ended, and when it is quiet.
-    fn carry_out(&self, work: Execution, copying: &CopyExecution, tell: oneshot::Sender<Outcome>) {
+impl EngineExecutor {
+    /// Starts the thread of an attempt.
+    fn start(
+        &self,
+        name: String,
+        prepare: impl FnOnce(&Site) -> Result<Prepared> + Send + 'static,
+    ) -> Arc<dyn ExecutionHandle> {
+        let (tell, outcome) = oneshot::channel();
+        let execution = Arc::new(EngineExecution {
+            job: Mutex::default(),
+            outcome: Mutex::new(Some(outcome)),
+            hangs: watch::Sender::new(false),
+            is_quiet: watch::Sender::new(false),
+        });
+        let (executor, shared, span) = (self.clone(), Arc::clone(&execution), Span::current());
+        let body = move || {
+            let _in = span.enter();
+            executor.carry_out(prepare, &shared, tell);
+        };
+        if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
+            // The sender went with the closure: the end of the attempt says that there was none.
+            tracing::error!(%error, "no thread for an attempt");
+        }
+        execution
+    }
+
+    /// Carries one attempt out, on its own thread. Tells how it ended, and when it is quiet.
+    fn carry_out(
+        &self,
+        prepare: impl FnOnce(&Site) -> Result<Prepared>,
+        execution: &EngineExecution,
+        tell: oneshot::Sender<Outcome>,
+    ) {
         // Nobody listens if the runner has been dropped, or has given up waiting.
         let tell = move |outcome| _ = tell.send(outcome);
-        let prepared = match self.site.prepare(work) {
+        let Prepared { submit, clean_up } = match prepare(&self.site) {
             Ok(prepared) => prepared,
             Err(error) => {
                 tell(Outcome::refused(&error));
-                return copying.be_quiet();
+                return execution.be_quiet();
             }
         };
-        let Prepared { spec, supervision, created, gatekeeper } = prepared;
-        let (outcome, job) = match copying.submit(&self.engine, spec, supervision) {
+        let (outcome, job) = match execution.submit(|| submit(&self.engine)) {
             Ok(job) => (outcome(&job.wait(), &job), Some(job)),
             Err(error) => (Outcome::refused(&error), None),
-        };
-        let clean_up = || {
-            if let Some(created) = created.filter(|_| !gatekeeper.said_yes.load(Relaxed)) {
-                created.remove();
-            }
         };
         match job.filter(|_| !outcome.quiesced) {
             None => {
@@ -189,18 +207,18 @@ impl CopyExecutor {
                 clean_up();
             }
         }
-        copying.be_quiet();
+        execution.be_quiet();
     }
 }
 
-impl CopyExecution {
-    /// Hands the copy to the engine, unless it was cancelled before.
-    fn submit(&self, engine: &Engine, spec: CopySpec, supervision: Supervision) -> Result<JobHandle> {
+impl EngineExecution {
+    /// Hands the job to the engine, unless it was cancelled before.
+    fn submit(&self, submit: impl FnOnce() -> JobHandle) -> Result<JobHandle> {
         let mut job = self.job();
         if let Some(reason) = job.cancelled {
             return Err(stopped_early(reason));
         }
-        let handle = engine.submit_supervised(spec, supervision);
+        let handle = submit();
         if let Some(limit) = job.limit {
             handle.set_limit(limit);
         }
@@ -236,7 +254,7 @@ impl CopyExecution {
 }
 
 #[async_trait]
-impl ExecutionHandle for CopyExecution {
+impl ExecutionHandle for EngineExecution {
     fn progress(&self) -> Progress {
         self.handle().map(|job| progress(&job)).unwrap_or_default()
     }
@@ -279,7 +297,7 @@ impl ExecutionHandle for CopyExecution {
         };
         told.unwrap_or_else(|| {
             let error =
-                Error::new(Code::Overloaded, Side::Engine, Operation::Start, "there was no thread for the copy");
+                Error::new(Code::Overloaded, Side::Engine, Operation::Start, "there was no thread for the attempt");
             Outcome::refused(&error)
         })
     }
@@ -309,25 +327,24 @@ impl Admission for Gatekeeper {
 }
 
 impl Site {
-    fn resolve(&self, copy: &CopyTask) -> Result<Vec<String>> {
-        match self.volume(&copy.destination, Side::Destination)? {
-            Volume::Path { path, .. } => identities(&self.policy, &self.node, &path),
-            Volume::Socket { uri, .. } => Ok(vec![format!("unix:{}:{uri}", self.node)]),
-            volume @ Volume::Network(_) => Ok(volume.canonical().into_iter().collect()),
+    fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
+        self.check(destination, Side::Destination)?;
+        match destination {
+            TaskVolume::Path { path, .. } => identities(&self.policy, &self.node, path),
+            TaskVolume::Socket { uri, .. } => Ok(vec![format!("unix:{}:{uri}", self.node)]),
+            volume @ TaskVolume::Network(_) => Ok(volume.canonical().into_iter().collect()),
         }
     }
 
-    /// A volume of a task, judged as far as that goes without looking it up: it is of this node, or of a server that the
-    /// policy allows.
-    fn volume(&self, text: &str, side: Side) -> Result<Volume> {
-        let volume = Volume::parse(text, Some(&self.node))?;
+    /// Judges a volume as far as that goes without looking it up: it is of this node, or of a server that the policy allows.
+    fn check(&self, volume: &TaskVolume, side: Side) -> Result<()> {
         if let Some(node) = volume.node() {
             self.is_here(node)?;
         }
-        if let Volume::Socket { uri, .. } | Volume::Network(uri) = &volume {
-            self.policy.check_server(text, uri, side)?;
+        if let TaskVolume::Socket { uri, .. } | TaskVolume::Network(uri) = volume {
+            self.policy.check_server(&uri.to_string(), uri, side)?;
         }
-        Ok(volume)
+        Ok(())
     }
 
     fn is_here(&self, node: &NodeId) -> Result<()> {
@@ -339,24 +356,24 @@ impl Site {
         Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
     }
 
-    fn prepare(&self, work: Execution) -> Result<Prepared> {
-        let Execution { task, created_ms, copy, epoch, admitted, earlier, durable, gate, admission } = work;
+    fn prepare_copy(&self, job: CopyJob, execution: Execution) -> Result<Prepared> {
+        let Execution { task, created_ms, epoch, admitted, earlier, durable, gate, admission } = execution;
         let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
-        let source = self.locator(&copy.source, Side::Source)?;
-        let destination = self.locator(&copy.destination, Side::Destination)?;
+        let source = self.locator(&job.source, Side::Source)?;
+        let destination = self.locator(&job.destination, Side::Destination)?;
         let mut mode = 0o600;
         if let Locator::Path(path) = &source {
-            let file = File::from(self.policy.open_source(path)?);
+            let file = File::from(self.policy.open_to_read(path, Side::Source)?);
             let stat = file.metadata();
             let stat = stat.map_err(|error| Error::io(Side::Source, Operation::Stat, &error, "look at the source"))?;
             mode = if stat.is_file() { stat.mode() & 0o777 } else { mode };
             supervision.source = Some(file.into());
         }
-        let mut durable = if admitted && !copy.starts_over() { durable } else { DurableMap::default() };
-        if copy.starts_over() {
+        let mut durable = if admitted && !job.starts_over { durable } else { DurableMap::default() };
+        if job.starts_over {
             self.forget(&task, created_ms);
         }
-        let mut spec = spec(&copy, source, destination.clone(), admitted)?;
+        let mut spec = spec(&job, source, destination.clone(), admitted);
         spec.checkpoint = Checkpoint::File(self.journal(&task, created_ms));
         let mut created = None;
         if let Locator::Path(path) = &destination {
@@ -369,7 +386,7 @@ impl Site {
                 self.forget(&task, created_ms);
                 durable = DurableMap::default();
                 // Nobody has judged what is there now. Nor has anything been written that somebody could go on with.
-                spec.overwrite = if copy.overwrite { Overwrite::Yes } else { Overwrite::No };
+                spec.overwrite = if job.overwrite { Overwrite::Yes } else { Overwrite::No };
             }
         }
         supervision.durable = (!durable.is_empty()).then(|| durable.to_ranges());
@@ -383,14 +400,54 @@ impl Site {
             said_yes: AtomicBool::new(false),
         });
         supervision.admission = Some(Arc::clone(&gatekeeper) as Arc<dyn Admission>);
-        Ok(Prepared { spec, supervision, created, gatekeeper })
+        let remove_created = move || {
+            if let Some(created) = created.filter(|_| !gatekeeper.said_yes.load(Relaxed)) {
+                created.remove();
+            }
+        };
+        let submit = move |engine: &Engine| engine.submit_supervised(spec, supervision);
+        Ok(Prepared { submit: Box::new(submit), clean_up: Box::new(remove_created) })
+    }
+
+    fn prepare_comparison(&self, job: &CompareJob, execution: Execution) -> Result<Prepared> {
+        let CompareJob { reference, volume, limit } = job;
+        let mut opened = OpenedVolumes::default();
+        let (reference, receipt) = match reference {
+            Reference::Volume(volume) => {
+                let locator = self.locator(volume, Side::Source)?;
+                opened.reference = self.open_to_read(&locator, Side::Source)?;
+                (engine::Reference::Volume(locator), None)
+            }
+            Reference::Receipt(file) => {
+                let file = self.open_to_read(&self.locator(file, Side::Caller)?, Side::Caller)?;
+                // Whatever has become of its name, this is what the policy has judged.
+                let path = file.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
+                (engine::Reference::Receipt(path.unwrap_or_default()), file)
+            }
+        };
+        let volume = self.locator(volume, Side::Destination)?;
+        opened.volume = self.open_to_read(&volume, Side::Destination)?;
+        let spec = VerifySpec { limit_bytes_per_second: *limit, ..VerifySpec::new(reference, volume) };
+        let permit = WritePermitRequest::ask(&Mutex::new(Some(execution.admission)), DurableMap::default());
+        permit.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
+        let submit = move |engine: &Engine| engine.verify_opened(spec, opened);
+        Ok(Prepared { submit: Box::new(submit), clean_up: Box::new(move || drop(receipt)) })
+    }
+
+    /// Opens a local volume or file as the policy allows; `None` for an export.
+    fn open_to_read(&self, locator: &Locator, side: Side) -> Result<Option<OwnedFd>> {
+        match locator {
+            Locator::Path(path) => self.policy.open_to_read(path, side).map(Some),
+            Locator::Nbd(_) => Ok(None),
+        }
     }
 
     /// A volume of a task as the engine calls it.
-    fn locator(&self, text: &str, side: Side) -> Result<Locator> {
-        Ok(match self.volume(text, side)? {
-            Volume::Path { path, .. } => Locator::Path(path),
-            Volume::Socket { uri, .. } | Volume::Network(uri) => Locator::Nbd(uri),
+    fn locator(&self, volume: &TaskVolume, side: Side) -> Result<Locator> {
+        self.check(volume, side)?;
+        Ok(match volume.clone() {
+            TaskVolume::Path { path, .. } => Locator::Path(path),
+            TaskVolume::Socket { uri, .. } | TaskVolume::Network(uri) => Locator::Nbd(uri),
         })
     }
 
@@ -418,19 +475,17 @@ impl Site {
 }
 
 /// What the engine is to do. Once its destination was admitted a copy goes on with whatever is there.
-fn spec(copy: &CopyTask, source: Locator, destination: Locator, admitted: bool) -> Result<CopySpec> {
-    let overwrite = if copy.overwrite || admitted { Overwrite::Yes } else { Overwrite::No };
-    let (sparse, reflink, digest) = copy.words()?;
-    Ok(CopySpec {
-        limit_bytes_per_second: copy.limit,
-        sparse,
-        reflink,
-        digest,
-        verify: if copy.verify { Verify::Yes } else { Verify::No },
+fn spec(job: &CopyJob, source: Locator, destination: Locator, admitted: bool) -> CopySpec {
+    CopySpec {
+        limit_bytes_per_second: job.limit,
+        sparse: job.sparse,
+        reflink: job.reflink,
+        digest: job.digest,
+        verify: if job.verify { Verify::Yes } else { Verify::No },
         continuation: Continuation::Resume,
-        overwrite,
+        overwrite: if job.overwrite || admitted { Overwrite::Yes } else { Overwrite::No },
         ..CopySpec::new(source, destination)
-    })
+    }
 }
 
 fn outcome(report: &Report, job: &JobHandle) -> Outcome {
@@ -439,8 +494,9 @@ fn outcome(report: &Report, job: &JobHandle) -> Outcome {
         (Some(error), _) => Outcome::refused(error).end,
         (None, Status::Interrupted) => End::Stopped(Reason::RunnerInterrupt),
         (None, Status::Cancelled) => End::Stopped(Reason::UserCancel),
-        (None, Status::Failed | Status::Differs) => {
-            End::Failed(Failure::from(&Error::internal(Operation::Stop, "the copy failed without saying why")))
+        (None, Status::Differs) => End::Failed(Failure::from(&difference(report))),
+        (None, Status::Failed) => {
+            End::Failed(Failure::from(&Error::internal(Operation::Stop, "the job failed without saying why")))
         }
     };
     Outcome {
@@ -450,6 +506,14 @@ fn outcome(report: &Report, job: &JobHandle) -> Outcome {
         durable: durable(job),
         report: serde_json::to_value(report).ok(),
     }
+}
+
+/// The error of volumes that differ.
+fn difference(report: &Report) -> Error {
+    let message = format!("the volumes differ in {} ranges; the report names the first", report.differences.len());
+    let error = Error::new(Code::VerifyMismatch, Side::Destination, Operation::Verify, message);
+    let first = report.differences.first();
+    Error { offset: first.map(|first| first.offset), length: first.map(|first| first.length), ..error }
 }
 
 /// What is durable, and by what it is known again: asked for in this order, so that no leaf is outside of the ranges.

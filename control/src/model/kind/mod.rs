@@ -1,0 +1,271 @@
+//! Says what a task does: one file per kind, one trait, and one `match`.
+//!
+//! What always holds: nothing outside this folder asks which kind a task is. The state machine, the dispatcher, the claims and
+//! the runner ask the [`Kind`]; the messages and the command line name it.
+//!
+//! | kind | reads | writes | claims | fence |
+//! | --- | --- | --- | --- | --- |
+//! | `copy` | source | destination | the destination's identities | as its client says |
+//! | `noop` | - | - | `task:ID` | none needed |
+//! | `verify` | both volumes, or one and a receipt | - | `task:ID` | none needed |
+
+mod copy;
+mod noop;
+mod verify;
+
+pub use copy::CopyTask;
+pub use noop::NoopTask;
+pub use verify::VerifyTask;
+
+use super::{NodeId, TaskId};
+use crate::execution::{Execution, ExecutionHandle, Executor};
+use crate::model::volume::TaskVolume;
+use crate::wire;
+use blockhaul_engine::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The work of a task. Never changes after submission, but for its limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum TaskSpec {
+    /// Copies one volume.
+    Copy(CopyTask),
+    /// Does nothing, for a while: exercises the center without an engine.
+    Noop(NoopTask),
+    /// Compares a volume with another one, or with a receipt.
+    Verify(VerifyTask),
+}
+
+/// How it is made sure that an earlier runner no longer writes a destination before another one does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::EnumString, strum::IntoStaticStr)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum Fence {
+    /// A path of one node: the destination's lock is enough.
+    Local,
+    /// The earlier runner stops by its clock before its lease ends.
+    Lease,
+    /// A program on the dispatcher's node cuts it off.
+    Command,
+    /// An operator says that it is off.
+    Manual,
+}
+
+impl Fence {
+    /// Returns its name as clients write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// `EBadRequest` with the names that there are.
+    fn parse(text: &str) -> Result<Self> {
+        text.parse().map_err(|_| {
+            Error::bad_request(format!("invalid fence '{}': use local, lease, command or manual", text.escape_debug()))
+        })
+    }
+}
+
+/// What a task is called by its readers. What does not apply is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// As `copy`.
+    pub kind: &'static str,
+    /// What is read.
+    pub source: Option<String>,
+    /// What is written, or checked.
+    pub destination: Option<String>,
+    /// The only node that may run it, as its client said.
+    pub node: Option<NodeId>,
+    /// How its destination is fenced.
+    pub fence: Option<Fence>,
+    /// Bytes per second.
+    pub limit: Option<u64>,
+}
+
+/// What the task center asks of a kind of task.
+pub(crate) trait Kind {
+    /// Checks what can be checked without touching a volume.
+    ///
+    /// # Errors
+    /// `EBadRequest` and what else is wrong with the request.
+    fn validate(&self) -> Result<()>;
+
+    /// Returns the only node that can run the task; `None`: any.
+    ///
+    /// # Errors
+    /// `EBadRequest` if its volumes are of different nodes, or are no volumes.
+    fn node(&self) -> Result<Option<NodeId>>;
+
+    /// Sets the node of plain paths where there is only one (`--standalone`).
+    fn imply_node(&mut self, node: &NodeId);
+
+    /// Returns the texts under which the task claims what it writes, where nobody has to be asked. A task that writes nothing
+    /// claims itself, as its grant comes from a claim. `None`: the node of the [`destination`](Kind::destination) knows.
+    fn known_claims(&self, id: &TaskId) -> Option<Vec<String>> {
+        Some(vec![format!("task:{id}")])
+    }
+
+    /// Returns the volume that is written, if there is one.
+    ///
+    /// # Errors
+    /// What is wrong with its name.
+    fn destination(&self) -> Result<Option<TaskVolume>> {
+        Ok(None)
+    }
+
+    /// Returns how the destination is fenced. A task without a destination has nothing to fence: the lock is enough.
+    fn fence(&self) -> Fence {
+        Fence::Local
+    }
+
+    /// Whether an attempt may have changed a volume: then a lost runner is fenced before the task goes on.
+    fn writes(&self) -> bool {
+        false
+    }
+
+    /// Whether the task can be paused and resumed.
+    fn can_pause(&self) -> bool {
+        false
+    }
+
+    /// Returns the limit in bytes per second.
+    fn limit(&self) -> Option<u64> {
+        None
+    }
+
+    /// Sets the limit; whether the kind has one.
+    fn set_limit(&mut self, _bytes_per_second: Option<u64>) -> bool {
+        false
+    }
+
+    /// Whether every attempt begins with the first byte although the client may expect otherwise.
+    fn starts_over(&self) -> bool {
+        false
+    }
+
+    /// Returns the name of a source that must be read-only, for the API to look at.
+    fn source_to_look_at(&self) -> Option<&str> {
+        None
+    }
+
+    /// Starts one attempt. Returns at once; what goes wrong is in its outcome.
+    fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle>;
+
+    /// Returns the task as its readers call it.
+    fn summary(&self) -> Summary;
+
+    /// Returns the task as a message.
+    fn to_wire(&self) -> wire::spec::Work;
+}
+
+impl TaskSpec {
+    /// Returns what the center asks of its kind.
+    pub(crate) fn kind(&self) -> &dyn Kind {
+        match self {
+            Self::Copy(task) => task,
+            Self::Noop(task) => task,
+            Self::Verify(task) => task,
+        }
+    }
+
+    /// Returns the same, to change it.
+    pub(crate) fn kind_mut(&mut self) -> &mut dyn Kind {
+        match self {
+            Self::Copy(task) => task,
+            Self::Noop(task) => task,
+            Self::Verify(task) => task,
+        }
+    }
+
+    /// Whether both ask for the same work. A limit may have been changed since.
+    pub(crate) fn is_same_work(&self, other: &Self) -> bool {
+        let unlimited = |spec: &Self| {
+            let mut spec = spec.clone();
+            spec.kind_mut().set_limit(None);
+            spec
+        };
+        unlimited(self) == unlimited(other)
+    }
+}
+
+impl From<&TaskSpec> for wire::Spec {
+    fn from(spec: &TaskSpec) -> Self {
+        Self { work: Some(spec.kind().to_wire()) }
+    }
+}
+
+/// The work that a message asks for. What the client has left out gets its default.
+impl TryFrom<Option<wire::Spec>> for TaskSpec {
+    type Error = Error;
+
+    fn try_from(spec: Option<wire::Spec>) -> Result<Self> {
+        match spec.and_then(|spec| spec.work) {
+            Some(wire::spec::Work::Copy(work)) => work.try_into().map(Self::Copy),
+            Some(wire::spec::Work::Noop(work)) => work.try_into().map(Self::Noop),
+            Some(wire::spec::Work::Verify(work)) => work.try_into().map(Self::Verify),
+            None => {
+                Err(Error::bad_request("the request names no kind of task that is known here: copy, noop or verify"))
+            }
+        }
+    }
+}
+
+/// Returns the one node that all of these need; `None`: any node will do.
+///
+/// # Errors
+/// `EBadRequest` with `names` if they need several.
+fn common_node<'a>(nodes: impl IntoIterator<Item = Option<&'a NodeId>>, names: [&str; 2]) -> Result<Option<NodeId>> {
+    let mut only = None;
+    for node in nodes.into_iter().flatten() {
+        if *only.get_or_insert(node) != node {
+            let message = format!("no node reaches both {} and {}: let one of them be an export", names[0], names[1]);
+            return Err(Error::bad_request(message));
+        }
+    }
+    Ok(only.cloned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockhaul_engine::error::Code;
+
+    fn copy() -> CopyTask {
+        CopyTask {
+            source: "nbd://a/x".to_owned(),
+            destination: "nbd://b/y".to_owned(),
+            node: Some(NodeId::new("n1").unwrap()),
+            limit: Some(1 << 20),
+            verify: true,
+            overwrite: true,
+            sparse: "never".to_owned(),
+            reflink: "always".to_owned(),
+            digest: "none".to_owned(),
+            fence: Fence::Manual,
+            source_stable: true,
+            dest_id: Some("lun 7".to_owned()),
+        }
+    }
+
+    #[test]
+    fn work_survives_the_wire() {
+        let noop = NoopTask { milliseconds: 5, node: None };
+        for spec in [TaskSpec::Copy(copy()), TaskSpec::Noop(noop)] {
+            assert_eq!(TaskSpec::try_from(Some(wire::Spec::from(&spec))).unwrap(), spec);
+        }
+        assert_eq!(TaskSpec::try_from(None).unwrap_err().code, Code::BadRequest);
+        assert_eq!(TaskSpec::try_from(Some(wire::Spec { work: None })).unwrap_err().code, Code::BadRequest);
+    }
+
+    #[test]
+    fn words_that_are_not_known_are_named() {
+        assert_eq!(Fence::parse("lease").unwrap(), Fence::Lease);
+        let error = Fence::parse("fancy").unwrap_err();
+        assert!(error.code == Code::BadRequest && error.message.contains("'fancy'"), "{error}");
+    }
+}
