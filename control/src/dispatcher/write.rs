@@ -170,11 +170,13 @@ impl Writer {
         for text in claims.iter().filter(|_| kind != ClaimChange::Keep) {
             let path = paths::claim(text);
             let node = if is_first { None } else { self.session.get(&path).await? };
+            let known = node.as_ref().and_then(|node| Claim::decode(&node.data).ok());
             let claim = Claim {
                 destination: text.clone(),
                 task: after.id.clone(),
                 holder: after.holder.clone(),
                 op: after.op.clone(),
+                unknown: known.map(|claim| claim.unknown).unwrap_or_default(),
             };
             let foreign = node.as_ref().and_then(|node| foreign_owner(node, &after.id));
             match (kind, node, foreign) {

@@ -3,7 +3,7 @@
 //! Records are JSON, so that an operator can read them with any client of the service, and at most
 //! [`NODE_BYTES_MAX`](crate::coord::NODE_BYTES_MAX) long. Whoever writes one puts a fresh [`OpId`] into it: after an
 //! unknown outcome the record says whether it was this write. A record that cannot be decoded is reported and left
-//! alone; it never stops the dispatcher. Unknown fields are refused rather than dropped by a later write.
+//! alone; it never stops the dispatcher. Fields that this version does not know are kept: see [`UnknownFields`].
 
 mod claim;
 mod durable_map;
@@ -16,6 +16,7 @@ mod request;
 mod size_limit;
 pub(crate) mod state_machine;
 mod task;
+mod unknown_fields;
 pub(crate) mod volume;
 
 pub use claim::{Claim, Holder};
@@ -27,6 +28,7 @@ pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};
 pub use request::{DrainMode, Submission, TaskChange};
 pub use task::{Attempt, DesiredState, Faults, Progress, TaskRecord, TaskState};
+pub use unknown_fields::UnknownFields;
 pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};
 
 use serde::{Serialize, de::DeserializeOwned};

@@ -16,7 +16,6 @@ pub struct Meta {
 
 /// Who leads, or led last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Leader {
     /// Its node.
     pub node: NodeId,
@@ -30,7 +29,6 @@ pub struct Leader {
 
 /// A runner that is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Registration {
     /// Its node.
     pub node: NodeId,
@@ -64,7 +62,6 @@ pub struct Registration {
 
 /// A committed sign of life: the only thing that extends a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Renewal {
     /// Whose.
     pub incarnation: Incarnation,
@@ -76,7 +73,6 @@ pub struct Renewal {
 
 /// An operator's wish that a node gets no new tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Drain {
     /// Since when, in milliseconds since 1970.
     pub since_ms: u64,

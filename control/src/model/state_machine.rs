@@ -22,7 +22,7 @@
 
 use crate::model::{
     Attempt, DesiredState, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, TaskRecord,
-    TaskState,
+    TaskState, UnknownFields,
 };
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
@@ -271,6 +271,7 @@ impl TaskRecord {
             outcome: None,
             quiet: true,
             node_fault: None,
+            unknown: UnknownFields::default(),
         });
         self.holder = Some(to);
         Ok(())

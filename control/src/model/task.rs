@@ -1,7 +1,8 @@
 //! A task as the center knows it.
 
 use super::{
-    DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Record, Submission, TaskId, TaskSpec, is_zero,
+    DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Record, Submission, TaskId, TaskSpec, UnknownFields,
+    is_zero,
 };
 use blockhaul_engine::error::Code;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,6 @@ pub(super) const ATTEMPTS_KEPT: usize = 16;
 
 /// Everything about a task. Terminal states never change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TaskRecord {
     /// Its name.
     pub id: TaskId,
@@ -59,6 +59,9 @@ pub struct TaskRecord {
     pub updated_ms: u64,
     /// Of the write that made it what it is.
     pub op: OpId,
+    /// Of later versions.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
 }
 
 impl Record for TaskRecord {}
@@ -148,7 +151,6 @@ pub enum DesiredState {
 
 /// One runner's try at a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Attempt {
     /// Which node and process.
     pub runner: Holder,
@@ -165,6 +167,9 @@ pub struct Attempt {
     /// What was wrong with its node, if it was the node that failed and not the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_fault: Option<NodeFault>,
+    /// Of later versions.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
 }
 
 /// How often a process has failed a task by faults of its own.
@@ -224,6 +229,7 @@ impl TaskRecord {
             created_ms: now_ms,
             updated_ms: now_ms,
             op: OpId::fresh(),
+            unknown: UnknownFields::default(),
         }
     }
 

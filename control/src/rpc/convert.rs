@@ -40,7 +40,7 @@ pub(super) fn spelling<T: serde::Serialize>(word: &T) -> String {
 
 impl From<&Attempt> for wire::Attempt {
     fn from(attempt: &Attempt) -> Self {
-        let Attempt { runner, epoch, started_ms, ended_ms, outcome, quiet: _, node_fault: _ } = attempt;
+        let Attempt { runner, epoch, started_ms, ended_ms, outcome, quiet: _, node_fault: _, unknown: _ } = attempt;
         Self {
             runner: runner.node.to_string(),
             epoch: epoch.map(|epoch| epoch.0),

@@ -212,7 +212,7 @@ impl Attempt {
             gate,
             admission,
         };
-        let running = record.spec.kind().start(execution, &*context.seams.executor);
+        let running = record.spec.start(execution, &*context.seams.executor);
         let mut control = self.control();
         control.running = Some(Arc::clone(&running));
         // Told to stop between the last look and now.

@@ -131,7 +131,7 @@ impl Scenario {
         let home = &self.nodes[rng.usize(..self.nodes.len())];
         let node = |rng: &mut fastrand::Rng| rng.bool().then(|| NodeId::new(home.as_str()).expect("a node's name"));
         if rng.u8(..10) == 0 {
-            return TaskSpec::Noop(NoopTask { milliseconds: rng.u64(10..=20_000), node: node(rng) });
+            return TaskSpec::Noop(NoopTask::new(rng.u64(10..=20_000), node(rng)));
         }
         let is_local = rng.u8(..10) < 4;
         let local = |kind: char, rng: &mut fastrand::Rng| match rng.u8(..3) {

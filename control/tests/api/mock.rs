@@ -40,7 +40,7 @@ impl MockDesk {
 }
 
 pub(crate) fn record(id: &str) -> TaskRecord {
-    let spec = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None });
+    let spec = TaskSpec::Noop(NoopTask::new(1, None));
     TaskRecord::new(Submission { id: TaskId::new(id).unwrap(), priority: 0, max_attempts: 5, spec }, 0)
 }
 

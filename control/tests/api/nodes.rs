@@ -39,7 +39,7 @@ async fn what_a_runner_knows_is_told_apart_from_what_it_never_heard_of() {
     let (node, calls) = floor(AssignResponse::Accepted).await;
     assert_eq!(calls.query(&node.peer(), assignment("mine")).await, Ok(AssignmentStatus::Held));
     assert_eq!(calls.query(&node.peer(), assignment("another")).await, Ok(AssignmentStatus::Unknown));
-    let noop = TaskSpec::Noop(NoopTask { milliseconds: 1, node: None });
+    let noop = TaskSpec::Noop(NoopTask::new(1, None));
     assert_eq!(calls.resolve(&node.peer(), Epoch(6), &noop).await, Ok(vec![format!("{noop:?}")]));
 }
 

@@ -327,7 +327,7 @@ async fn elected(node: &str, ensemble: &Ensemble) -> (Arc<dyn Session>, LeaderTe
 }
 
 pub(super) fn noop(milliseconds: u64) -> TaskSpec {
-    TaskSpec::Noop(NoopTask { milliseconds, node: None })
+    TaskSpec::Noop(NoopTask::new(milliseconds, None))
 }
 
 pub(super) fn copy(source: &str, destination: &str) -> CopyTask {

@@ -3,7 +3,7 @@
 use super::{Fence, Kind, Summary, common_node};
 use crate::execution::{CopyJob, Execution, ExecutionHandle, Executor, Refused};
 use crate::model::volume::{TaskVolume, default_fence, is_network_or_socket};
-use crate::model::{NodeId, TaskId};
+use crate::model::{NodeId, TaskId, UnknownFields};
 use crate::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
@@ -15,7 +15,6 @@ const DEST_ID_BYTES_MAX: usize = 200;
 
 /// A copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CopyTask {
     /// `file://NODE/PATH`, a path (with `node`), or the URI of an export. At most 1 KiB, as `destination`.
     pub source: String,
@@ -41,6 +40,9 @@ pub struct CopyTask {
     pub source_stable: bool,
     /// Stands for the destination's identity, where one volume has several addresses.
     pub dest_id: Option<String>,
+    /// Of later versions.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
 }
 
 impl Kind for CopyTask {
@@ -113,6 +115,10 @@ impl Kind for CopyTask {
         }
     }
 
+    fn unknown(&self) -> &UnknownFields {
+        &self.unknown
+    }
+
     fn summary(&self) -> Summary {
         Summary {
             kind: "copy",
@@ -138,6 +144,7 @@ impl Kind for CopyTask {
             fence,
             source_stable,
             dest_id,
+            unknown: _,
         } = self;
         wire::spec::Work::Copy(wire::CopyWork {
             source: source.clone(),
@@ -189,6 +196,7 @@ impl TryFrom<wire::CopyWork> for CopyTask {
             fence,
             source_stable,
             dest_id,
+            unknown: UnknownFields::default(),
         })
     }
 }
@@ -299,6 +307,7 @@ impl CopyTask {
             fence: Fence::Local,
             source_stable: true,
             dest_id: None,
+            unknown: UnknownFields::default(),
         }
     }
 }

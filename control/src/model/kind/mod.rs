@@ -17,11 +17,11 @@ pub use copy::CopyTask;
 pub use noop::NoopTask;
 pub use verify::VerifyTask;
 
-use super::{NodeId, TaskId};
-use crate::execution::{Execution, ExecutionHandle, Executor};
+use super::{NodeId, TaskId, UnknownFields};
+use crate::execution::{Execution, ExecutionHandle, Executor, Refused};
 use crate::model::volume::TaskVolume;
 use crate::wire;
-use blockhaul_engine::error::{Error, Result};
+use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -156,6 +156,9 @@ pub(crate) trait Kind {
     /// Starts one attempt. Returns at once; what goes wrong is in its outcome.
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle>;
 
+    /// Returns what a later version has added, which this one cannot do.
+    fn unknown(&self) -> &UnknownFields;
+
     /// Returns the task as its readers call it.
     fn summary(&self) -> Summary;
 
@@ -179,6 +182,18 @@ impl TaskSpec {
             Self::Copy(task) => task,
             Self::Noop(task) => task,
             Self::Verify(task) => task,
+        }
+    }
+
+    /// Starts one attempt, unless the task says more than this version knows: then another node may be of a later one.
+    pub(crate) fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {
+        match self.kind().unknown().first() {
+            None => self.kind().start(execution, executor),
+            Some(name) => {
+                let what = format!("the task has an option that this version does not know: {}", name.escape_debug());
+                let error = Error::new(Code::Unsupported, Side::Engine, Operation::Start, what);
+                Arc::new(Refused(error.advise("upgrade taskd on this node")))
+            }
         }
     }
 
@@ -233,7 +248,6 @@ fn common_node<'a>(nodes: impl IntoIterator<Item = Option<&'a NodeId>>, names: [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockhaul_engine::error::Code;
 
     fn copy() -> CopyTask {
         CopyTask {
@@ -249,12 +263,13 @@ mod tests {
             fence: Fence::Manual,
             source_stable: true,
             dest_id: Some("lun 7".to_owned()),
+            unknown: UnknownFields::default(),
         }
     }
 
     #[test]
     fn work_survives_the_wire() {
-        let noop = NoopTask { milliseconds: 5, node: None };
+        let noop = NoopTask::new(5, None);
         for spec in [TaskSpec::Copy(copy()), TaskSpec::Noop(noop)] {
             assert_eq!(TaskSpec::try_from(Some(wire::Spec::from(&spec))).unwrap(), spec);
         }

@@ -2,7 +2,7 @@
 
 use super::{Kind, Summary};
 use crate::execution::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
-use crate::model::{DurableMap, NodeId, Progress};
+use crate::model::{DurableMap, NodeId, Progress, UnknownFields};
 use crate::wire;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Error, Result};
@@ -17,12 +17,22 @@ const MS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
 
 /// A task that does nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct NoopTask {
     /// For how long.
     pub milliseconds: u64,
     /// The only node that may run it.
     pub node: Option<NodeId>,
+    /// Of later versions.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
+}
+
+impl NoopTask {
+    /// Lasts so long, on that node or any.
+    #[must_use]
+    pub fn new(milliseconds: u64, node: Option<NodeId>) -> Self {
+        Self { milliseconds, node, unknown: UnknownFields::default() }
+    }
 }
 
 impl Kind for NoopTask {
@@ -43,12 +53,16 @@ impl Kind for NoopTask {
         Arc::new(Noop::new(self, execution.admission))
     }
 
+    fn unknown(&self) -> &UnknownFields {
+        &self.unknown
+    }
+
     fn summary(&self) -> Summary {
         Summary { kind: "noop", node: self.node.clone(), ..Summary::default() }
     }
 
     fn to_wire(&self) -> wire::spec::Work {
-        let Self { milliseconds, node } = self;
+        let Self { milliseconds, node, unknown: _ } = self;
         wire::spec::Work::Noop(wire::NoopWork { milliseconds: *milliseconds, node: node.clone().map(String::from) })
     }
 }
@@ -57,7 +71,7 @@ impl TryFrom<wire::NoopWork> for NoopTask {
     type Error = Error;
 
     fn try_from(wire::NoopWork { milliseconds, node }: wire::NoopWork) -> Result<Self> {
-        Ok(Self { milliseconds, node: node.map(NodeId::new).transpose()? })
+        Ok(Self::new(milliseconds, node.map(NodeId::new).transpose()?))
     }
 }
 
@@ -127,7 +141,7 @@ mod tests {
 
     #[test]
     fn it_lasts_a_week_at_most() {
-        assert!(NoopTask { milliseconds: MS_MAX, node: None }.validate().is_ok());
-        assert!(NoopTask { milliseconds: MS_MAX + 1, node: None }.validate().is_err());
+        assert!(NoopTask::new(MS_MAX, None).validate().is_ok());
+        assert!(NoopTask::new(MS_MAX + 1, None).validate().is_err());
     }
 }

@@ -3,8 +3,8 @@
 
 use super::{Kind, Summary, common_node};
 use crate::execution::{CompareJob, Execution, ExecutionHandle, Executor, Reference, Refused};
-use crate::model::NodeId;
 use crate::model::volume::TaskVolume;
+use crate::model::{NodeId, UnknownFields};
 use crate::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 /// A comparison.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct VerifyTask {
     /// What should be there: a volume, named as those of a copy. Given exactly when `receipt` is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,6 +25,9 @@ pub struct VerifyTask {
     pub node: Option<NodeId>,
     /// Bytes per second, of each side.
     pub limit: Option<u64>,
+    /// Of later versions.
+    #[serde(flatten)]
+    pub unknown: UnknownFields,
 }
 
 impl Kind for VerifyTask {
@@ -76,6 +78,10 @@ impl Kind for VerifyTask {
         }
     }
 
+    fn unknown(&self) -> &UnknownFields {
+        &self.unknown
+    }
+
     fn summary(&self) -> Summary {
         Summary {
             kind: "verify",
@@ -88,7 +94,7 @@ impl Kind for VerifyTask {
     }
 
     fn to_wire(&self) -> wire::spec::Work {
-        let Self { reference, receipt, volume, node, limit } = self.clone();
+        let Self { reference, receipt, volume, node, limit, unknown: _ } = self.clone();
         let node = node.map(String::from);
         wire::spec::Work::Verify(wire::VerifyWork { reference, receipt, volume, node, limit })
     }
@@ -99,7 +105,8 @@ impl TryFrom<wire::VerifyWork> for VerifyTask {
 
     fn try_from(work: wire::VerifyWork) -> Result<Self> {
         let wire::VerifyWork { reference, receipt, volume, node, limit } = work;
-        Ok(Self { reference, receipt, volume, node: node.map(NodeId::new).transpose()?, limit })
+        let node = node.map(NodeId::new).transpose()?;
+        Ok(Self { reference, receipt, volume, node, limit, unknown: UnknownFields::default() })
     }
 }
 
@@ -129,7 +136,14 @@ mod tests {
     use crate::model::{TaskId, TaskSpec};
 
     fn two(reference: &str, volume: &str) -> VerifyTask {
-        VerifyTask { reference: Some(reference.into()), receipt: None, volume: volume.into(), node: None, limit: None }
+        VerifyTask {
+            reference: Some(reference.into()),
+            receipt: None,
+            volume: volume.into(),
+            node: None,
+            limit: None,
+            unknown: UnknownFields::default(),
+        }
     }
 
     fn by_receipt(receipt: &str, volume: &str) -> VerifyTask {

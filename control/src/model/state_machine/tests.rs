@@ -217,7 +217,7 @@ fn only_the_proof_of_its_fence_frees_a_lost_task() {
 
 #[test]
 fn only_copies_wait_and_are_limited() {
-    let noop = task(TaskSpec::Noop(NoopTask { milliseconds: 1, node: None }));
+    let noop = task(TaskSpec::Noop(NoopTask::new(1, None)));
     for event in [TaskEvent::PauseRequested, TaskEvent::ResumeRequested, TaskEvent::LimitRequested(Some(1))] {
         assert!(matches!(apply(&noop, event, 1), Err(IllegalTransition::Unsupported(_))));
     }
@@ -265,7 +265,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
         Just(copy(Fence::Lease)),
         Just(copy(Fence::Command)),
         Just(copy(Fence::Manual)),
-        Just(TaskSpec::Noop(NoopTask { milliseconds: 1, node: None })),
+        Just(TaskSpec::Noop(NoopTask::new(1, None))),
     ]
 }
 

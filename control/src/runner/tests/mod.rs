@@ -54,7 +54,7 @@ fn copy_of(fence: Fence) -> TaskSpec {
 }
 
 fn noop(milliseconds: u64) -> TaskSpec {
-    TaskSpec::Noop(NoopTask { milliseconds, node: None })
+    TaskSpec::Noop(NoopTask::new(milliseconds, None))
 }
 
 impl Stage {
@@ -124,7 +124,8 @@ impl Stage {
         let after =
             state_machine::next(&before, TaskEvent::Assigned { to: me(life), claims: claims.clone() }, 6).unwrap();
         let claim_path = paths::claim(&claims[0]);
-        let claim = Claim { destination: claims[0].clone(), task: id(task), holder: Some(me(life)), op: OpId::fresh() };
+        let (destination, holder) = (claims[0].clone(), Some(me(life)));
+        let claim = Claim { destination, task: id(task), holder, op: OpId::fresh(), unknown: Default::default() };
         let claim_op = match self.store.get(&claim_path) {
             None => Op::Create { path: claim_path, data: claim.encode(), mode: CreateMode::Persistent },
             Some(old) => Op::Set { path: claim_path, data: claim.encode(), version: old.stat.version },
