@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod consistency;
 mod goals;
 mod compare;
 mod trial_loop;
@@ -88,8 +87,6 @@ fn measure(raw: &RawRun) -> ExitCode {
     eprintln!("results: {}", options.out.join("results.json").display());
     eprintln!("report:  {}", options.out.join("report.html").display());
     let mut complaints = run::failures(&outcome.results);
-    complaints
-        .extend(outcome.results.inconsistencies().into_iter().map(|line| format!("inconsistent results: {line}")));
     if raw.check {
         complaints.extend(goals::misses(&outcome.results));
     }

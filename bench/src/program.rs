@@ -15,7 +15,7 @@ const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Programs to find, and what to install if one is missing.
 const PROGRAMS: [(&str, &str); 13] = [
-    ("blockhaul", "build it: cargo build --release -p blockhaul-tools"),
+    ("blockhaul", "build it with cargo build --release -p blockhaul-tools"),
     ("qemu-img", "install qemu-utils"),
     ("nbdcopy", "install libnbd-bin"),
     ("dd", "install coreutils"),
@@ -27,7 +27,7 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("strace", "install strace"),
     ("mkfs.xfs", "install xfsprogs"),
     ("ionice", "install util-linux"),
-    (BARE_LOOP, "build it: cargo bench -p blockhaul-engine --bench bare_loop --no-run"),
+    (BARE_LOOP, "build it with cargo bench -p blockhaul-engine --bench bare_loop --no-run"),
 ];
 
 /// Name of the bare ring loop's binary.

@@ -327,4 +327,15 @@ mod tests {
         let documented: BTreeSet<String> = rows.filter_map(|row| Some(row.split_once('`')?.0.to_owned())).collect();
         assert_eq!(documented, written, "docs/bench.md owns the schema: name every field there");
     }
+
+    #[test]
+    fn numbers_survive_json() {
+        let results = sample_results::results(1);
+        let text = serde_json::to_string_pretty(&results).expect("it can be written");
+        let back: super::Results = serde_json::from_str(&text).expect("it can be read");
+        assert!(
+            serde_json::to_string_pretty(&back).expect("it can be written") == text,
+            "reading and writing changed it"
+        );
+    }
 }

@@ -58,7 +58,7 @@ fn a_rival_that_does_not_do_the_work_is_reported_and_not_beaten() {
     for (name, status, why) in [
         ("nbdcopy", "missing", "install libnbd-bin"),
         ("qemu-img", "failed", "no such image"),
-        ("ddrescue", "wrong_bytes", "the bytes differ near offset 3145728"),
+        ("ddrescue", "wrong_bytes", "wrong bytes near offset 3145728"),
         ("cp", "wrong_bytes", "has 1048576 bytes instead of 4194304"),
     ] {
         let found = outcome(name);

@@ -1,5 +1,6 @@
 //! Tests that every scenario runs with all of its targets and gives consistent numbers.
 
+use crate::consistency::assert_consistent;
 use crate::support::{TestDir, errors, is_root, scenario_of, target};
 use blockhaul_testkit::unmet;
 use serde_json::Value;
@@ -16,9 +17,10 @@ fn names(list: &Value) -> BTreeSet<&str> {
 fn every_scenario_runs_tiny_with_all_of_its_targets() {
     let dir = TestDir::new();
     let output = dir.run(&["--trials", "1"]);
-    // The program itself looks whether bytes, seconds and rates add up, and whether ours did its work.
+    // The program fails if one of our targets did.
     assert!(output.status.success(), "{}", errors(&output));
     let results = dir.results();
+    assert_consistent(&results);
     assert_eq!(results["run"]["complete"], true);
     for scenario in results["scenarios"].as_array().unwrap() {
         let name = scenario["name"].as_str().unwrap();
@@ -76,6 +78,7 @@ fn trials_are_interleaved_and_a_run_equals_itself() {
     let output = dir.run(&["--trials", "3", "--scenario", "sparse"]);
     assert!(output.status.success(), "{}", errors(&output));
     let results = dir.results();
+    assert_consistent(&results);
     let targets = scenario_of(&results, "sparse")["targets"].as_array().unwrap().len() as u64;
     for (at, target) in scenario_of(&results, "sparse")["targets"].as_array().unwrap().iter().enumerate() {
         let positions: Vec<u64> =
