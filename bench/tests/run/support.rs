@@ -83,7 +83,12 @@ fn build_ours() {
     BUILT.call_once(|| {
         let folder = Path::new(env!("CARGO_BIN_EXE_copy-bench")).parent().expect("it lies in a folder");
         let loops = fs::read_dir(folder.join("deps")).into_iter().flatten().flatten();
-        let has_loop = loops.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("bare_loop-"));
+        // Without an extension it is the program; checks leave other files of that name.
+        let is_loop = |path: &Path| {
+            path.extension().is_none()
+                && path.file_name().unwrap_or_default().to_string_lossy().starts_with("bare_loop-")
+        };
+        let has_loop = loops.into_iter().any(|entry| is_loop(&entry.path()));
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let build = |words: &[&str]| {
             let status = Command::new(&cargo).arg("build").args(words).status().expect("cargo runs, as it runs this");
