@@ -1,7 +1,7 @@
-//! The two clocks of the task center, behind one seam so that a simulation owns both.
+//! Provides the two clocks of the task center behind one trait, so that a simulation can replace both.
 //!
-//! Leases and delays use the boot-time clock, which counts a suspended machine's sleep and never jumps. The wall clock
-//! only labels records for people.
+//! Leases and delays use the boot-time clock, which counts the time that a machine is suspended and never jumps. The
+//! wall clock only labels records for people.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! What a `taskd` is told: raw as it is typed, then resolved, with units, and nothing left to say.
+//! Resolves the raw settings of a `taskd` into validated ones with units and defaults.
 //!
-//! A value comes from its flag, else from the environment, else from the file of `--config`, else it has a default. The
-//! file has the flags' names without dashes in front, as TOML or JSON. Resolving reads files of keys and nothing else; what
-//! it refuses, it refuses before anything is touched.
+//! A value comes from its flag, else from the environment, else from the file of `--config`, else from its default. The
+//! file has the flags' names without the leading dashes, as TOML or JSON. Resolving reads key files and nothing else.
+//! Every refusal comes before anything is changed.
 
 use crate::clock::HostClock;
 use crate::cluster::storage_probe::{DataAddress, ProbeTiming};

@@ -1,7 +1,8 @@
-//! Carries the work of tasks out: the seam between the task center and the engine.
+//! Defines the seam between the task center and the engine: how the work of a task is carried out.
 //!
-//! Everything that blocks is behind it: opening volumes, waiting for the end of a job, the record at the storage. Its faces are
-//! the runner's executor over the engine and a simulation's. The runner itself only awaits.
+//! Implementations are the runner's executor over the engine and the one of the simulation. Everything that blocks is
+//! behind the seam: opening volumes, waiting for the end of a job, the epoch that is stored beside a destination. The
+//! runner itself only awaits.
 
 use crate::model::volume::TaskVolume;
 use crate::model::{DurableMap, Epoch, Failure, Progress, TaskId};

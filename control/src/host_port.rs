@@ -1,6 +1,6 @@
-//! Reads `HOST:PORT` in the one way that flags, registrations and answers share.
+//! Parses `HOST:PORT` in the one way that flags, registrations and answers share.
 //!
-//! What a library makes of an address that it half understands (another port, for one) is never dialled.
+//! An address that a library would half understand (and dial another port, for one) is refused.
 
 use std::fmt;
 use std::net::Ipv6Addr;

@@ -1,11 +1,11 @@
-//! The task center: copies as tasks that survive the loss of any node.
+//! Implements the task center: runs copies as tasks that survive the loss of any node.
 //!
 //! `taskd` registers in a coordination service, runs the tasks that an elected dispatcher assigns to it through one
-//! [engine](blockhaul_engine), and gives a task back when it must stop. What is decided is decided by version-checked
-//! writes to the coordination service; calls between nodes are hints and telemetry.
+//! [engine](blockhaul_engine), and returns a task to the queue when it must stop. Every decision is a version-checked
+//! write to the coordination service; calls between nodes are hints and telemetry.
 //!
 //! ```text
-//! api -> TaskRecord -> dispatcher -> claim + assignment -> runner -> engine job -> report -> TaskRecord -> api
+//! rpc -> TaskRecord -> dispatcher -> claim + assignment -> runner -> engine job -> report -> TaskRecord -> rpc
 //! ```
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
-//! Whether the loops of a process still go round: what a watchdog is told.
+//! Counts the rounds of the loops that feed the watchdog.
 //!
-//! A timer of its own would say that timers work. Here each loop that matters counts its rounds, and a sign of life is
-//! only given when all of them have gone round since the last one.
+//! A timer of its own would only show that timers work. So each loop that matters counts its rounds, and the watchdog
+//! is fed only when every loop has completed a round since the last time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

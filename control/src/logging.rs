@@ -1,4 +1,4 @@
-//! The log of the process, on stderr, with a filter that can be changed.
+//! Writes the log of the process to stderr, with a filter that can be changed while it runs.
 
 use blockhaul_control::standard_streams::{LogWriter, log_fields};
 use blockhaul_engine::error::{Error, Result};

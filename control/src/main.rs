@@ -1,7 +1,7 @@
-//! `taskd`: the daemon that puts the engine behind a task center.
+//! Runs `taskd`: the daemon that puts the engine behind a task center.
 //!
-//! This thread owns the server: it starts it, waits, and is the only one that ends the process. The server lives on a
-//! runtime of its own, so whatever hangs there, a process that is asked to stop has ended within 20 s.
+//! This thread owns the node: it starts the node, waits, and alone ends the process. The node runs on a runtime of its
+//! own. So even if something hangs there, a process that is asked to stop ends within 20 s.
 #![forbid(unsafe_code)]
 
 mod logging;

@@ -1,7 +1,8 @@
-//! Numbers for Prometheus, over plain HTTP at `/metrics`: what this node does, and while it leads, the center.
+//! Serves metrics for Prometheus over plain HTTP at `/metrics`: those of this node and, while it leads, those of the
+//! center.
 //!
-//! Nothing is counted here: each request asks the roles how they stand. Each connection carries one request and is closed,
-//! so that the bound of [`Admission`] for its first one is the bound of all of it.
+//! Nothing is counted here: each request asks the roles for their state. Each connection carries one request and is
+//! closed, so that the bound of [`Admission`] for the first request bounds the whole connection.
 
 use crate::rpc::admission::{Admission, GuardedStream};
 use crate::rpc::desk::{CenterMetrics, NodeRoles};

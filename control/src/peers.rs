@@ -1,9 +1,9 @@
-//! How nodes talk to each other: the seam below which there is gRPC, or a simulation.
+//! Defines the calls between nodes: the seam below which there is gRPC, or a simulation.
 //!
-//! Calls are hints and telemetry: each can be lost, repeated or late without harm, because what they lead to is decided
-//! by a version-checked write. Every call names whom it is for, and is refused without effect by anybody else: an address
-//! may have become another node's, or another center's. Every call of a dispatcher carries its epoch; a runner refuses a
-//! lower one than it has seen.
+//! Calls are hints and telemetry: each can be lost, repeated or late without harm, because what follows from it is
+//! decided by a version-checked write. Every call names its addressee, and any other process refuses it without effect:
+//! an address may have become another node's, or another center's. Every call of a dispatcher carries its epoch; a
+//! runner refuses a lower one than it has seen.
 
 use crate::model::{Epoch, Incarnation, Leader, NodeId, Progress, Registration, TaskId, TaskSpec};
 use async_trait::async_trait;

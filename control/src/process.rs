@@ -1,7 +1,7 @@
-//! Where the asynchronous work of this process is started: the seam by which a simulation has several on one thread.
+//! Starts the asynchronous work of this process: the seam by which a simulation runs several processes on one thread.
 //!
-//! Everything that a node does belongs to its process. A simulation can hold a process still (as SIGSTOP) or end it
-//! (as SIGKILL), together with all that it has started, because all of it is started here and not by `tokio` directly.
+//! Everything that a node does belongs to its process. A simulation can pause a process (as SIGSTOP does) or end it (as
+//! SIGKILL does) together with all that it has started, because all of it is started here and not by `tokio` directly.
 
 use std::future::Future;
 use tokio::task::JoinSet;

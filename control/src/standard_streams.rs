@@ -1,7 +1,7 @@
-//! Writes to stdout and stderr from a thread of each, so that a reader that does not read holds up nobody.
+//! Writes to stdout and stderr from a thread of each, so that a reader that does not read delays nothing.
 //!
-//! What is given to one stream is written in the order in which it was given. What always holds: progress and logs never
-//! wait (what finds no room is dropped, logs with a note that says how many), a result waits for its reader as long as no
+//! What is given to one stream is written in that order. What always holds: progress and logs never wait (they are
+//! dropped when the queue is full, logs with a note that says how many). A result waits for its reader as long as no
 //! stop was asked for, and for [`AFTER_STOP_MAX`] once one was. Where no thread can be started, the caller writes.
 
 use blockhaul_engine::shown::line;

@@ -1,4 +1,4 @@
-//! Where a process keeps its state when no flag says so.
+//! Chooses the state directory of a process when no flag names one.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;

@@ -1,19 +1,20 @@
-//! The stages of a stop, and how long each may take: all the bounds, so that somebody adds them up.
+//! Lists the stages of a stop and bounds each of them; all bounds are in one place so that they add up.
 //!
-//! | stage | for | whose |
+//! | stage | for | bound |
 //! | --- | --- | --- |
-//! | office | the service address to be taken off and leadership to be resigned | [`OFFICE_MAX`] |
+//! | leadership | the service address to be removed and leadership to be resigned | [`OFFICE_MAX`] |
 //! | successor | the next leader to be known, if there is something to tell it | [`SUCCESSOR_MAX`] |
 //! | mark | the registration to say that the runner stops | [`MARK_MAX`] |
-//! | rest | copies to come to rest and to be given back in the store | [`REST_MAX`] |
-//! | tell | the leader to hear what was given back | [`TELL_MAX`] |
+//! | drain | copies to drain and to be returned in the store | [`REST_MAX`] |
+//! | notify | the leader to learn what was returned | [`TELL_MAX`] |
 //! | leave | the registration to be removed | [`LEAVE_MAX`] |
 //! | close | the session to be closed | [`CLOSE_MAX`] |
 //! | goodbye | open calls and streams to end | [`GOODBYE_MAX`] |
 //!
-//! What always holds: one stage follows the other and each is bounded by itself, whatever peers, servers and devices do, so
-//! that a stop takes at most [`TOTAL_MAX`]. The owner of the process waits a little longer than that, and then no more. What
-//! is asked to stop while it is still initialised has nothing to give up, rest or tell: [`INITIALISE_MAX`] takes their place.
+//! What always holds: one stage follows the other and each has its own bound, whatever peers, servers and devices do,
+//! so that a stop takes at most [`TOTAL_MAX`]. The owner of the process waits a little longer than that, and then no
+//! more. A node that is asked to stop while it is still initialised has no roles to stop: [`INITIALISE_MAX`] takes the
+//! place of the stages before the goodbye.
 
 use std::time::Duration;
 

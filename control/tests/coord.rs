@@ -1,5 +1,5 @@
-//! The coordination service's faces with real servers and files: all keep the contract, and ZooKeeper's also keeps its
-//! word when servers die, stand still or are cut off.
+//! Tests the coordination service with real servers and files: all implementations keep the contract, and ZooKeeper's
+//! also keeps its promises when servers die, are paused or are cut off.
 #![forbid(unsafe_code)]
 
 mod support;

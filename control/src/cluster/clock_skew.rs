@@ -1,8 +1,9 @@
-//! Measures how far the wall clocks of nodes are apart, shows it, warns and tells each node, as these clocks label what people
-//! read. Leases and delays go by each node's boot-time clock; what ended long ago by this clock is purged only when the slowest of
-//! all says so, too.
+//! Measures how far the wall clocks of the nodes are apart, publishes the result, warns, and tells each node its own
+//! skew.
 //!
-//! The leader asks every runner for its time and takes the middle of question and answer for the moment that it was told.
+//! The leader asks every runner for its time and compares the answer with the middle between question and answer. Wall
+//! clocks only label what people read: leases and delays go by each node's boot-time clock. A task that ended long ago
+//! by this clock is purged only when the slowest clock of all nodes agrees.
 
 use crate::clock::Clock;
 use crate::dispatcher::DispatcherHandle;

@@ -1,4 +1,4 @@
-//! Who leads: one election at a time over one session, with an epoch that every write of a leader checks.
+//! Elects one leader at a time over a session, with an epoch that every write of a leader checks.
 //!
 //! ```text
 //!  Follower(leader?) --- /leader absent: multi { create /leader, set /leader_epoch } --> Leader(LeaderTerm)
@@ -6,10 +6,12 @@
 //!       `---- write refused by the epoch, /leader not ours, disconnected for 6 s, resigned --'
 //! ```
 //!
-//! What always holds: a leader's write happens only if nobody has been elected since ([`LeaderTerm::commit`] checks the
-//! version of `/leader_epoch` in the same multi), so a leader that does not know yet that it is none does no harm.
-//! `/leader` only says that somebody leads and where; it decides nothing. The server owns the loop ([`Election::run`]), says
-//! whether this node stands for election, and starts and stops the dispatcher by the [`Role`] that is published.
+//! What always holds: a leader's write happens only if no other leader has been elected since ([`LeaderTerm::commit`]
+//! checks the version of `/leader_epoch` in the same multi), so a deposed leader that does not know it yet does no
+//! harm. `/leader` only says that there is a leader and where; it decides nothing.
+//!
+//! The node owns the loop ([`Election::run`]), says whether this node stands for election, and starts and stops the
+//! dispatcher by the [`Role`] that is published.
 
 use crate::coord::paths::{LEADER, LEADER_EPOCH};
 use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Watch};

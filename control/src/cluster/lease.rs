@@ -1,18 +1,20 @@
-//! From committed renewals to the right to write: how long a runner may submit writes to destinations that others reach.
+//! Computes from committed renewals how long a runner may submit writes to destinations that other nodes reach.
 //!
 //! A session ends on the servers' clocks. A runner that the service no longer hears has to stop before that, by its own
-//! clock, and the only thing that it can be sure of is when it had _sent_ a write that was committed later on: the
-//! service has heard of it then or after.
+//! clock. All that the runner knows is when it _sent_ a write that was committed later: the service has heard of the
+//! runner at that time or after.
 //!
 //! ```text
 //!  sent            gate shuts                  lease ends        earliest end of the session
 //!   |----- writes may be submitted -----|-- drain ---|-- margin --|
 //!   0                                  6.0          8.5         10.0     seconds, of a session of 10 s
 //! ```
-//! Between the first two the answers to what was submitted come in; at the second everything that is still on its way
-//! is cut off. The margin pays for the servers' clock ticks and for how late they pass on that a session is alive.
+//! Between the first two, the answers to submitted writes come in. At the end of the lease every write that is still in
+//! flight is cut off. The margin covers the servers' clock ticks and the delay with which they report to each other
+//! that a session is alive.
 //!
-//! What always holds: `sent <= gate <= end < sent + session`, and neither ever moves back while the lease is held.
+//! What always holds: `sent <= gate <= end < sent + session`, and neither `gate` nor `end` moves back while the lease
+//! is held.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What is typed, in files and on command lines, and what comes of it.
+//! Tests settings from files and command lines.
 
 use super::*;
 use clap::CommandFactory;

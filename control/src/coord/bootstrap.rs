@@ -1,7 +1,8 @@
-//! Makes a center where there is none: its identity and its folders, before any role sees a session.
+//! Creates the records that a new center needs, its identity and its folders, before any role gets a session.
 //!
-//! Several nodes may do so at once; what one has made, the others find. A center of another schema, or another center than
-//! the one that the node's state directory belongs to, is left alone: then no session is handed out, and the error says why.
+//! Several nodes may do so at once; each keeps what another one has created. A center with another schema, or one that
+//! is not the center of the node's state directory, is left unchanged: then no session is handed out, and the error
+//! says why.
 
 use crate::coord::paths::{CLAIMS, FOLDERS, META, TASKS, shards};
 use crate::coord::{CoordClient, CoordError, CreateMode, Op, Refusal, Session};

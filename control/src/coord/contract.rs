@@ -1,8 +1,8 @@
-//! What every face of the coordination service keeps: one suite of tests for all of them.
+//! Tests the contract of the coordination service: one suite for all implementations.
 //!
-//! Each function takes a center that nobody else uses meanwhile, works below a folder of its own, and panics if the
-//! center breaks its word. [`everything`] runs all of them. Faults are no part of it: a center that simulates them must
-//! be told not to.
+//! Each function takes a client whose center no other test uses meanwhile, works below a folder of its own, and panics
+//! if the contract is broken. [`everything`] runs all of them. Faults are not part of the contract: an implementation
+//! that injects faults must have them turned off.
 
 use super::{
     CoordClient, CoordError, CreateMode, Done, Ending, MULTI_BYTES_MAX, NODE_BYTES_MAX, Node, Op, Refusal, Session,

@@ -1,4 +1,4 @@
-//! Who the center is towards ZooKeeper: read once from a file, never printed.
+//! Reads the credentials for ZooKeeper from a file. They are read once and never printed.
 
 use blockhaul_engine::shown::Shown;
 use std::fmt;

@@ -1,15 +1,15 @@
-//! The coordination service of one process: a file on its disk.
+//! Implements the coordination service for one process, in a file on its disk.
 //!
 //! One thread owns everything: the tree in memory, its durable copy in a `redb` file, sessions and watches. Requests
-//! come to it in a queue. It takes all that are waiting, does them in memory in their order, makes what they changed
-//! durable as one transaction of the file, and only then answers any of them. So nobody is told what a crash could take
-//! back, and many writers share one flush of the disk.
+//! reach it through a queue. It takes all that are waiting, applies them in memory in order, makes the changes durable
+//! in one transaction of the file, and only then answers. So no answer reports what a crash could undo, and many
+//! writers share one flush of the disk.
 //!
-//! Sessions live as long as the process and their nodes are removed when the file is opened the next time. The file is
-//! locked against a second process. Transaction numbers count the writes that this file has ever seen.
+//! Sessions live as long as the process; their nodes are removed when the file is opened the next time. The file is
+//! locked against a second process. Transaction numbers count the writes since the file was created.
 //!
-//! When the disk fails, what was under way is [`CoordError::Unknown`], every session is [`Link::Disconnected`], and the
-//! file is opened again until it can be: what it says then is the truth.
+//! When the disk fails, requests under way end as [`CoordError::Unknown`], every session becomes
+//! [`Link::Disconnected`], and opening the file is retried until it succeeds. The content of the file then counts.
 
 mod shelf;
 mod store;

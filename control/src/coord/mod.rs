@@ -1,8 +1,9 @@
-//! The coordination service: small nodes of bytes with versions, in a tree, held by a service that survives its servers.
+//! Defines the coordination service: a tree of small versioned nodes, held by a service that survives the loss of its
+//! servers.
 //!
-//! A [`CoordClient`] opens [`Session`]s; a session ends ([`SessionState::is_over`]) and is replaced by a new one. Its faces:
-//! `zookeeper`, `embedded` (one process, one file) and, for tests, `sim` (seeded faults, virtual time). One contract suite
-//! holds all of them to what is said here.
+//! A [`CoordClient`] opens [`Session`]s; a session ends ([`SessionState::is_over`]) and is replaced by a new one.
+//! Implementations are `zookeeper`, `embedded` (one process, one file) and, for tests, `sim` (seeded faults, virtual
+//! time). One contract suite holds all of them to the rules below.
 //!
 //! What a caller may rely on:
 //! - Every write is a [`Session::multi`]: all of it happens, or nothing. Every change names a version.

@@ -1,9 +1,9 @@
-//! Where records live in the coordination service: paths below the center's chroot.
+//! Names the paths of all records in the coordination service, below the center's chroot.
 //!
 //! | path | life | record | written by |
 //! | --- | --- | --- | --- |
 //! | `/meta` | persistent | [`Meta`] | the first `taskd` |
-//! | `/leader_epoch` | persistent, never deleted | [`Leader`]; its `modified` is the leader's epoch | whoever wins an election |
+//! | `/leader_epoch` | persistent, never deleted | [`Leader`]; its `modified` is the leader's epoch | the winner of an election |
 //! | `/leader` | ephemeral | [`Leader`] | the same, in the same write |
 //! | `/runners/NODE` | ephemeral | [`Registration`] | that runner |
 //! | `/lease/NODE` | persistent | [`Renewal`] | that runner |

@@ -1,6 +1,7 @@
-//! One session with the coordination service for all roles of a process: opened, replaced when it is over, published.
+//! Keeps one session with the coordination service open for all roles of a process: opens it, replaces it when it is
+//! over, publishes it.
 //!
-//! Roles take the receiver and act on what they see; only the keeper opens and closes.
+//! Roles take the receiver and act on what they see. Only the keeper opens and closes sessions.
 
 use crate::coord::{CoordClient, CoordError, Ending, Refusal, Session, SessionState};
 use std::sync::Arc;

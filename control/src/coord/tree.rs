@@ -1,7 +1,7 @@
-//! The nodes of a service that this process keeps itself, and who watches them. Nothing here waits or writes.
+//! Holds the nodes of a service that lives in this process, and their watches. Does no I/O.
 //!
-//! A [`Tree`] does a multi wholly or not at all, and refuses in ZooKeeper's order of conditions. Always holds: every node
-//! but the root has a parent, which lists it; no ephemeral node has children.
+//! What always holds: a [`Tree`] applies a multi wholly or not at all, and refuses in ZooKeeper's order of conditions.
+//! Every node but the root has a parent, which lists it. No ephemeral node has children.
 
 use super::{CreateMode, Done, Node, Op, Refusal, SessionId, Stat, Zxid};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,17 +1,20 @@
-//! The coordination service as a ZooKeeper ensemble, 3.5 or later.
+//! Implements the coordination service over a ZooKeeper ensemble, 3.5 or later.
 //!
-//! Only this folder knows the client library. What it does about the library and the servers:
+//! Only this folder knows the client library. It works around the following properties of the library and the servers:
 //!
-//! - It loses persistent watches at a reconnect: one-shot watches only.
-//! - It queues requests while disconnected, and they are done later even if nobody waits any more: requests are refused
-//!   at once then, and one that was under way is [`CoordError::Unknown`] as soon as the connection is lost.
-//! - A lost connection has many names: whatever is not a condition of an operation is [`CoordError::Unknown`].
-//! - It does not tell a short loss apart from the connection after it: every report of a connection counts as a new one.
-//! - It waits twice as long after each round over the servers, up to the end of the session: after a few seconds without
-//!   any server, many more pass before it notices that they are back. It is given each server several times over, so that
-//!   the rounds are long and the waits are short.
-//! - A request of a MiB cuts the connection: sizes are judged before.
-//! - Servers before 3.8.2 say nothing of a node that a multi has made: nobody is told anything of it, [`Done::Plain`].
+//! - The library loses persistent watches at a reconnect: one-shot watches only.
+//! - The library queues requests while disconnected and sends them later even if no caller waits any more. So requests
+//!   are refused at once while disconnected, and a request under way becomes [`CoordError::Unknown`] as soon as the
+//!   connection is lost.
+//! - The library has many errors for a lost connection: every error that is not a condition of an operation is
+//!   [`CoordError::Unknown`].
+//! - The library does not tell a short loss apart from the connection after it: every report of a connection counts as
+//!   a new one.
+//! - The library waits twice as long after each round over the servers, up to the session timeout. After a few seconds
+//!   without any server, many more pass before it notices that they are back. It is given each server several times
+//!   over, so that the rounds are long and the waits are short.
+//! - A request of a MiB makes the server close the connection: sizes are checked before.
+//! - Servers before 3.8.2 do not describe a node that a multi has created: callers get [`Done::Plain`].
 //! - No call closes a session: all handles are dropped, and `Closed` is waited for. A session should be closed before
 //!   its runtime ends.
 

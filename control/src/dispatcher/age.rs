@@ -1,8 +1,8 @@
-//! Tells how long tasks have waited, in the order in which the coordination service has created them.
+//! Computes how long tasks have waited, in the order in which the coordination service has created them.
 //!
-//! A task's time of submission is of the clock of whoever led then. One that was ahead made tasks look younger than those
-//! that came later. So a task is as old as the oldest of all that came after it: by its own time where clocks agree, and
-//! never behind a later one where they do not.
+//! A task's time of submission is read from the clock of the leader of that time. A clock that was ahead made tasks
+//! look younger than later ones. So a task counts as old as the oldest task created after it: its own time where clocks
+//! agree, and never later than the time of a task behind it where they do not.
 //!
 //! What always holds: in the order of creation, times never fall.
 

@@ -1,7 +1,7 @@
-//! All that the leader knows, indexed for its decisions: what has been observed goes in, [`decide()`](super::decide()) reads.
+//! Holds and indexes all that the leader knows. Observations are applied here; [`decide()`](super::decide()) reads.
 //!
-//! What always holds: an index says the same as the records; a record is replaced only by a newer one; every task that
-//! is not at rest is due at some time, in the queue, blocked by a claim, or has a write or call under way.
+//! What always holds: the indexes agree with the records. A record is replaced only by a newer one. Every task that is
+//! not terminal is due at some time, is in the queue, is blocked by a claim, or has a write or call under way.
 
 use super::fleet::Fleet;
 use super::queue::Queue;

@@ -1,4 +1,4 @@
-//! Tasks as clients see them: the record, the holder's telemetry, and in words why a task is not running.
+//! Describes tasks to clients: the record, the holder's telemetry, and the reason why a task is not running.
 
 use super::cluster_state::{ClusterState, FenceProgress, Now};
 use super::place::{EligibleNodes, able};

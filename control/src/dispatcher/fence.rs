@@ -1,4 +1,4 @@
-//! The program that cuts a lost runner off, for tasks whose fence is `command`.
+//! Runs the program that cuts off a lost runner, for tasks whose fence is `command`.
 
 use crate::model::Holder;
 use async_trait::async_trait;

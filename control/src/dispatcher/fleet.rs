@@ -1,4 +1,4 @@
-//! The runners that are there, what each has, and which have room.
+//! Tracks the registered runners, what each holds, and which have free slots.
 
 use super::tasks::Backoff;
 use crate::model::{Drain, Holder, NodeId, Registration, TaskId};

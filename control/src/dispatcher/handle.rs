@@ -1,4 +1,5 @@
-//! What clients and runners ask the leader for: a handle that any part of the server may hold.
+//! Passes the requests of clients and runners to the leader's dispatcher, through a handle that any part of the node
+//! may hold.
 
 use super::status::{RunnerSummary, Status};
 use crate::model::{DrainMode, NodeId, Progress, Submission, TaskChange, TaskId, TaskRecord, TaskState};

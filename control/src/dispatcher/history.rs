@@ -1,16 +1,16 @@
-//! Whether the coordination service still has the history that this leader has seen.
+//! Detects that the coordination service has lost history that this leader has seen.
 //!
-//! A service that is put back to a backup counts on from there: versions and transaction numbers of what it has lost are
-//! given again, to other records. To a leader whose session has outlived that a new record looks like an old reading, and
-//! its own next write, decided by what is lost, passes the check of the version. So it looks for what no single history can
-//! bring forth, and resigns when it finds it: the next term reads everything.
+//! A service that is restored from a backup counts on from there: versions and transaction numbers that it has lost are
+//! given again, to other records. A leader whose session has survived the restore takes a new record for an old
+//! reading. Its own next write, decided by lost data, passes the check of the version. So the leader looks for
+//! contradictions that no single history can contain, and resigns when it finds one: the next term reads everything.
 //!
-//! Nothing of this can come from answers that overtake each other, from servers that are behind or from lost answers:
-//! - every write of a record has an operation id of its own, so one version of one node has one;
-//! - the answers of one session come from one history in order, and a client is taken only by servers that have all that it
-//!   has seen: what was known when a request was sent is not undone by its answer.
+//! Answers that overtake each other, servers that lag and lost answers cause no such contradiction:
+//! - Every write of a record has an operation id of its own, so one version of one node has one id.
+//! - The answers of one session come from one history in order, and only a server that has seen all that a client has
+//!   seen accepts that client. What was known when a request was sent is not undone by its answer.
 //!
-//! A node that is gone or was made later proves nothing: ids are used again, and operators remove nodes.
+//! A node that is gone or was created later proves nothing: ids are used again, and operators remove nodes.
 
 use super::tasks::TaskEntry;
 use crate::coord::{Node, Zxid};

@@ -1,4 +1,5 @@
-//! Tasks that could run if a runner had room, and those that wait for another task's destination.
+//! Queues tasks that could run if a runner had a free slot, and tasks that wait for a destination that another task
+//! claims.
 
 use crate::coord::Zxid;
 use crate::model::{NodeId, TaskId};

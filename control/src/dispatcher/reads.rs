@@ -1,6 +1,6 @@
-//! Reading the store: everything at the start, what may have changed later, and what hints point at.
+//! Reads the store: everything at the start, what may have changed later, and what hints point at.
 //!
-//! Only a holder and this leader change a record. So a full look lists all tasks, but reads again only those that are
+//! Only a holder and this leader change a record. So a full scan lists all tasks, but reads again only those that are
 //! held, unknown or undecodable.
 
 use super::Dispatcher;

@@ -1,4 +1,4 @@
-//! What the leader tells of itself.
+//! Reports the state of the leader.
 
 use crate::model::{Drain, Epoch, Leader, NodeId, Registration, TaskState};
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-//! Every task that the leader knows, as it was read or written last, and what only this leader knows of it.
+//! Holds every task that the leader knows, as last read or written, and what only this leader knows of it.
 
 use super::age::{Ages, Creation, UNKNOWN};
 use super::cluster_state::Now;

@@ -1,8 +1,9 @@
-//! One write of a task's record and its claims, as one multi that checks the term and every version.
+//! Writes a task's record and its claims as one multi that checks the term and every version.
 //!
-//! A write whose outcome is unknown is resolved here: the record is read until it says which write it is of. It is sent
-//! again only with the same versions and the same operation id, so that however often it arrives it happens once. What is
-//! read then may show that the store's history is another one (see [`history`](super::history)): nothing is written on.
+//! A write whose outcome is unknown is resolved here: the record is read until it names the write that made it. The
+//! write is sent again only with the same versions and the same operation id, so that it happens at most once however
+//! often it arrives. The read may show that the store's history is another one (see [`history`](super::history)): then
+//! nothing more is written.
 
 use super::history::Known;
 use crate::cluster::election::{CommitError, LeaderTerm};

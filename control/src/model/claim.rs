@@ -1,4 +1,4 @@
-//! The right to write a destination.
+//! Defines the claim: the exclusive right to write a destination.
 
 use super::{Incarnation, NodeId, OpId, Record, TaskId, UnknownFields};
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! Which bytes of a destination are durable, and by what its volumes are known again, small enough for a record: it may
-//! forget, never invent.
+//! Records which bytes of a destination are durable and how its volumes are recognised, small enough for a task's
+//! record. A map may omit durable bytes, but never names bytes that are not durable.
 
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::supervision::{DurableLeaf, VolumeEvidence};

@@ -1,4 +1,4 @@
-//! An error as records keep it.
+//! Defines how records keep an error.
 
 use blockhaul_engine::error::{Code, Error};
 use serde::{Deserialize, Deserializer, Serialize};

@@ -1,9 +1,9 @@
-//! What the center knows, as it stands in the coordination service: one file per record.
+//! Defines the records of the center as they are stored in the coordination service: one file per record.
 //!
 //! Records are JSON, so that an operator can read them with any client of the service, and at most
-//! [`NODE_BYTES_MAX`](crate::coord::NODE_BYTES_MAX) long. Whoever writes one puts a fresh [`OpId`] into it: after an
-//! unknown outcome the record says whether it was this write. A record that cannot be decoded is reported and left
-//! alone; it never stops the dispatcher. Fields that this version does not know are kept: see [`UnknownFields`].
+//! [`NODE_BYTES_MAX`](crate::coord::NODE_BYTES_MAX) long. Every writer puts a fresh [`OpId`] into a record: after an
+//! unknown outcome the record tells whether the write has happened. A record that cannot be decoded is reported and
+//! left alone; it never stops the dispatcher. Fields that this version does not know are kept: see [`UnknownFields`].
 
 mod claim;
 mod durable_map;

@@ -1,4 +1,4 @@
-//! Names and numbers that records refer to each other by.
+//! Defines the names and numbers by which records refer to each other.
 
 use crate::coord::Zxid;
 use blockhaul_engine::error::{Code, Error, Operation, Side};

@@ -1,4 +1,4 @@
-//! What nodes say of themselves and operators of nodes.
+//! Defines the records in which nodes describe themselves and operators mark nodes.
 
 use super::{Incarnation, NodeId, OpId, Record, is_zero};
 use serde::{Deserialize, Serialize};

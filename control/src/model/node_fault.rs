@@ -1,4 +1,4 @@
-//! Tells what is wrong with a task from what is wrong with the node that tried it.
+//! Tells failures of a task from failures of the node that tried it.
 //!
 //! | failure | origin |
 //! | --- | --- |
@@ -6,8 +6,8 @@
 //! | `EPermission` (its policy, or a server that does not admit it), `EUnreachable` (from there), `EOverloaded` | the node |
 //! | everything else: volumes, their contents, the request itself | the task |
 //!
-//! What is wrong with a task is wrong on every node. What is wrong with a node says nothing about the others: the task goes
-//! there next.
+//! A failure of the task would happen on every node. A failure of the node says nothing about the other nodes: the task
+//! goes to one of them next.
 
 use super::Failure;
 use blockhaul_engine::error::{Code, Operation, Side};

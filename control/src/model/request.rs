@@ -1,4 +1,4 @@
-//! What clients and operators ask for, once it is known to make sense: what the services hand to the dispatcher.
+//! Defines the validated requests of clients and operators that the services hand to the dispatcher.
 
 use super::{TaskId, TaskSpec};
 

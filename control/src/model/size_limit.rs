@@ -1,4 +1,4 @@
-//! Makes a task's record ready for the store: small enough for a node of it, by forgetting what can be forgotten.
+//! Shrinks a task's record to the size limit of a node in the store, by dropping what can be dropped.
 
 use super::{OpId, Record, TaskRecord};
 use crate::coord::NODE_BYTES_MAX;

@@ -1,24 +1,24 @@
-//! How a task goes from one state to the next: one pure function, used by the dispatcher and by the runners alike.
+//! Computes a task's next state: one pure function, used by the dispatcher and by the runners alike.
 //!
 //! ```text
 //!            Assigned          Began            Written           Succeeded
 //!  PENDING ----------> ASSIGNED ----> RUNNING ----------> VERIFYING ----------> SUCCEEDED
-//!   ^  ^ \               |  |           |  `---- Failed, GivenBack: by wish and failures ---> PENDING PAUSED FAILED CANCELLED
+//!   ^  ^ \               |  |           |  `---- Failed, GivenBack: by desired state and failures -> PENDING PAUSED FAILED CANCELLED
 //!   |  |  `- PauseAsked  |  |           |
 //!   |  |        v        |  |           |  Vanished                Fenced
 //!   |  `----- PAUSED     |  |           `----------> LOST ---------------------------------> PENDING PAUSED FAILED CANCELLED
 //!   |      ResumeAsked   |  |                        |  Returned (local copies)
-//!   `--- Revoked --------'  |  CancelAsked           `----------> RUNNING, or CANCELLING by wish
+//!   `--- Revoked --------'  |  CancelAsked           `----------> RUNNING, or CANCELLING by desired state
 //!                           `------------> CANCELLING -- Succeeded, Failed, GivenBack, Revoked, Vanished --> ...
 //! ```
 //!
-//! What always holds of a record that came from here:
-//! - There is a holder exactly while an attempt runs: in `ASSIGNED`, `RUNNING`, `VERIFYING`, `CANCELLING`, and in `LOST`
-//!   while a local copy may come back.
-//! - A terminal state stays, and `SUCCEEDED` has only quiet attempts.
-//! - `failures` falls only when more is durable than ever before: what does not get further is given up after `max_attempts`.
-//! - Who holds a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier attempt may
-//!   still write: no other task may have the destination before.
+//! What always holds of a record that this function made:
+//! - A task has a holder exactly while an attempt runs: in `ASSIGNED`, `RUNNING`, `VERIFYING`, `CANCELLING`, and in
+//!   `LOST` while a local copy may come back.
+//! - A terminal state is final, and a `SUCCEEDED` task has only drained attempts.
+//! - `failures` falls only when more is durable than ever before: a task without progress fails after `max_attempts`.
+//! - The holder of a task holds its claims. A task that ended keeps its claims, without a holder, while an earlier
+//!   attempt may still write: no other task may have the destination before.
 
 use crate::model::{
     Attempt, DesiredState, DurableMap, Epoch, Failure, Fence, Holder, NodeFault, NodeId, Progress, TaskRecord,

@@ -1,4 +1,4 @@
-//! A task as the center knows it.
+//! Defines the record of a task.
 
 use super::{
     DurableMap, Epoch, Failure, Holder, NodeFault, NodeId, OpId, Record, Submission, TaskId, TaskSpec, UnknownFields,

@@ -1,7 +1,8 @@
 //! Keeps the fields of a record that this version does not know, so that writing the record again does not lose them.
 //!
-//! What always holds: a node of an older version neither refuses nor changes what a later one has added to a record. Fields
-//! that change what a task does are in its spec: a node that does not know one does not run the task.
+//! What always holds: a node of an older version neither refuses nor changes what a later version has added to a
+//! record. Fields that change what a task does are in its spec: a node that does not know such a field does not run the
+//! task.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

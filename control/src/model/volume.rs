@@ -1,14 +1,14 @@
-//! Parses the names of a task's volumes: says which node can reach a volume, and by which text a destination is claimed.
+//! Parses the names of a task's volumes: which node can reach a volume, and by which text a destination is claimed.
 //!
 //! | spelling | where | claimed as |
 //! | --- | --- | --- |
-//! | `file://NODE/PATH` | a path of that node | what that node makes of it (device and inode, WWN, ...) |
+//! | `file://NODE/PATH` | a path of that node | the identity that the node finds (device and inode, WWN, ...) |
 //! | `/PATH` | a path of the task's node | the same |
 //! | `nbd+unix:///EXPORT?socket=/PATH` | a socket of the task's node | the same |
 //! | `nbd://HOST[:PORT]/EXPORT`, `nbds://` | any node | `nbd://HOST:PORT/EXPORT`: both schemes are one volume |
 //! | any, with `--dest-id NAME` | the same | `id:NAME` |
 //!
-//! A path is taken as it stands: `%` is no escape. The dispatcher never touches a volume; a runner judges what it opens.
+//! A path is taken literally: `%` is no escape. The dispatcher never touches a volume; a runner checks what it opens.
 
 use super::kind::Fence;
 use super::names::NodeId;

@@ -1,10 +1,10 @@
-//! What a local destination is claimed by: names that stay the same however its path is spelled.
+//! Finds the names by which a local destination is claimed. They stay the same however its path is spelled.
 //!
 //! | destination | names, its own first |
 //! | --- | --- |
 //! | file | `file:NODE:MAJOR:MINOR:INODE`, then as a missing one |
 //! | file that does not exist | `name:NODE:MAJOR:MINOR:INODE/NAME`, of its folder |
-//! | block device that the world knows | `wwn:WWN`, with `-part1` and so on of a partition |
+//! | block device with a world-wide name | `wwn:WWN`, with `-part1` and so on of a partition |
 //! | other block device | `device:NODE:MAJOR:MINOR` |
 //! | export behind a unix socket | `unix:NODE:URI`, with the socket's real path |
 //! | export of a host | its URI |

@@ -1,12 +1,13 @@
-//! What a runner may touch: `--allow-path` for local volumes, `--allow-nbd` for servers.
+//! Enforces what a runner may touch: `--allow-path` for local volumes, `--allow-nbd` for servers.
 //!
-//! Requests come from clients, and what a path leads to can change between a look at it and its use. So a path is
-//! resolved once, to a descriptor; the descriptor's own path, as the kernel tells it, is judged; and what the engine gets
-//! is that descriptor. A file that does not exist is created in its folder's judged descriptor, never through a link.
+//! Requests come from clients, and what a path leads to can change between a check and its use. So a path is resolved
+//! once, to a descriptor. The descriptor's own path, as the kernel reports it, is checked, and the engine gets that
+//! descriptor. A file that does not exist is created through the checked descriptor of its folder, never through a
+//! link.
 //!
-//! What always holds: a descriptor that comes from here is of a regular file or block device, lies in one of the allowed
-//! folders or is one of the allowed devices, and was reached without `..` and without a magic link of `/proc`. Nobody
-//! looks its path up again.
+//! What always holds: a descriptor from this module is of a regular file or block device, lies in one of the allowed
+//! folders or is one of the allowed devices, and was reached without `..` and without a magic link of `/proc`. Its path
+//! is not looked up again.
 
 mod identity;
 mod opened;

@@ -1,4 +1,4 @@
-//! Volumes that the policy has opened: descriptors, and the file that was created for one.
+//! Holds the volumes that the policy has opened: descriptors, and the file that was created for one.
 
 use super::{Found, permission};
 use blockhaul_engine::error::{Error, Operation, Result, Side};

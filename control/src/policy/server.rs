@@ -1,4 +1,4 @@
-//! Which servers may be used: `--allow-nbd HOST[:PORT]`.
+//! Checks which servers may be used: `--allow-nbd HOST[:PORT]`.
 
 use super::{Policy, permission};
 use crate::host_port::parse_server;

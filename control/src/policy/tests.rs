@@ -1,4 +1,4 @@
-//! The policy against real files, links and descriptors.
+//! Tests the policy with real files, links and descriptors.
 
 use super::*;
 use crate::model::NodeId;

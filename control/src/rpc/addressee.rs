@@ -1,13 +1,14 @@
-//! Names the addressee of every call between nodes, in the metadata of its request, and refuses calls for somebody else.
+//! Names the addressee of every call between nodes in the metadata of its request, and refuses calls for another
+//! addressee.
 //!
 //! | key | value |
 //! | --- | --- |
 //! | `blockhaul-center` | the center of the caller |
 //! | `blockhaul-node` | the node that is called |
-//! | `blockhaul-incarnation` | the life of that node |
+//! | `blockhaul-incarnation` | the incarnation of that node |
 //!
-//! What always holds: a call that names anybody else is refused before any service sees it. A key that is missing is not
-//! judged: callers of an earlier version send none.
+//! What always holds: a call for another addressee is refused before any service sees it. A missing key is not checked:
+//! callers of an earlier version send none.
 
 use super::error::RpcError;
 use crate::peers::{Addressee, LocalIdentity};

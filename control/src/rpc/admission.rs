@@ -1,4 +1,5 @@
-//! Decides how many connections a port has at once, in all and from one peer, and how long one may take to ask something.
+//! Bounds the number of connections of a port, in all and from one peer, and the time until a connection's first
+//! request.
 //!
 //! ```text
 //! accepted --- too many of that peer --> closed at once
@@ -7,8 +8,9 @@
 //!     v
 //! served, for as long as it likes and answers pings
 //! ```
-//! What always holds: whoever holds a place is either waited for with a bound or has asked something, and no peer holds
-//! more than its share, so that a stranger neither takes all places nor the descriptors that copies need.
+//! What always holds: every admitted connection has sent a request or is waited for with a bound, and no peer has more
+//! than its share of connections. So a stranger can use up neither all connections nor the descriptors that copies
+//! need.
 
 use super::limits::{CONNECTIONS_MAX, FIRST_REQUEST_WAIT, PEER_SHARE};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

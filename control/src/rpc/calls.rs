@@ -1,4 +1,4 @@
-//! Calls between nodes over gRPC: each has its answer within two seconds, or none.
+//! Makes the calls between nodes over gRPC. Each is answered or fails within two seconds.
 
 use super::addressee;
 use super::channels::Channels;

@@ -1,4 +1,4 @@
-//! The service for clients. Answered where the dispatcher is; everywhere else with its address.
+//! Serves clients. The leader answers; every other node refers to the leader's address.
 
 use super::convert::state_of;
 use super::desk::{CenterStatus, NodeRoles, RunnerInfo};

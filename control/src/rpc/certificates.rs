@@ -1,10 +1,10 @@
-//! Holds the certificates of a process as they were read at one moment, and judges whether they are valid now.
+//! Holds the certificates of a process as read at one moment, and checks whether they are valid now.
 //!
 //! ```text
 //! not yet valid --- notBefore ---> valid --- 14 days before the end ---> ending --- notAfter ---> expired
 //! ```
-//! What always holds: key and certificate belong together, and every file holds what its flag says. Of the process's own
-//! chain every certificate must be valid; of the authorities one is enough, because old ones stay in that file for as long
+//! What always holds: key and certificate belong together, and every file holds what its flag says. Every certificate
+//! of the process's own chain must be valid. One valid authority is enough, because old ones stay in that file as long
 //! as certificates that they have signed are in use.
 
 use super::error::with_cause;

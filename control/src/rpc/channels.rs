@@ -1,4 +1,4 @@
-//! Connections to other processes, one for each address, made when they are first needed and again when they are lost.
+//! Keeps connections to other processes, one for each address, opened on first use and again when they are lost.
 
 use super::error::{RpcError, with_cause};
 use super::limits::{CONNECT_WAIT, KEEPALIVE_EVERY, KEEPALIVE_WAIT};

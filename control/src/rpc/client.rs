@@ -1,8 +1,8 @@
-//! The center as its clients see it: one, wherever it is led from.
+//! Calls the center for its clients, whichever node leads.
 //!
-//! A call goes to the node that led last, else to one of the addresses. It follows `ENotLeader`, and is made again
-//! elsewhere when nobody has answered it: every call can be repeated without harm, a submission because its id is chosen
-//! here. After [`CLIENT_PATIENCE`] the last failure is the answer.
+//! A call goes to the node that led last, else to one of the addresses. The client follows `ENotLeader`, and repeats
+//! the call elsewhere when it got no answer: every call can be repeated without harm, a submission because its id is
+//! chosen here. After [`CLIENT_PATIENCE`] the last failure is the answer.
 
 use super::channels::Channels;
 use super::connect_failure::probe;

@@ -1,8 +1,8 @@
-//! Says what a connection that came to nothing most likely means, and what the caller can do about it.
+//! Explains what a failed connection most likely means, and what the caller can do about it.
 //!
-//! Known from the types of the errors where there are some. What comes over a connection that was made already has passed
-//! through a library that keeps only the words. A library for HTTP/2 says of everything that is none only that
-//! a frame is invalid, so what is at that address is asked once more, by itself ([`probe`]).
+//! The types of the errors tell where there are some. An error on an open connection has passed through a library that
+//! keeps only the text. A library for HTTP/2 reports every other protocol as an invalid frame, so what listens at that
+//! address is probed once more, separately ([`probe`]).
 
 use super::certificates::date;
 use super::limits::CONNECT_WAIT;

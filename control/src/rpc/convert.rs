@@ -1,7 +1,7 @@
-//! Records as messages, and back.
+//! Converts records to messages, and back.
 //!
-//! What comes from outside is judged here once: names, enumerations, numbers in their ranges. What goes out is complete:
-//! a message says all that a client may know of a task, and nothing of how it is stored.
+//! Input from outside is validated here once: names, enumerations, ranges of numbers. Output is complete: a message has
+//! all that a client may know of a task, and nothing of how the task is stored.
 
 use super::error::RpcError;
 use super::wire;

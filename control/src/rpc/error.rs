@@ -1,7 +1,7 @@
-//! Failures on their way over the wire: an error of the engine's vocabulary, with the leader's address beside `ENotLeader`.
+//! Carries failures over the wire: an error of the engine's vocabulary, with the leader's address beside `ENotLeader`.
 //!
-//! A failure of a service travels as a [`wire::RpcError`] in the details of its status. A status without one comes from the
-//! transport: then the call may have taken effect, unless it says otherwise.
+//! A failure of a service travels as a [`wire::RpcError`] in the details of its status. A status without one comes from
+//! the transport: then the call may have taken effect, unless the status says otherwise.
 
 use super::wire;
 use crate::model::Failure;

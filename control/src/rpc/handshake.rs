@@ -1,7 +1,7 @@
-//! Lets accepted connections in: through TLS where there is some, each by itself, so that none holds up the next.
+//! Completes the TLS handshake of accepted connections, each in a task of its own, so that none delays the next.
 //!
-//! What always holds: a handshake is over within [`CONNECT_WAIT`] and has a place of the port (`admission`) until then.
-//! Whoever is refused hears why.
+//! What always holds: a handshake ends within [`CONNECT_WAIT`] and counts as a connection of the port (`admission`)
+//! until then. A refused client is told why.
 
 use super::admission::{GuardedStream, RequestSeen};
 use super::limits::CONNECT_WAIT;

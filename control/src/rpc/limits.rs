@@ -1,4 +1,4 @@
-//! Bounds of everything that waits or queues between processes, with the reason of each.
+//! Lists the bounds of everything that waits or queues between processes, with the reason of each.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! Where the services listen: with bounds on everything, and an end that no peer can put off.
+//! Listens for the services, with bounds on everything, and stops in bounded time whatever its peers do.
 //!
-//! Connections are accepted here and not by the transport, so that there are never too many of them, and none that asks
-//! nothing holds its place (`admission`). At the end streams are told first, then calls may finish for
-//! [`GOODBYE_MAX`]; what is still open then goes with the process.
+//! Connections are accepted here and not by the transport, so that there are never too many of them and an idle one
+//! does not keep its place (`admission`). At the end streams are told first, then calls may finish for [`GOODBYE_MAX`].
+//! Connections that are still open then end with the process.
 
 use super::addressee;
 use super::admission::{Admission, RequestSeen, connections_max, raise_descriptors};

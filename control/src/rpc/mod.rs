@@ -1,20 +1,20 @@
-//! Tasks over gRPC: what clients ask, what nodes tell each other.
+//! Serves and calls the task center over gRPC: requests of clients, and calls between nodes.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `wire` | what `proto/blockhaul.proto` describes |
-//! | `fault` | failures on their way over the wire |
-//! | `order` | what a client asks for, checked |
-//! | `records`, `view` | records as messages, tasks as their readers see them |
-//! | `desk` | what the services stand on: the dispatcher that leads, the runner of this node |
+//! | `error` | failures on their way over the wire |
+//! | `validate` | a client's request, checked |
+//! | `convert`, `task_view` | records as messages, tasks as clients see them |
+//! | `desk` | what the services call: the dispatcher of this node's term, the runner of this node |
 //! | `center`, `nodes` | the services |
-//! | `addressee` | whom a call between nodes is for |
-//! | `admission`, `listener`, `service_endpoint`, `handshake` | where they listen, and for how many |
-//! | `tls`, `certificates` | by what both ends of a connection know each other, and until when |
-//! | `channels`, `calls`, `client`, `trouble` | the other end, and why it cannot be had |
+//! | `addressee` | the process that a call between nodes is for |
+//! | `admission`, `listener`, `service_endpoint`, `handshake` | where the services listen, and for how many connections |
+//! | `tls`, `certificates` | how both ends of a connection authenticate, and until when |
+//! | `channels`, `calls`, `client`, `connect_failure` | the calling end, and why a connection fails |
 //!
-//! Nothing here decides anything: a call is checked, handed to whom it concerns, and its answer is packed. Everything
-//! that waits has a bound in [`limits`].
+//! Nothing here decides anything: a call is checked and handed on, and its answer is encoded. Everything that waits has
+//! a bound in [`limits`].
 
 mod addressee;
 pub(crate) mod admission;

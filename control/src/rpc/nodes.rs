@@ -1,4 +1,5 @@
-//! The services between nodes: what the dispatcher asks of this node's runner, what runners tell this node's dispatcher.
+//! Serves the calls between nodes: from the dispatcher to this node's runner, and from runners to this node's
+//! dispatcher.
 
 use super::convert::refusal;
 use super::desk::{Floor, NodeRoles};

@@ -1,5 +1,5 @@
-//! Serves at the service address, beside the address of the node: listens there, checks that this process is what answers, and
-//! ends what came through the address before it goes.
+//! Serves at the service address beside the address of the node: listens, checks that this process is what answers, and
+//! ends the connections that came through the address before the address is removed.
 //!
 //! ```text
 //!           begin: the address is on this node
@@ -8,10 +8,11 @@
 //!    '---- end: the address is about to go ------'
 //! ```
 //! What always holds:
-//! - The socket is there for as long as the process, as the kernel lets a socket have an address that is not on the host yet.
-//!   So another process at that address and port is found at the start, and nothing is left to fail when the node leads.
-//! - A connection through the address lives only while it is open: outside of that it is closed as soon as it is accepted, by
-//!   whichever socket. Its client connects again, and reaches who has the address then.
+//! - The socket lives as long as the process, because the kernel lets a socket bind to an address that is not on the
+//!   host yet. So another process at that address and port is found at the start, and nothing is left to fail when the
+//!   node leads.
+//! - A connection through the address lives only while the endpoint is open. Otherwise it is closed as soon as it is
+//!   accepted, by whichever socket. Its client connects again, and reaches the node that has the address then.
 
 use super::admission::GuardedStream;
 use crate::cluster::service_address::Endpoint;

@@ -1,4 +1,4 @@
-//! A task as its readers see it: the one JSON object of `get`, `list`, `watch` and `submit`.
+//! Renders a task for its readers: the one JSON object of `get`, `list`, `watch` and `submit`.
 
 use super::convert::is_over;
 use super::wire;

@@ -1,11 +1,12 @@
-//! Mutual TLS between all of a center's processes: one certificate, its key, and the authority that signed all of them.
+//! Sets up mutual TLS between all processes of a center: one certificate, its key, and the authority that signed all of
+//! them.
 //!
-//! The same certificate serves where a node listens and where it calls, so it needs both `serverAuth` and `clientAuth`
-//! where it limits its use, and the names or addresses by which others reach the node. A command line needs `clientAuth`
-//! only. Who has a certificate of that authority may do everything.
+//! A node listens and calls with the same certificate. So the certificate needs both `serverAuth` and `clientAuth`
+//! where it limits its use, and the names or addresses by which others reach the node. A command line needs
+//! `clientAuth` only. A certificate of that authority gives every right.
 //!
-//! The files are read again when they change: new connections use what was read last, those that are open stay as they
-//! are. What always holds: what is in use was valid when it was read; files that are of no use replace nothing.
+//! The files are read again when they change: new connections use what was read last, open ones stay as they are. What
+//! always holds: certificates in use were valid when they were read; unusable files replace nothing.
 
 use super::certificates::{Certificates, Files, ValidityStatus, date};
 use crate::clock::Clock;

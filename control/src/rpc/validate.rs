@@ -1,4 +1,4 @@
-//! A client's request for a task, checked as far as that goes without touching anything.
+//! Validates a client's request for a task, as far as that is possible without touching a volume.
 
 use super::wire;
 use crate::model::{NodeId, Submission, TaskId, TaskSpec};

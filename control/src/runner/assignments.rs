@@ -1,7 +1,7 @@
-//! Which assignments a runner holds, has ended, and will never take.
+//! Records which assignments a runner holds, has ended, and will never accept.
 //!
-//! What always holds: a task is in the book before anything is done for it, and leaves it after the last write about it.
-//! What has left is remembered for a while: a dispatcher that asks hears how it was.
+//! What always holds: a task is in the table before anything is done for it, and leaves it after the last write about
+//! it. An ended assignment is remembered for a while: a dispatcher that asks is told its outcome.
 
 use super::attempt::Attempt;
 use crate::model::{Epoch, TaskId};

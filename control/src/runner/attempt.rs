@@ -1,12 +1,12 @@
-//! One assignment, from its acceptance to the last write about it.
+//! Runs one assignment, from its acceptance to the last write about it.
 //!
 //! ```text
 //!  accepted -> record and claims read -> lease held, if it needs one -> copy started
 //!           -> it asks to write: RUNNING is stored -> it ends, or is stopped -> the end is stored
 //! ```
-//! What always holds: nothing is written to the destination before `RUNNING` stands in the store, and nothing to the
-//! record once the task is known to be somebody else's. Stopping goes straight to the copy and waits for nobody. Whatever is
-//! logged on the way is logged in the attempt's span.
+//! What always holds: nothing is written to the destination before `RUNNING` is stored, and nothing to the record once
+//! the task is known to have another holder. A stop goes straight to the copy and waits for nothing. Everything is
+//! logged in the attempt's span.
 
 use super::context::RunnerContext;
 use super::grant::{Grant, Written};

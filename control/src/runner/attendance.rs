@@ -1,12 +1,13 @@
-//! Whether a runner is there: it leaves the runners when its node is no use to anybody, and comes back, in one process.
+//! Registers and deregisters the runner: it leaves the runners when its node is unusable, and comes back, within one
+//! process.
 //!
 //! ```text
-//!  there --interrupt--> gives back --> there
-//!  there --leave--> gives back --> registration removed --> away --come back--> there
+//!  active --interrupt--> returns its tasks --> active
+//!  active --leave--> returns its tasks --> registration removed --> away --come back--> active
 //! ```
-//! What always holds: one loop moves the mood between these, so that giving back for one reason is never undone by the end
-//! of another. A copy that has not come to rest in time loses its lease before the registration goes, as it would with its
-//! session: nothing it does later is believed.
+//! What always holds: one loop changes the phase, so that the end of one stop never undoes another. A copy that has not
+//! drained in time loses its lease before the registration is removed, as it would with its session: no later report of
+//! it counts.
 
 use super::context::{RunnerContext, RunnerPhase};
 use super::{registration, stop_all};

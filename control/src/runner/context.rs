@@ -1,4 +1,4 @@
-//! What all parts of a runner share: where it stands with the coordination service, what it holds, whom it talks to.
+//! Holds what all parts of a runner share: its session and registration, its assignments, and the nodes that it calls.
 
 use super::assignments::AssignmentTable;
 use super::attempt::Attempt;

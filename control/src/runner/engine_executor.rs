@@ -1,13 +1,13 @@
-//! Carries work out by the engine, behind the node's policy.
+//! Carries out the work of tasks with the engine, behind the node's policy.
 //!
-//! Each attempt has a thread of its own, for what may block: opening its volumes, and waiting for its end. A copy asks for its
-//! permit in the engine's thread of the job, which blocks until the runner has stored `RUNNING`, or refused; a comparison, which
-//! changes nothing, asks before it is submitted.
+//! Each attempt has a thread of its own for what may block: opening its volumes, and waiting for its end. A copy asks
+//! for its permit in the engine's thread of the job, which blocks until the runner has stored `RUNNING`, or refused. A
+//! comparison changes nothing and asks before it is submitted.
 //!
 //! ```text
-//!  runner --copy--> thread: policy opens -> engine.submit -> waits -------------------------------> outcome
-//!                                             `- job's thread: rules, lock -> mark -> permit -> copies
-//!  runner --compare--> thread: policy opens -> permit -> engine.verify -> waits ------------------> outcome
+//!  runner --copy--> thread: policy opens -> engine.submit -> waits --------------------------------> outcome
+//!                                             `- job's thread: rules, lock -> epoch -> permit -> copies
+//!  runner --compare--> thread: policy opens -> permit -> engine.verify -> waits -------------------> outcome
 //! ```
 
 use super::stored_epoch::StoredEpochs;

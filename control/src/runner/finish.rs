@@ -1,8 +1,8 @@
-//! The end of an attempt: what its copy came to, stored.
+//! Stores the outcome of an attempt at its end.
 //!
-//! What always holds: nothing is given back before it is quiet. A copy that did not come to rest keeps its task: of a
-//! server its late requests are over after a while; of a local volume the worker tells, when the device has answered, or
-//! the end of this process and the destination's lock do.
+//! What always holds: a task is not returned before its attempt has drained. A copy that has not drained keeps its
+//! task. Late requests to a server are over after a while. For a local volume the executor reports when the device has
+//! answered; otherwise the end of this process and the destination's lock decide.
 
 use super::attempt::Attempt;
 use super::context::RunnerContext;

@@ -1,7 +1,8 @@
-//! The record and the claims behind one assignment, as they were last read: what every write about it is checked against.
+//! Holds the record and the claims behind one assignment, as last read. Every write about the assignment is checked
+//! against them.
 //!
-//! A write is one multi: the registration stands, the claims are as they were granted, the record has its version. An
-//! outcome that is unknown is settled by reading: the record names the write that made it what it is.
+//! A write is one multi: the registration exists, the claims are as they were granted, the record has its version. An
+//! unknown outcome is resolved by reading: the record names the write that made it.
 
 use super::context::RunnerContext;
 use super::write_lease::ActiveRegistration;

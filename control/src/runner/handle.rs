@@ -1,6 +1,7 @@
-//! What a dispatcher may ask of a runner, wherever the call came from.
+//! Answers the calls of a dispatcher to this runner, wherever they came from.
 //!
-//! Every call names the caller's epoch; a lower one than was heard before is refused, and a higher one is stored first.
+//! Every call names the caller's epoch. A lower epoch than the highest one seen is refused, and a higher one is stored
+//! first.
 
 use super::assignments::AcceptResult;
 use super::attempt::Attempt;

@@ -1,6 +1,6 @@
-//! What a runner tells the dispatcher: which records have changed, and where its copies stand.
+//! Notifies the dispatcher of changed records and of the progress of copies.
 //!
-//! Both are hints. They never hold a copy up, are merged while the dispatcher does not answer, and are given up when it
+//! Both are hints. They never delay a copy, are merged while the dispatcher does not answer, and are dropped when it
 //! stays away: it reads everything again when it comes back.
 
 use super::context::RunnerContext;

@@ -1,19 +1,19 @@
-//! The role that executes tasks: takes assignments, runs their copies, and gives back what it must not or cannot finish.
+//! Executes tasks: accepts assignments, runs their copies, and returns what this node must not or cannot finish.
 //!
 //! ```text
-//!  dispatcher --assign--> book -> attempt -> worker (engine) -> outcome -> record
-//!                                    ^  gate
-//!  session -> registration -> tenure '  (lease: committed renewals)
+//!  dispatcher --assign--> AssignmentTable -> attempt -> Executor (engine) -> outcome -> record
+//!                                               ^  gate
+//!  session -> ActiveRegistration -> WriteLease -'  (committed renewals)
 //! ```
 //! A runner is one future, [`Runner::run`], and the calls of its [`RunnerHandle`]. Dropping the future is a crash: all
-//! that it did ends where it is, and the store says what is known.
+//! that it did stops where it is, and only the store tells what happened.
 //!
 //! What always holds:
-//! - Nothing is decided by a call. What counts is a write that checks the registration, the claims and the record.
-//! - A copy to a destination that others reach writes only while the lease of the registration is held under which it
-//!   was started; when that ends it is cut off. Copies behind a destination's lock know no lease.
-//! - An assignment is in the book until the last write about it; the registration goes when the book is empty, or with
-//!   its session.
+//! - No call decides anything. Only a write that checks the registration, the claims and the record counts.
+//! - A copy to a destination that other nodes reach writes only while the lease of its registration is held; when that
+//!   lease ends, the copy is cut off. Copies behind a destination's lock need no lease.
+//! - An assignment is in the table until the last write about it. The registration is removed when the table is empty,
+//!   or with its session.
 
 mod attempt;
 mod attendance;

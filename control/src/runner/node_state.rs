@@ -1,14 +1,15 @@
-//! What a node remembers of itself across the lives of its `taskd`: who it was, and which leader it has heard.
+//! Stores what a node remembers across the incarnations of its `taskd`: its earlier incarnations, and the highest
+//! leader epoch seen.
 //!
 //! ```text
 //! STATE_DIR/node.lock      flock, held while this process lives: its predecessor is dead
-//!           incarnations   the last 16 lives of this node, one in a line, the latest last
-//!           leader_epoch   the highest epoch of a leader that was heard, as a decimal number
+//!           incarnations   the last 16 incarnations of this node, one in a line, the latest last
+//!           leader_epoch   the highest epoch of a leader that was seen, as a decimal number
 //!           starts         how often a `taskd` was started here, as a decimal number
 //!           center         the identity of the center that all of this belongs to
 //! ```
-//! What always holds: a life is written down before it is registered, an epoch before it is acted on, and the center before
-//! any session with it is used. Epochs, checkpoints and marks of one center mean nothing in another one.
+//! What always holds: an incarnation is stored before it is registered, an epoch before it is acted on, and the center
+//! before any session with it is used. Epochs and checkpoints of one center mean nothing in another one.
 
 use crate::model::{Epoch, Incarnation};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};

@@ -1,11 +1,12 @@
-//! A node's place among the runners: an ephemeral node in the store, made anew whenever it is gone.
+//! Registers a node among the runners: an ephemeral node in the store, created again whenever it is gone.
 //!
-//! A registration of this node that is there already is either an earlier one of ours, or somebody else claims to be us.
-//! It is ours if this process holds the node's lock (so that every earlier process is dead) _and_ the node remembers its
-//! life: then it is replaced at once. Otherwise nobody can tell: the alarm is raised, and it is tried again.
+//! An existing registration of this node is either an earlier one of ours, or another process uses the same node name.
+//! It is ours if this process holds the node's lock (so that every earlier process is dead) _and_ the node remembers
+//! the incarnation: then it is replaced at once. Otherwise the two cases cannot be told apart: an alarm is raised, and
+//! registering is retried.
 //!
-//! What always holds: when a registration is gone, its tenure ends first, and with it every copy that lives by its lease;
-//! only then there can be another one.
+//! What always holds: when a registration is gone, its write lease ends first, and with it every copy that needs the
+//! lease. Only then can there be another registration.
 
 use super::context::{RunnerContext, RunnerPhase};
 use super::write_lease::{ActiveRegistration, WriteLease};

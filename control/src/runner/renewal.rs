@@ -1,9 +1,9 @@
-//! The one periodic write of a runner: that it lives, and how far its copies are.
+//! Renews the lease: the one periodic write of a runner, which says that it lives and how far its copies are.
 //!
-//! A renewal is committed with the registration checked, so that it says more than a connection does: the service has
-//! heard this session and still believes in its registration. Checkpoints ride along; a checkpoint that does not fit its
-//! record any more is left out at once, as it must not cost the lease. Without a lease to keep only checkpoints are
-//! written, and without copies nothing.
+//! A renewal is committed with the registration checked, so that it proves more than a connection does: the service has
+//! heard this session and still holds its registration. Checkpoints travel with it. A checkpoint that does not fit its
+//! record any more is left out at once, because it must not cost the lease. Without a lease to keep only checkpoints
+//! are written, and without copies nothing.
 
 use super::attempt::{Attempt, has_begun};
 use super::context::RunnerContext;

@@ -1,11 +1,11 @@
-//! The highest grant that has written a local destination, stored beside its content.
+//! Stores the highest epoch under which a local destination was written, beside its content.
 //!
-//! The store of records can lose its history; a destination must not be written by an older grant because of it. A file
-//! has the extended attribute `user.blockhaul.epoch`, a decimal number; devices, and files of file systems without such
-//! attributes, have a record in the state directory. The same mark tells whether a destination is still the one that
-//! earlier attempts have written: what their record says of another one is worth nothing.
+//! The coordination service can lose its history; a destination must not be written under an older grant because of
+//! that. A file has the extended attribute `user.blockhaul.epoch`, a decimal number. Devices, and files of file systems
+//! without such attributes, have a record in the state directory. The stored epoch also tells whether a destination is
+//! still the one that earlier attempts have written: a record of durable bytes counts for no other one.
 //!
-//! What always holds: the mark never falls, and is durable before the first write under its grant.
+//! What always holds: the stored epoch never falls, and is durable before the first write under its grant.
 
 use super::node_state::replace;
 use crate::model::Epoch;

@@ -1,8 +1,8 @@
-//! One registration, and the lease that its renewals extend.
+//! Holds one registration's write lease, which its renewals extend.
 //!
-//! What always holds: the gate of a tenure is open only until what its lease says, and once the tenure has ended never
-//! again. Copies to destinations that others reach live in one tenure: a new registration does not carry them on, as
-//! nobody can tell what was decided between the two.
+//! What always holds: the gate of a lease is open only until the time that the lease allows, and never again once the
+//! lease has ended. Copies to destinations that other nodes reach live under one lease: they do not continue under a
+//! new registration, because what was decided between the two is unknown.
 
 use crate::cluster::lease::Lease;
 use crate::coord::Session;

@@ -1,4 +1,4 @@
-//! Simulated clients and operators: they find the leader, ask until they are answered, and hold it to its word.
+//! Simulates clients and operators: they find the leader, ask until they are answered, and check its promises.
 
 use super::invariants::InvariantChecker;
 use super::net::{CLIENT, Net, SimEndpoint};

@@ -1,4 +1,4 @@
-//! The clocks of a simulated node: the boot-time clock goes with the simulation's time, the wall clock may jump.
+//! Simulates a node's clocks: the boot-time clock follows the simulation's time, the wall clock may jump.
 
 use crate::clock::Clock;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! Planted defects: each shows that a judge can fail.
+//! Plants defects, each of which shows that a checker can fail.
 //!
-//! A judge that never speaks proves nothing. Each of these breaks one promise that production code builds on or keeps, in
-//! a world that is otherwise as its seed says; some seed must then fail, and in the words of the judge in question.
+//! A checker that never fails proves nothing. Each defect breaks one promise that production code builds on or keeps,
+//! in a world that is otherwise as its seed says. Some seed must then fail, with the message of the checker in
+//! question.
 
 use super::{play, run_result::RunResult};
 use crate::coord::paths;

@@ -1,15 +1,15 @@
-//! Simulated volumes, and the log of their writes that judges who wrote when.
+//! Simulates volumes, and keeps the log of their writes that tells who wrote when.
 //!
-//! A volume is an array of blocks; a block holds a number that tells whose data it is. A write is submitted, is on its
-//! way for a while, and lands; the process that submitted it may be gone by then. What must be true of every volume:
+//! A volume is an array of blocks; a block holds a number that tells whose data it is. A write is submitted, is in
+//! flight for a while, and lands; the process that submitted it may be gone by then. What must hold for every volume:
 //!
 //! - No write of a grant is submitted after one of a later grant was (the epochs of submitted writes never fall).
-//! - When the first write of a grant is submitted, nobody waits for a write of an earlier one any more: its process has
-//!   ended, was cut off, or is held still.
+//! - When the first write of a grant is submitted, no process waits for a write of an earlier one any more: that
+//!   process has ended, was cut off, or is paused.
 //! - Once a task has succeeded no write of its grant or an earlier one lands, and the volume holds its source's data
 //!   until a later grant writes.
 //!
-//! A local volume is locked by who writes it, and the lock is free only when the last write of a process that has ended
+//! A local volume is locked by its writer, and the lock is free only when the last write of a process that has ended
 //! has landed. A volume behind a server has no lock; what a cut-off client sent may land up to [`LATE`] later.
 
 use super::run_result::RunResult;

@@ -1,8 +1,9 @@
-//! The simulated engine: copies between simulated volumes, with what a real one does under a supervisor.
+//! Simulates the engine: copies between simulated volumes, as the real engine does under a supervisor.
 //!
-//! It waits for the destination's lock, asks whether it may write, submits writes only while its gate is open by the
-//! node's clock, flushes before it calls anything durable, keeps a journal that outlives the process, drains when it is
-//! asked to stop, and says `quiesced: false` when it was cut off, or gave up waiting, with writes on their way.
+//! A copy waits for the destination's lock, asks whether it may write, and submits writes only while its gate is open
+//! by the node's clock. It flushes before it reports anything as durable, keeps a journal that outlives the process,
+//! and drains when it is asked to stop. It reports `quiesced: false` when it was cut off, or stopped waiting, with
+//! writes in flight.
 
 use super::defect::Defect;
 use super::disk::{BLOCK, Writer};

@@ -1,16 +1,17 @@
-//! What must be true of the records, looked at in every committed write before anybody can act on it.
+//! Checks the invariants of the records in every committed write, before any process can act on it.
 //!
-//! | invariant | what is looked at |
+//! | invariant | what is checked |
 //! | --- | --- |
 //! | I1 one holder | no two tasks with a holder have one destination; claims and record name the same holder |
-//! | I2 epochs | a record's epoch is the number of the write that granted its claims; [`Disks`] judges the writes |
-//! | I3 success | every attempt is quiet, and the destination holds the source's data ([`Disks::seal`]) |
-//! | I4 ends | a terminal state stays; failures fall only with progress; interruptions are not charged |
-//! | I5 life | every task that can go on does, within a minute: [`InvariantChecker::stuck`], when nothing disturbs it |
-//! | I6 guards | every operation names a version; whoever changes a task or a claim checks its term or registration |
+//! | I2 epochs | a record's epoch is the number of the write that granted its claims; [`Disks`] checks the writes |
+//! | I3 success | every attempt has drained, and the destination holds the source's data ([`Disks::seal`]) |
+//! | I4 ends | a terminal state is final; failures fall only with progress; interruptions are not charged |
+//! | I5 life | every task that can proceed does, within a minute: [`InvariantChecker::stuck`], when nothing disturbs it |
+//! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
-//! Also: a transition is one that its author may make, what a record calls durable is and is gone on with, a lost lease is waited for, and
-//! a claim goes only with its task's end. All of it is judged from what the specification says, by the committed data.
+//! Also: every transition is one that its author may make, bytes recorded as durable are durable and are not copied
+//! again, a lost lease is waited for, and a claim is removed only when its task ends. All of it is derived from the
+//! specification and the committed data.
 
 use super::disk::{Disks, Writer};
 use super::place::Place;

@@ -1,15 +1,16 @@
-//! The simulation: dispatcher, runners, elections, leases and sessions as they are, on one thread and a clock that we own.
+//! Simulates dispatcher, runners, elections, leases and sessions: production code on one thread and a clock that the
+//! simulation owns.
 //!
-//! Goal: at most one effective writer, nothing called done that is not, and no task lost, whatever fails and whenever.
-//! Method: a seed stands for three to five nodes with one process each, a coordination service with all its lies
-//! ([`crate::coord::sim`]), volumes with slow disks and late writes, clients that change their minds, and faults: crashes,
-//! power cuts, stopped and continued processes, partitions, expired sessions, outages, lost answers, late writes, lost
-//! watches, calls that come twice, clocks that jump, history that goes back. Whoever judges them sees every committed
-//! record and every write of a volume.
+//! Goal: at most one effective writer, no task reported as done that is not, and no task lost, whatever fails and
+//! whenever. Method: a seed determines three to five nodes with one process each, a coordination service with all its
+//! faults ([`crate::coord::sim`]), volumes with slow disks and late writes, clients that change their minds, and
+//! faults: crashes, power cuts, stopped and continued processes, partitions, expired sessions, outages, lost answers,
+//! late writes, lost watches, calls that come twice, clocks that jump, history that goes back. The checkers see every
+//! committed record and every write of a volume.
 //!
 //! ```text
-//! Scenario -> World -> SimNode -> CreateMode: Process of production tasks -> coord::sim (service), net (calls), worker, disk
-//!                 `-> Client                                        judge: records; disk: writes; verdict
+//! Scenario -> World -> SimNode -> Life: Process of production tasks -> coord::sim (service), net (calls), executor, disk
+//!                 `-> Client                       invariants: records; disk: writes; RunResult
 //! ```
 //! What is not simulated: threads (production code has one per process here), the engine, the wire formats.
 

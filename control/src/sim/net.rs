@@ -1,7 +1,7 @@
-//! Calls between simulated nodes: late, lost on the way or on the way back, and made twice.
+//! Carries calls between simulated nodes: late, lost on the way or on the way back, and made twice.
 //!
-//! A call is carried out as part of the process that is called, and answered only while that lives and both ends reach
-//! each other. The caller waits two seconds, as over the real wire.
+//! A call is carried out as part of the process that is called, and answered only while that process lives and both
+//! ends reach each other. The caller waits two seconds, as over the real wire.
 
 use super::process::Process;
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};

@@ -1,8 +1,8 @@
-//! A simulated node: what stays when its process dies, and the lives of that process.
+//! Simulates a node: what survives its process, and the incarnations of that process.
 //!
-//! A life is what `taskd` is: a session keeper, a runner, an election, and a dispatcher while it leads, all production
-//! code, down to how they are put together and stopped. What it stands on is simulated: service, network, engine, clock
-//! and the node's memory.
+//! An incarnation is what `taskd` is: a session keeper, a runner, an election, and a dispatcher while it leads. All of
+//! it is production code, including how the parts are put together and stopped. Service, network, engine, clock and the
+//! node's memory are simulated.
 
 use super::clock::SimClock;
 use super::defect::Defect;

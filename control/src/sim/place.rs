@@ -1,4 +1,4 @@
-//! Where a volume of the simulated world is, by any of the names that a task may give it.
+//! Finds a volume of the simulated world by any of the names that a task may give it.
 
 use super::disk::Disks;
 use crate::model::{NodeId, TaskSpec, TaskVolume};

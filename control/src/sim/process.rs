@@ -1,8 +1,8 @@
-//! Simulated processes: what runs on one, and what it means to hold one still or to end it.
+//! Simulates processes: runs their tasks, pauses them, ends them.
 //!
-//! A process is the set of its tasks. Each is wrapped in an [`Owned`], which is polled only while its process runs:
-//! wake-ups of a process that is held still are kept for later, and a process that is ended drops all it had at once,
-//! in the order in which it was started. Nothing else distinguishes a simulated process from a real one's tasks.
+//! A process is the set of its tasks. Each is wrapped in an [`Owned`], which is polled only while its process runs.
+//! Wake-ups of a paused process are kept for later. A process that is ended drops all it had at once, in the order in
+//! which it was started. Nothing else distinguishes a simulated process from a real one's tasks.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What a run has come to: the first thing that must not happen, and, for one seed alone, the story that led there.
+//! Holds the result of a run: the first violation and, for a single seed, the events that led to it.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

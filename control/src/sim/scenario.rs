@@ -1,4 +1,4 @@
-//! What a seed stands for: nodes, volumes, tasks, what clients want of them, and what goes wrong when.
+//! Derives a scenario from a seed: nodes, volumes, tasks, requests of clients, and faults.
 
 use super::executor::Pace;
 use crate::model::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};

@@ -1,8 +1,8 @@
-//! A world of a seed: its service, network, volumes, nodes and clients, and the one that lets things happen to them.
+//! Runs the world of a seed: its service, network, volumes, nodes and clients, and the loop that makes events happen.
 //!
-//! For 90 simulated seconds tasks come and things go wrong. Then everything is mended, and every task has to come to an
-//! end, none standing still for a minute. All of it is one thread's work on one clock that goes only when nobody has
-//! anything to do, so that a seed replays exactly.
+//! For 90 simulated seconds tasks arrive and faults happen. Then every fault is repaired, and every task has to end,
+//! without standing still for a minute. All of it runs on one thread and one clock, which advances only when no task
+//! has work, so that a seed replays exactly.
 
 use super::client::Client;
 use super::defect::{self, Defect};

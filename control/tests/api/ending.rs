@@ -1,4 +1,4 @@
-//! The end of a listener comes soon, whatever its peers do; and health says how it stands.
+//! Tests that a listener stops soon, whatever its peers do, and that the health service reports its state.
 
 use crate::mock::{MockDesk, MockFloor, Node, client, name, noop};
 use blockhaul_control::peers::AssignResponse;

@@ -1,4 +1,4 @@
-//! Clients find the node that leads, and stay with a task when that changes.
+//! Tests that clients find the leader, and follow a task when the leader changes.
 
 use crate::mock::{MockDesk, Node, client, name, noop, record};
 use blockhaul_control::model::{TaskRecord, TaskState};

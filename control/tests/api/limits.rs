@@ -1,4 +1,4 @@
-//! What a peer may send, and how much of it: malformed, oversized, too many.
+//! Tests what a peer may send, and how much: malformed, oversized, too many.
 
 use crate::mock::{MockDesk, Node, client, name, noop};
 use blockhaul_control::rpc::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, WATCHES_MAX};

@@ -1,6 +1,6 @@
-//! The services over real sockets: what clients and nodes may rely on, and what no peer can do to them.
+//! Tests the services over real sockets: what clients and nodes may rely on, and what no peer can do to them.
 //!
-//! Dispatcher and runner are stood in for by `mock`, which remembers and answers; everything else is the real thing.
+//! `mock` stands in for dispatcher and runner; it records and answers. Everything else is production code.
 
 #![forbid(unsafe_code)]
 

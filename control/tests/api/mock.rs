@@ -1,4 +1,4 @@
-//! A dispatcher and a runner that remember what they are asked, and nodes made of them.
+//! Provides a dispatcher and a runner that record their calls, and nodes made of them.
 
 use async_trait::async_trait;
 use blockhaul_control::model::{

@@ -1,4 +1,4 @@
-//! Calls between nodes: each answer means one thing, and none keeps its caller.
+//! Tests calls between nodes: each answer means one thing, and none delays its caller.
 
 use crate::mock::{MockDesk, MockFloor, Node, center};
 use blockhaul_control::model::{Epoch, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskSpec};

@@ -1,4 +1,4 @@
-//! Mutual TLS: who has no valid certificate of the authority is not listened to, and does not listen.
+//! Tests mutual TLS: a process without a valid certificate of the authority is not served, and does not serve.
 
 #[path = "../support/authority.rs"]
 mod authority;

@@ -1,4 +1,5 @@
-//! Certificates of a daemon: refused when they have expired, replaced while it runs, and no reign without valid ones.
+//! Tests the certificates of a daemon: refused when expired, replaced while it runs, and no leadership without valid
+//! ones.
 
 #[path = "../support/authority.rs"]
 mod authority;

@@ -1,4 +1,4 @@
-//! Copies from submission to their end, across the lives of the process.
+//! Tests copies from submission to their end, across restarts of the process.
 
 use crate::daemon::{Room, copy, noise, read_all, slow_copy, work};
 use blockhaul_control::rpc::task_view::TaskView;

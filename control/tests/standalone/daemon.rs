@@ -1,4 +1,4 @@
-//! One `taskd` in a room of its own.
+//! Starts one `taskd` in a folder of its own.
 
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;

@@ -1,4 +1,4 @@
-//! A process that is asked to stop ends, with 0, whatever its peers do.
+//! Tests that a process that is asked to stop ends, with 0, whatever its peers do.
 
 use crate::daemon::{Room, noise, slow_copy};
 use nix::sys::signal::Signal;

@@ -1,4 +1,4 @@
-//! `taskd --standalone` as a process: what it takes, what it refuses, and how it ends.
+//! Tests `taskd --standalone` as a process: what it accepts, what it refuses, and how it ends.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! What a daemon does not start with: a usage error exits 2, what this host lacks exits 1, and both say what helps.
+//! Tests what a daemon does not start with: a usage error exits 2, what this host lacks exits 1, and both messages say
+//! what helps.
 
 use crate::daemon::Room;
 use std::process::Output;

@@ -1,5 +1,5 @@
-//! A certificate authority in a folder of its own, made by `openssl`: certificates that are valid from when to when a test
-//! says.
+//! Makes a certificate authority in a folder of its own with `openssl`: certificates are valid from and until the times
+//! that a test says.
 #![allow(dead_code, reason = "every test program uses its own part of this")]
 
 use std::fs;

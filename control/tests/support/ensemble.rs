@@ -1,8 +1,8 @@
-//! A real ZooKeeper of one or more servers, on free ports of 127.0.0.1, with folders of its own.
+//! Runs a real ZooKeeper of one or more servers, on free ports of 127.0.0.1, with folders of its own.
 //!
-//! Servers can be killed, paused, isolated from each other and started again by their number. All of them go when the
-//! [`Ensemble`] is dropped, and the kernel kills them when the test's process ends in whatever way. Needs `java`, Debian's
-//! package `zookeeper`, and `setpriv` of `util-linux`.
+//! Servers can be killed, paused, isolated from each other and started again by their number. All of them end when the
+//! [`Ensemble`] is dropped, and the kernel kills them when the test's process ends in whatever way. Needs `java`,
+//! Debian's package `zookeeper`, and `setpriv` of `util-linux`.
 #![allow(dead_code, reason = "every test program uses its own part of this")]
 
 use super::java;

@@ -1,4 +1,4 @@
-//! A server of ZooKeeper as Debian's package `zookeeper` has it: what `java` is told to be one.
+//! Starts a server of ZooKeeper from Debian's package `zookeeper` with `java`.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What the tests of the task center stand on.
+//! Contains what the tests of the task center share.
 
 pub(crate) mod ensemble;
 mod java;

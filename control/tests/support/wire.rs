@@ -1,6 +1,6 @@
-//! A connection that can fail: passes bytes between clients and one server until it is told to do otherwise.
+//! Provides a connection that can fail: passes bytes between clients and one server until it is told otherwise.
 //!
-//! Takes TCP connections on a free port of 127.0.0.1. What is told holds for the connections there are and for new ones.
+//! Takes TCP connections on a free port of 127.0.0.1. A fault holds for open connections and for new ones.
 #![allow(dead_code, reason = "every test program uses its own part of this")]
 
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! Elections over a simulated ensemble.
+//! Tests elections over a simulated ensemble.
 
 use super::*;
 use crate::coord::CoordClient;

@@ -1,4 +1,4 @@
-//! A service address as it is typed: `ADDR/PREFIX@INTERFACE`.
+//! Parses a service address: `ADDR/PREFIX@INTERFACE`.
 
 use crate::cluster::storage_probe::is_interface;
 use blockhaul_engine::error::{Error, Result};

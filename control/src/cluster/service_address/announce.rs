@@ -1,5 +1,6 @@
-//! Tells the neighbours whose an address is now: a gratuitous ARP for version 4, an unsolicited neighbour advertisement
-//! for version 6. Without it they would send to its last owner until their caches forget.
+//! Announces to the neighbours that the address is on this node now: a gratuitous ARP for version 4, an unsolicited
+//! neighbour advertisement for version 6. Without the announcement they would send to the previous node until their
+//! caches expire.
 
 use pnet_datalink::{Channel, Config, MacAddr, NetworkInterface};
 use std::io;

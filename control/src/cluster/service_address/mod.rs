@@ -1,13 +1,13 @@
-//! The service address: one that clients use, and that is always on the node that leads.
+//! Keeps the service address, which clients use, on the node that leads.
 //!
 //! ```text
-//!  leads, lease held --> put on the interface, answered, announced --> looked for every second, put back when it is gone
+//!  leads, lease held --> added to the interface, answered, announced --> checked every second, added again when it is missing
 //!                                                                        |
 //!  stops deciding, leads no more, lease short <-- connections closed, removed
 //! ```
-//! What always holds: the address is put on only while the lease of this node has time left, and taken off with time to
-//! spare before anybody else can be elected; a leader that resigns takes it off first. It is announced only when this process
-//! answers through it, and taken off until it does. What a killed process has left behind is cleaned when the next one starts.
+//! What always holds: the address is added only while the lease of this node has time left. It is removed before
+//! another node can be elected; a leader that resigns removes it first. It is announced only while this process answers
+//! through it. An address that a killed process has left behind is removed when the next one starts.
 
 mod address;
 mod announce;

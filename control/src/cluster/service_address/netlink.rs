@@ -1,4 +1,4 @@
-//! Addresses of this host's interfaces, through rtnetlink.
+//! Lists, adds and removes addresses of this host's interfaces, through rtnetlink.
 
 use super::announce::{self, Mac};
 use super::{InterfaceAddress, Network};

@@ -1,4 +1,4 @@
-//! The address of a node in the storage network: named, or that of an interface.
+//! Resolves the address of a node in the storage network: given as such, or that of an interface.
 
 use crate::host_port::parse_port;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};

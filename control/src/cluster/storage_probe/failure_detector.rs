@@ -1,12 +1,13 @@
-//! Whether the data channel is there: a judgement over who has answered when, without any input of its own.
+//! Decides whether the data channel is usable from the answers of the peers. Does no I/O and reads no clock.
 //!
 //! ```text
 //!  Usable --- two or more peers are registered, and none has answered for the timeout ---> Lost
 //!     ^                                                                                     |
 //!     `-- some peer answers steadily, or fewer than two are registered; not before the wait is over
 //! ```
-//! What always holds: time in which nobody looked (a stopped process, a paused machine) speaks against nobody. A channel
-//! that is lost again soon after it came back has to wait longer each time, up to a bound.
+//! What always holds: time in which the detector did not run (a stopped process, a paused machine) does not count
+//! against the channel. A channel that is lost again soon after it came back has to wait longer each time, up to a
+//! bound.
 
 use crate::model::NodeId;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,12 +1,13 @@
-//! The data channel: whether this node still reaches its peers over the storage network.
+//! Probes the peers over the storage network and publishes whether the data channel of this node is usable.
 //!
 //! ```text
-//!  register --roster--> probe every interval ---> peer's echo ---> answer with the nonce --> judge --> verdict
+//!  /runners --> probe every interval --> peer's echo --> answer with the nonce --> failure detector --> verdict
 //! ```
-//! Every node echoes what its peers send to its own socket, whatever it has lost itself, and sends probes of its own to up
-//! to [`PEERS_MAX`] of them. What follows from the verdict is the server's business: nothing in here ends anything.
+//! Every node echoes the probes of its peers to the socket that they came from, even while its own channel is lost. It
+//! sends probes of its own to up to [`PEERS_MAX`] of them. The node acts on the verdict; this module stops nothing.
 //!
-//! What always holds: an answer counts only if it carries the nonce of a probe and comes from where that was sent to.
+//! What always holds: an answer counts only if it carries the nonce of a probe and comes from the address that the
+//! probe was sent to.
 
 mod address;
 mod packet;

@@ -1,4 +1,4 @@
-//! What goes over the data channel: a probe, and the same bytes back.
+//! Encodes and decodes the packets of the data channel: a probe, and the same bytes back.
 //!
 //! | bytes | content |
 //! | --- | --- |
@@ -7,7 +7,7 @@
 //! | 5-7 | zero |
 //! | 8-23 | nonce: random, of this probe only |
 //!
-//! An answer is as long as its probe, so that nobody gains by having it sent to somebody else.
+//! An answer is as long as its probe, so a forged sender address amplifies nothing.
 
 use uuid::Uuid;
 

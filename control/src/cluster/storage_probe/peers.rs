@@ -1,7 +1,8 @@
-//! Which peers a node probes: of all that are registered with an address in the storage network, the next ones after it.
+//! Chooses the peers that a node probes: of all that are registered with an address in the storage network, the next
+//! ones after it.
 //!
-//! Names are taken as a ring, so that everybody is probed by as many as probe others, however many there are, and nobody
-//! reads more of the register than it needs.
+//! Names are sorted into a ring. So every node is probed by as many nodes as it probes, and no node reads more
+//! registrations than it needs.
 
 use super::PEERS_MAX;
 use crate::coord::paths;

@@ -1,4 +1,4 @@
-//! The file in which a store keeps its nodes: what is durable and how, and nothing of what it means.
+//! Stores the nodes of an embedded store in a file, durably and without knowing what they mean.
 //!
 //! ```text
 //! table nodes: path -> (version, created, modified, owner's session, data)
@@ -6,8 +6,8 @@
 //!              "zxid"   -> number of the last transaction
 //! ```
 //!
-//! A transaction of the file carries all nodes that a batch of writes has touched together with the number of the last
-//! write: after a crash either all of it is there or nothing.
+//! A transaction of the file holds all nodes that a batch of writes has touched, and the number of the last write.
+//! After a crash either all of it is in the file or nothing.
 
 use super::super::{Node, SessionId, Stat, Zxid};
 use blockhaul_engine::shown::Shown;

@@ -1,4 +1,4 @@
-//! The thread that owns a store: takes requests, does them, makes them durable, answers.
+//! Runs the thread that owns an embedded store: takes requests, applies them, makes them durable, answers.
 
 use super::super::tree::{Change, ChangeKind, Tree, Watches};
 use super::super::{CoordError, Done, Ending, Link, Node, Op, SessionId, SessionState, Zxid, is_path};

@@ -1,5 +1,5 @@
-//! What only the embedded store promises: nothing that was answered is lost with the power, and a disk that fails is
-//! survived. Its disk here is memory that knows what has been flushed.
+//! Tests what only the embedded store promises: no answered write is lost in a power cut, and a failing disk is
+//! survived. The disk of these tests is memory that knows what has been flushed.
 
 use super::*;
 use crate::coord::{CreateMode, Zxid};

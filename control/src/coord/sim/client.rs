@@ -1,4 +1,4 @@
-//! A session as its client sees it: what it has asked, what it watches, and whether it believes to be connected.
+//! Simulates the client's end of a session: its requests, its watches, and whether it believes to be connected.
 
 use super::tree::Transaction;
 use crate::coord::{CoordError, Done, Ending, Link, Node, Op, SessionState, Zxid};

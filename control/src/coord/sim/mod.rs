@@ -1,16 +1,16 @@
-//! The coordination service of simulations: the whole ensemble in memory, on the time of [`tokio::time`], under a seed.
+//! Simulates a whole ensemble of the coordination service in memory, on the time of [`tokio::time`], under a seed.
 //!
-//! Several nodes share one [`Ensemble`]; each has its own face of it ([`Ensemble::client`]) and its own faults. What a
-//! real ensemble was seen to do, this one does: a session outlives its connection on the service, and the client learns
-//! of its end late; a client beside an isolated server stays `Connected` for seconds while its writes stall; answers get
-//! lost after the write; a write that was given up happens later; watches come late, merged or not at all; reads are
-//! stale until [`Session::sync`]; and history may go backwards.
+//! Several nodes share one [`Ensemble`]; each has its own client ([`Ensemble::client`]) and its own faults. The
+//! simulation repeats what a real ensemble was seen to do. A session outlives its connection on the service, and the
+//! client learns of its end late. A client of an isolated server stays `Connected` for seconds while its writes stall.
+//! Answers get lost after the write. A write that the client has given up on happens later. Watches come late, merged
+//! or not at all. Reads are stale until [`Session::sync`]. History may go backwards.
 //!
 //! ```text
-//! session -> uplink -> server (reads, watches) -> leader (judges, commits) -> log -> every server, each with its lag
+//! session -> uplink -> server (reads, watches) -> leader (checks, commits) -> log -> every server, each with its lag
 //!         <- downlink (answers and watches, in order)
 //! ```
-//! It needs a runtime of tokio, and replays exactly on a current-thread one whose time is paused.
+//! The simulation needs a runtime of tokio, and replays exactly on a current-thread one whose time is paused.
 
 mod client;
 mod service;

@@ -1,9 +1,10 @@
-//! The simulated service itself: a leader that commits, servers that follow it, sessions that end by its ticks.
+//! Simulates the service itself: a leader that commits, servers that follow it, sessions that expire by the leader's
+//! ticks.
 //!
-//! What always holds: writes are judged by the leader's tree alone; a server replays them in order and never goes back,
-//! but for [`Core::regress`]; a session that has been given up changes nothing any more. A session lives between
-//! `T - tick/2` and `T + tick` after its last sign of life: followers forward those only with the leader's pings, and
-//! the leader counts in ticks.
+//! What always holds: writes are checked against the leader's tree alone. A server replays them in order and never goes
+//! back, except by [`Core::regress`]. An expired session changes nothing any more. A session lives between `T - tick/2`
+//! and `T + tick` after its last sign of life: followers forward those only with the leader's pings, and the leader
+//! counts in ticks.
 
 use super::client::{Client, Delivery, PendingWatch, Reply, Request, Subject};
 use super::tree::{Transaction, Tree};

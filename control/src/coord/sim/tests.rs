@@ -1,4 +1,4 @@
-//! What the simulated service does to its clients: each fault, and what of it a client may see.
+//! Tests what the simulated service does to its clients: each fault, and what a client may see of it.
 
 use super::*;
 use crate::coord::{CreateMode, Link, contract};

@@ -1,7 +1,7 @@
-//! The nodes of the simulated service, and the one function that judges a write.
+//! Holds the nodes of the simulated service, and the one function that checks a write.
 //!
-//! A [`Transaction`] is what a write came to: nodes as they are after it. The leader's tree makes them; every server's
-//! tree replays them in their order, so two trees that have replayed the same ones are equal.
+//! A [`Transaction`] is the effect of a write: nodes as they are after it. The leader's tree makes transactions, and
+//! every server's tree replays them in order. Two trees that have replayed the same transactions are equal.
 
 use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, SessionId, Stat, Zxid};
 use std::collections::BTreeMap;

@@ -1,7 +1,8 @@
-//! What travels: requests up and answers down, each in order, late, or not at all; and what happens by itself.
+//! Carries requests up and answers down, each in order, late, or not at all, and lets timed events happen.
 //!
-//! A connection has one task each way. A request waits while its path is broken, as bytes in a socket do; when the
-//! connection is given up meanwhile, a write may still be carried out, long after its client was told that nobody knows.
+//! A connection has one task each way. A request waits while its path is broken, as bytes in a socket do. When the
+//! connection is given up meanwhile, a write may still be carried out, long after its client was told that the outcome
+//! is unknown.
 
 use super::client::{Delivery, Reply, Request, Sent};
 use super::service::Core;

@@ -1,5 +1,5 @@
-//! Asks every server of an ensemble by itself how it stands, for people who wonder why there is no session: the client
-//! library tries all of them in silence.
+//! Asks every server of an ensemble for its state, to explain why there is no session. The client library tries all
+//! servers without reporting anything.
 
 use super::version;
 use std::time::Duration;

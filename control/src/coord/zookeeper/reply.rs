@@ -1,4 +1,4 @@
-//! What the client library's answers mean.
+//! Translates the client library's answers.
 
 use super::super::{CoordError, Done, Ending, Link, Node, Refusal, SessionId, Stat, Zxid};
 use zookeeper_client as zk;

@@ -1,5 +1,5 @@
-//! Servers that are known to lose committed writes, by their version: worth a word in the log, and no reason not to work.
-//! What is written to a destination carries epochs of its own for that case.
+//! Recognises by their version the servers that are known to lose committed writes. They are worth a warning in the
+//! log, and no reason to stop: destinations carry epochs of their own for that case.
 
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,4 +1,4 @@
-//! What clients and operators ask for.
+//! Tests the requests of clients and operators.
 
 use super::stage::*;
 use crate::coord::Op;

@@ -1,4 +1,4 @@
-//! Golden tests of the decision: this view and time give exactly these lines.
+//! Compares decisions with golden text: this cluster state and time give exactly these lines.
 
 use super::stage::{copy, noop, order};
 use crate::coord::Zxid;

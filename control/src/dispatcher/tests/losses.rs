@@ -1,4 +1,4 @@
-//! What becomes of tasks when runners, leaders and answers are lost.
+//! Tests what happens to tasks when runners, leaders and answers are lost.
 
 use super::stage::*;
 use crate::coord::Op;

@@ -1,4 +1,4 @@
-//! The dispatcher over a simulated ensemble, with runners that do what the test says.
+//! Tests the dispatcher over a simulated ensemble, with runners that a test scripts.
 
 mod clients;
 mod golden;

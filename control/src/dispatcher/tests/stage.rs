@@ -1,4 +1,4 @@
-//! A simulated ensemble, one dispatcher and runners that do what a test tells them.
+//! Sets up a simulated ensemble, one dispatcher, and runners that do what a test tells them.
 
 use crate::clock::TestClock;
 use crate::cluster::election::{Election, LeaderTerm, Role};

@@ -1,4 +1,5 @@
-//! Does nothing, for a while: asks to begin like a copy, waits, and is done. Exercises the center without an engine.
+//! Does nothing for a while: asks for permission to begin like a copy, waits, and succeeds. Exercises the center
+//! without an engine.
 
 use super::{Kind, Summary};
 use crate::execution::{End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};

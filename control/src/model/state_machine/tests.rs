@@ -1,4 +1,4 @@
-//! What the head of the file says, under random events.
+//! Tests the invariants of the state machine under random events.
 
 use super::*;
 use crate::coord::NODE_BYTES_MAX;

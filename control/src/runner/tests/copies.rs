@@ -1,4 +1,4 @@
-//! Holds an executor whose copies do what a test says, and a leader that records what it is told.
+//! Provides an executor whose copies do what a test says, and a leader that records what it is told.
 
 use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 use crate::model::TaskVolume;

@@ -1,4 +1,4 @@
-//! Carries work out by the real engine behind a policy, with files.
+//! Tests the executor over the real engine behind a policy, with files.
 
 use super::*;
 use crate::execution::{CompareJob, Executor, Reference};

@@ -1,4 +1,4 @@
-//! What becomes of copies when the coordination service cannot be reached, or gives the session up.
+//! Tests what happens to copies when the coordination service cannot be reached, or expires the session.
 
 use super::*;
 use blockhaul_engine::job::Reason;

@@ -1,4 +1,4 @@
-//! From an assignment to the last write about it.
+//! Tests assignments up to the last write about them.
 
 use super::*;
 use crate::model::Failure;

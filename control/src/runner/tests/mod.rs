@@ -1,4 +1,4 @@
-//! The runner against a store, a worker and a dispatcher that are all made up.
+//! Tests the runner against a simulated store, executor and dispatcher.
 
 mod copies;
 mod engine;

@@ -1,4 +1,4 @@
-//! A node's place among the runners.
+//! Tests how a node registers among the runners.
 
 use super::*;
 

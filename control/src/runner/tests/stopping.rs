@@ -1,4 +1,4 @@
-//! Giving everything back.
+//! Tests how a runner returns its tasks when it stops.
 
 use super::*;
 use blockhaul_engine::job::Reason;

@@ -1,4 +1,4 @@
-//! A store of records in memory: one server that can be cut off, lose replies, and give sessions up.
+//! Provides a store of records in memory: one server that can be cut off, lose replies, and expire sessions.
 
 use crate::coord::{
     CoordClient, CoordError, CreateMode, Done, Ending, Link, Node, Op, Refusal, Session, SessionId, SessionState, Stat,
