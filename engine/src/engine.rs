@@ -201,7 +201,7 @@ impl Engine {
             let report = body(&resources, &shared);
             drop(resources);
             end.with(report);
-            shared.settle();
+            shared.wait_for_unanswered();
         });
         match spawned {
             Ok(thread) => {

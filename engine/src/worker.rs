@@ -285,7 +285,7 @@ impl<R: Ring> Worker<R> {
         self.next_look = self.now + TICK;
         self.passes.iter_mut().for_each(|pass| (pass.late, pass.is_stalled) = (0, false));
         let stalled = if self.passes.len() > 1 { self.count_late() } else { 0 };
-        self.ring.tolerate(self.passes.iter().map(|pass| pass.late).sum());
+        self.ring.tolerate_late(self.passes.iter().map(|pass| pass.late).sum());
         self.pool.set_stalled(stalled);
     }
 

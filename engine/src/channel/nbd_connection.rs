@@ -295,7 +295,7 @@ impl NbdConnection {
         }
         active.zero_copy &= !copied;
         if more {
-            return self.lend(result);
+            return self.zero_copy_sent(result);
         }
         let lent = head.as_ref().and_then(|head| {
             let at = head.as_ptr() as usize;
@@ -304,7 +304,7 @@ impl NbdConnection {
         if let Some(lent) = lent {
             let sending = active.lent.swap_remove(lent);
             self.outboxes.extend(head);
-            return self.hand_back(sending, block);
+            return self.zero_copy_released(sending, block);
         }
         let sending = active.sending.as_mut().expect("a send completes once");
         sending.in_ring = false;
@@ -330,7 +330,7 @@ impl NbdConnection {
     }
 
     /// Every byte of a send without a copy is on its way; the next one may follow.
-    fn lend(&mut self, result: Result<u32, Errno>) {
+    fn zero_copy_sent(&mut self, result: Result<u32, Errno>) {
         let active = self.active.as_mut().expect("a connection stays while the ring works for it");
         let mut sending = active.sending.take().expect("a send is answered once");
         sending.in_ring = false;
@@ -344,7 +344,7 @@ impl NbdConnection {
     }
 
     /// The network has let go of what was lent.
-    fn hand_back(&mut self, sending: SendInFlight, block: Option<Block>) {
+    fn zero_copy_released(&mut self, sending: SendInFlight, block: Option<Block>) {
         let (Some(block), Some((index, ..))) = (block, sending.body) else { return };
         if let Some((mut request, result)) = sending.answered {
             request.block = Some(block);

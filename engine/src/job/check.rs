@@ -1,12 +1,12 @@
-//! Checks a copy without making it: opens both ends, applies every refusal of a start in its order, and counts what there is
-//! to copy.
+//! Checks a copy without making it: opens both ends, applies every refusal of a start in its order, and counts what
+//! there is to copy.
 //!
 //! It runs the code of [`start`](super::start) up to the point where a copy first changes something. Nothing is created or
 //! changed: a file without a name stands for a missing destination, and the journal of an earlier run is only read. The
 //! destination's lock is taken as a copy takes it, and released before this returns.
 //!
-//! A start can still fail afterwards: while it writes, if `--reflink always` turns out to be impossible only then, and because
-//! of whatever has changed meanwhile.
+//! A start can still fail afterwards: while it writes, if `--reflink always` turns out to be impossible only then, and
+//! because of whatever has changed meanwhile.
 
 use super::engine_resources::EngineResources;
 use super::finished::{self, FinishedCopy};
@@ -37,8 +37,8 @@ pub struct CheckReport {
     pub hole_bytes: u64,
     /// Bytes that have not changed, where only changes are copied.
     pub unchanged_bytes: u64,
-    /// Bytes that are durable on the destination by the checkpoint that the copy would resume; `None` if it would start from
-    /// the beginning.
+    /// Bytes that are durable on the destination by the checkpoint that the copy would resume; `None` if it would start
+    /// from the beginning.
     pub resumed_bytes: Option<u64>,
     /// Bytes that the file system of the destination has for the copy, those of the destination included; `None` if the
     /// destination is no file, or there is no bound.

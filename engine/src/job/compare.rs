@@ -52,7 +52,7 @@ impl ReportBuilder<'_> {
             JournalRecorder::new(resources.journals.create(JournalLocation::Scratch, &header)?, Arc::clone(control));
         let prepared_pass = PreparedPass::compare(pair, expectation, resources.workers.len(), control);
         let pass = Arc::clone(&prepared_pass.pass);
-        let controller = prepared_pass.controlled(&resources.workers, recorder, clock());
+        let controller = prepared_pass.into_controller(&resources.workers, recorder, clock());
         let recorder = self.run_pass(&pass, controller)?;
         self.differences = pass.differences();
         if self.differences.is_empty() { recorder.reader()?.root() } else { Ok(None) }

@@ -188,7 +188,7 @@ impl Copy<'_, '_> {
         let prepared_pass = PreparedPass::copy(self.spec, start, workers.len(), *window_bytes, self.control);
         let pass = Arc::clone(&prepared_pass.pass);
         let controller =
-            prepared_pass.controlled(workers, JournalRecorder::new(journal, Arc::clone(self.control)), clock());
+            prepared_pass.into_controller(workers, JournalRecorder::new(journal, Arc::clone(self.control)), clock());
         self.report.run_pass(&pass, controller)
     }
 

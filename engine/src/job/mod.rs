@@ -82,7 +82,7 @@ impl JobState {
     }
 
     /// Keeps a pass that is over with operations in flight, and what they are in flight on.
-    pub(crate) fn keep(&self, pass: Arc<PassState>) {
+    pub(crate) fn keep_unanswered(&self, pass: Arc<PassState>) {
         lock(&self.unanswered).push(pass);
     }
 
@@ -93,7 +93,7 @@ impl JobState {
 
     /// Waits, on the job's thread and for however long it takes, until the last operation in flight is answered; closes
     /// what they were in flight on, and says that the job is quiet.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn wait_for_unanswered(&self) {
         for mut pass in std::mem::take(&mut *lock(&self.unanswered)) {
             // A worker lets go of it when everything of its part is answered.
             while Arc::get_mut(&mut pass).is_none() {

@@ -136,7 +136,7 @@ impl PreparedPass {
     }
 
     /// Hands the pass to the workers and returns its controller.
-    pub(crate) fn controlled<L: Recorder>(
+    pub(crate) fn into_controller<L: Recorder>(
         self,
         workers: &WorkerInboxes,
         recorder: L,

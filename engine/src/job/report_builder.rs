@@ -44,7 +44,7 @@ pub(crate) struct ReportBuilder<'a> {
 impl<'a> ReportBuilder<'a> {
     pub(crate) fn open(resources: &'a EngineResources, job: &'a JobState) -> Self {
         let control = &*job.control;
-        control.notified_here();
+        control.notify_this_thread();
         Self {
             resources,
             job,
@@ -104,7 +104,7 @@ impl<'a> ReportBuilder<'a> {
         if !controller.is_quiesced() {
             self.quiesced = false;
             // Its operations may still land: descriptors, and with them the lock, stay until the last one is answered.
-            self.job.keep(Arc::clone(pass));
+            self.job.keep_unanswered(Arc::clone(pass));
         }
         let outcome = outcome(pass, &controller);
         let recorder = controller.into_recorder();

@@ -70,7 +70,7 @@ pub(crate) fn prepare(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<PreparedCopy> {
     let (opened, start) = open_checked(spec, supervised, Purpose::Copy, &|path| journals.reopen(path), cancelled)?;
-    supervised.ask(&opened, matches!(start, StartPoint::Resumed(..)))?;
+    supervised.ask_admission(&opened, matches!(start, StartPoint::Resumed(..)))?;
     refuse_cancelled(cancelled)?;
     if opened.is_created() {
         opened.destination.volume().sync_parent()?;
@@ -82,8 +82,8 @@ pub(crate) fn prepare(
     }
 }
 
-/// Opens both ends and applies every refusal that comes before the destination is changed, in their order. `reopen` opens the
-/// journal of an earlier run. Until [`OpenedCopy::keep`] the destination holds what it held before.
+/// Opens both ends and applies every refusal that comes before the destination is changed, in their order. `reopen`
+/// opens the journal of an earlier run. Until [`OpenedCopy::keep`] the destination holds what it held before.
 pub(super) fn open_checked<J>(
     spec: &CopySpec,
     supervised: &SupervisedCopy,
@@ -320,7 +320,7 @@ impl FirstChanges<'_> {
         let leaf_bytes = leaf_bytes(spec, &opened)?;
         let mut journal = journals.create(journal_place(spec), &header(spec, &opened, leaf_bytes))?;
         let before = opened.destination.volume().size_bytes();
-        let is_fresh = !self.supervised.claims();
+        let is_fresh = !self.supervised.has_claims();
         let touched = self.touch(&mut opened, is_fresh, before).and_then(|touched| {
             let size = opened.source.volume().size_bytes();
             let claimed = self.supervised.record(&mut journal, &RangeSet::new(), size, leaf_bytes)?;

@@ -44,7 +44,7 @@ impl SupervisedCopy {
     }
 
     /// Returns whether something is said to be durable without a journal that says so.
-    pub(crate) fn claims(&self) -> bool {
+    pub(crate) fn has_claims(&self) -> bool {
         !self.durable.is_empty()
     }
 
@@ -54,7 +54,7 @@ impl SupervisedCopy {
     /// `EBadRequest`.
     pub(crate) fn refuse_unwanted(&self, spec: &CopySpec) -> Result<()> {
         let goes_on = spec.continuation == Continuation::Resume && spec.overwrite == Overwrite::Yes;
-        if goes_on || !self.claims() {
+        if goes_on || !self.has_claims() {
             return Ok(());
         }
         let message = "durable ranges are given for a copy that does not go on from them";
@@ -85,7 +85,7 @@ impl SupervisedCopy {
     /// # Errors
     /// `ESourceChanged`, `ECheckpointMismatch`, `ECancelled`, and what the volumes say to being read.
     pub(crate) fn refuse_others(&self, opened: &OpenedCopy, cancelled: &dyn Fn() -> bool) -> Result<()> {
-        if !self.claims() {
+        if !self.has_claims() {
             return Ok(());
         }
         let now = opened.source.volume().identity();
@@ -108,14 +108,14 @@ impl SupervisedCopy {
     /// # Errors
     /// `ECheckpointMismatch`.
     pub(crate) fn refuse_missing(&self, spec: &CopySpec) -> Result<()> {
-        if self.claims() { Err(lost(&spec.destination, "missing")) } else { Ok(()) }
+        if self.has_claims() { Err(lost(&spec.destination, "missing")) } else { Ok(()) }
     }
 
     /// Asks whether the destination may be changed. Blocks for as long as the answer takes.
     ///
     /// # Errors
     /// The answer, or the destination cannot be read.
-    pub(crate) fn ask(&self, opened: &OpenedCopy, has_journal: bool) -> Result<()> {
+    pub(crate) fn ask_admission(&self, opened: &OpenedCopy, has_journal: bool) -> Result<()> {
         let Some(admission) = &self.admission else { return Ok(()) };
         let destination = opened.destination.volume();
         admission.admit(&AdmissionRequest {
@@ -130,7 +130,7 @@ impl SupervisedCopy {
     /// The leaves that are said to be durable.
     pub(crate) fn known(&self) -> DurableSample {
         let mut known = DurableSample::default();
-        if self.claims() {
+        if self.has_claims() {
             self.evidence.leaves.iter().for_each(|leaf| known.add_run(&of_leaf(leaf), leaf.range.len()));
         }
         known

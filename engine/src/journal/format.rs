@@ -105,7 +105,7 @@ impl LeadSector {
         if fields.array() != Some(MAGIC) {
             return Err(bad("this is not a journal of blockhaul"));
         }
-        if !is_sealed(sector) {
+        if !has_valid_checksum(sector) {
             return Err(bad("the checksum of the first sector is wrong"));
         }
         let short = || bad("the first sector is too short");
@@ -155,7 +155,7 @@ impl CommitSlot {
     /// `None` if it was never written, was torn, or lies in the other slot's place.
     pub(crate) fn decode(sector: &[u8; SECTOR_BYTES], offset: u64) -> Option<Self> {
         let mut fields = FieldReader::new(sector);
-        if fields.array() != Some(SLOT_MAGIC) || !is_sealed(sector) {
+        if fields.array() != Some(SLOT_MAGIC) || !has_valid_checksum(sector) {
             return None;
         }
         let (sequence, committed_bytes) = (fields.u64()?, fields.u64()?);
@@ -283,7 +283,7 @@ pub(super) fn seal(mut sector: [u8; SECTOR_BYTES]) -> [u8; SECTOR_BYTES] {
     sector
 }
 
-fn is_sealed(sector: &[u8; SECTOR_BYTES]) -> bool {
+fn has_valid_checksum(sector: &[u8; SECTOR_BYTES]) -> bool {
     *sector == seal(*sector)
 }
 

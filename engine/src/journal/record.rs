@@ -125,7 +125,7 @@ pub(crate) struct RunHead {
 }
 
 impl RunHead {
-    /// Checks everything but the checksum, which needs the digests: see [`RunHead::seals`].
+    /// Checks everything but the checksum, which needs the digests: see [`RunHead::checksum_matches`].
     pub(crate) fn decode(head: &[u8], geometry: &Geometry) -> Result<Self, &'static str> {
         let mut fields = FieldReader::new(head);
         let parse = || Some((fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?));
@@ -151,7 +151,7 @@ impl RunHead {
     }
 
     /// Returns whether the run's checksum is right. `run` is its head and digests.
-    pub(crate) fn seals(&self, run: &[u8]) -> bool {
+    pub(crate) fn checksum_matches(&self, run: &[u8]) -> bool {
         run_crc(&run[..RUN_HEAD_BYTES - 4], &run[RUN_HEAD_BYTES..]) == self.crc
     }
 
@@ -223,7 +223,7 @@ pub(crate) fn walk_runs(
     for _ in 0..runs {
         let head = RunHead::decode(payload.get(at..).unwrap_or_default(), geometry)?;
         let run = payload.get(at..at + head.run_bytes()).ok_or("a run ends past its record")?;
-        if !head.seals(run) {
+        if !head.checksum_matches(run) {
             return Err("the checksum of a run is wrong");
         }
         if head.range.start() < end {

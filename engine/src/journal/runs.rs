@@ -62,7 +62,7 @@ impl<'a> Runs<'a> {
                 continue;
             }
             let bytes = self.window.take(store, at, head.run_bytes())?;
-            if !head.seals(bytes) || head.range.start() > span.range.start() {
+            if !head.checksum_matches(bytes) || head.range.start() > span.range.start() {
                 return Err(corrupt("a run is not what it was a moment ago"));
             }
             return Ok((head.with_digests(&bytes[RUN_HEAD_BYTES..]), after));

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_wished_taken_and_answered_once() {
+    fn a_question_is_wanted_asked_and_answered_once() {
         let mut block_status = block_status();
         let all = ByteRange::new(0, 100);
         assert!(block_status.look(all, 10).is_none() && block_status.has_question());

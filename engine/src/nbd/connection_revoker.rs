@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_takes_back_what_is_queued_though_the_socket_stays_open() {
+    fn a_revocation_takes_back_what_is_queued_though_the_socket_stays_open() {
         let revoker = ConnectionRevoker::default();
         let (socket, receiver, sent) = filled();
         revoker.register(&socket);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_connected_after_a_cut_is_reset_at_once() {
+    fn what_is_connected_after_a_revocation_is_reset_at_once() {
         let revoker = ConnectionRevoker::default();
         revoker.revoke();
         let (socket, receiver, sent) = filled();

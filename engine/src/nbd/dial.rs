@@ -165,7 +165,7 @@ impl Dialer {
                 }
             }
             rustls::Error::NoCertificatesPresented => say(Code::Permission, "the server shows no certificate"),
-            rustls::Error::AlertReceived(alert) if is_distrust(*alert) => {
+            rustls::Error::AlertReceived(alert) if is_certificate_alert(*alert) => {
                 say(Code::Permission, "the server does not accept this client")
                     .advise("client-cert.pem and client-key.pem in tls-certificates=DIRECTORY identify it")
             }
@@ -270,7 +270,7 @@ fn unreachable_peer(error: Error) -> Error {
 }
 
 /// Returns whether the server says by this that it knows who we are, or not, and wants nothing of us.
-fn is_distrust(alert: Alert) -> bool {
+fn is_certificate_alert(alert: Alert) -> bool {
     matches!(
         alert,
         Alert::NoCertificate

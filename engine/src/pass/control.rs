@@ -168,7 +168,7 @@ impl JobControl {
     }
 
     /// Makes the calling thread the one that [`JobControl::notify`] wakes.
-    pub(crate) fn notified_here(&self) {
+    pub(crate) fn notify_this_thread(&self) {
         let _ = self.waiting_thread.set(std::thread::current());
     }
 

@@ -320,7 +320,7 @@ impl PassState {
         lock(&self.written_ranges).append(batch);
     }
 
-    pub(crate) fn differ(&self, range: ByteRange) {
+    pub(crate) fn add_difference(&self, range: ByteRange) {
         let mut differences = lock(&self.differences);
         if differences.len() < DIFFERENCES_MAX {
             differences.push(Difference { offset: range.start(), length: range.len() });

@@ -240,7 +240,7 @@ impl WorkerPass {
         if same {
             self.state.control.counters.verified.fetch_add(task.range.len(), Release);
         } else {
-            self.state.differ(task.range);
+            self.state.add_difference(task.range);
         }
         self.written_ranges.push(WrittenRange { range: task.range, content: expected, generation: None });
         self.retire();

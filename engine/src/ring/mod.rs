@@ -158,7 +158,7 @@ pub(crate) trait Ring {
 
     /// Says how many of these are not answered in any usual time. Whatever carries operations out in threads adds as many:
     /// else the few that it has would all wait for one device, and everything else for them.
-    fn tolerate(&mut self, unanswered: usize);
+    fn tolerate_late(&mut self, unanswered: usize);
 
     /// The ring's clock.
     fn now(&self) -> Instant;

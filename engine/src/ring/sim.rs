@@ -47,7 +47,7 @@ impl Ring for SimRing {
         self.in_flight
     }
 
-    fn tolerate(&mut self, _unanswered: usize) {}
+    fn tolerate_late(&mut self, _unanswered: usize) {}
 
     fn now(&self) -> Instant {
         self.world.lock().now

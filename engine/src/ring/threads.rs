@@ -228,7 +228,7 @@ impl Ring for ThreadRing {
     }
 
     /// Threads beyond the usual ones end when they have nothing to do and are not needed any more.
-    fn tolerate(&mut self, unanswered: usize) {
+    fn tolerate_late(&mut self, unanswered: usize) {
         let wanted = self.threads_min + unanswered;
         let mut state = self.shared.lock();
         let (missing, surplus) = (wanted.saturating_sub(state.threads), wanted < state.threads_wanted);
@@ -400,12 +400,12 @@ mod tests {
         }
         ring.push(Token(7), Op::Flush { file: pipe });
         ring.submit_and_wait(0, Duration::ZERO).unwrap();
-        ring.tolerate(3);
+        ring.tolerate_late(3);
         ring.submit_and_wait(1, PATIENCE).unwrap();
         assert_eq!(ring.reap().expect("a completion").token, Token(7));
         drop(writer);
         ring.submit_and_wait(3, PATIENCE).unwrap();
-        ring.tolerate(0);
+        ring.tolerate_late(0);
         let until = std::time::Instant::now() + PATIENCE;
         while ring.shared.lock().threads > 2 {
             assert!(std::time::Instant::now() < until, "threads stay that nobody needs");

@@ -95,8 +95,8 @@ pub(crate) struct UringRing {
     queued: VecDeque<Entry>,
     registered: Option<RegisteredArena>,
     syscalls: u64,
-    /// Last argument of [`Ring::tolerate`].
-    tolerated: usize,
+    /// Last argument of [`Ring::tolerate_late`].
+    tolerated_late: usize,
     /// Whether the kernel is to look whether it needs more threads.
     nudges: bool,
     /// Not `Send`: the kernel knows the ring's thread.
@@ -135,7 +135,7 @@ impl UringRing {
             queued: VecDeque::with_capacity(config.slots),
             registered,
             syscalls: 0,
-            tolerated: 0,
+            tolerated_late: 0,
             nudges: false,
             of_one_thread: PhantomData,
         })
@@ -358,8 +358,8 @@ impl Ring for UringRing {
 
     /// The kernel starts a thread when work arrives and none is left to run, not when it is allowed more of them: after a
     /// raise it is given something to do.
-    fn tolerate(&mut self, unanswered: usize) {
-        if unanswered == self.tolerated {
+    fn tolerate_late(&mut self, unanswered: usize) {
+        if unanswered == self.tolerated_late {
             return;
         }
         self.syscalls += 1;
@@ -367,8 +367,8 @@ impl Ring for UringRing {
         if let Err(error) = self.ring.0.submitter().register_iowq_max_workers(&mut [workers, 0]) {
             tracing::debug!(%error, workers, "cannot change the number of io_uring kernel workers");
         }
-        self.nudges |= unanswered > self.tolerated;
-        self.tolerated = unanswered;
+        self.nudges |= unanswered > self.tolerated_late;
+        self.tolerated_late = unanswered;
     }
 
     fn now(&self) -> Instant {

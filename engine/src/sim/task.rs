@@ -192,7 +192,7 @@ impl Task {
         let pass = Arc::clone(&prepared_pass.pass);
         let now = self.world.lock().now;
         self.wake = now;
-        Running { controller: prepared_pass.controlled(workers, recorder, now), pass, volumes }
+        Running { controller: prepared_pass.into_controller(workers, recorder, now), pass, volumes }
     }
 
     /// As `job/start.rs`, on simulated volumes.

@@ -51,7 +51,7 @@ impl Identity {
             VolumeKind::Export if self.name == now.name => IdentityMatch::Same,
             VolumeKind::Export => IdentityMatch::Other(format!("it was {}", self.name)),
             VolumeKind::Device => self.ids.compare_identity(&now.ids),
-            VolumeKind::File => self.file_likeness(now),
+            VolumeKind::File => self.compare_file(now),
         }
     }
 
@@ -91,7 +91,7 @@ impl Identity {
         Some(Self { name, kind, device: 0, inode, born_ns, size_bytes, modified_ns, changed_ns, ids })
     }
 
-    fn file_likeness(&self, now: &Self) -> IdentityMatch {
+    fn compare_file(&self, now: &Self) -> IdentityMatch {
         if self.inode != now.inode {
             return IdentityMatch::Other(format!("its inode was {} and is {} now", self.inode, now.inode));
         }

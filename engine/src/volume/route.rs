@@ -124,8 +124,8 @@ pub(crate) fn bypass_caches(spec: &CopySpec, source: &mut OpenVolume, destinatio
 /// # Errors
 /// `EUnsupported` if `--reflink always` cannot be had; errors of the destination.
 pub(crate) fn probe(spec: &CopySpec, source: &OpenVolume, destination: &OpenVolume) -> Result<Route> {
-    let from = source_lane(spec.path, source);
-    let to = destination_lane(spec.path, destination);
+    let from = source_io_mode(spec.path, source);
+    let to = destination_io_mode(spec.path, destination);
     let offload = can_share(spec.reflink, source, destination)?.then_some(Offload::Reflink);
     Ok(Route { source: from, destination: to, offload })
 }
@@ -137,8 +137,8 @@ pub(crate) fn expected_route(spec: &CopySpec, source: &OpenVolume, destination: 
         && source.volume().size_bytes() > 0
         && will_share(source, destination) == Some(true);
     Route {
-        source: source_lane(spec.path, source),
-        destination: destination_lane(spec.path, destination),
+        source: source_io_mode(spec.path, source),
+        destination: destination_io_mode(spec.path, destination),
         offload: shares.then_some(Offload::Reflink),
     }
 }
@@ -151,7 +151,7 @@ fn cache_of(volume: &OpenVolume) -> Cache {
     }
 }
 
-fn source_lane(path: PathChoice, source: &OpenVolume) -> IoMode {
+fn source_io_mode(path: PathChoice, source: &OpenVolume) -> IoMode {
     let cache = cache_of(source);
     let submit = match path {
         // A request to a server starts in the ring and nowhere else.
@@ -165,7 +165,7 @@ fn source_lane(path: PathChoice, source: &OpenVolume) -> IoMode {
     IoMode { submit, cache }
 }
 
-fn destination_lane(path: PathChoice, destination: &OpenVolume) -> IoMode {
+fn destination_io_mode(path: PathChoice, destination: &OpenVolume) -> IoMode {
     let cache = cache_of(destination);
     let submit = match path {
         _ if cache == Cache::Server => SubmitMode::Ring,

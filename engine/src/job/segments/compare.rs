@@ -3,7 +3,7 @@
 //! Where the map of either volume reports data, both sides are read. So a wrong map is found out, whichever volume is named
 //! first. What a journal recorded as zeros needs no second volume.
 
-use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, distrust, take_for_data};
+use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, read_zeros_too, treat_as_data};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
 use crate::journal::{Content, JournalReader, Run};
@@ -136,8 +136,8 @@ fn next_piece(planner: &mut Planner, volume: &dyn Volume, sparse: Sparse, found:
         found.scans += 1;
         let Some(mut extents) = volume.extents(todo, EXTENTS_PER_SCAN)? else { return Ok(NextPiece::Pending) };
         // What a copy leaves alone is compared all the same.
-        take_for_data(ExtentKind::Unchanged, &mut extents);
-        distrust(sparse, &mut extents);
+        treat_as_data(ExtentKind::Unchanged, &mut extents);
+        read_zeros_too(sparse, &mut extents);
         planner.add(&extents);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::destination_zeros::{DestinationZeros, ZeroStatus};
 use super::reservation::{Reservation, Reserve};
-use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, distrust, finish_copy, take_for_data};
+use super::{Refill, SKIPPED_PER_REFILL, SegmentSource, finish_copy, read_zeros_too, treat_as_data};
 use crate::error::Result;
 use crate::extent::{ByteRange, ExtentKind, RangeSet};
 use crate::limits::{EXTENTS_PER_SCAN, SEGMENT_BYTES_MAX};
@@ -95,9 +95,9 @@ impl CopySegments {
             };
             if self.zeros == ZeroPlan::Skip {
                 // The destination is new: it does not hold what has not changed.
-                take_for_data(ExtentKind::Unchanged, &mut extents);
+                treat_as_data(ExtentKind::Unchanged, &mut extents);
             }
-            distrust(self.sparse, &mut extents);
+            read_zeros_too(self.sparse, &mut extents);
             self.reservation.note(&extents);
             planner.add(&extents);
         }

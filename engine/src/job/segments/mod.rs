@@ -73,14 +73,14 @@ fn finish_copy(source: &dyn Volume, destination: &dyn Volume) -> Result<()> {
 }
 
 /// Turns extents of that kind into data, which is read.
-fn take_for_data(kind: ExtentKind, extents: &mut [Extent]) {
+fn treat_as_data(kind: ExtentKind, extents: &mut [Extent]) {
     extents.iter_mut().filter(|extent| extent.kind == kind).for_each(|extent| extent.kind = ExtentKind::Data);
 }
 
 /// Where maps are not believed, what they call zeros has to be looked at.
-fn distrust(sparse: Sparse, extents: &mut [Extent]) {
+fn read_zeros_too(sparse: Sparse, extents: &mut [Extent]) {
     if sparse == Sparse::Read {
-        take_for_data(ExtentKind::Hole, extents);
-        take_for_data(ExtentKind::Zero, extents);
+        treat_as_data(ExtentKind::Hole, extents);
+        treat_as_data(ExtentKind::Zero, extents);
     }
 }
