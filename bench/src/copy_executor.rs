@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_and_reports_of_others_are_understood() {
+    fn output_of_other_programs_is_parsed() {
         let table = "% time     seconds  usecs/call     calls    errors syscall\n------\n 60.00    0.000006           6         \
             1           mmap\n100.00    0.000010           1        37         2 total\n";
         assert_eq!(total_calls(table), Some(37));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_belong_to_spans() {
+    fn rates_are_placed_at_the_end_of_intervals() {
         let points = rates([(0.5, 100), (0.51, 150), (1.0, 300)].into_iter());
         let seen: Vec<_> = points.iter().map(|point| (point.seconds, point.bytes_per_second)).collect();
         assert_eq!(seen, [(0.5, 200.0), (1.0, 400.0)]);

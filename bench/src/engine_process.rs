@@ -139,9 +139,9 @@ impl EngineRequest {
     /// Configures the engine as `blockhaul copy` does by default: for exports with more and smaller slots.
     fn config(&self, specs: &[CopySpec]) -> Result<EngineConfig, String> {
         let volumes: Vec<&Locator> = specs.iter().flat_map(|spec| [&spec.source, &spec.destination]).collect();
-        let wish = self.block_bytes.map(BlockSize::new).transpose().map_err(|error| error.to_string())?;
-        let block_size = wish.or_else(|| usual_block(&volumes, false));
-        let depth = if wish.is_none() { usual_depth(&volumes) } else { None };
+        let block_size_wanted = self.block_bytes.map(BlockSize::new).transpose().map_err(|error| error.to_string())?;
+        let block_size = block_size_wanted.or_else(|| usual_block(&volumes, false));
+        let depth = if block_size_wanted.is_none() { usual_depth(&volumes) } else { None };
         let face = if self.path.as_deref() == Some("threads") { Face::Threads } else { Face::Auto };
         Ok(EngineConfig { cores: self.cores, block_size, depth, face, ..EngineConfig::default() })
     }
@@ -198,7 +198,7 @@ fn watch(jobs: &[JobHandle], cancel_at: Option<u64>, start: Instant) -> (Vec<(f6
 fn summarize(reports: &[Report], cancelled: bool) -> EngineReport {
     let expected = |status| status == Status::Succeeded || (cancelled && status == Status::Interrupted);
     let bad = reports.iter().find(|report| !expected(report.status));
-    let told = bad.or_else(|| reports.iter().find(|report| report.status != Status::Succeeded));
+    let shown = bad.or_else(|| reports.iter().find(|report| report.status != Status::Succeeded));
     let describe = |report: &Report| report.error.as_ref().map_or_else(|| report.status.to_string(), |e| e.to_string());
     let mut latency: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
     for report in reports {
@@ -210,7 +210,7 @@ fn summarize(reports: &[Report], cancelled: bool) -> EngineReport {
     }
     EngineReport {
         error: bad.map(describe),
-        status: told.map_or(Status::Succeeded, |report| report.status).to_string(),
+        status: shown.map_or(Status::Succeeded, |report| report.status).to_string(),
         quiesced: reports.iter().all(|report| report.quiesced),
         path: reports.first().map(|report| report.path.clone()).unwrap_or_default(),
         // Each job reports the calls of the whole engine while it ran.
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_survives_the_journey_and_is_carried_out() {
+    fn a_request_survives_json_and_is_run() {
         let folder = tempfile::tempdir().unwrap();
         let text = serde_json::to_string(&request(folder.path(), 3 << 20)).unwrap();
         let report = run_jobs(&serde_json::from_str(&text).unwrap()).unwrap();
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_job_is_no_error_and_tells_how_long_it_took() {
+    fn a_cancelled_job_is_no_error_and_reports_how_long_it_took() {
         let folder = tempfile::tempdir().unwrap();
         let request = request(folder.path(), 8 << 20);
         let request = EngineRequest { cancel_at_bytes: Some(1), limit_bytes_per_second: Some(4 << 20), ..request };
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_in_words() {
+    fn an_invalid_request_is_refused_with_a_message() {
         let folder = tempfile::tempdir().unwrap();
         let odd = EngineRequest { direct: Some("sideways".to_owned()), ..request(folder.path(), 1) };
         assert!(run_jobs(&odd).unwrap_err().contains("sideways"));

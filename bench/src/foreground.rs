@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_read_is_felt() {
+    fn every_read_is_recorded() {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, vec![0; 64 << 10]).unwrap();
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_told_apart() {
+    fn reads_are_selected_by_time() {
         let latency = ForegroundLatency(vec![(0.1, 10), (0.2, 20), (1.5, 500)]);
         assert_eq!((latency.p90_between(0.0, 1.0), latency.p90_between(1.0, 2.0)), (Some(20.0), Some(501.0)));
         assert_eq!(latency.p90_between(2.0, 3.0), None);

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_reaches_the_terminal_as_a_command() {
+    fn control_characters_are_replaced() {
         assert_eq!(plain("qemu-img \u{1b}[31m\n"), "qemu-img ?[31m?");
         assert_eq!(plain("fio-3.33"), "fio-3.33");
     }

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn every_promise_belongs_to_a_scenario_and_has_its_own_name() {
+    fn every_goal_belongs_to_a_scenario_and_has_its_own_name() {
         let mut names: Vec<_> = GOALS.iter().map(|goal| goal.name).collect();
         for name in &names {
             let (scenario, _) = name.split_once('/').unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_missing_or_wrong_is_not_beaten() {
+    fn missing_or_wrong_targets_are_not_beaten() {
         let mut wrong = target("nbdcopy", Kind::Rival, 1.0);
         wrong.outcome = Outcome::WrongBytes("byte 7".to_owned());
         wrong.summary = None;

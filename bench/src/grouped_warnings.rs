@@ -95,16 +95,16 @@ mod tests {
         scenario
     }
 
-    fn told(scenario: &ScenarioResult) -> Vec<(String, String)> {
+    fn texts(scenario: &ScenarioResult) -> Vec<(String, String)> {
         scenario.grouped_warnings().into_iter().map(|said| (said.targets, said.warning.what)).collect()
     }
 
     #[test]
-    fn doubts_that_differ_in_numbers_become_one_with_a_range() {
+    fn warnings_that_differ_in_numbers_become_one_with_a_range() {
         let scenario =
             scenario(&[(0, "off by 12 % here"), (2, "off by 7 % here"), (3, "off by 8.5 % here"), (4, "off")]);
         let expected = [("blockhaul, qemu-img, nbdcopy", "off by 7 to 12 % here"), ("dd", "off")];
-        assert_eq!(told(&scenario), expected.map(|(targets, what)| (targets.to_owned(), what.to_owned())));
+        assert_eq!(texts(&scenario), expected.map(|(targets, what)| (targets.to_owned(), what.to_owned())));
     }
 
     #[test]
@@ -116,11 +116,11 @@ mod tests {
     }
 
     #[test]
-    fn a_doubt_about_everybody_names_nobody_and_the_absent_are_spared() {
+    fn a_warning_about_all_targets_names_none_and_missing_targets_have_none() {
         let everybody: Vec<(usize, &str)> = (0..10).map(|at| (at, "odd")).collect();
         let mut scenario = scenario(&everybody);
         scenario.warnings.push(scenario.targets[0].warnings[0].clone());
         let expected = [("", "odd"), ("all", "odd")];
-        assert_eq!(told(&scenario), expected.map(|(targets, what)| (targets.to_owned(), what.to_owned())));
+        assert_eq!(texts(&scenario), expected.map(|(targets, what)| (targets.to_owned(), what.to_owned())));
     }
 }

@@ -22,11 +22,11 @@ impl Interrupt {
     /// # Errors
     /// The system denied a handler.
     pub(crate) fn catch() -> io::Result<Self> {
-        let wish = Self::default();
+        let interrupt = Self::default();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&wish.0))?;
+            signal_hook::flag::register(signal, Arc::clone(&interrupt.0))?;
         }
-        Ok(wish)
+        Ok(interrupt)
     }
 
     /// Sets the flag, as a signal does.

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_a_failure_in_words() {
+    fn a_missing_program_is_a_failure_with_a_message() {
         with_launcher(&Interrupt::default(), |launcher| {
             let failure = launcher.run_one(&Invocation::new(["no-such-program-anywhere"])).unwrap_err();
             assert!(matches!(failure, Failure::Failed(why) if why.contains("no-such-program-anywhere")));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_run_ends_what_it_started_and_what_that_started() {
+    fn an_interrupted_run_kills_all_descendants() {
         let interrupt = Interrupt::default();
         with_launcher(&interrupt, |launcher| {
             let mut sampled = Vec::new();

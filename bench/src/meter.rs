@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_living_write() {
+    fn ended_processes_have_no_numbers() {
         assert!(written_bytes(std::process::id()).is_some());
         assert!(peak_rss_bytes(std::process::id()).is_some_and(|bytes| bytes > 1 << 20));
         assert_eq!((written_bytes(u32::MAX), peak_rss_bytes(u32::MAX)), (None, None));

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_says_what_to_install() {
+    fn a_missing_program_says_what_to_install() {
         let nowhere = FoundProgram { path: None, version: None, install_hint: "install fio" };
         let programs = Programs(BTreeMap::from([("fio", nowhere)]));
         assert_eq!(programs.path("fio"), Err("fio not found: install fio".to_owned()));

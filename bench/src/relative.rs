@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_held_against_our_command_and_a_step_against_the_same_step() {
+    fn commands_are_compared_with_our_command_and_steps_with_the_same_step() {
         let dense = scenario("dense-direct");
         let ours = |scenario: &ScenarioResult, relative: RelativeResult| {
             scenario.baseline_for(relative.other).map(|ours| ours.name.clone()).unwrap_or_default()
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_did_not_copy_well_was_not_beaten() {
+    fn a_failed_target_is_not_beaten() {
         let nbd = scenario("nbd-unix");
         let beaten: Vec<&str> = nbd.relative_results().iter().map(|relative| relative.other.name.as_str()).collect();
         assert_eq!(beaten, ["nbdcopy", "dd"]);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_harness_itself_is_nobody_to_beat() {
+    fn the_null_target_is_not_compared() {
         assert!(scenario("dense-direct").relative_results().iter().all(|relative| relative.other.kind != Kind::Null));
     }
 

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_has_no_summary() {
+    fn samples_that_are_not_finite_have_no_summary() {
         assert_eq!(Summary::of(&[]), None);
         assert_eq!(Summary::of(&[1.0, f64::NAN]), None);
         assert_eq!(Summary::of(&[f64::INFINITY]), None);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_is_about_as_sure_as_it_says() {
+    fn the_interval_has_about_its_confidence() {
         for (trials, found_at_least) in [(3, 60), (5, 150), (9, 195)] {
             let (false_alarms, found) = told_apart(trials);
             assert!(false_alarms <= 8, "{trials} trials: {false_alarms} of 200 equal pairs were told apart");

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn doubts_and_goals_are_told() {
+    fn warnings_and_goals_are_printed() {
         let text = text(&sample_results::results(1));
         for expected in [
             "  ! cp: spread of 11 % of the median (noisy): stop other work",
@@ -221,14 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn wrong_bytes_are_called_that_and_cannot_command_the_terminal() {
+    fn wrong_bytes_are_named_and_cannot_control_the_terminal() {
         let text = text(&sample_results::results(1));
         assert!(text.contains("qemu-img wrote WRONG BYTES: byte 4096 differs"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
     }
 
     #[test]
-    fn a_run_without_anything_is_still_a_table() {
+    fn an_empty_run_is_printed() {
         let mut run = sample_results::results(1);
         run.scenarios.clear();
         run.warnings.clear();

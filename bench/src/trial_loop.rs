@@ -232,24 +232,24 @@ mod tests {
 
     /// Records its calls and fails according to a script of `(step, target, nth time) -> failure`.
     struct Mock<F: Fn(&str, &str, usize) -> Option<Failure>> {
-        asked: Vec<String>,
+        calls: Vec<String>,
         script: F,
     }
 
     impl<F: Fn(&str, &str, usize) -> Option<Failure>> Mock<F> {
         fn new(script: F) -> Self {
-            Self { asked: Vec::new(), script }
+            Self { calls: Vec::new(), script }
         }
 
         fn answer(&mut self, step: &str, target: &Target) -> Result<usize, Failure> {
             let entry = format!("{step} {}", target.name);
-            self.asked.push(entry.clone());
-            let times = self.asked.iter().filter(|asked| **asked == entry).count();
+            self.calls.push(entry.clone());
+            let times = self.calls.iter().filter(|call| **call == entry).count();
             (self.script)(step, &target.name, times).map_or(Ok(times), Err)
         }
 
         fn performed(&self) -> Vec<&str> {
-            self.asked.iter().filter_map(|asked| asked.strip_prefix("run ")).collect()
+            self.calls.iter().filter_map(|call| call.strip_prefix("run ")).collect()
         }
     }
 
@@ -300,12 +300,12 @@ mod tests {
     }
 
     #[test]
-    fn trials_are_interleaved_and_each_is_reset_performed_and_judged() {
+    fn trials_are_interleaved_and_each_is_reset_run_and_verified() {
         let mut mock = Mock::new(|_, _, _| None);
         let targets = run(&mut mock, 2);
         assert_eq!(mock.performed(), ["a", "b", "c", "a", "b", "c"]);
-        assert_eq!(mock.asked[..6], ["reset a", "run a", "verify a", "reset b", "run b", "verify b"]);
-        assert_eq!(mock.asked[18..], ["reset a", "count a", "reset b", "count b", "reset c", "count c"]);
+        assert_eq!(mock.calls[..6], ["reset a", "run a", "verify a", "reset b", "run b", "verify b"]);
+        assert_eq!(mock.calls[18..], ["reset a", "count a", "reset b", "count b", "reset c", "count c"]);
         let positions: Vec<Vec<u32>> =
             targets.iter().map(|result| result.trials.iter().map(|trial| trial.position).collect()).collect();
         assert_eq!(positions, [[0, 3], [1, 4], [2, 5]]);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_is_out_and_has_no_summary() {
+    fn a_failed_target_runs_no_more_and_has_no_summary() {
         let failing = |step: &str, name: &str, times| {
             (step == "run" && name == "b" && times == 2).then(|| Failure::Failed("broke".to_owned()))
         };
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_bytes_are_a_verdict_of_their_own() {
+    fn wrong_bytes_are_an_outcome_of_their_own() {
         let wrong = |step: &str, name: &str, _| {
             (step == "verify" && name == "a").then(|| Failure::WrongBytes("byte 7".to_owned()))
         };
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_missing_is_never_asked() {
+    fn a_missing_target_is_never_run() {
         let mut targets = ["a", "b"].map(target);
         targets[1].work = Work::Missing("install b".to_owned());
         let mut mock = Mock::new(|_, _, _| None);
@@ -366,11 +366,11 @@ mod tests {
         let (runs, Stopped) = run_trials(&targets, settings(5), &mut mock, &mut |_, _| ()).unwrap_err();
         let counts: Vec<_> = runs.iter().map(|run| run.result.trials.len()).collect();
         assert_eq!(counts, [2, 1, 1]);
-        assert!(!mock.asked.iter().any(|asked| asked.starts_with("count")));
+        assert!(!mock.calls.iter().any(|call| call.starts_with("count")));
     }
 
     #[test]
-    fn a_count_that_fails_costs_only_the_count() {
+    fn a_failed_count_of_calls_keeps_the_trials() {
         let failing = |step: &str, _: &str, _| (step == "count").then(|| Failure::Failed("no ptrace".to_owned()));
         let targets = run(&mut Mock::new(failing), 2);
         assert!(targets.iter().all(|result| result.outcome == Outcome::Ran && result.trials[0].system_calls.is_none()));

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_or_shared_machine_is_named() {
+    fn a_busy_or_shared_machine_has_warnings() {
         let kinds = |warnings: Vec<Warning>| warnings.into_iter().map(|warning| warning.kind).collect::<Vec<_>>();
         let debug: &[&str] = if cfg!(debug_assertions) { &["debug-build"] } else { &[] };
         assert_eq!(kinds(of_run(Some(0.1), 4, Some(0.0), 5)), debug);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn every_doubt_comes_with_advice() {
+    fn every_warning_has_advice() {
         let all = [
             WarningKind::Noisy(0.1),
             WarningKind::Throttled(0.3),

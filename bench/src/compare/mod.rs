@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rival_that_got_worse_is_none_of_our_business() {
+    fn a_slower_rival_is_no_regression() {
         let mut new = results(2);
         scale(&mut new, "dense-direct", "cp", 0.3);
         assert_eq!(Comparison::of(&results(1), &new).verdict(), Verdict::NoDifferenceSeen);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_same_work_is_not_compared() {
+    fn different_work_is_not_compared() {
         type Change = fn(&mut Results);
         let changes: [(&str, Change); 8] = [
             ("size differs", |run| run.scenarios[1].volume_bytes *= 2),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn another_machine_is_compared_with_nothing() {
+    fn another_machine_is_not_compared() {
         let mut new = results(2);
         new.host.cpu = "another".into();
         let comparison = Comparison::of(&results(1), &new);

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_run_is_named_with_advice() {
+    fn a_file_that_is_no_run_is_refused_with_advice() {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let refusal = |text: &str| {
             let path = folder.path().join("odd.json");
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_differ_as_a_whole_are_doubted() {
+    fn runs_that_differ_as_a_whole_have_warnings() {
         let (old, mut new) = (sample_results::results(1), sample_results::results(2));
         new.run.complete = false;
         new.build.profile = "debug".into();

@@ -62,7 +62,7 @@ mod tests {
     use crate::sample_results::{results, scale};
 
     #[test]
-    fn verdicts_stand_beside_their_numbers_and_are_summed_up() {
+    fn verdicts_are_printed_with_their_numbers_and_counted() {
         let mut new = results(2);
         scale(&mut new, "dense-direct", "blockhaul", 0.8);
         new.scenarios[1].volume_bytes += 1;

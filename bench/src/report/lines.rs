@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_draw_nothing() {
+    fn values_that_are_not_finite_draw_nothing() {
         let mut run = sample_results::results(1);
         let scenario = &mut run.scenarios[0];
         for target in &mut scenario.targets {

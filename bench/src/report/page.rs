@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_others_are_only_texts() {
+    fn text_of_other_programs_is_escaped() {
         let mut run = sample_results::results(1);
         let evil = "</style><script>alert(1)</script>";
         run.scenarios[0].name = evil.into();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_what_is_doubted_and_what_was_missed_is_told() {
+    fn failures_warnings_and_missed_goals_are_on_the_page() {
         let page = render(&sample_results::results(1));
         for expected in
             ["wrong bytes", "not installed: apt install gddrescue", "spread of 11 %", "missed", "not measured"]

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_is_changed_in_one_place() {
+    fn a_request_is_changed_in_one_field() {
         let request = serde_json::to_string(&EngineRequest { cores: Some(3), ..EngineRequest::default() }).unwrap();
         let changed = with_cancel_at(&Invocation::new(["copy-bench", "engine-process", &request]), 77).unwrap();
         let request: EngineRequest = serde_json::from_str(&changed.steps[0][2]).unwrap();

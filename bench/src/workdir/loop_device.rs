@@ -47,8 +47,8 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_device_goes_with_its_holder() {
-        need!("a_device_goes_with_its_holder", &[Need::Root]);
+    fn a_device_is_released_with_its_holder() {
+        need!("a_device_is_released_with_its_holder", &[Need::Root]);
         let run_dir = RunDir::open("/var/tmp".as_ref(), &Interrupt::default()).unwrap();
         let mut dir = run_dir.scenario_dir("dir").unwrap();
         let file = dir.reserved("file", 4 << 20).unwrap();

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_left_of_a_site() {
+    fn a_run_directory_leaves_nothing() {
         let base = tempfile::tempdir_in("/var/tmp").unwrap();
         let run_dir = RunDir::open(base.path(), &Interrupt::default()).unwrap();
         let dir = run_dir.scenario_dir("dir").unwrap();

@@ -40,12 +40,12 @@ fn every_scenario_runs_tiny_with_all_of_its_targets() {
     let listed = String::from_utf8(listed.stdout).unwrap();
     let listed: BTreeSet<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(names(&results["scenarios"]), listed);
-    has_whom_it_should(&results);
+    has_expected_targets(&results);
     leaves_files_that_can_be_read(&dir, &results);
     assert!(std::fs::read_dir(dir.volumes()).unwrap().next().is_none(), "volumes are left");
 }
 
-fn has_whom_it_should(results: &Value) {
+fn has_expected_targets(results: &Value) {
     let rivals = BTreeSet::from(["qemu-img", "nbdcopy", "dd", "ddrescue", "cp"]);
     let ours = BTreeSet::from(["engine", "blockhaul", "bare-loop", "null"]);
     let dense = names(&scenario_of(results, "dense-direct")["targets"]);
