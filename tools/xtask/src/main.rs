@@ -16,17 +16,17 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask COMMAND
 
-  test [FILTER]              everything that CI checks; with FILTER (a package such as engine or tools, or part of a
+  test [FILTER]              Run everything that CI checks; with FILTER (a package such as engine or tools, or part of a
                              test's name) only the tests of that package or with that name
   sim [engine|control] --seeds N [--seed S]
-                             the simulation of the engine, or of the task center: N seeds from S on (S: default 0); a
-                             failure prints the seed that replays it
+                             Run the simulation of the engine, or of the task center, with N seeds from S on (default 0);
+                             a failure prints the seed that replays it
   soak [--trials N] [--cells N] [--tasks N] [--runners N] [NAME...]
-                             how fast a center of three nodes gets over losses, and how much it carries: distributions of
-                             N trials (default 100), with the goals that they have to meet
-  fuzz [SECONDS]             the fuzz targets, each for so long (default 10)
+                             Measure how fast a center of three nodes recovers from faults and how much it carries, over
+                             N trials (default 100), and check the goals
+  fuzz [SECONDS]             Run each fuzz target for this many seconds (default 10)
 
-Without root, `test` names the Debian packages that are missing instead of installing them.";
+Without root, `test` lists the missing Debian packages instead of installing them.";
 
 /// A message about a refused command.
 type Refused = String;

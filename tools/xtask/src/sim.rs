@@ -75,7 +75,7 @@ impl Seeds {
             *target = Some(text.parse::<u64>().map_err(|_| format!("'{text}' is not a number of 64 bits"))?);
         }
         match (first, count) {
-            (_, Some(0)) => Err("--seeds 0 would prove nothing".to_owned()),
+            (_, Some(0)) => Err("--seeds must be more than 0".to_owned()),
             (first, Some(count)) => Ok(Self { first: first.unwrap_or(0), count }),
             (Some(first), None) => Ok(Self { first, count: 1 }),
             (None, None) => Err("sim needs --seeds N, --seed S or both".to_owned()),
