@@ -96,7 +96,11 @@ fn other_metrics(scenario: &ScenarioResult) -> Markup {
                 thead { tr { th { "also seen of" } th { "" } } }
                 tbody { @for target in seen() { tr {
                     td { (target.name) }
-                    td.text { @for (name, value) in &target.other_metrics { span.figure { (name) " " b { (format::named(name, *value)) } } } }
+                    td.text {
+                        @for (name, value) in &target.other_metrics {
+                            span.figure { (name) " " b { (format::named(name, *value)) } }
+                        }
+                    }
                 } } }
             } }
         }
