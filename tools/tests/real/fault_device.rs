@@ -3,7 +3,7 @@
 use crate::support::{MIB, Need, Outcome, Room, assert_same, need, noise, run, text, write_sparse};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const SIZE: usize = 24 * MIB;
 const NEEDS: [Need; 2] = [Need::Root, Need::LoopDevices];
@@ -12,6 +12,9 @@ const PATHS: [&[&str]; 4] = [&[], &["--direct", "no"], &["--path", "threads"], &
 /// The part of the device that can be written.
 const GOOD: usize = 16 * MIB;
 
+/// A block of these copies, and the largest request that the device takes.
+const BLOCK_KIB: &str = "64";
+
 /// A device that can be written up to [`GOOD`]: its backing file is preallocated up to there, on a full file system.
 fn half_writable(room: &Room) -> PathBuf {
     let full = room.path("full");
@@ -19,15 +22,20 @@ fn half_writable(room: &Room) -> PathBuf {
     run("mount", &["-t", "tmpfs", "-o", "size=16m", "tmpfs", text(&full)]);
     let backing = room.sparse("full/disk", SIZE as u64);
     run("fallocate", &["--length", &GOOD.to_string(), "--keep-size", text(&backing)]);
-    room.loop_device(&backing, 512)
+    let device = room.loop_device(&backing, 512);
+    // The loop driver calls a short write to its backing file a success: no request may straddle the point where the device
+    // ends, also not one that the kernel has merged of what it wrote back late.
+    let name = device.file_name().expect("a device has a name");
+    let largest = Path::new("/sys/block").join(name).join("queue/max_sectors_kb");
+    std::fs::write(&largest, BLOCK_KIB).expect("the largest request of a loop device can be set");
+    device
 }
 
 #[test]
 fn a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can() {
     need!("a_device_that_cannot_write_ends_the_copy_and_resumes_when_it_can", &NEEDS);
-    // The loop driver calls a short write to its backing file a success. One aligned block at a time never straddles
-    // the point where the device ends, as requests that the kernel merged would.
-    let one_by_one = ["--block-size", "64KiB", "--cores", "1", "--depth", "1", "--checkpoint-every", "512KiB"];
+    let block = format!("{BLOCK_KIB}KiB");
+    let one_by_one = ["--block-size", &*block, "--cores", "1", "--depth", "1", "--checkpoint-every", "512KiB"];
     for flags in [&["--path", "ring"][..], &["--path", "threads"], &["--path", "inline"]] {
         let room = Room::new();
         let source = noise(SIZE, 51);
