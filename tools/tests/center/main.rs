@@ -18,3 +18,4 @@ mod replaced;
 mod runners;
 mod stopping;
 mod support;
+mod upgrading;

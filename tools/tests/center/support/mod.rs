@@ -11,6 +11,7 @@ mod java;
 #[allow(dead_code, unused_imports, reason = "shared with the tests against servers")]
 mod nbd;
 mod node;
+mod oldest;
 mod pair;
 mod permit;
 mod port;
@@ -26,6 +27,7 @@ pub(crate) use cell::{Cell, NEEDS, PATIENT, QUICK};
 pub(crate) use ensemble::Settings;
 pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, mixed, need, noise, run, text};
 pub(crate) use node::Node;
+pub(crate) use oldest::oldest_taskd;
 pub(crate) use pair::Pair;
 pub(crate) use port::{address, port};
 pub(crate) use records::Records;

@@ -29,6 +29,8 @@ pub(crate) struct Node {
     words: Vec<String>,
     /// Contents of its environment besides what every node gets.
     variables: Vec<(&'static str, OsString)>,
+    /// Another version than the one of this build.
+    program: Option<PathBuf>,
     state: PathBuf,
     said: PathBuf,
     child: Option<Child>,
@@ -41,8 +43,16 @@ impl Node {
         let state = site.path(&format!("{id}.state"));
         let listen = format!("127.0.0.1:{port}");
         let said = site.path(&format!("{id}.said"));
-        let mut node =
-            Self { id: id.to_owned(), port, words: Vec::new(), variables: Vec::new(), state, said, child: None };
+        let mut node = Self {
+            id: id.to_owned(),
+            port,
+            words: Vec::new(),
+            variables: Vec::new(),
+            program: None,
+            state,
+            said,
+            child: None,
+        };
         let state = text(&node.state).to_owned();
         node.tell(&["--node-id", id, "--listen", &listen, "--state-dir", &state]);
         node
@@ -68,6 +78,11 @@ impl Node {
         ];
     }
 
+    /// Runs another version of `taskd` from its next start on; `None`: the one of this build.
+    pub(crate) fn run_version(&mut self, program: Option<PathBuf>) {
+        self.program = program;
+    }
+
     /// A file of its state directory.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.state.join(name)
@@ -82,8 +97,9 @@ impl Node {
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.id);
         let said = File::options().create(true).append(true).open(&self.said).expect("the room can be written");
+        let program = self.program.as_deref().unwrap_or_else(|| taskd::built());
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(taskd::built()).args(&self.words).stdin(Stdio::null());
+        command.args(["--pdeathsig", "KILL"]).arg(program).args(&self.words).stdin(Stdio::null());
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUST_BACKTRACE", "1");
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| String::from("info")));
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));

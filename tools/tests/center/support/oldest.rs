@@ -1,0 +1,60 @@
+//! Builds the oldest `taskd` that must work in one center with this one, from the history of this repository.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// The commit of that version. A later one is named when compatibility with this one is given up: see `docs/compatibility.md`.
+const OLDEST: &str = "d42daf599862993690fe357769c0c2aed853e81a";
+
+/// Returns the program; the first test that asks builds it, if an earlier run has not.
+///
+/// # Errors
+/// Says what is missing to build it.
+pub(crate) fn oldest_taskd() -> Result<PathBuf, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    BUILT.get_or_init(build).clone()
+}
+
+fn build() -> Result<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tools live one level below the root");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("taskd-{}", &OLDEST[..12]));
+    let (source, target) = (folder.join("source"), folder.join("target"));
+    let program = target.join("debug/taskd");
+    if program.is_file() {
+        return Ok(program);
+    }
+    std::fs::create_dir_all(&source).map_err(|error| format!("create {}: {error}", source.display()))?;
+    unpack(root, &source)?;
+    // It only has to work: building it fast is worth more than its speed.
+    let quick = ["--config", "profile.dev.package.\"*\".opt-level=0", "--config", "profile.dev.debug=false"];
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--locked", "--package", "blockhaul-control", "--bin", "taskd"]).args(quick);
+    cargo.arg("--target-dir").arg(&target).current_dir(&source);
+    let is_told =
+        |name: &str| ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_TARGET_"].iter().any(|start| name.starts_with(start));
+    for (name, _) in std::env::vars().filter(|(name, _)| is_told(name)) {
+        cargo.env_remove(name);
+    }
+    let status = cargo.status().map_err(|error| format!("run cargo: {error}"))?;
+    if status.success() && program.is_file() { Ok(program) } else { Err(format!("taskd of {OLDEST} does not build")) }
+}
+
+/// Writes the files of that commit.
+fn unpack(root: &Path, into: &Path) -> Result<(), String> {
+    let mut git = Command::new("git")
+        .args(["archive", "--format=tar", OLDEST])
+        .current_dir(root)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("run git: {error}"))?;
+    let archive = git.stdout.take().expect("it is a pipe");
+    let tar = Command::new("tar").arg("-x").arg("-C").arg(into).stdin(archive).status();
+    let is_read = git.wait().is_ok_and(|status| status.success());
+    let is_written = tar.map_err(|error| format!("run tar: {error}"))?.success();
+    if is_read && is_written {
+        Ok(())
+    } else {
+        Err(format!("needs the history of this repository, with commit {OLDEST}"))
+    }
+}

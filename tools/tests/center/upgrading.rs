@@ -1,0 +1,84 @@
+//! Tests centers whose nodes run different versions: the oldest that is supported, and the one of this build.
+
+use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, need, oldest_taskd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Three nodes of the oldest version.
+fn old_cell(oldest: &PathBuf) -> Cell {
+    let mut cell = Cell::idle(3, 1, &PATIENT);
+    cell.nodes.iter_mut().for_each(|node| node.run_version(Some(oldest.clone())));
+    cell.start();
+    cell
+}
+
+/// Stops a node in good order and starts it as another version.
+fn change_version(cell: &mut Cell, node: usize, program: Option<PathBuf>) {
+    assert!(cell.nodes[node].stop().success(), "it stops in good order:\n{}", cell.nodes[node].said());
+    cell.nodes[node].run_version(program);
+    cell.start();
+}
+
+/// Every node runs a task, whoever leads.
+fn assert_all_work(cell: &Cell, round: &str) {
+    let ids = (0..cell.nodes.len()).map(|node| format!("{round}-n{node}"));
+    for (node, id) in ids.clone().enumerate() {
+        cell.submit_noop(&id, Duration::from_millis(1), &["--node", &format!("n{node}")]);
+    }
+    ids.for_each(|id| assert_eq!(cell.wait_for_success(&id).outcomes(), ["succeeded"], "{id}"));
+}
+
+#[test]
+fn nodes_are_upgraded_one_by_one_and_a_copy_goes_on() {
+    let test = "nodes_are_upgraded_one_by_one_and_a_copy_goes_on";
+    need!(test, &NEEDS);
+    let oldest = need!(test, oldest_taskd());
+    let mut cell = old_cell(&oldest);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
+    cell.wait_for_checkpoint("steady");
+    // The leader last: the old one gives work to new runners, and the new one takes over what it has left.
+    let leader = cell.leader().expect("somebody leads");
+    let others = (0..3).filter(|node| *node != leader);
+    for node in others.chain([leader]) {
+        change_version(&mut cell, node, None);
+        assert_all_work(&cell, &format!("after-n{node}"));
+    }
+    cell.hurry("steady");
+    let task = cell.wait_for_success("steady");
+    let interrupted = |outcome: &String| outcome == "ERunnerInterrupt" || outcome == "succeeded";
+    assert!(task.outcomes().iter().all(interrupted), "it was given back, and nothing else happened to it: {task:?}");
+    pair.assert_copied();
+}
+
+#[test]
+fn a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again() {
+    let test = "a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again";
+    need!(test, &NEEDS);
+    let oldest = need!(test, oldest_taskd());
+    let mut cell = old_cell(&oldest);
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
+    cell.wait_for_checkpoint("steady");
+    change_version(&mut cell, 0, None);
+    // While the others are away it leads; then they are its runners.
+    for node in [1, 2] {
+        assert!(cell.nodes[node].stop().success());
+    }
+    cell.wait_until("the new one leads", |cell| cell.leader() == Some(0));
+    cell.start();
+    assert_eq!(cell.leader(), Some(0));
+    assert_all_work(&cell, "under-new");
+    cell.ask(&["pause", "steady"]);
+    cell.wait_for("steady", "that it is paused", |task| task.state() == "PAUSED");
+    // What the new one has stored an old one reads, keeps, and goes on with.
+    change_version(&mut cell, 0, Some(oldest));
+    assert_all_work(&cell, "under-old");
+    assert_eq!(cell.task("steady").state(), "PAUSED");
+    cell.ask(&["resume", "steady"]);
+    cell.hurry("steady");
+    cell.wait_for_success("steady");
+    pair.assert_copied();
+    let center = cell.center().expect("somebody leads");
+    assert_eq!(center["unreadable"].as_array().map(Vec::len), Some(0), "{center}");
+}
