@@ -9,7 +9,6 @@ use crate::cluster::storage_probe::{DataAddress, ProbeTiming};
 use crate::coord::{NODE_BYTES_MAX, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN};
 use crate::host_port::{HostPort, parse_server};
 use crate::model::{Incarnation, NodeId, OpId, Record, Registration};
-use crate::node::Limits;
 use crate::rpc::tls::{RawTls, Tls};
 use crate::state_dir;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -23,6 +22,13 @@ use std::fmt::Display;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Limits that change without a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tasks that run at once, 1 to 256.
+    pub slots: u32,
+}
 
 /// As many copies as share two cores well.
 const SLOTS_DEFAULT: u32 = 4;

@@ -28,6 +28,7 @@ pub mod runner;
 pub mod standard_streams;
 pub mod state_dir;
 mod stopping;
+pub mod timestamp;
 pub mod wire;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! not terminal is due at some time, is in the queue, is blocked by a claim, or has a write or call under way.
 
 use super::fleet::Fleet;
+use super::now::Now;
 use super::queue::Queue;
 use super::tasks::{AssignReply, TaskEntry, TaskRuntime, Tasks, UndrainedAttempt};
 use crate::coord::Zxid;
@@ -11,25 +12,6 @@ use crate::model::{Holder, NodeId, Progress, Registration, TaskId, TaskRecord, T
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The two clocks, read together.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Now {
-    /// For waiting: never jumps.
-    pub(crate) boot: Duration,
-    /// For what records say, in milliseconds since 1970.
-    pub(crate) unix_ms: u64,
-    /// The same by the slowest clock that is known of, and without leaps: the time that has surely come. `None` as long as
-    /// nobody was asked.
-    pub(crate) sure_ms: Option<u64>,
-}
-
-impl Now {
-    /// When the wall clock will show `unix_ms`, if it does not jump.
-    pub(crate) fn at_unix(self, unix_ms: u64) -> Duration {
-        self.boot + Duration::from_millis(unix_ms.saturating_sub(self.unix_ms))
-    }
-}
 
 /// How far the fencing of a lost runner by the program is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +23,7 @@ pub(crate) enum FenceProgress {
     /// It did not; it will be run again.
     Failed {
         /// When.
-        rest: super::tasks::Backoff,
+        rest: super::backoff::Backoff,
         /// What it said.
         why: String,
     },

@@ -1,39 +1,23 @@
 //! Does what was decided: starts writes and calls, and changes the view so that it is not decided again.
 
-use super::cluster_state::{FenceProgress, Now};
-use super::decide::{ASK_EVERY, Decision};
+use super::Dispatcher;
+use super::backoff::Backoff;
+use super::cluster_state::FenceProgress;
+use super::decide::ASK_EVERY;
+use super::decision::Decision;
+use super::event::{Call, CallResult, Event, Purpose};
 use super::history::Known;
-use super::outcome::{Outcome, Purpose};
+use super::now::Now;
 use super::write::{Change, Writer, Written};
-use super::{Dispatcher, tasks};
 use crate::model::state_machine::{self, TaskEvent};
 use crate::model::{Epoch, Holder, NodeId, TaskId, TaskRecord};
-use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, Peer, RunnerClient};
+use crate::peers::{Assignment, Peer, RunnerClient};
 use blockhaul_engine::error::Code;
 use std::future::Future;
 use std::time::Duration;
 
 /// After a decision that turns out to be impossible: a defect that must not spin.
 const DEFECT_REST: Duration = Duration::from_secs(5);
-
-/// What a call about a task is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Call {
-    Assign,
-    Query,
-    Notify,
-}
-
-/// How it ended.
-#[derive(Debug)]
-pub(crate) enum CallResult {
-    Answered(AssignResponse),
-    Status(AssignmentStatus),
-    Notified,
-    /// The claim does not name the holder: the record has changed.
-    NoGrant,
-    Failed(CallError),
-}
 
 impl Dispatcher {
     /// Does one thing.
@@ -125,7 +109,7 @@ impl Dispatcher {
         crate::process::spawn_into(&mut self.jobs, async move {
             let started = clock.boot_time();
             let written = write.await;
-            Outcome::Written { task, purpose, written, took: clock.boot_time().saturating_sub(started) }
+            Event::Written { task, purpose, written, took: clock.boot_time().saturating_sub(started) }
         });
     }
 
@@ -153,7 +137,7 @@ impl Dispatcher {
         self.calls_inflight += 1;
         crate::process::spawn_into(&mut self.jobs, async move {
             let answer = calls.resolve(&peer, leader, &record.spec).await;
-            Outcome::Resolved { task: id, to, answer }
+            Event::Resolved { task: id, to, answer }
         });
     }
 
@@ -167,7 +151,7 @@ impl Dispatcher {
         self.calls_inflight += 1;
         crate::process::spawn_into(&mut self.jobs, async move {
             let (grant, called) = called(call, &*calls, &writer, &peer, &record, &holder, grant).await;
-            Outcome::CallEnded { call, task: id, holder, grant, called }
+            Event::CallEnded { call, task: id, holder, grant, called }
         });
     }
 
@@ -178,7 +162,7 @@ impl Dispatcher {
         let rest = match self.cluster.fences.get(&key) {
             Some(FenceProgress::Running | FenceProgress::Done) => return,
             Some(FenceProgress::Failed { rest, .. }) => *rest,
-            None => tasks::Backoff::default(),
+            None => Backoff::default(),
         };
         self.cluster.fences.insert(key, FenceProgress::Running);
         let program = self.config.fence.clone();
@@ -191,7 +175,7 @@ impl Dispatcher {
             };
             let rest = rest.again(clock.boot_time());
             let fence_runner = result.map_or_else(|why| FenceProgress::Failed { rest, why }, |()| FenceProgress::Done);
-            Outcome::Fenced(holder, fence_runner)
+            Event::Fenced(holder, fence_runner)
         });
     }
 
@@ -205,7 +189,7 @@ impl Dispatcher {
                 self.calls_inflight += 1;
                 crate::process::spawn_into(&mut self.jobs, async move {
                     let result = calls.interrupt(&peer, leader).await;
-                    Outcome::Interrupted(node, result)
+                    Event::Interrupted(node, result)
                 });
             }
             _ => {

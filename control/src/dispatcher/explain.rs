@@ -1,6 +1,7 @@
 //! Describes tasks to clients: the record, the holder's telemetry, and the reason why a task is not running.
 
-use super::cluster_state::{ClusterState, FenceProgress, Now};
+use super::cluster_state::{ClusterState, FenceProgress};
+use super::now::Now;
 use super::place::{EligibleNodes, able};
 use super::tasks::{AssignReply, TaskEntry};
 use crate::model::{Fence, NodeId, TaskRecord, TaskState};

@@ -1,6 +1,6 @@
 //! Tracks the registered runners, what each holds, and which have free slots.
 
-use super::tasks::Backoff;
+use super::backoff::Backoff;
 use crate::model::{Drain, Holder, NodeId, Registration, TaskId};
 use crate::peers::Peer;
 use std::collections::{BTreeMap, BTreeSet};

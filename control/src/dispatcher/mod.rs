@@ -13,15 +13,19 @@
 //! only through the [`DispatcherHandle`].
 
 mod age;
+mod apply;
+mod backoff;
 mod cluster_state;
 mod decide;
+mod decision;
 mod enact;
+mod event;
 mod explain;
 mod fence;
 mod fleet;
 mod handle;
 mod history;
-mod outcome;
+mod now;
 mod pending_mutations;
 mod place;
 mod queue;
@@ -41,10 +45,12 @@ use crate::coord::Session;
 use crate::liveness::LivenessCounter;
 use crate::model::{TaskId, TaskRecord, TaskSpec};
 use crate::peers::RunnerClient;
-use cluster_state::{ClusterState, Now};
-use decide::{Budget, DecisionLimits, decide};
+use cluster_state::ClusterState;
+use decide::{DecisionLimits, decide};
+use decision::Budget;
+use event::Event;
 use handle::{Reply, Request};
-use outcome::Outcome;
+use now::Now;
 use pending_mutations::PendingMutations;
 use reads::Reads;
 use status::Samples;
@@ -136,7 +142,7 @@ pub(crate) struct Dispatcher {
     reads: Reads,
     mutations: PendingMutations,
     requests: mpsc::Receiver<Request>,
-    jobs: JoinSet<Outcome>,
+    jobs: JoinSet<Event>,
     writes_inflight: usize,
     calls_inflight: usize,
     /// Who waits for a new task to be stored, by its id, and for what work.
@@ -228,7 +234,7 @@ impl Dispatcher {
                 () = self.writer.leader_term.ended() => return Ending::LostLeadership,
                 changed = states.changed() => if changed.is_err() { return Ending::SessionOver },
                 () = self.reads.hinted() => {}
-                Some(outcome) = self.jobs.join_next() => self.take_all(outcome),
+                Some(event) = self.jobs.join_next() => self.apply_all(event),
                 Some(request) = self.requests.recv(), if is_settled => self.serve(request),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -284,11 +290,11 @@ impl Dispatcher {
         }
     }
 
-    fn take_all(&mut self, first: Result<Outcome, tokio::task::JoinError>) {
+    fn apply_all(&mut self, first: Result<Event, tokio::task::JoinError>) {
         let mut next = Some(first);
-        while let Some(outcome) = next {
-            match outcome {
-                Ok(outcome) => self.take(outcome),
+        while let Some(event) = next {
+            match event {
+                Ok(event) => self.apply(event),
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_) => {}
             }

@@ -1,9 +1,9 @@
 //! What clients want of tasks: one write at a time and task, each on the record as it is then.
 
 use super::Dispatcher;
-use super::cluster_state::Now;
+use super::event::{PendingMutation, Purpose};
 use super::handle::{Mutation, Reply, not_leader};
-use super::outcome::Purpose;
+use super::now::Now;
 use super::write::Denial;
 use crate::coord::{CoordError, Refusal};
 use crate::model::state_machine::{self, FenceProof, IllegalTransition, TaskEvent};
@@ -15,16 +15,6 @@ use std::time::Duration;
 
 /// A client is told of a store that does not answer after so long.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// One client's wish.
-#[derive(Debug)]
-pub(crate) struct PendingMutation {
-    wanted: Mutation,
-    until: Duration,
-    reply: Reply<Arc<TaskRecord>>,
-    /// What a task that is to be removed said last: its removal is under way, or has happened.
-    removed: Option<Arc<TaskRecord>>,
-}
 
 /// Wishes that wait for their turn.
 #[derive(Debug, Default)]

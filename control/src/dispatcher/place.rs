@@ -1,10 +1,12 @@
 //! Which ready task goes to which runner: the part of the decision that is not about one task alone. As pure as the rest.
 
-use super::cluster_state::{ClusterState, Now};
-use super::decide::{Budget, Decision};
+use super::backoff::Backoff;
+use super::cluster_state::ClusterState;
+use super::decision::{Budget, Decision};
 use super::fleet::RunnerLoad;
+use super::now::Now;
 use super::queue::Rank;
-use super::tasks::{Backoff, TaskEntry};
+use super::tasks::TaskEntry;
 use crate::model::state_machine::TaskEvent;
 use crate::model::{Failure, Holder, NodeId, Registration, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};

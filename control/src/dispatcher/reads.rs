@@ -4,8 +4,8 @@
 //! held, unknown or undecodable.
 
 use super::Dispatcher;
+use super::event::{Event, FleetRead};
 use super::history::Known;
-use super::outcome::Outcome;
 use crate::coord::paths;
 use crate::coord::{CoordError, Node, Session, Watch};
 use crate::model::{Drain, NodeId, Record, Registration, TaskId};
@@ -51,14 +51,6 @@ impl std::fmt::Debug for Reads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reads").field("is_loaded", &self.is_loaded).field("wanted", &self.wanted.len()).finish()
     }
-}
-
-/// The runners and operators' wishes about them.
-#[derive(Debug, Default)]
-pub(crate) struct FleetRead {
-    pub(crate) runners: BTreeMap<NodeId, Registration>,
-    pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
-    pub(crate) undecodable: BTreeMap<String, String>,
 }
 
 impl Reads {
@@ -119,7 +111,7 @@ impl Dispatcher {
         if !self.reads.is_listing && self.reads.reconcile_at.is_some_and(|at| at <= now) {
             (self.reads.is_listing, self.reads.reconcile_at) = (true, None);
             let session = self.writer.session.clone();
-            crate::process::spawn_into(&mut self.jobs, async move { Outcome::Listed(list(session).await) });
+            crate::process::spawn_into(&mut self.jobs, async move { Event::Listed(list(session).await) });
         }
         while self.reads.inflight.len() < READS_MAX {
             let Some(id) = self.reads.wanted.iter().find(|id| !self.reads.inflight.contains(id)).cloned() else {
@@ -130,7 +122,7 @@ impl Dispatcher {
             let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
             let known = self.cluster.tasks.get(&id).map(Known::of);
             crate::process::spawn_into(&mut self.jobs, async move {
-                Outcome::Read { read: read_task(&*session, &id, is_hint).await, task: id, known }
+                Event::Read { read: read_task(&*session, &id, is_hint).await, task: id, known }
             });
         }
         // The runners after their tasks: a task that is held was seen later than its runner's registration.
@@ -138,7 +130,7 @@ impl Dispatcher {
         if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
             (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);
             let session = self.writer.session.clone();
-            crate::process::spawn_into(&mut self.jobs, async move { Outcome::Fleet(read_fleet(session).await) });
+            crate::process::spawn_into(&mut self.jobs, async move { Event::Fleet(read_fleet(session).await) });
         }
     }
 

@@ -1,7 +1,7 @@
 //! Answers clients and takes what runners say.
 
+use super::event::{Event, Purpose};
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
-use super::outcome::{Outcome, Purpose};
 use super::pending_mutations::{not_found, unreachable};
 use super::status::{RunnerSummary, Status};
 use super::{Dispatcher, explain};
@@ -192,7 +192,7 @@ impl Dispatcher {
         let writer = self.writer.clone();
         crate::process::spawn_into(&mut self.jobs, async move {
             let result = set_drain(&writer, &node, drain).await;
-            Outcome::Drained { node, result, reply }
+            Event::Drained { node, result, reply }
         });
     }
 

@@ -1,7 +1,8 @@
 //! Holds every task that the leader knows, as last read or written, and what only this leader knows of it.
 
 use super::age::{Ages, Creation, UNKNOWN};
-use super::cluster_state::Now;
+use super::backoff::Backoff;
+use super::now::Now;
 use super::queue::Rank;
 use crate::coord::Zxid;
 use crate::model::state_machine::RETRY_REST_MAX;
@@ -99,22 +100,6 @@ pub(crate) enum AssignReply {
         /// For people.
         why: String,
     },
-}
-
-/// A pause with a runner, doubling from 1 s to 30 s.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Backoff {
-    /// When it ends.
-    pub(crate) until: Duration,
-    wait: Duration,
-}
-
-impl Backoff {
-    /// The next, longer one.
-    pub(crate) fn again(self, now: Duration) -> Self {
-        let wait = (self.wait * 2).clamp(Duration::from_secs(1), Duration::from_secs(30));
-        Self { until: now + wait, wait }
-    }
 }
 
 /// All tasks, by id and by state.

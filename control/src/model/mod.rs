@@ -8,6 +8,7 @@
 mod claim;
 mod durable_map;
 mod failure;
+pub(crate) mod fence;
 mod kind;
 mod names;
 mod node;
@@ -22,7 +23,8 @@ pub(crate) mod volume;
 pub use claim::{Claim, Holder};
 pub use durable_map::DurableMap;
 pub use failure::Failure;
-pub use kind::{CopyTask, Fence, NoopTask, Summary, TaskSpec, VerifyTask};
+pub use fence::Fence;
+pub use kind::{CopyTask, NoopTask, Summary, TaskSpec, VerifyTask};
 pub use names::{Epoch, Incarnation, NodeId, OpId, TaskId};
 pub use node::{Drain, Leader, Meta, Registration, Renewal};
 pub use node_fault::{FaultOrigin, NodeFault};

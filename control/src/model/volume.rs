@@ -10,7 +10,6 @@
 //!
 //! A path is taken literally: `%` is no escape. The dispatcher never touches a volume; a runner checks what it opens.
 
-use super::kind::Fence;
 use super::names::NodeId;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::nbd::NbdUri;
@@ -169,11 +168,4 @@ fn plain_text(uri: &NbdUri) -> String {
         Some(rest) => format!("nbd{rest}"),
         None => text,
     }
-}
-
-/// How a destination is fenced when the client does not say: by its lock if it is a path, by the runner's lease if it is
-/// an export (a server has no lock, and a killed runner's requests may still be on their way).
-#[must_use]
-pub(crate) fn default_fence(destination: &str) -> Fence {
-    if is_network_or_socket(destination) { Fence::Lease } else { Fence::Local }
 }

@@ -4,14 +4,8 @@
 
 use super::overview::Overview;
 use super::shutdown::StopHandle;
+use crate::config::Limits;
 use std::sync::{Arc, OnceLock};
-
-/// Limits that change without a restart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Tasks that run at once, 1 to 256.
-    pub slots: u32,
-}
 
 /// Controls one server. Clones control the same one.
 #[derive(Clone, Debug, Default)]

@@ -24,8 +24,9 @@ mod roles;
 mod service_manager;
 mod shutdown;
 
+pub use crate::config::Limits;
 pub use crate::stopping::TOTAL_MAX as STOP_MAX;
-pub use control::{Control, Limits};
+pub use control::Control;
 pub(crate) use leader_role::LeaderRole;
 pub(crate) use roles::Roles;
 pub use shutdown::{Stop, StopHandle};

@@ -4,8 +4,8 @@
 //! keeps only the text. A library for HTTP/2 reports every other protocol as an invalid frame, so what listens at that
 //! address is probed once more, separately ([`probe`]).
 
-use super::certificates::date;
 use super::limits::CONNECT_WAIT;
+use crate::timestamp::Timestamp;
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 use std::borrow::Cow;
 use std::error::Error;
@@ -66,7 +66,7 @@ fn of_io(error: &io::Error) -> Option<Cow<'static, str>> {
 
 fn of_tls(error: &TlsError) -> Option<Cow<'static, str>> {
     if let TlsError::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) = error {
-        let at = date(not_after.as_secs());
+        let at = Timestamp::seconds(not_after.as_secs());
         return Some(
             format!("the certificate of that node has expired at {at}, or a clock is wrong: renew it there").into(),
         );

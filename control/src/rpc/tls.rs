@@ -8,8 +8,9 @@
 //! The files are read again when they change: new connections use what was read last, open ones stay as they are. What
 //! always holds: certificates in use were valid when they were read; unusable files replace nothing.
 
-use super::certificates::{Certificates, Files, ValidityStatus, date};
+use super::certificates::{Certificates, Files, ValidityStatus};
 use crate::clock::Clock;
+use crate::timestamp::Timestamp;
 use blockhaul_engine::error::{Error, Operation, Result};
 use clap::Args;
 use rustls::ServerConfig;
@@ -141,7 +142,7 @@ impl Tls {
     fn replace(&self, found: Result<Files<Vec<u8>>>, now: u64, is_news: bool) {
         match found.and_then(|contents| Current::new(self.reading() + 1, contents, &self.0.paths, now)) {
             Ok(new) => {
-                let until = date(new.certificates.validity.ends().as_secs());
+                let until = Timestamp::seconds(new.certificates.validity.ends().as_secs());
                 tracing::info!(%until, "certificates are read again");
                 self.0.current.send_replace(Arc::new(new));
             }

@@ -2,8 +2,10 @@
 
 use super::stage::{copy, noop, order};
 use crate::coord::Zxid;
-use crate::dispatcher::cluster_state::{ClusterState, FenceProgress, Now};
-use crate::dispatcher::decide::{Budget, Decision, DecisionLimits, decide};
+use crate::dispatcher::cluster_state::{ClusterState, FenceProgress};
+use crate::dispatcher::decide::{DecisionLimits, decide};
+use crate::dispatcher::decision::{Budget, Decision};
+use crate::dispatcher::now::Now;
 use crate::model::state_machine::{Checkpoint, TaskEvent, apply};
 use crate::model::{
     CopyTask, Drain, Epoch, Failure, Fence, Holder, Incarnation, NodeId, OpId, Registration, Submission, TaskId,

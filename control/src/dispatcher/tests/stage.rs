@@ -6,8 +6,8 @@ use crate::coord::paths;
 use crate::coord::sim::{Ensemble, FaultRates};
 use crate::coord::{CoordError, CreateMode, Op, Session};
 use crate::dispatcher::{Config, Dispatcher, DispatcherHandle, Ending, FenceProgram};
+use crate::model::fence::default_fence;
 use crate::model::state_machine::{Checkpoint, ClaimChange, TaskEvent, claim_change, next};
-use crate::model::volume::default_fence;
 use crate::model::{
     Claim, CopyTask, Epoch, Holder, Incarnation, NodeId, NoopTask, OpId, Record, Registration, Submission, TaskId,
     TaskRecord, TaskSpec, TaskState,

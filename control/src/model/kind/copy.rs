@@ -1,9 +1,10 @@
 //! Copies one volume to another.
 
-use super::{Fence, Kind, Summary, common_node};
+use super::{Kind, Summary, common_node};
 use crate::execution::{CopyJob, Execution, ExecutionHandle, Executor, Refused};
-use crate::model::volume::{TaskVolume, default_fence, is_network_or_socket};
-use crate::model::{NodeId, TaskId, UnknownFields};
+use crate::model::fence::default_fence;
+use crate::model::volume::{TaskVolume, is_network_or_socket};
+use crate::model::{Fence, NodeId, TaskId, UnknownFields};
 use crate::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};

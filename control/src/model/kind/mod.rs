@@ -17,7 +17,7 @@ pub use copy::CopyTask;
 pub use noop::NoopTask;
 pub use verify::VerifyTask;
 
-use super::{NodeId, TaskId, UnknownFields};
+use super::{Fence, NodeId, TaskId, UnknownFields};
 use crate::execution::{Execution, ExecutionHandle, Executor, Refused};
 use crate::model::volume::TaskVolume;
 use crate::wire;
@@ -35,39 +35,6 @@ pub enum TaskSpec {
     Noop(NoopTask),
     /// Compares a volume with another one, or with a receipt.
     Verify(VerifyTask),
-}
-
-/// How it is made sure that an earlier runner no longer writes a destination before another one does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::EnumString, strum::IntoStaticStr)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
-pub enum Fence {
-    /// A path of one node: the destination's lock is enough.
-    Local,
-    /// The earlier runner stops by its clock before its lease ends.
-    Lease,
-    /// A program on the dispatcher's node cuts it off.
-    Command,
-    /// An operator says that it is off.
-    Manual,
-}
-
-impl Fence {
-    /// Returns its name as clients write it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
-    /// Reads a name.
-    ///
-    /// # Errors
-    /// `EBadRequest` with the names that there are.
-    fn parse(text: &str) -> Result<Self> {
-        text.parse().map_err(|_| {
-            Error::bad_request(format!("invalid fence '{}': use local, lease, command or manual", text.escape_debug()))
-        })
-    }
 }
 
 /// What a task is called by its readers. What does not apply is `None`.

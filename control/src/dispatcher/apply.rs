@@ -1,17 +1,16 @@
-//! Takes what reads, writes and calls have brought, into the view and to those who wait.
+//! Applies what reads, writes and calls have brought to the cluster state, and answers the clients that wait for it.
 
-use super::cluster_state::{FenceProgress, Now};
+use super::cluster_state::FenceProgress;
 use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
-use super::enact::{Call, CallResult};
+use super::event::{Call, CallResult, Event, Purpose};
 use super::history::Known;
-use super::pending_mutations::PendingMutation;
-use super::reads::FleetRead;
+use super::now::Now;
 use super::tasks::{AssignReply, WriteFailure};
 use super::write::Written;
 use super::{Dispatcher, Ending};
 use crate::coord::paths;
-use crate::coord::{CoordError, Node, Watch, Zxid};
-use crate::model::{Drain, Epoch, Holder, NodeId, Record, TaskId, TaskRecord, TaskState};
+use crate::coord::{CoordError, Node, Zxid};
+use crate::model::{Epoch, Holder, NodeId, Record, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
@@ -24,76 +23,27 @@ const CLAIM_AGAIN: Duration = Duration::from_secs(5);
 /// The log says again so often that a task cannot be written.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// What a job has brought.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    Listed(Result<Vec<String>, CoordError>),
-    Read {
-        read: Result<Option<Node>, CoordError>,
-        task: TaskId,
-        /// When it was asked for.
-        known: Option<Known>,
-    },
-    Fleet(Result<(FleetRead, Watch), CoordError>),
-    Written {
-        task: TaskId,
-        purpose: Purpose,
-        written: Written,
-        took: Duration,
-    },
-    Resolved {
-        task: TaskId,
-        to: Holder,
-        answer: Result<Vec<String>, CallError>,
-    },
-    CallEnded {
-        call: Call,
-        task: TaskId,
-        holder: Holder,
-        grant: Option<Epoch>,
-        called: CallResult,
-    },
-    Fenced(Holder, FenceProgress),
-    Interrupted(NodeId, Result<(), CallError>),
-    Drained {
-        node: NodeId,
-        result: Result<Option<(Drain, i32)>, blockhaul_engine::error::Error>,
-        reply: super::handle::Reply<()>,
-    },
-}
-
-/// Whom a write is for.
-#[derive(Debug)]
-pub(crate) enum Purpose {
-    /// The dispatcher itself.
-    Decided,
-    /// A client.
-    Mutation(PendingMutation),
-    /// A client's new task.
-    Submitted,
-}
-
 impl Dispatcher {
     /// Takes one.
-    pub(crate) fn take(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Listed(listed) => self.take_list(listed),
-            Outcome::Read { read, task, known } => self.take_read(&task, known.as_ref(), read),
-            Outcome::Fleet(read) => self.take_fleet(read),
-            Outcome::Written { task, purpose, written, took } => {
+    pub(crate) fn apply(&mut self, event: Event) {
+        match event {
+            Event::Listed(listed) => self.take_list(listed),
+            Event::Read { read, task, known } => self.take_read(&task, known.as_ref(), read),
+            Event::Fleet(read) => self.take_fleet(read),
+            Event::Written { task, purpose, written, took } => {
                 self.writes_inflight -= 1;
                 self.store.add(took);
                 self.take_written(&task, purpose, written);
             }
-            Outcome::Resolved { task, to, answer } => {
+            Event::Resolved { task, to, answer } => {
                 self.calls_inflight -= 1;
                 self.take_resolved(&task, &to, answer);
             }
-            Outcome::CallEnded { call, task, holder, grant, called } => {
+            Event::CallEnded { call, task, holder, grant, called } => {
                 self.calls_inflight -= 1;
                 self.take_called(call, &task, &holder, grant, called);
             }
-            Outcome::Fenced(holder, fence_runner) => {
+            Event::Fenced(holder, fence_runner) => {
                 self.calls_inflight -= 1;
                 if let FenceProgress::Failed { why, .. } = &fence_runner {
                     tracing::error!(node = %holder.node, why, "could not fence_runner a lost runner off");
@@ -101,13 +51,13 @@ impl Dispatcher {
                 self.cluster.fences.insert((holder.node.clone(), holder.incarnation.0.clone()), fence_runner);
                 self.cluster.touch_lost(&holder, self.clock.boot_time());
             }
-            Outcome::Interrupted(node, result) => {
+            Event::Interrupted(node, result) => {
                 self.calls_inflight -= 1;
                 if let Err(error) = result {
                     tracing::info!(%node, %error, "could not ask a runner to give back what it holds");
                 }
             }
-            Outcome::Drained { node, result, reply } => self.take_drained(&node, result, reply),
+            Event::Drained { node, result, reply } => self.take_drained(&node, result, reply),
         }
     }
 

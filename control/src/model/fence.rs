@@ -1,0 +1,45 @@
+//! Names the ways to make sure that an earlier runner no longer writes a destination before another one does.
+
+use super::volume::is_network_or_socket;
+use blockhaul_engine::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// How it is made sure that an earlier runner no longer writes a destination before another one does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::EnumString, strum::IntoStaticStr)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+pub enum Fence {
+    /// A path of one node: the destination's lock is enough.
+    Local,
+    /// The earlier runner stops by its clock before its lease ends.
+    Lease,
+    /// A program on the dispatcher's node cuts it off.
+    Command,
+    /// An operator says that it is off.
+    Manual,
+}
+
+impl Fence {
+    /// Returns its name as clients write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// `EBadRequest` with the names that there are.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        text.parse().map_err(|_| {
+            Error::bad_request(format!("invalid fence '{}': use local, lease, command or manual", text.escape_debug()))
+        })
+    }
+}
+
+/// How a destination is fenced when the client does not say: by its lock if it is a path, by the runner's lease if it is
+/// an export (a server has no lock, and a killed runner's requests may still be on their way).
+#[must_use]
+pub(crate) fn default_fence(destination: &str) -> Fence {
+    if is_network_or_socket(destination) { Fence::Lease } else { Fence::Local }
+}
