@@ -7,9 +7,9 @@
 use super::local::LocalVolume;
 use super::lock::{LockWait, lock_file, open_device, refuse_claimed};
 use super::node::{Node, NodeKind, absolute, errno};
-use super::open_copy::Purpose;
 use super::open_for_reading::OpenSource;
 use super::open_volume::OpenVolume;
+use super::purpose::Purpose;
 use super::route::open_unnamed;
 use super::topology::kernel_filesystem;
 use crate::error::{Code, Error, Operation, Result, Side};

@@ -12,6 +12,7 @@ use super::node::Node;
 use super::occupancy::Occupied;
 use super::open_for_reading::{OpenSource, ReadOptions, open_export};
 use super::open_volume::OpenVolume;
+use super::purpose::Purpose;
 use super::{Locator, NbdUri, Volume, VolumeKind, kernel_calls};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::spec::CopySpec;
@@ -52,15 +53,6 @@ impl fmt::Display for DestinationContent {
             Self::Occupied(found) => found.fmt(f),
         }
     }
-}
-
-/// What both ends are opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    /// To copy.
-    Copy,
-    /// To find out what a copy would be refused for: a missing destination is not created.
-    Check,
 }
 
 /// Both ends of a copy; the destination locked.

@@ -1,0 +1,10 @@
+//! Says what both volumes of a copy are opened for.
+
+/// What both ends are opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To copy.
+    Copy,
+    /// To find out what a copy would be refused for: a missing destination is not created.
+    Check,
+}
