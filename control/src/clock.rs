@@ -5,30 +5,31 @@
 
 use std::time::Duration;
 
-/// Where time comes from.
+/// Source of time.
 pub trait Clock: Send + Sync + std::fmt::Debug {
-    /// Time since the node was started, the time it slept included.
+    /// Returns the time since the node was booted, time asleep included.
     fn boot_time(&self) -> Duration;
-    /// Milliseconds since 1970-01-01 UTC. May jump.
+    /// Returns milliseconds since 1970-01-01 UTC. May jump.
     fn unix_ms(&self) -> u64;
 }
 
-/// How far a node's wall clock is from its peers': as the node was told, corrected by how the clock was set since.
+/// Offset of a node's wall clock from its peers' clocks: as the leader measured it, corrected by changes of the clock
+/// since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockOffset {
     told_ms: i64,
-    /// The wall clock less the boot-time clock then: changes only when the wall clock is set.
+    /// Wall clock minus boot-time clock at the measurement: changes only when the wall clock is set.
     epoch_ms: i64,
 }
 
 impl ClockOffset {
-    /// Ahead by so many milliseconds now.
+    /// Creates an offset: the clock is ahead by `told_ms` now.
     #[must_use]
     pub fn told(told_ms: i64, clock: &dyn Clock) -> Self {
         Self { told_ms, epoch_ms: epoch_ms(clock) }
     }
 
-    /// Ahead by so many milliseconds.
+    /// Returns by how many milliseconds the clock is ahead.
     #[must_use]
     pub fn ms(&self, clock: &dyn Clock) -> i64 {
         self.told_ms.saturating_add(epoch_ms(clock).saturating_sub(self.epoch_ms))
@@ -56,19 +57,19 @@ impl Clock for HostClock {
     }
 }
 
-/// The clock that goes with a test's time.
+/// Test clock that follows tokio's time.
 #[cfg(test)]
 #[derive(Debug)]
 pub(crate) struct TestClock(tokio::time::Instant, std::sync::atomic::AtomicU64);
 
 #[cfg(test)]
 impl TestClock {
-    /// Of a node that is up for a while.
+    /// Returns the clock of a node that has been up for a while.
     pub(crate) fn start() -> Self {
         Self(tokio::time::Instant::now(), std::sync::atomic::AtomicU64::new(0))
     }
 
-    /// The wall clock is ahead by so many milliseconds from now on.
+    /// Moves the wall clock ahead by `ahead_ms` from now on.
     pub(crate) fn jump(&self, ahead_ms: u64) {
         self.1.store(ahead_ms, std::sync::atomic::Ordering::Relaxed);
     }

@@ -32,33 +32,33 @@ pub struct Limits {
 
 /// As many copies as share two cores well.
 const SLOTS_DEFAULT: u32 = 4;
-/// More slots than that are a mistake in units.
+/// More slots than these are a mistake in units.
 const SLOTS_MAX: u32 = 256;
-/// Long enough for a weekend's question, short enough for the store.
+/// Long enough for a question after a weekend, short enough for the store.
 const RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Assumed life of a request in network and server.
+/// Assumed lifetime of a request in network and server.
 const QUIET_AFTER_DEFAULT: Duration = Duration::from_secs(30);
-/// Far more than NTP leaves, and far less than what anybody would want tasks labelled by.
+/// Far more than NTP leaves, and far less than would mislabel tasks.
 const CLOCK_OFF_DEFAULT: Duration = Duration::from_secs(60);
-/// Below, delays of the network would end leaderships.
+/// Below, delays of the network would end terms.
 const CLOCK_OFF_MIN: Duration = Duration::from_secs(10);
-/// Twice the window in which a cut ZooKeeper server still answers reads, with its usual settings.
+/// Twice the time for which a ZooKeeper server that is cut off still answers reads, with its usual settings.
 const SESSION_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-/// Longest name of a host that Linux knows.
+/// Longest host name of Linux.
 const HOST_NAME_MAX: usize = 64;
-/// The loopback address: what is reachable from elsewhere is somebody's decision.
+/// Loopback address: listening where others reach it takes a flag.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
-/// Often enough to notice a loss within the timeout, whatever single packets are lost.
+/// Often enough to notice a loss within the timeout even if single packets are lost.
 const DATA_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 /// A switch that is replaced or a spanning tree that settles must not cost every node its roles.
 const DATA_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// Below, probes would be load.
 const DATA_INTERVAL_MIN: Duration = Duration::from_millis(50);
-/// Above, nobody would wait for it.
+/// Above, the timeout would be of no use.
 const DATA_TIMEOUT_MAX: Duration = Duration::from_secs(60);
-/// What protects what is listened at.
+/// Flags that secure a listener.
 const CERTIFICATES: &str = "--tls-cert, --tls-key and --tls-ca";
-/// A configuration is a page of text.
+/// Longest configuration file: guards against naming a wrong one.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Runs copies as tasks: alone, or with others through ZooKeeper.
@@ -75,162 +75,163 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 )]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RawConfig {
-    /// Read what follows from this file too: TOML, or JSON if its name ends with .json
+    /// Read further settings from FILE: TOML, or JSON if its name ends with .json
     #[arg(long, value_name = "FILE", env = "TASKD_CONFIG")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// One process without ZooKeeper; the store is a file in the state directory
+    /// Run one node without ZooKeeper; the store is a file in the state directory
     #[arg(long, env = "TASKD_STANDALONE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub standalone: Option<bool>,
-    /// Name of this node, the same after each restart [default with --standalone: the host's name]
+    /// Name this node, the same after each restart [default with --standalone: the host's name]
     #[arg(long, value_name = "ID", env = "TASKD_NODE_ID")]
     pub node_id: Option<String>,
-    /// Where to listen for clients and other nodes; port 0 is a free one [default: 127.0.0.1:7400]
+    /// Listen at ADDR:PORT for clients and other nodes; port 0 is a free one [default: 127.0.0.1:7400]
     #[arg(long, value_name = "ADDR", env = "TASKD_LISTEN")]
     pub listen: Option<String>,
-    /// Where others reach this node [default: as --listen; of 0.0.0.0 the host's name]
+    /// Tell others to reach this node at HOST:PORT [default: as --listen; of 0.0.0.0 the host's name]
     #[arg(long, value_name = "ADDR", env = "TASKD_ADVERTISE")]
     pub advertise: Option<String>,
-    /// Servers of the ensemble and the center's root in it: a:2181,b:2181,c:2181/blockhaul
+    /// Use the ensemble and the center's root in it: a:2181,b:2181,c:2181/blockhaul
     #[arg(long, value_name = "HOSTS/CHROOT", env = "TASKD_ZOOKEEPER", conflicts_with = "standalone")]
     pub zookeeper: Option<String>,
-    /// File with SCHEME:CREDENTIALS, as digest:NAME:PASSWORD, that alone may write the center's records
+    /// Read SCHEME:CREDENTIALS (digest:NAME:PASSWORD) from FILE; only their owner may write the center's records
     #[arg(long, value_name = "FILE", env = "TASKD_ZOOKEEPER_AUTH")]
     pub zookeeper_auth: Option<PathBuf>,
-    /// After how long without a sign of life a node counts as lost: 6s to 120s [default: 10s]
+    /// Count a node as lost after so long without a sign of life: 6s to 120s [default: 10s]
     #[arg(long, value_name = "DURATION", env = "TASKD_SESSION_TIMEOUT")]
     pub session_timeout: Option<String>,
-    /// Locks, journals and the store [default: $STATE_DIRECTORY, $XDG_STATE_HOME/blockhaul or ~/.local/state/blockhaul]
+    /// Keep locks, journals and the store in DIR [default: $STATE_DIRECTORY, $XDG_STATE_HOME/blockhaul or
+    /// ~/.local/state/blockhaul]
     #[arg(long, value_name = "DIR", env = "TASKD_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Folders and devices that tasks may touch [default: none]
+    /// Allow tasks to use this folder or device; repeatable [default: none]
     #[arg(long, value_name = "DIR", env = "TASKD_ALLOW_PATH", num_args = 1.., value_delimiter = ',')]
     pub allow_path: Vec<PathBuf>,
-    /// Servers whose exports tasks may use [default: all]
+    /// Allow tasks to use exports of this server; repeatable [default: all]
     #[arg(long, value_name = "HOST[:PORT]", env = "TASKD_ALLOW_NBD", num_args = 1.., value_delimiter = ',')]
     pub allow_nbd: Vec<String>,
-    /// Tasks that run at once [default: 4]
+    /// Run at most so many tasks at once: 1 to 256 [default: 4]
     #[arg(long, value_name = "N", env = "TASKD_SLOTS")]
     pub slots: Option<u32>,
-    /// Remarks for operators, shown by `blockhaul runners`
+    /// Describe this node for operators, shown by `blockhaul runners`; repeatable
     #[arg(long, value_name = "KEY=VALUE", env = "TASKD_LABEL", value_delimiter = ',')]
     pub label: Vec<String>,
-    /// How long finished tasks are kept [default: 7d]
+    /// Keep finished tasks for so long [default: 7d]
     #[arg(long, value_name = "DURATION", env = "TASKD_RETENTION")]
     pub retention: Option<String>,
-    /// How long a request of a lost runner may still be on its way to a server [default: 30s]
+    /// Assume that a request of a lost runner may reach a server for so long [default: 30s]
     #[arg(long, value_name = "DURATION", env = "TASKD_QUIET_AFTER")]
     pub quiet_after: Option<String>,
-    /// How far this node's wall clock may be from the median of its peers' clocks while it leads or stands for election: 10s
-    /// or more; judged only among three nodes or more [default: 1m]
+    /// Resign leadership while this node's wall clock is further than this from the median of its peers' clocks: 10s or
+    /// more; checked only among three nodes or more [default: 1m]
     #[arg(long, value_name = "DURATION", env = "TASKD_CLOCK_OFF")]
     pub clock_off: Option<String>,
-    /// Program that cuts a lost node off, for tasks with --fence command: called with the node's name, 0 is done
+    /// Run PROGRAM to cut off a lost node, for tasks with --fence command: it gets the node's name and exits 0 when
+    /// done
     #[arg(long, value_name = "FILE", env = "TASKD_FENCE_COMMAND")]
     pub fence_command: Option<PathBuf>,
-    /// Serve metrics for Prometheus there, over plain HTTP [default: not]
+    /// Serve metrics for Prometheus at ADDR:PORT, over plain HTTP [default: not served]
     #[arg(long, value_name = "ADDR", env = "TASKD_METRICS")]
     pub metrics: Option<String>,
-    /// Address or interface of this node in the storage network: probed by its peers; a node that reaches none of them gives
-    /// its roles up until it does [default: not probed]
+    /// Probe the peers from this address or interface of the storage network; a node that reaches none of them gives up
+    /// its roles until it does [default: not probed]
     #[arg(long, value_name = "ADDR|INTERFACE[:PORT]", env = "TASKD_DATA_ADDRESS")]
     pub data_address: Option<String>,
-    /// Between two probes of a peer [default: 1s]
+    /// Probe each peer once in this interval: 50ms or more [default: 1s]
     #[arg(long, value_name = "DURATION", env = "TASKD_DATA_CHANNEL_INTERVAL")]
     pub data_channel_interval: Option<String>,
-    /// Silence of all peers after which the storage network counts as lost; judged only while there are two peers or more
-    /// [default: 5s]
+    /// Count the storage network as lost after silence of all peers for so long: at most 60s; checked only with two
+    /// peers or more [default: 5s]
     #[arg(long, value_name = "DURATION", env = "TASKD_DATA_CHANNEL_TIMEOUT")]
     pub data_channel_timeout: Option<String>,
-    /// Service address that is always on the node that leads, which answers there at the port of --listen; needs CAP_NET_ADMIN
-    /// and CAP_NET_RAW [default: none]
+    /// Keep this service address on the node that leads, at the port of --listen; needs CAP_NET_ADMIN and CAP_NET_RAW
+    /// [default: none]
     #[arg(long, value_name = "ADDR/PREFIX@INTERFACE", env = "TASKD_VIP")]
     pub vip: Option<String>,
-    /// Worker threads of the engine, each pinned to a core [default: all cores]
+    /// Start so many worker threads of the engine, each pinned to a core [default: one for each core]
     #[arg(long, value_name = "N", env = "TASKD_CORES")]
     pub cores: Option<usize>,
-    /// Upper bound of all buffers of the engine together [default: chosen by the engine]
+    /// Limit the buffers of the engine to so many bytes in all [default: chosen by the engine]
     #[arg(long, value_name = "SIZE", env = "TASKD_MEMORY")]
     pub memory: Option<String>,
-    /// Certificate of this process, as PEM, for where it listens and where it calls; read again when a file of certificates
-    /// changes
+    /// Use this certificate (PEM) for listening and calling; read again when a file of certificates changes
     #[arg(long, value_name = "FILE", env = "TASKD_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
-    /// Private key of that certificate, as PEM
+    /// Use this private key of the certificate (PEM)
     #[arg(long, value_name = "FILE", env = "TASKD_TLS_KEY")]
     pub tls_key: Option<PathBuf>,
-    /// Certificates of the authorities that peers must be signed by, as PEM
+    /// Accept peers whose certificates one of these authorities (PEM) has signed
     #[arg(long, value_name = "FILE", env = "TASKD_TLS_CA")]
     pub tls_ca: Option<PathBuf>,
-    /// Listen at addresses that other hosts reach, without TLS: whoever reaches them may do everything
+    /// Listen without TLS at addresses that other hosts reach: every host that reaches them gets every right
     #[arg(long, env = "TASKD_INSECURE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub insecure: Option<bool>,
-    /// What to log to stderr, as in RUST_LOG [default: $RUST_LOG or info]
+    /// Filter the log on stderr, as RUST_LOG does [default: $RUST_LOG or info]
     #[arg(long, value_name = "FILTER", env = "TASKD_LOG")]
     pub log: Option<String>,
 }
 
-/// What a `taskd` is told, complete.
+/// Validated settings of a `taskd`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Its name.
+    /// Name of the node.
     pub node: NodeId,
-    /// Where the coordination service is.
+    /// Coordination service.
     pub store: Store,
-    /// Where it listens.
+    /// Address that it listens at.
     pub listen: SocketAddr,
-    /// Where others reach it, as `HOST:PORT`; `None`: where it listens.
+    /// Address at which others reach it, as `HOST:PORT`; `None`: the address that it listens at.
     pub advertise: Option<String>,
-    /// Absolute.
+    /// State directory. Absolute.
     pub state_dir: PathBuf,
-    /// Absolute.
+    /// Allowed folders and devices. Absolute.
     pub allow_paths: Vec<PathBuf>,
-    /// `HOST[:PORT]`; empty: all.
+    /// Allowed servers, `HOST[:PORT]`; empty: all.
     pub allow_nbd: Vec<String>,
-    /// 1 to 256.
+    /// Tasks at once: 1 to 256.
     pub slots: u32,
-    /// For operators.
+    /// Labels for operators.
     pub labels: BTreeMap<String, String>,
     /// How long finished tasks are kept.
     pub retention: Duration,
-    /// Assumed life of a request in network and server.
+    /// Assumed lifetime of a request in network and server.
     pub quiet_after: Duration,
-    /// By how much this node's wall clock may be off its peers' while it leads.
+    /// Largest offset of this node's wall clock from its peers' while it leads.
     pub clock_off: Duration,
-    /// Absolute.
+    /// Fence program. Absolute.
     pub fence_command: Option<PathBuf>,
-    /// Where metrics are served.
+    /// Address at which metrics are served.
     pub metrics: Option<SocketAddr>,
-    /// The storage network; `None`: not watched.
+    /// Address and timing in the storage network; `None`: not probed.
     pub data: Option<(DataAddress, ProbeTiming)>,
-    /// As it was typed: judged when the server is initialised, as it takes the host to do so.
+    /// Service address as given: checked when the node is initialised, as that needs the host.
     pub vip: Option<String>,
-    /// Of the engine; `None`: all.
+    /// Worker threads of the engine; `None`: one for each core.
     pub cores: Option<usize>,
-    /// Of the engine, in bytes.
+    /// Bound of the engine's buffers, in bytes.
     pub memory_bytes: Option<usize>,
-    /// Of all listeners and calls but the metrics.
+    /// TLS of all listeners and calls except the metrics.
     pub tls: Option<Tls>,
 }
 
-/// Where the coordination service is.
+/// Coordination service to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
-    /// In the state directory: there is one node.
+    /// A file in the state directory: there is one node.
     Embedded,
-    /// In an ensemble.
+    /// A ZooKeeper ensemble.
     ZooKeeper {
         /// `HOST:PORT[,HOST:PORT...][/CHROOT]`.
         address: String,
-        /// The file with the credentials.
+        /// File with the credentials.
         auth: Option<PathBuf>,
-        /// Asked for; the ensemble may grant another one.
+        /// Requested timeout; the ensemble may grant another one.
         session_timeout: Duration,
     },
 }
 
 impl RawConfig {
-    /// The flags and the environment over the file that they name.
+    /// Merges the flags and the environment with the file that they name; the flags win.
     ///
     /// # Errors
     /// `ENotFound`, `EPermission` or `EBadRequest` if the file cannot be read or understood.
@@ -281,7 +282,7 @@ impl RawConfig {
         }
     }
 
-    /// What can be changed without a restart.
+    /// Returns the settings that can be changed without a restart.
     ///
     /// # Errors
     /// `EBadRequest` naming the flag.
@@ -289,7 +290,7 @@ impl RawConfig {
         Ok(Limits { slots: checked_slots(self.slots)? })
     }
 
-    /// Settles everything. Reads the environment through `variable`, and the files of keys.
+    /// Resolves everything. Reads the environment through `variable`, and the key files.
     ///
     /// # Errors
     /// `EBadRequest` naming the flag; `ENotFound` or `EPermission` for files of keys.
@@ -362,7 +363,7 @@ impl RawConfig {
     }
 }
 
-/// Refuses what would not fit into the node's registration: it is one record of the store.
+/// Refuses what would not fit into the node's registration, which is one record of the store.
 fn registrable(config: &Config) -> Result<()> {
     let paths: Vec<String> = config.allow_paths.iter().map(|path| path.shown().to_string()).collect();
     // What is not known yet is as long as it can get.
@@ -419,7 +420,7 @@ fn node(given: Option<String>, is_alone: bool) -> Result<NodeId> {
     }
 }
 
-/// What this host calls itself.
+/// Returns the name of this host.
 pub(crate) fn host_name() -> Option<String> {
     nix::unistd::gethostname().ok()?.into_string().ok()
 }
@@ -454,7 +455,7 @@ fn store(
     }
 }
 
-/// The first address that a `HOST:PORT` stands for.
+/// Returns the first address that a `HOST:PORT` stands for.
 fn address(flag: &str, text: &str) -> Result<SocketAddr> {
     let refused = |why: String| Error::bad_request(format!("{flag} '{}': {why}", text.escape_debug()));
     HostPort::parse(text).map_err(|why| refused(why.to_owned()))?;
@@ -518,7 +519,7 @@ fn duration(flag: &str, text: Option<String>, default: Duration) -> Result<Durat
     text.map_or(Ok(default), parse)
 }
 
-/// The storage network, if it is to be watched.
+/// Returns address and timing in the storage network, if it is to be probed.
 fn data(
     address: Option<String>,
     interval: Option<String>,

@@ -14,7 +14,7 @@ use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
-/// Carries work out on this node.
+/// Carries out work on this node.
 #[async_trait]
 pub trait Executor: Send + Sync + std::fmt::Debug {
     /// Returns the identities of a destination on this node, its own first. Changes nothing.
@@ -29,14 +29,14 @@ pub trait Executor: Send + Sync + std::fmt::Debug {
     /// Starts a comparison. Returns at once; a difference is in its outcome as `EVerifyMismatch`.
     fn compare(&self, job: CompareJob, execution: Execution) -> Arc<dyn ExecutionHandle>;
 
-    /// Returns the tasks that something is kept of here (a journal), with their times of creation in milliseconds since 1970.
+    /// Returns the tasks that have data here (a journal), with their times of creation in milliseconds since 1970.
     fn kept(&self) -> Vec<(TaskId, u64)>;
 
-    /// Drops what is kept of a task: it has ended, or others go on with it.
+    /// Deletes the data of a task: it has ended, or other nodes continue it.
     fn forget(&self, task: &TaskId, created_ms: u64);
 }
 
-/// What the engine is to copy.
+/// Copy for the engine to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "one fact, one home: the task")]
 pub struct CopyJob {
@@ -48,22 +48,22 @@ pub struct CopyJob {
     pub sparse: Sparse,
     pub reflink: Reflink,
     pub digest: DigestKind,
-    /// Whether nothing of an earlier attempt may be gone on with.
+    /// Whether nothing of an earlier attempt may be reused.
     pub starts_over: bool,
 }
 
-/// What the engine is to compare.
+/// Comparison for the engine to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompareJob {
-    /// What should be there.
+    /// Expected content.
     pub reference: Reference,
-    /// What is checked.
+    /// Volume to check.
     pub volume: TaskVolume,
-    /// Bytes per second.
+    /// Limit in bytes per second.
     pub limit: Option<u64>,
 }
 
-/// What a volume is compared with.
+/// Reference of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// Another volume.
@@ -75,37 +75,38 @@ pub enum Reference {
 /// One attempt at a task.
 #[derive(Debug)]
 pub struct Execution {
-    /// Which task.
+    /// The task.
     pub task: TaskId,
     /// When the task was created, in milliseconds since 1970: tells it from an earlier task of the same name.
     pub created_ms: u64,
-    /// The grant under which the attempt writes.
+    /// Grant under which the attempt writes.
     pub epoch: Epoch,
-    /// Whether the destination was judged before: then it may hold data, and the copy goes on with it.
+    /// Whether the destination was checked before: then it may hold data, and the copy continues on it.
     pub admitted: bool,
     /// Grants of earlier attempts that have begun.
     pub earlier: Vec<Epoch>,
-    /// What earlier attempts have made durable, as the record has it.
+    /// What earlier attempts have made durable, according to the record.
     pub durable: DurableMap,
-    /// Until when writes may be submitted.
+    /// Gate that closes when writes may no longer be submitted.
     pub gate: Arc<Gate>,
-    /// Takes the request for the permit to write, when everything else has been settled and before the first change to the
+    /// Receives the request for the permit to write, when everything else is ready and before the first change to the
     /// destination. Work that writes nothing asks before it reads.
     pub admission: oneshot::Sender<WritePermitRequest>,
 }
 
-/// A copy asks whether it may write. It waits for the answer; a question that is dropped is a no.
+/// Request of a copy for the permit to write. The copy waits for the answer; a dropped request is a refusal.
 #[derive(Debug)]
 pub struct WritePermitRequest {
-    /// What it goes on from: what the record has, or less if the destination is not what the record was made of.
+    /// Bytes that it does not copy again: those of the record, or fewer if the destination is not the one that the
+    /// record describes.
     pub durable: DurableMap,
-    /// Where the answer goes.
+    /// Channel for the answer.
     pub answer: oneshot::Sender<Result<(), Error>>,
 }
 
 impl WritePermitRequest {
-    /// Asks through what an [`Execution`] has brought, for a copy that goes on from `durable`. An answer that can never come,
-    /// as nobody listens or it was asked before, is dropped.
+    /// Asks through the channel of an [`Execution`], for a copy that continues from `durable`. The answer channel is
+    /// dropped if no receiver exists or it has asked before.
     pub(crate) fn ask(
         admission: &Mutex<Option<oneshot::Sender<Self>>>,
         durable: DurableMap,
@@ -119,28 +120,29 @@ impl WritePermitRequest {
     }
 }
 
-/// A copy that runs, or has ended.
+/// Copy that runs, or has ended.
 #[async_trait]
 pub trait ExecutionHandle: Send + Sync + std::fmt::Debug {
-    /// Where it stands.
+    /// Returns the progress.
     fn progress(&self) -> Progress;
 
-    /// What is durable on the destination; empty until it has begun to copy.
+    /// Returns what is durable on the destination; empty until it has begun to copy.
     fn durable(&self) -> DurableMap;
 
-    /// Changes its limit, in bytes per second.
+    /// Changes the limit, in bytes per second.
     fn set_limit(&self, bytes_per_second: Option<u64>);
 
-    /// Asks it to stop at the next block. The first reason holds.
+    /// Asks the copy to stop at the next block. The first reason is kept.
     fn cancel(&self, reason: Reason);
 
     /// Resets its connections at once.
     fn cut(&self);
 
-    /// Waits for its end. Called once.
+    /// Waits for the end. Called once.
     async fn ended(&self) -> Outcome;
 
-    /// After an end that was not quiet: waits until nothing of it can happen any more, for ever if nobody can tell.
+    /// Waits, after an end with operations in flight, until none of them can take effect any more; forever if that
+    /// cannot be known.
     async fn quiet(&self) {
         std::future::pending().await
     }
@@ -171,33 +173,33 @@ impl ExecutionHandle for Refused {
     }
 }
 
-/// How a copy ended.
+/// Outcome of a copy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// How.
+    /// How it ended.
     pub end: End,
     /// Whether none of its operations is in flight any more.
     pub quiesced: bool,
-    /// Where it stood.
+    /// Progress at the end.
     pub progress: Progress,
-    /// What is durable.
+    /// Durable bytes.
     pub durable: DurableMap,
-    /// The engine's report.
+    /// Report of the engine.
     pub report: Option<serde_json::Value>,
 }
 
-/// In which way a copy ended.
+/// How a copy ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Every byte is there, flushed, and verified if that was asked for.
+    /// Every byte is written, flushed, and verified if that was asked for.
     Succeeded,
-    /// It was asked to stop, and has.
+    /// It was asked to stop, and did.
     Stopped(Reason),
     /// It failed.
     Failed(Failure),
 }
 
-/// The error of a copy that was stopped before it began to write.
+/// Returns the error of a copy that was stopped before it began to write.
 pub(crate) fn stopped_early(reason: Reason) -> Error {
     let code = match reason {
         Reason::UserCancel => Code::Cancelled,
@@ -209,13 +211,13 @@ pub(crate) fn stopped_early(reason: Reason) -> Error {
 }
 
 impl Outcome {
-    /// The outcome of a copy that has touched nothing.
+    /// Returns the outcome of a copy that has changed nothing.
     #[must_use]
     pub fn untouched(end: End) -> Self {
         Self { end, quiesced: true, progress: Progress::default(), durable: DurableMap::default(), report: None }
     }
 
-    /// The outcome of a copy that failed before it touched anything.
+    /// Returns the outcome of a copy that failed before it changed anything.
     #[must_use]
     pub fn refused(error: &Error) -> Self {
         Self::untouched(match error.code {

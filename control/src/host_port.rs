@@ -5,16 +5,16 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-/// A host and one of its ports. An IPv6 address is written in brackets.
+/// Host and one of its ports. An IPv6 address is written in brackets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
-    /// As it was written, brackets included.
+    /// Host as it was written, brackets included.
     host: String,
     port: u16,
 }
 
 impl HostPort {
-    /// Reads one. Port 0 is one here, and up to the caller.
+    /// Parses `HOST:PORT`. Port 0 is accepted; the caller decides what it means.
     ///
     /// # Errors
     /// What is wrong with the text, for a sentence that names it.
@@ -23,7 +23,7 @@ impl HostPort {
         Ok(Self { host: parse_host(host)?, port: parse_port(port)? })
     }
 
-    /// The same where somebody is to be called.
+    /// Parses the address of a peer to call.
     ///
     /// # Errors
     /// As [`HostPort::parse`]; also for port 0.
@@ -35,7 +35,7 @@ impl HostPort {
     }
 }
 
-/// Reads a host that may have a port: `HOST` or `HOST:PORT`.
+/// Parses a host that may have a port: `HOST` or `HOST:PORT`.
 ///
 /// # Errors
 /// As [`HostPort::parse_peer`].
@@ -48,7 +48,7 @@ pub(crate) fn parse_server(text: &str) -> Result<(String, Option<u16>), &'static
     Ok((parse_host(text)?, None))
 }
 
-/// Reads a port alone: digits, where `str::parse` would take a sign, too.
+/// Parses a port alone: digits, where `str::parse` would accept a sign, too.
 ///
 /// # Errors
 /// What is wrong with the text.

@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// Between two rounds of a loop that has nothing to do: a part of any watchdog's patience.
+/// Time between two rounds of an idle loop: a fraction of any watchdog's timeout.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// Counts the rounds of one loop. Clones count for the same one.
+/// Counts the rounds of one loop. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct LivenessCounter(Arc<AtomicU64>);
 
 impl LivenessCounter {
-    /// The loop has gone round.
+    /// Counts one round.
     pub fn beat(&self) {
         self.0.fetch_add(1, Relaxed);
     }
 
-    /// Beats for a loop that has nothing to do, while `is_idle`: it shows that the future which it is a part of is polled.
+    /// Counts rounds for an idle loop, while `is_idle`: that shows that the future around it is polled.
     pub(crate) async fn idle(&self, is_idle: impl Fn() -> bool) {
         loop {
             if is_idle() {
@@ -36,7 +36,7 @@ impl LivenessCounter {
     }
 }
 
-/// Looks at several loops.
+/// Watches several loops.
 #[derive(Debug)]
 pub(crate) struct LivenessCounters(Vec<(LivenessCounter, u64)>);
 
@@ -45,7 +45,7 @@ impl LivenessCounters {
         Self(liveness.into_iter().map(|liveness| (liveness, 0)).collect())
     }
 
-    /// Whether all have gone round since this was true last.
+    /// Tells whether all loops have completed a round since this was last true.
     pub(crate) fn have_all_advanced(&mut self) -> bool {
         if self.0.iter().any(|(liveness, seen)| liveness.count() == *seen) {
             return false;

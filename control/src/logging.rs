@@ -10,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 pub(crate) struct Logging(Box<dyn Fn(EnvFilter) -> Result<()>>);
 
 impl Logging {
-    /// Logs from here on: by `--log`, else `$RUST_LOG`, else what happens at all.
+    /// Starts logging with the filter of `--log`, else `$RUST_LOG`, else `info`.
     pub(crate) fn start(wanted: Option<&str>) -> Result<Self> {
         let colours = std::io::stderr().is_terminal();
         let log = tracing_subscriber::fmt().with_ansi(colours).with_writer(LogWriter::default);
@@ -24,7 +24,7 @@ impl Logging {
         Ok(Self(Box::new(change)))
     }
 
-    /// Logs by another filter from here on.
+    /// Changes the filter.
     pub(crate) fn change(&self, wanted: Option<&str>) -> Result<()> {
         (self.0)(filter(wanted)?)
     }

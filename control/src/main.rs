@@ -24,24 +24,25 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
 
-/// Threads of the runtime besides one for each core: for names, files and the store, while all of these are used at once.
+/// Threads of the runtime besides one for each core: for names, files and the store, when all of these are used at
+/// once.
 const BLOCKING_THREADS: usize = 4;
-/// From the first signal to the end of the process, at most: for all stages of a stop, and what comes after them.
+/// Longest time from the first signal to the end of the process: all stages of a stop, and what comes after them.
 const STOP_MAX: Duration = Duration::from_millis(18_500);
 const _: () = assert!(STOP_MAX.as_millis() > blockhaul_control::node::STOP_MAX.as_millis());
 const _: () = assert!(STOP_MAX.as_millis() + standard_streams::AFTER_STOP_MAX.as_millis() < 20_000);
-/// From the second one: for what a process that is gone cannot mend.
+/// Longest time from the second signal: for what outlives the process if it is left undone.
 const FAST_STOP_MAX: Duration = Duration::from_secs(2);
 
-/// What the owner waits for.
+/// Event that the owner waits for.
 enum Event {
     /// This signal has arrived.
     Signal(i32),
-    /// The server has ended.
+    /// The node has ended.
     Ended(Result<()>),
 }
 
-/// Says that the server has ended, even if it ends without a word.
+/// Reports that the node has ended, even if its thread panics.
 struct Ending(Sender<Event>, Option<Result<()>>);
 
 impl Drop for Ending {
@@ -69,10 +70,10 @@ fn main() -> ExitCode {
     code
 }
 
-/// Why the process ends with another code than 0.
+/// Failure that makes the process exit with another code than 0.
 struct Failure {
     error: Error,
-    /// What was typed makes no sense; nothing has been touched.
+    /// Whether it is a usage error; nothing has been changed.
     is_usage: bool,
 }
 
@@ -89,7 +90,7 @@ impl Failure {
     }
 }
 
-/// Handlers do nothing but wake a thread, which does nothing but wake the owner.
+/// Starts a thread that waits for signals and wakes the owner.
 fn catch_signals(events: Sender<Event>) -> std::result::Result<(), Failure> {
     let failed = |error: std::io::Error, what| Error::io(Side::Engine, Operation::Start, &error, what);
     // A handler that does nothing, so that a write past the limit on the size of files fails instead of killing.
@@ -130,7 +131,7 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
     result.map_err(|error| if is_resolved { error.into() } else { Failure::of_usage(error) })
 }
 
-/// Waits for the server's end; asked to stop, only for so long; asked again, hardly at all.
+/// Waits for the node's end: bounded after the first request to stop, briefly after the second.
 fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result<()> {
     let mut deadline: Option<Instant> = None;
     loop {
@@ -163,7 +164,7 @@ fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result
     }
 }
 
-/// Reads the file of `--config` and the certificates again. What cannot be understood changes nothing.
+/// Reads the file of `--config` and the certificates again. Invalid settings change nothing.
 fn reload(control: &Control, logging: &Logging) {
     control.read_certificates();
     let read = || -> Result<()> {

@@ -28,23 +28,23 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// For the dispatcher to say how it stands.
+/// Longest wait for the dispatcher's status.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// One request is all that a connection has time for.
+/// Every connection is closed after one request.
 const CLOSE: (header::HeaderName, &str) = (header::CONNECTION, "close");
 
 type Real = Gauge<f64, AtomicU64>;
 type Whole = Gauge<u64, AtomicU64>;
 
-/// Where metrics are served.
+/// Server of the metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     stopping: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
-/// Whom a request asks.
+/// Sources of the numbers.
 #[derive(Clone, Debug)]
 struct Sources {
     roles: NodeRoles,
@@ -56,7 +56,7 @@ impl Metrics {
     /// Serves at `address`.
     ///
     /// # Errors
-    /// What the system says.
+    /// An error of the system.
     pub(crate) async fn open(
         address: SocketAddr,
         roles: NodeRoles,
@@ -91,7 +91,7 @@ impl Metrics {
     }
 }
 
-/// Lets in as many as there are places.
+/// Accepts as many connections as are admitted.
 struct Door {
     socket: TcpListener,
     admission: Admission,

@@ -10,17 +10,17 @@ use async_trait::async_trait;
 use blockhaul_engine::error::Code;
 use std::sync::{Arc, OnceLock};
 
-/// The center that this process has joined, once it has; see [`Meta::center`](crate::model::Meta).
+/// Identity of the center that this process has joined, once it has; see [`Meta::center`](crate::model::Meta).
 pub type CenterId = Arc<OnceLock<String>>;
 
-/// One life of a node, and where it is reached.
+/// One incarnation of a node, and the address at which it is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// As `HOST:PORT`.
+    /// Address, as `HOST:PORT`.
     pub address: String,
     /// Its node.
     pub node: NodeId,
-    /// Its life.
+    /// Its incarnation.
     pub incarnation: Incarnation,
 }
 
@@ -36,19 +36,19 @@ impl From<Leader> for Peer {
     }
 }
 
-/// Whom a call is for. What is `None` was not said, as by a caller that is older than this, and is not judged.
+/// Addressee of a call. A field that is `None` was not sent, as by an older caller, and is not checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addressee {
-    /// The center that the caller belongs to.
+    /// Center that the caller belongs to.
     pub center: Option<String>,
-    /// The node that the caller means to reach.
+    /// Node that the caller means to reach.
     pub node: Option<String>,
-    /// The life of that node.
+    /// Incarnation of that node.
     pub incarnation: Option<String>,
 }
 
 impl Addressee {
-    /// A process, as a member of `center` knows it.
+    /// Names a process, as a member of `center` knows it.
     #[must_use]
     pub fn new(center: &CenterId, peer: &Peer) -> Self {
         Self {
@@ -62,16 +62,16 @@ impl Addressee {
 /// This process, as calls have to name it.
 #[derive(Clone, Debug)]
 pub struct LocalIdentity {
-    /// The center that it has joined.
+    /// Center that it has joined.
     pub center: CenterId,
     /// Its node.
     pub node: NodeId,
-    /// Its life.
+    /// Its incarnation.
     pub incarnation: Incarnation,
 }
 
 impl LocalIdentity {
-    /// Whether a call is for this process.
+    /// Checks that a call is for this process.
     ///
     /// # Errors
     /// [`CallError::Misdirected`], saying whom it is for and who this is.
@@ -100,106 +100,107 @@ impl LocalIdentity {
 /// Calls from the dispatcher to a runner. An implementation bounds every call (2 s).
 #[async_trait]
 pub trait RunnerClient: Send + Sync + std::fmt::Debug {
-    /// Tells a runner that a task is its own: the claim names it already.
+    /// Assigns a task to a runner: the claim names it already.
     async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError>;
 
-    /// What a runner knows of an assignment. A runner that knows nothing will refuse it from now on.
+    /// Asks for the state of an assignment. A runner that does not know it will refuse it from now on.
     async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError>;
 
-    /// The record of a task has changed in a way that its holder should look at: wish or limit.
+    /// Notifies a holder that its task's record has changed: desired state or limit.
     async fn notify(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError>;
 
-    /// The identities of a task's destination on that node, by which it is claimed: its own first, then other names for
-    /// it. Judges the paths of the spec against the node's policy, and changes nothing.
+    /// Returns the identities of a task's destination on that node, by which it is claimed: its own first. Checks the
+    /// paths of the spec against the node's policy, and changes nothing.
     async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError>;
 
-    /// Asks the runner to give back all it holds and to take nothing.
+    /// Asks the runner to return all its tasks and to accept none.
     async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError>;
 
-    /// What the node's wall clock says, in milliseconds since 1970. Tells the node by how many it was ahead of its peers'.
+    /// Returns the node's wall clock, in milliseconds since 1970. Tells the node by how many its clock was ahead of its
+    /// peers'.
     async fn clock(&self, _to: &Peer, _offset_ms: Option<i64>) -> Result<u64, CallError> {
         Err(CallError::NoAnswer(String::from("nobody asks clocks here")))
     }
 }
 
-/// Calls from a runner to the dispatcher, wherever that is now. Never block a copy.
+/// Calls from a runner to the dispatcher, wherever it is now. Never block a copy.
 #[async_trait]
 pub trait LeaderClient: Send + Sync + std::fmt::Debug {
-    /// The records of these tasks have changed: look at them.
+    /// Hints that the records of these tasks have changed.
     async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError>;
 
-    /// Where running tasks stand. At most 4 a second and task.
+    /// Reports the progress of running tasks. At most 4 a second and task.
     async fn progress(&self, updates: &[(TaskId, Progress)]) -> Result<(), CallError>;
 }
 
-/// A task given to a runner.
+/// Task assigned to a runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
-    /// Which task.
+    /// The task.
     pub task: TaskId,
-    /// The grant of its claim.
+    /// Grant of its claim.
     pub epoch: Epoch,
-    /// To which process.
+    /// Process that it is assigned to.
     pub incarnation: Incarnation,
-    /// By whom.
+    /// Epoch of the leader that assigns it.
     pub leader: Epoch,
 }
 
-/// What a runner says to an assignment.
+/// Answer of a runner to an assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AssignResponse {
-    /// It will start it, or has.
+    /// It will start the task, or has.
     Accepted,
     /// It will not, and nothing of it has run or will.
     Refused {
         /// `EOverloaded`, `EPermission`, `ERunnerInterrupt` (it is stopping), `EFenced` (a lower epoch), ...
         code: Code,
-        /// For people.
+        /// Reason as text.
         why: String,
     },
 }
 
-/// What a runner knows of an assignment.
+/// State of an assignment on a runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AssignmentStatus {
-    /// Nothing, and it will refuse it from now on.
+    /// The runner does not know it, and will refuse it from now on.
     Unknown,
     /// It runs, or will.
     Held,
-    /// It will run, and has not begun: what it waits for.
+    /// It has not begun, and waits for this.
     Waits(StartStage),
-    /// It has ended; the record says how, or will.
+    /// It has ended; the record has its outcome, or will.
     Ended,
 }
 
-/// How far a runner is with an assignment that it has not begun.
+/// Stage of an assignment that has not begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartStage {
     /// It reads the task's record.
     Reading,
-    /// It has no right to write yet: its lease is to be renewed.
+    /// It waits for its lease to be renewed before it may write.
     Leasing,
     /// It opens the volumes and waits for the destination's lock.
     Opening,
-    /// It is about to begin, and stores that.
+    /// It stores that it begins.
     Storing,
 }
 
-/// A call without an answer that can be relied on.
+/// Call without a reliable answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// It may or may not have arrived.
+    /// The call may or may not have arrived.
     #[error("no answer: {0}")]
     NoAnswer(String),
-    /// It was understood and refused.
+    /// The call was received and refused.
     #[error("{code}: {why}")]
     Refused {
-        /// Which error.
+        /// Error code.
         code: Code,
-        /// For people.
+        /// Reason as text.
         why: String,
     },
-    /// Another process answers at that address than the one it is for; nothing was done.
+    /// Another process than the addressee answers at that address; nothing was done.
     #[error("somebody else answers: {0}")]
     Misdirected(String),
 }

@@ -6,7 +6,7 @@
 use std::future::Future;
 use tokio::task::JoinSet;
 
-/// Starts a task of the process that the caller belongs to, in a set: the work ends with the set, too.
+/// Starts a task of the caller's process in a set: the task ends with the set, too.
 pub(crate) fn spawn_into<F>(set: &mut JoinSet<F::Output>, future: F)
 where
     F: Future<Output: Send> + Send + 'static,
@@ -16,7 +16,7 @@ where
     set.spawn(future);
 }
 
-/// The same by itself, for what only a simulation has.
+/// Starts a task on its own, for what only a simulation has.
 #[cfg(test)]
 pub(crate) fn spawn<F>(future: F) -> tokio::task::JoinHandle<F::Output>
 where

@@ -18,17 +18,17 @@ use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{self, debug_fn};
 
-/// For a reader that is slow, once a stop was asked for: from that, or from the end of what was stopped.
+/// Longest wait for a slow reader once a stop was asked for: from that request, or from the end of what was stopped.
 pub const AFTER_STOP_MAX: Duration = Duration::from_secs(1);
-/// Entries that wait for a reader at most: a burst of logs fits.
+/// Most entries that wait for a reader: a burst of logs fits.
 const WAITING_MAX: usize = 1024;
-/// Between two looks at whether a stop was asked for meanwhile.
+/// Time between two checks that a stop was asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What becomes of something that its reader is not ready for.
+/// What happens to an entry that its reader is not ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// Dropped: what comes next says more.
+    /// Dropped: the next one replaces it.
     Progress,
     /// Kept while there is room.
     Log,
@@ -49,16 +49,16 @@ struct State {
     waiting: VecDeque<Action>,
     writer: Writer,
     dropped_logs: u64,
-    /// The first one.
+    /// First failure.
     failure: Option<io::Error>,
     /// When a stop was asked for.
     stop: Option<Instant>,
 }
 
-/// Who writes.
+/// Writer of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Writer {
-    /// Nobody has had to yet.
+    /// Not started yet.
     None,
     Idle,
     Writing,
@@ -78,31 +78,31 @@ impl std::fmt::Debug for State {
 static STDOUT: Stream = Stream::new();
 static STDERR: Stream = Stream::new();
 
-/// The process's stdout.
+/// Returns the process's stdout.
 #[must_use]
 pub fn stdout() -> &'static Stream {
     &STDOUT
 }
 
-/// The process's stderr.
+/// Returns the process's stderr.
 #[must_use]
 pub fn stderr() -> &'static Stream {
     &STDERR
 }
 
-/// A stop was asked for: readers that do not read are waited for no longer than [`AFTER_STOP_MAX`].
+/// Tells the streams that a stop was asked for: slow readers are waited for no longer than [`AFTER_STOP_MAX`].
 pub fn stop() {
     STDOUT.stop();
     STDERR.stop();
 }
 
-/// A line on stdout. The line's end is added.
+/// Writes a line to stdout. The line's end is added.
 pub fn to_stdout(weight: Priority, mut line: Vec<u8>) {
     line.push(b'\n');
     STDOUT.send(weight, move || write_all(io::stdout(), &line));
 }
 
-/// A line on stderr. The line's end is added.
+/// Writes a line to stderr. The line's end is added.
 pub fn to_stderr(weight: Priority, line: impl std::fmt::Display) {
     let line = format!("{line}\n");
     STDERR.send(weight, move || write_all(io::stderr(), line.as_bytes()));
@@ -115,7 +115,7 @@ impl Stream {
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Gives it something that writes to the stream, and to nothing else.
+    /// Queues an action that writes to the stream, and to nothing else.
     pub fn send(&'static self, weight: Priority, action: impl FnOnce() -> io::Result<()> + Send + 'static) {
         let mut state = self.lock();
         while weight == Priority::Result && state.waiting.len() >= WAITING_MAX && state.stop.is_none() {
@@ -144,7 +144,7 @@ impl Stream {
         self.changed.notify_all();
     }
 
-    /// Waits until everything that was given has been written, or a stop leaves no more time. Says once what failed.
+    /// Waits until every entry has been written, or a stop leaves no more time. Reports a failure once.
     ///
     /// # Errors
     /// The first one of a write; `TimedOut` if nobody has read everything in time.
@@ -165,7 +165,7 @@ impl Stream {
         self.changed.notify_all();
     }
 
-    /// The life of its thread.
+    /// Runs the stream's thread.
     fn serve(&self) {
         let mut state = self.lock();
         loop {
@@ -202,7 +202,7 @@ impl State {
     }
 }
 
-/// Past the buffers of the standard library, whose locks nobody may hold while a reader does not read.
+/// Writes past the buffers of the standard library, whose locks must be free while a reader does not read.
 fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match nix::unistd::write(&to, bytes) {
@@ -237,8 +237,8 @@ impl Write for LogWriter {
     }
 }
 
-/// Shows the message and the fields of an event on one line, with nothing in them that a terminal would act on: names and
-/// the words of others stand there.
+/// Formats the message and the fields of an event on one line, with nothing in them that a terminal would act on: they
+/// contain names and text from outside.
 pub fn log_fields() -> impl for<'writer> FormatFields<'writer> + 'static {
     let shown = |writer: &mut format::Writer<'_>, field: &Field, value: &dyn Debug| match field.name() {
         "message" => writer.write_str(&line(format_args!("{value:?}"))),
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(text.matches('\n').count(), 1, "{text:?}");
     }
 
-    /// A stream of its own; nobody gives it back.
+    /// Creates a stream for one test; it is leaked.
     fn stream() -> &'static Stream {
         Box::leak(Box::new(Stream::new()))
     }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The state directory: the flag's, else the first of `$STATE_DIRECTORY` (as systemd sets it), else
+/// Returns the state directory: the flag's, else the first of `$STATE_DIRECTORY` (as systemd sets it), else
 /// `$XDG_STATE_HOME/blockhaul`, else `~/.local/state/blockhaul`; `None` if nothing names one. It need not exist yet.
 /// `variable` reads the environment.
 pub fn locate(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {

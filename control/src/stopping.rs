@@ -18,30 +18,31 @@
 
 use std::time::Duration;
 
-/// After it the lease ends what could not be resigned. A service address has two seconds of it.
+/// Leadership: after it the lease ends what could not be resigned. Removing a service address may take two seconds of
+/// it.
 pub(crate) const OFFICE_MAX: Duration = Duration::from_secs(3);
-/// An election is over in less where a node stands for it.
+/// Successor: an election takes less where a node stands for it.
 pub(crate) const SUCCESSOR_MAX: Duration = Duration::from_secs(1);
-/// One write: after it assignments are refused all the same.
+/// Mark: one write; after it assignments are refused all the same.
 pub(crate) const MARK_MAX: Duration = Duration::from_millis(500);
-/// As long as the engine waits for what is in flight; then the copy is left behind, with its registration.
+/// Drain: as long as the engine waits for what is in flight; then the copy is left behind, with its registration.
 pub(crate) const REST_MAX: Duration = Duration::from_secs(10);
-/// Only a hint: a leader that does not hear it sees the registration go.
+/// Notify: only a hint; a leader that does not get it sees the registration disappear.
 pub(crate) const TELL_MAX: Duration = Duration::from_millis(500);
-/// One write; closing the session does the same.
+/// Leave: one write; closing the session has the same effect.
 pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(1);
-/// In vain when no server answers: the service gives the session up after its timeout then.
+/// Close: fails when no server answers; the service then expires the session after its timeout.
 pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(1);
-/// Calls take milliseconds, and streams are told.
+/// Goodbye: calls take milliseconds, and streams are told.
 pub(crate) const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
-/// What has been begun when a stop is asked for may end: threads cannot be called back.
+/// Initialisation: steps that have begun when a stop is asked for may end, as threads cannot be cancelled.
 pub(crate) const INITIALISE_MAX: Duration = Duration::from_secs(3);
 
 const STAGES: [Duration; 8] =
     [OFFICE_MAX, SUCCESSOR_MAX, MARK_MAX, REST_MAX, TELL_MAX, LEAVE_MAX, CLOSE_MAX, GOODBYE_MAX];
 
-/// All stages of a stop together take no longer.
+/// Longest time of all stages of a stop together.
 pub const TOTAL_MAX: Duration = Duration::from_secs(18);
 
 const _: () = {

@@ -3,5 +3,5 @@
 
 tonic::include_proto!("blockhaul.v1");
 
-/// The protocol's own description, for reflection.
+/// Description of the protocol, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

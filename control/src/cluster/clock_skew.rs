@@ -17,41 +17,42 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// Between two rounds of questions.
+/// Time between two rounds of measurements.
 const ASK_EVERY: Duration = Duration::from_secs(10);
-/// Before the first one: nodes register when a leader is new.
+/// Wait before the first round: nodes register when a leader is new.
 const ASK_FIRST: Duration = Duration::from_secs(1);
-/// Further off its peers, a clock is wrong.
+/// Skew beyond which a clock counts as wrong.
 const OFF_MAX_MS: i64 = 5000;
 
-/// With fewer clocks nobody knows which one is wrong.
+/// Least number of clocks to compare: among fewer nothing tells which one is wrong.
 const JUDGED_MIN: usize = 3;
-/// Nodes that are asked at once: each may take as long as a call may.
+/// Number of nodes asked at once: each may take as long as a call may.
 const ASKED_AT_ONCE: usize = 32;
 
-/// Milliseconds by which the clock of each node is ahead of most others', as far as it was asked.
+/// Milliseconds by which the clock of each node is ahead of its peers', of the nodes that answered.
 pub(crate) type Offsets = BTreeMap<NodeId, i64>;
 
-/// What the leader knows of clocks.
+/// Measured clock skew, as the leader knows it.
 #[derive(Debug)]
 pub(crate) struct ClockSkew {
     offsets: Mutex<Offsets>,
-    /// By how many milliseconds this node's clock is ahead of the slowest one, once somebody has answered.
+    /// Milliseconds by which this node's clock is ahead of the slowest one, once a node has answered.
     ahead: watch::Sender<Option<u64>>,
 }
 
 impl ClockSkew {
-    /// Nobody was asked yet. `ahead` gets by how many milliseconds this node's clock is ahead of the slowest one.
+    /// Creates a state without measurements. `ahead` receives by how many milliseconds this node's clock is ahead of
+    /// the slowest one.
     pub(crate) fn new(ahead: watch::Sender<Option<u64>>) -> Self {
         Self { offsets: Mutex::default(), ahead }
     }
 
-    /// By how many milliseconds a clock is off, if it was asked.
+    /// Returns a node's offset in milliseconds, if it was measured.
     pub(crate) fn offset(&self, node: &NodeId) -> Option<i64> {
         self.offsets().get(node).copied()
     }
 
-    /// Asks and warns for as long as it is polled.
+    /// Measures and warns for as long as it is polled.
     pub(crate) async fn watch(&self, dispatcher: &DispatcherHandle, calls: &dyn RunnerClient, clock: &dyn Clock) {
         let mut warned = BTreeSet::new();
         sleep(ASK_FIRST).await;
@@ -79,7 +80,7 @@ impl ClockSkew {
     }
 }
 
-/// By how many milliseconds that node's clock is ahead of this one's, if it answers.
+/// Returns by how many milliseconds that node's clock is ahead of this one's, if it answers.
 async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerClient, clock: &dyn Clock) -> Option<i64> {
     let asked = clock.boot_time();
     let unix_ms = calls.clock(&Peer::from(there), offset_ms).await.ok()?;
@@ -88,7 +89,7 @@ async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerCli
     Some(difference(unix_ms, here))
 }
 
-/// Whether a clock that is so far off its peers' is wrong.
+/// Tells whether an offset from the peers' clocks is too large.
 pub(crate) fn is_off(offset_ms: i64) -> bool {
     offset_ms.saturating_abs() > OFF_MAX_MS
 }
@@ -98,8 +99,8 @@ fn difference(there: u64, here: u64) -> i64 {
     number(there).saturating_sub(number(here))
 }
 
-/// How far each is ahead of its peers: of the one in the middle, and of two in the middle of the nearer one, so that a
-/// single wrong clock is nobody's fault but its own.
+/// Computes each clock's offset from its peers: from the median of the others and, between two medians, from the nearer
+/// one, so that a single wrong clock blames no other node.
 fn off_peers(ahead: &BTreeMap<NodeId, i64>) -> Offsets {
     let of = |(node, own): (&NodeId, &i64)| {
         let mut others: Vec<i64> =
@@ -113,7 +114,7 @@ fn off_peers(ahead: &BTreeMap<NodeId, i64>) -> Offsets {
     ahead.iter().map(of).collect()
 }
 
-/// Once for each node and each time that it goes wrong.
+/// Warns once for each node each time that its clock goes wrong.
 fn warn(offsets: &Offsets, warned: &mut BTreeSet<NodeId>) {
     for (node, &offset) in offsets {
         if is_off(offset) && warned.insert(node.clone()) {

@@ -23,33 +23,33 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// A leader that has been without a connection for so long steps down: shorter than any session, so that it stops
-/// sending calls before another one begins.
+/// Time without a connection after which a leader steps down: shorter than any session, so that it stops sending calls
+/// before another leader begins.
 pub const DISCONNECTED_MAX: Duration = Duration::from_secs(6);
 
-/// A follower looks at least so often, as watches may be lost.
+/// Longest time between two reads of a follower, as watches may be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// After a request that failed.
+/// Wait after a request that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// A failure that goes on is said again after so long.
+/// Time after which a lasting failure is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// What this node is now.
+/// Role of this node.
 #[derive(Clone, Debug)]
 pub enum Role {
-    /// Somebody else leads, or nobody that is known.
+    /// Another node leads, or no leader is known.
     Follower {
-        /// Where clients should go.
+        /// Node that clients should call.
         leader: Option<Leader>,
     },
-    /// This node leads, until the term is over.
+    /// This node leads until the term is over.
     Leader(LeaderTerm),
 }
 
 impl Role {
-    /// What a client is told that asked a follower.
+    /// Returns the error for a client that asked a follower.
     #[must_use]
     pub fn not_leader(&self) -> Error {
         let message = match self {
@@ -60,7 +60,7 @@ impl Role {
         Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }
     }
 
-    /// Who leads, as far as is known.
+    /// Returns the leader, as far as it is known.
     #[must_use]
     pub fn leader(&self) -> Option<&Leader> {
         match self {
@@ -70,7 +70,7 @@ impl Role {
     }
 }
 
-/// The right to decide, from one election to the next. Clones are the same term.
+/// Right to decide, from one election to the next. Clones are the same term.
 #[derive(Clone, Debug)]
 pub struct LeaderTerm {
     session: Arc<dyn Session>,
@@ -86,7 +86,7 @@ pub enum CommitError {
     /// Another election has been held, or this node has stepped down; nothing was done.
     #[error("this node no longer leads")]
     LostLeadership,
-    /// Anything else. Indices are those of the operations that were given.
+    /// Any other error. Indices are those of the given operations.
     #[error(transparent)]
     Store(#[from] CoordError),
 }
@@ -96,19 +96,19 @@ impl LeaderTerm {
         Self { session, leader, epoch, version, is_over: Arc::new(watch::Sender::new(false)) }
     }
 
-    /// Higher than that of every term before. Every call of the leader carries it.
+    /// Returns the epoch: higher than that of every earlier term. Every call of the leader carries it.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// This node, as others see it.
+    /// Returns this node as others see it.
     #[must_use]
     pub fn leader(&self) -> &Leader {
         &self.leader
     }
 
-    /// Whether this node has learnt that it no longer leads.
+    /// Tells whether this node knows that it no longer leads.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         *self.is_over.borrow()
@@ -120,7 +120,7 @@ impl LeaderTerm {
         let _ = self.is_over.subscribe().wait_for(|over| *over).await;
     }
 
-    /// Says that this node no longer leads: nothing is committed after it.
+    /// Ends the term: nothing is committed after this call.
     pub fn step_down(&self) {
         self.is_over.send_replace(true);
     }
@@ -150,7 +150,7 @@ impl LeaderTerm {
         }
     }
 
-    /// Gives leadership up, so that another node takes over at once.
+    /// Resigns leadership, so that another node takes over at once.
     async fn resign(&self) {
         self.step_down();
         let Ok(Some(node)) = self.session.get(LEADER).await else { return };
@@ -168,12 +168,12 @@ impl LeaderTerm {
     }
 }
 
-/// What has been said of campaigns that fail: of a node that is cut off one does four times a second.
+/// Last failure of a campaign that was logged: a node that is cut off fails four times a second.
 #[derive(Debug, Default)]
 struct Trouble(Option<(CoordError, Instant)>);
 
 impl Trouble {
-    /// Whether how a campaign failed is worth a word: it did not before, or otherwise, or that was long ago.
+    /// Tells whether a failure is worth logging: it is new, is another one, or was logged long ago.
     fn is_news(&mut self, error: Option<&CoordError>, now: Instant) -> bool {
         let is_said = |(said, at): &(CoordError, Instant)| Some(said) == error && now < *at + SAY_AGAIN;
         let is_news = error.is_some() && !self.0.as_ref().is_some_and(is_said);
@@ -184,7 +184,7 @@ impl Trouble {
     }
 }
 
-/// How one campaign ended.
+/// Outcome of one campaign.
 enum Campaign {
     Won(LeaderTerm, Watch),
     Lost(Option<Leader>, Watch),
@@ -197,13 +197,14 @@ pub struct Election {
     node: NodeId,
     incarnation: Incarnation,
     address: String,
-    /// Lives of this node that are over.
+    /// Earlier incarnations of this node, all over.
     earlier: Vec<Incarnation>,
     roles: Arc<watch::Sender<Role>>,
 }
 
 impl Election {
-    /// For one session; a new session needs a new one, with the same `roles`. `address` is where clients reach this node.
+    /// Creates an election for one session; a new session needs a new one, with the same `roles`. `address` is where
+    /// clients reach this node.
     #[must_use]
     pub fn new(
         session: Arc<dyn Session>,
@@ -215,22 +216,23 @@ impl Election {
         Self { session, node, incarnation, address, earlier: Vec::new(), roles }
     }
 
-    /// With the lives of this node that are known to be over, as the caller holds the lock under which they were lived: a
-    /// `/leader` of theirs need not expire. Another node that has taken this one's name is none of them.
+    /// Adds the incarnations of this node that are known to be over, because the caller holds the lock that they held:
+    /// a `/leader` of theirs need not expire. An incarnation of another node that uses this one's name is not among
+    /// them.
     #[must_use]
     pub fn after(self, lives: Vec<Incarnation>) -> Self {
         let earlier = lives.into_iter().filter(|life| *life != self.incarnation).collect();
         Self { earlier, ..self }
     }
 
-    /// A channel for roles, before anything is known.
+    /// Creates a channel for roles, before a leader is known.
     #[must_use]
     pub fn roles() -> Arc<watch::Sender<Role>> {
         Arc::new(watch::Sender::new(Role::Follower { leader: None }))
     }
 
-    /// Holds elections while the session lives: leads whenever nobody else does and `stands` is true, and resigns when it
-    /// becomes false. Ends when the session is over or `stands` is dropped (after resigning), as a follower.
+    /// Holds elections while the session lives: leads whenever no other node does and `stands` is true, and resigns
+    /// when it becomes false. Ends when the session is over or `stands` is dropped (after resigning), as a follower.
     pub async fn run(&self, mut stands: watch::Receiver<bool>) {
         let (mut trouble, mut served) = (Trouble::default(), None);
         while !self.session.states().borrow().is_over() && stands.has_changed().is_ok() {
@@ -306,8 +308,8 @@ impl Election {
         self.publish_follower(None);
     }
 
-    /// `None` if `/leader` is ours no more, or the epoch is not that of the term: somebody else has been elected, or the
-    /// service has gone back to a time before the election.
+    /// Reads `/leader` again. Returns `None` if it is no longer ours, or the epoch is not that of the term: another
+    /// node has been elected, or the service has gone back to a time before the election.
     async fn look_again(&self, leader_term: &LeaderTerm) -> Option<Watch> {
         loop {
             let looked = async {
@@ -329,7 +331,7 @@ impl Election {
         }
     }
 
-    /// Returns when the session is over, or has been without a connection for too long.
+    /// Returns when the session is over, or has been disconnected for too long.
     async fn given_up(&self) {
         let mut states = self.session.states();
         loop {
@@ -344,8 +346,8 @@ impl Election {
         }
     }
 
-    /// Stands, if it is to. A term that was `served` and is over does not come back: whoever saw its end would take the
-    /// next one for it.
+    /// Stands for election if `stands`. A term that was `served` and is over does not come back: a reader that saw its
+    /// end would take the next one for it.
     async fn campaign(&self, stands: bool, served: Option<Epoch>) -> Result<Campaign, CoordError> {
         loop {
             let (leader, watch) = self.session.get_and_watch(LEADER).await?;
@@ -379,7 +381,7 @@ impl Election {
         }
     }
 
-    /// Tries to become leader; `None`: look again.
+    /// Tries to become leader. `None`: read again.
     async fn stand(&self) -> Result<Option<LeaderTerm>, CoordError> {
         let leader = Leader {
             node: self.node.clone(),
@@ -415,7 +417,7 @@ impl Election {
         }
     }
 
-    /// The term that `/leader` of this session belongs to, if the epoch is of the same write.
+    /// Returns the term that `/leader` of this session belongs to, if the epoch was written by the same multi.
     async fn adopt(&self, node: &Node) -> Result<Option<LeaderTerm>, CoordError> {
         let Some(epoch) = self.session.get(LEADER_EPOCH).await? else { return Ok(None) };
         let (Ok(leader), Ok(elected)) = (Leader::decode(&node.data), Leader::decode(&epoch.data)) else {

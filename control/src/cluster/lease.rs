@@ -18,28 +18,28 @@
 
 use std::time::Duration;
 
-/// Between two renewals: of a session of 10 s or more.
+/// Time between two renewals, for a session of 10 s or more.
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
-/// Time in which submitted writes come to their end: of a session of 10 s or more.
+/// Time in which submitted writes complete, for a session of 10 s or more.
 const DRAIN: Duration = Duration::from_millis(2500);
-/// Kept from the end of the session: a tick of the servers and a half. Measured: half a tick.
+/// Distance from the end of the session: one and a half ticks of the servers. Measured: half a tick.
 const MARGIN: Duration = Duration::from_millis(1500);
 /// Shorter sessions get all three in proportion.
 const SESSION: Duration = Duration::from_secs(10);
 
-/// How long a committed renewal is good for, by the session's negotiated time.
+/// Times for which a committed renewal is good, by the session's negotiated timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseTiming {
-    /// Between two renewals.
+    /// Time between two renewals.
     pub renew_every: Duration,
-    /// After a renewal was sent, writes may be submitted for so long.
+    /// Time after sending a renewal in which writes may be submitted.
     pub gate: Duration,
-    /// After a renewal was sent, the lease is held for so long.
+    /// Time after sending a renewal for which the lease is held.
     pub end: Duration,
 }
 
 impl From<Duration> for LeaseTiming {
-    /// The terms of a session with this timeout.
+    /// Returns the timing for a session with this timeout.
     fn from(session: Duration) -> Self {
         let share = |whole: Duration| match session < SESSION {
             true => whole * u32::try_from(session.as_millis()).unwrap_or(u32::MAX) / 10_000,
@@ -50,7 +50,7 @@ impl From<Duration> for LeaseTiming {
     }
 }
 
-/// A lease: extended by committed renewals, and by nothing else. Times are of the boot-time clock.
+/// Lease that only committed renewals extend. Times are of the boot-time clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
     terms: LeaseTiming,
@@ -58,36 +58,37 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// A lease that was never renewed.
+    /// Creates a lease that was never renewed.
     #[must_use]
     pub(crate) fn new(terms: LeaseTiming) -> Self {
         Self { terms, sent: None }
     }
 
-    /// A renewal that was sent at `sent` is known to be committed. An answer that comes after a later one changes nothing.
+    /// Extends the lease: a renewal that was sent at `sent` is committed. An answer that comes after a later one
+    /// changes nothing.
     pub(crate) fn committed(&mut self, sent: Duration) {
         self.sent = self.sent.max(Some(sent));
     }
 
-    /// Until when writes may be submitted; `None` before the first renewal.
+    /// Returns the time until which writes may be submitted; `None` before the first renewal.
     #[must_use]
     pub(crate) fn gate(&self) -> Option<Duration> {
         Some(self.sent?.saturating_add(self.terms.gate))
     }
 
-    /// When it ends; `None` before the first renewal.
+    /// Returns the end of the lease; `None` before the first renewal.
     #[must_use]
     pub(crate) fn end(&self) -> Option<Duration> {
         Some(self.sent?.saturating_add(self.terms.end))
     }
 
-    /// Whether writes may be submitted at `now`.
+    /// Tells whether writes may be submitted at `now`.
     #[must_use]
     pub(crate) fn is_open(&self, now: Duration) -> bool {
         self.gate().is_some_and(|gate| now < gate)
     }
 
-    /// What is left at `now` until it ends; zero before the first renewal and after the end.
+    /// Returns the time left at `now`; zero before the first renewal and after the end.
     #[must_use]
     pub(crate) fn left(&self, now: Duration) -> Duration {
         self.end().map_or(Duration::ZERO, |end| end.saturating_sub(now))

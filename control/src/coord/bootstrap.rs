@@ -13,10 +13,10 @@ use async_trait::async_trait;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Of the records that this program reads and writes.
+/// Schema of the records that this program reads and writes.
 const SCHEMA: u32 = 1;
 
-/// Opens sessions with a center that is complete.
+/// Opens sessions with a center whose records exist.
 #[derive(Debug)]
 pub(crate) struct BootstrappingClient {
     service: Arc<dyn CoordClient>,
@@ -25,12 +25,12 @@ pub(crate) struct BootstrappingClient {
 }
 
 impl BootstrappingClient {
-    /// Over this service; `center` becomes known with the first session, and `state` belongs to it from then on.
+    /// Wraps a service; `center` becomes known with the first session, and `state` belongs to it from then on.
     pub(crate) fn new(service: Arc<dyn CoordClient>, center: CenterId, state: Arc<StateDir>) -> Self {
         Self { service, center, state }
     }
 
-    /// Makes the node one of this center, before anything of it is acted on.
+    /// Binds the node to this center, before any of its records is acted on.
     fn join(&self, meta: Meta) -> Result<(), CoordError> {
         if meta.schema != SCHEMA {
             let why = format!("the center is of schema {}, and this taskd knows {SCHEMA}: update it", meta.schema);
@@ -65,7 +65,7 @@ impl CoordClient for BootstrappingClient {
     }
 }
 
-/// Makes what is missing.
+/// Creates what is missing.
 async fn found(session: &dyn Session) -> Result<Meta, CoordError> {
     let meta = meta(session).await?;
     if meta.schema != SCHEMA {
@@ -104,7 +104,7 @@ async fn meta(session: &dyn Session) -> Result<Meta, CoordError> {
     }
 }
 
-/// Makes folders; where another node has made one of them in between, one by one.
+/// Creates folders; one by one if another node has created some in between.
 async fn create(session: &dyn Session, paths: Vec<String>) -> Result<(), CoordError> {
     let op = |path: &String| Op::Create { path: path.clone(), data: Vec::new(), mode: CreateMode::Persistent };
     match session.multi(paths.iter().map(op).collect()).await {
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::coord::embedded::Embedded;
 
-    /// A store, and the state directory of a node beside it.
+    /// Creates a store, and the state directory of a node beside it.
     fn place() -> (tempfile::TempDir, Arc<dyn CoordClient>, Arc<StateDir>) {
         let scratch = tempfile::tempdir().unwrap();
         let service: Arc<dyn CoordClient> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());

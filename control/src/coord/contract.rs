@@ -11,7 +11,7 @@ use super::{
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest wait for what must happen; no center needs a tenth of it.
+/// Longest wait for what must happen; no implementation needs a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs the whole suite.
@@ -38,7 +38,7 @@ pub async fn everything(center: &dyn CoordClient) {
     many_writes_are_under_way_at_a_time(center).await;
 }
 
-/// A node is made, read, set with its version, and deleted with its version.
+/// A node is created, read, set with its version, and deleted with its version.
 async fn nodes_come_change_and_go(center: &dyn CoordClient) {
     let (session, at) = start(center, "life").await;
     let node = at("node");
@@ -91,7 +91,7 @@ async fn a_refusal_names_its_operation_and_nothing_is_done(center: &dyn CoordCli
     session.close().await;
 }
 
-/// Where several conditions do not hold, all centers name the same one.
+/// Where several conditions do not hold, all implementations name the same one.
 async fn conditions_are_judged_in_one_order(center: &dyn CoordClient) {
     let (session, at) = start(center, "order").await;
     done(&*session, vec![create(&at("parent"), b""), create(&at("parent/child"), b"")]).await;
@@ -182,7 +182,7 @@ async fn what_no_service_could_do_is_refused_at_once(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// What is as large as permitted is done; what is larger is refused, and the session is none the worse.
+/// A write of the largest permitted size is done; a larger one is refused, and the session continues.
 async fn what_is_too_large_is_refused_at_once(center: &dyn CoordClient) {
     let (session, at) = start(center, "size").await;
     let most = vec![7; NODE_BYTES_MAX];
@@ -203,7 +203,7 @@ async fn what_is_too_large_is_refused_at_once(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// In order of their names; those of a node that does not exist are none.
+/// Children are in order of their names; a node that does not exist has none.
 async fn children_are_sorted(center: &dyn CoordClient) {
     let (session, at) = start(center, "children").await;
     let names = ["b", "a", "a-b", "a.b", "a0", "Z", "10", "9", "ä"];
@@ -222,7 +222,7 @@ async fn children_are_sorted(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Others see them and whose they are, and see them go with their session, and only them.
+/// Other sessions see them and their owner, and see them removed with their session, and no others.
 async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn CoordClient) {
     let (session, at) = start(center, "ephemeral").await;
     let other = open(center).await;
@@ -242,7 +242,7 @@ async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn CoordClient)
     session.close().await;
 }
 
-/// As if it had been closed.
+/// Dropping a session has the effect of closing it.
 async fn a_dropped_session_ends(center: &dyn CoordClient) {
     let (session, at) = start(center, "dropped").await;
     let other = open(center).await;
@@ -257,7 +257,7 @@ async fn a_dropped_session_ends(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Nor can they get any in the multi that makes them.
+/// They cannot get any in the multi that creates them, either.
 async fn ephemeral_nodes_have_no_children(center: &dyn CoordClient) {
     let (session, at) = start(center, "childless").await;
     done(&*session, vec![ephemeral(&at("e"), b"")]).await;
@@ -266,7 +266,7 @@ async fn ephemeral_nodes_have_no_children(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Every request says that it is over, its watches wake, and a second end is none.
+/// Every request reports that it is over, its watches wake, and closing it again does nothing.
 async fn a_closed_session_does_nothing(center: &dyn CoordClient) {
     let (session, at) = start(center, "closed").await;
     done(&*session, vec![create(&at("node"), b"")]).await;
@@ -292,7 +292,7 @@ async fn a_closed_session_does_nothing(center: &dyn CoordClient) {
     other.close().await;
 }
 
-/// When a node is created, set and deleted, by whomever.
+/// Watches fire when any session creates, sets and deletes a node.
 async fn watches_fire(center: &dyn CoordClient) {
     let (session, at) = start(center, "watches").await;
     let other = open(center).await;
@@ -318,7 +318,7 @@ async fn watches_fire(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// When a child comes or goes, and when the node itself goes.
+/// Watches fire when a child is created or deleted, and when the node itself is deleted.
 async fn watches_of_children_fire(center: &dyn CoordClient) {
     let (session, at) = start(center, "listings").await;
     let other = open(center).await;
@@ -344,7 +344,7 @@ async fn watches_of_children_fire(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Neither one that waits already nor one that comes later.
+/// Watches that wait already fire, and so do those that are set later.
 async fn a_dropped_watch_silences_no_other(center: &dyn CoordClient) {
     let (session, at) = start(center, "silence").await;
     let node = at("node");
@@ -362,7 +362,7 @@ async fn a_dropped_watch_silences_no_other(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Whatever was committed before.
+/// It sees whatever was committed before.
 async fn a_synchronised_session_sees_every_write(center: &dyn CoordClient) {
     let (session, at) = start(center, "sync").await;
     let other = open(center).await;
@@ -376,7 +376,7 @@ async fn a_synchronised_session_sees_every_write(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// The other is told that the node exists.
+/// The other creation is told that the node exists.
 async fn one_of_two_creations_succeeds(center: &dyn CoordClient) {
     let (session, at) = start(center, "creation").await;
     let other = open(center).await;
@@ -395,7 +395,7 @@ async fn one_of_two_creations_succeeds(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Two sessions that count by compare-and-set, each from what it reads: stale readings cost rounds and no count.
+/// Two sessions count by compare-and-set, each from what it reads: stale reads cost rounds and no count.
 async fn no_increment_is_lost(center: &dyn CoordClient) {
     const EACH: usize = 50;
     let (session, at) = start(center, "count").await;
@@ -424,7 +424,7 @@ async fn no_increment_is_lost(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// None waits for the answer to another.
+/// No write waits for the answer to another.
 async fn many_writes_are_under_way_at_a_time(center: &dyn CoordClient) {
     const MANY: usize = 256;
     let (session, at) = start(center, "many").await;
@@ -445,7 +445,7 @@ async fn many_writes_are_under_way_at_a_time(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// A session, and paths below a new folder of this name: the folder's own for the empty one.
+/// Opens a session, and makes paths below a new folder of this name: the folder's own for the empty one.
 async fn start(center: &dyn CoordClient, folder: &'static str) -> (Arc<dyn Session>, impl Fn(&str) -> String) {
     let session = open(center).await;
     let at = move |name: &str| if name.is_empty() { format!("/{folder}") } else { format!("/{folder}/{name}") };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Longest file that can be one of credentials; guards against naming a wrong one.
+/// Longest file of credentials; guards against naming a wrong one.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A scheme and a secret, as ZooKeeper's `addauth` takes them.
@@ -19,7 +19,7 @@ pub struct Credentials {
 #[derive(Debug, thiserror::Error)]
 #[error("read the ZooKeeper credentials in {}: {why}", path.shown())]
 pub struct CredentialsError {
-    /// Which file.
+    /// The file.
     pub path: PathBuf,
     /// What is wrong.
     pub why: BadCredentials,

@@ -30,24 +30,24 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// What a session reports as its timeout. Nothing here expires; leases are counted by it.
+/// Timeout that sessions report. No session expires here; leases are computed from it.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A store in a file. The file is free again once this and all of its sessions are dropped.
+/// Store in a file. The file is free again once this and all of its sessions are dropped.
 #[derive(Debug)]
 pub struct Embedded(Arc<Owner>);
 
-/// The queue to the thread that owns the store, and the duty to end it.
+/// Queue to the thread that owns the store; dropping it ends the thread.
 #[derive(Debug)]
 struct Owner {
-    /// Without a bound of its own: whoever puts a request in waits for its answer. None while it is dropped.
+    /// Unbounded queue: every caller waits for its answer. `None` while it is dropped.
     requests: Option<mpsc::UnboundedSender<Request>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Embedded {
-    /// Opens the store in the file at `path`, made if it is missing, and removes the nodes of the sessions before.
-    /// Reads the whole file: blocks for a moment.
+    /// Opens the store in the file at `path`, created if it is missing, and removes the ephemeral nodes of earlier
+    /// sessions. Reads the whole file: blocks for a moment.
     ///
     /// # Errors
     /// [`StoreFileError`]: it cannot be read or written, is another process's, or is no store.
@@ -66,7 +66,7 @@ impl Embedded {
 }
 
 impl Owner {
-    /// The answer of the store; none only if its thread is gone.
+    /// Returns the answer of the store; `None` only if its thread is gone.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         self.requests.as_ref()?.send(request(answer)).ok()?;
@@ -75,7 +75,7 @@ impl Owner {
 }
 
 impl Drop for Owner {
-    /// Waits for the write under way: the file must be free for whoever opens it next.
+    /// Waits for the write under way: the file must be free for the next process.
     fn drop(&mut self) {
         self.requests = None;
         if let Some(thread) = self.thread.take() {
@@ -111,7 +111,7 @@ impl EmbeddedSession {
         asked.await.ok_or_else(|| self.without_answer())
     }
 
-    /// The store drops the answer of a reading that it cannot do.
+    /// Returns the error of a read that the store could not do: it drops the answer then.
     fn without_answer(&self) -> CoordError {
         match self.states.borrow().link {
             Link::Over(ending) => CoordError::Ended(ending),

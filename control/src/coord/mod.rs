@@ -30,95 +30,95 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// Most bytes of one node; larger ones are refused before they are sent.
+/// Largest node in bytes; larger ones are refused before they are sent.
 pub const NODE_BYTES_MAX: usize = 8 << 10;
 
-/// Most bytes of all nodes in one [`Session::multi`].
+/// Largest sum of all nodes in one [`Session::multi`], in bytes.
 pub const MULTI_BYTES_MAX: usize = 256 << 10;
 
-/// Shortest time after which a silent session is given up: below, leases would have no time for a single renewal.
+/// Shortest session timeout: below, leases would have no time for a single renewal.
 pub const SESSION_TIMEOUT_MIN: Duration = Duration::from_secs(6);
 
-/// Longest one: above, nobody would be replaced.
+/// Longest session timeout: above, lost nodes would not be replaced in useful time.
 pub const SESSION_TIMEOUT_MAX: Duration = Duration::from_secs(120);
 
 /// Opens sessions.
 #[async_trait]
 pub trait CoordClient: Send + Sync + std::fmt::Debug {
-    /// A new session, connected.
+    /// Opens a new, connected session.
     ///
     /// # Errors
     /// [`CoordError::NotConnected`] if no server answers in time; try again. [`CoordError::Ended`] with
     /// [`Ending::AuthFailed`]. [`CoordError::Refused`] with [`Refusal::NoAuth`] if the center's folder may not be made.
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError>;
 
-    /// Where it is looked for, and what is answered there, for people who wonder why there is no session. Bounded.
+    /// Describes the configured servers and their answers, to explain why there is no session. Bounded.
     async fn diagnose(&self) -> String {
         String::from("it is in this process")
     }
 }
 
-/// A session with the service. Its ephemeral nodes live as long as the service believes in it.
+/// Session with the service. Its ephemeral nodes live until the service expires the session.
 #[async_trait]
 pub trait Session: Send + Sync + std::fmt::Debug {
-    /// Of this session; never that of another one.
+    /// Returns the id of this session. Ids are never used again.
     fn id(&self) -> SessionId;
 
-    /// The negotiated time after which the service gives up a silent session.
+    /// Returns the negotiated time after which the service expires a silent session.
     fn timeout(&self) -> Duration;
 
-    /// What is known of it, now and at every change. Changes may be merged: `reconnects` counts them.
+    /// Returns the state, now and at every change. Changes may be merged: `reconnects` counts them.
     fn states(&self) -> watch::Receiver<SessionState>;
 
-    /// A node; `None` if it does not exist.
+    /// Returns a node; `None` if it does not exist.
     ///
     /// # Errors
     /// Of every reading: [`CoordError::NotConnected`] also when the connection is lost under way,
     /// [`CoordError::Ended`], [`CoordError::Refused`] with index 0.
     async fn get(&self, path: &str) -> Result<Option<Node>, CoordError>;
 
-    /// As [`Session::get`], and a watch on its data, its deletion, or its creation.
+    /// As [`Session::get`], and sets a watch on its data, its deletion, or its creation.
     async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError>;
 
-    /// Names of the children in order of the names; empty if the node does not exist.
+    /// Returns the names of the children in order; empty if the node does not exist.
     async fn children(&self, path: &str) -> Result<Vec<String>, CoordError>;
 
-    /// As [`Session::children`], and a watch on their names and the node's deletion. The node must exist, else
+    /// As [`Session::children`], and sets a watch on their names and the node's deletion. The node must exist, else
     /// [`CoordError::Refused`] with [`Refusal::NoNode`] and index 0.
     async fn children_and_watch(&self, path: &str) -> Result<(Vec<String>, Watch), CoordError>;
 
-    /// Does all of `ops` in their order, or nothing. The request leaves when this is called for the first time, and
-    /// dropping the future does not call it back. On success one [`Done`] for each operation.
+    /// Does all of `ops` in their order, or nothing. The request is sent when this is called, and dropping the future
+    /// does not call it back. On success returns one [`Done`] for each operation.
     async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError>;
 
     /// Makes later reads of this session see every write that had been committed before.
     async fn sync(&self) -> Result<(), CoordError>;
 
-    /// Ends the session; its ephemeral nodes go at once if the service can be reached. Waits at most a second.
+    /// Ends the session; its ephemeral nodes are deleted at once if the service can be reached. Waits at most a second.
     async fn close(&self);
 }
 
-/// Of one session.
+/// Identity of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub i64);
 
-/// What is known of a session.
+/// State of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionState {
     /// Whether requests can be made.
     pub link: Link,
-    /// How often it has been connected anew: whoever sees it grow reads everything again.
+    /// Number of reconnects: when it grows, readers read everything again.
     pub reconnects: u64,
 }
 
 impl SessionState {
-    /// Whether only a new session helps.
+    /// Tells whether the session has ended and a new one is needed.
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.link, Link::Over(_))
     }
 
-    /// Whether requests can be made.
+    /// Tells whether requests can be made.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.link == Link::Connected
@@ -130,36 +130,36 @@ impl SessionState {
 pub enum Link {
     /// Requests are sent.
     Connected,
-    /// No server answers; the service may or may not have given it up.
+    /// No server answers; the service may or may not have expired the session.
     Disconnected,
-    /// It is over.
+    /// The session is over.
     Over(Ending),
 }
 
 /// Why a session is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The service has given it up, or must have by now.
+    /// The service has expired the session, or must have by now.
     Expired,
-    /// Closed here.
+    /// This process has closed it.
     Closed,
-    /// The credentials were refused.
+    /// The service refused the credentials.
     AuthFailed,
 }
 
-/// A node as it was read.
+/// Node as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its content.
+    /// Content of the node.
     pub data: Vec<u8>,
-    /// What the service says about it.
+    /// Metadata of the node.
     pub stat: Stat,
 }
 
-/// What the service says about a node.
+/// Metadata of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// Counts changes of this incarnation of the node, from 0.
+    /// Number of changes since the node was created, from 0.
     pub version: i32,
     /// The transaction that created it.
     pub created: Zxid,
@@ -169,7 +169,7 @@ pub struct Stat {
     pub owner: Option<SessionId>,
 }
 
-/// A transaction number: grows with every committed write of the whole service.
+/// Transaction number: grows with every committed write of the whole service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Zxid(pub i64);
 
@@ -178,39 +178,39 @@ pub struct Zxid(pub i64);
 pub enum Op {
     /// The node exists with this version.
     Check {
-        /// Absolute.
+        /// Absolute path.
         path: String,
-        /// Expected.
+        /// Expected version.
         version: i32,
     },
     /// The node does not exist, its parent does, and is not ephemeral.
     Create {
-        /// Absolute.
+        /// Absolute path.
         path: String,
-        /// At most [`NODE_BYTES_MAX`].
+        /// Content, at most [`NODE_BYTES_MAX`].
         data: Vec<u8>,
-        /// How long it lives.
+        /// Lifetime of the node.
         mode: CreateMode,
     },
     /// The node exists with this version; it gets this content.
     Set {
-        /// Absolute.
+        /// Absolute path.
         path: String,
-        /// At most [`NODE_BYTES_MAX`].
+        /// Content, at most [`NODE_BYTES_MAX`].
         data: Vec<u8>,
-        /// Expected.
+        /// Expected version.
         version: i32,
     },
-    /// The node exists with this version and has no children; it goes.
+    /// The node exists with this version and has no children; it is deleted.
     Delete {
-        /// Absolute.
+        /// Absolute path.
         path: String,
-        /// Expected.
+        /// Expected version.
         version: i32,
     },
 }
 
-/// How long a node lives.
+/// Lifetime of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreateMode {
     /// Until it is deleted.
@@ -222,7 +222,7 @@ pub enum CreateMode {
 /// What one operation of a committed multi did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// Of `Check`, `Create` and `Delete`: old servers say nothing more about a creation.
+    /// Of `Check`, `Create` and `Delete`: old servers return nothing about a creation.
     Plain,
     /// Of `Set`: the node as it is now. Its `modified` is the transaction of the whole multi.
     Set(Stat),
@@ -236,13 +236,13 @@ pub enum CoordError {
     Refused {
         /// Position in the multi.
         index: usize,
-        /// Which condition.
+        /// Condition that did not hold.
         why: Refusal,
     },
     /// The session is over; open a new one.
     #[error("the session is over: {0:?}")]
     Ended(Ending),
-    /// Only of [`CoordClient::open`]: the service was reached, and this node can or must do nothing with what is there.
+    /// Only of [`CoordClient::open`]: the service was reached, but its content is of no use to this node.
     #[error("{0}")]
     Unusable(String),
     /// There is no connection now; nothing was sent.
@@ -251,12 +251,12 @@ pub enum CoordError {
     /// The write may have happened or may still happen.
     #[error("outcome unknown: {0}")]
     Unknown(String),
-    /// A node or multi over its bound; nothing was sent.
+    /// A node or multi is over its bound; nothing was sent.
     #[error("{path}: {bytes} bytes are more than the {limit} that a record may have")]
     TooLarge {
-        /// Which node, or the first of the multi.
+        /// Path of the node, or of the first of the multi.
         path: String,
-        /// What was asked for.
+        /// Size that was asked for.
         bytes: usize,
         /// [`NODE_BYTES_MAX`] or [`MULTI_BYTES_MAX`].
         limit: usize,
@@ -294,7 +294,8 @@ pub enum Refusal {
 pub struct Watch(oneshot::Receiver<()>);
 
 impl Refusal {
-    /// Whether the nodes are not as expected: then looking again says more. Else the service will not, whatever they are.
+    /// Tells whether the nodes are not as expected: then reading again helps. Otherwise the service refuses the write
+    /// whatever the nodes are.
     #[must_use]
     pub fn is_condition(self) -> bool {
         match self {
@@ -305,7 +306,7 @@ impl Refusal {
 }
 
 impl Op {
-    /// Of the node that it is about.
+    /// Returns the path of the operation's node.
     #[must_use]
     pub fn path(&self) -> &str {
         match self {
@@ -318,20 +319,20 @@ impl Op {
 }
 
 impl Watch {
-    /// The sender fires it, or drops it when the session is over; both wake the waiter.
+    /// Creates a watch. The sender fires it, or drops it when the session is over; both wake the waiter.
     #[must_use]
     pub fn new() -> (oneshot::Sender<()>, Self) {
         let (fire, fired) = oneshot::channel();
         (fire, Self(fired))
     }
 
-    /// Waits until it fires or can fire no more.
+    /// Waits until the watch fires or can no longer fire.
     pub async fn fired(self) {
         let _ = self.0.await;
     }
 }
 
-/// Refuses what no service could do, before it is sent: malformed paths ([`Refusal::Impossible`]), negative versions
+/// Refuses before sending what no service could do: malformed paths ([`Refusal::Impossible`]), negative versions
 /// ([`Refusal::BadVersion`]; to the service they would mean any), and what is too large.
 ///
 /// # Errors
@@ -355,14 +356,14 @@ fn check_op(op: &Op) -> Result<(), Refusal> {
     if version < 0 { Err(Refusal::BadVersion) } else { Ok(()) }
 }
 
-/// Whether a node can have this path: absolute, no empty, `.` or `..` part, nothing that does not print.
+/// Tells whether a node can have this path: absolute, no empty, `.` or `..` part, printable characters only.
 #[must_use]
 pub fn is_path(path: &str) -> bool {
     let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.chars().any(char::is_control);
     path == "/" || path.strip_prefix('/').is_some_and(|parts| parts.split('/').all(is_name))
 }
 
-/// Refuses what is too large for the service before it is sent: there it would look like a lost connection.
+/// Refuses before sending what is too large for the service: there it would look like a lost connection.
 ///
 /// # Errors
 /// [`CoordError::TooLarge`].

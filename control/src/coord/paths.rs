@@ -23,63 +23,63 @@
 
 use crate::model::TaskId;
 
-/// The schema of the records.
+/// Path of the schema of the records.
 pub const META: &str = "/meta";
-/// Who led last.
+/// Path of the last leader.
 pub const LEADER_EPOCH: &str = "/leader_epoch";
-/// Who leads.
+/// Path of the current leader.
 pub const LEADER: &str = "/leader";
-/// Runners that are there.
+/// Folder of the registered runners.
 pub const RUNNERS: &str = "/runners";
-/// Renewals of leases.
+/// Folder of the renewals of leases.
 pub const LEASES: &str = "/lease";
-/// Nodes that get no new tasks.
+/// Folder of the nodes that get no new tasks.
 pub const DRAINS: &str = "/drain";
-/// Rights to write destinations.
+/// Folder of the claims on destinations.
 pub const CLAIMS: &str = "/claims";
-/// Tasks.
+/// Folder of the tasks.
 pub const TASKS: &str = "/tasks";
 
-/// Folders that every center has, parents first, shards of claims and tasks besides.
+/// Folders of every center, parents first, without the shards of claims and tasks.
 pub const FOLDERS: [&str; 5] = [RUNNERS, LEASES, DRAINS, CLAIMS, TASKS];
 
-/// Every shard's name.
+/// Returns every shard's name.
 pub fn shards() -> impl Iterator<Item = String> {
     (0..=255_u8).map(|shard| format!("{shard:02x}"))
 }
 
-/// Everything that is there before the first record: [`FOLDERS`] and the shards.
+/// Returns all folders that exist before the first record: [`FOLDERS`] and the shards.
 #[cfg(test)]
 pub(crate) fn all_folders() -> impl Iterator<Item = String> {
     let sharded = [CLAIMS, TASKS].into_iter().flat_map(|folder| shards().map(move |shard| format!("{folder}/{shard}")));
     FOLDERS.map(str::to_owned).into_iter().chain(sharded)
 }
 
-/// A runner's registration.
+/// Returns the path of a runner's registration.
 #[must_use]
 pub fn runner(node: &str) -> String {
     format!("{RUNNERS}/{node}")
 }
 
-/// A runner's renewals.
+/// Returns the path of a runner's renewals.
 #[must_use]
 pub fn lease(node: &str) -> String {
     format!("{LEASES}/{node}")
 }
 
-/// The wish that a node gets no new tasks.
+/// Returns the path of a node's drain record.
 #[must_use]
 pub fn drain(node: &str) -> String {
     format!("{DRAINS}/{node}")
 }
 
-/// A task.
+/// Returns the path of a task.
 #[must_use]
 pub fn task(id: &TaskId) -> String {
     format!("{TASKS}/{}/{id}", shard(id.as_str()))
 }
 
-/// The claim on a destination, by the canonical text of its identity.
+/// Returns the path of the claim on a destination, by the canonical text of its identity.
 #[must_use]
 pub fn claim(destination: &str) -> String {
     let hash = blake3::hash(destination.as_bytes()).to_hex();

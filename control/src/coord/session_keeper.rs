@@ -9,19 +9,19 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// Between two tries to open one: doubled from the first to the last.
+/// Wait between two attempts to open a session: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// For a service that says nothing: then that is worth a word. With what it takes to find out why, at most 5 s.
+/// Time without a session after which that is logged. With the time to find out why, at most 5 s.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Between two words about the same trouble.
+/// Time after which the same failure is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// The session that is open now; `None` while there is none.
+/// Session that is open now; `None` while there is none.
 pub type Sessions = watch::Receiver<Option<Arc<dyn Session>>>;
 
-/// See the module's head.
+/// Keeps a session open; see the module's head.
 #[derive(Debug)]
 pub struct SessionKeeper {
     center: Arc<dyn CoordClient>,
@@ -29,13 +29,13 @@ pub struct SessionKeeper {
 }
 
 impl SessionKeeper {
-    /// A keeper that has not opened one yet.
+    /// Creates a keeper that has not opened a session yet.
     #[must_use]
     pub fn new(center: Arc<dyn CoordClient>) -> Self {
         Self { center, published: watch::Sender::new(None) }
     }
 
-    /// What roles look at.
+    /// Returns the receiver that roles read.
     #[must_use]
     pub fn sessions(&self) -> Sessions {
         self.published.subscribe()
@@ -55,7 +55,8 @@ impl SessionKeeper {
         }
     }
 
-    /// Closes the session, if there is one: its ephemeral nodes go at once. Only when everything is given back.
+    /// Closes the session, if there is one: its ephemeral nodes are deleted at once. Only when every task has been
+    /// returned.
     pub async fn close(&self) {
         if let Some(session) = self.published.send_replace(None) {
             session.close().await;
@@ -74,7 +75,8 @@ impl SessionKeeper {
         }
     }
 
-    /// Opens one, and says when that takes long: a service that nobody reaches is waited for in silence otherwise.
+    /// Opens a session, and logs when that takes long: the client library retries an unreachable service without
+    /// logging.
     async fn opened(&self, said: &mut Option<Said>) -> Result<Arc<dyn Session>, CoordError> {
         let mut opening = self.center.open();
         let mut patience = SILENCE_MAX;
@@ -87,7 +89,7 @@ impl SessionKeeper {
         }
     }
 
-    /// Says why there is no session, unless that was said a moment ago.
+    /// Logs why there is no session, unless that was logged a moment ago.
     async fn say(&self, said: &mut Option<Said>, error: &CoordError) {
         if !is_news(said, error, Instant::now()) {
             return;
@@ -112,10 +114,10 @@ impl SessionKeeper {
     }
 }
 
-/// What was said last, and when.
+/// Last logged error and its time.
 type Said = (CoordError, Instant);
 
-/// Whether an error is another one than the last that was said, or that was long ago.
+/// Tells whether an error differs from the last one that was logged, or that one was long ago.
 fn is_news(said: &mut Option<Said>, error: &CoordError, now: Instant) -> bool {
     let is_said = said.as_ref().is_some_and(|(last, at)| last == error && now < *at + SAY_AGAIN);
     if !is_said {
@@ -144,7 +146,7 @@ mod tests {
         }
     }
 
-    /// A service that answers nobody, and counts how often somebody wonders why.
+    /// Service that answers no request, and counts how often it is diagnosed.
     #[derive(Debug, Default)]
     struct Silent(AtomicUsize);
 

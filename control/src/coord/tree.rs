@@ -19,7 +19,7 @@ struct Slot {
     children: BTreeSet<String>,
 }
 
-/// What a multi did to one node.
+/// Effect of a multi on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) path: String,
@@ -33,11 +33,11 @@ pub(crate) enum ChangeKind {
     Deleted,
 }
 
-/// How a node was before, to take a change back.
+/// State of a node before a change, to undo it.
 struct Undo(String, Option<Node>);
 
 impl Tree {
-    /// The root only.
+    /// Creates a tree with the root only.
     pub(crate) fn new() -> Self {
         let stat = Stat { version: 0, created: Zxid(0), modified: Zxid(0), owner: None };
         let root = Slot { node: Node { data: Vec::new(), stat }, children: BTreeSet::new() };
@@ -48,18 +48,18 @@ impl Tree {
         self.0.get(path).map(|slot| &slot.node)
     }
 
-    /// In order of the names; `None` if the node does not exist.
+    /// Returns the children in order of their names; `None` if the node does not exist.
     pub(crate) fn children(&self, path: &str) -> Option<impl Iterator<Item = &String>> {
         self.0.get(path).map(|slot| slot.children.iter())
     }
 
-    /// The ephemeral nodes of every session that `is_over`.
+    /// Returns the ephemeral nodes of every session that `is_over`.
     pub(crate) fn ephemerals(&self, is_over: impl Fn(SessionId) -> bool) -> Vec<String> {
         let gone = self.0.iter().filter(|(_, slot)| slot.node.stat.owner.is_some_and(&is_over));
         gone.map(|(path, _)| path.clone()).collect()
     }
 
-    /// Puts a node as it is, or removes it. `false` if it has no parent to be put under: nothing is done then.
+    /// Sets a node to this state, or removes it. `false` if it has no parent: nothing is done then.
     pub(crate) fn put(&mut self, path: &str, node: Option<Node>) -> bool {
         let Some(node) = node else {
             self.remove(path);
@@ -84,7 +84,7 @@ impl Tree {
         }
     }
 
-    /// Does all of `ops` as transaction `zxid` of `session`, or nothing: then the position of the one that is refused.
+    /// Does all of `ops` as transaction `zxid` of `session`, or nothing: then returns the position of the refused one.
     pub(crate) fn apply(
         &mut self,
         ops: Vec<Op>,
@@ -159,7 +159,7 @@ impl Tree {
     }
 }
 
-/// Parent and name.
+/// Splits a path into parent and name.
 fn split(path: &str) -> (&str, &str) {
     match path.rsplit_once('/') {
         Some(("", name)) => (ROOT, name),
@@ -168,7 +168,7 @@ fn split(path: &str) -> (&str, &str) {
     }
 }
 
-/// Who wants to hear of changes. Dropping it lets all of them look again.
+/// Watches on nodes. Dropping it wakes all waiters.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
     nodes: BTreeMap<String, Vec<Waiting>>,
@@ -182,17 +182,17 @@ struct Waiting {
 }
 
 impl Watches {
-    /// Fires when the node is created, set or deleted.
+    /// Adds a watch that fires when the node is created, set or deleted.
     pub(crate) fn add_to_node(&mut self, path: &str, session: SessionId, fire: oneshot::Sender<()>) {
         add(&mut self.nodes, path, Waiting { session, fire });
     }
 
-    /// Fires when a child comes or goes, or the node itself goes.
+    /// Adds a watch that fires when a child is created or deleted, or the node itself is deleted.
     pub(crate) fn add_to_children(&mut self, path: &str, session: SessionId, fire: oneshot::Sender<()>) {
         add(&mut self.children, path, Waiting { session, fire });
     }
 
-    /// Takes out whom a change is for; sending to them fires their watches.
+    /// Takes out the watches that a change fires; the caller fires them by sending.
     pub(crate) fn take(&mut self, change: &Change) -> Vec<oneshot::Sender<()>> {
         let Change { path, kind } = change;
         let mut waiting = self.nodes.remove(path).unwrap_or_default();
@@ -205,7 +205,7 @@ impl Watches {
         waiting.into_iter().map(|waiter| waiter.fire).collect()
     }
 
-    /// Lets a session's waiters go.
+    /// Removes a session's watches.
     pub(crate) fn end(&mut self, session: SessionId) {
         for watches in [&mut self.nodes, &mut self.children] {
             watches.retain(|_, waiting| {
@@ -216,7 +216,7 @@ impl Watches {
     }
 }
 
-/// Adds one, and forgets those of the same node that nobody waits for any more.
+/// Adds a watch, and removes those of the same node whose waiters are gone.
 fn add(watches: &mut BTreeMap<String, Vec<Waiting>>, path: &str, waiter: Waiting) {
     let waiting = watches.entry(path.to_owned()).or_default();
     waiting.retain(|waiter| !waiter.fire.is_closed());
@@ -240,7 +240,7 @@ mod tests {
         })
     }
 
-    /// What the head of the file says.
+    /// Checks the invariants of the module's head.
     fn check(tree: &Tree) {
         for (path, slot) in &tree.0 {
             let (parent, name) = split(path);

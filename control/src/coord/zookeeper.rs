@@ -38,30 +38,30 @@ use std::time::Duration;
 use tokio::sync::watch;
 use zookeeper_client as zk;
 
-/// Least length of the list of servers that the library is given. In ten seconds without any it waits 2 s at most between
-/// two tries; of a list three times as long 1 s, but it would begin with as many tries at once.
+/// Least length of the list of servers that the library is given. In ten seconds without any server it waits 2 s at
+/// most between two attempts; with a list three times as long 1 s, but it would begin with as many attempts at once.
 const HOSTS_MIN: usize = 12;
 
-/// An ensemble, and how to talk to it.
+/// Ensemble, and how to talk to it.
 #[derive(Clone, Debug)]
 pub struct ZooKeeper {
     servers: String,
     chroot: String,
     settings: Settings,
-    /// Whether the operator has been told what is doubtful about the ensemble: once is enough.
+    /// Whether doubts about the ensemble have been logged: once is enough.
     is_judged: Arc<AtomicBool>,
 }
 
-/// How to talk to an ensemble.
+/// Settings for an ensemble.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How long the service waits for a silent session before it gives it up; the service has bounds of its own for it.
-    /// Longer survives longer outages, shorter notices a dead node sooner. Default 10 s: twice the 4 s that a follower
-    /// may lag behind its leader, and some.
+    /// Time after which the service expires a silent session; the service has bounds of its own for it. Longer survives
+    /// longer outages, shorter notices a dead node sooner. Default 10 s: twice the 4 s that a follower may lag behind
+    /// its leader, and some.
     pub session_timeout: Duration,
-    /// How long a server may be silent before another one is tried. Default 2 s: what one bad server costs.
+    /// Silence of a server after which another one is tried. Default 2 s: the cost of one bad server.
     pub connection_timeout: Duration,
-    /// Who the center is. Default none: everybody who reaches the service can change the center's nodes.
+    /// Credentials of the center. Default none: every client of the service can change the center's nodes.
     pub credentials: Option<Credentials>,
 }
 
@@ -72,19 +72,19 @@ impl Default for Settings {
     }
 }
 
-/// The address of an ensemble makes no sense.
+/// Malformed address of an ensemble.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{address:?}: expected HOST:PORT[,HOST:PORT...][/CHROOT]: {why}")]
 pub struct BadAddress {
-    /// What was given.
+    /// Address as it was given.
     pub address: String,
     /// What is wrong with it.
     pub why: &'static str,
 }
 
 impl ZooKeeper {
-    /// The ensemble at `HOST:PORT[,HOST:PORT...][/CHROOT]`; the center's nodes are below the chroot, which a session
-    /// makes when it is missing. Connects to nothing yet.
+    /// Creates a client for the ensemble at `HOST:PORT[,HOST:PORT...][/CHROOT]`; the center's nodes are below the
+    /// chroot, which a session creates when it is missing. Connects to nothing yet.
     ///
     /// # Errors
     /// [`BadAddress`].
@@ -124,7 +124,7 @@ impl ZooKeeper {
         }
     }
 
-    /// Tells the operator who can change the center's nodes besides the center.
+    /// Warns the operator if clients other than the center can change the center's nodes.
     async fn warn_if_open(&self, client: &zk::Client) {
         if self.settings.credentials.is_none() {
             tracing::warn!(servers = self.servers, "no ZooKeeper credentials: all clients of it can change the tasks");
@@ -168,9 +168,9 @@ impl CoordClient for ZooKeeper {
 struct ZooKeeperSession {
     id: SessionId,
     timeout: Duration,
-    /// Of every node that is made.
+    /// Access list of every node that is created.
     access: zk::Acls<'static>,
-    /// None once it is closed here. Requests under way hold clones.
+    /// `None` once it is closed here. Requests under way hold clones.
     client: Mutex<Option<zk::Client>>,
     report: Arc<watch::Sender<SessionState>>,
 }
@@ -188,7 +188,7 @@ impl ZooKeeperSession {
         Self { id, timeout, access, client: Mutex::new(Some(client)), report }
     }
 
-    /// The client, if requests can be made now.
+    /// Returns the client, if requests can be made now.
     fn client(&self) -> Result<zk::Client, CoordError> {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let client = client.ok_or(CoordError::Ended(Ending::Closed))?;
@@ -199,7 +199,7 @@ impl ZooKeeperSession {
         }
     }
 
-    /// What a reading says; `None` for a node that does not exist.
+    /// Translates a read; `None` for a node that does not exist.
     async fn read<T>(
         &self,
         client: &zk::Client,
@@ -213,7 +213,7 @@ impl ZooKeeperSession {
     }
 }
 
-/// Servers have bounds of their own for what is asked of them.
+/// Warns if the service grants another session timeout than was asked for.
 fn warn_of_timeout(granted: Duration, asked: Duration) {
     if !(SESSION_TIMEOUT_MIN..=SESSION_TIMEOUT_MAX).contains(&granted) {
         tracing::warn!(
@@ -225,7 +225,7 @@ fn warn_of_timeout(granted: Duration, asked: Duration) {
     }
 }
 
-/// The servers, each as often as it takes for [`HOSTS_MIN`].
+/// Repeats the servers as often as it takes for [`HOSTS_MIN`].
 fn repeated(servers: &str) -> String {
     let rounds = HOSTS_MIN.div_ceil(servers.split(',').count());
     vec![servers; rounds].join(",")
@@ -239,7 +239,7 @@ async fn follow(mut changes: zk::StateWatcher, report: Arc<watch::Sender<Session
     }
 }
 
-/// The first end that is told stays.
+/// Publishes the link. The first end is final.
 fn tell(report: &watch::Sender<SessionState>, now: Link) {
     report.send_if_modified(|state| {
         let is_news = !state.is_over();
@@ -251,8 +251,8 @@ fn tell(report: &watch::Sender<SessionState>, now: Link) {
     });
 }
 
-/// The request's outcome, or `lost` as soon as the connection is: the library would keep an unsent request for the next
-/// connection, however late that comes.
+/// Returns the request's outcome, or `lost` as soon as the connection is lost: the library would keep an unsent request
+/// for the next connection, however late that comes.
 async fn unless_lost<T, E>(
     client: &zk::Client,
     request: impl Future<Output = Result<T, E>>,
@@ -365,7 +365,7 @@ fn add(writer: &mut zk::MultiWriter<'_>, op: &Op, access: zk::Acls<'_>) -> Resul
     }
 }
 
-/// Hands a watch on; a dropped one is removed from the service.
+/// Converts a watch; a dropped one is removed from the service.
 fn watch(watcher: zk::OneshotWatcher) -> Watch {
     let (mut fire, watch) = Watch::new();
     tokio::spawn(async move {

@@ -11,18 +11,18 @@ use crate::model::TaskId;
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 
-/// By which tasks are in order: the transaction that created the record, or [`UNKNOWN`].
+/// Order of tasks: by the transaction that created the record, or [`UNKNOWN`].
 pub(crate) type Creation = (Zxid, TaskId);
 
-/// Of a record that nobody has told the creation of: it is as old as it says.
+/// Creation of a record whose transaction is not known yet: it counts by its own time of submission.
 pub(crate) const UNKNOWN: Zxid = Zxid(i64::MAX);
 
-/// Since when each task that has not ended waits, in milliseconds since 1970.
+/// Start of each waiting task's wait, in milliseconds since 1970.
 #[derive(Debug, Default)]
 pub(crate) struct Ages(BTreeMap<Creation, u64>);
 
 impl Ages {
-    /// Takes a task in. Returns those before it that looked younger, and are as old as it from now on.
+    /// Adds a task. Returns the tasks before it that looked younger, and count as equally old from now on.
     pub(crate) fn insert(&mut self, creation: Creation, submitted_ms: u64) -> Vec<TaskId> {
         if creation.0 == UNKNOWN {
             self.0.insert(creation, submitted_ms);
@@ -47,7 +47,7 @@ impl Ages {
         self.0.remove(creation)
     }
 
-    /// Since when a task waits.
+    /// Returns since when a task waits.
     pub(crate) fn since(&self, creation: &Creation) -> Option<u64> {
         self.0.get(creation).copied()
     }

@@ -18,9 +18,9 @@ use std::time::Duration;
 pub(crate) enum FenceProgress {
     /// The program runs.
     Running,
-    /// It exited 0.
+    /// It exited with 0.
     Done,
-    /// It did not; it will be run again.
+    /// It failed; it will be run again.
     Failed {
         /// When.
         rest: super::backoff::Backoff,
@@ -29,17 +29,17 @@ pub(crate) enum FenceProgress {
     },
 }
 
-/// What the leader knows.
+/// Everything that the leader knows.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterState {
     pub(crate) tasks: Tasks,
     pub(crate) fleet: Fleet,
     pub(crate) queue: Queue,
-    /// Which task has a claim, or is about to.
+    /// Task that has each claim, or is about to.
     pub(crate) claimed: BTreeMap<String, TaskId>,
-    /// Lost runners that the program has been sent for.
+    /// Lost runners that the fence program has been started for.
     pub(crate) fences: BTreeMap<(NodeId, String), FenceProgress>,
-    /// When nodes that drain at once are asked again.
+    /// When draining nodes are next asked to return their tasks.
     pub(crate) interrupts: BTreeMap<NodeId, Duration>,
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,
@@ -48,7 +48,7 @@ pub(crate) struct ClusterState {
 }
 
 impl ClusterState {
-    /// Takes a record as it was read or written. `created` is known only when it was read. Returns whether it is news.
+    /// Takes a record as it was read or written. `created` is known only when it was read. Returns whether it is new.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>, now: Now) -> bool {
         let id = record.id.clone();
         if let Some(before) = self.tasks.get(&id) {
@@ -76,7 +76,7 @@ impl ClusterState {
         true
     }
 
-    /// A task is no longer in the store.
+    /// Removes a task that is no longer in the store.
     pub(crate) fn forget(&mut self, id: &TaskId, now: Duration) {
         self.unqueue(id);
         let Some(entry) = self.tasks.remove(id) else { return };
@@ -106,7 +106,7 @@ impl ClusterState {
         }
     }
 
-    /// Those of `claims` that nobody has any more: who waited for them is looked at.
+    /// Frees those of `claims` that no task has any more, and makes the tasks that waited for them due.
     fn free<'a>(&mut self, claims: impl Iterator<Item = &'a String>, now: Duration) {
         for claim in claims {
             if !self.claimed.contains_key(claim) {
@@ -115,7 +115,7 @@ impl ClusterState {
         }
     }
 
-    /// A task is ready, to run on `node` or anywhere.
+    /// Queues a ready task, to run on `node` or on any.
     pub(crate) fn enqueue(&mut self, id: &TaskId, node: Option<NodeId>) {
         if let Some(rank) = self.tasks.rank(id) {
             self.queue.push(rank, node);
@@ -130,7 +130,7 @@ impl ClusterState {
         }
     }
 
-    /// A task is neither ready nor blocked.
+    /// Removes a task from the queue and from the blocked tasks.
     pub(crate) fn unqueue(&mut self, id: &TaskId) {
         self.queue.remove(id);
         let waits_for = self.tasks.get_mut(id).and_then(|entry| entry.runtime.waits_for.take());
@@ -139,7 +139,7 @@ impl ClusterState {
         }
     }
 
-    /// Claims and a slot are set aside for a task that is being assigned.
+    /// Reserves claims and a slot for a task that is being assigned.
     pub(crate) fn reserve(&mut self, id: &TaskId, node: &NodeId, claims: &[String]) {
         self.fleet.reserve(node, id);
         for claim in claims {
@@ -148,7 +148,7 @@ impl ClusterState {
         self.reserved.insert(id.clone(), claims.to_vec());
     }
 
-    /// What was set aside is free again, but for what the task's record has.
+    /// Releases a reservation, except for the claims that the task's record has.
     pub(crate) fn unreserve(&mut self, id: &TaskId, now: Duration) {
         let Some(claims) = self.reserved.remove(id) else { return };
         self.fleet.unreserve(id);
@@ -162,7 +162,7 @@ impl ClusterState {
         self.free(gone.into_iter(), now);
     }
 
-    /// A task waits for a claim of another one.
+    /// Blocks a task until a claim of another one is free.
     pub(crate) fn block(&mut self, id: &TaskId, claim: String) {
         self.calm(id);
         self.unqueue(id);
@@ -171,7 +171,7 @@ impl ClusterState {
         entry.runtime.waits_for = Some(claim);
     }
 
-    /// Nothing is written of a task until then.
+    /// Delays writes of a task until then.
     pub(crate) fn hold(&mut self, id: &TaskId, until: Duration) {
         self.calm(id);
         self.unqueue(id);
@@ -201,7 +201,7 @@ impl ClusterState {
         concerned.iter().for_each(|id| self.touch(id, now));
     }
 
-    /// Telemetry of a holder.
+    /// Takes telemetry of a holder.
     pub(crate) fn observe_progress(&mut self, id: &TaskId, progress: Progress) -> bool {
         let Some(entry) = self.tasks.get_mut(id) else { return false };
         let Some(node) = entry.record.node().cloned() else { return false };
@@ -211,7 +211,7 @@ impl ClusterState {
         true
     }
 
-    /// A task is looked at at `at`, or before.
+    /// Makes a task due at `at`, or before.
     pub(crate) fn touch(&mut self, id: &TaskId, at: Duration) {
         if self.tasks.get(id).is_some() && self.dues.get(id).is_none_or(|due| *due > at) {
             self.calm(id);
@@ -220,31 +220,31 @@ impl ClusterState {
         }
     }
 
-    /// A task is not looked at until something touches it.
+    /// Makes a task due only when something touches it.
     pub(crate) fn calm(&mut self, id: &TaskId) {
         if let Some(due) = self.dues.remove(id) {
             self.due.remove(&(due, id.clone()));
         }
     }
 
-    /// Tasks that are to be looked at, the longest due first.
+    /// Returns the tasks that are due, the longest due first.
     pub(crate) fn due(&self, now: Duration) -> impl Iterator<Item = &TaskId> {
         self.due.iter().take_while(move |(at, _)| *at <= now).map(|(_, id)| id)
     }
 
-    /// When there is something to decide next.
+    /// Returns the time of the next decision.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let task = self.due.first().map(|(at, _)| *at);
         let interrupt = self.interrupts.values().min().copied();
         [task, self.fleet.next_wake(), interrupt].into_iter().flatten().min()
     }
 
-    /// Looks at every task that had the process as its runner.
+    /// Makes every task due that had the process as its runner.
     pub(crate) fn touch_lost(&mut self, holder: &Holder, now: Duration) {
         self.lost_with(holder).iter().for_each(|id| self.touch(id, now));
     }
 
-    /// Looks at none of them until they are touched.
+    /// Makes none of them due until they are touched.
     pub(crate) fn calm_lost(&mut self, holder: &Holder) {
         self.lost_with(holder).iter().for_each(|id| self.calm(id));
     }
@@ -259,7 +259,7 @@ fn bytes(entry: &TaskEntry) -> u64 {
     entry.live.unwrap_or(entry.record.progress).planned.max(entry.record.progress.planned)
 }
 
-/// The entry with a newer record: what was seen and done for the old state counts no more.
+/// Returns the entry with a newer record: runtime state of the old state is reset.
 fn renewed(
     before: Option<TaskEntry>,
     record: Arc<TaskRecord>,
@@ -285,7 +285,7 @@ fn renewed(
     TaskEntry { record, version, created: created.or(before.created), grant, live, runtime }
 }
 
-/// Since when each ended attempt that may still write was seen as such; their grants tell them apart.
+/// Returns when this leader first saw the end of each attempt that may still write; grants identify attempts.
 fn undrained(record: &TaskRecord, seen: &[UndrainedAttempt], now: Duration) -> Vec<UndrainedAttempt> {
     let waiting = record.attempts.iter().filter(|attempt| !attempt.quiet && attempt.ended_ms.is_some());
     let since = |grant| seen.iter().find(|(known, _)| *known == grant).map_or(now, |(_, since)| *since);

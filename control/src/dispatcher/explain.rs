@@ -9,14 +9,14 @@ use crate::peers::StartStage;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A runner that has not begun after so long has a reason that a client wants to know. It is a matter of milliseconds where
+/// Time after which a runner that has not begun needs a reason that clients see. Beginning takes milliseconds where
 /// volumes and servers answer.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// Nodes that a reason names; there may be a thousand.
+/// Most nodes that a reason names; there may be a thousand.
 const NODES_NAMED_MAX: usize = 4;
 
-/// The record with what only the leader knows.
+/// Returns the record with what only the leader knows.
 pub(crate) fn shown(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
     let record = &entry.record;
     let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
@@ -82,7 +82,7 @@ fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<Stri
     (!avoided.is_empty()).then(|| format!("waits: refused by {}", avoided.join(", ")))
 }
 
-/// Which nodes have failed a task by faults of their own, and which are to try it next.
+/// Names the nodes that have failed a task by faults of their own, and those that are to try it next.
 fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let failed = record.failed_nodes();
     if failed.is_empty() || !matches!(record.spec.kind().node(), Ok(None)) {
@@ -101,8 +101,8 @@ fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     Some(format!("{failed} could not do it, {next}"))
 }
 
-/// Why a task that was given to a runner has not begun. Nothing takes it from a runner that says that it has it: what is slow
-/// is a volume or a server, and would be on other nodes, too.
+/// Explains why an assigned task has not begun. A runner that reports to have the task keeps it: a slow volume or
+/// server would be slow on other nodes, too.
 fn not_begun(entry: &TaskEntry, now: Now) -> Option<String> {
     let (record, runtime) = (&entry.record, &entry.runtime);
     let node = record.node()?;

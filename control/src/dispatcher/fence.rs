@@ -8,10 +8,10 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
 
-/// The program has so long; then it is killed and has failed.
+/// Longest run time of the program; then it is killed and has failed.
 pub(crate) const FENCE_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Cuts runners off: after it has succeeded no write of that runner can land any more.
+/// Cuts runners off: after success no write of that runner can land any more.
 #[async_trait]
 pub(crate) trait FenceProgram: Send + Sync + std::fmt::Debug {
     /// Cuts off one process of a node. May be called again for the same one.
@@ -21,8 +21,8 @@ pub(crate) trait FenceProgram: Send + Sync + std::fmt::Debug {
     async fn fence_runner(&self, runner: &Holder) -> Result<(), String>;
 }
 
-/// A program of this host, named on the command line of `taskd`: gets the node's name as its argument and
-/// `BLOCKHAUL_INCARNATION` in its environment, and has cut the runner off when it exits 0.
+/// Program of this host, named on the command line of `taskd`: gets the node's name as its argument and
+/// `BLOCKHAUL_INCARNATION` in its environment, and has cut the runner off when it exits with 0.
 #[derive(Clone, Debug)]
 pub(crate) struct FenceCommand(pub PathBuf);
 

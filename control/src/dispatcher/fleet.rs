@@ -6,33 +6,33 @@ use crate::peers::Peer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// How full a runner is; the least full one sorts first.
+/// Load of a runner; the least loaded one sorts first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RunnerLoad {
-    /// Sizes of the sources that it copies.
+    /// Sum of the sizes of the sources that it copies.
     pub(crate) bytes: u64,
     /// Slots in use.
     pub(crate) used: u32,
-    /// Which runner.
+    /// The runner.
     pub(crate) node: NodeId,
 }
 
-/// Runners and their load. What a runner holds is counted also while it is not registered.
+/// Runners and their load. The tasks of a runner count also while it is not registered.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     runners: BTreeMap<NodeId, Registration>,
-    /// Operators' wishes and the versions of their nodes.
+    /// Drain records of operators, and their versions.
     pub(crate) drains: BTreeMap<NodeId, (Drain, i32)>,
     loads: BTreeMap<NodeId, NodeLoad>,
-    /// Tasks on their way to a runner.
+    /// Tasks that are being assigned to a runner.
     reserved: BTreeMap<TaskId, NodeId>,
-    /// How long each runner was left alone last, until it accepts something.
+    /// Last backoff of each runner, until it accepts a task.
     rests: BTreeMap<NodeId, Backoff>,
-    /// Those that are left alone now.
+    /// Runners that are in backoff now.
     resting: BTreeSet<NodeId>,
     open: BTreeSet<RunnerLoad>,
     loads_open: BTreeMap<NodeId, RunnerLoad>,
-    /// Nodes that have named one address, by that address, as they were reported last.
+    /// Nodes that have registered one address, by that address, as they were reported last.
     pub(crate) conflicts: BTreeMap<String, BTreeSet<NodeId>>,
     /// Registrations that cannot be decoded, by path, and why.
     pub(crate) undecodable: BTreeMap<String, String>,
@@ -40,7 +40,7 @@ pub(crate) struct Fleet {
 
 #[derive(Debug, Default)]
 struct NodeLoad {
-    /// Bytes of each task that it holds.
+    /// Size of each task that it holds, in bytes.
     tasks: BTreeMap<TaskId, u64>,
     bytes: u64,
     reserved: u32,
@@ -55,27 +55,27 @@ impl Fleet {
         self.runners.values()
     }
 
-    /// How a holder can be reached; `None` if that process is not registered.
+    /// Returns how a holder can be reached; `None` if that process is not registered.
     pub(crate) fn peer(&self, holder: &Holder) -> Option<Peer> {
         self.get(&holder.node).filter(|there| there.incarnation == holder.incarnation).map(Peer::from)
     }
 
-    /// Tasks that a node holds.
+    /// Returns the tasks that a node holds.
     pub(crate) fn tasks(&self, node: &NodeId) -> impl Iterator<Item = &TaskId> {
         self.loads.get(node).into_iter().flat_map(|load| load.tasks.keys())
     }
 
-    /// Runners with room, the least full first.
+    /// Returns the runners with free slots, the least loaded first.
     pub(crate) fn open(&self) -> &BTreeSet<RunnerLoad> {
         &self.open
     }
 
-    /// How full a runner is, if it has room.
+    /// Returns the load of a runner, if it has a free slot.
     pub(crate) fn load(&self, node: &NodeId) -> Option<&RunnerLoad> {
         self.loads_open.get(node)
     }
 
-    /// Replaces the registrations; returns the nodes whose process has come, gone or changed.
+    /// Replaces the registrations; returns the nodes whose process has appeared, disappeared or changed.
     pub(crate) fn replace(&mut self, runners: BTreeMap<NodeId, Registration>) -> BTreeSet<NodeId> {
         let before = std::mem::replace(&mut self.runners, runners);
         let nodes: BTreeSet<NodeId> = before.keys().chain(self.runners.keys()).cloned().collect();
@@ -90,7 +90,8 @@ impl Fleet {
         changed
     }
 
-    /// Addresses that several nodes have named: at most one of them can be reached there. What is news of it comes back, too.
+    /// Finds addresses that several nodes have registered: at most one of them can be reached there. Returns the new
+    /// ones.
     pub(crate) fn find_conflicts(&mut self) -> Vec<(String, BTreeSet<NodeId>)> {
         let mut nodes: BTreeMap<String, BTreeSet<NodeId>> = BTreeMap::new();
         for there in self.runners.values() {
@@ -102,13 +103,13 @@ impl Fleet {
         self.conflicts.iter().filter(is_news).map(|(address, nodes)| (address.clone(), nodes.clone())).collect()
     }
 
-    /// Who else has named the address of a node.
+    /// Returns another node that has registered the address of a node.
     pub(crate) fn rival(&self, node: &NodeId) -> Option<&NodeId> {
         let nodes = self.conflicts.get(&self.get(node)?.address)?;
         nodes.iter().find(|other| *other != node)
     }
 
-    /// A task is held by a node.
+    /// Counts a task as held by a node.
     pub(crate) fn hold(&mut self, node: &NodeId, task: &TaskId, bytes: u64) {
         let load = self.loads.entry(node.clone()).or_default();
         let before = load.tasks.insert(task.clone(), bytes).unwrap_or_default();
@@ -116,7 +117,7 @@ impl Fleet {
         self.refresh(node);
     }
 
-    /// A task is no longer held by a node.
+    /// Removes a task from a node.
     pub(crate) fn release(&mut self, node: &NodeId, task: &TaskId) {
         let Some(load) = self.loads.get_mut(node) else { return };
         load.bytes -= load.tasks.remove(task).unwrap_or_default();
@@ -126,7 +127,7 @@ impl Fleet {
         self.refresh(node);
     }
 
-    /// A task is on its way to a node.
+    /// Reserves a slot of a node for a task.
     pub(crate) fn reserve(&mut self, node: &NodeId, task: &TaskId) {
         self.unreserve(task);
         self.reserved.insert(task.clone(), node.clone());
@@ -134,7 +135,7 @@ impl Fleet {
         self.refresh(node);
     }
 
-    /// A task is no longer on its way.
+    /// Releases the slot that was reserved for a task.
     pub(crate) fn unreserve(&mut self, task: &TaskId) {
         let Some(node) = self.reserved.remove(task) else { return };
         if let Some(load) = self.loads.get_mut(&node) {
@@ -143,7 +144,7 @@ impl Fleet {
         self.refresh(&node);
     }
 
-    /// A runner gives back what it has: it gets nothing before its registration has been read anew.
+    /// Excludes a runner that returns its tasks until its registration has been read again.
     pub(crate) fn mark_stale(&mut self, node: &NodeId) {
         if let Some(runner) = self.runners.get_mut(node) {
             runner.stopping = true;
@@ -151,7 +152,7 @@ impl Fleet {
         }
     }
 
-    /// A runner has refused for reasons of its own: it is left alone for a while.
+    /// Starts a backoff: a runner has refused for reasons of its own.
     pub(crate) fn rest(&mut self, node: &NodeId, now: Duration) {
         let rest = self.rests.get(node).copied().unwrap_or_default().again(now);
         self.rests.insert(node.clone(), rest);
@@ -159,7 +160,7 @@ impl Fleet {
         self.refresh(node);
     }
 
-    /// A runner has accepted a task.
+    /// Ends the backoff of a runner that has accepted a task.
     pub(crate) fn clear_backoff(&mut self, node: &NodeId) {
         if self.rests.remove(node).is_some() {
             self.resting.remove(node);
@@ -167,7 +168,7 @@ impl Fleet {
         }
     }
 
-    /// Takes the runners up again whose rest is over.
+    /// Includes the runners again whose backoff is over.
     pub(crate) fn wake(&mut self, now: Duration) {
         let is_over = |node: &NodeId| self.rests.get(node).is_none_or(|rest| rest.until <= now);
         let over: Vec<NodeId> = self.resting.iter().filter(|node| is_over(node)).cloned().collect();
@@ -177,12 +178,12 @@ impl Fleet {
         }
     }
 
-    /// When the next rest ends.
+    /// Returns when the next backoff ends.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         self.resting.iter().filter_map(|node| self.rests.get(node)).map(|rest| rest.until).min()
     }
 
-    /// Sets or ends an operator's wish.
+    /// Sets or removes a node's drain record.
     pub(crate) fn set_drain(&mut self, node: &NodeId, drain: Option<(Drain, i32)>) {
         match drain {
             Some(drain) => self.drains.insert(node.clone(), drain),

@@ -7,40 +7,40 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Requests that wait for the dispatcher; more wait in their callers.
+/// Requests that wait for the dispatcher; further callers wait.
 const REQUESTS_MAX: usize = 1024;
 
 /// Most tasks of one page of a list.
 pub(super) const PAGE_MAX: usize = 500;
 
-/// Which tasks to list.
+/// Selects the tasks to list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Query {
-    /// Only those of this state.
+    /// Only tasks of this state.
     pub state: Option<TaskState>,
-    /// Only those after this one in the order of ids.
+    /// Only tasks after this one in the order of ids.
     pub after: Option<TaskId>,
-    /// At most so many; 0 and anything above [`PAGE_MAX`] mean [`PAGE_MAX`].
+    /// Most tasks; 0 and anything above [`PAGE_MAX`] mean [`PAGE_MAX`].
     pub limit: usize,
 }
 
-/// A part of a list, in the order of ids.
+/// Part of a list, in the order of ids.
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
-    /// Its tasks.
+    /// Tasks of the page.
     pub tasks: Vec<Arc<TaskRecord>>,
-    /// What to give as `after` for the next one; `None`: this was the last.
+    /// Value of `after` for the next page; `None`: this was the last.
     pub next: Option<TaskId>,
 }
 
-/// What is wanted of one task.
+/// Requested change of one task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    /// What its client wants.
+    /// A client's change.
     TaskChange(TaskChange),
-    /// That node is off, an operator says.
+    /// An operator confirms that the node is off.
     Confirm(NodeId),
-    /// That its record goes, as it has ended.
+    /// The record of an ended task is deleted.
     Remove,
 }
 
@@ -62,7 +62,7 @@ pub(crate) enum Request {
     Progress(Vec<(TaskId, Progress)>),
 }
 
-/// The way to the dispatcher of one term. When that is over, everything answers `ENotLeader`.
+/// Access to the dispatcher of one term. When the term is over, every call returns `ENotLeader`.
 #[derive(Clone, Debug)]
 pub(crate) struct DispatcherHandle {
     requests: mpsc::Sender<Request>,
@@ -80,7 +80,7 @@ impl DispatcherHandle {
         answer.await.map_err(|_| not_leader())?
     }
 
-    /// Stores a new task. The same order again, by its id, gives the task that is there.
+    /// Stores a new task. The same submission again, by its id, returns the existing task.
     ///
     /// # Errors
     /// `EBadRequest`: it is too long for a record. `EUnsupported`: there is no program to fence it by. `EExists`: another
@@ -90,7 +90,7 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Submit(order, reply)).await
     }
 
-    /// A task.
+    /// Returns a task.
     ///
     /// # Errors
     /// `ENotFound`.
@@ -98,7 +98,7 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Get(task.clone(), reply)).await
     }
 
-    /// A part of all tasks.
+    /// Returns a page of tasks.
     ///
     /// # Errors
     /// `ENotLeader`.
@@ -106,8 +106,8 @@ impl DispatcherHandle {
         self.ask(|reply| Request::List(query, reply)).await
     }
 
-    /// A task as it is now, and every change of it (merged, if the reader is slow), telemetry included. The sender is
-    /// dropped when the term or the task's record is gone: then ask the node that leads.
+    /// Returns a task as it is now, and every change of it (merged, if the reader is slow), telemetry included. The
+    /// sender is dropped when the term ends or the task's record is deleted: then ask the node that leads.
     ///
     /// # Errors
     /// `ENotFound`.
@@ -115,7 +115,7 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Watch(task.clone(), reply)).await
     }
 
-    /// Changes what is wanted of a task. Giving one up that has ended gives its final state.
+    /// Changes what a client wants of a task. Cancelling an ended task returns its final state.
     ///
     /// # Errors
     /// `EUnsupported`: it is no copy, and can only be given up. `EBusy`: it has ended or is being cancelled.
@@ -124,7 +124,7 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Mutate(task.clone(), Mutation::TaskChange(change), reply)).await
     }
 
-    /// Deletes the record of a task that has ended; what it said last.
+    /// Deletes the record of an ended task; returns its last content.
     ///
     /// # Errors
     /// `EBusy`: it has not ended, or an earlier attempt may still write its destination. `ENotFound`, `EUnreachable`.
@@ -132,7 +132,7 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Mutate(task.clone(), Mutation::Remove, reply)).await
     }
 
-    /// The runners that are registered, and nodes that drain.
+    /// Returns the registered runners, and nodes that drain.
     ///
     /// # Errors
     /// `ENotLeader`.
@@ -140,7 +140,7 @@ impl DispatcherHandle {
         self.ask(Request::Runners).await
     }
 
-    /// Takes a node out of service, or back.
+    /// Drains a node, or ends that.
     ///
     /// # Errors
     /// `ENotFound`: no such node has ever registered. `EUnreachable`.
@@ -148,7 +148,8 @@ impl DispatcherHandle {
         self.ask(|reply| Request::Drain(node.clone(), desired_state, reply)).await
     }
 
-    /// An operator says that a node is off and writes nothing any more. Returns the tasks that could go on because of it.
+    /// Takes an operator's confirmation that a node is off and writes nothing any more. Returns the number of tasks
+    /// that proceed because of it.
     ///
     /// # Errors
     /// `EBusy`: the node is registered, so it is not off. `EUnreachable`.
@@ -161,7 +162,7 @@ impl DispatcherHandle {
         Ok(count)
     }
 
-    /// How the center is.
+    /// Returns the status of the center.
     ///
     /// # Errors
     /// `ENotLeader`.
@@ -169,7 +170,7 @@ impl DispatcherHandle {
         self.ask(Request::Status).await
     }
 
-    /// A runner says that it has changed these records.
+    /// Takes a runner's hint that it has changed these records.
     ///
     /// # Errors
     /// `ENotLeader`.
@@ -177,7 +178,7 @@ impl DispatcherHandle {
         self.requests.send(Request::Changed(tasks)).await.map_err(|_| not_leader())
     }
 
-    /// A runner says where its tasks are. Lost when there is no room.
+    /// Takes a runner's report of its tasks' progress. Dropped when the queue is full.
     ///
     /// # Errors
     /// `ENotLeader`.
@@ -189,7 +190,7 @@ impl DispatcherHandle {
     }
 }
 
-/// What everything answers when the term is over.
+/// Returns the error of every call when the term is over.
 pub(crate) fn not_leader() -> Error {
     let message = "this node no longer leads: ask again";
     Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }

@@ -16,42 +16,42 @@ use super::tasks::TaskEntry;
 use crate::coord::{Node, Zxid};
 use crate::model::{OpId, Record, TaskRecord};
 
-/// What is known of a record's node at some time.
+/// State of a record's node at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Known {
-    /// Of the node.
+    /// Version of the node.
     pub(crate) version: i32,
-    /// The node's creation, where it has been heard of.
+    /// Transaction that created the node, if known.
     pub(crate) created: Option<Zxid>,
-    /// Of the write that made the record what it is.
+    /// Operation id of the write that made the record.
     pub(crate) op: OpId,
 }
 
 impl Known {
-    /// What the leader knows now.
+    /// Returns what the leader knows now.
     pub(crate) fn of(entry: &TaskEntry) -> Self {
         Self { version: entry.version, created: entry.created, op: entry.record.op.clone() }
     }
 
-    /// What has been read; `None` of a record that cannot be decoded.
+    /// Returns what was read; `None` for a record that cannot be decoded.
     pub(crate) fn read(node: &Node) -> Option<Self> {
         let record = TaskRecord::decode(&node.data).ok()?;
         Some(Self { version: node.stat.version, created: Some(node.stat.created), op: record.op })
     }
 
-    /// Whether the two are of different histories, whichever was first.
+    /// Tells whether the two are of different histories, whichever was first.
     pub(crate) fn clashes_with(&self, other: &Self) -> bool {
         let is_same = self.created.is_some() && self.created == other.created && self.version == other.version;
         is_same && self.op != other.op
     }
 
-    /// Whether an answer to what was sent when this was known is of another history.
+    /// Tells whether an answer contradicts what was known when the request was sent.
     pub(crate) fn is_contradicted_by(&self, answer: &Self) -> bool {
         let (Some(before), Some(now)) = (self.created, answer.created) else { return false };
         now < before || (now == before && answer.version < self.version) || self.clashes_with(answer)
     }
 
-    /// As [`Known::is_contradicted_by`], of an answer as it came.
+    /// As [`Known::is_contradicted_by`], for an answer as received.
     pub(crate) fn is_refuted(&self, answer: Option<&Node>) -> bool {
         answer.and_then(Self::read).is_some_and(|answer| self.is_contradicted_by(&answer))
     }

@@ -8,20 +8,20 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Milliseconds of waiting that count as much as one step of priority.
 const STEP_MS: i64 = 60_000;
 
-/// A place in the queue; lower goes first. Priority grows by one a minute for everybody, so that places change only when
-/// clocks turn out to differ.
+/// Position in the queue; lower goes first. Waiting a minute counts as much as one step of priority for every task, so
+/// that positions change only when clocks turn out to differ.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
-    /// Milliseconds since 1970 from which it waits, less what its priority is worth.
+    /// Milliseconds since 1970 from which it waits, less the worth of its priority.
     place: i64,
-    /// Which came first.
+    /// Transaction that created the task: breaks ties.
     created: Zxid,
-    /// Which task.
+    /// The task.
     pub(crate) task: TaskId,
 }
 
 impl Rank {
-    /// Of a task that waits since then.
+    /// Returns the rank of a task that waits since `since_ms`.
     pub(crate) fn new(task: TaskId, created: Zxid, priority: u8, since_ms: u64) -> Self {
         let since = i64::try_from(since_ms).unwrap_or(i64::MAX);
         Self { place: since.saturating_sub(STEP_MS * i64::from(priority)), created, task }
@@ -31,17 +31,17 @@ impl Rank {
 /// Ready tasks by where they can run, each in the order of their ranks.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    /// On any runner.
+    /// Tasks for any runner.
     pub(crate) any: BTreeSet<Rank>,
-    /// On one.
+    /// Tasks for one node.
     pub(crate) pinned: BTreeMap<NodeId, BTreeSet<Rank>>,
     places: BTreeMap<TaskId, (Option<NodeId>, Rank)>,
-    /// By the claim of another task that they wait for.
+    /// Blocked tasks, by the claim of another task that they wait for.
     blocked: BTreeMap<String, BTreeSet<TaskId>>,
 }
 
 impl Queue {
-    /// A task becomes ready, on `node` or anywhere.
+    /// Adds a ready task, for `node` or for any.
     pub(crate) fn push(&mut self, rank: Rank, node: Option<NodeId>) {
         self.remove(&rank.task);
         match &node {
@@ -51,12 +51,12 @@ impl Queue {
         self.places.insert(rank.task.clone(), (node, rank));
     }
 
-    /// Where a task that is ready can run.
+    /// Returns where a ready task can run.
     pub(crate) fn place(&self, id: &TaskId) -> Option<&Option<NodeId>> {
         self.places.get(id).map(|(node, _)| node)
     }
 
-    /// A task is no longer ready.
+    /// Removes a task that is no longer ready.
     pub(crate) fn remove(&mut self, id: &TaskId) {
         match self.places.remove(id) {
             Some((None, rank)) => {
@@ -74,13 +74,13 @@ impl Queue {
         }
     }
 
-    /// A task waits until that claim is free.
+    /// Blocks a task until that claim is free.
     pub(crate) fn block(&mut self, id: &TaskId, claim: &str) {
         self.remove(id);
         self.blocked.entry(claim.to_owned()).or_default().insert(id.clone());
     }
 
-    /// A task waits no more.
+    /// Unblocks a task.
     pub(crate) fn unblock(&mut self, id: &TaskId, claim: &str) {
         if let Some(waiting) = self.blocked.get_mut(claim) {
             waiting.remove(id);
@@ -90,7 +90,7 @@ impl Queue {
         }
     }
 
-    /// A claim is free: who waited for it.
+    /// Removes and returns the tasks that waited for a claim.
     pub(crate) fn freed(&mut self, claim: &str) -> BTreeSet<TaskId> {
         self.blocked.remove(claim).unwrap_or_default()
     }

@@ -18,28 +18,29 @@ use tokio::task::JoinSet;
 
 /// Reads under way at once.
 const READS_MAX: usize = 256;
-/// After a read that failed.
+/// Wait after a read that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
-/// The runners are not listed more often, however many come and go.
+/// Shortest time between two lists of the runners, however many come and go.
 const FLEET_EVERY: Duration = Duration::from_millis(100);
-/// They are listed so soon again while one of them is stopping: no watch tells when it is there for new tasks again.
+/// Time between two lists while a runner is stopping: no watch tells when it accepts tasks again.
 const STOPPING_LOOK: Duration = Duration::from_secs(1);
 
-/// What is to be read.
+/// Reads that are due or under way.
 #[derive(Default)]
 pub(crate) struct Reads {
-    /// Everything has been read once.
+    /// Whether everything has been read once.
     pub(crate) is_loaded: bool,
     /// When everything is compared next.
     pub(crate) reconcile_at: Option<Duration>,
     /// When the runners are read next.
     pub(crate) fleet_at: Option<Duration>,
-    /// They are not read before.
+    /// Earliest time at which the runners are read.
     fleet_rest: Duration,
     is_listing: bool,
     is_listed: bool,
     is_reading_fleet: bool,
-    /// Read again after a reconnect before anything is decided: should history be lost, this record is likely to say so.
+    /// Record to read after a reconnect before anything is decided: if history was lost, this record most likely shows
+    /// it.
     doubted: Option<TaskId>,
     watch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     wanted: BTreeSet<TaskId>,
@@ -54,18 +55,18 @@ impl std::fmt::Debug for Reads {
 }
 
 impl Reads {
-    /// A task's record may have changed.
+    /// Marks a task whose record may have changed.
     pub(crate) fn want(&mut self, id: TaskId) {
         self.wanted.insert(id);
     }
 
-    /// So many are under way or wait.
+    /// Returns the number of reads that are under way or wait.
     pub(crate) fn len(&self) -> usize {
         self.wanted.len() + self.inflight.len()
     }
 
-    /// The connection is back: watches may have been lost. Jittered, as every node does the same. What changed `latest` is
-    /// read at once.
+    /// Handles a reconnect: watches may have been lost. Jittered, as every node does the same. The record of the
+    /// `latest` change is read at once.
     pub(crate) fn reconnected(&mut self, now: Duration, latest: Option<TaskId>) {
         self.fleet_at = Some(now);
         self.reconcile_at = Some(now + Duration::from_millis(fastrand::u64(0..1000)));
@@ -73,12 +74,12 @@ impl Reads {
         self.doubted = latest;
     }
 
-    /// Whether everything has been read, and stands as far as can be told.
+    /// Tells whether everything has been read, and is still true as far as can be told.
     pub(crate) fn is_settled(&self) -> bool {
         self.is_loaded && self.doubted.is_none()
     }
 
-    /// Waits for the watch on the runners; then they are to be read.
+    /// Waits for the watch on the runners; then they are due to be read.
     pub(crate) async fn hinted(&mut self) {
         match &mut self.watch {
             None => std::future::pending().await,
@@ -88,12 +89,12 @@ impl Reads {
         self.want_fleet();
     }
 
-    /// The runners should be read soon.
+    /// Makes the runners due to be read soon.
     pub(crate) fn want_fleet(&mut self) {
         self.fleet_at = Some(self.fleet_rest);
     }
 
-    /// When there is something to read next.
+    /// Returns the time of the next read.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let tasks = (!self.wanted.is_empty()).then_some(self.hold_until);
         let fleet = self.fleet_at.filter(|_| !self.is_reading_fleet);
@@ -134,7 +135,7 @@ impl Dispatcher {
         }
     }
 
-    /// All tasks have been listed: unknown ones and those that may have changed are read.
+    /// Takes the list of all tasks: unknown ones and those that may have changed are read.
     pub(crate) fn take_list(&mut self, listed: Result<Vec<String>, CoordError>) {
         let now = self.clock.boot_time();
         self.reads.is_listing = false;
@@ -161,7 +162,7 @@ impl Dispatcher {
         self.reads.wanted.extend(there.into_iter().filter(|id| self.cluster.tasks.get(id).is_none()));
     }
 
-    /// A record has been read, of which that was known when it was asked for.
+    /// Takes a record that was read; `known` is what was known when it was asked for.
     pub(crate) fn take_read(&mut self, id: &TaskId, known: Option<&Known>, read: Result<Option<Node>, CoordError>) {
         self.reads.inflight.remove(id);
         let was_doubted = read.is_ok() && self.reads.doubted.take_if(|doubted| doubted == id).is_some();
@@ -179,7 +180,7 @@ impl Dispatcher {
         }
     }
 
-    /// The runners have been read.
+    /// Takes the runners that were read.
     pub(crate) fn take_fleet(&mut self, read: Result<(FleetRead, Watch), CoordError>) {
         let now = self.clock.boot_time();
         self.reads.is_reading_fleet = false;
@@ -230,7 +231,7 @@ impl Dispatcher {
     }
 }
 
-/// A record. A hint may be faster than what it hints at: then everything committed before is waited for.
+/// Reads a record. A hint may overtake the write that it is about: then everything committed before is waited for.
 async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<Option<Node>, CoordError> {
     if is_hint {
         session.sync().await?;
@@ -238,7 +239,7 @@ async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<
     session.get(&paths::task(id)).await
 }
 
-/// The names of all tasks.
+/// Lists the names of all tasks.
 async fn list(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError> {
     session.sync().await?;
     let folders = paths::shards().map(|shard| format!("{}/{shard}", paths::TASKS));
@@ -252,7 +253,7 @@ async fn list(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError> {
     Ok(listed.await?.into_values().flatten().collect())
 }
 
-/// The registered runners, operators' wishes, and a watch that fires when a runner comes or goes.
+/// Reads the registered runners, the drain records, and sets a watch that fires when a runner comes or goes.
 async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), CoordError> {
     session.sync().await?;
     let (nodes, watch) = session.children_and_watch(paths::RUNNERS).await?;
@@ -294,7 +295,7 @@ fn decode<R: Record>(data: &[u8], name: String) -> Result<(NodeId, R), String> {
     R::decode(data).map(|record| (name, record)).map_err(|error| error.to_string())
 }
 
-/// Reads paths, many at once, in one result by path.
+/// Reads paths, many at once, into one result by path.
 async fn at_once<T, F>(paths: Vec<String>, read: impl Fn(String) -> F) -> Result<BTreeMap<String, T>, CoordError>
 where
     T: Send + 'static,

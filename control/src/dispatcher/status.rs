@@ -4,46 +4,46 @@ use crate::model::{Drain, Epoch, Leader, NodeId, Registration, TaskState};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Samples that a latency is taken from.
+/// Number of samples of a latency.
 const SAMPLES: usize = 512;
 
-/// How the center is.
+/// Status of the center.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
     /// This node.
     pub leader: Leader,
-    /// Of its term.
+    /// Epoch of its term.
     pub epoch: Epoch,
     /// Tasks in each state, in the order of [`TaskState::ALL`].
     pub tasks: Vec<(TaskState, usize)>,
-    /// Paths of records that cannot be decoded, and why: they are kept aside.
+    /// Paths of records that cannot be decoded, and why: they are left alone.
     pub undecodable: Vec<(String, String)>,
-    /// Registered runners.
+    /// Number of registered runners.
     pub runners: usize,
-    /// Of the last writes to the store.
+    /// Latency of the last writes to the store.
     pub store: Latency,
-    /// From a task's submission (or return) to its assignment, of the last ones.
+    /// Time from a task's submission (or return) to its assignment, of the last ones.
     pub queue_wait: Latency,
-    /// From the decision to give a task to a runner to the runner's acceptance, of the last ones.
+    /// Time from the decision to assign a task to the runner's acceptance, of the last ones.
     pub assignment: Latency,
-    /// Tasks given to runners in this term.
+    /// Number of tasks assigned in this term.
     pub assignments: u64,
 }
 
-/// A runner and what the leader knows of it.
+/// Runner and what the leader knows of it.
 #[derive(Clone, Debug)]
 pub(crate) struct RunnerSummary {
-    /// As it registered; `None`: it drains and is not there.
+    /// Registration; `None`: the node drains and is not registered.
     pub registration: Option<Registration>,
-    /// Its node.
+    /// Node of the runner.
     pub node: NodeId,
-    /// Tasks that it holds.
+    /// Number of tasks that it holds.
     pub tasks: usize,
-    /// The operator's wish, if there is one.
+    /// Drain record, if there is one.
     pub drain: Option<Drain>,
 }
 
-/// A distribution of the last durations.
+/// Distribution of the last durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
     /// Half were at most this long.
@@ -54,7 +54,7 @@ pub struct Latency {
     pub max: Duration,
 }
 
-/// The last durations of something.
+/// Last durations of something.
 #[derive(Debug, Default)]
 pub(crate) struct Samples(VecDeque<Duration>);
 

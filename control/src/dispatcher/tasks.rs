@@ -13,16 +13,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A task.
+/// Task as the leader knows it.
 #[derive(Debug)]
 pub(crate) struct TaskEntry {
-    /// As it stands in the store, as far as is known.
+    /// Record as it is in the store, as far as is known.
     pub(crate) record: Arc<TaskRecord>,
-    /// Of that record's node.
+    /// Version of that record's node.
     pub(crate) version: i32,
-    /// Of that node's creation, once it has been read: an id may be used again.
+    /// Transaction that created the node, once it has been read: an id may be used again.
     pub(crate) created: Option<Zxid>,
-    /// Of the holder's grant, where this leader has made or read it.
+    /// Epoch of the holder's grant, if this leader has made or read it.
     pub(crate) grant: Option<Epoch>,
     /// Telemetry of the holder.
     pub(crate) live: Option<Progress>,
@@ -31,8 +31,8 @@ pub(crate) struct TaskEntry {
 }
 
 impl TaskEntry {
-    /// When a task that has failed may be tried again, if that is later than now. The record's time is of its runner's
-    /// clock: should that be ahead of this one's, the task rests no longer than any does.
+    /// Returns when a failed task may be tried again, if that is later than now. The record's time is of its runner's
+    /// clock: if that clock is ahead of this one's, the backoff is still bounded.
     pub(crate) fn rests_until(&self, now: Now) -> Option<Duration> {
         let rested = self.runtime.since + RETRY_REST_MAX;
         let until = now.at_unix(self.record.not_before_ms).min(rested);
@@ -40,64 +40,64 @@ impl TaskEntry {
     }
 }
 
-/// What one leader remembers of a task; the next one starts anew.
+/// What one leader remembers of a task; the next one starts without it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TaskRuntime {
-    /// A write of the record is under way: no other one may be.
+    /// Whether a write of the record is under way: no other one may start.
     pub(crate) is_busy: bool,
-    /// A call about it is under way.
+    /// Whether a call about it is under way.
     pub(crate) is_calling: bool,
     /// When this state with this holder was first seen.
     pub(crate) since: Duration,
-    /// What its runner says, while it is to begin or to stop.
+    /// Last answer of its runner, while it is to begin or to stop.
     pub(crate) assign_reply: AssignReply,
-    /// What its runner said that it waits for before it begins.
+    /// What its runner waits for before it begins.
     pub(crate) waits: Option<StartStage>,
-    /// No question or nudge before.
+    /// Earliest time of the next query or notification.
     pub(crate) next_call: Duration,
-    /// Its holder should look at the record, and has not been told.
+    /// Whether its holder should read the record, and has not been notified.
     pub(crate) owes_notification: bool,
-    /// Runners that have refused it, until when, and for how long they will be avoided next.
+    /// Runners that have refused it, with the backoff of each.
     pub(crate) avoid: BTreeMap<NodeId, Backoff>,
     /// Ended attempts that may still write.
     pub(crate) undrained: Vec<UndrainedAttempt>,
-    /// Where it is to go and what its destination is called there.
+    /// Runner that is to get it, and the destination's identities there.
     pub(crate) resolved: Option<(Holder, Vec<String>)>,
-    /// A claim of another task that it waits for.
+    /// Claim of another task that it waits for.
     pub(crate) waits_for: Option<String>,
-    /// Nothing is written before: the last write failed.
+    /// Earliest time of the next write: the last one failed.
     pub(crate) hold_until: Duration,
-    /// Why nothing could be written last.
+    /// Why the last write failed.
     pub(crate) write_failure: Option<WriteFailure>,
 }
 
-/// Why nothing can be written of a task.
+/// Why a task's record cannot be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WriteFailure {
-    /// In the words of the coordination service.
+    /// Message of the coordination service.
     pub(crate) why: String,
-    /// When the log said so last.
+    /// When this was logged last.
     pub(crate) at: Duration,
 }
 
-/// The grant of an attempt that may still write, and since when this leader knows that it has ended.
+/// Grant of an ended attempt that may still write, and since when this leader knows of its end.
 pub(crate) type UndrainedAttempt = (Option<Epoch>, Duration);
 
-/// How the runner of a task answered last.
+/// Last answer of a task's runner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum AssignReply {
-    /// It has not been told.
+    /// It was not called yet.
     #[default]
     No,
-    /// There was no answer: it may or may not know.
+    /// It did not answer: it may or may not have the task.
     Unclear,
-    /// It has it.
+    /// It has the task.
     Accepted,
-    /// It does not have it and will not take it.
+    /// It does not have the task and will not accept it.
     Refused {
-        /// Which error.
+        /// Error code.
         code: Code,
-        /// For people.
+        /// Reason as text.
         why: String,
     },
 }
@@ -107,9 +107,9 @@ pub(crate) enum AssignReply {
 pub(crate) struct Tasks {
     entries: BTreeMap<TaskId, TaskEntry>,
     by_state: [BTreeSet<TaskId>; TaskState::ALL.len()],
-    /// Those that have ended, in the order of their submissions.
+    /// Ended tasks, in the order of their submissions.
     ended: BTreeSet<Creation>,
-    /// Since when the others wait.
+    /// Since when the other tasks wait.
     ages: Ages,
     /// Records that cannot be decoded, by path, and why.
     pub(crate) undecodable: BTreeMap<String, String>,
@@ -132,7 +132,7 @@ impl Tasks {
         self.entries.keys()
     }
 
-    /// Tasks from `after` on in the order of their ids, all or of one state.
+    /// Returns tasks from `after` on in the order of their ids, all or of one state.
     pub(crate) fn page(
         &self,
         state: Option<TaskState>,
@@ -146,17 +146,17 @@ impl Tasks {
         }
     }
 
-    /// Ids of the tasks in a state.
+    /// Returns the ids of the tasks in a state.
     pub(crate) fn of(&self, state: TaskState) -> &BTreeSet<TaskId> {
         &self.by_state[position(state)]
     }
 
-    /// Tasks that have ended, the first that was submitted first.
+    /// Returns the ended tasks, the first submitted first.
     pub(crate) fn ended(&self) -> impl ExactSizeIterator<Item = &TaskId> {
         self.ended.iter().map(|(_, id)| id)
     }
 
-    /// When a task's node was created becomes known. Returns as [`Tasks::insert`].
+    /// Takes the transaction that created a task's node. Returns as [`Tasks::insert`].
     pub(crate) fn learn_created(&mut self, id: &TaskId, created: Zxid) -> Vec<TaskId> {
         let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.created.is_none()) else { return Vec::new() };
         let before = creation(entry);
@@ -172,7 +172,7 @@ impl Tasks {
         aged
     }
 
-    /// The place in the queue of a task that has not ended.
+    /// Returns the position in the queue of a task that has not ended.
     pub(crate) fn rank(&self, id: &TaskId) -> Option<Rank> {
         let entry = self.entries.get(id)?;
         let creation = creation(entry);
@@ -180,12 +180,12 @@ impl Tasks {
         Some(Rank::new(id.clone(), creation.0, entry.record.priority, since_ms))
     }
 
-    /// Ids of the tasks that a runner may change.
+    /// Returns the ids of the tasks that a runner may change.
     pub(crate) fn held(&self) -> impl Iterator<Item = &TaskId> {
         TaskState::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
     }
 
-    /// Takes an entry in; one of the same id was removed before. Returns tasks whose places in the queue have changed.
+    /// Adds an entry; one of the same id was removed before. Returns tasks whose positions in the queue have changed.
     pub(crate) fn insert(&mut self, entry: TaskEntry) -> Vec<TaskId> {
         let id = entry.record.id.clone();
         self.by_state[position(entry.record.state)].insert(id.clone());
@@ -210,7 +210,7 @@ impl Tasks {
     }
 }
 
-/// A node whose creation nobody has told of is new.
+/// Returns the order of an entry. A node whose creation is unknown counts as new.
 fn creation(entry: &TaskEntry) -> Creation {
     (entry.created.unwrap_or(UNKNOWN), entry.record.id.clone())
 }

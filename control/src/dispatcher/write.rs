@@ -14,70 +14,70 @@ use crate::model::{Claim, Epoch, OpId, Record, TaskId, TaskRecord};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between attempts to find out what a write has done.
+/// Time between two reads to find out the outcome of a write.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Times that a write is built anew because a claim was not as expected.
+/// Times that a write is built again because a claim was not as expected.
 const CLAIM_TRIES: usize = 4;
 
-/// A record to replace another.
+/// Record that replaces another.
 #[derive(Debug)]
 pub(crate) struct Change {
-    /// As it stands in the store, as far as is known.
+    /// Record as it is in the store, as far as is known.
     pub(crate) before: Arc<TaskRecord>,
-    /// Of its node.
+    /// State of its node.
     pub(crate) known: Known,
-    /// As it is to be.
+    /// Record as it is to be.
     pub(crate) after: TaskRecord,
 }
 
-/// How a write ended.
+/// Outcome of a write.
 #[derive(Debug)]
 pub(crate) enum Written {
     /// It happened.
     Done {
-        /// As it stands now.
+        /// Record as it is now.
         record: Box<TaskRecord>,
-        /// Of its node.
+        /// Version of its node.
         version: i32,
-        /// The node's creation, where the answer tells it.
+        /// Transaction that created the node, if the answer tells it.
         created: Option<Zxid>,
-        /// If the claims got a holder.
+        /// Epoch of the grant, if the claims got a holder.
         grant: Option<Epoch>,
     },
-    /// Somebody else has written the record: as it is now, `None` if it is gone.
+    /// Another process has written the record: the node as it is now, `None` if it is deleted.
     Changed(Option<Node>),
     /// Another task has that claim.
     Taken(String),
-    /// Nothing happened, and will not before an operator changes something: what the service says, and of which node.
+    /// Nothing happened, and will not before an operator changes something.
     Denied(Denial),
     /// Nothing happened.
     Failed(CoordError),
     /// Nothing happened, and nothing will: this node no longer leads.
     LostLeadership,
-    /// The store's history is another one than this leader's.
+    /// The store has another history than this leader has seen.
     HistoryLost,
 }
 
-/// A write that the coordination service will not do, whatever the records say.
+/// Write that the coordination service refuses, whatever the records are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the coordination service refuses to write {path}: {why}")]
 pub(crate) struct Denial {
-    /// Which node, or the first of a write that as a whole is refused.
+    /// Path of the node, or of the first of a write that is refused as a whole.
     pub(crate) path: String,
-    /// In the service's words.
+    /// Reason of the service.
     pub(crate) why: Refusal,
 }
 
 impl Denial {
-    /// Of the operation at `index`.
+    /// Returns the denial of the operation at `index`.
     fn of(ops: &[Op], index: usize, why: Refusal) -> Self {
         let path = ops.get(index).map_or_else(String::new, |op| op.path().to_owned());
         Self { path, why }
     }
 }
 
-/// What writes are made with.
+/// What a writer needs for its writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
     pub(crate) session: Arc<dyn Session>,
@@ -85,7 +85,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Replaces a record, and changes its claims as the transition means.
+    /// Replaces a record, and changes its claims according to the transition.
     pub(crate) async fn change(self, change: Change) -> Written {
         let mut is_first_grant = change.before.claims.is_empty();
         for tries in 0..CLAIM_TRIES {
@@ -112,7 +112,7 @@ impl Writer {
         self.changed(&change).await
     }
 
-    /// Sends a write until it is known what became of it.
+    /// Sends a write until its outcome is known.
     async fn settle(&self, change: &Change, ops: &[Op]) -> Written {
         loop {
             match self.leader_term.commit(ops.to_vec()).await {
@@ -137,7 +137,7 @@ impl Writer {
         }
     }
 
-    /// The record's node as every committed write has left it. Waits for the connection.
+    /// Reads the record's node as every committed write has left it. Waits for the connection.
     async fn look(&self, id: &TaskId) -> Result<Option<Node>, CoordError> {
         let path = paths::task(id);
         loop {
@@ -162,7 +162,7 @@ impl Writer {
         }
     }
 
-    /// The operations of a change, the record's own first; or the claim that another task has.
+    /// Returns the operations of a change, the record's own first; or the claim that another task has.
     async fn operations(&self, change: &Change, is_first: bool) -> Result<Result<Vec<Op>, String>, CoordError> {
         let Change { before, known: Known { version, .. }, after } = change;
         let mut ops = vec![Op::Set { path: paths::task(&after.id), data: after.encode(), version: *version }];
@@ -204,7 +204,7 @@ impl Writer {
         Ok(Ok(ops))
     }
 
-    /// Whether the record of that task has the claim: else what is left of it may be taken over.
+    /// Tells whether the record of that task has the claim: otherwise the leftover claim may be taken over.
     async fn is_claimed_by(&self, owner: &Owner, text: &str) -> Result<bool, CoordError> {
         let Owner::Task(id) = owner else { return Ok(true) };
         self.session.sync().await?;
@@ -243,7 +243,7 @@ impl Writer {
         }
     }
 
-    /// Removes a record that is as it was.
+    /// Deletes a record that has not changed.
     pub(crate) async fn purge(self, id: TaskId, known: Known) -> Written {
         let ops = vec![Op::Delete { path: paths::task(&id), version: known.version }];
         match self.leader_term.commit(ops.clone()).await {
@@ -262,7 +262,7 @@ impl Writer {
         }
     }
 
-    /// The grant that a holder works under: of the task's first claim.
+    /// Returns the grant under which a holder works: of the task's first claim.
     pub(crate) async fn grant(&self, record: &TaskRecord) -> Result<Option<Epoch>, CoordError> {
         let Some(first) = record.claims.first() else { return Ok(None) };
         let Some(node) = self.session.get(&paths::claim(first)).await? else { return Ok(None) };
@@ -272,10 +272,10 @@ impl Writer {
     }
 }
 
-/// Whose claim a node is, if not this task's.
+/// Owner of a claim that is not this task's.
 enum Owner {
     Task(TaskId),
-    /// It cannot be decoded, or is of another destination.
+    /// The claim cannot be decoded, or is of another destination.
     Nobody,
 }
 
@@ -291,7 +291,7 @@ fn is_of(node: &Node, op: &OpId) -> bool {
     TaskRecord::decode(&node.data).is_ok_and(|record| record.op == *op)
 }
 
-/// What stands where something else was expected.
+/// Returns the outcome for a node that is not as expected.
 fn seen_instead(known: &Known, node: Option<Node>) -> Written {
     if known.is_refuted(node.as_ref()) { Written::HistoryLost } else { Written::Changed(node) }
 }

@@ -3,30 +3,30 @@
 use super::{Incarnation, NodeId, OpId, Record, TaskId, UnknownFields};
 use serde::{Deserialize, Serialize};
 
-/// The exclusive right of one task to write one destination, from its first assignment to its end. Its node's `modified`
-/// transaction is the epoch of the grant for as long as there is a holder: it is written only to change that.
+/// Exclusive right of one task to write one destination, from its first assignment to its end. Its node's `modified`
+/// transaction is the epoch of the grant while there is a holder: the claim is written only to change the holder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// Canonical text of the destination's identity: what the node's name is the hash of.
+    /// Canonical text of the destination's identity, whose hash is the node's name.
     pub destination: String,
-    /// Whose it is.
+    /// Task that owns the claim.
     pub task: TaskId,
-    /// Who may use it now; `None` between grants.
+    /// Process that may use it now; `None` between grants.
     pub holder: Option<Holder>,
-    /// Of the write that made it what it is.
+    /// Operation id of the last write.
     pub op: OpId,
-    /// Of later versions.
+    /// Fields of later versions.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }
 
 impl Record for Claim {}
 
-/// A process that may work on a task.
+/// Process that may work on a task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
     /// Its node.
     pub node: NodeId,
-    /// Its life.
+    /// Its incarnation.
     pub incarnation: Incarnation,
 }

@@ -5,16 +5,16 @@ use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::supervision::{DurableLeaf, VolumeEvidence};
 use serde::{Deserialize, Serialize};
 
-/// Ranges that are kept: as decimal text of offsets and lengths at most 4 KiB.
+/// Most ranges that are kept: at most 4 KiB as decimal text of offsets and lengths.
 pub(super) const RANGES_MAX: usize = 96;
 
-/// Leaves that are kept; each takes about 60 bytes.
+/// Most leaves that are kept; each takes about 60 bytes.
 const LEAVES_MAX: usize = 9;
-/// Bytes of what identifies a source; a longer text is not kept.
+/// Longest identity of a source, in bytes; a longer text is not kept.
 const SOURCE_BYTES_MAX: usize = 512;
 
-/// Ranges as `[start, end)` pairs in order, each start above the end before it; and what the run that made them durable
-/// has left to know its volumes by.
+/// Durable ranges as `[start, end)` pairs in order, each start above the end before it; and the evidence by which a
+/// later run recognises the volumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
 pub struct DurableMap {
@@ -22,7 +22,7 @@ pub struct DurableMap {
     evidence: VolumeEvidence,
 }
 
-/// As it is stored: without evidence as plain pairs.
+/// Stored form: plain pairs if there is no evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Stored {
@@ -38,14 +38,14 @@ enum Stored {
 }
 
 impl DurableMap {
-    /// The longest of `ranges`, as many as a record has room for.
+    /// Keeps the longest of `ranges`, as many as a record has room for.
     #[must_use]
     pub fn of(ranges: &RangeSet) -> Self {
         let ranges = longest(ranges.iter().map(|range| (range.start(), range.end())).collect(), RANGES_MAX);
         Self { ranges, evidence: VolumeEvidence::default() }
     }
 
-    /// With as much of this evidence as a record has room for.
+    /// Adds as much of this evidence as a record has room for.
     #[must_use]
     pub fn known_by(self, evidence: VolumeEvidence) -> Self {
         if self.is_empty() {
@@ -57,13 +57,13 @@ impl DurableMap {
         Self { evidence: VolumeEvidence { source, leaves }, ..self }
     }
 
-    /// By what its volumes are known again.
+    /// Returns the evidence by which its volumes are recognised.
     #[must_use]
     pub fn evidence(&self) -> &VolumeEvidence {
         &self.evidence
     }
 
-    /// The longer half of its ranges; of a single one nothing.
+    /// Returns the longer half of its ranges; of a single one nothing.
     #[must_use]
     pub fn halved(&self) -> Self {
         let ranges = longest(self.ranges.clone(), self.ranges.len() / 2);
@@ -71,7 +71,7 @@ impl DurableMap {
         Self { ranges, evidence }
     }
 
-    /// As the engine takes it.
+    /// Returns the ranges as the engine takes them.
     #[must_use]
     pub fn to_ranges(&self) -> RangeSet {
         let mut ranges = RangeSet::new();
@@ -79,13 +79,13 @@ impl DurableMap {
         ranges
     }
 
-    /// Bytes in it.
+    /// Returns the number of durable bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.ranges.iter().map(|(start, end)| end - start).sum()
     }
 
-    /// Whether nothing is known to be durable.
+    /// Tells whether nothing is known to be durable.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()

@@ -3,26 +3,26 @@
 use blockhaul_engine::error::{Code, Error};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Characters of a message that are kept.
+/// Most characters of a message that are kept.
 const MESSAGE_CHARS_MAX: usize = 400;
 
-/// The engine's error, short enough for a record.
+/// Error of the engine, short enough for a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What kind.
+    /// Error code.
     #[serde(deserialize_with = "code")]
     pub code: Code,
-    /// Whom it concerns: `source destination engine coordination caller`.
+    /// Side: `source destination engine coordination caller`.
     pub side: String,
-    /// What was being done.
+    /// Operation that failed.
     pub operation: String,
-    /// First byte of the range, where there is one.
+    /// First byte of the range, if there is one.
     pub offset: Option<u64>,
-    /// Bytes of the range.
+    /// Length of the range in bytes.
     pub length: Option<u64>,
-    /// Of the system, where there is one.
+    /// Errno of the system, if there is one.
     pub errno: Option<i32>,
-    /// Whether it may go well another time.
+    /// Whether a retry may succeed.
     pub retryable: bool,
     /// What happened and what can be done about it; cut to 400 characters.
     pub message: String,
@@ -34,13 +34,13 @@ fn code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Code, D::Error> {
 }
 
 impl Failure {
-    /// The same with other words, cut to what a record has room for.
+    /// Returns the failure with another message, cut to what a record has room for.
     #[must_use]
     pub fn with_message(self, message: &str) -> Self {
         Self { message: message.chars().take(MESSAGE_CHARS_MAX).collect(), ..self }
     }
 
-    /// The code of that name.
+    /// Returns the code of that name.
     #[must_use]
     pub fn parse_code(text: &str) -> Option<Code> {
         Code::ALL.iter().copied().find(|code| code.as_str() == text)

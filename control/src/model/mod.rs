@@ -35,14 +35,14 @@ pub use volume::{TaskVolume, VOLUME_NAME_BYTES_MAX};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// A record that stands in a node of the coordination service.
+/// Record that is stored in a node of the coordination service.
 pub trait Record: Serialize + DeserializeOwned {
-    /// As it is stored.
+    /// Encodes the record for the store.
     fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("records have no keys but strings")
     }
 
-    /// As it was stored.
+    /// Decodes a stored record.
     ///
     /// # Errors
     /// What is wrong with it and where.
@@ -51,7 +51,7 @@ pub trait Record: Serialize + DeserializeOwned {
     }
 }
 
-/// What a record leaves out that has none of it, so that an older `taskd` still reads it.
+/// Tells serde to leave out a count of zero, so that an older `taskd` still reads the record.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
 fn is_zero(number: &u64) -> bool {
     *number == 0

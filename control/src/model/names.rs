@@ -5,12 +5,12 @@ use blockhaul_engine::error::{Code, Error, Operation, Side};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The name of a task, chosen by its client or made up for it: `[A-Za-z0-9._-]{1,64}`, and neither `.` nor `..`.
+/// Name of a task, chosen by its client or made up for it: `[A-Za-z0-9._-]{1,64}`, and neither `.` nor `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskId(String);
 
-/// The name of a node: as [`TaskId`].
+/// Name of a node: as [`TaskId`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(String);
@@ -36,7 +36,7 @@ macro_rules! name {
                 Err(Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message))
             }
 
-            /// As it was given.
+            /// Returns the name as it was given.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -68,14 +68,14 @@ name!(TaskId, "task");
 name!(NodeId, "node");
 
 impl TaskId {
-    /// One that no other task has.
+    /// Returns an id that no other task has.
     #[must_use]
     pub fn fresh() -> Self {
         Self(uuid::Uuid::new_v4().to_string())
     }
 }
 
-/// A grant of leadership or of a claim: the number of the transaction that granted it, so that a later one is higher,
+/// Grant of leadership or of a claim: the number of the transaction that granted it, so that a later one is higher,
 /// whatever was deleted in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -93,19 +93,20 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// One life of a `taskd` process, from start to exit: a random 128-bit number in hexadecimal digits. The same process
-/// registers again under the same one.
+/// Identity of one run of a `taskd` process, from start to exit: a random 128-bit number in hexadecimal digits. The
+/// same process registers again with the same one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub String);
 
-/// One write of a record: random, or drawn from a simulation's seed. Found again in the record, the write has happened.
+/// Identity of one write of a record: random, or drawn from a simulation's seed. If the record has it, the write has
+/// happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct OpId(pub String);
 
 impl OpId {
-    /// Drawn from the thread's random numbers ([`fastrand`]), which a simulation seeds.
+    /// Draws an id from the thread's random numbers ([`fastrand`]), which a simulation seeds.
     #[must_use]
     pub fn fresh() -> Self {
         Self(format!("{:016x}", fastrand::u64(..)))

@@ -5,38 +5,38 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// The schema of all records, checked by every `taskd` before it does anything.
+/// Schema of all records, checked by every `taskd` before it does anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// 1.
     pub schema: u32,
-    /// Random, for telling centers apart.
+    /// Random identity of the center.
     pub center: String,
 }
 
-/// Who leads, or led last.
+/// Current or last leader.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
     /// Its node.
     pub node: NodeId,
-    /// Its life.
+    /// Its incarnation.
     pub incarnation: Incarnation,
-    /// Where its clients reach it, as `HOST:PORT`.
+    /// Address at which clients reach it, as `HOST:PORT`.
     pub address: String,
-    /// Of the write that made it leader.
+    /// Operation id of the write that made it leader.
     pub op: OpId,
 }
 
-/// A runner that is there.
+/// Registered runner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
     /// Its node.
     pub node: NodeId,
-    /// Its life.
+    /// Its incarnation.
     pub incarnation: Incarnation,
-    /// Of the kernel: tells a restarted process from a restarted node.
+    /// Boot id of the kernel: tells a restarted process from a restarted node.
     pub boot_id: String,
-    /// Where the dispatcher reaches it, as `HOST:PORT`.
+    /// Address at which the dispatcher reaches it, as `HOST:PORT`.
     pub address: String,
     /// Tasks that it runs at once.
     pub slots: u32,
@@ -48,37 +48,37 @@ pub struct Registration {
     pub allow_nbd: Vec<String>,
     /// Version of its program.
     pub build: String,
-    /// It gives back what it holds and takes nothing more.
+    /// Whether it returns its tasks and accepts no more.
     pub stopping: bool,
-    /// Where peers probe it in the storage network; none: they do not.
+    /// Address at which peers probe it in the storage network; none: not probed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<SocketAddr>,
-    /// How often its `taskd` was started before, in the same state directory.
+    /// Number of earlier starts of its `taskd` in the same state directory.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u64,
-    /// Of the write that made it what it is.
+    /// Operation id of the last write.
     pub op: OpId,
 }
 
-/// A committed sign of life: the only thing that extends a lease.
+/// Committed renewal: the only thing that extends a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renewal {
-    /// Whose.
+    /// Incarnation of the writer.
     pub incarnation: Incarnation,
-    /// Counts them.
+    /// Number of renewals.
     pub count: u64,
-    /// The node's wall clock when it was sent, in milliseconds since 1970: shows clocks that differ, decides nothing.
+    /// Wall clock of the node when it was sent, in milliseconds since 1970: shows clock skew, decides nothing.
     pub unix_ms: u64,
 }
 
-/// An operator's wish that a node gets no new tasks.
+/// Operator's request that a node gets no new tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
-    /// Since when, in milliseconds since 1970.
+    /// When it was made, in milliseconds since 1970.
     pub since_ms: u64,
-    /// Whether what it runs was asked back, too.
+    /// Whether its running tasks were asked back, too.
     pub now: bool,
-    /// Of the write.
+    /// Operation id of the write.
     pub op: OpId,
 }
 
@@ -90,7 +90,7 @@ impl Record for Drain {}
 
 #[cfg(test)]
 impl Registration {
-    /// Of a node that offers nothing.
+    /// Returns the registration of a node that offers nothing.
     pub(crate) fn example(name: &str) -> Self {
         Self {
             node: NodeId::new(name).expect("tests use plain names"),

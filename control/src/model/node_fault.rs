@@ -14,7 +14,7 @@ use blockhaul_engine::error::{Code, Operation, Side};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-/// Where the cause of a failure is.
+/// Origin of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultOrigin {
     /// Every node would fail.
@@ -27,14 +27,14 @@ pub enum FaultOrigin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeFault {
-    /// It may be gone another time.
+    /// It may pass.
     Passing,
-    /// It stays for as long as that process lives.
+    /// It lasts as long as that process.
     Lasting,
 }
 
 impl Failure {
-    /// Whose fault it was.
+    /// Returns the origin of the failure.
     #[must_use]
     pub fn origin(&self) -> FaultOrigin {
         let is_local = self.side == Side::Engine.as_str()
@@ -69,7 +69,7 @@ impl Failure {
         }
     }
 
-    /// What it says about the node that failed; `None` if it is the task's own fault.
+    /// Returns what the failure says about its node; `None` if it is the task's own.
     #[must_use]
     pub fn node_fault(&self) -> Option<NodeFault> {
         let is_passing = self.retryable || self.code == Code::NoSpace || self.is_resource_limit();
@@ -80,13 +80,13 @@ impl Failure {
         }
     }
 
-    /// Whether its node has no space for what it must remember of the task.
+    /// Tells whether its node has no space for the state of the task.
     #[must_use]
     pub fn is_node_full(&self) -> bool {
         self.code == Code::NoSpace && self.origin() == FaultOrigin::Node
     }
 
-    /// Descriptors, memory or processes had run out, which other work of the node gives back.
+    /// Tells whether descriptors, memory or processes had run out, which other work of the node releases.
     fn is_resource_limit(&self) -> bool {
         let errno = self.errno.map(Errno::from_raw);
         matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::ENOBUFS))

@@ -2,47 +2,47 @@
 
 use super::{TaskId, TaskSpec};
 
-/// A task that is asked for. Whoever makes one has checked it.
+/// Validated request for a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submission {
-    /// Chosen by the client, or made up.
+    /// Id, chosen by the client or made up.
     pub id: TaskId,
     /// 0 to 9; higher goes first.
     pub priority: u8,
-    /// Failures after which it is given up: 1 to 100.
+    /// Failures without progress after which it fails: 1 to 100.
     pub max_attempts: u32,
-    /// Complete: nothing is left to a default.
+    /// Complete work: no field is left to a default.
     pub spec: TaskSpec,
 }
 
 impl Submission {
-    /// Returns the source's name, if it must be looked at because it has to be read-only.
+    /// Returns the source's name, if it must be read-only and has to be checked.
     #[must_use]
     pub fn source_to_look_at(&self) -> Option<&str> {
         self.spec.kind().source_to_look_at()
     }
 }
 
-/// What a client wants of a task that exists.
+/// Change that a client requests of an existing task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskChange {
-    /// That it is given up.
+    /// Cancel it.
     Cancel,
-    /// That it waits.
+    /// Pause it.
     Pause,
-    /// That it goes on.
+    /// Resume it.
     Resume,
-    /// That it goes no faster, in bytes per second.
+    /// Limit it, in bytes per second; `None`: no limit.
     Limit(Option<u64>),
 }
 
-/// What an operator wants of a node.
+/// Drain request of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainMode {
-    /// It takes nothing new and finishes what it has.
+    /// It accepts no task and finishes what it has.
     Finish,
-    /// It gives back what it has, too.
+    /// It returns its tasks, too.
     Now,
-    /// It takes tasks again.
+    /// It accepts tasks again.
     Undo,
 }

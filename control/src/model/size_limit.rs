@@ -3,18 +3,18 @@
 use super::{OpId, Record, TaskRecord};
 use crate::coord::NODE_BYTES_MAX;
 
-/// Room that is left for what a later write may add without asking: a holder, an attempt, a wish.
+/// Bytes reserved for what a later write may add: a holder, an attempt, a desired state.
 const SPARE_BYTES: usize = 512;
 
 impl TaskRecord {
-    /// The record as it is to be written: named by this write, and small enough.
+    /// Returns the record as it is to be written: with a fresh operation id, and small enough.
     #[must_use]
     pub fn sealed(self) -> Self {
         Self { op: OpId::fresh(), ..self }.fitted()
     }
 
-    /// The record, with as much as a node has room for: first the report goes, then ranges of the map (the shortest
-    /// first), then the text of the error, then the reason. What a decision depends on always stays.
+    /// Shrinks the record to the size of a node: first the report is dropped, then ranges of the map (the shortest
+    /// first), then the text of the error, then the reason. Fields that decisions depend on always stay.
     fn fitted(mut self) -> Self {
         let is_fit = |record: &Self| record.encode().len() <= NODE_BYTES_MAX - SPARE_BYTES;
         if is_fit(&self) {

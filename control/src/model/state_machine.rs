@@ -27,31 +27,31 @@ use crate::model::{
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
-/// No task rests longer after a failure, whatever the clocks of its runner and its dispatcher say.
+/// Longest backoff after a failure, whatever the clocks of its runner and its dispatcher say.
 pub(crate) const RETRY_REST_MAX: Duration = Duration::from_secs(75);
 
-/// The reason of a copy of which nothing would tell that its source has changed between two attempts.
+/// Reason of a copy whose source may change unnoticed between two attempts.
 const STARTS_OVER: &str = "another attempt would start over: nothing would tell whether the source has changed since; digests, or \
                            --verify, let it go on; so does --source-stable, if nothing writes to the source";
 
-/// What happened to a task.
+/// Event of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum TaskEvent {
-    /// Leader: a runner is to have it, together with the claims on all names of its destination.
+    /// Leader: it is assigned to a runner, together with the claims on all identities of its destination.
     Assigned {
-        /// Which runner.
+        /// The runner.
         to: Holder,
-        /// The destination's own identity first; all that the record has already among them.
+        /// Claims, the destination's own identity first; includes all that the record has already.
         claims: Vec<String>,
     },
     /// Leader: the runner refused it or does not know it, before it began.
     Revoked {
-        /// Why, for programs: the outcome of the attempt.
+        /// Outcome of the attempt as a code.
         code: Code,
-        /// Why, for people.
+        /// Reason as text.
         why: String,
     },
-    /// Leader: nobody that it could be given to may or can do it, and that will not change by itself.
+    /// Leader: no runner may or can do it, and that will not change by itself.
     Rejected(Failure),
     /// Leader: the holder's registration is gone, or is another process's.
     RunnerLost,
@@ -64,96 +64,96 @@ pub(crate) enum TaskEvent {
         /// Position in the record's attempts.
         attempt: usize,
     },
-    /// Client: give it up.
+    /// Client: cancel it.
     CancelRequested,
-    /// Client: let it wait.
+    /// Client: pause it.
     PauseRequested,
-    /// Client: go on.
+    /// Client: resume it.
     ResumeRequested,
-    /// Client: as fast as this, in bytes per second; `None`: as fast as possible.
+    /// Client: limit it, in bytes per second; `None`: no limit.
     LimitRequested(Option<u64>),
-    /// Runner: the destination is open, locked and judged; writing may begin once this is stored.
+    /// Runner: the destination is open, locked and checked; writing may begin once this is stored.
     Started {
-        /// The grant of its claims.
+        /// Epoch of the grant of its claims.
         epoch: Epoch,
     },
-    /// Runner: it is so far.
+    /// Runner: it has made progress.
     Checkpointed(Checkpoint),
     /// Runner: everything is written; it waits for earlier attempts, or reads back.
     Written(Checkpoint),
-    /// Runner: every byte is there. Only when all earlier attempts are quiet.
+    /// Runner: every byte is durable. Only when all earlier attempts have drained.
     Succeeded {
-        /// How far it was: all of it.
+        /// Final progress.
         checkpoint: Checkpoint,
-        /// The engine's report.
+        /// Report of the engine.
         report: Option<serde_json::Value>,
     },
     /// Runner: the copy has drained and failed. Counts as a failure.
     Failed {
-        /// How; `retryable` decides whether it is tried again.
+        /// The error; `retryable` decides whether it is tried again.
         error: Failure,
-        /// Not before this, in milliseconds since 1970.
+        /// Earliest next attempt, in milliseconds since 1970.
         retry_at_ms: u64,
-        /// How far it was.
+        /// Progress of the copy.
         checkpoint: Checkpoint,
-        /// The engine's report.
+        /// Report of the engine.
         report: Option<serde_json::Value>,
     },
-    /// Runner: the copy has drained, and somebody else, or nobody, is to go on. Counts as a failure if it is `ELeaseLost`.
+    /// Runner: the copy has drained and is returned. Counts as a failure if the code is `ELeaseLost`.
     GivenBack {
-        /// The outcome of the attempt: `ERunnerInterrupt`, `ECancelled`, `ELeaseLost`.
+        /// Outcome of the attempt: `ERunnerInterrupt`, `ECancelled`, `ELeaseLost`.
         code: Code,
-        /// How far it was.
+        /// Progress of the copy.
         checkpoint: Checkpoint,
     },
 }
 
-/// How far a copy is.
+/// Progress of a copy and what is durable.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Checkpoint {
-    /// In numbers.
+    /// Progress in numbers.
     pub progress: Progress,
-    /// What is durable on the destination.
+    /// Durable bytes of the destination.
     pub map: DurableMap,
 }
 
-/// Why an earlier holder can do no more harm.
+/// Proof that an earlier holder can do no more harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FenceProof {
     /// `local`: another process of the same node is registered; the destination's lock does the rest.
     NodeBack,
-    /// `lease`: its lease is over and the hold-off has passed. Requests of it may still be under way.
+    /// `lease`: its lease is over and the hold-off has passed. Its requests may still be in flight.
     LeaseOver,
     /// `command`: the program has cut it off.
     Command,
-    /// Any: an operator says that the node is off.
+    /// Any: an operator confirms that the node is off.
     Operator,
-    /// `local`, when the task is not to run again: it was gone for long enough; the lock keeps everybody else off.
+    /// `local`, when the task is not to run again: it was gone for long enough; the lock keeps other writers off.
     Waited,
 }
 
-/// What a transition means for the claims on a task's destination, all written in the same multi as the record.
+/// Effect of a transition on the claims on a task's destination, written in the same multi as the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClaimChange {
-    /// They stay as they are. A holder checks their versions.
+    /// They are unchanged. A holder checks their versions.
     Keep,
-    /// They get the record's holder (create those that do not exist), or none.
+    /// They get the record's holder (missing ones are created), or none.
     Set,
     /// They are deleted.
     Remove,
 }
 
-/// An event that cannot happen to a task as it is.
+/// Event that cannot happen to a task in its state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum IllegalTransition {
-    /// Not in this state, or against its client's wish.
+    /// Not in this state, or against the desired state.
     #[error("a task that is {} and should {} cannot be {event}", .state.as_str(), desired_verb(*.desired_state))]
     WrongState {
-        /// How it is.
+        /// State of the task.
         state: TaskState,
-        /// What its client wants.
+        /// Desired state of the task.
         desired_state: DesiredState,
-        /// What it cannot be.
+        /// Rejected event.
         event: &'static str,
     },
     /// An earlier attempt may still write.
@@ -162,15 +162,15 @@ pub(crate) enum IllegalTransition {
     /// The kind of the task does not allow it.
     #[error("a task of this kind cannot be {0}")]
     Unsupported(&'static str),
-    /// The proof is none for this kind of fence.
+    /// The proof does not fit this kind of fence.
     #[error("{proof:?} proves nothing for a task that is fenced by {fence:?}")]
     NoProof {
-        /// What was said.
+        /// Proof that was given.
         proof: FenceProof,
-        /// How the task is fenced.
+        /// Fence of the task.
         fence: Fence,
     },
-    /// There is no such attempt, or it has nothing to become.
+    /// There is no such attempt, or it has drained already.
     #[error("attempt {0} is not waiting to become quiet")]
     NoAttempt(usize),
 }
@@ -183,8 +183,9 @@ fn desired_verb(desired_state: DesiredState) -> &'static str {
     }
 }
 
-/// The record after `event`. Its `op` is still the old one: use [`next`] for a record that is to be written. An event
-/// that changes nothing (a second cancel, a resume of what runs) gives an equal record: then there is nothing to write.
+/// Returns the record after `event`. Its `op` is still the old one: use [`next`] for a record that is to be written. An
+/// event that changes nothing (a second cancel, a resume of a running task) returns an equal record: then there is
+/// nothing to write.
 ///
 /// # Errors
 /// [`IllegalTransition`]: the event cannot happen to this record; it is to be read again, or its asker told.
@@ -208,7 +209,7 @@ pub(crate) fn next(record: &TaskRecord, event: TaskEvent, now_ms: u64) -> Result
     apply(record, event, now_ms).map(TaskRecord::sealed)
 }
 
-/// What has to be done to the claims of `before` (or of `after`, when they are new) in the multi that writes `after`.
+/// Returns the change of the claims of `before` (or of `after`, when they are new) in the multi that writes `after`.
 #[must_use]
 pub(crate) fn claim_change(before: &TaskRecord, after: &TaskRecord) -> ClaimChange {
     if after.claims.is_empty() && !before.claims.is_empty() {
@@ -221,7 +222,7 @@ pub(crate) fn claim_change(before: &TaskRecord, after: &TaskRecord) -> ClaimChan
 }
 
 impl TaskRecord {
-    /// Whether its holder may have written: its attempt is known to have begun.
+    /// Tells whether its holder may have written: its attempt is known to have begun.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.attempts.iter().rfind(|attempt| attempt.ended_ms.is_none()).is_some_and(|attempt| attempt.epoch.is_some())
@@ -487,14 +488,14 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// What failed last was the fault of its node.
+    /// Records that the last failure was a fault of its node.
     fn blame(&mut self, fault: NodeFault) {
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.node_fault = Some(fault);
         }
     }
 
-    /// The final error of a task that nodes have failed: says which.
+    /// Returns the final error of a task that nodes have failed, naming the nodes.
     fn naming_nodes(&self, error: Failure) -> Failure {
         let nodes: Vec<&str> = self.failed_nodes().into_iter().map(NodeId::as_str).collect();
         let message = match &nodes[..] {
@@ -527,7 +528,7 @@ impl TaskRecord {
         (self.progress, self.map) = (checkpoint.progress, checkpoint.map);
     }
 
-    /// The holder is no more; what it has cost is for the caller to say.
+    /// Removes the holder; the caller counts the failure.
     fn release(&mut self, outcome: Code, quiet: bool, now_ms: u64) {
         let quiet = quiet || !self.has_begun();
         self.end_attempt(Err(outcome), quiet, now_ms);
@@ -544,7 +545,7 @@ impl TaskRecord {
         self.reason = message;
     }
 
-    /// Where a task without a holder belongs.
+    /// Chooses the state of a task without a holder.
     fn settle(&mut self) {
         self.state = match self.desired_state {
             DesiredState::Cancel => TaskState::Cancelled,

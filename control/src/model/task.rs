@@ -10,85 +10,86 @@ use serde::{Deserialize, Serialize};
 /// Attempts that a record remembers; the oldest go first, but never one that may still write.
 pub(super) const ATTEMPTS_KEPT: usize = 16;
 
-/// Everything about a task. Terminal states never change.
+/// Record of a task. Terminal states never change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskRecord {
     /// Its name.
     pub id: TaskId,
-    /// What is to be done.
+    /// Work of the task.
     pub spec: TaskSpec,
     /// How far it is.
     pub state: TaskState,
-    /// What its client wants.
+    /// State that its client wants.
     #[serde(rename = "wish", alias = "desired_state")]
     pub desired_state: DesiredState,
     /// 0 to 9; higher goes first.
     pub priority: u8,
-    /// Failures without progress in between after which it is given up; interruptions do not count.
+    /// Failures without progress in between after which it fails; interruptions do not count.
     pub max_attempts: u32,
-    /// Failures and losses since more of it became durable than ever before.
+    /// Failures and losses since its last progress.
     pub failures: u32,
-    /// Why it is not running, for people; empty if there is nothing to say.
+    /// Why it is not running, as text; empty if there is nothing to say.
     pub reason: String,
-    /// Not assigned again before, in milliseconds since 1970: the back-off after a failure.
+    /// Earliest next assignment, in milliseconds since 1970: the backoff after a failure.
     pub not_before_ms: u64,
-    /// Who works on it.
+    /// Process that works on it.
     pub holder: Option<Holder>,
-    /// The grant that the holder works under; known from the first write after it.
+    /// Grant under which the holder works; known from the first write after it.
     pub epoch: Option<Epoch>,
-    /// Identities of its destination that it has claimed, the first being its own; empty until its first assignment.
+    /// Claimed identities of its destination, its own first; empty until its first assignment.
     pub claims: Vec<String>,
-    /// Whether the destination was judged empty enough to write, before the first write: later attempts do not ask again.
+    /// Whether the destination was checked to be empty enough to write, before the first write: later attempts do not
+    /// check again.
     pub admitted: bool,
-    /// The last ones, oldest first.
+    /// Last attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    /// As of the last write of the record.
+    /// Progress as of the last write of the record.
     pub progress: Progress,
-    /// What is durable on the destination.
+    /// Durable bytes of the destination.
     pub map: DurableMap,
-    /// The most bytes that were ever durable: whoever gets further has made progress.
+    /// Most bytes that were ever durable: an attempt that gets further has made progress.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub durable_best: u64,
-    /// Of the last failure.
+    /// Last failure.
     pub error: Option<Failure>,
-    /// The engine's report of the attempt that ended it, without what would not fit.
+    /// Engine's report of the attempt that ended it, without what would not fit.
     pub report: Option<serde_json::Value>,
-    /// Milliseconds since 1970.
+    /// When it was created, in milliseconds since 1970.
     pub created_ms: u64,
-    /// Of the last change of state, in milliseconds since 1970.
+    /// When its state last changed, in milliseconds since 1970.
     pub updated_ms: u64,
-    /// Of the write that made it what it is.
+    /// Operation id of the last write.
     pub op: OpId,
-    /// Of later versions.
+    /// Fields of later versions.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }
 
 impl Record for TaskRecord {}
 
-/// How far a task is.
+/// State of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum TaskState {
     /// Waits for a runner.
     Pending,
-    /// Given to a runner that has not begun to write.
+    /// Assigned to a runner that has not begun to write.
     Assigned,
     /// A runner may write its destination.
     Running,
-    /// All is written; waits for earlier attempts to be quiet, or reads back.
+    /// Everything is written; waits for earlier attempts to drain, or reads back.
     Verifying,
-    /// Waits for its client.
+    /// Waits for its client to resume it.
     Paused,
-    /// Its runner is gone and may still write.
+    /// Its runner is lost and may still write.
     Lost,
-    /// Its client gave it up; its runner has still to stop.
+    /// Its client cancelled it; its runner has still to stop.
     Cancelling,
-    /// Every byte is there.
+    /// Every byte is durable.
     Succeeded,
-    /// Given up.
+    /// Failed for good.
     Failed,
-    /// Its client gave it up.
+    /// Its client cancelled it.
     Cancelled,
 }
 
@@ -107,19 +108,19 @@ impl TaskState {
         Self::Cancelled,
     ];
 
-    /// Whether nothing will change any more.
+    /// Tells whether the state is final.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 
-    /// Whether a runner has it, or had it and may still write.
+    /// Tells whether a runner holds it, or held it and may still write.
     #[must_use]
     pub fn is_held(self) -> bool {
         matches!(self, Self::Assigned | Self::Running | Self::Verifying | Self::Lost | Self::Cancelling)
     }
 
-    /// As users see it.
+    /// Returns the name that users see.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -137,72 +138,72 @@ impl TaskState {
     }
 }
 
-/// What the client wants of a task.
+/// State that a client wants of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DesiredState {
-    /// That it is done.
+    /// It runs to its end.
     Run,
-    /// That it waits.
+    /// It is paused.
     Pause,
-    /// That it is given up.
+    /// It is cancelled.
     Cancel,
 }
 
-/// One runner's try at a task.
+/// One runner's attempt at a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Which node and process.
+    /// Node and process.
     pub runner: Holder,
     /// Its grant; unknown if it never began.
     pub epoch: Option<Epoch>,
-    /// Milliseconds since 1970, as the next.
+    /// When it started, in milliseconds since 1970.
     pub started_ms: u64,
-    /// `None` while it runs.
+    /// When it ended, in milliseconds since 1970; `None` while it runs.
     pub ended_ms: Option<u64>,
     /// `succeeded`, or the name of an error code; `None` while it runs.
     pub outcome: Option<String>,
-    /// Whether it is known that no write of it can land any more. Always so for one that never began.
+    /// Whether it has drained: no write of it can land any more. Always true for one that never began.
     pub quiet: bool,
     /// What was wrong with its node, if it was the node that failed and not the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_fault: Option<NodeFault>,
-    /// Of later versions.
+    /// Fields of later versions.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }
 
-/// How often a process has failed a task by faults of its own.
+/// Faults by which a process has failed a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// By what may be gone another time.
+    /// Number of passing faults.
     pub passing: usize,
     /// Whether it will never succeed.
     pub is_lasting: bool,
 }
 
-/// Where a task stands, in bytes: as the engine's progress.
+/// Progress of a task in bytes, as the engine counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Progress {
-    /// The source's size.
+    /// Size of the source.
     pub planned: u64,
-    /// Handed to the kernel.
+    /// Bytes submitted to the kernel.
     pub issued: u64,
-    /// Answered by the destination.
+    /// Bytes acknowledged by the destination.
     pub written: u64,
-    /// Flushed and recorded.
+    /// Bytes flushed and recorded.
     pub durable: u64,
-    /// Read back.
+    /// Bytes read back.
     pub verified: u64,
-    /// Over the last second.
+    /// Rate over the last second.
     pub rate_bytes_per_second: u64,
-    /// Seconds to go.
+    /// Estimated seconds left.
     pub eta_seconds: Option<f64>,
 }
 
 impl TaskRecord {
-    /// A task as it begins. `now_ms`: milliseconds since 1970.
+    /// Creates the record of a new task. `now_ms`: milliseconds since 1970.
     #[must_use]
     pub fn new(order: Submission, now_ms: u64) -> Self {
         let Submission { id, priority, max_attempts, spec } = order;
@@ -233,19 +234,19 @@ impl TaskRecord {
         }
     }
 
-    /// Whether every earlier attempt is known to have stopped writing.
+    /// Tells whether every earlier attempt has drained.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.attempts.iter().all(|attempt| attempt.quiet || attempt.ended_ms.is_none())
     }
 
-    /// The node that holds it.
+    /// Returns the node that holds it.
     #[must_use]
     pub fn node(&self) -> Option<&NodeId> {
         self.holder.as_ref().map(|holder| &holder.node)
     }
 
-    /// How a process has failed this task so far by faults of its own.
+    /// Returns the faults by which a process has failed this task so far.
     #[must_use]
     pub fn faults_of(&self, holder: &Holder) -> Faults {
         let its = self.attempts.iter().filter(|attempt| attempt.runner == *holder);
@@ -255,7 +256,7 @@ impl TaskRecord {
         })
     }
 
-    /// Nodes that have failed it by faults of their own, in the order of their first failures.
+    /// Returns the nodes that have failed it by faults of their own, in the order of their first failures.
     #[must_use]
     pub fn failed_nodes(&self) -> Vec<&NodeId> {
         let mut nodes: Vec<&NodeId> = Vec::new();
@@ -267,12 +268,12 @@ impl TaskRecord {
         nodes
     }
 
-    /// The attempt that runs.
+    /// Returns the running attempt.
     pub fn running(&mut self) -> Option<&mut Attempt> {
         self.attempts.iter_mut().rfind(|attempt| attempt.ended_ms.is_none())
     }
 
-    /// Ends the attempt that runs.
+    /// Ends the running attempt.
     pub fn end_attempt(&mut self, outcome: Result<(), Code>, quiet: bool, now_ms: u64) {
         let Some(attempt) = self.running() else { return };
         attempt.ended_ms = Some(now_ms);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Fields by name, as they were read.
+/// Unknown fields by name, as they were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UnknownFields(BTreeMap<String, Value>);
@@ -43,7 +43,7 @@ mod tests {
         Holder { node: NodeId::new("n").unwrap(), incarnation: Incarnation("i".to_owned()) }
     }
 
-    /// Adds what a later version might to every object of a record.
+    /// Adds a field of a later version to every object of a record.
     fn later(record: &impl Record) -> Value {
         fn add(value: &mut Value) {
             match value {
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!((read.unknown.first(), read.holder), (Some("from_later"), Some(holder())));
     }
 
-    /// Is never asked to do anything.
+    /// Executor that is never called.
     #[derive(Debug)]
     struct Idle;
 
@@ -114,7 +114,7 @@ mod tests {
         fn forget(&self, _: &TaskId, _: u64) {}
     }
 
-    /// What it would leave out may be what keeps the data right.
+    /// Ignoring an unknown option could corrupt data.
     #[tokio::test]
     async fn a_task_with_an_option_that_is_not_known_is_left_to_later_nodes() {
         let spec = json!({ "kind": "noop", "milliseconds": 1, "node": null, "compressed": true });

@@ -17,24 +17,24 @@ use blockhaul_engine::shown::Shown;
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-/// Bytes of a volume's name that a record has room for.
+/// Longest name of a volume in a record, in bytes.
 pub const VOLUME_NAME_BYTES_MAX: usize = 1024;
 
-/// A volume, by its name in a task.
+/// Volume, by its name in a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskVolume {
     /// A file or device of one node.
     Path {
-        /// Which node.
+        /// The node.
         node: NodeId,
-        /// Absolute; `.` and repeated `/` are gone, `..` and links are not.
+        /// Absolute; `.` and repeated `/` are removed, `..` and links are not.
         path: PathBuf,
     },
     /// An export that one node reaches through a unix socket.
     Socket {
-        /// Which node.
+        /// The node.
         node: NodeId,
-        /// Its URI.
+        /// The URI.
         uri: NbdUri,
     },
     /// An export that every node reaches.
@@ -42,7 +42,7 @@ pub enum TaskVolume {
 }
 
 impl TaskVolume {
-    /// Reads a volume's name. `node` is the task's, for names without one.
+    /// Parses a volume's name. `node` is the task's, for names without one.
     ///
     /// # Errors
     /// `EBadRequest` for an empty, relative or overlong name, a malformed URI or node, and a path or socket without a
@@ -99,7 +99,7 @@ impl TaskVolume {
         Ok(Self::Socket { node: node.ok_or_else(|| no_node(text))?.clone(), uri })
     }
 
-    /// The only node that reaches it; `None`: every node.
+    /// Returns the only node that reaches it; `None`: every node.
     #[must_use]
     pub(crate) fn node(&self) -> Option<&NodeId> {
         match self {
@@ -108,7 +108,7 @@ impl TaskVolume {
         }
     }
 
-    /// The text by which the dispatcher itself can claim it; `None`: only its node knows.
+    /// Returns the text by which the dispatcher itself can claim it; `None`: only its node knows.
     #[must_use]
     pub(crate) fn canonical(&self) -> Option<String> {
         match self {
@@ -117,13 +117,13 @@ impl TaskVolume {
         }
     }
 
-    /// Whether a name makes sense only together with a node.
+    /// Tells whether a name makes sense only together with a node.
     #[must_use]
     pub(crate) fn needs_node(text: &str) -> bool {
         matches!(Self::parse(text, None), Err(error) if error.code == Code::BadRequest)
     }
 
-    /// Whether both are one volume, as far as their names tell.
+    /// Tells whether both are one volume, as far as their names tell.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Path { node, path }, Self::Path { node: other_node, path: other_path }) => {
@@ -138,7 +138,7 @@ impl TaskVolume {
     }
 }
 
-/// As a client would name it.
+/// Formats the name as a client would write it.
 impl fmt::Display for TaskVolume {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -161,7 +161,7 @@ fn is_socket(uri: &NbdUri) -> bool {
     uri.to_string().split_once("://").is_some_and(|(scheme, _)| scheme.ends_with("+unix"))
 }
 
-/// The canonical text without regard to encryption, as one export may be served both ways.
+/// Returns the canonical text without regard to encryption, as one export may be served both ways.
 fn plain_text(uri: &NbdUri) -> String {
     let text = uri.to_string();
     match text.strip_prefix("nbds") {

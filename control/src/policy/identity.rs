@@ -19,7 +19,7 @@ use nix::sys::stat::{major, minor};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// The names of the local destination `path` on `node`.
+/// Returns the identities of the local destination `path` on `node`.
 ///
 /// # Errors
 /// As [`Policy::open_destination`], which it comes before; changes nothing.
@@ -52,7 +52,7 @@ fn device(node: &NodeId, rdev: u64) -> String {
     world_wide_name(&sysfs).unwrap_or_else(|| format!("device:{node}:{}", number(rdev)))
 }
 
-/// What the device says of itself, by its folder in sysfs. A partition has its disk's, and its own number.
+/// Returns the device's world-wide name, by its folder in sysfs. A partition has its disk's, and its own number.
 pub(super) fn world_wide_name(sysfs: &Path) -> Option<String> {
     let read = |path: &Path| Some(std::fs::read_to_string(path).ok()?.split_whitespace().collect::<Vec<_>>().join("_"));
     let said = |folder: &Path| {

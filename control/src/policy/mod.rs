@@ -30,26 +30,26 @@ use std::path::{Component, Path, PathBuf};
 /// Where the system keeps its devices; links in it are the system's own.
 const DEVICES: &str = "/dev";
 
-/// Which local paths and servers a runner may use.
+/// Local paths and servers that a runner may use.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     paths: Vec<PathBuf>,
     servers: Vec<AllowedServer>,
 }
 
-/// Something that a path led to, held open without having been opened for reading or writing.
+/// Target of a path, held open without having been opened for reading or writing.
 #[derive(Debug)]
 pub(crate) struct Found {
-    /// Opened with `O_PATH`.
+    /// Descriptor, opened with `O_PATH`.
     pub file: File,
-    /// What the kernel calls it.
+    /// Path as the kernel reports it.
     pub real: PathBuf,
     pub stat: Metadata,
 }
 
 impl Policy {
-    /// A policy. `paths`: absolute folders, with all that is in them, and devices. `servers`: `HOST` or `HOST:PORT`; an
-    /// empty list allows all.
+    /// Creates a policy. `paths`: absolute folders, with all that is in them, and devices. `servers`: `HOST` or
+    /// `HOST:PORT`; an empty list allows all.
     ///
     /// # Errors
     /// `EBadRequest` for a relative path and for what is no host.
@@ -65,17 +65,17 @@ impl Policy {
     /// Opens a local volume or file to read.
     ///
     /// # Errors
-    /// `EPermission` outside the policy, `ENotFound`, and what the system says.
+    /// `EPermission` outside the policy, `ENotFound`, or another error of the system.
     pub(crate) fn open_to_read(&self, path: &Path, side: Side) -> Result<OwnedFd> {
         let found = self.find(path, side)?.ok_or_else(|| missing(path, side))?;
         let file = opened::reopen(&found, OFlag::O_RDONLY, side)?;
         Ok(file.into())
     }
 
-    /// A local volume to write; a file that does not exist is created with `mode` (permission bits), empty.
+    /// Opens a local volume to write; a missing file is created with `mode` (permission bits), empty.
     ///
     /// # Errors
-    /// `EPermission` outside the policy, and what the system says.
+    /// `EPermission` outside the policy, or another error of the system.
     pub(crate) fn open_destination(&self, path: &Path, mode: u32) -> Result<OpenedVolume> {
         if let Some(found) = self.find(path, Side::Destination)? {
             let file = opened::reopen(&found, OFlag::O_RDWR, Side::Destination)?;
@@ -86,7 +86,7 @@ impl Policy {
         CreatedFile::create(folder.file, name, mode, path)
     }
 
-    /// What an allowed path leads to: a regular file or block device; `None` if there is nothing.
+    /// Returns the target of an allowed path: a regular file or block device; `None` if it does not exist.
     ///
     /// # Errors
     /// `EPermission` outside the policy, `EBadRequest` and `EUnsupported` for what is no volume.
@@ -98,7 +98,7 @@ impl Policy {
         Ok(Some(found))
     }
 
-    /// The allowed folder of a path that leads nowhere, and the name in it.
+    /// Returns the allowed folder of a path that does not exist, and the name in it.
     ///
     /// # Errors
     /// `EPermission` outside the policy, `ENotFound` without a folder, `EBadRequest` for a path without a name.
@@ -115,7 +115,7 @@ impl Policy {
         Ok((folder, name))
     }
 
-    /// A unix socket or folder that a request names besides its volumes.
+    /// Returns a unix socket or folder that a request names besides its volumes.
     ///
     /// # Errors
     /// `EPermission` outside the policy, `ENotFound`.
@@ -149,7 +149,7 @@ impl Policy {
     }
 }
 
-/// What a path leads to, whatever it is; `None` if there is nothing.
+/// Returns the target of a path, whatever it is; `None` if it does not exist.
 fn look(path: &Path, side: Side) -> Result<Option<Found>> {
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let file = match openat2(AT_FDCWD, path, how) {

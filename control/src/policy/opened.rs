@@ -14,16 +14,16 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// A destination, open for reading and writing.
+/// Destination, open for reading and writing.
 #[derive(Debug)]
 pub(crate) struct OpenedVolume {
-    /// It.
+    /// The open file.
     pub file: File,
-    /// Set if it was created here.
+    /// Set if the file was created here.
     pub created: Option<CreatedFile>,
 }
 
-/// A file that was created for a copy, and can be taken away again if the copy is refused.
+/// File that was created for a copy, and can be removed again if the copy is refused.
 #[derive(Debug)]
 pub(crate) struct CreatedFile {
     folder: File,
@@ -32,7 +32,7 @@ pub(crate) struct CreatedFile {
 }
 
 impl OpenedVolume {
-    /// As the engine takes it, and what was created.
+    /// Returns the destination as the engine takes it, and what was created.
     ///
     /// # Errors
     /// What the system says when there are no descriptors left.
@@ -47,7 +47,7 @@ impl OpenedVolume {
 }
 
 impl CreatedFile {
-    /// Creates a file in a folder that was judged.
+    /// Creates a file in a checked folder.
     pub(super) fn create(looked: File, name: &OsStr, mode: u32, path: &Path) -> Result<OpenedVolume> {
         let failed = |errno| Error::os(Side::Destination, Operation::Open, errno, format!("create {}", path.shown()));
         // The folder was found with O_PATH, which cannot be synced.
@@ -71,7 +71,7 @@ impl CreatedFile {
         Ok(OpenedVolume { file, created: Some(created) })
     }
 
-    /// Takes it away, if it is still there and nobody has written to it. What cannot be removed is logged and stays.
+    /// Removes the file, if it still exists and has not been written. What cannot be removed is logged and stays.
     pub(crate) fn remove(self) {
         let Self { folder, name, inode } = self;
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -87,7 +87,7 @@ impl CreatedFile {
     }
 }
 
-/// Opens what was found for use, by its descriptor: no path is looked up.
+/// Reopens a checked descriptor for use: no path is looked up.
 pub(super) fn reopen(found: &Found, access: OFlag, side: Side) -> Result<File> {
     let flags = access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = open(&by_descriptor(found.file.as_raw_fd()), flags, Mode::empty());
@@ -98,7 +98,7 @@ pub(super) fn reopen(found: &Found, access: OFlag, side: Side) -> Result<File> {
     Ok(File::from(file))
 }
 
-/// The kernel's name for an open file.
+/// Returns the kernel's path of an open file.
 pub(super) fn by_descriptor(fd: RawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{fd}"))
 }

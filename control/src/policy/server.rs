@@ -6,10 +6,10 @@ use blockhaul_engine::error::{Error, Result, Side};
 use blockhaul_engine::volume::NbdUri;
 use std::path::PathBuf;
 
-/// The port that is registered for NBD.
+/// Registered port of NBD.
 const PORT: u16 = 10809;
 
-/// A host, at one port or all of them.
+/// Host, at one port or all of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AllowedServer {
     host: String,
@@ -17,7 +17,7 @@ pub(super) struct AllowedServer {
 }
 
 impl AllowedServer {
-    /// `HOST`, `HOST:PORT`, an IPv6 address in brackets.
+    /// Parses `HOST`, `HOST:PORT`, an IPv6 address in brackets.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let (host, port) = parse_server(text)
             .map_err(|why| Error::bad_request(format!("--allow-nbd '{}': {why}", text.escape_debug())))?;
@@ -26,7 +26,7 @@ impl AllowedServer {
 }
 
 impl Policy {
-    /// Judges the server of an export: hosts by `--allow-nbd`, unix sockets and folders with certificates by
+    /// Checks the server of an export: hosts by `--allow-nbd`, unix sockets and folders with certificates by
     /// `--allow-path`. `text` is the URI as it was given.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl Policy {
     }
 }
 
-/// Paths of this node that the parameters of a URI name.
+/// Returns the paths of this node that the parameters of a URI name.
 fn local_paths(text: &str) -> Vec<PathBuf> {
     let query = text.split_once('?').map_or("", |(_, query)| query);
     let named = query.split(['&', ';']).filter_map(|parameter| parameter.split_once('='));
@@ -63,7 +63,7 @@ fn local_paths(text: &str) -> Vec<PathBuf> {
     paths.map(|(_, value)| PathBuf::from(decode(value))).collect()
 }
 
-/// Undoes `%XX`. Anything else stays: the engine's own parser has the last word on what is malformed.
+/// Decodes `%XX`. Anything else stays: the engine's own parser decides what is malformed.
 fn decode(value: &str) -> std::ffi::OsString {
     use std::os::unix::ffi::OsStringExt;
     let bytes = value.as_bytes();

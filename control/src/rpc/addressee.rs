@@ -19,7 +19,7 @@ const CENTER: &str = "blockhaul-center";
 const NODE: &str = "blockhaul-node";
 const INCARNATION: &str = "blockhaul-incarnation";
 
-/// Says whom a request is for.
+/// Names the addressee of a request.
 pub(super) fn name(metadata: &mut MetadataMap, addressee: &Addressee) {
     let Addressee { center, node, incarnation } = addressee;
     for (key, value) in [(CENTER, center), (NODE, node), (INCARNATION, incarnation)] {
@@ -29,7 +29,7 @@ pub(super) fn name(metadata: &mut MetadataMap, addressee: &Addressee) {
     }
 }
 
-/// Refuses what is for another process.
+/// Refuses a request for another process.
 pub(super) fn guard(
     identity: LocalIdentity,
 ) -> impl FnMut(Request<()>) -> Result<Request<()>, Status> + Clone + Send + Sync {

@@ -30,13 +30,13 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::transport::server::Connected;
 
-/// After a connection could not be accepted, as when there are no descriptors left.
+/// Wait after a connection could not be accepted, as when there are no descriptors left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Between two words about peers that have too many connections.
+/// Time after which a peer with too many connections is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// Lets this process have as many descriptors as the system grants it; says how many that are.
+/// Raises the descriptor limit of this process as far as the system permits; returns it.
 pub(crate) fn raise_descriptors() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
@@ -45,12 +45,13 @@ pub(crate) fn raise_descriptors() -> u64 {
     soft
 }
 
-/// Connections of a port of a process with so many descriptors: half of those are left for volumes, journals and calls.
+/// Returns the connection bound of a port for so many descriptors: half of those are left for volumes, journals and
+/// calls.
 pub(crate) fn connections_max(descriptors: u64) -> usize {
     usize::try_from(descriptors / 2).unwrap_or(CONNECTIONS_MAX).clamp(1, CONNECTIONS_MAX)
 }
 
-/// The places of a port. Clones share them.
+/// Connection bound of a port. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission(Arc<Inner>);
 
@@ -63,14 +64,14 @@ struct Inner {
 }
 
 impl Admission {
-    /// For so many connections at once; a peer has a quarter of them at most.
+    /// Admits so many connections at once, and a quarter of them at most from one peer.
     pub(crate) fn new(connections: usize) -> Self {
         let places = Arc::new(Semaphore::new(connections));
         let peer_max = (connections / PEER_SHARE).max(1);
         Self(Arc::new(Inner { places, peer_max, peers: Mutex::default(), said: Mutex::default() }))
     }
 
-    /// The next connection that has a place; the backlog of the system holds what is too many in all.
+    /// Accepts the next connection within the bound; others wait in the system's backlog.
     pub(crate) async fn accept(&self, socket: &TcpListener) -> GuardedStream {
         loop {
             let Ok(permit) = Arc::clone(&self.0.places).acquire_owned().await else {
@@ -90,7 +91,7 @@ impl Admission {
         }
     }
 
-    /// A place for one more connection of this peer, unless it has its share.
+    /// Admits one more connection of this peer, unless it has its share.
     fn place(&self, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<ConnectionPermit> {
         let peer = network(address);
         let mut peers = self.0.peers();
@@ -117,7 +118,7 @@ impl Inner {
     }
 }
 
-/// What counts as one peer: of version 6 the network that one host has for itself.
+/// Returns what counts as one peer: for version 6 the network that one host has for itself.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
@@ -125,7 +126,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// One connection's right to be there.
+/// Permit of one connection.
 #[derive(Debug)]
 struct ConnectionPermit {
     peer: IpAddr,
@@ -145,12 +146,12 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// Whether a connection has asked something: set by whoever sees its requests.
+/// Whether a connection has sent a request: set by the service that sees it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestSeen(Arc<AtomicBool>);
 
 impl RequestSeen {
-    /// It has.
+    /// Records that a request has been seen.
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -160,12 +161,12 @@ impl RequestSeen {
     }
 }
 
-/// A connection that counts, and that must ask something soon.
+/// Connection that counts, and that must send a request soon.
 #[derive(Debug)]
 pub(crate) struct GuardedStream {
     stream: TcpStream,
     asked: RequestSeen,
-    /// For its first request; `None` once that is there.
+    /// Deadline of its first request; `None` once that has arrived.
     deadline: Option<Pin<Box<Sleep>>>,
     /// Ends it from outside.
     end: Option<(Pin<Box<WaitForCancellationFutureOwned>>, TaskTrackerToken)>,
@@ -180,17 +181,17 @@ impl GuardedStream {
         Self { stream, asked: RequestSeen::default(), deadline, end: None, _place: place }
     }
 
-    /// Lets it end when `cancelled` does, whatever it does then; `counted` goes with it.
+    /// Ends the connection when `cancelled` fires, whatever it does then; `counted` is dropped with it.
     pub(super) fn end_with(&mut self, cancelled: WaitForCancellationFutureOwned, counted: TaskTrackerToken) {
         self.end = Some((Box::pin(cancelled), counted));
     }
 
-    /// Who is at the other end.
+    /// Returns the address of the peer.
     pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
     }
 
-    /// This end of it.
+    /// Returns the local address.
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.stream.local_addr()
     }
@@ -202,7 +203,7 @@ impl GuardedStream {
         Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the service address is off this node"))
     }
 
-    /// Ready with an error when it has had its time and has not asked anything.
+    /// Ready with an error when its deadline has passed without a request.
     fn poll_deadline(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         if self.asked.is_set() {
             self.deadline = None;

@@ -26,7 +26,7 @@ pub struct GrpcRunnerClient {
 }
 
 impl GrpcRunnerClient {
-    /// Over these connections, as a member of this center.
+    /// Creates a client over these connections, as a member of this center.
     #[must_use]
     pub fn new(channels: Channels, center: CenterId) -> Self {
         Self { channels, center }
@@ -76,7 +76,7 @@ impl RunnerClient for GrpcRunnerClient {
     }
 }
 
-/// Calls to the dispatcher, wherever that is.
+/// Calls to the dispatcher, wherever it is.
 #[derive(Clone, Debug)]
 pub struct GrpcLeaderClient {
     channels: Channels,
@@ -85,7 +85,7 @@ pub struct GrpcLeaderClient {
 }
 
 impl GrpcLeaderClient {
-    /// `leader` says who it is.
+    /// Creates a client; `leader` names the current leader.
     #[must_use]
     pub fn new(channels: Channels, center: CenterId, leader: watch::Receiver<Option<Peer>>) -> Self {
         Self { channels, center, leader }
@@ -125,7 +125,7 @@ impl LeaderClient for GrpcLeaderClient {
     }
 }
 
-/// With the deadline and the addressee, for the other side to know.
+/// Adds the deadline and the addressee to a request.
 fn request<T>(message: T, addressee: &Addressee) -> Request<T> {
     let mut request = Request::new(message);
     addressee::name(request.metadata_mut(), addressee);
@@ -133,7 +133,7 @@ fn request<T>(message: T, addressee: &Addressee) -> Request<T> {
     request
 }
 
-/// The answer to a call, or none in time.
+/// Returns the answer to a call, or an error after the deadline.
 async fn bounded<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallError> {
     match tokio::time::timeout(NODE_CALL_WAIT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),

@@ -17,10 +17,10 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-/// For a look at the export that a task reads.
+/// Longest check of the export that a task reads.
 const LOOK_WAIT: Duration = Duration::from_secs(3);
 
-/// Messages of a watched task that wait for a slow reader: the newest state is looked up when there is room again.
+/// Messages of a watched task that wait for a slow reader: the newest state is read when there is room again.
 const WATCH_QUEUE: usize = 2;
 
 /// Answers clients.
@@ -33,7 +33,8 @@ pub(crate) struct CenterService {
 }
 
 impl CenterService {
-    /// `here` is the node of plain paths where there is only one node; streams end when `stopping` is true.
+    /// Creates the service. `here` is the node of plain paths where there is only one node; streams end when `stopping`
+    /// is true.
     #[must_use]
     pub(crate) fn new(roles: NodeRoles, here: Option<NodeId>, stopping: watch::Receiver<bool>) -> Self {
         Self { roles, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
@@ -171,7 +172,7 @@ impl Center for CenterService {
     }
 }
 
-/// One watched task on its way to one reader.
+/// Watched task and its reader.
 struct Watching {
     task: watch::Receiver<Arc<TaskRecord>>,
     events: mpsc::Sender<Result<wire::WatchEvent, Status>>,
@@ -179,7 +180,7 @@ struct Watching {
     _place: OwnedSemaphorePermit,
 }
 
-/// What there is to say to a reader.
+/// Next message for a reader.
 enum News {
     Changed,
     Nothing,
@@ -189,8 +190,8 @@ enum News {
 }
 
 impl Watching {
-    /// Shows the task until it has ended or its reader is gone. A reader that is slow gets the newest state when it has
-    /// taken the older one.
+    /// Sends the task until it has ended or its reader is gone. A slow reader gets the newest state when it has taken
+    /// the older one.
     async fn run(mut self) {
         let mut task = Arc::clone(&self.task.borrow_and_update());
         let mut is_news = true;
@@ -215,7 +216,7 @@ impl Watching {
         }
     }
 
-    /// Waits for a change: at most four a second of progress, at once of state; and at most a second.
+    /// Waits for a change: at most four a second of progress, at once for a state; and at most a second.
     async fn news(&mut self, last: &Arc<TaskRecord>) -> News {
         let Self { task, events, stopping, .. } = self;
         let changed = async {
@@ -252,7 +253,7 @@ fn too_many_watches() -> Status {
     RpcError::from(Error::new(Code::Overloaded, Side::Coordination, Operation::Start, message)).into()
 }
 
-/// As many items as a message has room for, and where the next page begins.
+/// Returns as many items as a message has room for, and where the next page begins.
 fn page<T: Message>(items: impl Iterator<Item = T>, name: impl Fn(&T) -> String) -> (Vec<T>, String) {
     let (mut taken, mut bytes) = (Vec::new(), 0);
     for item in items {
@@ -266,8 +267,8 @@ fn page<T: Message>(items: impl Iterator<Item = T>, name: impl Fn(&T) -> String)
     (taken, String::new())
 }
 
-/// A copy under a lease needs a source that does not change, as a late duplicate of a write must carry the same bytes. A
-/// source that cannot be looked at from here is left to the runner to judge.
+/// Checks a source that must not change: a late duplicate of a write must carry the same bytes. A source that cannot be
+/// checked from here is left to the runner.
 async fn look_at_source(order: &Submission) -> Result<(), Error> {
     let Some(source) = order.source_to_look_at() else { return Ok(()) };
     let Locator::Nbd(uri) = Locator::parse(source)? else { return Ok(()) };

@@ -23,13 +23,13 @@ use std::time::Duration;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use x509_cert::der::Decode;
 
-/// Time enough for whoever has to ask somebody for a new certificate.
+/// Notice before certificates expire: time to get new ones.
 const ENDING: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// The protocol that is spoken through TLS.
+/// ALPN protocol of connections.
 const HTTP_2: &[u8] = b"h2";
 
-/// The files of a process, by their flags.
+/// Files of a process, by their flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Files<T> {
     pub(super) certificate: T,
@@ -38,7 +38,7 @@ pub(super) struct Files<T> {
 }
 
 impl Files<PathBuf> {
-    /// Their contents.
+    /// Reads their contents.
     ///
     /// # Errors
     /// `ENotFound`, `EPermission` or another code of the system, naming the file.
@@ -55,7 +55,7 @@ impl Files<PathBuf> {
     }
 }
 
-/// What both ends of connections need.
+/// TLS configuration for both ends of connections.
 pub(super) struct Certificates {
     pub(super) validity: Validity,
     pub(super) server: Arc<ServerConfig>,
@@ -63,7 +63,7 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// Made of what the files hold.
+    /// Parses the contents of the files.
     ///
     /// # Errors
     /// `EBadRequest` if one holds something else, or the key is another certificate's. An expired one is none.
@@ -122,7 +122,7 @@ fn useless(file: &Path, kind: &str) -> Error {
     Error::bad_request(format!("{} holds no {kind} in PEM", file.shown()))
 }
 
-/// From when to when certificates are valid, and which of them say so.
+/// Time in which certificates are valid, and which of them bound it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
     begins: Bound,
@@ -132,18 +132,18 @@ pub(super) struct Validity {
 /// One end of a validity.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Bound {
-    /// Since 1970.
+    /// Seconds since 1970.
     seconds: u64,
-    /// Whose: subject and file.
+    /// Certificate that sets the bound: subject and file.
     certificate: String,
 }
 
-/// How a validity stands at some moment.
+/// Status of a validity at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ValidityStatus {
     /// It has not begun.
     Future,
-    /// There is time.
+    /// It is valid.
     Valid,
     /// It ends within two weeks.
     Ending,
@@ -165,17 +165,17 @@ impl Validity {
         Ok(Self { begins: bound(not_before), ends: bound(not_after) })
     }
 
-    /// While both are valid.
+    /// Returns the time in which both are valid.
     fn and(self, other: Self) -> Self {
         Self { begins: self.begins.max(other.begins), ends: self.ends.min(other.ends) }
     }
 
-    /// While one of both is valid, if they overlap.
+    /// Returns the time in which at least one is valid, if they overlap.
     fn or(self, other: Self) -> Self {
         Self { begins: self.begins.min(other.begins), ends: self.ends.max(other.ends) }
     }
 
-    /// How it stands at this time, in milliseconds since 1970.
+    /// Returns the status at this time, in milliseconds since 1970.
     pub(super) fn standing(&self, unix_ms: u64) -> ValidityStatus {
         let now = Duration::from_millis(unix_ms);
         if now < self.begins() {
@@ -189,7 +189,7 @@ impl Validity {
         }
     }
 
-    /// What there is to say at this time.
+    /// Describes the status at this time.
     pub(super) fn describe(&self, unix_ms: u64) -> String {
         let Self { begins, ends } = self;
         match self.standing(unix_ms) {
@@ -223,7 +223,7 @@ impl Validity {
         }
     }
 
-    /// Time from now until it begins or ends; `None` when it has ended.
+    /// Returns the time from now until it begins or ends; `None` when it has ended.
     pub(super) fn next(&self, unix_ms: u64) -> Option<Duration> {
         let now = Duration::from_millis(unix_ms);
         [self.begins(), self.ends()].into_iter().find(|&bound| bound > now).map(|bound| bound - now)
@@ -233,7 +233,7 @@ impl Validity {
         Duration::from_secs(self.begins.seconds)
     }
 
-    /// Since 1970.
+    /// Returns the end, since 1970.
     pub(super) fn ends(&self) -> Duration {
         Duration::from_secs(self.ends.seconds)
     }
@@ -243,7 +243,7 @@ impl Validity {
 mod tests {
     use super::*;
 
-    /// Of 'CN=n1', from 2023-11-01 to 2023-12-01.
+    /// Certificate of 'CN=n1', from 2023-11-01 to 2023-12-01.
     const PEM: &[u8] = b"-----BEGIN CERTIFICATE-----
 MIIBljCCATugAwIBAgIUK7SEelVGIq5x+zP9CwLjwNtRaaUwCgYIKoZIzj0EAwIw
 FDESMBAGA1UEAwwJYXV0aG9yaXR5MB4XDTIzMTEwMTAwMDAwMFoXDTIzMTIwMTAw

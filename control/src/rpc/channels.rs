@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tonic::transport::{Channel, Endpoint};
 
-/// Connections that are kept: every runner of a center. Above it, all are made anew as they are needed.
+/// Most connections that are kept: every runner of a center. Above it, all are closed and opened again when they are
+/// needed.
 const CHANNELS_MAX: usize = 2048;
 
-/// Cheap to clone; clones share their connections. Once certificates were read again, calls go over new ones.
+/// Pool of connections. Clones share it. After certificates were read again, calls use new connections.
 #[derive(Clone, Debug, Default)]
 pub struct Channels {
     tls: Option<Tls>,
@@ -22,18 +23,18 @@ pub struct Channels {
 #[derive(Debug, Default)]
 struct Open {
     channels: BTreeMap<String, Channel>,
-    /// Of the certificates that these were made with.
+    /// Generation of the certificates that these were opened with.
     reading: u64,
 }
 
 impl Channels {
-    /// No connection yet.
+    /// Creates a pool without connections.
     #[must_use]
     pub fn new(tls: Option<Tls>) -> Self {
         Self { tls, open: Arc::default() }
     }
 
-    /// The connection to `address`, `HOST:PORT`. It is made by the first call over it.
+    /// Returns the connection to `address`, `HOST:PORT`. The first call over it connects.
     ///
     /// # Errors
     /// `EBadRequest` if that is no address, or the certificates are of no use.
@@ -54,7 +55,7 @@ impl Channels {
         Ok(channel)
     }
 
-    /// Whether peers are called through TLS.
+    /// Tells whether peers are called through TLS.
     pub(super) fn are_secure(&self) -> bool {
         self.tls.is_some()
     }

@@ -18,13 +18,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Before a call is made again when all addresses have failed; doubles up to [`RETRY_WAIT_MAX`].
+/// Wait before a call is repeated when all addresses have failed; doubles up to [`RETRY_WAIT_MAX`].
 const RETRY_WAIT: Duration = Duration::from_millis(100);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 type Stub = center_client::CenterClient<Channel>;
 
-/// Before somebody who waits hears why, at the latest.
+/// Longest wait before the user is told what a call waits for.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Calls a center.
@@ -32,17 +32,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 pub struct CenterClient {
     channels: Channels,
     addresses: Vec<String>,
-    /// Where the next call goes.
+    /// Target of the next call.
     next: Target,
     patience: Duration,
-    /// Hears what a call waits for, once for each.
+    /// Is told what a call waits for, once for each call.
     waits: fn(&str),
 }
 
-/// Calls of the protocol with one request and one answer.
+/// Defines the calls of the protocol with one request and one answer.
 macro_rules! verbs {
     ($($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident;)+) => {
-        /// The calls of the protocol, each as [`CenterClient::call`].
+        /// Calls of the protocol, each as [`CenterClient::call`].
         #[allow(clippy::missing_errors_doc, reason = "said once, above")]
         impl CenterClient {
             $($(#[$doc])*
@@ -60,44 +60,44 @@ macro_rules! verbs {
 }
 
 verbs! {
-    /// Asks for a task. The request names its id, [`TaskId::fresh`](crate::model::TaskId::fresh) where nobody has chosen
-    /// one: repeated, it makes no second one.
+    /// Submits a task. The request names its id, [`TaskId::fresh`](crate::model::TaskId::fresh) where the user has
+    /// chosen none: repeated, it makes no second one.
     submit(SubmitRequest) -> Task;
-    /// A task as it stands.
+    /// Returns a task.
     get(TaskName) -> Task;
-    /// One page of tasks.
+    /// Returns one page of tasks.
     list(ListRequest) -> ListReply;
-    /// Gives a task up.
+    /// Cancels a task.
     cancel(TaskName) -> Task;
-    /// Lets a copy wait.
+    /// Pauses a copy.
     pause(TaskName) -> Task;
-    /// Lets a paused copy go on.
+    /// Resumes a paused copy.
     resume(TaskName) -> Task;
     /// Deletes a task that has ended.
     remove(TaskName) -> Task;
     /// Changes a copy's limit.
     set_limit(SetLimitRequest) -> Task;
-    /// One page of nodes.
+    /// Returns one page of nodes.
     runners(RunnersRequest) -> RunnersReply;
-    /// Keeps new tasks from a node, or stops to.
+    /// Drains a node, or ends that.
     drain(DrainRequest) -> DrainReply;
-    /// Says that a node can write no more.
+    /// Confirms that a node can write no more.
     fence(FenceRequest) -> FenceReply;
-    /// The center as a whole.
+    /// Returns the status of the center.
     status(StatusRequest) -> CenterStatus;
 }
 
-/// Where a call goes.
+/// Target of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Target {
-    /// To an address of the list.
+    /// Address of the list, by its position.
     Listed(usize),
-    /// To where another node has pointed; and back to the list at this position.
+    /// Address that another node referred to, and the position to return to in the list.
     Pointed(String, usize),
 }
 
 impl CenterClient {
-    /// For a center that is reached by any of `addresses`, each `HOST:PORT`.
+    /// Creates a client for a center that is reached by any of `addresses`, each `HOST:PORT`.
     ///
     /// # Errors
     /// `EBadRequest` if there is none, or one is no address.
@@ -117,13 +117,13 @@ impl CenterClient {
         Ok(Self { channels, addresses, next: Target::Listed(first), patience: CLIENT_PATIENCE, waits: |_| () })
     }
 
-    /// Tells `hears` at once when a call has come to nothing everywhere, and is made again.
+    /// Tells `hears` at once when a call has failed everywhere, and is repeated.
     #[must_use]
     pub fn telling(self, hears: fn(&str)) -> Self {
         Self { waits: hears, ..self }
     }
 
-    /// Makes `call` until somebody has judged it.
+    /// Repeats `call` until a node has decided it.
     ///
     /// # Errors
     /// What the center says; `EUnreachable`, `ETimeout`, `ENotLeader` or `EOverloaded` if nothing else has been heard for
@@ -167,7 +167,7 @@ impl CenterClient {
         }
     }
 
-    /// Shows a task to `each` as it changes, until it has ended; survives the loss of the node that leads.
+    /// Passes a task to `each` as it changes, until it has ended; survives the loss of the node that leads.
     ///
     /// # Errors
     /// As [`CenterClient::call`]; with the patience of somebody who waits for a task.
@@ -198,7 +198,7 @@ impl CenterClient {
         }
     }
 
-    /// What is where nobody has answered as a center does.
+    /// Probes an address that did not answer as a center does.
     async fn look_at(&self, address: &str, fault: &RpcError) -> Option<&'static str> {
         let is_mute = matches!(fault.error.code, Code::Unreachable | Code::Protocol | Code::Timeout);
         if is_mute && !self.channels.are_secure() { probe(address).await } else { None }
@@ -208,7 +208,7 @@ impl CenterClient {
         Ok(Stub::new(self.channels.to(self.address())?).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
-    /// Chooses where to go after a failure. True if it was pointed to a node that it did not ask just now.
+    /// Chooses the next target after a failure. True if it was referred to a node that it did not ask just now.
     fn turn(&mut self, fault: &RpcError) -> bool {
         let (index, was_pointed) = match self.next {
             Target::Listed(index) => (index, false),
@@ -243,7 +243,7 @@ fn advised(fault: RpcError, found: Option<&'static str>) -> RpcError {
     }
 }
 
-/// Its answer in time.
+/// Returns the answer, or an error after the deadline.
 async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, RpcError> {
     match timeout(CLIENT_CALL_WAIT, call).await {
         Ok(answer) => Ok(answer?.into_inner()),
@@ -258,7 +258,7 @@ async fn watch(mut stub: Stub, name: wire::TaskName) -> Result<Response<Streamin
     stub.watch(Request::new(name)).await
 }
 
-/// The next state of a watched task; `None` when the stream has ended, failed, or been silent for too long.
+/// Returns the next state of a watched task; `None` when the stream has ended, failed, or been silent for too long.
 async fn next_task(events: &mut Streaming<wire::WatchEvent>) -> Option<wire::Task> {
     loop {
         match timeout(STREAM_IDLE_MAX, events.message()).await {

@@ -14,10 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// The first words of HTTP/2, and an empty frame of settings.
+/// Client preface of HTTP/2, and an empty frame of settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// What to do about an error of the transport, if one of its causes tells.
+/// Returns advice about an error of the transport, if one of its causes tells.
 pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -35,7 +35,7 @@ pub(super) fn advice(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>>
     None
 }
 
-/// An alert after the handshake, by which a server of TLS 1.3 refuses a certificate.
+/// Recognises an alert after the handshake, by which a server of TLS 1.3 refuses a certificate.
 fn of_words(words: &str) -> Option<Cow<'static, str>> {
     let (_, alert) = words.split_once("received fatal alert: ")?;
     let known = [
@@ -100,7 +100,7 @@ fn of_tls(error: &TlsError) -> Option<Cow<'static, str>> {
     known.map(Cow::Borrowed)
 }
 
-/// What is at an address that was called without TLS, if it is no task center.
+/// Describes what listens at an address that was called without TLS, if it is no task center.
 pub(super) async fn probe(address: &str) -> Option<&'static str> {
     let asked = async {
         let mut peer = TcpStream::connect(address).await?;
@@ -118,7 +118,7 @@ pub(super) async fn probe(address: &str) -> Option<&'static str> {
     timeout(CONNECT_WAIT, asked).await.ok()?.ok()?
 }
 
-/// By the first bytes of its answer.
+/// Recognises a protocol by the first bytes of its answer.
 fn known(head: &[u8]) -> Option<&'static str> {
     const TLS_ALERT: u8 = 21;
     const SETTINGS: u8 = 4;

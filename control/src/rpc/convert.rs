@@ -33,7 +33,7 @@ impl From<&TaskRecord> for wire::Task {
     }
 }
 
-/// The word of a closed set as records spell it.
+/// Returns the word of a closed set as records spell it.
 pub(super) fn spelling<T: serde::Serialize>(word: &T) -> String {
     serde_json::to_value(word).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -86,7 +86,7 @@ impl From<wire::Progress> for Progress {
     }
 }
 
-/// A state by its name.
+/// Parses the name of a state.
 ///
 /// # Errors
 /// `EBadRequest`.
@@ -97,7 +97,7 @@ pub(super) fn state_of(text: &str) -> Result<TaskState> {
     })
 }
 
-/// Whether a task whose state has that name has ended.
+/// Tells whether a task whose state has that name has ended.
 pub(super) fn is_over(state: &str) -> bool {
     state_of(state).is_ok_and(TaskState::is_terminal)
 }
@@ -133,7 +133,7 @@ impl From<AssignResponse> for wire::AssignReply {
     }
 }
 
-/// A refusal of a node as a failure.
+/// Converts a node's refusal to a failure.
 pub(super) fn refusal(code: Code, why: String) -> RpcError {
     RpcError::from(Error::new(code, Side::Engine, Operation::Start, why))
 }
@@ -166,7 +166,7 @@ impl From<AssignmentStatus> for wire::AskReply {
 impl TryFrom<wire::AskReply> for AssignmentStatus {
     type Error = CallError;
 
-    /// A standing that is not known here is no answer: taking it for `Unknown` would give the task away.
+    /// An unknown status is no answer: treating it as `Unknown` would assign the task to another node.
     fn try_from(reply: wire::AskReply) -> Result<Self, CallError> {
         match wire::ask_reply::AssignmentStatus::try_from(reply.status) {
             Ok(wire::ask_reply::AssignmentStatus::Unknown) => Ok(Self::Unknown),

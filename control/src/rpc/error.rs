@@ -12,16 +12,16 @@ use tonic::Status;
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RpcError {
-    /// What went wrong.
+    /// The error.
     pub error: Error,
-    /// Of `ENotLeader`: `HOST:PORT` of the node that leads, if that is known.
+    /// For `ENotLeader`: `HOST:PORT` of the leader, if it is known.
     pub leader: Option<String>,
-    /// Of a call between nodes: another process answers than the one that it is for, and has done nothing.
+    /// For a call between nodes: another process than the addressee answered, and has done nothing.
     pub is_misdirected: bool,
 }
 
 impl RpcError {
-    /// Another node leads, or none.
+    /// Returns the error when another node leads, or none.
     #[must_use]
     pub fn not_leader(leader: Option<String>) -> Self {
         let message = match &leader {
@@ -32,14 +32,14 @@ impl RpcError {
         Self { error: Error { retryable: true, ..error }, leader, is_misdirected: false }
     }
 
-    /// No answer came that can be relied on.
+    /// Returns the error of a call without a reliable answer.
     #[must_use]
     pub fn no_answer(code: Code, message: impl Into<String>) -> Self {
         let error = Error::new(code, Side::Coordination, Operation::Start, message);
         Self::from(Error { retryable: true, effect: Effect::Unknown, ..error })
     }
 
-    /// Whether asking again, or elsewhere, may help: nobody has judged the request.
+    /// Tells whether a retry, or another node, may help: the request has not been decided.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         self.error.effect == Effect::Unknown
@@ -87,7 +87,7 @@ impl From<&RpcError> for wire::RpcError {
 }
 
 impl From<wire::RpcError> for RpcError {
-    /// What a newer peer calls by a name that is not known here is `EInternal` with that name in its message.
+    /// A name of a newer peer that is not known here becomes `EInternal` with that name in its message.
     fn from(fault: wire::RpcError) -> Self {
         let wire::RpcError { code, message, retryable, leader, side, operation, offset, length, errno, misdirected } =
             fault;
@@ -141,12 +141,12 @@ fn of_transport(status: &Status) -> RpcError {
     }
 }
 
-/// A failure to set the transport up, with its cause, which it does not tell by itself.
+/// Formats a failure to set the transport up, with its cause, which it does not show by itself.
 pub(super) fn with_cause(error: &tonic::transport::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-/// The transport's own words, causes included: it hides them one below the other.
+/// Formats the transport's message with all nested causes.
 fn transport_message(status: &Status) -> String {
     let mut parts = vec![status.message().to_owned()];
     let mut cause = std::error::Error::source(status);

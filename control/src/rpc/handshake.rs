@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
 
-/// The connection, once the peer has shown a certificate, if it has to; `None` if it has not.
+/// Returns the connection, once the peer has shown a certificate, if it has to; `None` if it has not.
 pub(super) async fn shake_hands(stream: GuardedStream, tls: Option<&Tls>) -> Option<Connection> {
     let asked = stream.connect_info();
     let Some(tls) = tls else { return Some(Connection { stream: Box::pin(stream), asked }) };
@@ -30,8 +30,8 @@ pub(super) async fn shake_hands(stream: GuardedStream, tls: Option<&Tls>) -> Opt
     }
 }
 
-/// Closes a connection so that its peer can read what was sent last: one that is closed with bytes unread is reset, and the
-/// peer loses the alert.
+/// Closes a connection so that its peer can read what was sent last: one that is closed with unread bytes is reset, and
+/// the peer loses the alert.
 async fn hang_up(mut stream: GuardedStream) -> io::Result<()> {
     stream.shutdown().await?;
     let mut rest = [0; 1024];
@@ -43,7 +43,7 @@ trait Stream: AsyncRead + AsyncWrite + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Send> Stream for T {}
 
-/// A connection that the services may have.
+/// Connection that is ready for the services.
 pub(super) struct Connection {
     stream: Pin<Box<dyn Stream>>,
     asked: RequestSeen,

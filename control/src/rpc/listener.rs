@@ -39,7 +39,7 @@ use tower::layer::util::{Identity, Stack};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::util::MapRequestLayer;
 
-/// The services of a node at one address.
+/// Services of a node at one address.
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
@@ -49,8 +49,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `address`, port 0 being a free one, as `identity`. `here` is the node of plain paths where there is only
-    /// one node. `service` is the service address, where the same is served at the same port.
+    /// Listens at `address`, port 0 being a free one, as `identity`. `here` is the node of plain paths where there is
+    /// only one node. `service` is the service address, where the same services listen at the same port.
     ///
     /// # Errors
     /// `EBusy`, `EPermission`, `ENotFound` or another code of the system.
@@ -89,18 +89,19 @@ impl Listener {
         Ok(Self { address, service, stopping, tasks })
     }
 
-    /// The service address, if there is one.
+    /// Returns the service address's endpoint, if there is one.
     pub(crate) fn service(&self) -> Option<ServiceEndpoint> {
         self.service.clone()
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens at.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes no more connections, ends streams, and lets open calls finish: within [`GOODBYE_MAX`], whatever peers do.
+    /// Accepts no more connections, ends streams, and lets open calls finish: within [`GOODBYE_MAX`], whatever peers
+    /// do.
     pub async fn close(self) {
         let Self { stopping, tasks, .. } = self;
         stopping.send_replace(true);
@@ -177,7 +178,8 @@ fn services(
     Ok((reporter, services))
 }
 
-/// The node is healthy while it has roles; a role is while it is there. Without any of them it still answers.
+/// Publishes health: the node is serving while it has roles; a role is while it exists. Without roles the service still
+/// answers.
 async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stopping: watch::Receiver<bool>) {
     loop {
         let is_over = *stopping.borrow_and_update();
@@ -239,7 +241,7 @@ async fn accept(
     }
 }
 
-/// Sees a request: its connection may stay.
+/// Marks the connection of a request: it may stay.
 fn seen(request: Request) -> Request {
     if let Some(asked) = request.extensions().get::<RequestSeen>() {
         asked.set();

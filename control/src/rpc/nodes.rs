@@ -19,7 +19,7 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 pub(crate) struct RunnerService(NodeRoles);
 
 impl RunnerService {
-    /// For the runner that `roles` has.
+    /// Creates the service for the runner of `roles`.
     #[must_use]
     pub(crate) fn new(roles: NodeRoles) -> Self {
         Self(roles)
@@ -79,7 +79,7 @@ impl Runner for RunnerService {
 pub(crate) struct DispatcherService(NodeRoles);
 
 impl DispatcherService {
-    /// For the dispatcher that `roles` has.
+    /// Creates the service for the dispatcher of `roles`.
     #[must_use]
     pub(crate) fn new(roles: NodeRoles) -> Self {
         Self(roles)

@@ -29,16 +29,17 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// For a connection of this host to itself to be accepted: microseconds, unless the port has no place left.
+/// Longest wait for a connection of this host to itself to be accepted: microseconds, unless the port has reached its
+/// bound.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
-/// For streams, which have been told who leads, to say so to their clients.
+/// Time for streams, which have been told the leader, to tell their clients.
 const GOODBYE: Duration = Duration::from_millis(50);
-/// For connections to be closed once they are told.
+/// Longest wait for connections to close once they are told to.
 const CLOSE_MAX: Duration = Duration::from_millis(200);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// The services as they are reached through the service address. Clones are the same.
+/// Services as they are reached through the service address. Clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceEndpoint(Arc<Inner>);
 
@@ -49,13 +50,13 @@ struct Inner {
     open: Mutex<CancellationToken>,
     /// Connections through the address.
     connections: TaskTracker,
-    /// From where a connection is made to check who answers, and who waits for it.
+    /// Local address of the check's connection, and the channel that reports its arrival.
     check: Mutex<Option<(SocketAddr, oneshot::Sender<()>)>>,
 }
 
 impl ServiceEndpoint {
-    /// A closed endpoint at a service address, with the port of `socket`; also a socket of its own, unless `socket` listens
-    /// there already.
+    /// Creates a closed endpoint at a service address, with the port of `socket`; also a socket of its own, unless
+    /// `socket` covers the address already.
     ///
     /// # Errors
     /// `EBusy` if another process listens there, or another code of the system; each says what to change.
@@ -73,8 +74,8 @@ impl ServiceEndpoint {
         Ok((Self(Arc::new(Inner { address, open: Mutex::new(open), connections, check: Mutex::default() })), own))
     }
 
-    /// Looks at a connection that was accepted: one through the service address ends with it. The check's own is answered and
-    /// gone.
+    /// Takes an accepted connection: one through the service address ends with it. The check's own connection is
+    /// answered and closed.
     pub(super) fn take(&self, mut connection: GuardedStream) -> Option<GuardedStream> {
         let inner = &*self.0;
         if connection.local_addr().map(|address| address.ip().to_canonical()).ok() != Some(inner.address.ip()) {
@@ -135,7 +136,7 @@ impl Endpoint for ServiceEndpoint {
     }
 }
 
-/// Whether a socket that listens at `listens` takes connections to `ip`, too.
+/// Tells whether a socket that listens at `listens` accepts connections to `ip`, too.
 fn covers(socket: &TcpListener, listens: IpAddr, ip: IpAddr) -> bool {
     let is_both = || nix::sys::socket::getsockopt(socket, sockopt::Ipv6V6Only).is_ok_and(|only| !only);
     listens == ip || listens.is_unspecified() && (listens.is_ipv4() == ip.is_ipv4() || listens.is_ipv6() && is_both())
@@ -180,14 +181,14 @@ mod tests {
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpStream;
 
-    /// Another address of this host than the one that is listened at.
+    /// Another address of this host than the one that the services listen at.
     const SERVICE: &str = "127.0.0.2";
 
     async fn listening(at: &str) -> TcpListener {
         TcpListener::bind(at).await.unwrap()
     }
 
-    /// Accepts for as long as it is polled; keeps what it was given and reads from it, as a transport would.
+    /// Accepts for as long as it is polled; keeps the connections and reads from them, as a transport would.
     async fn accept(endpoint: &ServiceEndpoint, socket: &TcpListener) {
         let admission = Admission::new(8);
         loop {

@@ -7,46 +7,46 @@ use crate::timestamp::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-/// A task for people and scripts. Serialises with exactly these names; what does not apply is `null`.
+/// Task for people and scripts. Serialises with exactly these names; what does not apply is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TaskView {
-    /// Its name.
+    /// Name of the task.
     pub id: String,
     /// `copy`, `noop` or `verify`.
     pub kind: &'static str,
-    /// As `RUNNING`.
+    /// State, as `RUNNING`.
     pub state: String,
     /// `run`, `pause` or `cancel`.
     pub desired_state: String,
-    /// Why it is not running, for people; empty if there is nothing to say.
+    /// Why it is not running, as text; empty if there is nothing to say.
     pub reason: String,
     /// 0 to 9; higher goes first.
     pub priority: u32,
     /// `local`, `lease`, `command` or `manual`.
     pub fence: Option<String>,
-    /// What is read, if it is a volume or a receipt.
+    /// Volume or receipt that is read.
     pub source: Option<String>,
-    /// What a copy writes, or a comparison checks.
+    /// Volume that a copy writes, or a comparison checks.
     pub destination: Option<String>,
-    /// That has it, or had it last; of one that waits, the only one that may have it.
+    /// Node that holds it, or held it last; of a waiting task, the only one that may run it.
     pub node: Option<String>,
-    /// Attempts so far.
+    /// Number of attempts so far.
     pub attempt: usize,
-    /// The grant that its holder works under.
+    /// Grant under which its holder works.
     pub epoch: Option<i64>,
-    /// In bytes.
+    /// Progress in bytes.
     pub progress: ProgressView,
-    /// Bytes per second.
+    /// Limit in bytes per second.
     pub limit: Option<u64>,
-    /// Of the last failure.
+    /// Last failure.
     pub error: Option<ErrorView>,
-    /// The engine's report, once it has ended.
+    /// Report of the engine, once it has ended.
     pub report: Option<Value>,
-    /// As `2026-01-31T12:00:00.000Z`.
+    /// When it was created, as `2026-01-31T12:00:00.000Z`.
     pub created_at: Timestamp,
-    /// Of the last change of state.
+    /// When its state last changed.
     pub updated_at: Timestamp,
-    /// The last ones, oldest first.
+    /// Last attempts, oldest first.
     pub attempts: Vec<AttemptView>,
 }
 
@@ -77,16 +77,16 @@ pub struct ErrorView {
     pub message: String,
 }
 
-/// One runner's try.
+/// One runner's attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AttemptView {
-    /// Its node.
+    /// Node of the runner.
     pub runner: String,
     /// Its grant; `null` if it never began.
     pub epoch: Option<i64>,
-    /// When it was given the task.
+    /// When the task was assigned.
     pub started_at: Timestamp,
-    /// `null` while it runs.
+    /// When it ended; `null` while it runs.
     pub ended_at: Option<Timestamp>,
     /// `succeeded`, or an error's code.
     pub outcome: Option<String>,
@@ -123,7 +123,7 @@ impl From<wire::Task> for TaskView {
 }
 
 impl TaskView {
-    /// Whether it has ended.
+    /// Tells whether it has ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
         is_over(&self.state)
@@ -156,7 +156,7 @@ impl From<wire::Attempt> for AttemptView {
 mod tests {
     use super::*;
 
-    /// The names of the design, in its order, `attempts` last.
+    /// Field names in the order of the design, `attempts` last.
     const NAMES: &str = "id kind state desired_state reason priority fence source destination node attempt epoch progress limit error \
         report created_at updated_at attempts";
 

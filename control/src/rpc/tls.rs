@@ -22,12 +22,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tonic::transport::ClientTlsConfig;
 
-/// Between two looks at the files: soon enough for whoever replaces a certificate days before it expires.
+/// Time between two checks of the files: soon enough when a certificate is replaced days before it expires.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Between two words about certificates that have little time left, or none.
+/// Time after which certificates that expire soon, or have expired, are logged again.
 const SAY_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// The flags of a command line.
+/// TLS flags of a command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct RawTls {
     /// Certificate of this process, as PEM, intermediate ones after it
@@ -41,7 +41,7 @@ pub struct RawTls {
     pub tls_ca: Option<PathBuf>,
 }
 
-/// The certificates of this process, as they were read last. Clones share them.
+/// Certificates of this process, as they were read last. Clones share them.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
@@ -50,7 +50,7 @@ struct Inner {
     current: watch::Sender<Arc<Current>>,
     /// Whether they are valid now.
     valid: watch::Sender<bool>,
-    /// Somebody wants the files to be read again now.
+    /// Wakes the loop to read the files again now.
     asked: Notify,
 }
 
@@ -81,38 +81,38 @@ impl Tls {
         Ok(Some(Self(Arc::new(Inner { paths, current, valid, asked: Notify::new() }))))
     }
 
-    /// For connections that peers make from now on.
+    /// Returns the configuration for connections that peers open from now on.
     pub(super) fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.0.current.borrow().certificates.server)
     }
 
-    /// For connections to peers: they must show a certificate of an authority that bears the name or address by which they
-    /// are called.
+    /// Returns the configuration for connections to peers: they must show a certificate of an authority that bears the
+    /// name or address by which they are called.
     pub(super) fn client(&self) -> ClientTlsConfig {
         self.0.current.borrow().certificates.client.clone()
     }
 
-    /// Grows whenever other certificates are used from then on.
+    /// Returns the generation, which grows whenever other certificates are used from then on.
     pub(super) fn reading(&self) -> u64 {
         self.0.current.borrow().reading
     }
 
-    /// Whether the certificates are valid, as far as [`Tls::keep`] has looked.
+    /// Tells whether the certificates are valid, as of the last check of [`Tls::keep`].
     pub(crate) fn valid(&self) -> watch::Receiver<bool> {
         self.0.valid.subscribe()
     }
 
-    /// When the first of them expires, since 1970.
+    /// Returns when the first of them expires, since 1970.
     pub(crate) fn expires(&self) -> Duration {
         self.0.current.borrow().certificates.validity.ends()
     }
 
-    /// Reads the files now, and says what has come of it.
+    /// Reads the files now, and logs the result.
     pub(crate) fn read_again(&self) {
         self.0.asked.notify_one();
     }
 
-    /// Reads the files again whenever they change, and judges by this clock, for as long as it is polled.
+    /// Reads the files again whenever they change, and checks validity by this clock, for as long as it is polled.
     pub(crate) async fn keep(&self, clock: &dyn Clock) {
         let mut reminder = Reminder::default();
         // What was found last, so that nothing is said of it twice.
@@ -151,7 +151,7 @@ impl Tls {
         }
     }
 
-    /// Says how the certificates stand; how long it will be so.
+    /// Logs the status of the certificates; returns how long it lasts.
     fn judge(&self, now: u64, reminder: &mut Reminder) -> Option<Duration> {
         let current = Arc::clone(&self.0.current.borrow());
         let validity = &current.certificates.validity;
@@ -173,7 +173,7 @@ impl Tls {
 }
 
 impl fmt::Debug for Tls {
-    /// No keys.
+    /// Shows no keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Tls").field(&self.0.paths).finish()
     }
@@ -187,7 +187,7 @@ impl Current {
     }
 }
 
-/// When there is something to say about certificates: at once when it changes, then once a day.
+/// Decides when certificates are logged: at once when the status changes, then once a day.
 #[derive(Debug, Default)]
 struct Reminder(Option<(ValidityStatus, u64)>);
 
@@ -221,7 +221,7 @@ mod tests {
 
     const DAY_MS: u64 = 24 * 3600 * 1000;
 
-    /// So many days after the start of a [`TestClock`].
+    /// Returns so many days after the start of a [`TestClock`].
     fn day(days: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + days * DAY_MS)
     }
@@ -239,7 +239,7 @@ mod tests {
         RawTls { tls_cert: Some(certificate), tls_key: Some(key), tls_ca: Some(authority) }
     }
 
-    /// Until it is so: a few looks at the files are enough.
+    /// Waits until it holds: a few checks of the files are enough.
     async fn comes(what: &str, holds: impl Fn() -> bool) {
         for _ in 0..5 {
             if holds() {

@@ -4,10 +4,10 @@ use super::wire;
 use crate::model::{NodeId, Submission, TaskId, TaskSpec};
 use blockhaul_engine::error::{Error, Result};
 
-/// Failures of a task after which it is given up, unless it says otherwise.
+/// Default of the failures without progress after which a task fails.
 const MAX_ATTEMPTS_DEFAULT: u32 = 5;
 
-/// Most that a task may ask for.
+/// Largest `max_attempts`.
 const MAX_ATTEMPTS_MAX: u32 = 100;
 
 impl Submission {

@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
-/// Assignments that are remembered after they have ended. A late question about a forgotten one is answered with
-/// [`AssignmentStatus::Unknown`], and what follows from that is a write that the record refuses.
+/// Ended assignments that are remembered. A late query about a forgotten one is answered with
+/// [`AssignmentStatus::Unknown`], and the write that follows from that is refused by the record's version.
 const REMEMBERED: usize = 4096;
 
-/// See the module's head.
+/// Table of assignments; see the module's head.
 #[derive(Debug)]
 pub(super) struct AssignmentTable {
     tables: Mutex<Tables>,
@@ -28,18 +28,18 @@ struct Tables {
     order: VecDeque<TaskId>,
 }
 
-/// What the book says to a new assignment.
+/// Answer of the table to a new assignment.
 #[derive(Debug)]
 pub(super) enum AcceptResult {
-    /// It is in the book now.
+    /// It is in the table now.
     Added,
-    /// It was already, or has been done.
+    /// It was in the table already, or has ended.
     Known,
-    /// It will never be taken.
+    /// It will never be accepted.
     Refused,
-    /// A different grant of the same task has not ended yet.
+    /// Another grant of the same task has not ended yet.
     Busy,
-    /// All slots are taken.
+    /// All slots are used.
     Full,
 }
 
@@ -48,7 +48,7 @@ impl AssignmentTable {
         Self { tables: Mutex::default(), held: watch::Sender::new(0) }
     }
 
-    /// Enters an attempt, unless the book speaks against it or it has `slots` entries.
+    /// Enters an attempt, unless the table refuses it or has `slots` entries.
     pub(super) fn enter(&self, attempt: &Arc<Attempt>, slots: usize) -> AcceptResult {
         let mut tables = self.tables();
         let (task, epoch) = (attempt.task(), attempt.epoch());
@@ -70,7 +70,7 @@ impl AssignmentTable {
         AcceptResult::Added
     }
 
-    /// How the assignment of an attempt stands, if it is or was in the book.
+    /// Returns the status of an attempt's assignment, if it is or was in the table.
     pub(super) fn status_of(&self, attempt: &Attempt) -> Option<AssignmentStatus> {
         let tables = self.tables();
         if tables.held.get(attempt.task()).is_some_and(|held| held.epoch() == attempt.epoch()) {
@@ -80,7 +80,7 @@ impl AssignmentTable {
         past.map(|&(_, status)| status).filter(|&status| status == AssignmentStatus::Ended)
     }
 
-    /// How an assignment stands. One that is unknown never will be known.
+    /// Returns the status of an assignment. An unknown one is refused from now on.
     pub(super) fn status(&self, task: &TaskId, epoch: Epoch) -> AssignmentStatus {
         let mut tables = self.tables();
         if let Some(held) = tables.held.get(task).filter(|held| held.epoch() == epoch) {
@@ -96,7 +96,8 @@ impl AssignmentTable {
         }
     }
 
-    /// An attempt is over: its record says how ([`AssignmentStatus::Ended`]), or nothing was ever done ([`AssignmentStatus::Unknown`]).
+    /// Removes an ended attempt: its record has its outcome ([`AssignmentStatus::Ended`]), or nothing was ever done
+    /// ([`AssignmentStatus::Unknown`]).
     pub(super) fn leave(&self, attempt: &Attempt, status: AssignmentStatus) {
         let mut tables = self.tables();
         tables.held.remove(attempt.task());
@@ -108,12 +109,12 @@ impl AssignmentTable {
         self.tables().held.get(task).cloned()
     }
 
-    /// Everything that is held, in the order of names.
+    /// Returns all held attempts, in the order of task names.
     pub(super) fn all(&self) -> Vec<Arc<Attempt>> {
         self.tables().held.values().cloned().collect()
     }
 
-    /// How many are held, now and at every change.
+    /// Returns the number of held attempts, now and at every change.
     pub(super) fn count(&self) -> watch::Receiver<usize> {
         self.held.subscribe()
     }

@@ -24,10 +24,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{Instrument, Span, field};
 
-/// Between two looks at whether the lease has been renewed.
+/// Time between two checks that the lease has been renewed.
 const LEASE_LOOK: Duration = Duration::from_millis(20);
 
-/// See the module's head.
+/// One attempt; see the module's head.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub grant: Grant,
@@ -36,7 +36,7 @@ pub(super) struct Attempt {
     signal: watch::Sender<Signal>,
 }
 
-/// What others do to an attempt.
+/// What other parts of the runner change about an attempt.
 #[derive(Debug, Default)]
 struct Control {
     /// What it waits for before it begins.
@@ -47,24 +47,24 @@ struct Control {
     cut: bool,
 }
 
-/// Whether it lives by a lease.
+/// Whether it needs a lease.
 #[derive(Debug, Default)]
 enum Leased {
     /// Not known yet, or its destination's lock is enough.
     #[default]
     No,
-    /// It waits for one.
+    /// It waits for a lease.
     Wanted,
-    /// By that of this registration.
+    /// It holds the lease of this registration.
     By(Arc<WriteLease>),
 }
 
-/// What an attempt is told.
+/// Signals to an attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Signal {
-    /// The first reason to stop.
+    /// First reason to stop.
     stop: Option<Reason>,
-    /// Counts hints that its record has changed.
+    /// Number of hints that its record has changed.
     looks: u64,
 }
 
@@ -85,12 +85,12 @@ impl Attempt {
         self.grant.epoch
     }
 
-    /// In which everything is logged that is done for it.
+    /// Returns the span in which everything is logged that is done for it.
     pub(super) fn span(&self) -> &Span {
         &self.span
     }
 
-    /// How an assignment stands that is held.
+    /// Returns the status of a held assignment.
     pub(super) fn status(&self) -> AssignmentStatus {
         self.control().waits_for.map_or(AssignmentStatus::Held, AssignmentStatus::Waits)
     }
@@ -99,17 +99,17 @@ impl Attempt {
         self.control().waits_for = Some(step);
     }
 
-    /// The copy, once it has been started.
+    /// Returns the copy, once it has been started.
     pub(super) fn running(&self) -> Option<Arc<dyn ExecutionHandle>> {
         self.control().running.clone()
     }
 
-    /// Whether it lives by a lease, or is about to.
+    /// Tells whether it needs a lease, or may need one.
     pub(super) fn needs_lease(&self) -> bool {
         !matches!(self.control().leased, Leased::No)
     }
 
-    /// The registration whose lease it lives by.
+    /// Returns the write lease that it holds.
     pub(super) fn write_lease(&self) -> Option<Arc<WriteLease>> {
         match &self.control().leased {
             Leased::By(write_lease) => Some(Arc::clone(write_lease)),
@@ -117,7 +117,7 @@ impl Attempt {
         }
     }
 
-    /// Stops it, at once and whatever it is waiting for. The first reason holds; a lost lease always cuts.
+    /// Stops it at once, whatever it waits for. The first reason is kept; a lost lease always cuts it off.
     pub(super) fn stop(&self, reason: Reason) {
         let mut control = self.control();
         if reason == Reason::LeaseLost && !std::mem::replace(&mut control.cut, true) {
@@ -130,12 +130,12 @@ impl Attempt {
         }
     }
 
-    /// Its record may have changed.
+    /// Wakes it to read its record, which may have changed.
     pub(super) fn look(&self) {
         self.signal.send_modify(|signal| signal.looks += 1);
     }
 
-    /// Lives it. Leaves the book at its end.
+    /// Runs it. Removes it from the table at its end.
     pub(super) async fn live(self: Arc<Self>, context: Arc<RunnerContext>) {
         let life = async {
             let status = self.carry_out(&context).await;
@@ -174,7 +174,7 @@ impl Attempt {
         AssignmentStatus::Ended
     }
 
-    /// The gate that it writes through: always open for what the destination's lock protects.
+    /// Returns the gate of its writes: always open if the destination's lock protects it.
     async fn gate(&self, context: &RunnerContext, record: &TaskRecord) -> Arc<Gate> {
         if record.spec.kind().fence() == Fence::Local {
             let gate = Gate::closed();
@@ -222,7 +222,7 @@ impl Attempt {
         running
     }
 
-    /// Answers the copy's question and follows its record, until it ends.
+    /// Answers the copy's request for a permit and follows its record, until it ends.
     async fn attend(
         &self,
         context: &RunnerContext,
@@ -292,7 +292,7 @@ impl Attempt {
         }
     }
 
-    /// Looks at the record, and does what it says.
+    /// Reads the record, and acts on it.
     async fn follow(&self, context: &RunnerContext) {
         match self.grant.read(context).await {
             Some(record) => self.heed(&record),
@@ -309,7 +309,7 @@ impl Attempt {
         }
     }
 
-    /// The task is somebody else's: the copy stops, and nothing is written about it any more.
+    /// Stops the copy and writes nothing more: the task has another holder.
     fn abandon(&self) {
         self.control().abandoned = true;
         tracing::warn!("the task is not this runner's any more");
@@ -320,7 +320,7 @@ impl Attempt {
         self.control().abandoned
     }
 
-    /// The reason to stop, if there is one.
+    /// Returns the reason to stop, if there is one.
     pub(super) fn told_to_stop(&self) -> Option<Reason> {
         self.signal.borrow().stop
     }
@@ -338,7 +338,7 @@ impl Attempt {
         }
     }
 
-    /// Waits for a reason to stop, and then for what it interrupts.
+    /// Waits for a reason to stop, and then for `wait`.
     async fn stopped_for(&self, wait: Duration) {
         self.stopped().await;
         sleep(wait).await;
@@ -356,7 +356,7 @@ impl Attempt {
     }
 }
 
-/// Whether an attempt of a record runs and may have written.
+/// Tells whether a record's attempt runs and may have written.
 pub(super) fn has_begun(record: &TaskRecord) -> bool {
     record.has_begun() && matches!(record.state, TaskState::Running | TaskState::Verifying)
 }
@@ -368,7 +368,7 @@ fn obey(running: &dyn ExecutionHandle, reason: Reason) {
     }
 }
 
-/// The outcome of a copy that was stopped before it was started.
+/// Returns the outcome of a copy that was stopped before it was started.
 fn stopped(reason: Reason) -> Outcome {
     Outcome::untouched(End::Stopped(reason))
 }

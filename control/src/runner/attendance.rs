@@ -15,7 +15,7 @@ use crate::stopping::TELL_MAX;
 use blockhaul_engine::job::Reason;
 use tokio::time::timeout;
 
-/// Does what it is asked to, for as long as it is polled.
+/// Does what the node asks, for as long as it is polled.
 pub(super) async fn attend(context: &RunnerContext) {
     loop {
         tokio::select! { biased;
@@ -25,7 +25,7 @@ pub(super) async fn attend(context: &RunnerContext) {
     }
 }
 
-/// Gives everything back, and goes on.
+/// Returns all tasks, and continues.
 async fn give_back(context: &RunnerContext) {
     if !context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
         return;
@@ -37,7 +37,7 @@ async fn give_back(context: &RunnerContext) {
     }
 }
 
-/// Gives everything back and leaves, until it is wanted again.
+/// Returns all tasks and deregisters, until the node wants a runner again.
 async fn stay_away(context: &RunnerContext) {
     tracing::warn!(node = %context.config.node, "leaves the runners: gives everything back");
     context.turn(RunnerPhase::Serving, RunnerPhase::Stopping);

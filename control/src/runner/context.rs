@@ -14,50 +14,50 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
-/// The longest wait before something is tried again that no event announces.
+/// Longest wait before a retry that no event announces.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
-/// Before a write is tried again that an operator has to permit first.
+/// Wait before a retry of a write that an operator has to permit first.
 const DENIED_AGAIN: Duration = Duration::from_secs(10);
 
-/// See the module's head.
+/// What all parts of a runner share; see the module's head.
 #[derive(Debug)]
 pub(super) struct RunnerContext {
     pub config: RunnerConfig,
     pub seams: Seams,
     pub assignments: AssignmentTable,
     pub notifier: LeaderNotifier,
-    /// What the runner wants to be; its registration follows.
+    /// Wanted phase of the runner; its registration follows.
     pub phase: watch::Sender<RunnerPhase>,
-    /// The registration that stands.
+    /// Current registration.
     pub registration: watch::Sender<Option<ActiveRegistration>>,
     /// Wakes the renewal.
     pub renew: Notify,
-    /// Wakes whoever looks after the registration.
+    /// Wakes the loop that checks the registration.
     pub doubt: Notify,
-    /// Wakes whoever gives everything back without ending the runner.
+    /// Wakes the loop that returns all tasks without ending the runner.
     pub interrupt: Notify,
     /// Whether the node wants a runner.
     pub wanted: watch::Sender<bool>,
-    /// Whether it has left since, and is known to be gone.
+    /// Whether it has left since, and its registration is gone.
     pub is_away: watch::Sender<bool>,
     /// Tasks that it runs at once.
     slots: watch::Sender<u32>,
-    /// Attempts that are in the book and have to be started.
+    /// Attempts in the table that have to be started.
     pub starts: mpsc::UnboundedSender<Arc<Attempt>>,
     ends: AtomicBool,
     leads: AtomicBool,
     leader: Mutex<Option<Epoch>>,
 }
 
-/// What a runner wants to be.
+/// Phase of a runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunnerPhase {
-    /// It takes assignments.
+    /// It accepts assignments.
     Serving,
-    /// It gives back what it holds and takes nothing.
+    /// It returns its tasks and accepts none.
     Stopping,
-    /// It is not there.
+    /// It is not registered.
     Absent,
 }
 
@@ -96,7 +96,7 @@ impl RunnerContext {
         Holder { node: self.config.node.clone(), incarnation: self.config.incarnation.clone() }
     }
 
-    /// The registration that stands; waits until one does.
+    /// Returns the current registration; waits until there is one.
     pub(super) async fn registration(&self) -> ActiveRegistration {
         loop {
             let mut registrations = self.registration.subscribe();
@@ -109,7 +109,7 @@ impl RunnerContext {
         }
     }
 
-    /// Waits until it makes sense to try again what has failed with `error`. Bounded, but for the lack of a connection.
+    /// Waits until a retry makes sense after `error`. Bounded, except without a connection.
     pub(super) async fn outlast(&self, registration: &ActiveRegistration, error: &CoordError) {
         let mut registrations = self.registration.subscribe();
         let moved = registrations.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(registration)));
@@ -141,7 +141,7 @@ impl RunnerContext {
         }
     }
 
-    /// Whether a dispatcher with this epoch may be listened to: stores a higher one, refuses a lower one.
+    /// Accepts a dispatcher with this epoch: stores a higher one, refuses a lower one.
     ///
     /// # Errors
     /// `EFenced` with a lower epoch than was heard before, in this life of the node or an earlier one. `EOverloaded` if the
@@ -166,7 +166,7 @@ impl RunnerContext {
         Ok(())
     }
 
-    /// Changes the mood if it is `from`; whether it was.
+    /// Changes the phase if it is `from`; tells whether it was.
     pub(super) fn turn(&self, from: RunnerPhase, to: RunnerPhase) -> bool {
         self.phase.send_if_modified(|phase| {
             let turns = *phase == from;
@@ -177,7 +177,7 @@ impl RunnerContext {
         })
     }
 
-    /// Whether it is to be there.
+    /// Tells whether the node wants a runner.
     pub(super) fn is_wanted(&self) -> bool {
         *self.wanted.borrow() && !self.is_ending()
     }
@@ -188,19 +188,19 @@ impl RunnerContext {
         let _ = self.wanted.subscribe().wait_for(|now| *now == wanted).await;
     }
 
-    /// Tasks that it runs at once, now.
+    /// Returns the number of tasks that it runs at once, now.
     pub(super) fn slots(&self) -> u32 {
         *self.slots.borrow()
     }
 
-    /// Runs so many at once from now on. What runs already is not stopped.
+    /// Sets the number of tasks that it runs at once. Running ones are not stopped.
     pub(super) fn set_slots(&self, slots: u32) {
         self.slots.send_replace(slots);
         // The registration says so.
         self.doubt.notify_one();
     }
 
-    /// The runner has been asked to end, which nothing takes back.
+    /// Asks the runner to end, which cannot be undone.
     pub(super) fn end(&self) {
         self.ends.store(true, Relaxed);
     }
@@ -209,13 +209,13 @@ impl RunnerContext {
         self.ends.load(Relaxed)
     }
 
-    /// Whether this node leads: then its lease is renewed without copies, too.
+    /// Sets whether this node leads: then its lease is renewed without copies, too.
     pub(super) fn set_leading(&self, leads: bool) {
         self.leads.store(leads, Relaxed);
         self.renew.notify_one();
     }
 
-    /// Whether anything depends on the lease.
+    /// Tells whether anything depends on the lease.
     pub(super) fn needs_lease(&self) -> bool {
         self.leads.load(Relaxed) || self.assignments.all().iter().any(|attempt| attempt.needs_lease())
     }

@@ -37,13 +37,13 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tracing::Span;
 
-/// How long opening a copy's volumes may take after a stop was asked for, before they count as on a device that does not
-/// answer: as long as the engine waits for one.
+/// Longest time to open a copy's volumes after a stop was asked for, before their device counts as not answering: as
+/// long as the engine waits for one.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
-/// Between two looks at whether a copy has become quiet.
+/// Time between two checks that a copy has drained.
 const QUIET_LOOK: Duration = Duration::from_secs(60);
 
-/// See the module's head. Clones are the same.
+/// Executor over the engine; see the module's head. Clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineExecutor {
     engine: Arc<Engine>,
@@ -59,17 +59,17 @@ struct Site {
     marks: Arc<StoredEpochs>,
 }
 
-/// An attempt, as the runner sees it.
+/// Attempt, as the runner sees it.
 #[derive(Debug)]
 struct EngineExecution {
     job: Mutex<Job>,
     outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
-    /// Whether its thread was asked to stop and has not begun a job, whose end the engine would tell.
+    /// Whether its thread was asked to stop and has not begun a job, whose end the engine would report.
     hangs: watch::Sender<bool>,
     is_quiet: watch::Sender<bool>,
 }
 
-/// The engine's job, or what it is to be told once there is one.
+/// Engine's job, or what it is to be told once it exists.
 #[derive(Debug, Default)]
 struct Job {
     handle: Option<JobHandle>,
@@ -83,7 +83,7 @@ struct Gatekeeper {
     durable: DurableMap,
     epoch: Epoch,
     marks: Arc<StoredEpochs>,
-    /// Of the attempt: the job's thread is the engine's.
+    /// Span of the attempt: the job's thread is the engine's.
     span: Span,
     said_yes: AtomicBool,
 }
@@ -91,12 +91,12 @@ struct Gatekeeper {
 /// What is left to do when everything has been opened.
 struct Prepared {
     submit: Box<dyn FnOnce(&Engine) -> JobHandle>,
-    /// When nothing of the job can happen any more.
+    /// Runs when the job has drained.
     clean_up: Box<dyn FnOnce()>,
 }
 
 impl EngineExecutor {
-    /// A worker of `node`; keeps journals and marks in the state directory.
+    /// Creates an executor of `node`; keeps journals and stored epochs in the state directory.
     ///
     /// # Errors
     /// What cannot be created there.
@@ -172,7 +172,7 @@ impl EngineExecutor {
         execution
     }
 
-    /// Carries one attempt out, on its own thread. Tells how it ended, and when it is quiet.
+    /// Carries out one attempt on its own thread. Reports its end, and when it has drained.
     fn carry_out(
         &self,
         prepare: impl FnOnce(&Site) -> Result<Prepared>,
@@ -212,7 +212,7 @@ impl EngineExecutor {
 }
 
 impl EngineExecution {
-    /// Hands the job to the engine, unless it was cancelled before.
+    /// Submits the job to the engine, unless it was cancelled before.
     fn submit(&self, submit: impl FnOnce() -> JobHandle) -> Result<JobHandle> {
         let mut job = self.job();
         if let Some(reason) = job.cancelled {
@@ -230,7 +230,7 @@ impl EngineExecution {
         self.is_quiet.send_replace(true);
     }
 
-    /// Waits until a stop was asked for and the thread has had its time to open the volumes, or to give up.
+    /// Waits until a stop was asked for and the time to open the volumes has passed.
     async fn overdue(&self) -> Outcome {
         // The sender lives as long as self.
         let _ = self.hangs.subscribe().wait_for(|hangs| *hangs).await;
@@ -336,7 +336,7 @@ impl Site {
         }
     }
 
-    /// Judges a volume as far as that goes without looking it up: it is of this node, or of a server that the policy allows.
+    /// Checks a volume without looking it up: it is of this node, or of a server that the policy allows.
     fn check(&self, volume: &TaskVolume, side: Side) -> Result<()> {
         if let Some(node) = volume.node() {
             self.is_here(node)?;
@@ -442,7 +442,7 @@ impl Site {
         }
     }
 
-    /// A volume of a task as the engine calls it.
+    /// Returns a task's volume as the engine names it.
     fn locator(&self, volume: &TaskVolume, side: Side) -> Result<Locator> {
         self.check(volume, side)?;
         Ok(match volume.clone() {
@@ -451,7 +451,8 @@ impl Site {
         })
     }
 
-    /// Whether a file or device is the one that an earlier attempt has written last, and long enough for what is said of it.
+    /// Tells whether a file or device is the one that an earlier attempt has written last, and long enough for its
+    /// durable ranges.
     fn is_written_by(&self, file: &File, earlier: &[Epoch], durable: &DurableMap) -> bool {
         let mark = self.marks.read(file).ok().flatten();
         let end = durable.to_ranges().iter().last().map_or(0, |range| range.end());
@@ -474,7 +475,7 @@ impl Site {
     }
 }
 
-/// What the engine is to do. Once its destination was admitted a copy goes on with whatever is there.
+/// Returns the engine's spec. Once its destination was admitted a copy continues on whatever is there.
 fn spec(job: &CopyJob, source: Locator, destination: Locator, admitted: bool) -> CopySpec {
     CopySpec {
         limit_bytes_per_second: job.limit,
@@ -508,7 +509,7 @@ fn outcome(report: &Report, job: &JobHandle) -> Outcome {
     }
 }
 
-/// The error of volumes that differ.
+/// Returns the error of volumes that differ.
 fn difference(report: &Report) -> Error {
     let message = format!("the volumes differ in {} ranges; the report names the first", report.differences.len());
     let error = Error::new(Code::VerifyMismatch, Side::Destination, Operation::Verify, message);
@@ -516,7 +517,7 @@ fn difference(report: &Report) -> Error {
     Error { offset: first.map(|first| first.offset), length: first.map(|first| first.length), ..error }
 }
 
-/// What is durable, and by what it is known again: asked for in this order, so that no leaf is outside of the ranges.
+/// Returns what is durable and its evidence: read in this order, so that no leaf is outside of the ranges.
 fn durable(job: &JobHandle) -> DurableMap {
     let evidence = job.evidence();
     DurableMap::of(&job.durable_ranges()).known_by(evidence)

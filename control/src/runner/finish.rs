@@ -14,18 +14,18 @@ use blockhaul_engine::error::Code;
 use blockhaul_engine::job::Reason;
 use std::time::Duration;
 
-/// After the first failure; doubled with each.
+/// Backoff after the first failure; doubled with each.
 const RETRY_FIRST_MS: u64 = 1000;
-/// Until a node without space for journals is tried again: nobody is told when there is some.
+/// Backoff of a node without space for journals: no event tells when there is some.
 const FULL_REST_MS: u64 = 10_000;
-/// At most, between two tries of a task.
+/// Longest backoff of a task.
 const RETRY_MAX_MS: u64 = 60_000;
 const _: () = assert!(RETRY_MAX_MS * 125 / 100 <= state_machine::RETRY_REST_MAX.as_millis() as u64);
-/// Between two looks at whether earlier attempts are quiet.
+/// Time between two checks that earlier attempts have drained.
 const QUIET_LOOK: Duration = Duration::from_secs(1);
 
 impl Attempt {
-    /// Stores the outcome, unless the task is somebody else's.
+    /// Stores the outcome, unless the task has another holder.
     pub(super) async fn conclude(&self, context: &RunnerContext, running: &dyn ExecutionHandle, mut outcome: Outcome) {
         if !outcome.quiesced && !self.is_abandoned() {
             self.come_to_rest(context, running).await;
@@ -37,7 +37,7 @@ impl Attempt {
         self.end(context, outcome).await;
     }
 
-    /// Waits until nothing of a copy can land any more that its engine has not seen the end of.
+    /// Waits until no operation of a copy can land any more that its engine has not seen complete.
     async fn come_to_rest(&self, context: &RunnerContext, running: &dyn ExecutionHandle) {
         tracing::error!("a copy did not come to rest: its task is kept until its devices answer");
         if self.needs_lease() {
@@ -48,7 +48,7 @@ impl Attempt {
         tracing::info!("a copy has come to rest");
     }
 
-    /// Stores the outcome of a copy that is quiet.
+    /// Stores the outcome of a copy that has drained.
     pub(super) async fn end(&self, context: &RunnerContext, outcome: Outcome) {
         if self.is_abandoned() {
             return;
@@ -119,7 +119,7 @@ impl Attempt {
         self.grant.write(context, give).await
     }
 
-    /// A journal is of use only to a later attempt on this node.
+    /// Deletes the journal, unless a later attempt on this node can use it.
     fn clean_up(&self, context: &RunnerContext, record: &TaskRecord) {
         if record.state.is_terminal() || record.spec.kind().fence() != Fence::Local {
             context.seams.executor.forget(&record.id, record.created_ms);
@@ -127,7 +127,7 @@ impl Attempt {
     }
 }
 
-/// The record of a task that is done: `SUCCEEDED`, or `VERIFYING` while an earlier attempt may still write.
+/// Returns the record of a task that is done: `SUCCEEDED`, or `VERIFYING` while an earlier attempt may still write.
 fn succeeded(
     attempt: &Attempt,
     record: &TaskRecord,
@@ -149,15 +149,15 @@ fn succeeded(
     }
 }
 
-/// How far the copy was; a copy that knows nothing does not forget what the record knows.
+/// Returns the progress of the copy; a copy without progress keeps that of the record.
 fn checkpoint(record: &TaskRecord, outcome: &Outcome) -> Checkpoint {
     let map = if outcome.durable.is_empty() { record.map.clone() } else { outcome.durable.clone() };
     let progress = if outcome.progress.planned == 0 { record.progress } else { outcome.progress };
     Checkpoint { progress, map }
 }
 
-/// What an attempt that was stopped is called. A lost lease that left the record to this runner has harmed nobody: it
-/// is given back like any other interrupted copy.
+/// Returns the outcome of a stopped attempt. A lost lease that left the record to this runner has done no harm: the
+/// task is returned like any other interrupted copy.
 fn outcome_of(reason: Reason) -> Code {
     match reason {
         Reason::UserCancel => Code::Cancelled,
@@ -166,7 +166,7 @@ fn outcome_of(reason: Reason) -> Code {
     }
 }
 
-/// How long a task rests after a failure, `failures` before it: 1 s doubling to 60 s, give or take a quarter.
+/// Returns the backoff after a failure, `failures` before it: 1 s doubling to 60 s, plus or minus a quarter.
 fn retry_after_ms(failures: u32) -> u64 {
     let wait = RETRY_FIRST_MS.checked_shl(failures.min(16)).unwrap_or(RETRY_MAX_MS).min(RETRY_MAX_MS);
     wait * fastrand::u64(75..=125) / 100

@@ -15,20 +15,20 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
-/// Between two looks at a record that somebody else has to change first.
+/// Time between two reads of a record that another process has to change first.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// The right to work on a task that a dispatcher has granted.
+/// Right to work on a task that a dispatcher has granted.
 #[derive(Debug)]
 pub(super) struct Grant {
     pub task: TaskId,
     pub epoch: Epoch,
     pub holder: Holder,
-    /// `None` before the first reading and while the outcome of a write is not known.
+    /// `None` before the first read and while the outcome of a write is unknown.
     known: Mutex<Option<Known>>,
 }
 
-/// What a reading has found.
+/// Result of a read.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     pub record: TaskRecord,
@@ -43,20 +43,20 @@ struct GrantedClaim {
     version: i32,
 }
 
-/// What stands in the store.
+/// Content of the store.
 enum Reading {
-    /// The task is ours.
+    /// This runner holds the task.
     Ours(Known),
-    /// It is not, or not any more.
+    /// Another process holds it, or none.
     NotOurs(Option<TaskRecord>),
 }
 
-/// What became of a write.
+/// Outcome of a write.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// It stands in the store.
+    /// It is in the store.
     Done(Box<TaskRecord>),
-    /// The task is not ours any more; nothing more is to be written.
+    /// The task has another holder; nothing more is to be written.
     NotOurs,
     /// The record does not permit it.
     IllegalTransition(IllegalTransition, Box<TaskRecord>),
@@ -67,7 +67,7 @@ impl Grant {
         Self { task, epoch, holder, known: Mutex::new(None) }
     }
 
-    /// Reads the record and the claims anew; `None` if the task is not ours. Waits for a connection.
+    /// Reads the record and the claims again; `None` if the task has another holder. Waits for a connection.
     pub(super) async fn read(&self, context: &RunnerContext) -> Option<TaskRecord> {
         let mut known = self.known.lock().await;
         *known = None;
@@ -81,13 +81,13 @@ impl Grant {
         }
     }
 
-    /// The record as it is known, for a write together with other tasks; `None` if this one is being written for longer
-    /// than `patience`.
+    /// Returns the record as it is known, for a write together with other tasks; `None` if this one is being written
+    /// for longer than `patience`.
     pub(super) async fn lock(&self, patience: Duration) -> Option<MutexGuard<'_, Option<Known>>> {
         timeout(patience, self.known.lock()).await.ok()
     }
 
-    /// Reads without waiting for a connection. Nothing is known afterwards if the task is not ours.
+    /// Reads without waiting for a connection. Clears `known` if the task has another holder.
     pub(super) async fn refresh(&self, session: &dyn Session, known: &mut Option<Known>) -> Result<(), CoordError> {
         if known.is_none()
             && let Reading::Ours(found) = self.look(session).await?
@@ -97,8 +97,8 @@ impl Grant {
         Ok(())
     }
 
-    /// Writes what `step` makes of the record; again until the outcome is known. Waits while the record is `LOST`: its
-    /// dispatcher has to take that back first.
+    /// Writes the result of `step`; again until the outcome is known. Waits while the record is `LOST`: its dispatcher
+    /// has to change that first.
     pub(super) async fn write(
         &self,
         context: &RunnerContext,
@@ -165,7 +165,7 @@ impl Grant {
         }
     }
 
-    /// What stands in the store now. What looks foreign may only be old: then it is looked at again after a sync.
+    /// Reads the store. A record that looks foreign may only be stale: then it is read again after a sync.
     async fn look(&self, session: &dyn Session) -> Result<Reading, CoordError> {
         match self.look_once(session).await? {
             Reading::NotOurs(_) => {
@@ -201,7 +201,7 @@ impl Grant {
         Ok(Reading::Ours(Known { record, version: stat.version, claims }))
     }
 
-    /// The claim on a destination, if it is the one that was granted.
+    /// Returns the claim on a destination, if it is the one that was granted.
     async fn look_at_claim(
         &self,
         session: &dyn Session,
@@ -218,7 +218,7 @@ impl Grant {
 }
 
 impl Known {
-    /// Writes `after`, and what follows for the claims; the record comes last.
+    /// Returns the operations that write `after` and the claims; the record comes last.
     pub(super) fn ops(&self, after: &TaskRecord) -> Vec<Op> {
         let change = claim_change(&self.record, after);
         let claims = self.claims.iter().map(|claim| claim.op(change, after));
@@ -226,7 +226,7 @@ impl Known {
         claims.chain([Op::Set { path, data: after.encode(), version: self.version }]).collect()
     }
 
-    /// What is known once `after` has been written: nothing, if it has given the claims up.
+    /// Returns what is known once `after` has been written: nothing, if it has released the claims.
     pub(super) fn after(self, after: TaskRecord, stat: Stat) -> Option<Self> {
         let is_kept = claim_change(&self.record, &after) == ClaimChange::Keep;
         is_kept.then_some(Self { record: after, version: stat.version, claims: self.claims })

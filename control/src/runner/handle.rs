@@ -12,7 +12,7 @@ use blockhaul_engine::error::{Code, Error};
 use blockhaul_engine::job::Reason;
 use std::sync::Arc;
 
-/// The calls of a runner. Clones are the same runner; it may have ended.
+/// Calls of a runner. Clones are the same runner; it may have ended.
 #[derive(Clone, Debug)]
 pub struct RunnerHandle(Arc<RunnerContext>);
 
@@ -77,7 +77,7 @@ impl RunnerHandle {
         }
     }
 
-    /// As [`RunnerClient::ask`](crate::peers::RunnerClient::ask).
+    /// As [`RunnerClient::query`](crate::peers::RunnerClient::query).
     ///
     /// # Errors
     /// `EFenced` with a lower epoch of the leader than was heard before.
@@ -89,10 +89,10 @@ impl RunnerHandle {
         Ok(self.0.assignments.status(&assignment.task, assignment.epoch))
     }
 
-    /// As [`RunnerClient::nudge`](crate::peers::RunnerClient::nudge).
+    /// As [`RunnerClient::notify`](crate::peers::RunnerClient::notify).
     ///
     /// # Errors
-    /// As [`RunnerHandle::ask`].
+    /// As [`RunnerHandle::query`].
     pub async fn notify(&self, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         self.heed(leader)?;
         if let Some(attempt) = self.0.assignments.find(task) {
@@ -114,19 +114,19 @@ impl RunnerHandle {
         }
     }
 
-    /// As [`RunnerClient::interrupt`](crate::peers::RunnerClient::interrupt). Returns at once. When everything is given
-    /// back the runner is there for new assignments: it is the node's drain record that keeps them away.
+    /// As [`RunnerClient::interrupt`](crate::peers::RunnerClient::interrupt). Returns at once. When all tasks are
+    /// returned the runner accepts assignments again: the node's drain record keeps them away.
     ///
     /// # Errors
-    /// As [`RunnerHandle::ask`].
+    /// As [`RunnerHandle::query`].
     pub async fn interrupt(&self, leader: Epoch) -> Result<(), CallError> {
         self.heed(leader)?;
         self.0.interrupt.notify_one();
         Ok(())
     }
 
-    /// Gives everything back and leaves the runners, with the process living on. Returns when it is gone from them, or was
-    /// asked back; without a connection that takes until its session is over.
+    /// Returns all tasks and deregisters while the process lives on. Returns when the registration is gone, or the node
+    /// wants the runner back; without a connection that takes until its session is over.
     pub async fn leave(&self) {
         self.0.wanted.send_replace(false);
         let mut away = self.0.is_away.subscribe();
@@ -136,41 +136,41 @@ impl RunnerHandle {
         }
     }
 
-    /// Is there again after [`RunnerHandle::leave`]; may be asked for at any time.
+    /// Registers again after [`RunnerHandle::leave`]; may be called at any time.
     pub fn come_back(&self) {
         self.0.wanted.send_replace(true);
     }
 
-    /// Runs so many tasks at once from now on; those that run are not stopped.
+    /// Sets the number of tasks at once; running ones are not stopped.
     pub fn set_slots(&self, slots: u32) {
         self.0.set_slots(slots);
     }
 
-    /// Tasks that it runs at once.
+    /// Returns the number of tasks that it runs at once.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.0.slots()
     }
 
-    /// Whether this node leads: then its lease is renewed whether it copies or not.
+    /// Sets whether this node leads: then its lease is renewed with or without copies.
     pub fn set_leading(&self, leads: bool) {
         self.0.set_leading(leads);
     }
 
-    /// Lives of this node that it remembers, this one maybe among them: all others are over.
+    /// Returns the incarnations of this node that it remembers, maybe with the current one: all others are over.
     #[must_use]
     pub fn lives(&self) -> Vec<Incarnation> {
         let lives = self.0.seams.state.incarnations();
         lives.inspect_err(|error| tracing::error!(%error, "cannot read this node's earlier lives")).unwrap_or_default()
     }
 
-    /// Tasks that it holds now, in the order of their names.
+    /// Returns the tasks that it holds now, in the order of their names.
     #[must_use]
     pub fn held(&self) -> Vec<TaskId> {
         self.0.assignments.all().iter().map(|attempt| attempt.task().clone()).collect()
     }
 
-    /// Whether it is registered, and by a session that is connected.
+    /// Tells whether it is registered, and by a session that is connected.
     #[must_use]
     pub fn is_registered(&self) -> bool {
         self.0
@@ -180,7 +180,7 @@ impl RunnerHandle {
             .is_some_and(|registration| registration.session.states().borrow().is_connected())
     }
 
-    /// What is left of the lease; zero without one. For metrics.
+    /// Returns the time left of the lease; zero without one. For metrics.
     #[must_use]
     pub fn lease_left(&self) -> std::time::Duration {
         self.0

@@ -11,18 +11,18 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// Between two reports of progress: at most four a second.
+/// Time between two reports of progress: at most four a second.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
-/// For a call that says nothing: the seam's own bound is 2 s.
+/// Longest wait for a call: the seam's own bound is 2 s.
 const CALL_MAX: Duration = Duration::from_millis(2500);
-/// After a call that was not answered.
+/// Wait after a call that was not answered.
 const RETRY: Duration = Duration::from_millis(500);
-/// Calls after which hints are given up.
+/// Calls after which hints are dropped.
 const TRIES: u32 = 10;
 /// Tasks in one call.
 const TASKS_PER_CALL: usize = 256;
 
-/// Tasks whose records have changed and whose dispatcher does not know yet.
+/// Tasks whose records have changed without the dispatcher's knowledge.
 #[derive(Debug)]
 pub(super) struct LeaderNotifier {
     waiting: Mutex<BTreeSet<TaskId>>,
@@ -36,20 +36,21 @@ impl Default for LeaderNotifier {
 }
 
 impl LeaderNotifier {
-    /// The record of a task has changed.
+    /// Adds a task whose record has changed.
     pub(super) fn changed(&self, task: &TaskId) {
         let mut waiting = self.waiting();
         waiting.insert(task.clone());
         self.count.send_replace(waiting.len());
     }
 
-    /// Waits until everything has been told, or given up.
+    /// Waits until every hint has been sent, or dropped.
     pub(super) async fn told(&self) {
         // The sender lives as long as this.
         let _ = self.count.subscribe().wait_for(|&count| count == 0).await;
     }
 
-    /// Takes some to tell. They count as waiting until [`LeaderNotifier::recount`]; changed again meanwhile, they are told again.
+    /// Takes some tasks to send. They count as waiting until [`LeaderNotifier::recount`]; if they change meanwhile,
+    /// they are sent again.
     fn take(&self) -> Vec<TaskId> {
         let mut waiting = self.waiting();
         let tasks: Vec<_> = waiting.iter().take(TASKS_PER_CALL).cloned().collect();
@@ -66,7 +67,7 @@ impl LeaderNotifier {
     }
 }
 
-/// Tells the dispatcher about changed records, for as long as it is polled.
+/// Notifies the dispatcher of changed records, for as long as it is polled.
 pub(super) async fn tell_changes(context: &RunnerContext) {
     let mut count = context.notifier.count.subscribe();
     let mut tries = 0;
@@ -85,7 +86,7 @@ pub(super) async fn tell_changes(context: &RunnerContext) {
     }
 }
 
-/// Tells the dispatcher where copies stand, for as long as it is polled.
+/// Reports the progress of copies to the dispatcher, for as long as it is polled.
 pub(super) async fn tell_progress(context: &RunnerContext) {
     let mut told: BTreeMap<TaskId, Progress> = BTreeMap::new();
     let mut held = context.assignments.count();

@@ -59,41 +59,41 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// What a runner is, for all its life.
+/// Settings of a runner that never change.
 #[derive(Clone, Debug)]
 pub struct RunnerConfig {
     /// Its node.
     pub node: NodeId,
-    /// The life of its process.
+    /// Incarnation of its process.
     pub incarnation: Incarnation,
-    /// Of the kernel: [`boot_id`].
+    /// Boot id of the kernel: [`boot_id`].
     pub boot_id: String,
-    /// Where the dispatcher reaches it, as `HOST:PORT`.
+    /// Address at which the dispatcher reaches it, as `HOST:PORT`.
     pub address: String,
     /// Tasks that it runs at once. Default 4. More share the same devices and cores.
     pub slots: u32,
     /// Free text for operators.
     pub labels: BTreeMap<String, String>,
-    /// As the policy's, for the dispatcher to read.
+    /// Allowed folders and devices of the policy, for the dispatcher to read.
     pub allow_paths: Vec<String>,
-    /// The same.
+    /// Allowed servers of the policy.
     pub allow_nbd: Vec<String>,
     /// Version of its program.
     pub build: String,
-    /// Where peers probe it in the storage network.
+    /// Address at which peers probe it in the storage network.
     pub data: Option<SocketAddr>,
-    /// How often its process was started before.
+    /// Number of earlier starts of its process.
     pub restarts: u64,
-    /// Beats while the runner is alive.
+    /// Counts rounds while the runner is alive.
     pub liveness: LivenessCounter,
-    /// When it stops, it waits so long for copies to come to rest and to be given back. Default 10 s.
+    /// Longest wait at a stop for copies to drain and to be returned. Default 10 s.
     pub stop_wait: Duration,
-    /// Assumed life of a request in network and server. Default 30 s.
+    /// Assumed lifetime of a request in network and server. Default 30 s.
     pub quiet_after: Duration,
 }
 
 impl RunnerConfig {
-    /// A runner with every default.
+    /// Returns the settings of a runner with every default.
     #[must_use]
     pub fn new(node: NodeId, incarnation: Incarnation, address: String) -> Self {
         Self {
@@ -115,36 +115,36 @@ impl RunnerConfig {
     }
 }
 
-/// Whom a runner works with.
+/// Parts that a runner works with.
 #[derive(Clone, Debug)]
 pub struct Seams {
-    /// Carries copies out.
+    /// Carries out copies.
     pub executor: Arc<dyn Executor>,
-    /// The dispatcher, wherever it is.
+    /// Calls the dispatcher, wherever it is.
     pub leader: Arc<dyn LeaderClient>,
-    /// The node's clocks.
+    /// Clocks of the node.
     pub clock: Arc<dyn Clock>,
-    /// The node's memory.
+    /// State of the node.
     pub state: Arc<dyn NodeState>,
 }
 
-/// See the module's head.
+/// Runner; see the module's head.
 #[derive(Debug)]
 pub struct Runner {
     context: Arc<RunnerContext>,
     starts: mpsc::UnboundedReceiver<Arc<Attempt>>,
 }
 
-/// How a runner has stopped.
+/// Result of a runner's stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Tasks that could not be given back: their copies have not come to rest, or the store was out of reach. While
-    /// there are any the session must not be closed: it is left to expire.
+    /// Tasks that could not be returned: their copies have not drained, or the store was unreachable. While there are
+    /// any the session must not be closed: it is left to expire.
     pub left_behind: Vec<TaskId>,
 }
 
 impl Runner {
-    /// A runner that does nothing yet.
+    /// Creates a runner that does nothing yet.
     #[must_use]
     pub fn new(config: RunnerConfig, seams: Seams) -> Self {
         // Bounded by the slots: what is in it is in the book.
@@ -152,13 +152,13 @@ impl Runner {
         Self { context: Arc::new(RunnerContext::new(config, seams, sender)), starts }
     }
 
-    /// Its calls.
+    /// Returns the handle for its calls.
     #[must_use]
     pub fn handle(&self) -> RunnerHandle {
         RunnerHandle::new(Arc::clone(&self.context))
     }
 
-    /// Runs until `shutdown`, and then until everything is given back or [`RunnerConfig::stop_wait`] has passed: at most
+    /// Runs until `shutdown`, and then until all tasks are returned or [`RunnerConfig::stop_wait`] has passed: at most
     /// 2 s more than that.
     pub async fn run(self, sessions: Sessions, shutdown: impl Future<Output = ()>) -> Stopped {
         let Self { context, mut starts } = self;
@@ -191,7 +191,7 @@ impl Runner {
     }
 }
 
-/// Lives all attempts, as a part of the runner's own future: who holds that still holds them, and who drops it ends them.
+/// Runs all attempts as a part of the runner's own future: pausing it pauses them, and dropping it ends them.
 async fn attempts(context: &Arc<RunnerContext>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
     let mut living: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
     loop {
@@ -207,7 +207,7 @@ async fn attempts(context: &Arc<RunnerContext>, starts: &mut mpsc::UnboundedRece
     }
 }
 
-/// The order of a stop: marked, refusing, cancelled, at rest, given back, told, gone.
+/// Stops in a fixed order: mark the registration, refuse assignments, cancel, drain, return, notify, deregister.
 async fn give_everything_back(context: &RunnerContext) -> Stopped {
     context.end();
     let marked = context.registration.borrow().as_ref().map(|registration| registration.version);
@@ -242,7 +242,7 @@ async fn stop_all(context: &RunnerContext, reason: Reason) {
     let _ = timeout(context.config.stop_wait, held.wait_for(|&count| count == 0)).await;
 }
 
-/// Drops what an earlier life has kept of tasks that nobody here will go on with.
+/// Deletes what an earlier incarnation has kept of tasks that will not continue here.
 async fn sweep(context: &RunnerContext) {
     for (task, created_ms) in context.seams.executor.kept() {
         let registration = context.registration().await;

@@ -22,24 +22,24 @@ use std::path::{Path, PathBuf};
 #[cfg(test)]
 use std::sync::{Mutex, PoisonError};
 
-/// Lives that are remembered.
+/// Incarnations that are remembered.
 const INCARNATIONS_KEPT: usize = 16;
 
-/// A node's memory. Whoever has one knows that no other process of the node has.
+/// State of a node. While it is held no other process of the node has it.
 pub trait NodeState: Send + Sync + std::fmt::Debug {
-    /// Lives of this node, the latest last.
+    /// Returns the incarnations of this node, the latest last.
     ///
     /// # Errors
     /// What cannot be read.
     fn incarnations(&self) -> Result<Vec<Incarnation>>;
 
-    /// Adds a life; nothing if it is there.
+    /// Adds an incarnation; does nothing if it is stored.
     ///
     /// # Errors
     /// What cannot be written: then it must not be registered.
     fn remember(&self, incarnation: &Incarnation) -> Result<()>;
 
-    /// The highest epoch of a leader that was heard.
+    /// Returns the highest epoch of a leader that was seen.
     ///
     /// # Errors
     /// What cannot be read.
@@ -52,7 +52,7 @@ pub trait NodeState: Send + Sync + std::fmt::Debug {
     fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()>;
 }
 
-/// The state directory of a node, locked.
+/// Locked state directory of a node.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
@@ -60,7 +60,7 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Takes the state directory for this process; creates it (0700) where it is missing.
+    /// Locks the state directory for this process; creates it (0700) where it is missing.
     ///
     /// # Errors
     /// `EBusy` while another process has it, and what the system says, with the flag that helps.
@@ -81,13 +81,13 @@ impl StateDir {
         }
     }
 
-    /// Where it is.
+    /// Returns its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Counts this start; how many there were before. A count that cannot be read begins anew: nothing depends on it.
+    /// Counts this start; returns the number of earlier ones. An unreadable count starts over: nothing depends on it.
     ///
     /// # Errors
     /// What cannot be written.
@@ -97,7 +97,7 @@ impl StateDir {
         Ok(before)
     }
 
-    /// Makes this the directory of a node of `center`, unless it has been one of a center before.
+    /// Binds this directory to `center`, unless it belongs to a center already.
     ///
     /// # Errors
     /// `EBadRequest` if it belongs to another center, with both identities; what cannot be read or written.
@@ -169,7 +169,7 @@ impl NodeState for StateDir {
     }
 }
 
-/// A node's memory that ends with the test.
+/// State that ends with the test.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -201,7 +201,7 @@ impl NodeState for Memory {
     }
 }
 
-/// Replaces a file of a folder, durably: afterwards it holds `text`, or what it held before.
+/// Replaces a file of a folder durably: afterwards it holds `text`, or its earlier content.
 pub(super) fn replace(folder: &Path, name: &str, text: &str) -> Result<()> {
     let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
     let written = || -> std::io::Result<()> {
@@ -214,7 +214,7 @@ pub(super) fn replace(folder: &Path, name: &str, text: &str) -> Result<()> {
     written().map_err(|error| failed(&error, "write", &path))
 }
 
-/// The kernel's name for the time since it was started.
+/// Returns the kernel's boot id.
 #[must_use]
 pub fn boot_id() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

@@ -20,15 +20,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// Between two tries to register.
+/// Time between two attempts to register.
 const RETRY: Duration = Duration::from_secs(1);
-/// The log says so often why the node is not registered.
+/// Time after which a missing registration is logged again.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
-/// Between two tries to remove it.
+/// Time between two attempts to remove it.
 const WITHDRAW_AGAIN: Duration = Duration::from_millis(200);
-/// Between two tries to say in it how the runner is.
+/// Time between two attempts to update it.
 const SAY_AGAIN: Duration = Duration::from_millis(50);
-/// Between two looks at a registration that nobody has complained about.
+/// Time between two checks of an undisturbed registration.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Why there is no registration yet.
@@ -36,9 +36,9 @@ const LOOK: Duration = Duration::from_secs(30);
 enum NotRegistered {
     /// Another process, maybe on another host, is registered under this node's name.
     Duplicate(Box<Registration>),
-    /// Tried again.
+    /// A failure that is retried.
     Coord(CoordError),
-    /// The node's memory cannot be written, or what stands there cannot be read.
+    /// The node's state cannot be written, or the existing registration cannot be read.
     Refused(String),
 }
 
@@ -49,13 +49,13 @@ impl From<CoordError> for NotRegistered {
 }
 
 impl ActiveRegistration {
-    /// That the registration stands: the first operation of every write.
+    /// Returns the first operation of every write: the registration exists.
     pub(super) fn check(&self, node: &NodeId) -> Op {
         Op::Check { path: paths::runner(node.as_str()), version: self.version }
     }
 }
 
-/// Keeps the node registered while the runner wants to be there, for as long as it is polled.
+/// Keeps the node registered while the runner wants that, for as long as it is polled.
 pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessions) {
     let mut moods = context.phase.subscribe();
     let mut said: Option<(String, Duration)> = None;
@@ -94,7 +94,7 @@ pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessi
     }
 }
 
-/// Ends the tenure: the gate is shut, and copies that live by it stop.
+/// Ends the write lease: the gate closes, and copies that need the lease stop.
 pub(super) fn give_up(context: &RunnerContext) {
     let Some(registration) = context.registration.send_replace(None) else { return };
     registration.write_lease.end();
@@ -116,7 +116,7 @@ pub(super) async fn deregister(context: &RunnerContext) -> Result<(), CoordError
     registration.session.multi(vec![Op::Delete { path, version: registration.version }]).await.map(drop)
 }
 
-/// Removes the registration while the process lives on: tries until it is gone, or its session is.
+/// Removes the registration while the process lives on: retries until it is gone, or its session is.
 pub(super) async fn withdraw(context: &RunnerContext) {
     let Some(ActiveRegistration { session, mut version, .. }) = context.registration.borrow().clone() else { return };
     let path = path(context);
@@ -181,7 +181,7 @@ fn active(session: &Arc<dyn Session>, sent: Duration) -> ActiveRegistration {
     ActiveRegistration { session: Arc::clone(session), version: 0, write_lease: Arc::new(WriteLease::new(lease)) }
 }
 
-/// Whether a registration of another session may be replaced.
+/// Decides whether a registration of another session may be replaced.
 fn judge(context: &RunnerContext, node: &Node) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
@@ -201,8 +201,8 @@ fn report(context: &RunnerContext, why: &NotRegistered) {
     }
 }
 
-/// Stays until the registration is gone or is to go, and keeps saying there whether the runner is stopping
-/// and how many tasks it takes.
+/// Waits until the registration is gone or is to be removed, and keeps it up to date: whether the runner is stopping
+/// and how many slots it has.
 async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
     let mut moods = context.phase.subscribe();
@@ -248,7 +248,7 @@ async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mu
     }
 }
 
-/// Looks at the registration; `None` if it is not this session's any more. A version that has changed is taken over.
+/// Reads the registration; `None` if it is no longer this session's. A changed version is adopted.
 async fn watch_own(context: &RunnerContext, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
     let (found, watch) = session.get_and_watch(&path(context)).await?;
     let Some(Node { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
@@ -329,7 +329,7 @@ pub(super) fn renewal(context: &RunnerContext, count: u64) -> Renewal {
     Renewal { incarnation: context.config.incarnation.clone(), count, unix_ms: context.unix_ms() }
 }
 
-/// The version of the node's lease record, which is created where it is missing.
+/// Returns the version of the node's lease record, which is created where it is missing.
 pub(super) async fn lease_version(context: &RunnerContext, session: &dyn Session) -> Result<i32, CoordError> {
     let path = lease_path(context);
     loop {

@@ -22,29 +22,29 @@ use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::Instrument;
 
-/// Between two checkpoints of a task.
+/// Time between two checkpoints of a task.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
-/// For a record that its attempt is reading or writing: a small part of what a lease can spare.
+/// Longest wait for a record that its attempt is reading or writing: a small fraction of the lease.
 const RECORD_WAIT: Duration = Duration::from_millis(100);
-/// Between two looks at whether the lease has ended.
+/// Time between two checks that the lease has ended.
 const GUARD_EVERY: Duration = Duration::from_millis(250);
 
-/// What the renewal remembers from one write to the next.
+/// State of the renewal from one write to the next.
 #[derive(Debug, Default)]
 struct RenewalState {
     count: u64,
-    /// Of the lease's node; `None` when it has to be read.
+    /// Version of the lease's node; `None` when it has to be read.
     lease_version: Option<i32>,
-    /// Of the registration that it is the version for.
+    /// Registration that the version belongs to.
     registration: Option<ActiveRegistration>,
     /// When the last write began.
     wrote: Option<Instant>,
     checkpoints: BTreeMap<TaskId, Instant>,
-    /// A checkpoint was left out: it is tried once more at once, with a record that was read anew.
+    /// Whether a checkpoint was left out: it is retried once at once, with a record that was read again.
     again: bool,
 }
 
-/// A checkpoint that is being written.
+/// Checkpoint that is being written.
 struct DueCheckpoint<'a> {
     attempt: &'a Attempt,
     known: MutexGuard<'a, Option<Known>>,
@@ -153,7 +153,7 @@ impl RenewalState {
         }
     }
 
-    /// Whether the last renewal stands in the store.
+    /// Tells whether the last renewal is in the store.
     async fn was_committed(
         &mut self,
         context: &RunnerContext,
@@ -167,7 +167,7 @@ impl RenewalState {
         Ok(Renewal::decode(&node.data).is_ok_and(is_last))
     }
 
-    /// Checkpoints that are due, as many as one write has room for.
+    /// Returns the checkpoints that are due, as many as one write has room for.
     async fn checkpoints<'a>(
         &mut self,
         context: &RunnerContext,
@@ -213,7 +213,7 @@ impl RenewalState {
     }
 }
 
-/// The checkpoint of an attempt, if its copy has anything new to say.
+/// Returns the checkpoint of an attempt, if its copy has made progress.
 async fn checkpoint<'a>(
     context: &RunnerContext,
     registration: &ActiveRegistration,

@@ -19,24 +19,24 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use xattr::FileExt;
 
-/// Of destination files.
+/// Extended attribute of destination files.
 const ATTRIBUTE: &str = "user.blockhaul.epoch";
 
-/// Marks of destinations.
+/// Stored epochs of destinations.
 #[derive(Debug)]
 pub(super) struct StoredEpochs {
     folder: PathBuf,
 }
 
 impl StoredEpochs {
-    /// With records in `devices` of the state directory.
+    /// Keeps records of devices in `devices` of the state directory.
     pub(super) fn new(state_dir: &Path) -> Result<Self> {
         let folder = state_dir.join("devices");
         std::fs::create_dir_all(&folder).map_err(|error| failed(&error, "create", &folder))?;
         Ok(Self { folder })
     }
 
-    /// The mark of a destination; `None` if it has none.
+    /// Returns the stored epoch of a destination; `None` if it has none.
     ///
     /// # Errors
     /// What cannot be read; `EFenced` for a mark that is none.
@@ -48,7 +48,7 @@ impl StoredEpochs {
         text.map(|text| parse(&text)).transpose()
     }
 
-    /// The mark of a destination that may be written under `epoch`.
+    /// Returns the stored epoch of a destination that may be written under `epoch`.
     ///
     /// # Errors
     /// `EFenced` if it has been written under a later grant; what cannot be read.
@@ -66,7 +66,7 @@ impl StoredEpochs {
         }
     }
 
-    /// Marks a destination as written under `epoch`, durably.
+    /// Stores durably that a destination is written under `epoch`.
     ///
     /// # Errors
     /// As [`StoredEpochs::check`]; what cannot be stored.
@@ -86,7 +86,7 @@ impl StoredEpochs {
         })
     }
 
-    /// The attribute of a file, if there is one; `None` where there cannot be any.
+    /// Returns the attribute of a file, if there is one; `None` where attributes are not supported.
     fn attribute(&self, file: &File) -> Result<Option<Option<String>>> {
         if stat(file)?.file_type().is_block_device() {
             return Ok(None);
@@ -101,7 +101,7 @@ impl StoredEpochs {
         }
     }
 
-    /// The record in the state directory. That of a device that was attached anew is another device's.
+    /// Returns the record in the state directory. A record of a device that was attached again is another device's.
     fn record(&self, file: &File) -> Result<Option<String>> {
         let path = self.folder.join(name(file)?);
         let text = match std::fs::read_to_string(&path) {
@@ -130,7 +130,7 @@ fn stat(file: &File) -> Result<std::fs::Metadata> {
     file.metadata().map_err(|error| Error::io(Side::Destination, Operation::Stat, &error, "look at the destination"))
 }
 
-/// The name of a destination's record.
+/// Returns the name of a destination's record.
 fn name(file: &File) -> Result<String> {
     let stat = stat(file)?;
     let number = |device| format!("{}-{}", major(device), minor(device));

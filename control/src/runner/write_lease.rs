@@ -10,16 +10,16 @@ use blockhaul_engine::gate::Gate;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A registration that stands, and the session that it stands by.
+/// Registration that exists, and the session that holds it.
 #[derive(Clone, Debug)]
 pub(super) struct ActiveRegistration {
     pub session: Arc<dyn Session>,
-    /// Of the registration's node.
+    /// Version of the registration's node.
     pub version: i32,
     pub write_lease: Arc<WriteLease>,
 }
 
-/// The right to write that a registration gives.
+/// Right to write that a registration gives.
 #[derive(Debug)]
 pub(super) struct WriteLease {
     gate: Arc<Gate>,
@@ -41,7 +41,7 @@ impl WriteLease {
         write_lease
     }
 
-    /// A write that was sent at `sent` is known to be committed.
+    /// Extends the lease: a write that was sent at `sent` is committed.
     pub(super) fn committed(&self, sent: Duration) {
         if let Some(lease) = &mut *self.lease() {
             lease.committed(sent);
@@ -49,7 +49,7 @@ impl WriteLease {
         }
     }
 
-    /// Shuts the gate for good.
+    /// Closes the gate for good.
     pub(super) fn end(&self) {
         *self.lease() = None;
         self.gate.close();
@@ -59,12 +59,12 @@ impl WriteLease {
         Arc::clone(&self.gate)
     }
 
-    /// Whether writes may be submitted at `now`.
+    /// Tells whether writes may be submitted at `now`.
     pub(super) fn is_open(&self, now: Duration) -> bool {
         self.lease().is_some_and(|lease| lease.is_open(now))
     }
 
-    /// Until the lease ends; zero when it has.
+    /// Returns the time left of the lease; zero when it has ended.
     pub(super) fn left(&self, now: Duration) -> Duration {
         self.lease().map_or(Duration::ZERO, |lease| lease.left(now))
     }

@@ -5,19 +5,19 @@ use blockhaul_engine::error::{Error, Result};
 use std::fmt;
 use std::net::IpAddr;
 
-/// Which address goes to which interface. It can be an address of one host.
+/// Address and the interface that gets it. Always an address of one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InterfaceAddress {
     /// The address itself.
     pub address: IpAddr,
-    /// Bits of its network.
+    /// Length of the network prefix in bits.
     pub prefix: u8,
-    /// Where it is put.
+    /// Interface that gets the address.
     pub interface: String,
 }
 
 impl InterfaceAddress {
-    /// Reads what follows `--vip`.
+    /// Parses the value of `--vip`.
     ///
     /// # Errors
     /// `EBadRequest` for what is no address of one host, and for malformed text.
@@ -44,7 +44,7 @@ impl fmt::Display for InterfaceAddress {
     }
 }
 
-/// Why an address cannot be that of a service.
+/// Says why an address cannot be a service address.
 fn judge(address: IpAddr, prefix: u8) -> std::result::Result<(), &'static str> {
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err("clients cannot reach that address: it is a special one");

@@ -7,17 +7,17 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// A card's address.
+/// Hardware address of an interface.
 pub(super) type Mac = [u8; 6];
 
 const EVERYBODY: Mac = [0xff; 6];
-/// `ff02::1` as it is on an Ethernet.
+/// Ethernet address of `ff02::1`.
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// For a frame to leave the host.
+/// Longest wait for a frame to leave the host.
 const SEND_MAX: Duration = Duration::from_millis(500);
 
-/// The frame that says that `address` is at `mac`.
+/// Builds the frame that announces `address` at `mac`.
 pub(super) fn frame(address: IpAddr, mac: Mac) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => arp(address, mac),
@@ -28,7 +28,7 @@ pub(super) fn frame(address: IpAddr, mac: Mac) -> Vec<u8> {
 /// Sends a frame over an interface; blocks for a moment. Needs CAP_NET_RAW.
 ///
 /// # Errors
-/// What the system says.
+/// An error of the system.
 pub(super) fn send(index: u32, mac: Mac, frame: &[u8]) -> io::Result<()> {
     let [a, b, c, d, e, f] = mac;
     let interface = NetworkInterface {
@@ -46,7 +46,7 @@ pub(super) fn send(index: u32, mac: Mac, frame: &[u8]) -> io::Result<()> {
     sender.send_to(frame, None).unwrap_or_else(|| Err(io::ErrorKind::InvalidInput.into()))
 }
 
-/// A request in which the sender asks for itself: understood by more neighbours than a reply that nobody asked for.
+/// Builds a request in which the sender asks for itself: more neighbours understand it than an unsolicited reply.
 fn arp(address: Ipv4Addr, mac: Mac) -> Vec<u8> {
     let mut frame = [&EVERYBODY[..], &mac, &0x0806_u16.to_be_bytes()].concat();
     // Ethernet, IPv4, their lengths, a request.
@@ -75,7 +75,8 @@ fn advertisement(address: Ipv6Addr, mac: Mac) -> Vec<u8> {
     frame
 }
 
-/// Of ICMPv6: the ones' complement sum of a pseudo header and the message, whose own field is zero.
+/// Computes the checksum of ICMPv6: the ones' complement sum of a pseudo header and the message, whose own field is
+/// zero.
 fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
     let length = u32::try_from(message.len()).expect("it has 32 bytes");
     let words = [&from.octets()[..], &to.octets(), &length.to_be_bytes(), &[0, 0, 0, 58], message].concat();

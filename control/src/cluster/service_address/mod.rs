@@ -24,50 +24,51 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Between two looks at whether it is still there.
+/// Time between two checks that the address is still on its interface.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Between two looks at whether it may be there.
+/// Time between two checks that the address may stay.
 const GUARD_EVERY: Duration = Duration::from_millis(100);
-/// Looks after which it is announced again: a frame may be lost, a neighbour may come later.
+/// Checks after which the address is announced again: a frame may be lost, a neighbour may come later.
 const ANNOUNCEMENTS: [u32; 3] = [0, 1, 3];
-/// After those, one in so many looks.
+/// After those, the address is announced at every so-many-th check.
 const ANNOUNCE_EVERY: u32 = 15;
-/// What a lease must have left for the address to stay: a removal takes a moment.
+/// Least time left of the lease for the address to stay: a removal takes a moment.
 const SPARE: Duration = Duration::from_secs(2);
-/// For a removal; after it the next leader goes on without.
+/// Longest wait for a removal; after it the next leader is elected without it.
 const REMOVE_MAX: Duration = Duration::from_secs(2);
-/// After it was not answered.
+/// Wait after the address was not answered.
 const ANSWER_EVERY: Duration = Duration::from_secs(5);
-/// After a removal that failed.
+/// Wait after a removal that failed.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Addresses of interfaces: the kernel's, or a test's.
 #[async_trait]
 pub(crate) trait Network: Send + Sync + std::fmt::Debug {
-    /// Whether the address is on its interface.
+    /// Tells whether the address is on its interface.
     async fn has(&self, vip: &InterfaceAddress) -> Result<bool>;
 
-    /// Puts it there; nothing if it is.
+    /// Adds the address to its interface; does nothing if it is there.
     async fn add(&self, vip: &InterfaceAddress) -> Result<()>;
 
-    /// Takes it off; whether it was there.
+    /// Removes the address; tells whether it was there.
     async fn remove(&self, vip: &InterfaceAddress) -> Result<bool>;
 
-    /// Tells the neighbours.
+    /// Announces the address to the neighbours.
     async fn announce(&self, vip: &InterfaceAddress) -> Result<()>;
 }
 
-/// The services as they are reached through the address: this process's, or a test's.
+/// Services as they are reached through the address: this process's, or a test's.
 #[async_trait]
 pub(crate) trait Endpoint: Send + Sync + std::fmt::Debug {
-    /// Takes connections through the address, which is on this node now, and checks that this process is what answers.
+    /// Accepts connections through the address, which is on this node now, and checks that this process is what
+    /// answers.
     async fn begin(&self) -> Result<()>;
 
-    /// Ends the connections through the address, and takes no more.
+    /// Closes the connections through the address, and accepts no more.
     async fn end(&self);
 }
 
-/// A service address of this node. Clones are the same one.
+/// Service address of this node. Clones are the same one.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceAddress {
     address: InterfaceAddress,
@@ -77,7 +78,7 @@ pub(crate) struct ServiceAddress {
 }
 
 impl ServiceAddress {
-    /// Judges the address on this host, and takes off what an earlier process has left. `own` are addresses that the node
+    /// Checks the address on this host, and removes what an earlier process has left. `own` are addresses that the node
     /// needs itself.
     ///
     /// # Errors
@@ -107,20 +108,20 @@ impl ServiceAddress {
         Ok(vip)
     }
 
-    /// Which one.
+    /// Returns the address.
     #[must_use]
     pub(crate) fn address(&self) -> &InterfaceAddress {
         &self.address
     }
 
-    /// Whether it is on this node, now and at every change.
+    /// Tells whether the address is on this node, now and at every change.
     #[must_use]
     pub(crate) fn is_on(&self) -> watch::Receiver<bool> {
         self.is_on.subscribe()
     }
 
-    /// Keeps it on this node for as long as it is polled and `left`, what remains of the lease, is enough. Ends only with
-    /// an error that trying again does not help; [`ServiceAddress::release`] follows in any case.
+    /// Keeps the address on this node for as long as it is polled and `left`, the rest of the lease, is enough. Ends
+    /// only with an error that no retry helps; [`ServiceAddress::release`] follows in any case.
     pub(crate) async fn hold(&self, left: impl Fn() -> Duration) -> Error {
         let mut looks = 0;
         let mut look_at = Instant::now();
@@ -166,7 +167,7 @@ impl ServiceAddress {
         if is_due { self.network.announce(&self.address).await } else { Ok(()) }
     }
 
-    /// Takes it off, for two seconds at most. Whoever leads next must not meet it here.
+    /// Removes the address, for two seconds at most, so that the next leader does not meet it here.
     pub(crate) async fn release(&self) {
         let removed = timeout(REMOVE_MAX, async {
             // While the address is here: nothing could be sent from it afterwards.
@@ -190,7 +191,7 @@ impl ServiceAddress {
     }
 }
 
-/// Whether an error is the user's to mend: trying again would change nothing.
+/// Tells whether only the operator can fix an error: a retry would change nothing.
 fn is_final(error: &Error) -> bool {
     matches!(error.code, Code::BadRequest | Code::NotFound | Code::Permission)
 }
@@ -201,7 +202,7 @@ mod tests {
     use blockhaul_engine::error::{Operation, Side};
     use std::sync::Mutex;
 
-    /// An interface, and services, that do as they are told, and write down what they were told.
+    /// Scripted interface and services that record their calls.
     #[derive(Debug, Default)]
     struct Scripted {
         is_there: Mutex<bool>,

@@ -15,18 +15,18 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
-/// For one question to the kernel, which answers in microseconds.
+/// Longest wait for an answer of the kernel, which takes microseconds.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// The interfaces of this host.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Netlink;
 
-/// An interface as it is now.
+/// Interface as it is now.
 #[derive(Clone, Copy, Debug)]
 struct Link {
     index: u32,
-    /// `None` where there are no neighbours to tell.
+    /// `None` where there are no neighbours.
     mac: Option<Mac>,
 }
 
@@ -91,7 +91,7 @@ impl Network for Netlink {
     }
 }
 
-/// Asks the kernel over a connection of its own, for as long as it should take at most.
+/// Asks the kernel over a connection of its own, within the bound.
 async fn asked<T>(vip: &InterfaceAddress, question: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
     let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "open a netlink socket");
     let (connection, handle, _) = new_connection().map_err(failed)?;
@@ -123,7 +123,7 @@ async fn link(handle: &Handle, vip: &InterfaceAddress) -> Result<Link> {
     Ok(Link { index: found.header.index, mac: mac.filter(|_| !is_deaf) })
 }
 
-/// The address as it is on its interface, whatever prefix it has there.
+/// Lists the address as it is on its interface, with any prefix.
 async fn standing(handle: &Handle, vip: &InterfaceAddress, link: Link) -> Result<Vec<AddressMessage>> {
     let mut all = pin!(handle.address().get().set_link_index_filter(link.index).execute());
     let mut found = Vec::new();
@@ -173,7 +173,8 @@ fn of_kernel(error: &rtnetlink::Error, verb: &str, vip: &InterfaceAddress) -> Er
     }
 }
 
-/// What a user has to change is `EBadRequest`, `ENotFound` or `EPermission`; everything else may pass.
+/// Translates an errno: what a user has to change is `EBadRequest`, `ENotFound` or `EPermission`; everything else may
+/// pass.
 fn of_errno(errno: Errno, verb: &str, vip: &InterfaceAddress) -> Error {
     let failed = Error::os(Side::Caller, Operation::Start, errno, format!("{verb} the service address {vip}"));
     match errno {

@@ -9,11 +9,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 /// Longest name of an interface.
 pub(crate) const INTERFACE_BYTES_MAX: usize = 15;
 
-/// As it was asked for.
+/// Address as it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataAddress {
     place: Place,
-    /// 0: a free one.
+    /// Port; 0: a free one.
     port: u16,
 }
 
@@ -24,7 +24,7 @@ enum Place {
 }
 
 impl DataAddress {
-    /// Reads `ADDR`, `ADDR:PORT`, `[ADDR]:PORT`, `INTERFACE` or `INTERFACE:PORT`.
+    /// Parses `ADDR`, `ADDR:PORT`, `[ADDR]:PORT`, `INTERFACE` or `INTERFACE:PORT`.
     ///
     /// # Errors
     /// `EBadRequest` for anything else, and for addresses that peers cannot answer.
@@ -54,7 +54,7 @@ impl DataAddress {
         }
     }
 
-    /// The address as it is on this host now.
+    /// Returns the address as it is on this host now.
     ///
     /// # Errors
     /// `ENotFound` if the interface is missing or has no address.
@@ -100,13 +100,13 @@ impl fmt::Display for DataAddress {
     }
 }
 
-/// Whether an interface can have this name.
+/// Tells whether an interface can have this name.
 pub(crate) fn is_interface(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/:".contains(&byte);
     (1..=INTERFACE_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_plain) && name != "." && name != ".."
 }
 
-/// Link-local addresses of version 6 mean nothing without their interface, which a peer calls by another name.
+/// Link-local addresses of version 6 need their interface, which a peer calls by another name.
 fn is_routable(address: &IpAddr) -> bool {
     let is_link_local = |address: &Ipv6Addr| address.segments()[0] & 0xffc0 == 0xfe80;
     !matches!(address, IpAddr::V6(six) if is_link_local(six))

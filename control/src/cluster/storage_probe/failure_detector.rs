@@ -13,40 +13,41 @@ use crate::model::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Fewer peers than these judge nobody: a lone survivor goes on.
+/// Least number of peers for a verdict: a lone survivor keeps its roles.
 const JUDGES: usize = 2;
 
-/// How patient a judgement is.
+/// Times after which a verdict changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeTiming {
-    /// Between two probes of a peer.
+    /// Time between two probes of a peer.
     pub interval: Duration,
-    /// Silence of all peers after which the channel is lost. Longer: fewer false alarms, a later change of the leader.
+    /// Silence of all peers after which the channel counts as lost. Longer: fewer false alarms, a later change of the
+    /// leader.
     pub timeout: Duration,
 }
 
 impl ProbeTiming {
-    /// How long some peer has to answer without a gap before a lost channel is used again.
+    /// Returns how long some peer has to answer without a gap before a lost channel is used again.
     fn steady(&self) -> Duration {
         (self.interval * 3).max(self.timeout / 2)
     }
 
-    /// Answers further apart than that are not steady.
+    /// Returns the longest time between two steady answers.
     fn gap(&self) -> Duration {
         self.interval * 5 / 2
     }
 
-    /// The longest wait of a channel that comes and goes.
+    /// Returns the longest wait of a channel that is lost again and again.
     fn wait_max(&self) -> Duration {
         self.timeout * 6
     }
 
-    /// A channel that was usable for so long has no past.
+    /// Returns the time usable after which earlier losses are forgotten.
     fn calm(&self) -> Duration {
         self.timeout * 12
     }
 
-    /// From the loss to the earliest return, after so many losses in a row before.
+    /// Returns the time from a loss to the earliest return, after `losses` losses in a row.
     fn wait(&self, losses: u32) -> Duration {
         match losses {
             0 => Duration::ZERO,
@@ -55,17 +56,17 @@ impl ProbeTiming {
     }
 }
 
-/// What is to be done about it.
+/// Verdict on the data channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The node has its roles.
     #[default]
     Usable,
-    /// The node gives its roles up.
+    /// The node gives up its roles.
     Lost,
 }
 
-/// See the module's head. Times are of one clock that never goes back.
+/// Judges the data channel; see the module's head. Times are of one clock that never goes back.
 #[derive(Debug)]
 pub(crate) struct FailureDetector {
     terms: ProbeTiming,
@@ -73,14 +74,14 @@ pub(crate) struct FailureDetector {
     registered: usize,
     state: State,
     looked: Option<Duration>,
-    /// Losses in a row, each soon after the channel had come back.
+    /// Losses in a row, each soon after the channel came back.
     losses: u32,
 }
 
-/// A peer that is probed.
+/// Peer that is probed.
 #[derive(Clone, Copy, Debug)]
 struct Peer {
-    /// Since when silence counts against it.
+    /// Time from which its silence counts.
     since: Duration,
     answered: Option<Duration>,
 }
@@ -98,11 +99,11 @@ enum State {
 struct Loss {
     since: Duration,
     wait: Duration,
-    /// A share of the timeout, so that nodes that lost each other do not return at the same moment.
+    /// Fraction of the timeout, so that nodes that lost each other do not return at the same moment.
     jitter: f64,
-    /// Answers without a gap: the first one, the last one.
+    /// First and last answer of a run without a gap.
     heard: Option<(Duration, Duration)>,
-    /// Since when too few are registered.
+    /// Since when too few peers are registered.
     alone: Option<Duration>,
 }
 
@@ -113,15 +114,15 @@ impl Peer {
 }
 
 impl FailureDetector {
-    /// A judge that knows nobody: the channel is usable.
+    /// Creates a detector without peers: the channel is usable.
     #[must_use]
     pub(crate) fn new(terms: ProbeTiming) -> Self {
         let state = State::Usable { since: None };
         Self { terms, peers: BTreeMap::new(), registered: 0, state, looked: None, losses: 0 }
     }
 
-    /// These peers are registered and probed, of `registered` all together. While the channel is lost those from before
-    /// are probed on: that they are gone from the register may be for the same reason.
+    /// Takes the peers that are registered and probed, of `registered` in all. While the channel is lost the earlier
+    /// peers are probed on: they may be missing from the registrations for the same reason.
     pub(crate) fn observe(&mut self, now: Duration, probed: &BTreeSet<NodeId>, registered: usize) {
         self.registered = registered;
         if matches!(self.state, State::Usable { .. }) {
@@ -132,17 +133,17 @@ impl FailureDetector {
         }
     }
 
-    /// Whom to probe.
+    /// Returns the peers to probe.
     pub(crate) fn probed(&self) -> impl Iterator<Item = &NodeId> {
         self.peers.keys()
     }
 
-    /// Peers that are probed, and for how long each has been silent.
+    /// Returns the probed peers, and for how long each has been silent.
     pub(crate) fn silences(&self, now: Duration) -> impl Iterator<Item = (&NodeId, Duration)> {
         self.peers.iter().map(move |(peer, seen)| (peer, seen.silent(now)))
     }
 
-    /// A peer has answered.
+    /// Takes an answer of a peer.
     pub(crate) fn answered(&mut self, now: Duration, peer: &NodeId) {
         let Some(peer) = self.peers.get_mut(peer) else { return };
         peer.answered = Some(now);
@@ -152,7 +153,7 @@ impl FailureDetector {
         }
     }
 
-    /// How it stands; to be asked about once in an interval. `jitter` is from 0 to 1.
+    /// Returns the verdict; to be called once in an interval. `jitter` is from 0 to 1.
     pub(crate) fn look(&mut self, now: Duration, jitter: f64) -> Verdict {
         self.forgive(now);
         match self.state {
@@ -162,7 +163,7 @@ impl FailureDetector {
         }
     }
 
-    /// Nobody could be heard while nobody listened.
+    /// Does not count silence during a time in which the detector did not run.
     fn forgive(&mut self, now: Duration) {
         let last = self.looked.replace(now).unwrap_or(now);
         if now.saturating_sub(last) <= self.terms.gap() {
@@ -210,7 +211,7 @@ mod tests {
 
     const TERMS: ProbeTiming = ProbeTiming { interval: Duration::from_secs(1), timeout: Duration::from_secs(5) };
 
-    /// A virtual clock that ticks once in an interval, and who answers.
+    /// Virtual clock that ticks once in an interval, and the peers that answer.
     struct Stage {
         judge: FailureDetector,
         now: Duration,
@@ -235,7 +236,7 @@ mod tests {
             self.judge.look(self.now, 0.5)
         }
 
-        /// Seconds until the verdict is this one.
+        /// Returns the seconds until this verdict.
         fn until(&mut self, verdict: Verdict) -> u32 {
             let ticks = (1..=600).find(|_| self.tick() == verdict);
             ticks.unwrap_or_else(|| panic!("never {verdict:?}: {:?}", self.judge))
@@ -339,8 +340,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes: no loss without two judges and a silence of all for the timeout, no return before the
-        /// wait is over, and a channel that works is used in the end.
+        /// Under any sequence of events: no loss without two peers and a silence of all for the timeout, no return
+        /// before the wait is over, and a working channel is used in the end.
         #[test]
         fn no_verdict_without_its_reasons(steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_u64..30), 1..80)) {
             const NAMES: [&str; 3] = ["a", "b", "c"];

@@ -34,22 +34,22 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// Peers that a node probes. More would not make a verdict any better.
+/// Number of peers that a node probes. More would not improve a verdict.
 const PEERS_MAX: usize = 8;
 
-/// After the socket itself has failed.
+/// Wait after the socket itself has failed.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What there is to know about the channel.
+/// State of the data channel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ProbeStatus {
-    /// Whether it can be used.
+    /// Whether the channel is usable.
     pub verdict: Verdict,
     /// Peers that are probed, and for how long each has been silent.
     pub peers: Vec<(NodeId, Duration)>,
 }
 
-/// The socket of a node in the storage network.
+/// Socket of a node in the storage network.
 #[derive(Debug)]
 pub(crate) struct StorageProbe {
     socket: UdpSocket,
@@ -58,7 +58,7 @@ pub(crate) struct StorageProbe {
     seen: watch::Sender<ProbeStatus>,
 }
 
-/// ProbeLoop, from one packet to the next.
+/// State of the probe loop from one packet to the next.
 struct ProbeLoop<'a> {
     channel: &'a StorageProbe,
     clock: &'a dyn Clock,
@@ -87,13 +87,13 @@ impl StorageProbe {
         Ok(Self { socket, address, terms, seen: watch::Sender::new(ProbeStatus::default()) })
     }
 
-    /// Where peers probe it.
+    /// Returns the address that peers probe.
     #[must_use]
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How it stands, now and at every change.
+    /// Returns the state, now and at every change.
     #[must_use]
     pub(crate) fn seen(&self) -> watch::Receiver<ProbeStatus> {
         self.seen.subscribe()
@@ -178,14 +178,14 @@ impl ProbeLoop<'_> {
         }
     }
 
-    /// What cannot be sent now is as good as lost under way.
+    /// Sends a packet. A failure to send counts as loss on the way.
     fn send(&self, packet: Packet, to: SocketAddr) {
         if let Err(error) = self.channel.socket.try_send_to(&packet.encode(), to) {
             tracing::trace!(%to, %error, "a packet could not be sent");
         }
     }
 
-    /// Whether the channel is back.
+    /// Applies the verdict; tells whether the channel is back.
     fn judge(&mut self) -> bool {
         let now = self.clock.boot_time();
         let verdict = self.judge.look(now, fastrand::f64());
@@ -262,7 +262,7 @@ mod tests {
         assert!(probing.open.is_empty(), "a nonce is good for one answer");
     }
 
-    /// Three nodes on the loopback interface; the socket of one of them goes deaf and hears again.
+    /// Three nodes on the loopback interface; the socket of one of them stops receiving and recovers.
     #[tokio::test]
     async fn a_node_that_nobody_answers_notices_and_recovers() {
         let scratch = tempfile::tempdir().unwrap();

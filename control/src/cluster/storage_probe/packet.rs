@@ -11,7 +11,7 @@
 
 use uuid::Uuid;
 
-/// Of a packet, in bytes.
+/// Length of a packet in bytes.
 pub(super) const LENGTH: usize = 24;
 
 const MAGIC: &[u8; 4] = b"BHC1";
@@ -21,13 +21,13 @@ const MAGIC: &[u8; 4] = b"BHC1";
 pub(super) struct Nonce([u8; 16]);
 
 impl Nonce {
-    /// One that nobody can guess.
+    /// Returns one that cannot be guessed.
     pub(super) fn fresh() -> Self {
         Self(Uuid::new_v4().into_bytes())
     }
 }
 
-/// A packet that makes sense.
+/// Well-formed packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Packet {
     /// Asks for an answer.
@@ -49,7 +49,7 @@ impl Packet {
         bytes
     }
 
-    /// `None` for anything else.
+    /// Decodes a packet; `None` for anything else.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, nonce) = bytes.split_at_checked(8)?;
         let nonce = Nonce(nonce.try_into().ok()?);

@@ -16,16 +16,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// Watches may be lost.
+/// Longest time between two reads: watches may be lost.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// After a reading that failed.
+/// Wait after a read that failed.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Peers that are registered and probed: at most [`PEERS_MAX`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PeerAddresses(pub(super) BTreeMap<NodeId, SocketAddr>);
 
-/// Keeps the roster as the register is, for as long as it is polled. Without a session it stays as it was.
+/// Keeps the peers as the registrations are, for as long as it is polled. Without a session they stay as they were.
 pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch::Sender<PeerAddresses>) {
     loop {
         let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
@@ -67,7 +67,7 @@ async fn read(me: &NodeId, session: &Arc<dyn Session>) -> Result<(PeerAddresses,
     Ok((roster, watch))
 }
 
-/// All others, beginning after this one.
+/// Returns all other names, beginning after this one.
 fn after<'a>(me: &NodeId, names: &'a [String]) -> impl Iterator<Item = &'a String> {
     let own = me.as_str().to_owned();
     let later = names.iter().filter({

@@ -23,25 +23,25 @@ const NODES: TableDefinition<'_, &str, Record<'_>> = TableDefinition::new("nodes
 const META: TableDefinition<'_, &str, i64> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
 const ZXID: &str = "zxid";
-/// Of the tables above.
+/// Version of the tables above.
 const FORMAT_VERSION: i64 = 1;
 
-/// Opens the file at a path, made if it is missing.
+/// Opens the file at a path, created if it is missing.
 type Opener = dyn Fn(&Path) -> Result<Database, redb::Error> + Send;
 
-/// Where a store keeps its nodes.
+/// File in which a store keeps its nodes.
 pub(super) struct StoreFile {
     path: PathBuf,
     open: Box<Opener>,
 }
 
-/// A shelf that is open, and locked against others.
+/// Open file of a store, locked against other processes.
 #[derive(Debug)]
 pub(super) struct OpenStoreFile {
     database: Database,
 }
 
-/// All that a shelf holds.
+/// Content of the file.
 #[derive(Debug)]
 pub(super) struct Content {
     /// Parents before their children.
@@ -53,9 +53,9 @@ pub(super) struct Content {
 #[derive(Debug, thiserror::Error)]
 #[error("open the task center's store {}: {why}", path.shown())]
 pub struct StoreFileError {
-    /// Which file.
+    /// The file.
     pub path: PathBuf,
-    /// For people.
+    /// Reason as text.
     pub why: String,
 }
 
@@ -70,7 +70,7 @@ impl StoreFile {
         Self { path, open: Box::new(create) }
     }
 
-    /// As [`StoreFile::at`], opened another way.
+    /// As [`StoreFile::at`], with another way to open the file.
     #[cfg(test)]
     pub(super) fn with(path: PathBuf, open: Box<Opener>) -> Self {
         Self { path, open }
@@ -80,7 +80,7 @@ impl StoreFile {
         StoreFileError::new(&self.path, why)
     }
 
-    /// Opens the file, made if it is missing, and reads it.
+    /// Opens the file, created if it is missing, and reads it.
     pub(super) fn open(&self) -> Result<(OpenStoreFile, Content), StoreFileError> {
         let failed = |error: redb::Error| match error {
             redb::Error::DatabaseAlreadyOpen => StoreFileError::new(&self.path, "another process uses it"),
@@ -116,7 +116,7 @@ impl fmt::Display for StoreFile {
 }
 
 impl OpenStoreFile {
-    /// Makes `changes` durable, `None` for a node that is gone, together with the number of the last write.
+    /// Makes `changes` durable, `None` for a deleted node, together with the number of the last write.
     pub(super) fn write<'a>(
         &self,
         changes: impl Iterator<Item = (&'a str, Option<&'a Node>)>,
@@ -136,7 +136,7 @@ impl OpenStoreFile {
         Ok(transaction.commit()?)
     }
 
-    /// Makes the tables of a new file. The format of the file.
+    /// Creates the tables of a new file. Returns the format of the file.
     fn prepare(&self) -> Result<i64, redb::Error> {
         let transaction = self.database.begin_write()?;
         {
@@ -164,7 +164,7 @@ impl OpenStoreFile {
     }
 }
 
-/// A new file's name is made durable too.
+/// Creates a file, and makes its name durable, too.
 fn create(path: &Path) -> Result<Database, redb::Error> {
     let database = Database::create(path)?;
     if let Some(parent) = path.parent() {

@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Most requests that share one transaction of the file: bounds how long the first of them waits.
 const BATCH_REQUESTS_MAX: usize = 256;
-/// Between two attempts to open a file again that has failed.
+/// Time between two attempts to reopen a file that has failed.
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
-/// The log says so often that the disk fails.
+/// Time after which a failing disk is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// What a session asks of the store. An answer that nobody waits for is dropped; the work is done.
+/// Request of a session to the store. An answer without a receiver is dropped; the work is done.
 #[derive(Debug)]
 pub(super) enum Request {
     Open { report: watch::Sender<SessionState>, answer: oneshot::Sender<Result<SessionId, CoordError>> },
@@ -25,7 +25,7 @@ pub(super) enum Request {
     Close { session: SessionId, answer: Option<oneshot::Sender<()>> },
 }
 
-/// What to read of a node. The answer is dropped if there is none now.
+/// What to read of a node. The answer is dropped if reading is impossible now.
 #[derive(Debug)]
 pub(super) enum Reading {
     Node { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Node>> },
@@ -42,28 +42,28 @@ enum Pending {
     Closed(oneshot::Sender<()>),
 }
 
-/// Everything, owned by one thread.
+/// All state, owned by one thread.
 #[derive(Debug)]
 pub(super) struct Store {
     shelf: StoreFile,
-    /// None while the disk fails. The tree is empty then.
+    /// `None` while the disk fails. The tree is empty then.
     open: Option<OpenStoreFile>,
     tree: Tree,
-    /// Of the last write in `tree`.
+    /// Number of the last write in `tree`.
     zxid: Zxid,
-    /// Of the last write that is durable: at most `zxid`, and the same between two batches.
+    /// Number of the last durable write: at most `zxid`, and equal between two batches.
     durable_zxid: Zxid,
     sessions: BTreeMap<SessionId, watch::Sender<SessionState>>,
     watches: Watches,
     batch: Batch,
-    /// When the log said last that the disk fails.
+    /// When the failing disk was logged last.
     said: Option<Instant>,
 }
 
-/// What waits for the next transaction of the file.
+/// Requests that wait for the next transaction of the file.
 #[derive(Debug, Default)]
 struct Batch {
-    /// Paths that it has touched.
+    /// Paths that the batch has touched.
     touched: BTreeSet<String>,
     /// Watches that its changes fire.
     fires: Vec<oneshot::Sender<()>>,
@@ -71,7 +71,7 @@ struct Batch {
 }
 
 impl Store {
-    /// Opens the shelf and takes over what it holds.
+    /// Opens the file and loads its content.
     pub(super) fn open(shelf: StoreFile) -> Result<Self, StoreFileError> {
         let mut store = Self {
             shelf,
@@ -88,7 +88,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Serves until nobody can ask any more.
+    /// Serves until all senders are gone.
     pub(super) fn serve(mut self, mut queue: mpsc::UnboundedReceiver<Request>) {
         loop {
             if self.open.is_none() {
@@ -111,7 +111,7 @@ impl Store {
         }
     }
 
-    /// Reads the file, and removes the ephemeral nodes of sessions that are not there.
+    /// Reads the file, and removes the ephemeral nodes of sessions that no longer exist.
     fn load(&mut self) -> Result<(), StoreFileError> {
         let (open, Content { nodes, zxid }) = self.shelf.open()?;
         let mut tree = Tree::new();
@@ -141,7 +141,7 @@ impl Store {
         }
     }
 
-    /// Does a request in memory; its answer waits for [`Store::settle`].
+    /// Applies a request in memory; its answer waits for [`Store::settle`].
     fn take(&mut self, request: Request) {
         let answer = match request {
             Request::Open { report, answer } => self.open_session(report, answer),
@@ -174,7 +174,7 @@ impl Store {
         Zxid(self.zxid.0 + 1)
     }
 
-    /// None, and the answer dropped, if nothing can be read now.
+    /// Reads a node. Returns `None`, and drops the answer, if reading is impossible now.
     fn read(&mut self, session: SessionId, path: &str, reading: Reading) -> Option<Pending> {
         if self.open.is_none() || !self.sessions.contains_key(&session) {
             return None;
@@ -210,7 +210,7 @@ impl Store {
         Ok(done)
     }
 
-    /// Ends a session; nothing if it has ended. While the disk fails its nodes stay until the file is read again.
+    /// Ends a session; does nothing if it has ended. While the disk fails its nodes stay until the file is read again.
     fn close(&mut self, session: SessionId) {
         let Some(report) = self.sessions.remove(&session) else { return };
         let gone = self.tree.ephemerals(|owner| owner == session);
@@ -224,7 +224,7 @@ impl Store {
         report.send_modify(|state| state.link = Link::Over(Ending::Closed));
     }
 
-    /// Counts what was changed in memory towards the batch.
+    /// Adds changes in memory to the batch.
     fn note(&mut self, changes: Vec<Change>, zxid: Zxid) {
         if !changes.is_empty() {
             self.zxid = zxid;
@@ -253,7 +253,8 @@ impl Store {
         }
     }
 
-    /// A disk that is full fails several times a second, with small writes succeeding in between.
+    /// Logs a failure, not too often: a full disk fails several times a second, with small writes succeeding in
+    /// between.
     fn say(&mut self, error: &StoreFileError) {
         if self.said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
             self.said = Some(Instant::now());
@@ -261,7 +262,7 @@ impl Store {
         }
     }
 
-    /// The disk has failed: whether the batch is on it is not known before it can be read again.
+    /// Handles a failure of the disk: whether the batch is on it is unknown until it can be read again.
     fn fail(&mut self, answers: Vec<Pending>, error: &redb::Error) {
         self.say(&self.shelf.error(error));
         (self.open, self.tree) = (None, Tree::new());
@@ -286,7 +287,7 @@ impl Pending {
         }
     }
 
-    /// Also a refusal is open then: it may rest on a write that has not happened.
+    /// Fails an answer. A refusal is unknown, too: it may rest on a write that has not happened.
     fn send_failed(self, error: &redb::Error) {
         match self {
             Self::Opened(_, answer) => drop(answer.send(Err(CoordError::NotConnected))),

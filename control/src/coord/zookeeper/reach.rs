@@ -5,13 +5,13 @@ use super::version;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// For one server; all are asked at once.
+/// Longest wait for one server; all are asked at once.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// Characters of an answer that makes no sense.
+/// Most characters shown of an unexpected answer.
 const SHOWN_MAX: usize = 60;
 
-/// Each of `servers`, `HOST:PORT,...`, with what it answers.
+/// Describes the answer of each of `servers`, `HOST:PORT,...`.
 pub(super) async fn answers(servers: &str) -> String {
     let asked = servers.split(',').map(str::to_owned).map(|server| {
         tokio::spawn(async move {
@@ -31,7 +31,7 @@ pub(super) async fn answers(servers: &str) -> String {
     answers.join("; ")
 }
 
-/// What an answer to `srvr` says of the server.
+/// Describes a server by its answer to `srvr`.
 fn meaning(said: &str) -> String {
     let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "));
     if said.starts_with("Zookeeper version: ") {

@@ -14,7 +14,7 @@ pub(super) fn link(state: zk::SessionState) -> Link {
     }
 }
 
-/// Of a request that changes nothing, with the session as it is now.
+/// Translates the error of a read, with the session as it is now.
 pub(super) fn reading_error(error: &zk::Error, now: Link) -> CoordError {
     match (refusal(error), now) {
         (Some(why), _) => CoordError::Refused { index: 0, why },
@@ -23,7 +23,7 @@ pub(super) fn reading_error(error: &zk::Error, now: Link) -> CoordError {
     }
 }
 
-/// The condition that an operation was refused for; `None` for anything that leaves its outcome open.
+/// Returns the condition that an operation was refused for; `None` for any error that leaves its outcome open.
 fn refusal(error: &zk::Error) -> Option<Refusal> {
     match error {
         zk::Error::NoNode => Some(Refusal::NoNode),
@@ -39,7 +39,7 @@ fn refusal(error: &zk::Error) -> Option<Refusal> {
     }
 }
 
-/// Of a multi that was handed to the library.
+/// Translates the error of a multi that was handed to the library.
 pub(super) fn writing_error(error: zk::MultiWriteError) -> CoordError {
     match error {
         zk::MultiWriteError::OperationFailed { index, source } => refusal(&source).map_or_else(

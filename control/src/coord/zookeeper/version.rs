@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Longest wait for one server; those that do not answer are not judged.
+/// Longest wait for one server; those that do not answer are not checked.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// Longest answer that is read; the version is in its first line.
 const ANSWER_BYTES_MAX: u64 = 4 << 10;
@@ -22,7 +22,7 @@ pub(super) async fn warn_of_defects(servers: String) {
     }
 }
 
-/// `srvr` is what servers answer unless they are told otherwise.
+/// Sends `srvr`, which servers answer unless they are configured otherwise.
 pub(super) async fn ask(server: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(b"srvr").await?;
@@ -31,7 +31,7 @@ pub(super) async fn ask(server: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
-/// From `Zookeeper version: 3.8.0-..., built on ...`.
+/// Parses `Zookeeper version: 3.8.0-..., built on ...`.
 fn parse(said: &str) -> Option<(u32, u32, u32)> {
     let version = said.strip_prefix("Zookeeper version: ")?;
     let numbers = version.split(|character: char| !character.is_ascii_digit() && character != '.').next()?;
@@ -39,7 +39,7 @@ fn parse(said: &str) -> Option<(u32, u32, u32)> {
     Some((parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
-/// Without the losses of ZOOKEEPER-4785 (before 3.8.5) and ZOOKEEPER-4925 (3.9.3).
+/// Tells whether a version has neither ZOOKEEPER-4785 (before 3.8.5) nor ZOOKEEPER-4925 (3.9.3), which lose writes.
 fn is_sound(version: (u32, u32, u32)) -> bool {
     let is_old_line = (version.0, version.1) == (3, 8);
     if is_old_line { version >= (3, 8, 5) } else { version >= (3, 9, 4) }

@@ -11,7 +11,7 @@ use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Bytes of a name that stands for a destination's identity.
+/// Longest `dest_id`, in bytes.
 const DEST_ID_BYTES_MAX: usize = 200;
 
 /// A copy.
@@ -19,29 +19,29 @@ const DEST_ID_BYTES_MAX: usize = 200;
 pub struct CopyTask {
     /// `file://NODE/PATH`, a path (with `node`), or the URI of an export. At most 1 KiB, as `destination`.
     pub source: String,
-    /// The same.
+    /// Named as `source` is.
     pub destination: String,
     /// Where plain paths and unix sockets are, and the only node that may run it.
     pub node: Option<NodeId>,
-    /// Bytes per second.
+    /// Limit in bytes per second.
     pub limit: Option<u64>,
     /// Read the destination back.
     pub verify: bool,
     /// Write over a destination that is not empty.
     pub overwrite: bool,
-    /// As the flags of `blockhaul copy`: `auto`, `never`, ...
+    /// Policy for sparse files, as the flag of `blockhaul copy`: `auto`, `never`, ...
     pub sparse: String,
-    /// The same.
+    /// Policy for reflinks, as the flag of `blockhaul copy`.
     pub reflink: String,
-    /// The same.
+    /// Kind of digest, as the flag of `blockhaul copy`.
     pub digest: String,
-    /// How an earlier writer is kept off.
+    /// How an earlier writer is fenced.
     pub fence: Fence,
     /// The client promises that the source does not change while it is copied.
     pub source_stable: bool,
-    /// Stands for the destination's identity, where one volume has several addresses.
+    /// Name of the destination's identity, where one volume has several addresses.
     pub dest_id: Option<String>,
-    /// Of later versions.
+    /// Fields of later versions.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }
@@ -203,14 +203,14 @@ impl TryFrom<wire::CopyWork> for CopyTask {
 }
 
 impl CopyTask {
-    /// Whether every attempt begins with the first byte, as nothing would tell that the source is still what it was:
-    /// a server tells of no changes, there are no digests to compare a sample with, and nobody promises anything.
+    /// Tells whether every attempt starts over because nothing shows that the source is unchanged: a server reports no
+    /// changes, there are no digests to compare a sample with, and the client has not promised it.
     fn begins_anew(&self) -> bool {
         let is_told = self.digest != "none" || self.verify || self.source_stable;
         !is_told && is_network_or_socket(&self.source)
     }
 
-    /// What it says as words, as the engine calls it.
+    /// Returns the policies as the engine's types.
     ///
     /// # Errors
     /// `EBadRequest` naming the word that the engine does not know.
@@ -225,7 +225,7 @@ impl CopyTask {
     /// Returns what the engine is to copy.
     ///
     /// # Errors
-    /// As [`Kind::validate`]: a record may have been written by somebody else.
+    /// As [`Kind::validate`]: a record may have been written by another version.
     pub(crate) fn job(&self) -> Result<CopyJob> {
         let volume = |text: &str| TaskVolume::parse(text, self.node.as_ref());
         let (sparse, reflink, digest) = self.words()?;
@@ -293,7 +293,7 @@ fn word<T: Copy>(what: &str, all: &[T], as_str: impl Fn(T) -> &'static str, text
 
 #[cfg(test)]
 impl CopyTask {
-    /// Of a source that does not change, with everything as it is by default, to a destination that a lock protects.
+    /// Returns a copy of a source that does not change, with defaults, to a destination that a lock protects.
     pub(crate) fn example(source: &str, destination: &str) -> Self {
         Self {
             source: source.to_owned(),

@@ -25,13 +25,13 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The work of a task. Never changes after submission, but for its limit.
+/// Work of a task. Never changes after submission, except for its limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum TaskSpec {
     /// Copies one volume.
     Copy(CopyTask),
-    /// Does nothing, for a while: exercises the center without an engine.
+    /// Does nothing for a while: exercises the center without an engine.
     Noop(NoopTask),
     /// Compares a volume with another one, or with a receipt.
     Verify(VerifyTask),
@@ -40,17 +40,17 @@ pub enum TaskSpec {
 /// What a task is called by its readers. What does not apply is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// As `copy`.
+    /// Name of the kind, as `copy`.
     pub kind: &'static str,
-    /// What is read.
+    /// Volume or receipt that is read.
     pub source: Option<String>,
-    /// What is written, or checked.
+    /// Volume that is written, or checked.
     pub destination: Option<String>,
-    /// The only node that may run it, as its client said.
+    /// Only node that may run it, according to its client.
     pub node: Option<NodeId>,
     /// How its destination is fenced.
     pub fence: Option<Fence>,
-    /// Bytes per second.
+    /// Limit in bytes per second.
     pub limit: Option<u64>,
 }
 
@@ -71,8 +71,9 @@ pub(crate) trait Kind {
     /// Sets the node of plain paths where there is only one (`--standalone`).
     fn imply_node(&mut self, node: &NodeId);
 
-    /// Returns the texts under which the task claims what it writes, where nobody has to be asked. A task that writes nothing
-    /// claims itself, as its grant comes from a claim. `None`: the node of the [`destination`](Kind::destination) knows.
+    /// Returns the texts under which the task claims what it writes, if they are known without asking a node. A task
+    /// that writes nothing claims itself, as its grant comes from a claim. `None`: the node of the
+    /// [`destination`](Kind::destination) knows.
     fn known_claims(&self, id: &TaskId) -> Option<Vec<String>> {
         Some(vec![format!("task:{id}")])
     }
@@ -90,12 +91,12 @@ pub(crate) trait Kind {
         Fence::Local
     }
 
-    /// Whether an attempt may have changed a volume: then a lost runner is fenced before the task goes on.
+    /// Tells whether an attempt may have changed a volume: then a lost runner is fenced before the task continues.
     fn writes(&self) -> bool {
         false
     }
 
-    /// Whether the task can be paused and resumed.
+    /// Tells whether the task can be paused and resumed.
     fn can_pause(&self) -> bool {
         false
     }
@@ -105,17 +106,17 @@ pub(crate) trait Kind {
         None
     }
 
-    /// Sets the limit; whether the kind has one.
+    /// Sets the limit; returns whether the kind has one.
     fn set_limit(&mut self, _bytes_per_second: Option<u64>) -> bool {
         false
     }
 
-    /// Whether every attempt begins with the first byte although the client may expect otherwise.
+    /// Tells whether every attempt starts over although the client may expect otherwise.
     fn starts_over(&self) -> bool {
         false
     }
 
-    /// Returns the name of a source that must be read-only, for the API to look at.
+    /// Returns the name of a source that must be read-only, for the services to check.
     fn source_to_look_at(&self) -> Option<&str> {
         None
     }
@@ -123,10 +124,10 @@ pub(crate) trait Kind {
     /// Starts one attempt. Returns at once; what goes wrong is in its outcome.
     fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle>;
 
-    /// Returns what a later version has added, which this one cannot do.
+    /// Returns the fields of a later version, which this one cannot act on.
     fn unknown(&self) -> &UnknownFields;
 
-    /// Returns the task as its readers call it.
+    /// Returns the description of the task for its readers.
     fn summary(&self) -> Summary;
 
     /// Returns the task as a message.
@@ -134,7 +135,7 @@ pub(crate) trait Kind {
 }
 
 impl TaskSpec {
-    /// Returns what the center asks of its kind.
+    /// Returns the implementation of the task's kind.
     pub(crate) fn kind(&self) -> &dyn Kind {
         match self {
             Self::Copy(task) => task,
@@ -143,7 +144,7 @@ impl TaskSpec {
         }
     }
 
-    /// Returns the same, to change it.
+    /// Returns the implementation of the task's kind, to change it.
     pub(crate) fn kind_mut(&mut self) -> &mut dyn Kind {
         match self {
             Self::Copy(task) => task,
@@ -152,7 +153,8 @@ impl TaskSpec {
         }
     }
 
-    /// Starts one attempt, unless the task says more than this version knows: then another node may be of a later one.
+    /// Starts one attempt, unless the task has fields that this version does not know: another node may be of a later
+    /// version.
     pub(crate) fn start(&self, execution: Execution, executor: &dyn Executor) -> Arc<dyn ExecutionHandle> {
         match self.kind().unknown().first() {
             None => self.kind().start(execution, executor),
@@ -164,7 +166,7 @@ impl TaskSpec {
         }
     }
 
-    /// Whether both ask for the same work. A limit may have been changed since.
+    /// Tells whether both ask for the same work. A limit may have been changed since.
     pub(crate) fn is_same_work(&self, other: &Self) -> bool {
         let unlimited = |spec: &Self| {
             let mut spec = spec.clone();
@@ -181,7 +183,7 @@ impl From<&TaskSpec> for wire::Spec {
     }
 }
 
-/// The work that a message asks for. What the client has left out gets its default.
+/// Converts the work of a message. Omitted fields get their defaults.
 impl TryFrom<Option<wire::Spec>> for TaskSpec {
     type Error = Error;
 

@@ -13,23 +13,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// Most milliseconds that such a task may last: a week.
+/// Longest duration of such a task in milliseconds: a week.
 const MS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
 
 /// A task that does nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoopTask {
-    /// For how long.
+    /// Duration in milliseconds.
     pub milliseconds: u64,
     /// The only node that may run it.
     pub node: Option<NodeId>,
-    /// Of later versions.
+    /// Fields of later versions.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }
 
 impl NoopTask {
-    /// Lasts so long, on that node or any.
+    /// Creates a task of this duration, for that node or any.
     #[must_use]
     pub fn new(milliseconds: u64, node: Option<NodeId>) -> Self {
         Self { milliseconds, node, unknown: UnknownFields::default() }
@@ -90,7 +90,7 @@ impl Noop {
         Self { lasts, admission: Mutex::new(Some(admission)), cancelled: watch::Sender::new(None) }
     }
 
-    /// Asks to begin; the end if that is refused.
+    /// Asks for permission to begin; returns the end if that is refused.
     async fn begin(&self) -> std::result::Result<(), End> {
         match WritePermitRequest::ask(&self.admission, DurableMap::default()).await {
             Ok(Ok(())) => Ok(()),

@@ -10,22 +10,22 @@ use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// A comparison.
+/// Comparison of a volume with another one, or with a receipt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyTask {
-    /// What should be there: a volume, named as those of a copy. Given exactly when `receipt` is not.
+    /// Expected content: a volume, named as those of a copy. Given exactly when `receipt` is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
-    /// What should be there: the receipt of a finished copy, as `file://NODE/PATH` or a path (with `node`).
+    /// Expected content: the receipt of a finished copy, as `file://NODE/PATH` or a path (with `node`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<String>,
-    /// What is checked.
+    /// Volume to check.
     pub volume: String,
     /// Where plain paths and unix sockets are, and the only node that may run it.
     pub node: Option<NodeId>,
-    /// Bytes per second, of each side.
+    /// Limit in bytes per second, of each side.
     pub limit: Option<u64>,
-    /// Of later versions.
+    /// Fields of later versions.
     #[serde(flatten)]
     pub unknown: UnknownFields,
 }
