@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// A client gives up after this time.
+/// Time after which a client gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two tries.
+/// Time between two attempts.
 const RETRY: Duration = Duration::from_millis(400);
 
-/// Clones are the same client.
+/// Client. Clones are the same client.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     pub(super) net: Net,
@@ -26,7 +26,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Asks the leader until it answers with something else than that it is none or that the store is away.
+    /// Asks the leader until it answers with something other than that it does not lead or cannot reach the store.
     async fn ask<T, F>(&self, what: impl Fn(Arc<dyn Desk>) -> F + Send + Sync) -> Option<Result<T>>
     where
         T: Send + 'static,
@@ -56,7 +56,7 @@ impl Client {
         None
     }
 
-    /// Submits a task. What was accepted stands in the store.
+    /// Submits a task. An accepted task must be in the store.
     pub(super) async fn submit(self, id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32) {
         let order = Submission { id: id.clone(), spec, priority, max_attempts };
         let era = self.invariants.era();
@@ -77,7 +77,7 @@ impl Client {
         }
     }
 
-    /// Asks for something to be done with a task. What was acknowledged stands in the store.
+    /// Requests a change of a task. An acknowledged change must be in the store.
     pub(super) async fn want(self, id: TaskId, want: ClientAction) {
         let answer = self
             .ask(|leader| {
@@ -119,7 +119,7 @@ impl Client {
         ));
     }
 
-    /// Says that a node is off.
+    /// Confirms that a node is off.
     pub(super) async fn confirm(&self, node: &NodeId) -> bool {
         let answer = self
             .ask(|leader| {

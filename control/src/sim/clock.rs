@@ -9,11 +9,11 @@ use tokio::time::Instant;
 /// The wall clock when a simulation begins.
 const EPOCH_MS: i64 = 1_800_000_000_000;
 
-/// See the module's head. Clones are the same clock.
+/// Clock of a node. Clones are the same clock.
 #[derive(Clone, Debug)]
 pub(super) struct SimClock {
     start: Instant,
-    /// How long the node had been up.
+    /// Time that the node had been up.
     uptime: Duration,
     pace: f64,
     skew_ms: Arc<AtomicI64>,
@@ -24,12 +24,12 @@ impl SimClock {
         Self { start: Instant::now(), uptime, pace: 1.0, skew_ms: Arc::default() }
     }
 
-    /// The same clock, but that its boot time goes at another pace.
+    /// Returns the same clock with a boot time of another pace.
     pub(super) fn at_pace(&self, pace: f64) -> Self {
         Self { pace, ..self.clone() }
     }
 
-    /// The wall clock jumps to so much before or after the right time.
+    /// Sets the wall clock to so much before or after the right time.
     pub(super) fn jump(&self, skew_ms: i64) {
         self.skew_ms.store(skew_ms, Relaxed);
     }

@@ -12,40 +12,40 @@ use crate::model::{OpId, Record, TaskRecord, TaskState};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// What is broken.
+/// Defect to plant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Defect {
-    /// Copies write whether their gate is open or not, and hear neither a cancel nor a cut.
+    /// Copies write whether their gate is open or not, and ignore cancels and cut-offs.
     IgnoreGateAndCancel,
-    /// Copies leave their last block out and say that all is done.
+    /// Copies omit their last block and report success.
     OmitLastBlock,
-    /// Copies call durable what they have not flushed.
+    /// Copies report what they have not flushed as durable.
     ReportUnflushedAsDurable,
     /// Copies write before they have asked.
     WriteBeforePermit,
-    /// Copies begin anew, whatever is known to be durable.
+    /// Copies start over, whatever is known to be durable.
     IgnoreCheckpoint,
     /// Writes that were cut off land after two minutes.
     LateWritesLand,
-    /// The clocks of runners go slowly, and their leases with them.
+    /// The clocks of runners are slow, and their leases with them.
     SlowClocks,
-    /// Dispatchers take the attempts of lost runners for quiet at once.
+    /// Dispatchers treat the attempts of lost runners as drained at once.
     DrainAtOnce,
-    /// Dispatchers leave a lost runner no time to come to its lease's end.
+    /// Dispatchers do not wait for the end of a lost runner's lease.
     NoHoldOff,
-    /// Nothing is mended when the storm is over.
+    /// No fault is repaired when the storm is over.
     FaultsNeverEnd,
-    /// Somebody takes a finished task up again.
+    /// A finished task is started again.
     ReviveEndedTask,
-    /// Somebody writes a record without any guard.
+    /// A record is written without any guard.
     UnguardedWrite,
-    /// Somebody removes a task that has not ended.
+    /// A task that has not ended is removed.
     RemoveLiveTask,
-    /// Somebody gives a second task the same destination.
+    /// A second task gets the same destination.
     TwoHolders,
 }
 
-/// A client of the store who keeps no rules: does its mischief once, when it can.
+/// Breaks a rule once, as a client of the store, when it can.
 pub(super) async fn mischief(defect: Defect, ensemble: Ensemble, result: RunResult) {
     loop {
         sleep(Duration::from_millis(700)).await;
@@ -105,7 +105,7 @@ fn mischievous(defect: Defect, tasks: &[(String, Node, TaskRecord)]) -> Option<V
     }
 }
 
-/// Seeds in which a planted defect must show itself.
+/// Seeds among which a planted defect must show.
 const SEEDS: u64 = 300;
 
 fn shows(defect: Defect, words: &str) {

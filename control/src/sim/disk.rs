@@ -22,17 +22,17 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-/// A write on its way lands at most so much later than its process has ended or was cut off: below the time after
-/// which the task center takes an earlier attempt for quiet.
+/// Delay with which a write in flight lands after its process has ended or was cut off: below the time after which the
+/// task center treats an earlier attempt as drained.
 pub(super) const LATE: Duration = Duration::from_secs(25);
 
-/// A process that goes on after it was held still notices within this time what it has missed.
+/// Time within which a process that was paused notices what it has missed.
 const TO_NOTICE: Duration = Duration::from_millis(500);
 
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 1 << 20;
 
-/// Who writes, by which right.
+/// Writer, and its grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Writer {
     pub(super) task: TaskId,
@@ -40,12 +40,12 @@ pub(super) struct Writer {
     /// How often history had gone back when it began: epochs grow within one era.
     pub(super) era: u32,
     pub(super) holder: Holder,
-    /// Which of the processes of the simulation, and which of its jobs: the lock's owner.
+    /// Process of the simulation, and its job: the lock's owner.
     pub(super) job: u64,
 }
 
 impl Writer {
-    /// Later grants are greater.
+    /// Returns the rank: later grants are greater.
     fn rank(&self) -> Rank {
         (self.era, self.epoch)
     }
@@ -57,22 +57,22 @@ type Rank = (u32, Epoch);
 /// A volume.
 #[derive(Debug)]
 struct Volume {
-    /// The node that has it, or none behind a server.
+    /// Node that has it; none behind a server.
     node: Option<String>,
-    /// What each block holds, and what it would hold after a power cut.
+    /// Content of each block, and its content after a power cut.
     blocks: Vec<u64>,
     flushed: Vec<u64>,
-    /// Kept beside the content, as an attribute.
+    /// Epoch kept beside the content, as an attribute.
     record: Option<Epoch>,
     /// The job that has it open for writing.
     lock: Option<u64>,
-    /// The latest grant that was written under.
+    /// Latest grant under which it was written.
     newest: Option<Writer>,
-    /// The grant under which it was completed last, and with what.
+    /// Grant under which it was completed last, and its content then.
     sealed: Option<(Rank, Vec<u64>)>,
 }
 
-/// A write on its way.
+/// Write in flight.
 #[derive(Debug)]
 struct Flight {
     volume: String,
@@ -80,7 +80,7 @@ struct Flight {
     value: u64,
     by: Writer,
     lands_at: Instant,
-    /// Whether whoever submitted it still waits for it.
+    /// Whether its submitter no longer waits for it.
     is_orphan: bool,
 }
 
@@ -90,9 +90,9 @@ struct Inner {
     flights: BTreeMap<u64, Flight>,
     submitted: u64,
     era: u32,
-    /// Processes that no server listens to any more.
+    /// Processes that no server accepts any more.
     banned: Vec<Holder>,
-    /// Processes that were held still, and until when.
+    /// Processes that were paused, and until when.
     held: BTreeMap<Incarnation, Option<Instant>>,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Disks {
 }
 
 impl Disks {
-    /// No volumes yet; what is cut off lands at most so much later.
+    /// Creates a world without volumes; what is cut off lands at most so much later.
     pub(super) fn new(result: RunResult, late: Duration) -> Self {
         Self { inner: Arc::default(), result, late }
     }
@@ -114,7 +114,7 @@ impl Disks {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A volume with this content.
+    /// Adds a volume with this content.
     pub(super) fn add(&self, name: &str, node: Option<&str>, blocks: Vec<u64>) {
         let flushed = blocks.clone();
         let node = node.map(str::to_owned);
@@ -126,17 +126,17 @@ impl Disks {
         self.lock().volumes.get(name).map(|volume| volume.blocks.clone()).unwrap_or_default()
     }
 
-    /// Whether the rules of a copy call it empty.
+    /// Tells whether the rules of a copy call it empty.
     pub(super) fn is_empty(&self, name: &str) -> bool {
         self.lock().volumes.get(name).is_none_or(|volume| volume.blocks[0] == 0)
     }
 
-    /// Whether a volume is behind a server.
+    /// Tells whether a volume is behind a server.
     pub(super) fn is_remote(&self, name: &str) -> bool {
         self.lock().volumes.get(name).is_some_and(|volume| volume.node.is_none())
     }
 
-    /// Opens a local volume for writing; true if nobody else has it open and nothing is on its way to it.
+    /// Opens a local volume for writing; true if no other job has it open and no write to it is in flight.
     pub(super) fn try_lock(&self, name: &str, job: u64) -> bool {
         let mut inner = self.lock();
         let is_busy = inner.flights.values().any(|flight| flight.volume == name && flight.by.job != job);
@@ -159,7 +159,7 @@ impl Disks {
         }
     }
 
-    /// Sends a write on its way. The receiver hears of its landing, or fails if it is cut off.
+    /// Submits a write. The receiver learns of its landing, or fails if it is cut off.
     pub(super) fn submit(
         &self,
         name: &str,
@@ -252,20 +252,21 @@ impl Disks {
         }
     }
 
-    /// These blocks, which have landed, are durable.
+    /// Makes these landed blocks durable.
     pub(super) fn flush(&self, name: &str, blocks: &BTreeSet<usize>) {
         if let Some(volume) = self.lock().volumes.get_mut(name) {
             blocks.iter().for_each(|&block| volume.flushed[block] = volume.blocks[block]);
         }
     }
 
-    /// Whether one of these grants was the last to open a local volume: else what is said of its content is about another.
+    /// Tells whether one of these grants was the last to open a local volume: otherwise its durable map is about
+    /// another one.
     pub(super) fn is_written_by(&self, name: &str, earlier: &[Epoch]) -> bool {
         let inner = self.lock();
         inner.volumes.get(name).and_then(|volume| volume.record).is_some_and(|record| earlier.contains(&record))
     }
 
-    /// Refuses an earlier grant than a local volume was opened under last.
+    /// Refuses an earlier grant than the last one under which a local volume was opened.
     pub(super) fn check_record(&self, name: &str, epoch: Epoch) -> Result<()> {
         let record = self.lock().volumes.get(name).and_then(|volume| volume.record);
         match record {
@@ -277,14 +278,14 @@ impl Disks {
         }
     }
 
-    /// A local volume is opened for writing under a grant, which is kept beside its content.
+    /// Stores the grant under which a local volume is opened for writing.
     pub(super) fn raise_record(&self, name: &str, epoch: Epoch) {
         if let Some(volume) = self.lock().volumes.get_mut(name).filter(|volume| volume.node.is_some()) {
             volume.record = volume.record.max(Some(epoch));
         }
     }
 
-    /// Blocks that a map calls durable and that are not.
+    /// Returns blocks that a map calls durable and that are not.
     pub(super) fn not_durable(&self, name: &str, map: &DurableMap, data: &[u64]) -> Vec<usize> {
         let inner = self.lock();
         let Some(volume) = inner.volumes.get(name) else { return Vec::new() };
@@ -296,8 +297,8 @@ impl Disks {
         (0..data.len()).filter(is_claimed).filter(|&block| volume.flushed[block] != data[block]).collect()
     }
 
-    /// A job's process has ended, or its connections were cut: nobody waits for what it had on its way, and that lands
-    /// later than it would have, or never. Gives how many there were.
+    /// Orphans the writes of a job whose process has ended or whose connections were cut: they land later than they
+    /// would have, or never. Returns their number.
     pub(super) fn orphan(&self, which: impl Fn(&Writer) -> bool, rng: &mut fastrand::Rng) -> usize {
         let mut inner = self.lock();
         let Inner { volumes, flights, .. } = &mut *inner;
@@ -318,19 +319,19 @@ impl Disks {
         count
     }
 
-    /// Writes on their way of some jobs that somebody waits for.
+    /// Returns the number of writes in flight of some jobs that still wait for them.
     pub(super) fn in_flight(&self, which: impl Fn(&Writer) -> bool) -> usize {
         self.lock().flights.values().filter(|flight| which(&flight.by) && !flight.is_orphan).count()
     }
 
-    /// The locks of jobs that have ended with their process are free.
+    /// Frees the locks of jobs that have ended with their process.
     pub(super) fn unlock_all(&self, jobs: &[u64]) {
         for volume in self.lock().volumes.values_mut() {
             volume.lock = volume.lock.filter(|job| !jobs.contains(job));
         }
     }
 
-    /// Servers listen to a process no more, and drop what it had on its way.
+    /// Makes servers refuse a process, and drop what it had in flight.
     pub(super) fn ban(&self, holder: &Holder) {
         let mut inner = self.lock();
         let Inner { volumes, flights, banned, .. } = &mut *inner;
@@ -338,36 +339,36 @@ impl Disks {
         flights.retain(|_, flight| flight.by.holder != *holder || volumes[&flight.volume].node.is_some());
     }
 
-    /// A node is off, and so is everything of it that was on its way.
+    /// Powers a node off, and drops everything that it had in flight.
     pub(super) fn switch_off(&self, node: &str) {
         self.lock().flights.retain(|_, flight| flight.by.holder.node.as_str() != node);
     }
 
-    /// A process is held still: it does nothing about what it has on its way.
+    /// Pauses a process: it does nothing about what it has in flight.
     pub(super) fn hold(&self, holder: &Holder) {
         self.lock().held.insert(holder.incarnation.clone(), None);
     }
 
-    /// It goes on.
+    /// Continues a process.
     pub(super) fn release(&self, holder: &Holder) {
         if let Some(until) = self.lock().held.get_mut(&holder.incarnation) {
             until.get_or_insert_with(Instant::now);
         }
     }
 
-    /// How often history has gone back.
+    /// Returns how often history has gone back.
     pub(super) fn era(&self) -> u32 {
         self.lock().era
     }
 
-    /// History goes back: epochs will repeat.
+    /// Starts an era after history has gone back: epochs will repeat.
     pub(super) fn next_era(&self) {
         let mut inner = self.lock();
         inner.era += 1;
         inner.volumes.values_mut().filter(|volume| volume.node.is_none()).for_each(|volume| volume.sealed = None);
     }
 
-    /// A node has lost power: what was not durable on its volumes may be gone.
+    /// Cuts a node's power: what was not durable on its volumes may be lost.
     pub(super) fn power_cut(&self, node: &str, rng: &mut fastrand::Rng) {
         let mut inner = self.lock();
         let Inner { volumes, flights, .. } = &mut *inner;
@@ -382,7 +383,7 @@ impl Disks {
         }
     }
 
-    /// A task has succeeded: its destination is judged, and sealed.
+    /// Checks and seals the destination of a task that has succeeded.
     pub(super) fn seal(&self, name: &str, task: &TaskId, epoch: Epoch, expected: &[u64]) {
         let mut inner = self.lock();
         let Inner { volumes, flights, era, .. } = &mut *inner;
@@ -405,7 +406,7 @@ impl Disks {
         volume.sealed = Some((rank, expected.to_vec()));
     }
 
-    /// At the end: what was completed and not written since is as it was completed.
+    /// Checks at the end that completed volumes without later writes are unchanged.
     pub(super) fn judge_end(&self) {
         for (name, volume) in &self.lock().volumes {
             let Some((rank, expected)) = &volume.sealed else { continue };

@@ -25,28 +25,28 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Writes of a job on their way at once.
+/// Writes of a job in flight at once.
 const WINDOW: usize = 3;
-/// How long a job waits for a lock.
+/// Longest wait of a job for a lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-/// How long a job that stops waits for its writes.
+/// Longest wait of a stopping job for its writes.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Between two looks at something that nobody tells.
+/// Time between two checks of what is not announced.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between two checkpoints.
+/// Time between two checkpoints.
 const CHECKPOINT: Duration = Duration::from_secs(1);
 
-/// Blocks that a journal says are durable, by task and its time of creation.
+/// Durable blocks according to a journal, by task and its time of creation.
 pub(super) type Journals = Arc<Mutex<BTreeMap<(TaskId, u64), BTreeSet<usize>>>>;
 
-/// How the disks behave.
+/// Behaviour of the disks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     /// Milliseconds of a write: least and most.
     pub(super) write_ms: (u64, u64),
     /// Share of writes that take up to 15 s.
     pub(super) hang: f64,
-    /// Share of jobs that fail on the way.
+    /// Share of jobs that fail half-way.
     pub(super) fail: f64,
     /// Share of jobs of exports that their node cannot do, and another one maybe can.
     pub(super) unfit: f64,
@@ -72,12 +72,12 @@ impl SimExecutor {
         Self { holder, around, clock, journals, started: Mutex::default(), wedged: Arc::default() }
     }
 
-    /// Whether a copy of a local volume has not come to rest.
+    /// Tells whether a copy of a local volume has not drained.
     pub(super) fn is_wedged(&self) -> bool {
         self.wedged.load(Relaxed)
     }
 
-    /// Numbers of all jobs of this process.
+    /// Returns the numbers of all jobs of this process.
     pub(super) fn jobs(&self) -> Vec<u64> {
         lock(&self.started).clone()
     }
@@ -133,7 +133,7 @@ impl Executor for SimExecutor {
     }
 }
 
-/// What a job shows.
+/// Published state of a job.
 #[derive(Debug)]
 struct State {
     blocks: usize,
@@ -203,7 +203,7 @@ impl ExecutionHandle for State {
     }
 }
 
-/// A copy at work.
+/// Running copy.
 struct Job {
     state: Arc<State>,
     around: SimEnvironment,
@@ -214,14 +214,14 @@ struct Job {
     destination: String,
     created_ms: u64,
     wedged: Arc<AtomicBool>,
-    /// Writes on their way, oldest first.
+    /// Writes in flight, oldest first.
     flying: VecDeque<(usize, oneshot::Receiver<()>)>,
 }
 
 /// Why copying stopped before its end.
 enum Stop {
     Asked,
-    FenceRequest,
+    CutOff,
     Failed(Error),
 }
 
@@ -238,7 +238,7 @@ impl Job {
         self.state.outcome.send_replace(Some(outcome));
     }
 
-    /// Everything before the first write.
+    /// Does everything before the first write.
     async fn begin(&self, overwrite: bool, work: Execution) -> Result<Arc<blockhaul_engine::gate::Gate>> {
         let unfit = lock(&self.around.pace).unfit;
         if self.around.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
@@ -315,7 +315,7 @@ impl Job {
         while !todo.is_empty() || !self.flying.is_empty() {
             let is_deaf = self.has(Defect::IgnoreGateAndCancel);
             if !is_deaf && self.state.is_cut() && self.around.disks.is_remote(&self.destination) {
-                return Err(Stop::FenceRequest);
+                return Err(Stop::CutOff);
             }
             if !is_deaf && self.state.reason().is_some() {
                 return Err(Stop::Asked);
@@ -355,7 +355,7 @@ impl Job {
         self.flying.push_back((block, landed));
     }
 
-    /// Waits for the oldest write, or for something to look at.
+    /// Waits for the oldest write, or for something to check.
     async fn wait(&mut self) -> Option<usize> {
         let state = self.state.clone();
         let Some((block, landed)) = self.flying.front_mut() else {
@@ -373,7 +373,7 @@ impl Job {
         }
     }
 
-    /// What was written before the flush is durable after it.
+    /// Flushes: what was written before is durable afterwards.
     async fn checkpoint(&self, written: &mut BTreeSet<usize>) {
         sleep(Duration::from_millis(fastrand::u64(1..30))).await;
         self.around.disks.flush(&self.destination, written);
@@ -385,7 +385,7 @@ impl Job {
     async fn finish(&mut self, copied: std::result::Result<(), Stop>) -> Outcome {
         let mut quiesced = true;
         if copied.is_err() {
-            let is_cut = matches!(copied, Err(Stop::FenceRequest));
+            let is_cut = matches!(copied, Err(Stop::CutOff));
             quiesced = !is_cut && self.drain().await;
             if !quiesced && self.around.disks.orphan(|by| by.job == self.by.job, &mut fastrand::Rng::new()) == 0 {
                 quiesced = true;
@@ -407,7 +407,7 @@ impl Job {
         Outcome { end, quiesced, progress, durable, report: None }
     }
 
-    /// Waits for what is on its way; true if all has landed.
+    /// Waits for writes in flight; true if all have landed.
     async fn drain(&mut self) -> bool {
         let mut written = BTreeSet::new();
         let landing = async {

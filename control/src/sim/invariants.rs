@@ -28,19 +28,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Time that a task whose runner is lost is left alone under a lease.
+/// Time that a task under a lease is left alone after its runner was lost.
 const HOLD_OFF: Duration = Duration::from_secs(2);
-/// A task that can go on does so within this time.
+/// Time within which a task that can proceed does.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// Who has written a task.
+/// Author of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Author {
     Leader,
     Runner,
 }
 
-/// A task as it was committed last.
+/// Task as it was committed last.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) record: TaskRecord,
@@ -51,18 +51,18 @@ pub(super) struct Seen {
 struct ObservedState {
     tasks: BTreeMap<TaskId, Seen>,
     claims: BTreeMap<String, (Claim, Zxid)>,
-    /// Which write granted what to whom.
+    /// Grants by write: task and holder.
     grants: BTreeMap<Epoch, BTreeMap<TaskId, Holder>>,
     leader: Option<Leader>,
     runners: BTreeMap<String, Registration>,
     granted: BTreeMap<Epoch, Instant>,
-    /// Nodes that an operator has called off.
+    /// Nodes that an operator has confirmed to be off.
     confirmed: BTreeSet<String>,
-    /// When registrations of a process went.
+    /// When registrations of a process were deleted.
     gone: BTreeMap<String, Vec<Instant>>,
 }
 
-/// See the module's head.
+/// Checks the invariants; see the module's head.
 #[derive(Clone, Debug)]
 pub(super) struct InvariantChecker {
     observed: Arc<Mutex<ObservedState>>,
@@ -79,17 +79,17 @@ impl InvariantChecker {
         self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tasks as they stand.
+    /// Returns the committed tasks.
     pub(super) fn tasks(&self) -> Vec<Seen> {
         self.observed().tasks.values().cloned().collect()
     }
 
-    /// Who leads or led last.
+    /// Returns the current or last leader.
     pub(super) fn leader(&self) -> Option<Leader> {
         self.observed().leader.clone()
     }
 
-    /// History went back: what stands now is all there ever was.
+    /// Starts over after history went back: only what is stored now counts.
     pub(super) fn restart(&self, nodes: &[(String, Node)]) {
         let mut observed = self.observed();
         let ObservedState { confirmed, granted, gone, .. } = std::mem::take(&mut *observed);
@@ -108,22 +108,22 @@ impl InvariantChecker {
         }
     }
 
-    /// How often history has gone back.
+    /// Returns how often history has gone back.
     pub(super) fn era(&self) -> u32 {
         self.disks.era()
     }
 
-    /// Whether history has gone back: then the store may not know any more what was acknowledged.
+    /// Tells whether history has gone back: then the store may have lost what was acknowledged.
     pub(super) fn has_forgotten(&self) -> bool {
         self.era() > 0
     }
 
-    /// An operator says that a node is off.
+    /// Records an operator's confirmation that a node is off.
     pub(super) fn confirmed(&self, node: &NodeId) {
         self.observed().confirmed.insert(node.to_string());
     }
 
-    /// Judges a write.
+    /// Checks a write.
     pub(super) fn observe(&self, commit: &Commit<'_>) {
         let mut observed = self.observed();
         self.judge_guards(&observed, commit);
@@ -151,7 +151,7 @@ impl InvariantChecker {
         }
     }
 
-    /// I6.
+    /// Checks I6.
     fn judge_guards(&self, observed: &ObservedState, commit: &Commit<'_>) {
         let unversioned = commit.ops.iter().any(|op| match op {
             Op::Check { version, .. } | Op::Set { version, .. } | Op::Delete { version, .. } => *version < 0,
@@ -364,7 +364,7 @@ impl InvariantChecker {
         }
     }
 
-    /// Nobody else gets a task whose runner may still write.
+    /// Checks that no other runner gets a task whose runner may still write.
     fn judge_fence(&self, observed: &ObservedState, before: &TaskRecord, after: &TaskRecord) {
         let Some(last) = before.attempts.last() else { return };
         let granted = last.epoch.and_then(|epoch| observed.granted.get(&epoch));
@@ -384,7 +384,7 @@ impl InvariantChecker {
         });
     }
 
-    /// A record may forget what is durable, and never invent it.
+    /// Checks that a record never calls bytes durable that are not.
     fn judge_map(&self, after: &TaskRecord) {
         let Some(name) = Place::destination(&after.spec) else { return };
         if self.has_forgotten() && self.disks.is_remote(&name) {
@@ -406,7 +406,7 @@ impl InvariantChecker {
         }
     }
 
-    /// I1 and the epoch of I2, of a task as it stands after a write.
+    /// Checks I1 and the epoch of I2 for a task after a write.
     fn judge_standing(&self, observed: &ObservedState, id: &TaskId) {
         let Some(Seen { record, .. }) = observed.tasks.get(id) else { return };
         if record.holder.is_none() {
@@ -436,7 +436,7 @@ impl InvariantChecker {
         self.result.expect(!record.claims.is_empty(), || format!("{id} has a holder and no claim"));
     }
 
-    /// Whether the store has granted an epoch for a task to a process, and the task is known to have begun.
+    /// Checks that the store has granted an epoch for a task to a process, and that the task has begun.
     pub(super) fn judge_writer(&self, by: &Writer) {
         if by.era != self.disks.era() {
             return;
@@ -452,7 +452,8 @@ impl InvariantChecker {
         self.result.expect(has_begun, || format!("{task} was written under {epoch} before RUNNING was stored"));
     }
 
-    /// I5: tasks that could go on and have not changed for a minute, when nothing disturbs them any more.
+    /// Checks I5: returns tasks that could proceed and have not changed for a minute, when nothing disturbs them any
+    /// more.
     pub(super) fn stuck(&self, since: Instant, unix_ms: u64) -> Option<String> {
         let observed = self.observed();
         let is_stuck = |seen: &&Seen| {
@@ -476,7 +477,7 @@ impl InvariantChecker {
         ))
     }
 
-    /// Whether every task has come to an end.
+    /// Tells whether every task has ended.
     pub(super) fn all_done(&self) -> bool {
         self.observed().tasks.values().all(|seen| seen.record.state.is_terminal())
     }
@@ -491,7 +492,7 @@ impl ObservedState {
         self.claims.insert(path.to_owned(), (claim, zxid));
     }
 
-    /// Whether a task waits for the destination of another one, or for a slot.
+    /// Tells whether a task waits for the destination of another one, or for a slot.
     fn waits(&self, record: &TaskRecord) -> bool {
         let destination = Place::destination(&record.spec);
         let holds = |other: &TaskRecord| {
@@ -507,7 +508,7 @@ fn is_leaf(path: &str) -> bool {
     path.matches('/').count() == 3
 }
 
-/// Whether a write happens only if that node is as expected.
+/// Tells whether a write happens only if that node is as expected.
 fn checks(commit: &Commit<'_>, wanted: &str) -> bool {
     commit.ops.iter().any(|op| match op {
         Op::Check { path, .. } | Op::Set { path, .. } => path == wanted,
@@ -515,7 +516,7 @@ fn checks(commit: &Commit<'_>, wanted: &str) -> bool {
     })
 }
 
-/// The state machine as it is specified, by who moves it.
+/// Tells whether the specification allows a transition, by its author.
 fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
     use TaskState::{Assigned, Cancelled, Cancelling, Failed, Lost, Paused, Pending, Running, Succeeded, Verifying};
     let is_noop = matches!(after.spec, TaskSpec::Noop(_));

@@ -38,29 +38,29 @@ use world::World;
 
 /// Seeds of a plain `cargo test`.
 const SEEDS: u64 = 100;
-/// The first seed; alone, it is replayed with its story.
+/// First seed; alone, it is replayed with its trace.
 const FIRST: &str = "BLOCKHAUL_SIM_SEED";
-/// How many seeds.
+/// Number of seeds.
 const COUNT: &str = "BLOCKHAUL_SIM_SEEDS";
 
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// What a seed has come to.
+/// Result of a seed.
 #[derive(Debug, Default, PartialEq)]
 struct SeedResult {
-    /// The first thing that must not happen.
+    /// First violation.
     failure: Option<String>,
-    /// Of all that happened.
+    /// Digest of all events.
     digest: u64,
-    /// By kind.
+    /// Number of faults by kind.
     faults: Counts,
-    /// How often what happened to tasks and volumes.
+    /// Number of events of tasks and volumes by kind.
     events: Counts,
 }
 
-/// Shows what production code logs, for as long as the guard lives: all of it by `RUST_LOG`, or what is worth a line.
+/// Shows what production code logs, as long as the guard lives: filtered by `RUST_LOG`, or by a default.
 fn log() -> tracing::subscriber::DefaultGuard {
     let filter =
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "blockhaul_control=warn".into());
@@ -68,13 +68,13 @@ fn log() -> tracing::subscriber::DefaultGuard {
     tracing::subscriber::set_default(logs.with_ansi(false).with_target(false).finish())
 }
 
-/// One thread, and a clock that goes only when nobody has anything to do.
+/// Creates a runtime of one thread, with a clock that advances only when no task has work.
 fn runtime() -> tokio::runtime::Runtime {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime without sockets needs nothing")
 }
 
-/// Plays one seed.
+/// Runs one seed.
 fn play(seed: u64, trace: bool, defect: Option<Defect>) -> SeedResult {
     let runtime = runtime();
     let _logs = trace.then(log);
@@ -95,7 +95,7 @@ fn play(seed: u64, trace: bool, defect: Option<Defect>) -> SeedResult {
     }
 }
 
-/// What many seeds have come to.
+/// Result of many seeds.
 #[derive(Debug, Default)]
 struct Total {
     failed: u64,
@@ -119,7 +119,7 @@ fn listed(counts: &Counts) -> String {
     each.join("; ")
 }
 
-/// Plays seeds on all cores.
+/// Runs seeds on all cores.
 fn play_all(first: u64, count: u64) -> Total {
     let next = AtomicU64::new(first);
     let total = Mutex::new(Total::default());

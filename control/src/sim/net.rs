@@ -21,24 +21,24 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
-/// What every call is bounded by.
+/// Bound of every call.
 const CALL_MAX: Duration = Duration::from_secs(2);
 
-/// Where clients are: nothing cuts them off.
+/// Name of the clients: nothing cuts them off.
 pub(super) const CLIENT: &str = "client";
 
-/// How the network behaves.
+/// Faults of the network.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NetworkFaults {
     /// Share of calls that do not arrive, and of answers.
     pub(super) lost: f64,
     /// Share of calls that arrive twice.
     pub(super) twice: f64,
-    /// One way, at most, in milliseconds.
+    /// Longest delay of one way, in milliseconds.
     pub(super) delay_ms: u64,
 }
 
-/// A process that can be called.
+/// Process that can be called.
 #[derive(Clone, Debug)]
 pub(super) struct SimEndpoint {
     pub(super) process: Arc<Process>,
@@ -72,12 +72,12 @@ impl Net {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A process answers at its node's address from now on.
+    /// Makes a process answer at its node's address.
     pub(super) fn listen(&self, node: &str, port: SimEndpoint) {
         self.lock().ports.insert(node.to_owned(), port);
     }
 
-    /// Nobody answers at a node's address.
+    /// Makes a node's address unanswered.
     pub(super) fn hang_up(&self, node: &str) {
         self.lock().ports.remove(node);
     }
@@ -86,7 +86,7 @@ impl Net {
         self.lock().noise = noise;
     }
 
-    /// Two nodes do not reach each other, or do again.
+    /// Cuts two nodes off from each other, or ends that.
     pub(super) fn cut(&self, one: &str, other: &str, is_cut: bool) {
         for pair in [(one, other), (other, one)].map(|(from, to)| (from.to_owned(), to.to_owned())) {
             if is_cut {
@@ -107,7 +107,7 @@ impl Net {
         inner.ports.get(to).filter(|_| !is_cut).cloned()
     }
 
-    /// Makes a call of one node at another.
+    /// Makes a call from one node to another.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         from: &str,
@@ -141,7 +141,7 @@ impl Net {
     }
 }
 
-/// Does a call's work in the process that is called.
+/// Does the work of a call in the process that is called.
 fn carry_out<T: Send + 'static>(port: &SimEndpoint, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
     let (answer, answered) = oneshot::channel();
     port.process.enter(|| {
@@ -202,7 +202,7 @@ impl RunnerClient for Calls {
 }
 
 impl Calls {
-    /// Makes a call at one process: any other that answers there refuses it.
+    /// Calls one process: any other that answers there refuses it.
     async fn at_process<T: Send + 'static>(
         &self,
         to: &Peer,

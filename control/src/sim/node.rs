@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// What all nodes of a world share.
+/// State that all nodes of a world share.
 #[derive(Clone, Debug)]
 pub(super) struct SimEnvironment {
     pub(super) net: Net,
@@ -37,7 +37,7 @@ pub(super) struct SimEnvironment {
     pub(super) defect: Option<Defect>,
 }
 
-/// What stays.
+/// State that survives a process.
 #[derive(Debug)]
 pub(super) struct SimNode {
     pub(super) name: String,
@@ -49,7 +49,7 @@ pub(super) struct SimNode {
     around: SimEnvironment,
 }
 
-/// One life of a node's process.
+/// One incarnation of a node.
 #[derive(Debug)]
 pub(super) struct SimProcess {
     pub(super) process: Arc<Process>,
@@ -74,7 +74,7 @@ impl SimNode {
         }
     }
 
-    /// Starts the node's process. The one before is dead: both would be this node.
+    /// Starts the node's process. The one before must be dead: both would be this node.
     pub(super) fn start(&self) -> SimProcess {
         let process = Arc::new(Process::default());
         let incarnation = Incarnation(format!("{:032x}", fastrand::u128(..)));
@@ -157,17 +157,17 @@ impl SimProcess {
         self.stopper.stop(Stop::Drained);
     }
 
-    /// How it has stopped, if it was asked to and has.
+    /// Returns how it has stopped, if it was asked to and has.
     pub(super) fn ended(&self) -> Option<Stopped> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Every job that it has started.
+    /// Returns every job that it has started.
     pub(super) fn jobs(&self) -> Vec<u64> {
         self.executor.jobs()
     }
 
-    /// Whether a copy of a local volume has not come to rest: only the end of the process helps.
+    /// Tells whether a copy of a local volume has not drained: only the end of the process helps.
     pub(super) fn is_wedged(&self) -> bool {
         self.executor.is_wedged()
     }

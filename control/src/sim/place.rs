@@ -3,19 +3,19 @@
 use super::disk::Disks;
 use crate::model::{NodeId, TaskSpec, TaskVolume};
 
-/// Exports of the world are on one server.
+/// Server of the world's exports.
 const SERVER: &str = "nbd://store:10809/";
 
 /// A volume by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// The node that has it; none behind the server.
+    /// Node that has it; none behind the server.
     pub(super) node: Option<String>,
     name: String,
 }
 
 impl Place {
-    /// Reads a name: `file://NODE/PATH`, a path with the task's node, or an export. `/alias/X` is another path of
+    /// Parses a name: `file://NODE/PATH`, a path with the task's node, or an export. `/alias/X` is another path of
     /// `/vol/X`, and an export may be spelled without its port and with another scheme.
     pub(super) fn parse(text: &str, node: Option<&NodeId>) -> Self {
         if let Some((_, export)) = text.split_once("store:10809/").or_else(|| text.split_once("store/")) {
@@ -29,12 +29,12 @@ impl Place {
         Self { node: Some(node.to_owned()), name: name.to_owned() }
     }
 
-    /// The place of a volume.
+    /// Returns the place of a volume.
     pub(super) fn of(volume: &TaskVolume) -> Self {
         Self::parse(&volume.to_string(), volume.node())
     }
 
-    /// As [`Disks`] calls it.
+    /// Returns the name that [`Disks`] uses.
     pub(super) fn name(&self) -> String {
         match &self.node {
             Some(node) => format!("{node}/{}", self.name),
@@ -42,7 +42,7 @@ impl Place {
         }
     }
 
-    /// By which its destination is claimed.
+    /// Returns the identity by which the destination is claimed.
     pub(super) fn identity(&self) -> String {
         match &self.node {
             Some(node) => format!("{node}:inode-of-{}", self.name),
@@ -50,7 +50,7 @@ impl Place {
         }
     }
 
-    /// The destination of a task that has one.
+    /// Returns the destination of a task that has one.
     pub(super) fn destination(spec: &TaskSpec) -> Option<String> {
         match spec {
             TaskSpec::Copy(copy) => Some(Self::parse(&copy.destination, copy.node.as_ref()).name()),
@@ -58,7 +58,7 @@ impl Place {
         }
     }
 
-    /// What a task's destination is to hold.
+    /// Returns the content that a task's destination must get.
     pub(super) fn data(spec: &TaskSpec, disks: &Disks) -> Vec<u64> {
         match spec {
             TaskSpec::Copy(copy) => disks.blocks(&Self::parse(&copy.source, copy.node.as_ref()).name()),

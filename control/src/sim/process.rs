@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 thread_local! {
-    /// Whose task is being polled.
+    /// Process whose task is being polled.
     static CURRENT: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
 }
 
-/// One life of a node's process.
+/// One incarnation of a node.
 #[derive(Default)]
 pub(crate) struct Process {
     is_held: AtomicBool,
@@ -26,7 +26,7 @@ pub(crate) struct Process {
     is_ended: AtomicBool,
     started: AtomicU64,
     panic: Mutex<Option<String>>,
-    /// Woken while it was held still.
+    /// Tasks woken while it was paused.
     woken: Mutex<Vec<Waker>>,
     tasks: Mutex<BTreeMap<u64, Arc<dyn Body>>>,
 }
@@ -42,7 +42,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Process {
-    /// Of the task that is being polled.
+    /// Returns the process of the task that is being polled.
     pub(crate) fn current() -> Option<Arc<Self>> {
         CURRENT.with_borrow(Clone::clone)
     }
@@ -55,17 +55,17 @@ impl Process {
         self.is_held.load(Relaxed)
     }
 
-    /// Whether it has ever been held still.
+    /// Tells whether it has ever been paused.
     pub(crate) fn was_held(&self) -> bool {
         self.was_held.load(Relaxed)
     }
 
-    /// What one of its tasks panicked with.
+    /// Returns the panic of one of its tasks.
     pub(crate) fn panic(&self) -> Option<String> {
         lock(&self.panic).clone()
     }
 
-    /// Does something as this process, so that what it starts belongs to it.
+    /// Does work as this process, so that what it starts belongs to it.
     pub(crate) fn enter<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
         let outer = CURRENT.with_borrow_mut(|current| current.replace(self.clone()));
         let result = work();
@@ -73,19 +73,19 @@ impl Process {
         result
     }
 
-    /// SIGSTOP.
+    /// Pauses it, as SIGSTOP does.
     pub(crate) fn hold(&self) {
         self.is_held.store(true, Relaxed);
         self.was_held.store(true, Relaxed);
     }
 
-    /// SIGCONT.
+    /// Continues it, as SIGCONT does.
     pub(crate) fn release(&self) {
         self.is_held.store(false, Relaxed);
         std::mem::take(&mut *lock(&self.woken)).into_iter().for_each(Waker::wake);
     }
 
-    /// SIGKILL.
+    /// Ends it, as SIGKILL does.
     pub(crate) fn end(self: &Arc<Self>) {
         self.is_ended.store(true, Relaxed);
         let tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -94,12 +94,12 @@ impl Process {
     }
 }
 
-/// A task that can be dropped from outside.
+/// Task that can be dropped from outside.
 trait Body: Send + Sync {
     fn end(&self);
 }
 
-/// A future's place, empty once it is over.
+/// Holder of a future, empty once it is over.
 struct Slot<F>(Mutex<Option<Pin<Box<F>>>>);
 
 impl<F: Future + Send> Body for Slot<F> {
@@ -109,14 +109,14 @@ impl<F: Future + Send> Body for Slot<F> {
     }
 }
 
-/// A future that is part of a process.
+/// Future that is part of a process.
 pub(crate) struct Owned<F: Future> {
     home: Option<(Arc<Process>, u64)>,
     slot: Arc<Slot<F>>,
 }
 
 impl<F: Future + Send + 'static> Owned<F> {
-    /// Part of the process that is running, if any is.
+    /// Makes a future a part of the running process, if there is one.
     pub(crate) fn here(future: F) -> Self {
         let slot = Arc::new(Slot(Mutex::new(Some(Box::pin(future)))));
         let home = Process::current().map(|process| {
@@ -174,7 +174,7 @@ mod tests {
     use std::time::Duration;
     use tokio::time::{Instant, sleep};
 
-    /// A process whose tasks count, started by each other.
+    /// Creates a process whose tasks count, started by each other.
     fn counter() -> (Arc<Process>, Arc<AtomicU64>) {
         let (process, count) = (Arc::new(Process::default()), Arc::new(AtomicU64::new(0)));
         let counted = count.clone();

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How often what was seen.
+/// Number of events by kind.
 pub(super) type Counts = BTreeMap<&'static str, u64>;
 
-/// Shared by everything that judges. The first failure counts: what follows it may be its consequence.
+/// Result that all checkers share. The first failure counts: later ones may be its consequence.
 #[derive(Clone, Debug)]
 pub(super) struct RunResult {
     start: Instant,
@@ -34,7 +34,7 @@ impl RunResult {
         }
     }
 
-    /// Something happened. Folded into the digest by which two runs of a seed are compared.
+    /// Records an event. Folded into the digest by which two runs of a seed are compared.
     pub(super) fn note(&self, what: impl Display) {
         let line = format!("{:9.3} {what}", self.start.elapsed().as_secs_f64());
         let mut digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,7 +47,7 @@ impl RunResult {
         }
     }
 
-    /// Something happened that must not.
+    /// Records a violation.
     pub(super) fn fail(&self, what: impl Display) {
         self.note(format_args!("VIOLATION: {what}"));
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,22 +55,22 @@ impl RunResult {
         self.failed.notify_one();
     }
 
-    /// A fault of this kind has met somebody.
+    /// Counts a fault of this kind that had an effect.
     pub(super) fn struck(&self, kind: &'static str) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
     }
 
-    /// How many there were of each kind.
+    /// Returns the number of faults by kind.
     pub(super) fn faults(&self) -> Counts {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Something has happened to a task or a volume that shows what a run has reached.
+    /// Counts an event of a task or a volume that shows what a run has reached.
     pub(super) fn count(&self, what: &'static str) {
         *self.events.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += 1;
     }
 
-    /// How often what happened.
+    /// Returns the number of events by kind.
     pub(super) fn events(&self) -> Counts {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -91,7 +91,7 @@ impl RunResult {
         self.failed.notified().await;
     }
 
-    /// Of everything that was noted.
+    /// Returns the digest of all events.
     pub(super) fn digest(&self) -> u64 {
         *self.digest.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@ use super::executor::Pace;
 use crate::model::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};
 use std::time::Duration;
 
-/// Time in which things go wrong.
+/// Time in which faults happen.
 pub(super) const STORMY: Duration = Duration::from_secs(90);
 
 /// Everything that a seed decides beforehand.
@@ -17,11 +17,11 @@ pub(super) struct Scenario {
     pub(super) events: Vec<(Duration, Event)>,
     pub(super) pace: Pace,
     pub(super) latency_ms: (u64, u64),
-    /// Whether history goes back once: then nobody promises that all tasks end.
+    /// Whether history goes back once: then not all tasks need to end.
     pub(super) regresses: bool,
 }
 
-/// Something that happens from outside.
+/// Event from outside.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     Submit { id: String, spec: TaskSpec, priority: u8, max_attempts: u32 },
@@ -29,7 +29,7 @@ pub(super) enum Event {
     Fault(Fault),
 }
 
-/// What a client wants of a task.
+/// Request of a client about a task.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ClientAction {
     Cancel,
@@ -38,36 +38,36 @@ pub(super) enum ClientAction {
     Limit,
 }
 
-/// What goes wrong, and for how long. Nodes by number.
+/// Fault and its duration. Nodes by number.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
-    /// SIGKILL, or the node loses its power; back after a while.
+    /// SIGKILL, or a power cut of the node; starts again after a while.
     Crash { node: usize, power: bool, down: Duration },
-    /// Asked to stop; back after a while.
+    /// Asked to stop; starts again after a while.
     Stop { node: usize, down: Duration },
     /// SIGSTOP and SIGCONT.
     Hold { node: usize, time: Duration },
-    /// FenceRequest off from the coordination service, from the other nodes, or from both.
-    FenceRequest { node: usize, center: bool, peers: bool, time: Duration },
-    /// Its connections to the service break.
+    /// Cut off from the coordination service, from the other nodes, or from both.
+    Partition { node: usize, center: bool, peers: bool, time: Duration },
+    /// The node's connections to the service break.
     Reset { node: usize },
-    /// A server of the service hears no leader.
+    /// A server of the service is isolated from its leader.
     Isolate { server: usize, time: Duration },
     /// The service has no leader.
     Stall { time: Duration },
-    /// The service is away.
+    /// The service is down.
     Outage { time: Duration },
-    /// Answers and watches get lost, writes come late.
+    /// Answers and watches get lost, and writes come late.
     Storm { time: Duration },
     /// Calls get lost, come late and twice.
     NetworkFaults { time: Duration },
     /// Writes take long, some very long.
     Slow { time: Duration },
-    /// An operator takes a node out of service and back.
+    /// An operator drains a node and ends that.
     Drain { node: usize, now: bool, time: Duration },
     /// A wall clock jumps.
     Jump { node: usize, skew_ms: i64 },
-    /// The service goes back to what it was so long ago.
+    /// The service goes back to its state so long ago.
     Regress { back: Duration },
 }
 
@@ -190,7 +190,7 @@ impl Scenario {
             7..=9 => Fault::Hold { node, time: if rng.bool() { middle } else { long } },
             10..=13 => {
                 let which = rng.u8(..4);
-                Fault::FenceRequest {
+                Fault::Partition {
                     node,
                     center: which != 0,
                     peers: which != 1,
@@ -199,7 +199,7 @@ impl Scenario {
             }
             14 => Fault::Reset { node },
             // As long as a session lives without a sign of life, give or take.
-            15 => Fault::FenceRequest { node, center: true, peers: rng.bool(), time: around },
+            15 => Fault::Partition { node, center: true, peers: rng.bool(), time: around },
             16..=17 => Fault::Isolate { server: rng.usize(..3), time: middle },
             18 => Fault::Stall { time: short * 2 },
             19 => Fault::Outage { time: if rng.bool() { short } else { long } },
@@ -213,16 +213,16 @@ impl Scenario {
 }
 
 impl Fault {
-    /// What it is called in the count of all seeds.
+    /// Returns the name of the kind in the counts of all seeds.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Crash { power: false, .. } => "crash",
             Self::Crash { power: true, .. } => "power cut",
             Self::Stop { .. } => "stop",
             Self::Hold { .. } => "pause",
-            Self::FenceRequest { center: true, peers: true, .. } => "partition from all",
-            Self::FenceRequest { center: true, .. } => "partition from the service",
-            Self::FenceRequest { .. } => "partition from nodes",
+            Self::Partition { center: true, peers: true, .. } => "partition from all",
+            Self::Partition { center: true, .. } => "partition from the service",
+            Self::Partition { .. } => "partition from nodes",
             Self::Reset { .. } => "reset",
             Self::Isolate { .. } => "isolated server",
             Self::Stall { .. } => "no quorum",
@@ -236,13 +236,13 @@ impl Fault {
         }
     }
 
-    /// The node whose process it is about.
+    /// Returns the node whose process the fault is about.
     pub(super) fn victim(&mut self) -> Option<&mut usize> {
         match self {
             Self::Crash { node, .. }
             | Self::Stop { node, .. }
             | Self::Hold { node, .. }
-            | Self::FenceRequest { node, .. }
+            | Self::Partition { node, .. }
             | Self::Reset { node } => Some(node),
             Self::Isolate { .. } | Self::Stall { .. } | Self::Outage { .. } | Self::Storm { .. } => None,
             Self::NetworkFaults { .. } | Self::Slow { .. } | Self::Drain { .. } | Self::Jump { .. } => None,

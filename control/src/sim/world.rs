@@ -27,25 +27,25 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Of a session.
+/// Timeout of a session.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// After the storm all tasks end within this time.
+/// Time after the storm within which all tasks end.
 const CALM: Duration = Duration::from_secs(300);
-/// A process that is asked to stop has ended within this time.
+/// Time within which a process that is asked to stop has ended.
 const STOP_MAX: Duration = Duration::from_secs(20);
-/// Between two looks at whether it has.
+/// Time between two checks that it has.
 const STOP_LOOK: Duration = Duration::from_millis(250);
-/// Between two looks at what operators should do.
+/// Seconds between two rounds of the operators.
 const DUTY: u64 = 5;
-/// Between two looks at whether all is done.
+/// Time between two checks that all tasks have ended.
 const LOOK: Duration = Duration::from_secs(1);
 /// Snapshots of the service, one a second, that history can go back to.
 const SNAPSHOTS: usize = 16;
 
-/// Every seed has at least so many.
+/// Least number of faults of a seed.
 const FAULTS_MIN: u64 = 5;
 
-/// Everything of a seed.
+/// State of a seed's world.
 pub(super) struct World {
     scenario: Scenario,
     result: RunResult,
@@ -66,7 +66,7 @@ pub(super) struct World {
     defect: Option<Defect>,
 }
 
-/// What follows a fault.
+/// Follow-up of a fault.
 #[derive(Clone, Debug)]
 enum After {
     Start(usize),
@@ -79,7 +79,7 @@ enum After {
     Quiet,
     Fast,
     Undrain(usize),
-    /// A fault that met nobody.
+    /// A fault that had no effect.
     Strike(Fault),
     LookStopped {
         node: usize,
@@ -89,10 +89,10 @@ enum After {
     },
 }
 
-/// A process to be cut off, and who waits for it.
+/// Process to be cut off, and the channel of the caller that waits.
 type FenceRequest = (Holder, oneshot::Sender<()>);
 
-/// The program that cuts a runner off: by power, and at the servers.
+/// Fence program that cuts a runner off: by power, and at the servers.
 #[derive(Debug)]
 struct ScriptedFence(mpsc::UnboundedSender<FenceRequest>);
 
@@ -109,7 +109,7 @@ impl FenceProgram for ScriptedFence {
     }
 }
 
-/// How late writes may land.
+/// Returns how late writes may land.
 fn late(defect: Option<Defect>) -> Duration {
     if defect == Some(Defect::LateWritesLand) { Duration::from_secs(120) } else { LATE }
 }
@@ -165,7 +165,7 @@ impl World {
         }
     }
 
-    /// Lets it all happen.
+    /// Runs the world.
     pub(super) async fn run(mut self) -> RunResult {
         self.set_up().await;
         let result = self.result.clone();
@@ -180,7 +180,7 @@ impl World {
         self.result.clone()
     }
 
-    /// How many requests a node sends to the service each second when nothing happens.
+    /// Returns how many requests a node sends to the service each second when nothing happens.
     pub(super) async fn requests_at_rest(mut self) -> f64 {
         self.set_up().await;
         sleep(STORMY).await;
@@ -215,7 +215,7 @@ impl World {
         self.result.expect(faults >= FAULTS_MIN, || format!("only {faults} faults"));
     }
 
-    /// Plays the scenario.
+    /// Runs the scenario.
     async fn storm(&mut self) {
         let start = Instant::now();
         let mut events: VecDeque<_> = self.scenario.events.clone().into();
@@ -281,7 +281,7 @@ impl World {
         }
     }
 
-    /// A fault that meets somebody: of a process, one that is there. None while there is none.
+    /// Aims a fault at a running process. `None` while there is none.
     fn aimed(&self, mut fault: Fault) -> Option<Fault> {
         if let Some(node) = fault.victim() {
             let count = self.lives.len();
@@ -307,7 +307,7 @@ impl World {
                     self.plan(time, After::Release(node));
                 }
             }
-            Fault::FenceRequest { node, center, peers, time } => {
+            Fault::Partition { node, center, peers, time } => {
                 if center {
                     self.ensemble.cut(&self.scenario.nodes[node]);
                     self.plan(time, After::MendCenter(node));
@@ -388,7 +388,7 @@ impl World {
         }
     }
 
-    /// A process that was asked to stop has 20 s; with nothing left behind nothing of it is on its way.
+    /// Checks a process that was asked to stop: it has 20 s, and leaves nothing in flight unless it left tasks behind.
     fn look_stopped(&mut self, node: usize, holder: &Holder, asked: Instant, down: Duration) {
         let Some(life) = self.lives[node].as_ref().filter(|life| life.holder == *holder) else { return };
         let is_late = asked.elapsed() >= STOP_MAX;
@@ -428,7 +428,7 @@ impl World {
         self.lives[node] = Some(life);
     }
 
-    /// The end of a process; the node starts another one after a while.
+    /// Ends a process; the node starts another one after a while.
     fn crash(&mut self, node: usize, power: bool, down: Duration) {
         let Some(life) = self.lives[node].take() else { return };
         self.net.hang_up(&self.hosts[node].name);
@@ -443,7 +443,7 @@ impl World {
         self.plan(down, After::Start(node));
     }
 
-    /// The power switch was asked.
+    /// Cuts a process off by power.
     fn cut_off(&mut self, (holder, done): FenceRequest) {
         let is_it = |life: &Option<SimProcess>| life.as_ref().is_some_and(|life| life.holder == holder);
         if let Some(node) = self.lives.iter().position(is_it) {
@@ -454,7 +454,7 @@ impl World {
         let _ = done.send(());
     }
 
-    /// A process with a copy that cannot come to rest is replaced by its operator.
+    /// Replaces a process with a copy that cannot drain, as its operator would.
     fn unwedge(&mut self) {
         for life in self.lives.iter().flatten() {
             if let Some(panic) = life.process.panic() {
@@ -477,7 +477,7 @@ impl World {
         self.invariants.restart(&self.ensemble.committed_below("/"));
     }
 
-    /// Nothing is wrong any more.
+    /// Repairs every fault.
     async fn mend(&mut self) {
         self.result.note("CALM");
         if self.defect == Some(Defect::FaultsNeverEnd) {
@@ -534,7 +534,7 @@ impl World {
         self.result.fail("tasks are left when all was calm for long");
     }
 
-    /// Clients want everything done, and operators every node used.
+    /// Makes clients want every task done, and operators every node used.
     fn resume_all(&self) {
         for seen in self.invariants.tasks() {
             if !seen.record.state.is_terminal() && seen.record.desired_state == DesiredState::Pause {
@@ -548,7 +548,8 @@ impl World {
         }
     }
 
-    /// An operator takes the nodes off that tasks without another fence were lost on, says so, and puts them back.
+    /// Takes the nodes off, as an operator, on which tasks without another fence were lost; confirms that, and starts
+    /// them again.
     async fn confirm_lost(&mut self) {
         let is_manual = |seen: &super::invariants::Seen| {
             seen.record.state == TaskState::Lost && seen.record.spec.kind().fence() == Fence::Manual

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// Fires a watch.
 pub(super) type Fire = oneshot::Sender<()>;
 
-/// What a client asks its server.
+/// Request of a client to its server.
 #[derive(Debug)]
 pub(super) enum Request {
     Get { path: String, watch: Option<Fire> },
@@ -20,7 +20,7 @@ pub(super) enum Request {
     Close,
 }
 
-/// What a server says.
+/// Reply of a server.
 #[derive(Debug)]
 pub(super) enum Reply {
     Node(Option<Node>),
@@ -29,19 +29,19 @@ pub(super) enum Reply {
     Plain,
 }
 
-/// What travels to a client, in order.
+/// Delivery to a client, in order.
 #[derive(Debug)]
 pub(super) enum Delivery {
     Reply { id: u64, reply: Result<Reply, CoordError>, seen: Zxid },
     Fire(Fire),
 }
 
-/// A watch that waits.
+/// Watch that waits.
 #[derive(Debug)]
 pub(super) struct PendingWatch {
     pub(super) path: String,
     pub(super) subject: Subject,
-    /// Transactions that it has seen.
+    /// Number of transactions that it has seen.
     pub(super) since: usize,
     pub(super) fire: Fire,
 }
@@ -67,25 +67,25 @@ impl PendingWatch {
     }
 }
 
-/// A request on its way.
+/// Request in flight.
 pub(super) type Sent = (Instant, u64, Request);
 
-/// Of one session.
+/// Client of one session.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) node: String,
-    /// Whom it talks to.
+    /// Server that it talks to.
     pub(super) server: usize,
-    /// Counts connections: what was sent over an earlier one is answered by nobody.
+    /// Number of connections: requests of an earlier connection are not answered.
     pub(super) connection: u64,
-    /// When it last heard its server.
+    /// When it last received something from its server.
     pub(super) heard: Instant,
-    /// The newest write that it has heard of.
+    /// The newest write that it has seen.
     pub(super) seen: Zxid,
     pub(super) link: watch::Sender<SessionState>,
     pub(super) pending: BTreeMap<u64, oneshot::Sender<Result<Reply, CoordError>>>,
     pub(super) watches: Vec<PendingWatch>,
-    /// Watches that will never fire: their waiters learn of the end of the session only.
+    /// Watches that never fire: their waiters learn only of the end of the session.
     pub(super) silenced: Vec<Fire>,
     /// Events whose connection broke before they arrived.
     pub(super) undelivered: Vec<Fire>,
@@ -120,7 +120,7 @@ impl Client {
         *self.link.borrow()
     }
 
-    /// Sent so far.
+    /// Returns the number of requests sent.
     pub(super) fn requests(&self) -> u64 {
         self.asked
     }
@@ -149,14 +149,14 @@ impl Client {
         }
     }
 
-    /// Something leaves the server for this client.
+    /// Sends something from the server to this client.
     pub(super) fn deliver(&self, latency: Duration, delivery: Delivery) {
         if let Some(down) = &self.down {
             let _ = down.send((Instant::now() + latency, delivery));
         }
     }
 
-    /// Something has arrived.
+    /// Handles a delivery.
     pub(super) fn receive(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Fire(fire) => drop(fire.send(())),
@@ -173,7 +173,7 @@ impl Client {
         }
     }
 
-    /// The connection is gone, and the client knows.
+    /// Handles the loss of the connection.
     pub(super) fn disconnect(&mut self) {
         if self.is_connected() {
             self.break_off("the connection was lost");
@@ -181,7 +181,7 @@ impl Client {
         }
     }
 
-    /// It is connected again, to that server.
+    /// Handles a new connection to a server.
     pub(super) fn connect(&mut self, server: usize) {
         self.server = server;
         self.heard = Instant::now();
@@ -190,7 +190,7 @@ impl Client {
             .send_modify(|state| *state = SessionState { link: Link::Connected, reconnects: state.reconnects + 1 });
     }
 
-    /// Nothing comes after this.
+    /// Ends the session.
     pub(super) fn end(&mut self, ending: Ending) {
         if !self.state().is_over() {
             self.break_off("the session ended");

@@ -36,14 +36,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 const TICK: Duration = Duration::from_secs(1);
 /// Servers of an ensemble.
 const SERVERS: usize = 3;
-/// How long a client looks for a server.
+/// Time for which a client looks for a server.
 const DIAL: Duration = Duration::from_secs(2);
-/// How long a client that closes its session waits.
+/// Time for which a client that closes its session waits.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 type Shared = Arc<Mutex<Core>>;
 
-/// Is told of every committed write, before anybody else can see it. It must not use the ensemble.
+/// Is called with every committed write before any client can see it. It must not use the ensemble.
 pub(crate) type Observer = Arc<dyn Fn(&Commit<'_>) + Send + Sync>;
 
 fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
@@ -55,20 +55,20 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
 pub(crate) struct Commit<'a> {
     /// Its number.
     pub(crate) zxid: Zxid,
-    /// On which node.
+    /// Node that wrote it.
     pub(crate) node: &'a str,
-    /// Nodes as they are now, `None` for those that are gone.
+    /// Nodes after the write, `None` for deleted ones.
     pub(crate) changes: &'a [(&'a str, Option<&'a Node>)],
-    /// As they were asked for; none when the service ended a session.
+    /// Operations of the write; none when the service expired a session.
     pub(crate) ops: &'a [Op],
 }
 
-/// How often and how much the service troubles its clients.
+/// Rates and sizes of the faults that clients see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FaultRates {
-    /// One way between client and server, in milliseconds: least and most.
+    /// Latency of one way between client and server, in milliseconds: least and most.
     pub(crate) latency_ms: (u64, u64),
-    /// Until a server has what was committed: least and most.
+    /// Delay until a server has what was committed: least and most.
     pub(crate) lag_ms: (u64, u64),
     /// Share of writes that are carried out and not answered.
     pub(crate) lost_reply: f64,
@@ -81,7 +81,7 @@ pub(crate) struct FaultRates {
 }
 
 impl Default for FaultRates {
-    /// Nothing goes wrong.
+    /// No faults.
     fn default() -> Self {
         Self { latency_ms: (0, 1), lag_ms: (0, 3), lost_reply: 0.0, late_write: 0.0, lost_watch: 0.0, late_watch: 0.0 }
     }
@@ -92,7 +92,7 @@ impl Default for FaultRates {
 pub(crate) struct Ensemble(Shared);
 
 impl Ensemble {
-    /// A service without nodes that gives silent sessions up after `timeout`. Its ticks end with its last clone.
+    /// Creates a service without nodes that expires silent sessions after `timeout`. Its ticks end with its last clone.
     #[must_use]
     pub(crate) fn new(seed: u64, timeout: Duration) -> Self {
         let shared = Arc::new(Mutex::new(Core::new(seed, SERVERS, timeout)));
@@ -110,12 +110,12 @@ impl Ensemble {
         lock(&self.0)
     }
 
-    /// From now on.
+    /// Sets the faults from now on.
     pub(crate) fn set_weather(&self, weather: FaultRates) {
         self.core().weather = weather;
     }
 
-    /// Who is told of every write.
+    /// Sets the observer of every write.
     pub(crate) fn set_observer(&self, observer: Observer) {
         self.core().observer = Some(observer);
     }
@@ -137,66 +137,66 @@ impl Ensemble {
         self.core().forbidden = prefix.map(str::to_owned);
     }
 
-    /// How many requests all sessions have sent so far: reads, writes and goodbyes; pings are none.
+    /// Returns how many requests all sessions have sent: reads, writes and closes, but not pings.
     #[must_use]
     pub(crate) fn requests(&self) -> u64 {
         self.core().clients.values().map(client::Client::requests).sum()
     }
 
-    /// A node's packets go nowhere, without anybody being told.
+    /// Drops a node's packets, without telling any client.
     pub(crate) fn cut(&self, node: &str) {
         self.core().cut(node, true);
     }
 
-    /// They go through again.
+    /// Ends a cut.
     pub(crate) fn mend(&self, node: &str) {
         self.core().cut(node, false);
     }
 
-    /// A node's connections break; it may connect again.
+    /// Breaks a node's connections; it may connect again.
     pub(crate) fn reset(&self, node: &str) {
         self.core().reset(|client| client.node == node);
     }
 
-    /// The service gives a node's sessions up at once.
+    /// Expires a node's sessions at once.
     pub(crate) fn expire(&self, node: &str) {
         let mut core = self.core();
         core.expire(node);
         wire::spread(&self.0, &mut core);
     }
 
-    /// A server no longer hears its leader: its clients read what once was, and their writes stall until it drops them.
+    /// Isolates a server from its leader: its clients read stale data, and their writes stall until it drops them.
     pub(crate) fn isolate(&self, server: usize) {
         self.core().isolate(server);
     }
 
-    /// It hears its leader again.
+    /// Ends the isolation of a server.
     pub(crate) fn restore(&self, server: usize) {
         self.core().restore(server);
     }
 
-    /// There is no leader for a while: writes wait, no session ends.
+    /// Leaves the service without a leader for a while: writes wait, no session expires.
     pub(crate) fn stall(&self, time: Duration) {
         self.core().stall(time);
     }
 
-    /// Every server stops.
+    /// Stops every server.
     pub(crate) fn stop(&self) {
         self.core().set_up(false);
     }
 
-    /// They are back, with everything that was committed; every session has its full time again.
+    /// Starts every server, with everything that was committed; every session has its full time again.
     pub(crate) fn start(&self) {
         self.core().set_up(true);
     }
 
-    /// All there is now.
+    /// Returns a snapshot of the service.
     #[must_use]
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.core().snapshot()
     }
 
-    /// The service goes back to what once was, as from a backup: later transactions get numbers that were used before.
+    /// Restores a snapshot, as from a backup: later transactions get numbers that were used before.
     pub(crate) fn regress(&self, to: &Snapshot) {
         self.core().regress(to);
     }
@@ -249,7 +249,7 @@ impl SimSession {
         wire::ask(&self.shared, self.id, request).await
     }
 
-    /// A reading that nobody answers has done no harm.
+    /// Reads: a lost read does no harm.
     async fn look(&self, request: Request) -> Result<Reply, CoordError> {
         if let Request::Get { path, .. } | Request::Children { path, .. } = &request
             && !is_path(path)

@@ -18,25 +18,25 @@ use tokio::time::Instant;
 /// Time after which a server that has lost its leader drops its clients.
 const SYNC_LIMIT: Duration = Duration::from_secs(4);
 
-/// Everything of one service, behind one lock.
+/// State of one service, behind one lock.
 pub(super) struct Core {
     pub(super) rng: fastrand::Rng,
     pub(super) weather: FaultRates,
     pub(super) clients: BTreeMap<SessionId, Client>,
     pub(super) observer: Option<Observer>,
-    /// Nobody may write below it.
+    /// Path below which writes are refused.
     pub(super) forbidden: Option<String>,
     pub(super) timeout: Duration,
     tree: Tree,
     log: Vec<Arc<Transaction>>,
-    /// Transactions that the servers have been told of.
+    /// Number of transactions that the servers have been told of.
     spread: usize,
     servers: Vec<Server>,
     tenures: BTreeMap<SessionId, TrackedSession>,
-    /// Nodes whose packets go nowhere.
+    /// Nodes whose packets are dropped.
     cut: BTreeSet<String>,
     is_up: bool,
-    /// Without a leader until then.
+    /// Time until which there is no leader.
     stalled_until: Instant,
     sessions_opened: i64,
     zxid: Zxid,
@@ -53,23 +53,23 @@ impl std::fmt::Debug for Core {
 #[derive(Debug, Default)]
 struct Server {
     tree: Tree,
-    /// Transactions of the log that it has replayed.
+    /// Number of transactions of the log that it has replayed.
     replayed: usize,
-    /// Since when it has not heard its leader.
+    /// Since when it is isolated from its leader.
     isolated: Option<Instant>,
-    /// It talks to no client.
+    /// Whether it talks to no client.
     is_mute: bool,
 }
 
-/// What the leader knows of a session.
+/// Session as the leader tracks it.
 #[derive(Clone, Debug)]
 struct TrackedSession {
     node: String,
-    /// The tick that ends it.
+    /// Tick at which it expires.
     last_tick: u64,
 }
 
-/// A state of the service to go back to.
+/// State of the service to restore.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     tree: Tree,
@@ -110,24 +110,24 @@ impl Core {
         Duration::from_millis(self.rng.u64(least..=most))
     }
 
-    /// Whether something of probability `share` happens.
+    /// Tells whether an event of probability `share` happens.
     pub(super) fn chance(&mut self, share: f64) -> bool {
         share > 0.0 && self.rng.f64() < share
     }
 
     // Reachability.
 
-    /// Whether packets go between a node and a server.
+    /// Tells whether packets get from a node to a server.
     pub(super) fn reaches(&self, node: &str, server: usize) -> bool {
         self.is_up && !self.cut.contains(node) && !self.servers[server].is_mute
     }
 
-    /// Whether a server's writes reach the leader.
+    /// Tells whether a server's writes reach the leader.
     pub(super) fn has_leader(&self, server: usize) -> bool {
         self.is_up && self.servers[server].isolated.is_none() && Instant::now() >= self.stalled_until
     }
 
-    /// A server that takes a client who has seen everything up to `seen`.
+    /// Returns a server that accepts a client that has seen everything up to `seen`.
     pub(super) fn any_server(&mut self, node: &str, seen: Zxid) -> Option<usize> {
         let takes =
             |server: &usize| self.reaches(node, *server) && self.has_leader(*server) && self.zxid_of(*server) >= seen;
@@ -162,7 +162,7 @@ impl Core {
         self.catch_up(server, self.log.len());
     }
 
-    /// No leader for a while; the next one gives every session its full time.
+    /// Removes the leader for a while; the next one gives every session its full time.
     pub(super) fn stall(&mut self, time: Duration) {
         self.stalled_until = self.stalled_until.max(Instant::now() + time);
         let tick = self.tick_after(time + self.timeout);
@@ -180,7 +180,7 @@ impl Core {
         }
     }
 
-    /// Connections break so that their clients notice.
+    /// Breaks connections so that their clients notice.
     pub(super) fn reset(&mut self, which: impl Fn(&Client) -> bool) {
         self.clients.values_mut().filter(|client| which(client)).for_each(Client::disconnect);
     }
@@ -192,7 +192,7 @@ impl Core {
         u64::try_from(since.as_millis() / TICK.as_millis()).expect("ticks of a simulation") + 1
     }
 
-    /// A session for a node; needs a leader.
+    /// Opens a session for a node; needs a leader.
     pub(super) fn admit(&mut self, node: &str) -> Option<(SessionId, usize)> {
         let server = self.any_server(node, Zxid(0))?;
         self.sessions_opened += 1;
@@ -206,7 +206,7 @@ impl Core {
         self.tenures.contains_key(&session)
     }
 
-    /// A sign of life has come to the leader, with a follower's delay.
+    /// Handles a sign of life that reaches the leader, with a follower's delay.
     pub(super) fn touch(&mut self, session: SessionId) {
         let lag = Duration::from_millis(self.rng.u64(0..=500)).min(TICK / 2);
         let tick = self.tick_after(self.timeout.saturating_sub(lag));
@@ -215,7 +215,7 @@ impl Core {
         }
     }
 
-    /// Ends what a tick ends.
+    /// Expires the sessions of this tick.
     pub(super) fn tick(&mut self) {
         if !self.is_up || Instant::now() < self.stalled_until {
             return;
@@ -232,13 +232,13 @@ impl Core {
         }
     }
 
-    /// Ends every session of a node at once; the node learns it from the service.
+    /// Expires every session of a node at once; the node learns it from the service.
     pub(super) fn expire(&mut self, node: &str) {
         let its: Vec<_> = self.tenures.iter().filter(|(_, t)| t.node == node).map(|(id, _)| *id).collect();
         its.into_iter().for_each(|session| self.give_up(session));
     }
 
-    /// Ends a session; its ephemeral nodes go.
+    /// Ends a session and deletes its ephemeral nodes.
     pub(super) fn give_up(&mut self, session: SessionId) {
         let Some(tenure) = self.tenures.remove(&session) else { return };
         let gone = self.tree.owned_by(session);
@@ -248,7 +248,7 @@ impl Core {
 
     // Requests, at the server of the client.
 
-    /// What a session's server says to a request.
+    /// Returns the reply of a session's server to a request.
     pub(super) fn serve(&mut self, session: SessionId, request: Request) -> Result<Reply, CoordError> {
         let (server, node) =
             self.clients.get(&session).map(|client| (client.server, client.node.clone())).ok_or(GONE)?;
@@ -278,7 +278,7 @@ impl Core {
         }
     }
 
-    /// A write as the leader takes it; the session's server has it before it answers.
+    /// Applies a write on the leader; the session's server has it before it answers.
     pub(super) fn multi(
         &mut self,
         session: SessionId,
@@ -315,7 +315,7 @@ impl Core {
         self.log.push(Arc::new(Transaction { zxid, changes }));
     }
 
-    /// What was committed since this was asked last: which server is to replay the log how far, and how much later.
+    /// Returns what was committed since the last call: which server is to replay the log how far, and how much later.
     pub(super) fn unspread(&mut self) -> Vec<(usize, usize, Duration)> {
         let upto = self.log.len();
         if upto == std::mem::replace(&mut self.spread, upto) {
@@ -327,17 +327,17 @@ impl Core {
             .collect()
     }
 
-    /// How many there are.
+    /// Returns the number of servers.
     pub(super) fn servers(&self) -> usize {
         self.servers.len()
     }
 
-    /// Silence after which a client no longer believes to be connected.
+    /// Returns the silence after which a client considers itself disconnected.
     pub(super) fn patience(&self) -> Duration {
         self.timeout / 5
     }
 
-    /// A server replays the log up to a length, if it has a leader; its clients' watches fire.
+    /// Replays the log on a server up to a length, if it has a leader; its clients' watches fire.
     pub(super) fn catch_up(&mut self, server: usize, upto: usize) {
         if self.servers[server].isolated.is_some() {
             return;
@@ -375,7 +375,7 @@ impl Core {
         }
     }
 
-    /// A client has come to a new server: what has changed since its watches were set fires now.
+    /// Fires the watches of a client on a new server for what has changed since they were set.
     pub(super) fn rearm(&mut self, session: SessionId) {
         let Some(client) = self.clients.get_mut(&session) else { return };
         let log = &self.log[..self.servers[client.server].replayed];
@@ -393,8 +393,8 @@ impl Core {
         Snapshot { tree: self.tree.clone(), zxid: self.zxid, tenures: self.tenures.clone() }
     }
 
-    /// Goes back to what once was: the sessions of then have their full time again, and clients who have seen more are
-    /// not taken by any server.
+    /// Restores a snapshot: the sessions of that time have their full time again, and no server accepts clients that
+    /// have seen more.
     pub(super) fn regress(&mut self, to: &Snapshot) {
         self.reset(|_| true);
         (self.tree, self.zxid, self.tenures) = (to.tree.clone(), to.zxid, to.tenures.clone());
@@ -408,11 +408,11 @@ impl Core {
         self.clients.values_mut().for_each(|client| client.watches.iter_mut().for_each(|watch| watch.since = 0));
     }
 
-    /// The newest write that a server has.
+    /// Returns the newest write that a server has.
     pub(super) fn seen(&self, server: usize) -> Zxid {
         self.zxid_of(server)
     }
 }
 
-/// What a session that has been given up hears.
+/// Error of a session that has expired.
 pub(super) const GONE: CoordError = CoordError::Ended(Ending::Expired);

@@ -23,12 +23,12 @@ pub(super) struct Transaction {
 pub(super) struct Tree(BTreeMap<Arc<str>, Arc<Node>>);
 
 impl Tree {
-    /// The node there. The root always is, and is nobody's to change.
+    /// Returns the node at a path. The root always exists and cannot be changed.
     pub(super) fn get(&self, path: &str) -> Option<&Arc<Node>> {
         self.0.get(path)
     }
 
-    /// Names of the nodes right below, in order.
+    /// Returns the names of the children, in order.
     pub(super) fn children(&self, path: &str) -> Vec<String> {
         let prefix = if path == "/" { String::from("/") } else { format!("{path}/") };
         let below = self.from(&prefix).take_while(|(path, _)| path.starts_with(&prefix));
@@ -39,12 +39,12 @@ impl Tree {
         self.0.range::<str, _>((Bound::Included(path), Bound::Unbounded))
     }
 
-    /// Paths of what would end with a session.
+    /// Returns the paths of the nodes that a session owns.
     pub(super) fn owned_by(&self, session: SessionId) -> Vec<Arc<str>> {
         self.0.iter().filter(|(_, node)| node.stat.owner == Some(session)).map(|(path, _)| path.clone()).collect()
     }
 
-    /// Whether a node can have children there.
+    /// Tells whether a node can have children there.
     pub(super) fn exists(&self, path: &str) -> bool {
         path == "/" || self.0.contains_key(path)
     }
@@ -58,13 +58,13 @@ impl Tree {
         }
     }
 
-    /// Every node below a path, in order of the paths.
+    /// Returns every node below a path, in order of the paths.
     pub(super) fn below(&self, prefix: &str) -> impl Iterator<Item = (&str, &Node)> {
         let below = self.from(prefix).take_while(move |(path, _)| path.starts_with(prefix));
         below.map(|(path, node)| (&**path, &**node))
     }
 
-    /// What `ops` come to as transaction `zxid`; the tree stays as it is.
+    /// Returns the effect of `ops` as transaction `zxid`; the tree is unchanged.
     pub(super) fn judge(
         &self,
         ops: &[Op],

@@ -13,14 +13,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Between two looks at a broken path.
+/// Time between two checks of a broken path.
 const RETRANSMIT: Duration = Duration::from_millis(40);
-/// Between two pings.
+/// Time between two pings.
 const PING: Duration = Duration::from_millis(500);
-/// Longest time after which a write whose client has given up is still carried out.
+/// Longest delay of a write whose client has given up.
 const LATE_MS_MAX: u64 = 9_000;
 
-/// Gives a session the two tasks of a new connection.
+/// Starts the two tasks of a new connection.
 pub(super) fn connect(shared: &Shared, session: SessionId) {
     let (up, requests) = mpsc::unbounded_channel();
     let (down, deliveries) = mpsc::unbounded_channel();
@@ -33,11 +33,11 @@ pub(super) fn connect(shared: &Shared, session: SessionId) {
     tokio::spawn(downlink(shared.clone(), session, connection, deliveries));
 }
 
-/// What a broken or whole path means for what is on it.
+/// What the state of a path means for what is in flight.
 enum Passage {
     Open,
     Broken,
-    /// The connection is none any more.
+    /// The connection is closed.
     Over,
 }
 
@@ -60,7 +60,7 @@ async fn uplink(shared: Shared, session: SessionId, connection: u64, mut request
     }
 }
 
-/// Whether a request has come through, or never will.
+/// Delivers a request to its server; tells whether it has arrived or never will.
 fn arrive(shared: &Shared, session: SessionId, connection: u64, id: u64, request: &mut Option<Request>) -> bool {
     let needs_leader = !matches!(request, Some(Request::Get { .. } | Request::Children { .. }));
     let mut core = lock(shared);
@@ -79,7 +79,7 @@ fn arrive(shared: &Shared, session: SessionId, connection: u64, id: u64, request
     true
 }
 
-/// A request has come to its server.
+/// Answers a request at its server.
 fn answer(core: &mut Core, session: SessionId, id: u64, request: Request) {
     let is_write = matches!(request, Request::Multi(_));
     let reply = core.serve(session, request);
@@ -100,7 +100,7 @@ fn answer(core: &mut Core, session: SessionId, id: u64, request: Request) {
     client.deliver(latency, Delivery::Reply { id, reply, seen });
 }
 
-/// A write that its client has given up may happen all the same.
+/// Lets a write happen that its client has given up, maybe.
 fn strand(shared: &Shared, core: &mut Core, session: SessionId, request: Request) {
     let Request::Multi(ops) = request else { return };
     let late = core.weather.late_write;
@@ -135,7 +135,7 @@ async fn downlink(
     }
 }
 
-/// Whether a delivery has come through, or never will over this connection.
+/// Delivers to a client; tells whether it has arrived or never will over this connection.
 fn land(
     shared: &Shared,
     session: SessionId,
@@ -160,7 +160,7 @@ fn land(
     true
 }
 
-/// The connection broke: events on it are told again over the next one, answers are not.
+/// Handles a broken connection: events on it are sent again over the next one, answers are not.
 fn requeue(
     core: &mut Core,
     session: SessionId,
@@ -182,7 +182,7 @@ fn requeue(
     }
 }
 
-/// Tells the servers of what was committed since the last time.
+/// Sends the servers what was committed since the last call.
 pub(super) fn spread(shared: &Shared, core: &mut Core) {
     for (server, upto, lag) in core.unspread() {
         let shared = shared.clone();
@@ -193,7 +193,7 @@ pub(super) fn spread(shared: &Shared, core: &mut Core) {
     }
 }
 
-/// Ends sessions by the leader's ticks, for as long as anybody has the service.
+/// Expires sessions by the leader's ticks, as long as the service is in use.
 pub(super) async fn tick(shared: Weak<std::sync::Mutex<Core>>) {
     let mut next = Instant::now() + TICK;
     loop {
@@ -206,8 +206,8 @@ pub(super) async fn tick(shared: Weak<std::sync::Mutex<Core>>) {
     }
 }
 
-/// The client's own part: pings, notices silence, connects anew, gives up. Lives in the process of the client and as
-/// long as somebody holds the session, which is closed then if it can be.
+/// Runs the client's own part: pings, notices silence, reconnects, gives up. Lives in the process of the client as long
+/// as the session is held, which is closed then if possible.
 pub(super) async fn keep(shared: Shared, session: SessionId, alive: Weak<()>) {
     while alive.strong_count() > 0 {
         let wait = {
@@ -256,7 +256,7 @@ fn ping(core: &mut Core, session: SessionId) {
     core.clients.get_mut(&session).into_iter().for_each(|client| client.heard = Instant::now());
 }
 
-/// Tries another server. True if there is a connection to be made.
+/// Tries another server. True if a connection is to be made.
 fn redial(core: &mut Core, session: SessionId) -> bool {
     let limit = core.timeout.mul_f64(1.4);
     let Some(client) = core.clients.get(&session) else { return false };
@@ -276,7 +276,7 @@ fn redial(core: &mut Core, session: SessionId) -> bool {
     false
 }
 
-/// Asks, and waits for the answer.
+/// Sends a request, and waits for the answer.
 pub(super) async fn ask(shared: &Shared, session: SessionId, request: Request) -> Result<Reply, CoordError> {
     let answered = {
         let mut core = lock(shared);
