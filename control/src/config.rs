@@ -69,9 +69,9 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
     override_usage = "taskd --standalone --state-dir DIR --listen ADDR --allow-path DIR...\n       \
         taskd --node-id ID --listen ADDR --zookeeper HOSTS/CHROOT --state-dir DIR --allow-path DIR...",
     after_help = "A value comes from its flag, else from the environment, else from the file of --config. SIGTERM and SIGINT \
-        stop in good order: copies are given back and the process ends within 20 s; a second one ends at once. \
-        SIGHUP reads --slots and --log anew from the file of --config, and the certificates. \
-        SIGQUIT writes to the log how everything stands."
+        stop in order: tasks are returned and the process exits within 20 s; a second one stops at once. \
+        SIGHUP reloads --slots and --log from the file of --config, and the certificates. \
+        SIGQUIT logs the state of the node."
 )]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct RawConfig {
@@ -403,10 +403,10 @@ fn read_file(file: &Path) -> Result<String> {
     let what = || format!("read the configuration {}", file.shown());
     let failed = |error: std::io::Error| Error::io(Side::Caller, Operation::Parse, &error, what());
     if std::fs::metadata(file).map_err(failed)?.len() > FILE_BYTES_MAX {
-        return Err(Error::bad_request(format!("{}: it is larger than {FILE_BYTES_MAX} bytes", what())));
+        return Err(Error::bad_request(format!("{}: larger than {FILE_BYTES_MAX} bytes", what())));
     }
     let bytes = std::fs::read(file).map_err(failed)?;
-    String::from_utf8(bytes).map_err(|_| Error::bad_request(format!("{}: it is not text", what())))
+    String::from_utf8(bytes).map_err(|_| Error::bad_request(format!("{}: not UTF-8 text", what())))
 }
 
 fn node(given: Option<String>, is_alone: bool) -> Result<NodeId> {
@@ -415,8 +415,8 @@ fn node(given: Option<String>, is_alone: bool) -> Result<NodeId> {
         None if is_alone => {
             host_name().and_then(|name| NodeId::new(name).ok()).map_or_else(|| NodeId::new("local"), Ok)
         }
-        None => Err(Error::bad_request("a node of a center needs a name that stays")
-            .advise("use --node-id NAME, or --standalone for one node by itself")),
+        None => Err(Error::bad_request("a node of a center needs a permanent name")
+            .advise("use --node-id NAME, or --standalone for a single node")),
     }
 }
 
@@ -428,7 +428,7 @@ pub(crate) fn host_name() -> Option<String> {
 fn checked_clock_off(given: Option<String>) -> Result<Duration> {
     let off = duration("--clock-off", given, CLOCK_OFF_DEFAULT)?;
     if off < CLOCK_OFF_MIN {
-        return Err(Error::bad_request("--clock-off is 10s or more: the clocks are compared over the network"));
+        return Err(Error::bad_request("--clock-off must be 10s or more: the clocks are compared over the network"));
     }
     Ok(off)
 }
@@ -441,17 +441,13 @@ fn store(
 ) -> Result<Store> {
     let session_timeout = duration("--session-timeout", session_timeout, SESSION_TIMEOUT_DEFAULT)?;
     if !(SESSION_TIMEOUT_MIN..=SESSION_TIMEOUT_MAX).contains(&session_timeout) {
-        return Err(Error::bad_request(
-            "--session-timeout is from 6s to 120s: leases and their margins are made of it",
-        ));
+        return Err(Error::bad_request("--session-timeout must be from 6s to 120s: leases are computed from it"));
     }
     match (is_alone, zookeeper) {
         (true, None) => Ok(Store::Embedded),
         (false, Some(address)) => Ok(Store::ZooKeeper { address, auth, session_timeout }),
         (true, Some(_)) => Err(Error::bad_request("--standalone and --zookeeper exclude each other")),
-        (false, None) => {
-            Err(Error::bad_request("nothing says where tasks are kept: use --zookeeper HOSTS/CHROOT or --standalone"))
-        }
+        (false, None) => Err(Error::bad_request("no store given: use --zookeeper HOSTS/CHROOT or --standalone")),
     }
 }
 
@@ -459,7 +455,7 @@ fn store(
 fn address(flag: &str, text: &str) -> Result<SocketAddr> {
     let refused = |why: String| Error::bad_request(format!("{flag} '{}': {why}", text.escape_debug()));
     HostPort::parse(text).map_err(|why| refused(why.to_owned()))?;
-    let mut found = text.to_socket_addrs().map_err(|error| refused(format!("{error}; an address is HOST:PORT")))?;
+    let mut found = text.to_socket_addrs().map_err(|error| refused(format!("{error}; expected HOST:PORT")))?;
     found.next().ok_or_else(|| refused(String::from("that host has no address")))
 }
 
@@ -467,7 +463,7 @@ fn protected(flag: &str, address: impl Display, is_protected: bool, by: &str) ->
     if is_protected {
         return Ok(());
     }
-    let message = format!("{flag} {address} is reached from other hosts without protection");
+    let message = format!("{flag} {address} would listen to other hosts without TLS");
     Err(Error::bad_request(message).advise(format!("use {by}, or --insecure on a network that you trust")))
 }
 
@@ -480,7 +476,7 @@ fn checked_advertise(text: String) -> Result<String> {
 
 fn state_directory(flag: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let found = state_dir::locate(flag, variable).ok_or_else(|| {
-        let message = "there is no state directory, as HOME is not set; name one with --state-dir";
+        let message = "no state directory: HOME is not set; use --state-dir";
         Error::new(Code::Permission, Side::Caller, Operation::Journal, message)
     })?;
     absolute("--state-dir", &found)
@@ -500,7 +496,10 @@ fn server(text: String) -> Result<String> {
 fn labelled(text: &str) -> Result<(String, String)> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && text.len() <= 256 => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Error::bad_request(format!("--label '{}' is no KEY=VALUE of at most 256 bytes", text.escape_debug()))),
+        _ => Err(Error::bad_request(format!(
+            "--label '{}': expected KEY=VALUE of at most 256 bytes",
+            text.escape_debug()
+        ))),
     }
 }
 
@@ -509,9 +508,7 @@ fn checked_slots(slots: Option<u32>) -> Result<u32> {
     if (1..=SLOTS_MAX).contains(&slots) {
         return Ok(slots);
     }
-    Err(Error::bad_request(format!(
-        "--slots {slots}: a node runs 1 to {SLOTS_MAX} tasks at once; use drain to run none"
-    )))
+    Err(Error::bad_request(format!("--slots {slots}: must be from 1 to {SLOTS_MAX}; use drain to run none")))
 }
 
 fn duration(flag: &str, text: Option<String>, default: Duration) -> Result<Duration> {
@@ -527,7 +524,7 @@ fn data(
 ) -> Result<Option<(DataAddress, ProbeTiming)>> {
     let Some(address) = address else {
         if interval.is_some() || timeout.is_some() {
-            let message = "--data-channel-interval and --data-channel-timeout say nothing without --data-address";
+            let message = "--data-channel-interval and --data-channel-timeout need --data-address";
             return Err(Error::bad_request(message));
         }
         return Ok(None);
@@ -535,11 +532,11 @@ fn data(
     let interval = duration("--data-channel-interval", interval, DATA_INTERVAL_DEFAULT)?;
     let timeout = duration("--data-channel-timeout", timeout, DATA_TIMEOUT_DEFAULT)?;
     if interval < DATA_INTERVAL_MIN {
-        return Err(Error::bad_request("--data-channel-interval is at least 50ms: more often, probes would be load"));
+        return Err(Error::bad_request("--data-channel-interval must be at least 50ms"));
     }
     if timeout < interval * 3 || timeout > DATA_TIMEOUT_MAX {
-        let message = "--data-channel-timeout is at least three times --data-channel-interval, and at most 60s: \
-            a lost packet or two must not cost a node its roles";
+        let message = "--data-channel-timeout must be at least three times --data-channel-interval, and at most 60s: \
+    a lost packet or two must not cost a node its roles";
         return Err(Error::bad_request(message));
     }
     Ok(Some((DataAddress::parse(&address)?, ProbeTiming { interval, timeout })))

@@ -113,7 +113,7 @@ impl WritePermitRequest {
     ) -> oneshot::Receiver<Result<(), Error>> {
         let (answer, answered) = oneshot::channel();
         if let Some(admission) = admission.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // Comes back, and is dropped here, if nobody listens.
+            // Returned and dropped here if the receiver is gone.
             let _ = admission.send(Self { durable, answer });
         }
         answered

@@ -19,7 +19,7 @@ impl HostPort {
     /// # Errors
     /// What is wrong with the text, for a sentence that names it.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let (host, port) = text.rsplit_once(':').ok_or("it has no port: write HOST:PORT")?;
+        let (host, port) = text.rsplit_once(':').ok_or("no port: expected HOST:PORT")?;
         Ok(Self { host: parse_host(host)?, port: parse_port(port)? })
     }
 
@@ -29,7 +29,7 @@ impl HostPort {
     /// As [`HostPort::parse`]; also for port 0.
     pub fn parse_peer(text: &str) -> Result<Self, &'static str> {
         match Self::parse(text)? {
-            Self { port: 0, .. } => Err("nobody can be called at port 0"),
+            Self { port: 0, .. } => Err("port 0 cannot be called"),
             peer => Ok(peer),
         }
     }
@@ -54,7 +54,7 @@ pub(crate) fn parse_server(text: &str) -> Result<(String, Option<u16>), &'static
 /// What is wrong with the text.
 pub(crate) fn parse_port(text: &str) -> Result<u16, &'static str> {
     let digits = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    digits.and_then(|digits| digits.parse().ok()).ok_or("its port is no number from 0 to 65535")
+    digits.and_then(|digits| digits.parse().ok()).ok_or("the port must be a number from 0 to 65535")
 }
 
 fn parse_host(host: &str) -> Result<String, &'static str> {
@@ -62,9 +62,7 @@ fn parse_host(host: &str) -> Result<String, &'static str> {
         Some(inner) => inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok()),
         None => !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)),
     };
-    is_host
-        .then(|| host.to_owned())
-        .ok_or("its host is no name and no address: write HOST:PORT, an IPv6 address in brackets")
+    is_host.then(|| host.to_owned()).ok_or("invalid host: expected HOST:PORT, an IPv6 address in brackets")
 }
 
 impl fmt::Display for HostPort {

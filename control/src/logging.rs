@@ -33,5 +33,5 @@ impl Logging {
 fn filter(wanted: Option<&str>) -> Result<EnvFilter> {
     let builder = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into());
     let Some(text) = wanted else { return Ok(builder.from_env_lossy()) };
-    builder.parse(text).map_err(|error| Error::bad_request(format!("--log '{text}' is no filter: {error}")))
+    builder.parse(text).map_err(|error| Error::bad_request(format!("--log '{text}': invalid filter: {error}")))
 }

@@ -47,7 +47,7 @@ struct Ending(Sender<Event>, Option<Result<()>>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let silent = || Err(Error::internal(Operation::Stop, "the server has ended without a word"));
+        let silent = || Err(Error::internal(Operation::Stop, "the node has ended without a result"));
         // The owner may have given up waiting.
         let _ = self.0.send(Event::Ended(self.1.take().unwrap_or_else(silent)));
     }
@@ -125,7 +125,7 @@ fn start(events: Sender<Event>, seen: &Receiver<Event>) -> std::result::Result<(
         });
     });
     let result = own(seen, &control, &logging);
-    // It goes with the process: taking it apart could wait for what hangs, and helps nobody.
+    // It ends with the process: dropping it could wait for what hangs.
     std::mem::forget(runtime);
     let is_resolved = config.try_recv().unwrap_or(true);
     result.map_err(|error| if is_resolved { error.into() } else { Failure::of_usage(error) })
@@ -140,25 +140,27 @@ fn own(events: &Receiver<Event>, control: &Control, logging: &Logging) -> Result
         match events.recv_timeout(left) {
             Ok(Event::Ended(result)) => return result,
             Ok(Event::Signal(SIGHUP)) => reload(control, logging),
-            Ok(Event::Signal(SIGQUIT | SIGUSR1)) => tracing::warn!(state = %control.state(), "asked how it stands"),
+            Ok(Event::Signal(SIGQUIT | SIGUSR1)) => {
+                tracing::warn!(state = %control.state(), "state, as asked by a signal")
+            }
             Ok(Event::Signal(_)) if deadline.is_none() => {
                 deadline = Some(Instant::now() + STOP_MAX);
                 control.stopper().stop(Stop::Drained);
             }
             Ok(Event::Signal(_)) => {
                 tracing::warn!(
-                    "asked twice: ends at once; what is not given back is taken over when the session expires"
+                    "stopping at once after a second signal: tasks that were not returned are reassigned when the session expires"
                 );
                 deadline = deadline.min(Some(Instant::now() + FAST_STOP_MAX));
                 control.stopper().stop(Stop::Fast);
             }
             Err(RecvTimeoutError::Timeout) if deadline.is_some() => {
-                tracing::error!("not stopped in time: ends as it is");
+                tracing::error!("not stopped in time: exiting");
                 return Ok(());
             }
             Err(RecvTimeoutError::Timeout) => (),
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::internal(Operation::Stop, "nobody is left who could say anything"));
+                return Err(Error::internal(Operation::Stop, "the node has ended without a result"));
             }
         }
     }
@@ -172,12 +174,12 @@ fn reload(control: &Control, logging: &Logging) {
         let limits = raw.limits()?;
         logging.change(raw.log.as_deref())?;
         if !control.limit(limits) {
-            tracing::warn!("not started yet: the limits are those of the start");
+            tracing::warn!("still starting: limits unchanged");
         }
         Ok(())
     };
     match read() {
-        Ok(()) => tracing::info!("has read its limits and its log level again"),
-        Err(error) => tracing::error!(%error, "nothing is changed"),
+        Ok(()) => tracing::info!("limits and log level reloaded"),
+        Err(error) => tracing::error!(%error, "cannot reload: nothing changed"),
     }
 }

@@ -76,7 +76,7 @@ impl Metrics {
         let serving = async move {
             let door = Door { socket, admission: Admission::new(METRICS_CONNECTIONS_MAX) };
             let served = axum::serve(door, pages).with_graceful_shutdown(goodbye).await;
-            served.unwrap_or_else(|error| tracing::warn!(%error, "metrics are served no more"));
+            served.unwrap_or_else(|error| tracing::warn!(%error, "metrics server failed"));
         };
         Ok(Self { stopping, task: tokio::spawn(serving) })
     }
@@ -158,17 +158,21 @@ impl Sources {
 
     fn of_node(&self, registry: &mut Registry) {
         registry.register("runner_tasks", "Tasks that this node holds", whole(self.runner.held().len() as u64));
-        registry.register("runner_registered", "Whether it is registered", whole(self.runner.is_registered().into()));
+        registry.register(
+            "runner_registered",
+            "Whether this node is registered",
+            whole(self.runner.is_registered().into()),
+        );
         let leads = self.roles.leadership.borrow().desk.is_some();
         let serves = *self.roles.serving.borrow() && (leads || self.runner.is_registered());
-        let help = "Whether this node has a role: not without a session, nor while its data channel is lost";
+        let help = "Whether this node has its roles: not without a session, nor while its data channel is lost";
         registry.register("serving", help, whole(serves.into()));
         let margin = Real::default();
         margin.set(self.runner.lease_left().as_secs_f64());
-        let help = "What is left of this node's lease; zero without one";
+        let help = "Time left of this node's lease; zero without one";
         registry.register_with_unit("lease_margin", help, Unit::Seconds, margin);
         if let Some(tls) = &self.tls {
-            let help = "When the first certificate of this node expires, since 1970";
+            let help = "Time at which the first certificate of this node expires, since 1970";
             registry.register_with_unit("tls_not_after", help, Unit::Seconds, whole(tls.expires().as_secs()));
         }
     }
@@ -177,7 +181,7 @@ impl Sources {
 fn of_center(registry: &mut Registry, numbers: &CenterMetrics) {
     let epoch = Gauge::<i64>::default();
     epoch.set(numbers.epoch.0);
-    registry.register("leader_epoch", "Of this term: grows with every election", epoch);
+    registry.register("leader_epoch", "Epoch of the leader's term: grows with every election", epoch);
     let tasks = Family::<OfState, Whole>::default();
     for (state, count) in &numbers.tasks {
         tasks.get_or_create(&OfState { state: state.as_str() }).set(*count);
@@ -187,16 +191,20 @@ fn of_center(registry: &mut Registry, numbers: &CenterMetrics) {
     registry.register("unreadable_records", "Records that cannot be decoded and are left alone", unreadable);
     for (name, help, bytes) in [
         ("running_planned", "Sizes of the sources of running copies", numbers.planned_bytes),
-        ("running_durable", "What is durable of running copies", numbers.durable_bytes),
+        ("running_durable", "Durable bytes of running copies", numbers.durable_bytes),
     ] {
         registry.register_with_unit(name, help, Unit::Bytes, whole(bytes));
     }
-    registry.register("running_rate_bytes_per_second", "Of all running copies", whole(numbers.rate_bytes_per_second));
-    registry.register("assignments", "Tasks given to runners in this term", whole(numbers.assignments));
+    registry.register(
+        "running_rate_bytes_per_second",
+        "Rate of all running copies",
+        whole(numbers.rate_bytes_per_second),
+    );
+    registry.register("assignments", "Tasks assigned in this term", whole(numbers.assignments));
     for (name, help, latency) in [
-        ("queue_wait", "From submission to assignment, of the last ones", numbers.queue_wait),
-        ("assignment", "From the decision to the runner's acceptance, of the last ones", numbers.assignment),
-        ("coordination", "Writes to the coordination service, of the last ones", numbers.store),
+        ("queue_wait", "Time from submission to assignment, of the last tasks", numbers.queue_wait),
+        ("assignment", "Time from the decision to the runner's acceptance, of the last tasks", numbers.assignment),
+        ("coordination", "Latency of the last writes to the coordination service", numbers.store),
     ] {
         let family = Family::<Quantile, Real>::default();
         for (quantile, duration) in [("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)] {

@@ -86,7 +86,7 @@ impl LocalIdentity {
             text.as_deref().unwrap_or("?").chars().take(80).collect::<String>().escape_debug().to_string()
         };
         Err(CallError::Misdirected(format!(
-            "the call is for node {}, process {}, of center {}; here is node {}, process {}, of {}",
+            "the call is for node {}, process {}, of center {}; this is node {}, process {}, of {}",
             shown(node),
             shown(incarnation),
             shown(center),
@@ -119,7 +119,7 @@ pub trait RunnerClient: Send + Sync + std::fmt::Debug {
     /// Returns the node's wall clock, in milliseconds since 1970. Tells the node by how many its clock was ahead of its
     /// peers'.
     async fn clock(&self, _to: &Peer, _offset_ms: Option<i64>) -> Result<u64, CallError> {
-        Err(CallError::NoAnswer(String::from("nobody asks clocks here")))
+        Err(CallError::NoAnswer(String::from("clocks are not measured here")))
     }
 }
 
@@ -201,7 +201,7 @@ pub enum CallError {
         why: String,
     },
     /// Another process than the addressee answers at that address; nothing was done.
-    #[error("somebody else answers: {0}")]
+    #[error("another process answers: {0}")]
     Misdirected(String),
 }
 

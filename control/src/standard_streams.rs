@@ -153,7 +153,7 @@ impl Stream {
         let mut state = self.lock();
         while !state.waiting.is_empty() || state.writer == Writer::Writing {
             if state.stop.is_some_and(|stop| stop.max(begun).elapsed() >= AFTER_STOP_MAX) {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "nobody has read it in time"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "not read in time"));
             }
             state = self.changed.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -181,7 +181,7 @@ impl Stream {
             state.note(done);
             let dropped = std::mem::take(&mut state.dropped_logs);
             if dropped > 0 {
-                let note = format!("{dropped} lines of the log were dropped here: nobody read stderr in time\n");
+                let note = format!("{dropped} lines of the log were dropped here: stderr was not read in time\n");
                 state.waiting.push_back(Box::new(move || write_all(io::stderr(), note.as_bytes())));
             }
             self.changed.notify_all();

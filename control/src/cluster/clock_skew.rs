@@ -118,7 +118,7 @@ fn off_peers(ahead: &BTreeMap<NodeId, i64>) -> Offsets {
 fn warn(offsets: &Offsets, warned: &mut BTreeSet<NodeId>) {
     for (node, &offset) in offsets {
         if is_off(offset) && warned.insert(node.clone()) {
-            tracing::warn!(%node, offset_ms = offset, "a node's wall clock is off its peers': set it by NTP");
+            tracing::warn!(%node, offset_ms = offset, "wall clock of a node is off its peers': set it by NTP");
         }
     }
     warned.retain(|node| offsets.get(node).is_some_and(|&offset| is_off(offset)));

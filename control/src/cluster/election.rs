@@ -54,8 +54,8 @@ impl Role {
     pub fn not_leader(&self) -> Error {
         let message = match self {
             Self::Leader(leader_term) => format!("{} leads", leader_term.leader().address),
-            Self::Follower { leader: Some(leader) } => format!("{} leads: ask there", leader.address),
-            Self::Follower { leader: None } => String::from("no node leads now: ask again"),
+            Self::Follower { leader: Some(leader) } => format!("this node does not lead: ask {}", leader.address),
+            Self::Follower { leader: None } => String::from("no node leads now: retry"),
         };
         Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }
     }
@@ -141,7 +141,7 @@ impl LeaderTerm {
                 Ok(done)
             }
             Err(CoordError::Refused { index: 0, why }) => {
-                warn!(epoch = self.epoch.0, %why, "another leader has been elected");
+                warn!(epoch = self.epoch.0, %why, "lost leadership: another leader was elected");
                 self.step_down();
                 Err(CommitError::LostLeadership)
             }
@@ -162,8 +162,8 @@ impl LeaderTerm {
             Op::Delete { path: LEADER.to_owned(), version: node.stat.version },
         ];
         match self.session.multi(ops).await {
-            Ok(_) => info!(epoch = self.epoch.0, "resigned"),
-            Err(error) => warn!(epoch = self.epoch.0, %error, "could not resign: the session's end will do it"),
+            Ok(_) => info!(epoch = self.epoch.0, "resigned leadership"),
+            Err(error) => warn!(epoch = self.epoch.0, %error, "cannot resign leadership: it ends with the session"),
         }
     }
 }
@@ -241,7 +241,7 @@ impl Election {
             if trouble.is_news(campaign.as_ref().err(), Instant::now())
                 && let Err(error) = &campaign
             {
-                info!(%error, "could not look who leads");
+                info!(%error, "cannot read the leader");
             }
             match campaign {
                 Ok(Campaign::Won(leader_term, changed)) => {
@@ -268,7 +268,7 @@ impl Election {
     }
 
     async fn lead(&self, leader_term: LeaderTerm, changed: Watch, stands: &mut watch::Receiver<bool>) {
-        info!(epoch = leader_term.epoch().0, "leads");
+        info!(epoch = leader_term.epoch().0, "elected leader");
         self.roles.send_replace(Role::Leader(leader_term.clone()));
         let mut changed = Box::pin(changed.fired());
         let mut states = self.session.states();
@@ -282,7 +282,7 @@ impl Election {
                 biased;
                 () = leader_term.ended() => break,
                 () = self.given_up() => {
-                    warn!(epoch = leader_term.epoch().0, "no connection: steps down");
+                    warn!(epoch = leader_term.epoch().0, "lost leadership: no connection to the coordination service");
                     leader_term.step_down();
                     break;
                 }
@@ -361,12 +361,12 @@ impl Election {
                 },
                 Some(node) => match Leader::decode(&node.data) {
                     Ok(leader) if leader.node == self.node && self.earlier.contains(&leader.incarnation) => {
-                        info!("removes the leadership of an earlier life of this node");
+                        info!("removing the leadership of an earlier incarnation of this node");
                         self.remove(&node).await?;
                     }
                     Ok(leader) => return Ok(Campaign::Lost(Some(leader), watch)),
                     Err(error) => {
-                        warn!(%error, "{LEADER} cannot be decoded: waits for its end");
+                        warn!(%error, "cannot decode {LEADER}: waiting for its session to end");
                         return Ok(Campaign::Lost(None, watch));
                     }
                 },
@@ -409,7 +409,7 @@ impl Election {
                 Ok(None)
             }
             Err(CoordError::Unknown(why)) => {
-                info!(why, "does not know whether it was elected: looks");
+                info!(why, "outcome of the election unknown: reading it");
                 self.session.sync().await?;
                 Ok(None)
             }

@@ -145,7 +145,7 @@ fn a_file_that_says_something_else_is_refused() {
         assert!(message.contains("c.toml"), "{text:?}: {message}");
     }
     std::fs::write(&file, [0xff, 0xfe]).unwrap();
-    assert!(refusal(&["--config", file.to_str().unwrap()]).contains("not text"));
+    assert!(refusal(&["--config", file.to_str().unwrap()]).contains("not UTF-8 text"));
 }
 
 #[test]

@@ -33,15 +33,17 @@ impl BootstrappingClient {
     /// Binds the node to this center, before any of its records is acted on.
     fn join(&self, meta: Meta) -> Result<(), CoordError> {
         if meta.schema != SCHEMA {
-            let why = format!("the center is of schema {}, and this taskd knows {SCHEMA}: update it", meta.schema);
+            let why = format!("the center has schema {}, and this taskd knows {SCHEMA}: upgrade taskd", meta.schema);
             return Err(CoordError::Unusable(why));
         }
         self.state.bind(&meta.center).map_err(|error| CoordError::Unusable(error.message))?;
         // The files were removed while it ran: what it remembers is still of the other center.
         let joined = self.center.get_or_init(|| meta.center.clone());
         if *joined != meta.center {
-            let why =
-                format!("this process works for center {joined}, and center {} is there now: restart it", meta.center);
+            let why = format!(
+                "this process has joined center {joined}, but the coordination service holds center {} now: restart taskd",
+                meta.center
+            );
             return Err(CoordError::Unusable(why));
         }
         Ok(())
@@ -97,7 +99,7 @@ async fn meta(session: &dyn Session) -> Result<Meta, CoordError> {
         let meta = Meta { schema: SCHEMA, center: uuid::Uuid::new_v4().simple().to_string() };
         let op = Op::Create { path: META.to_owned(), data: meta.encode(), mode: CreateMode::Persistent };
         match session.multi(vec![op]).await {
-            Ok(_) => tracing::info!(center = meta.center, "a new center"),
+            Ok(_) => tracing::info!(center = meta.center, "created a new center"),
             Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => session.sync().await?,
             Err(error) => return Err(error),
         }

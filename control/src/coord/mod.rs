@@ -54,7 +54,7 @@ pub trait CoordClient: Send + Sync + std::fmt::Debug {
 
     /// Describes the configured servers and their answers, to explain why there is no session. Bounded.
     async fn diagnose(&self) -> String {
-        String::from("it is in this process")
+        String::from("in this process")
     }
 }
 
@@ -252,7 +252,7 @@ pub enum CoordError {
     #[error("outcome unknown: {0}")]
     Unknown(String),
     /// A node or multi is over its bound; nothing was sent.
-    #[error("{path}: {bytes} bytes are more than the {limit} that a record may have")]
+    #[error("{path}: {bytes} bytes, at most {limit} are allowed")]
     TooLarge {
         /// Path of the node, or of the first of the multi.
         path: String,

@@ -48,9 +48,9 @@ impl SessionKeeper {
             let session = self.open().await;
             self.published.send_replace(Some(Arc::clone(&session)));
             let mut states = session.states();
-            // An error means that nobody can tell any more: as good as over.
+            // An error means that the sender is gone: as good as over.
             let _ = states.wait_for(SessionState::is_over).await;
-            tracing::warn!(session = ?session.id(), "the session is over");
+            tracing::warn!(session = ?session.id(), "session ended");
             self.published.send_replace(None);
         }
     }
@@ -97,18 +97,18 @@ impl SessionKeeper {
         let tried = self.center.diagnose().await;
         match error {
             CoordError::Ended(Ending::AuthFailed) => {
-                tracing::error!("the coordination service refuses the credentials: look at --zookeeper-auth");
+                tracing::error!("credentials refused by the coordination service: check --zookeeper-auth");
             }
             CoordError::Refused { why: Refusal::NoAuth, .. } => tracing::error!(
                 tried,
-                "the center's records are not open to this node's credentials: look at --zookeeper-auth, and at the access \
-                 list of the chroot; this node has no role"
+                "access to the center's records denied: check --zookeeper-auth and the access \
+list of the chroot; this node has no roles"
             ),
-            CoordError::Unusable(why) => tracing::error!(why, "the center cannot be used: this node has no role"),
+            CoordError::Unusable(why) => tracing::error!(why, "center unusable: this node has no roles"),
             error => tracing::warn!(
                 %error,
                 tried,
-                "no session with the coordination service: this node has no role"
+                "no session with the coordination service: this node has no roles"
             ),
         }
     }

@@ -127,13 +127,19 @@ impl ZooKeeper {
     /// Warns the operator if clients other than the center can change the center's nodes.
     async fn warn_if_open(&self, client: &zk::Client) {
         if self.settings.credentials.is_none() {
-            tracing::warn!(servers = self.servers, "no ZooKeeper credentials: all clients of it can change the tasks");
+            tracing::warn!(
+                servers = self.servers,
+                "no ZooKeeper credentials: every client of ZooKeeper can change the tasks"
+            );
             return;
         }
         let strangers = zk::Permission::CREATE | zk::Permission::DELETE;
         let is_open = |acl: &zk::Acl| acl.scheme() == "world" && (acl.permission() & strangers) != zk::Permission::NONE;
         if client.get_acl("/").await.is_ok_and(|(acls, _)| acls.iter().any(is_open)) {
-            tracing::warn!(chroot = self.chroot, "the chroot lets all clients of ZooKeeper create and delete below it");
+            tracing::warn!(
+                chroot = self.chroot,
+                "every client of ZooKeeper can create and delete nodes below the chroot"
+            );
         }
     }
 }
@@ -219,7 +225,7 @@ fn warn_of_timeout(granted: Duration, asked: Duration) {
         tracing::warn!(
             ?granted,
             ?asked,
-            "the servers grant a session timeout outside of 6s to 120s: leases last as long as it does; look at \
+            "session timeout granted outside of 6s to 120s: leases last as long as it does; check \
              minSessionTimeout, maxSessionTimeout and tickTime of ZooKeeper"
         );
     }

@@ -46,7 +46,7 @@ impl Dispatcher {
             Event::Fenced(holder, fence_runner) => {
                 self.calls_inflight -= 1;
                 if let FenceProgress::Failed { why, .. } = &fence_runner {
-                    tracing::error!(node = %holder.node, why, "could not fence_runner a lost runner off");
+                    tracing::error!(node = %holder.node, why, "fencing a lost runner failed");
                 }
                 self.cluster.fences.insert((holder.node.clone(), holder.incarnation.0.clone()), fence_runner);
                 self.cluster.touch_lost(&holder, self.clock.boot_time());
@@ -54,7 +54,7 @@ impl Dispatcher {
             Event::Interrupted(node, result) => {
                 self.calls_inflight -= 1;
                 if let Err(error) = result {
-                    tracing::info!(%node, %error, "could not ask a runner to give back what it holds");
+                    tracing::info!(%node, %error, "cannot ask a runner to return its tasks");
                 }
             }
             Event::Drained { node, result, reply } => self.take_drained(&node, result, reply),
@@ -73,7 +73,7 @@ impl Dispatcher {
         };
         let record = match TaskRecord::decode(&node.data) {
             Ok(record) if record.id == *id => record,
-            Ok(record) => return self.lose_sight(id, format!("it says that it is {}", record.id)),
+            Ok(record) => return self.lose_sight(id, format!("names itself {}", record.id)),
             Err(error) => return self.lose_sight(id, error.to_string()),
         };
         self.cluster.tasks.undecodable.remove(&path);
@@ -89,7 +89,7 @@ impl Dispatcher {
     /// Reports a record that cannot be decoded, once.
     pub(crate) fn keep_aside(&mut self, path: String, why: String) {
         if self.cluster.tasks.undecodable.get(&path) != Some(&why) {
-            tracing::error!(path, why, "a record cannot be decoded: it is kept aside");
+            tracing::error!(path, why, "cannot decode a record: leaving it alone");
             self.cluster.tasks.undecodable.insert(path, why);
         }
     }
@@ -106,8 +106,8 @@ impl Dispatcher {
         }
         tracing::warn!(
             task = %id, epoch = self.writer.leader_term.epoch().0,
-            "the coordination service has forgotten what it had committed, as after a restored backup: resigns, and whoever \
-             leads next goes by what is stored now; look at tasks that were submitted, changed or ended lately"
+            "committed history of the coordination service lost, as after a restored backup: resigning; the next leader \
+        starts from what is stored now; check tasks that were submitted, changed or ended lately"
         );
     }
 
@@ -195,13 +195,13 @@ impl Dispatcher {
             }
             Written::Denied(denial) => {
                 self.cluster.unreserve(id, now.boot);
-                self.impede(id, format!("{denial}; change that, and it goes on by itself"), now.boot);
+                self.impede(id, format!("{denial}; the task continues once that is changed"), now.boot);
                 self.cluster.hold(id, now.boot + CLAIM_AGAIN);
                 self.after_denied(id, purpose, &denial);
             }
             Written::Taken(claim) => {
                 self.cluster.unreserve(id, now.boot);
-                self.impede(id, format!("the destination is claimed by a task that is not known: {claim}"), now.boot);
+                self.impede(id, format!("the destination is claimed by an unknown task: {claim}"), now.boot);
                 self.cluster.hold(id, now.boot + CLAIM_AGAIN);
                 self.after_failed(id, purpose, &CoordError::NotConnected);
             }
@@ -225,7 +225,7 @@ impl Dispatcher {
         let said = self.cluster.tasks.get(id).and_then(|entry| entry.runtime.write_failure.as_ref());
         let is_said = said.is_some_and(|said| said.why == why && now < said.at + SAY_AGAIN);
         if !is_said {
-            tracing::warn!(task = %id, why, "could not write");
+            tracing::warn!(task = %id, why, "write failed");
         }
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         if !is_said {
@@ -252,7 +252,7 @@ impl Dispatcher {
         let claims = match answer {
             Ok(claims) if is_plausible(&claims) => claims,
             Ok(claims) => {
-                let why = format!("{} names the destination in a way that cannot be: {claims:?}", to.node);
+                let why = format!("invalid identities of the destination from {}: {claims:?}", to.node);
                 return self.refused(id, &to.node, Code::Protocol, why.chars().take(200).collect());
             }
             Err(CallError::Refused { code, why }) => return self.refused(id, &to.node, code, why),
@@ -358,13 +358,13 @@ impl Dispatcher {
                 return;
             }
             CallResult::Failed(CallError::Refused { why, .. }) if call == Call::Notify => {
-                tracing::info!(task = %id, node = %holder.node, why, "a nudge was refused");
+                tracing::info!(task = %id, node = %holder.node, why, "notification refused");
                 entry.runtime.next_call = now + ASK_EVERY;
                 return self.reads.want(id.clone());
             }
             // No fault of the runner: it has never heard of it, or has given it back.
             CallResult::Status(AssignmentStatus::Unknown) => {
-                let why = String::from("it does not know the task");
+                let why = String::from("the runner does not know the task");
                 entry.runtime.assign_reply = AssignReply::Refused { code: Code::RunnerInterrupt, why };
                 return;
             }

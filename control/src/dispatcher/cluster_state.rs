@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How far the fencing of a lost runner by the program is.
+/// Progress of fencing a lost runner with the fence program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FenceProgress {
     /// The program runs.
@@ -22,9 +22,9 @@ pub(crate) enum FenceProgress {
     Done,
     /// It failed; it will be run again.
     Failed {
-        /// When.
+        /// When it is run again.
         rest: super::backoff::Backoff,
-        /// What it said.
+        /// Its message.
         why: String,
     },
 }

@@ -186,7 +186,7 @@ fn assigned(
         return moved(TaskEvent::Revoked { code: *code, why: format!("{}: {why}", holder.node) });
     }
     if runtime.assign_reply != AssignReply::Accepted && runtime.since + terms.answer_within <= now.boot {
-        let why = format!("{} did not answer in {} s", holder.node, terms.answer_within.as_secs());
+        let why = format!("{} did not answer within {} s", holder.node, terms.answer_within.as_secs());
         return moved(TaskEvent::Revoked { code: Code::Unreachable, why });
     }
     if runtime.is_calling {

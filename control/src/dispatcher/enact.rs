@@ -28,7 +28,7 @@ impl Dispatcher {
             Decision::Purge(task) => {
                 if let Some(entry) = self.cluster.tasks.get(&task) {
                     let (state, ended_ms) = (entry.record.state.as_str(), entry.record.updated_ms);
-                    tracing::info!(%task, state, ended_ms, tasks = self.cluster.tasks.len(), "purges an ended task");
+                    tracing::info!(%task, state, ended_ms, tasks = self.cluster.tasks.len(), "purging an ended task");
                 }
                 self.delete(&task, Purpose::Decided);
             }
@@ -66,7 +66,7 @@ impl Dispatcher {
         let after = match moved {
             Ok(after) => after,
             Err(why) => {
-                tracing::error!(task = %id, %why, ?events, "decided what cannot be");
+                tracing::error!(task = %id, %why, ?events, "illegal transition decided");
                 let until = now.boot + DEFECT_REST;
                 self.cluster.hold(id, until);
                 return;

@@ -22,7 +22,7 @@ pub(crate) fn shown(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<
     let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
     let is_held = entry.runtime.hold_until > now.boot || entry.runtime.is_busy;
     let write_failure = entry.runtime.write_failure.as_ref().filter(|_| is_held && !record.state.is_terminal());
-    let write_failure = write_failure.map(|write_failure| format!("cannot be written: {}", write_failure.why));
+    let write_failure = write_failure.map(|write_failure| format!("record cannot be written: {}", write_failure.why));
     let reason = write_failure.or_else(|| match record.state {
         TaskState::Pending => waits_for(cluster, entry, now),
         TaskState::Assigned | TaskState::Cancelling if !record.has_begun() => not_begun(entry, now),
@@ -46,40 +46,44 @@ fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<Stri
     let (record, runtime) = (&entry.record, &entry.runtime);
     if let Some(claim) = &runtime.waits_for {
         let owner = cluster.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
-        return Some(format!("waits for {owner}, which has the destination"));
+        return Some(format!("waiting for {owner}, which has claimed the destination"));
     }
     if let Some(until) = entry.rests_until(now) {
         let seconds = (until - now.boot).as_millis().div_ceil(1000);
         let where_ = failed_on(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
-        return Some(format!("is tried again in {seconds} s{where_}"));
+        return Some(format!("retry in {seconds} s{where_}"));
     }
     let node = record.spec.kind().node().ok().flatten();
     let avoided = runtime.avoid.iter().filter(|(_, rest)| rest.until > now.boot).map(|(node, _)| node.as_str());
     let avoided: Vec<&str> = avoided.collect();
     if let Some(node) = node {
         return match cluster.fleet.get(&node) {
-            None => Some(format!("waits for {node}, which is not registered")),
-            Some(there) if there.stopping => Some(format!("waits for {node}, which is stopping")),
-            Some(_) if cluster.fleet.drains.contains_key(&node) => Some(format!("waits for {node}, which drains")),
+            None => Some(format!("waiting for {node}, which is not registered")),
+            Some(there) if there.stopping => Some(format!("waiting for {node}, which is stopping")),
+            Some(_) if cluster.fleet.drains.contains_key(&node) => {
+                Some(format!("waiting for {node}, which is draining"))
+            }
             Some(there) if cluster.fleet.rival(&node).is_some() && !avoided.is_empty() => {
                 let rival = cluster.fleet.rival(&node).map_or("another node", NodeId::as_str);
-                Some(format!("waits for {node}: {rival} has named the same address, {}", there.address))
+                Some(format!("waiting for {node}: {rival} has registered the same address, {}", there.address))
             }
-            Some(_) if !avoided.is_empty() => Some(format!("waits for {node}, which has refused it")),
-            Some(_) if cluster.fleet.load(&node).is_none() => Some(format!("waits for {node}, which has no slot free")),
+            Some(_) if !avoided.is_empty() => Some(format!("waiting for {node}, which has refused it")),
+            Some(_) if cluster.fleet.load(&node).is_none() => {
+                Some(format!("waiting for {node}, which has no free slot"))
+            }
             Some(_) => None,
         };
     }
     if cluster.fleet.all().next().is_none() {
-        return Some(String::from("waits for a runner: none is registered"));
+        return Some(String::from("waiting for a runner: none is registered"));
     }
     if let Some(failed) = failed_on(cluster, record) {
-        return Some(format!("waits for a runner: {failed}"));
+        return Some(format!("waiting for a runner: {failed}"));
     }
     if cluster.fleet.open().is_empty() {
-        return Some(String::from("waits for a runner: all are full, draining or stopping"));
+        return Some(String::from("waiting for a runner: all are full, draining or stopping"));
     }
-    (!avoided.is_empty()).then(|| format!("waits: refused by {}", avoided.join(", ")))
+    (!avoided.is_empty()).then(|| format!("waiting: refused by {}", avoided.join(", ")))
 }
 
 /// Names the nodes that have failed a task by faults of their own, and those that are to try it next.
@@ -98,7 +102,7 @@ fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
         EligibleNodes::These(_) | EligibleNodes::All => String::from("no other node is registered"),
         EligibleNodes::None => String::from("no other node is left"),
     };
-    Some(format!("{failed} could not do it, {next}"))
+    Some(format!("failed on {failed}, {next}"))
 }
 
 /// Explains why an assigned task has not begun. A runner that reports to have the task keeps it: a slow volume or
@@ -113,26 +117,26 @@ fn not_begun(entry: &TaskEntry, now: Now) -> Option<String> {
     let seconds = given.as_secs();
     let what = match (&runtime.assign_reply, runtime.waits) {
         (AssignReply::Refused { .. }, _) => return None,
-        (AssignReply::Accepted, None) => "has not said why",
-        (_, None) => return Some(format!("given to {node} {seconds} s ago, which has not answered")),
-        (_, Some(StartStage::Reading)) => "reads the task's record",
-        (_, Some(StartStage::Leasing)) => "waits for its lease to be renewed",
-        (_, Some(StartStage::Opening)) => "opens the volumes, or waits for the destination's lock",
-        (_, Some(StartStage::Storing)) => "stores that it begins",
+        (AssignReply::Accepted, None) => "reports no reason",
+        (_, None) => return Some(format!("assigned {seconds} s ago to {node}, which has not answered")),
+        (_, Some(StartStage::Reading)) => "reading the task's record",
+        (_, Some(StartStage::Leasing)) => "waiting for its lease to be renewed",
+        (_, Some(StartStage::Opening)) => "opening the volumes, or waiting for the destination's lock",
+        (_, Some(StartStage::Storing)) => "storing that it begins",
     };
-    Some(format!("given to {node} {seconds} s ago, which has it and has not begun to write: it {what}"))
+    Some(format!("assigned {seconds} s ago to {node}, which has not begun to write: {what}"))
 }
 
 fn fenced_by(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let runner = &record.attempts.last()?.runner;
     let node = &runner.node;
     match record.spec.kind().fence() {
-        Fence::Local => Some(format!("waits for {node} to come back: only there is the destination")),
-        Fence::Lease => Some(format!("waits until the lease of {node} is over")),
-        Fence::Manual => Some(format!("waits for 'blockhaul fence {node} --confirm': say that the node is off")),
+        Fence::Local => Some(format!("waiting for {node} to come back: only it has the destination")),
+        Fence::Lease => Some(format!("waiting until the lease of {node} ends")),
+        Fence::Manual => Some(format!("waiting for 'blockhaul fence {node} --confirm': confirm that the node is off")),
         Fence::Command => match cluster.fences.get(&(node.clone(), runner.incarnation.0.clone())) {
-            Some(FenceProgress::Failed { why, .. }) => Some(format!("could not fence_runner {node} off: {why}")),
-            _ => Some(format!("waits for the fence program to fence_runner {node} off")),
+            Some(FenceProgress::Failed { why, .. }) => Some(format!("fencing {node} failed: {why}")),
+            _ => Some(format!("waiting for the fence program to cut off {node}")),
         },
     }
 }

@@ -35,7 +35,7 @@ impl FenceProgram for FenceCommand {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let child = command.spawn().map_err(|error| format!("start {name}: {error}"))?;
         match tokio::time::timeout(FENCE_TIME_MAX, child.wait_with_output()).await {
-            Err(_) => Err(format!("{name} did not end in {} s", FENCE_TIME_MAX.as_secs())),
+            Err(_) => Err(format!("{name} did not end within {} s", FENCE_TIME_MAX.as_secs())),
             Ok(Err(error)) => Err(format!("wait for {name}: {error}")),
             Ok(Ok(output)) if output.status.success() => Ok(()),
             Ok(Ok(output)) => {

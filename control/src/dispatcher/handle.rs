@@ -192,6 +192,6 @@ impl DispatcherHandle {
 
 /// Returns the error of every call when the term is over.
 pub(crate) fn not_leader() -> Error {
-    let message = "this node no longer leads: ask again";
+    let message = "this node no longer leads: retry";
     Error { retryable: true, ..Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message) }
 }

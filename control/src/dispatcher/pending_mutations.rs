@@ -92,7 +92,7 @@ impl Dispatcher {
                 Some(Err(busy(format!("{id} is {}: cancel it first", record.state.as_str()))))
             }
             _ if !record.claims.is_empty() => {
-                let message = format!("an earlier attempt of {id} may still write its destination: ask again later");
+                let message = format!("an earlier attempt of {id} may still write its destination: retry later");
                 Some(Err(Error { retryable: true, ..busy(message) }))
             }
             _ => None,
@@ -101,7 +101,7 @@ impl Dispatcher {
             let _ = want.reply.send(answer);
             return;
         }
-        tracing::info!(task = %id, "is removed as its client asks");
+        tracing::info!(task = %id, "task removed by its client");
         self.delete(id, Purpose::Mutation(PendingMutation { removed: Some(record), ..want }));
     }
 
@@ -225,7 +225,7 @@ fn busy(message: String) -> Error {
 
 /// There is no such task.
 pub(crate) fn not_found(id: &TaskId) -> Error {
-    Error::new(Code::NotFound, Side::Caller, Operation::Parse, format!("there is no task {id}"))
+    Error::new(Code::NotFound, Side::Caller, Operation::Parse, format!("no task {id}"))
 }
 
 /// The store does not answer, or not any more.
@@ -234,7 +234,7 @@ pub(crate) fn unreachable(error: &CoordError) -> Error {
         CoordError::Ended(_) => not_leader(),
         CoordError::TooLarge { .. } => Error::bad_request(error.to_string()),
         _ => {
-            let message = format!("{error}: nothing has changed; ask again");
+            let message = format!("{error}: nothing has changed; retry");
             Error::new(Code::Unreachable, Side::Coordination, Operation::Write, message)
         }
     }

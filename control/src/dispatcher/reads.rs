@@ -197,11 +197,15 @@ impl Dispatcher {
         self.cluster.observe_runners(fleet.runners, now);
         for (address, nodes) in self.cluster.fleet.find_conflicts() {
             let nodes = nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
-            tracing::warn!(address, nodes, "several nodes have named one address: give each its own by --advertise");
+            tracing::warn!(
+                address,
+                nodes,
+                "several nodes have registered one address: give each its own by --advertise"
+            );
         }
         for (path, why) in &fleet.undecodable {
             if self.cluster.fleet.undecodable.get(path) != Some(why) {
-                tracing::error!(path, why, "a record cannot be decoded: it is kept aside");
+                tracing::error!(path, why, "cannot decode a record: leaving it alone");
             }
         }
         self.cluster.fleet.undecodable = fleet.undecodable;
@@ -216,7 +220,7 @@ impl Dispatcher {
             tracing::info!(
                 tasks = self.cluster.tasks.len(),
                 epoch = self.writer.leader_term.epoch().0,
-                "has read all tasks"
+                "all tasks read"
             );
         }
     }
@@ -225,7 +229,7 @@ impl Dispatcher {
         if let CoordError::Ended(_) = error {
             self.ending = Some(super::Ending::SessionOver);
         }
-        tracing::debug!(%error, "could not read");
+        tracing::debug!(%error, "read failed");
         again(&mut self.reads);
         self.reads.hold_until = self.clock.boot_time() + RETRY_AFTER;
     }
@@ -273,7 +277,7 @@ async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), Coo
         let taken = if path.starts_with(paths::RUNNERS) {
             decode::<Registration>(&node.data, name).and_then(|(name, registration)| {
                 if registration.node != name {
-                    return Err(format!("it says that it is {}", registration.node));
+                    return Err(format!("names itself {}", registration.node));
                 }
                 fleet.runners.insert(name, registration);
                 Ok(())

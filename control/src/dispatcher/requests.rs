@@ -87,7 +87,7 @@ impl Dispatcher {
         }
         let live = self.cluster.tasks.len() - self.cluster.tasks.ended().len();
         if self.cluster.tasks.get(&order.id).is_none() && live >= self.config.tasks_max {
-            let message = format!("there are {live} tasks already that have not ended: wait for some, or cancel them");
+            let message = format!("too many tasks: {live} have not ended; wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
         let record = TaskRecord::new(order, self.clock.unix_ms());
@@ -103,7 +103,7 @@ impl Dispatcher {
             let answer = match self.cluster.tasks.get(id) {
                 Some(entry) if entry.record.spec.is_same_work(&spec) => self.shown(id).ok_or_else(|| not_found(id)),
                 _ => {
-                    let message = format!("there is another task {id}: choose another id");
+                    let message = format!("another task has the ID {id}: choose another ID");
                     Err(Error::new(Code::Exists, Side::Caller, Operation::Parse, message))
                 }
             };
@@ -164,7 +164,8 @@ impl Dispatcher {
 
     fn fence(&mut self, node: &NodeId) -> Result<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>> {
         if self.cluster.fleet.get(node).is_some() {
-            let message = format!("{node} is registered, so it is not off: stop it, or wait until it is gone");
+            let message =
+                format!("{node} is registered, so it is not off: stop it, or wait until its registration ends");
             return Err(Error { retryable: true, ..Error::new(Code::Busy, Side::Caller, Operation::Parse, message) });
         }
         let concerns = |id: &&TaskId| {
@@ -182,7 +183,7 @@ impl Dispatcher {
             self.want(id, Mutation::Confirm(node.clone()), reply);
             answers.push(answer);
         }
-        tracing::warn!(%node, tasks = answers.len(), "an operator says that the node is off");
+        tracing::warn!(%node, tasks = answers.len(), "operator confirmed that the node is off");
         Ok(answers)
     }
 
@@ -230,7 +231,7 @@ async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) 
             Err(error) => return Err(unreachable(&error)),
         };
         if there.is_none() && !has_registered(writer, node).await? {
-            let message = format!("no node {node} has ever been here: 'blockhaul runners' names those that are");
+            let message = format!("no node {node} has ever registered: 'blockhaul runners' lists the nodes");
             return Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message));
         }
         let (op, version) = match (&drain, there) {

@@ -29,9 +29,9 @@ macro_rules! name {
                     return Ok(Self(text));
                 }
                 let message = format!(
-                    "'{}' is no name of a {}: use 1 to 64 letters, digits, '.', '_' and '-'",
-                    text.chars().take(80).collect::<String>().escape_debug(),
-                    $what
+                    "invalid {} '{}': use 1 to 64 letters, digits, '.', '_' and '-'",
+                    $what,
+                    text.chars().take(80).collect::<String>().escape_debug()
                 );
                 Err(Error::new(Code::BadRequest, Side::Caller, Operation::Parse, message))
             }
@@ -64,8 +64,8 @@ macro_rules! name {
     };
 }
 
-name!(TaskId, "task");
-name!(NodeId, "node");
+name!(TaskId, "task ID");
+name!(NodeId, "node ID");
 
 impl TaskId {
     /// Returns an id that no other task has.

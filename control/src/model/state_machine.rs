@@ -1,16 +1,18 @@
 //! Computes a task's next state: one pure function, used by the dispatcher and by the runners alike.
 //!
 //! ```text
-//!            Assigned          Began            Written           Succeeded
-//!  PENDING ----------> ASSIGNED ----> RUNNING ----------> VERIFYING ----------> SUCCEEDED
-//!   ^  ^ \               |  |           |  `---- Failed, GivenBack: by desired state and failures -> PENDING PAUSED FAILED CANCELLED
-//!   |  |  `- PauseAsked  |  |           |
-//!   |  |        v        |  |           |  Vanished                Fenced
-//!   |  `----- PAUSED     |  |           `----------> LOST ---------------------------------> PENDING PAUSED FAILED CANCELLED
-//!   |      ResumeAsked   |  |                        |  Returned (local copies)
-//!   `--- Revoked --------'  |  CancelAsked           `----------> RUNNING, or CANCELLING by desired state
-//!                           `------------> CANCELLING -- Succeeded, Failed, GivenBack, Revoked, Vanished --> ...
+//!             Assigned           Started           Written           Succeeded
+//!  PENDING -------------> ASSIGNED ----> RUNNING ----------> VERIFYING ----------> SUCCEEDED
+//!   ^  ^ \                  |  |           |
+//!   |  |  `- PauseRequested |  |           |---- Failed, GivenBack -------> PENDING PAUSED FAILED CANCELLED
+//!   |  |        v           |  |           |
+//!   |  `----- PAUSED        |  |           |  RunnerLost        Fenced
+//!   |     ResumeRequested   |  |           `----------> LOST -------------> PENDING PAUSED FAILED CANCELLED
+//!   |                       |  |                         |  RunnerReturned (local copies)
+//!   `--- Revoked -----------'  |  CancelRequested        `----------------> RUNNING or CANCELLING
+//!                              `------------> CANCELLING -- Succeeded, Failed, GivenBack, Revoked, RunnerLost --> ...
 //! ```
+//! Where several states follow an event, the desired state and the number of failures decide.
 //!
 //! What always holds of a record that this function made:
 //! - A task has a holder exactly while an attempt runs: in `ASSIGNED`, `RUNNING`, `VERIFYING`, `CANCELLING`, and in
@@ -31,8 +33,11 @@ use std::time::Duration;
 pub(crate) const RETRY_REST_MAX: Duration = Duration::from_secs(75);
 
 /// Reason of a copy whose source may change unnoticed between two attempts.
-const STARTS_OVER: &str = "another attempt would start over: nothing would tell whether the source has changed since; digests, or \
+const STARTS_OVER: &str = "another attempt would start over, because a changed source would go unnoticed; digests, or \
                            --verify, let it go on; so does --source-stable, if nothing writes to the source";
+
+/// Reason of a task that a client has paused while it ran.
+const PAUSED_BY_USER: &str = "paused by user";
 
 /// Event of a task.
 #[derive(Clone, Debug, PartialEq)]
@@ -171,7 +176,7 @@ pub(crate) enum IllegalTransition {
         fence: Fence,
     },
     /// There is no such attempt, or it has drained already.
-    #[error("attempt {0} is not waiting to become quiet")]
+    #[error("attempt {0} is not draining")]
     NoAttempt(usize),
 }
 
@@ -323,7 +328,7 @@ impl TaskRecord {
     }
 
     fn runner_returned(&mut self) -> Result<(), IllegalTransition> {
-        self.expect(self.state == TaskState::Lost && self.holder.is_some(), "taken up again")?;
+        self.expect(self.state == TaskState::Lost && self.holder.is_some(), "continued")?;
         self.state =
             if self.desired_state == DesiredState::Cancel { TaskState::Cancelling } else { TaskState::Running };
         self.reason.clear();
@@ -390,6 +395,9 @@ impl TaskRecord {
         self.expect(!self.state.is_terminal() && self.desired_state != DesiredState::Cancel, "resumed")?;
         self.desired_state = DesiredState::Run;
         if self.state == TaskState::Paused {
+            if self.reason == PAUSED_BY_USER {
+                self.reason.clear();
+            }
             self.settle();
         }
         Ok(())
@@ -405,7 +413,7 @@ impl TaskRecord {
         let has_lock = self.spec.kind().fence() == Fence::Local;
         for attempt in &mut self.attempts {
             match attempt.ended_ms {
-                // The destination's lock is granted only after the last write of whoever had it before.
+                // The destination's lock is granted only after the last write of its previous holder.
                 Some(_) => attempt.quiet |= has_lock,
                 None => (attempt.epoch, attempt.quiet) = (Some(epoch), false),
             }
@@ -472,7 +480,7 @@ impl TaskRecord {
         if let Some(fault) = error.node_fault() {
             self.blame(fault);
         }
-        // Room comes back when somebody makes some: that is waited for, however long it takes.
+        // Space may be freed at any time: the task waits for it, however long it takes.
         if !error.is_node_full() {
             self.failures = self.failures.saturating_add(1);
         }
@@ -500,19 +508,23 @@ impl TaskRecord {
         let nodes: Vec<&str> = self.failed_nodes().into_iter().map(NodeId::as_str).collect();
         let message = match &nodes[..] {
             [only] => format!("only {only} has tried it: {}", error.message),
-            _ => format!("{} have failed it, the last one with: {}", nodes.join(", "), error.message),
+            _ => format!("failed on {}, the last time with: {}", nodes.join(", "), error.message),
         };
         error.with_message(&message)
     }
 
     fn given_back(&mut self, code: Code, checkpoint: Checkpoint, now_ms: u64) -> Result<(), IllegalTransition> {
-        self.expect(self.state.is_held() && self.state != TaskState::Lost, "given back")?;
+        self.expect(self.state.is_held() && self.state != TaskState::Lost, "returned")?;
         self.checkpoint(checkpoint);
         self.release(code, true, now_ms);
         if code == Code::LeaseLost {
             self.failures = self.failures.saturating_add(1);
         }
-        self.reason = format!("given back with {code}");
+        self.reason = match (code, self.desired_state) {
+            (Code::Cancelled, DesiredState::Pause) => String::from(PAUSED_BY_USER),
+            (Code::Cancelled, DesiredState::Cancel) => String::from("cancelled by user"),
+            _ => format!("returned with {code}"),
+        };
         self.settle();
         Ok(())
     }
@@ -537,7 +549,7 @@ impl TaskRecord {
 
     fn charge_loss(&mut self, quiet: bool, now_ms: u64) {
         let node = self.node().map(ToString::to_string).unwrap_or_default();
-        let message = format!("{node} was lost while it had the task");
+        let message = format!("{node} was lost while it held the task");
         self.release(Code::LeaseLost, quiet, now_ms);
         self.failures = self.failures.saturating_add(1);
         self.error =

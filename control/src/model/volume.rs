@@ -60,7 +60,7 @@ impl TaskVolume {
         }
         if let Some(rest) = text.strip_prefix("file://") {
             let slash =
-                rest.find('/').ok_or_else(|| Error::bad_request(format!("{text}: file://NODE/PATH has a path")))?;
+                rest.find('/').ok_or_else(|| Error::bad_request(format!("{text}: expected file://NODE/PATH")))?;
             let (name, path) = rest.split_at(slash);
             let named = if name.is_empty() { None } else { Some(NodeId::new(name)?) };
             return Self::path(path, named.as_ref().or(node));
@@ -76,7 +76,7 @@ impl TaskVolume {
 
     fn path(path: &str, node: Option<&NodeId>) -> Result<Self> {
         if !path.starts_with('/') {
-            return Err(Error::bad_request(format!("{path}: a task's path is absolute")));
+            return Err(Error::bad_request(format!("{path}: expected an absolute path")));
         }
         let node = node.ok_or_else(|| no_node(path))?.clone();
         Ok(Self::Path { node, path: Path::new(path).components().collect() })
@@ -89,7 +89,7 @@ impl TaskVolume {
                 query.split(['&', ';']).find_map(|pair| pair.strip_prefix(parameter)).map(str::to_ascii_uppercase)
             });
             if value.is_some_and(|value| !value.starts_with('/') && !value.starts_with("%2F")) {
-                return Err(Error::bad_request(format!("{text}: {parameter} of a task names an absolute path")));
+                return Err(Error::bad_request(format!("{text}: {parameter} must name an absolute path")));
             }
         }
         let uri = NbdUri::parse(text)?;
@@ -149,7 +149,7 @@ impl fmt::Display for TaskVolume {
 }
 
 fn no_node(name: &str) -> Error {
-    Error::bad_request(format!("{name} is of one node: say which, by --node or as file://NODE/PATH"))
+    Error::bad_request(format!("{name} needs a node: use --node or file://NODE/PATH"))
 }
 
 pub(crate) fn is_network_or_socket(text: &str) -> bool {

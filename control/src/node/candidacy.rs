@@ -48,14 +48,14 @@ impl Candidacy<'_> {
             match off_ms {
                 Some(off_ms) if state.is_held_back && !was_held_back => tracing::error!(
                     off_ms,
-                    "this node's wall clock is off its peers': it does not stand for election until the clock is set; set it by NTP"
+                    "wall clock is off its peers': not standing for election until it is set (use NTP)"
                 ),
                 Some(off_ms) if !state.is_held_back && was_held_back => tracing::error!(
                     off_ms,
-                    "this node's wall clock is off its peers', but nobody else leads: it stands for election; set it by NTP"
+                    "wall clock is off its peers', but no other node leads: standing for election (set the clock by NTP)"
                 ),
                 None if was_held_back => {
-                    tracing::info!("this node's wall clock agrees with its peers': it stands for election")
+                    tracing::info!("wall clock agrees with its peers': standing for election")
                 }
                 _ => (),
             }

@@ -31,7 +31,7 @@ impl Control {
     pub fn limit(&self, limits: Limits) -> bool {
         let Some(overview) = self.overview.get() else { return false };
         if overview.runner.slots() != limits.slots {
-            tracing::info!(slots = limits.slots, before = overview.runner.slots(), "runs so many tasks at once");
+            tracing::info!(slots = limits.slots, before = overview.runner.slots(), "slots changed");
             overview.runner.set_slots(limits.slots);
         }
         true
@@ -50,7 +50,7 @@ impl Control {
         let asked = format!("{:?}", self.stopper.asked()).to_lowercase();
         let mut state = match self.overview.get() {
             Some(overview) => overview.dump(),
-            None => serde_json::json!({ "role": "starts" }),
+            None => serde_json::json!({ "role": "starting" }),
         };
         state["stop"] = asked.into();
         state.to_string()

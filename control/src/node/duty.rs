@@ -57,7 +57,7 @@ pub(super) async fn serve(
         Some(error) = failures.recv() => Err(error),
         () = watching => Ok(()),
     };
-    tracing::info!("stops: gives everything back");
+    tracing::info!("stopping: returning all tasks");
     post.step_down().await;
     result
 }

@@ -144,8 +144,8 @@ impl LeaderRole {
         };
         tokio::select! {
             biased;
-            ending = dispatcher.run(resigned) => tracing::info!(epoch = leader_term.epoch().0, ?ending, "leads no more"),
-            () = self.hold_vip() => tracing::error!(epoch = leader_term.epoch().0, "cannot lead on this node"),
+            ending = dispatcher.run(resigned) => tracing::info!(epoch = leader_term.epoch().0, ?ending, "lost leadership"),
+            () = self.hold_vip() => tracing::error!(epoch = leader_term.epoch().0, "resigning: the service address cannot be kept on this node"),
             () = watching => (),
         }
         self.follow(None);

@@ -155,7 +155,7 @@ impl Server {
         let Self { config, control } = self;
         let state = Arc::new(lock(&config).await?);
         let restarts = state.count_start().unwrap_or_else(|error| {
-            tracing::warn!(%error, "this start is not counted");
+            tracing::warn!(%error, "cannot count this start");
             0
         });
         let channel = data_channel(&config).await?;
@@ -175,7 +175,7 @@ impl Server {
         let also = vip.as_ref().map(|vip| vip.address);
         let listener = Listener::open(config.listen, config.tls.as_ref(), identity, roles.clone(), here, also).await?;
         let address = advertised(&config, listener.address());
-        tracing::info!(node = %config.node, listen = %listener.address(), %address, "listens");
+        tracing::info!(node = %config.node, listen = %listener.address(), %address, "listening");
         let vip = service_address(vip, &listener, channel.as_ref()).await?;
         let channels = Channels::new(config.tls.clone());
         let (leader, leader_seen) = watch::channel(None);
@@ -354,7 +354,9 @@ async fn center(config: &Config, state: &StateDir) -> Result<Arc<dyn CoordClient
             let credentials = auth.as_deref().map(Credentials::read).transpose();
             let credentials = credentials.map_err(|error| Error::bad_request(error.to_string()))?;
             if credentials.is_none() {
-                tracing::warn!("everybody who reaches ZooKeeper can change the center's records: use --zookeeper-auth");
+                tracing::warn!(
+                    "no ZooKeeper credentials: every client of ZooKeeper can change the center's records (use --zookeeper-auth)"
+                );
             }
             let settings = Settings { session_timeout: *session_timeout, credentials, ..Settings::default() };
             let ensemble = ZooKeeper::new(address, settings);

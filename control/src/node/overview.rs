@@ -38,12 +38,12 @@ impl Overview {
     fn role(&self) -> String {
         let Leadership { desk, address } = self.leadership.borrow().clone();
         match (*self.serving.borrow(), desk, address) {
-            (false, _, _) if self.is_cut_off() => String::from("off duty: the data channel is lost"),
-            (false, _, _) => String::from("has no roles"),
-            (true, Some(_), _) => String::from("leads"),
-            (true, None, Some(address)) => format!("follows {address}"),
-            (true, None, None) if self.runner.is_registered() => String::from("nobody leads"),
-            (true, None, None) => String::from("waits for the coordination service"),
+            (false, _, _) if self.is_cut_off() => String::from("data channel lost: no roles"),
+            (false, _, _) => String::from("no roles"),
+            (true, Some(_), _) => String::from("leader"),
+            (true, None, Some(address)) => format!("follower of {address}"),
+            (true, None, None) if self.runner.is_registered() => String::from("no leader"),
+            (true, None, None) => String::from("waiting for the coordination service"),
         }
     }
 

@@ -39,7 +39,7 @@ impl Post for NodePost {
             let _ = self.office.clone().wait_for(|office| !office).await;
         };
         if timeout(OFFICE_MAX, given_up).await.is_err() {
-            tracing::error!("leadership is not given up in time: the lease will end it");
+            tracing::error!("leadership not resigned in time: it ends with the lease");
         }
         // Known at once, the next leader is told at once what is given back.
         if had_office && !self.runner.held().is_empty() {
@@ -50,7 +50,7 @@ impl Post for NodePost {
     }
 
     async fn leave(&self) {
-        tracing::warn!("off duty: the process stays, and comes back when its peers answer");
+        tracing::warn!("data channel lost: no roles until peers answer");
         self.runner.leave().await;
     }
 }

@@ -34,12 +34,12 @@ pub(super) async fn attend(overview: &Overview, mut liveness: LivenessCounters) 
 
 /// Says that it stops, and why it may take a moment.
 pub(super) fn stopping(overview: &Overview) {
-    let line = format!("stops: gives back {} tasks", overview.runner.held().len());
+    let line = format!("stopping: returning {} tasks", overview.runner.held().len());
     tell(&[NotifyState::Stopping, NotifyState::Status(&line)]);
 }
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager does not listen");
+        tracing::debug!(%error, "cannot notify the service manager");
     }
 }

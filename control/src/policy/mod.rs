@@ -105,7 +105,7 @@ impl Policy {
     pub(crate) fn find_folder<'a>(&self, path: &'a Path, side: Side) -> Result<(Found, &'a std::ffi::OsStr)> {
         check_spelling(path, side)?;
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Error::bad_request(format!("{} names no file", path.shown())));
+            return Err(Error::bad_request(format!("{} is not a file name", path.shown())));
         };
         let folder = look(parent, side)?.ok_or_else(|| missing(parent, side))?;
         if !folder.stat.is_dir() {
@@ -130,7 +130,7 @@ impl Policy {
         let is_device = found.stat.file_type().is_block_device();
         let is_allowed = self.paths.iter().any(|allowed| {
             let real = std::fs::canonicalize(allowed).unwrap_or_else(|_| allowed.clone());
-            // `/dev/mapper/x` is a link to `/dev/dm-0`: whoever allows the folder means the devices.
+            // `/dev/mapper/x` is a link to `/dev/dm-0`: allowing the folder means allowing the devices.
             let is_linked = is_device && allowed.starts_with(DEVICES) && asked.starts_with(allowed);
             found.real.starts_with(&real) || is_linked
         });
@@ -145,7 +145,7 @@ impl Policy {
                 found.real.shown()
             ),
         };
-        Err(permission(side, what).advise("taskd allows folders and devices by --allow-path"))
+        Err(permission(side, what).advise("allow it with --allow-path of taskd"))
     }
 }
 
@@ -156,7 +156,7 @@ fn look(path: &Path, side: Side) -> Result<Option<Found>> {
         Ok(file) => File::from(file),
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(Errno::ELOOP) => {
-            let what = format!("{} leads through a link of /proc, or in circles", path.shown());
+            let what = format!("{} leads through a link of /proc, or in a circle", path.shown());
             return Err(permission(side, what));
         }
         Err(errno) => return Err(Error::os(side, Operation::Open, errno, format!("look up {}", path.shown()))),
@@ -172,7 +172,7 @@ fn look(path: &Path, side: Side) -> Result<Option<Found>> {
 
 fn check_spelling(path: &Path, side: Side) -> Result<()> {
     if !path.is_absolute() {
-        return Err(Error::bad_request(format!("the {side} {} is no absolute path", path.shown())));
+        return Err(Error::bad_request(format!("the {side} {} is not an absolute path", path.shown())));
     }
     if path.components().any(|component| component == Component::ParentDir) {
         return Err(permission(side, format!("the {side} {} contains '..'", path.shown())));
@@ -185,7 +185,8 @@ fn refuse_kind(path: &Path, stat: &Metadata, side: Side) -> Result<()> {
     if kind.is_file() || kind.is_block_device() {
         return Ok(());
     }
-    let (code, what) = if kind.is_dir() { (Code::BadRequest, "a directory") } else { (Code::Unsupported, "no volume") };
+    let (code, what) =
+        if kind.is_dir() { (Code::BadRequest, "a directory") } else { (Code::Unsupported, "not a volume") };
     let message = format!("the {side} {} is {what}", path.shown());
     Err(Error::new(code, side, Operation::Open, message).advise("name a regular file or a block device"))
 }

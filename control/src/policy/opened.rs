@@ -58,7 +58,7 @@ impl CreatedFile {
             Ok(file) => File::from(file),
             // Nothing was found by that path, and yet there is something: a link to nothing, or one that came just now.
             Err(Errno::EEXIST) => {
-                let what = format!("the destination {} is a link that leads nowhere", path.shown());
+                let what = format!("the destination {} is a dangling link", path.shown());
                 return Err(permission(Side::Destination, what));
             }
             Err(errno) => return Err(failed(errno)),

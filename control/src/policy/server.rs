@@ -37,7 +37,7 @@ impl Policy {
         }
         let canonical = uri.to_string();
         let Some((scheme, rest)) = canonical.split_once("://") else {
-            return Err(Error::bad_request(format!("'{canonical}' is no URI")));
+            return Err(Error::bad_request(format!("invalid URI '{canonical}'")));
         };
         if scheme.ends_with("+unix") || self.servers.is_empty() {
             return Ok(());
@@ -51,7 +51,7 @@ impl Policy {
             return Ok(());
         }
         let what = format!("the server of the {side} {canonical} is not allowed on this node");
-        Err(permission(side, what).advise("taskd allows servers by --allow-nbd"))
+        Err(permission(side, what).advise("allow it with --allow-nbd of taskd"))
     }
 }
 

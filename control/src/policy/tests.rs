@@ -11,7 +11,7 @@ struct Site {
 }
 
 impl Site {
-    /// A tree with an allowed folder `in` and a forbidden one `out`, each with a file `f`.
+    /// Creates a tree with an allowed folder `in` and a forbidden one `out`, each with a file `f`.
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         for folder in ["in", "in/deep", "out"] {

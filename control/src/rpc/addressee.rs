@@ -23,7 +23,7 @@ const INCARNATION: &str = "blockhaul-incarnation";
 pub(super) fn name(metadata: &mut MetadataMap, addressee: &Addressee) {
     let Addressee { center, node, incarnation } = addressee;
     for (key, value) in [(CENTER, center), (NODE, node), (INCARNATION, incarnation)] {
-        // Names are plain text: whatever is not is nobody's.
+        // Names are plain text: anything else matches no process.
         let Some(value) = value else { continue };
         metadata.insert(key, AsciiMetadataValue::try_from(value).unwrap_or(AsciiMetadataValue::from_static("-")));
     }

@@ -84,7 +84,7 @@ impl Admission {
                     None => self.say(peer.ip()),
                 },
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_AGAIN).await;
                 }
             }
@@ -107,7 +107,7 @@ impl Admission {
         let (mut said, now) = (self.0.said.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
         if said.is_none_or(|said| said + SAY_AGAIN <= now) {
             *said = Some(now);
-            tracing::warn!(%peer, connections = self.0.peer_max, "a peer has too many connections: more are closed");
+            tracing::warn!(%peer, connections = self.0.peer_max, "too many connections of a peer: closing new ones");
         }
     }
 }
@@ -200,7 +200,7 @@ impl GuardedStream {
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         let Some((cancelled, _)) = &mut self.end else { return Poll::Pending };
         ready!(cancelled.as_mut().poll(context));
-        Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the service address is off this node"))
+        Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the service address is not on this node"))
     }
 
     /// Ready with an error when its deadline has passed without a request.
@@ -210,7 +210,7 @@ impl GuardedStream {
         }
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
         ready!(deadline.as_mut().poll(context));
-        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer has not asked anything in time"))
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "no request of the peer in time"))
     }
 }
 

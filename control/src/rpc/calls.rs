@@ -93,8 +93,7 @@ impl GrpcLeaderClient {
 
     fn client(&self) -> Result<(DispatcherStub<Channel>, Addressee), CallError> {
         let leader = self.leader.borrow().clone();
-        let leader =
-            leader.ok_or_else(|| CallError::NoAnswer(String::from("no node leads, as far as is known here")))?;
+        let leader = leader.ok_or_else(|| CallError::NoAnswer(String::from("no known leader")))?;
         let client = DispatcherStub::new(self.channels.to(&leader.address)?);
         Ok((client.max_decoding_message_size(MESSAGE_BYTES_MAX), Addressee::new(&self.center, &leader)))
     }
@@ -139,7 +138,7 @@ async fn bounded<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> 
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(RpcError::from(status).into()),
         Err(_) => {
-            let message = format!("nothing within {} s", NODE_CALL_WAIT.as_secs());
+            let message = format!("no answer within {} s", NODE_CALL_WAIT.as_secs());
             Err(RpcError::no_answer(Code::Timeout, message).into())
         }
     }

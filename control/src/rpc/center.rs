@@ -120,7 +120,7 @@ impl Center for CenterService {
     async fn set_limit(&self, request: Request<wire::SetLimitRequest>) -> Answer<wire::Task> {
         let wire::SetLimitRequest { id, limit } = request.into_inner();
         if limit == Some(0) {
-            let error = Error::bad_request("a limit of 0 would never let the copy go on: pause it, or name a rate");
+            let error = Error::bad_request("a limit of 0 would stop the copy: pause it, or name a rate");
             return Err(RpcError::from(error).into());
         }
         self.change(id, TaskChange::Limit(limit)).await
@@ -144,7 +144,7 @@ impl Center for CenterService {
             (true, false) => DrainMode::Now,
             (false, true) => DrainMode::Undo,
             (true, true) => {
-                return Err(RpcError::from(Error::bad_request("a drain cannot be asked for and undone at once")).into());
+                return Err(RpcError::from(Error::bad_request("drain and undo exclude each other")).into());
             }
         };
         let node = NodeId::new(node).map_err(RpcError::from)?;
@@ -157,8 +157,8 @@ impl Center for CenterService {
         let desk = self.roles.desk()?;
         let wire::FenceRequest { node, confirm } = request.into_inner();
         if !confirm {
-            let advice = "cut it off or power it off first, then say so with --confirm";
-            let error = Error::bad_request(format!("nothing says that {node} can write no more")).advise(advice);
+            let advice = "cut it off or power it off first, then confirm that with --confirm";
+            let error = Error::bad_request(format!("not confirmed that {node} can write no more")).advise(advice);
             return Err(RpcError::from(error).into());
         }
         let node = NodeId::new(node).map_err(RpcError::from)?;
@@ -249,7 +249,7 @@ impl Watching {
 }
 
 fn too_many_watches() -> Status {
-    let message = format!("{WATCHES_MAX} tasks are watched already: try again, or use get");
+    let message = format!("too many watched tasks ({WATCHES_MAX}): retry, or use get");
     RpcError::from(Error::new(Code::Overloaded, Side::Coordination, Operation::Start, message)).into()
 }
 

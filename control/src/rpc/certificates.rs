@@ -80,9 +80,8 @@ impl Certificates {
             .identity(Identity::from_pem(&contents.certificate, &contents.key))
             .ca_certificate(Certificate::from_pem(&contents.authority))
             .timeout(CONNECT_WAIT);
-        let unfit = |why: String| {
-            Error::bad_request(format!("--tls-cert, --tls-key and --tls-ca are of no use together: {why}"))
-        };
+        let unfit =
+            |why: String| Error::bad_request(format!("--tls-cert, --tls-key and --tls-ca do not fit together: {why}"));
         // The transport looks at them only when it makes an endpoint.
         Endpoint::from_static("https://127.0.0.1:1")
             .tls_config(client.clone())
@@ -194,18 +193,18 @@ impl Validity {
         let Self { begins, ends } = self;
         match self.standing(unix_ms) {
             ValidityStatus::Future => format!(
-                "the certificate of {} is valid from {} on: wait until then, or set this host's clock, which says {}",
+                "the certificate of {} is valid from {} on: wait until then, or set this host's clock, which shows {}",
                 begins.certificate,
                 Timestamp::seconds(begins.seconds),
                 Timestamp::seconds(unix_ms / 1000)
             ),
             ValidityStatus::Valid | ValidityStatus::Ending => format!(
-                "the certificate of {} is valid until {}: put a new one there before",
+                "the certificate of {} is valid until {}: replace it before",
                 ends.certificate,
                 Timestamp::seconds(ends.seconds)
             ),
             ValidityStatus::Expired => format!(
-                "the certificate of {} has expired at {}: put a new one there",
+                "the certificate of {} has expired at {}: replace it",
                 ends.certificate,
                 Timestamp::seconds(ends.seconds)
             ),
@@ -276,10 +275,10 @@ ANVshjfToAtiQWPveH6JRiG9M3Podh55IpA=
         assert_eq!(validity(), Validity { begins: bound(BEGINS, name), ends: bound(ENDS, name) });
         let said = validity().check(ENDS * 1000).unwrap_err();
         assert_eq!(said.code, Code::Permission);
-        let words = "the certificate of 'CN=n1' in n1.pem has expired at 2023-12-01T00:00:00Z: put a new one there";
+        let words = "the certificate of 'CN=n1' in n1.pem has expired at 2023-12-01T00:00:00Z: replace it";
         assert_eq!(said.message, words);
         let early = validity().check(BEGINS * 1000 - 1).unwrap_err().message;
-        assert!(early.contains("from 2023-11-01T00:00:00Z") && early.contains("says 2023-10-31T23:59:59Z"), "{early}");
+        assert!(early.contains("from 2023-11-01T00:00:00Z") && early.contains("shows 2023-10-31T23:59:59Z"), "{early}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Channels {
             RpcError::from(Error::bad_request(message))
         };
         let address = HostPort::parse_peer(address).map_err(|why| {
-            RpcError::from(Error::bad_request(format!("'{}' is no address: {why}", address.escape_debug())))
+            RpcError::from(Error::bad_request(format!("invalid address '{}': {why}", address.escape_debug())))
         })?;
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(refused)?;
         let endpoint = endpoint

@@ -108,9 +108,7 @@ impl CenterClient {
         };
         let addresses = addresses.into_iter().map(checked).collect::<Result<Vec<_>>>()?;
         if addresses.is_empty() {
-            return Err(
-                Error::bad_request("no address of a center is given").advise("use --center or BLOCKHAUL_CENTER")
-            );
+            return Err(Error::bad_request("no address of a center").advise("use --center or BLOCKHAUL_CENTER"));
         }
         // So that many clients do not all knock at the first one.
         let first = fastrand::usize(..addresses.len());
@@ -186,7 +184,7 @@ impl CenterClient {
                 }
                 last = Some(task);
             }
-            // The stream has ended, the task has not: whoever leads now will say how it stands.
+            // The stream has ended, the task has not: the new leader knows its state.
             sleep(RETRY_WAIT).await;
         }
     }

@@ -57,9 +57,7 @@ fn of_io(error: &io::Error) -> Option<Cow<'static, str>> {
         return of_tls(tls);
     }
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            Some("no taskd listens there: start it, or name the address where one does".into())
-        }
+        io::ErrorKind::ConnectionRefused => Some("no taskd listens there: start it, or use another address".into()),
         _ => None,
     }
 }
@@ -72,9 +70,9 @@ fn of_tls(error: &TlsError) -> Option<Cow<'static, str>> {
         );
     }
     let known = match error {
-        TlsError::InvalidMessage(_) => Some(
-            "what answers there speaks no TLS: leave --tls-cert, --tls-key and --tls-ca away, or name another port",
-        ),
+        TlsError::InvalidMessage(_) => {
+            Some("no TLS at that address: omit --tls-cert, --tls-key and --tls-ca, or use another port")
+        }
         TlsError::InvalidCertificate(CertificateError::Expired) => {
             Some("the certificate of that node has expired, or a clock is wrong: renew it there")
         }
@@ -83,8 +81,8 @@ fn of_tls(error: &TlsError) -> Option<Cow<'static, str>> {
         }
         TlsError::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => Some("the certificate of that node bears other names: call it by one of those"),
-        TlsError::InvalidCertificate(_) => Some("the certificate of that node is of no authority in --tls-ca"),
+        ) => Some("the certificate of that node bears other names: call it by one of them"),
+        TlsError::InvalidCertificate(_) => Some("no authority in --tls-ca has signed the certificate of that node"),
         TlsError::AlertReceived(AlertDescription::CertificateExpired) => {
             Some("the certificate in --tls-cert has expired, or a clock is wrong: renew it")
         }
@@ -94,7 +92,7 @@ fn of_tls(error: &TlsError) -> Option<Cow<'static, str>> {
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateRequired
             | AlertDescription::DecryptError,
-        ) => Some("that node does not take the certificate in --tls-cert: is it signed by the center's authority?"),
+        ) => Some("that node refuses the certificate in --tls-cert: use one that the center's authority has signed"),
         _ => None,
     };
     known.map(Cow::Borrowed)
@@ -123,10 +121,10 @@ fn known(head: &[u8]) -> Option<&'static str> {
     const TLS_ALERT: u8 = 21;
     const SETTINGS: u8 = 4;
     match head {
-        [TLS_ALERT, 3, ..] => Some("what answers there speaks TLS: give --tls-cert, --tls-key and --tls-ca"),
-        [b'H', b'T', b'T', b'P', ..] => Some("another HTTP server answers there: name the address of a taskd"),
+        [TLS_ALERT, 3, ..] => Some("that address needs TLS: use --tls-cert, --tls-key and --tls-ca"),
+        [b'H', b'T', b'T', b'P', ..] => Some("another HTTP server answers there: use the address of a taskd"),
         [_, _, _, SETTINGS, ..] | [] => None,
-        _ => Some("what answers there is no task center: name the address of a taskd"),
+        _ => Some("no task center at that address: use the address of a taskd"),
     }
 }
 
@@ -156,7 +154,7 @@ mod tests {
     #[test]
     fn the_first_bytes_tell_who_it_is() {
         for (head, word) in [
-            (&[21, 3, 3, 0, 2][..], Some("speaks TLS")),
+            (&[21, 3, 3, 0, 2][..], Some("needs TLS")),
             (b"HTTP/", Some("HTTP server")),
             (b"SSH-2", Some("no task center")),
             (&[0, 0, 18, 4, 0], None),

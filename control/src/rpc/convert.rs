@@ -93,7 +93,7 @@ impl From<wire::Progress> for Progress {
 pub(super) fn state_of(text: &str) -> Result<TaskState> {
     TaskState::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
         let all = TaskState::ALL.map(TaskState::as_str).join(", ");
-        Error::bad_request(format!("'{}' is no state of a task: {all}", text.escape_debug()))
+        Error::bad_request(format!("invalid state '{}': use one of {all}", text.escape_debug()))
     })
 }
 
@@ -179,9 +179,7 @@ impl TryFrom<wire::AskReply> for AssignmentStatus {
                 wire::ask_reply::StartStage::Storing => Self::Waits(StartStage::Storing),
             }),
             Ok(wire::ask_reply::AssignmentStatus::Ended) => Ok(Self::Ended),
-            Err(error) => {
-                Err(CallError::NoAnswer(format!("the runner answers in words that are not known here: {error}")))
-            }
+            Err(error) => Err(CallError::NoAnswer(format!("unknown answer of the runner: {error}"))),
         }
     }
 }

@@ -26,7 +26,7 @@ impl RpcError {
     pub fn not_leader(leader: Option<String>) -> Self {
         let message = match &leader {
             Some(address) => format!("this node does not lead: ask {address}"),
-            None => String::from("no node leads at the moment: try again"),
+            None => String::from("no node leads at the moment: retry"),
         };
         let error = Error::new(Code::NotLeader, Side::Coordination, Operation::Start, message);
         Self { error: Error { retryable: true, ..error }, leader, is_misdirected: false }

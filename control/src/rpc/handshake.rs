@@ -22,7 +22,7 @@ pub(super) async fn shake_hands(stream: GuardedStream, tls: Option<&Tls>) -> Opt
     match timeout(CONNECT_WAIT, TlsAcceptor::from(tls.server()).accept(stream).into_fallible()).await {
         Ok(Ok(stream)) => Some(Connection { stream: Box::pin(stream), asked }),
         Ok(Err((error, stream))) => {
-            tracing::debug!(?peer, %error, "a peer is refused");
+            tracing::debug!(?peer, %error, "peer refused");
             let _ = timeout(CONNECT_WAIT, hang_up(stream)).await;
             None
         }

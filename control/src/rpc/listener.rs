@@ -75,7 +75,7 @@ impl Listener {
         };
         let serving = async move {
             let served = services.serve_with_incoming_shutdown(ReceiverStream::new(incoming), goodbye).await;
-            served.unwrap_or_else(|error| tracing::error!(%error, "the services have ended"));
+            served.unwrap_or_else(|error| tracing::error!(%error, "services failed"));
         };
         let accept = |socket| {
             let (admission, service, tls) = (admission.clone(), service.clone(), tls.cloned());

@@ -26,8 +26,7 @@ impl RunnerService {
     }
 
     fn floor(&self) -> std::result::Result<Arc<dyn Floor>, RpcError> {
-        let missing =
-            || refusal(Code::RunnerInterrupt, String::from("this node's runner is not there: it starts or stops"));
+        let missing = || refusal(Code::RunnerInterrupt, String::from("this node's runner is starting or stopping"));
         self.0.floor.borrow().clone().ok_or_else(missing)
     }
 }

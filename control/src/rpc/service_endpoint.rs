@@ -120,8 +120,8 @@ impl Endpoint for ServiceEndpoint {
         let what = format!("connect from this node to itself at the service address {}", self.0.address);
         let failed = Error::io(Side::Engine, Operation::Start, &why, what).with_code(Code::Unreachable);
         Err(Error { retryable: true, ..failed }.advise(
-            "clients would get no answer there, so the address is taken off: look for a packet filter, or for a port without \
-             free places",
+            "clients would get no answer, so the address is removed: check for a packet filter, or for a port without \
+free connections",
         ))
     }
 
@@ -236,7 +236,7 @@ mod tests {
         while endpoint.0.connections.is_empty() {
             tokio::task::yield_now().await;
         }
-        // As when somebody has removed the address, and it was put back.
+        // As when the address was removed by hand, and added again.
         endpoint.begin().await.unwrap();
         endpoint.end().await;
         assert!(endpoint.0.connections.is_empty(), "all are gone before the address is");

@@ -72,7 +72,7 @@ impl Tls {
             (None, None, None) => return Ok(None),
             (Some(certificate), Some(key), Some(authority)) => Files { certificate, key, authority },
             _ => {
-                let message = "--tls-cert, --tls-key and --tls-ca belong together: name all three or none";
+                let message = "--tls-cert, --tls-key and --tls-ca need each other: use all three or none";
                 return Err(Error::bad_request(message));
             }
         };
@@ -143,10 +143,10 @@ impl Tls {
         match found.and_then(|contents| Current::new(self.reading() + 1, contents, &self.0.paths, now)) {
             Ok(new) => {
                 let until = Timestamp::seconds(new.certificates.validity.ends().as_secs());
-                tracing::info!(%until, "certificates are read again");
+                tracing::info!(%until, "certificates reloaded");
                 self.0.current.send_replace(Arc::new(new));
             }
-            Err(error) if is_news => tracing::error!(%error, "the certificates that were read before stay in use"),
+            Err(error) if is_news => tracing::error!(%error, "cannot reload certificates: keeping the old ones"),
             Err(_) => (),
         }
     }
@@ -164,7 +164,7 @@ impl Tls {
                 ValidityStatus::Valid => (),
                 ValidityStatus::Ending => tracing::warn!("{words}"),
                 ValidityStatus::Future | ValidityStatus::Expired => {
-                    tracing::error!("this node is reached by nobody and does not lead: {words}");
+                    tracing::error!("no valid certificate: this node is unreachable and does not lead: {words}");
                 }
             }
         }

@@ -26,7 +26,7 @@ impl Submission {
         }
         Ok(Self {
             id: if id.is_empty() { TaskId::fresh() } else { TaskId::new(id)? },
-            priority: priority.ok_or_else(|| Error::bad_request("a priority is a number from 0 to 9"))?,
+            priority: priority.ok_or_else(|| Error::bad_request("the priority must be a number from 0 to 9"))?,
             max_attempts,
             spec: checked(spec, here)?,
         })

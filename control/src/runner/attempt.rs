@@ -122,7 +122,7 @@ impl Attempt {
         let mut control = self.control();
         if reason == Reason::LeaseLost && !std::mem::replace(&mut control.cut, true) {
             let _in = self.span.enter();
-            tracing::warn!("the right to write has ended: the copy is cut off");
+            tracing::warn!("lease lost: copy cut off");
         }
         self.signal.send_modify(|signal| _ = signal.stop.get_or_insert(reason));
         if let Some(running) = &control.running {
@@ -139,7 +139,7 @@ impl Attempt {
     pub(super) async fn live(self: Arc<Self>, context: Arc<RunnerContext>) {
         let life = async {
             let status = self.carry_out(&context).await;
-            tracing::info!(?status, "an assignment is over");
+            tracing::info!(?status, "assignment ended");
             status
         };
         let status = life.instrument(self.span.clone()).await;
@@ -169,7 +169,7 @@ impl Attempt {
         let (admission, question) = oneshot::channel();
         let running = self.start(context, &record, gate, admission);
         let outcome = self.attend(context, &*running, question).await;
-        tracing::info!(end = ?outcome.end, "a copy has ended");
+        tracing::info!(end = ?outcome.end, "copy ended");
         self.conclude(context, &*running, outcome).await;
         AssignmentStatus::Ended
     }
@@ -274,14 +274,14 @@ impl Attempt {
         match written {
             Written::Done(record) => {
                 self.control().waits_for = None;
-                tracing::info!("a copy may write");
+                tracing::info!("copy may write");
                 self.heed(&record);
                 context.renew.notify_one();
                 Ok(())
             }
             Written::NotOurs => {
                 self.abandon();
-                let message = "the task was given to somebody else before it began";
+                let message = "the task was assigned to another runner before it began";
                 Err(Error::new(Code::Fenced, Side::Coordination, Operation::Start, message))
             }
             Written::IllegalTransition(_, record) if has_begun(&record) => Ok(()),
@@ -312,7 +312,7 @@ impl Attempt {
     /// Stops the copy and writes nothing more: the task has another holder.
     fn abandon(&self) {
         self.control().abandoned = true;
-        tracing::warn!("the task is not this runner's any more");
+        tracing::warn!("task has another holder: copy stopped");
         self.stop(Reason::LeaseLost);
     }
 

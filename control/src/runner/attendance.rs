@@ -30,7 +30,7 @@ async fn give_back(context: &RunnerContext) {
     if !context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
         return;
     }
-    tracing::info!(node = %context.config.node, "asked to give back everything");
+    tracing::info!(node = %context.config.node, "asked to return all tasks");
     stop_all(context, Reason::RunnerInterrupt).await;
     if context.is_wanted() {
         context.turn(RunnerPhase::Stopping, RunnerPhase::Serving);
@@ -39,7 +39,7 @@ async fn give_back(context: &RunnerContext) {
 
 /// Returns all tasks and deregisters, until the node wants a runner again.
 async fn stay_away(context: &RunnerContext) {
-    tracing::warn!(node = %context.config.node, "leaves the runners: gives everything back");
+    tracing::warn!(node = %context.config.node, "deregistering: returning all tasks");
     context.turn(RunnerPhase::Serving, RunnerPhase::Stopping);
     stop_all(context, Reason::RunnerInterrupt).await;
     let _ = timeout(TELL_MAX, context.notifier.told()).await;
@@ -48,7 +48,7 @@ async fn stay_away(context: &RunnerContext) {
     }
     if context.turn(RunnerPhase::Stopping, RunnerPhase::Absent) {
         tokio::select! { biased;
-            () = registration::withdraw(context) => tracing::info!(node = %context.config.node, "gone from the runners"),
+            () = registration::withdraw(context) => tracing::info!(node = %context.config.node, "deregistered"),
             () = context.wanted_is(true) => {}
         }
     }

@@ -100,7 +100,7 @@ impl RunnerContext {
     pub(super) async fn registration(&self) -> ActiveRegistration {
         loop {
             let mut registrations = self.registration.subscribe();
-            // The sender lives as long as this hub.
+            // The sender lives as long as this context.
             if let Ok(registration) = registrations.wait_for(Option::is_some).await
                 && let Some(registration) = &*registration
             {
@@ -121,7 +121,7 @@ impl RunnerContext {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             CoordError::Refused { why, .. } if !why.is_condition() => {
-                tracing::error!(%error, "the coordination service refuses what this runner has to store: change that");
+                tracing::error!(%error, "write refused by the coordination service: change that");
                 let _ = timeout(DENIED_AGAIN, moved).await;
             }
             CoordError::Ended(_) | CoordError::Refused { index: 0, .. } => {
@@ -135,7 +135,7 @@ impl RunnerContext {
                 let _ = timeout(TRY_AGAIN * 10, registration.session.sync()).await;
             }
             CoordError::TooLarge { .. } => {
-                tracing::error!(%error, "a record has outgrown the store");
+                tracing::error!(%error, "record too large for the store");
                 tokio::time::sleep(TRY_AGAIN * 10).await;
             }
         }
@@ -155,8 +155,8 @@ impl RunnerContext {
             None => state.leader_epoch().map_err(of_state)?,
         };
         if leader < highest {
-            tracing::error!(%leader, %highest, "a dispatcher with a lower epoch than was heard before is refused");
-            let why = format!("epoch {leader} is over: {highest} was heard before");
+            tracing::error!(%leader, %highest, "call refused: lower leader epoch than seen before");
+            let why = format!("leader epoch {leader} is over: {highest} was seen");
             return Err((Code::Fenced, why));
         }
         if leader > highest {
@@ -184,7 +184,7 @@ impl RunnerContext {
 
     /// Waits until the node wants that.
     pub(super) async fn wanted_is(&self, wanted: bool) {
-        // The sender lives as long as this hub.
+        // The sender lives as long as this context.
         let _ = self.wanted.subscribe().wait_for(|now| *now == wanted).await;
     }
 
@@ -196,7 +196,7 @@ impl RunnerContext {
     /// Sets the number of tasks that it runs at once. Running ones are not stopped.
     pub(super) fn set_slots(&self, slots: u32) {
         self.slots.send_replace(slots);
-        // The registration says so.
+        // The registration is updated.
         self.doubt.notify_one();
     }
 

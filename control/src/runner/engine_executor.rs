@@ -167,7 +167,7 @@ impl EngineExecutor {
         };
         if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
             // The sender went with the closure: the end of the attempt says that there was none.
-            tracing::error!(%error, "no thread for an attempt");
+            tracing::error!(%error, "cannot start a thread for an attempt");
         }
         execution
     }
@@ -179,7 +179,7 @@ impl EngineExecutor {
         execution: &EngineExecution,
         tell: oneshot::Sender<Outcome>,
     ) {
-        // Nobody listens if the runner has been dropped, or has given up waiting.
+        // The receiver is gone if the runner has been dropped, or no longer waits.
         let tell = move |outcome| _ = tell.send(outcome);
         let Prepared { submit, clean_up } = match prepare(&self.site) {
             Ok(prepared) => prepared,
@@ -296,8 +296,7 @@ impl ExecutionHandle for EngineExecution {
             None => None,
         };
         told.unwrap_or_else(|| {
-            let error =
-                Error::new(Code::Overloaded, Side::Engine, Operation::Start, "there was no thread for the attempt");
+            let error = Error::new(Code::Overloaded, Side::Engine, Operation::Start, "no thread for the attempt");
             Outcome::refused(&error)
         })
     }
@@ -351,7 +350,7 @@ impl Site {
         if *node == self.node {
             return Ok(());
         }
-        // The request was for that node: this one has its address, or had it told to somebody.
+        // The request was for that node: this one has its address, or was given it.
         let message = format!("a volume of {node} cannot be reached on {}: the call was for {node}", self.node);
         Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
     }
@@ -385,7 +384,7 @@ impl Site {
                 // Neither the record nor the journal of an earlier attempt is about what is there now.
                 self.forget(&task, created_ms);
                 durable = DurableMap::default();
-                // Nobody has judged what is there now. Nor has anything been written that somebody could go on with.
+                // The content has not been checked, and nothing has been written that an attempt could continue.
                 spec.overwrite = if job.overwrite { Overwrite::Yes } else { Overwrite::No };
             }
         }
@@ -420,7 +419,7 @@ impl Site {
             }
             Reference::Receipt(file) => {
                 let file = self.open_to_read(&self.locator(file, Side::Caller)?, Side::Caller)?;
-                // Whatever has become of its name, this is what the policy has judged.
+                // Whatever its name leads to now, this is what the policy has checked.
                 let path = file.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
                 (engine::Reference::Receipt(path.unwrap_or_default()), file)
             }
@@ -464,7 +463,7 @@ impl Site {
         let path = self.journal(task, created_ms);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.shown(), %error, "a journal stays behind");
+                tracing::warn!(path = %path.shown(), %error, "cannot delete a journal");
             }
             _ => {}
         }
@@ -497,7 +496,7 @@ fn outcome(report: &Report, job: &JobHandle) -> Outcome {
         (None, Status::Cancelled) => End::Stopped(Reason::UserCancel),
         (None, Status::Differs) => End::Failed(Failure::from(&difference(report))),
         (None, Status::Failed) => {
-            End::Failed(Failure::from(&Error::internal(Operation::Stop, "the job failed without saying why")))
+            End::Failed(Failure::from(&Error::internal(Operation::Stop, "the job failed without a reason")))
         }
     };
     Outcome {

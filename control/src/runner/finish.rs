@@ -39,13 +39,13 @@ impl Attempt {
 
     /// Waits until no operation of a copy can land any more that its engine has not seen complete.
     async fn come_to_rest(&self, context: &RunnerContext, running: &dyn ExecutionHandle) {
-        tracing::error!("a copy did not come to rest: its task is kept until its devices answer");
+        tracing::error!("copy did not drain: keeping its task until its devices answer");
         if self.needs_lease() {
             tokio::time::sleep(context.config.quiet_after).await;
         } else {
             running.quiet().await;
         }
-        tracing::info!("a copy has come to rest");
+        tracing::info!("copy drained");
     }
 
     /// Stores the outcome of a copy that has drained.
@@ -63,7 +63,7 @@ impl Attempt {
             Written::NotOurs => {}
             Written::IllegalTransition(illegal, record) => {
                 let state = record.state;
-                tracing::error!(%illegal, ?state, "the end of a copy does not fit its record");
+                tracing::error!(%illegal, ?state, "outcome of a copy does not fit its record");
             }
         }
     }

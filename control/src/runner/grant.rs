@@ -183,7 +183,7 @@ impl Grant {
         let record = match TaskRecord::decode(&data) {
             Ok(record) => record,
             Err(error) => {
-                tracing::error!(%error, "the task's record cannot be read: it is left alone");
+                tracing::error!(%error, "cannot decode the task's record: leaving it alone");
                 return Ok(Reading::NotOurs(None));
             }
         };

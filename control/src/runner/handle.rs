@@ -70,10 +70,10 @@ impl RunnerHandle {
             }
             AcceptResult::Known => Ok(()),
             AcceptResult::Refused => {
-                refused(Code::Fenced, "the runner was asked about this grant before and did not know it")
+                refused(Code::Fenced, "the runner was queried about this grant before and did not know it")
             }
-            AcceptResult::Busy => refused(Code::Busy, "an earlier attempt of this task has not come to rest here"),
-            AcceptResult::Full => refused(Code::Overloaded, "all slots are taken"),
+            AcceptResult::Busy => refused(Code::Busy, "an earlier attempt of this task has not drained here"),
+            AcceptResult::Full => refused(Code::Overloaded, "all slots are used"),
         }
     }
 
@@ -161,7 +161,9 @@ impl RunnerHandle {
     #[must_use]
     pub fn lives(&self) -> Vec<Incarnation> {
         let lives = self.0.seams.state.incarnations();
-        lives.inspect_err(|error| tracing::error!(%error, "cannot read this node's earlier lives")).unwrap_or_default()
+        lives
+            .inspect_err(|error| tracing::error!(%error, "cannot read this node's earlier incarnations"))
+            .unwrap_or_default()
     }
 
     /// Returns the tasks that it holds now, in the order of their names.

@@ -147,7 +147,7 @@ impl Runner {
     /// Creates a runner that does nothing yet.
     #[must_use]
     pub fn new(config: RunnerConfig, seams: Seams) -> Self {
-        // Bounded by the slots: what is in it is in the book.
+        // Bounded by the slots: what is in it is in the table.
         let (sender, starts) = mpsc::unbounded_channel();
         Self { context: Arc::new(RunnerContext::new(config, seams, sender)), starts }
     }
@@ -225,12 +225,12 @@ async fn give_everything_back(context: &RunnerContext) -> Stopped {
     if left_behind.is_empty() {
         context.phase.send_replace(RunnerPhase::Absent);
         match timeout(LEAVE_MAX, registration::deregister(context)).await {
-            Ok(Ok(())) => tracing::info!(node = %context.config.node, "gone from the runners"),
-            Ok(Err(error)) => tracing::warn!(%error, "the registration stays until its session ends"),
-            Err(_) => tracing::warn!("no answer: the registration stays until its session ends"),
+            Ok(Ok(())) => tracing::info!(node = %context.config.node, "deregistered"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot remove the registration: it ends with its session"),
+            Err(_) => tracing::warn!("no answer: the registration ends with its session"),
         }
     } else {
-        tracing::error!(?left_behind, "not everything could be given back: the registration is left to expire");
+        tracing::error!(?left_behind, "not all tasks could be returned: leaving the registration to expire");
     }
     Stopped { left_behind }
 }

@@ -73,9 +73,9 @@ impl StateDir {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                let message = format!("another taskd of this node has the state directory {}", path.shown());
+                let message = format!("another taskd of this node uses the state directory {}", path.shown());
                 let error = Error::new(Code::Busy, Side::Caller, Operation::Lock, message);
-                Err(error.advise("end that one first, or name another directory with --state-dir"))
+                Err(error.advise("stop it first, or use another --state-dir"))
             }
             Err((_, errno)) => Err(failed(&errno.into(), "lock", &name)),
         }
@@ -109,13 +109,13 @@ impl StateDir {
             known => {
                 let folder = self.path.shown();
                 let message = format!(
-                    "this node belongs to center {}, and the coordination service holds center {}: the node does nothing there",
+                    "this node belongs to center {}, but the coordination service holds center {}",
                     known.escape_debug(),
                     center.escape_debug()
                 );
                 Err(Error::new(Code::BadRequest, Side::Coordination, Operation::Start, message).advise(format!(
                     "correct --zookeeper; or, to make it a node of the new center (it was moved, or the center was set up \
-                     anew), stop it and remove {folder}/center and {folder}/leader_epoch: checkpoints of its earlier tasks go"
+again), stop it and remove {folder}/center and {folder}/leader_epoch: checkpoints of its earlier tasks are lost"
                 )))
             }
         }
@@ -160,7 +160,7 @@ impl NodeState for StateDir {
             let path = self.path.join("leader_epoch");
             let message = format!("{} does not hold a number", path.shown());
             let error = Error::new(Code::CheckpointCorrupt, Side::Engine, Operation::Journal, message);
-            error.advise("make sure that no older leader is at work, then remove it")
+            error.advise("make sure that no older leader is running, then remove it")
         })
     }
 
@@ -223,7 +223,7 @@ pub fn boot_id() -> String {
 
 fn failed(error: &std::io::Error, verb: &str, path: &Path) -> Error {
     let error = Error::io(Side::Caller, Operation::Journal, error, format!("{verb} {}", path.shown()));
-    error.advise("taskd keeps its state in the directory named by --state-dir")
+    error.advise("taskd keeps its state in --state-dir")
 }
 
 #[cfg(test)]

@@ -124,9 +124,9 @@ pub(super) async fn withdraw(context: &RunnerContext) {
     loop {
         match session.multi(vec![Op::Delete { path: path.clone(), version }]).await {
             Ok(_) | Err(CoordError::Ended(_) | CoordError::Refused { why: Refusal::NoNode, .. }) => return,
-            Err(error) => tracing::debug!(%error, "cannot remove the registration yet"),
+            Err(error) => tracing::debug!(%error, "cannot remove the registration: retrying"),
         }
-        // Whatever became of it: if it stands, its version is read anew.
+        // The outcome may be unknown: if the registration exists, its version is read again.
         match session.get(&path).await {
             Ok(Some(node)) if node.stat.owner == Some(session.id()) => version = node.stat.version,
             Ok(_) | Err(CoordError::Ended(_)) => return,
@@ -194,10 +194,10 @@ fn report(context: &RunnerContext, why: &NotRegistered) {
     match why {
         NotRegistered::Duplicate(other) => tracing::error!(
             %node, address = %other.address, incarnation = %other.incarnation.0,
-            "another taskd is registered under this node's name: give one of them another --node-id"
+            "registration refused: another taskd is registered under this node's name; give one of them another --node-id"
         ),
-        NotRegistered::Coord(error) => tracing::warn!(%node, %error, "not registered yet"),
-        NotRegistered::Refused(error) => tracing::error!(%node, %error, "cannot register"),
+        NotRegistered::Coord(error) => tracing::warn!(%node, %error, "registration failed: retrying"),
+        NotRegistered::Refused(error) => tracing::error!(%node, %error, "registration refused"),
     }
 }
 
@@ -209,7 +209,7 @@ async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mu
     let mut said = Some((false, slots));
     loop {
         let phase = *moods.borrow_and_update();
-        // Given up while nobody looked: there has to be another one.
+        // It ended unnoticed: there has to be another one.
         if phase == RunnerPhase::Absent || context.registration.borrow().is_none() {
             return;
         }

@@ -55,10 +55,10 @@ impl StoredEpochs {
     pub(super) fn check(&self, file: &File, epoch: Epoch) -> Result<Option<Epoch>> {
         match self.read(file)? {
             Some(stored) if stored > epoch => {
-                let message = format!("the destination was written under grant {stored}, this one is {epoch}");
-                tracing::error!(%stored, %epoch, "a destination was written under a later grant: nothing is written");
+                let message = format!("the destination was written under epoch {stored}, later than {epoch}");
+                tracing::error!(%stored, %epoch, "destination was written under a later grant: not writing");
                 Err(fenced(message).advise(format!(
-                    "if the task center was set up anew, remove the attribute {ATTRIBUTE} of the file, or of a device its \
+                    "if the task center was set up again, remove the attribute {ATTRIBUTE} of the file, or of a device its \
                      record in devices/ of the state directory"
                 )))
             }
@@ -117,7 +117,7 @@ impl StoredEpochs {
 fn parse(text: &str) -> Result<Epoch> {
     text.trim().parse().map(Epoch).map_err(|_| {
         let shown: String = text.chars().take(40).collect();
-        fenced(format!("the destination's mark '{}' is no number", shown.escape_debug()))
+        fenced(format!("invalid epoch '{}' stored at the destination", shown.escape_debug()))
             .advise(format!("find out who wrote it, then remove {ATTRIBUTE}"))
     })
 }

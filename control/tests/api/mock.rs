@@ -62,7 +62,7 @@ impl Desk for MockDesk {
     }
 
     async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
-        let missing = || Error::new(Code::NotFound, Side::Caller, Operation::Parse, format!("there is no task {task}"));
+        let missing = || Error::new(Code::NotFound, Side::Caller, Operation::Parse, format!("no task {task}"));
         self.tasks.lock().unwrap().get(task).map(watch::Sender::subscribe).ok_or_else(missing)
     }
 

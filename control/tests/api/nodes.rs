@@ -106,7 +106,7 @@ async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
         ];
         for refused in refusals {
             let CallError::Misdirected(why) = refused else { panic!("{refused:?}") };
-            assert!(why.contains("here is node n1, process mine, of center c"), "{why}");
+            assert!(why.contains("this is node n1, process mine, of center c"), "{why}");
         }
         let (_leader, seen) = watch::channel(Some(peer.clone()));
         let center = if peer == &mine { center("another") } else { center("c") };

@@ -76,7 +76,7 @@ async fn only_certificates_of_the_authority_are_taken_on_either_side() {
     assert!(refused.contains("no authority in --tls-ca"), "{refused}");
     let plain = Node::start().await;
     let refused = asks(&plain, Some(read(&caller))).await.expect_err("a node without TLS");
-    assert!(refused.contains("speaks no TLS"), "{refused}");
+    assert!(refused.contains("no TLS at that address"), "{refused}");
 }
 
 /// Whose clock is right refuses the certificate of whose clock is slow, and the caller hears which one it is.

@@ -57,7 +57,7 @@ fn a_certificate_that_expires_soon_is_warned_about() {
     let (room, ours, now) = (Room::new(), Authority::new(), SystemTime::now());
     let daemon = room.start(&ours.certify_for("short", now - DAY, now + 13 * DAY).flags());
     let line = daemon.says("is valid until");
-    assert!(line.contains("WARN") && line.contains("'CN=short'") && line.contains("put a new one there"), "{line}");
+    assert!(line.contains("WARN") && line.contains("'CN=short'") && line.contains("replace it"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +74,7 @@ async fn certificates_are_replaced_while_a_copy_runs() {
     let second = theirs.certify_for("second", SystemTime::now() - DAY, SystemTime::now() + 90 * DAY);
     live.replace(&second);
     daemon.signal(Signal::SIGHUP);
-    daemon.says("certificates are read again");
+    daemon.says("certificates reloaded");
     assert_eq!(client(&daemon, &new).get(name("t")).await.unwrap().id, "t");
     let mut page = TcpStream::connect(&metrics).unwrap();
     page.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
@@ -88,11 +88,11 @@ async fn certificates_are_replaced_while_a_copy_runs() {
     let key = theirs.certify("other").key;
     live.replace(&Identity { key, ..second });
     daemon.signal(Signal::SIGHUP);
-    assert!(daemon.says("stay in use").contains("--tls-key"));
+    assert!(daemon.says("keeping the old ones").contains("--tls-key"));
     assert_eq!(client(&daemon, &new).get(name("t")).await.unwrap().id, "t");
     // Because they have changed.
     live.replace(&first);
-    daemon.says("certificates are read again");
+    daemon.says("certificates reloaded");
     let mut client = client(&daemon, &old);
     client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
     let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());
@@ -111,9 +111,9 @@ async fn a_leader_whose_certificate_expires_resigns_until_there_is_a_new_one() {
     client(&daemon, &caller).submit(slow_copy("t", &room, 1 << 20)).await.unwrap();
     expire(&daemon, &ours, &live);
     daemon.says("does not lead: the certificate of 'CN=brief'");
-    daemon.says("leads no more");
+    daemon.says("lost leadership");
     live.replace(&ours.certify("next"));
-    daemon.says("certificates are read again");
+    daemon.says("certificates reloaded");
     let mut client = client(&daemon, &caller);
     client.set_limit(wire::SetLimitRequest { id: "t".to_owned(), limit: None }).await.unwrap();
     let done = TaskView::from(client.follow("t", |_| ()).await.unwrap());
@@ -127,7 +127,7 @@ fn expire(daemon: &Daemon, ours: &Authority, live: &Identity) {
         let now = SystemTime::now();
         live.replace(&ours.certify_for("brief", now - HOUR, now + Duration::from_secs(seconds)));
         daemon.signal(Signal::SIGHUP);
-        if daemon.says("certificates ").contains("are read again") {
+        if daemon.says("certificates").contains("reloaded") {
             return;
         }
     }

@@ -78,7 +78,7 @@ impl Daemon {
             }
         });
         let mut daemon = Self { child, log, address: String::new() };
-        let line = daemon.says("listens");
+        let line = daemon.says("listening");
         daemon.address = line.split("listen=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
         daemon
     }

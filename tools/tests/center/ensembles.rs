@@ -58,9 +58,7 @@ fn without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits() {
     let old = pair.connections();
     [0, 1].into_iter().for_each(|server| cell.ensemble.kill(server));
     // The lease runs out, and the copy with it; the other one has no lease.
-    cell.wait_until("that it is cut off", |cell| {
-        cell.nodes.iter().any(|node| node.said().contains("the right to write has ended"))
-    });
+    cell.wait_until("that it is cut off", |cell| cell.nodes.iter().any(|node| node.said().contains("lease lost")));
     let writes = pair.writes();
     cell.wait_until("all of the local bytes", |cell| cell.read("destination") == bytes);
     assert_eq!(pair.writes(), writes, "a network copy is written without a lease");
@@ -92,7 +90,7 @@ fn an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again()
     cell.ensemble.kill(0);
     // As many as there are nodes.
     cell.wait_until("that the sessions are over", |cell| {
-        cell.nodes.iter().all(|node| node.said().contains("the session is over"))
+        cell.nodes.iter().all(|node| node.said().contains("session ended"))
     });
     cell.ensemble.restart(0);
     cell.wait_until_complete();
@@ -161,14 +159,14 @@ fn a_service_that_has_lost_its_memory_is_not_obeyed() {
     run("cp", &["-a", text(&kept), text(&data)]);
     cell.ensemble.restart(0);
     // It will not have a session that has seen more than it knows.
-    let registered = |cell: &Cell| cell.nodes[0].said().matches("registered node=").count();
+    let registered = |cell: &Cell| cell.nodes[0].said().matches(" registered node=").count();
     let before = registered(&cell);
     cell.wait_until("another session", |cell| registered(cell) > before);
     cell.wait_until_complete();
     assert_eq!(cell.task("early").state(), "PENDING", "it is as it was");
     cell.ask(&["drain", "n0", "--undo"]);
     cell.wait_until("an alarm", |cell| {
-        cell.nodes[0].said().contains("a dispatcher with a lower epoch than was heard before is refused")
+        cell.nodes[0].said().contains("call refused: lower leader epoch than seen before")
     });
     let task = cell.wait_for("early", "a reason", |task| !task.reason().is_empty());
     assert!(!task.is_over() && task.outcomes().iter().all(|outcome| outcome != "succeeded"), "{task:?}");

@@ -109,7 +109,7 @@ fn a_leader_whose_clock_is_off_resigns_and_leads_no_more_until_the_clock_is_set(
     cell.start();
     std::fs::write(&clock, "+1d\n").expect("it was made above");
     let next = cell.wait_for_successor(0);
-    cell.wait_until("that it says so", |cell| cell.nodes[0].said().contains("does not stand for election"));
+    cell.wait_until("that it says so", |cell| cell.nodes[0].said().contains("not standing for election"));
     cell.wait_until("that others see it, too", |cell| {
         let runners = cell.ask(&["runners"]);
         runners
@@ -123,5 +123,5 @@ fn a_leader_whose_clock_is_off_resigns_and_leads_no_more_until_the_clock_is_set(
     cell.wait_until("that its clock is good again", |cell| cell.nodes[0].said().contains("agrees with its peers'"));
     cell.nodes[last].kill();
     assert_eq!(cell.wait_for_successor(last), 0);
-    assert_eq!(cell.nodes[0].said().matches("does not stand for election").count(), 1, "{}", cell.nodes[0].said());
+    assert_eq!(cell.nodes[0].said().matches("not standing for election").count(), 1, "{}", cell.nodes[0].said());
 }

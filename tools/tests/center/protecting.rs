@@ -74,7 +74,7 @@ fn a_leader_whose_certificate_expires_hands_over_and_its_copies_go_on() {
         cell.nodes[0].said().contains("does not lead: the certificate")
     });
     cell.wait_until("the other one leads", |cell| leader(cell).is_some_and(|leader| leader == "n1"));
-    assert!(cell.nodes[0].said().contains("leads no more"), "it has resigned");
+    assert!(cell.nodes[0].said().contains("lost leadership"), "it has resigned");
     // Whoever calls it alone hears why nothing is to be had there, from the second on that the certificate names.
     cell.wait_until("that its certificate is taken by nobody", |cell| {
         let address = cell.nodes[0].address();
@@ -143,7 +143,7 @@ fn a_center_that_cannot_be_used_is_named_with_what_it_answers() {
     cell.wait_until("one leads", |cell| cell.leader().is_some());
     cell.nodes[1].tell(&["--zookeeper-auth", text(&wrong), "--metrics", &metrics]);
     cell.nodes[1].start();
-    cell.wait_until("the wrong password is named", |cell| cell.nodes[1].said().contains("look at --zookeeper-auth"));
+    cell.wait_until("the wrong password is named", |cell| cell.nodes[1].said().contains("check --zookeeper-auth"));
     let mut page = String::new();
     let mut stream = TcpStream::connect(&metrics).expect("metrics are served");
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");

@@ -107,7 +107,7 @@ fn a_runner_that_slept_past_its_lease_writes_no_more() {
     std::thread::sleep(Duration::from_secs(20).saturating_sub(asleep.elapsed()));
     cell.nodes[first].signal(Signal::SIGCONT);
     cell.wait_until("that it is a runner again", |cell| {
-        cell.nodes[first].said().matches("registered node=").count() > 1
+        cell.nodes[first].said().matches(" registered node=").count() > 1
     });
     pair.assert_taken_over(&cell, "moving", &old);
 }

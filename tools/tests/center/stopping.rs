@@ -72,7 +72,7 @@ fn a_volume_that_fails_during_a_stop_does_not_hide_the_reason() {
     pair.submit(&cell, "stopped", &["--limit", "8MiB/s", "--max-attempts", "1"]);
     let first = cell.wait_for_way("stopped");
     cell.nodes[first].signal(Signal::SIGTERM);
-    cell.wait_until("that it stops", |cell| cell.nodes[first].said().contains("gives everything back"));
+    cell.wait_until("that it stops", |cell| cell.nodes[first].said().contains("returning all tasks"));
     // What is under way fails, and so would everything after it.
     std::thread::sleep(Duration::from_millis(200));
     pair.destination.kill();
@@ -124,7 +124,7 @@ fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
     pair.assert_one_after_the_end_of_the_other(&old);
     pair.assert_copied();
     cell.submit_noop("waits", Duration::from_millis(10), &["--node", &name]);
-    let task = cell.wait_for("waits", "a reason", |task| task.reason().contains("drains"));
+    let task = cell.wait_for("waits", "a reason", |task| task.reason().contains("draining"));
     assert_eq!(task.state(), "PENDING", "{task:?}");
     cell.ask(&["drain", &name, "--undo"]);
     cell.wait_for_success("waits");
@@ -165,7 +165,7 @@ fn a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_o
     let second = 1 - first;
     wire.set(Mode::Stall);
     cell.nodes[second].signal(Signal::SIGTERM);
-    cell.wait_until("that it stops", |cell| cell.nodes[second].said().contains("gives everything back"));
+    cell.wait_until("that it stops", |cell| cell.nodes[second].said().contains("returning all tasks"));
     cell.nodes[second].signal(Signal::SIGTERM);
     assert_eq!(cell.nodes[second].wait().code(), Some(0));
     wire.set(Mode::Cut);

@@ -100,7 +100,7 @@ fn whoever_waits_for_a_center_hears_at_once_why_and_what_to_do() {
     for (address, advice) in [
         (closed.to_string(), "no taskd listens there"),
         (peer(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "another HTTP server"),
-        (peer(b"\x15\x03\x03\x00\x02\x02\x16"), "speaks TLS: give --tls-cert"),
+        (peer(b"\x15\x03\x03\x00\x02\x02\x16"), "that address needs TLS: use --tls-cert"),
         (peer(b"SSH-2.0-OpenSSH_9.9\r\n"), "no task center"),
     ] {
         let line = first_line(&address);

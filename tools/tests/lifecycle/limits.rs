@@ -32,7 +32,7 @@ fn with_few_threads_it_ends_with_the_name_of_the_limit_or_serves() {
             ]);
             command.arg("--state-dir").arg(room.path().join(format!("state-{threads}")));
             let mut daemon = Daemon::start(command, &said);
-            while daemon.is_running() && !daemon.said().contains("has read all tasks") {
+            while daemon.is_running() && !daemon.said().contains("all tasks read") {
                 std::thread::yield_now();
             }
             let serves = daemon.is_running();

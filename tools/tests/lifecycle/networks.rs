@@ -188,5 +188,5 @@ fn has_recovered(cell: &Cell) -> bool {
 
 /// How often a node has lost its data channel so far.
 fn losses(cell: &mut Cell, number: usize) -> usize {
-    cell.node(number).said().matches("the data channel is lost").count()
+    cell.node(number).said().matches("data channel lost").count()
 }

@@ -110,8 +110,8 @@ fn t_zbs_14_a_leader_that_is_deposed_goes_on_as_a_runner() {
             cell.wait_for(id, "something durable", |task| task["progress"]["durable"].as_u64() > Some(0));
         }
         cell.network.cut("mgmt", leader);
-        cell.node(leader).says("leads no more");
-        cell.node(leader).says("the copy is cut off");
+        cell.node(leader).says("lost leadership");
+        cell.node(leader).says("copy cut off");
         wait_until("another one leads", || cell.leader() != leader);
         let before = written(&local);
         wait_until("the local copy goes on", || written(&local) > before);

@@ -86,19 +86,19 @@ fn sighup_reads_limits_and_log_level_and_sigquit_tells_how_it_stands() {
         let write = |text: &str| std::fs::write(&file, text).unwrap();
         write("slots = 3\nlog = \"info\"\n");
         let mut daemon = Daemon::alone(room.path(), &["--config", file.to_str().unwrap()]);
-        daemon.says("has read all tasks");
+        daemon.says("all tasks read");
         daemon.signal(Signal::SIGQUIT);
         daemon.says("\"slots\":3");
-        for part in ["\"role\":\"leads\"", "\"registered\":true", "\"data_channel\":null", "\"stop\":\"no\""] {
+        for part in ["\"role\":\"leader\"", "\"registered\":true", "\"data_channel\":null", "\"stop\":\"no\""] {
             assert!(daemon.said().contains(part), "{part}: {}", daemon.said());
         }
         write("slots = 7\nlog = \"debug\"\n");
         daemon.signal(Signal::SIGHUP);
-        daemon.says("runs so many tasks at once");
-        daemon.says("has read its limits and its log level again");
+        daemon.says("slots changed");
+        daemon.says("limits and log level reloaded");
         write("slots = 0\n");
         daemon.signal(Signal::SIGHUP);
-        daemon.says("nothing is changed");
+        daemon.says("nothing changed");
         daemon.signal(Signal::SIGUSR1);
         daemon.says("\"slots\":7");
         assert!(daemon.said().contains("DEBUG"), "{}", daemon.said());

@@ -26,7 +26,7 @@ fn ready_status_signs_of_life_and_stopping_are_told() {
         let mut daemon = Daemon::start(command, &room.path().join("said"));
         let first = manager.wait_for("READY=1");
         assert!(first.len() == 1 && first[0].contains("STATUS="), "nothing comes before it is ready: {first:?}");
-        manager.wait_for("STATUS=leads; 0 of 4 tasks");
+        manager.wait_for("STATUS=leader; 0 of 4 tasks");
         manager.wait_for("WATCHDOG=1");
         manager.wait_for("WATCHDOG=1");
         daemon.signal(Signal::SIGSTOP);
@@ -36,7 +36,7 @@ fn ready_status_signs_of_life_and_stopping_are_told() {
         manager.wait_for("WATCHDOG=1");
         daemon.signal(Signal::SIGTERM);
         let last = manager.wait_for("STOPPING=1");
-        assert!(last.last().unwrap().contains("STATUS=stops"), "{last:?}");
+        assert!(last.last().unwrap().contains("STATUS=stopping"), "{last:?}");
         assert_eq!(daemon.ended(), Some(0));
     });
 }
@@ -50,7 +50,7 @@ fn without_a_watchdog_no_sign_of_life_is_given() {
         let mut command = Daemon::command(room.path(), &[]);
         command.env("NOTIFY_SOCKET", &manager.path);
         let mut daemon = Daemon::start(command, &room.path().join("said"));
-        manager.wait_for("STATUS=leads");
+        manager.wait_for("STATUS=leader");
         daemon.signal(Signal::SIGTERM);
         let all = manager.wait_for("STOPPING=1");
         assert!(!all.iter().any(|message| message.contains("WATCHDOG")), "{all:?}");

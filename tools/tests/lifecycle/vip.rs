@@ -53,7 +53,7 @@ fn it_is_restored_handed_over_and_cleaned() {
         assert_eq!(cell.holders(), [leader]);
         cell.network.inside(leader, &["ip", "address", "del", &format!("{VIP}/24"), "dev", "mgmt"]);
         assert!(cell.holders().is_empty());
-        wait_until("it is put back", || cell.holders() == [leader] && cell.vip_answers());
+        wait_until("it is added again", || cell.holders() == [leader] && cell.vip_answers());
 
         assert_eq!(leader_by_vip(&cell), leader);
         let stream = Stream::through_vip();
@@ -92,8 +92,8 @@ fn t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line() {
         run("ip", &["link", "add", "lan", "type", "bridge"]);
         let room = tempfile::tempdir().unwrap();
         for (vip, code, why) in [
-            ("10.9.0.300/24@lan", "EBadRequest", "no IP address"),
-            ("10.9.0.0/24@lan", "EBadRequest", "address of a network"),
+            ("10.9.0.300/24@lan", "EBadRequest", "invalid IP address"),
+            ("10.9.0.0/24@lan", "EBadRequest", "a network or broadcast address"),
             ("127.0.0.1/8@lan", "EBadRequest", "special"),
             ("10.9.0.1/24", "EBadRequest", "ADDR/PREFIX@INTERFACE"),
             ("10.9.0.1/24@wan", "ENotFound", "no such interface"),
@@ -126,12 +126,12 @@ fn t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server() {
         run("ip", &["link", "set", "lan", "up"]);
         let room = tempfile::tempdir().unwrap();
         let mut daemon = Daemon::alone(room.path(), &["--insecure", "--vip", "10.9.0.1/24@lan"]);
-        daemon.says("the service address is on this node");
+        daemon.says("service address added");
         run("ip", &["link", "del", "lan"]);
         assert_eq!(daemon.ended(), Some(1));
         let said = daemon.said();
         assert!(said.lines().last().unwrap_or_default().contains("ENotFound"), "{said}");
-        assert!(said.contains("gone from the runners") && said.contains("stopped"), "in good order: {said}");
+        assert!(said.contains("deregistered") && said.contains("stopped"), "in good order: {said}");
         crate::support::assert_no_core(room.path());
     });
 }
@@ -156,7 +156,7 @@ fn only_a_service_address_takes_rights_and_it_says_which() {
         let said = refused.said();
         assert!(said.contains("EPermission") && said.contains("CAP_NET_ADMIN and CAP_NET_RAW"), "{said}");
         let mut plain = start(&[]);
-        plain.says("leads");
+        plain.says("elected leader");
         assert_eq!(plain.stop(), Some(0));
     });
 }
@@ -198,11 +198,11 @@ fn what_nobody_answers_is_taken_off_and_said() {
         network.inside(1, &["ip", "link", "set", "lo", "down"]);
         let vip = format!("{VIP}/24@mgmt");
         let mut daemon = on_host(&network, room.path(), &["--listen", "10.87.0.1:7400", "--insecure", "--vip", &vip]);
-        daemon.says("the service address is not answered");
-        wait_until("it is taken off", || !network.has(1, VIP));
-        assert!(!daemon.said().contains("the service address is on this node"), "{}", daemon.said());
+        daemon.says("service address not answered");
+        wait_until("it is removed", || !network.has(1, VIP));
+        assert!(!daemon.said().contains("service address added"), "{}", daemon.said());
         network.inside(1, &["ip", "link", "set", "lo", "up"]);
-        daemon.says("the service address is on this node");
+        daemon.says("service address added");
         assert_eq!(daemon.stop(), Some(0));
     });
 }

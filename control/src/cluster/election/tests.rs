@@ -17,7 +17,7 @@ async fn candidate(ensemble: &Ensemble, node: &str, life: &str) -> Candidate {
     candidate_after(ensemble, node, life, &[]).await
 }
 
-/// One that knows of these lives of its node.
+/// Creates a candidate that knows of these incarnations of its node.
 async fn candidate_after(ensemble: &Ensemble, node: &str, life: &str, lives: &[&str]) -> Candidate {
     let center: Arc<dyn CoordClient> = ensemble.client(node);
     let session = loop {
@@ -62,7 +62,7 @@ async fn one_leads_and_the_others_know_where() {
     let mut second = candidate(&ensemble, "b", "1").await;
     second.follows("a:1").await;
     assert_eq!(second.roles.borrow().not_leader().code, Code::NotLeader);
-    assert!(second.roles.borrow().not_leader().message.starts_with("a:1 leads"));
+    assert!(second.roles.borrow().not_leader().message.ends_with("ask a:1"));
     assert_eq!(leader_term.commit(write("/x")).await.unwrap(), [Done::Plain]);
     let refused = leader_term.commit(write("/x")).await.unwrap_err();
     assert_eq!(refused, CoordError::Refused { index: 0, why: Refusal::NodeExists }.into());

@@ -23,15 +23,15 @@ impl InterfaceAddress {
     /// `EBadRequest` for what is no address of one host, and for malformed text.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let refused = |why: &str| Error::bad_request(format!("--vip '{}': {why}", text.escape_debug()));
-        let form = "it is ADDR/PREFIX@INTERFACE, as 10.0.0.100/24@eth0";
+        let form = "expected ADDR/PREFIX@INTERFACE, for example 10.0.0.100/24@eth0";
         let (network, interface) = text.split_once('@').ok_or_else(|| refused(form))?;
         let (address, prefix) = network.split_once('/').ok_or_else(|| refused(form))?;
-        let address: IpAddr = address.parse().map_err(|_| refused("that is no IP address"))?;
+        let address: IpAddr = address.parse().map_err(|_| refused("invalid IP address"))?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.parse().ok().filter(|prefix| (1..=bits).contains(prefix));
-        let prefix = prefix.ok_or_else(|| refused(&format!("its prefix is a number from 1 to {bits}")))?;
+        let prefix = prefix.ok_or_else(|| refused(&format!("the prefix must be a number from 1 to {bits}")))?;
         if !is_interface(interface) {
-            return Err(refused("that is no name of an interface"));
+            return Err(refused("invalid interface name"));
         }
         judge(address, prefix).map_err(refused)?;
         Ok(Self { address, prefix, interface: interface.to_owned() })
@@ -47,16 +47,16 @@ impl fmt::Display for InterfaceAddress {
 /// Says why an address cannot be a service address.
 fn judge(address: IpAddr, prefix: u8) -> std::result::Result<(), &'static str> {
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-        return Err("clients cannot reach that address: it is a special one");
+        return Err("clients cannot reach a special address");
     }
     if matches!(address, IpAddr::V6(six) if six.is_unicast_link_local() || six.to_ipv4_mapped().is_some()) {
-        return Err("clients cannot call that address: it is a link-local or a mapped one");
+        return Err("clients cannot call a link-local or mapped address");
     }
     if let IpAddr::V4(four) = address {
         let host = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
         let own = u32::from(four) & host;
         if four.is_broadcast() || four.octets()[0] == 0 || (prefix < 31 && (own == 0 || own == host)) {
-            return Err("it is the address of a network or a broadcast, not that of a host");
+            return Err("a network or broadcast address, not that of a host");
         }
     }
     Ok(())
@@ -80,8 +80,8 @@ mod tests {
             ("", "ADDR/PREFIX@INTERFACE"),
             ("10.0.0.100/24", "ADDR/PREFIX@INTERFACE"),
             ("10.0.0.100@eth0", "ADDR/PREFIX@INTERFACE"),
-            ("10.0.0.300/24@eth0", "no IP address"),
-            ("host/24@eth0", "no IP address"),
+            ("10.0.0.300/24@eth0", "invalid IP address"),
+            ("host/24@eth0", "invalid IP address"),
             ("10.0.0.100/33@eth0", "1 to 32"),
             ("10.0.0.100/0@eth0", "1 to 32"),
             ("fd00::1/129@eth0", "1 to 128"),

@@ -95,15 +95,17 @@ impl ServiceAddress {
         endpoint: Arc<dyn Endpoint>,
     ) -> Result<Self> {
         if own.contains(&address.address) {
-            let message = format!("--vip {address}: it is this node's own address, and would go with the leader");
+            let message = format!("--vip {address}: this node's own address cannot move with the leader");
             return Err(Error::bad_request(message));
         }
         let vip = Self { address, network, endpoint, is_on: Arc::new(watch::Sender::new(false)) };
         match vip.network.remove(&vip.address).await {
-            Ok(true) => tracing::warn!(vip = %vip.address, "a service address that an earlier process left is removed"),
+            Ok(true) => tracing::warn!(vip = %vip.address, "removed a service address that an earlier process left"),
             Ok(false) => {}
             Err(error) if is_final(&error) => return Err(error),
-            Err(error) => tracing::warn!(vip = %vip.address, %error, "cannot look for a left service address"),
+            Err(error) => {
+                tracing::warn!(vip = %vip.address, %error, "cannot look for a service address that was left behind")
+            }
         }
         Ok(vip)
     }
@@ -128,7 +130,7 @@ impl ServiceAddress {
         loop {
             let may = left() >= SPARE;
             if !may && *self.is_on.borrow() {
-                tracing::warn!(vip = %self.address, "the lease is short: the service address is taken off");
+                tracing::warn!(vip = %self.address, "lease almost over: removing the service address");
                 self.release().await;
                 (looks, look_at) = (0, Instant::now());
             } else if may && look_at <= Instant::now() {
@@ -137,11 +139,13 @@ impl ServiceAddress {
                     Ok(()) => {}
                     Err(error) if is_final(&error) => return error,
                     Err(error) if error.code == Code::Unreachable => {
-                        tracing::error!(vip = %self.address, %error, "the service address is not answered: it is taken off");
+                        tracing::error!(vip = %self.address, %error, "service address not answered: removing it");
                         self.release().await;
                         look_at = Instant::now() + ANSWER_EVERY;
                     }
-                    Err(error) => tracing::warn!(vip = %self.address, %error, "the service address: tried again"),
+                    Err(error) => {
+                        tracing::warn!(vip = %self.address, %error, "cannot keep the service address: retrying")
+                    }
                 }
             }
             sleep(GUARD_EVERY).await;
@@ -158,8 +162,8 @@ impl ServiceAddress {
             self.is_on.send_replace(true);
             *looks = 0;
             match was_on {
-                true => tracing::warn!(vip = %self.address, "the service address was gone: it is put back"),
-                false => tracing::info!(vip = %self.address, "the service address is on this node"),
+                true => tracing::warn!(vip = %self.address, "service address was missing: added again"),
+                false => tracing::info!(vip = %self.address, "service address added"),
             }
         }
         let is_due = ANNOUNCEMENTS.contains(looks) || looks.is_multiple_of(ANNOUNCE_EVERY);
@@ -175,7 +179,9 @@ impl ServiceAddress {
             loop {
                 match self.network.remove(&self.address).await {
                     Ok(was_there) => return was_there,
-                    Err(error) => tracing::warn!(vip = %self.address, %error, "cannot remove the service address"),
+                    Err(error) => {
+                        tracing::warn!(vip = %self.address, %error, "cannot remove the service address: retrying")
+                    }
                 }
                 sleep(RETRY).await;
             }
@@ -183,10 +189,10 @@ impl ServiceAddress {
         match removed.await {
             Ok(was_there) => {
                 if self.is_on.send_replace(false) || was_there {
-                    tracing::info!(vip = %self.address, "the service address is off this node");
+                    tracing::info!(vip = %self.address, "service address removed");
                 }
             }
-            Err(_) => tracing::error!(vip = %self.address, "the service address stays: remove it by hand"),
+            Err(_) => tracing::error!(vip = %self.address, "service address not removed: remove it by hand"),
         }
     }
 }

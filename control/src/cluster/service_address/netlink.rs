@@ -103,7 +103,7 @@ async fn asked<T>(vip: &InterfaceAddress, question: impl AsyncFnOnce(&Handle) ->
         answer.as_mut().poll(context)
     });
     answered.await.unwrap_or_else(|_| {
-        let message = format!("the kernel says nothing about the service address {vip}");
+        let message = format!("no answer of the kernel about the service address {vip}");
         Err(Error { retryable: true, ..Error::new(Code::Timeout, Side::Engine, Operation::Start, message) })
     })
 }

@@ -44,11 +44,11 @@ impl DataAddress {
         } else if is_interface(place) && !place.contains(['[', ']']) {
             Place::Interface(place.to_owned())
         } else {
-            return Err(refused("that is no address and no interface: use ADDR[:PORT] or INTERFACE[:PORT]"));
+            return Err(refused("expected ADDR[:PORT] or INTERFACE[:PORT]"));
         };
         match place {
             Place::Address(address) if address.is_unspecified() || address.is_multicast() => {
-                Err(refused("that is no address of one node: peers need one that they can answer"))
+                Err(refused("peers cannot answer that address: use one of this node"))
             }
             place => Ok(Self { place, port }),
         }

@@ -124,7 +124,7 @@ impl ProbeLoop<'_> {
                 received = self.channel.socket.recv_from(&mut buffer) => match received {
                     Ok((length, from)) => self.receive(&buffer[..length], from),
                     Err(error) => {
-                        tracing::debug!(%error, "the data channel's socket fails");
+                        tracing::debug!(%error, "data channel: socket failed");
                         sleep(RETRY).await;
                     }
                 },
@@ -155,7 +155,7 @@ impl ProbeLoop<'_> {
                     self.judge.answered(self.clock.boot_time(), &probe.peer);
                 }
             }
-            None => tracing::debug!(%from, "a packet that is no probe"),
+            None => tracing::debug!(%from, "data channel: malformed packet"),
         }
     }
 
@@ -181,7 +181,7 @@ impl ProbeLoop<'_> {
     /// Sends a packet. A failure to send counts as loss on the way.
     fn send(&self, packet: Packet, to: SocketAddr) {
         if let Err(error) = self.channel.socket.try_send_to(&packet.encode(), to) {
-            tracing::trace!(%to, %error, "a packet could not be sent");
+            tracing::trace!(%to, %error, "data channel: cannot send");
         }
     }
 
@@ -194,9 +194,9 @@ impl ProbeLoop<'_> {
         let before = self.channel.seen.send_replace(seen).verdict;
         let is_back = (before, verdict) == (Verdict::Lost, Verdict::Usable);
         if is_back {
-            tracing::warn!(address = %self.channel.address, "the data channel is back");
+            tracing::warn!(address = %self.channel.address, "data channel usable again");
         } else if before != verdict {
-            tracing::error!(address = %self.channel.address, "the data channel is lost: no peer answers");
+            tracing::error!(address = %self.channel.address, "data channel lost: no peer answers");
         }
         is_back
     }

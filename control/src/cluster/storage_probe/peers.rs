@@ -45,7 +45,7 @@ pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch:
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot read who is registered");
+                tracing::debug!(%error, "cannot read the registrations");
                 sleep(RETRY).await;
             }
         }

@@ -90,9 +90,7 @@ impl StoreFile {
         let shelf = OpenStoreFile { database };
         let format = shelf.prepare().map_err(failed)?;
         if format != FORMAT_VERSION {
-            return Err(
-                self.error(format!("it has format {format}, this program knows {FORMAT_VERSION}: use a newer one"))
-            );
+            return Err(self.error(format!("format {format}, this program knows {FORMAT_VERSION}: upgrade it")));
         }
         let content = shelf.read().map_err(failed)?;
         // What the library's checksums cannot know.

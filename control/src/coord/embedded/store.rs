@@ -117,7 +117,7 @@ impl Store {
         let mut tree = Tree::new();
         for (path, node) in nodes {
             if !is_path(&path) || !tree.put(&path, Some(node)) {
-                return Err(self.shelf.error(format!("{path:?} has no place in the tree")));
+                return Err(self.shelf.error(format!("{path:?} has no parent")));
             }
         }
         let gone = tree.ephemerals(|session| !self.sessions.contains_key(&session));
@@ -258,7 +258,7 @@ impl Store {
     fn say(&mut self, error: &StoreFileError) {
         if self.said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
             self.said = Some(Instant::now());
-            tracing::error!(%error, "the task center's store fails: it is opened again until it can be written");
+            tracing::error!(%error, "store failed: reopening it until it can be written");
         }
     }
 

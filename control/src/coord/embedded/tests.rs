@@ -15,11 +15,11 @@ struct Disk(Mutex<Platter>);
 
 #[derive(Clone, Debug, Default)]
 struct Platter {
-    /// As programs see it.
+    /// Content as programs see it.
     now: Vec<u8>,
-    /// As it was at the last flush.
+    /// Content at the last flush.
     flushed: Vec<u8>,
-    /// Since then.
+    /// Writes since then.
     unflushed: Vec<Piece>,
     is_failing: bool,
 }
@@ -30,7 +30,7 @@ enum Piece {
     Resize(usize),
 }
 
-/// What a disk writes wholly or not at all.
+/// Unit that a disk writes wholly or not at all.
 const SECTOR: usize = 512;
 
 impl Piece {
@@ -57,7 +57,7 @@ impl Platter {
         Ok(())
     }
 
-    /// What a loss of power leaves: what was flushed, and any of the sectors written since.
+    /// Returns what a power cut leaves: what was flushed, and any of the sectors written since.
     fn without_power(&self) -> Self {
         let mut image = self.flushed.clone();
         for piece in self.unflushed.iter().filter(|_| fastrand::bool()) {
@@ -140,8 +140,8 @@ async fn numbers(session: &dyn Session) -> (i32, i32, Zxid) {
     (found[0].0, found[1].0, found[0].1)
 }
 
-/// Writers count in two nodes at a time while the power may go at any moment: whatever a writer was told is there
-/// afterwards, both nodes agree, and numbers of transactions and sessions never come twice.
+/// Writers count in two nodes at a time while the power may be cut at any moment: every acknowledged write is there
+/// afterwards, both nodes agree, and numbers of transactions and sessions never repeat.
 #[tokio::test]
 async fn what_was_answered_survives_a_loss_of_power() {
     let seed = fastrand::u64(..);
@@ -185,7 +185,7 @@ async fn what_was_answered_survives_a_loss_of_power() {
     }
 }
 
-/// Nobody is told that a write happened that the disk refused, and all goes on when the disk works again.
+/// No writer is told that a write happened that the disk refused, and all continues when the disk works again.
 #[tokio::test]
 async fn a_failing_disk_is_told_and_survived() {
     let disk = Arc::new(Disk::default());
@@ -251,7 +251,7 @@ async fn a_file_is_found_again_as_it_was() {
     }
 }
 
-/// Bytes of somebody else's are refused with the file's name.
+/// A file of another format is refused with its name.
 #[test]
 fn a_file_that_is_no_store_is_refused() {
     let folder = TempDir::new().expect("temporary folders can be made");
@@ -270,5 +270,5 @@ fn a_file_that_is_no_store_is_refused() {
     transaction.commit().expect("it can be written");
     drop(database);
     let error = Embedded::open(&other).expect_err("it is newer").to_string();
-    assert!(error.ends_with("it has format 9, this program knows 1: use a newer one"), "{error}");
+    assert!(error.ends_with("format 9, this program knows 1: upgrade it"), "{error}");
 }

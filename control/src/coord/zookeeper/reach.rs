@@ -36,19 +36,19 @@ fn meaning(said: &str) -> String {
     let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "));
     if said.starts_with("Zookeeper version: ") {
         let mode: String = mode.unwrap_or("unknown").chars().take(SHOWN_MAX).collect();
-        return format!("a ZooKeeper that serves, mode {}", mode.trim().escape_debug());
+        return format!("ZooKeeper serving, mode {}", mode.trim().escape_debug());
     }
     if said.contains("not currently serving requests") {
-        return String::from("a ZooKeeper that does not serve: its ensemble has no quorum");
+        return String::from("ZooKeeper not serving: its ensemble has no quorum");
     }
     if said.contains("is not in the whitelist") {
         return String::from("a ZooKeeper");
     }
     if said.is_empty() {
-        return String::from("it closes the connection: no ZooKeeper, or one that has too many connections");
+        return String::from("closed the connection: not a ZooKeeper, or one with too many connections");
     }
     let shown: String = said.chars().take(SHOWN_MAX).collect();
-    format!("no ZooKeeper: it says '{}'", shown.escape_debug())
+    format!("not a ZooKeeper: answered '{}'", shown.escape_debug())
 }
 
 #[cfg(test)]
@@ -60,13 +60,13 @@ mod tests {
     #[test]
     fn an_answer_says_what_the_server_is() {
         for (said, part) in [
-            ("Zookeeper version: 3.8.0-1, built on 2024\nMode: follower\nNode count: 5\n", "serves, mode follower"),
+            ("Zookeeper version: 3.8.0-1, built on 2024\nMode: follower\nNode count: 5\n", "serving, mode follower"),
             ("This ZooKeeper instance is not currently serving requests\n", "no quorum"),
             ("srvr is not executed because it is not in the whitelist.\n", "a ZooKeeper"),
-            ("", "closes the connection"),
+            ("", "closed the connection"),
             (
                 "HTTP/1.1 400 Bad Request\r\n\u{1b}[2J",
-                "no ZooKeeper: it says 'HTTP/1.1 400 Bad Request\\r\\n\\u{1b}[2J'",
+                "not a ZooKeeper: answered 'HTTP/1.1 400 Bad Request\\r\\n\\u{1b}[2J'",
             ),
         ] {
             assert!(meaning(said).contains(part), "{}", meaning(said));
@@ -85,7 +85,7 @@ mod tests {
             stream.write_all(b"NBDMAGIC").await.unwrap();
         });
         let answers = answers(&format!("{there},{gone}")).await;
-        assert!(answers.contains(&format!("{there}: no ZooKeeper: it says 'NBDMAGIC'")), "{answers}");
+        assert!(answers.contains(&format!("{there}: not a ZooKeeper: answered 'NBDMAGIC'")), "{answers}");
         assert!(answers.contains(&format!("{gone}: Connection refused")), "{answers}");
     }
 }

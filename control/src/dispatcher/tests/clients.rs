@@ -63,7 +63,7 @@ async fn wishes_are_obeyed_where_they_make_sense() {
     assert_eq!(leader.change(&id("none"), TaskChange::Cancel).await.unwrap_err().code, Code::NotFound);
     leader.submit(order("noop", noop(1))).await.unwrap();
     assert_eq!(leader.change(&id("noop"), TaskChange::Pause).await.unwrap_err().code, Code::Unsupported);
-    assert_eq!(leader.get(&id("noop")).await.unwrap().reason, "waits for a runner: none is registered");
+    assert_eq!(leader.get(&id("noop")).await.unwrap().reason, "waiting for a runner: none is registered");
     assert_eq!(leader.change(&id("noop"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelled);
     assert_eq!(leader.change(&id("noop"), TaskChange::Cancel).await.unwrap().state, TaskState::Cancelled);
     leader.submit(order("copy", TaskSpec::Copy(copy("nbd://h/a", "nbd://h/b")))).await.unwrap();
@@ -97,7 +97,7 @@ async fn wishes_are_obeyed_where_they_make_sense() {
     assert_eq!(leader.change(&id("copy"), TaskChange::Resume).await.unwrap_err().code, Code::Busy);
 }
 
-/// Method: the answer to the write is lost, and a hint has the record read before the loss is settled.
+/// Method: the answer to the write is lost, and a hint makes the record be read before the outcome is resolved.
 #[tokio::test(start_paused = true)]
 async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
     for seed in 0..8 {
@@ -152,7 +152,7 @@ async fn a_second_task_for_a_destination_waits_for_the_first() {
     let waiting = stage.leader.get(&id("second")).await.unwrap();
     assert_eq!(
         (waiting.state, &*waiting.reason),
-        (TaskState::Pending, "waits for task first, which has the destination")
+        (TaskState::Pending, "waiting for task first, which has claimed the destination")
     );
     stage.begin(&runner, "first").await;
     assert!(
@@ -175,8 +175,8 @@ async fn a_local_destination_is_named_by_its_node_and_refused_by_it() {
         let leader = stage.leader.clone();
         async move { leader.get(&id(name)).await.unwrap().reason.clone() }
     };
-    assert_eq!(reason("full").await, "waits for n1, which has no slot free");
-    assert_eq!(reason("gone").await, "waits for n3, which is not registered");
+    assert_eq!(reason("full").await, "waiting for n1, which has no free slot");
+    assert_eq!(reason("gone").await, "waiting for n3, which is not registered");
     stage.world.set_manner("n2", Manner::Refusing(Code::Permission));
     stage.leader.submit(order("no", TaskSpec::Copy(copy("file://n2/c", "file://n2/d")))).await.unwrap();
     let failed = stage.until("no", TaskState::Failed).await;
@@ -337,7 +337,7 @@ async fn a_write_that_the_service_refuses_is_the_reason_of_its_task() {
     let waits = stage.leader.get(&id("x")).await.unwrap();
     assert_eq!(waits.state, TaskState::Pending);
     assert!(
-        waits.reason.starts_with("cannot be written: the coordination service refuses to write /claims/"),
+        waits.reason.starts_with("record cannot be written: the coordination service refuses to write /claims/"),
         "{}",
         waits.reason
     );
@@ -395,7 +395,7 @@ async fn a_task_that_has_ended_is_removed_when_asked() {
     assert_eq!(stage.leader.submit(order("x", noop(2))).await.unwrap().state, TaskState::Pending);
 }
 
-/// Method: n3 has taken the address of n1 over, and says what it thinks of a call for n1.
+/// Method: n3 takes over the address of n1, and answers a call for n1.
 #[tokio::test(start_paused = true)]
 async fn a_task_waits_for_its_node_when_another_one_answers_at_its_address() {
     let stage = Stage::new(18, Config::default()).await;
@@ -410,7 +410,7 @@ async fn a_task_waits_for_its_node_when_another_one_answers_at_its_address() {
     sleep(Duration::from_secs(60)).await;
     let waits = stage.leader.get(&id("x")).await.unwrap();
     assert_eq!((waits.state, waits.failures), (TaskState::Pending, 0));
-    assert_eq!(waits.reason, "waits for n1: n3 has named the same address, n1");
+    assert_eq!(waits.reason, "waiting for n1: n3 has registered the same address, n1");
     session.multi(vec![Op::Delete { path, version: 0 }]).await.unwrap();
     stage.world.set_manner("n1", Manner::Busy);
     stage.until("x", TaskState::Succeeded).await;

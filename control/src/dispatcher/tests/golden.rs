@@ -67,7 +67,7 @@ fn cluster(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)
     cluster
 }
 
-/// Decides, and enacts what changes only the view, until nothing else is left.
+/// Decides, and enacts what changes only the cluster state, until nothing else is left.
 fn lines(cluster: &mut ClusterState, now: Now, budget: Budget) -> Vec<String> {
     let mut lines = Vec::new();
     loop {
@@ -236,7 +236,7 @@ fn drained_full_and_stopping_runners_get_nothing() {
     assert_eq!(lines(&mut cluster, at(1), ROOM), ["x: assigned to n1 claiming task:x"]);
 }
 
-/// After an attempt on each of these nodes that failed by a fault of the node.
+/// Returns a task after an attempt on each of these nodes that failed by a fault of the node.
 fn failed_on(id: &str, nodes: &[(&str, Code)]) -> TaskRecord {
     nodes.iter().fold(export(id, "nbd://h/b", Fence::Lease), |record, (node, code)| {
         let error = Failure::from(&Error::new(*code, Side::Source, Operation::Open, "not from here"));

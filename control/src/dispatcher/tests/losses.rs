@@ -133,7 +133,7 @@ async fn a_program_or_an_operator_fences_where_the_task_asks_for_it() {
         assert_eq!(stage.stored(name).state, TaskState::Lost, "{name}");
     }
     let reason = stage.leader.get(&id("fence_runner")).await.unwrap().reason.clone();
-    assert!(reason.starts_with("could not fence_runner n1 off: the switch does not answer"), "{reason}");
+    assert!(reason.starts_with("fencing n1 failed: the switch does not answer"), "{reason}");
     let tries = fence.fence_runner.lock().unwrap().len();
     assert!((5..=9).contains(&tries), "{tries} tries in 100 s, one for both tasks");
     *fence.works.lock().unwrap() = true;
@@ -160,7 +160,7 @@ async fn failures_are_counted_to_the_end() {
     assert_eq!(stage.claims(), []);
 }
 
-/// Method: n1 is the emptier one and fails everything at once; n2 has no room for a while.
+/// Method: n1 is less loaded and fails everything at once; n2 has no free slot for a while.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_fails_everything_ends_no_task_that_another_node_can_run() {
     let stage = Stage::new(31, Config::default()).await;
@@ -180,7 +180,7 @@ async fn a_node_that_fails_everything_ends_no_task_that_another_node_can_run() {
     sleep(Duration::from_secs(60)).await;
     let waits = stage.leader.get(&id("x")).await.unwrap();
     assert_eq!((waits.state, waits.failures), (TaskState::Pending, 2), "{}", waits.reason);
-    assert!(waits.reason.starts_with("waits for a runner: n1 could not do it, next on n2"), "{}", waits.reason);
+    assert!(waits.reason.starts_with("waiting for a runner: failed on n1, next on n2"), "{}", waits.reason);
     stage.lose(&good).await;
     let good = stage.runner("n2", "b", 1, Manner::Willing).await;
     stage.begin(&good, "x").await;
@@ -332,7 +332,7 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     assert!(dispatcher.cluster.tasks.get(&name).unwrap().runtime.is_calling, "the runner is told");
 }
 
-/// A leader whose session outlives its history: `versions` of the task's record are written anew.
+/// A leader whose session outlives its history: `versions` of the task's record are written again.
 async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration) {
     let stage = Stage::new(seed, Config::default()).await;
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
@@ -383,7 +383,7 @@ async fn a_runner_that_has_a_task_and_does_not_begin_keeps_it_and_says_why() {
     assert_eq!(reason().await, "", "nothing unusual yet");
     sleep(Duration::from_secs(600)).await;
     let why = reason().await;
-    assert!(why.starts_with("given to n1 604 s ago") && why.contains("opens the volumes"), "{why}");
+    assert!(why.starts_with("assigned 604 s ago to n1") && why.contains("opening the volumes"), "{why}");
     let record = stage.stored("x");
     assert_eq!((record.attempts.len(), record.reason.as_str()), (1, ""), "it may still begin: nobody else is given it");
     stage.world.set_manner("n1", Manner::Silent);

@@ -24,16 +24,16 @@ use tokio::time::{Instant, sleep};
 
 pub(super) const T: Duration = Duration::from_secs(10);
 
-/// What a runner says.
+/// Behaviour of a runner.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Manner {
-    /// Accepts, and has what it has accepted.
+    /// Accepts, and holds what it has accepted.
     Willing,
     /// Accepts, and does the work at once.
     Busy,
     /// Refuses.
     Refusing(Code),
-    /// Says nothing, and has not heard anything.
+    /// Does not answer, and has not received the call.
     Silent,
 }
 
@@ -43,7 +43,7 @@ struct Runner {
     held: BTreeSet<TaskId>,
 }
 
-/// The runners as calls reach them.
+/// Runners as calls reach them.
 #[derive(Debug, Default)]
 pub(super) struct World {
     runners: Mutex<BTreeMap<String, Runner>>,
@@ -63,7 +63,7 @@ impl World {
         Ok(manner)
     }
 
-    /// The log since the last time.
+    /// Returns the log since the last call.
     pub(super) fn heard(&self) -> Vec<String> {
         std::mem::take(&mut self.log.lock().unwrap())
     }
@@ -127,8 +127,8 @@ impl RunnerClient for World {
     }
 }
 
-/// What a runner writes: the record after `event`, and its claims. Whether it was written, found out however many answers
-/// are lost.
+/// Writes as a runner: the record after `event`, and its claims. Returns whether it was written, found out however many
+/// answers are lost.
 pub(super) async fn step(session: &dyn Session, id: &TaskId, event: TaskEvent) -> bool {
     let mut written = BTreeSet::new();
     for _ in 0..300 {
@@ -182,14 +182,14 @@ pub(super) struct Stage {
     config: Config,
 }
 
-/// Makes the folders of a center.
+/// Creates the folders of a center.
 pub(super) async fn found(session: &dyn Session) {
     let create = |path| Op::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
     session.multi(paths::all_folders().map(create).collect()).await.unwrap();
 }
 
 impl Stage {
-    /// A founded center with a leader and no runners.
+    /// Creates a center with a leader and no runners.
     pub(super) async fn new(seed: u64, config: Config) -> Self {
         Self::in_weather(seed, config, FaultRates::default()).await
     }
@@ -204,7 +204,7 @@ impl Stage {
         Self { ensemble, world, clock, leader, dispatcher, stand, config }
     }
 
-    /// The leader resigns, and another one takes over.
+    /// Makes the leader resign, and another one take over.
     pub(super) async fn change_leader(&mut self, node: &str) -> Ending {
         self.stand.send_replace(false);
         let (leader, dispatcher, stand) = lead(node, &self.ensemble, &self.world, &self.clock, &self.config).await;
@@ -212,7 +212,7 @@ impl Stage {
         std::mem::replace(&mut self.dispatcher, dispatcher).await.unwrap()
     }
 
-    /// A runner registers.
+    /// Registers a runner.
     pub(super) async fn runner(&self, node: &str, incarnation: &str, slots: u32, manner: Manner) -> Arc<dyn Session> {
         let session = self.ensemble.client(node).open().await.unwrap();
         let registration = self.registration(node, incarnation, slots);
@@ -231,7 +231,7 @@ impl Stage {
         session
     }
 
-    /// What a runner says of itself.
+    /// Returns the registration of a runner.
     pub(super) fn registration(&self, node: &str, incarnation: &str, slots: u32) -> Registration {
         Registration {
             incarnation: Incarnation(incarnation.to_owned()),
@@ -242,7 +242,7 @@ impl Stage {
         }
     }
 
-    /// A dispatcher of a new leader that does nothing by itself.
+    /// Creates the dispatcher of a new leader, which does nothing by itself.
     pub(super) async fn idle_leader(&self, node: &str) -> (Dispatcher, DispatcherHandle) {
         self.stand.send_replace(false);
         let (session, leader_term, stand) = elected(node, &self.ensemble).await;
@@ -251,12 +251,12 @@ impl Stage {
         Dispatcher::new(session, leader_term, self.world.clone(), self.clock.clone(), self.config.clone())
     }
 
-    /// A runner's process is gone and its registration with it.
+    /// Ends a runner's process and its registration.
     pub(super) async fn lose(&self, session: &Arc<dyn Session>) {
         session.close().await;
     }
 
-    /// The record as it is committed.
+    /// Returns the committed record.
     pub(super) fn stored(&self, id: &str) -> TaskRecord {
         let path = paths::task(&TaskId::new(id).unwrap());
         TaskRecord::decode(&self.ensemble.committed(&path).unwrap().data).unwrap()
@@ -275,7 +275,7 @@ impl Stage {
         }
     }
 
-    /// Begins a task on the runner that has it.
+    /// Begins a task on the runner that holds it.
     pub(super) async fn begin(&self, session: &Arc<dyn Session>, id: &str) {
         let record = self.until(id, TaskState::Assigned).await;
         let grant = self.ensemble.committed(&paths::claim(&record.claims[0])).unwrap().stat.modified;
@@ -283,7 +283,7 @@ impl Stage {
         self.leader.changed(vec![record.id]).await.unwrap();
     }
 
-    /// A runner's write, and the hint that follows it.
+    /// Writes as a runner, and sends the hint that follows.
     pub(super) async fn step(&self, session: &Arc<dyn Session>, id: &str, event: TaskEvent) -> bool {
         let id = TaskId::new(id).unwrap();
         let is_written = step(&**session, &id, event).await;
@@ -291,7 +291,7 @@ impl Stage {
         is_written
     }
 
-    /// Claims that are committed.
+    /// Returns the committed claims.
     pub(super) fn claims(&self) -> Vec<Claim> {
         let below = self.ensemble.committed_below(&format!("{}/", paths::CLAIMS));
         below

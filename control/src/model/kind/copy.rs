@@ -258,7 +258,7 @@ fn check_copy(copy: &CopyTask) -> Result<()> {
     if let Some(name) = &copy.dest_id
         && !(1..=DEST_ID_BYTES_MAX).contains(&name.len())
     {
-        return Err(Error::bad_request(format!("a destination's id has 1 to {DEST_ID_BYTES_MAX} bytes")));
+        return Err(Error::bad_request(format!("--dest-id must have 1 to {DEST_ID_BYTES_MAX} bytes")));
     }
     check_fence(copy, &source, &destination)
 }

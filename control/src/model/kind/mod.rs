@@ -37,7 +37,7 @@ pub enum TaskSpec {
     Verify(VerifyTask),
 }
 
-/// What a task is called by its readers. What does not apply is `None`.
+/// Description of a task for its readers. What does not apply is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Name of the kind, as `copy`.
@@ -192,9 +192,7 @@ impl TryFrom<Option<wire::Spec>> for TaskSpec {
             Some(wire::spec::Work::Copy(work)) => work.try_into().map(Self::Copy),
             Some(wire::spec::Work::Noop(work)) => work.try_into().map(Self::Noop),
             Some(wire::spec::Work::Verify(work)) => work.try_into().map(Self::Verify),
-            None => {
-                Err(Error::bad_request("the request names no kind of task that is known here: copy, noop or verify"))
-            }
+            None => Err(Error::bad_request("unknown kind of task: use copy, noop or verify")),
         }
     }
 }

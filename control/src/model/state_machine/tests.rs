@@ -105,11 +105,11 @@ fn what_is_wrong_with_a_node_does_not_end_a_task_that_others_can_run() {
     let error = again.error.clone().unwrap();
     let ended = after(&again, [TaskEvent::Rejected(error)]);
     assert_eq!(ended.state, TaskState::Failed);
-    assert_eq!(ended.reason, "EUnreachable: n1, n2 have failed it, the last one with: no way from here");
+    assert_eq!(ended.reason, "EUnreachable: failed on n1, n2, the last time with: no way from here");
     // Attempts that are used up end it, too.
     let ended = after(&again, [on("n2"), failed_with(Code::Unreachable)]);
     assert_eq!((ended.state, ended.failures), (TaskState::Failed, 3));
-    assert!(ended.error.unwrap().message.starts_with("n1, n2 have failed it"), "{}", ended.reason);
+    assert!(ended.error.unwrap().message.starts_with("failed on n1, n2"), "{}", ended.reason);
     let alone = after(&task(copy(Fence::Lease)), [on("n1"), failed_with(Code::Unreachable)]);
     let alone = after(&alone, [on("n1"), failed_with(Code::Unreachable), on("n1"), failed_with(Code::Unreachable)]);
     assert_eq!(alone.reason, "EUnreachable: only n1 has tried it: no way from here");

@@ -15,17 +15,17 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-/// Copies that run until they are told how to end.
+/// Copies that run until a test ends them.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     pub all: Mutex<BTreeMap<TaskId, Arc<Copy>>>,
     pub forgotten: Mutex<Vec<TaskId>>,
     pub kept: Mutex<Vec<(TaskId, u64)>>,
-    /// How long copies take until they ask whether they may write.
+    /// Time until a copy asks for its write permit.
     pub opening: Mutex<Duration>,
 }
 
-/// One of them.
+/// One copy.
 #[derive(Debug)]
 pub(super) struct Copy {
     pub work: Mutex<Option<Execution>>,
@@ -36,9 +36,9 @@ pub(super) struct Copy {
     pub limit: Mutex<Option<u64>>,
     pub cancelled: watch::Sender<Option<Reason>>,
     pub cuts: Mutex<u32>,
-    /// How it ends, other than by being cancelled.
+    /// Outcome of the copy, unless it is cancelled.
     pub end: watch::Sender<Option<End>>,
-    /// Whether it comes to rest when it ends.
+    /// Whether it drains when it ends.
     pub rests: watch::Sender<bool>,
 }
 
@@ -97,7 +97,7 @@ impl Copies {
 }
 
 impl Copy {
-    /// Waits until it may write, or is told that it may not.
+    /// Waits until it may write, or is refused.
     pub(super) async fn is_admitted(&self) -> std::result::Result<(), Code> {
         self.admitted.subscribe().wait_for(Option::is_some).await.unwrap().unwrap()
     }
@@ -163,7 +163,7 @@ impl ExecutionHandle for Copy {
     }
 }
 
-/// What the dispatcher was told, and when.
+/// Calls to the dispatcher, and their times.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub changed: Mutex<Vec<(Instant, TaskId)>>,

@@ -13,7 +13,7 @@ use xattr::FileExt;
 
 const MIB: u64 = 1 << 20;
 
-/// A folder that the policy allows, and an executor.
+/// Folder that the policy allows, and an executor.
 struct Workbench {
     root: tempfile::TempDir,
     executor: EngineExecutor,
@@ -60,7 +60,7 @@ impl Workbench {
         (Work { copy, execution }, question)
     }
 
-    /// How a copy ends that is interrupted on its way.
+    /// Returns the end of a copy that is interrupted half-way.
     async fn interrupted(&self, destination: &str, digest: &str) -> Outcome {
         let (mut work, question) = self.work(destination);
         work.copy.digest = digest.to_owned();
@@ -78,7 +78,7 @@ impl Workbench {
         self.executor.copy(work.copy.job().unwrap(), work.execution)
     }
 
-    /// Carries work out; its question is answered with yes. What it was going to go on from comes back as well.
+    /// Carries out work; its request for a permit is granted. Also returns what it was going to continue from.
     async fn carry_out(&self, work: Work, question: oneshot::Receiver<WritePermitRequest>) -> (DurableMap, Outcome) {
         let running = self.start(work);
         let WritePermitRequest { durable, answer } = question.await.unwrap();
@@ -175,7 +175,7 @@ async fn a_later_grant_keeps_an_older_one_off() {
     assert_eq!((bench.mark("in/b").as_deref(), std::fs::metadata(bench.path("in/b")).unwrap().len()), (Some("11"), 0));
 }
 
-/// A destination whose first half was copied under grant `mark`, as another process left it.
+/// Prepares a destination whose first half was copied under grant `mark`, as another process left it.
 async fn gone_on_with(mark: &str, length: u64) -> (DurableMap, Outcome) {
     let bench = Workbench::new();
     let mut there = content()[..usize::try_from(2 * MIB).unwrap()].to_vec();
@@ -219,7 +219,7 @@ async fn what_the_record_calls_durable_holds_only_of_the_file_that_it_was_said_o
     assert!(durable.is_empty(), "an empty one is copied to from the beginning");
 }
 
-/// What the record would have of a copy that was interrupted, and what that has left.
+/// Returns what the record would have of a copy that was interrupted.
 async fn known(bench: &Workbench, digest: &str) -> DurableMap {
     let outcome = bench.interrupted("in/b", digest).await;
     assert_eq!(outcome.durable.evidence().leaves.is_empty(), digest == "none", "{outcome:?}");

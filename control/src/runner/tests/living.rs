@@ -249,7 +249,7 @@ async fn what_was_kept_of_tasks_that_are_over_is_dropped() {
     assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("later"), id("unknown")]);
 }
 
-/// What is logged on this thread, as `taskd` writes it.
+/// Log of this thread, as `taskd` writes it.
 #[derive(Clone, Default)]
 struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -265,7 +265,7 @@ impl std::io::Write for Log {
 }
 
 impl Log {
-    /// What was logged since the last time.
+    /// Returns what was logged since the last call.
     fn lines(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
@@ -303,6 +303,6 @@ async fn whatever_is_logged_of_an_attempt_says_of_which() {
         let of_it = format!("attempt{{task=t epoch={} attempt=2}}", assignment.epoch);
         let said: Vec<_> = lines.iter().filter(|line| line.contains(&of_it)).collect();
         assert!(said.len() >= expected, "with {filter}: {lines:#?}");
-        assert!(said.iter().any(|line| line.contains("the copy is cut off")), "with {filter}: {lines:#?}");
+        assert!(said.iter().any(|line| line.contains("copy cut off")), "with {filter}: {lines:#?}");
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-/// A store, and one node `n1` with a runner.
+/// Store, and one node `n1` with a runner.
 struct Stage {
     store: Store,
     copies: Arc<Copies>,
@@ -62,7 +62,7 @@ impl Stage {
         Self::with(Store::default(), Arc::new(Memory::default()), "life").await
     }
 
-    /// A runner that has registered.
+    /// Starts a runner and waits until it is registered.
     async fn with(store: Store, memory: Arc<Memory>, life: &str) -> Self {
         let stage = Self::raise(store, memory, life);
         while !stage.handle.is_registered() {
@@ -108,14 +108,14 @@ impl Stage {
         TaskRecord::decode(&self.store.get(&paths::task(&id(task))).unwrap().data).unwrap()
     }
 
-    /// What a dispatcher writes of a task alone.
+    /// Writes an event of a task as a dispatcher.
     fn happen(&self, task: &str, event: TaskEvent) {
         let node = self.store.get(&paths::task(&id(task))).unwrap();
         let after = state_machine::next(&TaskRecord::decode(&node.data).unwrap(), event, 7).unwrap();
         self.store.write(&[Op::Set { path: paths::task(&id(task)), data: after.encode(), version: node.stat.version }]);
     }
 
-    /// Grants a task to a life of this node, as a dispatcher does.
+    /// Grants a task to an incarnation of this node, as a dispatcher does.
     fn grant(&self, task: &str, life: &str) -> Assignment {
         let path = paths::task(&id(task));
         let node = self.store.get(&path).unwrap();
@@ -140,7 +140,7 @@ impl Stage {
         }
     }
 
-    /// Takes a task away from its holder, as a dispatcher does that has seen the registration vanish.
+    /// Takes a task from its holder, as a dispatcher does that has seen the registration disappear.
     fn revoke(&self, task: &str) {
         let path = paths::task(&id(task));
         let node = self.store.get(&path).unwrap();

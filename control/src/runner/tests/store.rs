@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// The server.
+/// Server.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Store(Arc<Mutex<Server>>);
 
@@ -22,7 +22,7 @@ struct Server {
     sessions: i64,
     open: BTreeMap<i64, watch::Sender<SessionState>>,
     is_cut: bool,
-    /// Replies of this many writes are lost.
+    /// Number of writes whose replies are lost.
     lose: usize,
     /// Every `n`th reply is lost.
     lose_every: Option<usize>,
@@ -41,22 +41,22 @@ impl Store {
         self.0.lock().unwrap()
     }
 
-    /// What a node holds.
+    /// Returns a node.
     pub(super) fn get(&self, path: &str) -> Option<Node> {
         self.server().nodes.get(path).cloned()
     }
 
-    /// Writes as somebody else.
+    /// Writes as another client.
     pub(super) fn write(&self, ops: &[Op]) -> Vec<Done> {
         self.server().commit(0, ops).unwrap()
     }
 
-    /// Writes committed so far.
+    /// Returns the number of committed writes.
     pub(super) fn writes(&self) -> usize {
         self.server().writes
     }
 
-    /// Cuts every session off, or brings them back.
+    /// Cuts every session off, or reconnects them.
     pub(super) fn cut(&self, is_cut: bool) {
         let mut server = self.server();
         server.is_cut = is_cut;
@@ -71,7 +71,7 @@ impl Store {
         }
     }
 
-    /// Gives every session up: their ephemeral nodes go.
+    /// Expires every session: their ephemeral nodes are deleted.
     pub(super) fn expire(&self) {
         let mut server = self.server();
         for (_, states) in std::mem::take(&mut server.open) {
@@ -171,7 +171,7 @@ impl CoordClient for Store {
 }
 
 impl FakeSession {
-    /// The way to the server, if there is one.
+    /// Does work on the server, if it can be reached.
     async fn ask<T>(&self, work: impl FnOnce(&mut Server) -> T + Send) -> Result<T, CoordError> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let state = *self.states.borrow();
