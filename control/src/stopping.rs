@@ -2,11 +2,11 @@
 //!
 //! | stage | for | bound |
 //! | --- | --- | --- |
-//! | leadership | the service address to be removed and leadership to be resigned | [`OFFICE_MAX`] |
+//! | leadership | the service address to be removed and leadership to be resigned | [`LEADERSHIP_MAX`] |
 //! | successor | the next leader to be known, if there is something to tell it | [`SUCCESSOR_MAX`] |
 //! | mark | the registration to say that the runner stops | [`MARK_MAX`] |
-//! | drain | copies to drain and to be returned in the store | [`REST_MAX`] |
-//! | notify | the leader to learn what was returned | [`TELL_MAX`] |
+//! | drain | copies to drain and to be returned in the store | [`DRAIN_MAX`] |
+//! | notify | the leader to learn what was returned | [`NOTIFY_MAX`] |
 //! | leave | the registration to be removed | [`LEAVE_MAX`] |
 //! | close | the session to be closed | [`CLOSE_MAX`] |
 //! | goodbye | open calls and streams to end | [`GOODBYE_MAX`] |
@@ -20,15 +20,15 @@ use std::time::Duration;
 
 /// Leadership: after it the lease ends what could not be resigned. Removing a service address may take two seconds of
 /// it.
-pub(crate) const OFFICE_MAX: Duration = Duration::from_secs(3);
+pub(crate) const LEADERSHIP_MAX: Duration = Duration::from_secs(3);
 /// Successor: an election takes less where a node stands for it.
 pub(crate) const SUCCESSOR_MAX: Duration = Duration::from_secs(1);
 /// Mark: one write; after it assignments are refused all the same.
 pub(crate) const MARK_MAX: Duration = Duration::from_millis(500);
 /// Drain: as long as the engine waits for what is in flight; then the copy is left behind, with its registration.
-pub(crate) const REST_MAX: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// Notify: only a hint; a leader that does not get it sees the registration disappear.
-pub(crate) const TELL_MAX: Duration = Duration::from_millis(500);
+pub(crate) const NOTIFY_MAX: Duration = Duration::from_millis(500);
 /// Leave: one write; closing the session has the same effect.
 pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(1);
 /// Close: fails when no server answers; the service then expires the session after its timeout.
@@ -40,7 +40,7 @@ pub(crate) const GOODBYE_MAX: Duration = Duration::from_secs(1);
 pub(crate) const INITIALISE_MAX: Duration = Duration::from_secs(3);
 
 const STAGES: [Duration; 8] =
-    [OFFICE_MAX, SUCCESSOR_MAX, MARK_MAX, REST_MAX, TELL_MAX, LEAVE_MAX, CLOSE_MAX, GOODBYE_MAX];
+    [LEADERSHIP_MAX, SUCCESSOR_MAX, MARK_MAX, DRAIN_MAX, NOTIFY_MAX, LEAVE_MAX, CLOSE_MAX, GOODBYE_MAX];
 
 /// Longest time of all stages of a stop together.
 pub const TOTAL_MAX: Duration = Duration::from_secs(18);
@@ -52,5 +52,5 @@ const _: () = {
         stage += 1;
     }
     assert!(sum_ms <= TOTAL_MAX.as_millis(), "the stages of a stop take too long together");
-    assert!(INITIALISE_MAX.as_millis() <= (OFFICE_MAX.as_millis() + REST_MAX.as_millis()));
+    assert!(INITIALISE_MAX.as_millis() <= (LEADERSHIP_MAX.as_millis() + DRAIN_MAX.as_millis()));
 };

@@ -281,7 +281,7 @@ impl Election {
             tokio::select! {
                 biased;
                 () = leader_term.ended() => break,
-                () = self.given_up() => {
+                () = self.lost() => {
                     warn!(epoch = leader_term.epoch().0, "lost leadership: no connection to the coordination service");
                     leader_term.step_down();
                     break;
@@ -324,7 +324,7 @@ impl Election {
                 Err(_) if leader_term.has_ended() || self.session.states().borrow().is_over() => return None,
                 Err(_) => tokio::select! {
                     biased;
-                    () = self.given_up() => return None,
+                    () = self.lost() => return None,
                     () = tokio::time::sleep(RETRY_AFTER) => {}
                 },
             }
@@ -332,7 +332,7 @@ impl Election {
     }
 
     /// Returns when the session is over, or has been disconnected for too long.
-    async fn given_up(&self) {
+    async fn lost(&self) {
         let mut states = self.session.states();
         loop {
             if states.wait_for(|state| !state.is_connected()).await.is_err() || states.borrow().is_over() {

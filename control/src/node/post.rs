@@ -3,7 +3,7 @@
 use super::duty::Post;
 use crate::peers::Peer;
 use crate::runner::RunnerHandle;
-use crate::stopping::{OFFICE_MAX, SUCCESSOR_MAX};
+use crate::stopping::{LEADERSHIP_MAX, SUCCESSOR_MAX};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -38,7 +38,7 @@ impl Post for NodePost {
             // A sender that is gone has given everything up.
             let _ = self.office.clone().wait_for(|office| !office).await;
         };
-        if timeout(OFFICE_MAX, given_up).await.is_err() {
+        if timeout(LEADERSHIP_MAX, given_up).await.is_err() {
             tracing::error!("leadership not resigned in time: it ends with the lease");
         }
         // Known at once, the next leader is told at once what is given back.

@@ -136,7 +136,7 @@ impl Attempt {
     }
 
     /// Runs it. Removes it from the table at its end.
-    pub(super) async fn live(self: Arc<Self>, context: Arc<RunnerContext>) {
+    pub(super) async fn run(self: Arc<Self>, context: Arc<RunnerContext>) {
         let life = async {
             let status = self.carry_out(&context).await;
             tracing::info!(?status, "assignment ended");
@@ -170,7 +170,7 @@ impl Attempt {
         let running = self.start(context, &record, gate, admission);
         let outcome = self.attend(context, &*running, question).await;
         tracing::info!(end = ?outcome.end, "copy ended");
-        self.conclude(context, &*running, outcome).await;
+        self.finish(context, &*running, outcome).await;
         AssignmentStatus::Ended
     }
 
@@ -275,7 +275,7 @@ impl Attempt {
             Written::Done(record) => {
                 self.control().waits_for = None;
                 tracing::info!("copy may write");
-                self.heed(&record);
+                self.follow_desired_state(&record);
                 context.renew.notify_one();
                 Ok(())
             }
@@ -295,12 +295,12 @@ impl Attempt {
     /// Reads the record, and acts on it.
     async fn follow(&self, context: &RunnerContext) {
         match self.grant.read(context).await {
-            Some(record) => self.heed(&record),
+            Some(record) => self.follow_desired_state(&record),
             None => self.abandon(),
         }
     }
 
-    fn heed(&self, record: &TaskRecord) {
+    fn follow_desired_state(&self, record: &TaskRecord) {
         if let Some(running) = self.running() {
             running.set_limit(record.spec.kind().limit());
         }

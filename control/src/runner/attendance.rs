@@ -11,7 +11,7 @@
 
 use super::context::{RunnerContext, RunnerPhase};
 use super::{registration, stop_all};
-use crate::stopping::TELL_MAX;
+use crate::stopping::NOTIFY_MAX;
 use blockhaul_engine::job::Reason;
 use tokio::time::timeout;
 
@@ -19,14 +19,14 @@ use tokio::time::timeout;
 pub(super) async fn attend(context: &RunnerContext) {
     loop {
         tokio::select! { biased;
-            () = context.wanted_is(false) => stay_away(context).await,
-            () = context.interrupt.notified() => give_back(context).await,
+            () = context.wanted_is(false) => stay_deregistered(context).await,
+            () = context.interrupt.notified() => return_all_tasks(context).await,
         }
     }
 }
 
 /// Returns all tasks, and continues.
-async fn give_back(context: &RunnerContext) {
+async fn return_all_tasks(context: &RunnerContext) {
     if !context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
         return;
     }
@@ -38,17 +38,17 @@ async fn give_back(context: &RunnerContext) {
 }
 
 /// Returns all tasks and deregisters, until the node wants a runner again.
-async fn stay_away(context: &RunnerContext) {
+async fn stay_deregistered(context: &RunnerContext) {
     tracing::warn!(node = %context.config.node, "deregistering: returning all tasks");
     context.turn(RunnerPhase::Serving, RunnerPhase::Stopping);
     stop_all(context, Reason::RunnerInterrupt).await;
-    let _ = timeout(TELL_MAX, context.notifier.told()).await;
+    let _ = timeout(NOTIFY_MAX, context.notifier.all_sent()).await;
     if context.is_ending() {
         return std::future::pending().await;
     }
     if context.turn(RunnerPhase::Stopping, RunnerPhase::Absent) {
         tokio::select! { biased;
-            () = registration::withdraw(context) => tracing::info!(node = %context.config.node, "deregistered"),
+            () = registration::deregister_until_gone(context) => tracing::info!(node = %context.config.node, "deregistered"),
             () = context.wanted_is(true) => {}
         }
     }

@@ -110,7 +110,7 @@ impl RunnerContext {
     }
 
     /// Waits until a retry makes sense after `error`. Bounded, except without a connection.
-    pub(super) async fn outlast(&self, registration: &ActiveRegistration, error: &CoordError) {
+    pub(super) async fn wait_to_retry(&self, registration: &ActiveRegistration, error: &CoordError) {
         let mut registrations = self.registration.subscribe();
         let moved = registrations.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(registration)));
         match error {
@@ -146,7 +146,7 @@ impl RunnerContext {
     /// # Errors
     /// `EFenced` with a lower epoch than was heard before, in this life of the node or an earlier one. `EOverloaded` if the
     /// state directory cannot be read or written now: the task is not to blame, and may wait for it.
-    pub(super) fn heed(&self, leader: Epoch) -> Result<(), (Code, String)> {
+    pub(super) fn accept_leader(&self, leader: Epoch) -> Result<(), (Code, String)> {
         let of_state = |error: Error| (Code::Overloaded, error.to_string());
         let mut heard = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &self.seams.state;

@@ -26,9 +26,9 @@ const QUIET_LOOK: Duration = Duration::from_secs(1);
 
 impl Attempt {
     /// Stores the outcome, unless the task has another holder.
-    pub(super) async fn conclude(&self, context: &RunnerContext, running: &dyn ExecutionHandle, mut outcome: Outcome) {
+    pub(super) async fn finish(&self, context: &RunnerContext, running: &dyn ExecutionHandle, mut outcome: Outcome) {
         if !outcome.quiesced && !self.is_abandoned() {
-            self.come_to_rest(context, running).await;
+            self.drain(context, running).await;
             if let (Some(reason), End::Failed(_)) = (self.told_to_stop(), &outcome.end) {
                 // It failed to come to rest in time, and for no other reason.
                 outcome.end = End::Stopped(reason);
@@ -38,7 +38,7 @@ impl Attempt {
     }
 
     /// Waits until no operation of a copy can land any more that its engine has not seen complete.
-    async fn come_to_rest(&self, context: &RunnerContext, running: &dyn ExecutionHandle) {
+    async fn drain(&self, context: &RunnerContext, running: &dyn ExecutionHandle) {
         tracing::error!("copy did not drain: keeping its task until its devices answer");
         if self.needs_lease() {
             tokio::time::sleep(context.config.quiet_after).await;
@@ -56,7 +56,7 @@ impl Attempt {
         let written = match &outcome.end {
             End::Succeeded => self.succeed(context, &outcome).await,
             End::Failed(failure) => self.fail(context, &outcome, failure).await,
-            End::Stopped(reason) => self.give_back(context, &outcome, outcome_of(*reason)).await,
+            End::Stopped(reason) => self.return_task(context, &outcome, outcome_of(*reason)).await,
         };
         match written {
             Written::Done(record) => self.clean_up(context, &record),
@@ -76,16 +76,16 @@ impl Attempt {
                 Written::IllegalTransition(IllegalTransition::NotQuiet, record)
                     if record.state == TaskState::Cancelling =>
                 {
-                    return self.give_back(context, outcome, Code::Cancelled).await;
+                    return self.return_task(context, outcome, Code::Cancelled).await;
                 }
                 Written::IllegalTransition(IllegalTransition::NotQuiet, _) => {}
-                Written::IllegalTransition(..) => return self.give_back(context, outcome, Code::Cancelled).await,
+                Written::IllegalTransition(..) => return self.return_task(context, outcome, Code::Cancelled).await,
                 over => return over,
             }
             // Quiet is for the dispatcher to say.
             self.looked_at(QUIET_LOOK).await;
             if let Some(reason) = self.told_to_stop() {
-                return self.give_back(context, outcome, outcome_of(reason)).await;
+                return self.return_task(context, outcome, outcome_of(reason)).await;
             }
             if self.grant.read(context).await.is_none() {
                 return Written::NotOurs;
@@ -108,7 +108,7 @@ impl Attempt {
         self.grant.write(context, fail).await
     }
 
-    async fn give_back(&self, context: &RunnerContext, outcome: &Outcome, code: Code) -> Written {
+    async fn return_task(&self, context: &RunnerContext, outcome: &Outcome, code: Code) -> Written {
         let give = |record: &TaskRecord| {
             state_machine::next(
                 record,

@@ -76,7 +76,7 @@ impl Grant {
             match self.look(&*registration.session).await {
                 Ok(Reading::Ours(found)) => return Some(known.insert(found).record.clone()),
                 Ok(Reading::NotOurs(_)) => return None,
-                Err(error) => context.outlast(&registration, &error).await,
+                Err(error) => context.wait_to_retry(&registration, &error).await,
             }
         }
     }
@@ -118,7 +118,7 @@ impl Grant {
                     }
                     Ok(Reading::NotOurs(_)) => return Written::NotOurs,
                     Err(error) => {
-                        context.outlast(&registration, &error).await;
+                        context.wait_to_retry(&registration, &error).await;
                         continue;
                     }
                 },
@@ -146,7 +146,7 @@ impl Grant {
                     context.notifier.changed(&self.task);
                     return Written::Done(Box::new(after));
                 }
-                Err(error) => context.outlast(&registration, &error).await,
+                Err(error) => context.wait_to_retry(&registration, &error).await,
             }
         }
     }

@@ -40,7 +40,7 @@ impl RunnerHandle {
         if incarnation != context.config.incarnation {
             return refused(Code::Fenced, "the assignment is for another process of this node");
         }
-        context.heed(leader)?;
+        context.accept_leader(leader)?;
         let attempt = Arc::new(Attempt::new(task, epoch, context.holder()));
         if context.assignments.status_of(&attempt).is_some() {
             return Ok(());
@@ -85,7 +85,7 @@ impl RunnerHandle {
         if assignment.incarnation != self.0.config.incarnation {
             return Ok(AssignmentStatus::Unknown);
         }
-        self.heed(assignment.leader)?;
+        self.accept_leader(assignment.leader)?;
         Ok(self.0.assignments.status(&assignment.task, assignment.epoch))
     }
 
@@ -94,7 +94,7 @@ impl RunnerHandle {
     /// # Errors
     /// As [`RunnerHandle::query`].
     pub async fn notify(&self, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
-        self.heed(leader)?;
+        self.accept_leader(leader)?;
         if let Some(attempt) = self.0.assignments.find(task) {
             attempt.look();
         }
@@ -106,7 +106,7 @@ impl RunnerHandle {
     /// # Errors
     /// `EPermission` outside of the node's policy, and what is wrong with the destination's name.
     pub async fn resolve(&self, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
-        self.heed(leader)?;
+        self.accept_leader(leader)?;
         let refused = |error: Error| CallError::Refused { code: error.code, why: error.message };
         match spec.kind().destination().map_err(refused)? {
             Some(destination) => self.0.seams.executor.resolve(&destination).await.map_err(refused),
@@ -120,7 +120,7 @@ impl RunnerHandle {
     /// # Errors
     /// As [`RunnerHandle::query`].
     pub async fn interrupt(&self, leader: Epoch) -> Result<(), CallError> {
-        self.heed(leader)?;
+        self.accept_leader(leader)?;
         self.0.interrupt.notify_one();
         Ok(())
     }
@@ -193,7 +193,7 @@ impl RunnerHandle {
             .unwrap_or_default()
     }
 
-    fn heed(&self, leader: Epoch) -> Result<(), CallError> {
-        self.0.heed(leader).map_err(|(code, why)| CallError::Refused { code, why })
+    fn accept_leader(&self, leader: Epoch) -> Result<(), CallError> {
+        self.0.accept_leader(leader).map_err(|(code, why)| CallError::Refused { code, why })
     }
 }

@@ -44,7 +44,7 @@ impl LeaderNotifier {
     }
 
     /// Waits until every hint has been sent, or dropped.
-    pub(super) async fn told(&self) {
+    pub(super) async fn all_sent(&self) {
         // The sender lives as long as this.
         let _ = self.count.subscribe().wait_for(|&count| count == 0).await;
     }
@@ -68,7 +68,7 @@ impl LeaderNotifier {
 }
 
 /// Notifies the dispatcher of changed records, for as long as it is polled.
-pub(super) async fn tell_changes(context: &RunnerContext) {
+pub(super) async fn send_changes(context: &RunnerContext) {
     let mut count = context.notifier.count.subscribe();
     let mut tries = 0;
     loop {
@@ -87,7 +87,7 @@ pub(super) async fn tell_changes(context: &RunnerContext) {
 }
 
 /// Reports the progress of copies to the dispatcher, for as long as it is polled.
-pub(super) async fn tell_progress(context: &RunnerContext) {
+pub(super) async fn send_progress(context: &RunnerContext) {
     let mut told: BTreeMap<TaskId, Progress> = BTreeMap::new();
     let mut held = context.assignments.count();
     loop {

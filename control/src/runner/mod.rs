@@ -45,7 +45,7 @@ use crate::execution::Executor;
 use crate::liveness::LivenessCounter;
 use crate::model::{Incarnation, NodeId, Record, TaskId, TaskRecord};
 use crate::peers::LeaderClient;
-use crate::stopping::{LEAVE_MAX, MARK_MAX, REST_MAX, TELL_MAX};
+use crate::stopping::{DRAIN_MAX, LEAVE_MAX, MARK_MAX, NOTIFY_MAX};
 use attempt::Attempt;
 use blockhaul_engine::job::Reason;
 use context::{RunnerContext, RunnerPhase};
@@ -109,7 +109,7 @@ impl RunnerConfig {
             data: None,
             restarts: 0,
             liveness: LivenessCounter::default(),
-            stop_wait: REST_MAX,
+            stop_wait: DRAIN_MAX,
             quiet_after: Duration::from_secs(30),
         }
     }
@@ -174,13 +174,13 @@ impl Runner {
                 attendance::attend(&context),
                 context.config.liveness.idle(|| true),
                 sweep(&context),
-                leader_notifier::tell_changes(&context),
-                leader_notifier::tell_progress(&context),
+                leader_notifier::send_changes(&context),
+                leader_notifier::send_progress(&context),
             )
         };
         let stop = async {
             shutdown.await;
-            give_everything_back(&context).await
+            return_all_tasks(&context).await
         };
         let stopped = tokio::select! { biased;
             stopped = stop => stopped,
@@ -201,14 +201,14 @@ async fn attempts(context: &Arc<RunnerContext>, starts: &mut mpsc::UnboundedRece
             Poll::<()>::Pending
         });
         tokio::select! { biased;
-            Some(attempt) = starts.recv() => living.push(Box::pin(attempt.live(Arc::clone(context)))),
+            Some(attempt) = starts.recv() => living.push(Box::pin(attempt.run(Arc::clone(context)))),
             () = all => {}
         }
     }
 }
 
 /// Stops in a fixed order: mark the registration, refuse assignments, cancel, drain, return, notify, deregister.
-async fn give_everything_back(context: &RunnerContext) -> Stopped {
+async fn return_all_tasks(context: &RunnerContext) -> Stopped {
     context.end();
     let marked = context.registration.borrow().as_ref().map(|registration| registration.version);
     // One that is away stays there.
@@ -220,7 +220,7 @@ async fn give_everything_back(context: &RunnerContext) -> Stopped {
         let _ = timeout(MARK_MAX, moved).await;
     }
     stop_all(context, Reason::RunnerInterrupt).await;
-    let _ = timeout(TELL_MAX, context.notifier.told()).await;
+    let _ = timeout(NOTIFY_MAX, context.notifier.all_sent()).await;
     let left_behind: Vec<_> = context.assignments.all().iter().map(|attempt| attempt.task().clone()).collect();
     if left_behind.is_empty() {
         context.phase.send_replace(RunnerPhase::Absent);

@@ -75,7 +75,7 @@ pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessi
                 // Whatever was decided meanwhile: everything that is held is looked at.
                 context.assignments.all().iter().for_each(|attempt| attempt.look());
                 hold(context, &session, &mut sessions, slots).await;
-                give_up(context);
+                end_write_lease(context);
             }
             Err(why) => {
                 let (news, now) = (format!("{why:?}"), context.now());
@@ -95,7 +95,7 @@ pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessi
 }
 
 /// Ends the write lease: the gate closes, and copies that need the lease stop.
-pub(super) fn give_up(context: &RunnerContext) {
+pub(super) fn end_write_lease(context: &RunnerContext) {
     let Some(registration) = context.registration.send_replace(None) else { return };
     registration.write_lease.end();
     for attempt in context.assignments.all() {
@@ -112,15 +112,15 @@ pub(super) fn give_up(context: &RunnerContext) {
 pub(super) async fn deregister(context: &RunnerContext) -> Result<(), CoordError> {
     let Some(registration) = context.registration.borrow().clone() else { return Ok(()) };
     let path = path(context);
-    give_up(context);
+    end_write_lease(context);
     registration.session.multi(vec![Op::Delete { path, version: registration.version }]).await.map(drop)
 }
 
 /// Removes the registration while the process lives on: retries until it is gone, or its session is.
-pub(super) async fn withdraw(context: &RunnerContext) {
+pub(super) async fn deregister_until_gone(context: &RunnerContext) {
     let Some(ActiveRegistration { session, mut version, .. }) = context.registration.borrow().clone() else { return };
     let path = path(context);
-    give_up(context);
+    end_write_lease(context);
     loop {
         match session.multi(vec![Op::Delete { path: path.clone(), version }]).await {
             Ok(_) | Err(CoordError::Ended(_) | CoordError::Refused { why: Refusal::NoNode, .. }) => return,

@@ -64,7 +64,7 @@ pub(super) async fn renew(context: &RunnerContext) {
         rhythm.wait(context, &registration).await;
         if let Err(error) = rhythm.write(context, &registration).await {
             tracing::debug!(%error, "renewal failed");
-            context.outlast(&registration, &error).await;
+            context.wait_to_retry(&registration, &error).await;
             // Tried again as soon as that makes sense, with all that it was to say.
             rhythm.wrote = None;
             rhythm.checkpoints.clear();
