@@ -1,4 +1,4 @@
-//! Shows moments as text: `2026-01-31T12:00:00.000Z` reads well, and sorts as text.
+//! Formats times as text: `2026-01-31T12:00:00.000Z` reads well, and sorts as text.
 
 use serde::{Serialize, Serializer};
 use std::fmt;

@@ -1,8 +1,8 @@
-//! Counts the pauses before a runner is tried again.
+//! Computes the waits before a runner is tried again.
 
 use std::time::Duration;
 
-/// A pause with a runner, doubling from 1 s to 30 s.
+/// Backoff of a runner, doubling from 1 s to 30 s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Backoff {
     /// When it ends.
@@ -11,7 +11,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The next, longer one.
+    /// Returns the next, longer one.
     pub(crate) fn again(self, now: Duration) -> Self {
         let wait = (self.wait * 2).clamp(Duration::from_secs(1), Duration::from_secs(30));
         Self { until: now + wait, wait }

@@ -1,8 +1,8 @@
-//! What the leader does next: a pure function of what it knows and the time.
+//! Decides what the leader does next, as a pure function of the cluster state and the time.
 //!
-//! Only tasks that are due are looked at, and only the heads of the queue, so that a decision costs the same with ten
-//! tasks as with fifty thousand. Whoever enacts a decision changes the view, so that it is not made twice; `decide` is
-//! called until it says nothing more.
+//! Only tasks that are due and the heads of the queue are considered, so that a decision costs the same with ten tasks
+//! as with fifty thousand. Enacting a decision changes the cluster state, so that it is not made twice. `decide` is
+//! called until it returns nothing.
 
 use super::cluster_state::{ClusterState, FenceProgress};
 use super::decision::{Budget, Decision};

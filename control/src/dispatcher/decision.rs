@@ -4,51 +4,51 @@ use crate::model::state_machine::TaskEvent;
 use crate::model::{Holder, NodeId, TaskId};
 use std::time::Duration;
 
-/// What is to be done.
+/// Decision of the leader.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// Write what has happened to a task.
+    /// Write events of a task.
     Move {
-        /// Which task.
+        /// The task.
         task: TaskId,
-        /// In this order, in one write.
+        /// Events, in this order, in one write.
         events: Vec<TaskEvent>,
     },
-    /// Remove a task's record.
+    /// Delete a task's record.
     Purge(TaskId),
-    /// Ask the runner how it calls the task's destination; it is likely to get the task.
+    /// Ask the runner for the identities of the task's destination; it is likely to get the task.
     Resolve(TaskId, Holder),
-    /// Tell the holder that the task is its own.
+    /// Tell the holder that the task is assigned to it.
     Assign(TaskId, Holder),
-    /// Ask the holder what it knows of the task.
+    /// Ask the holder for the state of the task.
     Query(TaskId, Holder),
-    /// Let the holder look at the task's record.
+    /// Notify the holder to read the task's record.
     Notify(TaskId, Holder),
-    /// Run the program that cuts a lost runner off.
+    /// Run the fence program for a lost runner.
     Fence(Holder),
-    /// Ask a runner to give everything back.
+    /// Ask a runner to return all its tasks.
     Interrupt(NodeId),
-    /// The task could run, on that node or anywhere.
+    /// Queue the task, for that node or any.
     Queue(TaskId, Option<NodeId>),
-    /// The task waits for that claim of another one.
+    /// Block the task until that claim of another one is free.
     Block(TaskId, String),
-    /// Nothing until then.
+    /// Do nothing about the task until then.
     WakeAt(TaskId, Duration),
-    /// Nothing until something changes.
+    /// Do nothing about the task until something changes.
     Idle(TaskId),
 }
 
-/// How many more requests may be sent.
+/// Number of further requests that may be sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
-    /// Writes of the store.
+    /// Writes to the store.
     pub(crate) writes: usize,
-    /// Calls of runners.
+    /// Calls to runners.
     pub(crate) calls: usize,
 }
 
 impl Budget {
-    /// Whether there is room for a decision; then there is less of it.
+    /// Takes the budget of a decision; tells whether there was enough.
     pub(crate) fn take(&mut self, decision: &Decision) -> bool {
         match decision {
             Decision::Move { .. } | Decision::Purge(_) => take_one(&mut self.writes),

@@ -1,4 +1,4 @@
-//! Does what was decided: starts writes and calls, and changes the view so that it is not decided again.
+//! Enacts decisions: starts writes and calls, and changes the cluster state so that nothing is decided twice.
 
 use super::Dispatcher;
 use super::backoff::Backoff;

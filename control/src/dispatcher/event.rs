@@ -1,4 +1,4 @@
-//! Lists what comes back from reads, writes and calls that the leader has started, and what each of them was for.
+//! Lists the results of reads, writes and calls that the leader has started, and the purpose of each.
 
 use super::cluster_state::FenceProgress;
 use super::handle::{Mutation, Reply};
@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What has happened to something that the leader has started.
+/// Event: the result of something that the leader has started.
 #[derive(Debug)]
 pub(crate) enum Event {
     Listed(Result<Vec<String>, CoordError>),
     Read {
         read: Result<Option<Node>, CoordError>,
         task: TaskId,
-        /// When it was asked for.
+        /// What was known when it was asked for.
         known: Option<Known>,
     },
     Fleet(Result<(FleetRead, Watch), CoordError>),
@@ -50,7 +50,7 @@ pub(crate) enum Event {
     },
 }
 
-/// Whom a write is for.
+/// Origin of a write.
 #[derive(Debug)]
 pub(crate) enum Purpose {
     /// The dispatcher itself.
@@ -61,7 +61,7 @@ pub(crate) enum Purpose {
     Submitted,
 }
 
-/// What a call about a task is for.
+/// Purpose of a call about a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Assign,
@@ -69,7 +69,7 @@ pub(crate) enum Call {
     Notify,
 }
 
-/// How it ended.
+/// Result of a call.
 #[derive(Debug)]
 pub(crate) enum CallResult {
     Answered(AssignResponse),
@@ -80,17 +80,17 @@ pub(crate) enum CallResult {
     Failed(CallError),
 }
 
-/// One client's wish.
+/// One client's pending mutation.
 #[derive(Debug)]
 pub(crate) struct PendingMutation {
     pub(crate) wanted: Mutation,
     pub(crate) until: Duration,
     pub(crate) reply: Reply<Arc<TaskRecord>>,
-    /// What a task that is to be removed said last: its removal is under way, or has happened.
+    /// Last content of a task that is to be removed: its removal is under way, or has happened.
     pub(crate) removed: Option<Arc<TaskRecord>>,
 }
 
-/// The runners and operators' wishes about them.
+/// The runners and the drain records of operators.
 #[derive(Debug, Default)]
 pub(crate) struct FleetRead {
     pub(crate) runners: BTreeMap<NodeId, Registration>,

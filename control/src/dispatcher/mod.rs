@@ -1,4 +1,4 @@
-//! The leader's role: gives tasks to runners, takes them back when runners are lost, and answers clients.
+//! Runs the leader's role: assigns tasks to runners, takes them back when runners are lost, and answers clients.
 //!
 //! ```text
 //!  store, runners, clients --observe--> ClusterState --decide (pure)--> Decisions --enact--> writes and calls, pipelined
@@ -6,11 +6,13 @@
 //!           `------------------------------------------------------------------------------'
 //! ```
 //!
-//! One [`Dispatcher`] lives as long as one [`LeaderTerm`] and is one asynchronous task of its caller. It starts by reading
-//! everything; afterwards hints (a watch on the runners, calls from them) and a full look every 30 s and after each
-//! reconnect keep it right. What always holds: a runner is told only of what is stored; every write checks the term
-//! and the version of what it replaces; at most one write of a task is under way. Other parts of the server talk to it
-//! only through the [`DispatcherHandle`].
+//! One [`Dispatcher`] lives as long as one [`LeaderTerm`] and is one asynchronous task of its caller. It starts by
+//! reading everything. Afterwards hints (a watch on the runners, calls from them) and a full scan every 30 s and after
+//! each reconnect keep its state current.
+//!
+//! What always holds: a runner is told only of what is stored. Every write checks the term and the version of what it
+//! replaces. At most one write of a task is under way. Other parts of the node talk to the dispatcher only through the
+//! [`DispatcherHandle`].
 
 mod age;
 mod apply;

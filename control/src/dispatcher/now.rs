@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-/// The two clocks, read together.
+/// Readings of the clocks, taken together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Now {
-    /// For waiting: never jumps.
+    /// Boot time, for waiting: never jumps.
     pub(crate) boot: Duration,
-    /// For what records say, in milliseconds since 1970.
+    /// Wall clock for records, in milliseconds since 1970.
     pub(crate) unix_ms: u64,
-    /// The same by the slowest clock that is known of, and without leaps: the time that has surely come. `None` as long as
-    /// nobody was asked.
+    /// Wall clock of the slowest known node, without jumps: the time that has surely come. `None` until a node has been
+    /// asked.
     pub(crate) sure_ms: Option<u64>,
 }
 
 impl Now {
-    /// When the wall clock will show `unix_ms`, if it does not jump.
+    /// Returns the boot time at which the wall clock will show `unix_ms`, if it does not jump.
     pub(crate) fn at_unix(self, unix_ms: u64) -> Duration {
         self.boot + Duration::from_millis(unix_ms.saturating_sub(self.unix_ms))
     }

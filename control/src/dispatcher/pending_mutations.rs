@@ -1,4 +1,4 @@
-//! What clients want of tasks: one write at a time and task, each on the record as it is then.
+//! Applies the changes that clients request of tasks: one write at a time for each task, on the record as it is then.
 
 use super::Dispatcher;
 use super::event::{PendingMutation, Purpose};

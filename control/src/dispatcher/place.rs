@@ -1,4 +1,4 @@
-//! Which ready task goes to which runner: the part of the decision that is not about one task alone. As pure as the rest.
+//! Places ready tasks on runners: the part of the decision that concerns more than one task. Pure as the rest.
 
 use super::backoff::Backoff;
 use super::cluster_state::ClusterState;

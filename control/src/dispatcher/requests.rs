@@ -1,4 +1,4 @@
-//! Answers clients and takes what runners say.
+//! Answers clients and takes the hints of runners.
 
 use super::event::{Event, Purpose};
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};

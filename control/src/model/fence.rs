@@ -1,21 +1,21 @@
-//! Names the ways to make sure that an earlier runner no longer writes a destination before another one does.
+//! Names the ways in which an earlier runner is kept from writing a destination before another one does.
 
 use super::volume::is_network_or_socket;
 use blockhaul_engine::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// How it is made sure that an earlier runner no longer writes a destination before another one does.
+/// How an earlier runner is kept from writing a destination before another one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, strum::EnumString, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
 pub enum Fence {
     /// A path of one node: the destination's lock is enough.
     Local,
-    /// The earlier runner stops by its clock before its lease ends.
+    /// The earlier runner stops by its own clock before its lease ends.
     Lease,
     /// A program on the dispatcher's node cuts it off.
     Command,
-    /// An operator says that it is off.
+    /// An operator confirms that it is off.
     Manual,
 }
 
@@ -26,7 +26,7 @@ impl Fence {
         self.into()
     }
 
-    /// Reads a name.
+    /// Parses a name.
     ///
     /// # Errors
     /// `EBadRequest` with the names that there are.
@@ -37,8 +37,8 @@ impl Fence {
     }
 }
 
-/// How a destination is fenced when the client does not say: by its lock if it is a path, by the runner's lease if it is
-/// an export (a server has no lock, and a killed runner's requests may still be on their way).
+/// Returns the default fence of a destination: its lock if it is a path, the runner's lease if it is an export (a
+/// server has no lock, and a killed runner's requests may still be in flight).
 #[must_use]
 pub(crate) fn default_fence(destination: &str) -> Fence {
     if is_network_or_socket(destination) { Fence::Lease } else { Fence::Local }
