@@ -145,7 +145,7 @@ impl LeaderRole {
         tokio::select! {
             biased;
             ending = dispatcher.run(resigned) => tracing::info!(epoch = leader_term.epoch().0, ?ending, "lost leadership"),
-            () = self.hold_vip() => tracing::error!(epoch = leader_term.epoch().0, "resigning: the service address cannot be kept on this node"),
+            () = self.hold_vip() => tracing::error!(epoch = leader_term.epoch().0, "cannot keep the service address: resigning"),
             () = watching => (),
         }
         self.follow(None);

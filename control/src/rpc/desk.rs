@@ -134,10 +134,10 @@ pub trait Floor: Send + Sync + std::fmt::Debug {
     /// See [`RunnerClient::assign`](crate::peers::RunnerClient::assign).
     async fn assign(&self, assignment: Assignment) -> Result<AssignResponse>;
 
-    /// See [`RunnerClient::ask`](crate::peers::RunnerClient::ask).
+    /// See [`RunnerClient::query`](crate::peers::RunnerClient::query).
     async fn query(&self, assignment: Assignment) -> Result<AssignmentStatus>;
 
-    /// See [`RunnerClient::nudge`](crate::peers::RunnerClient::nudge).
+    /// See [`RunnerClient::notify`](crate::peers::RunnerClient::notify).
     async fn notify(&self, leader: Epoch, task: TaskId) -> Result<()>;
 
     /// See [`RunnerClient::resolve`](crate::peers::RunnerClient::resolve).

@@ -57,10 +57,10 @@ impl ActiveRegistration {
 
 /// Keeps the node registered while the runner wants that, for as long as it is polled.
 pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessions) {
-    let mut moods = context.phase.subscribe();
+    let mut phases = context.phase.subscribe();
     let mut said: Option<(String, Duration)> = None;
     loop {
-        let _ = moods.wait_for(|&phase| phase != RunnerPhase::Absent).await;
+        let _ = phases.wait_for(|&phase| phase != RunnerPhase::Absent).await;
         let Ok(session) = sessions.wait_for(Option::is_some).await.map(|session| session.clone()) else {
             // Whoever opens sessions is gone: nothing more will come.
             return std::future::pending().await;
@@ -205,10 +205,10 @@ fn report(context: &RunnerContext, why: &NotRegistered) {
 /// and how many slots it has.
 async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
-    let mut moods = context.phase.subscribe();
+    let mut phases = context.phase.subscribe();
     let mut said = Some((false, slots));
     loop {
-        let phase = *moods.borrow_and_update();
+        let phase = *phases.borrow_and_update();
         // It ended unnoticed: there has to be another one.
         if phase == RunnerPhase::Absent || context.registration.borrow().is_none() {
             return;
@@ -240,7 +240,7 @@ async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mu
         tokio::select! { biased;
             _ = states.wait_for(|state| state.is_over()) => return,
             _ = sessions.wait_for(|now| now.as_ref().is_none_or(|now| now.id() != session.id())) => return,
-            _ = moods.changed() => {}
+            _ = phases.changed() => {}
             () = context.doubt.notified() => {}
             () = fired => {}
             () = sleep(LOOK) => {}

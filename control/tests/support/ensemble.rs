@@ -224,7 +224,7 @@ impl Ensemble {
         (0..self.len()).find(|&index| self.servers[index].ask("cons").is_ok_and(|said| said.contains(&wanted)))
     }
 
-    /// Writes committed so far, in this reign of its leader.
+    /// Writes committed so far, in this term of its leader.
     ///
     /// # Panics
     /// If no server leads.

@@ -3,7 +3,7 @@
 //! ```text
 //!  leads, lease held --> added to the interface, answered, announced --> checked every second, added again when it is missing
 //!                                                                        |
-//!  stops deciding, leads no more, lease short <-- connections closed, removed
+//!  stops deciding, lost leadership, lease short <-- connections closed, removed
 //! ```
 //! What always holds: the address is added only while the lease of this node has time left. It is removed before
 //! another node can be elected; a leader that resigns removes it first. It is announced only while this process answers

@@ -241,7 +241,8 @@ fn event() -> impl Strategy<Value = TaskEvent> {
         2 => Just(TaskEvent::RunnerLost),
         1 => Just(TaskEvent::RunnerReturned),
         4 => prop_oneof![
-            Just(FenceProof::NodeBack), Just(FenceProof::LeaseOver), Just(FenceProof::Command), Just(FenceProof::Operator), Just(FenceProof::Waited)
+            Just(FenceProof::NodeBack), Just(FenceProof::LeaseOver), Just(FenceProof::Command),
+            Just(FenceProof::Operator), Just(FenceProof::Waited)
         ].prop_map(TaskEvent::Fenced),
         2 => (0..20_usize).prop_map(|attempt| TaskEvent::AttemptDrained { attempt }),
         1 => Just(TaskEvent::CancelRequested),
