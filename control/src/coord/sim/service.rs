@@ -32,7 +32,7 @@ pub(super) struct Core {
     /// Number of transactions that the servers have been told of.
     spread: usize,
     servers: Vec<Server>,
-    tenures: BTreeMap<SessionId, TrackedSession>,
+    tracked: BTreeMap<SessionId, TrackedSession>,
     /// Nodes whose packets are dropped.
     cut: BTreeSet<String>,
     is_up: bool,
@@ -74,7 +74,7 @@ struct TrackedSession {
 pub(crate) struct Snapshot {
     tree: Tree,
     zxid: Zxid,
-    tenures: BTreeMap<SessionId, TrackedSession>,
+    tracked: BTreeMap<SessionId, TrackedSession>,
 }
 
 impl Core {
@@ -91,7 +91,7 @@ impl Core {
             log: Vec::new(),
             spread: 0,
             servers: (0..servers).map(|_| Server::default()).collect(),
-            tenures: BTreeMap::new(),
+            tracked: BTreeMap::new(),
             cut: BTreeSet::new(),
             is_up: true,
             stalled_until: now,
@@ -166,13 +166,13 @@ impl Core {
     pub(super) fn stall(&mut self, time: Duration) {
         self.stalled_until = self.stalled_until.max(Instant::now() + time);
         let tick = self.tick_after(time + self.timeout);
-        self.tenures.values_mut().for_each(|tenure| tenure.last_tick = tenure.last_tick.max(tick));
+        self.tracked.values_mut().for_each(|session| session.last_tick = session.last_tick.max(tick));
     }
 
     pub(super) fn set_up(&mut self, is_up: bool) {
         if is_up && !self.is_up {
             let tick = self.tick_after(self.timeout);
-            self.tenures.values_mut().for_each(|tenure| tenure.last_tick = tick);
+            self.tracked.values_mut().for_each(|session| session.last_tick = tick);
         }
         self.is_up = is_up;
         if !is_up {
@@ -198,20 +198,20 @@ impl Core {
         self.sessions_opened += 1;
         let id = SessionId(0x1_0000 + self.sessions_opened);
         self.zxid.0 += 1;
-        self.tenures.insert(id, TrackedSession { node: node.to_owned(), last_tick: self.tick_after(self.timeout) });
+        self.tracked.insert(id, TrackedSession { node: node.to_owned(), last_tick: self.tick_after(self.timeout) });
         Some((id, server))
     }
 
     pub(super) fn is_alive(&self, session: SessionId) -> bool {
-        self.tenures.contains_key(&session)
+        self.tracked.contains_key(&session)
     }
 
     /// Handles a sign of life that reaches the leader, with a follower's delay.
     pub(super) fn touch(&mut self, session: SessionId) {
         let lag = Duration::from_millis(self.rng.u64(0..=500)).min(TICK / 2);
         let tick = self.tick_after(self.timeout.saturating_sub(lag));
-        if let Some(tenure) = self.tenures.get_mut(&session) {
-            tenure.last_tick = tenure.last_tick.max(tick);
+        if let Some(session) = self.tracked.get_mut(&session) {
+            session.last_tick = session.last_tick.max(tick);
         }
     }
 
@@ -221,7 +221,7 @@ impl Core {
             return;
         }
         let tick = self.tick_after(Duration::ZERO) - 1;
-        let due: Vec<_> = self.tenures.iter().filter(|(_, t)| t.last_tick <= tick).map(|(id, _)| *id).collect();
+        let due: Vec<_> = self.tracked.iter().filter(|(_, t)| t.last_tick <= tick).map(|(id, _)| *id).collect();
         due.into_iter().for_each(|session| self.give_up(session));
         for server in 0..self.servers.len() {
             let silent = self.servers[server].isolated.is_some_and(|since| since.elapsed() >= SYNC_LIMIT);
@@ -234,16 +234,16 @@ impl Core {
 
     /// Expires every session of a node at once; the node learns it from the service.
     pub(super) fn expire(&mut self, node: &str) {
-        let its: Vec<_> = self.tenures.iter().filter(|(_, t)| t.node == node).map(|(id, _)| *id).collect();
+        let its: Vec<_> = self.tracked.iter().filter(|(_, t)| t.node == node).map(|(id, _)| *id).collect();
         its.into_iter().for_each(|session| self.give_up(session));
     }
 
     /// Ends a session and deletes its ephemeral nodes.
     pub(super) fn give_up(&mut self, session: SessionId) {
-        let Some(tenure) = self.tenures.remove(&session) else { return };
+        let Some(ended) = self.tracked.remove(&session) else { return };
         let gone = self.tree.owned_by(session);
         let changes = gone.into_iter().map(|path| (path, None)).collect();
-        self.commit(&tenure.node, changes, &[]);
+        self.commit(&ended.node, changes, &[]);
     }
 
     // Requests, at the server of the client.
@@ -390,18 +390,18 @@ impl Core {
     // History.
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        Snapshot { tree: self.tree.clone(), zxid: self.zxid, tenures: self.tenures.clone() }
+        Snapshot { tree: self.tree.clone(), zxid: self.zxid, tracked: self.tracked.clone() }
     }
 
     /// Restores a snapshot: the sessions of that time have their full time again, and no server accepts clients that
     /// have seen more.
     pub(super) fn regress(&mut self, to: &Snapshot) {
         self.reset(|_| true);
-        (self.tree, self.zxid, self.tenures) = (to.tree.clone(), to.zxid, to.tenures.clone());
+        (self.tree, self.zxid, self.tracked) = (to.tree.clone(), to.zxid, to.tracked.clone());
         self.log.clear();
         self.spread = 0;
         let tick = self.tick_after(self.timeout);
-        self.tenures.values_mut().for_each(|tenure| tenure.last_tick = tick);
+        self.tracked.values_mut().for_each(|session| session.last_tick = tick);
         for server in &mut self.servers {
             *server = Server { tree: to.tree.clone(), ..Server::default() };
         }
