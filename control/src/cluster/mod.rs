@@ -1,6 +1,6 @@
 //! Decides which nodes are alive, which one leads, and how long a runner may write.
 //!
-//! Each module here is one mechanism of distributed systems, and none of them knows tasks: the [dispatcher](crate::dispatcher),
+//! Each module here is one mechanism of distributed systems, and none of them knows tasks: the `dispatcher`,
 //! the [runner](crate::runner) and the [node](crate::node) build on them.
 
 pub(crate) mod clock_skew;
