@@ -135,16 +135,14 @@ impl Attempt {
         self.signal.send_modify(|signal| signal.looks += 1);
     }
 
-    /// Runs it. Removes it from the table at its end.
-    pub(super) async fn run(self: Arc<Self>, context: Arc<RunnerContext>) {
+    /// Runs it to the last write about it. Returns how the assignment is to be remembered.
+    pub(super) async fn run(&self, context: &RunnerContext) -> AssignmentStatus {
         let life = async {
-            let status = self.carry_out(&context).await;
+            let status = self.carry_out(context).await;
             tracing::info!(?status, "assignment ended");
             status
         };
-        let status = life.instrument(self.span.clone()).await;
-        context.assignments.leave(&self, status);
-        context.renew.notify_one();
+        life.instrument(self.span.clone()).await
     }
 
     async fn carry_out(&self, context: &RunnerContext) -> AssignmentStatus {

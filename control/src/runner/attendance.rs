@@ -9,53 +9,54 @@
 //! drained in time loses its lease before the registration is removed, as it would with its session: no later report of
 //! it counts.
 
-use super::context::{RunnerContext, RunnerPhase};
+use super::context::RunnerPhase;
+use super::state::RunnerState;
 use super::{registration, stop_all};
 use crate::stopping::NOTIFY_MAX;
 use blockhaul_engine::job::Reason;
 use tokio::time::timeout;
 
 /// Does what the node asks, for as long as it is polled.
-pub(super) async fn attend(context: &RunnerContext) {
+pub(super) async fn attend(state: &RunnerState) {
     loop {
         tokio::select! { biased;
-            () = context.wanted_is(false) => stay_deregistered(context).await,
-            () = context.interrupt.notified() => return_all_tasks(context).await,
+            () = state.context.wanted_is(false) => stay_deregistered(state).await,
+            () = state.context.interrupt.notified() => return_all_tasks(state).await,
         }
     }
 }
 
 /// Returns all tasks, and continues.
-async fn return_all_tasks(context: &RunnerContext) {
-    if !context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
+async fn return_all_tasks(state: &RunnerState) {
+    if !state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
         return;
     }
-    tracing::info!(node = %context.config.node, "asked to return all tasks");
-    stop_all(context, Reason::RunnerInterrupt).await;
-    if context.is_wanted() {
-        context.turn(RunnerPhase::Stopping, RunnerPhase::Serving);
+    tracing::info!(node = %state.context.config.node, "asked to return all tasks");
+    stop_all(state, Reason::RunnerInterrupt).await;
+    if state.context.is_wanted() {
+        state.context.turn(RunnerPhase::Stopping, RunnerPhase::Serving);
     }
 }
 
 /// Returns all tasks and deregisters, until the node wants a runner again.
-async fn stay_deregistered(context: &RunnerContext) {
-    tracing::warn!(node = %context.config.node, "deregistering: returning all tasks");
-    context.turn(RunnerPhase::Serving, RunnerPhase::Stopping);
-    stop_all(context, Reason::RunnerInterrupt).await;
-    let _ = timeout(NOTIFY_MAX, context.notifier.all_sent()).await;
-    if context.is_ending() {
+async fn stay_deregistered(state: &RunnerState) {
+    tracing::warn!(node = %state.context.config.node, "deregistering: returning all tasks");
+    state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping);
+    stop_all(state, Reason::RunnerInterrupt).await;
+    let _ = timeout(NOTIFY_MAX, state.context.notifier.all_sent()).await;
+    if state.context.is_ending() {
         return std::future::pending().await;
     }
-    if context.turn(RunnerPhase::Stopping, RunnerPhase::Absent) {
+    if state.context.turn(RunnerPhase::Stopping, RunnerPhase::Absent) {
         tokio::select! { biased;
-            () = registration::deregister_until_gone(context) => tracing::info!(node = %context.config.node, "deregistered"),
-            () = context.wanted_is(true) => {}
+            () = registration::deregister_until_gone(state) => tracing::info!(node = %state.context.config.node, "deregistered"),
+            () = state.context.wanted_is(true) => {}
         }
     }
-    context.is_away.send_replace(true);
-    context.wanted_is(true).await;
-    context.is_away.send_replace(false);
-    if !context.is_ending() {
-        context.turn(RunnerPhase::Absent, RunnerPhase::Serving);
+    state.context.is_away.send_replace(true);
+    state.context.wanted_is(true).await;
+    state.context.is_away.send_replace(false);
+    if !state.context.is_ending() {
+        state.context.turn(RunnerPhase::Absent, RunnerPhase::Serving);
     }
 }

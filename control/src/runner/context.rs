@@ -1,7 +1,5 @@
-//! Holds what all parts of a runner share: its session and registration, its assignments, and the nodes that it calls.
+//! Holds what all parts of a runner share: its session and registration, its phase, and whom it calls.
 
-use super::assignments::AssignmentTable;
-use super::attempt::Attempt;
 use super::leader_notifier::LeaderNotifier;
 use super::write_lease::ActiveRegistration;
 use super::{RunnerConfig, Seams};
@@ -9,9 +7,9 @@ use crate::coord::{CoordError, SessionState};
 use crate::model::{Epoch, Holder};
 use blockhaul_engine::error::{Code, Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 /// Longest wait before a retry that no event announces.
@@ -25,7 +23,6 @@ const DENIED_AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct RunnerContext {
     pub config: RunnerConfig,
     pub seams: Seams,
-    pub assignments: AssignmentTable,
     pub notifier: LeaderNotifier,
     /// Wanted phase of the runner; its registration follows.
     pub phase: watch::Sender<RunnerPhase>,
@@ -43,8 +40,6 @@ pub(super) struct RunnerContext {
     pub is_away: watch::Sender<bool>,
     /// Tasks that it runs at once.
     slots: watch::Sender<u32>,
-    /// Attempts in the table that have to be started.
-    pub starts: mpsc::UnboundedSender<Arc<Attempt>>,
     ends: AtomicBool,
     leads: AtomicBool,
     leader: Mutex<Option<Epoch>>,
@@ -62,12 +57,11 @@ pub(super) enum RunnerPhase {
 }
 
 impl RunnerContext {
-    pub(super) fn new(config: RunnerConfig, seams: Seams, starts: mpsc::UnboundedSender<Arc<Attempt>>) -> Self {
+    pub(super) fn new(config: RunnerConfig, seams: Seams) -> Self {
         let slots = watch::Sender::new(config.slots);
         Self {
             config,
             seams,
-            assignments: AssignmentTable::new(),
             notifier: LeaderNotifier::default(),
             phase: watch::Sender::new(RunnerPhase::Absent),
             registration: watch::Sender::new(None),
@@ -77,7 +71,6 @@ impl RunnerContext {
             wanted: watch::Sender::new(true),
             is_away: watch::Sender::new(false),
             slots,
-            starts,
             ends: AtomicBool::new(false),
             leads: AtomicBool::new(false),
             leader: Mutex::new(None),
@@ -215,8 +208,8 @@ impl RunnerContext {
         self.renew.notify_one();
     }
 
-    /// Tells whether anything depends on the lease.
-    pub(super) fn needs_lease(&self) -> bool {
-        self.leads.load(Relaxed) || self.assignments.all().iter().any(|attempt| attempt.needs_lease())
+    /// Whether this node leads.
+    pub(super) fn is_leading(&self) -> bool {
+        self.leads.load(Relaxed)
     }
 }

@@ -5,7 +5,8 @@
 
 use super::assignments::AcceptResult;
 use super::attempt::Attempt;
-use super::context::{RunnerContext, RunnerPhase};
+use super::context::RunnerPhase;
+use super::state::RunnerState;
 use crate::model::{Epoch, Incarnation, TaskId, TaskSpec};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError};
 use blockhaul_engine::error::{Code, Error};
@@ -14,11 +15,11 @@ use std::sync::Arc;
 
 /// Calls of a runner. Clones are the same runner; it may have ended.
 #[derive(Clone, Debug)]
-pub struct RunnerHandle(Arc<RunnerContext>);
+pub struct RunnerHandle(Arc<RunnerState>);
 
 impl RunnerHandle {
-    pub(super) fn new(context: Arc<RunnerContext>) -> Self {
-        Self(context)
+    pub(super) fn new(state: Arc<RunnerState>) -> Self {
+        Self(state)
     }
 
     /// As [`RunnerClient::assign`](crate::peers::RunnerClient::assign).
@@ -34,7 +35,7 @@ impl RunnerHandle {
 
     fn take(&self, assignment: Assignment) -> Result<(), (Code, String)> {
         let Assignment { task, epoch, incarnation, leader } = assignment;
-        let context = &self.0;
+        let (state, context) = (&self.0, &self.0.context);
         let refused = |code, why: &str| Err((code, why.to_owned()));
         // Before anything is stored because of it.
         if incarnation != context.config.incarnation {
@@ -42,7 +43,7 @@ impl RunnerHandle {
         }
         context.accept_leader(leader)?;
         let attempt = Arc::new(Attempt::new(task, epoch, context.holder()));
-        if context.assignments.status_of(&attempt).is_some() {
+        if state.assignments.status_of(&attempt).is_some() {
             return Ok(());
         }
         if *context.phase.borrow() != RunnerPhase::Serving {
@@ -56,10 +57,10 @@ impl RunnerHandle {
         if !is_connected {
             return refused(Code::Unreachable, "the runner has no connection to the coordination service");
         }
-        match context.assignments.enter(&attempt, context.slots() as usize) {
+        match state.assignments.enter(&attempt, context.slots() as usize) {
             AcceptResult::Added => {
-                if context.starts.send(Arc::clone(&attempt)).is_err() {
-                    context.assignments.leave(&attempt, AssignmentStatus::Unknown);
+                if state.starts.send(Arc::clone(&attempt)).is_err() {
+                    state.assignments.leave(&attempt, AssignmentStatus::Unknown);
                     return refused(Code::RunnerInterrupt, "the runner has ended");
                 }
                 // It may have begun to stop between the two looks.
@@ -82,7 +83,7 @@ impl RunnerHandle {
     /// # Errors
     /// `EFenced` with a lower epoch of the leader than was heard before.
     pub async fn query(&self, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
-        if assignment.incarnation != self.0.config.incarnation {
+        if assignment.incarnation != self.0.context.config.incarnation {
             return Ok(AssignmentStatus::Unknown);
         }
         self.accept_leader(assignment.leader)?;
@@ -109,7 +110,7 @@ impl RunnerHandle {
         self.accept_leader(leader)?;
         let refused = |error: Error| CallError::Refused { code: error.code, why: error.message };
         match spec.kind().destination().map_err(refused)? {
-            Some(destination) => self.0.seams.executor.resolve(&destination).await.map_err(refused),
+            Some(destination) => self.0.context.seams.executor.resolve(&destination).await.map_err(refused),
             None => Err(refused(Error::bad_request("a task of this kind has no destination"))),
         }
     }
@@ -121,46 +122,46 @@ impl RunnerHandle {
     /// As [`RunnerHandle::query`].
     pub async fn interrupt(&self, leader: Epoch) -> Result<(), CallError> {
         self.accept_leader(leader)?;
-        self.0.interrupt.notify_one();
+        self.0.context.interrupt.notify_one();
         Ok(())
     }
 
     /// Returns all tasks and deregisters while the process lives on. Returns when the registration is gone, or the node
     /// wants the runner back; without a connection that takes until its session is over.
     pub async fn leave(&self) {
-        self.0.wanted.send_replace(false);
-        let mut away = self.0.is_away.subscribe();
+        self.0.context.wanted.send_replace(false);
+        let mut away = self.0.context.is_away.subscribe();
         tokio::select! { biased;
             _ = away.wait_for(|&away| away) => {}
-            () = self.0.wanted_is(true) => {}
+            () = self.0.context.wanted_is(true) => {}
         }
     }
 
     /// Registers again after [`RunnerHandle::leave`]; may be called at any time.
     pub fn come_back(&self) {
-        self.0.wanted.send_replace(true);
+        self.0.context.wanted.send_replace(true);
     }
 
     /// Sets the number of tasks at once; running ones are not stopped.
     pub fn set_slots(&self, slots: u32) {
-        self.0.set_slots(slots);
+        self.0.context.set_slots(slots);
     }
 
     /// Returns the number of tasks that it runs at once.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.0.slots()
+        self.0.context.slots()
     }
 
     /// Sets whether this node leads: then its lease is renewed with or without copies.
     pub fn set_leading(&self, leads: bool) {
-        self.0.set_leading(leads);
+        self.0.context.set_leading(leads);
     }
 
     /// Returns the incarnations of this node that it remembers, maybe with the current one: all others are over.
     #[must_use]
     pub fn lives(&self) -> Vec<Incarnation> {
-        let lives = self.0.seams.state.incarnations();
+        let lives = self.0.context.seams.state.incarnations();
         lives
             .inspect_err(|error| tracing::error!(%error, "cannot read this node's earlier incarnations"))
             .unwrap_or_default()
@@ -176,6 +177,7 @@ impl RunnerHandle {
     #[must_use]
     pub fn is_registered(&self) -> bool {
         self.0
+            .context
             .registration
             .borrow()
             .as_ref()
@@ -186,14 +188,15 @@ impl RunnerHandle {
     #[must_use]
     pub fn lease_left(&self) -> std::time::Duration {
         self.0
+            .context
             .registration
             .borrow()
             .as_ref()
-            .map(|registration| registration.write_lease.left(self.0.now()))
+            .map(|registration| registration.write_lease.left(self.0.context.now()))
             .unwrap_or_default()
     }
 
     fn accept_leader(&self, leader: Epoch) -> Result<(), CallError> {
-        self.0.accept_leader(leader).map_err(|(code, why)| CallError::Refused { code, why })
+        self.0.context.accept_leader(leader).map_err(|(code, why)| CallError::Refused { code, why })
     }
 }

@@ -3,8 +3,9 @@
 //! Both are hints. They never delay a copy, are merged while the dispatcher does not answer, and are dropped when it
 //! stays away: it reads everything again when it comes back.
 
-use super::context::RunnerContext;
+use super::assignments::AssignmentTable;
 use crate::model::{Progress, TaskId};
+use crate::peers::LeaderClient;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -68,32 +69,31 @@ impl LeaderNotifier {
 }
 
 /// Notifies the dispatcher of changed records, for as long as it is polled.
-pub(super) async fn send_changes(context: &RunnerContext) {
-    let mut count = context.notifier.count.subscribe();
+pub(super) async fn send_changes(notifier: &LeaderNotifier, leader: &dyn LeaderClient) {
+    let mut count = notifier.count.subscribe();
     let mut tries = 0;
     loop {
         let _ = count.wait_for(|&count| count > 0).await;
-        let tasks = context.notifier.take();
-        let is_told = matches!(timeout(CALL_MAX, context.seams.leader.changed(&tasks)).await, Ok(Ok(())));
+        let tasks = notifier.take();
+        let is_told = matches!(timeout(CALL_MAX, leader.changed(&tasks)).await, Ok(Ok(())));
         tries += 1;
         if is_told || tries == TRIES {
             tries = 0;
-            context.notifier.recount();
+            notifier.recount();
         } else {
-            tasks.iter().for_each(|task| context.notifier.changed(task));
+            tasks.iter().for_each(|task| notifier.changed(task));
             sleep(RETRY).await;
         }
     }
 }
 
 /// Reports the progress of copies to the dispatcher, for as long as it is polled.
-pub(super) async fn send_progress(context: &RunnerContext) {
+pub(super) async fn send_progress(assignments: &AssignmentTable, leader: &dyn LeaderClient) {
     let mut told: BTreeMap<TaskId, Progress> = BTreeMap::new();
-    let mut held = context.assignments.count();
+    let mut held = assignments.count();
     loop {
         let _ = held.wait_for(|&count| count > 0).await;
-        let now: BTreeMap<_, _> = context
-            .assignments
+        let now: BTreeMap<_, _> = assignments
             .all()
             .iter()
             .filter_map(|attempt| Some((attempt.task().clone(), attempt.running()?.progress())))
@@ -101,7 +101,7 @@ pub(super) async fn send_progress(context: &RunnerContext) {
         let fresh = |(task, progress): &(&TaskId, &Progress)| told.get(*task) != Some(*progress);
         let updates: Vec<_> = now.iter().filter(fresh).map(|(task, progress)| (task.clone(), *progress)).collect();
         for some in updates.chunks(TASKS_PER_CALL) {
-            let _ = timeout(CALL_MAX, context.seams.leader.progress(some)).await;
+            let _ = timeout(CALL_MAX, leader.progress(some)).await;
         }
         told = now;
         sleep(PROGRESS_EVERY).await;

@@ -26,6 +26,7 @@ mod handle;
 mod leader_notifier;
 mod node_state;
 mod registration;
+mod state;
 mod renewal;
 mod stored_epoch;
 mod write_lease;
@@ -48,7 +49,8 @@ use crate::peers::LeaderClient;
 use crate::stopping::{DRAIN_MAX, LEAVE_MAX, MARK_MAX, NOTIFY_MAX};
 use attempt::Attempt;
 use blockhaul_engine::job::Reason;
-use context::{RunnerContext, RunnerPhase};
+use context::RunnerPhase;
+use state::RunnerState;
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -131,7 +133,7 @@ pub struct Seams {
 /// Runner; see the module's head.
 #[derive(Debug)]
 pub struct Runner {
-    context: Arc<RunnerContext>,
+    state: Arc<RunnerState>,
     starts: mpsc::UnboundedReceiver<Arc<Attempt>>,
 }
 
@@ -149,50 +151,50 @@ impl Runner {
     pub fn new(config: RunnerConfig, seams: Seams) -> Self {
         // Bounded by the slots: what is in it is in the table.
         let (sender, starts) = mpsc::unbounded_channel();
-        Self { context: Arc::new(RunnerContext::new(config, seams, sender)), starts }
+        Self { state: Arc::new(RunnerState::new(config, seams, sender)), starts }
     }
 
     /// Returns the handle for its calls.
     #[must_use]
     pub fn handle(&self) -> RunnerHandle {
-        RunnerHandle::new(Arc::clone(&self.context))
+        RunnerHandle::new(Arc::clone(&self.state))
     }
 
     /// Runs until `shutdown`, and then until all tasks are returned or [`RunnerConfig::stop_wait`] has passed: at most
     /// 2 s more than that.
     pub async fn run(self, sessions: Sessions, shutdown: impl Future<Output = ()>) -> Stopped {
-        let Self { context, mut starts } = self;
-        if context.is_wanted() {
-            context.phase.send_replace(RunnerPhase::Serving);
+        let Self { state, mut starts } = self;
+        if state.context.is_wanted() {
+            state.context.phase.send_replace(RunnerPhase::Serving);
         }
         let work = async {
             tokio::join!(
-                renewal::guard_leases(&context),
-                registration::keep_registered(&context, sessions),
-                renewal::renew(&context),
-                attempts(&context, &mut starts),
-                attendance::attend(&context),
-                context.config.liveness.idle(|| true),
-                sweep(&context),
-                leader_notifier::send_changes(&context),
-                leader_notifier::send_progress(&context),
+                renewal::guard_leases(&state),
+                registration::keep_registered(&state, sessions),
+                renewal::renew(&state),
+                attempts(&state, &mut starts),
+                attendance::attend(&state),
+                state.context.config.liveness.idle(|| true),
+                sweep(&state),
+                leader_notifier::send_changes(&state.context.notifier, &*state.context.seams.leader),
+                leader_notifier::send_progress(&state.assignments, &*state.context.seams.leader),
             )
         };
         let stop = async {
             shutdown.await;
-            return_all_tasks(&context).await
+            return_all_tasks(&state).await
         };
         let stopped = tokio::select! { biased;
             stopped = stop => stopped,
             _ = work => unreachable!("none of these ends"),
         };
-        context.phase.send_replace(RunnerPhase::Absent);
+        state.context.phase.send_replace(RunnerPhase::Absent);
         stopped
     }
 }
 
 /// Runs all attempts as a part of the runner's own future: pausing it pauses them, and dropping it ends them.
-async fn attempts(context: &Arc<RunnerContext>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
+async fn attempts(state: &Arc<RunnerState>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
     let mut living: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
     loop {
         // There are as many as slots: few enough to look at each whenever one of them has to go on.
@@ -201,31 +203,38 @@ async fn attempts(context: &Arc<RunnerContext>, starts: &mut mpsc::UnboundedRece
             Poll::<()>::Pending
         });
         tokio::select! { biased;
-            Some(attempt) = starts.recv() => living.push(Box::pin(attempt.run(Arc::clone(context)))),
+            Some(attempt) = starts.recv() => living.push(Box::pin(run(attempt, Arc::clone(state)))),
             () = all => {}
         }
     }
 }
 
+/// Runs one attempt to its last write.
+async fn run(attempt: Arc<Attempt>, state: Arc<RunnerState>) {
+    let status = attempt.run(&state.context).await;
+    state.assignments.leave(&attempt, status);
+    state.context.renew.notify_one();
+}
+
 /// Stops in a fixed order: mark the registration, refuse assignments, cancel, drain, return, notify, deregister.
-async fn return_all_tasks(context: &RunnerContext) -> Stopped {
-    context.end();
-    let marked = context.registration.borrow().as_ref().map(|registration| registration.version);
+async fn return_all_tasks(state: &RunnerState) -> Stopped {
+    state.context.end();
+    let marked = state.context.registration.borrow().as_ref().map(|registration| registration.version);
     // One that is away stays there.
-    let marked = marked.filter(|_| context.turn(RunnerPhase::Serving, RunnerPhase::Stopping));
+    let marked = marked.filter(|_| state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping));
     if let Some(version) = marked {
-        let mut registrations = context.registration.subscribe();
+        let mut registrations = state.context.registration.subscribe();
         let moved = registrations
             .wait_for(|registration| registration.as_ref().is_none_or(|registration| registration.version != version));
         let _ = timeout(MARK_MAX, moved).await;
     }
-    stop_all(context, Reason::RunnerInterrupt).await;
-    let _ = timeout(NOTIFY_MAX, context.notifier.all_sent()).await;
-    let left_behind: Vec<_> = context.assignments.all().iter().map(|attempt| attempt.task().clone()).collect();
+    stop_all(state, Reason::RunnerInterrupt).await;
+    let _ = timeout(NOTIFY_MAX, state.context.notifier.all_sent()).await;
+    let left_behind: Vec<_> = state.assignments.all().iter().map(|attempt| attempt.task().clone()).collect();
     if left_behind.is_empty() {
-        context.phase.send_replace(RunnerPhase::Absent);
-        match timeout(LEAVE_MAX, registration::deregister(context)).await {
-            Ok(Ok(())) => tracing::info!(node = %context.config.node, "deregistered"),
+        state.context.phase.send_replace(RunnerPhase::Absent);
+        match timeout(LEAVE_MAX, registration::deregister(state)).await {
+            Ok(Ok(())) => tracing::info!(node = %state.context.config.node, "deregistered"),
             Ok(Err(error)) => tracing::warn!(%error, "cannot remove the registration: it ends with its session"),
             Err(_) => tracing::warn!("no answer: the registration ends with its session"),
         }
@@ -236,16 +245,16 @@ async fn return_all_tasks(context: &RunnerContext) -> Stopped {
 }
 
 /// Stops every attempt and waits, bounded, until all are over.
-async fn stop_all(context: &RunnerContext, reason: Reason) {
-    context.assignments.all().iter().for_each(|attempt| attempt.stop(reason));
-    let mut held = context.assignments.count();
-    let _ = timeout(context.config.stop_wait, held.wait_for(|&count| count == 0)).await;
+async fn stop_all(state: &RunnerState, reason: Reason) {
+    state.assignments.all().iter().for_each(|attempt| attempt.stop(reason));
+    let mut held = state.assignments.count();
+    let _ = timeout(state.context.config.stop_wait, held.wait_for(|&count| count == 0)).await;
 }
 
 /// Deletes what an earlier incarnation has kept of tasks that will not continue here.
-async fn sweep(context: &RunnerContext) {
-    for (task, created_ms) in context.seams.executor.kept() {
-        let registration = context.registration().await;
+async fn sweep(state: &RunnerState) {
+    for (task, created_ms) in state.context.seams.executor.kept() {
+        let registration = state.context.registration().await;
         let path = paths::task(&task);
         let is_over = match registration.session.get(&path).await {
             Ok(None) => true,
@@ -255,7 +264,7 @@ async fn sweep(context: &RunnerContext) {
             Err(_) => false,
         };
         if is_over {
-            context.seams.executor.forget(&task, created_ms);
+            state.context.seams.executor.forget(&task, created_ms);
         }
     }
     std::future::pending().await

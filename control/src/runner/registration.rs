@@ -8,7 +8,8 @@
 //! What always holds: when a registration is gone, its write lease ends first, and with it every copy that needs the
 //! lease. Only then can there be another registration.
 
-use super::context::{RunnerContext, RunnerPhase};
+use super::context::RunnerPhase;
+use super::state::RunnerState;
 use super::write_lease::{ActiveRegistration, WriteLease};
 use crate::cluster::lease::{Lease, LeaseTiming};
 use crate::coord::paths;
@@ -56,8 +57,8 @@ impl ActiveRegistration {
 }
 
 /// Keeps the node registered while the runner wants that, for as long as it is polled.
-pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessions) {
-    let mut phases = context.phase.subscribe();
+pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions) {
+    let mut phases = state.context.phase.subscribe();
     let mut said: Option<(String, Duration)> = None;
     loop {
         let _ = phases.wait_for(|&phase| phase != RunnerPhase::Absent).await;
@@ -66,21 +67,21 @@ pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessi
             return std::future::pending().await;
         };
         let Some(session) = session else { continue };
-        let slots = context.slots();
-        match register(context, &session).await {
+        let slots = state.context.slots();
+        match register(state, &session).await {
             Ok(registration) => {
-                tracing::info!(node = %context.config.node, session = ?session.id(), "registered");
+                tracing::info!(node = %state.context.config.node, session = ?session.id(), "registered");
                 said = None;
-                context.registration.send_replace(Some(registration));
+                state.context.registration.send_replace(Some(registration));
                 // Whatever was decided meanwhile: everything that is held is looked at.
-                context.assignments.all().iter().for_each(|attempt| attempt.look());
-                hold(context, &session, &mut sessions, slots).await;
-                end_write_lease(context);
+                state.assignments.all().iter().for_each(|attempt| attempt.look());
+                hold(state, &session, &mut sessions, slots).await;
+                end_write_lease(state);
             }
             Err(why) => {
-                let (news, now) = (format!("{why:?}"), context.now());
+                let (news, now) = (format!("{why:?}"), state.context.now());
                 if said.as_ref().is_none_or(|(before, at)| *before != news || now >= *at + REPORT_EVERY) {
-                    report(context, &why);
+                    report(state, &why);
                     said = Some((news, now));
                 }
                 let mut states = session.states();
@@ -95,10 +96,10 @@ pub(super) async fn keep_registered(context: &RunnerContext, mut sessions: Sessi
 }
 
 /// Ends the write lease: the gate closes, and copies that need the lease stop.
-pub(super) fn end_write_lease(context: &RunnerContext) {
-    let Some(registration) = context.registration.send_replace(None) else { return };
+pub(super) fn end_write_lease(state: &RunnerState) {
+    let Some(registration) = state.context.registration.send_replace(None) else { return };
     registration.write_lease.end();
-    for attempt in context.assignments.all() {
+    for attempt in state.assignments.all() {
         if attempt.write_lease().is_some_and(|write_lease| Arc::ptr_eq(&write_lease, &registration.write_lease)) {
             attempt.stop(Reason::LeaseLost);
         }
@@ -109,18 +110,20 @@ pub(super) fn end_write_lease(context: &RunnerContext) {
 ///
 /// # Errors
 /// Why it stays; it goes with its session.
-pub(super) async fn deregister(context: &RunnerContext) -> Result<(), CoordError> {
-    let Some(registration) = context.registration.borrow().clone() else { return Ok(()) };
-    let path = path(context);
-    end_write_lease(context);
+pub(super) async fn deregister(state: &RunnerState) -> Result<(), CoordError> {
+    let Some(registration) = state.context.registration.borrow().clone() else { return Ok(()) };
+    let path = path(state);
+    end_write_lease(state);
     registration.session.multi(vec![Op::Delete { path, version: registration.version }]).await.map(drop)
 }
 
 /// Removes the registration while the process lives on: retries until it is gone, or its session is.
-pub(super) async fn deregister_until_gone(context: &RunnerContext) {
-    let Some(ActiveRegistration { session, mut version, .. }) = context.registration.borrow().clone() else { return };
-    let path = path(context);
-    end_write_lease(context);
+pub(super) async fn deregister_until_gone(state: &RunnerState) {
+    let Some(ActiveRegistration { session, mut version, .. }) = state.context.registration.borrow().clone() else {
+        return;
+    };
+    let path = path(state);
+    end_write_lease(state);
     loop {
         match session.multi(vec![Op::Delete { path: path.clone(), version }]).await {
             Ok(_) | Err(CoordError::Ended(_) | CoordError::Refused { why: Refusal::NoNode, .. }) => return,
@@ -136,24 +139,24 @@ pub(super) async fn deregister_until_gone(context: &RunnerContext) {
     }
 }
 
-async fn register(context: &RunnerContext, session: &Arc<dyn Session>) -> Result<ActiveRegistration, NotRegistered> {
-    let incarnation = &context.config.incarnation;
-    context.seams.state.remember(incarnation).map_err(|error| NotRegistered::Refused(error.to_string()))?;
-    let lease_version = lease_version(context, &**session).await?;
-    let path = path(context);
+async fn register(state: &RunnerState, session: &Arc<dyn Session>) -> Result<ActiveRegistration, NotRegistered> {
+    let incarnation = &state.context.config.incarnation;
+    state.context.seams.state.remember(incarnation).map_err(|error| NotRegistered::Refused(error.to_string()))?;
+    let lease_version = lease_version(state, &**session).await?;
+    let path = path(state);
     loop {
-        let mine = record(context);
+        let mine = record(state);
         let status = session.get(&path).await?;
         if let Some(node) = &status
             && node.stat.owner != Some(session.id())
         {
-            judge(context, node)?;
+            judge(state, node)?;
         }
         let old = status.map(|node| Op::Delete { path: path.clone(), version: node.stat.version });
         let data = mine.encode();
         let create = Op::Create { path: path.clone(), data, mode: CreateMode::Ephemeral };
-        let sent = context.now();
-        let renewal = Op::Set { path: lease_path(context), data: renewal(context, 0).encode(), version: lease_version };
+        let sent = state.context.now();
+        let renewal = Op::Set { path: lease_path(state), data: renewal(state, 0).encode(), version: lease_version };
         match session.multi(old.into_iter().chain([create, renewal]).collect()).await {
             Ok(_) => return Ok(active(session, sent)),
             // Created or gone since it was looked at.
@@ -182,15 +185,15 @@ fn active(session: &Arc<dyn Session>, sent: Duration) -> ActiveRegistration {
 }
 
 /// Decides whether a registration of another session may be replaced.
-fn judge(context: &RunnerContext, node: &Node) -> Result<(), NotRegistered> {
+fn judge(state: &RunnerState, node: &Node) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
-    let ours = context.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
+    let ours = state.context.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;
     if ours.contains(&found.incarnation) { Ok(()) } else { Err(NotRegistered::Duplicate(Box::new(found))) }
 }
 
-fn report(context: &RunnerContext, why: &NotRegistered) {
-    let node = &context.config.node;
+fn report(state: &RunnerState, why: &NotRegistered) {
+    let node = &state.context.config.node;
     match why {
         NotRegistered::Duplicate(other) => tracing::error!(
             %node, address = %other.address, incarnation = %other.incarnation.0,
@@ -203,19 +206,19 @@ fn report(context: &RunnerContext, why: &NotRegistered) {
 
 /// Waits until the registration is gone or is to be removed, and keeps it up to date: whether the runner is stopping
 /// and how many slots it has.
-async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
+async fn hold(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
-    let mut phases = context.phase.subscribe();
+    let mut phases = state.context.phase.subscribe();
     let mut said = Some((false, slots));
     loop {
         let phase = *phases.borrow_and_update();
         // It ended unnoticed: there has to be another one.
-        if phase == RunnerPhase::Absent || context.registration.borrow().is_none() {
+        if phase == RunnerPhase::Absent || state.context.registration.borrow().is_none() {
             return;
         }
-        let to_say = (phase == RunnerPhase::Stopping, context.slots());
+        let to_say = (phase == RunnerPhase::Stopping, state.context.slots());
         if said != Some(to_say) {
-            match mark(context, session, to_say.0).await {
+            match mark(state, session, to_say.0).await {
                 Ok(()) => said = Some(to_say),
                 Err(CoordError::Refused { .. } | CoordError::Ended(_)) => return,
                 Err(_) => {
@@ -226,7 +229,7 @@ async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mu
                 }
             }
         }
-        let watch = match watch_own(context, session).await {
+        let watch = match watch_own(state, session).await {
             Ok(Some(watch)) => Some(watch),
             Ok(None) | Err(CoordError::Ended(_)) => return,
             Err(_) => None,
@@ -241,7 +244,7 @@ async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mu
             _ = states.wait_for(|state| state.is_over()) => return,
             _ = sessions.wait_for(|now| now.as_ref().is_none_or(|now| now.id() != session.id())) => return,
             _ = phases.changed() => {}
-            () = context.doubt.notified() => {}
+            () = state.context.doubt.notified() => {}
             () = fired => {}
             () = sleep(LOOK) => {}
         }
@@ -249,17 +252,17 @@ async fn hold(context: &RunnerContext, session: &Arc<dyn Session>, sessions: &mu
 }
 
 /// Reads the registration; `None` if it is no longer this session's. A changed version is adopted.
-async fn watch_own(context: &RunnerContext, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
-    let (found, watch) = session.get_and_watch(&path(context)).await?;
+async fn watch_own(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
+    let (found, watch) = session.get_and_watch(&path(state)).await?;
     let Some(Node { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
         return Ok(None);
     };
-    set_version(context, stat.version);
+    set_version(state, stat.version);
     Ok(Some(watch))
 }
 
-fn set_version(context: &RunnerContext, version: i32) {
-    context.registration.send_if_modified(|registration| match registration {
+fn set_version(state: &RunnerState, version: i32) {
+    state.context.registration.send_if_modified(|registration| match registration {
         // A stale reading is older than what was written here.
         Some(registration) if registration.version < version => {
             registration.version = version;
@@ -270,17 +273,17 @@ fn set_version(context: &RunnerContext, version: i32) {
 }
 
 /// Writes whether the runner is stopping.
-async fn mark(context: &RunnerContext, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
-    let Some(version) = context.registration.borrow().as_ref().map(|registration| registration.version) else {
+async fn mark(state: &RunnerState, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
+    let Some(version) = state.context.registration.borrow().as_ref().map(|registration| registration.version) else {
         return Ok(());
     };
-    let mut marked = record(context);
+    let mut marked = record(state);
     marked.stopping = stopping;
-    let path = path(context);
+    let path = path(state);
     match session.multi(vec![Op::Set { path: path.clone(), data: marked.encode(), version }]).await {
         Ok(done) => {
             if let Some(Done::Set(stat)) = done.last() {
-                set_version(context, stat.version);
+                set_version(state, stat.version);
             }
             Ok(())
         }
@@ -288,7 +291,7 @@ async fn mark(context: &RunnerContext, session: &Arc<dyn Session>, stopping: boo
             session.sync().await?;
             let found = session.get(&path).await?;
             let Some(node) = found else { return Err(error) };
-            set_version(context, node.stat.version);
+            set_version(state, node.stat.version);
             match Registration::decode(&node.data) {
                 Ok(found) if found.op == marked.op => Ok(()),
                 _ => Err(error),
@@ -298,46 +301,46 @@ async fn mark(context: &RunnerContext, session: &Arc<dyn Session>, stopping: boo
     }
 }
 
-fn record(context: &RunnerContext) -> Registration {
-    let config = &context.config;
+fn record(state: &RunnerState) -> Registration {
+    let config = &state.context.config;
     Registration {
         node: config.node.clone(),
         incarnation: config.incarnation.clone(),
         boot_id: config.boot_id.clone(),
         address: config.address.clone(),
-        slots: context.slots(),
+        slots: state.context.slots(),
         labels: config.labels.clone(),
         allow_paths: config.allow_paths.clone(),
         allow_nbd: config.allow_nbd.clone(),
         build: config.build.clone(),
-        stopping: *context.phase.borrow() == RunnerPhase::Stopping,
+        stopping: *state.context.phase.borrow() == RunnerPhase::Stopping,
         data: config.data,
         restarts: config.restarts,
         op: OpId::fresh(),
     }
 }
 
-fn path(context: &RunnerContext) -> String {
-    paths::runner(context.config.node.as_str())
+fn path(state: &RunnerState) -> String {
+    paths::runner(state.context.config.node.as_str())
 }
 
-pub(super) fn lease_path(context: &RunnerContext) -> String {
-    paths::lease(context.config.node.as_str())
+pub(super) fn lease_path(state: &RunnerState) -> String {
+    paths::lease(state.context.config.node.as_str())
 }
 
-pub(super) fn renewal(context: &RunnerContext, count: u64) -> Renewal {
-    Renewal { incarnation: context.config.incarnation.clone(), count, unix_ms: context.unix_ms() }
+pub(super) fn renewal(state: &RunnerState, count: u64) -> Renewal {
+    Renewal { incarnation: state.context.config.incarnation.clone(), count, unix_ms: state.context.unix_ms() }
 }
 
 /// Returns the version of the node's lease record, which is created where it is missing.
-pub(super) async fn lease_version(context: &RunnerContext, session: &dyn Session) -> Result<i32, CoordError> {
-    let path = lease_path(context);
+pub(super) async fn lease_version(state: &RunnerState, session: &dyn Session) -> Result<i32, CoordError> {
+    let path = lease_path(state);
     loop {
         session.sync().await?;
         if let Some(node) = session.get(&path).await? {
             return Ok(node.stat.version);
         }
-        let data = renewal(context, 0).encode();
+        let data = renewal(state, 0).encode();
         match session.multi(vec![Op::Create { path: path.clone(), data, mode: CreateMode::Persistent }]).await {
             Ok(_) | Err(CoordError::Refused { why: Refusal::NodeExists, .. }) => {}
             Err(error) => return Err(error),

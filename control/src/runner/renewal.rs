@@ -6,9 +6,9 @@
 //! are written, and without copies nothing.
 
 use super::attempt::{Attempt, has_begun};
-use super::context::RunnerContext;
 use super::grant::Known;
 use super::registration;
+use super::state::RunnerState;
 use super::write_lease::ActiveRegistration;
 use crate::cluster::lease::LeaseTiming;
 use crate::coord::{CoordError, Done, MULTI_BYTES_MAX, Op, Stat};
@@ -53,18 +53,18 @@ struct DueCheckpoint<'a> {
 }
 
 /// Renews and checkpoints for as long as it is polled.
-pub(super) async fn renew(context: &RunnerContext) {
+pub(super) async fn renew(state: &RunnerState) {
     let mut rhythm = RenewalState::default();
     loop {
-        let registration = context.registration().await;
+        let registration = state.context.registration().await;
         if !rhythm.registration.as_ref().is_some_and(|known| Arc::ptr_eq(&known.write_lease, &registration.write_lease))
         {
             (rhythm.registration, rhythm.lease_version) = (Some(registration.clone()), None);
         }
-        rhythm.wait(context, &registration).await;
-        if let Err(error) = rhythm.write(context, &registration).await {
+        rhythm.wait(state, &registration).await;
+        if let Err(error) = rhythm.write(state, &registration).await {
             tracing::debug!(%error, "renewal failed");
-            context.wait_to_retry(&registration, &error).await;
+            state.context.wait_to_retry(&registration, &error).await;
             // Tried again as soon as that makes sense, with all that it was to say.
             rhythm.wrote = None;
             rhythm.checkpoints.clear();
@@ -74,39 +74,39 @@ pub(super) async fn renew(context: &RunnerContext) {
 
 impl RenewalState {
     /// Waits until the next write is due.
-    async fn wait(&self, context: &RunnerContext, registration: &ActiveRegistration) {
+    async fn wait(&self, state: &RunnerState, registration: &ActiveRegistration) {
         let terms = LeaseTiming::from(registration.session.timeout());
-        let mut registrations = context.registration.subscribe();
+        let mut registrations = state.context.registration.subscribe();
         loop {
-            let every = if context.needs_lease() { terms.renew_every } else { CHECKPOINT_EVERY };
-            let wants_lease = context.needs_lease() && !registration.write_lease.is_open(context.now());
+            let every = if state.needs_lease() { terms.renew_every } else { CHECKPOINT_EVERY };
+            let wants_lease = state.needs_lease() && !registration.write_lease.is_open(state.context.now());
             let due = self.wrote.map_or_else(Instant::now, |wrote| wrote + every);
             if wants_lease || self.again || due <= Instant::now() {
                 return;
             }
             tokio::select! { biased;
                 _ = registrations.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(registration))) => return,
-                () = context.renew.notified() => {}
+                () = state.context.renew.notified() => {}
                 () = sleep_until(due) => return,
             }
         }
     }
 
-    async fn write(&mut self, context: &RunnerContext, registration: &ActiveRegistration) -> Result<(), CoordError> {
+    async fn write(&mut self, state: &RunnerState, registration: &ActiveRegistration) -> Result<(), CoordError> {
         self.wrote = Some(Instant::now());
         let may_repeat = !std::mem::take(&mut self.again);
-        let needs_lease = context.needs_lease();
-        let attempts = context.assignments.all();
-        let mut checkpoints = self.checkpoints(context, registration, &attempts).await?;
+        let needs_lease = state.needs_lease();
+        let attempts = state.assignments.all();
+        let mut checkpoints = self.checkpoints(state, registration, &attempts).await?;
         if needs_lease && self.lease_version.is_none() {
-            self.lease_version = Some(registration::lease_version(context, &*registration.session).await?);
+            self.lease_version = Some(registration::lease_version(state, &*registration.session).await?);
         }
         loop {
-            let mut ops = vec![registration.check(&context.config.node)];
+            let mut ops = vec![registration.check(&state.context.config.node)];
             if let Some(version) = self.lease_version.filter(|_| needs_lease) {
                 self.count += 1;
-                let data = registration::renewal(context, self.count).encode();
-                ops.push(Op::Set { path: registration::lease_path(context), data, version });
+                let data = registration::renewal(state, self.count).encode();
+                ops.push(Op::Set { path: registration::lease_path(state), data, version });
             }
             let own = ops.len();
             let mut owners = Vec::new();
@@ -118,13 +118,13 @@ impl RenewalState {
             if ops.len() == 1 {
                 return Ok(());
             }
-            let sent = context.now();
+            let sent = state.context.now();
             match registration.session.multi(ops).await {
                 Ok(done) => {
                     if needs_lease {
                         registration.write_lease.committed(sent);
                     }
-                    self.committed(context, &done, own, checkpoints);
+                    self.committed(state, &done, own, checkpoints);
                     return Ok(());
                 }
                 Err(CoordError::Refused { index, .. }) if index >= own => {
@@ -137,7 +137,7 @@ impl RenewalState {
                 }
                 Err(error @ CoordError::Unknown(_)) if needs_lease => {
                     self.lease_version = None;
-                    return if self.was_committed(context, registration).await? {
+                    return if self.was_committed(state, registration).await? {
                         registration.write_lease.committed(sent);
                         Ok(())
                     } else {
@@ -156,21 +156,21 @@ impl RenewalState {
     /// Tells whether the last renewal is in the store.
     async fn was_committed(
         &mut self,
-        context: &RunnerContext,
+        state: &RunnerState,
         registration: &ActiveRegistration,
     ) -> Result<bool, CoordError> {
         registration.session.sync().await?;
-        let Some(node) = registration.session.get(&registration::lease_path(context)).await? else { return Ok(false) };
+        let Some(node) = registration.session.get(&registration::lease_path(state)).await? else { return Ok(false) };
         self.lease_version = Some(node.stat.version);
         let is_last =
-            |renewal: Renewal| renewal.incarnation == context.config.incarnation && renewal.count == self.count;
+            |renewal: Renewal| renewal.incarnation == state.context.config.incarnation && renewal.count == self.count;
         Ok(Renewal::decode(&node.data).is_ok_and(is_last))
     }
 
     /// Returns the checkpoints that are due, as many as one write has room for.
     async fn checkpoints<'a>(
         &mut self,
-        context: &RunnerContext,
+        state: &RunnerState,
         registration: &ActiveRegistration,
         attempts: &'a [Arc<Attempt>],
     ) -> Result<Vec<DueCheckpoint<'a>>, CoordError> {
@@ -183,7 +183,7 @@ impl RenewalState {
                 continue;
             }
             if let Some(checkpoint) =
-                checkpoint(context, registration, attempt).instrument(attempt.span().clone()).await?
+                checkpoint(state, registration, attempt).instrument(attempt.span().clone()).await?
             {
                 bytes += checkpoint.after.encode().len() + 1024;
                 if bytes > MULTI_BYTES_MAX / 2 {
@@ -196,7 +196,7 @@ impl RenewalState {
         Ok(due)
     }
 
-    fn committed(&mut self, context: &RunnerContext, done: &[Done], own: usize, checkpoints: Vec<DueCheckpoint<'_>>) {
+    fn committed(&mut self, state: &RunnerState, done: &[Done], own: usize, checkpoints: Vec<DueCheckpoint<'_>>) {
         let stat = |done: Option<&Done>| match done {
             Some(Done::Set(stat)) => Some(*stat),
             Some(Done::Plain) | None => None,
@@ -208,14 +208,14 @@ impl RenewalState {
         for DueCheckpoint { attempt, mut known, current, after } in checkpoints {
             at += current.ops(&after).len();
             *known = stat(done.get(at - 1)).and_then(|stat| current.after(after, stat));
-            context.notifier.changed(attempt.task());
+            state.context.notifier.changed(attempt.task());
         }
     }
 }
 
 /// Returns the checkpoint of an attempt, if its copy has made progress.
 async fn checkpoint<'a>(
-    context: &RunnerContext,
+    state: &RunnerState,
     registration: &ActiveRegistration,
     attempt: &'a Arc<Attempt>,
 ) -> Result<Option<DueCheckpoint<'a>>, CoordError> {
@@ -240,7 +240,7 @@ async fn checkpoint<'a>(
     }
     let Some(current) = known.take() else { return Ok(None) };
     let checkpoint = Checkpoint { progress: running.progress(), map };
-    match state_machine::next(&current.record, TaskEvent::Checkpointed(checkpoint), context.unix_ms()) {
+    match state_machine::next(&current.record, TaskEvent::Checkpointed(checkpoint), state.context.unix_ms()) {
         Ok(after) => Ok(Some(DueCheckpoint { attempt, known, current, after })),
         Err(_) => {
             *known = Some(current);
@@ -250,13 +250,13 @@ async fn checkpoint<'a>(
 }
 
 /// Stops copies whose lease ends, for as long as it is polled. Depends on clocks alone.
-pub(super) async fn guard_leases(context: &RunnerContext) {
-    let mut held = context.assignments.count();
+pub(super) async fn guard_leases(state: &RunnerState) {
+    let mut held = state.assignments.count();
     loop {
         let mut wait = GUARD_EVERY;
-        for attempt in context.assignments.all() {
+        for attempt in state.assignments.all() {
             let Some(write_lease) = attempt.write_lease() else { continue };
-            let left = write_lease.left(context.now());
+            let left = write_lease.left(state.context.now());
             if left.is_zero() {
                 attempt.stop(Reason::LeaseLost);
             } else {

@@ -1,0 +1,28 @@
+//! Owns what a runner is made of: the context that all of its parts share, and the assignments that it holds.
+
+use super::assignments::AssignmentTable;
+use super::attempt::Attempt;
+use super::context::RunnerContext;
+use super::{RunnerConfig, Seams};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// See the module's head. An attempt knows the context alone.
+#[derive(Debug)]
+pub(super) struct RunnerState {
+    pub context: Arc<RunnerContext>,
+    pub assignments: AssignmentTable,
+    /// Attempts that are in the table and have to be started.
+    pub starts: mpsc::UnboundedSender<Arc<Attempt>>,
+}
+
+impl RunnerState {
+    pub(super) fn new(config: RunnerConfig, seams: Seams, starts: mpsc::UnboundedSender<Arc<Attempt>>) -> Self {
+        Self { context: Arc::new(RunnerContext::new(config, seams)), assignments: AssignmentTable::new(), starts }
+    }
+
+    /// Tells whether anything depends on the lease.
+    pub(super) fn needs_lease(&self) -> bool {
+        self.context.is_leading() || self.assignments.all().iter().any(|attempt| attempt.needs_lease())
+    }
+}
