@@ -24,7 +24,7 @@ pub(super) struct Scenario {
 /// Event from outside.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    Submit { id: String, spec: TaskSpec, priority: u8, max_attempts: u32 },
+    Submit { id: String, spec: Box<TaskSpec>, priority: u8, max_attempts: u32 },
     ClientAction { id: String, want: ClientAction },
     Fault(Fault),
 }
@@ -110,7 +110,7 @@ impl Scenario {
             let spec = self.draw_spec(rng);
             let priority = rng.u8(0..=9);
             let is_copy = matches!(spec, TaskSpec::Copy(_));
-            let submit = Event::Submit { id: id.clone(), spec, priority, max_attempts: rng.u32(3..=6) };
+            let submit = Event::Submit { id: id.clone(), spec: Box::new(spec), priority, max_attempts: rng.u32(3..=6) };
             self.events.push((at, submit));
             let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=30_000));
             match rng.u8(..20) {

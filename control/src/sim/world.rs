@@ -264,7 +264,7 @@ impl World {
         match event {
             Event::Submit { id, spec, priority, max_attempts } => {
                 let id = TaskId::new(id).expect("a task's name");
-                tokio::spawn(self.client.clone().submit(id, spec, priority, max_attempts));
+                tokio::spawn(self.client.clone().submit(id, *spec, priority, max_attempts));
             }
             Event::ClientAction { id, want } => {
                 let id = TaskId::new(id).expect("a task's name");

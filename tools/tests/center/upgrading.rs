@@ -1,13 +1,13 @@
 //! Tests centers whose nodes run different versions: the oldest that is supported, and the one of this build.
 
 use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, need, oldest_taskd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Three nodes of the oldest version.
-fn old_cell(oldest: &PathBuf) -> Cell {
+fn old_cell(oldest: &Path) -> Cell {
     let mut cell = Cell::idle(3, 1, &PATIENT);
-    cell.nodes.iter_mut().for_each(|node| node.run_version(Some(oldest.clone())));
+    cell.nodes.iter_mut().for_each(|node| node.run_version(Some(oldest.to_owned())));
     cell.start();
     cell
 }
