@@ -39,9 +39,9 @@ fn an_expired_certificate_is_refused_at_start_and_named() {
     let gone = Authority::lasting(now - DAY, now - HOUR);
     let orphan = gone.certify("orphan");
     for (identity, words) in [
-        (&expired, ["'CN=lapsed' in ", "has expired at ", "put a new one there"]),
+        (&expired, ["'CN=lapsed' in ", "has expired at ", "replace it"]),
         (&early, ["'CN=early' in ", "is valid from ", "or set this host's clock"]),
-        (&orphan, ["'CN=authority' in ", "has expired at ", "put a new one there"]),
+        (&orphan, ["'CN=authority' in ", "has expired at ", "replace it"]),
     ] {
         let output = room.refusal(&identity.flags());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
