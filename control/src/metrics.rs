@@ -165,7 +165,7 @@ impl Sources {
         );
         let leads = self.roles.leadership.borrow().desk.is_some();
         let serves = *self.roles.serving.borrow() && (leads || self.runner.is_registered());
-        let help = "Whether this node has its roles: not without a session, nor while its data channel is lost";
+        let help = "Whether this node has its roles: not without a session, nor while its storage network is lost";
         registry.register("serving", help, whole(serves.into()));
         let margin = Real::default();
         margin.set(self.runner.lease_left().as_secs_f64());

@@ -124,7 +124,7 @@ pub(crate) enum Ending {
     LostLeadership,
     /// The session is over.
     SessionOver,
-    /// The coordination service has forgotten what this leader has seen committed: the office is to be given up, and
+    /// The coordination service has forgotten what this leader has seen committed: this node resigns, and
     /// everything read again.
     HistoryLost,
 }

@@ -1,4 +1,4 @@
-//! Decides whether this node stands for election: it is on duty, its certificates are valid, and its wall clock is not off its
+//! Decides whether this node stands for election: it is active, its certificates are valid, and its wall clock is not off its
 //! peers'.
 //!
 //! A leader tells every node how far its clock is off. A node whose clock is off by more than `--clock-off` resigns if it
@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// What the decision is made of.
 #[derive(Debug)]
 pub(super) struct Candidacy<'a> {
-    pub(super) on_duty: watch::Receiver<bool>,
+    pub(super) active: watch::Receiver<bool>,
     /// Whether this node's certificates are valid.
     pub(super) certified: watch::Receiver<bool>,
     pub(super) told: watch::Receiver<Option<ClockOffset>>,
@@ -38,7 +38,7 @@ impl Candidacy<'_> {
     pub(super) async fn decide(mut self, stands: &watch::Sender<bool>) {
         let mut state = State { nobody_since: Some(Instant::now()), ..State::default() };
         loop {
-            let on_duty = *self.on_duty.borrow_and_update();
+            let active = *self.active.borrow_and_update();
             let certified = *self.certified.borrow_and_update();
             let off_ms = self.told.borrow_and_update().map(|offset| offset.ms(self.clock));
             let off_ms = off_ms.filter(|ms| u128::from(ms.unsigned_abs()) > self.off_max.as_millis());
@@ -59,11 +59,11 @@ impl Candidacy<'_> {
                 }
                 _ => (),
             }
-            let stands_now = on_duty && certified && !state.is_held_back;
+            let stands_now = active && certified && !state.is_held_back;
             stands.send_if_modified(|stands| std::mem::replace(stands, stands_now) != stands_now);
             let changed = async {
                 tokio::select! { biased;
-                    changed = self.on_duty.changed() => changed,
+                    changed = self.active.changed() => changed,
                     changed = self.certified.changed() => changed,
                     changed = self.told.changed() => changed,
                     changed = self.leader.changed() => changed,
@@ -112,7 +112,7 @@ mod tests {
     }
 
     struct Stage {
-        on_duty: watch::Sender<bool>,
+        active: watch::Sender<bool>,
         certified: watch::Sender<bool>,
         told: watch::Sender<Option<ClockOffset>>,
         leader: watch::Sender<Option<Peer>>,
@@ -120,9 +120,9 @@ mod tests {
         stands: watch::Receiver<bool>,
     }
 
-    /// The candidacy of `n1`, which is on duty.
+    /// The candidacy of `n1`, which is active.
     fn stage() -> Stage {
-        let (on_duty, on_duty_seen) = watch::channel(true);
+        let (active, active_seen) = watch::channel(true);
         let (certified, certified_seen) = watch::channel(true);
         let (told, told_seen) = watch::channel(None);
         let (leader, leader_seen) = watch::channel(None);
@@ -132,7 +132,7 @@ mod tests {
         tokio::spawn(async move {
             let off_max = Duration::from_secs(60);
             let parts = Candidacy {
-                on_duty: on_duty_seen,
+                active: active_seen,
                 certified: certified_seen,
                 told: told_seen,
                 leader: leader_seen,
@@ -142,7 +142,7 @@ mod tests {
             };
             parts.decide(&stands).await;
         });
-        Stage { on_duty, certified, told, leader, clock, stands: stands_seen }
+        Stage { active, certified, told, leader, clock, stands: stands_seen }
     }
 
     impl Stage {
@@ -170,7 +170,7 @@ mod tests {
         assert!(stage.stands_after(6).await, "40 s behind are few enough");
         stage.told.send_replace(Some(ClockOffset::told(-60_001, stage.clock)));
         assert!(!stage.stands_after(6).await);
-        stage.on_duty.send_replace(false);
+        stage.active.send_replace(false);
         stage.told.send_replace(Some(ClockOffset::told(0, stage.clock)));
         assert!(!stage.stands_after(6).await);
     }
@@ -181,10 +181,10 @@ mod tests {
         assert!(stage.stands_after(1).await);
         stage.certified.send_replace(false);
         assert!(!stage.stands_after(3600).await);
-        stage.on_duty.send_replace(false);
+        stage.active.send_replace(false);
         stage.certified.send_replace(true);
-        assert!(!stage.stands_after(1).await, "it is off duty");
-        stage.on_duty.send_replace(true);
+        assert!(!stage.stands_after(1).await, "it is inactive");
+        stage.active.send_replace(true);
         assert!(stage.stands_after(1).await);
     }
 

@@ -1,7 +1,7 @@
 //! Elections and the dispatcher: stands for election in every session, leads while it is elected, follows otherwise.
 //!
 //! The end of a term has one order: the dispatcher stops and the services see none, the service address is taken off, and
-//! only then the office is given up, so that the next leader meets neither.
+//! only then leadership is resigned, so that the next leader meets neither.
 
 use super::desk::LeaderDesk;
 use crate::clock::Clock;
@@ -42,21 +42,21 @@ pub(crate) struct LeaderRole {
     pub(crate) leader: watch::Sender<Option<Peer>>,
     /// The service address.
     pub(crate) vip: Option<ServiceAddress>,
-    /// Whether this node has the office, from the election until everything of it is given up.
-    pub(crate) office: watch::Sender<bool>,
+    /// Whether this node leads, from its election until everything of that is given up.
+    pub(crate) holds_leadership: watch::Sender<bool>,
     /// Why the role cannot be had on this node.
     pub(crate) failed: mpsc::Sender<Error>,
 }
 
 impl LeaderRole {
-    /// Stands for election in every session while `stands` is true, and follows whoever leads otherwise. Ends never;
-    /// dropped, it leaves its offices to the end of the session.
+    /// Stands for election in every session while `stands` is true, and follows whoever leads otherwise. Never ends;
+    /// dropped, leadership ends with the session.
     pub(crate) async fn run(&self, sessions: Sessions, stands: watch::Receiver<bool>) {
-        let has_no_office = || !*self.office.borrow();
-        tokio::join!(self.hold_offices(sessions, stands), self.dispatcher.liveness.idle(has_no_office));
+        let does_not_lead = || !*self.holds_leadership.borrow();
+        tokio::join!(self.lead_in_every_session(sessions, stands), self.dispatcher.liveness.idle(does_not_lead));
     }
 
-    async fn hold_offices(&self, mut sessions: Sessions, stands: watch::Receiver<bool>) {
+    async fn lead_in_every_session(&self, mut sessions: Sessions, stands: watch::Receiver<bool>) {
         loop {
             let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
             let Ok(Some(session)) = open else { return std::future::pending().await };
@@ -75,15 +75,15 @@ impl LeaderRole {
         let (node, incarnation) = (self.node.clone(), self.incarnation.clone());
         let election = Election::new(Arc::clone(session), node, incarnation, self.address.clone(), roles);
         let election = election.after(self.runner.lives());
-        // What the election is told: that it does not stand any more only when nothing is left of the office.
+        // What the election is told: that it does not stand any more only when nothing of leadership is left.
         let (stand, candidacy) = watch::channel(*stands.borrow());
         tokio::select! {
             biased;
             () = election.run(candidacy) => (),
             () = self.act(session, seen, stands, &stand) => (),
         }
-        // The session is over, and the office with it: what was put on for it goes now.
-        if *self.office.borrow() {
+        // The session is over, and leadership with it: the service address goes now.
+        if *self.holds_leadership.borrow() {
             self.follow(None);
             self.vacate().await;
         }
@@ -123,7 +123,7 @@ impl LeaderRole {
         stands: &mut watch::Receiver<bool>,
         stand: &watch::Sender<bool>,
     ) {
-        self.office.send_replace(true);
+        self.holds_leadership.send_replace(true);
         let (calls, clock) = (Arc::clone(&self.calls), Arc::clone(&self.clock));
         let (ahead, clock_ahead) = watch::channel(None);
         let config = DispatcherConfig { clock_ahead: Some(clock_ahead), ..self.dispatcher.clone() };
@@ -150,7 +150,7 @@ impl LeaderRole {
         }
         self.follow(None);
         self.vacate_with(|| async {
-            // The election gives the office up, if it has not lost it, and says who leads then.
+            // The election resigns, if leadership is not lost already, and says who leads then.
             if !leader_term.has_ended() {
                 stand.send_replace(false);
             }
@@ -168,7 +168,7 @@ impl LeaderRole {
         let _ = self.failed.try_send(error);
     }
 
-    /// Takes off what an office has put on.
+    /// Removes the service address.
     async fn vacate(&self) {
         self.vacate_with(|| std::future::ready(())).await;
     }
@@ -178,7 +178,7 @@ impl LeaderRole {
             vip.release().await;
         }
         give_up().await;
-        self.office.send_replace(false);
+        self.holds_leadership.send_replace(false);
     }
 
     fn follow(&self, leader: Option<Peer>) {

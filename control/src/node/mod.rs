@@ -11,15 +11,13 @@
 //!   server with an error, one that an outage takes away comes back.
 //! - The order of a stop: deciding ends, the service address is taken off, leadership is resigned, the runner gives
 //!   everything back, the session is closed, the listeners say goodbye. What could not be given back keeps its session
-//!   until that expires. A lost data channel does the same, but the process stays, answers, and comes back.
+//!   until that expires. A lost storage network does the same, but the process stays, answers, and comes back.
 
 mod candidacy;
 mod control;
 mod desk;
-mod duty;
 mod leader_role;
 mod overview;
-mod post;
 mod roles;
 mod service_manager;
 mod shutdown;
@@ -216,7 +214,7 @@ impl Server {
             leadership,
             leader,
             vip,
-            office: watch::Sender::new(false),
+            holds_leadership: watch::Sender::new(false),
             failed,
         };
         let liveness = LivenessCounters::of([runner_pulse, leading.dispatcher.liveness.clone()]);

@@ -38,7 +38,7 @@ impl Overview {
     fn role(&self) -> String {
         let Leadership { desk, address } = self.leadership.borrow().clone();
         match (*self.serving.borrow(), desk, address) {
-            (false, _, _) if self.is_cut_off() => String::from("data channel lost: no roles"),
+            (false, _, _) if self.is_cut_off() => String::from("storage network lost: no roles"),
             (false, _, _) => String::from("no roles"),
             (true, Some(_), _) => String::from("leader"),
             (true, None, Some(address)) => format!("follower of {address}"),

@@ -161,7 +161,7 @@ pub struct Leadership {
 pub struct NodeRoles {
     /// The dispatcher, here or elsewhere.
     pub leadership: watch::Receiver<Leadership>,
-    /// Whether this node has roles: not while it starts or stops, nor while its data channel is lost.
+    /// Whether this node has roles: not while it starts or stops, nor while its storage network is lost.
     pub serving: watch::Receiver<bool>,
     /// The runner, once it can take calls.
     pub floor: watch::Receiver<Option<Arc<dyn Floor>>>,

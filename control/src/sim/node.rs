@@ -114,7 +114,7 @@ impl SimNode {
             leadership,
             leader,
             vip: None,
-            office: watch::Sender::new(false),
+            holds_leadership: watch::Sender::new(false),
             failed,
         };
         let (keeper, stopper) = (Arc::new(SessionKeeper::new(self.center.clone())), StopHandle::new());

@@ -145,7 +145,7 @@ fn a_service_that_has_lost_its_memory_is_not_obeyed() {
     let (data, kept) = (cell.ensemble.data(0), cell.site.path("kept"));
     run("cp", &["-a", text(&data), text(&kept)]);
     cell.ensemble.restart(0);
-    // What it forgets: the copy was done, and another reign began, with an epoch that it will not reach again so soon.
+    // What it forgets: the copy was done, and another term began, with an epoch that it will not reach again so soon.
     for number in 0..30 {
         cell.submit_noop(&format!("forgotten{number}"), Duration::from_millis(1), &[]);
     }

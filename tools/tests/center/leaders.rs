@@ -39,7 +39,7 @@ fn a_leader_that_wakes_up_late_decides_nothing() {
     cell.submit_noop("meanwhile", Duration::from_millis(10), &[]);
     cell.wait_for_success("meanwhile");
     let epoch = |cell: &Cell| cell.center().and_then(|center| center["epoch"].as_i64());
-    let reign = epoch(&cell);
+    let term = epoch(&cell);
     cell.nodes[leader].signal(Signal::SIGCONT);
     // It may answer once from what it remembers; then it knows better, and says who leads.
     let address = cell.nodes[leader].address();
@@ -48,7 +48,7 @@ fn a_leader_that_wakes_up_late_decides_nothing() {
         asked.lines.last().is_some_and(|task| task["state"] == "SUCCEEDED")
     });
     cell.wait_until_complete();
-    assert_eq!((cell.leader(), epoch(&cell)), (Some(now), reign), "the new one goes on");
+    assert_eq!((cell.leader(), epoch(&cell)), (Some(now), term), "the new one goes on");
     cell.submit_noop("after", Duration::from_millis(10), &[]);
     for id in ["after", "meanwhile"] {
         assert_eq!(cell.wait_for_success(id).outcomes(), ["succeeded"], "nothing runs twice");

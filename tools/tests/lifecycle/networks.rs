@@ -186,7 +186,7 @@ fn has_recovered(cell: &Cell) -> bool {
     cell.registered().len() == 3 && cell.holders().len() == 1 && cell.vip_answers()
 }
 
-/// How often a node has lost its data channel so far.
+/// How often a node has lost the storage network so far.
 fn losses(cell: &mut Cell, number: usize) -> usize {
-    cell.node(number).said().matches("data channel lost").count()
+    cell.node(number).said().matches("storage network lost: no peer answers").count()
 }

@@ -107,7 +107,7 @@ async fn a_leader_that_is_cut_off_steps_down_before_the_next_one_begins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_stepped_down_and_still_holds_the_office_is_elected_anew() {
+async fn a_leader_that_stepped_down_and_still_holds_leadership_is_elected_anew() {
     let ensemble = Ensemble::new(7, T);
     let mut only = candidate(&ensemble, "a", "1").await;
     let old = only.leader_term().await;

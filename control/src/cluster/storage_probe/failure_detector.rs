@@ -1,4 +1,4 @@
-//! Decides whether the data channel is usable from the answers of the peers. Does no I/O and reads no clock.
+//! Decides whether the storage network is usable from the answers of the peers. Does no I/O and reads no clock.
 //!
 //! ```text
 //!  Usable --- two or more peers are registered, and none has answered for the timeout ---> Lost
@@ -56,7 +56,7 @@ impl ProbeTiming {
     }
 }
 
-/// Verdict on the data channel.
+/// Verdict on the storage network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The node has its roles.
@@ -66,7 +66,7 @@ pub(crate) enum Verdict {
     Lost,
 }
 
-/// Judges the data channel; see the module's head. Times are of one clock that never goes back.
+/// Judges the storage network; see the module's head. Times are of one clock that never goes back.
 #[derive(Debug)]
 pub(crate) struct FailureDetector {
     terms: ProbeTiming,

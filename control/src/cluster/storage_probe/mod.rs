@@ -1,4 +1,4 @@
-//! Probes the peers over the storage network and publishes whether the data channel of this node is usable.
+//! Probes the peers over the storage network and publishes whether this node can use it.
 //!
 //! ```text
 //!  /runners --> probe every interval --> peer's echo --> answer with the nonce --> failure detector --> verdict
@@ -40,7 +40,7 @@ const PEERS_MAX: usize = 8;
 /// Wait after the socket itself has failed.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// State of the data channel.
+/// State of the storage network.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ProbeStatus {
     /// Whether the channel is usable.
@@ -124,7 +124,7 @@ impl ProbeLoop<'_> {
                 received = self.channel.socket.recv_from(&mut buffer) => match received {
                     Ok((length, from)) => self.receive(&buffer[..length], from),
                     Err(error) => {
-                        tracing::debug!(%error, "data channel: socket failed");
+                        tracing::debug!(%error, "storage probe: socket failed");
                         sleep(RETRY).await;
                     }
                 },
@@ -155,7 +155,7 @@ impl ProbeLoop<'_> {
                     self.judge.answered(self.clock.boot_time(), &probe.peer);
                 }
             }
-            None => tracing::debug!(%from, "data channel: malformed packet"),
+            None => tracing::debug!(%from, "storage probe: malformed packet"),
         }
     }
 
@@ -181,7 +181,7 @@ impl ProbeLoop<'_> {
     /// Sends a packet. A failure to send counts as loss on the way.
     fn send(&self, packet: Packet, to: SocketAddr) {
         if let Err(error) = self.channel.socket.try_send_to(&packet.encode(), to) {
-            tracing::trace!(%to, %error, "data channel: cannot send");
+            tracing::trace!(%to, %error, "storage probe: cannot send");
         }
     }
 
@@ -194,16 +194,16 @@ impl ProbeLoop<'_> {
         let before = self.channel.seen.send_replace(seen).verdict;
         let is_back = (before, verdict) == (Verdict::Lost, Verdict::Usable);
         if is_back {
-            tracing::warn!(address = %self.channel.address, "data channel usable again");
+            tracing::warn!(address = %self.channel.address, "storage network usable again");
         } else if before != verdict {
-            tracing::error!(address = %self.channel.address, "data channel lost: no peer answers");
+            tracing::error!(address = %self.channel.address, "storage network lost: no peer answers");
         }
         is_back
     }
 }
 
 fn of_address(error: &io::Error, address: SocketAddr) -> Error {
-    let failed = Error::io(Side::Engine, Operation::Start, error, format!("open the data channel at {address}"));
+    let failed = Error::io(Side::Engine, Operation::Start, error, format!("open the storage probe at {address}"));
     let (code, advice) = match error.kind() {
         io::ErrorKind::AddrInUse => {
             (Code::Busy, "another process has that port: use another one, or none for a free one")

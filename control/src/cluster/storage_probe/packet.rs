@@ -1,4 +1,4 @@
-//! Encodes and decodes the packets of the data channel: a probe, and the same bytes back.
+//! Encodes and decodes the packets of the storage probe: a probe, and the same bytes back.
 //!
 //! | bytes | content |
 //! | --- | --- |
