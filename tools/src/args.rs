@@ -5,6 +5,7 @@
 //! handled.
 
 use crate::center::args::{RawDrain, RawFence, RawList, RawQuery, RawRemove, RawSet, RawSubmit, RawTaskId};
+use crate::log_args::RawLog;
 use blockhaul_engine::spec::{DigestKind, Direct, PathChoice, Reflink, Sparse};
 use blockhaul_engine::units::{parse_duration, parse_rate, parse_size};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -280,13 +281,6 @@ pub(crate) enum ProgressBarMode {
     Bar,
     /// Never.
     None,
-}
-
-#[derive(Debug, Default, Args)]
-pub(crate) struct RawLog {
-    /// Filter of the log on stderr, as in RUST_LOG: warn, debug, blockhaul_engine=trace [default: $RUST_LOG or warn]
-    #[arg(long = "log", value_name = "FILTER")]
-    pub(crate) filter: Option<String>,
 }
 
 /// One bound of a checkpoint interval.

@@ -12,5 +12,6 @@ mod page;
 mod palette;
 mod ratios;
 mod scenario;
+mod warning;
 
 pub(crate) use page::render;

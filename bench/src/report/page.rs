@@ -1,9 +1,10 @@
 //! Renders the page: the summary first, then every scenario, then host and method.
 
+use super::warning::warning;
 use super::{palette, ratios, scenario};
 use crate::format;
 use crate::format::significant;
-use crate::results::{Goal, Results, ScenarioResult, Sense, Warning};
+use crate::results::{Goal, Results, ScenarioResult, Sense};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// Layout of the page; colours of charts come from the palette.
@@ -38,17 +39,6 @@ pub(crate) fn render(results: &Results) -> String {
     };
     // HTML allows no control characters; text of other programs may contain some.
     page.into_string().replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
-}
-
-/// Renders a warning with its advice.
-pub(super) fn warning(targets: &str, warning: &Warning) -> Markup {
-    html! {
-        p.warning {
-            strong { (warning.kind) } " "
-            @if !targets.is_empty() { (targets) ": " }
-            (warning.what) ". " span.note { (warning.advice) }
-        }
-    }
 }
 
 fn head(results: &Results) -> Markup {

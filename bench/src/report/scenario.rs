@@ -1,6 +1,6 @@
 //! Renders one scenario: its question, numbers, charts and warnings.
 
-use super::page::warning;
+use super::warning::warning;
 use super::{lines, ratios};
 use crate::format::{self, percent, significant};
 use crate::relative::Costs;

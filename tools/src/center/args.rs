@@ -1,6 +1,6 @@
 //! Declares the flags of the commands that call a task center.
 
-use crate::args::RawLog;
+use crate::log_args::RawLog;
 use blockhaul_control::rpc::tls::RawTls;
 use blockhaul_engine::units::{parse_duration, parse_rate};
 use clap::{Args, Subcommand};
