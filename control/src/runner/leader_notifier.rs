@@ -3,25 +3,22 @@
 //! Both are hints. They never delay a copy, are merged while the dispatcher does not answer, and are dropped when it
 //! stays away: it reads everything again when it comes back.
 
-use super::assignments::AssignmentTable;
-use crate::model::{Progress, TaskId};
+use crate::model::TaskId;
 use crate::peers::LeaderClient;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// Time between two reports of progress: at most four a second.
-const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Longest wait for a call: the seam's own bound is 2 s.
-const CALL_MAX: Duration = Duration::from_millis(2500);
+pub(super) const CALL_MAX: Duration = Duration::from_millis(2500);
 /// Wait after a call that was not answered.
 const RETRY: Duration = Duration::from_millis(500);
 /// Calls after which hints are dropped.
 const TRIES: u32 = 10;
 /// Tasks in one call.
-const TASKS_PER_CALL: usize = 256;
+pub(super) const TASKS_PER_CALL: usize = 256;
 
 /// Tasks whose records have changed without the dispatcher's knowledge.
 #[derive(Debug)]
@@ -84,26 +81,5 @@ pub(super) async fn send_changes(notifier: &LeaderNotifier, leader: &dyn LeaderC
             tasks.iter().for_each(|task| notifier.changed(task));
             sleep(RETRY).await;
         }
-    }
-}
-
-/// Reports the progress of copies to the dispatcher, for as long as it is polled.
-pub(super) async fn send_progress(assignments: &AssignmentTable, leader: &dyn LeaderClient) {
-    let mut told: BTreeMap<TaskId, Progress> = BTreeMap::new();
-    let mut held = assignments.count();
-    loop {
-        let _ = held.wait_for(|&count| count > 0).await;
-        let now: BTreeMap<_, _> = assignments
-            .all()
-            .iter()
-            .filter_map(|attempt| Some((attempt.task().clone(), attempt.running()?.progress())))
-            .collect();
-        let fresh = |(task, progress): &(&TaskId, &Progress)| told.get(*task) != Some(*progress);
-        let updates: Vec<_> = now.iter().filter(fresh).map(|(task, progress)| (task.clone(), *progress)).collect();
-        for some in updates.chunks(TASKS_PER_CALL) {
-            let _ = timeout(CALL_MAX, leader.progress(some)).await;
-        }
-        told = now;
-        sleep(PROGRESS_EVERY).await;
     }
 }

@@ -25,6 +25,7 @@ mod grant;
 mod handle;
 mod leader_notifier;
 mod node_state;
+mod progress_reports;
 mod registration;
 mod state;
 mod renewal;
@@ -177,7 +178,7 @@ impl Runner {
                 state.context.config.liveness.idle(|| true),
                 sweep(&state),
                 leader_notifier::send_changes(&state.context.notifier, &*state.context.seams.leader),
-                leader_notifier::send_progress(&state.assignments, &*state.context.seams.leader),
+                progress_reports::send_progress(&state.assignments, &*state.context.seams.leader),
             )
         };
         let stop = async {

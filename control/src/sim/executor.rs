@@ -7,7 +7,7 @@
 
 use super::defect::Defect;
 use super::disk::{BLOCK, Writer};
-use super::node::SimEnvironment;
+use super::environment::{Journals, SimEnvironment};
 use super::place::Place;
 use crate::clock::Clock;
 use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::extent::{ByteRange, RangeSet};
 use blockhaul_engine::job::Reason;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,22 +35,6 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 /// Time between two checkpoints.
 const CHECKPOINT: Duration = Duration::from_secs(1);
-
-/// Durable blocks according to a journal, by task and its time of creation.
-pub(super) type Journals = Arc<Mutex<BTreeMap<(TaskId, u64), BTreeSet<usize>>>>;
-
-/// Behaviour of the disks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    /// Milliseconds of a write: least and most.
-    pub(super) write_ms: (u64, u64),
-    /// Share of writes that take up to 15 s.
-    pub(super) hang: f64,
-    /// Share of jobs that fail half-way.
-    pub(super) fail: f64,
-    /// Share of jobs of exports that their node cannot do, and another one maybe can.
-    pub(super) unfit: f64,
-}
 
 /// The engine of one process.
 #[derive(Debug)]

@@ -17,6 +17,7 @@
 mod client;
 mod clock;
 mod disk;
+mod environment;
 mod invariants;
 mod net;
 mod node;

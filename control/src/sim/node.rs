@@ -6,36 +6,22 @@
 
 use super::clock::SimClock;
 use super::defect::Defect;
-use super::disk::Disks;
-use super::executor::{Journals, Pace, SimExecutor};
-use super::invariants::InvariantChecker;
-use super::net::{Calls, Net, SimEndpoint};
+use super::environment::{Journals, SimEnvironment};
+use super::executor::SimExecutor;
+use super::net::{Calls, SimEndpoint};
 use super::process::Process;
 use crate::coord::CoordClient;
 use crate::coord::session_keeper::SessionKeeper;
-use crate::dispatcher::{Config, FenceProgram};
+use crate::dispatcher::Config;
 use crate::model::{Holder, Incarnation, NodeId};
 use crate::node::{LeaderRole, Roles, Stop, StopHandle};
 use crate::peers::{CenterId, LocalIdentity};
 use crate::process::spawn;
 use crate::rpc::desk::Leadership;
 use crate::runner::{Memory, Runner, RunnerConfig, Seams, Stopped};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-
-/// State that all nodes of a world share.
-#[derive(Clone, Debug)]
-pub(super) struct SimEnvironment {
-    pub(super) net: Net,
-    pub(super) disks: Disks,
-    pub(super) invariants: InvariantChecker,
-    pub(super) pace: Arc<Mutex<Pace>>,
-    pub(super) jobs: Arc<AtomicU64>,
-    pub(super) fence: Arc<dyn FenceProgram>,
-    pub(super) defect: Option<Defect>,
-}
 
 /// State that survives a process.
 #[derive(Debug)]

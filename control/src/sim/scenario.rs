@@ -1,6 +1,6 @@
 //! Derives a scenario from a seed: nodes, volumes, tasks, requests of clients, and faults.
 
-use super::executor::Pace;
+use super::environment::Pace;
 use crate::model::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};
 use std::time::Duration;
 

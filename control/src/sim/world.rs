@@ -7,10 +7,10 @@
 use super::client::Client;
 use super::defect::{self, Defect};
 use super::disk::{Disks, LATE};
-use super::executor::Pace;
+use super::environment::{Pace, SimEnvironment};
 use super::invariants::InvariantChecker;
 use super::net::{Net, NetworkFaults};
-use super::node::{SimEnvironment, SimNode, SimProcess};
+use super::node::{SimNode, SimProcess};
 use super::place::Place;
 use super::run_result::RunResult;
 use super::scenario::{ClientAction, Event, Fault, STORMY, Scenario};
