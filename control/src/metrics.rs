@@ -5,8 +5,8 @@
 //! closed, so that the bound of [`Admission`] for the first request bounds the whole connection.
 
 use crate::rpc::admission::{Admission, GuardedStream};
-use crate::rpc::desk::{CenterMetrics, NodeRoles};
 use crate::rpc::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
+use crate::rpc::local_roles::{CenterMetrics, NodeRoles};
 use crate::rpc::tls::Tls;
 use crate::runner::RunnerHandle;
 use axum::Router;
@@ -145,8 +145,8 @@ impl Sources {
     async fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("blockhaul");
         self.of_node(&mut registry);
-        let numbers = match self.roles.desk() {
-            Ok(desk) => timeout(ANSWER_WAIT, desk.numbers()).await.ok().and_then(Result::ok),
+        let numbers = match self.roles.leader() {
+            Ok(leader) => timeout(ANSWER_WAIT, leader.numbers()).await.ok().and_then(Result::ok),
             Err(_) => None,
         };
         registry.register("leader", "Whether this node leads", whole(numbers.is_some().into()));
@@ -163,7 +163,7 @@ impl Sources {
             "Whether this node is registered",
             whole(self.runner.is_registered().into()),
         );
-        let leads = self.roles.leadership.borrow().desk.is_some();
+        let leads = self.roles.leadership.borrow().leader.is_some();
         let serves = *self.roles.serving.borrow() && (leads || self.runner.is_registered());
         let help = "Whether this node has its roles: not without a session, nor while its storage network is lost";
         registry.register("serving", help, whole(serves.into()));

@@ -3,7 +3,7 @@
 //! The end of a term has one order: the dispatcher stops and the services see none, the service address is taken off, and
 //! only then leadership is resigned, so that the next leader meets neither.
 
-use super::desk::LeaderDesk;
+use super::leader_api::DispatcherApi;
 use crate::clock::Clock;
 use crate::cluster::clock_skew::ClockSkew;
 use crate::cluster::election::{Election, LeaderTerm, Role};
@@ -13,7 +13,7 @@ use crate::coord::session_keeper::Sessions;
 use crate::dispatcher::{Config as DispatcherConfig, Dispatcher};
 use crate::model::{Incarnation, NodeId};
 use crate::peers::{CenterId, Peer, RunnerClient};
-use crate::rpc::desk::{Desk, Leadership};
+use crate::rpc::local_roles::{LeaderApi, Leadership};
 use crate::runner::RunnerHandle;
 use blockhaul_engine::error::Error;
 use std::future::Future;
@@ -130,14 +130,14 @@ impl LeaderRole {
         let (dispatcher, handle) = Dispatcher::new(Arc::clone(session), leader_term.clone(), calls, clock, config);
         let clocks = Arc::new(ClockSkew::new(ahead));
         let watching = clocks.watch(&handle, &*self.calls, &*self.clock);
-        let desk: Arc<dyn Desk> = Arc::new(LeaderDesk {
+        let leader: Arc<dyn LeaderApi> = Arc::new(DispatcherApi {
             dispatcher: handle.clone(),
             center: Arc::clone(&self.center),
             clocks: Arc::clone(&clocks),
         });
         self.runner.set_leading(true);
         self.leader.send_replace(Some(Peer::from(leader_term.leader().clone())));
-        self.leadership.send_replace(Leadership { desk: Some(desk), address: Some(self.address.clone()) });
+        self.leadership.send_replace(Leadership { leader: Some(leader), address: Some(self.address.clone()) });
         let resigned = async {
             // Nobody who could want it any more is as good as a wish to stop.
             let _ = stands.wait_for(|stands| !stands).await;
@@ -185,6 +185,6 @@ impl LeaderRole {
         self.runner.set_leading(false);
         let address = leader.as_ref().map(|leader| leader.address.clone());
         self.leader.send_replace(leader);
-        self.leadership.send_replace(Leadership { desk: None, address });
+        self.leadership.send_replace(Leadership { leader: None, address });
     }
 }

@@ -15,7 +15,7 @@
 
 mod candidacy;
 mod control;
-mod desk;
+mod leader_api;
 mod leader_role;
 mod overview;
 mod roles;
@@ -48,8 +48,8 @@ use crate::peers::{CenterId, LocalIdentity};
 use crate::policy::Policy;
 use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use crate::rpc::channels::Channels;
-use crate::rpc::desk::{Floor, Leadership, NodeRoles};
 use crate::rpc::listener::Listener;
+use crate::rpc::local_roles::{Leadership, NodeRoles, RunnerApi};
 use crate::rpc::tls::Tls;
 use crate::runner::{EngineExecutor, NodeState, Runner, RunnerConfig, Seams, StateDir, Stopped};
 use crate::stopping::INITIALISE_MAX;
@@ -85,7 +85,7 @@ pub struct Ready {
     listener: Listener,
     metrics: Option<Metrics>,
     channel: Option<StorageProbe>,
-    floor: watch::Sender<Option<Arc<dyn Floor>>>,
+    runner_api: watch::Sender<Option<Arc<dyn RunnerApi>>>,
     serving: watch::Sender<bool>,
     clock_told: watch::Receiver<Option<ClockOffset>>,
     failures: mpsc::Receiver<Error>,
@@ -160,11 +160,11 @@ impl Server {
         let vip = config.vip.as_deref().map(InterfaceAddress::parse).transpose()?;
         let service = center(&config, &state).await?;
         let (engine, executor) = executor(&config, &state).await?;
-        let (floor, floor_seen) = watch::channel(None);
+        let (runner_api, runner_api_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(false);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (clock, clock_told) = watch::channel(None);
-        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, floor: floor_seen, clock };
+        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, runner: runner_api_seen, clock };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let center = CenterId::default();
@@ -228,7 +228,7 @@ impl Server {
             listener,
             metrics,
             channel,
-            floor,
+            runner_api,
             serving,
             clock_told,
             failures,
@@ -252,13 +252,13 @@ impl Ready {
     /// # Errors
     /// Which role cannot be had on this node, and why; it has stopped then, too.
     pub async fn run(self) -> Result<()> {
-        let Self { keeper, leading, runner, engine, listener, metrics, channel, floor, serving, .. } = self;
+        let Self { keeper, leading, runner, engine, listener, metrics, channel, runner_api, serving, .. } = self;
         let Self { clock_told, failures, liveness, overview, stopper, .. } = self;
-        floor.send_replace(Some(Arc::new(runner.handle())));
+        runner_api.send_replace(Some(Arc::new(runner.handle())));
         let judged = channel.as_ref().map(StorageProbe::seen);
         let tls = overview.tls.clone();
         let certified = tls.as_ref().map(Tls::valid);
-        let play = Roles {
+        let roles = Roles {
             keeper: &keeper,
             leading: &leading,
             serving,
@@ -283,12 +283,12 @@ impl Ready {
         };
         let (Stopped { left_behind }, result) = tokio::select! {
             biased;
-            played = play.run(runner, || service_manager::stopping(&overview)) => played,
+            ended = roles.run(runner, || service_manager::stopping(&overview)) => ended,
             () = probing => unreachable!("it never ends"),
             () = renewing => unreachable!("it never ends"),
             () = service_manager::attend(&overview, liveness) => unreachable!("it never ends"),
         };
-        floor.send_replace(None);
+        runner_api.send_replace(None);
         if !left_behind.is_empty() {
             // Closing the session, or waiting for the engine, would say or take what is not known to be so.
             std::mem::forget((keeper, engine));

@@ -3,7 +3,7 @@
 use crate::cluster::service_address::ServiceAddress;
 use crate::cluster::storage_probe::{ProbeStatus, Verdict};
 use crate::model::{Incarnation, NodeId};
-use crate::rpc::desk::Leadership;
+use crate::rpc::local_roles::Leadership;
 use crate::rpc::tls::Tls;
 use crate::runner::RunnerHandle;
 use serde_json::{Value, json};
@@ -36,8 +36,8 @@ impl Overview {
     }
 
     fn role(&self) -> String {
-        let Leadership { desk, address } = self.leadership.borrow().clone();
-        match (*self.serving.borrow(), desk, address) {
+        let Leadership { leader, address } = self.leadership.borrow().clone();
+        match (*self.serving.borrow(), leader, address) {
             (false, _, _) if self.is_cut_off() => String::from("storage network lost: no roles"),
             (false, _, _) => String::from("no roles"),
             (true, Some(_), _) => String::from("leader"),

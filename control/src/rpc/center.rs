@@ -1,9 +1,9 @@
 //! Serves clients. The leader answers; every other node refers to the leader's address.
 
 use super::convert::state_of;
-use super::desk::{CenterStatus, NodeRoles, RunnerInfo};
 use super::error::RpcError;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
+use super::local_roles::{CenterStatus, NodeRoles, RunnerInfo};
 use super::wire::{self, center_server::Center};
 use crate::model::{DrainMode, NodeId, Submission, TaskChange, TaskId, TaskRecord};
 use blockhaul_engine::error::{Code, Error, Operation, Side};
@@ -41,9 +41,9 @@ impl CenterService {
     }
 
     async fn change(&self, id: String, change: TaskChange) -> Result<Response<wire::Task>, Status> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let id = TaskId::new(id).map_err(RpcError::from)?;
-        let task = desk.change(&id, change).await.map_err(RpcError::from)?;
+        let task = leader.change(&id, change).await.map_err(RpcError::from)?;
         reply(&task)
     }
 }
@@ -54,29 +54,29 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Center for CenterService {
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn submit(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::Task> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         // What is known already was looked at when it was new.
-        if desk.get(&order.id).await.is_err() {
+        if leader.get(&order.id).await.is_err() {
             look_at_source(&order).await.map_err(RpcError::from)?;
         }
-        let task = desk.submit(order).await.map_err(RpcError::from)?;
+        let task = leader.submit(order).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
     async fn get(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
-        let task = desk.get(&id).await.map_err(RpcError::from)?;
+        let task = leader.get(&id).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListReply> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let wire::ListRequest { state, after } = request.into_inner();
         let state = (!state.is_empty()).then(|| state_of(&state)).transpose().map_err(RpcError::from)?;
         let after = (!after.is_empty()).then(|| TaskId::new(after)).transpose().map_err(RpcError::from)?;
-        let found = desk.list(state, after.as_ref(), PAGE_ITEMS_MAX + 1).await.map_err(RpcError::from)?;
+        let found = leader.list(state, after.as_ref(), PAGE_ITEMS_MAX + 1).await.map_err(RpcError::from)?;
         let (tasks, next) = page(found.iter().map(|task| wire::Task::from(&**task)), |task| task.id.clone());
         Ok(Response::new(wire::ListReply { tasks, next }))
     }
@@ -84,9 +84,9 @@ impl Center for CenterService {
     type WatchStream = ReceiverStream<Result<wire::WatchEvent, Status>>;
 
     async fn watch(&self, request: Request<wire::TaskName>) -> Answer<Self::WatchStream> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
-        let task = desk.watch(&id).await.map_err(RpcError::from)?;
+        let task = leader.watch(&id).await.map_err(RpcError::from)?;
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
         let (events, stream) = mpsc::channel(WATCH_QUEUE);
         tokio::spawn(Watching { task, events, stopping: self.stopping.clone(), _place: place }.run());
@@ -110,9 +110,9 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn remove(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
-        let task = desk.remove(&id).await.map_err(RpcError::from)?;
+        let task = leader.remove(&id).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
@@ -127,9 +127,9 @@ impl Center for CenterService {
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let wire::RunnersRequest { after } = request.into_inner();
-        let seen = desk.runners().await.map_err(RpcError::from)?;
+        let seen = leader.runners().await.map_err(RpcError::from)?;
         let later = seen.into_iter().filter(|runner| runner.node.as_str() > after.as_str());
         let (runners, next) = page(later.map(wire::Node::from), |runner| runner.node.clone());
         Ok(Response::new(wire::RunnersReply { runners, next }))
@@ -137,7 +137,7 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn drain(&self, request: Request<wire::DrainRequest>) -> Answer<wire::DrainReply> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let wire::DrainRequest { node, now, undo } = request.into_inner();
         let drain = match (now, undo) {
             (false, false) => DrainMode::Finish,
@@ -148,13 +148,13 @@ impl Center for CenterService {
             }
         };
         let node = NodeId::new(node).map_err(RpcError::from)?;
-        let running = desk.drain(&node, drain).await.map_err(RpcError::from)?;
+        let running = leader.drain(&node, drain).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::DrainReply { running }))
     }
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn fence(&self, request: Request<wire::FenceRequest>) -> Answer<wire::FenceReply> {
-        let desk = self.roles.desk()?;
+        let leader = self.roles.leader()?;
         let wire::FenceRequest { node, confirm } = request.into_inner();
         if !confirm {
             let advice = "cut it off or power it off first, then confirm that with --confirm";
@@ -162,12 +162,12 @@ impl Center for CenterService {
             return Err(RpcError::from(error).into());
         }
         let node = NodeId::new(node).map_err(RpcError::from)?;
-        let tasks = desk.fence(&node).await.map_err(RpcError::from)?;
+        let tasks = leader.fence(&node).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::FenceReply { tasks }))
     }
 
     async fn status(&self, _: Request<wire::StatusRequest>) -> Answer<wire::CenterStatus> {
-        let seen = self.roles.desk()?.status().await.map_err(RpcError::from)?;
+        let seen = self.roles.leader()?.status().await.map_err(RpcError::from)?;
         Ok(Response::new(wire::CenterStatus::from(seen)))
     }
 }

@@ -7,12 +7,12 @@
 use super::addressee;
 use super::admission::{Admission, RequestSeen, connections_max, raise_descriptors};
 use super::center::CenterService;
-use super::desk::NodeRoles;
 use super::handshake::{Connection, shake_hands};
 use super::limits::{
     CALLS_MAX, CALLS_PER_CONNECTION_MAX, CLIENT_CALL_WAIT, CONNECTION_AGE_MAX, CONNECTION_GRACE, GOODBYE_MAX,
     KEEPALIVE_EVERY, KEEPALIVE_WAIT, MESSAGE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX,
 };
+use super::local_roles::NodeRoles;
 use super::nodes::{DispatcherService, RunnerService};
 use super::service_endpoint::ServiceEndpoint;
 use super::tls::Tls;
@@ -183,9 +183,9 @@ fn services(
 async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stopping: watch::Receiver<bool>) {
     loop {
         let is_over = *stopping.borrow_and_update();
-        let leads = roles.leadership.borrow_and_update().desk.is_some() && !is_over;
+        let leads = roles.leadership.borrow_and_update().leader.is_some() && !is_over;
         let serves = *roles.serving.borrow_and_update() && !is_over;
-        let runs = roles.floor.borrow_and_update().is_some() && serves;
+        let runs = roles.runner.borrow_and_update().is_some() && serves;
         for (service, serves) in [
             ("", serves),
             ("blockhaul.v1.Center", leads),
@@ -202,7 +202,7 @@ async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stoppin
             biased;
             _ = stopping.changed() => (),
             changed = roles.leadership.changed() => if changed.is_err() { return },
-            changed = roles.floor.changed() => if changed.is_err() { return },
+            changed = roles.runner.changed() => if changed.is_err() { return },
             changed = roles.serving.changed() => if changed.is_err() { return },
         }
     }

@@ -6,7 +6,7 @@
 //! | `error` | failures on their way over the wire |
 //! | `validate` | a client's request, checked |
 //! | `convert`, `task_view` | records as messages, tasks as clients see them |
-//! | `desk` | what the services call: the dispatcher of this node's term, the runner of this node |
+//! | `local_roles` | what the services call: the dispatcher of this node's term, the runner of this node |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
 //! | `admission`, `listener`, `service_endpoint`, `handshake` | where the services listen, and for how many connections |
@@ -25,11 +25,11 @@ pub mod channels;
 pub mod client;
 mod connect_failure;
 mod convert;
-pub mod desk;
 pub mod error;
 mod handshake;
 pub mod limits;
 pub mod listener;
+pub mod local_roles;
 mod nodes;
 mod service_endpoint;
 pub mod task_view;

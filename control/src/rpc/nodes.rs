@@ -2,8 +2,8 @@
 //! dispatcher.
 
 use super::convert::refusal;
-use super::desk::{Floor, NodeRoles};
 use super::error::RpcError;
+use super::local_roles::{NodeRoles, RunnerApi};
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
@@ -25,9 +25,9 @@ impl RunnerService {
         Self(roles)
     }
 
-    fn floor(&self) -> std::result::Result<Arc<dyn Floor>, RpcError> {
+    fn runner(&self) -> std::result::Result<Arc<dyn RunnerApi>, RpcError> {
         let missing = || refusal(Code::RunnerInterrupt, String::from("this node's runner is starting or stopping"));
-        self.0.floor.borrow().clone().ok_or_else(missing)
+        self.0.runner.borrow().clone().ok_or_else(missing)
     }
 }
 
@@ -35,34 +35,34 @@ impl RunnerService {
 impl Runner for RunnerService {
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().task, epoch = request.get_ref().epoch))]
     async fn assign(&self, request: Request<wire::Assignment>) -> Answer<wire::AssignReply> {
-        let floor = self.floor()?;
+        let runner = self.runner()?;
         let assignment = Assignment::try_from(request.into_inner()).map_err(RpcError::from)?;
-        Ok(Response::new(floor.assign(assignment).await.map_err(RpcError::from)?.into()))
+        Ok(Response::new(runner.assign(assignment).await.map_err(RpcError::from)?.into()))
     }
 
     async fn ask(&self, request: Request<wire::Assignment>) -> Answer<wire::AskReply> {
-        let floor = self.floor()?;
+        let runner = self.runner()?;
         let assignment = Assignment::try_from(request.into_inner()).map_err(RpcError::from)?;
-        Ok(Response::new(floor.query(assignment).await.map_err(RpcError::from)?.into()))
+        Ok(Response::new(runner.query(assignment).await.map_err(RpcError::from)?.into()))
     }
 
     async fn nudge(&self, request: Request<wire::NudgeRequest>) -> Answer<wire::Done> {
         let wire::NudgeRequest { task, leader } = request.into_inner();
         let task = TaskId::new(task).map_err(RpcError::from)?;
-        done(self.floor()?.notify(Epoch(leader), task).await)
+        done(self.runner()?.notify(Epoch(leader), task).await)
     }
 
     async fn resolve(&self, request: Request<wire::ResolveRequest>) -> Answer<wire::ResolveReply> {
         let wire::ResolveRequest { leader, spec } = request.into_inner();
         let spec = TaskSpec::try_from(spec).map_err(RpcError::from)?;
-        let identities = self.floor()?.resolve(Epoch(leader), spec).await.map_err(RpcError::from)?;
+        let identities = self.runner()?.resolve(Epoch(leader), spec).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::ResolveReply { identities }))
     }
 
     #[tracing::instrument(skip_all)]
     async fn interrupt(&self, request: Request<wire::InterruptRequest>) -> Answer<wire::Done> {
         let wire::InterruptRequest { leader } = request.into_inner();
-        done(self.floor()?.interrupt(Epoch(leader)).await)
+        done(self.runner()?.interrupt(Epoch(leader)).await)
     }
 
     async fn clock(&self, request: Request<wire::ClockRequest>) -> Answer<wire::ClockReply> {
@@ -88,18 +88,18 @@ impl DispatcherService {
 #[tonic::async_trait]
 impl Dispatcher for DispatcherService {
     async fn changed(&self, request: Request<wire::ChangedRequest>) -> Answer<wire::Done> {
-        let desk = self.0.desk()?;
+        let leader = self.0.leader()?;
         let tasks: Result<Vec<_>> = request.into_inner().tasks.into_iter().map(TaskId::new).collect();
-        done(desk.changed(tasks.map_err(RpcError::from)?).await)
+        done(leader.changed(tasks.map_err(RpcError::from)?).await)
     }
 
     async fn progress(&self, request: Request<wire::ProgressRequest>) -> Answer<wire::Done> {
-        let desk = self.0.desk()?;
+        let leader = self.0.leader()?;
         let update = |wire::Update { task, progress }| {
             Ok((TaskId::new(task)?, progress.map(Progress::from).unwrap_or_default()))
         };
         let updates: Result<Vec<_>> = request.into_inner().updates.into_iter().map(update).collect();
-        done(desk.progress(updates.map_err(RpcError::from)?).await)
+        done(leader.progress(updates.map_err(RpcError::from)?).await)
     }
 }
 

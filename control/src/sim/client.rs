@@ -5,7 +5,7 @@ use super::net::{CLIENT, Net, SimEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
 use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChange, TaskId, TaskSpec};
-use crate::rpc::desk::Desk;
+use crate::rpc::local_roles::LeaderApi;
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Asks the leader until it answers with something other than that it does not lead or cannot reach the store.
-    async fn ask<T, F>(&self, what: impl Fn(Arc<dyn Desk>) -> F + Send + Sync) -> Option<Result<T>>
+    async fn ask<T, F>(&self, what: impl Fn(Arc<dyn LeaderApi>) -> F + Send + Sync) -> Option<Result<T>>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
@@ -36,7 +36,7 @@ impl Client {
         while start.elapsed() < PATIENCE {
             if let Some(leader) = self.invariants.leader() {
                 let at_port = |port: SimEndpoint| {
-                    let asked = port.desk().map(&what);
+                    let asked = port.leader().map(&what);
                     let answer: std::pin::Pin<Box<dyn Future<Output = Option<Result<T>>> + Send>> = Box::pin(async {
                         match asked {
                             Some(asked) => Some(asked.await),

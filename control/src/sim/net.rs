@@ -10,7 +10,7 @@ use crate::peers::{
     RunnerClient,
 };
 use crate::process::spawn;
-use crate::rpc::desk::{Desk, Leadership};
+use crate::rpc::local_roles::{LeaderApi, Leadership};
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,8 +49,8 @@ pub(super) struct SimEndpoint {
 
 impl SimEndpoint {
     /// The dispatcher of this process, if it leads.
-    pub(super) fn desk(&self) -> Option<Arc<dyn Desk>> {
-        self.leadership.borrow().desk.clone()
+    pub(super) fn leader(&self) -> Option<Arc<dyn LeaderApi>> {
+        self.leadership.borrow().leader.clone()
     }
 }
 
@@ -216,14 +216,14 @@ impl Calls {
         self.net.call(&self.node, &to.address, guarded).await?
     }
 
-    async fn tell<F>(&self, work: impl Fn(Arc<dyn Desk>) -> F + Send + Sync) -> Result<(), CallError>
+    async fn tell<F>(&self, work: impl Fn(Arc<dyn LeaderApi>) -> F + Send + Sync) -> Result<(), CallError>
     where
         F: Future<Output = blockhaul_engine::error::Result<()>> + Send + 'static,
     {
         let leader = self.leader.borrow().clone();
         let Some(leader) = leader else { return Err(CallError::NoAnswer(String::from("nobody leads"))) };
         let at_port = |port: SimEndpoint| {
-            let told = port.desk().map(&work);
+            let told = port.leader().map(&work);
             Box::pin(async move {
                 match told {
                     Some(told) => {
@@ -241,18 +241,18 @@ impl Calls {
 impl LeaderClient for Calls {
     async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError> {
         let tasks = tasks.to_vec();
-        self.tell(move |desk| {
+        self.tell(move |leader| {
             let tasks = tasks.clone();
-            async move { desk.changed(tasks).await }
+            async move { leader.changed(tasks).await }
         })
         .await
     }
 
     async fn progress(&self, updates: &[(TaskId, Progress)]) -> Result<(), CallError> {
         let updates = updates.to_vec();
-        self.tell(move |desk| {
+        self.tell(move |leader| {
             let updates = updates.clone();
-            async move { desk.progress(updates).await }
+            async move { leader.progress(updates).await }
         })
         .await
     }

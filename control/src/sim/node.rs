@@ -17,7 +17,7 @@ use crate::model::{Holder, Incarnation, NodeId};
 use crate::node::{LeaderRole, Roles, Stop, StopHandle};
 use crate::peers::{CenterId, LocalIdentity};
 use crate::process::spawn;
-use crate::rpc::desk::Leadership;
+use crate::rpc::local_roles::Leadership;
 use crate::runner::{Memory, Runner, RunnerConfig, Seams, Stopped};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

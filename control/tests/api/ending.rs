@@ -1,6 +1,6 @@
 //! Tests that a listener stops soon, whatever its peers do, and that the health service reports its state.
 
-use crate::mock::{MockDesk, MockFloor, Node, client, name, noop};
+use crate::mock::{MockLeader, MockRunner, Node, client, name, noop};
 use blockhaul_control::peers::AssignResponse;
 use blockhaul_control::rpc::limits::GOODBYE_MAX;
 use blockhaul_control::rpc::wire::{self, center_client};
@@ -17,8 +17,8 @@ async fn channel(node: &Node) -> Channel {
 #[tokio::test]
 async fn open_streams_hanging_calls_and_bare_connections_do_not_hold_a_listener() {
     let node = Node::start().await;
-    node.lead(&Arc::new(MockDesk::default()));
-    node.floor.send_replace(Some(Arc::new(MockFloor { answer: AssignResponse::Accepted })));
+    node.lead(&Arc::new(MockLeader::default()));
+    node.runner.send_replace(Some(Arc::new(MockRunner { answer: AssignResponse::Accepted })));
     client(&[node.address()]).submit(noop("t")).await.unwrap();
     let _bare = TcpStream::connect(node.listener.address()).await.unwrap();
     let mut events =
@@ -53,9 +53,9 @@ async fn health_follows_the_roles() {
     wait_for("", ServingStatus::Serving).await;
     wait_for("blockhaul.v1.Center", ServingStatus::NotServing).await;
     wait_for("blockhaul.v1.Runner", ServingStatus::NotServing).await;
-    node.lead(&Arc::new(MockDesk::default()));
+    node.lead(&Arc::new(MockLeader::default()));
     wait_for("blockhaul.v1.Center", ServingStatus::Serving).await;
-    node.floor.send_replace(Some(Arc::new(MockFloor { answer: AssignResponse::Accepted })));
+    node.runner.send_replace(Some(Arc::new(MockRunner { answer: AssignResponse::Accepted })));
     wait_for("blockhaul.v1.Runner", ServingStatus::Serving).await;
     node.serving.send_replace(false);
     wait_for("", ServingStatus::NotServing).await;

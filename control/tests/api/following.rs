@@ -1,6 +1,6 @@
 //! Tests that clients find the leader, and follow a task when the leader changes.
 
-use crate::mock::{MockDesk, Node, client, name, noop, record};
+use crate::mock::{MockLeader, Node, client, name, noop, record};
 use blockhaul_control::model::{TaskRecord, TaskState};
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::Code;
@@ -9,13 +9,13 @@ use std::sync::Arc;
 #[tokio::test]
 async fn a_client_follows_to_the_leader_wherever_it_asks_first() {
     let (leader, other) = (Node::start().await, Node::start().await);
-    let desk = Arc::new(MockDesk::default());
-    leader.lead(&desk);
+    let tasks = Arc::new(MockLeader::default());
+    leader.lead(&tasks);
     other.follow(Some(&leader));
     let mut client = client(&[other.address()]);
     assert_eq!(client.submit(noop("t")).await.unwrap().state, "PENDING");
     assert_eq!(client.get(name("t")).await.unwrap().id, "t");
-    assert_eq!(desk.tasks.lock().unwrap().len(), 1);
+    assert_eq!(tasks.tasks.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn a_client_passes_over_nodes_that_are_gone() {
     let (gone, leader) = (Node::start().await, Node::start().await);
     let addresses = [gone.address(), leader.address()];
     gone.listener.close().await;
-    leader.lead(&Arc::new(MockDesk::default()));
+    leader.lead(&Arc::new(MockLeader::default()));
     for _ in 0..4 {
         assert_eq!(client(&addresses).submit(noop("t")).await.unwrap().id, "t");
     }
@@ -32,7 +32,7 @@ async fn a_client_passes_over_nodes_that_are_gone() {
 #[tokio::test]
 async fn what_the_center_refuses_is_the_answer() {
     let node = Node::start().await;
-    node.lead(&Arc::new(MockDesk::default()));
+    node.lead(&Arc::new(MockLeader::default()));
     let mut client = client(&[node.address()]);
     assert_eq!(client.get(name("none")).await.unwrap_err().error.code, Code::NotFound);
     assert_eq!(client.get(name("a/b")).await.unwrap_err().error.code, Code::BadRequest);
@@ -51,8 +51,8 @@ async fn what_the_center_refuses_is_the_answer() {
 #[tokio::test]
 async fn a_watched_task_is_seen_to_its_end_though_the_leader_changes() {
     let (first, second) = (Node::start().await, Node::start().await);
-    let desk = Arc::new(MockDesk::default());
-    first.lead(&desk);
+    let tasks = Arc::new(MockLeader::default());
+    first.lead(&tasks);
     second.follow(Some(&first));
     let addresses = [first.address(), second.address()];
     client(&addresses).submit(noop("t")).await.unwrap();
@@ -62,23 +62,23 @@ async fn a_watched_task_is_seen_to_its_end_though_the_leader_changes() {
         client(&addresses).follow("t", each).await.unwrap().state
     });
     assert_eq!(states.recv().await.unwrap(), "PENDING");
-    desk.edit("t", |task| task.state = TaskState::Running);
+    tasks.edit("t", |task| task.state = TaskState::Running);
     assert_eq!(states.recv().await.unwrap(), "RUNNING");
-    second.lead(&desk);
+    second.lead(&tasks);
     first.follow(Some(&second));
     first.listener.close().await;
-    desk.edit("t", |task| task.state = TaskState::Succeeded);
+    tasks.edit("t", |task| task.state = TaskState::Succeeded);
     assert_eq!(following.await.unwrap(), "SUCCEEDED");
 }
 
 #[tokio::test]
 async fn a_list_comes_in_pages_that_miss_nothing() {
     let node = Node::start().await;
-    let desk = Arc::new(MockDesk::default());
-    node.lead(&desk);
+    let tasks = Arc::new(MockLeader::default());
+    node.lead(&tasks);
     for number in 0..1203 {
         let reason = "why ".repeat(400);
-        desk.put(TaskRecord { reason, ..record(&format!("t{number:05}")) });
+        tasks.put(TaskRecord { reason, ..record(&format!("t{number:05}")) });
     }
     let mut client = client(&[node.address()]);
     let (mut ids, mut after) = (Vec::new(), String::new());
@@ -98,7 +98,7 @@ async fn a_list_comes_in_pages_that_miss_nothing() {
 #[tokio::test]
 async fn nodes_and_the_center_are_shown() {
     let node = Node::start().await;
-    node.lead(&Arc::new(MockDesk::default()));
+    node.lead(&Arc::new(MockLeader::default()));
     let mut client = client(&[node.address()]);
     let runners = client.runners(wire::RunnersRequest::default()).await.unwrap().runners;
     assert_eq!((runners[0].node.as_str(), runners[0].draining, runners[0].registered), ("n1", true, false));

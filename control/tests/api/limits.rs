@@ -1,6 +1,6 @@
 //! Tests what a peer may send, and how much: malformed, oversized, too many.
 
-use crate::mock::{MockDesk, Node, client, name, noop};
+use crate::mock::{MockLeader, Node, client, name, noop};
 use blockhaul_control::rpc::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, WATCHES_MAX};
 use blockhaul_control::rpc::wire::{self, center_client};
 use blockhaul_engine::error::Code;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status};
 
-async fn leader() -> (Node, Arc<MockDesk>) {
-    let (node, desk) = (Node::start().await, Arc::new(MockDesk::default()));
-    node.lead(&desk);
-    (node, desk)
+async fn leader() -> (Node, Arc<MockLeader>) {
+    let (node, tasks) = (Node::start().await, Arc::new(MockLeader::default()));
+    node.lead(&tasks);
+    (node, tasks)
 }
 
 async fn channel(node: &Node) -> tonic::transport::Channel {
@@ -20,14 +20,14 @@ async fn channel(node: &Node) -> tonic::transport::Channel {
 
 #[tokio::test]
 async fn an_oversized_request_is_refused_on_both_sides() {
-    let (node, desk) = leader().await;
+    let (node, tasks) = leader().await;
     let mut request = noop("t");
     let long = wire::CopyWork { source: "x".repeat(MESSAGE_BYTES_MAX), ..wire::CopyWork::default() };
     request.spec = Some(wire::Spec { work: Some(wire::spec::Work::Copy(long)) });
     assert_eq!(client(&[node.address()]).submit(request.clone()).await.unwrap_err().error.code, Code::BadRequest);
     let mut unbounded = center_client::CenterClient::new(channel(&node).await);
     assert_eq!(unbounded.submit(request).await.unwrap_err().code(), tonic::Code::OutOfRange);
-    assert!(desk.tasks.lock().unwrap().is_empty());
+    assert!(tasks.tasks.lock().unwrap().is_empty());
     assert!(client(&[node.address()]).submit(noop("t")).await.is_ok());
 }
 
@@ -67,7 +67,7 @@ impl Decoder for Raw {
 
 #[tokio::test]
 async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
-    let (node, desk) = leader().await;
+    let (node, tasks) = leader().await;
     let mut grpc = tonic::client::Grpc::new(channel(&node).await);
     for (path, bytes) in [
         ("/blockhaul.v1.Center/Submit", vec![0xff; 64]),
@@ -80,7 +80,7 @@ async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
         let answer = grpc.unary(Request::new(bytes), path.parse().unwrap(), Raw).await;
         assert!(answer.is_err(), "{path}");
     }
-    assert!(desk.tasks.lock().unwrap().is_empty());
+    assert!(tasks.tasks.lock().unwrap().is_empty());
     assert!(client(&[node.address()]).submit(noop("t")).await.is_ok());
 }
 
@@ -88,7 +88,7 @@ async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
 async fn too_many_calls_of_one_connection_are_refused_and_not_queued() {
     use blockhaul_control::peers::AssignResponse;
     let node = Node::start().await;
-    node.floor.send_replace(Some(Arc::new(crate::mock::MockFloor { answer: AssignResponse::Accepted })));
+    node.runner.send_replace(Some(Arc::new(crate::mock::MockRunner { answer: AssignResponse::Accepted })));
     let stub = wire::runner_client::RunnerClient::new(channel(&node).await);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..CALLS_PER_CONNECTION_MAX + 16 {

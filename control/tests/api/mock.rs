@@ -8,8 +8,10 @@ use blockhaul_control::model::{
 use blockhaul_control::peers::{AssignResponse, Assignment, AssignmentStatus, CenterId, LocalIdentity, Peer};
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
-use blockhaul_control::rpc::desk::{CenterMetrics, CenterStatus, Desk, Floor, Leadership, NodeRoles, RunnerInfo};
 use blockhaul_control::rpc::listener::Listener;
+use blockhaul_control::rpc::local_roles::{
+    CenterMetrics, CenterStatus, LeaderApi, Leadership, NodeRoles, RunnerApi, RunnerInfo,
+};
 use blockhaul_control::rpc::tls::Tls;
 use blockhaul_control::rpc::wire;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -20,13 +22,13 @@ use tokio::sync::watch;
 
 /// Tasks in memory; nothing ever runs.
 #[derive(Debug, Default)]
-pub(crate) struct MockDesk {
+pub(crate) struct MockLeader {
     pub(crate) tasks: Mutex<BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>>,
     pub(crate) changed: Mutex<Vec<TaskId>>,
     pub(crate) progress: Mutex<Vec<(TaskId, Progress)>>,
 }
 
-impl MockDesk {
+impl MockLeader {
     /// Changes a task behind everybody's back.
     pub(crate) fn edit(&self, id: &str, change: impl FnOnce(&mut TaskRecord)) {
         let tasks = self.tasks.lock().unwrap();
@@ -45,7 +47,7 @@ pub(crate) fn record(id: &str) -> TaskRecord {
 }
 
 #[async_trait]
-impl Desk for MockDesk {
+impl LeaderApi for MockLeader {
     async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>> {
         let Ok(known) = self.get(&order.id).await else {
             self.put(TaskRecord::new(order.clone(), 0));
@@ -137,12 +139,12 @@ impl Desk for MockDesk {
 
 /// Says what it is told to say.
 #[derive(Debug)]
-pub(crate) struct MockFloor {
+pub(crate) struct MockRunner {
     pub(crate) answer: AssignResponse,
 }
 
 #[async_trait]
-impl Floor for MockFloor {
+impl RunnerApi for MockRunner {
     async fn assign(&self, _: Assignment) -> Result<AssignResponse> {
         Ok(self.answer.clone())
     }
@@ -176,7 +178,7 @@ pub(crate) struct Node {
     pub(crate) listener: Listener,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) serving: watch::Sender<bool>,
-    pub(crate) floor: watch::Sender<Option<Arc<dyn Floor>>>,
+    pub(crate) runner: watch::Sender<Option<Arc<dyn RunnerApi>>>,
 }
 
 impl Node {
@@ -190,16 +192,16 @@ impl Node {
 
     pub(crate) async fn at(address: &str, tls: Option<&Tls>) -> Self {
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
-        let (floor, floor_seen) = watch::channel(None);
+        let (runner, runner_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
         let roles = NodeRoles {
             leadership: leadership_seen,
             serving: serving_seen,
-            floor: floor_seen,
+            runner: runner_seen,
             clock: watch::Sender::new(None),
         };
         let listener = Listener::open(address.parse().unwrap(), tls, identity(), roles, None, None).await.unwrap();
-        Self { listener, leadership, serving, floor }
+        Self { listener, leadership, serving, runner }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -213,14 +215,14 @@ impl Node {
     }
 
     /// Makes it the leader, over these tasks.
-    pub(crate) fn lead(&self, desk: &Arc<MockDesk>) {
-        let desk: Arc<dyn Desk> = Arc::clone(desk) as _;
-        self.leadership.send_replace(Leadership { desk: Some(desk), address: Some(self.address()) });
+    pub(crate) fn lead(&self, tasks: &Arc<MockLeader>) {
+        let tasks: Arc<dyn LeaderApi> = Arc::clone(tasks) as _;
+        self.leadership.send_replace(Leadership { leader: Some(tasks), address: Some(self.address()) });
     }
 
     /// Makes it a follower of another one.
     pub(crate) fn follow(&self, leader: Option<&Self>) {
-        self.leadership.send_replace(Leadership { desk: None, address: leader.map(Self::address) });
+        self.leadership.send_replace(Leadership { leader: None, address: leader.map(Self::address) });
     }
 }
 

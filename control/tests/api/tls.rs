@@ -3,7 +3,7 @@
 #[path = "../support/authority.rs"]
 mod authority;
 
-use crate::mock::{MockDesk, Node, name, noop};
+use crate::mock::{MockLeader, Node, name, noop};
 use authority::{Authority, Identity};
 use blockhaul_control::clock::{Clock, HostClock};
 use blockhaul_control::rpc::channels::Channels;
@@ -58,7 +58,7 @@ async fn asks(node: &Node, tls: Option<Tls>) -> Result<(), String> {
 async fn only_certificates_of_the_authority_are_taken_on_either_side() {
     let (ours, foreign) = (Authority::new(), Authority::new());
     let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
-    node.lead(&Arc::new(MockDesk::default()));
+    node.lead(&Arc::new(MockLeader::default()));
     let caller = ours.certify("caller");
     let mut client = CenterClient::new(vec![node.address()], Channels::new(Some(read(&caller)))).unwrap();
     assert_eq!(client.submit(noop("t")).await.unwrap().id, "t");
@@ -84,7 +84,7 @@ async fn only_certificates_of_the_authority_are_taken_on_either_side() {
 async fn an_expired_certificate_is_named_on_either_side() {
     let ours = Authority::new();
     let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
-    node.lead(&Arc::new(MockDesk::default()));
+    node.lead(&Arc::new(MockLeader::default()));
     let old = read_expired(&ours, "old");
     for _ in 0..10 {
         let refused = asks(&node, Some(old.clone())).await.expect_err("the caller's has expired");
@@ -100,7 +100,7 @@ async fn an_expired_certificate_is_named_on_either_side() {
 async fn a_handshake_that_stalls_holds_up_nobody() {
     let ours = Authority::new();
     let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
-    node.lead(&Arc::new(MockDesk::default()));
+    node.lead(&Arc::new(MockLeader::default()));
     let mut stalled = Vec::new();
     for first in [&b""[..], b"\x16\x03\x01"] {
         let mut stream = tokio::net::TcpStream::connect(node.address()).await.unwrap();

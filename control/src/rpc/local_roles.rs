@@ -1,6 +1,6 @@
-//! What the services stand on: the dispatcher while this node leads, and the runner of this node.
+//! Declares what the services ask of the roles of this node: of the leader, while this node leads, and of its runner.
 //!
-//! Both come and go while the process lives. Services hold a [`watch`] of them and look at each call.
+//! Both come and go while the process lives. The services hold a [`watch`] of them and look at each call.
 
 use super::error::RpcError;
 use crate::clock::ClockOffset;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 /// What clients and runners may ask of the dispatcher that leads.
 #[async_trait]
-pub trait Desk: Send + Sync + std::fmt::Debug {
+pub trait LeaderApi: Send + Sync + std::fmt::Debug {
     /// Stores a task, or finds the one that is stored under the same id with the same work.
     async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>>;
 
@@ -130,7 +130,7 @@ pub struct CenterMetrics {
 
 /// What the dispatcher may ask of this node's runner.
 #[async_trait]
-pub trait Floor: Send + Sync + std::fmt::Debug {
+pub trait RunnerApi: Send + Sync + std::fmt::Debug {
     /// See [`RunnerClient::assign`](crate::peers::RunnerClient::assign).
     async fn assign(&self, assignment: Assignment) -> Result<AssignResponse>;
 
@@ -151,7 +151,7 @@ pub trait Floor: Send + Sync + std::fmt::Debug {
 #[derive(Clone, Debug, Default)]
 pub struct Leadership {
     /// The dispatcher, while this node leads.
-    pub desk: Option<Arc<dyn Desk>>,
+    pub leader: Option<Arc<dyn LeaderApi>>,
     /// `HOST:PORT` of the node that leads, if that is known.
     pub address: Option<String>,
 }
@@ -164,7 +164,7 @@ pub struct NodeRoles {
     /// Whether this node has roles: not while it starts or stops, nor while its storage network is lost.
     pub serving: watch::Receiver<bool>,
     /// The runner, once it can take calls.
-    pub floor: watch::Receiver<Option<Arc<dyn Floor>>>,
+    pub runner: watch::Receiver<Option<Arc<dyn RunnerApi>>>,
     /// How far this node's wall clock is from its peers', once a leader has told it.
     pub clock: watch::Sender<Option<ClockOffset>>,
 }
@@ -174,8 +174,8 @@ impl NodeRoles {
     ///
     /// # Errors
     /// `ENotLeader` with the address of the one that leads.
-    pub fn desk(&self) -> Result<Arc<dyn Desk>, RpcError> {
-        let Leadership { desk, address } = self.leadership.borrow().clone();
-        desk.ok_or_else(|| RpcError::not_leader(address))
+    pub fn leader(&self) -> Result<Arc<dyn LeaderApi>, RpcError> {
+        let Leadership { leader, address } = self.leadership.borrow().clone();
+        leader.ok_or_else(|| RpcError::not_leader(address))
     }
 }

@@ -1,4 +1,4 @@
-//! The dispatcher of this node's term as the services know it, and the runner of this node.
+//! Answers the services for the dispatcher of this node's term, and for the runner of this node.
 
 use crate::cluster::clock_skew::{ClockSkew, is_off};
 use crate::dispatcher::{DispatcherHandle, Query, Status};
@@ -6,7 +6,7 @@ use crate::model::{
     DrainMode, Epoch, NodeId, Progress, Submission, TaskChange, TaskId, TaskRecord, TaskSpec, TaskState,
 };
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, CenterId};
-use crate::rpc::desk::{CenterMetrics, CenterStatus, ClockInfo, Desk, Floor, RunnerInfo};
+use crate::rpc::local_roles::{CenterMetrics, CenterStatus, ClockInfo, LeaderApi, RunnerApi, RunnerInfo};
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use blockhaul_engine::error::{Effect, Error, Operation, Result, Side};
@@ -15,14 +15,14 @@ use tokio::sync::watch;
 
 /// The dispatcher of one term.
 #[derive(Clone, Debug)]
-pub(super) struct LeaderDesk {
+pub(super) struct DispatcherApi {
     pub(super) dispatcher: DispatcherHandle,
     pub(super) center: CenterId,
     pub(super) clocks: Arc<ClockSkew>,
 }
 
 #[async_trait]
-impl Desk for LeaderDesk {
+impl LeaderApi for DispatcherApi {
     async fn submit(&self, order: Submission) -> Result<Arc<TaskRecord>> {
         self.dispatcher.submit(order).await
     }
@@ -131,7 +131,7 @@ impl Desk for LeaderDesk {
 }
 
 #[async_trait]
-impl Floor for RunnerHandle {
+impl RunnerApi for RunnerHandle {
     async fn assign(&self, assignment: Assignment) -> Result<AssignResponse> {
         Self::assign(self, assignment).await.map_err(refused)
     }
