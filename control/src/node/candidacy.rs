@@ -1,10 +1,10 @@
-//! Decides whether this node stands for election: it is active, its certificates are valid, and its wall clock is not off its
+//! Decides whether this node stands for election: it is active, its certificates are valid, and its wall clock agrees with its
 //! peers'.
 //!
-//! A leader tells every node how far its clock is off. A node whose clock is off by more than `--clock-off` resigns if it
-//! leads, and stands no more until its clock is set. If nobody has led for [`UNOPPOSED_AFTER`], it stands all the same, and
-//! stays until another node leads: a leader with a wrong clock is better than none. One whose certificates are not valid is
-//! not: nobody can call it.
+//! The leader tells every node how far that node's clock is off. A node whose clock is off by more than `--clock-off` resigns if it
+//! leads, and does not stand again until its clock is set. If no node has led for [`UNOPPOSED_AFTER`], it stands all the same, and
+//! leads until another node does: a leader with a wrong clock is better than none. A node without valid certificates never
+//! stands: no client could call it.
 
 use crate::clock::{Clock, ClockOffset};
 use crate::peers::Peer;

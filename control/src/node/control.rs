@@ -1,6 +1,6 @@
-//! What the owner of a server asks of it while it lives: to stop, to say how it stands, to take new limits.
+//! Lets the owner of a `taskd` stop it, ask for its status, and change its limits while it runs.
 //!
-//! Everything may be asked from any thread, before there is a server, while it starts, and after its end; nothing waits.
+//! Everything may be asked from any thread, before the node starts, while it starts, and after its end; nothing waits.
 
 use super::overview::Overview;
 use super::shutdown::StopHandle;

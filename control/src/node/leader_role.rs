@@ -1,6 +1,6 @@
-//! Elections and the dispatcher: stands for election in every session, leads while it is elected, follows otherwise.
+//! Stands for election in every session, runs the dispatcher while this node leads, and follows the leader otherwise.
 //!
-//! The end of a term has one order: the dispatcher stops and the services see none, the service address is taken off, and
+//! The end of a term has one order: the dispatcher stops and the services no longer see it, the service address is removed, and
 //! only then leadership is resigned, so that the next leader meets neither.
 
 use super::leader_api::DispatcherApi;

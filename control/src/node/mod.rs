@@ -1,17 +1,17 @@
-//! The life of a `taskd`: one owner constructs, initialises, runs, stops and joins it.
+//! Runs a `taskd` from its start to its end: one owner constructs, initialises, runs, stops and joins all of its parts.
 //!
 //! ```text
 //!  new --> initialise --> run: { session, runner, election and dispatcher, services } --> stop --> join
 //!               |                                                                          ^
-//!               `-- an error, or asked to stop ---------------------------------------------'
+//!               `-- an error, or a stop was requested ---------------------------------------'
 //! ```
 //! What always holds:
-//! - Whoever wants it to stop asks the [`StopHandle`]; nothing in here ends the process or waits for its own thread.
-//! - NodeRoles come and go by what the session and the election say; the process stays. A role that cannot be made stops the
-//!   server with an error, one that an outage takes away comes back.
-//! - The order of a stop: deciding ends, the service address is taken off, leadership is resigned, the runner gives
-//!   everything back, the session is closed, the listeners say goodbye. What could not be given back keeps its session
-//!   until that expires. A lost storage network does the same, but the process stays, answers, and comes back.
+//! - Every stop is requested through the [`StopHandle`]. Nothing in here ends the process or waits for its own thread.
+//! - Roles come and go by what the session and the election say; the process stays. A role that cannot run on this node stops the
+//!   process with an error; one that an outage ends starts again.
+//! - The order of a stop: deciding ends, the service address is removed, leadership is resigned, the runner returns
+//!   its tasks, the session is closed, the listeners end. A task that could not be returned keeps its session
+//!   until that expires. A lost storage network does the same, but the process stays, answers, and starts its roles again.
 
 mod candidacy;
 mod control;

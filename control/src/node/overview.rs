@@ -1,4 +1,4 @@
-//! How a node stands: for whoever watches the process, and for the log when it is asked.
+//! Describes the state of a node: for the service manager, and for the log on request.
 
 use crate::cluster::service_address::ServiceAddress;
 use crate::cluster::storage_probe::{ProbeStatus, Verdict};

@@ -1,5 +1,5 @@
-//! Tells the service manager how the process stands (`sd_notify`): ready, its status, that it lives, that it stops. Says
-//! nothing where nobody has asked for it (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
+//! Tells the service manager the state of the process (`sd_notify`): ready, status, alive, stopping. Tells nothing where no
+//! service manager has asked for it (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
 
 use super::overview::Overview;
 use crate::liveness::LivenessCounters;

@@ -1,4 +1,4 @@
-//! Asking a server to stop: from any thread or role, at any time, as often as one likes.
+//! Requests a stop of the process: from any thread or role, at any time, any number of times.
 
 use std::sync::Arc;
 use tokio::sync::watch;
