@@ -14,6 +14,9 @@ use blockhaul_engine::error::Result;
 use std::sync::Arc;
 use tokio::sync::watch;
 
+/// Tasks in the order of their ids.
+pub type TaskRecords = Vec<Arc<TaskRecord>>;
+
 /// What clients and runners may ask of the dispatcher that leads.
 #[async_trait]
 pub trait LeaderApi: Send + Sync + std::fmt::Debug {
@@ -26,9 +29,8 @@ pub trait LeaderApi: Send + Sync + std::fmt::Debug {
     /// A task as it is now and at each change, until the sender is dropped: then another node leads, or it is gone.
     async fn watch(&self, task: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>>;
 
-    /// At most `most` tasks in the order of their ids, beginning after `after`.
-    async fn list(&self, state: Option<TaskState>, after: Option<&TaskId>, most: usize)
-    -> Result<Vec<Arc<TaskRecord>>>;
+    /// At most `max` tasks in the order of their ids, beginning after `after`.
+    async fn list(&self, state: Option<TaskState>, after: Option<&TaskId>, max: usize) -> Result<TaskRecords>;
 
     /// Changes what is wanted of a task. `ENotFound`; `EUnsupported` if its kind cannot do that.
     async fn change(&self, task: &TaskId, change: TaskChange) -> Result<Arc<TaskRecord>>;
