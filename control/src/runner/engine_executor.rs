@@ -510,9 +510,10 @@ fn outcome(report: &Report, job: &JobHandle) -> Outcome {
 
 /// Returns the error of volumes that differ.
 fn difference(report: &Report) -> Error {
-    let message = format!("the volumes differ in {} ranges; the report names the first", report.differences.len());
-    let error = Error::new(Code::VerifyMismatch, Side::Destination, Operation::Verify, message);
     let first = report.differences.first();
+    let at = first.map(|first| format!(", first in the {} bytes at byte {}", first.length, first.offset));
+    let message = format!("the volumes differ{}: the report lists where", at.unwrap_or_default());
+    let error = Error::new(Code::VerifyMismatch, Side::Destination, Operation::Verify, message);
     Error { offset: first.map(|first| first.offset), length: first.map(|first| first.length), ..error }
 }
 

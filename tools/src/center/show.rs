@@ -112,7 +112,9 @@ fn summary(task: &TaskView) -> String {
 
 fn progress_text(task: &TaskView) -> String {
     let progress = &task.progress;
-    let mut text = format!("{} of {}", format_size(progress.durable), format_size(progress.planned));
+    // What only reads makes nothing durable.
+    let done = progress.durable.max(progress.verified);
+    let mut text = format!("{} of {}", format_size(done), format_size(progress.planned));
     if !task.is_over() {
         text += &format!(", {}/s", format_size(progress.rate_bytes_per_second));
     }
@@ -266,6 +268,9 @@ mod tests {
         assert_eq!(summary(&waiting), "t1 PENDING n1 1.0 GiB of 4.0 GiB, 512.0 MiB/s (no free slot)");
         let done = TaskView { state: "SUCCEEDED".to_owned(), ..running() };
         assert_eq!(summary(&done), "t1 SUCCEEDED n1 1.0 GiB of 4.0 GiB");
+        let mut compared = done;
+        (compared.progress.durable, compared.progress.verified) = (0, 4 << 30);
+        assert_eq!(summary(&compared), "t1 SUCCEEDED n1 4.0 GiB of 4.0 GiB");
     }
 
     #[test]
