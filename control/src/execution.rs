@@ -5,12 +5,13 @@
 //! runner itself only awaits.
 
 use crate::model::volume::TaskVolume;
-use crate::model::{DurableMap, Epoch, Failure, Progress, TaskId};
+use crate::model::{DurableMap, Epoch, Failure, NodeId, Progress, TaskId};
 use async_trait::async_trait;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use blockhaul_engine::gate::Gate;
 use blockhaul_engine::job::Reason;
 use blockhaul_engine::spec::{DigestKind, Reflink, Sparse};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
@@ -68,8 +69,13 @@ pub struct CompareJob {
 pub enum Reference {
     /// Another volume.
     Volume(TaskVolume),
-    /// The receipt of a copy, a file of the node.
-    Receipt(TaskVolume),
+    /// The receipt of a copy.
+    Receipt {
+        /// The node that has the file.
+        node: NodeId,
+        /// Where.
+        path: PathBuf,
+    },
 }
 
 /// One attempt at a task.

@@ -94,6 +94,8 @@ pub struct OpenedVolumes {
     pub reference: Option<OwnedFd>,
     /// What is checked.
     pub volume: Option<OwnedFd>,
+    /// The receipt that it is compared with.
+    pub receipt: Option<OwnedFd>,
 }
 
 /// Decides whether a job may change its destination.

@@ -28,7 +28,7 @@ use blockhaul_engine::spec::{self as engine, Checkpoint, Continuation, CopySpec,
 use blockhaul_engine::supervision::{Admission, AdmissionRequest, OpenedVolumes, Supervision};
 use blockhaul_engine::volume::Locator;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -411,17 +411,16 @@ impl Site {
     fn prepare_comparison(&self, job: &CompareJob, execution: Execution) -> Result<Prepared> {
         let CompareJob { reference, volume, limit } = job;
         let mut opened = OpenedVolumes::default();
-        let (reference, receipt) = match reference {
+        let reference = match reference {
             Reference::Volume(volume) => {
                 let locator = self.locator(volume, Side::Source)?;
                 opened.reference = self.open_to_read(&locator, Side::Source)?;
-                (engine::Reference::Volume(locator), None)
+                engine::Reference::Volume(locator)
             }
-            Reference::Receipt(file) => {
-                let file = self.open_to_read(&self.locator(file, Side::Caller)?, Side::Caller)?;
-                // Whatever its name leads to now, this is what the policy has checked.
-                let path = file.as_ref().map(|file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
-                (engine::Reference::Receipt(path.unwrap_or_default()), file)
+            Reference::Receipt { node, path } => {
+                self.is_here(node)?;
+                opened.receipt = Some(self.policy.open_to_read(path, Side::Source)?);
+                engine::Reference::Receipt(path.clone())
             }
         };
         let volume = self.locator(volume, Side::Destination)?;
@@ -430,7 +429,7 @@ impl Site {
         let permit = WritePermitRequest::ask(&Mutex::new(Some(execution.admission)), DurableMap::default());
         permit.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
         let submit = move |engine: &Engine| engine.verify_opened(spec, opened);
-        Ok(Prepared { submit: Box::new(submit), clean_up: Box::new(move || drop(receipt)) })
+        Ok(Prepared { submit: Box::new(submit), clean_up: Box::new(|| ()) })
     }
 
     /// Opens a local volume or file as the policy allows; `None` for an export.

@@ -75,7 +75,7 @@ fn compare(
         cancelled: &cancelled,
         ..ReadOptions::new(spec.direct)
     };
-    let access = VolumeAccess::to_compare(control.revoker(), opened);
+    let access = VolumeAccess::to_compare(control.revoker(), opened.reference, opened.volume);
     if let Reference::Volume(reference) = &spec.reference {
         access.refuse_misplaced(reference, &spec.volume)?;
     }
@@ -98,7 +98,10 @@ fn compare(
             (Arc::clone(&reference), size, wanted, Expectation::Volume(reference))
         }
         Reference::Receipt(path) => {
-            let receipt = JournalReader::open(path)?;
+            let receipt = match opened.receipt {
+                Some(file) => JournalReader::of_file(file.into(), path)?,
+                None => JournalReader::open(path)?,
+            };
             check_receipt(&receipt, path)?;
             let Header { size_bytes, leaf_bytes, .. } = *receipt.header();
             refuse_block(leaf_bytes, [&*target, &*target])?;

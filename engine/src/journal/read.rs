@@ -54,6 +54,14 @@ impl JournalReader {
         Self::from_store(Box::new(file), name, None)
     }
 
+    /// As [`JournalReader::open`], of a file that is open; `path` is only its name.
+    ///
+    /// # Errors
+    /// As [`JournalReader::open`].
+    pub(crate) fn of_file(file: File, path: &Path) -> Result<Self> {
+        Self::from_store(Box::new(file), path.shown().to_string(), None)
+    }
+
     /// As [`JournalReader::open`], from memory.
     ///
     /// # Errors

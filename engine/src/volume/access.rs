@@ -8,7 +8,7 @@
 use super::Locator;
 use crate::error::{Error, Result, Side};
 use crate::nbd::connection_revoker::ConnectionRevoker;
-use crate::supervision::{OpenedDestination, OpenedVolumes};
+use crate::supervision::OpenedDestination;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ impl VolumeAccess {
     /// With the volumes of a comparison, as far as they are open.
     pub(crate) fn to_compare(
         revoker: &Arc<ConnectionRevoker>,
-        OpenedVolumes { reference, volume }: OpenedVolumes,
+        reference: Option<OwnedFd>,
+        volume: Option<OwnedFd>,
     ) -> Self {
         let destination = volume.map(|file| OpenedDestination { file, created: false, parent: None });
         Self { revoker: Arc::clone(revoker), source: reference, destination }

@@ -47,8 +47,12 @@ impl Kind for VerifyTask {
 
     fn node(&self) -> Result<Option<NodeId>> {
         let CompareJob { reference, volume, .. } = self.job()?;
-        let (Reference::Volume(reference) | Reference::Receipt(reference)) = reference;
-        common_node([self.node.as_ref(), reference.node(), volume.node()], [&reference.to_string(), &self.volume])
+        let reference = match &reference {
+            Reference::Volume(reference) => reference.node(),
+            Reference::Receipt { node, .. } => Some(node),
+        };
+        let names = [self.reference.as_ref().or(self.receipt.as_ref()).map_or("", String::as_str), &self.volume];
+        common_node([self.node.as_ref(), reference, volume.node()], names)
     }
 
     fn imply_node(&mut self, node: &NodeId) {
@@ -117,7 +121,7 @@ impl VerifyTask {
         let reference = match (&self.reference, &self.receipt) {
             (Some(reference), None) => Reference::Volume(volume(reference)?),
             (None, Some(receipt)) => match volume(receipt)? {
-                file @ TaskVolume::Path { .. } => Reference::Receipt(file),
+                TaskVolume::Path { node, path } => Reference::Receipt { node, path },
                 export => {
                     return Err(Error::bad_request(format!("{export} is an export: a receipt is a file of a node")));
                 }
