@@ -1,15 +1,19 @@
 //! Tests centers whose nodes run different versions: the oldest that is supported, and the one of this build.
 
 use crate::support::{Cell, MIB, NEEDS, PATIENT, Pair, need, oldest_taskd};
+use blockhaul_testkit::skipped;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Three nodes of the oldest version.
-fn old_cell(oldest: &Path) -> Cell {
+/// Three nodes of the oldest version, and a copy on its way.
+fn old_cell(oldest: &Path) -> (Cell, Pair) {
     let mut cell = Cell::idle(3, 1, &PATIENT);
     cell.nodes.iter_mut().for_each(|node| node.run_version(Some(oldest.to_owned())));
     cell.start();
-    cell
+    let pair = Pair::new(&cell, "pair", 64 * MIB);
+    pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
+    cell.wait_for_checkpoint("steady");
+    (cell, pair)
 }
 
 /// Stops a node in good order and starts it as another version.
@@ -32,11 +36,11 @@ fn assert_all_work(cell: &Cell, round: &str) {
 fn nodes_are_upgraded_one_by_one_and_a_copy_goes_on() {
     let test = "nodes_are_upgraded_one_by_one_and_a_copy_goes_on";
     need!(test, &NEEDS);
-    let oldest = need!(test, oldest_taskd());
-    let mut cell = old_cell(&oldest);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
-    pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
-    cell.wait_for_checkpoint("steady");
+    let oldest = match oldest_taskd() {
+        Ok(oldest) => oldest,
+        Err(missing) => return skipped(test, &missing),
+    };
+    let (mut cell, pair) = old_cell(&oldest);
     // The leader last: the old one gives work to new runners, and the new one takes over what it has left.
     let leader = cell.leader().expect("somebody leads");
     let others = (0..3).filter(|node| *node != leader);
@@ -55,11 +59,11 @@ fn nodes_are_upgraded_one_by_one_and_a_copy_goes_on() {
 fn a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again() {
     let test = "a_new_leader_works_with_old_runners_and_an_old_one_takes_over_again";
     need!(test, &NEEDS);
-    let oldest = need!(test, oldest_taskd());
-    let mut cell = old_cell(&oldest);
-    let pair = Pair::new(&cell, "pair", 64 * MIB);
-    pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
-    cell.wait_for_checkpoint("steady");
+    let oldest = match oldest_taskd() {
+        Ok(oldest) => oldest,
+        Err(missing) => return skipped(test, &missing),
+    };
+    let (mut cell, pair) = old_cell(&oldest);
     change_version(&mut cell, 0, None);
     // While the others are away it leads; then they are its runners.
     for node in [1, 2] {
