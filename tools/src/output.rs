@@ -4,7 +4,7 @@
 //! failed, is a report. stderr is for people: one line `blockhaul: CODE: message` per failure, logs, and the progress bar.
 //!
 //! Every line stays one line and cannot control a terminal, whatever a server or a center sent: text passes
-//! [`shown::line`], and JSON escapes what is not printable as `\uXXXX`.
+//! [`shown::line`], and JSON has its own escapes for what is not printable.
 //!
 //! Only [`finish`] waits, at the end of every command: a reader that is slow or does not read delays neither a copy nor its
 //! stop. A failed write turns success into failure, except for a closed pipe, whose reader has seen enough.

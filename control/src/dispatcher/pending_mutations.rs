@@ -69,7 +69,7 @@ impl Dispatcher {
         if want.wanted == Mutation::Remove {
             return self.remove(id, want);
         }
-        match wished(&entry.record, &want.wanted, now.unix_ms) {
+        match mutated(&entry.record, &want.wanted, now.unix_ms) {
             Err(error) => {
                 let _ = want.reply.send(Err(error));
             }
@@ -172,7 +172,7 @@ impl Dispatcher {
 }
 
 /// The record as the client wants it; equal to what it is if that is so already.
-fn wished(record: &TaskRecord, wanted: &Mutation, now_ms: u64) -> Result<TaskRecord> {
+fn mutated(record: &TaskRecord, wanted: &Mutation, now_ms: u64) -> Result<TaskRecord> {
     let step = |event| state_machine::apply(record, event, now_ms).map_err(|illegal| refusal(record, &illegal));
     match wanted {
         Mutation::TaskChange(TaskChange::Cancel) if record.state.is_terminal() => Ok(record.clone()),

@@ -210,9 +210,9 @@ mod tests {
 
     /// Roles that take their time, and that an election gives and takes in between.
     #[derive(Clone, Default)]
-    struct Played(Arc<Mutex<Roles>>);
+    struct RecordedRoles(Arc<Mutex<Roles>>);
 
-    impl Played {
+    impl RecordedRoles {
         fn begin(&self, change: impl FnOnce(&mut Roles)) {
             let mut roles = self.0.lock().unwrap();
             assert_eq!(roles.under_way, 0, "one thing after the other: {roles:?}");
@@ -227,20 +227,20 @@ mod tests {
         }
 
         /// A step that is dropped half-way has ended, too.
-        fn step(&self) -> Step {
-            Step(self.clone())
+        fn step(&self) -> StepGuard {
+            StepGuard(self.clone())
         }
     }
 
-    struct Step(Played);
+    struct StepGuard(RecordedRoles);
 
-    impl Drop for Step {
+    impl Drop for StepGuard {
         fn drop(&mut self) {
             self.0.end(|_| ());
         }
     }
 
-    impl RoleControl for Played {
+    impl RoleControl for RecordedRoles {
         fn start(&self) {
             self.begin(|roles| (roles.stands, roles.runs) = (true, true));
             self.end(|_| ());
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn a_stop_at_any_moment_ends_stepped_down() {
         let schedule = || {
-            let (post, stopper) = (Played::default(), StopHandle::new());
+            let (post, stopper) = (RecordedRoles::default(), StopHandle::new());
             let (channel, judged) = watch::channel(seen(Verdict::Usable));
             let (_failed, mut failures) = mpsc::channel(1);
             let channel = Arc::new(channel);
@@ -301,10 +301,10 @@ mod tests {
                     thread::spawn(move || stopper.stop(how))
                 })
                 .into();
-            let (played, asked) = (post.clone(), stopper.clone());
+            let (recorded, asked) = (post.clone(), stopper.clone());
             let ended = future::block_on(async move {
-                played.start();
-                run_until_stopped(&played, &asked, Some(judged), &mut failures).await
+                recorded.start();
+                run_until_stopped(&recorded, &asked, Some(judged), &mut failures).await
             });
             assert_eq!(ended, Ok(()));
             let roles = *post.0.lock().unwrap();
@@ -321,17 +321,17 @@ mod tests {
     #[test]
     fn a_failed_role_ends_it_with_its_reason() {
         let schedule = || {
-            let (post, stopper) = (Played::default(), StopHandle::new());
+            let (post, stopper) = (RecordedRoles::default(), StopHandle::new());
             let (failed, mut failures) = mpsc::channel(1);
             let failing = thread::spawn(move || {
                 let error = Error::new(Code::NotFound, Side::Caller, Operation::Start, "no such interface");
                 failed.try_send(error).unwrap();
                 failed
             });
-            let (played, asked) = (post.clone(), stopper.clone());
+            let (recorded, asked) = (post.clone(), stopper.clone());
             let ended = future::block_on(async move {
-                played.start();
-                run_until_stopped(&played, &asked, None, &mut failures).await
+                recorded.start();
+                run_until_stopped(&recorded, &asked, None, &mut failures).await
             });
             assert_eq!(ended.unwrap_err().code, Code::NotFound);
             assert_eq!(post.0.lock().unwrap().steps_down, 1);
@@ -344,14 +344,14 @@ mod tests {
     #[test]
     fn a_stop_that_came_first_wins() {
         let schedule = || {
-            let (post, stopper) = (Played::default(), StopHandle::new());
+            let (post, stopper) = (RecordedRoles::default(), StopHandle::new());
             stopper.stop(Stop::Drained);
             let (channel, judged) = watch::channel(seen(Verdict::Lost));
             let (_failed, mut failures) = mpsc::channel(1);
-            let played = post.clone();
+            let recorded = post.clone();
             future::block_on(async move {
-                played.start();
-                run_until_stopped(&played, &stopper, Some(judged), &mut failures).await.unwrap();
+                recorded.start();
+                run_until_stopped(&recorded, &stopper, Some(judged), &mut failures).await.unwrap();
             });
             let roles = *post.0.lock().unwrap();
             assert_eq!((roles.stands, roles.steps_down), (false, 1));

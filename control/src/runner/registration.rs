@@ -150,7 +150,7 @@ async fn register(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Act
         if let Some(node) = &status
             && node.stat.owner != Some(session.id())
         {
-            judge(state, node)?;
+            check_replaceable(state, node)?;
         }
         let old = status.map(|node| Op::Delete { path: path.clone(), version: node.stat.version });
         let data = mine.encode();
@@ -185,7 +185,7 @@ fn active(session: &Arc<dyn Session>, sent: Duration) -> ActiveRegistration {
 }
 
 /// Decides whether a registration of another session may be replaced.
-fn judge(state: &RunnerState, node: &Node) -> Result<(), NotRegistered> {
+fn check_replaceable(state: &RunnerState, node: &Node) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
     let ours = state.context.seams.state.incarnations().map_err(|error| NotRegistered::Refused(error.to_string()))?;

@@ -4,7 +4,7 @@
 //! in a world that is otherwise as its seed says. Some seed must then fail, with the message of the checker in
 //! question.
 
-use super::{play, run_result::RunResult};
+use super::{run_result::RunResult, run_seed};
 use crate::coord::paths;
 use crate::coord::sim::Ensemble;
 use crate::coord::{Node, Op};
@@ -111,7 +111,7 @@ const SEEDS: u64 = 300;
 fn shows(defect: Defect, words: &str) {
     let mut said = Vec::new();
     for seed in 0..SEEDS {
-        if let Some(failure) = play(seed, false, Some(defect)).failure {
+        if let Some(failure) = run_seed(seed, false, Some(defect)).failure {
             if failure.contains(words) {
                 return;
             }

@@ -179,7 +179,7 @@ impl Disks {
         let volume = inner.volumes.get_mut(name).expect("jobs write volumes that exist");
         // When history goes back only the destination itself can tell later grants from earlier ones.
         if volume.node.is_some() || by.era == 0 {
-            self.judge_submission(name, volume, by);
+            self.check_submission(name, volume, by);
             let is_held = |flight: &Flight| match inner.held.get(&flight.by.holder.incarnation) {
                 Some(until) => until.is_none_or(|until| until.elapsed() < TO_NOTICE),
                 None => false,
@@ -197,7 +197,7 @@ impl Disks {
         receiver
     }
 
-    fn judge_submission(&self, name: &str, volume: &mut Volume, by: &Writer) {
+    fn check_submission(&self, name: &str, volume: &mut Volume, by: &Writer) {
         if let Some(newest) = &volume.newest {
             self.result.expect(by.rank() >= newest.rank(), || {
                 format!(
@@ -407,7 +407,7 @@ impl Disks {
     }
 
     /// Checks at the end that completed volumes without later writes are unchanged.
-    pub(super) fn judge_end(&self) {
+    pub(super) fn check_end(&self) {
         for (name, volume) in &self.lock().volumes {
             let Some((rank, expected)) = &volume.sealed else { continue };
             let is_rewritten = volume.newest.as_ref().is_some_and(|newest| newest.rank() > *rank);

@@ -248,7 +248,7 @@ impl Job {
             recorded.contains(ByteRange::new(start, start + BLOCK))
         };
         if self.has(Defect::WriteBeforePermit) && self.state.blocks > 0 {
-            self.around.invariants.judge_writer(&self.by);
+            self.around.invariants.check_writer(&self.by);
         }
         let durable: BTreeSet<usize> =
             (0..self.state.blocks).filter(|block| journal.contains(block) || is_recorded(block)).collect();
@@ -334,7 +334,7 @@ impl Job {
             true => fastrand::u64(1_000..=15_000),
             false => fastrand::u64(pace.write_ms.0..=pace.write_ms.1),
         };
-        self.around.invariants.judge_writer(&self.by);
+        self.around.invariants.check_writer(&self.by);
         let landed = self.around.disks.submit(&self.destination, block, value, &self.by, Duration::from_millis(millis));
         self.flying.push_back((block, landed));
     }

@@ -126,7 +126,7 @@ impl InvariantChecker {
     /// Checks a write.
     pub(super) fn observe(&self, commit: &Commit<'_>) {
         let mut observed = self.observed();
-        self.judge_guards(&observed, commit);
+        self.check_guards(&observed, commit);
         let author = if checks(commit, paths::LEADER_EPOCH) { Author::Leader } else { Author::Runner };
         let mut ended = Vec::new();
         for &(path, node) in commit.changes {
@@ -142,7 +142,7 @@ impl InvariantChecker {
             changed.extend(self.observe_task(&mut observed, commit, author, path, node));
         }
         for id in changed {
-            self.judge_standing(&observed, &id);
+            self.check_standing(&observed, &id);
         }
         for claim in ended {
             let is_over = observed.tasks.get(&claim.task).is_none_or(|seen| seen.record.state.is_terminal());
@@ -152,7 +152,7 @@ impl InvariantChecker {
     }
 
     /// Checks I6.
-    fn judge_guards(&self, observed: &ObservedState, commit: &Commit<'_>) {
+    fn check_guards(&self, observed: &ObservedState, commit: &Commit<'_>) {
         let unversioned = commit.ops.iter().any(|op| match op {
             Op::Check { version, .. } | Op::Set { version, .. } | Op::Delete { version, .. } => *version < 0,
             Op::Create { .. } => false,
@@ -265,19 +265,19 @@ impl InvariantChecker {
                 let is_new = after.state == TaskState::Pending && author == Author::Leader;
                 self.result.expect(is_new, || format!("{} began as {:?} by {author:?}", after.id, after.state));
             }
-            Some(before) => self.judge_step(observed, commit, author, &before, &after),
+            Some(before) => self.check_step(observed, commit, author, &before, &after),
         }
         if after.state == TaskState::Succeeded
             && observed.tasks.get(&after.id).is_none_or(|seen| seen.record.state != after.state)
         {
-            self.judge_success(&after);
+            self.check_success(&after);
         }
         let id = after.id.clone();
         observed.tasks.insert(id.clone(), Seen { record: after, changed: Instant::now() });
         Some(id)
     }
 
-    fn judge_step(
+    fn check_step(
         &self,
         observed: &ObservedState,
         commit: &Commit<'_>,
@@ -328,10 +328,10 @@ impl InvariantChecker {
             }
         }
         if before.state == TaskState::Lost && after.state != TaskState::Lost {
-            self.judge_fence(observed, before, after);
+            self.check_fence(observed, before, after);
         }
         if after.map != before.map {
-            self.judge_map(after);
+            self.check_map(after);
         }
         // And the destination may have been written since by an attempt that no record knows of.
         let begins = before.state == TaskState::Assigned && after.state == TaskState::Running && !self.has_forgotten();
@@ -365,7 +365,7 @@ impl InvariantChecker {
     }
 
     /// Checks that no other runner gets a task whose runner may still write.
-    fn judge_fence(&self, observed: &ObservedState, before: &TaskRecord, after: &TaskRecord) {
+    fn check_fence(&self, observed: &ObservedState, before: &TaskRecord, after: &TaskRecord) {
         let Some(last) = before.attempts.last() else { return };
         let granted = last.epoch.and_then(|epoch| observed.granted.get(&epoch));
         let is_since = |gone: &&Instant| granted.is_none_or(|granted| *gone >= granted);
@@ -385,7 +385,7 @@ impl InvariantChecker {
     }
 
     /// Checks that a record never calls bytes durable that are not.
-    fn judge_map(&self, after: &TaskRecord) {
+    fn check_map(&self, after: &TaskRecord) {
         let Some(name) = Place::destination(&after.spec) else { return };
         if self.has_forgotten() && self.disks.is_remote(&name) {
             // What others have written there since is in no record, and the volume has no memory of its own.
@@ -396,7 +396,7 @@ impl InvariantChecker {
             .expect(invented.is_empty(), || format!("{}: blocks {invented:?} of {name} are not durable", after.id));
     }
 
-    fn judge_success(&self, after: &TaskRecord) {
+    fn check_success(&self, after: &TaskRecord) {
         let unquiet = after.attempts.iter().filter(|attempt| !attempt.quiet).count();
         self.result.expect(unquiet == 0, || format!("{} succeeded with {unquiet} attempts that may write", after.id));
         if let (Some(name), Some(epoch)) = (Place::destination(&after.spec), after.epoch) {
@@ -407,7 +407,7 @@ impl InvariantChecker {
     }
 
     /// Checks I1 and the epoch of I2 for a task after a write.
-    fn judge_standing(&self, observed: &ObservedState, id: &TaskId) {
+    fn check_standing(&self, observed: &ObservedState, id: &TaskId) {
         let Some(Seen { record, .. }) = observed.tasks.get(id) else { return };
         if record.holder.is_none() {
             return;
@@ -437,7 +437,7 @@ impl InvariantChecker {
     }
 
     /// Checks that the store has granted an epoch for a task to a process, and that the task has begun.
-    pub(super) fn judge_writer(&self, by: &Writer) {
+    pub(super) fn check_writer(&self, by: &Writer) {
         if by.era != self.disks.era() {
             return;
         }

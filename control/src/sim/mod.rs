@@ -76,12 +76,12 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Runs one seed.
-fn play(seed: u64, trace: bool, defect: Option<Defect>) -> SeedResult {
+fn run_seed(seed: u64, trace: bool, defect: Option<Defect>) -> SeedResult {
     let runtime = runtime();
     let _logs = trace.then(log);
-    let played =
+    let result =
         catch_unwind(AssertUnwindSafe(|| runtime.block_on(async { World::new(seed, trace, defect).run().await })));
-    match played {
+    match result {
         Ok(result) => {
             let (failure, digest) = (result.failure(), result.digest());
             SeedResult { failure, digest, faults: result.faults(), events: result.events() }
@@ -105,13 +105,13 @@ struct Total {
 }
 
 impl Total {
-    fn add(&mut self, seed: u64, played: SeedResult) {
-        if let Some(failure) = played.failure {
+    fn add(&mut self, seed: u64, result: SeedResult) {
+        if let Some(failure) = result.failure {
             println!("seed {seed}: {} -- replay: cargo xtask sim control --seed {seed}", failure.replace('\n', " "));
             self.failed += 1;
         }
-        played.faults.into_iter().for_each(|(kind, times)| *self.faults.entry(kind).or_default() += times);
-        played.events.into_iter().for_each(|(what, times)| *self.events.entry(what).or_default() += times);
+        result.faults.into_iter().for_each(|(kind, times)| *self.faults.entry(kind).or_default() += times);
+        result.events.into_iter().for_each(|(what, times)| *self.events.entry(what).or_default() += times);
     }
 }
 
@@ -126,8 +126,8 @@ fn play_all(first: u64, count: u64) -> Total {
     let total = Mutex::new(Total::default());
     let work = || {
         while let Some(seed) = Some(next.fetch_add(1, Relaxed)).filter(|seed| seed - first < count) {
-            let played = play(seed, count == 1, None);
-            total.lock().expect("nobody panics with it").add(seed, played);
+            let result = run_seed(seed, count == 1, None);
+            total.lock().expect("nobody panics with it").add(seed, result);
         }
     };
     std::thread::scope(|scope| {
@@ -158,6 +158,6 @@ fn nodes_at_rest_leave_the_service_alone() {
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 0..5 {
-        assert_eq!(play(seed, false, None), play(seed, false, None), "seed {seed}");
+        assert_eq!(run_seed(seed, false, None), run_seed(seed, false, None), "seed {seed}");
     }
 }

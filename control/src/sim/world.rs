@@ -210,7 +210,7 @@ impl World {
         self.mend().await;
         self.settle().await;
         sleep(late(self.defect)).await;
-        self.disks.judge_end();
+        self.disks.check_end();
         let faults = self.result.faults().values().sum::<u64>();
         self.result.expect(faults >= FAULTS_MIN, || format!("only {faults} faults"));
     }
