@@ -69,7 +69,7 @@ fn task_lines(task: &TaskView) -> Vec<String> {
     let field = |name: &str, value: &dyn std::fmt::Display| format!("{name:<12} {value}");
     let option = |name: &str, value: &Option<String>| value.as_ref().map(|value| field(name, value));
     let mut lines =
-        vec![field("task", id), field("kind", kind), field("state", state), field("desired state", desired_state)];
+        vec![field("task", id), field("kind", kind), field("state", state), field("desired", desired_state)];
     lines.extend((!reason.is_empty()).then(|| field("reason", reason)));
     lines.extend(option("source", source));
     lines.extend(option("destination", destination));
