@@ -34,7 +34,7 @@
 //! # }
 //! ```
 //!
-//! # The way of the data
+//! # Data flow
 //! ```text
 //! CopySpec -> Volume(source) -> ExtentMap (scanned in windows, ahead of the copy)
 //!                    Checkpoint (earlier run) --+--> Plan -> Segment ...
@@ -43,7 +43,7 @@
 //!             '----- written ranges ---------------------------------------'
 //!  Job <- written ranges -> flush destination -> Journal (checkpoint, receipt) -> Progress / Report
 //! ```
-//! The modules below stand in the order in which data meets them. The seam to the kernel is the ring: it owns a buffer
+//! The modules below are in the order in which data passes through them. The seam to the kernel is the ring: it owns a buffer
 //! for as long as the kernel may touch it.
 
 pub mod units;
