@@ -1,8 +1,8 @@
 //! Computes how long tasks have waited, in the order in which the coordination service has created them.
 //!
-//! A task's time of submission is read from the clock of the leader of that time. A clock that was ahead made tasks
-//! look younger than later ones. So a task counts as old as the oldest task created after it: its own time where clocks
-//! agree, and never later than the time of a task behind it where they do not.
+//! A task's time of submission is of the wall clock of the leader at that time. With a clock that was ahead, a task
+//! would look younger than tasks submitted after it. So a task counts as at least as old as every task created after
+//! it. Where the clocks agree, its own time counts.
 //!
 //! What always holds: in the order of creation, times never fall.
 

@@ -1,4 +1,4 @@
-//! Applies what reads, writes and calls have brought to the cluster state, and answers the clients that wait for it.
+//! Applies the results of reads, writes and calls to the cluster state, and answers the clients that wait for them.
 
 use super::cluster_state::FenceProgress;
 use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
@@ -15,16 +15,16 @@ use crate::peers::{AssignResponse, AssignmentStatus, CallError};
 use blockhaul_engine::error::Code;
 use std::time::Duration;
 
-/// After a write that failed.
+/// Wait before the next write of a task after one that failed.
 const WRITE_AGAIN: Duration = Duration::from_millis(250);
-/// After a write that met another task's claim, which this leader did not know of.
+/// Wait after a write that cannot succeed soon: it was denied, is too large, or met a claim of an unknown task.
 const CLAIM_AGAIN: Duration = Duration::from_secs(5);
 
-/// The log says again so often that a task cannot be written.
+/// Time after which a lasting write failure of a task is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 impl Dispatcher {
-    /// Takes one.
+    /// Applies one event.
     pub(crate) fn apply(&mut self, event: Event) {
         match event {
             Event::Listed(listed) => self.take_list(listed),
@@ -61,7 +61,7 @@ impl Dispatcher {
         }
     }
 
-    /// Takes a record's node as it was read.
+    /// Applies a record's node as it was read; `None` if it does not exist.
     pub(crate) fn observe_node(&mut self, id: &TaskId, node: Option<Node>) {
         let path = paths::task(id);
         let Some(node) = node else {
@@ -80,13 +80,13 @@ impl Dispatcher {
         self.observe(record, node.stat.version, Some(node.stat.created));
     }
 
-    /// A record that makes no sense any more is kept aside.
+    /// Forgets a task whose record cannot be decoded any more, and reports that record.
     fn lose_sight(&mut self, id: &TaskId, why: String) {
         self.forget(id);
         self.keep_aside(paths::task(id), why);
     }
 
-    /// Reports a record that cannot be decoded, once.
+    /// Logs that a record cannot be decoded, and lists it in the status; once for each reason.
     pub(crate) fn keep_aside(&mut self, path: String, why: String) {
         if self.cluster.tasks.undecodable.get(&path) != Some(&why) {
             tracing::error!(path, why, "cannot decode a record: leaving it alone");
@@ -99,7 +99,8 @@ impl Dispatcher {
         self.watchers.remove(id);
     }
 
-    /// The store is not what this leader knows: it does nothing more, and whoever is elected next reads everything.
+    /// Ends the dispatcher because the store has another history than this leader has seen. The next term reads
+    /// everything.
     pub(crate) fn lose_history(&mut self, id: &TaskId) {
         if self.ending.replace(Ending::HistoryLost) == Some(Ending::HistoryLost) {
             return;
@@ -111,7 +112,7 @@ impl Dispatcher {
         );
     }
 
-    /// Takes a record, and tells who watches it.
+    /// Applies a committed record, and sends it to the clients that watch the task.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>) {
         let id = record.id.clone();
         let seen = Known { version, created, op: record.op.clone() };
@@ -143,7 +144,7 @@ impl Dispatcher {
         self.notify(&id);
     }
 
-    /// Tells who watches a task.
+    /// Sends a task to the clients that watch it.
     pub(crate) fn notify(&mut self, id: &TaskId) {
         let Some(watcher) = self.watchers.get(id) else { return };
         match self.shown(id) {
@@ -170,7 +171,8 @@ impl Dispatcher {
                 self.count(&record, grant, now);
                 self.observe(*record, version, created);
                 self.cluster.unreserve(id, now.boot);
-                // A reading may have brought the record before: then it was news while the write was still under way.
+                // A read may have returned this record while the write was under way: then `observe` changes nothing,
+                // and nothing else makes the task due.
                 self.cluster.touch(id, now.boot);
                 if let (Some(entry), Some(grant)) = (self.cluster.tasks.get_mut(id), grant) {
                     entry.grant = Some(grant);
@@ -178,7 +180,7 @@ impl Dispatcher {
                 self.after_done(id, purpose);
             }
             Written::Changed(node) => {
-                // An older record than the known one: nothing that is known is worth more than what refused the write.
+                // The stored record counts even if its version is lower than the known one: `observe` would ignore it.
                 let known = self.cluster.tasks.get(id).map(|entry| entry.version);
                 if node.as_ref().is_some_and(|node| Some(node.stat.version) < known) {
                     self.cluster.forget(id, now.boot);
@@ -188,7 +190,7 @@ impl Dispatcher {
                 self.cluster.unreserve(id, now.boot);
                 self.cluster.touch(id, now.boot);
                 if is_stuck {
-                    // Not the record was in the way, but a claim that keeps changing.
+                    // The record is unchanged: a claim that keeps changing has refused the write.
                     self.cluster.hold(id, now.boot + WRITE_AGAIN);
                 }
                 self.after_changed(id, purpose);
@@ -220,7 +222,8 @@ impl Dispatcher {
         }
     }
 
-    /// Nothing can be written of a task: its reason says so until something is, and the log now and then.
+    /// Notes that a task's record cannot be written: shown in its reason until a write succeeds, and logged now and
+    /// then.
     fn impede(&mut self, id: &TaskId, why: String, now: Duration) {
         let said = self.cluster.tasks.get(id).and_then(|entry| entry.runtime.write_failure.as_ref());
         let is_said = said.is_some_and(|said| said.why == why && now < said.at + SAY_AGAIN);
@@ -234,7 +237,7 @@ impl Dispatcher {
         }
     }
 
-    /// Measures how long tasks wait.
+    /// Counts an assignment, and measures how long the task has waited for it.
     fn count(&mut self, after: &TaskRecord, grant: Option<Epoch>, now: Now) {
         if grant.is_some() && after.state == TaskState::Assigned {
             self.assignments += 1;
@@ -276,7 +279,7 @@ impl Dispatcher {
         self.cluster.touch(id, now);
     }
 
-    /// A runner will not have a task that has not been given to it.
+    /// Applies the refusal of a runner that was to resolve a task's destination and then to get the task.
     fn refused(&mut self, id: &TaskId, node: &NodeId, code: Code, why: String) {
         let now = self.clock.boot_time();
         self.cluster.unreserve(id, now);
@@ -293,7 +296,8 @@ impl Dispatcher {
         self.cluster.touch(id, now);
     }
 
-    /// Whoever refused is left alone for a while: by that task, or by all if it is not about the task.
+    /// Starts the backoff of a node that has refused a task: for this task, and for all tasks if the reason is not the
+    /// task.
     pub(crate) fn avoid(&mut self, id: &TaskId, node: &NodeId, code: Code) {
         let now = self.clock.boot_time();
         if matches!(code, Code::Overloaded | Code::RunnerInterrupt | Code::Fenced | Code::Unreachable) {
@@ -329,7 +333,7 @@ impl Dispatcher {
                     now + if entry.record.state == TaskState::Assigned { REMIND_EVERY } else { Duration::ZERO };
                 entry.runtime.assign_reply = AssignReply::Accepted;
                 let AssignmentStatus::Waits(step) = standing else {
-                    // It has begun, and the hint has been lost.
+                    // The task has begun, and the hint about its record may have been lost.
                     return self.reads.want(id.clone());
                 };
                 if entry.runtime.waits.replace(step) != Some(step) {
@@ -362,7 +366,7 @@ impl Dispatcher {
                 entry.runtime.next_call = now + ASK_EVERY;
                 return self.reads.want(id.clone());
             }
-            // No fault of the runner: it has never heard of it, or has given it back.
+            // Without a backoff: the runner has never received the assignment, or has returned the task.
             CallResult::Status(AssignmentStatus::Unknown) => {
                 let why = String::from("the runner does not know the task");
                 entry.runtime.assign_reply = AssignReply::Refused { code: Code::RunnerInterrupt, why };
@@ -376,14 +380,14 @@ impl Dispatcher {
     }
 }
 
-/// The node that has given a task back because it stops: no watch tells that its registration says so.
+/// Returns the node that has returned a task because it stops: no watch fires when its registration says so.
 fn gives_back<'a>(before: &'a TaskRecord, after: &TaskRecord) -> Option<&'a NodeId> {
     let outcome = after.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
     let is_given = after.holder.is_none() && outcome == Some(Code::RunnerInterrupt.as_str());
     before.node().filter(|_| is_given)
 }
 
-/// At most 8 names that fit into a record.
+/// Tells whether claims fit into a record: 1 to 8 of them, each of 1 to 300 bytes.
 fn is_plausible(claims: &[String]) -> bool {
     (1..=8).contains(&claims.len()) && claims.iter().all(|claim| (1..=300).contains(&claim.len()))
 }

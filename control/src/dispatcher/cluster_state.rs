@@ -35,7 +35,7 @@ pub(crate) struct ClusterState {
     pub(crate) tasks: Tasks,
     pub(crate) fleet: Fleet,
     pub(crate) queue: Queue,
-    /// Task that has each claim, or is about to.
+    /// Task that has each claim, or is being assigned with it.
     pub(crate) claimed: BTreeMap<String, TaskId>,
     /// Lost runners that the fence program has been started for.
     pub(crate) fences: BTreeMap<(NodeId, String), FenceProgress>,
@@ -48,7 +48,8 @@ pub(crate) struct ClusterState {
 }
 
 impl ClusterState {
-    /// Takes a record as it was read or written. `created` is known only when it was read. Returns whether it is new.
+    /// Applies a record as it was read or written, with the transaction that created its node, if known. Returns
+    /// `false` if the known record is as new or newer.
     pub(crate) fn observe(&mut self, record: TaskRecord, version: i32, created: Option<Zxid>, now: Now) -> bool {
         let id = record.id.clone();
         if let Some(before) = self.tasks.get(&id) {
@@ -171,7 +172,7 @@ impl ClusterState {
         entry.runtime.waits_for = Some(claim);
     }
 
-    /// Delays writes of a task until then.
+    /// Delays all writes of a task until `until`.
     pub(crate) fn hold(&mut self, id: &TaskId, until: Duration) {
         self.calm(id);
         self.unqueue(id);
@@ -181,7 +182,7 @@ impl ClusterState {
         self.touch(id, until);
     }
 
-    /// Takes the registrations as they were read.
+    /// Applies the registrations as they were read.
     pub(crate) fn observe_runners(&mut self, runners: BTreeMap<NodeId, Registration>, now: Duration) {
         let changed = self.fleet.replace(runners);
         let mut concerned: BTreeSet<TaskId> = BTreeSet::new();
@@ -201,7 +202,7 @@ impl ClusterState {
         concerned.iter().for_each(|id| self.touch(id, now));
     }
 
-    /// Takes telemetry of a holder.
+    /// Applies telemetry of a task's holder. Returns `false` if the task has no holder.
     pub(crate) fn observe_progress(&mut self, id: &TaskId, progress: Progress) -> bool {
         let Some(entry) = self.tasks.get_mut(id) else { return false };
         let Some(node) = entry.record.node().cloned() else { return false };
@@ -211,7 +212,7 @@ impl ClusterState {
         true
     }
 
-    /// Makes a task due at `at`, or before.
+    /// Makes a task due at `at`, unless it is due earlier.
     pub(crate) fn touch(&mut self, id: &TaskId, at: Duration) {
         if self.tasks.get(id).is_some() && self.dues.get(id).is_none_or(|due| *due > at) {
             self.calm(id);
@@ -220,7 +221,7 @@ impl ClusterState {
         }
     }
 
-    /// Makes a task due only when something touches it.
+    /// Clears the due time of a task.
     pub(crate) fn calm(&mut self, id: &TaskId) {
         if let Some(due) = self.dues.remove(id) {
             self.due.remove(&(due, id.clone()));
@@ -239,12 +240,12 @@ impl ClusterState {
         [task, self.fleet.next_wake(), interrupt].into_iter().flatten().min()
     }
 
-    /// Makes every task due that had the process as its runner.
+    /// Makes the lost tasks due whose last runner was `holder`.
     pub(crate) fn touch_lost(&mut self, holder: &Holder, now: Duration) {
         self.lost_with(holder).iter().for_each(|id| self.touch(id, now));
     }
 
-    /// Makes none of them due until they are touched.
+    /// Clears the due times of the lost tasks whose last runner was `holder`.
     pub(crate) fn calm_lost(&mut self, holder: &Holder) {
         self.lost_with(holder).iter().for_each(|id| self.calm(id));
     }

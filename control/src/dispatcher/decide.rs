@@ -14,35 +14,30 @@ use crate::model::{Attempt, DesiredState, Failure, Fence, TaskId, TaskRecord, Ta
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
-/// How often a runner is asked or nudged that has not answered or obeyed.
+/// Time between two calls to a runner that has not answered, or has not yet done what its task's record says.
 pub(crate) const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How often a runner is asked that has accepted a task and not begun it.
+/// Time between two queries of a runner that has accepted a task and not begun it.
 pub(crate) const REMIND_EVERY: Duration = Duration::from_secs(5);
 
-/// And at least so often before its retention has passed.
+/// Longest time between two checks whether an ended task's retention has passed.
 const RETENTION_LOOK_MAX: Duration = Duration::from_secs(60 * 60);
-/// How often an ended task is looked at while nobody knows what time it is.
+/// Time between two of these checks while no other node's clock is known.
 const RETENTION_LOOK: Duration = Duration::from_secs(10);
 
-/// How often a task is looked at that rests after a failure.
+/// Longest time between two checks whether a failed task's backoff is over.
 const REST_LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Times and bounds of decisions.
+/// Times and bounds of decisions, as in [`Config`](super::Config).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DecisionLimits {
-    /// See [`Config`](super::Config).
     pub(crate) retention: Duration,
-    /// The same.
     pub(crate) quiet_after: Duration,
-    /// The same.
     pub(crate) hold_off: Duration,
-    /// The same.
     pub(crate) answer_within: Duration,
-    /// The same.
     pub(crate) tasks_max: usize,
 }
 
-/// What to do now, with room for so many more writes and calls.
+/// Returns what to do now, within the budget of writes and calls.
 pub(crate) fn decide(cluster: &ClusterState, terms: &DecisionLimits, now: Now, budget: Budget) -> Vec<Decision> {
     let mut decisions = Vec::new();
     let mut budget = budget;
@@ -64,7 +59,7 @@ pub(crate) fn decide(cluster: &ClusterState, terms: &DecisionLimits, now: Now, b
     decisions
 }
 
-/// Makes room by the tasks that ended and came first, where there are more than there should be.
+/// Purges ended tasks, the first submitted first, while there are more than `tasks_max` tasks.
 fn purge_surplus(
     cluster: &ClusterState,
     terms: &DecisionLimits,
@@ -89,7 +84,7 @@ fn purge_surplus(
     }
 }
 
-/// What one task that is due needs.
+/// Decides about one task that is due.
 fn attend(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now: Now) -> Decision {
     let record = &entry.record;
     let id = || record.id.clone();
@@ -121,7 +116,8 @@ fn attend(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now
     }
 }
 
-/// Attempts under a lease whose last requests must have died by now. Locks and proofs tell about all others.
+/// Marks ended attempts as drained whose last requests are over by now, for tasks under a lease. With other fences the
+/// destination's lock or a proof of the fence shows that.
 fn quieted(record: &TaskRecord, entry: &TaskEntry, terms: &DecisionLimits, now: Now) -> Option<Decision> {
     if record.spec.kind().fence() != Fence::Lease {
         return None;
@@ -152,7 +148,7 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
         return Decision::Move { task: id, events: vec![TaskEvent::Rejected(failure(*code, why))] };
     }
     if let Some(until) = entry.rests_until(now) {
-        // Looked at before that, in case that the clock is set meanwhile.
+        // Checked more often than that, as the wall clock may be set meanwhile.
         return Decision::WakeAt(id, until.min(now.boot + REST_LOOK_EVERY));
     }
     match record.spec.kind().node() {
@@ -165,7 +161,7 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
     }
 }
 
-/// Given to a runner that has not begun: it is told, asked, and if it does not have it, it is taken back.
+/// Decides about a task that its runner has not begun: calls the runner, and revokes a task that it does not have.
 fn assigned(
     cluster: &ClusterState,
     entry: &TaskEntry,
@@ -203,7 +199,7 @@ fn assigned(
     }
 }
 
-/// At work: it is lost with its runner, and nudged until it obeys.
+/// Decides about a task that has begun: notifies the runner until it has applied the record, and notes its loss.
 fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Option<Duration>) {
     let (record, runtime) = (&entry.record, &entry.runtime);
     let Some(holder) = &record.holder else { return rest(record, None) };
@@ -219,7 +215,7 @@ fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Op
     (Decision::Notify(record.id.clone(), holder.clone()), None)
 }
 
-/// Its runner is gone: it is fenced as the task asks for, and then goes by its client's wish.
+/// Decides about a task whose runner is lost: fences that runner as the task's fence demands.
 fn lost(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now: Now) -> (Decision, Option<Duration>) {
     let (record, runtime) = (&entry.record, &entry.runtime);
     let moved = |event| (Decision::Move { task: record.id.clone(), events: vec![event] }, None);
@@ -249,6 +245,7 @@ fn lost(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now: 
     }
 }
 
+/// Decides about an ended task: purges it once its retention has passed by every clock.
 fn ended(record: &TaskRecord, terms: &DecisionLimits, now: Now) -> Decision {
     if !record.claims.is_empty() {
         return Decision::Idle(record.id.clone());
@@ -264,11 +261,12 @@ fn ended(record: &TaskRecord, terms: &DecisionLimits, now: Now) -> Decision {
     Decision::WakeAt(record.id.clone(), now.boot + left)
 }
 
+/// Does nothing, until `again` if that is known.
 fn rest(record: &TaskRecord, again: Option<Duration>) -> (Decision, Option<Duration>) {
     (Decision::Idle(record.id.clone()), again)
 }
 
-/// Whether asking the same runner again cannot help.
+/// Tells whether the same runner would refuse the task again, whenever it is asked.
 pub(crate) fn is_final(code: Code) -> bool {
     matches!(
         code,

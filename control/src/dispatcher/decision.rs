@@ -16,7 +16,7 @@ pub(crate) enum Decision {
     },
     /// Delete a task's record.
     Purge(TaskId),
-    /// Ask the runner for the identities of the task's destination; it is likely to get the task.
+    /// Ask a runner for the identities of the task's destination, before the task is assigned to it.
     Resolve(TaskId, Holder),
     /// Tell the holder that the task is assigned to it.
     Assign(TaskId, Holder),
@@ -28,11 +28,11 @@ pub(crate) enum Decision {
     Fence(Holder),
     /// Ask a runner to return all its tasks.
     Interrupt(NodeId),
-    /// Queue the task, for that node or any.
+    /// Queue the task, for this node or, without one, for any.
     Queue(TaskId, Option<NodeId>),
-    /// Block the task until that claim of another one is free.
+    /// Block the task until this claim of another task is free.
     Block(TaskId, String),
-    /// Do nothing about the task until then.
+    /// Decide about the task again at this boot time.
     WakeAt(TaskId, Duration),
     /// Do nothing about the task until something changes.
     Idle(TaskId),

@@ -16,11 +16,11 @@ use blockhaul_engine::error::Code;
 use std::future::Future;
 use std::time::Duration;
 
-/// After a decision that turns out to be impossible: a defect that must not spin.
+/// Wait after a decision that the state machine refuses: a defect, which must not spin.
 const DEFECT_REST: Duration = Duration::from_secs(5);
 
 impl Dispatcher {
-    /// Does one thing.
+    /// Enacts one decision.
     pub(crate) fn enact(&mut self, decision: Decision, now: Now) {
         tracing::trace!(?decision, "decided");
         match decision {
@@ -57,7 +57,7 @@ impl Dispatcher {
         }
     }
 
-    /// Writes the record after `events`.
+    /// Starts the write of the record that `events` lead to.
     fn move_task(&mut self, id: &TaskId, events: Vec<TaskEvent>, now: Now) {
         let Some(entry) = self.cluster.tasks.get(id) else { return };
         let moved = events.iter().try_fold((*entry.record).clone(), |record, event| {
@@ -88,7 +88,7 @@ impl Dispatcher {
         self.write(id, after, Purpose::Decided);
     }
 
-    /// Starts the write of a record in place of the one that is known.
+    /// Starts the write that replaces the known record with `after`.
     pub(crate) fn write(&mut self, id: &TaskId, after: TaskRecord, purpose: Purpose) {
         self.cluster.calm(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
@@ -113,7 +113,7 @@ impl Dispatcher {
         });
     }
 
-    /// Starts the removal of a record as it is known.
+    /// Starts the deletion of a record, if it is still the known one.
     pub(crate) fn delete(&mut self, id: &TaskId, purpose: Purpose) {
         self.cluster.calm(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
@@ -155,7 +155,8 @@ impl Dispatcher {
         });
     }
 
-    /// Once for all tasks that were lost with that runner: its end is what makes them due again.
+    /// Starts the fence program for a lost runner, once for all tasks that were lost with it. The end of the program
+    /// makes these tasks due again.
     fn fence_runner(&mut self, holder: Holder) {
         self.cluster.calm_lost(&holder);
         let key = (holder.node.clone(), holder.incarnation.0.clone());
@@ -199,6 +200,8 @@ impl Dispatcher {
     }
 }
 
+/// Makes a call about a task. Returns its result, and the holder's grant, which is read from the claim if `grant` is
+/// `None`.
 async fn called(
     call: Call,
     calls: &dyn RunnerClient,

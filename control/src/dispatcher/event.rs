@@ -19,7 +19,7 @@ pub(crate) enum Event {
     Read {
         read: Result<Option<Node>, CoordError>,
         task: TaskId,
-        /// What was known when it was asked for.
+        /// State of the record when the read started.
         known: Option<Known>,
     },
     Fleet(Result<(FleetRead, Watch), CoordError>),
@@ -86,7 +86,7 @@ pub(crate) struct PendingMutation {
     pub(crate) wanted: Mutation,
     pub(crate) until: Duration,
     pub(crate) reply: Reply<Arc<TaskRecord>>,
-    /// Last content of a task that is to be removed: its removal is under way, or has happened.
+    /// Last content of a task whose removal has been sent.
     pub(crate) removed: Option<Arc<TaskRecord>>,
 }
 

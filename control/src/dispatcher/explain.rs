@@ -16,7 +16,7 @@ const SLOW: Duration = Duration::from_secs(5);
 /// Most nodes that a reason names; there may be a thousand.
 const NODES_NAMED_MAX: usize = 4;
 
-/// Returns the record with what only the leader knows.
+/// Returns the record with the newest progress, and with a reason while the task does not run.
 pub(crate) fn shown(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
     let record = &entry.record;
     let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
@@ -86,7 +86,7 @@ fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<Stri
     (!avoided.is_empty()).then(|| format!("waiting: refused by {}", avoided.join(", ")))
 }
 
-/// Names the nodes that have failed a task by faults of their own, and those that are to try it next.
+/// Names the nodes that have failed a task by faults of their own, and the eligible ones.
 fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let failed = record.failed_nodes();
     if failed.is_empty() || !matches!(record.spec.kind().node(), Ok(None)) {

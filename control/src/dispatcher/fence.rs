@@ -14,10 +14,10 @@ pub(crate) const FENCE_TIME_MAX: Duration = Duration::from_secs(60);
 /// Cuts runners off: after success no write of that runner can land any more.
 #[async_trait]
 pub(crate) trait FenceProgram: Send + Sync + std::fmt::Debug {
-    /// Cuts off one process of a node. May be called again for the same one.
+    /// Cuts off one process of a node. May be called again for the same process.
     ///
     /// # Errors
-    /// What went wrong, for people; it will be tried again.
+    /// A message for operators; the call is repeated later.
     async fn fence_runner(&self, runner: &Holder) -> Result<(), String>;
 }
 

@@ -144,7 +144,7 @@ impl Fleet {
         self.refresh(&node);
     }
 
-    /// Excludes a runner that returns its tasks until its registration has been read again.
+    /// Treats a runner that returns its tasks as stopping until its registration has been read again.
     pub(crate) fn mark_stale(&mut self, node: &NodeId) {
         if let Some(runner) = self.runners.get_mut(node) {
             runner.stopping = true;
@@ -152,7 +152,7 @@ impl Fleet {
         }
     }
 
-    /// Starts a backoff: a runner has refused for reasons of its own.
+    /// Starts the backoff of a runner that has refused a task for a reason of its own.
     pub(crate) fn rest(&mut self, node: &NodeId, now: Duration) {
         let rest = self.rests.get(node).copied().unwrap_or_default().again(now);
         self.rests.insert(node.clone(), rest);
@@ -168,7 +168,7 @@ impl Fleet {
         }
     }
 
-    /// Includes the runners again whose backoff is over.
+    /// Makes the runners available again whose backoff is over.
     pub(crate) fn wake(&mut self, now: Duration) {
         let is_over = |node: &NodeId| self.rests.get(node).is_none_or(|rest| rest.until <= now);
         let over: Vec<NodeId> = self.resting.iter().filter(|node| is_over(node)).cloned().collect();

@@ -1,16 +1,17 @@
 //! Detects that the coordination service has lost history that this leader has seen.
 //!
 //! A service that is restored from a backup counts on from there: versions and transaction numbers that it has lost are
-//! given again, to other records. A leader whose session has survived the restore takes a new record for an old
-//! reading. Its own next write, decided by lost data, passes the check of the version. So the leader looks for
-//! contradictions that no single history can contain, and resigns when it finds one: the next term reads everything.
+//! used again, for other records. A leader whose session has survived the restore may take a new record for the one
+//! that it knows, as both have the same version. Its next write, decided by lost data, then passes the version check.
+//! So the leader looks for contradictions that no single history can contain, and resigns when it finds one: the next
+//! term reads everything.
 //!
 //! Answers that overtake each other, servers that lag and lost answers cause no such contradiction:
 //! - Every write of a record has an operation id of its own, so one version of one node has one id.
 //! - The answers of one session come from one history in order, and only a server that has seen all that a client has
 //!   seen accepts that client. What was known when a request was sent is not undone by its answer.
 //!
-//! A node that is gone or was created later proves nothing: ids are used again, and operators remove nodes.
+//! A node that was deleted or created later proves nothing: ids are used again, and operators delete nodes.
 
 use super::tasks::TaskEntry;
 use crate::coord::{Node, Zxid};
@@ -39,7 +40,7 @@ impl Known {
         Some(Self { version: node.stat.version, created: Some(node.stat.created), op: record.op })
     }
 
-    /// Tells whether the two are of different histories, whichever was first.
+    /// Tells whether two states are of different histories, whichever was read first.
     pub(crate) fn clashes_with(&self, other: &Self) -> bool {
         let is_same = self.created.is_some() && self.created == other.created && self.version == other.version;
         is_same && self.op != other.op

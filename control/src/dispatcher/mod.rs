@@ -1,7 +1,8 @@
 //! Runs the leader's role: assigns tasks to runners, takes them back when runners are lost, and answers clients.
 //!
 //! ```text
-//!  store, runners, clients --observe--> ClusterState --decide (pure)--> Decisions --enact--> writes and calls, pipelined
+//!  store, runners, clients --observe--> ClusterState --decide (pure)--> Decisions --enact--> writes and calls,
+//! pipelined
 //!           ^                                                                              |
 //!           `------------------------------------------------------------------------------'
 //! ```
@@ -10,9 +11,9 @@
 //! reading everything. Afterwards hints (a watch on the runners, calls from them) and a full scan every 30 s and after
 //! each reconnect keep its state current.
 //!
-//! What always holds: a runner is told only of what is stored. Every write checks the term and the version of what it
-//! replaces. At most one write of a task is under way. Other parts of the node talk to the dispatcher only through the
-//! [`DispatcherHandle`].
+//! What always holds: calls to runners are about committed records only. Every write checks the term and the version of
+//! the node that it replaces. At most one write of a task is under way. Other parts of the node use the dispatcher only
+//! through the [`DispatcherHandle`].
 
 mod age;
 mod apply;
@@ -64,38 +65,39 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use write::Writer;
 
-/// Writes of the store under way at once: hides the 3 ms that one takes without flooding the ensemble.
+/// Most writes to the store in flight: enough to hide the 3 ms of each, too few to flood the ensemble.
 const WRITES_MAX: usize = 64;
-/// Calls of runners under way at once: each lasts at most 2 s.
+/// Most calls to runners in flight; each lasts at most 2 s.
 const CALLS_MAX: usize = 256;
-/// Requests that are served between two decisions.
+/// Most requests that are served in one turn, and most rounds of decisions.
 const REQUESTS_A_TURN: usize = 64;
-/// The loop looks at least so often, so that clocks that differ do no harm.
+/// Longest pause between two turns: due times are of the boot-time clock, which may differ from the timer's.
 const TURN_EVERY: Duration = Duration::from_secs(1);
 
-/// How a dispatcher works.
+/// Settings of a dispatcher.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Ended tasks are kept so long. Default 7 days.
+    /// Time for which ended tasks are kept. Default 7 days.
     pub retention: Duration,
-    /// After it no request of a lost runner is alive in any network or server. Default 30 s. Longer: tasks that lost a
+    /// Assumed lifetime of a lost runner's requests in any network or server. Default 30 s. Longer: tasks that lost a
     /// runner succeed later. Shorter: a late write might hit a finished copy.
     pub quiet_after: Duration,
-    /// From the loss of a runner to the next attempt under a lease. Default 2 s, by which its lease is over for sure.
+    /// Time from the loss of a runner to the next attempt under a lease. Default 2 s, by which the runner's lease has
+    /// certainly ended.
     pub hold_off: Duration,
-    /// A runner that has not answered so long after an assignment loses it. Default 15 s.
+    /// Time after which a runner that has not answered an assignment loses the task. Default 15 s.
     pub answer_within: Duration,
-    /// Everything is compared with the store so often, give or take a tenth. Default 30 s.
+    /// Time between two full scans of the store, plus or minus a tenth. Default 30 s.
     pub reconcile_every: Duration,
-    /// Tasks that may be there. With more, those that have ended go early, the oldest first; more that have not ended are
-    /// `EOverloaded`. Default 100,000.
+    /// Most tasks. Above, ended tasks are purged early, the oldest first. While as many tasks have not ended, new ones
+    /// are refused with `EOverloaded`. Default 100,000.
     pub tasks_max: usize,
-    /// By how many milliseconds this node's wall clock is ahead of the slowest one of the center, once that is known. Default
-    /// none: it is the only one.
+    /// Milliseconds by which this node's wall clock is ahead of the slowest one of the center, once that is known.
+    /// Default none: this clock counts as the slowest one.
     pub clock_ahead: Option<watch::Receiver<Option<u64>>>,
-    /// For tasks whose fence is `command`; without it they are refused. Default none.
+    /// Fence program, for tasks whose fence is `command`; without a program they are refused. Default none.
     pub fence: Option<Arc<dyn FenceProgram>>,
-    /// Beats with every turn.
+    /// Counts the turns of the loop.
     pub liveness: LivenessCounter,
 }
 
@@ -115,21 +117,21 @@ impl Default for Config {
     }
 }
 
-/// Why a dispatcher has ended.
+/// Reason for the end of a dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It was asked to.
+    /// The caller asked for it.
     Stopped,
     /// This node no longer leads.
     LostLeadership,
     /// The session is over.
     SessionOver,
-    /// The coordination service has forgotten what this leader has seen committed: this node resigns, and
-    /// everything read again.
+    /// The coordination service has lost history that this leader has seen: this node resigns, and the next term reads
+    /// everything.
     HistoryLost,
 }
 
-/// Who asked for a task that is being stored, and what exactly.
+/// Client that waits for a new task to be stored: the submitted work, and the channel for the answer.
 type Submitter = (TaskSpec, Reply<Arc<TaskRecord>>);
 
 /// The dispatcher of one term.
@@ -147,24 +149,25 @@ pub(crate) struct Dispatcher {
     jobs: JoinSet<Event>,
     writes_inflight: usize,
     calls_inflight: usize,
-    /// Who waits for a new task to be stored, by its id, and for what work.
+    /// Clients that wait for a new task to be stored, by its id.
     submitters: BTreeMap<TaskId, Vec<Submitter>>,
     watchers: BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>,
     store: Samples,
     queue_wait: Samples,
     assignment: Samples,
     assignments: u64,
-    /// The task of which there was news last.
+    /// Task whose record has changed last.
     latest: Option<TaskId>,
-    /// When it was decided last.
+    /// Boot time of the last turn.
     turned_at: Duration,
-    /// The least that the wall clock was ahead of the boot-time clock in this term: leaps of it do not count.
+    /// Least lead of the wall clock over the boot-time clock in this term, in milliseconds: leaves out leaps forward.
     wall_lead_ms: u64,
     ending: Option<Ending>,
 }
 
 impl Dispatcher {
-    /// For one term over one session, both of the same election. Nothing happens before [`Dispatcher::run`].
+    /// Creates the dispatcher of one term over one session, both of the same election, and its handle. Nothing happens
+    /// before [`Dispatcher::run`].
     #[must_use]
     pub(crate) fn new(
         session: Arc<dyn Session>,
@@ -208,15 +211,16 @@ impl Dispatcher {
         (this, handle)
     }
 
-    /// Leads until the term or the session is over, the store's history is lost, or `shutdown` is ready. What is under way
-    /// then is dropped: the next leader finds out what became of it. Requests wait until everything has been read.
+    /// Leads until the term or the session is over, the store's history is lost, or `shutdown` is ready. Drops the
+    /// writes and calls that are under way then: the next leader reads their outcome. Requests wait until everything
+    /// has been read.
     pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Ending {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut states = self.writer.session.states();
         let mut reconnects = states.borrow().reconnects;
         self.reads.reconcile_at = Some(Duration::ZERO);
         loop {
-            // Before anything is decided by what may be wrong.
+            // Checked first: the cluster state may be wrong.
             if let Some(ending) = self.ending {
                 return ending;
             }
@@ -251,7 +255,7 @@ impl Dispatcher {
         Now { boot, unix_ms, sure_ms: ahead_ms.map(|ahead_ms| steady_ms.saturating_sub(ahead_ms)) }
     }
 
-    /// Everything that can be done without waiting.
+    /// Does everything that can be done without waiting.
     fn turn(&mut self, is_connected: bool) {
         self.config.liveness.beat();
         let now = self.now();
@@ -268,7 +272,7 @@ impl Dispatcher {
         }
         self.start_mutations(now);
         self.cluster.fleet.wake(now.boot);
-        // Every decision changes what the next one sees; the bound is for a defect that would make it spin.
+        // Each round changes the cluster state that the next one reads. The bound keeps a defect from spinning.
         for _ in 0..REQUESTS_A_TURN {
             let writes = if is_connected { WRITES_MAX.saturating_sub(self.writes_inflight) } else { 0 };
             let budget = Budget { writes, calls: CALLS_MAX.saturating_sub(self.calls_inflight) };
@@ -280,12 +284,12 @@ impl Dispatcher {
         }
     }
 
-    /// How long there is nothing to do unless something happens.
+    /// Returns how long the loop may wait if nothing happens.
     fn pause(&self) -> Duration {
         let due = self.cluster.next_due().filter(|_| self.reads.is_loaded);
         let next = [due, self.reads.next_due(), self.mutations.next_due()].into_iter().flatten().min();
         match next {
-            // What was due already waits for room, which a job that ends will make, or for the connection.
+            // What is still due waits for the budget that the end of a job frees, or for the connection.
             Some(next) if next <= self.turned_at => TURN_EVERY,
             Some(next) => next.saturating_sub(self.clock.boot_time()).clamp(Duration::from_millis(1), TURN_EVERY),
             None => TURN_EVERY,

@@ -9,8 +9,8 @@ pub(crate) struct Now {
     pub(crate) boot: Duration,
     /// Wall clock for records, in milliseconds since 1970.
     pub(crate) unix_ms: u64,
-    /// Wall clock of the slowest known node, without jumps: the time that has surely come. `None` until a node has been
-    /// asked.
+    /// Wall clock of the slowest known node, without jumps: this time has passed by every clock. `None` until a node
+    /// has answered.
     pub(crate) sure_ms: Option<u64>,
 }
 

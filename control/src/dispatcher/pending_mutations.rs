@@ -13,28 +13,28 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A client is told of a store that does not answer after so long.
+/// Time after which a client gets an error if the store does not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Wishes that wait for their turn.
+/// Mutations that wait, in the order of their requests for each task, and when a delayed one is tried again.
 #[derive(Debug, Default)]
 pub(crate) struct PendingMutations(BTreeMap<TaskId, VecDeque<PendingMutation>>, Option<Duration>);
 
 impl PendingMutations {
-    /// When a wish should be tried again.
+    /// Returns when a delayed mutation is tried again.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         self.1
     }
 }
 
 impl Dispatcher {
-    /// A client wants something of a task.
+    /// Queues a client's mutation of a task.
     pub(crate) fn want(&mut self, id: TaskId, wanted: Mutation, reply: Reply<Arc<TaskRecord>>) {
         let until = self.clock.boot_time() + PATIENCE;
         self.mutations.0.entry(id).or_default().push_back(PendingMutation { wanted, until, reply, removed: None });
     }
 
-    /// Starts the writes of all wishes whose tasks are free.
+    /// Starts the writes of all mutations whose tasks have no other write under way.
     pub(crate) fn start_mutations(&mut self, now: Now) {
         self.mutations.1 = None;
         let ids: Vec<TaskId> = self.mutations.0.keys().cloned().collect();
@@ -81,12 +81,12 @@ impl Dispatcher {
         }
     }
 
-    /// Deletes a task's record, unless it is needed.
+    /// Deletes a task's record, unless the task has not ended or an attempt may still write.
     fn remove(&mut self, id: &TaskId, want: PendingMutation) {
         let Some(entry) = self.cluster.tasks.get(id) else { return };
         let record = entry.record.clone();
         let refused = match want.removed {
-            // Another task has the name by now.
+            // Deleted by an earlier try, and another task has the id by now.
             Some(removed) if !record.state.is_terminal() => Some(Ok(removed)),
             _ if !record.state.is_terminal() => {
                 Some(Err(busy(format!("{id} is {}: cancel it first", record.state.as_str()))))
@@ -109,11 +109,11 @@ impl Dispatcher {
         let _ = reply.send(self.shown(id).ok_or_else(|| not_found(id)));
     }
 
-    /// A write has happened.
+    /// Answers the origin of a write that was done, and notifies the holder later.
     pub(crate) fn after_done(&mut self, id: &TaskId, purpose: Purpose) {
         match purpose {
             Purpose::Decided => {
-                // Whoever holds it has not made this change: it waits for quiet attempts, or has come back.
+                // The holder has not made this change: it waits for earlier attempts to drain, or was lost and is back.
                 self.owe_notification(id);
             }
             Purpose::Mutation(want) => {
@@ -133,7 +133,7 @@ impl Dispatcher {
         }
     }
 
-    /// Somebody else has changed the record: the wish is judged again by what it says now.
+    /// Handles a write that another change of the record has forestalled: a mutation is tried again on the new record.
     pub(crate) fn after_changed(&mut self, id: &TaskId, purpose: Purpose) {
         match purpose {
             Purpose::Decided => {}
@@ -142,7 +142,7 @@ impl Dispatcher {
         }
     }
 
-    /// Nothing was written, and asking again does not help before an operator has changed something.
+    /// Answers the origin of a write that the service refuses until an operator has changed something.
     pub(crate) fn after_denied(&mut self, id: &TaskId, purpose: Purpose, denial: &Denial) {
         let code = if denial.why == Refusal::QuotaExceeded { Code::NoSpace } else { Code::Permission };
         let error = Error::new(code, Side::Coordination, Operation::Write, format!("{denial}: nothing has changed"));
@@ -155,7 +155,7 @@ impl Dispatcher {
         }
     }
 
-    /// Nothing was written: the wish is tried again until its time is over.
+    /// Handles a write that has failed: a mutation is tried again until its time is over.
     pub(crate) fn after_failed(&mut self, id: &TaskId, purpose: Purpose, error: &CoordError) {
         let is_retryable = matches!(error, CoordError::NotConnected);
         match purpose {
@@ -171,7 +171,7 @@ impl Dispatcher {
     }
 }
 
-/// The record as the client wants it; equal to what it is if that is so already.
+/// Returns the record after a mutation; an equal one if nothing has to change.
 fn mutated(record: &TaskRecord, wanted: &Mutation, now_ms: u64) -> Result<TaskRecord> {
     let step = |event| state_machine::apply(record, event, now_ms).map_err(|illegal| refusal(record, &illegal));
     match wanted {
@@ -188,7 +188,7 @@ fn mutated(record: &TaskRecord, wanted: &Mutation, now_ms: u64) -> Result<TaskRe
     }
 }
 
-/// The record of a task whose node is off: no attempt there writes any more.
+/// Returns the record after the confirmation that `node` is off: no attempt there writes any more.
 fn confirmed(record: &TaskRecord, node: &NodeId, now_ms: u64) -> std::result::Result<TaskRecord, IllegalTransition> {
     let mut after = record.clone();
     if after.state.is_held() && after.state != TaskState::Lost && after.node() == Some(node) {
@@ -206,7 +206,7 @@ fn confirmed(record: &TaskRecord, node: &NodeId, now_ms: u64) -> std::result::Re
     Ok(after)
 }
 
-/// What a client is told of what cannot be.
+/// Returns the error for a transition that the record does not permit.
 fn refusal(record: &TaskRecord, illegal: &IllegalTransition) -> Error {
     let code = match illegal {
         IllegalTransition::Unsupported(_) => Code::Unsupported,
@@ -218,17 +218,17 @@ fn refusal(record: &TaskRecord, illegal: &IllegalTransition) -> Error {
     Error { code, ..busy(format!("{}: {illegal}", record.id)) }
 }
 
-/// Not as the task is.
+/// Returns the error for a mutation that the state of the task does not permit.
 fn busy(message: String) -> Error {
     Error { retryable: false, ..Error::new(Code::Busy, Side::Caller, Operation::Parse, message) }
 }
 
-/// There is no such task.
+/// Returns the error for a task that does not exist.
 pub(crate) fn not_found(id: &TaskId) -> Error {
     Error::new(Code::NotFound, Side::Caller, Operation::Parse, format!("no task {id}"))
 }
 
-/// The store does not answer, or not any more.
+/// Returns the error for a write to the store that was not done.
 pub(crate) fn unreachable(error: &CoordError) -> Error {
     match error {
         CoordError::Ended(_) => not_leader(),

@@ -1,4 +1,4 @@
-//! Places ready tasks on runners: the part of the decision that concerns more than one task. Pure as the rest.
+//! Places ready tasks on runners: the part of a decision that concerns more than one task. Does no I/O.
 
 use super::backoff::Backoff;
 use super::cluster_state::ClusterState;
@@ -12,19 +12,20 @@ use crate::model::{Failure, Holder, NodeId, Registration, TaskRecord};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Tasks that a decision passes over because only nodes that have failed them have room; others are looked at again later.
+/// Most tasks that a decision passes over because only nodes that have failed them have a free slot. Further ones wait
+/// for [`LOOK_AGAIN`].
 const PASSED_OVER_MAX: usize = 256;
-/// When those are looked at again.
+/// Wait of a task for which no eligible node has a free slot.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Where ready tasks come from, the best of each first.
+/// Queues of ready tasks, merged in the order of ranks.
 struct Heads<'a> {
     lines: Vec<(Option<&'a NodeId>, std::collections::btree_set::Iter<'a, Rank>)>,
     heads: BTreeSet<(&'a Rank, usize)>,
 }
 
 impl<'a> Heads<'a> {
-    /// Only lines that a runner with room could serve.
+    /// Opens the queues that a runner with a free slot can serve.
     fn new(cluster: &'a ClusterState) -> Self {
         let mut lines = Vec::new();
         if !cluster.fleet.open().is_empty() {
@@ -47,7 +48,7 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// Gives ready tasks to runners with room, in the order of their ranks.
+/// Assigns ready tasks to runners with free slots, in the order of their ranks.
 pub(crate) fn load(cluster: &ClusterState, now: Now, budget: &mut Budget, decisions: &mut Vec<Decision>) {
     let mut heads = Heads::new(cluster);
     let mut slots = Slots { cluster, taken: BTreeMap::new() };
@@ -84,7 +85,7 @@ pub(crate) fn load(cluster: &ClusterState, now: Now, budget: &mut Budget, decisi
     }
 }
 
-/// What it takes to give a ready task to a runner.
+/// Decides how a ready task gets to a runner: it is assigned, blocked by a claim, or its destination is resolved first.
 fn place(cluster: &ClusterState, entry: &TaskEntry, to: Holder, fresh: &mut BTreeSet<String>) -> Decision {
     let record = &entry.record;
     let known = if record.claims.is_empty() {
@@ -104,19 +105,21 @@ fn place(cluster: &ClusterState, entry: &TaskEntry, to: Holder, fresh: &mut BTre
     Decision::Move { task: record.id.clone(), events: vec![TaskEvent::Assigned { to, claims }] }
 }
 
+/// Choice of a runner for a ready task.
 enum Choice {
-    /// No runner with room is left for tasks like this.
+    /// No runner has a free slot for any further task of this queue.
     Full,
-    /// None that it does not avoid; one of them may be tried again then.
+    /// All eligible runners with a free slot are in backoff for this task; the first of these ends then.
     Later(Duration),
-    /// Those with room have failed it; another one may still do better.
+    /// Only nodes that have failed the task have a free slot; an eligible node has none now.
     Other,
-    /// Every registered node has failed it for good: the last error.
+    /// Every registered node has failed the task for good, with this error at last.
     Nobody(Failure),
+    /// This runner gets the task.
     Runner(Holder),
 }
 
-/// Budget of the runners, less what this decision gives away.
+/// Free slots of the runners, less those that this decision assigns.
 struct Slots<'a> {
     cluster: &'a ClusterState,
     taken: BTreeMap<&'a NodeId, u32>,
@@ -179,14 +182,14 @@ impl<'a> Slots<'a> {
     }
 }
 
-/// Which nodes may try a task that any node could run.
+/// Nodes that may try a task that is not pinned to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EligibleNodes<'a> {
-    /// Every one: none has failed it by a fault of its own.
+    /// Every node: none has failed the task by a fault of its own.
     All,
-    /// These have failed it least often, and not for good.
+    /// Nodes that have failed the task least often, and not for good.
     These(BTreeSet<&'a NodeId>),
-    /// All that are registered have failed it for good.
+    /// None: every registered node has failed the task for good.
     None,
 }
 
@@ -200,8 +203,9 @@ impl EligibleNodes<'_> {
     }
 }
 
-/// Whom a task may go to that nodes have failed: those that have failed it least often. One that takes nothing now does not
-/// keep a task from one that has failed in passing, and one that may do better keeps it from being given up.
+/// Returns the nodes that may try a task: those that have failed it least often by faults of their own. A stopping or
+/// draining node does not make the task wait for it if another node can try again. Any node that has not failed the
+/// task for good keeps it from being rejected.
 pub(crate) fn able<'a>(cluster: &'a ClusterState, record: &TaskRecord) -> EligibleNodes<'a> {
     if record.attempts.iter().all(|attempt| attempt.node_fault.is_none()) {
         return EligibleNodes::All;

@@ -12,7 +12,7 @@ const STEP_MS: i64 = 60_000;
 /// that positions change only when clocks turn out to differ.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
-    /// Milliseconds since 1970 from which it waits, less the worth of its priority.
+    /// Milliseconds since 1970 at the start of its wait, less [`STEP_MS`] for each step of priority.
     place: i64,
     /// Transaction that created the task: breaks ties.
     created: Zxid,

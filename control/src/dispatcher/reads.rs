@@ -28,9 +28,9 @@ const STOPPING_LOOK: Duration = Duration::from_secs(1);
 /// Reads that are due or under way.
 #[derive(Default)]
 pub(crate) struct Reads {
-    /// Whether everything has been read once.
+    /// Whether all tasks and runners have been read once.
     pub(crate) is_loaded: bool,
-    /// When everything is compared next.
+    /// When the next full scan starts.
     pub(crate) reconcile_at: Option<Duration>,
     /// When the runners are read next.
     pub(crate) fleet_at: Option<Duration>,
@@ -74,7 +74,7 @@ impl Reads {
         self.doubted = latest;
     }
 
-    /// Tells whether everything has been read, and is still true as far as can be told.
+    /// Tells whether decisions may be made: everything has been read, and the record in doubt has been read again.
     pub(crate) fn is_settled(&self) -> bool {
         self.is_loaded && self.doubted.is_none()
     }
@@ -135,7 +135,7 @@ impl Dispatcher {
         }
     }
 
-    /// Takes the list of all tasks: unknown ones and those that may have changed are read.
+    /// Applies the list of all tasks: unknown ones and those that may have changed are read.
     pub(crate) fn take_list(&mut self, listed: Result<Vec<String>, CoordError>) {
         let now = self.clock.boot_time();
         self.reads.is_listing = false;
@@ -162,12 +162,12 @@ impl Dispatcher {
         self.reads.wanted.extend(there.into_iter().filter(|id| self.cluster.tasks.get(id).is_none()));
     }
 
-    /// Takes a record that was read; `known` is what was known when it was asked for.
+    /// Applies a record that was read; `known` is the state of the record when the read started.
     pub(crate) fn take_read(&mut self, id: &TaskId, known: Option<&Known>, read: Result<Option<Node>, CoordError>) {
         self.reads.inflight.remove(id);
         let was_doubted = read.is_ok() && self.reads.doubted.take_if(|doubted| doubted == id).is_some();
         if was_doubted && matches!(read, Ok(None)) {
-            // Whatever else is remembered may be gone, too.
+            // Other records may be deleted, too: all are read again.
             self.reads.wanted.extend(self.cluster.tasks.ids().cloned());
         }
         match read {
@@ -180,7 +180,7 @@ impl Dispatcher {
         }
     }
 
-    /// Takes the runners that were read.
+    /// Applies the runners that were read.
     pub(crate) fn take_fleet(&mut self, read: Result<(FleetRead, Watch), CoordError>) {
         let now = self.clock.boot_time();
         self.reads.is_reading_fleet = false;
@@ -235,7 +235,8 @@ impl Dispatcher {
     }
 }
 
-/// Reads a record. A hint may overtake the write that it is about: then everything committed before is waited for.
+/// Reads a record. A hint may overtake the write that it is about, so after a hint the read includes every write that
+/// was committed before.
 async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<Option<Node>, CoordError> {
     if is_hint {
         session.sync().await?;

@@ -1,4 +1,4 @@
-//! Answers clients and takes the hints of runners.
+//! Answers the requests of clients and operators, and applies the hints and the telemetry of runners.
 
 use super::event::{Event, Purpose};
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
@@ -14,13 +14,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 
-/// Bytes that a new task may have as a record: leaves room for its map, attempts and errors.
+/// Largest record of a new task in bytes: leaves room for its durable map, attempts and errors.
 const NEW_BYTES_MAX: usize = 4 << 10;
-/// Times that a wish about a node is written while somebody else changes it.
+/// Times that the write of a drain record is tried while another process changes that record.
 const DRAIN_TRIES: usize = 4;
 
 impl Dispatcher {
-    /// Serves one request, or starts what it takes.
+    /// Serves one request, or starts the write that it needs.
     pub(crate) fn serve(&mut self, request: Request) {
         match request {
             Request::Submit(order, reply) => self.submit(order, reply),
@@ -55,7 +55,7 @@ impl Dispatcher {
         }
     }
 
-    /// A task as clients see it: with telemetry, and with the reason why it is not running.
+    /// Returns a task as clients see it: with telemetry, and with the reason why it is not running.
     pub(crate) fn shown(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
         self.cluster.tasks.get(id).map(|entry| explain::shown(&self.cluster, entry, self.now()))
     }
@@ -97,7 +97,8 @@ impl Dispatcher {
         }
     }
 
-    /// A task is stored, or was there: whoever submitted the same work gets it.
+    /// Answers the clients that have submitted a task of this id, which is stored by now: those with other work get
+    /// `EExists`.
     pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
         for (spec, reply) in self.submitters.remove(id).unwrap_or_default() {
             let answer = match self.cluster.tasks.get(id) {
@@ -111,7 +112,7 @@ impl Dispatcher {
         }
     }
 
-    /// A task could not be stored.
+    /// Answers the clients whose task could not be stored.
     pub(crate) fn refuse_submitters(&mut self, id: &TaskId, error: &Error) {
         for (_, reply) in self.submitters.remove(id).unwrap_or_default() {
             let _ = reply.send(Err(error.clone()));
@@ -197,7 +198,7 @@ impl Dispatcher {
         });
     }
 
-    /// A wish about a node is stored.
+    /// Applies a node's drain record as it was stored or removed, and answers the operator.
     pub(crate) fn take_drained(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<()>) {
         let now = self.clock.boot_time();
         let answer = result.map(|drain| {
@@ -211,7 +212,7 @@ impl Dispatcher {
     }
 }
 
-/// Whether a node is there or was once: its renewals stay.
+/// Tells whether a node is or was registered: its lease record is never deleted.
 async fn has_registered(writer: &super::Writer, node: &NodeId) -> Result<bool> {
     for path in [paths::lease(node.as_str()), paths::runner(node.as_str())] {
         if writer.session.get(&path).await.map_err(|error| unreachable(&error))?.is_some() {
@@ -221,7 +222,7 @@ async fn has_registered(writer: &super::Writer, node: &NodeId) -> Result<bool> {
     Ok(false)
 }
 
-/// Stores the wish about a node, or removes it. The node need not be there: it takes nothing when it returns.
+/// Stores a node's drain record, or removes it. The node need not be registered: the record counts when it returns.
 async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) -> Result<Option<(Drain, i32)>> {
     let path = paths::drain(node.as_str());
     let mut last = CoordError::NotConnected;

@@ -10,7 +10,7 @@ const SAMPLES: usize = 512;
 /// Status of the center.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
-    /// This node.
+    /// The leader: this node.
     pub leader: Leader,
     /// Epoch of its term.
     pub epoch: Epoch,

@@ -20,7 +20,7 @@ pub(crate) struct TaskEntry {
     pub(crate) record: Arc<TaskRecord>,
     /// Version of that record's node.
     pub(crate) version: i32,
-    /// Transaction that created the node, once it has been read: an id may be used again.
+    /// Transaction that created the node, once it is known: tells tasks apart that have used the same id.
     pub(crate) created: Option<Zxid>,
     /// Epoch of the holder's grant, if this leader has made or read it.
     pub(crate) grant: Option<Epoch>,
@@ -31,8 +31,8 @@ pub(crate) struct TaskEntry {
 }
 
 impl TaskEntry {
-    /// Returns when a failed task may be tried again, if that is later than now. The record's time is of its runner's
-    /// clock: if that clock is ahead of this one's, the backoff is still bounded.
+    /// Returns the end of a failed task's backoff, if it is not over. The record's time is of its runner's wall clock:
+    /// if that clock is ahead of this node's, the backoff is still bounded.
     pub(crate) fn rests_until(&self, now: Now) -> Option<Duration> {
         let rested = self.runtime.since + RETRY_REST_MAX;
         let until = now.at_unix(self.record.not_before_ms).min(rested);
@@ -49,7 +49,7 @@ pub(crate) struct TaskRuntime {
     pub(crate) is_calling: bool,
     /// When this state with this holder was first seen.
     pub(crate) since: Duration,
-    /// Last answer of its runner, while it is to begin or to stop.
+    /// Last answer of its runner about the assignment, while the task has not begun.
     pub(crate) assign_reply: AssignReply,
     /// What its runner waits for before it begins.
     pub(crate) waits: Option<StartStage>,
@@ -61,11 +61,11 @@ pub(crate) struct TaskRuntime {
     pub(crate) avoid: BTreeMap<NodeId, Backoff>,
     /// Ended attempts that may still write.
     pub(crate) undrained: Vec<UndrainedAttempt>,
-    /// Runner that is to get it, and the destination's identities there.
+    /// Runner that is to get the task, and the identities of the destination, as that runner has resolved them.
     pub(crate) resolved: Option<(Holder, Vec<String>)>,
     /// Claim of another task that it waits for.
     pub(crate) waits_for: Option<String>,
-    /// Earliest time of the next write: the last one failed.
+    /// Earliest time of the next write, after one that failed.
     pub(crate) hold_until: Duration,
     /// Why the last write failed.
     pub(crate) write_failure: Option<WriteFailure>,
@@ -86,14 +86,14 @@ pub(crate) type UndrainedAttempt = (Option<Epoch>, Duration);
 /// Last answer of a task's runner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum AssignReply {
-    /// It was not called yet.
+    /// The runner was not called yet.
     #[default]
     No,
-    /// It did not answer: it may or may not have the task.
+    /// The runner did not answer: it may or may not have the task.
     Unclear,
-    /// It has the task.
+    /// The runner has the task.
     Accepted,
-    /// It does not have the task and will not accept it.
+    /// The runner does not have the task and will not accept it.
     Refused {
         /// Error code.
         code: Code,
@@ -109,7 +109,7 @@ pub(crate) struct Tasks {
     by_state: [BTreeSet<TaskId>; TaskState::ALL.len()],
     /// Ended tasks, in the order of their submissions.
     ended: BTreeSet<Creation>,
-    /// Since when the other tasks wait.
+    /// Start of the wait of each task that has not ended.
     ages: Ages,
     /// Records that cannot be decoded, by path, and why.
     pub(crate) undecodable: BTreeMap<String, String>,
@@ -156,7 +156,7 @@ impl Tasks {
         self.ended.iter().map(|(_, id)| id)
     }
 
-    /// Takes the transaction that created a task's node. Returns as [`Tasks::insert`].
+    /// Sets the transaction that created a task's node. Returns tasks whose positions in the queue have changed.
     pub(crate) fn learn_created(&mut self, id: &TaskId, created: Zxid) -> Vec<TaskId> {
         let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.created.is_none()) else { return Vec::new() };
         let before = creation(entry);
@@ -196,7 +196,7 @@ impl Tasks {
             self.ages.insert(creation(&entry), entry.record.created_ms)
         };
         let before = self.entries.insert(id, entry);
-        assert!(before.is_none(), "it would stay in the index of its state");
+        assert!(before.is_none(), "the index of its state would keep it");
         aged
     }
 

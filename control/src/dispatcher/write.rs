@@ -25,9 +25,9 @@ const CLAIM_TRIES: usize = 4;
 pub(crate) struct Change {
     /// Record as it is in the store, as far as is known.
     pub(crate) before: Arc<TaskRecord>,
-    /// State of its node.
+    /// Node of that record, as far as is known.
     pub(crate) known: Known,
-    /// Record as it is to be.
+    /// Record that replaces it.
     pub(crate) after: TaskRecord,
 }
 
@@ -77,7 +77,7 @@ impl Denial {
     }
 }
 
-/// What a writer needs for its writes.
+/// Writes records and claims in one term.
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
     pub(crate) session: Arc<dyn Session>,
@@ -108,7 +108,7 @@ impl Writer {
                 written => return written,
             }
         }
-        // Somebody keeps changing the claims: look at the task again.
+        // Another process keeps changing the claims: the task is decided again.
         self.changed(&change).await
     }
 
@@ -137,7 +137,7 @@ impl Writer {
         }
     }
 
-    /// Reads the record's node as every committed write has left it. Waits for the connection.
+    /// Reads the record's node after all committed writes. Waits for the connection.
     async fn look(&self, id: &TaskId) -> Result<Option<Node>, CoordError> {
         let path = paths::task(id);
         loop {
@@ -204,7 +204,7 @@ impl Writer {
         Ok(Ok(ops))
     }
 
-    /// Tells whether the record of that task has the claim: otherwise the leftover claim may be taken over.
+    /// Tells whether the owner's record has the claim. If not, the claim is a leftover and may be taken over.
     async fn is_claimed_by(&self, owner: &Owner, text: &str) -> Result<bool, CoordError> {
         let Owner::Task(id) = owner else { return Ok(true) };
         self.session.sync().await?;
@@ -262,7 +262,7 @@ impl Writer {
         }
     }
 
-    /// Returns the grant under which a holder works: of the task's first claim.
+    /// Returns the epoch under which the holder of a task works: of the task's first claim.
     pub(crate) async fn grant(&self, record: &TaskRecord) -> Result<Option<Epoch>, CoordError> {
         let Some(first) = record.claims.first() else { return Ok(None) };
         let Some(node) = self.session.get(&paths::claim(first)).await? else { return Ok(None) };
@@ -291,7 +291,7 @@ fn is_of(node: &Node, op: &OpId) -> bool {
     TaskRecord::decode(&node.data).is_ok_and(|record| record.op == *op)
 }
 
-/// Returns the outcome for a node that is not as expected.
+/// Returns the outcome of a write that was refused, by the node that is stored instead.
 fn seen_instead(known: &Known, node: Option<Node>) -> Written {
     if known.is_refuted(node.as_ref()) { Written::HistoryLost } else { Written::Changed(node) }
 }
