@@ -1,8 +1,8 @@
 //! Creates the records that a new center needs, its identity and its folders, before any role gets a session.
 //!
 //! Several nodes may do so at once; each keeps what another one has created. A center with another schema, or one that
-//! is not the center of the node's state directory, is left unchanged: then no session is handed out, and the error
-//! says why.
+//! is not the center of the node's state directory, is left unchanged: then [`BootstrappingClient::open`] returns the
+//! reason instead of a session.
 
 use crate::coord::paths::{CLAIMS, FOLDERS, META, TASKS, shards};
 use crate::coord::{CoordClient, CoordError, CreateMode, Op, Refusal, Session};
@@ -25,7 +25,7 @@ pub(crate) struct BootstrappingClient {
 }
 
 impl BootstrappingClient {
-    /// Wraps a service; `center` becomes known with the first session, and `state` belongs to it from then on.
+    /// Wraps a service. The first session sets `center`, and binds the state directory `state` to that center.
     pub(crate) fn new(service: Arc<dyn CoordClient>, center: CenterId, state: Arc<StateDir>) -> Self {
         Self { service, center, state }
     }
@@ -37,7 +37,7 @@ impl BootstrappingClient {
             return Err(CoordError::Unusable(why));
         }
         self.state.bind(&meta.center).map_err(|error| CoordError::Unusable(error.message))?;
-        // The files were removed while it ran: what it remembers is still of the other center.
+        // The state directory was emptied while this process ran: its memory is still of the other center.
         let joined = self.center.get_or_init(|| meta.center.clone());
         if *joined != meta.center {
             let why = format!(
@@ -67,7 +67,7 @@ impl CoordClient for BootstrappingClient {
     }
 }
 
-/// Creates what is missing.
+/// Creates the records and folders of the center that are missing.
 async fn found(session: &dyn Session) -> Result<Meta, CoordError> {
     let meta = meta(session).await?;
     if meta.schema != SCHEMA {
@@ -165,7 +165,7 @@ mod tests {
             let Err(CoordError::Unusable(why)) = open(&second, center).await else { panic!("it was joined") };
             assert!(why.contains(center.get().map_or("belongs to", |center| center)), "{why}");
         }
-        // Made a node of the other one while it runs: its memory is still of the first.
+        // The state directory forgets its center while the process runs: its memory is still of the first one.
         std::fs::remove_file(state.path().join("center")).unwrap();
         let Err(CoordError::Unusable(why)) = open(&second, &center).await else { panic!("it was joined") };
         assert!(why.contains("restart"), "{why}");

@@ -102,7 +102,7 @@ async fn conditions_are_judged_in_one_order(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Within a multi, versions and nodes are as the operations before have left them.
+/// Within a multi, every operation sees the effects of the operations before it.
 async fn operations_see_those_before_them(center: &dyn CoordClient) {
     let (session, at) = start(center, "sequence").await;
     let (node, child) = (at("node"), at("node/child"));
@@ -118,7 +118,7 @@ async fn operations_see_those_before_them(center: &dyn CoordClient) {
     ];
     let results = done(&*session, ops).await;
     let [.., Done::Set(first), Done::Set(second), Done::Plain, Done::Plain, Done::Plain] = results[..] else {
-        panic!("the sets say what they did: {results:?}");
+        panic!("a set returns its node: {results:?}");
     };
     assert_eq!((first.version, second.version), (1, 2));
     assert_eq!(read(&*session, &node).await, Node { data: b"2".to_vec(), stat: second });
@@ -127,7 +127,7 @@ async fn operations_see_those_before_them(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// All that a multi changes has its number, and numbers grow from one to the next, over all sessions.
+/// All changes of a multi have one transaction number, and these numbers grow over all sessions.
 async fn transactions_have_growing_numbers(center: &dyn CoordClient) {
     let (session, at) = start(center, "numbers").await;
     let other = open(center).await;
@@ -149,7 +149,7 @@ async fn transactions_have_growing_numbers(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Its version starts from 0 and its creation is a later one.
+/// The version of a node that is created again starts from 0, and its creation is the later transaction.
 async fn a_node_made_anew_starts_anew(center: &dyn CoordClient) {
     let (session, at) = start(center, "anew").await;
     let node = at("node");
@@ -163,7 +163,7 @@ async fn a_node_made_anew_starts_anew(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Malformed paths and negative versions never reach a service, where they could mean something.
+/// Malformed paths and negative versions are never sent to a service, where a negative version means any.
 async fn what_no_service_could_do_is_refused_at_once(center: &dyn CoordClient) {
     let (session, at) = start(center, "nonsense").await;
     done(&*session, vec![create(&at("node"), b"")]).await;
@@ -222,7 +222,7 @@ async fn children_are_sorted(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Other sessions see them and their owner, and see them removed with their session, and no others.
+/// Other sessions see ephemeral nodes and their owner. The end of the owner's session removes them, and no other nodes.
 async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn CoordClient) {
     let (session, at) = start(center, "ephemeral").await;
     let other = open(center).await;
@@ -232,7 +232,7 @@ async fn ephemeral_nodes_live_as_long_as_their_session(center: &dyn CoordClient)
     assert_eq!((stat.owner, stat.version), (Some(other.id()), 1));
     synchronise(&*session).await;
     assert_eq!(read(&*session, &at("e")).await, Node { data: b"1".to_vec(), stat });
-    // Whoever knows the version may remove it.
+    // Any session may delete it with the right version.
     done(&*session, vec![delete(&at("f"), 0)]).await;
     let (_, watch) = session.get_and_watch(&at("e")).await.expect("the session is connected");
     other.close().await;
@@ -257,7 +257,7 @@ async fn a_dropped_session_ends(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// They cannot get any in the multi that creates them, either.
+/// A child of an ephemeral node is refused, also in the multi that creates both.
 async fn ephemeral_nodes_have_no_children(center: &dyn CoordClient) {
     let (session, at) = start(center, "childless").await;
     done(&*session, vec![ephemeral(&at("e"), b"")]).await;
@@ -266,7 +266,7 @@ async fn ephemeral_nodes_have_no_children(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Every request reports that it is over, its watches wake, and closing it again does nothing.
+/// Every request on a closed session returns its end, its watches wake, and closing it again does nothing.
 async fn a_closed_session_does_nothing(center: &dyn CoordClient) {
     let (session, at) = start(center, "closed").await;
     done(&*session, vec![create(&at("node"), b"")]).await;
@@ -310,7 +310,7 @@ async fn watches_fire(center: &dyn CoordClient) {
         fires(watch).await;
         fires(second).await;
     }
-    // A multi fires what its parts would.
+    // A multi fires the watches that its operations would fire one by one.
     let (_, watch) = session.get_and_watch(&node).await.expect("the session is connected");
     done(&*session, vec![create(&at("aside"), b""), set(&node, b"4", 0)]).await;
     fires(watch).await;
@@ -344,7 +344,7 @@ async fn watches_of_children_fire(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Watches that wait already fire, and so do those that are set later.
+/// Dropping one watch of a node keeps the node's other watches: those set before and those set later.
 async fn a_dropped_watch_silences_no_other(center: &dyn CoordClient) {
     let (session, at) = start(center, "silence").await;
     let node = at("node");
@@ -362,7 +362,7 @@ async fn a_dropped_watch_silences_no_other(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// It sees whatever was committed before.
+/// After `sync`, a session sees every write that was committed before.
 async fn a_synchronised_session_sees_every_write(center: &dyn CoordClient) {
     let (session, at) = start(center, "sync").await;
     let other = open(center).await;
@@ -376,7 +376,7 @@ async fn a_synchronised_session_sees_every_write(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// The other creation is told that the node exists.
+/// Of two sessions that create one node, one succeeds and the other is refused as the node exists.
 async fn one_of_two_creations_succeeds(center: &dyn CoordClient) {
     let (session, at) = start(center, "creation").await;
     let other = open(center).await;
@@ -395,7 +395,7 @@ async fn one_of_two_creations_succeeds(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Two sessions count by compare-and-set, each from what it reads: stale reads cost rounds and no count.
+/// Two sessions increment a number by compare-and-set: a stale read costs another round, but no increment.
 async fn no_increment_is_lost(center: &dyn CoordClient) {
     const EACH: usize = 50;
     let (session, at) = start(center, "count").await;
@@ -424,7 +424,7 @@ async fn no_increment_is_lost(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// No write waits for the answer to another.
+/// Writes are sent without waiting for the answers to earlier ones.
 async fn many_writes_are_under_way_at_a_time(center: &dyn CoordClient) {
     const MANY: usize = 256;
     let (session, at) = start(center, "many").await;
@@ -445,7 +445,8 @@ async fn many_writes_are_under_way_at_a_time(center: &dyn CoordClient) {
     session.close().await;
 }
 
-/// Opens a session, and makes paths below a new folder of this name: the folder's own for the empty one.
+/// Opens a session and creates a folder of this name. The returned function makes paths below that folder; an empty
+/// name is the folder itself.
 async fn start(center: &dyn CoordClient, folder: &'static str) -> (Arc<dyn Session>, impl Fn(&str) -> String) {
     let session = open(center).await;
     let at = move |name: &str| if name.is_empty() { format!("/{folder}") } else { format!("/{folder}/{name}") };
@@ -467,7 +468,7 @@ async fn done(session: &dyn Session, ops: Vec<Op>) -> Vec<Done> {
 async fn set_one(session: &dyn Session, op: Op) -> Stat {
     match done(session, vec![op]).await[..] {
         [Done::Set(stat)] => stat,
-        ref other => panic!("a set says what it did: {other:?}"),
+        ref other => panic!("a set returns its node: {other:?}"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Longest file of credentials; guards against naming a wrong one.
+/// Largest file of credentials, in bytes; guards against the path of another file.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A scheme and a secret, as ZooKeeper's `addauth` takes them.
@@ -15,23 +15,23 @@ pub struct Credentials {
     secret: Vec<u8>,
 }
 
-/// Why there are no credentials.
+/// Error of a file of credentials.
 #[derive(Debug, thiserror::Error)]
 #[error("read the ZooKeeper credentials in {}: {why}", path.shown())]
 pub struct CredentialsError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong.
+    /// Defect of the file.
     pub why: BadCredentials,
 }
 
-/// What is wrong with a file of credentials.
+/// Defect of a file of credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum BadCredentials {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error(transparent)]
     Unreadable(#[from] io::Error),
-    /// It is something else.
+    /// The content is not one line of a scheme and credentials.
     #[error("expected one line SCHEME:CREDENTIALS, for example digest:NAME:PASSWORD")]
     Malformed,
 }

@@ -50,7 +50,7 @@ impl Embedded {
     /// sessions. Reads the whole file: blocks for a moment.
     ///
     /// # Errors
-    /// [`StoreFileError`]: it cannot be read or written, is another process's, or is no store.
+    /// [`StoreFileError`]: the file cannot be read or written, another process uses it, or it is not a store.
     pub fn open(path: &Path) -> Result<Self, StoreFileError> {
         Self::on(StoreFile::at(path.to_owned()))
     }
@@ -111,7 +111,7 @@ impl EmbeddedSession {
         asked.await.ok_or_else(|| self.without_answer())
     }
 
-    /// Returns the error of a read that the store could not do: it drops the answer then.
+    /// Returns the error of a read that the store could not do: then it drops the channel of the answer.
     fn without_answer(&self) -> CoordError {
         match self.states.borrow().link {
             Link::Over(ending) => CoordError::Ended(ending),
@@ -164,7 +164,7 @@ impl Session for EmbeddedSession {
     }
 
     async fn sync(&self) -> Result<(), CoordError> {
-        // Every reading sees every write that was answered before it.
+        // Every read sees all writes that were answered before it.
         self.get("/").await.map(|_| ())
     }
 

@@ -87,8 +87,8 @@ pub trait Session: Send + Sync + std::fmt::Debug {
     /// [`CoordError::Refused`] with [`Refusal::NoNode`] and index 0.
     async fn children_and_watch(&self, path: &str) -> Result<(Vec<String>, Watch), CoordError>;
 
-    /// Does all of `ops` in their order, or nothing. The request is sent when this is called, and dropping the future
-    /// does not call it back. On success returns one [`Done`] for each operation.
+    /// Does all of `ops` in their order, or nothing. The request is sent when the future is first polled, and dropping
+    /// the future does not cancel it. On success returns one [`Done`] for each operation.
     async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError>;
 
     /// Makes later reads of this session see every write that had been committed before.
@@ -105,7 +105,7 @@ pub struct SessionId(pub i64);
 /// State of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionState {
-    /// Whether requests can be made.
+    /// Connection of the session.
     pub link: Link,
     /// Number of reconnects: when it grows, readers read everything again.
     pub reconnects: u64,
@@ -125,7 +125,7 @@ impl SessionState {
     }
 }
 
-/// Whether a session can be used.
+/// Connection of a session to the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// Requests are sent.
@@ -136,10 +136,10 @@ pub enum Link {
     Over(Ending),
 }
 
-/// Why a session is over.
+/// Reason for the end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The service has expired the session, or must have by now.
+    /// The service has expired the session, or must have done so by now.
     Expired,
     /// This process has closed it.
     Closed,
@@ -219,7 +219,7 @@ pub enum CreateMode {
     Ephemeral,
 }
 
-/// What one operation of a committed multi did.
+/// Result of one operation of a committed multi.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
     /// Of `Check`, `Create` and `Delete`: old servers return nothing about a creation.
@@ -228,7 +228,7 @@ pub enum Done {
     Set(Stat),
 }
 
-/// Why a request to the service failed.
+/// Error of a request to the service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CoordError {
     /// A condition of the multi's operation at `index` did not hold; nothing was done.
@@ -263,39 +263,39 @@ pub enum CoordError {
     },
 }
 
-/// Which condition of an operation did not hold.
+/// Condition of an operation that did not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The node, or the parent of one to create, does not exist.
+    /// The node, or the parent of a node to create, does not exist.
     #[error("no such node")]
     NoNode,
-    /// It exists already.
+    /// The node to create exists.
     #[error("the node exists")]
     NodeExists,
-    /// It has another version.
+    /// The node has another version.
     #[error("the node has changed")]
     BadVersion,
-    /// It has children.
+    /// The node to delete has children.
     #[error("the node has children")]
     NotEmpty,
-    /// The access list does not permit it.
+    /// The access list of the node does not permit the operation.
     #[error("not permitted by the access list of the node (NoAuth)")]
     NoAuth,
-    /// There would be more nodes or bytes than an operator allows.
+    /// A quota on nodes or bytes would be exceeded.
     #[error("a quota is used up (QuotaExceeded)")]
     QuotaExceeded,
-    /// An ephemeral node cannot have children; or another rule of the service.
+    /// The parent is an ephemeral node, or another rule of the service forbids the operation.
     #[error("not possible")]
     Impossible,
 }
 
-/// Fires at most once; a hint to look again.
+/// Hint to read again; fires at most once.
 #[derive(Debug)]
 pub struct Watch(oneshot::Receiver<()>);
 
 impl Refusal {
-    /// Tells whether the nodes are not as expected: then reading again helps. Otherwise the service refuses the write
-    /// whatever the nodes are.
+    /// Tells whether the state of the nodes was the reason, so that reading again helps. Otherwise the service refuses
+    /// the write in any state of the nodes.
     #[must_use]
     pub fn is_condition(self) -> bool {
         match self {
@@ -332,8 +332,8 @@ impl Watch {
     }
 }
 
-/// Refuses before sending what no service could do: malformed paths ([`Refusal::Impossible`]), negative versions
-/// ([`Refusal::BadVersion`]; to the service they would mean any), and what is too large.
+/// Refuses writes that must not be sent: malformed paths ([`Refusal::Impossible`]), negative versions
+/// ([`Refusal::BadVersion`]; the service takes them for any version), and too large ones.
 ///
 /// # Errors
 /// [`CoordError::Refused`], or as [`check_size`].
@@ -363,7 +363,7 @@ pub fn is_path(path: &str) -> bool {
     path == "/" || path.strip_prefix('/').is_some_and(|parts| parts.split('/').all(is_name))
 }
 
-/// Refuses before sending what is too large for the service: there it would look like a lost connection.
+/// Refuses writes that are too large for the service, which would close the connection.
 ///
 /// # Errors
 /// [`CoordError::TooLarge`].

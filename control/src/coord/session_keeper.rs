@@ -1,7 +1,7 @@
-//! Keeps one session with the coordination service open for all roles of a process: opens it, replaces it when it is
-//! over, publishes it.
+//! Keeps one session with the coordination service open for all roles of a process: opens a session, publishes it, and
+//! replaces it when it is over.
 //!
-//! Roles take the receiver and act on what they see. Only the keeper opens and closes sessions.
+//! Roles watch the published session. Only the keeper opens and closes sessions.
 
 use crate::coord::{CoordClient, CoordError, Ending, Refusal, Session, SessionState};
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// Wait between two attempts to open a session: doubled from the first to the last.
+/// Shortest and longest wait between two attempts to open a session; doubled after each.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// Time without a session after which that is logged. With the time to find out why, at most 5 s.
+/// Time after which a missing session is logged. With the time for the diagnosis, at most 5 s.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Time after which the same failure is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// Session that is open now; `None` while there is none.
+/// Receiver of the open session; `None` while there is none.
 pub type Sessions = watch::Receiver<Option<Arc<dyn Session>>>;
 
 /// Keeps a session open; see the module's head.
@@ -48,7 +48,7 @@ impl SessionKeeper {
             let session = self.open().await;
             self.published.send_replace(Some(Arc::clone(&session)));
             let mut states = session.states();
-            // An error means that the sender is gone: as good as over.
+            // An error means that the sender is gone, and the session with it.
             let _ = states.wait_for(SessionState::is_over).await;
             tracing::warn!(session = ?session.id(), "session ended");
             self.published.send_replace(None);
@@ -89,7 +89,7 @@ impl SessionKeeper {
         }
     }
 
-    /// Logs why there is no session, unless that was logged a moment ago.
+    /// Logs why there is no session, unless the same error was logged less than 30 s ago.
     async fn say(&self, said: &mut Option<Said>, error: &CoordError) {
         if !is_news(said, error, Instant::now()) {
             return;
@@ -117,7 +117,8 @@ list of the chroot; this node has no roles"
 /// Last logged error and its time.
 type Said = (CoordError, Instant);
 
-/// Tells whether an error differs from the last one that was logged, or that one was long ago.
+/// Tells whether an error is to be logged: it differs from the last logged one, or that was logged 30 s ago. Then notes
+/// it as logged.
 fn is_news(said: &mut Option<Said>, error: &CoordError, now: Instant) -> bool {
     let is_said = said.as_ref().is_some_and(|(last, at)| last == error && now < *at + SAY_AGAIN);
     if !is_said {

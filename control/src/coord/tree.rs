@@ -192,7 +192,7 @@ impl Watches {
         add(&mut self.children, path, Waiting { session, fire });
     }
 
-    /// Takes out the watches that a change fires; the caller fires them by sending.
+    /// Removes and returns the watches that a change fires; the caller sends on them.
     pub(crate) fn take(&mut self, change: &Change) -> Vec<oneshot::Sender<()>> {
         let Change { path, kind } = change;
         let mut waiting = self.nodes.remove(path).unwrap_or_default();

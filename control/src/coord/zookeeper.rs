@@ -48,7 +48,7 @@ pub struct ZooKeeper {
     servers: String,
     chroot: String,
     settings: Settings,
-    /// Whether doubts about the ensemble have been logged: once is enough.
+    /// Whether the warnings about the ensemble have been logged.
     is_judged: Arc<AtomicBool>,
 }
 
@@ -78,7 +78,7 @@ impl Default for Settings {
 pub struct BadAddress {
     /// Address as it was given.
     pub address: String,
-    /// What is wrong with it.
+    /// Defect of the address.
     pub why: &'static str,
 }
 
@@ -110,7 +110,7 @@ impl ZooKeeper {
         if self.chroot == "/" {
             return Ok(client);
         }
-        // Asked for before it is made: who may not make it may well use it.
+        // Read first: a client that may not create the chroot may still be allowed to use it.
         if client.check_stat(&self.chroot).await?.is_none() {
             client.mkdir(&self.chroot, &zk::CreateMode::Persistent.with_acls(self.access())).await?;
         }
@@ -183,7 +183,7 @@ struct ZooKeeperSession {
 
 impl ZooKeeperSession {
     fn new(client: zk::Client, access: zk::Acls<'static>) -> Self {
-        // Taken before the state is read: what comes later is reported, what came before is read.
+        // Created before the state is read, so that no change is missed.
         let changes = client.state_watcher();
         let now = link(client.state());
         let report = Arc::new(watch::Sender::new(SessionState { link: now, reconnects: 0 }));
@@ -245,7 +245,7 @@ async fn follow(mut changes: zk::StateWatcher, report: Arc<watch::Sender<Session
     }
 }
 
-/// Publishes the link. The first end is final.
+/// Publishes a change of the connection, unless the session is over.
 fn tell(report: &watch::Sender<SessionState>, now: Link) {
     report.send_if_modified(|state| {
         let is_news = !state.is_over();
@@ -304,7 +304,7 @@ impl Session for ZooKeeperSession {
             if let Some((data, stat, watcher)) = self.read(&client, client.get_and_watch_data(path)).await? {
                 return Ok((Some(node(data, &stat)), watch(watcher)));
             }
-            // Only this request can watch for a creation. If that has just happened, the node is read anew.
+            // Only this request can watch for a creation. If the node was created just now, it is read again.
             let creation = self.read(&client, client.check_and_watch_stat(path)).await?;
             if let Some((None, watcher)) = creation {
                 return Ok((None, watch(watcher)));

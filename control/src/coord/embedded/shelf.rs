@@ -1,4 +1,4 @@
-//! Stores the nodes of an embedded store in a file, durably and without knowing what they mean.
+//! Stores the nodes of an embedded store durably in a file, whatever their content.
 //!
 //! ```text
 //! table nodes: path -> (version, created, modified, owner's session, data)
@@ -49,7 +49,7 @@ pub(super) struct Content {
     pub(super) zxid: Zxid,
 }
 
-/// Why the file of a store cannot be used.
+/// Error of a store's file.
 #[derive(Debug, thiserror::Error)]
 #[error("open the task center's store {}: {why}", path.shown())]
 pub struct StoreFileError {
@@ -93,7 +93,7 @@ impl StoreFile {
             return Err(self.error(format!("format {format}, this program knows {FORMAT_VERSION}: upgrade it")));
         }
         let content = shelf.read().map_err(failed)?;
-        // What the library's checksums cannot know.
+        // The checksums of the library do not cover the order of transactions.
         if let Some((path, _)) = content.nodes.iter().find(|(_, node)| node.stat.modified > content.zxid) {
             return Err(self.error(format!("{path:?} is newer than the last write")));
         }
@@ -162,7 +162,7 @@ impl OpenStoreFile {
     }
 }
 
-/// Creates a file, and makes its name durable, too.
+/// Opens a database, created if it is missing, and makes its directory entry durable.
 fn create(path: &Path) -> Result<Database, redb::Error> {
     let database = Database::create(path)?;
     if let Some(parent) = path.parent() {

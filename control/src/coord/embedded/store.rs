@@ -1,4 +1,4 @@
-//! Runs the thread that owns an embedded store: takes requests, applies them, makes them durable, answers.
+//! Runs the thread that owns an embedded store: applies requests in memory, makes them durable, and answers them.
 
 use super::super::tree::{Change, ChangeKind, Tree, Watches};
 use super::super::{CoordError, Done, Ending, Link, Node, Op, SessionId, SessionState, Zxid, is_path};
@@ -16,7 +16,7 @@ const RETRY_WAIT: Duration = Duration::from_millis(250);
 /// Time after which a failing disk is logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// Request of a session to the store. An answer without a receiver is dropped; the work is done.
+/// Request of a session to the store. A request is carried out even if no caller waits for its answer.
 #[derive(Debug)]
 pub(super) enum Request {
     Open { report: watch::Sender<SessionState>, answer: oneshot::Sender<Result<SessionId, CoordError>> },
@@ -25,14 +25,14 @@ pub(super) enum Request {
     Close { session: SessionId, answer: Option<oneshot::Sender<()>> },
 }
 
-/// What to read of a node. The answer is dropped if reading is impossible now.
+/// Read of a node. The store drops the channel of the answer if it cannot read now.
 #[derive(Debug)]
 pub(super) enum Reading {
     Node { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Node>> },
     Children { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Vec<String>>> },
 }
 
-/// An answer that waits for the batch to be durable.
+/// Answer that is sent once its batch is durable.
 #[derive(Debug)]
 enum Pending {
     Opened(Result<SessionId, CoordError>, oneshot::Sender<Result<SessionId, CoordError>>),
@@ -42,11 +42,11 @@ enum Pending {
     Closed(oneshot::Sender<()>),
 }
 
-/// All state, owned by one thread.
+/// State of the store, owned by one thread.
 #[derive(Debug)]
 pub(super) struct Store {
     shelf: StoreFile,
-    /// `None` while the disk fails. The tree is empty then.
+    /// Open file; `None` while the disk fails: then the tree is empty.
     open: Option<OpenStoreFile>,
     tree: Tree,
     /// Number of the last write in `tree`.
@@ -65,7 +65,7 @@ pub(super) struct Store {
 struct Batch {
     /// Paths that the batch has touched.
     touched: BTreeSet<String>,
-    /// Watches that its changes fire.
+    /// Watches that the changes of the batch fire.
     fires: Vec<oneshot::Sender<()>>,
     answers: Vec<Pending>,
 }
@@ -163,7 +163,7 @@ impl Store {
         if self.open.is_none() {
             return Some(Pending::Opened(Err(CoordError::NotConnected), answer));
         }
-        // A transaction of its own, so that no other session ever gets the number, not even after a crash.
+        // Opening is a transaction of its own, so that no session gets a used id, not even after a crash.
         self.zxid = self.next_zxid();
         let session = SessionId(self.zxid.0);
         self.sessions.insert(session, report);
@@ -253,7 +253,7 @@ impl Store {
         }
     }
 
-    /// Logs a failure, not too often: a full disk fails several times a second, with small writes succeeding in
+    /// Logs a failure, at most every 30 s: a full disk fails several times a second, with small writes succeeding in
     /// between.
     fn say(&mut self, error: &StoreFileError) {
         if self.said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
@@ -262,7 +262,7 @@ impl Store {
         }
     }
 
-    /// Handles a failure of the disk: whether the batch is on it is unknown until it can be read again.
+    /// Handles a failure of the disk: until the file can be read again, it is unknown whether the file has the batch.
     fn fail(&mut self, answers: Vec<Pending>, error: &redb::Error) {
         self.say(&self.shelf.error(error));
         (self.open, self.tree) = (None, Tree::new());
@@ -287,7 +287,8 @@ impl Pending {
         }
     }
 
-    /// Fails an answer. A refusal is unknown, too: it may rest on a write that has not happened.
+    /// Answers with a failure. The outcome of a refused multi is unknown, too: the refusal may rest on a write of this
+    /// batch.
     fn send_failed(self, error: &redb::Error) {
         match self {
             Self::Opened(_, answer) => drop(answer.send(Err(CoordError::NotConnected))),

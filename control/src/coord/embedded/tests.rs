@@ -1,5 +1,5 @@
-//! Tests what only the embedded store promises: no answered write is lost in a power cut, and a failing disk is
-//! survived. The disk of these tests is memory that knows what has been flushed.
+//! Tests the durability of the embedded store: a power cut loses no acknowledged write, and the store outlives a
+//! failing disk. The disk of these tests is in memory and keeps apart what has been flushed.
 
 use super::*;
 use crate::coord::{CreateMode, Zxid};
@@ -159,7 +159,7 @@ async fn what_was_answered_survives_a_loss_of_power() {
             made.expect("both are new");
         }
         let (a, b, modified) = numbers(&*session).await;
-        assert!(a == b && a >= told, "life {life}: {a} and {b} after {told} was told");
+        assert!(a == b && a >= told, "life {life}: {a} and {b} after {told} was acknowledged");
         assert!(modified >= last);
         assert_eq!(session.get("/e").await, Ok(None), "life {life}: it went with its session");
         session.multi(vec![create("/e", CreateMode::Ephemeral)]).await.expect("it is new");
@@ -169,10 +169,10 @@ async fn what_was_answered_survives_a_loss_of_power() {
         for _ in 0..fastrand::i32(1..10) {
             let number = told.max(a) + 1;
             let write = session.multi(vec![set("/a", number, version), set("/b", number, version)]);
-            // In the middle of the write, as the thread of the store happens to stand.
+            // At any point of the write: the thread of the store runs meanwhile.
             let cut = async { fastrand::bool().then(|| disk.lock().without_power()) };
             let (done, image) = tokio::join!(write, cut);
-            let done = done.expect("nobody else writes");
+            let done = done.expect("no other session writes");
             let Done::Set(stat) = done[0] else { panic!("{done:?}") };
             if let Some(image) = image {
                 lost = Some(image);
@@ -185,7 +185,7 @@ async fn what_was_answered_survives_a_loss_of_power() {
     }
 }
 
-/// No writer is told that a write happened that the disk refused, and all continues when the disk works again.
+/// A write that the disk refused is never acknowledged, and sessions continue when the disk works again.
 #[tokio::test]
 async fn a_failing_disk_is_told_and_survived() {
     let disk = Arc::new(Disk::default());
@@ -235,15 +235,15 @@ async fn a_file_is_found_again_as_it_was() {
         create("/a/e", CreateMode::Ephemeral),
     ];
     session.multi(made.to_vec()).await.expect("new");
-    session.multi(vec![set("/a", 7, 0), set("/", 8, 0)]).await.expect("nobody else writes");
+    session.multi(vec![set("/a", 7, 0), set("/", 8, 0)]).await.expect("no other session writes");
     let (top, a) = (session.get("/").await, session.get("/a").await);
     let id = session.id();
-    // As a crash leaves it: nobody has said goodbye.
+    // As a crash leaves the file: no session was closed.
     let crashed = folder.path().join("crashed.redb");
     std::fs::copy(&path, &crashed).expect("the folder can be written");
     drop((session, center));
     for path in [crashed, path] {
-        let center = Embedded::open(&path).expect("nobody else uses it");
+        let center = Embedded::open(&path).expect("no other process uses it");
         let session = center.open().await.expect("open");
         assert!(session.id() > id);
         assert_eq!((session.get("/").await, session.get("/a").await), (top.clone(), a.clone()));
@@ -264,7 +264,7 @@ fn a_file_that_is_no_store_is_refused() {
     assert!(error.contains("No such file"), "{error}");
     let other = folder.path().join("other.redb");
     let database = Database::create(&other).expect("the folder can be written");
-    let transaction = database.begin_write().expect("nobody else uses it");
+    let transaction = database.begin_write().expect("no other process uses it");
     let meta: redb::TableDefinition<'_, &str, i64> = redb::TableDefinition::new("meta");
     transaction.open_table(meta).expect("new").insert("format", 9).expect("new");
     transaction.commit().expect("it can be written");

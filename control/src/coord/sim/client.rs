@@ -1,4 +1,4 @@
-//! Simulates the client's end of a session: its requests, its watches, and whether it believes to be connected.
+//! Simulates the client's end of a session: its requests, its watches, and the connection as the client sees it.
 
 use super::tree::Transaction;
 use crate::coord::{CoordError, Done, Ending, Link, Node, Op, SessionState, Zxid};
@@ -41,12 +41,12 @@ pub(super) enum Delivery {
 pub(super) struct PendingWatch {
     pub(super) path: String,
     pub(super) subject: Subject,
-    /// Number of transactions that it has seen.
+    /// Number of transactions that the server had replayed when the watch was set.
     pub(super) since: usize,
     pub(super) fire: Fire,
 }
 
-/// What is watched of a node.
+/// Part of a node that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
     Data,
@@ -74,18 +74,18 @@ pub(super) type Sent = (Instant, u64, Request);
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) node: String,
-    /// Server that it talks to.
+    /// Server of the connection.
     pub(super) server: usize,
     /// Number of connections: requests of an earlier connection are not answered.
     pub(super) connection: u64,
     /// When it last received something from its server.
     pub(super) heard: Instant,
-    /// The newest write that it has seen.
+    /// Newest transaction that the client has seen.
     pub(super) seen: Zxid,
     pub(super) link: watch::Sender<SessionState>,
     pub(super) pending: BTreeMap<u64, oneshot::Sender<Result<Reply, CoordError>>>,
     pub(super) watches: Vec<PendingWatch>,
-    /// Watches that never fire: their waiters learn only of the end of the session.
+    /// Watches that never fire: only the end of the session wakes their waiters.
     pub(super) silenced: Vec<Fire>,
     /// Events whose connection broke before they arrived.
     pub(super) undelivered: Vec<Fire>,

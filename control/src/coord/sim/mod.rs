@@ -1,10 +1,10 @@
 //! Simulates a whole ensemble of the coordination service in memory, on the time of [`tokio::time`], under a seed.
 //!
 //! Several nodes share one [`Ensemble`]; each has its own client ([`Ensemble::client`]) and its own faults. The
-//! simulation repeats what a real ensemble was seen to do. A session outlives its connection on the service, and the
-//! client learns of its end late. A client of an isolated server stays `Connected` for seconds while its writes stall.
-//! Answers get lost after the write. A write that the client has given up on happens later. Watches come late, merged
-//! or not at all. Reads are stale until [`Session::sync`]. History may go backwards.
+//! simulation repeats behaviour that was observed of real ensembles. A session outlives its connection on the service,
+//! and the client learns of the session's end late. A client of an isolated server stays `Connected` for seconds while
+//! its writes stall. Answers get lost after the write. A write whose outcome the client does not know happens later.
+//! Watches come late, merged or not at all. Reads are stale until [`Session::sync`]. History may go backwards.
 //!
 //! ```text
 //! session -> uplink -> server (reads, watches) -> leader (checks, commits) -> log -> every server, each with its lag
@@ -32,18 +32,18 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The leader's unit of time: sessions end at its multiples.
+/// Unit of time of the ensemble's leader: sessions expire at its multiples.
 const TICK: Duration = Duration::from_secs(1);
-/// Servers of an ensemble.
+/// Number of servers of an ensemble.
 const SERVERS: usize = 3;
-/// Time for which a client looks for a server.
+/// Time for which a client tries to find a server that accepts it.
 const DIAL: Duration = Duration::from_secs(2);
-/// Time for which a client that closes its session waits.
+/// Longest wait of a client for the answer to the end of its session.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 type Shared = Arc<Mutex<Core>>;
 
-/// Is called with every committed write before any client can see it. It must not use the ensemble.
+/// Function that is called with every committed write before any client can see that write. Must not use the ensemble.
 pub(crate) type Observer = Arc<dyn Fn(&Commit<'_>) + Send + Sync>;
 
 fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
@@ -53,7 +53,7 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Core> {
 /// A committed write.
 #[derive(Debug)]
 pub(crate) struct Commit<'a> {
-    /// Its number.
+    /// Number of the transaction.
     pub(crate) zxid: Zxid,
     /// Node that wrote it.
     pub(crate) node: &'a str,
@@ -87,12 +87,13 @@ impl Default for FaultRates {
     }
 }
 
-/// The service, and everything that can happen to it.
+/// Simulated service, and the control of its faults. Clones share one service.
 #[derive(Clone, Debug)]
 pub(crate) struct Ensemble(Shared);
 
 impl Ensemble {
-    /// Creates a service without nodes that expires silent sessions after `timeout`. Its ticks end with its last clone.
+    /// Creates a service without nodes that expires silent sessions after `timeout`. It stops when the last clone is
+    /// dropped.
     #[must_use]
     pub(crate) fn new(seed: u64, timeout: Duration) -> Self {
         let shared = Arc::new(Mutex::new(Core::new(seed, SERVERS, timeout)));
@@ -100,7 +101,7 @@ impl Ensemble {
         Self(shared)
     }
 
-    /// The service as a node sees it.
+    /// Returns the client of a node, known to the faults by the node's name.
     #[must_use]
     pub(crate) fn client(&self, node: &str) -> Arc<dyn CoordClient> {
         Arc::new(SimCoordClient { shared: self.0.clone(), node: node.to_owned() })
@@ -120,19 +121,19 @@ impl Ensemble {
         self.core().observer = Some(observer);
     }
 
-    /// What is committed at a path, whatever the servers have seen of it.
+    /// Returns the committed node at a path, whichever servers have replayed it.
     #[must_use]
     pub(crate) fn committed(&self, path: &str) -> Option<Node> {
         self.core().tree().get(path).map(|node| (**node).clone())
     }
 
-    /// Everything committed whose path begins with `prefix`, in order of the paths.
+    /// Returns the committed nodes whose paths begin with `prefix`, in order of the paths.
     #[must_use]
     pub(crate) fn committed_below(&self, prefix: &str) -> Vec<(String, Node)> {
         self.core().tree().below(prefix).map(|(path, node)| (path.to_owned(), node.clone())).collect()
     }
 
-    /// Refuses every write below `prefix`, as an access list does; none: no more.
+    /// Refuses every write below `prefix` from now on, as an access list does; `None` permits all writes.
     pub(crate) fn forbid(&self, prefix: Option<&str>) {
         self.core().forbidden = prefix.map(str::to_owned);
     }
@@ -143,17 +144,17 @@ impl Ensemble {
         self.core().clients.values().map(client::Client::requests).sum()
     }
 
-    /// Drops a node's packets, without telling any client.
+    /// Drops a node's packets; its clients notice only the silence.
     pub(crate) fn cut(&self, node: &str) {
         self.core().cut(node, true);
     }
 
-    /// Ends a cut.
+    /// Delivers a node's packets again.
     pub(crate) fn mend(&self, node: &str) {
         self.core().cut(node, false);
     }
 
-    /// Breaks a node's connections; it may connect again.
+    /// Breaks a node's connections; its clients may connect again.
     pub(crate) fn reset(&self, node: &str) {
         self.core().reset(|client| client.node == node);
     }
@@ -165,7 +166,8 @@ impl Ensemble {
         wire::spread(&self.0, &mut core);
     }
 
-    /// Isolates a server from its leader: its clients read stale data, and their writes stall until it drops them.
+    /// Isolates a server from its leader: its clients read stale data, and their writes wait until the server drops the
+    /// clients after 4 s.
     pub(crate) fn isolate(&self, server: usize) {
         self.core().isolate(server);
     }
@@ -202,7 +204,7 @@ impl Ensemble {
     }
 }
 
-/// The service as one node sees it.
+/// Client of one node.
 #[derive(Debug)]
 struct SimCoordClient {
     shared: Shared,
@@ -249,7 +251,7 @@ impl SimSession {
         wire::ask(&self.shared, self.id, request).await
     }
 
-    /// Reads: a lost read does no harm.
+    /// Sends a read: one that was lost is as if it had not been sent.
     async fn look(&self, request: Request) -> Result<Reply, CoordError> {
         if let Request::Get { path, .. } | Request::Children { path, .. } = &request
             && !is_path(path)

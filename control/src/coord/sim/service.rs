@@ -3,8 +3,8 @@
 //!
 //! What always holds: writes are checked against the leader's tree alone. A server replays them in order and never goes
 //! back, except by [`Core::regress`]. An expired session changes nothing any more. A session lives between `T - tick/2`
-//! and `T + tick` after its last sign of life: followers forward those only with the leader's pings, and the leader
-//! counts in ticks.
+//! and `T + tick` after its last request or ping: followers report those to the leader only with its own pings, and the
+//! leader counts in ticks.
 
 use super::client::{Client, Delivery, PendingWatch, Reply, Request, Subject};
 use super::tree::{Transaction, Tree};
@@ -29,7 +29,7 @@ pub(super) struct Core {
     pub(super) timeout: Duration,
     tree: Tree,
     log: Vec<Arc<Transaction>>,
-    /// Number of transactions that the servers have been told of.
+    /// Number of transactions that are sent to the servers.
     spread: usize,
     servers: Vec<Server>,
     tracked: BTreeMap<SessionId, TrackedSession>,
@@ -49,15 +49,15 @@ impl std::fmt::Debug for Core {
     }
 }
 
-/// A follower.
+/// A server of the ensemble, which follows the leader's log.
 #[derive(Debug, Default)]
 struct Server {
     tree: Tree,
-    /// Number of transactions of the log that it has replayed.
+    /// Number of transactions of the log that this server has replayed.
     replayed: usize,
-    /// Since when it is isolated from its leader.
+    /// Start of its isolation from the leader.
     isolated: Option<Instant>,
-    /// Whether it talks to no client.
+    /// Whether it serves no client, after a long isolation.
     is_mute: bool,
 }
 
@@ -206,7 +206,7 @@ impl Core {
         self.tracked.contains_key(&session)
     }
 
-    /// Handles a sign of life that reaches the leader, with a follower's delay.
+    /// Extends a session after a request or ping, less the delay with which a follower reports it to the leader.
     pub(super) fn touch(&mut self, session: SessionId) {
         let lag = Duration::from_millis(self.rng.u64(0..=500)).min(TICK / 2);
         let tick = self.tick_after(self.timeout.saturating_sub(lag));
@@ -232,7 +232,7 @@ impl Core {
         }
     }
 
-    /// Expires every session of a node at once; the node learns it from the service.
+    /// Expires every session of a node at once; the node learns of it with its next request or ping.
     pub(super) fn expire(&mut self, node: &str) {
         let its: Vec<_> = self.tracked.iter().filter(|(_, t)| t.node == node).map(|(id, _)| *id).collect();
         its.into_iter().for_each(|session| self.give_up(session));
@@ -315,7 +315,8 @@ impl Core {
         self.log.push(Arc::new(Transaction { zxid, changes }));
     }
 
-    /// Returns what was committed since the last call: which server is to replay the log how far, and how much later.
+    /// Returns for the transactions since the last call, if there are any: each server, the length of the log that it
+    /// is to replay, and its lag.
     pub(super) fn unspread(&mut self) -> Vec<(usize, usize, Duration)> {
         let upto = self.log.len();
         if upto == std::mem::replace(&mut self.spread, upto) {
@@ -393,8 +394,8 @@ impl Core {
         Snapshot { tree: self.tree.clone(), zxid: self.zxid, tracked: self.tracked.clone() }
     }
 
-    /// Restores a snapshot: the sessions of that time have their full time again, and no server accepts clients that
-    /// have seen more.
+    /// Restores a snapshot. The sessions of that time get their full timeout again. No server accepts a client that has
+    /// seen a later transaction.
     pub(super) fn regress(&mut self, to: &Snapshot) {
         self.reset(|_| true);
         (self.tree, self.zxid, self.tracked) = (to.tree.clone(), to.zxid, to.tracked.clone());

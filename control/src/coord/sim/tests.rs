@@ -1,4 +1,4 @@
-//! Tests what the simulated service does to its clients: each fault, and what a client may see of it.
+//! Tests the faults of the simulated service, and their effects on clients.
 
 use super::*;
 use crate::coord::{CreateMode, Link, contract};
@@ -48,7 +48,7 @@ async fn a_multi_is_all_or_nothing_and_grows_the_numbers() {
     assert_eq!(refused, Err(CoordError::Refused { index: 1, why: Refusal::Impossible }));
     let refused = b.multi(vec![Op::Delete { path: "/x".into(), version: 1 }]).await;
     assert_eq!(refused, Err(CoordError::Refused { index: 0, why: Refusal::NotEmpty }));
-    let Done::Set(later) = b.multi(vec![set("/x", 1)]).await.unwrap()[0] else { panic!("a Set says what it did") };
+    let Done::Set(later) = b.multi(vec![set("/x", 1)]).await.unwrap()[0] else { panic!("a set returns its node") };
     assert!(later.modified > stat.modified && later.created == stat.created);
     assert_eq!(b.children("/x").await.unwrap(), ["y"]);
 }
@@ -159,12 +159,12 @@ async fn after_history_went_back_only_new_sessions_are_taken_and_numbers_repeat(
     let (ensemble, a, _b) = pair(7).await;
     a.multi(vec![create("/x", CreateMode::Persistent)]).await.unwrap();
     let then = ensemble.snapshot();
-    let Done::Set(first) = a.multi(vec![set("/x", 0)]).await.unwrap()[0] else { panic!("a Set says what it did") };
+    let Done::Set(first) = a.multi(vec![set("/x", 0)]).await.unwrap()[0] else { panic!("a set returns its node") };
     ensemble.regress(&then);
     assert!(link(&*a, |link| matches!(link, Link::Over(_))).await >= T);
     let again = ensemble.client("a").open().await.unwrap();
     assert_eq!(again.get("/x").await.unwrap().unwrap().stat.version, 0);
-    let Done::Set(second) = again.multi(vec![set("/x", 0)]).await.unwrap()[0] else { panic!("a Set says what it did") };
+    let Done::Set(second) = again.multi(vec![set("/x", 0)]).await.unwrap()[0] else { panic!("a set returns its node") };
     assert!(second.modified.0 <= first.modified.0 + 8, "{first:?} {second:?}");
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-/// A node after a write; `None` when it is gone.
+/// Path of a node, and the node after a write; `None` if it is deleted.
 pub(super) type Change = (Arc<str>, Option<Arc<Node>>);
 
 /// A committed write.
@@ -44,7 +44,7 @@ impl Tree {
         self.0.iter().filter(|(_, node)| node.stat.owner == Some(session)).map(|(path, _)| path.clone()).collect()
     }
 
-    /// Tells whether a node can have children there.
+    /// Tells whether a node exists at a path; the root always does.
     pub(super) fn exists(&self, path: &str) -> bool {
         path == "/" || self.0.contains_key(path)
     }
@@ -82,7 +82,7 @@ impl Tree {
     }
 }
 
-/// A tree with the first operations of a multi done.
+/// Tree after the first operations of a multi.
 struct Draft<'a> {
     tree: &'a Tree,
     changed: BTreeMap<Arc<str>, Option<Arc<Node>>>,

@@ -1,7 +1,7 @@
-//! Carries requests up and answers down, each in order, late, or not at all, and lets timed events happen.
+//! Carries requests to servers and answers to clients, each in order, late, or not at all, and runs timed events.
 //!
 //! A connection has one task each way. A request waits while its path is broken, as bytes in a socket do. When the
-//! connection is given up meanwhile, a write may still be carried out, long after its client was told that the outcome
+//! connection ends meanwhile, a write may still be carried out, long after its client got the answer that its outcome
 //! is unknown.
 
 use super::client::{Delivery, Reply, Request, Sent};
@@ -33,7 +33,7 @@ pub(super) fn connect(shared: &Shared, session: SessionId) {
     tokio::spawn(downlink(shared.clone(), session, connection, deliveries));
 }
 
-/// What the state of a path means for what is in flight.
+/// State of the path between a client and its server, for a message in flight.
 enum Passage {
     Open,
     Broken,
@@ -100,7 +100,7 @@ fn answer(core: &mut Core, session: SessionId, id: u64, request: Request) {
     client.deliver(latency, Delivery::Reply { id, reply, seen });
 }
 
-/// Lets a write happen that its client has given up, maybe.
+/// Carries out a write of a closed connection later, by chance.
 fn strand(shared: &Shared, core: &mut Core, session: SessionId, request: Request) {
     let Request::Multi(ops) = request else { return };
     let late = core.weather.late_write;
@@ -206,8 +206,8 @@ pub(super) async fn tick(shared: Weak<std::sync::Mutex<Core>>) {
     }
 }
 
-/// Runs the client's own part: pings, notices silence, reconnects, gives up. Lives in the process of the client as long
-/// as the session is held, which is closed then if possible.
+/// Runs the client's part of a session: sends pings, detects silence, reconnects, and ends the session when it must
+/// have expired. Runs in the client's process while the session's handle lives; then closes the session if possible.
 pub(super) async fn keep(shared: Shared, session: SessionId, alive: Weak<()>) {
     while alive.strong_count() > 0 {
         let wait = {
@@ -256,7 +256,7 @@ fn ping(core: &mut Core, session: SessionId) {
     core.clients.get_mut(&session).into_iter().for_each(|client| client.heard = Instant::now());
 }
 
-/// Tries another server. True if a connection is to be made.
+/// Looks for a server that accepts the client. Returns `true` if a connection is to be made.
 fn redial(core: &mut Core, session: SessionId) -> bool {
     let limit = core.timeout.mul_f64(1.4);
     let Some(client) = core.clients.get(&session) else { return false };
@@ -284,5 +284,5 @@ pub(super) async fn ask(shared: &Shared, session: SessionId, request: Request) -
         let client = core.clients.get_mut(&session).ok_or(super::service::GONE)?;
         client.send(request, latency)?
     };
-    answered.await.unwrap_or_else(|_| Err(CoordError::Unknown(String::from("nobody answers any more"))))
+    answered.await.unwrap_or_else(|_| Err(CoordError::Unknown(String::from("the connection has ended"))))
 }

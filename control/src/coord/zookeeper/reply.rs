@@ -6,7 +6,7 @@ use zookeeper_client as zk;
 pub(super) fn link(state: zk::SessionState) -> Link {
     match state {
         zk::SessionState::SyncConnected => Link::Connected,
-        // A server without a quorum serves nothing that a decision could rest on; never asked for, besides.
+        // A read-only server has no quorum, so its data may be old. The client does not ask for such servers anyway.
         zk::SessionState::Disconnected | zk::SessionState::ConnectedReadOnly => Link::Disconnected,
         zk::SessionState::Expired => Link::Over(Ending::Expired),
         zk::SessionState::Closed => Link::Over(Ending::Closed),
@@ -23,7 +23,7 @@ pub(super) fn reading_error(error: &zk::Error, now: Link) -> CoordError {
     }
 }
 
-/// Returns the condition that an operation was refused for; `None` for any error that leaves its outcome open.
+/// Returns the reason of a refused operation; `None` for an error that leaves the outcome open.
 fn refusal(error: &zk::Error) -> Option<Refusal> {
     match error {
         zk::Error::NoNode => Some(Refusal::NoNode),
@@ -46,7 +46,7 @@ pub(super) fn writing_error(error: zk::MultiWriteError) -> CoordError {
             || CoordError::Unknown(format!("operation {index}: {source}")),
             |why| CoordError::Refused { index, why },
         ),
-        // Also an expiry: all that was under way is told of it, not only what was sent after it.
+        // Includes expiry: the library reports it for requests sent before it, too, which may have been carried out.
         zk::MultiWriteError::RequestFailed { source } => CoordError::Unknown(source.to_string()),
     }
 }

@@ -1,5 +1,5 @@
-//! Recognises by their version the servers that are known to lose committed writes. They are worth a warning in the
-//! log, and no reason to stop: destinations carry epochs of their own for that case.
+//! Warns of ZooKeeper servers whose version is known to lose committed writes. The node still runs with them: stored
+//! epochs protect destinations when history is lost.
 
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
