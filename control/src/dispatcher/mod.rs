@@ -1,8 +1,7 @@
 //! Runs the leader's role: assigns tasks to runners, takes them back when runners are lost, and answers clients.
 //!
 //! ```text
-//!  store, runners, clients --observe--> ClusterState --decide (pure)--> Decisions --enact--> writes and calls,
-//! pipelined
+//!  store, runners, clients --observe--> ClusterState --decide (pure)--> Decisions --enact--> writes and calls
 //!           ^                                                                              |
 //!           `------------------------------------------------------------------------------'
 //! ```
