@@ -2,8 +2,8 @@
 //! skew.
 //!
 //! The leader asks every runner for its time and compares the answer with the middle between question and answer. Wall
-//! clocks only label what people read: leases and delays go by each node's boot-time clock. A task that ended long ago
-//! by this clock is purged only when the slowest clock of all nodes agrees.
+//! clocks only label records and logs: leases and delays go by each node's boot-time clock. An ended task is purged
+//! only when its retention has passed by the slowest clock of all nodes.
 
 use crate::clock::Clock;
 use crate::dispatcher::DispatcherHandle;
@@ -19,14 +19,14 @@ use tokio::time::sleep;
 
 /// Time between two rounds of measurements.
 const ASK_EVERY: Duration = Duration::from_secs(10);
-/// Wait before the first round: nodes register when a leader is new.
+/// Wait before the first round: a new leader needs a moment to read the registrations.
 const ASK_FIRST: Duration = Duration::from_secs(1);
-/// Skew beyond which a clock counts as wrong.
+/// Offset beyond which a clock counts as wrong, in milliseconds.
 const OFF_MAX_MS: i64 = 5000;
 
-/// Least number of clocks to compare: among fewer nothing tells which one is wrong.
+/// Least number of measured clocks for a verdict: of two, either may be wrong.
 const JUDGED_MIN: usize = 3;
-/// Number of nodes asked at once: each may take as long as a call may.
+/// Number of nodes that are asked at once; each call takes 2 s at most.
 const ASKED_AT_ONCE: usize = 32;
 
 /// Milliseconds by which the clock of each node is ahead of its peers', of the nodes that answered.
@@ -80,7 +80,8 @@ impl ClockSkew {
     }
 }
 
-/// Returns by how many milliseconds that node's clock is ahead of this one's, if it answers.
+/// Asks a node for its time, and tells the node its own offset. Returns the milliseconds by which its clock is ahead of
+/// this node's; `None` without an answer.
 async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerClient, clock: &dyn Clock) -> Option<i64> {
     let asked = clock.boot_time();
     let unix_ms = calls.clock(&Peer::from(there), offset_ms).await.ok()?;
@@ -114,7 +115,7 @@ fn off_peers(ahead: &BTreeMap<NodeId, i64>) -> Offsets {
     ahead.iter().map(of).collect()
 }
 
-/// Warns once for each node each time that its clock goes wrong.
+/// Warns of each wrong clock once, and again only after that clock was right in between.
 fn warn(offsets: &Offsets, warned: &mut BTreeSet<NodeId>) {
     for (node, &offset) in offsets {
         if is_off(offset) && warned.insert(node.clone()) {
@@ -138,7 +139,7 @@ mod tests {
     fn a_wrong_clock_is_told_from_those_of_its_peers() {
         assert_eq!(offsets(&[]), [0_i64; 0]);
         assert_eq!(offsets(&[77]), [0]);
-        assert_eq!(offsets(&[0, 9000]), [-9000, 9000], "of two nobody knows which");
+        assert_eq!(offsets(&[0, 9000]), [-9000, 9000], "of two clocks either may be wrong");
         assert_eq!(offsets(&[0, 10, 9000]), [-10, 10, 8990]);
         // The leader's own clock is the wrong one.
         assert_eq!(offsets(&[0, 9000, 9010]), [-9000, -10, 10]);

@@ -8,10 +8,10 @@
 //!
 //! What always holds: a leader's write happens only if no other leader has been elected since ([`LeaderTerm::commit`]
 //! checks the version of `/leader_epoch` in the same multi), so a deposed leader that does not know it yet does no
-//! harm. `/leader` only says that there is a leader and where; it decides nothing.
+//! harm. `/leader` only publishes the leader's address; no write depends on it.
 //!
-//! The node owns the loop ([`Election::run`]), says whether this node stands for election, and starts and stops the
-//! dispatcher by the [`Role`] that is published.
+//! The node runs the loop ([`Election::run`]), decides whether this node stands for election, and starts and stops the
+//! dispatcher as the published [`Role`] changes.
 
 use crate::coord::paths::{LEADER, LEADER_EPOCH};
 use crate::coord::{CoordError, CreateMode, Done, Node, Op, Refusal, Session, Watch};
@@ -70,7 +70,7 @@ impl Role {
     }
 }
 
-/// Right to decide, from one election to the next. Clones are the same term.
+/// A leader's term: the right to write as leader until the next election. Clones are the same term.
 #[derive(Clone, Debug)]
 pub struct LeaderTerm {
     session: Arc<dyn Session>,
@@ -80,7 +80,7 @@ pub struct LeaderTerm {
     is_over: Arc<watch::Sender<bool>>,
 }
 
-/// Why a leader's write was not done.
+/// Error of a leader's write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
     /// Another election has been held, or this node has stepped down; nothing was done.
@@ -168,12 +168,13 @@ impl LeaderTerm {
     }
 }
 
-/// Last failure of a campaign that was logged: a node that is cut off fails four times a second.
+/// Last logged failure of a campaign: without a connection campaigns fail four times a second.
 #[derive(Debug, Default)]
 struct Trouble(Option<(CoordError, Instant)>);
 
 impl Trouble {
-    /// Tells whether a failure is worth logging: it is new, is another one, or was logged long ago.
+    /// Tells whether a failure is to be logged: it differs from the last one, or that was logged 30 s ago. `None` is a
+    /// success.
     fn is_news(&mut self, error: Option<&CoordError>, now: Instant) -> bool {
         let is_said = |(said, at): &(CoordError, Instant)| Some(said) == error && now < *at + SAY_AGAIN;
         let is_news = error.is_some() && !self.0.as_ref().is_some_and(is_said);
@@ -216,9 +217,9 @@ impl Election {
         Self { session, node, incarnation, address, earlier: Vec::new(), roles }
     }
 
-    /// Adds the incarnations of this node that are known to be over, because the caller holds the lock that they held:
-    /// a `/leader` of theirs need not expire. An incarnation of another node that uses this one's name is not among
-    /// them.
+    /// Adds earlier incarnations of this node. They are over, as the caller holds the lock that they held, so their
+    /// `/leader` is removed without waiting for its session to expire. Another process that uses this node's name is
+    /// not among them.
     #[must_use]
     pub fn after(self, lives: Vec<Incarnation>) -> Self {
         let earlier = lives.into_iter().filter(|life| *life != self.incarnation).collect();
@@ -346,13 +347,14 @@ impl Election {
         }
     }
 
-    /// Stands for election if `stands`. A term that was `served` and is over does not come back: a reader that saw its
-    /// end would take the next one for it.
+    /// Reads the leader, and stands for election if there is none and `stands` is true. Never returns the term of the
+    /// epoch `served` again: its end has been published.
     async fn campaign(&self, stands: bool, served: Option<Epoch>) -> Result<Campaign, CoordError> {
         loop {
             let (leader, watch) = self.session.get_and_watch(LEADER).await?;
             match leader {
-                // Of a campaign or a resignation whose outcome was unknown, or from before a long disconnection.
+                // Left by a campaign or a resignation whose outcome was unknown, or by a term before a long
+                // disconnection.
                 Some(node) if self.is_mine(&node) => match self.adopt(&node).await? {
                     Some(leader_term) if stands && served != Some(leader_term.epoch()) => {
                         return Ok(Campaign::Won(leader_term, watch));

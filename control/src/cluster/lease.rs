@@ -1,8 +1,8 @@
 //! Computes from committed renewals how long a runner may submit writes to destinations that other nodes reach.
 //!
-//! A session ends on the servers' clocks. A runner that the service no longer hears has to stop before that, by its own
-//! clock. All that the runner knows is when it _sent_ a write that was committed later: the service has heard of the
-//! runner at that time or after.
+//! A session expires by the servers' clocks. A runner without a connection has to stop writing before that, by its own
+//! clock. The runner knows when it _sent_ a write that was committed: the service has heard from the runner at that
+//! time or later.
 //!
 //! ```text
 //!  sent            gate shuts                  lease ends        earliest end of the session
@@ -20,14 +20,15 @@ use std::time::Duration;
 
 /// Time between two renewals, for a session of 10 s or more.
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
-/// Time in which submitted writes complete, for a session of 10 s or more.
+/// Time for submitted writes to complete, for a session of 10 s or more.
 const DRAIN: Duration = Duration::from_millis(2500);
-/// Distance from the end of the session: one and a half ticks of the servers. Measured: half a tick.
+/// Time from the end of the lease to the earliest end of the session: one and a half ticks of the servers. Half a tick
+/// was measured.
 const MARGIN: Duration = Duration::from_millis(1500);
-/// Shorter sessions get all three in proportion.
+/// Session timeout that the times above are for. Shorter sessions get proportionate times.
 const SESSION: Duration = Duration::from_secs(10);
 
-/// Times for which a committed renewal is good, by the session's negotiated timeout.
+/// Times of a lease, from the session's negotiated timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeaseTiming {
     /// Time between two renewals.
@@ -50,7 +51,7 @@ impl From<Duration> for LeaseTiming {
     }
 }
 
-/// Lease that only committed renewals extend. Times are of the boot-time clock.
+/// Lease, which only committed renewals extend. Times are of the boot-time clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
     terms: LeaseTiming,
@@ -64,8 +65,8 @@ impl Lease {
         Self { terms, sent: None }
     }
 
-    /// Extends the lease: a renewal that was sent at `sent` is committed. An answer that comes after a later one
-    /// changes nothing.
+    /// Extends the lease after the commit of a renewal that was sent at `sent`. Changes nothing if a renewal sent later
+    /// was committed before.
     pub(crate) fn committed(&mut self, sent: Duration) {
         self.sent = self.sent.max(Some(sent));
     }

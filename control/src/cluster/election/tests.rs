@@ -66,7 +66,7 @@ async fn one_leads_and_the_others_know_where() {
     assert_eq!(leader_term.commit(write("/x")).await.unwrap(), [Done::Plain]);
     let refused = leader_term.commit(write("/x")).await.unwrap_err();
     assert_eq!(refused, CoordError::Refused { index: 0, why: Refusal::NodeExists }.into());
-    assert!(!leader_term.has_ended(), "a refusal of the write itself deposes nobody");
+    assert!(!leader_term.has_ended(), "a refusal of the write itself does not end the term");
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,7 +114,7 @@ async fn a_leader_that_stepped_down_and_still_holds_leadership_is_elected_anew()
     ensemble.cut("a");
     old.ended().await;
     ensemble.mend("a");
-    // The session has outlived it, and with it the node that says who leads.
+    // The session has outlived the term, and `/leader` with it.
     let start = Instant::now();
     while only.leader_term().await.epoch() == old.epoch() && start.elapsed() < Duration::from_secs(60) {
         sleep(Duration::from_millis(50)).await;
@@ -139,7 +139,7 @@ async fn a_zombie_writes_nothing() {
     assert_eq!(zombie.commit(write("/x")).await, Err(CommitError::LostLeadership));
     assert!(zombie.has_ended() && ensemble.committed("/x").is_none());
     zombie.ended().await;
-    // The look at the role may come before the election's own at what has become of its term.
+    // This task may read the role before the election has noticed the end of its term.
     while first.leader_term().await.epoch() <= zombie.epoch() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -198,7 +198,7 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
                 ensemble.reset(["a", "b", "c"][round / 5 % 3]);
             }
         }
-        assert!(written > 0, "seed {seed}: somebody leads");
+        assert!(written > 0, "seed {seed}: no leader has written");
     }
 }
 
@@ -221,7 +221,7 @@ fn a_node_that_is_cut_off_says_so_now_and_then() {
 #[tokio::test(start_paused = true)]
 async fn a_leader_steps_down_when_the_service_goes_back_to_before_its_election() {
     let ensemble = Ensemble::new(6, T);
-    // Its session is older than the backup, its election is not.
+    // The leader's session is older than the backup; its election is later.
     let mut only = candidate(&ensemble, "a", "1").await;
     only.stand.send_replace(false);
     while ensemble.committed(LEADER).is_some() {
@@ -233,7 +233,7 @@ async fn a_leader_steps_down_when_the_service_goes_back_to_before_its_election()
     ensemble.regress(&backup);
     let start = Instant::now();
     while !lost.has_ended() && start.elapsed() < Duration::from_secs(60) {
-        // Others come, until the service has counted on to where the leader has been.
+        // Other sessions open until the service has used up the transaction numbers that the leader has seen.
         ensemble.client("b").open().await.unwrap();
         sleep(Duration::from_millis(100)).await;
     }

@@ -20,7 +20,7 @@ impl InterfaceAddress {
     /// Parses the value of `--vip`.
     ///
     /// # Errors
-    /// `EBadRequest` for what is no address of one host, and for malformed text.
+    /// `EBadRequest` for an address that is not of one host, and for malformed text.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let refused = |why: &str| Error::bad_request(format!("--vip '{}': {why}", text.escape_debug()));
         let form = "expected ADDR/PREFIX@INTERFACE, for example 10.0.0.100/24@eth0";
@@ -44,7 +44,7 @@ impl fmt::Display for InterfaceAddress {
     }
 }
 
-/// Says why an address cannot be a service address.
+/// Checks that an address can be a service address; else returns the reason.
 fn judge(address: IpAddr, prefix: u8) -> std::result::Result<(), &'static str> {
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err("clients cannot reach a special address");

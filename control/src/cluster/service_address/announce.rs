@@ -59,7 +59,8 @@ fn arp(address: Ipv4Addr, mac: Mac) -> Vec<u8> {
 }
 
 fn advertisement(address: Ipv6Addr, mac: Mac) -> Vec<u8> {
-    // Neighbour advertisement, code 0, no checksum yet, "override", the address, option 2: the card, one unit of 8 bytes.
+    // Neighbour advertisement, code 0, no checksum yet, "override", the address, option 2: the card, one unit of 8
+    // bytes.
     let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
     message.extend(address.octets());
     message.extend([2, 1]);
@@ -67,7 +68,7 @@ fn advertisement(address: Ipv6Addr, mac: Mac) -> Vec<u8> {
     let sum = checksum(address, ALL_NODES_ADDRESS, &message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     let mut frame = [&ALL_NODES[..], &mac, &0x86dd_u16.to_be_bytes()].concat();
-    // Version 6, the length of what follows, ICMPv6, a hop limit that no router would have left.
+    // Version 6, the length of the message, ICMPv6, hop limit 255: the message was not routed.
     frame.extend([0x60, 0, 0, 0, 0, u8::try_from(message.len()).expect("it has 32 bytes"), 58, 255]);
     frame.extend(address.octets());
     frame.extend(ALL_NODES_ADDRESS.octets());

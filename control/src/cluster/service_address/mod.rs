@@ -1,7 +1,7 @@
-//! Keeps the service address, which clients use, on the node that leads.
+//! Keeps the service address, which clients use, on the leader's node.
 //!
 //! ```text
-//!  leads, lease held --> added to the interface, answered, announced --> checked every second, added again when it is missing
+//!  leads, lease held --> added to the interface, answered, announced --> checked every second, added again if missing
 //!                                                                        |
 //!  stops deciding, lost leadership, lease short <-- connections closed, removed
 //! ```
@@ -26,22 +26,22 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Time between two checks that the address is still on its interface.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Time between two checks that the address may stay.
+/// Time between two checks that the lease is long enough for the address to stay.
 const GUARD_EVERY: Duration = Duration::from_millis(100);
-/// Checks after which the address is announced again: a frame may be lost, a neighbour may come later.
+/// First checks at which the address is announced: a frame may be lost, and a neighbour may come later.
 const ANNOUNCEMENTS: [u32; 3] = [0, 1, 3];
-/// After those, the address is announced at every so-many-th check.
+/// Number of checks from one later announcement to the next.
 const ANNOUNCE_EVERY: u32 = 15;
-/// Least time left of the lease for the address to stay: a removal takes a moment.
+/// Least rest of the lease with which the address may stay: enough for its removal.
 const SPARE: Duration = Duration::from_secs(2);
-/// Longest wait for a removal; after it the next leader is elected without it.
+/// Longest wait for a removal. Then leadership ends although the address may still be there.
 const REMOVE_MAX: Duration = Duration::from_secs(2);
-/// Wait after the address was not answered.
+/// Wait after this process could not be reached through the address.
 const ANSWER_EVERY: Duration = Duration::from_secs(5);
 /// Wait after a removal that failed.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Addresses of interfaces: the kernel's, or a test's.
+/// Addresses of interfaces: those of the kernel, or of a test.
 #[async_trait]
 pub(crate) trait Network: Send + Sync + std::fmt::Debug {
     /// Tells whether the address is on its interface.
@@ -57,18 +57,20 @@ pub(crate) trait Network: Send + Sync + std::fmt::Debug {
     async fn announce(&self, vip: &InterfaceAddress) -> Result<()>;
 }
 
-/// Services as they are reached through the address: this process's, or a test's.
+/// Services that are reached through the address: those of this process, or of a test.
 #[async_trait]
 pub(crate) trait Endpoint: Send + Sync + std::fmt::Debug {
-    /// Accepts connections through the address, which is on this node now, and checks that this process is what
-    /// answers.
+    /// Accepts connections through the address, which is on this node now, and checks that this process answers there.
+    ///
+    /// # Errors
+    /// `EUnreachable` if it does not.
     async fn begin(&self) -> Result<()>;
 
     /// Closes the connections through the address, and accepts no more.
     async fn end(&self);
 }
 
-/// Service address of this node. Clones are the same one.
+/// Service address, as kept by this node. Clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceAddress {
     address: InterfaceAddress,
@@ -78,12 +80,12 @@ pub(crate) struct ServiceAddress {
 }
 
 impl ServiceAddress {
-    /// Checks the address on this host, and removes what an earlier process has left. `own` are addresses that the node
-    /// needs itself.
+    /// Checks the address on this host, and removes it if an earlier process has left it there. `own` are addresses
+    /// that the node needs itself.
     ///
     /// # Errors
-    /// `EBadRequest` for what cannot be a service address, `ENotFound` without the interface, `EPermission` without the
-    /// rights.
+    /// `EBadRequest` if the address cannot be a service address, `ENotFound` if the interface is missing, `EPermission`
+    /// without the rights.
     pub(crate) async fn open(address: InterfaceAddress, own: &[IpAddr], endpoint: Arc<dyn Endpoint>) -> Result<Self> {
         Self::over(Arc::new(Netlink), address, own, endpoint).await
     }
@@ -122,8 +124,9 @@ impl ServiceAddress {
         self.is_on.subscribe()
     }
 
-    /// Keeps the address on this node for as long as it is polled and `left`, the rest of the lease, is enough. Ends
-    /// only with an error that no retry helps; [`ServiceAddress::release`] follows in any case.
+    /// Keeps the address on this node for as long as it is polled, while `left`, the rest of the lease, is at least 2
+    /// s. Returns only an error that a retry cannot fix. The caller calls [`ServiceAddress::release`] afterwards in any
+    /// case.
     pub(crate) async fn hold(&self, left: impl Fn() -> Duration) -> Error {
         let mut looks = 0;
         let mut look_at = Instant::now();
@@ -171,10 +174,10 @@ impl ServiceAddress {
         if is_due { self.network.announce(&self.address).await } else { Ok(()) }
     }
 
-    /// Removes the address, for two seconds at most, so that the next leader does not meet it here.
+    /// Removes the address before the next leader adds it. Tries for 2 s at most.
     pub(crate) async fn release(&self) {
         let removed = timeout(REMOVE_MAX, async {
-            // While the address is here: nothing could be sent from it afterwards.
+            // Before the removal: without the address the connections could not be closed properly.
             self.endpoint.end().await;
             loop {
                 match self.network.remove(&self.address).await {
@@ -259,7 +262,7 @@ mod tests {
     impl Endpoint for Scripted {
         async fn begin(&self) -> Result<()> {
             self.tell("begin")?;
-            assert!(*self.is_there.lock().unwrap(), "an address that is not here cannot be checked");
+            assert!(*self.is_there.lock().unwrap(), "the address was not added before the check");
             if *self.is_deaf.lock().unwrap() {
                 return Err(Error::new(Code::Unreachable, Side::Engine, Operation::Start, "as the test wants"));
             }
@@ -306,7 +309,11 @@ mod tests {
         assert!(*vip.is_on().borrow());
         *network.is_there.lock().unwrap() = false;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(1500)).await.is_none());
-        assert_eq!(network.take(), ["add", "begin", "announce", "announce"], "somebody removed it");
+        assert_eq!(
+            network.take(),
+            ["add", "begin", "announce", "announce"],
+            "the address was removed by another process"
+        );
         vip.release().await;
         assert_eq!(network.take(), ["end", "remove"]);
         assert!(!*vip.is_on().borrow());
@@ -330,7 +337,7 @@ mod tests {
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(4500)).await.is_none());
         assert_eq!(network.take(), ["add", "begin", "end", "remove"]);
         assert!(!*vip.is_on().borrow() && !*network.is_there.lock().unwrap());
-        // Somebody else has put it on meanwhile: that is no answer either.
+        // The address is there, but this process still does not answer through it.
         *network.is_there.lock().unwrap() = true;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(4500)).await.is_none());
         assert_eq!(network.take(), ["begin", "end", "remove"]);

@@ -45,8 +45,8 @@ impl Network for Netlink {
             let link = link(handle, vip).await?;
             let mut request = handle.address().add(link.index, vip.address, vip.prefix);
             if vip.address.is_ipv6() {
-                // Whether nobody else has it was settled by the election; waiting for the kernel to find out would cost a
-                // second in which it does not answer.
+                // The election keeps the address on one node. The kernel's detection of duplicates would delay the
+                // address by a second.
                 request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
             }
             match request.execute().await {
@@ -63,7 +63,7 @@ impl Network for Netlink {
             let mut standing = standing(handle, vip, link).await?;
             let is_there = !standing.is_empty();
             if !is_there {
-                // The kernel says what it thinks of our rights, too.
+                // An attempt to delete also shows whether this process has the rights.
                 standing.push(message(vip, link));
             }
             for message in standing {
@@ -98,7 +98,7 @@ async fn asked<T>(vip: &InterfaceAddress, question: impl AsyncFnOnce(&Handle) ->
     let mut connection = pin!(connection);
     let mut answer = pin!(timeout(ANSWER_WAIT, question(&handle)));
     let answered = std::future::poll_fn(|context| {
-        // It never ends while there is a handle; what it does, it does for the question.
+        // The connection runs while there is a handle, so `question` ends first.
         let _ = connection.as_mut().poll(context);
         answer.as_mut().poll(context)
     });
@@ -173,8 +173,8 @@ fn of_kernel(error: &rtnetlink::Error, verb: &str, vip: &InterfaceAddress) -> Er
     }
 }
 
-/// Translates an errno: what a user has to change is `EBadRequest`, `ENotFound` or `EPermission`; everything else may
-/// pass.
+/// Translates an errno: `EBadRequest`, `ENotFound` or `EPermission` if the operator has to change something; any other
+/// error may be temporary.
 fn of_errno(errno: Errno, verb: &str, vip: &InterfaceAddress) -> Error {
     let failed = Error::os(Side::Caller, Operation::Start, errno, format!("{verb} the service address {vip}"));
     match errno {

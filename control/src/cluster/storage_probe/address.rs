@@ -1,4 +1,4 @@
-//! Resolves the address of a node in the storage network: given as such, or that of an interface.
+//! Resolves the address of a node in the storage network, which is configured as an address or as an interface.
 
 use crate::host_port::parse_port;
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -106,7 +106,7 @@ pub(crate) fn is_interface(name: &str) -> bool {
     (1..=INTERFACE_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_plain) && name != "." && name != ".."
 }
 
-/// Link-local addresses of version 6 need their interface, which a peer calls by another name.
+/// Tells whether peers can use an address. Link-local addresses of version 6 need the interface's name on the peer.
 fn is_routable(address: &IpAddr) -> bool {
     let is_link_local = |address: &Ipv6Addr| address.segments()[0] & 0xffc0 == 0xfe80;
     !matches!(address, IpAddr::V6(six) if is_link_local(six))

@@ -13,7 +13,7 @@ use crate::model::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Least number of peers for a verdict: a lone survivor keeps its roles.
+/// Least number of registered peers with which the channel can be lost: a single remaining node keeps its roles.
 const JUDGES: usize = 2;
 
 /// Times after which a verdict changes.
@@ -21,13 +21,13 @@ const JUDGES: usize = 2;
 pub struct ProbeTiming {
     /// Time between two probes of a peer.
     pub interval: Duration,
-    /// Silence of all peers after which the channel counts as lost. Longer: fewer false alarms, a later change of the
+    /// Silence of all peers after which the channel counts as lost. Longer: fewer false alarms, but a later change of
     /// leader.
     pub timeout: Duration,
 }
 
 impl ProbeTiming {
-    /// Returns how long some peer has to answer without a gap before a lost channel is used again.
+    /// Returns the time for which a peer has to answer without a gap before a lost channel is usable again.
     fn steady(&self) -> Duration {
         (self.interval * 3).max(self.timeout / 2)
     }
@@ -37,12 +37,12 @@ impl ProbeTiming {
         self.interval * 5 / 2
     }
 
-    /// Returns the longest wait of a channel that is lost again and again.
+    /// Returns the longest wait of a channel that is lost repeatedly.
     fn wait_max(&self) -> Duration {
         self.timeout * 6
     }
 
-    /// Returns the time usable after which earlier losses are forgotten.
+    /// Returns the time without a loss after which earlier losses no longer count.
     fn calm(&self) -> Duration {
         self.timeout * 12
     }
@@ -66,7 +66,7 @@ pub(crate) enum Verdict {
     Lost,
 }
 
-/// Judges the storage network; see the module's head. Times are of one clock that never goes back.
+/// Detects the loss of the storage network; see the module's head. Times are of one clock that never goes back.
 #[derive(Debug)]
 pub(crate) struct FailureDetector {
     terms: ProbeTiming,
@@ -88,7 +88,7 @@ struct Peer {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Since the channel came back; `None`: it was never lost.
+    /// Time of the channel's return; `None` if it was never lost.
     Usable {
         since: Option<Duration>,
     },
@@ -99,11 +99,11 @@ enum State {
 struct Loss {
     since: Duration,
     wait: Duration,
-    /// Fraction of the timeout, so that nodes that lost each other do not return at the same moment.
+    /// Extra wait as a fraction of the timeout, so that nodes do not return at the same time.
     jitter: f64,
-    /// First and last answer of a run without a gap.
+    /// First and last answer of a series without a gap.
     heard: Option<(Duration, Duration)>,
-    /// Since when too few peers are registered.
+    /// Time from which too few peers are registered.
     alone: Option<Duration>,
 }
 
@@ -121,8 +121,8 @@ impl FailureDetector {
         Self { terms, peers: BTreeMap::new(), registered: 0, state, looked: None, losses: 0 }
     }
 
-    /// Takes the peers that are registered and probed, of `registered` in all. While the channel is lost the earlier
-    /// peers are probed on: they may be missing from the registrations for the same reason.
+    /// Sets the peers to probe, of `registered` in all. While the channel is lost, earlier peers are still probed: they
+    /// may have lost their registrations for the same reason.
     pub(crate) fn observe(&mut self, now: Duration, probed: &BTreeSet<NodeId>, registered: usize) {
         self.registered = registered;
         if matches!(self.state, State::Usable { .. }) {
@@ -143,7 +143,7 @@ impl FailureDetector {
         self.peers.iter().map(move |(peer, seen)| (peer, seen.silent(now)))
     }
 
-    /// Takes an answer of a peer.
+    /// Notes an answer of a peer.
     pub(crate) fn answered(&mut self, now: Duration, peer: &NodeId) {
         let Some(peer) = self.peers.get_mut(peer) else { return };
         peer.answered = Some(now);
@@ -153,7 +153,7 @@ impl FailureDetector {
         }
     }
 
-    /// Returns the verdict; to be called once in an interval. `jitter` is from 0 to 1.
+    /// Updates and returns the verdict; to be called once in each interval. `jitter` is from 0 to 1.
     pub(crate) fn look(&mut self, now: Duration, jitter: f64) -> Verdict {
         self.forgive(now);
         match self.state {
@@ -163,7 +163,7 @@ impl FailureDetector {
         }
     }
 
-    /// Does not count silence during a time in which the detector did not run.
+    /// Restarts the silence of all peers after a time in which the detector did not run.
     fn forgive(&mut self, now: Duration) {
         let last = self.looked.replace(now).unwrap_or(now);
         if now.saturating_sub(last) <= self.terms.gap() {

@@ -3,8 +3,8 @@
 //! ```text
 //!  /runners --> probe every interval --> peer's echo --> answer with the nonce --> failure detector --> verdict
 //! ```
-//! Every node echoes the probes of its peers to the socket that they came from, even while its own channel is lost. It
-//! sends probes of its own to up to [`PEERS_MAX`] of them. The node acts on the verdict; this module stops nothing.
+//! Every node echoes the probes of its peers to their senders, even while its own channel is lost. It probes up to
+//! [`PEERS_MAX`] peers. The node acts on the verdict; this module only publishes it.
 //!
 //! What always holds: an answer counts only if it carries the nonce of a probe and comes from the address that the
 //! probe was sent to.
@@ -78,8 +78,8 @@ impl StorageProbe {
     /// Binds the socket.
     ///
     /// # Errors
-    /// `ENotFound` if this host has no such interface or address, `EBusy` if the port is taken, and what else the system
-    /// says.
+    /// `ENotFound` if this host has no such interface or address, `EBusy` if the port is taken, and other errors of the
+    /// system.
     pub(crate) async fn open(address: &DataAddress, terms: ProbeTiming) -> Result<Self> {
         let wanted = address.resolve()?;
         let socket = UdpSocket::bind(wanted).await.map_err(|error| of_address(&error, wanted))?;
@@ -99,7 +99,7 @@ impl StorageProbe {
         self.seen.subscribe()
     }
 
-    /// Echoes, probes and judges for as long as it is polled.
+    /// Echoes probes, sends probes and publishes verdicts for as long as it is polled.
     pub(crate) async fn run(&self, me: &NodeId, sessions: Sessions, clock: &Arc<dyn Clock>) {
         let (rosters, known) = watch::channel(PeerAddresses::default());
         let probing = ProbeLoop {
@@ -117,7 +117,7 @@ impl ProbeLoop<'_> {
     async fn run(mut self, mut rosters: watch::Receiver<PeerAddresses>) {
         let mut rounds = interval(self.channel.terms.interval);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // One byte more than a packet has: what is longer is none.
+        // One byte longer than a packet, to detect longer datagrams.
         let mut buffer = [0; LENGTH + 1];
         loop {
             tokio::select! { biased;
@@ -136,7 +136,7 @@ impl ProbeLoop<'_> {
                 _ = rounds.tick() => {
                     self.probe();
                     if self.judge() {
-                        // Peers of before that are not registered any more are forgotten.
+                        // Earlier peers that are no longer registered are dropped.
                         let roster = rosters.borrow().clone();
                         self.observe(roster);
                     }

@@ -16,12 +16,12 @@ pub(super) const LENGTH: usize = 24;
 
 const MAGIC: &[u8; 4] = b"BHC1";
 
-/// Tells an answer to this probe from everything else that may arrive.
+/// Random number by which the answer to a probe is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Nonce([u8; 16]);
 
 impl Nonce {
-    /// Returns one that cannot be guessed.
+    /// Returns a nonce that cannot be guessed.
     pub(super) fn fresh() -> Self {
         Self(Uuid::new_v4().into_bytes())
     }

@@ -1,5 +1,5 @@
-//! Chooses the peers that a node probes: of all that are registered with an address in the storage network, the next
-//! ones after it.
+//! Chooses the peers that a node probes: the nodes after it in the order of names that are registered with an address
+//! in the storage network.
 //!
 //! Names are sorted into a ring. So every node is probed by as many nodes as it probes, and no node reads more
 //! registrations than it needs.
@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PeerAddresses(pub(super) BTreeMap<NodeId, SocketAddr>);
 
-/// Keeps the peers as the registrations are, for as long as it is polled. Without a session they stay as they were.
+/// Publishes the peers by the registrations, for as long as it is polled. Without a session the last ones stay.
 pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch::Sender<PeerAddresses>) {
     loop {
         let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
@@ -60,14 +60,14 @@ async fn read(me: &NodeId, session: &Arc<dyn Session>) -> Result<(PeerAddresses,
             break;
         }
         let Some(node) = session.get(&paths::runner(name)).await? else { continue };
-        // What cannot be read is no peer that could be probed.
+        // A registration that cannot be decoded has no known address.
         let Ok(Registration { node, data: Some(data), .. }) = Registration::decode(&node.data) else { continue };
         roster.0.insert(node, data);
     }
     Ok((roster, watch))
 }
 
-/// Returns all other names, beginning after this one.
+/// Returns all other names in order, the first one after this node's, then from the beginning.
 fn after<'a>(me: &NodeId, names: &'a [String]) -> impl Iterator<Item = &'a String> {
     let own = me.as_str().to_owned();
     let later = names.iter().filter({
