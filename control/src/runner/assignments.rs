@@ -1,7 +1,7 @@
 //! Records which assignments a runner holds, has ended, and will never accept.
 //!
-//! What always holds: a task is in the table before anything is done for it, and leaves it after the last write about
-//! it. An ended assignment is remembered for a while: a dispatcher that asks is told its outcome.
+//! What always holds: a task is in the table before any work for it, and leaves the table after the last write about
+//! it. Ended assignments are remembered for a while, to answer queries of a dispatcher.
 
 use super::attempt::Attempt;
 use crate::model::{Epoch, TaskId};
@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
-/// Ended assignments that are remembered. A late query about a forgotten one is answered with
-/// [`AssignmentStatus::Unknown`], and the write that follows from that is refused by the record's version.
+/// Number of ended assignments that are remembered. A query about a forgotten assignment is answered with
+/// [`AssignmentStatus::Unknown`]; the record's version check refuses the dispatcher's write that follows.
 const REMEMBERED: usize = 4096;
 
 /// Table of assignments; see the module's head.
@@ -31,11 +31,11 @@ struct Tables {
 /// Answer of the table to a new assignment.
 #[derive(Debug)]
 pub(super) enum AcceptResult {
-    /// It is in the table now.
+    /// The assignment was added.
     Added,
-    /// It was in the table already, or has ended.
+    /// The assignment is held already, or has ended.
     Known,
-    /// It will never be accepted.
+    /// The assignment will never be accepted.
     Refused,
     /// Another grant of the same task has not ended yet.
     Busy,
@@ -48,7 +48,7 @@ impl AssignmentTable {
         Self { tables: Mutex::default(), held: watch::Sender::new(0) }
     }
 
-    /// Enters an attempt, unless the table refuses it or has `slots` entries.
+    /// Adds an attempt, unless the table refuses it or has `slots` entries.
     pub(super) fn enter(&self, attempt: &Arc<Attempt>, slots: usize) -> AcceptResult {
         let mut tables = self.tables();
         let (task, epoch) = (attempt.task(), attempt.epoch());
@@ -127,7 +127,7 @@ impl AssignmentTable {
 impl Tables {
     fn remember(&mut self, task: &TaskId, epoch: Epoch, status: AssignmentStatus) {
         match self.past.get_mut(task) {
-            // What was said of a later grant holds.
+            // The entry of a later grant stays.
             Some(past) if past.0 > epoch => {}
             Some(past) => *past = (epoch, status),
             None => {

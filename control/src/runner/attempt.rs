@@ -4,8 +4,8 @@
 //!  accepted -> record and claims read -> lease held, if it needs one -> copy started
 //!           -> it asks to write: RUNNING is stored -> it ends, or is stopped -> the end is stored
 //! ```
-//! What always holds: nothing is written to the destination before `RUNNING` is stored, and nothing to the record once
-//! the task is known to have another holder. A stop goes straight to the copy and waits for nothing. Everything is
+//! What always holds: the destination is not written before `RUNNING` is stored, and the record is not written once the
+//! task is known to have another holder. A stop reaches the copy at once, whatever the attempt waits for. Everything is
 //! logged in the attempt's span.
 
 use super::context::RunnerContext;
@@ -27,7 +27,7 @@ use tracing::{Instrument, Span, field};
 /// Time between two checks that the lease has been renewed.
 const LEASE_LOOK: Duration = Duration::from_millis(20);
 
-/// One attempt; see the module's head.
+/// Attempt of this runner at a task; see the module's head.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub grant: Grant,
@@ -36,10 +36,10 @@ pub(super) struct Attempt {
     signal: watch::Sender<Signal>,
 }
 
-/// What other parts of the runner change about an attempt.
+/// State of an attempt that other parts of the runner read and change.
 #[derive(Debug, Default)]
 struct Control {
-    /// What it waits for before it begins.
+    /// Stage before it begins; `None` once it has begun.
     waits_for: Option<StartStage>,
     running: Option<Arc<dyn ExecutionHandle>>,
     leased: Leased,
@@ -47,15 +47,15 @@ struct Control {
     cut: bool,
 }
 
-/// Whether it needs a lease.
+/// Lease of an attempt.
 #[derive(Debug, Default)]
 enum Leased {
-    /// Not known yet, or its destination's lock is enough.
+    /// None is needed as the destination's lock is enough, or the record was not read yet.
     #[default]
     No,
-    /// It waits for a lease.
+    /// The attempt waits for a lease.
     Wanted,
-    /// It holds the lease of this registration.
+    /// The attempt writes under this lease of a registration.
     By(Arc<WriteLease>),
 }
 
@@ -70,7 +70,8 @@ struct Signal {
 
 impl Attempt {
     pub(super) fn new(task: TaskId, epoch: Epoch, holder: Holder) -> Self {
-        // Of the highest level: whatever is logged at all says of what it is. Which attempt it is the record tells.
+        // Of the highest level, so that every line that is logged has these fields. The number of the attempt is
+        // recorded once the record has been read.
         let span = tracing::error_span!(parent: None, "attempt", %task, attempt = field::Empty, %epoch);
         let grant = Grant::new(task, epoch, holder);
         let control = Mutex::new(Control { waits_for: Some(StartStage::Reading), ..Control::default() });
@@ -85,7 +86,7 @@ impl Attempt {
         self.grant.epoch
     }
 
-    /// Returns the span in which everything is logged that is done for it.
+    /// Returns the span in which the attempt logs.
     pub(super) fn span(&self) -> &Span {
         &self.span
     }
@@ -104,12 +105,12 @@ impl Attempt {
         self.control().running.clone()
     }
 
-    /// Tells whether it needs a lease, or may need one.
+    /// Tells whether the attempt waits for a lease or has one.
     pub(super) fn needs_lease(&self) -> bool {
         !matches!(self.control().leased, Leased::No)
     }
 
-    /// Returns the write lease that it holds.
+    /// Returns the write lease of the attempt, if it has one.
     pub(super) fn write_lease(&self) -> Option<Arc<WriteLease>> {
         match &self.control().leased {
             Leased::By(write_lease) => Some(Arc::clone(write_lease)),
@@ -117,7 +118,8 @@ impl Attempt {
         }
     }
 
-    /// Stops it at once, whatever it waits for. The first reason is kept; a lost lease always cuts it off.
+    /// Stops the attempt at once, whatever it waits for. The first reason is kept; a lost lease always cuts the copy
+    /// off.
     pub(super) fn stop(&self, reason: Reason) {
         let mut control = self.control();
         if reason == Reason::LeaseLost && !std::mem::replace(&mut control.cut, true) {
@@ -130,12 +132,12 @@ impl Attempt {
         }
     }
 
-    /// Wakes it to read its record, which may have changed.
+    /// Wakes the attempt to read its record, which may have changed.
     pub(super) fn look(&self) {
         self.signal.send_modify(|signal| signal.looks += 1);
     }
 
-    /// Runs it to the last write about it. Returns how the assignment is to be remembered.
+    /// Runs the attempt to its last write. Returns the status under which the table remembers the assignment.
     pub(super) async fn run(&self, context: &RunnerContext) -> AssignmentStatus {
         let life = async {
             let status = self.carry_out(context).await;
@@ -172,7 +174,7 @@ impl Attempt {
         AssignmentStatus::Ended
     }
 
-    /// Returns the gate of its writes: always open if the destination's lock protects it.
+    /// Returns the gate of the copy's writes, once it is open. For a destination protected by its lock it stays open.
     async fn gate(&self, context: &RunnerContext, record: &TaskRecord) -> Arc<Gate> {
         if record.spec.kind().fence() == Fence::Local {
             let gate = Gate::closed();
@@ -213,14 +215,14 @@ impl Attempt {
         let running = record.spec.start(execution, &*context.seams.executor);
         let mut control = self.control();
         control.running = Some(Arc::clone(&running));
-        // Told to stop between the last look and now.
+        // `stop` may have been called before `running` was set.
         if let Some(reason) = self.told_to_stop() {
             obey(&*running, if control.cut { Reason::LeaseLost } else { reason });
         }
         running
     }
 
-    /// Answers the copy's request for a permit and follows its record, until it ends.
+    /// Answers the copy's request for a permit, and applies changes of the record, until the copy ends.
     async fn attend(
         &self,
         context: &RunnerContext,
@@ -239,7 +241,7 @@ impl Attempt {
                     if let Ok(WritePermitRequest { durable, answer }) = asked {
                         self.waits_for(StartStage::Storing);
                         let admitted = self.admit(context, durable).await;
-                        // A copy that does not hear it has ended already.
+                        // Without a receiver the copy has ended already.
                         let _ = answer.send(admitted);
                     }
                 }
@@ -257,11 +259,12 @@ impl Attempt {
         }
     }
 
-    /// Stores `RUNNING`: from then on the copy may write.
+    /// Stores `RUNNING`, so that the copy may write.
     async fn admit(&self, context: &RunnerContext, durable: DurableMap) -> Result<(), Error> {
         let begin = |record: &TaskRecord| {
             let began = state_machine::next(record, TaskEvent::Started { epoch: self.epoch() }, context.unix_ms())?;
-            // The destination may not be what the record was made of: then what it says of it ends here.
+            // The destination may be another one than the record describes: then the record's durable bytes are
+            // dropped.
             let checkpoint = Checkpoint { progress: began.progress, map: durable.clone() };
             state_machine::next(&began, TaskEvent::Checkpointed(checkpoint), context.unix_ms())
         };
@@ -290,7 +293,7 @@ impl Attempt {
         }
     }
 
-    /// Reads the record, and acts on it.
+    /// Reads the record and applies it, or abandons the attempt if the task has another holder.
     async fn follow(&self, context: &RunnerContext) {
         match self.grant.read(context).await {
             Some(record) => self.follow_desired_state(&record),
@@ -342,7 +345,7 @@ impl Attempt {
         sleep(wait).await;
     }
 
-    /// Waits until its record may have changed, at most for `wait`.
+    /// Waits for a signal to the attempt, at most for `wait`.
     pub(super) async fn looked_at(&self, wait: Duration) {
         let mut signals = self.signal.subscribe();
         signals.mark_unchanged();

@@ -1,13 +1,13 @@
-//! Registers and deregisters the runner: it leaves the runners when its node is unusable, and comes back, within one
-//! process.
+//! Returns all tasks and deregisters the runner while its node wants no runner, and registers it again afterwards,
+//! within one process.
 //!
 //! ```text
 //!  active --interrupt--> returns its tasks --> active
 //!  active --leave--> returns its tasks --> registration removed --> away --come back--> active
 //! ```
 //! What always holds: one loop changes the phase, so that the end of one stop never undoes another. A copy that has not
-//! drained in time loses its lease before the registration is removed, as it would with its session: no later report of
-//! it counts.
+//! drained in time loses its lease before the registration is removed, as at the end of a session: no later write about
+//! it succeeds.
 
 use super::context::RunnerPhase;
 use super::state::RunnerState;
@@ -16,7 +16,7 @@ use crate::stopping::NOTIFY_MAX;
 use blockhaul_engine::job::Reason;
 use tokio::time::timeout;
 
-/// Does what the node asks, for as long as it is polled.
+/// Serves the node's and the leader's requests to leave or to return all tasks, for as long as it is polled.
 pub(super) async fn attend(state: &RunnerState) {
     loop {
         tokio::select! { biased;
@@ -26,7 +26,7 @@ pub(super) async fn attend(state: &RunnerState) {
     }
 }
 
-/// Returns all tasks, and continues.
+/// Returns all tasks, and accepts assignments again.
 async fn return_all_tasks(state: &RunnerState) {
     if !state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
         return;

@@ -1,4 +1,4 @@
-//! Holds what all parts of a runner share: its session and registration, its phase, and whom it calls.
+//! Holds the state that all parts of a runner share: its registration, its phase, and its queue of notifications.
 
 use super::leader_notifier::LeaderNotifier;
 use super::write_lease::ActiveRegistration;
@@ -18,7 +18,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// Wait before a retry of a write that an operator has to permit first.
 const DENIED_AGAIN: Duration = Duration::from_secs(10);
 
-/// What all parts of a runner share; see the module's head.
+/// State that all parts of a runner share.
 #[derive(Debug)]
 pub(super) struct RunnerContext {
     pub config: RunnerConfig,
@@ -36,9 +36,9 @@ pub(super) struct RunnerContext {
     pub interrupt: Notify,
     /// Whether the node wants a runner.
     pub wanted: watch::Sender<bool>,
-    /// Whether it has left since, and its registration is gone.
+    /// Whether the runner has deregistered because its node does not want a runner.
     pub is_away: watch::Sender<bool>,
-    /// Tasks that it runs at once.
+    /// Number of slots.
     slots: watch::Sender<u32>,
     ends: AtomicBool,
     leads: AtomicBool,
@@ -121,7 +121,7 @@ impl RunnerContext {
                 self.doubt.notify_one();
                 let _ = timeout(TRY_AGAIN, moved).await;
             }
-            // The record or a claim has changed: it is read again, and that says more.
+            // The record or a claim has changed: the caller reads them again.
             CoordError::Refused { .. } => {}
             CoordError::Unknown(_) | CoordError::Unusable(_) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -137,8 +137,8 @@ impl RunnerContext {
     /// Accepts a dispatcher with this epoch: stores a higher one, refuses a lower one.
     ///
     /// # Errors
-    /// `EFenced` with a lower epoch than was heard before, in this life of the node or an earlier one. `EOverloaded` if the
-    /// state directory cannot be read or written now: the task is not to blame, and may wait for it.
+    /// `EFenced` if a higher epoch was seen before, by this incarnation of the node or an earlier one. `EOverloaded` if
+    /// the state directory cannot be read or written now: not the task's fault, so it is retried.
     pub(super) fn accept_leader(&self, leader: Epoch) -> Result<(), (Code, String)> {
         let of_state = |error: Error| (Code::Overloaded, error.to_string());
         let mut heard = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,21 +175,21 @@ impl RunnerContext {
         *self.wanted.borrow() && !self.is_ending()
     }
 
-    /// Waits until the node wants that.
+    /// Waits until the node wants a runner (`true`), or wants none.
     pub(super) async fn wanted_is(&self, wanted: bool) {
         // The sender lives as long as this context.
         let _ = self.wanted.subscribe().wait_for(|now| *now == wanted).await;
     }
 
-    /// Returns the number of tasks that it runs at once, now.
+    /// Returns the current number of slots.
     pub(super) fn slots(&self) -> u32 {
         *self.slots.borrow()
     }
 
-    /// Sets the number of tasks that it runs at once. Running ones are not stopped.
+    /// Sets the number of slots. Running tasks are not stopped.
     pub(super) fn set_slots(&self, slots: u32) {
         self.slots.send_replace(slots);
-        // The registration is updated.
+        // Wakes the loop that updates the registration.
         self.doubt.notify_one();
     }
 
@@ -202,13 +202,13 @@ impl RunnerContext {
         self.ends.load(Relaxed)
     }
 
-    /// Sets whether this node leads: then its lease is renewed without copies, too.
+    /// Sets whether this node leads: a leader's lease is renewed even without copies.
     pub(super) fn set_leading(&self, leads: bool) {
         self.leads.store(leads, Relaxed);
         self.renew.notify_one();
     }
 
-    /// Whether this node leads.
+    /// Tells whether this node leads.
     pub(super) fn is_leading(&self) -> bool {
         self.leads.load(Relaxed)
     }

@@ -1,8 +1,8 @@
 //! Carries out the work of tasks with the engine, behind the node's policy.
 //!
-//! Each attempt has a thread of its own for what may block: opening its volumes, and waiting for its end. A copy asks
-//! for its permit in the engine's thread of the job, which blocks until the runner has stored `RUNNING`, or refused. A
-//! comparison changes nothing and asks before it is submitted.
+//! Each attempt has a thread of its own, which may block: it opens the volumes, and waits for the end of the job. A
+//! copy requests its write permit on the engine's thread of the job, which blocks until the runner has stored `RUNNING`
+//! or has refused. A comparison changes nothing and requests the permit before it is submitted.
 //!
 //! ```text
 //!  runner --copy--> thread: policy opens -> engine.submit -> waits --------------------------------> outcome
@@ -37,8 +37,8 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tracing::Span;
 
-/// Longest time to open a copy's volumes after a stop was asked for, before their device counts as not answering: as
-/// long as the engine waits for one.
+/// Longest time to open the volumes after a stop was requested; then their device counts as not answering. As long as
+/// the engine waits for a device.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// Time between two checks that a copy has drained.
 const QUIET_LOOK: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ pub(crate) struct EngineExecutor {
     site: Arc<Site>,
 }
 
-/// What copies need to know of the node.
+/// Node that jobs run on: its policy, and its folders of journals and stored epochs.
 #[derive(Debug)]
 struct Site {
     node: NodeId,
@@ -64,12 +64,12 @@ struct Site {
 struct EngineExecution {
     job: Mutex<Job>,
     outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
-    /// Whether its thread was asked to stop and has not begun a job, whose end the engine would report.
+    /// Whether a stop was requested before the job was submitted: then the engine does not bound the wait for its end.
     hangs: watch::Sender<bool>,
     is_quiet: watch::Sender<bool>,
 }
 
-/// Engine's job, or what it is to be told once it exists.
+/// Job of the engine, or the requests to apply once it is submitted.
 #[derive(Debug, Default)]
 struct Job {
     handle: Option<JobHandle>,
@@ -77,21 +77,21 @@ struct Job {
     limit: Option<Option<u64>>,
 }
 
-/// Asks the runner whether the job may write.
+/// Admission of a copy: checks the destination's stored epoch, and requests the runner's write permit.
 struct Gatekeeper {
     question: Mutex<Option<oneshot::Sender<WritePermitRequest>>>,
     durable: DurableMap,
     epoch: Epoch,
     marks: Arc<StoredEpochs>,
-    /// Span of the attempt: the job's thread is the engine's.
+    /// Span of the attempt, for the engine's thread of the job.
     span: Span,
     said_yes: AtomicBool,
 }
 
-/// What is left to do when everything has been opened.
+/// Job whose volumes are open.
 struct Prepared {
     submit: Box<dyn FnOnce(&Engine) -> JobHandle>,
-    /// Runs when the job has drained.
+    /// Is called when the job has drained.
     clean_up: Box<dyn FnOnce()>,
 }
 
@@ -99,7 +99,7 @@ impl EngineExecutor {
     /// Creates an executor of `node`; keeps journals and stored epochs in the state directory.
     ///
     /// # Errors
-    /// What cannot be created there.
+    /// Errors of creating folders there.
     pub(crate) fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
         let journals = state_dir.join("journals");
         std::fs::create_dir_all(&journals).map_err(|error| {
@@ -166,20 +166,20 @@ impl EngineExecutor {
             executor.carry_out(prepare, &shared, tell);
         };
         if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
-            // The sender went with the closure: the end of the attempt says that there was none.
+            // The closure was dropped with the sender of the outcome, so `ended` reports the missing thread.
             tracing::error!(%error, "cannot start a thread for an attempt");
         }
         execution
     }
 
-    /// Carries out one attempt on its own thread. Reports its end, and when it has drained.
+    /// Carries out one attempt on its own thread. Sends the outcome, and marks the attempt as drained when it is.
     fn carry_out(
         &self,
         prepare: impl FnOnce(&Site) -> Result<Prepared>,
         execution: &EngineExecution,
         tell: oneshot::Sender<Outcome>,
     ) {
-        // The receiver is gone if the runner has been dropped, or no longer waits.
+        // Without a receiver the runner was dropped, or no longer waits.
         let tell = move |outcome| _ = tell.send(outcome);
         let Prepared { submit, clean_up } = match prepare(&self.site) {
             Ok(prepared) => prepared,
@@ -230,13 +230,13 @@ impl EngineExecution {
         self.is_quiet.send_replace(true);
     }
 
-    /// Waits until a stop was asked for and the time to open the volumes has passed.
+    /// Waits until a stop was requested and the time to open the volumes has passed.
     async fn overdue(&self) -> Outcome {
         // The sender lives as long as self.
         let _ = self.hangs.subscribe().wait_for(|hangs| *hangs).await;
         tokio::time::sleep(OPEN_LIMIT).await;
         if self.handle().is_some() {
-            // The engine keeps the limit for its job.
+            // The engine bounds the end of a submitted job.
             return std::future::pending().await;
         }
         let message = "opening the volumes did not end within the drain limit: a device does not answer";
@@ -319,8 +319,8 @@ impl Admission for Gatekeeper {
         let answered = WritePermitRequest::ask(&self.question, self.durable.clone());
         answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
         self.said_yes.store(true, Relaxed);
-        // Not before the record names this grant: of a destination with a mark that the record does not know nothing would
-        // be gone on with.
+        // Only after the permit, when the record names this grant: a destination with a stored epoch that its record
+        // does not name would be copied from the start.
         file.map_or(Ok(()), |file| self.marks.raise(&file, self.epoch))
     }
 }
@@ -350,7 +350,7 @@ impl Site {
         if *node == self.node {
             return Ok(());
         }
-        // The request was for that node: this one has its address, or was given it.
+        // The call was for the other node: this node has its address, by mistake or since a while.
         let message = format!("a volume of {node} cannot be reached on {}: the call was for {node}", self.node);
         Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
     }
@@ -381,10 +381,10 @@ impl Site {
             let (opened, new) = opened.split()?;
             (supervision.destination, created) = (Some(opened), new);
             if !is_known {
-                // Neither the record nor the journal of an earlier attempt is about what is there now.
+                // The record and the journal of earlier attempts describe another destination.
                 self.forget(&task, created_ms);
                 durable = DurableMap::default();
-                // The content has not been checked, and nothing has been written that an attempt could continue.
+                // No attempt has checked or written the content of this destination, so it may be in use.
                 spec.overwrite = if job.overwrite { Overwrite::Yes } else { Overwrite::No };
             }
         }
@@ -449,8 +449,8 @@ impl Site {
         })
     }
 
-    /// Tells whether a file or device is the one that an earlier attempt has written last, and long enough for its
-    /// durable ranges.
+    /// Tells whether a file or device was written last by an earlier attempt of this task, by its stored epoch, and is
+    /// long enough for the durable ranges.
     fn is_written_by(&self, file: &File, earlier: &[Epoch], durable: &DurableMap) -> bool {
         let mark = self.marks.read(file).ok().flatten();
         let end = durable.to_ranges().iter().last().map_or(0, |range| range.end());
@@ -473,7 +473,7 @@ impl Site {
     }
 }
 
-/// Returns the engine's spec. Once its destination was admitted a copy continues on whatever is there.
+/// Returns the engine's spec. A copy whose destination was `admitted` before may overwrite it.
 fn spec(job: &CopyJob, source: Locator, destination: Locator, admitted: bool) -> CopySpec {
     CopySpec {
         limit_bytes_per_second: job.limit,
@@ -516,7 +516,8 @@ fn difference(report: &Report) -> Error {
     Error { offset: first.map(|first| first.offset), length: first.map(|first| first.length), ..error }
 }
 
-/// Returns what is durable and its evidence: read in this order, so that no leaf is outside of the ranges.
+/// Returns the durable ranges with their evidence. The evidence is read first, so that it covers no leaf outside of the
+/// ranges.
 fn durable(job: &JobHandle) -> DurableMap {
     let evidence = job.evidence();
     DurableMap::of(&job.durable_ranges()).known_by(evidence)

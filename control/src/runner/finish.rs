@@ -1,8 +1,9 @@
 //! Stores the outcome of an attempt at its end.
 //!
-//! What always holds: a task is not returned before its attempt has drained. A copy that has not drained keeps its
-//! task. Late requests to a server are over after a while. For a local volume the executor reports when the device has
-//! answered; otherwise the end of this process and the destination's lock decide.
+//! What always holds: a task is not returned before its attempt has drained. Requests to a server count as drained
+//! after `quiet_after`. For a local volume the executor reports when the device has answered. If it never does, the
+//! task stays with this runner until the process ends, and the destination's lock then shows that the attempt has
+//! drained.
 
 use super::attempt::Attempt;
 use super::context::RunnerContext;
@@ -14,11 +15,11 @@ use blockhaul_engine::error::Code;
 use blockhaul_engine::job::Reason;
 use std::time::Duration;
 
-/// Backoff after the first failure; doubled with each.
+/// Backoff after the first failure, in milliseconds; doubled with each further one.
 const RETRY_FIRST_MS: u64 = 1000;
-/// Backoff of a node without space for journals: no event tells when there is some.
+/// Backoff after a failure for lack of space for journals, in milliseconds: no event announces free space.
 const FULL_REST_MS: u64 = 10_000;
-/// Longest backoff of a task.
+/// Longest backoff of a task, in milliseconds.
 const RETRY_MAX_MS: u64 = 60_000;
 const _: () = assert!(RETRY_MAX_MS * 125 / 100 <= state_machine::RETRY_REST_MAX.as_millis() as u64);
 /// Time between two checks that earlier attempts have drained.
@@ -30,14 +31,14 @@ impl Attempt {
         if !outcome.quiesced && !self.is_abandoned() {
             self.drain(context, running).await;
             if let (Some(reason), End::Failed(_)) = (self.told_to_stop(), &outcome.end) {
-                // It failed to come to rest in time, and for no other reason.
+                // The failure was only that the copy had not drained in time.
                 outcome.end = End::Stopped(reason);
             }
         }
         self.end(context, outcome).await;
     }
 
-    /// Waits until no operation of a copy can land any more that its engine has not seen complete.
+    /// Waits until no operation in flight of an ended copy can take effect any more.
     async fn drain(&self, context: &RunnerContext, running: &dyn ExecutionHandle) {
         tracing::error!("copy did not drain: keeping its task until its devices answer");
         if self.needs_lease() {
@@ -82,7 +83,7 @@ impl Attempt {
                 Written::IllegalTransition(..) => return self.return_task(context, outcome, Code::Cancelled).await,
                 over => return over,
             }
-            // Quiet is for the dispatcher to say.
+            // The dispatcher marks earlier attempts as drained.
             self.looked_at(QUIET_LOOK).await;
             if let Some(reason) = self.told_to_stop() {
                 return self.return_task(context, outcome, outcome_of(reason)).await;
@@ -135,7 +136,7 @@ fn succeeded(
     now_ms: u64,
 ) -> Result<TaskRecord, IllegalTransition> {
     let began = match record.state {
-        // There was nothing left to write, so it did not ask.
+        // The copy had nothing to write, so it has not requested a permit.
         TaskState::Assigned => state_machine::apply(record, TaskEvent::Started { epoch: attempt.epoch() }, now_ms)?,
         _ => record.clone(),
     };
@@ -156,8 +157,8 @@ fn checkpoint(record: &TaskRecord, outcome: &Outcome) -> Checkpoint {
     Checkpoint { progress, map }
 }
 
-/// Returns the outcome of a stopped attempt. A lost lease that left the record to this runner has done no harm: the
-/// task is returned like any other interrupted copy.
+/// Returns the error code of a stopped attempt. After a lost lease a task that is still this runner's is returned like
+/// any interrupted one.
 fn outcome_of(reason: Reason) -> Code {
     match reason {
         Reason::UserCancel => Code::Cancelled,

@@ -1,5 +1,5 @@
-//! Holds the record and the claims behind one assignment, as last read. Every write about the assignment is checked
-//! against them.
+//! Holds the record and the claims of one assignment, as last read. Every write about the assignment checks their
+//! versions.
 //!
 //! A write is one multi: the registration exists, the claims are as they were granted, the record has its version. An
 //! unknown outcome is resolved by reading: the record names the write that made it.
@@ -81,13 +81,14 @@ impl Grant {
         }
     }
 
-    /// Returns the record as it is known, for a write together with other tasks; `None` if this one is being written
-    /// for longer than `patience`.
+    /// Locks the known record, for a write together with other tasks. `None` if another write holds the lock for longer
+    /// than `patience`.
     pub(super) async fn lock(&self, patience: Duration) -> Option<MutexGuard<'_, Option<Known>>> {
         timeout(patience, self.known.lock()).await.ok()
     }
 
-    /// Reads without waiting for a connection. Clears `known` if the task has another holder.
+    /// Reads the record and the claims if they are not known, without waiting for a connection. `known` stays `None` if
+    /// the task has another holder.
     pub(super) async fn refresh(&self, session: &dyn Session, known: &mut Option<Known>) -> Result<(), CoordError> {
         if known.is_none()
             && let Reading::Ours(found) = self.look(session).await?
@@ -97,8 +98,8 @@ impl Grant {
         Ok(())
     }
 
-    /// Writes the result of `step`; again until the outcome is known. Waits while the record is `LOST`: its dispatcher
-    /// has to change that first.
+    /// Writes the result of `step`, and repeats this until the outcome is known. Waits while the task is `LOST`: then
+    /// only the dispatcher may change it.
     pub(super) async fn write(
         &self,
         context: &RunnerContext,
@@ -108,7 +109,7 @@ impl Grant {
         let mut tried = BTreeSet::new();
         loop {
             let registration = context.registration().await;
-            // Taken: a write that is dropped half-way leaves nothing behind that it has overtaken.
+            // Taken out, so that a cancelled write leaves no outdated state behind.
             let current = match known.take() {
                 Some(current) => current,
                 None => match self.look(&*registration.session).await {
@@ -165,7 +166,7 @@ impl Grant {
         }
     }
 
-    /// Reads the store. A record that looks foreign may only be stale: then it is read again after a sync.
+    /// Reads the store. A record of another holder may be stale, and is read again after a sync.
     async fn look(&self, session: &dyn Session) -> Result<Reading, CoordError> {
         match self.look_once(session).await? {
             Reading::NotOurs(_) => {

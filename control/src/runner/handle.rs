@@ -1,4 +1,4 @@
-//! Answers the calls of a dispatcher to this runner, wherever they came from.
+//! Answers the calls of a dispatcher to this runner, from this process or over the network.
 //!
 //! Every call names the caller's epoch. A lower epoch than the highest one seen is refused, and a higher one is stored
 //! first.
@@ -37,7 +37,7 @@ impl RunnerHandle {
         let Assignment { task, epoch, incarnation, leader } = assignment;
         let (state, context) = (&self.0, &self.0.context);
         let refused = |code, why: &str| Err((code, why.to_owned()));
-        // Before anything is stored because of it.
+        // Checked before the leader's epoch is stored.
         if incarnation != context.config.incarnation {
             return refused(Code::Fenced, "the assignment is for another process of this node");
         }
@@ -63,7 +63,7 @@ impl RunnerHandle {
                     state.assignments.leave(&attempt, AssignmentStatus::Unknown);
                     return refused(Code::RunnerInterrupt, "the runner has ended");
                 }
-                // It may have begun to stop between the two looks.
+                // The runner may have begun to stop since the first check.
                 if *context.phase.borrow() != RunnerPhase::Serving {
                     attempt.stop(Reason::RunnerInterrupt);
                 }
@@ -81,7 +81,7 @@ impl RunnerHandle {
     /// As [`RunnerClient::query`](crate::peers::RunnerClient::query).
     ///
     /// # Errors
-    /// `EFenced` with a lower epoch of the leader than was heard before.
+    /// `EFenced` if a higher epoch of a leader was seen before.
     pub async fn query(&self, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
         if assignment.incarnation != self.0.context.config.incarnation {
             return Ok(AssignmentStatus::Unknown);
@@ -126,8 +126,8 @@ impl RunnerHandle {
         Ok(())
     }
 
-    /// Returns all tasks and deregisters while the process lives on. Returns when the registration is gone, or the node
-    /// wants the runner back; without a connection that takes until its session is over.
+    /// Returns all tasks and deregisters, while the process continues. Returns when the registration is gone, which
+    /// takes until the end of the session without a connection, or when [`RunnerHandle::come_back`] is called.
     pub async fn leave(&self) {
         self.0.context.wanted.send_replace(false);
         let mut away = self.0.context.is_away.subscribe();
@@ -142,23 +142,23 @@ impl RunnerHandle {
         self.0.context.wanted.send_replace(true);
     }
 
-    /// Sets the number of tasks at once; running ones are not stopped.
+    /// Sets the number of slots. Running tasks are not stopped.
     pub fn set_slots(&self, slots: u32) {
         self.0.context.set_slots(slots);
     }
 
-    /// Returns the number of tasks that it runs at once.
+    /// Returns the number of slots.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.0.context.slots()
     }
 
-    /// Sets whether this node leads: then its lease is renewed with or without copies.
+    /// Sets whether this node leads: a leader's lease is renewed even without copies.
     pub fn set_leading(&self, leads: bool) {
         self.0.context.set_leading(leads);
     }
 
-    /// Returns the incarnations of this node that it remembers, maybe with the current one: all others are over.
+    /// Returns the remembered incarnations of this node. All but the current one, which may be among them, are over.
     #[must_use]
     pub fn lives(&self) -> Vec<Incarnation> {
         let lives = self.0.context.seams.state.incarnations();
@@ -167,13 +167,13 @@ impl RunnerHandle {
             .unwrap_or_default()
     }
 
-    /// Returns the tasks that it holds now, in the order of their names.
+    /// Returns the tasks that the runner holds, in the order of their ids.
     #[must_use]
     pub fn held(&self) -> Vec<TaskId> {
         self.0.assignments.all().iter().map(|attempt| attempt.task().clone()).collect()
     }
 
-    /// Tells whether it is registered, and by a session that is connected.
+    /// Tells whether the runner is registered and its session is connected.
     #[must_use]
     pub fn is_registered(&self) -> bool {
         self.0

@@ -1,7 +1,7 @@
-//! Notifies the dispatcher of changed records and of the progress of copies.
+//! Notifies the dispatcher of changed records.
 //!
-//! Both are hints. They never delay a copy, are merged while the dispatcher does not answer, and are dropped when it
-//! stays away: it reads everything again when it comes back.
+//! Notifications are hints. They never delay a copy, and are merged while the dispatcher does not answer. After ten
+//! calls without an answer they are dropped: a dispatcher reads all records of held tasks every 30 s anyway.
 
 use crate::model::TaskId;
 use crate::peers::LeaderClient;
@@ -15,12 +15,12 @@ use tokio::time::{sleep, timeout};
 pub(super) const CALL_MAX: Duration = Duration::from_millis(2500);
 /// Wait after a call that was not answered.
 const RETRY: Duration = Duration::from_millis(500);
-/// Calls after which hints are dropped.
+/// Number of calls after which hints are dropped.
 const TRIES: u32 = 10;
-/// Tasks in one call.
+/// Most tasks in one call.
 pub(super) const TASKS_PER_CALL: usize = 256;
 
-/// Tasks whose records have changed without the dispatcher's knowledge.
+/// Queue of tasks whose records have changed since the dispatcher was notified.
 #[derive(Debug)]
 pub(super) struct LeaderNotifier {
     waiting: Mutex<BTreeSet<TaskId>>,
@@ -47,8 +47,8 @@ impl LeaderNotifier {
         let _ = self.count.subscribe().wait_for(|&count| count == 0).await;
     }
 
-    /// Takes some tasks to send. They count as waiting until [`LeaderNotifier::recount`]; if they change meanwhile,
-    /// they are sent again.
+    /// Takes the tasks of the next call out of the queue. They count as waiting until [`LeaderNotifier::recount`]. A
+    /// task that changes meanwhile is queued again.
     fn take(&self) -> Vec<TaskId> {
         let mut waiting = self.waiting();
         let tasks: Vec<_> = waiting.iter().take(TASKS_PER_CALL).cloned().collect();

@@ -5,11 +5,11 @@
 //!                                               ^  gate
 //!  session -> ActiveRegistration -> WriteLease -'  (committed renewals)
 //! ```
-//! A runner is one future, [`Runner::run`], and the calls of its [`RunnerHandle`]. Dropping the future is a crash: all
-//! that it did stops where it is, and only the store tells what happened.
+//! A runner is one future, [`Runner::run`], and the calls of its [`RunnerHandle`]. Dropping the future has the effect
+//! of a crash: all work stops where it is.
 //!
 //! What always holds:
-//! - No call decides anything. Only a write that checks the registration, the claims and the record counts.
+//! - Calls are hints. Only a write that checks the registration, the claims and the record changes a task.
 //! - A copy to a destination that other nodes reach writes only while the lease of its registration is held; when that
 //!   lease ends, the copy is cut off. Copies behind a destination's lock need no lease.
 //! - An assignment is in the table until the last write about it. The registration is removed when the table is empty,
@@ -65,27 +65,27 @@ use tokio::time::timeout;
 /// Settings of a runner that never change.
 #[derive(Clone, Debug)]
 pub struct RunnerConfig {
-    /// Its node.
+    /// Node of the runner.
     pub node: NodeId,
-    /// Incarnation of its process.
+    /// Incarnation of the node's process.
     pub incarnation: Incarnation,
     /// Boot id of the kernel: [`boot_id`].
     pub boot_id: String,
-    /// Address at which the dispatcher reaches it, as `HOST:PORT`.
+    /// Address at which the dispatcher reaches the runner, as `HOST:PORT`.
     pub address: String,
-    /// Tasks that it runs at once. Default 4. More share the same devices and cores.
+    /// Number of tasks that it runs at once. Default 4. With more, each gets a smaller share of devices and cores.
     pub slots: u32,
     /// Free text for operators.
     pub labels: BTreeMap<String, String>,
-    /// Allowed folders and devices of the policy, for the dispatcher to read.
+    /// Allowed folders and devices of the policy, as they are registered.
     pub allow_paths: Vec<String>,
-    /// Allowed servers of the policy.
+    /// Allowed servers of the policy, as they are registered.
     pub allow_nbd: Vec<String>,
-    /// Version of its program.
+    /// Version of the program.
     pub build: String,
-    /// Address at which peers probe it in the storage network.
+    /// Address at which peers probe the node in the storage network.
     pub data: Option<SocketAddr>,
-    /// Number of earlier starts of its process.
+    /// Number of earlier starts of `taskd` on this node.
     pub restarts: u64,
     /// Counts rounds while the runner is alive.
     pub liveness: LivenessCounter,
@@ -118,7 +118,7 @@ impl RunnerConfig {
     }
 }
 
-/// Parts that a runner works with.
+/// Services that a runner uses.
 #[derive(Clone, Debug)]
 pub struct Seams {
     /// Carries out copies.
@@ -141,8 +141,8 @@ pub struct Runner {
 /// Result of a runner's stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Tasks that could not be returned: their copies have not drained, or the store was unreachable. While there are
-    /// any the session must not be closed: it is left to expire.
+    /// Tasks that could not be returned: their copies have not drained, or the store was unreachable. If there are any,
+    /// the session must not be closed, but left to expire.
     pub left_behind: Vec<TaskId>,
 }
 
@@ -150,7 +150,7 @@ impl Runner {
     /// Creates a runner that does nothing yet.
     #[must_use]
     pub fn new(config: RunnerConfig, seams: Seams) -> Self {
-        // Bounded by the slots: what is in it is in the table.
+        // Bounded by the slots: each queued attempt is in the table.
         let (sender, starts) = mpsc::unbounded_channel();
         Self { state: Arc::new(RunnerState::new(config, seams, sender)), starts }
     }
@@ -161,8 +161,8 @@ impl Runner {
         RunnerHandle::new(Arc::clone(&self.state))
     }
 
-    /// Runs until `shutdown`, and then until all tasks are returned or [`RunnerConfig::stop_wait`] has passed: at most
-    /// 2 s more than that.
+    /// Runs until `shutdown`, and then until all tasks are returned or [`RunnerConfig::stop_wait`] has passed, and for
+    /// up to 2 s more to notify the leader and to deregister.
     pub async fn run(self, sessions: Sessions, shutdown: impl Future<Output = ()>) -> Stopped {
         let Self { state, mut starts } = self;
         if state.context.is_wanted() {
@@ -198,7 +198,7 @@ impl Runner {
 async fn attempts(state: &Arc<RunnerState>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
     let mut living: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
     loop {
-        // There are as many as slots: few enough to look at each whenever one of them has to go on.
+        // There are no more attempts than slots: few enough to poll all of them at each wake-up.
         let all = poll_fn(|context| {
             living.retain_mut(|attempt| attempt.as_mut().poll(context).is_pending());
             Poll::<()>::Pending
@@ -221,7 +221,7 @@ async fn run(attempt: Arc<Attempt>, state: Arc<RunnerState>) {
 async fn return_all_tasks(state: &RunnerState) -> Stopped {
     state.context.end();
     let marked = state.context.registration.borrow().as_ref().map(|registration| registration.version);
-    // One that is away stays there.
+    // A runner without a registration stays without.
     let marked = marked.filter(|_| state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping));
     if let Some(version) = marked {
         let mut registrations = state.context.registration.subscribe();
@@ -252,7 +252,7 @@ async fn stop_all(state: &RunnerState, reason: Reason) {
     let _ = timeout(state.context.config.stop_wait, held.wait_for(|&count| count == 0)).await;
 }
 
-/// Deletes what an earlier incarnation has kept of tasks that will not continue here.
+/// Deletes the journals of earlier incarnations whose tasks have ended.
 async fn sweep(state: &RunnerState) {
     for (task, created_ms) in state.context.seams.executor.kept() {
         let registration = state.context.registration().await;
@@ -261,7 +261,7 @@ async fn sweep(state: &RunnerState) {
             Ok(None) => true,
             Ok(Some(node)) => TaskRecord::decode(&node.data)
                 .is_ok_and(|record| record.state.is_terminal() || record.created_ms != created_ms),
-            // Kept until another time.
+            // Unknown: the journal is kept.
             Err(_) => false,
         };
         if is_over {

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 #[cfg(test)]
 use std::sync::{Mutex, PoisonError};
 
-/// Incarnations that are remembered.
+/// Number of incarnations that are remembered.
 const INCARNATIONS_KEPT: usize = 16;
 
 /// State of a node. While it is held no other process of the node has it.
@@ -30,25 +30,25 @@ pub trait NodeState: Send + Sync + std::fmt::Debug {
     /// Returns the incarnations of this node, the latest last.
     ///
     /// # Errors
-    /// What cannot be read.
+    /// The error of reading the state.
     fn incarnations(&self) -> Result<Vec<Incarnation>>;
 
     /// Adds an incarnation; does nothing if it is stored.
     ///
     /// # Errors
-    /// What cannot be written: then it must not be registered.
+    /// The error of writing the state: then the incarnation must not be registered.
     fn remember(&self, incarnation: &Incarnation) -> Result<()>;
 
     /// Returns the highest epoch of a leader that was seen.
     ///
     /// # Errors
-    /// What cannot be read.
+    /// The error of reading the state.
     fn leader_epoch(&self) -> Result<Epoch>;
 
     /// Stores a higher epoch.
     ///
     /// # Errors
-    /// What cannot be written: then it must not be acted on.
+    /// The error of writing the state: then calls with this epoch must be refused.
     fn raise_leader_epoch(&self, epoch: Epoch) -> Result<()>;
 }
 
@@ -63,7 +63,7 @@ impl StateDir {
     /// Locks the state directory for this process; creates it (0700) where it is missing.
     ///
     /// # Errors
-    /// `EBusy` while another process has it, and what the system says, with the flag that helps.
+    /// `EBusy` while another process has it, and errors of the system.
     pub fn lock(path: &Path) -> Result<Self> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|error| failed(&error, "create", path))?;
@@ -87,10 +87,11 @@ impl StateDir {
         &self.path
     }
 
-    /// Counts this start; returns the number of earlier ones. An unreadable count starts over: nothing depends on it.
+    /// Counts this start. Returns the number of earlier ones, which is for information only: a malformed count starts
+    /// over.
     ///
     /// # Errors
-    /// What cannot be written.
+    /// The error of reading or writing the file.
     pub fn count_start(&self) -> Result<u64> {
         let before = self.read("starts")?.trim().parse().unwrap_or(0_u64);
         self.write("starts", &format!("{}\n", before.saturating_add(1)))?;
@@ -100,7 +101,7 @@ impl StateDir {
     /// Binds this directory to `center`, unless it belongs to a center already.
     ///
     /// # Errors
-    /// `EBadRequest` if it belongs to another center, with both identities; what cannot be read or written.
+    /// `EBadRequest` if it belongs to another center, with both identities; errors of reading or writing the file.
     pub fn bind(&self, center: &str) -> Result<()> {
         let known = self.read("center")?;
         match known.trim() {
@@ -169,7 +170,7 @@ impl NodeState for StateDir {
     }
 }
 
-/// State that ends with the test.
+/// State in memory, for tests.
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -278,7 +279,7 @@ mod tests {
         for part in ["center one", "center two", "--zookeeper", "/center and", "/leader_epoch"] {
             assert!(error.message.contains(part), "{part}: {error}");
         }
-        // What it says helps.
+        // The advice of the message works.
         for name in ["center", "leader_epoch"] {
             std::fs::remove_file(root.path().join(name)).unwrap();
         }

@@ -1,4 +1,4 @@
-//! Sends the progress of running copies to the leader. A report that is lost does no harm: the next one says more.
+//! Sends the progress of running copies to the leader. A lost report does no harm, as the next one replaces it.
 
 use super::assignments::AssignmentTable;
 use super::leader_notifier::{CALL_MAX, TASKS_PER_CALL};

@@ -1,9 +1,9 @@
 //! Registers a node among the runners: an ephemeral node in the store, created again whenever it is gone.
 //!
-//! An existing registration of this node is either an earlier one of ours, or another process uses the same node name.
-//! It is ours if this process holds the node's lock (so that every earlier process is dead) _and_ the node remembers
-//! the incarnation: then it is replaced at once. Otherwise the two cases cannot be told apart: an alarm is raised, and
-//! registering is retried.
+//! An existing registration under this node's name is of an earlier process of this node, or of another process that
+//! uses the same name. It is of an earlier process if the node's state directory knows the incarnation: this process
+//! holds the lock of that directory, so every earlier process has ended. Then the registration is replaced at once.
+//! Otherwise an error is logged, and registering is retried.
 //!
 //! What always holds: when a registration is gone, its write lease ends first, and with it every copy that needs the
 //! lease. Only then can there be another registration.
@@ -25,17 +25,17 @@ use tokio::time::{sleep, timeout};
 const RETRY: Duration = Duration::from_secs(1);
 /// Time after which a missing registration is logged again.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
-/// Time between two attempts to remove it.
+/// Wait before another attempt to remove the registration.
 const WITHDRAW_AGAIN: Duration = Duration::from_millis(200);
-/// Time between two attempts to update it.
+/// Wait before another attempt to update the registration.
 const SAY_AGAIN: Duration = Duration::from_millis(50);
 /// Time between two checks of an undisturbed registration.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// Why there is no registration yet.
+/// Reason for a failed registration.
 #[derive(Debug)]
 enum NotRegistered {
-    /// Another process, maybe on another host, is registered under this node's name.
+    /// Another process, perhaps on another host, is registered under this node's name.
     Duplicate(Box<Registration>),
     /// A failure that is retried.
     Coord(CoordError),
@@ -63,7 +63,7 @@ pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions)
     loop {
         let _ = phases.wait_for(|&phase| phase != RunnerPhase::Absent).await;
         let Ok(session) = sessions.wait_for(Option::is_some).await.map(|session| session.clone()) else {
-            // Whoever opens sessions is gone: nothing more will come.
+            // The session keeper is gone: there will be no other session.
             return std::future::pending().await;
         };
         let Some(session) = session else { continue };
@@ -73,7 +73,7 @@ pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions)
                 tracing::info!(node = %state.context.config.node, session = ?session.id(), "registered");
                 said = None;
                 state.context.registration.send_replace(Some(registration));
-                // Whatever was decided meanwhile: everything that is held is looked at.
+                // Records may have changed while there was no registration: every held task is read again.
                 state.assignments.all().iter().for_each(|attempt| attempt.look());
                 hold(state, &session, &mut sessions, slots).await;
                 end_write_lease(state);
@@ -87,7 +87,7 @@ pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions)
                 let mut states = session.states();
                 let over = states.wait_for(|state| state.is_over());
                 if timeout(RETRY, over).await.is_ok() {
-                    // The keeper replaces it; it may take a moment to see the same.
+                    // The session keeper may see the end of the session a moment later.
                     sleep(Duration::from_millis(10)).await;
                 }
             }
@@ -106,10 +106,10 @@ pub(super) fn end_write_lease(state: &RunnerState) {
     }
 }
 
-/// Removes the registration: the last write of a runner.
+/// Removes the registration, as the last write of a runner.
 ///
 /// # Errors
-/// Why it stays; it goes with its session.
+/// The error of the write: then the registration stays until the end of its session.
 pub(super) async fn deregister(state: &RunnerState) -> Result<(), CoordError> {
     let Some(registration) = state.context.registration.borrow().clone() else { return Ok(()) };
     let path = path(state);
@@ -117,7 +117,7 @@ pub(super) async fn deregister(state: &RunnerState) -> Result<(), CoordError> {
     registration.session.multi(vec![Op::Delete { path, version: registration.version }]).await.map(drop)
 }
 
-/// Removes the registration while the process lives on: retries until it is gone, or its session is.
+/// Removes the registration while the process continues: retries until the registration or its session is gone.
 pub(super) async fn deregister_until_gone(state: &RunnerState) {
     let Some(ActiveRegistration { session, mut version, .. }) = state.context.registration.borrow().clone() else {
         return;
@@ -159,7 +159,7 @@ async fn register(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Act
         let renewal = Op::Set { path: lease_path(state), data: renewal(state, 0).encode(), version: lease_version };
         match session.multi(old.into_iter().chain([create, renewal]).collect()).await {
             Ok(_) => return Ok(active(session, sent)),
-            // Created or gone since it was looked at.
+            // The registration was created or deleted since it was read.
             Err(CoordError::Refused { why: Refusal::NodeExists | Refusal::NoNode, .. }) => {}
             Err(CoordError::Unknown(_)) => {
                 session.sync().await?;
@@ -184,7 +184,7 @@ fn active(session: &Arc<dyn Session>, sent: Duration) -> ActiveRegistration {
     ActiveRegistration { session: Arc::clone(session), version: 0, write_lease: Arc::new(WriteLease::new(lease)) }
 }
 
-/// Decides whether a registration of another session may be replaced.
+/// Checks that a registration of another session is of an earlier process of this node, and may be replaced.
 fn check_replaceable(state: &RunnerState, node: &Node) -> Result<(), NotRegistered> {
     let found = Registration::decode(&node.data)
         .map_err(|error| NotRegistered::Refused(format!("the registration of this node cannot be read: {error}")))?;
@@ -204,15 +204,15 @@ fn report(state: &RunnerState, why: &NotRegistered) {
     }
 }
 
-/// Waits until the registration is gone or is to be removed, and keeps it up to date: whether the runner is stopping
-/// and how many slots it has.
+/// Keeps the registration up to date (whether the runner is stopping, and its slots) until it is gone or is to be
+/// removed.
 async fn hold(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
     let mut phases = state.context.phase.subscribe();
     let mut said = Some((false, slots));
     loop {
         let phase = *phases.borrow_and_update();
-        // It ended unnoticed: there has to be another one.
+        // Also returns if the registration has ended, so that a new one is made.
         if phase == RunnerPhase::Absent || state.context.registration.borrow().is_none() {
             return;
         }
@@ -222,7 +222,7 @@ async fn hold(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Se
                 Ok(()) => said = Some(to_say),
                 Err(CoordError::Refused { .. } | CoordError::Ended(_)) => return,
                 Err(_) => {
-                    // It may have been said or not: it is said again, whatever is to be said by then.
+                    // The outcome is unknown: the registration is written again, as it should be by then.
                     said = None;
                     sleep(SAY_AGAIN).await;
                     continue;
@@ -263,7 +263,7 @@ async fn watch_own(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Op
 
 fn set_version(state: &RunnerState, version: i32) {
     state.context.registration.send_if_modified(|registration| match registration {
-        // A stale reading is older than what was written here.
+        // A stale read has an older version than this runner's last write.
         Some(registration) if registration.version < version => {
             registration.version = version;
             true
@@ -272,7 +272,7 @@ fn set_version(state: &RunnerState, version: i32) {
     });
 }
 
-/// Writes whether the runner is stopping.
+/// Writes the registration with `stopping` and the current slots.
 async fn mark(state: &RunnerState, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
     let Some(version) = state.context.registration.borrow().as_ref().map(|registration| registration.version) else {
         return Ok(());

@@ -1,9 +1,9 @@
-//! Renews the lease: the one periodic write of a runner, which says that it lives and how far its copies are.
+//! Renews the lease and stores checkpoints, in the one periodic write of a runner.
 //!
-//! A renewal is committed with the registration checked, so that it proves more than a connection does: the service has
-//! heard this session and still holds its registration. Checkpoints travel with it. A checkpoint that does not fit its
-//! record any more is left out at once, because it must not cost the lease. Without a lease to keep only checkpoints
-//! are written, and without copies nothing.
+//! A renewal checks the registration in the same multi. So a committed renewal proves that the session was alive and
+//! registered. The multi also holds the checkpoints that are due. A checkpoint that is refused, as its record has
+//! changed, is left out and the rest is sent again at once, so that it does not cost the lease. If no lease is needed,
+//! only checkpoints are written.
 
 use super::attempt::{Attempt, has_begun};
 use super::grant::Known;
@@ -37,10 +37,10 @@ struct RenewalState {
     lease_version: Option<i32>,
     /// Registration that the version belongs to.
     registration: Option<ActiveRegistration>,
-    /// When the last write began.
+    /// Start of the last write.
     wrote: Option<Instant>,
     checkpoints: BTreeMap<TaskId, Instant>,
-    /// Whether a checkpoint was left out: it is retried once at once, with a record that was read again.
+    /// Whether a checkpoint was left out: it is retried once, at once, after its record has been read again.
     again: bool,
 }
 
@@ -65,7 +65,7 @@ pub(super) async fn renew(state: &RunnerState) {
         if let Err(error) = rhythm.write(state, &registration).await {
             tracing::debug!(%error, "renewal failed");
             state.context.wait_to_retry(&registration, &error).await;
-            // Tried again as soon as that makes sense, with all that it was to say.
+            // Makes the next renewal and all checkpoints due at once.
             rhythm.wrote = None;
             rhythm.checkpoints.clear();
         }
@@ -129,7 +129,8 @@ impl RenewalState {
                 }
                 Err(CoordError::Refused { index, .. }) if index >= own => {
                     let Some(&refused) = owners.get(index - own) else { return Ok(()) };
-                    // Dropped without being known: it is read again, by its attempt and by the next checkpoint.
+                    // Dropping it leaves the record unknown, so the next checkpoint reads it again, and so does its
+                    // attempt.
                     let attempt = checkpoints.remove(refused).attempt;
                     attempt.look();
                     self.checkpoints.remove(attempt.task());
@@ -145,7 +146,7 @@ impl RenewalState {
                     };
                 }
                 Err(error) => {
-                    // Whatever became of it: the lease's node is read before the next one.
+                    // The outcome may be unknown: the lease's version is read before the next renewal.
                     self.lease_version = None;
                     return Err(error);
                 }
@@ -232,7 +233,7 @@ async fn checkpoint<'a>(
         is_at_work && (record.map != map || record.progress.durable != running.progress().durable)
     };
     if known.is_none() {
-        // Somebody else's by now.
+        // The task has another holder by now.
         attempt.look();
     }
     if known.as_mut().filter(is_due).is_none() {
@@ -249,7 +250,7 @@ async fn checkpoint<'a>(
     }
 }
 
-/// Stops copies whose lease ends, for as long as it is polled. Depends on clocks alone.
+/// Stops copies whose lease has ended, for as long as it is polled. Needs nothing but the clock.
 pub(super) async fn guard_leases(state: &RunnerState) {
     let mut held = state.assignments.count();
     loop {

@@ -1,4 +1,4 @@
-//! Owns what a runner is made of: the context that all of its parts share, and the assignments that it holds.
+//! Owns the state of a runner: the context that all of its parts share, and the assignments that it holds.
 
 use super::assignments::AssignmentTable;
 use super::attempt::Attempt;
@@ -7,12 +7,12 @@ use super::{RunnerConfig, Seams};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// See the module's head. An attempt knows the context alone.
+/// State of a runner. Attempts see only its context.
 #[derive(Debug)]
 pub(super) struct RunnerState {
     pub context: Arc<RunnerContext>,
     pub assignments: AssignmentTable,
-    /// Attempts that are in the table and have to be started.
+    /// Queue of attempts that are in the table and have to be started.
     pub starts: mpsc::UnboundedSender<Arc<Attempt>>,
 }
 

@@ -1,9 +1,10 @@
 //! Stores the highest epoch under which a local destination was written, beside its content.
 //!
-//! The coordination service can lose its history; a destination must not be written under an older grant because of
-//! that. A file has the extended attribute `user.blockhaul.epoch`, a decimal number. Devices, and files of file systems
-//! without such attributes, have a record in the state directory. The stored epoch also tells whether a destination is
-//! still the one that earlier attempts have written: a record of durable bytes counts for no other one.
+//! The coordination service can lose its history, and would then grant lower epochs again. A destination must not be
+//! written under a grant that is older than its last one. A file has the extended attribute `user.blockhaul.epoch`, a
+//! decimal number. Devices, and files of file systems without such attributes, have a record in the state directory.
+//! The stored epoch also shows whether a destination is the one that earlier attempts have written: the durable bytes
+//! of a task's record count only for that one.
 //!
 //! What always holds: the stored epoch never falls, and is durable before the first write under its grant.
 
@@ -29,7 +30,7 @@ pub(super) struct StoredEpochs {
 }
 
 impl StoredEpochs {
-    /// Keeps records of devices in `devices` of the state directory.
+    /// Creates the folder `devices` of the state directory, which holds records.
     pub(super) fn new(state_dir: &Path) -> Result<Self> {
         let folder = state_dir.join("devices");
         std::fs::create_dir_all(&folder).map_err(|error| failed(&error, "create", &folder))?;
@@ -39,7 +40,7 @@ impl StoredEpochs {
     /// Returns the stored epoch of a destination; `None` if it has none.
     ///
     /// # Errors
-    /// What cannot be read; `EFenced` for a mark that is none.
+    /// The error of reading it; `EFenced` if the stored text is not an epoch.
     pub(super) fn read(&self, file: &File) -> Result<Option<Epoch>> {
         let text = match self.attribute(file)? {
             Some(attribute) => attribute,
@@ -51,7 +52,7 @@ impl StoredEpochs {
     /// Returns the stored epoch of a destination that may be written under `epoch`.
     ///
     /// # Errors
-    /// `EFenced` if it has been written under a later grant; what cannot be read.
+    /// `EFenced` if the destination was written under a later grant; errors as of [`StoredEpochs::read`].
     pub(super) fn check(&self, file: &File, epoch: Epoch) -> Result<Option<Epoch>> {
         match self.read(file)? {
             Some(stored) if stored > epoch => {
@@ -69,7 +70,7 @@ impl StoredEpochs {
     /// Stores durably that a destination is written under `epoch`.
     ///
     /// # Errors
-    /// As [`StoredEpochs::check`]; what cannot be stored.
+    /// As [`StoredEpochs::check`]; the error of writing the epoch.
     pub(super) fn raise(&self, file: &File, epoch: Epoch) -> Result<()> {
         if self.check(file, epoch)? == Some(epoch) { Ok(()) } else { self.store(file, epoch) }
     }
@@ -86,7 +87,7 @@ impl StoredEpochs {
         })
     }
 
-    /// Returns the attribute of a file, if there is one; `None` where attributes are not supported.
+    /// Returns the attribute of a file: `None` where attributes are not supported, `Some(None)` where there is none.
     fn attribute(&self, file: &File) -> Result<Option<Option<String>>> {
         if stat(file)?.file_type().is_block_device() {
             return Ok(None);
@@ -101,7 +102,8 @@ impl StoredEpochs {
         }
     }
 
-    /// Returns the record in the state directory. A record of a device that was attached again is another device's.
+    /// Returns the epoch of the record in the state directory. Ignores the record of an earlier device of the same
+    /// number.
     fn record(&self, file: &File) -> Result<Option<String>> {
         let path = self.folder.join(name(file)?);
         let text = match std::fs::read_to_string(&path) {
@@ -140,7 +142,7 @@ fn name(file: &File) -> Result<String> {
     })
 }
 
-/// Tells a device from the next one that gets its number: the kernel counts them.
+/// Returns text that differs between two devices that get the same number in turn, by the kernel's count of devices.
 fn instance(file: &File) -> Result<String> {
     let stat = stat(file)?;
     if !stat.file_type().is_block_device() {
@@ -194,7 +196,7 @@ mod tests {
     fn where_there_are_no_attributes_the_state_directory_remembers() {
         let root = tempfile::tempdir().unwrap();
         let marks = StoredEpochs::new(root.path()).unwrap();
-        // /proc has none, and its files stay the same ones while they are open.
+        // Files of /proc have no attributes, and keep their inode numbers while they are open.
         let file = File::open("/proc/self/status").unwrap();
         assert_eq!(marks.read(&file).unwrap(), None);
         marks.raise(&file, Epoch(7)).unwrap();

@@ -1,8 +1,8 @@
 //! Holds one registration's write lease, which its renewals extend.
 //!
 //! What always holds: the gate of a lease is open only until the time that the lease allows, and never again once the
-//! lease has ended. Copies to destinations that other nodes reach live under one lease: they do not continue under a
-//! new registration, because what was decided between the two is unknown.
+//! lease has ended. Copies to destinations that other nodes reach run under one lease. They do not continue under a new
+//! registration, as their tasks may have been assigned to other runners in between.
 
 use crate::cluster::lease::Lease;
 use crate::coord::Session;
@@ -19,7 +19,7 @@ pub(super) struct ActiveRegistration {
     pub write_lease: Arc<WriteLease>,
 }
 
-/// Right to write that a registration gives.
+/// Write lease of a registration, with the gate of the copies that depend on it.
 #[derive(Debug)]
 pub(super) struct WriteLease {
     gate: Arc<Gate>,
