@@ -1,10 +1,10 @@
-//! Decides whether this node stands for election: it is active, its certificates are valid, and its wall clock agrees with its
-//! peers'.
+//! Decides whether this node stands for election: it is active, its certificates are valid, and its wall clock agrees
+//! with its peers'.
 //!
-//! The leader tells every node how far that node's clock is off. A node whose clock is off by more than `--clock-off` resigns if it
-//! leads, and does not stand again until its clock is set. If no node has led for [`UNOPPOSED_AFTER`], it stands all the same, and
-//! leads until another node does: a leader with a wrong clock is better than none. A node without valid certificates never
-//! stands: no client could call it.
+//! The leader tells every node the offset of that node's clock. A node whose clock is off by more than `--clock-off`
+//! resigns if it leads, and does not stand again until its clock is set. If no node has led for [`UNOPPOSED_AFTER`],
+//! the node stands in spite of its clock, and leads until another node does: a leader with a wrong clock is better than
+//! none. A node without valid certificates never stands, as no client could call it.
 
 use crate::clock::{Clock, ClockOffset};
 use crate::peers::Peer;
@@ -12,29 +12,29 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Longer than any election that has a candidate.
+/// Time without a leader after which a wrong clock no longer keeps this node from standing: longer than any election.
 const UNOPPOSED_AFTER: Duration = Duration::from_secs(30);
-/// A clock may be set at any time, and nobody says so.
+/// Longest time between two decisions: no event announces that the clock was set.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What the decision is made of.
+/// Inputs of the decision.
 #[derive(Debug)]
 pub(super) struct Candidacy<'a> {
     pub(super) active: watch::Receiver<bool>,
     /// Whether this node's certificates are valid.
     pub(super) certified: watch::Receiver<bool>,
     pub(super) told: watch::Receiver<Option<ClockOffset>>,
-    /// Who leads.
+    /// Current leader, if it is known.
     pub(super) leader: watch::Receiver<Option<Peer>>,
-    /// Where others reach this node.
+    /// Address at which other nodes reach this node.
     pub(super) address: &'a str,
     pub(super) clock: &'a dyn Clock,
-    /// Further off its peers', a clock is no leader's.
+    /// Largest offset from the peers' clocks with which a node stands.
     pub(super) off_max: Duration,
 }
 
 impl Candidacy<'_> {
-    /// Says in `stands` whether this node stands, for as long as it is polled.
+    /// Publishes in `stands` whether this node stands for election, for as long as it is polled.
     pub(super) async fn decide(mut self, stands: &watch::Sender<bool>) {
         let mut state = State { nobody_since: Some(Instant::now()), ..State::default() };
         loop {
@@ -69,7 +69,7 @@ impl Candidacy<'_> {
                     changed = self.leader.changed() => changed,
                 }
             };
-            // Of senders that are gone nothing more is heard.
+            // A closed channel returns at once: without this wait the loop would spin.
             if let Ok(Err(_)) = timeout(LOOK_EVERY, changed).await {
                 sleep(LOOK_EVERY).await;
             }
@@ -77,18 +77,18 @@ impl Candidacy<'_> {
     }
 }
 
-/// What is remembered between two looks.
+/// State from one decision to the next.
 #[derive(Debug, Default)]
 struct State {
-    /// Since when nobody is known to lead.
+    /// Start of the time without a known leader.
     nobody_since: Option<Instant>,
-    /// Nobody else has led for so long that this node stands, whatever its clock says.
+    /// Whether no other node has led for so long that this node stands in spite of its clock.
     is_unopposed: bool,
     is_held_back: bool,
 }
 
 impl State {
-    /// `leads`: whether it is this node that leads, if anybody does.
+    /// Updates the state. `leads`: whether this node is the leader; `None` without a known leader.
     fn see(&mut self, is_off: bool, leads: Option<bool>, now: Instant) {
         self.nobody_since = if leads.is_none() { self.nobody_since.or(Some(now)) } else { None };
         self.is_unopposed = match leads {
@@ -120,7 +120,7 @@ mod tests {
         stands: watch::Receiver<bool>,
     }
 
-    /// The candidacy of `n1`, which is active.
+    /// Runs the candidacy of `n1`, which is active.
     fn stage() -> Stage {
         let (active, active_seen) = watch::channel(true);
         let (certified, certified_seen) = watch::channel(true);
@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_whose_clock_is_off_stands_again_when_the_clock_is_set() {
         let stage = stage();
-        assert!(stage.stands_after(1).await, "nobody has told it anything");
+        assert!(stage.stands_after(1).await, "no offset was received yet");
         stage.leader.send_replace(Some(peer("n1")));
         stage.told.send_replace(Some(ClockOffset::told(60_000, stage.clock)));
         assert!(stage.stands_after(1).await);
@@ -167,7 +167,7 @@ mod tests {
         stage.clock.jump(40_000);
         assert!(stage.stands_after(6).await);
         stage.clock.jump(0);
-        assert!(stage.stands_after(6).await, "40 s behind are few enough");
+        assert!(stage.stands_after(6).await, "40 s behind are within the limit");
         stage.told.send_replace(Some(ClockOffset::told(-60_001, stage.clock)));
         assert!(!stage.stands_after(6).await);
         stage.active.send_replace(false);
@@ -183,7 +183,7 @@ mod tests {
         assert!(!stage.stands_after(3600).await);
         stage.active.send_replace(false);
         stage.certified.send_replace(true);
-        assert!(!stage.stands_after(1).await, "it is inactive");
+        assert!(!stage.stands_after(1).await, "the node is inactive");
         stage.active.send_replace(true);
         assert!(stage.stands_after(1).await);
     }
@@ -198,7 +198,7 @@ mod tests {
         assert!(!stage.stands_after(25).await);
         assert!(stage.stands_after(10).await);
         stage.leader.send_replace(Some(peer("n1")));
-        assert!(stage.stands_after(3600).await, "it was the only one");
+        assert!(stage.stands_after(3600).await, "no other node has led meanwhile");
         stage.leader.send_replace(Some(peer("n2")));
         assert!(!stage.stands_after(1).await);
     }

@@ -1,7 +1,7 @@
 //! Stands for election in every session, runs the dispatcher while this node leads, and follows the leader otherwise.
 //!
-//! The end of a term has one order: the dispatcher stops and the services no longer see it, the service address is removed, and
-//! only then leadership is resigned, so that the next leader meets neither.
+//! A term ends in one order: the dispatcher stops and the services no longer use it, the service address is removed,
+//! and only then this node resigns, so that the next leader meets neither.
 
 use super::leader_api::DispatcherApi;
 use crate::clock::Clock;
@@ -21,36 +21,36 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// All that leading takes.
+/// Leader's role of a node, and all that it needs.
 #[derive(Debug)]
 pub(crate) struct LeaderRole {
     pub(crate) node: NodeId,
     pub(crate) incarnation: Incarnation,
-    /// Where others reach this node.
+    /// Address at which other nodes reach this node.
     pub(crate) address: String,
     pub(crate) center: CenterId,
     pub(crate) calls: Arc<dyn RunnerClient>,
     pub(crate) clock: Arc<dyn Clock>,
-    /// By how much this node's wall clock may be off its peers' while it leads.
+    /// Largest offset of this node's wall clock from its peers' while it leads.
     pub(crate) clock_off: Duration,
     pub(crate) dispatcher: DispatcherConfig,
-    /// Told whether this node leads.
+    /// This node's runner, which keeps its lease while this node leads.
     pub(crate) runner: RunnerHandle,
-    /// What the services look at.
+    /// Leadership as the services see it.
     pub(crate) leadership: watch::Sender<Leadership>,
-    /// Where the runner's calls go.
+    /// Leader that the runner's calls go to.
     pub(crate) leader: watch::Sender<Option<Peer>>,
     /// The service address.
     pub(crate) vip: Option<ServiceAddress>,
-    /// Whether this node leads, from its election until everything of that is given up.
+    /// Whether this node leads: from its election until the service address is removed and leadership resigned or lost.
     pub(crate) holds_leadership: watch::Sender<bool>,
-    /// Why the role cannot be had on this node.
+    /// Receives the error with which this node cannot lead.
     pub(crate) failed: mpsc::Sender<Error>,
 }
 
 impl LeaderRole {
-    /// Stands for election in every session while `stands` is true, and follows whoever leads otherwise. Never ends;
-    /// dropped, leadership ends with the session.
+    /// Stands for election in every session while `stands` is true, and follows the leader otherwise. Never ends. If it
+    /// is dropped, leadership ends with the session.
     pub(crate) async fn run(&self, sessions: Sessions, stands: watch::Receiver<bool>) {
         let does_not_lead = || !*self.holds_leadership.borrow();
         tokio::join!(self.lead_in_every_session(sessions, stands), self.dispatcher.liveness.idle(does_not_lead));
@@ -62,20 +62,20 @@ impl LeaderRole {
             let Ok(Some(session)) = open else { return std::future::pending().await };
             self.serve(&session, stands.clone()).await;
             self.follow(None);
-            // The keeper replaces it when it sees the end, too.
+            // The session keeper replaces the session as soon as it sees the end, too.
             let is_other = |now: &Option<Arc<dyn Session>>| now.as_ref().is_none_or(|now| now.id() != session.id());
             let _ = sessions.wait_for(is_other).await;
         }
     }
 
-    /// Until the session is over.
+    /// Leads or follows until the session is over.
     async fn serve(&self, session: &Arc<dyn Session>, stands: watch::Receiver<bool>) {
         let roles = Election::roles();
         let seen = roles.subscribe();
         let (node, incarnation) = (self.node.clone(), self.incarnation.clone());
         let election = Election::new(Arc::clone(session), node, incarnation, self.address.clone(), roles);
         let election = election.after(self.runner.lives());
-        // What the election is told: that it does not stand any more only when nothing of leadership is left.
+        // The election's own `stands`: it becomes false only after the dispatcher and the service address are gone.
         let (stand, candidacy) = watch::channel(*stands.borrow());
         tokio::select! {
             biased;
@@ -89,7 +89,7 @@ impl LeaderRole {
         }
     }
 
-    /// Is what the election says, for as long as it says so.
+    /// Leads or follows as the election's role changes.
     async fn act(
         &self,
         session: &Arc<dyn Session>,
@@ -103,7 +103,7 @@ impl LeaderRole {
             match role {
                 Role::Follower { leader } => {
                     self.follow(leader.map(Peer::from));
-                    // Only news: the election answers each with another campaign, and with the role that this waits for.
+                    // Only if it changes: every change starts another campaign, whose role would wake this loop again.
                     stand.send_if_modified(|stand| std::mem::replace(stand, stands_now) != stands_now);
                     tokio::select! { biased;
                         changed = roles.changed() => if changed.is_err() { return },
@@ -139,7 +139,7 @@ impl LeaderRole {
         self.leader.send_replace(Some(Peer::from(leader_term.leader().clone())));
         self.leadership.send_replace(Leadership { leader: Some(leader), address: Some(self.address.clone()) });
         let resigned = async {
-            // Nobody who could want it any more is as good as a wish to stop.
+            // A closed channel counts as a request to resign.
             let _ = stands.wait_for(|stands| !stands).await;
         };
         tokio::select! {
@@ -150,7 +150,7 @@ impl LeaderRole {
         }
         self.follow(None);
         self.vacate_with(|| async {
-            // The election resigns, if leadership is not lost already, and says who leads then.
+            // The election resigns, if leadership is not lost already, and publishes the follower's role.
             if !leader_term.has_ended() {
                 stand.send_replace(false);
             }
@@ -160,11 +160,12 @@ impl LeaderRole {
         .await;
     }
 
-    /// Keeps the service address on this node; ends when that cannot be, which ends the server.
+    /// Keeps the service address on this node. Returns when that is impossible, after reporting the error, which ends
+    /// the process.
     async fn hold_vip(&self) {
         let Some(vip) = &self.vip else { return std::future::pending().await };
         let error = vip.hold(|| self.runner.lease_left()).await;
-        // One reason is enough.
+        // Fails only if an error was reported before: the first one is enough.
         let _ = self.failed.try_send(error);
     }
 

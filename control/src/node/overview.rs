@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Looks at all roles of a node; holds none of them.
+/// Reads the state of all roles of a node.
 #[derive(Clone, Debug)]
 pub(super) struct Overview {
     pub(super) node: NodeId,
@@ -27,7 +27,7 @@ pub(super) struct Overview {
 }
 
 impl Overview {
-    /// One line for people: the role and what runs.
+    /// Returns one line for the service manager: the role, and the number of tasks.
     pub(super) fn line(&self) -> String {
         let held = self.runner.held().len();
         let running = format!("{held} of {} tasks", self.runner.slots());
@@ -55,7 +55,7 @@ impl Overview {
         self.channel.as_ref().is_some_and(|channel| channel.borrow().verdict == Verdict::Lost)
     }
 
-    /// Everything, on one line for the log.
+    /// Returns the whole state as JSON, for the log.
     pub(super) fn dump(&self) -> Value {
         let seconds = |duration: Duration| (duration.as_secs_f64() * 1000.0).round() / 1000.0;
         let channel = self.channel.as_ref().map(|channel| {
