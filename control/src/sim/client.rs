@@ -1,4 +1,5 @@
-//! Simulates clients and operators: they find the leader, ask until they are answered, and check its promises.
+//! Simulates clients and operators: sends their requests to the leader until they are answered, and checks that the
+//! store holds what was acknowledged.
 
 use super::invariants::InvariantChecker;
 use super::net::{CLIENT, Net, SimEndpoint};
@@ -26,7 +27,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Asks the leader until it answers with something other than that it does not lead or cannot reach the store.
+    /// Sends a request to the leader, and again until the answer is neither `ENotLeader` nor `EUnreachable`. `None`
+    /// after a minute without such an answer.
     async fn ask<T, F>(&self, what: impl Fn(Arc<dyn LeaderApi>) -> F + Send + Sync) -> Option<Result<T>>
     where
         T: Send + 'static,
@@ -73,7 +75,7 @@ impl Client {
                 self.result.expect(is_there, || format!("{id} was accepted and is not in the store"));
             }
             Some(Err(error)) => self.result.fail(format_args!("{id} was refused: {error}")),
-            None => self.result.note(format_args!("{id}: nobody took it")),
+            None => self.result.note(format_args!("{id}: no leader has accepted it")),
         }
     }
 
@@ -119,7 +121,7 @@ impl Client {
         ));
     }
 
-    /// Confirms that a node is off.
+    /// Confirms as an operator that a node is off. Returns whether the leader has accepted that.
     pub(super) async fn confirm(&self, node: &NodeId) -> bool {
         let answer = self
             .ask(|leader| {

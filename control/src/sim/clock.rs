@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The wall clock when a simulation begins.
+/// Time of the wall clock at the start of a simulation, in milliseconds since 1970.
 const EPOCH_MS: i64 = 1_800_000_000_000;
 
 /// Clock of a node. Clones are the same clock.
 #[derive(Clone, Debug)]
 pub(super) struct SimClock {
     start: Instant,
-    /// Time that the node had been up.
+    /// Boot time at the start of the simulation.
     uptime: Duration,
     pace: f64,
     skew_ms: Arc<AtomicI64>,
@@ -24,12 +24,12 @@ impl SimClock {
         Self { start: Instant::now(), uptime, pace: 1.0, skew_ms: Arc::default() }
     }
 
-    /// Returns the same clock with a boot time of another pace.
+    /// Returns the clock with a boot time that runs at `pace` times the speed.
     pub(super) fn at_pace(&self, pace: f64) -> Self {
         Self { pace, ..self.clone() }
     }
 
-    /// Sets the wall clock to so much before or after the right time.
+    /// Sets the offset of the wall clock from the right time.
     pub(super) fn jump(&self, skew_ms: i64) {
         self.skew_ms.store(skew_ms, Relaxed);
     }

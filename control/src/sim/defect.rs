@@ -1,8 +1,8 @@
 //! Plants defects, each of which shows that a checker can fail.
 //!
-//! A checker that never fails proves nothing. Each defect breaks one promise that production code builds on or keeps,
-//! in a world that is otherwise as its seed says. Some seed must then fail, with the message of the checker in
-//! question.
+//! A checker that never fails proves nothing. Each defect breaks one invariant that production code keeps or relies on.
+//! Everything else is as the seed determines. Then some seed must fail, with the message of the checker of that
+//! invariant.
 
 use super::{run_result::RunResult, run_seed};
 use crate::coord::paths;
@@ -21,7 +21,7 @@ pub(super) enum Defect {
     OmitLastBlock,
     /// Copies report what they have not flushed as durable.
     ReportUnflushedAsDurable,
-    /// Copies write before they have asked.
+    /// Copies write before they have a write permit.
     WriteBeforePermit,
     /// Copies start over, whatever is known to be durable.
     IgnoreCheckpoint,
@@ -45,7 +45,7 @@ pub(super) enum Defect {
     TwoHolders,
 }
 
-/// Breaks a rule once, as a client of the store, when it can.
+/// Commits one write that breaks an invariant, as a client of the store, once the records permit it.
 pub(super) async fn mischief(defect: Defect, ensemble: Ensemble, result: RunResult) {
     loop {
         sleep(Duration::from_millis(700)).await;

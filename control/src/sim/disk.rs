@@ -1,7 +1,8 @@
-//! Simulates volumes, and keeps the log of their writes that tells who wrote when.
+//! Simulates volumes, and checks the order of their writes.
 //!
-//! A volume is an array of blocks; a block holds a number that tells whose data it is. A write is submitted, is in
-//! flight for a while, and lands; the process that submitted it may be gone by then. What must hold for every volume:
+//! A volume is an array of blocks; a block holds a number that tells its source and position. A write is submitted, is
+//! in flight for a while, and lands; the process that submitted it may have ended by then. What must hold for every
+//! volume:
 //!
 //! - No write of a grant is submitted after one of a later grant was (the epochs of submitted writes never fall).
 //! - When the first write of a grant is submitted, no process waits for a write of an earlier one any more: that
@@ -10,7 +11,7 @@
 //!   until a later grant writes.
 //!
 //! A local volume is locked by its writer, and the lock is free only when the last write of a process that has ended
-//! has landed. A volume behind a server has no lock; what a cut-off client sent may land up to [`LATE`] later.
+//! has landed. A volume behind a server has no lock; the writes of a cut-off client may land up to [`LATE`] later.
 
 use super::run_result::RunResult;
 use crate::model::{DurableMap, Epoch, Holder, Incarnation, TaskId};
@@ -26,7 +27,7 @@ use tokio::time::{Instant, sleep_until};
 /// task center treats an earlier attempt as drained.
 pub(super) const LATE: Duration = Duration::from_secs(25);
 
-/// Time within which a process that was paused notices what it has missed.
+/// Time within which a process that was paused detects that its lease has ended.
 const TO_NOTICE: Duration = Duration::from_millis(500);
 
 /// Bytes of a block.
@@ -37,10 +38,10 @@ pub(super) const BLOCK: u64 = 1 << 20;
 pub(super) struct Writer {
     pub(super) task: TaskId,
     pub(super) epoch: Epoch,
-    /// How often history had gone back when it began: epochs grow within one era.
+    /// Number of times that history had gone back when the job began: epochs grow only within one era.
     pub(super) era: u32,
     pub(super) holder: Holder,
-    /// Process of the simulation, and its job: the lock's owner.
+    /// Number of the job, which owns the lock.
     pub(super) job: u64,
 }
 
@@ -57,18 +58,18 @@ type Rank = (u32, Epoch);
 /// A volume.
 #[derive(Debug)]
 struct Volume {
-    /// Node that has it; none behind a server.
+    /// Node of a local volume; `None` behind a server.
     node: Option<String>,
-    /// Content of each block, and its content after a power cut.
+    /// Content of each block, and in `flushed` its durable content.
     blocks: Vec<u64>,
     flushed: Vec<u64>,
     /// Epoch kept beside the content, as an attribute.
     record: Option<Epoch>,
-    /// The job that has it open for writing.
+    /// Job that has the volume open for writing.
     lock: Option<u64>,
-    /// Latest grant under which it was written.
+    /// Writer with the latest grant.
     newest: Option<Writer>,
-    /// Grant under which it was completed last, and its content then.
+    /// Grant under which it was completed last, and the content then.
     sealed: Option<(Rank, Vec<u64>)>,
 }
 
@@ -80,7 +81,7 @@ struct Flight {
     value: u64,
     by: Writer,
     lands_at: Instant,
-    /// Whether its submitter no longer waits for it.
+    /// Whether its job has ended or was cut off.
     is_orphan: bool,
 }
 
@@ -90,9 +91,9 @@ struct Inner {
     flights: BTreeMap<u64, Flight>,
     submitted: u64,
     era: u32,
-    /// Processes that no server accepts any more.
+    /// Processes that servers refuse after fencing.
     banned: Vec<Holder>,
-    /// Processes that were paused, and until when.
+    /// Processes that were paused, with the end of the last pause.
     held: BTreeMap<Incarnation, Option<Instant>>,
 }
 
@@ -105,7 +106,7 @@ pub(super) struct Disks {
 }
 
 impl Disks {
-    /// Creates a world without volumes; what is cut off lands at most so much later.
+    /// Creates a world without volumes. Writes of a job that has ended or was cut off land within `late`.
     pub(super) fn new(result: RunResult, late: Duration) -> Self {
         Self { inner: Arc::default(), result, late }
     }
@@ -126,7 +127,7 @@ impl Disks {
         self.lock().volumes.get(name).map(|volume| volume.blocks.clone()).unwrap_or_default()
     }
 
-    /// Tells whether the rules of a copy call it empty.
+    /// Tells whether a copy may overwrite the volume as empty.
     pub(super) fn is_empty(&self, name: &str) -> bool {
         self.lock().volumes.get(name).is_none_or(|volume| volume.blocks[0] == 0)
     }
@@ -159,7 +160,7 @@ impl Disks {
         }
     }
 
-    /// Submits a write. The receiver learns of its landing, or fails if it is cut off.
+    /// Submits a write. The receiver gets a message when the write lands, and an error if its job was cut off.
     pub(super) fn submit(
         &self,
         name: &str,
@@ -177,7 +178,7 @@ impl Disks {
         let number = inner.submitted;
         inner.submitted += 1;
         let volume = inner.volumes.get_mut(name).expect("jobs write volumes that exist");
-        // When history goes back only the destination itself can tell later grants from earlier ones.
+        // After history went back, epochs order the writes of local volumes only, which have a stored epoch.
         if volume.node.is_some() || by.era == 0 {
             self.check_submission(name, volume, by);
             let is_held = |flight: &Flight| match inner.held.get(&flight.by.holder.incarnation) {
@@ -259,14 +260,14 @@ impl Disks {
         }
     }
 
-    /// Tells whether one of these grants was the last to open a local volume: otherwise its durable map is about
-    /// another one.
+    /// Tells whether a local volume was opened last under one of these grants. Otherwise their durable map is of
+    /// another volume.
     pub(super) fn is_written_by(&self, name: &str, earlier: &[Epoch]) -> bool {
         let inner = self.lock();
         inner.volumes.get(name).and_then(|volume| volume.record).is_some_and(|record| earlier.contains(&record))
     }
 
-    /// Refuses an earlier grant than the last one under which a local volume was opened.
+    /// Refuses a grant that is earlier than the last one under which a local volume was opened.
     pub(super) fn check_record(&self, name: &str, epoch: Epoch) -> Result<()> {
         let record = self.lock().volumes.get(name).and_then(|volume| volume.record);
         match record {
@@ -285,7 +286,7 @@ impl Disks {
         }
     }
 
-    /// Returns blocks that a map calls durable and that are not.
+    /// Returns the blocks of a durable map that are not durable.
     pub(super) fn not_durable(&self, name: &str, map: &DurableMap, data: &[u64]) -> Vec<usize> {
         let inner = self.lock();
         let Some(volume) = inner.volumes.get(name) else { return Vec::new() };
@@ -297,8 +298,8 @@ impl Disks {
         (0..data.len()).filter(is_claimed).filter(|&block| volume.flushed[block] != data[block]).collect()
     }
 
-    /// Orphans the writes of a job whose process has ended or whose connections were cut: they land later than they
-    /// would have, or never. Returns their number.
+    /// Orphans the writes in flight of jobs that have ended or were cut off: each lands as planned, later, or never.
+    /// Returns their number.
     pub(super) fn orphan(&self, which: impl Fn(&Writer) -> bool, rng: &mut fastrand::Rng) -> usize {
         let mut inner = self.lock();
         let Inner { volumes, flights, .. } = &mut *inner;
@@ -319,7 +320,7 @@ impl Disks {
         count
     }
 
-    /// Returns the number of writes in flight of some jobs that still wait for them.
+    /// Returns the number of writes in flight whose jobs still wait for them.
     pub(super) fn in_flight(&self, which: impl Fn(&Writer) -> bool) -> usize {
         self.lock().flights.values().filter(|flight| which(&flight.by) && !flight.is_orphan).count()
     }
@@ -331,7 +332,7 @@ impl Disks {
         }
     }
 
-    /// Makes servers refuse a process, and drop what it had in flight.
+    /// Makes servers refuse a process, and drop its writes in flight.
     pub(super) fn ban(&self, holder: &Holder) {
         let mut inner = self.lock();
         let Inner { volumes, flights, banned, .. } = &mut *inner;
@@ -339,17 +340,17 @@ impl Disks {
         flights.retain(|_, flight| flight.by.holder != *holder || volumes[&flight.volume].node.is_some());
     }
 
-    /// Powers a node off, and drops everything that it had in flight.
+    /// Powers a node off, and drops its writes in flight.
     pub(super) fn switch_off(&self, node: &str) {
         self.lock().flights.retain(|_, flight| flight.by.holder.node.as_str() != node);
     }
 
-    /// Pauses a process: it does nothing about what it has in flight.
+    /// Notes that a process is paused: the checks excuse its writes in flight.
     pub(super) fn hold(&self, holder: &Holder) {
         self.lock().held.insert(holder.incarnation.clone(), None);
     }
 
-    /// Continues a process.
+    /// Notes the end of a process's pause.
     pub(super) fn release(&self, holder: &Holder) {
         if let Some(until) = self.lock().held.get_mut(&holder.incarnation) {
             until.get_or_insert_with(Instant::now);
@@ -368,7 +369,7 @@ impl Disks {
         inner.volumes.values_mut().filter(|volume| volume.node.is_none()).for_each(|volume| volume.sealed = None);
     }
 
-    /// Cuts a node's power: what was not durable on its volumes may be lost.
+    /// Cuts a node's power: writes to its volumes that were not flushed may be lost.
     pub(super) fn power_cut(&self, node: &str, rng: &mut fastrand::Rng) {
         let mut inner = self.lock();
         let Inner { volumes, flights, .. } = &mut *inner;

@@ -1,4 +1,4 @@
-//! Holds what all nodes of a simulation share: network, disks, their pace, and the checks.
+//! Holds the parts that all nodes of a simulation share: network, disks, the speed of disks, and the checkers.
 
 use super::defect::Defect;
 use super::disk::Disks;
@@ -16,13 +16,13 @@ pub(super) type Journals = Arc<Mutex<BTreeMap<(TaskId, u64), BTreeSet<usize>>>>;
 /// Behaviour of the disks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    /// Milliseconds of a write: least and most.
+    /// Duration of a write in milliseconds: least and most.
     pub(super) write_ms: (u64, u64),
     /// Share of writes that take up to 15 s.
     pub(super) hang: f64,
     /// Share of jobs that fail half-way.
     pub(super) fail: f64,
-    /// Share of jobs of exports that their node cannot do, and another one maybe can.
+    /// Share of jobs with an export that fail by a fault of their node, and may succeed on another one.
     pub(super) unfit: f64,
 }
 

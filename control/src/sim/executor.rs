@@ -1,9 +1,8 @@
 //! Simulates the engine: copies between simulated volumes, as the real engine does under a supervisor.
 //!
-//! A copy waits for the destination's lock, asks whether it may write, and submits writes only while its gate is open
-//! by the node's clock. It flushes before it reports anything as durable, keeps a journal that outlives the process,
-//! and drains when it is asked to stop. It reports `quiesced: false` when it was cut off, or stopped waiting, with
-//! writes in flight.
+//! A copy waits for the destination's lock, requests its write permit, and submits writes only while its gate is open
+//! by the node's clock. A copy flushes before it reports blocks as durable, keeps a journal that outlives the process,
+//! and drains when it is cancelled. A copy that was cut off, or has not drained in time, reports `quiesced: false`.
 
 use super::defect::Defect;
 use super::disk::{BLOCK, Writer};
@@ -255,12 +254,12 @@ impl Job {
         let is_complete = durable.len() == self.state.blocks;
         *lock(&self.state.durable) = durable;
         if is_complete && fastrand::bool() {
-            // As the engine, when nothing is left to be written.
+            // As the engine does when nothing is left to be written.
             return Ok(work.gate);
         }
         let (answer, answered) = oneshot::channel();
         let question = WritePermitRequest { durable: self.state.durable(), answer };
-        let no = || Error::new(Code::RunnerInterrupt, Side::Engine, Operation::Start, "nobody said that it may write");
+        let no = || Error::new(Code::RunnerInterrupt, Side::Engine, Operation::Start, "no write permit");
         work.admission.send(question).map_err(|_| no())?;
         answered.await.map_err(|_| no())??;
         disks.raise_record(&self.destination, work.epoch);
@@ -278,7 +277,7 @@ impl Job {
                 return Err(stopped(reason));
             }
             if start.elapsed() > LOCK_WAIT {
-                return Err(destination(Code::Busy, "somebody else has the destination open"));
+                return Err(destination(Code::Busy, "another job has the destination open"));
             }
             sleep(LOOK).await;
         }

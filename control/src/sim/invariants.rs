@@ -9,9 +9,9 @@
 //! | I5 life | every task that can proceed does, within a minute: [`InvariantChecker::stuck`], when nothing disturbs it |
 //! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
-//! Also: every transition is one that its author may make, bytes recorded as durable are durable and are not copied
-//! again, a lost lease is waited for, and a claim is removed only when its task ends. All of it is derived from the
-//! specification and the committed data.
+//! Also: the author of every transition may make it, bytes recorded as durable are durable and are not copied again,
+//! the next attempt after a lost lease waits for the hold-off, and a claim is removed only when its task ends. The
+//! checks use only the specification and the committed data.
 
 use super::disk::{Disks, Writer};
 use super::place::Place;
@@ -28,9 +28,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Time that a task under a lease is left alone after its runner was lost.
+/// Least time from the loss of a runner to the next attempt under a lease.
 const HOLD_OFF: Duration = Duration::from_secs(2);
-/// Time within which a task that can proceed does.
+/// Longest time without a change of a task that can proceed.
 const STUCK: Duration = Duration::from_secs(60);
 
 /// Author of a write.
@@ -89,7 +89,7 @@ impl InvariantChecker {
         self.observed().leader.clone()
     }
 
-    /// Starts over after history went back: only what is stored now counts.
+    /// Starts over from the stored nodes after history went back.
     pub(super) fn restart(&self, nodes: &[(String, Node)]) {
         let mut observed = self.observed();
         let ObservedState { confirmed, granted, gone, .. } = std::mem::take(&mut *observed);
@@ -108,7 +108,7 @@ impl InvariantChecker {
         }
     }
 
-    /// Returns how often history has gone back.
+    /// Returns the number of times that history has gone back.
     pub(super) fn era(&self) -> u32 {
         self.disks.era()
     }
@@ -302,7 +302,7 @@ impl InvariantChecker {
         if after.failures < before.failures {
             self.result.count("failures forgiven after progress");
         }
-        // Versions repeat when history has gone back: what a runner remembers may fit another record than its own.
+        // After history went back, versions repeat: a runner's known version may be that of another record.
         if !is_allowed(author, before, after) && (author == Author::Leader || !self.has_forgotten()) {
             fail(format!("{author:?} took it from {:?} to {:?}", before.state, after.state));
         }
@@ -333,7 +333,7 @@ impl InvariantChecker {
         if after.map != before.map {
             self.check_map(after);
         }
-        // And the destination may have been written since by an attempt that no record knows of.
+        // After history went back, the destination may have been written by an attempt that is in no record.
         let begins = before.state == TaskState::Assigned && after.state == TaskState::Running && !self.has_forgotten();
         if begins && after.map.bytes() < before.map.bytes() {
             let (kept, known) = (after.map.bytes(), before.map.bytes());
@@ -364,7 +364,7 @@ impl InvariantChecker {
         }
     }
 
-    /// Checks that no other runner gets a task whose runner may still write.
+    /// Checks that a lost task is assigned again only when its runner is fenced as the task's fence demands.
     fn check_fence(&self, observed: &ObservedState, before: &TaskRecord, after: &TaskRecord) {
         let Some(last) = before.attempts.last() else { return };
         let granted = last.epoch.and_then(|epoch| observed.granted.get(&epoch));
@@ -384,11 +384,11 @@ impl InvariantChecker {
         });
     }
 
-    /// Checks that a record never calls bytes durable that are not.
+    /// Checks that the bytes of a record's durable map are durable.
     fn check_map(&self, after: &TaskRecord) {
         let Some(name) = Place::destination(&after.spec) else { return };
         if self.has_forgotten() && self.disks.is_remote(&name) {
-            // What others have written there since is in no record, and the volume has no memory of its own.
+            // Lost attempts may have written it since, and an export has no stored epoch.
             return;
         }
         let invented = self.disks.not_durable(&name, &after.map, &Place::data(&after.spec, &self.disks));
@@ -436,7 +436,7 @@ impl InvariantChecker {
         self.result.expect(!record.claims.is_empty(), || format!("{id} has a holder and no claim"));
     }
 
-    /// Checks that the store has granted an epoch for a task to a process, and that the task has begun.
+    /// Checks that a writer's epoch was granted to it in the store, and that its task has begun.
     pub(super) fn check_writer(&self, by: &Writer) {
         if by.era != self.disks.era() {
             return;
@@ -452,8 +452,8 @@ impl InvariantChecker {
         self.result.expect(has_begun, || format!("{task} was written under {epoch} before RUNNING was stored"));
     }
 
-    /// Checks I5: returns tasks that could proceed and have not changed for a minute, when nothing disturbs them any
-    /// more.
+    /// Checks I5 once all faults are repaired at `since`: describes a task that could proceed and has not changed for a
+    /// minute.
     pub(super) fn stuck(&self, since: Instant, unix_ms: u64) -> Option<String> {
         let observed = self.observed();
         let is_stuck = |seen: &&Seen| {
@@ -508,7 +508,7 @@ fn is_leaf(path: &str) -> bool {
     path.matches('/').count() == 3
 }
 
-/// Tells whether a write happens only if that node is as expected.
+/// Tells whether a write checks the version of the node at a path.
 fn checks(commit: &Commit<'_>, wanted: &str) -> bool {
     commit.ops.iter().any(|op| match op {
         Op::Check { path, .. } | Op::Set { path, .. } => path == wanted,
@@ -528,7 +528,7 @@ fn is_allowed(author: Author, before: &TaskRecord, after: &TaskRecord) -> bool {
         (Author::Leader, Pending) => matches!(to, Assigned | Cancelled | Paused | Failed),
         (Author::Leader, Assigned) => matches!(to, Pending | Paused | Cancelled | Cancelling | Failed),
         (Author::Leader, Running | Verifying) => {
-            // Lost and fenced in one write, as an operator says that the node is off.
+            // Lost and fenced in one write, as an operator has confirmed that the node is off.
             let is_cut_off = after.attempts.last().is_some_and(|attempt| attempt.quiet);
             matches!(to, Lost | Cancelling)
                 || (is_noop && matches!(to, Pending | Failed))

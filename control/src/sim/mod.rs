@@ -1,12 +1,12 @@
 //! Simulates dispatcher, runners, elections, leases and sessions: production code on one thread and a clock that the
 //! simulation owns.
 //!
-//! Goal: at most one effective writer, no task reported as done that is not, and no task lost, whatever fails and
-//! whenever. Method: a seed determines three to five nodes with one process each, a coordination service with all its
-//! faults ([`crate::coord::sim`]), volumes with slow disks and late writes, clients that change their minds, and
-//! faults: crashes, power cuts, stopped and continued processes, partitions, expired sessions, outages, lost answers,
-//! late writes, lost watches, calls that come twice, clocks that jump, history that goes back. The checkers see every
-//! committed record and every write of a volume.
+//! Goal: under any faults at any time, a destination has at most one effective writer, a task that is reported as done
+//! is done, and no task is lost. Method: a seed determines three to five nodes with one process each, a coordination
+//! service with all its faults ([`crate::coord::sim`]), volumes with slow disks and late writes, clients that cancel,
+//! pause and resume tasks, and faults: crashes, power cuts, paused processes, partitions, expired sessions, outages,
+//! lost answers, late writes, lost watches, repeated calls, clocks that jump, and history that goes back. Checkers
+//! observe every committed record and every write to a volume.
 //!
 //! ```text
 //! Scenario -> World -> SimNode -> Life: Process of production tasks -> coord::sim (service), net (calls), executor, disk
@@ -61,7 +61,7 @@ struct SeedResult {
     events: Counts,
 }
 
-/// Shows what production code logs, as long as the guard lives: filtered by `RUST_LOG`, or by a default.
+/// Prints the log of production code while the guard lives, filtered by `RUST_LOG`, or by a default.
 fn log() -> tracing::subscriber::DefaultGuard {
     let filter =
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "blockhaul_control=warn".into());
@@ -127,13 +127,13 @@ fn play_all(first: u64, count: u64) -> Total {
     let work = || {
         while let Some(seed) = Some(next.fetch_add(1, Relaxed)).filter(|seed| seed - first < count) {
             let result = run_seed(seed, count == 1, None);
-            total.lock().expect("nobody panics with it").add(seed, result);
+            total.lock().expect("no thread panics with it").add(seed, result);
         }
     };
     std::thread::scope(|scope| {
         (0..std::thread::available_parallelism().map_or(1, usize::from)).for_each(|_| drop(scope.spawn(work)));
     });
-    total.into_inner().expect("nobody panics with it")
+    total.into_inner().expect("no thread panics with it")
 }
 
 #[test]

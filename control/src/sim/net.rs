@@ -1,7 +1,7 @@
-//! Carries calls between simulated nodes: late, lost on the way or on the way back, and made twice.
+//! Carries calls between simulated nodes. Requests and answers may be late or lost, and a call may arrive twice.
 //!
-//! A call is carried out as part of the process that is called, and answered only while that process lives and both
-//! ends reach each other. The caller waits two seconds, as over the real wire.
+//! A call is carried out as part of the called process, and answered only while that process lives and both nodes reach
+//! each other. The caller waits 2 s at most, as over the real network.
 
 use super::process::Process;
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
@@ -24,13 +24,13 @@ use tokio::time::{sleep, timeout};
 /// Bound of every call.
 const CALL_MAX: Duration = Duration::from_secs(2);
 
-/// Name of the clients: nothing cuts them off.
+/// Name of the clients in the network; they are never cut off.
 pub(super) const CLIENT: &str = "client";
 
 /// Faults of the network.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NetworkFaults {
-    /// Share of calls that do not arrive, and of answers.
+    /// Share of requests and of answers that are lost.
     pub(super) lost: f64,
     /// Share of calls that arrive twice.
     pub(super) twice: f64,
@@ -38,7 +38,7 @@ pub(super) struct NetworkFaults {
     pub(super) delay_ms: u64,
 }
 
-/// Process that can be called.
+/// Endpoint of a process: its identity, and the handles that serve its calls.
 #[derive(Clone, Debug)]
 pub(super) struct SimEndpoint {
     pub(super) process: Arc<Process>,
@@ -48,7 +48,7 @@ pub(super) struct SimEndpoint {
 }
 
 impl SimEndpoint {
-    /// The dispatcher of this process, if it leads.
+    /// Returns the dispatcher of the process, if it leads.
     pub(super) fn leader(&self) -> Option<Arc<dyn LeaderApi>> {
         self.leadership.borrow().leader.clone()
     }
@@ -72,12 +72,12 @@ impl Net {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a process answer at its node's address.
+    /// Registers the endpoint of a process at its node's address.
     pub(super) fn listen(&self, node: &str, port: SimEndpoint) {
         self.lock().ports.insert(node.to_owned(), port);
     }
 
-    /// Makes a node's address unanswered.
+    /// Removes the endpoint at a node's address.
     pub(super) fn hang_up(&self, node: &str) {
         self.lock().ports.remove(node);
     }
@@ -86,7 +86,7 @@ impl Net {
         self.lock().noise = noise;
     }
 
-    /// Cuts two nodes off from each other, or ends that.
+    /// Cuts the connection of two nodes, or repairs it.
     pub(super) fn cut(&self, one: &str, other: &str, is_cut: bool) {
         for pair in [(one, other), (other, one)].map(|(from, to)| (from.to_owned(), to.to_owned())) {
             if is_cut {
@@ -141,7 +141,7 @@ impl Net {
     }
 }
 
-/// Does the work of a call in the process that is called.
+/// Carries out a call in the called process, after a delay.
 fn carry_out<T: Send + 'static>(port: &SimEndpoint, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
     let (answer, answered) = oneshot::channel();
     port.process.enter(|| {
@@ -153,7 +153,7 @@ fn carry_out<T: Send + 'static>(port: &SimEndpoint, work: Work<T>, after: Durati
     answered
 }
 
-/// The calls of one node's dispatcher and runner.
+/// Calls that one node's dispatcher and runner make.
 #[derive(Debug)]
 pub(super) struct Calls {
     pub(super) net: Net,
@@ -202,7 +202,7 @@ impl RunnerClient for Calls {
 }
 
 impl Calls {
-    /// Calls one process: any other that answers there refuses it.
+    /// Calls one process. Another process at its address refuses the call.
     async fn at_process<T: Send + 'static>(
         &self,
         to: &Peer,
@@ -221,7 +221,7 @@ impl Calls {
         F: Future<Output = blockhaul_engine::error::Result<()>> + Send + 'static,
     {
         let leader = self.leader.borrow().clone();
-        let Some(leader) = leader else { return Err(CallError::NoAnswer(String::from("nobody leads"))) };
+        let Some(leader) = leader else { return Err(CallError::NoAnswer(String::from("no leader is known"))) };
         let at_port = |port: SimEndpoint| {
             let told = port.leader().map(&work);
             Box::pin(async move {
@@ -229,7 +229,7 @@ impl Calls {
                     Some(told) => {
                         told.await.map_err(|error| CallError::Refused { code: error.code, why: error.message })
                     }
-                    None => Err(CallError::NoAnswer(String::from("it does not lead"))),
+                    None => Err(CallError::NoAnswer(String::from("the node does not lead"))),
                 }
             }) as Work<_>
         };

@@ -1,8 +1,8 @@
-//! Simulates a node: what survives its process, and the incarnations of that process.
+//! Simulates a node: the state that survives its process, and the incarnations of that process.
 //!
-//! An incarnation is what `taskd` is: a session keeper, a runner, an election, and a dispatcher while it leads. All of
-//! it is production code, including how the parts are put together and stopped. Service, network, engine, clock and the
-//! node's memory are simulated.
+//! An incarnation consists of the same parts as `taskd`: a session keeper, a runner, an election, and a dispatcher
+//! while it leads. These parts are production code, and so are their start and stop. The coordination service, the
+//! network, the engine, the clock and the state directory are simulated.
 
 use super::clock::SimClock;
 use super::defect::Defect;
@@ -43,7 +43,7 @@ pub(super) struct SimProcess {
     executor: Arc<SimExecutor>,
     stopper: StopHandle,
     ended: Arc<Mutex<Option<Stopped>>>,
-    /// A session that was not closed is left to expire: not before the process is gone.
+    /// Keeps a session that was not closed until the process has ended; then it expires.
     _keeper: Arc<SessionKeeper>,
 }
 
@@ -60,7 +60,7 @@ impl SimNode {
         }
     }
 
-    /// Starts the node's process. The one before must be dead: both would be this node.
+    /// Starts the node's process. The earlier process must have ended.
     pub(super) fn start(&self) -> SimProcess {
         let process = Arc::new(Process::default());
         let incarnation = Incarnation(format!("{:032x}", fastrand::u128(..)));
@@ -85,7 +85,7 @@ impl SimNode {
         let port =
             SimEndpoint { process: process.clone(), identity, runner: runner_handle, leadership: leadership_seen };
         around.net.listen(&self.name, port);
-        // No role fails for a reason of this host's.
+        // No role of a simulated node fails for good.
         let (failed, failures) = mpsc::channel(1);
         let leading = LeaderRole {
             node,
@@ -143,7 +143,7 @@ impl SimProcess {
         self.stopper.stop(Stop::Drained);
     }
 
-    /// Returns how it has stopped, if it was asked to and has.
+    /// Returns the result of its stop, once it has stopped.
     pub(super) fn ended(&self) -> Option<Stopped> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -153,7 +153,7 @@ impl SimProcess {
         self.executor.jobs()
     }
 
-    /// Tells whether a copy of a local volume has not drained: only the end of the process helps.
+    /// Tells whether a copy of a local volume will never drain, so that the process has to be ended.
     pub(super) fn is_wedged(&self) -> bool {
         self.executor.is_wedged()
     }

@@ -1,4 +1,4 @@
-//! Finds a volume of the simulated world by any of the names that a task may give it.
+//! Finds a volume of the simulated world by any of its names in a task's spec.
 
 use super::disk::Disks;
 use crate::model::{NodeId, TaskSpec, TaskVolume};
@@ -9,7 +9,7 @@ const SERVER: &str = "nbd://store:10809/";
 /// A volume by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Node that has it; none behind the server.
+    /// Node of a local volume; `None` behind the server.
     pub(super) node: Option<String>,
     name: String,
 }

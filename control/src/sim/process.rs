@@ -1,8 +1,8 @@
 //! Simulates processes: runs their tasks, pauses them, ends them.
 //!
 //! A process is the set of its tasks. Each is wrapped in an [`Owned`], which is polled only while its process runs.
-//! Wake-ups of a paused process are kept for later. A process that is ended drops all it had at once, in the order in
-//! which it was started. Nothing else distinguishes a simulated process from a real one's tasks.
+//! Wake-ups of a paused process are kept for later. A process that is ended drops all its tasks at once, in the order
+//! in which they were started.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -65,7 +65,7 @@ impl Process {
         lock(&self.panic).clone()
     }
 
-    /// Does work as this process, so that what it starts belongs to it.
+    /// Runs `work` as part of this process: the tasks that it starts belong to the process.
     pub(crate) fn enter<T>(self: &Arc<Self>, work: impl FnOnce() -> T) -> T {
         let outer = CURRENT.with_borrow_mut(|current| current.replace(self.clone()));
         let result = work();
@@ -99,7 +99,7 @@ trait Body: Send + Sync {
     fn end(&self);
 }
 
-/// Holder of a future, empty once it is over.
+/// Slot of a future; empty once the future has ended.
 struct Slot<F>(Mutex<Option<Pin<Box<F>>>>);
 
 impl<F: Future + Send> Body for Slot<F> {
@@ -214,7 +214,7 @@ mod tests {
         let weak = Arc::downgrade(&count);
         drop(count);
         process.end();
-        assert!(weak.upgrade().is_none(), "everything of it is gone");
+        assert!(weak.upgrade().is_none(), "all its tasks are dropped");
         process.enter(|| crate::process::spawn(std::future::pending::<()>()));
         assert_eq!(start.elapsed(), Duration::from_millis(2500));
         assert!(lock(&process.tasks).is_empty(), "nothing starts on a process that has ended");

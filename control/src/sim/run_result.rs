@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// Number of events by kind.
 pub(super) type Counts = BTreeMap<&'static str, u64>;
 
-/// Result that all checkers share. The first failure counts: later ones may be its consequence.
+/// Result that all checkers share. Only the first failure is kept: later ones may be its consequences.
 #[derive(Clone, Debug)]
 pub(super) struct RunResult {
     start: Instant,
@@ -34,7 +34,7 @@ impl RunResult {
         }
     }
 
-    /// Records an event. Folded into the digest by which two runs of a seed are compared.
+    /// Records an event: adds it to the digest, by which two runs of a seed are compared, and prints it when tracing.
     pub(super) fn note(&self, what: impl Display) {
         let line = format!("{:9.3} {what}", self.start.elapsed().as_secs_f64());
         let mut digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);

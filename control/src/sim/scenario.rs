@@ -7,17 +7,17 @@ use std::time::Duration;
 /// Time in which faults happen.
 pub(super) const STORMY: Duration = Duration::from_secs(90);
 
-/// Everything that a seed decides beforehand.
+/// Everything that a seed determines before a run.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
     pub(super) nodes: Vec<String>,
     pub(super) slots: u32,
-    /// Names and blocks of volumes: sources hold data, destinations do not.
+    /// Node, name and blocks of each volume. Sources hold data, destinations do not.
     pub(super) volumes: Vec<(Option<String>, String, Vec<u64>)>,
     pub(super) events: Vec<(Duration, Event)>,
     pub(super) pace: Pace,
     pub(super) latency_ms: (u64, u64),
-    /// Whether history goes back once: then not all tasks need to end.
+    /// Whether history goes back once. Then tasks may stay without an end.
     pub(super) regresses: bool,
 }
 
@@ -61,9 +61,9 @@ pub(super) enum Fault {
     Storm { time: Duration },
     /// Calls get lost, come late and twice.
     NetworkFaults { time: Duration },
-    /// Writes take long, some very long.
+    /// Writes take long, some up to 15 s.
     Slow { time: Duration },
-    /// An operator drains a node and ends that.
+    /// An operator drains a node, and undoes that later.
     Drain { node: usize, now: bool, time: Duration },
     /// A wall clock jumps.
     Jump { node: usize, skew_ms: i64 },
@@ -162,7 +162,7 @@ impl Scenario {
         let last = STORMY.as_millis() as u64 - 5_000;
         let mut before = None;
         for _ in 0..rng.usize(6..=14) {
-            // Troubles come together: what one of them has begun the next one meets half-way.
+            // Half of the faults follow another one closely, so that they overlap.
             let at_ms = match before {
                 Some(before) if rng.bool() => before + rng.u64(0..=12_000),
                 _ => rng.u64(2_000..=last),
@@ -198,7 +198,7 @@ impl Scenario {
                 }
             }
             14 => Fault::Reset { node },
-            // As long as a session lives without a sign of life, give or take.
+            // About as long as a session lives without a connection.
             15 => Fault::Partition { node, center: true, peers: rng.bool(), time: around },
             16..=17 => Fault::Isolate { server: rng.usize(..3), time: middle },
             18 => Fault::Stall { time: short * 2 },
@@ -236,7 +236,7 @@ impl Fault {
         }
     }
 
-    /// Returns the node whose process the fault is about.
+    /// Returns the node whose process the fault hits, if it hits one.
     pub(super) fn victim(&mut self) -> Option<&mut usize> {
         match self {
             Self::Crash { node, .. }

@@ -1,8 +1,8 @@
-//! Runs the world of a seed: its service, network, volumes, nodes and clients, and the loop that makes events happen.
+//! Runs the world of a seed: its service, network, volumes, nodes and clients, and the loop that applies events.
 //!
-//! For 90 simulated seconds tasks arrive and faults happen. Then every fault is repaired, and every task has to end,
-//! without standing still for a minute. All of it runs on one thread and one clock, which advances only when no task
-//! has work, so that a seed replays exactly.
+//! For 90 simulated seconds tasks arrive and faults happen. Then every fault is repaired, and every task has to end. No
+//! task that can proceed may stay unchanged for a minute. The world runs on one thread with one clock, which advances
+//! only when no task has work, so that a seed replays exactly.
 
 use super::client::Client;
 use super::defect::{self, Defect};
@@ -33,9 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const CALM: Duration = Duration::from_secs(300);
 /// Time within which a process that is asked to stop has ended.
 const STOP_MAX: Duration = Duration::from_secs(20);
-/// Time between two checks that it has.
+/// Time between two checks that a process has stopped.
 const STOP_LOOK: Duration = Duration::from_millis(250);
-/// Seconds between two rounds of the operators.
+/// Seconds between two rounds in which clients resume tasks and operators undo drains.
 const DUTY: u64 = 5;
 /// Time between two checks that all tasks have ended.
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ pub(super) struct World {
     hosts: Vec<SimNode>,
     lives: Vec<Option<SimProcess>>,
     rng: fastrand::Rng,
-    /// What ends or begins later, in order.
+    /// Follow-ups, in the order of their times.
     later: BTreeMap<(Instant, u64), After>,
     planned: u64,
     cuts: mpsc::UnboundedReceiver<FenceRequest>,
@@ -79,7 +79,7 @@ enum After {
     Quiet,
     Fast,
     Undrain(usize),
-    /// A fault that had no effect.
+    /// Tries a fault again that had no target.
     Strike(Fault),
     LookStopped {
         node: usize,
@@ -89,10 +89,10 @@ enum After {
     },
 }
 
-/// Process to be cut off, and the channel of the caller that waits.
+/// Process to cut off, and the channel that reports that it is.
 type FenceRequest = (Holder, oneshot::Sender<()>);
 
-/// Fence program that cuts a runner off: by power, and at the servers.
+/// Fence program that powers the runner's node off, and makes servers refuse the runner. Fails now and then.
 #[derive(Debug)]
 struct ScriptedFence(mpsc::UnboundedSender<FenceRequest>);
 
@@ -109,7 +109,7 @@ impl FenceProgram for ScriptedFence {
     }
 }
 
-/// Returns how late writes may land.
+/// Returns the longest delay of writes whose job has ended or was cut off.
 fn late(defect: Option<Defect>) -> Duration {
     if defect == Some(Defect::LateWritesLand) { Duration::from_secs(120) } else { LATE }
 }
@@ -180,7 +180,7 @@ impl World {
         self.result.clone()
     }
 
-    /// Returns how many requests a node sends to the service each second when nothing happens.
+    /// Returns the number of requests that each node sends to the service per second when nothing happens.
     pub(super) async fn requests_at_rest(mut self) -> f64 {
         self.set_up().await;
         sleep(STORMY).await;
@@ -281,7 +281,7 @@ impl World {
         }
     }
 
-    /// Aims a fault at a running process. `None` while there is none.
+    /// Redirects a fault to a running process, if its own is down. `None` if no process runs.
     fn aimed(&self, mut fault: Fault) -> Option<Fault> {
         if let Some(node) = fault.victim() {
             let count = self.lives.len();
@@ -388,7 +388,8 @@ impl World {
         }
     }
 
-    /// Checks a process that was asked to stop: it has 20 s, and leaves nothing in flight unless it left tasks behind.
+    /// Checks a process that was asked to stop: it has to stop within 20 s, and without writes in flight unless it
+    /// leaves tasks behind.
     fn look_stopped(&mut self, node: usize, holder: &Holder, asked: Instant, down: Duration) {
         let Some(life) = self.lives[node].as_ref().filter(|life| life.holder == *holder) else { return };
         let is_late = asked.elapsed() >= STOP_MAX;
@@ -443,7 +444,7 @@ impl World {
         self.plan(down, After::Start(node));
     }
 
-    /// Cuts a process off by power.
+    /// Powers off the node of a process, and makes servers refuse that process.
     fn cut_off(&mut self, (holder, done): FenceRequest) {
         let is_it = |life: &Option<SimProcess>| life.as_ref().is_some_and(|life| life.holder == holder);
         if let Some(node) = self.lives.iter().position(is_it) {
@@ -454,7 +455,7 @@ impl World {
         let _ = done.send(());
     }
 
-    /// Replaces a process with a copy that cannot drain, as its operator would.
+    /// Restarts processes with a copy that will never drain, as an operator would. Reports panics.
     fn unwedge(&mut self) {
         for life in self.lives.iter().flatten() {
             if let Some(panic) = life.process.panic() {
@@ -477,7 +478,7 @@ impl World {
         self.invariants.restart(&self.ensemble.committed_below("/"));
     }
 
-    /// Repairs every fault.
+    /// Ends every fault, and starts every node.
     async fn mend(&mut self) {
         self.result.note("CALM");
         if self.defect == Some(Defect::FaultsNeverEnd) {
@@ -503,7 +504,7 @@ impl World {
         }
     }
 
-    /// Waits for every task's end.
+    /// Waits until every task has ended, and checks that none is stuck.
     async fn settle(&mut self) {
         let start = Instant::now();
         while start.elapsed() < CALM {
@@ -534,7 +535,7 @@ impl World {
         self.result.fail("tasks are left when all was calm for long");
     }
 
-    /// Makes clients want every task done, and operators every node used.
+    /// Resumes paused tasks as clients do, and undoes drains as operators do.
     fn resume_all(&self) {
         for seen in self.invariants.tasks() {
             if !seen.record.state.is_terminal() && seen.record.desired_state == DesiredState::Pause {
@@ -548,8 +549,8 @@ impl World {
         }
     }
 
-    /// Takes the nodes off, as an operator, on which tasks without another fence were lost; confirms that, and starts
-    /// them again.
+    /// Acts as the operator of a node that has lost a task with the fence `manual`: powers the node off, confirms that,
+    /// and starts the node again.
     async fn confirm_lost(&mut self) {
         let is_manual = |seen: &super::invariants::Seen| {
             seen.record.state == TaskState::Lost && seen.record.spec.kind().fence() == Fence::Manual
