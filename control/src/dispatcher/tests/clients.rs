@@ -97,7 +97,7 @@ async fn wishes_are_obeyed_where_they_make_sense() {
     assert_eq!(leader.change(&id("copy"), TaskChange::Resume).await.unwrap_err().code, Code::Busy);
 }
 
-/// Method: the answer to the write is lost, and a hint makes the record be read before the outcome is resolved.
+/// Method: the answer to the write is lost, and after a hint the record is read before the outcome is resolved.
 #[tokio::test(start_paused = true)]
 async fn a_reading_that_overtakes_the_end_of_a_write_leaves_nothing_undone() {
     for seed in 0..8 {
@@ -214,7 +214,10 @@ async fn an_assignment_whose_answer_is_lost_is_asked_for() {
     sleep(Duration::from_secs(3)).await;
     let heard = stage.world.heard();
     assert_eq!(heard[0], "n1 ask x");
-    assert!(heard.contains(&String::from("n1 assign x")), "unknown to it, it was given anew: {heard:?}");
+    assert!(
+        heard.contains(&String::from("n1 assign x")),
+        "unknown to the runner, the task was assigned again: {heard:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,7 +266,7 @@ async fn a_node_that_is_away_is_drained_for_when_it_returns() {
     drain("n1", DrainMode::Now).await.unwrap();
     stage.leader.submit(order("x", noop(1))).await.unwrap();
     stage.world.heard();
-    // The same process again: what it still has it gives back.
+    // The same process registers again, and is asked to return its task.
     stage.runner("n1", "a", 9, Manner::Willing).await;
     stage.until("local", TaskState::Running).await;
     sleep(Duration::from_secs(3)).await;
@@ -273,7 +276,7 @@ async fn a_node_that_is_away_is_drained_for_when_it_returns() {
     drain("n1", DrainMode::Undo).await.unwrap();
     stage.until("x", TaskState::Assigned).await;
     for desired_state in [DrainMode::Finish, DrainMode::Now, DrainMode::Undo] {
-        assert_eq!(drain("nobody", desired_state).await.unwrap_err().code, Code::NotFound);
+        assert_eq!(drain("unknown", desired_state).await.unwrap_err().code, Code::NotFound);
     }
 }
 
@@ -425,7 +428,7 @@ async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
     stage.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
     let is_there = || stage.ensemble.committed(&paths::task(&id("x"))).is_some();
     sleep(Duration::from_secs(100)).await;
-    assert!(is_there(), "nobody was asked for the time");
+    assert!(is_there(), "no node has answered yet");
     ahead.send_replace(Some(8 * 86_400_000));
     sleep(Duration::from_secs(100)).await;
     assert!(is_there(), "another node's clock says otherwise");

@@ -67,7 +67,8 @@ fn cluster(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)
     cluster
 }
 
-/// Decides, and enacts what changes only the cluster state, until nothing else is left.
+/// Returns the decisions as lines. Decisions to queue tasks are enacted, and the rest is decided again until there are
+/// none.
 fn lines(cluster: &mut ClusterState, now: Now, budget: Budget) -> Vec<String> {
     let mut lines = Vec::new();
     loop {
@@ -252,12 +253,16 @@ fn a_task_goes_where_it_has_not_failed_by_a_fault_of_the_node() {
     let on = |node: &str| vec![format!("x: assigned to {node} claiming claim of x")];
     assert_eq!(given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 1)]), on("n2"));
     assert_eq!(given(vec![unreachable()], &[("n1", "a", 9)]), on("n1"), "there is no other one");
-    assert_eq!(given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 0)]), [""; 0], "it waits for budget there");
+    assert_eq!(
+        given(vec![unreachable()], &[("n1", "a", 9), ("n2", "a", 0)]),
+        [""; 0],
+        "it waits for a free slot there"
+    );
     let twice = failed_on("x", &[("n1", Code::Unreachable), ("n2", Code::Unreachable), ("n2", Code::Unreachable)]);
     let twice = TaskRecord { max_attempts: 5, state: TaskState::Pending, error: None, ..twice };
     let twice = TaskRecord { claims: vec![String::from("claim of x")], ..twice };
     assert_eq!(given(vec![twice], &[("n1", "a", 1), ("n2", "a", 9)]), on("n1"), "least often there");
-    // Others are not kept from the room that it does not want.
+    // Other tasks get the slot that this task avoids.
     let other = task("y", noop(1));
     let all = [("n1", "a", 9), ("n2", "a", 0)];
     assert_eq!(given(vec![unreachable(), other], &all), ["y: assigned to n1 claiming task:y"]);
@@ -274,16 +279,16 @@ fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
     assert_eq!(given(refused(&["n1"]), &both), ["x: assigned to n2 claiming claim of x"]);
     assert_eq!(given(refused(&["n1", "n2"]), &both), ["x: rejected EPermission"]);
     assert_eq!(given(refused(&["n1"]), &[("n1", "a", 1)]), ["x: rejected EPermission"]);
-    // Another process of the node may have been told otherwise.
+    // Another incarnation of the node may have another policy.
     assert_eq!(given(refused(&["n1"]), &[("n1", "b", 1)]), ["x: assigned to n1 claiming claim of x"]);
-    // One that takes nothing now may do it later.
+    // A draining node may still run it later.
     let mut cluster = cluster([refused(&["n1"])], &both);
     let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
     cluster.fleet.set_drain(&NodeId::new("n2").unwrap(), Some((drain, 0)));
     assert_eq!(lines(&mut cluster, at(1), ROOM), [""; 0]);
 }
 
-/// Submitted in this order, to leaders whose clocks differed by a day.
+/// Creates tasks that were submitted in this order, to leaders whose clocks differed by a day.
 #[test]
 fn who_came_first_goes_first_whatever_the_clocks_said() {
     let day = 86_400_000;
@@ -300,7 +305,7 @@ fn who_came_first_goes_first_whatever_the_clocks_said() {
     assert_eq!(of(&[0, 1, 2, 3, 4]), "zyxwv");
     assert_eq!(of(&[4, 3, 2, 1, 0]), "zyxwv");
     assert_eq!(of(&[2, 4, 0, 3, 1]), "zyxwv");
-    // Learnt later, as of a node that was made in this term.
+    // The creating transaction is learned later, as for tasks of this term.
     let mut cluster = cluster([], &[("n1", "a", 9)]);
     for (id, created_ms) in submitted {
         cluster.observe(TaskRecord::new(order_of(id), created_ms), 0, None, at(1));
@@ -322,7 +327,7 @@ fn nothing_is_purged_before_its_time_by_every_clock() {
     let ended = apply(&task("x", noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
     let mut cluster = cluster([ended], &[]);
     let at_least = |sure_ms| Now { sure_ms, ..at(90_000) };
-    assert_eq!(lines(&mut cluster, at_least(None), ROOM), ["x: wake at 90010"], "nobody was asked yet");
+    assert_eq!(lines(&mut cluster, at_least(None), ROOM), ["x: wake at 90010"], "no node has answered yet");
     assert_eq!(lines(&mut cluster, at_least(Some(1_004_000)), ROOM), ["x: wake at 90001"], "another clock says so");
     assert_eq!(lines(&mut cluster, at_least(Some(1_005_000)), ROOM), ["x: purge"]);
 }
@@ -331,7 +336,7 @@ fn nothing_is_purged_before_its_time_by_every_clock() {
 fn where_there_are_too_many_tasks_the_oldest_that_have_ended_go_early() {
     let mut cluster = ClusterState::default();
     let ended = |id: &str| apply(&task(id, noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
-    // Names and times of any order: what counts is which the store has created first.
+    // Ids and times are in another order than the transactions that created the tasks: the latter count.
     for (id, created) in [("c", 1), ("b", 2), ("a", 3)] {
         cluster.observe(ended(id), 0, Some(Zxid(created)), at(6));
     }
@@ -344,7 +349,7 @@ fn where_there_are_too_many_tasks_the_oldest_that_have_ended_go_early() {
         lines.into_iter().filter(|line| line.ends_with("purge")).collect::<Vec<_>>()
     };
     assert_eq!(purged(&mut cluster), ["c: purge", "b: purge"]);
-    // One that keeps its destination because an earlier attempt may write stays.
+    // A task stays while it keeps its claim because an earlier attempt may still write.
     let id = TaskId::new("c").unwrap();
     let claimed = TaskRecord { claims: vec![String::from("claim")], ..ended("c") };
     cluster.observe(claimed, 1, Some(Zxid(1)), at(6));

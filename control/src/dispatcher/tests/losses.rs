@@ -287,7 +287,7 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     stage.runner("n2", "a", 4, Manner::Willing).await;
     sleep(Duration::from_secs(1)).await;
     stage.world.heard();
-    // Nobody is told that a registration has changed, and n1 is the first of two that have nothing.
+    // No watch fires when a registration changes, and n1 is the first of two idle runners.
     let node = first.get(&paths::runner("n1")).await.unwrap().unwrap();
     let mut marked = Registration::decode(&node.data).unwrap();
     marked.stopping = true;
@@ -298,7 +298,7 @@ async fn what_a_stopping_runner_gives_back_is_not_offered_to_it_again() {
     stage.until("x", TaskState::Assigned).await;
     sleep(Duration::from_secs(1)).await;
     assert_eq!(stage.world.heard(), ["n2 assign x"]);
-    // It has only been asked to give back what it had, and is there again.
+    // The runner was only asked to return its tasks, and accepts tasks again.
     marked.stopping = false;
     let unmark = Op::Set { path: paths::runner("n1"), data: marked.encode(), version: node.stat.version + 1 };
     first.multi(vec![unmark]).await.unwrap();
@@ -329,10 +329,11 @@ async fn a_decision_that_is_read_before_its_write_is_answered_is_followed_up() {
     let written = Written::Done { record: Box::new(assigned), version: 1, created: None, grant };
     dispatcher.apply(Event::Written { task: name.clone(), purpose: Purpose::Decided, written, took: Duration::ZERO });
     dispatcher.turn(true);
-    assert!(dispatcher.cluster.tasks.get(&name).unwrap().runtime.is_calling, "the runner is told");
+    assert!(dispatcher.cluster.tasks.get(&name).unwrap().runtime.is_calling, "the runner is being called");
 }
 
-/// A leader whose session outlives its history: `versions` of the task's record are written again.
+/// Runs a leader whose session outlives a rollback of history, after which the record gets `versions` further versions.
+/// Returns the dispatcher's end, and the time from the rollback to it.
 async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration) {
     let stage = Stage::new(seed, Config::default()).await;
     let runner = stage.runner("n1", "a", 1, Manner::Willing).await;
@@ -349,7 +350,7 @@ async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration
     assert_eq!(stage.leader.get(&id("x")).await.unwrap().progress.written, 1);
     stage.ensemble.regress(&backup);
     let lost = Instant::now();
-    // Others come: the service counts on, and takes the leader's session again.
+    // Other sessions open and use up transaction numbers, until a server accepts the leader's session again.
     let other = stage.ensemble.client("n2").open().await.unwrap();
     for version in 0..versions {
         assert!(step(&*other, &id("x"), checkpoint(100 + u64::from(version))).await);
@@ -367,7 +368,7 @@ async fn a_leader_whose_history_is_lost_resigns_before_it_acts_on_what_it_rememb
     for (seed, versions) in [(31, 0), (32, 1)] {
         let (ending, after) = leader_of_a_lost_history(seed, versions).await;
         assert_eq!(ending, Ending::HistoryLost, "after {after:?}, with {versions} versions written anew");
-        assert!(after < Duration::from_secs(6), "{after:?}: it has noticed it by itself");
+        assert!(after < Duration::from_secs(6), "{after:?}: too long after the loss");
     }
 }
 
@@ -385,10 +386,14 @@ async fn a_runner_that_has_a_task_and_does_not_begin_keeps_it_and_says_why() {
     let why = reason().await;
     assert!(why.starts_with("assigned 604 s ago to n1") && why.contains("opening the volumes"), "{why}");
     let record = stage.stored("x");
-    assert_eq!((record.attempts.len(), record.reason.as_str()), (1, ""), "it may still begin: nobody else is given it");
+    assert_eq!(
+        (record.attempts.len(), record.reason.as_str()),
+        (1, ""),
+        "the runner may still begin, so the task is not reassigned"
+    );
     stage.world.set_manner("n1", Manner::Silent);
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(stage.stored("x").attempts.len(), 1, "it has the task, whether it answers or not");
+    assert_eq!(stage.stored("x").attempts.len(), 1, "a runner that has accepted keeps the task without answering");
     stage.begin(&runner, "x").await;
     stage.until("x", TaskState::Running).await;
     sleep(Duration::from_millis(100)).await;

@@ -1,4 +1,4 @@
-//! Sets up a simulated ensemble, one dispatcher, and runners that do what a test tells them.
+//! Sets up a simulated ensemble, one dispatcher, and scripted runners.
 
 use crate::clock::TestClock;
 use crate::cluster::election::{Election, LeaderTerm, Role};
@@ -29,7 +29,7 @@ pub(super) const T: Duration = Duration::from_secs(10);
 pub(super) enum Manner {
     /// Accepts, and holds what it has accepted.
     Willing,
-    /// Accepts, and does the work at once.
+    /// Accepts, and runs the task to its end at once.
     Busy,
     /// Refuses.
     Refusing(Code),
@@ -43,7 +43,7 @@ struct Runner {
     held: BTreeSet<TaskId>,
 }
 
-/// Runners as calls reach them.
+/// Scripted runners, and the log of their calls.
 #[derive(Debug, Default)]
 pub(super) struct World {
     runners: Mutex<BTreeMap<String, Runner>>,
@@ -127,8 +127,8 @@ impl RunnerClient for World {
     }
 }
 
-/// Writes as a runner: the record after `event`, and its claims. Returns whether it was written, found out however many
-/// answers are lost.
+/// Writes the record after `event` and its claims, as a runner does. Reads after lost answers until the outcome is
+/// known. Returns whether the event was written.
 pub(super) async fn step(session: &dyn Session, id: &TaskId, event: TaskEvent) -> bool {
     let mut written = BTreeSet::new();
     for _ in 0..300 {
@@ -171,7 +171,7 @@ async fn try_step(
     session.multi(ops).await.map(|_| true)
 }
 
-/// One center.
+/// Center with one leader.
 pub(super) struct Stage {
     pub(super) ensemble: Ensemble,
     pub(super) world: Arc<World>,
@@ -204,7 +204,7 @@ impl Stage {
         Self { ensemble, world, clock, leader, dispatcher, stand, config }
     }
 
-    /// Makes the leader resign, and another one take over.
+    /// Makes the leader resign, and another node lead. Returns the end of the first dispatcher.
     pub(super) async fn change_leader(&mut self, node: &str) -> Ending {
         self.stand.send_replace(false);
         let (leader, dispatcher, stand) = lead(node, &self.ensemble, &self.world, &self.clock, &self.config).await;
@@ -242,11 +242,11 @@ impl Stage {
         }
     }
 
-    /// Creates the dispatcher of a new leader, which does nothing by itself.
+    /// Creates the dispatcher of a new leader without running it.
     pub(super) async fn idle_leader(&self, node: &str) -> (Dispatcher, DispatcherHandle) {
         self.stand.send_replace(false);
         let (session, leader_term, stand) = elected(node, &self.ensemble).await;
-        // It leads for as long as the test lives.
+        // The node leads until the end of the test.
         std::mem::forget(stand);
         Dispatcher::new(session, leader_term, self.world.clone(), self.clock.clone(), self.config.clone())
     }
@@ -283,7 +283,7 @@ impl Stage {
         self.leader.changed(vec![record.id]).await.unwrap();
     }
 
-    /// Writes as a runner, and sends the hint that follows.
+    /// Writes an event as a runner, and notifies the leader.
     pub(super) async fn step(&self, session: &Arc<dyn Session>, id: &str, event: TaskEvent) -> bool {
         let id = TaskId::new(id).unwrap();
         let is_written = step(&**session, &id, event).await;
@@ -338,7 +338,7 @@ pub(super) fn order(id: &str, spec: TaskSpec) -> Submission {
     Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec }
 }
 
-/// A program that fails until it is allowed to succeed.
+/// Fence program that fails until `works` is set.
 #[derive(Debug, Default)]
 pub(super) struct TestFence {
     pub(super) works: Mutex<bool>,

@@ -1,4 +1,4 @@
-//! Provides an executor whose copies do what a test says, and a leader that records what it is told.
+//! Provides a scripted executor, and a leader that records its calls.
 
 use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 use crate::model::TaskVolume;
@@ -38,7 +38,7 @@ pub(super) struct Copy {
     pub cuts: Mutex<u32>,
     /// Outcome of the copy, unless it is cancelled.
     pub end: watch::Sender<Option<End>>,
-    /// Whether it drains when it ends.
+    /// Whether the copy drains.
     pub rests: watch::Sender<bool>,
 }
 
@@ -148,7 +148,7 @@ impl ExecutionHandle for Copy {
         };
         let quiesced = *self.rests.borrow();
         let end = match end {
-            // As the engine has it: what does not come to rest is never called stopped.
+            // As in the engine: a copy that has not drained fails with a timeout.
             End::Stopped(_) if !quiesced => {
                 let error = Error::new(Code::Timeout, Side::Engine, Operation::Stop, "a device does not answer");
                 End::Failed(Failure::from(&error))

@@ -13,7 +13,7 @@ use xattr::FileExt;
 
 const MIB: u64 = 1 << 20;
 
-/// Folder that the policy allows, and an executor.
+/// Folder that the policy allows, and an executor over the engine.
 struct Workbench {
     root: tempfile::TempDir,
     executor: EngineExecutor,
@@ -60,7 +60,7 @@ impl Workbench {
         (Work { copy, execution }, question)
     }
 
-    /// Returns the end of a copy that is interrupted half-way.
+    /// Runs a copy, and interrupts it half-way. Returns its outcome.
     async fn interrupted(&self, destination: &str, digest: &str) -> Outcome {
         let (mut work, question) = self.work(destination);
         work.copy.digest = digest.to_owned();
@@ -78,7 +78,7 @@ impl Workbench {
         self.executor.copy(work.copy.job().unwrap(), work.execution)
     }
 
-    /// Carries out work; its request for a permit is granted. Also returns what it was going to continue from.
+    /// Carries out work, and grants its write permit. Returns the durable ranges of the request, and the outcome.
     async fn carry_out(&self, work: Work, question: oneshot::Receiver<WritePermitRequest>) -> (DurableMap, Outcome) {
         let running = self.start(work);
         let WritePermitRequest { durable, answer } = question.await.unwrap();
@@ -104,7 +104,7 @@ async fn a_file_is_copied_once_its_runner_has_said_yes() {
     let WritePermitRequest { durable, answer } = question.await.unwrap();
     assert!(durable.is_empty());
     assert_eq!(std::fs::metadata(bench.path("in/b")).unwrap().len(), 0, "untouched until then");
-    assert_eq!(bench.mark("in/b"), None, "it may never be told: then what is known of the destination holds");
+    assert_eq!(bench.mark("in/b"), None, "the stored epoch changes only with the permit");
     answer.send(Ok(())).unwrap();
     let outcome = running.ended().await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Succeeded, true), "{outcome:?}");
@@ -124,7 +124,7 @@ async fn a_no_leaves_nothing_behind() {
         if dropped {
             drop(question);
         } else {
-            let error = Error::new(Code::Fenced, Side::Coordination, Operation::Start, "somebody else's");
+            let error = Error::new(Code::Fenced, Side::Coordination, Operation::Start, "another runner's task");
             question.answer.send(Err(error)).unwrap();
         }
         let outcome = running.ended().await;
@@ -171,11 +171,11 @@ async fn a_later_grant_keeps_an_older_one_off() {
     let outcome = bench.start(work).ended().await;
     let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
     assert_eq!(failure.code, Code::Fenced);
-    assert!(question.await.is_err(), "nobody was asked");
+    assert!(question.await.is_err(), "no permit was requested");
     assert_eq!((bench.mark("in/b").as_deref(), std::fs::metadata(bench.path("in/b")).unwrap().len()), (Some("11"), 0));
 }
 
-/// Prepares a destination whose first half was copied under grant `mark`, as another process left it.
+/// Continues a copy whose destination was left by another process with the stored epoch `mark` and `length` bytes.
 async fn gone_on_with(mark: &str, length: u64) -> (DurableMap, Outcome) {
     let bench = Workbench::new();
     let mut there = content()[..usize::try_from(2 * MIB).unwrap()].to_vec();
@@ -212,19 +212,24 @@ async fn what_the_record_calls_durable_holds_only_of_the_file_that_it_was_said_o
     assert_eq!(outcome.report.unwrap()["bytes"]["resumed"], 2 * MIB, "not copied again");
     for (mark, length) in [("5", 4 * MIB), ("7", MIB)] {
         let (durable, outcome) = gone_on_with(mark, length).await;
-        let End::Failed(failure) = outcome.end else { panic!("of another file, or of a longer one: {outcome:?}") };
-        assert!(durable.is_empty() && failure.code == Code::Exists, "nobody has judged it: {failure:?}");
+        let End::Failed(failure) = outcome.end else {
+            panic!("durable ranges of another or a longer file: {outcome:?}")
+        };
+        assert!(
+            durable.is_empty() && failure.code == Code::Exists,
+            "the destination was not admitted before: {failure:?}"
+        );
     }
     let (durable, _) = gone_on_with("5", 0).await;
     assert!(durable.is_empty(), "an empty one is copied to from the beginning");
 }
 
-/// Returns what the record would have of a copy that was interrupted.
+/// Interrupts a copy and deletes its journal. Returns the durable map that its record would have.
 async fn known(bench: &Workbench, digest: &str) -> DurableMap {
     let outcome = bench.interrupted("in/b", digest).await;
     assert_eq!(outcome.durable.evidence().leaves.is_empty(), digest == "none", "{outcome:?}");
     assert!(outcome.durable.evidence().source.is_some(), "{outcome:?}");
-    // Another node has no journal.
+    // As on another node, which has no journal.
     bench.executor.forget(&id("t"), 5);
     outcome.durable
 }
@@ -312,7 +317,7 @@ async fn a_journal_is_worth_nothing_when_somebody_else_has_written_the_destinati
     };
     let (work, _question) = bench.work("in/b");
     let outcome = bench.start(again(work)).ended().await;
-    let End::Failed(failure) = outcome.end else { panic!("somebody else's data: {outcome:?}") };
+    let End::Failed(failure) = outcome.end else { panic!("another writer's data: {outcome:?}") };
     assert_eq!(failure.code, Code::Exists, "{failure:?}");
     assert!(std::fs::read(bench.path("in/b")).unwrap() == vec![7; content().len()]);
 
@@ -364,7 +369,7 @@ async fn volumes_are_compared_behind_the_policy_once_the_runner_has_said_yes() {
         let found = match &outcome.end {
             End::Succeeded => None,
             End::Failed(failure) => Some(failure.code),
-            End::Stopped(reason) => panic!("nobody stopped it: {reason:?}"),
+            End::Stopped(reason) => panic!("stopped: {reason:?}"),
         };
         assert_eq!((found, outcome.quiesced), (code, true), "{name}: {outcome:?}");
         assert_eq!(

@@ -9,7 +9,7 @@ async fn a_copy_that_lives_by_a_lease_has_one_before_it_begins_and_keeps_it() {
     sleep(Duration::from_secs(60)).await;
     let idle = stage.store.writes();
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(stage.store.writes(), idle, "nothing is written for nothing");
+    assert_eq!(stage.store.writes(), idle, "an idle runner writes nothing");
     assert_eq!(stage.handle.lease_left(), Duration::ZERO);
     let copy = stage.running("t", copy_of(Fence::Lease)).await;
     let now = stage.clock.boot_time();
@@ -42,7 +42,7 @@ async fn without_renewals_the_gate_shuts_and_then_the_copy_is_cut_off() {
     assert_eq!((*remote.cancelled.borrow(), *remote.cuts.lock().unwrap() > 0), (Some(Reason::LeaseLost), true));
     assert_eq!((*local.cancelled.borrow(), *local.cuts.lock().unwrap()), (None, 0), "its lock protects it");
 
-    // The service was only away: the registration stands, and the task is given back without a charge.
+    // Only the connection was lost: the registration stays, and the task is returned without a failure.
     stage.store.cut(false);
     let record = stage.until("r", TaskState::Pending).await;
     assert_eq!((record.failures, record.attempts[0].outcome.as_deref()), (0, Some("ERunnerInterrupt")));
@@ -100,7 +100,7 @@ async fn a_local_copy_that_was_given_to_another_life_stops() {
     let copy = stage.running("t", copy_of(Fence::Local)).await;
     stage.store.expire();
     stage.happen("t", TaskEvent::RunnerLost);
-    // An operator has called the node dead.
+    // An operator has confirmed that the node is off.
     let path = paths::claim("test:t");
     let claim = stage.store.get(&path).unwrap();
     let free = Claim { holder: None, ..Claim::decode(&claim.data).unwrap() };
@@ -124,7 +124,7 @@ async fn a_checkpoint_that_is_overtaken_does_not_cost_the_lease() {
         assert!(stage.handle.lease_left() > Duration::from_secs(6));
     }
     assert!(stage.record("t").progress.durable >= 40, "{:?}", stage.record("t").progress);
-    assert!(*copy.limit.lock().unwrap() > Some(40), "what overtook it was looked at");
+    assert!(*copy.limit.lock().unwrap() > Some(40), "the change that refused it was applied");
 }
 
 #[tokio::test(start_paused = true)]

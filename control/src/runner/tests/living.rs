@@ -24,10 +24,10 @@ async fn a_task_without_work_runs_its_time_and_is_done() {
     let record = stage.until("t", TaskState::Succeeded).await;
     assert!((2900..3200).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
     assert_eq!((record.attempts.len(), record.attempts[0].outcome.as_deref()), (1, Some("succeeded")));
-    assert!(!stage.has_claim("t"), "its claim went with it");
+    assert!(!stage.has_claim("t"), "the claim was removed with its end");
     sleep(Duration::from_millis(10)).await;
     assert_eq!(stage.handle.query(assignment.clone()).await, Ok(AssignmentStatus::Ended));
-    assert_eq!(stage.handle.assign(assignment).await, Ok(AssignResponse::Accepted), "it has been done");
+    assert_eq!(stage.handle.assign(assignment).await, Ok(AssignResponse::Accepted), "the task has ended");
     assert_eq!(stage.told.changed.lock().unwrap().len(), 2, "one hint for each write");
 }
 
@@ -274,8 +274,8 @@ impl Log {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_is_logged_of_an_attempt_says_of_which() {
-    // With a single subscriber alive, a span that another test's thread meets first is judged, for all threads, by the
-    // subscriber of that thread, which is none.
+    // With a single subscriber alive, `tracing` caches for all threads whether a span is enabled, and may ask the
+    // thread of another test, which has no subscriber.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(std::io::sink).finish());
     for (filter, expected) in [("info", 3), ("warn", 1)] {
         let log = Log::default();
@@ -293,7 +293,7 @@ async fn whatever_is_logged_of_an_attempt_says_of_which() {
         let copy = stage.copy("t").await;
         copy.is_admitted().await.unwrap();
         log.lines();
-        // What others do to it counts, too: its lease ends.
+        // Other parts of the runner log in its span, too: its lease ends.
         stage.store.cut(true);
         sleep(Duration::from_secs(15)).await;
         stage.store.cut(false);

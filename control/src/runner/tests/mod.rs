@@ -140,7 +140,7 @@ impl Stage {
         }
     }
 
-    /// Takes a task from its holder, as a dispatcher does that has seen the registration disappear.
+    /// Takes a task from its holder, as a dispatcher does when a registration is gone.
     fn revoke(&self, task: &str) {
         let path = paths::task(&id(task));
         let node = self.store.get(&path).unwrap();

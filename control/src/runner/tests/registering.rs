@@ -20,7 +20,7 @@ fn foreign(life: &str) -> Registration {
     }
 }
 
-/// A store with a registration of this node by another session.
+/// Creates a store with a registration of this node by another session.
 async fn taken_by(life: &str) -> Store {
     let store = Store::default();
     let session = crate::coord::CoordClient::open(&store).await.unwrap();
@@ -72,9 +72,9 @@ async fn a_registration_that_somebody_removes_is_made_anew() {
     stage.store.write(&[Op::Delete { path: paths::runner("n1"), version }]);
     sleep(Duration::from_millis(100)).await;
     assert!(stage.registration().is_some());
-    assert!(remote.cancelled.borrow().is_some(), "what lived by the old one has ended");
+    assert!(remote.cancelled.borrow().is_some(), "the copy under the old lease was cancelled");
     let record = stage.until("r", TaskState::Pending).await;
-    assert_eq!(record.failures, 0, "nobody else had decided: it was given back");
+    assert_eq!(record.failures, 0, "no dispatcher has taken the task: the runner has returned it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,6 +95,10 @@ async fn assignments_are_refused_while_there_is_no_connection() {
     stage.store.cut(true);
     assert!(matches!(stage.handle.assign(assignment.clone()).await, Ok(AssignResponse::Refused { .. })));
     stage.store.cut(false);
-    assert_eq!(stage.handle.assign(assignment).await, Ok(AssignResponse::Accepted), "it had not been taken");
+    assert_eq!(
+        stage.handle.assign(assignment).await,
+        Ok(AssignResponse::Accepted),
+        "the assignment was not remembered as refused"
+    );
     stage.until("t", TaskState::Succeeded).await;
 }

@@ -26,7 +26,7 @@ async fn a_runner_that_stops_gives_everything_back_tells_it_and_is_gone() {
     }
     assert_eq!(stage.record("l").map, copies::bytes(60));
     assert!(stage.registration().is_none());
-    assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("r")], "others go on with it");
+    assert_eq!(*stage.copies.forgotten.lock().unwrap(), [id("r")], "other nodes continue the task");
     stage.submit("x", noop(1));
     let answer = handle.assign(stage.grant("x", "life")).await;
     assert!(matches!(answer, Ok(AssignResponse::Refused { .. })), "{answer:?}");
@@ -78,7 +78,7 @@ async fn a_copy_that_comes_to_rest_later_ends_as_it_was_asked_to() {
     stage.happen("t", TaskEvent::CancelRequested);
     stage.handle.notify(Epoch(1), &id("t")).await.unwrap();
     sleep(Duration::from_secs(600)).await;
-    assert_eq!(stage.record("t").state, TaskState::Cancelling, "nothing is given back before it is quiet");
+    assert_eq!(stage.record("t").state, TaskState::Cancelling, "the task is not returned before it has drained");
     assert!(!stage.is_free("t"));
     copy.rests.send_replace(true);
     stage.until("t", TaskState::Cancelled).await;
@@ -150,7 +150,7 @@ async fn a_runner_that_leaves_gives_back_is_gone_and_comes_back_in_the_same_life
     sleep(Duration::from_secs(60)).await;
     assert!(
         stage.registration().is_none() && !stage.handle.is_registered(),
-        "nothing but a desired_state brings it back"
+        "only a request of the node brings it back"
     );
     stage.submit("n", noop(1));
     let answer = stage.handle.assign(stage.grant("n", "life")).await.unwrap();
@@ -223,7 +223,7 @@ async fn what_may_have_been_said_in_the_registration_is_taken_back() {
     let stage = Stage::new().await;
     stage.running("t", copy_of(Fence::Local)).await;
     let store = stage.store.clone();
-    // The word that it stops arrives, its answer does not, and then there is no connection until it is there again.
+    // The write of `stopping` is committed, its answer is lost, and the connection is back only after the interrupt.
     let cutting = tokio::spawn(async move {
         while !Registration::decode(&store.get(&paths::runner("n1")).unwrap().data).unwrap().stopping {
             sleep(Duration::from_millis(1)).await;
@@ -237,7 +237,7 @@ async fn what_may_have_been_said_in_the_registration_is_taken_back() {
     cutting.await.unwrap();
     stage.until("t", TaskState::Pending).await;
     sleep(Duration::from_secs(1)).await;
-    assert!(!stage.registration().unwrap().stopping, "it is there for other tasks");
+    assert!(!stage.registration().unwrap().stopping, "the runner accepts tasks again");
     stage.submit("n", noop(1));
     assert_eq!(stage.handle.assign(stage.grant("n", "life")).await, Ok(AssignResponse::Accepted));
 }
