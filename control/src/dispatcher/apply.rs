@@ -1,7 +1,7 @@
 //! Applies the results of reads, writes and calls to the cluster state, and answers the clients that wait for them.
 
 use super::cluster_state::FenceProgress;
-use super::decide::{ASK_EVERY, REMIND_EVERY, is_final};
+use super::decide::{CALL_EVERY, QUERY_EVERY, is_final};
 use super::event::{Call, CallResult, Event, Purpose};
 use super::history::Known;
 use super::now::Now;
@@ -16,40 +16,40 @@ use blockhaul_engine::error::Code;
 use std::time::Duration;
 
 /// Wait before the next write of a task after one that failed.
-const WRITE_AGAIN: Duration = Duration::from_millis(250);
+const WRITE_RETRY: Duration = Duration::from_millis(250);
 /// Wait after a write that cannot succeed soon: it was denied, is too large, or met a claim of an unknown task.
-const CLAIM_AGAIN: Duration = Duration::from_secs(5);
+const DENIED_RETRY: Duration = Duration::from_secs(5);
 
 /// Time after which a lasting write failure of a task is logged again.
-const SAY_AGAIN: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(30);
 
 impl Dispatcher {
     /// Applies one event.
     pub(crate) fn apply(&mut self, event: Event) {
         match event {
-            Event::Listed(listed) => self.take_list(listed),
-            Event::Read { read, task, known } => self.take_read(&task, known.as_ref(), read),
-            Event::Fleet(read) => self.take_fleet(read),
+            Event::Listed(listed) => self.apply_list(listed),
+            Event::Read { read, task, known } => self.apply_read(&task, known.as_ref(), read),
+            Event::Fleet(read) => self.apply_fleet(read),
             Event::Written { task, purpose, written, took } => {
                 self.writes_inflight -= 1;
                 self.store.add(took);
-                self.take_written(&task, purpose, written);
+                self.apply_written(&task, purpose, written);
             }
             Event::Resolved { task, to, answer } => {
                 self.calls_inflight -= 1;
-                self.take_resolved(&task, &to, answer);
+                self.apply_resolved(&task, &to, answer);
             }
-            Event::CallEnded { call, task, holder, grant, called } => {
+            Event::CallEnded { call, task, holder, grant, result } => {
                 self.calls_inflight -= 1;
-                self.take_called(call, &task, &holder, grant, called);
+                self.apply_call_result(call, &task, &holder, grant, result);
             }
-            Event::Fenced(holder, fence_runner) => {
+            Event::Fenced(holder, progress) => {
                 self.calls_inflight -= 1;
-                if let FenceProgress::Failed { why, .. } = &fence_runner {
+                if let FenceProgress::Failed { why, .. } = &progress {
                     tracing::error!(node = %holder.node, why, "fencing a lost runner failed");
                 }
-                self.cluster.fences.insert((holder.node.clone(), holder.incarnation.0.clone()), fence_runner);
-                self.cluster.touch_lost(&holder, self.clock.boot_time());
+                self.cluster.fences.insert((holder.node.clone(), holder.incarnation.0.clone()), progress);
+                self.cluster.make_lost_due(&holder, self.clock.boot_time());
             }
             Event::Interrupted(node, result) => {
                 self.calls_inflight -= 1;
@@ -57,7 +57,7 @@ impl Dispatcher {
                     tracing::info!(%node, %error, "cannot ask a runner to return its tasks");
                 }
             }
-            Event::Drained { node, result, reply } => self.take_drained(&node, result, reply),
+            Event::Drained { node, result, reply } => self.apply_drain(&node, result, reply),
         }
     }
 
@@ -73,21 +73,21 @@ impl Dispatcher {
         };
         let record = match TaskRecord::decode(&node.data) {
             Ok(record) if record.id == *id => record,
-            Ok(record) => return self.lose_sight(id, format!("names itself {}", record.id)),
-            Err(error) => return self.lose_sight(id, error.to_string()),
+            Ok(record) => return self.drop_undecodable(id, format!("names itself {}", record.id)),
+            Err(error) => return self.drop_undecodable(id, error.to_string()),
         };
         self.cluster.tasks.undecodable.remove(&path);
         self.observe(record, node.stat.version, Some(node.stat.created));
     }
 
     /// Forgets a task whose record cannot be decoded any more, and reports that record.
-    fn lose_sight(&mut self, id: &TaskId, why: String) {
+    fn drop_undecodable(&mut self, id: &TaskId, why: String) {
         self.forget(id);
-        self.keep_aside(paths::task(id), why);
+        self.report_undecodable(paths::task(id), why);
     }
 
     /// Logs that a record cannot be decoded, and lists it in the status; once for each reason.
-    pub(crate) fn keep_aside(&mut self, path: String, why: String) {
+    pub(crate) fn report_undecodable(&mut self, path: String, why: String) {
         if self.cluster.tasks.undecodable.get(&path) != Some(&why) {
             tracing::error!(path, why, "cannot decode a record: leaving it alone");
             self.cluster.tasks.undecodable.insert(path, why);
@@ -101,7 +101,7 @@ impl Dispatcher {
 
     /// Ends the dispatcher because the store has another history than this leader has seen. The next term reads
     /// everything.
-    pub(crate) fn lose_history(&mut self, id: &TaskId) {
+    pub(crate) fn on_history_lost(&mut self, id: &TaskId) {
         if self.ending.replace(Ending::HistoryLost) == Some(Ending::HistoryLost) {
             return;
         }
@@ -117,19 +117,19 @@ impl Dispatcher {
         let id = record.id.clone();
         let seen = Known { version, created, op: record.op.clone() };
         if self.cluster.tasks.get(&id).is_some_and(|entry| Known::of(entry).clashes_with(&seen)) {
-            return self.lose_history(&id);
+            return self.on_history_lost(&id);
         }
         let known = self.cluster.tasks.get(&id).map(|entry| entry.record.clone());
         let before = known.as_ref().map(|record| record.state);
-        let giver = known.and_then(|before| gives_back(&before, &record).cloned());
+        let returned_by = known.and_then(|before| returning_node(&before, &record).cloned());
         let now = self.now();
         if !self.cluster.observe(record, version, created, now) {
             return;
         }
         self.latest = Some(id.clone());
-        if let Some(node) = giver {
+        if let Some(node) = returned_by {
             self.cluster.fleet.mark_stale(&node);
-            self.reads.want_fleet();
+            self.reads.queue_fleet_read();
         }
         if let Some(entry) = self.cluster.tasks.get(&id)
             && self.reads.is_loaded
@@ -147,7 +147,7 @@ impl Dispatcher {
     /// Sends a task to the clients that watch it.
     pub(crate) fn notify(&mut self, id: &TaskId) {
         let Some(watcher) = self.watchers.get(id) else { return };
-        match self.shown(id) {
+        match self.describe(id) {
             Some(record) if watcher.receiver_count() > 0 => {
                 watcher.send_replace(record);
             }
@@ -157,7 +157,7 @@ impl Dispatcher {
         }
     }
 
-    fn take_written(&mut self, id: &TaskId, purpose: Purpose, written: Written) {
+    fn apply_written(&mut self, id: &TaskId, purpose: Purpose, written: Written) {
         let now = self.now();
         if let Some(entry) = self.cluster.tasks.get_mut(id) {
             entry.runtime.is_busy = false;
@@ -173,11 +173,11 @@ impl Dispatcher {
                 self.cluster.unreserve(id, now.boot);
                 // A read may have returned this record while the write was under way: then `observe` changes nothing,
                 // and nothing else makes the task due.
-                self.cluster.touch(id, now.boot);
+                self.cluster.make_due(id, now.boot);
                 if let (Some(entry), Some(grant)) = (self.cluster.tasks.get_mut(id), grant) {
                     entry.grant = Some(grant);
                 }
-                self.after_done(id, purpose);
+                self.on_written(id, purpose);
             }
             Written::Changed(node) => {
                 // The stored record counts even if its version is lower than the known one: `observe` would ignore it.
@@ -188,50 +188,54 @@ impl Dispatcher {
                 let is_stuck = node.as_ref().is_some_and(|node| Some(node.stat.version) == known);
                 self.observe_node(id, node);
                 self.cluster.unreserve(id, now.boot);
-                self.cluster.touch(id, now.boot);
+                self.cluster.make_due(id, now.boot);
                 if is_stuck {
                     // The record is unchanged: a claim that keeps changing has refused the write.
-                    self.cluster.hold(id, now.boot + WRITE_AGAIN);
+                    self.cluster.delay_writes(id, now.boot + WRITE_RETRY);
                 }
-                self.after_changed(id, purpose);
+                self.on_conflict(id, purpose);
             }
             Written::Denied(denial) => {
                 self.cluster.unreserve(id, now.boot);
-                self.impede(id, format!("{denial}; the task continues once that is changed"), now.boot);
-                self.cluster.hold(id, now.boot + CLAIM_AGAIN);
-                self.after_denied(id, purpose, &denial);
+                self.note_write_failure(id, format!("{denial}; the task continues once that is changed"), now.boot);
+                self.cluster.delay_writes(id, now.boot + DENIED_RETRY);
+                self.on_denied(id, purpose, &denial);
             }
-            Written::Taken(claim) => {
+            Written::Claimed(claim) => {
                 self.cluster.unreserve(id, now.boot);
-                self.impede(id, format!("the destination is claimed by an unknown task: {claim}"), now.boot);
-                self.cluster.hold(id, now.boot + CLAIM_AGAIN);
-                self.after_failed(id, purpose, &CoordError::NotConnected);
+                self.note_write_failure(
+                    id,
+                    format!("the destination is claimed by an unknown task: {claim}"),
+                    now.boot,
+                );
+                self.cluster.delay_writes(id, now.boot + DENIED_RETRY);
+                self.on_failed(id, purpose, &CoordError::NotConnected);
             }
             Written::Failed(error) => {
-                self.impede(id, error.to_string(), now.boot);
+                self.note_write_failure(id, error.to_string(), now.boot);
                 if let CoordError::Ended(_) = error {
                     self.ending = Some(Ending::SessionOver);
                 }
                 self.cluster.unreserve(id, now.boot);
                 let is_hopeless = matches!(error, CoordError::TooLarge { .. });
-                self.cluster.hold(id, now.boot + if is_hopeless { CLAIM_AGAIN } else { WRITE_AGAIN });
-                self.after_failed(id, purpose, &error);
+                self.cluster.delay_writes(id, now.boot + if is_hopeless { DENIED_RETRY } else { WRITE_RETRY });
+                self.on_failed(id, purpose, &error);
             }
             Written::LostLeadership => self.ending = Some(Ending::LostLeadership),
-            Written::HistoryLost => self.lose_history(id),
+            Written::HistoryLost => self.on_history_lost(id),
         }
     }
 
     /// Notes that a task's record cannot be written: shown in its reason until a write succeeds, and logged now and
     /// then.
-    fn impede(&mut self, id: &TaskId, why: String, now: Duration) {
-        let said = self.cluster.tasks.get(id).and_then(|entry| entry.runtime.write_failure.as_ref());
-        let is_said = said.is_some_and(|said| said.why == why && now < said.at + SAY_AGAIN);
-        if !is_said {
+    fn note_write_failure(&mut self, id: &TaskId, why: String, now: Duration) {
+        let logged = self.cluster.tasks.get(id).and_then(|entry| entry.runtime.write_failure.as_ref());
+        let is_logged = logged.is_some_and(|logged| logged.why == why && now < logged.at + LOG_EVERY);
+        if !is_logged {
             tracing::warn!(task = %id, why, "write failed");
         }
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
-        if !is_said {
+        if !is_logged {
             entry.runtime.write_failure = Some(WriteFailure { why, at: now });
             self.notify(id);
         }
@@ -246,7 +250,7 @@ impl Dispatcher {
         }
     }
 
-    fn take_resolved(&mut self, id: &TaskId, to: &Holder, answer: Result<Vec<String>, CallError>) {
+    fn apply_resolved(&mut self, id: &TaskId, to: &Holder, answer: Result<Vec<String>, CallError>) {
         let now = self.clock.boot_time();
         let Some(entry) = self.cluster.tasks.get_mut(id) else {
             return self.cluster.unreserve(id, now);
@@ -256,16 +260,16 @@ impl Dispatcher {
             Ok(claims) if is_plausible(&claims) => claims,
             Ok(claims) => {
                 let why = format!("invalid identities of the destination from {}: {claims:?}", to.node);
-                return self.refused(id, &to.node, Code::Protocol, why.chars().take(200).collect());
+                return self.apply_refusal(id, &to.node, Code::Protocol, why.chars().take(200).collect());
             }
-            Err(CallError::Refused { code, why }) => return self.refused(id, &to.node, code, why),
+            Err(CallError::Refused { code, why }) => return self.apply_refusal(id, &to.node, code, why),
             Err(CallError::NoAnswer(why) | CallError::Misdirected(why)) => {
-                return self.refused(id, &to.node, Code::Unreachable, why);
+                return self.apply_refusal(id, &to.node, Code::Unreachable, why);
             }
         };
         if entry.record.state != TaskState::Pending || entry.runtime.is_busy {
             self.cluster.unreserve(id, now);
-            return self.cluster.touch(id, now);
+            return self.cluster.make_due(id, now);
         }
         let is_foreign = |claim: &&String| self.cluster.claimed.get(*claim).is_some_and(|task| task != id);
         if let Some(claim) = claims.iter().find(is_foreign).cloned() {
@@ -276,14 +280,14 @@ impl Dispatcher {
         if let Some(entry) = self.cluster.tasks.get_mut(id) {
             entry.runtime.resolved = Some((to.clone(), claims));
         }
-        self.cluster.touch(id, now);
+        self.cluster.make_due(id, now);
     }
 
     /// Applies the refusal of a runner that was to resolve a task's destination and then to get the task.
-    fn refused(&mut self, id: &TaskId, node: &NodeId, code: Code, why: String) {
+    fn apply_refusal(&mut self, id: &TaskId, node: &NodeId, code: Code, why: String) {
         let now = self.clock.boot_time();
         self.cluster.unreserve(id, now);
-        self.avoid(id, node, code);
+        self.start_backoff(id, node, code);
         let is_pinned = self.cluster.tasks.get(id).is_some_and(|entry| {
             entry.record.state == TaskState::Pending && matches!(entry.record.spec.kind().node(), Ok(Some(_)))
         });
@@ -293,78 +297,85 @@ impl Dispatcher {
         {
             entry.runtime.assign_reply = AssignReply::Refused { code, why };
         }
-        self.cluster.touch(id, now);
+        self.cluster.make_due(id, now);
     }
 
     /// Starts the backoff of a node that has refused a task: for this task, and for all tasks if the reason is not the
     /// task.
-    pub(crate) fn avoid(&mut self, id: &TaskId, node: &NodeId, code: Code) {
+    pub(crate) fn start_backoff(&mut self, id: &TaskId, node: &NodeId, code: Code) {
         let now = self.clock.boot_time();
         if matches!(code, Code::Overloaded | Code::RunnerInterrupt | Code::Fenced | Code::Unreachable) {
-            self.cluster.fleet.rest(node, now);
-            self.reads.want_fleet();
+            self.cluster.fleet.start_backoff(node, now);
+            self.reads.queue_fleet_read();
         }
         if let Some(entry) = self.cluster.tasks.get_mut(id) {
-            let rest = entry.runtime.avoid.get(node).copied().unwrap_or_default();
-            entry.runtime.avoid.insert(node.clone(), rest.again(now));
+            let backoff = entry.runtime.backoffs.get(node).copied().unwrap_or_default();
+            entry.runtime.backoffs.insert(node.clone(), backoff.again(now));
         }
     }
 
-    fn take_called(&mut self, call: Call, id: &TaskId, holder: &Holder, grant: Option<Epoch>, called: CallResult) {
+    fn apply_call_result(
+        &mut self,
+        call: Call,
+        id: &TaskId,
+        holder: &Holder,
+        grant: Option<Epoch>,
+        result: CallResult,
+    ) {
         let now = self.clock.boot_time();
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_calling = false;
-        self.cluster.touch(id, now);
+        self.cluster.make_due(id, now);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         if entry.record.holder.as_ref() != Some(holder) || (entry.grant.is_some() && grant != entry.grant) {
             return;
         }
         entry.grant = grant;
-        let (code, why) = match called {
+        let (code, why) = match result {
             CallResult::Answered(AssignResponse::Accepted) => {
                 let took = now.saturating_sub(entry.runtime.since);
-                entry.runtime.avoid.clear();
-                (entry.runtime.assign_reply, entry.runtime.next_call) = (AssignReply::Accepted, now + REMIND_EVERY);
+                entry.runtime.backoffs.clear();
+                (entry.runtime.assign_reply, entry.runtime.next_call) = (AssignReply::Accepted, now + QUERY_EVERY);
                 self.assignment.add(took);
                 return self.cluster.fleet.clear_backoff(&holder.node);
             }
-            CallResult::Status(standing @ (AssignmentStatus::Held | AssignmentStatus::Waits(_))) => {
+            CallResult::Status(status @ (AssignmentStatus::Held | AssignmentStatus::Waits(_))) => {
                 entry.runtime.next_call =
-                    now + if entry.record.state == TaskState::Assigned { REMIND_EVERY } else { Duration::ZERO };
+                    now + if entry.record.state == TaskState::Assigned { QUERY_EVERY } else { Duration::ZERO };
                 entry.runtime.assign_reply = AssignReply::Accepted;
-                let AssignmentStatus::Waits(step) = standing else {
+                let AssignmentStatus::Waits(stage) = status else {
                     // The task has begun, and the hint about its record may have been lost.
-                    return self.reads.want(id.clone());
+                    return self.reads.queue_read(id.clone());
                 };
-                if entry.runtime.waits.replace(step) != Some(step) {
+                if entry.runtime.start_stage.replace(stage) != Some(stage) {
                     self.notify(id);
                 }
                 return;
             }
             CallResult::Notified => {
-                entry.runtime.owes_notification = false;
-                entry.runtime.next_call = now + ASK_EVERY;
+                entry.runtime.needs_notification = false;
+                entry.runtime.next_call = now + CALL_EVERY;
                 if !entry.record.has_begun() {
-                    entry.runtime.assign_reply = AssignReply::Unclear;
+                    entry.runtime.assign_reply = AssignReply::NoAnswer;
                 }
                 return;
             }
             CallResult::Status(AssignmentStatus::Ended) | CallResult::NoGrant => {
-                entry.runtime.next_call = now + ASK_EVERY;
-                return self.reads.want(id.clone());
+                entry.runtime.next_call = now + CALL_EVERY;
+                return self.reads.queue_read(id.clone());
             }
             CallResult::Failed(CallError::NoAnswer(why) | CallError::Misdirected(why)) => {
                 tracing::debug!(task = %id, node = %holder.node, why, "no answer");
-                entry.runtime.next_call = now + ASK_EVERY;
+                entry.runtime.next_call = now + CALL_EVERY;
                 if call != Call::Notify && entry.runtime.assign_reply != AssignReply::Accepted {
-                    entry.runtime.assign_reply = AssignReply::Unclear;
+                    entry.runtime.assign_reply = AssignReply::NoAnswer;
                 }
                 return;
             }
             CallResult::Failed(CallError::Refused { why, .. }) if call == Call::Notify => {
                 tracing::info!(task = %id, node = %holder.node, why, "notification refused");
-                entry.runtime.next_call = now + ASK_EVERY;
-                return self.reads.want(id.clone());
+                entry.runtime.next_call = now + CALL_EVERY;
+                return self.reads.queue_read(id.clone());
             }
             // Without a backoff: the runner has never received the assignment, or has returned the task.
             CallResult::Status(AssignmentStatus::Unknown) => {
@@ -376,15 +387,15 @@ impl Dispatcher {
             | CallResult::Failed(CallError::Refused { code, why }) => (code, why),
         };
         entry.runtime.assign_reply = AssignReply::Refused { code, why };
-        self.avoid(id, &holder.node, code);
+        self.start_backoff(id, &holder.node, code);
     }
 }
 
 /// Returns the node that has returned a task because it stops: no watch fires when its registration says so.
-fn gives_back<'a>(before: &'a TaskRecord, after: &TaskRecord) -> Option<&'a NodeId> {
+fn returning_node<'a>(before: &'a TaskRecord, after: &TaskRecord) -> Option<&'a NodeId> {
     let outcome = after.attempts.last().and_then(|attempt| attempt.outcome.as_deref());
-    let is_given = after.holder.is_none() && outcome == Some(Code::RunnerInterrupt.as_str());
-    before.node().filter(|_| is_given)
+    let is_returned = after.holder.is_none() && outcome == Some(Code::RunnerInterrupt.as_str());
+    before.node().filter(|_| is_returned)
 }
 
 /// Tells whether claims fit into a record: 1 to 8 of them, each of 1 to 300 bytes.

@@ -23,7 +23,7 @@ pub(crate) enum FenceProgress {
     /// It failed; it will be run again.
     Failed {
         /// When it is run again.
-        rest: super::backoff::Backoff,
+        backoff: super::backoff::Backoff,
         /// Its message.
         why: String,
     },
@@ -44,7 +44,7 @@ pub(crate) struct ClusterState {
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,
     due: BTreeSet<(Duration, TaskId)>,
-    dues: BTreeMap<TaskId, Duration>,
+    due_at: BTreeMap<TaskId, Duration>,
 }
 
 impl ClusterState {
@@ -56,8 +56,8 @@ impl ClusterState {
             let is_same_node = created.is_none() || before.created.is_none() || before.created == created;
             if is_same_node && version <= before.version {
                 if let Some(created) = created {
-                    let aged = self.tasks.learn_created(&id, created);
-                    self.rank_anew(&aged);
+                    let aged = self.tasks.set_created(&id, created);
+                    self.rerank(&aged);
                 }
                 return false;
             }
@@ -68,12 +68,12 @@ impl ClusterState {
             self.unindex(&before.record);
         }
         let freed: Vec<String> = before.as_ref().map(|before| before.record.claims.clone()).unwrap_or_default();
-        let entry = renewed(before, Arc::new(record), version, created, now.boot);
+        let entry = updated_entry(before, Arc::new(record), version, created, now.boot);
         self.index(&entry);
         let aged = self.tasks.insert(entry);
-        self.rank_anew(&aged);
+        self.rerank(&aged);
         self.free(freed.iter(), now.boot);
-        self.touch(&id, now.boot);
+        self.make_due(&id, now.boot);
         true
     }
 
@@ -82,7 +82,7 @@ impl ClusterState {
         self.unqueue(id);
         let Some(entry) = self.tasks.remove(id) else { return };
         self.unindex(&entry.record);
-        self.calm(id);
+        self.clear_due(id);
         self.free(entry.record.claims.iter(), now);
     }
 
@@ -111,7 +111,7 @@ impl ClusterState {
     fn free<'a>(&mut self, claims: impl Iterator<Item = &'a String>, now: Duration) {
         for claim in claims {
             if !self.claimed.contains_key(claim) {
-                self.queue.freed(claim).iter().for_each(|id| self.touch(id, now));
+                self.queue.take_blocked(claim).iter().for_each(|id| self.make_due(id, now));
             }
         }
     }
@@ -123,7 +123,7 @@ impl ClusterState {
         }
     }
 
-    fn rank_anew(&mut self, ids: &[TaskId]) {
+    fn rerank(&mut self, ids: &[TaskId]) {
         for id in ids {
             if let Some(node) = self.queue.place(id).cloned() {
                 self.enqueue(id, node);
@@ -134,8 +134,8 @@ impl ClusterState {
     /// Removes a task from the queue and from the blocked tasks.
     pub(crate) fn unqueue(&mut self, id: &TaskId) {
         self.queue.remove(id);
-        let waits_for = self.tasks.get_mut(id).and_then(|entry| entry.runtime.waits_for.take());
-        if let Some(claim) = waits_for {
+        let blocked_by = self.tasks.get_mut(id).and_then(|entry| entry.runtime.blocked_by.take());
+        if let Some(claim) = blocked_by {
             self.queue.unblock(id, &claim);
         }
     }
@@ -165,41 +165,41 @@ impl ClusterState {
 
     /// Blocks a task until a claim of another one is free.
     pub(crate) fn block(&mut self, id: &TaskId, claim: String) {
-        self.calm(id);
+        self.clear_due(id);
         self.unqueue(id);
         let Some(entry) = self.tasks.get_mut(id) else { return };
         self.queue.block(id, &claim);
-        entry.runtime.waits_for = Some(claim);
+        entry.runtime.blocked_by = Some(claim);
     }
 
     /// Delays all writes of a task until `until`.
-    pub(crate) fn hold(&mut self, id: &TaskId, until: Duration) {
-        self.calm(id);
+    pub(crate) fn delay_writes(&mut self, id: &TaskId, until: Duration) {
+        self.clear_due(id);
         self.unqueue(id);
         if let Some(entry) = self.tasks.get_mut(id) {
-            entry.runtime.hold_until = until;
+            entry.runtime.next_write = until;
         }
-        self.touch(id, until);
+        self.make_due(id, until);
     }
 
     /// Applies the registrations as they were read.
     pub(crate) fn observe_runners(&mut self, runners: BTreeMap<NodeId, Registration>, now: Duration) {
         let changed = self.fleet.replace(runners);
-        let mut concerned: BTreeSet<TaskId> = BTreeSet::new();
+        let mut affected: BTreeSet<TaskId> = BTreeSet::new();
         for node in &changed {
-            concerned.extend(self.fleet.tasks(node).cloned());
-            let is_asked_back = self.fleet.drains.get(node).is_some_and(|(drain, _)| drain.now);
-            if is_asked_back && self.fleet.get(node).is_some() {
+            affected.extend(self.fleet.tasks(node).cloned());
+            let is_interrupted = self.fleet.drains.get(node).is_some_and(|(drain, _)| drain.now);
+            if is_interrupted && self.fleet.get(node).is_some() {
                 self.interrupts.insert(node.clone(), now);
             }
-            if let Some(there) = self.fleet.get(node) {
-                self.fences.remove(&(node.clone(), there.incarnation.0.clone()));
+            if let Some(registration) = self.fleet.get(node) {
+                self.fences.remove(&(node.clone(), registration.incarnation.0.clone()));
             }
         }
         if !changed.is_empty() {
-            concerned.extend(self.tasks.of(TaskState::Lost).iter().cloned());
+            affected.extend(self.tasks.of(TaskState::Lost).iter().cloned());
         }
-        concerned.iter().for_each(|id| self.touch(id, now));
+        affected.iter().for_each(|id| self.make_due(id, now));
     }
 
     /// Applies telemetry of a task's holder. Returns `false` if the task has no holder.
@@ -213,17 +213,17 @@ impl ClusterState {
     }
 
     /// Makes a task due at `at`, unless it is due earlier.
-    pub(crate) fn touch(&mut self, id: &TaskId, at: Duration) {
-        if self.tasks.get(id).is_some() && self.dues.get(id).is_none_or(|due| *due > at) {
-            self.calm(id);
+    pub(crate) fn make_due(&mut self, id: &TaskId, at: Duration) {
+        if self.tasks.get(id).is_some() && self.due_at.get(id).is_none_or(|due| *due > at) {
+            self.clear_due(id);
             self.due.insert((at, id.clone()));
-            self.dues.insert(id.clone(), at);
+            self.due_at.insert(id.clone(), at);
         }
     }
 
     /// Clears the due time of a task.
-    pub(crate) fn calm(&mut self, id: &TaskId) {
-        if let Some(due) = self.dues.remove(id) {
+    pub(crate) fn clear_due(&mut self, id: &TaskId) {
+        if let Some(due) = self.due_at.remove(id) {
             self.due.remove(&(due, id.clone()));
         }
     }
@@ -237,17 +237,17 @@ impl ClusterState {
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let task = self.due.first().map(|(at, _)| *at);
         let interrupt = self.interrupts.values().min().copied();
-        [task, self.fleet.next_wake(), interrupt].into_iter().flatten().min()
+        [task, self.fleet.next_backoff_end(), interrupt].into_iter().flatten().min()
     }
 
     /// Makes the lost tasks due whose last runner was `holder`.
-    pub(crate) fn touch_lost(&mut self, holder: &Holder, now: Duration) {
-        self.lost_with(holder).iter().for_each(|id| self.touch(id, now));
+    pub(crate) fn make_lost_due(&mut self, holder: &Holder, now: Duration) {
+        self.lost_with(holder).iter().for_each(|id| self.make_due(id, now));
     }
 
     /// Clears the due times of the lost tasks whose last runner was `holder`.
-    pub(crate) fn calm_lost(&mut self, holder: &Holder) {
-        self.lost_with(holder).iter().for_each(|id| self.calm(id));
+    pub(crate) fn clear_lost_due(&mut self, holder: &Holder) {
+        self.lost_with(holder).iter().for_each(|id| self.clear_due(id));
     }
 
     fn lost_with(&self, holder: &Holder) -> Vec<TaskId> {
@@ -261,7 +261,7 @@ fn bytes(entry: &TaskEntry) -> u64 {
 }
 
 /// Returns the entry with a newer record: runtime state of the old state is reset.
-fn renewed(
+fn updated_entry(
     before: Option<TaskEntry>,
     record: Arc<TaskRecord>,
     version: i32,
@@ -278,10 +278,10 @@ fn renewed(
     let mut runtime = before.runtime;
     runtime.undrained = undrained(&record, &runtime.undrained, now);
     if old.state != record.state || !is_same_holder {
-        (runtime.since, runtime.assign_reply, runtime.next_call) = (now, AssignReply::No, Duration::ZERO);
-        runtime.waits = None;
+        (runtime.since, runtime.assign_reply, runtime.next_call) = (now, AssignReply::NotCalled, Duration::ZERO);
+        runtime.start_stage = None;
     }
-    runtime.owes_notification &= is_same_holder;
+    runtime.needs_notification &= is_same_holder;
     let (grant, live) = if is_same_holder { (before.grant, before.live) } else { (None, None) };
     TaskEntry { record, version, created: created.or(before.created), grant, live, runtime }
 }

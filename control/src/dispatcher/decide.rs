@@ -15,17 +15,17 @@ use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
 /// Time between two calls to a runner that has not answered, or has not yet done what its task's record says.
-pub(crate) const ASK_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const CALL_EVERY: Duration = Duration::from_secs(1);
 /// Time between two queries of a runner that has accepted a task and not begun it.
-pub(crate) const REMIND_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const QUERY_EVERY: Duration = Duration::from_secs(5);
 
 /// Longest time between two checks whether an ended task's retention has passed.
-const RETENTION_LOOK_MAX: Duration = Duration::from_secs(60 * 60);
+const RETENTION_CHECK_MAX: Duration = Duration::from_secs(60 * 60);
 /// Time between two of these checks while no other node's clock is known.
-const RETENTION_LOOK: Duration = Duration::from_secs(10);
+const RETENTION_CHECK: Duration = Duration::from_secs(10);
 
 /// Longest time between two checks whether a failed task's backoff is over.
-const REST_LOOK_EVERY: Duration = Duration::from_secs(10);
+const BACKOFF_CHECK_MAX: Duration = Duration::from_secs(10);
 
 /// Times and bounds of decisions, as in [`Config`](super::Config).
 #[derive(Clone, Copy, Debug)]
@@ -38,45 +38,45 @@ pub(crate) struct DecisionLimits {
 }
 
 /// Returns what to do now, within the budget of writes and calls.
-pub(crate) fn decide(cluster: &ClusterState, terms: &DecisionLimits, now: Now, budget: Budget) -> Vec<Decision> {
+pub(crate) fn decide(cluster: &ClusterState, limits: &DecisionLimits, now: Now, budget: Budget) -> Vec<Decision> {
     let mut decisions = Vec::new();
     let mut budget = budget;
     for (node, at) in &cluster.interrupts {
-        if *at <= now.boot && budget.take_call() {
+        if *at <= now.boot && budget.spend_call() {
             decisions.push(Decision::Interrupt(node.clone()));
         }
     }
     for id in cluster.due(now.boot) {
         let Some(entry) = cluster.tasks.get(id) else { continue };
-        let decision = attend(cluster, entry, terms, now);
-        if !budget.take(&decision) {
+        let decision = decide_task(cluster, entry, limits, now);
+        if !budget.spend(&decision) {
             break;
         }
         decisions.push(decision);
     }
-    purge_surplus(cluster, terms, now, &mut budget, &mut decisions);
-    place::load(cluster, now, &mut budget, &mut decisions);
+    purge_surplus(cluster, limits, now, &mut budget, &mut decisions);
+    place::assign_ready(cluster, now, &mut budget, &mut decisions);
     decisions
 }
 
 /// Purges ended tasks, the first submitted first, while there are more than `tasks_max` tasks.
 fn purge_surplus(
     cluster: &ClusterState,
-    terms: &DecisionLimits,
+    limits: &DecisionLimits,
     now: Now,
     budget: &mut Budget,
     decisions: &mut Vec<Decision>,
 ) {
-    let surplus = cluster.tasks.len().saturating_sub(terms.tasks_max);
+    let surplus = cluster.tasks.len().saturating_sub(limits.tasks_max);
     if surplus == 0 {
         return;
     }
     let is_settled = |id: &&TaskId| cluster.tasks.get(id).is_some_and(|entry| entry.record.claims.is_empty());
     for id in cluster.tasks.ended().filter(is_settled).take(surplus) {
-        let is_free = |entry: &TaskEntry| !entry.runtime.is_busy && entry.runtime.hold_until <= now.boot;
+        let is_free = |entry: &TaskEntry| !entry.runtime.is_busy && entry.runtime.next_write <= now.boot;
         let decision = Decision::Purge(id.clone());
         if cluster.tasks.get(id).is_some_and(is_free) && !decisions.contains(&decision) {
-            if !budget.take(&decision) {
+            if !budget.spend(&decision) {
                 return;
             }
             decisions.push(decision);
@@ -85,32 +85,32 @@ fn purge_surplus(
 }
 
 /// Decides about one task that is due.
-fn attend(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now: Now) -> Decision {
+fn decide_task(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now: Now) -> Decision {
     let record = &entry.record;
     let id = || record.id.clone();
     if entry.runtime.is_busy {
         return Decision::Idle(id());
     }
-    if entry.runtime.hold_until > now.boot {
-        return Decision::WakeAt(id(), entry.runtime.hold_until);
+    if entry.runtime.next_write > now.boot {
+        return Decision::WakeAt(id(), entry.runtime.next_write);
     }
-    if let Some(quieted) = quieted(record, entry, terms, now) {
-        return quieted;
+    if let Some(drained) = drained(record, entry, limits, now) {
+        return drained;
     }
     let (decision, again) = match record.state {
         TaskState::Pending => (pending(cluster, entry, now), None),
-        TaskState::Assigned => assigned(cluster, entry, terms, now),
+        TaskState::Assigned => assigned(cluster, entry, limits, now),
         TaskState::Running | TaskState::Verifying => running(cluster, entry, now),
         TaskState::Cancelling if record.has_begun() => running(cluster, entry, now),
-        TaskState::Cancelling => assigned(cluster, entry, terms, now),
-        TaskState::Lost => lost(cluster, entry, terms, now),
+        TaskState::Cancelling => assigned(cluster, entry, limits, now),
+        TaskState::Lost => lost(cluster, entry, limits, now),
         TaskState::Paused => (Decision::Idle(id()), None),
-        TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => (ended(record, terms, now), None),
+        TaskState::Succeeded | TaskState::Failed | TaskState::Cancelled => (ended(record, limits, now), None),
     };
     let Decision::Idle(_) = decision else { return decision };
-    let quiet_at = entry.runtime.undrained.iter().map(|(_, since)| *since + terms.quiet_after).min();
-    let quiet_at = quiet_at.filter(|_| record.spec.kind().fence() == Fence::Lease);
-    match [again, quiet_at].into_iter().flatten().min() {
+    let drained_at = entry.runtime.undrained.iter().map(|(_, since)| *since + limits.quiet_after).min();
+    let drained_at = drained_at.filter(|_| record.spec.kind().fence() == Fence::Lease);
+    match [again, drained_at].into_iter().flatten().min() {
         Some(at) => Decision::WakeAt(id(), at),
         None => decision,
     }
@@ -118,18 +118,18 @@ fn attend(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now
 
 /// Marks ended attempts as drained whose last requests are over by now, for tasks under a lease. With other fences the
 /// destination's lock or a proof of the fence shows that.
-fn quieted(record: &TaskRecord, entry: &TaskEntry, terms: &DecisionLimits, now: Now) -> Option<Decision> {
+fn drained(record: &TaskRecord, entry: &TaskEntry, limits: &DecisionLimits, now: Now) -> Option<Decision> {
     if record.spec.kind().fence() != Fence::Lease {
         return None;
     }
     let is_over = |attempt: &Attempt| {
         let seen = entry.runtime.undrained.iter().find(|(grant, _)| *grant == attempt.epoch);
         let is_waiting = !attempt.quiet && attempt.ended_ms.is_some();
-        is_waiting && seen.is_some_and(|(_, since)| *since + terms.quiet_after <= now.boot)
+        is_waiting && seen.is_some_and(|(_, since)| *since + limits.quiet_after <= now.boot)
     };
     let over = record.attempts.iter().enumerate().filter(|(_, attempt)| is_over(attempt));
     let events: Vec<TaskEvent> = over.map(|(index, _)| TaskEvent::AttemptDrained { attempt: index }).collect();
-    (!events.is_empty()).then(|| Decision::Move { task: record.id.clone(), events })
+    (!events.is_empty()).then(|| Decision::Transition { task: record.id.clone(), events })
 }
 
 fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
@@ -139,22 +139,25 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
         return Decision::Idle(id);
     }
     if let Some((to, claims)) = &runtime.resolved
-        && cluster.fleet.get(&to.node).is_some_and(|there| there.incarnation == to.incarnation && !there.stopping)
+        && cluster
+            .fleet
+            .get(&to.node)
+            .is_some_and(|registration| registration.incarnation == to.incarnation && !registration.stopping)
     {
         let assigned = TaskEvent::Assigned { to: to.clone(), claims: claims.clone() };
-        return Decision::Move { task: id, events: vec![assigned] };
+        return Decision::Transition { task: id, events: vec![assigned] };
     }
     if let AssignReply::Refused { code, why } = &runtime.assign_reply {
-        return Decision::Move { task: id, events: vec![TaskEvent::Rejected(failure(*code, why))] };
+        return Decision::Transition { task: id, events: vec![TaskEvent::Rejected(failure(*code, why))] };
     }
-    if let Some(until) = entry.rests_until(now) {
+    if let Some(until) = entry.backoff_until(now) {
         // Checked more often than that, as the wall clock may be set meanwhile.
-        return Decision::WakeAt(id, until.min(now.boot + REST_LOOK_EVERY));
+        return Decision::WakeAt(id, until.min(now.boot + BACKOFF_CHECK_MAX));
     }
     match record.spec.kind().node() {
-        Err(error) => Decision::Move { task: id, events: vec![TaskEvent::Rejected(Failure::from(&error))] },
-        Ok(Some(node)) => match runtime.avoid.get(&node) {
-            Some(rest) if rest.until > now.boot => Decision::WakeAt(id, rest.until),
+        Err(error) => Decision::Transition { task: id, events: vec![TaskEvent::Rejected(Failure::from(&error))] },
+        Ok(Some(node)) => match runtime.backoffs.get(&node) {
+            Some(backoff) if backoff.until > now.boot => Decision::WakeAt(id, backoff.until),
             _ => Decision::Queue(id, Some(node)),
         },
         Ok(None) => Decision::Queue(id, None),
@@ -165,35 +168,35 @@ fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
 fn assigned(
     cluster: &ClusterState,
     entry: &TaskEntry,
-    terms: &DecisionLimits,
+    limits: &DecisionLimits,
     now: Now,
 ) -> (Decision, Option<Duration>) {
     let (record, runtime) = (&entry.record, &entry.runtime);
-    let Some(holder) = &record.holder else { return rest(record, None) };
-    let moved = |event| (Decision::Move { task: record.id.clone(), events: vec![event] }, None);
+    let Some(holder) = &record.holder else { return idle(record, None) };
+    let transition = |event| (Decision::Transition { task: record.id.clone(), events: vec![event] }, None);
     if cluster.fleet.peer(holder).is_none() {
-        return moved(TaskEvent::RunnerLost);
+        return transition(TaskEvent::RunnerLost);
     }
     if let AssignReply::Refused { code, why } = &runtime.assign_reply {
         let is_only = matches!(record.spec.kind().node(), Ok(Some(_)));
         if is_only && is_final(*code) && record.desired_state == DesiredState::Run {
-            return moved(failed(record, failure(*code, why)));
+            return transition(failed(record, failure(*code, why)));
         }
-        return moved(TaskEvent::Revoked { code: *code, why: format!("{}: {why}", holder.node) });
+        return transition(TaskEvent::Revoked { code: *code, why: format!("{}: {why}", holder.node) });
     }
-    if runtime.assign_reply != AssignReply::Accepted && runtime.since + terms.answer_within <= now.boot {
-        let why = format!("{} did not answer within {} s", holder.node, terms.answer_within.as_secs());
-        return moved(TaskEvent::Revoked { code: Code::Unreachable, why });
+    if runtime.assign_reply != AssignReply::Accepted && runtime.since + limits.answer_within <= now.boot {
+        let why = format!("{} did not answer within {} s", holder.node, limits.answer_within.as_secs());
+        return transition(TaskEvent::Revoked { code: Code::Unreachable, why });
     }
     if runtime.is_calling {
-        return rest(record, Some(runtime.since + terms.answer_within));
+        return idle(record, Some(runtime.since + limits.answer_within));
     }
     if runtime.next_call > now.boot {
-        return rest(record, Some(runtime.next_call));
+        return idle(record, Some(runtime.next_call));
     }
     let (id, holder) = (record.id.clone(), holder.clone());
     match runtime.assign_reply {
-        AssignReply::No if record.state == TaskState::Assigned => (Decision::Assign(id, holder), None),
+        AssignReply::NotCalled if record.state == TaskState::Assigned => (Decision::Assign(id, holder), None),
         AssignReply::Accepted if record.desired_state != DesiredState::Run => (Decision::Notify(id, holder), None),
         _ => (Decision::Query(id, holder), None),
     }
@@ -202,67 +205,69 @@ fn assigned(
 /// Decides about a task that has begun: notifies the runner until it has applied the record, and notes its loss.
 fn running(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> (Decision, Option<Duration>) {
     let (record, runtime) = (&entry.record, &entry.runtime);
-    let Some(holder) = &record.holder else { return rest(record, None) };
+    let Some(holder) = &record.holder else { return idle(record, None) };
     if cluster.fleet.peer(holder).is_none() {
-        return (Decision::Move { task: record.id.clone(), events: vec![TaskEvent::RunnerLost] }, None);
+        return (Decision::Transition { task: record.id.clone(), events: vec![TaskEvent::RunnerLost] }, None);
     }
-    if (record.desired_state == DesiredState::Run && !runtime.owes_notification) || runtime.is_calling {
-        return rest(record, None);
+    if (record.desired_state == DesiredState::Run && !runtime.needs_notification) || runtime.is_calling {
+        return idle(record, None);
     }
     if runtime.next_call > now.boot {
-        return rest(record, Some(runtime.next_call));
+        return idle(record, Some(runtime.next_call));
     }
     (Decision::Notify(record.id.clone(), holder.clone()), None)
 }
 
 /// Decides about a task whose runner is lost: fences that runner as the task's fence demands.
-fn lost(cluster: &ClusterState, entry: &TaskEntry, terms: &DecisionLimits, now: Now) -> (Decision, Option<Duration>) {
+fn lost(cluster: &ClusterState, entry: &TaskEntry, limits: &DecisionLimits, now: Now) -> (Decision, Option<Duration>) {
     let (record, runtime) = (&entry.record, &entry.runtime);
-    let moved = |event| (Decision::Move { task: record.id.clone(), events: vec![event] }, None);
-    let Some(runner) = record.attempts.last().map(|attempt| &attempt.runner) else { return rest(record, None) };
-    let there = cluster.fleet.get(&runner.node);
+    let transition = |event| (Decision::Transition { task: record.id.clone(), events: vec![event] }, None);
+    let Some(runner) = record.attempts.last().map(|attempt| &attempt.runner) else { return idle(record, None) };
+    let registration = cluster.fleet.get(&runner.node);
     match record.spec.kind().fence() {
-        Fence::Local => match there {
-            Some(there) if there.incarnation == runner.incarnation && record.holder.is_some() => {
-                moved(TaskEvent::RunnerReturned)
+        Fence::Local => match registration {
+            Some(registration) if registration.incarnation == runner.incarnation && record.holder.is_some() => {
+                transition(TaskEvent::RunnerReturned)
             }
-            Some(_) => moved(TaskEvent::Fenced(FenceProof::NodeBack)),
-            None if record.desired_state == DesiredState::Run => rest(record, None),
-            None if runtime.since + terms.quiet_after <= now.boot => moved(TaskEvent::Fenced(FenceProof::Waited)),
-            None => rest(record, Some(runtime.since + terms.quiet_after)),
+            Some(_) => transition(TaskEvent::Fenced(FenceProof::NodeBack)),
+            None if record.desired_state == DesiredState::Run => idle(record, None),
+            None if runtime.since + limits.quiet_after <= now.boot => transition(TaskEvent::Fenced(FenceProof::Waited)),
+            None => idle(record, Some(runtime.since + limits.quiet_after)),
         },
-        Fence::Lease if runtime.since + terms.hold_off <= now.boot => moved(TaskEvent::Fenced(FenceProof::LeaseOver)),
-        Fence::Lease => rest(record, Some(runtime.since + terms.hold_off)),
+        Fence::Lease if runtime.since + limits.hold_off <= now.boot => {
+            transition(TaskEvent::Fenced(FenceProof::LeaseOver))
+        }
+        Fence::Lease => idle(record, Some(runtime.since + limits.hold_off)),
         Fence::Command => match cluster.fences.get(&(runner.node.clone(), runner.incarnation.0.clone())) {
-            Some(FenceProgress::Done) => moved(TaskEvent::Fenced(FenceProof::Command)),
-            Some(FenceProgress::Running) => rest(record, None),
-            Some(FenceProgress::Failed { rest: again, .. }) if again.until > now.boot => {
-                rest(record, Some(again.until))
+            Some(FenceProgress::Done) => transition(TaskEvent::Fenced(FenceProof::Command)),
+            Some(FenceProgress::Running) => idle(record, None),
+            Some(FenceProgress::Failed { backoff, .. }) if backoff.until > now.boot => {
+                idle(record, Some(backoff.until))
             }
             Some(FenceProgress::Failed { .. }) | None => (Decision::Fence(runner.clone()), None),
         },
-        Fence::Manual => rest(record, None),
+        Fence::Manual => idle(record, None),
     }
 }
 
 /// Decides about an ended task: purges it once its retention has passed by every clock.
-fn ended(record: &TaskRecord, terms: &DecisionLimits, now: Now) -> Decision {
+fn ended(record: &TaskRecord, limits: &DecisionLimits, now: Now) -> Decision {
     if !record.claims.is_empty() {
         return Decision::Idle(record.id.clone());
     }
-    let retention_ms = u64::try_from(terms.retention.as_millis()).unwrap_or(u64::MAX);
+    let retention_ms = u64::try_from(limits.retention.as_millis()).unwrap_or(u64::MAX);
     let end_ms = record.updated_ms.saturating_add(retention_ms);
     let left = match now.sure_ms {
         Some(sure_ms) if end_ms <= sure_ms => return Decision::Purge(record.id.clone()),
         // Clocks may be set right meanwhile.
-        Some(sure_ms) => Duration::from_millis(end_ms - sure_ms).min(RETENTION_LOOK_MAX),
-        None => RETENTION_LOOK,
+        Some(sure_ms) => Duration::from_millis(end_ms - sure_ms).min(RETENTION_CHECK_MAX),
+        None => RETENTION_CHECK,
     };
     Decision::WakeAt(record.id.clone(), now.boot + left)
 }
 
 /// Does nothing, until `again` if that is known.
-fn rest(record: &TaskRecord, again: Option<Duration>) -> (Decision, Option<Duration>) {
+fn idle(record: &TaskRecord, again: Option<Duration>) -> (Decision, Option<Duration>) {
     (Decision::Idle(record.id.clone()), again)
 }
 

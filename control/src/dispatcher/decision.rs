@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Decision {
     /// Write events of a task.
-    Move {
+    Transition {
         /// The task.
         task: TaskId,
         /// Events, in this order, in one write.
@@ -48,24 +48,24 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Takes the budget of a decision; tells whether there was enough.
-    pub(crate) fn take(&mut self, decision: &Decision) -> bool {
+    /// Spends the budget of a decision; tells whether there was enough.
+    pub(crate) fn spend(&mut self, decision: &Decision) -> bool {
         match decision {
-            Decision::Move { .. } | Decision::Purge(_) => take_one(&mut self.writes),
+            Decision::Transition { .. } | Decision::Purge(_) => spend_one(&mut self.writes),
             Decision::Resolve(..) | Decision::Assign(..) | Decision::Query(..) | Decision::Notify(..) => {
-                self.take_call()
+                self.spend_call()
             }
-            Decision::Interrupt(_) | Decision::Fence(_) => self.take_call(),
+            Decision::Interrupt(_) | Decision::Fence(_) => self.spend_call(),
             Decision::Queue(..) | Decision::Block(..) | Decision::WakeAt(..) | Decision::Idle(_) => true,
         }
     }
 
-    pub(crate) fn take_call(&mut self) -> bool {
-        take_one(&mut self.calls)
+    pub(crate) fn spend_call(&mut self) -> bool {
+        spend_one(&mut self.calls)
     }
 }
 
-fn take_one(left: &mut usize) -> bool {
+fn spend_one(left: &mut usize) -> bool {
     let has_one = *left > 0;
     *left -= usize::from(has_one);
     has_one

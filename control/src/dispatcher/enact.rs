@@ -3,7 +3,7 @@
 use super::Dispatcher;
 use super::backoff::Backoff;
 use super::cluster_state::FenceProgress;
-use super::decide::ASK_EVERY;
+use super::decide::CALL_EVERY;
 use super::decision::Decision;
 use super::event::{Call, CallResult, Event, Purpose};
 use super::history::Known;
@@ -17,14 +17,14 @@ use std::future::Future;
 use std::time::Duration;
 
 /// Wait after a decision that the state machine refuses: a defect, which must not spin.
-const DEFECT_REST: Duration = Duration::from_secs(5);
+const DEFECT_WAIT: Duration = Duration::from_secs(5);
 
 impl Dispatcher {
     /// Enacts one decision.
     pub(crate) fn enact(&mut self, decision: Decision, now: Now) {
         tracing::trace!(?decision, "decided");
         match decision {
-            Decision::Move { task, events } => self.move_task(&task, events, now),
+            Decision::Transition { task, events } => self.transition(&task, events, now),
             Decision::Purge(task) => {
                 if let Some(entry) = self.cluster.tasks.get(&task) {
                     let (state, ended_ms) = (entry.record.state.as_str(), entry.record.updated_ms);
@@ -39,7 +39,7 @@ impl Dispatcher {
             Decision::Fence(holder) => self.fence_runner(holder),
             Decision::Interrupt(node) => self.interrupt(node, now.boot),
             Decision::Queue(task, node) => {
-                self.cluster.calm(&task);
+                self.cluster.clear_due(&task);
                 self.cluster.unqueue(&task);
                 self.cluster.unreserve(&task, now.boot);
                 if let Some(entry) = self.cluster.tasks.get_mut(&task) {
@@ -49,16 +49,16 @@ impl Dispatcher {
             }
             Decision::Block(task, claim) => self.cluster.block(&task, claim),
             Decision::WakeAt(task, until) => {
-                self.cluster.calm(&task);
+                self.cluster.clear_due(&task);
                 self.cluster.queue.remove(&task);
-                self.cluster.touch(&task, until);
+                self.cluster.make_due(&task, until);
             }
-            Decision::Idle(task) => self.cluster.calm(&task),
+            Decision::Idle(task) => self.cluster.clear_due(&task),
         }
     }
 
     /// Starts the write of the record that `events` lead to.
-    fn move_task(&mut self, id: &TaskId, events: Vec<TaskEvent>, now: Now) {
+    fn transition(&mut self, id: &TaskId, events: Vec<TaskEvent>, now: Now) {
         let Some(entry) = self.cluster.tasks.get(id) else { return };
         let moved = events.iter().try_fold((*entry.record).clone(), |record, event| {
             state_machine::next(&record, event.clone(), now.unix_ms)
@@ -67,8 +67,8 @@ impl Dispatcher {
             Ok(after) => after,
             Err(why) => {
                 tracing::error!(task = %id, %why, ?events, "illegal transition decided");
-                let until = now.boot + DEFECT_REST;
-                self.cluster.hold(id, until);
+                let until = now.boot + DEFECT_WAIT;
+                self.cluster.delay_writes(id, until);
                 return;
             }
         };
@@ -80,7 +80,7 @@ impl Dispatcher {
                     self.cluster.reserve(id, &to.node, claims);
                 }
                 (TaskEvent::Revoked { code: Code::Unreachable, .. }, Some(holder)) => {
-                    self.avoid(id, &holder.node, Code::Unreachable);
+                    self.start_backoff(id, &holder.node, Code::Unreachable);
                 }
                 _ => {}
             }
@@ -90,7 +90,7 @@ impl Dispatcher {
 
     /// Starts the write that replaces the known record with `after`.
     pub(crate) fn write(&mut self, id: &TaskId, after: TaskRecord, purpose: Purpose) {
-        self.cluster.calm(id);
+        self.cluster.clear_due(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_busy = true;
         let change = Change { before: entry.record.clone(), known: Known::of(entry), after };
@@ -115,7 +115,7 @@ impl Dispatcher {
 
     /// Starts the deletion of a record, if it is still the known one.
     pub(crate) fn delete(&mut self, id: &TaskId, purpose: Purpose) {
-        self.cluster.calm(id);
+        self.cluster.clear_due(id);
         let Some(entry) = self.cluster.tasks.get_mut(id) else { return };
         entry.runtime.is_busy = true;
         let (known, task) = (Known::of(entry), id.clone());
@@ -123,11 +123,11 @@ impl Dispatcher {
     }
 
     fn resolve(&mut self, id: TaskId, to: Holder, now: Now) {
-        self.cluster.calm(&id);
+        self.cluster.clear_due(&id);
         self.cluster.unqueue(&id);
         let Some(entry) = self.cluster.tasks.get_mut(&id) else { return };
         let Some(peer) = self.cluster.fleet.peer(&to) else {
-            self.cluster.touch(&id, now.boot);
+            self.cluster.make_due(&id, now.boot);
             return;
         };
         entry.runtime.is_calling = true;
@@ -142,7 +142,7 @@ impl Dispatcher {
     }
 
     fn call(&mut self, call: Call, id: TaskId, holder: Holder) {
-        self.cluster.calm(&id);
+        self.cluster.clear_due(&id);
         let peer = self.cluster.fleet.peer(&holder);
         let (Some(entry), Some(peer)) = (self.cluster.tasks.get_mut(&id), peer) else { return };
         entry.runtime.is_calling = true;
@@ -150,19 +150,19 @@ impl Dispatcher {
         let (calls, writer) = (self.calls.clone(), self.writer.clone());
         self.calls_inflight += 1;
         crate::process::spawn_into(&mut self.jobs, async move {
-            let (grant, called) = called(call, &*calls, &writer, &peer, &record, &holder, grant).await;
-            Event::CallEnded { call, task: id, holder, grant, called }
+            let (grant, result) = make_call(call, &*calls, &writer, &peer, &record, &holder, grant).await;
+            Event::CallEnded { call, task: id, holder, grant, result }
         });
     }
 
     /// Starts the fence program for a lost runner, once for all tasks that were lost with it. The end of the program
     /// makes these tasks due again.
     fn fence_runner(&mut self, holder: Holder) {
-        self.cluster.calm_lost(&holder);
+        self.cluster.clear_lost_due(&holder);
         let key = (holder.node.clone(), holder.incarnation.0.clone());
-        let rest = match self.cluster.fences.get(&key) {
+        let backoff = match self.cluster.fences.get(&key) {
             Some(FenceProgress::Running | FenceProgress::Done) => return,
-            Some(FenceProgress::Failed { rest, .. }) => *rest,
+            Some(FenceProgress::Failed { backoff, .. }) => *backoff,
             None => Backoff::default(),
         };
         self.cluster.fences.insert(key, FenceProgress::Running);
@@ -174,9 +174,9 @@ impl Dispatcher {
                 Some(program) => program.fence_runner(&holder).await,
                 None => Err(String::from("taskd runs without --fence-command")),
             };
-            let rest = rest.again(clock.boot_time());
-            let fence_runner = result.map_or_else(|why| FenceProgress::Failed { rest, why }, |()| FenceProgress::Done);
-            Event::Fenced(holder, fence_runner)
+            let backoff = backoff.again(clock.boot_time());
+            let progress = result.map_or_else(|why| FenceProgress::Failed { backoff, why }, |()| FenceProgress::Done);
+            Event::Fenced(holder, progress)
         });
     }
 
@@ -185,7 +185,7 @@ impl Dispatcher {
         let peer = self.cluster.fleet.get(&node).map(Peer::from);
         match peer {
             Some(peer) if is_wanted && self.cluster.fleet.tasks(&node).next().is_some() => {
-                self.cluster.interrupts.insert(node.clone(), now + ASK_EVERY);
+                self.cluster.interrupts.insert(node.clone(), now + CALL_EVERY);
                 let (calls, leader) = (self.calls.clone(), self.writer.leader_term.epoch());
                 self.calls_inflight += 1;
                 crate::process::spawn_into(&mut self.jobs, async move {
@@ -202,7 +202,7 @@ impl Dispatcher {
 
 /// Makes a call about a task. Returns its result, and the holder's grant, which is read from the claim if `grant` is
 /// `None`.
-async fn called(
+async fn make_call(
     call: Call,
     calls: &dyn RunnerClient,
     writer: &Writer,
@@ -222,9 +222,9 @@ async fn called(
     };
     let Some(epoch) = grant else { return (None, CallResult::NoGrant) };
     let assignment = Assignment { task: record.id.clone(), epoch, incarnation: holder.incarnation.clone(), leader };
-    let called = match call {
+    let result = match call {
         Call::Assign => calls.assign(peer, assignment).await.map(CallResult::Answered),
         Call::Query | Call::Notify => calls.query(peer, assignment).await.map(CallResult::Status),
     };
-    (grant, called.unwrap_or_else(CallResult::Failed))
+    (grant, result.unwrap_or_else(CallResult::Failed))
 }

@@ -39,7 +39,7 @@ pub(crate) enum Event {
         task: TaskId,
         holder: Holder,
         grant: Option<Epoch>,
-        called: CallResult,
+        result: CallResult,
     },
     Fenced(Holder, FenceProgress),
     Interrupted(NodeId, Result<(), CallError>),
@@ -83,8 +83,8 @@ pub(crate) enum CallResult {
 /// One client's pending mutation.
 #[derive(Debug)]
 pub(crate) struct PendingMutation {
-    pub(crate) wanted: Mutation,
-    pub(crate) until: Duration,
+    pub(crate) mutation: Mutation,
+    pub(crate) deadline: Duration,
     pub(crate) reply: Reply<Arc<TaskRecord>>,
     /// Last content of a task whose removal has been sent.
     pub(crate) removed: Option<Arc<TaskRecord>>,

@@ -2,7 +2,7 @@
 
 use super::cluster_state::{ClusterState, FenceProgress};
 use super::now::Now;
-use super::place::{EligibleNodes, able};
+use super::place::{EligibleNodes, eligible_nodes};
 use super::tasks::{AssignReply, TaskEntry};
 use crate::model::{Fence, NodeId, TaskRecord, TaskState};
 use crate::peers::StartStage;
@@ -17,16 +17,16 @@ const SLOW: Duration = Duration::from_secs(5);
 const NODES_NAMED_MAX: usize = 4;
 
 /// Returns the record with the newest progress, and with a reason while the task does not run.
-pub(crate) fn shown(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
+pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
     let record = &entry.record;
     let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
-    let is_held = entry.runtime.hold_until > now.boot || entry.runtime.is_busy;
+    let is_held = entry.runtime.next_write > now.boot || entry.runtime.is_busy;
     let write_failure = entry.runtime.write_failure.as_ref().filter(|_| is_held && !record.state.is_terminal());
     let write_failure = write_failure.map(|write_failure| format!("record cannot be written: {}", write_failure.why));
     let reason = write_failure.or_else(|| match record.state {
-        TaskState::Pending => waits_for(cluster, entry, now),
-        TaskState::Assigned | TaskState::Cancelling if !record.has_begun() => not_begun(entry, now),
-        TaskState::Lost => fenced_by(cluster, record),
+        TaskState::Pending => pending_reason(cluster, entry, now),
+        TaskState::Assigned | TaskState::Cancelling if !record.has_begun() => not_begun_reason(entry, now),
+        TaskState::Lost => lost_reason(cluster, record),
         _ => None,
     });
     if live.is_none() && reason.is_none() {
@@ -42,32 +42,36 @@ pub(crate) fn shown(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<
     Arc::new(shown)
 }
 
-fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
+fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
     let (record, runtime) = (&entry.record, &entry.runtime);
-    if let Some(claim) = &runtime.waits_for {
+    if let Some(claim) = &runtime.blocked_by {
         let owner = cluster.claimed.get(claim).map_or_else(|| String::from("another task"), |id| format!("task {id}"));
         return Some(format!("waiting for {owner}, which has claimed the destination"));
     }
-    if let Some(until) = entry.rests_until(now) {
+    if let Some(until) = entry.backoff_until(now) {
         let seconds = (until - now.boot).as_millis().div_ceil(1000);
-        let where_ = failed_on(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
-        return Some(format!("retry in {seconds} s{where_}"));
+        let nodes = failed_on(cluster, record).map(|failed| format!("; {failed}")).unwrap_or_default();
+        return Some(format!("retry in {seconds} s{nodes}"));
     }
     let node = record.spec.kind().node().ok().flatten();
-    let avoided = runtime.avoid.iter().filter(|(_, rest)| rest.until > now.boot).map(|(node, _)| node.as_str());
-    let avoided: Vec<&str> = avoided.collect();
+    let refusing =
+        runtime.backoffs.iter().filter(|(_, backoff)| backoff.until > now.boot).map(|(node, _)| node.as_str());
+    let refusing: Vec<&str> = refusing.collect();
     if let Some(node) = node {
         return match cluster.fleet.get(&node) {
             None => Some(format!("waiting for {node}, which is not registered")),
-            Some(there) if there.stopping => Some(format!("waiting for {node}, which is stopping")),
+            Some(registration) if registration.stopping => Some(format!("waiting for {node}, which is stopping")),
             Some(_) if cluster.fleet.drains.contains_key(&node) => {
                 Some(format!("waiting for {node}, which is draining"))
             }
-            Some(there) if cluster.fleet.rival(&node).is_some() && !avoided.is_empty() => {
-                let rival = cluster.fleet.rival(&node).map_or("another node", NodeId::as_str);
-                Some(format!("waiting for {node}: {rival} has registered the same address, {}", there.address))
+            Some(registration) if cluster.fleet.conflicting_node(&node).is_some() && !refusing.is_empty() => {
+                let conflicting = cluster.fleet.conflicting_node(&node).map_or("another node", NodeId::as_str);
+                Some(format!(
+                    "waiting for {node}: {conflicting} has registered the same address, {}",
+                    registration.address
+                ))
             }
-            Some(_) if !avoided.is_empty() => Some(format!("waiting for {node}, which has refused it")),
+            Some(_) if !refusing.is_empty() => Some(format!("waiting for {node}, which has refused it")),
             Some(_) if cluster.fleet.load(&node).is_none() => {
                 Some(format!("waiting for {node}, which has no free slot"))
             }
@@ -83,7 +87,7 @@ fn waits_for(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<Stri
     if cluster.fleet.open().is_empty() {
         return Some(String::from("waiting for a runner: all are full, draining or stopping"));
     }
-    (!avoided.is_empty()).then(|| format!("waiting: refused by {}", avoided.join(", ")))
+    (!refusing.is_empty()).then(|| format!("waiting: refused by {}", refusing.join(", ")))
 }
 
 /// Names the nodes that have failed a task by faults of their own, and the eligible ones.
@@ -94,7 +98,7 @@ fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     }
     let failed: Vec<&str> = failed.into_iter().map(NodeId::as_str).collect();
     let failed = failed.join(", ");
-    let next = match able(cluster, record) {
+    let next = match eligible_nodes(cluster, record) {
         EligibleNodes::These(nodes) if cluster.fleet.all().count() > 1 => {
             let nodes: Vec<&str> = nodes.into_iter().take(NODES_NAMED_MAX).map(NodeId::as_str).collect();
             format!("next on {}", nodes.join(", "))
@@ -107,7 +111,7 @@ fn failed_on(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
 
 /// Explains why an assigned task has not begun. A runner that reports to have the task keeps it: a slow volume or
 /// server would be slow on other nodes, too.
-fn not_begun(entry: &TaskEntry, now: Now) -> Option<String> {
+fn not_begun_reason(entry: &TaskEntry, now: Now) -> Option<String> {
     let (record, runtime) = (&entry.record, &entry.runtime);
     let node = record.node()?;
     let given = Duration::from_millis(now.unix_ms.saturating_sub(record.attempts.last()?.started_ms));
@@ -115,7 +119,7 @@ fn not_begun(entry: &TaskEntry, now: Now) -> Option<String> {
         return None;
     }
     let seconds = given.as_secs();
-    let what = match (&runtime.assign_reply, runtime.waits) {
+    let what = match (&runtime.assign_reply, runtime.start_stage) {
         (AssignReply::Refused { .. }, _) => return None,
         (AssignReply::Accepted, None) => "reports no reason",
         (_, None) => return Some(format!("assigned {seconds} s ago to {node}, which has not answered")),
@@ -127,7 +131,7 @@ fn not_begun(entry: &TaskEntry, now: Now) -> Option<String> {
     Some(format!("assigned {seconds} s ago to {node}, which has not begun to write: {what}"))
 }
 
-fn fenced_by(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
+fn lost_reason(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let runner = &record.attempts.last()?.runner;
     let node = &runner.node;
     match record.spec.kind().fence() {

@@ -27,9 +27,9 @@ pub(crate) struct Fleet {
     /// Tasks that are being assigned to a runner.
     reserved: BTreeMap<TaskId, NodeId>,
     /// Last backoff of each runner, until it accepts a task.
-    rests: BTreeMap<NodeId, Backoff>,
+    backoffs: BTreeMap<NodeId, Backoff>,
     /// Runners that are in backoff now.
-    resting: BTreeSet<NodeId>,
+    in_backoff: BTreeSet<NodeId>,
     open: BTreeSet<RunnerLoad>,
     loads_open: BTreeMap<NodeId, RunnerLoad>,
     /// Nodes that have registered one address, by that address, as they were reported last.
@@ -57,7 +57,7 @@ impl Fleet {
 
     /// Returns how a holder can be reached; `None` if that process is not registered.
     pub(crate) fn peer(&self, holder: &Holder) -> Option<Peer> {
-        self.get(&holder.node).filter(|there| there.incarnation == holder.incarnation).map(Peer::from)
+        self.get(&holder.node).filter(|registration| registration.incarnation == holder.incarnation).map(Peer::from)
     }
 
     /// Returns the tasks that a node holds.
@@ -79,12 +79,13 @@ impl Fleet {
     pub(crate) fn replace(&mut self, runners: BTreeMap<NodeId, Registration>) -> BTreeSet<NodeId> {
         let before = std::mem::replace(&mut self.runners, runners);
         let nodes: BTreeSet<NodeId> = before.keys().chain(self.runners.keys()).cloned().collect();
-        let process = |there: Option<&Registration>| there.map(|there| there.incarnation.clone());
+        let process =
+            |registration: Option<&Registration>| registration.map(|registration| registration.incarnation.clone());
         let has_changed = |node: &NodeId| process(before.get(node)) != process(self.runners.get(node));
         let changed: BTreeSet<NodeId> = nodes.iter().filter(|node| has_changed(node)).cloned().collect();
         for node in &changed {
-            self.rests.remove(node);
-            self.resting.remove(node);
+            self.backoffs.remove(node);
+            self.in_backoff.remove(node);
         }
         nodes.iter().for_each(|node| self.refresh(node));
         changed
@@ -94,17 +95,17 @@ impl Fleet {
     /// ones.
     pub(crate) fn find_conflicts(&mut self) -> Vec<(String, BTreeSet<NodeId>)> {
         let mut nodes: BTreeMap<String, BTreeSet<NodeId>> = BTreeMap::new();
-        for there in self.runners.values() {
-            nodes.entry(there.address.clone()).or_default().insert(there.node.clone());
+        for registration in self.runners.values() {
+            nodes.entry(registration.address.clone()).or_default().insert(registration.node.clone());
         }
         nodes.retain(|_, nodes| nodes.len() > 1);
         let before = std::mem::replace(&mut self.conflicts, nodes);
-        let is_news = |(address, nodes): &(&String, &BTreeSet<NodeId>)| before.get(*address) != Some(nodes);
-        self.conflicts.iter().filter(is_news).map(|(address, nodes)| (address.clone(), nodes.clone())).collect()
+        let is_new = |(address, nodes): &(&String, &BTreeSet<NodeId>)| before.get(*address) != Some(nodes);
+        self.conflicts.iter().filter(is_new).map(|(address, nodes)| (address.clone(), nodes.clone())).collect()
     }
 
     /// Returns another node that has registered the address of a node.
-    pub(crate) fn rival(&self, node: &NodeId) -> Option<&NodeId> {
+    pub(crate) fn conflicting_node(&self, node: &NodeId) -> Option<&NodeId> {
         let nodes = self.conflicts.get(&self.get(node)?.address)?;
         nodes.iter().find(|other| *other != node)
     }
@@ -153,34 +154,34 @@ impl Fleet {
     }
 
     /// Starts the backoff of a runner that has refused a task for a reason of its own.
-    pub(crate) fn rest(&mut self, node: &NodeId, now: Duration) {
-        let rest = self.rests.get(node).copied().unwrap_or_default().again(now);
-        self.rests.insert(node.clone(), rest);
-        self.resting.insert(node.clone());
+    pub(crate) fn start_backoff(&mut self, node: &NodeId, now: Duration) {
+        let backoff = self.backoffs.get(node).copied().unwrap_or_default().again(now);
+        self.backoffs.insert(node.clone(), backoff);
+        self.in_backoff.insert(node.clone());
         self.refresh(node);
     }
 
     /// Ends the backoff of a runner that has accepted a task.
     pub(crate) fn clear_backoff(&mut self, node: &NodeId) {
-        if self.rests.remove(node).is_some() {
-            self.resting.remove(node);
+        if self.backoffs.remove(node).is_some() {
+            self.in_backoff.remove(node);
             self.refresh(node);
         }
     }
 
     /// Makes the runners available again whose backoff is over.
-    pub(crate) fn wake(&mut self, now: Duration) {
-        let is_over = |node: &NodeId| self.rests.get(node).is_none_or(|rest| rest.until <= now);
-        let over: Vec<NodeId> = self.resting.iter().filter(|node| is_over(node)).cloned().collect();
+    pub(crate) fn end_backoffs(&mut self, now: Duration) {
+        let is_over = |node: &NodeId| self.backoffs.get(node).is_none_or(|backoff| backoff.until <= now);
+        let over: Vec<NodeId> = self.in_backoff.iter().filter(|node| is_over(node)).cloned().collect();
         for node in over {
-            self.resting.remove(&node);
+            self.in_backoff.remove(&node);
             self.refresh(&node);
         }
     }
 
     /// Returns when the next backoff ends.
-    pub(crate) fn next_wake(&self) -> Option<Duration> {
-        self.resting.iter().filter_map(|node| self.rests.get(node)).map(|rest| rest.until).min()
+    pub(crate) fn next_backoff_end(&self) -> Option<Duration> {
+        self.in_backoff.iter().filter_map(|node| self.backoffs.get(node)).map(|backoff| backoff.until).min()
     }
 
     /// Sets or removes a node's drain record.
@@ -199,7 +200,7 @@ impl Fleet {
         let Some(runner) = self.runners.get(node) else { return };
         let load = self.loads.get(node);
         let used = load.map_or(0, |load| u32::try_from(load.tasks.len()).unwrap_or(u32::MAX) + load.reserved);
-        let is_refused = runner.stopping || self.drains.contains_key(node) || self.resting.contains(node);
+        let is_refused = runner.stopping || self.drains.contains_key(node) || self.in_backoff.contains(node);
         if is_refused || used >= runner.slots {
             return;
         }

@@ -53,7 +53,7 @@ impl Known {
     }
 
     /// As [`Known::is_contradicted_by`], for an answer as received.
-    pub(crate) fn is_refuted(&self, answer: Option<&Node>) -> bool {
+    pub(crate) fn is_contradicted_by_node(&self, answer: Option<&Node>) -> bool {
         answer.and_then(Self::read).is_some_and(|answer| self.is_contradicted_by(&answer))
     }
 }
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_no_single_history_brings_forth_is_taken_for_another_one() {
+    fn only_a_contradiction_reveals_another_history() {
         let before = known(5, Some(7), "a");
         // Of another history whenever it was asked for; only if it was asked for later.
         let cases = [

@@ -140,7 +140,7 @@ pub(crate) struct Dispatcher {
     calls: Arc<dyn RunnerClient>,
     clock: Arc<dyn Clock>,
     config: Config,
-    terms: DecisionLimits,
+    limits: DecisionLimits,
     cluster: ClusterState,
     reads: Reads,
     mutations: PendingMutations,
@@ -176,7 +176,7 @@ impl Dispatcher {
         config: Config,
     ) -> (Self, DispatcherHandle) {
         let (handle, requests) = DispatcherHandle::new();
-        let terms = DecisionLimits {
+        let limits = DecisionLimits {
             retention: config.retention,
             quiet_after: config.quiet_after,
             hold_off: config.hold_off,
@@ -188,7 +188,7 @@ impl Dispatcher {
             calls,
             clock,
             config,
-            terms,
+            limits,
             cluster: ClusterState::default(),
             reads: Reads::default(),
             mutations: PendingMutations::default(),
@@ -229,7 +229,7 @@ impl Dispatcher {
             }
             if state.reconnects != reconnects {
                 reconnects = state.reconnects;
-                self.reads.reconnected(self.clock.boot_time(), self.latest.clone());
+                self.reads.on_reconnect(self.clock.boot_time(), self.latest.clone());
             }
             self.turn(state.is_connected());
             let (pause, is_settled) = (self.pause(), self.reads.is_settled());
@@ -238,7 +238,7 @@ impl Dispatcher {
                 () = &mut shutdown => return Ending::Stopped,
                 () = self.writer.leader_term.ended() => return Ending::LostLeadership,
                 changed = states.changed() => if changed.is_err() { return Ending::SessionOver },
-                () = self.reads.hinted() => {}
+                () = self.reads.fleet_changed() => {}
                 Some(event) = self.jobs.join_next() => self.apply_all(event),
                 Some(request) = self.requests.recv(), if is_settled => self.serve(request),
                 () = tokio::time::sleep(pause) => {}
@@ -261,7 +261,7 @@ impl Dispatcher {
         let boot_ms = u64::try_from(now.boot.as_millis()).unwrap_or(u64::MAX);
         self.wall_lead_ms = self.wall_lead_ms.min(now.unix_ms.saturating_sub(boot_ms));
         self.turned_at = now.boot;
-        self.read(now.boot, is_connected);
+        self.start_reads(now.boot, is_connected);
         if !self.reads.is_settled() {
             return;
         }
@@ -270,12 +270,12 @@ impl Dispatcher {
             self.serve(request);
         }
         self.start_mutations(now);
-        self.cluster.fleet.wake(now.boot);
+        self.cluster.fleet.end_backoffs(now.boot);
         // Each round changes the cluster state that the next one reads. The bound keeps a defect from spinning.
         for _ in 0..REQUESTS_A_TURN {
             let writes = if is_connected { WRITES_MAX.saturating_sub(self.writes_inflight) } else { 0 };
             let budget = Budget { writes, calls: CALLS_MAX.saturating_sub(self.calls_inflight) };
-            let decisions = decide(&self.cluster, &self.terms, now, budget);
+            let decisions = decide(&self.cluster, &self.limits, now, budget);
             if decisions.is_empty() {
                 break;
             }

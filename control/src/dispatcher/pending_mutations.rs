@@ -14,78 +14,87 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Time after which a client gets an error if the store does not answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Mutations that wait, in the order of their requests for each task, and when a delayed one is tried again.
 #[derive(Debug, Default)]
-pub(crate) struct PendingMutations(BTreeMap<TaskId, VecDeque<PendingMutation>>, Option<Duration>);
+pub(crate) struct PendingMutations {
+    queues: BTreeMap<TaskId, VecDeque<PendingMutation>>,
+    retry_at: Option<Duration>,
+}
 
 impl PendingMutations {
     /// Returns when a delayed mutation is tried again.
     pub(crate) fn next_due(&self) -> Option<Duration> {
-        self.1
+        self.retry_at
     }
 }
 
 impl Dispatcher {
     /// Queues a client's mutation of a task.
-    pub(crate) fn want(&mut self, id: TaskId, wanted: Mutation, reply: Reply<Arc<TaskRecord>>) {
-        let until = self.clock.boot_time() + PATIENCE;
-        self.mutations.0.entry(id).or_default().push_back(PendingMutation { wanted, until, reply, removed: None });
+    pub(crate) fn queue_mutation(&mut self, id: TaskId, mutation: Mutation, reply: Reply<Arc<TaskRecord>>) {
+        let deadline = self.clock.boot_time() + ANSWER_WITHIN;
+        self.mutations.queues.entry(id).or_default().push_back(PendingMutation {
+            mutation,
+            deadline,
+            reply,
+            removed: None,
+        });
     }
 
     /// Starts the writes of all mutations whose tasks have no other write under way.
     pub(crate) fn start_mutations(&mut self, now: Now) {
-        self.mutations.1 = None;
-        let ids: Vec<TaskId> = self.mutations.0.keys().cloned().collect();
+        self.mutations.retry_at = None;
+        let ids: Vec<TaskId> = self.mutations.queues.keys().cloned().collect();
         for id in ids {
-            let Some(mut line) = self.mutations.0.remove(&id) else { continue };
-            while !line.is_empty() && self.is_free(&id, now) {
-                if let Some(want) = line.pop_front() {
-                    self.start_mutation(&id, want, now);
+            let Some(mut queue) = self.mutations.queues.remove(&id) else { continue };
+            while !queue.is_empty() && self.is_free(&id, now) {
+                if let Some(pending) = queue.pop_front() {
+                    self.start_mutation(&id, pending, now);
                 }
             }
-            if !line.is_empty() {
-                self.mutations.0.insert(id, line);
+            if !queue.is_empty() {
+                self.mutations.queues.insert(id, queue);
             }
         }
     }
 
     fn is_free(&mut self, id: &TaskId, now: Now) -> bool {
         let Some(entry) = self.cluster.tasks.get(id) else { return true };
-        if entry.runtime.hold_until > now.boot {
-            let next = self.mutations.1.map_or(entry.runtime.hold_until, |next| next.min(entry.runtime.hold_until));
-            self.mutations.1 = Some(next);
+        if entry.runtime.next_write > now.boot {
+            let next =
+                self.mutations.retry_at.map_or(entry.runtime.next_write, |next| next.min(entry.runtime.next_write));
+            self.mutations.retry_at = Some(next);
             return false;
         }
         !entry.runtime.is_busy
     }
 
-    fn start_mutation(&mut self, id: &TaskId, want: PendingMutation, now: Now) {
+    fn start_mutation(&mut self, id: &TaskId, pending: PendingMutation, now: Now) {
         let Some(entry) = self.cluster.tasks.get(id) else {
-            let _ = want.reply.send(want.removed.ok_or_else(|| not_found(id)));
+            let _ = pending.reply.send(pending.removed.ok_or_else(|| not_found(id)));
             return;
         };
-        if want.wanted == Mutation::Remove {
-            return self.remove(id, want);
+        if pending.mutation == Mutation::Remove {
+            return self.remove(id, pending);
         }
-        match mutated(&entry.record, &want.wanted, now.unix_ms) {
+        match apply_mutation(&entry.record, &pending.mutation, now.unix_ms) {
             Err(error) => {
-                let _ = want.reply.send(Err(error));
+                let _ = pending.reply.send(Err(error));
             }
-            Ok(after) if after == *entry.record => self.answer(id, want.reply),
+            Ok(after) if after == *entry.record => self.answer(id, pending.reply),
             Ok(after) => {
                 self.cluster.unqueue(id);
-                self.write(id, after.sealed(), Purpose::Mutation(want));
+                self.write(id, after.sealed(), Purpose::Mutation(pending));
             }
         }
     }
 
     /// Deletes a task's record, unless the task has not ended or an attempt may still write.
-    fn remove(&mut self, id: &TaskId, want: PendingMutation) {
+    fn remove(&mut self, id: &TaskId, pending: PendingMutation) {
         let Some(entry) = self.cluster.tasks.get(id) else { return };
         let record = entry.record.clone();
-        let refused = match want.removed {
+        let refused = match pending.removed {
             // Deleted by an earlier try, and another task has the id by now.
             Some(removed) if !record.state.is_terminal() => Some(Ok(removed)),
             _ if !record.state.is_terminal() => {
@@ -98,83 +107,84 @@ impl Dispatcher {
             _ => None,
         };
         if let Some(answer) = refused {
-            let _ = want.reply.send(answer);
+            let _ = pending.reply.send(answer);
             return;
         }
         tracing::info!(task = %id, "task removed by its client");
-        self.delete(id, Purpose::Mutation(PendingMutation { removed: Some(record), ..want }));
+        self.delete(id, Purpose::Mutation(PendingMutation { removed: Some(record), ..pending }));
     }
 
     fn answer(&mut self, id: &TaskId, reply: Reply<Arc<TaskRecord>>) {
-        let _ = reply.send(self.shown(id).ok_or_else(|| not_found(id)));
+        let _ = reply.send(self.describe(id).ok_or_else(|| not_found(id)));
     }
 
     /// Answers the origin of a write that was done, and notifies the holder later.
-    pub(crate) fn after_done(&mut self, id: &TaskId, purpose: Purpose) {
+    pub(crate) fn on_written(&mut self, id: &TaskId, purpose: Purpose) {
         match purpose {
             Purpose::Decided => {
                 // The holder has not made this change: it waits for earlier attempts to drain, or was lost and is back.
-                self.owe_notification(id);
+                self.request_notification(id);
             }
-            Purpose::Mutation(want) => {
-                self.owe_notification(id);
-                self.answer(id, want.reply);
+            Purpose::Mutation(pending) => {
+                self.request_notification(id);
+                self.answer(id, pending.reply);
             }
             Purpose::Submitted => self.answer_submitters(id),
         }
     }
 
-    fn owe_notification(&mut self, id: &TaskId) {
+    fn request_notification(&mut self, id: &TaskId) {
         if let Some(entry) = self.cluster.tasks.get_mut(id)
             && entry.record.holder.is_some()
             && entry.record.has_begun()
         {
-            (entry.runtime.owes_notification, entry.runtime.next_call) = (true, Duration::ZERO);
+            (entry.runtime.needs_notification, entry.runtime.next_call) = (true, Duration::ZERO);
         }
     }
 
     /// Handles a write that another change of the record has forestalled: a mutation is tried again on the new record.
-    pub(crate) fn after_changed(&mut self, id: &TaskId, purpose: Purpose) {
+    pub(crate) fn on_conflict(&mut self, id: &TaskId, purpose: Purpose) {
         match purpose {
             Purpose::Decided => {}
-            Purpose::Mutation(want) => self.mutations.0.entry(id.clone()).or_default().push_front(want),
+            Purpose::Mutation(pending) => self.mutations.queues.entry(id.clone()).or_default().push_front(pending),
             Purpose::Submitted => self.answer_submitters(id),
         }
     }
 
     /// Answers the origin of a write that the service refuses until an operator has changed something.
-    pub(crate) fn after_denied(&mut self, id: &TaskId, purpose: Purpose, denial: &Denial) {
+    pub(crate) fn on_denied(&mut self, id: &TaskId, purpose: Purpose, denial: &Denial) {
         let code = if denial.why == Refusal::QuotaExceeded { Code::NoSpace } else { Code::Permission };
         let error = Error::new(code, Side::Coordination, Operation::Write, format!("{denial}: nothing has changed"));
         match purpose {
             Purpose::Decided => {}
-            Purpose::Mutation(want) => {
-                let _ = want.reply.send(Err(error));
+            Purpose::Mutation(pending) => {
+                let _ = pending.reply.send(Err(error));
             }
             Purpose::Submitted => self.refuse_submitters(id, &error),
         }
     }
 
     /// Handles a write that has failed: a mutation is tried again until its time is over.
-    pub(crate) fn after_failed(&mut self, id: &TaskId, purpose: Purpose, error: &CoordError) {
+    pub(crate) fn on_failed(&mut self, id: &TaskId, purpose: Purpose, error: &CoordError) {
         let is_retryable = matches!(error, CoordError::NotConnected);
         match purpose {
             Purpose::Decided => {}
-            Purpose::Mutation(want) if is_retryable && want.until > self.clock.boot_time() => {
-                self.mutations.0.entry(id.clone()).or_default().push_front(want);
+            Purpose::Mutation(pending) if is_retryable && pending.deadline > self.clock.boot_time() => {
+                self.mutations.queues.entry(id.clone()).or_default().push_front(pending);
             }
-            Purpose::Mutation(want) => {
-                let _ = want.reply.send(Err(unreachable(error)));
+            Purpose::Mutation(pending) => {
+                let _ = pending.reply.send(Err(store_error(error)));
             }
-            Purpose::Submitted => self.refuse_submitters(id, &unreachable(error)),
+            Purpose::Submitted => self.refuse_submitters(id, &store_error(error)),
         }
     }
 }
 
 /// Returns the record after a mutation; an equal one if nothing has to change.
-fn mutated(record: &TaskRecord, wanted: &Mutation, now_ms: u64) -> Result<TaskRecord> {
-    let step = |event| state_machine::apply(record, event, now_ms).map_err(|illegal| refusal(record, &illegal));
-    match wanted {
+fn apply_mutation(record: &TaskRecord, mutation: &Mutation, now_ms: u64) -> Result<TaskRecord> {
+    let step =
+        |event| state_machine::apply(record, event, now_ms).map_err(|illegal| transition_error(record, &illegal));
+    match mutation {
         Mutation::TaskChange(TaskChange::Cancel) if record.state.is_terminal() => Ok(record.clone()),
         Mutation::TaskChange(TaskChange::Cancel) => step(TaskEvent::CancelRequested),
         Mutation::TaskChange(TaskChange::Pause) => step(TaskEvent::PauseRequested),
@@ -184,12 +194,18 @@ fn mutated(record: &TaskRecord, wanted: &Mutation, now_ms: u64) -> Result<TaskRe
         }
         Mutation::TaskChange(TaskChange::Limit(limit)) => step(TaskEvent::LimitRequested(*limit)),
         Mutation::Remove => Ok(record.clone()),
-        Mutation::Confirm(node) => confirmed(record, node, now_ms).map_err(|illegal| refusal(record, &illegal)),
+        Mutation::Confirm(node) => {
+            apply_confirmation(record, node, now_ms).map_err(|illegal| transition_error(record, &illegal))
+        }
     }
 }
 
 /// Returns the record after the confirmation that `node` is off: no attempt there writes any more.
-fn confirmed(record: &TaskRecord, node: &NodeId, now_ms: u64) -> std::result::Result<TaskRecord, IllegalTransition> {
+fn apply_confirmation(
+    record: &TaskRecord,
+    node: &NodeId,
+    now_ms: u64,
+) -> std::result::Result<TaskRecord, IllegalTransition> {
     let mut after = record.clone();
     if after.state.is_held() && after.state != TaskState::Lost && after.node() == Some(node) {
         after = state_machine::apply(&after, TaskEvent::RunnerLost, now_ms)?;
@@ -207,7 +223,7 @@ fn confirmed(record: &TaskRecord, node: &NodeId, now_ms: u64) -> std::result::Re
 }
 
 /// Returns the error for a transition that the record does not permit.
-fn refusal(record: &TaskRecord, illegal: &IllegalTransition) -> Error {
+fn transition_error(record: &TaskRecord, illegal: &IllegalTransition) -> Error {
     let code = match illegal {
         IllegalTransition::Unsupported(_) => Code::Unsupported,
         IllegalTransition::WrongState { .. }
@@ -229,7 +245,7 @@ pub(crate) fn not_found(id: &TaskId) -> Error {
 }
 
 /// Returns the error for a write to the store that was not done.
-pub(crate) fn unreachable(error: &CoordError) -> Error {
+pub(crate) fn store_error(error: &CoordError) -> Error {
     match error {
         CoordError::Ended(_) => not_leader(),
         CoordError::TooLarge { .. } => Error::bad_request(error.to_string()),

@@ -13,80 +13,80 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Most tasks that a decision passes over because only nodes that have failed them have a free slot. Further ones wait
-/// for [`LOOK_AGAIN`].
+/// for [`NO_SLOT_WAIT`].
 const PASSED_OVER_MAX: usize = 256;
 /// Wait of a task for which no eligible node has a free slot.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const NO_SLOT_WAIT: Duration = Duration::from_secs(2);
 
 /// Queues of ready tasks, merged in the order of ranks.
-struct Heads<'a> {
-    lines: Vec<(Option<&'a NodeId>, std::collections::btree_set::Iter<'a, Rank>)>,
+struct QueueHeads<'a> {
+    queues: Vec<(Option<&'a NodeId>, std::collections::btree_set::Iter<'a, Rank>)>,
     heads: BTreeSet<(&'a Rank, usize)>,
 }
 
-impl<'a> Heads<'a> {
+impl<'a> QueueHeads<'a> {
     /// Opens the queues that a runner with a free slot can serve.
     fn new(cluster: &'a ClusterState) -> Self {
-        let mut lines = Vec::new();
+        let mut queues = Vec::new();
         if !cluster.fleet.open().is_empty() {
-            lines.push((None, cluster.queue.any.iter()));
-            for (node, line) in &cluster.queue.pinned {
+            queues.push((None, cluster.queue.any.iter()));
+            for (node, queue) in &cluster.queue.pinned {
                 if cluster.fleet.load(node).is_some() {
-                    lines.push((Some(node), line.iter()));
+                    queues.push((Some(node), queue.iter()));
                 }
             }
         }
-        let mut this = Self { lines, heads: BTreeSet::new() };
-        (0..this.lines.len()).for_each(|line| this.advance(line));
+        let mut this = Self { queues, heads: BTreeSet::new() };
+        (0..this.queues.len()).for_each(|queue| this.advance(queue));
         this
     }
 
-    fn advance(&mut self, line: usize) {
-        if let Some(rank) = self.lines[line].1.next() {
-            self.heads.insert((rank, line));
+    fn advance(&mut self, queue: usize) {
+        if let Some(rank) = self.queues[queue].1.next() {
+            self.heads.insert((rank, queue));
         }
     }
 }
 
 /// Assigns ready tasks to runners with free slots, in the order of their ranks.
-pub(crate) fn load(cluster: &ClusterState, now: Now, budget: &mut Budget, decisions: &mut Vec<Decision>) {
-    let mut heads = Heads::new(cluster);
-    let mut slots = Slots { cluster, taken: BTreeMap::new() };
+pub(crate) fn assign_ready(cluster: &ClusterState, now: Now, budget: &mut Budget, decisions: &mut Vec<Decision>) {
+    let mut heads = QueueHeads::new(cluster);
+    let mut slots = FreeSlots { cluster, assigned: BTreeMap::new() };
     let mut claims = BTreeSet::new();
     let mut passed_over = 0;
-    while let Some((rank, line)) = heads.heads.pop_first() {
+    while let Some((rank, queue)) = heads.heads.pop_first() {
         let Some(entry) = cluster.tasks.get(&rank.task).filter(|entry| !entry.runtime.is_busy) else {
-            heads.advance(line);
+            heads.advance(queue);
             continue;
         };
-        let pinned = heads.lines[line].0;
+        let pinned = heads.queues[queue].0;
         let decision = match slots.choose(entry, pinned, now) {
-            Choice::Full => continue,
-            Choice::Later(until) => Decision::WakeAt(rank.task.clone(), until),
-            Choice::Other if passed_over < PASSED_OVER_MAX => {
+            Choice::NoFreeSlot => continue,
+            Choice::InBackoff(until) => Decision::WakeAt(rank.task.clone(), until),
+            Choice::EligibleFull if passed_over < PASSED_OVER_MAX => {
                 passed_over += 1;
-                heads.advance(line);
+                heads.advance(queue);
                 continue;
             }
-            Choice::Other => Decision::WakeAt(rank.task.clone(), now.boot + LOOK_AGAIN),
-            Choice::Nobody(error) => {
-                Decision::Move { task: rank.task.clone(), events: vec![TaskEvent::Rejected(error)] }
+            Choice::EligibleFull => Decision::WakeAt(rank.task.clone(), now.boot + NO_SLOT_WAIT),
+            Choice::NoneEligible(error) => {
+                Decision::Transition { task: rank.task.clone(), events: vec![TaskEvent::Rejected(error)] }
             }
             Choice::Runner(to) => place(cluster, entry, to, &mut claims),
         };
-        if !budget.take(&decision) {
+        if !budget.spend(&decision) {
             return;
         }
-        if let Decision::Move { .. } | Decision::Resolve(..) = decision {
-            slots.take(&decision);
+        if let Decision::Transition { .. } | Decision::Resolve(..) = decision {
+            slots.count(&decision);
         }
         decisions.push(decision);
-        heads.advance(line);
+        heads.advance(queue);
     }
 }
 
 /// Decides how a ready task gets to a runner: it is assigned, blocked by a claim, or its destination is resolved first.
-fn place(cluster: &ClusterState, entry: &TaskEntry, to: Holder, fresh: &mut BTreeSet<String>) -> Decision {
+fn place(cluster: &ClusterState, entry: &TaskEntry, to: Holder, new_claims: &mut BTreeSet<String>) -> Decision {
     let record = &entry.record;
     let known = if record.claims.is_empty() {
         record.spec.kind().known_claims(&record.id)
@@ -98,86 +98,86 @@ fn place(cluster: &ClusterState, entry: &TaskEntry, to: Holder, fresh: &mut BTre
     if let Some(claim) = claims.iter().find(is_foreign) {
         return Decision::Block(record.id.clone(), claim.clone());
     }
-    if let Some(claim) = claims.iter().find(|claim| fresh.contains(*claim)) {
+    if let Some(claim) = claims.iter().find(|claim| new_claims.contains(*claim)) {
         return Decision::Block(record.id.clone(), claim.clone());
     }
-    fresh.extend(claims.iter().cloned());
-    Decision::Move { task: record.id.clone(), events: vec![TaskEvent::Assigned { to, claims }] }
+    new_claims.extend(claims.iter().cloned());
+    Decision::Transition { task: record.id.clone(), events: vec![TaskEvent::Assigned { to, claims }] }
 }
 
 /// Choice of a runner for a ready task.
 enum Choice {
     /// No runner has a free slot for any further task of this queue.
-    Full,
+    NoFreeSlot,
     /// All eligible runners with a free slot are in backoff for this task; the first of these ends then.
-    Later(Duration),
+    InBackoff(Duration),
     /// Only nodes that have failed the task have a free slot; an eligible node has none now.
-    Other,
+    EligibleFull,
     /// Every registered node has failed the task for good, with this error at last.
-    Nobody(Failure),
+    NoneEligible(Failure),
     /// This runner gets the task.
     Runner(Holder),
 }
 
 /// Free slots of the runners, less those that this decision assigns.
-struct Slots<'a> {
+struct FreeSlots<'a> {
     cluster: &'a ClusterState,
-    taken: BTreeMap<&'a NodeId, u32>,
+    assigned: BTreeMap<&'a NodeId, u32>,
 }
 
-impl<'a> Slots<'a> {
+impl<'a> FreeSlots<'a> {
     fn choose(&self, entry: &TaskEntry, pinned: Option<&NodeId>, now: Now) -> Choice {
-        let rest = |node: &NodeId| entry.runtime.avoid.get(node).filter(|rest| rest.until > now.boot);
+        let backoff = |node: &NodeId| entry.runtime.backoffs.get(node).filter(|backoff| backoff.until > now.boot);
         if let Some(node) = pinned {
-            let load = self.cluster.fleet.load(node).and_then(|load| self.with_taken(load));
-            return load.map_or(Choice::Full, |_| self.holder(node));
+            let load = self.cluster.fleet.load(node).and_then(|load| self.with_assigned(load));
+            return load.map_or(Choice::NoFreeSlot, |_| self.holder(node));
         }
         let fleet = &self.cluster.fleet;
-        let able = able(self.cluster, &entry.record);
-        if let (EligibleNodes::None, Some(error)) = (&able, &entry.record.error) {
-            return Choice::Nobody(error.clone());
+        let eligible = eligible_nodes(self.cluster, &entry.record);
+        if let (EligibleNodes::None, Some(error)) = (&eligible, &entry.record.error) {
+            return Choice::NoneEligible(error.clone());
         }
-        let untouched = fleet.open().iter().filter(|load| !self.taken.contains_key(&load.node));
-        let touched = self.taken.keys().filter_map(|node| fleet.load(node));
-        let (untouched, touched) =
-            (untouched.filter(|load| able.has(&load.node)), touched.filter(|load| able.has(&load.node)));
-        let is_welcome = |load: &&RunnerLoad| rest(&load.node).is_none();
-        let best = untouched.clone().find(is_welcome).cloned();
-        let best = touched.filter(is_welcome).filter_map(|load| self.with_taken(load)).chain(best).min();
+        let others = fleet.open().iter().filter(|load| !self.assigned.contains_key(&load.node));
+        let in_use = self.assigned.keys().filter_map(|node| fleet.load(node));
+        let (others, in_use) =
+            (others.filter(|load| eligible.has(&load.node)), in_use.filter(|load| eligible.has(&load.node)));
+        let is_available = |load: &&RunnerLoad| backoff(&load.node).is_none();
+        let best = others.clone().find(is_available).cloned();
+        let best = in_use.filter(is_available).filter_map(|load| self.with_assigned(load)).chain(best).min();
         if let Some(load) = best {
             return self.holder(&load.node);
         }
-        let wakes = untouched.filter_map(|load| rest(&load.node)).map(|rest: &Backoff| rest.until).min();
+        let wakes = others.filter_map(|load| backoff(&load.node)).map(|backoff: &Backoff| backoff.until).min();
         match wakes {
-            Some(until) => Choice::Later(until),
-            None if matches!(able, EligibleNodes::All) => Choice::Full,
-            None => Choice::Other,
+            Some(until) => Choice::InBackoff(until),
+            None if matches!(eligible, EligibleNodes::All) => Choice::NoFreeSlot,
+            None => Choice::EligibleFull,
         }
     }
 
-    fn with_taken(&self, load: &RunnerLoad) -> Option<RunnerLoad> {
+    fn with_assigned(&self, load: &RunnerLoad) -> Option<RunnerLoad> {
         let runner = self.cluster.fleet.get(&load.node)?;
-        let used = load.used + self.taken.get(&load.node).copied().unwrap_or_default();
+        let used = load.used + self.assigned.get(&load.node).copied().unwrap_or_default();
         (used < runner.slots).then(|| RunnerLoad { used, ..load.clone() })
     }
 
     fn holder(&self, node: &NodeId) -> Choice {
-        self.cluster.fleet.get(node).map_or(Choice::Full, |there| {
-            Choice::Runner(Holder { node: there.node.clone(), incarnation: there.incarnation.clone() })
+        self.cluster.fleet.get(node).map_or(Choice::NoFreeSlot, |registration| {
+            Choice::Runner(Holder { node: registration.node.clone(), incarnation: registration.incarnation.clone() })
         })
     }
 
-    fn take(&mut self, decision: &Decision) {
+    fn count(&mut self, decision: &Decision) {
         let node = match decision {
             Decision::Resolve(_, to) => &to.node,
-            Decision::Move { events, .. } => match &events[..] {
+            Decision::Transition { events, .. } => match &events[..] {
                 [TaskEvent::Assigned { to, .. }] => &to.node,
                 _ => return,
             },
             _ => return,
         };
-        if let Some(there) = self.cluster.fleet.get(node) {
-            *self.taken.entry(&there.node).or_default() += 1;
+        if let Some(registration) = self.cluster.fleet.get(node) {
+            *self.assigned.entry(&registration.node).or_default() += 1;
         }
     }
 }
@@ -206,23 +206,30 @@ impl EligibleNodes<'_> {
 /// Returns the nodes that may try a task: those that have failed it least often by faults of their own. A stopping or
 /// draining node does not make the task wait for it if another node can try again. Any node that has not failed the
 /// task for good keeps it from being rejected.
-pub(crate) fn able<'a>(cluster: &'a ClusterState, record: &TaskRecord) -> EligibleNodes<'a> {
+pub(crate) fn eligible_nodes<'a>(cluster: &'a ClusterState, record: &TaskRecord) -> EligibleNodes<'a> {
     if record.attempts.iter().all(|attempt| attempt.node_fault.is_none()) {
         return EligibleNodes::All;
     }
     let fleet = &cluster.fleet;
-    let faults = |there: &Registration| {
-        record.faults_of(&Holder { node: there.node.clone(), incarnation: there.incarnation.clone() })
+    let faults = |registration: &Registration| {
+        record.faults_of(&Holder { node: registration.node.clone(), incarnation: registration.incarnation.clone() })
     };
-    let left: Vec<_> =
-        fleet.all().map(|there| (there, faults(there))).filter(|(_, faults)| !faults.is_lasting).collect();
+    let left: Vec<_> = fleet
+        .all()
+        .map(|registration| (registration, faults(registration)))
+        .filter(|(_, faults)| !faults.is_lasting)
+        .collect();
     if left.is_empty() {
         return EligibleNodes::None;
     }
-    let takes = |there: &Registration| !there.stopping && !fleet.drains.contains_key(&there.node);
-    let least = left.iter().filter(|(there, _)| takes(there)).map(|(_, faults)| faults.passing).min();
+    let accepts =
+        |registration: &Registration| !registration.stopping && !fleet.drains.contains_key(&registration.node);
+    let least = left.iter().filter(|(registration, _)| accepts(registration)).map(|(_, faults)| faults.passing).min();
     let is_least = |passing: usize| least.is_none_or(|least| passing <= least);
     EligibleNodes::These(
-        left.into_iter().filter(|(_, faults)| is_least(faults.passing)).map(|(there, _)| &there.node).collect(),
+        left.into_iter()
+            .filter(|(_, faults)| is_least(faults.passing))
+            .map(|(registration, _)| &registration.node)
+            .collect(),
     )
 }

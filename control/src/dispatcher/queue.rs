@@ -91,7 +91,7 @@ impl Queue {
     }
 
     /// Removes and returns the tasks that waited for a claim.
-    pub(crate) fn freed(&mut self, claim: &str) -> BTreeSet<TaskId> {
+    pub(crate) fn take_blocked(&mut self, claim: &str) -> BTreeSet<TaskId> {
         self.blocked.remove(claim).unwrap_or_default()
     }
 }

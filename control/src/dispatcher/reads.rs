@@ -23,7 +23,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 /// Shortest time between two lists of the runners, however many come and go.
 const FLEET_EVERY: Duration = Duration::from_millis(100);
 /// Time between two lists while a runner is stopping: no watch tells when it accepts tasks again.
-const STOPPING_LOOK: Duration = Duration::from_secs(1);
+const STOPPING_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Reads that are due or under way.
 #[derive(Default)]
@@ -35,90 +35,90 @@ pub(crate) struct Reads {
     /// When the runners are read next.
     pub(crate) fleet_at: Option<Duration>,
     /// Earliest time at which the runners are read.
-    fleet_rest: Duration,
+    fleet_not_before: Duration,
     is_listing: bool,
     is_listed: bool,
     is_reading_fleet: bool,
     /// Record to read after a reconnect before anything is decided: if history was lost, this record most likely shows
     /// it.
-    doubted: Option<TaskId>,
+    in_doubt: Option<TaskId>,
     watch: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    wanted: BTreeSet<TaskId>,
+    queued: BTreeSet<TaskId>,
     inflight: BTreeSet<TaskId>,
-    hold_until: Duration,
+    paused_until: Duration,
 }
 
 impl std::fmt::Debug for Reads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reads").field("is_loaded", &self.is_loaded).field("wanted", &self.wanted.len()).finish()
+        f.debug_struct("Reads").field("is_loaded", &self.is_loaded).field("queued", &self.queued.len()).finish()
     }
 }
 
 impl Reads {
-    /// Marks a task whose record may have changed.
-    pub(crate) fn want(&mut self, id: TaskId) {
-        self.wanted.insert(id);
+    /// Queues a read of a task whose record may have changed.
+    pub(crate) fn queue_read(&mut self, id: TaskId) {
+        self.queued.insert(id);
     }
 
     /// Returns the number of reads that are under way or wait.
     pub(crate) fn len(&self) -> usize {
-        self.wanted.len() + self.inflight.len()
+        self.queued.len() + self.inflight.len()
     }
 
     /// Handles a reconnect: watches may have been lost. Jittered, as every node does the same. The record of the
     /// `latest` change is read at once.
-    pub(crate) fn reconnected(&mut self, now: Duration, latest: Option<TaskId>) {
+    pub(crate) fn on_reconnect(&mut self, now: Duration, latest: Option<TaskId>) {
         self.fleet_at = Some(now);
         self.reconcile_at = Some(now + Duration::from_millis(fastrand::u64(0..1000)));
-        self.wanted.extend(latest.clone());
-        self.doubted = latest;
+        self.queued.extend(latest.clone());
+        self.in_doubt = latest;
     }
 
     /// Tells whether decisions may be made: everything has been read, and the record in doubt has been read again.
     pub(crate) fn is_settled(&self) -> bool {
-        self.is_loaded && self.doubted.is_none()
+        self.is_loaded && self.in_doubt.is_none()
     }
 
     /// Waits for the watch on the runners; then they are due to be read.
-    pub(crate) async fn hinted(&mut self) {
+    pub(crate) async fn fleet_changed(&mut self) {
         match &mut self.watch {
             None => std::future::pending().await,
             Some(watch) => watch.await,
         }
         self.watch = None;
-        self.want_fleet();
+        self.queue_fleet_read();
     }
 
     /// Makes the runners due to be read soon.
-    pub(crate) fn want_fleet(&mut self) {
-        self.fleet_at = Some(self.fleet_rest);
+    pub(crate) fn queue_fleet_read(&mut self) {
+        self.fleet_at = Some(self.fleet_not_before);
     }
 
     /// Returns the time of the next read.
     pub(crate) fn next_due(&self) -> Option<Duration> {
-        let tasks = (!self.wanted.is_empty()).then_some(self.hold_until);
+        let tasks = (!self.queued.is_empty()).then_some(self.paused_until);
         let fleet = self.fleet_at.filter(|_| !self.is_reading_fleet);
         let list = self.reconcile_at.filter(|_| !self.is_listing);
-        [tasks, fleet, list].into_iter().flatten().min().map(|at| at.max(self.hold_until))
+        [tasks, fleet, list].into_iter().flatten().min().map(|at| at.max(self.paused_until))
     }
 }
 
 impl Dispatcher {
     /// Starts the reads that are due.
-    pub(crate) fn read(&mut self, now: Duration, is_connected: bool) {
-        if !is_connected || self.reads.hold_until > now {
+    pub(crate) fn start_reads(&mut self, now: Duration, is_connected: bool) {
+        if !is_connected || self.reads.paused_until > now {
             return;
         }
         if !self.reads.is_listing && self.reads.reconcile_at.is_some_and(|at| at <= now) {
             (self.reads.is_listing, self.reads.reconcile_at) = (true, None);
             let session = self.writer.session.clone();
-            crate::process::spawn_into(&mut self.jobs, async move { Event::Listed(list(session).await) });
+            crate::process::spawn_into(&mut self.jobs, async move { Event::Listed(list_tasks(session).await) });
         }
         while self.reads.inflight.len() < READS_MAX {
-            let Some(id) = self.reads.wanted.iter().find(|id| !self.reads.inflight.contains(id)).cloned() else {
+            let Some(id) = self.reads.queued.iter().find(|id| !self.reads.inflight.contains(id)).cloned() else {
                 break;
             };
-            self.reads.wanted.remove(&id);
+            self.reads.queued.remove(&id);
             self.reads.inflight.insert(id.clone());
             let (session, is_hint) = (self.writer.session.clone(), self.reads.is_loaded);
             let known = self.cluster.tasks.get(&id).map(Known::of);
@@ -136,7 +136,7 @@ impl Dispatcher {
     }
 
     /// Applies the list of all tasks: unknown ones and those that may have changed are read.
-    pub(crate) fn take_list(&mut self, listed: Result<Vec<String>, CoordError>) {
+    pub(crate) fn apply_list(&mut self, listed: Result<Vec<String>, CoordError>) {
         let now = self.clock.boot_time();
         self.reads.is_listing = false;
         let names = match listed {
@@ -146,42 +146,44 @@ impl Dispatcher {
         let every = self.config.reconcile_every;
         self.reads.reconcile_at = Some(now + every.mul_f64(0.9 + 0.2 * fastrand::f64()));
         self.reads.is_listed = true;
-        self.reads.want_fleet();
-        let mut there = BTreeSet::new();
+        self.reads.queue_fleet_read();
+        let mut listed_ids = BTreeSet::new();
         for name in names {
             match TaskId::new(name.clone()) {
                 Ok(id) => {
-                    there.insert(id);
+                    listed_ids.insert(id);
                 }
-                Err(error) => self.keep_aside(format!("{}/../{name}", paths::TASKS), error.message),
+                Err(error) => self.report_undecodable(format!("{}/../{name}", paths::TASKS), error.message),
             }
         }
         let held: Vec<TaskId> = self.cluster.tasks.held().cloned().collect();
-        let gone: Vec<TaskId> = self.cluster.tasks.ids().filter(|id| !there.contains(id)).cloned().collect();
-        self.reads.wanted.extend(held.into_iter().chain(gone));
-        self.reads.wanted.extend(there.into_iter().filter(|id| self.cluster.tasks.get(id).is_none()));
+        let gone: Vec<TaskId> = self.cluster.tasks.ids().filter(|id| !listed_ids.contains(id)).cloned().collect();
+        self.reads.queued.extend(held.into_iter().chain(gone));
+        self.reads.queued.extend(listed_ids.into_iter().filter(|id| self.cluster.tasks.get(id).is_none()));
     }
 
     /// Applies a record that was read; `known` is the state of the record when the read started.
-    pub(crate) fn take_read(&mut self, id: &TaskId, known: Option<&Known>, read: Result<Option<Node>, CoordError>) {
+    pub(crate) fn apply_read(&mut self, id: &TaskId, known: Option<&Known>, read: Result<Option<Node>, CoordError>) {
         self.reads.inflight.remove(id);
-        let was_doubted = read.is_ok() && self.reads.doubted.take_if(|doubted| doubted == id).is_some();
-        if was_doubted && matches!(read, Ok(None)) {
+        let was_in_doubt = read.is_ok() && self.reads.in_doubt.take_if(|in_doubt| in_doubt == id).is_some();
+        if was_in_doubt && matches!(read, Ok(None)) {
             // Other records may be deleted, too: all are read again.
-            self.reads.wanted.extend(self.cluster.tasks.ids().cloned());
+            self.reads.queued.extend(self.cluster.tasks.ids().cloned());
         }
         match read {
-            Ok(node) if known.is_some_and(|known| known.is_refuted(node.as_ref())) => self.lose_history(id),
+            Ok(node) if known.is_some_and(|known| known.is_contradicted_by_node(node.as_ref())) => {
+                self.on_history_lost(id)
+            }
             Ok(node) => self.observe_node(id, node),
             Err(error) => {
                 let id = id.clone();
-                self.read_failed(&error, |reads| reads.want(id));
+                self.read_failed(&error, |reads| reads.queue_read(id));
             }
         }
     }
 
     /// Applies the runners that were read.
-    pub(crate) fn take_fleet(&mut self, read: Result<(FleetRead, Watch), CoordError>) {
+    pub(crate) fn apply_fleet(&mut self, read: Result<(FleetRead, Watch), CoordError>) {
         let now = self.clock.boot_time();
         self.reads.is_reading_fleet = false;
         let (fleet, watch) = match read {
@@ -189,10 +191,10 @@ impl Dispatcher {
             Err(error) => return self.read_failed(&error, |reads| reads.fleet_at = Some(now + RETRY_AFTER)),
         };
         self.reads.watch = Some(Box::pin(watch.fired()));
-        self.reads.fleet_rest = now + FLEET_EVERY;
+        self.reads.fleet_not_before = now + FLEET_EVERY;
         self.reads.fleet_at = self.reads.fleet_at.map(|at| at.max(now + FLEET_EVERY));
-        if fleet.runners.values().any(|there| there.stopping) {
-            self.reads.fleet_at.get_or_insert(now + STOPPING_LOOK);
+        if fleet.runners.values().any(|registration| registration.stopping) {
+            self.reads.fleet_at.get_or_insert(now + STOPPING_CHECK_EVERY);
         }
         self.cluster.observe_runners(fleet.runners, now);
         for (address, nodes) in self.cluster.fleet.find_conflicts() {
@@ -231,7 +233,7 @@ impl Dispatcher {
         }
         tracing::debug!(%error, "read failed");
         again(&mut self.reads);
-        self.reads.hold_until = self.clock.boot_time() + RETRY_AFTER;
+        self.reads.paused_until = self.clock.boot_time() + RETRY_AFTER;
     }
 }
 
@@ -245,10 +247,10 @@ async fn read_task(session: &dyn Session, id: &TaskId, is_hint: bool) -> Result<
 }
 
 /// Lists the names of all tasks.
-async fn list(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError> {
+async fn list_tasks(session: Arc<dyn Session>) -> Result<Vec<String>, CoordError> {
     session.sync().await?;
     let folders = paths::shards().map(|shard| format!("{}/{shard}", paths::TASKS));
-    let listed = at_once(folders.collect(), {
+    let listed = read_all(folders.collect(), {
         let session = session.clone();
         move |folder| {
             let session = session.clone();
@@ -264,7 +266,7 @@ async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), Coo
     let (nodes, watch) = session.children_and_watch(paths::RUNNERS).await?;
     let drains = session.children(paths::DRAINS).await?;
     let paths = nodes.iter().map(|node| paths::runner(node)).chain(drains.iter().map(|node| paths::drain(node)));
-    let read = at_once(paths.collect(), {
+    let read = read_all(paths.collect(), {
         let session = session.clone();
         move |path| {
             let session = session.clone();
@@ -275,7 +277,7 @@ async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), Coo
     for (path, node) in read.await? {
         let Some(node) = node else { continue };
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        let taken = if path.starts_with(paths::RUNNERS) {
+        let decoded = if path.starts_with(paths::RUNNERS) {
             decode::<Registration>(&node.data, name).and_then(|(name, registration)| {
                 if registration.node != name {
                     return Err(format!("names itself {}", registration.node));
@@ -288,7 +290,7 @@ async fn read_fleet(session: Arc<dyn Session>) -> Result<(FleetRead, Watch), Coo
                 fleet.drains.insert(name, (drain, node.stat.version));
             })
         };
-        if let Err(why) = taken {
+        if let Err(why) = decoded {
             fleet.undecodable.insert(path, why);
         }
     }
@@ -301,7 +303,7 @@ fn decode<R: Record>(data: &[u8], name: String) -> Result<(NodeId, R), String> {
 }
 
 /// Reads paths, many at once, into one result by path.
-async fn at_once<T, F>(paths: Vec<String>, read: impl Fn(String) -> F) -> Result<BTreeMap<String, T>, CoordError>
+async fn read_all<T, F>(paths: Vec<String>, read: impl Fn(String) -> F) -> Result<BTreeMap<String, T>, CoordError>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, CoordError>> + Send + 'static,

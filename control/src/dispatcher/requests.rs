@@ -2,7 +2,7 @@
 
 use super::event::{Event, Purpose};
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
-use super::pending_mutations::{not_found, unreachable};
+use super::pending_mutations::{not_found, store_error};
 use super::status::{RunnerSummary, Status};
 use super::{Dispatcher, explain};
 use crate::cluster::election::CommitError;
@@ -23,9 +23,9 @@ impl Dispatcher {
     /// Serves one request, or starts the write that it needs.
     pub(crate) fn serve(&mut self, request: Request) {
         match request {
-            Request::Submit(order, reply) => self.submit(order, reply),
+            Request::Submit(submission, reply) => self.submit(submission, reply),
             Request::Get(id, reply) => {
-                let _ = reply.send(self.shown(&id).ok_or_else(|| not_found(&id)));
+                let _ = reply.send(self.describe(&id).ok_or_else(|| not_found(&id)));
             }
             Request::List(query, reply) => {
                 let _ = reply.send(Ok(self.list(&query)));
@@ -33,7 +33,7 @@ impl Dispatcher {
             Request::Watch(id, reply) => {
                 let _ = reply.send(self.watch(&id));
             }
-            Request::Mutate(id, wanted, reply) => self.want(id, wanted, reply),
+            Request::Mutate(id, mutation, reply) => self.queue_mutation(id, mutation, reply),
             Request::Runners(reply) => {
                 let _ = reply.send(Ok(self.runners()));
             }
@@ -44,7 +44,7 @@ impl Dispatcher {
             Request::Status(reply) => {
                 let _ = reply.send(Ok(self.status()));
             }
-            Request::Changed(ids) => ids.into_iter().for_each(|id| self.reads.want(id)),
+            Request::Changed(ids) => ids.into_iter().for_each(|id| self.reads.queue_read(id)),
             Request::Progress(updates) => {
                 for (id, progress) in updates {
                     if self.cluster.observe_progress(&id, progress) {
@@ -56,12 +56,12 @@ impl Dispatcher {
     }
 
     /// Returns a task as clients see it: with telemetry, and with the reason why it is not running.
-    pub(crate) fn shown(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
-        self.cluster.tasks.get(id).map(|entry| explain::shown(&self.cluster, entry, self.now()))
+    pub(crate) fn describe(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
+        self.cluster.tasks.get(id).map(|entry| explain::describe(&self.cluster, entry, self.now()))
     }
 
-    fn submit(&mut self, order: Submission, reply: Reply<Arc<TaskRecord>>) {
-        let record = match self.new_record(order) {
+    fn submit(&mut self, submission: Submission, reply: Reply<Arc<TaskRecord>>) {
+        let record = match self.new_record(submission) {
             Ok(record) => record,
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -69,9 +69,9 @@ impl Dispatcher {
             }
         };
         let id = record.id.clone();
-        let line = self.submitters.entry(id.clone()).or_default();
-        line.push((record.spec.clone(), reply));
-        if line.len() > 1 {
+        let waiting = self.submitters.entry(id.clone()).or_default();
+        waiting.push((record.spec.clone(), reply));
+        if waiting.len() > 1 {
             return;
         }
         if self.cluster.tasks.get(&id).is_some() {
@@ -80,17 +80,17 @@ impl Dispatcher {
         self.start_write(id, Purpose::Submitted, move |writer| writer.create(record));
     }
 
-    fn new_record(&self, order: Submission) -> Result<TaskRecord> {
-        if order.spec.kind().fence() == Fence::Command && self.config.fence.is_none() {
+    fn new_record(&self, submission: Submission) -> Result<TaskRecord> {
+        if submission.spec.kind().fence() == Fence::Command && self.config.fence.is_none() {
             let message = "no fence program: start every taskd with --fence-command FILE, or use another fence";
             return Err(Error::new(Code::Unsupported, Side::Caller, Operation::Parse, message));
         }
         let live = self.cluster.tasks.len() - self.cluster.tasks.ended().len();
-        if self.cluster.tasks.get(&order.id).is_none() && live >= self.config.tasks_max {
+        if self.cluster.tasks.get(&submission.id).is_none() && live >= self.config.tasks_max {
             let message = format!("too many tasks: {live} have not ended; wait for some, or cancel them");
             return Err(Error::new(Code::Overloaded, Side::Coordination, Operation::Write, message));
         }
-        let record = TaskRecord::new(order, self.clock.unix_ms());
+        let record = TaskRecord::new(submission, self.clock.unix_ms());
         match record.encode().len() {
             0..=NEW_BYTES_MAX => Ok(record),
             bytes => Err(Error::bad_request(format!("the task has {bytes} bytes, at most {NEW_BYTES_MAX} fit"))),
@@ -102,7 +102,7 @@ impl Dispatcher {
     pub(crate) fn answer_submitters(&mut self, id: &TaskId) {
         for (spec, reply) in self.submitters.remove(id).unwrap_or_default() {
             let answer = match self.cluster.tasks.get(id) {
-                Some(entry) if entry.record.spec.is_same_work(&spec) => self.shown(id).ok_or_else(|| not_found(id)),
+                Some(entry) if entry.record.spec.is_same_work(&spec) => self.describe(id).ok_or_else(|| not_found(id)),
                 _ => {
                     let message = format!("another task has the ID {id}: choose another ID");
                     Err(Error::new(Code::Exists, Side::Caller, Operation::Parse, message))
@@ -124,13 +124,13 @@ impl Dispatcher {
         let now = self.now();
         let mut entries = self.cluster.tasks.page(query.state, query.after.as_ref());
         let tasks: Vec<_> =
-            entries.by_ref().take(limit).map(|entry| explain::shown(&self.cluster, entry, now)).collect();
+            entries.by_ref().take(limit).map(|entry| explain::describe(&self.cluster, entry, now)).collect();
         let next = entries.next().and_then(|_| tasks.last().map(|last| last.id.clone()));
         Page { tasks, next }
     }
 
     fn watch(&mut self, id: &TaskId) -> Result<watch::Receiver<Arc<TaskRecord>>> {
-        let shown = self.shown(id).ok_or_else(|| not_found(id))?;
+        let shown = self.describe(id).ok_or_else(|| not_found(id))?;
         let watcher = self.watchers.entry(id.clone()).or_insert_with(|| watch::Sender::new(shown.clone()));
         watcher.send_replace(shown);
         Ok(watcher.subscribe())
@@ -138,13 +138,14 @@ impl Dispatcher {
 
     fn runners(&self) -> Vec<RunnerSummary> {
         let fleet = &self.cluster.fleet;
-        let nodes: BTreeSet<&NodeId> = fleet.all().map(|there| &there.node).chain(fleet.drains.keys()).collect();
-        let cluster = |node: &NodeId| {
+        let nodes: BTreeSet<&NodeId> =
+            fleet.all().map(|registration| &registration.node).chain(fleet.drains.keys()).collect();
+        let summary = |node: &NodeId| {
             let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
             let tasks = fleet.tasks(node).count();
             RunnerSummary { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain }
         };
-        nodes.into_iter().map(cluster).collect()
+        nodes.into_iter().map(summary).collect()
     }
 
     fn status(&self) -> Status {
@@ -174,14 +175,14 @@ impl Dispatcher {
             let record = &entry.record;
             let is_lost =
                 record.state == TaskState::Lost && record.attempts.last().is_some_and(|last| last.runner.node == *node);
-            let is_loud = record.attempts.iter().any(|attempt| attempt.runner.node == *node && !attempt.quiet);
-            is_lost || is_loud || record.node() == Some(node)
+            let is_undrained = record.attempts.iter().any(|attempt| attempt.runner.node == *node && !attempt.quiet);
+            is_lost || is_undrained || record.node() == Some(node)
         };
         let ids: Vec<TaskId> = self.cluster.tasks.ids().filter(concerns).cloned().collect();
         let mut answers = Vec::new();
         for id in ids {
             let (reply, answer) = oneshot::channel();
-            self.want(id, Mutation::Confirm(node.clone()), reply);
+            self.queue_mutation(id, Mutation::Confirm(node.clone()), reply);
             answers.push(answer);
         }
         tracing::warn!(%node, tasks = answers.len(), "operator confirmed that the node is off");
@@ -199,7 +200,7 @@ impl Dispatcher {
     }
 
     /// Applies a node's drain record as it was stored or removed, and answers the operator.
-    pub(crate) fn take_drained(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<()>) {
+    pub(crate) fn apply_drain(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<()>) {
         let now = self.clock.boot_time();
         let answer = result.map(|drain| {
             self.cluster.interrupts.remove(node);
@@ -215,7 +216,7 @@ impl Dispatcher {
 /// Tells whether a node is or was registered: its lease record is never deleted.
 async fn has_registered(writer: &super::Writer, node: &NodeId) -> Result<bool> {
     for path in [paths::lease(node.as_str()), paths::runner(node.as_str())] {
-        if writer.session.get(&path).await.map_err(|error| unreachable(&error))?.is_some() {
+        if writer.session.get(&path).await.map_err(|error| store_error(&error))?.is_some() {
             return Ok(true);
         }
     }
@@ -227,34 +228,36 @@ async fn set_drain(writer: &super::Writer, node: &NodeId, drain: Option<Drain>) 
     let path = paths::drain(node.as_str());
     let mut last = CoordError::NotConnected;
     for _ in 0..DRAIN_TRIES {
-        let there = match writer.session.get(&path).await {
-            Ok(there) => there,
-            Err(error) => return Err(unreachable(&error)),
+        let existing = match writer.session.get(&path).await {
+            Ok(existing) => existing,
+            Err(error) => return Err(store_error(&error)),
         };
-        if there.is_none() && !has_registered(writer, node).await? {
+        if existing.is_none() && !has_registered(writer, node).await? {
             let message = format!("no node {node} has ever registered: 'blockhaul runners' lists the nodes");
             return Err(Error::new(Code::NotFound, Side::Caller, Operation::Parse, message));
         }
-        let (op, version) = match (&drain, there) {
-            (Some(drain), Some(there)) if Drain::decode(&there.data).is_ok_and(|stored| stored.op == drain.op) => {
-                return Ok(Some((drain.clone(), there.stat.version)));
+        let (op, version) = match (&drain, existing) {
+            (Some(drain), Some(existing))
+                if Drain::decode(&existing.data).is_ok_and(|stored| stored.op == drain.op) =>
+            {
+                return Ok(Some((drain.clone(), existing.stat.version)));
             }
-            (Some(drain), Some(there)) => {
-                let version = there.stat.version;
+            (Some(drain), Some(existing)) => {
+                let version = existing.stat.version;
                 (Op::Set { path: path.clone(), data: drain.encode(), version }, version + 1)
             }
             (Some(drain), None) => {
                 (Op::Create { path: path.clone(), data: drain.encode(), mode: CreateMode::Persistent }, 0)
             }
-            (None, Some(there)) => (Op::Delete { path: path.clone(), version: there.stat.version }, 0),
+            (None, Some(existing)) => (Op::Delete { path: path.clone(), version: existing.stat.version }, 0),
             (None, None) => return Ok(None),
         };
         match writer.leader_term.commit(vec![op]).await {
             Ok(_) => return Ok(drain.map(|drain| (drain, version))),
             Err(CommitError::LostLeadership) => return Err(super::handle::not_leader()),
             Err(CommitError::Store(error @ (CoordError::Refused { .. } | CoordError::Unknown(_)))) => last = error,
-            Err(CommitError::Store(error)) => return Err(unreachable(&error)),
+            Err(CommitError::Store(error)) => return Err(store_error(&error)),
         }
     }
-    Err(unreachable(&last))
+    Err(store_error(&last))
 }

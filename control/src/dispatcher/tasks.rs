@@ -33,9 +33,9 @@ pub(crate) struct TaskEntry {
 impl TaskEntry {
     /// Returns the end of a failed task's backoff, if it is not over. The record's time is of its runner's wall clock:
     /// if that clock is ahead of this node's, the backoff is still bounded.
-    pub(crate) fn rests_until(&self, now: Now) -> Option<Duration> {
-        let rested = self.runtime.since + RETRY_REST_MAX;
-        let until = now.at_unix(self.record.not_before_ms).min(rested);
+    pub(crate) fn backoff_until(&self, now: Now) -> Option<Duration> {
+        let bound = self.runtime.since + RETRY_REST_MAX;
+        let until = now.at_unix(self.record.not_before_ms).min(bound);
         (self.record.not_before_ms > now.unix_ms && until > now.boot).then_some(until)
     }
 }
@@ -52,21 +52,21 @@ pub(crate) struct TaskRuntime {
     /// Last answer of its runner about the assignment, while the task has not begun.
     pub(crate) assign_reply: AssignReply,
     /// What its runner waits for before it begins.
-    pub(crate) waits: Option<StartStage>,
+    pub(crate) start_stage: Option<StartStage>,
     /// Earliest time of the next query or notification.
     pub(crate) next_call: Duration,
     /// Whether its holder should read the record, and has not been notified.
-    pub(crate) owes_notification: bool,
+    pub(crate) needs_notification: bool,
     /// Runners that have refused it, with the backoff of each.
-    pub(crate) avoid: BTreeMap<NodeId, Backoff>,
+    pub(crate) backoffs: BTreeMap<NodeId, Backoff>,
     /// Ended attempts that may still write.
     pub(crate) undrained: Vec<UndrainedAttempt>,
     /// Runner that is to get the task, and the identities of the destination, as that runner has resolved them.
     pub(crate) resolved: Option<(Holder, Vec<String>)>,
     /// Claim of another task that it waits for.
-    pub(crate) waits_for: Option<String>,
+    pub(crate) blocked_by: Option<String>,
     /// Earliest time of the next write, after one that failed.
-    pub(crate) hold_until: Duration,
+    pub(crate) next_write: Duration,
     /// Why the last write failed.
     pub(crate) write_failure: Option<WriteFailure>,
 }
@@ -88,9 +88,9 @@ pub(crate) type UndrainedAttempt = (Option<Epoch>, Duration);
 pub(crate) enum AssignReply {
     /// The runner was not called yet.
     #[default]
-    No,
+    NotCalled,
     /// The runner did not answer: it may or may not have the task.
-    Unclear,
+    NoAnswer,
     /// The runner has the task.
     Accepted,
     /// The runner does not have the task and will not accept it.
@@ -157,7 +157,7 @@ impl Tasks {
     }
 
     /// Sets the transaction that created a task's node. Returns tasks whose positions in the queue have changed.
-    pub(crate) fn learn_created(&mut self, id: &TaskId, created: Zxid) -> Vec<TaskId> {
+    pub(crate) fn set_created(&mut self, id: &TaskId, created: Zxid) -> Vec<TaskId> {
         let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.created.is_none()) else { return Vec::new() };
         let before = creation(entry);
         entry.created = Some(created);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Time between two reads to find out the outcome of a write.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+const READ_RETRY: Duration = Duration::from_millis(200);
 
 /// Times that a write is built again because a claim was not as expected.
 const CLAIM_TRIES: usize = 4;
@@ -48,7 +48,7 @@ pub(crate) enum Written {
     /// Another process has written the record: the node as it is now, `None` if it is deleted.
     Changed(Option<Node>),
     /// Another task has that claim.
-    Taken(String),
+    Claimed(String),
     /// Nothing happened, and will not before an operator changes something.
     Denied(Denial),
     /// Nothing happened.
@@ -96,10 +96,10 @@ impl Writer {
             }
             let ops = match self.operations(&change, is_first_grant).await {
                 Ok(Ok(ops)) => ops,
-                Ok(Err(claim)) => return Written::Taken(claim),
+                Ok(Err(claim)) => return Written::Claimed(claim),
                 Err(error) => return Written::Failed(error),
             };
-            match self.settle(&change, &ops).await {
+            match self.commit_until_known(&change, &ops).await {
                 Written::Failed(CoordError::Refused { index, why }) if !why.is_condition() => {
                     return Written::Denied(Denial::of(&ops, index, why));
                 }
@@ -113,7 +113,7 @@ impl Writer {
     }
 
     /// Sends a write until its outcome is known.
-    async fn settle(&self, change: &Change, ops: &[Op]) -> Written {
+    async fn commit_until_known(&self, change: &Change, ops: &[Op]) -> Written {
         loop {
             match self.leader_term.commit(ops.to_vec()).await {
                 Ok(done) => return finished(change, &done),
@@ -121,15 +121,15 @@ impl Writer {
                 Err(CommitError::Store(CoordError::Unknown(_))) => {}
                 Err(CommitError::Store(error)) => return Written::Failed(error),
             }
-            let node = match self.look(&change.after.id).await {
+            let node = match self.read_committed(&change.after.id).await {
                 Ok(node) => node,
                 Err(error) => return Written::Failed(error),
             };
             match node {
-                Some(node) if is_of(&node, &change.after.op) => {
+                Some(node) if has_op(&node, &change.after.op) => {
                     return finished(change, &[Done::Set(node.stat)]);
                 }
-                node if change.known.is_refuted(node.as_ref()) => return Written::HistoryLost,
+                node if change.known.is_contradicted_by_node(node.as_ref()) => return Written::HistoryLost,
                 // Not there yet, or never: the same again. Should both arrive, the later one is refused.
                 Some(node) if node.stat.version == change.known.version => {}
                 node => return Written::Changed(node),
@@ -138,16 +138,16 @@ impl Writer {
     }
 
     /// Reads the record's node after all committed writes. Waits for the connection.
-    async fn look(&self, id: &TaskId) -> Result<Option<Node>, CoordError> {
+    async fn read_committed(&self, id: &TaskId) -> Result<Option<Node>, CoordError> {
         let path = paths::task(id);
         loop {
-            let looked = async {
+            let read = async {
                 self.session.sync().await?;
                 self.session.get(&path).await
             };
-            match looked.await {
+            match read.await {
                 Err(CoordError::NotConnected | CoordError::Unknown(_)) if !self.leader_term.has_ended() => {
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                    tokio::time::sleep(READ_RETRY).await;
                 }
                 other => return other,
             }
@@ -155,9 +155,9 @@ impl Writer {
     }
 
     async fn changed(&self, change: &Change) -> Written {
-        match self.look(&change.after.id).await {
-            Ok(Some(node)) if is_of(&node, &change.after.op) => finished(change, &[Done::Set(node.stat)]),
-            Ok(node) => seen_instead(&change.known, node),
+        match self.read_committed(&change.after.id).await {
+            Ok(Some(node)) if has_op(&node, &change.after.op) => finished(change, &[Done::Set(node.stat)]),
+            Ok(node) => changed_outcome(&change.known, node),
             Err(error) => Written::Failed(error),
         }
     }
@@ -221,7 +221,7 @@ impl Writer {
                 Ok(_) => {
                     // Old servers do not tell what they have created: the order of submissions is read.
                     let node = self.session.get(&path).await.ok().flatten();
-                    let created_by = node.filter(|node| is_of(node, &record.op)).map(|node| node.stat.created);
+                    let created_by = node.filter(|node| has_op(node, &record.op)).map(|node| node.stat.created);
                     return created(record, 0, created_by);
                 }
                 Err(CommitError::LostLeadership) => return Written::LostLeadership,
@@ -232,8 +232,8 @@ impl Writer {
                 Err(CommitError::Store(CoordError::Unknown(_))) => false,
                 Err(CommitError::Store(error)) => return Written::Failed(error),
             };
-            match self.look(&record.id).await {
-                Ok(Some(node)) if is_of(&node, &record.op) => {
+            match self.read_committed(&record.id).await {
+                Ok(Some(node)) if has_op(&node, &record.op) => {
                     return created(record, node.stat.version, Some(node.stat.created));
                 }
                 Ok(None) if !refused => {}
@@ -253,8 +253,8 @@ impl Writer {
                 Written::Denied(Denial::of(&ops, index, why))
             }
             Err(CommitError::Store(CoordError::Refused { .. } | CoordError::Unknown(_))) => {
-                match self.look(&id).await {
-                    Ok(node) => seen_instead(&known, node),
+                match self.read_committed(&id).await {
+                    Ok(node) => changed_outcome(&known, node),
                     Err(error) => Written::Failed(error),
                 }
             }
@@ -276,24 +276,24 @@ impl Writer {
 enum Owner {
     Task(TaskId),
     /// The claim cannot be decoded, or is of another destination.
-    Nobody,
+    Unknown,
 }
 
 fn foreign_owner(node: &Node, task: &TaskId) -> Option<Owner> {
     match Claim::decode(&node.data) {
         Ok(claim) if claim.task == *task => None,
         Ok(claim) => Some(Owner::Task(claim.task)),
-        Err(_) => Some(Owner::Nobody),
+        Err(_) => Some(Owner::Unknown),
     }
 }
 
-fn is_of(node: &Node, op: &OpId) -> bool {
+fn has_op(node: &Node, op: &OpId) -> bool {
     TaskRecord::decode(&node.data).is_ok_and(|record| record.op == *op)
 }
 
 /// Returns the outcome of a write that was refused, by the node that is stored instead.
-fn seen_instead(known: &Known, node: Option<Node>) -> Written {
-    if known.is_refuted(node.as_ref()) { Written::HistoryLost } else { Written::Changed(node) }
+fn changed_outcome(known: &Known, node: Option<Node>) -> Written {
+    if known.is_contradicted_by_node(node.as_ref()) { Written::HistoryLost } else { Written::Changed(node) }
 }
 
 fn created(record: TaskRecord, version: i32, created: Option<Zxid>) -> Written {

@@ -77,12 +77,12 @@ fn lines(cluster: &mut ClusterState, now: Now, budget: Budget) -> Vec<String> {
         for decision in &decisions {
             match decision {
                 Decision::Queue(id, node) => {
-                    cluster.calm(id);
+                    cluster.clear_due(id);
                     cluster.enqueue(id, node.clone());
                 }
                 other => {
                     if let Decision::Idle(id) = other {
-                        cluster.calm(id);
+                        cluster.clear_due(id);
                     }
                     lines.push(line(other));
                 }
@@ -105,7 +105,7 @@ fn line(decision: &Decision) -> String {
         other => format!("{other:?}").to_lowercase(),
     };
     match decision {
-        Decision::Move { task, events } => {
+        Decision::Transition { task, events } => {
             format!("{task}: {}", events.iter().map(event).collect::<Vec<_>>().join(", "))
         }
         Decision::Purge(task) => format!("{task}: purge"),
@@ -177,7 +177,7 @@ fn an_assigned_task_is_told_and_taken_back_when_nobody_answers() {
     let id = TaskId::new("x").unwrap();
     let runtime = &mut cluster.tasks.get_mut(&id).unwrap().runtime;
     (runtime.assign_reply, runtime.next_call) =
-        (crate::dispatcher::tasks::AssignReply::Unclear, Duration::from_secs(4));
+        (crate::dispatcher::tasks::AssignReply::NoAnswer, Duration::from_secs(4));
     assert_eq!(lines(&mut cluster, at(3), ROOM), ["x: wake at 4"]);
     assert_eq!(lines(&mut cluster, at(4), ROOM), ["x: query n1"]);
     assert_eq!(lines(&mut cluster, at(15), ROOM), ["x: revoked EUnreachable"]);
