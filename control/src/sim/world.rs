@@ -197,7 +197,7 @@ impl World {
         session.multi(paths::all_folders().map(create).collect()).await.expect("nothing is wrong yet");
         session.close().await;
         let latency_ms = self.scenario.latency_ms;
-        self.ensemble.set_weather(FaultRates { latency_ms, ..FaultRates::default() });
+        self.ensemble.set_fault_rates(FaultRates { latency_ms, ..FaultRates::default() });
         self.net.set_noise(NetworkFaults { delay_ms: latency_ms.1, ..NetworkFaults::default() });
         (0..self.hosts.len()).for_each(|node| self.start(node));
         if let Some(defect) = self.defect {
@@ -337,9 +337,9 @@ impl World {
             Fault::Storm { time } => {
                 let latency_ms = (self.scenario.latency_ms.0, self.scenario.latency_ms.1 * 4);
                 let (lost_reply, late_write, lost_watch, late_watch) = (0.15, 0.7, 0.3, 0.3);
-                let weather =
+                let fault_rates =
                     FaultRates { latency_ms, lag_ms: (0, 800), lost_reply, late_write, lost_watch, late_watch };
-                self.ensemble.set_weather(weather);
+                self.ensemble.set_fault_rates(fault_rates);
                 self.plan(time, After::Fair);
             }
             Fault::NetworkFaults { time } => {
@@ -376,7 +376,7 @@ impl World {
             After::ServiceUp => self.ensemble.start(),
             After::Fair => {
                 let latency_ms = self.scenario.latency_ms;
-                self.ensemble.set_weather(FaultRates { latency_ms, ..FaultRates::default() });
+                self.ensemble.set_fault_rates(FaultRates { latency_ms, ..FaultRates::default() });
             }
             After::Quiet => {
                 let delay_ms = self.scenario.latency_ms.1;

@@ -172,9 +172,9 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
     for seed in 0..50 {
         fastrand::seed(seed);
         let ensemble = Ensemble::new(seed, T);
-        let weather =
+        let fault_rates =
             FaultRates { lost_reply: 0.3, late_write: 0.5, lost_watch: 0.3, lag_ms: (0, 200), ..FaultRates::default() };
-        ensemble.set_weather(weather);
+        ensemble.set_fault_rates(fault_rates);
         let mut nodes = Vec::new();
         for node in ["a", "b", "c"] {
             nodes.push(candidate(&ensemble, node, "1").await);

@@ -112,8 +112,8 @@ impl Ensemble {
     }
 
     /// Sets the faults from now on.
-    pub(crate) fn set_weather(&self, weather: FaultRates) {
-        self.core().weather = weather;
+    pub(crate) fn set_fault_rates(&self, fault_rates: FaultRates) {
+        self.core().fault_rates = fault_rates;
     }
 
     /// Sets the observer of every write.

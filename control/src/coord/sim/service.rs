@@ -21,7 +21,7 @@ const SYNC_LIMIT: Duration = Duration::from_secs(4);
 /// State of one service, behind one lock.
 pub(super) struct Core {
     pub(super) rng: fastrand::Rng,
-    pub(super) weather: FaultRates,
+    pub(super) fault_rates: FaultRates,
     pub(super) clients: BTreeMap<SessionId, Client>,
     pub(super) observer: Option<Observer>,
     /// Path below which writes are refused.
@@ -82,7 +82,7 @@ impl Core {
         let now = Instant::now();
         Self {
             rng: fastrand::Rng::with_seed(seed),
-            weather: FaultRates::default(),
+            fault_rates: FaultRates::default(),
             clients: BTreeMap::new(),
             observer: None,
             forbidden: None,
@@ -106,7 +106,7 @@ impl Core {
     }
 
     pub(super) fn latency(&mut self) -> Duration {
-        let (least, most) = self.weather.latency_ms;
+        let (least, most) = self.fault_rates.latency_ms;
         Duration::from_millis(self.rng.u64(least..=most))
     }
 
@@ -322,7 +322,7 @@ impl Core {
         if upto == std::mem::replace(&mut self.spread, upto) {
             return Vec::new();
         }
-        let (least, most) = self.weather.lag_ms;
+        let (least, most) = self.fault_rates.lag_ms;
         (0..self.servers.len())
             .map(|server| (server, upto, Duration::from_millis(self.rng.u64(least..=most))))
             .collect()
@@ -362,7 +362,7 @@ impl Core {
     }
 
     fn fire(&mut self, server: usize, transaction: &Transaction) {
-        let FaultRates { lost_watch, late_watch, .. } = self.weather;
+        let FaultRates { lost_watch, late_watch, .. } = self.fault_rates;
         let Self { clients, rng, .. } = self;
         for client in clients.values_mut().filter(|client| client.server == server && client.is_connected()) {
             for watch in client.watches.extract_if(.., |watch| watch.is_about(transaction)).collect::<Vec<_>>() {

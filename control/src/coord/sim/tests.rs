@@ -30,7 +30,7 @@ async fn link(session: &dyn Session, wanted: impl Fn(Link) -> bool) -> Duration 
 async fn it_keeps_what_every_center_keeps() {
     for seed in 0..20 {
         let ensemble = Ensemble::new(seed, T);
-        ensemble.set_weather(FaultRates { latency_ms: (0, seed), lag_ms: (0, 10 * seed), ..FaultRates::default() });
+        ensemble.set_fault_rates(FaultRates { latency_ms: (0, seed), lag_ms: (0, 10 * seed), ..FaultRates::default() });
         contract::everything(&*ensemble.client("a")).await;
     }
 }
@@ -100,7 +100,7 @@ async fn beside_an_isolated_server_reads_go_on_and_writes_stall() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_can_get_lost_after_the_write_and_a_write_can_come_late() {
     let (ensemble, a, _b) = pair(4).await;
-    ensemble.set_weather(FaultRates { lost_reply: 1.0, late_write: 1.0, ..FaultRates::default() });
+    ensemble.set_fault_rates(FaultRates { lost_reply: 1.0, late_write: 1.0, ..FaultRates::default() });
     assert!(matches!(a.multi(vec![create("/x", CreateMode::Persistent)]).await, Err(CoordError::Unknown(_))));
     assert!(ensemble.committed("/x").is_some());
     link(&*a, |link| link == Link::Connected).await;
@@ -125,7 +125,7 @@ async fn watches_survive_a_connection_and_can_be_lost_until_the_session_ends() {
     b.multi(vec![set("/x", 0), create("/x/y", CreateMode::Persistent)]).await.unwrap();
     changed.fired().await;
     names.fired().await;
-    ensemble.set_weather(FaultRates { lost_watch: 1.0, ..FaultRates::default() });
+    ensemble.set_fault_rates(FaultRates { lost_watch: 1.0, ..FaultRates::default() });
     let (_, lost) = a.get_and_watch("/x").await.unwrap();
     let start = Instant::now();
     b.multi(vec![set("/x", 1)]).await.unwrap();

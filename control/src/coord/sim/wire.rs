@@ -83,7 +83,7 @@ fn arrive(shared: &Shared, session: SessionId, connection: u64, id: u64, request
 fn answer(core: &mut Core, session: SessionId, id: u64, request: Request) {
     let is_write = matches!(request, Request::Multi(_));
     let reply = core.serve(session, request);
-    let lost = core.weather.lost_reply;
+    let lost = core.fault_rates.lost_reply;
     if is_write && core.chance(lost) {
         let breaks = core.rng.bool();
         let Some(client) = core.clients.get_mut(&session) else { return };
@@ -103,7 +103,7 @@ fn answer(core: &mut Core, session: SessionId, id: u64, request: Request) {
 /// Carries out a write of a closed connection later, by chance.
 fn strand(shared: &Shared, core: &mut Core, session: SessionId, request: Request) {
     let Request::Multi(ops) = request else { return };
-    let late = core.weather.late_write;
+    let late = core.fault_rates.late_write;
     if !core.chance(late) {
         return;
     }

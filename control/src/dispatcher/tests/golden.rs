@@ -1,6 +1,6 @@
 //! Compares decisions with golden text: this cluster state and time give exactly these lines.
 
-use super::stage::{copy, noop, order};
+use super::support::{copy, noop, submission};
 use crate::coord::Zxid;
 use crate::dispatcher::cluster_state::{ClusterState, FenceProgress};
 use crate::dispatcher::decide::{DecisionLimits, decide};
@@ -15,7 +15,7 @@ use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const TERMS: DecisionLimits = DecisionLimits {
+const LIMITS: DecisionLimits = DecisionLimits {
     retention: Duration::from_secs(1000),
     quiet_after: Duration::from_secs(30),
     hold_off: Duration::from_secs(2),
@@ -38,7 +38,7 @@ fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
 }
 
 fn task(id: &str, spec: TaskSpec) -> TaskRecord {
-    TaskRecord::new(order(id, spec), 0)
+    TaskRecord::new(submission(id, spec), 0)
 }
 
 fn export(id: &str, destination: &str, fence: Fence) -> TaskRecord {
@@ -72,7 +72,7 @@ fn cluster(tasks: impl IntoIterator<Item = TaskRecord>, all: &[(&str, &str, u32)
 fn lines(cluster: &mut ClusterState, now: Now, budget: Budget) -> Vec<String> {
     let mut lines = Vec::new();
     loop {
-        let decisions = decide(cluster, &TERMS, now, budget);
+        let decisions = decide(cluster, &LIMITS, now, budget);
         let queued = decisions.iter().filter(|decision| matches!(decision, Decision::Queue(..))).count();
         for decision in &decisions {
             match decision {
@@ -123,7 +123,7 @@ fn line(decision: &Decision) -> String {
 }
 
 #[test]
-fn ready_tasks_go_to_the_least_full_runner_that_reaches_them() {
+fn ready_tasks_go_to_the_least_loaded_runner_that_reaches_them() {
     let mut big = running(&task("big", noop(1)), "n1");
     big.progress.planned = 1 << 40;
     let tasks = [
@@ -146,7 +146,8 @@ fn ready_tasks_go_to_the_least_full_runner_that_reaches_them() {
 
 #[test]
 fn priority_comes_before_age_and_a_minute_before_priority() {
-    let ranked = |id: &str, priority, created| TaskRecord::new(Submission { priority, ..order(id, noop(1)) }, created);
+    let ranked =
+        |id: &str, priority, created| TaskRecord::new(Submission { priority, ..submission(id, noop(1)) }, created);
     let tasks = [ranked("new", 1, 120_000), ranked("old", 0, 0), ranked("high", 9, 120_001), ranked("low", 0, 120_000)];
     let mut cluster = cluster(tasks, &[("n1", "a", 9)]);
     let order: Vec<String> =
@@ -163,7 +164,7 @@ fn one_destination_goes_to_one_task_even_within_one_decision() {
 }
 
 #[test]
-fn no_more_is_decided_than_there_is_room_for() {
+fn decisions_stay_within_the_budget() {
     let tasks = ["a", "b", "c"].map(|id| task(id, noop(1)));
     let mut cluster = cluster(tasks, &[("n1", "a", 9)]);
     let budget = Budget { writes: 1, calls: 0 };
@@ -171,7 +172,7 @@ fn no_more_is_decided_than_there_is_room_for() {
 }
 
 #[test]
-fn an_assigned_task_is_told_and_taken_back_when_nobody_answers() {
+fn an_assigned_task_is_called_and_revoked_without_an_answer() {
     let mut cluster = cluster([assigned(&task("x", noop(1)), "n1")], &[("n1", "a", 9)]);
     assert_eq!(lines(&mut cluster, at(1), ROOM), ["x: assign to n1"]);
     let id = TaskId::new("x").unwrap();
@@ -184,7 +185,7 @@ fn an_assigned_task_is_told_and_taken_back_when_nobody_answers() {
 }
 
 #[test]
-fn a_failed_task_rests_by_its_runners_clock_but_not_for_long_if_that_is_ahead() {
+fn the_backoff_of_a_failed_task_is_bounded_if_its_runners_clock_is_ahead() {
     let failed = |hour: u64| TaskRecord { not_before_ms: hour * 3_600_000 + 4000, ..task("a", noop(5)) };
     let view_of = |hour| cluster([failed(hour)], &[("n1", "a", 4)]);
     let mut near = view_of(0);
@@ -196,7 +197,7 @@ fn a_failed_task_rests_by_its_runners_clock_but_not_for_long_if_that_is_ahead() 
 }
 
 #[test]
-fn a_runner_that_is_gone_loses_what_it_held_by_the_kind_of_fence() {
+fn tasks_of_a_lost_runner_are_fenced_by_their_kind_of_fence() {
     let lost = |fence| {
         let record = running(&export("x", "nbd://h/b", fence), "n1");
         apply(&record, TaskEvent::RunnerLost, 0).unwrap()
@@ -228,7 +229,7 @@ fn a_lost_local_copy_waits_for_its_node() {
 }
 
 #[test]
-fn drained_full_and_stopping_runners_get_nothing() {
+fn draining_full_and_stopping_runners_get_no_tasks() {
     let mut cluster = cluster([task("x", noop(1))], &[("n1", "a", 1), ("n2", "a", 0)]);
     let drain = Drain { since_ms: 0, now: false, op: OpId(String::new()) };
     cluster.fleet.set_drain(&NodeId::new("n1").unwrap(), Some((drain, 0)));
@@ -269,7 +270,7 @@ fn a_task_goes_where_it_has_not_failed_by_a_fault_of_the_node() {
 }
 
 #[test]
-fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
+fn a_task_is_rejected_when_every_node_has_failed_it_for_good() {
     let refused = |nodes: &[&str]| {
         let nodes: Vec<_> = nodes.iter().map(|node| (*node, Code::Permission)).collect();
         failed_on("x", &nodes)
@@ -290,7 +291,7 @@ fn a_task_is_given_up_when_every_node_has_failed_it_for_good() {
 
 /// Creates tasks that were submitted in this order, to leaders whose clocks differed by a day.
 #[test]
-fn who_came_first_goes_first_whatever_the_clocks_said() {
+fn tasks_are_assigned_in_the_order_of_creation_whatever_the_clocks() {
     let day = 86_400_000;
     let submitted = [("z", day + 1), ("y", 5), ("x", 2 * day), ("w", 6), ("v", 7)];
     let of = |order: &[usize]| {
@@ -298,7 +299,7 @@ fn who_came_first_goes_first_whatever_the_clocks_said() {
         for &index in order {
             let (id, created_ms) = submitted[index];
             let zxid = Zxid(i64::try_from(index).unwrap());
-            cluster.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
+            cluster.observe(TaskRecord::new(submission_of(id), created_ms), 0, Some(zxid), at(1));
         }
         lines(&mut cluster, at(1), ROOM).iter().map(|line| line[..1].to_owned()).collect::<String>()
     };
@@ -308,18 +309,18 @@ fn who_came_first_goes_first_whatever_the_clocks_said() {
     // The creating transaction is learned later, as for tasks of this term.
     let mut cluster = cluster([], &[("n1", "a", 9)]);
     for (id, created_ms) in submitted {
-        cluster.observe(TaskRecord::new(order_of(id), created_ms), 0, None, at(1));
+        cluster.observe(TaskRecord::new(submission_of(id), created_ms), 0, None, at(1));
     }
     for (index, (id, created_ms)) in submitted.into_iter().enumerate() {
         let zxid = Zxid(i64::try_from(index).unwrap());
-        cluster.observe(TaskRecord::new(order_of(id), created_ms), 0, Some(zxid), at(1));
+        cluster.observe(TaskRecord::new(submission_of(id), created_ms), 0, Some(zxid), at(1));
     }
     let lines = lines(&mut cluster, at(1), ROOM);
     assert_eq!(lines.iter().map(|line| &line[..1]).collect::<String>(), "zyxwv");
 }
 
-fn order_of(id: &str) -> Submission {
-    order(id, noop(1))
+fn submission_of(id: &str) -> Submission {
+    submission(id, noop(1))
 }
 
 #[test]
@@ -333,7 +334,7 @@ fn nothing_is_purged_before_its_time_by_every_clock() {
 }
 
 #[test]
-fn where_there_are_too_many_tasks_the_oldest_that_have_ended_go_early() {
+fn the_oldest_ended_tasks_are_purged_early_above_the_limit() {
     let mut cluster = ClusterState::default();
     let ended = |id: &str| apply(&task(id, noop(1)), TaskEvent::CancelRequested, 5000).unwrap();
     // Ids and times are in another order than the transactions that created the tasks: the latter count.

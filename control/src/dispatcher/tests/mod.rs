@@ -3,4 +3,4 @@
 mod clients;
 mod golden;
 mod losses;
-mod stage;
+mod support;

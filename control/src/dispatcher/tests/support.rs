@@ -26,11 +26,11 @@ pub(super) const T: Duration = Duration::from_secs(10);
 
 /// Behaviour of a runner.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Manner {
+pub(super) enum Behaviour {
     /// Accepts, and holds what it has accepted.
-    Willing,
+    Accepting,
     /// Accepts, and runs the task to its end at once.
-    Busy,
+    Completing,
     /// Refuses.
     Refusing(Code),
     /// Does not answer, and has not received the call.
@@ -39,51 +39,51 @@ pub(super) enum Manner {
 
 #[derive(Debug)]
 struct Runner {
-    manner: Manner,
+    behaviour: Behaviour,
     held: BTreeSet<TaskId>,
 }
 
 /// Scripted runners, and the log of their calls.
 #[derive(Debug, Default)]
-pub(super) struct World {
+pub(super) struct TestRunners {
     runners: Mutex<BTreeMap<String, Runner>>,
     pub(super) log: Mutex<Vec<String>>,
     sessions: Mutex<BTreeMap<String, Arc<dyn Session>>>,
 }
 
-impl World {
-    fn hear(&self, address: &str, what: String) -> Result<Manner, CallError> {
+impl TestRunners {
+    fn receive(&self, address: &str, what: String) -> Result<Behaviour, CallError> {
         let runners = self.runners.lock().unwrap();
         let silent = || CallError::NoAnswer(String::from("silence"));
-        let manner = runners.get(address).map(|runner| runner.manner.clone()).ok_or_else(silent)?;
-        if manner == Manner::Silent {
+        let behaviour = runners.get(address).map(|runner| runner.behaviour.clone()).ok_or_else(silent)?;
+        if behaviour == Behaviour::Silent {
             return Err(silent());
         }
         self.log.lock().unwrap().push(format!("{address} {what}"));
-        Ok(manner)
+        Ok(behaviour)
     }
 
     /// Returns the log since the last call.
-    pub(super) fn heard(&self) -> Vec<String> {
+    pub(super) fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.log.lock().unwrap())
     }
 
-    pub(super) fn set_manner(&self, address: &str, manner: Manner) {
-        self.runners.lock().unwrap().get_mut(address).unwrap().manner = manner;
+    pub(super) fn set_behaviour(&self, address: &str, behaviour: Behaviour) {
+        self.runners.lock().unwrap().get_mut(address).unwrap().behaviour = behaviour;
     }
 }
 
 #[async_trait]
-impl RunnerClient for World {
+impl RunnerClient for TestRunners {
     async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError> {
         let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
-        let manner = self.hear(address, format!("assign {}", assignment.task))?;
-        if let Manner::Refusing(code) = manner {
+        let behaviour = self.receive(address, format!("assign {}", assignment.task))?;
+        if let Behaviour::Refusing(code) = behaviour {
             return Ok(AssignResponse::Refused { code, why: String::from("no") });
         }
         self.runners.lock().unwrap().get_mut(address).unwrap().held.insert(assignment.task.clone());
-        if manner == Manner::Busy {
+        if behaviour == Behaviour::Completing {
             let session = self.sessions.lock().unwrap()[address].clone();
             tokio::spawn(async move {
                 let began = TaskEvent::Started { epoch: assignment.epoch };
@@ -100,7 +100,7 @@ impl RunnerClient for World {
     async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
         let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
-        self.hear(address, format!("ask {}", assignment.task))?;
+        self.receive(address, format!("query {}", assignment.task))?;
         let is_held = self.runners.lock().unwrap()[address].held.contains(&assignment.task);
         Ok(if is_held { AssignmentStatus::Waits(StartStage::Opening) } else { AssignmentStatus::Unknown })
     }
@@ -108,22 +108,22 @@ impl RunnerClient for World {
     async fn notify(&self, to: &Peer, _leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
-        self.hear(address, format!("nudge {task}")).map(|_| ())
+        self.receive(address, format!("notify {task}")).map(|_| ())
     }
 
     async fn resolve(&self, to: &Peer, _leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
         let address = &*to.address;
         sleep(Duration::from_millis(1)).await;
         let TaskSpec::Copy(copy) = spec else { panic!("only copies have a destination") };
-        match self.hear(address, format!("resolve {}", copy.destination))? {
-            Manner::Refusing(code) => Err(CallError::Refused { code, why: String::from("no") }),
+        match self.receive(address, format!("resolve {}", copy.destination))? {
+            Behaviour::Refusing(code) => Err(CallError::Refused { code, why: String::from("no") }),
             _ => Ok(vec![format!("inode:{address}:{}", copy.destination)]),
         }
     }
 
     async fn interrupt(&self, to: &Peer, _leader: Epoch) -> Result<(), CallError> {
         let address = &*to.address;
-        self.hear(address, String::from("interrupt")).map(|_| ())
+        self.receive(address, String::from("interrupt")).map(|_| ())
     }
 }
 
@@ -172,9 +172,9 @@ async fn try_step(
 }
 
 /// Center with one leader.
-pub(super) struct Stage {
+pub(super) struct TestCenter {
     pub(super) ensemble: Ensemble,
-    pub(super) world: Arc<World>,
+    pub(super) runners: Arc<TestRunners>,
     pub(super) clock: Arc<TestClock>,
     pub(super) leader: DispatcherHandle,
     pub(super) dispatcher: JoinHandle<Ending>,
@@ -183,42 +183,49 @@ pub(super) struct Stage {
 }
 
 /// Creates the folders of a center.
-pub(super) async fn found(session: &dyn Session) {
+pub(super) async fn create_folders(session: &dyn Session) {
     let create = |path| Op::Create { path, data: Vec::new(), mode: CreateMode::Persistent };
     session.multi(paths::all_folders().map(create).collect()).await.unwrap();
 }
 
-impl Stage {
+impl TestCenter {
     /// Creates a center with a leader and no runners.
     pub(super) async fn new(seed: u64, config: Config) -> Self {
-        Self::in_weather(seed, config, FaultRates::default()).await
+        Self::with_faults(seed, config, FaultRates::default()).await
     }
 
-    pub(super) async fn in_weather(seed: u64, config: Config, weather: FaultRates) -> Self {
+    pub(super) async fn with_faults(seed: u64, config: Config, fault_rates: FaultRates) -> Self {
         fastrand::seed(seed);
         let ensemble = Ensemble::new(seed, T);
-        found(&*ensemble.client("founder").open().await.unwrap()).await;
-        ensemble.set_weather(weather);
-        let (world, clock) = (Arc::new(World::default()), Arc::new(TestClock::start()));
-        let (leader, dispatcher, stand) = lead("d1", &ensemble, &world, &clock, &config).await;
-        Self { ensemble, world, clock, leader, dispatcher, stand, config }
+        create_folders(&*ensemble.client("founder").open().await.unwrap()).await;
+        ensemble.set_fault_rates(fault_rates);
+        let (runners, clock) = (Arc::new(TestRunners::default()), Arc::new(TestClock::start()));
+        let (leader, dispatcher, stand) = start_leader("d1", &ensemble, &runners, &clock, &config).await;
+        Self { ensemble, runners, clock, leader, dispatcher, stand, config }
     }
 
-    /// Makes the leader resign, and another node lead. Returns the end of the first dispatcher.
+    /// Makes the leader resign, and another node start_leader. Returns the end of the first dispatcher.
     pub(super) async fn change_leader(&mut self, node: &str) -> Ending {
         self.stand.send_replace(false);
-        let (leader, dispatcher, stand) = lead(node, &self.ensemble, &self.world, &self.clock, &self.config).await;
+        let (leader, dispatcher, stand) =
+            start_leader(node, &self.ensemble, &self.runners, &self.clock, &self.config).await;
         (self.leader, self.stand) = (leader, stand);
         std::mem::replace(&mut self.dispatcher, dispatcher).await.unwrap()
     }
 
     /// Registers a runner.
-    pub(super) async fn runner(&self, node: &str, incarnation: &str, slots: u32, manner: Manner) -> Arc<dyn Session> {
+    pub(super) async fn runner(
+        &self,
+        node: &str,
+        incarnation: &str,
+        slots: u32,
+        behaviour: Behaviour,
+    ) -> Arc<dyn Session> {
         let session = self.ensemble.client(node).open().await.unwrap();
         let registration = self.registration(node, incarnation, slots);
         let op = Op::Create { path: paths::runner(node), data: registration.encode(), mode: CreateMode::Ephemeral };
-        self.world.runners.lock().unwrap().insert(node.to_owned(), Runner { manner, held: BTreeSet::new() });
-        self.world.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
+        self.runners.runners.lock().unwrap().insert(node.to_owned(), Runner { behaviour, held: BTreeSet::new() });
+        self.runners.sessions.lock().unwrap().insert(node.to_owned(), session.clone());
         // The first registration of a node leaves its lease behind.
         let lease = Op::Create { path: paths::lease(node), data: Vec::new(), mode: CreateMode::Persistent };
         let _ = session.multi(vec![lease]).await;
@@ -248,7 +255,7 @@ impl Stage {
         let (session, leader_term, stand) = elected(node, &self.ensemble).await;
         // The node leads until the end of the test.
         std::mem::forget(stand);
-        Dispatcher::new(session, leader_term, self.world.clone(), self.clock.clone(), self.config.clone())
+        Dispatcher::new(session, leader_term, self.runners.clone(), self.clock.clone(), self.config.clone())
     }
 
     /// Ends a runner's process and its registration.
@@ -302,15 +309,15 @@ impl Stage {
     }
 }
 
-async fn lead(
+async fn start_leader(
     node: &str,
     ensemble: &Ensemble,
-    world: &Arc<World>,
+    runners: &Arc<TestRunners>,
     clock: &Arc<TestClock>,
     config: &Config,
 ) -> (DispatcherHandle, JoinHandle<Ending>, watch::Sender<bool>) {
     let (session, leader_term, stand) = elected(node, ensemble).await;
-    let (dispatcher, handle) = Dispatcher::new(session, leader_term, world.clone(), clock.clone(), config.clone());
+    let (dispatcher, handle) = Dispatcher::new(session, leader_term, runners.clone(), clock.clone(), config.clone());
     (handle, tokio::spawn(dispatcher.run(std::future::pending())), stand)
 }
 
@@ -334,7 +341,7 @@ pub(super) fn copy(source: &str, destination: &str) -> CopyTask {
     CopyTask { fence: default_fence(destination), ..CopyTask::example(source, destination) }
 }
 
-pub(super) fn order(id: &str, spec: TaskSpec) -> Submission {
+pub(super) fn submission(id: &str, spec: TaskSpec) -> Submission {
     Submission { id: TaskId::new(id).unwrap(), priority: 5, max_attempts: 3, spec }
 }
 
@@ -342,14 +349,14 @@ pub(super) fn order(id: &str, spec: TaskSpec) -> Submission {
 #[derive(Debug, Default)]
 pub(super) struct TestFence {
     pub(super) works: Mutex<bool>,
-    pub(super) fence_runner: Mutex<Vec<String>>,
+    pub(super) fenced: Mutex<Vec<String>>,
 }
 
 #[async_trait]
 impl FenceProgram for TestFence {
     async fn fence_runner(&self, runner: &Holder) -> Result<(), String> {
         sleep(Duration::from_millis(5)).await;
-        self.fence_runner.lock().unwrap().push(runner.node.to_string());
+        self.fenced.lock().unwrap().push(runner.node.to_string());
         if *self.works.lock().unwrap() { Ok(()) } else { Err(String::from("the switch does not answer")) }
     }
 }
