@@ -54,8 +54,8 @@ impl BootstrappingClient {
 impl CoordClient for BootstrappingClient {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
         let session = self.service.open().await?;
-        let founded = found(&*session).await.and_then(|meta| self.join(meta));
-        if let Err(error) = founded {
+        let created = create_center(&*session).await.and_then(|meta| self.join(meta));
+        if let Err(error) = created {
             session.close().await;
             return Err(error);
         }
@@ -68,8 +68,8 @@ impl CoordClient for BootstrappingClient {
 }
 
 /// Creates the records and folders of the center that are missing.
-async fn found(session: &dyn Session) -> Result<Meta, CoordError> {
-    let meta = meta(session).await?;
+async fn create_center(session: &dyn Session) -> Result<Meta, CoordError> {
+    let meta = read_or_create_meta(session).await?;
     if meta.schema != SCHEMA {
         return Ok(meta);
     }
@@ -79,8 +79,8 @@ async fn found(session: &dyn Session) -> Result<Meta, CoordError> {
         }
     }
     for folder in [CLAIMS, TASKS] {
-        let there: BTreeSet<String> = session.children(folder).await?.into_iter().collect();
-        let missing: Vec<_> = shards().filter(|shard| !there.contains(shard)).collect();
+        let existing: BTreeSet<String> = session.children(folder).await?.into_iter().collect();
+        let missing: Vec<_> = shards().filter(|shard| !existing.contains(shard)).collect();
         if !missing.is_empty() {
             create(session, missing.iter().map(|shard| format!("{folder}/{shard}")).collect()).await?;
         }
@@ -88,7 +88,7 @@ async fn found(session: &dyn Session) -> Result<Meta, CoordError> {
     Ok(meta)
 }
 
-async fn meta(session: &dyn Session) -> Result<Meta, CoordError> {
+async fn read_or_create_meta(session: &dyn Session) -> Result<Meta, CoordError> {
     loop {
         if let Some(node) = session.get(META).await? {
             return Ok(Meta::decode(&node.data).unwrap_or_else(|error| {
@@ -128,7 +128,7 @@ mod tests {
     use crate::coord::embedded::Embedded;
 
     /// Creates a store, and the state directory of a node beside it.
-    fn place() -> (tempfile::TempDir, Arc<dyn CoordClient>, Arc<StateDir>) {
+    fn scratch_center() -> (tempfile::TempDir, Arc<dyn CoordClient>, Arc<StateDir>) {
         let scratch = tempfile::tempdir().unwrap();
         let service: Arc<dyn CoordClient> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
         let state = Arc::new(StateDir::lock(&scratch.path().join("state")).unwrap());
@@ -136,8 +136,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_center_is_made_once_and_completed_when_it_was_cut_short() {
-        let (_scratch, service, state) = place();
+    async fn a_center_is_created_once_and_missing_folders_are_added() {
+        let (_scratch, service, state) = scratch_center();
         let open = async |name: &CenterId| {
             BootstrappingClient::new(Arc::clone(&service), Arc::clone(name), Arc::clone(&state)).open().await.unwrap()
         };
@@ -152,13 +152,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_does_nothing_in_a_center_that_it_does_not_belong_to() {
-        let (_first_place, first, state) = place();
-        let (_second_place, second, _) = place();
+    async fn a_node_refuses_a_center_that_it_does_not_belong_to() {
+        let (_first_place, first, state) = scratch_center();
+        let (_second_place, second, _) = scratch_center();
         let center = CenterId::default();
         let open = |service: &Arc<dyn CoordClient>, center: &CenterId| {
-            let founded = BootstrappingClient::new(Arc::clone(service), Arc::clone(center), Arc::clone(&state));
-            async move { founded.open().await.map(drop) }
+            let client = BootstrappingClient::new(Arc::clone(service), Arc::clone(center), Arc::clone(&state));
+            async move { client.open().await.map(drop) }
         };
         open(&first, &center).await.unwrap();
         for center in [&center, &CenterId::default()] {
@@ -174,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_center_of_another_schema_is_left_alone() {
-        let (_scratch, service, state) = place();
+        let (_scratch, service, state) = scratch_center();
         let session = service.open().await.unwrap();
         for (version, data) in [(0, Meta { schema: 2, center: String::from("c") }.encode()), (1, b"?".to_vec())] {
             let path = META.to_owned();
@@ -183,8 +183,8 @@ mod tests {
                 _ => Op::Set { path, data, version: 0 },
             };
             session.multi(vec![op]).await.unwrap();
-            let founded = BootstrappingClient::new(Arc::clone(&service), CenterId::default(), Arc::clone(&state));
-            assert!(matches!(founded.open().await, Err(CoordError::Unusable(_))));
+            let client = BootstrappingClient::new(Arc::clone(&service), CenterId::default(), Arc::clone(&state));
+            assert!(matches!(client.open().await, Err(CoordError::Unusable(_))));
             assert!(session.get(TASKS).await.unwrap().is_none());
         }
     }

@@ -16,14 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Runs the whole suite.
 pub async fn everything(center: &dyn CoordClient) {
-    nodes_come_change_and_go(center).await;
+    nodes_are_created_set_and_deleted(center).await;
     a_refusal_names_its_operation_and_nothing_is_done(center).await;
-    conditions_are_judged_in_one_order(center).await;
+    conditions_are_checked_in_one_order(center).await;
     operations_see_those_before_them(center).await;
     transactions_have_growing_numbers(center).await;
-    a_node_made_anew_starts_anew(center).await;
-    what_no_service_could_do_is_refused_at_once(center).await;
-    what_is_too_large_is_refused_at_once(center).await;
+    a_node_that_is_created_again_starts_from_version_zero(center).await;
+    malformed_operations_are_refused_before_they_are_sent(center).await;
+    too_large_writes_are_refused_before_they_are_sent(center).await;
     children_are_sorted(center).await;
     ephemeral_nodes_live_as_long_as_their_session(center).await;
     a_dropped_session_ends(center).await;
@@ -31,15 +31,15 @@ pub async fn everything(center: &dyn CoordClient) {
     a_closed_session_does_nothing(center).await;
     watches_fire(center).await;
     watches_of_children_fire(center).await;
-    a_dropped_watch_silences_no_other(center).await;
+    a_dropped_watch_leaves_the_others(center).await;
     a_synchronised_session_sees_every_write(center).await;
     one_of_two_creations_succeeds(center).await;
     no_increment_is_lost(center).await;
-    many_writes_are_under_way_at_a_time(center).await;
+    many_writes_are_in_flight_at_a_time(center).await;
 }
 
 /// A node is created, read, set with its version, and deleted with its version.
-async fn nodes_come_change_and_go(center: &dyn CoordClient) {
+async fn nodes_are_created_set_and_deleted(center: &dyn CoordClient) {
     let (session, at) = start(center, "life").await;
     let node = at("node");
     assert_eq!(session.get(&node).await, Ok(None));
@@ -92,7 +92,7 @@ async fn a_refusal_names_its_operation_and_nothing_is_done(center: &dyn CoordCli
 }
 
 /// Where several conditions do not hold, all implementations name the same one.
-async fn conditions_are_judged_in_one_order(center: &dyn CoordClient) {
+async fn conditions_are_checked_in_one_order(center: &dyn CoordClient) {
     let (session, at) = start(center, "order").await;
     done(&*session, vec![create(&at("parent"), b""), create(&at("parent/child"), b"")]).await;
     refused(&*session, vec![delete(&at("parent"), 5)], 0, Refusal::BadVersion).await;
@@ -150,7 +150,7 @@ async fn transactions_have_growing_numbers(center: &dyn CoordClient) {
 }
 
 /// The version of a node that is created again starts from 0, and its creation is the later transaction.
-async fn a_node_made_anew_starts_anew(center: &dyn CoordClient) {
+async fn a_node_that_is_created_again_starts_from_version_zero(center: &dyn CoordClient) {
     let (session, at) = start(center, "anew").await;
     let node = at("node");
     done(&*session, vec![create(&node, b"")]).await;
@@ -164,7 +164,7 @@ async fn a_node_made_anew_starts_anew(center: &dyn CoordClient) {
 }
 
 /// Malformed paths and negative versions are never sent to a service, where a negative version means any.
-async fn what_no_service_could_do_is_refused_at_once(center: &dyn CoordClient) {
+async fn malformed_operations_are_refused_before_they_are_sent(center: &dyn CoordClient) {
     let (session, at) = start(center, "nonsense").await;
     done(&*session, vec![create(&at("node"), b"")]).await;
     for path in ["", "node", "//", "/node/", "/a//b", "/a/./b", "/a/../b", "/a\nb", "/a\0b"] {
@@ -183,7 +183,7 @@ async fn what_no_service_could_do_is_refused_at_once(center: &dyn CoordClient) {
 }
 
 /// A write of the largest permitted size is done; a larger one is refused, and the session continues.
-async fn what_is_too_large_is_refused_at_once(center: &dyn CoordClient) {
+async fn too_large_writes_are_refused_before_they_are_sent(center: &dyn CoordClient) {
     let (session, at) = start(center, "size").await;
     let most = vec![7; NODE_BYTES_MAX];
     done(&*session, vec![create(&at("node"), &most)]).await;
@@ -345,7 +345,7 @@ async fn watches_of_children_fire(center: &dyn CoordClient) {
 }
 
 /// Dropping one watch of a node keeps the node's other watches: those set before and those set later.
-async fn a_dropped_watch_silences_no_other(center: &dyn CoordClient) {
+async fn a_dropped_watch_leaves_the_others(center: &dyn CoordClient) {
     let (session, at) = start(center, "silence").await;
     let node = at("node");
     done(&*session, vec![create(&node, b"")]).await;
@@ -425,7 +425,7 @@ async fn no_increment_is_lost(center: &dyn CoordClient) {
 }
 
 /// Writes are sent without waiting for the answers to earlier ones.
-async fn many_writes_are_under_way_at_a_time(center: &dyn CoordClient) {
+async fn many_writes_are_in_flight_at_a_time(center: &dyn CoordClient) {
     const MANY: usize = 256;
     let (session, at) = start(center, "many").await;
     let nodes: Vec<String> = (0..MANY).map(|index| at(&format!("node{index:03}"))).collect();

@@ -11,14 +11,14 @@
 //! When the disk fails, requests under way end as [`CoordError::Unknown`], every session becomes
 //! [`Link::Disconnected`], and opening the file is retried until it succeeds. The content of the file then counts.
 
-mod shelf;
+mod store_file;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use self::shelf::StoreFile;
-pub use self::shelf::StoreFileError;
-use self::store::{Reading, Request, Store};
+use self::store::{ReadKind, Request, Store};
+use self::store_file::StoreFile;
+pub use self::store_file::StoreFileError;
 use super::{
     CoordClient, CoordError, Done, Link, Node, Op, Refusal, Session, SessionId, SessionState, Watch, check_ops, is_path,
 };
@@ -35,11 +35,11 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Store in a file. The file is free again once this and all of its sessions are dropped.
 #[derive(Debug)]
-pub struct Embedded(Arc<Owner>);
+pub struct Embedded(Arc<StoreThread>);
 
 /// Queue to the thread that owns the store; dropping it ends the thread.
 #[derive(Debug)]
-struct Owner {
+struct StoreThread {
     /// Unbounded queue: every caller waits for its answer. `None` while it is dropped.
     requests: Option<mpsc::UnboundedSender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -55,17 +55,17 @@ impl Embedded {
         Self::on(StoreFile::at(path.to_owned()))
     }
 
-    fn on(shelf: StoreFile) -> Result<Self, StoreFileError> {
-        let name = shelf.to_string();
-        let store = Store::open(shelf)?;
+    fn on(file: StoreFile) -> Result<Self, StoreFileError> {
+        let name = file.to_string();
+        let store = Store::open(file)?;
         let (requests, queue) = mpsc::unbounded_channel();
         let thread = std::thread::Builder::new().name("coord-store".to_owned()).spawn(move || store.serve(queue));
         let thread = thread.map_err(|error| StoreFileError::new(Path::new(&name), error))?;
-        Ok(Self(Arc::new(Owner { requests: Some(requests), thread: Some(thread) })))
+        Ok(Self(Arc::new(StoreThread { requests: Some(requests), thread: Some(thread) })))
     }
 }
 
-impl Owner {
+impl StoreThread {
     /// Returns the answer of the store; `None` only if its thread is gone.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (answer, answered) = oneshot::channel();
@@ -74,7 +74,7 @@ impl Owner {
     }
 }
 
-impl Drop for Owner {
+impl Drop for StoreThread {
     /// Waits for the write under way: the file must be free for the next process.
     fn drop(&mut self) {
         self.requests = None;
@@ -90,7 +90,7 @@ impl CoordClient for Embedded {
         let (report, states) = watch::channel(SessionState { link: Link::Connected, reconnects: 0 });
         let opened = self.0.ask(|answer| Request::Open { report, answer }).await;
         let id = opened.unwrap_or(Err(CoordError::NotConnected))?;
-        Ok(Arc::new(EmbeddedSession { id, states, owner: self.0.clone() }))
+        Ok(Arc::new(EmbeddedSession { id, states, store: self.0.clone() }))
     }
 }
 
@@ -98,16 +98,16 @@ impl CoordClient for Embedded {
 struct EmbeddedSession {
     id: SessionId,
     states: watch::Receiver<SessionState>,
-    owner: Arc<Owner>,
+    store: Arc<StoreThread>,
 }
 
 impl EmbeddedSession {
-    async fn read<T>(&self, path: &str, reading: impl FnOnce(oneshot::Sender<T>) -> Reading) -> Result<T, CoordError> {
+    async fn read<T>(&self, path: &str, kind: impl FnOnce(oneshot::Sender<T>) -> ReadKind) -> Result<T, CoordError> {
         if !is_path(path) {
             return Err(CoordError::Refused { index: 0, why: Refusal::Impossible });
         }
         let (session, path) = (self.id, path.to_owned());
-        let asked = self.owner.ask(|answer| Request::Read { session, path, reading: reading(answer) });
+        let asked = self.store.ask(|answer| Request::Read { session, path, kind: kind(answer) });
         asked.await.ok_or_else(|| self.without_answer())
     }
 
@@ -135,23 +135,23 @@ impl Session for EmbeddedSession {
     }
 
     async fn get(&self, path: &str) -> Result<Option<Node>, CoordError> {
-        self.read(path, |answer| Reading::Node { watch: None, answer }).await
+        self.read(path, |answer| ReadKind::Node { watch: None, answer }).await
     }
 
     async fn get_and_watch(&self, path: &str) -> Result<(Option<Node>, Watch), CoordError> {
         let (fire, watch) = Watch::new();
-        let node = self.read(path, |answer| Reading::Node { watch: Some(fire), answer }).await?;
+        let node = self.read(path, |answer| ReadKind::Node { watch: Some(fire), answer }).await?;
         Ok((node, watch))
     }
 
     async fn children(&self, path: &str) -> Result<Vec<String>, CoordError> {
-        let names = self.read(path, |answer| Reading::Children { watch: None, answer }).await?;
+        let names = self.read(path, |answer| ReadKind::Children { watch: None, answer }).await?;
         Ok(names.unwrap_or_default())
     }
 
     async fn children_and_watch(&self, path: &str) -> Result<(Vec<String>, Watch), CoordError> {
         let (fire, watch) = Watch::new();
-        let names = self.read(path, |answer| Reading::Children { watch: Some(fire), answer }).await?;
+        let names = self.read(path, |answer| ReadKind::Children { watch: Some(fire), answer }).await?;
         let names = names.ok_or(CoordError::Refused { index: 0, why: Refusal::NoNode })?;
         Ok((names, watch))
     }
@@ -159,7 +159,7 @@ impl Session for EmbeddedSession {
     async fn multi(&self, ops: Vec<Op>) -> Result<Vec<Done>, CoordError> {
         check_ops(&ops)?;
         let session = self.id;
-        let done = self.owner.ask(|answer| Request::Multi { session, ops, answer }).await;
+        let done = self.store.ask(|answer| Request::Multi { session, ops, answer }).await;
         done.unwrap_or_else(|| Err(CoordError::Unknown("the store is gone".to_owned())))
     }
 
@@ -169,14 +169,14 @@ impl Session for EmbeddedSession {
     }
 
     async fn close(&self) {
-        let closed = self.owner.ask(|answer| Request::Close { session: self.id, answer: Some(answer) });
+        let closed = self.store.ask(|answer| Request::Close { session: self.id, answer: Some(answer) });
         let _ = tokio::time::timeout(CLOSE_MAX, closed).await;
     }
 }
 
 impl Drop for EmbeddedSession {
     fn drop(&mut self) {
-        if let Some(requests) = &self.owner.requests {
+        if let Some(requests) = &self.store.requests {
             let _ = requests.send(Request::Close { session: self.id, answer: None });
         }
     }

@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout};
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Time after which a missing session is logged. With the time for the diagnosis, at most 5 s.
-const SILENCE_MAX: Duration = Duration::from_secs(2);
+const OPEN_LOG_AFTER: Duration = Duration::from_secs(2);
 
 /// Time after which the same failure is logged again.
-const SAY_AGAIN: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Receiver of the open session; `None` while there is none.
 pub type Sessions = watch::Receiver<Option<Arc<dyn Session>>>;
@@ -64,11 +64,11 @@ impl SessionKeeper {
     }
 
     async fn open(&self) -> Arc<dyn Session> {
-        let (mut wait, mut said) = (RETRY.0, None);
+        let (mut wait, mut logged) = (RETRY.0, None);
         loop {
-            match self.opened(&mut said).await {
+            match self.open_and_log(&mut logged).await {
                 Ok(session) => return session,
-                Err(error) => self.say(&mut said, &error).await,
+                Err(error) => self.log_failure(&mut logged, &error).await,
             }
             tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             wait = (wait * 2).min(RETRY.1);
@@ -77,21 +77,21 @@ impl SessionKeeper {
 
     /// Opens a session, and logs when that takes long: the client library retries an unreachable service without
     /// logging.
-    async fn opened(&self, said: &mut Option<Said>) -> Result<Arc<dyn Session>, CoordError> {
+    async fn open_and_log(&self, logged: &mut Option<LoggedError>) -> Result<Arc<dyn Session>, CoordError> {
         let mut opening = self.center.open();
-        let mut patience = SILENCE_MAX;
+        let mut wait = OPEN_LOG_AFTER;
         loop {
-            match timeout(patience, &mut opening).await {
+            match timeout(wait, &mut opening).await {
                 Ok(opened) => return opened,
-                Err(_) => self.say(said, &CoordError::NotConnected).await,
+                Err(_) => self.log_failure(logged, &CoordError::NotConnected).await,
             }
-            patience = SAY_AGAIN;
+            wait = LOG_EVERY;
         }
     }
 
     /// Logs why there is no session, unless the same error was logged less than 30 s ago.
-    async fn say(&self, said: &mut Option<Said>, error: &CoordError) {
-        if !is_news(said, error, Instant::now()) {
+    async fn log_failure(&self, logged: &mut Option<LoggedError>, error: &CoordError) {
+        if !should_log(logged, error, Instant::now()) {
             return;
         }
         let tried = self.center.diagnose().await;
@@ -115,16 +115,16 @@ list of the chroot; this node has no roles"
 }
 
 /// Last logged error and its time.
-type Said = (CoordError, Instant);
+type LoggedError = (CoordError, Instant);
 
 /// Tells whether an error is to be logged: it differs from the last logged one, or that was logged 30 s ago. Then notes
 /// it as logged.
-fn is_news(said: &mut Option<Said>, error: &CoordError, now: Instant) -> bool {
-    let is_said = said.as_ref().is_some_and(|(last, at)| last == error && now < *at + SAY_AGAIN);
-    if !is_said {
-        *said = Some((error.clone(), now));
+fn should_log(logged: &mut Option<LoggedError>, error: &CoordError, now: Instant) -> bool {
+    let is_logged = logged.as_ref().is_some_and(|(last, at)| last == error && now < *at + LOG_EVERY);
+    if !is_logged {
+        *logged = Some((error.clone(), now));
     }
-    !is_said
+    !is_logged
 }
 
 #[cfg(test)]
@@ -133,17 +133,17 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn the_same_trouble_is_said_once_in_half_a_minute() {
-        let (mut said, start) = (None, Instant::now());
+    fn the_same_error_is_logged_once_in_half_a_minute() {
+        let (mut logged, start) = (None, Instant::now());
         let other = CoordError::Unusable(String::from("why"));
-        for (error, seconds, is_said) in [
+        for (error, seconds, is_logged) in [
             (&CoordError::NotConnected, 0, true),
             (&CoordError::NotConnected, 29, false),
             (&CoordError::NotConnected, 30, true),
             (&other, 31, true),
             (&other, 32, false),
         ] {
-            assert_eq!(is_news(&mut said, error, start + Duration::from_secs(seconds)), is_said, "{seconds} s");
+            assert_eq!(should_log(&mut logged, error, start + Duration::from_secs(seconds)), is_logged, "{seconds} s");
         }
     }
 
@@ -164,12 +164,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_service_that_says_nothing_is_named_within_five_seconds_and_every_half_minute() {
-        for (seconds, said) in [(5, 1), (35, 2), (95, 4)] {
+    async fn a_silent_service_is_logged_within_five_seconds_and_every_half_minute() {
+        for (seconds, logged) in [(5, 1), (35, 2), (95, 4)] {
             let center = Arc::new(Silent::default());
             let keeper = SessionKeeper::new(Arc::clone(&center) as Arc<dyn CoordClient>);
             assert!(timeout(Duration::from_secs(seconds), keeper.run()).await.is_err());
-            assert_eq!(center.0.load(Ordering::Relaxed), said, "after {seconds} s");
+            assert_eq!(center.0.load(Ordering::Relaxed), logged, "after {seconds} s");
         }
     }
 }

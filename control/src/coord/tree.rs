@@ -193,7 +193,7 @@ impl Watches {
     }
 
     /// Removes and returns the watches that a change fires; the caller sends on them.
-    pub(crate) fn take(&mut self, change: &Change) -> Vec<oneshot::Sender<()>> {
+    pub(crate) fn take_fired(&mut self, change: &Change) -> Vec<oneshot::Sender<()>> {
         let Change { path, kind } = change;
         let mut waiting = self.nodes.remove(path).unwrap_or_default();
         if *kind == ChangeKind::Deleted {

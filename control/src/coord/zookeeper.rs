@@ -18,7 +18,7 @@
 //! - No call closes a session: all handles are dropped, and `Closed` is waited for. A session should be closed before
 //!   its runtime ends.
 
-mod reach;
+mod diagnosis;
 mod reply;
 mod version;
 
@@ -49,7 +49,7 @@ pub struct ZooKeeper {
     chroot: String,
     settings: Settings,
     /// Whether the warnings about the ensemble have been logged.
-    is_judged: Arc<AtomicBool>,
+    is_checked: Arc<AtomicBool>,
 }
 
 /// Settings for an ensemble.
@@ -95,8 +95,8 @@ impl ZooKeeper {
             return Err(bad("the part from the first slash on is not a path"));
         }
         servers.split(',').try_for_each(|server| HostPort::parse_peer(server).map(drop)).map_err(bad)?;
-        let is_judged = Arc::default();
-        Ok(Self { servers: servers.to_owned(), chroot: chroot.to_owned(), settings, is_judged })
+        let is_checked = Arc::default();
+        Ok(Self { servers: servers.to_owned(), chroot: chroot.to_owned(), settings, is_checked })
     }
 
     async fn connect(&self) -> Result<zk::Client, zk::Error> {
@@ -106,7 +106,7 @@ impl ZooKeeper {
         if let Some(credentials) = credentials {
             connector = connector.with_auth(credentials.scheme(), credentials.secret());
         }
-        let client = connector.connect(&repeated(&self.servers)).await?;
+        let client = connector.connect(&repeat_servers(&self.servers)).await?;
         if self.chroot == "/" {
             return Ok(client);
         }
@@ -114,7 +114,7 @@ impl ZooKeeper {
         if client.check_stat(&self.chroot).await?.is_none() {
             client.mkdir(&self.chroot, &zk::CreateMode::Persistent.with_acls(self.access())).await?;
         }
-        Ok(client.chroot(self.chroot.clone()).expect("it was judged to be a path"))
+        Ok(client.chroot(self.chroot.clone()).expect("it was checked to be a path"))
     }
 
     fn access(&self) -> zk::Acls<'static> {
@@ -155,7 +155,7 @@ impl CoordClient for ZooKeeper {
                 _ => CoordError::NotConnected,
             }
         })?;
-        if !self.is_judged.swap(true, Ordering::Relaxed) {
+        if !self.is_checked.swap(true, Ordering::Relaxed) {
             self.warn_if_open(&client).await;
             tokio::spawn(version::warn_of_defects(self.servers.clone()));
             warn_of_timeout(client.session_timeout(), self.settings.session_timeout);
@@ -164,7 +164,7 @@ impl CoordClient for ZooKeeper {
     }
 
     async fn diagnose(&self) -> String {
-        let answers = reach::answers(&self.servers).await;
+        let answers = diagnosis::describe_servers(&self.servers).await;
         format!("chroot {}; {answers}", self.chroot)
     }
 }
@@ -188,7 +188,7 @@ impl ZooKeeperSession {
         let now = link(client.state());
         let report = Arc::new(watch::Sender::new(SessionState { link: now, reconnects: 0 }));
         if !matches!(now, Link::Over(_)) {
-            tokio::spawn(follow(changes, report.clone()));
+            tokio::spawn(publish_states(changes, report.clone()));
         }
         let (id, timeout) = (SessionId(client.session_id().0), client.session_timeout());
         Self { id, timeout, access, client: Mutex::new(Some(client)), report }
@@ -232,21 +232,21 @@ fn warn_of_timeout(granted: Duration, asked: Duration) {
 }
 
 /// Repeats the servers as often as it takes for [`HOSTS_MIN`].
-fn repeated(servers: &str) -> String {
+fn repeat_servers(servers: &str) -> String {
     let rounds = HOSTS_MIN.div_ceil(servers.split(',').count());
     vec![servers; rounds].join(",")
 }
 
 /// Reports the client's states until it is over.
-async fn follow(mut changes: zk::StateWatcher, report: Arc<watch::Sender<SessionState>>) {
+async fn publish_states(mut changes: zk::StateWatcher, report: Arc<watch::Sender<SessionState>>) {
     while !report.borrow().is_over() {
         let now = link(changes.changed().await);
-        tell(&report, now);
+        publish(&report, now);
     }
 }
 
 /// Publishes a change of the connection, unless the session is over.
-fn tell(report: &watch::Sender<SessionState>, now: Link) {
+fn publish(report: &watch::Sender<SessionState>, now: Link) {
     report.send_if_modified(|state| {
         let is_news = !state.is_over();
         if is_news {
@@ -352,7 +352,7 @@ impl Session for ZooKeeperSession {
             let closed = async { while !changes.changed().await.is_terminated() {} };
             let _ = tokio::time::timeout(CLOSE_MAX, closed).await;
         }
-        tell(&self.report, Link::Over(Ending::Closed));
+        publish(&self.report, Link::Over(Ending::Closed));
     }
 }
 
@@ -389,15 +389,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_library_is_given_each_server_as_often_as_any_other() {
-        assert_eq!(repeated("a:1,b:2,c:3"), ["a:1,b:2,c:3"; 4].join(","));
-        assert_eq!(repeated("a:1"), ["a:1"; 12].join(","));
-        assert_eq!(repeated(&["a:1"; 13].join(",")), ["a:1"; 13].join(","));
-        assert_eq!(repeated(&["a:1"; 5].join(",")).split(',').count(), 15);
+    fn each_server_is_repeated_equally_often() {
+        assert_eq!(repeat_servers("a:1,b:2,c:3"), ["a:1,b:2,c:3"; 4].join(","));
+        assert_eq!(repeat_servers("a:1"), ["a:1"; 12].join(","));
+        assert_eq!(repeat_servers(&["a:1"; 13].join(",")), ["a:1"; 13].join(","));
+        assert_eq!(repeat_servers(&["a:1"; 5].join(",")).split(',').count(), 15);
     }
 
     #[test]
-    fn addresses_are_judged_before_anything_is_connected() {
+    fn addresses_are_checked_before_connecting() {
         let of =
             |address: &str| ZooKeeper::new(address, Settings::default()).map(|center| (center.servers, center.chroot));
         let pair = |servers: &str, chroot: &str| Ok((servers.to_owned(), chroot.to_owned()));

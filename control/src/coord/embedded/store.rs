@@ -2,7 +2,7 @@
 
 use super::super::tree::{Change, ChangeKind, Tree, Watches};
 use super::super::{CoordError, Done, Ending, Link, Node, Op, SessionId, SessionState, Zxid, is_path};
-use super::shelf::{Content, OpenStoreFile, StoreFile, StoreFileError};
+use super::store_file::{Content, OpenStoreFile, StoreFile, StoreFileError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TryRecvError;
@@ -14,27 +14,27 @@ const BATCH_REQUESTS_MAX: usize = 256;
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
 /// Time after which a failing disk is logged again.
-const SAY_AGAIN: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Request of a session to the store. A request is carried out even if no caller waits for its answer.
 #[derive(Debug)]
 pub(super) enum Request {
     Open { report: watch::Sender<SessionState>, answer: oneshot::Sender<Result<SessionId, CoordError>> },
-    Read { session: SessionId, path: String, reading: Reading },
+    Read { session: SessionId, path: String, kind: ReadKind },
     Multi { session: SessionId, ops: Vec<Op>, answer: oneshot::Sender<Result<Vec<Done>, CoordError>> },
     Close { session: SessionId, answer: Option<oneshot::Sender<()>> },
 }
 
 /// Read of a node. The store drops the channel of the answer if it cannot read now.
 #[derive(Debug)]
-pub(super) enum Reading {
+pub(super) enum ReadKind {
     Node { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Node>> },
     Children { watch: Option<oneshot::Sender<()>>, answer: oneshot::Sender<Option<Vec<String>>> },
 }
 
 /// Answer that is sent once its batch is durable.
 #[derive(Debug)]
-enum Pending {
+enum PendingAnswer {
     Opened(Result<SessionId, CoordError>, oneshot::Sender<Result<SessionId, CoordError>>),
     Node(Option<Node>, oneshot::Sender<Option<Node>>),
     Children(Option<Vec<String>>, oneshot::Sender<Option<Vec<String>>>),
@@ -45,7 +45,7 @@ enum Pending {
 /// State of the store, owned by one thread.
 #[derive(Debug)]
 pub(super) struct Store {
-    shelf: StoreFile,
+    file: StoreFile,
     /// Open file; `None` while the disk fails: then the tree is empty.
     open: Option<OpenStoreFile>,
     tree: Tree,
@@ -57,7 +57,7 @@ pub(super) struct Store {
     watches: Watches,
     batch: Batch,
     /// When the failing disk was logged last.
-    said: Option<Instant>,
+    logged_at: Option<Instant>,
 }
 
 /// Requests that wait for the next transaction of the file.
@@ -66,15 +66,15 @@ struct Batch {
     /// Paths that the batch has touched.
     touched: BTreeSet<String>,
     /// Watches that the changes of the batch fire.
-    fires: Vec<oneshot::Sender<()>>,
-    answers: Vec<Pending>,
+    fired_watches: Vec<oneshot::Sender<()>>,
+    answers: Vec<PendingAnswer>,
 }
 
 impl Store {
     /// Opens the file and loads its content.
-    pub(super) fn open(shelf: StoreFile) -> Result<Self, StoreFileError> {
+    pub(super) fn open(file: StoreFile) -> Result<Self, StoreFileError> {
         let mut store = Self {
-            shelf,
+            file,
             open: None,
             tree: Tree::new(),
             zxid: Zxid(0),
@@ -82,7 +82,7 @@ impl Store {
             sessions: BTreeMap::new(),
             watches: Watches::default(),
             batch: Batch::default(),
-            said: None,
+            logged_at: None,
         };
         store.load()?;
         Ok(store)
@@ -94,30 +94,30 @@ impl Store {
             if self.open.is_none() {
                 std::thread::sleep(RETRY_WAIT);
                 if let Err(error) = self.load() {
-                    self.say(&error);
+                    self.log_failure(&error);
                 }
             } else {
                 let Some(first) = queue.blocking_recv() else { return };
-                self.take(first);
+                self.apply(first);
             }
             for _ in 1..BATCH_REQUESTS_MAX {
                 match queue.try_recv() {
-                    Ok(request) => self.take(request),
+                    Ok(request) => self.apply(request),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return self.settle(),
+                    Err(TryRecvError::Disconnected) => return self.commit_batch(),
                 }
             }
-            self.settle();
+            self.commit_batch();
         }
     }
 
     /// Reads the file, and removes the ephemeral nodes of sessions that no longer exist.
     fn load(&mut self) -> Result<(), StoreFileError> {
-        let (open, Content { nodes, zxid }) = self.shelf.open()?;
+        let (open, Content { nodes, zxid }) = self.file.open()?;
         let mut tree = Tree::new();
         for (path, node) in nodes {
             if !is_path(&path) || !tree.put(&path, Some(node)) {
-                return Err(self.shelf.error(format!("{path:?} has no parent")));
+                return Err(self.file.error(format!("{path:?} has no parent")));
             }
         }
         let gone = tree.ephemerals(|session| !self.sessions.contains_key(&session));
@@ -125,14 +125,14 @@ impl Store {
         for path in &gone {
             tree.put(path, None);
         }
-        open.write(gone.iter().map(|path| (path.as_str(), None)), next).map_err(|error| self.shelf.error(error))?;
+        open.write(gone.iter().map(|path| (path.as_str(), None)), next).map_err(|error| self.file.error(error))?;
         (self.open, self.tree, self.zxid, self.durable_zxid) = (Some(open), tree, next, next);
         self.watches = Watches::default();
-        self.tell_all(Link::Connected);
+        self.publish_link(Link::Connected);
         Ok(())
     }
 
-    fn tell_all(&self, link: Link) {
+    fn publish_link(&self, link: Link) {
         for report in self.sessions.values() {
             report.send_modify(|state| {
                 state.link = link;
@@ -141,15 +141,15 @@ impl Store {
         }
     }
 
-    /// Applies a request in memory; its answer waits for [`Store::settle`].
-    fn take(&mut self, request: Request) {
+    /// Applies a request in memory; its answer waits for [`Store::commit_batch`].
+    fn apply(&mut self, request: Request) {
         let answer = match request {
             Request::Open { report, answer } => self.open_session(report, answer),
-            Request::Read { session, path, reading } => self.read(session, &path, reading),
-            Request::Multi { session, ops, answer } => Some(Pending::Multi(self.write(session, ops), answer)),
+            Request::Read { session, path, kind } => self.read(session, &path, kind),
+            Request::Multi { session, ops, answer } => Some(PendingAnswer::Multi(self.write(session, ops), answer)),
             Request::Close { session, answer } => {
                 self.close(session);
-                answer.map(Pending::Closed)
+                answer.map(PendingAnswer::Closed)
             }
         };
         self.batch.answers.extend(answer);
@@ -159,15 +159,15 @@ impl Store {
         &mut self,
         report: watch::Sender<SessionState>,
         answer: oneshot::Sender<Result<SessionId, CoordError>>,
-    ) -> Option<Pending> {
+    ) -> Option<PendingAnswer> {
         if self.open.is_none() {
-            return Some(Pending::Opened(Err(CoordError::NotConnected), answer));
+            return Some(PendingAnswer::Opened(Err(CoordError::NotConnected), answer));
         }
         // Opening is a transaction of its own, so that no session gets a used id, not even after a crash.
         self.zxid = self.next_zxid();
         let session = SessionId(self.zxid.0);
         self.sessions.insert(session, report);
-        Some(Pending::Opened(Ok(session), answer))
+        Some(PendingAnswer::Opened(Ok(session), answer))
     }
 
     fn next_zxid(&self) -> Zxid {
@@ -175,23 +175,23 @@ impl Store {
     }
 
     /// Reads a node. Returns `None`, and drops the answer, if reading is impossible now.
-    fn read(&mut self, session: SessionId, path: &str, reading: Reading) -> Option<Pending> {
+    fn read(&mut self, session: SessionId, path: &str, kind: ReadKind) -> Option<PendingAnswer> {
         if self.open.is_none() || !self.sessions.contains_key(&session) {
             return None;
         }
-        Some(match reading {
-            Reading::Node { watch, answer } => {
+        Some(match kind {
+            ReadKind::Node { watch, answer } => {
                 if let Some(fire) = watch {
                     self.watches.add_to_node(path, session, fire);
                 }
-                Pending::Node(self.tree.get(path).cloned(), answer)
+                PendingAnswer::Node(self.tree.get(path).cloned(), answer)
             }
-            Reading::Children { watch, answer } => {
+            ReadKind::Children { watch, answer } => {
                 let names: Option<Vec<_>> = self.tree.children(path).map(|names| names.cloned().collect());
                 if let (Some(fire), Some(_)) = (watch, &names) {
                     self.watches.add_to_children(path, session, fire);
                 }
-                Pending::Children(names, answer)
+                PendingAnswer::Children(names, answer)
             }
         })
     }
@@ -206,7 +206,7 @@ impl Store {
         let zxid = self.next_zxid();
         let (done, changes) =
             self.tree.apply(ops, session, zxid).map_err(|(index, why)| CoordError::Refused { index, why })?;
-        self.note(changes, zxid);
+        self.add_changes(changes, zxid);
         Ok(done)
     }
 
@@ -219,25 +219,25 @@ impl Store {
             Change { path, kind: ChangeKind::Deleted }
         });
         let changes = changes.collect();
-        self.note(changes, self.next_zxid());
+        self.add_changes(changes, self.next_zxid());
         self.watches.end(session);
         report.send_modify(|state| state.link = Link::Over(Ending::Closed));
     }
 
     /// Adds changes in memory to the batch.
-    fn note(&mut self, changes: Vec<Change>, zxid: Zxid) {
+    fn add_changes(&mut self, changes: Vec<Change>, zxid: Zxid) {
         if !changes.is_empty() {
             self.zxid = zxid;
         }
         for change in changes {
-            self.batch.fires.extend(self.watches.take(&change));
+            self.batch.fired_watches.extend(self.watches.take_fired(&change));
             self.batch.touched.insert(change.path);
         }
     }
 
     /// Makes the batch durable, and answers.
-    fn settle(&mut self) {
-        let Batch { touched, fires, answers } = std::mem::take(&mut self.batch);
+    fn commit_batch(&mut self) {
+        let Batch { touched, fired_watches, answers } = std::mem::take(&mut self.batch);
         if let Some(open) = self.open.as_ref().filter(|_| self.zxid > self.durable_zxid) {
             let changes = touched.iter().map(|path| (path.as_str(), self.tree.get(path)));
             if let Err(error) = open.write(changes, self.zxid) {
@@ -245,7 +245,7 @@ impl Store {
             }
             self.durable_zxid = self.zxid;
         }
-        for fire in fires {
+        for fire in fired_watches {
             let _ = fire.send(());
         }
         for answer in answers {
@@ -255,20 +255,20 @@ impl Store {
 
     /// Logs a failure, at most every 30 s: a full disk fails several times a second, with small writes succeeding in
     /// between.
-    fn say(&mut self, error: &StoreFileError) {
-        if self.said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
-            self.said = Some(Instant::now());
+    fn log_failure(&mut self, error: &StoreFileError) {
+        if self.logged_at.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            self.logged_at = Some(Instant::now());
             tracing::error!(%error, "store failed: reopening it until it can be written");
         }
     }
 
     /// Handles a failure of the disk: until the file can be read again, it is unknown whether the file has the batch.
-    fn fail(&mut self, answers: Vec<Pending>, error: &redb::Error) {
-        self.say(&self.shelf.error(error));
+    fn fail(&mut self, answers: Vec<PendingAnswer>, error: &redb::Error) {
+        self.log_failure(&self.file.error(error));
         (self.open, self.tree) = (None, Tree::new());
-        self.tell_all(Link::Disconnected);
+        self.publish_link(Link::Disconnected);
         for answer in answers {
-            if let Pending::Opened(Ok(session), _) = &answer {
+            if let PendingAnswer::Opened(Ok(session), _) = &answer {
                 self.sessions.remove(session);
             }
             answer.send_failed(error);
@@ -276,7 +276,7 @@ impl Store {
     }
 }
 
-impl Pending {
+impl PendingAnswer {
     fn send(self) {
         match self {
             Self::Opened(session, answer) => drop(answer.send(session)),

@@ -11,21 +11,21 @@ use tempfile::TempDir;
 
 /// A disk with a volatile cache.
 #[derive(Debug, Default)]
-struct Disk(Mutex<Platter>);
+struct Disk(Mutex<DiskState>);
 
 #[derive(Clone, Debug, Default)]
-struct Platter {
+struct DiskState {
     /// Content as programs see it.
     now: Vec<u8>,
     /// Content at the last flush.
     flushed: Vec<u8>,
     /// Writes since then.
-    unflushed: Vec<Piece>,
+    unflushed: Vec<DiskChange>,
     is_failing: bool,
 }
 
 #[derive(Clone, Debug)]
-enum Piece {
+enum DiskChange {
     Write(usize, Vec<u8>),
     Resize(usize),
 }
@@ -33,7 +33,7 @@ enum Piece {
 /// Unit that a disk writes wholly or not at all.
 const SECTOR: usize = 512;
 
-impl Piece {
+impl DiskChange {
     fn put(&self, image: &mut Vec<u8>) {
         match self {
             Self::Resize(length) => image.resize(*length, 0),
@@ -45,45 +45,45 @@ impl Piece {
     }
 }
 
-impl Platter {
+impl DiskState {
     fn check(&self) -> io::Result<()> {
         if self.is_failing { Err(io::Error::other("the disk fails")) } else { Ok(()) }
     }
 
-    fn put(&mut self, piece: Piece) -> io::Result<()> {
+    fn put(&mut self, change: DiskChange) -> io::Result<()> {
         self.check()?;
-        piece.put(&mut self.now);
-        self.unflushed.push(piece);
+        change.put(&mut self.now);
+        self.unflushed.push(change);
         Ok(())
     }
 
     /// Returns what a power cut leaves: what was flushed, and any of the sectors written since.
     fn without_power(&self) -> Self {
         let mut image = self.flushed.clone();
-        for piece in self.unflushed.iter().filter(|_| fastrand::bool()) {
-            piece.put(&mut image);
+        for change in self.unflushed.iter().filter(|_| fastrand::bool()) {
+            change.put(&mut image);
         }
         Self { now: image.clone(), flushed: image, unflushed: Vec::new(), is_failing: false }
     }
 }
 
 impl Disk {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Platter> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, DiskState> {
         self.0.lock().expect("no test panics with it")
     }
 
-    fn shelf(self: &Arc<Self>) -> StoreFile {
+    fn store_file(self: &Arc<Self>) -> StoreFile {
         let disk = self.clone();
-        let open = move |_: &Path| Ok(Database::builder().create_with_backend(Plugged(disk.clone()))?);
+        let open = move |_: &Path| Ok(Database::builder().create_with_backend(TestBackend(disk.clone()))?);
         StoreFile::with(PathBuf::from("disk"), Box::new(open))
     }
 }
 
 /// The disk as a database uses it.
 #[derive(Debug)]
-struct Plugged(Arc<Disk>);
+struct TestBackend(Arc<Disk>);
 
-impl StorageBackend for Plugged {
+impl StorageBackend for TestBackend {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.lock().now.len() as u64)
     }
@@ -92,13 +92,13 @@ impl StorageBackend for Plugged {
         let disk = self.0.lock();
         disk.check()?;
         let at = offset as usize;
-        let piece = disk.now.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(piece);
+        let bytes = disk.now.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(bytes);
         Ok(())
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        self.0.lock().put(Piece::Resize(length as usize))
+        self.0.lock().put(DiskChange::Resize(length as usize))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -115,7 +115,7 @@ impl StorageBackend for Plugged {
         let mut rest = data;
         while !rest.is_empty() {
             let (sector, later) = rest.split_at(rest.len().min(SECTOR - at % SECTOR));
-            disk.put(Piece::Write(at, sector.to_vec()))?;
+            disk.put(DiskChange::Write(at, sector.to_vec()))?;
             (at, rest) = (at + sector.len(), later);
         }
         Ok(())
@@ -143,31 +143,31 @@ async fn numbers(session: &dyn Session) -> (i32, i32, Zxid) {
 /// Writers count in two nodes at a time while the power may be cut at any moment: every acknowledged write is there
 /// afterwards, both nodes agree, and numbers of transactions and sessions never repeat.
 #[tokio::test]
-async fn what_was_answered_survives_a_loss_of_power() {
+async fn acknowledged_writes_survive_a_loss_of_power() {
     let seed = fastrand::u64(..);
     fastrand::seed(seed);
     println!("seed {seed}");
     let mut disk = Arc::new(Disk::default());
-    let (mut told, mut last, mut version) = (0, Zxid(0), 0);
-    for life in 0..30 {
-        let center = Embedded::on(disk.shelf()).unwrap_or_else(|error| panic!("life {life}: {error}"));
+    let (mut acknowledged, mut last, mut version) = (0, Zxid(0), 0);
+    for round in 0..30 {
+        let center = Embedded::on(disk.store_file()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         let session = center.open().await.expect("the store is open");
-        assert!(session.id().0 > last.0, "life {life}: session {:?} after {last:?}", session.id());
-        if life == 0 {
+        assert!(session.id().0 > last.0, "round {round}: session {:?} after {last:?}", session.id());
+        if round == 0 {
             let made =
                 session.multi(vec![create("/a", CreateMode::Persistent), create("/b", CreateMode::Persistent)]).await;
             made.expect("both are new");
         }
         let (a, b, modified) = numbers(&*session).await;
-        assert!(a == b && a >= told, "life {life}: {a} and {b} after {told} was acknowledged");
+        assert!(a == b && a >= acknowledged, "round {round}: {a} and {b} after {acknowledged} was acknowledged");
         assert!(modified >= last);
-        assert_eq!(session.get("/e").await, Ok(None), "life {life}: it went with its session");
+        assert_eq!(session.get("/e").await, Ok(None), "round {round}: it went with its session");
         session.multi(vec![create("/e", CreateMode::Ephemeral)]).await.expect("it is new");
         version = version.max(session.get("/a").await.expect("open").expect("made").stat.version);
 
         let mut lost = None;
         for _ in 0..fastrand::i32(1..10) {
-            let number = told.max(a) + 1;
+            let number = acknowledged.max(a) + 1;
             let write = session.multi(vec![set("/a", number, version), set("/b", number, version)]);
             // At any point of the write: the thread of the store runs meanwhile.
             let cut = async { fastrand::bool().then(|| disk.lock().without_power()) };
@@ -178,7 +178,7 @@ async fn what_was_answered_survives_a_loss_of_power() {
                 lost = Some(image);
                 break;
             }
-            (told, last, version) = (number, stat.modified, stat.version);
+            (acknowledged, last, version) = (number, stat.modified, stat.version);
         }
         let image = lost.unwrap_or_else(|| disk.lock().without_power());
         disk = Arc::new(Disk(Mutex::new(image)));
@@ -187,9 +187,9 @@ async fn what_was_answered_survives_a_loss_of_power() {
 
 /// A write that the disk refused is never acknowledged, and sessions continue when the disk works again.
 #[tokio::test]
-async fn a_failing_disk_is_told_and_survived() {
+async fn a_failing_disk_is_reported_and_survived() {
     let disk = Arc::new(Disk::default());
-    let center = Embedded::on(disk.shelf()).expect("the disk works");
+    let center = Embedded::on(disk.store_file()).expect("the disk works");
     let (session, other) = (center.open().await.expect("open"), center.open().await.expect("open"));
     session
         .multi(vec![create("/a", CreateMode::Persistent), create("/mine", CreateMode::Ephemeral)])
@@ -222,7 +222,7 @@ async fn a_failing_disk_is_told_and_survived() {
 
 /// A file keeps its nodes from one process to the next, without what belonged to the sessions of the first.
 #[tokio::test]
-async fn a_file_is_found_again_as_it_was() {
+async fn a_file_keeps_its_nodes_from_one_process_to_the_next() {
     let folder = TempDir::new().expect("temporary folders can be made");
     let path = folder.path().join("center.redb");
     let center = Embedded::open(&path).expect("the folder can be written");

@@ -54,7 +54,7 @@ pub(super) enum Subject {
 }
 
 impl PendingWatch {
-    pub(super) fn is_about(&self, transaction: &Transaction) -> bool {
+    pub(super) fn fires_on(&self, transaction: &Transaction) -> bool {
         transaction.changes.iter().any(|(path, node)| match self.subject {
             Subject::Data => **path == *self.path,
             Subject::Names => {
@@ -79,14 +79,14 @@ pub(super) struct Client {
     /// Number of connections: requests of an earlier connection are not answered.
     pub(super) connection: u64,
     /// When it last received something from its server.
-    pub(super) heard: Instant,
+    pub(super) last_received: Instant,
     /// Newest transaction that the client has seen.
     pub(super) seen: Zxid,
     pub(super) link: watch::Sender<SessionState>,
     pub(super) pending: BTreeMap<u64, oneshot::Sender<Result<Reply, CoordError>>>,
     pub(super) watches: Vec<PendingWatch>,
     /// Watches that never fire: only the end of the session wakes their waiters.
-    pub(super) silenced: Vec<Fire>,
+    pub(super) lost_watches: Vec<Fire>,
     /// Events whose connection broke before they arrived.
     pub(super) undelivered: Vec<Fire>,
     pub(super) up: Option<mpsc::UnboundedSender<Sent>>,
@@ -102,12 +102,12 @@ impl Client {
             node: node.to_owned(),
             server,
             connection: 0,
-            heard: now,
+            last_received: now,
             seen: Zxid(0),
             link: watch::Sender::new(SessionState { link: Link::Connected, reconnects: 0 }),
             pending: BTreeMap::new(),
             watches: Vec::new(),
-            silenced: Vec::new(),
+            lost_watches: Vec::new(),
             undelivered: Vec::new(),
             up: None,
             down: None,
@@ -176,7 +176,7 @@ impl Client {
     /// Handles the loss of the connection.
     pub(super) fn disconnect(&mut self) {
         if self.is_connected() {
-            self.break_off("the connection was lost");
+            self.fail_pending("the connection was lost");
             self.link.send_modify(|state| state.link = Link::Disconnected);
         }
     }
@@ -184,8 +184,8 @@ impl Client {
     /// Handles a new connection to a server.
     pub(super) fn connect(&mut self, server: usize) {
         self.server = server;
-        self.heard = Instant::now();
-        self.last_arrival = self.heard;
+        self.last_received = Instant::now();
+        self.last_arrival = self.last_received;
         self.link
             .send_modify(|state| *state = SessionState { link: Link::Connected, reconnects: state.reconnects + 1 });
     }
@@ -193,15 +193,15 @@ impl Client {
     /// Ends the session.
     pub(super) fn end(&mut self, ending: Ending) {
         if !self.state().is_over() {
-            self.break_off("the session ended");
+            self.fail_pending("the session ended");
             self.watches.clear();
-            self.silenced.clear();
+            self.lost_watches.clear();
             self.undelivered.clear();
             self.link.send_modify(|state| state.link = Link::Over(ending));
         }
     }
 
-    fn break_off(&mut self, why: &str) {
+    fn fail_pending(&mut self, why: &str) {
         self.connection += 1;
         (self.up, self.down) = (None, None);
         for (_, answer) in std::mem::take(&mut self.pending) {

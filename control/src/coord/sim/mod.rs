@@ -37,9 +37,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// Number of servers of an ensemble.
 const SERVERS: usize = 3;
 /// Time for which a client tries to find a server that accepts it.
-const DIAL: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait of a client for the answer to the end of its session.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Shared = Arc<Mutex<Core>>;
 
@@ -163,7 +163,7 @@ impl Ensemble {
     pub(crate) fn expire(&self, node: &str) {
         let mut core = self.core();
         core.expire(node);
-        wire::spread(&self.0, &mut core);
+        wire::replicate(&self.0, &mut core);
     }
 
     /// Isolates a server from its leader: its clients read stale data, and their writes wait until the server drops the
@@ -214,20 +214,20 @@ struct SimCoordClient {
 #[async_trait]
 impl CoordClient for SimCoordClient {
     async fn open(&self) -> Result<Arc<dyn Session>, CoordError> {
-        let deadline = Instant::now() + DIAL;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
         loop {
             let latency = lock(&self.shared).latency();
             sleep(latency * 2).await;
-            let admitted = {
+            let opened = {
                 let mut core = lock(&self.shared);
-                core.admit(&self.node).inspect(|&(id, server)| {
+                core.open_session(&self.node).inspect(|&(id, server)| {
                     core.clients.insert(id, Client::new(&self.node, server));
                 })
             };
-            if let Some((id, _)) = admitted {
+            if let Some((id, _)) = opened {
                 wire::connect(&self.shared, id);
                 let alive = Arc::new(());
-                crate::process::spawn(wire::keep(self.shared.clone(), id, Arc::downgrade(&alive)));
+                crate::process::spawn(wire::run_session(self.shared.clone(), id, Arc::downgrade(&alive)));
                 return Ok(Arc::new(SimSession { shared: self.shared.clone(), id, _alive: alive }));
             }
             if Instant::now() >= deadline {
@@ -252,7 +252,7 @@ impl SimSession {
     }
 
     /// Sends a read: one that was lost is as if it had not been sent.
-    async fn look(&self, request: Request) -> Result<Reply, CoordError> {
+    async fn ask_read(&self, request: Request) -> Result<Reply, CoordError> {
         if let Request::Get { path, .. } | Request::Children { path, .. } = &request
             && !is_path(path)
         {
@@ -265,14 +265,14 @@ impl SimSession {
     }
 
     async fn read(&self, path: &str, watch: Option<client::Fire>) -> Result<Option<Node>, CoordError> {
-        match self.look(Request::Get { path: path.to_owned(), watch }).await? {
+        match self.ask_read(Request::Get { path: path.to_owned(), watch }).await? {
             Reply::Node(node) => Ok(node),
             other => unreachable!("a read is answered with a node, not {other:?}"),
         }
     }
 
     async fn list(&self, path: &str, watch: Option<client::Fire>) -> Result<Vec<String>, CoordError> {
-        match self.look(Request::Children { path: path.to_owned(), watch }).await? {
+        match self.ask_read(Request::Children { path: path.to_owned(), watch }).await? {
             Reply::Names(names) => Ok(names),
             other => unreachable!("a listing is answered with names, not {other:?}"),
         }
@@ -320,11 +320,11 @@ impl Session for SimSession {
     }
 
     async fn sync(&self) -> Result<(), CoordError> {
-        self.look(Request::Sync).await.map(drop)
+        self.ask_read(Request::Sync).await.map(drop)
     }
 
     async fn close(&self) {
-        let _ = timeout_at(Instant::now() + GOODBYE, self.ask(Request::Close)).await;
+        let _ = timeout_at(Instant::now() + CLOSE_TIMEOUT, self.ask(Request::Close)).await;
         let mut core = lock(&self.shared);
         if let Some(client) = core.clients.get_mut(&self.id) {
             client.end(Ending::Closed);

@@ -30,8 +30,8 @@ pub(super) struct Core {
     tree: Tree,
     log: Vec<Arc<Transaction>>,
     /// Number of transactions that are sent to the servers.
-    spread: usize,
-    servers: Vec<Server>,
+    replicated: usize,
+    servers: Vec<EnsembleServer>,
     tracked: BTreeMap<SessionId, TrackedSession>,
     /// Nodes whose packets are dropped.
     cut: BTreeSet<String>,
@@ -51,14 +51,14 @@ impl std::fmt::Debug for Core {
 
 /// A server of the ensemble, which follows the leader's log.
 #[derive(Debug, Default)]
-struct Server {
+struct EnsembleServer {
     tree: Tree,
     /// Number of transactions of the log that this server has replayed.
     replayed: usize,
     /// Start of its isolation from the leader.
     isolated: Option<Instant>,
     /// Whether it serves no client, after a long isolation.
-    is_mute: bool,
+    is_unavailable: bool,
 }
 
 /// Session as the leader tracks it.
@@ -89,8 +89,8 @@ impl Core {
             timeout,
             tree: Tree::default(),
             log: Vec::new(),
-            spread: 0,
-            servers: (0..servers).map(|_| Server::default()).collect(),
+            replicated: 0,
+            servers: (0..servers).map(|_| EnsembleServer::default()).collect(),
             tracked: BTreeMap::new(),
             cut: BTreeSet::new(),
             is_up: true,
@@ -119,7 +119,7 @@ impl Core {
 
     /// Tells whether packets get from a node to a server.
     pub(super) fn reaches(&self, node: &str, server: usize) -> bool {
-        self.is_up && !self.cut.contains(node) && !self.servers[server].is_mute
+        self.is_up && !self.cut.contains(node) && !self.servers[server].is_unavailable
     }
 
     /// Tells whether a server's writes reach the leader.
@@ -129,10 +129,10 @@ impl Core {
 
     /// Returns a server that accepts a client that has seen everything up to `seen`.
     pub(super) fn any_server(&mut self, node: &str, seen: Zxid) -> Option<usize> {
-        let takes =
+        let accepts =
             |server: &usize| self.reaches(node, *server) && self.has_leader(*server) && self.zxid_of(*server) >= seen;
-        let able: Vec<usize> = (0..self.servers.len()).filter(takes).collect();
-        self.rng.choice(able)
+        let accepting: Vec<usize> = (0..self.servers.len()).filter(accepts).collect();
+        self.rng.choice(accepting)
     }
 
     fn zxid_of(&self, server: usize) -> Zxid {
@@ -158,7 +158,7 @@ impl Core {
 
     pub(super) fn restore(&mut self, server: usize) {
         self.servers[server].isolated = None;
-        self.servers[server].is_mute = false;
+        self.servers[server].is_unavailable = false;
         self.catch_up(server, self.log.len());
     }
 
@@ -193,7 +193,7 @@ impl Core {
     }
 
     /// Opens a session for a node; needs a leader.
-    pub(super) fn admit(&mut self, node: &str) -> Option<(SessionId, usize)> {
+    pub(super) fn open_session(&mut self, node: &str) -> Option<(SessionId, usize)> {
         let server = self.any_server(node, Zxid(0))?;
         self.sessions_opened += 1;
         let id = SessionId(0x1_0000 + self.sessions_opened);
@@ -207,7 +207,7 @@ impl Core {
     }
 
     /// Extends a session after a request or ping, less the delay with which a follower reports it to the leader.
-    pub(super) fn touch(&mut self, session: SessionId) {
+    pub(super) fn extend_session(&mut self, session: SessionId) {
         let lag = Duration::from_millis(self.rng.u64(0..=500)).min(TICK / 2);
         let tick = self.tick_after(self.timeout.saturating_sub(lag));
         if let Some(session) = self.tracked.get_mut(&session) {
@@ -222,11 +222,11 @@ impl Core {
         }
         let tick = self.tick_after(Duration::ZERO) - 1;
         let due: Vec<_> = self.tracked.iter().filter(|(_, t)| t.last_tick <= tick).map(|(id, _)| *id).collect();
-        due.into_iter().for_each(|session| self.give_up(session));
+        due.into_iter().for_each(|session| self.end_session(session));
         for server in 0..self.servers.len() {
             let silent = self.servers[server].isolated.is_some_and(|since| since.elapsed() >= SYNC_LIMIT);
-            if silent && !self.servers[server].is_mute {
-                self.servers[server].is_mute = true;
+            if silent && !self.servers[server].is_unavailable {
+                self.servers[server].is_unavailable = true;
                 self.reset(|client| client.server == server);
             }
         }
@@ -234,12 +234,12 @@ impl Core {
 
     /// Expires every session of a node at once; the node learns of it with its next request or ping.
     pub(super) fn expire(&mut self, node: &str) {
-        let its: Vec<_> = self.tracked.iter().filter(|(_, t)| t.node == node).map(|(id, _)| *id).collect();
-        its.into_iter().for_each(|session| self.give_up(session));
+        let sessions: Vec<_> = self.tracked.iter().filter(|(_, t)| t.node == node).map(|(id, _)| *id).collect();
+        sessions.into_iter().for_each(|session| self.end_session(session));
     }
 
     /// Ends a session and deletes its ephemeral nodes.
-    pub(super) fn give_up(&mut self, session: SessionId) {
+    pub(super) fn end_session(&mut self, session: SessionId) {
         let Some(ended) = self.tracked.remove(&session) else { return };
         let gone = self.tree.owned_by(session);
         let changes = gone.into_iter().map(|path| (path, None)).collect();
@@ -251,11 +251,11 @@ impl Core {
     /// Returns the reply of a session's server to a request.
     pub(super) fn serve(&mut self, session: SessionId, request: Request) -> Result<Reply, CoordError> {
         let (server, node) =
-            self.clients.get(&session).map(|client| (client.server, client.node.clone())).ok_or(GONE)?;
+            self.clients.get(&session).map(|client| (client.server, client.node.clone())).ok_or(EXPIRED)?;
         match request {
             Request::Get { path, watch } => {
                 let found = self.servers[server].tree.get(&path).map(|node| (**node).clone());
-                self.arm(session, path, Subject::Data, watch);
+                self.add_watch(session, path, Subject::Data, watch);
                 Ok(Reply::Node(found))
             }
             Request::Children { path, watch } => {
@@ -263,7 +263,7 @@ impl Core {
                 if watch.is_some() && !self.servers[server].tree.exists(&path) {
                     return Err(CoordError::Refused { index: 0, why: crate::coord::Refusal::NoNode });
                 }
-                self.arm(session, path, Subject::Names, watch);
+                self.add_watch(session, path, Subject::Names, watch);
                 Ok(Reply::Names(names))
             }
             Request::Multi(ops) => self.multi(session, &node, &ops, Some(server)).map(Reply::Done),
@@ -272,7 +272,7 @@ impl Core {
                 Ok(Reply::Plain)
             }
             Request::Close => {
-                self.give_up(session);
+                self.end_session(session);
                 Ok(Reply::Plain)
             }
         }
@@ -287,16 +287,16 @@ impl Core {
         server: Option<usize>,
     ) -> Result<Vec<Done>, CoordError> {
         if !self.is_alive(session) {
-            return Err(GONE);
+            return Err(EXPIRED);
         }
-        self.touch(session);
+        self.extend_session(session);
         let is_forbidden = |op: &Op| {
             !matches!(op, Op::Check { .. }) && self.forbidden.as_ref().is_some_and(|path| op.path().starts_with(path))
         };
         if let Some(index) = ops.iter().position(is_forbidden) {
             return Err(CoordError::Refused { index, why: crate::coord::Refusal::NoAuth });
         }
-        let (changes, done) = self.tree.judge(ops, session, Zxid(self.zxid.0 + 1))?;
+        let (changes, done) = self.tree.evaluate(ops, session, Zxid(self.zxid.0 + 1))?;
         self.commit(node, changes, ops);
         if let Some(server) = server {
             self.catch_up(server, self.log.len());
@@ -317,9 +317,9 @@ impl Core {
 
     /// Returns for the transactions since the last call, if there are any: each server, the length of the log that it
     /// is to replay, and its lag.
-    pub(super) fn unspread(&mut self) -> Vec<(usize, usize, Duration)> {
+    pub(super) fn take_unreplicated(&mut self) -> Vec<(usize, usize, Duration)> {
         let upto = self.log.len();
-        if upto == std::mem::replace(&mut self.spread, upto) {
+        if upto == std::mem::replace(&mut self.replicated, upto) {
             return Vec::new();
         }
         let (least, most) = self.fault_rates.lag_ms;
@@ -334,7 +334,7 @@ impl Core {
     }
 
     /// Returns the silence after which a client considers itself disconnected.
-    pub(super) fn patience(&self) -> Duration {
+    pub(super) fn silence_max(&self) -> Duration {
         self.timeout / 5
     }
 
@@ -353,7 +353,7 @@ impl Core {
 
     // Watches.
 
-    fn arm(&mut self, session: SessionId, path: String, subject: Subject, watch: Option<super::client::Fire>) {
+    fn add_watch(&mut self, session: SessionId, path: String, subject: Subject, watch: Option<super::client::Fire>) {
         let Some(fire) = watch else { return };
         if let Some(client) = self.clients.get_mut(&session) {
             let since = self.servers[client.server].replayed;
@@ -365,9 +365,9 @@ impl Core {
         let FaultRates { lost_watch, late_watch, .. } = self.fault_rates;
         let Self { clients, rng, .. } = self;
         for client in clients.values_mut().filter(|client| client.server == server && client.is_connected()) {
-            for watch in client.watches.extract_if(.., |watch| watch.is_about(transaction)).collect::<Vec<_>>() {
+            for watch in client.watches.extract_if(.., |watch| watch.fires_on(transaction)).collect::<Vec<_>>() {
                 if rng.f64() < lost_watch {
-                    client.silenced.push(watch.fire);
+                    client.lost_watches.push(watch.fire);
                     continue;
                 }
                 let late = if rng.f64() < late_watch { rng.u64(100..=8000) } else { rng.u64(0..=2) };
@@ -377,11 +377,11 @@ impl Core {
     }
 
     /// Fires the watches of a client on a new server for what has changed since they were set.
-    pub(super) fn rearm(&mut self, session: SessionId) {
+    pub(super) fn fire_missed_watches(&mut self, session: SessionId) {
         let Some(client) = self.clients.get_mut(&session) else { return };
         let log = &self.log[..self.servers[client.server].replayed];
         let missed =
-            |watch: &mut PendingWatch| log.iter().skip(watch.since).any(|transaction| watch.is_about(transaction));
+            |watch: &mut PendingWatch| log.iter().skip(watch.since).any(|transaction| watch.fires_on(transaction));
         let fires: Vec<_> = client.watches.extract_if(.., missed).map(|watch| watch.fire).collect();
         for fire in std::mem::take(&mut client.undelivered).into_iter().chain(fires) {
             client.deliver(Duration::ZERO, Delivery::Fire(fire));
@@ -400,11 +400,11 @@ impl Core {
         self.reset(|_| true);
         (self.tree, self.zxid, self.tracked) = (to.tree.clone(), to.zxid, to.tracked.clone());
         self.log.clear();
-        self.spread = 0;
+        self.replicated = 0;
         let tick = self.tick_after(self.timeout);
         self.tracked.values_mut().for_each(|session| session.last_tick = tick);
         for server in &mut self.servers {
-            *server = Server { tree: to.tree.clone(), ..Server::default() };
+            *server = EnsembleServer { tree: to.tree.clone(), ..EnsembleServer::default() };
         }
         self.clients.values_mut().for_each(|client| client.watches.iter_mut().for_each(|watch| watch.since = 0));
     }
@@ -416,4 +416,4 @@ impl Core {
 }
 
 /// Error of a session that has expired.
-pub(super) const GONE: CoordError = CoordError::Ended(Ending::Expired);
+pub(super) const EXPIRED: CoordError = CoordError::Ended(Ending::Expired);

@@ -27,7 +27,7 @@ async fn link(session: &dyn Session, wanted: impl Fn(Link) -> bool) -> Duration 
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_keeps_what_every_center_keeps() {
+async fn the_simulation_keeps_the_contract() {
     for seed in 0..20 {
         let ensemble = Ensemble::new(seed, T);
         ensemble.set_fault_rates(FaultRates { latency_ms: (0, seed), lag_ms: (0, 10 * seed), ..FaultRates::default() });
@@ -36,7 +36,7 @@ async fn it_keeps_what_every_center_keeps() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_multi_is_all_or_nothing_and_grows_the_numbers() {
+async fn a_multi_is_atomic_and_transaction_numbers_grow() {
     let (_ensemble, a, b) = pair(1).await;
     let done = a
         .multi(vec![create("/x", CreateMode::Persistent), set("/x", 0), create("/x/y", CreateMode::Ephemeral)])
@@ -79,7 +79,7 @@ async fn an_ephemeral_node_goes_between_half_a_tick_before_and_a_tick_after_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn beside_an_isolated_server_reads_go_on_and_writes_stall() {
+async fn at_an_isolated_server_reads_continue_and_writes_stall() {
     let (ensemble, a, b) = pair(3).await;
     a.multi(vec![create("/x", CreateMode::Persistent)]).await.unwrap();
     let beside = ensemble.core().clients[&a.id()].server;
@@ -98,7 +98,7 @@ async fn beside_an_isolated_server_reads_go_on_and_writes_stall() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_can_get_lost_after_the_write_and_a_write_can_come_late() {
+async fn an_answer_may_be_lost_after_the_write_and_a_write_may_happen_late() {
     let (ensemble, a, _b) = pair(4).await;
     ensemble.set_fault_rates(FaultRates { lost_reply: 1.0, late_write: 1.0, ..FaultRates::default() });
     assert!(matches!(a.multi(vec![create("/x", CreateMode::Persistent)]).await, Err(CoordError::Unknown(_))));
@@ -155,7 +155,7 @@ async fn an_outage_and_a_stall_end_no_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_history_went_back_only_new_sessions_are_taken_and_numbers_repeat() {
+async fn after_history_went_back_only_new_sessions_are_accepted_and_numbers_repeat() {
     let (ensemble, a, _b) = pair(7).await;
     a.multi(vec![create("/x", CreateMode::Persistent)]).await.unwrap();
     let then = ensemble.snapshot();
@@ -169,7 +169,7 @@ async fn after_history_went_back_only_new_sessions_are_taken_and_numbers_repeat(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_session_leaves_nothing_and_an_expired_one_hears_of_it() {
+async fn a_closed_session_leaves_no_nodes_and_an_expired_one_learns_its_end() {
     let (ensemble, a, b) = pair(8).await;
     a.multi(vec![create("/a", CreateMode::Ephemeral)]).await.unwrap();
     b.multi(vec![create("/b", CreateMode::Ephemeral)]).await.unwrap();

@@ -65,7 +65,7 @@ impl Tree {
     }
 
     /// Returns the effect of `ops` as transaction `zxid`; the tree is unchanged.
-    pub(super) fn judge(
+    pub(super) fn evaluate(
         &self,
         ops: &[Op],
         session: SessionId,
@@ -110,9 +110,9 @@ impl Draft<'_> {
 
     fn has_children(&self, path: &str) -> bool {
         let prefix = format!("{path}/");
-        let stands = |(path, _): (&str, &Node)| self.get(path).is_some();
+        let exists = |(path, _): (&str, &Node)| self.get(path).is_some();
         let is_new = |(path, node): (&Arc<str>, &Option<Arc<Node>>)| path.starts_with(&prefix) && node.is_some();
-        self.tree.below(&prefix).any(stands) || self.changed.iter().any(is_new)
+        self.tree.below(&prefix).any(exists) || self.changed.iter().any(is_new)
     }
 
     fn apply(&mut self, op: &Op) -> Result<Done, Refusal> {

@@ -34,44 +34,50 @@ pub(super) fn connect(shared: &Shared, session: SessionId) {
 }
 
 /// State of the path between a client and its server, for a message in flight.
-enum Passage {
+enum PathState {
     Open,
     Broken,
     /// The connection is closed.
     Over,
 }
 
-fn passage(core: &Core, session: SessionId, connection: u64, needs_leader: bool) -> Passage {
-    let Some(client) = core.clients.get(&session) else { return Passage::Over };
+fn path_state(core: &Core, session: SessionId, connection: u64, needs_leader: bool) -> PathState {
+    let Some(client) = core.clients.get(&session) else { return PathState::Over };
     if client.connection != connection {
-        return Passage::Over;
+        return PathState::Over;
     }
     let is_open = core.reaches(&client.node, client.server) && (!needs_leader || core.has_leader(client.server));
-    if is_open { Passage::Open } else { Passage::Broken }
+    if is_open { PathState::Open } else { PathState::Broken }
 }
 
 async fn uplink(shared: Shared, session: SessionId, connection: u64, mut requests: mpsc::UnboundedReceiver<Sent>) {
     while let Some((arrival, id, request)) = requests.recv().await {
         sleep_until(arrival).await;
         let mut request = Some(request);
-        while !arrive(&shared, session, connection, id, &mut request) {
+        while !deliver_to_server(&shared, session, connection, id, &mut request) {
             sleep(RETRANSMIT).await;
         }
     }
 }
 
 /// Delivers a request to its server; tells whether it has arrived or never will.
-fn arrive(shared: &Shared, session: SessionId, connection: u64, id: u64, request: &mut Option<Request>) -> bool {
+fn deliver_to_server(
+    shared: &Shared,
+    session: SessionId,
+    connection: u64,
+    id: u64,
+    request: &mut Option<Request>,
+) -> bool {
     let needs_leader = !matches!(request, Some(Request::Get { .. } | Request::Children { .. }));
     let mut core = lock(shared);
-    match (passage(&core, session, connection, needs_leader), request.take()) {
+    match (path_state(&core, session, connection, needs_leader), request.take()) {
         (_, None) => {}
-        (Passage::Open, Some(request)) => {
+        (PathState::Open, Some(request)) => {
             answer(&mut core, session, id, request);
-            spread(shared, &mut core);
+            replicate(shared, &mut core);
         }
-        (Passage::Over, Some(request)) => strand(shared, &mut core, session, request),
-        (Passage::Broken, Some(still)) => {
+        (PathState::Over, Some(request)) => carry_out_late(shared, &mut core, session, request),
+        (PathState::Broken, Some(still)) => {
             *request = Some(still);
             return false;
         }
@@ -101,7 +107,7 @@ fn answer(core: &mut Core, session: SessionId, id: u64, request: Request) {
 }
 
 /// Carries out a write of a closed connection later, by chance.
-fn strand(shared: &Shared, core: &mut Core, session: SessionId, request: Request) {
+fn carry_out_late(shared: &Shared, core: &mut Core, session: SessionId, request: Request) {
     let Request::Multi(ops) = request else { return };
     let late = core.fault_rates.late_write;
     if !core.chance(late) {
@@ -115,7 +121,7 @@ fn strand(shared: &Shared, core: &mut Core, session: SessionId, request: Request
         let node = core.clients.get(&session).map(|client| client.node.clone()).unwrap_or_default();
         if (0..core.servers()).any(|server| core.has_leader(server)) {
             let _ = core.multi(session, &node, &ops, None);
-            spread(&shared, &mut core);
+            replicate(&shared, &mut core);
         }
     });
 }
@@ -129,14 +135,14 @@ async fn downlink(
     while let Some((arrival, delivery)) = deliveries.recv().await {
         sleep_until(arrival).await;
         let mut delivery = Some(delivery);
-        while !land(&shared, session, connection, &mut delivery, &mut deliveries) {
+        while !deliver_to_client(&shared, session, connection, &mut delivery, &mut deliveries) {
             sleep(RETRANSMIT).await;
         }
     }
 }
 
 /// Delivers to a client; tells whether it has arrived or never will over this connection.
-fn land(
+fn deliver_to_client(
     shared: &Shared,
     session: SessionId,
     connection: u64,
@@ -144,15 +150,15 @@ fn land(
     rest: &mut mpsc::UnboundedReceiver<(Instant, Delivery)>,
 ) -> bool {
     let mut core = lock(shared);
-    match (passage(&core, session, connection, false), delivery.take()) {
+    match (path_state(&core, session, connection, false), delivery.take()) {
         (_, None) => {}
-        (Passage::Open, Some(delivery)) => {
+        (PathState::Open, Some(delivery)) => {
             if let Some(client) = core.clients.get_mut(&session) {
                 client.receive(delivery);
             }
         }
-        (Passage::Over, Some(delivery)) => requeue(&mut core, session, delivery, rest),
-        (Passage::Broken, Some(still)) => {
+        (PathState::Over, Some(delivery)) => requeue(&mut core, session, delivery, rest),
+        (PathState::Broken, Some(still)) => {
             *delivery = Some(still);
             return false;
         }
@@ -183,8 +189,8 @@ fn requeue(
 }
 
 /// Sends the servers what was committed since the last call.
-pub(super) fn spread(shared: &Shared, core: &mut Core) {
-    for (server, upto, lag) in core.unspread() {
+pub(super) fn replicate(shared: &Shared, core: &mut Core) {
+    for (server, upto, lag) in core.take_unreplicated() {
         let shared = shared.clone();
         tokio::spawn(async move {
             sleep(lag).await;
@@ -202,13 +208,13 @@ pub(super) async fn tick(shared: Weak<std::sync::Mutex<Core>>) {
         let Some(shared) = shared.upgrade() else { return };
         let mut core = lock(&shared);
         core.tick();
-        spread(&shared, &mut core);
+        replicate(&shared, &mut core);
     }
 }
 
 /// Runs the client's part of a session: sends pings, detects silence, reconnects, and ends the session when it must
 /// have expired. Runs in the client's process while the session's handle lives; then closes the session if possible.
-pub(super) async fn keep(shared: Shared, session: SessionId, alive: Weak<()>) {
+pub(super) async fn run_session(shared: Shared, session: SessionId, alive: Weak<()>) {
     while alive.strong_count() > 0 {
         let wait = {
             let mut core = lock(&shared);
@@ -225,23 +231,23 @@ pub(super) async fn keep(shared: Shared, session: SessionId, alive: Weak<()>) {
         sleep(wait).await;
         let is_lost =
             lock(&shared).clients.get(&session).is_some_and(|client| client.state().link == Link::Disconnected);
-        if is_lost && redial(&mut lock(&shared), session) {
+        if is_lost && reconnect(&mut lock(&shared), session) {
             connect(&shared, session);
             let mut core = lock(&shared);
-            core.rearm(session);
+            core.fire_missed_watches(session);
         }
     }
-    let _ = tokio::time::timeout(super::GOODBYE, ask(&shared, session, Request::Close)).await;
+    let _ = tokio::time::timeout(super::CLOSE_TIMEOUT, ask(&shared, session, Request::Close)).await;
     if let Some(client) = lock(&shared).clients.get_mut(&session) {
         client.end(Ending::Closed);
     }
 }
 
 fn ping(core: &mut Core, session: SessionId) {
-    let patience = core.patience();
+    let silence_max = core.silence_max();
     let Some(client) = core.clients.get(&session) else { return };
     let (reaches, has_leader) = (core.reaches(&client.node, client.server), core.has_leader(client.server));
-    if Instant::now() - client.heard > patience {
+    if Instant::now() - client.last_received > silence_max {
         return core.clients.get_mut(&session).into_iter().for_each(super::client::Client::disconnect);
     }
     if !reaches {
@@ -251,16 +257,16 @@ fn ping(core: &mut Core, session: SessionId) {
         return core.clients.get_mut(&session).into_iter().for_each(|client| client.end(Ending::Expired));
     }
     if has_leader {
-        core.touch(session);
+        core.extend_session(session);
     }
-    core.clients.get_mut(&session).into_iter().for_each(|client| client.heard = Instant::now());
+    core.clients.get_mut(&session).into_iter().for_each(|client| client.last_received = Instant::now());
 }
 
 /// Looks for a server that accepts the client. Returns `true` if a connection is to be made.
-fn redial(core: &mut Core, session: SessionId) -> bool {
+fn reconnect(core: &mut Core, session: SessionId) -> bool {
     let limit = core.timeout.mul_f64(1.4);
     let Some(client) = core.clients.get(&session) else { return false };
-    let (node, seen, silent) = (client.node.clone(), client.seen, client.heard.elapsed());
+    let (node, seen, silent) = (client.node.clone(), client.seen, client.last_received.elapsed());
     let server = core.any_server(&node, seen);
     let is_alive = core.is_alive(session);
     let Some(client) = core.clients.get_mut(&session) else { return false };
@@ -281,7 +287,7 @@ pub(super) async fn ask(shared: &Shared, session: SessionId, request: Request) -
     let answered = {
         let mut core = lock(shared);
         let latency = core.latency();
-        let client = core.clients.get_mut(&session).ok_or(super::service::GONE)?;
+        let client = core.clients.get_mut(&session).ok_or(super::service::EXPIRED)?;
         client.send(request, latency)?
     };
     answered.await.unwrap_or_else(|_| Err(CoordError::Unknown(String::from("the connection has ended"))))

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_not_a_condition_leaves_the_outcome_open() {
+    fn errors_that_are_not_conditions_leave_the_outcome_open() {
         for source in [zk::Error::ConnectionLoss, zk::Error::SessionExpired, zk::Error::Timeout, zk::Error::Throttled] {
             let error = writing_error(zk::MultiWriteError::OperationFailed { index: 1, source: source.clone() });
             assert!(matches!(error, CoordError::Unknown(_)), "{error}");

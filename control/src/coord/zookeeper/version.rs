@@ -14,8 +14,8 @@ const ANSWER_BYTES_MAX: u64 = 4 << 10;
 pub(super) async fn warn_of_defects(servers: String) {
     for server in servers.split(',') {
         let answer = tokio::time::timeout(ANSWER_WAIT, ask(server)).await;
-        let Ok(Ok(said)) = answer else { continue };
-        if let Some((major, minor, patch)) = parse(&said).filter(|version| !is_sound(*version)) {
+        let Ok(Ok(answer)) = answer else { continue };
+        if let Some((major, minor, patch)) = parse(&answer).filter(|version| !is_sound(*version)) {
             let version = format!("{major}.{minor}.{patch}");
             tracing::warn!(server, version, "this ZooKeeper can lose committed writes: use 3.8.5, 3.9.4 or later");
         }
@@ -26,14 +26,14 @@ pub(super) async fn warn_of_defects(servers: String) {
 pub(super) async fn ask(server: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(server).await?;
     stream.write_all(b"srvr").await?;
-    let mut said = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut said).await?;
-    Ok(String::from_utf8_lossy(&said).into_owned())
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Parses `Zookeeper version: 3.8.0-..., built on ...`.
-fn parse(said: &str) -> Option<(u32, u32, u32)> {
-    let version = said.strip_prefix("Zookeeper version: ")?;
+fn parse(answer: &str) -> Option<(u32, u32, u32)> {
+    let version = answer.strip_prefix("Zookeeper version: ")?;
     let numbers = version.split(|character: char| !character.is_ascii_digit() && character != '.').next()?;
     let mut parts = numbers.split('.').map(str::parse);
     Some((parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?))
@@ -50,10 +50,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_found_in_what_servers_say() {
-        let said =
+    fn versions_are_parsed_from_answers() {
+        let answer =
             "Zookeeper version: 3.8.0-${mvngit.commit.id}, built on 2024-12-29 17:54 UTC\nLatency min/avg/max: 0/0";
-        assert_eq!(parse(said), Some((3, 8, 0)));
+        assert_eq!(parse(answer), Some((3, 8, 0)));
         assert_eq!(parse("Zookeeper version: 3.10.12, built"), Some((3, 10, 12)));
         for other in ["", "srvr is not executed because it is not in the whitelist.", "Zookeeper version: 3.8", "3.8.0"]
         {

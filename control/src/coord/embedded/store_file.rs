@@ -87,17 +87,17 @@ impl StoreFile {
             error => StoreFileError::new(&self.path, error),
         };
         let database = (self.open)(&self.path).map_err(failed)?;
-        let shelf = OpenStoreFile { database };
-        let format = shelf.prepare().map_err(failed)?;
+        let file = OpenStoreFile { database };
+        let format = file.prepare().map_err(failed)?;
         if format != FORMAT_VERSION {
             return Err(self.error(format!("format {format}, this program knows {FORMAT_VERSION}: upgrade it")));
         }
-        let content = shelf.read().map_err(failed)?;
+        let content = file.read().map_err(failed)?;
         // The checksums of the library do not cover the order of transactions.
         if let Some((path, _)) = content.nodes.iter().find(|(_, node)| node.stat.modified > content.zxid) {
             return Err(self.error(format!("{path:?} is newer than the last write")));
         }
-        Ok((shelf, content))
+        Ok((file, content))
     }
 }
 

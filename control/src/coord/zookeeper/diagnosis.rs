@@ -12,11 +12,11 @@ const ANSWER_WAIT: Duration = Duration::from_secs(2);
 const SHOWN_MAX: usize = 60;
 
 /// Describes the answer of each of `servers`, `HOST:PORT,...`.
-pub(super) async fn answers(servers: &str) -> String {
+pub(super) async fn describe_servers(servers: &str) -> String {
     let asked = servers.split(',').map(str::to_owned).map(|server| {
         tokio::spawn(async move {
             let answer = match timeout(ANSWER_WAIT, version::ask(&server)).await {
-                Ok(Ok(said)) => meaning(&said),
+                Ok(Ok(answer)) => describe(&answer),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {} s", ANSWER_WAIT.as_secs()),
             };
@@ -32,22 +32,22 @@ pub(super) async fn answers(servers: &str) -> String {
 }
 
 /// Describes a server by its answer to `srvr`.
-fn meaning(said: &str) -> String {
-    let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "));
-    if said.starts_with("Zookeeper version: ") {
+fn describe(answer: &str) -> String {
+    let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "));
+    if answer.starts_with("Zookeeper version: ") {
         let mode: String = mode.unwrap_or("unknown").chars().take(SHOWN_MAX).collect();
         return format!("ZooKeeper serving, mode {}", mode.trim().escape_debug());
     }
-    if said.contains("not currently serving requests") {
+    if answer.contains("not currently serving requests") {
         return String::from("ZooKeeper not serving: its ensemble has no quorum");
     }
-    if said.contains("is not in the whitelist") {
+    if answer.contains("is not in the whitelist") {
         return String::from("a ZooKeeper");
     }
-    if said.is_empty() {
+    if answer.is_empty() {
         return String::from("closed the connection: not a ZooKeeper, or one with too many connections");
     }
-    let shown: String = said.chars().take(SHOWN_MAX).collect();
+    let shown: String = answer.chars().take(SHOWN_MAX).collect();
     format!("not a ZooKeeper: answered '{}'", shown.escape_debug())
 }
 
@@ -58,8 +58,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[test]
-    fn an_answer_says_what_the_server_is() {
-        for (said, part) in [
+    fn an_answer_is_described_by_its_kind_of_server() {
+        for (answer, part) in [
             ("Zookeeper version: 3.8.0-1, built on 2024\nMode: follower\nNode count: 5\n", "serving, mode follower"),
             ("This ZooKeeper instance is not currently serving requests\n", "no quorum"),
             ("srvr is not executed because it is not in the whitelist.\n", "a ZooKeeper"),
@@ -69,7 +69,7 @@ mod tests {
                 "not a ZooKeeper: answered 'HTTP/1.1 400 Bad Request\\r\\n\\u{1b}[2J'",
             ),
         ] {
-            assert!(meaning(said).contains(part), "{}", meaning(said));
+            assert!(describe(answer).contains(part), "{}", describe(answer));
         }
     }
 
@@ -84,7 +84,7 @@ mod tests {
             stream.read_exact(&mut [0; 4]).await.unwrap();
             stream.write_all(b"NBDMAGIC").await.unwrap();
         });
-        let answers = answers(&format!("{there},{gone}")).await;
+        let answers = describe_servers(&format!("{there},{gone}")).await;
         assert!(answers.contains(&format!("{there}: not a ZooKeeper: answered 'NBDMAGIC'")), "{answers}");
         assert!(answers.contains(&format!("{gone}: Connection refused")), "{answers}");
     }
