@@ -18,16 +18,16 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// Time between two rounds of measurements.
-const ASK_EVERY: Duration = Duration::from_secs(10);
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
 /// Wait before the first round: a new leader needs a moment to read the registrations.
-const ASK_FIRST: Duration = Duration::from_secs(1);
+const MEASURE_AFTER: Duration = Duration::from_secs(1);
 /// Offset beyond which a clock counts as wrong, in milliseconds.
 const OFF_MAX_MS: i64 = 5000;
 
 /// Least number of measured clocks for a verdict: of two, either may be wrong.
-const JUDGED_MIN: usize = 3;
+const CLOCKS_MIN: usize = 3;
 /// Number of nodes that are asked at once; each call takes 2 s at most.
-const ASKED_AT_ONCE: usize = 32;
+const CALLS_MAX: usize = 32;
 
 /// Milliseconds by which the clock of each node is ahead of its peers', of the nodes that answered.
 pub(crate) type Offsets = BTreeMap<NodeId, i64>;
@@ -55,15 +55,15 @@ impl ClockSkew {
     /// Measures and warns for as long as it is polled.
     pub(crate) async fn watch(&self, dispatcher: &DispatcherHandle, calls: &dyn RunnerClient, clock: &dyn Clock) {
         let mut warned = BTreeSet::new();
-        sleep(ASK_FIRST).await;
+        sleep(MEASURE_AFTER).await;
         loop {
-            let told = self.offsets().clone();
+            let known = self.offsets().clone();
             let runners = dispatcher.runners().await.unwrap_or_default();
-            let asked = runners.into_iter().filter_map(|runner| runner.registration).map(|there| {
-                let offset_ms = told.get(&there.node).copied().filter(|_| told.len() >= JUDGED_MIN);
-                async move { Some((there.node.clone(), ask(&there, offset_ms, calls, clock).await?)) }
+            let asked = runners.into_iter().filter_map(|runner| runner.registration).map(|registration| {
+                let offset_ms = known.get(&registration.node).copied().filter(|_| known.len() >= CLOCKS_MIN);
+                async move { Some((registration.node.clone(), measure(&registration, offset_ms, calls, clock).await?)) }
             });
-            let answered = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+            let answered = stream::iter(asked).buffer_unordered(CALLS_MAX);
             let ahead: BTreeMap<NodeId, i64> = answered.filter_map(std::future::ready).collect().await;
             if let Some(slowest) = ahead.values().min() {
                 self.ahead.send_replace(Some(slowest.min(&0).unsigned_abs()));
@@ -71,7 +71,7 @@ impl ClockSkew {
             let offsets = off_peers(&ahead);
             warn(&offsets, &mut warned);
             *self.offsets() = offsets;
-            sleep(ASK_EVERY).await;
+            sleep(MEASURE_EVERY).await;
         }
     }
 
@@ -82,9 +82,14 @@ impl ClockSkew {
 
 /// Asks a node for its time, and tells the node its own offset. Returns the milliseconds by which its clock is ahead of
 /// this node's; `None` without an answer.
-async fn ask(there: &Registration, offset_ms: Option<i64>, calls: &dyn RunnerClient, clock: &dyn Clock) -> Option<i64> {
+async fn measure(
+    registration: &Registration,
+    offset_ms: Option<i64>,
+    calls: &dyn RunnerClient,
+    clock: &dyn Clock,
+) -> Option<i64> {
     let asked = clock.boot_time();
-    let unix_ms = calls.clock(&Peer::from(there), offset_ms).await.ok()?;
+    let unix_ms = calls.clock(&Peer::from(registration), offset_ms).await.ok()?;
     let middle = (clock.boot_time().saturating_sub(asked) / 2).as_millis();
     let here = clock.unix_ms().saturating_sub(u64::try_from(middle).unwrap_or(u64::MAX));
     Some(difference(unix_ms, here))

@@ -28,13 +28,13 @@ use tracing::{info, warn};
 pub const DISCONNECTED_MAX: Duration = Duration::from_secs(6);
 
 /// Longest time between two reads of a follower, as watches may be lost.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const READ_EVERY: Duration = Duration::from_secs(10);
 
 /// Wait after a request that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 /// Time after which a lasting failure is logged again.
-const SAY_AGAIN: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Role of this node.
 #[derive(Clone, Debug)]
@@ -170,18 +170,18 @@ impl LeaderTerm {
 
 /// Last logged failure of a campaign: without a connection campaigns fail four times a second.
 #[derive(Debug, Default)]
-struct Trouble(Option<(CoordError, Instant)>);
+struct LoggedFailure(Option<(CoordError, Instant)>);
 
-impl Trouble {
+impl LoggedFailure {
     /// Tells whether a failure is to be logged: it differs from the last one, or that was logged 30 s ago. `None` is a
     /// success.
-    fn is_news(&mut self, error: Option<&CoordError>, now: Instant) -> bool {
-        let is_said = |(said, at): &(CoordError, Instant)| Some(said) == error && now < *at + SAY_AGAIN;
-        let is_news = error.is_some() && !self.0.as_ref().is_some_and(is_said);
-        if is_news || error.is_none() {
+    fn should_log(&mut self, error: Option<&CoordError>, now: Instant) -> bool {
+        let is_logged = |(logged, at): &(CoordError, Instant)| Some(logged) == error && now < *at + LOG_EVERY;
+        let is_new = error.is_some() && !self.0.as_ref().is_some_and(is_logged);
+        if is_new || error.is_none() {
             self.0 = error.map(|error| (error.clone(), now));
         }
-        is_news
+        is_new
     }
 }
 
@@ -221,8 +221,8 @@ impl Election {
     /// `/leader` is removed without waiting for its session to expire. Another process that uses this node's name is
     /// not among them.
     #[must_use]
-    pub fn after(self, lives: Vec<Incarnation>) -> Self {
-        let earlier = lives.into_iter().filter(|life| *life != self.incarnation).collect();
+    pub fn after(self, incarnations: Vec<Incarnation>) -> Self {
+        let earlier = incarnations.into_iter().filter(|earlier| *earlier != self.incarnation).collect();
         Self { earlier, ..self }
     }
 
@@ -235,11 +235,11 @@ impl Election {
     /// Holds elections while the session lives: leads whenever no other node does and `stands` is true, and resigns
     /// when it becomes false. Ends when the session is over or `stands` is dropped (after resigning), as a follower.
     pub async fn run(&self, mut stands: watch::Receiver<bool>) {
-        let (mut trouble, mut served) = (Trouble::default(), None);
+        let (mut logged_failure, mut served) = (LoggedFailure::default(), None);
         while !self.session.states().borrow().is_over() && stands.has_changed().is_ok() {
             let candidacy = *stands.borrow_and_update();
             let campaign = self.campaign(candidacy, served).await;
-            if trouble.is_news(campaign.as_ref().err(), Instant::now())
+            if logged_failure.should_log(campaign.as_ref().err(), Instant::now())
                 && let Err(error) = &campaign
             {
                 info!(%error, "cannot read the leader");
@@ -264,7 +264,7 @@ impl Election {
             () = changed.fired() => {}
             _ = states.wait_for(|state| state.is_over()) => {}
             _ = stands.changed() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(READ_EVERY) => {}
         }
     }
 
@@ -300,7 +300,7 @@ impl Election {
                 () = &mut changed => {}
             }
             // The watch has fired, or may have been lost.
-            match self.look_again(&leader_term).await {
+            match self.read_leader_again(&leader_term).await {
                 Some(watch) => changed = Box::pin(watch.fired()),
                 None => break,
             }
@@ -311,16 +311,16 @@ impl Election {
 
     /// Reads `/leader` again. Returns `None` if it is no longer ours, or the epoch is not that of the term: another
     /// node has been elected, or the service has gone back to a time before the election.
-    async fn look_again(&self, leader_term: &LeaderTerm) -> Option<Watch> {
+    async fn read_leader_again(&self, leader_term: &LeaderTerm) -> Option<Watch> {
         loop {
-            let looked = async {
+            let read = async {
                 let (leader, watch) = self.session.get_and_watch(LEADER).await?;
                 let epoch = self.session.get(LEADER_EPOCH).await?;
                 let is_mine = leader.is_some_and(|node| self.is_mine(&node));
-                let is_standing = epoch.is_some_and(|node| Epoch::from(node.stat.modified) == leader_term.epoch());
-                Ok::<_, CoordError>((is_mine && is_standing).then_some(watch))
+                let is_current = epoch.is_some_and(|node| Epoch::from(node.stat.modified) == leader_term.epoch());
+                Ok::<_, CoordError>((is_mine && is_current).then_some(watch))
             };
-            match looked.await {
+            match read.await {
                 Ok(watch) => return watch,
                 Err(_) if leader_term.has_ended() || self.session.states().borrow().is_over() => return None,
                 Err(_) => tokio::select! {

@@ -54,15 +54,15 @@ impl From<Duration> for LeaseTiming {
 /// Lease, which only committed renewals extend. Times are of the boot-time clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    terms: LeaseTiming,
+    timing: LeaseTiming,
     sent: Option<Duration>,
 }
 
 impl Lease {
     /// Creates a lease that was never renewed.
     #[must_use]
-    pub(crate) fn new(terms: LeaseTiming) -> Self {
-        Self { terms, sent: None }
+    pub(crate) fn new(timing: LeaseTiming) -> Self {
+        Self { timing, sent: None }
     }
 
     /// Extends the lease after the commit of a renewal that was sent at `sent`. Changes nothing if a renewal sent later
@@ -74,13 +74,13 @@ impl Lease {
     /// Returns the time until which writes may be submitted; `None` before the first renewal.
     #[must_use]
     pub(crate) fn gate(&self) -> Option<Duration> {
-        Some(self.sent?.saturating_add(self.terms.gate))
+        Some(self.sent?.saturating_add(self.timing.gate))
     }
 
     /// Returns the end of the lease; `None` before the first renewal.
     #[must_use]
     pub(crate) fn end(&self) -> Option<Duration> {
-        Some(self.sent?.saturating_add(self.terms.end))
+        Some(self.sent?.saturating_add(self.timing.end))
     }
 
     /// Tells whether writes may be submitted at `now`.
@@ -102,12 +102,12 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_session_of_ten_seconds_has_the_terms_that_were_measured() {
-        let terms = LeaseTiming::from(Duration::from_secs(10));
+    fn a_session_of_ten_seconds_has_the_measured_timing() {
+        let timing = LeaseTiming::from(Duration::from_secs(10));
         let expected = [1500, 6000, 8500].map(Duration::from_millis);
-        assert_eq!([terms.renew_every, terms.gate, terms.end], expected);
-        let terms = LeaseTiming::from(Duration::from_secs(20));
-        assert_eq!((terms.gate, terms.end), (Duration::from_secs(16), Duration::from_millis(18_500)));
+        assert_eq!([timing.renew_every, timing.gate, timing.end], expected);
+        let timing = LeaseTiming::from(Duration::from_secs(20));
+        assert_eq!((timing.gate, timing.end), (Duration::from_secs(16), Duration::from_millis(18_500)));
     }
 
     #[test]
@@ -121,20 +121,20 @@ mod tests {
         #[test]
         fn the_gate_shuts_in_time_for_the_drain_and_the_lease_ends_before_the_session(millis in 0_u64..100_000) {
             let session = Duration::from_millis(millis);
-            let terms = LeaseTiming::from(session);
-            prop_assert!(terms.gate <= terms.end && terms.end <= session);
+            let timing = LeaseTiming::from(session);
+            prop_assert!(timing.gate <= timing.end && timing.end <= session);
             if millis >= 10_000 {
-                prop_assert_eq!((terms.end - terms.gate, session - terms.end), (DRAIN, MARGIN));
+                prop_assert_eq!((timing.end - timing.gate, session - timing.end), (DRAIN, MARGIN));
             } else if millis >= 100 {
                 let tolerance = Duration::from_micros(1);
-                prop_assert!(session - terms.end + tolerance >= session * 3 / 20);
-                prop_assert!(terms.end - terms.gate + tolerance >= session / 4);
+                prop_assert!(session - timing.end + tolerance >= session * 3 / 20);
+                prop_assert!(timing.end - timing.gate + tolerance >= session / 4);
             }
-            prop_assert!(terms.renew_every * 4 <= terms.gate + Duration::from_micros(1), "four tries before the gate shuts");
+            prop_assert!(timing.renew_every * 4 <= timing.gate + Duration::from_micros(1), "four tries before the gate shuts");
         }
 
         #[test]
-        fn whatever_order_answers_come_in_the_latest_renewal_counts(
+        fn the_latest_renewal_counts_in_any_order_of_answers(
             sent in proptest::collection::vec(0_u64..1_000_000, 1..20),
             millis in 1000_u64..20_000,
             ahead in 0_u64..30_000,

@@ -13,12 +13,12 @@ struct Candidate {
     stand: watch::Sender<bool>,
 }
 
-async fn candidate(ensemble: &Ensemble, node: &str, life: &str) -> Candidate {
-    candidate_after(ensemble, node, life, &[]).await
+async fn candidate(ensemble: &Ensemble, node: &str, incarnation: &str) -> Candidate {
+    candidate_after(ensemble, node, incarnation, &[]).await
 }
 
 /// Creates a candidate that knows of these incarnations of its node.
-async fn candidate_after(ensemble: &Ensemble, node: &str, life: &str, lives: &[&str]) -> Candidate {
+async fn candidate_after(ensemble: &Ensemble, node: &str, incarnation: &str, incarnations: &[&str]) -> Candidate {
     let center: Arc<dyn CoordClient> = ensemble.client(node);
     let session = loop {
         match center.open().await {
@@ -27,9 +27,10 @@ async fn candidate_after(ensemble: &Ensemble, node: &str, life: &str, lives: &[&
         }
     };
     let (roles, (stand, stands)) = (Election::roles(), watch::channel(true));
-    let (name, incarnation) = (NodeId::new(node).unwrap(), Incarnation(life.to_owned()));
+    let (name, incarnation) = (NodeId::new(node).unwrap(), Incarnation(incarnation.to_owned()));
     let election = Election::new(session.clone(), name, incarnation, format!("{node}:1"), roles.clone());
-    let election = election.after(lives.iter().map(|&life| Incarnation(life.to_owned())).collect());
+    let election =
+        election.after(incarnations.iter().map(|&incarnation| Incarnation(incarnation.to_owned())).collect());
     tokio::spawn(async move { election.run(stands).await });
     Candidate { session, roles: roles.subscribe(), stand }
 }
@@ -55,7 +56,7 @@ fn write(path: &str) -> Vec<Op> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_leads_and_the_others_know_where() {
+async fn one_node_leads_and_the_others_know_its_address() {
     let ensemble = Ensemble::new(1, T);
     let mut first = candidate(&ensemble, "a", "1").await;
     let leader_term = first.leader_term().await;
@@ -70,7 +71,7 @@ async fn one_leads_and_the_others_know_where() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_resigns_is_followed_at_once_and_stands_again_when_asked_to() {
+async fn another_node_leads_at_once_after_a_resignation() {
     let ensemble = Ensemble::new(2, T);
     let mut first = candidate(&ensemble, "a", "1").await;
     let old = first.leader_term().await;
@@ -126,7 +127,7 @@ async fn a_leader_that_stepped_down_and_still_holds_leadership_is_elected_anew()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_zombie_writes_nothing() {
+async fn a_deposed_leader_writes_nothing() {
     let ensemble = Ensemble::new(4, T);
     let mut first = candidate(&ensemble, "a", "1").await;
     let zombie = first.leader_term().await;
@@ -146,7 +147,7 @@ async fn a_zombie_writes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_leadership_of_an_earlier_life_of_the_node_is_removed_at_once() {
+async fn the_leadership_of_an_earlier_incarnation_is_removed_at_once() {
     let ensemble = Ensemble::new(5, T);
     let mut dead = candidate(&ensemble, "a", "1").await;
     let old = dead.leader_term().await;
@@ -203,11 +204,12 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
 }
 
 #[test]
-fn a_node_that_is_cut_off_says_so_now_and_then() {
+fn repeated_failures_are_logged_now_and_then() {
     let start = Instant::now();
-    let mut trouble = Trouble::default();
-    let mut said =
-        |error: Option<&CoordError>, second: f64| trouble.is_news(error, start + Duration::from_secs_f64(second));
+    let mut logged_failure = LoggedFailure::default();
+    let mut said = |error: Option<&CoordError>, second: f64| {
+        logged_failure.should_log(error, start + Duration::from_secs_f64(second))
+    };
     let away = CoordError::NotConnected;
     assert!(said(Some(&away), 0.0));
     let repeated = (1..=480).filter(|quarter| said(Some(&away), f64::from(*quarter) / 4.0)).count();

@@ -33,7 +33,7 @@ impl InterfaceAddress {
         if !is_interface(interface) {
             return Err(refused("invalid interface name"));
         }
-        judge(address, prefix).map_err(refused)?;
+        check_host_address(address, prefix).map_err(refused)?;
         Ok(Self { address, prefix, interface: interface.to_owned() })
     }
 }
@@ -45,7 +45,7 @@ impl fmt::Display for InterfaceAddress {
 }
 
 /// Checks that an address can be a service address; else returns the reason.
-fn judge(address: IpAddr, prefix: u8) -> std::result::Result<(), &'static str> {
+fn check_host_address(address: IpAddr, prefix: u8) -> std::result::Result<(), &'static str> {
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err("clients cannot reach a special address");
     }
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_of_a_host_is_refused_with_its_reason() {
+    fn addresses_that_are_not_of_a_host_are_refused_with_the_reason() {
         for (text, why) in [
             ("", "ADDR/PREFIX@INTERFACE"),
             ("10.0.0.100/24", "ADDR/PREFIX@INTERFACE"),

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Hardware address of an interface.
 pub(super) type Mac = [u8; 6];
 
-const EVERYBODY: Mac = [0xff; 6];
+const BROADCAST: Mac = [0xff; 6];
 /// Ethernet address of `ff02::1`.
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -48,7 +48,7 @@ pub(super) fn send(index: u32, mac: Mac, frame: &[u8]) -> io::Result<()> {
 
 /// Builds a request in which the sender asks for itself: more neighbours understand it than an unsolicited reply.
 fn arp(address: Ipv4Addr, mac: Mac) -> Vec<u8> {
-    let mut frame = [&EVERYBODY[..], &mac, &0x0806_u16.to_be_bytes()].concat();
+    let mut frame = [&BROADCAST[..], &mac, &0x0806_u16.to_be_bytes()].concat();
     // Ethernet, IPv4, their lengths, a request.
     frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
     frame.extend(mac);

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Time between two checks that the address is still on its interface.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Time between two checks that the lease is long enough for the address to stay.
 const GUARD_EVERY: Duration = Duration::from_millis(100);
 /// First checks at which the address is announced: a frame may be lost, and a neighbour may come later.
@@ -33,11 +33,11 @@ const ANNOUNCEMENTS: [u32; 3] = [0, 1, 3];
 /// Number of checks from one later announcement to the next.
 const ANNOUNCE_EVERY: u32 = 15;
 /// Least rest of the lease with which the address may stay: enough for its removal.
-const SPARE: Duration = Duration::from_secs(2);
+const LEASE_MIN: Duration = Duration::from_secs(2);
 /// Longest wait for a removal. Then leadership ends although the address may still be there.
 const REMOVE_MAX: Duration = Duration::from_secs(2);
 /// Wait after this process could not be reached through the address.
-const ANSWER_EVERY: Duration = Duration::from_secs(5);
+const ANSWER_RETRY: Duration = Duration::from_secs(5);
 /// Wait after a removal that failed.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -128,23 +128,23 @@ impl ServiceAddress {
     /// s. Returns only an error that a retry cannot fix. The caller calls [`ServiceAddress::release`] afterwards in any
     /// case.
     pub(crate) async fn hold(&self, left: impl Fn() -> Duration) -> Error {
-        let mut looks = 0;
-        let mut look_at = Instant::now();
+        let mut checks = 0;
+        let mut check_at = Instant::now();
         loop {
-            let may = left() >= SPARE;
-            if !may && *self.is_on.borrow() {
+            let is_leased = left() >= LEASE_MIN;
+            if !is_leased && *self.is_on.borrow() {
                 tracing::warn!(vip = %self.address, "lease almost over: removing the service address");
                 self.release().await;
-                (looks, look_at) = (0, Instant::now());
-            } else if may && look_at <= Instant::now() {
-                look_at = Instant::now() + LOOK_EVERY;
-                match self.keep(&mut looks).await {
+                (checks, check_at) = (0, Instant::now());
+            } else if is_leased && check_at <= Instant::now() {
+                check_at = Instant::now() + CHECK_EVERY;
+                match self.keep(&mut checks).await {
                     Ok(()) => {}
                     Err(error) if is_final(&error) => return error,
                     Err(error) if error.code == Code::Unreachable => {
                         tracing::error!(vip = %self.address, %error, "service address not answered: removing it");
                         self.release().await;
-                        look_at = Instant::now() + ANSWER_EVERY;
+                        check_at = Instant::now() + ANSWER_RETRY;
                     }
                     Err(error) => {
                         tracing::warn!(vip = %self.address, %error, "cannot keep the service address: retrying")
@@ -155,22 +155,22 @@ impl ServiceAddress {
         }
     }
 
-    async fn keep(&self, looks: &mut u32) -> Result<()> {
-        let (is_there, was_on) = (self.network.has(&self.address).await?, *self.is_on.borrow());
-        if !is_there {
+    async fn keep(&self, checks: &mut u32) -> Result<()> {
+        let (is_present, was_on) = (self.network.has(&self.address).await?, *self.is_on.borrow());
+        if !is_present {
             self.network.add(&self.address).await?;
         }
-        if !(is_there && was_on) {
+        if !(is_present && was_on) {
             self.endpoint.begin().await?;
             self.is_on.send_replace(true);
-            *looks = 0;
+            *checks = 0;
             match was_on {
                 true => tracing::warn!(vip = %self.address, "service address was missing: added again"),
                 false => tracing::info!(vip = %self.address, "service address added"),
             }
         }
-        let is_due = ANNOUNCEMENTS.contains(looks) || looks.is_multiple_of(ANNOUNCE_EVERY);
-        *looks += 1;
+        let is_due = ANNOUNCEMENTS.contains(checks) || checks.is_multiple_of(ANNOUNCE_EVERY);
+        *checks += 1;
         if is_due { self.network.announce(&self.address).await } else { Ok(()) }
     }
 
@@ -181,7 +181,7 @@ impl ServiceAddress {
             self.endpoint.end().await;
             loop {
                 match self.network.remove(&self.address).await {
-                    Ok(was_there) => return was_there,
+                    Ok(was_present) => return was_present,
                     Err(error) => {
                         tracing::warn!(vip = %self.address, %error, "cannot remove the service address: retrying")
                     }
@@ -190,8 +190,8 @@ impl ServiceAddress {
             }
         });
         match removed.await {
-            Ok(was_there) => {
-                if self.is_on.send_replace(false) || was_there {
+            Ok(was_present) => {
+                if self.is_on.send_replace(false) || was_present {
                     tracing::info!(vip = %self.address, "service address removed");
                 }
             }
@@ -214,21 +214,21 @@ mod tests {
     /// Scripted interface and services that record their calls.
     #[derive(Debug, Default)]
     struct Scripted {
-        is_there: Mutex<bool>,
+        is_present: Mutex<bool>,
         error: Mutex<Option<Code>>,
-        is_deaf: Mutex<bool>,
-        told: Mutex<Vec<&'static str>>,
+        is_unreachable: Mutex<bool>,
+        calls: Mutex<Vec<&'static str>>,
     }
 
     impl Scripted {
-        fn tell(&self, verb: &'static str) -> Result<()> {
-            self.told.lock().unwrap().push(verb);
+        fn record(&self, verb: &'static str) -> Result<()> {
+            self.calls.lock().unwrap().push(verb);
             let code = *self.error.lock().unwrap();
             code.map_or(Ok(()), |code| Err(Error::new(code, Side::Caller, Operation::Start, "as the test wants")))
         }
 
-        fn take(&self) -> Vec<&'static str> {
-            std::mem::take(&mut *self.told.lock().unwrap())
+        fn take_calls(&self) -> Vec<&'static str> {
+            std::mem::take(&mut *self.calls.lock().unwrap())
         }
     }
 
@@ -238,39 +238,39 @@ mod tests {
             let code = *self.error.lock().unwrap();
             match code {
                 Some(code) => Err(Error::new(code, Side::Caller, Operation::Start, "as the test wants")),
-                None => Ok(*self.is_there.lock().unwrap()),
+                None => Ok(*self.is_present.lock().unwrap()),
             }
         }
 
         async fn add(&self, _: &InterfaceAddress) -> Result<()> {
-            self.tell("add")?;
-            *self.is_there.lock().unwrap() = true;
+            self.record("add")?;
+            *self.is_present.lock().unwrap() = true;
             Ok(())
         }
 
         async fn remove(&self, _: &InterfaceAddress) -> Result<bool> {
-            self.tell("remove")?;
-            Ok(std::mem::take(&mut *self.is_there.lock().unwrap()))
+            self.record("remove")?;
+            Ok(std::mem::take(&mut *self.is_present.lock().unwrap()))
         }
 
         async fn announce(&self, _: &InterfaceAddress) -> Result<()> {
-            self.tell("announce")
+            self.record("announce")
         }
     }
 
     #[async_trait]
     impl Endpoint for Scripted {
         async fn begin(&self) -> Result<()> {
-            self.tell("begin")?;
-            assert!(*self.is_there.lock().unwrap(), "the address was not added before the check");
-            if *self.is_deaf.lock().unwrap() {
+            self.record("begin")?;
+            assert!(*self.is_present.lock().unwrap(), "the address was not added before the check");
+            if *self.is_unreachable.lock().unwrap() {
                 return Err(Error::new(Code::Unreachable, Side::Engine, Operation::Start, "as the test wants"));
             }
             Ok(())
         }
 
         async fn end(&self) {
-            self.told.lock().unwrap().push("end");
+            self.calls.lock().unwrap().push("end");
         }
     }
 
@@ -279,7 +279,7 @@ mod tests {
         let address = InterfaceAddress::parse("10.0.0.100/24@eth0").unwrap();
         let endpoint = Arc::clone(&network) as Arc<dyn Endpoint>;
         let vip = ServiceAddress::over(Arc::clone(&network) as Arc<dyn Network>, address, &[], endpoint).await.unwrap();
-        network.take();
+        network.take_calls();
         (vip, network)
     }
 
@@ -288,66 +288,66 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_an_earlier_process_left_is_cleaned_and_own_addresses_are_refused() {
+    async fn a_leftover_address_is_removed_and_own_addresses_are_refused() {
         let network = Arc::new(Scripted::default());
-        *network.is_there.lock().unwrap() = true;
+        *network.is_present.lock().unwrap() = true;
         let address = InterfaceAddress::parse("10.0.0.100/24@eth0").unwrap();
         let over = Arc::clone(&network) as Arc<dyn Network>;
         let endpoint = || Arc::clone(&network) as Arc<dyn Endpoint>;
         let own = [address.address];
         let error = ServiceAddress::over(Arc::clone(&over), address.clone(), &own, endpoint()).await.unwrap_err();
-        assert!(error.code == Code::BadRequest && *network.is_there.lock().unwrap(), "{error}");
+        assert!(error.code == Code::BadRequest && *network.is_present.lock().unwrap(), "{error}");
         ServiceAddress::over(over, address, &[], endpoint()).await.unwrap();
-        assert_eq!(network.take(), ["remove"]);
+        assert_eq!(network.take_calls(), ["remove"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_put_on_announced_restored_and_taken_off() {
+    async fn the_address_is_added_announced_restored_and_removed() {
         let (vip, network) = opened().await;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
-        assert_eq!(network.take(), ["add", "begin", "announce"]);
+        assert_eq!(network.take_calls(), ["add", "begin", "announce"]);
         assert!(*vip.is_on().borrow());
-        *network.is_there.lock().unwrap() = false;
+        *network.is_present.lock().unwrap() = false;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(1500)).await.is_none());
         assert_eq!(
-            network.take(),
+            network.take_calls(),
             ["add", "begin", "announce", "announce"],
             "the address was removed by another process"
         );
         vip.release().await;
-        assert_eq!(network.take(), ["end", "remove"]);
+        assert_eq!(network.take_calls(), ["end", "remove"]);
         assert!(!*vip.is_on().borrow());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_lease_it_is_not_put_on_and_a_short_one_takes_it_off() {
+    async fn the_address_is_added_only_with_a_lease_and_removed_before_its_end() {
         let (vip, network) = opened().await;
         assert!(held(&vip, Duration::from_secs(1), Duration::from_secs(5)).await.is_none());
-        assert!(network.take().is_empty());
+        assert!(network.take_calls().is_empty());
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
-        network.take();
+        network.take_calls();
         assert!(held(&vip, Duration::ZERO, Duration::from_millis(500)).await.is_none());
-        assert_eq!(network.take(), ["end", "remove"]);
+        assert_eq!(network.take_calls(), ["end", "remove"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_answers_is_not_announced_and_tried_again() {
+    async fn an_unanswered_address_is_removed_and_retried() {
         let (vip, network) = opened().await;
-        *network.is_deaf.lock().unwrap() = true;
+        *network.is_unreachable.lock().unwrap() = true;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(4500)).await.is_none());
-        assert_eq!(network.take(), ["add", "begin", "end", "remove"]);
-        assert!(!*vip.is_on().borrow() && !*network.is_there.lock().unwrap());
+        assert_eq!(network.take_calls(), ["add", "begin", "end", "remove"]);
+        assert!(!*vip.is_on().borrow() && !*network.is_present.lock().unwrap());
         // The address is there, but this process still does not answer through it.
-        *network.is_there.lock().unwrap() = true;
+        *network.is_present.lock().unwrap() = true;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(4500)).await.is_none());
-        assert_eq!(network.take(), ["begin", "end", "remove"]);
-        *network.is_deaf.lock().unwrap() = false;
+        assert_eq!(network.take_calls(), ["begin", "end", "remove"]);
+        *network.is_unreachable.lock().unwrap() = false;
         assert!(held(&vip, Duration::from_secs(8), Duration::from_millis(500)).await.is_none());
-        assert_eq!(network.take(), ["add", "begin", "announce"]);
+        assert_eq!(network.take_calls(), ["add", "begin", "announce"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn errors_of_the_network_are_outlasted_and_those_of_the_user_are_not() {
+    async fn temporary_errors_are_retried_and_final_ones_are_returned() {
         let (vip, network) = opened().await;
         *network.error.lock().unwrap() = Some(Code::Io);
         assert!(held(&vip, Duration::from_secs(8), Duration::from_secs(3)).await.is_none());

@@ -33,15 +33,15 @@ struct Link {
 #[async_trait]
 impl Network for Netlink {
     async fn has(&self, vip: &InterfaceAddress) -> Result<bool> {
-        asked(vip, async |handle| {
+        with_netlink(vip, async |handle| {
             let link = link(handle, vip).await?;
-            Ok(!standing(handle, vip, link).await?.is_empty())
+            Ok(!assigned(handle, vip, link).await?.is_empty())
         })
         .await
     }
 
     async fn add(&self, vip: &InterfaceAddress) -> Result<()> {
-        asked(vip, async |handle| {
+        with_netlink(vip, async |handle| {
             let link = link(handle, vip).await?;
             let mut request = handle.address().add(link.index, vip.address, vip.prefix);
             if vip.address.is_ipv6() {
@@ -51,34 +51,34 @@ impl Network for Netlink {
             }
             match request.execute().await {
                 Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()),
-                result => result.map_err(|error| of_kernel(&error, "put", vip)),
+                result => result.map_err(|error| of_kernel(&error, "add", vip)),
             }
         })
         .await
     }
 
     async fn remove(&self, vip: &InterfaceAddress) -> Result<bool> {
-        asked(vip, async |handle| {
+        with_netlink(vip, async |handle| {
             let link = link(handle, vip).await?;
-            let mut standing = standing(handle, vip, link).await?;
-            let is_there = !standing.is_empty();
-            if !is_there {
+            let mut assigned = assigned(handle, vip, link).await?;
+            let is_present = !assigned.is_empty();
+            if !is_present {
                 // An attempt to delete also shows whether this process has the rights.
-                standing.push(message(vip, link));
+                assigned.push(message(vip, link));
             }
-            for message in standing {
+            for message in assigned {
                 match handle.address().del(message).execute().await {
                     Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => {}
                     result => result.map_err(|error| of_kernel(&error, "remove", vip))?,
                 }
             }
-            Ok(is_there)
+            Ok(is_present)
         })
         .await
     }
 
     async fn announce(&self, vip: &InterfaceAddress) -> Result<()> {
-        let link = asked(vip, async |handle| link(handle, vip).await).await?;
+        let link = with_netlink(vip, async |handle| link(handle, vip).await).await?;
         let Some(mac) = link.mac else { return Ok(()) };
         let frame = announce::frame(vip.address, mac);
         let sent = tokio::task::spawn_blocking(move || announce::send(link.index, mac, &frame)).await;
@@ -92,7 +92,7 @@ impl Network for Netlink {
 }
 
 /// Asks the kernel over a connection of its own, within the bound.
-async fn asked<T>(vip: &InterfaceAddress, question: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
+async fn with_netlink<T>(vip: &InterfaceAddress, question: impl AsyncFnOnce(&Handle) -> Result<T>) -> Result<T> {
     let failed = |error| Error::io(Side::Engine, Operation::Start, &error, "open a netlink socket");
     let (connection, handle, _) = new_connection().map_err(failed)?;
     let mut connection = pin!(connection);
@@ -124,7 +124,7 @@ async fn link(handle: &Handle, vip: &InterfaceAddress) -> Result<Link> {
 }
 
 /// Lists the address as it is on its interface, with any prefix.
-async fn standing(handle: &Handle, vip: &InterfaceAddress, link: Link) -> Result<Vec<AddressMessage>> {
+async fn assigned(handle: &Handle, vip: &InterfaceAddress, link: Link) -> Result<Vec<AddressMessage>> {
     let mut all = pin!(handle.address().get().set_link_index_filter(link.index).execute());
     let mut found = Vec::new();
     while let Some(address) = all.next().await {
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_user_must_change_is_told_from_what_passes() {
+    fn errors_for_the_operator_are_told_from_temporary_ones() {
         let vip = InterfaceAddress::parse("10.0.0.100/24@eth0").unwrap();
         for (errno, code) in [
             (Errno::ENODEV, Code::NotFound),
@@ -211,7 +211,7 @@ mod tests {
             (Errno::ENETDOWN, Code::Io),
             (Errno::ENOBUFS, Code::Io),
         ] {
-            let error = of_errno(errno, "put", &vip);
+            let error = of_errno(errno, "add", &vip);
             assert_eq!((error.code, super::super::is_final(&error)), (code, code != Code::Io), "{error}");
             assert!(error.message.contains("10.0.0.100/24@eth0"), "{error}");
         }

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_stands_for_its_address() {
+    fn an_interface_resolves_to_its_address() {
         let found = DataAddress::parse("lo:9").unwrap().resolve().unwrap();
         assert!(found.ip().is_loopback() && found.port() == 9);
         let error = DataAddress::parse("bh-none").unwrap().resolve().unwrap_err();

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Least number of registered peers with which the channel can be lost: a single remaining node keeps its roles.
-const JUDGES: usize = 2;
+const PEERS_MIN: usize = 2;
 
 /// Times after which a verdict changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl ProbeTiming {
     }
 
     /// Returns the time without a loss after which earlier losses no longer count.
-    fn calm(&self) -> Duration {
+    fn stable_after(&self) -> Duration {
         self.timeout * 12
     }
 
@@ -69,11 +69,11 @@ pub(crate) enum Verdict {
 /// Detects the loss of the storage network; see the module's head. Times are of one clock that never goes back.
 #[derive(Debug)]
 pub(crate) struct FailureDetector {
-    terms: ProbeTiming,
+    timing: ProbeTiming,
     peers: BTreeMap<NodeId, Peer>,
     registered: usize,
     state: State,
-    looked: Option<Duration>,
+    updated: Option<Duration>,
     /// Losses in a row, each soon after the channel came back.
     losses: u32,
 }
@@ -102,9 +102,9 @@ struct Loss {
     /// Extra wait as a fraction of the timeout, so that nodes do not return at the same time.
     jitter: f64,
     /// First and last answer of a series without a gap.
-    heard: Option<(Duration, Duration)>,
+    answers: Option<(Duration, Duration)>,
     /// Time from which too few peers are registered.
-    alone: Option<Duration>,
+    alone_since: Option<Duration>,
 }
 
 impl Peer {
@@ -116,9 +116,9 @@ impl Peer {
 impl FailureDetector {
     /// Creates a detector without peers: the channel is usable.
     #[must_use]
-    pub(crate) fn new(terms: ProbeTiming) -> Self {
+    pub(crate) fn new(timing: ProbeTiming) -> Self {
         let state = State::Usable { since: None };
-        Self { terms, peers: BTreeMap::new(), registered: 0, state, looked: None, losses: 0 }
+        Self { timing, peers: BTreeMap::new(), registered: 0, state, updated: None, losses: 0 }
     }
 
     /// Sets the peers to probe, of `registered` in all. While the channel is lost, earlier peers are still probed: they
@@ -148,52 +148,53 @@ impl FailureDetector {
         let Some(peer) = self.peers.get_mut(peer) else { return };
         peer.answered = Some(now);
         if let State::Lost(loss) = &mut self.state {
-            let first = loss.heard.filter(|(_, last)| now.saturating_sub(*last) <= self.terms.gap());
-            loss.heard = Some((first.map_or(now, |(first, _)| first), now));
+            let first = loss.answers.filter(|(_, last)| now.saturating_sub(*last) <= self.timing.gap());
+            loss.answers = Some((first.map_or(now, |(first, _)| first), now));
         }
     }
 
     /// Updates and returns the verdict; to be called once in each interval. `jitter` is from 0 to 1.
-    pub(crate) fn look(&mut self, now: Duration, jitter: f64) -> Verdict {
-        self.forgive(now);
+    pub(crate) fn verdict(&mut self, now: Duration, jitter: f64) -> Verdict {
+        self.skip_gap(now);
         match self.state {
             State::Usable { since } if self.is_silent(now) => self.lose(now, since, jitter),
             State::Usable { .. } => Verdict::Usable,
-            State::Lost(loss) => self.reconsider(now, loss),
+            State::Lost(loss) => self.check_return(now, loss),
         }
     }
 
     /// Restarts the silence of all peers after a time in which the detector did not run.
-    fn forgive(&mut self, now: Duration) {
-        let last = self.looked.replace(now).unwrap_or(now);
-        if now.saturating_sub(last) <= self.terms.gap() {
+    fn skip_gap(&mut self, now: Duration) {
+        let last = self.updated.replace(now).unwrap_or(now);
+        if now.saturating_sub(last) <= self.timing.gap() {
             return;
         }
         self.peers.values_mut().for_each(|peer| peer.since = now);
         if let State::Lost(loss) = &mut self.state {
-            (loss.heard, loss.alone) = (None, None);
+            (loss.answers, loss.alone_since) = (None, None);
         }
     }
 
     fn is_silent(&self, now: Duration) -> bool {
-        self.registered >= JUDGES && self.peers.values().all(|peer| peer.silent(now) >= self.terms.timeout)
+        self.registered >= PEERS_MIN && self.peers.values().all(|peer| peer.silent(now) >= self.timing.timeout)
     }
 
     fn lose(&mut self, now: Duration, usable_since: Option<Duration>, jitter: f64) -> Verdict {
-        let is_again = usable_since.is_some_and(|since| now.saturating_sub(since) < self.terms.calm());
+        let is_again = usable_since.is_some_and(|since| now.saturating_sub(since) < self.timing.stable_after());
         self.losses = if is_again { self.losses.saturating_add(1) } else { 0 };
-        let wait = self.terms.wait(self.losses);
-        self.state = State::Lost(Loss { since: now, wait, jitter, heard: None, alone: None });
+        let wait = self.timing.wait(self.losses);
+        self.state = State::Lost(Loss { since: now, wait, jitter, answers: None, alone_since: None });
         Verdict::Lost
     }
 
-    fn reconsider(&mut self, now: Duration, mut loss: Loss) -> Verdict {
-        let ProbeTiming { timeout, .. } = self.terms;
-        loss.alone = (self.registered < JUDGES).then(|| loss.alone.unwrap_or(now));
-        let is_steady = loss.heard.is_some_and(|(first, last)| {
-            now.saturating_sub(last) <= self.terms.gap() && now.saturating_sub(first) >= self.terms.steady()
+    fn check_return(&mut self, now: Duration, mut loss: Loss) -> Verdict {
+        let ProbeTiming { timeout, .. } = self.timing;
+        loss.alone_since = (self.registered < PEERS_MIN).then(|| loss.alone_since.unwrap_or(now));
+        let is_steady = loss.answers.is_some_and(|(first, last)| {
+            now.saturating_sub(last) <= self.timing.gap() && now.saturating_sub(first) >= self.timing.steady()
         });
-        let is_alone = loss.alone.is_some_and(|since| now.saturating_sub(since) >= timeout.mul_f64(1.0 + loss.jitter));
+        let is_alone =
+            loss.alone_since.is_some_and(|since| now.saturating_sub(since) >= timeout.mul_f64(1.0 + loss.jitter));
         if (is_steady || is_alone) && now.saturating_sub(loss.since) >= loss.wait {
             self.state = State::Usable { since: Some(now) };
             self.peers.values_mut().for_each(|peer| peer.since = now);
@@ -209,166 +210,166 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TERMS: ProbeTiming = ProbeTiming { interval: Duration::from_secs(1), timeout: Duration::from_secs(5) };
+    const TIMING: ProbeTiming = ProbeTiming { interval: Duration::from_secs(1), timeout: Duration::from_secs(5) };
 
     /// Virtual clock that ticks once in an interval, and the peers that answer.
-    struct Stage {
-        judge: FailureDetector,
+    struct Harness {
+        detector: FailureDetector,
         now: Duration,
         registered: Vec<&'static str>,
         answering: Vec<&'static str>,
     }
 
-    impl Stage {
+    impl Harness {
         fn new(registered: &[&'static str]) -> Self {
             let (registered, answering) = (registered.to_vec(), registered.to_vec());
-            Self { judge: FailureDetector::new(TERMS), now: Duration::from_secs(1000), registered, answering }
+            Self { detector: FailureDetector::new(TIMING), now: Duration::from_secs(1000), registered, answering }
         }
 
         fn tick(&mut self) -> Verdict {
-            self.now += TERMS.interval;
+            self.now += TIMING.interval;
             let probed: BTreeSet<NodeId> = self.registered.iter().map(|name| NodeId::new(*name).unwrap()).collect();
-            self.judge.observe(self.now, &probed, probed.len());
-            let known: Vec<NodeId> = self.judge.probed().cloned().collect();
+            self.detector.observe(self.now, &probed, probed.len());
+            let known: Vec<NodeId> = self.detector.probed().cloned().collect();
             for peer in known.iter().filter(|peer| self.answering.contains(&peer.as_str())) {
-                self.judge.answered(self.now, peer);
+                self.detector.answered(self.now, peer);
             }
-            self.judge.look(self.now, 0.5)
+            self.detector.verdict(self.now, 0.5)
         }
 
         /// Returns the seconds until this verdict.
         fn until(&mut self, verdict: Verdict) -> u32 {
             let ticks = (1..=600).find(|_| self.tick() == verdict);
-            ticks.unwrap_or_else(|| panic!("never {verdict:?}: {:?}", self.judge))
+            ticks.unwrap_or_else(|| panic!("never {verdict:?}: {:?}", self.detector))
         }
 
         fn stays(&mut self, verdict: Verdict, ticks: u32) {
-            (0..ticks).for_each(|tick| assert_eq!(self.tick(), verdict, "after {tick}: {:?}", self.judge));
+            (0..ticks).for_each(|tick| assert_eq!(self.tick(), verdict, "after {tick}: {:?}", self.detector));
         }
     }
 
     #[test]
-    fn it_is_lost_when_nobody_has_answered_for_the_timeout() {
-        let mut stage = Stage::new(&["a", "b"]);
-        stage.stays(Verdict::Usable, 60);
-        stage.answering = vec!["b"];
-        stage.stays(Verdict::Usable, 60);
-        stage.answering.clear();
-        assert_eq!(stage.until(Verdict::Lost), 5);
+    fn the_channel_is_lost_after_the_timeout_without_answers() {
+        let mut harness = Harness::new(&["a", "b"]);
+        harness.stays(Verdict::Usable, 60);
+        harness.answering = vec!["b"];
+        harness.stays(Verdict::Usable, 60);
+        harness.answering.clear();
+        assert_eq!(harness.until(Verdict::Lost), 5);
     }
 
     #[test]
-    fn fewer_than_two_peers_judge_nobody() {
+    fn the_channel_is_not_lost_with_fewer_than_two_peers() {
         for peers in [&[][..], &["a"]] {
-            let mut stage = Stage::new(peers);
-            stage.answering.clear();
-            stage.stays(Verdict::Usable, 60);
+            let mut harness = Harness::new(peers);
+            harness.answering.clear();
+            harness.stays(Verdict::Usable, 60);
         }
-        let mut stage = Stage::new(&["a"]);
-        stage.answering.clear();
-        stage.stays(Verdict::Usable, 60);
-        stage.registered = vec!["a", "b"];
-        assert_eq!(stage.until(Verdict::Lost), 6, "a new peer has its time to answer");
+        let mut harness = Harness::new(&["a"]);
+        harness.answering.clear();
+        harness.stays(Verdict::Usable, 60);
+        harness.registered = vec!["a", "b"];
+        assert_eq!(harness.until(Verdict::Lost), 6, "a new peer has its time to answer");
     }
 
     #[test]
-    fn it_comes_back_when_somebody_answers_steadily() {
-        let mut stage = Stage::new(&["a", "b"]);
-        stage.answering.clear();
-        stage.until(Verdict::Lost);
-        stage.stays(Verdict::Lost, 100);
-        stage.answering = vec!["a"];
-        stage.tick();
-        stage.answering.clear();
-        stage.stays(Verdict::Lost, 20);
-        stage.answering = vec!["a"];
-        assert_eq!(stage.until(Verdict::Usable), 4, "three intervals without a gap");
+    fn the_channel_returns_when_a_peer_answers_steadily() {
+        let mut harness = Harness::new(&["a", "b"]);
+        harness.answering.clear();
+        harness.until(Verdict::Lost);
+        harness.stays(Verdict::Lost, 100);
+        harness.answering = vec!["a"];
+        harness.tick();
+        harness.answering.clear();
+        harness.stays(Verdict::Lost, 20);
+        harness.answering = vec!["a"];
+        assert_eq!(harness.until(Verdict::Usable), 4, "three intervals without a gap");
     }
 
     #[test]
-    fn peers_that_left_the_register_meanwhile_still_prove_the_channel() {
-        let mut stage = Stage::new(&["a", "b", "c"]);
-        stage.answering.clear();
-        stage.until(Verdict::Lost);
-        stage.registered = vec!["x", "y"];
-        stage.stays(Verdict::Lost, 30);
-        stage.answering = vec!["b"];
-        stage.until(Verdict::Usable);
-        assert_eq!(stage.judge.probed().count(), 5);
-        stage.answering = vec!["x"];
-        stage.tick();
-        assert_eq!(stage.judge.probed().count(), 2, "they are forgotten when the channel is back");
+    fn deregistered_peers_still_prove_the_channel() {
+        let mut harness = Harness::new(&["a", "b", "c"]);
+        harness.answering.clear();
+        harness.until(Verdict::Lost);
+        harness.registered = vec!["x", "y"];
+        harness.stays(Verdict::Lost, 30);
+        harness.answering = vec!["b"];
+        harness.until(Verdict::Usable);
+        assert_eq!(harness.detector.probed().count(), 5);
+        harness.answering = vec!["x"];
+        harness.tick();
+        assert_eq!(harness.detector.probed().count(), 2, "they are forgotten when the channel is back");
     }
 
     #[test]
-    fn a_lone_survivor_goes_on() {
-        let mut stage = Stage::new(&["a", "b"]);
-        stage.answering.clear();
-        stage.until(Verdict::Lost);
-        stage.registered = vec!["a"];
-        assert_eq!(stage.until(Verdict::Usable), 9, "its timeout and its jitter");
-        stage.stays(Verdict::Usable, 60);
+    fn a_single_remaining_node_keeps_its_channel() {
+        let mut harness = Harness::new(&["a", "b"]);
+        harness.answering.clear();
+        harness.until(Verdict::Lost);
+        harness.registered = vec!["a"];
+        assert_eq!(harness.until(Verdict::Usable), 9, "its timeout and its jitter");
+        harness.stays(Verdict::Usable, 60);
     }
 
     #[test]
-    fn a_flapping_channel_waits_longer_each_time_and_is_forgiven_in_the_end() {
-        let mut stage = Stage::new(&["a", "b"]);
+    fn a_flapping_channel_waits_longer_each_time_until_it_is_stable() {
+        let mut harness = Harness::new(&["a", "b"]);
         let mut away = Vec::new();
         for _ in 0..6 {
-            stage.answering.clear();
-            stage.until(Verdict::Lost);
-            stage.answering = vec!["a", "b"];
-            away.push(stage.until(Verdict::Usable));
+            harness.answering.clear();
+            harness.until(Verdict::Lost);
+            harness.answering = vec!["a", "b"];
+            away.push(harness.until(Verdict::Usable));
         }
         assert_eq!(away, [4, 5, 10, 20, 30, 30]);
-        stage.stays(Verdict::Usable, 60);
-        stage.answering.clear();
-        stage.until(Verdict::Lost);
-        stage.answering = vec!["a", "b"];
-        assert_eq!(stage.until(Verdict::Usable), 4);
+        harness.stays(Verdict::Usable, 60);
+        harness.answering.clear();
+        harness.until(Verdict::Lost);
+        harness.answering = vec!["a", "b"];
+        assert_eq!(harness.until(Verdict::Usable), 4);
     }
 
     #[test]
-    fn a_process_that_stood_still_blames_nobody() {
-        let mut stage = Stage::new(&["a", "b"]);
-        stage.stays(Verdict::Usable, 10);
-        stage.now += Duration::from_secs(600);
-        stage.stays(Verdict::Usable, 10);
-        stage.answering.clear();
-        stage.now += Duration::from_secs(600);
-        assert_eq!(stage.until(Verdict::Lost), 6, "silence counts from the first look on");
+    fn time_in_which_the_process_did_not_run_is_not_counted() {
+        let mut harness = Harness::new(&["a", "b"]);
+        harness.stays(Verdict::Usable, 10);
+        harness.now += Duration::from_secs(600);
+        harness.stays(Verdict::Usable, 10);
+        harness.answering.clear();
+        harness.now += Duration::from_secs(600);
+        assert_eq!(harness.until(Verdict::Lost), 6, "silence counts from the first look on");
     }
 
     proptest! {
         /// Under any sequence of events: no loss without two peers and a silence of all for the timeout, no return
         /// before the wait is over, and a working channel is used in the end.
         #[test]
-        fn no_verdict_without_its_reasons(steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_u64..30), 1..80)) {
+        fn every_verdict_has_its_reasons(steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_u64..30), 1..80)) {
             const NAMES: [&str; 3] = ["a", "b", "c"];
-            let mut stage = Stage::new(&[]);
-            let mut last_answer = stage.now;
+            let mut harness = Harness::new(&[]);
+            let mut last_answer = harness.now;
             let mut before = Verdict::Usable;
             for (registered, answering, gap) in steps {
-                stage.registered = NAMES[..registered.min(3)].to_vec();
-                stage.answering = NAMES[..answering.min(3)].to_vec();
-                stage.now += Duration::from_secs(gap / 10 * 7);
-                let verdict = stage.tick();
-                if stage.registered.iter().any(|name| stage.answering.contains(name)) {
-                    last_answer = stage.now;
+                harness.registered = NAMES[..registered.min(3)].to_vec();
+                harness.answering = NAMES[..answering.min(3)].to_vec();
+                harness.now += Duration::from_secs(gap / 10 * 7);
+                let verdict = harness.tick();
+                if harness.registered.iter().any(|name| harness.answering.contains(name)) {
+                    last_answer = harness.now;
                 }
                 if (before, verdict) == (Verdict::Usable, Verdict::Lost) {
-                    prop_assert!(registered >= 2 && stage.now - last_answer >= TERMS.timeout);
+                    prop_assert!(registered >= 2 && harness.now - last_answer >= TIMING.timeout);
                 }
                 before = verdict;
             }
-            (stage.registered, stage.answering) = (NAMES.to_vec(), NAMES.to_vec());
-            stage.stays_usable_in_the_end();
+            (harness.registered, harness.answering) = (NAMES.to_vec(), NAMES.to_vec());
+            harness.stays_usable_in_the_end();
         }
     }
 
-    impl Stage {
+    impl Harness {
         fn stays_usable_in_the_end(&mut self) {
-            (0..=u32::try_from(TERMS.wait_max().as_secs()).unwrap()).for_each(|_| _ = self.tick());
+            (0..=u32::try_from(TIMING.wait_max().as_secs()).unwrap()).for_each(|_| _ = self.tick());
             self.stays(Verdict::Usable, 20);
         }
     }

@@ -54,7 +54,7 @@ pub(crate) struct ProbeStatus {
 pub(crate) struct StorageProbe {
     socket: UdpSocket,
     address: SocketAddr,
-    terms: ProbeTiming,
+    timing: ProbeTiming,
     seen: watch::Sender<ProbeStatus>,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct StorageProbe {
 struct ProbeLoop<'a> {
     channel: &'a StorageProbe,
     clock: &'a dyn Clock,
-    judge: FailureDetector,
+    detector: FailureDetector,
     addresses: BTreeMap<NodeId, SocketAddr>,
     /// Probes that may still be answered.
     open: HashMap<Nonce, Probe>,
@@ -80,11 +80,11 @@ impl StorageProbe {
     /// # Errors
     /// `ENotFound` if this host has no such interface or address, `EBusy` if the port is taken, and other errors of the
     /// system.
-    pub(crate) async fn open(address: &DataAddress, terms: ProbeTiming) -> Result<Self> {
+    pub(crate) async fn open(address: &DataAddress, timing: ProbeTiming) -> Result<Self> {
         let wanted = address.resolve()?;
         let socket = UdpSocket::bind(wanted).await.map_err(|error| of_address(&error, wanted))?;
         let address = socket.local_addr().map_err(|error| of_address(&error, wanted))?;
-        Ok(Self { socket, address, terms, seen: watch::Sender::new(ProbeStatus::default()) })
+        Ok(Self { socket, address, timing, seen: watch::Sender::new(ProbeStatus::default()) })
     }
 
     /// Returns the address that peers probe.
@@ -101,21 +101,21 @@ impl StorageProbe {
 
     /// Echoes probes, sends probes and publishes verdicts for as long as it is polled.
     pub(crate) async fn run(&self, me: &NodeId, sessions: Sessions, clock: &Arc<dyn Clock>) {
-        let (rosters, known) = watch::channel(PeerAddresses::default());
+        let (peer_addresses, known) = watch::channel(PeerAddresses::default());
         let probing = ProbeLoop {
             channel: self,
             clock: &**clock,
-            judge: FailureDetector::new(self.terms),
+            detector: FailureDetector::new(self.timing),
             addresses: BTreeMap::new(),
             open: HashMap::new(),
         };
-        tokio::join!(peers::follow(me, sessions, &rosters), probing.run(known));
+        tokio::join!(peers::follow(me, sessions, &peer_addresses), probing.run(known));
     }
 }
 
 impl ProbeLoop<'_> {
-    async fn run(mut self, mut rosters: watch::Receiver<PeerAddresses>) {
-        let mut rounds = interval(self.channel.terms.interval);
+    async fn run(mut self, mut peer_addresses: watch::Receiver<PeerAddresses>) {
+        let mut rounds = interval(self.channel.timing.interval);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // One byte longer than a packet, to detect longer datagrams.
         let mut buffer = [0; LENGTH + 1];
@@ -128,17 +128,17 @@ impl ProbeLoop<'_> {
                         sleep(RETRY).await;
                     }
                 },
-                Ok(()) = rosters.changed() => {
-                    let roster = rosters.borrow_and_update().clone();
-                    self.observe(roster);
+                Ok(()) = peer_addresses.changed() => {
+                    let peers = peer_addresses.borrow_and_update().clone();
+                    self.observe(peers);
                     self.probe();
                 }
                 _ = rounds.tick() => {
                     self.probe();
-                    if self.judge() {
+                    if self.update_verdict() {
                         // Earlier peers that are no longer registered are dropped.
-                        let roster = rosters.borrow().clone();
-                        self.observe(roster);
+                        let peers = peer_addresses.borrow().clone();
+                        self.observe(peers);
                     }
                 }
             }
@@ -152,7 +152,7 @@ impl ProbeLoop<'_> {
                 if self.open.get(&nonce).is_some_and(|probe| probe.address == from)
                     && let Some(probe) = self.open.remove(&nonce)
                 {
-                    self.judge.answered(self.clock.boot_time(), &probe.peer);
+                    self.detector.answered(self.clock.boot_time(), &probe.peer);
                 }
             }
             None => tracing::debug!(%from, "storage probe: malformed packet"),
@@ -161,14 +161,14 @@ impl ProbeLoop<'_> {
 
     fn observe(&mut self, PeerAddresses(peers): PeerAddresses) {
         let probed = peers.keys().cloned().collect();
-        self.judge.observe(self.clock.boot_time(), &probed, peers.len());
+        self.detector.observe(self.clock.boot_time(), &probed, peers.len());
         self.addresses.extend(peers);
     }
 
     fn probe(&mut self) {
-        let (now, timeout) = (self.clock.boot_time(), self.channel.terms.timeout);
+        let (now, timeout) = (self.clock.boot_time(), self.channel.timing.timeout);
         self.open.retain(|_, probe| now.saturating_sub(probe.sent) < timeout);
-        let peers: Vec<NodeId> = self.judge.probed().cloned().collect();
+        let peers: Vec<NodeId> = self.detector.probed().cloned().collect();
         self.addresses.retain(|peer, _| peers.contains(peer));
         for peer in peers {
             let Some(&address) = self.addresses.get(&peer) else { continue };
@@ -186,10 +186,10 @@ impl ProbeLoop<'_> {
     }
 
     /// Applies the verdict; tells whether the channel is back.
-    fn judge(&mut self) -> bool {
+    fn update_verdict(&mut self) -> bool {
         let now = self.clock.boot_time();
-        let verdict = self.judge.look(now, fastrand::f64());
-        let peers = self.judge.silences(now).map(|(peer, silent)| (peer.clone(), silent)).collect();
+        let verdict = self.detector.verdict(now, fastrand::f64());
+        let peers = self.detector.silences(now).map(|(peer, silent)| (peer.clone(), silent)).collect();
         let seen = ProbeStatus { verdict, peers };
         let before = self.channel.seen.send_replace(seen).verdict;
         let is_back = (before, verdict) == (Verdict::Lost, Verdict::Usable);
@@ -226,7 +226,8 @@ mod tests {
     use crate::coord::{CoordClient, CreateMode, Op};
     use crate::model::{Record, Registration};
 
-    const TERMS: ProbeTiming = ProbeTiming { interval: Duration::from_millis(20), timeout: Duration::from_millis(200) };
+    const TIMING: ProbeTiming =
+        ProbeTiming { interval: Duration::from_millis(20), timeout: Duration::from_millis(200) };
 
     fn registration(name: &str, data: Option<SocketAddr>) -> Op {
         let mut registration = Registration::example(name);
@@ -236,7 +237,7 @@ mod tests {
     }
 
     async fn bound(address: &str) -> StorageProbe {
-        StorageProbe::open(&DataAddress::parse(address).unwrap(), TERMS).await.unwrap()
+        StorageProbe::open(&DataAddress::parse(address).unwrap(), TIMING).await.unwrap()
     }
 
     #[tokio::test]
@@ -247,7 +248,7 @@ mod tests {
         let mut probing = ProbeLoop {
             channel: &channel,
             clock: &HostClock,
-            judge: FailureDetector::new(TERMS),
+            detector: FailureDetector::new(TIMING),
             addresses: BTreeMap::new(),
             open: HashMap::new(),
         };
@@ -264,7 +265,7 @@ mod tests {
 
     /// Three nodes on the loopback interface; the socket of one of them stops receiving and recovers.
     #[tokio::test]
-    async fn a_node_that_nobody_answers_notices_and_recovers() {
+    async fn a_node_without_answers_loses_the_channel_and_recovers() {
         let scratch = tempfile::tempdir().unwrap();
         let service: Arc<dyn CoordClient> = Arc::new(Embedded::open(&scratch.path().join("store")).unwrap());
         let session = service.open().await.unwrap();
@@ -294,7 +295,7 @@ mod tests {
         let script = async {
             let mut seen = me.seen();
             seen.wait_for(|seen| seen.peers.len() == 2).await.unwrap();
-            sleep(TERMS.timeout * 2).await;
+            sleep(TIMING.timeout * 2).await;
             assert_eq!(seen.borrow().verdict, Verdict::Usable);
             hears.send_replace(false);
             seen.wait_for(|seen| seen.verdict == Verdict::Lost).await.unwrap();

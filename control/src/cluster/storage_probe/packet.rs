@@ -75,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_no_packet_is_nothing(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn malformed_packets_are_ignored(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             if let Some(packet) = Packet::decode(&bytes) {
                 prop_assert_eq!(&packet.encode()[..], &bytes[..]);
             }

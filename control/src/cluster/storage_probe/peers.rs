@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// Longest time between two reads: watches may be lost.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const READ_EVERY: Duration = Duration::from_secs(10);
 /// Wait after a read that failed.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -26,22 +26,22 @@ const RETRY: Duration = Duration::from_millis(500);
 pub(super) struct PeerAddresses(pub(super) BTreeMap<NodeId, SocketAddr>);
 
 /// Publishes the peers by the registrations, for as long as it is polled. Without a session the last ones stay.
-pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch::Sender<PeerAddresses>) {
+pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, peer_addresses: &watch::Sender<PeerAddresses>) {
     loop {
         let open = sessions.wait_for(Option::is_some).await.map(|session| session.clone());
         let Ok(Some(session)) = open else { return std::future::pending().await };
         let mut states = session.states();
         match read(me, &session).await {
-            Ok((roster, watch)) => {
-                rosters.send_if_modified(|known| {
-                    let is_new = *known != roster;
-                    *known = roster;
+            Ok((peers, watch)) => {
+                peer_addresses.send_if_modified(|known| {
+                    let is_new = *known != peers;
+                    *known = peers;
                     is_new
                 });
                 tokio::select! { biased;
                     _ = states.wait_for(|state| state.is_over()) => {}
                     () = watch.fired() => {}
-                    () = sleep(LOOK_EVERY) => {}
+                    () = sleep(READ_EVERY) => {}
                 }
             }
             Err(error) => {
@@ -54,17 +54,17 @@ pub(super) async fn follow(me: &NodeId, mut sessions: Sessions, rosters: &watch:
 
 async fn read(me: &NodeId, session: &Arc<dyn Session>) -> Result<(PeerAddresses, Watch), CoordError> {
     let (names, watch) = session.children_and_watch(paths::RUNNERS).await?;
-    let mut roster = PeerAddresses::default();
+    let mut peers = PeerAddresses::default();
     for name in after(me, &names) {
-        if roster.0.len() == PEERS_MAX {
+        if peers.0.len() == PEERS_MAX {
             break;
         }
         let Some(node) = session.get(&paths::runner(name)).await? else { continue };
         // A registration that cannot be decoded has no known address.
         let Ok(Registration { node, data: Some(data), .. }) = Registration::decode(&node.data) else { continue };
-        roster.0.insert(node, data);
+        peers.0.insert(node, data);
     }
-    Ok((roster, watch))
+    Ok((peers, watch))
 }
 
 /// Returns all other names in order, the first one after this node's, then from the beginning.
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everybody_is_probed_by_as_many_as_probe_others() {
+    fn every_node_is_probed_by_as_many_as_it_probes() {
         let names: Vec<String> = (0..40).map(|number| format!("n{number:02}")).collect();
         let mut probes = BTreeMap::<&String, usize>::new();
         for me in &names {
