@@ -74,7 +74,7 @@ impl LeaderRole {
         let seen = roles.subscribe();
         let (node, incarnation) = (self.node.clone(), self.incarnation.clone());
         let election = Election::new(Arc::clone(session), node, incarnation, self.address.clone(), roles);
-        let election = election.after(self.runner.lives());
+        let election = election.after(self.runner.incarnations());
         // The election's own `stands`: it becomes false only after the dispatcher and the service address are gone.
         let (stand, candidacy) = watch::channel(*stands.borrow());
         tokio::select! {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 /// Number of ended assignments that are remembered. A query about a forgotten assignment is answered with
 /// [`AssignmentStatus::Unknown`]; the record's version check refuses the dispatcher's write that follows.
-const REMEMBERED: usize = 4096;
+const ENDED_MAX: usize = 4096;
 
 /// Table of assignments; see the module's head.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl AssignmentTable {
     }
 
     /// Adds an attempt, unless the table refuses it or has `slots` entries.
-    pub(super) fn enter(&self, attempt: &Arc<Attempt>, slots: usize) -> AcceptResult {
+    pub(super) fn add(&self, attempt: &Arc<Attempt>, slots: usize) -> AcceptResult {
         let mut tables = self.tables();
         let (task, epoch) = (attempt.task(), attempt.epoch());
         if let Some(held) = tables.held.get(task) {
@@ -98,7 +98,7 @@ impl AssignmentTable {
 
     /// Removes an ended attempt: its record has its outcome ([`AssignmentStatus::Ended`]), or nothing was ever done
     /// ([`AssignmentStatus::Unknown`]).
-    pub(super) fn leave(&self, attempt: &Attempt, status: AssignmentStatus) {
+    pub(super) fn remove(&self, attempt: &Attempt, status: AssignmentStatus) {
         let mut tables = self.tables();
         tables.held.remove(attempt.task());
         tables.remember(attempt.task(), attempt.epoch(), status);
@@ -135,7 +135,7 @@ impl Tables {
                 self.order.push_back(task.clone());
             }
         }
-        while self.order.len() > REMEMBERED {
+        while self.order.len() > ENDED_MAX {
             let oldest = self.order.pop_front();
             oldest.and_then(|oldest| self.past.remove(&oldest));
         }
@@ -158,47 +158,47 @@ mod tests {
     }
 
     #[test]
-    fn an_assignment_is_taken_once() {
+    fn an_assignment_is_accepted_once() {
         let assignments = AssignmentTable::new();
         let first = attempt("a", 5);
-        assert!(matches!(assignments.enter(&first, 2), AcceptResult::Added));
-        assert!(matches!(assignments.enter(&attempt("a", 5), 2), AcceptResult::Known));
-        assert!(matches!(assignments.enter(&attempt("a", 6), 2), AcceptResult::Busy));
+        assert!(matches!(assignments.add(&first, 2), AcceptResult::Added));
+        assert!(matches!(assignments.add(&attempt("a", 5), 2), AcceptResult::Known));
+        assert!(matches!(assignments.add(&attempt("a", 6), 2), AcceptResult::Busy));
         assert_eq!(
             (status(&assignments, "a", 5), *assignments.count().borrow()),
             (AssignmentStatus::Waits(StartStage::Reading), 1)
         );
-        assignments.leave(&first, AssignmentStatus::Ended);
+        assignments.remove(&first, AssignmentStatus::Ended);
         assert_eq!((status(&assignments, "a", 5), *assignments.count().borrow()), (AssignmentStatus::Ended, 0));
-        assert!(matches!(assignments.enter(&attempt("a", 5), 2), AcceptResult::Known), "it has been done");
-        assert!(matches!(assignments.enter(&attempt("a", 4), 2), AcceptResult::Refused), "an older grant");
-        assert!(matches!(assignments.enter(&attempt("a", 6), 2), AcceptResult::Added));
+        assert!(matches!(assignments.add(&attempt("a", 5), 2), AcceptResult::Known), "it has been done");
+        assert!(matches!(assignments.add(&attempt("a", 4), 2), AcceptResult::Refused), "an older grant");
+        assert!(matches!(assignments.add(&attempt("a", 6), 2), AcceptResult::Added));
     }
 
     #[test]
-    fn what_was_called_unknown_stays_so() {
+    fn an_unknown_assignment_stays_unknown() {
         let assignments = AssignmentTable::new();
         assert_eq!(status(&assignments, "a", 5), AssignmentStatus::Unknown);
-        assert!(matches!(assignments.enter(&attempt("a", 5), 2), AcceptResult::Refused));
-        assert!(matches!(assignments.enter(&attempt("a", 6), 2), AcceptResult::Added));
+        assert!(matches!(assignments.add(&attempt("a", 5), 2), AcceptResult::Refused));
+        assert!(matches!(assignments.add(&attempt("a", 6), 2), AcceptResult::Added));
         assert_eq!(status(&assignments, "a", 5), AssignmentStatus::Unknown, "the older grant");
         assert_eq!(status(&assignments, "a", 6), AssignmentStatus::Waits(StartStage::Reading));
     }
 
     #[test]
-    fn slots_are_all_there_is() {
+    fn no_more_tasks_than_slots_are_accepted() {
         let assignments = AssignmentTable::new();
-        assert!(matches!(assignments.enter(&attempt("a", 1), 1), AcceptResult::Added));
-        assert!(matches!(assignments.enter(&attempt("b", 1), 1), AcceptResult::Full));
+        assert!(matches!(assignments.add(&attempt("a", 1), 1), AcceptResult::Added));
+        assert!(matches!(assignments.add(&attempt("b", 1), 1), AcceptResult::Full));
     }
 
     #[test]
     fn memory_is_bounded() {
         let assignments = AssignmentTable::new();
-        for number in 0..2 * REMEMBERED {
+        for number in 0..2 * ENDED_MAX {
             status(&assignments, &format!("t{number}"), 1);
         }
         let tables = assignments.tables();
-        assert_eq!((tables.past.len(), tables.order.len()), (REMEMBERED, REMEMBERED));
+        assert_eq!((tables.past.len(), tables.order.len()), (ENDED_MAX, ENDED_MAX));
     }
 }

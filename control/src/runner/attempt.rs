@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{Instrument, Span, field};
 
 /// Time between two checks that the lease has been renewed.
-const LEASE_LOOK: Duration = Duration::from_millis(20);
+const LEASE_CHECK_EVERY: Duration = Duration::from_millis(20);
 
 /// Attempt of this runner at a task; see the module's head.
 #[derive(Debug)]
@@ -40,23 +40,23 @@ pub(super) struct Attempt {
 #[derive(Debug, Default)]
 struct Control {
     /// Stage before it begins; `None` once it has begun.
-    waits_for: Option<StartStage>,
+    start_stage: Option<StartStage>,
     running: Option<Arc<dyn ExecutionHandle>>,
-    leased: Leased,
+    lease: LeaseState,
     abandoned: bool,
-    cut: bool,
+    is_cut_off: bool,
 }
 
 /// Lease of an attempt.
 #[derive(Debug, Default)]
-enum Leased {
+enum LeaseState {
     /// None is needed as the destination's lock is enough, or the record was not read yet.
     #[default]
-    No,
+    NotNeeded,
     /// The attempt waits for a lease.
-    Wanted,
+    Waiting,
     /// The attempt writes under this lease of a registration.
-    By(Arc<WriteLease>),
+    Held(Arc<WriteLease>),
 }
 
 /// Signals to an attempt.
@@ -65,7 +65,7 @@ struct Signal {
     /// First reason to stop.
     stop: Option<Reason>,
     /// Number of hints that its record has changed.
-    looks: u64,
+    rechecks: u64,
 }
 
 impl Attempt {
@@ -74,7 +74,7 @@ impl Attempt {
         // recorded once the record has been read.
         let span = tracing::error_span!(parent: None, "attempt", %task, attempt = field::Empty, %epoch);
         let grant = Grant::new(task, epoch, holder);
-        let control = Mutex::new(Control { waits_for: Some(StartStage::Reading), ..Control::default() });
+        let control = Mutex::new(Control { start_stage: Some(StartStage::Reading), ..Control::default() });
         Self { grant, span, control, signal: watch::Sender::new(Signal::default()) }
     }
 
@@ -93,11 +93,11 @@ impl Attempt {
 
     /// Returns the status of a held assignment.
     pub(super) fn status(&self) -> AssignmentStatus {
-        self.control().waits_for.map_or(AssignmentStatus::Held, AssignmentStatus::Waits)
+        self.control().start_stage.map_or(AssignmentStatus::Held, AssignmentStatus::Waits)
     }
 
-    fn waits_for(&self, step: StartStage) {
-        self.control().waits_for = Some(step);
+    fn set_stage(&self, stage: StartStage) {
+        self.control().start_stage = Some(stage);
     }
 
     /// Returns the copy, once it has been started.
@@ -107,14 +107,14 @@ impl Attempt {
 
     /// Tells whether the attempt waits for a lease or has one.
     pub(super) fn needs_lease(&self) -> bool {
-        !matches!(self.control().leased, Leased::No)
+        !matches!(self.control().lease, LeaseState::NotNeeded)
     }
 
     /// Returns the write lease of the attempt, if it has one.
     pub(super) fn write_lease(&self) -> Option<Arc<WriteLease>> {
-        match &self.control().leased {
-            Leased::By(write_lease) => Some(Arc::clone(write_lease)),
-            Leased::No | Leased::Wanted => None,
+        match &self.control().lease {
+            LeaseState::Held(write_lease) => Some(Arc::clone(write_lease)),
+            LeaseState::NotNeeded | LeaseState::Waiting => None,
         }
     }
 
@@ -122,53 +122,53 @@ impl Attempt {
     /// off.
     pub(super) fn stop(&self, reason: Reason) {
         let mut control = self.control();
-        if reason == Reason::LeaseLost && !std::mem::replace(&mut control.cut, true) {
+        if reason == Reason::LeaseLost && !std::mem::replace(&mut control.is_cut_off, true) {
             let _in = self.span.enter();
             tracing::warn!("lease lost: copy cut off");
         }
         self.signal.send_modify(|signal| _ = signal.stop.get_or_insert(reason));
         if let Some(running) = &control.running {
-            obey(&**running, reason);
+            apply_stop(&**running, reason);
         }
     }
 
     /// Wakes the attempt to read its record, which may have changed.
-    pub(super) fn look(&self) {
-        self.signal.send_modify(|signal| signal.looks += 1);
+    pub(super) fn recheck_record(&self) {
+        self.signal.send_modify(|signal| signal.rechecks += 1);
     }
 
     /// Runs the attempt to its last write. Returns the status under which the table remembers the assignment.
     pub(super) async fn run(&self, context: &RunnerContext) -> AssignmentStatus {
-        let life = async {
-            let status = self.carry_out(context).await;
+        let run = async {
+            let status = self.execute(context).await;
             tracing::info!(?status, "assignment ended");
             status
         };
-        life.instrument(self.span.clone()).await
+        run.instrument(self.span.clone()).await
     }
 
-    async fn carry_out(&self, context: &RunnerContext) -> AssignmentStatus {
+    async fn execute(&self, context: &RunnerContext) -> AssignmentStatus {
         let read = tokio::select! { biased;
             record = self.grant.read(context) => record,
-            () = self.stopped_for(context.config.stop_wait) => None,
+            () = self.wait_after_stop(context.config.stop_wait) => None,
         };
         let Some(record) = read else { return AssignmentStatus::Unknown };
         self.span.record("attempt", record.attempts.len());
-        if let Some(reason) = self.told_to_stop() {
-            self.end(context, stopped(reason)).await;
+        if let Some(reason) = self.stop_reason() {
+            self.end(context, stopped_outcome(reason)).await;
             return AssignmentStatus::Ended;
         }
         let gate = tokio::select! { biased;
             gate = self.gate(context, &record) => gate,
-            reason = self.stopped() => {
-                self.end(context, stopped(reason)).await;
+            reason = self.wait_for_stop() => {
+                self.end(context, stopped_outcome(reason)).await;
                 return AssignmentStatus::Ended;
             }
         };
-        self.waits_for(StartStage::Opening);
-        let (admission, question) = oneshot::channel();
+        self.set_stage(StartStage::Opening);
+        let (admission, permit_request) = oneshot::channel();
         let running = self.start(context, &record, gate, admission);
-        let outcome = self.attend(context, &*running, question).await;
+        let outcome = self.supervise(context, &*running, permit_request).await;
         tracing::info!(end = ?outcome.end, "copy ended");
         self.finish(context, &*running, outcome).await;
         AssignmentStatus::Ended
@@ -181,17 +181,17 @@ impl Attempt {
             gate.open_until(Duration::MAX);
             return Arc::new(gate);
         }
-        self.waits_for(StartStage::Leasing);
-        self.control().leased = Leased::Wanted;
+        self.set_stage(StartStage::Leasing);
+        self.control().lease = LeaseState::Waiting;
         loop {
             context.renew.notify_one();
             let write_lease = context.registration().await.write_lease;
             if write_lease.is_open(context.now()) {
                 let gate = write_lease.gate();
-                self.control().leased = Leased::By(write_lease);
+                self.control().lease = LeaseState::Held(write_lease);
                 return gate;
             }
-            sleep(LEASE_LOOK).await;
+            sleep(LEASE_CHECK_EVERY).await;
         }
     }
 
@@ -216,42 +216,42 @@ impl Attempt {
         let mut control = self.control();
         control.running = Some(Arc::clone(&running));
         // `stop` may have been called before `running` was set.
-        if let Some(reason) = self.told_to_stop() {
-            obey(&*running, if control.cut { Reason::LeaseLost } else { reason });
+        if let Some(reason) = self.stop_reason() {
+            apply_stop(&*running, if control.is_cut_off { Reason::LeaseLost } else { reason });
         }
         running
     }
 
     /// Answers the copy's request for a permit, and applies changes of the record, until the copy ends.
-    async fn attend(
+    async fn supervise(
         &self,
         context: &RunnerContext,
         running: &dyn ExecutionHandle,
-        mut question: oneshot::Receiver<WritePermitRequest>,
+        mut permit_request: oneshot::Receiver<WritePermitRequest>,
     ) -> Outcome {
         let mut signals = self.signal.subscribe();
-        let mut seen = signals.borrow_and_update().looks;
-        let mut is_asked = false;
+        let mut seen = signals.borrow_and_update().rechecks;
+        let mut is_requested = false;
         let mut ended = std::pin::pin!(running.ended());
         loop {
             tokio::select! { biased;
                 outcome = &mut ended => return outcome,
-                asked = &mut question, if !is_asked => {
-                    is_asked = true;
-                    if let Ok(WritePermitRequest { durable, answer }) = asked {
-                        self.waits_for(StartStage::Storing);
+                requested = &mut permit_request, if !is_requested => {
+                    is_requested = true;
+                    if let Ok(WritePermitRequest { durable, answer }) = requested {
+                        self.set_stage(StartStage::Storing);
                         let admitted = self.admit(context, durable).await;
                         // Without a receiver the copy has ended already.
                         let _ = answer.send(admitted);
                     }
                 }
                 _ = signals.changed() => {
-                    let looks = signals.borrow_and_update().looks;
-                    if looks != seen {
-                        seen = looks;
+                    let rechecks = signals.borrow_and_update().rechecks;
+                    if rechecks != seen {
+                        seen = rechecks;
                         tokio::select! { biased;
                             outcome = &mut ended => return outcome,
-                            () = self.follow(context) => {}
+                            () = self.apply_record(context) => {}
                         }
                     }
                 }
@@ -269,14 +269,14 @@ impl Attempt {
             state_machine::next(&began, TaskEvent::Checkpointed(checkpoint), context.unix_ms())
         };
         let written = tokio::select! { biased;
-            reason = self.stopped() => return Err(stopped_early(reason)),
+            reason = self.wait_for_stop() => return Err(stopped_early(reason)),
             written = self.grant.write(context, begin) => written,
         };
         match written {
             Written::Done(record) => {
-                self.control().waits_for = None;
+                self.control().start_stage = None;
                 tracing::info!("copy may write");
-                self.follow_desired_state(&record);
+                self.apply_desired_state(&record);
                 context.renew.notify_one();
                 Ok(())
             }
@@ -294,14 +294,14 @@ impl Attempt {
     }
 
     /// Reads the record and applies it, or abandons the attempt if the task has another holder.
-    async fn follow(&self, context: &RunnerContext) {
+    async fn apply_record(&self, context: &RunnerContext) {
         match self.grant.read(context).await {
-            Some(record) => self.follow_desired_state(&record),
+            Some(record) => self.apply_desired_state(&record),
             None => self.abandon(),
         }
     }
 
-    fn follow_desired_state(&self, record: &TaskRecord) {
+    fn apply_desired_state(&self, record: &TaskRecord) {
         if let Some(running) = self.running() {
             running.set_limit(record.spec.kind().limit());
         }
@@ -322,12 +322,12 @@ impl Attempt {
     }
 
     /// Returns the reason to stop, if there is one.
-    pub(super) fn told_to_stop(&self) -> Option<Reason> {
+    pub(super) fn stop_reason(&self) -> Option<Reason> {
         self.signal.borrow().stop
     }
 
     /// Waits for a reason to stop.
-    pub(super) async fn stopped(&self) -> Reason {
+    pub(super) async fn wait_for_stop(&self) -> Reason {
         let mut signals = self.signal.subscribe();
         loop {
             // The sender lives as long as this.
@@ -340,13 +340,13 @@ impl Attempt {
     }
 
     /// Waits for a reason to stop, and then for `wait`.
-    async fn stopped_for(&self, wait: Duration) {
-        self.stopped().await;
+    async fn wait_after_stop(&self, wait: Duration) {
+        self.wait_for_stop().await;
         sleep(wait).await;
     }
 
     /// Waits for a signal to the attempt, at most for `wait`.
-    pub(super) async fn looked_at(&self, wait: Duration) {
+    pub(super) async fn wait_for_signal(&self, wait: Duration) {
         let mut signals = self.signal.subscribe();
         signals.mark_unchanged();
         let _ = timeout(wait, signals.changed()).await;
@@ -362,7 +362,7 @@ pub(super) fn has_begun(record: &TaskRecord) -> bool {
     record.has_begun() && matches!(record.state, TaskState::Running | TaskState::Verifying)
 }
 
-fn obey(running: &dyn ExecutionHandle, reason: Reason) {
+fn apply_stop(running: &dyn ExecutionHandle, reason: Reason) {
     running.cancel(reason);
     if reason == Reason::LeaseLost {
         running.cut();
@@ -370,6 +370,6 @@ fn obey(running: &dyn ExecutionHandle, reason: Reason) {
 }
 
 /// Returns the outcome of a copy that was stopped before it was started.
-fn stopped(reason: Reason) -> Outcome {
+fn stopped_outcome(reason: Reason) -> Outcome {
     Outcome::untouched(End::Stopped(reason))
 }

@@ -13,10 +13,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 /// Longest wait before a retry that no event announces.
-const TRY_AGAIN: Duration = Duration::from_millis(200);
+const RETRY_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// Wait before a retry of a write that an operator has to permit first.
-const DENIED_AGAIN: Duration = Duration::from_secs(10);
+const DENIED_WAIT: Duration = Duration::from_secs(10);
 
 /// State that all parts of a runner share.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(super) struct RunnerContext {
     /// Wakes the renewal.
     pub renew: Notify,
     /// Wakes the loop that checks the registration.
-    pub doubt: Notify,
+    pub check_registration: Notify,
     /// Wakes the loop that returns all tasks without ending the runner.
     pub interrupt: Notify,
     /// Whether the node wants a runner.
@@ -66,7 +66,7 @@ impl RunnerContext {
             phase: watch::Sender::new(RunnerPhase::Absent),
             registration: watch::Sender::new(None),
             renew: Notify::new(),
-            doubt: Notify::new(),
+            check_registration: Notify::new(),
             interrupt: Notify::new(),
             wanted: watch::Sender::new(true),
             is_away: watch::Sender::new(false),
@@ -115,21 +115,21 @@ impl RunnerContext {
             }
             CoordError::Refused { why, .. } if !why.is_condition() => {
                 tracing::error!(%error, "write refused by the coordination service: change that");
-                let _ = timeout(DENIED_AGAIN, moved).await;
+                let _ = timeout(DENIED_WAIT, moved).await;
             }
             CoordError::Ended(_) | CoordError::Refused { index: 0, .. } => {
-                self.doubt.notify_one();
-                let _ = timeout(TRY_AGAIN, moved).await;
+                self.check_registration.notify_one();
+                let _ = timeout(RETRY_WAIT_MAX, moved).await;
             }
             // The record or a claim has changed: the caller reads them again.
             CoordError::Refused { .. } => {}
             CoordError::Unknown(_) | CoordError::Unusable(_) => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                let _ = timeout(TRY_AGAIN * 10, registration.session.sync()).await;
+                let _ = timeout(RETRY_WAIT_MAX * 10, registration.session.sync()).await;
             }
             CoordError::TooLarge { .. } => {
                 tracing::error!(%error, "record too large for the store");
-                tokio::time::sleep(TRY_AGAIN * 10).await;
+                tokio::time::sleep(RETRY_WAIT_MAX * 10).await;
             }
         }
     }
@@ -141,9 +141,9 @@ impl RunnerContext {
     /// the state directory cannot be read or written now: not the task's fault, so it is retried.
     pub(super) fn accept_leader(&self, leader: Epoch) -> Result<(), (Code, String)> {
         let of_state = |error: Error| (Code::Overloaded, error.to_string());
-        let mut heard = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &self.seams.state;
-        let highest = match *heard {
+        let highest = match *seen {
             Some(highest) => highest,
             None => state.leader_epoch().map_err(of_state)?,
         };
@@ -155,18 +155,18 @@ impl RunnerContext {
         if leader > highest {
             state.raise_leader_epoch(leader).map_err(of_state)?;
         }
-        *heard = Some(leader);
+        *seen = Some(leader);
         Ok(())
     }
 
     /// Changes the phase if it is `from`; tells whether it was.
-    pub(super) fn turn(&self, from: RunnerPhase, to: RunnerPhase) -> bool {
+    pub(super) fn change_phase(&self, from: RunnerPhase, to: RunnerPhase) -> bool {
         self.phase.send_if_modified(|phase| {
-            let turns = *phase == from;
-            if turns {
+            let changes = *phase == from;
+            if changes {
                 *phase = to;
             }
-            turns
+            changes
         })
     }
 
@@ -176,7 +176,7 @@ impl RunnerContext {
     }
 
     /// Waits until the node wants a runner (`true`), or wants none.
-    pub(super) async fn wanted_is(&self, wanted: bool) {
+    pub(super) async fn wait_for_wanted(&self, wanted: bool) {
         // The sender lives as long as this context.
         let _ = self.wanted.subscribe().wait_for(|now| *now == wanted).await;
     }
@@ -190,7 +190,7 @@ impl RunnerContext {
     pub(super) fn set_slots(&self, slots: u32) {
         self.slots.send_replace(slots);
         // Wakes the loop that updates the registration.
-        self.doubt.notify_one();
+        self.check_registration.notify_one();
     }
 
     /// Asks the runner to end, which cannot be undone.

@@ -39,24 +39,24 @@ use tracing::Span;
 
 /// Longest time to open the volumes after a stop was requested; then their device counts as not answering. As long as
 /// the engine waits for a device.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
+const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Time between two checks that a copy has drained.
-const QUIET_LOOK: Duration = Duration::from_secs(60);
+const DRAIN_CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// Executor over the engine; see the module's head. Clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineExecutor {
     engine: Arc<Engine>,
-    site: Arc<Site>,
+    environment: Arc<JobEnvironment>,
 }
 
 /// Node that jobs run on: its policy, and its folders of journals and stored epochs.
 #[derive(Debug)]
-struct Site {
+struct JobEnvironment {
     node: NodeId,
     policy: Policy,
     journals: PathBuf,
-    marks: Arc<StoredEpochs>,
+    stored_epochs: Arc<StoredEpochs>,
 }
 
 /// Attempt, as the runner sees it.
@@ -65,8 +65,8 @@ struct EngineExecution {
     job: Mutex<Job>,
     outcome: Mutex<Option<oneshot::Receiver<Outcome>>>,
     /// Whether a stop was requested before the job was submitted: then the engine does not bound the wait for its end.
-    hangs: watch::Sender<bool>,
-    is_quiet: watch::Sender<bool>,
+    stop_requested: watch::Sender<bool>,
+    is_drained: watch::Sender<bool>,
 }
 
 /// Job of the engine, or the requests to apply once it is submitted.
@@ -78,18 +78,18 @@ struct Job {
 }
 
 /// Admission of a copy: checks the destination's stored epoch, and requests the runner's write permit.
-struct Gatekeeper {
-    question: Mutex<Option<oneshot::Sender<WritePermitRequest>>>,
+struct WriteAdmission {
+    request: Mutex<Option<oneshot::Sender<WritePermitRequest>>>,
     durable: DurableMap,
     epoch: Epoch,
-    marks: Arc<StoredEpochs>,
+    stored_epochs: Arc<StoredEpochs>,
     /// Span of the attempt, for the engine's thread of the job.
     span: Span,
-    said_yes: AtomicBool,
+    is_granted: AtomicBool,
 }
 
 /// Job whose volumes are open.
-struct Prepared {
+struct PreparedJob {
     submit: Box<dyn FnOnce(&Engine) -> JobHandle>,
     /// Is called when the job has drained.
     clean_up: Box<dyn FnOnce()>,
@@ -105,31 +105,31 @@ impl EngineExecutor {
         std::fs::create_dir_all(&journals).map_err(|error| {
             Error::io(Side::Caller, Operation::Journal, &error, format!("create {}", journals.shown()))
         })?;
-        let marks = Arc::new(StoredEpochs::new(state_dir)?);
-        Ok(Self { engine, site: Arc::new(Site { node, policy, journals, marks }) })
+        let stored_epochs = Arc::new(StoredEpochs::new(state_dir)?);
+        Ok(Self { engine, environment: Arc::new(JobEnvironment { node, policy, journals, stored_epochs }) })
     }
 }
 
 #[async_trait]
 impl Executor for EngineExecutor {
     async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
-        let (site, destination) = (Arc::clone(&self.site), destination.clone());
-        let resolved = tokio::task::spawn_blocking(move || site.resolve(&destination)).await;
+        let (environment, destination) = (Arc::clone(&self.environment), destination.clone());
+        let resolved = tokio::task::spawn_blocking(move || environment.resolve(&destination)).await;
         resolved.unwrap_or_else(|error| Err(Error::internal(Operation::Open, format!("resolving has failed: {error}"))))
     }
 
     fn copy(&self, job: CopyJob, execution: Execution) -> Arc<dyn ExecutionHandle> {
         let name = format!("copy {}", execution.task);
-        self.start(name, move |site| site.prepare_copy(job, execution))
+        self.start(name, move |environment| environment.prepare_copy(job, execution))
     }
 
     fn compare(&self, job: CompareJob, execution: Execution) -> Arc<dyn ExecutionHandle> {
         let name = format!("verify {}", execution.task);
-        self.start(name, move |site| site.prepare_comparison(&job, execution))
+        self.start(name, move |environment| environment.prepare_comparison(&job, execution))
     }
 
     fn kept(&self) -> Vec<(TaskId, u64)> {
-        let Ok(entries) = std::fs::read_dir(&self.site.journals) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(&self.environment.journals) else { return Vec::new() };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         let mut kept: Vec<_> = names
             .filter_map(|name| {
@@ -142,7 +142,7 @@ impl Executor for EngineExecutor {
     }
 
     fn forget(&self, task: &TaskId, created_ms: u64) {
-        self.site.forget(task, created_ms);
+        self.environment.forget(task, created_ms);
     }
 }
 
@@ -151,21 +151,21 @@ impl EngineExecutor {
     fn start(
         &self,
         name: String,
-        prepare: impl FnOnce(&Site) -> Result<Prepared> + Send + 'static,
+        prepare: impl FnOnce(&JobEnvironment) -> Result<PreparedJob> + Send + 'static,
     ) -> Arc<dyn ExecutionHandle> {
-        let (tell, outcome) = oneshot::channel();
+        let (send_outcome, outcome) = oneshot::channel();
         let execution = Arc::new(EngineExecution {
             job: Mutex::default(),
             outcome: Mutex::new(Some(outcome)),
-            hangs: watch::Sender::new(false),
-            is_quiet: watch::Sender::new(false),
+            stop_requested: watch::Sender::new(false),
+            is_drained: watch::Sender::new(false),
         });
         let (executor, shared, span) = (self.clone(), Arc::clone(&execution), Span::current());
-        let body = move || {
+        let run = move || {
             let _in = span.enter();
-            executor.carry_out(prepare, &shared, tell);
+            executor.run_attempt(prepare, &shared, send_outcome);
         };
-        if let Err(error) = std::thread::Builder::new().name(name).spawn(body) {
+        if let Err(error) = std::thread::Builder::new().name(name).spawn(run) {
             // The closure was dropped with the sender of the outcome, so `ended` reports the missing thread.
             tracing::error!(%error, "cannot start a thread for an attempt");
         }
@@ -173,19 +173,19 @@ impl EngineExecutor {
     }
 
     /// Carries out one attempt on its own thread. Sends the outcome, and marks the attempt as drained when it is.
-    fn carry_out(
+    fn run_attempt(
         &self,
-        prepare: impl FnOnce(&Site) -> Result<Prepared>,
+        prepare: impl FnOnce(&JobEnvironment) -> Result<PreparedJob>,
         execution: &EngineExecution,
-        tell: oneshot::Sender<Outcome>,
+        send_outcome: oneshot::Sender<Outcome>,
     ) {
         // Without a receiver the runner was dropped, or no longer waits.
-        let tell = move |outcome| _ = tell.send(outcome);
-        let Prepared { submit, clean_up } = match prepare(&self.site) {
+        let send_outcome = move |outcome| _ = send_outcome.send(outcome);
+        let PreparedJob { submit, clean_up } = match prepare(&self.environment) {
             Ok(prepared) => prepared,
             Err(error) => {
-                tell(Outcome::refused(&error));
-                return execution.be_quiet();
+                send_outcome(Outcome::refused(&error));
+                return execution.mark_drained();
             }
         };
         let (outcome, job) = match execution.submit(|| submit(&self.engine)) {
@@ -195,11 +195,11 @@ impl EngineExecutor {
         match job.filter(|_| !outcome.quiesced) {
             None => {
                 clean_up();
-                tell(outcome);
+                send_outcome(outcome);
             }
             Some(job) => {
-                tell(outcome);
-                while !job.wait_quiet_for(QUIET_LOOK) {
+                send_outcome(outcome);
+                while !job.wait_quiet_for(DRAIN_CHECK_EVERY) {
                     if !job.may_become_quiet() {
                         return;
                     }
@@ -207,7 +207,7 @@ impl EngineExecutor {
                 clean_up();
             }
         }
-        execution.be_quiet();
+        execution.mark_drained();
     }
 }
 
@@ -226,15 +226,15 @@ impl EngineExecution {
         Ok(handle)
     }
 
-    fn be_quiet(&self) {
-        self.is_quiet.send_replace(true);
+    fn mark_drained(&self) {
+        self.is_drained.send_replace(true);
     }
 
     /// Waits until a stop was requested and the time to open the volumes has passed.
-    async fn overdue(&self) -> Outcome {
+    async fn open_timed_out(&self) -> Outcome {
         // The sender lives as long as self.
-        let _ = self.hangs.subscribe().wait_for(|hangs| *hangs).await;
-        tokio::time::sleep(OPEN_LIMIT).await;
+        let _ = self.stop_requested.subscribe().wait_for(|stop_requested| *stop_requested).await;
+        tokio::time::sleep(OPEN_MAX).await;
         if self.handle().is_some() {
             // The engine bounds the end of a submitted job.
             return std::future::pending().await;
@@ -276,7 +276,7 @@ impl ExecutionHandle for EngineExecution {
         job.cancelled.get_or_insert(reason);
         match &job.handle {
             Some(handle) => handle.cancel(reason),
-            None => _ = self.hangs.send_replace(true),
+            None => _ = self.stop_requested.send_replace(true),
         }
     }
 
@@ -288,14 +288,14 @@ impl ExecutionHandle for EngineExecution {
 
     async fn ended(&self) -> Outcome {
         let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let told = match outcome {
+        let received = match outcome {
             Some(outcome) => tokio::select! { biased;
                 outcome = outcome => outcome.ok(),
-                outcome = self.overdue() => Some(outcome),
+                outcome = self.open_timed_out() => Some(outcome),
             },
             None => None,
         };
-        told.unwrap_or_else(|| {
+        received.unwrap_or_else(|| {
             let error = Error::new(Code::Overloaded, Side::Engine, Operation::Start, "no thread for the attempt");
             Outcome::refused(&error)
         })
@@ -303,29 +303,29 @@ impl ExecutionHandle for EngineExecution {
 
     async fn quiet(&self) {
         // The sender lives as long as self.
-        let _ = self.is_quiet.subscribe().wait_for(|is_quiet| *is_quiet).await;
+        let _ = self.is_drained.subscribe().wait_for(|is_drained| *is_drained).await;
     }
 }
 
-impl Admission for Gatekeeper {
+impl Admission for WriteAdmission {
     fn admit(&self, destination: &AdmissionRequest<'_>) -> Result<()> {
         let _in = self.span.enter();
         let file = destination.file.map(|file| file.try_clone_to_owned().map(File::from)).transpose();
         let file =
             file.map_err(|error| Error::io(Side::Destination, Operation::Open, &error, "keep the destination open"))?;
         if let Some(file) = &file {
-            self.marks.check(file, self.epoch)?;
+            self.stored_epochs.check(file, self.epoch)?;
         }
-        let answered = WritePermitRequest::ask(&self.question, self.durable.clone());
+        let answered = WritePermitRequest::ask(&self.request, self.durable.clone());
         answered.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
-        self.said_yes.store(true, Relaxed);
+        self.is_granted.store(true, Relaxed);
         // Only after the permit, when the record names this grant: a destination with a stored epoch that its record
         // does not name would be copied from the start.
-        file.map_or(Ok(()), |file| self.marks.raise(&file, self.epoch))
+        file.map_or(Ok(()), |file| self.stored_epochs.raise(&file, self.epoch))
     }
 }
 
-impl Site {
+impl JobEnvironment {
     fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
         self.check(destination, Side::Destination)?;
         match destination {
@@ -338,7 +338,7 @@ impl Site {
     /// Checks a volume without looking it up: it is of this node, or of a server that the policy allows.
     fn check(&self, volume: &TaskVolume, side: Side) -> Result<()> {
         if let Some(node) = volume.node() {
-            self.is_here(node)?;
+            self.check_node(node)?;
         }
         if let TaskVolume::Socket { uri, .. } | TaskVolume::Network(uri) = volume {
             self.policy.check_server(&uri.to_string(), uri, side)?;
@@ -346,7 +346,7 @@ impl Site {
         Ok(())
     }
 
-    fn is_here(&self, node: &NodeId) -> Result<()> {
+    fn check_node(&self, node: &NodeId) -> Result<()> {
         if *node == self.node {
             return Ok(());
         }
@@ -355,7 +355,7 @@ impl Site {
         Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
     }
 
-    fn prepare_copy(&self, job: CopyJob, execution: Execution) -> Result<Prepared> {
+    fn prepare_copy(&self, job: CopyJob, execution: Execution) -> Result<PreparedJob> {
         let Execution { task, created_ms, epoch, admitted, earlier, durable, gate, admission } = execution;
         let mut supervision = Supervision { gate: Some(gate), ..Supervision::default() };
         let source = self.locator(&job.source, Side::Source)?;
@@ -390,25 +390,25 @@ impl Site {
         }
         supervision.durable = (!durable.is_empty()).then(|| durable.to_ranges());
         supervision.evidence = durable.evidence().clone();
-        let gatekeeper = Arc::new(Gatekeeper {
-            question: Mutex::new(Some(admission)),
+        let write_admission = Arc::new(WriteAdmission {
+            request: Mutex::new(Some(admission)),
             durable,
             epoch,
-            marks: Arc::clone(&self.marks),
+            stored_epochs: Arc::clone(&self.stored_epochs),
             span: Span::current(),
-            said_yes: AtomicBool::new(false),
+            is_granted: AtomicBool::new(false),
         });
-        supervision.admission = Some(Arc::clone(&gatekeeper) as Arc<dyn Admission>);
+        supervision.admission = Some(Arc::clone(&write_admission) as Arc<dyn Admission>);
         let remove_created = move || {
-            if let Some(created) = created.filter(|_| !gatekeeper.said_yes.load(Relaxed)) {
+            if let Some(created) = created.filter(|_| !write_admission.is_granted.load(Relaxed)) {
                 created.remove();
             }
         };
         let submit = move |engine: &Engine| engine.submit_supervised(spec, supervision);
-        Ok(Prepared { submit: Box::new(submit), clean_up: Box::new(remove_created) })
+        Ok(PreparedJob { submit: Box::new(submit), clean_up: Box::new(remove_created) })
     }
 
-    fn prepare_comparison(&self, job: &CompareJob, execution: Execution) -> Result<Prepared> {
+    fn prepare_comparison(&self, job: &CompareJob, execution: Execution) -> Result<PreparedJob> {
         let CompareJob { reference, volume, limit } = job;
         let mut opened = OpenedVolumes::default();
         let reference = match reference {
@@ -418,7 +418,7 @@ impl Site {
                 engine::Reference::Volume(locator)
             }
             Reference::Receipt { node, path } => {
-                self.is_here(node)?;
+                self.check_node(node)?;
                 opened.receipt = Some(self.policy.open_to_read(path, Side::Source)?);
                 engine::Reference::Receipt(path.clone())
             }
@@ -429,7 +429,7 @@ impl Site {
         let permit = WritePermitRequest::ask(&Mutex::new(Some(execution.admission)), DurableMap::default());
         permit.blocking_recv().unwrap_or_else(|_| Err(stopped_early(Reason::RunnerInterrupt)))?;
         let submit = move |engine: &Engine| engine.verify_opened(spec, opened);
-        Ok(Prepared { submit: Box::new(submit), clean_up: Box::new(|| ()) })
+        Ok(PreparedJob { submit: Box::new(submit), clean_up: Box::new(|| ()) })
     }
 
     /// Opens a local volume or file as the policy allows; `None` for an export.
@@ -452,10 +452,10 @@ impl Site {
     /// Tells whether a file or device was written last by an earlier attempt of this task, by its stored epoch, and is
     /// long enough for the durable ranges.
     fn is_written_by(&self, file: &File, earlier: &[Epoch], durable: &DurableMap) -> bool {
-        let mark = self.marks.read(file).ok().flatten();
+        let stored = self.stored_epochs.read(file).ok().flatten();
         let end = durable.to_ranges().iter().last().map_or(0, |range| range.end());
         let is_long = file.metadata().is_ok_and(|stat| !stat.is_file() || stat.len() >= end);
-        mark.is_some_and(|mark| earlier.contains(&mark)) && is_long
+        stored.is_some_and(|stored| earlier.contains(&stored)) && is_long
     }
 
     fn forget(&self, task: &TaskId, created_ms: u64) {

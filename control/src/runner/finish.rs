@@ -18,19 +18,19 @@ use std::time::Duration;
 /// Backoff after the first failure, in milliseconds; doubled with each further one.
 const RETRY_FIRST_MS: u64 = 1000;
 /// Backoff after a failure for lack of space for journals, in milliseconds: no event announces free space.
-const FULL_REST_MS: u64 = 10_000;
+const FULL_BACKOFF_MS: u64 = 10_000;
 /// Longest backoff of a task, in milliseconds.
 const RETRY_MAX_MS: u64 = 60_000;
 const _: () = assert!(RETRY_MAX_MS * 125 / 100 <= state_machine::RETRY_REST_MAX.as_millis() as u64);
 /// Time between two checks that earlier attempts have drained.
-const QUIET_LOOK: Duration = Duration::from_secs(1);
+const DRAIN_CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Attempt {
     /// Stores the outcome, unless the task has another holder.
     pub(super) async fn finish(&self, context: &RunnerContext, running: &dyn ExecutionHandle, mut outcome: Outcome) {
         if !outcome.quiesced && !self.is_abandoned() {
             self.drain(context, running).await;
-            if let (Some(reason), End::Failed(_)) = (self.told_to_stop(), &outcome.end) {
+            if let (Some(reason), End::Failed(_)) = (self.stop_reason(), &outcome.end) {
                 // The failure was only that the copy had not drained in time.
                 outcome.end = End::Stopped(reason);
             }
@@ -84,8 +84,8 @@ impl Attempt {
                 over => return over,
             }
             // The dispatcher marks earlier attempts as drained.
-            self.looked_at(QUIET_LOOK).await;
-            if let Some(reason) = self.told_to_stop() {
+            self.wait_for_signal(DRAIN_CHECK_EVERY).await;
+            if let Some(reason) = self.stop_reason() {
                 return self.return_task(context, outcome, outcome_of(reason)).await;
             }
             if self.grant.read(context).await.is_none() {
@@ -97,10 +97,10 @@ impl Attempt {
     async fn fail(&self, context: &RunnerContext, outcome: &Outcome, failure: &Failure) -> Written {
         let fail = |record: &TaskRecord| {
             let now_ms = context.unix_ms();
-            let rest_ms = if failure.is_node_full() { FULL_REST_MS } else { retry_after_ms(record.failures) };
+            let backoff_ms = if failure.is_node_full() { FULL_BACKOFF_MS } else { retry_after_ms(record.failures) };
             let event = TaskEvent::Failed {
                 error: failure.clone(),
-                retry_at_ms: now_ms.saturating_add(rest_ms),
+                retry_at_ms: now_ms.saturating_add(backoff_ms),
                 checkpoint: checkpoint(record, outcome),
                 report: outcome.report.clone(),
             };
@@ -110,14 +110,14 @@ impl Attempt {
     }
 
     async fn return_task(&self, context: &RunnerContext, outcome: &Outcome, code: Code) -> Written {
-        let give = |record: &TaskRecord| {
+        let returned = |record: &TaskRecord| {
             state_machine::next(
                 record,
                 TaskEvent::GivenBack { code, checkpoint: checkpoint(record, outcome) },
                 context.unix_ms(),
             )
         };
-        self.grant.write(context, give).await
+        self.grant.write(context, returned).await
     }
 
     /// Deletes the journal, unless a later attempt on this node can use it.
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_rests_longer_after_each_failure_up_to_a_minute() {
+    fn the_backoff_of_a_task_grows_with_each_failure_up_to_a_minute() {
         fastrand::seed(1);
         for (failures, expected) in [(0, 1000), (1, 2000), (5, 32_000), (6, 60_000), (4_000_000_000, 60_000)] {
             for _ in 0..100 {

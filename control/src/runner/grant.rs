@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
 /// Time between two reads of a record that another process has to change first.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const LOST_RETRY: Duration = Duration::from_millis(500);
 
 /// Right to work on a task that a dispatcher has granted.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ struct GrantedClaim {
 }
 
 /// Content of the store.
-enum Reading {
+enum ReadResult {
     /// This runner holds the task.
     Ours(Known),
     /// Another process holds it, or none.
@@ -73,25 +73,25 @@ impl Grant {
         *known = None;
         loop {
             let registration = context.registration().await;
-            match self.look(&*registration.session).await {
-                Ok(Reading::Ours(found)) => return Some(known.insert(found).record.clone()),
-                Ok(Reading::NotOurs(_)) => return None,
+            match self.read_store(&*registration.session).await {
+                Ok(ReadResult::Ours(found)) => return Some(known.insert(found).record.clone()),
+                Ok(ReadResult::NotOurs(_)) => return None,
                 Err(error) => context.wait_to_retry(&registration, &error).await,
             }
         }
     }
 
     /// Locks the known record, for a write together with other tasks. `None` if another write holds the lock for longer
-    /// than `patience`.
-    pub(super) async fn lock(&self, patience: Duration) -> Option<MutexGuard<'_, Option<Known>>> {
-        timeout(patience, self.known.lock()).await.ok()
+    /// than `wait_max`.
+    pub(super) async fn lock(&self, wait_max: Duration) -> Option<MutexGuard<'_, Option<Known>>> {
+        timeout(wait_max, self.known.lock()).await.ok()
     }
 
     /// Reads the record and the claims if they are not known, without waiting for a connection. `known` stays `None` if
     /// the task has another holder.
     pub(super) async fn refresh(&self, session: &dyn Session, known: &mut Option<Known>) -> Result<(), CoordError> {
         if known.is_none()
-            && let Reading::Ours(found) = self.look(session).await?
+            && let ReadResult::Ours(found) = self.read_store(session).await?
         {
             *known = Some(found);
         }
@@ -112,12 +112,12 @@ impl Grant {
             // Taken out, so that a cancelled write leaves no outdated state behind.
             let current = match known.take() {
                 Some(current) => current,
-                None => match self.look(&*registration.session).await {
-                    Ok(Reading::Ours(current)) => current,
-                    Ok(Reading::NotOurs(Some(record))) if tried.contains(&record.op) => {
+                None => match self.read_store(&*registration.session).await {
+                    Ok(ReadResult::Ours(current)) => current,
+                    Ok(ReadResult::NotOurs(Some(record))) if tried.contains(&record.op) => {
                         return Written::Done(Box::new(record));
                     }
-                    Ok(Reading::NotOurs(_)) => return Written::NotOurs,
+                    Ok(ReadResult::NotOurs(_)) => return Written::NotOurs,
                     Err(error) => {
                         context.wait_to_retry(&registration, &error).await;
                         continue;
@@ -129,7 +129,7 @@ impl Grant {
             }
             if current.record.state == TaskState::Lost {
                 context.notifier.changed(&self.task);
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(LOST_RETRY).await;
                 continue;
             }
             let after = match step(&current.record) {
@@ -167,47 +167,43 @@ impl Grant {
     }
 
     /// Reads the store. A record of another holder may be stale, and is read again after a sync.
-    async fn look(&self, session: &dyn Session) -> Result<Reading, CoordError> {
-        match self.look_once(session).await? {
-            Reading::NotOurs(_) => {
+    async fn read_store(&self, session: &dyn Session) -> Result<ReadResult, CoordError> {
+        match self.read_store_once(session).await? {
+            ReadResult::NotOurs(_) => {
                 session.sync().await?;
-                self.look_once(session).await
+                self.read_store_once(session).await
             }
-            ours @ Reading::Ours(_) => Ok(ours),
+            ours @ ReadResult::Ours(_) => Ok(ours),
         }
     }
 
-    async fn look_once(&self, session: &dyn Session) -> Result<Reading, CoordError> {
+    async fn read_store_once(&self, session: &dyn Session) -> Result<ReadResult, CoordError> {
         let Some(Node { data, stat }) = session.get(&paths::task(&self.task)).await? else {
-            return Ok(Reading::NotOurs(None));
+            return Ok(ReadResult::NotOurs(None));
         };
         let record = match TaskRecord::decode(&data) {
             Ok(record) => record,
             Err(error) => {
                 tracing::error!(%error, "cannot decode the task's record: leaving it alone");
-                return Ok(Reading::NotOurs(None));
+                return Ok(ReadResult::NotOurs(None));
             }
         };
         let is_held = record.holder.as_ref() == Some(&self.holder);
         if !is_held || record.claims.is_empty() || record.epoch.is_some_and(|epoch| epoch != self.epoch) {
-            return Ok(Reading::NotOurs(Some(record)));
+            return Ok(ReadResult::NotOurs(Some(record)));
         }
         let mut claims = Vec::with_capacity(record.claims.len());
         for destination in &record.claims {
-            match self.look_at_claim(session, destination).await? {
+            match self.read_claim(session, destination).await? {
                 Some(claim) => claims.push(claim),
-                None => return Ok(Reading::NotOurs(Some(record))),
+                None => return Ok(ReadResult::NotOurs(Some(record))),
             }
         }
-        Ok(Reading::Ours(Known { record, version: stat.version, claims }))
+        Ok(ReadResult::Ours(Known { record, version: stat.version, claims }))
     }
 
     /// Returns the claim on a destination, if it is the one that was granted.
-    async fn look_at_claim(
-        &self,
-        session: &dyn Session,
-        destination: &str,
-    ) -> Result<Option<GrantedClaim>, CoordError> {
+    async fn read_claim(&self, session: &dyn Session, destination: &str) -> Result<Option<GrantedClaim>, CoordError> {
         let path = paths::claim(destination);
         let Some(Node { data, stat }) = session.get(&path).await? else { return Ok(None) };
         let Ok(claim) = Claim::decode(&data) else { return Ok(None) };

@@ -27,13 +27,13 @@ impl RunnerHandle {
     /// # Errors
     /// None so far: a refusal is an answer.
     pub async fn assign(&self, assignment: Assignment) -> Result<AssignResponse, CallError> {
-        Ok(match self.take(assignment) {
+        Ok(match self.accept(assignment) {
             Ok(()) => AssignResponse::Accepted,
             Err((code, why)) => AssignResponse::Refused { code, why },
         })
     }
 
-    fn take(&self, assignment: Assignment) -> Result<(), (Code, String)> {
+    fn accept(&self, assignment: Assignment) -> Result<(), (Code, String)> {
         let Assignment { task, epoch, incarnation, leader } = assignment;
         let (state, context) = (&self.0, &self.0.context);
         let refused = |code, why: &str| Err((code, why.to_owned()));
@@ -57,10 +57,10 @@ impl RunnerHandle {
         if !is_connected {
             return refused(Code::Unreachable, "the runner has no connection to the coordination service");
         }
-        match state.assignments.enter(&attempt, context.slots() as usize) {
+        match state.assignments.add(&attempt, context.slots() as usize) {
             AcceptResult::Added => {
                 if state.starts.send(Arc::clone(&attempt)).is_err() {
-                    state.assignments.leave(&attempt, AssignmentStatus::Unknown);
+                    state.assignments.remove(&attempt, AssignmentStatus::Unknown);
                     return refused(Code::RunnerInterrupt, "the runner has ended");
                 }
                 // The runner may have begun to stop since the first check.
@@ -97,7 +97,7 @@ impl RunnerHandle {
     pub async fn notify(&self, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
         self.accept_leader(leader)?;
         if let Some(attempt) = self.0.assignments.find(task) {
-            attempt.look();
+            attempt.recheck_record();
         }
         Ok(())
     }
@@ -133,7 +133,7 @@ impl RunnerHandle {
         let mut away = self.0.context.is_away.subscribe();
         tokio::select! { biased;
             _ = away.wait_for(|&away| away) => {}
-            () = self.0.context.wanted_is(true) => {}
+            () = self.0.context.wait_for_wanted(true) => {}
         }
     }
 
@@ -160,9 +160,9 @@ impl RunnerHandle {
 
     /// Returns the remembered incarnations of this node. All but the current one, which may be among them, are over.
     #[must_use]
-    pub fn lives(&self) -> Vec<Incarnation> {
-        let lives = self.0.context.seams.state.incarnations();
-        lives
+    pub fn incarnations(&self) -> Vec<Incarnation> {
+        let incarnations = self.0.context.seams.state.incarnations();
+        incarnations
             .inspect_err(|error| tracing::error!(%error, "cannot read this node's earlier incarnations"))
             .unwrap_or_default()
     }

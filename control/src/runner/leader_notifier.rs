@@ -16,7 +16,7 @@ pub(super) const CALL_MAX: Duration = Duration::from_millis(2500);
 /// Wait after a call that was not answered.
 const RETRY: Duration = Duration::from_millis(500);
 /// Number of calls after which hints are dropped.
-const TRIES: u32 = 10;
+const TRIES_MAX: u32 = 10;
 /// Most tasks in one call.
 pub(super) const TASKS_PER_CALL: usize = 256;
 
@@ -49,7 +49,7 @@ impl LeaderNotifier {
 
     /// Takes the tasks of the next call out of the queue. They count as waiting until [`LeaderNotifier::recount`]. A
     /// task that changes meanwhile is queued again.
-    fn take(&self) -> Vec<TaskId> {
+    fn take_batch(&self) -> Vec<TaskId> {
         let mut waiting = self.waiting();
         let tasks: Vec<_> = waiting.iter().take(TASKS_PER_CALL).cloned().collect();
         waiting.retain(|task| !tasks.contains(task));
@@ -71,10 +71,10 @@ pub(super) async fn send_changes(notifier: &LeaderNotifier, leader: &dyn LeaderC
     let mut tries = 0;
     loop {
         let _ = count.wait_for(|&count| count > 0).await;
-        let tasks = notifier.take();
-        let is_told = matches!(timeout(CALL_MAX, leader.changed(&tasks)).await, Ok(Ok(())));
+        let tasks = notifier.take_batch();
+        let is_answered = matches!(timeout(CALL_MAX, leader.changed(&tasks)).await, Ok(Ok(())));
         tries += 1;
-        if is_told || tries == TRIES {
+        if is_answered || tries == TRIES_MAX {
             tries = 0;
             notifier.recount();
         } else {

@@ -16,7 +16,7 @@
 //!   or with its session.
 
 mod attempt;
-mod attendance;
+mod availability;
 mod assignments;
 mod context;
 mod engine_executor;
@@ -174,9 +174,9 @@ impl Runner {
                 registration::keep_registered(&state, sessions),
                 renewal::renew(&state),
                 attempts(&state, &mut starts),
-                attendance::attend(&state),
+                availability::run(&state),
                 state.context.config.liveness.idle(|| true),
-                sweep(&state),
+                delete_ended_journals(&state),
                 leader_notifier::send_changes(&state.context.notifier, &*state.context.seams.leader),
                 progress_reports::send_progress(&state.assignments, &*state.context.seams.leader),
             )
@@ -196,15 +196,15 @@ impl Runner {
 
 /// Runs all attempts as a part of the runner's own future: pausing it pauses them, and dropping it ends them.
 async fn attempts(state: &Arc<RunnerState>, starts: &mut mpsc::UnboundedReceiver<Arc<Attempt>>) {
-    let mut living: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    let mut running: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
     loop {
         // There are no more attempts than slots: few enough to poll all of them at each wake-up.
         let all = poll_fn(|context| {
-            living.retain_mut(|attempt| attempt.as_mut().poll(context).is_pending());
+            running.retain_mut(|attempt| attempt.as_mut().poll(context).is_pending());
             Poll::<()>::Pending
         });
         tokio::select! { biased;
-            Some(attempt) = starts.recv() => living.push(Box::pin(run(attempt, Arc::clone(state)))),
+            Some(attempt) = starts.recv() => running.push(Box::pin(run(attempt, Arc::clone(state)))),
             () = all => {}
         }
     }
@@ -213,7 +213,7 @@ async fn attempts(state: &Arc<RunnerState>, starts: &mut mpsc::UnboundedReceiver
 /// Runs one attempt to its last write.
 async fn run(attempt: Arc<Attempt>, state: Arc<RunnerState>) {
     let status = attempt.run(&state.context).await;
-    state.assignments.leave(&attempt, status);
+    state.assignments.remove(&attempt, status);
     state.context.renew.notify_one();
 }
 
@@ -222,7 +222,7 @@ async fn return_all_tasks(state: &RunnerState) -> Stopped {
     state.context.end();
     let marked = state.context.registration.borrow().as_ref().map(|registration| registration.version);
     // A runner without a registration stays without.
-    let marked = marked.filter(|_| state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping));
+    let marked = marked.filter(|_| state.context.change_phase(RunnerPhase::Serving, RunnerPhase::Stopping));
     if let Some(version) = marked {
         let mut registrations = state.context.registration.subscribe();
         let moved = registrations
@@ -253,7 +253,7 @@ async fn stop_all(state: &RunnerState, reason: Reason) {
 }
 
 /// Deletes the journals of earlier incarnations whose tasks have ended.
-async fn sweep(state: &RunnerState) {
+async fn delete_ended_journals(state: &RunnerState) {
     for (task, created_ms) in state.context.seams.executor.kept() {
         let registration = state.context.registration().await;
         let path = paths::task(&task);

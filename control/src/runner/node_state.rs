@@ -244,19 +244,19 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lives_are_remembered_in_their_order_and_once() {
+    fn the_last_incarnations_are_remembered_in_their_order_and_once() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::lock(root.path()).unwrap();
-        let life = |number: usize| Incarnation(format!("{number:032x}"));
+        let incarnation = |number: usize| Incarnation(format!("{number:032x}"));
         for number in 0..20 {
-            state.remember(&life(number)).unwrap();
-            state.remember(&life(number)).unwrap();
+            state.remember(&incarnation(number)).unwrap();
+            state.remember(&incarnation(number)).unwrap();
         }
-        assert_eq!(state.incarnations().unwrap(), (4..20).map(life).collect::<Vec<_>>());
+        assert_eq!(state.incarnations().unwrap(), (4..20).map(incarnation).collect::<Vec<_>>());
     }
 
     #[test]
-    fn starts_are_counted_across_lives() {
+    fn starts_are_counted_across_incarnations() {
         let root = tempfile::tempdir().unwrap();
         for before in 0..3 {
             assert_eq!(StateDir::lock(root.path()).unwrap().count_start().unwrap(), before);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_epoch_is_named_and_never_taken_for_a_low_one() {
+    fn a_damaged_epoch_is_an_error() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::lock(root.path()).unwrap();
         std::fs::write(root.path().join("leader_epoch"), "12x").unwrap();

@@ -13,7 +13,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// Reports the progress of copies to the dispatcher, for as long as it is polled.
 pub(super) async fn send_progress(assignments: &AssignmentTable, leader: &dyn LeaderClient) {
-    let mut told: BTreeMap<TaskId, Progress> = BTreeMap::new();
+    let mut reported: BTreeMap<TaskId, Progress> = BTreeMap::new();
     let mut held = assignments.count();
     loop {
         let _ = held.wait_for(|&count| count > 0).await;
@@ -22,12 +22,12 @@ pub(super) async fn send_progress(assignments: &AssignmentTable, leader: &dyn Le
             .iter()
             .filter_map(|attempt| Some((attempt.task().clone(), attempt.running()?.progress())))
             .collect();
-        let fresh = |(task, progress): &(&TaskId, &Progress)| told.get(*task) != Some(*progress);
-        let updates: Vec<_> = now.iter().filter(fresh).map(|(task, progress)| (task.clone(), *progress)).collect();
-        for some in updates.chunks(TASKS_PER_CALL) {
-            let _ = timeout(CALL_MAX, leader.progress(some)).await;
+        let is_new = |(task, progress): &(&TaskId, &Progress)| reported.get(*task) != Some(*progress);
+        let updates: Vec<_> = now.iter().filter(is_new).map(|(task, progress)| (task.clone(), *progress)).collect();
+        for batch in updates.chunks(TASKS_PER_CALL) {
+            let _ = timeout(CALL_MAX, leader.progress(batch)).await;
         }
-        told = now;
+        reported = now;
         sleep(PROGRESS_EVERY).await;
     }
 }

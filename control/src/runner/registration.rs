@@ -24,13 +24,13 @@ use tokio::time::{sleep, timeout};
 /// Time between two attempts to register.
 const RETRY: Duration = Duration::from_secs(1);
 /// Time after which a missing registration is logged again.
-const REPORT_EVERY: Duration = Duration::from_secs(30);
+const LOG_EVERY: Duration = Duration::from_secs(30);
 /// Wait before another attempt to remove the registration.
-const WITHDRAW_AGAIN: Duration = Duration::from_millis(200);
+const DEREGISTER_RETRY: Duration = Duration::from_millis(200);
 /// Wait before another attempt to update the registration.
-const SAY_AGAIN: Duration = Duration::from_millis(50);
+const UPDATE_RETRY: Duration = Duration::from_millis(50);
 /// Time between two checks of an undisturbed registration.
-const LOOK: Duration = Duration::from_secs(30);
+const CHECK_EVERY: Duration = Duration::from_secs(30);
 
 /// Reason for a failed registration.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl ActiveRegistration {
 /// Keeps the node registered while the runner wants that, for as long as it is polled.
 pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions) {
     let mut phases = state.context.phase.subscribe();
-    let mut said: Option<(String, Duration)> = None;
+    let mut logged: Option<(String, Duration)> = None;
     loop {
         let _ = phases.wait_for(|&phase| phase != RunnerPhase::Absent).await;
         let Ok(session) = sessions.wait_for(Option::is_some).await.map(|session| session.clone()) else {
@@ -71,18 +71,18 @@ pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions)
         match register(state, &session).await {
             Ok(registration) => {
                 tracing::info!(node = %state.context.config.node, session = ?session.id(), "registered");
-                said = None;
+                logged = None;
                 state.context.registration.send_replace(Some(registration));
                 // Records may have changed while there was no registration: every held task is read again.
-                state.assignments.all().iter().for_each(|attempt| attempt.look());
-                hold(state, &session, &mut sessions, slots).await;
+                state.assignments.all().iter().for_each(|attempt| attempt.recheck_record());
+                maintain(state, &session, &mut sessions, slots).await;
                 end_write_lease(state);
             }
             Err(why) => {
-                let (news, now) = (format!("{why:?}"), state.context.now());
-                if said.as_ref().is_none_or(|(before, at)| *before != news || now >= *at + REPORT_EVERY) {
-                    report(state, &why);
-                    said = Some((news, now));
+                let (text, now) = (format!("{why:?}"), state.context.now());
+                if logged.as_ref().is_none_or(|(before, at)| *before != text || now >= *at + LOG_EVERY) {
+                    log_failure(state, &why);
+                    logged = Some((text, now));
                 }
                 let mut states = session.states();
                 let over = states.wait_for(|state| state.is_over());
@@ -135,7 +135,7 @@ pub(super) async fn deregister_until_gone(state: &RunnerState) {
             Ok(_) | Err(CoordError::Ended(_)) => return,
             Err(_) => {}
         }
-        sleep(WITHDRAW_AGAIN).await;
+        sleep(DEREGISTER_RETRY).await;
     }
 }
 
@@ -192,7 +192,7 @@ fn check_replaceable(state: &RunnerState, node: &Node) -> Result<(), NotRegister
     if ours.contains(&found.incarnation) { Ok(()) } else { Err(NotRegistered::Duplicate(Box::new(found))) }
 }
 
-fn report(state: &RunnerState, why: &NotRegistered) {
+fn log_failure(state: &RunnerState, why: &NotRegistered) {
     let node = &state.context.config.node;
     match why {
         NotRegistered::Duplicate(other) => tracing::error!(
@@ -206,30 +206,30 @@ fn report(state: &RunnerState, why: &NotRegistered) {
 
 /// Keeps the registration up to date (whether the runner is stopping, and its slots) until it is gone or is to be
 /// removed.
-async fn hold(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
+async fn maintain(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Sessions, slots: u32) {
     let mut states = session.states();
     let mut phases = state.context.phase.subscribe();
-    let mut said = Some((false, slots));
+    let mut stored = Some((false, slots));
     loop {
         let phase = *phases.borrow_and_update();
         // Also returns if the registration has ended, so that a new one is made.
         if phase == RunnerPhase::Absent || state.context.registration.borrow().is_none() {
             return;
         }
-        let to_say = (phase == RunnerPhase::Stopping, state.context.slots());
-        if said != Some(to_say) {
-            match mark(state, session, to_say.0).await {
-                Ok(()) => said = Some(to_say),
+        let wanted = (phase == RunnerPhase::Stopping, state.context.slots());
+        if stored != Some(wanted) {
+            match update(state, session, wanted.0).await {
+                Ok(()) => stored = Some(wanted),
                 Err(CoordError::Refused { .. } | CoordError::Ended(_)) => return,
                 Err(_) => {
                     // The outcome is unknown: the registration is written again, as it should be by then.
-                    said = None;
-                    sleep(SAY_AGAIN).await;
+                    stored = None;
+                    sleep(UPDATE_RETRY).await;
                     continue;
                 }
             }
         }
-        let watch = match watch_own(state, session).await {
+        let watch = match watch_registration(state, session).await {
             Ok(Some(watch)) => Some(watch),
             Ok(None) | Err(CoordError::Ended(_)) => return,
             Err(_) => None,
@@ -244,15 +244,15 @@ async fn hold(state: &RunnerState, session: &Arc<dyn Session>, sessions: &mut Se
             _ = states.wait_for(|state| state.is_over()) => return,
             _ = sessions.wait_for(|now| now.as_ref().is_none_or(|now| now.id() != session.id())) => return,
             _ = phases.changed() => {}
-            () = state.context.doubt.notified() => {}
+            () = state.context.check_registration.notified() => {}
             () = fired => {}
-            () = sleep(LOOK) => {}
+            () = sleep(CHECK_EVERY) => {}
         }
     }
 }
 
 /// Reads the registration; `None` if it is no longer this session's. A changed version is adopted.
-async fn watch_own(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
+async fn watch_registration(state: &RunnerState, session: &Arc<dyn Session>) -> Result<Option<Watch>, CoordError> {
     let (found, watch) = session.get_and_watch(&path(state)).await?;
     let Some(Node { stat, .. }) = found.filter(|node| node.stat.owner == Some(session.id())) else {
         return Ok(None);
@@ -273,14 +273,14 @@ fn set_version(state: &RunnerState, version: i32) {
 }
 
 /// Writes the registration with `stopping` and the current slots.
-async fn mark(state: &RunnerState, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
+async fn update(state: &RunnerState, session: &Arc<dyn Session>, stopping: bool) -> Result<(), CoordError> {
     let Some(version) = state.context.registration.borrow().as_ref().map(|registration| registration.version) else {
         return Ok(());
     };
-    let mut marked = record(state);
-    marked.stopping = stopping;
+    let mut updated = record(state);
+    updated.stopping = stopping;
     let path = path(state);
-    match session.multi(vec![Op::Set { path: path.clone(), data: marked.encode(), version }]).await {
+    match session.multi(vec![Op::Set { path: path.clone(), data: updated.encode(), version }]).await {
         Ok(done) => {
             if let Some(Done::Set(stat)) = done.last() {
                 set_version(state, stat.version);
@@ -293,7 +293,7 @@ async fn mark(state: &RunnerState, session: &Arc<dyn Session>, stopping: bool) -
             let Some(node) = found else { return Err(error) };
             set_version(state, node.stat.version);
             match Registration::decode(&node.data) {
-                Ok(found) if found.op == marked.op => Ok(()),
+                Ok(found) if found.op == updated.op => Ok(()),
                 _ => Err(error),
             }
         }

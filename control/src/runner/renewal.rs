@@ -38,10 +38,10 @@ struct RenewalState {
     /// Registration that the version belongs to.
     registration: Option<ActiveRegistration>,
     /// Start of the last write.
-    wrote: Option<Instant>,
+    last_write: Option<Instant>,
     checkpoints: BTreeMap<TaskId, Instant>,
     /// Whether a checkpoint was left out: it is retried once, at once, after its record has been read again.
-    again: bool,
+    retry_now: bool,
 }
 
 /// Checkpoint that is being written.
@@ -54,20 +54,23 @@ struct DueCheckpoint<'a> {
 
 /// Renews and checkpoints for as long as it is polled.
 pub(super) async fn renew(state: &RunnerState) {
-    let mut rhythm = RenewalState::default();
+    let mut renewal_state = RenewalState::default();
     loop {
         let registration = state.context.registration().await;
-        if !rhythm.registration.as_ref().is_some_and(|known| Arc::ptr_eq(&known.write_lease, &registration.write_lease))
+        if !renewal_state
+            .registration
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(&known.write_lease, &registration.write_lease))
         {
-            (rhythm.registration, rhythm.lease_version) = (Some(registration.clone()), None);
+            (renewal_state.registration, renewal_state.lease_version) = (Some(registration.clone()), None);
         }
-        rhythm.wait(state, &registration).await;
-        if let Err(error) = rhythm.write(state, &registration).await {
+        renewal_state.wait(state, &registration).await;
+        if let Err(error) = renewal_state.write(state, &registration).await {
             tracing::debug!(%error, "renewal failed");
             state.context.wait_to_retry(&registration, &error).await;
             // Makes the next renewal and all checkpoints due at once.
-            rhythm.wrote = None;
-            rhythm.checkpoints.clear();
+            renewal_state.last_write = None;
+            renewal_state.checkpoints.clear();
         }
     }
 }
@@ -75,13 +78,13 @@ pub(super) async fn renew(state: &RunnerState) {
 impl RenewalState {
     /// Waits until the next write is due.
     async fn wait(&self, state: &RunnerState, registration: &ActiveRegistration) {
-        let terms = LeaseTiming::from(registration.session.timeout());
+        let timing = LeaseTiming::from(registration.session.timeout());
         let mut registrations = state.context.registration.subscribe();
         loop {
-            let every = if state.needs_lease() { terms.renew_every } else { CHECKPOINT_EVERY };
+            let every = if state.needs_lease() { timing.renew_every } else { CHECKPOINT_EVERY };
             let wants_lease = state.needs_lease() && !registration.write_lease.is_open(state.context.now());
-            let due = self.wrote.map_or_else(Instant::now, |wrote| wrote + every);
-            if wants_lease || self.again || due <= Instant::now() {
+            let due = self.last_write.map_or_else(Instant::now, |last_write| last_write + every);
+            if wants_lease || self.retry_now || due <= Instant::now() {
                 return;
             }
             tokio::select! { biased;
@@ -93,8 +96,8 @@ impl RenewalState {
     }
 
     async fn write(&mut self, state: &RunnerState, registration: &ActiveRegistration) -> Result<(), CoordError> {
-        self.wrote = Some(Instant::now());
-        let may_repeat = !std::mem::take(&mut self.again);
+        self.last_write = Some(Instant::now());
+        let may_retry = !std::mem::take(&mut self.retry_now);
         let needs_lease = state.needs_lease();
         let attempts = state.assignments.all();
         let mut checkpoints = self.checkpoints(state, registration, &attempts).await?;
@@ -108,7 +111,7 @@ impl RenewalState {
                 let data = registration::renewal(state, self.count).encode();
                 ops.push(Op::Set { path: registration::lease_path(state), data, version });
             }
-            let own = ops.len();
+            let own_ops = ops.len();
             let mut owners = Vec::new();
             for (index, checkpoint) in checkpoints.iter().enumerate() {
                 let more = checkpoint.current.ops(&checkpoint.after);
@@ -124,17 +127,17 @@ impl RenewalState {
                     if needs_lease {
                         registration.write_lease.committed(sent);
                     }
-                    self.committed(state, &done, own, checkpoints);
+                    self.committed(state, &done, own_ops, checkpoints);
                     return Ok(());
                 }
-                Err(CoordError::Refused { index, .. }) if index >= own => {
-                    let Some(&refused) = owners.get(index - own) else { return Ok(()) };
+                Err(CoordError::Refused { index, .. }) if index >= own_ops => {
+                    let Some(&refused) = owners.get(index - own_ops) else { return Ok(()) };
                     // Dropping it leaves the record unknown, so the next checkpoint reads it again, and so does its
                     // attempt.
                     let attempt = checkpoints.remove(refused).attempt;
-                    attempt.look();
+                    attempt.recheck_record();
                     self.checkpoints.remove(attempt.task());
-                    self.again = may_repeat;
+                    self.retry_now = may_retry;
                 }
                 Err(error @ CoordError::Unknown(_)) if needs_lease => {
                     self.lease_version = None;
@@ -197,15 +200,15 @@ impl RenewalState {
         Ok(due)
     }
 
-    fn committed(&mut self, state: &RunnerState, done: &[Done], own: usize, checkpoints: Vec<DueCheckpoint<'_>>) {
+    fn committed(&mut self, state: &RunnerState, done: &[Done], own_ops: usize, checkpoints: Vec<DueCheckpoint<'_>>) {
         let stat = |done: Option<&Done>| match done {
             Some(Done::Set(stat)) => Some(*stat),
             Some(Done::Plain) | None => None,
         };
-        if own > 1 {
+        if own_ops > 1 {
             self.lease_version = stat(done.get(1)).map(|stat: Stat| stat.version);
         }
-        let mut at = own;
+        let mut at = own_ops;
         for DueCheckpoint { attempt, mut known, current, after } in checkpoints {
             at += current.ops(&after).len();
             *known = stat(done.get(at - 1)).and_then(|stat| current.after(after, stat));
@@ -234,7 +237,7 @@ async fn checkpoint<'a>(
     };
     if known.is_none() {
         // The task has another holder by now.
-        attempt.look();
+        attempt.recheck_record();
     }
     if known.as_mut().filter(is_due).is_none() {
         return Ok(None);

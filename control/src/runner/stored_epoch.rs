@@ -162,46 +162,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_only_rises_and_is_the_files_own() {
+    fn a_stored_epoch_only_rises_and_belongs_to_its_file() {
         let root = tempfile::tempdir().unwrap();
-        let marks = StoredEpochs::new(root.path()).unwrap();
+        let epochs = StoredEpochs::new(root.path()).unwrap();
         let path = root.path().join("volume");
         let file = File::create_new(&path).unwrap();
-        assert_eq!(marks.read(&file).unwrap(), None);
-        marks.raise(&file, Epoch(7)).unwrap();
-        marks.raise(&file, Epoch(7)).unwrap();
-        assert_eq!(marks.raise(&file, Epoch(6)).unwrap_err().code, Code::Fenced);
-        marks.raise(&file, Epoch(1 << 40)).unwrap();
+        assert_eq!(epochs.read(&file).unwrap(), None);
+        epochs.raise(&file, Epoch(7)).unwrap();
+        epochs.raise(&file, Epoch(7)).unwrap();
+        assert_eq!(epochs.raise(&file, Epoch(6)).unwrap_err().code, Code::Fenced);
+        epochs.raise(&file, Epoch(1 << 40)).unwrap();
         let again = File::open(&path).unwrap();
-        assert_eq!(marks.read(&again).unwrap(), Some(Epoch(1 << 40)));
+        assert_eq!(epochs.read(&again).unwrap(), Some(Epoch(1 << 40)));
         assert_eq!(file.metadata().unwrap().len(), 0, "nothing was written into the volume");
 
         std::fs::remove_file(&path).unwrap();
         let replaced = File::create_new(&path).unwrap();
-        assert_eq!(marks.read(&replaced).unwrap(), None, "another file of that name");
+        assert_eq!(epochs.read(&replaced).unwrap(), None, "another file of that name");
     }
 
     #[test]
-    fn a_mark_that_is_none_lets_nobody_write() {
+    fn a_malformed_epoch_prevents_writes() {
         let root = tempfile::tempdir().unwrap();
-        let marks = StoredEpochs::new(root.path()).unwrap();
+        let epochs = StoredEpochs::new(root.path()).unwrap();
         let file = File::create_new(root.path().join("volume")).unwrap();
         for bad in ["", "x", "12 13", "99999999999999999999"] {
             file.set_xattr(ATTRIBUTE, bad.as_bytes()).unwrap();
-            assert_eq!(marks.raise(&file, Epoch(i64::MAX)).unwrap_err().code, Code::Fenced, "{bad:?}");
+            assert_eq!(epochs.raise(&file, Epoch(i64::MAX)).unwrap_err().code, Code::Fenced, "{bad:?}");
         }
     }
 
     #[test]
-    fn where_there_are_no_attributes_the_state_directory_remembers() {
+    fn without_attributes_the_state_directory_holds_the_epoch() {
         let root = tempfile::tempdir().unwrap();
-        let marks = StoredEpochs::new(root.path()).unwrap();
+        let epochs = StoredEpochs::new(root.path()).unwrap();
         // Files of /proc have no attributes, and keep their inode numbers while they are open.
         let file = File::open("/proc/self/status").unwrap();
-        assert_eq!(marks.read(&file).unwrap(), None);
-        marks.raise(&file, Epoch(7)).unwrap();
-        assert_eq!(marks.read(&file).unwrap(), Some(Epoch(7)));
-        assert_eq!(marks.raise(&file, Epoch(6)).unwrap_err().code, Code::Fenced);
+        assert_eq!(epochs.read(&file).unwrap(), None);
+        epochs.raise(&file, Epoch(7)).unwrap();
+        assert_eq!(epochs.read(&file).unwrap(), Some(Epoch(7)));
+        assert_eq!(epochs.raise(&file, Epoch(6)).unwrap_err().code, Code::Fenced);
         assert_eq!(std::fs::read_dir(root.path().join("devices")).unwrap().count(), 1);
     }
 }

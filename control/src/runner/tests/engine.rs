@@ -14,7 +14,7 @@ use xattr::FileExt;
 const MIB: u64 = 1 << 20;
 
 /// Folder that the policy allows, and an executor over the engine.
-struct Workbench {
+struct Fixture {
     root: tempfile::TempDir,
     executor: EngineExecutor,
 }
@@ -25,7 +25,7 @@ struct Work {
     execution: Execution,
 }
 
-impl Workbench {
+impl Fixture {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("in")).unwrap();
@@ -46,7 +46,7 @@ impl Workbench {
         let copy = CopyTask { source: name("in/a"), destination: name(destination), ..copy };
         let gate = Arc::new(Gate::closed());
         gate.open_until(Duration::MAX);
-        let (admission, question) = oneshot::channel();
+        let (admission, permit_request) = oneshot::channel();
         let execution = Execution {
             task: id("t"),
             created_ms: 5,
@@ -57,16 +57,16 @@ impl Workbench {
             gate,
             admission,
         };
-        (Work { copy, execution }, question)
+        (Work { copy, execution }, permit_request)
     }
 
     /// Runs a copy, and interrupts it half-way. Returns its outcome.
     async fn interrupted(&self, destination: &str, digest: &str) -> Outcome {
-        let (mut work, question) = self.work(destination);
+        let (mut work, permit_request) = self.work(destination);
         work.copy.digest = digest.to_owned();
         work.copy.limit = Some(MIB);
         let running = self.start(work);
-        question.await.unwrap().answer.send(Ok(())).unwrap();
+        permit_request.await.unwrap().answer.send(Ok(())).unwrap();
         while running.progress().written == 0 {
             sleep(Duration::from_millis(5)).await;
         }
@@ -79,14 +79,18 @@ impl Workbench {
     }
 
     /// Carries out work, and grants its write permit. Returns the durable ranges of the request, and the outcome.
-    async fn carry_out(&self, work: Work, question: oneshot::Receiver<WritePermitRequest>) -> (DurableMap, Outcome) {
+    async fn carry_out(
+        &self,
+        work: Work,
+        permit_request: oneshot::Receiver<WritePermitRequest>,
+    ) -> (DurableMap, Outcome) {
         let running = self.start(work);
-        let WritePermitRequest { durable, answer } = question.await.unwrap();
+        let WritePermitRequest { durable, answer } = permit_request.await.unwrap();
         answer.send(Ok(())).unwrap();
         (durable, running.ended().await)
     }
 
-    fn mark(&self, name: &str) -> Option<String> {
+    fn stored_epoch(&self, name: &str) -> Option<String> {
         let file = std::fs::File::open(self.path(name)).unwrap();
         file.get_xattr("user.blockhaul.epoch").unwrap().map(|value| String::from_utf8(value).unwrap())
     }
@@ -97,35 +101,35 @@ fn content() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_file_is_copied_once_its_runner_has_said_yes() {
-    let bench = Workbench::new();
-    let (work, question) = bench.work("in/b");
-    let running = bench.start(work);
-    let WritePermitRequest { durable, answer } = question.await.unwrap();
+async fn a_file_is_copied_once_its_runner_has_permitted_it() {
+    let fixture = Fixture::new();
+    let (work, permit_request) = fixture.work("in/b");
+    let running = fixture.start(work);
+    let WritePermitRequest { durable, answer } = permit_request.await.unwrap();
     assert!(durable.is_empty());
-    assert_eq!(std::fs::metadata(bench.path("in/b")).unwrap().len(), 0, "untouched until then");
-    assert_eq!(bench.mark("in/b"), None, "the stored epoch changes only with the permit");
+    assert_eq!(std::fs::metadata(fixture.path("in/b")).unwrap().len(), 0, "untouched until then");
+    assert_eq!(fixture.stored_epoch("in/b"), None, "the stored epoch changes only with the permit");
     answer.send(Ok(())).unwrap();
     let outcome = running.ended().await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Succeeded, true), "{outcome:?}");
-    assert_eq!((outcome.progress.durable, bench.mark("in/b").as_deref()), (4 * MIB, Some("10")));
+    assert_eq!((outcome.progress.durable, fixture.stored_epoch("in/b").as_deref()), (4 * MIB, Some("10")));
     assert_eq!(outcome.report.unwrap()["status"], "succeeded");
-    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
-    assert_eq!(bench.executor.kept(), [], "the journal is gone");
+    assert!(std::fs::read(fixture.path("in/b")).unwrap() == content());
+    assert_eq!(fixture.executor.kept(), [], "the journal is gone");
 }
 
 #[tokio::test]
-async fn a_no_leaves_nothing_behind() {
-    let bench = Workbench::new();
+async fn a_refused_permit_leaves_nothing_behind() {
+    let fixture = Fixture::new();
     for dropped in [false, true] {
-        let (work, question) = bench.work("in/new");
-        let running = bench.start(work);
-        let question = question.await.unwrap();
+        let (work, permit_request) = fixture.work("in/new");
+        let running = fixture.start(work);
+        let permit_request = permit_request.await.unwrap();
         if dropped {
-            drop(question);
+            drop(permit_request);
         } else {
             let error = Error::new(Code::Fenced, Side::Coordination, Operation::Start, "another runner's task");
-            question.answer.send(Err(error)).unwrap();
+            permit_request.answer.send(Err(error)).unwrap();
         }
         let outcome = running.ended().await;
         match outcome.end {
@@ -133,85 +137,88 @@ async fn a_no_leaves_nothing_behind() {
             End::Stopped(Reason::RunnerInterrupt) if dropped => {}
             other => panic!("{other:?}"),
         }
-        assert!(!bench.path("in/new").exists(), "the file that was created for it is gone");
+        assert!(!fixture.path("in/new").exists(), "the file that was created for it is gone");
     }
-    std::fs::write(bench.path("in/empty"), "").unwrap();
-    let (work, question) = bench.work("in/empty");
-    let running = bench.start(work);
-    drop(question);
+    std::fs::write(fixture.path("in/empty"), "").unwrap();
+    let (work, permit_request) = fixture.work("in/empty");
+    let running = fixture.start(work);
+    drop(permit_request);
     assert!(matches!(running.ended().await.end, End::Stopped(_)));
-    assert!(bench.path("in/empty").exists(), "it was there before");
+    assert!(fixture.path("in/empty").exists(), "it was there before");
 }
 
 #[tokio::test]
-async fn what_the_rules_refuse_is_not_even_asked_about() {
-    let bench = Workbench::new();
-    std::fs::write(bench.path("in/full"), "data").unwrap();
-    std::fs::write(bench.path("out"), "").unwrap();
+async fn no_permit_is_requested_for_what_the_rules_refuse() {
+    let fixture = Fixture::new();
+    std::fs::write(fixture.path("in/full"), "data").unwrap();
+    std::fs::write(fixture.path("out"), "").unwrap();
     for (destination, code) in [
         ("in/full", Code::Exists),
         ("out", Code::Permission),
         ("in/../out", Code::Permission),
         ("in/a", Code::SameVolume),
     ] {
-        let (work, question) = bench.work(destination);
-        let outcome = bench.start(work).ended().await;
+        let (work, permit_request) = fixture.work(destination);
+        let outcome = fixture.start(work).ended().await;
         let End::Failed(failure) = outcome.end else { panic!("{destination}: {outcome:?}") };
         assert_eq!(failure.code, code, "{destination}: {failure}");
-        assert!(question.await.is_err(), "{destination}");
+        assert!(permit_request.await.is_err(), "{destination}");
     }
-    assert_eq!(bench.mark("in/full"), None);
+    assert_eq!(fixture.stored_epoch("in/full"), None);
 }
 
 #[tokio::test]
-async fn a_later_grant_keeps_an_older_one_off() {
-    let bench = Workbench::new();
-    std::fs::File::create(bench.path("in/b")).unwrap().set_xattr("user.blockhaul.epoch", b"11").unwrap();
-    let (work, question) = bench.work("in/b");
-    let outcome = bench.start(work).ended().await;
+async fn a_later_grant_keeps_an_older_one_from_writing() {
+    let fixture = Fixture::new();
+    std::fs::File::create(fixture.path("in/b")).unwrap().set_xattr("user.blockhaul.epoch", b"11").unwrap();
+    let (work, permit_request) = fixture.work("in/b");
+    let outcome = fixture.start(work).ended().await;
     let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
     assert_eq!(failure.code, Code::Fenced);
-    assert!(question.await.is_err(), "no permit was requested");
-    assert_eq!((bench.mark("in/b").as_deref(), std::fs::metadata(bench.path("in/b")).unwrap().len()), (Some("11"), 0));
+    assert!(permit_request.await.is_err(), "no permit was requested");
+    assert_eq!(
+        (fixture.stored_epoch("in/b").as_deref(), std::fs::metadata(fixture.path("in/b")).unwrap().len()),
+        (Some("11"), 0)
+    );
 }
 
-/// Continues a copy whose destination was left by another process with the stored epoch `mark` and `length` bytes.
-async fn gone_on_with(mark: &str, length: u64) -> (DurableMap, Outcome) {
-    let bench = Workbench::new();
+/// Continues a copy whose destination was left by another process with the stored epoch `epoch` and `length` bytes.
+async fn continued(epoch: &str, length: u64) -> (DurableMap, Outcome) {
+    let fixture = Fixture::new();
     let mut there = content()[..usize::try_from(2 * MIB).unwrap()].to_vec();
     there.resize(usize::try_from(4 * MIB).unwrap(), 0);
     there.truncate(usize::try_from(length).unwrap());
-    std::fs::write(bench.path("in/b"), &there).unwrap();
-    let file = std::fs::File::open(bench.path("in/b")).unwrap();
-    file.set_xattr("user.blockhaul.epoch", mark.as_bytes()).unwrap();
-    let (work, question) = bench.work("in/b");
+    std::fs::write(fixture.path("in/b"), &there).unwrap();
+    let file = std::fs::File::open(fixture.path("in/b")).unwrap();
+    file.set_xattr("user.blockhaul.epoch", epoch.as_bytes()).unwrap();
+    let (work, permit_request) = fixture.work("in/b");
     let work = Work {
         execution: Execution {
             admitted: true,
             earlier: vec![Epoch(3), Epoch(7)],
-            durable: copies::bytes(2 * MIB),
+            durable: executor::bytes(2 * MIB),
             ..work.execution
         },
         copy: work.copy,
     };
-    let running = bench.start(work);
-    let Ok(WritePermitRequest { durable, answer }) = question.await else {
+    let running = fixture.start(work);
+    let Ok(WritePermitRequest { durable, answer }) = permit_request.await else {
         return (DurableMap::default(), running.ended().await);
     };
     answer.send(Ok(())).unwrap();
     let outcome = running.ended().await;
     assert_eq!(outcome.end, End::Succeeded, "{outcome:?}");
-    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
+    assert!(std::fs::read(fixture.path("in/b")).unwrap() == content());
     (durable, outcome)
 }
 
 #[tokio::test]
-async fn what_the_record_calls_durable_holds_only_of_the_file_that_it_was_said_of() {
-    let (durable, outcome) = gone_on_with("7", 4 * MIB).await;
-    assert_eq!(durable, copies::bytes(2 * MIB));
+async fn durable_ranges_of_the_record_count_only_for_their_file() {
+    let (durable, outcome) = continued("7", 4 * MIB).await;
+    assert_eq!(durable, executor::bytes(2 * MIB));
     assert_eq!(outcome.report.unwrap()["bytes"]["resumed"], 2 * MIB, "not copied again");
-    for (mark, length) in [("5", 4 * MIB), ("7", MIB)] {
-        let (durable, outcome) = gone_on_with(mark, length).await;
+    for (epoch, length) in [("5", 4 * MIB), ("7", MIB)] {
+        let (durable, outcome) = continued(epoch, length).await;
         let End::Failed(failure) = outcome.end else {
             panic!("durable ranges of another or a longer file: {outcome:?}")
         };
@@ -220,53 +227,53 @@ async fn what_the_record_calls_durable_holds_only_of_the_file_that_it_was_said_o
             "the destination was not admitted before: {failure:?}"
         );
     }
-    let (durable, _) = gone_on_with("5", 0).await;
+    let (durable, _) = continued("5", 0).await;
     assert!(durable.is_empty(), "an empty one is copied to from the beginning");
 }
 
 /// Interrupts a copy and deletes its journal. Returns the durable map that its record would have.
-async fn known(bench: &Workbench, digest: &str) -> DurableMap {
-    let outcome = bench.interrupted("in/b", digest).await;
+async fn known(fixture: &Fixture, digest: &str) -> DurableMap {
+    let outcome = fixture.interrupted("in/b", digest).await;
     assert_eq!(outcome.durable.evidence().leaves.is_empty(), digest == "none", "{outcome:?}");
     assert!(outcome.durable.evidence().source.is_some(), "{outcome:?}");
     // As on another node, which has no journal.
-    bench.executor.forget(&id("t"), 5);
+    fixture.executor.forget(&id("t"), 5);
     outcome.durable
 }
 
 #[tokio::test]
-async fn volumes_that_were_replaced_between_two_attempts_are_noticed() {
+async fn volumes_that_were_replaced_between_two_attempts_are_detected() {
     let (source, destination) = (("in/a", Code::SourceChanged), ("in/b", Code::CheckpointMismatch));
     for (digest, (replaced, code)) in [("xxh3", source), ("xxh3", destination), ("none", source), ("none", destination)]
     {
-        let bench = Workbench::new();
-        let durable = known(&bench, digest).await;
-        let file = std::fs::File::options().write(true).open(bench.path(replaced)).unwrap();
+        let fixture = Fixture::new();
+        let durable = known(&fixture, digest).await;
+        let file = std::fs::File::options().write(true).open(fixture.path(replaced)).unwrap();
         let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xee; length], 0).unwrap();
-        let (work, _question) = bench.work("in/b");
+        let (work, _question) = fixture.work("in/b");
         let work = Work {
             execution: Execution { admitted: true, earlier: vec![Epoch(10)], durable, ..work.execution },
             copy: work.copy,
         };
-        let outcome = bench.start(work).ended().await;
+        let outcome = fixture.start(work).ended().await;
         let End::Failed(failure) = outcome.end else { panic!("{outcome:?}") };
         assert_eq!(failure.code, code, "{failure:?}");
     }
 }
 
 #[tokio::test]
-async fn a_cancel_holds_at_any_moment() {
-    let bench = Workbench::new();
+async fn a_cancel_takes_effect_at_any_time() {
+    let fixture = Fixture::new();
     for reason in [Reason::RunnerInterrupt, Reason::UserCancel, Reason::LeaseLost] {
-        let (work, question) = bench.work("in/b");
-        let running = bench.start(work);
+        let (work, permit_request) = fixture.work("in/b");
+        let running = fixture.start(work);
         running.cancel(reason);
         running.cut();
         running.set_limit(Some(1));
         let answered = tokio::spawn(async move {
-            if let Ok(question) = question.await {
-                _ = question.answer.send(Ok(()));
+            if let Ok(permit_request) = permit_request.await {
+                _ = permit_request.answer.send(Ok(()));
             }
         });
         let outcome = running.ended().await;
@@ -276,14 +283,14 @@ async fn a_cancel_holds_at_any_moment() {
 }
 
 #[tokio::test]
-async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
-    let bench = Workbench::new();
-    let outcome = bench.interrupted("in/b", "none").await;
+async fn an_interrupted_copy_keeps_its_journal_until_it_is_deleted() {
+    let fixture = Fixture::new();
+    let outcome = fixture.interrupted("in/b", "none").await;
     assert_eq!((&outcome.end, outcome.quiesced), (&End::Stopped(Reason::RunnerInterrupt), true));
     assert!(outcome.durable.bytes() > 0 && outcome.durable.bytes() < 4 * MIB, "{outcome:?}");
-    assert_eq!(bench.executor.kept(), [(id("t"), 5)]);
+    assert_eq!(fixture.executor.kept(), [(id("t"), 5)]);
 
-    let (work, question) = bench.work("in/b");
+    let (work, permit_request) = fixture.work("in/b");
     let work = Work {
         execution: Execution {
             epoch: Epoch(12),
@@ -294,49 +301,49 @@ async fn an_interrupted_copy_keeps_its_journal_until_it_is_forgotten() {
         },
         copy: work.copy,
     };
-    let (durable, outcome) = bench.carry_out(work, question).await;
+    let (durable, outcome) = fixture.carry_out(work, permit_request).await;
     assert!(durable.bytes() > 0 && outcome.end == End::Succeeded, "{outcome:?}");
-    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
-    std::fs::write(bench.path("state/journals/t.6.journal"), "").unwrap();
-    bench.executor.forget(&id("t"), 6);
-    bench.executor.forget(&id("t"), 6);
-    assert_eq!(bench.executor.kept(), []);
+    assert!(std::fs::read(fixture.path("in/b")).unwrap() == content());
+    std::fs::write(fixture.path("state/journals/t.6.journal"), "").unwrap();
+    fixture.executor.forget(&id("t"), 6);
+    fixture.executor.forget(&id("t"), 6);
+    assert_eq!(fixture.executor.kept(), []);
 }
 
 #[tokio::test]
-async fn a_journal_is_worth_nothing_when_somebody_else_has_written_the_destination() {
-    let bench = Workbench::new();
-    assert!(bench.interrupted("in/b", "none").await.durable.bytes() > 0);
-    std::fs::write(bench.path("in/b"), vec![7; content().len()]).unwrap();
-    let file = std::fs::File::open(bench.path("in/b")).unwrap();
+async fn a_journal_is_ignored_when_another_writer_has_written_the_destination() {
+    let fixture = Fixture::new();
+    assert!(fixture.interrupted("in/b", "none").await.durable.bytes() > 0);
+    std::fs::write(fixture.path("in/b"), vec![7; content().len()]).unwrap();
+    let file = std::fs::File::open(fixture.path("in/b")).unwrap();
     file.set_xattr("user.blockhaul.epoch", b"11").unwrap();
 
     let again = |work: Work| {
         let execution = Execution { epoch: Epoch(12), admitted: true, earlier: vec![Epoch(10)], ..work.execution };
         Work { execution, ..work }
     };
-    let (work, _question) = bench.work("in/b");
-    let outcome = bench.start(again(work)).ended().await;
+    let (work, _question) = fixture.work("in/b");
+    let outcome = fixture.start(again(work)).ended().await;
     let End::Failed(failure) = outcome.end else { panic!("another writer's data: {outcome:?}") };
     assert_eq!(failure.code, Code::Exists, "{failure:?}");
-    assert!(std::fs::read(bench.path("in/b")).unwrap() == vec![7; content().len()]);
+    assert!(std::fs::read(fixture.path("in/b")).unwrap() == vec![7; content().len()]);
 
-    let (mut work, question) = bench.work("in/b");
+    let (mut work, permit_request) = fixture.work("in/b");
     work.copy.overwrite = true;
-    let (durable, outcome) = bench.carry_out(again(work), question).await;
+    let (durable, outcome) = fixture.carry_out(again(work), permit_request).await;
     assert!(durable.is_empty() && outcome.end == End::Succeeded, "{outcome:?}");
-    assert!(std::fs::read(bench.path("in/b")).unwrap() == content());
+    assert!(std::fs::read(fixture.path("in/b")).unwrap() == content());
 }
 
 #[tokio::test]
-async fn destinations_are_resolved_by_who_can_see_them() {
-    let bench = Workbench::new();
+async fn destinations_are_resolved_by_the_nodes_that_have_them() {
+    let fixture = Fixture::new();
     let resolve = async |destination: &str| {
         let TaskSpec::Copy(copy) = copy_of(Fence::Local) else { unreachable!("it is a copy") };
         let copy = CopyTask { destination: destination.to_owned(), ..copy };
-        bench.executor.resolve(&copy.job().unwrap().destination).await.map_err(|error| error.code)
+        fixture.executor.resolve(&copy.job().unwrap().destination).await.map_err(|error| error.code)
     };
-    let path = bench.path("in/a");
+    let path = fixture.path("in/a");
     let names = resolve(path.to_str().unwrap()).await.unwrap();
     assert!(names.len() == 2 && names[0].starts_with("file:n1:"), "{names:?}");
     assert_eq!(resolve(&format!("file://n1{}", path.display())).await.unwrap(), names);
@@ -347,24 +354,25 @@ async fn destinations_are_resolved_by_who_can_see_them() {
 }
 
 #[tokio::test]
-async fn volumes_are_compared_behind_the_policy_once_the_runner_has_said_yes() {
-    let bench = Workbench::new();
+async fn volumes_are_compared_behind_the_policy_once_the_runner_has_permitted_it() {
+    let fixture = Fixture::new();
     let mut other = content();
     other[5 << 10] ^= 1;
-    std::fs::write(bench.path("in/same"), content()).unwrap();
-    std::fs::write(bench.path("in/other"), other).unwrap();
-    std::fs::write(bench.path("out"), content()).unwrap();
-    let volume = |name: &str| TaskVolume::parse(bench.path(name).to_str().unwrap(), Some(&node())).unwrap();
+    std::fs::write(fixture.path("in/same"), content()).unwrap();
+    std::fs::write(fixture.path("in/other"), other).unwrap();
+    std::fs::write(fixture.path("out"), content()).unwrap();
+    let volume = |name: &str| TaskVolume::parse(fixture.path(name).to_str().unwrap(), Some(&node())).unwrap();
     for (name, code) in [
         ("in/same", None),
         ("in/other", Some(Code::VerifyMismatch)),
         ("out", Some(Code::Permission)),
         ("in/missing", Some(Code::NotFound)),
     ] {
-        let (Work { execution, .. }, question) = bench.work("in/b");
+        let (Work { execution, .. }, permit_request) = fixture.work("in/b");
         let reference = Reference::Volume(volume("in/a"));
-        let running = bench.executor.compare(CompareJob { reference, volume: volume(name), limit: None }, execution);
-        let permitted = tokio::spawn(async move { question.await.map(|asked| asked.answer.send(Ok(())).is_ok()) });
+        let running = fixture.executor.compare(CompareJob { reference, volume: volume(name), limit: None }, execution);
+        let permitted =
+            tokio::spawn(async move { permit_request.await.map(|asked| asked.answer.send(Ok(())).is_ok()) });
         let outcome = running.ended().await;
         let found = match &outcome.end {
             End::Succeeded => None,
@@ -383,20 +391,20 @@ async fn volumes_are_compared_behind_the_policy_once_the_runner_has_said_yes() {
             assert_eq!(failure.offset, Some(0), "the first leaf that differs: {failure:?}");
         }
     }
-    assert!(!bench.path("in/b").exists(), "a comparison creates nothing");
+    assert!(!fixture.path("in/b").exists(), "a comparison creates nothing");
 }
 
 #[tokio::test]
 async fn a_refused_or_cancelled_comparison_reads_nothing() {
-    let bench = Workbench::new();
-    std::fs::write(bench.path("in/same"), content()).unwrap();
-    let volume = |name: &str| TaskVolume::parse(bench.path(name).to_str().unwrap(), Some(&node())).unwrap();
+    let fixture = Fixture::new();
+    std::fs::write(fixture.path("in/same"), content()).unwrap();
+    let volume = |name: &str| TaskVolume::parse(fixture.path(name).to_str().unwrap(), Some(&node())).unwrap();
     for is_cancelled in [false, true] {
-        let (Work { execution, .. }, question) = bench.work("in/b");
+        let (Work { execution, .. }, permit_request) = fixture.work("in/b");
         let job =
             CompareJob { reference: Reference::Volume(volume("in/a")), volume: volume("in/same"), limit: Some(1) };
-        let running = bench.executor.compare(job, execution);
-        let WritePermitRequest { answer, .. } = question.await.unwrap();
+        let running = fixture.executor.compare(job, execution);
+        let WritePermitRequest { answer, .. } = permit_request.await.unwrap();
         if is_cancelled {
             running.cancel(Reason::UserCancel);
             answer.send(Ok(())).unwrap();

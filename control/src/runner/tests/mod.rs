@@ -1,9 +1,9 @@
 //! Tests the runner against a simulated store, executor and dispatcher.
 
-mod copies;
+mod attempts;
 mod engine;
+mod executor;
 mod leasing;
-mod living;
 mod registering;
 mod stopping;
 mod store;
@@ -18,17 +18,17 @@ use crate::model::{
     Claim, CopyTask, DurableMap, Epoch, Fence, Holder, NoopTask, OpId, Registration, Submission, TaskSpec, TaskState,
 };
 use crate::peers::{AssignResponse, Assignment};
-use copies::{Copies, Copy, Told};
+use executor::{RecordingLeader, TestCopy, TestExecutor};
 use store::Store;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 /// Store, and one node `n1` with a runner.
-struct Stage {
+struct Harness {
     store: Store,
-    copies: Arc<Copies>,
-    told: Arc<Told>,
+    executor: Arc<TestExecutor>,
+    leader: Arc<RecordingLeader>,
     memory: Arc<Memory>,
     clock: Arc<TestClock>,
     handle: RunnerHandle,
@@ -45,7 +45,7 @@ fn id(task: &str) -> TaskId {
     TaskId::new(task).unwrap()
 }
 
-fn me(life: &str) -> Holder {
+fn holder(life: &str) -> Holder {
     Holder { node: node(), incarnation: Incarnation(life.into()) }
 }
 
@@ -57,28 +57,28 @@ fn noop(milliseconds: u64) -> TaskSpec {
     TaskSpec::Noop(NoopTask::new(milliseconds, None))
 }
 
-impl Stage {
+impl Harness {
     async fn new() -> Self {
-        Self::with(Store::default(), Arc::new(Memory::default()), "life").await
+        Self::registered(Store::default(), Arc::new(Memory::default()), "life").await
     }
 
     /// Starts a runner and waits until it is registered.
-    async fn with(store: Store, memory: Arc<Memory>, life: &str) -> Self {
-        let stage = Self::raise(store, memory, life);
-        while !stage.handle.is_registered() {
+    async fn registered(store: Store, memory: Arc<Memory>, life: &str) -> Self {
+        let harness = Self::start(store, memory, life);
+        while !harness.handle.is_registered() {
             sleep(Duration::from_millis(5)).await;
         }
-        stage
+        harness
     }
 
-    fn raise(store: Store, memory: Arc<Memory>, life: &str) -> Self {
+    fn start(store: Store, memory: Arc<Memory>, life: &str) -> Self {
         fastrand::seed(7);
-        let (copies, told) = (Arc::new(Copies::default()), Arc::new(Told::default()));
+        let (executor, leader) = (Arc::new(TestExecutor::default()), Arc::new(RecordingLeader::default()));
         let clock = Arc::new(TestClock::start());
         let config = RunnerConfig::new(node(), Incarnation(life.into()), "n1:1".into());
         let seams = Seams {
-            executor: Arc::clone(&copies) as Arc<dyn Executor>,
-            leader: Arc::clone(&told) as Arc<dyn LeaderClient>,
+            executor: Arc::clone(&executor) as Arc<dyn Executor>,
+            leader: Arc::clone(&leader) as Arc<dyn LeaderClient>,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             state: Arc::clone(&memory) as Arc<dyn NodeState>,
         };
@@ -94,7 +94,7 @@ impl Stage {
                 stopped = runner.run(sessions, async { _ = stopped.await }) => stopped,
             }
         });
-        Self { store, copies, told, memory, clock, handle, keeper, stop: Some(stop), runner }
+        Self { store, executor, leader, memory, clock, handle, keeper, stop: Some(stop), runner }
     }
 
     /// Stores a new task as `PENDING`.
@@ -109,7 +109,7 @@ impl Stage {
     }
 
     /// Writes an event of a task as a dispatcher.
-    fn happen(&self, task: &str, event: TaskEvent) {
+    fn write_event(&self, task: &str, event: TaskEvent) {
         let node = self.store.get(&paths::task(&id(task))).unwrap();
         let after = state_machine::next(&TaskRecord::decode(&node.data).unwrap(), event, 7).unwrap();
         self.store.write(&[Op::Set { path: paths::task(&id(task)), data: after.encode(), version: node.stat.version }]);
@@ -122,9 +122,9 @@ impl Stage {
         let before = TaskRecord::decode(&node.data).unwrap();
         let claims = vec![format!("test:{task}")];
         let after =
-            state_machine::next(&before, TaskEvent::Assigned { to: me(life), claims: claims.clone() }, 6).unwrap();
+            state_machine::next(&before, TaskEvent::Assigned { to: holder(life), claims: claims.clone() }, 6).unwrap();
         let claim_path = paths::claim(&claims[0]);
-        let (destination, holder) = (claims[0].clone(), Some(me(life)));
+        let (destination, holder) = (claims[0].clone(), Some(holder(life)));
         let claim = Claim { destination, task: id(task), holder, op: OpId::fresh(), unknown: Default::default() };
         let claim_op = match self.store.get(&claim_path) {
             None => Op::Create { path: claim_path, data: claim.encode(), mode: CreateMode::Persistent },
@@ -156,7 +156,7 @@ impl Stage {
     }
 
     /// Submits, grants and assigns a task, and waits until its copy may write.
-    async fn running(&self, task: &str, spec: TaskSpec) -> Arc<Copy> {
+    async fn running(&self, task: &str, spec: TaskSpec) -> Arc<TestCopy> {
         self.submit(task, spec);
         let assignment = self.grant(task, "life");
         assert_eq!(self.handle.assign(assignment).await, Ok(AssignResponse::Accepted));
@@ -165,9 +165,9 @@ impl Stage {
         copy
     }
 
-    async fn copy(&self, task: &str) -> Arc<Copy> {
+    async fn copy(&self, task: &str) -> Arc<TestCopy> {
         loop {
-            if let Some(copy) = self.copies.all.lock().unwrap().get(&id(task)) {
+            if let Some(copy) = self.executor.all.lock().unwrap().get(&id(task)) {
                 return Arc::clone(copy);
             }
             sleep(Duration::from_millis(5)).await;

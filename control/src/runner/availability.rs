@@ -17,10 +17,10 @@ use blockhaul_engine::job::Reason;
 use tokio::time::timeout;
 
 /// Serves the node's and the leader's requests to leave or to return all tasks, for as long as it is polled.
-pub(super) async fn attend(state: &RunnerState) {
+pub(super) async fn run(state: &RunnerState) {
     loop {
         tokio::select! { biased;
-            () = state.context.wanted_is(false) => stay_deregistered(state).await,
+            () = state.context.wait_for_wanted(false) => stay_deregistered(state).await,
             () = state.context.interrupt.notified() => return_all_tasks(state).await,
         }
     }
@@ -28,35 +28,35 @@ pub(super) async fn attend(state: &RunnerState) {
 
 /// Returns all tasks, and accepts assignments again.
 async fn return_all_tasks(state: &RunnerState) {
-    if !state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping) {
+    if !state.context.change_phase(RunnerPhase::Serving, RunnerPhase::Stopping) {
         return;
     }
     tracing::info!(node = %state.context.config.node, "asked to return all tasks");
     stop_all(state, Reason::RunnerInterrupt).await;
     if state.context.is_wanted() {
-        state.context.turn(RunnerPhase::Stopping, RunnerPhase::Serving);
+        state.context.change_phase(RunnerPhase::Stopping, RunnerPhase::Serving);
     }
 }
 
 /// Returns all tasks and deregisters, until the node wants a runner again.
 async fn stay_deregistered(state: &RunnerState) {
     tracing::warn!(node = %state.context.config.node, "deregistering: returning all tasks");
-    state.context.turn(RunnerPhase::Serving, RunnerPhase::Stopping);
+    state.context.change_phase(RunnerPhase::Serving, RunnerPhase::Stopping);
     stop_all(state, Reason::RunnerInterrupt).await;
     let _ = timeout(NOTIFY_MAX, state.context.notifier.all_sent()).await;
     if state.context.is_ending() {
         return std::future::pending().await;
     }
-    if state.context.turn(RunnerPhase::Stopping, RunnerPhase::Absent) {
+    if state.context.change_phase(RunnerPhase::Stopping, RunnerPhase::Absent) {
         tokio::select! { biased;
             () = registration::deregister_until_gone(state) => tracing::info!(node = %state.context.config.node, "deregistered"),
-            () = state.context.wanted_is(true) => {}
+            () = state.context.wait_for_wanted(true) => {}
         }
     }
     state.context.is_away.send_replace(true);
-    state.context.wanted_is(true).await;
+    state.context.wait_for_wanted(true).await;
     state.context.is_away.send_replace(false);
     if !state.context.is_ending() {
-        state.context.turn(RunnerPhase::Absent, RunnerPhase::Serving);
+        state.context.change_phase(RunnerPhase::Absent, RunnerPhase::Serving);
     }
 }

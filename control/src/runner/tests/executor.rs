@@ -15,10 +15,10 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-/// Copies that run until a test ends them.
+/// TestExecutor that run until a test ends them.
 #[derive(Debug, Default)]
-pub(super) struct Copies {
-    pub all: Mutex<BTreeMap<TaskId, Arc<Copy>>>,
+pub(super) struct TestExecutor {
+    pub all: Mutex<BTreeMap<TaskId, Arc<TestCopy>>>,
     pub forgotten: Mutex<Vec<TaskId>>,
     pub kept: Mutex<Vec<(TaskId, u64)>>,
     /// Time until a copy asks for its write permit.
@@ -27,7 +27,7 @@ pub(super) struct Copies {
 
 /// One copy.
 #[derive(Debug)]
-pub(super) struct Copy {
+pub(super) struct TestCopy {
     pub work: Mutex<Option<Execution>>,
     pub opening: Duration,
     pub gate: Arc<Gate>,
@@ -39,7 +39,7 @@ pub(super) struct Copy {
     /// Outcome of the copy, unless it is cancelled.
     pub end: watch::Sender<Option<End>>,
     /// Whether the copy drains.
-    pub rests: watch::Sender<bool>,
+    pub drains: watch::Sender<bool>,
 }
 
 pub(super) fn bytes(end: u64) -> DurableMap {
@@ -51,7 +51,7 @@ pub(super) fn bytes(end: u64) -> DurableMap {
 }
 
 #[async_trait]
-impl Executor for Copies {
+impl Executor for TestExecutor {
     async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
         let destination = destination.to_string();
         if destination.contains("forbidden") {
@@ -76,9 +76,9 @@ impl Executor for Copies {
     }
 }
 
-impl Copies {
+impl TestExecutor {
     fn start(&self, limit: Option<u64>, work: Execution) -> Arc<dyn ExecutionHandle> {
-        let copy = Arc::new(Copy {
+        let copy = Arc::new(TestCopy {
             gate: Arc::clone(&work.gate),
             durable: Mutex::new(0),
             limit: Mutex::new(limit),
@@ -88,7 +88,7 @@ impl Copies {
             cancelled: watch::Sender::new(None),
             cuts: Mutex::new(0),
             end: watch::Sender::new(None),
-            rests: watch::Sender::new(true),
+            drains: watch::Sender::new(true),
         });
         self.all.lock().unwrap().insert(work.task.clone(), Arc::clone(&copy));
         *copy.work.lock().unwrap() = Some(work);
@@ -96,7 +96,7 @@ impl Copies {
     }
 }
 
-impl Copy {
+impl TestCopy {
     /// Waits until it may write, or is refused.
     pub(super) async fn is_admitted(&self) -> std::result::Result<(), Code> {
         self.admitted.subscribe().wait_for(Option::is_some).await.unwrap().unwrap()
@@ -114,7 +114,7 @@ impl Copy {
 }
 
 #[async_trait]
-impl ExecutionHandle for Copy {
+impl ExecutionHandle for TestCopy {
     fn progress(&self) -> Progress {
         let durable = *self.durable.lock().unwrap();
         Progress { planned: 100, issued: durable, written: durable, durable, ..Progress::default() }
@@ -146,7 +146,7 @@ impl ExecutionHandle for Copy {
                 Ok(reason) = cancelled.wait_for(Option::is_some) => End::Stopped(reason.unwrap()),
             },
         };
-        let quiesced = *self.rests.borrow();
+        let quiesced = *self.drains.borrow();
         let end = match end {
             // As in the engine: a copy that has not drained fails with a timeout.
             End::Stopped(_) if !quiesced => {
@@ -159,24 +159,24 @@ impl ExecutionHandle for Copy {
     }
 
     async fn quiet(&self) {
-        self.rests.subscribe().wait_for(|rests| *rests).await.unwrap();
+        self.drains.subscribe().wait_for(|drains| *drains).await.unwrap();
     }
 }
 
 /// Calls to the dispatcher, and their times.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct RecordingLeader {
     pub changed: Mutex<Vec<(Instant, TaskId)>>,
     pub progress: Mutex<Vec<(Instant, TaskId, Progress)>>,
-    pub is_deaf: Mutex<bool>,
+    pub is_silent: Mutex<bool>,
 }
 
 #[async_trait]
-impl LeaderClient for Told {
+impl LeaderClient for RecordingLeader {
     async fn changed(&self, tasks: &[TaskId]) -> std::result::Result<(), CallError> {
-        if *self.is_deaf.lock().unwrap() {
+        if *self.is_silent.lock().unwrap() {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            return Err(CallError::NoAnswer(String::from("deaf")));
+            return Err(CallError::NoAnswer(String::from("silent")));
         }
         let now = Instant::now();
         self.changed.lock().unwrap().extend(tasks.iter().map(|task| (now, task.clone())));
