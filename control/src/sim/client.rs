@@ -2,7 +2,7 @@
 //! store holds what was acknowledged.
 
 use super::invariants::InvariantChecker;
-use super::net::{CLIENT, Net, SimEndpoint};
+use super::net::{CLIENT, Net, ProcessEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
 use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChange, TaskId, TaskSpec};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Time after which a client gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time between two attempts.
 const RETRY: Duration = Duration::from_millis(400);
 
@@ -35,10 +35,10 @@ impl Client {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < REQUEST_TIMEOUT {
             if let Some(leader) = self.invariants.leader() {
-                let at_port = |port: SimEndpoint| {
-                    let asked = port.leader().map(&what);
+                let at_endpoint = |endpoint: ProcessEndpoint| {
+                    let asked = endpoint.leader().map(&what);
                     let answer: std::pin::Pin<Box<dyn Future<Output = Option<Result<T>>> + Send>> = Box::pin(async {
                         match asked {
                             Some(asked) => Some(asked.await),
@@ -47,7 +47,7 @@ impl Client {
                     });
                     answer
                 };
-                match self.net.call(CLIENT, leader.node.as_str(), at_port).await {
+                match self.net.call(CLIENT, leader.node.as_str(), at_endpoint).await {
                     Ok(Some(Err(error))) if matches!(error.code, Code::NotLeader | Code::Unreachable) => {}
                     Ok(Some(answer)) => return Some(answer),
                     Ok(None) | Err(_) => {}
@@ -60,12 +60,12 @@ impl Client {
 
     /// Submits a task. An accepted task must be in the store.
     pub(super) async fn submit(self, id: TaskId, spec: TaskSpec, priority: u8, max_attempts: u32) {
-        let order = Submission { id: id.clone(), spec, priority, max_attempts };
+        let submission = Submission { id: id.clone(), spec, priority, max_attempts };
         let era = self.invariants.era();
         let answer = self
             .ask(|leader| {
-                let order = order.clone();
-                async move { leader.submit(order).await }
+                let submission = submission.clone();
+                async move { leader.submit(submission).await }
             })
             .await;
         match answer {
@@ -80,12 +80,12 @@ impl Client {
     }
 
     /// Requests a change of a task. An acknowledged change must be in the store.
-    pub(super) async fn want(self, id: TaskId, want: ClientAction) {
+    pub(super) async fn request(self, id: TaskId, action: ClientAction) {
         let answer = self
             .ask(|leader| {
                 let id = id.clone();
                 async move {
-                    let change = match want {
+                    let change = match action {
                         ClientAction::Cancel => TaskChange::Cancel,
                         ClientAction::Pause => TaskChange::Pause,
                         ClientAction::Resume => TaskChange::Resume,
@@ -95,15 +95,16 @@ impl Client {
                 }
             })
             .await;
-        let said = answer.as_ref().map(|answer| answer.as_ref().map(|record| record.state).map_err(|error| error.code));
-        self.result.note(format_args!("{id}: {want:?} {said:?}"));
-        if let (Some(Ok(_)), ClientAction::Cancel) = (answer, want) {
-            let is_heard = |seen: &super::invariants::Seen| {
+        let outcome =
+            answer.as_ref().map(|answer| answer.as_ref().map(|record| record.state).map_err(|error| error.code));
+        self.result.note(format_args!("{id}: {action:?} {outcome:?}"));
+        if let (Some(Ok(_)), ClientAction::Cancel) = (answer, action) {
+            let is_cancelled = |seen: &super::invariants::CommittedTask| {
                 seen.record.id != id
                     || seen.record.desired_state == DesiredState::Cancel
                     || seen.record.state.is_terminal()
             };
-            let is_kept = self.invariants.tasks().iter().all(is_heard) || self.invariants.has_forgotten();
+            let is_kept = self.invariants.tasks().iter().all(is_cancelled) || self.invariants.has_lost_history();
             self.result.expect(is_kept, || format!("{id}: the cancel was forgotten"));
         }
     }

@@ -15,18 +15,18 @@ pub(super) struct SimClock {
     start: Instant,
     /// Boot time at the start of the simulation.
     uptime: Duration,
-    pace: f64,
+    speed: f64,
     skew_ms: Arc<AtomicI64>,
 }
 
 impl SimClock {
     pub(super) fn new(uptime: Duration) -> Self {
-        Self { start: Instant::now(), uptime, pace: 1.0, skew_ms: Arc::default() }
+        Self { start: Instant::now(), uptime, speed: 1.0, skew_ms: Arc::default() }
     }
 
-    /// Returns the clock with a boot time that runs at `pace` times the speed.
-    pub(super) fn at_pace(&self, pace: f64) -> Self {
-        Self { pace, ..self.clone() }
+    /// Returns the clock with a boot time that runs `speed` times as fast.
+    pub(super) fn at_speed(&self, speed: f64) -> Self {
+        Self { speed, ..self.clone() }
     }
 
     /// Sets the offset of the wall clock from the right time.
@@ -37,7 +37,7 @@ impl SimClock {
 
 impl Clock for SimClock {
     fn boot_time(&self) -> Duration {
-        self.uptime + self.start.elapsed().mul_f64(self.pace)
+        self.uptime + self.start.elapsed().mul_f64(self.speed)
     }
 
     fn unix_ms(&self) -> u64 {

@@ -46,7 +46,7 @@ pub(super) enum Defect {
 }
 
 /// Commits one write that breaks an invariant, as a client of the store, once the records permit it.
-pub(super) async fn mischief(defect: Defect, ensemble: Ensemble, result: RunResult) {
+pub(super) async fn break_invariant(defect: Defect, ensemble: Ensemble, result: RunResult) {
     loop {
         sleep(Duration::from_millis(700)).await;
         let tasks: Vec<(String, Node, TaskRecord)> = ensemble
@@ -54,7 +54,7 @@ pub(super) async fn mischief(defect: Defect, ensemble: Ensemble, result: RunResu
             .into_iter()
             .filter_map(|(path, node)| TaskRecord::decode(&node.data).ok().map(|record| (path, node, record)))
             .collect();
-        let Some(ops) = mischievous(defect, &tasks) else { continue };
+        let Some(ops) = invalid_write(defect, &tasks) else { continue };
         let guard = ensemble
             .committed(paths::LEADER_EPOCH)
             .map(|node| Op::Check { path: paths::LEADER_EPOCH.to_owned(), version: node.stat.version });
@@ -69,7 +69,7 @@ pub(super) async fn mischief(defect: Defect, ensemble: Ensemble, result: RunResu
     }
 }
 
-fn mischievous(defect: Defect, tasks: &[(String, Node, TaskRecord)]) -> Option<Vec<Op>> {
+fn invalid_write(defect: Defect, tasks: &[(String, Node, TaskRecord)]) -> Option<Vec<Op>> {
     let rewritten = |path: &str, node: &Node, record: &TaskRecord, change: &dyn Fn(&mut TaskRecord)| {
         let mut after = record.clone();
         change(&mut after);
@@ -90,7 +90,7 @@ fn mischievous(defect: Defect, tasks: &[(String, Node, TaskRecord)]) -> Option<V
             Some(vec![Op::Delete { path: path.clone(), version: node.stat.version }])
         }
         Defect::TwoHolders => {
-            let destination = |record: &TaskRecord| super::place::Place::destination(&record.spec);
+            let destination = |record: &TaskRecord| super::volume_name::VolumeName::destination(&record.spec);
             let (_, _, held) =
                 tasks.iter().find(|(_, _, record)| record.holder.is_some() && destination(record).is_some())?;
             let is_rival =
@@ -108,77 +108,77 @@ fn mischievous(defect: Defect, tasks: &[(String, Node, TaskRecord)]) -> Option<V
 /// Seeds among which a planted defect must show.
 const SEEDS: u64 = 300;
 
-fn shows(defect: Defect, words: &str) {
-    let mut said = Vec::new();
+fn assert_detected(defect: Defect, words: &str) {
+    let mut failures = Vec::new();
     for seed in 0..SEEDS {
         if let Some(failure) = run_seed(seed, false, Some(defect)).failure {
             if failure.contains(words) {
                 return;
             }
-            said.push(failure);
+            failures.push(failure);
         }
     }
-    panic!("{defect:?} was not noticed as '{words}' in {SEEDS} seeds, but as {said:#?}");
+    panic!("{defect:?} was not detected as '{words}' in {SEEDS} seeds, but as {failures:#?}");
 }
 
 #[test]
-fn writes_of_an_earlier_grant_after_a_later_one_are_noticed() {
-    shows(Defect::IgnoreGateAndCancel, "was submitted after one of");
-    shows(Defect::SlowClocks, "was submitted after one of");
+fn writes_of_an_earlier_grant_after_a_later_one_are_detected() {
+    assert_detected(Defect::IgnoreGateAndCancel, "was submitted after one of");
+    assert_detected(Defect::SlowClocks, "was submitted after one of");
 }
 
 #[test]
-fn writes_that_land_after_success_are_noticed() {
-    shows(Defect::LateWritesLand, "was on its way");
+fn writes_that_land_after_success_are_detected() {
+    assert_detected(Defect::LateWritesLand, "was on its way");
 }
 
 #[test]
-fn a_dispatcher_that_does_not_wait_is_noticed() {
-    shows(Defect::DrainAtOnce, "was on its way");
-    shows(Defect::NoHoldOff, "after LOST");
+fn a_dispatcher_that_does_not_wait_is_detected() {
+    assert_detected(Defect::DrainAtOnce, "was on its way");
+    assert_detected(Defect::NoHoldOff, "after LOST");
 }
 
 #[test]
-fn success_without_the_data_is_noticed() {
-    shows(Defect::OmitLastBlock, "succeeded, but the destination is");
+fn success_without_the_data_is_detected() {
+    assert_detected(Defect::OmitLastBlock, "succeeded, but the destination is");
 }
 
 #[test]
-fn maps_that_invent_are_noticed() {
-    shows(Defect::ReportUnflushedAsDurable, "are not durable");
+fn maps_with_bytes_that_are_not_durable_are_detected() {
+    assert_detected(Defect::ReportUnflushedAsDurable, "are not durable");
 }
 
 #[test]
-fn maps_that_are_not_gone_on_with_are_noticed() {
-    shows(Defect::IgnoreCheckpoint, "bytes that were durable");
+fn maps_that_are_ignored_are_detected() {
+    assert_detected(Defect::IgnoreCheckpoint, "bytes that were durable");
 }
 
 #[test]
-fn writes_before_running_is_stored_are_noticed() {
-    shows(Defect::WriteBeforePermit, "before RUNNING was stored");
+fn writes_before_running_is_stored_are_detected() {
+    assert_detected(Defect::WriteBeforePermit, "before RUNNING was stored");
 }
 
 #[test]
-fn tasks_that_stand_still_are_noticed() {
-    shows(Defect::FaultsNeverEnd, " for ");
+fn tasks_that_are_stuck_are_detected() {
+    assert_detected(Defect::FaultsNeverEnd, " for ");
 }
 
 #[test]
-fn terminal_states_that_change_are_noticed() {
-    shows(Defect::ReviveEndedTask, "Succeeded became Pending");
+fn terminal_states_that_change_are_detected() {
+    assert_detected(Defect::ReviveEndedTask, "Succeeded became Pending");
 }
 
 #[test]
-fn writes_without_a_guard_are_noticed() {
-    shows(Defect::UnguardedWrite, "without term or registration");
+fn writes_without_a_guard_are_detected() {
+    assert_detected(Defect::UnguardedWrite, "without term or registration");
 }
 
 #[test]
-fn tasks_that_disappear_are_noticed() {
-    shows(Defect::RemoveLiveTask, "was removed while Pending");
+fn tasks_that_disappear_are_detected() {
+    assert_detected(Defect::RemoveLiveTask, "was removed while Pending");
 }
 
 #[test]
-fn two_holders_of_one_destination_are_noticed() {
-    shows(Defect::TwoHolders, "both hold");
+fn two_holders_of_one_destination_are_detected() {
+    assert_detected(Defect::TwoHolders, "both hold");
 }

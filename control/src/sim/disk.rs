@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep_until};
 pub(super) const LATE: Duration = Duration::from_secs(25);
 
 /// Time within which a process that was paused detects that its lease has ended.
-const TO_NOTICE: Duration = Duration::from_millis(500);
+const DETECT_MAX: Duration = Duration::from_millis(500);
 
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 1 << 20;
@@ -64,7 +64,7 @@ struct Volume {
     blocks: Vec<u64>,
     flushed: Vec<u64>,
     /// Epoch kept beside the content, as an attribute.
-    record: Option<Epoch>,
+    stored_epoch: Option<Epoch>,
     /// Job that has the volume open for writing.
     lock: Option<u64>,
     /// Writer with the latest grant.
@@ -75,7 +75,7 @@ struct Volume {
 
 /// Write in flight.
 #[derive(Debug)]
-struct Flight {
+struct InflightWrite {
     volume: String,
     block: usize,
     value: u64,
@@ -88,13 +88,13 @@ struct Flight {
 #[derive(Debug, Default)]
 struct Inner {
     volumes: BTreeMap<String, Volume>,
-    flights: BTreeMap<u64, Flight>,
+    inflight: BTreeMap<u64, InflightWrite>,
     submitted: u64,
     era: u32,
     /// Processes that servers refuse after fencing.
     banned: Vec<Holder>,
     /// Processes that were paused, with the end of the last pause.
-    held: BTreeMap<Incarnation, Option<Instant>>,
+    paused: BTreeMap<Incarnation, Option<Instant>>,
 }
 
 /// All volumes of a world.
@@ -119,7 +119,7 @@ impl Disks {
     pub(super) fn add(&self, name: &str, node: Option<&str>, blocks: Vec<u64>) {
         let flushed = blocks.clone();
         let node = node.map(str::to_owned);
-        let volume = Volume { node, blocks, flushed, record: None, lock: None, newest: None, sealed: None };
+        let volume = Volume { node, blocks, flushed, stored_epoch: None, lock: None, newest: None, sealed: None };
         self.lock().volumes.insert(name.to_owned(), volume);
     }
 
@@ -140,7 +140,7 @@ impl Disks {
     /// Opens a local volume for writing; true if no other job has it open and no write to it is in flight.
     pub(super) fn try_lock(&self, name: &str, job: u64) -> bool {
         let mut inner = self.lock();
-        let is_busy = inner.flights.values().any(|flight| flight.volume == name && flight.by.job != job);
+        let is_busy = inner.inflight.values().any(|write| write.volume == name && write.by.job != job);
         let Some(volume) = inner.volumes.get_mut(name) else { return false };
         if volume.node.is_none() {
             return true;
@@ -181,20 +181,20 @@ impl Disks {
         // After history went back, epochs order the writes of local volumes only, which have a stored epoch.
         if volume.node.is_some() || by.era == 0 {
             self.check_submission(name, volume, by);
-            let is_held = |flight: &Flight| match inner.held.get(&flight.by.holder.incarnation) {
-                Some(until) => until.is_none_or(|until| until.elapsed() < TO_NOTICE),
+            let was_paused = |write: &InflightWrite| match inner.paused.get(&write.by.holder.incarnation) {
+                Some(until) => until.is_none_or(|until| until.elapsed() < DETECT_MAX),
                 None => false,
             };
-            let overlap = inner.flights.values().find(|flight| {
-                flight.volume == name && flight.by.rank() < by.rank() && !flight.is_orphan && !is_held(flight)
+            let overlap = inner.inflight.values().find(|write| {
+                write.volume == name && write.by.rank() < by.rank() && !write.is_orphan && !was_paused(write)
             });
             self.result.expect(overlap.is_none(), || {
                 format!("{name}: {} writes under {} and {overlap:?} is not over", by.holder.node, by.epoch)
             });
         }
-        let flight = Flight { volume: name.to_owned(), block, value, by: by.clone(), lands_at, is_orphan: false };
-        inner.flights.insert(number, flight);
-        tokio::spawn(self.clone().fly(number, landed));
+        let write = InflightWrite { volume: name.to_owned(), block, value, by: by.clone(), lands_at, is_orphan: false };
+        inner.inflight.insert(number, write);
+        tokio::spawn(self.clone().complete(number, landed));
         receiver
     }
 
@@ -222,25 +222,25 @@ impl Disks {
         }
     }
 
-    async fn fly(self, number: u64, landed: oneshot::Sender<()>) {
+    async fn complete(self, number: u64, landed: oneshot::Sender<()>) {
         loop {
-            let Some(lands_at) = self.lock().flights.get(&number).map(|flight| flight.lands_at) else { return };
+            let Some(lands_at) = self.lock().inflight.get(&number).map(|write| write.lands_at) else { return };
             if lands_at > Instant::now() {
                 sleep_until(lands_at).await;
                 continue;
             }
             let mut inner = self.lock();
-            let Some(flight) = inner.flights.remove(&number) else { return };
-            self.land(&mut inner, &flight);
-            if !flight.is_orphan {
+            let Some(write) = inner.inflight.remove(&number) else { return };
+            self.land(&mut inner, &write);
+            if !write.is_orphan {
                 let _ = landed.send(());
             }
             return;
         }
     }
 
-    fn land(&self, inner: &mut Inner, flight: &Flight) {
-        let Flight { volume: name, block, value, by, .. } = flight;
+    fn land(&self, inner: &mut Inner, write: &InflightWrite) {
+        let InflightWrite { volume: name, block, value, by, .. } = write;
         let Some(volume) = inner.volumes.get_mut(name) else { return };
         if let Some((sealed, _)) = &volume.sealed {
             self.result.expect(by.rank() > *sealed, || {
@@ -264,15 +264,19 @@ impl Disks {
     /// another volume.
     pub(super) fn is_written_by(&self, name: &str, earlier: &[Epoch]) -> bool {
         let inner = self.lock();
-        inner.volumes.get(name).and_then(|volume| volume.record).is_some_and(|record| earlier.contains(&record))
+        inner
+            .volumes
+            .get(name)
+            .and_then(|volume| volume.stored_epoch)
+            .is_some_and(|stored_epoch| earlier.contains(&stored_epoch))
     }
 
     /// Refuses a grant that is earlier than the last one under which a local volume was opened.
-    pub(super) fn check_record(&self, name: &str, epoch: Epoch) -> Result<()> {
-        let record = self.lock().volumes.get(name).and_then(|volume| volume.record);
-        match record {
-            Some(record) if record > epoch => {
-                let message = format!("{name} was written under epoch {record}, {epoch} is an earlier one");
+    pub(super) fn check_stored_epoch(&self, name: &str, epoch: Epoch) -> Result<()> {
+        let stored_epoch = self.lock().volumes.get(name).and_then(|volume| volume.stored_epoch);
+        match stored_epoch {
+            Some(stored_epoch) if stored_epoch > epoch => {
+                let message = format!("{name} was written under epoch {stored_epoch}, {epoch} is an earlier one");
                 Err(Error::new(Code::Fenced, Side::Destination, Operation::Open, message))
             }
             _ => Ok(()),
@@ -280,9 +284,9 @@ impl Disks {
     }
 
     /// Stores the grant under which a local volume is opened for writing.
-    pub(super) fn raise_record(&self, name: &str, epoch: Epoch) {
+    pub(super) fn raise_stored_epoch(&self, name: &str, epoch: Epoch) {
         if let Some(volume) = self.lock().volumes.get_mut(name).filter(|volume| volume.node.is_some()) {
-            volume.record = volume.record.max(Some(epoch));
+            volume.stored_epoch = volume.stored_epoch.max(Some(epoch));
         }
     }
 
@@ -302,27 +306,27 @@ impl Disks {
     /// Returns their number.
     pub(super) fn orphan(&self, which: impl Fn(&Writer) -> bool, rng: &mut fastrand::Rng) -> usize {
         let mut inner = self.lock();
-        let Inner { volumes, flights, .. } = &mut *inner;
+        let Inner { volumes, inflight, .. } = &mut *inner;
         let mut lost = Vec::new();
         let mut count = 0;
-        for (number, flight) in flights.iter_mut().filter(|(_, flight)| which(&flight.by) && !flight.is_orphan) {
-            flight.is_orphan = true;
+        for (number, write) in inflight.iter_mut().filter(|(_, write)| which(&write.by) && !write.is_orphan) {
+            write.is_orphan = true;
             count += 1;
-            let is_remote = volumes[&flight.volume].node.is_none();
+            let is_remote = volumes[&write.volume].node.is_none();
             let late = if is_remote { self.late } else { Duration::from_secs(3) };
             match rng.u8(..4) {
                 0 => lost.push(*number),
-                1 => flight.lands_at = Instant::now() + late.mul_f64(rng.f64()),
+                1 => write.lands_at = Instant::now() + late.mul_f64(rng.f64()),
                 _ => {}
             }
         }
-        lost.iter().for_each(|number| drop(flights.remove(number)));
+        lost.iter().for_each(|number| drop(inflight.remove(number)));
         count
     }
 
     /// Returns the number of writes in flight whose jobs still wait for them.
     pub(super) fn in_flight(&self, which: impl Fn(&Writer) -> bool) -> usize {
-        self.lock().flights.values().filter(|flight| which(&flight.by) && !flight.is_orphan).count()
+        self.lock().inflight.values().filter(|write| which(&write.by) && !write.is_orphan).count()
     }
 
     /// Frees the locks of jobs that have ended with their process.
@@ -335,24 +339,24 @@ impl Disks {
     /// Makes servers refuse a process, and drop its writes in flight.
     pub(super) fn ban(&self, holder: &Holder) {
         let mut inner = self.lock();
-        let Inner { volumes, flights, banned, .. } = &mut *inner;
+        let Inner { volumes, inflight, banned, .. } = &mut *inner;
         banned.push(holder.clone());
-        flights.retain(|_, flight| flight.by.holder != *holder || volumes[&flight.volume].node.is_some());
+        inflight.retain(|_, write| write.by.holder != *holder || volumes[&write.volume].node.is_some());
     }
 
     /// Powers a node off, and drops its writes in flight.
-    pub(super) fn switch_off(&self, node: &str) {
-        self.lock().flights.retain(|_, flight| flight.by.holder.node.as_str() != node);
+    pub(super) fn power_off(&self, node: &str) {
+        self.lock().inflight.retain(|_, write| write.by.holder.node.as_str() != node);
     }
 
     /// Notes that a process is paused: the checks excuse its writes in flight.
-    pub(super) fn hold(&self, holder: &Holder) {
-        self.lock().held.insert(holder.incarnation.clone(), None);
+    pub(super) fn note_pause(&self, holder: &Holder) {
+        self.lock().paused.insert(holder.incarnation.clone(), None);
     }
 
     /// Notes the end of a process's pause.
-    pub(super) fn release(&self, holder: &Holder) {
-        if let Some(until) = self.lock().held.get_mut(&holder.incarnation) {
+    pub(super) fn note_resume(&self, holder: &Holder) {
+        if let Some(until) = self.lock().paused.get_mut(&holder.incarnation) {
             until.get_or_insert_with(Instant::now);
         }
     }
@@ -372,8 +376,8 @@ impl Disks {
     /// Cuts a node's power: writes to its volumes that were not flushed may be lost.
     pub(super) fn power_cut(&self, node: &str, rng: &mut fastrand::Rng) {
         let mut inner = self.lock();
-        let Inner { volumes, flights, .. } = &mut *inner;
-        flights.retain(|_, flight| volumes[&flight.volume].node.as_deref() != Some(node));
+        let Inner { volumes, inflight, .. } = &mut *inner;
+        inflight.retain(|_, write| volumes[&write.volume].node.as_deref() != Some(node));
         for volume in volumes.values_mut().filter(|volume| volume.node.as_deref() == Some(node)) {
             for (block, flushed) in volume.blocks.iter_mut().zip(&mut volume.flushed) {
                 if rng.bool() {
@@ -387,7 +391,7 @@ impl Disks {
     /// Checks and seals the destination of a task that has succeeded.
     pub(super) fn seal(&self, name: &str, task: &TaskId, epoch: Epoch, expected: &[u64]) {
         let mut inner = self.lock();
-        let Inner { volumes, flights, era, .. } = &mut *inner;
+        let Inner { volumes, inflight, era, .. } = &mut *inner;
         let rank = (*era, epoch);
         let Some(volume) = volumes.get_mut(name) else { return };
         if volume.node.is_none() && *era > 0 {
@@ -398,7 +402,7 @@ impl Disks {
             format!("{name}: {task} succeeded, but the destination is {:x?} and not {expected:x?}", volume.blocks)
         });
         self.result.expect(volume.flushed == expected, || format!("{name}: {task} succeeded before all was durable"));
-        let late = flights.values().find(|flight| flight.volume == name && flight.by.rank() <= rank);
+        let late = inflight.values().find(|write| write.volume == name && write.by.rank() <= rank);
         self.result.expect(late.is_none(), || format!("{name}: {task} succeeded while {late:?} was on its way"));
         let newest = volume.newest.as_ref().map(Writer::rank);
         self.result.expect(newest.is_none_or(|newest| newest <= rank), || {

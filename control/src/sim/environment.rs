@@ -15,7 +15,7 @@ pub(super) type Journals = Arc<Mutex<BTreeMap<(TaskId, u64), BTreeSet<usize>>>>;
 
 /// Behaviour of the disks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(super) struct DiskBehaviour {
     /// Duration of a write in milliseconds: least and most.
     pub(super) write_ms: (u64, u64),
     /// Share of writes that take up to 15 s.
@@ -32,7 +32,7 @@ pub(super) struct SimEnvironment {
     pub(super) net: Net,
     pub(super) disks: Disks,
     pub(super) invariants: InvariantChecker,
-    pub(super) pace: Arc<Mutex<Pace>>,
+    pub(super) disk_behaviour: Arc<Mutex<DiskBehaviour>>,
     pub(super) jobs: Arc<AtomicU64>,
     pub(super) fence: Arc<dyn FenceProgram>,
     pub(super) defect: Option<Defect>,

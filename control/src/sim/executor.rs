@@ -7,7 +7,7 @@
 use super::defect::Defect;
 use super::disk::{BLOCK, Writer};
 use super::environment::{Journals, SimEnvironment};
-use super::place::Place;
+use super::volume_name::VolumeName;
 use crate::clock::Clock;
 use crate::execution::{CompareJob, CopyJob, End, Execution, ExecutionHandle, Executor, Outcome, WritePermitRequest};
 use crate::model::TaskVolume;
@@ -31,7 +31,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait of a stopping job for its writes.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Time between two checks of what is not announced.
-const LOOK: Duration = Duration::from_millis(20);
+const CHECK_EVERY: Duration = Duration::from_millis(20);
 /// Time between two checkpoints.
 const CHECKPOINT: Duration = Duration::from_secs(1);
 
@@ -39,7 +39,7 @@ const CHECKPOINT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct SimExecutor {
     holder: Holder,
-    around: SimEnvironment,
+    environment: SimEnvironment,
     clock: Arc<dyn Clock>,
     journals: Journals,
     started: Mutex<Vec<u64>>,
@@ -51,8 +51,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SimExecutor {
-    pub(super) fn new(holder: Holder, around: SimEnvironment, clock: Arc<dyn Clock>, journals: Journals) -> Self {
-        Self { holder, around, clock, journals, started: Mutex::default(), wedged: Arc::default() }
+    pub(super) fn new(holder: Holder, environment: SimEnvironment, clock: Arc<dyn Clock>, journals: Journals) -> Self {
+        Self { holder, environment, clock, journals, started: Mutex::default(), wedged: Arc::default() }
     }
 
     /// Tells whether a copy of a local volume has not drained.
@@ -69,12 +69,12 @@ impl SimExecutor {
 #[async_trait]
 impl Executor for SimExecutor {
     async fn resolve(&self, destination: &TaskVolume) -> Result<Vec<String>> {
-        let place = Place::of(destination);
-        match &place.node {
+        let volume = VolumeName::of(destination);
+        match &volume.node {
             Some(node) if *node != self.holder.node.as_str() => {
                 Err(Error::bad_request(format!("{destination} is not on {}", self.holder.node)))
             }
-            _ => Ok(vec![place.identity()]),
+            _ => Ok(vec![volume.identity()]),
         }
     }
 
@@ -83,17 +83,17 @@ impl Executor for SimExecutor {
     }
 
     fn copy(&self, copy: CopyJob, work: Execution) -> Arc<dyn ExecutionHandle> {
-        let SimEnvironment { disks, jobs, .. } = &self.around;
+        let SimEnvironment { disks, jobs, .. } = &self.environment;
         let number = jobs.fetch_add(1, Relaxed);
         lock(&self.started).push(number);
         let (task, epoch, era) = (work.task.clone(), work.epoch, disks.era());
         let by = Writer { task, epoch, era, holder: self.holder.clone(), job: number };
-        let source = Place::of(&copy.source);
-        let destination = Place::of(&copy.destination);
+        let source = VolumeName::of(&copy.source);
+        let destination = VolumeName::of(&copy.destination);
         let state = Arc::new(State::new(disks.blocks(&source.name()).len()));
         let job = Job {
             state: state.clone(),
-            around: self.around.clone(),
+            environment: self.environment.clone(),
             clock: self.clock.clone(),
             journals: self.journals.clone(),
             by,
@@ -101,7 +101,7 @@ impl Executor for SimExecutor {
             destination: destination.name(),
             created_ms: work.created_ms,
             wedged: self.wedged.clone(),
-            flying: VecDeque::new(),
+            inflight: VecDeque::new(),
         };
         spawn(job.run(copy.overwrite, work));
         state
@@ -124,7 +124,7 @@ struct State {
     written: AtomicU64,
     cancelled: Mutex<Option<Reason>>,
     cut: watch::Sender<bool>,
-    kick: Notify,
+    wake: Notify,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
@@ -136,7 +136,7 @@ impl State {
             written: AtomicU64::new(0),
             cancelled: Mutex::default(),
             cut: watch::Sender::new(false),
-            kick: Notify::new(),
+            wake: Notify::new(),
             outcome: watch::Sender::new(None),
         }
     }
@@ -171,12 +171,12 @@ impl ExecutionHandle for State {
 
     fn cancel(&self, reason: Reason) {
         lock(&self.cancelled).get_or_insert(reason);
-        self.kick.notify_one();
+        self.wake.notify_one();
     }
 
     fn cut(&self) {
         self.cut.send_replace(true);
-        self.kick.notify_one();
+        self.wake.notify_one();
     }
 
     async fn ended(&self) -> Outcome {
@@ -189,7 +189,7 @@ impl ExecutionHandle for State {
 /// Running copy.
 struct Job {
     state: Arc<State>,
-    around: SimEnvironment,
+    environment: SimEnvironment,
     clock: Arc<dyn Clock>,
     journals: Journals,
     by: Writer,
@@ -198,7 +198,7 @@ struct Job {
     created_ms: u64,
     wedged: Arc<AtomicBool>,
     /// Writes in flight, oldest first.
-    flying: VecDeque<(usize, oneshot::Receiver<()>)>,
+    inflight: VecDeque<(usize, oneshot::Receiver<()>)>,
 }
 
 /// Why copying stopped before its end.
@@ -217,29 +217,29 @@ impl Job {
             }
             Err(error) => Outcome::refused(&error),
         };
-        self.around.disks.unlock(&self.destination, self.by.job);
+        self.environment.disks.unlock(&self.destination, self.by.job);
         self.state.outcome.send_replace(Some(outcome));
     }
 
     /// Does everything before the first write.
     async fn begin(&self, overwrite: bool, work: Execution) -> Result<Arc<blockhaul_engine::gate::Gate>> {
-        let unfit = lock(&self.around.pace).unfit;
-        if self.around.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
+        let unfit = lock(&self.environment.disk_behaviour).unfit;
+        if self.environment.disks.is_remote(&self.destination) && fastrand::f64() < unfit {
             let code = if fastrand::bool() { Code::Permission } else { Code::Unreachable };
             return Err(destination(code, "not from this node"));
         }
-        self.take_lock().await?;
-        let is_empty = self.around.disks.is_empty(&self.destination);
+        self.acquire_lock().await?;
+        let is_empty = self.environment.disks.is_empty(&self.destination);
         if !work.admitted && !overwrite && !is_empty {
             return Err(destination(Code::Exists, "the destination holds data"));
         }
-        let disks = &self.around.disks;
+        let disks = &self.environment.disks;
         let is_known = disks.is_remote(&self.destination) || disks.is_written_by(&self.destination, &work.earlier);
         let is_known = is_known && !self.has(Defect::IgnoreCheckpoint);
         if !is_known {
             lock(&self.journals).remove(&(work.task.clone(), work.created_ms));
         }
-        disks.check_record(&self.destination, work.epoch)?;
+        disks.check_stored_epoch(&self.destination, work.epoch)?;
         let journal = lock(&self.journals).get(&(work.task.clone(), work.created_ms)).cloned().unwrap_or_default();
         let recorded = if is_known { work.durable.to_ranges() } else { RangeSet::new() };
         let is_recorded = |block: &usize| {
@@ -247,7 +247,7 @@ impl Job {
             recorded.contains(ByteRange::new(start, start + BLOCK))
         };
         if self.has(Defect::WriteBeforePermit) && self.state.blocks > 0 {
-            self.around.invariants.check_writer(&self.by);
+            self.environment.invariants.check_writer(&self.by);
         }
         let durable: BTreeSet<usize> =
             (0..self.state.blocks).filter(|block| journal.contains(block) || is_recorded(block)).collect();
@@ -262,32 +262,32 @@ impl Job {
         let no = || Error::new(Code::RunnerInterrupt, Side::Engine, Operation::Start, "no write permit");
         work.admission.send(question).map_err(|_| no())?;
         answered.await.map_err(|_| no())??;
-        disks.raise_record(&self.destination, work.epoch);
+        disks.raise_stored_epoch(&self.destination, work.epoch);
         Ok(work.gate)
     }
 
     fn has(&self, defect: Defect) -> bool {
-        self.around.defect == Some(defect)
+        self.environment.defect == Some(defect)
     }
 
-    async fn take_lock(&self) -> Result<()> {
+    async fn acquire_lock(&self) -> Result<()> {
         let start = Instant::now();
-        while !self.around.disks.try_lock(&self.destination, self.by.job) {
+        while !self.environment.disks.try_lock(&self.destination, self.by.job) {
             if let Some(reason) = self.state.reason() {
                 return Err(stopped(reason));
             }
             if start.elapsed() > LOCK_WAIT {
                 return Err(destination(Code::Busy, "another job has the destination open"));
             }
-            sleep(LOOK).await;
+            sleep(CHECK_EVERY).await;
         }
         Ok(())
     }
 
     async fn copy(&mut self, gate: &blockhaul_engine::gate::Gate) -> std::result::Result<(), Stop> {
-        let data = self.around.disks.blocks(&self.source);
-        let pace = *lock(&self.around.pace);
-        let fails_at = (fastrand::f64() < pace.fail).then(|| fastrand::usize(..data.len()));
+        let data = self.environment.disks.blocks(&self.source);
+        let disk_behaviour = *lock(&self.environment.disk_behaviour);
+        let fails_at = (fastrand::f64() < disk_behaviour.fail).then(|| fastrand::usize(..data.len()));
         let durable = lock(&self.state.durable).clone();
         let mut todo: VecDeque<usize> = (0..data.len()).filter(|block| !durable.contains(block)).collect();
         if self.has(Defect::OmitLastBlock) {
@@ -295,15 +295,15 @@ impl Job {
         }
         let mut written = BTreeSet::new();
         let mut checkpoint = Instant::now() + CHECKPOINT;
-        while !todo.is_empty() || !self.flying.is_empty() {
-            let is_deaf = self.has(Defect::IgnoreGateAndCancel);
-            if !is_deaf && self.state.is_cut() && self.around.disks.is_remote(&self.destination) {
+        while !todo.is_empty() || !self.inflight.is_empty() {
+            let ignores_stop = self.has(Defect::IgnoreGateAndCancel);
+            if !ignores_stop && self.state.is_cut() && self.environment.disks.is_remote(&self.destination) {
                 return Err(Stop::CutOff);
             }
-            if !is_deaf && self.state.reason().is_some() {
+            if !ignores_stop && self.state.reason().is_some() {
                 return Err(Stop::Asked);
             }
-            while self.flying.len() < WINDOW && (is_deaf || gate.is_open_at(self.clock.boot_time())) {
+            while self.inflight.len() < WINDOW && (ignores_stop || gate.is_open_at(self.clock.boot_time())) {
                 let Some(block) = todo.pop_front() else { break };
                 if fails_at == Some(block) {
                     let error = Error::new(Code::Io, Side::Destination, Operation::Write, "the device failed");
@@ -328,29 +328,30 @@ impl Job {
     }
 
     fn submit(&mut self, block: usize, value: u64) {
-        let pace = *lock(&self.around.pace);
-        let millis = match fastrand::f64() < pace.hang {
+        let disk_behaviour = *lock(&self.environment.disk_behaviour);
+        let millis = match fastrand::f64() < disk_behaviour.hang {
             true => fastrand::u64(1_000..=15_000),
-            false => fastrand::u64(pace.write_ms.0..=pace.write_ms.1),
+            false => fastrand::u64(disk_behaviour.write_ms.0..=disk_behaviour.write_ms.1),
         };
-        self.around.invariants.check_writer(&self.by);
-        let landed = self.around.disks.submit(&self.destination, block, value, &self.by, Duration::from_millis(millis));
-        self.flying.push_back((block, landed));
+        self.environment.invariants.check_writer(&self.by);
+        let landed =
+            self.environment.disks.submit(&self.destination, block, value, &self.by, Duration::from_millis(millis));
+        self.inflight.push_back((block, landed));
     }
 
     /// Waits for the oldest write, or for something to check.
     async fn wait(&mut self) -> Option<usize> {
         let state = self.state.clone();
-        let Some((block, landed)) = self.flying.front_mut() else {
-            tokio::select! { biased; () = state.kick.notified() => {}, () = sleep(LOOK) => {} }
+        let Some((block, landed)) = self.inflight.front_mut() else {
+            tokio::select! { biased; () = state.wake.notified() => {}, () = sleep(CHECK_EVERY) => {} }
             return None;
         };
         let block = *block;
         tokio::select! {
             biased;
-            () = state.kick.notified() => None,
+            () = state.wake.notified() => None,
             landed = landed => {
-                self.flying.pop_front();
+                self.inflight.pop_front();
                 landed.is_ok().then_some(block)
             }
         }
@@ -359,7 +360,7 @@ impl Job {
     /// Flushes: what was written before is durable afterwards.
     async fn checkpoint(&self, written: &mut BTreeSet<usize>) {
         sleep(Duration::from_millis(fastrand::u64(1..30))).await;
-        self.around.disks.flush(&self.destination, written);
+        self.environment.disks.flush(&self.destination, written);
         let mut durable = lock(&self.state.durable);
         durable.append(written);
         lock(&self.journals).insert((self.by.task.clone(), self.created_ms), durable.clone());
@@ -370,10 +371,10 @@ impl Job {
         if copied.is_err() {
             let is_cut = matches!(copied, Err(Stop::CutOff));
             quiesced = !is_cut && self.drain().await;
-            if !quiesced && self.around.disks.orphan(|by| by.job == self.by.job, &mut fastrand::Rng::new()) == 0 {
+            if !quiesced && self.environment.disks.orphan(|by| by.job == self.by.job, &mut fastrand::Rng::new()) == 0 {
                 quiesced = true;
             }
-            if !quiesced && !self.around.disks.is_remote(&self.destination) {
+            if !quiesced && !self.environment.disks.is_remote(&self.destination) {
                 self.wedged.store(true, Relaxed);
             }
         }
@@ -394,18 +395,18 @@ impl Job {
     async fn drain(&mut self) -> bool {
         let mut written = BTreeSet::new();
         let landing = async {
-            while let Some((block, landed)) = self.flying.front_mut() {
+            while let Some((block, landed)) = self.inflight.front_mut() {
                 if landed.await.is_ok() {
                     written.insert(*block);
                 }
-                self.flying.pop_front();
+                self.inflight.pop_front();
             }
         };
         let is_cut = async {
             let mut cut = self.state.cut.subscribe();
             let _ = cut.wait_for(|cut| *cut).await;
         };
-        let is_remote = self.around.disks.is_remote(&self.destination);
+        let is_remote = self.environment.disks.is_remote(&self.destination);
         let is_quiet = tokio::select! {
             biased;
             () = landing => true,

@@ -14,8 +14,8 @@
 //! checks use only the specification and the committed data.
 
 use super::disk::{Disks, Writer};
-use super::place::Place;
 use super::run_result::RunResult;
+use super::volume_name::VolumeName;
 use crate::coord::paths;
 use crate::coord::sim::Commit;
 use crate::coord::{Node, Op, Zxid};
@@ -42,14 +42,14 @@ enum Author {
 
 /// Task as it was committed last.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(super) struct CommittedTask {
     pub(super) record: TaskRecord,
     pub(super) changed: Instant,
 }
 
 #[derive(Debug, Default)]
 struct ObservedState {
-    tasks: BTreeMap<TaskId, Seen>,
+    tasks: BTreeMap<TaskId, CommittedTask>,
     claims: BTreeMap<String, (Claim, Zxid)>,
     /// Grants by write: task and holder.
     grants: BTreeMap<Epoch, BTreeMap<TaskId, Holder>>,
@@ -80,7 +80,7 @@ impl InvariantChecker {
     }
 
     /// Returns the committed tasks.
-    pub(super) fn tasks(&self) -> Vec<Seen> {
+    pub(super) fn tasks(&self) -> Vec<CommittedTask> {
         self.observed().tasks.values().cloned().collect()
     }
 
@@ -97,7 +97,7 @@ impl InvariantChecker {
         let now = Instant::now();
         for (path, node) in nodes {
             if let (true, Ok(record)) = (path.starts_with("/tasks/"), TaskRecord::decode(&node.data)) {
-                observed.tasks.insert(record.id.clone(), Seen { record, changed: now });
+                observed.tasks.insert(record.id.clone(), CommittedTask { record, changed: now });
             } else if let (true, Ok(claim)) = (path.starts_with("/claims/"), Claim::decode(&node.data)) {
                 observed.note_claim(path, claim, node.stat.modified);
             } else if let (true, Ok(leader)) = (path == paths::LEADER_EPOCH, Leader::decode(&node.data)) {
@@ -114,7 +114,7 @@ impl InvariantChecker {
     }
 
     /// Tells whether history has gone back: then the store may have lost what was acknowledged.
-    pub(super) fn has_forgotten(&self) -> bool {
+    pub(super) fn has_lost_history(&self) -> bool {
         self.era() > 0
     }
 
@@ -142,7 +142,7 @@ impl InvariantChecker {
             changed.extend(self.observe_task(&mut observed, commit, author, path, node));
         }
         for id in changed {
-            self.check_standing(&observed, &id);
+            self.check_holder(&observed, &id);
         }
         for claim in ended {
             let is_over = observed.tasks.get(&claim.task).is_none_or(|seen| seen.record.state.is_terminal());
@@ -273,7 +273,7 @@ impl InvariantChecker {
             self.check_success(&after);
         }
         let id = after.id.clone();
-        observed.tasks.insert(id.clone(), Seen { record: after, changed: Instant::now() });
+        observed.tasks.insert(id.clone(), CommittedTask { record: after, changed: Instant::now() });
         Some(id)
     }
 
@@ -303,7 +303,7 @@ impl InvariantChecker {
             self.result.count("failures forgiven after progress");
         }
         // After history went back, versions repeat: a runner's known version may be that of another record.
-        if !is_allowed(author, before, after) && (author == Author::Leader || !self.has_forgotten()) {
+        if !is_allowed(author, before, after) && (author == Author::Leader || !self.has_lost_history()) {
             fail(format!("{author:?} took it from {:?} to {:?}", before.state, after.state));
         }
         if after.failures > before.failures {
@@ -334,7 +334,8 @@ impl InvariantChecker {
             self.check_map(after);
         }
         // After history went back, the destination may have been written by an attempt that is in no record.
-        let begins = before.state == TaskState::Assigned && after.state == TaskState::Running && !self.has_forgotten();
+        let begins =
+            before.state == TaskState::Assigned && after.state == TaskState::Running && !self.has_lost_history();
         if begins && after.map.bytes() < before.map.bytes() {
             let (kept, known) = (after.map.bytes(), before.map.bytes());
             fail(format!("began with {kept} of {known} bytes that were durable"));
@@ -386,12 +387,12 @@ impl InvariantChecker {
 
     /// Checks that the bytes of a record's durable map are durable.
     fn check_map(&self, after: &TaskRecord) {
-        let Some(name) = Place::destination(&after.spec) else { return };
-        if self.has_forgotten() && self.disks.is_remote(&name) {
+        let Some(name) = VolumeName::destination(&after.spec) else { return };
+        if self.has_lost_history() && self.disks.is_remote(&name) {
             // Lost attempts may have written it since, and an export has no stored epoch.
             return;
         }
-        let invented = self.disks.not_durable(&name, &after.map, &Place::data(&after.spec, &self.disks));
+        let invented = self.disks.not_durable(&name, &after.map, &VolumeName::data(&after.spec, &self.disks));
         self.result
             .expect(invented.is_empty(), || format!("{}: blocks {invented:?} of {name} are not durable", after.id));
     }
@@ -399,23 +400,23 @@ impl InvariantChecker {
     fn check_success(&self, after: &TaskRecord) {
         let unquiet = after.attempts.iter().filter(|attempt| !attempt.quiet).count();
         self.result.expect(unquiet == 0, || format!("{} succeeded with {unquiet} attempts that may write", after.id));
-        if let (Some(name), Some(epoch)) = (Place::destination(&after.spec), after.epoch) {
-            self.disks.seal(&name, &after.id, epoch, &Place::data(&after.spec, &self.disks));
+        if let (Some(name), Some(epoch)) = (VolumeName::destination(&after.spec), after.epoch) {
+            self.disks.seal(&name, &after.id, epoch, &VolumeName::data(&after.spec, &self.disks));
         } else if let TaskSpec::Copy(_) = after.spec {
             self.result.fail(format_args!("{} succeeded without an epoch", after.id));
         }
     }
 
     /// Checks I1 and the epoch of I2 for a task after a write.
-    fn check_standing(&self, observed: &ObservedState, id: &TaskId) {
-        let Some(Seen { record, .. }) = observed.tasks.get(id) else { return };
+    fn check_holder(&self, observed: &ObservedState, id: &TaskId) {
+        let Some(CommittedTask { record, .. }) = observed.tasks.get(id) else { return };
         if record.holder.is_none() {
             return;
         }
-        let destination = Place::destination(&record.spec);
+        let destination = VolumeName::destination(&record.spec);
         for other in observed.tasks.values().map(|seen| &seen.record) {
             let is_rival = other.id != *id && other.holder.is_some() && destination.is_some();
-            if is_rival && Place::destination(&other.spec) == destination {
+            if is_rival && VolumeName::destination(&other.spec) == destination {
                 self.result.fail(format_args!("{id} and {} both hold {destination:?}", other.id));
             }
         }
@@ -456,8 +457,8 @@ impl InvariantChecker {
     /// minute.
     pub(super) fn stuck(&self, since: Instant, unix_ms: u64) -> Option<String> {
         let observed = self.observed();
-        let is_stuck = |seen: &&Seen| {
-            let Seen { record, changed } = seen;
+        let is_stuck = |seen: &&CommittedTask| {
+            let CommittedTask { record, changed } = seen;
             let waits =
                 record.state == TaskState::Pending && (record.not_before_ms > unix_ms || observed.waits(record));
             let is_asleep = record.state.is_terminal()
@@ -465,7 +466,7 @@ impl InvariantChecker {
             !waits && !is_asleep && (*changed).max(since).elapsed() > STUCK
         };
         let stuck = observed.tasks.values().find(is_stuck)?;
-        let Seen { record, changed } = stuck;
+        let CommittedTask { record, changed } = stuck;
         Some(format!(
             "{} is {} for {:?} (desired_state {:?}, holder {:?}, reason '{}')",
             record.id,
@@ -494,13 +495,13 @@ impl ObservedState {
 
     /// Tells whether a task waits for the destination of another one, or for a slot.
     fn waits(&self, record: &TaskRecord) -> bool {
-        let destination = Place::destination(&record.spec);
+        let destination = VolumeName::destination(&record.spec);
         let holds = |other: &TaskRecord| {
             other.id != record.id
                 && (other.state.is_held() || other.state == TaskState::Paused || !other.claims.is_empty())
         };
         let mut others = self.tasks.values().map(|seen| &seen.record).filter(|other| holds(other));
-        others.any(|other| destination.is_some() && Place::destination(&other.spec) == destination)
+        others.any(|other| destination.is_some() && VolumeName::destination(&other.spec) == destination)
     }
 }
 

@@ -9,7 +9,7 @@
 //! observe every committed record and every write to a volume.
 //!
 //! ```text
-//! Scenario -> World -> SimNode -> Life: Process of production tasks -> coord::sim (service), net (calls), executor, disk
+//! Scenario -> World -> SimNode -> SimProcess of production tasks -> coord::sim (service), net (calls), executor, disk
 //!                 `-> Client                       invariants: records; disk: writes; RunResult
 //! ```
 //! What is not simulated: threads (production code has one per process here), the engine, the wire formats.
@@ -21,7 +21,7 @@ mod environment;
 mod invariants;
 mod net;
 mod node;
-mod place;
+mod volume_name;
 mod defect;
 pub(crate) mod process;
 mod scenario;
@@ -121,7 +121,7 @@ fn listed(counts: &Counts) -> String {
 }
 
 /// Runs seeds on all cores.
-fn play_all(first: u64, count: u64) -> Total {
+fn run_seeds(first: u64, count: u64) -> Total {
     let next = AtomicU64::new(first);
     let total = Mutex::new(Total::default());
     let work = || {
@@ -140,7 +140,7 @@ fn play_all(first: u64, count: u64) -> Total {
 fn seeds_of_centers() {
     let (first, count) = (number(FIRST), number(COUNT));
     let count = count.unwrap_or(if first.is_some() { 1 } else { SEEDS });
-    let total = play_all(first.unwrap_or(0), count);
+    let total = run_seeds(first.unwrap_or(0), count);
     println!("{count} seeds, {} faults: {}", total.faults.values().sum::<u64>(), listed(&total.faults));
     println!("seen: {}", listed(&total.events));
     assert_eq!(total.failed, 0, "of {count} seeds failed; each has printed how to replay it");

@@ -40,14 +40,14 @@ pub(super) struct NetworkFaults {
 
 /// Endpoint of a process: its identity, and the handles that serve its calls.
 #[derive(Clone, Debug)]
-pub(super) struct SimEndpoint {
+pub(super) struct ProcessEndpoint {
     pub(super) process: Arc<Process>,
     pub(super) identity: LocalIdentity,
     pub(super) runner: RunnerHandle,
     pub(super) leadership: watch::Receiver<Leadership>,
 }
 
-impl SimEndpoint {
+impl ProcessEndpoint {
     /// Returns the dispatcher of the process, if it leads.
     pub(super) fn leader(&self) -> Option<Arc<dyn LeaderApi>> {
         self.leadership.borrow().leader.clone()
@@ -56,9 +56,9 @@ impl SimEndpoint {
 
 #[derive(Debug, Default)]
 struct Inner {
-    ports: BTreeMap<String, SimEndpoint>,
+    endpoints: BTreeMap<String, ProcessEndpoint>,
     cut: BTreeSet<(String, String)>,
-    noise: NetworkFaults,
+    faults: NetworkFaults,
 }
 
 /// The network of a world.
@@ -73,17 +73,17 @@ impl Net {
     }
 
     /// Registers the endpoint of a process at its node's address.
-    pub(super) fn listen(&self, node: &str, port: SimEndpoint) {
-        self.lock().ports.insert(node.to_owned(), port);
+    pub(super) fn listen(&self, node: &str, endpoint: ProcessEndpoint) {
+        self.lock().endpoints.insert(node.to_owned(), endpoint);
     }
 
     /// Removes the endpoint at a node's address.
-    pub(super) fn hang_up(&self, node: &str) {
-        self.lock().ports.remove(node);
+    pub(super) fn unlisten(&self, node: &str) {
+        self.lock().endpoints.remove(node);
     }
 
-    pub(super) fn set_noise(&self, noise: NetworkFaults) {
-        self.lock().noise = noise;
+    pub(super) fn set_faults(&self, faults: NetworkFaults) {
+        self.lock().faults = faults;
     }
 
     /// Cuts the connection of two nodes, or repairs it.
@@ -101,10 +101,10 @@ impl Net {
         self.lock().cut.clear();
     }
 
-    fn reach(&self, from: &str, to: &str) -> Option<SimEndpoint> {
+    fn find_endpoint(&self, from: &str, to: &str) -> Option<ProcessEndpoint> {
         let inner = self.lock();
         let is_cut = inner.cut.contains(&(from.to_owned(), to.to_owned()));
-        inner.ports.get(to).filter(|_| !is_cut).cloned()
+        inner.endpoints.get(to).filter(|_| !is_cut).cloned()
     }
 
     /// Makes a call from one node to another.
@@ -112,18 +112,18 @@ impl Net {
         &self,
         from: &str,
         to: &str,
-        work: impl Fn(SimEndpoint) -> Work<T> + Send,
+        work: impl Fn(ProcessEndpoint) -> Work<T> + Send,
     ) -> Result<T, CallError> {
         let no_answer = |why: &str| CallError::NoAnswer(format!("{to}: {why}"));
         let answered = timeout(CALL_MAX, async {
-            self.travel().await;
-            let port = self.reach(from, to)?;
-            if fastrand::f64() < self.lock().noise.twice {
-                carry_out(&port, work(port.clone()), Duration::from_millis(fastrand::u64(0..3000)));
+            self.delay_or_lose().await;
+            let endpoint = self.find_endpoint(from, to)?;
+            if fastrand::f64() < self.lock().faults.twice {
+                carry_out(&endpoint, work(endpoint.clone()), Duration::from_millis(fastrand::u64(0..3000)));
             }
-            let answer = carry_out(&port, work(port.clone()), Duration::ZERO).await.ok();
-            self.travel().await;
-            self.reach(from, to).and(answer)
+            let answer = carry_out(&endpoint, work(endpoint.clone()), Duration::ZERO).await.ok();
+            self.delay_or_lose().await;
+            self.find_endpoint(from, to).and(answer)
         });
         match answered.await {
             Ok(Some(answer)) => Ok(answer),
@@ -132,8 +132,8 @@ impl Net {
         }
     }
 
-    async fn travel(&self) {
-        let NetworkFaults { lost, delay_ms, .. } = self.lock().noise;
+    async fn delay_or_lose(&self) {
+        let NetworkFaults { lost, delay_ms, .. } = self.lock().faults;
         if fastrand::f64() < lost {
             std::future::pending::<()>().await;
         }
@@ -142,9 +142,9 @@ impl Net {
 }
 
 /// Carries out a call in the called process, after a delay.
-fn carry_out<T: Send + 'static>(port: &SimEndpoint, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
+fn carry_out<T: Send + 'static>(endpoint: &ProcessEndpoint, work: Work<T>, after: Duration) -> oneshot::Receiver<T> {
     let (answer, answered) = oneshot::channel();
-    port.process.enter(|| {
+    endpoint.process.enter(|| {
         spawn(async move {
             sleep(after).await;
             let _ = answer.send(work.await);
@@ -155,93 +155,94 @@ fn carry_out<T: Send + 'static>(port: &SimEndpoint, work: Work<T>, after: Durati
 
 /// Calls that one node's dispatcher and runner make.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(super) struct SimCalls {
     pub(super) net: Net,
     pub(super) node: String,
     pub(super) leader: watch::Receiver<Option<Peer>>,
 }
 
 #[async_trait]
-impl RunnerClient for Calls {
+impl RunnerClient for SimCalls {
     async fn assign(&self, to: &Peer, assignment: Assignment) -> Result<AssignResponse, CallError> {
-        let work = |port: SimEndpoint| {
+        let work = |endpoint: ProcessEndpoint| {
             let assignment = assignment.clone();
-            Box::pin(async move { port.runner.assign(assignment).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.assign(assignment).await }) as Work<_>
         };
         self.at_process(to, work).await
     }
 
     async fn query(&self, to: &Peer, assignment: Assignment) -> Result<AssignmentStatus, CallError> {
-        let work = |port: SimEndpoint| {
+        let work = |endpoint: ProcessEndpoint| {
             let assignment = assignment.clone();
-            Box::pin(async move { port.runner.query(assignment).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.query(assignment).await }) as Work<_>
         };
         self.at_process(to, work).await
     }
 
     async fn notify(&self, to: &Peer, leader: Epoch, task: &TaskId) -> Result<(), CallError> {
-        let work = |port: SimEndpoint| {
+        let work = |endpoint: ProcessEndpoint| {
             let task = task.clone();
-            Box::pin(async move { port.runner.notify(leader, &task).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.notify(leader, &task).await }) as Work<_>
         };
         self.at_process(to, work).await
     }
 
     async fn resolve(&self, to: &Peer, leader: Epoch, spec: &TaskSpec) -> Result<Vec<String>, CallError> {
-        let work = |port: SimEndpoint| {
+        let work = |endpoint: ProcessEndpoint| {
             let spec = spec.clone();
-            Box::pin(async move { port.runner.resolve(leader, &spec).await }) as Work<_>
+            Box::pin(async move { endpoint.runner.resolve(leader, &spec).await }) as Work<_>
         };
         self.at_process(to, work).await
     }
 
     async fn interrupt(&self, to: &Peer, leader: Epoch) -> Result<(), CallError> {
-        let work = |port: SimEndpoint| Box::pin(async move { port.runner.interrupt(leader).await }) as Work<_>;
+        let work =
+            |endpoint: ProcessEndpoint| Box::pin(async move { endpoint.runner.interrupt(leader).await }) as Work<_>;
         self.at_process(to, work).await
     }
 }
 
-impl Calls {
+impl SimCalls {
     /// Calls one process. Another process at its address refuses the call.
     async fn at_process<T: Send + 'static>(
         &self,
         to: &Peer,
-        work: impl Fn(SimEndpoint) -> Work<Result<T, CallError>> + Send + Sync,
+        work: impl Fn(ProcessEndpoint) -> Work<Result<T, CallError>> + Send + Sync,
     ) -> Result<T, CallError> {
         let addressee = Addressee::new(&CenterId::default(), to);
-        let guarded = |port: SimEndpoint| match port.identity.check(&addressee) {
-            Ok(()) => work(port),
+        let guarded = |endpoint: ProcessEndpoint| match endpoint.identity.check(&addressee) {
+            Ok(()) => work(endpoint),
             Err(error) => Box::pin(std::future::ready(Err(error))) as Work<_>,
         };
         self.net.call(&self.node, &to.address, guarded).await?
     }
 
-    async fn tell<F>(&self, work: impl Fn(Arc<dyn LeaderApi>) -> F + Send + Sync) -> Result<(), CallError>
+    async fn call_leader<F>(&self, work: impl Fn(Arc<dyn LeaderApi>) -> F + Send + Sync) -> Result<(), CallError>
     where
         F: Future<Output = blockhaul_engine::error::Result<()>> + Send + 'static,
     {
         let leader = self.leader.borrow().clone();
         let Some(leader) = leader else { return Err(CallError::NoAnswer(String::from("no leader is known"))) };
-        let at_port = |port: SimEndpoint| {
-            let told = port.leader().map(&work);
+        let at_endpoint = |endpoint: ProcessEndpoint| {
+            let call = endpoint.leader().map(&work);
             Box::pin(async move {
-                match told {
-                    Some(told) => {
-                        told.await.map_err(|error| CallError::Refused { code: error.code, why: error.message })
+                match call {
+                    Some(call) => {
+                        call.await.map_err(|error| CallError::Refused { code: error.code, why: error.message })
                     }
                     None => Err(CallError::NoAnswer(String::from("the node does not lead"))),
                 }
             }) as Work<_>
         };
-        self.at_process(&leader, at_port).await
+        self.at_process(&leader, at_endpoint).await
     }
 }
 
 #[async_trait]
-impl LeaderClient for Calls {
+impl LeaderClient for SimCalls {
     async fn changed(&self, tasks: &[TaskId]) -> Result<(), CallError> {
         let tasks = tasks.to_vec();
-        self.tell(move |leader| {
+        self.call_leader(move |leader| {
             let tasks = tasks.clone();
             async move { leader.changed(tasks).await }
         })
@@ -250,7 +251,7 @@ impl LeaderClient for Calls {
 
     async fn progress(&self, updates: &[(TaskId, Progress)]) -> Result<(), CallError> {
         let updates = updates.to_vec();
-        self.tell(move |leader| {
+        self.call_leader(move |leader| {
             let updates = updates.clone();
             async move { leader.progress(updates).await }
         })

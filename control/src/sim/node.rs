@@ -8,7 +8,7 @@ use super::clock::SimClock;
 use super::defect::Defect;
 use super::environment::{Journals, SimEnvironment};
 use super::executor::SimExecutor;
-use super::net::{Calls, SimEndpoint};
+use super::net::{ProcessEndpoint, SimCalls};
 use super::process::Process;
 use crate::coord::CoordClient;
 use crate::coord::session_keeper::SessionKeeper;
@@ -32,7 +32,7 @@ pub(super) struct SimNode {
     center: Arc<dyn CoordClient>,
     memory: Arc<Memory>,
     journals: Journals,
-    around: SimEnvironment,
+    environment: SimEnvironment,
 }
 
 /// One incarnation of a node.
@@ -48,7 +48,7 @@ pub(super) struct SimProcess {
 }
 
 impl SimNode {
-    pub(super) fn new(name: &str, slots: u32, center: Arc<dyn CoordClient>, around: SimEnvironment) -> Self {
+    pub(super) fn new(name: &str, slots: u32, center: Arc<dyn CoordClient>, environment: SimEnvironment) -> Self {
         Self {
             name: name.to_owned(),
             clock: Arc::new(SimClock::new(Duration::from_secs(fastrand::u64(1..1_000_000)))),
@@ -56,7 +56,7 @@ impl SimNode {
             center,
             memory: Arc::default(),
             journals: Journals::default(),
-            around,
+            environment,
         }
     }
 
@@ -66,12 +66,13 @@ impl SimNode {
         let incarnation = Incarnation(format!("{:032x}", fastrand::u128(..)));
         let node = NodeId::new(self.name.as_str()).expect("a node's name");
         let holder = Holder { node: node.clone(), incarnation: incarnation.clone() };
-        let around = &self.around;
-        let pace = if around.defect == Some(Defect::SlowClocks) { 0.2 } else { 1.0 };
-        let clock = Arc::new(self.clock.at_pace(pace));
-        let executor = Arc::new(SimExecutor::new(holder.clone(), around.clone(), clock.clone(), self.journals.clone()));
+        let environment = &self.environment;
+        let speed = if environment.defect == Some(Defect::SlowClocks) { 0.2 } else { 1.0 };
+        let clock = Arc::new(self.clock.at_speed(speed));
+        let executor =
+            Arc::new(SimExecutor::new(holder.clone(), environment.clone(), clock.clone(), self.journals.clone()));
         let (leader, leader_seen) = watch::channel(None);
-        let calls = Arc::new(Calls { net: around.net.clone(), node: self.name.clone(), leader: leader_seen });
+        let calls = Arc::new(SimCalls { net: environment.net.clone(), node: self.name.clone(), leader: leader_seen });
         let config = RunnerConfig {
             slots: self.slots,
             ..RunnerConfig::new(node.clone(), incarnation.clone(), self.name.clone())
@@ -82,9 +83,9 @@ impl SimNode {
         let identity =
             LocalIdentity { center: CenterId::default(), node: node.clone(), incarnation: incarnation.clone() };
         let runner_handle = runner.handle();
-        let port =
-            SimEndpoint { process: process.clone(), identity, runner: runner_handle, leadership: leadership_seen };
-        around.net.listen(&self.name, port);
+        let endpoint =
+            ProcessEndpoint { process: process.clone(), identity, runner: runner_handle, leadership: leadership_seen };
+        environment.net.listen(&self.name, endpoint);
         // No role of a simulated node fails for good.
         let (failed, failures) = mpsc::channel(1);
         let leading = LeaderRole {
@@ -105,11 +106,11 @@ impl SimNode {
         };
         let (keeper, stopper) = (Arc::new(SessionKeeper::new(self.center.clone())), StopHandle::new());
         let ended = Arc::new(Mutex::new(None));
-        let (own, asked, told) = (keeper.clone(), stopper.clone(), ended.clone());
+        let (own, asked, result) = (keeper.clone(), stopper.clone(), ended.clone());
         process.enter(|| {
             spawn(async move {
                 let serving = watch::Sender::new(false);
-                let play = Roles {
+                let roles = Roles {
                     keeper: &own,
                     leading: &leading,
                     serving,
@@ -119,16 +120,16 @@ impl SimNode {
                     certified: None,
                     failures,
                 };
-                let (stopped, _) = play.run(runner, || ()).await;
-                *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
+                let (stopped, _) = roles.run(runner, || ()).await;
+                *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
             })
         });
         SimProcess { process, holder, executor, stopper, ended, _keeper: keeper }
     }
 
     fn dispatcher_config(&self) -> Config {
-        let mut config = Config { fence: Some(self.around.fence.clone()), ..Config::default() };
-        match self.around.defect {
+        let mut config = Config { fence: Some(self.environment.fence.clone()), ..Config::default() };
+        match self.environment.defect {
             Some(Defect::DrainAtOnce) => config.quiet_after = Duration::ZERO,
             Some(Defect::NoHoldOff) => config.hold_off = Duration::ZERO,
             _ => {}

@@ -21,8 +21,8 @@ thread_local! {
 /// One incarnation of a node.
 #[derive(Default)]
 pub(crate) struct Process {
-    is_held: AtomicBool,
-    was_held: AtomicBool,
+    is_paused: AtomicBool,
+    was_paused: AtomicBool,
     is_ended: AtomicBool,
     started: AtomicU64,
     panic: Mutex<Option<String>>,
@@ -33,7 +33,7 @@ pub(crate) struct Process {
 
 impl std::fmt::Debug for Process {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Process").field("is_held", &self.is_held).field("is_ended", &self.is_ended).finish()
+        f.debug_struct("Process").field("is_paused", &self.is_paused).field("is_ended", &self.is_ended).finish()
     }
 }
 
@@ -51,13 +51,13 @@ impl Process {
         self.is_ended.load(Relaxed)
     }
 
-    pub(crate) fn is_held(&self) -> bool {
-        self.is_held.load(Relaxed)
+    pub(crate) fn is_paused(&self) -> bool {
+        self.is_paused.load(Relaxed)
     }
 
     /// Tells whether it has ever been paused.
-    pub(crate) fn was_held(&self) -> bool {
-        self.was_held.load(Relaxed)
+    pub(crate) fn was_paused(&self) -> bool {
+        self.was_paused.load(Relaxed)
     }
 
     /// Returns the panic of one of its tasks.
@@ -74,14 +74,14 @@ impl Process {
     }
 
     /// Pauses it, as SIGSTOP does.
-    pub(crate) fn hold(&self) {
-        self.is_held.store(true, Relaxed);
-        self.was_held.store(true, Relaxed);
+    pub(crate) fn pause(&self) {
+        self.is_paused.store(true, Relaxed);
+        self.was_paused.store(true, Relaxed);
     }
 
     /// Continues it, as SIGCONT does.
-    pub(crate) fn release(&self) {
-        self.is_held.store(false, Relaxed);
+    pub(crate) fn resume(&self) {
+        self.is_paused.store(false, Relaxed);
         std::mem::take(&mut *lock(&self.woken)).into_iter().for_each(Waker::wake);
     }
 
@@ -149,7 +149,7 @@ impl<F: Future> Future for Owned<F> {
         let mut slot = lock(&self.slot.0);
         let Some(future) = slot.as_mut() else { return Poll::Pending };
         let Some((process, _)) = &self.home else { return future.as_mut().poll(context) };
-        if process.is_held() {
+        if process.is_paused() {
             lock(&process.woken).push(context.waker().clone());
             return Poll::Pending;
         }
@@ -193,13 +193,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_that_is_held_does_nothing_and_goes_on_where_it_was() {
+    async fn a_paused_process_does_nothing_and_then_continues() {
         let (process, count) = counter();
         sleep(Duration::from_millis(5500)).await;
-        process.hold();
+        process.pause();
         sleep(Duration::from_secs(100)).await;
         assert_eq!(count.load(Relaxed), 5);
-        process.release();
+        process.resume();
         sleep(Duration::from_millis(1)).await;
         assert_eq!(count.load(Relaxed), 6, "its timer had fired");
         sleep(Duration::from_millis(2500)).await;
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_that_is_ended_drops_what_it_had_at_once() {
+    async fn an_ended_process_drops_its_tasks_at_once() {
         let start = Instant::now();
         let (process, count) = counter();
         sleep(Duration::from_millis(2500)).await;

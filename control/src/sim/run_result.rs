@@ -56,7 +56,7 @@ impl RunResult {
     }
 
     /// Counts a fault of this kind that had an effect.
-    pub(super) fn struck(&self, kind: &'static str) {
+    pub(super) fn count_fault(&self, kind: &'static str) {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
     }
 

@@ -1,11 +1,11 @@
 //! Derives a scenario from a seed: nodes, volumes, tasks, requests of clients, and faults.
 
-use super::environment::Pace;
+use super::environment::DiskBehaviour;
 use crate::model::{CopyTask, Fence, NodeId, NoopTask, TaskSpec};
 use std::time::Duration;
 
 /// Time in which faults happen.
-pub(super) const STORMY: Duration = Duration::from_secs(90);
+pub(super) const FAULT_TIME: Duration = Duration::from_secs(90);
 
 /// Everything that a seed determines before a run.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub(super) struct Scenario {
     /// Node, name and blocks of each volume. Sources hold data, destinations do not.
     pub(super) volumes: Vec<(Option<String>, String, Vec<u64>)>,
     pub(super) events: Vec<(Duration, Event)>,
-    pub(super) pace: Pace,
+    pub(super) disk_behaviour: DiskBehaviour,
     pub(super) latency_ms: (u64, u64),
     /// Whether history goes back once. Then tasks may stay without an end.
     pub(super) regresses: bool,
@@ -25,7 +25,7 @@ pub(super) struct Scenario {
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     Submit { id: String, spec: Box<TaskSpec>, priority: u8, max_attempts: u32 },
-    ClientAction { id: String, want: ClientAction },
+    ClientAction { id: String, action: ClientAction },
     Fault(Fault),
 }
 
@@ -46,7 +46,7 @@ pub(super) enum Fault {
     /// Asked to stop; starts again after a while.
     Stop { node: usize, down: Duration },
     /// SIGSTOP and SIGCONT.
-    Hold { node: usize, time: Duration },
+    Pause { node: usize, time: Duration },
     /// Cut off from the coordination service, from the other nodes, or from both.
     Partition { node: usize, center: bool, peers: bool, time: Duration },
     /// The node's connections to the service break.
@@ -58,7 +58,7 @@ pub(super) enum Fault {
     /// The service is down.
     Outage { time: Duration },
     /// Answers and watches get lost, and writes come late.
-    Storm { time: Duration },
+    LossyService { time: Duration },
     /// Calls get lost, come late and twice.
     NetworkFaults { time: Duration },
     /// Writes take long, some up to 15 s.
@@ -79,7 +79,7 @@ impl Scenario {
             slots: rng.u32(1..=4),
             volumes: Vec::new(),
             events: Vec::new(),
-            pace: Pace { write_ms: (10, rng.u64(200..=3000)), hang: 0.0, fail: 0.02, unfit: 0.02 },
+            disk_behaviour: DiskBehaviour { write_ms: (10, rng.u64(200..=3000)), hang: 0.0, fail: 0.02, unfit: 0.02 },
             latency_ms: (0, rng.u64(1..=20)),
             regresses: rng.u8(..20) == 0,
             nodes,
@@ -114,14 +114,14 @@ impl Scenario {
             self.events.push((at, submit));
             let later = |rng: &mut fastrand::Rng| at + Duration::from_millis(rng.u64(100..=30_000));
             match rng.u8(..20) {
-                0..=2 => self.events.push((later(rng), Event::ClientAction { id, want: ClientAction::Cancel })),
+                0..=2 => self.events.push((later(rng), Event::ClientAction { id, action: ClientAction::Cancel })),
                 3..=5 if is_copy => {
                     let pause = later(rng);
                     let resume = pause + Duration::from_millis(rng.u64(100..=20_000));
-                    self.events.push((pause, Event::ClientAction { id: id.clone(), want: ClientAction::Pause }));
-                    self.events.push((resume, Event::ClientAction { id, want: ClientAction::Resume }));
+                    self.events.push((pause, Event::ClientAction { id: id.clone(), action: ClientAction::Pause }));
+                    self.events.push((resume, Event::ClientAction { id, action: ClientAction::Resume }));
                 }
-                6 if is_copy => self.events.push((later(rng), Event::ClientAction { id, want: ClientAction::Limit })),
+                6 if is_copy => self.events.push((later(rng), Event::ClientAction { id, action: ClientAction::Limit })),
                 _ => {}
             }
         }
@@ -159,7 +159,7 @@ impl Scenario {
     }
 
     fn add_faults(&mut self, rng: &mut fastrand::Rng) {
-        let last = STORMY.as_millis() as u64 - 5_000;
+        let last = FAULT_TIME.as_millis() as u64 - 5_000;
         let mut before = None;
         for _ in 0..rng.usize(6..=14) {
             // Half of the faults follow another one closely, so that they overlap.
@@ -187,7 +187,7 @@ impl Scenario {
         match rng.u8(..26) {
             0..=4 => Fault::Crash { node, power: rng.u8(..3) == 0, down: if rng.bool() { short } else { long } },
             5..=6 => Fault::Stop { node, down: short },
-            7..=9 => Fault::Hold { node, time: if rng.bool() { middle } else { long } },
+            7..=9 => Fault::Pause { node, time: if rng.bool() { middle } else { long } },
             10..=13 => {
                 let which = rng.u8(..4);
                 Fault::Partition {
@@ -203,7 +203,7 @@ impl Scenario {
             16..=17 => Fault::Isolate { server: rng.usize(..3), time: middle },
             18 => Fault::Stall { time: short * 2 },
             19 => Fault::Outage { time: if rng.bool() { short } else { long } },
-            20..=21 => Fault::Storm { time: long },
+            20..=21 => Fault::LossyService { time: long },
             22 => Fault::NetworkFaults { time: long },
             23 => Fault::Slow { time: long },
             24 => Fault::Drain { node, now: rng.bool(), time: middle },
@@ -219,7 +219,7 @@ impl Fault {
             Self::Crash { power: false, .. } => "crash",
             Self::Crash { power: true, .. } => "power cut",
             Self::Stop { .. } => "stop",
-            Self::Hold { .. } => "pause",
+            Self::Pause { .. } => "pause",
             Self::Partition { center: true, peers: true, .. } => "partition from all",
             Self::Partition { center: true, .. } => "partition from the service",
             Self::Partition { .. } => "partition from nodes",
@@ -227,7 +227,7 @@ impl Fault {
             Self::Isolate { .. } => "isolated server",
             Self::Stall { .. } => "no quorum",
             Self::Outage { .. } => "outage",
-            Self::Storm { .. } => "lost answers, late writes and watches",
+            Self::LossyService { .. } => "lost answers, late writes and watches",
             Self::NetworkFaults { .. } => "lost and doubled calls",
             Self::Slow { .. } => "slow disks",
             Self::Drain { .. } => "drain",
@@ -241,10 +241,10 @@ impl Fault {
         match self {
             Self::Crash { node, .. }
             | Self::Stop { node, .. }
-            | Self::Hold { node, .. }
+            | Self::Pause { node, .. }
             | Self::Partition { node, .. }
             | Self::Reset { node } => Some(node),
-            Self::Isolate { .. } | Self::Stall { .. } | Self::Outage { .. } | Self::Storm { .. } => None,
+            Self::Isolate { .. } | Self::Stall { .. } | Self::Outage { .. } | Self::LossyService { .. } => None,
             Self::NetworkFaults { .. } | Self::Slow { .. } | Self::Drain { .. } | Self::Jump { .. } => None,
             Self::Regress { .. } => None,
         }

@@ -7,13 +7,13 @@
 use super::client::Client;
 use super::defect::{self, Defect};
 use super::disk::{Disks, LATE};
-use super::environment::{Pace, SimEnvironment};
+use super::environment::{DiskBehaviour, SimEnvironment};
 use super::invariants::InvariantChecker;
 use super::net::{Net, NetworkFaults};
 use super::node::{SimNode, SimProcess};
-use super::place::Place;
 use super::run_result::RunResult;
-use super::scenario::{ClientAction, Event, Fault, STORMY, Scenario};
+use super::scenario::{ClientAction, Event, FAULT_TIME, Fault, Scenario};
+use super::volume_name::VolumeName;
 use crate::clock::Clock;
 use crate::coord::paths;
 use crate::coord::sim::{Ensemble, FaultRates, Snapshot};
@@ -30,15 +30,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 /// Timeout of a session.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after the storm within which all tasks end.
-const CALM: Duration = Duration::from_secs(300);
+const SETTLE_MAX: Duration = Duration::from_secs(300);
 /// Time within which a process that is asked to stop has ended.
 const STOP_MAX: Duration = Duration::from_secs(20);
 /// Time between two checks that a process has stopped.
-const STOP_LOOK: Duration = Duration::from_millis(250);
+const STOP_CHECK_EVERY: Duration = Duration::from_millis(250);
 /// Seconds between two rounds in which clients resume tasks and operators undo drains.
-const DUTY: u64 = 5;
+const OPERATORS_EVERY_SECONDS: u64 = 5;
 /// Time between two checks that all tasks have ended.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Snapshots of the service, one a second, that history can go back to.
 const SNAPSHOTS: usize = 16;
 
@@ -54,34 +54,34 @@ pub(super) struct World {
     net: Net,
     invariants: InvariantChecker,
     client: Client,
-    pace: Arc<Mutex<Pace>>,
-    hosts: Vec<SimNode>,
-    lives: Vec<Option<SimProcess>>,
+    disk_behaviour: Arc<Mutex<DiskBehaviour>>,
+    nodes: Vec<SimNode>,
+    incarnations: Vec<Option<SimProcess>>,
     rng: fastrand::Rng,
     /// Follow-ups, in the order of their times.
-    later: BTreeMap<(Instant, u64), After>,
-    planned: u64,
-    cuts: mpsc::UnboundedReceiver<FenceRequest>,
+    follow_ups: BTreeMap<(Instant, u64), FollowUp>,
+    scheduled: u64,
+    fence_requests: mpsc::UnboundedReceiver<FenceRequest>,
     snapshots: VecDeque<(Instant, Snapshot)>,
     defect: Option<Defect>,
 }
 
 /// Follow-up of a fault.
 #[derive(Clone, Debug)]
-enum After {
+enum FollowUp {
     Start(usize),
-    Release(usize),
-    MendCenter(usize),
-    MendPeers(usize),
-    Restore(usize),
-    ServiceUp,
-    Fair,
-    Quiet,
-    Fast,
+    Resume(usize),
+    ReconnectService(usize),
+    ReconnectPeers(usize),
+    RestoreServer(usize),
+    StartService,
+    EndServiceFaults,
+    EndNetworkFaults,
+    EndSlowDisks,
     Undrain(usize),
     /// Tries a fault again that had no target.
-    Strike(Fault),
-    LookStopped {
+    RetryFault(Fault),
+    CheckStopped {
         node: usize,
         holder: Holder,
         asked: Instant,
@@ -124,32 +124,32 @@ impl World {
         let ensemble = Ensemble::new(seed, TIMEOUT);
         let watching = invariants.clone();
         ensemble.set_observer(Arc::new(move |commit| watching.observe(commit)));
-        let (switch, cuts) = mpsc::unbounded_channel();
-        let pace = Arc::new(Mutex::new(scenario.pace));
-        let around = SimEnvironment {
+        let (switch, fence_requests) = mpsc::unbounded_channel();
+        let disk_behaviour = Arc::new(Mutex::new(scenario.disk_behaviour));
+        let environment = SimEnvironment {
             net: net.clone(),
             disks: disks.clone(),
             invariants: invariants.clone(),
-            pace: pace.clone(),
+            disk_behaviour: disk_behaviour.clone(),
             jobs: Arc::default(),
             fence: Arc::new(ScriptedFence(switch)),
             defect,
         };
-        let host = |name: &String| SimNode::new(name, scenario.slots, ensemble.client(name), around.clone());
-        let hosts: Vec<_> = scenario.nodes.iter().map(host).collect();
+        let node = |name: &String| SimNode::new(name, scenario.slots, ensemble.client(name), environment.clone());
+        let nodes: Vec<_> = scenario.nodes.iter().map(node).collect();
         for (node, name, blocks) in &scenario.volumes {
-            let place = match node {
-                Some(node) => Place::parse(&format!("file://{node}/vol/{name}"), None),
-                None => Place::parse(&format!("nbd://store/{name}"), None),
+            let volume = match node {
+                Some(node) => VolumeName::parse(&format!("file://{node}/vol/{name}"), None),
+                None => VolumeName::parse(&format!("nbd://store/{name}"), None),
             };
-            disks.add(&place.name(), node.as_deref(), blocks.clone());
+            disks.add(&volume.name(), node.as_deref(), blocks.clone());
         }
         let client = Client { net: net.clone(), invariants: invariants.clone(), result: result.clone() };
         Self {
-            lives: hosts.iter().map(|_| None).collect(),
+            incarnations: nodes.iter().map(|_| None).collect(),
             rng: fastrand::Rng::with_seed(seed ^ 0xfa17),
-            later: BTreeMap::new(),
-            planned: 0,
+            follow_ups: BTreeMap::new(),
+            scheduled: 0,
             snapshots: VecDeque::new(),
             scenario,
             result,
@@ -158,9 +158,9 @@ impl World {
             net,
             invariants,
             client,
-            pace,
-            hosts,
-            cuts,
+            disk_behaviour,
+            nodes,
+            fence_requests,
             defect,
         }
     }
@@ -172,10 +172,10 @@ impl World {
         tokio::select! {
             biased;
             () = result.failed() => {}
-            () = self.live() => {}
+            () = self.run_to_end() => {}
         }
-        for life in self.lives.iter().flatten() {
-            life.process.end();
+        for incarnation in self.incarnations.iter().flatten() {
+            incarnation.process.end();
         }
         self.result.clone()
     }
@@ -183,12 +183,12 @@ impl World {
     /// Returns the number of requests that each node sends to the service per second when nothing happens.
     pub(super) async fn requests_at_rest(mut self) -> f64 {
         self.set_up().await;
-        sleep(STORMY).await;
+        sleep(FAULT_TIME).await;
         let before = self.ensemble.requests();
-        sleep(STORMY).await;
+        sleep(FAULT_TIME).await;
         let requests = self.ensemble.requests() - before;
-        self.lives.iter().flatten().for_each(|life| life.process.end());
-        requests as f64 / self.hosts.len() as f64 / STORMY.as_secs_f64()
+        self.incarnations.iter().flatten().for_each(|incarnation| incarnation.process.end());
+        requests as f64 / self.nodes.len() as f64 / FAULT_TIME.as_secs_f64()
     }
 
     async fn set_up(&mut self) {
@@ -198,16 +198,16 @@ impl World {
         session.close().await;
         let latency_ms = self.scenario.latency_ms;
         self.ensemble.set_fault_rates(FaultRates { latency_ms, ..FaultRates::default() });
-        self.net.set_noise(NetworkFaults { delay_ms: latency_ms.1, ..NetworkFaults::default() });
-        (0..self.hosts.len()).for_each(|node| self.start(node));
+        self.net.set_faults(NetworkFaults { delay_ms: latency_ms.1, ..NetworkFaults::default() });
+        (0..self.nodes.len()).for_each(|node| self.start(node));
         if let Some(defect) = self.defect {
-            tokio::spawn(defect::mischief(defect, self.ensemble.clone(), self.result.clone()));
+            tokio::spawn(defect::break_invariant(defect, self.ensemble.clone(), self.result.clone()));
         }
     }
 
-    async fn live(&mut self) {
-        self.storm().await;
-        self.mend().await;
+    async fn run_to_end(&mut self) {
+        self.run_scenario().await;
+        self.repair_all().await;
         self.settle().await;
         sleep(late(self.defect)).await;
         self.disks.check_end();
@@ -216,17 +216,17 @@ impl World {
     }
 
     /// Runs the scenario.
-    async fn storm(&mut self) {
+    async fn run_scenario(&mut self) {
         let start = Instant::now();
         let mut events: VecDeque<_> = self.scenario.events.clone().into();
         let mut snapshot = start;
-        while start.elapsed() < STORMY {
-            let event = events.front().map_or(start + STORMY, |(at, _)| start + *at);
-            let after = self.later.keys().next().map_or(event, |(at, _)| *at);
-            let next = event.min(after).min(snapshot).min(start + STORMY);
+        while start.elapsed() < FAULT_TIME {
+            let event = events.front().map_or(start + FAULT_TIME, |(at, _)| start + *at);
+            let follow_up = self.follow_ups.keys().next().map_or(event, |(at, _)| *at);
+            let next = event.min(follow_up).min(snapshot).min(start + FAULT_TIME);
             tokio::select! {
                 biased;
-                Some(cut) = self.cuts.recv() => self.cut_off(cut),
+                Some(request) = self.fence_requests.recv() => self.cut_off(request),
                 () = sleep_until(next) => {}
             }
             let now = Instant::now();
@@ -237,168 +237,172 @@ impl World {
                 }
             }
             if snapshot <= now {
-                snapshot = now + LOOK;
+                snapshot = now + CHECK_EVERY;
             }
-            self.catch_up(now);
+            self.apply_due(now);
             while events.front().is_some_and(|(at, _)| start + *at <= now) {
                 let (_, event) = events.pop_front().expect("it was there");
-                self.happen(event);
+                self.apply_event(event);
             }
-            self.unwedge();
+            self.restart_wedged();
         }
     }
 
-    fn catch_up(&mut self, now: Instant) {
-        while let Some(entry) = self.later.first_entry().filter(|entry| entry.key().0 <= now) {
-            let after = entry.remove();
-            self.follow(after);
+    fn apply_due(&mut self, now: Instant) {
+        while let Some(entry) = self.follow_ups.first_entry().filter(|entry| entry.key().0 <= now) {
+            let follow_up = entry.remove();
+            self.apply_follow_up(follow_up);
         }
     }
 
-    fn plan(&mut self, time: Duration, after: After) {
-        self.planned += 1;
-        self.later.insert((Instant::now() + time, self.planned), after);
+    fn schedule(&mut self, time: Duration, follow_up: FollowUp) {
+        self.scheduled += 1;
+        self.follow_ups.insert((Instant::now() + time, self.scheduled), follow_up);
     }
 
-    fn happen(&mut self, event: Event) {
+    fn apply_event(&mut self, event: Event) {
         match event {
             Event::Submit { id, spec, priority, max_attempts } => {
                 let id = TaskId::new(id).expect("a task's name");
                 tokio::spawn(self.client.clone().submit(id, *spec, priority, max_attempts));
             }
-            Event::ClientAction { id, want } => {
+            Event::ClientAction { id, action } => {
                 let id = TaskId::new(id).expect("a task's name");
-                tokio::spawn(self.client.clone().want(id, want));
+                tokio::spawn(self.client.clone().request(id, action));
             }
-            Event::Fault(fault) => match self.aimed(fault.clone()) {
+            Event::Fault(fault) => match self.redirect(fault.clone()) {
                 Some(fault) => {
                     self.result.note(format_args!("FAULT {fault:?}"));
-                    self.result.struck(fault.kind());
-                    self.strike(fault);
+                    self.result.count_fault(fault.kind());
+                    self.apply_fault(fault);
                 }
-                None => self.plan(LOOK, After::Strike(fault)),
+                None => self.schedule(CHECK_EVERY, FollowUp::RetryFault(fault)),
             },
         }
     }
 
     /// Redirects a fault to a running process, if its own is down. `None` if no process runs.
-    fn aimed(&self, mut fault: Fault) -> Option<Fault> {
+    fn redirect(&self, mut fault: Fault) -> Option<Fault> {
         if let Some(node) = fault.victim() {
-            let count = self.lives.len();
-            *node = (0..count).map(|step| (*node + step) % count).find(|&node| self.lives[node].is_some())?;
+            let count = self.incarnations.len();
+            *node = (0..count).map(|step| (*node + step) % count).find(|&node| self.incarnations[node].is_some())?;
         }
         Some(fault)
     }
 
-    fn strike(&mut self, fault: Fault) {
+    fn apply_fault(&mut self, fault: Fault) {
         match fault {
             Fault::Crash { node, power, down } => self.crash(node, power, down),
             Fault::Stop { node, down } => {
-                if let Some(life) = &self.lives[node] {
-                    life.stop();
-                    let (holder, asked) = (life.holder.clone(), Instant::now());
-                    self.plan(STOP_LOOK, After::LookStopped { node, holder, asked, down });
+                if let Some(incarnation) = &self.incarnations[node] {
+                    incarnation.stop();
+                    let (holder, asked) = (incarnation.holder.clone(), Instant::now());
+                    self.schedule(STOP_CHECK_EVERY, FollowUp::CheckStopped { node, holder, asked, down });
                 }
             }
-            Fault::Hold { node, time } => {
-                if let Some(life) = &self.lives[node] {
-                    life.process.hold();
-                    self.disks.hold(&life.holder);
-                    self.plan(time, After::Release(node));
+            Fault::Pause { node, time } => {
+                if let Some(incarnation) = &self.incarnations[node] {
+                    incarnation.process.pause();
+                    self.disks.note_pause(&incarnation.holder);
+                    self.schedule(time, FollowUp::Resume(node));
                 }
             }
             Fault::Partition { node, center, peers, time } => {
                 if center {
                     self.ensemble.cut(&self.scenario.nodes[node]);
-                    self.plan(time, After::MendCenter(node));
+                    self.schedule(time, FollowUp::ReconnectService(node));
                 }
                 if peers {
                     self.cut_peers(node, true);
-                    self.plan(time, After::MendPeers(node));
+                    self.schedule(time, FollowUp::ReconnectPeers(node));
                 }
             }
             Fault::Reset { node } => self.ensemble.reset(&self.scenario.nodes[node]),
             Fault::Isolate { server, time } => {
                 self.ensemble.isolate(server);
-                self.plan(time, After::Restore(server));
+                self.schedule(time, FollowUp::RestoreServer(server));
             }
             Fault::Stall { time } => self.ensemble.stall(time),
             Fault::Outage { time } => {
                 self.ensemble.stop();
-                self.plan(time, After::ServiceUp);
+                self.schedule(time, FollowUp::StartService);
             }
             Fault::Drain { node, now, time } => {
                 let desired_state = if now { DrainMode::Now } else { DrainMode::Finish };
                 self.drain(node, desired_state);
-                self.plan(time, After::Undrain(node));
+                self.schedule(time, FollowUp::Undrain(node));
             }
-            Fault::Jump { node, skew_ms } => self.hosts[node].clock.jump(skew_ms),
+            Fault::Jump { node, skew_ms } => self.nodes[node].clock.jump(skew_ms),
             Fault::Regress { back } => self.regress(back),
-            Fault::Storm { time } => {
+            Fault::LossyService { time } => {
                 let latency_ms = (self.scenario.latency_ms.0, self.scenario.latency_ms.1 * 4);
                 let (lost_reply, late_write, lost_watch, late_watch) = (0.15, 0.7, 0.3, 0.3);
                 let fault_rates =
                     FaultRates { latency_ms, lag_ms: (0, 800), lost_reply, late_write, lost_watch, late_watch };
                 self.ensemble.set_fault_rates(fault_rates);
-                self.plan(time, After::Fair);
+                self.schedule(time, FollowUp::EndServiceFaults);
             }
             Fault::NetworkFaults { time } => {
-                self.net.set_noise(NetworkFaults { lost: 0.3, twice: 0.2, delay_ms: 1200 });
-                self.plan(time, After::Quiet);
+                self.net.set_faults(NetworkFaults { lost: 0.3, twice: 0.2, delay_ms: 1200 });
+                self.schedule(time, FollowUp::EndNetworkFaults);
             }
             Fault::Slow { time } => {
-                self.set_pace(Pace { write_ms: (100, 3_000), hang: 0.05, fail: 0.1, unfit: 0.1 });
-                self.plan(time, After::Fast);
+                self.set_disk_behaviour(DiskBehaviour { write_ms: (100, 3_000), hang: 0.05, fail: 0.1, unfit: 0.1 });
+                self.schedule(time, FollowUp::EndSlowDisks);
             }
         }
     }
 
-    fn follow(&mut self, after: After) {
-        if !matches!(after, After::LookStopped { .. }) {
-            self.result.note(format_args!("{after:?}"));
+    fn apply_follow_up(&mut self, follow_up: FollowUp) {
+        if !matches!(follow_up, FollowUp::CheckStopped { .. }) {
+            self.result.note(format_args!("{follow_up:?}"));
         }
-        match after {
-            After::Start(node) => {
-                if self.lives[node].is_none() {
+        match follow_up {
+            FollowUp::Start(node) => {
+                if self.incarnations[node].is_none() {
                     self.start(node);
                 }
             }
-            After::LookStopped { node, holder, asked, down } => self.look_stopped(node, &holder, asked, down),
-            After::Release(node) => {
-                if let Some(life) = &self.lives[node] {
-                    life.process.release();
-                    self.disks.release(&life.holder);
+            FollowUp::CheckStopped { node, holder, asked, down } => self.check_stopped(node, &holder, asked, down),
+            FollowUp::Resume(node) => {
+                if let Some(incarnation) = &self.incarnations[node] {
+                    incarnation.process.resume();
+                    self.disks.note_resume(&incarnation.holder);
                 }
             }
-            After::MendCenter(node) => self.ensemble.mend(&self.scenario.nodes[node]),
-            After::MendPeers(node) => self.cut_peers(node, false),
-            After::Restore(server) => self.ensemble.restore(server),
-            After::ServiceUp => self.ensemble.start(),
-            After::Fair => {
+            FollowUp::ReconnectService(node) => self.ensemble.mend(&self.scenario.nodes[node]),
+            FollowUp::ReconnectPeers(node) => self.cut_peers(node, false),
+            FollowUp::RestoreServer(server) => self.ensemble.restore(server),
+            FollowUp::StartService => self.ensemble.start(),
+            FollowUp::EndServiceFaults => {
                 let latency_ms = self.scenario.latency_ms;
                 self.ensemble.set_fault_rates(FaultRates { latency_ms, ..FaultRates::default() });
             }
-            After::Quiet => {
+            FollowUp::EndNetworkFaults => {
                 let delay_ms = self.scenario.latency_ms.1;
-                self.net.set_noise(NetworkFaults { delay_ms, ..NetworkFaults::default() });
+                self.net.set_faults(NetworkFaults { delay_ms, ..NetworkFaults::default() });
             }
-            After::Fast => self.set_pace(self.scenario.pace),
-            After::Undrain(node) => self.drain(node, DrainMode::Undo),
-            After::Strike(fault) => self.happen(Event::Fault(fault)),
+            FollowUp::EndSlowDisks => self.set_disk_behaviour(self.scenario.disk_behaviour),
+            FollowUp::Undrain(node) => self.drain(node, DrainMode::Undo),
+            FollowUp::RetryFault(fault) => self.apply_event(Event::Fault(fault)),
         }
     }
 
     /// Checks a process that was asked to stop: it has to stop within 20 s, and without writes in flight unless it
     /// leaves tasks behind.
-    fn look_stopped(&mut self, node: usize, holder: &Holder, asked: Instant, down: Duration) {
-        let Some(life) = self.lives[node].as_ref().filter(|life| life.holder == *holder) else { return };
+    fn check_stopped(&mut self, node: usize, holder: &Holder, asked: Instant, down: Duration) {
+        let Some(incarnation) = self.incarnations[node].as_ref().filter(|incarnation| incarnation.holder == *holder)
+        else {
+            return;
+        };
         let is_late = asked.elapsed() >= STOP_MAX;
-        let Some(stopped) = life.ended() else {
+        let Some(stopped) = incarnation.ended() else {
             if !is_late {
                 let holder = holder.clone();
-                return self.plan(STOP_LOOK, After::LookStopped { node, holder, asked, down });
+                return self.schedule(STOP_CHECK_EVERY, FollowUp::CheckStopped { node, holder, asked, down });
             }
-            self.result.expect(life.process.was_held(), || format!("{} did not stop in {STOP_MAX:?}", holder.node));
+            self.result
+                .expect(incarnation.process.was_paused(), || format!("{} did not stop in {STOP_MAX:?}", holder.node));
             return self.crash(node, false, down);
         };
         self.result.note(format_args!("{} has stopped: {:?}", holder.node, stopped.left_behind));
@@ -409,8 +413,8 @@ impl World {
         self.crash(node, false, down);
     }
 
-    fn set_pace(&self, pace: Pace) {
-        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = pace;
+    fn set_disk_behaviour(&self, disk_behaviour: DiskBehaviour) {
+        *self.disk_behaviour.lock().unwrap_or_else(PoisonError::into_inner) = disk_behaviour;
     }
 
     fn cut_peers(&self, node: usize, is_cut: bool) {
@@ -424,30 +428,36 @@ impl World {
     }
 
     fn start(&mut self, node: usize) {
-        let life = self.hosts[node].start();
-        self.result.note(format_args!("{} starts as {}", self.hosts[node].name, &life.holder.incarnation.0[..6]));
-        self.lives[node] = Some(life);
+        let incarnation = self.nodes[node].start();
+        self.result.note(format_args!(
+            "{} starts as {}",
+            self.nodes[node].name,
+            &incarnation.holder.incarnation.0[..6]
+        ));
+        self.incarnations[node] = Some(incarnation);
     }
 
     /// Ends a process; the node starts another one after a while.
     fn crash(&mut self, node: usize, power: bool, down: Duration) {
-        let Some(life) = self.lives[node].take() else { return };
-        self.net.hang_up(&self.hosts[node].name);
-        life.process.end();
-        let holder = life.holder.clone();
+        let Some(incarnation) = self.incarnations[node].take() else { return };
+        self.net.unlisten(&self.nodes[node].name);
+        incarnation.process.end();
+        let holder = incarnation.holder.clone();
         let late = self.disks.orphan(|by| by.holder == holder, &mut self.rng);
-        self.disks.unlock_all(&life.jobs());
+        self.disks.unlock_all(&incarnation.jobs());
         if power {
-            self.disks.power_cut(&self.hosts[node].name, &mut self.rng);
+            self.disks.power_cut(&self.nodes[node].name, &mut self.rng);
         }
-        self.result.note(format_args!("{} is down, {late} writes on their way", self.hosts[node].name));
-        self.plan(down, After::Start(node));
+        self.result.note(format_args!("{} is down, {late} writes on their way", self.nodes[node].name));
+        self.schedule(down, FollowUp::Start(node));
     }
 
     /// Powers off the node of a process, and makes servers refuse that process.
     fn cut_off(&mut self, (holder, done): FenceRequest) {
-        let is_it = |life: &Option<SimProcess>| life.as_ref().is_some_and(|life| life.holder == holder);
-        if let Some(node) = self.lives.iter().position(is_it) {
+        let is_it = |incarnation: &Option<SimProcess>| {
+            incarnation.as_ref().is_some_and(|incarnation| incarnation.holder == holder)
+        };
+        if let Some(node) = self.incarnations.iter().position(is_it) {
             self.crash(node, true, Duration::from_secs(3));
         }
         self.disks.ban(&holder);
@@ -456,15 +466,15 @@ impl World {
     }
 
     /// Restarts processes with a copy that will never drain, as an operator would. Reports panics.
-    fn unwedge(&mut self) {
-        for life in self.lives.iter().flatten() {
-            if let Some(panic) = life.process.panic() {
-                self.result.fail(format_args!("{} panicked: {panic}", life.holder.node));
+    fn restart_wedged(&mut self) {
+        for incarnation in self.incarnations.iter().flatten() {
+            if let Some(panic) = incarnation.process.panic() {
+                self.result.fail(format_args!("{} panicked: {panic}", incarnation.holder.node));
             }
         }
-        for node in 0..self.lives.len() {
-            if self.lives[node].as_ref().is_some_and(SimProcess::is_wedged) {
-                self.result.note(format_args!("{} is wedged", self.hosts[node].name));
+        for node in 0..self.incarnations.len() {
+            if self.incarnations[node].as_ref().is_some_and(SimProcess::is_wedged) {
+                self.result.note(format_args!("{} is wedged", self.nodes[node].name));
                 self.crash(node, false, Duration::from_secs(5));
             }
         }
@@ -479,25 +489,25 @@ impl World {
     }
 
     /// Ends every fault, and starts every node.
-    async fn mend(&mut self) {
-        self.result.note("CALM");
+    async fn repair_all(&mut self) {
+        self.result.note("all faults are repaired");
         if self.defect == Some(Defect::FaultsNeverEnd) {
             return self.scenario.nodes.iter().for_each(|node| self.ensemble.cut(node));
         }
-        for after in std::mem::take(&mut self.later).into_values() {
-            if !matches!(after, After::Strike(_)) {
-                self.follow(after);
+        for follow_up in std::mem::take(&mut self.follow_ups).into_values() {
+            if !matches!(follow_up, FollowUp::RetryFault(_)) {
+                self.apply_follow_up(follow_up);
             }
         }
         self.net.mend_all();
-        self.set_pace(Pace { write_ms: (5, 50), hang: 0.0, fail: 0.0, unfit: 0.0 });
-        for node in 0..self.hosts.len() {
-            self.hosts[node].clock.jump(0);
+        self.set_disk_behaviour(DiskBehaviour { write_ms: (5, 50), hang: 0.0, fail: 0.0, unfit: 0.0 });
+        for node in 0..self.nodes.len() {
+            self.nodes[node].clock.jump(0);
             self.ensemble.mend(&self.scenario.nodes[node]);
             self.drain(node, DrainMode::Undo);
-            if let Some(life) = &self.lives[node] {
-                life.process.release();
-                self.disks.release(&life.holder);
+            if let Some(incarnation) = &self.incarnations[node] {
+                incarnation.process.resume();
+                self.disks.note_resume(&incarnation.holder);
             } else {
                 self.start(node);
             }
@@ -507,14 +517,14 @@ impl World {
     /// Waits until every task has ended, and checks that none is stuck.
     async fn settle(&mut self) {
         let start = Instant::now();
-        while start.elapsed() < CALM {
+        while start.elapsed() < SETTLE_MAX {
             tokio::select! {
                 biased;
-                Some(cut) = self.cuts.recv() => self.cut_off(cut),
-                () = sleep(LOOK) => {}
+                Some(request) = self.fence_requests.recv() => self.cut_off(request),
+                () = sleep(CHECK_EVERY) => {}
             }
-            self.catch_up(Instant::now());
-            self.unwedge();
+            self.apply_due(Instant::now());
+            self.restart_wedged();
             if self.scenario.regresses {
                 if start.elapsed() > Duration::from_secs(60) {
                     return;
@@ -524,11 +534,11 @@ impl World {
             if self.invariants.all_done() {
                 return;
             }
-            if start.elapsed().as_secs().is_multiple_of(DUTY) {
+            if start.elapsed().as_secs().is_multiple_of(OPERATORS_EVERY_SECONDS) {
                 self.resume_all();
             }
             self.confirm_lost().await;
-            if let Some(stuck) = self.invariants.stuck(start, self.hosts[0].clock.unix_ms()) {
+            if let Some(stuck) = self.invariants.stuck(start, self.nodes[0].clock.unix_ms()) {
                 return self.result.fail(stuck);
             }
         }
@@ -539,7 +549,7 @@ impl World {
     fn resume_all(&self) {
         for seen in self.invariants.tasks() {
             if !seen.record.state.is_terminal() && seen.record.desired_state == DesiredState::Pause {
-                tokio::spawn(self.client.clone().want(seen.record.id, ClientAction::Resume));
+                tokio::spawn(self.client.clone().request(seen.record.id, ClientAction::Resume));
             }
         }
         for (node, name) in self.scenario.nodes.iter().enumerate() {
@@ -552,17 +562,17 @@ impl World {
     /// Acts as the operator of a node that has lost a task with the fence `manual`: powers the node off, confirms that,
     /// and starts the node again.
     async fn confirm_lost(&mut self) {
-        let is_manual = |seen: &super::invariants::Seen| {
+        let is_manual = |seen: &super::invariants::CommittedTask| {
             seen.record.state == TaskState::Lost && seen.record.spec.kind().fence() == Fence::Manual
         };
         let Some(lost) = self.invariants.tasks().into_iter().find(is_manual) else { return };
         let Some(runner) = lost.record.attempts.last().map(|attempt| attempt.runner.clone()) else { return };
-        let Some(node) = self.hosts.iter().position(|host| host.name == runner.node.as_str()) else { return };
+        let Some(node) = self.nodes.iter().position(|node| node.name == runner.node.as_str()) else { return };
         self.crash(node, false, Duration::from_secs(600));
-        self.disks.switch_off(&self.hosts[node].name);
+        self.disks.power_off(&self.nodes[node].name);
         self.invariants.confirmed(&runner.node);
         for _ in 0..30 {
-            sleep(LOOK).await;
+            sleep(CHECK_EVERY).await;
             if self.client.confirm(&runner.node).await {
                 break;
             }

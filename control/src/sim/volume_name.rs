@@ -8,13 +8,13 @@ const SERVER: &str = "nbd://store:10809/";
 
 /// A volume by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct VolumeName {
     /// Node of a local volume; `None` behind the server.
     pub(super) node: Option<String>,
     name: String,
 }
 
-impl Place {
+impl VolumeName {
     /// Parses a name: `file://NODE/PATH`, a path with the task's node, or an export. `/alias/X` is another path of
     /// `/vol/X`, and an export may be spelled without its port and with another scheme.
     pub(super) fn parse(text: &str, node: Option<&NodeId>) -> Self {
@@ -29,7 +29,7 @@ impl Place {
         Self { node: Some(node.to_owned()), name: name.to_owned() }
     }
 
-    /// Returns the place of a volume.
+    /// Returns the name of a volume.
     pub(super) fn of(volume: &TaskVolume) -> Self {
         Self::parse(&volume.to_string(), volume.node())
     }
@@ -74,11 +74,11 @@ mod tests {
     #[test]
     fn one_volume_has_many_names() {
         let node = NodeId::new("n1").unwrap();
-        let local = Place::parse("file://n1/vol/d0", None);
-        assert_eq!(local, Place::parse("/alias/d0", Some(&node)));
+        let local = VolumeName::parse("file://n1/vol/d0", None);
+        assert_eq!(local, VolumeName::parse("/alias/d0", Some(&node)));
         assert_eq!((local.name(), local.node.as_deref()), (String::from("n1/d0"), Some("n1")));
-        let export = Place::parse("nbd://store:10809/d0", None);
-        assert_eq!(export, Place::parse("nbds://store/d0", None));
+        let export = VolumeName::parse("nbd://store:10809/d0", None);
+        assert_eq!(export, VolumeName::parse("nbds://store/d0", None));
         let uri = blockhaul_engine::nbd::NbdUri::parse("nbd://store/d0").unwrap();
         assert_eq!((export.identity(), export.node), (uri.to_string(), None));
     }
