@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 /// Time without a leader after which a wrong clock no longer keeps this node from standing: longer than any election.
 const UNOPPOSED_AFTER: Duration = Duration::from_secs(30);
 /// Longest time between two decisions: no event announces that the clock was set.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 
 /// Inputs of the decision.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(super) struct Candidacy<'a> {
 impl Candidacy<'_> {
     /// Publishes in `stands` whether this node stands for election, for as long as it is polled.
     pub(super) async fn decide(mut self, stands: &watch::Sender<bool>) {
-        let mut state = State { nobody_since: Some(Instant::now()), ..State::default() };
+        let mut state = State { leaderless_since: Some(Instant::now()), ..State::default() };
         loop {
             let active = *self.active.borrow_and_update();
             let certified = *self.certified.borrow_and_update();
@@ -44,7 +44,7 @@ impl Candidacy<'_> {
             let off_ms = off_ms.filter(|ms| u128::from(ms.unsigned_abs()) > self.off_max.as_millis());
             let leads = self.leader.borrow_and_update().as_ref().map(|leader| leader.address == self.address);
             let was_held_back = state.is_held_back;
-            state.see(off_ms.is_some(), leads, Instant::now());
+            state.update(off_ms.is_some(), leads, Instant::now());
             match off_ms {
                 Some(off_ms) if state.is_held_back && !was_held_back => tracing::error!(
                     off_ms,
@@ -70,8 +70,8 @@ impl Candidacy<'_> {
                 }
             };
             // A closed channel returns at once: without this wait the loop would spin.
-            if let Ok(Err(_)) = timeout(LOOK_EVERY, changed).await {
-                sleep(LOOK_EVERY).await;
+            if let Ok(Err(_)) = timeout(CHECK_EVERY, changed).await {
+                sleep(CHECK_EVERY).await;
             }
         }
     }
@@ -81,7 +81,7 @@ impl Candidacy<'_> {
 #[derive(Debug, Default)]
 struct State {
     /// Start of the time without a known leader.
-    nobody_since: Option<Instant>,
+    leaderless_since: Option<Instant>,
     /// Whether no other node has led for so long that this node stands in spite of its clock.
     is_unopposed: bool,
     is_held_back: bool,
@@ -89,12 +89,12 @@ struct State {
 
 impl State {
     /// Updates the state. `leads`: whether this node is the leader; `None` without a known leader.
-    fn see(&mut self, is_off: bool, leads: Option<bool>, now: Instant) {
-        self.nobody_since = if leads.is_none() { self.nobody_since.or(Some(now)) } else { None };
+    fn update(&mut self, is_off: bool, leads: Option<bool>, now: Instant) {
+        self.leaderless_since = if leads.is_none() { self.leaderless_since.or(Some(now)) } else { None };
         self.is_unopposed = match leads {
             Some(true) => self.is_unopposed,
             Some(false) => false,
-            None => self.is_unopposed || self.nobody_since.is_some_and(|since| now - since >= UNOPPOSED_AFTER),
+            None => self.is_unopposed || self.leaderless_since.is_some_and(|since| now - since >= UNOPPOSED_AFTER),
         };
         self.is_held_back = is_off && !self.is_unopposed;
     }
@@ -111,7 +111,7 @@ mod tests {
         Peer { address: format!("{name}:1"), node, incarnation }
     }
 
-    struct Stage {
+    struct Harness {
         active: watch::Sender<bool>,
         certified: watch::Sender<bool>,
         told: watch::Sender<Option<ClockOffset>>,
@@ -121,7 +121,7 @@ mod tests {
     }
 
     /// Runs the candidacy of `n1`, which is active.
-    fn stage() -> Stage {
+    fn harness() -> Harness {
         let (active, active_seen) = watch::channel(true);
         let (certified, certified_seen) = watch::channel(true);
         let (told, told_seen) = watch::channel(None);
@@ -142,10 +142,10 @@ mod tests {
             };
             parts.decide(&stands).await;
         });
-        Stage { active, certified, told, leader, clock, stands: stands_seen }
+        Harness { active, certified, told, leader, clock, stands: stands_seen }
     }
 
-    impl Stage {
+    impl Harness {
         /// Whether it stands, so many seconds later.
         async fn stands_after(&self, seconds: u64) -> bool {
             sleep(Duration::from_secs(seconds)).await;
@@ -155,51 +155,51 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_node_whose_clock_is_off_stands_again_when_the_clock_is_set() {
-        let stage = stage();
-        assert!(stage.stands_after(1).await, "no offset was received yet");
-        stage.leader.send_replace(Some(peer("n1")));
-        stage.told.send_replace(Some(ClockOffset::told(60_000, stage.clock)));
-        assert!(stage.stands_after(1).await);
-        stage.told.send_replace(Some(ClockOffset::told(60_001, stage.clock)));
-        assert!(!stage.stands_after(1).await);
-        stage.leader.send_replace(Some(peer("n2")));
-        assert!(!stage.stands_after(3600).await);
-        stage.clock.jump(40_000);
-        assert!(stage.stands_after(6).await);
-        stage.clock.jump(0);
-        assert!(stage.stands_after(6).await, "40 s behind are within the limit");
-        stage.told.send_replace(Some(ClockOffset::told(-60_001, stage.clock)));
-        assert!(!stage.stands_after(6).await);
-        stage.active.send_replace(false);
-        stage.told.send_replace(Some(ClockOffset::told(0, stage.clock)));
-        assert!(!stage.stands_after(6).await);
+        let harness = harness();
+        assert!(harness.stands_after(1).await, "no offset was received yet");
+        harness.leader.send_replace(Some(peer("n1")));
+        harness.told.send_replace(Some(ClockOffset::told(60_000, harness.clock)));
+        assert!(harness.stands_after(1).await);
+        harness.told.send_replace(Some(ClockOffset::told(60_001, harness.clock)));
+        assert!(!harness.stands_after(1).await);
+        harness.leader.send_replace(Some(peer("n2")));
+        assert!(!harness.stands_after(3600).await);
+        harness.clock.jump(40_000);
+        assert!(harness.stands_after(6).await);
+        harness.clock.jump(0);
+        assert!(harness.stands_after(6).await, "40 s behind are within the limit");
+        harness.told.send_replace(Some(ClockOffset::told(-60_001, harness.clock)));
+        assert!(!harness.stands_after(6).await);
+        harness.active.send_replace(false);
+        harness.told.send_replace(Some(ClockOffset::told(0, harness.clock)));
+        assert!(!harness.stands_after(6).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_without_valid_certificates_does_not_stand_even_where_nobody_else_leads() {
-        let stage = stage();
-        assert!(stage.stands_after(1).await);
-        stage.certified.send_replace(false);
-        assert!(!stage.stands_after(3600).await);
-        stage.active.send_replace(false);
-        stage.certified.send_replace(true);
-        assert!(!stage.stands_after(1).await, "the node is inactive");
-        stage.active.send_replace(true);
-        assert!(stage.stands_after(1).await);
+    async fn a_node_without_valid_certificates_does_not_stand_even_if_no_other_node_leads() {
+        let harness = harness();
+        assert!(harness.stands_after(1).await);
+        harness.certified.send_replace(false);
+        assert!(!harness.stands_after(3600).await);
+        harness.active.send_replace(false);
+        harness.certified.send_replace(true);
+        assert!(!harness.stands_after(1).await, "the node is inactive");
+        harness.active.send_replace(true);
+        assert!(harness.stands_after(1).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_nobody_else_leads_a_wrong_clock_does() {
-        let stage = stage();
-        stage.leader.send_replace(Some(peer("n1")));
-        stage.told.send_replace(Some(ClockOffset::told(i64::MIN, stage.clock)));
-        assert!(!stage.stands_after(1).await);
-        stage.leader.send_replace(None);
-        assert!(!stage.stands_after(25).await);
-        assert!(stage.stands_after(10).await);
-        stage.leader.send_replace(Some(peer("n1")));
-        assert!(stage.stands_after(3600).await, "no other node has led meanwhile");
-        stage.leader.send_replace(Some(peer("n2")));
-        assert!(!stage.stands_after(1).await);
+    async fn a_node_with_a_wrong_clock_stands_if_no_other_node_leads() {
+        let harness = harness();
+        harness.leader.send_replace(Some(peer("n1")));
+        harness.told.send_replace(Some(ClockOffset::told(i64::MIN, harness.clock)));
+        assert!(!harness.stands_after(1).await);
+        harness.leader.send_replace(None);
+        assert!(!harness.stands_after(25).await);
+        assert!(harness.stands_after(10).await);
+        harness.leader.send_replace(Some(peer("n1")));
+        assert!(harness.stands_after(3600).await, "no other node has led meanwhile");
+        harness.leader.send_replace(Some(peer("n2")));
+        assert!(!harness.stands_after(1).await);
     }
 }

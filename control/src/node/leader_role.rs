@@ -76,26 +76,26 @@ impl LeaderRole {
         let election = Election::new(Arc::clone(session), node, incarnation, self.address.clone(), roles);
         let election = election.after(self.runner.incarnations());
         // The election's own `stands`: it becomes false only after the dispatcher and the service address are gone.
-        let (stand, candidacy) = watch::channel(*stands.borrow());
+        let (candidacy, candidacy_seen) = watch::channel(*stands.borrow());
         tokio::select! {
             biased;
-            () = election.run(candidacy) => (),
-            () = self.act(session, seen, stands, &stand) => (),
+            () = election.run(candidacy_seen) => (),
+            () = self.follow_role(session, seen, stands, &candidacy) => (),
         }
         // The session is over, and leadership with it: the service address goes now.
         if *self.holds_leadership.borrow() {
             self.follow(None);
-            self.vacate().await;
+            self.end_leadership().await;
         }
     }
 
     /// Leads or follows as the election's role changes.
-    async fn act(
+    async fn follow_role(
         &self,
         session: &Arc<dyn Session>,
         mut roles: watch::Receiver<Role>,
         mut stands: watch::Receiver<bool>,
-        stand: &watch::Sender<bool>,
+        candidacy: &watch::Sender<bool>,
     ) {
         loop {
             let role = roles.borrow_and_update().clone();
@@ -104,13 +104,13 @@ impl LeaderRole {
                 Role::Follower { leader } => {
                     self.follow(leader.map(Peer::from));
                     // Only if it changes: every change starts another campaign, whose role would wake this loop again.
-                    stand.send_if_modified(|stand| std::mem::replace(stand, stands_now) != stands_now);
+                    candidacy.send_if_modified(|candidacy| std::mem::replace(candidacy, stands_now) != stands_now);
                     tokio::select! { biased;
                         changed = roles.changed() => if changed.is_err() { return },
                         changed = stands.changed() => if changed.is_err() { return },
                     }
                 }
-                Role::Leader(leader_term) => self.lead(session, leader_term, &mut roles, &mut stands, stand).await,
+                Role::Leader(leader_term) => self.lead(session, leader_term, &mut roles, &mut stands, candidacy).await,
             }
         }
     }
@@ -121,7 +121,7 @@ impl LeaderRole {
         leader_term: LeaderTerm,
         roles: &mut watch::Receiver<Role>,
         stands: &mut watch::Receiver<bool>,
-        stand: &watch::Sender<bool>,
+        candidacy: &watch::Sender<bool>,
     ) {
         self.holds_leadership.send_replace(true);
         let (calls, clock) = (Arc::clone(&self.calls), Arc::clone(&self.clock));
@@ -149,10 +149,10 @@ impl LeaderRole {
             () = watching => (),
         }
         self.follow(None);
-        self.vacate_with(|| async {
+        self.end_leadership_with(|| async {
             // The election resigns, if leadership is not lost already, and publishes the follower's role.
             if !leader_term.has_ended() {
-                stand.send_replace(false);
+                candidacy.send_replace(false);
             }
             let is_over = |role: &Role| !matches!(role, Role::Leader(now) if now.epoch() == leader_term.epoch());
             let _ = roles.wait_for(is_over).await;
@@ -170,15 +170,15 @@ impl LeaderRole {
     }
 
     /// Removes the service address.
-    async fn vacate(&self) {
-        self.vacate_with(|| std::future::ready(())).await;
+    async fn end_leadership(&self) {
+        self.end_leadership_with(|| std::future::ready(())).await;
     }
 
-    async fn vacate_with<F: Future<Output = ()>>(&self, give_up: impl FnOnce() -> F) {
+    async fn end_leadership_with<F: Future<Output = ()>>(&self, resign: impl FnOnce() -> F) {
         if let Some(vip) = &self.vip {
             vip.release().await;
         }
-        give_up().await;
+        resign().await;
         self.holds_leadership.send_replace(false);
     }
 

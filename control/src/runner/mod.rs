@@ -15,9 +15,9 @@
 //! - An assignment is in the table until the last write about it. The registration is removed when the table is empty,
 //!   or with its session.
 
+mod assignments;
 mod attempt;
 mod availability;
-mod assignments;
 mod context;
 mod engine_executor;
 mod finish;
@@ -27,8 +27,8 @@ mod leader_notifier;
 mod node_state;
 mod progress_reports;
 mod registration;
-mod state;
 mod renewal;
+mod state;
 mod stored_epoch;
 mod write_lease;
 #[cfg(test)]

@@ -204,7 +204,7 @@ impl TestCenter {
         Self { ensemble, runners, clock, leader, dispatcher, stand, config }
     }
 
-    /// Makes the leader resign, and another node start_leader. Returns the end of the first dispatcher.
+    /// Makes the leader resign, and another node lead. Returns the end of the first dispatcher.
     pub(super) async fn change_leader(&mut self, node: &str) -> Ending {
         self.stand.send_replace(false);
         let (leader, dispatcher, stand) =

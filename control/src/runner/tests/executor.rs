@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-/// TestExecutor that run until a test ends them.
+/// Executor whose copies run until a test ends them.
 #[derive(Debug, Default)]
 pub(super) struct TestExecutor {
     pub all: Mutex<BTreeMap<TaskId, Arc<TestCopy>>>,
