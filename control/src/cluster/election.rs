@@ -276,8 +276,8 @@ impl Election {
         let mut reconnects = states.borrow().reconnects;
         loop {
             let reconnected = async {
-                let anew = states.wait_for(|state| state.reconnects != reconnects).await;
-                anew.map(|state| state.reconnects)
+                let state = states.wait_for(|state| state.reconnects != reconnects).await;
+                state.map(|state| state.reconnects)
             };
             tokio::select! {
                 biased;

@@ -5,7 +5,7 @@
 //! time or later.
 //!
 //! ```text
-//!  sent            gate shuts                  lease ends        earliest end of the session
+//!  sent            gate closes                 lease ends        earliest end of the session
 //!   |----- writes may be submitted -----|-- drain ---|-- margin --|
 //!   0                                  6.0          8.5         10.0     seconds, of a session of 10 s
 //! ```
@@ -119,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_gate_shuts_in_time_for_the_drain_and_the_lease_ends_before_the_session(millis in 0_u64..100_000) {
+        fn the_gate_closes_in_time_for_the_drain_and_the_lease_ends_before_the_session(millis in 0_u64..100_000) {
             let session = Duration::from_millis(millis);
             let timing = LeaseTiming::from(session);
             prop_assert!(timing.gate <= timing.end && timing.end <= session);
@@ -130,7 +130,7 @@ mod tests {
                 prop_assert!(session - timing.end + tolerance >= session * 3 / 20);
                 prop_assert!(timing.end - timing.gate + tolerance >= session / 4);
             }
-            prop_assert!(timing.renew_every * 4 <= timing.gate + Duration::from_micros(1), "four tries before the gate shuts");
+            prop_assert!(timing.renew_every * 4 <= timing.gate + Duration::from_micros(1), "four tries before the gate closes");
         }
 
         #[test]

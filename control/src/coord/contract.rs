@@ -40,7 +40,7 @@ pub async fn everything(center: &dyn CoordClient) {
 
 /// A node is created, read, set with its version, and deleted with its version.
 async fn nodes_are_created_set_and_deleted(center: &dyn CoordClient) {
-    let (session, at) = start(center, "life").await;
+    let (session, at) = start(center, "nodes").await;
     let node = at("node");
     assert_eq!(session.get(&node).await, Ok(None));
     assert_eq!(session.multi(vec![create(&node, b"one")]).await, Ok(vec![Done::Plain]));
@@ -91,7 +91,7 @@ async fn a_refusal_names_its_operation_and_nothing_is_done(center: &dyn CoordCli
     session.close().await;
 }
 
-/// Where several conditions do not hold, all implementations name the same one.
+/// If several conditions do not hold, all implementations report the same one.
 async fn conditions_are_checked_in_one_order(center: &dyn CoordClient) {
     let (session, at) = start(center, "order").await;
     done(&*session, vec![create(&at("parent"), b""), create(&at("parent/child"), b"")]).await;
@@ -151,7 +151,7 @@ async fn transactions_have_growing_numbers(center: &dyn CoordClient) {
 
 /// The version of a node that is created again starts from 0, and its creation is the later transaction.
 async fn a_node_that_is_created_again_starts_from_version_zero(center: &dyn CoordClient) {
-    let (session, at) = start(center, "anew").await;
+    let (session, at) = start(center, "again").await;
     let node = at("node");
     done(&*session, vec![create(&node, b"")]).await;
     let first = set_one(&*session, set(&node, b"", 0)).await;
@@ -277,7 +277,7 @@ async fn a_closed_session_does_nothing(center: &dyn CoordClient) {
     session.close().await;
     fires(watch).await;
     let over = tokio::time::timeout(PATIENCE, states.wait_for(SessionState::is_over)).await;
-    let over = *over.expect("the end is told").expect("the end is told before the sender goes");
+    let over = *over.expect("the end is published").expect("the end is published before the sender is dropped");
     assert_eq!(over.link, super::Link::Over(Ending::Closed));
     let ended = CoordError::Ended(Ending::Closed);
     assert_eq!(session.get(&at("node")).await, Err(ended.clone()));

@@ -18,11 +18,11 @@ use std::time::Duration;
 pub(crate) enum FenceProgress {
     /// The program runs.
     Running,
-    /// It exited with 0.
+    /// The program exited with 0.
     Done,
-    /// It failed; it will be run again.
+    /// The program failed, and will be run again.
     Failed {
-        /// When it is run again.
+        /// Backoff until the program is run again.
         backoff: super::backoff::Backoff,
         /// Its message.
         why: String,
@@ -39,7 +39,7 @@ pub(crate) struct ClusterState {
     pub(crate) claimed: BTreeMap<String, TaskId>,
     /// Lost runners that the fence program has been started for.
     pub(crate) fences: BTreeMap<(NodeId, String), FenceProgress>,
-    /// When draining nodes are next asked to return their tasks.
+    /// Boot time at which each draining node is next asked to return its tasks.
     pub(crate) interrupts: BTreeMap<NodeId, Duration>,
     /// Claims of tasks that are being assigned.
     reserved: BTreeMap<TaskId, Vec<String>>,

@@ -14,7 +14,7 @@ use crate::model::{Attempt, DesiredState, Failure, Fence, TaskId, TaskRecord, Ta
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use std::time::Duration;
 
-/// Time between two calls to a runner that has not answered, or has not yet done what its task's record says.
+/// Time between two calls to a runner that has not answered, or has not yet applied its task's record.
 pub(crate) const CALL_EVERY: Duration = Duration::from_secs(1);
 /// Time between two queries of a runner that has accepted a task and not begun it.
 pub(crate) const QUERY_EVERY: Duration = Duration::from_secs(5);
@@ -132,6 +132,7 @@ fn drained(record: &TaskRecord, entry: &TaskEntry, limits: &DecisionLimits, now:
     (!events.is_empty()).then(|| Decision::Transition { task: record.id.clone(), events })
 }
 
+/// Decides about a pending task: it is assigned once its destination is resolved, rejected, postponed, or queued.
 fn pending(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Decision {
     let (record, runtime) = (&entry.record, &entry.runtime);
     let id = record.id.clone();

@@ -42,6 +42,7 @@ pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> A
     Arc::new(shown)
 }
 
+/// Explains why a pending task is not assigned; `None` if it is about to be.
 fn pending_reason(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Option<String> {
     let (record, runtime) = (&entry.record, &entry.runtime);
     if let Some(claim) = &runtime.blocked_by {
@@ -131,6 +132,7 @@ fn not_begun_reason(entry: &TaskEntry, now: Now) -> Option<String> {
     Some(format!("assigned {seconds} s ago to {node}, which has not begun to write: {what}"))
 }
 
+/// Explains what a lost task waits for, by its fence.
 fn lost_reason(cluster: &ClusterState, record: &TaskRecord) -> Option<String> {
     let runner = &record.attempts.last()?.runner;
     let node = &runner.node;

@@ -39,8 +39,8 @@ impl FenceProgram for FenceCommand {
             Ok(Err(error)) => Err(format!("wait for {name}: {error}")),
             Ok(Ok(output)) if output.status.success() => Ok(()),
             Ok(Ok(output)) => {
-                let said: String = String::from_utf8_lossy(&output.stderr).chars().take(200).collect();
-                Err(format!("{name}: {}: {}", output.status, said.trim()))
+                let stderr: String = String::from_utf8_lossy(&output.stderr).chars().take(200).collect();
+                Err(format!("{name}: {}: {}", output.status, stderr.trim()))
             }
         }
     }

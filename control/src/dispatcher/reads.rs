@@ -30,9 +30,9 @@ const STOPPING_CHECK_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Reads {
     /// Whether all tasks and runners have been read once.
     pub(crate) is_loaded: bool,
-    /// When the next full scan starts.
+    /// Boot time of the next full scan.
     pub(crate) reconcile_at: Option<Duration>,
-    /// When the runners are read next.
+    /// Boot time of the next read of the runners.
     pub(crate) fleet_at: Option<Duration>,
     /// Earliest time at which the runners are read.
     fleet_not_before: Duration,

@@ -26,7 +26,7 @@ pub(crate) struct TaskEntry {
     pub(crate) grant: Option<Epoch>,
     /// Telemetry of the holder.
     pub(crate) live: Option<Progress>,
-    /// What this leader has seen and done.
+    /// State of the task that only this leader keeps.
     pub(crate) runtime: TaskRuntime,
 }
 
@@ -40,43 +40,43 @@ impl TaskEntry {
     }
 }
 
-/// What one leader remembers of a task; the next one starts without it.
+/// State of a task that only one leader keeps; the next leader starts without it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TaskRuntime {
     /// Whether a write of the record is under way: no other one may start.
     pub(crate) is_busy: bool,
-    /// Whether a call about it is under way.
+    /// Whether a call about the task is under way.
     pub(crate) is_calling: bool,
-    /// When this state with this holder was first seen.
+    /// Boot time at which this state with this holder was first seen.
     pub(crate) since: Duration,
     /// Last answer of its runner about the assignment, while the task has not begun.
     pub(crate) assign_reply: AssignReply,
-    /// What its runner waits for before it begins.
+    /// Last start stage that the task's runner has reported.
     pub(crate) start_stage: Option<StartStage>,
     /// Earliest time of the next query or notification.
     pub(crate) next_call: Duration,
     /// Whether its holder should read the record, and has not been notified.
     pub(crate) needs_notification: bool,
-    /// Runners that have refused it, with the backoff of each.
+    /// Backoffs of the runners that have refused the task.
     pub(crate) backoffs: BTreeMap<NodeId, Backoff>,
     /// Ended attempts that may still write.
     pub(crate) undrained: Vec<UndrainedAttempt>,
     /// Runner that is to get the task, and the identities of the destination, as that runner has resolved them.
     pub(crate) resolved: Option<(Holder, Vec<String>)>,
-    /// Claim of another task that it waits for.
+    /// Claim of another task that blocks this one.
     pub(crate) blocked_by: Option<String>,
     /// Earliest time of the next write, after one that failed.
     pub(crate) next_write: Duration,
-    /// Why the last write failed.
+    /// Failure of the last write, until a write succeeds.
     pub(crate) write_failure: Option<WriteFailure>,
 }
 
-/// Why a task's record cannot be written.
+/// Failure of a write of a task's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WriteFailure {
     /// Message of the coordination service.
     pub(crate) why: String,
-    /// When this was logged last.
+    /// Boot time at which the failure was logged last.
     pub(crate) at: Duration,
 }
 

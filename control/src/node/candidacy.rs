@@ -146,7 +146,7 @@ mod tests {
     }
 
     impl Harness {
-        /// Whether it stands, so many seconds later.
+        /// Tells whether the node stands after so many seconds.
         async fn stands_after(&self, seconds: u64) -> bool {
             sleep(Duration::from_secs(seconds)).await;
             *self.stands.borrow()

@@ -201,7 +201,7 @@ struct Job {
     inflight: VecDeque<(usize, oneshot::Receiver<()>)>,
 }
 
-/// Why copying stopped before its end.
+/// Reason for the stop of a copy before its end.
 enum Stop {
     Asked,
     CutOff,

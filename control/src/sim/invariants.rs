@@ -6,7 +6,7 @@
 //! | I2 epochs | a record's epoch is the number of the write that granted its claims; [`Disks`] checks the writes |
 //! | I3 success | every attempt has drained, and the destination holds the source's data ([`Disks::seal`]) |
 //! | I4 ends | a terminal state is final; failures fall only with progress; interruptions are not charged |
-//! | I5 life | every task that can proceed does, within a minute: [`InvariantChecker::stuck`], when nothing disturbs it |
+//! | I5 liveness | every task that can proceed does within a minute, once no fault is active: [`InvariantChecker::stuck`] |
 //! | I6 guards | every operation names a version; whatever changes a task or a claim checks its term or registration |
 //!
 //! Also: the author of every transition may make it, bytes recorded as durable are durable and are not copied again,
@@ -58,7 +58,7 @@ struct ObservedState {
     granted: BTreeMap<Epoch, Instant>,
     /// Nodes that an operator has confirmed to be off.
     confirmed: BTreeSet<String>,
-    /// When registrations of a process were deleted.
+    /// Times at which the registrations of each process were deleted.
     gone: BTreeMap<String, Vec<Instant>>,
 }
 
@@ -351,17 +351,19 @@ impl InvariantChecker {
             TaskState::Pending if after.attempts.last().is_some_and(|last| last.node_fault.is_some()) => {
                 self.result.count("tasks that their nodes could not do");
             }
-            TaskState::Running if before.state == TaskState::Lost => self.result.count("local copies taken up again"),
+            TaskState::Running if before.state == TaskState::Lost => {
+                self.result.count("local copies continued by their runners")
+            }
             TaskState::Running if !after.map.is_empty() => self.result.count("copies resumed from a map"),
             TaskState::Running => self.result.count("copies begun"),
-            TaskState::Verifying => self.result.count("successes that waited for quiet"),
+            TaskState::Verifying => self.result.count("successes that waited for other attempts to drain"),
             TaskState::Succeeded => self.result.count("tasks succeeded"),
             TaskState::Failed => self.result.count("tasks failed"),
             TaskState::Cancelled => self.result.count("tasks cancelled"),
             TaskState::Pending | TaskState::Assigned | TaskState::Paused | TaskState::Cancelling => {}
         }
         if !is_over(before) && is_over(after) && outcome == Some("ERunnerInterrupt") {
-            self.result.count("attempts given back or taken back");
+            self.result.count("attempts returned or revoked");
         }
     }
 

@@ -542,7 +542,7 @@ impl World {
                 return self.result.fail(stuck);
             }
         }
-        self.result.fail("tasks are left when all was calm for long");
+        self.result.fail("tasks have not ended for long after all faults were repaired");
     }
 
     /// Resumes paused tasks as clients do, and undoes drains as operators do.

@@ -108,7 +108,7 @@ async fn a_leader_that_is_cut_off_steps_down_before_the_next_one_begins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_stepped_down_and_still_holds_leadership_is_elected_anew() {
+async fn a_leader_that_stepped_down_and_still_holds_leadership_is_elected_again() {
     let ensemble = Ensemble::new(7, T);
     let mut only = candidate(&ensemble, "a", "1").await;
     let old = only.leader_term().await;
@@ -152,8 +152,8 @@ async fn the_leadership_of_an_earlier_incarnation_is_removed_at_once() {
     let mut dead = candidate(&ensemble, "a", "1").await;
     let old = dead.leader_term().await;
     let start = Instant::now();
-    let mut anew = candidate_after(&ensemble, "a", "2", &["1", "2"]).await;
-    assert!(anew.leader_term().await.epoch() > old.epoch());
+    let mut restarted = candidate_after(&ensemble, "a", "2", &["1", "2"]).await;
+    assert!(restarted.leader_term().await.epoch() > old.epoch());
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
@@ -207,17 +207,17 @@ async fn with_lost_answers_and_watches_there_is_still_one_leader_at_a_time() {
 fn repeated_failures_are_logged_now_and_then() {
     let start = Instant::now();
     let mut logged_failure = LoggedFailure::default();
-    let mut said = |error: Option<&CoordError>, second: f64| {
+    let mut should_log = |error: Option<&CoordError>, second: f64| {
         logged_failure.should_log(error, start + Duration::from_secs_f64(second))
     };
     let away = CoordError::NotConnected;
-    assert!(said(Some(&away), 0.0));
-    let repeated = (1..=480).filter(|quarter| said(Some(&away), f64::from(*quarter) / 4.0)).count();
+    assert!(should_log(Some(&away), 0.0));
+    let repeated = (1..=480).filter(|quarter| should_log(Some(&away), f64::from(*quarter) / 4.0)).count();
     assert_eq!(repeated, 4, "in two minutes");
     let other = CoordError::Unknown(String::from("no answer"));
-    assert!(said(Some(&other), 120.25) && !said(Some(&other), 120.5), "another one is news");
-    assert!(!said(None, 120.75), "success is not");
-    assert!(said(Some(&other), 121.0), "what comes after it is");
+    assert!(should_log(Some(&other), 120.25) && !should_log(Some(&other), 120.5), "another failure is logged");
+    assert!(!should_log(None, 120.75), "a success is not logged");
+    assert!(should_log(Some(&other), 121.0), "a failure after a success is logged");
 }
 
 #[tokio::test(start_paused = true)]

@@ -106,7 +106,7 @@ impl ServiceAddress {
             Ok(false) => {}
             Err(error) if is_final(&error) => return Err(error),
             Err(error) => {
-                tracing::warn!(vip = %vip.address, %error, "cannot look for a service address that was left behind")
+                tracing::warn!(vip = %vip.address, %error, "cannot check for a leftover service address")
             }
         }
         Ok(vip)

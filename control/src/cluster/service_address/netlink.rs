@@ -128,7 +128,7 @@ async fn assigned(handle: &Handle, vip: &InterfaceAddress, link: Link) -> Result
     let mut all = pin!(handle.address().get().set_link_index_filter(link.index).execute());
     let mut found = Vec::new();
     while let Some(address) = all.next().await {
-        let address = address.map_err(|error| of_kernel(&error, "look for", vip))?;
+        let address = address.map_err(|error| of_kernel(&error, "find", vip))?;
         // Of a point-to-point link only the local one is this host's.
         let local = address.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(local) => Some(*local),

@@ -337,7 +337,7 @@ mod tests {
         harness.stays(Verdict::Usable, 10);
         harness.answering.clear();
         harness.now += Duration::from_secs(600);
-        assert_eq!(harness.until(Verdict::Lost), 6, "silence counts from the first look on");
+        assert_eq!(harness.until(Verdict::Lost), 6, "silence counts from the first verdict on");
     }
 
     proptest! {

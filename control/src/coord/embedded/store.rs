@@ -56,7 +56,7 @@ pub(super) struct Store {
     sessions: BTreeMap<SessionId, watch::Sender<SessionState>>,
     watches: Watches,
     batch: Batch,
-    /// When the failing disk was logged last.
+    /// Time at which the failing disk was logged last.
     logged_at: Option<Instant>,
 }
 

@@ -209,12 +209,12 @@ async fn a_failing_disk_is_reported_and_survived() {
     other.close().await;
 
     disk.lock().is_failing = false;
-    let back = *states.wait_for(SessionState::is_connected).await.expect("the session goes on");
+    let back = *states.wait_for(SessionState::is_connected).await.expect("the session continues");
     assert_eq!(back.reconnects, 1);
     watch.fired().await;
     let a = session.get("/a").await.expect("open").expect("it was durable");
     assert!(a.stat.version <= 1);
-    let mine = session.get("/mine").await.expect("open").expect("its session lives");
+    let mine = session.get("/mine").await.expect("open").expect("its session is alive");
     assert_eq!(mine.stat.owner, Some(session.id()));
     assert_eq!(session.get("/others").await, Ok(None), "its session ended while nothing could be written");
     session.multi(vec![set("/a", 2, a.stat.version)]).await.expect("the disk works");

@@ -78,7 +78,7 @@ pub(super) struct Client {
     pub(super) server: usize,
     /// Number of connections: requests of an earlier connection are not answered.
     pub(super) connection: u64,
-    /// When it last received something from its server.
+    /// Time of the last message from its server.
     pub(super) last_received: Instant,
     /// Newest transaction that the client has seen.
     pub(super) seen: Zxid,

@@ -430,7 +430,7 @@ async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
     assert!(is_there(), "no node has answered yet");
     ahead.send_replace(Some(8 * 86_400_000));
     sleep(Duration::from_secs(100)).await;
-    assert!(is_there(), "another node's clock says otherwise");
+    assert!(is_there(), "by another node's clock it is too early");
     ahead.send_replace(Some(0));
     while is_there() {
         sleep(Duration::from_secs(1)).await;

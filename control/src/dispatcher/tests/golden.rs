@@ -29,9 +29,12 @@ fn at(seconds: u64) -> Now {
 }
 
 fn runners(all: &[(&str, &str, u32)]) -> BTreeMap<NodeId, Registration> {
-    let runner = |(node, life, slots): &(&str, &str, u32)| {
-        let registration =
-            Registration { incarnation: Incarnation((*life).to_owned()), slots: *slots, ..Registration::example(node) };
+    let runner = |(node, incarnation, slots): &(&str, &str, u32)| {
+        let registration = Registration {
+            incarnation: Incarnation((*incarnation).to_owned()),
+            slots: *slots,
+            ..Registration::example(node)
+        };
         (registration.node.clone(), registration)
     };
     all.iter().map(runner).collect()
@@ -45,8 +48,8 @@ fn export(id: &str, destination: &str, fence: Fence) -> TaskRecord {
     task(id, TaskSpec::Copy(CopyTask { fence, ..copy("nbd://h/a", destination) }))
 }
 
-fn holder(node: &str, life: &str) -> Holder {
-    Holder { node: NodeId::new(node).unwrap(), incarnation: Incarnation(life.to_owned()) }
+fn holder(node: &str, incarnation: &str) -> Holder {
+    Holder { node: NodeId::new(node).unwrap(), incarnation: Incarnation(incarnation.to_owned()) }
 }
 
 fn assigned(record: &TaskRecord, to: &str) -> TaskRecord {
@@ -329,7 +332,11 @@ fn nothing_is_purged_before_its_time_by_every_clock() {
     let mut cluster = cluster([ended], &[]);
     let at_least = |sure_ms| Now { sure_ms, ..at(90_000) };
     assert_eq!(lines(&mut cluster, at_least(None), ROOM), ["x: wake at 90010"], "no node has answered yet");
-    assert_eq!(lines(&mut cluster, at_least(Some(1_004_000)), ROOM), ["x: wake at 90001"], "another clock says so");
+    assert_eq!(
+        lines(&mut cluster, at_least(Some(1_004_000)), ROOM),
+        ["x: wake at 90001"],
+        "by another clock it is too early"
+    );
     assert_eq!(lines(&mut cluster, at_least(Some(1_005_000)), ROOM), ["x: purge"]);
 }
 

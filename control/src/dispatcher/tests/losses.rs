@@ -42,7 +42,7 @@ async fn the_next_attempt_waits_for_a_lost_lease_and_success_for_its_drain() {
     assert!(lost.elapsed() >= Duration::from_secs(2), "{:?}", lost.elapsed());
     let record = center.until("x", TaskState::Running).await;
     assert!(record.attempts[1].epoch > record.attempts[0].epoch);
-    assert!(!center.step(&second, "x", done()).await, "the first attempt is not quiet");
+    assert!(!center.step(&second, "x", done()).await, "the first attempt has not drained");
     assert!(center.step(&second, "x", TaskEvent::Written(Checkpoint::default())).await);
     center.runners.take_calls();
     while !center.stored("x").is_quiet() {
@@ -91,12 +91,12 @@ async fn a_local_copy_continues_in_its_process_or_is_assigned_again_to_a_new_one
     sleep(Duration::from_secs(1)).await;
     center.lose(&back).await;
     center.until("x", TaskState::Lost).await;
-    let anew = center.runner("n1", "b", 1, Behaviour::Accepting).await;
-    center.begin(&anew, "x").await;
+    let restarted = center.runner("n1", "b", 1, Behaviour::Accepting).await;
+    center.begin(&restarted, "x").await;
     let record = center.stored("x");
     assert_eq!((record.failures, record.attempts.len()), (1, 2));
     assert!(record.is_quiet(), "the lock was granted");
-    assert!(center.step(&anew, "x", done()).await);
+    assert!(center.step(&restarted, "x", done()).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -367,7 +367,7 @@ async fn leader_of_a_lost_history(seed: u64, versions: u32) -> (Ending, Duration
 async fn a_leader_that_detects_lost_history_resigns() {
     for (seed, versions) in [(31, 0), (32, 1)] {
         let (ending, after) = leader_of_a_lost_history(seed, versions).await;
-        assert_eq!(ending, Ending::HistoryLost, "after {after:?}, with {versions} versions written anew");
+        assert_eq!(ending, Ending::HistoryLost, "after {after:?}, with {versions} versions written again");
         assert!(after < Duration::from_secs(6), "{after:?}: too long after the loss");
     }
 }

@@ -303,8 +303,8 @@ async fn every_line_of_an_attempt_names_it() {
         sleep(Duration::from_millis(10)).await;
         let lines = log.lines();
         let of_it = format!("attempt{{task=t epoch={} attempt=2}}", assignment.epoch);
-        let said: Vec<_> = lines.iter().filter(|line| line.contains(&of_it)).collect();
-        assert!(said.len() >= expected, "with {filter}: {lines:#?}");
-        assert!(said.iter().any(|line| line.contains("copy cut off")), "with {filter}: {lines:#?}");
+        let own: Vec<_> = lines.iter().filter(|line| line.contains(&of_it)).collect();
+        assert!(own.len() >= expected, "with {filter}: {lines:#?}");
+        assert!(own.iter().any(|line| line.contains("copy cut off")), "with {filter}: {lines:#?}");
     }
 }

@@ -59,7 +59,7 @@ async fn a_short_outage_pauses_nothing() {
         sleep(Duration::from_secs(2)).await;
         harness.store.cut(true);
         sleep(Duration::from_secs(3)).await;
-        assert!(harness.handle.lease_left() > Duration::from_millis(2500), "the gate has not shut");
+        assert!(harness.handle.lease_left() > Duration::from_millis(2500), "the gate has not closed");
         harness.store.cut(false);
     }
     assert_eq!(*copy.cancelled.borrow(), None);
@@ -82,7 +82,7 @@ async fn the_end_of_a_session_ends_only_the_copies_under_its_lease() {
     while harness.registration().is_none() {
         sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(harness.registration().unwrap().incarnation, Incarnation("life".into()), "the same life");
+    assert_eq!(harness.registration().unwrap().incarnation, Incarnation("life".into()), "the same incarnation");
     local.end.send_replace(Some(End::Succeeded));
     sleep(Duration::from_secs(5)).await;
     assert_eq!(harness.record("l").state, TaskState::Lost, "its dispatcher has not taken it back yet");

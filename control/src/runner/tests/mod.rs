@@ -45,8 +45,8 @@ fn id(task: &str) -> TaskId {
     TaskId::new(task).unwrap()
 }
 
-fn holder(life: &str) -> Holder {
-    Holder { node: node(), incarnation: Incarnation(life.into()) }
+fn holder(incarnation: &str) -> Holder {
+    Holder { node: node(), incarnation: Incarnation(incarnation.into()) }
 }
 
 fn copy_of(fence: Fence) -> TaskSpec {
@@ -63,19 +63,19 @@ impl Harness {
     }
 
     /// Starts a runner and waits until it is registered.
-    async fn registered(store: Store, memory: Arc<Memory>, life: &str) -> Self {
-        let harness = Self::start(store, memory, life);
+    async fn registered(store: Store, memory: Arc<Memory>, incarnation: &str) -> Self {
+        let harness = Self::start(store, memory, incarnation);
         while !harness.handle.is_registered() {
             sleep(Duration::from_millis(5)).await;
         }
         harness
     }
 
-    fn start(store: Store, memory: Arc<Memory>, life: &str) -> Self {
+    fn start(store: Store, memory: Arc<Memory>, incarnation: &str) -> Self {
         fastrand::seed(7);
         let (executor, leader) = (Arc::new(TestExecutor::default()), Arc::new(RecordingLeader::default()));
         let clock = Arc::new(TestClock::start());
-        let config = RunnerConfig::new(node(), Incarnation(life.into()), "n1:1".into());
+        let config = RunnerConfig::new(node(), Incarnation(incarnation.into()), "n1:1".into());
         let seams = Seams {
             executor: Arc::clone(&executor) as Arc<dyn Executor>,
             leader: Arc::clone(&leader) as Arc<dyn LeaderClient>,
@@ -116,15 +116,16 @@ impl Harness {
     }
 
     /// Grants a task to an incarnation of this node, as a dispatcher does.
-    fn grant(&self, task: &str, life: &str) -> Assignment {
+    fn grant(&self, task: &str, incarnation: &str) -> Assignment {
         let path = paths::task(&id(task));
         let node = self.store.get(&path).unwrap();
         let before = TaskRecord::decode(&node.data).unwrap();
         let claims = vec![format!("test:{task}")];
         let after =
-            state_machine::next(&before, TaskEvent::Assigned { to: holder(life), claims: claims.clone() }, 6).unwrap();
+            state_machine::next(&before, TaskEvent::Assigned { to: holder(incarnation), claims: claims.clone() }, 6)
+                .unwrap();
         let claim_path = paths::claim(&claims[0]);
-        let (destination, holder) = (claims[0].clone(), Some(holder(life)));
+        let (destination, holder) = (claims[0].clone(), Some(holder(incarnation)));
         let claim = Claim { destination, task: id(task), holder, op: OpId::fresh(), unknown: Default::default() };
         let claim_op = match self.store.get(&claim_path) {
             None => Op::Create { path: claim_path, data: claim.encode(), mode: CreateMode::Persistent },
@@ -135,7 +136,7 @@ impl Harness {
         Assignment {
             task: id(task),
             epoch: Epoch::from(stat.modified),
-            incarnation: Incarnation(life.into()),
+            incarnation: Incarnation(incarnation.into()),
             leader: Epoch(1),
         }
     }

@@ -2,10 +2,10 @@
 
 use super::*;
 
-fn foreign(life: &str) -> Registration {
+fn foreign(incarnation: &str) -> Registration {
     Registration {
         node: node(),
-        incarnation: Incarnation(life.into()),
+        incarnation: Incarnation(incarnation.into()),
         boot_id: "b".into(),
         address: "elsewhere:1".into(),
         slots: 1,
@@ -21,10 +21,10 @@ fn foreign(life: &str) -> Registration {
 }
 
 /// Creates a store with a registration of this node by another session.
-async fn registered_by(life: &str) -> Store {
+async fn registered_by(incarnation: &str) -> Store {
     let store = Store::default();
     let session = crate::coord::CoordClient::open(&store).await.unwrap();
-    let data = foreign(life).encode();
+    let data = foreign(incarnation).encode();
     session.multi(vec![Op::Create { path: paths::runner("n1"), data, mode: CreateMode::Ephemeral }]).await.unwrap();
     store
 }

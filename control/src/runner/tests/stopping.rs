@@ -22,7 +22,7 @@ async fn a_runner_that_stops_returns_its_tasks_notifies_and_deregisters() {
         assert_eq!(record.attempts[0].outcome.as_deref(), Some("ERunnerInterrupt"));
         assert!(record.attempts[0].quiet && harness.is_free(task));
         let hints = harness.leader.changed.lock().unwrap();
-        assert_eq!(hints.iter().filter(|(_, changed)| *changed == id(task)).count(), 2, "{task}: begun, given back");
+        assert_eq!(hints.iter().filter(|(_, changed)| *changed == id(task)).count(), 2, "{task}: begun, returned");
     }
     assert_eq!(harness.record("l").map, executor::bytes(60));
     assert!(harness.registration().is_none());

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// Server.
+/// Server in memory. Clones are the same server.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Store(Arc<Mutex<Server>>);
+pub(super) struct Store(Arc<Mutex<ServerState>>);
 
 #[derive(Debug, Default)]
-struct Server {
+struct ServerState {
     nodes: BTreeMap<String, Node>,
     watches: BTreeMap<String, Vec<oneshot::Sender<()>>>,
     zxid: i64,
@@ -37,7 +37,7 @@ struct FakeSession {
 }
 
 impl Store {
-    fn server(&self) -> MutexGuard<'_, Server> {
+    fn server(&self) -> MutexGuard<'_, ServerState> {
         self.0.lock().unwrap()
     }
 
@@ -81,7 +81,7 @@ impl Store {
             server.nodes.iter().filter(|(_, node)| node.stat.owner.is_some()).map(|(path, _)| path.clone()).collect();
         for path in gone {
             server.nodes.remove(&path);
-            server.touch(&path);
+            server.fire_watches(&path);
         }
     }
 
@@ -96,8 +96,8 @@ impl Store {
     }
 }
 
-impl Server {
-    fn touch(&mut self, path: &str) {
+impl ServerState {
+    fn fire_watches(&mut self, path: &str) {
         self.watches.remove(path).into_iter().flatten().for_each(|watch| _ = watch.send(()));
     }
 
@@ -115,7 +115,7 @@ impl Server {
             let (Op::Create { path, .. } | Op::Set { path, .. } | Op::Delete { path, .. } | Op::Check { path, .. }) =
                 op;
             if !matches!(op, Op::Check { .. }) {
-                self.touch(path);
+                self.fire_watches(path);
             }
         }
         Ok(done)
@@ -172,7 +172,7 @@ impl CoordClient for Store {
 
 impl FakeSession {
     /// Does work on the server, if it can be reached.
-    async fn ask<T>(&self, work: impl FnOnce(&mut Server) -> T + Send) -> Result<T, CoordError> {
+    async fn ask<T>(&self, work: impl FnOnce(&mut ServerState) -> T + Send) -> Result<T, CoordError> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let state = *self.states.borrow();
         match state.link {
