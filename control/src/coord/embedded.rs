@@ -1,8 +1,8 @@
 //! Implements the coordination service for one process, in a file on its disk.
 //!
 //! One thread owns everything: the tree in memory, its durable copy in a `redb` file, sessions and watches. Requests
-//! reach it through a queue. It takes all that are waiting, applies them in memory in order, makes the changes durable
-//! in one transaction of the file, and only then answers. So no answer reports what a crash could undo, and many
+//! reach it through a queue. The thread takes all waiting requests, applies them in memory in order, makes the changes
+//! durable in one transaction of the file, and only then answers. So a crash never undoes what was answered, and many
 //! writers share one flush of the disk.
 //!
 //! Sessions live as long as the process; their nodes are removed when the file is opened the next time. The file is
@@ -40,7 +40,7 @@ pub struct Embedded(Arc<StoreThread>);
 /// Queue to the thread that owns the store; dropping it ends the thread.
 #[derive(Debug)]
 struct StoreThread {
-    /// Unbounded queue: every caller waits for its answer. `None` while it is dropped.
+    /// Unbounded queue: every caller waits for its answer. `None` during the drop.
     requests: Option<mpsc::UnboundedSender<Request>>,
     thread: Option<JoinHandle<()>>,
 }

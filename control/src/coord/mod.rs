@@ -73,7 +73,7 @@ pub trait Session: Send + Sync + std::fmt::Debug {
     /// Returns a node; `None` if it does not exist.
     ///
     /// # Errors
-    /// Of every reading: [`CoordError::NotConnected`] also when the connection is lost under way,
+    /// Of every read: [`CoordError::NotConnected`] also when the connection is lost under way,
     /// [`CoordError::Ended`], [`CoordError::Refused`] with index 0.
     async fn get(&self, path: &str) -> Result<Option<Node>, CoordError>;
 

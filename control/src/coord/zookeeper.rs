@@ -42,7 +42,7 @@ use zookeeper_client as zk;
 /// most between two attempts; with a list three times as long 1 s, but it would begin with as many attempts at once.
 const HOSTS_MIN: usize = 12;
 
-/// Ensemble, and how to talk to it.
+/// Client of an ensemble.
 #[derive(Clone, Debug)]
 pub struct ZooKeeper {
     servers: String,
@@ -56,8 +56,8 @@ pub struct ZooKeeper {
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Time after which the service expires a silent session; the service has bounds of its own for it. Longer survives
-    /// longer outages, shorter notices a dead node sooner. Default 10 s: twice the 4 s that a follower may lag behind
-    /// its leader, and some.
+    /// longer outages, shorter notices a dead node sooner. Default 10 s: more than twice the 4 s that a follower may
+    /// lag behind its leader.
     pub session_timeout: Duration,
     /// Silence of a server after which another one is tried. Default 2 s: the cost of one bad server.
     pub connection_timeout: Duration,
@@ -231,7 +231,7 @@ fn warn_of_timeout(granted: Duration, asked: Duration) {
     }
 }
 
-/// Repeats the servers as often as it takes for [`HOSTS_MIN`].
+/// Repeats the list of servers until it has at least [`HOSTS_MIN`] entries.
 fn repeat_servers(servers: &str) -> String {
     let rounds = HOSTS_MIN.div_ceil(servers.split(',').count());
     vec![servers; rounds].join(",")

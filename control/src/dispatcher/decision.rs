@@ -1,4 +1,4 @@
-//! Lists what the leader can decide, and bounds how much of it is under way at once.
+//! Defines the decisions of the leader, and the budget of writes and calls for them.
 
 use crate::model::state_machine::TaskEvent;
 use crate::model::{Holder, NodeId, TaskId};

@@ -1,4 +1,4 @@
-//! Tracks the registered runners, what each holds, and which have free slots.
+//! Tracks the registered runners, the tasks of each, and their free slots.
 
 use super::backoff::Backoff;
 use crate::model::{Drain, Holder, NodeId, Registration, TaskId};

@@ -1,4 +1,5 @@
-//! Reads the store: everything at the start, what may have changed later, and what hints point at.
+//! Reads the store: everything at the start, and later the records that may have changed, by full scans and after
+//! hints.
 //!
 //! Only a holder and this leader change a record. So a full scan lists all tasks, but reads again only those that are
 //! held, unknown or undecodable.
@@ -126,7 +127,7 @@ impl Dispatcher {
                 Event::Read { read: read_task(&*session, &id, is_hint).await, task: id, known }
             });
         }
-        // The runners after their tasks: a task that is held was seen later than its runner's registration.
+        // The runners are read after the tasks. Otherwise a runner that registers in between would look lost.
         let is_settled = self.reads.is_loaded || (self.reads.is_listed && self.reads.len() == 0);
         if is_settled && !self.reads.is_reading_fleet && self.reads.fleet_at.is_some_and(|at| at <= now) {
             (self.reads.is_reading_fleet, self.reads.fleet_at) = (true, None);

@@ -34,7 +34,7 @@ pub(crate) struct Change {
 /// Outcome of a write.
 #[derive(Debug)]
 pub(crate) enum Written {
-    /// It happened.
+    /// The write happened.
     Done {
         /// Record as it is now.
         record: Box<TaskRecord>,
@@ -130,7 +130,7 @@ impl Writer {
                     return finished(change, &[Done::Set(node.stat)]);
                 }
                 node if change.known.is_contradicted_by_node(node.as_ref()) => return Written::HistoryLost,
-                // Not there yet, or never: the same again. Should both arrive, the later one is refused.
+                // Not done yet, or lost: it is sent again. If both arrive, the later one is refused.
                 Some(node) if node.stat.version == change.known.version => {}
                 node => return Written::Changed(node),
             }
@@ -219,7 +219,7 @@ impl Writer {
         loop {
             let refused = match self.leader_term.commit(ops.clone()).await {
                 Ok(_) => {
-                    // Old servers do not tell what they have created: the order of submissions is read.
+                    // Old servers do not return the creating transaction, which orders submissions: it is read.
                     let node = self.session.get(&path).await.ok().flatten();
                     let created_by = node.filter(|node| has_op(node, &record.op)).map(|node| node.stat.created);
                     return created(record, 0, created_by);

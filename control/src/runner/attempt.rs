@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  accepted -> record and claims read -> lease held, if it needs one -> copy started
-//!           -> it asks to write: RUNNING is stored -> it ends, or is stopped -> the end is stored
+//!           -> permit requested: RUNNING stored -> copy ends, or is stopped -> outcome stored
 //! ```
 //! What always holds: the destination is not written before `RUNNING` is stored, and the record is not written once the
 //! task is known to have another holder. A stop reaches the copy at once, whatever the attempt waits for. Everything is

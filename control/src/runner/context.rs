@@ -102,7 +102,8 @@ impl RunnerContext {
         }
     }
 
-    /// Waits until a retry makes sense after `error`. Bounded, except without a connection.
+    /// Waits before a retry after `error`: for a connection, another registration, or a time. Bounded, except without a
+    /// connection.
     pub(super) async fn wait_to_retry(&self, registration: &ActiveRegistration, error: &CoordError) {
         let mut registrations = self.registration.subscribe();
         let moved = registrations.wait_for(|now| !now.as_ref().is_some_and(|now| now.is_same(registration)));

@@ -99,7 +99,7 @@ impl EngineExecutor {
     /// Creates an executor of `node`; keeps journals and stored epochs in the state directory.
     ///
     /// # Errors
-    /// Errors of creating folders there.
+    /// The error of creating folders there.
     pub(crate) fn new(engine: Arc<Engine>, policy: Policy, node: NodeId, state_dir: &Path) -> Result<Self> {
         let journals = state_dir.join("journals");
         std::fs::create_dir_all(&journals).map_err(|error| {
@@ -350,7 +350,7 @@ impl JobEnvironment {
         if *node == self.node {
             return Ok(());
         }
-        // The call was for the other node: this node has its address, by mistake or since a while.
+        // The call was for the other node, whose address reaches this one by mistake or after a change of addresses.
         let message = format!("a volume of {node} cannot be reached on {}: the call was for {node}", self.node);
         Err(Error::new(Code::Unreachable, Side::Engine, Operation::Open, message))
     }

@@ -54,11 +54,11 @@ enum ReadResult {
 /// Outcome of a write.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// It is in the store.
+    /// The write is in the store.
     Done(Box<TaskRecord>),
     /// The task has another holder; nothing more is to be written.
     NotOurs,
-    /// The record does not permit it.
+    /// The record does not permit the transition.
     IllegalTransition(IllegalTransition, Box<TaskRecord>),
 }
 

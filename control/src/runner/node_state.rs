@@ -2,7 +2,7 @@
 //! leader epoch seen.
 //!
 //! ```text
-//! STATE_DIR/node.lock      flock, held while this process lives: its predecessor is dead
+//! STATE_DIR/node.lock      flock, held while this process runs, so that earlier ones have ended
 //!           incarnations   the last 16 incarnations of this node, one in a line, the latest last
 //!           leader_epoch   the highest epoch of a leader that was seen, as a decimal number
 //!           starts         how often a `taskd` was started here, as a decimal number

@@ -56,7 +56,7 @@ impl ActiveRegistration {
     }
 }
 
-/// Keeps the node registered while the runner wants that, for as long as it is polled.
+/// Keeps the node registered while the runner's phase is not `Absent`, for as long as it is polled.
 pub(super) async fn keep_registered(state: &RunnerState, mut sessions: Sessions) {
     let mut phases = state.context.phase.subscribe();
     let mut logged: Option<(String, Duration)> = None;

@@ -33,7 +33,7 @@ pub(super) enum Defect {
     DrainAtOnce,
     /// Dispatchers do not wait for the end of a lost runner's lease.
     NoHoldOff,
-    /// No fault is repaired when the storm is over.
+    /// No fault is repaired at the end of the time of faults.
     FaultsNeverEnd,
     /// A finished task is started again.
     ReviveEndedTask,

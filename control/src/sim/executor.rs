@@ -30,7 +30,7 @@ const WINDOW: usize = 3;
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait of a stopping job for its writes.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Time between two checks of what is not announced.
+/// Time between two checks of conditions that no event announces.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 /// Time between two checkpoints.
 const CHECKPOINT: Duration = Duration::from_secs(1);
@@ -339,7 +339,7 @@ impl Job {
         self.inflight.push_back((block, landed));
     }
 
-    /// Waits for the oldest write, or for something to check.
+    /// Waits until the oldest write lands, or a check is due. Returns the block that has landed.
     async fn wait(&mut self) -> Option<usize> {
         let state = self.state.clone();
         let Some((block, landed)) = self.inflight.front_mut() else {

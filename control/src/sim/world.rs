@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// Timeout of a session.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Time after the storm within which all tasks end.
+/// Longest time from the end of all faults to the end of all tasks.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 /// Time within which a process that is asked to stop has ended.
 const STOP_MAX: Duration = Duration::from_secs(20);
@@ -39,7 +39,7 @@ const STOP_CHECK_EVERY: Duration = Duration::from_millis(250);
 const OPERATORS_EVERY_SECONDS: u64 = 5;
 /// Time between two checks that all tasks have ended.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
-/// Snapshots of the service, one a second, that history can go back to.
+/// Number of snapshots of the service, one a second, that history can go back to.
 const SNAPSHOTS: usize = 16;
 
 /// Least number of faults of a seed.
