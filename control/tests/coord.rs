@@ -2,18 +2,16 @@
 //! also keeps its promises when servers die, are paused or are cut off.
 #![forbid(unsafe_code)]
 
-mod support;
-
 use blockhaul_control::coord::credentials::Credentials;
 use blockhaul_control::coord::embedded::Embedded;
 use blockhaul_control::coord::zookeeper::{Settings, ZooKeeper};
 use blockhaul_control::coord::{
     CoordClient, CoordError, CreateMode, Done, Ending, Link, Op, Refusal, Session, SessionState, Watch, contract,
 };
+use blockhaul_testkit::tcp_proxy::{Mode, TcpProxy};
+use blockhaul_testkit::zookeeper::{self, Ensemble, Role};
 use std::sync::Arc;
 use std::time::Duration;
-use support::ensemble::{self, Ensemble, Role};
-use support::wire::{Mode, Wire};
 use tempfile::TempDir;
 
 /// A session whose loss is found out quickly.
@@ -149,7 +147,7 @@ async fn a_reconnect_is_counted_and_nothing_is_queued_for_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_cut_is_counted() {
     let ensemble = Ensemble::start(1);
-    let wire = Wire::to(&ensemble.address(0));
+    let wire = TcpProxy::to(&ensemble.address(0));
     let session = open(&wire.address(), patient()).await;
     for reconnects in 1..=5 {
         wire.set(Mode::Cut);
@@ -163,7 +161,7 @@ async fn every_cut_is_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expiry_is_noticed_without_a_server() {
     let ensemble = Ensemble::start(1);
-    let wire = Wire::to(&ensemble.address(0));
+    let wire = TcpProxy::to(&ensemble.address(0));
     let session = open(&wire.address(), brief()).await;
     make_mine(&*session).await;
     let (_, watch) = session.get_and_watch("/mine").await.expect("connected");
@@ -197,7 +195,7 @@ async fn an_expiry_is_noticed_without_a_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expiry_is_learnt_from_the_server() {
     let ensemble = Ensemble::start(1);
-    let wire = Wire::to(&ensemble.address(0));
+    let wire = TcpProxy::to(&ensemble.address(0));
     let session = open(&wire.address(), brief()).await;
     make_mine(&*session).await;
     let other = open(&ensemble.addresses(), patient()).await;
@@ -213,7 +211,7 @@ async fn an_expiry_is_learnt_from_the_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_reply_leaves_the_outcome_unknown() {
     let ensemble = Ensemble::start(1);
-    let wire = Wire::to(&ensemble.address(0));
+    let wire = TcpProxy::to(&ensemble.address(0));
     let settings = Settings { connection_timeout: Duration::from_secs(5), ..patient() };
     let session = open(&wire.address(), settings).await;
     wire.set(Mode::LoseAnswers);
@@ -231,7 +229,7 @@ async fn a_lost_reply_leaves_the_outcome_unknown() {
 /// A paused server accepts what it is sent and says nothing; another one takes over the session.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_outlive_a_killed_and_a_paused_server() {
-    let mut ensemble = Ensemble::with(ensemble::Settings { sync_limit: 4, ..ensemble::Settings::new(3) });
+    let mut ensemble = Ensemble::with(zookeeper::Settings { sync_limit: 4, ..zookeeper::Settings::new(3) });
     let settings = Settings { connection_timeout: Duration::from_secs(3), ..patient() };
     let session = open(&ensemble.addresses(), settings).await;
     let id = session.id();

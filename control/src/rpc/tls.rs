@@ -207,15 +207,11 @@ impl Reminder {
 }
 
 #[cfg(test)]
-#[path = "../../tests/support/authority.rs"]
-mod authority;
-
-#[cfg(test)]
 mod tests {
-    use super::authority::{Authority, Identity};
     use super::*;
     use crate::clock::{HostClock, TestClock};
     use blockhaul_engine::error::Code;
+    use blockhaul_testkit::authority::{Authority, Identity};
     use blockhaul_testkit::{Need, need};
     use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,14 +1,11 @@
 //! Tests mutual TLS: a process without a valid certificate of the authority is not served, and does not serve.
 
-#[path = "../support/authority.rs"]
-mod authority;
-
 use crate::mock::{MockLeader, Node, name, noop};
-use authority::{Authority, Identity};
 use blockhaul_control::clock::{Clock, HostClock};
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::tls::{RawTls, Tls};
+use blockhaul_testkit::authority::{Authority, Identity};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 

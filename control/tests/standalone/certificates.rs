@@ -1,17 +1,14 @@
 //! Tests the certificates of a daemon: refused when expired, replaced while it runs, and no leadership without valid
 //! ones.
 
-#[path = "../support/authority.rs"]
-mod authority;
-
 use crate::daemon::{Daemon, Room, noise, read_all, slow_copy};
-use authority::{Authority, Identity};
 use blockhaul_control::clock::HostClock;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::client::CenterClient;
 use blockhaul_control::rpc::task_view::TaskView;
 use blockhaul_control::rpc::tls::{RawTls, Tls};
 use blockhaul_control::rpc::wire;
+use blockhaul_testkit::authority::{Authority, Identity};
 use nix::sys::signal::Signal;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};

@@ -1,7 +1,7 @@
 //! Tests orderly stops of a runner: with copies in flight, while one begins or ends, and while volumes fail; and how nodes
 //! are retired.
 
-use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, Wire, need};
+use crate::support::{Address, Cell, MIB, Mode, NEEDS, Pair, Task, TcpProxy, need};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
     let pair = Pair::new(&cell, "pair", 8 * MIB);
     // The destination accepts connections and says nothing: the copy does not come past its beginning.
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
-    let wire = Wire::to(&format!("127.0.0.1:{port}"));
+    let wire = TcpProxy::to(&format!("127.0.0.1:{port}"));
     wire.set(Mode::Stall);
     let destination = format!("nbd://{}/", wire.address());
     cell.ask(&["drain", &format!("n{leader}")]);
@@ -150,7 +150,7 @@ fn a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_o
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s", "--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };
-    let wire = Wire::to(&format!("127.0.0.1:{port}"));
+    let wire = TcpProxy::to(&format!("127.0.0.1:{port}"));
     cell.submit("stuck", &pair.source.uri(), &format!("nbd://{}/", wire.address()), &["--limit", "4MiB/s"]);
     let first = cell.wait_for_way("stuck");
     wire.set(Mode::Stall);

@@ -6,8 +6,6 @@
 mod asking;
 mod copying;
 mod exports;
-#[path = "../support/full_pipe.rs"]
-mod full_pipe;
 mod limits;
 mod looking;
 mod names;

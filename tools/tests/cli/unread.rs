@@ -1,8 +1,8 @@
 //! Tests readers of the output that do not read, are slow, or are gone, and a stdout that cannot be written.
 
-use crate::full_pipe::full_pipe;
 use crate::stopping::{SLOWLY, has_written, stop_by};
 use crate::support::{MIB, Scratch, noise, outcome, until};
+use blockhaul_testkit::full_pipe;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

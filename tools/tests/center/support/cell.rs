@@ -3,11 +3,11 @@
 //! Nodes reach each server of the ensemble, and each other, through proxies of their own, so that any path can be cut alone.
 //! Clients connect directly.
 
-use super::ensemble::{Ensemble, Settings};
 use super::nbd::{Need, Outcome, Running};
 use super::permit::Permit;
-use super::wire::{Mode, Wire};
 use super::{Node, Records, Site, Task, text};
+use blockhaul_testkit::tcp_proxy::{Mode, TcpProxy};
+use blockhaul_testkit::zookeeper::{Ensemble, Settings};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -37,9 +37,9 @@ const GLANCE: Duration = Duration::from_millis(100);
 pub(crate) struct Cell {
     pub(crate) nodes: Vec<Node>,
     /// For each node its ways to each of the servers.
-    ways: Vec<Vec<Wire>>,
+    ways: Vec<Vec<TcpProxy>>,
     /// For each node the way by which others call it.
-    doors: Vec<Wire>,
+    doors: Vec<TcpProxy>,
     pub(crate) ensemble: Ensemble,
     pub(crate) site: Site,
     _permit: Permit,
@@ -83,12 +83,13 @@ impl Cell {
     /// One more node, not started yet.
     pub(crate) fn add(&mut self, words: &[&str]) {
         let id = format!("n{}", self.nodes.len());
-        let ways: Vec<Wire> = (0..self.ensemble.len()).map(|server| Wire::to(&self.ensemble.address(server))).collect();
-        let hosts: Vec<String> = ways.iter().map(Wire::address).collect();
+        let ways: Vec<TcpProxy> =
+            (0..self.ensemble.len()).map(|server| TcpProxy::to(&self.ensemble.address(server))).collect();
+        let hosts: Vec<String> = ways.iter().map(TcpProxy::address).collect();
         let zookeeper = format!("{}/cell", hosts.join(","));
         let allowed = self.site.path("volumes");
         let mut node = Node::new(&self.site, &id);
-        let door = Wire::to(&node.address());
+        let door = TcpProxy::to(&node.address());
         let own = ["--zookeeper", &zookeeper, "--allow-path", text(&allowed), "--advertise", &door.address()];
         node.tell(&own);
         // The last word is the test's.
@@ -148,7 +149,7 @@ impl Cell {
     }
 
     /// A node's way to one of the servers.
-    pub(crate) fn way(&self, node: usize, server: usize) -> &Wire {
+    pub(crate) fn way(&self, node: usize, server: usize) -> &TcpProxy {
         &self.ways[node][server]
     }
 
@@ -158,7 +159,7 @@ impl Cell {
     }
 
     /// The way by which other nodes call this one.
-    pub(crate) fn door(&self, node: usize) -> &Wire {
+    pub(crate) fn door(&self, node: usize) -> &TcpProxy {
         &self.doors[node]
     }
 

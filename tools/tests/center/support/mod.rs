@@ -1,12 +1,6 @@
 //! Provides what tests of the task center share: a cell of nodes, and paths between them that can fail.
 
-#[path = "../../../../control/tests/support/authority.rs"]
-mod authority;
 mod cell;
-#[path = "../../../../control/tests/support/ensemble.rs"]
-mod ensemble;
-#[path = "../../../../control/tests/support/java.rs"]
-mod java;
 #[path = "../../nbd/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the tests against servers")]
 mod nbd;
@@ -19,12 +13,11 @@ mod records;
 mod task;
 #[path = "../../support/taskd.rs"]
 mod taskd;
-#[path = "../../../../control/tests/support/wire.rs"]
-mod wire;
 
-pub(crate) use authority::{Authority, Identity};
+pub(crate) use blockhaul_testkit::authority::{Authority, Identity};
+pub(crate) use blockhaul_testkit::tcp_proxy::{Mode, TcpProxy};
+pub(crate) use blockhaul_testkit::zookeeper::Settings;
 pub(crate) use cell::{Cell, NEEDS, PATIENT, QUICK};
-pub(crate) use ensemble::Settings;
 pub(crate) use nbd::{Address, MIB, Need, Server, Site, assert_same, mixed, need, noise, run, text};
 pub(crate) use node::Node;
 pub(crate) use oldest::oldest_taskd;
@@ -32,4 +25,3 @@ pub(crate) use pair::Pair;
 pub(crate) use port::{address, port};
 pub(crate) use records::Records;
 pub(crate) use task::Task;
-pub(crate) use wire::{Mode, Wire};

@@ -7,17 +7,13 @@
 mod built;
 mod cell;
 mod daemon;
-#[path = "../../support/full_pipe.rs"]
-mod full_pipe;
-#[path = "../../../../control/tests/support/java.rs"]
-mod java;
 mod network;
 mod notified;
 mod store;
 
+pub(crate) use blockhaul_testkit::full_pipe;
 pub(crate) use cell::{Cell, SOON, VIP, wait_until};
 pub(crate) use daemon::{Daemon, blockhaul, catches, taskd};
-pub(crate) use full_pipe::full_pipe;
 pub(crate) use network::Network;
 pub(crate) use notified::Notified;
 

@@ -1,7 +1,7 @@
 //! Runs a ZooKeeper server in the management network, and serves the files of a directory as exports in both networks.
 
 use super::cell::{SOON, wait_until};
-use super::java;
+use blockhaul_testkit::java;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;

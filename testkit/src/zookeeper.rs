@@ -3,10 +3,9 @@
 //! Servers can be killed, paused, isolated from each other and started again by their number. All of them end when the
 //! [`Ensemble`] is dropped, and the kernel kills them when the test's process ends in whatever way. Needs `java`,
 //! Debian's package `zookeeper`, and `setpriv` of `util-linux`.
-#![allow(dead_code, reason = "every test program uses its own part of this")]
 
-use super::java;
-use super::wire::{Mode, Wire};
+use crate::java;
+use crate::tcp_proxy::{Mode, TcpProxy};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -29,32 +28,34 @@ const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
 /// How an ensemble is set up.
 #[derive(Clone, Debug)]
-pub(crate) struct Settings {
+pub struct Settings {
     /// How many servers; 1 or 3, say.
-    pub(crate) servers: usize,
+    pub servers: usize,
     /// ZooKeeper's unit of time: sessions last at least two of it, and expire at its multiples.
-    pub(crate) tick: Duration,
+    pub tick: Duration,
     /// Ticks that a follower may lag behind the leader.
-    pub(crate) sync_limit: u32,
+    pub sync_limit: u32,
     /// Ticks that a follower may take to join.
-    pub(crate) init_limit: u32,
+    pub init_limit: u32,
     /// Most memory of a server's heap.
-    pub(crate) heap_mib: u32,
+    pub heap_mib: u32,
     /// Whether followers follow by ways that can be cut: see [`Ensemble::isolate`].
-    pub(crate) wired: bool,
+    pub wired: bool,
 }
 
 impl Settings {
     /// Quick enough for tests: half a second a tick, so that a session lasts at least one second.
-    pub(crate) fn new(servers: usize) -> Self {
+    pub fn new(servers: usize) -> Self {
         Self { servers, tick: Duration::from_millis(500), sync_limit: 8, init_limit: 20, heap_mib: 128, wired: false }
     }
 }
 
 /// What a server says that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
+    /// It leads the others.
     Leader,
+    /// It follows.
     Follower,
     /// The only one.
     Standalone,
@@ -62,30 +63,31 @@ pub(crate) enum Role {
 
 /// The servers.
 #[derive(Debug)]
-pub(crate) struct Ensemble {
+pub struct Ensemble {
     servers: Vec<Server>,
     /// From each to each: the ways on which followers follow, if they are wired. What servers elect a leader by does not go
     /// there.
-    ways: Vec<Vec<Wire>>,
+    ways: Vec<Vec<TcpProxy>>,
     settings: Settings,
-    folder: TempDir,
+    /// Removed with the servers.
+    _folder: TempDir,
 }
 
 impl Ensemble {
     /// Whether what it takes is installed; `cargo xtask test` installs it.
-    pub(crate) fn is_installed() -> bool {
+    pub fn is_installed() -> bool {
         let found = |folder: &Path| folder.join("java").is_file();
         let java = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|path| found(&path));
         java && Path::new("/usr/share/java/zookeeper.jar").is_file()
     }
 
     /// Starts `servers` of them and waits until they serve.
-    pub(crate) fn start(servers: usize) -> Self {
+    pub fn start(servers: usize) -> Self {
         Self::with(Settings::new(servers))
     }
 
     /// As [`Ensemble::start`], with other settings.
-    pub(crate) fn with(settings: Settings) -> Self {
+    pub fn with(settings: Settings) -> Self {
         assert!(
             Self::is_installed(),
             "install the Debian packages zookeeper and default-jre-headless, or run xtask test"
@@ -98,9 +100,10 @@ impl Ensemble {
             let mut port = || ports.next().expect("three for each were asked for");
             servers.push(Server { home, client: port(), peers: port(), votes: port(), child: None });
         }
-        let ways_from = |_: &Server| servers.iter().map(|to| Wire::to(&format!("127.0.0.1:{}", to.peers))).collect();
+        let ways_from =
+            |_: &Server| servers.iter().map(|to| TcpProxy::to(&format!("127.0.0.1:{}", to.peers))).collect();
         let ways = servers.iter().filter(|_| settings.wired).map(ways_from).collect();
-        let mut ensemble = Self { servers, ways, settings, folder };
+        let mut ensemble = Self { servers, ways, settings, _folder: folder };
         for index in 0..ensemble.len() {
             ensemble.write_configuration(index);
             ensemble.launch(index);
@@ -112,17 +115,17 @@ impl Ensemble {
     }
 
     /// How many servers.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.servers.len()
     }
 
     /// `HOST:PORT,HOST:PORT...` of all servers.
-    pub(crate) fn addresses(&self) -> String {
+    pub fn addresses(&self) -> String {
         (0..self.len()).map(|index| self.address(index)).collect::<Vec<_>>().join(",")
     }
 
     /// `HOST:PORT` of one.
-    pub(crate) fn address(&self, index: usize) -> String {
+    pub fn address(&self, index: usize) -> String {
         self.servers[index].address().to_string()
     }
 
@@ -130,23 +133,23 @@ impl Ensemble {
     ///
     /// # Panics
     /// If it has been killed.
-    pub(crate) fn pid(&self, index: usize) -> Pid {
+    pub fn pid(&self, index: usize) -> Pid {
         let child = self.servers[index].child.as_ref().expect("the server runs");
         Pid::from_raw(i32::try_from(child.id()).expect("ids are small"))
     }
 
     /// Ends a server as the loss of its machine would, and waits until it is gone. Nothing if it does not run.
-    pub(crate) fn kill(&mut self, index: usize) {
+    pub fn kill(&mut self, index: usize) {
         self.servers[index].kill();
     }
 
     /// Stops a server's time: it accepts connections and says nothing.
-    pub(crate) fn pause(&self, index: usize) {
+    pub fn pause(&self, index: usize) {
         kill(self.pid(index), Signal::SIGSTOP).expect("the server runs");
     }
 
     /// Lets a paused server go on.
-    pub(crate) fn resume(&self, index: usize) {
+    pub fn resume(&self, index: usize) {
         kill(self.pid(index), Signal::SIGCONT).expect("the server runs");
     }
 
@@ -155,43 +158,43 @@ impl Ensemble {
     ///
     /// # Panics
     /// Unless they are wired.
-    pub(crate) fn isolate(&self, index: usize) {
+    pub fn isolate(&self, index: usize) {
         self.ways_of(index).for_each(|way| way.set(Mode::Stall));
     }
 
     /// Lets it through again, on new connections.
-    pub(crate) fn rejoin(&self, index: usize) {
+    pub fn rejoin(&self, index: usize) {
         self.ways_of(index).for_each(|way| {
             way.set(Mode::Cut);
             way.set(Mode::Pass);
         });
     }
 
-    fn ways_of(&self, index: usize) -> impl Iterator<Item = &Wire> {
+    fn ways_of(&self, index: usize) -> impl Iterator<Item = &TcpProxy> {
         assert!(self.settings.wired, "these servers hear each other directly");
         let towards = self.ways.iter().map(move |ways| &ways[index]);
         self.ways[index].iter().chain(towards)
     }
 
     /// Where a server keeps what it has committed.
-    pub(crate) fn data(&self, index: usize) -> PathBuf {
+    pub fn data(&self, index: usize) -> PathBuf {
         self.servers[index].home.join("data")
     }
 
     /// Starts a server with the data that it had, and does not wait: alone it may not be able to serve.
-    pub(crate) fn launch(&mut self, index: usize) {
+    pub fn launch(&mut self, index: usize) {
         self.servers[index].launch(self.settings.heap_mib);
     }
 
     /// Starts a server with the data that it had, killed before if it runs, and waits until it serves.
-    pub(crate) fn restart(&mut self, index: usize) {
+    pub fn restart(&mut self, index: usize) {
         self.kill(index);
         self.launch(index);
         self.wait_until_it_serves(index);
     }
 
     /// What a server is; `None` while it does not serve.
-    pub(crate) fn role(&self, index: usize) -> Option<Role> {
+    pub fn role(&self, index: usize) -> Option<Role> {
         let said = self.servers[index].ask("srvr").ok()?;
         let mode = said.lines().find_map(|line| line.strip_prefix("Mode: "))?;
         match mode {
@@ -206,7 +209,7 @@ impl Ensemble {
     ///
     /// # Panics
     /// If there is none for five minutes.
-    pub(crate) fn leader(&self) -> usize {
+    pub fn leader(&self) -> usize {
         let until = Instant::now() + PATIENCE;
         loop {
             let leads = |index: &usize| matches!(self.role(*index), Some(Role::Leader | Role::Standalone));
@@ -219,7 +222,7 @@ impl Ensemble {
     }
 
     /// The server that a session is connected to, by the session's number.
-    pub(crate) fn server_of(&self, session: i64) -> Option<usize> {
+    pub fn server_of(&self, session: i64) -> Option<usize> {
         let wanted = format!("sid=0x{session:x},");
         (0..self.len()).find(|&index| self.servers[index].ask("cons").is_ok_and(|said| said.contains(&wanted)))
     }
@@ -228,7 +231,7 @@ impl Ensemble {
     ///
     /// # Panics
     /// If no server leads.
-    pub(crate) fn transactions(&self) -> u64 {
+    pub fn transactions(&self) -> u64 {
         let said = self.servers[self.leader()].ask("srvr").expect("it has just answered");
         let last = said.lines().find_map(|line| line.strip_prefix("Zxid: 0x")).expect("every server has one");
         u64::from_str_radix(last, 16).expect("it is hexadecimal") & 0xffff_ffff
@@ -238,7 +241,7 @@ impl Ensemble {
     ///
     /// # Panics
     /// If a server does not answer.
-    pub(crate) fn watches(&self) -> u64 {
+    pub fn watches(&self) -> u64 {
         let of = |server: &Server| {
             let said = server.ask("wchs").expect("it serves");
             let total = said.lines().find_map(|line| line.strip_prefix("Total watches:")).expect("every server counts");
@@ -251,7 +254,7 @@ impl Ensemble {
     ///
     /// # Panics
     /// If it ends, or does not for five minutes.
-    pub(crate) fn wait_until_it_serves(&mut self, index: usize) {
+    pub fn wait_until_it_serves(&mut self, index: usize) {
         let until = Instant::now() + PATIENCE;
         while self.role(index).is_none() {
             let child = self.servers[index].child.as_mut().expect("it was started");
@@ -263,7 +266,7 @@ impl Ensemble {
     }
 
     /// What the servers have logged, for a test that fails.
-    pub(crate) fn said(&self) -> String {
+    pub fn said(&self) -> String {
         let logs = self.servers.iter().map(|server| {
             let text = fs::read_to_string(server.home.join("log")).unwrap_or_default();
             let last = text.lines().rev().take(30).collect::<Vec<_>>();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Lets `command`, which ends in `java`, start a server that is set up by a file and has so much heap.
-pub(crate) fn serve(command: &mut Command, heap_mib: u32, configuration: &Path) {
+pub fn serve(command: &mut Command, heap_mib: u32, configuration: &Path) {
     // Short lives on a shared machine: little compiling and collecting besides the work.
     command.args([format!("-Xmx{heap_mib}m").as_str(), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
     command.args(["-Dzookeeper.preAllocSize=1024", "-Dzookeeper.jmx.log4j.disable=true"]);

@@ -5,7 +5,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::io::{PipeReader, PipeWriter};
 
 /// Both ends. What is in it already are empty lines.
-pub(crate) fn full_pipe() -> (PipeReader, PipeWriter) {
+pub fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().expect("there are descriptors");
     let flags = OFlag::from_bits_retain(fcntl(&writer, FcntlArg::F_GETFL).expect("the pipe is ours"));
     fcntl(&writer, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).expect("the pipe is ours");

@@ -1,7 +1,6 @@
 //! Provides a connection that can fail: passes bytes between clients and one server until it is told otherwise.
 //!
 //! Takes TCP connections on a free port of 127.0.0.1. A fault holds for open connections and for new ones.
-#![allow(dead_code, reason = "every test program uses its own part of this")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What becomes of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub enum Mode {
     /// They arrive.
     Pass,
     /// Those of the server are lost; those of the client arrive.
@@ -22,7 +21,7 @@ pub(crate) enum Mode {
 
 /// The connection. Cut when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub struct TcpProxy {
     address: SocketAddr,
     state: Arc<State>,
 }
@@ -43,9 +42,9 @@ struct Now {
     open: usize,
 }
 
-impl Wire {
+impl TcpProxy {
     /// A wire to the server at `HOST:PORT`, numeric.
-    pub(crate) fn to(server: &str) -> Self {
+    pub fn to(server: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("there are free ports");
         let address = listener.local_addr().expect("it is bound");
         let now = Mutex::new(Now { mode: Mode::Pass, streams: Vec::new(), open: 0 });
@@ -58,12 +57,12 @@ impl Wire {
     }
 
     /// Where clients connect.
-    pub(crate) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         self.address.to_string()
     }
 
     /// From now on.
-    pub(crate) fn set(&self, mode: Mode) {
+    pub fn set(&self, mode: Mode) {
         let mut now = self.state.now();
         now.mode = mode;
         if mode == Mode::Cut {
@@ -75,12 +74,12 @@ impl Wire {
     }
 
     /// Connections that neither end has closed.
-    pub(crate) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.state.now().open
     }
 }
 
-impl Drop for Wire {
+impl Drop for TcpProxy {
     fn drop(&mut self) {
         self.set(Mode::Cut);
     }

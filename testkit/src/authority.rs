@@ -1,6 +1,5 @@
 //! Makes a certificate authority in a folder of its own with `openssl`: certificates are valid from and until the times
 //! that a test says.
-#![allow(dead_code, reason = "every test program uses its own part of this")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,21 +12,24 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What the flags of a process name.
 #[derive(Clone, Debug)]
-pub(crate) struct Identity {
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-    pub(crate) authority: PathBuf,
+pub struct Identity {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The certificate of the authority.
+    pub authority: PathBuf,
 }
 
 impl Identity {
     /// The flags of a command line.
-    pub(crate) fn flags(&self) -> [&str; 6] {
+    pub fn flags(&self) -> [&str; 6] {
         let Self { certificate, key, authority } = self;
         ["--tls-cert", text(certificate), "--tls-key", text(key), "--tls-ca", text(authority)]
     }
 
     /// Puts another identity into these files.
-    pub(crate) fn replace(&self, by: &Self) {
+    pub fn replace(&self, by: &Self) {
         for (from, to) in [(&by.certificate, &self.certificate), (&by.key, &self.key), (&by.authority, &self.authority)]
         {
             // As a tool that renews certificates does: nobody reads half of a file.
@@ -39,17 +41,17 @@ impl Identity {
 }
 
 /// See the module's head.
-pub(crate) struct Authority(TempDir);
+pub struct Authority(TempDir);
 
 impl Authority {
     /// One that is valid for days.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let now = SystemTime::now();
         Self::lasting(now - DAY, now + 30 * DAY)
     }
 
     /// One that is valid from when to when.
-    pub(crate) fn lasting(from: SystemTime, until: SystemTime) -> Self {
+    pub fn lasting(from: SystemTime, until: SystemTime) -> Self {
         let authority = Self(tempfile::tempdir().expect("there is a temporary folder"));
         let folder = text(authority.0.path()).to_owned();
         let settings = format!(
@@ -69,13 +71,13 @@ impl Authority {
     }
 
     /// A process's certificate, for listening at 127.0.0.1 and for calling, that is valid for days.
-    pub(crate) fn certify(&self, name: &str) -> Identity {
+    pub fn certify(&self, name: &str) -> Identity {
         let now = SystemTime::now();
         self.certify_for(name, now - DAY, now + 30 * DAY)
     }
 
     /// The same, valid from when to when.
-    pub(crate) fn certify_for(&self, name: &str, from: SystemTime, until: SystemTime) -> Identity {
+    pub fn certify_for(&self, name: &str, from: SystemTime, until: SystemTime) -> Identity {
         let ca = self.path("ca.pem");
         let key = self.sign("process", name, &["-cert", text(&ca)], name, from, until);
         // Its own: to replace what a process trusts changes nothing for others.
