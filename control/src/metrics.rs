@@ -4,9 +4,10 @@
 //! Nothing is counted here: each request asks the roles for their state. Each connection carries one request and is
 //! closed, so that the bound of [`Admission`] for the first request bounds the whole connection.
 
+use crate::dispatcher::Status;
 use crate::rpc::admission::{Admission, GuardedStream};
 use crate::rpc::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
-use crate::rpc::local_roles::{CenterMetrics, NodeRoles};
+use crate::rpc::local_roles::NodeRoles;
 use crate::rpc::tls::Tls;
 use crate::runner::RunnerHandle;
 use axum::Router;
@@ -145,13 +146,13 @@ impl Sources {
     async fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("blockhaul");
         self.of_node(&mut registry);
-        let numbers = match self.roles.leader() {
-            Ok(leader) => timeout(ANSWER_WAIT, leader.numbers()).await.ok().and_then(Result::ok),
+        let status = match self.roles.dispatcher() {
+            Ok(dispatcher) => timeout(ANSWER_WAIT, dispatcher.status()).await.ok().and_then(Result::ok),
             Err(_) => None,
         };
-        registry.register("leader", "Whether this node leads", whole(numbers.is_some().into()));
-        if let Some(numbers) = numbers {
-            of_center(&mut registry, &numbers);
+        registry.register("leader", "Whether this node leads", whole(status.is_some().into()));
+        if let Some(status) = status {
+            of_center(&mut registry, &status);
         }
         registry
     }
@@ -163,7 +164,7 @@ impl Sources {
             "Whether this node is registered",
             whole(self.runner.is_registered().into()),
         );
-        let leads = self.roles.leadership.borrow().leader.is_some();
+        let leads = self.roles.leadership.borrow().dispatcher.is_some();
         let serves = *self.roles.serving.borrow() && (leads || self.runner.is_registered());
         let help = "Whether this node has its roles: not without a session, nor while its storage network is lost";
         registry.register("serving", help, whole(serves.into()));
@@ -178,33 +179,33 @@ impl Sources {
     }
 }
 
-fn of_center(registry: &mut Registry, numbers: &CenterMetrics) {
+fn of_center(registry: &mut Registry, status: &Status) {
     let epoch = Gauge::<i64>::default();
-    epoch.set(numbers.epoch.0);
+    epoch.set(status.epoch.0);
     registry.register("leader_epoch", "Epoch of the leader's term: grows with every election", epoch);
     let tasks = Family::<OfState, Whole>::default();
-    for (state, count) in &numbers.tasks {
-        tasks.get_or_create(&OfState { state: state.as_str() }).set(*count);
+    for (state, count) in &status.tasks {
+        tasks.get_or_create(&OfState { state: state.as_str() }).set(*count as u64);
     }
     registry.register("tasks", "Tasks by state", tasks);
-    let unreadable = whole(numbers.unreadable);
+    let unreadable = whole(status.undecodable.len() as u64);
     registry.register("unreadable_records", "Records that cannot be decoded and are left alone", unreadable);
     for (name, help, bytes) in [
-        ("running_planned", "Sizes of the sources of running copies", numbers.planned_bytes),
-        ("running_durable", "Durable bytes of running copies", numbers.durable_bytes),
+        ("running_planned", "Sizes of the sources of running copies", status.running.planned_bytes),
+        ("running_durable", "Durable bytes of running copies", status.running.durable_bytes),
     ] {
         registry.register_with_unit(name, help, Unit::Bytes, whole(bytes));
     }
     registry.register(
         "running_rate_bytes_per_second",
         "Rate of all running copies",
-        whole(numbers.rate_bytes_per_second),
+        whole(status.running.rate_bytes_per_second),
     );
-    registry.register("assignments", "Tasks assigned in this term", whole(numbers.assignments));
+    registry.register("assignments", "Tasks assigned in this term", whole(status.assignments));
     for (name, help, latency) in [
-        ("queue_wait", "Time from submission to assignment, of the last tasks", numbers.queue_wait),
-        ("assignment", "Time from the decision to the runner's acceptance, of the last tasks", numbers.assignment),
-        ("coordination", "Latency of the last writes to the coordination service", numbers.store),
+        ("queue_wait", "Time from submission to assignment, of the last tasks", status.queue_wait),
+        ("assignment", "Time from the decision to the runner's acceptance, of the last tasks", status.assignment),
+        ("coordination", "Latency of the last writes to the coordination service", status.store),
     ] {
         let family = Family::<Quantile, Real>::default();
         for (quantile, duration) in [("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)] {
@@ -223,26 +224,27 @@ fn whole(number: u64) -> Whole {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatcher::Latency;
-    use crate::model::{Epoch, TaskState};
+    use crate::dispatcher::{Latency, RunningTotals};
+    use crate::model::{Epoch, Leader, TaskState};
 
     #[test]
     fn every_number_of_a_center_has_a_line() {
         let latency = Latency { p99: Duration::from_millis(250), ..Latency::default() };
-        let numbers = CenterMetrics {
+        let status = Status {
+            leader: Leader::example("n1"),
             epoch: Epoch(7),
             tasks: vec![(TaskState::Pending, 3)],
-            unreadable: 1,
-            planned_bytes: 10,
-            durable_bytes: 4,
-            rate_bytes_per_second: 2,
+            undecodable: vec![(String::from("/tasks/00/x"), String::from("no JSON"))],
+            runners: 1,
+            restarts: 0,
+            running: RunningTotals { planned_bytes: 10, durable_bytes: 4, rate_bytes_per_second: 2 },
             assignments: 9,
             queue_wait: latency,
             assignment: latency,
             store: latency,
         };
         let mut registry = Registry::with_prefix("blockhaul");
-        of_center(&mut registry, &numbers);
+        of_center(&mut registry, &status);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         for line in [

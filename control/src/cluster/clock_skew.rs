@@ -6,13 +6,11 @@
 //! only when its retention has passed by the slowest clock of all nodes.
 
 use crate::clock::Clock;
-use crate::dispatcher::DispatcherHandle;
 use crate::model::{NodeId, Registration};
 use crate::peers::{Peer, RunnerClient};
 use futures_util::StreamExt;
 use futures_util::stream;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -32,51 +30,41 @@ const CALLS_MAX: usize = 32;
 /// Milliseconds by which the clock of each node is ahead of its peers', of the nodes that answered.
 pub(crate) type Offsets = BTreeMap<NodeId, i64>;
 
-/// Measured clock skew, as the leader knows it.
-#[derive(Debug)]
+/// Clock skew of the nodes, as the leader has measured it last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ClockSkew {
-    offsets: Mutex<Offsets>,
-    /// Milliseconds by which this node's clock is ahead of the slowest one, once a node has answered.
-    ahead: watch::Sender<Option<u64>>,
+    /// Offset of each node that answered.
+    pub(crate) offsets: Offsets,
+    /// Milliseconds by which this node's clock is ahead of the slowest one; `None` until a node has answered.
+    pub(crate) ahead_ms: Option<u64>,
 }
 
-impl ClockSkew {
-    /// Creates a state without measurements. `ahead` receives by how many milliseconds this node's clock is ahead of
-    /// the slowest one.
-    pub(crate) fn new(ahead: watch::Sender<Option<u64>>) -> Self {
-        Self { offsets: Mutex::default(), ahead }
-    }
-
-    /// Returns a node's offset in milliseconds, if it was measured.
-    pub(crate) fn offset(&self, node: &NodeId) -> Option<i64> {
-        self.offsets().get(node).copied()
-    }
-
-    /// Measures and warns for as long as it is polled.
-    pub(crate) async fn watch(&self, dispatcher: &DispatcherHandle, calls: &dyn RunnerClient, clock: &dyn Clock) {
-        let mut warned = BTreeSet::new();
-        sleep(MEASURE_AFTER).await;
-        loop {
-            let known = self.offsets().clone();
-            let runners = dispatcher.runners().await.unwrap_or_default();
-            let asked = runners.into_iter().filter_map(|runner| runner.registration).map(|registration| {
-                let offset_ms = known.get(&registration.node).copied().filter(|_| known.len() >= CLOCKS_MIN);
-                async move { Some((registration.node.clone(), measure(&registration, offset_ms, calls, clock).await?)) }
-            });
-            let answered = stream::iter(asked).buffer_unordered(CALLS_MAX);
-            let ahead: BTreeMap<NodeId, i64> = answered.filter_map(std::future::ready).collect().await;
+/// Measures the skew of the nodes that `registrations` returns, publishes it in `skew`, and warns. Never ends.
+pub(crate) async fn watch<F: Future<Output = Vec<Registration>>>(
+    skew: &watch::Sender<ClockSkew>,
+    registrations: impl Fn() -> F,
+    calls: &dyn RunnerClient,
+    clock: &dyn Clock,
+) {
+    let mut warned = BTreeSet::new();
+    sleep(MEASURE_AFTER).await;
+    loop {
+        let known = skew.borrow().offsets.clone();
+        let asked = registrations().await.into_iter().map(|registration| {
+            let offset_ms = known.get(&registration.node).copied().filter(|_| known.len() >= CLOCKS_MIN);
+            async move { Some((registration.node.clone(), measure(&registration, offset_ms, calls, clock).await?)) }
+        });
+        let answered = stream::iter(asked).buffer_unordered(CALLS_MAX);
+        let ahead: BTreeMap<NodeId, i64> = answered.filter_map(std::future::ready).collect().await;
+        let offsets = off_peers(&ahead);
+        warn(&offsets, &mut warned);
+        skew.send_modify(|skew| {
+            skew.offsets = offsets;
             if let Some(slowest) = ahead.values().min() {
-                self.ahead.send_replace(Some(slowest.min(&0).unsigned_abs()));
+                skew.ahead_ms = Some(slowest.min(&0).unsigned_abs());
             }
-            let offsets = off_peers(&ahead);
-            warn(&offsets, &mut warned);
-            *self.offsets() = offsets;
-            sleep(MEASURE_EVERY).await;
-        }
-    }
-
-    fn offsets(&self) -> std::sync::MutexGuard<'_, Offsets> {
-        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
+        });
+        sleep(MEASURE_EVERY).await;
     }
 }
 

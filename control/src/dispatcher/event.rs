@@ -46,7 +46,7 @@ pub(crate) enum Event {
     Drained {
         node: NodeId,
         result: Result<Option<(Drain, i32)>, Error>,
-        reply: Reply<()>,
+        reply: Reply<usize>,
     },
 }
 

@@ -19,7 +19,7 @@ const NODES_NAMED_MAX: usize = 4;
 /// Returns the record with the newest progress, and with a reason while the task does not run.
 pub(crate) fn describe(cluster: &ClusterState, entry: &TaskEntry, now: Now) -> Arc<TaskRecord> {
     let record = &entry.record;
-    let live = entry.live.filter(|live| record.holder.is_some() && live.issued >= record.progress.issued);
+    let live = entry.telemetry();
     let is_held = entry.runtime.next_write > now.boot || entry.runtime.is_busy;
     let write_failure = entry.runtime.write_failure.as_ref().filter(|_| is_held && !record.state.is_terminal());
     let write_failure = write_failure.map(|write_failure| format!("record cannot be written: {}", write_failure.why));

@@ -55,7 +55,7 @@ pub(crate) enum Request {
     Watch(TaskId, Reply<watch::Receiver<Arc<TaskRecord>>>),
     Mutate(TaskId, Mutation, Reply<Arc<TaskRecord>>),
     Runners(Reply<Vec<RunnerSummary>>),
-    Drain(NodeId, DrainMode, Reply<()>),
+    Drain(NodeId, DrainMode, Reply<usize>),
     Fence(NodeId, Reply<Vec<oneshot::Receiver<Result<Arc<TaskRecord>>>>>),
     Status(Reply<Status>),
     Changed(Vec<TaskId>),
@@ -140,11 +140,11 @@ impl DispatcherHandle {
         self.ask(Request::Runners).await
     }
 
-    /// Drains a node, or ends that.
+    /// Drains a node, or ends that. Returns the number of tasks that the node holds.
     ///
     /// # Errors
     /// `ENotFound`: no such node has ever registered. `EUnreachable`.
-    pub(crate) async fn drain(&self, node: &NodeId, desired_state: DrainMode) -> Result<()> {
+    pub(crate) async fn drain(&self, node: &NodeId, desired_state: DrainMode) -> Result<usize> {
         self.ask(|reply| Request::Drain(node.clone(), desired_state, reply)).await
     }
 

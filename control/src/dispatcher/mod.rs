@@ -39,9 +39,10 @@ mod write;
 
 pub(crate) use fence::{FenceCommand, FenceProgram};
 pub(crate) use handle::{DispatcherHandle, Query};
-pub(crate) use status::{Latency, Status};
+pub(crate) use status::{RunnerSummary, Status};
 
 use crate::clock::Clock;
+use crate::cluster::clock_skew::ClockSkew;
 use crate::cluster::election::LeaderTerm;
 use crate::coord::Session;
 use crate::liveness::LivenessCounter;
@@ -91,9 +92,8 @@ pub(crate) struct Config {
     /// Most tasks. Above, ended tasks are purged early, the oldest first. While as many tasks have not ended, new ones
     /// are refused with `EOverloaded`. Default 100,000.
     pub tasks_max: usize,
-    /// Milliseconds by which this node's wall clock is ahead of the slowest one of the center, once that is known.
-    /// Default none: this clock counts as the slowest one.
-    pub clock_ahead: Option<watch::Receiver<Option<u64>>>,
+    /// Clock skew of the nodes, where it is measured. Default none: this node's clock is the only one.
+    pub clock_skew: Option<watch::Receiver<ClockSkew>>,
     /// Fence program, for tasks whose fence is `command`; without a program they are refused. Default none.
     pub fence: Option<Arc<dyn FenceProgram>>,
     /// Counts the turns of the loop.
@@ -109,7 +109,7 @@ impl Default for Config {
             answer_within: Duration::from_secs(15),
             reconcile_every: Duration::from_secs(30),
             tasks_max: 100_000,
-            clock_ahead: None,
+            clock_skew: None,
             fence: None,
             liveness: LivenessCounter::default(),
         }
@@ -250,7 +250,7 @@ impl Dispatcher {
         let (boot, unix_ms) = (self.clock.boot_time(), self.clock.unix_ms());
         let boot_ms = u64::try_from(boot.as_millis()).unwrap_or(u64::MAX);
         let steady_ms = boot_ms.saturating_add(self.wall_lead_ms.min(unix_ms.saturating_sub(boot_ms)));
-        let ahead_ms = self.config.clock_ahead.as_ref().map_or(Some(0), |ahead| *ahead.borrow());
+        let ahead_ms = self.config.clock_skew.as_ref().map_or(Some(0), |skew| skew.borrow().ahead_ms);
         Now { boot, unix_ms, sure_ms: ahead_ms.map(|ahead_ms| steady_ms.saturating_sub(ahead_ms)) }
     }
 
@@ -307,6 +307,11 @@ impl Dispatcher {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) use handle::{Mutation, Page, Request as DispatcherRequest};
+#[cfg(test)]
+pub(crate) use status::{Latency, RunningTotals};
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use super::event::{Event, Purpose};
 use super::handle::{Mutation, PAGE_MAX, Page, Query, Reply, Request};
 use super::pending_mutations::{not_found, store_error};
-use super::status::{RunnerSummary, Status};
+use super::status::{RunnerSummary, RunningTotals, Status};
 use super::{Dispatcher, explain};
 use crate::cluster::election::CommitError;
 use crate::coord::paths;
@@ -138,18 +138,22 @@ impl Dispatcher {
 
     fn runners(&self) -> Vec<RunnerSummary> {
         let fleet = &self.cluster.fleet;
+        let skew = self.config.clock_skew.as_ref().map(|skew| skew.borrow().clone()).unwrap_or_default();
         let nodes: BTreeSet<&NodeId> =
             fleet.all().map(|registration| &registration.node).chain(fleet.drains.keys()).collect();
         let summary = |node: &NodeId| {
             let drain = fleet.drains.get(node).map(|(drain, _)| drain.clone());
             let tasks = fleet.tasks(node).count();
-            RunnerSummary { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain }
+            let clock_offset_ms = skew.offsets.get(node).copied();
+            RunnerSummary { registration: fleet.get(node).cloned(), node: node.clone(), tasks, drain, clock_offset_ms }
         };
         nodes.into_iter().map(summary).collect()
     }
 
     fn status(&self) -> Status {
         let fleet = &self.cluster.fleet;
+        let tasks = &self.cluster.tasks;
+        let running = tasks.of(TaskState::Running).iter().filter_map(|id| tasks.get(id));
         let undecodable = self.cluster.tasks.undecodable.iter().chain(&fleet.undecodable);
         Status {
             leader: self.writer.leader_term.leader().clone(),
@@ -157,6 +161,10 @@ impl Dispatcher {
             tasks: TaskState::ALL.into_iter().map(|state| (state, self.cluster.tasks.of(state).len())).collect(),
             undecodable: undecodable.map(|(path, why)| (path.clone(), why.clone())).collect(),
             runners: fleet.all().count(),
+            restarts: fleet.all().map(|there| there.restarts).fold(0, u64::saturating_add),
+            running: running.fold(RunningTotals::default(), |totals, entry| {
+                totals.plus(&entry.telemetry().unwrap_or(entry.record.progress))
+            }),
             store: self.store.latency(),
             queue_wait: self.queue_wait.latency(),
             assignment: self.assignment.latency(),
@@ -189,7 +197,7 @@ impl Dispatcher {
         Ok(answers)
     }
 
-    fn drain(&mut self, node: NodeId, desired_state: DrainMode, reply: Reply<()>) {
+    fn drain(&mut self, node: NodeId, desired_state: DrainMode, reply: Reply<usize>) {
         let drain = Drain { since_ms: self.clock.unix_ms(), now: desired_state == DrainMode::Now, op: OpId::fresh() };
         let drain = (desired_state != DrainMode::Undo).then_some(drain);
         let writer = self.writer.clone();
@@ -200,7 +208,7 @@ impl Dispatcher {
     }
 
     /// Applies a node's drain record as it was stored or removed, and answers the operator.
-    pub(crate) fn apply_drain(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<()>) {
+    pub(crate) fn apply_drain(&mut self, node: &NodeId, result: Result<Option<(Drain, i32)>>, reply: Reply<usize>) {
         let now = self.clock.boot_time();
         let answer = result.map(|drain| {
             self.cluster.interrupts.remove(node);
@@ -208,6 +216,7 @@ impl Dispatcher {
                 self.cluster.interrupts.insert(node.clone(), now);
             }
             self.cluster.fleet.set_drain(node, drain);
+            self.cluster.fleet.tasks(node).count()
         });
         let _ = reply.send(answer);
     }

@@ -1,6 +1,6 @@
 //! Reports the state of the leader.
 
-use crate::model::{Drain, Epoch, Leader, NodeId, Registration, TaskState};
+use crate::model::{Drain, Epoch, Leader, NodeId, Progress, Registration, TaskState};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -20,6 +20,10 @@ pub(crate) struct Status {
     pub undecodable: Vec<(String, String)>,
     /// Number of registered runners.
     pub runners: usize,
+    /// Restarts of the processes of all registered nodes together.
+    pub restarts: u64,
+    /// Progress of all running tasks together.
+    pub running: RunningTotals,
     /// Latency of the last writes to the store.
     pub store: Latency,
     /// Time from a task's submission (or return) to its assignment, of the last ones.
@@ -41,11 +45,35 @@ pub(crate) struct RunnerSummary {
     pub tasks: usize,
     /// Drain record, if there is one.
     pub drain: Option<Drain>,
+    /// Milliseconds by which its wall clock is ahead of its peers', once it was measured.
+    pub clock_offset_ms: Option<i64>,
+}
+
+/// Progress of several tasks together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RunningTotals {
+    /// Sizes of their sources, in bytes.
+    pub planned_bytes: u64,
+    /// Durable bytes.
+    pub durable_bytes: u64,
+    /// Their rates together.
+    pub rate_bytes_per_second: u64,
+}
+
+impl RunningTotals {
+    /// Returns the totals with one more task.
+    pub(crate) fn plus(self, progress: &Progress) -> Self {
+        Self {
+            planned_bytes: self.planned_bytes.saturating_add(progress.planned),
+            durable_bytes: self.durable_bytes.saturating_add(progress.durable),
+            rate_bytes_per_second: self.rate_bytes_per_second.saturating_add(progress.rate_bytes_per_second),
+        }
+    }
 }
 
 /// Distribution of the last durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Latency {
+pub(crate) struct Latency {
     /// Half were at most this long.
     pub p50: Duration,
     /// 99 of 100 were at most this long.

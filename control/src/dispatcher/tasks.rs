@@ -31,6 +31,11 @@ pub(crate) struct TaskEntry {
 }
 
 impl TaskEntry {
+    /// Returns the telemetry of its holder, unless the record is newer.
+    pub(crate) fn telemetry(&self) -> Option<Progress> {
+        self.live.filter(|live| self.record.holder.is_some() && live.issued >= self.record.progress.issued)
+    }
+
     /// Returns the end of a failed task's backoff, if it is not over. The record's time is of its runner's wall clock:
     /// if that clock is ahead of this node's, the backoff is still bounded.
     pub(crate) fn backoff_until(&self, now: Now) -> Option<Duration> {

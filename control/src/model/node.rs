@@ -89,6 +89,15 @@ impl Record for Renewal {}
 impl Record for Drain {}
 
 #[cfg(test)]
+impl Leader {
+    /// Returns the record of a leader.
+    pub(crate) fn example(name: &str) -> Self {
+        let Registration { node, incarnation, address, .. } = Registration::example(name);
+        Self { node, incarnation, address, op: OpId::fresh() }
+    }
+}
+
+#[cfg(test)]
 impl Registration {
     /// Returns the registration of a node that offers nothing.
     pub(crate) fn example(name: &str) -> Self {

@@ -3,17 +3,16 @@
 //! A term ends in one order: the dispatcher stops and the services no longer use it, the service address is removed,
 //! and only then this node resigns, so that the next leader meets neither.
 
-use super::leader_api::DispatcherApi;
 use crate::clock::Clock;
-use crate::cluster::clock_skew::ClockSkew;
+use crate::cluster::clock_skew::{self, ClockSkew};
 use crate::cluster::election::{Election, LeaderTerm, Role};
 use crate::cluster::service_address::ServiceAddress;
 use crate::coord::Session;
 use crate::coord::session_keeper::Sessions;
 use crate::dispatcher::{Config as DispatcherConfig, Dispatcher};
 use crate::model::{Incarnation, NodeId};
-use crate::peers::{CenterId, Peer, RunnerClient};
-use crate::rpc::local_roles::{LeaderApi, Leadership};
+use crate::peers::{Peer, RunnerClient};
+use crate::rpc::local_roles::Leadership;
 use crate::runner::RunnerHandle;
 use blockhaul_engine::error::Error;
 use std::future::Future;
@@ -28,7 +27,6 @@ pub(crate) struct LeaderRole {
     pub(crate) incarnation: Incarnation,
     /// Address at which other nodes reach this node.
     pub(crate) address: String,
-    pub(crate) center: CenterId,
     pub(crate) calls: Arc<dyn RunnerClient>,
     pub(crate) clock: Arc<dyn Clock>,
     /// Largest offset of this node's wall clock from its peers' while it leads.
@@ -125,19 +123,18 @@ impl LeaderRole {
     ) {
         self.holds_leadership.send_replace(true);
         let (calls, clock) = (Arc::clone(&self.calls), Arc::clone(&self.clock));
-        let (ahead, clock_ahead) = watch::channel(None);
-        let config = DispatcherConfig { clock_ahead: Some(clock_ahead), ..self.dispatcher.clone() };
+        let (skew, clock_skew) = watch::channel(ClockSkew::default());
+        let config = DispatcherConfig { clock_skew: Some(clock_skew), ..self.dispatcher.clone() };
         let (dispatcher, handle) = Dispatcher::new(Arc::clone(session), leader_term.clone(), calls, clock, config);
-        let clocks = Arc::new(ClockSkew::new(ahead));
-        let watching = clocks.watch(&handle, &*self.calls, &*self.clock);
-        let leader: Arc<dyn LeaderApi> = Arc::new(DispatcherApi {
-            dispatcher: handle.clone(),
-            center: Arc::clone(&self.center),
-            clocks: Arc::clone(&clocks),
-        });
+        let registered = || async {
+            let runners = handle.runners().await.unwrap_or_default();
+            runners.into_iter().filter_map(|runner| runner.registration).collect()
+        };
+        let measuring = clock_skew::watch(&skew, registered, &*self.calls, &*self.clock);
         self.runner.set_leading(true);
         self.leader.send_replace(Some(Peer::from(leader_term.leader().clone())));
-        self.leadership.send_replace(Leadership { leader: Some(leader), address: Some(self.address.clone()) });
+        self.leadership
+            .send_replace(Leadership { dispatcher: Some(handle.clone()), address: Some(self.address.clone()) });
         let resigned = async {
             // A closed channel counts as a request to resign.
             let _ = stands.wait_for(|stands| !stands).await;
@@ -146,7 +143,7 @@ impl LeaderRole {
             biased;
             ending = dispatcher.run(resigned) => tracing::info!(epoch = leader_term.epoch().0, ?ending, "lost leadership"),
             () = self.hold_vip() => tracing::error!(epoch = leader_term.epoch().0, "cannot keep the service address: resigning"),
-            () = watching => (),
+            () = measuring => (),
         }
         self.follow(None);
         self.end_leadership_with(|| async {
@@ -186,6 +183,6 @@ impl LeaderRole {
         self.runner.set_leading(false);
         let address = leader.as_ref().map(|leader| leader.address.clone());
         self.leader.send_replace(leader);
-        self.leadership.send_replace(Leadership { leader: None, address });
+        self.leadership.send_replace(Leadership { dispatcher: None, address });
     }
 }

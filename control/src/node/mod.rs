@@ -15,7 +15,6 @@
 
 mod candidacy;
 mod control;
-mod leader_api;
 mod leader_role;
 mod overview;
 mod roles;
@@ -49,9 +48,9 @@ use crate::policy::Policy;
 use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
 use crate::rpc::channels::Channels;
 use crate::rpc::listener::Listener;
-use crate::rpc::local_roles::{Leadership, NodeRoles, RunnerApi};
+use crate::rpc::local_roles::{Leadership, NodeRoles};
 use crate::rpc::tls::Tls;
-use crate::runner::{EngineExecutor, NodeState, Runner, RunnerConfig, Seams, StateDir, Stopped};
+use crate::runner::{EngineExecutor, NodeState, Runner, RunnerConfig, RunnerHandle, Seams, StateDir, Stopped};
 use crate::stopping::INITIALISE_MAX;
 use blockhaul_engine::engine::{Engine, EngineConfig};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
@@ -85,7 +84,7 @@ pub struct Ready {
     listener: Listener,
     metrics: Option<Metrics>,
     channel: Option<StorageProbe>,
-    runner_api: watch::Sender<Option<Arc<dyn RunnerApi>>>,
+    local_runner: watch::Sender<Option<RunnerHandle>>,
     serving: watch::Sender<bool>,
     clock_told: watch::Receiver<Option<ClockOffset>>,
     failures: mpsc::Receiver<Error>,
@@ -160,11 +159,11 @@ impl Server {
         let vip = config.vip.as_deref().map(InterfaceAddress::parse).transpose()?;
         let service = center(&config, &state).await?;
         let (engine, executor) = executor(&config, &state).await?;
-        let (runner_api, runner_api_seen) = watch::channel(None);
+        let (local_runner, local_runner_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(false);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let (clock, clock_told) = watch::channel(None);
-        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, runner: runner_api_seen, clock };
+        let roles = NodeRoles { leadership: leadership_seen, serving: serving_seen, runner: local_runner_seen, clock };
         let here = (config.store == Store::Embedded).then(|| config.node.clone());
         let incarnation = Incarnation(uuid::Uuid::new_v4().simple().to_string());
         let center = CenterId::default();
@@ -206,7 +205,6 @@ impl Server {
             node: config.node,
             incarnation,
             address,
-            center: center.clone(),
             calls: Arc::new(GrpcRunnerClient::new(channels, center.clone())),
             clock: Arc::new(HostClock),
             clock_off: config.clock_off,
@@ -228,7 +226,7 @@ impl Server {
             listener,
             metrics,
             channel,
-            runner_api,
+            local_runner,
             serving,
             clock_told,
             failures,
@@ -252,9 +250,9 @@ impl Ready {
     /// # Errors
     /// Which role cannot be had on this node, and why; it has stopped then, too.
     pub async fn run(self) -> Result<()> {
-        let Self { keeper, leading, runner, engine, listener, metrics, channel, runner_api, serving, .. } = self;
+        let Self { keeper, leading, runner, engine, listener, metrics, channel, local_runner, serving, .. } = self;
         let Self { clock_told, failures, liveness, overview, stopper, .. } = self;
-        runner_api.send_replace(Some(Arc::new(runner.handle())));
+        local_runner.send_replace(Some(runner.handle()));
         let judged = channel.as_ref().map(StorageProbe::seen);
         let tls = overview.tls.clone();
         let certified = tls.as_ref().map(Tls::valid);
@@ -288,7 +286,7 @@ impl Ready {
             () = renewing => unreachable!("it never ends"),
             () = service_manager::attend(&overview, liveness) => unreachable!("it never ends"),
         };
-        runner_api.send_replace(None);
+        local_runner.send_replace(None);
         if !left_behind.is_empty() {
             // Closing the session, or waiting for the engine, would say or take what is not known to be so.
             std::mem::forget((keeper, engine));

@@ -36,8 +36,8 @@ impl Overview {
     }
 
     fn role(&self) -> String {
-        let Leadership { leader, address } = self.leadership.borrow().clone();
-        match (*self.serving.borrow(), leader, address) {
+        let Leadership { dispatcher, address } = self.leadership.borrow().clone();
+        match (*self.serving.borrow(), dispatcher, address) {
             (false, _, _) if self.is_cut_off() => String::from("storage network lost: no roles"),
             (false, _, _) => String::from("no roles"),
             (true, Some(_), _) => String::from("leader"),

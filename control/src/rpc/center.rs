@@ -3,9 +3,12 @@
 use super::convert::state_of;
 use super::error::RpcError;
 use super::limits::{HEARTBEAT_EVERY, PAGE_BYTES_MAX, PAGE_ITEMS_MAX, WATCH_EVERY, WATCHES_MAX};
-use super::local_roles::{CenterStatus, NodeRoles, RunnerInfo};
+use super::local_roles::NodeRoles;
 use super::wire::{self, center_server::Center};
+use crate::cluster::clock_skew::is_off;
+use crate::dispatcher::{self, Query, RunnerSummary};
 use crate::model::{DrainMode, NodeId, Submission, TaskChange, TaskId, TaskRecord};
+use crate::peers::CenterId;
 use blockhaul_engine::error::{Code, Error, Operation, Side};
 use blockhaul_engine::spec::Direct;
 use blockhaul_engine::volume::{Locator, ReadOptions, look_at_export};
@@ -27,23 +30,29 @@ const WATCH_QUEUE: usize = 2;
 #[derive(Debug)]
 pub(crate) struct CenterService {
     roles: NodeRoles,
+    center: CenterId,
     here: Option<NodeId>,
     watches: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
 }
 
 impl CenterService {
-    /// Creates the service. `here` is the node of plain paths where there is only one node; streams end when `stopping`
-    /// is true.
+    /// Creates the service of a node of `center`. `here` is the node of plain paths where there is only one node;
+    /// streams end when `stopping` is true.
     #[must_use]
-    pub(crate) fn new(roles: NodeRoles, here: Option<NodeId>, stopping: watch::Receiver<bool>) -> Self {
-        Self { roles, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
+    pub(crate) fn new(
+        roles: NodeRoles,
+        center: CenterId,
+        here: Option<NodeId>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { roles, center, here, watches: Arc::new(Semaphore::new(WATCHES_MAX)), stopping }
     }
 
     async fn change(&self, id: String, change: TaskChange) -> Result<Response<wire::Task>, Status> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let id = TaskId::new(id).map_err(RpcError::from)?;
-        let task = leader.change(&id, change).await.map_err(RpcError::from)?;
+        let task = dispatcher.change(&id, change).await.map_err(RpcError::from)?;
         reply(&task)
     }
 }
@@ -54,39 +63,40 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Center for CenterService {
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn submit(&self, request: Request<wire::SubmitRequest>) -> Answer<wire::Task> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let order = Submission::check(request.into_inner(), self.here.as_ref()).map_err(RpcError::from)?;
         // What is known already was looked at when it was new.
-        if leader.get(&order.id).await.is_err() {
+        if dispatcher.get(&order.id).await.is_err() {
             look_at_source(&order).await.map_err(RpcError::from)?;
         }
-        let task = leader.submit(order).await.map_err(RpcError::from)?;
+        let task = dispatcher.submit(order).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
     async fn get(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
-        let task = leader.get(&id).await.map_err(RpcError::from)?;
+        let task = dispatcher.get(&id).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListReply> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let wire::ListRequest { state, after } = request.into_inner();
         let state = (!state.is_empty()).then(|| state_of(&state)).transpose().map_err(RpcError::from)?;
         let after = (!after.is_empty()).then(|| TaskId::new(after)).transpose().map_err(RpcError::from)?;
-        let found = leader.list(state, after.as_ref(), PAGE_ITEMS_MAX + 1).await.map_err(RpcError::from)?;
-        let (tasks, next) = page(found.iter().map(|task| wire::Task::from(&**task)), |task| task.id.clone());
+        let found = dispatcher.list(Query { state, after, limit: PAGE_ITEMS_MAX }).await.map_err(RpcError::from)?;
+        let (tasks, next) = page(found.tasks.iter().map(|task| wire::Task::from(&**task)), |task| task.id.clone());
+        let next = if next.is_empty() { found.next.map(String::from).unwrap_or_default() } else { next };
         Ok(Response::new(wire::ListReply { tasks, next }))
     }
 
     type WatchStream = ReceiverStream<Result<wire::WatchEvent, Status>>;
 
     async fn watch(&self, request: Request<wire::TaskName>) -> Answer<Self::WatchStream> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
-        let task = leader.watch(&id).await.map_err(RpcError::from)?;
+        let task = dispatcher.watch(&id).await.map_err(RpcError::from)?;
         let place = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many_watches())?;
         let (events, stream) = mpsc::channel(WATCH_QUEUE);
         tokio::spawn(Watching { task, events, stopping: self.stopping.clone(), _place: place }.run());
@@ -110,9 +120,9 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(task = %request.get_ref().id))]
     async fn remove(&self, request: Request<wire::TaskName>) -> Answer<wire::Task> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let id = TaskId::new(request.into_inner().id).map_err(RpcError::from)?;
-        let task = leader.remove(&id).await.map_err(RpcError::from)?;
+        let task = dispatcher.remove(&id).await.map_err(RpcError::from)?;
         reply(&task)
     }
 
@@ -127,9 +137,9 @@ impl Center for CenterService {
     }
 
     async fn runners(&self, request: Request<wire::RunnersRequest>) -> Answer<wire::RunnersReply> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let wire::RunnersRequest { after } = request.into_inner();
-        let seen = leader.runners().await.map_err(RpcError::from)?;
+        let seen = dispatcher.runners().await.map_err(RpcError::from)?;
         let later = seen.into_iter().filter(|runner| runner.node.as_str() > after.as_str());
         let (runners, next) = page(later.map(wire::Node::from), |runner| runner.node.clone());
         Ok(Response::new(wire::RunnersReply { runners, next }))
@@ -137,7 +147,7 @@ impl Center for CenterService {
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn drain(&self, request: Request<wire::DrainRequest>) -> Answer<wire::DrainReply> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let wire::DrainRequest { node, now, undo } = request.into_inner();
         let drain = match (now, undo) {
             (false, false) => DrainMode::Finish,
@@ -148,13 +158,13 @@ impl Center for CenterService {
             }
         };
         let node = NodeId::new(node).map_err(RpcError::from)?;
-        let running = leader.drain(&node, drain).await.map_err(RpcError::from)?;
-        Ok(Response::new(wire::DrainReply { running }))
+        let running = dispatcher.drain(&node, drain).await.map_err(RpcError::from)?;
+        Ok(Response::new(wire::DrainReply { running: narrow(running) }))
     }
 
     #[tracing::instrument(skip_all, fields(node = %request.get_ref().node))]
     async fn fence(&self, request: Request<wire::FenceRequest>) -> Answer<wire::FenceReply> {
-        let leader = self.roles.leader()?;
+        let dispatcher = self.roles.dispatcher()?;
         let wire::FenceRequest { node, confirm } = request.into_inner();
         if !confirm {
             let advice = "cut it off or power it off first, then confirm that with --confirm";
@@ -162,13 +172,14 @@ impl Center for CenterService {
             return Err(RpcError::from(error).into());
         }
         let node = NodeId::new(node).map_err(RpcError::from)?;
-        let tasks = leader.fence(&node).await.map_err(RpcError::from)?;
-        Ok(Response::new(wire::FenceReply { tasks }))
+        let tasks = dispatcher.fence(&node).await.map_err(RpcError::from)?;
+        Ok(Response::new(wire::FenceReply { tasks: narrow(tasks) }))
     }
 
     async fn status(&self, _: Request<wire::StatusRequest>) -> Answer<wire::CenterStatus> {
-        let seen = self.roles.leader()?.status().await.map_err(RpcError::from)?;
-        Ok(Response::new(wire::CenterStatus::from(seen)))
+        let status = self.roles.dispatcher()?.status().await.map_err(RpcError::from)?;
+        let center = self.center.get().cloned().unwrap_or_default();
+        Ok(Response::new(wire::CenterStatus { center, ..wire::CenterStatus::from(status) }))
     }
 }
 
@@ -287,16 +298,21 @@ fn reply(task: &TaskRecord) -> Result<Response<wire::Task>, Status> {
     Ok(Response::new(wire::Task::from(task)))
 }
 
-impl From<RunnerInfo> for wire::Node {
-    fn from(seen: RunnerInfo) -> Self {
-        let RunnerInfo { node, registration, draining, running, clock } = seen;
+/// Narrows a count to the width that a message carries.
+fn narrow(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+impl From<RunnerSummary> for wire::Node {
+    fn from(summary: RunnerSummary) -> Self {
+        let RunnerSummary { node, registration, tasks, drain, clock_offset_ms } = summary;
         let base = Self {
             node: node.into(),
-            running,
-            draining,
+            running: narrow(tasks),
+            draining: drain.is_some(),
             registered: registration.is_some(),
-            clock_offset_ms: clock.map(|clock| clock.offset_ms),
-            clock_is_off: clock.is_some_and(|clock| clock.is_off),
+            clock_offset_ms,
+            clock_is_off: clock_offset_ms.is_some_and(is_off),
             ..Self::default()
         };
         let Some(there) = registration else { return base };
@@ -316,19 +332,19 @@ impl From<RunnerInfo> for wire::Node {
     }
 }
 
-impl From<CenterStatus> for wire::CenterStatus {
-    fn from(seen: CenterStatus) -> Self {
-        let CenterStatus { center, leader, address, epoch, runners, restarts, tasks, mut unreadable } = seen;
-        unreadable.truncate(PAGE_ITEMS_MAX);
+impl From<dispatcher::Status> for wire::CenterStatus {
+    fn from(status: dispatcher::Status) -> Self {
+        let dispatcher::Status { leader, epoch, tasks, undecodable, runners, restarts, .. } = status;
+        let unreadable = undecodable.into_iter().take(PAGE_ITEMS_MAX);
         Self {
-            center,
-            leader: leader.into(),
-            leader_address: address,
+            center: String::new(),
+            leader: leader.node.into(),
+            leader_address: leader.address,
             epoch: epoch.0,
-            runners,
+            runners: narrow(runners),
             restarts,
-            tasks: tasks.into_iter().map(|(state, count)| (state.as_str().to_owned(), count)).collect(),
-            unreadable,
+            tasks: tasks.into_iter().map(|(state, count)| (state.as_str().to_owned(), count as u64)).collect(),
+            unreadable: unreadable.map(|(path, why)| format!("{path}: {why}")).collect(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

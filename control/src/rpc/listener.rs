@@ -160,7 +160,7 @@ fn services(
         .build_v1()
         .map_err(|error| Error::internal(Operation::Start, format!("describe the protocol: {error}")))?;
     let (reporter, health) = tonic_health::server::health_reporter();
-    let center = CenterServer::new(CenterService::new(roles.clone(), here, stopping));
+    let center = CenterServer::new(CenterService::new(roles.clone(), identity.center.clone(), here, stopping));
     let runner = RunnerServer::new(RunnerService::new(roles.clone()));
     let dispatcher = DispatcherServer::new(DispatcherService::new(roles.clone()));
     let services = server
@@ -183,7 +183,7 @@ fn services(
 async fn report_health(health: HealthReporter, mut roles: NodeRoles, mut stopping: watch::Receiver<bool>) {
     loop {
         let is_over = *stopping.borrow_and_update();
-        let leads = roles.leadership.borrow_and_update().leader.is_some() && !is_over;
+        let leads = roles.leadership.borrow_and_update().dispatcher.is_some() && !is_over;
         let serves = *roles.serving.borrow_and_update() && !is_over;
         let runs = roles.runner.borrow_and_update().is_some() && serves;
         for (service, serves) in [

@@ -6,7 +6,7 @@
 //! | `error` | failures on their way over the wire |
 //! | `validate` | a client's request, checked |
 //! | `convert`, `task_view` | records as messages, tasks as clients see them |
-//! | `local_roles` | what the services call: the dispatcher of this node's term, the runner of this node |
+//! | `local_roles` | handles of this node's dispatcher and runner, which the services call |
 //! | `center`, `nodes` | the services |
 //! | `addressee` | the process that a call between nodes is for |
 //! | `admission`, `listener`, `service_endpoint`, `handshake` | where the services listen, and for how many connections |
@@ -37,3 +37,6 @@ pub mod tls;
 mod validate;
 
 pub use crate::wire;
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,13 @@
 
 use super::convert::refusal;
 use super::error::RpcError;
-use super::local_roles::{NodeRoles, RunnerApi};
+use super::local_roles::NodeRoles;
 use super::wire::{self, dispatcher_server::Dispatcher, runner_server::Runner};
 use crate::clock::{Clock, ClockOffset, HostClock};
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::Assignment;
+use crate::runner::RunnerHandle;
 use blockhaul_engine::error::{Code, Result};
-use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -25,7 +25,7 @@ impl RunnerService {
         Self(roles)
     }
 
-    fn runner(&self) -> std::result::Result<Arc<dyn RunnerApi>, RpcError> {
+    fn runner(&self) -> std::result::Result<RunnerHandle, RpcError> {
         let missing = || refusal(Code::RunnerInterrupt, String::from("this node's runner is starting or stopping"));
         self.0.runner.borrow().clone().ok_or_else(missing)
     }
@@ -49,13 +49,13 @@ impl Runner for RunnerService {
     async fn nudge(&self, request: Request<wire::NudgeRequest>) -> Answer<wire::Done> {
         let wire::NudgeRequest { task, leader } = request.into_inner();
         let task = TaskId::new(task).map_err(RpcError::from)?;
-        done(self.runner()?.notify(Epoch(leader), task).await)
+        done(self.runner()?.notify(Epoch(leader), &task).await)
     }
 
     async fn resolve(&self, request: Request<wire::ResolveRequest>) -> Answer<wire::ResolveReply> {
         let wire::ResolveRequest { leader, spec } = request.into_inner();
         let spec = TaskSpec::try_from(spec).map_err(RpcError::from)?;
-        let identities = self.runner()?.resolve(Epoch(leader), spec).await.map_err(RpcError::from)?;
+        let identities = self.runner()?.resolve(Epoch(leader), &spec).await.map_err(RpcError::from)?;
         Ok(Response::new(wire::ResolveReply { identities }))
     }
 
@@ -88,22 +88,22 @@ impl DispatcherService {
 #[tonic::async_trait]
 impl Dispatcher for DispatcherService {
     async fn changed(&self, request: Request<wire::ChangedRequest>) -> Answer<wire::Done> {
-        let leader = self.0.leader()?;
+        let dispatcher = self.0.dispatcher()?;
         let tasks: Result<Vec<_>> = request.into_inner().tasks.into_iter().map(TaskId::new).collect();
-        done(leader.changed(tasks.map_err(RpcError::from)?).await)
+        done(dispatcher.changed(tasks.map_err(RpcError::from)?).await)
     }
 
     async fn progress(&self, request: Request<wire::ProgressRequest>) -> Answer<wire::Done> {
-        let leader = self.0.leader()?;
+        let dispatcher = self.0.dispatcher()?;
         let update = |wire::Update { task, progress }| {
             Ok((TaskId::new(task)?, progress.map(Progress::from).unwrap_or_default()))
         };
         let updates: Result<Vec<_>> = request.into_inner().updates.into_iter().map(update).collect();
-        done(leader.progress(updates.map_err(RpcError::from)?).await)
+        done(dispatcher.progress(updates.map_err(RpcError::from)?))
     }
 }
 
-fn done(result: Result<()>) -> Answer<wire::Done> {
-    result.map_err(RpcError::from)?;
+fn done<E: Into<RpcError>>(result: std::result::Result<(), E>) -> Answer<wire::Done> {
+    result.map_err(Into::into)?;
     Ok(Response::new(wire::Done {}))
 }

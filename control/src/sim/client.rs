@@ -5,11 +5,10 @@ use super::invariants::InvariantChecker;
 use super::net::{CLIENT, Net, ProcessEndpoint};
 use super::run_result::RunResult;
 use super::scenario::ClientAction;
+use crate::dispatcher::DispatcherHandle;
 use crate::model::{DesiredState, DrainMode, NodeId, Submission, TaskChange, TaskId, TaskSpec};
-use crate::rpc::local_roles::LeaderApi;
 use blockhaul_engine::error::{Code, Result};
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -29,7 +28,7 @@ pub(super) struct Client {
 impl Client {
     /// Sends a request to the leader, and again until the answer is neither `ENotLeader` nor `EUnreachable`. `None`
     /// after a minute without such an answer.
-    async fn ask<T, F>(&self, what: impl Fn(Arc<dyn LeaderApi>) -> F + Send + Sync) -> Option<Result<T>>
+    async fn ask<T, F>(&self, what: impl Fn(DispatcherHandle) -> F + Send + Sync) -> Option<Result<T>>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,

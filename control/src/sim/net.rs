@@ -4,13 +4,14 @@
 //! each other. The caller waits 2 s at most, as over the real network.
 
 use super::process::Process;
+use crate::dispatcher::DispatcherHandle;
 use crate::model::{Epoch, Progress, TaskId, TaskSpec};
 use crate::peers::{
     Addressee, AssignResponse, Assignment, AssignmentStatus, CallError, CenterId, LeaderClient, LocalIdentity, Peer,
     RunnerClient,
 };
 use crate::process::spawn;
-use crate::rpc::local_roles::{LeaderApi, Leadership};
+use crate::rpc::local_roles::Leadership;
 use crate::runner::RunnerHandle;
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,8 +50,8 @@ pub(super) struct ProcessEndpoint {
 
 impl ProcessEndpoint {
     /// Returns the dispatcher of the process, if it leads.
-    pub(super) fn leader(&self) -> Option<Arc<dyn LeaderApi>> {
-        self.leadership.borrow().leader.clone()
+    pub(super) fn leader(&self) -> Option<DispatcherHandle> {
+        self.leadership.borrow().dispatcher.clone()
     }
 }
 
@@ -217,7 +218,7 @@ impl SimCalls {
         self.net.call(&self.node, &to.address, guarded).await?
     }
 
-    async fn call_leader<F>(&self, work: impl Fn(Arc<dyn LeaderApi>) -> F + Send + Sync) -> Result<(), CallError>
+    async fn call_leader<F>(&self, work: impl Fn(DispatcherHandle) -> F + Send + Sync) -> Result<(), CallError>
     where
         F: Future<Output = blockhaul_engine::error::Result<()>> + Send + 'static,
     {
@@ -253,7 +254,7 @@ impl LeaderClient for SimCalls {
         let updates = updates.to_vec();
         self.call_leader(move |leader| {
             let updates = updates.clone();
-            async move { leader.progress(updates).await }
+            async move { leader.progress(updates) }
         })
         .await
     }

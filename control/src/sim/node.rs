@@ -92,7 +92,6 @@ impl SimNode {
             node,
             incarnation,
             address: self.name.clone(),
-            center: CenterId::default(),
             calls,
             clock: self.clock.clone(),
             clock_off: Duration::MAX,

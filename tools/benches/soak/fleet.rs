@@ -14,7 +14,7 @@ use blockhaul_control::peers::{CenterId, LocalIdentity, Peer};
 use blockhaul_control::rpc::calls::GrpcLeaderClient;
 use blockhaul_control::rpc::channels::Channels;
 use blockhaul_control::rpc::listener::Listener;
-use blockhaul_control::rpc::local_roles::{Leadership, NodeRoles, RunnerApi};
+use blockhaul_control::rpc::local_roles::{Leadership, NodeRoles};
 use blockhaul_control::runner::{Runner, RunnerConfig, Seams, StateDir};
 use blockhaul_engine::error::{Error, Result};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,7 +30,7 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
         let folder = folder.join(&id);
         let state = StateDir::lock(&folder).expect("the folder is ours");
         let (leads, leader) = watch::channel(Some(leading.clone()));
-        let (runner_api, runner_seen) = watch::channel(None);
+        let (local_runner, runner_seen) = watch::channel(None);
         let (serving, serving_seen) = watch::channel(true);
         let (leadership, leadership_seen) = watch::channel(Leadership::default());
         let clock = watch::Sender::new(None);
@@ -48,11 +48,11 @@ pub(crate) async fn launch(count: usize, zookeeper: &str, folder: &Path) {
         };
         let config = RunnerConfig::new(node, incarnation, listener.address().to_string());
         let runner = Runner::new(config, seams);
-        runner_api.send_replace(Some(Arc::new(runner.handle()) as Arc<dyn RunnerApi>));
+        local_runner.send_replace(Some(runner.handle()));
         let service = ZooKeeper::new(zookeeper, Settings::default()).expect("the ensemble's addresses");
         tokio::spawn(async move {
             let keeper = SessionKeeper::new(Arc::new(service));
-            let _kept = (leads, leadership, serving, runner_api, listener);
+            let _kept = (leads, leadership, serving, local_runner, listener);
             tokio::join!(keeper.run(), runner.run(keeper.sessions(), std::future::pending()));
         });
     }

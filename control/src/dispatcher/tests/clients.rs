@@ -1,6 +1,7 @@
 //! Tests the requests of clients and operators.
 
 use super::support::*;
+use crate::cluster::clock_skew::ClockSkew;
 use crate::coord::Op;
 use crate::coord::paths;
 use crate::coord::sim::FaultRates;
@@ -420,18 +421,19 @@ async fn a_task_waits_for_its_node_when_another_one_answers_at_its_address() {
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_leaps_or_is_ahead_of_others_purges_nothing() {
-    let (ahead, asked) = tokio::sync::watch::channel(None);
+    let (skew, measured) = tokio::sync::watch::channel(ClockSkew::default());
+    let ahead = |ahead_ms| skew.send_modify(|skew| skew.ahead_ms = Some(ahead_ms));
     let retention = Duration::from_secs(60);
-    let center = TestCenter::new(17, Config { retention, clock_ahead: Some(asked), ..Config::default() }).await;
+    let center = TestCenter::new(17, Config { retention, clock_skew: Some(measured), ..Config::default() }).await;
     center.leader.submit(submission("x", noop(1))).await.unwrap();
     center.leader.change(&id("x"), TaskChange::Cancel).await.unwrap();
     let is_there = || center.ensemble.committed(&paths::task(&id("x"))).is_some();
     sleep(Duration::from_secs(100)).await;
     assert!(is_there(), "no node has answered yet");
-    ahead.send_replace(Some(8 * 86_400_000));
+    ahead(8 * 86_400_000);
     sleep(Duration::from_secs(100)).await;
     assert!(is_there(), "by another node's clock it is too early");
-    ahead.send_replace(Some(0));
+    ahead(0);
     while is_there() {
         sleep(Duration::from_secs(1)).await;
     }

@@ -1,10 +1,10 @@
 //! Tests mutual TLS: a process without a valid certificate of the authority is not served, and does not serve.
 
-use crate::mock::{MockLeader, Node, name, noop};
-use blockhaul_control::clock::{Clock, HostClock};
-use blockhaul_control::rpc::channels::Channels;
-use blockhaul_control::rpc::client::CenterClient;
-use blockhaul_control::rpc::tls::{RawTls, Tls};
+use super::mock::{MockDispatcher, Node, name, noop};
+use crate::clock::{Clock, HostClock};
+use crate::rpc::channels::Channels;
+use crate::rpc::client::CenterClient;
+use crate::rpc::tls::{RawTls, Tls};
 use blockhaul_testkit::authority::{Authority, Identity};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -45,17 +45,17 @@ fn read_expired(authority: &Authority, name: &str) -> Tls {
 
 /// One try, without the patience of a client.
 async fn asks(node: &Node, tls: Option<Tls>) -> Result<(), String> {
-    use blockhaul_control::rpc::wire::center_client::CenterClient as Stub;
+    use crate::rpc::wire::center_client::CenterClient as Stub;
     let channel = Channels::new(tls).to(&node.address()).map_err(|fault| fault.to_string())?;
     let answer = Stub::new(channel).get(name("t")).await;
-    answer.map(drop).map_err(|status| blockhaul_control::rpc::error::RpcError::from(status).to_string())
+    answer.map(drop).map_err(|status| crate::rpc::error::RpcError::from(status).to_string())
 }
 
 #[tokio::test]
 async fn only_certificates_of_the_authority_are_taken_on_either_side() {
     let (ours, foreign) = (Authority::new(), Authority::new());
     let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
-    node.lead(&Arc::new(MockLeader::default()));
+    node.lead(&Arc::new(MockDispatcher::default()));
     let caller = ours.certify("caller");
     let mut client = CenterClient::new(vec![node.address()], Channels::new(Some(read(&caller)))).unwrap();
     assert_eq!(client.submit(noop("t")).await.unwrap().id, "t");
@@ -81,7 +81,7 @@ async fn only_certificates_of_the_authority_are_taken_on_either_side() {
 async fn an_expired_certificate_is_named_on_either_side() {
     let ours = Authority::new();
     let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
-    node.lead(&Arc::new(MockLeader::default()));
+    node.lead(&Arc::new(MockDispatcher::default()));
     let old = read_expired(&ours, "old");
     for _ in 0..10 {
         let refused = asks(&node, Some(old.clone())).await.expect_err("the caller's has expired");
@@ -97,7 +97,7 @@ async fn an_expired_certificate_is_named_on_either_side() {
 async fn a_handshake_that_stalls_holds_up_nobody() {
     let ours = Authority::new();
     let node = Node::with_tls(Some(&read(&ours.certify("node")))).await;
-    node.lead(&Arc::new(MockLeader::default()));
+    node.lead(&Arc::new(MockDispatcher::default()));
     let mut stalled = Vec::new();
     for first in [&b""[..], b"\x16\x03\x01"] {
         let mut stream = tokio::net::TcpStream::connect(node.address()).await.unwrap();

@@ -1,15 +1,15 @@
 //! Tests that clients find the leader, and follow a task when the leader changes.
 
-use crate::mock::{MockLeader, Node, client, name, noop, record};
-use blockhaul_control::model::{TaskRecord, TaskState};
-use blockhaul_control::rpc::wire;
+use super::mock::{MockDispatcher, Node, client, name, noop, record};
+use crate::model::{TaskId, TaskRecord, TaskState};
+use crate::rpc::wire;
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 
 #[tokio::test]
 async fn a_client_follows_to_the_leader_wherever_it_asks_first() {
     let (leader, other) = (Node::start().await, Node::start().await);
-    let tasks = Arc::new(MockLeader::default());
+    let tasks = Arc::new(MockDispatcher::default());
     leader.lead(&tasks);
     other.follow(Some(&leader));
     let mut client = client(&[other.address()]);
@@ -23,7 +23,7 @@ async fn a_client_passes_over_nodes_that_are_gone() {
     let (gone, leader) = (Node::start().await, Node::start().await);
     let addresses = [gone.address(), leader.address()];
     gone.listener.close().await;
-    leader.lead(&Arc::new(MockLeader::default()));
+    leader.lead(&Arc::new(MockDispatcher::default()));
     for _ in 0..4 {
         assert_eq!(client(&addresses).submit(noop("t")).await.unwrap().id, "t");
     }
@@ -32,7 +32,7 @@ async fn a_client_passes_over_nodes_that_are_gone() {
 #[tokio::test]
 async fn what_the_center_refuses_is_the_answer() {
     let node = Node::start().await;
-    node.lead(&Arc::new(MockLeader::default()));
+    node.lead(&Arc::new(MockDispatcher::default()));
     let mut client = client(&[node.address()]);
     assert_eq!(client.get(name("none")).await.unwrap_err().error.code, Code::NotFound);
     assert_eq!(client.get(name("a/b")).await.unwrap_err().error.code, Code::BadRequest);
@@ -51,7 +51,7 @@ async fn what_the_center_refuses_is_the_answer() {
 #[tokio::test]
 async fn a_watched_task_is_seen_to_its_end_though_the_leader_changes() {
     let (first, second) = (Node::start().await, Node::start().await);
-    let tasks = Arc::new(MockLeader::default());
+    let tasks = Arc::new(MockDispatcher::default());
     first.lead(&tasks);
     second.follow(Some(&first));
     let addresses = [first.address(), second.address()];
@@ -62,19 +62,19 @@ async fn a_watched_task_is_seen_to_its_end_though_the_leader_changes() {
         client(&addresses).follow("t", each).await.unwrap().state
     });
     assert_eq!(states.recv().await.unwrap(), "PENDING");
-    tasks.edit("t", |task| task.state = TaskState::Running);
+    tasks.edit(&TaskId::new("t").unwrap(), |task| task.state = TaskState::Running);
     assert_eq!(states.recv().await.unwrap(), "RUNNING");
     second.lead(&tasks);
     first.follow(Some(&second));
     first.listener.close().await;
-    tasks.edit("t", |task| task.state = TaskState::Succeeded);
+    tasks.edit(&TaskId::new("t").unwrap(), |task| task.state = TaskState::Succeeded);
     assert_eq!(following.await.unwrap(), "SUCCEEDED");
 }
 
 #[tokio::test]
 async fn a_list_comes_in_pages_that_miss_nothing() {
     let node = Node::start().await;
-    let tasks = Arc::new(MockLeader::default());
+    let tasks = Arc::new(MockDispatcher::default());
     node.lead(&tasks);
     for number in 0..1203 {
         let reason = "why ".repeat(400);
@@ -98,7 +98,7 @@ async fn a_list_comes_in_pages_that_miss_nothing() {
 #[tokio::test]
 async fn nodes_and_the_center_are_shown() {
     let node = Node::start().await;
-    node.lead(&Arc::new(MockLeader::default()));
+    node.lead(&Arc::new(MockDispatcher::default()));
     let mut client = client(&[node.address()]);
     let runners = client.runners(wire::RunnersRequest::default()).await.unwrap().runners;
     assert_eq!((runners[0].node.as_str(), runners[0].draining, runners[0].registered), ("n1", true, false));
@@ -107,5 +107,5 @@ async fn nodes_and_the_center_are_shown() {
     let drain = wire::DrainRequest { node: "n1".to_owned(), now: true, undo: false };
     assert_eq!(client.drain(drain).await.unwrap().running, 3);
     let fence = wire::FenceRequest { node: "n1".to_owned(), confirm: true };
-    assert_eq!(client.fence(fence).await.unwrap().tasks, 2);
+    assert_eq!(client.fence(fence).await.unwrap().tasks, 0);
 }

@@ -1,12 +1,12 @@
 //! Tests calls between nodes: each answer means one thing, and none delays its caller.
 
-use crate::mock::{MockLeader, MockRunner, Node, center};
-use blockhaul_control::model::{Epoch, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskSpec};
-use blockhaul_control::peers::{
-    AssignResponse, Assignment, AssignmentStatus, CallError, LeaderClient, Peer, RunnerClient,
+use super::mock::{IdleRunner, MockDispatcher, Node, center, copy};
+use crate::model::{Epoch, Incarnation, NodeId, NoopTask, Progress, TaskId, TaskSpec};
+use crate::peers::{
+    AssignResponse, Assignment, AssignmentStatus, CallError, LeaderClient, Peer, RunnerClient, StartStage,
 };
-use blockhaul_control::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
-use blockhaul_control::rpc::channels::Channels;
+use crate::rpc::calls::{GrpcLeaderClient, GrpcRunnerClient};
+use crate::rpc::channels::Channels;
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -19,36 +19,43 @@ fn assignment(incarnation: &str) -> Assignment {
     Assignment { task: task(), epoch: Epoch(7), incarnation: Incarnation(incarnation.to_owned()), leader: Epoch(6) }
 }
 
-async fn with_runner(answer: AssignResponse) -> (Node, GrpcRunnerClient) {
-    let node = Node::start().await;
-    node.runner.send_replace(Some(Arc::new(MockRunner { answer })));
-    (node, GrpcRunnerClient::new(Channels::default(), center("c")))
+/// A node with a runner of one slot, and the calls of a dispatcher.
+async fn with_runner() -> (Node, IdleRunner, GrpcRunnerClient) {
+    let (node, runner) = (Node::start().await, IdleRunner::start(1).await);
+    node.runner.send_replace(Some(runner.handle.clone()));
+    (node, runner, GrpcRunnerClient::new(Channels::default(), center("c")))
 }
 
 #[tokio::test]
-async fn a_runner_accepts_or_says_why_not() {
-    let refusal = AssignResponse::Refused { code: Code::Overloaded, why: "no slot".to_owned() };
-    for answer in [AssignResponse::Accepted, refusal] {
-        let (node, calls) = with_runner(answer.clone()).await;
-        assert_eq!(calls.assign(&node.peer(), assignment("mine")).await, Ok(answer));
-    }
+async fn a_runner_accepts_a_task_or_says_why_not() {
+    let (node, _runner, calls) = with_runner().await;
+    assert_eq!(calls.assign(&node.peer(), assignment("mine")).await, Ok(AssignResponse::Accepted));
+    let second = Assignment { task: TaskId::new("t2").unwrap(), ..assignment("mine") };
+    let answer = calls.assign(&node.peer(), second).await.unwrap();
+    let full = AssignResponse::Refused { code: Code::Overloaded, why: "all slots are used".to_owned() };
+    assert_eq!(answer, full);
 }
 
 #[tokio::test]
-async fn what_a_runner_knows_is_told_apart_from_what_it_never_heard_of() {
-    let (node, calls) = with_runner(AssignResponse::Accepted).await;
-    assert_eq!(calls.query(&node.peer(), assignment("mine")).await, Ok(AssignmentStatus::Held));
+async fn an_assignment_that_the_runner_holds_is_told_from_an_unknown_one() {
+    let (node, _runner, calls) = with_runner().await;
+    calls.assign(&node.peer(), assignment("mine")).await.unwrap();
+    let held = calls.query(&node.peer(), assignment("mine")).await;
+    assert_eq!(held, Ok(AssignmentStatus::Waits(StartStage::Reading)));
+    let earlier = Assignment { epoch: Epoch(5), ..assignment("mine") };
+    assert_eq!(calls.query(&node.peer(), earlier).await, Ok(AssignmentStatus::Unknown));
     assert_eq!(calls.query(&node.peer(), assignment("another")).await, Ok(AssignmentStatus::Unknown));
-    let noop = TaskSpec::Noop(NoopTask::new(1, None));
-    assert_eq!(calls.resolve(&node.peer(), Epoch(6), &noop).await, Ok(vec![format!("{noop:?}")]));
 }
 
 #[tokio::test]
-async fn a_refusal_is_no_silence() {
-    let (node, calls) = with_runner(AssignResponse::Accepted).await;
+async fn a_refusal_is_an_answer() {
+    let (node, _runner, calls) = with_runner().await;
+    assert_eq!(calls.notify(&node.peer(), Epoch(5), &task()).await, Ok(()));
     let refused = calls.notify(&node.peer(), Epoch(4), &task()).await.unwrap_err();
     assert!(matches!(refused, CallError::Refused { code: Code::Fenced, .. }), "{refused}");
-    assert_eq!(calls.notify(&node.peer(), Epoch(5), &task()).await, Ok(()));
+    let noop = TaskSpec::Noop(NoopTask::new(1, None));
+    let refused = calls.resolve(&node.peer(), Epoch(5), &noop).await.unwrap_err();
+    assert!(matches!(refused, CallError::Refused { code: Code::BadRequest, .. }), "{refused}");
     node.runner.send_replace(None);
     let gone = calls.notify(&node.peer(), Epoch(5), &task()).await.unwrap_err();
     assert!(matches!(gone, CallError::Refused { code: Code::RunnerInterrupt, .. }), "{gone}");
@@ -56,9 +63,9 @@ async fn a_refusal_is_no_silence() {
 
 #[tokio::test]
 async fn a_node_that_hangs_or_is_gone_gives_no_answer() {
-    let (node, calls) = with_runner(AssignResponse::Accepted).await;
+    let (node, _runner, calls) = with_runner().await;
     let peer = node.peer();
-    let hangs = calls.interrupt(&peer, Epoch(6)).await.unwrap_err();
+    let hangs = calls.resolve(&peer, Epoch(6), &copy()).await.unwrap_err();
     assert!(matches!(hangs, CallError::NoAnswer(_)), "{hangs}");
     node.listener.close().await;
     let gone =
@@ -69,7 +76,7 @@ async fn a_node_that_hangs_or_is_gone_gives_no_answer() {
 #[tokio::test]
 async fn what_runners_tell_reaches_the_leader_wherever_it_is_now() {
     let (first, second) = (Node::start().await, Node::start().await);
-    let tasks = Arc::new(MockLeader::default());
+    let tasks = Arc::new(MockDispatcher::default());
     first.lead(&tasks);
     let (leader, seen) = watch::channel(None);
     let calls = GrpcLeaderClient::new(Channels::default(), center("c"), seen);
@@ -89,8 +96,8 @@ async fn what_runners_tell_reaches_the_leader_wherever_it_is_now() {
 
 #[tokio::test]
 async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
-    let (node, own) = with_runner(AssignResponse::Accepted).await;
-    let (tasks, mine) = (Arc::new(MockLeader::default()), node.peer());
+    let (node, _runner, own) = with_runner().await;
+    let (tasks, mine) = (Arc::new(MockDispatcher::default()), node.peer());
     node.lead(&tasks);
     let foreign = GrpcRunnerClient::new(Channels::default(), center("another"));
     let other_node = Peer { node: NodeId::new("n2").unwrap(), ..mine.clone() };
@@ -119,8 +126,8 @@ async fn a_call_for_somebody_else_is_refused_and_does_nothing() {
 /// Nodes of an earlier version name nobody; they are heard until they are updated.
 #[tokio::test]
 async fn a_call_that_names_nobody_is_heard() {
-    use blockhaul_control::rpc::wire::{ClockRequest, runner_client::RunnerClient};
-    let (node, _) = with_runner(AssignResponse::Accepted).await;
+    use crate::rpc::wire::{ClockRequest, runner_client::RunnerClient};
+    let (node, _runner, _) = with_runner().await;
     let mut old = RunnerClient::connect(format!("http://{}", node.address())).await.unwrap();
     assert!(old.clock(ClockRequest { offset_ms: None }).await.unwrap().into_inner().unix_ms > 0);
 }

@@ -1,9 +1,8 @@
 //! Tests that a listener stops soon, whatever its peers do, and that the health service reports its state.
 
-use crate::mock::{MockLeader, MockRunner, Node, client, name, noop};
-use blockhaul_control::peers::AssignResponse;
-use blockhaul_control::rpc::limits::GOODBYE_MAX;
-use blockhaul_control::rpc::wire::{self, center_client};
+use super::mock::{IdleRunner, MockDispatcher, Node, client, hanging_call, name, noop};
+use crate::rpc::limits::GOODBYE_MAX;
+use crate::rpc::wire::{self, center_client};
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
@@ -17,14 +16,15 @@ async fn channel(node: &Node) -> Channel {
 #[tokio::test]
 async fn open_streams_hanging_calls_and_bare_connections_do_not_hold_a_listener() {
     let node = Node::start().await;
-    node.lead(&Arc::new(MockLeader::default()));
-    node.runner.send_replace(Some(Arc::new(MockRunner { answer: AssignResponse::Accepted })));
+    node.lead(&Arc::new(MockDispatcher::default()));
+    let runner = IdleRunner::start(1).await;
+    node.runner.send_replace(Some(runner.handle.clone()));
     client(&[node.address()]).submit(noop("t")).await.unwrap();
     let _bare = TcpStream::connect(node.listener.address()).await.unwrap();
     let mut events =
         center_client::CenterClient::new(channel(&node).await).watch(name("t")).await.unwrap().into_inner();
-    let mut runner = wire::runner_client::RunnerClient::new(channel(&node).await);
-    let hanging = tokio::spawn(async move { runner.interrupt(wire::InterruptRequest { leader: 1 }).await });
+    let mut caller = wire::runner_client::RunnerClient::new(channel(&node).await);
+    let hanging = tokio::spawn(async move { caller.resolve(hanging_call()).await });
     events.message().await.unwrap().unwrap();
     let bound = GOODBYE_MAX * 2;
     tokio::time::timeout(bound, node.listener.close()).await.expect("it is closed in time");
@@ -53,9 +53,10 @@ async fn health_follows_the_roles() {
     wait_for("", ServingStatus::Serving).await;
     wait_for("blockhaul.v1.Center", ServingStatus::NotServing).await;
     wait_for("blockhaul.v1.Runner", ServingStatus::NotServing).await;
-    node.lead(&Arc::new(MockLeader::default()));
+    node.lead(&Arc::new(MockDispatcher::default()));
     wait_for("blockhaul.v1.Center", ServingStatus::Serving).await;
-    node.runner.send_replace(Some(Arc::new(MockRunner { answer: AssignResponse::Accepted })));
+    let runner = IdleRunner::start(1).await;
+    node.runner.send_replace(Some(runner.handle.clone()));
     wait_for("blockhaul.v1.Runner", ServingStatus::Serving).await;
     node.serving.send_replace(false);
     wait_for("", ServingStatus::NotServing).await;

@@ -1,15 +1,15 @@
 //! Tests what a peer may send, and how much: malformed, oversized, too many.
 
-use crate::mock::{MockLeader, Node, client, name, noop};
-use blockhaul_control::rpc::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, WATCHES_MAX};
-use blockhaul_control::rpc::wire::{self, center_client};
+use super::mock::{IdleRunner, MockDispatcher, Node, client, hanging_call, name, noop};
+use crate::rpc::limits::{CALLS_PER_CONNECTION_MAX, MESSAGE_BYTES_MAX, WATCHES_MAX};
+use crate::rpc::wire::{self, center_client};
 use blockhaul_engine::error::Code;
 use std::sync::Arc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Request, Status};
 
-async fn leader() -> (Node, Arc<MockLeader>) {
-    let (node, tasks) = (Node::start().await, Arc::new(MockLeader::default()));
+async fn leader() -> (Node, Arc<MockDispatcher>) {
+    let (node, tasks) = (Node::start().await, Arc::new(MockDispatcher::default()));
     node.lead(&tasks);
     (node, tasks)
 }
@@ -86,15 +86,13 @@ async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
 
 #[tokio::test]
 async fn too_many_calls_of_one_connection_are_refused_and_not_queued() {
-    use blockhaul_control::peers::AssignResponse;
-    let node = Node::start().await;
-    node.runner.send_replace(Some(Arc::new(crate::mock::MockRunner { answer: AssignResponse::Accepted })));
+    let (node, runner) = (Node::start().await, IdleRunner::start(1).await);
+    node.runner.send_replace(Some(runner.handle.clone()));
     let stub = wire::runner_client::RunnerClient::new(channel(&node).await);
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..CALLS_PER_CONNECTION_MAX + 16 {
         let mut stub = stub.clone();
-        // The stand-in never answers.
-        calls.spawn(async move { stub.interrupt(wire::InterruptRequest { leader: 1 }).await });
+        calls.spawn(async move { stub.resolve(hanging_call()).await });
     }
     let refused = calls.join_next().await.unwrap().unwrap().unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
@@ -102,7 +100,7 @@ async fn too_many_calls_of_one_connection_are_refused_and_not_queued() {
 
 #[tokio::test]
 async fn too_many_watches_are_refused_by_name() {
-    let (node, _desk) = leader().await;
+    let (node, _tasks) = leader().await;
     client(&[node.address()]).submit(noop("t")).await.unwrap();
     let mut streams = Vec::new();
     let refused = 'full: loop {
@@ -114,7 +112,7 @@ async fn too_many_watches_are_refused_by_name() {
             }
         }
     };
-    assert_eq!(blockhaul_control::rpc::error::RpcError::from(refused).error.code, Code::Overloaded);
+    assert_eq!(crate::rpc::error::RpcError::from(refused).error.code, Code::Overloaded);
     assert_eq!(streams.len(), WATCHES_MAX);
     drop(streams);
     let mut stub = center_client::CenterClient::new(channel(&node).await);
@@ -125,7 +123,7 @@ async fn too_many_watches_are_refused_by_name() {
 
 #[tokio::test]
 async fn a_stream_carries_something_each_second() {
-    let (node, _desk) = leader().await;
+    let (node, _tasks) = leader().await;
     client(&[node.address()]).submit(noop("t")).await.unwrap();
     let mut stub = center_client::CenterClient::new(channel(&node).await);
     let mut events = stub.watch(name("t")).await.unwrap().into_inner();
@@ -137,7 +135,7 @@ async fn a_stream_carries_something_each_second() {
 #[tokio::test]
 async fn who_sends_a_byte_or_a_preface_is_ended_and_who_has_asked_stays() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (node, _desk) = leader().await;
+    let (node, _tasks) = leader().await;
     client(&[node.address()]).submit(noop("t")).await.unwrap();
     let mut stub = center_client::CenterClient::new(channel(&node).await);
     let mut events = stub.watch(name("t")).await.unwrap().into_inner();
