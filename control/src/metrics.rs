@@ -4,7 +4,7 @@
 //! Nothing is counted here: each request asks the roles for their state. Each connection carries one request and is
 //! closed, so that the bound of [`Admission`] for the first request bounds the whole connection.
 
-use crate::dispatcher::Status;
+use crate::dispatcher::{DispatcherMetrics, Status};
 use crate::rpc::admission::{Admission, GuardedStream};
 use crate::rpc::limits::{GOODBYE_MAX, METRICS_CONNECTIONS_MAX};
 use crate::rpc::local_roles::NodeRoles;
@@ -137,11 +137,6 @@ struct OfState {
     state: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Quantile {
-    quantile: &'static str,
-}
-
 impl Sources {
     async fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("blockhaul");
@@ -201,17 +196,14 @@ fn of_center(registry: &mut Registry, status: &Status) {
         "Rate of all running copies",
         whole(status.running.rate_bytes_per_second),
     );
-    registry.register("assignments", "Tasks assigned in this term", whole(status.assignments));
+    let DispatcherMetrics { assignments, store, queue_wait, assignment } = status.metrics.clone();
+    registry.register("assignments", "Tasks assigned by this process", assignments);
     for (name, help, latency) in [
-        ("queue_wait", "Time from submission to assignment, of the last tasks", status.queue_wait),
-        ("assignment", "Time from the decision to the runner's acceptance, of the last tasks", status.assignment),
-        ("coordination", "Latency of the last writes to the coordination service", status.store),
+        ("queue_wait", "Time from submission to assignment", queue_wait),
+        ("assignment", "Time from the decision to assign to the runner's acceptance", assignment),
+        ("coordination", "Time of writes to the coordination service", store),
     ] {
-        let family = Family::<Quantile, Real>::default();
-        for (quantile, duration) in [("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)] {
-            family.get_or_create(&Quantile { quantile }).set(duration.as_secs_f64());
-        }
-        registry.register_with_unit(name, help, Unit::Seconds, family);
+        registry.register_with_unit(name, help, Unit::Seconds, latency);
     }
 }
 
@@ -224,12 +216,16 @@ fn whole(number: u64) -> Whole {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatcher::{Latency, RunningTotals};
+    use crate::dispatcher::RunningTotals;
     use crate::model::{Epoch, Leader, TaskState};
 
     #[test]
     fn every_number_of_a_center_has_a_line() {
-        let latency = Latency { p99: Duration::from_millis(250), ..Latency::default() };
+        let metrics = DispatcherMetrics::default();
+        metrics.assignments.inc_by(9);
+        for latency in [&metrics.store, &metrics.queue_wait, &metrics.assignment] {
+            latency.observe(0.25);
+        }
         let status = Status {
             leader: Leader::example("n1"),
             epoch: Epoch(7),
@@ -238,10 +234,7 @@ mod tests {
             runners: 1,
             restarts: 0,
             running: RunningTotals { planned_bytes: 10, durable_bytes: 4, rate_bytes_per_second: 2 },
-            assignments: 9,
-            queue_wait: latency,
-            assignment: latency,
-            store: latency,
+            metrics,
         };
         let mut registry = Registry::with_prefix("blockhaul");
         of_center(&mut registry, &status);
@@ -253,10 +246,10 @@ mod tests {
             "blockhaul_unreadable_records 1",
             "blockhaul_running_durable_bytes 4",
             "blockhaul_running_rate_bytes_per_second 2",
-            "blockhaul_assignments 9",
-            "blockhaul_queue_wait_seconds{quantile=\"0.99\"} 0.25",
-            "blockhaul_assignment_seconds{quantile=\"0.99\"} 0.25",
-            "blockhaul_coordination_seconds{quantile=\"0.99\"} 0.25",
+            "blockhaul_assignments_total 9",
+            "blockhaul_queue_wait_seconds_count 1",
+            "blockhaul_assignment_seconds_sum 0.25",
+            "blockhaul_coordination_seconds_bucket{le=\"0.256\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
         }

@@ -32,7 +32,7 @@ impl Dispatcher {
             Event::Fleet(read) => self.apply_fleet(read),
             Event::Written { task, purpose, written, took } => {
                 self.writes_inflight -= 1;
-                self.store.add(took);
+                self.config.metrics.store.observe(took.as_secs_f64());
                 self.apply_written(&task, purpose, written);
             }
             Event::Resolved { task, to, answer } => {
@@ -244,9 +244,10 @@ impl Dispatcher {
     /// Counts an assignment, and measures how long the task has waited for it.
     fn count(&mut self, after: &TaskRecord, grant: Option<Epoch>, now: Now) {
         if grant.is_some() && after.state == TaskState::Assigned {
-            self.assignments += 1;
+            self.config.metrics.assignments.inc();
             let since = self.cluster.tasks.get(&after.id).map_or(now.unix_ms, |entry| entry.record.updated_ms);
-            self.queue_wait.add(Duration::from_millis(now.unix_ms.saturating_sub(since)));
+            let waited = Duration::from_millis(now.unix_ms.saturating_sub(since));
+            self.config.metrics.queue_wait.observe(waited.as_secs_f64());
         }
     }
 
@@ -336,7 +337,7 @@ impl Dispatcher {
                 let took = now.saturating_sub(entry.runtime.since);
                 entry.runtime.backoffs.clear();
                 (entry.runtime.assign_reply, entry.runtime.next_call) = (AssignReply::Accepted, now + QUERY_EVERY);
-                self.assignment.add(took);
+                self.config.metrics.assignment.observe(took.as_secs_f64());
                 return self.cluster.fleet.clear_backoff(&holder.node);
             }
             CallResult::Status(status @ (AssignmentStatus::Held | AssignmentStatus::Waits(_))) => {

@@ -39,7 +39,7 @@ mod write;
 
 pub(crate) use fence::{FenceCommand, FenceProgram};
 pub(crate) use handle::{DispatcherHandle, Query};
-pub(crate) use status::{RunnerSummary, Status};
+pub(crate) use status::{DispatcherMetrics, RunnerSummary, Status};
 
 use crate::clock::Clock;
 use crate::cluster::clock_skew::ClockSkew;
@@ -56,7 +56,6 @@ use handle::{Reply, Request};
 use now::Now;
 use pending_mutations::PendingMutations;
 use reads::Reads;
-use status::Samples;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -98,6 +97,8 @@ pub(crate) struct Config {
     pub fence: Option<Arc<dyn FenceProgram>>,
     /// Counts the turns of the loop.
     pub liveness: LivenessCounter,
+    /// Counters and latencies of this process.
+    pub metrics: DispatcherMetrics,
 }
 
 impl Default for Config {
@@ -112,6 +113,7 @@ impl Default for Config {
             clock_skew: None,
             fence: None,
             liveness: LivenessCounter::default(),
+            metrics: DispatcherMetrics::default(),
         }
     }
 }
@@ -151,10 +153,6 @@ pub(crate) struct Dispatcher {
     /// Clients that wait for a new task to be stored, by its id.
     submitters: BTreeMap<TaskId, Vec<Submitter>>,
     watchers: BTreeMap<TaskId, watch::Sender<Arc<TaskRecord>>>,
-    store: Samples,
-    queue_wait: Samples,
-    assignment: Samples,
-    assignments: u64,
     /// Task whose record has changed last.
     latest: Option<TaskId>,
     /// Boot time of the last turn.
@@ -198,10 +196,6 @@ impl Dispatcher {
             calls_inflight: 0,
             submitters: BTreeMap::new(),
             watchers: BTreeMap::new(),
-            store: Samples::default(),
-            queue_wait: Samples::default(),
-            assignment: Samples::default(),
-            assignments: 0,
             latest: None,
             turned_at: Duration::ZERO,
             wall_lead_ms: u64::MAX,
@@ -311,7 +305,7 @@ impl Dispatcher {
 #[cfg(test)]
 pub(crate) use handle::{Mutation, Page, Request as DispatcherRequest};
 #[cfg(test)]
-pub(crate) use status::{Latency, RunningTotals};
+pub(crate) use status::RunningTotals;
 
 #[cfg(test)]
 mod tests;

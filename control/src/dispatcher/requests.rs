@@ -158,17 +158,18 @@ impl Dispatcher {
         Status {
             leader: self.writer.leader_term.leader().clone(),
             epoch: self.writer.leader_term.epoch(),
-            tasks: TaskState::ALL.into_iter().map(|state| (state, self.cluster.tasks.of(state).len())).collect(),
+            tasks: TaskState::VARIANTS
+                .iter()
+                .copied()
+                .map(|state| (state, self.cluster.tasks.of(state).len()))
+                .collect(),
             undecodable: undecodable.map(|(path, why)| (path.clone(), why.clone())).collect(),
             runners: fleet.all().count(),
             restarts: fleet.all().map(|there| there.restarts).fold(0, u64::saturating_add),
             running: running.fold(RunningTotals::default(), |totals, entry| {
                 totals.plus(&entry.telemetry().unwrap_or(entry.record.progress))
             }),
-            store: self.store.latency(),
-            queue_wait: self.queue_wait.latency(),
-            assignment: self.assignment.latency(),
-            assignments: self.assignments,
+            metrics: self.config.metrics.clone(),
         }
     }
 

@@ -1,11 +1,8 @@
 //! Reports the state of the leader.
 
 use crate::model::{Drain, Epoch, Leader, NodeId, Progress, Registration, TaskState};
-use std::collections::VecDeque;
-use std::time::Duration;
-
-/// Number of samples of a latency.
-const SAMPLES: usize = 512;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 /// Status of the center.
 #[derive(Clone, Debug)]
@@ -14,7 +11,7 @@ pub(crate) struct Status {
     pub leader: Leader,
     /// Epoch of its term.
     pub epoch: Epoch,
-    /// Tasks in each state, in the order of [`TaskState::ALL`].
+    /// Tasks in each state, in the order of [`TaskState::VARIANTS`].
     pub tasks: Vec<(TaskState, usize)>,
     /// Paths of records that cannot be decoded, and why: they are left alone.
     pub undecodable: Vec<(String, String)>,
@@ -24,14 +21,8 @@ pub(crate) struct Status {
     pub restarts: u64,
     /// Progress of all running tasks together.
     pub running: RunningTotals,
-    /// Latency of the last writes to the store.
-    pub store: Latency,
-    /// Time from a task's submission (or return) to its assignment, of the last ones.
-    pub queue_wait: Latency,
-    /// Time from the decision to assign a task to the runner's acceptance, of the last ones.
-    pub assignment: Latency,
-    /// Number of tasks assigned in this term.
-    pub assignments: u64,
+    /// Counters and latencies.
+    pub metrics: DispatcherMetrics,
 }
 
 /// Runner and what the leader knows of it.
@@ -71,34 +62,28 @@ impl RunningTotals {
     }
 }
 
-/// Distribution of the last durations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Latency {
-    /// Half were at most this long.
-    pub p50: Duration,
-    /// 99 of 100 were at most this long.
-    pub p99: Duration,
-    /// The longest.
-    pub max: Duration,
+/// Counters and latencies of all terms of this process. Clones count together.
+#[derive(Clone, Debug)]
+pub(crate) struct DispatcherMetrics {
+    /// Number of assigned tasks.
+    pub assignments: Counter,
+    /// Seconds of each write to the coordination service.
+    pub store: Histogram,
+    /// Seconds from each task's submission (or return) to its assignment.
+    pub queue_wait: Histogram,
+    /// Seconds from the decision to assign a task to the runner's acceptance.
+    pub assignment: Histogram,
 }
 
-/// Last durations of something.
-#[derive(Debug, Default)]
-pub(crate) struct Samples(VecDeque<Duration>);
-
-impl Samples {
-    pub(crate) fn add(&mut self, duration: Duration) {
-        if self.0.len() == SAMPLES {
-            self.0.pop_front();
+impl Default for DispatcherMetrics {
+    /// Measures calls from 1 ms to 16 s, and waits from 10 ms to an hour.
+    fn default() -> Self {
+        let call = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        Self {
+            assignments: Counter::default(),
+            store: call(),
+            queue_wait: Histogram::new(exponential_buckets(0.01, 3.6, 11)),
+            assignment: call(),
         }
-        self.0.push_back(duration);
-    }
-
-    pub(crate) fn latency(&self) -> Latency {
-        let mut sorted: Vec<Duration> = self.0.iter().copied().collect();
-        sorted.sort_unstable();
-        let at = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)));
-        let at = |percent| at(percent).copied().unwrap_or_default();
-        Latency { p50: at(50), p99: at(99), max: at(100) }
     }
 }

@@ -40,7 +40,7 @@ async fn a_task_goes_from_submission_to_success_and_leaves_no_claim() {
     let mut watch = watch.unwrap();
     watch.wait_for(|record| record.state == TaskState::Succeeded).await.unwrap();
     let status = center.leader.status().await.unwrap();
-    assert_eq!((status.runners, status.assignments), (1, 3));
+    assert_eq!((status.runners, status.metrics.assignments.get()), (1, 3));
     assert!(status.tasks.contains(&(TaskState::Succeeded, 3)));
 }
 

@@ -143,10 +143,7 @@ fn status() -> Status {
         runners: 1,
         restarts: 2,
         running: Default::default(),
-        store: Default::default(),
-        queue_wait: Default::default(),
-        assignment: Default::default(),
-        assignments: 0,
+        metrics: Default::default(),
     }
 }
 
