@@ -2,10 +2,14 @@
 //! neighbour advertisement for version 6. Without the announcement they would send to the previous node until their
 //! caches expire.
 
-use pnet_datalink::{Channel, Config, MacAddr, NetworkInterface};
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send as send_frame, setsockopt, socket};
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::os::fd::AsRawFd;
 
 /// Hardware address of an interface.
 pub(super) type Mac = [u8; 6];
@@ -14,8 +18,8 @@ const BROADCAST: Mac = [0xff; 6];
 /// Ethernet address of `ff02::1`.
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// Longest wait for a frame to leave the host.
-const SEND_MAX: Duration = Duration::from_millis(500);
+/// Longest wait for a frame to leave the host, in milliseconds.
+const SEND_MAX_MS: i64 = 500;
 
 /// Builds the frame that announces `address` at `mac`.
 pub(super) fn frame(address: IpAddr, mac: Mac) -> Vec<u8> {
@@ -25,25 +29,19 @@ pub(super) fn frame(address: IpAddr, mac: Mac) -> Vec<u8> {
     }
 }
 
-/// Sends a frame over an interface; blocks for a moment. Needs CAP_NET_RAW.
+/// Sends a frame over the interface with this index; blocks for at most half a second. Needs `CAP_NET_RAW`.
 ///
 /// # Errors
-/// An error of the system.
-pub(super) fn send(index: u32, mac: Mac, frame: &[u8]) -> io::Result<()> {
-    let [a, b, c, d, e, f] = mac;
-    let interface = NetworkInterface {
-        name: String::new(),
-        description: String::new(),
-        index,
-        mac: Some(MacAddr(a, b, c, d, e, f)),
-        ips: Vec::new(),
-        flags: 0,
-    };
-    let config = Config { promiscuous: false, write_timeout: Some(SEND_MAX), ..Config::default() };
-    let Channel::Ethernet(mut sender, _) = pnet_datalink::channel(&interface, config)? else {
-        return Err(io::ErrorKind::Unsupported.into());
-    };
-    sender.send_to(frame, None).unwrap_or_else(|| Err(io::ErrorKind::InvalidInput.into()))
+/// `ENODEV` without such an interface; another error of the system.
+pub(super) fn send(index: u32, frame: &[u8]) -> io::Result<()> {
+    // No protocol: the socket only sends.
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(SEND_MAX_MS))?;
+    let mut links = getifaddrs()?.filter_map(|interface| interface.address?.as_link_addr().copied());
+    let interface = links.find(|link| link.ifindex() == index as usize).ok_or(Errno::ENODEV)?;
+    bind(socket.as_raw_fd(), &interface)?;
+    send_frame(socket.as_raw_fd(), frame, MsgFlags::empty())?;
+    Ok(())
 }
 
 /// Builds a request in which the sender asks for itself: more neighbours understand it than an unsolicited reply.

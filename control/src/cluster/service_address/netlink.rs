@@ -81,7 +81,7 @@ impl Network for Netlink {
         let link = with_netlink(vip, async |handle| link(handle, vip).await).await?;
         let Some(mac) = link.mac else { return Ok(()) };
         let frame = announce::frame(vip.address, mac);
-        let sent = tokio::task::spawn_blocking(move || announce::send(link.index, mac, &frame)).await;
+        let sent = tokio::task::spawn_blocking(move || announce::send(link.index, &frame)).await;
         let sent = sent.map_err(|error| Error::internal(Operation::Write, error.to_string()))?;
         sent.map_err(|error| {
             let failed =
