@@ -54,6 +54,7 @@ mod exhausted;
 pub mod resource;
 mod sync;
 mod seeded_numbers;
+pub mod backoff;
 pub mod network;
 pub mod spec;
 pub mod volume;

@@ -1,5 +1,6 @@
 //! Lists every bound of the engine, with its reason, and the relations that must hold between them.
 
+use crate::backoff::ExponentialBackoff;
 use std::time::Duration;
 
 /// The smallest block: the largest sector size of the volumes that are supported.
@@ -94,10 +95,9 @@ pub(crate) const CONNECTIONS_ASKED_MAX: usize = 256;
 pub(crate) const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// The same for connections beyond the first: a server that has no room may leave them waiting.
 pub(crate) const FURTHER_DIAL_LIMIT: Duration = Duration::from_secs(2);
-/// Between attempts to connect again: from this, doubled each time,
-pub(crate) const REDIAL_PAUSE_MIN: Duration = Duration::from_millis(100);
-/// to this.
-pub(crate) const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Waits between attempts to connect again.
+pub(crate) const REDIAL_BACKOFF: ExponentialBackoff =
+    ExponentialBackoff { first: Duration::from_millis(100), max: Duration::from_secs(2) };
 /// Longest time of a request on its way through network and server after its sender has given it up.
 pub(crate) const REQUEST_LIFE: Duration = Duration::from_secs(30);
 /// Longest time that TCP keeps unacknowledged bytes of a gated job: shorter than any right to write is held.

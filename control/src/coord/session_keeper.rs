@@ -4,13 +4,14 @@
 //! Roles watch the published session. Only the keeper opens and closes sessions.
 
 use crate::coord::{CoordClient, CoordError, Ending, Refusal, Session, SessionState};
+use blockhaul_engine::backoff::ExponentialBackoff;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// Shortest and longest wait between two attempts to open a session; doubled after each.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Waits between attempts to open a session.
+const RETRY: ExponentialBackoff = ExponentialBackoff { first: Duration::from_millis(100), max: Duration::from_secs(2) };
 
 /// Time after which a missing session is logged. With the time for the diagnosis, at most 5 s.
 const OPEN_LOG_AFTER: Duration = Duration::from_secs(2);
@@ -64,14 +65,14 @@ impl SessionKeeper {
     }
 
     async fn open(&self) -> Arc<dyn Session> {
-        let (mut wait, mut logged) = (RETRY.0, None);
+        let (mut failures, mut logged) = (0, None);
         loop {
             match self.open_and_log(&mut logged).await {
                 Ok(session) => return session,
                 Err(error) => self.log_failure(&mut logged, &error).await,
             }
-            tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            wait = (wait * 2).min(RETRY.1);
+            failures += 1;
+            tokio::time::sleep(RETRY.jittered(failures, fastrand::f64())).await;
         }
     }
 

@@ -11,6 +11,7 @@ use super::error::RpcError;
 use super::limits::{CLIENT_CALL_WAIT, CLIENT_PATIENCE, MESSAGE_BYTES_MAX, STREAM_IDLE_MAX, WATCH_PATIENCE};
 use super::wire::{self, center_client};
 use crate::host_port::HostPort;
+use blockhaul_engine::backoff::ExponentialBackoff;
 use blockhaul_engine::error::{Code, Error, Result};
 use std::future::Future;
 use std::time::Duration;
@@ -18,9 +19,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Wait before a call is repeated when all addresses have failed; doubles up to [`RETRY_WAIT_MAX`].
-const RETRY_WAIT: Duration = Duration::from_millis(100);
-const RETRY_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Waits before a call is repeated when all addresses have failed.
+const RETRY: ExponentialBackoff = ExponentialBackoff { first: Duration::from_millis(100), max: Duration::from_secs(2) };
 
 type Stub = center_client::CenterClient<Channel>;
 
@@ -132,7 +132,7 @@ impl CenterClient {
     {
         let begun = Instant::now();
         let deadline = begun + self.patience;
-        let (mut wait, mut failures) = (RETRY_WAIT, 0);
+        let (mut rounds, mut failures) = (0, 0);
         let (mut is_told, mut found) = (false, None);
         loop {
             let answer = match self.stub() {
@@ -144,7 +144,7 @@ impl CenterClient {
                 Err(fault) if !fault.is_passing() => return Err(fault),
                 Err(fault) => fault,
             };
-            if Instant::now() + wait > deadline {
+            if Instant::now() + RETRY.wait(rounds + 1) > deadline {
                 return Err(self.at(advised(fault, found)));
             }
             let asked = self.address().to_owned();
@@ -159,8 +159,8 @@ impl CenterClient {
                 (self.waits)(&format!("waiting for the task center at {asked}: {}", error.message));
             }
             if failures % self.addresses.len() == 0 {
-                sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                wait = (wait * 2).min(RETRY_WAIT_MAX);
+                rounds += 1;
+                sleep(RETRY.jittered(rounds, fastrand::f64())).await;
             }
         }
     }
@@ -185,7 +185,7 @@ impl CenterClient {
                 last = Some(task);
             }
             // The stream has ended, the task has not: the new leader knows its state.
-            sleep(RETRY_WAIT).await;
+            sleep(RETRY.first).await;
         }
     }
 

@@ -11,17 +11,16 @@ use super::grant::Written;
 use crate::execution::{End, ExecutionHandle, Outcome};
 use crate::model::state_machine::{self, Checkpoint, IllegalTransition, TaskEvent};
 use crate::model::{Failure, Fence, TaskRecord, TaskState};
+use blockhaul_engine::backoff::ExponentialBackoff;
 use blockhaul_engine::error::Code;
 use blockhaul_engine::job::Reason;
 use std::time::Duration;
 
-/// Backoff after the first failure, in milliseconds; doubled with each further one.
-const RETRY_FIRST_MS: u64 = 1000;
-/// Backoff after a failure for lack of space for journals, in milliseconds: no event announces free space.
-const FULL_BACKOFF_MS: u64 = 10_000;
-/// Longest backoff of a task, in milliseconds.
-const RETRY_MAX_MS: u64 = 60_000;
-const _: () = assert!(RETRY_MAX_MS * 125 / 100 <= state_machine::RETRY_REST_MAX.as_millis() as u64);
+/// Backoff of a task after failures.
+const RETRY: ExponentialBackoff = ExponentialBackoff { first: Duration::from_secs(1), max: Duration::from_secs(60) };
+const _: () = assert!(RETRY.max.as_millis() * 125 / 100 <= state_machine::RETRY_REST_MAX.as_millis());
+/// Backoff of a node without space for journals: no event announces free space.
+const FULL_BACKOFF: Duration = Duration::from_secs(10);
 /// Time between two checks that earlier attempts have drained.
 const DRAIN_CHECK_EVERY: Duration = Duration::from_secs(1);
 
@@ -97,7 +96,11 @@ impl Attempt {
     async fn fail(&self, context: &RunnerContext, outcome: &Outcome, failure: &Failure) -> Written {
         let fail = |record: &TaskRecord| {
             let now_ms = context.unix_ms();
-            let backoff_ms = if failure.is_node_full() { FULL_BACKOFF_MS } else { retry_after_ms(record.failures) };
+            let backoff = match failure.is_node_full() {
+                true => FULL_BACKOFF,
+                false => RETRY.jittered(record.failures.saturating_add(1), fastrand::f64()),
+            };
+            let backoff_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX);
             let event = TaskEvent::Failed {
                 error: failure.clone(),
                 retry_at_ms: now_ms.saturating_add(backoff_ms),
@@ -164,27 +167,5 @@ fn outcome_of(reason: Reason) -> Code {
         Reason::UserCancel => Code::Cancelled,
         Reason::RunnerInterrupt | Reason::LeaseLost => Code::RunnerInterrupt,
         Reason::DeadlineExceeded => Code::Timeout,
-    }
-}
-
-/// Returns the backoff after a failure, `failures` before it: 1 s doubling to 60 s, plus or minus a quarter.
-fn retry_after_ms(failures: u32) -> u64 {
-    let wait = RETRY_FIRST_MS.checked_shl(failures.min(16)).unwrap_or(RETRY_MAX_MS).min(RETRY_MAX_MS);
-    wait * fastrand::u64(75..=125) / 100
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_backoff_of_a_task_grows_with_each_failure_up_to_a_minute() {
-        fastrand::seed(1);
-        for (failures, expected) in [(0, 1000), (1, 2000), (5, 32_000), (6, 60_000), (4_000_000_000, 60_000)] {
-            for _ in 0..100 {
-                let wait = retry_after_ms(failures);
-                assert!((expected * 3 / 4..=expected * 5 / 4).contains(&wait), "{wait} ms after {failures} failures");
-            }
-        }
     }
 }

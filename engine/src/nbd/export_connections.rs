@@ -15,10 +15,7 @@ use super::dial::Dialer;
 use super::{ExportFacts, NbdUri, Session};
 use crate::error::{Code, Error, Operation, Result, Side};
 use crate::extent::{ByteRange, Extent, ExtentKind};
-use crate::limits::{
-    CONNECTIONS_MAX, DIAL_LIMIT, DRAIN_LIMIT, FURTHER_DIAL_LIMIT, REDIAL_PAUSE_MAX, REDIAL_PAUSE_MIN, REQUEST_LIFE,
-    TICK,
-};
+use crate::limits::{CONNECTIONS_MAX, DIAL_LIMIT, DRAIN_LIMIT, FURTHER_DIAL_LIMIT, REDIAL_BACKOFF, REQUEST_LIFE, TICK};
 use crate::network::NetworkTerms;
 use crate::ring::{Instant, clock};
 use crate::sync::lock;
@@ -467,7 +464,7 @@ impl ExportConnections {
         }
         // Others may hear from the server while it lets in nobody more.
         let since = state.lost_since.map_or(since, |lost| lost.min(since));
-        let pause = pause(failures.max(state.losses.saturating_sub(1)));
+        let pause = REDIAL_BACKOFF.wait(failures.max(state.losses.saturating_sub(1)));
         Some(DialTask::Wanted { pause, deadline: since.saturating_add(self.terms.retry_for) })
     }
 
@@ -589,25 +586,4 @@ enum DialTask {
     Wanted { pause: Duration, deadline: Instant },
     /// A spare session.
     Spare,
-}
-
-/// Before the attempt that follows on so many failed ones.
-fn pause(failures: u32) -> Duration {
-    match failures {
-        0 => Duration::ZERO,
-        failures => (REDIAL_PAUSE_MIN * 2_u32.saturating_pow((failures - 1).min(16))).min(REDIAL_PAUSE_MAX),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_up_to_a_bound() {
-        assert_eq!(pause(0), Duration::ZERO);
-        assert_eq!(pause(1), REDIAL_PAUSE_MIN);
-        assert_eq!(pause(2), 2 * REDIAL_PAUSE_MIN);
-        assert_eq!(pause(100), REDIAL_PAUSE_MAX);
-    }
 }
