@@ -12,6 +12,7 @@ use crate::model::{Drain, DrainMode, Fence, NodeId, OpId, Record, Submission, Ta
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use strum::VariantArray;
 use tokio::sync::{oneshot, watch};
 
 /// Largest record of a new task in bytes: leaves room for its durable map, attempts and errors.

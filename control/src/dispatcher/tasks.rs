@@ -12,6 +12,7 @@ use blockhaul_engine::error::Code;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use strum::VariantArray;
 
 /// Task as the leader knows it.
 #[derive(Debug)]
@@ -111,7 +112,7 @@ pub(crate) enum AssignReply {
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     entries: BTreeMap<TaskId, TaskEntry>,
-    by_state: [BTreeSet<TaskId>; TaskState::ALL.len()],
+    by_state: [BTreeSet<TaskId>; TaskState::VARIANTS.len()],
     /// Ended tasks, in the order of their submissions.
     ended: BTreeSet<Creation>,
     /// Start of the wait of each task that has not ended.
@@ -187,7 +188,7 @@ impl Tasks {
 
     /// Returns the ids of the tasks that a runner may change.
     pub(crate) fn held(&self) -> impl Iterator<Item = &TaskId> {
-        TaskState::ALL.into_iter().filter(|state| state.is_held()).flat_map(|state| self.of(state))
+        TaskState::VARIANTS.iter().copied().filter(|state| state.is_held()).flat_map(|state| self.of(state))
     }
 
     /// Adds an entry; one of the same id was removed before. Returns tasks whose positions in the queue have changed.
@@ -221,5 +222,5 @@ fn creation(entry: &TaskEntry) -> Creation {
 }
 
 fn position(state: TaskState) -> usize {
-    TaskState::ALL.iter().position(|each| *each == state).unwrap_or_default()
+    TaskState::VARIANTS.iter().position(|each| *each == state).unwrap_or_default()
 }

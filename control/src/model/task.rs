@@ -6,6 +6,7 @@ use super::{
 };
 use blockhaul_engine::error::Code;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 /// Attempts that a record remembers; the oldest go first, but never one that may still write.
 pub(super) const ATTEMPTS_KEPT: usize = 16;
@@ -68,8 +69,9 @@ pub struct TaskRecord {
 impl Record for TaskRecord {}
 
 /// State of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, EnumString, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE", ascii_case_insensitive)]
 pub enum TaskState {
     /// Waits for a runner.
     Pending,
@@ -94,19 +96,11 @@ pub enum TaskState {
 }
 
 impl TaskState {
-    /// Every state, in the order of a task's life.
-    pub const ALL: [Self; 10] = [
-        Self::Pending,
-        Self::Assigned,
-        Self::Running,
-        Self::Verifying,
-        Self::Paused,
-        Self::Lost,
-        Self::Cancelling,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Cancelled,
-    ];
+    /// Returns the name that users see.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 
     /// Tells whether the state is final.
     #[must_use]
@@ -118,23 +112,6 @@ impl TaskState {
     #[must_use]
     pub fn is_held(self) -> bool {
         matches!(self, Self::Assigned | Self::Running | Self::Verifying | Self::Lost | Self::Cancelling)
-    }
-
-    /// Returns the name that users see.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "PENDING",
-            Self::Assigned => "ASSIGNED",
-            Self::Running => "RUNNING",
-            Self::Verifying => "VERIFYING",
-            Self::Paused => "PAUSED",
-            Self::Lost => "LOST",
-            Self::Cancelling => "CANCELLING",
-            Self::Succeeded => "SUCCEEDED",
-            Self::Failed => "FAILED",
-            Self::Cancelled => "CANCELLED",
-        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::wire;
 use crate::model::{Attempt, Epoch, Incarnation, Progress, TaskId, TaskRecord, TaskState};
 use crate::peers::{AssignResponse, Assignment, AssignmentStatus, CallError, StartStage};
 use blockhaul_engine::error::{Code, Error, Operation, Result, Side};
+use strum::VariantArray;
 
 impl From<&TaskRecord> for wire::Task {
     fn from(task: &TaskRecord) -> Self {
@@ -91,8 +92,9 @@ impl From<wire::Progress> for Progress {
 /// # Errors
 /// `EBadRequest`.
 pub(super) fn state_of(text: &str) -> Result<TaskState> {
-    TaskState::ALL.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
-        let all = TaskState::ALL.map(TaskState::as_str).join(", ");
+    text.parse().map_err(|_| {
+        let all: Vec<_> = TaskState::VARIANTS.iter().map(|state| state.as_str()).collect();
+        let all = all.join(", ");
         Error::bad_request(format!("invalid state '{}': use one of {all}", text.escape_debug()))
     })
 }
