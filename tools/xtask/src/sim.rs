@@ -6,7 +6,7 @@
 //! workspace: optimising its dependencies, down to TLS, would take longer than thousands of seeds.
 
 use crate::Refused;
-use crate::step::{Tally, Verdict, cargo, root};
+use crate::step::{Step, Tally, Verdict, cargo};
 
 /// Simulated part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,23 +86,18 @@ impl Seeds {
 /// Runs the seeds as a command of its own.
 ///
 /// # Errors
-/// There is no such simulation.
+/// None; failures are counted.
+#[allow(clippy::unnecessary_wraps, reason = "all commands have one shape")]
 pub(crate) fn run((subject, seeds): (Subject, Seeds)) -> Result<Verdict, Refused> {
+    let Step { title, mut command } = step(subject, seeds);
     let mut tally = Tally::default();
-    add(&mut tally, subject, seeds)?;
+    tally.run(&title, &mut command);
     Ok(tally.conclude())
 }
 
-/// Runs the seeds as a step.
-///
-/// # Errors
-/// There is no such simulation.
-pub(crate) fn add(tally: &mut Tally, subject: Subject, seeds: Seeds) -> Result<(), Refused> {
+/// Returns the step that runs the seeds.
+pub(crate) fn step(subject: Subject, seeds: Seeds) -> Step {
     let name = subject.name();
-    let file = format!("{name}/src/sim/mod.rs");
-    if !root().join(&file).is_file() {
-        return Err(format!("{file} does not exist"));
-    }
     let Seeds { first, count } = seeds;
     let test = match subject {
         Subject::Engine => ["--release", "--package=blockhaul-engine", "--lib", "sim::seeds"],
@@ -112,8 +107,7 @@ pub(crate) fn add(tally: &mut Tally, subject: Subject, seeds: Seeds) -> Result<(
     command.env("BLOCKHAUL_SIM_SEED", first.to_string()).env("BLOCKHAUL_SIM_SEEDS", count.to_string());
     // Linking across crates takes longer than it saves in so short a run.
     command.env("CARGO_PROFILE_RELEASE_LTO", "off");
-    tally.run(&format!("simulation of the {name}, {count} seeds from {first}"), &mut command);
-    Ok(())
+    Step { title: format!("simulation of the {name}, {count} seeds from {first}"), command }
 }
 
 #[cfg(test)]

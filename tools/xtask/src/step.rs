@@ -1,8 +1,10 @@
-//! Runs one step of a command: shows its output, times it, and counts its tests.
+//! Runs the steps of a command: shows their output, times them, and counts their tests.
 
-use std::io::{BufRead, BufReader};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Result of a step or command.
@@ -22,22 +24,56 @@ pub(crate) struct Tally {
     failed_steps: Vec<String>,
 }
 
+/// Program that is run as a step.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// Name of the step.
+    pub(crate) title: String,
+    /// The program.
+    pub(crate) command: Command,
+}
+
 impl Tally {
-    /// Runs a step and counts its tests.
-    pub(crate) fn run(&mut self, title: &str, command: &mut Command) {
+    /// Runs a step, shows its output at once, and counts its tests.
+    pub(crate) fn run(&mut self, title: &str, command: &mut Command) -> Verdict {
         println!("\n== {title}");
         let start = Instant::now();
-        let (verdict, tests) = match run_counted(command) {
-            Ok(ended) => ended,
-            Err(error) => {
-                println!("cannot run {}: {error}", command.get_program().display());
-                (Verdict::Failed, Tests::default())
+        let ended = run_counted(command);
+        self.conclude_step(title, start, ended)
+    }
+
+    /// Runs steps side by side, at most `lanes` at once, and begins them in their order. Shows the output of each when it
+    /// has ended.
+    pub(crate) fn run_beside(&mut self, steps: Vec<Step>, lanes: usize) {
+        let (steps, tally) = (Mutex::new(VecDeque::from(steps)), Mutex::new(self));
+        let next = || steps.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let lane = || {
+            while let Some(Step { title, command }) = next() {
+                println!("== {title}: begun");
+                let start = Instant::now();
+                let ended = run_quietly(command);
+                let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                println!("\n== {title}");
+                let ended = ended.map(|(verdict, tests, output)| {
+                    print!("{output}");
+                    (verdict, tests)
+                });
+                tally.conclude_step(&title, start, ended);
             }
         };
+        std::thread::scope(|scope| (0..lanes).for_each(|_| _ = scope.spawn(lane)));
+    }
+
+    fn conclude_step(&mut self, title: &str, start: Instant, ended: std::io::Result<(Verdict, Tests)>) -> Verdict {
+        let (verdict, tests) = ended.unwrap_or_else(|error| {
+            println!("cannot run: {error}");
+            (Verdict::Failed, Tests::default())
+        });
         let seconds = start.elapsed().as_secs_f64();
         self.count(title, verdict, tests);
         let word = if verdict == Verdict::Passed { "ok" } else { "FAILED" };
         println!("== {title}: {word} in {seconds:.1} s");
+        verdict
     }
 
     fn count(&mut self, title: &str, verdict: Verdict, tests: Tests) {
@@ -101,6 +137,22 @@ fn run_counted(command: &mut Command) -> std::io::Result<(Verdict, Tests)> {
     Ok((verdict, tests))
 }
 
+/// Returns what the program printed, stdout and stderr in one order, with the number of its tests.
+fn run_quietly(mut command: Command) -> std::io::Result<(Verdict, Tests, String)> {
+    let (mut output, writer) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    // Its ends of the pipe: the output ends with the child.
+    drop(command);
+    let mut bytes = Vec::new();
+    output.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut tests = Tests::default();
+    text.lines().for_each(|line| tests.add_line(line));
+    let verdict = if child.wait()?.success() { Verdict::Passed } else { Verdict::Failed };
+    Ok((verdict, tests, text))
+}
+
 /// Returns `cargo` with these arguments, at the root of the workspace.
 ///
 /// Removes the variables that cargo set for this program: build scripts that read them would see a change against a build
@@ -149,6 +201,19 @@ mod tests {
         tally.run("missing", &mut Command::new("no-such-program-anywhere"));
         assert_eq!((tally.passed, tally.failed, tally.conclude()), (3, 4, Verdict::Failed));
         assert_eq!(tally.failed_steps, ["tests", "build", "missing"]);
+    }
+
+    #[test]
+    fn steps_side_by_side_are_all_run_and_counted() {
+        let step = |number: usize| {
+            let script =
+                format!("echo 'test result: ok. {number} passed; 0 failed'; echo said >&2; exit $(({number} == 3))");
+            Step { title: format!("step {number}"), command: shell(&script) }
+        };
+        let mut tally = Tally::default();
+        tally.run_beside((1..=5).map(step).collect(), 2);
+        assert_eq!((tally.passed, tally.failed), (15, 1));
+        assert_eq!(tally.failed_steps, ["step 3"]);
     }
 
     #[test]
