@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_is_met_and_all_that_is_missing_is_named() {
+    fn met_needs_pass_and_all_missing_ones_are_named() {
         assert_eq!([Need::Program("sh"), Need::File("/bin/sh")].as_slice().meet(), Ok(()));
         let needs =
             &[Need::Program("sh"), Need::Program("no-such-program"), Need::Filesystem("nofs"), Need::File("/bin")];

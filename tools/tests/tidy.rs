@@ -85,13 +85,13 @@ fn assert_none(breaches: &[String]) {
 }
 
 #[test]
-fn every_file_says_why_it_exists() {
+fn every_file_starts_with_a_module_comment() {
     let silent = sources(&["rs"]).into_iter().filter(|file| !file.text.starts_with("//!"));
     assert_none(&silent.map(|file| format!("{}: open it with `//!`: why it exists", file.name)).collect::<Vec<_>>());
 }
 
 #[test]
-fn files_stay_readable_in_one_sitting() {
+fn files_are_not_too_long() {
     let breaches = sources(&["rs"]).into_iter().filter_map(|file| {
         let lines = file.text.lines().count();
         (lines > FILE_LINES_MAX)
@@ -101,7 +101,7 @@ fn files_stay_readable_in_one_sitting() {
 }
 
 #[test]
-fn lines_fit_a_screen() {
+fn lines_are_not_too_long() {
     let mut breaches = Vec::new();
     for file in sources(&["rs"]) {
         let long = file.text.lines().enumerate().filter(|(_, line)| line.chars().count() > COLUMNS_MAX);
@@ -112,7 +112,7 @@ fn lines_fit_a_screen() {
 
 /// Relies on `rustfmt`: a function ends at the first line that closes a brace at the indentation of its `fn`.
 #[test]
-fn functions_do_one_thing() {
+fn functions_are_not_too_long() {
     let mut breaches = Vec::new();
     for file in sources(&["rs"]) {
         let lines: Vec<&str> = file.text.lines().collect();
@@ -139,7 +139,7 @@ fn opens_function(line: &str) -> bool {
 }
 
 #[test]
-fn nothing_is_left_for_later() {
+fn no_marks_of_unfinished_work_are_left() {
     // Put together here, so that this file does not break its own law.
     let marks = [
         concat!("todo", "!("),
@@ -152,7 +152,7 @@ fn nothing_is_left_for_later() {
 }
 
 #[test]
-fn no_developers_machine_shows_through() {
+fn no_path_of_a_developers_machine_is_left() {
     let marks = [
         concat!("/ho", "me/"),
         concat!("/Us", "ers/"),
@@ -176,7 +176,7 @@ fn occurrences(files: &[Source], marks: &[&str], remedy: &str) -> Vec<String> {
 }
 
 #[test]
-fn unsafe_lives_where_it_is_argued() {
+fn unsafe_code_is_in_the_listed_files_and_has_safety_comments() {
     let keyword = concat!("un", "safe");
     let mut breaches = Vec::new();
     for file in sources(&["rs"]).iter().filter(|file| !UNSAFE_FILES.contains(&file.name.as_str())) {
@@ -193,7 +193,7 @@ fn unsafe_lives_where_it_is_argued() {
 }
 
 #[test]
-fn names_are_shown_escaped() {
+fn paths_are_shown_escaped() {
     // What a path becomes by these, a terminal may act on, and two names may become one.
     let laws = [concat!(".displ", "ay()"), concat!(".to_string_", "lossy()")];
     let is_judged = |name: &str| {
@@ -210,7 +210,7 @@ fn names_are_shown_escaped() {
 }
 
 #[test]
-fn crates_without_need_forbid_it() {
+fn crates_without_unsafe_code_forbid_it() {
     let law = concat!("#![forbid(un", "safe_code)]");
     let roots = [
         "bench/src/main.rs",
@@ -224,7 +224,7 @@ fn crates_without_need_forbid_it() {
 }
 
 #[test]
-fn every_package_obeys_the_workspace() {
+fn every_package_inherits_the_settings_of_the_workspace() {
     let mut breaches = Vec::new();
     for package in metadata()["packages"].as_array().expect("cargo lists packages") {
         if package["source"] != Value::Null {
@@ -271,7 +271,7 @@ fn dependencies_point_one_way() {
 }
 
 #[test]
-fn every_dependency_may_be_used() {
+fn every_dependency_has_a_permitted_licence() {
     let metadata = metadata();
     let mut breaches = Vec::new();
     for package in metadata["packages"].as_array().expect("cargo lists packages") {

@@ -4,8 +4,8 @@ use crate::support::{Cell, MIB, NEEDS, Pair, Task, need};
 use std::time::Duration;
 
 #[test]
-fn a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused() {
-    need!("a_request_made_twice_is_one_task_and_another_one_of_that_name_is_refused", &NEEDS);
+fn a_repeated_request_is_the_same_task_and_other_work_of_that_name_is_refused() {
+    need!("a_repeated_request_is_the_same_task_and_other_work_of_that_name_is_refused", &NEEDS);
     let cell = Cell::new(2, 1);
     // Whichever node is asked first.
     for node in [&cell.nodes[0], &cell.nodes[1], &cell.nodes[0]] {
@@ -68,8 +68,8 @@ fn only_copies_can_be_paused() {
 }
 
 #[test]
-fn tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones() {
-    need!("tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones", &NEEDS);
+fn tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority() {
+    need!("tasks_wait_for_a_claim_a_slot_and_tasks_of_higher_priority", &NEEDS);
     let cell = Cell::with(1, 1, &["--slots", "2"]);
     let pair = Pair::new(&cell, "one", 32 * MIB);
     pair.submit(&cell, "first", &["--limit", "2MiB/s"]);
@@ -96,8 +96,8 @@ fn tasks_wait_for_a_destination_for_a_slot_and_for_more_urgent_ones() {
 }
 
 #[test]
-fn a_task_that_nobody_can_take_says_why_and_holds_up_nobody() {
-    need!("a_task_that_nobody_can_take_says_why_and_holds_up_nobody", &NEEDS);
+fn a_task_that_no_node_can_run_has_a_reason_and_delays_no_other_task() {
+    need!("a_task_that_no_node_can_run_has_a_reason_and_delays_no_other_task", &NEEDS);
     let cell = Cell::new(1, 1);
     cell.submit_noop("nowhere", Duration::ZERO, &["--node", "n9", "--priority", "9"]);
     cell.submit_noop("somewhere", Duration::from_millis(10), &[]);

@@ -15,8 +15,8 @@ fn fails(cell: &Cell, pair: &Pair, id: &str, attempts: usize, code: &str) -> Tas
 }
 
 #[test]
-fn a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next() {
-    need!("a_destination_that_fails_to_write_fails_the_task_and_is_free_for_the_next", &NEEDS);
+fn a_destination_that_fails_to_write_fails_the_task_and_its_claim_is_released() {
+    need!("a_destination_that_fails_to_write_fails_the_task_and_its_claim_is_released", &NEEDS);
     let cell = Cell::new(2, 1);
     for (id, said, code) in [("io", "EIO", "EIo"), ("space", "ENOSPC", "ENoSpace")] {
         let trigger = cell.site.file(&format!("{id}.trigger"), b"");

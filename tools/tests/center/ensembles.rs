@@ -20,8 +20,8 @@ fn outlives(fault: impl FnOnce(&mut Cell, &Pair)) {
 }
 
 #[test]
-fn the_death_of_the_services_leader_ends_no_copy() {
-    need!("the_death_of_the_services_leader_ends_no_copy", &NEEDS);
+fn copies_continue_when_zookeepers_leader_is_killed() {
+    need!("copies_continue_when_zookeepers_leader_is_killed", &NEEDS);
     outlives(|cell, pair| {
         let leader = cell.ensemble.leader();
         cell.ensemble.kill(leader);
@@ -32,8 +32,8 @@ fn the_death_of_the_services_leader_ends_no_copy() {
 }
 
 #[test]
-fn a_pause_of_the_services_leader_ends_no_copy() {
-    need!("a_pause_of_the_services_leader_ends_no_copy", &NEEDS);
+fn copies_continue_when_zookeepers_leader_pauses() {
+    need!("copies_continue_when_zookeepers_leader_pauses", &NEEDS);
     outlives(|cell, pair| {
         let leader = cell.ensemble.leader();
         cell.ensemble.pause(leader);
@@ -45,8 +45,8 @@ fn a_pause_of_the_services_leader_ends_no_copy() {
 }
 
 #[test]
-fn without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits() {
-    need!("without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits", &NEEDS);
+fn without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits() {
+    need!("without_a_quorum_network_copies_stop_local_copies_continue_and_no_node_exits", &NEEDS);
     let mut cell = Cell::with(2, 3, &QUICK);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(40 * MIB, 17);
@@ -76,8 +76,8 @@ fn without_a_quorum_network_copies_rest_local_ones_go_on_and_nobody_exits() {
 }
 
 #[test]
-fn an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again() {
-    need!("an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again", &NEEDS);
+fn runners_register_again_after_an_outage_longer_than_their_sessions() {
+    need!("runners_register_again_after_an_outage_longer_than_their_sessions", &NEEDS);
     let mut cell = Cell::with(2, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     let bytes = mixed(80 * MIB, 19);
@@ -105,8 +105,8 @@ fn an_ensemble_that_was_away_for_longer_than_a_session_finds_its_runners_again()
 }
 
 #[test]
-fn everything_is_killed_at_once_and_goes_on_when_it_is_back() {
-    need!("everything_is_killed_at_once_and_goes_on_when_it_is_back", &NEEDS);
+fn copies_resume_after_all_nodes_and_servers_were_killed() {
+    need!("copies_resume_after_all_nodes_and_servers_were_killed", &NEEDS);
     let mut cell = Cell::with(2, 3, &QUICK);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let bytes = mixed(64 * MIB, 23);
@@ -132,8 +132,8 @@ fn everything_is_killed_at_once_and_goes_on_when_it_is_back() {
 }
 
 #[test]
-fn a_service_that_has_lost_its_memory_is_not_obeyed() {
-    need!("a_service_that_has_lost_its_memory_is_not_obeyed", &NEEDS);
+fn an_older_state_of_the_service_is_not_acted_on() {
+    need!("an_older_state_of_the_service_is_not_acted_on", &NEEDS);
     let mut cell = Cell::with(1, 1, &QUICK);
     let bytes = mixed(MIB, 29);
     cell.fill("source", &bytes);

@@ -26,8 +26,8 @@ fn a_copy_moves_from_a_killed_runner_to_another_and_finishes() {
 }
 
 #[test]
-fn a_copy_between_files_of_one_node_is_done_there_and_verified() {
-    need!("a_copy_between_files_of_one_node_is_done_there_and_verified", &NEEDS);
+fn a_copy_between_files_of_one_node_runs_there_and_is_verified() {
+    need!("a_copy_between_files_of_one_node_runs_there_and_is_verified", &NEEDS);
     let cell = Cell::new(2, 1);
     let bytes = mixed(9 * MIB + 4096, 3);
     cell.fill("source", &bytes);

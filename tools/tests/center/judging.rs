@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 #[test]
-fn a_request_that_cannot_be_is_refused_and_leaves_no_task() {
-    need!("a_request_that_cannot_be_is_refused_and_leaves_no_task", &NEEDS);
+fn an_invalid_request_is_refused_and_stores_no_task() {
+    need!("an_invalid_request_is_refused_and_stores_no_task", &NEEDS);
     let cell = Cell::new(1, 1);
     cell.fill("volume", &mixed(MIB, 1));
     let uri = cell.uri(0, "volume");
@@ -74,8 +74,8 @@ fn a_volume_that_is_not_allowed_fails_the_task_and_is_not_touched() {
 
 /// n0 may not use the servers, n1 has no space for a journal: both are tried before n2, which can do it.
 #[test]
-fn what_a_node_may_not_or_cannot_do_another_one_does() {
-    need!("what_a_node_may_not_or_cannot_do_another_one_does", &NEEDS);
+fn a_task_that_fails_by_node_faults_goes_to_another_node() {
+    need!("a_task_that_fails_by_node_faults_goes_to_another_node", &NEEDS);
     let mut cell = Cell::idle(1, 1, &["--allow-nbd", "127.0.0.2"]);
     cell.add(&[]);
     cell.add(&[]);
@@ -118,8 +118,8 @@ impl Drop for FullFolder {
 }
 
 #[test]
-fn records_that_nobody_can_read_are_kept_aside_and_reported() {
-    need!("records_that_nobody_can_read_are_kept_aside_and_reported", &NEEDS);
+fn undecodable_records_are_left_alone_and_reported() {
+    need!("undecodable_records_are_left_alone_and_reported", &NEEDS);
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s"]);
     let records = cell.records();
     let path = |id: &str| paths::task(&TaskId::new(id).expect("it is sound"));
@@ -153,8 +153,8 @@ fn records_that_nobody_can_read_are_kept_aside_and_reported() {
 }
 
 #[test]
-fn a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed() {
-    need!("a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed", &NEEDS);
+fn a_node_refuses_calls_with_a_lower_epoch_than_it_has_stored() {
+    need!("a_node_refuses_calls_with_a_lower_epoch_than_it_has_stored", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.submit_noop("before", Duration::from_millis(10), &[]);
     cell.wait_for_success("before");
@@ -174,8 +174,8 @@ fn a_leader_with_a_lower_epoch_than_a_node_has_on_its_disk_is_not_obeyed() {
 }
 
 #[test]
-fn a_node_that_is_pointed_at_another_center_does_nothing_there_until_it_is_made_its_node() {
-    need!("a_node_that_is_pointed_at_another_center_does_nothing_there_until_it_is_made_its_node", &NEEDS);
+fn a_node_takes_no_role_in_another_center_until_its_state_directory_is_reset() {
+    need!("a_node_takes_no_role_in_another_center_until_its_state_directory_is_reset", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.submit_noop("here", Duration::from_millis(10), &[]);
     cell.wait_for_success("here");

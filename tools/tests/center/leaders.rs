@@ -5,8 +5,8 @@ use nix::sys::signal::Signal;
 use std::time::Duration;
 
 #[test]
-fn a_killed_leader_is_replaced_and_running_copies_do_not_notice() {
-    need!("a_killed_leader_is_replaced_and_running_copies_do_not_notice", &NEEDS);
+fn a_killed_leader_is_replaced_and_running_copies_continue() {
+    need!("a_killed_leader_is_replaced_and_running_copies_continue", &NEEDS);
     let mut cell = Cell::with(3, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let leader = cell.leader().expect("somebody leads");
@@ -30,8 +30,8 @@ fn a_killed_leader_is_replaced_and_running_copies_do_not_notice() {
 }
 
 #[test]
-fn a_leader_that_wakes_up_late_decides_nothing() {
-    need!("a_leader_that_wakes_up_late_decides_nothing", &NEEDS);
+fn a_leader_resumed_after_its_term_decides_nothing() {
+    need!("a_leader_resumed_after_its_term_decides_nothing", &NEEDS);
     let cell = Cell::with(3, 1, &QUICK);
     let leader = cell.leader().expect("somebody leads");
     cell.nodes[leader].signal(Signal::SIGSTOP);
@@ -56,8 +56,8 @@ fn a_leader_that_wakes_up_late_decides_nothing() {
 }
 
 #[test]
-fn a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones() {
-    need!("a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones", &NEEDS);
+fn a_new_leader_reads_every_task_and_continues_the_unfinished_ones() {
+    need!("a_new_leader_reads_every_task_and_continues_the_unfinished_ones", &NEEDS);
     let mut cell = Cell::with(2, 1, &[&QUICK[..], &["--slots", "1"]].concat());
     for index in 0..10 {
         cell.submit_noop(&format!("task-{index}"), Duration::from_millis(500), &[]);
@@ -74,8 +74,8 @@ fn a_new_leader_finds_every_task_and_goes_on_with_the_unfinished_ones() {
 }
 
 #[test]
-fn a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twice() {
-    need!("a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twice", &NEEDS);
+fn a_decision_of_a_killed_leader_is_executed_once() {
+    need!("a_decision_of_a_killed_leader_is_executed_once", &NEEDS);
     let mut cell = Cell::with(3, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 8 * MIB);
     let leader = cell.leader().expect("somebody leads");
@@ -98,9 +98,9 @@ fn a_leader_that_dies_between_its_decision_and_its_word_leaves_nothing_done_twic
 }
 
 #[test]
-fn a_leader_whose_clock_is_off_resigns_and_leads_no_more_until_the_clock_is_set() {
+fn a_leader_whose_clock_is_off_resigns_and_does_not_stand_until_the_clock_is_set() {
     let needs = [&NEEDS[..], &[Need::Program("faketime")]].concat();
-    need!("a_leader_whose_clock_is_off_resigns_and_leads_no_more_until_the_clock_is_set", &needs);
+    need!("a_leader_whose_clock_is_off_resigns_and_does_not_stand_until_the_clock_is_set", &needs);
     let mut cell = Cell::idle(3, 1, &QUICK);
     let clock = cell.site.file("clock", b"+0d\n");
     cell.nodes[0].fake_clock(&clock);

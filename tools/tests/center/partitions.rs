@@ -45,8 +45,8 @@ fn a_leader_and_a_runner_both_cut_off_neither_decide_nor_write() {
 }
 
 #[test]
-fn a_local_copy_goes_on_without_the_center() {
-    need!("a_local_copy_goes_on_without_the_center", &NEEDS);
+fn a_local_copy_continues_without_the_center() {
+    need!("a_local_copy_continues_without_the_center", &NEEDS);
     let cell = Cell::with(2, 1, &QUICK);
     let bytes = mixed(24 * MIB, 13);
     cell.fill("source", &bytes);
@@ -66,8 +66,8 @@ fn a_local_copy_goes_on_without_the_center() {
 }
 
 #[test]
-fn a_runner_whose_server_falls_silent_finds_another() {
-    need!("a_runner_whose_server_falls_silent_finds_another", &NEEDS);
+fn a_runner_whose_server_stalls_connects_to_another() {
+    need!("a_runner_whose_server_stalls_connects_to_another", &NEEDS);
     let cell = Cell::with(2, 3, &PATIENT);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "steady", &["--limit", "4MiB/s"]);
@@ -85,8 +85,8 @@ fn a_runner_whose_server_falls_silent_finds_another() {
 }
 
 #[test]
-fn a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy() {
-    need!("a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy", &NEEDS);
+fn a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy() {
+    need!("a_runner_whose_server_is_isolated_leaves_that_server_and_keeps_its_copy", &NEEDS);
     let cell = Cell::on(Settings { wired: true, ..Settings::new(3) }, 2, &PATIENT);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "steady", &["--limit", "2MiB/s"]);
@@ -109,8 +109,8 @@ fn a_runner_whose_server_lags_behind_the_others_leaves_it_and_keeps_its_copy() {
 }
 
 #[test]
-fn a_runner_that_its_leader_cannot_call_goes_on() {
-    need!("a_runner_that_its_leader_cannot_call_goes_on", &NEEDS);
+fn a_runner_that_the_leader_cannot_call_continues() {
+    need!("a_runner_that_the_leader_cannot_call_continues", &NEEDS);
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 32 * MIB);
     let leader = cell.leader().expect("somebody leads");
@@ -131,8 +131,8 @@ fn a_runner_that_its_leader_cannot_call_goes_on() {
 }
 
 #[test]
-fn writes_whose_answers_are_lost_have_one_effect() {
-    need!("writes_whose_answers_are_lost_have_one_effect", &NEEDS);
+fn writes_with_lost_answers_take_effect_once() {
+    need!("writes_with_lost_answers_take_effect_once", &NEEDS);
     let cell = Cell::new(2, 1);
     let leader = cell.leader().expect("somebody leads");
     for round in 0..12 {

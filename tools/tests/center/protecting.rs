@@ -12,9 +12,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 const BRIEF: Duration = Duration::from_secs(5);
 
 #[test]
-fn with_certificates_nodes_and_clients_know_each_other_and_nobody_else() {
+fn only_nodes_and_clients_of_one_authority_can_call_each_other() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
-    need!("with_certificates_nodes_and_clients_know_each_other_and_nobody_else", &needs);
+    need!("only_nodes_and_clients_of_one_authority_can_call_each_other", &needs);
     let (mut cell, ours) = (Cell::idle(2, 1, &[]), Authority::new());
     for index in 0..2 {
         cell.nodes[index].tell(&ours.certify(&format!("n{index}")).flags());
@@ -43,9 +43,9 @@ fn with_certificates_nodes_and_clients_know_each_other_and_nobody_else() {
 
 /// It stands for election no more, and its copies go on; with a new certificate it is as good as before.
 #[test]
-fn a_leader_whose_certificate_expires_hands_over_and_its_copies_go_on() {
+fn a_leader_whose_certificate_expires_resigns_and_its_copies_continue() {
     let needs = [&NEEDS[..], &[Need::Program("openssl")]].concat();
-    need!("a_leader_whose_certificate_expires_hands_over_and_its_copies_go_on", &needs);
+    need!("a_leader_whose_certificate_expires_resigns_and_its_copies_continue", &needs);
     let (mut cell, ours) = (Cell::idle(2, 1, &QUICK), Authority::new());
     let live: Vec<Identity> = (0..2).map(|index| ours.certify(&format!("n{index}"))).collect();
     let client = ours.certify("client");
@@ -96,8 +96,8 @@ fn a_leader_whose_certificate_expires_hands_over_and_its_copies_go_on() {
 }
 
 #[test]
-fn a_command_with_an_expired_certificate_says_so_and_makes_no_call() {
-    need!("a_command_with_an_expired_certificate_says_so_and_makes_no_call", &[Need::Program("openssl")]);
+fn a_command_with_an_expired_certificate_fails_without_a_call() {
+    need!("a_command_with_an_expired_certificate_fails_without_a_call", &[Need::Program("openssl")]);
     let (site, ours, now) = (Site::new(), Authority::new(), SystemTime::now());
     let lapsed = ours.certify_for("lapsed", now - HOUR * 2, now - HOUR);
     // Nobody listens there, and nobody is waited for.
@@ -113,8 +113,8 @@ fn a_command_with_an_expired_certificate_says_so_and_makes_no_call() {
 }
 
 #[test]
-fn with_credentials_only_the_center_writes_its_records() {
-    need!("with_credentials_only_the_center_writes_its_records", &NEEDS);
+fn with_credentials_only_nodes_can_write_the_records() {
+    need!("with_credentials_only_nodes_can_write_the_records", &NEEDS);
     let mut cell = Cell::idle(2, 1, &[]);
     let file = cell.site.file("credentials", b"digest:center:secret\n");
     for node in &mut cell.nodes {
@@ -132,8 +132,8 @@ fn with_credentials_only_the_center_writes_its_records() {
 }
 
 #[test]
-fn a_center_that_cannot_be_used_is_named_with_what_it_answers() {
-    need!("a_center_that_cannot_be_used_is_named_with_what_it_answers", &NEEDS);
+fn an_unusable_center_is_logged_with_the_answer_of_each_server() {
+    need!("an_unusable_center_is_logged_with_the_answer_of_each_server", &NEEDS);
     let mut cell = Cell::idle(2, 1, &[]);
     let own = cell.site.file("credentials", b"digest:center:secret\n");
     let wrong = cell.site.file("wrong", b"digest:center:guessed\n");

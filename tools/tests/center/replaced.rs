@@ -98,8 +98,8 @@ fn a_local_destination_that_was_replaced_is_not_written_over() {
 }
 
 #[test]
-fn a_copy_that_nothing_could_vouch_for_says_so_and_starts_over() {
-    need!("a_copy_that_nothing_could_vouch_for_says_so_and_starts_over", &NEEDS);
+fn a_copy_without_evidence_gives_the_reason_and_starts_over() {
+    need!("a_copy_without_evidence_gives_the_reason_and_starts_over", &NEEDS);
     let cell = Cell::new(1, 1);
     let pair = Pair::new(&cell, "pair", SIZE);
     pair.submit(&cell, "blind", &[&SLOWLY[..], &["--digest", "none"]].concat());

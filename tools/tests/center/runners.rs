@@ -5,8 +5,8 @@ use nix::sys::signal::Signal;
 use std::time::Duration;
 
 #[test]
-fn a_killed_runner_that_is_restarted_goes_on_with_its_local_copy() {
-    need!("a_killed_runner_that_is_restarted_goes_on_with_its_local_copy", &NEEDS);
+fn a_restarted_runner_continues_its_local_copy() {
+    need!("a_restarted_runner_continues_its_local_copy", &NEEDS);
     let mut cell = Cell::new(2, 1);
     let bytes = mixed(48 * MIB, 11);
     cell.fill("source", &bytes);
@@ -25,8 +25,8 @@ fn a_killed_runner_that_is_restarted_goes_on_with_its_local_copy() {
 }
 
 #[test]
-fn a_killed_runner_that_stays_away_loses_its_network_copy_to_another() {
-    need!("a_killed_runner_that_stays_away_loses_its_network_copy_to_another", &NEEDS);
+fn the_network_copy_of_a_killed_runner_continues_on_another_node() {
+    need!("the_network_copy_of_a_killed_runner_continues_on_another_node", &NEEDS);
     let mut cell = Cell::with(2, 1, &QUICK);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
     // The leader's own runner: its node takes both roles with it.
@@ -65,20 +65,20 @@ fn stops_and_gives_back(is_leader: bool) {
 }
 
 #[test]
-fn a_stopped_runner_gives_its_copy_back_at_once_and_without_blame() {
-    need!("a_stopped_runner_gives_its_copy_back_at_once_and_without_blame", &NEEDS);
+fn a_stopped_runner_returns_its_copy_and_no_failure_is_counted() {
+    need!("a_stopped_runner_returns_its_copy_and_no_failure_is_counted", &NEEDS);
     stops_and_gives_back(false);
 }
 
 #[test]
-fn a_stopped_leader_resigns_and_gives_its_copy_back() {
-    need!("a_stopped_leader_resigns_and_gives_its_copy_back", &NEEDS);
+fn a_stopped_leader_resigns_and_returns_its_copy() {
+    need!("a_stopped_leader_resigns_and_returns_its_copy", &NEEDS);
     stops_and_gives_back(true);
 }
 
 #[test]
-fn a_runner_that_pauses_shortly_keeps_its_copy() {
-    need!("a_runner_that_pauses_shortly_keeps_its_copy", &NEEDS);
+fn a_runner_paused_for_less_than_its_lease_keeps_its_copy() {
+    need!("a_runner_paused_for_less_than_its_lease_keeps_its_copy", &NEEDS);
     let cell = Cell::with(2, 1, &PATIENT);
     let pair = Pair::new(&cell, "pair", 48 * MIB);
     pair.submit(&cell, "paused", &["--limit", "4MiB/s"]);
@@ -93,8 +93,8 @@ fn a_runner_that_pauses_shortly_keeps_its_copy() {
 }
 
 #[test]
-fn a_runner_that_slept_past_its_lease_writes_no_more() {
-    need!("a_runner_that_slept_past_its_lease_writes_no_more", &NEEDS);
+fn a_runner_paused_past_its_lease_writes_no_more() {
+    need!("a_runner_paused_past_its_lease_writes_no_more", &NEEDS);
     let cell = Cell::with(3, 1, &["--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 96 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);

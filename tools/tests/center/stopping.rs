@@ -6,8 +6,8 @@ use nix::sys::signal::Signal;
 use std::time::Duration;
 
 #[test]
-fn a_stop_with_copies_in_flight_ends_all_of_them_first() {
-    need!("a_stop_with_copies_in_flight_ends_all_of_them_first", &NEEDS);
+fn a_stop_drains_all_copies_in_flight() {
+    need!("a_stop_drains_all_copies_in_flight", &NEEDS);
     let mut cell = Cell::new(1, 1);
     cell.add(&[]);
     // Each write is under way for so long that some are when the stop comes.
@@ -61,8 +61,8 @@ fn a_copy_that_begins_during_a_stop_is_interrupted_and_writes_nothing() {
 }
 
 #[test]
-fn a_volume_that_fails_during_a_stop_does_not_hide_the_reason() {
-    need!("a_volume_that_fails_during_a_stop_does_not_hide_the_reason", &NEEDS);
+fn a_failure_during_a_stop_does_not_replace_the_reason() {
+    need!("a_failure_during_a_stop_does_not_replace_the_reason", &NEEDS);
     let mut cell = Cell::new(2, 1);
     let slow = ["delay-write=1", "delay-zero=1"];
     let mut pair = Pair::with(&cell, "pair", 48 * MIB, &["--filter=delay"], &slow);
@@ -83,8 +83,8 @@ fn a_volume_that_fails_during_a_stop_does_not_hide_the_reason() {
 }
 
 #[test]
-fn a_cancel_near_the_end_is_obeyed_or_comes_too_late() {
-    need!("a_cancel_near_the_end_is_obeyed_or_comes_too_late", &NEEDS);
+fn a_cancel_near_the_end_cancels_the_copy_or_the_copy_succeeds() {
+    need!("a_cancel_near_the_end_cancels_the_copy_or_the_copy_succeeds", &NEEDS);
     let cell = Cell::new(2, 1);
     for round in 0..10 {
         let (name, id) = (format!("p{round}"), format!("near-{round}"));
@@ -107,8 +107,8 @@ fn a_cancel_near_the_end_is_obeyed_or_comes_too_late() {
 }
 
 #[test]
-fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
-    need!("a_node_that_is_drained_now_gives_its_copy_away_and_stays", &NEEDS);
+fn a_node_drained_now_returns_its_copy_and_stays_registered() {
+    need!("a_node_drained_now_returns_its_copy_and_stays_registered", &NEEDS);
     let cell = Cell::new(2, 1);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     pair.submit(&cell, "moving", &["--limit", "2MiB/s"]);
@@ -131,8 +131,8 @@ fn a_node_that_is_drained_now_gives_its_copy_away_and_stays() {
 }
 
 #[test]
-fn a_drained_node_finishes_what_it_has_and_gets_nothing_more() {
-    need!("a_drained_node_finishes_what_it_has_and_gets_nothing_more", &NEEDS);
+fn a_drained_node_finishes_its_task_and_gets_no_new_one() {
+    need!("a_drained_node_finishes_its_task_and_gets_no_new_one", &NEEDS);
     let cell = Cell::new(2, 1);
     cell.submit_noop("long", Duration::from_secs(2), &["--node", "n1"]);
     cell.wait_for("long", "that it runs", |task| task.state() == "RUNNING");
@@ -145,8 +145,8 @@ fn a_drained_node_finishes_what_it_has_and_gets_nothing_more() {
 }
 
 #[test]
-fn a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_once() {
-    need!("a_volume_that_never_answers_holds_up_no_stop_and_a_second_signal_ends_it_at_once", &NEEDS);
+fn a_stop_is_bounded_when_a_volume_never_answers_and_a_second_signal_ends_the_process_at_once() {
+    need!("a_stop_is_bounded_when_a_volume_never_answers_and_a_second_signal_ends_the_process_at_once", &NEEDS);
     let mut cell = Cell::with(2, 1, &["--session-timeout", "6s", "--quiet-after", "5s"]);
     let pair = Pair::new(&cell, "pair", 64 * MIB);
     let Address::Tcp(port) = pair.destination.address() else { unreachable!("it listens on a port") };

@@ -33,8 +33,8 @@ fn assert_all_work(cell: &Cell, round: &str) {
 }
 
 #[test]
-fn nodes_are_upgraded_one_by_one_and_a_copy_goes_on() {
-    let test = "nodes_are_upgraded_one_by_one_and_a_copy_goes_on";
+fn nodes_are_upgraded_one_by_one_and_a_copy_continues() {
+    let test = "nodes_are_upgraded_one_by_one_and_a_copy_continues";
     need!(test, &NEEDS);
     let oldest = match oldest_taskd() {
         Ok(oldest) => oldest,

@@ -54,7 +54,7 @@ const COMMANDS: [(&[&str], &[&str]); 15] = [
 const COMMON: [&str; 6] = ["--center", "--json", "--log", "--tls-cert", "--tls-key", "--tls-ca"];
 
 #[test]
-fn the_help_of_each_command_names_what_it_takes() {
+fn the_help_of_each_command_names_its_arguments() {
     let scratch = Scratch::new();
     for (command, flags) in COMMANDS {
         let output = scratch.blockhaul(&[command, &["--help"]].concat()).output().unwrap();
@@ -95,7 +95,7 @@ fn first_line(address: &str) -> String {
 }
 
 #[test]
-fn whoever_waits_for_a_center_hears_at_once_why_and_what_to_do() {
+fn a_waiting_command_says_at_once_why_it_waits_and_what_to_do() {
     let closed = TcpListener::bind("127.0.0.1:0").expect("there are ports").local_addr().expect("it is bound");
     for (address, advice) in [
         (closed.to_string(), "no taskd listens there"),
@@ -110,7 +110,7 @@ fn whoever_waits_for_a_center_hears_at_once_why_and_what_to_do() {
 }
 
 #[test]
-fn an_address_that_is_none_is_refused_before_anybody_is_called() {
+fn an_invalid_address_is_refused_before_any_call() {
     let scratch = Scratch::new();
     for address in ["host:90936", "host", "host:", "host:0", "::1:7400", "http://host:1", "a:1,b:x"] {
         let output = scratch.blockhaul(&["get", "x", "--center", address]).output().unwrap();
@@ -121,7 +121,7 @@ fn an_address_that_is_none_is_refused_before_anybody_is_called() {
 }
 
 #[test]
-fn malformed_requests_end_with_2_and_ask_nobody() {
+fn malformed_requests_exit_with_2_and_make_no_call() {
     let malformed: [&[&str]; 37] = [
         &["submit"],
         &["submit", "move", "a", "b"],
@@ -215,7 +215,7 @@ impl Drop for CoordClient {
 }
 
 #[test]
-fn what_a_center_refuses_is_one_line_and_the_exit_code_of_its_error() {
+fn a_refusal_of_the_center_is_one_line_and_the_exit_code_of_its_error() {
     let scratch = Scratch::new();
     let center = CoordClient::start(&scratch, &[]);
     let (source, destination) = ("file://n1/volumes/a", "file://n1/volumes/b");

@@ -65,7 +65,7 @@ fn a_copy_is_equal_durable_and_reported() {
 }
 
 #[test]
-fn empty_and_tiny_volumes_are_volumes() {
+fn empty_and_tiny_volumes_are_copied() {
     let scratch = Scratch::new();
     for (name, length) in [("none", 0), ("one", 1), ("odd", 4097)] {
         scratch.file(name, &noise(length, 3));
@@ -76,7 +76,7 @@ fn empty_and_tiny_volumes_are_volumes() {
 }
 
 #[test]
-fn a_copy_for_people_ends_with_a_summary() {
+fn a_copy_without_json_ends_with_a_summary() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(2 * MIB, 7));
     let output = scratch.blockhaul(&["copy", "a", "b", "--verify"]).output().unwrap();

@@ -29,7 +29,7 @@ fn a_write_past_the_file_size_limit_fails_and_names_it() {
 }
 
 #[test]
-fn with_few_descriptors_a_copy_is_refused_by_the_name_of_the_limit_or_done() {
+fn with_few_descriptors_a_copy_succeeds_or_names_the_limit() {
     let scratch = Scratch::new();
     let data = noise(MIB, 5);
     scratch.file("a", &data);
@@ -47,8 +47,8 @@ fn with_few_descriptors_a_copy_is_refused_by_the_name_of_the_limit_or_done() {
 }
 
 #[test]
-fn with_few_threads_a_copy_is_refused_by_the_name_of_the_limit_or_done() {
-    let test = "with_few_threads_a_copy_is_refused_by_the_name_of_the_limit_or_done";
+fn with_few_threads_a_copy_succeeds_or_names_the_limit() {
+    let test = "with_few_threads_a_copy_succeeds_or_names_the_limit";
     need!(test, &[Need::Root, Need::Program("setpriv"), Need::Program("prlimit")]);
     let scratch = Scratch::public();
     let data = noise(MIB, 5);

@@ -35,7 +35,7 @@ fn a_map_of_nothing_is_empty_and_of_a_missing_volume_fails() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(MIB, 1));
     let program = assert_cmd::cargo::cargo_bin!("blockhaul").display();
@@ -61,7 +61,7 @@ fn a_receipt_is_decoded() {
 }
 
 #[test]
-fn what_is_no_journal_is_refused() {
+fn a_file_that_is_no_journal_is_refused() {
     let scratch = Scratch::new();
     scratch.json(&["inspect", "missing"]).assert_failed(1, "ENotFound");
     for (name, bytes) in [("empty", Vec::new()), ("noise", noise(5000, 1)), ("zeros", vec![0; 5000])] {

@@ -38,7 +38,7 @@ fn printed(output: &Output) -> String {
 }
 
 #[test]
-fn a_name_that_is_no_text_is_copied_resumed_and_shown_escaped() {
+fn a_name_that_is_not_utf8_is_copied_resumed_and_shown_escaped() {
     let scratch = Scratch::new();
     let data = noise(8 * MIB, 5);
     scratch.file("a", &data);
@@ -97,7 +97,7 @@ fn only_journal(scratch: &Scratch) -> PathBuf {
 }
 
 #[test]
-fn the_command_that_resumes_is_printed_for_a_shell_to_read() {
+fn the_command_that_resumes_is_quoted_for_a_shell() {
     let scratch = Scratch::new();
     let data = noise(8 * MIB, 6);
     scratch.file("a", &data);
@@ -116,7 +116,7 @@ fn the_command_that_resumes_is_printed_for_a_shell_to_read() {
 }
 
 #[test]
-fn what_stands_in_the_records_of_a_center_acts_on_no_terminal() {
+fn text_from_the_records_of_a_center_is_shown_escaped() {
     let scratch = Scratch::new();
     let evil = "x\u{1b}[2J\u{9b}31m\nforged RUNNING \u{202e}";
     let shown = r"x\x1b[2J\xc2\x9b31m\nforged RUNNING \xe2\x80\xae";
@@ -143,7 +143,7 @@ fn what_stands_in_the_records_of_a_center_acts_on_no_terminal() {
 }
 
 #[test]
-fn a_task_names_its_volumes_by_text() {
+fn a_task_refuses_volume_names_that_are_not_utf8() {
     let scratch = Scratch::new();
     let nowhere = ["submit", "copy", "--center", "127.0.0.1:1", "--node", "n1", "--json", "/a"].map(OsString::from);
     let refused = scratch.blockhaul(&[&nowhere[..], &[os(b"/bad\xff\x1b").to_owned()]].concat()).output().unwrap();

@@ -114,7 +114,7 @@ fn a_dry_run_refuses_a_busy_destination_and_leaves_no_lock() {
 }
 
 #[test]
-fn a_dry_run_refuses_a_foreign_checkpoint_and_tells_what_another_one_resumes() {
+fn a_dry_run_refuses_a_foreign_checkpoint_and_reports_what_its_own_resumes() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(8 * MIB, 1));
     scratch.file("other", b"precious");

@@ -67,7 +67,7 @@ pub(crate) fn printed_command(stderr: &str) -> String {
 }
 
 #[test]
-fn a_signal_drains_records_and_names_the_command_that_goes_on() {
+fn a_signal_drains_records_and_prints_the_command_to_resume() {
     for (signal, status, code) in [
         (Signal::SIGTERM, "interrupted", "ERunnerInterrupt"),
         (Signal::SIGHUP, "interrupted", "ERunnerInterrupt"),
@@ -92,7 +92,7 @@ fn a_signal_drains_records_and_names_the_command_that_goes_on() {
 }
 
 #[test]
-fn below_nohup_the_end_of_the_terminal_is_ignored() {
+fn below_nohup_sighup_is_ignored() {
     let scratch = Scratch::new();
     let data = noise(4 * MIB, 5);
     scratch.file("a", &data);
@@ -105,7 +105,7 @@ fn below_nohup_the_end_of_the_terminal_is_ignored() {
 }
 
 #[test]
-fn sigusr1_asks_where_the_copy_stands_and_nothing_else() {
+fn sigusr1_prints_the_progress_and_nothing_else() {
     let scratch = Scratch::new();
     let data = noise(4 * MIB, 5);
     scratch.file("a", &data);
@@ -117,7 +117,7 @@ fn sigusr1_asks_where_the_copy_stands_and_nothing_else() {
 }
 
 #[test]
-fn a_copy_stopped_while_it_waits_for_the_lock_calls_nothing_incomplete() {
+fn a_copy_stopped_while_it_waits_for_the_lock_reports_no_incomplete_destination() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(MIB, 5));
     scratch.file("b", b"precious");
@@ -172,7 +172,7 @@ fn without_a_checkpoint_the_command_starts_over() {
 }
 
 #[test]
-fn resuming_without_a_checkpoint_is_a_fresh_start_under_the_same_rules() {
+fn resuming_without_a_checkpoint_follows_the_rules_of_a_new_copy() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(MIB, 8));
     scratch.json(&["copy", "a", "b", "--resume"]).assert_done();
@@ -182,7 +182,7 @@ fn resuming_without_a_checkpoint_is_a_fresh_start_under_the_same_rules() {
 }
 
 #[test]
-fn a_source_that_changed_is_not_resumed_but_started_over() {
+fn a_changed_source_is_not_resumed_and_can_be_restarted() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(16 * MIB, 8));
     stop(&scratch, &SLOWLY, Signal::SIGTERM, has_written).assert_failed(75, "ERunnerInterrupt");
@@ -194,7 +194,7 @@ fn a_source_that_changed_is_not_resumed_but_started_over() {
 }
 
 #[test]
-fn a_receipt_at_the_checkpoints_place_does_not_vouch_for_another_source() {
+fn a_receipt_in_place_of_the_checkpoint_does_not_verify_another_source() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(MIB, 8));
     let words = ["copy", "a", "b", "--checkpoint", "kept", "--receipt", "kept", "--resume"];

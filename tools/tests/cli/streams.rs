@@ -20,7 +20,7 @@ fn printing_to(scratch: &Scratch, words: &[&str], descriptor: u8, file: &Path, w
 }
 
 #[test]
-fn nothing_is_printed_into_a_volume_or_a_journal() {
+fn output_into_a_volume_or_a_journal_is_refused() {
     let scratch = Scratch::new();
     for name in ["s.img", "o.img", "journal"] {
         scratch.file(name, &noise(MIB, 3));
@@ -60,7 +60,7 @@ fn nothing_is_printed_into_a_volume_or_a_journal() {
 }
 
 #[test]
-fn the_stream_itself_is_no_destination() {
+fn a_standard_stream_as_destination_is_refused() {
     let scratch = Scratch::new();
     scratch.file("s.img", &noise(MIB, 3));
     scratch.file("o.img", b"");
@@ -76,7 +76,7 @@ fn the_stream_itself_is_no_destination() {
 }
 
 #[test]
-fn streams_that_lead_elsewhere_are_nobodys_business() {
+fn streams_to_other_files_are_accepted() {
     let scratch = Scratch::new();
     let bytes = noise(MIB, 3);
     scratch.file("s.img", &bytes);

@@ -21,7 +21,7 @@ fn ended(child: &mut Child) -> Option<i32> {
 }
 
 #[test]
-fn a_stderr_that_nobody_reads_holds_up_no_stop() {
+fn a_stderr_without_a_reader_delays_no_stop() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(16 * MIB, 5));
     let (_reader, writer) = full_pipe();
@@ -34,7 +34,7 @@ fn a_stderr_that_nobody_reads_holds_up_no_stop() {
 }
 
 #[test]
-fn a_stdout_that_nobody_reads_holds_up_no_stop() {
+fn a_stdout_without_a_reader_delays_no_stop() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(16 * MIB, 5));
     let (_reader, writer) = full_pipe();
@@ -49,7 +49,7 @@ fn a_stdout_that_nobody_reads_holds_up_no_stop() {
 }
 
 #[test]
-fn a_reader_that_is_slow_gets_the_report_all_the_same() {
+fn a_slow_reader_gets_the_report() {
     let scratch = Scratch::new();
     let data = noise(MIB, 5);
     scratch.file("a", &data);
@@ -66,7 +66,7 @@ fn a_reader_that_is_slow_gets_the_report_all_the_same() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_written_is_no_success_and_leaves_the_copy_alone() {
+fn output_that_cannot_be_written_exits_with_1_and_leaves_the_copy_intact() {
     let scratch = Scratch::new();
     let data = noise(MIB, 7);
     scratch.file("a", &data);
@@ -96,7 +96,7 @@ fn an_answer_that_cannot_be_written_is_no_success_and_leaves_the_copy_alone() {
 }
 
 #[test]
-fn a_reader_that_went_away_has_seen_enough() {
+fn a_closed_pipe_does_not_change_the_exit_code() {
     let scratch = Scratch::new();
     let data = noise(MIB, 7);
     scratch.file("a", &data);

@@ -133,7 +133,7 @@ fn with_json_a_malformed_request_is_a_report_too() {
 }
 
 #[test]
-fn a_scheme_that_is_not_built_in_is_named() {
+fn an_unsupported_scheme_is_named() {
     let outcome = Scratch::new().json(&["copy", "ssh://host/volume", "b"]);
     outcome.assert_failed(1, "EUnsupported");
     assert!(outcome.stderr.contains("ssh://"), "{outcome:?}");
@@ -141,7 +141,7 @@ fn a_scheme_that_is_not_built_in_is_named() {
 
 /// The largest numbers that there are, and the longest duration that is taken.
 #[test]
-fn no_number_is_too_large_to_be_refused_or_obeyed() {
+fn the_largest_numbers_are_accepted_or_refused() {
     let (bare, seconds, days) = ("18446744073709551615", "18446744073709551615s", "36500d");
     let times = [seconds, "18446744073709551615ms", "18446744073709551615us", "213503982334601d", days];
     let scratch = Scratch::new();

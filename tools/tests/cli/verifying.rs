@@ -58,7 +58,7 @@ fn at_most_100_ranges_are_listed() {
 }
 
 #[test]
-fn a_receipt_stands_for_the_source() {
+fn a_volume_is_verified_against_a_receipt() {
     let scratch = Scratch::new();
     let data = noise(3 * MIB + 9, 4);
     let source = scratch.file("a", &data);
@@ -101,7 +101,7 @@ fn a_receipt_replaces_an_older_one_and_nothing_else() {
 }
 
 #[test]
-fn what_is_missing_or_no_receipt_fails_with_1() {
+fn a_missing_volume_or_an_invalid_receipt_fails_with_1() {
     let scratch = Scratch::new();
     scratch.file("a", b"data");
     scratch.json(&["verify", "a", "missing"]).assert_failed(1, "ENotFound");

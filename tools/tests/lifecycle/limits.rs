@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 #[test]
-fn with_few_threads_it_ends_with_the_name_of_the_limit_or_serves() {
-    apart("limits::with_few_threads_it_ends_with_the_name_of_the_limit_or_serves", &["setpriv", "prlimit"], || {
+fn with_few_threads_taskd_serves_or_exits_and_names_the_limit() {
+    apart("limits::with_few_threads_taskd_serves_or_exits_and_names_the_limit", &["setpriv", "prlimit"], || {
         run("ip", &["link", "set", "lo", "up"]);
         let room = tempfile::tempdir().unwrap();
         // The user that it runs as may not read the folder that it was built in.

@@ -28,64 +28,60 @@ fn attempts(task: &Value) -> Vec<(String, String)> {
 /// With the usual patience: the address answers elsewhere within 15 s of the cut, what the leader copied is given back
 /// as interrupted and finishes elsewhere, the process stays, says that it does not serve, and comes back.
 #[test]
-fn t_zbs_8_a_leader_without_its_storage_network_hands_over() {
-    apart(
-        "networks::t_zbs_8_a_leader_without_its_storage_network_hands_over",
-        &["zookeeper", "java", "nbdkit"],
-        || {
-            let mut cell = Cell::new(&["--slots", "1"]);
-            let pids = cell.pids();
-            let volumes: Vec<_> = (1..=3_u8)
-                .map(|number| {
-                    let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
-                    let destination = cell.volume(&format!("d{number}"), &[]);
-                    std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
-                    // Over the storage network: what hangs in there when it is cut has to be given up, too.
-                    let uri = |volume: &str| format!("nbd://10.88.0.254/{volume}{number}");
-                    let id = format!("c{number}");
-                    let words =
-                        ["submit", "copy", &uri("s"), &uri("d"), "--source-stable", "--limit", "2MiB/s", "--id", &id];
-                    cell.ask(&words);
-                    (id, source, destination)
-                })
-                .collect();
-            for (id, ..) in &volumes {
-                cell.wait_for(id, "something durable", |task| {
-                    task["state"] == "RUNNING" && task["progress"]["durable"].as_u64() > Some(0)
-                });
+fn t_zbs_8_a_leader_without_its_storage_network_resigns() {
+    apart("networks::t_zbs_8_a_leader_without_its_storage_network_resigns", &["zookeeper", "java", "nbdkit"], || {
+        let mut cell = Cell::new(&["--slots", "1"]);
+        let pids = cell.pids();
+        let volumes: Vec<_> = (1..=3_u8)
+            .map(|number| {
+                let source = cell.volume(&format!("s{number}"), &bytes(32 * MIB, number));
+                let destination = cell.volume(&format!("d{number}"), &[]);
+                std::fs::File::options().write(true).open(&destination).unwrap().set_len(32 * MIB as u64).unwrap();
+                // Over the storage network: what hangs in there when it is cut has to be given up, too.
+                let uri = |volume: &str| format!("nbd://10.88.0.254/{volume}{number}");
+                let id = format!("c{number}");
+                let words =
+                    ["submit", "copy", &uri("s"), &uri("d"), "--source-stable", "--limit", "2MiB/s", "--id", &id];
+                cell.ask(&words);
+                (id, source, destination)
+            })
+            .collect();
+        for (id, ..) in &volumes {
+            cell.wait_for(id, "something durable", |task| {
+                task["state"] == "RUNNING" && task["progress"]["durable"].as_u64() > Some(0)
+            });
+        }
+        let leader = cell.leader();
+        let of_leader =
+            volumes.iter().find(|(id, ..)| runner(&cell.task(id)) == leader).expect("each node has one").0.clone();
+        cell.network.cut("data", leader);
+        let (next, time) = cell.time_until_moved(leader);
+        println!("the service address answers on another node {:.2} s after the cut", time.as_secs_f64());
+        assert!(time <= Duration::from_secs(15), "{time:?}");
+        wait_until("the new leader is the one with the address", || cell.leader() == next);
+        wait_until("its metrics say that it is no runner", || cell.is_registered_by_metrics(leader) == Some(false));
+        assert!(!cell.is_healthy(leader) && cell.is_healthy(next));
+        for (id, ..) in &volumes {
+            cell.ask(&["set", id, "--limit", "none"]);
+        }
+        for (id, source, destination) in &volumes {
+            let task = cell.wait_for_success(id);
+            let attempts = attempts(&task);
+            if *id == of_leader {
+                let lost = (format!("n{leader}"), String::from("ERunnerInterrupt"));
+                assert!(attempts.len() == 2 && attempts[0] == lost && runner(&task) != leader, "{task}");
+            } else {
+                assert_eq!(attempts.len(), 1, "{task}");
             }
-            let leader = cell.leader();
-            let of_leader =
-                volumes.iter().find(|(id, ..)| runner(&cell.task(id)) == leader).expect("each node has one").0.clone();
-            cell.network.cut("data", leader);
-            let (next, time) = cell.time_until_moved(leader);
-            println!("the service address answers on another node {:.2} s after the cut", time.as_secs_f64());
-            assert!(time <= Duration::from_secs(15), "{time:?}");
-            wait_until("the new leader is the one with the address", || cell.leader() == next);
-            wait_until("its metrics say that it is no runner", || cell.is_registered_by_metrics(leader) == Some(false));
-            assert!(!cell.is_healthy(leader) && cell.is_healthy(next));
-            for (id, ..) in &volumes {
-                cell.ask(&["set", id, "--limit", "none"]);
-            }
-            for (id, source, destination) in &volumes {
-                let task = cell.wait_for_success(id);
-                let attempts = attempts(&task);
-                if *id == of_leader {
-                    let lost = (format!("n{leader}"), String::from("ERunnerInterrupt"));
-                    assert!(attempts.len() == 2 && attempts[0] == lost && runner(&task) != leader, "{task}");
-                } else {
-                    assert_eq!(attempts.len(), 1, "{task}");
-                }
-                assert!(std::fs::read(source).unwrap() == std::fs::read(destination).unwrap(), "{id}: other bytes");
-            }
-            assert!(!cell.registered().contains(&leader), "not while its link is cut");
-            cell.network.join("data", leader);
-            wait_until("it is a runner again", || cell.registered().len() == 3);
-            assert!(cell.is_healthy(leader));
-            cell.assert_sound(&pids);
-            cell.stop();
-        },
-    );
+            assert!(std::fs::read(source).unwrap() == std::fs::read(destination).unwrap(), "{id}: other bytes");
+        }
+        assert!(!cell.registered().contains(&leader), "not while its link is cut");
+        cell.network.join("data", leader);
+        wait_until("it is a runner again", || cell.registered().len() == 3);
+        assert!(cell.is_healthy(leader));
+        cell.assert_sound(&pids);
+        cell.stop();
+    });
 }
 
 /// No process ends, so no start limit is ever reached; and each time everything moves and comes back.
@@ -131,8 +127,8 @@ fn t_zbs_9_ten_losses_in_a_row_end_no_process() {
 
 /// Everything at once, again and again: the cell always comes back by itself.
 #[test]
-fn a_cell_outlasts_networks_that_come_and_go() {
-    apart("networks::a_cell_outlasts_networks_that_come_and_go", &["zookeeper", "java", "nbdkit"], || {
+fn a_center_recovers_from_networks_that_fail_and_return() {
+    apart("networks::a_center_recovers_from_networks_that_fail_and_return", &["zookeeper", "java", "nbdkit"], || {
         let mut cell = Cell::new(&[&QUICK[..], &["--session-timeout", "6s"]].concat());
         let pids = cell.pids();
         // All three storage links at once: who notices first leaves the others with too few peers to judge them, and they go

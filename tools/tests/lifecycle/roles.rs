@@ -42,7 +42,7 @@ fn t_zbs_10_a_stop_from_a_roles_thread_is_carried_out_by_the_owner() {
 /// Before there is anything, while it starts, before it runs, and at once from two threads: one end, and the state
 /// directory is free for the next one.
 #[test]
-fn t_zbs_11_stops_from_everywhere_are_one_stop() {
+fn t_zbs_11_concurrent_stops_stop_the_server_once() {
     let (room, runtime) = (tempfile::tempdir().unwrap(), runtime());
     let early = server(room.path());
     early.stopper().stop(Stop::Drained);
@@ -74,7 +74,7 @@ fn t_zbs_11_stops_from_everywhere_are_one_stop() {
 
 /// The runner's half of T-ZBS-13; the dispatcher's is with the service address.
 #[test]
-fn t_zbs_13_a_runner_that_cannot_begin_stops_the_server() {
+fn t_zbs_13_a_runner_that_cannot_start_stops_the_server() {
     let (room, runtime) = (tempfile::tempdir().unwrap(), runtime());
     let first = server(room.path());
     let ready = runtime.block_on(first.initialise()).unwrap();
@@ -91,45 +91,49 @@ fn t_zbs_13_a_runner_that_cannot_begin_stops_the_server() {
 /// A leader that is cut off from the center: the dispatcher stops, copies to where others write are cut off, and a copy
 /// between files of the node goes on to its end, in one attempt.
 #[test]
-fn t_zbs_14_a_leader_that_is_deposed_goes_on_as_a_runner() {
-    apart("roles::t_zbs_14_a_leader_that_is_deposed_goes_on_as_a_runner", &["zookeeper", "java", "nbdkit"], || {
-        let mut cell = Cell::new(&["--session-timeout", "6s", "--data-channel-timeout", "30s"]);
-        let pids = cell.pids();
-        let (leader, noise) = (cell.leader(), vec![0x5a; 64 * MIB]);
-        let node = format!("n{leader}");
-        let [source, local, network] = ["source", "local", "network"].map(|name| cell.volume(name, &[]));
-        std::fs::write(&source, &noise).unwrap();
-        std::fs::File::options().write(true).open(&network).unwrap().set_len(64 * MIB as u64).unwrap();
-        let file = |path: &Path| format!("file://{node}{}", path.display());
-        let plain = ["--limit", "2MiB/s", "--reflink", "never"];
-        cell.ask(&[&["submit", "copy", &file(&source), &file(&local), "--id", "local"], &plain[..]].concat());
-        let (from, to) = ("nbd://10.88.0.254/source", "nbd://10.88.0.254/network");
-        let pinned = ["--node", &node, "--source-stable", "--id", "network"];
-        cell.ask(&[&["submit", "copy", from, to], &pinned[..], &plain[..2]].concat());
-        for id in ["local", "network"] {
-            cell.wait_for(id, "something durable", |task| task["progress"]["durable"].as_u64() > Some(0));
-        }
-        cell.network.cut("mgmt", leader);
-        cell.node(leader).says("lost leadership");
-        cell.node(leader).says("copy cut off");
-        wait_until("another one leads", || cell.leader() != leader);
-        let before = written(&local);
-        wait_until("the local copy goes on", || written(&local) > before);
-        cell.network.join("mgmt", leader);
-        wait_until("it is a runner again", || cell.registered().len() == 3);
-        for id in ["local", "network"] {
-            cell.ask(&["set", id, "--limit", "none"]);
-        }
-        let outcomes = |id: &str| -> Vec<Value> {
-            let task = cell.wait_for_success(id);
-            task["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect()
-        };
-        assert_eq!(outcomes("local"), ["succeeded"]);
-        assert_eq!(outcomes("network"), ["ELeaseLost", "succeeded"]);
-        assert!(std::fs::read(&local).unwrap() == noise && std::fs::read(&network).unwrap() == noise);
-        cell.assert_sound(&pids);
-        cell.stop();
-    });
+fn t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner() {
+    apart(
+        "roles::t_zbs_14_a_leader_that_lost_its_leadership_continues_as_a_runner",
+        &["zookeeper", "java", "nbdkit"],
+        || {
+            let mut cell = Cell::new(&["--session-timeout", "6s", "--data-channel-timeout", "30s"]);
+            let pids = cell.pids();
+            let (leader, noise) = (cell.leader(), vec![0x5a; 64 * MIB]);
+            let node = format!("n{leader}");
+            let [source, local, network] = ["source", "local", "network"].map(|name| cell.volume(name, &[]));
+            std::fs::write(&source, &noise).unwrap();
+            std::fs::File::options().write(true).open(&network).unwrap().set_len(64 * MIB as u64).unwrap();
+            let file = |path: &Path| format!("file://{node}{}", path.display());
+            let plain = ["--limit", "2MiB/s", "--reflink", "never"];
+            cell.ask(&[&["submit", "copy", &file(&source), &file(&local), "--id", "local"], &plain[..]].concat());
+            let (from, to) = ("nbd://10.88.0.254/source", "nbd://10.88.0.254/network");
+            let pinned = ["--node", &node, "--source-stable", "--id", "network"];
+            cell.ask(&[&["submit", "copy", from, to], &pinned[..], &plain[..2]].concat());
+            for id in ["local", "network"] {
+                cell.wait_for(id, "something durable", |task| task["progress"]["durable"].as_u64() > Some(0));
+            }
+            cell.network.cut("mgmt", leader);
+            cell.node(leader).says("lost leadership");
+            cell.node(leader).says("copy cut off");
+            wait_until("another one leads", || cell.leader() != leader);
+            let before = written(&local);
+            wait_until("the local copy goes on", || written(&local) > before);
+            cell.network.join("mgmt", leader);
+            wait_until("it is a runner again", || cell.registered().len() == 3);
+            for id in ["local", "network"] {
+                cell.ask(&["set", id, "--limit", "none"]);
+            }
+            let outcomes = |id: &str| -> Vec<Value> {
+                let task = cell.wait_for_success(id);
+                task["attempts"].as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect()
+            };
+            assert_eq!(outcomes("local"), ["succeeded"]);
+            assert_eq!(outcomes("network"), ["ELeaseLost", "succeeded"]);
+            assert!(std::fs::read(&local).unwrap() == noise && std::fs::read(&network).unwrap() == noise);
+            cell.assert_sound(&pids);
+            cell.stop();
+        },
+    );
 }
 
 /// What of a file has been written so far.

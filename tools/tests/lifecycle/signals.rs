@@ -26,8 +26,8 @@ impl Dice {
 
 /// Also a second signal, and those that ask for something else, at any moment before and after.
 #[test]
-fn t_zbs_12_a_signal_at_any_moment_ends_it_with_zero() {
-    apart("signals::t_zbs_12_a_signal_at_any_moment_ends_it_with_zero", &[], || {
+fn t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0() {
+    apart("signals::t_zbs_12_a_signal_at_any_moment_ends_taskd_with_exit_code_0", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
         let next = Mutex::new(0..MOMENTS);
@@ -78,8 +78,8 @@ fn one_life(seed: u64) {
 
 /// SIGHUP reads the limits and the log level anew and keeps what it cannot understand; SIGQUIT tells how everything stands.
 #[test]
-fn sighup_reads_limits_and_log_level_and_sigquit_tells_how_it_stands() {
-    apart("signals::sighup_reads_limits_and_log_level_and_sigquit_tells_how_it_stands", &[], || {
+fn sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state() {
+    apart("signals::sighup_reloads_limits_and_log_level_and_sigquit_logs_the_state", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
         let room = tempfile::tempdir().unwrap();
         let file = room.path().join("taskd.toml");
@@ -108,8 +108,8 @@ fn sighup_reads_limits_and_log_level_and_sigquit_tells_how_it_stands() {
 
 /// What it logs to is full, and nobody reads.
 #[test]
-fn a_log_that_nobody_reads_holds_up_no_stop() {
-    apart("signals::a_log_that_nobody_reads_holds_up_no_stop", &[], || {
+fn a_log_without_a_reader_delays_no_stop() {
+    apart("signals::a_log_without_a_reader_delays_no_stop", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
         let room = tempfile::tempdir().unwrap();
         let (_reader, writer) = full_pipe();

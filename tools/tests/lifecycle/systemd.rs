@@ -16,8 +16,8 @@ fn unit() -> std::path::PathBuf {
 }
 
 #[test]
-fn ready_status_signs_of_life_and_stopping_are_told() {
-    apart("systemd::ready_status_signs_of_life_and_stopping_are_told", &[], || {
+fn systemd_is_notified_of_readiness_status_watchdog_and_stop() {
+    apart("systemd::systemd_is_notified_of_readiness_status_watchdog_and_stop", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
         let room = tempfile::tempdir().unwrap();
         let manager = Notified::at(room.path().join("notify"));
@@ -42,8 +42,8 @@ fn ready_status_signs_of_life_and_stopping_are_told() {
 }
 
 #[test]
-fn without_a_watchdog_no_sign_of_life_is_given() {
-    apart("systemd::without_a_watchdog_no_sign_of_life_is_given", &[], || {
+fn without_a_watchdog_no_watchdog_message_is_sent() {
+    apart("systemd::without_a_watchdog_no_watchdog_message_is_sent", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
         let room = tempfile::tempdir().unwrap();
         let manager = Notified::at(room.path().join("notify"));

@@ -46,8 +46,8 @@ impl Stream {
 /// Removed by hand it is back within seconds; a leader that stops hands it over within two; one that was killed leaves it,
 /// and cleans it when it is started again.
 #[test]
-fn it_is_restored_handed_over_and_cleaned() {
-    apart("vip::it_is_restored_handed_over_and_cleaned", &["zookeeper", "java", "nbdkit"], || {
+fn the_service_address_is_restored_moved_and_cleaned_up() {
+    apart("vip::the_service_address_is_restored_moved_and_cleaned_up", &["zookeeper", "java", "nbdkit"], || {
         let mut cell = Cell::new(&["--session-timeout", "6s"]);
         let leader = cell.leader();
         assert_eq!(cell.holders(), [leader]);
@@ -85,8 +85,8 @@ fn it_is_restored_handed_over_and_cleaned() {
 
 /// Each ends with 1 and a line that says what is wrong; none leaves a core file or an address.
 #[test]
-fn t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line() {
-    apart("vip::t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line", &[], || {
+fn t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line() {
+    apart("vip::t_zbs_15_an_invalid_service_address_ends_the_server_with_one_error_line", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "lan", "type", "bridge"]);
@@ -118,8 +118,8 @@ fn t_zbs_15_an_address_that_cannot_be_stops_the_server_with_a_clear_line() {
 
 /// The interface goes while the node leads: the role cannot be had here, so the server stops, in good order.
 #[test]
-fn t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server() {
-    apart("vip::t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server", &[], || {
+fn t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server() {
+    apart("vip::t_zbs_13_a_dispatcher_whose_interface_disappears_stops_the_server", &[], || {
         permit_cores();
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "lan", "type", "bridge"]);
@@ -138,8 +138,8 @@ fn t_zbs_13_a_dispatcher_that_cannot_begin_stops_the_server() {
 
 /// Without the rights it says which ones it needs; without a service address it needs none.
 #[test]
-fn only_a_service_address_takes_rights_and_it_says_which() {
-    apart("vip::only_a_service_address_takes_rights_and_it_says_which", &["setpriv"], || {
+fn only_a_service_address_needs_capabilities_and_the_error_names_them() {
+    apart("vip::only_a_service_address_needs_capabilities_and_the_error_names_them", &["setpriv"], || {
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "lan", "type", "bridge"]);
         let room = tempfile::tempdir().unwrap();
@@ -170,8 +170,8 @@ fn on_host(network: &Network, room: &Path, flags: &[&str]) -> Daemon {
 
 /// At the node's own address, at all of them, at none that others reach: clients are answered at the service address.
 #[test]
-fn it_is_answered_wherever_the_node_listens() {
-    apart("vip::it_is_answered_wherever_the_node_listens", &[], || {
+fn the_service_address_answers_for_every_listen_address() {
+    apart("vip::the_service_address_answers_for_every_listen_address", &[], || {
         let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
         run("ip", &["address", "add", "fd87::254/64", "dev", "mgmt", "nodad"]);
         network.inside(1, &["ip", "address", "add", "fd87::1/64", "dev", "mgmt", "nodad"]);
@@ -191,8 +191,8 @@ fn it_is_answered_wherever_the_node_listens() {
 
 /// What the node cannot reach itself is not announced; it is as soon as that is mended.
 #[test]
-fn what_nobody_answers_is_taken_off_and_said() {
-    apart("vip::what_nobody_answers_is_taken_off_and_said", &[], || {
+fn a_service_address_that_is_not_answered_is_removed_and_logged() {
+    apart("vip::a_service_address_that_is_not_answered_is_removed_and_logged", &[], || {
         let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
         // What a host sends to its own addresses goes this way.
         network.inside(1, &["ip", "link", "set", "lo", "down"]);
@@ -209,8 +209,8 @@ fn what_nobody_answers_is_taken_off_and_said() {
 
 /// Found when it starts, not when it leads: another process at that address and port, and a node without protection.
 #[test]
-fn who_cannot_serve_there_does_not_start() {
-    apart("vip::who_cannot_serve_there_does_not_start", &[], || {
+fn a_node_that_cannot_listen_at_the_service_address_does_not_start() {
+    apart("vip::a_node_that_cannot_listen_at_the_service_address_does_not_start", &[], || {
         run("ip", &["link", "set", "lo", "up"]);
         for (link, address) in [("lan", "10.9.0.7/24"), ("other", "10.9.0.1/32")] {
             run("ip", &["link", "add", link, "type", "bridge"]);
@@ -239,8 +239,8 @@ fn who_cannot_serve_there_does_not_start() {
 
 /// A neighbour that still sends to the last owner's card is told better, in both versions of the protocol.
 #[test]
-fn neighbours_learn_where_it_is() {
-    apart("vip::neighbours_learn_where_it_is", &[], || {
+fn neighbours_learn_the_new_owner_of_the_service_address() {
+    apart("vip::neighbours_learn_the_new_owner_of_the_service_address", &[], || {
         let (network, room) = (Network::new(1), tempfile::tempdir().unwrap());
         run("ip", &["address", "add", "fd87::254/64", "dev", "mgmt", "nodad"]);
         network.inside(1, &["ip", "address", "add", "fd87::1/64", "dev", "mgmt", "nodad"]);

@@ -63,8 +63,8 @@ fn a_source_without_extents_is_read_in_full() {
 }
 
 #[test]
-fn a_destination_without_extents_gets_its_zeros() {
-    need!("a_destination_without_extents_gets_its_zeros", &NEEDS);
+fn zeros_are_written_to_a_destination_without_extents() {
+    need!("zeros_are_written_to_a_destination_without_extents", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 2);
     site.file("a", &bytes);
@@ -74,8 +74,8 @@ fn a_destination_without_extents_gets_its_zeros() {
 }
 
 #[test]
-fn zeros_reach_servers_that_cannot_zero_or_not_fast() {
-    need!("zeros_reach_servers_that_cannot_zero_or_not_fast", &NEEDS);
+fn zeros_are_written_to_servers_without_zero_or_fast_zero() {
+    need!("zeros_are_written_to_servers_without_zero_or_fast_zero", &NEEDS);
     let modes: [&[&str]; 6] = [
         &["zeromode=none"],
         &["zeromode=emulate"],
@@ -98,8 +98,8 @@ fn zeros_reach_servers_that_cannot_zero_or_not_fast() {
 }
 
 #[test]
-fn servers_with_and_without_forced_unit_access() {
-    need!("servers_with_and_without_forced_unit_access", &NEEDS);
+fn a_copy_works_with_and_without_forced_unit_access() {
+    need!("a_copy_works_with_and_without_forced_unit_access", &NEEDS);
     for mode in ["fuamode=emulate", "fuamode=native", "fuamode=force"] {
         let site = Site::new();
         let bytes = mixed(SIZE, 4);
@@ -111,8 +111,8 @@ fn servers_with_and_without_forced_unit_access() {
 }
 
 #[test]
-fn errors_of_a_source_are_named() {
-    need!("errors_of_a_source_are_named", &NEEDS);
+fn errors_of_a_source_are_reported() {
+    need!("errors_of_a_source_are_reported", &NEEDS);
     for (name, errno, code) in [("EIO", 5, "EIo"), ("EPERM", 1, "EPermission")] {
         let site = Site::new();
         let error = format!("error-pread={name}");
@@ -125,8 +125,8 @@ fn errors_of_a_source_are_named() {
 }
 
 #[test]
-fn errors_of_a_destination_are_named() {
-    need!("errors_of_a_destination_are_named", &NEEDS);
+fn errors_of_a_destination_are_reported() {
+    need!("errors_of_a_destination_are_reported", &NEEDS);
     for (name, errno, code) in [("EIO", 5, "EIo"), ("ENOSPC", 28, "ENoSpace")] {
         for call in ["pwrite", "zero"] {
             let site = Site::new();
@@ -182,8 +182,8 @@ fn block_status_that_fails_is_an_error_or_data() {
 }
 
 #[test]
-fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
-    need!("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS);
+fn a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable() {
+    need!("a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable", &NEEDS);
     let site = Site::new();
     site.file("a", &noise(MIB, 9));
     let destination = Server::without_flush(&site, "destination", Address::Unix(site.socket("destination")));
@@ -195,8 +195,8 @@ fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
 }
 
 #[test]
-fn every_request_may_take_its_time() {
-    need!("every_request_may_take_its_time", &NEEDS);
+fn a_copy_waits_for_slow_requests() {
+    need!("a_copy_waits_for_slow_requests", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 10);
     let delays = ["delay-read=10ms", "delay-write=10ms", "delay-zero=10ms", "delay-extents=10ms", "delay-open=20ms"];
@@ -207,8 +207,8 @@ fn every_request_may_take_its_time() {
 }
 
 #[test]
-fn a_server_that_serves_one_request_at_a_time_on_one_connection() {
-    need!("a_server_that_serves_one_request_at_a_time_on_one_connection", &NEEDS);
+fn a_copy_works_with_one_request_at_a_time_on_one_connection() {
+    need!("a_copy_works_with_one_request_at_a_time_on_one_connection", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 11);
     let serialised = ["serialize=connections"];
@@ -239,8 +239,8 @@ fn a_read_only_export_is_refused_and_untouched() {
 }
 
 #[test]
-fn simple_replies_only() {
-    need!("simple_replies_only", &NEEDS);
+fn a_copy_works_with_simple_replies_only() {
+    need!("a_copy_works_with_simple_replies_only", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE + 513, 13);
     let image = site.file("source.img", &bytes);
@@ -259,8 +259,8 @@ fn simple_replies_only() {
 }
 
 #[test]
-fn an_export_that_is_not_there_and_a_server_that_is_not() {
-    need!("an_export_that_is_not_there_and_a_server_that_is_not", &NEEDS);
+fn a_missing_export_or_server_is_reported() {
+    need!("a_missing_export_or_server_is_reported", &NEEDS);
     let site = Site::new();
     site.file("a", &noise(MIB, 14));
     let words = ["--filter=exportname", "memory", "1M", "exportname-strict=true", "exportname=known"];

@@ -20,8 +20,8 @@ const NEEDS: [Need; 7] = [
 ];
 
 #[test]
-fn every_server_holds_what_it_was_given_and_comes_back() {
-    need!("every_server_holds_what_it_was_given_and_comes_back", &NEEDS);
+fn every_server_keeps_its_content_over_a_restart() {
+    need!("every_server_keeps_its_content_over_a_restart", &NEEDS);
     for kind in Kind::ALL {
         let site = Site::new();
         let bytes = mixed(MIB.next_multiple_of(kind.granule()), 1);
@@ -46,8 +46,8 @@ fn every_server_holds_what_it_was_given_and_comes_back() {
 }
 
 #[test]
-fn the_peer_is_a_server_to_others() {
-    need!("the_peer_is_a_server_to_others", &NEEDS);
+fn other_clients_can_use_the_scripted_peer() {
+    need!("other_clients_can_use_the_scripted_peer", &NEEDS);
     for structured in [true, false] {
         for multi_conn in [true, false] {
             let site = Site::new();
@@ -66,8 +66,8 @@ fn the_peer_is_a_server_to_others() {
 }
 
 #[test]
-fn a_peer_that_is_killed_forgets_what_was_not_flushed() {
-    need!("a_peer_that_is_killed_forgets_what_was_not_flushed", &NEEDS);
+fn a_killed_peer_loses_unflushed_writes() {
+    need!("a_killed_peer_loses_unflushed_writes", &NEEDS);
     let site = Site::new();
     let mut peer = Peer::start(&site, "peer", vec![0; 8 * MIB], Offer::default(), Manners::default());
     let changed = site.file("changed", &mixed(8 * MIB, 5));
@@ -80,8 +80,8 @@ fn a_peer_that_is_killed_forgets_what_was_not_flushed() {
 }
 
 #[test]
-fn the_proxy_forwards_stalls_goes_on_and_cuts() {
-    need!("the_proxy_forwards_stalls_goes_on_and_cuts", &NEEDS);
+fn the_proxy_forwards_stalls_resumes_and_cuts() {
+    need!("the_proxy_forwards_stalls_resumes_and_cuts", &NEEDS);
     let site = Site::new();
     let bytes = mixed(3 * MIB, 6);
     let peer = Peer::start(&site, "peer", bytes.clone(), Offer::default(), Manners::default());

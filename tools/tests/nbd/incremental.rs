@@ -62,8 +62,8 @@ const CHANGES: [&str; 3] = ["write -P 0xa5 3M 192k", "write -P 0x5a 10M 4k", "wr
 const DIRTY_DATA: u64 = 256 << 10;
 
 #[test]
-fn only_what_has_changed_is_read_and_the_destination_equals() {
-    need!("only_what_has_changed_is_read_and_the_destination_equals", &NEEDS);
+fn only_changes_are_read_and_the_destination_is_equal() {
+    need!("only_changes_are_read_and_the_destination_is_equal", &NEEDS);
     for to_file in [true, false] {
         let disk = Disk::with(&noise(SIZE, 80));
         let base = disk.serve(&[]);
@@ -87,8 +87,8 @@ fn only_what_has_changed_is_read_and_the_destination_equals() {
 }
 
 #[test]
-fn the_bitmap_that_is_named_counts_among_several() {
-    need!("the_bitmap_that_is_named_counts_among_several", &NEEDS);
+fn the_named_bitmap_is_used_among_several() {
+    need!("the_named_bitmap_is_used_among_several", &NEEDS);
     let disk = Disk::with(&mixed(SIZE, 81));
     disk.remember("monday");
     disk.change(&["write -P 1 2M 64k"]);
@@ -111,8 +111,8 @@ fn the_bitmap_that_is_named_counts_among_several() {
 }
 
 #[test]
-fn nothing_has_changed() {
-    need!("nothing_has_changed", &NEEDS);
+fn a_copy_without_changes_reads_and_writes_nothing() {
+    need!("a_copy_without_changes_reads_and_writes_nothing", &NEEDS);
     let disk = Disk::with(&noise(4 * MIB, 82));
     disk.remember("since");
     let source = disk.serve(&["since"]);
@@ -141,8 +141,8 @@ fn a_changed_range_that_became_zeros_is_zeroed() {
 }
 
 #[test]
-fn a_source_that_crashes_while_its_changes_are_copied() {
-    need!("a_source_that_crashes_while_its_changes_are_copied", &NEEDS);
+fn an_incremental_copy_survives_a_crash_of_its_source() {
+    need!("an_incremental_copy_survives_a_crash_of_its_source", &NEEDS);
     let disk = Disk::with(&noise(SIZE, 86));
     let base = disk.serve(&[]);
     assert_whole(&disk.copy(&base, "b", &[]), SIZE, "the base");
@@ -162,8 +162,8 @@ fn a_source_that_crashes_while_its_changes_are_copied() {
 }
 
 #[test]
-fn changes_that_were_interrupted_go_on_and_stay_changes() {
-    need!("changes_that_were_interrupted_go_on_and_stay_changes", &NEEDS);
+fn an_interrupted_incremental_copy_resumes_and_stays_incremental() {
+    need!("an_interrupted_incremental_copy_resumes_and_stays_incremental", &NEEDS);
     let disk = Disk::with(&noise(SIZE, 87));
     let base = disk.serve(&[]);
     assert_whole(&disk.copy(&base, "b", &[]), SIZE, "the base");
@@ -201,7 +201,7 @@ fn a_bitmap_that_is_not_there_is_not_found() {
 }
 
 #[test]
-fn bitmaps_are_of_exports_only() {
+fn a_bitmap_is_accepted_for_exports_only() {
     let site = Site::new();
     site.file("a", &noise(MIB, 85));
     let refused = site.blockhaul(&["copy", "a", "b", "--changed-since", "since"]);

@@ -37,7 +37,7 @@ fn connections(seen: &[Seen]) -> usize {
 
 /// A source that closes every connection instead of answering its second read.
 #[test]
-fn connections_that_are_lost_after_every_answer() {
+fn connections_lost_after_every_reply_leak_nothing() {
     const SIZE: usize = 2 * MIB;
     let site = Site::new();
     let bytes = noise(SIZE, 1);

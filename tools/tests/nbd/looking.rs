@@ -27,8 +27,8 @@ fn data_ranges(extents: &[(u64, u64, bool)]) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn extents_are_those_that_another_client_sees() {
-    need!("extents_are_those_that_another_client_sees", &NEEDS);
+fn extents_equal_those_of_another_client() {
+    need!("extents_equal_those_of_another_client", &NEEDS);
     let mut bytes = vec![0; 12 * MIB];
     bytes[2 * MIB..3 * MIB].copy_from_slice(&noise(MIB, 70));
     bytes[7 * MIB..9 * MIB].copy_from_slice(&noise(2 * MIB, 71));

@@ -41,7 +41,7 @@ fn survives(what: &str, command: Command, as_source: bool, multi_conn: bool, act
 }
 
 #[test]
-fn closed_instead_of_answering_a_source() {
+fn a_copy_survives_a_source_that_closes_instead_of_replying() {
     for multi_conn in [true, false] {
         for command in [Command::Read, Command::Status] {
             survives("closed at", command, true, multi_conn, |_| Act::Close);
@@ -50,7 +50,7 @@ fn closed_instead_of_answering_a_source() {
 }
 
 #[test]
-fn closed_instead_of_answering_a_destination() {
+fn a_copy_survives_a_destination_that_closes_instead_of_replying() {
     for multi_conn in [true, false] {
         for command in [Command::Write, Command::Zero] {
             survives("closed at", command, false, multi_conn, |_| Act::Close);
@@ -59,35 +59,35 @@ fn closed_instead_of_answering_a_destination() {
 }
 
 #[test]
-fn closed_instead_of_answering_a_flush() {
+fn a_copy_survives_a_destination_that_closes_instead_of_flushing() {
     for multi_conn in [true, false] {
         survives("closed at", Command::Flush, false, multi_conn, |_| Act::Close);
     }
 }
 
 #[test]
-fn no_answer_to_a_source() {
+fn a_copy_survives_a_source_that_does_not_reply() {
     for command in [Command::Read, Command::Status] {
         survives("no answer to", command, true, true, |_| Act::Silence);
     }
 }
 
 #[test]
-fn no_answer_to_a_destination() {
+fn a_copy_survives_a_destination_that_does_not_reply() {
     for command in [Command::Write, Command::Zero] {
         survives("no answer to", command, false, true, |_| Act::Silence);
     }
 }
 
 #[test]
-fn no_answer_to_a_flush() {
+fn a_copy_survives_a_destination_that_does_not_reply_to_a_flush() {
     survives("no answer to", Command::Flush, false, true, |_| Act::Silence);
     survives("no answer to", Command::Flush, false, false, |_| Act::Silence);
 }
 
 /// Reads are lost on every connection, while block status is answered: that is no progress.
 #[test]
-fn answers_to_everything_but_reads_do_not_keep_a_copy_alive() {
+fn replies_to_everything_but_reads_do_not_extend_an_outage() {
     let site = Site::new();
     let manners = Manners::on_request(|request| match request.command {
         Command::Read => Act::Close,

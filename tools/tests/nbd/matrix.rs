@@ -154,8 +154,8 @@ fn sparse_random_to_a_file_and_to_qcow2() {
 }
 
 #[test]
-fn a_small_inline_export_of_data() {
-    need!("a_small_inline_export_of_data", &NEEDS);
+fn a_small_inline_export_of_data_is_copied() {
+    need!("a_small_inline_export_of_data_is_copied", &NEEDS);
     let site = Site::new();
     // Odd in size, with a hole in the middle.
     let words = ["data", "data= ( 0x55 0xAA 7 )*1000 @70001 1 2 3 @131073 \"end\" "];
@@ -166,8 +166,8 @@ fn a_small_inline_export_of_data() {
 }
 
 #[test]
-fn an_empty_export_and_a_single_byte() {
-    need!("an_empty_export_and_a_single_byte", &NEEDS);
+fn an_empty_export_and_a_single_byte_are_copied() {
+    need!("an_empty_export_and_a_single_byte_are_copied", &NEEDS);
     for size in [0, 1, 511, 4097] {
         let site = Site::new();
         let bytes = noise(size, 3);
@@ -211,8 +211,8 @@ fn verify_finds_one_flipped_byte_on_either_side() {
 }
 
 #[test]
-fn a_receipt_vouches_for_an_export() {
-    need!("a_receipt_vouches_for_an_export", &NEEDS);
+fn an_export_is_verified_against_a_receipt() {
+    need!("an_export_is_verified_against_a_receipt", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 50);
     site.file("a", &bytes);
@@ -267,8 +267,8 @@ fn a_larger_export_keeps_its_rest() {
 }
 
 #[test]
-fn what_does_not_fit_or_is_not_empty_is_refused_before_a_byte_is_written() {
-    let test = "what_does_not_fit_or_is_not_empty_is_refused_before_a_byte_is_written";
+fn an_export_that_is_too_small_or_not_empty_is_refused_before_a_write() {
+    let test = "an_export_that_is_too_small_or_not_empty_is_refused_before_a_write";
     need!(test, &NEEDS);
     let site = Site::new();
     let old = noise(SIZE, 99);
@@ -291,8 +291,8 @@ fn what_does_not_fit_or_is_not_empty_is_refused_before_a_byte_is_written() {
 }
 
 #[test]
-fn over_tcp() {
-    need!("over_tcp", &NEEDS);
+fn a_copy_over_tcp_is_equal() {
+    need!("a_copy_over_tcp_is_equal", &NEEDS);
     let site = Site::new();
     let bytes = mixed(24 * MIB + 5, 64);
     let image = site.file("image", &bytes);

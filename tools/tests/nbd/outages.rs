@@ -85,8 +85,8 @@ fn nbd_server_killed_and_restarted_on_either_side() {
 }
 
 #[test]
-fn both_servers_at_once() {
-    need!("both_servers_at_once", &NEEDS);
+fn a_copy_survives_a_crash_of_both_servers_at_once() {
+    need!("a_copy_survives_a_crash_of_both_servers_at_once", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 2);
     let mut source = Export::with(&site, "source", Kind::NbdkitFile, &bytes);
@@ -103,8 +103,8 @@ fn both_servers_at_once() {
 }
 
 #[test]
-fn a_server_that_leaves_with_its_last_client() {
-    need!("a_server_that_leaves_with_its_last_client", &NEEDS);
+fn a_copy_survives_a_server_that_exits_with_its_last_client() {
+    need!("a_copy_survives_a_server_that_exits_with_its_last_client", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 3);
     let image = site.file("source.img", &bytes);
@@ -146,7 +146,7 @@ fn to_a_forgetful_server(multi_conn: bool, flags: &[&str], seed: u64) -> u64 {
 }
 
 #[test]
-fn acknowledged_writes_that_a_server_forgot_are_copied_again() {
+fn acknowledged_writes_that_a_server_lost_are_copied_again() {
     let mut lost = 0;
     for seed in 0..iterations("BLOCKHAUL_FORGETFUL", 2) {
         lost += to_a_forgetful_server(true, &[], 3 * seed + 1);
@@ -171,7 +171,7 @@ fn a_flush_counts_on_its_own_connection_only() {
 }
 
 #[test]
-fn a_crash_of_both_the_server_and_the_copy() {
+fn a_copy_resumes_after_a_crash_of_both_the_server_and_the_copy() {
     for seed in 0..2 {
         let site = Site::new();
         let bytes = mixed(SIZE, 5 + seed);
@@ -193,8 +193,8 @@ fn a_crash_of_both_the_server_and_the_copy() {
 }
 
 #[test]
-fn a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on() {
-    need!("a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS);
+fn a_destination_that_stays_unreachable_leaves_a_checkpoint_to_resume() {
+    need!("a_destination_that_stays_unreachable_leaves_a_checkpoint_to_resume", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 6);
     site.file("a", &bytes);
@@ -217,8 +217,8 @@ fn a_destination_that_stays_away_leaves_a_checkpoint_that_goes_on() {
 }
 
 #[test]
-fn a_source_that_stays_away_leaves_a_checkpoint_that_goes_on() {
-    need!("a_source_that_stays_away_leaves_a_checkpoint_that_goes_on", &NEEDS);
+fn a_source_that_stays_unreachable_leaves_a_checkpoint_to_resume() {
+    need!("a_source_that_stays_unreachable_leaves_a_checkpoint_to_resume", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 7);
     let mut source = Export::with(&site, "source", Kind::QemuQcow2, &bytes);
@@ -267,18 +267,18 @@ fn survives_a_stall(test: &str, as_source: bool) {
 }
 
 #[test]
-fn a_stalled_path_to_the_source_is_left() {
-    survives_a_stall("a_stalled_path_to_the_source_is_left", true);
+fn a_stalled_connection_to_the_source_is_replaced() {
+    survives_a_stall("a_stalled_connection_to_the_source_is_replaced", true);
 }
 
 #[test]
-fn a_stalled_path_to_the_destination_is_left() {
-    survives_a_stall("a_stalled_path_to_the_destination_is_left", false);
+fn a_stalled_connection_to_the_destination_is_replaced() {
+    survives_a_stall("a_stalled_connection_to_the_destination_is_replaced", false);
 }
 
 #[test]
-fn a_path_that_stalls_altogether_and_then_goes_on() {
-    need!("a_path_that_stalls_altogether_and_then_goes_on", &NEEDS);
+fn a_copy_survives_a_path_that_stalls_and_resumes() {
+    need!("a_copy_survives_a_path_that_stalls_and_resumes", &NEEDS);
     let site = Site::new();
     let bytes = noise(SIZE, 9);
     site.file("a", &bytes);
@@ -295,8 +295,8 @@ fn a_path_that_stalls_altogether_and_then_goes_on() {
 }
 
 #[test]
-fn a_path_that_is_cut_again_and_again() {
-    need!("a_path_that_is_cut_again_and_again", &NEEDS);
+fn a_copy_survives_a_path_that_is_cut_repeatedly() {
+    need!("a_copy_survives_a_path_that_is_cut_repeatedly", &NEEDS);
     let site = Site::new();
     let bytes = mixed(SIZE, 10);
     let source = Export::with(&site, "source", Kind::QemuRaw, &bytes);
@@ -352,7 +352,7 @@ fn an_export_that_comes_back_with_other_flags_ends_the_copy() {
 }
 
 #[test]
-fn a_copy_that_is_not_to_be_flushed_is_still_whole() {
+fn a_copy_without_sync_is_complete_after_a_crash_of_the_server() {
     let site = Site::new();
     let bytes = mixed(SIZE, 14);
     site.file("a", &bytes);
@@ -370,7 +370,7 @@ fn a_copy_that_is_not_to_be_flushed_is_still_whole() {
 }
 
 #[test]
-fn a_server_that_crashes_while_it_is_read_back() {
+fn a_verification_survives_a_crash_of_the_server() {
     let site = Site::new();
     let bytes = noise(SIZE, 15);
     let mut source = Peer::start(&site, "source", bytes.clone(), Offer::default(), Manners::default());
@@ -388,7 +388,7 @@ fn a_server_that_crashes_while_it_is_read_back() {
 }
 
 #[test]
-fn servers_that_crash_while_they_are_compared() {
+fn a_comparison_survives_crashes_of_the_servers() {
     let site = Site::new();
     let bytes = noise(SIZE, 16);
     let mut flipped = bytes.clone();

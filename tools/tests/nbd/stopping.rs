@@ -56,7 +56,7 @@ fn assert_said_goodbye(peer: &Peer, what: &str) {
 }
 
 #[test]
-fn an_interrupted_copy_drains_says_goodbye_and_goes_on_later() {
+fn an_interrupted_copy_drains_disconnects_and_can_be_resumed() {
     for multi_conn in [true, false] {
         let site = Site::new();
         let bytes = noise(SIZE, 1);
@@ -81,7 +81,7 @@ fn an_interrupted_copy_drains_says_goodbye_and_goes_on_later() {
 }
 
 #[test]
-fn a_copy_that_is_done_says_goodbye() {
+fn a_completed_copy_sends_disconnect() {
     let site = Site::new();
     let bytes = mixed(4 * MIB, 2);
     let source = Peer::start(&site, "source", bytes.clone(), Offer::default(), Manners::default());
@@ -99,7 +99,7 @@ fn a_copy_that_is_done_says_goodbye() {
 }
 
 #[test]
-fn a_copy_that_is_refused_says_goodbye() {
+fn a_refused_copy_sends_disconnect() {
     let site = Site::new();
     site.file("a", &noise(MIB, 3));
     let peer = Peer::start(&site, "peer", noise(MIB, 99), Offer::default(), Manners::default());
@@ -108,8 +108,8 @@ fn a_copy_that_is_refused_says_goodbye() {
 }
 
 #[test]
-fn a_dead_destination_cannot_hold_the_stop_and_the_report_says_so() {
-    need!("a_dead_destination_cannot_hold_the_stop_and_the_report_says_so", &[Need::Program("qemu-nbd")]);
+fn a_stop_is_bounded_with_a_dead_destination_and_reported_as_not_quiesced() {
+    need!("a_stop_is_bounded_with_a_dead_destination_and_reported_as_not_quiesced", &[Need::Program("qemu-nbd")]);
     let site = Site::new();
     site.file("a", &noise(SIZE, 4));
     let export = Export::empty(&site, "export", Kind::QemuRaw, SIZE);
@@ -131,8 +131,8 @@ fn a_dead_destination_cannot_hold_the_stop_and_the_report_says_so() {
 }
 
 #[test]
-fn writes_that_were_given_up_are_not_forgotten_at_the_stop() {
-    let test = "writes_that_were_given_up_are_not_forgotten_at_the_stop";
+fn a_stop_with_abandoned_writes_is_reported_as_not_quiesced() {
+    let test = "a_stop_with_abandoned_writes_is_reported_as_not_quiesced";
     need!(test, &[Need::Program("qemu-nbd"), Need::Program("nbdcopy"), Need::Program("setpriv")]);
     let site = Site::new();
     site.file("a", &noise(SIZE, 10));
@@ -155,8 +155,8 @@ fn writes_that_were_given_up_are_not_forgotten_at_the_stop() {
 }
 
 #[test]
-fn a_dead_source_cannot_hold_the_stop() {
-    need!("a_dead_source_cannot_hold_the_stop", &[Need::Program("nbdkit")]);
+fn a_stop_is_bounded_with_a_dead_source() {
+    need!("a_stop_is_bounded_with_a_dead_source", &[Need::Program("nbdkit")]);
     let site = Site::new();
     let export = Export::with(&site, "export", Kind::NbdkitFile, &noise(SIZE, 5));
     let proxy = Proxy::to(export.server.address());
@@ -168,7 +168,7 @@ fn a_dead_source_cannot_hold_the_stop() {
 }
 
 #[test]
-fn a_server_that_is_away_cannot_hold_the_stop() {
+fn a_stop_is_bounded_while_a_server_is_unreachable() {
     for is_source in [true, false] {
         let site = Site::new();
         site.file("a", &noise(SIZE, 6));
@@ -189,7 +189,7 @@ fn a_server_that_is_away_cannot_hold_the_stop() {
 }
 
 #[test]
-fn a_server_that_never_lets_go_cannot_hold_the_stop() {
+fn a_stop_is_bounded_when_a_server_does_not_close() {
     // It answers everything, and does not close when it is told goodbye.
     let site = Site::new();
     site.file("a", &noise(SIZE, 7));
@@ -205,7 +205,7 @@ fn a_server_that_never_lets_go_cannot_hold_the_stop() {
 }
 
 #[test]
-fn a_server_that_answers_nothing_any_more_cannot_hold_the_stop() {
+fn a_stop_is_bounded_when_a_server_stops_replying() {
     // It is alive, and so is its path; requests after the first few get no answer.
     let site = Site::new();
     site.file("a", &noise(SIZE, 8));

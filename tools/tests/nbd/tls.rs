@@ -88,8 +88,8 @@ fn assert_refused(site: &Site, refused: &Outcome, what: &str) {
 }
 
 #[test]
-fn both_ways_through_tls() {
-    need!("both_ways_through_tls", &NEEDS);
+fn copies_from_and_to_a_server_over_tls_are_equal() {
+    need!("copies_from_and_to_a_server_over_tls_are_equal", &NEEDS);
     let site = Site::new();
     let authority = Authority::new(&site, "authority");
     authority.certify("server", "DNS:localhost,IP:127.0.0.1", "2");
@@ -109,8 +109,8 @@ fn both_ways_through_tls() {
 }
 
 #[test]
-fn through_a_unix_socket_under_a_name_that_is_given() {
-    need!("through_a_unix_socket_under_a_name_that_is_given", &NEEDS);
+fn a_copy_over_tls_on_a_unix_socket_verifies_the_given_hostname() {
+    need!("a_copy_over_tls_on_a_unix_socket_verifies_the_given_hostname", &NEEDS);
     let site = Site::new();
     let authority = Authority::new(&site, "authority");
     authority.certify("server", "DNS:storage.example", "2");
@@ -128,8 +128,8 @@ fn through_a_unix_socket_under_a_name_that_is_given() {
 }
 
 #[test]
-fn a_server_that_nobody_vouches_for_is_refused() {
-    need!("a_server_that_nobody_vouches_for_is_refused", &NEEDS);
+fn a_server_without_a_trusted_certificate_is_refused() {
+    need!("a_server_without_a_trusted_certificate_is_refused", &NEEDS);
     let site = Site::new();
     let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
     authority.certify("server", "DNS:storage.example", "2");
@@ -148,8 +148,8 @@ fn a_server_that_nobody_vouches_for_is_refused() {
 }
 
 #[test]
-fn not_looking_is_possible_and_said_in_the_log() {
-    need!("not_looking_is_possible_and_said_in_the_log", &NEEDS);
+fn verification_of_certificates_can_be_switched_off_and_is_logged() {
+    need!("verification_of_certificates_can_be_switched_off_and_is_logged", &NEEDS);
     let site = Site::new();
     let (authority, other) = (Authority::new(&site, "authority"), Authority::new(&site, "other"));
     authority.certify("server", "DNS:storage.example", "2");
@@ -162,8 +162,8 @@ fn not_looking_is_possible_and_said_in_the_log() {
 }
 
 #[test]
-fn a_server_that_wants_to_know_us() {
-    need!("a_server_that_wants_to_know_us", &NEEDS);
+fn a_server_that_requires_a_client_certificate_is_copied_from_with_one() {
+    need!("a_server_that_requires_a_client_certificate_is_copied_from_with_one", &NEEDS);
     let site = Site::new();
     let (authority, stranger) = (Authority::new(&site, "authority"), Authority::new(&site, "stranger"));
     authority.certify("server", "DNS:localhost", "2");
@@ -195,7 +195,7 @@ fn clear_text_and_tls_do_not_mix() {
 }
 
 #[test]
-fn keys_that_are_shared_are_not_supported_and_say_so() {
+fn pre_shared_keys_are_refused_as_unsupported() {
     let site = Site::new();
     for parameter in ["tls-psk-file=keys.psk", "tls-psk=keys.psk"] {
         let refused = site.blockhaul(&["copy", &format!("nbds://localhost/?{parameter}"), "b"]);
@@ -209,8 +209,8 @@ fn keys_that_are_shared_are_not_supported_and_say_so() {
 }
 
 #[test]
-fn a_connection_through_tls_that_is_lost_is_made_again() {
-    need!("a_connection_through_tls_that_is_lost_is_made_again", &NEEDS);
+fn a_lost_tls_connection_is_made_again() {
+    need!("a_lost_tls_connection_is_made_again", &NEEDS);
     let site = Site::new();
     let authority = Authority::new(&site, "authority");
     authority.certify("server", "DNS:localhost", "2");

@@ -121,7 +121,7 @@ fn one_copy(dice: &mut Dice, restart: Restart, limit: u64, seed: u64) -> u64 {
 }
 
 #[test]
-fn a_copy_killed_at_random_moments_goes_on_from_its_checkpoint() {
+fn a_copy_killed_at_random_moments_resumes_from_its_checkpoint() {
     crash(Restart::After, iterations("BLOCKHAUL_KILLS", 100));
 }
 
@@ -131,7 +131,7 @@ fn a_copy_killed_at_random_moments_and_restarted_at_once_is_equal() {
 }
 
 #[test]
-fn a_restart_waits_for_the_lock_of_a_process_that_is_not_gone() {
+fn a_restart_waits_for_the_lock_of_a_stopped_process() {
     let room = Room::new();
     let source = mixed(SIZE, 77);
     write_sparse(&room.path("a"), &source);

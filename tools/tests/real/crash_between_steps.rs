@@ -77,48 +77,48 @@ fn go_on(room: &Room, what: &str) {
 }
 
 #[test]
-fn killed_before_every_open() {
-    crash_at_every("killed_before_every_open", "openat");
+fn a_copy_killed_before_every_open_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_open_can_be_resumed", "openat");
 }
 
 #[test]
-fn killed_before_every_lock() {
-    crash_at_every("killed_before_every_lock", "flock");
+fn a_copy_killed_before_every_lock_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_lock_can_be_resumed", "flock");
 }
 
 #[test]
-fn killed_before_every_flush_of_the_job() {
-    crash_at_every("killed_before_every_flush_of_the_job", "fsync");
+fn a_copy_killed_before_every_flush_of_the_job_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_flush_of_the_job_can_be_resumed", "fsync");
 }
 
 #[test]
-fn killed_before_every_change_of_size() {
-    crash_at_every("killed_before_every_change_of_size", "ftruncate");
+fn a_copy_killed_before_every_change_of_size_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_change_of_size_can_be_resumed", "ftruncate");
 }
 
 #[test]
-fn killed_before_every_reservation() {
-    crash_at_every("killed_before_every_reservation", "fallocate");
+fn a_copy_killed_before_every_reservation_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_reservation_can_be_resumed", "fallocate");
 }
 
 #[test]
-fn killed_before_every_write_of_a_header() {
-    crash_at_every("killed_before_every_write_of_a_header", "pwrite64");
+fn a_copy_killed_before_every_write_of_a_header_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_write_of_a_header_can_be_resumed", "pwrite64");
 }
 
 #[test]
-fn killed_before_every_renaming() {
-    crash_at_every("killed_before_every_renaming", "renameat2");
+fn a_copy_killed_before_every_rename_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_rename_can_be_resumed", "renameat2");
 }
 
 #[test]
-fn killed_before_every_turn_of_a_ring() {
-    crash_at_every("killed_before_every_turn_of_a_ring", "io_uring_enter");
+fn a_copy_killed_before_every_turn_of_a_ring_can_be_resumed() {
+    crash_at_every("a_copy_killed_before_every_turn_of_a_ring_can_be_resumed", "io_uring_enter");
 }
 
 #[test]
-fn a_checkpoint_that_outlives_its_copy_is_put_away_without_copying_again() {
-    let test = "a_checkpoint_that_outlives_its_copy_is_put_away_without_copying_again";
+fn a_complete_checkpoint_is_removed_without_copying_again() {
+    let test = "a_complete_checkpoint_is_removed_without_copying_again";
     need!(test, &[Need::Program("strace")]);
     let room = Room::new();
     let source = mixed(SIZE, 32);

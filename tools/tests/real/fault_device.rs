@@ -81,8 +81,8 @@ fn assert_named(failed: &Outcome, device: &str) {
 }
 
 #[test]
-fn a_flush_that_fails_ends_the_copy_and_counts_for_nothing() {
-    need!("a_flush_that_fails_ends_the_copy_and_counts_for_nothing", &NEEDS);
+fn a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable() {
+    need!("a_flush_that_fails_ends_the_copy_and_nothing_counts_as_durable", &NEEDS);
     for flags in [&["--path", "ring"][..], &["--path", "threads"], &["--path", "inline"]] {
         let room = Room::new();
         room.file("a", &noise(SIZE, 52));
@@ -129,8 +129,8 @@ fn a_device_that_cannot_read_ends_the_copy() {
 }
 
 #[test]
-fn a_verification_meets_a_device_that_cannot_read() {
-    need!("a_verification_meets_a_device_that_cannot_read", &NEEDS);
+fn a_verification_fails_on_a_device_that_cannot_read() {
+    need!("a_verification_fails_on_a_device_that_cannot_read", &NEEDS);
     let room = Room::new();
     let source = noise(SIZE, 54);
     write_sparse(&room.path("a"), &source);

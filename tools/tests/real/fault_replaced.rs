@@ -49,8 +49,8 @@ fn swap(device: &Path, backing: &Path) {
 }
 
 #[test]
-fn another_disk_under_the_same_number_is_not_gone_on_with() {
-    need!("another_disk_under_the_same_number_is_not_gone_on_with", &NEEDS);
+fn a_copy_does_not_resume_with_another_disk_under_the_same_number() {
+    need!("a_copy_does_not_resume_with_another_disk_under_the_same_number", &NEEDS);
     let room = Room::new();
     let [first, second] = [1, 2].map(|seed| noise(SIZE, seed));
     let (a, b) = (room.file("a", &first), room.file("b", &second));
@@ -70,8 +70,8 @@ fn another_disk_under_the_same_number_is_not_gone_on_with() {
 }
 
 #[test]
-fn the_same_disks_under_other_numbers_are_gone_on_with() {
-    need!("the_same_disks_under_other_numbers_are_gone_on_with", &NEEDS);
+fn a_copy_resumes_with_the_same_disks_under_other_numbers() {
+    need!("a_copy_resumes_with_the_same_disks_under_other_numbers", &NEEDS);
     let room = Room::new();
     let data = noise(SIZE, 3);
     let (a, d) = (room.file("a", &data), room.sparse("d", SIZE as u64));
@@ -87,9 +87,9 @@ fn the_same_disks_under_other_numbers_are_gone_on_with() {
 }
 
 #[test]
-fn files_are_gone_on_with_after_their_file_system_was_mounted_anew() {
+fn a_copy_of_files_resumes_after_a_remount() {
     let needs = [Need::Root, Need::LoopDevices, Need::Filesystem("ext4"), Need::Filesystem("btrfs")];
-    need!("files_are_gone_on_with_after_their_file_system_was_mounted_anew", &needs);
+    need!("a_copy_of_files_resumes_after_a_remount", &needs);
     for filesystem in ["ext4", "btrfs"] {
         let room = Room::new();
         let data = noise(SIZE, 4);
@@ -131,8 +131,8 @@ fn a_destination_whose_content_was_replaced_is_a_mismatch() {
 }
 
 #[test]
-fn a_source_device_that_was_written_to_has_changed() {
-    need!("a_source_device_that_was_written_to_has_changed", &NEEDS);
+fn a_copy_does_not_resume_from_a_source_device_that_was_written() {
+    need!("a_copy_does_not_resume_from_a_source_device_that_was_written", &NEEDS);
     let room = Room::new();
     let a = room.file("a", &noise(SIZE, 6));
     let source = room.loop_device(&a, 512);
@@ -147,7 +147,7 @@ fn a_source_device_that_was_written_to_has_changed() {
 const FINISHED: [&str; 6] = ["a", "b", "--checkpoint", "kept", "--receipt", "kept"];
 
 #[test]
-fn a_finished_copy_is_verified_again_if_that_is_asked_for() {
+fn a_finished_copy_is_verified_again_on_request() {
     let room = Room::new();
     let data = noise(SIZE, 8);
     room.file("a", &data);
@@ -166,7 +166,7 @@ fn a_finished_copy_is_verified_again_if_that_is_asked_for() {
 }
 
 #[test]
-fn a_finished_copy_is_looked_at_before_it_is_believed() {
+fn a_finished_copy_is_sampled_when_it_is_resumed() {
     let room = Room::new();
     room.file("a", &noise(SIZE, 9));
     assert_eq!(room.blockhaul(&[&["copy"], &FINISHED[..]].concat()).code, Some(0));

@@ -25,8 +25,8 @@ fn as_nobody(room: &Room, limits: &[&str], words: &[&str]) -> crate::support::Ou
 }
 
 #[test]
-fn an_unprivileged_user_with_64_kib_of_locked_memory() {
-    let test = "an_unprivileged_user_with_64_kib_of_locked_memory";
+fn an_unprivileged_user_can_copy_with_64_kib_of_locked_memory() {
+    let test = "an_unprivileged_user_can_copy_with_64_kib_of_locked_memory";
     need!(test, &[Need::Root, Need::Program("setpriv"), Need::Program("prlimit")]);
     let source = mixed(SIZE, 91);
     let room = public_room(&source);
@@ -39,8 +39,8 @@ fn an_unprivileged_user_with_64_kib_of_locked_memory() {
 }
 
 #[test]
-fn an_unprivileged_user_is_refused_what_is_not_his() {
-    let test = "an_unprivileged_user_is_refused_what_is_not_his";
+fn an_unprivileged_user_is_refused_volumes_of_other_users() {
+    let test = "an_unprivileged_user_is_refused_volumes_of_other_users";
     need!(test, &[Need::Root, Need::Program("setpriv")]);
     let room = public_room(b"data");
     room.file("mine", b"precious");
@@ -55,8 +55,8 @@ fn an_unprivileged_user_is_refused_what_is_not_his() {
 }
 
 #[test]
-fn io_uring_denied() {
-    need!("io_uring_denied", &[Need::Program("strace")]);
+fn a_copy_works_when_io_uring_is_denied() {
+    need!("a_copy_works_when_io_uring_is_denied", &[Need::Program("strace")]);
     let source = mixed(SIZE, 92);
     for errno in ["EPERM", "ENOSYS", "EACCES"] {
         let room = Room::new();
@@ -77,8 +77,8 @@ fn io_uring_denied() {
 }
 
 #[test]
-fn io_uring_denied_in_the_middle_of_a_life() {
-    need!("io_uring_denied_in_the_middle_of_a_life", &[Need::Program("strace")]);
+fn a_copy_begun_with_io_uring_resumes_without_it() {
+    need!("a_copy_begun_with_io_uring_resumes_without_it", &[Need::Program("strace")]);
     let room = Room::new();
     let source = mixed(SIZE, 93);
     write_sparse(&room.path("a"), &source);

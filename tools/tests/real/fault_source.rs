@@ -31,7 +31,7 @@ fn assert_refused(room: &Room, outcome: &Outcome, what: &str) {
 }
 
 #[test]
-fn a_source_that_shrinks() {
+fn a_source_that_shrinks_fails_the_copy() {
     for flags in PATHS {
         let (room, outcome) = disturb(flags, |file| file.set_len(SIZE as u64 / 3).expect("it is a file"));
         assert_refused(&room, &outcome, &format!("shrunk, {flags:?}"));
@@ -39,13 +39,13 @@ fn a_source_that_shrinks() {
 }
 
 #[test]
-fn a_source_that_shrinks_to_a_part_of_a_sector() {
+fn a_source_that_shrinks_to_a_part_of_a_sector_fails_the_copy() {
     let (room, outcome) = disturb(&[], |file| file.set_len(SIZE as u64 - 77).expect("it is a file"));
     assert_refused(&room, &outcome, "shrunk by 77 bytes");
 }
 
 #[test]
-fn a_source_that_grows() {
+fn a_source_that_grows_fails_the_copy() {
     for flags in PATHS {
         let (room, outcome) = disturb(flags, |file| file.write_all_at(b"more", SIZE as u64).expect("there is room"));
         assert_refused(&room, &outcome, &format!("grown, {flags:?}"));
@@ -53,7 +53,7 @@ fn a_source_that_grows() {
 }
 
 #[test]
-fn a_source_that_is_written_to() {
+fn a_source_that_is_written_to_fails_the_copy() {
     for flags in PATHS {
         let (room, outcome) = disturb(flags, |file| file.write_all_at(b"other", 4096).expect("it is a file"));
         assert_refused(&room, &outcome, &format!("written to, {flags:?}"));
@@ -61,7 +61,7 @@ fn a_source_that_is_written_to() {
 }
 
 #[test]
-fn a_source_that_is_replaced_was_still_copied_whole() {
+fn a_source_that_is_replaced_is_copied_whole_or_fails_the_copy() {
     let room = Room::new();
     let old = noise(SIZE, 71);
     room.file("a", &old);

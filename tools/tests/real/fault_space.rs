@@ -84,16 +84,16 @@ fn met_on_the_way(room: &Room, disk: &Path, source: &[u8]) {
 }
 
 #[test]
-fn ext4_runs_full() {
-    run_full("ext4_runs_full", "ext4");
+fn a_copy_to_a_full_ext4_can_be_resumed() {
+    run_full("a_copy_to_a_full_ext4_can_be_resumed", "ext4");
 }
 
 #[test]
-fn xfs_runs_full() {
-    run_full("xfs_runs_full", "xfs");
+fn a_copy_to_a_full_xfs_can_be_resumed() {
+    run_full("a_copy_to_a_full_xfs_can_be_resumed", "xfs");
 }
 
 #[test]
-fn btrfs_runs_full() {
-    run_full("btrfs_runs_full", "btrfs");
+fn a_copy_to_a_full_btrfs_can_be_resumed() {
+    run_full("a_copy_to_a_full_btrfs_can_be_resumed", "btrfs");
 }

@@ -83,23 +83,23 @@ fn a_flush_of_the_journal_or_a_directory_that_fails_ends_the_copy() {
 }
 
 #[test]
-fn a_write_that_fails() {
-    let test = "a_write_that_fails";
+fn a_failed_write_never_makes_a_wrong_copy() {
+    let test = "a_failed_write_never_makes_a_wrong_copy";
     fail_each(test, "pwrite64", "EIO", &["--path", "threads"], Answer::End, 3);
     fail_each(test, "pwrite64", "ENOSPC", &["--path", "inline"], Answer::End, 5);
     fail_each(test, "pwrite64", "EINTR", &["--path", "threads"], Answer::GoOnOrEnd, 5);
 }
 
 #[test]
-fn a_read_that_fails() {
-    let test = "a_read_that_fails";
+fn a_failed_read_never_makes_a_wrong_copy() {
+    let test = "a_failed_read_never_makes_a_wrong_copy";
     fail_each(test, "pread64", "EIO", &["--path", "threads"], Answer::GoOnOrEnd, 3);
     fail_each(test, "pread64", "EINTR", &["--path", "inline"], Answer::GoOnOrEnd, 5);
 }
 
 #[test]
-fn a_reservation_that_fails() {
-    let test = "a_reservation_that_fails";
+fn a_failed_reservation_never_makes_a_wrong_copy() {
+    let test = "a_failed_reservation_never_makes_a_wrong_copy";
     for errno in ["EOPNOTSUPP", "ENOSYS", "EINTR", "ENOSPC"] {
         fail_each(test, "fallocate", errno, &["--sparse", "never"], Answer::GoOnOrEnd, 1);
         fail_each(test, "fallocate", errno, &["--path", "threads"], Answer::GoOnOrEnd, 1);
@@ -107,13 +107,13 @@ fn a_reservation_that_fails() {
 }
 
 #[test]
-fn a_change_of_size_that_fails() {
-    fail_each("a_change_of_size_that_fails", "ftruncate", "EIO", &[], Answer::GoOnOrEnd, 1);
+fn a_failed_change_of_size_never_makes_a_wrong_copy() {
+    fail_each("a_failed_change_of_size_never_makes_a_wrong_copy", "ftruncate", "EIO", &[], Answer::GoOnOrEnd, 1);
 }
 
 #[test]
-fn a_lock_that_cannot_be_taken() {
-    need!("a_lock_that_cannot_be_taken", &[Need::Program("strace")]);
+fn a_failed_lock_never_makes_a_wrong_copy() {
+    need!("a_failed_lock_never_makes_a_wrong_copy", &[Need::Program("strace")]);
     let source = mixed(SIZE, 102);
     // The destination's and the journal's; what follows are the unlockings.
     for (time, errno) in [(1, "ENOLCK"), (1, "EINTR"), (2, "ENOLCK"), (2, "EOPNOTSUPP")] {
@@ -127,16 +127,16 @@ fn a_lock_that_cannot_be_taken() {
 }
 
 #[test]
-fn a_renaming_that_fails() {
-    let test = "a_renaming_that_fails";
+fn a_failed_rename_never_makes_a_wrong_copy() {
+    let test = "a_failed_rename_never_makes_a_wrong_copy";
     for errno in ["EINVAL", "ENOSPC", "ENOSYS"] {
         fail_each(test, "renameat2", errno, &["--receipt", "r"], Answer::GoOnOrEnd, 1);
     }
 }
 
 #[test]
-fn an_extent_scan_that_fails() {
-    let test = "an_extent_scan_that_fails";
+fn a_failed_extent_scan_never_makes_a_wrong_copy() {
+    let test = "a_failed_extent_scan_never_makes_a_wrong_copy";
     for errno in ["EINVAL", "EIO", "EOPNOTSUPP"] {
         fail_each(test, "lseek", errno, &[], Answer::GoOnOrEnd, 1);
     }

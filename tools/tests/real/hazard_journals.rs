@@ -66,7 +66,7 @@ fn judge(room: &Room, damaged: &[u8], before: &[u8], source: &[u8], what: &str) 
 }
 
 #[test]
-fn a_checkpoint_with_a_bit_turned_never_makes_a_wrong_copy() {
+fn a_checkpoint_with_a_flipped_bit_never_makes_a_wrong_copy() {
     let source = mixed(SIZE, 131);
     let room = crashed(&source);
     let (sound, before) = (room.read("c"), room.read("b"));
@@ -84,7 +84,7 @@ fn a_checkpoint_with_a_bit_turned_never_makes_a_wrong_copy() {
 }
 
 #[test]
-fn a_checkpoint_cut_short_never_makes_a_wrong_copy() {
+fn a_truncated_checkpoint_never_makes_a_wrong_copy() {
     let source = mixed(SIZE, 132);
     let room = crashed(&source);
     let (sound, before) = (room.read("c"), room.read("b"));

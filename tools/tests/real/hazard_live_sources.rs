@@ -149,8 +149,8 @@ sys.stdin.read()
 ";
 
 #[test]
-fn what_the_cache_keeps_was_not_read_from_the_device() {
-    let test = "what_the_cache_keeps_was_not_read_from_the_device";
+fn a_verification_of_mapped_pages_is_reported_as_from_memory() {
+    let test = "a_verification_of_mapped_pages_is_reported_as_from_memory";
     need!(test, &[Need::Program("python3")]);
     let room = Room::new();
     let bytes = noise(MIB, 10);

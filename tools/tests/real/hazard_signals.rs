@@ -29,7 +29,7 @@ fn source_in(room: &Room) -> Vec<u8> {
 }
 
 #[test]
-fn a_second_signal_ends_at_once_and_leaves_what_a_crash_leaves() {
+fn a_second_signal_ends_the_copy_at_once_and_it_can_be_resumed() {
     let room = Room::new();
     let source = source_in(&room);
     let mut copying = room.start(&WORDS);
@@ -64,7 +64,7 @@ fn a_signal_while_waiting_for_the_lock_touches_nothing() {
 }
 
 #[test]
-fn the_printed_command_goes_on_after_each_of_two_interrupts() {
+fn the_printed_command_resumes_after_each_of_two_interrupts() {
     let room = Room::new();
     // No zeros: they would need no time.
     let source = noise(16 * MIB + 1, 143);
@@ -133,8 +133,8 @@ fn a_destination_replaced_between_open_and_lock_is_looked_up_again() {
 }
 
 #[test]
-fn a_device_held_by_somebody_else_is_busy() {
-    need!("a_device_held_by_somebody_else_is_busy", &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4")]);
+fn a_device_in_use_is_busy() {
+    need!("a_device_in_use_is_busy", &[Need::Root, Need::LoopDevices, Need::Filesystem("ext4")]);
     let room = Room::new();
     room.file("a", &noise(MIB, 142));
     let image = room.image("disk", "ext4", 32 << 20);

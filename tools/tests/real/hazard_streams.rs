@@ -12,8 +12,8 @@ fn printing_to(room: &Room, words: &[&str], file: &Path) -> Option<i32> {
 }
 
 #[test]
-fn nothing_is_printed_into_what_a_loop_device_shows() {
-    let test = "nothing_is_printed_into_what_a_loop_device_shows";
+fn output_into_a_volume_behind_a_loop_device_is_refused() {
+    let test = "output_into_a_volume_behind_a_loop_device_is_refused";
     need!(test, &[Need::Root, Need::LoopDevices]);
     let room = Room::new();
     let bytes = noise(MIB, 11);

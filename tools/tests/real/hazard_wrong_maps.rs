@@ -22,8 +22,8 @@ fn partly_allocated(room: &Room, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_map_that_hides_what_is_allocated_is_not_believed() {
-    need!("a_map_that_hides_what_is_allocated_is_not_believed", &[Need::Program("strace")]);
+fn a_map_that_hides_allocated_data_is_ignored() {
+    need!("a_map_that_hides_allocated_data_is_ignored", &[Need::Program("strace")]);
     for flags in [&["--verify"][..], &["--path", "threads"], &["--sparse", "never"], &["--direct", "no"]] {
         let room = Room::new();
         let bytes = noise(2 * MIB, 7);
@@ -35,8 +35,8 @@ fn a_map_that_hides_what_is_allocated_is_not_believed() {
 }
 
 #[test]
-fn sparse_read_believes_no_map() {
-    need!("sparse_read_believes_no_map", &[Need::Program("strace")]);
+fn sparse_read_ignores_the_map() {
+    need!("sparse_read_ignores_the_map", &[Need::Program("strace")]);
     let room = Room::new();
     let bytes = partly_allocated(&room, "a");
     let words = ["copy", "a", "b", "--reflink", "never", "--sparse", "read", "--verify"];
@@ -91,7 +91,7 @@ fn a_map_without_progress_is_data() {
 }
 
 #[test]
-fn a_file_that_goes_on_behind_its_size_is_no_source() {
+fn a_file_with_data_behind_its_size_is_refused() {
     let room = Room::new();
     room.file("old", b"precious");
     for words in [
@@ -114,7 +114,7 @@ fn a_file_that_goes_on_behind_its_size_is_no_source() {
 }
 
 #[test]
-fn the_end_of_every_file_is_found_where_its_size_says() {
+fn a_file_is_copied_up_to_its_size() {
     for size in [0, 1, 511, 512, 4095, 4096, MIB + 777] {
         for flags in [&["--direct", "auto"][..], &["--direct", "no"], &["--path", "threads"]] {
             let room = Room::new();

@@ -65,18 +65,18 @@ fn cut_when_copy_returns(test: &str, filesystem: &'static str) {
 }
 
 #[test]
-fn power_cut_the_moment_copy_returns_on_ext4() {
-    cut_when_copy_returns("power_cut_the_moment_copy_returns_on_ext4", "ext4");
+fn a_completed_copy_survives_a_power_cut_on_ext4() {
+    cut_when_copy_returns("a_completed_copy_survives_a_power_cut_on_ext4", "ext4");
 }
 
 #[test]
-fn power_cut_the_moment_copy_returns_on_xfs() {
-    cut_when_copy_returns("power_cut_the_moment_copy_returns_on_xfs", "xfs");
+fn a_completed_copy_survives_a_power_cut_on_xfs() {
+    cut_when_copy_returns("a_completed_copy_survives_a_power_cut_on_xfs", "xfs");
 }
 
 #[test]
-fn power_cut_the_moment_copy_returns_on_btrfs() {
-    cut_when_copy_returns("power_cut_the_moment_copy_returns_on_btrfs", "btrfs");
+fn a_completed_copy_survives_a_power_cut_on_btrfs() {
+    cut_when_copy_returns("a_completed_copy_survives_a_power_cut_on_btrfs", "btrfs");
 }
 
 /// Cuts the power in the middle of a copy whose checkpoint lies on the same disk.
@@ -108,16 +108,16 @@ fn cut_in_the_middle(test: &str, filesystem: &'static str) {
 }
 
 #[test]
-fn power_cut_in_the_middle_keeps_what_was_recorded_on_ext4() {
-    cut_in_the_middle("power_cut_in_the_middle_keeps_what_was_recorded_on_ext4", "ext4");
+fn recorded_data_survives_a_power_cut_on_ext4() {
+    cut_in_the_middle("recorded_data_survives_a_power_cut_on_ext4", "ext4");
 }
 
 #[test]
-fn power_cut_in_the_middle_keeps_what_was_recorded_on_xfs() {
-    cut_in_the_middle("power_cut_in_the_middle_keeps_what_was_recorded_on_xfs", "xfs");
+fn recorded_data_survives_a_power_cut_on_xfs() {
+    cut_in_the_middle("recorded_data_survives_a_power_cut_on_xfs", "xfs");
 }
 
 #[test]
-fn power_cut_in_the_middle_keeps_what_was_recorded_on_btrfs() {
-    cut_in_the_middle("power_cut_in_the_middle_keeps_what_was_recorded_on_btrfs", "btrfs");
+fn recorded_data_survives_a_power_cut_on_btrfs() {
+    cut_in_the_middle("recorded_data_survives_a_power_cut_on_btrfs", "btrfs");
 }

@@ -89,7 +89,7 @@ fn whole(request: &Request) -> Vec<u8> {
 }
 
 #[test]
-fn an_honest_peer_is_copied_from_and_to() {
+fn a_correct_peer_is_copied_from_and_to() {
     for offer in [STRUCTURED, SIMPLE, Offer { multi_conn: false, ..STRUCTURED }] {
         let (site, peer, outcome) = copy_from(offer, Manners::default());
         assert_whole(&outcome, SIZE, "from an honest peer");
@@ -103,7 +103,7 @@ fn an_honest_peer_is_copied_from_and_to() {
 }
 
 #[test]
-fn requests_respect_what_the_peer_says_of_blocks() {
+fn requests_respect_the_block_sizes_of_the_peer() {
     for blocks in [(4096, 4096, 65536), (1, 512, 4096), (65536, 65536, 1 << 20)] {
         let (least, _, most) = blocks;
         let offer = Offer { blocks: Some(blocks), ..STRUCTURED };

@@ -5,7 +5,7 @@ use crate::support::wire::{self, answer, can, option};
 use crate::support::{Act, Manners, option_reply, option_reply_with};
 
 #[test]
-fn a_greeting_with_the_wrong_magic() {
+fn a_greeting_with_the_wrong_magic_ends_the_copy() {
     let right = [wire::GREETING.to_be_bytes().to_vec(), wire::OPTION.to_be_bytes().to_vec(), vec![0, 3]].concat();
     for at in [0, 7, 8, 15] {
         let mut greeting = right.clone();
@@ -19,7 +19,7 @@ fn a_greeting_with_the_wrong_magic() {
 }
 
 #[test]
-fn a_greeting_that_is_short_or_never_comes() {
+fn a_short_or_missing_greeting_ends_the_copy() {
     for greeting in [Vec::new(), wire::GREETING.to_be_bytes().to_vec()] {
         let what = format!("a greeting of {} bytes", greeting.len());
         let manners = Manners { greeting: Some(greeting), ..Manners::default() };
@@ -28,7 +28,7 @@ fn a_greeting_that_is_short_or_never_comes() {
 }
 
 #[test]
-fn a_negotiation_that_stalls() {
+fn a_stalled_negotiation_ends_the_copy() {
     for silent in [option::GO, option::STRUCTURED_REPLY] {
         let manners = Manners::on_option(move |chosen, _| if chosen == silent { Act::Silence } else { Act::Honest });
         let what = format!("silence after option {silent}");
@@ -37,7 +37,7 @@ fn a_negotiation_that_stalls() {
 }
 
 #[test]
-fn an_option_reply_that_is_wrong() {
+fn a_wrong_option_reply_ends_the_copy() {
     let reply = |magic: u64, chosen: u32, kind: u32| option_reply_with(magic, chosen, kind, &[]);
     let cases: [(&str, u32, Vec<u8>); 6] = [
         ("magic", option::GO, reply(wire::OPTION_REPLY ^ 1, option::GO, answer::ACK)),
@@ -59,7 +59,7 @@ fn an_option_reply_that_is_wrong() {
 }
 
 #[test]
-fn an_option_reply_that_never_ends_or_claims_too_much() {
+fn an_endless_or_oversized_option_reply_ends_the_copy() {
     let huge = [&option_reply(option::GO, answer::INFO, &[])[..16], &u32::MAX.to_be_bytes()].concat();
     let facts = [&[0; 2][..], &(SIZE as u64).to_be_bytes(), &can::USUAL.to_be_bytes()].concat();
     let endless = option_reply(option::GO, answer::INFO, &facts).repeat(200_000);
@@ -74,7 +74,7 @@ fn an_option_reply_that_never_ends_or_claims_too_much() {
 }
 
 #[test]
-fn facts_that_cannot_be() {
+fn impossible_export_facts_end_the_copy() {
     let size = |bytes: u64| [&[0; 2][..], &bytes.to_be_bytes(), &can::USUAL.to_be_bytes()].concat();
     let blocks = |sizes: [u32; 3]| [vec![0, 3], sizes.map(u32::to_be_bytes).concat()].concat();
     let cases = [

@@ -7,7 +7,7 @@ use crate::support::wire::{self, chunk};
 use crate::support::{Act, Command, Manners, Request, assert_same, assert_whole, mixed, reply};
 
 #[test]
-fn a_reply_with_the_wrong_magic() {
+fn a_reply_with_the_wrong_magic_ends_the_copy() {
     let structured = reads(|request| {
         let mut reply = reply::data(request.cookie, chunk::DONE, request.offset, &whole(request));
         reply[3] ^= 1;
@@ -24,7 +24,7 @@ fn a_reply_with_the_wrong_magic() {
 }
 
 #[test]
-fn a_simple_reply_to_a_structured_read() {
+fn a_simple_reply_to_a_structured_read_ends_the_copy() {
     let manners = reads(|request| reply::simple(request.cookie, 0, &whole(request)));
     assert_ended("a simple reply", "source", &["EProtocol"], copy_from(STRUCTURED, manners));
 }
@@ -40,7 +40,7 @@ fn a_simple_reply_to_a_write_is_allowed() {
 }
 
 #[test]
-fn a_reply_that_nobody_waits_for() {
+fn a_reply_with_an_unknown_cookie_ends_the_copy() {
     for offer in [STRUCTURED, SIMPLE] {
         let unknown = move |request: &Request| match offer.structured {
             true => reply::data(!request.cookie, chunk::DONE, request.offset, &whole(request)),
@@ -56,7 +56,7 @@ fn a_reply_that_nobody_waits_for() {
 }
 
 #[test]
-fn a_reply_that_comes_twice() {
+fn a_duplicate_reply_ends_the_copy() {
     for offer in [STRUCTURED, SIMPLE] {
         for command in [Command::Read, Command::Write] {
             let manners = once(command, |_| Act::Twice);
@@ -71,7 +71,7 @@ fn a_reply_that_comes_twice() {
 }
 
 #[test]
-fn chunks_out_of_the_range_that_was_asked_for() {
+fn chunks_outside_of_the_request_end_the_copy() {
     let cases: [(&str, Wrong); 6] = [
         ("one byte too early", |r| reply::data(r.cookie, chunk::DONE, r.offset.wrapping_sub(1), &whole(r))),
         ("one byte too late", |r| reply::data(r.cookie, chunk::DONE, r.offset + 1, &whole(r))),
@@ -86,7 +86,7 @@ fn chunks_out_of_the_range_that_was_asked_for() {
 }
 
 #[test]
-fn chunks_that_overlap_or_leave_a_gap() {
+fn chunks_that_overlap_or_leave_a_gap_end_the_copy() {
     let half = |r: &Request| vec![1; r.length as usize / 2];
     let middle = |r: &Request| r.offset + u64::from(r.length / 2);
     let overlap = move |r: &Request| {
@@ -129,7 +129,7 @@ fn chunks_in_any_order_and_of_any_length_are_allowed() {
 }
 
 #[test]
-fn chunks_whose_length_or_kind_makes_no_sense() {
+fn chunks_of_an_invalid_length_or_kind_end_the_copy() {
     let cases: [(&str, Wrong); 6] = [
         ("4 GiB", |r| reply::chunk_claiming(r.cookie, chunk::DONE, chunk::DATA, u32::MAX, &r.offset.to_be_bytes())),
         ("no offset", |r| reply::chunk(r.cookie, chunk::DONE, chunk::DATA, &[0; 4])),
@@ -148,7 +148,7 @@ fn chunks_whose_length_or_kind_makes_no_sense() {
 }
 
 #[test]
-fn an_error_inside_a_chunk_is_the_servers() {
+fn an_error_chunk_is_reported_as_an_error_of_the_server() {
     let cases: [(&str, Wrong, &str); 5] = [
         ("an error", |r| reply::error(r.cookie, wire::EIO, "the disk is gone"), "EIo"),
         ("an error of no space", |r| reply::error(r.cookie, wire::ENOSPC, ""), "ENoSpace"),
@@ -190,7 +190,7 @@ fn an_error_inside_a_chunk_is_the_servers() {
 }
 
 #[test]
-fn an_error_chunk_that_makes_no_sense() {
+fn an_invalid_error_chunk_ends_the_copy() {
     let cases: [(&str, Wrong); 4] = [
         ("no error in it", |r| reply::error(r.cookie, 0, "fine")),
         ("half an error", |r| reply::chunk(r.cookie, chunk::DONE, chunk::ERROR, &[0, 0, 0])),
@@ -208,7 +208,7 @@ fn an_error_chunk_that_makes_no_sense() {
 }
 
 #[test]
-fn a_reply_that_breaks_off() {
+fn a_truncated_reply_ends_the_copy() {
     for length in [1, 15, 19, 27, 28, 29, 1000] {
         let manners = Manners {
             on_request: Some(Box::new(move |request| {
@@ -226,7 +226,7 @@ fn a_reply_that_breaks_off() {
 }
 
 #[test]
-fn a_reply_that_stops_in_the_middle() {
+fn a_reply_that_stalls_in_the_middle_ends_the_copy() {
     let manners = reads(|r| reply::data(r.cookie, chunk::DONE, r.offset, &whole(r))[..1000].to_vec());
     assert_ended("half a reply", "source", &["EUnreachable", "ETimeout"], copy_from(STRUCTURED, manners));
 }

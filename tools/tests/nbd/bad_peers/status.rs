@@ -5,7 +5,7 @@ use crate::support::wire::chunk;
 use crate::support::{assert_same, assert_whole, reply};
 
 #[test]
-fn block_status_that_never_advances() {
+fn block_status_without_progress_ends_the_copy() {
     let cases: [(&str, Wrong); 6] = [
         ("a length of nothing", |r| reply::status(r.cookie, reply::ALLOCATION, &[(0, 0)])),
         ("nothing after something", |r| reply::status(r.cookie, reply::ALLOCATION, &[(4096, 0), (0, 3)])),
@@ -27,7 +27,7 @@ fn block_status_that_never_advances() {
 }
 
 #[test]
-fn block_status_of_something_else() {
+fn block_status_of_a_wrong_or_repeated_context_ends_the_copy() {
     let other = statuses(|r| reply::status(r.cookie, reply::ALLOCATION + 1, &[(r.length, 0)]));
     assert_ended("another context", "source", &["EProtocol"], copy_from(STRUCTURED, other));
     let twice = statuses(|r| {
@@ -40,7 +40,7 @@ fn block_status_of_something_else() {
 }
 
 #[test]
-fn block_status_that_says_less_or_more_than_was_asked_for_is_allowed() {
+fn block_status_shorter_or_longer_than_the_request_is_allowed() {
     for (what, length) in [("a little at a time", 4096_u32), ("far past the end", u32::MAX - 4095)] {
         let manners = statuses(move |r| {
             reply::status(
